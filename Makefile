@@ -1,0 +1,40 @@
+# Everything below makes and reuses one virtual environment in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-from-pyproject
+DEMO_DIR ?= demo-output
+
+.PHONY: help setup demo test lint clean
+
+help:
+	@echo "make demo   set up, then find and count nuclei on a synthetic slide (into $(DEMO_DIR)/)"
+	@echo "make test   set up, then run the tests"
+	@echo "make lint   set up, then ruff and mypy"
+	@echo "make clean  remove the virtual environment and the demo's output"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@echo "== setting up $(VENV) (once; torch is a large download)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $(STAMP)
+
+demo: setup
+	@echo "== qpnuclei demo $(DEMO_DIR)"
+	$(BIN)/qpnuclei demo $(DEMO_DIR)
+
+test: setup
+	@echo "== running the tests"
+	$(BIN)/python -m pytest -n auto
+
+lint: setup
+	@echo "== ruff and mypy"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) $(DEMO_DIR)

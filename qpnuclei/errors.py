@@ -1,0 +1,83 @@
+"""What can go wrong, said in one line: what, with which file or object, and what to do.
+
+Every error that a user's input or files can cause is one of these. The command line prints
+``error: <what>`` and ``hint: <what to do>`` and exits with `exit_code`; nothing else of them is
+shown. Each also inherits the built-in exception that a Python caller would expect.
+"""
+
+from __future__ import annotations
+
+
+class QpnucleiError(Exception):
+    """Base of all errors that qpnuclei raises on purpose.
+
+    Parameters
+    ----------
+    what : str
+        What went wrong, naming the file or object, in one line.
+    hint : str, optional
+        What the user can do about it, in one line.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.hint})" if self.hint else self.what
+
+
+class UsageError(QpnucleiError, ValueError):
+    """The request itself is wrong: a contradictory option, a class that no annotation has."""
+
+    exit_code = 2
+
+
+class NotFoundError(QpnucleiError, FileNotFoundError):
+    """A file or folder that the request names does not exist."""
+
+    exit_code = 2
+
+    def __str__(self) -> str:
+        return QpnucleiError.__str__(self)
+
+
+class FormatError(QpnucleiError, ValueError):
+    """A file exists but is not what it should be: truncated, corrupt, or of another kind."""
+
+
+class SlideError(QpnucleiError, OSError):
+    """A slide cannot be opened or read, or its server is of a kind that is not supported."""
+
+    def __str__(self) -> str:
+        return QpnucleiError.__str__(self)
+
+
+class MppError(QpnucleiError, ValueError):
+    """The pixel size is missing or absurd; the remedy is ``--mpp``."""
+
+    exit_code = 2
+
+
+class ModelError(QpnucleiError, ValueError):
+    """A model file is missing parts, is not safetensors, or was made for another architecture."""
+
+
+class DeviceError(QpnucleiError, RuntimeError):
+    """The device asked for (CUDA, MPS) is not there."""
+
+    exit_code = 2
+
+
+class SaveError(QpnucleiError, OSError):
+    """A result could not be written; what was there before is untouched."""
+
+    def __str__(self) -> str:
+        return QpnucleiError.__str__(self)
+
+
+class ConflictError(SaveError):
+    """A file changed on disk between reading and saving, for example because QuPath has it open."""

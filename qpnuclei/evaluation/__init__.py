@@ -1,0 +1,1 @@
+"""Measured against labels: metrics and the readers of labelled data sets."""

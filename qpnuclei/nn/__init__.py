@@ -1,0 +1,1 @@
+"""The networks, their checkpoints, and the segmenter that runs them."""

@@ -1,0 +1,1 @@
+"""All that knows QuPath: projects, images, annotations, detections, GeoJSON."""

@@ -1,0 +1,353 @@
+"""What a QuPath project is to the rest of the program: one small Protocol and its data.
+
+Two backends implement it: `qpnuclei.qupath.native` (neither QuPath nor a JVM) and
+`qpnuclei.qupath.paquo_backend` (through a real QuPath). Coordinates are level-0 pixels in QuPath's
+frame (cropped to the OpenSlide bounds unless the server says otherwise).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from qpnuclei.nuclei import NucleiTable
+
+#: First six bytes of the UUID of every detection that qpnuclei writes ("qpnucl" in ASCII). It is
+#: how our own detections are told from others, without guessing: the UUID survives QuPath 0.2 to
+#: 0.7, GeoJSON, copies of the project and a change of class, and a duplicate made by hand in
+#: QuPath gets a new one.
+ID_PREFIX = b"qpnucl"
+
+
+def is_ours(detection_id: uuid.UUID | None) -> bool:
+    """Tell whether a detection with this UUID was written by qpnuclei."""
+    return (
+        detection_id is not None
+        and detection_id.bytes[:6] == ID_PREFIX
+        and detection_id.version == 8
+    )
+
+
+def nucleus_id(digest: bytes) -> uuid.UUID:
+    """Return a UUID of version 8 (RFC 9562) that marks a detection as ours.
+
+    Parameters
+    ----------
+    digest : bytes
+        At least 10 bytes that are unique to the nucleus, for example a hash of its image and
+        vertices: equal input gives equal UUIDs.
+    """
+    raw = bytearray(ID_PREFIX + digest[:10])
+    raw[6] = (raw[6] & 0x0F) | 0x80
+    raw[8] = (raw[8] & 0x3F) | 0x80
+    return uuid.UUID(bytes=bytes(raw))
+
+
+@dataclass(frozen=True)
+class PixelCalibration:
+    """Size of a level-0 pixel in µm; None where the image is not calibrated."""
+
+    width_um: float | None = None
+    height_um: float | None = None
+
+    @property
+    def mpp(self) -> float | None:
+        """Mean of width and height in µm/px, or None."""
+        if self.width_um is None or self.height_um is None:
+            return None
+        return (self.width_um + self.height_um) / 2
+
+
+@dataclass(frozen=True)
+class Stains:
+    """Colour deconvolution setting of an image.
+
+    Parameters
+    ----------
+    name : str
+        For example ``"H&E default"``.
+    stain_names : (2 or 3,) tuple of str
+        Names of the stains; the third, the residual, may be absent.
+    vectors : (2 or 3,) tuple of (3,) tuples of float
+        Optical density of red, green, blue per stain, as stored (need not be of unit length).
+    background : (3,) tuple of float
+        White of the slide, in 8-bit values.
+    """
+
+    name: str
+    stain_names: tuple[str, ...]
+    vectors: tuple[tuple[float, float, float], ...]
+    background: tuple[float, float, float] = (255.0, 255.0, 255.0)
+
+
+#: What QuPath assigns to a new Brightfield (H&E) image.
+DEFAULT_HE = Stains(
+    "H&E default",
+    ("Hematoxylin", "Eosin"),
+    ((0.65111, 0.70119, 0.29049), (0.2159, 0.8012, 0.5581)),
+)
+
+
+@dataclass(frozen=True)
+class ImageServer:
+    """Where an image's pixels come from, as the project's JSON has it.
+
+    Parameters
+    ----------
+    builder_types : tuple of str
+        ``builderType`` from the outermost wrapper to the innermost; only ``("uri",)`` is an
+        image as it lies on disk.
+    provider : str
+        Java class of the innermost builder, for example
+        ``"qupath.lib.images.servers.openslide.OpenslideServerBuilder"``; empty if it has none.
+    uris : tuple of str
+        URIs of the image files, as stored.
+    args : tuple of str
+        Server arguments, for example ``("--series", "0")`` or ``("--no-crop",)``.
+    width, height : int or None
+        Level-0 size in px, where the project has it.
+    size_z, size_t : int
+        Number of z-slices and time points.
+    """
+
+    builder_types: tuple[str, ...]
+    provider: str
+    uris: tuple[str, ...]
+    args: tuple[str, ...] = ()
+    width: int | None = None
+    height: int | None = None
+    size_z: int = 1
+    size_t: int = 1
+    is_rgb: bool = True
+
+
+@dataclass(frozen=True)
+class PathClass:
+    """A QuPath class, for example ``"Tumor: Positive"``; `color` is packed ARGB (int32)."""
+
+    name: str
+    color: int | None = None
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One annotation of an image.
+
+    Parameters
+    ----------
+    handle : int
+        Identifies the annotation within this read of the image, whatever the QuPath version.
+    id : uuid.UUID or None
+        None in files last saved by QuPath 0.2 or 0.3, which have no UUIDs.
+    roi_type : str
+        QuPath's ROI class without package: ``"PolygonROI"``, ``"RectangleROI"``,
+        ``"EllipseROI"``, ``"GeometryROI"``, ``"LineROI"``, ``"PolylineROI"``, ``"PointsROI"``.
+    geometry : shapely geometry
+        In level-0 px; an ellipse is a polygon of the vertices that QuPath itself would use. As
+        stored: it may be invalid (self-intersecting).
+    parent : int or None
+        Handle of the enclosing annotation in the hierarchy; None directly under the image.
+    """
+
+    handle: int
+    id: uuid.UUID | None
+    name: str | None
+    class_name: str | None
+    roi_type: str
+    geometry: shapely.Geometry
+    locked: bool = False
+    color: int | None = None
+    parent: int | None = None
+    z: int = 0
+    t: int = 0
+
+    @property
+    def is_area(self) -> bool:
+        """Whether the ROI encloses an area (lines and points do not)."""
+        return self.roi_type in ("PolygonROI", "RectangleROI", "EllipseROI", "GeometryROI") and (
+            shapely.get_dimensions(self.geometry) == 2
+        )
+
+    @property
+    def label(self) -> str:
+        """How messages call it: name or class, and the start of its UUID."""
+        text = self.name or self.class_name or "unclassified"
+        return f"{text} ({str(self.id)[:8]})" if self.id else f"{text} (#{self.handle})"
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """All N detections of an image (nuclei, cells, tiles), ours and others', column by column.
+
+    Parameters
+    ----------
+    ids : (N,) list of uuid.UUID or None
+    kinds : (N,) list of str
+        ``"detection"``, ``"cell"`` or ``"tile"``.
+    class_names : (N,) list of str or None
+    geometries : (N,) object ndarray of shapely geometries, level-0 px
+    centroids : (N, 2) float64 ndarray
+        x and y as QuPath computes them for the ROI, level-0 px.
+    parents : (N,) int64 ndarray
+        Handle of the nearest enclosing annotation in the hierarchy, -1 for none.
+    measurements : mapping of str to (N,) float64 ndarray
+        NaN where a detection lacks the measurement.
+    """
+
+    ids: Sequence[uuid.UUID | None]
+    kinds: Sequence[str]
+    class_names: Sequence[str | None]
+    geometries: npt.NDArray[Any]
+    centroids: npt.NDArray[np.float64]
+    parents: npt.NDArray[np.int64]
+    measurements: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class ImageObjects:
+    """What an image holds at the moment it was read, and a token that says which moment.
+
+    `fingerprint` identifies the state of the file on disk (absent file included):
+    `ImageEntry.write` refuses if it changed in between.
+    """
+
+    annotations: tuple[Annotation, ...]
+    detections: Detections
+    fingerprint: str
+
+
+@dataclass(frozen=True, eq=False)
+class DetectionGroup:
+    """New detections of one class to write under one parent.
+
+    Parameters
+    ----------
+    parent : int or None
+        Handle of an annotation; None for directly under the image.
+    nuclei : NucleiTable
+        N polygons with their measurements.
+    ids : (N,) sequence of uuid.UUID
+    path_class : PathClass
+    """
+
+    parent: int | None
+    nuclei: NucleiTable
+    ids: Sequence[uuid.UUID]
+    path_class: PathClass
+
+
+@dataclass(frozen=True, eq=False)
+class NewAnnotation:
+    """An annotation to add directly under the image."""
+
+    geometry: shapely.Geometry
+    id: uuid.UUID
+    name: str | None = None
+    path_class: PathClass | None = None
+    locked: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """A change of one image's objects; all of it is applied, or nothing.
+
+    Parameters
+    ----------
+    remove : frozenset of uuid.UUID
+        Detections to remove, by UUID; each must satisfy `is_ours`.
+    add : sequence of DetectionGroup
+    annotations : sequence of NewAnnotation
+    workflow_step : (name, Groovy comment or script) or None
+        Recorded in QuPath's workflow of the image.
+    """
+
+    remove: frozenset[uuid.UUID] = frozenset()
+    add: Sequence[DetectionGroup] = ()
+    annotations: Sequence[NewAnnotation] = ()
+    workflow_step: tuple[str, str] | None = None
+
+
+class ImageEntry(Protocol):
+    """One image of a project."""
+
+    @property
+    def id(self) -> str:
+        """Entry ID, unique in the project (``"1"``)."""
+
+    @property
+    def name(self) -> str:
+        """Image name as QuPath lists it."""
+
+    @property
+    def server(self) -> ImageServer:
+        """Where the pixels come from."""
+
+    @property
+    def calibration(self) -> PixelCalibration:
+        """Pixel size as QuPath shows it (set by the user or read from the image)."""
+
+    @property
+    def path(self) -> Path | None:
+        """The image file on this machine, found as QuPath would; None if it is missing."""
+
+    @property
+    def image_type(self) -> str | None:
+        """Name of QuPath's ``ImageType`` (``"BRIGHTFIELD_H_E"``); None if never saved."""
+
+    @property
+    def stains(self) -> Stains | None:
+        """Colour deconvolution stains of the image; None if it has none."""
+
+    def read(self) -> ImageObjects:
+        """Read annotations and detections from disk.
+
+        Raises
+        ------
+        qpnuclei.errors.FormatError
+            If ``data.qpdata`` is truncated or corrupt; the hint offers its ``.bkp`` if that reads.
+        """
+
+    def write(self, edit: Edit, fingerprint: str) -> None:
+        """Apply an edit to the objects read with `fingerprint`, save, and verify by reading back.
+
+        Raises
+        ------
+        qpnuclei.errors.ConflictError
+            If the file on disk is no longer the one with `fingerprint`.
+        qpnuclei.errors.SaveError
+            If it could not be saved; the project is as it was.
+        """
+
+
+class Project(Protocol):
+    """A QuPath project."""
+
+    @property
+    def path(self) -> Path:
+        """The ``.qpproj`` file."""
+
+    @property
+    def backend(self) -> str:
+        """``"native"`` or ``"paquo"``."""
+
+    @property
+    def version(self) -> str | None:
+        """Version of QuPath that wrote the project file."""
+
+    @property
+    def classes(self) -> Sequence[PathClass]:
+        """The project's class list."""
+
+    @property
+    def images(self) -> Sequence[ImageEntry]:
+        """The images, in project order."""

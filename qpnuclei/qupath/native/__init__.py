@@ -1,0 +1,1 @@
+"""QuPath projects without QuPath and without a JVM."""

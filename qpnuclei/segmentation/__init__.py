@@ -1,0 +1,1 @@
+"""From attention to instances: post-processing, polygons, tile plan, stitching."""

@@ -1,0 +1,1 @@
+"""Learning the networks from unlabelled tissue."""
