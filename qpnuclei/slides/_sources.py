@@ -67,12 +67,21 @@ _MAX_WHOLE_PIXELS = 200_000_000
 class Source(Protocol):
     """A file opened for reading."""
 
-    vendor: str | None
-    mpp: tuple[float, float] | None
-    #: (width, height) per level, largest first.
-    sizes: Sequence[tuple[int, int]]
-    #: x, y, width, height of the scanned part of level 0, where the file has all four.
-    bounds: tuple[int, int, int, int] | None
+    @property
+    def vendor(self) -> str | None:
+        """Maker of the scanner, as the library calls it."""
+
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """µm/px in x and y."""
+
+    @property
+    def sizes(self) -> Sequence[tuple[int, int]]:
+        """(width, height) per level, largest first."""
+
+    @property
+    def bounds(self) -> tuple[int, int, int, int] | None:
+        """x, y, width, height of the scanned part of level 0, where the file has all four."""
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
         """Return a region of whole level pixels that lies inside of the level."""
@@ -207,7 +216,8 @@ def _to_rgb(pixels: npt.NDArray[Any], page: tifffile.TiffPage) -> RGB:
     """Bring decoded pixels to (height, width, 3): grey, palette and alpha over white."""
     if pixels.ndim == 2:
         if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
-            return np.asarray(page.colormap.T >> 8, np.uint8)[pixels]
+            palette = np.asarray(np.asarray(page.colormap).T >> 8, np.uint8)
+            return np.asarray(palette[pixels])
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
             pixels = 255 - pixels
         return np.repeat(pixels[:, :, None], 3, axis=2)

@@ -35,7 +35,7 @@ class AxisWeights:
 
     first: int
     stop: int
-    matrix: scipy.sparse.csr_array
+    matrix: Any
 
     @property
     def is_identity(self) -> bool:
@@ -151,7 +151,7 @@ def resample(
     darkness = np.subtract(255, source, dtype=np.float32)
     tall = _weigh_rows(darkness, rows)
     np.rint(np.multiply(tall, _FRACTION_ONE, out=tall), out=tall)
-    wide = _weigh_rows(cv2.transpose(tall), columns)
+    wide = _weigh_rows(np.asarray(cv2.transpose(tall), np.float32), columns)
     np.multiply(wide, -1 / _FRACTION_ONE, out=wide)
     np.rint(np.add(wide, 255, out=wide), out=wide)
     return np.asarray(cv2.transpose(wide.astype(np.uint8)))

@@ -57,11 +57,9 @@ def stain_matrix(stains: Stains) -> npt.NDArray[np.float64]:
     lengths = np.linalg.norm(vectors, axis=1)
     if lengths[2] < 1e-6:
         raise ValueError(f"the stain vectors of {stains.name!r} are parallel: {stains.vectors!r}")
-    matrix = np.asarray(vectors) / lengths[:, None]
+    matrix: npt.NDArray[np.float64] = np.asarray(vectors) / lengths[:, None]
     if abs(np.linalg.det(matrix)) < 1e-6:
-        raise ValueError(
-            f"the stain vectors of {stains.name!r} lie in one plane: {stains.vectors!r}"
-        )
+        raise ValueError(f"the stains of {stains.name!r} lie in one plane: {stains.vectors!r}")
     return matrix
 
 
@@ -264,7 +262,7 @@ def _lab_table() -> Float:
 def _gamma_table() -> RGB:
     linear = np.arange(_TABLE_MAX + 1) / _TABLE_MAX
     encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.rint(255 * encoded).astype(np.uint8)
+    return np.asarray(np.rint(255 * encoded), np.uint8)
 
 
 _LAB_TABLE = _lab_table()

@@ -8,8 +8,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import shapely
-from skimage.filters import threshold_otsu
-from skimage.measure import find_contours
 
 from qpnuclei.slides.slide import Slide
 
@@ -31,6 +29,9 @@ _INK_RED_TO_GREEN = 1.35
 _BLACK_INK_DENSITY = 0.6
 _BLACK_INK_SPREAD = 0.3
 
+# Gaps up to twice the first radius are bridged, strands up to twice the second are dropped.
+_CLOSING_PX, _OPENING_PX = 2, 1
+
 _HSV_MIN_SATURATION = 0.07
 _HSV_MIN_VALUE = 0.15
 
@@ -39,8 +40,8 @@ def find_tissue(
     slide: Slide,
     mpp: tuple[float, float],
     *,
-    min_area_um2: float = 50_000.0,
-    min_hole_um2: float = 50_000.0,
+    min_area_um2: float = 10_000.0,
+    min_hole_um2: float = 10_000.0,
 ) -> shapely.MultiPolygon:
     """Outline the stained tissue of a slide: neither glass nor pen.
 
@@ -52,7 +53,8 @@ def find_tissue(
     mpp : (float, float)
         Level-0 µm/px in x and y.
     min_area_um2 : float
-        Smaller pieces are dropped, in µm².
+        Smaller pieces are dropped, in µm²; but on a picture of a single field, only those below
+        a twentieth of it.
     min_hole_um2 : float
         Smaller holes are filled, in µm².
 
@@ -66,7 +68,9 @@ def find_tissue(
     downsample = slide.width / width, slide.height / height
     mask = tissue_mask(slide.read(0, 0, width, height, downsample))
     pixel_um2 = downsample[0] * mpp[0] * downsample[1] * mpp[1]
-    outline = _outline(mask, min_area_um2 / pixel_um2, min_hole_um2 / pixel_um2)
+    outline = _outline(
+        mask, min(min_area_um2 / pixel_um2, mask.size / 20), min_hole_um2 / pixel_um2
+    )
     scaled = shapely.transform(outline, lambda xy: xy * downsample)
     return _multi(shapely.intersection(scaled, shapely.box(0, 0, slide.width, slide.height)))
 
@@ -83,16 +87,20 @@ def tissue_mask(rgb: RGB) -> Mask:
     -------
     (H, W) bool ndarray
     """
-    smooth = cv2.GaussianBlur(rgb, (0, 0), 1.0)
+    smooth = np.asarray(cv2.GaussianBlur(rgb, (0, 0), 1.0), np.uint8)
     chroma = (smooth.max(axis=2) - smooth.min(axis=2)).astype(np.uint8)
     ink = _dilate(_ink(smooth), 3)
     candidates = chroma[~ink]
     threshold = _MIN_CHROMA
-    if candidates.size and candidates.min() != candidates.max():
-        threshold = int(np.clip(threshold_otsu(candidates), _MIN_CHROMA, _MAX_CHROMA))
+    if candidates.size:
+        otsu, _ = cv2.threshold(candidates, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+        threshold = int(np.clip(otsu, _MIN_CHROMA, _MAX_CHROMA))
     stained = ((chroma > threshold) & ~ink).astype(np.uint8)
-    closed = cv2.morphologyEx(stained, cv2.MORPH_CLOSE, _disk(3))
-    return np.asarray(cv2.morphologyEx(closed, cv2.MORPH_OPEN, _disk(2)) > 0) & ~ink
+    # Closing takes what lies beyond the picture for tissue: give it a rim of glass.
+    rim = 2 * _CLOSING_PX
+    closed = cv2.morphologyEx(np.pad(stained, rim), cv2.MORPH_CLOSE, _disk(_CLOSING_PX))
+    opened = cv2.morphologyEx(closed[rim:-rim, rim:-rim], cv2.MORPH_OPEN, _disk(_OPENING_PX))
+    return np.asarray(opened > 0) & ~ink
 
 
 def tissue_fraction(tiles: RGB) -> npt.NDArray[np.float64]:
@@ -126,7 +134,9 @@ def _ink(rgb: RGB) -> Mask:
 
 def _outline(mask: Mask, min_area: float, min_hole: float) -> shapely.Geometry:
     """Outline a mask in its own pixel coordinates, without small pieces and holes."""
-    rings = find_contours(np.pad(mask.astype(np.uint8), 1), 0.5)
+    rings = skimage.measure.find_contours(  # type: ignore[no-untyped-call]
+        np.pad(mask.astype(np.uint8), 1), 0.5
+    )
     if not rings:
         return shapely.MultiPolygon()
     # From (row, column) of padded pixel centres to x, y of pixel corners.
@@ -155,4 +165,4 @@ def _dilate(mask: Mask, radius: int) -> Mask:
 
 def _disk(radius: int) -> npt.NDArray[Any]:
     y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
-    return (x * x + y * y <= radius * radius).astype(np.uint8)
+    return np.asarray(x * x + y * y <= radius * radius, np.uint8)
