@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import shapely
+from skimage.measure import find_contours
 
 from qpnuclei.slides.slide import Slide
 
@@ -134,7 +135,7 @@ def _ink(rgb: RGB) -> Mask:
 
 def _outline(mask: Mask, min_area: float, min_hole: float) -> shapely.Geometry:
     """Outline a mask in its own pixel coordinates, without small pieces and holes."""
-    rings = skimage.measure.find_contours(  # type: ignore[no-untyped-call]
+    rings = find_contours(  # type: ignore[no-untyped-call]
         np.pad(mask.astype(np.uint8), 1), 0.5
     )
     if not rings:
