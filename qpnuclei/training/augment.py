@@ -45,8 +45,8 @@ def scale_stains(tile: RGB, factors: npt.ArrayLike) -> RGB:
     scaled = hed_from_rgb * np.asarray(factors, np.float64) @ rgb_from_hed
     density = _DENSITY[tile] @ scaled.astype(np.float32)
     np.multiply(density, -np.log(10, dtype=np.float32), out=density)
-    rgb = np.exp(density, out=density)
-    return np.rint(255 * np.clip(rgb, 0, 1)).astype(np.uint8)
+    rgb: RGB = np.rint(255 * np.clip(np.exp(density), 0, 1)).astype(np.uint8)
+    return rgb
 
 
 def jitter_stains(tile: RGB, deviation: float, rng: np.random.Generator) -> RGB:
