@@ -18,6 +18,7 @@ from skimage.morphology import disk
 from skimage.segmentation import watershed
 
 from qpnuclei.nn.metadata import PostProcessing
+from qpnuclei.segmentation.windows import mixed_windows
 
 #: Heights are compared in steps of 1/8192 px. Rounding errors, which depend on where in an array
 #: a pixel lies, are far below it, and heights up to 2048 px are exact in float32.
@@ -217,23 +218,15 @@ def _holes(labels: LabelArray) -> npt.NDArray[np.int64]:
     Properties of Binary Images in Two Dimensions", IEEE Trans. Computers, 1971): those with one
     pixel of the label, less those with three, less twice those with two on a diagonal; over four.
     """
-    framed = np.pad(labels, 1)
-    a, b, c, d = framed[:-1, :-1], framed[:-1, 1:], framed[1:, :-1], framed[1:, 1:]
-    mixed = np.flatnonzero((a != b) | (a != c) | (a != d))
-    a, b, c, d = (np.ascontiguousarray(part).ravel()[mixed] for part in (a, b, c, d))
-    total = np.zeros(int(labels.max()) + 1, np.int64)
-    ab, ac, ad, bc, bd, cd = a == b, a == c, a == d, b == c, b == d, c == d
-    n = len(total)
-    for corner, beside, below, diagonal in (
-        (a, ab, ac, ad),
-        (b, ab, bd, bc),
-        (c, cd, ac, bc),
-        (d, cd, bd, ad),
-    ):
-        neighbours = beside.astype(np.int8) + below + diagonal
-        total += 3 * np.bincount(corner[neighbours == 0], minlength=n)
-        total -= np.bincount(corner[neighbours == 2], minlength=n)
-        total -= 3 * np.bincount(corner[diagonal & (neighbours == 1)], minlength=n)
+    n = int(labels.max()) + 1
+    total = np.zeros(n, np.int64)
+    _, pixels = mixed_windows(labels)
+    for pixel in pixels:
+        same = pixel.beside.astype(np.int8) + pixel.below + pixel.diagonal
+        # Three pixels share a window of three, two a diagonal one: 12 times the Euler number.
+        total += 3 * np.bincount(pixel.label[same == 0], minlength=n)
+        total -= np.bincount(pixel.label[same == 2], minlength=n)
+        total -= 3 * np.bincount(pixel.label[pixel.diagonal & (same == 1)], minlength=n)
     return 1 - total // 12
 
 

@@ -33,6 +33,8 @@ _BLACK_INK_SPREAD = 0.3
 # Gaps up to twice the first radius are bridged, strands up to twice the second are dropped.
 _CLOSING_PX, _OPENING_PX = 2, 1
 
+_RIM_PX = 2
+
 _HSV_MIN_SATURATION = 0.07
 _HSV_MIN_VALUE = 0.15
 
@@ -134,14 +136,18 @@ def _ink(rgb: RGB) -> Mask:
 
 
 def _outline(mask: Mask, min_area: float, min_hole: float) -> shapely.Geometry:
-    """Outline a mask in its own pixel coordinates, without small pieces and holes."""
+    """Outline a mask in its own pixel coordinates, without small pieces and holes.
+
+    Tissue that touches the border is drawn beyond it, for the caller to cut off: outlines are
+    rounded and simplified, the picture's border must not be.
+    """
     rings = find_contours(  # type: ignore[no-untyped-call]
-        np.pad(mask.astype(np.uint8), 1), 0.5
+        np.pad(np.pad(mask.astype(np.uint8), _RIM_PX, "edge"), 1), 0.5
     )
     if not rings:
         return shapely.MultiPolygon()
     # From (row, column) of padded pixel centres to x, y of pixel corners.
-    lines = [shapely.LineString(ring[:, ::-1] - 0.5) for ring in rings]
+    lines = [shapely.LineString(ring[:, ::-1] - (_RIM_PX + 0.5)) for ring in rings]
     pieces = shapely.get_parts(shapely.build_area(shapely.MultiLineString(lines)))
     kept = [
         shapely.Polygon(

@@ -20,3 +20,19 @@ def random_attention(seed, shape, nuclei_per_px=1 / 300, radius=(3, 9), noise=0.
         field = np.maximum(field, 1 - np.hypot(u / a, v / b))
     field += noise * ndimage.gaussian_filter(rng.normal(size=shape), 1.5) * 3
     return (1 / (1 + np.exp(-8 * field))).astype(np.float32)
+
+
+def regions(mask):
+    """Number the 4-connected regions of a mask, holes (and what lies in them) filled."""
+    labels, _ = ndimage.label(mask)
+    sizes = np.bincount(labels.ravel())
+    for label in np.argsort(-sizes[1:], kind="stable") + 1:
+        labels[ndimage.binary_fill_holes(labels == label)] = label
+    return labels.astype(np.int32)
+
+
+def random_mask(seed, shape, density, grain):
+    """Return noise of a given grain (px), above the quantile that leaves `density` of it."""
+    noise = np.random.default_rng(seed).random(shape)
+    noise = ndimage.uniform_filter(noise, grain, mode="nearest")
+    return noise < np.quantile(noise, density)
