@@ -1,165 +1,47 @@
-"""The whole run: choose annotations -> plan tiles -> find nuclei -> write them back.
+"""The whole run on one screen: plan -> find nuclei -> write them back, image by image.
 
-`analyse_project` is what ``qpnuclei run`` calls. The work on the pixels of one image is
-`qpnuclei.detect.find_nuclei`: read -> attend -> segment -> measure -> stitch.
+`analyse_project` is what ``qpnuclei run`` calls. What is to be done is decided in
+`qpnuclei.planning`, the work on pixels is `qpnuclei.detect`: read -> attend -> segment -> measure
+-> stitch, and how a result reaches the project is `qpnuclei.writeback`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from fnmatch import fnmatchcase
-from hashlib import blake2b
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-from uuid import UUID
+from typing import TYPE_CHECKING
 
 import numpy as np
-import shapely
 
-from qpnuclei.detect import find_nuclei, plan_tiles
-from qpnuclei.errors import QpnucleiError, SaveError, UsageError
-from qpnuclei.nuclei import NucleiTable
-from qpnuclei.qupath import geojson
-from qpnuclei.qupath.model import (
-    DEFAULT_HE,
-    Detections,
-    DetectionGroup,
-    Edit,
-    ImageEntry,
-    ImageObjects,
-    PathClass,
-    Project,
-    Stains,
-    is_ours,
-    nucleus_id,
-)
+from qpnuclei.detect import find_nuclei
+from qpnuclei.errors import QpnucleiError
+from qpnuclei.planning import ImagePlan, RunOptions, choose_images, plan_image
+from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.pixels import open_image
-from qpnuclei.roi import Region, RoiSelection, check_selection, owners, select_regions
-from qpnuclei.slides.resolution import resolve_mpp, working_downsample
+from qpnuclei.roi import region_of
 from qpnuclei.summary import ImageResult, RegionResult, RunSummary, Stopwatch
+from qpnuclei.writeback import make_run_dir, new_nuclei, write_back
 
 if TYPE_CHECKING:
     from qpnuclei.nn.segmenter import Segmenter
-    from qpnuclei.segmentation.tiles import TilePlan
     from qpnuclei.slides.slide import Slide
 
 _LOG = logging.getLogger(__name__)
 
-#: Colour of our class where the project does not have it yet (packed ARGB: green).
-NEW_CLASS_COLOR = -16732080
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What ``qpnuclei run`` is asked to do; the command's help explains each.
-
-    Raises
-    ------
-    UsageError
-        If the class name is empty.
-    """
-
-    selection: RoiSelection
-    images: tuple[str, ...] = ()
-    model: str = "default"
-    device: str = "auto"
-    mpp: float | None = None
-    class_name: str = "Nucleus"
-    on_existing: Literal["replace", "append", "skip", "error"] = "replace"
-    tile_px: int = 1024
-    batch_size: int = 1
-    max_nucleus_um: float = 25.0
-    simplify_um: float = 0.0
-    geojson_dir: Path | None = None
-    parquet_dir: Path | None = None
-    run_dir: Path | None = None
-
-    def __post_init__(self) -> None:
-        if not self.class_name.strip():
-            raise UsageError("the class of the detections is empty", "name it with --class")
-
-
-@dataclass(frozen=True, eq=False)
-class ImagePlan:
-    """What is to be done in one image.
-
-    Parameters
-    ----------
-    mpp : (float, float)
-        µm per level-0 px in x and y.
-    downsample : (float, float)
-        Level-0 px per px that the network sees, in x and y.
-    existing : sequence of frozenset of UUID
-        For each region, the detections in it that qpnuclei wrote before.
-    tiles : TilePlan
-        In px that the network sees.
-    """
-
-    entry: ImageEntry
-    objects: ImageObjects
-    mpp: tuple[float, float]
-    mpp_source: str
-    downsample: tuple[float, float]
-    stains: Stains
-    regions: Sequence[Region]
-    existing: Sequence[frozenset[UUID]]
-    tiles: TilePlan
-    notes: tuple[str, ...] = ()
-
-    @property
-    def working_mpp(self) -> tuple[float, float]:
-        """µm per px that the network sees."""
-        return self.mpp[0] * self.downsample[0], self.mpp[1] * self.downsample[1]
-
-    @property
-    def megapixels(self) -> float:
-        """Area of the regions in millions of px that the network sees."""
-        area = shapely.union_all([region.geometry for region in self.regions]).area
-        return float(area / (self.downsample[0] * self.downsample[1]) / 1e6)
-
-    def area_mm2(self, region: Region) -> float:
-        """Area of a region in mm²."""
-        return float(region.geometry.area * self.mpp[0] * self.mpp[1] * 1e-6)
-
-
-def plan_project(project: Project, options: RunOptions) -> list[ImagePlan]:
-    """Return what `analyse_project` would do, changing nothing.
-
-    Raises
-    ------
-    QpnucleiError
-        Whatever would stop the run.
-    """
-    from qpnuclei.nn.segmenter import Segmenter
-
-    entries = choose_images(project, options)
-    segmenter = Segmenter.load(options.model, device=options.device)
-    plans = []
-    for entry in entries:
-        with open_image(entry) as slide:
-            plan = plan_image(entry, slide, segmenter, options)
-        if plan.regions:
-            plans.append(plan)
-    return plans
+#: Called as ``progress(image name, tiles done, tiles in all, nuclei so far)``.
+Progress = Callable[[str, int, int, int], None]
 
 
 def analyse_project(
-    project: Project, options: RunOptions, progress: Callable[[str, int, int, int], None]
+    project: Project,
+    options: RunOptions,
+    progress: Progress = lambda image, done, tiles, nuclei: None,
 ) -> RunSummary:
     """Find the nuclei in the chosen annotations of a project and write them back.
 
-    Every image is saved as soon as it is done; one that fails is reported in the summary's
-    `failures`, left as it was, and the others go on.
-
-    Parameters
-    ----------
-    progress : callable
-        Called as ``progress(image name, tiles done, tiles in all, nuclei so far)``.
+    Every image is saved as soon as it is done; one that fails is left as it was and reported in
+    the summary's `failures`, and the others go on.
 
     Raises
     ------
@@ -169,82 +51,83 @@ def analyse_project(
     from qpnuclei.nn.segmenter import Segmenter
 
     entries = choose_images(project, options)
-    run_dir = make_run_dir(project, options)
     segmenter = Segmenter.load(options.model, device=options.device)
-    start = time.perf_counter()
-    summary = RunSummary.begin(project, options, segmenter)
+    run_dir = make_run_dir(project, options)
+    summary = RunSummary(
+        project=project.path,
+        backend=project.backend,
+        arguments=options.to_json(),
+        model=segmenter.describe(),
+        device=str(segmenter.device),
+        run_dir=run_dir,
+    )
     for entry in entries:
         try:
             with open_image(entry) as slide:
                 plan = plan_image(entry, slide, segmenter, options)
                 if plan.regions:
-                    result = analyse_image(plan, slide, segmenter, options, run_dir, progress)
+                    result = analyse_image(
+                        project, plan, slide, segmenter, options, run_dir, progress
+                    )
                     summary.images.append(result)
         except QpnucleiError as error:
             summary.failures.append((entry.name, error))
-    summary.seconds = time.perf_counter() - start
-    summary.save(run_dir / "run.json")
+    summary.save()
     return summary
 
 
-def choose_images(project: Project, options: RunOptions) -> list[ImageEntry]:
-    """Return the images that the run concerns, having checked that the selection means something.
+def analyse_image(
+    project: Project,
+    plan: ImagePlan,
+    slide: Slide,
+    segmenter: Segmenter,
+    options: RunOptions,
+    run_dir: Path,
+    progress: Progress,
+) -> ImageResult:
+    """Find the nuclei of one image's regions, write them into the project, and report.
 
     Raises
     ------
-    UsageError
-        If the project has no such image, or no image has such an annotation.
+    QpnucleiError
+        If the slide cannot be read or the result not saved; the project is as it was. A result
+        that could not be saved lies as GeoJSON in `run_dir`, as the error says.
     """
-    entries = [
-        entry
-        for entry in project.images
-        if not options.images
-        or any(fnmatchcase(entry.name, pattern) for pattern in options.images)
-    ]
-    if not entries:
-        names = ", ".join(entry.name for entry in project.images)
-        raise UsageError(
-            f"no image of {project.path} matches {' or '.join(map(repr, options.images))}"
-            if options.images
-            else f"{project.path} has no images",
-            f"images there: {names}" if names else "add slides in QuPath",
-        )
-    if not options.selection.tissue:
-        annotations = [a for entry in entries for a in entry.read().annotations]
-        check_selection(options.selection, annotations, str(project.path))
-    return entries
-
-
-def plan_image(
-    entry: ImageEntry, slide: Slide, segmenter: Segmenter, options: RunOptions
-) -> ImagePlan:
-    """Return what is to be done in one image.
-
-    Raises
-    ------
-    MppError
-        If its pixel size is missing or absurd.
-    UsageError
-        If ``on_existing="error"`` and qpnuclei wrote into a chosen annotation before.
-    FormatError
-        If its data cannot be read.
-    """
-    objects = entry.read()
-    mpp, mpp_source = resolve_mpp(options.mpp, entry.calibration, slide.mpp)
-    regions = (
-        [Region(None, find_tissue(slide, mpp))]
-        if options.selection.tissue
-        else select_regions(options.selection, objects.annotations, slide.width, slide.height)
+    clock = Stopwatch()
+    found, stitching = find_nuclei(
+        slide,
+        plan.tiles,
+        segmenter,
+        plan.scale,
+        plan.stains,
+        simplify_um=options.simplify_um,
+        batch_size=options.batch_size,
+        clock=clock,
+        progress=lambda done, n: progress(plan.entry.name, done, len(plan.tiles), n),
     )
-    existing = [_ours_within(region, objects.detections) for region in regions]
-    if options.on_existing == "error" and any(existing):
-        name = next(r.label for r, ids in zip(regions, existing, strict=True) if ids)
-        raise UsageError(
-            f"qpnuclei has written detections into {name} of image {entry.name!r} before",
-            "choose --on-existing replace, append or skip",
-        )
-    if options.on_existing == "skip":
-        regions, existing = [r for r, e in zip(regions, existing, strict=True) if not e], []
-        existing = [frozenset()] * len(regions)
-    downsample = working_downsample(mpp, segmenter.mpp)
-    return ImagePlan(...)
+    owner = region_of(found.centroids(), plan.regions)
+    nuclei = new_nuclei(plan, found.take(owner >= 0), owner[owner >= 0], options)
+    with clock("write"):
+        replaced = write_back(project, plan, nuclei, options, run_dir)
+    counts = np.bincount(nuclei.region, minlength=len(plan.regions)).tolist()
+    return ImageResult(
+        name=plan.entry.name,
+        entry=plan.entry.id,
+        mpp=plan.scale.mpp,
+        mpp_source=plan.mpp_source,
+        working_mpp=plan.scale.working_mpp,
+        stains=plan.stains.name,
+        tiles=len(plan.tiles),
+        megapixels=plan.megapixels,
+        regions=tuple(
+            RegionResult.of(region, plan.area_mm2(region), count)
+            for region, count in zip(plan.regions, counts, strict=True)
+        ),
+        replaced=replaced,
+        outside=len(found) - int(np.count_nonzero(owner >= 0)),
+        joined=len(stitching.joined),
+        covered=stitching.covered,
+        overlapping=stitching.overlapping,
+        seconds=clock.seconds,
+        notes=plan.notes,
+    )

@@ -5,12 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from uuid import UUID
 
+import numpy as np
+import numpy.typing as npt
 import shapely
 from shapely.validation import explain_validity
 
 from qpnuclei.errors import UsageError
-from qpnuclei.qupath.model import Annotation
+from qpnuclei.qupath.model import Annotation, Detections, is_ours
+
+if TYPE_CHECKING:
+    from qpnuclei.slides.slide import Slide
 
 _LOG = logging.getLogger(__name__)
 
@@ -184,22 +191,54 @@ def polygonal(geometry: shapely.Geometry) -> shapely.Geometry:
     return areas[0] if len(areas) == 1 else shapely.MultiPolygon(areas)
 
 
-def owners(
-    regions: Sequence[Region], points: shapely.Geometry
-) -> list[int]:
-    """Return for each point the index of the region it is written under, -1 for none.
+def tissue_region(slide: Slide, mpp: tuple[float, float]) -> list[Region]:
+    """Return the tissue of a slide as its one region; none if there is no tissue."""
+    from qpnuclei.slides.tissue import find_tissue
+
+    tissue = find_tissue(slide, mpp)
+    if tissue.is_empty:
+        _LOG.warning("no tissue found in %s", slide.path)
+        return []
+    return [Region(None, tissue)]
+
+
+def region_of(
+    points: npt.NDArray[np.float64], regions: Sequence[Region]
+) -> npt.NDArray[np.int64]:
+    """Say which region each point is written under.
 
     Where regions overlap it is the smallest, as QuPath nests objects in the innermost annotation.
 
     Parameters
     ----------
-    points : (N,) object ndarray of shapely Points, level-0 px
-    """
-    import numpy as np
+    points : (N, 2) float64 ndarray
+        In level-0 px.
 
-    owner = np.full(len(points), -1)
+    Returns
+    -------
+    (N,) int64 ndarray
+        Index of the region; -1 for none.
+    """
+    owner = np.full(len(points), -1, np.int64)
     for index in sorted(range(len(regions)), key=lambda i: -regions[i].geometry.area):
-        geometry = regions[index].geometry
-        shapely.prepare(geometry)
-        owner[shapely.covers(geometry, points)] = index
-    return owner.tolist()
+        owner[_inside(regions[index], points)] = index
+    return owner
+
+
+def ours_within(region: Region, detections: Detections) -> frozenset[UUID]:
+    """Return the UUIDs of the detections in a region that qpnuclei wrote."""
+    ours = [i for i, detection in enumerate(detections.ids) if is_ours(detection)]
+    inside = _inside(region, detections.centroids[ours])
+    return frozenset(
+        found
+        for i, within in zip(ours, inside.tolist(), strict=True)
+        if within and (found := detections.ids[i]) is not None
+    )
+
+
+def _inside(region: Region, points: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    shapely.prepare(region.geometry)
+    inside: npt.NDArray[np.bool_] = shapely.intersects_xy(
+        region.geometry, points[:, 0], points[:, 1]
+    )
+    return inside

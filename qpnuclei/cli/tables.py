@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from qpnuclei.pipeline import ImagePlan
+    from qpnuclei.planning import ImagePlan
     from qpnuclei.summary import RunSummary
 
 
@@ -27,8 +27,8 @@ def plan_table(plans: list[ImagePlan]) -> Table:
                 escape(region.label),
                 escape((region.annotation.class_name if region.annotation else None) or "–"),
                 f"{plan.area_mm2(region):.3f}",
-                f"{plan.mpp[0]:.4g}" if first else "",
-                f"{plan.working_mpp[0]:.4g}" if first else "",
+                f"{plan.scale.mpp[0]:.4g}" if first else "",
+                f"{plan.scale.working_mpp[0]:.4g}" if first else "",
                 str(len(plan.tiles)) if first else "",
                 f"{plan.megapixels:.1f}" if first else "",
                 str(len(plan.existing[index])),
