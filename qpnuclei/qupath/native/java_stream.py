@@ -262,7 +262,15 @@ def run(step: Step) -> Any:
     return result
 
 
-def parse(data: bytes, source: str, packer: Packer | None = None) -> list[Content]:
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A parsed stream: its top-level items, and all its nodes in the order of their handles."""
+
+    items: list[Content]
+    nodes: list[Node]
+
+
+def parse(data: bytes, source: str, packer: Packer | None = None) -> Stream:
     """Parse a whole stream.
 
     Parameters
@@ -283,7 +291,7 @@ def parse(data: bytes, source: str, packer: Packer | None = None) -> list[Conten
         items: list[Content] = run(parser.stream())
     except RecursionError:
         parser.fail(f"objects are nested deeper than {MAX_DEPTH} levels")
-    return items
+    return Stream(items, list(parser.nodes.values()))
 
 
 def write(items: Iterable[Content], emit: Callable[[bytes], object]) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import Any, NoReturn
@@ -182,9 +182,20 @@ class Shape:
         self._slot_of = recorder.slot_of
         self.targets = {node for literal in self._literals for _, node in literal.targets}
 
+    def has_slot(self, owner: SlotOwner) -> bool:
+        """Tell whether `owner` belongs to the example, not to what it refers to."""
+        return owner in self._slot_of
+
     def slot_of(self, owner: SlotOwner) -> int:
         """Return the index of the slot that holds what `owner` holds in the example."""
         return self._slot_of[owner]
+
+    def example_slots(self) -> list[bytes]:
+        """Return what the slots hold in the example, each with its length before it."""
+        return [
+            _with_length((owner.primitives if isinstance(owner, Part) else owner.data) or b"", slot)
+            for owner, slot in zip(self._slot_of, self.slots, strict=True)
+        ]
 
     def literals(self, handles: Mapping[Node, int]) -> list[bytes]:
         """Return the bytes before each slot and after the last, with these handle numbers."""
@@ -365,14 +376,14 @@ class NewRecords(Bulk):
         """Write all records."""
         yield from ()  # a step, although it has nothing nested to wait for
         literals = self.shape.literals(writer.handles)
-        fixed = _Constants(self.shape)
+        fixed = self.shape.example_slots()
         for begin in range(0, self.count, CHUNK):
             end = min(begin + CHUNK, self.count)
             slots: list[Iterable[bytes]] = []
             for index, slot in enumerate(self.shape.slots):
                 column = self.columns.get(index)
                 if column is None:
-                    slots.append(repeat(fixed.data[index], end - begin))
+                    slots.append(repeat(fixed[index], end - begin))
                     continue
                 offsets = column.offsets[begin : end + 1]
                 contents = _slices(column.data, offsets[:-1], offsets[1:])
@@ -381,27 +392,17 @@ class NewRecords(Bulk):
         writer.next_handle += self.count * self.shape.handle_count
 
 
-class _Constants:
-    """The contents of a shape's slots in its example."""
-
-    def __init__(self, shape: Shape) -> None:
-        self.data: list[bytes] = [b""] * len(shape.slots)
-        for owner, index in shape._slot_of.items():
-            content = owner.primitives if isinstance(owner, Part) else owner.data or b""
-            self.data[index] = _with_length(content, shape.slots[index])
-
-
 class RecordPacker:
     """Keeps runs of similar objects of some classes as bytes while a stream is parsed.
 
     Parameters
     ----------
-    class_names : container of str
-        Classes whose instances are expected to be many.
+    is_packable : callable
+        Tells whether an object of a contents list is expected to be one of many.
     """
 
-    def __init__(self, class_names: Container[str]) -> None:
-        self.class_names = class_names
+    def __init__(self, is_packable: Callable[[JavaObject], bool]) -> None:
+        self._is_packable = is_packable
         self._candidates: list[KnownShape] = []
         self._packed: list[Packed] = []
         self._first_handles: list[int] = []
@@ -454,8 +455,8 @@ class RecordPacker:
         """Remember the shape of an object that was parsed, if a later one may have it too."""
         if (
             not isinstance(node, JavaObject)
-            or node.class_name not in self.class_names
             or self._useless > MAX_USELESS
+            or not self._is_packable(node)
         ):
             return
         try:
