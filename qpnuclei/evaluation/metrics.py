@@ -146,9 +146,7 @@ def _aji(o: _Overlap) -> float:
     unmatched[matched] = False
     unused = np.ones(len(o.predicted_area), bool)
     unused[o.pair_predicted[best]] = False
-    union = (
-        o.pair_union[best].sum() + o.true_area[unmatched].sum() + o.predicted_area[unused].sum()
-    )
+    union = o.pair_union[best].sum() + o.true_area[unmatched].sum() + o.predicted_area[unused].sum()
     return float(o.pair_area[best].sum() / union) if union else 1.0
 
 

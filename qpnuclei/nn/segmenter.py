@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import cv2
 import numpy as np
@@ -11,19 +11,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from qpnuclei.errors import NotFoundError
+from qpnuclei.errors import ModelError, NotFoundError
 from qpnuclei.nn.attention import compressed_sigmoid
 from qpnuclei.nn.checkpoint import Network, load_model
 from qpnuclei.nn.device import resolve_device
 from qpnuclei.nn.metadata import ModelMetadata
-
-if TYPE_CHECKING:
-    from qpnuclei.slides.stains import ReinhardStatistics
+from qpnuclei.nuclei import NucleiTable
+from qpnuclei.segmentation.polygons import polygonise
+from qpnuclei.segmentation.postprocess import segment_instances
+from qpnuclei.slides.resolution import resolve_mpp, working_downsample
+from qpnuclei.slides.stains import ReinhardStatistics, reinhard_statistics, reinhard_transfer
 
 #: Where the models that come with the package lie, as ``<name>.safetensors``.
 WEIGHTS_FOLDER = Path(__file__).resolve().parents[1] / "weights"
 
-#: Height and width of the tiles in which `Segmenter.segment` looks at a large image.
+#: Height and width of the tiles in which `Segmenter.attend_image` looks at a large image.
 _TILE_PX = 1024
 
 RGBImage = npt.NDArray[np.uint8]
@@ -46,7 +48,7 @@ class Segmenter:
     Examples
     --------
     >>> segmenter = Segmenter.load("default")  # doctest: +SKIP
-    >>> attention, centre = segmenter.attend_image(rgb)  # doctest: +SKIP
+    >>> nuclei = segmenter.segment(rgb, mpp=0.25)  # doctest: +SKIP
     """
 
     def __init__(
@@ -151,6 +153,43 @@ class Segmenter:
         with torch.inference_mode():
             maps = self._maps(x.to(self._device)).cpu().numpy()[..., :height, :width]
         return maps[:, 0], maps[:, 1] if maps.shape[1] > 1 else None
+
+    def segment(self, rgb: RGBImage, mpp: float) -> NucleiTable:
+        """Find the nuclei of one image in memory.
+
+        Parameters
+        ----------
+        rgb : (H, W, 3) uint8 ndarray
+            Tissue, of any size that fits into memory together with its float32 attention. Where
+            the model normalises colours, all of it is taken as the sample.
+        mpp : float
+            Its resolution in µm/px. It is resampled to the model's, unless it is within 10 %.
+
+        Returns
+        -------
+        NucleiTable
+            Polygons in px of `rgb`.
+
+        Raises
+        ------
+        qpnuclei.errors.MppError
+            If `mpp` is absurd (< 0.05 or > 2.5).
+        ValueError
+            If `rgb` is not such an array.
+        """
+        _check_image(rgb)
+        resolve_mpp(mpp, None, None, "the image")
+        downsample, _ = working_downsample((mpp, mpp), self.mpp)
+        working = resample(rgb, 1 / downsample)
+        statistics = None
+        if self._metadata.colour.method == "reinhard":
+            statistics = reinhard_statistics(working)
+        attention, centre = self.attend_image(working, statistics)
+        labels = segment_instances(attention, self._metadata.post_processing, centre)
+        nuclei, _ = polygonise(labels)
+        # Resampling rounds to whole px: these are the true factors, in x and y.
+        factors = np.divide(rgb.shape[1::-1], working.shape[1::-1]).astype(np.float32)
+        return NucleiTable(nuclei.vertices * factors, nuclei.ring_offsets, nuclei.polygon_offsets)
 
     def attend_image(
         self, rgb: RGBImage, statistics: ReinhardStatistics | None = None
@@ -259,6 +298,13 @@ def normalise_colour(
     metadata : ModelMetadata
     statistics : ReinhardStatistics or None
         Of the slide; None only if the model wants no colour transfer.
+
+    Raises
+    ------
+    ValueError
+        If the model wants the transfer and `statistics` is None.
+    qpnuclei.errors.ModelError
+        If its metadata name no target.
     """
     if metadata.colour.method == "none":
         return rgb
@@ -266,7 +312,13 @@ def normalise_colour(
         raise ValueError(
             f"model {metadata.name!r} normalises colours: give the statistics of the slide"
         )
-    raise NotImplementedError  # the transfer is added with its module
+    mean, std = metadata.colour.target_mean, metadata.colour.target_std
+    if mean is None or std is None:
+        raise ModelError(
+            f"model {metadata.name!r} wants Reinhard's colour transfer but names no target",
+            "train it again",
+        )
+    return reinhard_transfer(rgb, statistics, mean, std)
 
 
 def _check_image(rgb: RGBImage) -> None:

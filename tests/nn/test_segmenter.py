@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from qpnuclei.errors import DeviceError, NotFoundError, UsageError
+from qpnuclei.errors import DeviceError, ModelError, MppError, NotFoundError, UsageError
 from qpnuclei.nn.attention import AttentionNet
 from qpnuclei.nn.checkpoint import save_model
 from qpnuclei.nn.device import resolve_device
-from qpnuclei.nn.metadata import ModelMetadata
-from qpnuclei.nn.segmenter import Segmenter, resample
+from qpnuclei.nn.metadata import ColourNormalisation, ModelMetadata, PostProcessing
+from qpnuclei.nn.segmenter import Segmenter, normalise_colour, resample
+from qpnuclei.slides.stains import ReinhardStatistics, reinhard_transfer
 
 
 def segmenter(views: int = 1, tau: float | None = 0.0, **architecture: object) -> Segmenter:
@@ -137,3 +138,77 @@ def test_resampling_down_averages_areas() -> None:
     rgb = np.repeat(np.tile(block, (2, 2))[..., None], 3, axis=2)
     np.testing.assert_array_equal(resample(rgb, 0.5), np.full((2, 2, 3), 15))
     assert resample(rgb, 1) is rgb
+
+
+class DarkIsNucleus(torch.nn.Module):
+    """A network whose attention is 1 exactly where the normalised red channel is negative."""
+
+    receptive_radius_px, stride = 0, 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -x[:, :1]
+
+
+def dark_is_nucleus(**metadata: object) -> Segmenter:
+    fields = {"name": "dark", "family": "attention", "architecture": {}, "mpp": 0.5, "tau": 0.0}
+    described = ModelMetadata.model_validate(
+        fields | {"post_processing": PostProcessing(coarse_radius_px=1)} | metadata
+    )
+    return Segmenter(DarkIsNucleus(), described, torch.device("cpu"))
+
+
+def white_with_dark_squares(*squares: tuple[slice, slice], size: int = 64) -> np.ndarray:
+    rgb = np.full((size, size, 3), 255, np.uint8)
+    for square in squares:
+        rgb[square] = 40
+    return rgb
+
+
+def test_segment_finds_each_square_where_it_is() -> None:
+    rgb = white_with_dark_squares(np.s_[10:20, 30:42], np.s_[40:52, 8:20])
+    nuclei = dark_is_nucleus().segment(rgb, mpp=0.5)
+    # x0, y0, x1, y1; openings with a disk round the corners off but leave the sides.
+    bounds = sorted(p.bounds for p in nuclei.polygons())
+    assert bounds == [(8, 40, 20, 52), (30, 10, 42, 20)]
+
+
+@pytest.mark.parametrize("mpp", [0.25, 1.0])
+def test_segment_resamples_and_answers_in_px_of_the_image(mpp: float) -> None:
+    rgb = white_with_dark_squares(np.s_[16:40, 24:56])
+    (polygon,) = dark_is_nucleus().segment(rgb, mpp=mpp).polygons()
+    np.testing.assert_allclose(polygon.bounds, (24, 16, 56, 40), atol=2)
+
+
+def test_segment_of_nothing_is_empty() -> None:
+    assert len(dark_is_nucleus().segment(white_with_dark_squares(), mpp=0.5)) == 0
+
+
+@pytest.mark.parametrize("mpp", [0.0, 25.0, float("nan")])
+def test_segment_refuses_absurd_resolutions(mpp: float) -> None:
+    with pytest.raises(MppError, match=str(mpp)[:3]):
+        dark_is_nucleus().segment(white_with_dark_squares(), mpp=mpp)
+
+
+def test_segment_refuses_other_arrays() -> None:
+    with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8 and not empty"):
+        dark_is_nucleus().segment(np.zeros((0, 4, 3), np.uint8), mpp=0.5)
+
+
+def test_colours_are_transferred_by_the_statistics_of_the_slide() -> None:
+    colour = ColourNormalisation(
+        method="reinhard", target_mean=(60.0, 10.0, -10.0), target_std=(10.0, 5.0, 5.0)
+    )
+    made = dark_is_nucleus(colour=colour)
+    slide = ReinhardStatistics(200.0, (50.0, 20.0, -5.0), (20.0, 4.0, 6.0))
+    rgb = noise(1, 20, 24, 3)
+    expected = reinhard_transfer(rgb, slide, (60.0, 10.0, -10.0), (10.0, 5.0, 5.0))
+    np.testing.assert_array_equal(made.attend(rgb, slide)[0], dark_is_nucleus().attend(expected)[0])
+    with pytest.raises(ValueError, match="give the statistics of the slide"):
+        made.attend(rgb)
+
+
+def test_a_colour_transfer_without_a_target_is_a_model_error() -> None:
+    made = dark_is_nucleus(colour=ColourNormalisation(method="reinhard"))
+    slide = ReinhardStatistics(200.0, (50.0, 20.0, -5.0), (20.0, 4.0, 6.0))
+    with pytest.raises(ModelError, match="names no target"):
+        normalise_colour(noise(4, 4, 3), made.metadata, slide)
