@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qpnuclei.nn.metadata import PostProcessing
+from qpnuclei.nuclei import NucleiTable
+from qpnuclei.segmentation.polygons import polygonise
+from qpnuclei.segmentation.postprocess import interaction_radius_px, segment_instances
+from qpnuclei.segmentation.stitch import Stitcher
+from qpnuclei.segmentation.tiles import TilePlan
+from tests.segmentation.images import random_attention, random_mask, regions
+
+
+def stitched(plan, segment, order=None):
+    """Run the tiles of a plan, in any order, on ``segment(view) -> labels``."""
+    stitcher = Stitcher(plan)
+    tiles = list(plan)
+    for i in order if order is not None else range(len(tiles)):
+        view = tiles[i].view
+        labels = segment(np.s_[view.y0 : view.y1, view.x0 : view.x1])
+        nuclei, ids = polygonise(labels, origin=(view.x0, view.y0))
+        nuclei = nuclei.with_measurements({"Pixels": np.bincount(labels.ravel())[ids]})
+        own, cut = plan.divide(tiles[i], nuclei)
+        stitcher.add(tiles[i], nuclei.take(own), nuclei.take(cut))
+    return stitcher.finish()
+
+
+def rings(nuclei):
+    """Return the outlines as a sorted list, vertex for vertex."""
+    return sorted(
+        nuclei.vertices[a:b].astype(int).tolist()
+        for a, b in zip(nuclei.ring_offsets[:-1], nuclei.ring_offsets[1:], strict=True)
+    )
+
+
+def whole_plan(shape, core, halo, origin=(0, 0), alignment=1):
+    height, width = shape
+    return TilePlan(
+        shapely.box(0, 0, width, height), (width, height), core, halo, alignment, origin
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    shape=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    density=st.floats(0.05, 0.9),
+    grain=st.integers(1, 6),
+    core=st.integers(4, 40),
+    halo=st.integers(1, 20),
+    origin=st.tuples(st.integers(-50, 50), st.integers(-50, 50)),
+    alignment=st.sampled_from([1, 1, 4, 16]),
+)
+def test_tiles_give_what_the_whole_image_gives_polygon_for_polygon(
+    seed, shape, density, grain, core, halo, origin, alignment
+):
+    # Regions from single pixels to labyrinths across the whole image, one within the other.
+    mask = random_mask(seed, shape, density, grain)
+    expected, _ = polygonise(regions(mask))
+    plan = whole_plan(shape, core, halo, origin, alignment)
+    order = np.random.default_rng(seed).permutation(len(plan))
+    nuclei, report = stitched(plan, lambda view: regions(mask[view]), order)
+    assert rings(nuclei) == rings(expected)
+    # Whole ones keep what was measured, joined ones have nothing yet.
+    pixels = nuclei.measurements["Pixels"]
+    area = shapely.area(nuclei.polygons())
+    is_joined = np.isin(np.arange(len(nuclei)), report.joined)
+    assert np.isnan(pixels[is_joined]).all()
+    np.testing.assert_array_equal(pixels[~is_joined], area[~is_joined])
+    assert report.whole == (~is_joined).sum()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32), st.integers(20, 60), st.integers(1, 20))
+def test_the_order_of_tiles_does_not_matter(seed, core, halo):
+    mask = random_mask(seed, (80, 100), 0.5, 4)
+    plan = whole_plan(mask.shape, core, halo)
+    first, report = stitched(plan, lambda view: regions(mask[view]))
+    order = np.random.default_rng(seed).permutation(len(plan))
+    second, again = stitched(plan, lambda view: regions(mask[view]), order)
+    np.testing.assert_array_equal(first.vertices, second.vertices)
+    np.testing.assert_array_equal(first.ring_offsets, second.ring_offsets)
+    np.testing.assert_array_equal(report.joined, again.joined)
+    assert (report.covered, report.fragments) == (again.covered, again.fragments)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    core=st.integers(30, 120),
+    origin=st.tuples(st.integers(-120, 0), st.integers(-120, 0)),
+    alignment=st.sampled_from([1, 16]),
+)
+def test_nuclei_from_tiles_of_attention_equal_those_of_the_whole_image(
+    seed, core, origin, alignment
+):
+    parameters = PostProcessing(min_area_px=30, min_mean_attention=0.6)
+    attention = random_attention(seed, (230, 260), nuclei_per_px=1 / 700)
+    # Nuclei here are below 30 px; so are nearly all clusters of them.
+    halo = interaction_radius_px(parameters) + 40
+    plan = whole_plan(attention.shape, core, halo, origin, alignment)
+    expected, _ = polygonise(segment_instances(attention, parameters))
+    nuclei, report = stitched(plan, lambda view: segment_instances(attention[view], parameters))
+    assert rings(nuclei) == rings(expected)
+    assert report.overlapping == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.integers(10, 40))
+def test_in_a_region_of_interest_every_nucleus_with_its_centroid_inside_is_found(seed, core):
+    mask = random_mask(seed, (120, 130), 0.25, 3)
+    rng = np.random.default_rng(seed)
+    roi = shapely.convex_hull(shapely.multipoints(rng.uniform(-10, 140, (5, 2))))
+    expected, _ = polygonise(regions(mask))
+    largest = int(np.ptp(expected.polygons()[0].exterior.coords, axis=0).max())
+    for polygon in expected.polygons():
+        x0, y0, x1, y1 = polygon.bounds
+        largest = int(max(largest, x1 - x0, y1 - y0))
+    plan = TilePlan(roi, (130, 120), core, largest + 1)
+    nuclei, _ = stitched(plan, lambda view: regions(mask[view]))
+    wanted = expected.take(shapely.contains_xy(roi, expected.centroids()))
+    found = nuclei.take(shapely.contains_xy(roi, nuclei.centroids()))
+    assert rings(found) == rings(wanted)
+    assert len(rings(nuclei)) == len({str(ring) for ring in rings(nuclei)})
+
+
+def test_a_nucleus_larger_than_any_view_comes_out_whole():
+    mask = np.zeros((64, 64), bool)
+    mask[3:61, 3:61] = True
+    mask[20:40, 20:40] = False  # a hole that no tile sees closed
+    mask[28:31, 28:31] = True  # and something in it
+    nuclei, report = stitched(whole_plan(mask.shape, 8, 2), lambda view: regions(mask[view]))
+    np.testing.assert_array_equal(nuclei.vertices, [[3, 3], [61, 3], [61, 61], [3, 61], [3, 3]])
+    np.testing.assert_array_equal(report.joined, [0])
+    assert report.whole == 0
+    assert report.overlapping == 1
+
+
+def test_what_two_tiles_see_differently_is_kept_once_and_the_larger_stays():
+    plan = whole_plan((20, 40), 20, 10)
+
+    def nucleus(x0, x1):
+        polygon = NucleiTable.from_polygons([shapely.box(x0, 5, x1, 15)], {"Pixels": [1]})
+        return polygon, polygon.take([False])
+
+    stitcher = Stitcher(plan)
+    stitcher.add(plan[0], *nucleus(14, 25))
+    stitcher.add(plan[1], *nucleus(15, 27))
+    nuclei, report = stitcher.finish()
+    assert shapely.bounds(nuclei.polygons()).tolist() == [[15, 5, 27, 15]]
+    assert report.overlapping == 1
+    # Half of the smaller one in common is still two nuclei.
+    stitcher = Stitcher(plan)
+    stitcher.add(plan[0], *nucleus(10, 22))
+    stitcher.add(plan[1], *nucleus(16, 29))
+    assert len(stitcher.finish()[0]) == 2
+
+
+def test_a_tile_cannot_be_added_twice_and_missing_tiles_do_not_hold_up_the_rest():
+    plan = whole_plan((20, 40), 20, 10)
+    stitcher = Stitcher(plan)
+    box = NucleiTable.from_polygons([shapely.box(2, 2, 5, 5)])
+    stitcher.add(plan[0], box, NucleiTable.empty())
+    with pytest.raises(ValueError, match="tile 0 was added twice"):
+        stitcher.add(plan[0], box, NucleiTable.empty())
+    nuclei, report = stitcher.finish()
+    assert len(nuclei) == report.whole == 1
+    assert Stitcher(plan).finish()[1].whole == 0
