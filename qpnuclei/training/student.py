@@ -229,6 +229,7 @@ class _Run:
             self.recipe,
             lessons,
             number,
+            self.student if number > 1 else None,
             seed=self.identity["seed"],
             device=self.device,
             watcher=self.watcher,

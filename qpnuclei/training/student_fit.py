@@ -66,12 +66,13 @@ def fit(
     recipe: StudentRecipe,
     lessons: Sequence[Lesson],
     round_number: int,
+    teacher: StudentNet | None,
     *,
     seed: int,
     device: torch.device,
     watcher: Watcher,
 ) -> tuple[StudentNet, float] | None:
-    """Train a new student on what is known.
+    """Train a student on what is known.
 
     Parameters
     ----------
@@ -79,6 +80,8 @@ def fit(
     lessons : sequence of Lesson
     round_number : int
         From 1; decides, with `seed`, all that is drawn.
+    teacher : StudentNet or None
+        Whose weights it starts from; None starts from random ones.
     seed : int
     device : torch.device
     watcher : Watcher
@@ -100,22 +103,21 @@ def fit(
 
     Notes
     -----
-    Every round starts from random weights: a student that goes on from its teacher keeps its
-    teacher's mistakes. On the CPU, convolutions run in bfloat16 and channels_last, several times
-    faster than float32.
+    On the CPU, convolutions run in bfloat16 and channels_last, several times faster than float32.
     """
     rng = np.random.default_rng((seed, round_number, 1))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**31)))
         network = StudentNet(**recipe.architecture)
         average = StudentNet(**recipe.architecture)
+    if teacher is not None:
+        network.load_state_dict(teacher.state_dict())
     average.load_state_dict(network.state_dict())
     for module in (network, average):
         module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.train()
-    optimiser = torch.optim.AdamW(
-        network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
+    peak_rate = recipe.learning_rate if teacher is None else recipe.later_learning_rate
+    optimiser = torch.optim.AdamW(network.parameters(), peak_rate, weight_decay=recipe.weight_decay)
     steps = recipe.batches_per_round
     low_precision = torch.float16 if device.type == "cuda" else torch.bfloat16
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
@@ -124,7 +126,7 @@ def fit(
         if watcher.stop_requested():
             return None
         for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate * learning_rate_factor(step, steps)
+            group["lr"] = peak_rate * learning_rate_factor(step, steps)
         images, targets = random_batch(
             lessons, recipe.batch_size, recipe.crop_px, rng, INPUT_MEAN, INPUT_STD
         )

@@ -30,12 +30,14 @@ class StudentRecipe(BaseModel):
     levels: int = Field(4, ge=2, description="resolutions of the U-Net, from 1/2 on")
     max_channels: int = Field(96, ge=4, description="of any level")
 
-    rounds: int = Field(4, ge=1)
-    batches_per_round: int = Field(800, ge=1)
+    rounds: int = Field(6, ge=1)
+    batches_per_round: int = Field(600, ge=1)
     batch_size: int = Field(8, ge=2)
     crop_px: int = Field(192, ge=64, description="side of the crops, a multiple of the stride")
     learning_rate: float = Field(2e-3, gt=0, description="of the first round")
-    later_learning_rate: float = Field(1e-3, gt=0, description="of the rounds after it")
+    later_learning_rate: float = Field(
+        1e-3, gt=0, description="of the later ones, which go on from it"
+    )
     weight_decay: float = Field(1e-4, ge=0)
     gradient_clip: float = Field(5.0, gt=0)
     ema_decay: float = Field(0.998, ge=0, lt=1, description="the student kept is this average")
