@@ -60,7 +60,7 @@ from qpnuclei.training.runs import (
 )
 from qpnuclei.training.sources import Source
 from qpnuclei.training.student_batches import Lesson
-from qpnuclei.training.student_fit import fit
+from qpnuclei.training.student_fit import fit, half_precision
 from qpnuclei.training.student_recipe import StudentRecipe, student_recipe
 from qpnuclei.training.synthesis import cut_nuclei, paste_nuclei, repaint_nuclei
 from qpnuclei.training.tiles import sources_digest
@@ -267,7 +267,9 @@ class _Run:
         score = None
         if self.labelled:
             segmenter = Segmenter(self.student, self._metadata(), self.device)
-            measured = summarise(attend(segmenter, self.labelled), STUDENT_INSTANCES)
+            with half_precision(self.device):
+                attended = attend(segmenter, self.labelled)
+            measured = summarise(attended, STUDENT_INSTANCES)
             score = measured["mean"]["AJI"]
             metrics |= {f"validation {key}": measured["mean"][key] for key in ("AJI", "ADC", "PQ")}
         kept = score is None or progress.best_score is None or score > progress.best_score
@@ -378,7 +380,8 @@ def labels_from_teacher(
         See `haematoxylin_votes`; mixed in, so that no round forgets where the stain is.
     recipe : StudentRecipe
     """
-    attention, centre = teacher.attend_image(rgb)
+    with half_precision(teacher.device):
+        attention, centre = teacher.attend_image(rgb)
     probability = (1 - recipe.vote_share) * attention + recipe.vote_share * vote
     candidates = segment_instances(probability, STUDENT_INSTANCES, centre)
     return _trusted(candidates, probability, recipe, min_probability=recipe.min_probability)
