@@ -133,13 +133,122 @@ def find_nuclei(
         What happened at the seams.
     """
     clock = clock or Stopwatch()
+    parameters = segmenter.metadata.post_processing
     stitcher = Stitcher(tiles)
-    views = ahead(_read(pixels, tiles, segmenter, scale, clock), size=2 * batch_size)
-    attended = ahead(_attend(views, pixels, segmenter, scale, batch_size, clock), size=2)
+    read = ahead(_read(pixels, tiles, segmenter, scale, clock), size=2 * batch_size)
+    statistics = _colour_statistics(pixels, tiles, segmenter, scale)
+    attended = ahead(_attend(read, segmenter, statistics, batch_size, clock), size=2)
     found = 0
     for done, view in enumerate(attended, start=1):
         with clock("segment"):
-            nuclei, labels, ids = _segment(view, segmenter.metadata.post_processing)
-        with clock("measure"):
+            labels = segment_instances(view.attention, parameters, view.centre)
+            nuclei, _ = polygonise(labels, view.origin)
             own, cut = tiles.divide(view.tile, nuclei)
-    ...
+        with clock("measure"):
+            measurements = _intensities(view, labels, stains)
+            owned = nuclei.with_measurements(measurements).take(own)
+        with clock("stitch"):
+            stitcher.add(view.tile, owned, nuclei.take(cut))
+        found += len(own)
+        progress(done, found)
+    with clock("stitch"):
+        nuclei, report = stitcher.finish()
+    with clock("measure"):
+        nuclei = _measure_joined(nuclei, report, pixels, segmenter, statistics, scale, stains)
+        nuclei = _to_level_0(nuclei, scale, simplify_um)
+        nuclei = nuclei.with_measurements(shape_measurements(nuclei, scale.mpp))
+    return nuclei, report
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """What is known of one tile's view before it is segmented."""
+
+    tile: Tile
+    rgb: npt.NDArray[np.uint8]
+    attention: npt.NDArray[np.float32]
+    centre: npt.NDArray[np.float32] | None
+
+    @property
+    def origin(self) -> tuple[int, int]:
+        return self.tile.view.x0, self.tile.view.y0
+
+
+def _margin(segmenter: Segmenter) -> int:
+    """Px that the network must see around a view; whole strides keep its phase."""
+    return math.ceil(segmenter.receptive_radius_px / segmenter.stride) * segmenter.stride
+
+
+def _read(
+    pixels: Pixels, tiles: TilePlan, segmenter: Segmenter, scale: Scale, clock: Stopwatch
+) -> Iterator[tuple[Tile, npt.NDArray[np.uint8]]]:
+    """Yield each tile with the pixels of its extent and of what the network sees around it."""
+    margin = _margin(segmenter)
+    for tile in tiles:
+        x, y = tile.extent.x0 - margin, tile.extent.y0 - margin
+        width, height = (length + 2 * margin for length in tiles.extent_size)
+        with clock("read"):
+            rgb = pixels.read(x, y, width, height, scale.downsample)
+        yield tile, rgb
+
+
+def _attend(
+    read: Iterable[tuple[Tile, npt.NDArray[np.uint8]]],
+    segmenter: Segmenter,
+    statistics: ReinhardStatistics | None,
+    batch_size: int,
+    clock: Stopwatch,
+) -> Iterator[_View]:
+    """Run the network on batches of tiles and cut the results to the tiles' views."""
+    margin = _margin(segmenter)
+    for batch in batched(read, batch_size):
+        with clock("attend"):
+            attention, centre = segmenter.attend(np.stack([rgb for _, rgb in batch]), statistics)
+        for i, (tile, rgb) in enumerate(batch):
+            left = tile.view.x0 - tile.extent.x0 + margin
+            top = tile.view.y0 - tile.extent.y0 + margin
+            inner = np.s_[top : top + tile.view.height, left : left + tile.view.width]
+            yield _View(
+                tile,
+                rgb[inner],
+                attention[i][inner],
+                None if centre is None else centre[i][inner],
+            )
+
+
+def _colour_statistics(
+    pixels: Pixels, tiles: TilePlan, segmenter: Segmenter, scale: Scale
+) -> ReinhardStatistics | None:
+    """Measure the colours of the whole region once, on tiles spread over it.
+
+    None if the model takes colours as they are. Never per tile: that makes seams.
+    """
+    if segmenter.metadata.colour.method == "none" or len(tiles) == 0:
+        return None
+    chosen = np.unique(np.linspace(0, len(tiles) - 1, _COLOUR_TILES).astype(int)).tolist()
+    samples = [
+        pixels.read(core.x0, core.y0, core.width, core.height, scale.downsample)
+        for core in (tiles[i].core for i in chosen)
+    ]
+    return reinhard_statistics(np.stack(samples))
+
+
+def _intensities(
+    view: _View, labels: npt.NDArray[np.int32], stains: Stains
+) -> dict[str, npt.NDArray[np.float32]]:
+    densities = separate(view.rgb, stains)
+    return {
+        **intensity_measurements(labels, densities, stains.stain_names[:2]),
+        ATTENTION_MEAN: label_means(labels, view.attention),
+    }
+
+
+def _to_level_0(nuclei: NucleiTable, scale: Scale, simplify_um: float) -> NucleiTable:
+    if simplify_um > 0:
+        nuclei = simplify(nuclei, simplify_um / max(scale.working_mpp))
+    return NucleiTable(
+        nuclei.vertices * np.asarray(scale.downsample, np.float32),
+        nuclei.ring_offsets,
+        nuclei.polygon_offsets,
+        nuclei.measurements,
+    )

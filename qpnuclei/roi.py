@@ -174,13 +174,13 @@ def select_regions(
                 "%s has an invalid outline (%s): mended", annotation.label, explain_validity(geometry)
             )
             geometry = shapely.make_valid(geometry)
-        clipped = polygonal(shapely.intersection(geometry, image))
-        if clipped.is_empty:
-            _LOG.warning("%s lies outside of the image: skipped", annotation.label)
-            continue
         if not shapely.covers(image, geometry):
+            geometry = shapely.intersection(geometry, image)
+            if geometry.area == 0:
+                _LOG.warning("%s lies outside of the image: skipped", annotation.label)
+                continue
             _LOG.warning("%s reaches beyond the image: clipped to it", annotation.label)
-        regions.append(Region(annotation, clipped))
+        regions.append(Region(annotation, polygonal(geometry)))
     return regions
 
 
