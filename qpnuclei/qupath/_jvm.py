@@ -70,7 +70,7 @@ def start() -> None:
         system = jpype.JClass("java.lang.System")
         # Our standard output is for results; paquo takes the present one for its own.
         system.setOut(system.err)
-        from paquo import java
+        from paquo import _logging  # it asks QuPath for debug messages when imported
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise UsageError(
             f"QuPath in {found.path} does not start: {error}",
@@ -79,15 +79,15 @@ def start() -> None:
     if threading.current_thread() is threading.main_thread():
         # Java would end the process on Ctrl-C without Python's clean-up.
         signal.signal(signal.SIGINT, interrupt)
-    java.LogManager.setWarn()
+    _logging.LogManager.setWarn()
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Send what QuPath logs meanwhile to Python's logger ``qupath``."""
-    from paquo._logging import redirect
+    from paquo import _logging
 
-    with redirect():
+    with _logging.redirect():
         yield
 
 
@@ -157,6 +157,36 @@ def item_of(items: JavaObject, kind: str) -> Handle:
     return getter.asType(_signature(kind, "int"))
 
 
+def for_any_int(function: Handle) -> Handle:
+    """Return the function ``int -> function()``."""
+    handles = java_class("java.lang.invoke.MethodHandles")
+    return handles.dropArguments(function, 0, [_type("int")])
+
+
+# Arrays ------------------------------------------------------------------------------------------
+
+
+def double_array(values: npt.ArrayLike) -> JavaObject:
+    """Return a Java ``double[]`` of numbers."""
+    import jpype
+
+    return jpype.JArray.of(np.ascontiguousarray(values, dtype=np.float64))
+
+
+def int_array(values: npt.ArrayLike) -> JavaObject:
+    """Return a Java ``int[]`` of whole numbers."""
+    import jpype
+
+    return jpype.JArray.of(np.ascontiguousarray(values, dtype=np.int32))
+
+
+def string_array(values: Sequence[str]) -> JavaObject:
+    """Return a Java ``String[]`` of texts."""
+    import jpype
+
+    return jpype.JArray(jpype.JString)(values)
+
+
 # Loops -------------------------------------------------------------------------------------------
 
 
@@ -175,9 +205,18 @@ def for_each(count: int, function: Handle) -> None:
 
 def map_list(items: JavaObject, function: Handle) -> JavaObject:
     """Return the Java list of ``function(item)`` for all items of a Java collection."""
-    return _collect_list(
-        items.stream().map(_as_interface("java.util.function.Function", function))
-    )
+    return _collect_list(items.stream().map(_as_interface("java.util.function.Function", function)))
+
+
+def keep_if(items: JavaObject, test: Handle) -> JavaObject:
+    """Return the Java list of the items of a Java collection that pass a test."""
+    return _collect_list(items.stream().filter(_as_interface("java.util.function.Predicate", test)))
+
+
+def take(items: JavaObject, indices: npt.NDArray[np.integer[Any]]) -> JavaObject:
+    """Return the Java list of the items of a Java list at `indices`."""
+    chosen = element_of(int_array(indices))
+    return make_list(len(indices), pipe(chosen, item_of(items, "java.lang.Object")))
 
 
 def flat_map_list(items: JavaObject, function: Handle) -> JavaObject:
@@ -256,6 +295,7 @@ def _as_interface(interface: str, function: Handle) -> JavaObject:
     generic = {
         "IntFunction": ("java.lang.Object", "int"),
         "IntConsumer": ("void", "int"),
+        "Predicate": ("boolean", "java.lang.Object"),
         "Function": ("java.lang.Object", "java.lang.Object"),
         "ToDoubleFunction": ("double", "java.lang.Object"),
         "ToIntFunction": ("int", "java.lang.Object"),

@@ -9,23 +9,48 @@ The project file is never written: another QuPath version would drop what it doe
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import mmap
 import os
 import re
+import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 import shapely
 
-from qpnuclei.errors import ConflictError, FormatError, SaveError
+from qpnuclei.errors import (
+    ConflictError,
+    FormatError,
+    NotFoundError,
+    QpnucleiError,
+    SaveError,
+    SlideError,
+    UsageError,
+)
+from qpnuclei.nuclei import NucleiTable
 from qpnuclei.qupath import _jvm
-from qpnuclei.qupath._jvm import JavaObject, bind, element_of, fan_out, item_of, method, pipe, static
+from qpnuclei.qupath._jvm import (
+    Handle,
+    JavaObject,
+    bind,
+    element_of,
+    fan_out,
+    item_of,
+    method,
+    pipe,
+    static,
+)
 from qpnuclei.qupath.model import (
     Annotation,
     DetectionGroup,
@@ -39,14 +64,23 @@ from qpnuclei.qupath.model import (
     Stains,
     is_ours,
 )
+from qpnuclei.qupath.native.rois import polygons
+
+logger = logging.getLogger(__name__)
 
 _PATH_OBJECT = "qupath.lib.objects.PathObject"
 _PATH_CLASS = "qupath.lib.objects.classes.PathClass"
 _ROI = "qupath.lib.roi.interfaces.ROI"
 _MEASUREMENTS = "qupath.lib.measurements.MeasurementList"
 _PLANE = "qupath.lib.regions.ImagePlane"
+_GEOMETRY = "org.locationtech.jts.geom.Geometry"
 _STRING = "java.lang.String"
 _UUID = "java.util.UUID"
+_POINT = "qupath.lib.geom.Point2"
+
+# How a UUID and the end of the file look in a Java object stream: a string and its length.
+_UUID_STRING = re.compile(rb"t\0\x24([0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12})")
+_END_MARK = b"t\0\3EOF"
 
 #: QuPath's Java class -> our kind.
 _KINDS = {
@@ -54,6 +88,8 @@ _KINDS = {
     "PathCellObject": "cell",
     "PathTileObject": "tile",
 }
+#: ROIs that are read as the vertices they store; QuPath would mend a polygon that crosses itself.
+_TYPES_OF_VERTICES = ("PolygonROI", "PolylineROI", "LineROI", "PointsROI")
 #: Since this release QuPath opens an image only when its pixels are needed, so that objects of an
 #: image that is missing can be saved.
 _LAZY_IMAGES = (0, 6)
@@ -121,10 +157,22 @@ class PaquoProject:
     def classes(self) -> Sequence[PathClass]:
         """The project's class list."""
         return [
-            PathClass(str(item.toString()), None if item.getColor() is None else int(item.getColor()))
+            PathClass(
+                str(item.toString()), None if item.getColor() is None else int(item.getColor())
+            )
             for item in self.java_object.getPathClasses()
             if item.getName() is not None
         ]
+
+    def loaded(self, image: PaquoImage, fingerprint: str) -> _Loaded | None:
+        """Return what was read last, if it is of this image and of this state of its file."""
+        last = self._loaded
+        current = last is not None and last.image is image and last.fingerprint == fingerprint
+        return last if current else None
+
+    def keep(self, loaded: _Loaded | None) -> None:
+        """Keep what was read last, or nothing."""
+        self._loaded = loaded
 
     def add_classes(self, classes: Sequence[JavaObject]) -> None:
         """Add to the project's class list what it lacks of some Java path classes."""
@@ -134,13 +182,13 @@ class PaquoProject:
             self.java_object.setPathClasses(_java_list([*known, *new]))
 
 
+@dataclass(frozen=True, eq=False)
 class _Loaded:
     """The image data read last, kept because a write follows a read, and reading is slow."""
 
-    def __init__(self, image: PaquoImage, fingerprint: str, data: JavaObject) -> None:
-        self.image = image
-        self.fingerprint = fingerprint
-        self.data = data
+    image: PaquoImage
+    fingerprint: str
+    data: JavaObject
 
 
 class PaquoImage:
@@ -151,9 +199,15 @@ class PaquoImage:
         self._entry = entry
         self.id = str(entry.getID())
         self.name = str(entry.getImageName())
-        builder = _jvm.java_class("qupath.lib.io.GsonTools").getInstance().toJson(
-            entry.getServerBuilder(),
-            _jvm.java_class("qupath.lib.images.servers.ImageServerBuilder$ServerBuilder").class_,
+        builder = (
+            _jvm.java_class("qupath.lib.io.GsonTools")
+            .getInstance()
+            .toJson(
+                entry.getServerBuilder(),
+                _jvm.java_class(
+                    "qupath.lib.images.servers.ImageServerBuilder$ServerBuilder"
+                ).class_,
+            )
         )
         self._builder: dict[str, Any] = orjson.loads(str(builder))
         self.server: ImageServer = parse_server(self._builder)
@@ -161,6 +215,14 @@ class PaquoImage:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, id {self.id})"
+
+    def point_to(self, uris: dict[str, str]) -> None:
+        """Make QuPath open other files than the project names; the project is not changed."""
+        java_uri = _jvm.java_class("java.net.URI")
+        replacements = _jvm.java_class("java.util.HashMap")()
+        for old, new in uris.items():
+            replacements.put(java_uri(old), java_uri(new))
+        self._entry.updateURIs(replacements)
 
     @property
     def data_file(self) -> Path:
@@ -193,7 +255,9 @@ class PaquoImage:
     @property
     def stains(self) -> Stains | None:
         """Colour deconvolution stains of the image; None if it has none."""
-        stains = self._load().data.getColorDeconvolutionStains() if self.data_file.exists() else None
+        stains = (
+            self._load().data.getColorDeconvolutionStains() if self.data_file.exists() else None
+        )
         if stains is None:
             return None
         vectors = [stains.getStain(number) for number in (1, 2, 3)]
@@ -232,7 +296,7 @@ class PaquoImage:
             raise UsageError(f"{foreign[0]} was not written by qpnuclei and is not removed")
         self._check_unchanged(fingerprint)
         data = self._load_for_writing().data
-        self._project.forget()  # it differs from the file, until it was saved and verified
+        self._project.keep(None)  # it differs from the file, until it was saved and verified
         hierarchy = data.getHierarchy()
         with _jvm.quiet(), _java_errors(SaveError, f"{self.name}: QuPath refuses the edit"):
             classes = _apply(edit, hierarchy)
@@ -326,7 +390,9 @@ def _stored_ids(file: Path) -> set[str]:
         return {match[1].decode() for match in _UUID_STRING.finditer(data)}
 
 
-def _read_annotations(annotations: Sequence[JavaObject], stored: set[str]) -> tuple[Annotation, ...]:
+def _read_annotations(
+    annotations: Sequence[JavaObject], stored: set[str]
+) -> tuple[Annotation, ...]:
     handles = {str(item.getID()): handle for handle, item in enumerate(annotations)}
     made = []
     for handle, item in enumerate(annotations):
@@ -429,8 +495,8 @@ def _geometries(objects: JavaObject) -> npt.NDArray[Any]:
     made = np.empty(len(types), dtype=object)
     for roi_type in dict.fromkeys(types):
         indices = np.flatnonzero(types == roi_type)
-        chosen = rois if len(indices) == len(types) else _take(rois, indices)
-        make = _from_vertices if roi_type in _SHAPES_OF_VERTICES else _from_geometry
+        chosen = rois if len(indices) == len(types) else _jvm.take(rois, indices)
+        make = _from_vertices if roi_type in _TYPES_OF_VERTICES else _from_geometry
         made[indices] = make(chosen, roi_type)
     return made
 
@@ -443,9 +509,12 @@ def _from_vertices(rois: JavaObject, roi_type: str) -> npt.NDArray[Any]:
         [_jvm.doubles(points, method(_POINT, f"get{axis}", "double")) for axis in "XY"], axis=1
     )
     counts = _jvm.ints(rois, pipe(to_points, method("java.util.List", "size", "int")))
-    rings = np.split(coordinates, np.cumsum(counts)[:-1])
-    made = np.empty(len(rings), dtype=object)
-    made[:] = [_SHAPES_OF_VERTICES[roi_type](ring) for ring in rings]
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    if roi_type == "PolygonROI":
+        return polygons(coordinates, offsets)
+    make = shapely.multipoints if roi_type == "PointsROI" else shapely.linestrings
+    made = np.empty(len(counts), dtype=object)
+    made[:] = [make(coordinates[a:b]) for a, b in pairwise(offsets)]
     return made
 
 
@@ -453,10 +522,359 @@ def _from_geometry(rois: JavaObject, _: str) -> npt.NDArray[Any]:
     """Let QuPath make the geometries; they cross the border as one collection."""
     import jpype
 
-    geometry = _jvm.java_class("org.locationtech.jts.geom.Geometry")
-    made = _jvm.map_list(rois, method(_ROI, "getGeometry", geometry.class_.getName()))
+    made = _jvm.map_list(rois, method(_ROI, "getGeometry", _GEOMETRY))
     collection = _jvm.java_class("org.locationtech.jts.geom.GeometryFactory")()
     wkb = _jvm.java_class("org.locationtech.jts.io.WKBWriter")(2).write(
-        collection.createGeometryCollection(made.toArray(jpype.JArray(geometry)(0)))
+        collection.createGeometryCollection(
+            made.toArray(jpype.JArray(_jvm.java_class(_GEOMETRY))(0))
+        )
     )
     return shapely.get_parts(shapely.from_wkb(bytes(wkb)))
+
+
+# Writing -----------------------------------------------------------------------------------------
+
+
+def _apply(edit: Edit, hierarchy: JavaObject) -> list[JavaObject]:
+    """Apply an edit to a hierarchy, with one event at its end; return the classes it uses."""
+    objects = _flat(hierarchy)
+    annotations = _only(objects, "isAnnotation")
+    root = hierarchy.getRootObject()
+    classes = []
+    if edit.remove:
+        _remove(edit.remove, objects, hierarchy)
+    for group in edit.add:
+        if group.parent is not None and not 0 <= group.parent < annotations.size():
+            raise UsageError(f"the image has no annotation number {group.parent}")
+        parent = root if group.parent is None else annotations.get(group.parent)
+        classes.append(_path_class(group.path_class))
+        parent.addChildObjects(_new_detections(group, classes[-1]))
+    for new in edit.annotations:
+        added = _new_annotation(new)
+        root.addChildObject(added)
+        if new.path_class is not None:
+            classes.append(added.getPathClass())
+    hierarchy.fireHierarchyChangedEvent(root)
+    return classes
+
+
+def _remove(remove: frozenset[uuid.UUID], objects: JavaObject, hierarchy: JavaObject) -> None:
+    """Remove detections; what someone nested below one of them moves up."""
+    wanted = {str(item) for item in remove}
+    indices = np.flatnonzero([item in wanted for item in _ids(objects)])
+    found = _jvm.take(objects, indices)
+    missing = wanted - set(_ids(found))
+    if missing:
+        raise UsageError(f"the image has no detection {min(missing)} to remove")
+    if _only(found, "isDetection").size() < found.size():
+        raise UsageError("what is no detection is not removed")
+    hierarchy.removeObjects(found, True)
+
+
+def _new_detections(group: DetectionGroup, path_class: JavaObject) -> JavaObject:
+    """Make a group's detections: those without holes first, as polygons, then the others."""
+    nuclei = group.nuclei
+    has_hole = np.diff(nuclei.polygon_offsets) > 1
+    order = np.argsort(has_hole, kind="stable")
+    polygons_first = nuclei.take(order)
+    simple = int(np.count_nonzero(~has_hole))
+    rois = _polygon_rois(polygons_first.take(np.arange(simple)))
+    rois.addAll(_geometry_rois(polygons_first.take(np.arange(simple, len(nuclei)))))
+    measurements = _new_measurements(polygons_first.measurements)
+    make = static(
+        "qupath.lib.objects.PathObjects", "createDetectionObject", _PATH_OBJECT,
+        _ROI, _PATH_CLASS, _MEASUREMENTS,
+    )  # fmt: skip
+    detections = _jvm.make_list(
+        len(nuclei),
+        fan_out(bind(make, 1, path_class), item_of(rois, _ROI), measurements),
+    )
+    detection = item_of(detections, _PATH_OBJECT)
+    ids = _jvm.string_array([str(group.ids[index]) for index in order])
+    to_id = pipe(element_of(ids), static(_UUID, "fromString", _UUID, _STRING))
+    _jvm.for_each(
+        len(nuclei), fan_out(method(_PATH_OBJECT, "setID", "void", _UUID), detection, to_id)
+    )
+    own_list = pipe(detection, method(_PATH_OBJECT, "getMeasurementList", _MEASUREMENTS))
+    for name, column in polygons_first.measurements.items():
+        put = method(_MEASUREMENTS, "put", "void", _STRING, "double")
+        put_named = bind(put, 1, _jvm.java_class(_STRING)(name))
+        values = _jvm.double_array(column)
+        _jvm.for_each(len(nuclei), fan_out(put_named, own_list, element_of(values)))
+    # Closed lists of the same names share them.
+    _jvm.for_each(len(nuclei), pipe(own_list, method(_MEASUREMENTS, "close", "void")))
+    return detections
+
+
+def _new_measurements(names: Collection[str]) -> Handle:
+    """Return the function that makes an empty list of float measurements for a detection."""
+    import jpype
+
+    kind = f"{_MEASUREMENTS}$MeasurementListType"
+    factory = "qupath.lib.measurements.MeasurementListFactory"
+    make = static(factory, "createMeasurementList", _MEASUREMENTS, "int", kind)
+    bound = bind(
+        make, 0, jpype.JObject(len(names), "java.lang.Integer"), _jvm.java_class(kind).FLOAT
+    )
+    return _jvm.for_any_int(bound)
+
+
+def _polygon_rois(nuclei: NucleiTable) -> JavaObject:
+    """Make PolygonROIs of nuclei without holes; QuPath does not repeat the first vertex."""
+    x, y = (_jvm.double_array(nuclei.vertices[:, axis]) for axis in (0, 1))
+    begins = element_of(_jvm.int_array(nuclei.ring_offsets[:-1]))
+    ends = element_of(_jvm.int_array(nuclei.ring_offsets[1:] - 1))
+    copy = static("java.util.Arrays", "copyOfRange", "double[]", "double[]", "int", "int")
+    make = static("qupath.lib.roi.ROIs", "createPolygonROI", _ROI, "double[]", "double[]", _PLANE)
+    plane = _jvm.java_class(_PLANE).getDefaultPlane()
+    return _jvm.make_list(
+        len(nuclei),
+        fan_out(
+            bind(make, 2, plane),
+            *(fan_out(bind(copy, 0, values), begins, ends) for values in (x, y)),
+        ),
+    )
+
+
+def _geometry_rois(nuclei: NucleiTable) -> JavaObject:
+    """Make ROIs of nuclei with holes, which are few."""
+    return _java_list([_roi(polygon) for polygon in nuclei.polygons()])
+
+
+def _roi(geometry: shapely.Geometry) -> JavaObject:
+    if geometry.geom_type == "Polygon" and not geometry.interiors:
+        return _polygon_rois(NucleiTable.from_polygons([geometry])).get(0)
+    wkb = shapely.to_wkb(geometry, output_dimension=2)
+    return _jvm.java_class("qupath.lib.roi.GeometryTools").geometryToROI(
+        _jvm.java_class("org.locationtech.jts.io.WKBReader")().read(wkb),
+        _jvm.java_class(_PLANE).getDefaultPlane(),
+    )
+
+
+def _new_annotation(new: NewAnnotation) -> JavaObject:
+    made = _jvm.java_class("qupath.lib.objects.PathObjects").createAnnotationObject(
+        _roi(new.geometry), None if new.path_class is None else _path_class(new.path_class)
+    )
+    made.setID(_jvm.java_class(_UUID).fromString(str(new.id)))
+    if new.name is not None:
+        made.setName(new.name)
+    made.setLocked(new.locked)
+    return made
+
+
+def _path_class(path_class: PathClass) -> JavaObject:
+    """Return QuPath's class of that name; a new one gets our colour."""
+    import jpype
+
+    color = path_class.color
+    return _jvm.java_class(_PATH_CLASS).fromString(
+        path_class.name, None if color is None else jpype.JObject(color, "java.lang.Integer")
+    )
+
+
+# Saving ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Content:
+    """What must be the same in a hierarchy and in the file that it was saved to."""
+
+    ids: list[str]
+    parent_ids: list[str]
+    class_names: list[str]
+    measurement_counts: npt.NDArray[np.int64]
+    centroids: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, hierarchy: JavaObject) -> _Content:
+        objects = _flat(hierarchy)
+        count = pipe(
+            method(_PATH_OBJECT, "getMeasurementList", _MEASUREMENTS),
+            method(_MEASUREMENTS, "size", "int"),
+        )
+        root = str(hierarchy.getRootObject().getID())
+        return cls(
+            ids=_ids(objects),
+            parent_ids=["" if item == root else item for item in _parent_ids(objects)],
+            class_names=_jvm.texts(objects, method(_PATH_OBJECT, "getPathClass", _PATH_CLASS)),
+            measurement_counts=_jvm.ints(objects, count),
+            centroids=_centroids(objects),
+        )
+
+    def difference(self, other: _Content) -> str | None:
+        """Say what differs; None if nothing does."""
+        if len(self.ids) != len(other.ids):
+            return f"{len(other.ids)} objects instead of {len(self.ids)}"
+        for what in ("ids", "parent_ids", "class_names"):
+            if getattr(self, what) != getattr(other, what):
+                return f"other {what.replace('_', ' ')}"
+        if not np.array_equal(self.measurement_counts, other.measurement_counts):
+            return "other measurements"
+        # QuPath 0.6 and newer round some geometries to 0.01 px when they read them.
+        if not np.allclose(self.centroids, other.centroids, rtol=0, atol=0.05, equal_nan=True):
+            return "other places"
+        return None
+
+
+@contextmanager
+def _kept_on_failure(data_file: Path) -> Iterator[None]:
+    """Put the data file and its summary back as they were if what is within fails."""
+    files = [data_file, data_file.with_name("summary.json"), data_file.with_name("data.qpdata.bkp")]
+    copies = {file: file.with_name(f"{file.name}.old") for file in files if file.exists()}
+    try:
+        for file, copy in copies.items():
+            shutil.copy2(file, copy)
+        try:
+            yield
+        except BaseException:
+            for file in files:
+                if file in copies:
+                    copies[file].replace(file)
+                else:
+                    file.unlink(missing_ok=True)
+            raise
+    except QpnucleiError:
+        raise
+    except OSError as error:
+        raise SaveError(f"{data_file} cannot be saved: {error}") from error
+    finally:
+        for copy in copies.values():
+            copy.unlink(missing_ok=True)
+
+
+# Errors and small things -------------------------------------------------------------------------
+
+
+@contextmanager
+def _java_errors(error_type: type[QpnucleiError], what: str, hint: str = "") -> Iterator[None]:
+    """Turn a Java exception into one of our errors."""
+    import jpype
+
+    try:
+        yield
+    except jpype.JException as error:
+        if isinstance(error, _jvm.java_class("java.lang.OutOfMemoryError")):
+            hint = "give Java more memory, for example PAQUO_JAVA_OPTS=-Xmx32g"
+        raise error_type(f"{what}: {_reason(error)}", hint) from error
+
+
+def _reason(error: Any) -> str:
+    """Say in one line what a Java exception says."""
+    text = str(error.message() or error.toString()) if hasattr(error, "message") else str(error)
+    return " ".join(text.split())[:300]
+
+
+def _opens_lazily() -> bool:
+    from paquo.java import qupath_version
+
+    return qupath_version is not None and qupath_version.version.release >= _LAZY_IMAGES
+
+
+def _java_list(items: Sequence[JavaObject]) -> JavaObject:
+    made = _jvm.java_class("java.util.ArrayList")()
+    for item in items:
+        made.add(item)
+    return made
+
+
+def _file(path: Path) -> JavaObject:
+    return _jvm.java_class("java.io.File")(str(path))
+
+
+def _roi_type(java_name: str) -> str:
+    return "GeometryROI" if java_name == "AreaROI" else java_name
+
+
+def _check_complete(file: Path) -> None:
+    """Refuse a truncated file, of which QuPath would show the part that is there."""
+    with file.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(size - len(_END_MARK), 0))
+        if stream.read() != _END_MARK:
+            raise FormatError(f"{file}: byte {size}: ends before its end mark", _backup_hint(file))
+
+
+def _backup_hint(file: Path) -> str:
+    backup = file.with_name("data.qpdata.bkp")
+    return f"QuPath's backup {backup} is there: try it in its place" if backup.exists() else ""
+
+
+def _no_detections() -> Detections:
+    return Detections([], [], [], np.empty(0, object), np.empty((0, 2)), np.empty(0, np.int64))
+
+
+# To be shared with the native backend -------------------------------------------------------------
+
+
+def file_fingerprint(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError:
+        return "absent"
+
+
+def find_project_file(path: str | os.PathLike[str]) -> Path:
+    file = Path(path).absolute()
+    if file.is_dir():
+        file = file / "project.qpproj"
+    if not file.is_file():
+        raise NotFoundError(f"no QuPath project at {str(path)!r}")
+    return file
+
+
+def parse_server(builder: dict[str, Any]) -> ImageServer:
+    types = []
+    metadata: dict[str, Any] = {}
+    inner = builder
+    while True:
+        types.append(inner.get("builderType", ""))
+        metadata = metadata or inner.get("metadata") or {}
+        if "builder" not in inner:
+            break
+        inner = inner["builder"]
+    return ImageServer(
+        builder_types=tuple(types),
+        provider=inner.get("providerClassName", ""),
+        uris=(inner["uri"],) if "uri" in inner else (),
+        args=tuple(inner.get("args", ())),
+        width=metadata.get("width"),
+        height=metadata.get("height"),
+        size_z=metadata.get("sizeZ", 1),
+        size_t=metadata.get("sizeT", 1),
+        is_rgb=metadata.get("isRGB", True),
+    )
+
+
+def parse_calibration(builder: dict[str, Any]) -> PixelCalibration | None:
+    metadata = builder.get("metadata")
+    if metadata is None:
+        return None
+    calibration = metadata.get("pixelCalibration", {})
+    sizes = [calibration.get(k, {}) for k in ("pixelWidth", "pixelHeight")]
+    if any(size.get("unit") != "µm" for size in sizes):
+        return PixelCalibration()
+    return PixelCalibration(*(float(size["value"]) for size in sizes))
+
+
+def relocate(project: PaquoProject, image_root: Path | None) -> None:
+    from urllib.parse import unquote, urlsplit
+
+    previous = str(project.java_object.getPreviousURI())
+    for image in project.images:
+        if not image.server.uris:
+            continue
+        stored = Path(unquote(urlsplit(image.server.uris[0]).path))
+        candidates = [
+            stored,
+            project.path.parent
+            / os.path.relpath(stored, Path(unquote(urlsplit(previous).path)).parent),
+        ]
+        if image_root:
+            candidates.append(image_root / stored.name)
+        for candidate in candidates:
+            if candidate.is_file():
+                image.path = candidate.resolve()
+                if candidate is not stored:
+                    image.point_to({image.server.uris[0]: image.path.as_uri()})
+                break
