@@ -58,7 +58,7 @@ class CellType:
 
 
 TUMOUR = CellType(
-    "tumour", 20, 0.19, (1.05, 1.65), 0.055, 0.0, (0.38, 0.85), 0.60, 0.15, 11, 4.5
+    "tumour", 21, 0.16, (1.05, 1.65), 0.055, 0.0, (0.38, 0.85), 0.60, 0.15, 11, 4.5
 )  # fmt: skip
 SPINDLE = CellType(
     "spindle", 13, 0.18, (2.6, 5.0), 0.05, 0.10, (0.45, 0.78), 0.20, 0.12, 46, 10
@@ -69,7 +69,7 @@ LYMPHOCYTE = CellType(
 CELL_TYPES = (TUMOUR, SPINDLE, LYMPHOCYTE)
 
 #: Shares of nuclei that may overlap a neighbour by the given part of the smaller one.
-_OVERLAP_LIMITS, _OVERLAP_SHARES = (0.0, 0.06, 0.25), (0.88, 0.08, 0.04)
+_OVERLAP_LIMITS, _OVERLAP_SHARES = (0.0, 0.06, 0.25), (0.91, 0.06, 0.03)
 
 
 @dataclass(frozen=True, eq=False)
