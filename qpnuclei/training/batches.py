@@ -7,6 +7,7 @@ a run was interrupted, changes what the networks see.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -74,9 +75,11 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         return jitter_stains(crop, self._hed_jitter, rng) if self._hed_jitter else crop
 
 
-def batch_rng(seed: int, number: int) -> np.random.Generator:
-    """Return the random numbers of one batch, independent of every other batch's."""
-    return np.random.default_rng([seed, number])
+def batch_rng(
+    seed: int, number: int, purpose: Literal["tiles", "transform"] = "tiles"
+) -> np.random.Generator:
+    """Return the random numbers of one batch, independent of every other batch and purpose."""
+    return np.random.default_rng([seed, number, ("tiles", "transform").index(purpose)])
 
 
 def draw_tiles(

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 
-from qpnuclei.errors import UsageError
+from qpnuclei.errors import NotFoundError, UsageError
 from qpnuclei.nn.checkpoint import write_atomically
 from qpnuclei.slides.resolution import working_downsample
 from qpnuclei.slides.slide import Slide
@@ -121,7 +122,7 @@ def cached_tile_index(
     sources, scales, tile_px, min_tissue, on_source
         As for `build_tile_index`.
     """
-    digest = _digest(sources, scales, tile_px, min_tissue)
+    digest = sources_digest(sources, scales, tile_px, min_tissue)
     path = folder / f"tiles-{digest}.parquet"
     if path.is_file():
         _log.info("tile index %s", path)
@@ -248,10 +249,17 @@ def _starts(extent: int, size: int) -> npt.NDArray[np.int64]:
     return np.rint(np.linspace(0, extent - size, math.ceil(extent / size))).astype(np.int64)
 
 
-def _digest(
+def sources_digest(
     sources: Sequence[Source], scales: Sequence[float], tile_px: int, min_tissue: float
 ) -> str:
-    files = [source.path.stat() for source in sources]
+    """Hash all that decides the tile index: images (path, size, date, ROI) and how they are cut.
+
+    Raises
+    ------
+    qpnuclei.errors.NotFoundError
+        If an image is no longer there.
+    """
+    files = [_stat(source.path) for source in sources]
     content = json.dumps(
         [
             [
@@ -271,6 +279,13 @@ def _digest(
         ]
     )
     return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise NotFoundError(f"{path}: {error.strerror}", "was it moved?") from error
 
 
 @dataclass(frozen=True)
