@@ -104,9 +104,7 @@ def train(
     ] = 0,
     device: Annotated[
         str,
-        typer.Option(
-            "--device", help="auto (a GPU where there is one), cpu, cuda, cuda:N or mps."
-        ),
+        typer.Option("--device", help="auto (a GPU where there is one), cpu, cuda, cuda:N or mps."),
     ] = "auto",
     workers: Annotated[
         int | None,
@@ -131,6 +129,5 @@ def train(
     if scales is not None:
         fields["scales"] = _numbers(scales)
     if fields.get("family") == "student":
-        from qpnuclei.training.student import train_student
         ...
     recipe = attention_recipe(fields)
