@@ -7,17 +7,26 @@ bounded by tiles, not by the size of the region.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.measure import intensity_measurements, shape_measurements
+from qpnuclei.measure import (
+    Pixels,
+    attention_measurement,
+    intensity_measurements,
+    pixels_of_labels,
+    pixels_of_polygons,
+    shape_measurements,
+)
 from qpnuclei.nuclei import NucleiTable
-from qpnuclei.segmentation.polygons import polygonise
+from qpnuclei.qupath.model import PixelCalibration, Stains
+from qpnuclei.segmentation.polygons import polygonise, simplify
 from qpnuclei.segmentation.postprocess import interaction_radius_px, segment_instances
 from qpnuclei.segmentation.stitch import Stitcher, StitchReport
 from qpnuclei.segmentation.tiles import Tile, TilePlan
@@ -26,13 +35,14 @@ from qpnuclei.stages import ahead
 from qpnuclei.summary import Stopwatch
 
 if TYPE_CHECKING:
-    from qpnuclei.nn.metadata import PostProcessing
     from qpnuclei.nn.segmenter import Segmenter
-    from qpnuclei.qupath.model import Stains
     from qpnuclei.slides.stains import ReinhardStatistics
 
+#: On how many tiles, spread over the region, its colours are measured.
+_COLOUR_TILES = 16
 
-class Pixels(Protocol):
+
+class PixelSource(Protocol):
     """Where pixels come from: `qpnuclei.slides.slide.Slide`, or an array in memory."""
 
     width: int
@@ -99,7 +109,7 @@ def plan_tiles(
 
 
 def find_nuclei(
-    pixels: Pixels,
+    pixels: PixelSource,
     tiles: TilePlan,
     segmenter: Segmenter,
     scale: Scale,
@@ -133,13 +143,142 @@ def find_nuclei(
         What happened at the seams.
     """
     clock = clock or Stopwatch()
+    parameters = segmenter.metadata.post_processing
+    statistics = _colour_statistics(pixels, tiles, segmenter, scale)
     stitcher = Stitcher(tiles)
-    views = ahead(_read(pixels, tiles, segmenter, scale, clock), size=2 * batch_size)
-    attended = ahead(_attend(views, pixels, segmenter, scale, batch_size, clock), size=2)
+    read = ahead(_read(pixels, tiles, segmenter, scale, clock), size=2 * batch_size)
+    attended = ahead(_attend(read, segmenter, statistics, batch_size, clock), size=2)
     found = 0
-    for done, view in enumerate(attended, start=1):
+    for done, (tile, view) in enumerate(attended, start=1):
         with clock("segment"):
-            nuclei, labels, ids = _segment(view, segmenter.metadata.post_processing)
+            labels = segment_instances(view.attention, parameters, view.centre)
+            nuclei, ids = polygonise(labels, (view.x0, view.y0))
+            own, cut = tiles.divide(tile, nuclei)
         with clock("measure"):
-            own, cut = tiles.divide(view.tile, nuclei)
-    ...
+            owned = nuclei.take(own).with_measurements(
+                _intensities(view, pixels_of_labels(labels, ids[own]), stains)
+            )
+        with clock("stitch"):
+            stitcher.add(tile, owned, nuclei.take(cut))
+        found += len(own)
+        progress(done, found)
+    with clock("stitch"):
+        nuclei, report = stitcher.finish()
+    with clock("measure"):
+        for row in report.joined.tolist():
+            view = _view_of(nuclei.take([row]), pixels, segmenter, statistics, scale)
+            joined = shapely.transform(
+                nuclei.take([row]).polygons(), lambda xy, view=view: xy - (view.x0, view.y0)
+            )
+            values = _intensities(view, pixels_of_polygons(joined, view.rgb.shape[:2]), stains)
+            for name, value in values.items():
+                nuclei.measurements[name][row] = value[0]
+        nuclei = _to_level_0(nuclei, scale, simplify_um)
+        shapes = shape_measurements(nuclei.polygons(), PixelCalibration(*scale.mpp))
+    return nuclei.with_measurements({**shapes, **nuclei.measurements}), report
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """Pixels and attention of one area of the working grid whose upper left corner is (x0, y0)."""
+
+    x0: int
+    y0: int
+    rgb: npt.NDArray[np.uint8]
+    attention: npt.NDArray[np.float32]
+    centre: npt.NDArray[np.float32] | None
+
+
+def _view_of(
+    nucleus: NucleiTable,
+    pixels: PixelSource,
+    segmenter: Segmenter,
+    statistics: ReinhardStatistics | None,
+    scale: Scale,
+) -> _View:
+    """Look at the bounding box of one nucleus again: no tile saw it whole."""
+    stride, margin = segmenter.stride, _margin(segmenter)
+    x0, y0 = (np.floor(nucleus.vertices.min(axis=0) / stride).astype(int) * stride).tolist()
+    width, height = np.ceil(nucleus.vertices.max(axis=0) - (x0, y0)).astype(int).tolist()
+    rgb = pixels.read(
+        x0 - margin, y0 - margin, width + 2 * margin, height + 2 * margin, scale.downsample
+    )
+    attention, _ = segmenter.attend(rgb[None], statistics)
+    inner = np.s_[margin : margin + height, margin : margin + width]
+    return _View(x0, y0, rgb[inner], attention[0][inner], None)
+
+
+def _margin(segmenter: Segmenter) -> int:
+    """Px that the network must see around a view; whole strides keep its phase."""
+    return math.ceil(segmenter.receptive_radius_px / segmenter.stride) * segmenter.stride
+
+
+def _read(
+    pixels: PixelSource, tiles: TilePlan, segmenter: Segmenter, scale: Scale, clock: Stopwatch
+) -> Iterator[tuple[Tile, npt.NDArray[np.uint8]]]:
+    """Yield each tile with the pixels of its extent and of what the network sees around it."""
+    margin = _margin(segmenter)
+    for tile in tiles:
+        x, y = tile.extent.x0 - margin, tile.extent.y0 - margin
+        width, height = (length + 2 * margin for length in tiles.extent_size)
+        with clock("read"):
+            rgb = pixels.read(x, y, width, height, scale.downsample)
+        yield tile, rgb
+
+
+def _attend(
+    read: Iterable[tuple[Tile, npt.NDArray[np.uint8]]],
+    segmenter: Segmenter,
+    statistics: ReinhardStatistics | None,
+    batch_size: int,
+    clock: Stopwatch,
+) -> Iterator[tuple[Tile, _View]]:
+    """Run the network on batches of tiles and cut the results to the tiles' views."""
+    margin = _margin(segmenter)
+    tiles = iter(read)
+    while batch := list(islice(tiles, batch_size)):
+        with clock("attend"):
+            attention, centre = segmenter.attend(np.stack([rgb for _, rgb in batch]), statistics)
+        for i, (tile, rgb) in enumerate(batch):
+            x0, y0 = tile.view.x0, tile.view.y0
+            left, top = x0 - tile.extent.x0 + margin, y0 - tile.extent.y0 + margin
+            inner = np.s_[top : top + tile.view.height, left : left + tile.view.width]
+            seeds = None if centre is None else centre[i][inner]
+            yield tile, _View(x0, y0, rgb[inner], attention[i][inner], seeds)
+
+
+def _colour_statistics(
+    pixels: PixelSource, tiles: TilePlan, segmenter: Segmenter, scale: Scale
+) -> ReinhardStatistics | None:
+    """Measure the colours of the whole region once, on tiles spread over it.
+
+    None if the model takes colours as they are. Never per tile: that makes seams.
+    """
+    if segmenter.metadata.colour.method == "none" or len(tiles) == 0:
+        return None
+    chosen = np.unique(np.linspace(0, len(tiles) - 1, _COLOUR_TILES).astype(int)).tolist()
+    samples = [
+        pixels.read(core.x0, core.y0, core.width, core.height, scale.downsample)
+        for core in (tiles[i].core for i in chosen)
+    ]
+    return reinhard_statistics(np.stack(samples))
+
+
+def _intensities(
+    view: _View, regions: Pixels, stains: Stains
+) -> dict[str, npt.NDArray[np.float32]]:
+    return {
+        **intensity_measurements(separate(view.rgb, stains), stains.stain_names[:2], regions),
+        **attention_measurement(view.attention, regions),
+    }
+
+
+def _to_level_0(nuclei: NucleiTable, scale: Scale, simplify_um: float) -> NucleiTable:
+    if simplify_um > 0:
+        nuclei = simplify(nuclei, simplify_um / max(scale.working_mpp))
+    return NucleiTable(
+        nuclei.vertices * np.asarray(scale.downsample, np.float32),
+        nuclei.ring_offsets,
+        nuclei.polygon_offsets,
+        nuclei.measurements,
+    )

@@ -2,29 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
+from qpnuclei.errors import QpnucleiError
+
 stdout = Console()
 stderr = Console(stderr=True)
 
 
-def progress_bar(quiet: bool = False) -> Progress:
-    """Return a rich progress bar on standard error; silent if `quiet` or not a terminal."""
-    return Progress(
+def print_error(error: QpnucleiError, prefix: str = "") -> None:
+    """Print what went wrong in one line, and what to do about it in another."""
+    stderr.print(
+        f"[bold red]error:[/] {escape(prefix + error.what)}", highlight=False, soft_wrap=True
+    )
+    if error.hint:
+        stderr.print(f"[bold]hint:[/] {escape(error.hint)}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def tile_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, int], None]]:
+    """Show a bar of tiles per image, with the nuclei so far and the time left.
+
+    Yields
+    ------
+    callable
+        To be called as ``progress(image name, tiles done, tiles in all, nuclei so far)``.
+    """
+    columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("tiles, {task.fields[nuclei]} nuclei"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=stderr,
-        disable=quiet,
     )
+    with Progress(*columns, console=stderr, disable=quiet) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(image: str, done: int, tiles: int, nuclei: int) -> None:
+            if image not in tasks:
+                tasks[image] = bar.add_task(escape(image), total=tiles, nuclei=0)
+            bar.update(tasks[image], completed=done, total=tiles, nuclei=nuclei)
+
+        yield progress

@@ -22,9 +22,7 @@ def _project() -> None:
 
 @project_app.command()
 def create(
-    directory: Annotated[
-        Path, typer.Argument(help="Folder of the new project; made if missing.")
-    ],
+    directory: Annotated[Path, typer.Argument(help="Folder of the new project; made if missing.")],
     slides: Annotated[list[Path], typer.Argument(help="Slide files to add, in this order.")],
     mpp: MppOption = None,
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+import scipy.ndimage
 import shapely
 
 Float = npt.NDArray[np.float32]
@@ -87,17 +88,10 @@ class Layout:
 
     def at(self, field: Float, points: npt.NDArray[np.floating[Any]]) -> Float:
         """Sample a field at (N, 2) points given in level-0 px."""
-        position = (points / COARSE - 0.5).astype(np.float32)
-        if len(position) == 0:
-            return np.empty(0, np.float32)
-        # OpenCV's remap has 16-bit sizes: fold the points into rows.
-        n = len(position)
-        rows = -(-n // 1024)
-        grid = np.zeros((rows * 1024, 2), np.float32)
-        grid[:n] = position
-        grid = grid.reshape(rows, 1024, 2)
-        values = cv2.remap(field, grid, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        return np.asarray(values, np.float32).ravel()[:n]
+        row_column = points[:, ::-1].T / COARSE - 0.5
+        return np.asarray(
+            scipy.ndimage.map_coordinates(field, row_column, order=1, mode="nearest"), np.float32
+        )
 
     def rows(self, field: Float, top: int, count: int, step: int = 1) -> Float:
         """Enlarge `count` rows of a field, from row `top`, to pixels of `step` level-0 px."""
@@ -151,7 +145,7 @@ def make_layout(size: tuple[int, int], rng: np.random.Generator) -> Layout:
         nest=nest,
         lymphoid=lymphoid,
         fat=np.minimum(fat, tissue - 30),
-        pen=_distance(pen) + waves(3, 6),
+        pen=cv2.GaussianBlur(_distance(pen), (0, 0), 2.0).astype(np.float32) + waves(4, 6),
         flow=cv2.GaussianBlur(flow, (0, 0), 2.0).astype(np.float32),
         vessels=vessels,
     )
@@ -190,8 +184,8 @@ def demo_annotations(size: tuple[int, int]) -> tuple[DemoAnnotation, ...]:
             "Tumor",
             shapely.Polygon(
                 area(
-                    (0.13, 0.33), (0.20, 0.18), (0.33, 0.14), (0.44, 0.21), (0.475, 0.36),
-                    (0.44, 0.52), (0.33, 0.61), (0.20, 0.58), (0.13, 0.46),
+                    (0.12, 0.32), (0.20, 0.15), (0.34, 0.115), (0.45, 0.20), (0.485, 0.36),
+                    (0.45, 0.54), (0.33, 0.63), (0.19, 0.60), (0.115, 0.47),
                 ),
                 [np.round(hole, 2)],
             ),
@@ -201,8 +195,8 @@ def demo_annotations(size: tuple[int, int]) -> tuple[DemoAnnotation, ...]:
             "Tumor",
             shapely.Polygon(
                 area(
-                    (0.575, 0.55), (0.66, 0.45), (0.79, 0.45), (0.87, 0.56), (0.86, 0.72),
-                    (0.76, 0.83), (0.65, 0.81), (0.57, 0.70),
+                    (0.56, 0.54), (0.66, 0.43), (0.80, 0.425), (0.89, 0.55), (0.88, 0.73),
+                    (0.77, 0.855), (0.64, 0.835), (0.55, 0.71),
                 )
             ),
         ),
@@ -211,8 +205,8 @@ def demo_annotations(size: tuple[int, int]) -> tuple[DemoAnnotation, ...]:
             "Stroma",
             shapely.Polygon(
                 area(
-                    (0.28, 0.69), (0.37, 0.67), (0.46, 0.60), (0.52, 0.64), (0.52, 0.80),
-                    (0.44, 0.90), (0.32, 0.90), (0.26, 0.80),
+                    (0.27, 0.69), (0.37, 0.67), (0.46, 0.59), (0.53, 0.64), (0.54, 0.80),
+                    (0.46, 0.91), (0.32, 0.91), (0.25, 0.80),
                 )
             ),
         ),
@@ -220,7 +214,10 @@ def demo_annotations(size: tuple[int, int]) -> tuple[DemoAnnotation, ...]:
             "Field 1",
             None,
             shapely.Polygon(
-                area((0.50, 0.20), (0.58, 0.18), (0.65, 0.28), (0.64, 0.37), (0.52, 0.38))
+                area(
+                    (0.49, 0.20), (0.57, 0.15), (0.64, 0.26), (0.70, 0.37), (0.60, 0.42),
+                    (0.52, 0.40),
+                )
             ),
         ),
     )  # fmt: skip
@@ -235,7 +232,7 @@ def smooth_noise(shape: tuple[int, int], sigma: float, rng: np.random.Generator)
 
 
 def _closed_curve(points: tuple[Unit, ...], size: tuple[int, int]) -> npt.NDArray[np.float64]:
-    """Closed Catmull-Rom curve through points given in fractions of the size."""
+    """Draw a closed Catmull-Rom curve through points given in fractions of the size."""
     p = np.asarray(points) * size
     before, after, last = np.roll(p, 1, 0), np.roll(p, -1, 0), np.roll(p, -2, 0)
     t = np.linspace(0, 1, 8, endpoint=False)[None, :, None]

@@ -141,7 +141,9 @@ class Painter:
 
         # Collagen: bundles of fibrils, with clefts between them.
         cleft = _step(-bundles - 1.35 + 0.3 * fibres, 0.7)
-        collagen = np.clip(0.25 + 0.06 * bundles + 0.055 * fibres + 0.02 * grain + 0.008 * fine, 0.04, 1)
+        collagen = np.clip(
+            0.25 + 0.06 * bundles + 0.055 * fibres + 0.02 * grain + 0.008 * fine, 0.04, 1
+        )
         collagen *= 1 - 0.85 * cleft
         # Cytoplasm: granular, bounded by faint membranes, each cell a little different.
         cytoplasm = np.clip(0.19 + 0.06 * tint + 0.022 * grain + 0.012 * fine, 0.03, 1)
@@ -163,7 +165,7 @@ class Painter:
         if pen.max() < -40:
             return np.zeros_like(pen)
         streaks = self._clumps.rows(y0, n, self._layout.width)
-        return _step(pen, 14) * np.clip(0.52 + 0.05 * streaks, 0, 1)
+        return np.asarray(_step(pen, 14) * np.clip(0.52 + 0.05 * streaks, 0, 1), np.float32)
 
     def _paint_nuclei(self, haematoxylin: Float, eosin: Float, y0: int) -> None:
         tops = self._nuclei.outlines[:, :, 1].min(axis=1)
@@ -194,23 +196,21 @@ class Painter:
         )
         if part[0].stop <= part[0].start or part[1].stop <= part[1].start:
             return
-        alpha, density = cover[part], density[part]
+        alpha, inner = cover[part], density[part]
         below, under = haematoxylin[inside], occupied[inside]
         # Where two nuclei overlap, light passes both.
-        both = np.maximum(below, density) + 0.35 * np.minimum(below, density)
-        density = density + (both - density) * under
-        below += (density - below) * alpha
+        both = np.maximum(below, inner) + np.float32(0.35) * np.minimum(below, inner)
+        below += (inner + (both - inner) * under - below) * alpha
         eosin[inside] += (pink - eosin[inside]) * alpha
         np.maximum(under, alpha, out=under)
 
-    def _nucleoplasm(
-        self, i: int, cover: Float, rng: np.random.Generator
-    ) -> tuple[Float, float]:
+    def _nucleoplasm(self, i: int, cover: Float, rng: np.random.Generator) -> tuple[Float, float]:
         """Haematoxylin inside of nucleus i, over its patch, and its eosin."""
         nuclei = self._nuclei
         cell = CELL_TYPES[nuclei.types[i]]
         mean = nuclei.haematoxylin[i]
-        depth = cv2.distanceTransform((cover > 0.5).astype(np.uint8), cv2.DIST_L2, 3)
+        within = (cover > 0.5).astype(np.uint8)
+        depth = np.asarray(cv2.distanceTransform(within, cv2.DIST_L2, 3), np.float32)
         fine = self._grain.patch(cover.shape, rng)
         clumps = self._clumps.patch(cover.shape, rng)
         contrast = cell.clumps * rng.uniform(0.7, 1.3)
@@ -248,7 +248,7 @@ class _Texture:
     def patch(self, shape: tuple[int, ...], rng: np.random.Generator) -> Float:
         """Return a random part of the plane."""
         y, x = rng.integers(0, self._period - max(shape), 2)
-        return self._values[y : y + shape[0], x : x + shape[1]]
+        return np.asarray(self._values[y : y + shape[0], x : x + shape[1]])
 
 
 def _collagen(layout: Layout, rng: np.random.Generator) -> tuple[Float, Float]:
@@ -290,7 +290,8 @@ def _cells(layout: Layout, nuclei: Nuclei, rng: np.random.Generator) -> tuple[Fl
     y, x = np.nonzero(layout.rows(layout.nest, 0, height, _CELL_STEP) > -20)
     points = (np.stack([x, y], axis=1) + 0.5) * _CELL_STEP
     wobble = [layout.at(smooth_noise(layout.nest.shape, 1.2, rng), points) for _ in range(2)]
-    distance, nearest = cKDTree(centres).query(points + 4 * np.stack(wobble, axis=1), k=2)
+    found = cKDTree(centres).query(points + 4 * np.stack(wobble, axis=1), k=2)
+    distance, nearest = (np.asarray(part) for part in found)
     apart = distance[:, 1] - distance[:, 0]
     borders[y, x] = np.exp(-((apart / 4.0) ** 2))
     tint[y, x] = np.clip(rng.standard_normal(len(centres)), -2, 2)[nearest[:, 0]]
@@ -314,9 +315,7 @@ def _enlarge(image: Float, step: int, top: int, count: int, width: int) -> Float
     )
 
 
-def _cover(
-    outline: npt.NDArray[np.float64], size: npt.NDArray[np.int64], soften: float
-) -> Float:
+def _cover(outline: npt.NDArray[np.float64], size: npt.NDArray[np.int64], soften: float) -> Float:
     """Share of each pixel of a (width, height) patch that lies within the outline."""
     factor = 4
     fine = np.zeros((size[1] * factor, size[0] * factor), np.uint8)
@@ -326,13 +325,13 @@ def _cover(
 
 
 def _nucleolus(depth: Float, rng: np.random.Generator) -> Float:
-    """A blob that lies well within the nucleus."""
+    """Draw a blob that lies well within the nucleus."""
     y, x = np.nonzero(depth > min(7.0, 0.6 * float(depth.max())))
     k = rng.integers(len(x))
     radius = rng.uniform(2.0, 3.8)
     yy, xx = np.ogrid[: depth.shape[0], : depth.shape[1]]
     distance = (xx - x[k]) ** 2 + (yy - y[k]) ** 2
-    return np.exp(-((distance / radius**2) ** 1.5)).astype(np.float32)
+    return np.asarray(np.exp(-((distance / radius**2) ** 1.5)), np.float32)
 
 
 def _fill(

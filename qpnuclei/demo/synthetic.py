@@ -157,7 +157,9 @@ def _erythrocytes(layout: Layout, rng: np.random.Generator) -> list[npt.NDArray[
         points = points[shapely.contains_xy(lumen, points[:, 0], points[:, 1])]
         outlines += Round(points, rng.normal(12.5, 1.0, len(points))).outlines(rng)
         strays = centre + rng.normal(0, 1.6, (12, 2)) * spread
-        strays = strays[(layout.at(layout.tissue, strays) > 30) & (layout.at(layout.nest, strays) < 0)]
+        strays = strays[
+            (layout.at(layout.tissue, strays) > 30) & (layout.at(layout.nest, strays) < 0)
+        ]
         outlines += Round(strays, rng.normal(12.5, 1.0, len(strays))).outlines(rng)
     return outlines
 

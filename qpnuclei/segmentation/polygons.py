@@ -139,8 +139,8 @@ def simplify(nuclei: NucleiTable, tolerance: float) -> NucleiTable:
     Returns
     -------
     NucleiTable
-        Valid polygons, none of them empty: where leaving out vertices would make one invalid, it
-        stays as it was.
+        Valid polygons, none of them empty: where leaving out vertices would make one invalid or
+        move it too far, it stays as it was.
 
     Notes
     -----
@@ -153,6 +153,8 @@ def simplify(nuclei: NucleiTable, tolerance: float) -> NucleiTable:
         return nuclei
     before = nuclei.polygons()
     after = shapely.simplify(before, tolerance, preserve_topology=True)
-    bad = ~shapely.is_valid(after) | (shapely.area(after) == 0)
+    # GEOS keeps small rings from collapsing, at times by moving them farther than it may.
+    moved = shapely.hausdorff_distance(shapely.boundary(before), shapely.boundary(after))
+    bad = ~shapely.is_valid(after) | (shapely.area(after) == 0) | (moved > tolerance)
     after[bad] = before[bad]
     return NucleiTable.from_polygons(after, nuclei.measurements)

@@ -16,7 +16,7 @@ References
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
@@ -287,11 +287,19 @@ def parse(data: bytes, source: str, packer: Packer | None = None) -> Stream:
         Names source, offset and meaning.
     """
     parser = _Parser(data, source, packer)
-    try:
-        items: list[Content] = run(parser.stream())
-    except RecursionError:
-        parser.fail(f"objects are nested deeper than {MAX_DEPTH} levels")
+    items = list(parser.items())
     return Stream(items, list(parser.nodes.values()))
+
+
+def parse_items(data: bytes, source: str) -> Iterator[Content]:
+    """Parse the top-level items of a stream one by one, as they are asked for.
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        As `parse` does, when it comes to the place.
+    """
+    return _Parser(data, source, None).items()
 
 
 def write(items: Iterable[Content], emit: Callable[[bytes], object]) -> None:
@@ -415,26 +423,29 @@ class _Parser:
 
     # Grammar
 
-    def stream(self) -> Step:
+    def items(self) -> Iterator[Content]:
         if self.data[:4] != MAGIC:
             self.fail(f"starts with {self.data[:4].hex()!r}, not as a Java object stream")
         self.pos = 4
-        items: list[Content] = []
         while self.pos < len(self.data):
-            tag = self.data[self.pos]
-            if tag == RESET:
-                self.pos += 1
-                self.reset()
-                items.append(Reset())
-            elif tag == EXCEPTION:
-                self.pos += 1
-                self.reset()
-                throwable = yield self.step()
-                self.reset()
-                items.append(JavaException(throwable))
-            else:
-                items.append((yield self.step(block_data=True)))
-        return items
+            try:
+                yield run(self.item())
+            except RecursionError:
+                self.fail(f"objects are nested deeper than {MAX_DEPTH} levels")
+
+    def item(self) -> Step:
+        tag = self.data[self.pos]
+        if tag == RESET:
+            self.pos += 1
+            self.reset()
+            return Reset()
+        if tag == EXCEPTION:
+            self.pos += 1
+            self.reset()
+            throwable = yield self.step()
+            self.reset()
+            return JavaException(throwable)
+        return (yield self.step(block_data=True))
 
     def reset(self) -> None:
         self.nodes.clear()
