@@ -124,7 +124,7 @@ class Painter:
         strip = strip[_MARGIN:-_MARGIN]
         noise = np.random.default_rng([self._seed, 2, top])
         strip += noise.standard_normal(strip.shape, np.float32) * np.float32(1.6)
-        return np.clip(np.rint(strip), 0, 255).astype(np.uint8)
+        return np.asarray(np.clip(np.rint(strip), 0, 255), np.uint8)
 
     def _rows(self, field: Float, top: int, count: int) -> Float:
         return self._layout.rows(field.astype(np.float32), top, count)
@@ -231,7 +231,7 @@ class Painter:
         if cell is TUMOUR:
             for _ in range(rng.choice(4, p=(0.25, 0.4, 0.25, 0.1))):
                 density = density + _nucleolus(depth, rng) * rng.uniform(0.3, 0.6)
-        density = np.clip(density, 0.18 if cell is TUMOUR else 0.3, 1.5).astype(np.float32)
+        density = np.clip(density, 0.24 if cell is TUMOUR else 0.3, 1.5).astype(np.float32)
         # Chromatin takes up eosin too: pale parts let more light of every colour through.
         pink = np.float32(rng.uniform(0.26, 0.36)) * np.clip(density / np.float32(mean), 0.3, 1.4)
         return density, pink
