@@ -231,7 +231,8 @@ class Painter:
         if cell is TUMOUR:
             for _ in range(rng.choice(4, p=(0.25, 0.4, 0.25, 0.1))):
                 density = density + _nucleolus(depth, rng) * rng.uniform(0.3, 0.6)
-        density = np.clip(density, 0.24 if cell is TUMOUR else 0.3, 1.5).astype(np.float32)
+        # A soft floor: the palest spots of pale nuclei keep their texture.
+        density = 0.22 + 0.08 * np.logaddexp(0, (density - 0.22) / 0.08).astype(np.float32)
         # Chromatin takes up eosin too: pale parts let more light of every colour through.
         pink = np.float32(rng.uniform(0.26, 0.36)) * np.clip(density / np.float32(mean), 0.3, 1.4)
         return density, pink
