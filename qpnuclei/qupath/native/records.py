@@ -511,6 +511,8 @@ def _slices(data: bytes, begins: IntArray, ends: IntArray) -> list[bytes]:
 
 
 def _with_length(content: bytes, slot: Slot) -> bytes:
+    if slot.prefix == 0:
+        return content
     return (len(content) // slot.unit).to_bytes(slot.prefix, "big") + content
 
 
