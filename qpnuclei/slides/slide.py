@@ -78,6 +78,8 @@ class Slide:
     path : Path
     width, height : int
         Level-0 size in px, in QuPath's frame.
+    crop_to_bounds : bool
+        See `open_slide`.
     mpp : (float, float) or None
         µm/px in x and y as the file says it, however absurd; None if it does not.
     levels : tuple of Level
@@ -91,7 +93,7 @@ class Slide:
         self.mpp = source.mpp
         self.vendor = source.vendor
         self._source = source
-        self._crop_to_bounds = crop_to_bounds
+        self.crop_to_bounds = crop_to_bounds
         self._lock = threading.Lock()
         full_width, full_height = source.sizes[0]
         x, y, self.width, self.height = (0, 0, full_width, full_height)
@@ -110,7 +112,7 @@ class Slide:
         return f"Slide({str(self.path)!r}, {self.width}x{self.height} px, mpp={self.mpp})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self._crop_to_bounds)
+        return _reopen, (self.path, self.crop_to_bounds)
 
     def __enter__(self) -> Self:
         return self
