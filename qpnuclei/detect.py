@@ -30,6 +30,8 @@ from qpnuclei.segmentation.polygons import polygonise, simplify
 from qpnuclei.segmentation.postprocess import interaction_radius_px, segment_instances
 from qpnuclei.segmentation.stitch import Stitcher, StitchReport
 from qpnuclei.segmentation.tiles import Tile, TilePlan
+from qpnuclei.slides.resolution import resolve_mpp, working_downsample
+from qpnuclei.slides.slide import ImageInMemory
 from qpnuclei.slides.stains import reinhard_statistics, separate
 from qpnuclei.stages import ahead
 from qpnuclei.summary import Stopwatch
@@ -37,6 +39,12 @@ from qpnuclei.summary import Stopwatch
 if TYPE_CHECKING:
     from qpnuclei.nn.segmenter import Segmenter
     from qpnuclei.slides.stains import ReinhardStatistics
+
+#: Core of a tile in px of the working grid: large enough that its surroundings, which are read and
+#: attended again for its neighbours, weigh little; small enough for 64 channels of float32.
+DEFAULT_TILE_PX = 1024
+#: Few nuclei are larger; one that is comes out whole all the same, joined from several tiles.
+DEFAULT_MAX_NUCLEUS_UM = 25.0
 
 #: On how many tiles, spread over the region, its colours are measured.
 _COLOUR_TILES = 16
@@ -80,8 +88,8 @@ def plan_tiles(
     image_size: tuple[int, int],
     scale: Scale,
     segmenter: Segmenter,
-    tile_px: int,
-    max_nucleus_um: float,
+    tile_px: int = DEFAULT_TILE_PX,
+    max_nucleus_um: float = DEFAULT_MAX_NUCLEUS_UM,
 ) -> TilePlan:
     """Cover a region with tiles on the working grid.
 
@@ -176,6 +184,19 @@ def find_nuclei(
         nuclei = _to_level_0(nuclei, scale, simplify_um)
         shapes = shape_measurements(nuclei.polygons(), PixelCalibration(*scale.mpp))
     return nuclei.with_measurements({**shapes, **nuclei.measurements}), report
+
+
+def segment_image(
+    segmenter: Segmenter, rgb: npt.NDArray[np.uint8], mpp: float, stains: Stains
+) -> NucleiTable:
+    """Find and measure the nuclei of one image in memory; see `Segmenter.segment`."""
+    (resolved, _) = resolve_mpp(mpp, None, None, "the image")
+    image = ImageInMemory(rgb, resolved)
+    scale = Scale(resolved, working_downsample(resolved, segmenter.mpp))
+    size = image.width, image.height
+    tiles = plan_tiles(shapely.box(0, 0, *size), size, scale, segmenter)
+    nuclei, _ = find_nuclei(image, tiles, segmenter, scale, stains)
+    return nuclei
 
 
 @dataclass(frozen=True, eq=False)
