@@ -12,8 +12,8 @@ from qpnuclei.qupath.native.create import server_builder
 from .samples import dump
 
 
-def slide(folder, name="a slide.svs", **options):
-    path = folder / name
+def slide(folder, file_name="a slide.svs", **options):
+    path = folder / file_name
     path.touch()
     thumbnail = np.full((700, 2000, 3), 240, np.uint8)
     calibration = PixelCalibration(0.25, 0.26)
