@@ -103,7 +103,7 @@ def naive_owner(plan, box, centroid):
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
-    core=st.integers(5, 60),
+    core=st.integers(20, 60),
     halo=st.integers(1, 40),
     alignment=st.sampled_from([1, 8]),
     origin=st.tuples(st.integers(-90, 90), st.integers(-90, 90)),
