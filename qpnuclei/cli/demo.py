@@ -1,0 +1,31 @@
+"""``qpnuclei demo``: the whole job on a synthetic slide, or on the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qpnuclei.cli.options import Device, DeviceOption, ModelOption, MppOption, Quiet
+
+
+def demo(
+    directory: Annotated[Path, typer.Argument(help="Folder for the demonstration's files.")],
+    slide: Annotated[
+        Path | None,
+        typer.Option(
+            "--slide",
+            help="Slide to use, its tissue found automatically as the annotation.",
+            show_default="a synthetic slide of known nuclei",
+        ),
+    ] = None,
+    mpp: MppOption = None,
+    model: ModelOption = "default",
+    device: DeviceOption = Device.AUTO,
+    quiet: Quiet = False,
+) -> None:
+    """Make a slide and a QuPath project, find and count the nuclei, and draw them.
+
+    Without --slide it also says how many of the known nuclei were found.
+    """

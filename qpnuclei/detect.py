@@ -1,0 +1,254 @@
+"""Nuclei from pixels: tiles are read, attended, segmented, measured and stitched.
+
+Reading and attention work ahead in threads of their own; what is in memory at any moment is
+bounded by tiles, not by the size of the region.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from qpnuclei.measure import intensity_measurements, shape_measurements
+from qpnuclei.nuclei import NucleiTable
+from qpnuclei.segmentation.polygons import polygonise
+from qpnuclei.segmentation.postprocess import interaction_radius_px, segment_instances
+from qpnuclei.segmentation.stitch import Stitcher, StitchReport
+from qpnuclei.segmentation.tiles import Tile, TilePlan
+from qpnuclei.slides.stains import reinhard_statistics, separate
+from qpnuclei.stages import ahead
+from qpnuclei.summary import Stopwatch
+
+if TYPE_CHECKING:
+    from qpnuclei.nn.metadata import PostProcessing
+    from qpnuclei.nn.segmenter import Segmenter
+    from qpnuclei.qupath.model import Stains
+    from qpnuclei.slides.stains import ReinhardStatistics
+
+
+class Pixels(Protocol):
+    """Where pixels come from: `qpnuclei.slides.slide.Slide`, or an array in memory."""
+
+    width: int
+    height: int
+
+    def read(
+        self, x: int, y: int, width: int, height: int, downsample: tuple[float, float]
+    ) -> npt.NDArray[np.uint8]:
+        """Return a region of the working grid; see `qpnuclei.slides.slide.Slide.read`."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large pixels are, and how many of them the network sees as one.
+
+    Parameters
+    ----------
+    mpp : (float, float)
+        µm per level-0 px in x and y.
+    downsample : (float, float)
+        Level-0 px per px of the working grid, which the network sees.
+    """
+
+    mpp: tuple[float, float]
+    downsample: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def working_mpp(self) -> tuple[float, float]:
+        """µm per px of the working grid in x and y."""
+        return self.mpp[0] * self.downsample[0], self.mpp[1] * self.downsample[1]
+
+
+def plan_tiles(
+    roi: shapely.Geometry,
+    image_size: tuple[int, int],
+    scale: Scale,
+    segmenter: Segmenter,
+    tile_px: int,
+    max_nucleus_um: float,
+) -> TilePlan:
+    """Cover a region with tiles on the working grid.
+
+    Tiles overlap by the largest nucleus and what can change its outline. What the network looks
+    at beyond that is read in addition, by `find_nuclei`.
+
+    Parameters
+    ----------
+    roi : shapely geometry
+        In level-0 px.
+    image_size : (int, int)
+        Width and height in level-0 px.
+    tile_px : int
+        Edge of a tile's core in px of the working grid.
+    """
+    sx, sy = scale.downsample
+    largest_px = math.ceil(max_nucleus_um / min(scale.working_mpp))
+    return TilePlan(
+        shapely.transform(roi, lambda xy: xy / (sx, sy)),
+        (math.ceil(image_size[0] / sx), math.ceil(image_size[1] / sy)),
+        core_size=tile_px,
+        halo=largest_px + interaction_radius_px(segmenter.metadata.post_processing),
+        alignment=segmenter.stride,
+    )
+
+
+def find_nuclei(
+    pixels: Pixels,
+    tiles: TilePlan,
+    segmenter: Segmenter,
+    scale: Scale,
+    stains: Stains,
+    *,
+    simplify_um: float = 0.0,
+    batch_size: int = 1,
+    clock: Stopwatch | None = None,
+    progress: Callable[[int, int], None] = lambda done, found: None,
+) -> tuple[NucleiTable, StitchReport]:
+    """Find the nuclei that the tiles of a plan own, each once, and measure them.
+
+    Parameters
+    ----------
+    stains : Stains
+        Stain vectors of the slide, for the measurements.
+    simplify_um : float
+        Largest distance in µm by which outlines may be simplified; 0 leaves them along the edges
+        of working pixels. Intensities are those of the pixels before.
+    batch_size : int
+        Tiles that the network takes at once.
+    progress : callable
+        Called as ``progress(tiles done, nuclei so far)``.
+
+    Returns
+    -------
+    nuclei : NucleiTable
+        In level-0 px, with QuPath's shape measurements in µm, the intensities of each stain, and
+        ``Attention: Mean``.
+    report : StitchReport
+        What happened at the seams.
+    """
+    clock = clock or Stopwatch()
+    parameters = segmenter.metadata.post_processing
+    stitcher = Stitcher(tiles)
+    read = ahead(_read(pixels, tiles, segmenter, scale, clock), size=2 * batch_size)
+    statistics = _colour_statistics(pixels, tiles, segmenter, scale)
+    attended = ahead(_attend(read, segmenter, statistics, batch_size, clock), size=2)
+    found = 0
+    for done, view in enumerate(attended, start=1):
+        with clock("segment"):
+            labels = segment_instances(view.attention, parameters, view.centre)
+            nuclei, _ = polygonise(labels, view.origin)
+            own, cut = tiles.divide(view.tile, nuclei)
+        with clock("measure"):
+            measurements = _intensities(view, labels, stains)
+            owned = nuclei.with_measurements(measurements).take(own)
+        with clock("stitch"):
+            stitcher.add(view.tile, owned, nuclei.take(cut))
+        found += len(own)
+        progress(done, found)
+    with clock("stitch"):
+        nuclei, report = stitcher.finish()
+    with clock("measure"):
+        nuclei = _measure_joined(nuclei, report, pixels, segmenter, statistics, scale, stains)
+        nuclei = _to_level_0(nuclei, scale, simplify_um)
+        nuclei = nuclei.with_measurements(shape_measurements(nuclei, scale.mpp))
+    return nuclei, report
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """What is known of one tile's view before it is segmented."""
+
+    tile: Tile
+    rgb: npt.NDArray[np.uint8]
+    attention: npt.NDArray[np.float32]
+    centre: npt.NDArray[np.float32] | None
+
+    @property
+    def origin(self) -> tuple[int, int]:
+        return self.tile.view.x0, self.tile.view.y0
+
+
+def _margin(segmenter: Segmenter) -> int:
+    """Px that the network must see around a view; whole strides keep its phase."""
+    return math.ceil(segmenter.receptive_radius_px / segmenter.stride) * segmenter.stride
+
+
+def _read(
+    pixels: Pixels, tiles: TilePlan, segmenter: Segmenter, scale: Scale, clock: Stopwatch
+) -> Iterator[tuple[Tile, npt.NDArray[np.uint8]]]:
+    """Yield each tile with the pixels of its extent and of what the network sees around it."""
+    margin = _margin(segmenter)
+    for tile in tiles:
+        x, y = tile.extent.x0 - margin, tile.extent.y0 - margin
+        width, height = (length + 2 * margin for length in tiles.extent_size)
+        with clock("read"):
+            rgb = pixels.read(x, y, width, height, scale.downsample)
+        yield tile, rgb
+
+
+def _attend(
+    read: Iterable[tuple[Tile, npt.NDArray[np.uint8]]],
+    segmenter: Segmenter,
+    statistics: ReinhardStatistics | None,
+    batch_size: int,
+    clock: Stopwatch,
+) -> Iterator[_View]:
+    """Run the network on batches of tiles and cut the results to the tiles' views."""
+    margin = _margin(segmenter)
+    for batch in batched(read, batch_size):
+        with clock("attend"):
+            attention, centre = segmenter.attend(np.stack([rgb for _, rgb in batch]), statistics)
+        for i, (tile, rgb) in enumerate(batch):
+            left = tile.view.x0 - tile.extent.x0 + margin
+            top = tile.view.y0 - tile.extent.y0 + margin
+            inner = np.s_[top : top + tile.view.height, left : left + tile.view.width]
+            yield _View(
+                tile,
+                rgb[inner],
+                attention[i][inner],
+                None if centre is None else centre[i][inner],
+            )
+
+
+def _colour_statistics(
+    pixels: Pixels, tiles: TilePlan, segmenter: Segmenter, scale: Scale
+) -> ReinhardStatistics | None:
+    """Measure the colours of the whole region once, on tiles spread over it.
+
+    None if the model takes colours as they are. Never per tile: that makes seams.
+    """
+    if segmenter.metadata.colour.method == "none" or len(tiles) == 0:
+        return None
+    chosen = np.unique(np.linspace(0, len(tiles) - 1, _COLOUR_TILES).astype(int)).tolist()
+    samples = [
+        pixels.read(core.x0, core.y0, core.width, core.height, scale.downsample)
+        for core in (tiles[i].core for i in chosen)
+    ]
+    return reinhard_statistics(np.stack(samples))
+
+
+def _intensities(
+    view: _View, labels: npt.NDArray[np.int32], stains: Stains
+) -> dict[str, npt.NDArray[np.float32]]:
+    densities = separate(view.rgb, stains)
+    return {
+        **intensity_measurements(labels, densities, stains.stain_names[:2]),
+        ATTENTION_MEAN: label_means(labels, view.attention),
+    }
+
+
+def _to_level_0(nuclei: NucleiTable, scale: Scale, simplify_um: float) -> NucleiTable:
+    if simplify_um > 0:
+        nuclei = simplify(nuclei, simplify_um / max(scale.working_mpp))
+    return NucleiTable(
+        nuclei.vertices * np.asarray(scale.downsample, np.float32),
+        nuclei.ring_offsets,
+        nuclei.polygon_offsets,
+        nuclei.measurements,
+    )

@@ -1,0 +1,163 @@
+"""Resample between pixel grids so that a pixel's value depends on its own position alone.
+
+Whatever is cut into tiles must not change with the cut. A resampler that starts at the tile's
+corner breaks this at every tile border; so here every output pixel has weights that are a
+function of its index in the slide-wide grid, and the arithmetic is exact: weights are multiples of
+2^-12, so that no sum ever rounds in float32 and its order cannot matter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse
+
+_WEIGHT_ONE = 4096  # 12 bits; 8 bits of pixel, 4 of fraction and 12 of weight fill float32's 24
+_FRACTION_ONE = 16
+
+
+@dataclass(frozen=True)
+class AxisWeights:
+    """Weights of source pixels for a run of output pixels along one axis.
+
+    Parameters
+    ----------
+    first, stop : int
+        The source pixels needed are ``first`` to ``stop - 1``; none if equal.
+    matrix : (count, stop - first) float32 sparse array
+        Multiples of 1/4096. A row sums to the share of the output pixel that lies within the
+        source: to less than one where it reaches beyond.
+    """
+
+    first: int
+    stop: int
+    matrix: Any
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the output pixels are the source pixels."""
+        count, width = self.matrix.shape
+        return (
+            count == width == self.matrix.nnz
+            and bool(np.all(self.matrix.data == 1))
+            and bool(np.array_equal(self.matrix.indices, np.arange(count)))
+        )
+
+
+def axis_weights(
+    start: int,
+    count: int,
+    scale: float,
+    *,
+    pixel_size: float,
+    n_pixels: int,
+    origin: float,
+    extent: float,
+) -> AxisWeights:
+    """Weights for output pixels ``start`` to ``start + count - 1``, of size `scale`.
+
+    Lengths are in level-0 px. Source pixel ``s`` covers ``[s, s + 1) * pixel_size - origin``;
+    the visible image is ``[0, extent)``, and the last source pixel is taken to reach to its end
+    (levels are often cut to whole pixels). Where output pixels are at least as large as source
+    pixels, weights are shares of area; where smaller, linear interpolation between centres.
+
+    Parameters
+    ----------
+    start, count : int
+        Run of output pixels; output pixel ``i`` covers ``[i, i + 1) * scale``.
+    scale : float
+        Size of an output pixel.
+    pixel_size, n_pixels : float, int
+        Size and number of source pixels.
+    origin : float
+        Where the visible image starts in the source.
+    extent : float
+        Length of the visible image.
+    """
+    index = np.arange(start, start + count)
+    if scale >= pixel_size:
+        sources, weights = _area(index, scale, pixel_size, n_pixels, origin, extent)
+    else:
+        sources, weights = _linear(index, scale, pixel_size, n_pixels, origin, extent)
+    used = weights > 0
+    if not used.any():
+        return AxisWeights(0, 0, scipy.sparse.csr_array((count, 0), dtype=np.float32))
+    first, stop = int(sources[used].min()), int(sources[used].max()) + 1
+    row_ends = np.concatenate([[0], np.cumsum(used.sum(axis=1))])
+    matrix = scipy.sparse.csr_array(
+        (
+            (weights[used] / _WEIGHT_ONE).astype(np.float32),
+            (sources[used] - first).astype(np.int32),
+            row_ends.astype(np.int32),
+        ),
+        shape=(count, stop - first),
+    )
+    return AxisWeights(first, stop, matrix)
+
+
+_Taps = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+
+def _area(
+    index: npt.NDArray[Any], scale: float, size: float, n: int, origin: float, extent: float
+) -> _Taps:
+    low = np.clip(index * scale, 0, extent) + origin
+    high = np.clip((index + 1) * scale, 0, extent) + origin
+    first = np.clip(np.floor(low / size).astype(np.int64), 0, n - 1)
+    last = np.clip(np.ceil(high / size).astype(np.int64) - 1, first, n - 1)
+    sources = first[:, None] + np.arange(int((last - first).max(initial=0)) + 1)
+    ends = np.where(sources >= n - 1, origin + extent, (sources + 1) * size)
+    covered = np.clip(ends, low[:, None], high[:, None]) - low[:, None]
+    # Rounding the running sum, not the weights, keeps rows summing to exactly one.
+    steps = np.rint(covered * (_WEIGHT_ONE / scale)).astype(np.int64)
+    return np.minimum(sources, n - 1), np.diff(steps, axis=1, prepend=0)
+
+
+def _linear(
+    index: npt.NDArray[Any], scale: float, size: float, n: int, origin: float, extent: float
+) -> _Taps:
+    centre = (index + 0.5) * scale
+    position = (centre + origin) / size - 0.5
+    left = np.floor(position).astype(np.int64)
+    right_weight = np.rint((position - left) * _WEIGHT_ONE).astype(np.int64)
+    weights = np.stack([_WEIGHT_ONE - right_weight, right_weight], axis=1)
+    weights[(centre < 0) | (centre >= extent)] = 0
+    lowest = int(np.floor(origin / size))
+    highest = min(n, int(np.ceil((origin + extent) / size))) - 1
+    return np.clip(np.stack([left, left + 1], axis=1), lowest, highest), weights
+
+
+def resample(
+    source: npt.NDArray[np.uint8], rows: AxisWeights, columns: AxisWeights
+) -> npt.NDArray[np.uint8]:
+    """Apply row and column weights to the source pixels that they name; beyond is white.
+
+    Parameters
+    ----------
+    source : (rows.stop - rows.first, columns.stop - columns.first, 3) uint8 ndarray
+    rows, columns : AxisWeights
+
+    Returns
+    -------
+    (height, width, 3) uint8 ndarray
+    """
+    if rows.is_identity and columns.is_identity:
+        return source
+    # Darkness rather than brightness, so that missing weight is white.
+    darkness = np.subtract(255, source, dtype=np.float32)
+    tall = _weigh_rows(darkness, rows)
+    np.rint(np.multiply(tall, _FRACTION_ONE, out=tall), out=tall)
+    wide = _weigh_rows(np.asarray(cv2.transpose(tall), np.float32), columns)
+    np.multiply(wide, -1 / _FRACTION_ONE, out=wide)
+    np.rint(np.add(wide, 255, out=wide), out=wide)
+    return np.asarray(cv2.transpose(wide.astype(np.uint8)))
+
+
+def _weigh_rows(values: npt.NDArray[np.float32], weights: AxisWeights) -> npt.NDArray[np.float32]:
+    height, width, channels = values.shape
+    weighed = weights.matrix @ values.reshape(height, width * channels)
+    return np.asarray(weighed, np.float32).reshape(-1, width, channels)

@@ -1,0 +1,129 @@
+"""Which pixel size is true, and how far level 0 is from what a model wants."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Literal, Protocol
+
+from qpnuclei.errors import MppError
+
+_log = logging.getLogger(__name__)
+
+MppSource = Literal["--mpp", "project", "slide"]
+
+#: Beyond these, a pixel size is a unit error or a placeholder (72 dpi is 353 µm/px).
+MIN_MPP, MAX_MPP = 0.05, 2.5
+
+#: Two statements of one pixel size that differ by less agree.
+_AGREEMENT = 0.01
+
+#: Networks do not notice 10 % of scale, nuclei vary more; but resampling 0.2526 to 0.25 µm/px
+#: interpolates every pixel, which blurs chromatin, costs time and gains nothing.
+NATIVE_TOLERANCE = 0.10
+
+
+class Calibration(Protocol):
+    """What `qpnuclei.qupath.model.PixelCalibration` offers."""
+
+    @property
+    def width_um(self) -> float | None:
+        """Pixel width in µm."""
+
+    @property
+    def height_um(self) -> float | None:
+        """Pixel height in µm."""
+
+
+def resolve_mpp(
+    override: float | None,
+    calibration: Calibration | None,
+    slide: tuple[float, float] | None,
+    name: str = "the slide",
+) -> tuple[tuple[float, float], MppSource]:
+    """Decide the level-0 pixel size: the user's, else the project's, else the slide's.
+
+    Parameters
+    ----------
+    override : float or None
+        The user's ``--mpp`` in µm/px, for both axes; authoritative.
+    calibration : Calibration or None
+        Pixel size that the project has for the image.
+    slide : (float, float) or None
+        What the slide file says, `qpnuclei.slides.Slide.mpp`.
+    name : str
+        How messages call the image.
+
+    Returns
+    -------
+    (mpp_x, mpp_y) : tuple of float
+    source : str
+        ``"--mpp"``, ``"project"`` or ``"slide"``.
+
+    Raises
+    ------
+    qpnuclei.errors.MppError
+        If there is none, or it is outside of 0.05 to 2.5 µm/px.
+    """
+    project = None
+    if calibration and calibration.width_um is not None and calibration.height_um is not None:
+        project = calibration.width_um, calibration.height_um
+    if override is not None:
+        chosen = _checked((override, override), "--mpp", name)
+        for source, stated in (("the project", project), ("the slide file", slide)):
+            if stated is not None and not _agree(chosen, stated):
+                _log.warning(
+                    "%s: --mpp %g is used, although %s says %s µm/px",
+                    name,
+                    override,
+                    source,
+                    _text(stated),
+                )
+                break
+        return chosen, "--mpp"
+    if project is not None:
+        return _checked(project, "project", name), "project"
+    if slide is not None:
+        return _checked(slide, "slide", name), "slide"
+    raise MppError(
+        f"{name} has no pixel size, neither in the project nor in the slide file",
+        "give it with --mpp, in µm per level-0 pixel (40x scans have about 0.25, 20x about 0.5)",
+    )
+
+
+def working_downsample(slide_mpp: tuple[float, float], model_mpp: float) -> tuple[float, float]:
+    """Level-0 px per pixel of the grid that a model works on, in x and y.
+
+    Exactly ``(1.0, 1.0)`` where both axes are within 10 % of the model's resolution: so small a
+    change of scale is harmless to a network, and resampling would only blur.
+
+    Parameters
+    ----------
+    slide_mpp : (float, float)
+        Level-0 µm/px in x and y.
+    model_mpp : float
+        µm/px of the model's input.
+    """
+    x, y = (model_mpp / mpp for mpp in slide_mpp)
+    if all(abs(mpp / model_mpp - 1) <= NATIVE_TOLERANCE for mpp in slide_mpp):
+        return 1.0, 1.0
+    return x, y
+
+
+def _checked(mpp: tuple[float, float], source: MppSource, name: str) -> tuple[float, float]:
+    if not all(math.isfinite(v) and MIN_MPP <= v <= MAX_MPP for v in mpp):
+        where = {"--mpp": "--mpp", "project": "the project", "slide": "the slide file"}[source]
+        raise MppError(
+            f"{name}: a pixel size of {_text(mpp)} µm/px, from {where}, cannot be right "
+            f"(possible: {MIN_MPP} to {MAX_MPP})",
+            "give the true one with --mpp, in µm per level-0 pixel (40x scans have about 0.25)",
+        )
+    return mpp
+
+
+def _agree(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    return all(math.isclose(p, q, rel_tol=_AGREEMENT) for p, q in zip(a, b, strict=True))
+
+
+def _text(mpp: tuple[float, float]) -> str:
+    return f"{mpp[0]:.4g}" if mpp[0] == mpp[1] else f"{mpp[0]:.4g} x {mpp[1]:.4g}"

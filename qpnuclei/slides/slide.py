@@ -1,0 +1,247 @@
+"""Open a slide and read regions of it on a working grid."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from qpnuclei.errors import NotFoundError, SlideError
+from qpnuclei.slides._sources import RGB, Source, open_source, reading
+from qpnuclei.slides.resample import AxisWeights, axis_weights, resample
+
+_log = logging.getLogger(__name__)
+
+#: Larger regions of source pixels are read in parts, to bound memory.
+_MAX_SOURCE_PIXELS = 2**25
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the pyramid: its downsample (mean of x and y) and its size in px."""
+
+    downsample: float
+    width: int
+    height: int
+
+
+def open_slide(path: str | Path, *, crop_to_bounds: bool = False, series: int = 0) -> Slide:
+    """Open a slide or image: tiled TIFF, SVS, SCN, NDPI, plain PNG, JPEG, TIFF, and more.
+
+    TIFFs are read with TiffSlide and tifffile, plain images with Pillow, everything else (and
+    TIFFs that fail) with OpenSlide, if ``openslide-python`` is installed.
+
+    Parameters
+    ----------
+    path : path-like
+    crop_to_bounds : bool
+        Whether level 0 is the part inside ``openslide.bounds-*``, as for an image that QuPath
+        opened with OpenSlide and without ``--no-crop``. No effect where a slide has no bounds.
+    series : int
+        Series of the file; only the first is supported.
+
+    Raises
+    ------
+    qpnuclei.errors.NotFoundError
+        If there is no such file.
+    qpnuclei.errors.SlideError
+        If the file cannot be read, or is not an 8-bit RGB image.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise SlideError(f"{path} is a folder, not a slide", "name the slide file itself")
+    if not path.exists():
+        raise NotFoundError(f"{path}: no such slide", "check the path")
+    if series != 0:
+        raise SlideError(
+            f"series {series} of {path} is not supported, only the first (0)",
+            "save that series as a file of its own (QuPath: Export images > OME TIFF)",
+        )
+    return Slide(path, open_source(path), crop_to_bounds)
+
+
+class Slide:
+    """An open slide; made by `open_slide`.
+
+    Any thread may read; reads of one `Slide` take turns, so threads that should read at the same
+    time open one each (a matter of milliseconds). Pickling sends the path alone, and the
+    receiving process opens the file again.
+
+    Attributes
+    ----------
+    path : Path
+    width, height : int
+        Level-0 size in px, in QuPath's frame.
+    mpp : (float, float) or None
+        µm/px in x and y as the file says it, however absurd; None if it does not.
+    levels : tuple of Level
+        Largest first.
+    vendor : str or None
+        For example ``"aperio"``; None for generic TIFF and plain images.
+    """
+
+    def __init__(self, path: Path, source: Source, crop_to_bounds: bool) -> None:
+        self.path = path
+        self.mpp = source.mpp
+        self.vendor = source.vendor
+        self._source = source
+        self._crop_to_bounds = crop_to_bounds
+        self._lock = threading.Lock()
+        full_width, full_height = source.sizes[0]
+        x, y, self.width, self.height = (0, 0, full_width, full_height)
+        if crop_to_bounds and source.bounds is not None:
+            x, y, self.width, self.height = source.bounds
+        self._origin = x, y
+        self._pixel_sizes = [_pixel_size((full_width, full_height), size) for size in source.sizes]
+        self.levels = tuple(
+            Level((sx + sy) / 2, width, height)
+            if (self.width, self.height) == (full_width, full_height)
+            else Level((sx + sy) / 2, round(self.width / sx), round(self.height / sy))
+            for (sx, sy), (width, height) in zip(self._pixel_sizes, source.sizes, strict=True)
+        )
+
+    def __repr__(self) -> str:
+        return f"Slide({str(self.path)!r}, {self.width}x{self.height} px, mpp={self.mpp})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.path, self._crop_to_bounds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._source.close()
+
+    def read(
+        self,
+        x: int,
+        y: int,
+        width: int,
+        height: int,
+        downsample: tuple[float, float] = (1.0, 1.0),
+    ) -> RGB:
+        """Read a region of the working grid.
+
+        Working pixel ``(i, j)`` covers the level-0 area ``[i * sx, (i + 1) * sx)`` by
+        ``[j * sy, (j + 1) * sy)``. Its value depends on nothing else: not on the region it is
+        read with. Reductions weigh by area, from the smallest level that is fine enough;
+        enlargements interpolate linearly between pixel centres.
+
+        Parameters
+        ----------
+        x, y, width, height : int
+            The region in working pixels; may reach beyond the slide.
+        downsample : (float, float)
+            ``(sx, sy)``: level-0 px per working pixel.
+
+        Returns
+        -------
+        (height, width, 3) uint8 ndarray
+            RGB; white beyond the slide.
+
+        Raises
+        ------
+        ValueError
+            If the size is negative or a downsample is not positive.
+        qpnuclei.errors.SlideError
+            If pixels cannot be decoded.
+        """
+        if width < 0 or height < 0:
+            raise ValueError(f"a region cannot be {width} x {height} px")
+        if not all(math.isfinite(s) and s > 0 for s in downsample):
+            raise ValueError(f"downsample must be positive, not {downsample!r}")
+        region = np.full((height, width, 3), 255, np.uint8)
+        self._read_into(region, x, y, downsample, self._best_level(downsample))
+        return region
+
+    def thumbnail(self, max_width: int, max_height: int) -> RGB:
+        """Return the whole slide, reduced (never enlarged) to fit the given size.
+
+        Returns
+        -------
+        (height, width, 3) uint8 ndarray
+        """
+        factor = max(self.width / max_width, self.height / max_height, 1.0)
+        width = max(1, round(self.width / factor))
+        height = max(1, round(self.height / factor))
+        return self.read(0, 0, width, height, (self.width / width, self.height / height))
+
+    def _best_level(self, downsample: tuple[float, float]) -> int:
+        fine_enough = [
+            i
+            for i, sizes in enumerate(self._pixel_sizes)
+            if all(size <= s * (1 + 1e-9) for size, s in zip(sizes, downsample, strict=True))
+        ]
+        return max(fine_enough, key=lambda i: self._pixel_sizes[i], default=0)
+
+    def _read_into(
+        self, region: RGB, x: int, y: int, downsample: tuple[float, float], level: int
+    ) -> None:
+        height, width = region.shape[:2]
+        if width == 0 or height == 0:
+            return
+        columns = self._weights(0, x, width, downsample, level)
+        rows = self._weights(1, y, height, downsample, level)
+        source_width, source_height = columns.stop - columns.first, rows.stop - rows.first
+        if source_width == 0 or source_height == 0:
+            return
+        if source_width * source_height > _MAX_SOURCE_PIXELS and width * height > 1:
+            if source_height >= source_width and height > 1:
+                half = height // 2
+                self._read_into(region[:half], x, y, downsample, level)
+                self._read_into(region[half:], x, y + half, downsample, level)
+            else:
+                half = width // 2
+                self._read_into(region[:, :half], x, y, downsample, level)
+                self._read_into(region[:, half:], x + half, y, downsample, level)
+            return
+        with self._lock, reading(self.path, "cannot be decoded"):
+            source = self._source.read(
+                level, columns.first, rows.first, source_width, source_height
+            )
+        region[:] = resample(source, rows, columns)
+
+    def _weights(
+        self, axis: int, start: int, count: int, downsample: tuple[float, float], level: int
+    ) -> AxisWeights:
+        return axis_weights(
+            start,
+            count,
+            downsample[axis],
+            pixel_size=self._pixel_sizes[level][axis],
+            n_pixels=self._source.sizes[level][axis],
+            origin=self._origin[axis],
+            extent=(self.width, self.height)[axis],
+        )
+
+
+def _reopen(path: Path, crop_to_bounds: bool) -> Slide:
+    return open_slide(path, crop_to_bounds=crop_to_bounds)
+
+
+def _pixel_size(full: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:
+    """Level-0 px per pixel of a level, in x and y.
+
+    Pyramids are made with whole factors, and the odd rest of a row is cut off or filled up; the
+    quotient of the sizes (4443 / 2221) would stretch the level and shift its far end.
+    """
+    factor = round((full[0] / size[0] + full[1] / size[1]) / 2)
+    if all(abs(f / factor - s) < 1 for f, s in zip(full, size, strict=True)):
+        return float(factor), float(factor)
+    return full[0] / size[0], full[1] / size[1]
