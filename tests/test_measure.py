@@ -81,10 +81,10 @@ def channels(rgb, stains):
     return densities(rgb.astype(float), stains), ("Hematoxylin", "Eosin")
 
 
-def halved(rgb, polygon):
+def halved(rgb, polygon, whole):
     """What QuPath measures at downsample 2, away from the border: pixels, and the polygon."""
-    x0, y0 = np.floor(polygon.bounds[:2]).astype(int) - 4
-    x1, y1 = np.ceil(polygon.bounds[2:]).astype(int) + 4
+    x0, y0 = np.floor(whole.bounds[:2]).astype(int) - 4
+    x1, y1 = np.ceil(whole.bounds[2:]).astype(int) + 4
     rows, columns = (y1 - y0 + 1) // 2, (x1 - x0 + 1) // 2
     crop = rgb[y0 : y0 + 2 * rows, x0 : x0 + 2 * columns].astype(float)
     small = crop.reshape(rows, 2, columns, 2, 3).mean(axis=(1, 3))
@@ -127,7 +127,9 @@ def assert_intensities(feature, setting, downsample):
         f"intensity {setting} ds{downsample}"
     ]
     for _, infix, polygon in outlines(feature):
-        pixels, small = (rgb, polygon) if downsample == 1 else halved(rgb, polygon)
+        pixels, small = (
+            (rgb, polygon) if downsample == 1 else halved(rgb, polygon, outline(feature))
+        )
         values, names = channels(pixels, setting)
         inside = pixels_of_polygons(np.array([small], dtype=object), values.shape[:2])
         found = intensity_measurements(values, names, inside)
