@@ -12,15 +12,27 @@ import torch
 from torch import Tensor, nn
 
 from qpnuclei.errors import ModelError, NotFoundError
+from qpnuclei.measure import (
+    attention_measurement,
+    intensity_measurements,
+    pixels_of_labels,
+    shape_measurements,
+)
 from qpnuclei.nn.attention import compressed_sigmoid
 from qpnuclei.nn.checkpoint import Network, load_model
 from qpnuclei.nn.device import resolve_device
 from qpnuclei.nn.metadata import ModelMetadata
 from qpnuclei.nuclei import NucleiTable
+from qpnuclei.qupath.model import DEFAULT_HE, PixelCalibration, Stains
 from qpnuclei.segmentation.polygons import polygonise
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.slides.resolution import resolve_mpp, working_downsample
-from qpnuclei.slides.stains import ReinhardStatistics, reinhard_statistics, reinhard_transfer
+from qpnuclei.slides.stains import (
+    ReinhardStatistics,
+    reinhard_statistics,
+    reinhard_transfer,
+    separate,
+)
 
 #: Where the models that come with the package lie, as ``<name>.safetensors``.
 WEIGHTS_FOLDER = Path(__file__).resolve().parents[1] / "weights"
@@ -154,7 +166,7 @@ class Segmenter:
             maps = self._maps(x.to(self._device)).cpu().numpy()[..., :height, :width]
         return maps[:, 0], maps[:, 1] if maps.shape[1] > 1 else None
 
-    def segment(self, rgb: RGBImage, mpp: float) -> NucleiTable:
+    def segment(self, rgb: RGBImage, mpp: float, stains: Stains = DEFAULT_HE) -> NucleiTable:
         """Find the nuclei of one image in memory.
 
         Parameters
@@ -164,11 +176,14 @@ class Segmenter:
             the model normalises colours, all of it is taken as the sample.
         mpp : float
             Its resolution in µm/px. It is resampled to the model's, unless it is within 10 %.
+        stains : Stains
+            Stain vectors for the measurements.
 
         Returns
         -------
         NucleiTable
-            Polygons in px of `rgb`.
+            Polygons in px of `rgb`, with the measurements that ``qpnuclei run`` makes: shapes in
+            µm, stain densities, ``Attention: Mean``.
 
         Raises
         ------
@@ -186,10 +201,18 @@ class Segmenter:
             statistics = reinhard_statistics(working)
         attention, centre = self.attend_image(working, statistics)
         labels = segment_instances(attention, self._metadata.post_processing, centre)
-        nuclei, _ = polygonise(labels)
+        nuclei, ids = polygonise(labels)
         # Resampling rounds to whole px: these are the true factors, in x and y.
         factors = np.divide(rgb.shape[1::-1], working.shape[1::-1]).astype(np.float32)
-        return NucleiTable(nuclei.vertices * factors, nuclei.ring_offsets, nuclei.polygon_offsets)
+        nuclei = NucleiTable(nuclei.vertices * factors, nuclei.ring_offsets, nuclei.polygon_offsets)
+        pixels = pixels_of_labels(labels, ids)
+        return nuclei.with_measurements(
+            {
+                **shape_measurements(nuclei.polygons(), PixelCalibration(mpp, mpp)),
+                **intensity_measurements(separate(working, stains), stains.stain_names[:2], pixels),
+                **attention_measurement(attention, pixels),
+            }
+        )
 
     def attend_image(
         self, rgb: RGBImage, statistics: ReinhardStatistics | None = None
