@@ -70,7 +70,6 @@ def start() -> None:
         system = jpype.JClass("java.lang.System")
         # Our standard output is for results; paquo takes the present one for its own.
         system.setOut(system.err)
-        from paquo import _logging  # it asks QuPath for debug messages when imported
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise UsageError(
             f"QuPath in {found.path} does not start: {error}",
@@ -79,15 +78,15 @@ def start() -> None:
     if threading.current_thread() is threading.main_thread():
         # Java would end the process on Ctrl-C without Python's clean-up.
         signal.signal(signal.SIGINT, interrupt)
-    _logging.LogManager.setWarn()
+    java_class("qupath.lib.gui.logging.LogManager").setWarn()
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Send what QuPath logs meanwhile to Python's logger ``qupath``."""
-    from paquo import _logging
+    from paquo._logging import redirect
 
-    with _logging.redirect():
+    with redirect():  # type: ignore[no-untyped-call]
         yield
 
 

@@ -195,9 +195,13 @@ def _write_project(
 
 def server_builder(image: NewImage) -> dict[str, Any]:
     """Return the ``serverBuilder`` JSON of a slide, with the reader that QuPath would choose."""
-    openslide = image.path.suffix.lower() in _OPENSLIDE_SUFFIXES or (
-        # OpenSlide takes a TIFF only if it is tiled; those with a pyramid are.
-        image.path.suffix.lower() in _TIFF_SUFFIXES and len(image.downsamples) > 1
+    suffix = image.path.suffix.lower()
+    openslide = suffix in _OPENSLIDE_SUFFIXES or (
+        # OpenSlide takes a TIFF only if it is tiled; those with a pyramid are. QuPath leaves
+        # OME-TIFF to Bio-Formats.
+        suffix in _TIFF_SUFFIXES
+        and len(image.downsamples) > 1
+        and not image.path.stem.lower().endswith(".ome")
     )
     return {
         "builderType": "uri",
