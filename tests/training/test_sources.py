@@ -50,17 +50,14 @@ def test_splits_that_cannot_be_understood(tmp_path: Path) -> None:
             find_sources([tmp_path])
 
 
-SAMPLES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "qupath-samples"
+SAMPLES = Path(__file__).resolve().parents[1] / "data" / "qupath-samples"
 
 
-@pytest.mark.shared
 @pytest.mark.parametrize("version", ["0.2.3", "0.5.1", "0.7.0"])
 def test_projects_give_their_calibrated_images(
     version: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = SAMPLES / version
-    if not folder.is_dir():
-        pytest.skip(f"no {folder}")
     # Of its three images only the pyramid has a pixel size; it was moved since.
     (whole,) = find_sources([folder / "project"], image_root=folder / "images")
     assert (whole.path.name, whole.mpp) == ("pyramid.tif", (0.5, 0.5))
