@@ -24,7 +24,7 @@ def train(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE",
             help="Slides, image patches, folders of them, or QuPath projects. No labels are used. "
             "Of a folder with images/ and splits.json, only the split 'train'.",
             show_default=False,
@@ -142,20 +142,24 @@ def train(
     if scales is not None:
         fields["scales"] = _numbers(scales)
     student = fields.get("family") == "student"
+    if student and backbone_weights is not None:
+        raise UsageError(
+            "--backbone-weights was given, but the student has no scale network", "leave it out"
+        )
     recipe = None if student else attention_recipe(fields)
 
     from qpnuclei.training.sources import find_sources
 
     found = find_sources(sources, mpp=mpp, roi=roi or (), image_root=image_root)
 
-    from qpnuclei.cli.console import progress_bar, stderr, stdout
+    from qpnuclei.cli.console import stderr, stdout
     from qpnuclei.nn.device import resolve_device
 
     torch_device = resolve_device(device)
     if workers is None:
         workers = min(8, os.cpu_count() or 1) if torch_device.type == "cuda" else 0
     stderr.print(f"learning from {len(found)} images on {torch_device}", highlight=False)
-    with progress_bar(quiet) as bar, stop_on_interrupt() as interrupted:
+    with _progress_bar(quiet) as bar, stop_on_interrupt() as interrupted:
         watcher = ConsoleWatcher(bar, interrupted)
         if recipe is None:
             from qpnuclei.training.student import train_student
@@ -193,7 +197,9 @@ def train(
         stderr.print(f"stopped and saved: go on with --resume -o {output}", highlight=False)
     if result.model is not None:
         score = "" if result.best_score is None else f", validation Dice {result.best_score:.3f}"
-        stdout.print(f"{result.model} (epoch {result.best_epoch}{score})", highlight=False)
+        stdout.print(
+            f"{result.model} (epoch {result.best_epoch}{score})", highlight=False, soft_wrap=True
+        )
 
 
 class ConsoleWatcher(Watcher):
@@ -238,12 +244,28 @@ class ConsoleWatcher(Watcher):
         """Print the epoch's metrics, with a star if its model was kept."""
         star = " *" if kept else ""
         self._bar.console.print(
-            f"epoch {epoch}{self._epochs}: {_summary(metrics)}{star}", highlight=False
+            f"epoch {epoch}{self._epochs}: {_summary(metrics)}{star}",
+            highlight=False,
+            soft_wrap=True,
         )
 
     def stop_requested(self) -> bool:
         """Tell whether Ctrl-C was pressed."""
         return self._interrupted()
+
+
+def _progress_bar(quiet: bool) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from qpnuclei.cli.console import stderr
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    return Progress(*columns, console=stderr, disable=quiet)
 
 
 #: How the progress calls the metrics, in order.

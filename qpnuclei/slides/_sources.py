@@ -170,7 +170,9 @@ def _tiff_source(path: Path) -> Source:
         pixels = series.asarray()
         if series.axes == "SYX":
             pixels = np.moveaxis(pixels, 0, -1)
-        return ArraySource(_to_rgb(pixels, page), *_vendor_and_mpp(path, tiff))
+        source = ArraySource(_to_rgb(pixels, page), *_vendor_and_mpp(path, tiff))
+        tiff.close()
+        return source
     except BaseException:
         tiff.close()
         raise

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import shapely
 
-from qpnuclei.errors import FormatError, NotFoundError, SlideError, UsageError
+from qpnuclei.errors import (
+    FormatError,
+    MppError,
+    NotFoundError,
+    QpnucleiError,
+    SlideError,
+    UsageError,
+)
 from qpnuclei.qupath.model import Annotation, ImageEntry
 from qpnuclei.qupath.pixels import open_image
 from qpnuclei.slides.resolution import resolve_mpp
@@ -100,6 +107,11 @@ def find_sources(
         If an image's resolution is not known, or absurd.
     qpnuclei.errors.SlideError, qpnuclei.errors.FormatError
         If an image or a project cannot be read.
+
+    Notes
+    -----
+    Of a project, images that cannot be read or have no resolution are left out with a warning, as
+    long as another one is left.
     """
     sources: list[Source] = []
     projects = [path for path in paths if _is_project(path)]
@@ -169,11 +181,12 @@ def _file_source(path: Path, mpp: float | None) -> Source:
 
 def _project_sources(
     path: Path, mpp: float | None, roi: Sequence[str], image_root: Path | None
-) -> Iterator[Source]:
+) -> list[Source]:
     from qpnuclei.qupath.backend import open_project
 
-    project = open_project(path, image_root=image_root)
-    for entry in project.images:
+    sources = []
+    unusable: QpnucleiError | None = None
+    for entry in open_project(path, image_root=image_root).images:
         geometry = None
         if roi:
             annotations = [a for a in entry.read().annotations if a.class_name in roi]
@@ -181,10 +194,14 @@ def _project_sources(
             if geometry is None:
                 continue
         try:
-            yield _entry_source(entry, mpp, geometry)
-        except SlideError as error:
-            # One image of a project that is not at hand is no reason not to learn from the rest.
-            _log.warning("%s is left out: %s", path, error)
+            sources.append(_entry_source(entry, mpp, geometry))
+        except (SlideError, MppError) as error:
+            # One image of a project that cannot be used is no reason not to learn from the rest.
+            _log.warning("%s: an image is left out: %s", path, error)
+            unusable = error
+    if not sources and unusable is not None:
+        raise unusable
+    return sources
 
 
 def _entry_source(entry: ImageEntry, mpp: float | None, roi: shapely.Geometry | None) -> Source:

@@ -48,3 +48,26 @@ def test_splits_that_cannot_be_understood(tmp_path: Path) -> None:
         (tmp_path / "splits.json").write_text(content)
         with pytest.raises(FormatError, match=r"splits\.json"):
             find_sources([tmp_path])
+
+
+SAMPLES = Path(__file__).resolve().parents[1] / "data" / "qupath-samples"
+
+
+@pytest.mark.parametrize("version", ["0.2.3", "0.5.1", "0.7.0"])
+def test_projects_give_their_calibrated_images(
+    version: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = SAMPLES / version
+    # Of its three images only the pyramid has a pixel size; it was moved since.
+    (whole,) = find_sources([folder / "project"], image_root=folder / "images")
+    assert (whole.path.name, whole.mpp) == ("pyramid.tif", (0.5, 0.5))
+    assert (whole.width, whole.height) == (1536, 1024)
+    assert whole.roi is None
+    assert "he small.png has no pixel size" in caplog.text
+    (tumor,) = find_sources([folder / "project"], image_root=folder / "images", roi=["Tumor"])
+    assert tumor.roi is not None
+    assert tumor.roi.bounds == (200, 200, 420, 380)
+    with pytest.raises(UsageError, match="no annotation has the class 'Tumour' or 'Nerve'"):
+        find_sources([folder / "project"], image_root=folder / "images", roi=["Tumour", "Nerve"])
+    everything = find_sources([folder / "project"], image_root=folder / "images", mpp=0.5)
+    assert len(everything) == 3
