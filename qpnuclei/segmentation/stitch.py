@@ -203,8 +203,6 @@ class Stitcher:
         # From top to bottom, then left to right, by the first vertex.
         starts = joined.vertices[joined.ring_offsets[:-1]]
         joined = joined.take(np.lexsort((starts[:, 0], starts[:, 1])))
-        # Where the plan ends, what its border cuts may lie beyond all cores: nobody asked for it.
-        joined = joined.take(self._plan.holds(joined.centroids()))
         # An exterior fills the holes: what was joined inside of one is part of it.
         polygons = joined.polygons()
         first, second = _same(polygons, polygons)

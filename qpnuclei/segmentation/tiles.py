@@ -206,16 +206,6 @@ class TilePlan(Sequence[Tile]):
         owners[at[tiles >= 0]] = tiles[tiles >= 0]
         return owners
 
-    def holds(self, points: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-        """Tell which of N points (x, y) lie in the core of a tile of the plan."""
-        column, row = self._x.holding(points[:, 0]), self._y.holding(points[:, 1])
-        held = np.zeros(len(points), bool)
-        at = np.flatnonzero(
-            (column >= 0) & (row >= 0) & (points[:, 0] < self._x.end) & (points[:, 1] < self._y.end)
-        )
-        held[at] = self._grid[row[at], column[at]] >= 0
-        return held
-
     def owner(
         self, box: tuple[float, float, float, float], centroid: tuple[float, float]
     ) -> int | None:
@@ -290,11 +280,6 @@ class _Axis:
     def extent(self, i: int) -> tuple[int, int]:
         start = int(self.extents[i])
         return start, start + self.extent_size
-
-    @property
-    def end(self) -> int:
-        """Where the last core ends."""
-        return int(self.cores[-1]) + self.core_size if len(self.cores) else 0
 
     def holding(self, x: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         """Return which core holds each x (half-open); -1 or n outside of all."""
