@@ -7,32 +7,50 @@ bounded by tiles, not by the size of the region.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.measure import intensity_measurements, shape_measurements
+from qpnuclei.measure import (
+    Pixels,
+    attention_measurement,
+    intensity_measurements,
+    pixels_of_labels,
+    pixels_of_polygons,
+    shape_measurements,
+)
 from qpnuclei.nuclei import NucleiTable
-from qpnuclei.segmentation.polygons import polygonise
+from qpnuclei.qupath.model import PixelCalibration, Stains
+from qpnuclei.segmentation.polygons import polygonise, simplify
 from qpnuclei.segmentation.postprocess import interaction_radius_px, segment_instances
 from qpnuclei.segmentation.stitch import Stitcher, StitchReport
 from qpnuclei.segmentation.tiles import Tile, TilePlan
+from qpnuclei.slides.resolution import resolve_mpp, working_downsample
+from qpnuclei.slides.slide import ImageInMemory
 from qpnuclei.slides.stains import reinhard_statistics, separate
 from qpnuclei.stages import ahead
 from qpnuclei.summary import Stopwatch
 
 if TYPE_CHECKING:
-    from qpnuclei.nn.metadata import PostProcessing
     from qpnuclei.nn.segmenter import Segmenter
-    from qpnuclei.qupath.model import Stains
     from qpnuclei.slides.stains import ReinhardStatistics
 
+#: Core of a tile in px of the working grid: large enough that its surroundings, which are read and
+#: attended again for its neighbours, weigh little; small enough for 64 channels of float32.
+DEFAULT_TILE_PX = 1024
+#: Few nuclei are larger; one that is comes out whole all the same, joined from several tiles.
+DEFAULT_MAX_NUCLEUS_UM = 25.0
 
-class Pixels(Protocol):
+#: On how many tiles, spread over the region, its colours are measured.
+_COLOUR_TILES = 16
+
+
+class PixelSource(Protocol):
     """Where pixels come from: `qpnuclei.slides.slide.Slide`, or an array in memory."""
 
     width: int
@@ -70,8 +88,8 @@ def plan_tiles(
     image_size: tuple[int, int],
     scale: Scale,
     segmenter: Segmenter,
-    tile_px: int,
-    max_nucleus_um: float,
+    tile_px: int = DEFAULT_TILE_PX,
+    max_nucleus_um: float = DEFAULT_MAX_NUCLEUS_UM,
 ) -> TilePlan:
     """Cover a region with tiles on the working grid.
 
@@ -99,7 +117,7 @@ def plan_tiles(
 
 
 def find_nuclei(
-    pixels: Pixels,
+    pixels: PixelSource,
     tiles: TilePlan,
     segmenter: Segmenter,
     scale: Scale,
@@ -134,44 +152,81 @@ def find_nuclei(
     """
     clock = clock or Stopwatch()
     parameters = segmenter.metadata.post_processing
+    statistics = _colour_statistics(pixels, tiles, segmenter, scale)
     stitcher = Stitcher(tiles)
     read = ahead(_read(pixels, tiles, segmenter, scale, clock), size=2 * batch_size)
-    statistics = _colour_statistics(pixels, tiles, segmenter, scale)
     attended = ahead(_attend(read, segmenter, statistics, batch_size, clock), size=2)
     found = 0
-    for done, view in enumerate(attended, start=1):
+    for done, (tile, view) in enumerate(attended, start=1):
         with clock("segment"):
             labels = segment_instances(view.attention, parameters, view.centre)
-            nuclei, _ = polygonise(labels, view.origin)
-            own, cut = tiles.divide(view.tile, nuclei)
+            nuclei, ids = polygonise(labels, (view.x0, view.y0))
+            own, cut = tiles.divide(tile, nuclei)
         with clock("measure"):
-            measurements = _intensities(view, labels, stains)
-            owned = nuclei.with_measurements(measurements).take(own)
+            owned = nuclei.take(own).with_measurements(
+                _intensities(view, pixels_of_labels(labels, ids[own]), stains)
+            )
         with clock("stitch"):
-            stitcher.add(view.tile, owned, nuclei.take(cut))
+            stitcher.add(tile, owned, nuclei.take(cut))
         found += len(own)
         progress(done, found)
     with clock("stitch"):
         nuclei, report = stitcher.finish()
     with clock("measure"):
-        nuclei = _measure_joined(nuclei, report, pixels, segmenter, statistics, scale, stains)
+        for row in report.joined.tolist():
+            view = _view_of(nuclei.take([row]), pixels, segmenter, statistics, scale)
+            joined = shapely.transform(
+                nuclei.take([row]).polygons(), lambda xy, view=view: xy - (view.x0, view.y0)
+            )
+            values = _intensities(view, pixels_of_polygons(joined, view.rgb.shape[:2]), stains)
+            for name, value in values.items():
+                nuclei.measurements[name][row] = value[0]
         nuclei = _to_level_0(nuclei, scale, simplify_um)
-        nuclei = nuclei.with_measurements(shape_measurements(nuclei, scale.mpp))
-    return nuclei, report
+        shapes = shape_measurements(nuclei.polygons(), PixelCalibration(*scale.mpp))
+    return nuclei.with_measurements({**shapes, **nuclei.measurements}), report
+
+
+def segment_image(
+    segmenter: Segmenter, rgb: npt.NDArray[np.uint8], mpp: float, stains: Stains
+) -> NucleiTable:
+    """Find and measure the nuclei of one image in memory; see `Segmenter.segment`."""
+    (resolved, _) = resolve_mpp(mpp, None, None, "the image")
+    image = ImageInMemory(rgb, resolved)
+    scale = Scale(resolved, working_downsample(resolved, segmenter.mpp))
+    size = image.width, image.height
+    tiles = plan_tiles(shapely.box(0, 0, *size), size, scale, segmenter)
+    nuclei, _ = find_nuclei(image, tiles, segmenter, scale, stains)
+    return nuclei
 
 
 @dataclass(frozen=True, eq=False)
 class _View:
-    """What is known of one tile's view before it is segmented."""
+    """Pixels and attention of one area of the working grid whose upper left corner is (x0, y0)."""
 
-    tile: Tile
+    x0: int
+    y0: int
     rgb: npt.NDArray[np.uint8]
     attention: npt.NDArray[np.float32]
     centre: npt.NDArray[np.float32] | None
 
-    @property
-    def origin(self) -> tuple[int, int]:
-        return self.tile.view.x0, self.tile.view.y0
+
+def _view_of(
+    nucleus: NucleiTable,
+    pixels: PixelSource,
+    segmenter: Segmenter,
+    statistics: ReinhardStatistics | None,
+    scale: Scale,
+) -> _View:
+    """Look at the bounding box of one nucleus again: no tile saw it whole."""
+    stride, margin = segmenter.stride, _margin(segmenter)
+    x0, y0 = (np.floor(nucleus.vertices.min(axis=0) / stride).astype(int) * stride).tolist()
+    width, height = np.ceil(nucleus.vertices.max(axis=0) - (x0, y0)).astype(int).tolist()
+    rgb = pixels.read(
+        x0 - margin, y0 - margin, width + 2 * margin, height + 2 * margin, scale.downsample
+    )
+    attention, _ = segmenter.attend(rgb[None], statistics)
+    inner = np.s_[margin : margin + height, margin : margin + width]
+    return _View(x0, y0, rgb[inner], attention[0][inner], None)
 
 
 def _margin(segmenter: Segmenter) -> int:
@@ -180,7 +235,7 @@ def _margin(segmenter: Segmenter) -> int:
 
 
 def _read(
-    pixels: Pixels, tiles: TilePlan, segmenter: Segmenter, scale: Scale, clock: Stopwatch
+    pixels: PixelSource, tiles: TilePlan, segmenter: Segmenter, scale: Scale, clock: Stopwatch
 ) -> Iterator[tuple[Tile, npt.NDArray[np.uint8]]]:
     """Yield each tile with the pixels of its extent and of what the network sees around it."""
     margin = _margin(segmenter)
@@ -198,26 +253,23 @@ def _attend(
     statistics: ReinhardStatistics | None,
     batch_size: int,
     clock: Stopwatch,
-) -> Iterator[_View]:
+) -> Iterator[tuple[Tile, _View]]:
     """Run the network on batches of tiles and cut the results to the tiles' views."""
     margin = _margin(segmenter)
-    for batch in batched(read, batch_size):
+    tiles = iter(read)
+    while batch := list(islice(tiles, batch_size)):
         with clock("attend"):
             attention, centre = segmenter.attend(np.stack([rgb for _, rgb in batch]), statistics)
         for i, (tile, rgb) in enumerate(batch):
-            left = tile.view.x0 - tile.extent.x0 + margin
-            top = tile.view.y0 - tile.extent.y0 + margin
+            x0, y0 = tile.view.x0, tile.view.y0
+            left, top = x0 - tile.extent.x0 + margin, y0 - tile.extent.y0 + margin
             inner = np.s_[top : top + tile.view.height, left : left + tile.view.width]
-            yield _View(
-                tile,
-                rgb[inner],
-                attention[i][inner],
-                None if centre is None else centre[i][inner],
-            )
+            seeds = None if centre is None else centre[i][inner]
+            yield tile, _View(x0, y0, rgb[inner], attention[i][inner], seeds)
 
 
 def _colour_statistics(
-    pixels: Pixels, tiles: TilePlan, segmenter: Segmenter, scale: Scale
+    pixels: PixelSource, tiles: TilePlan, segmenter: Segmenter, scale: Scale
 ) -> ReinhardStatistics | None:
     """Measure the colours of the whole region once, on tiles spread over it.
 
@@ -234,12 +286,11 @@ def _colour_statistics(
 
 
 def _intensities(
-    view: _View, labels: npt.NDArray[np.int32], stains: Stains
+    view: _View, regions: Pixels, stains: Stains
 ) -> dict[str, npt.NDArray[np.float32]]:
-    densities = separate(view.rgb, stains)
     return {
-        **intensity_measurements(labels, densities, stains.stain_names[:2]),
-        ATTENTION_MEAN: label_means(labels, view.attention),
+        **intensity_measurements(separate(view.rgb, stains), stains.stain_names[:2], regions),
+        **attention_measurement(view.attention, regions),
     }
 
 

@@ -12,7 +12,12 @@ from uuid import UUID
 
 import shapely
 
-from qpnuclei.detect import Scale, plan_tiles
+from qpnuclei.detect import (
+    DEFAULT_MAX_NUCLEUS_UM,
+    DEFAULT_TILE_PX,
+    Scale,
+    plan_tiles,
+)
 from qpnuclei.errors import UsageError
 from qpnuclei.qupath.model import DEFAULT_HE, ImageEntry, ImageObjects, Project, Stains
 from qpnuclei.qupath.pixels import open_image
@@ -49,9 +54,9 @@ class RunOptions:
     mpp: float | None = None
     class_name: str = "Nucleus"
     on_existing: Literal["replace", "append", "skip", "error"] = "replace"
-    tile_px: int = 1024
+    tile_px: int = DEFAULT_TILE_PX
     batch_size: int = 1
-    max_nucleus_um: float = 25.0
+    max_nucleus_um: float = DEFAULT_MAX_NUCLEUS_UM
     simplify_um: float = 0.0
     geojson_dir: Path | None = None
     parquet_dir: Path | None = None

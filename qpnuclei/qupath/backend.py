@@ -55,7 +55,7 @@ def open_project(
         return paquo_backend.open_project(path, image_root)
     from qpnuclei.qupath.native import project
 
-    return project.open_project(path, image_root)
+    return project.open_project(Path(path), image_root)
 
 
 def choose_backend(backend: Backend = "auto") -> Literal["native", "paquo"]:

@@ -104,9 +104,10 @@ def _candidates(settings: dict[str, Any]) -> Iterator[Path]:
     is_qupath = re.compile(settings["qupath_search_dir_regex"] or "").match
     for folder in [folders] if isinstance(folders, str) else folders:
         try:
-            names = sorted(os.listdir(Path(folder).expanduser()), key=str.lower, reverse=True)
+            paths = list(Path(folder).expanduser().iterdir())
         except OSError:
             continue
-        yield from (Path(folder).expanduser() / name for name in names if is_qupath(name))
+        paths.sort(key=lambda path: path.name.lower(), reverse=True)  # the newest version first
+        yield from (path for path in paths if is_qupath(path.name))
     if not settings["qupath_prefer_conda"]:
         yield from conda_paths

@@ -16,8 +16,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -26,16 +26,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 import shapely
 
 from qpnuclei.errors import (
     ConflictError,
     FormatError,
-    NotFoundError,
     QpnucleiError,
     SaveError,
-    SlideError,
     UsageError,
 )
 from qpnuclei.nuclei import NucleiTable
@@ -64,11 +61,15 @@ from qpnuclei.qupath.model import (
     Stains,
     is_ours,
 )
+from qpnuclei.qupath.native import project_file
 from qpnuclei.qupath.native.rois import polygons
+from qpnuclei.qupath.uris import file_uri, find_image
 
 logger = logging.getLogger(__name__)
 
 _PATH_OBJECT = "qupath.lib.objects.PathObject"
+_OBJECT_TOOLS = "qupath.lib.objects.PathObjectTools"
+_HIERARCHY = "qupath.lib.objects.hierarchy.PathObjectHierarchy"
 _PATH_CLASS = "qupath.lib.objects.classes.PathClass"
 _ROI = "qupath.lib.roi.interfaces.ROI"
 _MEASUREMENTS = "qupath.lib.measurements.MeasurementList"
@@ -81,6 +82,9 @@ _POINT = "qupath.lib.geom.Point2"
 # How a UUID and the end of the file look in a Java object stream: a string and its length.
 _UUID_STRING = re.compile(rb"t\0\x24([0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12})")
 _END_MARK = b"t\0\3EOF"
+
+#: What QuPath keeps while it saves, and leaves when that fails.
+_BACKUP = "data.qpdata.bkp"
 
 #: QuPath's Java class -> our kind.
 _KINDS = {
@@ -114,9 +118,10 @@ def open_project(path: str | os.PathLike[str], image_root: Path | None = None) -
     qpnuclei.errors.FormatError
         If it is not a QuPath project.
     """
-    file = find_project_file(path)
+    file = project_file.find_project_file(Path(path))
+    content = project_file.read_project(file)
     _jvm.start()
-    return PaquoProject(file, image_root)
+    return PaquoProject(file, content, image_root)
 
 
 class PaquoProject:
@@ -124,25 +129,24 @@ class PaquoProject:
 
     backend = "paquo"
 
-    def __init__(self, file: Path, image_root: Path | None = None) -> None:
-        from paquo.java import IOException, RuntimeException
+    def __init__(
+        self, path: Path, content: Mapping[str, Any], image_root: Path | None = None
+    ) -> None:
         from paquo.projects import QuPathProject
 
-        self.path = file
-        try:
-            with _jvm.quiet():
-                self._project = QuPathProject(file, mode="r+")
-        except (IOException, RuntimeException) as error:
-            raise FormatError(
-                f"{file} is not a QuPath project: {_reason(error)}",
-                "is it damaged? QuPath keeps the one before as project.qpproj.backup",
-            ) from error
+        self.path = path
+        with _jvm.quiet(), _java_errors(FormatError, f"{path}: QuPath cannot open the project"):
+            self._project = QuPathProject(path, mode="r+")
         self.java_object: JavaObject = self._project.java_object
+        entries = {str(entry.getID()): entry for entry in self.java_object.getImageList()}
+        uri = content.get("uri")
         self.images: Sequence[PaquoImage] = [
-            PaquoImage(self, entry) for entry in self.java_object.getImageList()
+            PaquoImage(self, entries[str(project_file.entry_id(item))], item["serverBuilder"])
+            for item in content["images"]
         ]
-        self._loaded: _Loaded | None = None
-        relocate(self, image_root)
+        for image in self.images:
+            image.find(uri if isinstance(uri, str) else None, image_root)
+        self._last: _Loaded | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
@@ -166,13 +170,13 @@ class PaquoProject:
 
     def loaded(self, image: PaquoImage, fingerprint: str) -> _Loaded | None:
         """Return what was read last, if it is of this image and of this state of its file."""
-        last = self._loaded
+        last = self._last
         current = last is not None and last.image is image and last.fingerprint == fingerprint
         return last if current else None
 
     def keep(self, loaded: _Loaded | None) -> None:
         """Keep what was read last, or nothing."""
-        self._loaded = loaded
+        self._last = loaded
 
     def add_classes(self, classes: Sequence[JavaObject]) -> None:
         """Add to the project's class list what it lacks of some Java path classes."""
@@ -188,41 +192,47 @@ class _Loaded:
 
     image: PaquoImage
     fingerprint: str
-    data: JavaObject
+    hierarchy: JavaObject
+    data: JavaObject | None
 
 
 class PaquoImage:
     """One image of a project (see `qpnuclei.qupath.model.ImageEntry`)."""
 
-    def __init__(self, project: PaquoProject, entry: JavaObject) -> None:
+    def __init__(
+        self, project: PaquoProject, entry: JavaObject, builder: Mapping[str, Any]
+    ) -> None:
         self._project = project
         self._entry = entry
+        self._builder = builder
         self.id = str(entry.getID())
         self.name = str(entry.getImageName())
-        builder = (
-            _jvm.java_class("qupath.lib.io.GsonTools")
-            .getInstance()
-            .toJson(
-                entry.getServerBuilder(),
-                _jvm.java_class(
-                    "qupath.lib.images.servers.ImageServerBuilder$ServerBuilder"
-                ).class_,
-            )
-        )
-        self._builder: dict[str, Any] = orjson.loads(str(builder))
-        self.server: ImageServer = parse_server(self._builder)
+        self.server: ImageServer = project_file.image_server(builder)
         self.path: Path | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, id {self.id})"
 
-    def point_to(self, uris: dict[str, str]) -> None:
-        """Make QuPath open other files than the project names; the project is not changed."""
+    def find(self, project_uri: str | None, image_root: Path | None) -> None:
+        """Look for the image's files, and make QuPath open them there (for now: nothing is saved).
+
+        Parameters
+        ----------
+        project_uri : str or None
+            Where the project was when it was last saved.
+        image_root : Path or None
+            A folder of images that the user names.
+        """
         java_uri = _jvm.java_class("java.net.URI")
         replacements = _jvm.java_class("java.util.HashMap")()
-        for old, new in uris.items():
-            replacements.put(java_uri(old), java_uri(new))
-        self._entry.updateURIs(replacements)
+        for number, uri in enumerate(self.server.uris):
+            found = find_image(uri, project_uri, self._project.path.parent, image_root)
+            if found is not None:
+                replacements.put(java_uri(uri), java_uri(file_uri(found)))
+            if number == 0:
+                self.path = found
+        with _jvm.quiet(), _java_errors(FormatError, f"{self.name}: QuPath refuses its URI"):
+            self._entry.updateURIs(replacements)
 
     @property
     def data_file(self) -> Path:
@@ -232,9 +242,8 @@ class PaquoImage:
     @cached_property
     def calibration(self) -> PixelCalibration:
         """Pixel size as QuPath shows it."""
-        stored = parse_calibration(self._builder)
-        if stored is not None:
-            return stored
+        if project_file.server_metadata(self._builder) is not None:
+            return project_file.pixel_calibration(self._builder)
         server = self._build_server()
         if server is None:
             return PixelCalibration()
@@ -248,16 +257,14 @@ class PaquoImage:
     @property
     def image_type(self) -> str | None:
         """Name of QuPath's ``ImageType``; None if never saved."""
-        if not self.data_file.exists():
-            return None
-        return str(self._load().data.getImageType().name())
+        data = self._load().data if self.data_file.exists() else None
+        return None if data is None else str(data.getImageType().name())
 
     @property
     def stains(self) -> Stains | None:
         """Colour deconvolution stains of the image; None if it has none."""
-        stains = (
-            self._load().data.getColorDeconvolutionStains() if self.data_file.exists() else None
-        )
+        data = self._load().data if self.data_file.exists() else None
+        stains = None if data is None else data.getColorDeconvolutionStains()
         if stains is None:
             return None
         vectors = [stains.getStain(number) for number in (1, 2, 3)]
@@ -277,10 +284,8 @@ class PaquoImage:
 
     def read(self) -> ImageObjects:
         """Read annotations and detections from disk (see `ImageEntry.read`)."""
-        if not self.data_file.exists():
-            return ImageObjects((), _no_detections(), file_fingerprint(self.data_file))
         loaded = self._load()
-        objects = _flat(loaded.data.getHierarchy())
+        objects = _flat(loaded.hierarchy)
         stored = _stored_ids(self.data_file)
         annotations = _only(objects, "isAnnotation")
         return ImageObjects(
@@ -295,69 +300,95 @@ class PaquoImage:
         if foreign:
             raise UsageError(f"{foreign[0]} was not written by qpnuclei and is not removed")
         self._check_unchanged(fingerprint)
-        data = self._load_for_writing().data
-        self._project.keep(None)  # it differs from the file, until it was saved and verified
+        data = self._load_for_writing()
         hierarchy = data.getHierarchy()
+        self._project.keep(None)  # it differs from the file, until it was saved and verified
         with _jvm.quiet(), _java_errors(SaveError, f"{self.name}: QuPath refuses the edit"):
             classes = _apply(edit, hierarchy)
             if edit.workflow_step is not None:
                 step = _jvm.java_class("qupath.lib.plugins.workflow.DefaultScriptableWorkflowStep")
                 data.getHistoryWorkflow().addStep(step(*edit.workflow_step))
-        expected = _Content.of(hierarchy)
+            expected = _Content.of(hierarchy)
         with _kept_on_failure(self.data_file):
             self._check_unchanged(fingerprint)
             with _jvm.quiet(), _java_errors(SaveError, f"{self.data_file}: cannot be saved"):
                 self._entry.saveImageData(data)
             self._verify(expected)
-        self._project.keep(_Loaded(self, file_fingerprint(self.data_file), data))
-        with _jvm.quiet():
+        self._project.keep(_Loaded(self, _fingerprint(self.data_file), hierarchy, data))
+        with _jvm.quiet(), _java_errors(SaveError, f"{self._project.path}: class list not saved"):
             self._project.add_classes(classes)
 
     def _verify(self, expected: _Content) -> None:
         what = f"{self.data_file}: what QuPath saved does not read back as written"
         with _jvm.quiet(), _java_errors(SaveError, what):
-            saved = _jvm.java_class("qupath.lib.io.PathIO").readHierarchy(_file(self.data_file))
-            difference = expected.difference(_Content.of(saved))
+            difference = expected.difference(_Content.of(_read_hierarchy(self.data_file)))
         if difference:
             raise SaveError(f"{what}: {difference}", "the file is as it was; try --backend native")
 
     def _check_unchanged(self, fingerprint: str) -> None:
-        if file_fingerprint(self.data_file) != fingerprint:
+        if _fingerprint(self.data_file) != fingerprint:
             raise ConflictError(
-                f"{self.data_file} of image {self.name!r} changed since it was read",
-                "is the project open in QuPath? close it there and run again",
+                f"{self.data_file}: changed on disk since it was read",
+                "close the image in QuPath and run again",
             )
 
-    def _load_for_writing(self) -> _Loaded:
-        if not _opens_lazily() and self._build_server() is None:
+    def _load_for_writing(self) -> JavaObject:
+        data = None if self._is_out_of_reach() else self._load().data
+        if data is None:
             raise SaveError(
-                f"{self.name}: this QuPath saves no image whose file it cannot open "
-                f"({', '.join(self.server.uris)})",
+                f"{self.name}: QuPath {_qupath_version()} saves no image whose file it cannot "
+                f"open: {', '.join(self.server.uris)}",
                 "say where the images are with --image-root, or use --backend native",
             )
-        return self._load()
+        return data
 
     def _load(self) -> _Loaded:
-        current = file_fingerprint(self.data_file)
+        current = _fingerprint(self.data_file)
         loaded = self._project.loaded(self, current)
         if loaded is None:
-            loaded = _Loaded(self, current, self._read_image_data())
+            data = self._read_image_data()
+            if data is not None:
+                hierarchy = data.getHierarchy()
+            elif self.data_file.exists():
+                with _jvm.quiet(), self._corrupt_errors():
+                    hierarchy = _read_hierarchy(self.data_file)
+            else:
+                hierarchy = _jvm.java_class(_HIERARCHY)()
+            loaded = _Loaded(self, current, hierarchy, data)
             self._project.keep(loaded)
         return loaded
 
-    def _read_image_data(self) -> JavaObject:
-        """Read the image data without QuPath's recovery, which shows a damaged file as empty."""
+    def _read_image_data(self) -> JavaObject | None:
+        """Read the image data without QuPath's recovery, which shows a damaged file as empty.
+
+        None if QuPath makes no image data because it cannot open the image.
+        """
         from paquo.java import BufferedImage, PathIO
 
         file = self.data_file
-        if not file.exists():
-            with _jvm.quiet(), _java_errors(SlideError, f"{self.name}: QuPath cannot open it"):
+        if file.exists():
+            _check_complete(file)
+        if self._is_out_of_reach():
+            return None
+        with _jvm.quiet(), self._corrupt_errors():
+            if not file.exists():
                 return self._entry.readImageData()
-        _check_complete(file)
-        with _jvm.quiet(), _java_errors(FormatError, f"{file} is corrupt", _backup_hint(file)):
             if _opens_lazily():
                 return PathIO.readImageData(_file(file).toPath(), self._entry.getServerBuilder())
             return PathIO.readImageData(_file(file), None, self._build_server(), BufferedImage)
+
+    def _corrupt_errors(self) -> AbstractContextManager[None]:
+        return _java_errors(
+            FormatError,
+            f"{self.data_file}: QuPath cannot read it",
+            _backup_hint(self.data_file),
+        )
+
+    def _is_out_of_reach(self) -> bool:
+        """Tell whether QuPath makes no image data, for want of the image's pixels or metadata."""
+        if _opens_lazily() and project_file.server_metadata(self._builder) is not None:
+            return False
+        return self._build_server() is None
 
     def _build_server(self) -> JavaObject | None:
         """Open the image's pixels in QuPath; None if it cannot."""
@@ -386,6 +417,8 @@ def _only(objects: JavaObject, test: str) -> JavaObject:
 
 def _stored_ids(file: Path) -> set[str]:
     """Return the UUIDs in a data file: QuPath makes up others for objects that have none."""
+    if not file.exists():
+        return set()
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return {match[1].decode() for match in _UUID_STRING.finditer(data)}
 
@@ -431,7 +464,7 @@ def _read_detections(
     )
     java_classes = _jvm.texts(detections, to_class_name)
     path_classes = _jvm.texts(detections, method(_PATH_OBJECT, "getPathClass", _PATH_CLASS))
-    names = _jvm.java_class("qupath.lib.objects.PathObjectTools").getAvailableFeatures(detections)
+    names = _jvm.java_class(_OBJECT_TOOLS).getAvailableFeatures(detections)
     return Detections(
         ids=[uuid.UUID(item) if item in stored else None for item in ids],
         kinds=[_KINDS.get(name, "detection") for name in java_classes],
@@ -464,7 +497,8 @@ def _parent_ids(objects: JavaObject) -> list[str]:
 
 
 def _centroids(objects: JavaObject) -> npt.NDArray[np.float64]:
-    to_roi = method(_PATH_OBJECT, "getROI", _ROI)
+    # QuPath (to 0.5) locates a cell by its nucleus, where it has one.
+    to_roi = bind(static(_OBJECT_TOOLS, "getROI", _ROI, _PATH_OBJECT, "boolean"), 1, True)
     axes = [pipe(to_roi, method(_ROI, f"getCentroid{axis}", "double")) for axis in "XY"]
     return np.stack([_jvm.doubles(objects, axis) for axis in axes], axis=1)
 
@@ -529,7 +563,8 @@ def _from_geometry(rois: JavaObject, _: str) -> npt.NDArray[Any]:
             made.toArray(jpype.JArray(_jvm.java_class(_GEOMETRY))(0))
         )
     )
-    return shapely.get_parts(shapely.from_wkb(bytes(wkb)))
+    parts: npt.NDArray[Any] = shapely.get_parts(shapely.from_wkb(bytes(wkb)))
+    return parts
 
 
 # Writing -----------------------------------------------------------------------------------------
@@ -598,7 +633,7 @@ def _new_detections(group: DetectionGroup, path_class: JavaObject) -> JavaObject
     own_list = pipe(detection, method(_PATH_OBJECT, "getMeasurementList", _MEASUREMENTS))
     for name, column in polygons_first.measurements.items():
         put = method(_MEASUREMENTS, "put", "void", _STRING, "double")
-        put_named = bind(put, 1, _jvm.java_class(_STRING)(name))
+        put_named = bind(put, 1, name)
         values = _jvm.double_array(column)
         _jvm.for_each(len(nuclei), fan_out(put_named, own_list, element_of(values)))
     # Closed lists of the same names share them.
@@ -608,14 +643,10 @@ def _new_detections(group: DetectionGroup, path_class: JavaObject) -> JavaObject
 
 def _new_measurements(names: Collection[str]) -> Handle:
     """Return the function that makes an empty list of float measurements for a detection."""
-    import jpype
-
     kind = f"{_MEASUREMENTS}$MeasurementListType"
     factory = "qupath.lib.measurements.MeasurementListFactory"
     make = static(factory, "createMeasurementList", _MEASUREMENTS, "int", kind)
-    bound = bind(
-        make, 0, jpype.JObject(len(names), "java.lang.Integer"), _jvm.java_class(kind).FLOAT
-    )
+    bound = bind(make, 0, len(names), _jvm.java_class(kind).FLOAT)
     return _jvm.for_any_int(bound)
 
 
@@ -664,11 +695,9 @@ def _new_annotation(new: NewAnnotation) -> JavaObject:
 
 def _path_class(path_class: PathClass) -> JavaObject:
     """Return QuPath's class of that name; a new one gets our colour."""
-    import jpype
-
     color = path_class.color
     return _jvm.java_class(_PATH_CLASS).fromString(
-        path_class.name, None if color is None else jpype.JObject(color, "java.lang.Integer")
+        path_class.name, None if color is None else _jvm.box(color)
     )
 
 
@@ -719,7 +748,7 @@ class _Content:
 @contextmanager
 def _kept_on_failure(data_file: Path) -> Iterator[None]:
     """Put the data file and its summary back as they were if what is within fails."""
-    files = [data_file, data_file.with_name("summary.json"), data_file.with_name("data.qpdata.bkp")]
+    files = [data_file, data_file.with_name("summary.json"), data_file.with_name(_BACKUP)]
     copies = {file: file.with_name(f"{file.name}.old") for file in files if file.exists()}
     try:
         for file, copy in copies.items():
@@ -764,10 +793,19 @@ def _reason(error: Any) -> str:
     return " ".join(text.split())[:300]
 
 
-def _opens_lazily() -> bool:
+def _qupath_version() -> Any:
     from paquo.java import qupath_version
 
-    return qupath_version is not None and qupath_version.version.release >= _LAZY_IMAGES
+    return qupath_version
+
+
+def _opens_lazily() -> bool:
+    version = _qupath_version()
+    return version is not None and version.version.release >= _LAZY_IMAGES
+
+
+def _read_hierarchy(file: Path) -> JavaObject:
+    return _jvm.java_class("qupath.lib.io.PathIO").readHierarchy(_file(file))
 
 
 def _java_list(items: Sequence[JavaObject]) -> JavaObject:
@@ -795,86 +833,21 @@ def _check_complete(file: Path) -> None:
 
 
 def _backup_hint(file: Path) -> str:
-    backup = file.with_name("data.qpdata.bkp")
-    return f"QuPath's backup {backup} is there: try it in its place" if backup.exists() else ""
+    if file.with_name(_BACKUP).exists():
+        return f"QuPath left {_BACKUP} beside it: copy that to {file.name}"
+    return f"QuPath left no {_BACKUP}; restore the file from a backup"
 
 
-def _no_detections() -> Detections:
-    return Detections([], [], [], np.empty(0, object), np.empty((0, 2)), np.empty(0, np.int64))
-
-
-# To be shared with the native backend -------------------------------------------------------------
-
-
-def file_fingerprint(file: Path) -> str:
+def _fingerprint(file: Path) -> str:
+    """Identify the state of a data file."""
     try:
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
+        if file.with_name(_BACKUP).exists():
+            raise FormatError(
+                f"{file}: is missing, though the image was saved before", _backup_hint(file)
+            ) from None
         return "absent"
-
-
-def find_project_file(path: str | os.PathLike[str]) -> Path:
-    file = Path(path).absolute()
-    if file.is_dir():
-        file = file / "project.qpproj"
-    if not file.is_file():
-        raise NotFoundError(f"no QuPath project at {str(path)!r}")
-    return file
-
-
-def parse_server(builder: dict[str, Any]) -> ImageServer:
-    types = []
-    metadata: dict[str, Any] = {}
-    inner = builder
-    while True:
-        types.append(inner.get("builderType", ""))
-        metadata = metadata or inner.get("metadata") or {}
-        if "builder" not in inner:
-            break
-        inner = inner["builder"]
-    return ImageServer(
-        builder_types=tuple(types),
-        provider=inner.get("providerClassName", ""),
-        uris=(inner["uri"],) if "uri" in inner else (),
-        args=tuple(inner.get("args", ())),
-        width=metadata.get("width"),
-        height=metadata.get("height"),
-        size_z=metadata.get("sizeZ", 1),
-        size_t=metadata.get("sizeT", 1),
-        is_rgb=metadata.get("isRGB", True),
-    )
-
-
-def parse_calibration(builder: dict[str, Any]) -> PixelCalibration | None:
-    metadata = builder.get("metadata")
-    if metadata is None:
-        return None
-    calibration = metadata.get("pixelCalibration", {})
-    sizes = [calibration.get(k, {}) for k in ("pixelWidth", "pixelHeight")]
-    if any(size.get("unit") != "µm" for size in sizes):
-        return PixelCalibration()
-    return PixelCalibration(*(float(size["value"]) for size in sizes))
-
-
-def relocate(project: PaquoProject, image_root: Path | None) -> None:
-    from urllib.parse import unquote, urlsplit
-
-    previous = str(project.java_object.getPreviousURI())
-    for image in project.images:
-        if not image.server.uris:
-            continue
-        stored = Path(unquote(urlsplit(image.server.uris[0]).path))
-        candidates = [
-            stored,
-            project.path.parent
-            / os.path.relpath(stored, Path(unquote(urlsplit(previous).path)).parent),
-        ]
-        if image_root:
-            candidates.append(image_root / stored.name)
-        for candidate in candidates:
-            if candidate.is_file():
-                image.path = candidate.resolve()
-                if candidate is not stored:
-                    image.point_to({image.server.uris[0]: image.path.as_uri()})
-                break
+    except OSError as error:
+        raise FormatError(f"{file}: cannot be read: {error.strerror}") from error

@@ -170,7 +170,9 @@ def _tiff_source(path: Path) -> Source:
         pixels = series.asarray()
         if series.axes == "SYX":
             pixels = np.moveaxis(pixels, 0, -1)
-        return _ArraySource(_to_rgb(pixels, page), *_vendor_and_mpp(path, tiff))
+        source = ArraySource(_to_rgb(pixels, page), *_vendor_and_mpp(path, tiff))
+        tiff.close()
+        return source
     except BaseException:
         tiff.close()
         raise
@@ -354,10 +356,10 @@ def _open_plain(path: Path) -> Source | None:
         transparent = image.has_transparency_data
         pixels = np.asarray(image.convert("RGBA" if transparent else "RGB"))
         # A printing resolution (dpi) in PNG or JPEG says nothing about the tissue.
-        return _ArraySource(over_white(pixels) if transparent else pixels, None, None)
+        return ArraySource(over_white(pixels) if transparent else pixels, None, None)
 
 
-class _ArraySource:
+class ArraySource:
     """An image that is decoded whole and kept in memory."""
 
     def __init__(self, rgb: RGB, vendor: str | None, mpp: tuple[float, float] | None) -> None:

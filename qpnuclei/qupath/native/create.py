@@ -120,6 +120,8 @@ def create_project(
             directory.rmdir()
         temporary.replace(directory)
         sync_folder(directory.parent)
+    except SaveError as error:
+        raise SaveError(error.what, "make room or choose another folder, and run again") from error
     except OSError as error:
         raise SaveError(f"{directory} could not be written: {error.strerror}") from error
     finally:
@@ -195,9 +197,13 @@ def _write_project(
 
 def server_builder(image: NewImage) -> dict[str, Any]:
     """Return the ``serverBuilder`` JSON of a slide, with the reader that QuPath would choose."""
-    openslide = image.path.suffix.lower() in _OPENSLIDE_SUFFIXES or (
-        # OpenSlide takes a TIFF only if it is tiled; those with a pyramid are.
-        image.path.suffix.lower() in _TIFF_SUFFIXES and len(image.downsamples) > 1
+    suffix = image.path.suffix.lower()
+    openslide = suffix in _OPENSLIDE_SUFFIXES or (
+        # OpenSlide takes a TIFF only if it is tiled; those with a pyramid are. QuPath leaves
+        # OME-TIFF to Bio-Formats.
+        suffix in _TIFF_SUFFIXES
+        and len(image.downsamples) > 1
+        and not image.path.stem.lower().endswith(".ome")
     )
     return {
         "builderType": "uri",

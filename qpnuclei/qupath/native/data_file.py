@@ -237,7 +237,7 @@ class DataFile:
             raise FormatError(f"{self._source}: {error.what}", error.hint) from None
 
     def apply(self, edit: Edit) -> None:
-        """Apply an edit.
+        """Apply an edit; what it adds can be read only when the file was written and parsed.
 
         Raises
         ------
@@ -259,9 +259,13 @@ class DataFile:
         for parent, groups in additions.items():
             if parent not in parents:
                 raise UsageError(f"{self._source} has no annotation number {parent}")
-            self._append(parents[parent], groups)
-        for annotation in edit.annotations:
-            self._append_items(parents[None], [self._annotation_node(annotation)], 1)
+            children = parents[parent].children
+            for group in groups:
+                children += new_detections(self._catalog, group)
+            parents[parent].set_children(children)
+        if edit.annotations:
+            new = [self._annotation_node(annotation) for annotation in edit.annotations]
+            parents[None].set_children([*parents[None].children, *new])
         if edit.workflow_step is not None:
             self._add_step(*edit.workflow_step)
 
@@ -362,23 +366,9 @@ class DataFile:
                     children += child.children
             if len(children) != len(view.children) or any(map(is_not, children, view.children)):
                 children = [c for c in children if not isinstance(c, Packed) or len(c)]
-                view.set_children(children, _count(children))
+                view.set_children(children)
         if left:
             raise UsageError(f"{self._source} has no detection {min(left)} to remove")
-
-    def _append(self, parent: PathObject, groups: Sequence[DetectionGroup]) -> None:
-        items: list[Content] = []
-        total = 0
-        for group in groups:
-            new, count = new_detections(self._catalog, group)
-            items += new
-            total += count
-        self._append_items(parent, items, total)
-
-    def _append_items(self, parent: PathObject, items: list[Content], count: int) -> None:
-        children = parent.children
-        before = struct.unpack(">i", parent.child_count.data[-4:])[0]
-        parent.set_children([*children, *items], max(before, 0) + count)
 
     def _annotation_node(self, new: NewAnnotation) -> JavaObject:
         catalog = self._catalog
@@ -484,7 +474,3 @@ def _annotation(view: PathObject, handle: int, parent: int | None) -> Annotation
         z=int(rois.z[0]),
         t=int(rois.t[0]),
     )
-
-
-def _count(children: Sequence[Content]) -> int:
-    return sum(len(c) if isinstance(c, Packed) else 1 for c in children)

@@ -74,8 +74,8 @@ def packed_ids(packed: Packed) -> list[str]:
     return ids
 
 
-def new_detections(catalog: jc.Catalog, group: DetectionGroup) -> tuple[list[Content], int]:
-    """Return the contents that add a group of detections, and their number.
+def new_detections(catalog: jc.Catalog, group: DetectionGroup) -> list[Content]:
+    """Return a group of detections as children for their parent.
 
     The nuclei without holes come first (PolygonROI), those with holes after them (GeometryROI),
     each in the order of the table.
@@ -103,7 +103,7 @@ def new_detections(catalog: jc.Catalog, group: DetectionGroup) -> tuple[list[Con
             chosen = nuclei.take(indices)
             ids = [group.ids[i] for i in indices.tolist()]
             items += _uniform_detections(catalog, chosen, ids, group, has_hole)
-    return items, len(nuclei)
+    return items
 
 
 def _uniform_detections(

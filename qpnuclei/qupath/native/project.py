@@ -186,8 +186,10 @@ class NativeImage:
             if new_classes is not None:
                 transaction.stage(self._project.classes_path, lambda emit: emit(new_classes))
             staged, digest = transaction.stage(self.data_path, data_file.write)
+            image_type = data_file.image_type
+            del old, data_file  # as large as the file, and no longer needed
             objects = self._verify(staged, digest, edit, kept)
-            summary = self._summary(staged, data_file.image_type, objects)
+            summary = self._summary(staged, image_type, objects)
             transaction.stage(self.folder / "summary.json", lambda emit: emit(summary))
             if self._read_bytes()[1] != fingerprint:
                 raise self._conflict()

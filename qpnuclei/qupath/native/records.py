@@ -372,6 +372,9 @@ class NewRecords(Bulk):
     columns: Mapping[int, Column]
     count: int
 
+    def __len__(self) -> int:
+        return self.count
+
     def write(self, writer: StreamWriter) -> Step:
         """Write all records."""
         yield from ()  # a step, although it has nothing nested to wait for
