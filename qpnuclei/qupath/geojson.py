@@ -234,7 +234,8 @@ def _annotation(annotation: NewAnnotation) -> bytes:
 
 def _feature(identifier: UUID, geometry: Any, properties: dict[str, Any]) -> bytes:
     return orjson.dumps(
-        {"type": "Feature", "id": str(identifier), "geometry": geometry, "properties": properties}
+        {"type": "Feature", "id": str(identifier), "geometry": geometry, "properties": properties},
+        option=orjson.OPT_SERIALIZE_NUMPY,
     )
 
 
@@ -249,25 +250,23 @@ def _classification(path_class: PathClass) -> dict[str, Any]:
     return {"name": path_class.name, "color": rgb}
 
 
-def _coordinates(nuclei: NucleiTable) -> list[list[list[list[float]]]]:
+def _coordinates(nuclei: NucleiTable) -> list[list[npt.NDArray[np.float64]]]:
     """Return the rings of each nucleus, rounded, and mended where rounding made them invalid."""
-    vertices = np.round(nuclei.vertices.astype(np.float64), _DECIMALS)
+    vertices: npt.NDArray[np.float64] = nuclei.vertices.astype(np.float64).round(_DECIMALS)
     polygons = shapely.from_ragged_array(
         shapely.GeometryType.POLYGON, vertices, (nuclei.ring_offsets, nuclei.polygon_offsets)
     )
-    points = vertices.tolist()
-    bounds = nuclei.ring_offsets.tolist()
-    rings = [points[a:b] for a, b in pairwise(bounds)]
-    bounds = nuclei.polygon_offsets.tolist()
-    coordinates = [rings[a:b] for a, b in pairwise(bounds)]
+    rings = [vertices[a:b] for a, b in pairwise(nuclei.ring_offsets.tolist())]
+    coordinates = [rings[a:b] for a, b in pairwise(nuclei.polygon_offsets.tolist())]
     for i in np.flatnonzero(~shapely.is_valid(polygons)).tolist():
         parts = shapely.get_parts(_valid_on_grid(polygons[i]))
         parts = parts[shapely.area(parts) > 0]
         if len(parts) == 0:
-            raise ValueError(f"a nucleus at {points[bounds[i]]} vanishes on a grid of 0.01 px")
+            at = coordinates[i][0][0].tolist()
+            raise ValueError(f"a nucleus at {at} vanishes on a grid of 0.01 px")
         largest = parts[np.argmax(shapely.area(parts))]
         coordinates[i] = [
-            np.round(shapely.get_coordinates(ring), _DECIMALS).tolist()
+            np.round(shapely.get_coordinates(ring), _DECIMALS)
             for ring in shapely.get_rings(largest)
         ]
     return coordinates
