@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
@@ -190,7 +190,9 @@ def find_nuclei(
                 nuclei.measurements[name][row] = value[0]
         nuclei = _to_level_0(nuclei, scale, simplify_um)
         shapes = shape_measurements(nuclei.polygons(), PixelCalibration(*scale.mpp))
-    return nuclei.with_measurements({**shapes, **nuclei.measurements}), report
+        # QuPath lists shapes first.
+        nuclei = replace(nuclei, measurements={**shapes, **nuclei.measurements})
+    return nuclei, report
 
 
 def segment_image(

@@ -18,6 +18,7 @@ from qpnuclei.demo.overlay import draw_overlay
 from qpnuclei.demo.score import NucleiScore, match_nuclei
 from qpnuclei.demo.synthetic import make_slide
 from qpnuclei.errors import SlideError, UsageError
+from qpnuclei.export import count_project, write_table
 from qpnuclei.new_project import create_from_slides
 from qpnuclei.nuclei import NucleiTable
 from qpnuclei.pipeline import Progress, analyse_project
@@ -50,6 +51,8 @@ class Demonstration:
     project : Path
         The ``.qpproj`` file.
     summary : RunSummary
+    counts : Path
+        The table of nuclei per annotation.
     picture : Path
         The slide with annotations and nuclei, and a close-up where tiles meet.
     score : NucleiScore or None
@@ -58,6 +61,7 @@ class Demonstration:
 
     project: Path
     summary: RunSummary
+    counts: Path
     picture: Path
     score: NucleiScore | None
 
@@ -112,6 +116,8 @@ def demonstrate(
     summary = analyse_project(project, options, progress)
     for _, error in summary.failures:
         raise error
+    counts = directory / "counts.csv"
+    write_table(count_project(project, project.images, mpp=mpp), counts)
     say("drawing what was found")
     entry = project.images[0]
     found = entry.read()
@@ -136,7 +142,7 @@ def demonstrate(
     if truth is not None:
         region = shapely.union_all([a.geometry for a in found.annotations])
         score = match_nuclei(nuclei, truth, region, plan.scale.mpp[0])
-    return Demonstration(project.path, summary, picture, score)
+    return Demonstration(project.path, summary, counts, picture, score)
 
 
 def _annotation(name: str, class_name: str | None, geometry: shapely.Geometry) -> NewAnnotation:
