@@ -106,18 +106,24 @@ def _check_torchvision() -> Check:
 
 
 def _check_device() -> Check:
-    from qpnuclei.nn.device import describe_device, resolve_device
+    import torch
+
+    from qpnuclei.nn.device import resolve_device
 
     device = resolve_device("auto")
-    status = Status.NOTE if device.type == "cpu" else Status.OK
-    return Check("device", status, f"auto takes {describe_device(device)}")
+    if device.type == "cuda":
+        return Check("device", Status.OK, f"auto takes {torch.cuda.get_device_name(device)}")
+    if device.type == "mps":
+        return Check("device", Status.OK, "auto takes Apple's GPU (mps)")
+    return Check("device", Status.NOTE, "auto takes the CPU: no GPU that torch can use")
 
 
 def _check_model() -> Check:
-    from qpnuclei.nn.checkpoint import find_model, load_metadata, model_hash
+    from qpnuclei.nn.checkpoint import model_hash, read_metadata
+    from qpnuclei.nn.segmenter import resolve_model
 
-    path = find_model("default")
-    metadata = load_metadata(path)
+    path = resolve_model("default")
+    metadata = read_metadata(path)
     return Check(
         "default model",
         Status.OK,
@@ -139,7 +145,7 @@ def _check_openslide() -> Check:
 
 
 def _check_qupath() -> Check:
-    from qpnuclei.qupath.backend import HOW_TO_POINT_TO_QUPATH, find_qupath
+    from qpnuclei.qupath.installation import HOW_TO_POINT_TO_QUPATH, find_qupath
 
     installation = find_qupath()
     if installation is None:

@@ -20,7 +20,13 @@ from qpnuclei.planning import ImagePlan, RunOptions, choose_images, plan_image
 from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.pixels import open_image
 from qpnuclei.roi import region_of
-from qpnuclei.summary import ImageResult, RegionResult, RunSummary, Stopwatch
+from qpnuclei.summary import (
+    ImageResult,
+    RegionResult,
+    RunSummary,
+    Stopwatch,
+    describe_model,
+)
 from qpnuclei.writeback import make_run_dir, new_nuclei, write_back
 
 if TYPE_CHECKING:
@@ -57,7 +63,7 @@ def analyse_project(
         project=project.path,
         backend=project.backend,
         arguments=options.to_json(),
-        model=segmenter.describe(),
+        model=describe_model(options.model, segmenter),
         device=str(segmenter.device),
         run_dir=run_dir,
     )

@@ -74,9 +74,7 @@ class RoiSelection:
         )
 
 
-def check_selection(
-    selection: RoiSelection, annotations: Iterable[Annotation], where: str
-) -> None:
+def check_selection(selection: RoiSelection, annotations: Iterable[Annotation], where: str) -> None:
     """Refuse classes and names that no annotation has, naming those that exist.
 
     Parameters
@@ -99,7 +97,9 @@ def check_selection(
         if not any(alone.matches(a) for a in annotations):
             present = sorted({a.class_name for a in annotations if a.class_name})
             derived = [name for name in present if name.startswith(f"{wanted}: ")]
-            hint = f"classes there: {', '.join(present)}" if present else "no annotation has a class"
+            hint = (
+                f"classes there: {', '.join(present)}" if present else "no annotation has a class"
+            )
             if derived:
                 hint += f"; --roi-derived makes {wanted} stand for {', '.join(derived)} too"
             raise UsageError(f"no annotation of class {wanted!r} in {where}", hint)
@@ -171,16 +171,18 @@ def select_regions(
         geometry = annotation.geometry
         if not geometry.is_valid:
             _LOG.warning(
-                "%s has an invalid outline (%s): mended", annotation.label, explain_validity(geometry)
+                "%s has an invalid outline (%s): mended",
+                annotation.label,
+                explain_validity(geometry),
             )
             geometry = shapely.make_valid(geometry)
-        clipped = polygonal(shapely.intersection(geometry, image))
-        if clipped.is_empty:
-            _LOG.warning("%s lies outside of the image: skipped", annotation.label)
-            continue
         if not shapely.covers(image, geometry):
+            geometry = shapely.intersection(geometry, image)
+            if geometry.area == 0:
+                _LOG.warning("%s lies outside of the image: skipped", annotation.label)
+                continue
             _LOG.warning("%s reaches beyond the image: clipped to it", annotation.label)
-        regions.append(Region(annotation, clipped))
+        regions.append(Region(annotation, polygonal(geometry)))
     return regions
 
 
@@ -202,9 +204,7 @@ def tissue_region(slide: Slide, mpp: tuple[float, float]) -> list[Region]:
     return [Region(None, tissue)]
 
 
-def region_of(
-    points: npt.NDArray[np.float64], regions: Sequence[Region]
-) -> npt.NDArray[np.int64]:
+def region_of(points: npt.NDArray[np.float64], regions: Sequence[Region]) -> npt.NDArray[np.int64]:
     """Say which region each point is written under.
 
     Where regions overlap it is the smallest, as QuPath nests objects in the innermost annotation.

@@ -20,10 +20,19 @@ from qpnuclei.errors import QpnucleiError
 from qpnuclei.files import write_atomically
 
 if TYPE_CHECKING:
+    from qpnuclei.nn.segmenter import Segmenter
     from qpnuclei.roi import Region
 
-_LIBRARIES = ("numpy", "scipy", "scikit-image", "opencv-python-headless", "shapely", "torch",
-              "tiffslide", "paquo")
+_LIBRARIES = (
+    "numpy",
+    "scipy",
+    "scikit-image",
+    "opencv-python-headless",
+    "shapely",
+    "torch",
+    "tiffslide",
+    "paquo",
+)
 
 
 class Stopwatch:
@@ -171,6 +180,22 @@ class RunSummary:
             "device": self.device,
             "versions": versions(),
         }
+
+
+def describe_model(name: str, segmenter: Segmenter) -> dict[str, Any]:
+    """Return which model was used: its name, hash, resolution and post-processing."""
+    from qpnuclei.nn.checkpoint import model_hash
+    from qpnuclei.nn.segmenter import resolve_model
+
+    metadata = segmenter.metadata
+    return {
+        "asked_for": name,
+        "name": metadata.name,
+        "family": metadata.family,
+        "sha256": model_hash(resolve_model(name)),
+        "mpp": metadata.mpp,
+        "post_processing": metadata.post_processing.model_dump(),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -42,7 +42,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _common(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - its callback does the work
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
@@ -64,16 +64,7 @@ def main() -> None:
     try:
         app()
     except QpnucleiError as error:
-        from qpnuclei.cli.console import stderr
+        from qpnuclei.cli.console import print_error
 
-        stderr.print(f"[bold red]error:[/] {_plain(error.what)}", highlight=False, soft_wrap=True)
-        if error.hint:
-            stderr.print(f"[bold]hint:[/] {_plain(error.hint)}", highlight=False, soft_wrap=True)
+        print_error(error)
         sys.exit(error.exit_code)
-
-
-def _plain(text: str) -> str:
-    """Keep square brackets of file names from being taken for rich's markup."""
-    from rich.markup import escape
-
-    return escape(text)

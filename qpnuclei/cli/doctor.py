@@ -33,7 +33,11 @@ def doctor(
     if project is not None:
         opened = open_project(project, backend=backend.value, image_root=image_root)
         checks += check_project(opened)
-    marks = {Status.OK: "[green]ok  [/]", Status.NOTE: "[yellow]note[/]", Status.BAD: "[red]BAD [/]"}
+    marks = {
+        Status.OK: "[green]ok  [/]",
+        Status.NOTE: "[yellow]note[/]",
+        Status.BAD: "[red]BAD [/]",
+    }
     for check in checks:
         line = f"{marks[check.status]} {escape(check.name)}: {escape(check.found)}"
         stdout.print(line, highlight=False, soft_wrap=True)

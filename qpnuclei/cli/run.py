@@ -126,9 +126,10 @@ def run(
         tissue=tissue,
     )
 
-    from qpnuclei.cli.console import progress_bar, stderr, stdout
-    from qpnuclei.cli.tables import plan_table, summary_table
-    from qpnuclei.pipeline import RunOptions, analyse_project, plan_project
+    from qpnuclei.cli.console import print_error, stderr, stdout, tile_progress
+    from qpnuclei.cli.tables import plan_table, print_account, summary_table
+    from qpnuclei.pipeline import analyse_project
+    from qpnuclei.planning import RunOptions, plan_project
     from qpnuclei.qupath.backend import open_project
 
     opened = open_project(project, backend=backend.value, image_root=image_root)
@@ -152,10 +153,15 @@ def run(
     if dry_run:
         stdout.print(plan_table(plan_project(opened, options)))
         return
-    with progress_bar(quiet) as bar:
-        summary = analyse_project(opened, options, bar)
+    try:
+        with tile_progress(quiet) as progress:
+            summary = analyse_project(opened, options, progress)
+    except KeyboardInterrupt:
+        stderr.print("interrupted: the image at hand is unchanged, those before it are saved")
+        sys.exit(130)
     stdout.print(summary_table(summary))
-    for line in summary.closing_lines():
-        stderr.print(line, highlight=False, soft_wrap=True)
+    print_account(summary)
+    for name, error in summary.failures:
+        print_error(error, f"image {name}: ")
     if summary.failures:
-        sys.exit(1)
+        sys.exit(max(error.exit_code for _, error in summary.failures))

@@ -58,18 +58,18 @@ class CellType:
 
 
 TUMOUR = CellType(
-    "tumour", 20, 0.19, (1.05, 1.65), 0.055, 0.0, (0.38, 0.85), 0.60, 0.15, 11, 4.5
+    "tumour", 21, 0.16, (1.05, 1.65), 0.055, 0.0, (0.34, 0.75), 0.50, 0.13, 11, 4.5
 )  # fmt: skip
 SPINDLE = CellType(
-    "spindle", 13, 0.18, (2.6, 5.0), 0.05, 0.10, (0.45, 0.78), 0.20, 0.12, 46, 10
+    "spindle", 13, 0.18, (2.6, 5.0), 0.05, 0.10, (0.40, 0.70), 0.20, 0.12, 46, 10
 )  # fmt: skip
 LYMPHOCYTE = CellType(
-    "lymphocyte", 12.5, 0.09, (1.0, 1.25), 0.03, 0.0, (0.62, 0.95), 0.0, 0.16, 12, 2.5
+    "lymphocyte", 12.5, 0.09, (1.0, 1.25), 0.03, 0.0, (0.55, 0.88), 0.0, 0.13, 12, 2.5
 )  # fmt: skip
 CELL_TYPES = (TUMOUR, SPINDLE, LYMPHOCYTE)
 
 #: Shares of nuclei that may overlap a neighbour by the given part of the smaller one.
-_OVERLAP_LIMITS, _OVERLAP_SHARES = (0.0, 0.06, 0.25), (0.88, 0.08, 0.04)
+_OVERLAP_LIMITS, _OVERLAP_SHARES = (0.0, 0.06, 0.25), (0.91, 0.06, 0.03)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
 import numpy.typing as npt
 import shapely
@@ -30,6 +31,9 @@ _PALETTE: tuple[Colour, ...] = (
 )  # fmt: skip
 
 _SHIFT = 4  # OpenCV draws with 1/16 px
+
+# matplotlib brings a font that has a µ; Pillow's own has none.
+_FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 
 
 def draw_overlay(
@@ -221,7 +225,7 @@ def _fixed_point(
 ) -> npt.NDArray[np.int32]:
     """Bring level-0 coordinates to OpenCV's, whose integers are pixel centres."""
     on_picture = (points - np.asarray(origin, np.float64)) * scale - 0.5
-    return np.round(on_picture * 2**_SHIFT).astype(np.int32)
+    return np.asarray(np.round(on_picture * 2**_SHIFT), np.int32)
 
 
 def _colours(annotations: Sequence[Labelled]) -> dict[str, Colour]:
@@ -262,7 +266,7 @@ def _text(
         at,
         text,
         fill=colour,
-        font=ImageFont.load_default(18),
+        font=ImageFont.truetype(_FONT, 17),
         anchor="mm" if centred else "la",
         stroke_width=3,
         stroke_fill=(255, 255, 255),

@@ -20,7 +20,7 @@ from qpnuclei.demo.layout import Float, Layout, smooth_noise
 RGB = npt.NDArray[np.uint8]
 
 # Optical density of red, green and blue per unit of stain.
-_HAEMATOXYLIN = (0.63, 0.71, 0.31)
+_HAEMATOXYLIN = (0.64, 0.70, 0.32)
 _EOSIN = (0.19, 0.80, 0.50)
 _ERYTHROCYTE = (0.10, 0.72, 0.62)
 _INK = (0.95, 0.55, 0.18)
@@ -82,9 +82,10 @@ class Painter:
         self._vacuoles = vacuoles
         self._seed = seed
         # Periods without a common factor: their sums do not repeat within the slide.
-        self._fine = _Texture(1013, 0.9, rng)
-        self._grain = _Texture(911, 2.2, rng)
+        self._fine = _Texture(1013, 1.2, rng)
+        self._grain = _Texture(911, 2.4, rng)
         self._clumps = _Texture(1201, 3.6, rng)
+        self._web = _Texture(1103, 3.0, rng)
         coarse = layout.tissue.shape
         self._stain_h = 1 + 0.13 * smooth_noise(coarse, 55, rng)
         self._stain_e = 1 + 0.16 * smooth_noise(coarse, 45, rng)
@@ -117,10 +118,13 @@ class Painter:
                 + _INK[i] * ink
             )
             strip[..., i] = _GLASS[i] * np.exp(-np.log(10) * density)
-        strip = np.asarray(cv2.GaussianBlur(strip, (0, 0), 0.8), np.float32)[_MARGIN:-_MARGIN]
+        # The optics blur, and the scanner sharpens what they left.
+        strip = np.asarray(cv2.GaussianBlur(strip, (0, 0), 0.7), np.float32)
+        strip += np.float32(0.8) * (strip - cv2.GaussianBlur(strip, (0, 0), 1.3))
+        strip = strip[_MARGIN:-_MARGIN]
         noise = np.random.default_rng([self._seed, 2, top])
         strip += noise.standard_normal(strip.shape, np.float32) * np.float32(1.6)
-        return np.clip(np.rint(strip), 0, 255).astype(np.uint8)
+        return np.asarray(np.clip(np.rint(strip), 0, 255), np.uint8)
 
     def _rows(self, field: Float, top: int, count: int) -> Float:
         return self._layout.rows(field.astype(np.float32), top, count)
@@ -142,18 +146,21 @@ class Painter:
         # Collagen: bundles of fibrils, with clefts between them.
         cleft = _step(-bundles - 1.35 + 0.3 * fibres, 0.7)
         collagen = np.clip(
-            0.25 + 0.06 * bundles + 0.055 * fibres + 0.02 * grain + 0.008 * fine, 0.04, 1
+            0.25 + 0.06 * bundles + 0.075 * fibres + 0.02 * grain + 0.022 * fine, 0.03, 1
         )
         collagen *= 1 - 0.85 * cleft
-        # Cytoplasm: granular, bounded by faint membranes, each cell a little different.
-        cytoplasm = np.clip(0.19 + 0.06 * tint + 0.022 * grain + 0.012 * fine, 0.03, 1)
-        cytoplasm *= 1 - 0.25 * borders
+        # Cytoplasm: a fine web, bounded by pale gaps, each cell a little different.
+        web = np.exp(-((self._web.rows(y0, n, width) / np.float32(0.6)) ** 2))
+        cytoplasm = np.clip(0.15 + 0.05 * tint + 0.085 * web + 0.02 * grain + 0.024 * fine, 0.02, 1)
+        cytoplasm *= 1 - 0.45 * borders
         eosin = collagen + (cytoplasm - collagen) * nest
-        eosin += (0.15 + 0.02 * grain - eosin) * lymphoid * 0.8
+        eosin += (0.13 + 0.06 * web + 0.02 * fine - eosin) * lymphoid * 0.8
         eosin += (0.10 - eosin) * fat * 0.8
-        haematoxylin = np.clip(0.020 + 0.012 * fibres + 0.006 * grain, 0, 1) * (1 - cleft)
-        haematoxylin += (0.115 + 0.03 * tint + 0.015 * grain - haematoxylin) * nest
-        haematoxylin += (0.10 + 0.015 * grain - haematoxylin) * lymphoid
+        haematoxylin = np.clip(0.03 + 0.012 * fibres + 0.008 * fine, 0, 1) * (1 - cleft)
+        haematoxylin += (
+            0.075 + 0.025 * tint + 0.045 * web + 0.01 * grain + 0.015 * fine - haematoxylin
+        ) * nest
+        haematoxylin += (0.07 + 0.04 * web - haematoxylin) * lymphoid
         lumen = _fill(self._vacuoles, y0, eosin.shape, soften=1.5)
         wall = _fill(self._vacuoles, y0, eosin.shape, soften=5.0) * (1 - lumen)
         eosin = (eosin + 0.25 * wall) * (1 - lumen) * tissue
@@ -201,20 +208,21 @@ class Painter:
         # Where two nuclei overlap, light passes both.
         both = np.maximum(below, inner) + np.float32(0.35) * np.minimum(below, inner)
         below += (inner + (both - inner) * under - below) * alpha
-        eosin[inside] += (pink - eosin[inside]) * alpha
+        eosin[inside] += (pink[part] - eosin[inside]) * alpha
         np.maximum(under, alpha, out=under)
 
-    def _nucleoplasm(self, i: int, cover: Float, rng: np.random.Generator) -> tuple[Float, float]:
-        """Haematoxylin inside of nucleus i, over its patch, and its eosin."""
+    def _nucleoplasm(self, i: int, cover: Float, rng: np.random.Generator) -> tuple[Float, Float]:
+        """Haematoxylin and eosin inside of nucleus i, over its patch."""
         nuclei = self._nuclei
         cell = CELL_TYPES[nuclei.types[i]]
         mean = nuclei.haematoxylin[i]
         within = (cover > 0.5).astype(np.uint8)
         depth = np.asarray(cv2.distanceTransform(within, cv2.DIST_L2, 3), np.float32)
-        fine = self._grain.patch(cover.shape, rng)
+        grain = self._grain.patch(cover.shape, rng)
+        fine = self._fine.patch(cover.shape, rng)
         clumps = self._clumps.patch(cover.shape, rng)
         contrast = cell.clumps * rng.uniform(0.7, 1.3)
-        density = mean + contrast * (0.55 * clumps + 0.6 * fine)
+        density = mean + contrast * (0.5 * clumps + 0.75 * grain + 0.55 * fine)
         rim = np.exp(-(((depth - 1.2) / 1.7) ** 2))
         if nuclei.vesicular[i]:
             density = density - 0.10 * np.clip(depth / 8, 0, 1) + rim * rng.uniform(0.10, 0.30)
@@ -223,9 +231,11 @@ class Painter:
         if cell is TUMOUR:
             for _ in range(rng.choice(4, p=(0.25, 0.4, 0.25, 0.1))):
                 density = density + _nucleolus(depth, rng) * rng.uniform(0.3, 0.6)
-        low = 0.22 if cell is TUMOUR else 0.4
-        pink = rng.uniform(0.10, 0.22)
-        return np.clip(density, low, 1.5).astype(np.float32), pink
+        # A soft floor: the palest spots of pale nuclei keep their texture.
+        density = 0.22 + 0.08 * np.logaddexp(0, (density - 0.22) / 0.08).astype(np.float32)
+        # Chromatin takes up eosin too: pale parts let more light of every colour through.
+        pink = np.float32(rng.uniform(0.26, 0.36)) * np.clip(density / np.float32(mean), 0.3, 1.4)
+        return density, pink
 
 
 class _Texture:

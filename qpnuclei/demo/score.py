@@ -108,7 +108,7 @@ def _valid(polygons: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _ious(
     a: npt.NDArray[Any], b: npt.NDArray[Any]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Indices and intersection over union of all pairs that touch."""
+    """Return indices and intersection over union of all pairs that touch."""
     i, j = shapely.STRtree(b).query(a, predicate="intersects")
     common = shapely.area(shapely.intersection(a[i], b[j]))
     return i, j, common / (shapely.area(a[i]) + shapely.area(b[j]) - common)

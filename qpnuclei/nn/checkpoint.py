@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, cast
@@ -21,7 +19,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from qpnuclei.errors import ModelError, NotFoundError, SaveError
+from qpnuclei.errors import ModelError, NotFoundError
+from qpnuclei.files import write_atomically
 from qpnuclei.nn.metadata import FORMAT_VERSION, ModelMetadata
 
 #: Where the network of a family lives. Imported when a model of that family is built.
@@ -90,35 +89,6 @@ def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     content = safetensors.torch.save(tensors, {_HEADER_KEY: metadata.model_dump_json()})
     write_atomically(path, content)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file by `content` in one step: temporary file, fsync, rename.
-
-    Raises
-    ------
-    qpnuclei.errors.SaveError
-        If it cannot be written; what was there before is untouched.
-    """
-    temporary: str | None = None
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner reads; results are for the whole lab.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise SaveError(
-            f"cannot write {path}: {error.strerror or error}",
-            "check that its folder exists, is writable, and that the disk is not full",
-        ) from error
 
 
 def read_metadata(path: Path) -> ModelMetadata:

@@ -61,9 +61,14 @@ def open_image(entry: ImageEntry) -> Slide:
         crop_to_bounds=server.provider == _OPENSLIDE and "--no-crop" not in server.args,
         series=_series(server.args),
     )
-    if server.width and server.height and (slide.width, slide.height) != (
-        server.width,
-        server.height,
+    if (
+        server.width
+        and server.height
+        and (slide.width, slide.height)
+        != (
+            server.width,
+            server.height,
+        )
     ):
         found = f"{slide.width}x{slide.height}"
         slide.close()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import qpnuclei
 from qpnuclei.errors import FormatError, NotFoundError, SaveError, UsageError
-from qpnuclei.nn.checkpoint import write_atomically
+from qpnuclei.files import write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -181,7 +181,6 @@ def write_attention_grid(path: Path, rgb: Tensor, attention: Tensor) -> None:
     rows = [part.reshape(part.shape[0], -1, 3) for part in (images, maps)]
     buffer = io.BytesIO()
     Image.fromarray(np.concatenate(rows)).save(buffer, "PNG")
-    path.parent.mkdir(exist_ok=True)
     write_atomically(path, buffer.getvalue())
 
 

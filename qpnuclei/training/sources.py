@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import shapely
 
-from qpnuclei.errors import FormatError, NotFoundError, SlideError, UsageError
-from qpnuclei.qupath.model import Annotation, ImageEntry, PixelCalibration
+from qpnuclei.errors import (
+    FormatError,
+    MppError,
+    NotFoundError,
+    QpnucleiError,
+    SlideError,
+    UsageError,
+)
+from qpnuclei.qupath.model import Annotation, ImageEntry
+from qpnuclei.qupath.pixels import open_image
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import Slide, open_slide
 
@@ -66,7 +74,11 @@ class Source:
 
 
 def find_sources(
-    paths: Sequence[Path], *, mpp: float | None = None, roi: Sequence[str] = ()
+    paths: Sequence[Path],
+    *,
+    mpp: Sequence[float] = (),
+    roi: Sequence[str] = (),
+    image_root: Path | None = None,
 ) -> list[Source]:
     """Find every image that the arguments of ``qpnuclei train`` name.
 
@@ -76,23 +88,31 @@ def find_sources(
         Each is an image or slide; a folder of them; a folder that holds ``images/`` (and perhaps
         ``splits.json``: then only the images of its ``train`` split); or a QuPath project
         (``.qpproj``, or its folder).
-    mpp : float, optional
-        Their resolution in µm/px, over whatever the files say.
+    mpp : sequence of float
+        Their resolution in µm/px, over whatever the files say: one for all, or one for each of
+        `paths`. None is taken from the files.
     roi : sequence of str
         Classes of annotations in QuPath projects: only what lies in one of these is used, and
         images without one are left out. Without `roi`, whole images are used.
+    image_root : pathlib.Path, optional
+        Where to look for the slides of projects that were moved.
 
     Raises
     ------
     qpnuclei.errors.NotFoundError
         If a path does not exist.
     qpnuclei.errors.UsageError
-        If a folder holds no image, `roi` is given without a project, or no annotation has any of
-        its classes.
+        If a folder holds no image, `mpp` is neither one nor as many as `paths`, `roi` is given
+        without a project, or no annotation has any of its classes.
     qpnuclei.errors.MppError
         If an image's resolution is not known, or absurd.
     qpnuclei.errors.SlideError, qpnuclei.errors.FormatError
         If an image or a project cannot be read.
+
+    Notes
+    -----
+    Of a project, images that cannot be read or have no resolution are left out with a warning, as
+    long as another one is left.
     """
     sources: list[Source] = []
     projects = [path for path in paths if _is_project(path)]
@@ -101,11 +121,17 @@ def find_sources(
             f"--roi {roi[0]!r} was given, but no source is a QuPath project",
             "only projects have annotations",
         )
-    for path in paths:
+    if len(mpp) not in (0, 1, len(paths)):
+        raise UsageError(
+            f"--mpp was given {len(mpp)} times for {len(paths)} sources",
+            "give it once for all of them, or once for each",
+        )
+    for number, path in enumerate(paths):
+        resolution = mpp[number % len(mpp)] if mpp else None
         if path in projects:
-            sources += _project_sources(path, mpp, roi)
+            sources += _project_sources(path, resolution, roi, image_root)
         else:
-            sources += [_file_source(file, mpp) for file in _files(path)]
+            sources += [_file_source(file, resolution) for file in _files(path)]
     if projects and roi and not any(source.roi is not None for source in sources):
         raise UsageError(
             f"no annotation has the class {' or '.join(map(repr, roi))}",
@@ -160,11 +186,14 @@ def _file_source(path: Path, mpp: float | None) -> Source:
         return Source(path.name, path, true_mpp, slide.width, slide.height)
 
 
-def _project_sources(path: Path, mpp: float | None, roi: Sequence[str]) -> Iterator[Source]:
+def _project_sources(
+    path: Path, mpp: float | None, roi: Sequence[str], image_root: Path | None
+) -> list[Source]:
     from qpnuclei.qupath.backend import open_project
 
-    project = open_project(path)
-    for entry in project.images:
+    sources = []
+    unusable: QpnucleiError | None = None
+    for entry in open_project(path, image_root=image_root).images:
         geometry = None
         if roi:
             annotations = [a for a in entry.read().annotations if a.class_name in roi]
@@ -172,25 +201,22 @@ def _project_sources(path: Path, mpp: float | None, roi: Sequence[str]) -> Itera
             if geometry is None:
                 continue
         try:
-            yield _entry_source(entry, mpp, geometry)
-        except (SlideError, NotFoundError) as error:
-            # One image of a project that is not at hand is no reason not to learn from the rest.
-            _log.warning("%s: image %r is left out: %s", path, entry.name, error)
+            sources.append(_entry_source(entry, mpp, geometry))
+        except (SlideError, MppError) as error:
+            # One image of a project that cannot be used is no reason not to learn from the rest.
+            _log.warning("%s: an image is left out: %s", path, error)
+            unusable = error
+    if not sources and unusable is not None:
+        raise unusable
+    return sources
 
 
 def _entry_source(entry: ImageEntry, mpp: float | None, roi: shapely.Geometry | None) -> Source:
-    server = entry.server
-    if server.builder_types != ("uri",):
-        raise SlideError(
-            f"its server is {' of '.join(server.builder_types)}, not an image as it lies on disk"
+    with open_image(entry) as slide:
+        true_mpp, _ = resolve_mpp(mpp, entry.calibration, slide.mpp, entry.name)
+        return Source(
+            entry.name, slide.path, true_mpp, slide.width, slide.height, slide.crop_to_bounds, roi
         )
-    if entry.path is None:
-        raise NotFoundError(f"its file is missing: {', '.join(server.uris)}")
-    crop = "openslide" in server.provider.lower() and "--no-crop" not in server.args
-    calibration: PixelCalibration = entry.calibration
-    with open_slide(entry.path, crop_to_bounds=crop) as slide:
-        true_mpp, _ = resolve_mpp(mpp, calibration, slide.mpp, entry.name)
-        return Source(entry.name, entry.path, true_mpp, slide.width, slide.height, crop, roi)
 
 
 def _area(annotations: Sequence[Annotation]) -> shapely.Geometry | None:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import shapely
 
 from qpnuclei.errors import NotFoundError, UsageError
-from qpnuclei.nn.checkpoint import write_atomically
+from qpnuclei.files import write_atomically
 from qpnuclei.slides.resolution import working_downsample
 from qpnuclei.slides.slide import Slide
 from qpnuclei.slides.stains import ReinhardStatistics, reinhard_statistics, reinhard_transfer

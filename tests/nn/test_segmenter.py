@@ -12,7 +12,7 @@ from qpnuclei.nn.checkpoint import save_model
 from qpnuclei.nn.device import resolve_device
 from qpnuclei.nn.metadata import ColourNormalisation, ModelMetadata, PostProcessing
 from qpnuclei.nn.segmenter import Segmenter, normalise_colour, resample
-from qpnuclei.slides.stains import ReinhardStatistics, reinhard_transfer
+from qpnuclei.slides.stains import ReinhardStatistics, reinhard_transfer, separate
 
 
 def segmenter(views: int = 1, tau: float | None = 0.0, **architecture: object) -> Segmenter:
@@ -179,8 +179,21 @@ def test_segment_resamples_and_answers_in_px_of_the_image(mpp: float) -> None:
     np.testing.assert_allclose(polygon.bounds, (24, 16, 56, 40), atol=2)
 
 
+def test_segment_measures_in_um_and_with_the_stains() -> None:
+    rgb = white_with_dark_squares(np.s_[16:40, 24:56])  # 24 x 32 px at 0.5 µm/px: 192 µm²
+    nuclei = dark_is_nucleus().segment(rgb, mpp=0.5)
+    found = {name: float(column[0]) for name, column in nuclei.measurements.items()}
+    assert found["Area µm^2"] == pytest.approx(192, abs=3)  # the openings round the corners off
+    grey = separate(np.full((1, 3), 40, np.uint8))[0]
+    assert found["Hematoxylin: Mean"] == pytest.approx(grey[0], rel=1e-5)
+    assert found["Eosin: Max"] == pytest.approx(grey[1], rel=1e-5)
+    assert 0.5 < found["Attention: Mean"] <= 1
+
+
 def test_segment_of_nothing_is_empty() -> None:
-    assert len(dark_is_nucleus().segment(white_with_dark_squares(), mpp=0.5)) == 0
+    nuclei = dark_is_nucleus().segment(white_with_dark_squares(), mpp=0.5)
+    assert len(nuclei) == 0
+    assert "Area µm^2" in nuclei.measurements
 
 
 @pytest.mark.parametrize("mpp", [0.0, 25.0, float("nan")])

@@ -8,13 +8,15 @@ class, and so does this module. What it does not recognise is written back as it
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import is_not
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +50,7 @@ from qpnuclei.qupath.native.path_objects import (
     walk,
 )
 from qpnuclei.qupath.native.records import Packed, RecordPacker
-from qpnuclei.qupath.native.rois import make_roi, read_rois
+from qpnuclei.qupath.native.rois import Plane, make_roi, read_rois
 from qpnuclei.qupath.native.sources import Single
 
 _VERSION_PREFIX = b"Data file version"
@@ -112,9 +114,7 @@ class DataFile:
             If they are no Java object stream, are truncated, or hold no objects of an image.
         """
         stream = java_stream.parse(data, source, RecordPacker(is_packable))
-        first = stream.items[0] if stream.items else None
-        if not isinstance(first, BlockData) or first.data[2:19] != _VERSION_PREFIX:
-            raise FormatError(f"{source}: a Java object stream, but no QuPath data file")
+        _check_version(stream.items[0] if stream.items else None, source)
         last = stream.items[-1]
         if not isinstance(last, JavaString) or last.data != b"EOF":
             raise FormatError(f"{source}: byte {len(data)}: ends before its end mark")
@@ -123,24 +123,49 @@ class DataFile:
         return made
 
     @classmethod
+    def parse_header(cls, data: bytes, source: str) -> DataFile:
+        """Parse only as far as image type and stains, which precede the objects.
+
+        Raises
+        ------
+        qpnuclei.errors.FormatError
+            As `parse`, for the part that is read.
+        """
+        items: list[Content] = []
+        for item in java_stream.parse_items(data, source):
+            _check_version(item if not items else items[0], source)
+            items.append(item)
+            if isinstance(item, JavaObject) and item.class_name in (jc.WORKFLOW, jc.STAINS):
+                break
+        return cls(items, jc.Catalog(), source)
+
+    @classmethod
     def new(
         cls,
-        server_json: str,
+        builder: Mapping[str, Any],
         image_type: str,
         stains: Stains | None,
-        properties: Mapping[str, str],
+        *,
+        qupath_version: str,
+        entry_property: str,
     ) -> DataFile:
         """Make the file of an image without objects, as QuPath 0.3 to 0.7 lay it out.
 
         Parameters
         ----------
-        server_json : str
-            Item 2: JSON with ``dataVersion``, ``qupathVersion``, ``server`` and ``id``.
+        builder : mapping
+            The image's ``serverBuilder`` in the project.
         image_type : str
             ``"BRIGHTFIELD_H_E"``, ``"UNSET"``, ...
         stains : Stains or None
-        properties : mapping of str to str
+        qupath_version : str
+            What the file says it was written by.
+        entry_property : str
+            Project file and entry ID, as QuPath notes them: ``"/path/project.qpproj::1"``.
         """
+        server = {"dataVersion": 3, "qupathVersion": qupath_version, "server": builder}
+        server_json = json.dumps(server, ensure_ascii=False, separators=(",", ":"))
+        properties = {"PROJECT_ENTRY_ID": entry_property}
         catalog = jc.Catalog()
         version = java_stream.encode_utf("Data file version 3")
         empty = JavaString(b"")
@@ -207,24 +232,27 @@ class DataFile:
         qpnuclei.errors.FormatError
             If objects are not written as QuPath writes them.
         """
-        try:
+        with self._named():
             return self._read()
-        except FormatError as error:
-            raise FormatError(f"{self._source}: {error.what}", error.hint) from None
 
     def apply(self, edit: Edit) -> None:
-        """Apply an edit.
+        """Apply an edit; what it adds can be read only when the file was written and parsed.
 
         Raises
         ------
         qpnuclei.errors.UsageError
             If it would remove what is not ours or is not there, or names an unknown annotation.
         """
+        with self._named():
+            self._apply(edit)
+
+    def _apply(self, edit: Edit) -> None:
         foreign = [i for i in edit.remove if not is_ours(i)]
         if foreign:
             raise UsageError(f"{foreign[0]} was not written by qpnuclei and is not removed")
         if edit.remove:
-            self._remove({str(i) for i in edit.remove})
+            self._remove({str(i) for i in edit.remove}, DETECTION_KINDS)
+        self._check_new(edit)
         additions: dict[int | None, list[DetectionGroup]] = {}
         for group in edit.add:
             additions.setdefault(group.parent, []).append(group)
@@ -234,15 +262,42 @@ class DataFile:
         for parent, groups in additions.items():
             if parent not in parents:
                 raise UsageError(f"{self._source} has no annotation number {parent}")
-            self._append(parents[parent], groups)
-        for annotation in edit.annotations:
-            self._append_items(parents[None], [self._annotation_node(annotation)], 1)
+            view = parents[parent]
+            plane = Plane() if view.roi is None else Plane.of(view.roi)
+            children = view.children
+            for group in groups:
+                children += new_detections(self._catalog, group, plane)
+            view.set_children(children)
+        if edit.annotations:
+            new = [self._annotation_node(annotation) for annotation in edit.annotations]
+            parents[None].set_children([*parents[None].children, *new])
         if edit.workflow_step is not None:
             self._add_step(*edit.workflow_step)
+
+    def revert(self, edit: Edit) -> None:
+        """Take away again what an edit added."""
+        ids = {str(own_id) for group in edit.add for own_id in group.ids}
+        ids.update(str(annotation.id) for annotation in edit.annotations)
+        if ids:
+            self._remove(ids, (*DETECTION_KINDS, "annotation"))
+        if edit.workflow_step is not None:
+            contents, version, count = self._workflow()
+            contents.pop()
+            contents[0] = BlockData(struct.pack(">ii", version, count - 1))
 
     def write(self, emit: Callable[[bytes], object]) -> None:
         """Write the file, in pieces, to `emit`."""
         java_stream.write(self._items, emit)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say which file it is when what it holds is found to be wrong."""
+        try:
+            yield
+        except FormatError as error:
+            if error.what.startswith(self._source):
+                raise
+            raise FormatError(f"{self._source}: {error.what}", error.hint) from None
 
     def _find(self, class_name: str) -> JavaObject | None:
         for item in self._items:
@@ -267,27 +322,45 @@ class DataFile:
 
     def _read(self) -> Objects:
         annotations: list[Annotation] = []
-        handles: dict[PathObject, int] = {}
+        nearest: dict[PathObject, int] = {}  # handle of the annotation that an object is or is in
         detections: list[tuple[PathObject | Packed, int]] = []
         counts: Counter[str] = Counter()
         for item, ancestors in walk(self._root()):
-            parent = next((handles[a] for a in reversed(ancestors) if a in handles), None)
+            parent = nearest[ancestors[-1]] if ancestors else -1
             if isinstance(item, Packed):
-                detections.append((item, -1 if parent is None else parent))
+                detections.append((item, parent))
                 continue
+            nearest[item] = parent
             if item.kind in DETECTION_KINDS:
-                detections.append((item, -1 if parent is None else parent))
+                detections.append((item, parent))
                 continue
             counts[_TYPE_COUNTS[item.kind]] += 1
             if item.kind == "annotation":
-                handles[item] = len(annotations)
-                annotations.append(_annotation(item, len(annotations), parent))
+                nearest[item] = len(annotations)
+                own_parent = None if parent < 0 else parent
+                annotations.append(_annotation(item, len(annotations), own_parent))
         table = read_detections(detections)
         counts.update(_TYPE_COUNTS[kind] for kind in table.kinds)
         return Objects(tuple(annotations), table, counts)
 
-    def _remove(self, ids: set[str]) -> None:
-        """Remove detections; what someone nested below one of them moves up to its parent."""
+    def _check_new(self, edit: Edit) -> None:
+        """Raise UsageError if what an edit adds has a UUID twice, or one that is taken."""
+        new = [str(own_id) for group in edit.add for own_id in group.ids]
+        new += [str(annotation.id) for annotation in edit.annotations]
+        taken: set[str] = set(new)
+        if len(taken) < len(new):
+            raise UsageError("two new objects have the same UUID")
+        for item, _ in walk(self._root()) if new else ():
+            if isinstance(item, Packed):
+                found = taken.intersection(packed_ids(item))
+            else:
+                own_id = item.id_string
+                found = taken.intersection([] if own_id is None else [own_id.text])
+            if found:
+                raise UsageError(f"{self._source} already has an object {min(found)}")
+
+    def _remove(self, ids: set[str], kinds: Container[str]) -> None:
+        """Remove objects; what someone nested below one of them moves up to its parent."""
         left = set(ids)
         parents = [view for view, _ in walk(self._root()) if isinstance(view, PathObject)]
         for view in reversed(parents):  # innermost first: what moves up is already without ours
@@ -303,30 +376,16 @@ class DataFile:
                 own_id = None if child is None else child.id_string
                 if child is None or own_id is None or own_id.text not in ids:
                     children.append(item)
-                elif child.kind not in DETECTION_KINDS:
+                elif child.kind not in kinds:
                     raise UsageError(f"{own_id.text} is no detection and is not removed")
                 else:
                     left.discard(own_id.text)
                     children += child.children
             if len(children) != len(view.children) or any(map(is_not, children, view.children)):
                 children = [c for c in children if not isinstance(c, Packed) or len(c)]
-                view.set_children(children, _count(children))
+                view.set_children(children)
         if left:
             raise UsageError(f"{self._source} has no detection {min(left)} to remove")
-
-    def _append(self, parent: PathObject, groups: Sequence[DetectionGroup]) -> None:
-        items: list[Content] = []
-        total = 0
-        for group in groups:
-            new, count = new_detections(self._catalog, group)
-            items += new
-            total += count
-        self._append_items(parent, items, total)
-
-    def _append_items(self, parent: PathObject, items: list[Content], count: int) -> None:
-        children = parent.children
-        before = struct.unpack(">i", parent.child_count.data[-4:])[0]
-        parent.set_children([*children, *items], max(before, 0) + count)
 
     def _annotation_node(self, new: NewAnnotation) -> JavaObject:
         catalog = self._catalog
@@ -343,6 +402,13 @@ class DataFile:
         )
 
     def _add_step(self, name: str, script: str) -> None:
+        contents, version, count = self._workflow()
+        contents[0] = BlockData(struct.pack(">ii", version, count + 1))
+        values: dict[str, Value] = {"name": JavaString.of(name), "script": JavaString.of(script)}
+        contents.append(self._catalog.make(jc.SCRIPT_STEP, values))
+
+    def _workflow(self) -> tuple[list[Content], int, int]:
+        """Return the workflow's contents, its version and its number of steps."""
         workflow = self._find(jc.WORKFLOW)
         if workflow is None:
             raise FormatError(f"{self._source}: has no workflow")
@@ -351,9 +417,7 @@ class DataFile:
         if not isinstance(block, BlockData) or len(block.data) != 8:
             raise FormatError(f"{self._source}: the workflow's number of steps is missing")
         version, count = struct.unpack(">ii", block.data)
-        contents[0] = BlockData(struct.pack(">ii", version, count + 1))
-        values: dict[str, Value] = {"name": JavaString.of(name), "script": JavaString.of(script)}
-        contents.append(self._catalog.make(jc.SCRIPT_STEP, values))
+        return contents, version, count
 
 
 def parse_stains(text: str, source: str) -> Stains:
@@ -392,6 +456,11 @@ def format_stains(stains: Stains) -> str:
     return "{" + ", ".join(parts) + "}"
 
 
+def _check_version(item: Content, source: str) -> None:
+    if not isinstance(item, BlockData) or item.data[2:19] != _VERSION_PREFIX:
+        raise FormatError(f"{source}: a Java object stream, but no QuPath data file")
+
+
 def _triple(text: str) -> tuple[float, float, float]:
     red, green, blue = map(float, text.split())
     return red, green, blue
@@ -422,7 +491,3 @@ def _annotation(view: PathObject, handle: int, parent: int | None) -> Annotation
         z=int(rois.z[0]),
         t=int(rois.t[0]),
     )
-
-
-def _count(children: Sequence[Content]) -> int:
-    return sum(len(c) if isinstance(c, Packed) else 1 for c in children)

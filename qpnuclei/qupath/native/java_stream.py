@@ -15,8 +15,9 @@ References
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
@@ -50,9 +51,10 @@ SC_ENUM = 0x10
 #: Bytes of a primitive value, by its type code in class descriptors and array class names.
 PRIMITIVE_SIZE = {"B": 1, "C": 2, "D": 8, "F": 4, "I": 4, "J": 8, "S": 2, "Z": 1}
 
-#: Java's own recursion overflows its stack after some thousands of levels, so that no file a Java
-#: program wrote is nested deeper; the limit keeps a forged one from exhausting the memory.
-MAX_DEPTH = 50_000
+#: Steps of the parser that may wait for each other, two or three per nested object. Java's own
+#: recursion overflows its stack after some thousands of levels, so that no file a Java program
+#: wrote is nested deeper; the limit keeps a forged one from exhausting the memory.
+MAX_STEPS = 120_000
 #: A chain of empty superclasses multiplies the parts of every object without costing it a byte.
 MAX_SUPERCLASSES = 64
 
@@ -207,6 +209,10 @@ class Bulk(ABC):
     """Many objects of a contents list, kept in a more compact form than as nodes."""
 
     @abstractmethod
+    def __len__(self) -> int:
+        """Return how many they are."""
+
+    @abstractmethod
     def write(self, writer: StreamWriter) -> Step:
         """Write all of them, as a step of `writer`."""
 
@@ -239,13 +245,13 @@ class Packer(Protocol):
         """Receive the parsed object that `unpack` asked for."""
 
 
-def run(step: Step) -> Any:
+def run(step: Step, max_steps: float = math.inf) -> Any:
     """Run a step and all steps nested in it, however deep, and return its result.
 
     Raises
     ------
     RecursionError
-        If steps nest deeper than `MAX_DEPTH`.
+        If more than `max_steps` wait for each other.
     """
     stack, result = [step], None
     while stack:
@@ -255,7 +261,7 @@ def run(step: Step) -> Any:
             stack.pop()
             result = stop.value
         else:
-            if len(stack) >= MAX_DEPTH:
+            if len(stack) >= max_steps:
                 raise RecursionError
             stack.append(nested)
             result = None
@@ -287,11 +293,19 @@ def parse(data: bytes, source: str, packer: Packer | None = None) -> Stream:
         Names source, offset and meaning.
     """
     parser = _Parser(data, source, packer)
-    try:
-        items: list[Content] = run(parser.stream())
-    except RecursionError:
-        parser.fail(f"objects are nested deeper than {MAX_DEPTH} levels")
+    items = list(parser.items())
     return Stream(items, list(parser.nodes.values()))
+
+
+def parse_items(data: bytes, source: str) -> Iterator[Content]:
+    """Parse the top-level items of a stream one by one, as they are asked for.
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        As `parse` does, when it comes to the place.
+    """
+    return _Parser(data, source, None).items()
 
 
 def write(items: Iterable[Content], emit: Callable[[bytes], object]) -> None:
@@ -415,26 +429,29 @@ class _Parser:
 
     # Grammar
 
-    def stream(self) -> Step:
+    def items(self) -> Iterator[Content]:
         if self.data[:4] != MAGIC:
             self.fail(f"starts with {self.data[:4].hex()!r}, not as a Java object stream")
         self.pos = 4
-        items: list[Content] = []
         while self.pos < len(self.data):
-            tag = self.data[self.pos]
-            if tag == RESET:
-                self.pos += 1
-                self.reset()
-                items.append(Reset())
-            elif tag == EXCEPTION:
-                self.pos += 1
-                self.reset()
-                throwable = yield self.step()
-                self.reset()
-                items.append(JavaException(throwable))
-            else:
-                items.append((yield self.step(block_data=True)))
-        return items
+            try:
+                yield run(self.item(), MAX_STEPS)
+            except RecursionError:
+                self.fail("objects are nested deeper than Java could have written them")
+
+    def item(self) -> Step:
+        tag = self.data[self.pos]
+        if tag == RESET:
+            self.pos += 1
+            self.reset()
+            return Reset()
+        if tag == EXCEPTION:
+            self.pos += 1
+            self.reset()
+            throwable = yield self.step()
+            self.reset()
+            return JavaException(throwable)
+        return (yield self.step(block_data=True))
 
     def reset(self) -> None:
         self.nodes.clear()
