@@ -31,6 +31,7 @@ from qpnuclei.evaluation.tuning import (
     summarise,
     tune_post_processing,
 )
+from qpnuclei.files import write_atomically
 from qpnuclei.nn.checkpoint import (
     library_versions,
     load_model,
