@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
@@ -103,16 +103,23 @@ def plan_tiles(
     image_size : (int, int)
         Width and height in level-0 px.
     tile_px : int
-        Edge of a tile's core in px of the working grid.
+        Largest edge of a tile's core in px of the working grid.
     """
     sx, sy = scale.downsample
     largest_px = math.ceil(max_nucleus_um / min(scale.working_mpp))
+    roi = shapely.transform(roi, lambda xy: xy / (sx, sy))
+    x0, y0, x1, y1 = (0.0, 0.0, 1.0, 1.0) if roi.is_empty else roi.bounds
+    # The fewest tiles along the longer side, all of them used in full: a small region gets a small
+    # tile, not a corner of a large one.
+    side = max(x1 - x0, y1 - y0, 1)
+    core = math.ceil(side / math.ceil(side / tile_px))
     return TilePlan(
-        shapely.transform(roi, lambda xy: xy / (sx, sy)),
+        roi,
         (math.ceil(image_size[0] / sx), math.ceil(image_size[1] / sy)),
-        core_size=tile_px,
+        core_size=core,
         halo=largest_px + interaction_radius_px(segmenter.metadata.post_processing),
         alignment=segmenter.stride,
+        origin=(math.floor(x0), math.floor(y0)),
     )
 
 
@@ -183,7 +190,9 @@ def find_nuclei(
                 nuclei.measurements[name][row] = value[0]
         nuclei = _to_level_0(nuclei, scale, simplify_um)
         shapes = shape_measurements(nuclei.polygons(), PixelCalibration(*scale.mpp))
-    return nuclei.with_measurements({**shapes, **nuclei.measurements}), report
+        # QuPath lists shapes first.
+        nuclei = replace(nuclei, measurements={**shapes, **nuclei.measurements})
+    return nuclei, report
 
 
 def segment_image(

@@ -149,8 +149,15 @@ def count_project(
     *,
     roi_classes: Sequence[str] | None = None,
     nucleus_classes: Sequence[str] | None = None,
+    mpp: float | None = None,
 ) -> list[Row]:
     """Count the detections of some images of a project; see `count_objects`.
+
+    Parameters
+    ----------
+    mpp : float, optional
+        µm/px of all the images; by default what the project has for each. Without either, areas
+        and densities are NaN.
 
     Raises
     ------
@@ -167,7 +174,7 @@ def count_project(
             project=f"{project.path.parent.name}/{project.path.name}",
             name=entry.name,
             objects=entry.read(),
-            calibration=entry.calibration,
+            calibration=entry.calibration if mpp is None else PixelCalibration(mpp, mpp),
             size=(server.width, server.height) if server.width and server.height else None,
         )
         known |= {a.class_name for a in image.objects.annotations if a.class_name is not None}

@@ -209,6 +209,8 @@ def plan_image(
         regions = [r for r, ids in zip(regions, existing, strict=True) if not ids]
         existing = [frozenset[UUID]() for _ in regions]
     notes = []
+    if entry.image_type not in (None, "BRIGHTFIELD_H_E", "UNSET"):
+        notes.append(f"image type is {entry.image_type}; the models were trained on H&E")
     if entry.stains is None:
         notes.append(f"no stain vectors are set: measured with {DEFAULT_HE.name}")
     scale = Scale(mpp, working_downsample(mpp, segmenter.mpp))

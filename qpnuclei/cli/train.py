@@ -71,11 +71,11 @@ def train(
         ),
     ] = None,
     mpp: Annotated[
-        float | None,
+        list[float] | None,
         typer.Option(
             "--mpp",
-            help="Pixel size of all sources and validation images at full resolution in µm/px; "
-            "overrides what the project and the files say.",
+            help="Pixel size at full resolution in µm/px; overrides what projects and files say. "
+            "Once for all sources, or once for each, in their order.",
             show_default="from the project, else the file",
         ),
     ] = None,
@@ -97,6 +97,14 @@ def train(
             help="Folder with images/ and labels/ (instance maps) that chooses the best epoch, and "
             "nothing else. With splits.json, its split 'val'.",
             show_default="none: the last epoch is kept",
+        ),
+    ] = None,
+    validation_mpp: Annotated[
+        float | None,
+        typer.Option(
+            "--validation-mpp",
+            help="Pixel size of the validation images in µm/px.",
+            show_default="--mpp if it is given once, else from the file",
         ),
     ] = None,
     resume: Annotated[
@@ -150,12 +158,14 @@ def train(
 
     from qpnuclei.training.sources import find_sources
 
-    found = find_sources(sources, mpp=mpp, roi=roi or (), image_root=image_root)
+    found = find_sources(sources, mpp=mpp or (), roi=roi or (), image_root=image_root)
 
     from qpnuclei.cli.console import stderr, stdout
     from qpnuclei.nn.device import resolve_device
 
     torch_device = resolve_device(device)
+    if validation_mpp is None and mpp and len(mpp) == 1:
+        validation_mpp = mpp[0]
     if workers is None:
         workers = min(8, os.cpu_count() or 1) if torch_device.type == "cuda" else 0
     stderr.print(f"learning from {len(found)} images on {torch_device}", highlight=False)
@@ -171,7 +181,7 @@ def train(
                 device=torch_device,
                 seed=seed,
                 validation=validation,
-                mpp=mpp,
+                mpp=validation_mpp,
                 resume=resume,
                 workers=workers,
                 watcher=watcher,
@@ -187,7 +197,7 @@ def train(
                 device=torch_device,
                 seed=seed,
                 validation=validation,
-                mpp=mpp,
+                mpp=validation_mpp,
                 resume=resume,
                 backbone_weights=backbone_weights,
                 workers=workers,

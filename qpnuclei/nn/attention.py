@@ -146,9 +146,8 @@ def batch_tau(a: Tensor, eta: float) -> Tensor:
     if not 0 <= eta < 1:
         raise ValueError(f"eta must be in 0..1, not {eta!r}")
     pixels = a.detach().float().flatten(1)
-    count = pixels.shape[1]
-    # Index k of the descending sort is the (count - k)-th smallest, counted from 1.
-    return pixels.kthvalue(count - int(eta * count), dim=1).values.mean()
+    descending = pixels.sort(dim=1, descending=True).values
+    return descending[:, int(eta * pixels.shape[1])].mean()
 
 
 def compressed_sigmoid(a: Tensor, tau: Tensor | float, gain: float) -> Tensor:

@@ -76,7 +76,7 @@ class Source:
 def find_sources(
     paths: Sequence[Path],
     *,
-    mpp: float | None = None,
+    mpp: Sequence[float] = (),
     roi: Sequence[str] = (),
     image_root: Path | None = None,
 ) -> list[Source]:
@@ -88,8 +88,9 @@ def find_sources(
         Each is an image or slide; a folder of them; a folder that holds ``images/`` (and perhaps
         ``splits.json``: then only the images of its ``train`` split); or a QuPath project
         (``.qpproj``, or its folder).
-    mpp : float, optional
-        Their resolution in µm/px, over whatever the files say.
+    mpp : sequence of float
+        Their resolution in µm/px, over whatever the files say: one for all, or one for each of
+        `paths`. None is taken from the files.
     roi : sequence of str
         Classes of annotations in QuPath projects: only what lies in one of these is used, and
         images without one are left out. Without `roi`, whole images are used.
@@ -101,8 +102,8 @@ def find_sources(
     qpnuclei.errors.NotFoundError
         If a path does not exist.
     qpnuclei.errors.UsageError
-        If a folder holds no image, `roi` is given without a project, or no annotation has any of
-        its classes.
+        If a folder holds no image, `mpp` is neither one nor as many as `paths`, `roi` is given
+        without a project, or no annotation has any of its classes.
     qpnuclei.errors.MppError
         If an image's resolution is not known, or absurd.
     qpnuclei.errors.SlideError, qpnuclei.errors.FormatError
@@ -120,11 +121,17 @@ def find_sources(
             f"--roi {roi[0]!r} was given, but no source is a QuPath project",
             "only projects have annotations",
         )
-    for path in paths:
+    if len(mpp) not in (0, 1, len(paths)):
+        raise UsageError(
+            f"--mpp was given {len(mpp)} times for {len(paths)} sources",
+            "give it once for all of them, or once for each",
+        )
+    resolutions = list(mpp) if len(mpp) == len(paths) else [*mpp, None][:1] * len(paths)
+    for path, resolution in zip(paths, resolutions, strict=True):
         if path in projects:
-            sources += _project_sources(path, mpp, roi, image_root)
+            sources += _project_sources(path, resolution, roi, image_root)
         else:
-            sources += [_file_source(file, mpp) for file in _files(path)]
+            sources += [_file_source(file, resolution) for file in _files(path)]
     if projects and roi and not any(source.roi is not None for source in sources):
         raise UsageError(
             f"no annotation has the class {' or '.join(map(repr, roi))}",

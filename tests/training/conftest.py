@@ -41,4 +41,4 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sources(dataset: Path) -> list[Source]:
-    return find_sources([dataset], mpp=0.25)
+    return find_sources([dataset], mpp=[0.25])

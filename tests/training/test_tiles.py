@@ -48,7 +48,7 @@ def test_glass_is_left_out(tmp_path: Path) -> None:
     rgb = np.full((300, 600, 3), 250, np.uint8)
     rgb[:, :300] = (200, 120, 170)
     Image.fromarray(rgb).save(tmp_path / "half.png")
-    found = build_tile_index(find_sources([tmp_path], mpp=0.5), (0.5,), 100, 0.7)
+    found = build_tile_index(find_sources([tmp_path], mpp=[0.5]), (0.5,), 100, 0.7)
     assert sorted(set(found.x.tolist())) == [0, 100, 200]
     assert len(found) == 9
 
