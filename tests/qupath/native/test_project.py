@@ -175,6 +175,26 @@ def test_replacing_part_of_ours(tmp_path):
     )
 
 
+def test_detections_lie_in_the_plane_of_their_annotation(tmp_path):
+    from qpnuclei.qupath.native import java_classes as jc
+    from qpnuclei.qupath.native.data_file import DataFile
+
+    image = open_project(copy_project("0.5.1", tmp_path)).images[0]
+    data_file = DataFile.parse(image.data_path.read_bytes(), "file")
+    part = jc.part_with(data_file._annotations()[1].roi, "z")
+    values = np.frombuffer(part.primitives, jc.primitives_dtype(part.desc)).copy()
+    values["z"], values["t"] = 3, 2
+    part.primitives = values.tobytes()
+    with image.data_path.open("wb") as stream:
+        data_file.write(stream.write)
+    objects = image.read()
+    assert (objects.annotations[1].z, objects.annotations[1].t) == (3, 2)
+    image.write(Edit(add=[group(1, holes=True)]), objects.fingerprint)
+    tree = dump(image.data_path.read_bytes())["root"]
+    rois = [o["roi"] for _, o in flat(tree) if o["class"] == ["Our nucleus", -256]]
+    assert [roi[1:4] for roi in rois] == [[-1, 3, 2]] * 5
+
+
 def test_what_someone_nested_below_ours_survives(tmp_path):
     """In QuPath, "resolve hierarchy" may put an annotation below a detection of ours."""
     from qpnuclei.qupath.native.data_file import DataFile
