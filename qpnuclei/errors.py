@@ -66,6 +66,10 @@ class ModelError(QpnucleiError, ValueError):
     """A model file is missing parts, is not safetensors, or was made for another architecture."""
 
 
+class TrainingError(QpnucleiError, RuntimeError):
+    """Learning went wrong: the loss is not a number, or the attention holds nothing."""
+
+
 class DeviceError(QpnucleiError, RuntimeError):
     """The device asked for (CUDA, MPS) is not there."""
 

@@ -9,6 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 #: Raised whenever a model file of an older program could no longer be understood.
 FORMAT_VERSION = 1
 
+#: Mean and standard deviation of ImageNet's RGB in 0..1.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,8 +58,8 @@ class ModelMetadata(_Frozen):
     mpp: float = Field(gt=0.05, lt=2.5, description="µm/px of its input")
     tau: float | None = Field(None, description="sigmoid offset of the attention (equation 1)")
     sigmoid_gain: float = Field(20.0, description="r of the compressed sigmoid")
-    input_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    input_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    input_mean: tuple[float, float, float] = IMAGENET_MEAN
+    input_std: tuple[float, float, float] = IMAGENET_STD
     colour: ColourNormalisation = ColourNormalisation()
     post_processing: PostProcessing = PostProcessing()
     recipe: dict[str, Any] = Field(default_factory=dict, description="the training's configuration")

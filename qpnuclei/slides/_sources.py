@@ -173,7 +173,7 @@ def _tiff_source(path: Path) -> Source:
         pixels = series.asarray()
         rgb = _to_rgb(np.moveaxis(pixels, 0, -1) if planar else pixels, page)
         properties = {} if planar else _properties(slide)
-        source = _ArraySource(rgb, properties.get("tiffslide.vendor"), _tiff_mpp(tiff, properties))
+        source = ArraySource(rgb, properties.get("tiffslide.vendor"), _tiff_mpp(tiff, properties))
     except BaseException:
         slide.close()
         raise
@@ -356,10 +356,10 @@ def _open_plain(path: Path) -> Source | None:
         transparent = image.has_transparency_data
         pixels = np.asarray(image.convert("RGBA" if transparent else "RGB"))
         # A printing resolution (dpi) in PNG or JPEG says nothing about the tissue.
-        return _ArraySource(over_white(pixels) if transparent else pixels, None, None)
+        return ArraySource(over_white(pixels) if transparent else pixels, None, None)
 
 
-class _ArraySource:
+class ArraySource:
     """An image that is decoded whole and kept in memory."""
 
     def __init__(self, rgb: RGB, vendor: str | None, mpp: tuple[float, float] | None) -> None:

@@ -1,0 +1,70 @@
+"""The ``qpnuclei`` command: its verbs, and how errors are shown."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+import qpnuclei
+from qpnuclei.cli.demo import demo
+from qpnuclei.cli.doctor import doctor
+from qpnuclei.cli.export import export
+from qpnuclei.cli.info import info
+from qpnuclei.cli.project import project_app
+from qpnuclei.cli.run import run
+from qpnuclei.cli.train import train
+from qpnuclei.errors import QpnucleiError
+
+app = typer.Typer(
+    name="qpnuclei",
+    help="Nuclei in whole-slide images without labels: headless detection for QuPath projects.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(run)
+app.command()(export)
+app.command()(info)
+app.command()(train)
+app.command()(demo)
+app.command()(doctor)
+app.add_typer(project_app, name="project")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qpnuclei {qpnuclei.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[  # noqa: ARG001 - its callback does the work
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log every step, not only warnings.")
+    ] = False,
+) -> None:
+    from rich.logging import RichHandler
+
+    from qpnuclei.cli.console import stderr
+
+    handler = RichHandler(console=stderr, show_time=False, show_path=False)
+    logging.basicConfig(format="%(message)s", handlers=[handler], level=logging.WARNING)
+    logging.getLogger("qpnuclei").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def main() -> None:
+    """Run the command line; exit 2 for a wrong request, 1 for a failure, 130 for Ctrl-C."""
+    try:
+        app()
+    except QpnucleiError as error:
+        from qpnuclei.cli.console import print_error
+
+        print_error(error)
+        sys.exit(error.exit_code)

@@ -1,0 +1,85 @@
+"""``qpnuclei export``: nuclei counts per annotation."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qpnuclei.cli.options import Backend, BackendOption, ImageGlobs, ImageRoot, ProjectPath
+
+
+class GroupBy(StrEnum):
+    """What a row of the table stands for."""
+
+    ANNOTATION = "annotation"
+    CLASS = "class"
+    IMAGE = "image"
+
+
+def export(
+    project: ProjectPath,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Table to write; the suffix chooses: .csv, .tsv, .json or .parquet.",
+            show_default=False,
+        ),
+    ],
+    by: Annotated[
+        GroupBy, typer.Option("--by", help="One row per annotation, class or image.")
+    ] = GroupBy.ANNOTATION,
+    roi: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--roi", help="Only annotations of this class; may repeat.", show_default="all"
+        ),
+    ] = None,
+    class_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class",
+            help="Class of the detections that count as nuclei; may repeat.",
+            show_default="what qpnuclei wrote, and Nucleus",
+        ),
+    ] = None,
+    image: ImageGlobs = None,
+    mpp: Annotated[
+        float | None,
+        typer.Option(
+            "--mpp",
+            min=0.05,
+            max=2.5,
+            help="Pixel size in µm/px, for areas of images that the project has none for.",
+            show_default="from the project",
+        ),
+    ] = None,
+    image_root: ImageRoot = None,
+    backend: BackendOption = Backend.AUTO,
+) -> None:
+    """Write the number of nuclei per annotation, with area, density and measurements.
+
+    A nucleus counts for every annotation that its centroid lies in, as in QuPath.
+
+    For example: qpnuclei export project.qpproj -o counts.csv
+    """
+    from qpnuclei.cli.console import stderr
+    from qpnuclei.export import count_project, write_table
+    from qpnuclei.planning import match_images
+    from qpnuclei.qupath.backend import open_project
+
+    opened = open_project(project, backend=backend.value, image_root=image_root)
+    rows = count_project(
+        opened,
+        match_images(opened, tuple(image or ())),
+        by.value,
+        roi_classes=roi,
+        nucleus_classes=class_name,
+        mpp=mpp,
+    )
+    write_table(rows, output)
+    stderr.print(f"{output}: {len(rows)} rows", highlight=False, soft_wrap=True)

@@ -1,0 +1,30 @@
+"""``qpnuclei info``: what a project holds."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from qpnuclei.cli.options import Backend, BackendOption, ImageRoot, ProjectPath
+
+
+def info(
+    project: ProjectPath,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    image_root: ImageRoot = None,
+    backend: BackendOption = Backend.AUTO,
+) -> None:
+    """Show a project's images, pixel sizes, annotations and detections by class."""
+    import orjson
+
+    from qpnuclei.cli.console import stdout
+    from qpnuclei.cli.tables import info_table
+    from qpnuclei.inventory import describe_project
+    from qpnuclei.qupath.backend import open_project
+
+    content = describe_project(open_project(project, backend=backend.value, image_root=image_root))
+    if json:
+        typer.echo(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode())
+    else:
+        stdout.print(info_table(content))

@@ -1,0 +1,73 @@
+"""Options that several commands share, so that they read and behave the same everywhere."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Backend(StrEnum):
+    """Who reads and writes the project."""
+
+    AUTO = "auto"
+    NATIVE = "native"
+    PAQUO = "paquo"
+
+
+class Device(StrEnum):
+    """Where the network runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+    MPS = "mps"
+
+
+ProjectPath = Annotated[
+    Path, typer.Argument(help="QuPath project: the .qpproj file or its folder.", show_default=False)
+]
+BackendOption = Annotated[
+    Backend,
+    typer.Option(
+        "--backend",
+        help="Who reads and writes the project: native needs neither QuPath nor Java, paquo goes "
+        "through a QuPath installation, auto takes paquo where QuPath is found.",
+    ),
+]
+ImageRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--image-root",
+        help="Folder to look for slides in that are no longer where the project says.",
+        show_default="beside the project, as QuPath does",
+    ),
+]
+ImageGlobs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--image",
+        help="Only images whose name matches this pattern (*, ?); may repeat.",
+        show_default="all images",
+    ),
+]
+MppOption = Annotated[
+    float | None,
+    typer.Option(
+        "--mpp",
+        help="Pixel size of the slide at full resolution in µm/px; overrides what the project "
+        "and the slide say.",
+        show_default="from the project, else the slide",
+    ),
+]
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", help="Model: 'default' or a .safetensors file made by train."),
+]
+DeviceOption = Annotated[
+    Device,
+    typer.Option("--device", help="Where the network runs; auto takes a GPU where there is one."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]

@@ -1,0 +1,167 @@
+"""``qpnuclei run``: find the nuclei in a project's annotations and write them back."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qpnuclei.cli.options import (
+    Backend,
+    BackendOption,
+    Device,
+    DeviceOption,
+    ImageGlobs,
+    ImageRoot,
+    ModelOption,
+    MppOption,
+    ProjectPath,
+    Quiet,
+)
+
+
+class OnExisting(StrEnum):
+    """What to do with nuclei that an earlier run wrote into the same annotations."""
+
+    REPLACE = "replace"
+    APPEND = "append"
+    SKIP = "skip"
+    ERROR = "error"
+
+
+def run(
+    project: ProjectPath,
+    roi: Annotated[
+        list[str] | None,
+        typer.Option("--roi", help="Class of the annotations to analyse; may repeat."),
+    ] = None,
+    roi_derived: Annotated[
+        bool,
+        typer.Option("--roi-derived", help="Let Tumor stand for 'Tumor: Positive' etc. too."),
+    ] = False,
+    roi_name: Annotated[
+        list[str] | None,
+        typer.Option("--roi-name", help="Name of an annotation to analyse; may repeat."),
+    ] = None,
+    roi_all: Annotated[
+        bool, typer.Option("--roi-all", help="Analyse every annotation that encloses an area.")
+    ] = False,
+    tissue: Annotated[
+        bool,
+        typer.Option("--tissue", help="Analyse the tissue, found automatically, instead."),
+    ] = False,
+    image: ImageGlobs = None,
+    model: ModelOption = "default",
+    device: DeviceOption = Device.AUTO,
+    mpp: MppOption = None,
+    image_root: ImageRoot = None,
+    backend: BackendOption = Backend.AUTO,
+    class_name: Annotated[
+        str, typer.Option("--class", help="QuPath class of the detections.")
+    ] = "Nucleus",
+    on_existing: Annotated[
+        OnExisting,
+        typer.Option(
+            "--on-existing",
+            help="What to do where qpnuclei has written detections before (others are never "
+            "touched): replace them, append to them, skip the annotation, or stop with an error.",
+        ),
+    ] = OnExisting.REPLACE,
+    tile: Annotated[
+        int, typer.Option("--tile", min=128, max=8192, help="Core of a tile in px of the model.")
+    ] = 1024,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, help="Tiles that the network takes at once.")
+    ] = 1,
+    max_nucleus: Annotated[
+        float,
+        typer.Option(
+            "--max-nucleus", min=1, max=200, help="Largest nucleus in µm; tiles overlap by it."
+        ),
+    ] = 25.0,
+    simplify: Annotated[
+        float,
+        typer.Option(
+            "--simplify",
+            min=0,
+            max=5,
+            help="Simplify outlines by at most this many µm; 0 keeps them along pixel edges.",
+        ),
+    ] = 0.0,
+    geojson: Annotated[
+        Path | None,
+        typer.Option("--geojson", help="Also write QuPath GeoJSON (.geojson.gz) to this folder."),
+    ] = None,
+    parquet: Annotated[
+        Path | None,
+        typer.Option("--parquet", help="Also write the nuclei as Parquet tables to this folder."),
+    ] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--run-dir",
+            help="Folder for run.json.",
+            show_default="PROJECT/qpnuclei/<date and time>",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done, and stop.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the nuclei inside the chosen annotations and write them back as detections.
+
+    For example: qpnuclei run project.qpproj --roi Tumor
+    """
+    from qpnuclei.roi import RoiSelection
+
+    selection = RoiSelection(
+        classes=tuple(roi or ()),
+        derived=roi_derived,
+        names=tuple(roi_name or ()),
+        everything=roi_all,
+        tissue=tissue,
+    )
+
+    from qpnuclei.cli.console import print_error, stderr, stdout, tile_progress
+    from qpnuclei.cli.tables import plan_table, print_account, summary_table
+    from qpnuclei.pipeline import analyse_project
+    from qpnuclei.planning import RunOptions, plan_project
+    from qpnuclei.qupath.backend import open_project
+
+    opened = open_project(project, backend=backend.value, image_root=image_root)
+    stderr.print(f"{opened.path}: opened with the {opened.backend} backend", highlight=False)
+    options = RunOptions(
+        selection=selection,
+        images=tuple(image or ()),
+        model=model,
+        device=device.value,
+        mpp=mpp,
+        class_name=class_name,
+        on_existing=on_existing.value,
+        tile_px=tile,
+        batch_size=batch,
+        max_nucleus_um=max_nucleus,
+        simplify_um=simplify,
+        geojson_dir=geojson,
+        parquet_dir=parquet,
+        run_dir=run_dir,
+    )
+    if dry_run:
+        stdout.print(plan_table(plan_project(opened, options)))
+        return
+    try:
+        with tile_progress(quiet) as progress:
+            summary = analyse_project(opened, options, progress)
+    except KeyboardInterrupt:
+        stderr.print("interrupted: the image at hand is unchanged, those before it are saved")
+        sys.exit(130)
+    stdout.print(summary_table(summary))
+    print_account(summary)
+    for name, error in summary.failures:
+        print_error(error, f"image {name}: ")
+    if summary.failures:
+        sys.exit(max(error.exit_code for _, error in summary.failures))

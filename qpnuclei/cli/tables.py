@@ -1,0 +1,125 @@
+"""How plans, summaries and projects look on the terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from qpnuclei.cli.console import stderr
+from qpnuclei.summary import peak_memory_mib
+
+if TYPE_CHECKING:
+    from qpnuclei.planning import ImagePlan
+    from qpnuclei.summary import RunSummary
+
+
+def plan_table(plans: list[ImagePlan]) -> Table:
+    """Return what a run would do, one line per region of each image."""
+    table = Table(title="Plan (nothing is changed)")
+    for column in ("image", "annotation", "class"):
+        table.add_column(column)
+    for column in ("mm²", "µm/px", "read at", "tiles", "Mpx", "ours there"):
+        table.add_column(column, justify="right")
+    for plan in plans:
+        for index, region in enumerate(plan.regions):
+            first = index == 0
+            table.add_row(
+                escape(plan.entry.name) if first else "",
+                escape(region.label),
+                escape((region.annotation.class_name if region.annotation else None) or "–"),
+                f"{plan.area_mm2(region):.3f}",
+                f"{plan.scale.mpp[0]:.4g}" if first else "",
+                f"{plan.scale.working_mpp[0]:.4g}" if first else "",
+                str(len(plan.tiles)) if first else "",
+                f"{plan.megapixels:.1f}" if first else "",
+                str(len(plan.existing[index])),
+            )
+    return table
+
+
+def summary_table(summary: RunSummary) -> Table:
+    """Return the nuclei found, one line per annotation."""
+    table = Table(title=f"{summary.nuclei} nuclei")
+    for column in ("image", "annotation", "class"):
+        table.add_column(column)
+    for column in ("mm²", "nuclei", "per mm²"):
+        table.add_column(column, justify="right")
+    for image in summary.images:
+        for index, region in enumerate(image.regions):
+            table.add_row(
+                escape(image.name) if index == 0 else "",
+                escape(region.name),
+                escape(region.class_name or "–"),
+                f"{region.area_mm2:.3f}",
+                str(region.nuclei),
+                f"{region.per_mm2:.0f}",
+            )
+    return table
+
+
+def print_account(summary: RunSummary) -> None:
+    """Print what happened at the seams, how long each stage took, and where the record is."""
+    images = summary.images
+    seconds: Counter[str] = Counter()
+    for image in images:
+        seconds.update(image.seconds)
+        for note in image.notes:
+            stderr.print(f"{escape(image.name)}: {escape(note)}", highlight=False, soft_wrap=True)
+    stages = ", ".join(f"{stage} {time:.1f}" for stage, time in seconds.items())
+    memory = peak_memory_mib()
+    lines = [
+        f"seams: {sum(i.joined for i in images)} nuclei joined from several tiles, "
+        f"{sum(i.covered for i in images)} cut pieces and "
+        f"{sum(i.overlapping for i in images)} doubles dropped",
+        f"replaced: {sum(i.replaced for i in images)} detections of earlier runs",
+        f"seconds: {summary.seconds:.1f} in all; stages, which overlap: {stages or 'none'}",
+        f"peak memory: {'not known' if memory is None else f'{memory:.0f} MiB'}",
+        f"record: {summary.run_dir / 'run.json'}",
+    ]
+    for line in lines:
+        stderr.print(escape(line), highlight=False, soft_wrap=True)
+
+
+def info_table(content: dict[str, Any]) -> Group:
+    """Return a project's inventory (`qpnuclei.inventory.describe_project`), image by image."""
+    heading = (
+        f"{content['project']} (QuPath {content['version'] or 'unknown'}, "
+        f"{content['backend']} backend)"
+    )
+    parts: list[Text | Table] = [Text(heading, style="bold")]
+    for image in content["images"]:
+        parts.append(Text(f"\n{image['id']}: {image['name']}", style="bold"))
+        parts.append(Text(f"  {_pixels(image)}"))
+        if image["path"] is None:
+            parts.append(Text(f"  missing: {', '.join(image['uris'])}", style="red"))
+        if image["transforms"]:
+            kinds = ", ".join(image["transforms"])
+            parts.append(Text(f"  transformed ({kinds}): not supported by run", style="red"))
+        if "error" in image:
+            parts.append(Text(f"  {image['error']} ({image['hint']})", style="red"))
+            continue
+        table = Table("class", box=None, padding=(0, 2))
+        for column in ("annotations", "mm²", "detections"):
+            table.add_column(column, justify="right")
+        for name in sorted({*image["annotations"], *image["detections"]}):
+            row = image["annotations"].get(name, {"count": 0, "area_mm2": None})
+            area = "–" if row["area_mm2"] is None else f"{row['area_mm2']:.3f}"
+            count = image["detections"].get(name, 0)
+            table.add_row(escape(name or "unclassified"), str(row["count"]), area, str(count))
+        parts.append(table if table.rows else Text("  no annotations, no detections"))
+        if image["detections_by_qpnuclei"]:
+            parts.append(Text(f"  {image['detections_by_qpnuclei']} detections by qpnuclei"))
+    return Group(*parts)
+
+
+def _pixels(image: dict[str, Any]) -> str:
+    size = f"{image['width']} x {image['height']} px" if image["width"] else "size unknown"
+    width, height = image["pixel_width_um"], image["pixel_height_um"]
+    scale = "not calibrated" if width is None else f"{width:.4g} x {height:.4g} µm/px"
+    kind = image.get("type") or "type not set"
+    return f"{size}, {scale}, {kind}, {image['server']}"

@@ -1,0 +1,324 @@
+"""``qpnuclei train``: learn to find nuclei from unlabelled slides."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qpnuclei.cli.options import ImageRoot, Quiet
+from qpnuclei.errors import UsageError
+from qpnuclei.training.watch import Watcher
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+def train(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SOURCE",
+            help="Slides, image patches, folders of them, or QuPath projects. No labels are used. "
+            "Of a folder with images/ and splits.json, only the split 'train'.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="RUN_DIR",
+            help="Folder for the model, the metrics, the pictures and the state of the run.",
+            show_default=False,
+        ),
+    ],
+    config: Annotated[
+        str,
+        typer.Option(
+            "--config",
+            help="Recipe: proposed (the paper's), its ablations no-smooth, no-equiv, no-sparse and "
+            "no-wsi, scale-equiv (a term of the authors' code), anchored or student (ours), or "
+            "the path of a .yaml file.",
+        ),
+    ] = "proposed",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a field of the recipe; may repeat. --set width=16 is for a laptop.",
+            show_default="as in the recipe",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", min=1, help="Number of epochs.", show_default="as in the recipe"),
+    ] = None,
+    scales: Annotated[
+        str | None,
+        typer.Option(
+            "--scales",
+            help="Magnifications to tell apart, in µm/px, finest first.",
+            show_default="0.25,0.5,1.0",
+        ),
+    ] = None,
+    mpp: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--mpp",
+            help="Pixel size at full resolution in µm/px; overrides what projects and files say. "
+            "Once for all sources, or once for each, in their order.",
+            show_default="from the project, else the file",
+        ),
+    ] = None,
+    image_root: ImageRoot = None,
+    roi: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--roi",
+            metavar="CLASS",
+            help="Learn only inside the annotations of this class of QuPath projects; may repeat.",
+            show_default="whole images",
+        ),
+    ] = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(
+            "--validation",
+            metavar="DIR",
+            help="Folder with images/ and labels/ (instance maps) that chooses the best epoch, and "
+            "nothing else. With splits.json, its split 'val'.",
+            show_default="none: the last epoch is kept",
+        ),
+    ] = None,
+    validation_mpp: Annotated[
+        float | None,
+        typer.Option(
+            "--validation-mpp",
+            help="Pixel size of the validation images in µm/px.",
+            show_default="--mpp if it is given once, else from the file",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in RUN_DIR, exactly.")
+    ] = False,
+    backbone_weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--backbone-weights",
+            metavar="FILE",
+            help="What the scale network starts from: .safetensors, or .pth as torchvision "
+            "publishes it.",
+            show_default="ImageNet weights, downloaded once",
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Of the initial weights and of all that is drawn.")
+    ] = 0,
+    device: Annotated[
+        str,
+        typer.Option("--device", help="auto (a GPU where there is one), cpu, cuda, cuda:N or mps."),
+    ] = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=0,
+            help="Processes that read tiles; 0 reads in the main process.",
+            show_default="0 without a GPU, else one per core, at most 8",
+        ),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Learn to find nuclei from unlabelled slides, patches or projects.
+
+    For example: qpnuclei train project.qpproj -o runs/ours --config anchored
+    """
+    from qpnuclei.training.config import attention_recipe, read_recipe
+
+    fields = read_recipe(config, settings or ())
+    if epochs is not None:
+        fields["epochs"] = epochs
+    if scales is not None:
+        fields["scales"] = _numbers(scales)
+    student = fields.get("family") == "student"
+    if student and backbone_weights is not None:
+        raise UsageError(
+            "--backbone-weights was given, but the student has no scale network", "leave it out"
+        )
+    recipe = None if student else attention_recipe(fields)
+
+    from qpnuclei.training.sources import find_sources
+
+    found = find_sources(sources, mpp=mpp or (), roi=roi or (), image_root=image_root)
+
+    from qpnuclei.cli.console import stderr, stdout
+    from qpnuclei.nn.device import resolve_device
+
+    torch_device = resolve_device(device)
+    if validation_mpp is None and mpp and len(mpp) == 1:
+        validation_mpp = mpp[0]
+    if workers is None:
+        workers = min(8, os.cpu_count() or 1) if torch_device.type == "cuda" else 0
+    stderr.print(f"learning from {len(found)} images on {torch_device}", highlight=False)
+    with _progress_bar(quiet) as bar, stop_on_interrupt() as interrupted:
+        watcher = ConsoleWatcher(bar, interrupted)
+        if recipe is None:
+            from qpnuclei.training.student import train_student
+
+            result = train_student(
+                fields,
+                found,
+                output,
+                device=torch_device,
+                seed=seed,
+                validation=validation,
+                mpp=validation_mpp,
+                resume=resume,
+                workers=workers,
+                watcher=watcher,
+            )
+        else:
+            from qpnuclei.training.loop import train_attention
+
+            watcher.expect(recipe.epochs, recipe.batches_per_epoch)
+            result = train_attention(
+                recipe,
+                found,
+                output,
+                device=torch_device,
+                seed=seed,
+                validation=validation,
+                mpp=validation_mpp,
+                resume=resume,
+                backbone_weights=backbone_weights,
+                workers=workers,
+                watcher=watcher,
+            )
+    if result.stopped:
+        stderr.print(f"stopped and saved: go on with --resume -o {output}", highlight=False)
+    if result.model is not None:
+        score = "" if result.best_score is None else f", validation Dice {result.best_score:.3f}"
+        stdout.print(
+            f"{result.model} (epoch {result.best_epoch}{score})", highlight=False, soft_wrap=True
+        )
+
+
+class ConsoleWatcher(Watcher):
+    """Draws the progress of a training; stops it when `interrupted` says so.
+
+    Parameters
+    ----------
+    bar : rich.progress.Progress
+    interrupted : callable
+        Whether the user asked to stop.
+    """
+
+    def __init__(self, bar: Progress, interrupted: Callable[[], bool]) -> None:
+        self._bar = bar
+        self._interrupted = interrupted
+        self._epochs = ""
+        self._batches_per_epoch: int | None = None
+        self._indexing = bar.add_task("tiles", total=None, note="", visible=False)
+        self._training = bar.add_task("epoch", total=None, note="", visible=False)
+
+    def expect(self, epochs: int, batches_per_epoch: int) -> None:
+        """Say how long the training is going to be."""
+        self._epochs = f"/{epochs}"
+        self._batches_per_epoch = batches_per_epoch
+
+    def tiles(self, done: int, total: int) -> None:
+        """Draw how many images have been cut into tiles."""
+        self._bar.update(self._indexing, completed=done, total=total, visible=done < total)
+
+    def batch(self, epoch: int, batch: int, metrics: Mapping[str, float]) -> None:
+        """Draw the batch's metrics."""
+        self._bar.update(
+            self._training,
+            description=f"epoch {epoch}{self._epochs}",
+            completed=batch,
+            total=self._batches_per_epoch,
+            note=_summary(metrics),
+            visible=True,
+        )
+
+    def epoch(self, epoch: int, metrics: Mapping[str, float], kept: bool) -> None:
+        """Print the epoch's metrics, with a star if its model was kept."""
+        star = " *" if kept else ""
+        self._bar.console.print(
+            f"epoch {epoch}{self._epochs}: {_summary(metrics)}{star}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def stop_requested(self) -> bool:
+        """Tell whether Ctrl-C was pressed."""
+        return self._interrupted()
+
+
+def _progress_bar(quiet: bool) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from qpnuclei.cli.console import stderr
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    return Progress(*columns, console=stderr, disable=quiet)
+
+
+#: How the progress calls the metrics, in order.
+_SHORT_NAMES = {
+    "loss": "loss",
+    "scale accuracy": "scale acc.",
+    "tau": "tau",
+    "attention fraction": "attention",
+    "anchor agreement": "anchor",
+    "validation dice": "val. Dice",
+    "validation pixel_auc": "val. AUC",
+}
+
+
+def _summary(metrics: Mapping[str, float]) -> str:
+    return "  ".join(
+        f"{short} {metrics[name]:.3f}" for name, short in _SHORT_NAMES.items() if name in metrics
+    )
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C (or SIGTERM) into a request to stop; the second one ends at once."""
+    asked = False
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(
+            f"--scales {text!r} is no list of numbers", "for example --scales 0.25,0.5,1.0"
+        ) from error

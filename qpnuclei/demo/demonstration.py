@@ -1,0 +1,193 @@
+"""The whole job on one slide: project, annotations, run, export, pictures and a score."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+from scipy.spatial import cKDTree
+
+from qpnuclei.demo.layout import demo_annotations
+from qpnuclei.demo.overlay import draw_overlay
+from qpnuclei.demo.score import NucleiScore, match_nuclei
+from qpnuclei.demo.synthetic import make_slide
+from qpnuclei.errors import SlideError, UsageError
+from qpnuclei.export import count_project, write_table
+from qpnuclei.new_project import create_from_slides
+from qpnuclei.nuclei import NucleiTable
+from qpnuclei.pipeline import Progress, analyse_project
+from qpnuclei.planning import ImagePlan, RunOptions, plan_project
+from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass, Project, is_ours
+from qpnuclei.qupath.native.project import open_project
+from qpnuclei.qupath.pixels import open_image
+from qpnuclei.roi import RoiSelection
+from qpnuclei.slides.resolution import resolve_mpp
+from qpnuclei.slides.slide import open_slide
+from qpnuclei.slides.tissue import find_tissue
+from qpnuclei.summary import RunSummary
+
+_LOG = logging.getLogger(__name__)
+
+SYNTHETIC_SLIDE = "synthetic-he.tif"
+#: Packed ARGB, as QuPath's own classes have them.
+_COLOURS = {"Tumor": -3670016, "Stroma": -6895466, "Tissue": -3355444}
+_CLOSE_UP_PX = 400
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """What a demonstration made.
+
+    Parameters
+    ----------
+    project : Path
+        The ``.qpproj`` file.
+    summary : RunSummary
+    counts : Path
+        The table of nuclei per annotation.
+    picture : Path
+        The slide with annotations and nuclei, and a close-up where tiles meet.
+    score : NucleiScore or None
+        Agreement with the known nuclei; None for a slide of the user's own.
+    """
+
+    project: Path
+    summary: RunSummary
+    counts: Path
+    picture: Path
+    score: NucleiScore | None
+
+
+def demonstrate(
+    directory: Path,
+    slide: Path | None = None,
+    mpp: float | None = None,
+    model: str = "default",
+    device: str = "auto",
+    progress: Progress = lambda image, done, tiles, nuclei: None,
+    say: Callable[[str], None] = _LOG.info,
+) -> Demonstration:
+    """Make a slide and a project, or take a slide; find its nuclei, and draw them.
+
+    A second call with the same folder takes the slide and the project that are there and replaces
+    the nuclei.
+
+    Parameters
+    ----------
+    directory : Path
+        Made if missing.
+    slide : Path, optional
+        The user's own slide; its tissue is annotated automatically.
+    say : callable
+        Is told, a line at a time, what is being done.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds something else.
+    QpnucleiError
+        Whatever makes a run fail.
+    """
+    truth = None
+    if slide is None:
+        say("painting a synthetic H&E slide of known nuclei")
+        directory.mkdir(parents=True, exist_ok=True)
+        synthetic = make_slide(directory / SYNTHETIC_SLIDE)
+        slide, truth = synthetic.path, synthetic.nuclei
+        annotations = [
+            _annotation(wanted.name, wanted.class_name, wanted.geometry)
+            for wanted in demo_annotations((synthetic.width, synthetic.height))
+        ]
+    else:
+        say(f"looking for tissue in {slide}")
+        annotations = [_annotation("Tissue 1", "Tissue", _tissue(slide, mpp))]
+    project = _project(directory / "project", slide, mpp, annotations)
+    say(f"finding the nuclei in {len(annotations)} annotations of {project.path}")
+    options = RunOptions(RoiSelection(everything=True), model=model, device=device, mpp=mpp)
+    (plan,) = plan_project(project, options)
+    summary = analyse_project(project, options, progress)
+    for _, error in summary.failures:
+        raise error
+    counts = directory / "counts.csv"
+    write_table(count_project(project, project.images, mpp=mpp), counts)
+    say("drawing what was found")
+    entry = project.images[0]
+    found = entry.read()
+    ours = np.array([is_ours(detection) for detection in found.detections.ids], bool)
+    nuclei = NucleiTable.from_polygons(found.detections.geometries[ours])
+    picture = directory / "nuclei.png"
+    with open_image(entry) as opened:
+        xs, ys = _seams(plan)
+        crossings = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2)
+        middle = np.array([[opened.width / 2, opened.height / 2]])
+        draw_overlay(
+            opened,
+            [(a.class_name or "unclassified", a.geometry) for a in found.annotations],
+            nuclei,
+            picture,
+            mpp=plan.scale.mpp[0],
+            zoom_at=_busiest(crossings if len(crossings) else middle, nuclei, _CLOSE_UP_PX),
+            seams_x=xs.tolist(),
+            seams_y=ys.tolist(),
+        )
+    score = None
+    if truth is not None:
+        region = shapely.union_all([a.geometry for a in found.annotations])
+        score = match_nuclei(nuclei, truth, region, plan.scale.mpp[0])
+    return Demonstration(project.path, summary, counts, picture, score)
+
+
+def _annotation(name: str, class_name: str | None, geometry: shapely.Geometry) -> NewAnnotation:
+    path_class = None if class_name is None else PathClass(class_name, _COLOURS[class_name])
+    identity = uuid.uuid5(uuid.NAMESPACE_OID, f"qpnuclei demo {name}")
+    return NewAnnotation(geometry, identity, name, path_class)
+
+
+def _tissue(path: Path, mpp: float | None) -> shapely.Geometry:
+    with open_slide(path, crop_to_bounds=True) as slide:
+        resolved, _ = resolve_mpp(mpp, None, slide.mpp, str(path))
+        tissue = find_tissue(slide, resolved)
+    if tissue.is_empty:
+        raise SlideError(f"no tissue found in {path}", "annotate it by hand in QuPath")
+    # Two decimals are what QuPath keeps of areas, too.
+    return shapely.set_precision(tissue, 0.01)
+
+
+def _project(
+    folder: Path, slide: Path, mpp: float | None, annotations: Sequence[NewAnnotation]
+) -> Project:
+    """Open the project of an earlier demonstration with this slide, or make a new one."""
+    if folder.exists():
+        project = open_project(folder)
+        if [entry.path for entry in project.images] != [slide.absolute()]:
+            raise UsageError(
+                f"{project.path} is a project of another slide than {slide}",
+                "name another folder for this demonstration",
+            )
+        return project
+    made = create_from_slides(folder, [slide], mpp)
+    entry = made.images[0]
+    entry.write(Edit(annotations=annotations), entry.read().fingerprint)
+    return made
+
+
+def _seams(plan: ImagePlan) -> tuple[Floats, Floats]:
+    """Return where vertical and horizontal borders between tiles lie, in level-0 px."""
+    cores = np.array([tile.core[:2] for tile in plan.tiles], float)
+    xs, ys = (np.unique(cores[:, axis])[1:] * plan.scale.downsample[axis] for axis in (0, 1))
+    return xs, ys
+
+
+def _busiest(points: Floats, nuclei: NucleiTable, radius: float) -> tuple[float, float]:
+    """Return which of the (N, 2) points has the most nuclei within `radius`, all in level-0 px."""
+    near = cKDTree(nuclei.centroids()).query_ball_point(points, radius, return_length=True)
+    x, y = points[np.argmax(near)].tolist()
+    return x, y

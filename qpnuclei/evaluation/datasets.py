@@ -1,0 +1,171 @@
+"""Annotated images for evaluation: a folder of images and instance maps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from PIL import Image
+
+from qpnuclei.errors import FormatError, NotFoundError, UsageError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """One image and where its annotated nuclei are; pixels are read when asked for.
+
+    Parameters
+    ----------
+    name : str
+        The stem that both files share.
+    image_path, labels_path : Path
+        The RGB image and its instance map.
+    """
+
+    name: str
+    image_path: Path
+    labels_path: Path
+
+    def read_image(self) -> npt.NDArray[np.uint8]:
+        """Return the image as (H, W, 3) uint8 RGB.
+
+        Raises
+        ------
+        FormatError
+            If the file is not an 8-bit RGB image.
+        """
+        return read_rgb(self.image_path)
+
+    def read_labels(self) -> npt.NDArray[np.int32]:
+        """Return the instance map as (H, W) int32, 0 = background.
+
+        Raises
+        ------
+        FormatError
+            If the file is not a 2-D map of integers, or not of the image's size.
+        """
+        return _read_labels(self.labels_path)
+
+
+def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
+    """Return an 8-bit RGB image file (PNG, JPEG, TIFF) as (H, W, 3) uint8.
+
+    Raises
+    ------
+    FormatError
+        If the file cannot be decoded or is not 8-bit RGB (an alpha channel is dropped).
+    """
+    try:
+        if path.suffix.lower() in (".tif", ".tiff"):
+            pixels = tifffile.imread(path)
+        else:
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("RGB") if image.mode == "P" else image)
+    except (OSError, ValueError, tifffile.TiffFileError) as error:
+        raise FormatError(f"{path}: cannot be read as an image: {error}") from error
+    if pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or pixels.dtype != np.uint8:
+        raise FormatError(
+            f"{path}: an image of {pixels.dtype}{pixels.shape} is not 8-bit RGB",
+            "convert it to 8-bit RGB",
+        )
+    rgb: npt.NDArray[np.uint8] = np.ascontiguousarray(pixels[..., :3])
+    return rgb
+
+
+def _read_labels(path: Path) -> npt.NDArray[np.int32]:
+    try:
+        if path.suffix.lower() == ".npy":
+            labels = np.load(path, allow_pickle=False)
+        elif path.suffix.lower() in (".tif", ".tiff"):
+            labels = tifffile.imread(path)
+        else:
+            with Image.open(path) as image:
+                labels = np.asarray(image)
+    except (OSError, ValueError, tifffile.TiffFileError) as error:
+        raise FormatError(f"{path}: cannot be read as an instance map: {error}") from error
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
+        raise FormatError(
+            f"{path}: an array of {labels.dtype}{labels.shape} is not an instance map",
+            "one channel of integers is needed: 0 = background, one value per nucleus",
+        )
+    return labels.astype(np.int32)
+
+
+def read_folder(
+    folder: Path, *, split: str | None = None, names: Sequence[str] | None = None
+) -> Iterator[AnnotatedImage]:
+    """Find the annotated images of a folder that has ``images/`` and ``labels/``.
+
+    Parameters
+    ----------
+    folder : Path
+        ``images/STEM.{png,jpg,tif}`` are RGB images, ``labels/STEM.{png,tif,npy}`` their instance
+        maps (uint16; 0 = background).
+    split : str, optional
+        Only the stems that ``splits.json`` in `folder` (a mapping of split to stems) lists there.
+    names : sequence of str, optional
+        Only these stems.
+
+    Returns
+    -------
+    iterator of AnnotatedImage
+        Sorted by stem.
+
+    Raises
+    ------
+    NotFoundError
+        If the folder, a subfolder, ``splits.json``, or a file of a wanted stem is missing.
+    UsageError
+        If `split` is not in ``splits.json``, or no image is left.
+    FormatError
+        If ``splits.json`` is not a mapping of names to lists of stems.
+    """
+    images = _by_stem(folder / "images", IMAGE_SUFFIXES)
+    labels = _by_stem(folder / "labels", LABEL_SUFFIXES)
+    wanted = set(images)
+    if split is not None:
+        wanted = set(_read_split(folder / "splits.json", split))
+    if names is not None:
+        wanted = wanted & set(names) if split is not None else set(names)
+    if not wanted:
+        raise UsageError(f"{folder}: no annotated image is selected")
+    for kind, found in (("images", images), ("labels", labels)):
+        missing = sorted(wanted - set(found))
+        if missing:
+            raise NotFoundError(
+                f"{folder / kind}: no file for {missing[0]!r}"
+                + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""),
+                "an image and its instance map must have the same name before the suffix",
+            )
+    return (AnnotatedImage(stem, images[stem], labels[stem]) for stem in sorted(wanted))
+
+
+def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise NotFoundError(
+            f"{folder}: no such folder", "a data set is a folder with images/ and labels/"
+        )
+    return {path.stem: path for path in folder.iterdir() if path.suffix.lower() in suffixes}
+
+
+def _read_split(path: Path, split: str) -> list[str]:
+    if not path.is_file():
+        raise NotFoundError(f"{path}: no such file", f"it should list the images of {split!r}")
+    try:
+        splits = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FormatError(f"{path}: not JSON: {error}") from error
+    if not isinstance(splits, dict) or not all(isinstance(s, list) for s in splits.values()):
+        raise FormatError(f"{path}: not a mapping of split names to lists of image names")
+    if split not in splits:
+        raise UsageError(f"{path}: no split {split!r}", f"it has {', '.join(sorted(splits))}")
+    return [str(stem) for stem in splits[split]]

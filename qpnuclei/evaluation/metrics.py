@@ -1,0 +1,263 @@
+"""How well predicted nuclei agree with annotated ones: AJI, ADC, AHD, PQ, F1, count.
+
+Both sides are instance maps: integer arrays of one shape in which 0 is background and every other
+value is one nucleus (the values need not be consecutive). All of it follows from one table, the
+number of pixels that each annotated nucleus shares with each predicted one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+LabelMap = npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Agreement of the predicted nuclei of one image with the annotated ones.
+
+    Attributes
+    ----------
+    AJI : float
+        Aggregated Jaccard index [1]_.
+    ADC : float
+        Dice coefficient of the two foregrounds.
+    AHD : float
+        Mean over the annotated nuclei that a prediction overlaps of the directed Hausdorff
+        distance in px (see `average_hausdorff_distance`); NaN where none is overlapped.
+    PQ, DQ, SQ : float
+        Panoptic, detection and segmentation quality at IoU > 0.5 [2]_; ``PQ = DQ * SQ``.
+    F1, precision, recall : float
+        Detection of nuclei at IoU > 0.5. F1 is the same number as DQ.
+    true_count, predicted_count : int
+        Nuclei in each map.
+    count_error : float
+        ``(predicted_count - true_count) / true_count``; NaN where there is no annotated nucleus.
+
+    References
+    ----------
+    .. [1] N. Kumar et al., "A dataset and a technique for generalized nuclear segmentation for
+           computational pathology", IEEE TMI 36(7), 2017, algorithm 1.
+    .. [2] A. Kirillov et al., "Panoptic segmentation", CVPR 2019.
+    """
+
+    AJI: float
+    ADC: float
+    AHD: float
+    PQ: float
+    DQ: float
+    SQ: float
+    F1: float
+    precision: float
+    recall: float
+    true_count: int
+    predicted_count: int
+    count_error: float
+
+
+@dataclass(frozen=True)
+class _Overlap:
+    """Areas of the T true and P predicted nuclei and of the K pairs that share a pixel."""
+
+    true_area: npt.NDArray[np.int64]
+    predicted_area: npt.NDArray[np.int64]
+    pair_true: npt.NDArray[np.int64]  # index into true_area
+    pair_predicted: npt.NDArray[np.int64]  # index into predicted_area
+    pair_area: npt.NDArray[np.int64]
+    true: npt.NDArray[np.int32]  # the maps with consecutive labels 1..T and 1..P
+    predicted: npt.NDArray[np.int32]
+
+    @property
+    def pair_union(self) -> npt.NDArray[np.int64]:
+        return (
+            self.true_area[self.pair_true]
+            + self.predicted_area[self.pair_predicted]
+            - self.pair_area
+        )
+
+
+def _consecutive(labels: LabelMap, name: str) -> npt.NDArray[np.int32]:
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{name} must be a 2-D integer array, not {labels.dtype}{labels.shape}")
+    if labels.size == 0:
+        return labels.astype(np.int32)
+    if labels.min() < 0:
+        raise ValueError(f"{name} has the negative label {labels.min()}")
+    present = np.bincount(labels.ravel()) > 0
+    present[0] = False
+    new_label = np.cumsum(present) * present
+    return new_label.astype(np.int32)[labels]
+
+
+def _overlap(true: LabelMap, predicted: LabelMap) -> _Overlap:
+    t, p = _consecutive(true, "true"), _consecutive(predicted, "predicted")
+    if t.shape != p.shape:
+        raise ValueError(f"the maps differ in shape: true {t.shape}, predicted {p.shape}")
+    width = int(p.max(initial=0)) + 1
+    height = int(t.max(initial=0)) + 1
+    both = (t > 0) & (p > 0)
+    pair, area = np.unique(t[both].astype(np.int64) * width + p[both], return_counts=True)
+    return _Overlap(
+        np.bincount(t.ravel(), minlength=height)[1:],
+        np.bincount(p.ravel(), minlength=width)[1:],
+        pair // width - 1,
+        pair % width - 1,
+        area.astype(np.int64),
+        t,
+        p,
+    )
+
+
+def aggregated_jaccard_index(true: LabelMap, predicted: LabelMap) -> float:
+    """Return the aggregated Jaccard index of two instance maps.
+
+    Parameters
+    ----------
+    true, predicted : (H, W) integer ndarray
+        Instance maps, 0 = background.
+
+    Returns
+    -------
+    float
+        In 0..1; 1 where both maps are empty.
+
+    Notes
+    -----
+    As in the code its authors published: every true nucleus is matched to the prediction of
+    largest IoU (the first of equals), whether or not another true nucleus took it already.
+    Predictions that no true nucleus took count whole in the denominator.
+    """
+    return _aji(_overlap(true, predicted))
+
+
+def _aji(o: _Overlap) -> float:
+    # The best pair of each true nucleus: sorted by IoU, the first pair of each is kept.
+    iou = o.pair_area / o.pair_union
+    order = np.lexsort((o.pair_predicted, -iou, o.pair_true))
+    matched, first = np.unique(o.pair_true[order], return_index=True)
+    best = order[first]
+    unmatched = np.ones(len(o.true_area), bool)
+    unmatched[matched] = False
+    unused = np.ones(len(o.predicted_area), bool)
+    unused[o.pair_predicted[best]] = False
+    union = o.pair_union[best].sum() + o.true_area[unmatched].sum() + o.predicted_area[unused].sum()
+    return float(o.pair_area[best].sum() / union) if union else 1.0
+
+
+def foreground_dice(true: LabelMap, predicted: LabelMap) -> float:
+    """Return the Dice coefficient of the foregrounds (label > 0); 1 where both are empty."""
+    t, p = np.asarray(true) > 0, np.asarray(predicted) > 0
+    if t.shape != p.shape:
+        raise ValueError(f"the maps differ in shape: true {t.shape}, predicted {p.shape}")
+    total = int(t.sum()) + int(p.sum())
+    return float(2 * np.sum(t & p) / total) if total else 1.0
+
+
+def average_hausdorff_distance(true: LabelMap, predicted: LabelMap) -> float:
+    """Return the average Hausdorff distance of two instance maps, in px.
+
+    Parameters
+    ----------
+    true, predicted : (H, W) integer ndarray
+        Instance maps, 0 = background.
+
+    Returns
+    -------
+    float
+        For each true nucleus that predictions overlap: the directed Hausdorff distance from it
+        to each of these (the largest distance of one of its pixels to the nearest pixel of the
+        prediction), the largest of these; the mean over such nuclei. NaN where there are none.
+    """
+    return _ahd(_overlap(true, predicted))
+
+
+def _ahd(o: _Overlap) -> float:
+    if len(o.pair_area) == 0:
+        return float("nan")
+    true_boxes = ndimage.find_objects(o.true)
+    predicted_boxes = ndimage.find_objects(o.predicted)
+    farthest = np.zeros(len(o.true_area))
+    for i, j in zip(o.pair_true, o.pair_predicted, strict=True):
+        box = tuple(
+            slice(min(a.start, b.start), max(a.stop, b.stop))
+            for a, b in zip(true_boxes[i], predicted_boxes[j], strict=True)
+        )
+        distance = ndimage.distance_transform_edt(o.predicted[box] != j + 1)
+        farthest[i] = max(farthest[i], float(distance[o.true[box] == i + 1].max()))
+    return float(farthest[np.unique(o.pair_true)].mean())
+
+
+def score(true: LabelMap, predicted: LabelMap) -> Scores:
+    """Return all scores of one image's predicted nuclei.
+
+    Parameters
+    ----------
+    true, predicted : (H, W) integer ndarray
+        Instance maps, 0 = background.
+
+    Raises
+    ------
+    ValueError
+        If a map is not a 2-D array of non-negative integers, or the shapes differ.
+
+    Notes
+    -----
+    With neither true nor predicted nuclei the agreement is perfect and every quality is 1; where
+    nuclei exist on both sides but none matches, SQ is 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> true = np.array([[1, 1, 0, 2]])
+    >>> score(true, np.array([[1, 1, 0, 0]])).AJI  # 2 px agree; nucleus 2 is missed
+    0.6666666666666666
+    """
+    o = _overlap(true, predicted)
+    iou = o.pair_area / o.pair_union
+    matched = iou > 0.5  # such a pair is the only one of both its nuclei
+    hits, n_true, n_predicted = int(matched.sum()), len(o.true_area), len(o.predicted_area)
+    nothing_to_find = n_true + n_predicted == 0
+    dq = 1.0 if nothing_to_find else 2 * hits / (n_true + n_predicted)
+    sq = float(iou[matched].mean()) if hits else float(nothing_to_find)
+    return Scores(
+        AJI=_aji(o),
+        ADC=foreground_dice(true, predicted),
+        AHD=_ahd(o),
+        PQ=dq * sq,
+        DQ=dq,
+        SQ=sq,
+        F1=dq,
+        precision=hits / n_predicted if n_predicted else float(nothing_to_find),
+        recall=hits / n_true if n_true else float(nothing_to_find),
+        true_count=n_true,
+        predicted_count=n_predicted,
+        count_error=(n_predicted - n_true) / n_true if n_true else float("nan"),
+    )
+
+
+def mean_scores(images: Iterable[Scores]) -> Mapping[str, float]:
+    """Return the mean of every score over images, each image counting the same.
+
+    Scores that an image does not have (NaN) are left out of that mean; a score that no image has
+    is NaN.
+
+    Raises
+    ------
+    ValueError
+        If there are no images.
+    """
+    rows = [asdict(image) for image in images]
+    if not rows:
+        raise ValueError("no images to average")
+    means = {}
+    for name in (f.name for f in fields(Scores)):
+        values = np.array([row[name] for row in rows], float)
+        known = values[~np.isnan(values)]
+        means[name] = float(known.mean()) if known.size else float("nan")
+    return means

@@ -1,0 +1,318 @@
+"""The one way to run a model of any family: image in, attention (and centre map) out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from qpnuclei.errors import ModelError, NotFoundError
+from qpnuclei.nn.attention import compressed_sigmoid
+from qpnuclei.nn.checkpoint import Network, load_model
+from qpnuclei.nn.device import resolve_device
+from qpnuclei.nn.metadata import ModelMetadata
+from qpnuclei.nuclei import NucleiTable
+from qpnuclei.qupath.model import DEFAULT_HE, Stains
+from qpnuclei.slides.stains import ReinhardStatistics, reinhard_transfer
+
+#: Where the models that come with the package lie, as ``<name>.safetensors``.
+WEIGHTS_FOLDER = Path(__file__).resolve().parents[1] / "weights"
+
+#: Height and width of the tiles in which `Segmenter.attend_image` looks at a large image.
+_TILE_PX = 1024
+
+RGBImage = npt.NDArray[np.uint8]
+FloatMap = npt.NDArray[np.float32]
+
+
+class Segmenter:
+    """A trained network on a device.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Of the family that `metadata` names, with its trained weights.
+    metadata : ModelMetadata
+    device : torch.device
+    views : {1, 8}
+        With 8, the results for the image's flips and right-angle rotations are averaged: what the
+        paper's code does at test time. Eight times slower.
+
+    Examples
+    --------
+    >>> segmenter = Segmenter.load("default")  # doctest: +SKIP
+    >>> nuclei = segmenter.segment(rgb, mpp=0.25)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, network: nn.Module, metadata: ModelMetadata, device: torch.device, views: int = 1
+    ) -> None:
+        if views not in (1, 8):
+            raise ValueError(f"views must be 1 or 8, not {views!r}")
+        self._metadata = metadata
+        self._device = device
+        self._views = views
+        self._network = network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._mean = torch.tensor(metadata.input_mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(metadata.input_std, device=device).view(1, 3, 1, 1)
+
+    @classmethod
+    def load(
+        cls, name_or_path: str | Path = "default", device: str = "auto", views: int = 1
+    ) -> Segmenter:
+        """Load a model by the name of one in the package, or from a ``.safetensors`` file.
+
+        Parameters
+        ----------
+        name_or_path : str or pathlib.Path
+        device : str
+            See `qpnuclei.nn.device.resolve_device`.
+        views : {1, 8}
+            See `Segmenter`.
+
+        Raises
+        ------
+        qpnuclei.errors.NotFoundError
+            If there is no such model.
+        qpnuclei.errors.ModelError
+            If the file is not a model of this program.
+        qpnuclei.errors.UsageError, qpnuclei.errors.DeviceError
+            If `device` is not a device, or not there.
+        """
+        resolved = resolve_device(device)
+        network, metadata = load_model(resolve_model(name_or_path))
+        return cls(network, metadata, resolved, views)
+
+    @property
+    def metadata(self) -> ModelMetadata:
+        """What the model file says about itself."""
+        return self._metadata
+
+    @property
+    def mpp(self) -> float:
+        """Resolution in µm/px that `attend` expects."""
+        return self._metadata.mpp
+
+    @property
+    def receptive_radius_px(self) -> int:
+        """How far, in px of the model's resolution, a pixel of the result looks."""
+        return cast(Network, self._network).receptive_radius_px
+
+    @property
+    def stride(self) -> int:
+        """Two tiles give the same result where both see it whole if their origins differ by it."""
+        return cast(Network, self._network).stride
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs."""
+        return self._device
+
+    def attend(
+        self, rgb: RGBImage, statistics: ReinhardStatistics | None = None
+    ) -> tuple[FloatMap, FloatMap | None]:
+        """Return attention and centre map of a batch of tiles.
+
+        Parameters
+        ----------
+        rgb : (B, H, W, 3) uint8 ndarray
+            Tiles at `mpp`. Within `receptive_radius_px` of their border the result depends on
+            where the border is: give them a halo.
+        statistics : ReinhardStatistics, optional
+            Of the whole slide (never of the tile: that makes seams). Needed by models whose
+            metadata ask for the Reinhard colour transfer, ignored by others.
+
+        Returns
+        -------
+        attention : (B, H, W) float32 ndarray
+            0..1.
+        centre : (B, H, W) float32 ndarray or None
+            0..1, high in the middle of nuclei; None for models that have none.
+
+        Raises
+        ------
+        ValueError
+            If `rgb` is not such an array, or the model needs `statistics`.
+        """
+        if rgb.ndim != 4 or rgb.shape[3] != 3 or rgb.dtype != np.uint8:
+            raise ValueError(f"rgb must be (B, H, W, 3) uint8, not {rgb.shape} {rgb.dtype}")
+        rgb = normalise_colour(rgb, self._metadata, statistics)
+        height, width = rgb.shape[1:3]
+        bottom, right = -height % self.stride, -width % self.stride
+        if bottom or right:
+            rgb = np.pad(rgb, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="symmetric")
+        # (B, H, W, 3) seen as (B, 3, H, W) is channels_last already: nothing is copied.
+        x = torch.from_numpy(np.ascontiguousarray(rgb)).permute(0, 3, 1, 2)
+        with torch.inference_mode():
+            maps = self._maps(x.to(self._device)).cpu().numpy()[..., :height, :width]
+        return maps[:, 0], maps[:, 1] if maps.shape[1] > 1 else None
+
+    def segment(self, rgb: RGBImage, mpp: float, stains: Stains = DEFAULT_HE) -> NucleiTable:
+        """Find and measure the nuclei of one image in memory: what ``qpnuclei run`` does.
+
+        Parameters
+        ----------
+        rgb : (H, W, 3) uint8 ndarray
+            Tissue. Where the model normalises colours, all of it is taken as the sample. Beyond
+            its border it is continued by reflection.
+        mpp : float
+            Its resolution in µm/px. It is resampled to the model's, unless it is within 10 %.
+        stains : Stains
+            For the measurements.
+
+        Returns
+        -------
+        NucleiTable
+            Polygons in px of `rgb`, with QuPath's measurements.
+
+        Raises
+        ------
+        qpnuclei.errors.MppError
+            If `mpp` is absurd (< 0.05 or > 2.5).
+        ValueError
+            If `rgb` is not such an array.
+        """
+        # The run is built on the segmenter, not the other way round: this is a convenience.
+        from qpnuclei.detect import segment_image
+
+        _check_image(rgb)
+        return segment_image(self, rgb, mpp, stains)
+
+    def attend_image(
+        self, rgb: RGBImage, statistics: ReinhardStatistics | None = None
+    ) -> tuple[FloatMap, FloatMap | None]:
+        """Return attention and centre map of one whole image, in tiles if it is large.
+
+        Parameters
+        ----------
+        rgb : (H, W, 3) uint8 ndarray
+            At `mpp`. Beyond its border it is continued by reflection.
+        statistics : ReinhardStatistics, optional
+            As for `attend`.
+
+        Returns
+        -------
+        attention : (H, W) float32 ndarray
+        centre : (H, W) float32 ndarray or None
+
+        Raises
+        ------
+        ValueError
+            As `attend`.
+        """
+        _check_image(rgb)
+        height, width = rgb.shape[:2]
+        # A halo and a core that are multiples of the stride: every tile sees the same grid.
+        halo = -(-self.receptive_radius_px // self.stride) * self.stride
+        core = max((_TILE_PX - 2 * halo) // self.stride, 1) * self.stride
+        padded = np.pad(rgb, ((halo, halo), (halo, halo), (0, 0)), mode="symmetric")
+        maps: npt.NDArray[np.float32] | None = None
+        for y in range(0, height, core):
+            for x in range(0, width, core):
+                tile = padded[None, y : y + core + 2 * halo, x : x + core + 2 * halo]
+                inner = np.s_[0, halo : tile.shape[1] - halo, halo : tile.shape[2] - halo]
+                found = [m[inner] for m in self.attend(tile, statistics) if m is not None]
+                if maps is None:
+                    maps = np.empty((len(found), height, width), np.float32)
+                maps[:, y : y + core, x : x + core] = found
+        assert maps is not None  # an image has at least one tile: _check_image
+        return maps[0], maps[1] if len(maps) > 1 else None
+
+    def _maps(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 on the device -> (B, C, H, W) float32 in 0..1."""
+        x = (x.float() / 255 - self._mean) / self._std
+        x = x.contiguous(memory_format=torch.channels_last)
+        if self._views == 1:
+            return self._activated(x)
+        total = torch.zeros((), device=self._device)
+        for transpose in (False, True):
+            for flips in ((), (2,), (3,), (2, 3)):
+                view = x.transpose(2, 3) if transpose else x
+                maps = self._activated(view.flip(flips)).flip(flips)
+                total = total + (maps.transpose(2, 3) if transpose else maps)
+        return total / 8
+
+    def _activated(self, x: Tensor) -> Tensor:
+        # Half precision only on CUDA: float16, because bfloat16's 8 bits are too coarse for a
+        # sigmoid of gain 20.
+        with torch.autocast("cuda", torch.float16, enabled=self._device.type == "cuda"):
+            logits = self._network(x)
+        if self._metadata.tau is None:
+            return torch.sigmoid(logits.float())
+        return compressed_sigmoid(logits, self._metadata.tau, self._metadata.sigmoid_gain)
+
+
+def resolve_model(name_or_path: str | Path) -> Path:
+    """Return the file of a model that comes with the package, or of a path.
+
+    Raises
+    ------
+    qpnuclei.errors.NotFoundError
+        If there is none; the message lists the names there are.
+    """
+    path = Path(name_or_path)
+    if path.suffix == ".safetensors" or len(path.parts) > 1:
+        if not path.is_file():
+            raise NotFoundError(f"no model file at {path}", "give a name or a .safetensors file")
+        return path
+    packaged = WEIGHTS_FOLDER / f"{name_or_path}.safetensors"
+    if not packaged.is_file():
+        names = sorted(p.stem for p in WEIGHTS_FOLDER.glob("*.safetensors"))
+        raise NotFoundError(
+            f"no model named {str(name_or_path)!r} comes with qpnuclei",
+            f"there are: {', '.join(names) or 'none'}; or give the path of a .safetensors file",
+        )
+    return packaged
+
+
+def resample(rgb: RGBImage, factor: float) -> RGBImage:
+    """Scale an image by `factor`: area averaging when it shrinks, bilinear when it grows."""
+    if factor == 1:
+        return rgb
+    size = tuple(max(1, round(length * factor)) for length in rgb.shape[1::-1])
+    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    return cast(RGBImage, cv2.resize(rgb, size, interpolation=how))
+
+
+def normalise_colour(
+    rgb: RGBImage, metadata: ModelMetadata, statistics: ReinhardStatistics | None
+) -> RGBImage:
+    """Bring the colours of a slide's pixels to those the model was trained on.
+
+    Parameters
+    ----------
+    rgb : (..., 3) uint8 ndarray
+    metadata : ModelMetadata
+    statistics : ReinhardStatistics or None
+        Of the slide; None only if the model wants no colour transfer.
+
+    Raises
+    ------
+    ValueError
+        If the model wants the transfer and `statistics` is None.
+    qpnuclei.errors.ModelError
+        If its metadata name no target.
+    """
+    if metadata.colour.method == "none":
+        return rgb
+    if statistics is None:
+        raise ValueError(
+            f"model {metadata.name!r} normalises colours: give the statistics of the slide"
+        )
+    mean, std = metadata.colour.target_mean, metadata.colour.target_std
+    if mean is None or std is None:
+        raise ModelError(
+            f"model {metadata.name!r} wants Reinhard's colour transfer but names no target",
+            "train it again",
+        )
+    return reinhard_transfer(rgb, statistics, mean, std)
+
+
+def _check_image(rgb: RGBImage) -> None:
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or rgb.size == 0:
+        raise ValueError(f"rgb must be (H, W, 3) uint8 and not empty: {rgb.shape} {rgb.dtype}")

@@ -1,0 +1,139 @@
+"""The whole run on one screen: plan -> find nuclei -> write them back, image by image.
+
+`analyse_project` is what ``qpnuclei run`` calls. What is to be done is decided in
+`qpnuclei.planning`, the work on pixels is `qpnuclei.detect`: read -> attend -> segment -> measure
+-> stitch, and how a result reaches the project is `qpnuclei.writeback`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qpnuclei.detect import find_nuclei
+from qpnuclei.errors import QpnucleiError
+from qpnuclei.planning import ImagePlan, RunOptions, choose_images, plan_image
+from qpnuclei.qupath.model import Project
+from qpnuclei.qupath.pixels import open_image
+from qpnuclei.roi import region_of
+from qpnuclei.summary import (
+    ImageResult,
+    RegionResult,
+    RunSummary,
+    Stopwatch,
+    describe_model,
+)
+from qpnuclei.writeback import make_run_dir, new_nuclei, write_back
+
+if TYPE_CHECKING:
+    from qpnuclei.nn.segmenter import Segmenter
+    from qpnuclei.slides.slide import Slide
+
+_LOG = logging.getLogger(__name__)
+
+#: Called as ``progress(image name, tiles done, tiles in all, nuclei so far)``.
+Progress = Callable[[str, int, int, int], None]
+
+
+def analyse_project(
+    project: Project,
+    options: RunOptions,
+    progress: Progress = lambda image, done, tiles, nuclei: None,
+) -> RunSummary:
+    """Find the nuclei in the chosen annotations of a project and write them back.
+
+    Every image is saved as soon as it is done; one that fails is left as it was and reported in
+    the summary's `failures`, and the others go on.
+
+    Raises
+    ------
+    QpnucleiError
+        If the request is wrong or the result folder cannot be written; nothing was changed.
+    """
+    from qpnuclei.nn.segmenter import Segmenter
+
+    entries = choose_images(project, options)
+    segmenter = Segmenter.load(options.model, device=options.device)
+    run_dir = make_run_dir(project, options)
+    summary = RunSummary(
+        project=project.path,
+        backend=project.backend,
+        arguments=options.to_json(),
+        model=describe_model(options.model, segmenter),
+        device=str(segmenter.device),
+        run_dir=run_dir,
+    )
+    for entry in entries:
+        try:
+            with open_image(entry) as slide:
+                plan = plan_image(entry, slide, segmenter, options)
+                if plan.regions:
+                    result = analyse_image(
+                        project, plan, slide, segmenter, options, run_dir, progress
+                    )
+                    summary.images.append(result)
+        except QpnucleiError as error:
+            summary.failures.append((entry.name, error))
+    summary.save()
+    return summary
+
+
+def analyse_image(
+    project: Project,
+    plan: ImagePlan,
+    slide: Slide,
+    segmenter: Segmenter,
+    options: RunOptions,
+    run_dir: Path,
+    progress: Progress,
+) -> ImageResult:
+    """Find the nuclei of one image's regions, write them into the project, and report.
+
+    Raises
+    ------
+    QpnucleiError
+        If the slide cannot be read or the result not saved; the project is as it was. A result
+        that could not be saved lies as GeoJSON in `run_dir`, as the error says.
+    """
+    clock = Stopwatch()
+    found, stitching = find_nuclei(
+        slide,
+        plan.tiles,
+        segmenter,
+        plan.scale,
+        plan.stains,
+        simplify_um=options.simplify_um,
+        batch_size=options.batch_size,
+        clock=clock,
+        progress=lambda done, n: progress(plan.entry.name, done, len(plan.tiles), n),
+    )
+    owner = region_of(found.centroids(), plan.regions)
+    nuclei = new_nuclei(plan, found.take(owner >= 0), owner[owner >= 0], options)
+    with clock("write"):
+        replaced = write_back(project, plan, nuclei, options, run_dir)
+    counts = np.bincount(nuclei.region, minlength=len(plan.regions)).tolist()
+    return ImageResult(
+        name=plan.entry.name,
+        entry=plan.entry.id,
+        mpp=plan.scale.mpp,
+        mpp_source=plan.mpp_source,
+        working_mpp=plan.scale.working_mpp,
+        stains=plan.stains.name,
+        tiles=len(plan.tiles),
+        megapixels=plan.megapixels,
+        regions=tuple(
+            RegionResult.of(region, plan.area_mm2(region), count)
+            for region, count in zip(plan.regions, counts, strict=True)
+        ),
+        replaced=replaced,
+        outside=len(found) - int(np.count_nonzero(owner >= 0)),
+        joined=len(stitching.joined),
+        covered=stitching.covered,
+        overlapping=stitching.overlapping,
+        seconds=clock.seconds,
+        notes=plan.notes,
+    )

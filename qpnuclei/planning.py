@@ -1,0 +1,234 @@
+"""What a run is asked to do, and what that means for each image of a project."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import UUID
+
+import shapely
+
+from qpnuclei.detect import (
+    DEFAULT_MAX_NUCLEUS_UM,
+    DEFAULT_TILE_PX,
+    Scale,
+    plan_tiles,
+)
+from qpnuclei.errors import UsageError
+from qpnuclei.qupath.model import DEFAULT_HE, ImageEntry, ImageObjects, Project, Stains
+from qpnuclei.qupath.pixels import open_image
+from qpnuclei.roi import (
+    Region,
+    RoiSelection,
+    check_selection,
+    ours_within,
+    select_regions,
+    tissue_region,
+)
+from qpnuclei.segmentation.tiles import TilePlan
+from qpnuclei.slides.resolution import resolve_mpp, working_downsample
+
+if TYPE_CHECKING:
+    from qpnuclei.nn.segmenter import Segmenter
+    from qpnuclei.slides.slide import Slide
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What ``qpnuclei run`` is asked to do; the command's help explains each option.
+
+    Raises
+    ------
+    UsageError
+        If the class of the detections is empty.
+    """
+
+    selection: RoiSelection
+    images: tuple[str, ...] = ()
+    model: str = "default"
+    device: str = "auto"
+    mpp: float | None = None
+    class_name: str = "Nucleus"
+    on_existing: Literal["replace", "append", "skip", "error"] = "replace"
+    tile_px: int = DEFAULT_TILE_PX
+    batch_size: int = 1
+    max_nucleus_um: float = DEFAULT_MAX_NUCLEUS_UM
+    simplify_um: float = 0.0
+    geojson_dir: Path | None = None
+    parquet_dir: Path | None = None
+    run_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.class_name.strip():
+            raise UsageError("the class of the detections is empty", "name it with --class")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options as JSON types."""
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePlan:
+    """What is to be done in one image.
+
+    Parameters
+    ----------
+    entry : ImageEntry
+    objects : ImageObjects
+        What the image holds before the run.
+    scale : Scale
+        Pixel size, and the grid that the network sees.
+    mpp_source : str
+        Where the pixel size comes from: ``"--mpp"``, ``"project"`` or ``"slide"``.
+    stains : Stains
+        For the measurements.
+    regions : sequence of Region
+    existing : sequence of frozenset of UUID
+        For each region, the detections in it that qpnuclei wrote before.
+    tiles : TilePlan
+        On the grid that the network sees.
+    """
+
+    entry: ImageEntry
+    objects: ImageObjects
+    scale: Scale
+    mpp_source: str
+    stains: Stains
+    regions: Sequence[Region]
+    existing: Sequence[frozenset[UUID]]
+    tiles: TilePlan
+    notes: tuple[str, ...] = ()
+
+    @property
+    def megapixels(self) -> float:
+        """Area of the regions in millions of px that the network sees."""
+        area = shapely.union_all([region.geometry for region in self.regions]).area
+        return float(area / (self.scale.downsample[0] * self.scale.downsample[1]) / 1e6)
+
+    def area_mm2(self, region: Region) -> float:
+        """Area of a region in mm²."""
+        return float(region.geometry.area * self.scale.mpp[0] * self.scale.mpp[1] * 1e-6)
+
+
+def match_images(project: Project, patterns: Sequence[str]) -> list[ImageEntry]:
+    """Return the images whose name matches one of the patterns (``*``, ``?``); all if none.
+
+    Raises
+    ------
+    UsageError
+        If there is no such image.
+    """
+    entries = [
+        entry
+        for entry in project.images
+        if not patterns or any(fnmatchcase(entry.name, pattern) for pattern in patterns)
+    ]
+    if not entries:
+        names = ", ".join(entry.name for entry in project.images)
+        raise UsageError(
+            f"no image of {project.path} matches {' or '.join(map(repr, patterns))}"
+            if names
+            else f"{project.path} has no images",
+            f"images there: {names}" if names else "add slides in QuPath",
+        )
+    return entries
+
+
+def choose_images(project: Project, options: RunOptions) -> list[ImageEntry]:
+    """Return the images that a run concerns, having checked that its selection means something.
+
+    Raises
+    ------
+    UsageError
+        If the project has no such image, or no image has such an annotation.
+    """
+    entries = match_images(project, options.images)
+    if not options.selection.tissue:
+        annotations = [a for entry in entries for a in entry.read().annotations]
+        check_selection(options.selection, annotations, str(project.path))
+    return entries
+
+
+def plan_project(project: Project, options: RunOptions) -> list[ImagePlan]:
+    """Return what `qpnuclei.pipeline.analyse_project` would do, changing nothing.
+
+    Raises
+    ------
+    QpnucleiError
+        Whatever would stop the run.
+    """
+    from qpnuclei.nn.segmenter import Segmenter
+
+    entries = choose_images(project, options)
+    segmenter = Segmenter.load(options.model, device=options.device)
+    plans = []
+    for entry in entries:
+        with open_image(entry) as slide:
+            plan = plan_image(entry, slide, segmenter, options)
+        if plan.regions:
+            plans.append(plan)
+    return plans
+
+
+def plan_image(
+    entry: ImageEntry, slide: Slide, segmenter: Segmenter, options: RunOptions
+) -> ImagePlan:
+    """Return what is to be done in one image; it has no regions if there is nothing to do.
+
+    Raises
+    ------
+    MppError
+        If its pixel size is missing or absurd.
+    UsageError
+        If ``on_existing="error"`` and qpnuclei wrote into a chosen annotation before.
+    FormatError
+        If its data cannot be read.
+    """
+    objects = entry.read()
+    mpp, mpp_source = resolve_mpp(options.mpp, entry.calibration, slide.mpp, f"image {entry.name}")
+    regions = (
+        tissue_region(slide, mpp)
+        if options.selection.tissue
+        else select_regions(options.selection, objects.annotations, slide.width, slide.height)
+    )
+    existing = [ours_within(region, objects.detections) for region in regions]
+    if options.on_existing == "error" and any(existing):
+        name = next(r.label for r, ids in zip(regions, existing, strict=True) if ids)
+        raise UsageError(
+            f"qpnuclei has written detections into {name} of image {entry.name!r} before",
+            "choose --on-existing replace, append or skip",
+        )
+    if options.on_existing == "skip":
+        regions = [r for r, ids in zip(regions, existing, strict=True) if not ids]
+        existing = [frozenset[UUID]() for _ in regions]
+    notes = []
+    if entry.image_type not in (None, "BRIGHTFIELD_H_E", "UNSET"):
+        notes.append(f"image type is {entry.image_type}; the models were trained on H&E")
+    if entry.stains is None:
+        notes.append(f"no stain vectors are set: measured with {DEFAULT_HE.name}")
+    scale = Scale(mpp, working_downsample(mpp, segmenter.mpp))
+    return ImagePlan(
+        entry=entry,
+        objects=objects,
+        scale=scale,
+        mpp_source=mpp_source,
+        stains=entry.stains or DEFAULT_HE,
+        regions=regions,
+        existing=existing,
+        tiles=plan_tiles(
+            shapely.union_all([region.geometry for region in regions]),
+            (slide.width, slide.height),
+            scale,
+            segmenter,
+            tile_px=options.tile_px,
+            max_nucleus_um=options.max_nucleus_um,
+        ),
+        notes=tuple(notes),
+    )

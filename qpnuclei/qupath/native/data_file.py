@@ -1,0 +1,493 @@
+"""``data.qpdata``: what QuPath stores of one image, read, edited and written.
+
+The stream's top-level items are, in this order: ``Data file version 3`` (2 in QuPath 0.2); a
+string that describes the server; a Locale; the ImageType; colour deconvolution stains or null; the
+Workflow; the PathObjectHierarchy; a map of properties; ``EOF``. QuPath recognises them by their
+class, and so does this module. What it does not recognise is written back as it was read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import struct
+import uuid
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import is_not
+from typing import Any
+
+import numpy as np
+
+from qpnuclei.errors import FormatError, UsageError
+from qpnuclei.qupath.model import (
+    Annotation,
+    DetectionGroup,
+    Detections,
+    Edit,
+    NewAnnotation,
+    Stains,
+    is_ours,
+)
+from qpnuclei.qupath.native import java_classes as jc
+from qpnuclei.qupath.native import java_stream
+from qpnuclei.qupath.native.detections import new_detections, packed_ids, read_detections
+from qpnuclei.qupath.native.java_stream import (
+    BlockData,
+    Content,
+    JavaEnum,
+    JavaObject,
+    JavaString,
+    Value,
+)
+from qpnuclei.qupath.native.path_objects import (
+    DETECTION_KINDS,
+    OBJECT_ID,
+    PathObject,
+    is_packable,
+    parse_uuid,
+    walk,
+)
+from qpnuclei.qupath.native.records import Packed, RecordPacker
+from qpnuclei.qupath.native.rois import Plane, make_roi, read_rois
+from qpnuclei.qupath.native.sources import Single
+
+_VERSION_PREFIX = b"Data file version"
+_TYPE_COUNTS = {
+    "root": "Root objects",
+    "annotation": "Annotations",
+    "core": "TMA cores",
+    "detection": "Detections",
+    "cell": "Cells",
+    "tile": "Tiles",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Objects:
+    """The objects of a file: annotations and detections, and how many there are of each kind."""
+
+    annotations: tuple[Annotation, ...]
+    detections: Detections
+    type_counts: Mapping[str, int]
+
+    def summary(self) -> dict[str, object]:
+        """Return the ``hierarchy`` of QuPath's ``summary.json``."""
+
+        def classes(names: Sequence[str | None]) -> dict[str, int]:
+            return dict(Counter("Unclassified" if n is None else n for n in names))
+
+        return {
+            "nObjects": sum(self.type_counts.values()),
+            "objectTypeCounts": dict(self.type_counts),
+            "annotationClassificationCounts": classes([a.class_name for a in self.annotations]),
+            "detectionClassificationCounts": classes(self.detections.class_names),
+        }
+
+
+class DataFile:
+    """The content of one ``data.qpdata``.
+
+    Parameters
+    ----------
+    items : list of contents
+        The stream's top-level items.
+    catalog : Catalog
+        Makes what is added.
+    source : str
+        What errors call the file.
+    """
+
+    def __init__(self, items: list[Content], catalog: jc.Catalog, source: str) -> None:
+        self._items = items
+        self._catalog = catalog
+        self._source = source
+
+    @classmethod
+    def parse(cls, data: bytes, source: str) -> DataFile:
+        """Parse the bytes of a file.
+
+        Raises
+        ------
+        qpnuclei.errors.FormatError
+            If they are no Java object stream, are truncated, or hold no objects of an image.
+        """
+        stream = java_stream.parse(data, source, RecordPacker(is_packable))
+        _check_version(stream.items[0] if stream.items else None, source)
+        last = stream.items[-1]
+        if not isinstance(last, JavaString) or last.data != b"EOF":
+            raise FormatError(f"{source}: byte {len(data)}: ends before its end mark")
+        made = cls(stream.items, jc.Catalog(stream.nodes), source)
+        made._root()
+        return made
+
+    @classmethod
+    def parse_header(cls, data: bytes, source: str) -> DataFile:
+        """Parse only as far as image type and stains, which precede the objects.
+
+        Raises
+        ------
+        qpnuclei.errors.FormatError
+            As `parse`, for the part that is read.
+        """
+        items: list[Content] = []
+        for item in java_stream.parse_items(data, source):
+            _check_version(item if not items else items[0], source)
+            items.append(item)
+            if isinstance(item, JavaObject) and item.class_name in (jc.WORKFLOW, jc.STAINS):
+                break
+        return cls(items, jc.Catalog(), source)
+
+    @classmethod
+    def new(
+        cls,
+        builder: Mapping[str, Any],
+        image_type: str,
+        stains: Stains | None,
+        *,
+        qupath_version: str,
+        entry_property: str,
+    ) -> DataFile:
+        """Make the file of an image without objects, as QuPath 0.3 to 0.7 lay it out.
+
+        Parameters
+        ----------
+        builder : mapping
+            The image's ``serverBuilder`` in the project.
+        image_type : str
+            ``"BRIGHTFIELD_H_E"``, ``"UNSET"``, ...
+        stains : Stains or None
+        qupath_version : str
+            What the file says it was written by.
+        entry_property : str
+            Project file and entry ID, as QuPath notes them: ``"/path/project.qpproj::1"``.
+        """
+        server = {"dataVersion": 3, "qupathVersion": qupath_version, "server": builder}
+        server_json = json.dumps(server, ensure_ascii=False, separators=(",", ":"))
+        properties = {"PROJECT_ENTRY_ID": entry_property}
+        catalog = jc.Catalog()
+        version = java_stream.encode_utf("Data file version 3")
+        empty = JavaString(b"")
+        locale = catalog.make(
+            jc.LOCALE,
+            {
+                "hashcode": -1,
+                "country": catalog.string("US"),
+                "extensions": empty,
+                "language": catalog.string("en"),
+                "script": empty,
+                "variant": empty,
+            },
+            [],
+        )
+        root = catalog.path_object(
+            jc.ROOT,
+            metadata=catalog.metadata(
+                [(catalog.string(OBJECT_ID), JavaString.of(str(uuid.uuid4())))]
+            ),
+        )
+        return cls(
+            [
+                BlockData(len(version).to_bytes(2, "big") + version),
+                JavaString.of(server_json),
+                locale,
+                catalog.image_type(image_type),
+                None if stains is None else _stains_node(catalog, stains),
+                catalog.make(jc.WORKFLOW, extra=[BlockData(struct.pack(">ii", 1, 0))]),
+                catalog.make(jc.HIERARCHY, {"rootObject": root}),
+                catalog.hash_map(
+                    {JavaString.of(k): JavaString.of(v) for k, v in properties.items()}
+                ),
+                JavaString.of("EOF"),
+            ],
+            catalog,
+            "new data file",
+        )
+
+    @property
+    def image_type(self) -> str | None:
+        """Name of QuPath's ``ImageType``; None if the file has none."""
+        for item in self._items:
+            if isinstance(item, JavaEnum) and item.desc.name == jc.IMAGE_TYPE:
+                return item.name.text
+        return None
+
+    @property
+    def stains(self) -> Stains | None:
+        """Colour deconvolution stains; None if the image has none."""
+        node = self._find(jc.STAINS)
+        if node is None:
+            return None
+        for item in jc.contents(node):
+            if isinstance(item, JavaString):
+                return parse_stains(item.text, self._source)
+        raise FormatError(f"{self._source}: colour deconvolution stains without values")
+
+    def read(self) -> Objects:
+        """Read annotations and detections.
+
+        Raises
+        ------
+        qpnuclei.errors.FormatError
+            If objects are not written as QuPath writes them.
+        """
+        with self._named():
+            return self._read()
+
+    def apply(self, edit: Edit) -> None:
+        """Apply an edit; what it adds can be read only when the file was written and parsed.
+
+        Raises
+        ------
+        qpnuclei.errors.UsageError
+            If it would remove what is not ours or is not there, or names an unknown annotation.
+        """
+        with self._named():
+            self._apply(edit)
+
+    def _apply(self, edit: Edit) -> None:
+        foreign = [i for i in edit.remove if not is_ours(i)]
+        if foreign:
+            raise UsageError(f"{foreign[0]} was not written by qpnuclei and is not removed")
+        if edit.remove:
+            self._remove({str(i) for i in edit.remove}, DETECTION_KINDS)
+        self._check_new(edit)
+        additions: dict[int | None, list[DetectionGroup]] = {}
+        for group in edit.add:
+            additions.setdefault(group.parent, []).append(group)
+        parents: dict[int | None, PathObject] = {None: PathObject.of(self._root())}
+        if any(parent is not None for parent in additions):
+            parents.update(enumerate(self._annotations()))
+        for parent, groups in additions.items():
+            if parent not in parents:
+                raise UsageError(f"{self._source} has no annotation number {parent}")
+            view = parents[parent]
+            plane = Plane() if view.roi is None else Plane.of(view.roi)
+            children = view.children
+            for group in groups:
+                children += new_detections(self._catalog, group, plane)
+            view.set_children(children)
+        if edit.annotations:
+            new = [self._annotation_node(annotation) for annotation in edit.annotations]
+            parents[None].set_children([*parents[None].children, *new])
+        if edit.workflow_step is not None:
+            self._add_step(*edit.workflow_step)
+
+    def revert(self, edit: Edit) -> None:
+        """Take away again what an edit added."""
+        ids = {str(own_id) for group in edit.add for own_id in group.ids}
+        ids.update(str(annotation.id) for annotation in edit.annotations)
+        if ids:
+            self._remove(ids, (*DETECTION_KINDS, "annotation"))
+        if edit.workflow_step is not None:
+            contents, version, count = self._workflow()
+            contents.pop()
+            contents[0] = BlockData(struct.pack(">ii", version, count - 1))
+
+    def write(self, emit: Callable[[bytes], object]) -> None:
+        """Write the file, in pieces, to `emit`."""
+        java_stream.write(self._items, emit)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say which file it is when what it holds is found to be wrong."""
+        try:
+            yield
+        except FormatError as error:
+            if error.what.startswith(self._source):
+                raise
+            raise FormatError(f"{self._source}: {error.what}", error.hint) from None
+
+    def _find(self, class_name: str) -> JavaObject | None:
+        for item in self._items:
+            if isinstance(item, JavaObject) and item.class_name == class_name:
+                return item
+        return None
+
+    def _root(self) -> JavaObject:
+        hierarchy = self._find(jc.HIERARCHY)
+        root = None if hierarchy is None else jc.reference(hierarchy, "rootObject")
+        if not isinstance(root, JavaObject) or root.class_name != jc.ROOT:
+            raise FormatError(f"{self._source}: holds no objects of an image")
+        return root
+
+    def _annotations(self) -> list[PathObject]:
+        """Return the annotations in the order of their handles."""
+        return [
+            item
+            for item, _ in walk(self._root())
+            if isinstance(item, PathObject) and item.kind == "annotation"
+        ]
+
+    def _read(self) -> Objects:
+        annotations: list[Annotation] = []
+        nearest: dict[PathObject, int] = {}  # handle of the annotation that an object is or is in
+        detections: list[tuple[PathObject | Packed, int]] = []
+        counts: Counter[str] = Counter()
+        for item, ancestors in walk(self._root()):
+            parent = nearest[ancestors[-1]] if ancestors else -1
+            if isinstance(item, Packed):
+                detections.append((item, parent))
+                continue
+            nearest[item] = parent
+            if item.kind in DETECTION_KINDS:
+                detections.append((item, parent))
+                continue
+            counts[_TYPE_COUNTS[item.kind]] += 1
+            if item.kind == "annotation":
+                nearest[item] = len(annotations)
+                own_parent = None if parent < 0 else parent
+                annotations.append(_annotation(item, len(annotations), own_parent))
+        table = read_detections(detections)
+        counts.update(_TYPE_COUNTS[kind] for kind in table.kinds)
+        return Objects(tuple(annotations), table, counts)
+
+    def _check_new(self, edit: Edit) -> None:
+        """Raise UsageError if what an edit adds has a UUID twice, or one that is taken."""
+        new = [str(own_id) for group in edit.add for own_id in group.ids]
+        new += [str(annotation.id) for annotation in edit.annotations]
+        taken: set[str] = set(new)
+        if len(taken) < len(new):
+            raise UsageError("two new objects have the same UUID")
+        for item, _ in walk(self._root()) if new else ():
+            if isinstance(item, Packed):
+                found = taken.intersection(packed_ids(item))
+            else:
+                own_id = item.id_string
+                found = taken.intersection([] if own_id is None else [own_id.text])
+            if found:
+                raise UsageError(f"{self._source} already has an object {min(found)}")
+
+    def _remove(self, ids: set[str], kinds: Container[str]) -> None:
+        """Remove objects; what someone nested below one of them moves up to its parent."""
+        left = set(ids)
+        parents = [view for view, _ in walk(self._root()) if isinstance(view, PathObject)]
+        for view in reversed(parents):  # innermost first: what moves up is already without ours
+            children: list[Content] = []
+            for item in view.children:
+                if isinstance(item, Packed):
+                    item_ids = packed_ids(item)
+                    gone = [own_id in ids for own_id in item_ids]
+                    left.difference_update(i for i, g in zip(item_ids, gone, strict=True) if g)
+                    children += [item.take(~np.array(gone))] if any(gone) else [item]
+                    continue
+                child = PathObject.of(item) if isinstance(item, JavaObject) else None
+                own_id = None if child is None else child.id_string
+                if child is None or own_id is None or own_id.text not in ids:
+                    children.append(item)
+                elif child.kind not in kinds:
+                    raise UsageError(f"{own_id.text} is no detection and is not removed")
+                else:
+                    left.discard(own_id.text)
+                    children += child.children
+            if len(children) != len(view.children) or any(map(is_not, children, view.children)):
+                children = [c for c in children if not isinstance(c, Packed) or len(c)]
+                view.set_children(children)
+        if left:
+            raise UsageError(f"{self._source} has no detection {min(left)} to remove")
+
+    def _annotation_node(self, new: NewAnnotation) -> JavaObject:
+        catalog = self._catalog
+        path_class = None
+        if new.path_class is not None:
+            path_class = catalog.path_class(new.path_class.name, new.path_class.color)
+        return catalog.path_object(
+            jc.ANNOTATION,
+            metadata=catalog.metadata([(catalog.string(OBJECT_ID), JavaString.of(str(new.id)))]),
+            name=new.name,
+            is_locked=new.locked,
+            path_class=path_class,
+            roi=make_roi(catalog, new.geometry),
+        )
+
+    def _add_step(self, name: str, script: str) -> None:
+        contents, version, count = self._workflow()
+        contents[0] = BlockData(struct.pack(">ii", version, count + 1))
+        values: dict[str, Value] = {"name": JavaString.of(name), "script": JavaString.of(script)}
+        contents.append(self._catalog.make(jc.SCRIPT_STEP, values))
+
+    def _workflow(self) -> tuple[list[Content], int, int]:
+        """Return the workflow's contents, its version and its number of steps."""
+        workflow = self._find(jc.WORKFLOW)
+        if workflow is None:
+            raise FormatError(f"{self._source}: has no workflow")
+        contents = jc.contents(workflow)
+        block = contents[0] if contents else None
+        if not isinstance(block, BlockData) or len(block.data) != 8:
+            raise FormatError(f"{self._source}: the workflow's number of steps is missing")
+        version, count = struct.unpack(">ii", block.data)
+        return contents, version, count
+
+
+def parse_stains(text: str, source: str) -> Stains:
+    """Parse QuPath's text form of colour deconvolution stains.
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        If it is not as QuPath writes it.
+    """
+    try:
+        fields = json.loads(text)
+        numbers = [k for k in (1, 2, 3) if f"Stain {k}" in fields]
+        stains = Stains(
+            fields["Name"],
+            tuple(fields[f"Stain {k}"] for k in numbers),
+            tuple(_triple(fields[f"Values {k}"]) for k in numbers),
+            _triple(fields["Background"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise FormatError(
+            f"{source}: stains {text[:200]!r} are not as QuPath writes them"
+        ) from None
+    if len(numbers) < 2:
+        raise FormatError(f"{source}: stains {text[:200]!r}: at least two are needed")
+    return stains
+
+
+def format_stains(stains: Stains) -> str:
+    """Return QuPath's text form of colour deconvolution stains."""
+    parts = [f'"Name" : "{stains.name}"']
+    for k, (name, vector) in enumerate(zip(stains.stain_names, stains.vectors, strict=True), 1):
+        parts.append(f'"Stain {k}" : "{name}"')
+        parts.append(f'"Values {k}" : "{" ".join(f"{v:.8g}" for v in vector)}"')
+    parts.append(f'"Background" : " {" ".join(f"{v:g}" for v in stains.background)}"')
+    return "{" + ", ".join(parts) + "}"
+
+
+def _check_version(item: Content, source: str) -> None:
+    if not isinstance(item, BlockData) or item.data[2:19] != _VERSION_PREFIX:
+        raise FormatError(f"{source}: a Java object stream, but no QuPath data file")
+
+
+def _triple(text: str) -> tuple[float, float, float]:
+    red, green, blue = map(float, text.split())
+    return red, green, blue
+
+
+def _stains_node(catalog: jc.Catalog, stains: Stains) -> JavaObject:
+    text = JavaString.of(format_stains(stains))
+    return catalog.make(jc.STAINS, extra=[BlockData(struct.pack(">i", 1)), text])
+
+
+def _annotation(view: PathObject, handle: int, parent: int | None) -> Annotation:
+    if view.roi is None:
+        raise FormatError("an annotation has no ROI")
+    rois = read_rois(view.roi, Single())
+    own_id = view.id_string
+    return Annotation(
+        handle=handle,
+        id=None if own_id is None else parse_uuid(own_id.text),
+        name=None if view.name is None else view.name.text,
+        class_name=None
+        if view.path_class is None
+        else ": ".join(jc.path_class_names(view.path_class)),
+        roi_type=rois.roi_type,
+        geometry=rois.geometries[0],
+        locked=view.is_locked,
+        color=None if view.color is None else int(jc.primitive(view.color, "value")),
+        parent=parent,
+        z=int(rois.z[0]),
+        t=int(rois.t[0]),
+    )

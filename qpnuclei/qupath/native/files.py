@@ -1,0 +1,158 @@
+"""Replacing files so that a failure at any point leaves what was there.
+
+Each new content is written to a temporary file in the folder of its target and flushed to the
+disk; only when all are complete are they renamed into place, and renamed back if one cannot be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from qpnuclei.errors import SaveError
+
+#: Temporary files of a save that was killed have this prefix; QuPath ignores them.
+TEMPORARY_PREFIX = ".qpnuclei-"
+
+#: What writes a file's content, in pieces, to the function it is given.
+Writer = Callable[[Callable[[bytes], object]], object]
+
+
+class Transaction:
+    """Files to replace together, or not at all.
+
+    Use it as a context manager: `stage` every file, then `commit`. Without a commit, or if that
+    fails, all targets are as they were.
+
+    Raises
+    ------
+    qpnuclei.errors.SaveError
+        From `stage` and `commit`, if the system refuses.
+    """
+
+    def __init__(self) -> None:
+        self._staged: list[tuple[Path, Path]] = []  # temporary file, target
+        self._kept: dict[Path, Path | None] = {}  # target, copy of what was there
+
+    def __enter__(self) -> Transaction:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        leftovers = [temporary for temporary, _ in self._staged]
+        leftovers += [copy for copy in self._kept.values() if copy is not None]
+        for path in leftovers:
+            with contextlib.suppress(OSError):  # a leftover does no harm, and hides no error
+                path.unlink(missing_ok=True)
+
+    def stage(self, target: Path, write: Writer) -> tuple[Path, str]:
+        """Write the new content of `target` to a temporary file beside it.
+
+        Returns
+        -------
+        (Path, str)
+            The temporary file, and the digest of what was written.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = _temporary(target)
+            self._staged.append((temporary, target))
+            with temporary.open("xb", buffering=1 << 20) as stream:
+
+                def emit(data: bytes) -> None:
+                    stream.write(data)
+                    digest.update(data)
+
+                write(emit)
+                stream.flush()
+                os.fsync(stream.fileno())
+            if target.exists():
+                shutil.copymode(target, temporary)
+        except OSError as error:
+            raise _failed(target, error) from error
+        return temporary, digest.hexdigest()
+
+    def commit(self) -> None:
+        """Put all staged files in their places, in the order in which they were staged."""
+        done: list[Path] = []
+        target = Path()
+        try:
+            for _, target in self._staged:
+                self._kept[target] = _copy_beside(target)
+            for temporary, target in self._staged:
+                temporary.replace(target)
+                done.append(target)
+            for folder in {target.parent for target in done}:
+                sync_folder(folder)
+        except OSError as error:
+            self._undo(done)
+            raise _failed(target, error) from error
+        except BaseException:  # Ctrl-C between two renames
+            self._undo(done)
+            raise
+
+    def _undo(self, done: list[Path]) -> None:
+        for target in reversed(done):
+            copy = self._kept[target]
+            if copy is None:
+                target.unlink(missing_ok=True)
+            else:
+                copy.replace(target)
+
+
+def copy_durably(source: Path, target: Path) -> None:
+    """Copy a file and flush the copy to the disk."""
+    shutil.copyfile(source, target)
+    shutil.copystat(source, target)
+    with target.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, where the system can (Windows cannot)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digest_of(data: bytes) -> str:
+    """Return the digest that `Transaction.stage` gives for these bytes."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}.tmp")
+
+
+def _copy_beside(target: Path) -> Path | None:
+    """Keep what is at `target` under a temporary name: a second link where the system has them."""
+    if not target.exists():
+        return None
+    copy = _temporary(target)
+    try:
+        os.link(target, copy)
+    except (OSError, NotImplementedError):
+        copy_durably(target, copy)
+    return copy
+
+
+def _failed(target: Path, error: OSError) -> SaveError:
+    return SaveError(
+        f"{target} could not be saved: {error.strerror or error}",
+        "what was there before is untouched; make room or the folder writable, and run again",
+    )

@@ -1,0 +1,373 @@
+"""The native backend: a QuPath project without QuPath, through the Protocols of `model`."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from qpnuclei.errors import ConflictError, FormatError, QpnucleiError, SaveError
+from qpnuclei.nuclei import NucleiTable
+from qpnuclei.qupath.model import (
+    Edit,
+    ImageObjects,
+    ImageServer,
+    PathClass,
+    PixelCalibration,
+    Stains,
+)
+from qpnuclei.qupath.native import project_file
+from qpnuclei.qupath.native.data_file import DataFile, Objects
+from qpnuclei.qupath.native.detections import read_detections
+from qpnuclei.qupath.native.files import Transaction, copy_durably, digest_of
+from qpnuclei.qupath.uris import find_image
+
+logger = logging.getLogger(__name__)
+
+#: Folder beside an image's data.qpdata with what runs replaced there, newest last. QuPath ignores
+#: it; to restore one, copy it over data.qpdata.
+BACKUP_FOLDER = "qpnuclei-backups"
+#: Backups kept per image.
+BACKUP_COUNT = 5
+
+_ABSENT = "absent"
+_CHECKED_AT_ONCE = 50_000
+
+
+def open_project(path: str | Path, image_root: str | Path | None = None) -> NativeProject:
+    """Open a QuPath project (0.2 to 0.7).
+
+    Parameters
+    ----------
+    path : path
+        The ``.qpproj`` file, or a folder that holds exactly one.
+    image_root : path, optional
+        Where to look for images that are no longer where the project says.
+
+    Raises
+    ------
+    qpnuclei.errors.NotFoundError
+        If there is no such file or folder.
+    qpnuclei.errors.FormatError
+        If it is no QuPath project, or its JSON is broken.
+    """
+    root = None if image_root is None else Path(image_root)
+    return NativeProject(project_file.find_project_file(Path(path)), root)
+
+
+class NativeProject:
+    """A QuPath project; see `qpnuclei.qupath.model.Project`."""
+
+    backend = "native"
+
+    def __init__(self, path: Path, image_root: Path | None = None) -> None:
+        self.path = path
+        self._image_root = image_root
+        content = project_file.read_project(path)
+        version = content.get("version")
+        self.version = version if isinstance(version, str) else None
+        uri = content.get("uri")
+        self._uri = uri if isinstance(uri, str) else None
+        project_file.read_classes(self.classes_path)  # a broken class list is said at once
+        self.images: Sequence[NativeImage] = [NativeImage(self, e) for e in content["images"]]
+
+    def __repr__(self) -> str:
+        return f"NativeProject({str(self.path)!r}, {len(self.images)} images)"
+
+    @property
+    def classes(self) -> Sequence[PathClass]:
+        """The project's class list."""
+        return project_file.read_classes(self.classes_path)
+
+    @property
+    def classes_path(self) -> Path:
+        """Where the class list is stored."""
+        return self.path.parent / "classifiers" / "classes.json"
+
+    def find_image(self, uri: str) -> Path | None:
+        """Return the file of an image's URI on this machine; None if it is missing."""
+        return find_image(uri, self._uri, self.path.parent, self._image_root)
+
+
+class NativeImage:
+    """An image of a project; see `qpnuclei.qupath.model.ImageEntry`."""
+
+    def __init__(self, project: NativeProject, entry: Mapping[str, Any]) -> None:
+        self._project = project
+        self._entry = entry
+        self._builder: Mapping[str, Any] = entry["serverBuilder"]
+        self._header: tuple[object, str | None, Stains | None] | None = None
+        self.id = str(project_file.entry_id(entry))
+        self.server: ImageServer = project_file.image_server(self._builder)
+        self.calibration: PixelCalibration = project_file.pixel_calibration(self._builder)
+        metadata = project_file.server_metadata(self._builder) or {}
+        self.name = str(entry.get("imageName") or metadata.get("name") or f"image {self.id}")
+
+    def __repr__(self) -> str:
+        return f"NativeImage({self.id}, {self.name!r})"
+
+    @property
+    def folder(self) -> Path:
+        """Where the project keeps what belongs to this image."""
+        return self._project.path.parent / "data" / self.id
+
+    @property
+    def data_path(self) -> Path:
+        """The image's ``data.qpdata``; absent until the image was saved once."""
+        return self.folder / "data.qpdata"
+
+    @property
+    def path(self) -> Path | None:
+        """The image file on this machine, found as QuPath would; None if it is missing."""
+        return self._project.find_image(self.server.uris[0]) if self.server.uris else None
+
+    @property
+    def image_type(self) -> str | None:
+        """Name of QuPath's ``ImageType``; None if the image was never saved."""
+        return self._read_header()[0]
+
+    @property
+    def stains(self) -> Stains | None:
+        """Colour deconvolution stains; None if the image has none."""
+        return self._read_header()[1]
+
+    def read(self) -> ImageObjects:
+        """Read annotations and detections from disk.
+
+        Raises
+        ------
+        qpnuclei.errors.FormatError
+            If ``data.qpdata`` is truncated or corrupt; the hint says whether its ``.bkp`` reads.
+        """
+        data, fingerprint = self._read_bytes()
+        if data is None:
+            return ImageObjects((), read_detections([]), fingerprint)
+        try:
+            objects = DataFile.parse(data, str(self.data_path)).read()
+        except FormatError as error:
+            raise FormatError(error.what, self._backup_hint()) from None
+        return ImageObjects(objects.annotations, objects.detections, fingerprint)
+
+    def write(self, edit: Edit, fingerprint: str) -> None:
+        """Apply an edit, save, and verify by reading back.
+
+        Notes
+        -----
+        The new file is written beside the old one, flushed, read back and compared; then the old
+        one is copied to `BACKUP_FOLDER`, and the new one renamed into its place together with
+        ``summary.json`` and, if a class is new to the project, ``classes.json``.
+
+        Raises
+        ------
+        qpnuclei.errors.ConflictError
+            If the file on disk is no longer the one with `fingerprint`.
+        qpnuclei.errors.SaveError
+            If it could not be saved; the project is as it was.
+        qpnuclei.errors.UsageError
+            If the edit contradicts the file: see `DataFile.apply`.
+        """
+        old, found = self._read_bytes()
+        if found != fingerprint:
+            raise self._conflict()
+        data_file = self._new_data_file() if old is None else self._parse(old)
+        data_file.apply(Edit(remove=edit.remove))
+        kept = _digest(data_file)
+        data_file.apply(replace(edit, remove=frozenset()))
+        classes = [group.path_class for group in edit.add]
+        classes += [a.path_class for a in edit.annotations if a.path_class is not None]
+        new_classes = project_file.with_classes(self._project.classes_path, classes)
+        with Transaction() as transaction:
+            if new_classes is not None:
+                transaction.stage(self._project.classes_path, lambda emit: emit(new_classes))
+            staged, digest = transaction.stage(self.data_path, data_file.write)
+            image_type = data_file.image_type
+            del old, data_file  # as large as the file, and no longer needed
+            objects = self._verify(staged, digest, edit, kept)
+            summary = self._summary(staged, image_type, objects)
+            transaction.stage(self.folder / "summary.json", lambda emit: emit(summary))
+            if self._read_bytes()[1] != fingerprint:
+                raise self._conflict()
+            self._keep_backup()
+            transaction.commit()
+        with contextlib.suppress(OSError):  # as QuPath does after a good save; we have a copy
+            self._backup_path.unlink(missing_ok=True)
+
+    def _read_bytes(self) -> tuple[bytes | None, str]:
+        """Return the data file's bytes, None if there is none, and its fingerprint."""
+        path = self.data_path
+        try:
+            data = path.read_bytes()
+            status = path.stat()
+        except FileNotFoundError:
+            if self._backup_path.exists():
+                raise FormatError(
+                    f"{path}: is missing, though the image was saved before", self._backup_hint()
+                ) from None
+            return None, _ABSENT
+        except OSError as error:
+            raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
+        return data, f"{status.st_size}-{status.st_mtime_ns}-{digest_of(data)}"
+
+    @property
+    def _backup_path(self) -> Path:
+        """What QuPath keeps while it saves, and leaves when that fails."""
+        return self.folder / "data.qpdata.bkp"
+
+    def _backup_hint(self) -> str:
+        path = self._backup_path
+        if not path.exists():
+            return f"QuPath left no {path.name}; restore the file from a backup"
+        try:
+            objects = DataFile.parse(path.read_bytes(), str(path)).read()
+        except (FormatError, OSError):
+            return f"QuPath left {path.name} beside it, but that does not read either"
+        return (
+            f"{path.name} beside it reads, with {len(objects.annotations)} annotations and "
+            f"{len(objects.detections)} detections: copy it to {self.data_path.name}"
+        )
+
+    def _parse(self, data: bytes) -> DataFile:
+        try:
+            return DataFile.parse(data, str(self.data_path))
+        except FormatError as error:
+            raise FormatError(error.what, self._backup_hint()) from None
+
+    def _read_header(self) -> tuple[str | None, Stains | None]:
+        try:
+            status = self.data_path.stat()
+        except FileNotFoundError:
+            return None, None
+        key = (status.st_size, status.st_mtime_ns, status.st_ino)
+        if self._header is None or self._header[0] != key:
+            data, _ = self._read_bytes()
+            try:
+                header = DataFile.parse_header(data or b"", str(self.data_path))
+            except FormatError as error:
+                raise FormatError(error.what, self._backup_hint()) from None
+            self._header = key, header.image_type, header.stains
+        return self._header[1:]
+
+    def _new_data_file(self) -> DataFile:
+        version = self._project.version or ""
+        return DataFile.new(
+            self._builder,
+            "UNSET",
+            None,
+            qupath_version=version,
+            entry_property=f"{self._project.path.absolute()}::{self.id}",
+        )
+
+    def _verify(self, staged: Path, digest: str, edit: Edit, kept: str) -> Objects:
+        """Read the new file back from disk and compare it with what it should hold."""
+        try:
+            data = staged.read_bytes()
+            if digest_of(data) != digest:
+                raise FormatError("its bytes are not those that were written")
+            data_file = DataFile.parse(data, str(staged))
+            objects = data_file.read()
+            _check_added(objects, edit)
+            data_file.revert(edit)
+            if _digest(data_file) != kept:
+                raise FormatError("more than the edit has changed")
+        except (OSError, QpnucleiError) as error:
+            raise SaveError(
+                f"{self.data_path}: what was written does not read back: {error}",
+                "what was there before is untouched; please report this",
+            ) from error
+        return objects
+
+    def _summary(self, staged: Path, image_type: str | None, objects: Objects) -> bytes:
+        path = self.folder / "summary.json"
+        content: dict[str, Any] = {}
+        with contextlib.suppress(QpnucleiError):  # QuPath never reads it: a broken one is replaced
+            content = project_file.read_json(path, "the summary")
+        metadata = project_file.server_metadata(self._builder)
+        content["timestamp"] = staged.stat().st_mtime_ns // 1_000_000
+        content["imageType"] = image_type
+        if metadata is not None:
+            content["server"] = {
+                "width": metadata.get("width"),
+                "height": metadata.get("height"),
+                "sizeC": len(metadata.get("channels") or ()),
+                "sizeZ": metadata.get("sizeZ", 1),
+                "sizeT": metadata.get("sizeT", 1),
+            }
+        content["hierarchy"] = objects.summary()
+        return project_file.to_json(content, pretty=False)
+
+    def _keep_backup(self) -> None:
+        """Copy what is about to be replaced, and a ``.bkp`` that QuPath left, to our folder."""
+        folder = self.folder / BACKUP_FOLDER
+        now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        try:
+            for path in (self._backup_path, self.data_path):
+                if path.exists():
+                    folder.mkdir(exist_ok=True)
+                    copy_durably(path, folder / f"{now}-{path.name}")
+            backups = sorted(folder.glob("*-data.qpdata"))
+            for surplus in backups[:-BACKUP_COUNT]:
+                surplus.unlink()
+        except OSError as error:
+            raise SaveError(
+                f"{folder}: no backup could be kept: {error.strerror}",
+                "nothing was changed; make room or the folder writable, and run again",
+            ) from error
+
+    def _conflict(self) -> ConflictError:
+        return ConflictError(
+            f"{self.data_path}: changed on disk since it was read",
+            "close the image in QuPath and run again",
+        )
+
+
+def _digest(data_file: DataFile) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    data_file.write(digest.update)
+    return digest.hexdigest()
+
+
+def _check_added(objects: Objects, edit: Edit) -> None:
+    """Raise FormatError unless the objects hold what the edit adds, with the same values."""
+    table = objects.detections
+    rows = {own_id: row for row, own_id in enumerate(table.ids)}
+    for group in edit.add:
+        if not len(group.nuclei):
+            continue
+        found = np.array([rows.get(own_id, -1) for own_id in group.ids])
+        if np.any(found < 0):
+            raise FormatError("a new detection is missing")
+        # In parts, because a million polygons twice are more than the rest of the program holds.
+        for begin in range(0, len(found), _CHECKED_AT_ONCE):
+            part = np.arange(begin, min(begin + _CHECKED_AT_ONCE, len(found)))
+            if not _same_outlines(table.geometries[found[part]], group.nuclei.take(part)):
+                raise FormatError("a new detection has another outline")
+        if np.any(table.parents[found] != (-1 if group.parent is None else group.parent)):
+            raise FormatError("a new detection is in another place")
+        if {table.class_names[row] for row in found} != {group.path_class.name}:
+            raise FormatError("a new detection has another class")
+        for name, values in group.nuclei.measurements.items():
+            read = table.measurements[name][found].astype(np.float32)
+            if not np.array_equal(read, values, equal_nan=True):
+                raise FormatError(f"{name!r} of a new detection has another value")
+    annotations = {a.id: a for a in objects.annotations}
+    for new in edit.annotations:
+        read_back = annotations.get(new.id)
+        if read_back is None or read_back.name != new.name:
+            raise FormatError("a new annotation is missing")
+
+
+def _same_outlines(geometries: npt.NDArray[Any], nuclei: NucleiTable) -> bool:
+    polygons = nuclei.polygons()
+    differ = np.flatnonzero(~shapely.equals_exact(geometries, polygons))
+    # A ring that passes its first vertex once more at its end comes back without that.
+    tidy = shapely.remove_repeated_points
+    return bool(np.all(shapely.equals_exact(tidy(geometries[differ]), tidy(polygons[differ]))))

@@ -1,0 +1,853 @@
+"""QuPath projects through paquo and a real QuPath.
+
+QuPath itself reads and writes everything, so what it understands is what there is. paquo starts it
+and opens the project; objects are read and written in columns (see `qpnuclei.qupath._jvm`), because
+paquo takes a call per object and silently leaves out the saving of an image that it cannot reach.
+
+The project file is never written: another QuPath version would drop what it does not know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import mmap
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from qpnuclei.errors import (
+    ConflictError,
+    FormatError,
+    QpnucleiError,
+    SaveError,
+    UsageError,
+)
+from qpnuclei.nuclei import NucleiTable
+from qpnuclei.qupath import _jvm
+from qpnuclei.qupath._jvm import (
+    Handle,
+    JavaObject,
+    bind,
+    element_of,
+    fan_out,
+    item_of,
+    method,
+    pipe,
+    static,
+)
+from qpnuclei.qupath.model import (
+    Annotation,
+    DetectionGroup,
+    Detections,
+    Edit,
+    ImageObjects,
+    ImageServer,
+    NewAnnotation,
+    PathClass,
+    PixelCalibration,
+    Stains,
+    is_ours,
+)
+from qpnuclei.qupath.native import project_file
+from qpnuclei.qupath.native.rois import polygons
+from qpnuclei.qupath.uris import file_uri, find_image
+
+logger = logging.getLogger(__name__)
+
+_PATH_OBJECT = "qupath.lib.objects.PathObject"
+_OBJECT_TOOLS = "qupath.lib.objects.PathObjectTools"
+_HIERARCHY = "qupath.lib.objects.hierarchy.PathObjectHierarchy"
+_PATH_CLASS = "qupath.lib.objects.classes.PathClass"
+_ROI = "qupath.lib.roi.interfaces.ROI"
+_MEASUREMENTS = "qupath.lib.measurements.MeasurementList"
+_PLANE = "qupath.lib.regions.ImagePlane"
+_GEOMETRY = "org.locationtech.jts.geom.Geometry"
+_STRING = "java.lang.String"
+_UUID = "java.util.UUID"
+_POINT = "qupath.lib.geom.Point2"
+
+# How a UUID and the end of the file look in a Java object stream: a string and its length.
+_UUID_STRING = re.compile(rb"t\0\x24([0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12})")
+_END_MARK = b"t\0\3EOF"
+
+#: What QuPath keeps while it saves, and leaves when that fails.
+_BACKUP = "data.qpdata.bkp"
+
+#: QuPath's Java class -> our kind.
+_KINDS = {
+    "PathDetectionObject": "detection",
+    "PathCellObject": "cell",
+    "PathTileObject": "tile",
+}
+#: ROIs that are read as the vertices they store; QuPath would mend a polygon that crosses itself.
+_TYPES_OF_VERTICES = ("PolygonROI", "PolylineROI", "LineROI", "PointsROI")
+#: Since this release QuPath opens an image only when its pixels are needed, so that objects of an
+#: image that is missing can be saved.
+_LAZY_IMAGES = (0, 6)
+
+
+def open_project(path: str | os.PathLike[str], image_root: Path | None = None) -> PaquoProject:
+    """Open a QuPath project through a real QuPath; starts the Java virtual machine.
+
+    Parameters
+    ----------
+    path : path-like
+        The ``.qpproj`` file, or its folder.
+    image_root : Path, optional
+        Folder to look for image files in that are not where the project says.
+
+    Raises
+    ------
+    qpnuclei.errors.UsageError
+        If there is no QuPath on this machine, or it does not start.
+    qpnuclei.errors.NotFoundError
+        If there is no project at `path`.
+    qpnuclei.errors.FormatError
+        If it is not a QuPath project.
+    """
+    file = project_file.find_project_file(Path(path))
+    content = project_file.read_project(file)
+    _jvm.start()
+    return PaquoProject(file, content, image_root)
+
+
+class PaquoProject:
+    """A QuPath project (see `qpnuclei.qupath.model.Project`), opened by QuPath itself."""
+
+    backend = "paquo"
+
+    def __init__(
+        self, path: Path, content: Mapping[str, Any], image_root: Path | None = None
+    ) -> None:
+        from paquo.projects import QuPathProject
+
+        self.path = path
+        with _jvm.quiet(), _java_errors(FormatError, f"{path}: QuPath cannot open the project"):
+            self._project = QuPathProject(path, mode="r+")
+        self.java_object: JavaObject = self._project.java_object
+        entries = {str(entry.getID()): entry for entry in self.java_object.getImageList()}
+        uri = content.get("uri")
+        self.images: Sequence[PaquoImage] = [
+            PaquoImage(self, entries[str(project_file.entry_id(item))], item["serverBuilder"])
+            for item in content["images"]
+        ]
+        for image in self.images:
+            image.find(uri if isinstance(uri, str) else None, image_root)
+        self._last: _Loaded | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    @property
+    def version(self) -> str | None:
+        """Version of QuPath that wrote the project file."""
+        version = self.java_object.getVersion()
+        return None if version is None else str(version)
+
+    @property
+    def classes(self) -> Sequence[PathClass]:
+        """The project's class list."""
+        return [
+            PathClass(
+                str(item.toString()), None if item.getColor() is None else int(item.getColor())
+            )
+            for item in self.java_object.getPathClasses()
+            if item.getName() is not None
+        ]
+
+    def loaded(self, image: PaquoImage, fingerprint: str) -> _Loaded | None:
+        """Return what was read last, if it is of this image and of this state of its file."""
+        last = self._last
+        current = last is not None and last.image is image and last.fingerprint == fingerprint
+        return last if current else None
+
+    def keep(self, loaded: _Loaded | None) -> None:
+        """Keep what was read last, or nothing."""
+        self._last = loaded
+
+    def add_classes(self, classes: Sequence[JavaObject]) -> None:
+        """Add to the project's class list what it lacks of some Java path classes."""
+        known = list(self.java_object.getPathClasses())
+        new = [item for item in dict.fromkeys(classes) if item not in known]
+        if new:
+            self.java_object.setPathClasses(_java_list([*known, *new]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """The image data read last, kept because a write follows a read, and reading is slow."""
+
+    image: PaquoImage
+    fingerprint: str
+    hierarchy: JavaObject
+    data: JavaObject | None
+
+
+class PaquoImage:
+    """One image of a project (see `qpnuclei.qupath.model.ImageEntry`)."""
+
+    def __init__(
+        self, project: PaquoProject, entry: JavaObject, builder: Mapping[str, Any]
+    ) -> None:
+        self._project = project
+        self._entry = entry
+        self._builder = builder
+        self.id = str(entry.getID())
+        self.name = str(entry.getImageName())
+        self.server: ImageServer = project_file.image_server(builder)
+        self.path: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, id {self.id})"
+
+    def find(self, project_uri: str | None, image_root: Path | None) -> None:
+        """Look for the image's files, and make QuPath open them there (for now: nothing is saved).
+
+        Parameters
+        ----------
+        project_uri : str or None
+            Where the project was when it was last saved.
+        image_root : Path or None
+            A folder of images that the user names.
+        """
+        java_uri = _jvm.java_class("java.net.URI")
+        replacements = _jvm.java_class("java.util.HashMap")()
+        for number, uri in enumerate(self.server.uris):
+            found = find_image(uri, project_uri, self._project.path.parent, image_root)
+            if found is not None:
+                replacements.put(java_uri(uri), java_uri(file_uri(found)))
+            if number == 0:
+                self.path = found
+        with _jvm.quiet(), _java_errors(FormatError, f"{self.name}: QuPath refuses its URI"):
+            self._entry.updateURIs(replacements)
+
+    @property
+    def data_file(self) -> Path:
+        """Where QuPath keeps the objects of this image; absent until it was saved once."""
+        return Path(str(self._entry.getEntryPath())) / "data.qpdata"
+
+    @cached_property
+    def calibration(self) -> PixelCalibration:
+        """Pixel size as QuPath shows it."""
+        if project_file.server_metadata(self._builder) is not None:
+            return project_file.pixel_calibration(self._builder)
+        server = self._build_server()
+        if server is None:
+            return PixelCalibration()
+        calibration = server.getPixelCalibration()
+        if not calibration.hasPixelSizeMicrons():
+            return PixelCalibration()
+        return PixelCalibration(
+            float(calibration.getPixelWidthMicrons()), float(calibration.getPixelHeightMicrons())
+        )
+
+    @property
+    def image_type(self) -> str | None:
+        """Name of QuPath's ``ImageType``; None if never saved."""
+        data = self._load().data if self.data_file.exists() else None
+        return None if data is None else str(data.getImageType().name())
+
+    @property
+    def stains(self) -> Stains | None:
+        """Colour deconvolution stains of the image; None if it has none."""
+        data = self._load().data if self.data_file.exists() else None
+        stains = None if data is None else data.getColorDeconvolutionStains()
+        if stains is None:
+            return None
+        vectors = [stains.getStain(number) for number in (1, 2, 3)]
+        vectors = [vector for vector in vectors if not vector.isResidual()]
+        return Stains(
+            name=str(stains.getName()),
+            stain_names=tuple(str(vector.getName()) for vector in vectors),
+            vectors=tuple(
+                (float(v.getRed()), float(v.getGreen()), float(v.getBlue())) for v in vectors
+            ),
+            background=(
+                float(stains.getMaxRed()),
+                float(stains.getMaxGreen()),
+                float(stains.getMaxBlue()),
+            ),
+        )
+
+    def read(self) -> ImageObjects:
+        """Read annotations and detections from disk (see `ImageEntry.read`)."""
+        loaded = self._load()
+        objects = _flat(loaded.hierarchy)
+        stored = _stored_ids(self.data_file)
+        annotations = _only(objects, "isAnnotation")
+        return ImageObjects(
+            _read_annotations(annotations, stored),
+            _read_detections(objects, annotations, stored),
+            loaded.fingerprint,
+        )
+
+    def write(self, edit: Edit, fingerprint: str) -> None:
+        """Apply an edit, save and verify (see `ImageEntry.write`)."""
+        foreign = [item for item in edit.remove if not is_ours(item)]
+        if foreign:
+            raise UsageError(f"{foreign[0]} was not written by qpnuclei and is not removed")
+        self._check_unchanged(fingerprint)
+        data = self._load_for_writing()
+        hierarchy = data.getHierarchy()
+        self._project.keep(None)  # it differs from the file, until it was saved and verified
+        with _jvm.quiet(), _java_errors(SaveError, f"{self.name}: QuPath refuses the edit"):
+            classes = _apply(edit, hierarchy)
+            if edit.workflow_step is not None:
+                step = _jvm.java_class("qupath.lib.plugins.workflow.DefaultScriptableWorkflowStep")
+                data.getHistoryWorkflow().addStep(step(*edit.workflow_step))
+            expected = _Content.of(hierarchy)
+        with _kept_on_failure(self.data_file):
+            self._check_unchanged(fingerprint)
+            with _jvm.quiet(), _java_errors(SaveError, f"{self.data_file}: cannot be saved"):
+                self._entry.saveImageData(data)
+            self._verify(expected)
+        self._project.keep(_Loaded(self, _fingerprint(self.data_file), hierarchy, data))
+        with _jvm.quiet(), _java_errors(SaveError, f"{self._project.path}: class list not saved"):
+            self._project.add_classes(classes)
+
+    def _verify(self, expected: _Content) -> None:
+        what = f"{self.data_file}: what QuPath saved does not read back as written"
+        with _jvm.quiet(), _java_errors(SaveError, what):
+            difference = expected.difference(_Content.of(_read_hierarchy(self.data_file)))
+        if difference:
+            raise SaveError(f"{what}: {difference}", "the file is as it was; try --backend native")
+
+    def _check_unchanged(self, fingerprint: str) -> None:
+        if _fingerprint(self.data_file) != fingerprint:
+            raise ConflictError(
+                f"{self.data_file}: changed on disk since it was read",
+                "close the image in QuPath and run again",
+            )
+
+    def _load_for_writing(self) -> JavaObject:
+        data = None if self._is_out_of_reach() else self._load().data
+        if data is None:
+            raise SaveError(
+                f"{self.name}: QuPath {_qupath_version()} saves no image whose file it cannot "
+                f"open: {', '.join(self.server.uris)}",
+                "say where the images are with --image-root, or use --backend native",
+            )
+        return data
+
+    def _load(self) -> _Loaded:
+        current = _fingerprint(self.data_file)
+        loaded = self._project.loaded(self, current)
+        if loaded is None:
+            data = self._read_image_data()
+            if data is not None:
+                hierarchy = data.getHierarchy()
+            elif self.data_file.exists():
+                with _jvm.quiet(), self._corrupt_errors():
+                    hierarchy = _read_hierarchy(self.data_file)
+            else:
+                hierarchy = _jvm.java_class(_HIERARCHY)()
+            loaded = _Loaded(self, current, hierarchy, data)
+            self._project.keep(loaded)
+        return loaded
+
+    def _read_image_data(self) -> JavaObject | None:
+        """Read the image data without QuPath's recovery, which shows a damaged file as empty.
+
+        None if QuPath makes no image data because it cannot open the image.
+        """
+        from paquo.java import BufferedImage, PathIO
+
+        file = self.data_file
+        if file.exists():
+            _check_complete(file)
+        if self._is_out_of_reach():
+            return None
+        with _jvm.quiet(), self._corrupt_errors():
+            if not file.exists():
+                return self._entry.readImageData()
+            if _opens_lazily():
+                return PathIO.readImageData(_file(file).toPath(), self._entry.getServerBuilder())
+            return PathIO.readImageData(_file(file), None, self._build_server(), BufferedImage)
+
+    def _corrupt_errors(self) -> AbstractContextManager[None]:
+        return _java_errors(
+            FormatError,
+            f"{self.data_file}: QuPath cannot read it",
+            _backup_hint(self.data_file),
+        )
+
+    def _is_out_of_reach(self) -> bool:
+        """Tell whether QuPath makes no image data, for want of the image's pixels or metadata."""
+        if _opens_lazily() and project_file.server_metadata(self._builder) is not None:
+            return False
+        return self._build_server() is None
+
+    def _build_server(self) -> JavaObject | None:
+        """Open the image's pixels in QuPath; None if it cannot."""
+        import jpype
+
+        try:
+            with _jvm.quiet():
+                return self._entry.getServerBuilder().build()
+        except jpype.JException as error:
+            logger.info("%s: QuPath cannot open its pixels: %s", self.name, _reason(error))
+            return None
+
+
+# Reading -----------------------------------------------------------------------------------------
+
+
+def _flat(hierarchy: JavaObject) -> JavaObject:
+    """Return the Java list of all objects but the root, each before its children."""
+    objects = hierarchy.getFlattenedObjectList(None)
+    return objects.subList(1, objects.size())
+
+
+def _only(objects: JavaObject, test: str) -> JavaObject:
+    return _jvm.keep_if(objects, method(_PATH_OBJECT, test, "boolean"))
+
+
+def _stored_ids(file: Path) -> set[str]:
+    """Return the UUIDs in a data file: QuPath makes up others for objects that have none."""
+    if not file.exists():
+        return set()
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return {match[1].decode() for match in _UUID_STRING.finditer(data)}
+
+
+def _read_annotations(
+    annotations: Sequence[JavaObject], stored: set[str]
+) -> tuple[Annotation, ...]:
+    handles = {str(item.getID()): handle for handle, item in enumerate(annotations)}
+    made = []
+    for handle, item in enumerate(annotations):
+        roi = item.getROI()
+        own_id = str(item.getID())
+        path_class = item.getPathClass()
+        above = item.getParent()
+        while above is not None and not above.isAnnotation():
+            above = above.getParent()
+        made.append(
+            Annotation(
+                handle=handle,
+                id=uuid.UUID(own_id) if own_id in stored else None,
+                name=None if item.getName() is None else str(item.getName()),
+                class_name=None if path_class is None else str(path_class.toString()),
+                roi_type=_roi_type(str(roi.getClass().getSimpleName())),
+                geometry=_geometries(_java_list([item]))[0],
+                locked=bool(item.isLocked()),
+                color=None if item.getColor() is None else int(item.getColor()),
+                parent=None if above is None else handles[str(above.getID())],
+                z=int(roi.getZ()),
+                t=int(roi.getT()),
+            )
+        )
+    return tuple(made)
+
+
+def _read_detections(
+    objects: JavaObject, annotations: Sequence[JavaObject], stored: set[str]
+) -> Detections:
+    detections = _only(objects, "isDetection")
+    ids = _ids(detections)
+    to_class_name = pipe(
+        method(_PATH_OBJECT, "getClass", "java.lang.Class"),
+        method("java.lang.Class", "getSimpleName", _STRING),
+    )
+    java_classes = _jvm.texts(detections, to_class_name)
+    path_classes = _jvm.texts(detections, method(_PATH_OBJECT, "getPathClass", _PATH_CLASS))
+    names = _jvm.java_class(_OBJECT_TOOLS).getAvailableFeatures(detections)
+    return Detections(
+        ids=[uuid.UUID(item) if item in stored else None for item in ids],
+        kinds=[_KINDS.get(name, "detection") for name in java_classes],
+        class_names=[name or None for name in path_classes],
+        geometries=_geometries(detections),
+        centroids=_centroids(detections),
+        parents=_parents(objects, annotations, detections),
+        measurements={
+            str(name): _jvm.doubles(
+                detections,
+                pipe(
+                    method(_PATH_OBJECT, "getMeasurementList", _MEASUREMENTS),
+                    bind(method(_MEASUREMENTS, "get", "double", _STRING), 1, name),
+                ),
+            )
+            for name in names
+        },
+    )
+
+
+def _ids(objects: JavaObject) -> list[str]:
+    return _jvm.texts(objects, method(_PATH_OBJECT, "getID", _UUID))
+
+
+def _parent_ids(objects: JavaObject) -> list[str]:
+    parent_id = pipe(
+        method(_PATH_OBJECT, "getParent", _PATH_OBJECT), method(_PATH_OBJECT, "getID", _UUID)
+    )
+    return _jvm.texts(objects, parent_id)
+
+
+def _centroids(objects: JavaObject) -> npt.NDArray[np.float64]:
+    # QuPath (to 0.5) locates a cell by its nucleus, where it has one.
+    to_roi = bind(static(_OBJECT_TOOLS, "getROI", _ROI, _PATH_OBJECT, "boolean"), 1, True)
+    axes = [pipe(to_roi, method(_ROI, f"getCentroid{axis}", "double")) for axis in "XY"]
+    return np.stack([_jvm.doubles(objects, axis) for axis in axes], axis=1)
+
+
+def _parents(
+    objects: JavaObject, annotations: JavaObject, detections: JavaObject
+) -> npt.NDArray[np.int64]:
+    """Return the handle of the nearest annotation above each detection, -1 for none."""
+    handle_of = {item: handle for handle, item in enumerate(_ids(annotations))}
+    parent_of = dict(zip(_ids(objects), _parent_ids(objects), strict=True))
+
+    def nearest(item: str | None) -> int:
+        while item is not None and item not in handle_of:
+            item = parent_of.get(item)  # the root is not among the objects
+        return -1 if item is None else handle_of[item]
+
+    return np.array([nearest(item) for item in _parent_ids(detections)], dtype=np.int64)
+
+
+def _geometries(objects: JavaObject) -> npt.NDArray[Any]:
+    """Return the (N,) Shapely geometries of the ROIs of Java objects."""
+    rois = _jvm.map_list(objects, method(_PATH_OBJECT, "getROI", _ROI))
+    to_type = pipe(
+        method("java.lang.Object", "getClass", "java.lang.Class"),
+        method("java.lang.Class", "getSimpleName", _STRING),
+    )
+    types = np.array(_jvm.texts(rois, to_type), dtype=object)
+    made = np.empty(len(types), dtype=object)
+    for roi_type in dict.fromkeys(types):
+        indices = np.flatnonzero(types == roi_type)
+        chosen = rois if len(indices) == len(types) else _jvm.take(rois, indices)
+        make = _from_vertices if roi_type in _TYPES_OF_VERTICES else _from_geometry
+        made[indices] = make(chosen, roi_type)
+    return made
+
+
+def _from_vertices(rois: JavaObject, roi_type: str) -> npt.NDArray[Any]:
+    """Make geometries of the vertices as QuPath stores them, be they valid or not."""
+    to_points = method(_ROI, "getAllPoints", "java.util.List")
+    points = _jvm.flat_map_list(rois, to_points)
+    coordinates = np.stack(
+        [_jvm.doubles(points, method(_POINT, f"get{axis}", "double")) for axis in "XY"], axis=1
+    )
+    counts = _jvm.ints(rois, pipe(to_points, method("java.util.List", "size", "int")))
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    if roi_type == "PolygonROI":
+        return polygons(coordinates, offsets)
+    make = shapely.multipoints if roi_type == "PointsROI" else shapely.linestrings
+    made = np.empty(len(counts), dtype=object)
+    made[:] = [make(coordinates[a:b]) for a, b in pairwise(offsets)]
+    return made
+
+
+def _from_geometry(rois: JavaObject, _: str) -> npt.NDArray[Any]:
+    """Let QuPath make the geometries; they cross the border as one collection."""
+    import jpype
+
+    made = _jvm.map_list(rois, method(_ROI, "getGeometry", _GEOMETRY))
+    collection = _jvm.java_class("org.locationtech.jts.geom.GeometryFactory")()
+    wkb = _jvm.java_class("org.locationtech.jts.io.WKBWriter")(2).write(
+        collection.createGeometryCollection(
+            made.toArray(jpype.JArray(_jvm.java_class(_GEOMETRY))(0))
+        )
+    )
+    parts: npt.NDArray[Any] = shapely.get_parts(shapely.from_wkb(bytes(wkb)))
+    return parts
+
+
+# Writing -----------------------------------------------------------------------------------------
+
+
+def _apply(edit: Edit, hierarchy: JavaObject) -> list[JavaObject]:
+    """Apply an edit to a hierarchy, with one event at its end; return the classes it uses."""
+    objects = _flat(hierarchy)
+    annotations = _only(objects, "isAnnotation")
+    root = hierarchy.getRootObject()
+    classes = []
+    if edit.remove:
+        _remove(edit.remove, objects, hierarchy)
+    for group in edit.add:
+        if group.parent is not None and not 0 <= group.parent < annotations.size():
+            raise UsageError(f"the image has no annotation number {group.parent}")
+        parent = root if group.parent is None else annotations.get(group.parent)
+        classes.append(_path_class(group.path_class))
+        parent.addChildObjects(_new_detections(group, classes[-1]))
+    for new in edit.annotations:
+        added = _new_annotation(new)
+        root.addChildObject(added)
+        if new.path_class is not None:
+            classes.append(added.getPathClass())
+    hierarchy.fireHierarchyChangedEvent(root)
+    return classes
+
+
+def _remove(remove: frozenset[uuid.UUID], objects: JavaObject, hierarchy: JavaObject) -> None:
+    """Remove detections; what someone nested below one of them moves up."""
+    wanted = {str(item) for item in remove}
+    indices = np.flatnonzero([item in wanted for item in _ids(objects)])
+    found = _jvm.take(objects, indices)
+    missing = wanted - set(_ids(found))
+    if missing:
+        raise UsageError(f"the image has no detection {min(missing)} to remove")
+    if _only(found, "isDetection").size() < found.size():
+        raise UsageError("what is no detection is not removed")
+    hierarchy.removeObjects(found, True)
+
+
+def _new_detections(group: DetectionGroup, path_class: JavaObject) -> JavaObject:
+    """Make a group's detections: those without holes first, as polygons, then the others."""
+    nuclei = group.nuclei
+    has_hole = np.diff(nuclei.polygon_offsets) > 1
+    order = np.argsort(has_hole, kind="stable")
+    polygons_first = nuclei.take(order)
+    simple = int(np.count_nonzero(~has_hole))
+    rois = _polygon_rois(polygons_first.take(np.arange(simple)))
+    rois.addAll(_geometry_rois(polygons_first.take(np.arange(simple, len(nuclei)))))
+    measurements = _new_measurements(polygons_first.measurements)
+    make = static(
+        "qupath.lib.objects.PathObjects", "createDetectionObject", _PATH_OBJECT,
+        _ROI, _PATH_CLASS, _MEASUREMENTS,
+    )  # fmt: skip
+    detections = _jvm.make_list(
+        len(nuclei),
+        fan_out(bind(make, 1, path_class), item_of(rois, _ROI), measurements),
+    )
+    detection = item_of(detections, _PATH_OBJECT)
+    ids = _jvm.string_array([str(group.ids[index]) for index in order])
+    to_id = pipe(element_of(ids), static(_UUID, "fromString", _UUID, _STRING))
+    _jvm.for_each(
+        len(nuclei), fan_out(method(_PATH_OBJECT, "setID", "void", _UUID), detection, to_id)
+    )
+    own_list = pipe(detection, method(_PATH_OBJECT, "getMeasurementList", _MEASUREMENTS))
+    for name, column in polygons_first.measurements.items():
+        put = method(_MEASUREMENTS, "put", "void", _STRING, "double")
+        put_named = bind(put, 1, name)
+        values = _jvm.double_array(column)
+        _jvm.for_each(len(nuclei), fan_out(put_named, own_list, element_of(values)))
+    # Closed lists of the same names share them.
+    _jvm.for_each(len(nuclei), pipe(own_list, method(_MEASUREMENTS, "close", "void")))
+    return detections
+
+
+def _new_measurements(names: Collection[str]) -> Handle:
+    """Return the function that makes an empty list of float measurements for a detection."""
+    kind = f"{_MEASUREMENTS}$MeasurementListType"
+    factory = "qupath.lib.measurements.MeasurementListFactory"
+    make = static(factory, "createMeasurementList", _MEASUREMENTS, "int", kind)
+    bound = bind(make, 0, len(names), _jvm.java_class(kind).FLOAT)
+    return _jvm.for_any_int(bound)
+
+
+def _polygon_rois(nuclei: NucleiTable) -> JavaObject:
+    """Make PolygonROIs of nuclei without holes; QuPath does not repeat the first vertex."""
+    x, y = (_jvm.double_array(nuclei.vertices[:, axis]) for axis in (0, 1))
+    begins = element_of(_jvm.int_array(nuclei.ring_offsets[:-1]))
+    ends = element_of(_jvm.int_array(nuclei.ring_offsets[1:] - 1))
+    copy = static("java.util.Arrays", "copyOfRange", "double[]", "double[]", "int", "int")
+    make = static("qupath.lib.roi.ROIs", "createPolygonROI", _ROI, "double[]", "double[]", _PLANE)
+    plane = _jvm.java_class(_PLANE).getDefaultPlane()
+    return _jvm.make_list(
+        len(nuclei),
+        fan_out(
+            bind(make, 2, plane),
+            *(fan_out(bind(copy, 0, values), begins, ends) for values in (x, y)),
+        ),
+    )
+
+
+def _geometry_rois(nuclei: NucleiTable) -> JavaObject:
+    """Make ROIs of nuclei with holes, which are few."""
+    return _java_list([_roi(polygon) for polygon in nuclei.polygons()])
+
+
+def _roi(geometry: shapely.Geometry) -> JavaObject:
+    if geometry.geom_type == "Polygon" and not geometry.interiors:
+        return _polygon_rois(NucleiTable.from_polygons([geometry])).get(0)
+    wkb = shapely.to_wkb(geometry, output_dimension=2)
+    return _jvm.java_class("qupath.lib.roi.GeometryTools").geometryToROI(
+        _jvm.java_class("org.locationtech.jts.io.WKBReader")().read(wkb),
+        _jvm.java_class(_PLANE).getDefaultPlane(),
+    )
+
+
+def _new_annotation(new: NewAnnotation) -> JavaObject:
+    made = _jvm.java_class("qupath.lib.objects.PathObjects").createAnnotationObject(
+        _roi(new.geometry), None if new.path_class is None else _path_class(new.path_class)
+    )
+    made.setID(_jvm.java_class(_UUID).fromString(str(new.id)))
+    if new.name is not None:
+        made.setName(new.name)
+    made.setLocked(new.locked)
+    return made
+
+
+def _path_class(path_class: PathClass) -> JavaObject:
+    """Return QuPath's class of that name; a new one gets our colour."""
+    color = path_class.color
+    return _jvm.java_class(_PATH_CLASS).fromString(
+        path_class.name, None if color is None else _jvm.box(color)
+    )
+
+
+# Saving ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Content:
+    """What must be the same in a hierarchy and in the file that it was saved to."""
+
+    ids: list[str]
+    parent_ids: list[str]
+    class_names: list[str]
+    measurement_counts: npt.NDArray[np.int64]
+    centroids: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, hierarchy: JavaObject) -> _Content:
+        objects = _flat(hierarchy)
+        count = pipe(
+            method(_PATH_OBJECT, "getMeasurementList", _MEASUREMENTS),
+            method(_MEASUREMENTS, "size", "int"),
+        )
+        root = str(hierarchy.getRootObject().getID())
+        return cls(
+            ids=_ids(objects),
+            parent_ids=["" if item == root else item for item in _parent_ids(objects)],
+            class_names=_jvm.texts(objects, method(_PATH_OBJECT, "getPathClass", _PATH_CLASS)),
+            measurement_counts=_jvm.ints(objects, count),
+            centroids=_centroids(objects),
+        )
+
+    def difference(self, other: _Content) -> str | None:
+        """Say what differs; None if nothing does."""
+        if len(self.ids) != len(other.ids):
+            return f"{len(other.ids)} objects instead of {len(self.ids)}"
+        for what in ("ids", "parent_ids", "class_names"):
+            if getattr(self, what) != getattr(other, what):
+                return f"other {what.replace('_', ' ')}"
+        if not np.array_equal(self.measurement_counts, other.measurement_counts):
+            return "other measurements"
+        # QuPath 0.6 and newer round some geometries to 0.01 px when they read them.
+        if not np.allclose(self.centroids, other.centroids, rtol=0, atol=0.05, equal_nan=True):
+            return "other places"
+        return None
+
+
+@contextmanager
+def _kept_on_failure(data_file: Path) -> Iterator[None]:
+    """Put the data file and its summary back as they were if what is within fails."""
+    files = [data_file, data_file.with_name("summary.json"), data_file.with_name(_BACKUP)]
+    copies = {file: file.with_name(f"{file.name}.old") for file in files if file.exists()}
+    try:
+        for file, copy in copies.items():
+            shutil.copy2(file, copy)
+        try:
+            yield
+        except BaseException:
+            for file in files:
+                if file in copies:
+                    copies[file].replace(file)
+                else:
+                    file.unlink(missing_ok=True)
+            raise
+    except QpnucleiError:
+        raise
+    except OSError as error:
+        raise SaveError(f"{data_file} cannot be saved: {error}") from error
+    finally:
+        for copy in copies.values():
+            copy.unlink(missing_ok=True)
+
+
+# Errors and small things -------------------------------------------------------------------------
+
+
+@contextmanager
+def _java_errors(error_type: type[QpnucleiError], what: str, hint: str = "") -> Iterator[None]:
+    """Turn a Java exception into one of our errors."""
+    import jpype
+
+    try:
+        yield
+    except jpype.JException as error:
+        if isinstance(error, _jvm.java_class("java.lang.OutOfMemoryError")):
+            hint = "give Java more memory, for example PAQUO_JAVA_OPTS=-Xmx32g"
+        raise error_type(f"{what}: {_reason(error)}", hint) from error
+
+
+def _reason(error: Any) -> str:
+    """Say in one line what a Java exception says."""
+    text = str(error.message() or error.toString()) if hasattr(error, "message") else str(error)
+    return " ".join(text.split())[:300]
+
+
+def _qupath_version() -> Any:
+    from paquo.java import qupath_version
+
+    return qupath_version
+
+
+def _opens_lazily() -> bool:
+    version = _qupath_version()
+    return version is not None and version.version.release >= _LAZY_IMAGES
+
+
+def _read_hierarchy(file: Path) -> JavaObject:
+    return _jvm.java_class("qupath.lib.io.PathIO").readHierarchy(_file(file))
+
+
+def _java_list(items: Sequence[JavaObject]) -> JavaObject:
+    made = _jvm.java_class("java.util.ArrayList")()
+    for item in items:
+        made.add(item)
+    return made
+
+
+def _file(path: Path) -> JavaObject:
+    return _jvm.java_class("java.io.File")(str(path))
+
+
+def _roi_type(java_name: str) -> str:
+    return "GeometryROI" if java_name == "AreaROI" else java_name
+
+
+def _check_complete(file: Path) -> None:
+    """Refuse a truncated file, of which QuPath would show the part that is there."""
+    with file.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(size - len(_END_MARK), 0))
+        if stream.read() != _END_MARK:
+            raise FormatError(f"{file}: byte {size}: ends before its end mark", _backup_hint(file))
+
+
+def _backup_hint(file: Path) -> str:
+    if file.with_name(_BACKUP).exists():
+        return f"QuPath left {_BACKUP} beside it: copy that to {file.name}"
+    return f"QuPath left no {_BACKUP}; restore the file from a backup"
+
+
+def _fingerprint(file: Path) -> str:
+    """Identify the state of a data file."""
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError:
+        if file.with_name(_BACKUP).exists():
+            raise FormatError(
+                f"{file}: is missing, though the image was saved before", _backup_hint(file)
+            ) from None
+        return "absent"
+    except OSError as error:
+        raise FormatError(f"{file}: cannot be read: {error.strerror}") from error

@@ -1,0 +1,148 @@
+"""URIs of image files in QuPath projects, and where a moved project's images lie now.
+
+QuPath stores absolute URIs only: of its own ``.qpproj`` and of every image. When a project was
+moved together with its images, the way from the one to the other is still the same.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from urllib.parse import quote, unquote_to_bytes
+
+from qpnuclei.errors import SlideError
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?=:)")
+_DRIVE = re.compile(r"/?[A-Za-z]:(?=/|$)")
+
+
+def parse_file_uri(uri: str) -> PurePosixPath | PureWindowsPath:
+    """Return the path that a ``file:`` URI names, on the kind of machine that it was made on.
+
+    Parameters
+    ----------
+    uri : str
+        ``file:/path`` or ``file:///path``; with a Windows drive ``file:/C:/path``; a Windows
+        share ``file:////server/share/path`` or ``file://server/share/path``. Percent escapes are
+        UTF-8; ``+`` stands for itself.
+
+    Raises
+    ------
+    qpnuclei.errors.SlideError
+        If it is no ``file:`` URI (``https:``, ``omero:``), or broken.
+
+    Examples
+    --------
+    >>> parse_file_uri("file:/C:/slides/a%20b.svs")
+    PureWindowsPath('C:/slides/a b.svs')
+    """
+    scheme = _SCHEME.match(uri)
+    if scheme is None or scheme.group().lower() != "file":
+        raise SlideError(
+            f"{uri!r} is not a file: only images in files can be read",
+            "export the image to a file and use that",
+        )
+    rest = re.split("[?#]", uri[scheme.end() + 1 :], maxsplit=1)[0]
+    try:
+        text = unquote_to_bytes(rest).decode("utf-8")
+    except UnicodeDecodeError:
+        raise SlideError(f"{uri!r}: its percent escapes are not UTF-8") from None
+    if "\0" in text or not text.startswith("/"):
+        raise SlideError(f"{uri!r} names no file")
+    host = None
+    if text.startswith("//"):
+        host, slash, text = text[2:].partition("/")
+        text = slash + text
+        if host == "" and text.startswith("//"):  # file:////server/share
+            return PureWindowsPath(text)
+    if host and host != "localhost":
+        return PureWindowsPath(f"//{host}{text}")
+    if _DRIVE.match(text):
+        return PureWindowsPath(text.lstrip("/"))
+    return PurePosixPath("/" + text.lstrip("/"))
+
+
+def file_uri(path: Path) -> str:
+    """Return the URI of a file as QuPath writes it, ``file:/path`` with UTF-8 escapes."""
+    text = path.absolute().as_posix()
+    if not text.startswith("/"):
+        text = "/" + text
+    # java.io.File.toURI leaves what RFC 2396 allows in a path, and all that is not ASCII.
+    return "file:" + "".join(
+        c if ord(c) > 127 else quote(c, safe="/:@&=+$,-_.!~*'();") for c in text
+    )
+
+
+def candidates(
+    uri: str, project_uri: str | None, project_dir: Path, image_root: Path | None = None
+) -> Iterator[Path]:
+    """Yield where an image may lie, in the order in which to look.
+
+    Parameters
+    ----------
+    uri : str
+        The image's URI in the project.
+    project_uri : str or None
+        The project's own URI when it was last saved.
+    project_dir : Path
+        The folder it lies in now.
+    image_root : Path, optional
+        A folder of images that the user names.
+
+    Yields
+    ------
+    Path
+        As stored; as far from the project as it was; below `image_root` by as many of its last
+        folders as fit, and last by its file name alone.
+
+    Raises
+    ------
+    qpnuclei.errors.SlideError
+        If `uri` is no ``file:`` URI, or broken.
+    """
+    image = parse_file_uri(uri)
+    if isinstance(image, PureWindowsPath if os.name == "nt" else PurePosixPath):
+        yield Path(image)
+    if project_uri is not None:
+        try:
+            old_dir = parse_file_uri(project_uri).parent
+        except SlideError:
+            old_dir = None
+        relative = None if old_dir is None else _relative(image, old_dir)
+        if relative is not None:
+            yield Path(os.path.normpath(project_dir.joinpath(*relative)))
+    if image_root is not None:
+        names = [part for part in image.parts[1:] if part not in ("..", ".")]
+        for begin in range(len(names)):
+            yield image_root.joinpath(*names[begin:])
+
+
+def find_image(
+    uri: str, project_uri: str | None, project_dir: Path, image_root: Path | None = None
+) -> Path | None:
+    """Return the first of `candidates` that exists; None if none does, or `uri` is no file."""
+    try:
+        places = list(candidates(uri, project_uri, project_dir, image_root))
+    except SlideError:
+        return None
+    for place in places:
+        try:
+            if place.exists():
+                return place
+        except OSError:  # a name that this machine cannot have, or a share that is not there
+            continue
+    return None
+
+
+def _relative(path: PurePath, start: PurePath) -> tuple[str, ...] | None:
+    """Return the way from folder `start` to `path`, None across drives or kinds of machine."""
+    if type(path) is not type(start) or path.anchor.lower() != start.anchor.lower():
+        return None
+    common = 0
+    for a, b in zip(path.parts, start.parts, strict=False):
+        if type(path)(a) != type(path)(b):  # Windows compares without case
+            break
+        common += 1
+    return ("..",) * (len(start.parts) - common) + path.parts[common:]

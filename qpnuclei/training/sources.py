@@ -1,0 +1,225 @@
+"""What to learn from: patches, slides, folders of them, and QuPath projects."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import shapely
+
+from qpnuclei.errors import (
+    FormatError,
+    MppError,
+    NotFoundError,
+    QpnucleiError,
+    SlideError,
+    UsageError,
+)
+from qpnuclei.qupath.model import Annotation, ImageEntry
+from qpnuclei.qupath.pixels import open_image
+from qpnuclei.slides.resolution import resolve_mpp
+from qpnuclei.slides.slide import Slide, open_slide
+
+_log = logging.getLogger(__name__)
+
+_TIFF_SUFFIXES = (".svs", ".tif", ".tiff", ".scn", ".ndpi")
+_PLAIN_SUFFIXES = (".jpeg", ".jpg", ".png")
+_OTHER_SUFFIXES = (".bif", ".czi", ".dcm", ".mrxs", ".svslide", ".vms", ".vmu")
+
+#: What a folder is searched for.
+IMAGE_SUFFIXES = frozenset((*_TIFF_SUFFIXES, *_PLAIN_SUFFIXES, *_OTHER_SUFFIXES))
+
+#: An image of at most this many px in each direction is a patch, not a whole slide.
+MAX_PATCH_PX = 4096
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image to learn from.
+
+    Parameters
+    ----------
+    name : str
+        How messages and the model's metadata call it.
+    path : pathlib.Path
+    mpp : (float, float)
+        Level-0 µm/px in x and y.
+    width, height : int
+        Level-0 size in px, in QuPath's frame.
+    crop_to_bounds : bool
+        See `qpnuclei.slides.slide.open_slide`.
+    roi : shapely geometry or None
+        In level-0 px; None is all of the image.
+    """
+
+    name: str
+    path: Path
+    mpp: tuple[float, float]
+    width: int
+    height: int
+    crop_to_bounds: bool = False
+    roi: shapely.Geometry | None = None
+
+    @property
+    def is_patch(self) -> bool:
+        """Whether it is small enough to be an image patch rather than a whole slide."""
+        return max(self.width, self.height) <= MAX_PATCH_PX
+
+    def open(self) -> Slide:
+        """Open the image; the caller closes it."""
+        return open_slide(self.path, crop_to_bounds=self.crop_to_bounds)
+
+
+def find_sources(
+    paths: Sequence[Path],
+    *,
+    mpp: Sequence[float] = (),
+    roi: Sequence[str] = (),
+    image_root: Path | None = None,
+) -> list[Source]:
+    """Find every image that the arguments of ``qpnuclei train`` name.
+
+    Parameters
+    ----------
+    paths : sequence of pathlib.Path
+        Each is an image or slide; a folder of them; a folder that holds ``images/`` (and perhaps
+        ``splits.json``: then only the images of its ``train`` split); or a QuPath project
+        (``.qpproj``, or its folder).
+    mpp : sequence of float
+        Their resolution in µm/px, over whatever the files say: one for all, or one for each of
+        `paths`. None is taken from the files.
+    roi : sequence of str
+        Classes of annotations in QuPath projects: only what lies in one of these is used, and
+        images without one are left out. Without `roi`, whole images are used.
+    image_root : pathlib.Path, optional
+        Where to look for the slides of projects that were moved.
+
+    Raises
+    ------
+    qpnuclei.errors.NotFoundError
+        If a path does not exist.
+    qpnuclei.errors.UsageError
+        If a folder holds no image, `mpp` is neither one nor as many as `paths`, `roi` is given
+        without a project, or no annotation has any of its classes.
+    qpnuclei.errors.MppError
+        If an image's resolution is not known, or absurd.
+    qpnuclei.errors.SlideError, qpnuclei.errors.FormatError
+        If an image or a project cannot be read.
+
+    Notes
+    -----
+    Of a project, images that cannot be read or have no resolution are left out with a warning, as
+    long as another one is left.
+    """
+    sources: list[Source] = []
+    projects = [path for path in paths if _is_project(path)]
+    if roi and not projects:
+        raise UsageError(
+            f"--roi {roi[0]!r} was given, but no source is a QuPath project",
+            "only projects have annotations",
+        )
+    if len(mpp) not in (0, 1, len(paths)):
+        raise UsageError(
+            f"--mpp was given {len(mpp)} times for {len(paths)} sources",
+            "give it once for all of them, or once for each",
+        )
+    resolutions = list(mpp) if len(mpp) == len(paths) else [*mpp, None][:1] * len(paths)
+    for path, resolution in zip(paths, resolutions, strict=True):
+        if path in projects:
+            sources += _project_sources(path, resolution, roi, image_root)
+        else:
+            sources += [_file_source(file, resolution) for file in _files(path)]
+    if projects and roi and not any(source.roi is not None for source in sources):
+        raise UsageError(
+            f"no annotation has the class {' or '.join(map(repr, roi))}",
+            "`qpnuclei info PROJECT` lists the classes there are",
+        )
+    if not sources:
+        raise UsageError("there is no image to learn from", "name slides, folders or projects")
+    return sources
+
+
+def _is_project(path: Path) -> bool:
+    return path.suffix == ".qpproj" or (path / "project.qpproj").is_file()
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise NotFoundError(f"no such slide, folder or project: {path}", "check the path")
+    if not path.is_dir():
+        return [path]
+    images = path / "images"
+    if images.is_dir():
+        wanted = _training_split(path / "splits.json")
+        return [f for f in _images_in(images) if wanted is None or f.stem in wanted]
+    return _images_in(path)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise UsageError(
+            f"folder {folder} holds no image", f"known are {' '.join(sorted(IMAGE_SUFFIXES))}"
+        )
+    return files
+
+
+def _training_split(path: Path) -> frozenset[str] | None:
+    """Stems of the ``train`` split, so that what is kept for validation is not learnt from."""
+    if not path.is_file():
+        return None
+    try:
+        splits = json.loads(path.read_text(encoding="utf-8"))
+        stems = frozenset(splits["train"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"{path} does not name the images of a split 'train'") from error
+    _log.info("%s: only the %d images of its split 'train'", path, len(stems))
+    return stems
+
+
+def _file_source(path: Path, mpp: float | None) -> Source:
+    with open_slide(path) as slide:
+        true_mpp, _ = resolve_mpp(mpp, None, slide.mpp, str(path))
+        return Source(path.name, path, true_mpp, slide.width, slide.height)
+
+
+def _project_sources(
+    path: Path, mpp: float | None, roi: Sequence[str], image_root: Path | None
+) -> list[Source]:
+    from qpnuclei.qupath.backend import open_project
+
+    sources = []
+    unusable: QpnucleiError | None = None
+    for entry in open_project(path, image_root=image_root).images:
+        geometry = None
+        if roi:
+            annotations = [a for a in entry.read().annotations if a.class_name in roi]
+            geometry = _area(annotations)
+            if geometry is None:
+                continue
+        try:
+            sources.append(_entry_source(entry, mpp, geometry))
+        except (SlideError, MppError) as error:
+            # One image of a project that cannot be used is no reason not to learn from the rest.
+            _log.warning("%s: an image is left out: %s", path, error)
+            unusable = error
+    if not sources and unusable is not None:
+        raise unusable
+    return sources
+
+
+def _entry_source(entry: ImageEntry, mpp: float | None, roi: shapely.Geometry | None) -> Source:
+    with open_image(entry) as slide:
+        true_mpp, _ = resolve_mpp(mpp, entry.calibration, slide.mpp, entry.name)
+        return Source(
+            entry.name, slide.path, true_mpp, slide.width, slide.height, slide.crop_to_bounds, roi
+        )
+
+
+def _area(annotations: Sequence[Annotation]) -> shapely.Geometry | None:
+    """Union of the annotations that have an area; None if none has."""
+    areas = [shapely.make_valid(a.geometry) for a in annotations if a.is_area]
+    return shapely.union_all(areas) if areas else None

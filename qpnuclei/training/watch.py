@@ -1,0 +1,48 @@
+"""Between a training and whoever follows it: what it tells, and what it came to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class Watcher:
+    """What a run tells while it goes on, and whether it is asked to stop; does nothing itself."""
+
+    def tiles(self, done: int, total: int) -> None:
+        """Take note of how many sources have been cut into tiles."""
+
+    def batch(self, epoch: int, batch: int, metrics: Mapping[str, float]) -> None:
+        """Take note of a batch (both numbers from 1)."""
+
+    def epoch(self, epoch: int, metrics: Mapping[str, float], kept: bool) -> None:
+        """Take note of an epoch (from 1) and whether its model was kept as the best."""
+
+    def stop_requested(self) -> bool:
+        """Tell whether to save and stop before the next batch."""
+        return False
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run came to.
+
+    Parameters
+    ----------
+    model : pathlib.Path or None
+        The model file of the best epoch; None if the run was stopped before its first.
+    epochs : int
+        Epochs done.
+    best_epoch : int or None
+    best_score : float or None
+        Validation Dice of the best epoch; None without validation.
+    stopped : bool
+        Whether it was asked to stop before its end.
+    """
+
+    model: Path | None
+    epochs: int
+    best_epoch: int | None
+    best_score: float | None
+    stopped: bool

@@ -1,0 +1,72 @@
+"""Section 3.4 of the paper, transcribed with SciPy and scikit-image, one thing after the other."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+from skimage.morphology import disk
+from skimage.segmentation import watershed
+
+FOUR = ndimage.generate_binary_structure(2, 1)
+EIGHT = ndimage.generate_binary_structure(2, 2)
+
+
+def opening(mask, element):
+    eroded = ndimage.binary_erosion(mask, element, border_value=1)
+    return ndimage.binary_dilation(eroded, element)
+
+
+def closing(mask, element):
+    dilated = ndimage.binary_dilation(mask, element)
+    return ndimage.binary_erosion(dilated, element, border_value=1)
+
+
+def reference_instances(attention, parameters, centre=None):
+    """What `segment_instances` must return, up to numbering."""
+    mask = attention > parameters.threshold
+    for radius in (parameters.coarse_radius_px, parameters.fine_radius_px):
+        mask = closing(opening(mask, disk(radius)), disk(radius))
+    if not mask.any():
+        return np.zeros(mask.shape, np.int32)
+    distance = np.ones(mask.shape) if mask.all() else ndimage.distance_transform_edt(mask)
+    if centre is not None:
+        weight = parameters.centre_weight
+        distance = (1 - weight) * distance + weight * 2 * parameters.maxima_radius_px * centre
+    if parameters.smoothing_sigma_px > 0:
+        distance = ndimage.gaussian_filter(distance, parameters.smoothing_sigma_px)
+    distance = np.round(distance * 8192)  # equal is equal, whatever the rounding errors
+
+    markers = np.zeros(mask.shape, np.int32)
+    components, count = ndimage.label(mask, FOUR)
+    for component in range(1, count + 1):
+        inside = components == component
+        own = np.where(inside, distance, -1)
+        window = ndimage.maximum_filter(
+            own, footprint=disk(parameters.maxima_radius_px), mode="constant", cval=-1
+        )
+        plateaus, n = ndimage.label(inside & (own == window), EIGHT)
+        for plateau in range(1, n + 1):
+            y, x = np.argwhere(plateaus == plateau)[0]
+            markers[y, x] = markers.max() + 1
+
+    # Ranks instead of heights: equal heights in row-major order.
+    ranks = np.empty(mask.size)
+    ranks[np.argsort(-distance.ravel(), kind="stable")] = np.arange(mask.size)
+    labels = watershed(ranks.reshape(mask.shape), markers, mask=mask)
+
+    by_size = np.argsort(-np.bincount(labels.ravel()), kind="stable")
+    for label in by_size[by_size > 0]:
+        labels[ndimage.binary_fill_holes(labels == label)] = label
+    for label in np.unique(labels[labels > 0]):
+        of_label = labels == label
+        faint = attention[of_label].mean(dtype=float) < parameters.min_mean_attention
+        if of_label.sum() < parameters.min_area_px or faint:
+            labels[of_label] = 0
+    return labels
+
+
+def same_up_to_numbering(a, b):
+    pairs = np.unique(np.stack([a.ravel(), b.ravel()]), axis=1)
+    return len(np.unique(pairs[0])) == pairs.shape[1] == len(np.unique(pairs[1])) and not np.any(
+        (pairs[0] == 0) != (pairs[1] == 0)
+    )

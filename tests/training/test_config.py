@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qpnuclei.errors import FormatError, NotFoundError, UsageError
+from qpnuclei.training.config import attention_recipe, read_recipe, recipe_names
+
+PAPER = {"name": "t", "origin": "paper"}
+
+
+def test_every_recipe_in_the_package_is_valid_and_named_as_its_file() -> None:
+    assert {
+        "proposed", "no-smooth", "no-equiv", "no-sparse", "no-wsi", "scale-equiv", "anchored"
+    } <= set(recipe_names())  # fmt: skip
+    for name in recipe_names():
+        fields = read_recipe(name)
+        assert fields["name"] == name
+        if fields["family"] == "attention":
+            attention_recipe(fields)
+
+
+def test_proposed_is_the_paper() -> None:
+    """Sections 3.3, 4.1 and 4.2, figure 1."""
+    recipe = attention_recipe(read_recipe("proposed"))
+    assert recipe.scales == (0.25, 0.5, 1.0)
+    assert (recipe.tile_px, recipe.crop_px, recipe.min_tissue) == (224, 160, 0.7)
+    assert (recipe.width, recipe.stride, recipe.dilations) == (64, 1, (1, 2, 3, 5, 10, 20))
+    assert (recipe.scale_network, recipe.scale_weights) == ("resnet34", "imagenet")
+    assert (recipe.sparse, recipe.eta, recipe.sigmoid_gain) == (True, 0.07, 20)
+    assert (recipe.smoothness_weight, recipe.equivariance_weight) == (1, 1)
+    assert (recipe.scale_equivariance_weight, recipe.anchor_weight) == (0, 0)
+    assert (recipe.batch_size, recipe.batches_per_epoch) == (32, 100)
+    assert (recipe.learning_rate, recipe.weight_decay, recipe.betas) == (2e-4, 1e-4, (0.9, 0.999))
+    assert (recipe.lr_steps, recipe.lr_factor) == ((300, 600), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "differs"),
+    [
+        ("no-smooth", {"smoothness_weight"}),
+        ("no-equiv", {"equivariance_weight"}),
+        ("no-sparse", {"sparse", "stop_on_collapse"}),
+        ("no-wsi", {"patches_only"}),
+        ("scale-equiv", {"scale_equivariance_weight"}),
+        ("anchored", {"eta", "anchor_weight"}),
+    ],
+)
+def test_each_variant_changes_one_thing(name: str, differs: set[str]) -> None:
+    proposed = attention_recipe(read_recipe("proposed")).model_dump()
+    variant = attention_recipe(read_recipe(name)).model_dump()
+    changed = {key for key in proposed if proposed[key] != variant[key]}
+    assert changed - {"name", "origin", "description"} == differs
+
+
+def test_a_narrow_network_is_made_for_a_laptop() -> None:
+    recipe = attention_recipe(read_recipe("anchored", ["width=16"]))
+    assert (recipe.stride, recipe.scale_network, recipe.scale_weights) == (2, "resnet10", "scratch")
+    assert recipe.epochs is not None
+    assert recipe.batches_per_epoch is not None
+    assert recipe.epochs * recipe.batches_per_epoch == 250
+
+
+def test_what_is_set_wins_over_what_width_decides() -> None:
+    recipe = attention_recipe(read_recipe("anchored", ["width=16", "stride=1", "epochs=7"]))
+    assert (recipe.stride, recipe.dilations, recipe.epochs) == (1, (1, 2, 3, 5, 10, 20), 7)
+
+
+def test_settings_are_yaml() -> None:
+    fields = read_recipe("proposed", ["scales=[0.5, 1.0]", "sparse=false", "gradient_clip=null"])
+    assert (fields["scales"], fields["sparse"], fields["gradient_clip"]) == (
+        [0.5, 1.0],
+        False,
+        None,
+    )
+
+
+def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("family: attention\nname: mine\norigin: ours\nepochs: 3\n")
+    assert attention_recipe(read_recipe(str(path))).epochs == 3
+
+
+def test_what_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no recipe named 'propsed'") as caught:
+        read_recipe("propsed")
+    assert "proposed" in caught.value.hint
+    with pytest.raises(NotFoundError, match=r"gone\.yaml"):
+        read_recipe(str(tmp_path / "gone.yaml"))
+    broken = tmp_path / "broken.yaml"
+    for text in ("a: [", "- a list", "just text"):
+        broken.write_text(text)
+        with pytest.raises(FormatError, match=r"broken\.yaml"):
+            read_recipe(str(broken))
+    with pytest.raises(UsageError, match="'width 16' is not key=value"):
+        read_recipe("proposed", ["width 16"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"widht": 16}, "no field 'widht'"),
+        ({"eta": 7}, "'eta' = 7"),
+        ({"scales": [1.0, 0.5]}, "scales must rise"),
+        ({"scales": [0.01, 0.5]}, "scales must be 0.05 to 2.5"),
+        ({"crop_px": 300}, "crop_px 300"),
+        ({"model_scale": 0.3}, "model_scale 0.3"),
+        ({"batch_size": 2}, "batch_size 2"),
+        ({"scales": [0.25, 1.0], "scale_equivariance_weight": 1}, "wants 0.5"),
+    ],
+)
+def test_bad_fields_are_named_with_their_value(change: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        attention_recipe(PAPER | change)

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qpnuclei.errors import FormatError, MppError, NotFoundError, UsageError
+from qpnuclei.training.sources import find_sources
+
+
+def test_a_data_set_gives_only_the_images_of_its_training_split(dataset: Path) -> None:
+    found = find_sources([dataset], mpp=[0.25])
+    assert [source.name for source in found] == ["a.png", "b.png"]
+    assert (found[0].width, found[0].height, found[0].mpp) == (400, 400, (0.25, 0.25))
+    assert found[0].is_patch
+    assert found[0].roi is None
+
+
+def test_a_plain_folder_gives_all_its_images_and_nothing_else(dataset: Path) -> None:
+    (dataset / "images" / "notes.txt").write_text("no image")
+    found = find_sources([dataset / "images"], mpp=[0.25])
+    assert [source.name for source in found] == ["a.png", "b.png", "c.png"]
+
+
+def test_single_files_and_folders_add_up(dataset: Path) -> None:
+    found = find_sources([dataset / "images" / "c.png", dataset], mpp=[0.25])
+    assert [source.name for source in found] == ["c.png", "a.png", "b.png"]
+
+
+def test_an_image_without_resolution_wants_mpp(dataset: Path) -> None:
+    with pytest.raises(MppError, match=r"a\.png") as caught:
+        find_sources([dataset])
+    assert "--mpp" in caught.value.hint
+
+
+def test_each_source_can_have_its_own_resolution(dataset: Path) -> None:
+    images = dataset / "images"
+    found = find_sources([images / "a.png", images / "b.png"], mpp=[0.25, 0.5])
+    assert [source.mpp[0] for source in found] == [0.25, 0.5]
+    with pytest.raises(UsageError, match="--mpp was given 3 times for 2 sources"):
+        find_sources([images / "a.png", images / "b.png"], mpp=[0.25, 0.5, 1.0])
+
+
+def test_what_is_not_there(tmp_path: Path, dataset: Path) -> None:
+    with pytest.raises(NotFoundError, match="absent"):
+        find_sources([tmp_path / "absent"])
+    with pytest.raises(UsageError, match="holds no image"):
+        find_sources([tmp_path])
+    with pytest.raises(UsageError, match="--roi 'Tumor' was given, but no source is a QuPath"):
+        find_sources([dataset], mpp=[0.25], roi=["Tumor"])
+
+
+def test_splits_that_cannot_be_understood(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for content in ("{", "[]", '{"val": []}'):
+        (tmp_path / "splits.json").write_text(content)
+        with pytest.raises(FormatError, match=r"splits\.json"):
+            find_sources([tmp_path])
+
+
+SAMPLES = Path(__file__).resolve().parents[1] / "data" / "qupath-samples"
+
+
+@pytest.mark.parametrize("version", ["0.2.3", "0.5.1", "0.7.0"])
+def test_projects_give_their_calibrated_images(
+    version: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = SAMPLES / version
+    # Of its three images only the pyramid has a pixel size; it was moved since.
+    (whole,) = find_sources([folder / "project"], image_root=folder / "images")
+    assert (whole.path.name, whole.mpp) == ("pyramid.tif", (0.5, 0.5))
+    assert (whole.width, whole.height) == (1536, 1024)
+    assert whole.roi is None
+    assert "he small.png has no pixel size" in caplog.text
+    (tumor,) = find_sources([folder / "project"], image_root=folder / "images", roi=["Tumor"])
+    assert tumor.roi is not None
+    assert tumor.roi.bounds == (200, 200, 420, 380)
+    with pytest.raises(UsageError, match="no annotation has the class 'Tumour' or 'Nerve'"):
+        find_sources([folder / "project"], image_root=folder / "images", roi=["Tumour", "Nerve"])
+    everything = find_sources([folder / "project"], image_root=folder / "images", mpp=[0.5])
+    assert len(everything) == 3
