@@ -254,12 +254,12 @@ SHARED = Path(__file__).resolve().parents[2] / "../shared/data/monuseg-train/ima
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the development data beside the checkout")
 def test_it_equals_the_transcription_on_stained_tissue():
     # Haematoxylin as the attention: real nuclei, clusters and specks.
-    for path in sorted(SHARED.iterdir())[::6]:
+    for path in sorted(SHARED.iterdir())[::10]:
         with Image.open(path) as picture:
-            rgb = np.asarray(picture.convert("RGB"))[300:700, 300:700]
+            rgb = np.asarray(picture.convert("RGB"))[300:540, 300:540]
         stain = ndimage.gaussian_filter(rgb2hed(rgb)[..., 0], 1)
         low, high = np.quantile(stain, [0.05, 0.95])
         attention = np.clip((stain - low) / (high - low), 0, 1).astype(np.float32)
         expected = reference_instances(attention, PostProcessing())
-        assert expected.max() > 20
+        assert expected.max() > 10
         assert same_up_to_numbering(segment_instances(attention, PostProcessing()), expected)
