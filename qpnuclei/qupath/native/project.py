@@ -28,7 +28,7 @@ from qpnuclei.qupath.model import (
 from qpnuclei.qupath.native import project_file
 from qpnuclei.qupath.native.data_file import DataFile, Objects
 from qpnuclei.qupath.native.detections import read_detections
-from qpnuclei.qupath.native.files import Transaction, copy_durably, digest_of
+from qpnuclei.qupath.native.files import Transaction, copy_durably, digest_of, remove_leftovers
 from qpnuclei.qupath.uris import find_image
 
 logger = logging.getLogger(__name__)
@@ -184,6 +184,7 @@ class NativeImage:
         data_file.apply(replace(edit, remove=frozenset()))
         classes = [group.path_class for group in edit.add]
         classes += [a.path_class for a in edit.annotations if a.path_class is not None]
+        remove_leftovers(self.folder)
         new_classes = project_file.with_classes(self._project.classes_path, classes)
         with Transaction() as transaction:
             if new_classes is not None:

@@ -490,6 +490,17 @@ def test_a_file_that_changes_while_we_save_is_a_conflict(tmp_path, monkeypatch):
     assert image.data_path.read_bytes() == theirs
 
 
+def test_leftovers_of_a_killed_save_are_removed_when_old(tmp_path):
+    image = open_project(copy_project("0.5.1", tmp_path)).images[0]
+    old, fresh = (image.folder / f".qpnuclei-{name}.tmp" for name in ("old", "fresh"))
+    old.touch()
+    fresh.touch()
+    os.utime(old, (time.time() - 7200,) * 2)
+    image.write(Edit(add=[group(0)]), image.read().fingerprint)
+    assert not old.exists()
+    assert fresh.exists()  # may belong to a save that goes on
+
+
 class Failing:
     """Let the n-th call of some functions fail."""
 
