@@ -76,7 +76,8 @@ def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
             f"{path}: an image of {pixels.dtype}{pixels.shape} is not 8-bit RGB",
             "convert it to 8-bit RGB",
         )
-    return np.ascontiguousarray(pixels[..., :3])
+    rgb: npt.NDArray[np.uint8] = np.ascontiguousarray(pixels[..., :3])
+    return rgb
 
 
 def _read_labels(path: Path) -> npt.NDArray[np.int32]:
@@ -90,6 +91,7 @@ def _read_labels(path: Path) -> npt.NDArray[np.int32]:
                 labels = np.asarray(image)
     except (OSError, ValueError, tifffile.TiffFileError) as error:
         raise FormatError(f"{path}: cannot be read as an instance map: {error}") from error
+    labels = np.asarray(labels)
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
         raise FormatError(
             f"{path}: an array of {labels.dtype}{labels.shape} is not an instance map",

@@ -1,0 +1,196 @@
+"""Validation images: how good a model is on them, and the post-processing that suits it best.
+
+Labels are used for nothing else.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from qpnuclei.errors import FormatError
+from qpnuclei.evaluation.datasets import read_folder
+from qpnuclei.evaluation.metrics import Scores, mean_scores, score
+from qpnuclei.nn.metadata import PostProcessing
+from qpnuclei.nn.segmenter import Segmenter, resample
+from qpnuclei.segmentation.postprocess import segment_instances
+from qpnuclei.slides.resolution import resolve_mpp, working_downsample
+from qpnuclei.slides.slide import open_slide
+from qpnuclei.slides.stains import reinhard_statistics
+
+_log = logging.getLogger(__name__)
+
+FloatMap = npt.NDArray[np.float32]
+
+_BOOTSTRAPS = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImage:
+    """One image with its nuclei, at the model's resolution.
+
+    Parameters
+    ----------
+    name : str
+    rgb : (H, W, 3) uint8 ndarray
+    labels : (H, W) int32 ndarray
+        0 is background, every other value one nucleus.
+    """
+
+    name: str
+    rgb: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int32]
+
+
+def read_validation(folder: Path, mpp: float | None, model_mpp: float) -> list[LabelledImage]:
+    """Read a folder with ``images/`` and ``labels/``; with ``splits.json``, its split ``val``.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+    mpp : float or None
+        Resolution of the images in µm/px; None if the files know it.
+    model_mpp : float
+        Resolution to bring them to.
+
+    Raises
+    ------
+    qpnuclei.errors.NotFoundError, qpnuclei.errors.FormatError, qpnuclei.errors.UsageError
+        As `qpnuclei.evaluation.datasets.read_folder`, and if labels differ from their image in
+        size.
+    qpnuclei.errors.MppError
+        If the resolution is not known, or absurd.
+    """
+    split = "val" if (folder / "splits.json").is_file() else None
+    images = []
+    for annotated in read_folder(folder, split=split):
+        with open_slide(annotated.image_path) as slide:
+            true_mpp, _ = resolve_mpp(mpp, None, slide.mpp, str(annotated.image_path))
+        rgb, labels = annotated.read_image(), annotated.read_labels()
+        if rgb.shape[:2] != labels.shape:
+            raise FormatError(
+                f"{annotated.labels_path} has {labels.shape} px, its image {rgb.shape[:2]}"
+            )
+        rgb = resample(rgb, 1 / working_downsample(true_mpp, model_mpp)[0])
+        if rgb.shape[:2] != labels.shape:
+            labels = cv2.resize(
+                labels, rgb.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT
+            ).astype(np.int32)
+        images.append(LabelledImage(annotated.name, rgb, labels))
+    _log.info("validation on %d images of %s", len(images), folder)
+    return images
+
+
+@dataclass(frozen=True, eq=False)
+class AttendedImage:
+    """What a model sees in a labelled image.
+
+    Parameters
+    ----------
+    labels : (H, W) int32 ndarray
+    attention : (H, W) float32 ndarray
+    centre : (H, W) float32 ndarray or None
+    """
+
+    labels: npt.NDArray[np.int32]
+    attention: FloatMap
+    centre: FloatMap | None
+
+    def score(self, parameters: PostProcessing) -> Scores:
+        """Score the instances that these parameters make of the attention."""
+        found = segment_instances(self.attention, parameters, self.centre)
+        return score(self.labels, found)
+
+
+def attend(segmenter: Segmenter, images: Sequence[LabelledImage]) -> list[AttendedImage]:
+    """Run a model on labelled images."""
+    attended = []
+    for image in images:
+        attention, centre = segmenter.attend_image(image.rgb, reinhard_statistics(image.rgb))
+        attended.append(AttendedImage(image.labels, attention, centre))
+    return attended
+
+
+def summarise(images: Sequence[AttendedImage], parameters: PostProcessing) -> dict[str, Any]:
+    """Return how good a model is on labelled images, as its metadata records it.
+
+    Returns
+    -------
+    dict
+        ``images`` (their number), ``mean`` (see `mean_scores`), ``sd`` over the images, and
+        ``interval``: the 95 % bootstrap interval of the mean of AJI, ADC and PQ.
+    """
+    scores = [image.score(parameters) for image in images]
+    values = {key: np.array([getattr(s, key) for s in scores]) for key in ("AJI", "ADC", "PQ")}
+    drawn = np.random.default_rng(0).integers(len(scores), size=(_BOOTSTRAPS, len(scores)))
+    return {
+        "images": len(scores),
+        "mean": {key: round(mean, 4) for key, mean in mean_scores(scores).items()},
+        "sd": {k: round(float(v.std(ddof=1)), 4) for k, v in values.items() if len(v) > 1},
+        "interval": {
+            key: np.percentile(v[drawn].mean(axis=1), [2.5, 97.5]).round(4).tolist()
+            for key, v in values.items()
+        },
+    }
+
+
+#: What `tune_post_processing` tries, one group of parameters after the other. Coarse on purpose:
+#: a handful of images tells no more.
+_GRIDS: tuple[dict[str, tuple[float, ...]], ...] = (
+    {"threshold": (0.4, 0.5, 0.6), "min_area_px": (40, 60, 100)},
+    {"smoothing_sigma_px": (1.0, 1.5, 2.0, 2.5), "maxima_radius_px": (5, 7, 9)},
+    {"centre_weight": (0.3, 0.4, 0.5, 0.6, 0.7)},
+    {"threshold": (0.35, 0.4, 0.45, 0.5, 0.55, 0.6)},
+    {"min_mean_attention": (0.0, 0.6, 0.7, 0.8)},
+)
+
+
+def tune_post_processing(
+    images: Sequence[AttendedImage],
+    start: PostProcessing,
+    on_trial: Callable[[PostProcessing, float], None] = lambda _p, _s: None,
+) -> PostProcessing:
+    """Choose the post-processing by the mean of AJI and PQ.
+
+    Parameters
+    ----------
+    images : sequence of AttendedImage
+    start : PostProcessing
+        What is not varied stays as it is here.
+    on_trial : callable
+        Called with every choice that was tried, and its score.
+
+    Returns
+    -------
+    PostProcessing
+
+    Notes
+    -----
+    Coordinate search over a few coarse values of the parameters, in groups that depend on each
+    other.
+    """
+    tried: dict[PostProcessing, float] = {}
+
+    def quality(parameters: PostProcessing) -> float:
+        if parameters not in tried:
+            scores = [image.score(parameters) for image in images]
+            tried[parameters] = float(np.mean([(s.AJI + s.PQ) / 2 for s in scores]))
+            on_trial(parameters, tried[parameters])
+        return tried[parameters]
+
+    best = start
+    for grid in _GRIDS:
+        choices = [
+            best.model_copy(update=dict(zip(grid, values, strict=True)))
+            for values in itertools.product(*grid.values())
+        ]
+        best = max([best, *choices], key=quality)
+    return best

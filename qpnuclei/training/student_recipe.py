@@ -1,0 +1,103 @@
+"""The recipe of a student: every choice of its training, validated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from qpnuclei.errors import UsageError
+
+
+class StudentRecipe(BaseModel):
+    """How to train a student. Sizes in px are at `mpp`, and were chosen at 0.25 µm/px."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: Literal["student"] = "student"
+    name: str = Field(description="name of the recipe, and of the model it makes")
+    origin: Literal["ours"] = "ours"
+    description: str = ""
+
+    mpp: float = Field(0.25, gt=0.05, lt=2.5, description="resolution of the model in µm/px")
+    patch_px: int = Field(1024, ge=256, description="side of the patches it learns from")
+    patches_per_slide: int = Field(8, ge=1, description="sample of a whole slide")
+    min_tissue: float = Field(0.7, ge=0, le=1, description="patches with less tissue are not taken")
+
+    base_channels: int = Field(24, ge=4, description="channels of the finest level")
+    levels: int = Field(4, ge=2, description="resolutions of the U-Net, from 1/2 on")
+    max_channels: int = Field(96, ge=4, description="of any level")
+
+    rounds: int = Field(8, ge=1)
+    first_round_batches: int = Field(600, ge=1)
+    batches_per_round: int = Field(400, ge=1, description="of the later rounds")
+    batch_size: int = Field(8, ge=2)
+    crop_px: int = Field(192, ge=64, description="side of the crops, a multiple of the stride")
+    learning_rate: float = Field(2e-3, gt=0, description="of the first round")
+    later_learning_rate: float = Field(
+        1e-3, gt=0, description="of the later ones, which go on from it"
+    )
+    weight_decay: float = Field(1e-4, ge=0)
+    gradient_clip: float = Field(5.0, gt=0)
+    ema_decay: float = Field(0.998, ge=0, lt=1, description="the student kept is this average")
+    centre_loss_weight: float = Field(4.0, ge=0)
+    dice_loss_weight: float = Field(0.5, ge=0)
+
+    vote_share: float = Field(
+        0.15, ge=0, le=1, description="of the haematoxylin vote in the later rounds"
+    )
+    min_solidity: float = Field(0.9, ge=0, le=1, description="of a nucleus that is trusted")
+    min_area_um2: float = Field(7.5, ge=0, description="of a nucleus that is trusted")
+    max_area_um2: float = Field(310.0, gt=0, description="of a nucleus that is trusted")
+    min_probability: float = Field(
+        0.7, ge=0, le=1, description="mean over a nucleus that is trusted, in the later rounds"
+    )
+    max_background: float = Field(
+        0.3, ge=0, le=1, description="background is trusted where nuclei are less probable"
+    )
+    renditions: int = Field(
+        2, ge=0, description="repainted versions of each patch, beside the original"
+    )
+    pastes_per_mm2: float = Field(
+        640.0, ge=0, description="nuclei pasted into each of these (40 in 1000x1000 px)"
+    )
+    repainted_share: float = Field(0.6, ge=0, le=1, description="of the nuclei in them")
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.crop_px % 2**self.levels:
+            raise ValueError(f"crop_px {self.crop_px} must be a multiple of {2**self.levels}")
+        return self
+
+    @property
+    def architecture(self) -> dict[str, int]:
+        """Keyword arguments of `StudentNet`."""
+        return {
+            "base_channels": self.base_channels,
+            "levels": self.levels,
+            "max_channels": self.max_channels,
+        }
+
+
+def student_recipe(fields: Mapping[str, Any]) -> StudentRecipe:
+    """Validate the fields of a recipe of the student family.
+
+    Raises
+    ------
+    qpnuclei.errors.UsageError
+        Naming the first field that is unknown or out of range.
+    """
+    try:
+        return StudentRecipe.model_validate(fields)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UsageError(
+                f"no field {key!r} in a recipe of a student",
+                f"there are: {', '.join(StudentRecipe.model_fields)}",
+            ) from error
+        where = f"recipe field {key!r} = {first['input']!r}: " if key else "recipe: "
+        raise UsageError(where + first["msg"].removeprefix("Value error, ")) from error
