@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
@@ -30,6 +30,8 @@ from qpnuclei.segmentation.polygons import polygonise, simplify
 from qpnuclei.segmentation.postprocess import interaction_radius_px, segment_instances
 from qpnuclei.segmentation.stitch import Stitcher, StitchReport
 from qpnuclei.segmentation.tiles import Tile, TilePlan
+from qpnuclei.slides.resolution import resolve_mpp, working_downsample
+from qpnuclei.slides.slide import ImageInMemory
 from qpnuclei.slides.stains import reinhard_statistics, separate
 from qpnuclei.stages import ahead
 from qpnuclei.summary import Stopwatch
@@ -37,6 +39,12 @@ from qpnuclei.summary import Stopwatch
 if TYPE_CHECKING:
     from qpnuclei.nn.segmenter import Segmenter
     from qpnuclei.slides.stains import ReinhardStatistics
+
+#: Core of a tile in px of the working grid: large enough that its surroundings, which are read and
+#: attended again for its neighbours, weigh little; small enough for 64 channels of float32.
+DEFAULT_TILE_PX = 1024
+#: Few nuclei are larger; one that is comes out whole all the same, joined from several tiles.
+DEFAULT_MAX_NUCLEUS_UM = 25.0
 
 #: On how many tiles, spread over the region, its colours are measured.
 _COLOUR_TILES = 16
@@ -80,8 +88,8 @@ def plan_tiles(
     image_size: tuple[int, int],
     scale: Scale,
     segmenter: Segmenter,
-    tile_px: int,
-    max_nucleus_um: float,
+    tile_px: int = DEFAULT_TILE_PX,
+    max_nucleus_um: float = DEFAULT_MAX_NUCLEUS_UM,
 ) -> TilePlan:
     """Cover a region with tiles on the working grid.
 
@@ -95,16 +103,23 @@ def plan_tiles(
     image_size : (int, int)
         Width and height in level-0 px.
     tile_px : int
-        Edge of a tile's core in px of the working grid.
+        Largest edge of a tile's core in px of the working grid.
     """
     sx, sy = scale.downsample
     largest_px = math.ceil(max_nucleus_um / min(scale.working_mpp))
+    roi = shapely.transform(roi, lambda xy: xy / (sx, sy))
+    x0, y0, x1, y1 = (0.0, 0.0, 1.0, 1.0) if roi.is_empty else roi.bounds
+    # The fewest tiles along the longer side, all of them used in full: a small region gets a small
+    # tile, not a corner of a large one.
+    side = max(x1 - x0, y1 - y0, 1)
+    core = math.ceil(side / math.ceil(side / tile_px))
     return TilePlan(
-        shapely.transform(roi, lambda xy: xy / (sx, sy)),
+        roi,
         (math.ceil(image_size[0] / sx), math.ceil(image_size[1] / sy)),
-        core_size=tile_px,
+        core_size=core,
         halo=largest_px + interaction_radius_px(segmenter.metadata.post_processing),
         alignment=segmenter.stride,
+        origin=(math.floor(x0), math.floor(y0)),
     )
 
 
@@ -175,7 +190,22 @@ def find_nuclei(
                 nuclei.measurements[name][row] = value[0]
         nuclei = _to_level_0(nuclei, scale, simplify_um)
         shapes = shape_measurements(nuclei.polygons(), PixelCalibration(*scale.mpp))
-    return nuclei.with_measurements({**shapes, **nuclei.measurements}), report
+        # QuPath lists shapes first.
+        nuclei = replace(nuclei, measurements={**shapes, **nuclei.measurements})
+    return nuclei, report
+
+
+def segment_image(
+    segmenter: Segmenter, rgb: npt.NDArray[np.uint8], mpp: float, stains: Stains
+) -> NucleiTable:
+    """Find and measure the nuclei of one image in memory; see `Segmenter.segment`."""
+    (resolved, _) = resolve_mpp(mpp, None, None, "the image")
+    image = ImageInMemory(rgb, resolved)
+    scale = Scale(resolved, working_downsample(resolved, segmenter.mpp))
+    size = image.width, image.height
+    tiles = plan_tiles(shapely.box(0, 0, *size), size, scale, segmenter)
+    nuclei, _ = find_nuclei(image, tiles, segmenter, scale, stains)
+    return nuclei
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,12 @@ from uuid import UUID
 
 import shapely
 
-from qpnuclei.detect import Scale, plan_tiles
+from qpnuclei.detect import (
+    DEFAULT_MAX_NUCLEUS_UM,
+    DEFAULT_TILE_PX,
+    Scale,
+    plan_tiles,
+)
 from qpnuclei.errors import UsageError
 from qpnuclei.qupath.model import DEFAULT_HE, ImageEntry, ImageObjects, Project, Stains
 from qpnuclei.qupath.pixels import open_image
@@ -49,9 +54,9 @@ class RunOptions:
     mpp: float | None = None
     class_name: str = "Nucleus"
     on_existing: Literal["replace", "append", "skip", "error"] = "replace"
-    tile_px: int = 1024
+    tile_px: int = DEFAULT_TILE_PX
     batch_size: int = 1
-    max_nucleus_um: float = 25.0
+    max_nucleus_um: float = DEFAULT_MAX_NUCLEUS_UM
     simplify_um: float = 0.0
     geojson_dir: Path | None = None
     parquet_dir: Path | None = None
@@ -204,6 +209,8 @@ def plan_image(
         regions = [r for r, ids in zip(regions, existing, strict=True) if not ids]
         existing = [frozenset[UUID]() for _ in regions]
     notes = []
+    if entry.image_type not in (None, "BRIGHTFIELD_H_E", "UNSET"):
+        notes.append(f"image type is {entry.image_type}; the models were trained on H&E")
     if entry.stains is None:
         notes.append(f"no stain vectors are set: measured with {DEFAULT_HE.name}")
     scale = Scale(mpp, working_downsample(mpp, segmenter.mpp))

@@ -81,10 +81,10 @@ def channels(rgb, stains):
     return densities(rgb.astype(float), stains), ("Hematoxylin", "Eosin")
 
 
-def halved(rgb, polygon):
+def halved(rgb, polygon, whole):
     """What QuPath measures at downsample 2, away from the border: pixels, and the polygon."""
-    x0, y0 = np.floor(polygon.bounds[:2]).astype(int) - 4
-    x1, y1 = np.ceil(polygon.bounds[2:]).astype(int) + 4
+    x0, y0 = np.floor(whole.bounds[:2]).astype(int) - 4
+    x1, y1 = np.ceil(whole.bounds[2:]).astype(int) + 4
     rows, columns = (y1 - y0 + 1) // 2, (x1 - x0 + 1) // 2
     crop = rgb[y0 : y0 + 2 * rows, x0 : x0 + 2 * columns].astype(float)
     small = crop.reshape(rows, 2, columns, 2, 3).mean(axis=(1, 3))
@@ -127,7 +127,9 @@ def assert_intensities(feature, setting, downsample):
         f"intensity {setting} ds{downsample}"
     ]
     for _, infix, polygon in outlines(feature):
-        pixels, small = (rgb, polygon) if downsample == 1 else halved(rgb, polygon)
+        pixels, small = (
+            (rgb, polygon) if downsample == 1 else halved(rgb, polygon, outline(feature))
+        )
         values, names = channels(pixels, setting)
         inside = pixels_of_polygons(np.array([small], dtype=object), values.shape[:2])
         found = intensity_measurements(values, names, inside)
@@ -162,6 +164,18 @@ def test_pixels_inside_as_qupath_has_them(feature):
     for y, x0, x1 in EXPECTED["measured"][feature["properties"]["name"]]["pixels"]["runs_y_x0_x1"]:
         expected[y, x0:x1] = True
     np.testing.assert_array_equal(rasterise(outline(feature), (512, 512)), expected)
+
+
+def test_a_rectangle_of_four_corners_covers_whole_pixels_as_qupaths_rectangle_roi():
+    # From floor(x), ceil(width) columns: 3 x 2 pixels, though only two centres are inside.
+    corners = [(10.7, 5.9), (12.9, 5.9), (12.9, 7.3), (10.7, 7.3)]
+    (rectangle,) = NucleiTable.from_polygons([shapely.Polygon(corners)]).polygons()
+    assert np.argwhere(rasterise(rectangle, (20, 20))).tolist() == [
+        [5, 10], [5, 11], [5, 12], [6, 10], [6, 11], [6, 12],
+    ]  # fmt: skip
+    # With one more vertex it is a polygon, which covers the pixels whose centres are inside.
+    (polygon,) = NucleiTable.from_polygons([shapely.Polygon([*corners, (10.7, 6.5)])]).polygons()
+    assert np.argwhere(rasterise(polygon, (20, 20))).tolist() == [[6, 11], [6, 12]]
 
 
 def test_ellipses_of_64_corners_are_close_to_what_qupath_makes_of_an_ellipse():

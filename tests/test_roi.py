@@ -101,9 +101,7 @@ def test_line_beside_an_area_is_skipped_with_a_warning(caplog: pytest.LogCapture
 def test_bow_tie_is_mended_to_its_two_triangles(caplog: pytest.LogCaptureFixture) -> None:
     bow_tie = shapely.Polygon([(0, 0), (10, 10), (10, 0), (0, 10)])
     with caplog.at_level(logging.WARNING):
-        (region,) = select_regions(
-            RoiSelection(everything=True), [annotation(bow_tie)], 100, 100
-        )
+        (region,) = select_regions(RoiSelection(everything=True), [annotation(bow_tie)], 100, 100)
     assert region.geometry.is_valid
     assert region.geometry.area == pytest.approx(50)  # two triangles of base 10 and height 5
     assert "mended" in caplog.text
@@ -130,9 +128,7 @@ def test_annotation_outside_the_image_is_skipped(caplog: pytest.LogCaptureFixtur
 
 
 def test_other_planes_are_skipped() -> None:
-    assert (
-        select_regions(RoiSelection(everything=True), [annotation(SQUARE, z=2)], 100, 100) == []
-    )
+    assert select_regions(RoiSelection(everything=True), [annotation(SQUARE, z=2)], 100, 100) == []
 
 
 def test_nested_regions_own_by_the_smallest() -> None:

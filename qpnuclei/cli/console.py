@@ -32,6 +32,19 @@ def print_error(error: QpnucleiError, prefix: str = "") -> None:
         stderr.print(f"[bold]hint:[/] {escape(error.hint)}", highlight=False, soft_wrap=True)
 
 
+def progress_bar(quiet: bool = False) -> Progress:
+    """Return a bar on standard error of how many items are done, with a note and the time left."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=stderr, disable=quiet)
+
+
 @contextmanager
 def tile_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, int], None]]:
     """Show a bar of tiles per image, with the nuclei so far and the time left.
@@ -41,20 +54,12 @@ def tile_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, int]
     callable
         To be called as ``progress(image name, tiles done, tiles in all, nuclei so far)``.
     """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("tiles, {task.fields[nuclei]} nuclei"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=stderr, disable=quiet) as bar:
+    with progress_bar(quiet) as bar:
         tasks: dict[str, TaskID] = {}
 
         def progress(image: str, done: int, tiles: int, nuclei: int) -> None:
             if image not in tasks:
-                tasks[image] = bar.add_task(escape(image), total=tiles, nuclei=0)
-            bar.update(tasks[image], completed=done, total=tiles, nuclei=nuclei)
+                tasks[image] = bar.add_task(escape(image), total=tiles, note="")
+            bar.update(tasks[image], completed=done, total=tiles, note=f"tiles, {nuclei} nuclei")
 
         yield progress

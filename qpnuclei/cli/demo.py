@@ -29,3 +29,27 @@ def demo(
 
     Without --slide it also says how many of the known nuclei were found.
     """
+    from qpnuclei.cli.console import stderr, stdout, tile_progress
+    from qpnuclei.cli.tables import print_account, summary_table
+    from qpnuclei.demo.demonstration import demonstrate
+
+    def say(line: str) -> None:
+        stderr.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    with tile_progress(quiet) as progress:
+        made = demonstrate(directory, slide, mpp, model, device.value, progress, say)
+    stdout.print(summary_table(made.summary))
+    print_account(made.summary)
+    if made.score is not None:
+        by_outline, by_centre = made.score.iou, made.score.centroid
+        stdout.print(
+            f"against the {by_outline.n_truth} known nuclei of the synthetic slide: "
+            f"precision {by_outline.precision:.2f}, recall {by_outline.recall:.2f} "
+            f"(outlines overlap by IoU >= 0.5); precision {by_centre.precision:.2f}, "
+            f"recall {by_centre.recall:.2f} (centres within 3 µm)",
+            highlight=False,
+            soft_wrap=True,
+        )
+    stdout.print(f"counts:  {made.counts}", highlight=False, markup=False, soft_wrap=True)
+    stdout.print(f"picture: {made.picture}", highlight=False, markup=False, soft_wrap=True)
+    stdout.print(f"project: {made.project}", highlight=False, markup=False, soft_wrap=True)

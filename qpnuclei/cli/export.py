@@ -43,11 +43,21 @@ def export(
         list[str] | None,
         typer.Option(
             "--class",
-            help="Count only detections of this class as nuclei; may repeat.",
-            show_default="all detections, as QuPath's Num Detections",
+            help="Class of the detections that count as nuclei; may repeat.",
+            show_default="what qpnuclei wrote, and Nucleus",
         ),
     ] = None,
     image: ImageGlobs = None,
+    mpp: Annotated[
+        float | None,
+        typer.Option(
+            "--mpp",
+            min=0.05,
+            max=2.5,
+            help="Pixel size in µm/px, for areas of images that the project has none for.",
+            show_default="from the project",
+        ),
+    ] = None,
     image_root: ImageRoot = None,
     backend: BackendOption = Backend.AUTO,
 ) -> None:
@@ -57,3 +67,19 @@ def export(
 
     For example: qpnuclei export project.qpproj -o counts.csv
     """
+    from qpnuclei.cli.console import stderr
+    from qpnuclei.export import count_project, write_table
+    from qpnuclei.planning import match_images
+    from qpnuclei.qupath.backend import open_project
+
+    opened = open_project(project, backend=backend.value, image_root=image_root)
+    rows = count_project(
+        opened,
+        match_images(opened, tuple(image or ())),
+        by.value,
+        roi_classes=roi,
+        nucleus_classes=class_name,
+        mpp=mpp,
+    )
+    write_table(rows, output)
+    stderr.print(f"{output}: {len(rows)} rows", highlight=False, soft_wrap=True)

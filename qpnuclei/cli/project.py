@@ -30,3 +30,15 @@ def create(
 
     For example: qpnuclei project create my-project slides/*.svs
     """
+    from qpnuclei.cli.console import stdout
+    from qpnuclei.new_project import create_from_slides
+
+    project = create_from_slides(directory, slides, mpp)
+    stdout.print(f"{project.path}: {len(project.images)} images", highlight=False, soft_wrap=True)
+    for entry in project.images:
+        if entry.calibration.mpp is None:
+            stdout.print(
+                f"{entry.name} has no pixel size: set it in QuPath, or pass --mpp to run",
+                highlight=False,
+                soft_wrap=True,
+            )

@@ -18,10 +18,11 @@ from qpnuclei.demo.overlay import draw_overlay
 from qpnuclei.demo.score import NucleiScore, match_nuclei
 from qpnuclei.demo.synthetic import make_slide
 from qpnuclei.errors import SlideError, UsageError
+from qpnuclei.export import count_project, write_table
 from qpnuclei.new_project import create_from_slides
 from qpnuclei.nuclei import NucleiTable
 from qpnuclei.pipeline import Progress, analyse_project
-from qpnuclei.planning import RunOptions
+from qpnuclei.planning import ImagePlan, RunOptions, plan_project
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass, Project, is_ours
 from qpnuclei.qupath.native.project import open_project
 from qpnuclei.qupath.pixels import open_image
@@ -29,7 +30,7 @@ from qpnuclei.roi import RoiSelection
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.tissue import find_tissue
-from qpnuclei.summary import ImageResult, RunSummary
+from qpnuclei.summary import RunSummary
 
 _LOG = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ class Demonstration:
     project : Path
         The ``.qpproj`` file.
     summary : RunSummary
+    counts : Path
+        The table of nuclei per annotation.
     picture : Path
         The slide with annotations and nuclei, and a close-up where tiles meet.
     score : NucleiScore or None
@@ -58,6 +61,7 @@ class Demonstration:
 
     project: Path
     summary: RunSummary
+    counts: Path
     picture: Path
     score: NucleiScore | None
 
@@ -108,17 +112,20 @@ def demonstrate(
     project = _project(directory / "project", slide, mpp, annotations)
     say(f"finding the nuclei in {len(annotations)} annotations of {project.path}")
     options = RunOptions(RoiSelection(everything=True), model=model, device=device, mpp=mpp)
+    (plan,) = plan_project(project, options)
     summary = analyse_project(project, options, progress)
     for _, error in summary.failures:
         raise error
+    counts = directory / "counts.csv"
+    write_table(count_project(project, project.images, mpp=mpp), counts)
     say("drawing what was found")
-    entry, result = project.images[0], summary.images[0]
+    entry = project.images[0]
     found = entry.read()
     ours = np.array([is_ours(detection) for detection in found.detections.ids], bool)
     nuclei = NucleiTable.from_polygons(found.detections.geometries[ours])
     picture = directory / "nuclei.png"
     with open_image(entry) as opened:
-        xs, ys = _seams(result, options.tile_px, (opened.width, opened.height))
+        xs, ys = _seams(plan)
         crossings = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2)
         middle = np.array([[opened.width / 2, opened.height / 2]])
         draw_overlay(
@@ -126,7 +133,7 @@ def demonstrate(
             [(a.class_name or "unclassified", a.geometry) for a in found.annotations],
             nuclei,
             picture,
-            mpp=result.mpp[0],
+            mpp=plan.scale.mpp[0],
             zoom_at=_busiest(crossings if len(crossings) else middle, nuclei, _CLOSE_UP_PX),
             seams_x=xs.tolist(),
             seams_y=ys.tolist(),
@@ -134,8 +141,8 @@ def demonstrate(
     score = None
     if truth is not None:
         region = shapely.union_all([a.geometry for a in found.annotations])
-        score = match_nuclei(nuclei, truth, region, result.mpp[0])
-    return Demonstration(project.path, summary, picture, score)
+        score = match_nuclei(nuclei, truth, region, plan.scale.mpp[0])
+    return Demonstration(project.path, summary, counts, picture, score)
 
 
 def _annotation(name: str, class_name: str | None, geometry: shapely.Geometry) -> NewAnnotation:
@@ -166,18 +173,16 @@ def _project(
                 "name another folder for this demonstration",
             )
         return project
-    project = create_from_slides(folder, [slide], mpp)
-    entry = project.images[0]
+    made = create_from_slides(folder, [slide], mpp)
+    entry = made.images[0]
     entry.write(Edit(annotations=annotations), entry.read().fingerprint)
-    return project
+    return made
 
 
-def _seams(result: ImageResult, tile_px: int, size: tuple[int, int]) -> tuple[Floats, Floats]:
-    """Return where vertical and horizontal borders of tiles lie, in level-0 px."""
-    xs, ys = (
-        np.arange(1, length * mpp / (working * tile_px)) * tile_px * working / mpp
-        for length, mpp, working in zip(size, result.mpp, result.working_mpp, strict=True)
-    )
+def _seams(plan: ImagePlan) -> tuple[Floats, Floats]:
+    """Return where vertical and horizontal borders between tiles lie, in level-0 px."""
+    cores = np.array([tile.core[:2] for tile in plan.tiles], float)
+    xs, ys = (np.unique(cores[:, axis])[1:] * plan.scale.downsample[axis] for axis in (0, 1))
     return xs, ys
 
 

@@ -88,6 +88,8 @@ def make_slide(
         raise UsageError(
             f"a synthetic slide of {size[0]} x {size[1]} px is too small", "use at least 512 x 512"
         )
+    if not path.parent.is_dir():
+        raise SaveError(f"cannot write {path}: no such folder", "create the folder first")
     rng = np.random.default_rng([seed, 0])
     layout = make_layout(size, rng)
     vacuoles = _vacuoles(layout, rng)

@@ -12,27 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from qpnuclei.errors import ModelError, NotFoundError
-from qpnuclei.measure import (
-    attention_measurement,
-    intensity_measurements,
-    pixels_of_labels,
-    shape_measurements,
-)
 from qpnuclei.nn.attention import compressed_sigmoid
 from qpnuclei.nn.checkpoint import Network, load_model
 from qpnuclei.nn.device import resolve_device
 from qpnuclei.nn.metadata import ModelMetadata
 from qpnuclei.nuclei import NucleiTable
-from qpnuclei.qupath.model import DEFAULT_HE, PixelCalibration, Stains
-from qpnuclei.segmentation.polygons import polygonise
-from qpnuclei.segmentation.postprocess import segment_instances
-from qpnuclei.slides.resolution import resolve_mpp, working_downsample
-from qpnuclei.slides.stains import (
-    ReinhardStatistics,
-    reinhard_statistics,
-    reinhard_transfer,
-    separate,
-)
+from qpnuclei.qupath.model import DEFAULT_HE, Stains
+from qpnuclei.slides.stains import ReinhardStatistics, reinhard_transfer
 
 #: Where the models that come with the package lie, as ``<name>.safetensors``.
 WEIGHTS_FOLDER = Path(__file__).resolve().parents[1] / "weights"
@@ -167,23 +153,22 @@ class Segmenter:
         return maps[:, 0], maps[:, 1] if maps.shape[1] > 1 else None
 
     def segment(self, rgb: RGBImage, mpp: float, stains: Stains = DEFAULT_HE) -> NucleiTable:
-        """Find the nuclei of one image in memory.
+        """Find and measure the nuclei of one image in memory: what ``qpnuclei run`` does.
 
         Parameters
         ----------
         rgb : (H, W, 3) uint8 ndarray
-            Tissue, of any size that fits into memory together with its float32 attention. Where
-            the model normalises colours, all of it is taken as the sample.
+            Tissue. Where the model normalises colours, all of it is taken as the sample. Beyond
+            its border it is continued by reflection.
         mpp : float
             Its resolution in µm/px. It is resampled to the model's, unless it is within 10 %.
         stains : Stains
-            Stain vectors for the measurements.
+            For the measurements.
 
         Returns
         -------
         NucleiTable
-            Polygons in px of `rgb`, with the measurements that ``qpnuclei run`` makes: shapes in
-            µm, stain densities, ``Attention: Mean``.
+            Polygons in px of `rgb`, with QuPath's measurements.
 
         Raises
         ------
@@ -192,27 +177,11 @@ class Segmenter:
         ValueError
             If `rgb` is not such an array.
         """
+        # The run is built on the segmenter, not the other way round: this is a convenience.
+        from qpnuclei.detect import segment_image
+
         _check_image(rgb)
-        resolve_mpp(mpp, None, None, "the image")
-        downsample, _ = working_downsample((mpp, mpp), self.mpp)
-        working = resample(rgb, 1 / downsample)
-        statistics = None
-        if self._metadata.colour.method == "reinhard":
-            statistics = reinhard_statistics(working)
-        attention, centre = self.attend_image(working, statistics)
-        labels = segment_instances(attention, self._metadata.post_processing, centre)
-        nuclei, ids = polygonise(labels)
-        # Resampling rounds to whole px: these are the true factors, in x and y.
-        factors = np.divide(rgb.shape[1::-1], working.shape[1::-1]).astype(np.float32)
-        nuclei = NucleiTable(nuclei.vertices * factors, nuclei.ring_offsets, nuclei.polygon_offsets)
-        pixels = pixels_of_labels(labels, ids)
-        return nuclei.with_measurements(
-            {
-                **shape_measurements(nuclei.polygons(), PixelCalibration(mpp, mpp)),
-                **intensity_measurements(separate(working, stains), stains.stain_names[:2], pixels),
-                **attention_measurement(attention, pixels),
-            }
-        )
+        return segment_image(self, rgb, mpp, stains)
 
     def attend_image(
         self, rgb: RGBImage, statistics: ReinhardStatistics | None = None

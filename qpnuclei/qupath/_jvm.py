@@ -10,6 +10,7 @@ In signatures, types are named as in Java: ``"double"``, ``"double[]"``, ``"java
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import shlex
@@ -70,6 +71,7 @@ def start() -> None:
         system = jpype.JClass("java.lang.System")
         # Our standard output is for results; paquo takes the present one for its own.
         system.setOut(system.err)
+        importlib.import_module("paquo._logging")  # asks QuPath for debug messages
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise UsageError(
             f"QuPath in {found.path} does not start: {error}",
@@ -111,11 +113,12 @@ def static(owner: str, name: str, returns: str, *parameters: str) -> Handle:
 
 
 def bind(function: Handle, position: int, *values: JavaObject) -> Handle:
-    """Return `function` with its parameters from `position` on fixed to Java values."""
+    """Return `function` with its parameters from `position` on fixed to values."""
     import jpype
 
     handles = java_class("java.lang.invoke.MethodHandles")
-    return handles.insertArguments(function, position, jpype.JArray(jpype.JObject)(values))
+    boxed = [box(value) for value in values]
+    return handles.insertArguments(function, position, jpype.JArray(jpype.JObject)(boxed))
 
 
 def pipe(*functions: Handle) -> Handle:
@@ -252,7 +255,7 @@ def texts(items: JavaObject, function: Handle) -> list[str]:
             "java.lang.String",
         ),
         1,
-        java_class("java.lang.String")(""),
+        "",
     )  # fmt: skip
     mapped = items.stream().map(
         _as_interface("java.util.function.Function", pipe(function, or_empty))
@@ -283,6 +286,14 @@ def _signature(returns: str, *parameters: str) -> JavaObject:
 
     kinds = jpype.JArray(java_class("java.lang.Class"))([_type(name) for name in parameters])
     return java_class("java.lang.invoke.MethodType").methodType(_type(returns), kinds)
+
+
+def box(value: JavaObject) -> JavaObject:
+    """Return a Python int, bool or str as the Java object that a parameter of that type takes."""
+    import jpype
+
+    kinds = {bool: "java.lang.Boolean", int: "java.lang.Integer", str: "java.lang.String"}
+    return jpype.JObject(value, kinds[type(value)]) if type(value) in kinds else value
 
 
 def _lookup() -> JavaObject:

@@ -68,6 +68,7 @@ from qpnuclei.qupath.uris import file_uri, find_image
 logger = logging.getLogger(__name__)
 
 _PATH_OBJECT = "qupath.lib.objects.PathObject"
+_OBJECT_TOOLS = "qupath.lib.objects.PathObjectTools"
 _HIERARCHY = "qupath.lib.objects.hierarchy.PathObjectHierarchy"
 _PATH_CLASS = "qupath.lib.objects.classes.PathClass"
 _ROI = "qupath.lib.roi.interfaces.ROI"
@@ -463,7 +464,7 @@ def _read_detections(
     )
     java_classes = _jvm.texts(detections, to_class_name)
     path_classes = _jvm.texts(detections, method(_PATH_OBJECT, "getPathClass", _PATH_CLASS))
-    names = _jvm.java_class("qupath.lib.objects.PathObjectTools").getAvailableFeatures(detections)
+    names = _jvm.java_class(_OBJECT_TOOLS).getAvailableFeatures(detections)
     return Detections(
         ids=[uuid.UUID(item) if item in stored else None for item in ids],
         kinds=[_KINDS.get(name, "detection") for name in java_classes],
@@ -496,7 +497,8 @@ def _parent_ids(objects: JavaObject) -> list[str]:
 
 
 def _centroids(objects: JavaObject) -> npt.NDArray[np.float64]:
-    to_roi = method(_PATH_OBJECT, "getROI", _ROI)
+    # QuPath (to 0.5) locates a cell by its nucleus, where it has one.
+    to_roi = bind(static(_OBJECT_TOOLS, "getROI", _ROI, _PATH_OBJECT, "boolean"), 1, True)
     axes = [pipe(to_roi, method(_ROI, f"getCentroid{axis}", "double")) for axis in "XY"]
     return np.stack([_jvm.doubles(objects, axis) for axis in axes], axis=1)
 
@@ -631,7 +633,7 @@ def _new_detections(group: DetectionGroup, path_class: JavaObject) -> JavaObject
     own_list = pipe(detection, method(_PATH_OBJECT, "getMeasurementList", _MEASUREMENTS))
     for name, column in polygons_first.measurements.items():
         put = method(_MEASUREMENTS, "put", "void", _STRING, "double")
-        put_named = bind(put, 1, _jvm.java_class(_STRING)(name))
+        put_named = bind(put, 1, name)
         values = _jvm.double_array(column)
         _jvm.for_each(len(nuclei), fan_out(put_named, own_list, element_of(values)))
     # Closed lists of the same names share them.
@@ -641,14 +643,10 @@ def _new_detections(group: DetectionGroup, path_class: JavaObject) -> JavaObject
 
 def _new_measurements(names: Collection[str]) -> Handle:
     """Return the function that makes an empty list of float measurements for a detection."""
-    import jpype
-
     kind = f"{_MEASUREMENTS}$MeasurementListType"
     factory = "qupath.lib.measurements.MeasurementListFactory"
     make = static(factory, "createMeasurementList", _MEASUREMENTS, "int", kind)
-    bound = bind(
-        make, 0, jpype.JObject(len(names), "java.lang.Integer"), _jvm.java_class(kind).FLOAT
-    )
+    bound = bind(make, 0, len(names), _jvm.java_class(kind).FLOAT)
     return _jvm.for_any_int(bound)
 
 
@@ -697,11 +695,9 @@ def _new_annotation(new: NewAnnotation) -> JavaObject:
 
 def _path_class(path_class: PathClass) -> JavaObject:
     """Return QuPath's class of that name; a new one gets our colour."""
-    import jpype
-
     color = path_class.color
     return _jvm.java_class(_PATH_CLASS).fromString(
-        path_class.name, None if color is None else jpype.JObject(color, "java.lang.Integer")
+        path_class.name, None if color is None else _jvm.box(color)
     )
 
 

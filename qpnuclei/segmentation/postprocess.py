@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from skimage.morphology import disk
 from skimage.segmentation import watershed
 
@@ -70,7 +72,8 @@ def segment_instances(
     * Beyond the array is neither foreground nor background: no erosion eats into the foreground
       there, and no distance ends there. (Where there is no background at all, it is 1.)
     * A maximum must be one among the pixels of its own 4-connected component, so that a small
-      nucleus beside a large one is not lost. Adjacent maxima of equal height are one marker.
+      nucleus beside a large one is not lost. Adjacent maxima (there are such on a plateau) are one
+      marker.
     * The watershed floods through 4-neighbours. Of two pixels of equal height the upper, then the
       left one is flooded first.
     * With a centre map, heights are ``(1 - w) * distance + w * 2 * maxima_radius_px * centre``: a
@@ -165,33 +168,32 @@ def _heights(
 def _markers(mask: MaskArray, heights: HeightArray, radius: int) -> npt.NDArray[np.int32]:
     """Mark the maxima in a disk, each by its first pixel in row-major order, from 1 up."""
     # 4-neighbours in the mask are of the same component: what is lower than one is no maximum.
-    cross = _disk(1)
-    candidates = np.flatnonzero((heights >= cv2.dilate(heights, cross)) & mask.view(bool))
-    _, components = cv2.connectedComponents(mask, connectivity=4)
-    rows, columns = np.unravel_index(candidates, mask.shape)
+    candidates = np.flatnonzero((heights >= cv2.dilate(heights, _disk(1))) & mask.view(bool))
+    _, labelled = cv2.connectedComponents(mask, connectivity=4)
     width = mask.shape[1] + 2 * radius
-    centres = (rows + radius) * width + columns + radius
-    padded_heights = np.pad(heights, radius).ravel()
-    padded_components = np.pad(components, radius).ravel()
-    window_y, window_x = np.nonzero(_disk(radius))
-    window = (window_y - radius) * width + window_x - radius
+    padded = np.pad(heights, radius).ravel()
+    components = np.pad(labelled, radius).ravel()
+    at = (candidates // mask.shape[1] + radius) * width + candidates % mask.shape[1] + radius
+    y, x = np.nonzero(_disk(radius)) - np.array(radius)
     # The nearest first: they rule out most candidates, and the few that remain see the whole disk.
-    window = window[np.argsort(np.hypot(window_y - radius, window_x - radius), kind="stable")]
-    alive = np.arange(len(candidates))
+    window = (y * width + x)[np.argsort(np.hypot(y, x), kind="stable")]
     for part in np.array_split(window, max(1, len(window) // 16)):
-        at = centres[alive, None] + part
-        beaten = (padded_heights[at] > heights.ravel()[candidates[alive], None]) & (
-            padded_components[at] == components.ravel()[candidates[alive], None]
-        )
-        alive = alive[~beaten.any(axis=1)]
-    peaks = candidates[alive]
-    is_peak = np.zeros(mask.shape, np.uint8)
-    is_peak.ravel()[peaks] = 1
-    _, plateaus = cv2.connectedComponents(is_peak, connectivity=8)
-    groups = np.stack([plateaus.ravel()[peaks], components.ravel()[peaks]])
-    _, first = np.unique(groups, axis=1, return_index=True)
+        seen = at[:, None] + part
+        own = components[seen] == components[at, None]
+        beaten = (own & (padded[seen] > padded[at, None])).any(axis=1)
+        at, candidates = at[~beaten], candidates[~beaten]
+    # Adjacent maxima of one component are one marker.
+    links = []
+    for step in (1, width - 1, width, width + 1):
+        beside = np.minimum(np.searchsorted(at, at + step), max(len(at) - 1, 0))
+        linked = (at[beside] == at + step) & (components[at[beside]] == components[at])
+        links.append(np.stack([np.flatnonzero(linked), beside[linked]]))
+    first, second = np.concatenate(links, axis=1)
+    graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(len(at), len(at)))
+    _, plateaus = connected_components(graph, directed=False)
+    _, first = np.unique(plateaus, return_index=True)
     markers = np.zeros(mask.shape, np.int32)
-    markers.ravel()[peaks[np.sort(first)]] = np.arange(1, len(first) + 1)
+    markers.ravel()[candidates[np.sort(first)]] = np.arange(1, len(first) + 1)
     return markers
 
 

@@ -101,7 +101,7 @@ class Stitcher:
                 self._settle(candidate)
 
     def finish(self) -> tuple[NucleiTable, StitchReport]:
-        """Join the fragments and return all nuclei.
+        """Join the fragments and return all nuclei whose centroid lies in the core of a tile.
 
         Returns
         -------
@@ -126,14 +126,19 @@ class Stitcher:
             self._dropped[index][near[first[loses]]] = True
             joined_dropped[second[~loses]] = True
         kept = [self._whole[i].take(~self._dropped[i]) for i in sorted(self._whole)]
+        overlapping = sum(int(d.sum()) for d in self._dropped.values()) + int(joined_dropped.sum())
+        # Around the region, nuclei are seen, too; at its outer border only parts of them.
+        kept = [part.take(self._plan.answers_for(part.centroids())) for part in kept]
+        joined = joined.take(~joined_dropped)
+        joined = joined.take(self._plan.answers_for(joined.centroids()))
         whole_count = sum(map(len, kept))
-        nuclei = concatenate([*kept, joined.take(~joined_dropped)])
+        nuclei = concatenate([*kept, joined])
         report = StitchReport(
             whole=whole_count,
             joined=np.arange(whole_count, len(nuclei)),
             fragments=self._fragment_count,
             covered=self._covered_count,
-            overlapping=int(sum(d.sum() for d in self._dropped.values()) + joined_dropped.sum()),
+            overlapping=overlapping,
         )
         return nuclei, report
 

@@ -206,6 +206,23 @@ class TilePlan(Sequence[Tile]):
         owners[at[tiles >= 0]] = tiles[tiles >= 0]
         return owners
 
+    def answers_for(self, centroids: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        """Tell which of N centroids (x, y) lie in the core of a tile.
+
+        All others lie outside of the region of interest.
+        """
+        if len(self) == 0:
+            return np.zeros(len(centroids), bool)
+        column, row = self._x.holding(centroids[:, 0]), self._y.holding(centroids[:, 1])
+        inside: npt.NDArray[np.bool_] = (
+            (column >= 0)
+            & (column < self._grid.shape[1])
+            & (row >= 0)
+            & (row < self._grid.shape[0])
+        )
+        inside[inside] = self._grid[row[inside], column[inside]] >= 0
+        return inside
+
     def owner(
         self, box: tuple[float, float, float, float], centroid: tuple[float, float]
     ) -> int | None:

@@ -10,7 +10,7 @@ import logging
 import math
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -146,8 +146,9 @@ def _open_tiff(path: Path) -> Source:
 
 
 def _tiff_source(path: Path) -> Source:
-    tiff = tifffile.TiffFile(path)
+    slide = _LevelTiffSlide(path)
     try:
+        tiff = slide.ts_tifffile
         if tiff.is_bif:
             raise SlideError(
                 f"{path} is a Ventana slide, which needs OpenSlide", _INSTALL_OPENSLIDE
@@ -158,24 +159,25 @@ def _tiff_source(path: Path) -> Source:
         _check_complete(path, series.levels)
         page = series.levels[0].keyframe
         _check_colour(path, page, series.axes)
+        planar = series.axes == "SYX"
         whole = (
             len(series.levels) == 1
             and not page.is_tiled
             and page.imagewidth * page.imagelength <= _MAX_WHOLE_PIXELS
         )
+        if planar and not whole:
+            raise SlideError(f"{path} is a TIFF with separate colour planes", _CONVERT)
         if not whole:
-            if series.axes == "SYX":
-                raise SlideError(f"{path} is a TIFF with separate colour planes", _CONVERT)
-            return _TiffSource(path, tiff)
+            return _TiffSource(slide)
         pixels = series.asarray()
-        if series.axes == "SYX":
-            pixels = np.moveaxis(pixels, 0, -1)
-        source = _ArraySource(_to_rgb(pixels, page), *_vendor_and_mpp(path, tiff))
-        tiff.close()
-        return source
+        rgb = _to_rgb(np.moveaxis(pixels, 0, -1) if planar else pixels, page)
+        properties = {} if planar else _properties(slide)
+        source = ArraySource(rgb, properties.get("tiffslide.vendor"), _tiff_mpp(tiff, properties))
     except BaseException:
-        tiff.close()
+        slide.close()
         raise
+    slide.close()
+    return source
 
 
 def _check_complete(path: Path, levels: Sequence[tifffile.TiffPageSeries]) -> None:
@@ -239,13 +241,8 @@ def over_white(rgba: npt.NDArray[np.uint8]) -> RGB:
     return ((mixed + 127) // 255).astype(np.uint8)
 
 
-def _vendor_and_mpp(
-    path: Path, tiff: tifffile.TiffFile
-) -> tuple[str | None, tuple[float, float] | None]:
-    with tiffslide.TiffSlide(path) as slide:
-        properties = _properties(slide)
-    mpp = _mpp(properties, "tiffslide")
-    return properties["tiffslide.vendor"], _micrometre_metadata(tiff) or mpp
+def _tiff_mpp(tiff: tifffile.TiffFile, properties: Mapping[str, Any]) -> tuple[float, float] | None:
+    return _micrometre_metadata(tiff) or _mpp(properties, "tiffslide")
 
 
 def _properties(slide: tiffslide.TiffSlide) -> dict[str, Any]:
@@ -255,7 +252,7 @@ def _properties(slide: tiffslide.TiffSlide) -> dict[str, Any]:
         return slide.properties
 
 
-def _mpp(properties: Any, prefix: str) -> tuple[float, float] | None:
+def _mpp(properties: Mapping[str, Any], prefix: str) -> tuple[float, float] | None:
     """µm/px from a property mapping; None unless both are positive numbers."""
     try:
         mpp = float(properties[f"{prefix}.mpp-x"]), float(properties[f"{prefix}.mpp-y"])
@@ -300,13 +297,13 @@ class _LevelTiffSlide(tiffslide.TiffSlide):
 class _TiffSource:
     """A tiled or pyramidal TIFF."""
 
-    def __init__(self, path: Path, tiff: tifffile.TiffFile) -> None:
-        self._tiff = tiff
-        self._slide = _LevelTiffSlide(path)
-        properties = _properties(self._slide)
-        self.sizes = [(int(w), int(h)) for w, h in self._slide.level_dimensions]
+    def __init__(self, slide: _LevelTiffSlide) -> None:
+        self._slide = slide
+        tiff = slide.ts_tifffile
+        properties = _properties(slide)
+        self.sizes = [(int(w), int(h)) for w, h in slide.level_dimensions]
         self.vendor = properties["tiffslide.vendor"]
-        self.mpp = _micrometre_metadata(tiff) or _mpp(properties, "tiffslide")
+        self.mpp = _tiff_mpp(tiff, properties)
         self.bounds = _bounds(properties, "tiffslide")
         self._arrays: list[Any] | None = None
         series = tiff.series[0]
@@ -329,7 +326,6 @@ class _TiffSource:
 
     def close(self) -> None:
         self._slide.close()
-        self._tiff.close()
 
 
 # --- PNG, JPEG, BMP ----------------------------------------------------------------------------
@@ -356,10 +352,10 @@ def _open_plain(path: Path) -> Source | None:
         transparent = image.has_transparency_data
         pixels = np.asarray(image.convert("RGBA" if transparent else "RGB"))
         # A printing resolution (dpi) in PNG or JPEG says nothing about the tissue.
-        return _ArraySource(over_white(pixels) if transparent else pixels, None, None)
+        return ArraySource(over_white(pixels) if transparent else pixels, None, None)
 
 
-class _ArraySource:
+class ArraySource:
     """An image that is decoded whole and kept in memory."""
 
     def __init__(self, rgb: RGB, vendor: str | None, mpp: tuple[float, float] | None) -> None:
@@ -387,8 +383,13 @@ def _open_with_openslide(path: Path, kind: str) -> Source:
         raise SlideError(
             f"{path} is {kind}, which cannot be read without OpenSlide", _INSTALL_OPENSLIDE
         ) from error
-    with reading(path, f"is {kind}, and OpenSlide cannot read it"):
+    try:
         return _OpenSlideSource(openslide.OpenSlide(path))
+    except openslide.OpenSlideError as error:
+        raise SlideError(
+            f"{path} is {kind}, and OpenSlide cannot read it: {error}",
+            "copy the slide again, with the files that belong to it, or " + _CONVERT,
+        ) from error
 
 
 def _openslide_or_none(path: Path) -> Source | None:
@@ -444,7 +445,7 @@ class _OpenSlideSource:
         self._slide.close()
 
 
-def _bounds(properties: Any, prefix: str) -> tuple[int, int, int, int] | None:
+def _bounds(properties: Mapping[str, Any], prefix: str) -> tuple[int, int, int, int] | None:
     try:
         x, y, width, height = (
             int(properties[f"{prefix}.bounds-{part}"]) for part in ("x", "y", "width", "height")

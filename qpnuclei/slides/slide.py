@@ -11,9 +11,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from qpnuclei.errors import NotFoundError, SlideError
-from qpnuclei.slides._sources import RGB, Source, open_source, reading
+from qpnuclei.slides._sources import RGB, ArraySource, Source, open_source, reading
 from qpnuclei.slides.resample import AxisWeights, axis_weights, resample
 
 _log = logging.getLogger(__name__)
@@ -231,6 +232,41 @@ class Slide:
             origin=self._origin[axis],
             extent=(self.width, self.height)[axis],
         )
+
+
+class ImageInMemory:
+    """An array that is read as a slide is, and goes on beyond its border as its own reflection.
+
+    Parameters
+    ----------
+    rgb : (H, W, 3) uint8 ndarray
+    mpp : (float, float)
+        µm/px in x and y.
+    """
+
+    def __init__(self, rgb: RGB, mpp: tuple[float, float]) -> None:
+        self._slide = Slide(Path("image in memory"), ArraySource(rgb, None, mpp), False)
+        self.width, self.height = self._slide.width, self._slide.height
+
+    def read(
+        self, x: int, y: int, width: int, height: int, downsample: tuple[float, float] = (1.0, 1.0)
+    ) -> RGB:
+        """Read a region of the working grid, as `Slide.read` does."""
+        columns = _reflected(x, width, math.ceil(self.width / downsample[0]))
+        rows = _reflected(y, height, math.ceil(self.height / downsample[1]))
+        if len(columns) == 0 or len(rows) == 0:
+            return np.empty((height, width, 3), np.uint8)
+        left, top = int(columns.min()), int(rows.min())
+        inside = self._slide.read(
+            left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1, downsample
+        )
+        return inside[np.ix_(rows - top, columns - left)]
+
+
+def _reflected(start: int, count: int, size: int) -> npt.NDArray[np.int64]:
+    """Map px of a line that goes on as its reflection (c b a | a b c | c b a) to those it has."""
+    phase = np.arange(start, start + count) % (2 * size)
+    return np.minimum(phase, 2 * size - 1 - phase)
 
 
 def _reopen(path: Path, crop_to_bounds: bool) -> Slide:

@@ -31,14 +31,20 @@ from qpnuclei.evaluation.tuning import (
     summarise,
     tune_post_processing,
 )
-from qpnuclei.nn.checkpoint import library_versions, load_model, save_model, write_atomically
+from qpnuclei.files import write_atomically
+from qpnuclei.nn.checkpoint import (
+    library_versions,
+    load_model,
+    read_metadata,
+    save_model,
+    write_atomically,
+)
 from qpnuclei.nn.metadata import ModelMetadata, PostProcessing
 from qpnuclei.nn.segmenter import Segmenter
 from qpnuclei.nn.student import StudentNet
 from qpnuclei.qupath.model import Stains
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.slides.stains import separate
-from qpnuclei.training.loop import TrainingResult, Watcher
 from qpnuclei.training.patches import SlideSample, sample_slides
 from qpnuclei.training.pseudo_labels import (
     PseudoLabels,
@@ -64,6 +70,7 @@ from qpnuclei.training.student_fit import fit, half_precision
 from qpnuclei.training.student_recipe import StudentRecipe, student_recipe
 from qpnuclei.training.synthesis import cut_nuclei, paste_nuclei, repaint_nuclei
 from qpnuclei.training.tiles import sources_digest
+from qpnuclei.training.watch import TrainingResult, Watcher
 
 RGB = npt.NDArray[np.uint8]
 FloatMap = npt.NDArray[np.float32]
@@ -116,8 +123,8 @@ def train_student(
         Two runs of one seed on one machine's CPU, with the same number of threads, are equal to
         the bit.
     validation : pathlib.Path, optional
-        Labelled images (see `read_validation`) that choose the round and, at the end, four
-        parameters of the post-processing; they teach nothing. Without them the model of the last
+        Labelled images (see `read_validation`) that choose the round, by AJI, and at the end the
+        post-processing; they teach nothing. Without them the model of the last
         round is kept.
     mpp : float, optional
         Resolution of the validation images, where their files do not know it.
@@ -198,13 +205,10 @@ class _Run:
             self._tune()
         model = self.folder / MODEL_FILE
         progress = self.progress
-        return TrainingResult(
-            model if model.is_file() else None,
-            progress.epoch,
-            progress.best_epoch,
-            progress.best_score,
-            stopped,
-        )
+        if not model.is_file():
+            return TrainingResult(None, progress.epoch, None, None, stopped)
+        dice = read_metadata(model).validation.get("mean", {}).get("ADC")
+        return TrainingResult(model, progress.epoch, progress.best_epoch, dice, stopped)
 
     def _round(self, votes: Sequence[Sequence[FloatMap]]) -> bool:
         """Do one round; False if asked to stop before its end: then nothing has changed."""
@@ -290,7 +294,6 @@ class _Run:
         attended = attend(Segmenter(network, metadata, self.device), self.labelled)
         parameters = tune_post_processing(attended, metadata.post_processing)
         measured = summarise(attended, parameters)
-        self.progress.best_score = measured["mean"]["AJI"]
         update = {"post_processing": parameters, "validation": measured}
         save_model(path, network.cpu(), metadata.model_copy(update=update))
 

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from qpnuclei.errors import TrainingError
 from qpnuclei.nn.metadata import ModelMetadata
 from qpnuclei.nn.student import StudentNet
-from qpnuclei.training.loop import Watcher
 from qpnuclei.training.student_batches import Lesson, random_batch
 from qpnuclei.training.student_recipe import StudentRecipe
+from qpnuclei.training.watch import Watcher
 
 #: Steps over which the learning rate rises from 0.
 _WARM_UP_STEPS = 50

@@ -121,6 +121,11 @@ def test_owner_by_its_definition(seed, core, halo, alignment, origin):
     for box, centroid, owner in zip(boxes, centroids, owners.tolist(), strict=True):
         expected = naive_owner(plan, box, centroid)
         assert (None if owner < 0 else owner) == expected
+    inside = [
+        any(t.core.x0 <= x < t.core.x1 and t.core.y0 <= y < t.core.y1 for t in plan)
+        for x, y in centroids
+    ]
+    np.testing.assert_array_equal(plan.answers_for(centroids), inside)
     for tile in plan:
         overlap = [
             n.index

@@ -120,6 +120,8 @@ def create_project(
             directory.rmdir()
         temporary.replace(directory)
         sync_folder(directory.parent)
+    except SaveError as error:
+        raise SaveError(error.what, "make room or choose another folder, and run again") from error
     except OSError as error:
         raise SaveError(f"{directory} could not be written: {error.strerror}") from error
     finally:

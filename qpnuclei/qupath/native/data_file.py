@@ -8,11 +8,12 @@ class, and so does this module. What it does not recognise is written back as it
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import uuid
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import is_not
 from typing import Any
@@ -49,7 +50,7 @@ from qpnuclei.qupath.native.path_objects import (
     walk,
 )
 from qpnuclei.qupath.native.records import Packed, RecordPacker
-from qpnuclei.qupath.native.rois import make_roi, read_rois
+from qpnuclei.qupath.native.rois import Plane, make_roi, read_rois
 from qpnuclei.qupath.native.sources import Single
 
 _VERSION_PREFIX = b"Data file version"
@@ -231,19 +232,21 @@ class DataFile:
         qpnuclei.errors.FormatError
             If objects are not written as QuPath writes them.
         """
-        try:
+        with self._named():
             return self._read()
-        except FormatError as error:
-            raise FormatError(f"{self._source}: {error.what}", error.hint) from None
 
     def apply(self, edit: Edit) -> None:
-        """Apply an edit.
+        """Apply an edit; what it adds can be read only when the file was written and parsed.
 
         Raises
         ------
         qpnuclei.errors.UsageError
             If it would remove what is not ours or is not there, or names an unknown annotation.
         """
+        with self._named():
+            self._apply(edit)
+
+    def _apply(self, edit: Edit) -> None:
         foreign = [i for i in edit.remove if not is_ours(i)]
         if foreign:
             raise UsageError(f"{foreign[0]} was not written by qpnuclei and is not removed")
@@ -259,9 +262,15 @@ class DataFile:
         for parent, groups in additions.items():
             if parent not in parents:
                 raise UsageError(f"{self._source} has no annotation number {parent}")
-            self._append(parents[parent], groups)
-        for annotation in edit.annotations:
-            self._append_items(parents[None], [self._annotation_node(annotation)], 1)
+            view = parents[parent]
+            plane = Plane() if view.roi is None else Plane.of(view.roi)
+            children = view.children
+            for group in groups:
+                children += new_detections(self._catalog, group, plane)
+            view.set_children(children)
+        if edit.annotations:
+            new = [self._annotation_node(annotation) for annotation in edit.annotations]
+            parents[None].set_children([*parents[None].children, *new])
         if edit.workflow_step is not None:
             self._add_step(*edit.workflow_step)
 
@@ -279,6 +288,16 @@ class DataFile:
     def write(self, emit: Callable[[bytes], object]) -> None:
         """Write the file, in pieces, to `emit`."""
         java_stream.write(self._items, emit)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say which file it is when what it holds is found to be wrong."""
+        try:
+            yield
+        except FormatError as error:
+            if error.what.startswith(self._source):
+                raise
+            raise FormatError(f"{self._source}: {error.what}", error.hint) from None
 
     def _find(self, class_name: str) -> JavaObject | None:
         for item in self._items:
@@ -303,21 +322,23 @@ class DataFile:
 
     def _read(self) -> Objects:
         annotations: list[Annotation] = []
-        handles: dict[PathObject, int] = {}
+        nearest: dict[PathObject, int] = {}  # handle of the annotation that an object is or is in
         detections: list[tuple[PathObject | Packed, int]] = []
         counts: Counter[str] = Counter()
         for item, ancestors in walk(self._root()):
-            parent = next((handles[a] for a in reversed(ancestors) if a in handles), None)
+            parent = nearest[ancestors[-1]] if ancestors else -1
             if isinstance(item, Packed):
-                detections.append((item, -1 if parent is None else parent))
+                detections.append((item, parent))
                 continue
+            nearest[item] = parent
             if item.kind in DETECTION_KINDS:
-                detections.append((item, -1 if parent is None else parent))
+                detections.append((item, parent))
                 continue
             counts[_TYPE_COUNTS[item.kind]] += 1
             if item.kind == "annotation":
-                handles[item] = len(annotations)
-                annotations.append(_annotation(item, len(annotations), parent))
+                nearest[item] = len(annotations)
+                own_parent = None if parent < 0 else parent
+                annotations.append(_annotation(item, len(annotations), own_parent))
         table = read_detections(detections)
         counts.update(_TYPE_COUNTS[kind] for kind in table.kinds)
         return Objects(tuple(annotations), table, counts)
@@ -362,23 +383,9 @@ class DataFile:
                     children += child.children
             if len(children) != len(view.children) or any(map(is_not, children, view.children)):
                 children = [c for c in children if not isinstance(c, Packed) or len(c)]
-                view.set_children(children, _count(children))
+                view.set_children(children)
         if left:
             raise UsageError(f"{self._source} has no detection {min(left)} to remove")
-
-    def _append(self, parent: PathObject, groups: Sequence[DetectionGroup]) -> None:
-        items: list[Content] = []
-        total = 0
-        for group in groups:
-            new, count = new_detections(self._catalog, group)
-            items += new
-            total += count
-        self._append_items(parent, items, total)
-
-    def _append_items(self, parent: PathObject, items: list[Content], count: int) -> None:
-        children = parent.children
-        before = struct.unpack(">i", parent.child_count.data[-4:])[0]
-        parent.set_children([*children, *items], max(before, 0) + count)
 
     def _annotation_node(self, new: NewAnnotation) -> JavaObject:
         catalog = self._catalog
@@ -484,7 +491,3 @@ def _annotation(view: PathObject, handle: int, parent: int | None) -> Annotation
         z=int(rois.z[0]),
         t=int(rois.t[0]),
     )
-
-
-def _count(children: Sequence[Content]) -> int:
-    return sum(len(c) if isinstance(c, Packed) else 1 for c in children)

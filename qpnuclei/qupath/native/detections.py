@@ -13,7 +13,7 @@ import shapely
 
 from qpnuclei.errors import FormatError
 from qpnuclei.nuclei import NucleiTable
-from qpnuclei.qupath.model import DetectionGroup, Detections
+from qpnuclei.qupath.model import DetectionGroup, Detections, PathClass
 from qpnuclei.qupath.native import java_classes as jc
 from qpnuclei.qupath.native.java_stream import (
     Content,
@@ -25,7 +25,7 @@ from qpnuclei.qupath.native.java_stream import (
 )
 from qpnuclei.qupath.native.path_objects import OBJECT_ID, PathObject, parse_uuid
 from qpnuclei.qupath.native.records import Column, IntArray, NewRecords, Packed, Shape
-from qpnuclei.qupath.native.rois import geometry_roi, read_rois, vertices_roi
+from qpnuclei.qupath.native.rois import Plane, geometry_roi, read_rois, vertices_roi
 from qpnuclei.qupath.native.sources import Many, NotConstantError, Single, Source, text
 
 logger = logging.getLogger(__name__)
@@ -74,8 +74,8 @@ def packed_ids(packed: Packed) -> list[str]:
     return ids
 
 
-def new_detections(catalog: jc.Catalog, group: DetectionGroup) -> tuple[list[Content], int]:
-    """Return the contents that add a group of detections, and their number.
+def new_detections(catalog: jc.Catalog, group: DetectionGroup, plane: Plane) -> list[Content]:
+    """Return a group of detections, in the plane of their parent, as children for it.
 
     The nuclei without holes come first (PolygonROI), those with holes after them (GeometryROI),
     each in the order of the table.
@@ -102,23 +102,24 @@ def new_detections(catalog: jc.Catalog, group: DetectionGroup) -> tuple[list[Con
         if len(indices):
             chosen = nuclei.take(indices)
             ids = [group.ids[i] for i in indices.tolist()]
-            items += _uniform_detections(catalog, chosen, ids, group, has_hole)
-    return items, len(nuclei)
+            items += _uniform_detections(catalog, chosen, ids, group.path_class, plane)
+    return items
 
 
 def _uniform_detections(
     catalog: jc.Catalog,
     nuclei: NucleiTable,
     ids: Sequence[uuid.UUID],
-    group: DetectionGroup,
-    has_hole: bool,
+    own_class: PathClass,
+    plane: Plane,
 ) -> list[Content]:
     """Return one detection as nodes, which defines what they share, and the others as records."""
+    has_hole = nuclei.polygon_offsets[1] > 1
     values = np.stack([*nuclei.measurements.values()], axis=1) if nuclei.measurements else None
     value_bytes = b"" if values is None else values.astype(">f4").tobytes()
     value_size = 4 * len(nuclei.measurements)
     names, index_map = catalog.measurement_names(tuple(nuclei.measurements))
-    path_class = catalog.path_class(group.path_class.name, group.path_class.color)
+    path_class = catalog.path_class(own_class.name, own_class.color)
     geometry = [_wkb_column(nuclei)] if has_hole else _vertex_columns(nuclei)
     id_bytes = "".join(map(str, ids)).encode()
     columns = [
@@ -138,9 +139,9 @@ def _uniform_detections(
         arrays = [JavaArray(floats, data, None) for data in own[2:]]
         if has_hole:
             arrays = [JavaArray(catalog.desc(jc.BYTE_ARRAY), own[2], None)]
-            roi = geometry_roi(catalog, arrays[0])
+            roi = geometry_roi(catalog, arrays[0], plane)
         else:
-            roi = vertices_roi(catalog, jc.POLYGON, *arrays)
+            roi = vertices_roi(catalog, jc.POLYGON, plane, *arrays)
         node = catalog.path_object(
             jc.DETECTION,
             metadata=catalog.metadata([(catalog.string(OBJECT_ID), id_string)]),

@@ -209,6 +209,10 @@ class Bulk(ABC):
     """Many objects of a contents list, kept in a more compact form than as nodes."""
 
     @abstractmethod
+    def __len__(self) -> int:
+        """Return how many they are."""
+
+    @abstractmethod
     def write(self, writer: StreamWriter) -> Step:
         """Write all of them, as a step of `writer`."""
 

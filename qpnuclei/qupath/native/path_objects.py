@@ -140,8 +140,9 @@ class PathObject:
         """The children, those of the million kind packed."""
         return jc.contents(self.node)[self._children_begin : self._children_end]
 
-    def set_children(self, children: list[Content], count: int) -> None:
-        """Replace the children, which are `count` objects."""
+    def set_children(self, children: list[Content]) -> None:
+        """Replace the children."""
+        count = sum(len(child) if isinstance(child, Bulk) else 1 for child in children)
         block, contents = self.child_count, jc.contents(self.node)
         contents[self._children_begin : self._children_end] = children
         self._children_end = self._children_begin + len(children)
@@ -242,7 +243,7 @@ class _ContentsReader:
     def skip_objects(self, count: int) -> None:
         while count > 0 and self.index < len(self.items):
             item = self.items[self.index]
-            count -= len(item) if isinstance(item, Packed) else 1
+            count -= len(item) if isinstance(item, Bulk) else 1
             self.index += 1
         if count != 0:
             raise FormatError(f"{self.name}: the number of its children is wrong")

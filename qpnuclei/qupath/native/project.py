@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import shapely
 
 from qpnuclei.errors import ConflictError, FormatError, QpnucleiError, SaveError
+from qpnuclei.nuclei import NucleiTable
 from qpnuclei.qupath.model import (
     Edit,
     ImageObjects,
@@ -26,7 +28,7 @@ from qpnuclei.qupath.model import (
 from qpnuclei.qupath.native import project_file
 from qpnuclei.qupath.native.data_file import DataFile, Objects
 from qpnuclei.qupath.native.detections import read_detections
-from qpnuclei.qupath.native.files import Transaction, copy_durably, digest_of
+from qpnuclei.qupath.native.files import Transaction, copy_durably, digest_of, remove_leftovers
 from qpnuclei.qupath.uris import find_image
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,7 @@ BACKUP_FOLDER = "qpnuclei-backups"
 BACKUP_COUNT = 5
 
 _ABSENT = "absent"
+_CHECKED_AT_ONCE = 50_000
 
 
 def open_project(path: str | Path, image_root: str | Path | None = None) -> NativeProject:
@@ -181,13 +184,16 @@ class NativeImage:
         data_file.apply(replace(edit, remove=frozenset()))
         classes = [group.path_class for group in edit.add]
         classes += [a.path_class for a in edit.annotations if a.path_class is not None]
+        remove_leftovers(self.folder)
         new_classes = project_file.with_classes(self._project.classes_path, classes)
         with Transaction() as transaction:
             if new_classes is not None:
                 transaction.stage(self._project.classes_path, lambda emit: emit(new_classes))
             staged, digest = transaction.stage(self.data_path, data_file.write)
+            image_type = data_file.image_type
+            del old, data_file  # as large as the file, and no longer needed
             objects = self._verify(staged, digest, edit, kept)
-            summary = self._summary(staged, data_file.image_type, objects)
+            summary = self._summary(staged, image_type, objects)
             transaction.stage(self.folder / "summary.json", lambda emit: emit(summary))
             if self._read_bytes()[1] != fingerprint:
                 raise self._conflict()
@@ -340,14 +346,11 @@ def _check_added(objects: Objects, edit: Edit) -> None:
         found = np.array([rows.get(own_id, -1) for own_id in group.ids])
         if np.any(found < 0):
             raise FormatError("a new detection is missing")
-        read_polygons, new_polygons = table.geometries[found], group.nuclei.polygons()
-        differ = np.flatnonzero(~shapely.equals_exact(read_polygons, new_polygons))
-        # A ring that passes its first vertex once more at its end comes back without that.
-        tidy = shapely.remove_repeated_points
-        if not np.all(
-            shapely.equals_exact(tidy(read_polygons[differ]), tidy(new_polygons[differ]))
-        ):
-            raise FormatError("a new detection has another outline")
+        # In parts, because a million polygons twice are more than the rest of the program holds.
+        for begin in range(0, len(found), _CHECKED_AT_ONCE):
+            part = np.arange(begin, min(begin + _CHECKED_AT_ONCE, len(found)))
+            if not _same_outlines(table.geometries[found[part]], group.nuclei.take(part)):
+                raise FormatError("a new detection has another outline")
         if np.any(table.parents[found] != (-1 if group.parent is None else group.parent)):
             raise FormatError("a new detection is in another place")
         if {table.class_names[row] for row in found} != {group.path_class.name}:
@@ -361,3 +364,11 @@ def _check_added(objects: Objects, edit: Edit) -> None:
         read_back = annotations.get(new.id)
         if read_back is None or read_back.name != new.name:
             raise FormatError("a new annotation is missing")
+
+
+def _same_outlines(geometries: npt.NDArray[Any], nuclei: NucleiTable) -> bool:
+    polygons = nuclei.polygons()
+    differ = np.flatnonzero(~shapely.equals_exact(geometries, polygons))
+    # A ring that passes its first vertex once more at its end comes back without that.
+    tidy = shapely.remove_repeated_points
+    return bool(np.all(shapely.equals_exact(tidy(geometries[differ]), tidy(polygons[differ]))))

@@ -243,7 +243,7 @@ class Packed(Bulk):
     data : bytes
         The file.
     shapes : sequence of KnownShape
-    which : (N,) ndarray of int
+    which : (N,) int64 ndarray
         Index of each record's shape.
     starts, ends : (N,) int64 ndarray
         Byte range of each record.
@@ -253,7 +253,7 @@ class Packed(Bulk):
 
     data: bytes
     shapes: Sequence[KnownShape]
-    which: npt.NDArray[np.uint16]
+    which: IntArray
     starts: IntArray
     ends: IntArray
     nodes: dict[int, JavaObject] = field(default_factory=dict)
@@ -372,6 +372,9 @@ class NewRecords(Bulk):
     columns: Mapping[int, Column]
     count: int
 
+    def __len__(self) -> int:
+        return self.count
+
     def write(self, writer: StreamWriter) -> Step:
         """Write all records."""
         yield from ()  # a step, although it has nothing nested to wait for
@@ -417,26 +420,25 @@ class RecordPacker:
         (Packed, int, int) or None
             The objects, the offset after them and the next handle; None if there is none.
         """
-        shapes: list[KnownShape] = []
-        starts, which = array("q"), array("H")
+        shapes: dict[KnownShape, int] = {}
+        starts, which = array("q"), array("q")
         position, first = start, handle
         current: KnownShape | None = None
         while position < len(data) and data[position] == OBJECT:
             end = current.match(data, position) if current is not None else -1
             if end < 0:
                 current, end = self._recognise(data, position)
-                if current is not None and current not in shapes:
-                    shapes.append(current)
             if current is None:
                 break
             starts.append(position)
-            which.append(shapes.index(current))
+            which.append(shapes.setdefault(current, len(shapes)))
             handle += current.shape.handle_count
             position = end
         if not starts:
             return None
         edges = np.append(np.frombuffer(starts, np.int64), position)
-        packed = Packed(data, shapes, np.frombuffer(which, np.uint16), edges[:-1], edges[1:])
+        indices = np.frombuffer(which, np.int64)
+        packed = Packed(data, tuple(shapes), indices, edges[:-1], edges[1:])
         self._packed.append(packed)
         self._first_handles.append(first)
         return packed, position, handle

@@ -150,6 +150,20 @@ def ellipses(x: FloatArray, y: FloatArray, x2: FloatArray, y2: FloatArray) -> np
     return made
 
 
+@dataclass(frozen=True)
+class Plane:
+    """Where in a stack a ROI lies: channel (-1 for all), z-slice, time point."""
+
+    c: int = -1
+    z: int = 0
+    t: int = 0
+
+    @classmethod
+    def of(cls, roi: JavaObject) -> Plane:
+        """Return the plane of a ROI."""
+        return cls(*(int(jc.primitive(roi, name)) for name in ("c", "z", "t")))
+
+
 def make_roi(catalog: jc.Catalog, geometry: shapely.Geometry) -> JavaObject:
     """Return the ROI that QuPath would use for a geometry.
 
@@ -168,7 +182,7 @@ def make_roi(catalog: jc.Catalog, geometry: shapely.Geometry) -> JavaObject:
         return _of_vertices(catalog, jc.POLYGON, shapely.get_coordinates(geometry)[:-1])
     if kind in ("Polygon", "MultiPolygon"):
         wkb = shapely.to_wkb(geometry, byte_order=0, output_dimension=2)
-        return geometry_roi(catalog, JavaArray(catalog.desc(jc.BYTE_ARRAY), wkb, None))
+        return geometry_roi(catalog, JavaArray(catalog.desc(jc.BYTE_ARRAY), wkb, None), Plane())
     if kind == "LineString":
         return _of_vertices(catalog, jc.POLYLINE, shapely.get_coordinates(geometry))
     if kind in ("Point", "MultiPoint"):
@@ -176,18 +190,21 @@ def make_roi(catalog: jc.Catalog, geometry: shapely.Geometry) -> JavaObject:
     raise ValueError(f"a {kind} makes no ROI")
 
 
-def geometry_roi(catalog: jc.Catalog, wkb: JavaArray) -> JavaObject:
+def geometry_roi(catalog: jc.Catalog, wkb: JavaArray, plane: Plane) -> JavaObject:
     """Return a GeometryROI of big-endian two-dimensional well-known binary."""
-    return catalog.make(jc.GEOMETRY, {"c": -1, "wkb": wkb})
+    return catalog.make(jc.GEOMETRY, {**vars(plane), "wkb": wkb})
 
 
-def vertices_roi(catalog: jc.Catalog, name: str, x: JavaArray, y: JavaArray) -> JavaObject:
+def vertices_roi(
+    catalog: jc.Catalog, name: str, plane: Plane, x: JavaArray, y: JavaArray
+) -> JavaObject:
     """Return a ROI of class `name` that is made of vertices."""
-    return catalog.make(name, {"c": -1, "x": x, "y": y})
+    return catalog.make(name, {**vars(plane), "x": x, "y": y})
 
 
 def _of_vertices(catalog: jc.Catalog, name: str, xy: FloatArray) -> JavaObject:
-    return vertices_roi(catalog, name, catalog.floats(xy[:, 0]), catalog.floats(xy[:, 1]))
+    x, y = catalog.floats(xy[:, 0]), catalog.floats(xy[:, 1])
+    return vertices_roi(catalog, name, Plane(), x, y)
 
 
 def _vertices(node: JavaObject, source: Source) -> tuple[npt.NDArray[np.float32], IntArray]:

@@ -1,0 +1,522 @@
+"""QuPath's GeoJSON, written and read object by object: memory does not grow with the file.
+
+What is written, QuPath 0.3 to 0.7 all read. They differ: 0.3 looks for ``object_type`` and takes
+measurements as a list only, later versions want ``objectType`` and a colour with every class; none
+takes NaN from every version; and 0.7 refuses a whole file for one invalid ring.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO, cast
+from uuid import UUID
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import shapely
+import shapely.geometry
+
+from qpnuclei.errors import FormatError, NotFoundError, UsageError
+from qpnuclei.files import atomic_file
+from qpnuclei.nuclei import NucleiTable
+from qpnuclei.qupath.model import NewAnnotation, PathClass
+
+#: Coordinates are written with so many decimals: QuPath keeps no more.
+_DECIMALS = 2
+#: Digits of a measurement that are written: those of a float32.
+_SIGNIFICANT = 7
+#: Grey: colour of a class that has none, for QuPath 0.4 and later demand one.
+_NO_COLOR = (128, 128, 128)
+_CHUNK = 4096
+_READ_SIZE = 1 << 20
+_LONGEST_STRING = 1 << 24
+#: Compresses ten times as fast as the default, to a file a quarter larger.
+_GZIP_LEVEL = 1
+
+#: Object types of all versions, by what this program calls them.
+_KINDS = {
+    name: kind
+    for kind, names in {
+        "annotation": ("annotation", "PathAnnotationObject", "unknown"),
+        "detection": ("detection", "PathDetectionObject"),
+        "cell": ("cell", "PathCellObject"),
+        "tile": ("tile", "PathTileObject"),
+        "tmaCore": ("tmaCore", "tma_core", "TMACoreObject"),
+        "root": ("root", "PathRootObject"),
+    }.items()
+    for name in names
+}
+
+
+@dataclass(frozen=True, eq=False)
+class GeoJsonObject:
+    """One object of a GeoJSON file.
+
+    Parameters
+    ----------
+    kind : str
+        ``"annotation"`` (also where the file does not say), ``"detection"``, ``"cell"``,
+        ``"tile"``, ``"tmaCore"`` or ``"root"``.
+    geometry : shapely geometry
+        In level-0 px, as the file has it: it may be invalid.
+    id : UUID or None
+    name : str or None
+    path_class : PathClass or None
+    locked : bool
+    measurements : mapping of str to float
+    z, t : int
+        Plane.
+    """
+
+    kind: str
+    geometry: shapely.Geometry
+    id: UUID | None = None
+    name: str | None = None
+    path_class: PathClass | None = None
+    locked: bool = False
+    measurements: Mapping[str, float] = field(default_factory=dict)
+    z: int = 0
+    t: int = 0
+
+
+def write_detections(
+    path: Path, nuclei: NucleiTable, ids: Sequence[UUID], path_class: PathClass
+) -> None:
+    """Write nuclei as QuPath detections.
+
+    Parameters
+    ----------
+    path : Path
+        ``.geojson`` or ``.geojson.gz`` (or ``.json``, ``.json.gz``). Replaced in one step.
+    nuclei : NucleiTable
+        In level-0 px. Coordinates are rounded to 0.01 px; a ring that this would make invalid is
+        mended on that grid. Measurements that are not finite are left out.
+    ids : (N,) sequence of UUID
+    path_class : PathClass
+
+    Raises
+    ------
+    UsageError
+        If the suffix is none of these.
+    SaveError
+        If the file cannot be written.
+    ValueError
+        If `ids` are not as many as the nuclei, or a nucleus vanishes on a grid of 0.01 px.
+    """
+    if len(ids) != len(nuclei):
+        raise ValueError(f"{len(nuclei)} nuclei, but {len(ids)} ids")
+    _write(path, _detections(nuclei, ids, path_class))
+
+
+def write_annotations(path: Path, annotations: Iterable[NewAnnotation]) -> None:
+    """Write annotations; see `write_detections` for the file and the errors."""
+    _write(path, map(_annotation, annotations))
+
+
+def read_objects(path: Path) -> Iterator[GeoJsonObject]:
+    """Read the objects of a GeoJSON file one after the other, children after their parent.
+
+    Parameters
+    ----------
+    path : Path
+        A FeatureCollection, a Feature, a bare geometry, or an array of features and geometries;
+        gzipped or not. All dialects of QuPath 0.2 to 0.7 are understood.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such file.
+    FormatError
+        If it is truncated, not GeoJSON, or has a feature that makes no sense; names the file and
+        the number of the feature.
+    """
+    path = Path(path)
+    index = 0
+    try:
+        with _open_text(path) as stream:
+            for value in _values(_Scanner(stream)):
+                yield from _objects(value)
+                index += 1
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path} does not exist") from error
+    except RecursionError as error:
+        raise FormatError(
+            f"{path}, feature {index}: nested too deeply", "export it again from QuPath"
+        ) from error
+    except _GeoJsonError as error:
+        raise FormatError(
+            f"{path}, feature {index}: {error}", "export it again from QuPath"
+        ) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
+        raise FormatError(
+            f"{path}, feature {index}: {error}", "the file is damaged; export it again"
+        ) from error
+
+
+# Writing
+
+
+def _write(path: Path, features: Iterable[bytes]) -> None:
+    path = Path(path)
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    zipped = suffixes[-1:] == [".gz"]
+    if suffixes[len(suffixes) - 1 - zipped :][:1] not in ([".geojson"], [".json"]):
+        raise UsageError(
+            f"{str(path)!r} does not end as a GeoJSON file", "use .geojson or .geojson.gz"
+        )
+    with atomic_file(path) as stream:
+        if zipped:
+            # Without time or name in the header: equal content gives equal files.
+            with gzip.GzipFile("", "wb", _GZIP_LEVEL, stream, mtime=0) as packed:
+                _write_collection(cast(BinaryIO, packed), features)
+        else:
+            _write_collection(stream, features)
+
+
+def _write_collection(stream: BinaryIO, features: Iterable[bytes]) -> None:
+    stream.write(b'{"type":"FeatureCollection","features":[')
+    separator = b"\n"
+    for feature in features:
+        stream.write(separator)
+        stream.write(feature)
+        separator = b",\n"
+    stream.write(b"\n]}\n")
+
+
+def _detections(nuclei: NucleiTable, ids: Sequence[UUID], path_class: PathClass) -> Iterator[bytes]:
+    """Yield features, many at a time in one piece of bytes."""
+    classification = _classification(path_class)
+    names = list(nuclei.measurements)
+    for start in range(0, len(nuclei), _CHUNK):
+        part = nuclei.take(np.arange(start, min(start + _CHUNK, len(nuclei))))
+        coordinates = _coordinates(part)
+        columns = [_digits(part.measurements[name]).tolist() for name in names]
+        rows = zip(*columns, strict=True) if columns else [()] * len(part)
+        features = (
+            _feature(
+                identifier,
+                {"type": "Polygon", "coordinates": rings},
+                {
+                    **_object_type("detection"),
+                    "classification": classification,
+                    "measurements": [
+                        {"name": name, "value": value}
+                        for name, value in zip(names, row, strict=True)
+                        if math.isfinite(value)
+                    ],
+                },
+            )
+            for identifier, rings, row in zip(
+                ids[start : start + len(part)], coordinates, rows, strict=True
+            )
+        )
+        yield b",\n".join(features)
+
+
+def _annotation(annotation: NewAnnotation) -> bytes:
+    properties: dict[str, Any] = _object_type("annotation")
+    if annotation.name is not None:
+        properties["name"] = annotation.name
+    if annotation.path_class is not None:
+        properties["classification"] = _classification(annotation.path_class)
+    properties["isLocked"] = annotation.locked
+    geometry = _valid_on_grid(annotation.geometry)
+    return _feature(annotation.id, shapely.geometry.mapping(geometry), properties)
+
+
+def _feature(identifier: UUID, geometry: Any, properties: dict[str, Any]) -> bytes:
+    return orjson.dumps(
+        {"type": "Feature", "id": str(identifier), "geometry": geometry, "properties": properties},
+        option=orjson.OPT_SERIALIZE_NUMPY,
+    )
+
+
+def _object_type(kind: str) -> dict[str, Any]:
+    # Versions from 0.4 on read the first, 0.3 the second.
+    return {"objectType": kind, "object_type": kind}
+
+
+def _classification(path_class: PathClass) -> dict[str, Any]:
+    color = path_class.color
+    rgb = _NO_COLOR if color is None else (color >> 16 & 255, color >> 8 & 255, color & 255)
+    return {"name": path_class.name, "color": rgb}
+
+
+def _coordinates(nuclei: NucleiTable) -> list[list[npt.NDArray[np.float64]]]:
+    """Return the rings of each nucleus, rounded, and mended where rounding made them invalid."""
+    vertices: npt.NDArray[np.float64] = nuclei.vertices.astype(np.float64).round(_DECIMALS)
+    polygons = shapely.from_ragged_array(
+        shapely.GeometryType.POLYGON, vertices, (nuclei.ring_offsets, nuclei.polygon_offsets)
+    )
+    rings = [vertices[a:b] for a, b in pairwise(nuclei.ring_offsets.tolist())]
+    coordinates = [rings[a:b] for a, b in pairwise(nuclei.polygon_offsets.tolist())]
+    for i in np.flatnonzero(~shapely.is_valid(polygons)).tolist():
+        parts = shapely.get_parts(_valid_on_grid(polygons[i]))
+        parts = parts[shapely.area(parts) > 0]
+        if len(parts) == 0:
+            at = coordinates[i][0][0].tolist()
+            raise ValueError(f"a nucleus at {at} vanishes on a grid of 0.01 px")
+        largest = parts[np.argmax(shapely.area(parts))]
+        coordinates[i] = [
+            np.round(shapely.get_coordinates(ring), _DECIMALS)
+            for ring in shapely.get_rings(largest)
+        ]
+    return coordinates
+
+
+def _valid_on_grid(geometry: shapely.Geometry) -> shapely.Geometry:
+    """Return a valid geometry whose coordinates are rounded; lines and points are only rounded."""
+    rounded = shapely.transform(geometry, lambda points: np.round(points, _DECIMALS))
+    if shapely.get_dimensions(geometry) == 2 and not shapely.is_valid(rounded):
+        mended = shapely.set_precision(shapely.make_valid(rounded), 10.0**-_DECIMALS)
+        rounded = shapely.transform(mended, lambda points: np.round(points, _DECIMALS))
+    return rounded
+
+
+def _digits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Return the values with as many digits as float32 has, so that they print short."""
+    exact = values.astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        exponent = np.floor(np.log10(np.abs(exact)))
+        scale = 10.0 ** np.clip(_SIGNIFICANT - 1 - exponent, -300, 300)
+        rounded = np.round(exact * scale) / scale
+    return np.where(np.isfinite(rounded), rounded, exact)
+
+
+# Reading
+
+
+class _GeoJsonError(Exception):
+    """What is wrong with the feature being read."""
+
+
+class _Scanner:
+    """Takes JSON values from a stream, one by one; holds little more than the current one."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._decoder = json.JSONDecoder()
+        self._text = ""
+        self._at = 0
+        self._ended = False
+
+    def peek(self) -> str:
+        """Return the next character that is not white space; empty at the end."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in " \t\r\n\ufeff":
+                self._at += 1
+            if self._at < len(self._text) or not self._more():
+                return self._text[self._at : self._at + 1]
+
+    def take(self, expected: str) -> None:
+        """Take one of the expected characters."""
+        if self.peek() != expected:
+            raise _GeoJsonError(f"expected {expected!r}, found {self._rest()}")
+        self._at += 1
+
+    def value(self) -> Any:
+        """Take a whole JSON value."""
+        self.peek()
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                # Of a value that only goes on later, the error is at the end of what was read, or
+                # at the start of the string there.
+                if len(self._text) - error.pos < _LONGEST_STRING and self._more():
+                    continue
+                found = self._text[error.pos : error.pos + 20]
+                raise _GeoJsonError(
+                    f"not JSON at {found!r} ({error.msg})" if found else "the file ends in it"
+                ) from error
+            except ValueError as error:
+                raise _GeoJsonError(str(error)) from error
+            # A number may go on beyond what was read so far.
+            if end < len(self._text) or not self._more():
+                self._at = end
+                return value
+
+    def _more(self) -> bool:
+        """Read on, at least as much again as is waiting; False at the end of the file."""
+        if self._ended:
+            return False
+        waiting = self._text[self._at :]
+        read = self._stream.read(max(_READ_SIZE, len(waiting)))
+        self._ended = not read
+        self._text, self._at = waiting + read, 0
+        return not self._ended
+
+    def _rest(self) -> str:
+        rest = self._text[self._at : self._at + 20]
+        return repr(rest) if rest else "the end of the file"
+
+
+def _open_text(path: Path) -> TextIO:
+    with path.open("rb") as stream:
+        zipped = stream.read(2) == b"\x1f\x8b"
+    if zipped:
+        return gzip.open(path, "rt", encoding="utf-8")
+    return path.open(encoding="utf-8")
+
+
+def _values(scanner: _Scanner) -> Iterator[Any]:
+    """Yield the features or geometries of a file, as JSON."""
+    first = scanner.peek()
+    if first == "[":
+        yield from _array(scanner)
+    elif first == "{":
+        others = {}
+        streamed = False
+        for key in _keys(scanner):
+            if key == "features" and scanner.peek() == "[":
+                streamed = True
+                yield from _array(scanner)
+            else:
+                others[key] = scanner.value()
+        if not streamed:
+            yield others
+    else:
+        raise _GeoJsonError("the file holds neither a JSON object nor an array")
+    if scanner.peek():
+        raise _GeoJsonError("something follows after the end of the JSON")
+
+
+def _array(scanner: _Scanner) -> Iterator[Any]:
+    scanner.take("[")
+    if scanner.peek() != "]":
+        yield scanner.value()
+        while scanner.peek() == ",":
+            scanner.take(",")
+            yield scanner.value()
+    scanner.take("]")
+
+
+def _keys(scanner: _Scanner) -> Iterator[str]:
+    """Yield the keys of an object; the caller takes each value."""
+    scanner.take("{")
+    if scanner.peek() != "}":
+        while True:
+            key = scanner.value()
+            if not isinstance(key, str):
+                raise _GeoJsonError(f"expected a key, found {key!r}")
+            scanner.take(":")
+            yield key
+            if scanner.peek() != ",":
+                break
+            scanner.take(",")
+    scanner.take("}")
+
+
+def _objects(value: Any) -> Iterator[GeoJsonObject]:
+    if not isinstance(value, dict):
+        raise _GeoJsonError(f"expected a feature, found {str(value)[:40]!r}")
+    if value.get("type") != "Feature":
+        geometry, z, t = _geometry(value)
+        yield GeoJsonObject("annotation", geometry, z=z, t=t)
+        return
+    properties = value.get("properties") or {}
+    if not isinstance(properties, dict):
+        raise _GeoJsonError(f"properties must be an object, not {str(properties)[:40]!r}")
+    geometry, z, t = _geometry(value.get("geometry"))
+    yield GeoJsonObject(
+        kind=_kind(value, properties),
+        geometry=geometry,
+        id=_uuid(value.get("id")),
+        name=None if properties.get("name") is None else str(properties["name"]),
+        path_class=_path_class(properties.get("classification")),
+        locked=properties.get("isLocked") is True,
+        measurements=_measurements(properties.get("measurements")),
+        z=z,
+        t=t,
+    )
+    children = properties.get("childObjects", properties.get("children"))
+    if isinstance(children, list):
+        for child in children:
+            yield from _objects(child)
+
+
+def _kind(feature: dict[str, Any], properties: dict[str, Any]) -> str:
+    # QuPath 0.2 kept the type in the id. QuPath makes annotations of what it does not know.
+    legacy = str(feature.get("id"))
+    if legacy.endswith("Object") and legacy in _KINDS:
+        return _KINDS[legacy]
+    for key in ("objectType", "object_type", "type"):
+        if key in properties:
+            return _KINDS.get(str(properties[key]), "annotation")
+    return "annotation"
+
+
+def _uuid(value: Any) -> UUID | None:
+    try:
+        return UUID(value)
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def _geometry(value: Any) -> tuple[shapely.Geometry, int, int]:
+    if not isinstance(value, dict) or not isinstance(value.get("type"), str):
+        raise _GeoJsonError("it has no geometry")
+    try:
+        geometry = shapely.force_2d(shapely.geometry.shape(value))
+        plane = value.get("plane") or {}
+        z, t = int(plane.get("z", 0)), int(plane.get("t", 0))
+    except (
+        shapely.errors.ShapelyError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+    ) as error:
+        raise _GeoJsonError(f"its {value['type']} is not a geometry ({error})") from error
+    if shapely.is_empty(geometry):
+        raise _GeoJsonError(f"its {value['type']} is empty")
+    if not np.isfinite(shapely.get_coordinates(geometry)).all():
+        raise _GeoJsonError(f"its {value['type']} has a coordinate that is not a number")
+    return geometry, z, t
+
+
+def _path_class(value: Any) -> PathClass | None:
+    """Read a class as any version wrote it: text, name(s) with colour, or with a parent class."""
+    if value is None or value == {}:
+        return None
+    if isinstance(value, str):
+        return PathClass(value)
+    if not isinstance(value, dict):
+        raise _GeoJsonError(f"classification must be a name or an object, not {value!r}")
+    names = value.get("names")
+    name = ": ".join(map(str, names)) if isinstance(names, list) else value.get("name")
+    if name is None:
+        return None
+    parent = _path_class(value.get("parentClass"))
+    color = value.get("colorRGB")
+    rgb = value.get("color")
+    try:
+        if color is None and isinstance(rgb, list) and len(rgb) in (3, 4):
+            alpha = rgb[3] if len(rgb) == 4 else 255
+            color = int.from_bytes(bytes([alpha, *rgb[:3]]), "big", signed=True)
+        color = None if color is None else int(color)
+    except (TypeError, ValueError) as error:
+        raise _GeoJsonError(f"its class has the colour {color or rgb!r}") from error
+    return PathClass(f"{parent.name}: {name}" if parent else str(name), color)
+
+
+def _measurements(value: Any) -> dict[str, float]:
+    """Read measurements as any version wrote them: a map, or a list of names and values."""
+    try:
+        if isinstance(value, dict):
+            return {name: float(number) for name, number in value.items()}
+        if isinstance(value, list):
+            return {str(entry["name"]): float(entry["value"]) for entry in value}
+    except (TypeError, ValueError, KeyError) as error:
+        raise _GeoJsonError(f"its measurements are not numbers ({error})") from error
+    return {}

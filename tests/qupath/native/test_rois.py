@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qpnuclei.errors import FormatError
+from qpnuclei.qupath.native import java_classes as jc
+from qpnuclei.qupath.native.java_stream import JavaArray
+from qpnuclei.qupath.native.rois import ellipses, make_roi, polygons, read_rois
+from qpnuclei.qupath.native.sources import Single
+
+
+def read(roi):
+    rois = read_rois(roi, Single())
+    return rois.roi_type, rois.geometries[0], rois.centroids[0]
+
+
+def test_polygon_vertices_are_not_repeated_in_the_file():
+    square = shapely.box(1, 2, 4, 6)
+    roi = make_roi(jc.Catalog(), square)
+    x = jc.array_values(jc.array_field(roi, "x", jc.FLOAT_ARRAY))
+    assert len(x) == 4
+    kind, geometry, centroid = read(roi)
+    assert kind == "PolygonROI"
+    assert geometry.equals_exact(square)
+    assert centroid.tolist() == [2.5, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("geometry", "kind"),
+    [
+        (shapely.box(0, 0, 9, 9) - shapely.box(3, 3, 6, 6), "GeometryROI"),
+        (shapely.box(0, 0, 1, 1) | shapely.box(5, 5, 6, 6), "GeometryROI"),
+        (shapely.LineString([(0, 0), (3, 4), (3, 8)]), "PolylineROI"),
+        (shapely.MultiPoint([(0, 0), (3, 4)]), "PointsROI"),
+    ],
+)
+def test_other_rois_round_trip(geometry, kind):
+    found_kind, found, _ = read(make_roi(jc.Catalog(), geometry))
+    assert found_kind == kind
+    assert found.equals_exact(geometry)
+
+
+def test_point_becomes_points():
+    assert read(make_roi(jc.Catalog(), shapely.Point(1, 2)))[1].equals(shapely.MultiPoint([(1, 2)]))
+
+
+@pytest.mark.parametrize("geometry", [shapely.Polygon(), shapely.GeometryCollection()])
+def test_empty_makes_no_roi(geometry):
+    with pytest.raises(ValueError, match="empty"):
+        make_roi(jc.Catalog(), geometry)
+
+
+def test_polygons_of_few_vertices_are_degenerate_not_wrong():
+    # 0, 1, 2 and 3 vertices, and a triangle that repeats its first vertex (QuPath 0.2, 0.3).
+    xy = np.array([(1, 1), (1, 1), (2, 2), *[(0, 0), (1, 0), (0, 1)] * 2, (0, 0)], np.float32)
+    made = polygons(xy, np.array([0, 0, 1, 3, 6, 10]))
+    assert made[0].is_empty
+    assert [p.area for p in made] == [0, 0, 0, 0.5, 0.5]
+    assert made[3].equals_exact(made[4])
+
+
+def test_ellipse_is_the_polygon_of_qupath():
+    # JTS: 100 vertices from angle 0, on a grid of 0.01 px.
+    (ellipse,) = ellipses(*(np.array([v], float) for v in (10, 20, 30, 26)))
+    points = shapely.get_coordinates(ellipse)
+    assert len(points) == 101
+    assert points[0].tolist() == [30, 23]
+    assert points[25].tolist() == [20, 26]
+    np.testing.assert_allclose(points[1], [20 + 10 * np.cos(0.02 * np.pi), 23.19], atol=0.005)
+    np.testing.assert_array_equal(points, np.round(points, 2))
+
+
+def test_x_and_y_of_different_lengths():
+    catalog = jc.Catalog()
+    roi = catalog.make(jc.POLYGON, {"x": catalog.floats([1, 2, 3]), "y": catalog.floats([1, 2])})
+    with pytest.raises(FormatError, match="x and y have different lengths"):
+        read(roi)
+
+
+def test_broken_well_known_binary():
+    catalog = jc.Catalog()
+    wkb = JavaArray(catalog.desc(jc.BYTE_ARRAY), b"\0\0\0\0\3\xff\xff\xff\xff", None)
+    with pytest.raises(FormatError, match="well-known binary"):
+        read(catalog.make(jc.GEOMETRY, {"wkb": wkb}))
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(-1e5, 1e5, width=32), st.floats(-1e5, 1e5, width=32)),
+        min_size=3,
+        max_size=9,
+        unique=True,
+    )
+)
+def test_any_ring_keeps_its_vertices(vertices):
+    polygon = shapely.Polygon(vertices)
+    kind, found, _ = read(make_roi(jc.Catalog(), polygon))
+    assert kind == "PolygonROI"
+    np.testing.assert_array_equal(shapely.get_coordinates(found), shapely.get_coordinates(polygon))

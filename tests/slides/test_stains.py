@@ -1,0 +1,192 @@
+"""Stains against QuPath's own values, made-up mixtures and scikit-image."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.color
+from PIL import Image
+
+from qpnuclei.qupath.model import DEFAULT_HE, Stains
+from qpnuclei.slides.stains import (
+    estimate_macenko,
+    optical_density,
+    reinhard_statistics,
+    reinhard_transfer,
+    separate,
+    stain_matrix,
+)
+
+QUPATH = Path(__file__).resolve().parents[2] / "../shared/data/qupath-measurements"
+
+
+def test_optical_density_by_hand():
+    rgb = np.array([[255, 0, 51], [254, 128, 1]], np.uint8)
+    expected = [[0, np.log10(255), np.log10(5)], [np.log10(255 / 254), 0.29933, np.log10(255)]]
+    density = optical_density(rgb)
+    assert density.dtype == np.float32
+    np.testing.assert_allclose(density, expected, rtol=1e-4)
+
+
+def test_brighter_than_the_background_is_no_negative_density():
+    assert (optical_density(np.full((1, 3), 250, np.uint8), (243, 240, 246)) == 0).all()
+
+
+def test_stain_matrix_is_of_unit_vectors_with_their_cross_product():
+    matrix = stain_matrix(Stains("x", ("A", "B"), ((2, 0, 0), (0, 0, 3))))
+    np.testing.assert_allclose(matrix, [[1, 0, 0], [0, 0, 1], [0, -1, 0]], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        (((0, 0, 0), (1, 0, 0)), "'A' in 'x' has no length"),
+        (((1, 2, 3), (2, 4, 6)), "parallel"),
+        (((1, 0, 0), (0, 1, 0), (1, 1, 0)), "in one plane"),
+    ],
+)
+def test_impossible_stains_are_named(vectors, message):
+    with pytest.raises(ValueError, match=message):
+        stain_matrix(Stains("x", ("A", "B", "C")[: len(vectors)], vectors))
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not QUPATH.exists(), reason="the development data is not beside the checkout")
+@pytest.mark.parametrize("name", ["default_HE", "custom_HE_243", "custom_HE_243_240_246"])
+def test_stains_equal_qupath(name):
+    oracle = json.loads((QUPATH / "expected.json").read_text())
+    rgb = np.asarray(Image.open(QUPATH / "image.png").convert("RGB"))
+    stated = oracle["stains"][name]
+    stains = Stains(
+        name,
+        tuple(v["name"] for v in stated["vectors"][:2]),
+        tuple(tuple(v["rgb"]) for v in stated["vectors"][:2]),
+        tuple(stated["background"]),
+    )
+    np.testing.assert_allclose(
+        np.linalg.inv(stain_matrix(stains)), stated["inverse"], rtol=1e-5, atol=1e-6
+    )
+    image = separate(rgb, stains)
+    checked = 0
+    for item in oracle["measured"].values():
+        values = np.concatenate(
+            [image[y, x0:x1] for y, x0, x1 in item["pixels"]["runs_y_x0_x1"]] or [[]]
+        )
+        expected = item[f"intensity {name} ds1"]
+        if len(values) == 0 or "Hematoxylin: Mean" not in expected:  # cells: by compartment
+            continue
+        for channel, stain in enumerate(("Hematoxylin", "Eosin")):
+            found = values[:, channel].astype(np.float64)
+            for key, value in (
+                ("Mean", found.mean()),
+                ("Min", found.min()),
+                ("Max", found.max()),
+                ("Median", np.median(found)),
+            ):
+                assert value == pytest.approx(expected[f"{stain}: {key}"], rel=1e-5, abs=1e-6)
+                checked += 1
+    assert checked > 400
+
+
+def test_default_stains_agree_with_scikit_image():
+    """Another library: it gives density in units of a millionth's, without negatives."""
+    rgb = np.random.default_rng(1).integers(1, 256, (50, 3)).astype(np.uint8)
+    theirs = 6 * skimage.color.separate_stains(rgb, np.linalg.inv(stain_matrix(DEFAULT_HE)))
+    np.testing.assert_allclose(np.maximum(separate(rgb, n_stains=3), 0), theirs, atol=2e-5)
+
+
+def mixture(stains, n=20_000, seed=0, noise=0.0):
+    """Pixels with known amounts of two stains, some of them with one stain alone."""
+    rng = np.random.default_rng(seed)
+    amounts = rng.gamma(2.0, 0.25, (n, 2))
+    amounts[: n // 4, 0] *= 0.02
+    amounts[n // 4 : n // 2, 1] *= 0.02
+    density = amounts @ stain_matrix(stains)[:2]
+    rgb = 255 * 10**-density + rng.normal(0, noise, (n, 3))
+    return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
+
+
+def angle(a, b):
+    a, b = np.asarray(a), np.asarray(b)
+    return np.degrees(np.arccos(a @ b / np.linalg.norm(a) / np.linalg.norm(b)))
+
+
+@pytest.mark.parametrize("noise", [0.0, 2.0])
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        DEFAULT_HE.vectors,
+        ((0.5126, 0.7601, 0.3994), (0.1821, 0.8311, 0.5254)),
+        ((0.74, 0.60, 0.30), (0.10, 0.90, 0.42)),
+    ],
+)
+def test_macenko_finds_the_stains_of_a_mixture(vectors, noise):
+    truth = Stains("truth", ("Hematoxylin", "Eosin"), vectors)
+    found = estimate_macenko(mixture(truth, noise=noise))
+    # Pure pixels are few among many mixtures, and 1 % at each end is taken for outliers.
+    assert angle(found.vectors[0], vectors[0]) < 4
+    assert angle(found.vectors[1], vectors[1]) < 4
+    assert found.vectors[0][0] > found.vectors[1][0]  # haematoxylin first
+    np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), 1)
+
+
+def test_macenko_falls_back_by_name_where_nothing_can_be_told():
+    blank = np.full((50, 50, 3), 243, np.uint8)
+    one_stain = mixture(DEFAULT_HE) * 0 + np.array([150, 90, 160], np.uint8)
+    for sample in (blank, one_stain):
+        found = estimate_macenko(sample, background=(243.0, 243.0, 243.0))
+        assert found.name == "H&E default"
+        assert found.vectors == DEFAULT_HE.vectors
+        assert found.background == (243.0, 243.0, 243.0)
+
+
+def colours(n=4000, seed=0):
+    return np.random.default_rng(seed).integers(30, 250, (n, 3)).astype(np.uint8)
+
+
+def test_reinhard_statistics_equal_scikit_image():
+    rgb = colours()
+    found = reinhard_statistics(rgb)
+    brightness = np.percentile(rgb, 90)
+    assert found.brightness == pytest.approx(brightness)
+    standard = np.rint(np.minimum(rgb * (255 / brightness), 255)) / 255
+    lab = skimage.color.rgb2lab(standard)
+    np.testing.assert_allclose(found.mean, lab.mean(axis=0), atol=0.02)
+    np.testing.assert_allclose(found.std, lab.std(axis=0), atol=0.02)
+
+
+def test_transfer_to_itself_changes_nothing():
+    rgb = colours()
+    rgb[:1000] = 255  # so that the brightness is 255 already
+    own = reinhard_statistics(rgb)
+    assert own.brightness == 255
+    same = reinhard_transfer(rgb, own, own.mean, own.std)
+    assert np.abs(same.astype(int) - rgb).max() <= 1
+
+
+def test_transfer_brings_the_statistics_of_the_target():
+    rng = np.random.default_rng(2)
+    source = np.clip(rng.normal((150, 90, 170), 12, (5000, 3)), 0, 255).astype(np.uint8)
+    target_mean, target_std = (62.0, 30.0, -18.0), (7.0, 4.0, 3.0)
+    moved = reinhard_transfer(source, reinhard_statistics(source), target_mean, target_std)
+    lab = skimage.color.rgb2lab(moved)
+    np.testing.assert_allclose(lab.mean(axis=0), target_mean, atol=0.3)
+    np.testing.assert_allclose(lab.std(axis=0), target_std, atol=0.3)
+
+
+def test_pixels_do_not_depend_on_their_tile():
+    rgb = np.random.default_rng(5).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    source = reinhard_statistics(rgb)
+    whole = reinhard_transfer(rgb, source, (60, 20, -10), (15, 8, 6))
+    stains = separate(rgb)
+    for part in (np.s_[3:10, 5:40], np.s_[:, 7:8], np.s_[20:21, 1:64]):
+        np.testing.assert_array_equal(
+            reinhard_transfer(rgb[part], source, (60, 20, -10), (15, 8, 6)), whole[part]
+        )
+        np.testing.assert_array_equal(separate(rgb[part]), stains[part])
+
+
+def test_no_pixels_have_no_colour():
+    with pytest.raises(ValueError, match="no pixels"):
+        reinhard_statistics(np.empty((0, 3), np.uint8))
