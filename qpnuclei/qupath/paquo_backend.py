@@ -541,10 +541,8 @@ def _geometries(objects: JavaObject) -> npt.NDArray[Any]:
 def _from_vertices(rois: JavaObject, roi_type: str) -> npt.NDArray[Any]:
     """Make geometries of the vertices as QuPath stores them, be they valid or not."""
     to_points = method(_ROI, "getAllPoints", "java.util.List")
-    points = _jvm.flat_map_list(rois, to_points)
-    coordinates = np.stack(
-        [_jvm.doubles(points, method(_POINT, f"get{axis}", "double")) for axis in "XY"], axis=1
-    )
+    axes = [method(_POINT, f"get{axis}", "double") for axis in "XY"]
+    coordinates = np.stack([_jvm.flat_doubles(rois, to_points, axis) for axis in axes], axis=1)
     counts = _jvm.ints(rois, pipe(to_points, method("java.util.List", "size", "int")))
     offsets = np.concatenate([[0], np.cumsum(counts)])
     if roi_type == "PolygonROI":
@@ -580,6 +578,7 @@ def _apply(edit: Edit, hierarchy: JavaObject) -> None:
     root = hierarchy.getRootObject()
     if edit.remove:
         _remove(edit.remove, objects, hierarchy)
+    _check_new(edit, hierarchy)
     for group in edit.add:
         if group.parent is not None and not 0 <= group.parent < annotations.size():
             raise UsageError(f"the image has no annotation number {group.parent}")
@@ -588,6 +587,17 @@ def _apply(edit: Edit, hierarchy: JavaObject) -> None:
     for new in edit.annotations:
         root.addChildObject(_new_annotation(new))
     hierarchy.fireHierarchyChangedEvent(root)
+
+
+def _check_new(edit: Edit, hierarchy: JavaObject) -> None:
+    """Raise UsageError if what an edit adds has a UUID twice, or one that is taken."""
+    new = [str(own_id) for group in edit.add for own_id in group.ids]
+    new += [str(annotation.id) for annotation in edit.annotations]
+    if len(set(new)) < len(new):
+        raise UsageError("two new objects have the same UUID")
+    taken = set(new).intersection(_ids(_flat(hierarchy))) if new else set()
+    if taken:
+        raise UsageError(f"the image already has an object {min(taken)}")
 
 
 def _plane_of(parent: JavaObject) -> JavaObject:

@@ -303,6 +303,7 @@ def test_a_file_that_changed_since_it_was_read(backend: str, project_file: Path)
         (Edit(remove=frozenset([uuid.UUID(int=5)])), "not written by qpnuclei"),
         (Edit(remove=frozenset(ids(1))), "no detection"),
         (Edit(add=[DetectionGroup(99, squares(1), ids(1), NUCLEUS)]), "no annotation number 99"),
+        (Edit(add=[DetectionGroup(0, squares(2), ids(1) * 2, NUCLEUS)]), "the same UUID"),
     ],
 )
 def test_edits_that_contradict_the_image(
@@ -317,6 +318,17 @@ def test_edits_that_contradict_the_image(
     groups = [DetectionGroup(None, squares(1), ids(1), NUCLEUS)]
     image.write(Edit(add=groups), image.read().fingerprint)  # nothing of the failed edit is left
     assert sum(map(is_ours, image.read().detections.ids)) == 1
+
+
+def test_a_uuid_that_is_taken(backend: str, project_file: Path) -> None:
+    image = open_project(project_file, backend).images[0]
+    groups = [DetectionGroup(0, squares(2), ids(2), NUCLEUS)]
+    image.write(Edit(add=groups), image.read().fingerprint)
+    with pytest.raises(UsageError, match="already has an object"):
+        image.write(Edit(add=groups), image.read().fingerprint)
+    replaced = Edit(remove=frozenset(ids(2)), add=groups)
+    image.write(replaced, image.read().fingerprint)
+    assert sum(map(is_ours, image.read().detections.ids)) == 2
 
 
 @pytest.mark.parametrize("length", [0, 3, 200, 4000, -1])
