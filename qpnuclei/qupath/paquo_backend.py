@@ -17,7 +17,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -49,6 +49,7 @@ from qpnuclei.qupath._jvm import (
     pipe,
     static,
 )
+from qpnuclei.qupath.backups import drop_old_backups, keep_backup
 from qpnuclei.qupath.model import (
     Annotation,
     DetectionGroup,
@@ -316,12 +317,15 @@ class PaquoImage:
             expected = _Content.of(hierarchy)
         with _kept_on_failure(self.data_file):
             self._check_unchanged(fingerprint)
+            keep_backup(self.data_file)
             with _jvm.quiet(), _java_errors(SaveError, f"{self.data_file}: cannot be saved"):
                 self._entry.saveImageData(data)
             self._verify(expected)
             classes = [group.path_class for group in edit.add]
             classes += [new.path_class for new in edit.annotations if new.path_class is not None]
             self._project.add_classes(classes)
+        with suppress(OSError):
+            drop_old_backups(self.data_file)
         self._project.keep(_Loaded(self, _fingerprint(self.data_file), hierarchy, data))
 
     def _verify(self, expected: _Content) -> None:

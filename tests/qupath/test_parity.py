@@ -20,6 +20,7 @@ import shapely
 from qpnuclei.errors import ConflictError, FormatError, NotFoundError, SaveError, UsageError
 from qpnuclei.nuclei import NucleiTable
 from qpnuclei.qupath.backend import choose_backend, find_qupath, open_project
+from qpnuclei.qupath.backups import BACKUP_FOLDER
 from qpnuclei.qupath.model import (
     Annotation,
     DetectionGroup,
@@ -262,6 +263,16 @@ def test_the_summary_counts_the_new_detections(backend: str, project_file: Path)
     image.write(Edit(add=groups), image.read().fingerprint)
     after = json.loads(summary.read_text())["hierarchy"]["objectTypeCounts"]["Detections"]
     assert after == counted + 3
+
+
+def test_what_was_replaced_is_kept(backend: str, project_file: Path) -> None:
+    project = open_project(project_file, backend)
+    content = data_file(project).read_bytes()
+    image = project.images[0]
+    groups = [DetectionGroup(None, squares(3), ids(3), NUCLEUS)]
+    image.write(Edit(add=groups), image.read().fingerprint)
+    (kept,) = (data_file(project).parent / BACKUP_FOLDER).iterdir()
+    assert kept.read_bytes() == content
 
 
 def test_the_project_file_is_not_touched(backend: str, project_file: Path) -> None:
