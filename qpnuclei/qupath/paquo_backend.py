@@ -17,7 +17,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -49,6 +49,7 @@ from qpnuclei.qupath._jvm import (
     pipe,
     static,
 )
+from qpnuclei.qupath.backups import drop_old_backups, keep_backup
 from qpnuclei.qupath.model import (
     Annotation,
     DetectionGroup,
@@ -316,12 +317,15 @@ class PaquoImage:
             expected = _Content.of(hierarchy)
         with _kept_on_failure(self.data_file):
             self._check_unchanged(fingerprint)
+            keep_backup(self.data_file)
             with _jvm.quiet(), _java_errors(SaveError, f"{self.data_file}: cannot be saved"):
                 self._entry.saveImageData(data)
             self._verify(expected)
             classes = [group.path_class for group in edit.add]
             classes += [new.path_class for new in edit.annotations if new.path_class is not None]
             self._project.add_classes(classes)
+        with suppress(OSError):
+            drop_old_backups(self.data_file)
         self._project.keep(_Loaded(self, _fingerprint(self.data_file), hierarchy, data))
 
     def _verify(self, expected: _Content) -> None:
@@ -541,10 +545,8 @@ def _geometries(objects: JavaObject) -> npt.NDArray[Any]:
 def _from_vertices(rois: JavaObject, roi_type: str) -> npt.NDArray[Any]:
     """Make geometries of the vertices as QuPath stores them, be they valid or not."""
     to_points = method(_ROI, "getAllPoints", "java.util.List")
-    points = _jvm.flat_map_list(rois, to_points)
-    coordinates = np.stack(
-        [_jvm.doubles(points, method(_POINT, f"get{axis}", "double")) for axis in "XY"], axis=1
-    )
+    axes = [method(_POINT, f"get{axis}", "double") for axis in "XY"]
+    coordinates = np.stack([_jvm.flat_doubles(rois, to_points, axis) for axis in axes], axis=1)
     counts = _jvm.ints(rois, pipe(to_points, method("java.util.List", "size", "int")))
     offsets = np.concatenate([[0], np.cumsum(counts)])
     if roi_type == "PolygonROI":
@@ -580,6 +582,7 @@ def _apply(edit: Edit, hierarchy: JavaObject) -> None:
     root = hierarchy.getRootObject()
     if edit.remove:
         _remove(edit.remove, objects, hierarchy)
+    _check_new(edit, hierarchy)
     for group in edit.add:
         if group.parent is not None and not 0 <= group.parent < annotations.size():
             raise UsageError(f"the image has no annotation number {group.parent}")
@@ -588,6 +591,17 @@ def _apply(edit: Edit, hierarchy: JavaObject) -> None:
     for new in edit.annotations:
         root.addChildObject(_new_annotation(new))
     hierarchy.fireHierarchyChangedEvent(root)
+
+
+def _check_new(edit: Edit, hierarchy: JavaObject) -> None:
+    """Raise UsageError if what an edit adds has a UUID twice, or one that is taken."""
+    new = [str(own_id) for group in edit.add for own_id in group.ids]
+    new += [str(annotation.id) for annotation in edit.annotations]
+    if len(set(new)) < len(new):
+        raise UsageError("two new objects have the same UUID")
+    taken = set(new).intersection(_ids(_flat(hierarchy))) if new else set()
+    if taken:
+        raise UsageError(f"the image already has an object {min(taken)}")
 
 
 def _plane_of(parent: JavaObject) -> JavaObject:

@@ -106,7 +106,8 @@ def _read_rois(node: JavaObject, source: Source) -> Rois:
     geometries = np.asarray(geometries, dtype=object)
     if centroids is None:
         points = shapely.centroid(geometries)
-        centroids = np.stack([shapely.get_x(points), shapely.get_y(points)], axis=1)
+        centroids = np.full((len(points), 2), np.nan)
+        centroids[~shapely.is_empty(points)] = shapely.get_coordinates(points)
     return Rois(roi_type, geometries, centroids, fields["z"], fields["t"])
 
 
@@ -239,7 +240,8 @@ def _vertices(node: JavaObject, source: Source) -> tuple[npt.NDArray[np.float32]
 def _each(make: Any, xy: npt.NDArray[np.float32], offsets: IntArray) -> npt.NDArray[Any]:
     result = np.empty(len(offsets) - 1, dtype=object)
     for i in range(len(result)):
-        result[i] = make(xy[offsets[i] : offsets[i + 1]].astype(float))
+        vertices = xy[offsets[i] : offsets[i + 1]].astype(float)
+        result[i] = make(vertices[np.isfinite(vertices).all(axis=1)])
     return result
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from qpnuclei.errors import ConflictError, FormatError, NotFoundError, SaveError, UsageError
 from qpnuclei.nuclei import NucleiTable
+from qpnuclei.qupath.backups import BACKUP_COUNT, BACKUP_FOLDER
 from qpnuclei.qupath.model import (
     DetectionGroup,
     Edit,
@@ -26,7 +27,6 @@ from qpnuclei.qupath.model import (
     nucleus_id,
 )
 from qpnuclei.qupath.native import open_project
-from qpnuclei.qupath.native.project import BACKUP_COUNT, BACKUP_FOLDER
 
 from .samples import SAMPLES, SHARED, VERSIONS, copy_project, dump
 
