@@ -115,7 +115,7 @@ def read_project(path: Path) -> Json:
     images = project.get("images")
     if not isinstance(images, list) or ("version" not in project and "lastID" not in project):
         raise FormatError(
-            f"{path}: not a project of QuPath 0.2 or later: it lacks a list of images or a version",
+            f"{path}: not a project of QuPath 0.2 or later: no list of images, or no version",
             "name the .qpproj file that QuPath wrote, or its folder",
         )
     seen: set[str] = set()
