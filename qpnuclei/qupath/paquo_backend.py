@@ -49,7 +49,6 @@ from qpnuclei.qupath._jvm import (
     pipe,
     static,
 )
-from qpnuclei.qupath.backups import drop_old_backups, keep_backup
 from qpnuclei.qupath.model import (
     Annotation,
     DetectionGroup,
@@ -64,6 +63,7 @@ from qpnuclei.qupath.model import (
     is_ours,
 )
 from qpnuclei.qupath.native import project_file
+from qpnuclei.qupath.native.backups import drop_old_backups, keep_backup
 from qpnuclei.qupath.native.files import Transaction
 from qpnuclei.qupath.native.rois import polygons
 from qpnuclei.qupath.uris import file_uri, find_image, parse_file_uri
