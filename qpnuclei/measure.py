@@ -221,9 +221,13 @@ def _sizes(polygons: npt.NDArray[Any]) -> FloatArray:
 
 def _rectangles(polygons: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Tell which polygons have four corners and sides along x and y."""
-    four = shapely.get_num_coordinates(polygons) == 5
-    filled: npt.NDArray[np.bool_] = four & (shapely.area(polygons) == _sizes(polygons).prod(axis=1))
-    return filled
+    found = shapely.get_num_coordinates(polygons) == 5
+    boxes = shapely.bounds(polygons[found]).reshape(-1, 1, 2, 2)
+    points = shapely.get_coordinates(polygons[found]).reshape(-1, 5, 2)
+    at_corners = (points == boxes[:, :, 0]) | (points == boxes[:, :, 1])
+    found[found] = at_corners.all(axis=(1, 2)) & (shapely.area(polygons[found]) > 0)
+    rectangles: npt.NDArray[np.bool_] = found
+    return rectangles
 
 
 def intensity_measurements(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from qpnuclei.errors import SaveError, UsageError
 from qpnuclei.export import CountedImage, count_objects, count_project, write_table
+from qpnuclei.qupath.backend import open_project
 from qpnuclei.qupath.model import (
     Annotation,
     Detections,
@@ -271,3 +272,14 @@ def test_images_of_a_project():
     assert [(row["project"], row["nuclei"]) for row in rows] == [("Study 1/project.qpproj", 1)] * 2
     with pytest.raises(UsageError, match=r"'Stroma'.*there are: Tumor"):
         count_project(project, [Entry()], roi_classes=["Tumor", "Stroma"])
+
+
+@pytest.mark.parametrize("version", ["0.2.3", "0.3.2", "0.4.4", "0.5.1", "0.6.0", "0.7.0"])
+def test_counts_in_a_project_of_each_qupath_version(version):
+    samples = Path(__file__).parent / "data" / "qupath-samples"
+    project = open_project(samples / version / "project", "native")
+    rows = count_project(project, project.images)
+    # As QuPath nests them: five detections in the annotation "nested", which lies in "polygon".
+    found = {row["annotation"]: row["Num Detections"] for row in rows if row["Num Detections"]}
+    assert found == {"nested": 5, "polygon": 5, None: 1}
+    assert nuclei(count_project(project, project.images, "image")) == [3, 50, 0]

@@ -166,6 +166,18 @@ def test_pixels_inside_as_qupath_has_them(feature):
     np.testing.assert_array_equal(rasterise(outline(feature), (512, 512)), expected)
 
 
+def test_a_rectangle_of_four_corners_covers_whole_pixels_as_qupaths_rectangle_roi():
+    # From floor(x), ceil(width) columns: 3 x 2 pixels, though only two centres are inside.
+    corners = [(10.7, 5.9), (12.9, 5.9), (12.9, 7.3), (10.7, 7.3)]
+    (rectangle,) = NucleiTable.from_polygons([shapely.Polygon(corners)]).polygons()
+    assert np.argwhere(rasterise(rectangle, (20, 20))).tolist() == [
+        [5, 10], [5, 11], [5, 12], [6, 10], [6, 11], [6, 12],
+    ]  # fmt: skip
+    # With one more vertex it is a polygon, which covers the pixels whose centres are inside.
+    (polygon,) = NucleiTable.from_polygons([shapely.Polygon([*corners, (10.7, 6.5)])]).polygons()
+    assert np.argwhere(rasterise(polygon, (20, 20))).tolist() == [[6, 11], [6, 12]]
+
+
 def test_ellipses_of_64_corners_are_close_to_what_qupath_makes_of_an_ellipse():
     features = json.loads((FOLDER / "objects.geojson").read_text("utf-8"))["features"]
     ellipses = [f for f in features if f not in FEATURES]

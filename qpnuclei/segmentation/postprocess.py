@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from skimage.morphology import disk
 from skimage.segmentation import watershed
 
@@ -70,7 +72,8 @@ def segment_instances(
     * Beyond the array is neither foreground nor background: no erosion eats into the foreground
       there, and no distance ends there. (Where there is no background at all, it is 1.)
     * A maximum must be one among the pixels of its own 4-connected component, so that a small
-      nucleus beside a large one is not lost. Adjacent maxima of equal height are one marker.
+      nucleus beside a large one is not lost. Adjacent maxima (there are such on a plateau) are one
+      marker.
     * The watershed floods through 4-neighbours. Of two pixels of equal height the upper, then the
       left one is flooded first.
     * With a centre map, heights are ``(1 - w) * distance + w * 2 * maxima_radius_px * centre``: a
@@ -92,12 +95,7 @@ def segment_instances(
         labels = np.ones(attention.shape, np.int32)
     else:
         heights = _heights(mask, parameters, centre)
-        markers = _markers(mask, heights, parameters.maxima_radius_px)
-        # One key per pixel that no other has: the flood's order, and with it the result, no
-        # longer depends on what else is in the queue.
-        order = np.arange(mask.size, dtype=np.float64).reshape(mask.shape)
-        order -= heights * np.float64(mask.size)
-        labels = watershed(order, markers, mask=mask.view(bool))  # type: ignore[no-untyped-call]
+        labels = _flood(mask, heights, parameters.maxima_radius_px)
         _fill_holes(labels)
     return _drop(labels, attention, parameters)
 
@@ -162,37 +160,59 @@ def _heights(
     return np.multiply(heights, mask, dtype=np.float32, casting="same_kind")
 
 
-def _markers(mask: MaskArray, heights: HeightArray, radius: int) -> npt.NDArray[np.int32]:
-    """Mark the maxima in a disk, each by its first pixel in row-major order, from 1 up."""
-    # 4-neighbours in the mask are of the same component: what is lower than one is no maximum.
-    cross = _disk(1)
-    candidates = np.flatnonzero((heights >= cv2.dilate(heights, cross)) & mask.view(bool))
+def _flood(mask: MaskArray, heights: HeightArray, radius: int) -> LabelArray:
+    """Run the watershed from the maxima in a disk, where a component has more than one."""
     _, components = cv2.connectedComponents(mask, connectivity=4)
-    rows, columns = np.unravel_index(candidates, mask.shape)
-    width = mask.shape[1] + 2 * radius
-    centres = (rows + radius) * width + columns + radius
-    padded_heights = np.pad(heights, radius).ravel()
-    padded_components = np.pad(components, radius).ravel()
-    window_y, window_x = np.nonzero(_disk(radius))
-    window = (window_y - radius) * width + window_x - radius
-    # The nearest first: they rule out most candidates, and the few that remain see the whole disk.
-    window = window[np.argsort(np.hypot(window_y - radius, window_x - radius), kind="stable")]
-    alive = np.arange(len(candidates))
-    for part in np.array_split(window, max(1, len(window) // 16)):
-        at = centres[alive, None] + part
-        beaten = (padded_heights[at] > heights.ravel()[candidates[alive], None]) & (
-            padded_components[at] == components.ravel()[candidates[alive], None]
-        )
-        alive = alive[~beaten.any(axis=1)]
-    peaks = candidates[alive]
-    is_peak = np.zeros(mask.shape, np.uint8)
-    is_peak.ravel()[peaks] = 1
-    _, plateaus = cv2.connectedComponents(is_peak, connectivity=8)
-    groups = np.stack([plateaus.ravel()[peaks], components.ravel()[peaks]])
-    _, first = np.unique(groups, axis=1, return_index=True)
+    peaks = _peaks(mask, heights, np.asarray(components, np.int32), radius)
+    of_peak = components.ravel()[peaks]
+    counts = np.bincount(of_peak, minlength=int(components.max()) + 1)
+    numbers = np.zeros(len(counts), np.int32)
+    numbers[of_peak] = np.arange(1, len(peaks) + 1)
+    labels: LabelArray = np.where(counts == 1, numbers, 0).astype(np.int32)[components]
     markers = np.zeros(mask.shape, np.int32)
-    markers.ravel()[peaks[np.sort(first)]] = np.arange(1, len(first) + 1)
-    return markers
+    markers.ravel()[peaks] = np.arange(1, len(peaks) + 1)
+    shared = (counts > 1)[components]
+    # One key per pixel that no other has: the flood's order, and with it the result, does not
+    # depend on what else is in the queue.
+    order = np.arange(mask.size, dtype=np.float64).reshape(mask.shape)
+    order -= heights * np.float64(mask.size)
+    labels += watershed(order, markers * shared, mask=shared)  # type: ignore[no-untyped-call]
+    return labels
+
+
+def _peaks(
+    mask: MaskArray, heights: HeightArray, labelled: npt.NDArray[np.int32], radius: int
+) -> npt.NDArray[np.int64]:
+    """Find the maxima in a disk within each component, as row-major indices in rising order.
+
+    Of adjacent ones, only the first is returned.
+    """
+    # 4-neighbours in the mask are of the same component: what is lower than one is no maximum.
+    candidates = np.flatnonzero((heights >= cv2.dilate(heights, _disk(1))) & mask.view(bool))
+    width = mask.shape[1] + 2 * radius
+    padded = np.pad(heights, radius).ravel()
+    components = np.pad(labelled, radius).ravel()
+    at = (candidates // mask.shape[1] + radius) * width + candidates % mask.shape[1] + radius
+    y, x = np.nonzero(_disk(radius)) - np.array(radius)
+    # The nearest first: they rule out most candidates, and the few that remain see the whole disk.
+    window = (y * width + x)[np.argsort(np.hypot(y, x), kind="stable")]
+    for part in np.array_split(window, max(1, len(window) // 16)):
+        seen = at[:, None] + part
+        own = components[seen] == components[at, None]
+        beaten = (own & (padded[seen] > padded[at, None])).any(axis=1)
+        at, candidates = at[~beaten], candidates[~beaten]
+    # Adjacent maxima of one component are one marker.
+    links = []
+    for step in (1, width - 1, width, width + 1):
+        beside = np.minimum(np.searchsorted(at, at + step), max(len(at) - 1, 0))
+        linked = (at[beside] == at + step) & (components[at[beside]] == components[at])
+        links.append(np.stack([np.flatnonzero(linked), beside[linked]]))
+    first, second = np.concatenate(links, axis=1)
+    graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(len(at), len(at)))
+    _, plateaus = connected_components(graph, directed=False)
+    _, first = np.unique(plateaus, return_index=True)
+    peaks: npt.NDArray[np.int64] = candidates[np.sort(first)]
+    return peaks
 
 
 def _fill_holes(labels: LabelArray) -> None:

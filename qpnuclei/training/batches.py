@@ -6,6 +6,7 @@ a run was interrupted, changes what the networks see.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -65,6 +66,8 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
             num_workers=workers,
             # Not forked: torch's threads, CUDA and a JVM do not survive a fork.
             multiprocessing_context="spawn" if workers else None,
+            # Ctrl-C reaches every process of a terminal: only the main one is to act on it.
+            worker_init_fn=_ignore_interrupt if workers else None,
             pin_memory=torch.cuda.is_available(),
         )
         yield from loader
@@ -73,6 +76,10 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         crop = random_crop(self._reader.read(tile), self._crop_px, rng)
         crop = random_flip_and_rotation(crop, rng)
         return jitter_stains(crop, self._hed_jitter, rng) if self._hed_jitter else crop
+
+
+def _ignore_interrupt(_worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def batch_rng(

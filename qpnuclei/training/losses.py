@@ -202,7 +202,8 @@ def training_losses(
         terms["scale equivariance"] = recipe.scale_equivariance_weight * equivariance_loss(
             half_size(attention[finest]), target
         )
-    with torch.no_grad():
+    # Optical densities and their quantiles want full precision, whatever the networks run in.
+    with torch.no_grad(), torch.autocast(rgb.device.type, enabled=False):
         haematoxylin = haematoxylin_density(rgb)
     if recipe.anchor_weight:
         terms["anchor"] = recipe.anchor_weight * anchor_loss(

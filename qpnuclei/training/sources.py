@@ -126,8 +126,8 @@ def find_sources(
             f"--mpp was given {len(mpp)} times for {len(paths)} sources",
             "give it once for all of them, or once for each",
         )
-    resolutions = list(mpp) if len(mpp) == len(paths) else [*mpp, None][:1] * len(paths)
-    for path, resolution in zip(paths, resolutions, strict=True):
+    for number, path in enumerate(paths):
+        resolution = mpp[number % len(mpp)] if mpp else None
         if path in projects:
             sources += _project_sources(path, resolution, roi, image_root)
         else:

@@ -31,14 +31,19 @@ from qpnuclei.evaluation.tuning import (
     summarise,
     tune_post_processing,
 )
-from qpnuclei.nn.checkpoint import library_versions, load_model, save_model, write_atomically
+from qpnuclei.files import write_atomically
+from qpnuclei.nn.checkpoint import (
+    library_versions,
+    load_model,
+    read_metadata,
+    save_model,
+)
 from qpnuclei.nn.metadata import ModelMetadata, PostProcessing
 from qpnuclei.nn.segmenter import Segmenter
 from qpnuclei.nn.student import StudentNet
 from qpnuclei.qupath.model import Stains
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.slides.stains import separate
-from qpnuclei.training.loop import TrainingResult, Watcher
 from qpnuclei.training.patches import SlideSample, sample_slides
 from qpnuclei.training.pseudo_labels import (
     PseudoLabels,
@@ -60,10 +65,11 @@ from qpnuclei.training.runs import (
 )
 from qpnuclei.training.sources import Source
 from qpnuclei.training.student_batches import Lesson
-from qpnuclei.training.student_fit import fit
+from qpnuclei.training.student_fit import fit, half_precision
 from qpnuclei.training.student_recipe import StudentRecipe, student_recipe
 from qpnuclei.training.synthesis import cut_nuclei, paste_nuclei, repaint_nuclei
 from qpnuclei.training.tiles import sources_digest
+from qpnuclei.training.watch import TrainingResult, Watcher
 
 RGB = npt.NDArray[np.uint8]
 FloatMap = npt.NDArray[np.float32]
@@ -116,8 +122,8 @@ def train_student(
         Two runs of one seed on one machine's CPU, with the same number of threads, are equal to
         the bit.
     validation : pathlib.Path, optional
-        Labelled images (see `read_validation`) that choose the round and, at the end, four
-        parameters of the post-processing; they teach nothing. Without them the model of the last
+        Labelled images (see `read_validation`) that choose the round, by AJI, and at the end the
+        post-processing; they teach nothing. Without them the model of the last
         round is kept.
     mpp : float, optional
         Resolution of the validation images, where their files do not know it.
@@ -198,13 +204,10 @@ class _Run:
             self._tune()
         model = self.folder / MODEL_FILE
         progress = self.progress
-        return TrainingResult(
-            model if model.is_file() else None,
-            progress.epoch,
-            progress.best_epoch,
-            progress.best_score,
-            stopped,
-        )
+        if not model.is_file():
+            return TrainingResult(None, progress.epoch, None, None, stopped)
+        dice = read_metadata(model).validation.get("mean", {}).get("ADC")
+        return TrainingResult(model, progress.epoch, progress.best_epoch, dice, stopped)
 
     def _round(self, votes: Sequence[Sequence[FloatMap]]) -> bool:
         """Do one round; False if asked to stop before its end: then nothing has changed."""
@@ -267,7 +270,9 @@ class _Run:
         score = None
         if self.labelled:
             segmenter = Segmenter(self.student, self._metadata(), self.device)
-            measured = summarise(attend(segmenter, self.labelled), STUDENT_INSTANCES)
+            with half_precision(self.device):
+                attended = attend(segmenter, self.labelled)
+            measured = summarise(attended, STUDENT_INSTANCES)
             score = measured["mean"]["AJI"]
             metrics |= {f"validation {key}": measured["mean"][key] for key in ("AJI", "ADC", "PQ")}
         kept = score is None or progress.best_score is None or score > progress.best_score
@@ -288,7 +293,6 @@ class _Run:
         attended = attend(Segmenter(network, metadata, self.device), self.labelled)
         parameters = tune_post_processing(attended, metadata.post_processing)
         measured = summarise(attended, parameters)
-        self.progress.best_score = measured["mean"]["AJI"]
         update = {"post_processing": parameters, "validation": measured}
         save_model(path, network.cpu(), metadata.model_copy(update=update))
 
@@ -378,7 +382,8 @@ def labels_from_teacher(
         See `haematoxylin_votes`; mixed in, so that no round forgets where the stain is.
     recipe : StudentRecipe
     """
-    attention, centre = teacher.attend_image(rgb)
+    with half_precision(teacher.device):
+        attention, centre = teacher.attend_image(rgb)
     probability = (1 - recipe.vote_share) * attention + recipe.vote_share * vote
     candidates = segment_instances(probability, STUDENT_INSTANCES, centre)
     return _trusted(candidates, probability, recipe, min_probability=recipe.min_probability)

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from qpnuclei.errors import TrainingError
 from qpnuclei.nn.metadata import ModelMetadata
 from qpnuclei.nn.student import StudentNet
-from qpnuclei.training.loop import Watcher
 from qpnuclei.training.student_batches import Lesson, random_batch
 from qpnuclei.training.student_recipe import StudentRecipe
+from qpnuclei.training.watch import Watcher
 
 #: Steps over which the learning rate rises from 0.
 _WARM_UP_STEPS = 50
@@ -60,6 +60,12 @@ def student_loss(
 def learning_rate_factor(step: int, steps: int) -> float:
     """Return the share of the learning rate at a step: a short rise, then half a cosine to 0."""
     return min(1.0, (step + 1) / _WARM_UP_STEPS) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+
+
+def half_precision(device: torch.device) -> torch.autocast:
+    """Return the context in which convolutions run in half precision, where that is faster."""
+    dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=device.type in ("cpu", "cuda"))
 
 
 def fit(
@@ -118,8 +124,7 @@ def fit(
     network.train()
     peak_rate = recipe.learning_rate if teacher is None else recipe.later_learning_rate
     optimiser = torch.optim.AdamW(network.parameters(), peak_rate, weight_decay=recipe.weight_decay)
-    steps = recipe.batches_per_round
-    low_precision = torch.float16 if device.type == "cuda" else torch.bfloat16
+    steps = recipe.batches_per_round if round_number > 1 else recipe.first_round_batches
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
     losses: list[float] = []
     for step in range(steps):
@@ -131,7 +136,7 @@ def fit(
             lessons, recipe.batch_size, recipe.crop_px, rng, INPUT_MEAN, INPUT_STD
         )
         images = images.to(device).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, low_precision, enabled=device.type in ("cpu", "cuda")):
+        with half_precision(device):
             logits = network(images)
         loss = student_loss(
             logits.float(),

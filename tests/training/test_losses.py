@@ -130,7 +130,7 @@ def test_rank_correlation_is_spearmans() -> None:
     assert found.item() == pytest.approx(expected, abs=1e-5)
 
 
-def losses_of(**settings: object) -> tuple[Losses, AttentionNet, nn.Module]:
+def losses_of(autocast: bool = False, **settings: object) -> tuple[Losses, AttentionNet, nn.Module]:
     """All losses of a tiny recipe on a batch of noise, three images per scale."""
     fields = {"name": "t", "origin": "paper", "width": 4, "stride": 1, "dilations": [1, 2]}
     recipe = attention_recipe(fields | settings)
@@ -141,7 +141,11 @@ def losses_of(**settings: object) -> tuple[Losses, AttentionNet, nn.Module]:
     rgb = torch.rand(6, 3, 40, 40)
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
     transform = TRANSFORMS["transpose"]
-    losses = training_losses(attention_net, activation, scale_net, rgb, labels, recipe, transform)
+    # bfloat16 on the CPU stands in for float16 on CUDA: the same operations are cast.
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        losses = training_losses(
+            attention_net, activation, scale_net, rgb, labels, recipe, transform
+        )
     return losses, attention_net, scale_net
 
 
@@ -200,3 +204,14 @@ def test_measures() -> None:
     assert 0 <= measures["scale accuracy"] <= 1
     assert measures["attention fraction"] == pytest.approx(0.25, abs=0.05)  # what eta asks for
     assert -1 <= measures["anchor agreement"] <= 1
+
+
+def test_mixed_precision_gives_the_same_losses_but_for_rounding() -> None:
+    everything = {"anchor_weight": 1, "scale_equivariance_weight": 1, "sigmoid_gain": 2.0}
+    exact, _, _ = losses_of(**everything)
+    mixed, attention_net, _ = losses_of(autocast=True, **everything)
+    for name, term in exact.terms.items():
+        assert mixed.terms[name].dtype == torch.float32
+        assert mixed.terms[name].item() == pytest.approx(term.item(), rel=0.1, abs=0.01), name
+    mixed.total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in attention_net.parameters())

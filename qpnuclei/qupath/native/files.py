@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,9 @@ from qpnuclei.errors import SaveError
 
 #: Temporary files of a save that was killed have this prefix; QuPath ignores them.
 TEMPORARY_PREFIX = ".qpnuclei-"
+
+#: After this time a temporary file is what a killed save left.
+LEFTOVER_AGE_S = 3600.0
 
 #: What writes a file's content, in pieces, to the function it is given.
 Writer = Callable[[Callable[[bytes], object]], object]
@@ -128,6 +132,14 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files of saves that were killed, old enough not to be in use."""
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > LEFTOVER_AGE_S:
+                path.unlink()
 
 
 def digest_of(data: bytes) -> str:

@@ -106,7 +106,8 @@ def read_project(path: Path) -> Json:
     images = project.get("images")
     if not isinstance(images, list) or ("version" not in project and "lastID" not in project):
         raise FormatError(
-            f"{path}: not a project of QuPath 0.2 or later: it has no list of images, or no version"
+            f"{path}: not a project of QuPath 0.2 or later: it lacks a list of images or a version",
+            "name the .qpproj file that QuPath wrote, or its folder",
         )
     seen: set[str] = set()
     for number, entry in enumerate(images, 1):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from qpnuclei.errors import ConflictError, FormatError, NotFoundError, SaveError, UsageError
 from qpnuclei.nuclei import NucleiTable
+from qpnuclei.qupath.backups import BACKUP_COUNT, BACKUP_FOLDER
 from qpnuclei.qupath.model import (
     DetectionGroup,
     Edit,
@@ -26,7 +27,6 @@ from qpnuclei.qupath.model import (
     nucleus_id,
 )
 from qpnuclei.qupath.native import open_project
-from qpnuclei.qupath.native.project import BACKUP_COUNT, BACKUP_FOLDER
 
 from .samples import SAMPLES, SHARED, VERSIONS, copy_project, dump
 
@@ -488,6 +488,17 @@ def test_a_file_that_changes_while_we_save_is_a_conflict(tmp_path, monkeypatch):
     with pytest.raises(ConflictError):
         image.write(Edit(add=[group(0)]), fingerprint)
     assert image.data_path.read_bytes() == theirs
+
+
+def test_leftovers_of_a_killed_save_are_removed_when_old(tmp_path):
+    image = open_project(copy_project("0.5.1", tmp_path)).images[0]
+    old, fresh = (image.folder / f".qpnuclei-{name}.tmp" for name in ("old", "fresh"))
+    old.touch()
+    fresh.touch()
+    os.utime(old, (time.time() - 7200,) * 2)
+    image.write(Edit(add=[group(0)]), image.read().fingerprint)
+    assert not old.exists()
+    assert fresh.exists()  # may belong to a save that goes on
 
 
 class Failing:
