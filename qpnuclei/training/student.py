@@ -37,7 +37,6 @@ from qpnuclei.nn.checkpoint import (
     load_model,
     read_metadata,
     save_model,
-    write_atomically,
 )
 from qpnuclei.nn.metadata import ModelMetadata, PostProcessing
 from qpnuclei.nn.segmenter import Segmenter
