@@ -8,6 +8,7 @@ from qpnuclei.qupath.model import DEFAULT_HE
 from qpnuclei.training.pseudo_labels import (
     centre_map,
     distance_inside,
+    fill_holes,
     haematoxylin_votes,
     nearest_object,
     snap_to_edges,
@@ -109,6 +110,20 @@ def test_nearest_object_agrees_with_scipy():
     agree = nearest == labels[tuple(indices)]
     assert agree.mean() > 0.98  # but for pixels about as far from one as from the other
     np.testing.assert_array_equal(nearest[labels > 0], labels[labels > 0])
+
+
+def test_small_holes_are_filled_and_bays_are_not():
+    probability = np.zeros((40, 40), np.float32)
+    probability[5:35, 5:35] = 0.8
+    probability[10:14, 10:14] = 0.1  # a hole of 16 px
+    probability[20:28, 20:28] = 0.1  # one of 64 px
+    probability[0:8, 30] = 0.1  # a bay
+
+    filled = fill_holes(probability, 0.5, 20)
+
+    assert (filled[10:14, 10:14] == 1).all()
+    filled[10:14, 10:14] = 0.1
+    np.testing.assert_array_equal(filled, probability)
 
 
 def test_solidity_agrees_with_scikit_image():
