@@ -309,6 +309,7 @@ class _Run:
                 "images": [sample.name for sample in self.samples],
                 "mpx": round(sum(p.shape[0] * p.shape[1] for p in self._patches()) / 1e6, 1),
                 "labels": "none",
+                "licence": self.recipe.data_licence,
             },
             validation=dict(measured or {}),
             versions=versions,

@@ -20,6 +20,7 @@ class StudentRecipe(BaseModel):
     name: str = Field(description="name of the recipe, and of the model it makes")
     origin: Literal["ours"] = "ours"
     description: str = ""
+    data_licence: str = Field("", description="of the images, as the model's metadata record it")
 
     mpp: float = Field(0.25, gt=0.05, lt=2.5, description="resolution of the model in µm/px")
     patch_px: int = Field(1024, ge=256, description="side of the patches it learns from")
