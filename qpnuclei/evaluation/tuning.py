@@ -145,10 +145,9 @@ def summarise(images: Sequence[AttendedImage], parameters: PostProcessing) -> di
 #: What `tune_post_processing` tries, one group of parameters after the other. Coarse on purpose:
 #: a handful of images tells no more.
 _GRIDS: tuple[dict[str, tuple[float, ...]], ...] = (
-    {"threshold": (0.4, 0.5, 0.6), "min_area_px": (40, 60, 100)},
-    {"smoothing_sigma_px": (1.0, 1.5, 2.0, 2.5), "maxima_radius_px": (5, 7, 9)},
-    {"centre_weight": (0.3, 0.4, 0.5, 0.6, 0.7)},
-    {"threshold": (0.35, 0.4, 0.45, 0.5, 0.55, 0.6)},
+    {"threshold": (0.4, 0.5, 0.6), "min_area_px": (60, 100)},
+    {"smoothing_sigma_px": (1.0, 2.0, 3.0, 4.0), "maxima_radius_px": (5, 7, 9)},
+    {"centre_weight": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)},
     {"min_mean_attention": (0.0, 0.6, 0.7, 0.8)},
 )
 
