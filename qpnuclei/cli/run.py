@@ -127,7 +127,7 @@ def run(
     )
 
     from qpnuclei.cli.console import print_error, stderr, stdout, tile_progress
-    from qpnuclei.cli.tables import plan_table, print_account, summary_table
+    from qpnuclei.cli.tables import plan_view, print_account, summary_table
     from qpnuclei.pipeline import analyse_project
     from qpnuclei.planning import RunOptions, plan_project
     from qpnuclei.qupath.backend import open_project
@@ -151,7 +151,7 @@ def run(
         run_dir=run_dir,
     )
     if dry_run:
-        stdout.print(plan_table(plan_project(opened, options)))
+        stdout.print(plan_view(plan_project(opened, options)))
         return
     try:
         with tile_progress(quiet) as progress:

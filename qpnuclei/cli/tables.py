@@ -18,28 +18,32 @@ if TYPE_CHECKING:
     from qpnuclei.summary import RunSummary
 
 
-def plan_table(plans: list[ImagePlan]) -> Table:
-    """Return what a run would do, one line per region of each image."""
-    table = Table(title="Plan (nothing is changed)")
-    for column in ("image", "annotation", "class"):
-        table.add_column(column)
-    for column in ("mm²", "µm/px", "read at", "tiles", "Mpx", "ours there"):
-        table.add_column(column, justify="right")
+def plan_view(plans: list[ImagePlan]) -> Group:
+    """Return what a run would do, image by image, with a line for each region."""
+    parts: list[Text | Table] = [Text("plan (nothing is changed)", style="bold")]
     for plan in plans:
-        for index, region in enumerate(plan.regions):
-            first = index == 0
-            table.add_row(
-                escape(plan.entry.name) if first else "",
-                escape(region.label),
-                escape((region.annotation.class_name if region.annotation else None) or "–"),
-                f"{plan.area_mm2(region):.3f}",
-                f"{plan.scale.mpp[0]:.4g}" if first else "",
-                f"{plan.scale.working_mpp[0]:.4g}" if first else "",
-                str(len(plan.tiles)) if first else "",
-                f"{plan.megapixels:.1f}" if first else "",
-                str(len(plan.existing[index])),
+        read_at = " x ".join(f"{mpp:.4g}" for mpp in plan.scale.working_mpp)
+        parts.append(Text(f"\n{plan.entry.name}", style="bold"))
+        parts.append(
+            Text(
+                f"  {plan.scale.mpp[0]:.4g} µm/px from {plan.mpp_source}, seen at {read_at} µm/px: "
+                f"{plan.megapixels:.1f} Mpx in {len(plan.tiles)} tiles"
             )
-    return table
+        )
+        parts.extend(Text(f"  {note}") for note in plan.notes)
+        table = Table("annotation", "class", box=None, padding=(0, 2))
+        for column in ("mm²", "ours there"):
+            table.add_column(column, justify="right")
+        for region, existing in zip(plan.regions, plan.existing, strict=True):
+            class_name = region.annotation.class_name if region.annotation else None
+            table.add_row(
+                escape(region.label),
+                escape(class_name or "–"),
+                f"{plan.area_mm2(region):.3f}",
+                str(len(existing)),
+            )
+        parts.append(table)
+    return Group(*parts)
 
 
 def summary_table(summary: RunSummary) -> Table:

@@ -33,6 +33,7 @@ from qpnuclei.errors import (
     FormatError,
     QpnucleiError,
     SaveError,
+    SlideError,
     UsageError,
 )
 from qpnuclei.nuclei import NucleiTable
@@ -62,8 +63,9 @@ from qpnuclei.qupath.model import (
     is_ours,
 )
 from qpnuclei.qupath.native import project_file
+from qpnuclei.qupath.native.files import Transaction
 from qpnuclei.qupath.native.rois import polygons
-from qpnuclei.qupath.uris import file_uri, find_image
+from qpnuclei.qupath.uris import file_uri, find_image, parse_file_uri
 
 logger = logging.getLogger(__name__)
 
@@ -160,13 +162,12 @@ class PaquoProject:
     @property
     def classes(self) -> Sequence[PathClass]:
         """The project's class list."""
-        return [
-            PathClass(
-                str(item.toString()), None if item.getColor() is None else int(item.getColor())
-            )
-            for item in self.java_object.getPathClasses()
-            if item.getName() is not None
-        ]
+        return project_file.read_classes(self.classes_path)
+
+    @property
+    def classes_path(self) -> Path:
+        """Where the class list is stored."""
+        return self.path.parent / "classifiers" / "classes.json"
 
     def loaded(self, image: PaquoImage, fingerprint: str) -> _Loaded | None:
         """Return what was read last, if it is of this image and of this state of its file."""
@@ -178,12 +179,16 @@ class PaquoProject:
         """Keep what was read last, or nothing."""
         self._last = loaded
 
-    def add_classes(self, classes: Sequence[JavaObject]) -> None:
-        """Add to the project's class list what it lacks of some Java path classes."""
-        known = list(self.java_object.getPathClasses())
-        new = [item for item in dict.fromkeys(classes) if item not in known]
-        if new:
-            self.java_object.setPathClasses(_java_list([*known, *new]))
+    def add_classes(self, classes: Sequence[PathClass]) -> None:
+        """Add to the project's class list what it lacks of some classes.
+
+        Not through QuPath, which only logs it if that fails.
+        """
+        content = project_file.with_classes(self.classes_path, classes)
+        if content is not None:
+            with Transaction() as transaction:
+                transaction.stage(self.classes_path, lambda emit: emit(content))
+                transaction.commit()
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,7 +232,7 @@ class PaquoImage:
         replacements = _jvm.java_class("java.util.HashMap")()
         for number, uri in enumerate(self.server.uris):
             found = find_image(uri, project_uri, self._project.path.parent, image_root)
-            if found is not None:
+            if found is not None and found != _stored_path(uri):
                 replacements.put(java_uri(uri), java_uri(file_uri(found)))
             if number == 0:
                 self.path = found
@@ -304,7 +309,7 @@ class PaquoImage:
         hierarchy = data.getHierarchy()
         self._project.keep(None)  # it differs from the file, until it was saved and verified
         with _jvm.quiet(), _java_errors(SaveError, f"{self.name}: QuPath refuses the edit"):
-            classes = _apply(edit, hierarchy)
+            _apply(edit, hierarchy)
             if edit.workflow_step is not None:
                 step = _jvm.java_class("qupath.lib.plugins.workflow.DefaultScriptableWorkflowStep")
                 data.getHistoryWorkflow().addStep(step(*edit.workflow_step))
@@ -314,9 +319,10 @@ class PaquoImage:
             with _jvm.quiet(), _java_errors(SaveError, f"{self.data_file}: cannot be saved"):
                 self._entry.saveImageData(data)
             self._verify(expected)
-        self._project.keep(_Loaded(self, _fingerprint(self.data_file), hierarchy, data))
-        with _jvm.quiet(), _java_errors(SaveError, f"{self._project.path}: class list not saved"):
+            classes = [group.path_class for group in edit.add]
+            classes += [new.path_class for new in edit.annotations if new.path_class is not None]
             self._project.add_classes(classes)
+        self._project.keep(_Loaded(self, _fingerprint(self.data_file), hierarchy, data))
 
     def _verify(self, expected: _Content) -> None:
         what = f"{self.data_file}: what QuPath saved does not read back as written"
@@ -423,10 +429,9 @@ def _stored_ids(file: Path) -> set[str]:
         return {match[1].decode() for match in _UUID_STRING.finditer(data)}
 
 
-def _read_annotations(
-    annotations: Sequence[JavaObject], stored: set[str]
-) -> tuple[Annotation, ...]:
+def _read_annotations(annotations: JavaObject, stored: set[str]) -> tuple[Annotation, ...]:
     handles = {str(item.getID()): handle for handle, item in enumerate(annotations)}
+    geometries = _geometries(annotations)
     made = []
     for handle, item in enumerate(annotations):
         roi = item.getROI()
@@ -442,7 +447,7 @@ def _read_annotations(
                 name=None if item.getName() is None else str(item.getName()),
                 class_name=None if path_class is None else str(path_class.toString()),
                 roi_type=_roi_type(str(roi.getClass().getSimpleName())),
-                geometry=_geometries(_java_list([item]))[0],
+                geometry=geometries[handle],
                 locked=bool(item.isLocked()),
                 color=None if item.getColor() is None else int(item.getColor()),
                 parent=None if above is None else handles[str(above.getID())],
@@ -453,9 +458,7 @@ def _read_annotations(
     return tuple(made)
 
 
-def _read_detections(
-    objects: JavaObject, annotations: Sequence[JavaObject], stored: set[str]
-) -> Detections:
+def _read_detections(objects: JavaObject, annotations: JavaObject, stored: set[str]) -> Detections:
     detections = _only(objects, "isDetection")
     ids = _ids(detections)
     to_class_name = pipe(
@@ -570,27 +573,27 @@ def _from_geometry(rois: JavaObject, _: str) -> npt.NDArray[Any]:
 # Writing -----------------------------------------------------------------------------------------
 
 
-def _apply(edit: Edit, hierarchy: JavaObject) -> list[JavaObject]:
-    """Apply an edit to a hierarchy, with one event at its end; return the classes it uses."""
+def _apply(edit: Edit, hierarchy: JavaObject) -> None:
+    """Apply an edit to a hierarchy, with one event at its end."""
     objects = _flat(hierarchy)
     annotations = _only(objects, "isAnnotation")
     root = hierarchy.getRootObject()
-    classes = []
     if edit.remove:
         _remove(edit.remove, objects, hierarchy)
     for group in edit.add:
         if group.parent is not None and not 0 <= group.parent < annotations.size():
             raise UsageError(f"the image has no annotation number {group.parent}")
         parent = root if group.parent is None else annotations.get(group.parent)
-        classes.append(_path_class(group.path_class))
-        parent.addChildObjects(_new_detections(group, classes[-1]))
+        parent.addChildObjects(_new_detections(group, _plane_of(parent)))
     for new in edit.annotations:
-        added = _new_annotation(new)
-        root.addChildObject(added)
-        if new.path_class is not None:
-            classes.append(added.getPathClass())
+        root.addChildObject(_new_annotation(new))
     hierarchy.fireHierarchyChangedEvent(root)
-    return classes
+
+
+def _plane_of(parent: JavaObject) -> JavaObject:
+    """Return the channel, z-slice and time point of an object; the first ones for the root."""
+    roi = parent.getROI()
+    return _jvm.java_class(_PLANE).getDefaultPlane() if roi is None else roi.getImagePlane()
 
 
 def _remove(remove: frozenset[uuid.UUID], objects: JavaObject, hierarchy: JavaObject) -> None:
@@ -606,15 +609,16 @@ def _remove(remove: frozenset[uuid.UUID], objects: JavaObject, hierarchy: JavaOb
     hierarchy.removeObjects(found, True)
 
 
-def _new_detections(group: DetectionGroup, path_class: JavaObject) -> JavaObject:
+def _new_detections(group: DetectionGroup, plane: JavaObject) -> JavaObject:
     """Make a group's detections: those without holes first, as polygons, then the others."""
     nuclei = group.nuclei
     has_hole = np.diff(nuclei.polygon_offsets) > 1
     order = np.argsort(has_hole, kind="stable")
     polygons_first = nuclei.take(order)
     simple = int(np.count_nonzero(~has_hole))
-    rois = _polygon_rois(polygons_first.take(np.arange(simple)))
-    rois.addAll(_geometry_rois(polygons_first.take(np.arange(simple, len(nuclei)))))
+    rois = _polygon_rois(polygons_first.take(np.arange(simple)), plane)
+    for polygon in polygons_first.take(np.arange(simple, len(nuclei))).polygons():
+        rois.add(_roi(polygon, plane))
     measurements = _new_measurements(polygons_first.measurements)
     make = static(
         "qupath.lib.objects.PathObjects", "createDetectionObject", _PATH_OBJECT,
@@ -622,7 +626,7 @@ def _new_detections(group: DetectionGroup, path_class: JavaObject) -> JavaObject
     )  # fmt: skip
     detections = _jvm.make_list(
         len(nuclei),
-        fan_out(bind(make, 1, path_class), item_of(rois, _ROI), measurements),
+        fan_out(bind(make, 1, _path_class(group.path_class)), item_of(rois, _ROI), measurements),
     )
     detection = item_of(detections, _PATH_OBJECT)
     ids = _jvm.string_array([str(group.ids[index]) for index in order])
@@ -650,14 +654,13 @@ def _new_measurements(names: Collection[str]) -> Handle:
     return _jvm.for_any_int(bound)
 
 
-def _polygon_rois(nuclei: NucleiTable) -> JavaObject:
+def _polygon_rois(nuclei: NucleiTable, plane: JavaObject) -> JavaObject:
     """Make PolygonROIs of nuclei without holes; QuPath does not repeat the first vertex."""
     x, y = (_jvm.double_array(nuclei.vertices[:, axis]) for axis in (0, 1))
     begins = element_of(_jvm.int_array(nuclei.ring_offsets[:-1]))
     ends = element_of(_jvm.int_array(nuclei.ring_offsets[1:] - 1))
     copy = static("java.util.Arrays", "copyOfRange", "double[]", "double[]", "int", "int")
     make = static("qupath.lib.roi.ROIs", "createPolygonROI", _ROI, "double[]", "double[]", _PLANE)
-    plane = _jvm.java_class(_PLANE).getDefaultPlane()
     return _jvm.make_list(
         len(nuclei),
         fan_out(
@@ -667,24 +670,19 @@ def _polygon_rois(nuclei: NucleiTable) -> JavaObject:
     )
 
 
-def _geometry_rois(nuclei: NucleiTable) -> JavaObject:
-    """Make ROIs of nuclei with holes, which are few."""
-    return _java_list([_roi(polygon) for polygon in nuclei.polygons()])
-
-
-def _roi(geometry: shapely.Geometry) -> JavaObject:
+def _roi(geometry: shapely.Geometry, plane: JavaObject) -> JavaObject:
     if geometry.geom_type == "Polygon" and not geometry.interiors:
-        return _polygon_rois(NucleiTable.from_polygons([geometry])).get(0)
+        return _polygon_rois(NucleiTable.from_polygons([geometry]), plane).get(0)
     wkb = shapely.to_wkb(geometry, output_dimension=2)
     return _jvm.java_class("qupath.lib.roi.GeometryTools").geometryToROI(
-        _jvm.java_class("org.locationtech.jts.io.WKBReader")().read(wkb),
-        _jvm.java_class(_PLANE).getDefaultPlane(),
+        _jvm.java_class("org.locationtech.jts.io.WKBReader")().read(wkb), plane
     )
 
 
 def _new_annotation(new: NewAnnotation) -> JavaObject:
     made = _jvm.java_class("qupath.lib.objects.PathObjects").createAnnotationObject(
-        _roi(new.geometry), None if new.path_class is None else _path_class(new.path_class)
+        _roi(new.geometry, _jvm.java_class(_PLANE).getDefaultPlane()),
+        None if new.path_class is None else _path_class(new.path_class),
     )
     made.setID(_jvm.java_class(_UUID).fromString(str(new.id)))
     if new.name is not None:
@@ -808,15 +806,15 @@ def _read_hierarchy(file: Path) -> JavaObject:
     return _jvm.java_class("qupath.lib.io.PathIO").readHierarchy(_file(file))
 
 
-def _java_list(items: Sequence[JavaObject]) -> JavaObject:
-    made = _jvm.java_class("java.util.ArrayList")()
-    for item in items:
-        made.add(item)
-    return made
-
-
 def _file(path: Path) -> JavaObject:
     return _jvm.java_class("java.io.File")(str(path))
+
+
+def _stored_path(uri: str) -> Path | None:
+    try:
+        return Path(parse_file_uri(uri))
+    except SlideError:
+        return None
 
 
 def _roi_type(java_name: str) -> str:

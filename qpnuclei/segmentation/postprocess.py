@@ -95,12 +95,7 @@ def segment_instances(
         labels = np.ones(attention.shape, np.int32)
     else:
         heights = _heights(mask, parameters, centre)
-        markers = _markers(mask, heights, parameters.maxima_radius_px)
-        # One key per pixel that no other has: the flood's order, and with it the result, no
-        # longer depends on what else is in the queue.
-        order = np.arange(mask.size, dtype=np.float64).reshape(mask.shape)
-        order -= heights * np.float64(mask.size)
-        labels = watershed(order, markers, mask=mask.view(bool))  # type: ignore[no-untyped-call]
+        labels = _flood(mask, heights, parameters.maxima_radius_px)
         _fill_holes(labels)
     return _drop(labels, attention, parameters)
 
@@ -165,11 +160,35 @@ def _heights(
     return np.multiply(heights, mask, dtype=np.float32, casting="same_kind")
 
 
-def _markers(mask: MaskArray, heights: HeightArray, radius: int) -> npt.NDArray[np.int32]:
-    """Mark the maxima in a disk, each by its first pixel in row-major order, from 1 up."""
+def _flood(mask: MaskArray, heights: HeightArray, radius: int) -> LabelArray:
+    """Run the watershed from the maxima in a disk, where a component has more than one."""
+    _, components = cv2.connectedComponents(mask, connectivity=4)
+    peaks = _peaks(mask, heights, np.asarray(components, np.int32), radius)
+    of_peak = components.ravel()[peaks]
+    counts = np.bincount(of_peak, minlength=int(components.max()) + 1)
+    numbers = np.zeros(len(counts), np.int32)
+    numbers[of_peak] = np.arange(1, len(peaks) + 1)
+    labels: LabelArray = np.where(counts == 1, numbers, 0).astype(np.int32)[components]
+    markers = np.zeros(mask.shape, np.int32)
+    markers.ravel()[peaks] = np.arange(1, len(peaks) + 1)
+    shared = (counts > 1)[components]
+    # One key per pixel that no other has: the flood's order, and with it the result, does not
+    # depend on what else is in the queue.
+    order = np.arange(mask.size, dtype=np.float64).reshape(mask.shape)
+    order -= heights * np.float64(mask.size)
+    labels += watershed(order, markers * shared, mask=shared)  # type: ignore[no-untyped-call]
+    return labels
+
+
+def _peaks(
+    mask: MaskArray, heights: HeightArray, labelled: npt.NDArray[np.int32], radius: int
+) -> npt.NDArray[np.int64]:
+    """Find the maxima in a disk within each component, as row-major indices in rising order.
+
+    Of adjacent ones, only the first is returned.
+    """
     # 4-neighbours in the mask are of the same component: what is lower than one is no maximum.
     candidates = np.flatnonzero((heights >= cv2.dilate(heights, _disk(1))) & mask.view(bool))
-    _, labelled = cv2.connectedComponents(mask, connectivity=4)
     width = mask.shape[1] + 2 * radius
     padded = np.pad(heights, radius).ravel()
     components = np.pad(labelled, radius).ravel()
@@ -192,9 +211,8 @@ def _markers(mask: MaskArray, heights: HeightArray, radius: int) -> npt.NDArray[
     graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(len(at), len(at)))
     _, plateaus = connected_components(graph, directed=False)
     _, first = np.unique(plateaus, return_index=True)
-    markers = np.zeros(mask.shape, np.int32)
-    markers.ravel()[candidates[np.sort(first)]] = np.arange(1, len(first) + 1)
-    return markers
+    peaks: npt.NDArray[np.int64] = candidates[np.sort(first)]
+    return peaks
 
 
 def _fill_holes(labels: LabelArray) -> None:

@@ -42,6 +42,7 @@ _UNREADABLE = (
     RuntimeError,  # imagecodecs' errors, and NotImplementedError
     SyntaxError,  # Pillow on broken PNG; ElementTree.ParseError
     EOFError,
+    MemoryError,  # of a damaged size
     struct.error,
 )
 
@@ -146,7 +147,7 @@ def _open_tiff(path: Path) -> Source:
 
 
 def _tiff_source(path: Path) -> Source:
-    slide = _LevelTiffSlide(path)
+    slide = tiffslide.TiffSlide(path)
     try:
         tiff = slide.ts_tifffile
         if tiff.is_bif:
@@ -282,22 +283,15 @@ def _micrometre_metadata(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
     return None
 
 
-class _LevelTiffSlide(tiffslide.TiffSlide):
-    """TiffSlide whose ``read_region`` takes its location in pixels of the level.
+class _TiffSource:
+    """A tiled or pyramidal TIFF.
 
-    TiffSlide divides a level-0 location by the mean downsample and truncates, which shifts
-    regions by up to a pixel.
+    Pixels are read through tifffile's Zarr view rather than ``TiffSlide.read_region``, which
+    divides a level-0 location by the mean downsample and truncates (a shift of up to a pixel) and
+    fills with black what the file leaves out.
     """
 
-    def _read_region_loc_transform(self, location: tuple[int, int], level: int) -> tuple[int, int]:
-        del level
-        return location
-
-
-class _TiffSource:
-    """A tiled or pyramidal TIFF."""
-
-    def __init__(self, slide: _LevelTiffSlide) -> None:
+    def __init__(self, slide: tiffslide.TiffSlide) -> None:
         self._slide = slide
         tiff = slide.ts_tifffile
         properties = _properties(slide)
@@ -305,27 +299,37 @@ class _TiffSource:
         self.vendor = properties["tiffslide.vendor"]
         self.mpp = _tiff_mpp(tiff, properties)
         self.bounds = _bounds(properties, "tiffslide")
-        self._arrays: list[Any] | None = None
-        series = tiff.series[0]
-        self._page = series.levels[0].keyframe
-        if "tiffslide.series-composition" not in properties:
-            # Directly, so that tiles that the file leaves out are white and not black.
-            self._arrays = [
-                zarr.open_array(
-                    series.aszarr(level=i, fillvalue=255, maxworkers=1), mode="r", zarr_format=2
-                )
-                for i in range(len(series.levels))
+        self._page = tiff.series[0].levels[0].keyframe
+        # Leica slides consist of several scanned areas, with nothing between them.
+        composition = properties.get("tiffslide.series-composition")
+        areas = composition["located_series"] if composition else {0: [(0, 0)] * len(self.sizes)}
+        #: Per level: (x, y, array) of each area.
+        self._areas = [
+            [
+                (int(offsets[level][1]), int(offsets[level][0]), _pixels(tiff, series, level))
+                for series, offsets in areas.items()
             ]
+            for level in range(len(self.sizes))
+        ]
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
-        if self._arrays is None:  # Leica: several areas that TiffSlide composes
-            pixels = self._slide.read_region((x, y), level, (width, height), as_array=True)
-        else:
-            pixels = self._arrays[level][y : y + height, x : x + width]
-        return _to_rgb(np.asarray(pixels, np.uint8), self._page)
+        region = np.full((height, width, 3), 255, np.uint8)
+        for area_x, area_y, array in self._areas[level]:
+            left, right = max(x, area_x), min(x + width, area_x + array.shape[1])
+            top, bottom = max(y, area_y), min(y + height, area_y + array.shape[0])
+            if left < right and top < bottom:
+                pixels = array[top - area_y : bottom - area_y, left - area_x : right - area_x]
+                region[top - y : bottom - y, left - x : right - x] = _to_rgb(pixels, self._page)
+        return region
 
     def close(self) -> None:
         self._slide.close()
+
+
+def _pixels(tiff: tifffile.TiffFile, series: int, level: int) -> Any:
+    """Return one level of a series as a (height, width[, samples]) Zarr array."""
+    store = tiff.series[series].aszarr(level=level, fillvalue=255, maxworkers=1)
+    return zarr.open_array(store, mode="r", zarr_format=2)
 
 
 # --- PNG, JPEG, BMP ----------------------------------------------------------------------------
@@ -437,9 +441,15 @@ class _OpenSlideSource:
         return region[y - y0 : y - y0 + height, x - x0 : x - x0 + width]
 
     def _read_at(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
+        import openslide
+
         downsample = self._slide.level_downsamples[level]
         location = round(x * downsample), round(y * downsample)
-        return over_white(np.asarray(self._slide.read_region(location, level, (width, height))))
+        try:
+            pixels = np.asarray(self._slide.read_region(location, level, (width, height)))
+        except openslide.OpenSlideError as error:
+            raise OSError(str(error)) from error
+        return over_white(pixels)
 
     def close(self) -> None:
         self._slide.close()

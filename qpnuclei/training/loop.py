@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from qpnuclei.errors import TrainingError, UsageError
+from qpnuclei.evaluation.tuning import LabelledImage, read_validation
 from qpnuclei.nn.checkpoint import library_versions, save_model
 from qpnuclei.nn.metadata import ColourNormalisation, ModelMetadata
 from qpnuclei.nn.scale import load_backbone
@@ -44,7 +45,7 @@ from qpnuclei.training.tiles import (
     cached_tile_index,
     sources_digest,
 )
-from qpnuclei.training.validation import LabelledImage, read_validation, validate
+from qpnuclei.training.validation import validate
 from qpnuclei.training.watch import TrainingResult, Watcher
 
 _log = logging.getLogger(__name__)
@@ -79,7 +80,6 @@ def train_attention(
     Parameters
     ----------
     recipe : AttentionRecipe
-        Resolved.
     sources : sequence of Source
     folder : pathlib.Path
         For everything that the run writes.

@@ -76,12 +76,12 @@ def test_agrees_with_the_definitions(true, predicted):
     scores = score(true, predicted)
     hits, false, missed, total_iou = _naive_detection(true, predicted)
 
-    assert scores.AJI == pytest.approx(_naive_aji(true, predicted))
-    assert scores.AHD == pytest.approx(_naive_ahd(true, predicted), nan_ok=True)
+    assert pytest.approx(_naive_aji(true, predicted)) == scores.AJI
+    assert pytest.approx(_naive_ahd(true, predicted), nan_ok=True) == scores.AHD
     assert scores.true_count == hits + missed
     assert scores.predicted_count == hits + false
     if hits + false + missed:
-        assert scores.PQ == pytest.approx(total_iou / (hits + 0.5 * false + 0.5 * missed))
+        assert pytest.approx(total_iou / (hits + 0.5 * false + 0.5 * missed)) == scores.PQ
         assert scores.F1 == scores.DQ == pytest.approx(2 * hits / (2 * hits + false + missed))
     if hits + false:
         assert scores.precision == pytest.approx(hits / (hits + false))
@@ -91,7 +91,7 @@ def test_agrees_with_the_definitions(true, predicted):
     foreground = (true > 0).sum() + (predicted > 0).sum()
     if foreground:
         both = ((true > 0) & (predicted > 0)).sum()
-        assert scores.ADC == pytest.approx(2 * both / foreground)
+        assert pytest.approx(2 * both / foreground) == scores.ADC
 
 
 @given(small_maps)

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy import ndimage
+from skimage.color import rgb2hed
 
 from qpnuclei.nn.metadata import PostProcessing
 from qpnuclei.segmentation.postprocess import (
@@ -241,3 +245,21 @@ def test_adjacent_maxima_of_equal_height_are_one_marker():
     parameters = PLAIN.model_copy(update={"maxima_radius_px": 1})
     assert segment_instances(attention, parameters).max() == 1
     assert ndimage.label(segment_instances(attention, parameters), EIGHT)[1] == 1
+
+
+SHARED = Path(__file__).resolve().parents[2] / "../shared/data/monuseg-train/images"
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the development data beside the checkout")
+def test_it_equals_the_transcription_on_stained_tissue():
+    # Haematoxylin as the attention: real nuclei, clusters and specks.
+    for path in sorted(SHARED.iterdir())[::10]:
+        with Image.open(path) as picture:
+            rgb = np.asarray(picture.convert("RGB"))[300:540, 300:540]
+        stain = ndimage.gaussian_filter(rgb2hed(rgb)[..., 0], 1)
+        low, high = np.quantile(stain, [0.05, 0.95])
+        attention = np.clip((stain - low) / (high - low), 0, 1).astype(np.float32)
+        expected = reference_instances(attention, PostProcessing())
+        assert expected.max() > 10
+        assert same_up_to_numbering(segment_instances(attention, PostProcessing()), expected)

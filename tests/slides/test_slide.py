@@ -326,6 +326,65 @@ def test_tiles_that_the_file_leaves_out_are_white(tmp_path):
         np.testing.assert_array_equal(slide.read(0, 0, 64, 128), pixels[:, :64])
 
 
+SCN = """<?xml version="1.0"?>
+<scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="urn:uuid:0">
+ <collection name="c" uuid="urn:uuid:1" sizeX="400000" sizeY="300000" barcode="">
+  <barcode></barcode>
+  <image name="macro" uuid="urn:uuid:2">
+   <creationDate>2020-01-01T00:00:00Z</creationDate>
+   <device model="x" version="1"/>
+   <pixels sizeX="100" sizeY="75"><dimension sizeX="100" sizeY="75" r="0" ifd="0"/></pixels>
+   <view sizeX="400000" sizeY="300000" offsetX="0" offsetY="0" spacingZ="0"/>
+   <scanSettings><objectiveSettings><objective>1</objective></objectiveSettings>
+    <illuminationSettings><illuminationSource>brightfield</illuminationSource>
+    <numericalAperture>0.1</numericalAperture></illuminationSettings></scanSettings>
+  </image>
+  {areas}
+ </collection>
+</scn>"""
+SCN_AREA = """
+  <image name="area" uuid="urn:uuid:3">
+   <creationDate>2020-01-01T00:00:00Z</creationDate>
+   <device model="x" version="1"/>
+   <pixels sizeX="128" sizeY="96">
+    <dimension sizeX="128" sizeY="96" r="0" ifd="{ifd}"/>
+    <dimension sizeX="32" sizeY="24" r="1" ifd="{next}"/>
+   </pixels>
+   <view sizeX="64000" sizeY="48000" offsetX="{x}" offsetY="{y}" spacingZ="0"/>
+   <scanSettings><objectiveSettings><objective>20</objective></objectiveSettings>
+    <illuminationSettings><illuminationSource>brightfield</illuminationSource>
+    <numericalAperture>0.4</numericalAperture></illuminationSettings></scanSettings>
+  </image>"""
+
+
+def test_leica_areas_lie_on_white(tmp_path):
+    """Two areas of 64 x 48 µm at 0.5 µm/px, with 36 µm of nothing between them."""
+    areas = [picture(128, 96, seed=1), picture(128, 96, seed=2)]
+    xml = SCN.format(
+        areas=SCN_AREA.format(ifd=1, next=2, x=100_000, y=50_000)
+        + SCN_AREA.format(ifd=3, next=4, x=200_000, y=60_000)
+    )
+    options = {"tile": (32, 32), "photometric": "rgb", "metadata": None}
+    with tifffile.TiffWriter(tmp_path / "x.scn", bigtiff=True) as tiff:
+        tiff.write(picture(100, 75), description=xml, **options)
+        for area in areas:
+            tiff.write(area, **options)
+            tiff.write(reduced(area, 4), **options)
+    with open_slide(tmp_path / "x.scn") as slide:
+        assert (slide.width, slide.height, slide.vendor) == (800, 600, "leica")
+        assert slide.mpp == (0.5, 0.5)
+        whole = slide.read(0, 0, 800, 600)
+        small = slide.read(0, 0, 200, 150, (4, 4))
+    with open_slide(tmp_path / "x.scn", crop_to_bounds=True) as slide:
+        # From (100, 50) to (264, 108) µm.
+        assert (slide.width, slide.height) == (328, 116)
+        np.testing.assert_array_equal(slide.read(0, 0, 328, 116), whole[100:216, 200:528])
+    expected = np.full((600, 800, 3), 255, np.uint8)
+    expected[100:196, 200:328], expected[120:216, 400:528] = areas
+    np.testing.assert_array_equal(whole, expected)
+    np.testing.assert_array_equal(small, reduced(expected, 4))
+
+
 # --- OpenSlide ---------------------------------------------------------------------------------
 
 

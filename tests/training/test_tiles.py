@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import shapely
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from qpnuclei.errors import UsageError
@@ -18,6 +20,7 @@ from qpnuclei.training.tiles import (
     ColourTransfer,
     TileIndex,
     TileReader,
+    _starts,
     build_tile_index,
     cached_tile_index,
     sources_digest,
@@ -155,3 +158,15 @@ def test_every_slide_gets_the_colours_of_the_target(
     np.testing.assert_array_equal(reader.read(4), expected)
     plain.close()
     reader.close()
+
+
+@given(st.integers(0, 3000), st.integers(1, 300))
+def test_windows_cover_the_extent_and_never_leave_it(extent: int, size: int) -> None:
+    starts = _starts(extent, size)
+    if extent < size:
+        assert len(starts) == 0
+        return
+    assert starts[0] == 0
+    assert starts[-1] == extent - size
+    assert np.all(np.diff(starts) <= size)
+    assert len(starts) == -(-extent // size)  # not one more than it takes

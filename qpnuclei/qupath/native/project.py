@@ -199,8 +199,12 @@ class NativeImage:
                 raise self._conflict()
             self._keep_backup()
             transaction.commit()
-        with contextlib.suppress(OSError):  # as QuPath does after a good save; we have a copy
-            self._backup_path.unlink(missing_ok=True)
+        # Tidying up cannot fail what is saved by now.
+        with contextlib.suppress(OSError):
+            self._backup_path.unlink(missing_ok=True)  # as QuPath does; we have a copy
+            backups = sorted((self.folder / BACKUP_FOLDER).glob("*-data.qpdata"))
+            for surplus in backups[:-BACKUP_COUNT]:
+                surplus.unlink()
 
     def _read_bytes(self) -> tuple[bytes | None, str]:
         """Return the data file's bytes, None if there is none, and its fingerprint."""
@@ -314,9 +318,6 @@ class NativeImage:
                 if path.exists():
                     folder.mkdir(exist_ok=True)
                     copy_durably(path, folder / f"{now}-{path.name}")
-            backups = sorted(folder.glob("*-data.qpdata"))
-            for surplus in backups[:-BACKUP_COUNT]:
-                surplus.unlink()
         except OSError as error:
             raise SaveError(
                 f"{folder}: no backup could be kept: {error.strerror}",

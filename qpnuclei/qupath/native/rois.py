@@ -8,6 +8,7 @@ line), vertices as float32 arrays (polygon, polyline, points, the legacy area) o
 from __future__ import annotations
 
 import logging
+import struct
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -54,6 +55,13 @@ class Rois:
     t: npt.NDArray[np.integer[Any]]
 
 
+_EWKB_Z, _EWKB_M, _EWKB_SRID = 0x80000000, 0x40000000, 0x20000000
+_EWKB_FLAGS = _EWKB_Z | _EWKB_M | _EWKB_SRID
+_WKB_POINT, _WKB_LINE, _WKB_POLYGON = 1, 2, 3
+#: A multipolygon in a collection has two; nothing that QuPath makes has more.
+_MAX_WKB_LEVELS = 16
+
+
 def read_rois(node: JavaObject, source: Source) -> Rois:
     """Read the ROIs of all objects of a source whose example has the ROI `node`.
 
@@ -62,6 +70,11 @@ def read_rois(node: JavaObject, source: Source) -> Rois:
     qpnuclei.errors.FormatError
         If the ROI contradicts itself, for example x and y of different lengths.
     """
+    with np.errstate(all="ignore"):  # NaN and infinity in a ROI are the file's, not ours
+        return _read_rois(node, source)
+
+
+def _read_rois(node: JavaObject, source: Source) -> Rois:
     roi_type = node.class_name.removeprefix(jc.ROI).partition("$")[0]
     plane = jc.part_with(node, "z")
     fields = np.frombuffer(source.column(plane).data, jc.primitives_dtype(plane.desc))
@@ -105,14 +118,19 @@ def polygons(xy: npt.NDArray[np.floating[Any]], offsets: IntArray) -> npt.NDArra
     xy : (V, 2) ndarray
     offsets : (N + 1,) int64 ndarray
         Polygon i has the vertices ``xy[offsets[i]:offsets[i + 1]]``. With fewer than three it
-        encloses no area (and is invalid), with none it is empty.
+        encloses no area (and is invalid); with none, or one that is not finite, it is empty.
 
     Returns
     -------
     (N,) object ndarray of shapely.Polygon
     """
     begins, counts = offsets[:-1], np.diff(offsets)
-    filled = np.flatnonzero(counts)
+    usable = counts > 0
+    wrong = np.flatnonzero(~np.isfinite(xy).all(axis=1))
+    if len(wrong):
+        usable[np.searchsorted(offsets, wrong, side="right") - 1] = False
+        logger.warning("%d vertices are not finite: their polygons are read as empty", len(wrong))
+    filled = np.flatnonzero(usable)
     result = np.full(len(counts), shapely.Polygon(), dtype=object)
     if len(filled) == 0:
         return result
@@ -230,13 +248,51 @@ def _polyline(xy: FloatArray) -> shapely.Geometry:
 
 
 def _from_wkb(column: Column) -> npt.NDArray[Any]:
-    edges = column.offsets.tolist()
-    pieces = [column.data[a:b] for a, b in pairwise(edges)]
+    pieces = [column.data[a:b] for a, b in pairwise(column.offsets.tolist())]
+    for piece in pieces:
+        _check_wkb(piece)
     try:
         geometries: npt.NDArray[Any] = shapely.from_wkb(pieces)
     except shapely.GEOSException as error:
         raise FormatError(f"GeometryROI with broken well-known binary: {error}") from None
     return geometries
+
+
+def _check_wkb(data: bytes) -> None:
+    """Raise FormatError if geometries are nested so deeply that GEOS would overflow the stack.
+
+    GEOS reads well-known binary by recursion and crashes the interpreter on a forged one.
+    """
+    position = 0
+    remaining = [1]  # geometries still to come at every level of nesting
+    try:
+        while remaining:
+            if remaining[-1] == 0:
+                remaining.pop()
+                continue
+            remaining[-1] -= 1
+            order = "<" if data[position] else ">"
+            (code,) = struct.unpack_from(order + "I", data, position + 1)
+            position += 9 if code & _EWKB_SRID else 5
+            iso, kind = divmod(code & ~_EWKB_FLAGS, 1000)
+            ordinates = 2 + bool(code & _EWKB_Z or iso in (1, 3)) + bool(code & _EWKB_M or iso > 1)
+            if kind == _WKB_POINT:
+                position += 8 * ordinates
+                continue
+            (count,) = struct.unpack_from(order + "I", data, position)
+            position += 4
+            if kind == _WKB_LINE:
+                position += 8 * ordinates * count
+            elif kind == _WKB_POLYGON:
+                for _ in range(count):
+                    (vertices,) = struct.unpack_from(order + "I", data, position)
+                    position += 4 + 8 * ordinates * vertices
+            else:
+                remaining.append(count)
+                if len(remaining) > _MAX_WKB_LEVELS:
+                    raise FormatError("GeometryROI with geometries nested without end")
+    except (IndexError, struct.error):
+        raise FormatError("GeometryROI with broken well-known binary: it ends early") from None
 
 
 def _legacy_area(node: JavaObject) -> shapely.Geometry:
@@ -253,5 +309,8 @@ def _legacy_area(node: JavaObject) -> shapely.Geometry:
     for x, y in zip(*rings, strict=True):
         if len(x) >= 3:
             ring = shapely.Polygon(np.stack([x, y], axis=1).astype(float))
-            area = shapely.symmetric_difference(area, shapely.make_valid(ring))
+            try:
+                area = shapely.symmetric_difference(area, shapely.make_valid(ring))
+            except shapely.GEOSException as error:
+                raise FormatError(f"AreaROI: its rings make no area: {error}") from None
     return area

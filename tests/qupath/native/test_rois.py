@@ -1,3 +1,5 @@
+import struct
+
 import numpy as np
 import pytest
 import shapely
@@ -6,7 +8,14 @@ from hypothesis import strategies as st
 
 from qpnuclei.errors import FormatError
 from qpnuclei.qupath.native import java_classes as jc
-from qpnuclei.qupath.native.java_stream import JavaArray
+from qpnuclei.qupath.native.java_stream import (
+    SC_SERIALIZABLE,
+    ClassDesc,
+    Field,
+    JavaArray,
+    JavaObject,
+    Part,
+)
 from qpnuclei.qupath.native.rois import ellipses, make_roi, polygons, read_rois
 from qpnuclei.qupath.native.sources import Single
 
@@ -84,6 +93,65 @@ def test_broken_well_known_binary():
     wkb = JavaArray(catalog.desc(jc.BYTE_ARRAY), b"\0\0\0\0\3\xff\xff\xff\xff", None)
     with pytest.raises(FormatError, match="well-known binary"):
         read(catalog.make(jc.GEOMETRY, {"wkb": wkb}))
+
+
+@pytest.mark.parametrize("kind", [6, 7])
+def test_nested_well_known_binary_does_not_crash_the_interpreter(kind):
+    catalog = jc.Catalog()
+    deep = struct.pack(">BII", 0, kind, 1) * 200_000 + struct.pack(">BII", 0, 3, 0)
+    wkb = JavaArray(catalog.desc(jc.BYTE_ARRAY), deep, None)
+    with pytest.raises(FormatError, match="nested without end"):
+        read(catalog.make(jc.GEOMETRY, {"wkb": wkb}))
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        shapely.box(0, 0, 9, 9) - shapely.box(3, 3, 6, 6),
+        shapely.MultiPoint([(1, 2), (3, 4)]),
+        shapely.MultiLineString([[(1, 2), (3, 4)], [(0, 0), (1, 1)]]),
+        shapely.GeometryCollection([shapely.box(0, 0, 1, 1), shapely.Point(5, 5, 5)]),
+    ],
+)
+@pytest.mark.parametrize("options", [{"byte_order": 0}, {"byte_order": 1, "flavor": "iso"}])
+def test_every_well_known_binary_is_read(geometry, options):
+    catalog = jc.Catalog()
+    wkb = JavaArray(catalog.desc(jc.BYTE_ARRAY), shapely.to_wkb(geometry, **options), None)
+    assert read(catalog.make(jc.GEOMETRY, {"wkb": wkb}))[1].equals_exact(geometry)
+
+
+def test_legacy_area_is_filled_by_even_odd():
+    """AreaROI of QuPath before 0.2: an outer ring, a hole in it, and a part beside it."""
+    catalog = jc.Catalog()
+    parts = [shapely.box(0, 0, 9, 9), shapely.box(3, 3, 6, 6), shapely.box(20, 0, 22, 2)]
+    rings = [shapely.get_coordinates(p)[:-1] for p in parts]
+    nested = ClassDesc("[[F", 1, SC_SERIALIZABLE)
+    x, y = (JavaArray(nested, None, [catalog.floats(r[:, k]) for r in rings]) for k in (0, 1))
+    fields = [("I", "c"), ("I", "t"), ("I", "z"), ("[", "x"), ("[", "y")]
+    desc = ClassDesc(
+        "qupath.lib.roi.AreaROI$SerializationProxy",
+        1,
+        SC_SERIALIZABLE,
+        tuple(Field(code, name, None) for code, name in fields),
+    )
+    kind, area, _ = read(JavaObject(desc, [Part(desc, bytes(12), [x, y], None)]))
+    assert kind == "AreaROI"
+    assert area.equals((parts[0] - parts[1]) | parts[2])
+
+
+def test_not_a_number_is_no_warning():
+    catalog = jc.Catalog()
+    roi = catalog.make(jc.POLYGON, {k: catalog.floats([np.nan, np.inf, 0]) for k in "xy"})
+    assert read(roi)[1].is_empty
+    points = catalog.make(jc.POINTS, {k: catalog.floats([np.nan, np.inf, 0]) for k in "xy"})
+    assert read(points)[0] == "PointsROI"
+
+
+def test_a_polygon_that_is_not_finite_does_not_harm_its_neighbours():
+    xy = np.array([(0, 0), (1, 0), (0, 1), (0, 0), (np.nan, 0), (0, 1), (5, 5), (6, 5), (5, 6)])
+    made = polygons(xy, np.array([0, 3, 3, 6, 9]))
+    assert [p.area for p in made] == [0.5, 0, 0, 0.5]
+    assert [p.is_empty for p in made] == [False, True, True, False]
 
 
 @given(

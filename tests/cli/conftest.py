@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from qpnuclei.cli.app import app
+from qpnuclei.errors import QpnucleiError
+
+SAMPLES = Path(__file__).parents[1] / "data" / "qupath-samples"
+VERSIONS = sorted(path.name for path in SAMPLES.iterdir() if path.is_dir())
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Callable[[str], Path]:
+    """Copy the sample project of a QuPath version, with its images, and return its folder."""
+
+    def copy(version: str = "0.5.1") -> Path:
+        return Path(shutil.copytree(SAMPLES / version, tmp_path / version)) / "project"
+
+    return copy
+
+
+@dataclass
+class Outcome:
+    exit_code: int
+    stdout: str
+    error: QpnucleiError | None
+
+
+@pytest.fixture
+def qpnuclei() -> Callable[..., Outcome]:
+    """Call the command line in this process; errors on purpose are returned, others raised."""
+
+    def call(*arguments: object) -> Outcome:
+        result = CliRunner().invoke(app, [str(a) for a in arguments])
+        error = result.exception
+        if isinstance(error, QpnucleiError):
+            return Outcome(error.exit_code, result.stdout, error)
+        if error is not None and not isinstance(error, SystemExit):
+            raise error
+        return Outcome(result.exit_code, result.stdout, None)
+
+    return call
+
+
+@pytest.fixture
+def shell() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Call the command line as a user does, in a process of its own."""
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "qpnuclei", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return call
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Return the content of every file below a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -1,0 +1,228 @@
+"""`qpnuclei run` and `export` end to end, on projects that each QuPath version wrote."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import shapely
+
+from qpnuclei.qupath.geojson import read_objects
+from qpnuclei.qupath.model import Detections, ImageObjects, is_ours
+from qpnuclei.qupath.native.project import open_project
+from tests.cli.conftest import VERSIONS, Outcome, tree
+
+Call = Callable[..., Outcome]
+Sample = Callable[[str], Path]
+
+# The sample images are not calibrated, except the pyramid, whose file says 0.5.
+RUN = ("--roi", "Tumor", "--mpp", "0.5", "--device", "cpu", "--quiet", "--backend", "native")
+
+
+def objects(project: Path) -> list[ImageObjects]:
+    return [entry.read() for entry in open_project(project).images]
+
+
+def rows(detections: Detections, chosen: np.ndarray) -> list[tuple[object, ...]]:
+    """Everything about the chosen detections, in a form that can be compared."""
+    names = sorted(detections.measurements)
+    return [
+        (
+            detections.ids[i],
+            detections.kinds[i],
+            detections.class_names[i],
+            shapely.to_wkb(detections.geometries[i]),
+            int(detections.parents[i]),
+            [repr(detections.measurements[name][i]) for name in names],
+        )
+        for i in np.flatnonzero(chosen)
+    ]
+
+
+def ours(detections: Detections) -> np.ndarray:
+    return np.array([is_ours(identity) for identity in detections.ids], bool)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_run_and_export_on_every_qupath_version(
+    version: str, sample: Sample, qpnuclei: Call, tmp_path: Path
+) -> None:
+    project = sample(version)
+    before = objects(project)
+
+    assert qpnuclei("run", project, *RUN).exit_code == 0
+
+    after = objects(project)
+    total = 0
+    for old, new in zip(before, after, strict=True):
+        assert new.annotations == old.annotations
+        mine = ours(new.detections)
+        total += int(mine.sum())
+        # All that was there before is there still; only the columns of ours are new to the table.
+        kept = [row[:5] for row in rows(new.detections, ~mine)]
+        assert kept == [row[:5] for row in rows(old.detections, ~ours(old.detections))]
+        for name, column in old.detections.measurements.items():
+            np.testing.assert_array_equal(new.detections.measurements[name][~mine], column)
+        by_handle = {a.handle: a for a in new.annotations}
+        for i in np.flatnonzero(mine):
+            parent = by_handle[int(new.detections.parents[i])]
+            assert parent.class_name == "Tumor"
+            point = shapely.Point(new.detections.centroids[i])
+            assert shapely.intersects(parent.geometry, point)
+            assert new.detections.class_names[i] == "Nucleus"
+            assert new.detections.kinds[i] == "detection"
+        # In 0.5 µm pixels, area in µm² is a quarter of that in px²; names are QuPath's.
+        areas = shapely.area(new.detections.geometries[mine])
+        if len(areas):
+            found = new.detections.measurements["Area µm^2"][mine]
+            np.testing.assert_allclose(found, areas * 0.25, rtol=1e-4)
+            assert np.isfinite(new.detections.measurements["Attention: Mean"][mine]).all()
+    assert total > 0
+
+    record = json.loads(next((project / "qpnuclei").glob("*/run.json")).read_text())
+    assert record["nuclei"] == total
+    assert record["failures"] == []
+    assert len(record["model"]["sha256"]) == 64
+    counted = {r["id"]: r["nuclei"] for image in record["images"] for r in image["regions"]}
+
+    table = tmp_path / "counts.json"
+    assert qpnuclei("export", project, "-o", table, "--roi", "Tumor").exit_code == 0
+    exported = json.loads(table.read_text())
+    # Some of the sample's own detections are of class Nucleus, too: they count as well.
+    assert sum(row["nuclei"] for row in exported) >= total
+    for row in exported:
+        if row["uuid"] is not None and row["uuid"] in counted:
+            assert row["nuclei"] >= counted[row["uuid"]]
+
+
+def test_second_run_replaces_the_first_and_nothing_else(sample: Sample, qpnuclei: Call) -> None:
+    project = sample("0.5.1")
+    qpnuclei("run", project, *RUN)
+    first = objects(project)
+    assert qpnuclei("run", project, *RUN).exit_code == 0
+    second = objects(project)
+    for a, b in zip(first, second, strict=True):
+        assert sorted(map(str, rows(a.detections, ours(a.detections)))) == sorted(
+            map(str, rows(b.detections, ours(b.detections)))
+        )
+        assert len(a.detections) == len(b.detections)
+
+
+def test_append_adds_nothing_that_is_there(sample: Sample, qpnuclei: Call) -> None:
+    project = sample("0.5.1")
+    qpnuclei("run", project, *RUN)
+    first = [len(o.detections) for o in objects(project)]
+    assert qpnuclei("run", project, *RUN, "--on-existing", "append").exit_code == 0
+    assert [len(o.detections) for o in objects(project)] == first
+
+
+def test_skip_and_error_leave_existing_ones(sample: Sample, qpnuclei: Call) -> None:
+    project = sample("0.5.1")
+    qpnuclei("run", project, *RUN)
+    before = {k: v for k, v in tree(project).items() if not k.startswith("qpnuclei")}
+    assert qpnuclei("run", project, *RUN, "--on-existing", "skip").exit_code == 0
+    refused = qpnuclei("run", project, *RUN, "--on-existing", "error")
+    assert refused.exit_code == 2
+    after = {k: v for k, v in tree(project).items() if not k.startswith("qpnuclei")}
+    assert after == before
+
+
+def test_another_class_does_not_touch_the_first(sample: Sample, qpnuclei: Call) -> None:
+    project = sample("0.5.1")
+    qpnuclei("run", project, *RUN)
+    tumor = [set(o.detections.ids) for o in objects(project)]
+    stroma = ("--roi", "Stroma", "--mpp", "0.5", "--device", "cpu", "--quiet")
+    assert qpnuclei("run", project, *stroma, "--backend", "native").exit_code == 0
+    for old, new in zip(tumor, objects(project), strict=True):
+        assert old <= set(new.detections.ids)
+
+
+def test_derived_classes_only_when_asked(sample: Sample, qpnuclei: Call) -> None:
+    project = sample("0.5.1")
+    qpnuclei("run", project, *RUN, "--image", "he small*", "--roi-derived")
+    found = objects(project)[0]
+    parents = {a.handle: a.class_name for a in found.annotations}
+    classes = {parents[int(p)] for p in found.detections.parents[ours(found.detections)]}
+    assert "Tumor: Positive" in classes
+
+
+def test_tissue_is_written_under_the_image(sample: Sample, qpnuclei: Call) -> None:
+    project = sample("0.5.1")
+    outcome = qpnuclei(
+        "run", project, "--tissue", "--mpp", "0.5", "--image", "he small.png", "--device", "cpu",
+        "--quiet", "--backend", "native",
+    )  # fmt: skip
+    assert outcome.exit_code == 0
+    detections = objects(project)[0].detections
+    assert ours(detections).any()
+    assert set(detections.parents[ours(detections)].tolist()) == {-1}
+
+
+def test_copies_hold_the_same_nuclei(sample: Sample, qpnuclei: Call, tmp_path: Path) -> None:
+    project = sample("0.6.0")
+    outcome = qpnuclei(
+        "run", project, *RUN, "--image", "renamed*",
+        "--geojson", tmp_path / "g", "--parquet", tmp_path / "p",
+    )  # fmt: skip
+    assert outcome.exit_code == 0
+    detections = objects(project)[1].detections
+    expected = {i for i in detections.ids if is_ours(i)}
+    (geojson,) = (tmp_path / "g").iterdir()
+    assert {o.id for o in read_objects(geojson)} == expected
+    (parquet,) = (tmp_path / "p").iterdir()
+    table = pq.read_table(parquet)
+    assert set(table["id"].to_pylist()) == {str(i) for i in expected}
+    assert "Hematoxylin: Mean" in table.column_names
+
+
+@pytest.mark.parametrize("tile", [128, 300])
+def test_the_same_nuclei_whatever_the_tile(sample: Sample, qpnuclei: Call, tile: int) -> None:
+    found = []
+    for size, version in ((tile, "0.5.1"), (4096, "0.7.0")):
+        project = sample(version)
+        qpnuclei("run", project, *RUN, "--image", "renamed*", "--tile", size)
+        detections = objects(project)[1].detections
+        found.append({i for i in detections.ids if is_ours(i)})
+    # Their UUIDs are made from image and outline: equal sets are equal polygons.
+    assert found[0] == found[1]
+    assert found[0]
+
+
+def test_dry_run_changes_nothing(sample: Sample, qpnuclei: Call) -> None:
+    project = sample("0.5.1")
+    before = tree(project)
+    outcome = qpnuclei("run", project, *RUN, "--dry-run")
+    assert outcome.exit_code == 0
+    assert "he small.png" in outcome.stdout
+    assert tree(project) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals work differently there")
+def test_ctrl_c_leaves_the_project_untouched(sample: Sample) -> None:
+    project = sample("0.5.1")
+    before = {k: v for k, v in tree(project).items()}
+    run = subprocess.Popen(
+        [sys.executable, "-m", "qpnuclei", "run", str(project), *RUN, "--tile", "128"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    # The folder of the record is made right before the first image is analysed.
+    for _ in range(600):
+        if (project / "qpnuclei").exists() or run.poll() is not None:
+            break
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    _, stderr = run.communicate(timeout=60)
+    assert run.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    after = {k: v for k, v in tree(project).items() if not k.startswith("qpnuclei")}
+    assert after == before
