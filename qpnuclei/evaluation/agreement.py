@@ -49,9 +49,7 @@ class Agreement:
     def counts(self) -> dict[str, int]:
         """Count annotated nuclei by kind (together they are all of them), and false predictions."""
         of_true, of_predicted = Counter(self.true_kind), Counter(self.predicted_kind)
-        return {
-            str(kind): (of_predicted if kind is Kind.FALSE else of_true)[kind] for kind in Kind
-        }
+        return {str(kind): (of_predicted if kind is Kind.FALSE else of_true)[kind] for kind in Kind}
 
 
 def classify(true: LabelMap, predicted: LabelMap) -> Agreement:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +18,6 @@ from qpnuclei.evaluation.metrics import Scores, mean_scores, score
 from qpnuclei.nuclei import NucleiTable
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import open_slide
-
-if TYPE_CHECKING:
-    from qpnuclei.evaluation.tuning import LabelledImage
-
-_log = logging.getLogger(__name__)
 
 #: Finds the nuclei of an (H, W, 3) uint8 image of so many µm/px, in its px.
 Finder = Callable[[npt.NDArray[np.uint8], float], NucleiTable]
@@ -182,22 +175,3 @@ def evaluate(
         evaluation.images.append(result)
         on_image(result)
     return evaluation
-
-
-def at_model_resolution(
-    images: Sequence[AnnotatedImage], mpp: float | None, model_mpp: float
-) -> list[LabelledImage]:
-    """Read annotated images at a model's resolution, for tuning.
-
-    Raises
-    ------
-    qpnuclei.errors.FormatError, qpnuclei.errors.MppError
-        As `evaluate`.
-    """
-    from qpnuclei.evaluation.tuning import LabelledImage, resampled
-
-    made: list[LabelledImage] = []
-    for image in images:
-        rgb, labels = image.read()
-        made.append(resampled(image.name, rgb, labels, image_mpp(image, mpp), model_mpp))
-    return made

@@ -112,7 +112,8 @@ class ConsepImage(AnnotatedImage):
             raise FormatError(
                 f"{self.labels_path}: has no 2-D array of whole numbers 'inst_map', only {names!r}"
             )
-        return found.astype(np.int32)
+        instances: npt.NDArray[np.int32] = found.astype(np.int32)
+        return instances
 
 
 def read_monuseg(folder: Path) -> list[AnnotatedImage]:
@@ -125,7 +126,7 @@ def read_monuseg(folder: Path) -> list[AnnotatedImage]:
 
 def read_tnbc(folder: Path) -> list[AnnotatedImage]:
     """Find the images of TNBC: ``Slide_NN/*.png`` and ``GT_NN/*.png`` of the same name."""
-    found = []
+    found: list[AnnotatedImage] = []
     for slide in sorted(folder.glob("Slide_*")):
         truth = slide.with_name(slide.name.replace("Slide_", "GT_"))
         images, masks = _by_stem(slide.glob("*.png")), _by_stem(truth.glob("*.png"))
@@ -136,7 +137,7 @@ def read_tnbc(folder: Path) -> list[AnnotatedImage]:
 
 def read_consep(folder: Path) -> list[AnnotatedImage]:
     """Find the images of CoNSeP: ``Images/*.png`` and ``Labels/*.mat``, also in Train and Test."""
-    found = []
+    found: list[AnnotatedImage] = []
     for labels in _consep_labels(folder):
         images = _by_stem(
             p for p in (labels.parent / "Images").glob("*") if p.suffix.lower() in IMAGE_SUFFIXES
@@ -252,7 +253,7 @@ def _check_pairs(
 
 
 def _regions(path: Path) -> Sequence[shapely.Polygon]:
-    """Return the outlines of ImageScope's regions, in px; those of under 3 vertices enclose none."""
+    """Return the outlines of ImageScope's regions in px, but those that enclose nothing."""
     try:
         root = ElementTree.parse(path).getroot()
         outlines = [
