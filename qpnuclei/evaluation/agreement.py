@@ -79,8 +79,9 @@ def classify(true: LabelMap, predicted: LabelMap) -> Agreement:
     splits = np.bincount(t[predicted_inside], minlength=len(o.true_area)) > 1
     merges = np.bincount(p[true_inside], minlength=len(o.predicted_area)) > 1
 
-    true_kind = np.full(len(o.true_area), Kind.MISSED, object)
-    predicted_kind = np.full(len(o.predicted_area), Kind.FALSE, object)
+    # Not np.full: that makes plain strings of them.
+    true_kind = np.array([Kind.MISSED] * len(o.true_area), object)
+    predicted_kind = np.array([Kind.FALSE] * len(o.predicted_area), object)
     related = true_inside | predicted_inside
     true_kind[t[related]] = Kind.INEXACT
     predicted_kind[p[related]] = Kind.INEXACT

@@ -26,10 +26,10 @@ from qpnuclei.evaluation.report import COLUMNS, Report, format_score
 #: Colours that differ from each other and from haematoxylin and eosin.
 COLOURS = {
     Kind.FOUND: "#00c81e",
-    Kind.MISSED: "#1414ff",
+    Kind.MISSED: "#2846ff",
     Kind.FALSE: "#ff0000",
     Kind.SPLIT: "#ffe600",
-    Kind.MERGED: "#000000",
+    Kind.MERGED: "#ff00d4",
     Kind.INEXACT: "#00f0ff",
 }
 
@@ -58,6 +58,7 @@ figure { margin: 2rem 0; } figcaption { margin-bottom: .3rem; }
 svg.tissue { width: 100%; height: auto; display: block; }
 svg path { fill: none; stroke-width: 2px; vector-effect: non-scaling-stroke; }
 svg .annotated { stroke-dasharray: 4 3; }
+svg .missed { stroke-width: 3px; }
 .legend { position: sticky; top: 0; background: #fff; border-bottom: 1px solid #ccc;
   padding: .4rem 0; z-index: 1; font-size: 13px; columns: 2; }
 .legend label { display: block; break-inside: avoid; }
