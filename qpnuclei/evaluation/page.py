@@ -44,8 +44,9 @@ _MEANING = {
 
 _MAX_PX = 1000
 _JPEG_QUALITY = 75
-#: Outlines may be off by this much: less than a line's width.
-_TOLERANCE_PX = 0.5
+#: Outlines may be off by this much. A step of one pixel in a slanted side is smoothed away, the
+#: corner of a square is not.
+_TOLERANCE_PX = 0.3
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem auto; max-width: 1080px;
@@ -194,7 +195,7 @@ def outlines(labels: npt.NDArray[np.int32]) -> list[npt.NDArray[np.float64]]:
     Returns
     -------
     list of (V, 2) float64 ndarray
-        x and y in px, pixel (0, 0) covering 0..1; closed, simplified by at most half a pixel.
+        x and y in px, pixel (0, 0) covering 0..1; closed, and simplified.
     """
     found = []
     for label, box in enumerate(ndimage.find_objects(labels), start=1):

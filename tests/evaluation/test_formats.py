@@ -169,7 +169,7 @@ def test_splits_go_with_any_layout(tnbc: Path) -> None:
         read_dataset(tnbc, split="gone")
 
 
-def test_half_a_pair_is_named(tnbc: Path, tmp_path: Path) -> None:
+def test_half_a_pair_is_named(tnbc: Path) -> None:
     (tnbc / "GT_02" / "02_1.png").unlink()
     with pytest.raises(NotFoundError, match=r"Slide_02/02_1\.png: there is no mask in GT_02"):
         read_dataset(tnbc)
