@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,8 @@ import numpy as np
 
 from qpnuclei.detect import find_nuclei
 from qpnuclei.errors import QpnucleiError
-from qpnuclei.planning import ImagePlan, RunOptions, choose_images, plan_image
-from qpnuclei.qupath.model import Project
+from qpnuclei.planning import ImagePlan, RunOptions, plan_image
+from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.pixels import open_image
 from qpnuclei.roi import region_of
 from qpnuclei.summary import (
@@ -41,22 +41,28 @@ Progress = Callable[[str, int, int, int], None]
 
 def analyse_project(
     project: Project,
+    entries: Sequence[ImageEntry],
     options: RunOptions,
     progress: Progress = lambda image, done, tiles, nuclei: None,
 ) -> RunSummary:
-    """Find the nuclei in the chosen annotations of a project and write them back.
+    """Find the nuclei in the chosen annotations of some images and write them back.
 
     Every image is saved as soon as it is done; one that fails is left as it was and reported in
     the summary's `failures`, and the others go on.
 
+    Parameters
+    ----------
+    entries : sequence of ImageEntry
+        Images of the project, from `qpnuclei.roi.choose_images`.
+
     Raises
     ------
     QpnucleiError
-        If the request is wrong or the result folder cannot be written; nothing was changed.
+        If the model or device is wrong or the result folder cannot be written; nothing was
+        changed.
     """
     from qpnuclei.nn.segmenter import Segmenter
 
-    entries = choose_images(project, options)
     segmenter = Segmenter.load(options.model, device=options.device)
     run_dir = make_run_dir(project, options)
     summary = RunSummary(

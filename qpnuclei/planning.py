@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
@@ -19,12 +18,11 @@ from qpnuclei.detect import (
     plan_tiles,
 )
 from qpnuclei.errors import UsageError
-from qpnuclei.qupath.model import DEFAULT_HE, ImageEntry, ImageObjects, Project, Stains
+from qpnuclei.qupath.model import DEFAULT_HE, ImageEntry, ImageObjects, Stains
 from qpnuclei.qupath.pixels import open_image
 from qpnuclei.roi import (
     Region,
     RoiSelection,
-    check_selection,
     ours_within,
     select_regions,
     tissue_region,
@@ -48,7 +46,6 @@ class RunOptions:
     """
 
     selection: RoiSelection
-    images: tuple[str, ...] = ()
     model: str = "default"
     device: str = "auto"
     mpp: float | None = None
@@ -117,47 +114,8 @@ class ImagePlan:
         return float(region.geometry.area * self.scale.mpp[0] * self.scale.mpp[1] * 1e-6)
 
 
-def match_images(project: Project, patterns: Sequence[str]) -> list[ImageEntry]:
-    """Return the images whose name matches one of the patterns (``*``, ``?``); all if none.
-
-    Raises
-    ------
-    UsageError
-        If there is no such image.
-    """
-    entries = [
-        entry
-        for entry in project.images
-        if not patterns or any(fnmatchcase(entry.name, pattern) for pattern in patterns)
-    ]
-    if not entries:
-        names = ", ".join(entry.name for entry in project.images)
-        raise UsageError(
-            f"no image of {project.path} matches {' or '.join(map(repr, patterns))}"
-            if names
-            else f"{project.path} has no images",
-            f"images there: {names}" if names else "add slides in QuPath",
-        )
-    return entries
-
-
-def choose_images(project: Project, options: RunOptions) -> list[ImageEntry]:
-    """Return the images that a run concerns, having checked that its selection means something.
-
-    Raises
-    ------
-    UsageError
-        If the project has no such image, or no image has such an annotation.
-    """
-    entries = match_images(project, options.images)
-    if not options.selection.tissue:
-        annotations = [a for entry in entries for a in entry.read().annotations]
-        check_selection(options.selection, annotations, str(project.path))
-    return entries
-
-
-def plan_project(project: Project, options: RunOptions) -> list[ImagePlan]:
-    """Return what `qpnuclei.pipeline.analyse_project` would do, changing nothing.
+def plan_images(entries: Sequence[ImageEntry], options: RunOptions) -> list[ImagePlan]:
+    """Return what `qpnuclei.pipeline.analyse_project` would do with images, changing nothing.
 
     Raises
     ------
@@ -166,7 +124,6 @@ def plan_project(project: Project, options: RunOptions) -> list[ImagePlan]:
     """
     from qpnuclei.nn.segmenter import Segmenter
 
-    entries = choose_images(project, options)
     segmenter = Segmenter.load(options.model, device=options.device)
     plans = []
     for entry in entries:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -14,7 +15,7 @@ import shapely
 from shapely.validation import explain_validity
 
 from qpnuclei.errors import UsageError
-from qpnuclei.qupath.model import Annotation, Detections, is_ours
+from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, Project, is_ours
 
 if TYPE_CHECKING:
     from qpnuclei.slides.slide import Slide
@@ -72,6 +73,47 @@ class RoiSelection:
             name == wanted or (self.derived and name.startswith(f"{wanted}: "))
             for wanted in self.classes
         )
+
+
+def match_images(project: Project, patterns: Sequence[str]) -> list[ImageEntry]:
+    """Return the images whose name matches one of the patterns (``*``, ``?``); all if none.
+
+    Raises
+    ------
+    UsageError
+        If there is no such image.
+    """
+    entries = [
+        entry
+        for entry in project.images
+        if not patterns or any(fnmatchcase(entry.name, pattern) for pattern in patterns)
+    ]
+    if not entries:
+        names = ", ".join(entry.name for entry in project.images)
+        raise UsageError(
+            f"no image of {project.path} matches {' or '.join(map(repr, patterns))}"
+            if names
+            else f"{project.path} has no images",
+            f"images there: {names}" if names else "add slides in QuPath",
+        )
+    return entries
+
+
+def choose_images(
+    project: Project, patterns: Sequence[str], selection: RoiSelection
+) -> list[ImageEntry]:
+    """Return the images of those names, having checked that the selection means something there.
+
+    Raises
+    ------
+    UsageError
+        If the project has no such image, or no image has such an annotation.
+    """
+    entries = match_images(project, patterns)
+    if not selection.tissue:
+        annotations = [a for entry in entries for a in entry.read().annotations]
+        check_selection(selection, annotations, str(project.path))
+    return entries
 
 
 def check_selection(selection: RoiSelection, annotations: Iterable[Annotation], where: str) -> None:
@@ -151,12 +193,16 @@ def select_regions(
     ----------
     width, height : int
         Size of the image in level-0 px.
+
+    Raises
+    ------
+    UsageError
+        If annotations are meant but all of them had to be left out.
     """
     image = shapely.box(0, 0, width, height)
     regions = []
-    for annotation in annotations:
-        if not selection.matches(annotation):
-            continue
+    meant = [annotation for annotation in annotations if selection.matches(annotation)]
+    for annotation in meant:
         if not annotation.is_area:
             _LOG.warning("%s is a %s, not an area: skipped", annotation.label, annotation.roi_type)
             continue
@@ -183,6 +229,12 @@ def select_regions(
                 continue
             _LOG.warning("%s reaches beyond the image: clipped to it", annotation.label)
         regions.append(Region(annotation, polygonal(geometry)))
+    if meant and not regions:
+        raise UsageError(
+            f"no area inside of the image in {', '.join(a.label for a in meant)}",
+            "the chosen annotations are lines or points, lie outside of the image or on other "
+            "planes than the first",
+        )
     return regions
 
 

@@ -117,18 +117,21 @@ def test_annotation_is_clipped_to_the_image(caplog: pytest.LogCaptureFixture) ->
 
 
 def test_annotation_outside_the_image_is_skipped(caplog: pytest.LogCaptureFixture) -> None:
+    far = annotation(shapely.box(200, 0, 210, 9))
+    everything = RoiSelection(everything=True)
     with caplog.at_level(logging.WARNING):
-        assert (
-            select_regions(
-                RoiSelection(everything=True), [annotation(shapely.box(200, 0, 210, 9))], 100, 100
-            )
-            == []
-        )
+        regions = select_regions(everything, [far, annotation(SQUARE)], 100, 100)
+    assert [region.geometry for region in regions] == [SQUARE]
     assert "outside" in caplog.text
+    with pytest.raises(UsageError, match="no area inside of the image"):
+        select_regions(everything, [far], 100, 100)
 
 
 def test_other_planes_are_skipped() -> None:
-    assert select_regions(RoiSelection(everything=True), [annotation(SQUARE, z=2)], 100, 100) == []
+    regions = select_regions(
+        RoiSelection(everything=True), [annotation(SQUARE, z=2), annotation(SQUARE)], 100, 100
+    )
+    assert len(regions) == 1
 
 
 def test_nested_regions_own_by_the_smallest() -> None:

@@ -69,8 +69,8 @@ def export(
     """
     from qpnuclei.cli.console import stderr
     from qpnuclei.export import count_project, write_table
-    from qpnuclei.planning import match_images
     from qpnuclei.qupath.backend import open_project
+    from qpnuclei.roi import match_images
 
     opened = open_project(project, backend=backend.value, image_root=image_root)
     rows = count_project(

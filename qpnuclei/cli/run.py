@@ -128,15 +128,19 @@ def run(
 
     from qpnuclei.cli.console import print_error, stderr, stdout, tile_progress
     from qpnuclei.cli.tables import plan_view, print_account, summary_table
-    from qpnuclei.pipeline import analyse_project
-    from qpnuclei.planning import RunOptions, plan_project
     from qpnuclei.qupath.backend import open_project
+    from qpnuclei.roi import choose_images
 
     opened = open_project(project, backend=backend.value, image_root=image_root)
     stderr.print(f"{opened.path}: opened with the {opened.backend} backend", highlight=False)
+    entries = choose_images(opened, tuple(image or ()), selection)
+
+    # Only now, when the request makes sense, what takes seconds to import.
+    from qpnuclei.pipeline import analyse_project
+    from qpnuclei.planning import RunOptions, plan_images
+
     options = RunOptions(
         selection=selection,
-        images=tuple(image or ()),
         model=model,
         device=device.value,
         mpp=mpp,
@@ -151,11 +155,11 @@ def run(
         run_dir=run_dir,
     )
     if dry_run:
-        stdout.print(plan_view(plan_project(opened, options)))
+        stdout.print(plan_view(plan_images(entries, options)))
         return
     try:
         with tile_progress(quiet) as progress:
-            summary = analyse_project(opened, options, progress)
+            summary = analyse_project(opened, entries, options, progress)
     except KeyboardInterrupt:
         stderr.print("interrupted: the image at hand is unchanged, those before it are saved")
         sys.exit(130)

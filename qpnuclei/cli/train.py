@@ -94,8 +94,8 @@ def train(
         typer.Option(
             "--validation",
             metavar="DIR",
-            help="Folder with images/ and labels/ (instance maps) that chooses the best epoch, and "
-            "nothing else. With splits.json, its split 'val'.",
+            help="Folder with images/ and labels/ (instance maps) that chooses the best epoch "
+            "and the post-processing, and nothing else. With splits.json, its split 'val'.",
             show_default="none: the last epoch is kept",
         ),
     ] = None,

@@ -22,7 +22,7 @@ from qpnuclei.export import count_project, write_table
 from qpnuclei.new_project import create_from_slides
 from qpnuclei.nuclei import NucleiTable
 from qpnuclei.pipeline import Progress, analyse_project
-from qpnuclei.planning import ImagePlan, RunOptions, plan_project
+from qpnuclei.planning import ImagePlan, RunOptions, plan_images
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass, Project, is_ours
 from qpnuclei.qupath.native.project import open_project
 from qpnuclei.qupath.pixels import open_image
@@ -112,8 +112,8 @@ def demonstrate(
     project = _project(directory / "project", slide, mpp, annotations)
     say(f"finding the nuclei in {len(annotations)} annotations of {project.path}")
     options = RunOptions(RoiSelection(everything=True), model=model, device=device, mpp=mpp)
-    (plan,) = plan_project(project, options)
-    summary = analyse_project(project, options, progress)
+    (plan,) = plan_images(project.images, options)
+    summary = analyse_project(project, project.images, options, progress)
     for _, error in summary.failures:
         raise error
     counts = directory / "counts.csv"

@@ -81,13 +81,13 @@ def assess(
     others: list[Evaluation] = []
     notes: list[str] = []
     if options.model is None:
-        result = _measure(classical.NAME, classical.hematoxylin_nuclei, images, options, progress)
+        result = _measure(classical.NAME, classical.haematoxylin_nuclei, images, options, progress)
     else:
         network, metadata = load_model(resolve_model(options.model))
         segmenter = Segmenter(network, metadata, resolve_device(options.device))
         name = _label(options.model)
         result = _measure(name, segmenter.segment, images, options, progress)
-        floor = _measure(classical.NAME, classical.hematoxylin_nuclei, images, options, progress)
+        floor = _measure(classical.NAME, classical.haematoxylin_nuclei, images, options, progress)
         others.append(floor)
         if options.tune:
             parameters = _tune(segmenter, images, options, progress)

@@ -221,19 +221,22 @@ def take(items: JavaObject, indices: npt.NDArray[np.integer[Any]]) -> JavaObject
     return make_list(len(indices), pipe(chosen, item_of(items, "java.lang.Object")))
 
 
-def flat_map_list(items: JavaObject, function: Handle) -> JavaObject:
-    """Return one Java list of the items of all the collections ``function(item)``."""
-    as_stream = method("java.util.Collection", "stream", "java.util.stream.Stream")
-    flat = items.stream().flatMap(
-        _as_interface("java.util.function.Function", pipe(function, as_stream))
-    )
-    return _collect_list(flat)
-
-
 def doubles(items: JavaObject, function: Handle) -> npt.NDArray[np.float64]:
     """Return ``function(item)``, a double, for all items of a Java collection."""
     to_double = _as_interface("java.util.function.ToDoubleFunction", function)
     return np.array(items.stream().mapToDouble(to_double).toArray(), dtype=np.float64)
+
+
+def flat_doubles(
+    items: JavaObject, to_collection: Handle, function: Handle
+) -> npt.NDArray[np.float64]:
+    """Return ``function(part)``, a double, for all parts of all ``to_collection(item)``."""
+    to_stream = pipe(
+        to_collection, method("java.util.Collection", "stream", "java.util.stream.Stream")
+    )
+    parts = items.stream().flatMap(_as_interface("java.util.function.Function", to_stream))
+    to_double = _as_interface("java.util.function.ToDoubleFunction", function)
+    return np.array(parts.mapToDouble(to_double).toArray(), dtype=np.float64)
 
 
 def ints(items: JavaObject, function: Handle) -> npt.NDArray[np.int64]:

@@ -17,8 +17,8 @@ import re
 import shutil
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -63,7 +63,8 @@ from qpnuclei.qupath.model import (
     is_ours,
 )
 from qpnuclei.qupath.native import project_file
-from qpnuclei.qupath.native.files import Transaction
+from qpnuclei.qupath.native.backups import drop_old_backups, keep_backup
+from qpnuclei.qupath.native.files import TEMPORARY_PREFIX, Transaction, remove_leftovers
 from qpnuclei.qupath.native.rois import polygons
 from qpnuclei.qupath.uris import file_uri, find_image, parse_file_uri
 
@@ -175,9 +176,15 @@ class PaquoProject:
         current = last is not None and last.image is image and last.fingerprint == fingerprint
         return last if current else None
 
-    def keep(self, loaded: _Loaded | None) -> None:
-        """Keep what was read last, or nothing."""
+    def keep(self, loaded: _Loaded) -> None:
+        """Keep what was read last; what was kept before is closed."""
+        if self._last is not None:
+            self._last.close()
         self._last = loaded
+
+    def release(self) -> None:
+        """Keep nothing any more, but close nothing either."""
+        self._last = None
 
     def add_classes(self, classes: Sequence[PathClass]) -> None:
         """Add to the project's class list what it lacks of some classes.
@@ -199,6 +206,16 @@ class _Loaded:
     fingerprint: str
     hierarchy: JavaObject
     data: JavaObject | None
+
+    def close(self) -> None:
+        """Close the image's file, if QuPath opened it."""
+        import jpype
+
+        with suppress(jpype.JException), _jvm.quiet():  # nothing depends on it
+            if self.data is not None and _opens_lazily():
+                self.data.close()
+            elif self.data is not None:
+                self.data.getServer().close()
 
 
 class PaquoImage:
@@ -253,6 +270,7 @@ class PaquoImage:
         if server is None:
             return PixelCalibration()
         calibration = server.getPixelCalibration()
+        server.close()
         if not calibration.hasPixelSizeMicrons():
             return PixelCalibration()
         return PixelCalibration(
@@ -305,24 +323,36 @@ class PaquoImage:
         if foreign:
             raise UsageError(f"{foreign[0]} was not written by qpnuclei and is not removed")
         self._check_unchanged(fingerprint)
-        data = self._load_for_writing()
-        hierarchy = data.getHierarchy()
-        self._project.keep(None)  # it differs from the file, until it was saved and verified
+        loaded = self._load_for_writing()
+        self._project.release()  # it will differ from the file, until that is saved and verified
+        try:
+            self._edit_and_save(loaded, edit, fingerprint)
+        except BaseException:
+            loaded.close()
+            raise
+        with suppress(OSError):
+            drop_old_backups(self.data_file)
+        self._project.keep(replace(loaded, fingerprint=_fingerprint(self.data_file)))
+
+    def _edit_and_save(self, loaded: _Loaded, edit: Edit, fingerprint: str) -> None:
+        data: JavaObject = loaded.data
+        hierarchy = loaded.hierarchy
         with _jvm.quiet(), _java_errors(SaveError, f"{self.name}: QuPath refuses the edit"):
             _apply(edit, hierarchy)
             if edit.workflow_step is not None:
                 step = _jvm.java_class("qupath.lib.plugins.workflow.DefaultScriptableWorkflowStep")
                 data.getHistoryWorkflow().addStep(step(*edit.workflow_step))
             expected = _Content.of(hierarchy)
+        self._check_unchanged(fingerprint)
+        remove_leftovers(self.data_file.parent)
+        keep_backup(self.data_file)
         with _kept_on_failure(self.data_file):
-            self._check_unchanged(fingerprint)
             with _jvm.quiet(), _java_errors(SaveError, f"{self.data_file}: cannot be saved"):
                 self._entry.saveImageData(data)
             self._verify(expected)
             classes = [group.path_class for group in edit.add]
             classes += [new.path_class for new in edit.annotations if new.path_class is not None]
             self._project.add_classes(classes)
-        self._project.keep(_Loaded(self, _fingerprint(self.data_file), hierarchy, data))
 
     def _verify(self, expected: _Content) -> None:
         what = f"{self.data_file}: what QuPath saved does not read back as written"
@@ -338,15 +368,14 @@ class PaquoImage:
                 "close the image in QuPath and run again",
             )
 
-    def _load_for_writing(self) -> JavaObject:
-        data = None if self._is_out_of_reach() else self._load().data
-        if data is None:
+    def _load_for_writing(self) -> _Loaded:
+        if self._is_out_of_reach:
             raise SaveError(
                 f"{self.name}: QuPath {_qupath_version()} saves no image whose file it cannot "
                 f"open: {', '.join(self.server.uris)}",
                 "say where the images are with --image-root, or use --backend native",
             )
-        return data
+        return self._load()
 
     def _load(self) -> _Loaded:
         current = _fingerprint(self.data_file)
@@ -374,7 +403,7 @@ class PaquoImage:
         file = self.data_file
         if file.exists():
             _check_complete(file)
-        if self._is_out_of_reach():
+        if self._is_out_of_reach:
             return None
         with _jvm.quiet(), self._corrupt_errors():
             if not file.exists():
@@ -390,11 +419,15 @@ class PaquoImage:
             _backup_hint(self.data_file),
         )
 
+    @cached_property
     def _is_out_of_reach(self) -> bool:
-        """Tell whether QuPath makes no image data, for want of the image's pixels or metadata."""
+        """Whether QuPath makes no image data, for want of the image's pixels or metadata."""
         if _opens_lazily() and project_file.server_metadata(self._builder) is not None:
             return False
-        return self._build_server() is None
+        server = self._build_server()
+        if server is not None:
+            server.close()
+        return server is None
 
     def _build_server(self) -> JavaObject | None:
         """Open the image's pixels in QuPath; None if it cannot."""
@@ -541,10 +574,8 @@ def _geometries(objects: JavaObject) -> npt.NDArray[Any]:
 def _from_vertices(rois: JavaObject, roi_type: str) -> npt.NDArray[Any]:
     """Make geometries of the vertices as QuPath stores them, be they valid or not."""
     to_points = method(_ROI, "getAllPoints", "java.util.List")
-    points = _jvm.flat_map_list(rois, to_points)
-    coordinates = np.stack(
-        [_jvm.doubles(points, method(_POINT, f"get{axis}", "double")) for axis in "XY"], axis=1
-    )
+    axes = [method(_POINT, f"get{axis}", "double") for axis in "XY"]
+    coordinates = np.stack([_jvm.flat_doubles(rois, to_points, axis) for axis in axes], axis=1)
     counts = _jvm.ints(rois, pipe(to_points, method("java.util.List", "size", "int")))
     offsets = np.concatenate([[0], np.cumsum(counts)])
     if roi_type == "PolygonROI":
@@ -580,6 +611,7 @@ def _apply(edit: Edit, hierarchy: JavaObject) -> None:
     root = hierarchy.getRootObject()
     if edit.remove:
         _remove(edit.remove, objects, hierarchy)
+    _check_new(edit, hierarchy)
     for group in edit.add:
         if group.parent is not None and not 0 <= group.parent < annotations.size():
             raise UsageError(f"the image has no annotation number {group.parent}")
@@ -588,6 +620,17 @@ def _apply(edit: Edit, hierarchy: JavaObject) -> None:
     for new in edit.annotations:
         root.addChildObject(_new_annotation(new))
     hierarchy.fireHierarchyChangedEvent(root)
+
+
+def _check_new(edit: Edit, hierarchy: JavaObject) -> None:
+    """Raise UsageError if what an edit adds has a UUID twice, or one that is taken."""
+    new = [str(own_id) for group in edit.add for own_id in group.ids]
+    new += [str(annotation.id) for annotation in edit.annotations]
+    if len(set(new)) < len(new):
+        raise UsageError("two new objects have the same UUID")
+    taken = set(new).intersection(_ids(_flat(hierarchy))) if new else set()
+    if taken:
+        raise UsageError(f"the image already has an object {min(taken)}")
 
 
 def _plane_of(parent: JavaObject) -> JavaObject:
@@ -747,7 +790,7 @@ class _Content:
 def _kept_on_failure(data_file: Path) -> Iterator[None]:
     """Put the data file and its summary back as they were if what is within fails."""
     files = [data_file, data_file.with_name("summary.json"), data_file.with_name(_BACKUP)]
-    copies = {file: file.with_name(f"{file.name}.old") for file in files if file.exists()}
+    copies = {f: f.with_name(f"{TEMPORARY_PREFIX}{f.name}.tmp") for f in files if f.exists()}
     try:
         for file, copy in copies.items():
             shutil.copy2(file, copy)

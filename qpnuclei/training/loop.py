@@ -17,10 +17,17 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from qpnuclei.errors import TrainingError, UsageError
-from qpnuclei.evaluation.tuning import LabelledImage, read_validation
-from qpnuclei.nn.checkpoint import library_versions, save_model
-from qpnuclei.nn.metadata import ColourNormalisation, ModelMetadata
+from qpnuclei.evaluation.tuning import (
+    LabelledImage,
+    attend,
+    read_validation,
+    summarise,
+    tune_post_processing,
+)
+from qpnuclei.nn.checkpoint import library_versions, load_model, save_model
+from qpnuclei.nn.metadata import ColourNormalisation, ModelMetadata, PostProcessing
 from qpnuclei.nn.scale import load_backbone
+from qpnuclei.nn.segmenter import Segmenter
 from qpnuclei.training.batches import Batches, batch_rng
 from qpnuclei.training.config import AttentionRecipe
 from qpnuclei.training.learner import Learner
@@ -87,8 +94,9 @@ def train_attention(
     seed : int
         Two runs of one seed on one machine's CPU are equal to the bit.
     validation : pathlib.Path, optional
-        Labelled images that choose the epoch: see `read_validation`. Without them the model of
-        the last epoch is kept.
+        Labelled images (see `read_validation`) that choose the epoch, by the Dice of the
+        attention, and at the end the post-processing. Without them the model of the last epoch
+        is kept.
     mpp : float, optional
         Resolution of the validation images, where their files do not know it.
     resume : bool
@@ -193,8 +201,10 @@ class _Run:
                 if progress.batch == per_epoch:
                     self._end_epoch(board, time.monotonic() - started)
                     started = time.monotonic()
-            if stopped:
-                self._save_state()
+        if stopped:
+            self._save_state()
+        elif self.labelled:
+            self._tune()
         model = self.folder / MODEL_FILE
         return TrainingResult(
             model if model.is_file() else None,
@@ -266,6 +276,20 @@ class _Run:
             board.add_scalar(name, value, epoch)
         self._draw(epoch)
         self.watcher.epoch(epoch, metrics, kept)
+
+    def _tune(self) -> None:
+        """Choose the post-processing of the best epoch's model on the validation images."""
+        path = self.folder / MODEL_FILE
+        network, metadata = load_model(path)
+        if metadata.post_processing != PostProcessing():
+            return  # of a run that was finished before
+        _log.info("choosing the post-processing on %d images", len(self.labelled))
+        segmenter = Segmenter(network, metadata, self.learner.device)
+        attended = attend(segmenter, self.labelled)
+        parameters = tune_post_processing(attended, metadata.post_processing)
+        measured = {**metadata.validation, **summarise(attended, parameters)}
+        update = {"post_processing": parameters, "validation": measured}
+        save_model(path, network, metadata.model_copy(update=update))
 
     def _save_state(self) -> None:
         save_state(self.folder, RunState(self.identity, self.progress, self.learner.state()))

@@ -1,4 +1,4 @@
-"""How well the attention meets labelled nuclei: it chooses the epoch, and nothing else."""
+"""How well the attention meets labelled nuclei: it chooses the epoch and teaches nothing."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ def test_dry_run_changes_nothing(sample: Sample, qpnuclei: Call) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="signals work differently there")
 def test_ctrl_c_leaves_the_project_untouched(sample: Sample) -> None:
     project = sample("0.5.1")
-    before = {k: v for k, v in tree(project).items()}
+    before = tree(project)
     run = subprocess.Popen(
         [sys.executable, "-m", "qpnuclei", "run", str(project), *RUN, "--tile", "128"],
         stderr=subprocess.PIPE,

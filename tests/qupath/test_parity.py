@@ -31,6 +31,7 @@ from qpnuclei.qupath.model import (
     is_ours,
     nucleus_id,
 )
+from qpnuclei.qupath.native.backups import BACKUP_FOLDER
 from tests.qupath.native.samples import VERSIONS, copy_project
 
 # QuPath 0.6 and newer round the vertices of some ROIs to this when they read them.
@@ -264,6 +265,16 @@ def test_the_summary_counts_the_new_detections(backend: str, project_file: Path)
     assert after == counted + 3
 
 
+def test_what_was_replaced_is_kept(backend: str, project_file: Path) -> None:
+    project = open_project(project_file, backend)
+    content = data_file(project).read_bytes()
+    image = project.images[0]
+    groups = [DetectionGroup(None, squares(3), ids(3), NUCLEUS)]
+    image.write(Edit(add=groups), image.read().fingerprint)
+    (kept,) = (data_file(project).parent / BACKUP_FOLDER).iterdir()
+    assert kept.read_bytes() == content
+
+
 def test_the_project_file_is_not_touched(backend: str, project_file: Path) -> None:
     content = project_file.read_bytes()
     image = open_project(project_file, backend).images[0]
@@ -303,6 +314,7 @@ def test_a_file_that_changed_since_it_was_read(backend: str, project_file: Path)
         (Edit(remove=frozenset([uuid.UUID(int=5)])), "not written by qpnuclei"),
         (Edit(remove=frozenset(ids(1))), "no detection"),
         (Edit(add=[DetectionGroup(99, squares(1), ids(1), NUCLEUS)]), "no annotation number 99"),
+        (Edit(add=[DetectionGroup(0, squares(2), ids(1) * 2, NUCLEUS)]), "the same UUID"),
     ],
 )
 def test_edits_that_contradict_the_image(
@@ -317,6 +329,17 @@ def test_edits_that_contradict_the_image(
     groups = [DetectionGroup(None, squares(1), ids(1), NUCLEUS)]
     image.write(Edit(add=groups), image.read().fingerprint)  # nothing of the failed edit is left
     assert sum(map(is_ours, image.read().detections.ids)) == 1
+
+
+def test_a_uuid_that_is_taken(backend: str, project_file: Path) -> None:
+    image = open_project(project_file, backend).images[0]
+    groups = [DetectionGroup(0, squares(2), ids(2), NUCLEUS)]
+    image.write(Edit(add=groups), image.read().fingerprint)
+    with pytest.raises(UsageError, match="already has an object"):
+        image.write(Edit(add=groups), image.read().fingerprint)
+    replaced = Edit(remove=frozenset(ids(2)), add=groups)
+    image.write(replaced, image.read().fingerprint)
+    assert sum(map(is_ours, image.read().detections.ids)) == 2
 
 
 @pytest.mark.parametrize("length", [0, 3, 200, 4000, -1])

@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 from qpnuclei.errors import TrainingError, UsageError
+from qpnuclei.evaluation.tuning import attend, read_validation
 from qpnuclei.nn.checkpoint import read_metadata
+from qpnuclei.nn.metadata import PostProcessing
 from qpnuclei.nn.segmenter import Segmenter
 from qpnuclei.training.config import AttentionRecipe, attention_recipe
 from qpnuclei.training.learner import Learner
@@ -99,6 +101,19 @@ def test_the_best_epoch_is_kept(finished: tuple[Path, TrainingResult]) -> None:
     metadata = read_metadata(folder / "model.safetensors")
     assert metadata.recipe["epoch"] == result.best_epoch
     assert metadata.validation["dice"] == max(dice)
+
+
+def test_the_post_processing_is_chosen_on_the_validation_images(
+    finished: tuple[Path, TrainingResult], dataset: Path
+) -> None:
+    folder, _ = finished
+    segmenter = Segmenter.load(folder / "model.safetensors", device="cpu")
+    attended = attend(segmenter, read_validation(dataset, 0.25, 0.25))
+    chosen = segmenter.metadata.post_processing
+    best, default = (attended[0].score(p) for p in (chosen, PostProcessing()))
+    assert best.AJI + best.PQ >= default.AJI + default.PQ
+    recorded = segmenter.metadata.validation["mean"]["AJI"]
+    assert recorded == pytest.approx(best.AJI, abs=1e-4)
 
 
 def test_the_model_says_how_it_was_made_and_runs(

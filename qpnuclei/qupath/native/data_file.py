@@ -118,8 +118,9 @@ class DataFile:
         last = stream.items[-1]
         if not isinstance(last, JavaString) or last.data != b"EOF":
             raise FormatError(f"{source}: byte {len(data)}: ends before its end mark")
-        made = cls(stream.items, jc.Catalog(stream.nodes), source)
-        made._root()
+        with _named(source):
+            made = cls(stream.items, jc.Catalog(stream.nodes), source)
+            made._root()
         return made
 
     @classmethod
@@ -208,9 +209,10 @@ class DataFile:
     @property
     def image_type(self) -> str | None:
         """Name of QuPath's ``ImageType``; None if the file has none."""
-        for item in self._items:
-            if isinstance(item, JavaEnum) and item.desc.name == jc.IMAGE_TYPE:
-                return item.name.text
+        with _named(self._source):
+            for item in self._items:
+                if isinstance(item, JavaEnum) and item.desc.name == jc.IMAGE_TYPE:
+                    return item.name.text
         return None
 
     @property
@@ -219,10 +221,11 @@ class DataFile:
         node = self._find(jc.STAINS)
         if node is None:
             return None
-        for item in jc.contents(node):
-            if isinstance(item, JavaString):
-                return parse_stains(item.text, self._source)
-        raise FormatError(f"{self._source}: colour deconvolution stains without values")
+        with _named(self._source):
+            for item in jc.contents(node):
+                if isinstance(item, JavaString):
+                    return parse_stains(item.text)
+            raise FormatError("colour deconvolution stains without values")
 
     def read(self) -> Objects:
         """Read annotations and detections.
@@ -232,7 +235,7 @@ class DataFile:
         qpnuclei.errors.FormatError
             If objects are not written as QuPath writes them.
         """
-        with self._named():
+        with _named(self._source):
             return self._read()
 
     def apply(self, edit: Edit) -> None:
@@ -243,7 +246,7 @@ class DataFile:
         qpnuclei.errors.UsageError
             If it would remove what is not ours or is not there, or names an unknown annotation.
         """
-        with self._named():
+        with _named(self._source):
             self._apply(edit)
 
     def _apply(self, edit: Edit) -> None:
@@ -278,26 +281,17 @@ class DataFile:
         """Take away again what an edit added."""
         ids = {str(own_id) for group in edit.add for own_id in group.ids}
         ids.update(str(annotation.id) for annotation in edit.annotations)
-        if ids:
-            self._remove(ids, (*DETECTION_KINDS, "annotation"))
-        if edit.workflow_step is not None:
-            contents, version, count = self._workflow()
-            contents.pop()
-            contents[0] = BlockData(struct.pack(">ii", version, count - 1))
+        with _named(self._source):
+            if ids:
+                self._remove(ids, (*DETECTION_KINDS, "annotation"))
+            if edit.workflow_step is not None:
+                contents, version, count = self._workflow()
+                contents.pop()
+                contents[0] = BlockData(struct.pack(">ii", version, count - 1))
 
     def write(self, emit: Callable[[bytes], object]) -> None:
         """Write the file, in pieces, to `emit`."""
         java_stream.write(self._items, emit)
-
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        """Say which file it is when what it holds is found to be wrong."""
-        try:
-            yield
-        except FormatError as error:
-            if error.what.startswith(self._source):
-                raise
-            raise FormatError(f"{self._source}: {error.what}", error.hint) from None
 
     def _find(self, class_name: str) -> JavaObject | None:
         for item in self._items:
@@ -309,7 +303,7 @@ class DataFile:
         hierarchy = self._find(jc.HIERARCHY)
         root = None if hierarchy is None else jc.reference(hierarchy, "rootObject")
         if not isinstance(root, JavaObject) or root.class_name != jc.ROOT:
-            raise FormatError(f"{self._source}: holds no objects of an image")
+            raise FormatError("holds no objects of an image")
         return root
 
     def _annotations(self) -> list[PathObject]:
@@ -411,16 +405,25 @@ class DataFile:
         """Return the workflow's contents, its version and its number of steps."""
         workflow = self._find(jc.WORKFLOW)
         if workflow is None:
-            raise FormatError(f"{self._source}: has no workflow")
+            raise FormatError("has no workflow")
         contents = jc.contents(workflow)
         block = contents[0] if contents else None
         if not isinstance(block, BlockData) or len(block.data) != 8:
-            raise FormatError(f"{self._source}: the workflow's number of steps is missing")
+            raise FormatError("the workflow's number of steps is missing")
         version, count = struct.unpack(">ii", block.data)
         return contents, version, count
 
 
-def parse_stains(text: str, source: str) -> Stains:
+@contextlib.contextmanager
+def _named(source: str) -> Iterator[None]:
+    """Say which file it is when what it holds is found to be wrong."""
+    try:
+        yield
+    except FormatError as error:
+        raise FormatError(f"{source}: {error.what}", error.hint) from None
+
+
+def parse_stains(text: str) -> Stains:
     """Parse QuPath's text form of colour deconvolution stains.
 
     Raises
@@ -438,11 +441,9 @@ def parse_stains(text: str, source: str) -> Stains:
             _triple(fields["Background"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise FormatError(
-            f"{source}: stains {text[:200]!r} are not as QuPath writes them"
-        ) from None
+        raise FormatError(f"stains {text[:200]!r} are not as QuPath writes them") from None
     if len(numbers) < 2:
-        raise FormatError(f"{source}: stains {text[:200]!r}: at least two are needed")
+        raise FormatError(f"stains {text[:200]!r}: at least two are needed")
     return stains
 
 

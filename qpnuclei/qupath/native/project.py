@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -26,18 +25,13 @@ from qpnuclei.qupath.model import (
     Stains,
 )
 from qpnuclei.qupath.native import project_file
+from qpnuclei.qupath.native.backups import drop_old_backups, keep_backup
 from qpnuclei.qupath.native.data_file import DataFile, Objects
 from qpnuclei.qupath.native.detections import read_detections
-from qpnuclei.qupath.native.files import Transaction, copy_durably, digest_of, remove_leftovers
+from qpnuclei.qupath.native.files import Transaction, digest_of, remove_leftovers
 from qpnuclei.qupath.uris import find_image
 
 logger = logging.getLogger(__name__)
-
-#: Folder beside an image's data.qpdata with what runs replaced there, newest last. QuPath ignores
-#: it; to restore one, copy it over data.qpdata.
-BACKUP_FOLDER = "qpnuclei-backups"
-#: Backups kept per image.
-BACKUP_COUNT = 5
 
 _ABSENT = "absent"
 _CHECKED_AT_ONCE = 50_000
@@ -163,7 +157,7 @@ class NativeImage:
         Notes
         -----
         The new file is written beside the old one, flushed, read back and compared; then the old
-        one is copied to `BACKUP_FOLDER`, and the new one renamed into its place together with
+        one is copied to a backup folder, and the new one renamed into its place together with
         ``summary.json`` and, if a class is new to the project, ``classes.json``.
 
         Raises
@@ -182,7 +176,7 @@ class NativeImage:
         data_file.apply(Edit(remove=edit.remove))
         kept = _digest(data_file)
         data_file.apply(replace(edit, remove=frozenset()))
-        classes = [group.path_class for group in edit.add]
+        classes = [group.path_class for group in edit.add if len(group.nuclei)]
         classes += [a.path_class for a in edit.annotations if a.path_class is not None]
         remove_leftovers(self.folder)
         new_classes = project_file.with_classes(self._project.classes_path, classes)
@@ -195,16 +189,14 @@ class NativeImage:
             objects = self._verify(staged, digest, edit, kept)
             summary = self._summary(staged, image_type, objects)
             transaction.stage(self.folder / "summary.json", lambda emit: emit(summary))
-            if self._read_bytes()[1] != fingerprint:
+            if self._has_changed(fingerprint):
                 raise self._conflict()
-            self._keep_backup()
+            keep_backup(self.data_path)
             transaction.commit()
         # Tidying up cannot fail what is saved by now.
         with contextlib.suppress(OSError):
             self._backup_path.unlink(missing_ok=True)  # as QuPath does; we have a copy
-            backups = sorted((self.folder / BACKUP_FOLDER).glob("*-data.qpdata"))
-            for surplus in backups[:-BACKUP_COUNT]:
-                surplus.unlink()
+            drop_old_backups(self.data_path)
 
     def _read_bytes(self) -> tuple[bytes | None, str]:
         """Return the data file's bytes, None if there is none, and its fingerprint."""
@@ -221,6 +213,12 @@ class NativeImage:
         except OSError as error:
             raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
         return data, f"{status.st_size}-{status.st_mtime_ns}-{digest_of(data)}"
+
+    def _has_changed(self, fingerprint: str) -> bool:
+        try:
+            return self._read_bytes()[1] != fingerprint
+        except FormatError:  # QuPath has moved it away, to write a new one
+            return True
 
     @property
     def _backup_path(self) -> Path:
@@ -308,21 +306,6 @@ class NativeImage:
             }
         content["hierarchy"] = objects.summary()
         return project_file.to_json(content, pretty=False)
-
-    def _keep_backup(self) -> None:
-        """Copy what is about to be replaced, and a ``.bkp`` that QuPath left, to our folder."""
-        folder = self.folder / BACKUP_FOLDER
-        now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-        try:
-            for path in (self._backup_path, self.data_path):
-                if path.exists():
-                    folder.mkdir(exist_ok=True)
-                    copy_durably(path, folder / f"{now}-{path.name}")
-        except OSError as error:
-            raise SaveError(
-                f"{folder}: no backup could be kept: {error.strerror}",
-                "nothing was changed; make room or the folder writable, and run again",
-            ) from error
 
     def _conflict(self) -> ConflictError:
         return ConflictError(

@@ -77,18 +77,17 @@ def read_rois(node: JavaObject, source: Source) -> Rois:
 def _read_rois(node: JavaObject, source: Source) -> Rois:
     roi_type = node.class_name.removeprefix(jc.ROI).partition("$")[0]
     plane = jc.part_with(node, "z")
-    fields = np.frombuffer(source.column(plane).data, jc.primitives_dtype(plane.desc))
+    numbers = source.column(plane).data
     centroids: FloatArray | None = None
     if roi_type in ("RectangleROI", "EllipseROI", "LineROI"):
-        x, y, x2, y2 = (fields[name].astype(float) for name in ("x", "y", "x2", "y2"))
+        x, y, x2, y2 = (
+            jc.primitive_column(plane, name, numbers).astype(float)
+            for name in ("x", "y", "x2", "y2")
+        )
         centroids = np.stack([(x + x2) / 2, (y + y2) / 2], axis=1)
-        if roi_type == "RectangleROI":
-            geometries = shapely.box(x, y, x2, y2)
-        elif roi_type == "EllipseROI":
-            geometries = ellipses(x, y, x2, y2)
-        else:
-            ends = np.stack([np.stack([x, y], axis=1), np.stack([x2, y2], axis=1)], axis=1)
-            geometries = shapely.linestrings(ends)
+        geometries = np.full(len(x), shapely.Polygon(), dtype=object)
+        finite = np.isfinite(np.stack([x, y, x2, y2])).all(axis=0)
+        geometries[finite] = _BOUNDED[roi_type](x[finite], y[finite], x2[finite], y2[finite])
     elif roi_type in ("PolygonROI", "PolylineROI", "PointsROI"):
         xy, offsets = _vertices(node, source)
         if roi_type == "PolygonROI":
@@ -106,8 +105,10 @@ def _read_rois(node: JavaObject, source: Source) -> Rois:
     geometries = np.asarray(geometries, dtype=object)
     if centroids is None:
         points = shapely.centroid(geometries)
-        centroids = np.stack([shapely.get_x(points), shapely.get_y(points)], axis=1)
-    return Rois(roi_type, geometries, centroids, fields["z"], fields["t"])
+        centroids = np.full((len(points), 2), np.nan)
+        centroids[~shapely.is_empty(points)] = shapely.get_coordinates(points)
+    z, t = (jc.primitive_column(plane, name, numbers) for name in ("z", "t"))
+    return Rois(roi_type, geometries, centroids, z, t)
 
 
 def polygons(xy: npt.NDArray[np.floating[Any]], offsets: IntArray) -> npt.NDArray[Any]:
@@ -182,6 +183,17 @@ class Plane:
         return cls(*(int(jc.primitive(roi, name)) for name in ("c", "z", "t")))
 
 
+def _lines(x: FloatArray, y: FloatArray, x2: FloatArray, y2: FloatArray) -> npt.NDArray[Any]:
+    made: npt.NDArray[Any] = shapely.linestrings(
+        np.stack([np.stack([x, y], axis=1), np.stack([x2, y2], axis=1)], axis=1)
+    )
+    return made
+
+
+#: ROIs that are stored as two corners: what makes their geometries of x, y, x2, y2.
+_BOUNDED = {"RectangleROI": shapely.box, "EllipseROI": ellipses, "LineROI": _lines}
+
+
 def make_roi(catalog: jc.Catalog, geometry: shapely.Geometry) -> JavaObject:
     """Return the ROI that QuPath would use for a geometry.
 
@@ -239,7 +251,8 @@ def _vertices(node: JavaObject, source: Source) -> tuple[npt.NDArray[np.float32]
 def _each(make: Any, xy: npt.NDArray[np.float32], offsets: IntArray) -> npt.NDArray[Any]:
     result = np.empty(len(offsets) - 1, dtype=object)
     for i in range(len(result)):
-        result[i] = make(xy[offsets[i] : offsets[i + 1]].astype(float))
+        vertices = xy[offsets[i] : offsets[i + 1]].astype(float)
+        result[i] = make(vertices[np.isfinite(vertices).all(axis=1)])
     return result
 
 

@@ -130,12 +130,12 @@ def test_new_class_descriptors_are_qupaths():
 )
 def test_broken_stains(text):
     with pytest.raises(FormatError, match="stains"):
-        parse_stains(text, "file")
+        parse_stains(text)
 
 
 def test_stains_are_written_as_qupath_writes_them():
     text = dump((SAMPLES / "0.5.1/project/data/1/data.qpdata").read_bytes())["stains"]
-    assert format_stains(parse_stains(text, "file")) == text
+    assert format_stains(parse_stains(text)) == text
 
 
 def test_no_cycle_in_the_hierarchy():

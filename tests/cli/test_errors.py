@@ -1,0 +1,307 @@
+"""Every kind of bad input gives one clear error, the right exit code, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+import torch
+from safetensors.numpy import save_file
+
+from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass, nucleus_id
+from qpnuclei.qupath.native.project import open_project
+from tests.cli.conftest import SAMPLES, Outcome, tree
+
+Call = Callable[..., Outcome]
+Sample = Callable[[str], Path]
+Shell = Callable[..., subprocess.CompletedProcess[str]]
+
+QUICK = ("--mpp", "0.5", "--device", "cpu", "--quiet", "--backend", "native")
+WEIGHTS = Path(__file__).parents[2] / "qpnuclei" / "weights" / "default.safetensors"
+
+
+def refused(outcome: Outcome, exit_code: int, *parts: str) -> None:
+    assert outcome.error is not None
+    assert outcome.exit_code == exit_code
+    text = f"{outcome.error.what} | {outcome.error.hint}"
+    for part in parts:
+        assert part in text
+    assert outcome.error.hint
+
+
+@pytest.fixture
+def project(sample: Sample) -> Path:
+    return sample("0.5.1")
+
+
+def annotate(project: Path, geometry: shapely.Geometry, class_name: str) -> None:
+    entry = open_project(project).images[0]
+    new = NewAnnotation(geometry, nucleus_id(b"annotation"), path_class=PathClass(class_name, -1))
+    entry.write(Edit(annotations=[new]), entry.read().fingerprint)
+
+
+# --- the project ---------------------------------------------------------------------------------
+
+
+def test_no_such_file(qpnuclei: Call, tmp_path: Path) -> None:
+    refused(qpnuclei("run", tmp_path / "no.qpproj", "--roi-all", *QUICK), 2, "no.qpproj")
+
+
+def test_not_a_project(qpnuclei: Call, tmp_path: Path) -> None:
+    other = tmp_path / "notes.qpproj"
+    other.write_text('{"hello": 1}')
+    refused(qpnuclei("run", other, "--roi-all", *QUICK), 1, "notes.qpproj")
+
+
+def test_broken_json(qpnuclei: Call, project: Path) -> None:
+    file = project / "project.qpproj"
+    file.write_text(file.read_text()[:500])
+    refused(qpnuclei("run", project, "--roi-all", *QUICK), 1, "project.qpproj")
+
+
+def test_truncated_data_offers_its_backup(qpnuclei: Call, project: Path) -> None:
+    data = project / "data" / "1" / "data.qpdata"
+    shutil.copy(data, data.with_name("data.qpdata.bkp"))
+    data.write_bytes(data.read_bytes()[:-200])
+    before = tree(project)
+    refused(qpnuclei("run", project, "--roi-all", *QUICK), 1, "data.qpdata", ".bkp")
+    assert tree(project) == before
+
+
+def test_corrupt_data_says_where(qpnuclei: Call, project: Path) -> None:
+    data = project / "data" / "1" / "data.qpdata"
+    content = bytearray(data.read_bytes())
+    content[1000:1400] = bytes(400)  # 0 is no tag of the stream
+    data.write_bytes(content)
+    refused(qpnuclei("run", project, "--roi-all", *QUICK), 1, "data.qpdata", "byte 996")
+
+
+# --- the choice ----------------------------------------------------------------------------------
+
+
+def test_nothing_chosen(qpnuclei: Call, project: Path) -> None:
+    refused(qpnuclei("run", project, *QUICK), 2, "--roi")
+
+
+def test_class_that_no_annotation_has(qpnuclei: Call, project: Path) -> None:
+    outcome = qpnuclei("run", project, "--roi", "Tumour", *QUICK)
+    refused(outcome, 2, "'Tumour'", "Stroma", "Tumor")
+
+
+def test_only_lines_and_points(qpnuclei: Call, project: Path) -> None:
+    annotate(project, shapely.LineString([(1, 1), (50, 60)]), "Axis")
+    refused(qpnuclei("run", project, "--roi", "Axis", *QUICK), 2, "PolylineROI")
+
+
+def test_annotation_outside_of_the_image(shell: Shell, project: Path) -> None:
+    annotate(project, shapely.box(9000, 9000, 9100, 9100), "Far")
+    text = run_fails(shell, project, "--roi", "Far", *QUICK)
+    assert text.startswith("2 ")
+    assert "Far" in text
+    assert "outside" in text
+
+
+def test_self_intersecting_outline_is_mended_and_said(
+    qpnuclei: Call, project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    annotate(project, shapely.Polygon([(9, 9), (99, 99), (99, 9), (9, 99)]), "Bow")
+    outcome = qpnuclei("run", project, "--roi", "Bow", *QUICK)
+    assert outcome.exit_code == 0
+    assert "mended" in caplog.text
+
+
+def test_image_pattern_that_matches_nothing(qpnuclei: Call, project: Path) -> None:
+    outcome = qpnuclei("run", project, "--roi-all", "--image", "*.svs", *QUICK)
+    refused(outcome, 2, "'*.svs'", "plain.tif")
+
+
+# --- the slide -----------------------------------------------------------------------------------
+
+
+def run_fails(shell: Shell, *arguments: object) -> str:
+    done = shell("run", *arguments)
+    assert "Traceback" not in done.stderr
+    assert done.returncode in (1, 2)
+    return f"{done.returncode} {' '.join(done.stderr.split())}"
+
+
+def test_missing_slide_is_named_and_the_others_go_on(shell: Shell, project: Path) -> None:
+    (project.parent / "images" / "plain.tif").unlink()
+    text = run_fails(shell, project, "--roi", "Tumor", *QUICK)
+    assert text.startswith("1 ")
+    assert "plain.tif" in text
+    assert "--image-root" in text
+    record = json.loads(next((project / "qpnuclei").glob("*/run.json")).read_text())
+    assert len(record["images"]) == 2
+    assert [failure["image"] for failure in record["failures"]] == ["plain.tif"]
+
+
+def test_image_root_finds_it_again(qpnuclei: Call, project: Path, tmp_path: Path) -> None:
+    (tmp_path / "archive").mkdir()
+    moved = tmp_path / "archive" / "plain.tif"
+    (project.parent / "images" / "plain.tif").rename(moved)
+    arguments = ("--roi", "Tumor", "--image", "plain.tif", "--image-root", moved.parent, *QUICK)
+    assert qpnuclei("run", project, *arguments).exit_code == 0
+
+
+def test_unreadable_slide(shell: Shell, project: Path) -> None:
+    slide = project.parent / "images" / "plain.tif"
+    slide.write_bytes(b"this is no image")
+    text = run_fails(shell, project, "--roi", "Tumor", "--image", "plain.tif", *QUICK)
+    assert "plain.tif" in text
+
+
+def test_unsupported_server_is_refused_by_name(shell: Shell, project: Path) -> None:
+    file = project / "project.qpproj"
+    content = json.loads(file.read_text())
+    inner = content["images"][2]["serverBuilder"]
+    content["images"][2]["serverBuilder"] = {
+        "builderType": "rotated", "builder": inner, "rotation": "ROTATE_90",
+    }  # fmt: skip
+    file.write_text(json.dumps(content))
+    text = run_fails(shell, project, "--roi", "Tumor", "--image", "plain.tif", *QUICK)
+    assert "rotated" in text
+
+
+def test_missing_and_absurd_pixel_sizes(shell: Shell, project: Path) -> None:
+    only = ("--roi", "Tumor", "--image", "plain.tif", "--device", "cpu", "--backend", "native")
+    text = run_fails(shell, project, *only)
+    assert text.startswith("2 ")
+    assert "--mpp" in text
+    text = run_fails(shell, project, *only, "--mpp", "25")
+    assert text.startswith("2 ")
+    assert "25" in text
+
+
+@pytest.mark.shared
+def test_real_slide_without_mpp(shell: Shell, tmp_path: Path) -> None:
+    shared = Path(__file__).parents[3] / "shared" / "data" / "slides"
+    slide = shared / "TCGA-CR-7395-01A-01-TS1_reduced.svs"
+    if not slide.exists():
+        pytest.skip(f"the development data is not at {shared}")
+    assert shell("project", "create", tmp_path / "p", slide).returncode == 0
+    text = run_fails(shell, tmp_path / "p", "--tissue", "--device", "cpu")
+    assert text.startswith("2 ")
+    assert "--mpp" in text
+
+
+# --- model, device, output -----------------------------------------------------------------------
+
+
+def test_models(qpnuclei: Call, project: Path, tmp_path: Path) -> None:
+    only = ("run", project, "--roi", "Tumor", *QUICK)
+    refused(qpnuclei(*only, "--model", "nonesuch"), 2, "'nonesuch'", "default")
+    refused(qpnuclei(*only, "--model", tmp_path / "no.safetensors"), 2, "no.safetensors")
+    text = tmp_path / "text.safetensors"
+    text.write_text("weights")
+    refused(qpnuclei(*only, "--model", text), 1, "text.safetensors", "safetensors")
+    bare = tmp_path / "bare.safetensors"
+    save_file({"weight": np.zeros(3, np.float32)}, bare)
+    refused(qpnuclei(*only, "--model", bare), 1, "bare.safetensors", "metadata")
+    assert not (project / "qpnuclei").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_that_is_not_there(qpnuclei: Call, project: Path) -> None:
+    outcome = qpnuclei("run", project, "--roi", "Tumor", "--mpp", "0.5", "--device", "cuda")
+    refused(outcome, 2, "CUDA", "--device")
+
+
+def test_output_folders_that_cannot_be_written(
+    qpnuclei: Call, project: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    before = tree(project)
+    for option in ("--geojson", "--parquet", "--run-dir"):
+        outcome = qpnuclei("run", project, "--roi", "Tumor", *QUICK, option, tmp_path / "file")
+        refused(outcome, 1, str(tmp_path / "file"))
+    assert {k: v for k, v in tree(project).items() if k in before} == before
+
+
+def test_save_that_fails_keeps_the_project_and_rescues_the_nuclei(
+    qpnuclei: Call,
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = tree(project)
+    real = os.fsync
+
+    def full(descriptor: int) -> None:
+        if "data.qpdata" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("needs /proc to tell which file is being saved")
+    monkeypatch.setattr(os, "fsync", full)
+    outcome = qpnuclei("run", project, "--roi", "Tumor", "--image", "plain.tif", *QUICK)
+    monkeypatch.undo()
+    assert outcome.exit_code == 1
+    after = tree(project)
+    # Our own copies of what was there do no harm.
+    assert {k: v for k, v in after.items() if "qpnuclei" not in k} == before
+    record = json.loads(next((project / "qpnuclei").glob("*/run.json")).read_text())
+    assert "No space left" in record["failures"][0]["error"]
+    (rescued,) = (project / "qpnuclei").glob("*/*.rescued.geojson.gz")
+    assert str(rescued) in record["failures"][0]["error"]
+
+
+def test_project_changed_since_it_was_read(project: Path) -> None:
+    from qpnuclei.errors import ConflictError
+
+    entry = open_project(project).images[0]
+    read = entry.read()
+    data = project / "data" / "1" / "data.qpdata"
+    other = (SAMPLES / "0.6.0" / "project" / "data" / "1" / "data.qpdata").read_bytes()
+    data.write_bytes(other)
+    with pytest.raises(ConflictError, match=r"data\.qpdata"):
+        entry.write(Edit(), read.fingerprint)
+    assert data.read_bytes() == other
+
+
+# --- cheap to ask --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code"),
+    [
+        (["--help"], 0),
+        (["run", "--help"], 0),
+        (["train", "--help"], 0),
+        (["run"], 2),
+        (["run", "nowhere.qpproj", "--roi", "Tumor"], 2),
+        (["run", "PROJECT", "--roi", "Tumour"], 2),
+        (["run", "PROJECT", "--roi", "Tumor", "--on-existing", "perhaps"], 2),
+        (["run", "PROJECT"], 2),
+        (["export", "PROJECT", "-o", "counts.docx"], 2),
+        (["info", "PROJECT"], 0),
+    ],
+)
+def test_answers_without_importing_the_heavy_libraries(
+    arguments: list[str], exit_code: int, project: Path
+) -> None:
+    code = (
+        "import sys\n"
+        "from qpnuclei.cli.app import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    status = end.code or 0\n"
+        "else:\n    status = 0\n"
+        "heavy = {'torch', 'torchvision', 'jpype', 'tiffslide', 'skimage', 'matplotlib'}\n"
+        "print('LOADED', sorted(heavy & set(sys.modules)), 'STATUS', status)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *(a.replace("PROJECT", str(project)) for a in arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"LOADED [] STATUS {exit_code}" in done.stdout, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
