@@ -64,20 +64,18 @@ class TnbcImage(AnnotatedImage):
     """
 
     def read_labels(self) -> npt.NDArray[np.int32]:
-        """Return the (H, W) int32 instance map: the mask's 8-connected components.
+        """Return the (H, W) int32 instance map: 8-connected components of equal value.
 
-        A file of more than one value besides 0 is taken for an instance map as it is.
+        That is right for the masks of 0 and 255, and for later versions that hold the class or
+        the number of each nucleus.
 
         Raises
         ------
         FormatError
             If it is no image of one channel.
         """
-        mask = read_instance_map(self.labels_path)
-        if len(np.unique(mask[mask != 0])) > 1:
-            return mask
         components: npt.NDArray[np.int32] = skimage.measure.label(  # type: ignore[no-untyped-call]
-            mask != 0, connectivity=2
+            read_instance_map(self.labels_path), connectivity=2
         ).astype(np.int32)
         return components
 

@@ -99,17 +99,18 @@ def test_tnbc_is_the_components_of_a_mask(tnbc: Path) -> None:
     assert labels[1, 1] == labels[4, 4] != labels[6, 6] != 0
 
 
-def test_tnbc_takes_one_bit_masks_and_instance_maps_too(tnbc: Path) -> None:
-    one_bit, instances = np.zeros((10, 12), bool), np.zeros((10, 12), np.uint8)
+def test_tnbc_takes_one_bit_masks_and_other_values_too(tnbc: Path) -> None:
+    one_bit, classes = np.zeros((10, 12), bool), np.zeros((10, 12), np.uint8)
     one_bit[:2, :2] = True
-    instances[:2, :2], instances[:2, 2:4] = 3, 7  # touching nuclei
+    classes[:2, :2], classes[:2, 2:4], classes[6:8, 6:8] = 3, 7, 3  # two touch, two are of a class
     Image.fromarray(one_bit).save(tnbc / "GT_01" / "01_1.png")
-    Image.fromarray(instances).save(tnbc / "GT_02" / "02_1.png")
+    Image.fromarray(classes).save(tnbc / "GT_02" / "02_1.png")
 
     first, second = (image.read_labels() for image in read_dataset(tnbc)[1])
 
     np.testing.assert_array_equal(first, one_bit)
-    np.testing.assert_array_equal(second, instances)
+    np.testing.assert_array_equal(second > 0, classes > 0)
+    assert len({second[0, 0], second[0, 2], second[6, 6]}) == 3
 
 
 @pytest.fixture
