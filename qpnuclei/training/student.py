@@ -48,6 +48,7 @@ from qpnuclei.training.patches import SlideSample, sample_slides
 from qpnuclei.training.pseudo_labels import (
     PseudoLabels,
     blur,
+    fill_holes,
     haematoxylin_votes,
     snap_to_edges,
     trusted_labels,
@@ -77,20 +78,13 @@ FloatMap = npt.NDArray[np.float32]
 #: How much of the pseudo-labels the picture of a round shows.
 _PICTURE_PATCHES, _PICTURE_PX = 9, 512
 
-#: From a vote of haematoxylin masks to candidate nuclei.
-VOTE_INSTANCES = PostProcessing(
-    threshold=0.5, coarse_radius_px=2, fine_radius_px=1, smoothing_sigma_px=1.5, min_area_px=60
-)
+#: From a vote of haematoxylin masks to candidate nuclei. Here and below the seeds are smoother and
+#: rarer than the paper's: half a nucleus looks like a nucleus and would be learnt as one.
+VOTE_INSTANCES = PostProcessing(smoothing_sigma_px=2.0, maxima_radius_px=9, min_area_px=60)
 
 #: From a student's maps to candidate nuclei, and of a model that no validation images tune.
 STUDENT_INSTANCES = PostProcessing(
-    threshold=0.5,
-    coarse_radius_px=2,
-    fine_radius_px=1,
-    smoothing_sigma_px=2.0,
-    maxima_radius_px=7,
-    centre_weight=0.5,
-    min_area_px=60,
+    smoothing_sigma_px=3.0, maxima_radius_px=9, centre_weight=0.5, min_area_px=80
 )
 
 
@@ -361,11 +355,12 @@ def labels_from_vote(
         Of the slide.
     recipe : StudentRecipe
     """
-    candidates = segment_instances(vote, VOTE_INSTANCES)
+    candidates = segment_instances(_filled(vote, VOTE_INSTANCES, recipe), VOTE_INSTANCES)
     haematoxylin = np.ascontiguousarray(separate(rgb, stains)[..., 0])
     snapped = snap_to_edges(candidates, blur(haematoxylin, 1.0))
     # Outlines have moved: what has come apart is two candidates, what touches is split anew.
-    candidates = segment_instances((snapped > 0).astype(np.float32), VOTE_INSTANCES)
+    foreground = _filled((snapped > 0).astype(np.float32), VOTE_INSTANCES, recipe)
+    candidates = segment_instances(foreground, VOTE_INSTANCES)
     return _trusted(candidates, vote, recipe, min_probability=0.0)
 
 
@@ -385,8 +380,14 @@ def labels_from_teacher(
     with half_precision(teacher.device):
         attention, centre = teacher.attend_image(rgb)
     probability = (1 - recipe.vote_share) * attention + recipe.vote_share * vote
-    candidates = segment_instances(probability, STUDENT_INSTANCES, centre)
+    filled = _filled(probability, STUDENT_INSTANCES, recipe)
+    candidates = segment_instances(filled, STUDENT_INSTANCES, centre)
     return _trusted(candidates, probability, recipe, min_probability=recipe.min_probability)
+
+
+def _filled(probability: FloatMap, parameters: PostProcessing, recipe: StudentRecipe) -> FloatMap:
+    max_area_px = round(recipe.max_hole_um2 / recipe.mpp**2)
+    return fill_holes(probability, parameters.threshold, max_area_px)
 
 
 def _trusted(

@@ -30,9 +30,9 @@ class StudentRecipe(BaseModel):
     levels: int = Field(4, ge=2, description="resolutions of the U-Net, from 1/2 on")
     max_channels: int = Field(96, ge=4, description="of any level")
 
-    rounds: int = Field(8, ge=1)
+    rounds: int = Field(6, ge=1)
     first_round_batches: int = Field(600, ge=1)
-    batches_per_round: int = Field(400, ge=1, description="of the later rounds")
+    batches_per_round: int = Field(500, ge=1, description="of the later rounds")
     batch_size: int = Field(8, ge=2)
     crop_px: int = Field(192, ge=64, description="side of the crops, a multiple of the stride")
     learning_rate: float = Field(2e-3, gt=0, description="of the first round")
@@ -54,14 +54,17 @@ class StudentRecipe(BaseModel):
     min_probability: float = Field(
         0.7, ge=0, le=1, description="mean over a nucleus that is trusted, in the later rounds"
     )
+    max_hole_um2: float = Field(
+        12.5, ge=0, description="holes in what may be a nucleus are filled up to this area"
+    )
     max_background: float = Field(
         0.3, ge=0, le=1, description="background is trusted where nuclei are less probable"
     )
     renditions: int = Field(
-        2, ge=0, description="repainted versions of each patch, beside the original"
+        3, ge=0, description="repainted versions of each patch, beside the original"
     )
     pastes_per_mm2: float = Field(
-        640.0, ge=0, description="nuclei pasted into each of these (40 in 1000x1000 px)"
+        320.0, ge=0, description="nuclei pasted into each of these (20 in 1000x1000 px)"
     )
     repainted_share: float = Field(0.6, ge=0, le=1, description="of the nuclei in them")
 

@@ -51,12 +51,21 @@ def read_json(path: Path, what: str) -> Json:
         raise FormatError(f"{path}: {what} is not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        raise FormatError(f"{path}: {what} is broken at {where}: {error.msg}") from None
+        raise FormatError(
+            f"{path}: {what} is broken at {where}: {error.msg}", _backup_hint(path)
+        ) from None
     except (RecursionError, ValueError) as error:
-        raise FormatError(f"{path}: {what} is broken: {error}") from None
+        raise FormatError(f"{path}: {what} is broken: {error}", _backup_hint(path)) from None
     if not isinstance(value, dict):
         raise FormatError(f"{path}: {what} is a {type(value).__name__}, not an object")
     return value
+
+
+def _backup_hint(path: Path) -> str:
+    backup = path.with_name(f"{path.name}.backup")
+    if backup.exists():
+        return f"QuPath kept the version before it in {backup.name}: rename it"
+    return "restore the file from a backup"
 
 
 def to_json(value: Mapping[str, Any], *, pretty: bool = True) -> bytes:
@@ -106,7 +115,7 @@ def read_project(path: Path) -> Json:
     images = project.get("images")
     if not isinstance(images, list) or ("version" not in project and "lastID" not in project):
         raise FormatError(
-            f"{path}: not a project of QuPath 0.2 or later: it lacks a list of images or a version",
+            f"{path}: not a project of QuPath 0.2 or later: no list of images, or no version",
             "name the .qpproj file that QuPath wrote, or its folder",
         )
     seen: set[str] = set()
