@@ -47,8 +47,8 @@ DEFAULT_TILE_PX = 1024
 #: Few nuclei are larger; one that is comes out whole all the same, joined from several tiles.
 DEFAULT_MAX_NUCLEUS_UM = 25.0
 
-#: Colours are measured as in training: on fields of the size of its tiles, those with enough tissue,
-#: spread over the region.
+#: Colours are measured as in training: on fields of the size of its tiles, spread over the
+#: region, that show enough tissue.
 _COLOUR_FIELDS, _COLOUR_FIELD_PX, _COLOUR_MIN_TISSUE = 64, 224, 0.7
 
 
@@ -295,8 +295,9 @@ def _colour_statistics(
         for y in range(core.y0, core.y1, size)
         for x in range(core.x0, core.x1, size)
     ]
-    chosen = np.unique(np.linspace(0, len(corners) - 1, _COLOUR_FIELDS).astype(int))
-    rgb = np.stack([pixels.read(*corners[i], size, size, scale.downsample) for i in chosen])
+    spread = np.unique(np.linspace(0, len(corners) - 1, _COLOUR_FIELDS).astype(int))
+    chosen = [corners[i] for i in spread]
+    rgb = np.stack([pixels.read(x, y, size, size, scale.downsample) for x, y in chosen])
     stained = tissue_fraction(rgb) >= _COLOUR_MIN_TISSUE
     return reinhard_statistics(rgb[stained] if stained.any() else rgb)
 
