@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 import qpnuclei
 from qpnuclei.errors import SaveError
+from qpnuclei.files import atomic_file, make_writable_folder
 from qpnuclei.nuclei import NucleiTable
 from qpnuclei.qupath.geojson import write_detections
 from qpnuclei.qupath.model import (
@@ -117,7 +118,7 @@ def write_back(
 
 
 def make_run_dir(project: Project, options: RunOptions) -> Path:
-    """Make the folder that ``run.json`` goes to.
+    """Make the folders that ``run.json`` and copies go to; return the former.
 
     Raises
     ------
@@ -127,18 +128,8 @@ def make_run_dir(project: Project, options: RunOptions) -> Path:
     name = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     folder = options.run_dir or project.path.parent / "qpnuclei" / name
     for wanted in (folder, options.geojson_dir, options.parquet_dir):
-        if wanted is None:
-            continue
-        try:
-            wanted.mkdir(parents=True, exist_ok=True)
-            probe = wanted / ".qpnuclei-write-test"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise SaveError(
-                f"cannot write to {wanted}: {error.strerror or error}",
-                "choose another folder, or change its permissions",
-            ) from error
+        if wanted is not None:
+            make_writable_folder(wanted)
     return folder
 
 
@@ -153,8 +144,6 @@ def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
     import shapely
-
-    from qpnuclei.files import atomic_file
 
     centroids = nuclei.table.centroids()
     columns = {

@@ -166,6 +166,6 @@ def run(
     stdout.print(summary_table(summary))
     print_account(summary)
     for name, error in summary.failures:
-        print_error(error, f"image {name}: ")
+        print_error(error, "" if name in error.what else f"image {name}: ")
     if summary.failures:
         sys.exit(max(error.exit_code for _, error in summary.failures))

@@ -19,6 +19,7 @@ from qpnuclei.demo.score import NucleiScore, match_nuclei
 from qpnuclei.demo.synthetic import make_slide
 from qpnuclei.errors import SlideError, UsageError
 from qpnuclei.export import count_project, write_table
+from qpnuclei.files import make_writable_folder
 from qpnuclei.new_project import create_from_slides
 from qpnuclei.nuclei import NucleiTable
 from qpnuclei.pipeline import Progress, analyse_project
@@ -96,10 +97,10 @@ def demonstrate(
     QpnucleiError
         Whatever makes a run fail.
     """
+    make_writable_folder(directory)
     truth = None
     if slide is None:
         say("painting a synthetic H&E slide of known nuclei")
-        directory.mkdir(parents=True, exist_ok=True)
         synthetic = make_slide(directory / SYNTHETIC_SLIDE)
         slide, truth = synthetic.path, synthetic.nuclei
         annotations = [
