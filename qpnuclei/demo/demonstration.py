@@ -75,6 +75,7 @@ def demonstrate(
     device: str = "auto",
     progress: Progress = lambda image, done, tiles, nuclei: None,
     say: Callable[[str], None] = _LOG.info,
+    size: tuple[int, int] = (6400, 5200),
 ) -> Demonstration:
     """Make a slide and a project, or take a slide; find its nuclei, and draw them.
 
@@ -89,6 +90,8 @@ def demonstrate(
         The user's own slide; its tissue is annotated automatically.
     say : callable
         Is told, a line at a time, what is being done.
+    size : (int, int)
+        Width and height of the synthetic slide in px.
 
     Raises
     ------
@@ -101,7 +104,7 @@ def demonstrate(
     truth = None
     if slide is None:
         say("painting a synthetic H&E slide of known nuclei")
-        synthetic = make_slide(directory / SYNTHETIC_SLIDE)
+        synthetic = make_slide(directory / SYNTHETIC_SLIDE, size)
         slide, truth = synthetic.path, synthetic.nuclei
         annotations = [
             _annotation(wanted.name, wanted.class_name, wanted.geometry)
