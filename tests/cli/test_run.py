@@ -237,8 +237,7 @@ def test_simplified_outlines_stay_within_the_tolerance(sample: Sample, qpnuclei:
         polygons.append(detections.geometries[ours(detections)])
     exact, simple = polygons
     assert len(exact) == len(simple) > 0
-    assert (
-        shapely.get_num_coordinates(simple).sum() < 0.6 * shapely.get_num_coordinates(exact).sum()
-    )
+    vertices = [shapely.get_num_coordinates(outlines).sum() for outlines in polygons]
+    assert vertices[1] < 0.6 * vertices[0]
     # 0.4 µm are 0.8 px of 0.5 µm/px; the nuclei come in the same order.
     assert shapely.hausdorff_distance(exact, simple).max() <= 0.8 + 1e-3
