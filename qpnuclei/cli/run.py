@@ -155,7 +155,7 @@ def run(
         run_dir=run_dir,
     )
     if dry_run:
-        stdout.print(plan_view(plan_images(entries, options)))
+        stdout.print(plan_view(plan_images(entries, options)), soft_wrap=True)
         return
     try:
         with tile_progress(quiet) as progress:
