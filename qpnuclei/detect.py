@@ -1,13 +1,15 @@
 """Nuclei from pixels: tiles are read, attended, segmented, measured and stitched.
 
-Reading and attention work ahead in threads of their own; what is in memory at any moment is
-bounded by tiles, not by the size of the region.
+Reading and attention work ahead in threads of their own, and several tiles are segmented at the
+same time: threads do, because that work holds the interpreter lock for a twentieth of its time.
+What is in memory at any moment is bounded by tiles, not by the size of the region.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
@@ -16,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+from qpnuclei.errors import QpnucleiError
 from qpnuclei.measure import (
     Pixels,
     attention_measurement,
@@ -33,7 +36,7 @@ from qpnuclei.segmentation.tiles import Box, Tile, TilePlan
 from qpnuclei.slides.resolution import resolve_mpp, working_downsample
 from qpnuclei.slides.slide import ImageInMemory
 from qpnuclei.slides.stains import reinhard_statistics, separate
-from qpnuclei.stages import ahead
+from qpnuclei.stages import ahead, in_parallel
 from qpnuclei.summary import Stopwatch
 
 if TYPE_CHECKING:
@@ -132,6 +135,7 @@ def find_nuclei(
     *,
     simplify_um: float = 0.0,
     batch_size: int = 1,
+    workers: int = 1,
     clock: Stopwatch | None = None,
     progress: Callable[[int, int], None] = lambda done, found: None,
 ) -> tuple[NucleiTable, StitchReport]:
@@ -146,6 +150,8 @@ def find_nuclei(
         of working pixels. Intensities are those of the pixels before.
     batch_size : int
         Tiles that the network takes at once.
+    workers : int
+        Tiles that are segmented at the same time. The result does not depend on it.
     progress : callable
         Called as ``progress(tiles done, nuclei so far)``.
 
@@ -160,23 +166,33 @@ def find_nuclei(
     clock = clock or Stopwatch()
     parameters = segmenter.metadata.post_processing
     statistics = _colour_statistics(pixels, tiles, segmenter, scale)
+
+    def segment(seen: tuple[Tile, _View]) -> tuple[Tile, NucleiTable, NucleiTable]:
+        tile, view = seen
+        with _naming(tile, tiles):
+            with clock("segment"):
+                labels = segment_instances(view.attention, parameters, view.centre)
+                nuclei, ids = polygonise(labels, view.box[:2])
+                own, cut = tiles.divide(tile, nuclei)
+            with clock("measure"):
+                regions = pixels_of_labels(labels, ids[own])
+                owned = nuclei.take(own).with_measurements(_intensities(view, regions, stains))
+        return tile, owned, nuclei.take(cut)
+
     stitcher = Stitcher(tiles)
-    read = ahead(_read(pixels, tiles, segmenter, scale, clock), size=2 * batch_size)
-    attended = ahead(_attend(read, segmenter, statistics, batch_size, clock), size=2)
     found = 0
-    for done, (tile, view) in enumerate(_assemble(tiles, attended), start=1):
-        with clock("segment"):
-            labels = segment_instances(view.attention, parameters, view.centre)
-            nuclei, ids = polygonise(labels, view.box[:2])
-            own, cut = tiles.divide(tile, nuclei)
-        with clock("measure"):
-            owned = nuclei.take(own).with_measurements(
-                _intensities(view, pixels_of_labels(labels, ids[own]), stains)
-            )
-        with clock("stitch"):
-            stitcher.add(tile, owned, nuclei.take(cut))
-        found += len(own)
-        progress(done, found)
+    with (
+        closing(ahead(_read(pixels, tiles, segmenter, scale, clock), 2 * batch_size)) as read,
+        closing(
+            ahead(_attend(read, tiles, segmenter, statistics, batch_size, clock), 2)
+        ) as attended,
+        closing(in_parallel(segment, _assemble(tiles, attended), workers)) as segmented,
+    ):
+        for done, (tile, owned, cut) in enumerate(segmented, start=1):
+            with clock("stitch"):
+                stitcher.add(tile, owned, cut)
+            found += len(owned)
+            progress(done, found)
     with clock("stitch"):
         nuclei, report = stitcher.finish()
     with clock("measure"):
@@ -252,35 +268,58 @@ def _margin(segmenter: Segmenter) -> int:
     return math.ceil(segmenter.receptive_radius_px / segmenter.stride) * segmenter.stride
 
 
+@contextmanager
+def _naming(tile: Tile, tiles: TilePlan) -> Iterator[None]:
+    """Say in every error in which tile it happened."""
+    where = f"tile {tile.index + 1} of {len(tiles)} at {tile.core[:2]}"
+    try:
+        yield
+    except QpnucleiError as error:
+        raise type(error)(f"{where}: {error.what}", error.hint) from error
+    except Exception as error:
+        error.add_note(f"in {where}")
+        raise
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What a tile adds (`TilePlan.new_parts`), with the pixels that the network sees around it."""
+
+    tile: Tile
+    box: Box
+    rgb: npt.NDArray[np.uint8]
+
+
 def _read(
     pixels: PixelSource, tiles: TilePlan, segmenter: Segmenter, scale: Scale, clock: Stopwatch
-) -> Iterator[tuple[Box, npt.NDArray[np.uint8]]]:
-    """Yield the box that each tile adds, with its pixels and those the network sees around it."""
+) -> Iterator[_Part]:
+    """Yield what each tile adds."""
     margin = _margin(segmenter)
-    for part in tiles.new_parts():
-        if part is not None:
-            seen = part.grown(margin)
-            with clock("read"):
+    for tile, box in zip(tiles, tiles.new_parts(), strict=True):
+        if box is not None:
+            seen = box.grown(margin)
+            with clock("read"), _naming(tile, tiles):
                 rgb = pixels.read(seen.x0, seen.y0, seen.width, seen.height, scale.downsample)
-            yield part, rgb
+            yield _Part(tile, box, rgb)
 
 
 def _attend(
-    read: Iterable[tuple[Box, npt.NDArray[np.uint8]]],
+    read: Iterable[_Part],
+    tiles: TilePlan,
     segmenter: Segmenter,
     statistics: ReinhardStatistics | None,
     batch_size: int,
     clock: Stopwatch,
 ) -> Iterator[_View]:
-    """Run the network on batches of boxes."""
+    """Run the network on batches of parts."""
     margin = _margin(segmenter)
     parts = iter(read)
     while batch := list(islice(parts, batch_size)):
-        with clock("attend"):
-            attention, centre = segmenter.attend(_stacked([rgb for _, rgb in batch]), statistics)
-        for i, (part, rgb) in enumerate(batch):
+        with clock("attend"), _naming(batch[0].tile, tiles):
+            attention, centre = segmenter.attend(_stacked([p.rgb for p in batch]), statistics)
+        for i, part in enumerate(batch):
             seeds = None if centre is None else centre[i]
-            yield _View(part.grown(margin), rgb, attention[i], seeds).cut(part)
+            yield _View(part.box.grown(margin), part.rgb, attention[i], seeds).cut(part.box)
 
 
 def _assemble(tiles: TilePlan, attended: Iterator[_View]) -> Iterator[tuple[Tile, _View]]:

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import threading
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 import shapely
+import torch
 
 from qpnuclei.detect import Scale, _assemble, _View, find_nuclei, plan_tiles
+from qpnuclei.errors import SlideError
 from qpnuclei.nn.segmenter import Segmenter
 from qpnuclei.nuclei import NucleiTable
 from qpnuclei.qupath.model import DEFAULT_HE
@@ -53,6 +58,56 @@ def test_batches_of_tiles_of_different_sizes_change_nothing(
     one = found(segmenter, tissue, 130)
     assert len(one) > 20
     assert_same(one, found(segmenter, tissue, 130, batch_size=4))
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_any_number_of_workers_gives_the_same_table_bit_for_bit(
+    segmenter: Segmenter, tissue: ImageInMemory, workers: int
+) -> None:
+    one = found(segmenter, tissue, 90)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(workers)
+        assert_same(one, found(segmenter, tissue, 90, workers=workers))
+    finally:
+        torch.set_num_threads(threads)
+
+
+class FailsAt(ImageInMemory):
+    """Cannot be read beyond some column."""
+
+    def read(
+        self, x: int, y: int, width: int, height: int, downsample: tuple[float, float] = (1.0, 1.0)
+    ) -> npt.NDArray[np.uint8]:
+        if x + width > 500:
+            raise SlideError("its pixels cannot be decoded", "copy it again")
+        return super().read(x, y, width, height, downsample)
+
+
+def test_an_unreadable_tile_is_named_and_ends_all_threads(
+    segmenter: Segmenter, tissue: ImageInMemory
+) -> None:
+    before = threading.active_count()
+    broken = FailsAt(np.array(tissue.read(0, 0, 420, 380)), (0.25, 0.25))
+    with pytest.raises(SlideError, match=r"^tile \d+ of \d+ at \(\d+, \d+\): its pixels") as caught:
+        found(segmenter, broken, 90, workers=3)
+    assert caught.value.hint == "copy it again"
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("stage", ["segment_instances", "pixels_of_labels"])
+def test_a_fault_in_a_later_stage_names_its_tile_too(
+    segmenter: Segmenter, tissue: ImageInMemory, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(*_: object) -> None:
+        raise MemoryError
+
+    before = threading.active_count()
+    monkeypatch.setattr(f"qpnuclei.detect.{stage}", fault)
+    with pytest.raises(MemoryError) as caught:
+        found(segmenter, tissue, 200, workers=2)
+    assert caught.value.__notes__[0].startswith("in tile 1 of ")
+    assert threading.active_count() == before
 
 
 def test_views_are_put_together_from_what_each_tile_adds() -> None:

@@ -11,7 +11,7 @@ from qpnuclei.nn.attention import AttentionNet
 from qpnuclei.nn.checkpoint import save_model
 from qpnuclei.nn.device import resolve_device
 from qpnuclei.nn.metadata import ColourNormalisation, ModelMetadata, PostProcessing
-from qpnuclei.nn.segmenter import Precision, Segmenter, fuse_norms, normalise_colour, resample
+from qpnuclei.nn.segmenter import Precision, Segmenter, normalise_colour, prepared, resample
 from qpnuclei.nn.student import StudentNet
 from qpnuclei.slides.stains import ReinhardStatistics, reinhard_transfer, separate
 
@@ -44,7 +44,7 @@ def test_attend_is_the_sigmoid_of_the_network_on_normalised_rgb() -> None:
 
 
 @pytest.mark.parametrize("network", [AttentionNet(4, dilations=[1, 2]), StudentNet(4, 2, 8)])
-def test_fused_norms_compute_the_same(network: torch.nn.Module) -> None:
+def test_a_prepared_network_computes_the_same(network: torch.nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -54,7 +54,7 @@ def test_fused_norms_compute_the_same(network: torch.nn.Module) -> None:
     x = torch.randn(1, 3, 24, 32, generator=generator)
     with torch.inference_mode():
         expected = network.eval()(x)
-        fused = fuse_norms(network)
+        fused = prepared(network)
         torch.testing.assert_close(fused(x), expected, rtol=1e-4, atol=1e-4)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
 
@@ -73,6 +73,30 @@ def test_a_pixel_is_the_same_bit_for_bit_wherever_the_tile_begins(precision: Pre
             all_of_it[:, 16 + margin : -margin, 32 + margin : -margin - 7],
             some[:, margin:-margin, margin:-margin],
         )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["student", "attention"])
+def test_the_result_does_not_depend_on_the_number_of_threads(
+    family: str, precision: Precision, tmp_path: Path
+) -> None:
+    model: str | Path = "default"
+    if family == "attention":
+        made = segmenter(width=24, stride=2)
+        model = tmp_path / "tiny.safetensors"
+        save_model(model, made._network, made.metadata)
+    loaded = Segmenter.load(model, device="cpu", precision=precision)
+    rgb = noise(1, 176, 240, 3)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, 2, 3, 7):
+            torch.set_num_threads(n)
+            results.append(loaded.attend(rgb)[0])
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
 
 
 def test_half_the_bits_change_few_pixels_of_the_mask() -> None:
