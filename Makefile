@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-from-pyproject
 DEMO_DIR ?= demo-output
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint bench clean
 
 help:
 	@echo "make demo   set up, then find and count nuclei on a synthetic slide (into $(DEMO_DIR)/)"
 	@echo "make test   set up, then run the tests"
 	@echo "make lint   set up, then ruff and mypy"
+	@echo "make bench  set up, then measure speed and memory (into benchmarks/results/)"
 	@echo "make clean  remove the virtual environment and the demo's output"
 
 setup: $(STAMP)
@@ -35,6 +36,11 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: setup
+	@echo "== benchmarks: qpnuclei run, then detections in QuPath projects (some minutes)"
+	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.qupath_io --sizes 10000 100000
 
 clean:
 	rm -rf $(VENV) $(DEMO_DIR)

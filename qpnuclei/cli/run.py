@@ -23,6 +23,14 @@ from qpnuclei.cli.options import (
 )
 
 
+class Precision(StrEnum):
+    """What the convolutions of the network compute in."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 class OnExisting(StrEnum):
     """What to do with nuclei that an earlier run wrote into the same annotations."""
 
@@ -72,10 +80,28 @@ def run(
     ] = OnExisting.REPLACE,
     tile: Annotated[
         int, typer.Option("--tile", min=128, max=8192, help="Core of a tile in px of the model.")
-    ] = 1024,
+    ] = 2048,
     batch: Annotated[
         int, typer.Option("--batch", min=1, help="Tiles that the network takes at once.")
     ] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=1,
+            help="Processor cores to use; the result does not depend on it.",
+            show_default="all cores",
+        ),
+    ] = None,
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            "--precision",
+            help="What the network computes in; auto: float16 on CUDA, float32 elsewhere. "
+            "bfloat16 takes half the time on CPUs that have it, and moves a few outlines by a "
+            "pixel.",
+        ),
+    ] = Precision.AUTO,
     max_nucleus: Annotated[
         float,
         typer.Option(
@@ -148,6 +174,8 @@ def run(
         on_existing=on_existing.value,
         tile_px=tile,
         batch_size=batch,
+        precision=precision.value,
+        **({} if workers is None else {"workers": workers}),
         max_nucleus_um=max_nucleus,
         simplify_um=simplify,
         geojson_dir=geojson,
