@@ -256,7 +256,7 @@ def _size(um: float | None) -> Mapping[str, Any]:
 
 
 def _jpeg(rgb: npt.NDArray[np.uint8]) -> bytes:
-    picture = Image.fromarray(rgb, "RGB")
+    picture = Image.fromarray(rgb)
     picture.thumbnail(THUMBNAIL_SIZE)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=90)

@@ -302,8 +302,8 @@ def _measurements(node: JavaObject | None, source: Source) -> Iterator[tuple[str
         for name, item in zip(names, items, strict=True):
             if isinstance(item, JavaObject):
                 part = jc.part_with(item, "value")
-                records = np.frombuffer(source.column(part).data, jc.primitives_dtype(part.desc))
-                yield name, records["value"].astype(np.float64)
+                values = jc.primitive_column(part, "value", source.column(part).data)
+                yield name, values.astype(np.float64)
         return
     class_name = jc.FLOAT_ARRAY if node.class_name == jc.FLOAT_LIST else jc.DOUBLE_ARRAY
     column = source.column(jc.array_field(node, "values", class_name))
@@ -313,5 +313,6 @@ def _measurements(node: JavaObject | None, source: Source) -> Iterator[tuple[str
         # An open list may be longer than its names (spare room), and never is shorter.
         result = np.full(len(edges) - 1, np.nan)
         present = np.diff(edges) > index
-        result[present] = values[edges[:-1][present] + index]
+        with np.errstate(invalid="ignore"):  # a signalling NaN of the file
+            result[present] = values[edges[:-1][present] + index]
         yield name, result

@@ -6,6 +6,7 @@ Class descriptors are the same in QuPath 0.2 to 0.7, so that what is made here i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -210,6 +211,29 @@ def primitives_dtype(desc: ClassDesc) -> np.dtype[np.void]:
     return np.dtype([(f.name, _DTYPES[f.code]) for f in desc.fields if f.code in _DTYPES])
 
 
+def primitive_column(part: Part, name: str, data: bytes) -> npt.NDArray[Any]:
+    """Return a primitive field of many objects.
+
+    Parameters
+    ----------
+    part : Part
+        Of one of them: says which fields there are.
+    name : str
+        Field.
+    data : bytes
+        The primitive fields of all of them, one after the other.
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        If the class has no such primitive field.
+    """
+    dtype = primitives_dtype(part.desc)
+    if name not in (dtype.names or ()):
+        raise FormatError(f"{part.desc.name} has no number {name!r}")
+    return np.frombuffer(data, dtype)[name]
+
+
 def array_values(array: JavaArray) -> npt.NDArray[np.generic]:
     """Return the values of a primitive array."""
     return np.frombuffer(array.data or b"", _DTYPES[array.desc.name[1]])
@@ -241,10 +265,7 @@ def reference(node: JavaObject, name: str) -> Value:
 def primitive(node: JavaObject, name: str) -> int | float | bool:
     """Return the value of a primitive field."""
     part = part_with(node, name)
-    dtype = primitives_dtype(part.desc)
-    if name not in (dtype.names or ()):
-        raise FormatError(f"field {name!r} of {node.class_name} is an object, not a number")
-    value: int | float | bool = np.frombuffer(part.primitives, dtype)[0][name].item()
+    value: int | float | bool = primitive_column(part, name, part.primitives)[0].item()
     return value
 
 

@@ -154,7 +154,8 @@ def is_packable(node: JavaObject) -> bool:
     """Tell whether an object is one of many, and a leaf: worth keeping as bytes with its like."""
     return node.class_name in PACKED_CLASSES and not any(
         isinstance(item, Bulk) or (isinstance(item, JavaObject) and item.class_name in KINDS)
-        for item in jc.contents(node)
+        for part in node.parts
+        for item in part.contents or ()
     )
 
 

@@ -176,7 +176,7 @@ class NativeImage:
         data_file.apply(Edit(remove=edit.remove))
         kept = _digest(data_file)
         data_file.apply(replace(edit, remove=frozenset()))
-        classes = [group.path_class for group in edit.add]
+        classes = [group.path_class for group in edit.add if len(group.nuclei)]
         classes += [a.path_class for a in edit.annotations if a.path_class is not None]
         remove_leftovers(self.folder)
         new_classes = project_file.with_classes(self._project.classes_path, classes)
@@ -189,7 +189,7 @@ class NativeImage:
             objects = self._verify(staged, digest, edit, kept)
             summary = self._summary(staged, image_type, objects)
             transaction.stage(self.folder / "summary.json", lambda emit: emit(summary))
-            if self._read_bytes()[1] != fingerprint:
+            if self._has_changed(fingerprint):
                 raise self._conflict()
             keep_backup(self.data_path)
             transaction.commit()
@@ -213,6 +213,12 @@ class NativeImage:
         except OSError as error:
             raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
         return data, f"{status.st_size}-{status.st_mtime_ns}-{digest_of(data)}"
+
+    def _has_changed(self, fingerprint: str) -> bool:
+        try:
+            return self._read_bytes()[1] != fingerprint
+        except FormatError:  # QuPath has moved it away, to write a new one
+            return True
 
     @property
     def _backup_path(self) -> Path:

@@ -77,18 +77,17 @@ def read_rois(node: JavaObject, source: Source) -> Rois:
 def _read_rois(node: JavaObject, source: Source) -> Rois:
     roi_type = node.class_name.removeprefix(jc.ROI).partition("$")[0]
     plane = jc.part_with(node, "z")
-    fields = np.frombuffer(source.column(plane).data, jc.primitives_dtype(plane.desc))
+    numbers = source.column(plane).data
     centroids: FloatArray | None = None
     if roi_type in ("RectangleROI", "EllipseROI", "LineROI"):
-        x, y, x2, y2 = (fields[name].astype(float) for name in ("x", "y", "x2", "y2"))
+        x, y, x2, y2 = (
+            jc.primitive_column(plane, name, numbers).astype(float)
+            for name in ("x", "y", "x2", "y2")
+        )
         centroids = np.stack([(x + x2) / 2, (y + y2) / 2], axis=1)
-        if roi_type == "RectangleROI":
-            geometries = shapely.box(x, y, x2, y2)
-        elif roi_type == "EllipseROI":
-            geometries = ellipses(x, y, x2, y2)
-        else:
-            ends = np.stack([np.stack([x, y], axis=1), np.stack([x2, y2], axis=1)], axis=1)
-            geometries = shapely.linestrings(ends)
+        geometries = np.full(len(x), shapely.Polygon(), dtype=object)
+        finite = np.isfinite(np.stack([x, y, x2, y2])).all(axis=0)
+        geometries[finite] = _BOUNDED[roi_type](x[finite], y[finite], x2[finite], y2[finite])
     elif roi_type in ("PolygonROI", "PolylineROI", "PointsROI"):
         xy, offsets = _vertices(node, source)
         if roi_type == "PolygonROI":
@@ -108,7 +107,8 @@ def _read_rois(node: JavaObject, source: Source) -> Rois:
         points = shapely.centroid(geometries)
         centroids = np.full((len(points), 2), np.nan)
         centroids[~shapely.is_empty(points)] = shapely.get_coordinates(points)
-    return Rois(roi_type, geometries, centroids, fields["z"], fields["t"])
+    z, t = (jc.primitive_column(plane, name, numbers) for name in ("z", "t"))
+    return Rois(roi_type, geometries, centroids, z, t)
 
 
 def polygons(xy: npt.NDArray[np.floating[Any]], offsets: IntArray) -> npt.NDArray[Any]:
@@ -181,6 +181,17 @@ class Plane:
     def of(cls, roi: JavaObject) -> Plane:
         """Return the plane of a ROI."""
         return cls(*(int(jc.primitive(roi, name)) for name in ("c", "z", "t")))
+
+
+def _lines(x: FloatArray, y: FloatArray, x2: FloatArray, y2: FloatArray) -> npt.NDArray[Any]:
+    made: npt.NDArray[Any] = shapely.linestrings(
+        np.stack([np.stack([x, y], axis=1), np.stack([x2, y2], axis=1)], axis=1)
+    )
+    return made
+
+
+#: ROIs that are stored as two corners: what makes their geometries of x, y, x2, y2.
+_BOUNDED = {"RectangleROI": shapely.box, "EllipseROI": ellipses, "LineROI": _lines}
 
 
 def make_roi(catalog: jc.Catalog, geometry: shapely.Geometry) -> JavaObject:

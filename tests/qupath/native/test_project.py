@@ -490,6 +490,21 @@ def test_a_file_that_changes_while_we_save_is_a_conflict(tmp_path, monkeypatch):
     assert image.data_path.read_bytes() == theirs
 
 
+def test_a_file_that_qupath_is_saving_is_a_conflict(tmp_path, monkeypatch):
+    image = open_project(copy_project("0.5.1", tmp_path)).images[0]
+    fingerprint = image.read().fingerprint
+    verify = type(image)._verify
+
+    def meanwhile(self, *arguments):
+        image.data_path.rename(image.folder / "data.qpdata.bkp")  # what QuPath does first
+        return verify(self, *arguments)
+
+    monkeypatch.setattr(type(image), "_verify", meanwhile)
+    with pytest.raises(ConflictError):
+        image.write(Edit(add=[group(0)]), fingerprint)
+    assert not image.data_path.exists()
+
+
 def test_leftovers_of_a_killed_save_are_removed_when_old(tmp_path):
     image = open_project(copy_project("0.5.1", tmp_path)).images[0]
     old, fresh = (image.folder / f".qpnuclei-{name}.tmp" for name in ("old", "fresh"))
