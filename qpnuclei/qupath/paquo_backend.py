@@ -18,7 +18,7 @@ import shutil
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -49,7 +49,6 @@ from qpnuclei.qupath._jvm import (
     pipe,
     static,
 )
-from qpnuclei.qupath.backups import drop_old_backups, keep_backup
 from qpnuclei.qupath.model import (
     Annotation,
     DetectionGroup,
@@ -64,7 +63,8 @@ from qpnuclei.qupath.model import (
     is_ours,
 )
 from qpnuclei.qupath.native import project_file
-from qpnuclei.qupath.native.files import Transaction
+from qpnuclei.qupath.native.backups import drop_old_backups, keep_backup
+from qpnuclei.qupath.native.files import TEMPORARY_PREFIX, Transaction, remove_leftovers
 from qpnuclei.qupath.native.rois import polygons
 from qpnuclei.qupath.uris import file_uri, find_image, parse_file_uri
 
@@ -176,9 +176,15 @@ class PaquoProject:
         current = last is not None and last.image is image and last.fingerprint == fingerprint
         return last if current else None
 
-    def keep(self, loaded: _Loaded | None) -> None:
-        """Keep what was read last, or nothing."""
+    def keep(self, loaded: _Loaded) -> None:
+        """Keep what was read last; what was kept before is closed."""
+        if self._last is not None:
+            self._last.close()
         self._last = loaded
+
+    def release(self) -> None:
+        """Keep nothing any more, but close nothing either."""
+        self._last = None
 
     def add_classes(self, classes: Sequence[PathClass]) -> None:
         """Add to the project's class list what it lacks of some classes.
@@ -200,6 +206,16 @@ class _Loaded:
     fingerprint: str
     hierarchy: JavaObject
     data: JavaObject | None
+
+    def close(self) -> None:
+        """Close the image's file, if QuPath opened it."""
+        import jpype
+
+        with suppress(jpype.JException), _jvm.quiet():  # nothing depends on it
+            if self.data is not None and _opens_lazily():
+                self.data.close()
+            elif self.data is not None:
+                self.data.getServer().close()
 
 
 class PaquoImage:
@@ -254,6 +270,7 @@ class PaquoImage:
         if server is None:
             return PixelCalibration()
         calibration = server.getPixelCalibration()
+        server.close()
         if not calibration.hasPixelSizeMicrons():
             return PixelCalibration()
         return PixelCalibration(
@@ -306,27 +323,36 @@ class PaquoImage:
         if foreign:
             raise UsageError(f"{foreign[0]} was not written by qpnuclei and is not removed")
         self._check_unchanged(fingerprint)
-        data = self._load_for_writing()
-        hierarchy = data.getHierarchy()
-        self._project.keep(None)  # it differs from the file, until it was saved and verified
+        loaded = self._load_for_writing()
+        self._project.release()  # it will differ from the file, until that is saved and verified
+        try:
+            self._edit_and_save(loaded, edit, fingerprint)
+        except BaseException:
+            loaded.close()
+            raise
+        with suppress(OSError):
+            drop_old_backups(self.data_file)
+        self._project.keep(replace(loaded, fingerprint=_fingerprint(self.data_file)))
+
+    def _edit_and_save(self, loaded: _Loaded, edit: Edit, fingerprint: str) -> None:
+        data: JavaObject = loaded.data
+        hierarchy = loaded.hierarchy
         with _jvm.quiet(), _java_errors(SaveError, f"{self.name}: QuPath refuses the edit"):
             _apply(edit, hierarchy)
             if edit.workflow_step is not None:
                 step = _jvm.java_class("qupath.lib.plugins.workflow.DefaultScriptableWorkflowStep")
                 data.getHistoryWorkflow().addStep(step(*edit.workflow_step))
             expected = _Content.of(hierarchy)
+        self._check_unchanged(fingerprint)
+        remove_leftovers(self.data_file.parent)
+        keep_backup(self.data_file)
         with _kept_on_failure(self.data_file):
-            self._check_unchanged(fingerprint)
-            keep_backup(self.data_file)
             with _jvm.quiet(), _java_errors(SaveError, f"{self.data_file}: cannot be saved"):
                 self._entry.saveImageData(data)
             self._verify(expected)
             classes = [group.path_class for group in edit.add]
             classes += [new.path_class for new in edit.annotations if new.path_class is not None]
             self._project.add_classes(classes)
-        with suppress(OSError):
-            drop_old_backups(self.data_file)
-        self._project.keep(_Loaded(self, _fingerprint(self.data_file), hierarchy, data))
 
     def _verify(self, expected: _Content) -> None:
         what = f"{self.data_file}: what QuPath saved does not read back as written"
@@ -342,15 +368,14 @@ class PaquoImage:
                 "close the image in QuPath and run again",
             )
 
-    def _load_for_writing(self) -> JavaObject:
-        data = None if self._is_out_of_reach() else self._load().data
-        if data is None:
+    def _load_for_writing(self) -> _Loaded:
+        if self._is_out_of_reach:
             raise SaveError(
                 f"{self.name}: QuPath {_qupath_version()} saves no image whose file it cannot "
                 f"open: {', '.join(self.server.uris)}",
                 "say where the images are with --image-root, or use --backend native",
             )
-        return data
+        return self._load()
 
     def _load(self) -> _Loaded:
         current = _fingerprint(self.data_file)
@@ -378,7 +403,7 @@ class PaquoImage:
         file = self.data_file
         if file.exists():
             _check_complete(file)
-        if self._is_out_of_reach():
+        if self._is_out_of_reach:
             return None
         with _jvm.quiet(), self._corrupt_errors():
             if not file.exists():
@@ -394,11 +419,15 @@ class PaquoImage:
             _backup_hint(self.data_file),
         )
 
+    @cached_property
     def _is_out_of_reach(self) -> bool:
-        """Tell whether QuPath makes no image data, for want of the image's pixels or metadata."""
+        """Whether QuPath makes no image data, for want of the image's pixels or metadata."""
         if _opens_lazily() and project_file.server_metadata(self._builder) is not None:
             return False
-        return self._build_server() is None
+        server = self._build_server()
+        if server is not None:
+            server.close()
+        return server is None
 
     def _build_server(self) -> JavaObject | None:
         """Open the image's pixels in QuPath; None if it cannot."""
@@ -761,7 +790,7 @@ class _Content:
 def _kept_on_failure(data_file: Path) -> Iterator[None]:
     """Put the data file and its summary back as they were if what is within fails."""
     files = [data_file, data_file.with_name("summary.json"), data_file.with_name(_BACKUP)]
-    copies = {file: file.with_name(f"{file.name}.old") for file in files if file.exists()}
+    copies = {f: f.with_name(f"{TEMPORARY_PREFIX}{f.name}.tmp") for f in files if f.exists()}
     try:
         for file, copy in copies.items():
             shutil.copy2(file, copy)

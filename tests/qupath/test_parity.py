@@ -20,7 +20,6 @@ import shapely
 from qpnuclei.errors import ConflictError, FormatError, NotFoundError, SaveError, UsageError
 from qpnuclei.nuclei import NucleiTable
 from qpnuclei.qupath.backend import choose_backend, find_qupath, open_project
-from qpnuclei.qupath.backups import BACKUP_FOLDER
 from qpnuclei.qupath.model import (
     Annotation,
     DetectionGroup,
@@ -32,6 +31,7 @@ from qpnuclei.qupath.model import (
     is_ours,
     nucleus_id,
 )
+from qpnuclei.qupath.native.backups import BACKUP_FOLDER
 from tests.qupath.native.samples import VERSIONS, copy_project
 
 # QuPath 0.6 and newer round the vertices of some ROIs to this when they read them.

@@ -11,7 +11,7 @@ file                            module             content
 ``data/<id>/data.qpdata``       `data_file`        a Java object stream: type, stains, workflow,
                                                    objects of one image
 ``data/<id>/summary.json``      `project`          JSON: counts; QuPath writes it and never reads
-``data/<id>/qpnuclei-backups``  `project`          what runs of qpnuclei replaced
+``data/<id>/qpnuclei-backups``  `backups`          what runs of qpnuclei replaced
 ==============================  =================  ==============================================
 
 ``data.qpdata``, from the bytes up:

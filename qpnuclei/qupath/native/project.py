@@ -16,7 +16,6 @@ import shapely
 
 from qpnuclei.errors import ConflictError, FormatError, QpnucleiError, SaveError
 from qpnuclei.nuclei import NucleiTable
-from qpnuclei.qupath.backups import drop_old_backups, keep_backup
 from qpnuclei.qupath.model import (
     Edit,
     ImageObjects,
@@ -26,6 +25,7 @@ from qpnuclei.qupath.model import (
     Stains,
 )
 from qpnuclei.qupath.native import project_file
+from qpnuclei.qupath.native.backups import drop_old_backups, keep_backup
 from qpnuclei.qupath.native.data_file import DataFile, Objects
 from qpnuclei.qupath.native.detections import read_detections
 from qpnuclei.qupath.native.files import Transaction, digest_of, remove_leftovers

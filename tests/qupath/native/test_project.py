@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from qpnuclei.errors import ConflictError, FormatError, NotFoundError, SaveError, UsageError
 from qpnuclei.nuclei import NucleiTable
-from qpnuclei.qupath.backups import BACKUP_COUNT, BACKUP_FOLDER
 from qpnuclei.qupath.model import (
     DetectionGroup,
     Edit,
@@ -27,6 +26,7 @@ from qpnuclei.qupath.model import (
     nucleus_id,
 )
 from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.native.backups import BACKUP_COUNT, BACKUP_FOLDER
 
 from .samples import SAMPLES, SHARED, VERSIONS, copy_project, dump
 
