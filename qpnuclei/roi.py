@@ -76,7 +76,7 @@ class RoiSelection:
 
 
 def match_images(project: Project, patterns: Sequence[str]) -> list[ImageEntry]:
-    """Return the images whose name matches one of the patterns (``*``, ``?``); all if none.
+    """Return the images with one of the names or patterns (``*``, ``?``); all if there are none.
 
     Raises
     ------
@@ -86,7 +86,8 @@ def match_images(project: Project, patterns: Sequence[str]) -> list[ImageEntry]:
     entries = [
         entry
         for entry in project.images
-        if not patterns or any(fnmatchcase(entry.name, pattern) for pattern in patterns)
+        if not patterns
+        or any(entry.name == wanted or fnmatchcase(entry.name, wanted) for wanted in patterns)
     ]
     if not entries:
         names = ", ".join(entry.name for entry in project.images)
@@ -97,6 +98,27 @@ def match_images(project: Project, patterns: Sequence[str]) -> list[ImageEntry]:
             f"images there: {names}" if names else "add slides in QuPath",
         )
     return entries
+
+
+def one_image(project: Project, name: str) -> ImageEntry:
+    """Return the image of a name or entry ID.
+
+    Raises
+    ------
+    UsageError
+        If there is no such image, or several of that name.
+    """
+    named = [entry for entry in project.images if entry.name == name]
+    found = named or [entry for entry in project.images if entry.id == name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(
+            f"{len(found)} images of {project.path} are called {name!r}",
+            f"say which by its ID: {', '.join(entry.id for entry in found)}",
+        )
+    names = ", ".join(entry.name for entry in project.images) or "none"
+    raise UsageError(f"no image of {project.path} is called {name!r}", f"images there: {names}")
 
 
 def choose_images(

@@ -81,7 +81,7 @@ def write_back(
     SaveError
         If the project could not be saved and is as it was; the nuclei lie in `run_dir`.
     """
-    path_class = _path_class(project, options.class_name)
+    path_class = class_of(project, options.class_name)
     stem = file_stem(plan.entry)
     if options.geojson_dir is not None:
         path = options.geojson_dir / f"{stem}.geojson.gz"
@@ -111,7 +111,7 @@ def write_back(
         write_detections(rescue, nuclei.table, nuclei.ids, path_class)
         raise type(error)(
             f"{error.what}; the project is unchanged, the nuclei are in {rescue}",
-            error.hint or "import that file in QuPath, or run again",
+            error.hint or "run again, or import that file with: qpnuclei geojson import",
         ) from error
     return len(replaced)
 
@@ -175,6 +175,15 @@ def file_stem(entry: ImageEntry) -> str:
     return f"{entry.id}-{safe}"[:120].rstrip(". ")
 
 
+def class_of(project: Project, name: str, color: int | None = None) -> PathClass:
+    """Return the project's class of this name with its colour; a new one gets `color` or green."""
+    known = {path_class.name: path_class for path_class in project.classes}
+    found = known.get(name)
+    if found is not None and found.color is not None:
+        return found
+    return PathClass(name, _NEW_CLASS_COLOR if color is None else color)
+
+
 def _ids(table: NucleiTable, entry: ImageEntry) -> list[UUID]:
     salt = f"{entry.id}/{entry.name}".encode()
     first = table.ring_offsets[table.polygon_offsets[:-1]].tolist()
@@ -184,10 +193,3 @@ def _ids(table: NucleiTable, entry: ImageEntry) -> list[UUID]:
         nucleus_id(blake2b(salt + vertices[a:b].tobytes(), digest_size=10).digest())
         for a, b in zip(first, last, strict=True)
     ]
-
-
-def _path_class(project: Project, name: str) -> PathClass:
-    """Return the project's class of this name with its colour, or a new one."""
-    known = {path_class.name: path_class for path_class in project.classes}
-    found = known.get(name)
-    return found if found and found.color is not None else PathClass(name, _NEW_CLASS_COLOR)

@@ -12,6 +12,7 @@ import qpnuclei
 from qpnuclei.cli.demo import demo
 from qpnuclei.cli.doctor import doctor
 from qpnuclei.cli.export import export
+from qpnuclei.cli.geojson import geojson_app
 from qpnuclei.cli.info import info
 from qpnuclei.cli.project import project_app
 from qpnuclei.cli.run import run
@@ -31,6 +32,7 @@ app.command()(info)
 app.command()(train)
 app.command()(demo)
 app.command()(doctor)
+app.add_typer(geojson_app, name="geojson")
 app.add_typer(project_app, name="project")
 
 

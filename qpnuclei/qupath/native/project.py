@@ -177,9 +177,11 @@ class NativeImage:
         kept = _digest(data_file)
         data_file.apply(replace(edit, remove=frozenset()))
         classes = [group.path_class for group in edit.add if len(group.nuclei)]
-        classes += [a.path_class for a in edit.annotations if a.path_class is not None]
+        classes += [annotation.path_class for annotation in edit.annotations]
         remove_leftovers(self.folder)
-        new_classes = project_file.with_classes(self._project.classes_path, classes)
+        new_classes = project_file.with_classes(
+            self._project.classes_path, [c for c in classes if c is not None]
+        )
         with Transaction() as transaction:
             if new_classes is not None:
                 transaction.stage(self._project.classes_path, lambda emit: emit(new_classes))
@@ -337,7 +339,8 @@ def _check_added(objects: Objects, edit: Edit) -> None:
                 raise FormatError("a new detection has another outline")
         if np.any(table.parents[found] != (-1 if group.parent is None else group.parent)):
             raise FormatError("a new detection is in another place")
-        if {table.class_names[row] for row in found} != {group.path_class.name}:
+        class_name = None if group.path_class is None else group.path_class.name
+        if {table.class_names[row] for row in found} != {class_name}:
             raise FormatError("a new detection has another class")
         for name, values in group.nuclei.measurements.items():
             read = table.measurements[name][found].astype(np.float32)
