@@ -11,6 +11,7 @@ import typer
 import qpnuclei
 from qpnuclei.cli.demo import demo
 from qpnuclei.cli.doctor import doctor
+from qpnuclei.cli.evaluate import evaluate
 from qpnuclei.cli.export import export
 from qpnuclei.cli.geojson import geojson_app
 from qpnuclei.cli.info import info
@@ -30,6 +31,7 @@ app.command()(run)
 app.command()(export)
 app.command()(info)
 app.command()(train)
+app.command()(evaluate)
 app.command()(demo)
 app.command()(doctor)
 app.add_typer(geojson_app, name="geojson")

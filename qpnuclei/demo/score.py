@@ -131,6 +131,8 @@ def _match(
     """Choose as many of the pairs (i, j) as possible so that none shares a member."""
     if len(i) == 0:
         return []
-    graph = scipy.sparse.csr_array((np.ones(len(i), np.int8), (i, j)), shape=n)
+    # scipy's matching wants 32-bit indices, and did not always convert them itself.
+    pairs = i.astype(np.int32), j.astype(np.int32)
+    graph = scipy.sparse.csr_array((np.ones(len(i), np.int8), pairs), shape=n)
     partner = scipy.sparse.csgraph.maximum_bipartite_matching(graph, perm_type="column")
     return [(k, int(p)) for k, p in enumerate(partner) if p >= 0]

@@ -6,8 +6,10 @@ A source gives whole level pixels, 8-bit RGB, strictly inside of a level; everyt
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
+import re
 import struct
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +23,6 @@ import numpy.typing as npt
 import PIL
 import tifffile
 import tiffslide
-import zarr
 from PIL import Image
 
 from qpnuclei.errors import SlideError
@@ -44,6 +45,7 @@ _UNREADABLE = (
     EOFError,
     MemoryError,  # of a damaged size
     struct.error,
+    tifffile.TiffFileError,  # no ValueError in older versions
 )
 
 #: Formats that only OpenSlide reads, by suffix; some of them begin like an ordinary JPEG.
@@ -56,6 +58,7 @@ _OPENSLIDE_SUFFIXES = {
     ".dcm": "DICOM",
     ".bif": "Ventana",
 }
+_APERIO_MPP = re.compile(r"\|\s*MPP\s*=\s*(\d*\.?\d+)")
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PLAIN_FORMATS = ("PNG", "JPEG", "BMP")
 _CONVERT = "convert it to a tiled, pyramidal 8-bit RGB TIFF (QuPath: Export images > OME TIFF)"
@@ -141,7 +144,7 @@ def _open_tiff(path: Path) -> Source:
         fallback = _openslide_or_none(path)
         if fallback is None:
             raise
-        _log.info("%s; reading it with OpenSlide", error.what)
+        _log.warning("%s; reading it with OpenSlide", error.what)
         return fallback
     return source
 
@@ -219,7 +222,8 @@ def _check_colour(path: Path, page: tifffile.TiffPage, axes: str) -> None:
 
 def _to_rgb(pixels: npt.NDArray[Any], page: tifffile.TiffPage) -> RGB:
     """Bring decoded pixels to (height, width, 3): grey, palette and alpha over white."""
-    if pixels.ndim == 2:
+    if pixels.ndim == 2 or pixels.shape[2] == 1:
+        pixels = pixels.reshape(pixels.shape[:2])
         if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
             palette = np.asarray(np.asarray(page.colormap).T >> 8, np.uint8)
             return np.asarray(palette[pixels])
@@ -263,7 +267,7 @@ def _mpp(properties: Mapping[str, Any], prefix: str) -> tuple[float, float] | No
 
 
 def _micrometre_metadata(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
-    """µm/px of OME-XML or ImageJ metadata, which QuPath prefers to the resolution tags."""
+    """µm/px of OME-XML, Aperio or ImageJ metadata, which are better than resolution tags."""
     if tiff.is_ome and tiff.ome_metadata:
         pixels = ElementTree.fromstring(tiff.ome_metadata).find(".//{*}Image/{*}Pixels")
         if pixels is not None:
@@ -272,6 +276,10 @@ def _micrometre_metadata(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
             size = [float(pixels.get(f"PhysicalSize{a}", 0)) for a in "XY"]
             if min(factor) > 0 and min(size) > 0:
                 return size[0] * factor[0], size[1] * factor[1]
+    description = tiff.pages.first.description
+    if description.startswith("Aperio") and (match := _APERIO_MPP.search(description)):
+        # Also where tifffile does not take the file for an SVS, because it is not tiled.
+        return float(match[1]), float(match[1])
     if tiff.is_imagej and tiff.imagej_metadata:
         unit = str(tiff.imagej_metadata.get("unit", "")).replace("\\u00B5", "µ")
         if unit in ("micron", "um", "µm"):
@@ -286,9 +294,9 @@ def _micrometre_metadata(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
 class _TiffSource:
     """A tiled or pyramidal TIFF.
 
-    Pixels are read through tifffile's Zarr view rather than ``TiffSlide.read_region``, which
-    divides a level-0 location by the mean downsample and truncates (a shift of up to a pixel) and
-    fills with black what the file leaves out.
+    Tiles are decoded by tifffile. ``TiffSlide.read_region`` would divide a level-0 location by
+    the mean downsample and truncate (a shift of up to a pixel), and fill with black what the file
+    leaves out.
     """
 
     def __init__(self, slide: tiffslide.TiffSlide) -> None:
@@ -299,37 +307,54 @@ class _TiffSource:
         self.vendor = properties["tiffslide.vendor"]
         self.mpp = _tiff_mpp(tiff, properties)
         self.bounds = _bounds(properties, "tiffslide")
-        self._page = tiff.series[0].levels[0].keyframe
         # Leica slides consist of several scanned areas, with nothing between them.
         composition = properties.get("tiffslide.series-composition")
         areas = composition["located_series"] if composition else {0: [(0, 0)] * len(self.sizes)}
-        #: Per level: (x, y, array) of each area.
-        self._areas = [
+        #: Per level: (x, y, page) of each area.
+        self._areas: list[list[tuple[int, int, Any]]] = [
             [
-                (int(offsets[level][1]), int(offsets[level][0]), _pixels(tiff, series, level))
-                for series, offsets in areas.items()
+                (int(offsets[level][1]), int(offsets[level][0]), tiff.series[i].levels[level][0])
+                for i, offsets in areas.items()
             ]
             for level in range(len(self.sizes))
         ]
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
         region = np.full((height, width, 3), 255, np.uint8)
-        for area_x, area_y, array in self._areas[level]:
-            left, right = max(x, area_x), min(x + width, area_x + array.shape[1])
-            top, bottom = max(y, area_y), min(y + height, area_y + array.shape[0])
-            if left < right and top < bottom:
-                pixels = array[top - area_y : bottom - area_y, left - area_x : right - area_x]
-                region[top - y : bottom - y, left - x : right - x] = _to_rgb(pixels, self._page)
+        for area_x, area_y, page in self._areas[level]:
+            _decode_into(region, page, x - area_x, y - area_y)
         return region
 
     def close(self) -> None:
         self._slide.close()
 
 
-def _pixels(tiff: tifffile.TiffFile, series: int, level: int) -> Any:
-    """Return one level of a series as a (height, width[, samples]) Zarr array."""
-    store = tiff.series[series].aszarr(level=level, fillvalue=255, maxworkers=1)
-    return zarr.open_array(store, mode="r", zarr_format=2)
+def _decode_into(region: RGB, page: Any, x: int, y: int) -> None:
+    """Decode the tiles (or strips) of a TIFF page that lie in the region beginning at (x, y)."""
+    keyframe = page.keyframe
+    width, height = keyframe.imagewidth, keyframe.imagelength
+    tile_width = keyframe.tilewidth if keyframe.is_tiled else width
+    tile_height = keyframe.tilelength if keyframe.is_tiled else keyframe.rowsperstrip
+    right, bottom = min(x + region.shape[1], width), min(y + region.shape[0], height)
+    columns = range(max(x, 0) // tile_width, -(-right // tile_width))
+    rows = range(max(y, 0) // tile_height, -(-bottom // tile_height))
+    tables = {"jpegtables": page.jpegtables, "jpegheader": keyframe.jpegheader}
+    tables = {name: table for name, table in tables.items() if table is not None}
+    file = page.parent.filehandle
+    for row, column in itertools.product(rows, columns):
+        index = row * -(-width // tile_width) + column
+        if not (page.dataoffsets[index] and page.databytecounts[index]):
+            continue  # left out: background
+        file.seek(page.dataoffsets[index])
+        data = file.read(page.databytecounts[index])
+        tile = keyframe.decode(data, index, **tables)[0]
+        pixels = _to_rgb(tile.reshape(*tile.shape[1:3], -1), keyframe)
+        # Tiles at the right and bottom are filled up with anything.
+        pixels = pixels[: height - row * tile_height, : width - column * tile_width]
+        left, top = column * tile_width - x, row * tile_height - y
+        onto = region[max(top, 0) : top + len(pixels), max(left, 0) : left + pixels.shape[1]]
+        from_y, from_x = max(-top, 0), max(-left, 0)
+        onto[:] = pixels[from_y : from_y + onto.shape[0], from_x : from_x + onto.shape[1]]
 
 
 # --- PNG, JPEG, BMP ----------------------------------------------------------------------------

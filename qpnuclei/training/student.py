@@ -48,6 +48,7 @@ from qpnuclei.training.patches import SlideSample, sample_slides
 from qpnuclei.training.pseudo_labels import (
     PseudoLabels,
     blur,
+    fill_holes,
     haematoxylin_votes,
     snap_to_edges,
     trusted_labels,
@@ -77,20 +78,13 @@ FloatMap = npt.NDArray[np.float32]
 #: How much of the pseudo-labels the picture of a round shows.
 _PICTURE_PATCHES, _PICTURE_PX = 9, 512
 
-#: From a vote of haematoxylin masks to candidate nuclei.
-VOTE_INSTANCES = PostProcessing(
-    threshold=0.5, coarse_radius_px=2, fine_radius_px=1, smoothing_sigma_px=1.5, min_area_px=60
-)
+#: From a vote of haematoxylin masks to candidate nuclei. Here and below the seeds are smoother and
+#: rarer than the paper's: half a nucleus looks like a nucleus and would be learnt as one.
+VOTE_INSTANCES = PostProcessing(smoothing_sigma_px=2.0, maxima_radius_px=9, min_area_px=60)
 
 #: From a student's maps to candidate nuclei, and of a model that no validation images tune.
 STUDENT_INSTANCES = PostProcessing(
-    threshold=0.5,
-    coarse_radius_px=2,
-    fine_radius_px=1,
-    smoothing_sigma_px=2.0,
-    maxima_radius_px=7,
-    centre_weight=0.5,
-    min_area_px=60,
+    smoothing_sigma_px=3.0, maxima_radius_px=9, centre_weight=0.5, min_area_px=80
 )
 
 
@@ -123,8 +117,7 @@ def train_student(
         the bit.
     validation : pathlib.Path, optional
         Labelled images (see `read_validation`) that choose the round, by AJI, and at the end the
-        post-processing; they teach nothing. Without them the model of the last
-        round is kept.
+        post-processing; they teach nothing. Without them the model of the last round is kept.
     mpp : float, optional
         Resolution of the validation images, where their files do not know it.
     resume : bool
@@ -160,6 +153,7 @@ def train_student(
         mpp=recipe.mpp,
         patch_px=recipe.patch_px,
         patches_per_slide=recipe.patches_per_slide,
+        max_patches=recipe.max_patches,
         min_tissue=recipe.min_tissue,
         seed=seed,
         on_source=lambda done: watcher.tiles(done, len(sources)),
@@ -216,12 +210,12 @@ class _Run:
         rng = np.random.default_rng((self.identity["seed"], number))
         known = self._pseudo_labels(votes)
         nuclei = sum(len(np.unique(k.labels)) - 1 for part in known for k in part)
+        self._draw(number, known)
         if nuclei == 0:
             raise TrainingError(
                 f"round {number}: nothing in {len(self.samples)} images looks like a nucleus",
                 "check --mpp and that the slides are H&E; see pseudo-labels/ in the run folder",
             )
-        self._draw(number, known)
         lessons = [
             lesson
             for sample, part in zip(self.samples, known, strict=True)
@@ -315,6 +309,7 @@ class _Run:
                 "images": [sample.name for sample in self.samples],
                 "mpx": round(sum(p.shape[0] * p.shape[1] for p in self._patches()) / 1e6, 1),
                 "labels": "none",
+                "licence": self.recipe.data_licence,
             },
             validation=dict(measured or {}),
             versions=versions,
@@ -361,11 +356,12 @@ def labels_from_vote(
         Of the slide.
     recipe : StudentRecipe
     """
-    candidates = segment_instances(vote, VOTE_INSTANCES)
+    candidates = segment_instances(_filled(vote, VOTE_INSTANCES, recipe), VOTE_INSTANCES)
     haematoxylin = np.ascontiguousarray(separate(rgb, stains)[..., 0])
     snapped = snap_to_edges(candidates, blur(haematoxylin, 1.0))
     # Outlines have moved: what has come apart is two candidates, what touches is split anew.
-    candidates = segment_instances((snapped > 0).astype(np.float32), VOTE_INSTANCES)
+    foreground = _filled((snapped > 0).astype(np.float32), VOTE_INSTANCES, recipe)
+    candidates = segment_instances(foreground, VOTE_INSTANCES)
     return _trusted(candidates, vote, recipe, min_probability=0.0)
 
 
@@ -385,8 +381,14 @@ def labels_from_teacher(
     with half_precision(teacher.device):
         attention, centre = teacher.attend_image(rgb)
     probability = (1 - recipe.vote_share) * attention + recipe.vote_share * vote
-    candidates = segment_instances(probability, STUDENT_INSTANCES, centre)
+    filled = _filled(probability, STUDENT_INSTANCES, recipe)
+    candidates = segment_instances(filled, STUDENT_INSTANCES, centre)
     return _trusted(candidates, probability, recipe, min_probability=recipe.min_probability)
+
+
+def _filled(probability: FloatMap, parameters: PostProcessing, recipe: StudentRecipe) -> FloatMap:
+    max_area_px = round(recipe.max_hole_um2 / recipe.mpp**2)
+    return fill_holes(probability, parameters.threshold, max_area_px)
 
 
 def _trusted(

@@ -20,19 +20,23 @@ class StudentRecipe(BaseModel):
     name: str = Field(description="name of the recipe, and of the model it makes")
     origin: Literal["ours"] = "ours"
     description: str = ""
+    data_licence: str = Field("", description="of the images, as the model's metadata record it")
 
     mpp: float = Field(0.25, gt=0.05, lt=2.5, description="resolution of the model in µm/px")
     patch_px: int = Field(1024, ge=256, description="side of the patches it learns from")
     patches_per_slide: int = Field(8, ge=1, description="sample of a whole slide")
+    max_patches: int = Field(
+        96, ge=1, description="of all slides together; each takes about 30 MB of memory"
+    )
     min_tissue: float = Field(0.7, ge=0, le=1, description="patches with less tissue are not taken")
 
     base_channels: int = Field(24, ge=4, description="channels of the finest level")
     levels: int = Field(4, ge=2, description="resolutions of the U-Net, from 1/2 on")
     max_channels: int = Field(96, ge=4, description="of any level")
 
-    rounds: int = Field(8, ge=1)
+    rounds: int = Field(6, ge=1)
     first_round_batches: int = Field(600, ge=1)
-    batches_per_round: int = Field(400, ge=1, description="of the later rounds")
+    batches_per_round: int = Field(500, ge=1, description="of the later rounds")
     batch_size: int = Field(8, ge=2)
     crop_px: int = Field(192, ge=64, description="side of the crops, a multiple of the stride")
     learning_rate: float = Field(2e-3, gt=0, description="of the first round")
@@ -54,14 +58,17 @@ class StudentRecipe(BaseModel):
     min_probability: float = Field(
         0.7, ge=0, le=1, description="mean over a nucleus that is trusted, in the later rounds"
     )
+    max_hole_um2: float = Field(
+        12.5, ge=0, description="holes in what may be a nucleus are filled up to this area"
+    )
     max_background: float = Field(
         0.3, ge=0, le=1, description="background is trusted where nuclei are less probable"
     )
     renditions: int = Field(
-        2, ge=0, description="repainted versions of each patch, beside the original"
+        3, ge=0, description="repainted versions of each patch, beside the original"
     )
     pastes_per_mm2: float = Field(
-        640.0, ge=0, description="nuclei pasted into each of these (40 in 1000x1000 px)"
+        320.0, ge=0, description="nuclei pasted into each of these (20 in 1000x1000 px)"
     )
     repainted_share: float = Field(0.6, ge=0, le=1, description="of the nuclei in them")
 

@@ -5,41 +5,37 @@ import torch
 from qpnuclei.nn.student import StudentNet
 
 
-@pytest.fixture(params=[(4, 2), (6, 3), (4, 4)], ids=lambda p: f"{p[1]}levels")
+@pytest.fixture(params=[(4, 2), (4, 3)], ids=["2 levels", "3 levels"])
 def network(request):
-    """Small, in float64, with weights that cancel nowhere: all positive, no ReLU switched off."""
+    """In float64, with weights that cancel nowhere: all positive, no ReLU switched off."""
     channels, levels = request.param
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = StudentNet(channels, levels, 2 * channels).double().eval()
+    net = StudentNet(channels, levels, 2 * channels).double().eval()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.abs_().add_(0.01)
     return net
 
 
-def _reach(network: StudentNet, pixel: int, size: int) -> tuple[int, int]:
-    """How far up-left and down-right of a diagonal pixel the input has any influence on it."""
-    image = torch.rand((1, 3, size, size), dtype=torch.float64, requires_grad=True)
-    # Unlike max pooling's winner, every pixel of a window must count: add the gradients of many
-    # images, in which every pixel wins once.
-    seen = np.zeros(size, bool)
-    for seed in range(12):
-        torch.manual_seed(seed)
-        image = torch.rand((1, 3, size, size), dtype=torch.float64, requires_grad=True)
-        network(image)[0, :, pixel, pixel].sum().backward()
+def _reach(network: StudentNet, row: int, height: int) -> tuple[int, int]:
+    """How far above and below a row of the output the input has any influence on it."""
+    seen = np.zeros(height, bool)
+    for seed in range(4):  # only the winner of a max pooling has a gradient: let others win, too
+        generator = torch.Generator().manual_seed(seed)
+        shape = (1, 3, height, 4 * network.stride)
+        image = torch.rand(shape, dtype=torch.float64, generator=generator).requires_grad_()
+        network(image)[0, :, row].sum().backward()
         assert image.grad is not None
         seen |= (image.grad.abs().sum(dim=(0, 1, 3)) > 0).numpy()
     rows = np.flatnonzero(seen)
-    return pixel - int(rows[0]), int(rows[-1]) - pixel
+    return row - int(rows[0]), int(rows[-1]) - row
 
 
 def test_receptive_radius_is_what_gradients_say(network):
     radius, stride = network.receptive_radius_px, network.stride
-    size = -(-(2 * radius + 3 * stride) // stride) * stride
-    first = (size // 2) // stride * stride
+    height = -(-(2 * radius + 3 * stride) // stride) * stride
+    first = (height // 2) // stride * stride
 
-    reaches = [_reach(network, first + phase, size) for phase in range(stride)]
+    reaches = [_reach(network, first + phase, height) for phase in range(stride)]
 
     assert max(max(reach) for reach in reaches) == radius
 
@@ -67,25 +63,6 @@ def test_a_tile_with_a_halo_equals_the_whole_image(origin):
     torch.testing.assert_close(
         tile[..., halo : halo + core, halo : halo + core], whole, rtol=0, atol=1e-12
     )
-
-
-def test_one_pixel_less_of_halo_is_seen():
-    """The radius is not merely safe: with zeros one pixel inside it, something changes."""
-    network = StudentNet(4, 2, 8).double().eval()
-    radius, size = network.receptive_radius_px, 96
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.abs_().add_(0.01)
-    changed = []
-    for pixel in range(48, 48 + network.stride):
-        image = torch.rand((1, 3, size, size), dtype=torch.float64)
-        cut = image.clone()
-        cut[..., : pixel - radius + 1, :] += 5  # large: it wins every max pooling
-        with torch.inference_mode():
-            difference = network(image)[..., pixel, 48] - network(cut)[..., pixel, 48]
-        changed.append(bool((difference != 0).any()))
-    assert any(changed)
 
 
 def test_output_has_the_size_of_the_input_and_two_channels():

@@ -56,9 +56,16 @@ def pyramid(tmp_path_factory):
     return full, write_pyramid(path, [full, reduced(full, 4), reduced(full, 16)])
 
 
+@pytest.fixture
+def without_openslide(monkeypatch):
+    """No falling back to OpenSlide, which would hide that TiffSlide or tifffile failed."""
+    monkeypatch.setitem(sys.modules, "openslide", None)
+
+
 # --- regions -----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("without_openslide")
 def test_size_levels_and_pixel_size(pyramid):
     with open_slide(pyramid[1]) as slide:
         assert (slide.width, slide.height) == (1003, 601)
@@ -212,6 +219,7 @@ def _png(path, pixels, **options):
     return path
 
 
+@pytest.mark.usefixtures("without_openslide")
 @pytest.mark.parametrize(
     "options",
     [
@@ -238,6 +246,7 @@ def test_rgb_tiff(tmp_path, options):
         assert slide.mpp is None
 
 
+@pytest.mark.usefixtures("without_openslide")
 def test_grey_palette_and_alpha(tmp_path):
     grey = picture(60, 40)[..., 0]
     tifffile.imwrite(tmp_path / "black.tif", grey, photometric="minisblack")
@@ -259,6 +268,7 @@ def test_grey_palette_and_alpha(tmp_path):
             np.testing.assert_array_equal(slide.read(0, 0, 60, 40), pixels, err_msg=name)
 
 
+@pytest.mark.usefixtures("without_openslide")
 @pytest.mark.parametrize("name", ["x.png", "x.tif", "tiled.tif"])
 def test_alpha_lies_over_white(tmp_path, name):
     rgba = np.zeros((32, 32, 4), np.uint8)
@@ -290,7 +300,8 @@ def test_jpeg_and_bmp(tmp_path):
         assert slide.mpp is None  # a printer's resolution
 
 
-def test_pixel_size_of_ome_and_imagej(tmp_path):
+@pytest.mark.usefixtures("without_openslide")
+def test_pixel_size_of_ome_imagej_and_aperio(tmp_path):
     pixels = picture(64, 48)
     tifffile.imwrite(
         tmp_path / "x.ome.tif",
@@ -306,12 +317,23 @@ def test_pixel_size_of_ome_and_imagej(tmp_path):
         resolution=(4, 4),
         metadata={"unit": "um", "axes": "YXS"},
     )
+    # Saved again by another program: untiled, but with Aperio's description.
+    tifffile.imwrite(
+        tmp_path / "aperio.tif",
+        pixels,
+        photometric="rgb",
+        description="Aperio Image Library v11.1.9\r\n64x48 |AppMag = 40|MPP = 0.2488|Left = 1",
+        metadata=None,
+    )
+    with open_slide(tmp_path / "aperio.tif") as slide:
+        assert slide.mpp == (0.2488, 0.2488)
     with open_slide(tmp_path / "x.ome.tif") as slide:
         assert slide.mpp == pytest.approx((0.25, 0.26))
     with open_slide(tmp_path / "ij.tif") as slide:
         assert slide.mpp == pytest.approx((0.25, 0.25))
 
 
+@pytest.mark.usefixtures("without_openslide")
 def test_tiles_that_the_file_leaves_out_are_white(tmp_path):
     pixels = picture(192, 128)
     path = write_pyramid(tmp_path / "x.tif", [pixels])
@@ -357,6 +379,7 @@ SCN_AREA = """
   </image>"""
 
 
+@pytest.mark.usefixtures("without_openslide")
 def test_leica_areas_lie_on_white(tmp_path):
     """Two areas of 64 x 48 µm at 0.5 µm/px, with 36 µm of nothing between them."""
     areas = [picture(128, 96, seed=1), picture(128, 96, seed=2)]
@@ -412,6 +435,20 @@ def test_formats_of_openslide_name_the_extra(tmp_path, monkeypatch):
     with pytest.raises(SlideError, match="MIRAX") as caught:
         open_slide(tmp_path / "x.mrxs")
     assert caught.value.hint == 'pip install "qpnuclei[openslide]"'
+
+
+def test_falling_back_to_openslide_is_said(tmp_path, monkeypatch, caplog):
+    pytest.importorskip("openslide")
+    pixels = picture(128, 96)
+    path = write_pyramid(tmp_path / "x.tif", [pixels])
+
+    def unreadable(path):
+        raise SlideError(f"{path} is not understood")
+
+    monkeypatch.setattr(_sources, "_tiff_source", unreadable)
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(slide.read(0, 0, 128, 96), pixels)
+    assert "is not understood; reading it with OpenSlide" in caplog.text
 
 
 def test_a_broken_mirax_slide_names_openslide(tmp_path):
@@ -498,6 +535,7 @@ def test_a_broken_tile_is_an_error_that_names_the_slide(tmp_path):
 
 @pytest.mark.shared
 @pytest.mark.skipif(not SHARED.exists(), reason="the development data is not beside the checkout")
+@pytest.mark.usefixtures("without_openslide")
 @pytest.mark.parametrize(
     ("name", "size", "mpp"),
     [

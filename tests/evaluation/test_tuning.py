@@ -1,0 +1,123 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.draw import disk
+
+from qpnuclei.errors import FormatError, MppError
+from qpnuclei.evaluation.tuning import (
+    AttendedImage,
+    attend,
+    read_validation,
+    summarise,
+    tune_post_processing,
+)
+from qpnuclei.nn.metadata import ModelMetadata, PostProcessing
+from qpnuclei.nn.segmenter import Segmenter
+from qpnuclei.nn.student import StudentNet
+
+
+def _image(specks: bool, threshold: float) -> AttendedImage:
+    """Four nuclei where the attention passes a threshold; around them it is a little lower."""
+    labels = np.zeros((120, 120), np.int32)
+    attention = np.full(labels.shape, threshold - 0.02, np.float32)
+    for number, (y, x) in enumerate([(30, 30), (30, 90), (90, 30), (90, 90)], start=1):
+        labels[disk((y, x), 12)] = number
+    attention[labels > 0] = threshold + 0.02
+    if specks:
+        for y, x in [(60, 20), (60, 60), (60, 100), (10, 60), (110, 60)]:
+            attention[disk((y, x), 4)] = threshold + 0.02
+    return AttendedImage(labels, attention, None)
+
+
+def test_tuning_finds_the_threshold_that_tells_nuclei_from_the_rest():
+    images = [_image(specks=False, threshold=0.5)]
+    assert images[0].score(PostProcessing(threshold=0.4)).AJI < 0.1
+
+    tuned = tune_post_processing(images, PostProcessing(threshold=0.4))
+
+    assert tuned.threshold == 0.5
+    assert images[0].score(tuned).AJI > 0.95
+
+
+def test_tuning_drops_specks_by_their_area():
+    images = [_image(specks=True, threshold=0.5)]  # specks of about 45 px
+
+    tuned = tune_post_processing(images, PostProcessing(threshold=0.5, coarse_radius_px=0))
+
+    assert tuned.min_area_px >= 60
+    assert images[0].score(tuned).precision == 1
+
+
+def test_tuning_never_comes_out_worse_than_it_started():
+    images = [_image(specks=True, threshold=0.47)]
+    start = PostProcessing(threshold=0.47, min_area_px=57)
+    seen = []
+
+    tuned = tune_post_processing(images, start, lambda p, quality: seen.append((quality, p)))
+
+    assert dict(seen[:1])[seen[0][0]] == start
+    assert max(seen, key=lambda pair: pair[0])[1] == tuned
+
+
+def test_summary_has_mean_spread_and_interval():
+    images = [_image(specks=False, threshold=0.5), _image(specks=True, threshold=0.5)]
+    parameters = PostProcessing(threshold=0.5, coarse_radius_px=0)
+    each = [image.score(parameters) for image in images]
+
+    summary = summarise(images, parameters)
+
+    assert summary["images"] == 2
+    assert summary["mean"]["PQ"] == pytest.approx(np.mean([s.PQ for s in each]), abs=1e-4)
+    assert summary["sd"]["PQ"] == pytest.approx(np.std([s.PQ for s in each], ddof=1), abs=1e-4)
+    low, high = summary["interval"]["PQ"]
+    assert low == pytest.approx(min(s.PQ for s in each), abs=1e-4)
+    assert high == pytest.approx(max(s.PQ for s in each), abs=1e-4)
+    json.dumps(summary)  # it goes into the header of a model file
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for sub in ("images", "labels"):
+        (tmp_path / sub).mkdir()
+    labels = np.zeros((64, 48), np.uint16)
+    labels[8:40, 8:24] = 9
+    for stem in ("a", "b"):
+        Image.fromarray(np.zeros((64, 48, 3), np.uint8)).save(tmp_path / f"images/{stem}.png")
+        Image.fromarray(labels).save(tmp_path / f"labels/{stem}.png")
+    (tmp_path / "splits.json").write_text('{"train": ["a"], "val": ["b"]}')
+    return tmp_path
+
+
+def test_validation_reads_the_split_val_at_the_models_resolution(folder):
+    (image,) = read_validation(folder, 0.25, 0.5)
+
+    assert image.name == "b"
+    assert image.rgb.shape == (32, 24, 3)
+    expected = np.zeros((32, 24), np.int32)
+    expected[4:20, 4:12] = 9
+    np.testing.assert_array_equal(image.labels, expected)
+
+
+def test_validation_wants_a_resolution_and_labels_of_the_images_size(folder):
+    with pytest.raises(MppError):
+        read_validation(folder, None, 0.25)
+    Image.fromarray(np.zeros((3, 3), np.uint16)).save(folder / "labels/b.png")
+    with pytest.raises(FormatError, match=r"b\.png: nuclei on 3 x 3 px do not fit .* 48 x 64"):
+        read_validation(folder, 0.25, 0.25)
+
+
+def test_attend_gives_maps_of_the_images_size(folder):
+    architecture = {"base_channels": 4, "levels": 2, "max_channels": 8}
+    metadata = ModelMetadata(name="random", family="student", architecture=architecture, mpp=0.25)
+    network = StudentNet(**architecture)
+
+    (attended,) = attend(
+        Segmenter(network, metadata, torch.device("cpu")), read_validation(folder, 0.25, 0.25)
+    )
+
+    assert attended.attention.shape == attended.labels.shape == (64, 48)
+    assert attended.centre is not None
+    assert attended.centre.shape == (64, 48)
