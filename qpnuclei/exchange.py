@@ -27,14 +27,11 @@ from qpnuclei.qupath.model import (
     PathClass,
     Project,
 )
-from qpnuclei.roi import Region, polygonal, region_of
-from qpnuclei.writeback import class_of, file_stem
+from qpnuclei.qupath.names import class_of, file_stem
+from qpnuclei.roi import Region, polygonal, region_of, same_outline
 
 #: What a detection may be in QuPath, and in a file.
 _DETECTION_KINDS = ("detection", "cell", "tile")
-#: Coordinates of two objects that are the same differ by no more: files keep 0.01 px, QuPath
-#: float32 or 0.01 px.
-_SAME_PX = 0.02
 #: No image is larger: QuPath counts pixels with 32 bits.
 _FARTHEST_PX = 2.0**31
 
@@ -325,8 +322,8 @@ class _Incoming:
         if there is None:
             return False
         if isinstance(there, Annotation):
-            return found.kind == "annotation" and _is_same(geometry, there.geometry)
-        return found.kind != "annotation" and _is_same(
+            return found.kind == "annotation" and same_outline(geometry, there.geometry)
+        return found.kind != "annotation" and same_outline(
             geometry, self._objects.detections.geometries[there]
         )
 
@@ -372,12 +369,6 @@ def _only_part(geometry: shapely.Geometry) -> shapely.Geometry:
     parts = shapely.get_parts(geometry)
     is_collection = geometry.geom_type in ("MultiPolygon", "MultiLineString", "GeometryCollection")
     return parts[0] if is_collection and len(parts) == 1 else geometry
-
-
-def _is_same(a: shapely.Geometry, b: shapely.Geometry) -> bool:
-    if shapely.equals_exact(a, b, _SAME_PX):
-        return True
-    return bool(shapely.equals_exact(shapely.normalize(a), shapely.normalize(b), _SAME_PX))
 
 
 def _class_name(found: PathClass | None) -> str | None:

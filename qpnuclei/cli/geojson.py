@@ -125,7 +125,7 @@ def import_geojson(
     from qpnuclei.roi import one_image
 
     opened = open_project(project, backend=backend.value)
-    only = None if image is None else one_image(opened, image)
+    only = None if image is None else one_image(opened.images, image)
     # Every file must have its image before anything is written.
     entries = [only or image_of_file(opened, path) for path in files]
     failed = 0

@@ -25,7 +25,12 @@ from qpnuclei.qupath.model import (
     Stains,
 )
 from qpnuclei.qupath.native import project_file
-from qpnuclei.qupath.native.backups import drop_old_backups, keep_backup
+from qpnuclei.qupath.native.backups import (
+    Backup,
+    drop_old_backups,
+    keep_backup,
+    list_backups,
+)
 from qpnuclei.qupath.native.data_file import DataFile, Objects
 from qpnuclei.qupath.native.detections import read_detections
 from qpnuclei.qupath.native.files import Transaction, digest_of, remove_leftovers
@@ -200,6 +205,49 @@ class NativeImage:
             self._backup_path.unlink(missing_ok=True)  # as QuPath does; we have a copy
             drop_old_backups(self.data_path)
 
+    def backups(self) -> list[Backup]:
+        """Return what runs replaced, newest first."""
+        return list_backups(self.data_path)
+
+    def read_backup(self, backup: Backup) -> Objects:
+        """Read the objects of a backup.
+
+        Raises
+        ------
+        qpnuclei.errors.FormatError
+            If it is truncated or corrupt.
+        """
+        return DataFile.parse(_bytes_of(backup.path), str(backup.path)).read()
+
+    def restore(self, backup: Backup) -> None:
+        """Put a backup in the place of the data file; what is there becomes a backup itself.
+
+        Raises
+        ------
+        qpnuclei.errors.FormatError
+            If the backup cannot be read; nothing was changed.
+        qpnuclei.errors.SaveError
+            If it could not be saved; the project is as it was.
+        """
+        data = _bytes_of(backup.path)
+        data_file = DataFile.parse(data, str(backup.path))
+        objects = data_file.read()
+        remove_leftovers(self.folder)
+        with Transaction() as transaction:
+            staged, digest = transaction.stage(self.data_path, lambda emit: emit(data))
+            if digest_of(_bytes_of(staged)) != digest:
+                raise SaveError(
+                    f"{self.data_path}: what was written does not read back",
+                    "what was there before is untouched",
+                )
+            summary = self._summary(staged, data_file.image_type, objects)
+            transaction.stage(self.folder / "summary.json", lambda emit: emit(summary))
+            keep_backup(self.data_path)
+            transaction.commit()
+        with contextlib.suppress(OSError):
+            self._backup_path.unlink(missing_ok=True)
+            drop_old_backups(self.data_path)
+
     def _read_bytes(self) -> tuple[bytes | None, str]:
         """Return the data file's bytes, None if there is none, and its fingerprint."""
         path = self.data_path
@@ -314,6 +362,13 @@ class NativeImage:
             f"{self.data_path}: changed on disk since it was read",
             "close the image in QuPath and run again",
         )
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _digest(data_file: DataFile) -> str:
