@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 import qpnuclei
 from qpnuclei.errors import ConflictError, QpnucleiError, SaveError
+from qpnuclei.files import atomic_file, make_writable_folder
 from qpnuclei.nuclei import NucleiTable
 from qpnuclei.planning import ImagePlan, RunOptions, plan_again
 from qpnuclei.qupath.geojson import write_detections
@@ -140,7 +141,7 @@ def _rescued(
     """Write nuclei that could not be saved where it is possible; return the error that says so."""
     path_class = PathClass(options.class_name, NEW_CLASS_COLOR)
     # The disk of the project may be full, or its drive gone.
-    for folder in (run_dir, Path.cwd(), Path(tempfile.gettempdir())):
+    for folder in filter(Path.is_dir, (run_dir, Path.cwd(), Path(tempfile.gettempdir()))):
         try:
             write_detections(folder / name, nuclei.table, nuclei.ids, path_class)
         except SaveError as refused:
@@ -157,7 +158,7 @@ def _rescued(
 
 
 def make_run_dir(project: Project, options: RunOptions) -> Path:
-    """Make the folder that ``run.json`` goes to.
+    """Make the folders that ``run.json`` and copies go to; return the former.
 
     Raises
     ------
@@ -167,18 +168,8 @@ def make_run_dir(project: Project, options: RunOptions) -> Path:
     name = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     folder = options.run_dir or project.path.parent / "qpnuclei" / name
     for wanted in (folder, options.geojson_dir, options.parquet_dir):
-        if wanted is None:
-            continue
-        try:
-            wanted.mkdir(parents=True, exist_ok=True)
-            probe = wanted / ".qpnuclei-write-test"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise SaveError(
-                f"cannot write to {wanted}: {error.strerror or error}",
-                "choose another folder, or change its permissions",
-            ) from error
+        if wanted is not None:
+            make_writable_folder(wanted)
     return folder
 
 
@@ -193,8 +184,6 @@ def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
     import shapely
-
-    from qpnuclei.files import atomic_file
 
     centroids = nuclei.table.centroids()
     columns = {

@@ -161,6 +161,27 @@ def test_nuclei_are_saved_wherever_there_is_room(
     assert len(list(read_objects(rescued))) == 2
 
 
+@pytest.mark.parametrize("saved_before", [True, False])
+def test_a_drive_that_is_gone(
+    project: NativeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved_before: bool
+) -> None:
+    plan = plan_of(project.images[0])
+    nuclei = nuclei_of(plan)
+    if not saved_before:
+        project.images[0].data_path.unlink()
+        plan = replace(plan, objects=project.images[0].read(), existing=[])
+    folder = project.path.parent
+    (folder / "qpnuclei").mkdir()
+    folder.rename(tmp_path / "away")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(SaveError, match=r"project\.qpproj is no longer there") as raised:
+        write_back(project, plan, nuclei, OPTIONS, folder / "qpnuclei")
+    assert "drive" in raised.value.hint
+    assert not folder.exists()
+    assert len(list(read_objects(tmp_path / "here" / "1-he small.png.rescued.geojson.gz"))) == 2
+
+
 def test_nothing_can_be_written_anywhere(
     project: NativeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

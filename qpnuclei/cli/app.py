@@ -61,6 +61,8 @@ def _common(
     handler = RichHandler(console=stderr, show_time=False, show_path=False)
     logging.basicConfig(format="%(message)s", handlers=[handler], level=logging.WARNING)
     logging.getLogger("qpnuclei").setLevel(logging.DEBUG if verbose else logging.INFO)
+    # QuPath warns of many things that concern its own developers alone.
+    logging.getLogger("qupath").setLevel(logging.INFO if verbose else logging.ERROR)
 
 
 def main() -> None:

@@ -164,7 +164,7 @@ def run(
         force=force,
     )
     if dry_run:
-        stdout.print(plan_view(plan_images(entries, options)))
+        stdout.print(plan_view(plan_images(entries, options)), soft_wrap=True)
         return
     try:
         with tile_progress(quiet) as progress:
@@ -175,6 +175,6 @@ def run(
     stdout.print(summary_table(summary))
     print_account(summary)
     for name, error in summary.failures:
-        print_error(error, f"image {name}: ")
+        print_error(error, "" if name in error.what else f"image {name}: ")
     if summary.failures:
         sys.exit(max(error.exit_code for _, error in summary.failures))

@@ -160,4 +160,5 @@ def _pixels(image: dict[str, Any]) -> str:
     width, height = image["pixel_width_um"], image["pixel_height_um"]
     scale = "not calibrated" if width is None else f"{width:.4g} x {height:.4g} µm/px"
     kind = image.get("type") or "type not set"
-    return f"{size}, {scale}, {kind}, {image['server']}"
+    stains = image.get("stains") or "no stains set"
+    return f"{size}, {scale}, {kind} ({stains}), {image['server']}"

@@ -174,6 +174,7 @@ class NativeImage:
         qpnuclei.errors.UsageError
             If the edit contradicts the file: see `DataFile.apply`.
         """
+        self._check_reachable()
         old, found = self._read_bytes()
         if found != fingerprint:
             raise self._conflict()
@@ -229,6 +230,7 @@ class NativeImage:
         qpnuclei.errors.SaveError
             If it could not be saved; the project is as it was.
         """
+        self._check_reachable()
         data = _bytes_of(backup.path)
         data_file = DataFile.parse(data, str(backup.path))
         objects = data_file.read()
@@ -263,6 +265,13 @@ class NativeImage:
         except OSError as error:
             raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
         return data, f"{status.st_size}-{status.st_mtime_ns}-{digest_of(data)}"
+
+    def _check_reachable(self) -> None:
+        """Refuse to save when the drive is gone: folders would be made where it was mounted."""
+        if not self._project.path.exists():
+            raise SaveError(
+                f"{self._project.path} is no longer there", "is its drive still connected?"
+            )
 
     def _has_changed(self, fingerprint: str) -> bool:
         try:
