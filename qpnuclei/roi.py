@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 import numpy as np
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from qpnuclei.slides.slide import Slide
 
 _LOG = logging.getLogger(__name__)
+
+#: Coordinates of the same outline differ by no more: GeoJSON and some ROIs of QuPath keep 0.01 px,
+#: others float32.
+_SAME_PX = 0.02
+
+Entry = TypeVar("Entry", bound=ImageEntry)
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class RoiSelection:
 
 
 def match_images(project: Project, patterns: Sequence[str]) -> list[ImageEntry]:
-    """Return the images whose name matches one of the patterns (``*``, ``?``); all if none.
+    """Return the images with one of the names or patterns (``*``, ``?``); all if there are none.
 
     Raises
     ------
@@ -86,7 +92,8 @@ def match_images(project: Project, patterns: Sequence[str]) -> list[ImageEntry]:
     entries = [
         entry
         for entry in project.images
-        if not patterns or any(fnmatchcase(entry.name, pattern) for pattern in patterns)
+        if not patterns
+        or any(entry.name == wanted or fnmatchcase(entry.name, wanted) for wanted in patterns)
     ]
     if not entries:
         names = ", ".join(entry.name for entry in project.images)
@@ -97,6 +104,27 @@ def match_images(project: Project, patterns: Sequence[str]) -> list[ImageEntry]:
             f"images there: {names}" if names else "add slides in QuPath",
         )
     return entries
+
+
+def one_image(images: Sequence[Entry], name: str) -> Entry:
+    """Return the image of a name or entry ID.
+
+    Raises
+    ------
+    UsageError
+        If there is no such image, or several of that name.
+    """
+    named = [entry for entry in images if entry.name == name]
+    found = named or [entry for entry in images if entry.id == name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(
+            f"{len(found)} images are called {name!r}",
+            f"say which by its ID: {', '.join(entry.id for entry in found)}",
+        )
+    names = ", ".join(entry.name for entry in images) or "none"
+    raise UsageError(f"no image is called {name!r}", f"images of the project: {names}")
 
 
 def choose_images(
@@ -243,6 +271,13 @@ def polygonal(geometry: shapely.Geometry) -> shapely.Geometry:
     parts = shapely.get_parts(shapely.get_parts(geometry))  # a collection may hold multipolygons
     areas = [part for part in parts if part.geom_type == "Polygon" and not part.is_empty]
     return areas[0] if len(areas) == 1 else shapely.MultiPolygon(areas)
+
+
+def same_outline(a: shapely.Geometry, b: shapely.Geometry) -> bool:
+    """Tell whether two geometries are the same but for how exactly files keep coordinates."""
+    if shapely.equals_exact(a, b, _SAME_PX):
+        return True
+    return bool(shapely.equals_exact(shapely.normalize(a), shapely.normalize(b), _SAME_PX))
 
 
 def tissue_region(slide: Slide, mpp: tuple[float, float]) -> list[Region]:

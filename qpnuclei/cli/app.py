@@ -13,6 +13,7 @@ from qpnuclei.cli.demo import demo
 from qpnuclei.cli.doctor import doctor
 from qpnuclei.cli.evaluate import evaluate
 from qpnuclei.cli.export import export
+from qpnuclei.cli.geojson import geojson_app
 from qpnuclei.cli.info import info
 from qpnuclei.cli.project import project_app
 from qpnuclei.cli.run import run
@@ -33,6 +34,7 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(demo)
 app.command()(doctor)
+app.add_typer(geojson_app, name="geojson")
 app.add_typer(project_app, name="project")
 
 

@@ -133,6 +133,14 @@ def run(
             show_default="PROJECT/qpnuclei/<date and time>",
         ),
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Write even into an image that was saved by someone else (QuPath) during the run, "
+            "if its annotations are where they were; both states are kept.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, and stop.")
     ] = False,
@@ -181,6 +189,7 @@ def run(
         geojson_dir=geojson,
         parquet_dir=parquet,
         run_dir=run_dir,
+        force=force,
     )
     if dry_run:
         stdout.print(plan_view(plan_images(entries, options)), soft_wrap=True)
