@@ -88,6 +88,8 @@ class Run:
         the kept epoch and of the last. Below one half, the attention is inverted.
     training_seconds : float
         Wall time of the epochs, validation and all.
+    commit : str
+        Of the source tree that trained it, or the version of the package.
     """
 
     recipe: str
@@ -99,6 +101,7 @@ class Run:
     pixel_auc: float
     last_pixel_auc: float
     training_seconds: float
+    commit: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -147,7 +150,9 @@ def _parser() -> argparse.ArgumentParser:
         help="change a field of every recipe, for example epochs=30; may repeat",
     )
     parser.add_argument("--seeds", type=int, default=2, help="runs of each (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="as of qpnuclei train")
+    parser.add_argument(
+        "--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="as of qpnuclei"
+    )
     parser.add_argument(
         "--runs", type=Path, default=Path("runs/table1"), help="for the runs (default: %(default)s)"
     )
@@ -255,6 +260,7 @@ def read_run(recipe: str, seed: int, folder: Path) -> Run:
         float(kept["validation pixel_auc"]),
         float(last["validation pixel_auc"]),
         round(sum(float(row["seconds"]) for row in epochs), 1),
+        metadata.versions.get("git") or metadata.versions["qpnuclei"],
     )
 
 
@@ -328,8 +334,8 @@ class Table:
             "Mean over images [95 % bootstrap interval over images].",
             "",
             "| recipe | seed | epoch kept | AJI | AHD (px) | ADC (Dice) | anchor agreement "
-            "| pixel AUC | at the last epoch | minutes |",
-            "|---" * 10 + "|",
+            "| pixel AUC | at the last epoch | minutes | commit |",
+            "|---" * 11 + "|",
             *(_run_line(run) for run in sorted(self.runs, key=lambda run: run.recipe)),
         ]
         return "\n".join(lines) + "\n"
@@ -395,7 +401,7 @@ def _run_line(run: Run) -> str:
         scores.append(cell)
     watched = [f"{v:.2f}" for v in (run.anchor_agreement, run.pixel_auc, run.last_pixel_auc)]
     minutes = f"{run.training_seconds / 60:.1f}"
-    cells = [run.recipe, str(run.seed), str(run.epoch), *scores, *watched, minutes]
+    cells = [run.recipe, str(run.seed), str(run.epoch), *scores, *watched, minutes, run.commit]
     return f"| {' | '.join(cells)} |"
 
 

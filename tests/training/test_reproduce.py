@@ -49,7 +49,7 @@ def table(reproduce: ModuleType, slides: int = 0, **changes: object) -> str:
 def run(reproduce: ModuleType, recipe: str, seed: int, **mean: float | None) -> object:
     scores = {"AJI": 0.3, "AHD": 10.0, "ADC": 0.6} | mean
     interval = {"AJI": [0.1, 0.5], "AHD": None, "ADC": [0.4, 0.8]}
-    return reproduce.Run(recipe, seed, 3, scores, interval, -0.25, 0.31, 0.29, 90.0)
+    return reproduce.Run(recipe, seed, 3, scores, interval, -0.25, 0.31, 0.29, 90.0, "abc1234")
 
 
 def line(markdown: str, start: str) -> list[str]:
