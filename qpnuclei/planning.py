@@ -65,10 +65,12 @@ class RunOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as JSON types."""
-        return {
+        content = {
             name: str(value) if isinstance(value, Path) else value
             for name, value in dataclasses.asdict(self).items()
         }
+        content["selection"]["ids"] = [str(identifier) for identifier in self.selection.ids]
+        return content
 
 
 @dataclass(frozen=True, eq=False)
