@@ -65,7 +65,7 @@ class RunOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as JSON types."""
-        content = {
+        content: dict[str, Any] = {
             name: str(value) if isinstance(value, Path) else value
             for name, value in dataclasses.asdict(self).items()
         }

@@ -21,7 +21,7 @@
 import static qupath.lib.scripting.QP.*
 import java.nio.file.Files
 import java.nio.file.Path
-import org.apache.commons.math3.stat.descriptive.DescriptiveStatistics
+import org.apache.commons.math3.stat.StatUtils
 import qupath.lib.objects.PathDetectionObject
 
 // The table; {%PROJECT} is the folder of the project. Headless, -a takes its place.
@@ -105,11 +105,10 @@ List<Map> count(hierarchy, pixels, annotationClasses, nucleusClasses) {
         for (name in classes)
             row["Num " + name] = numbers[name] ?: 0
         for (name in measurements) {
-            def values = nuclei.collect { it.getMeasurementList().get(name) }.findAll { !Double.isNaN(it) }
-            def statistics = new DescriptiveStatistics(values as double[])
-            row[name + " (mean)"] = statistics.getMean()
-            row[name + " (median)"] = statistics.getPercentile(50)
-            row[name + " (SD)"] = values.size() > 1 ? statistics.getStandardDeviation() : Double.NaN
+            def values = nuclei.collect { it.getMeasurementList().get(name) }.findAll { !Double.isNaN(it) } as double[]
+            row[name + " (mean)"] = StatUtils.mean(values)
+            row[name + " (median)"] = StatUtils.percentile(values, 50)
+            row[name + " (SD)"] = values.length > 1 ? Math.sqrt(StatUtils.variance(values)) : Double.NaN
         }
         return row
     }

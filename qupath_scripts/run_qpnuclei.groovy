@@ -60,9 +60,9 @@ try {
     hierarchy.getSelectionModel().clearSelection()
     hierarchy.setHierarchy(saved.getHierarchy())
     selectObjects(hierarchy.getAnnotationObjects().findAll { it.getID() in selected })
-    def step = saved.getHistoryWorkflow().getLastStep()
-    if (step?.getName() == "qpnuclei run")
-        imageData.getHistoryWorkflow().addStep(step)
+    def runs = { workflow -> workflow.getSteps().findAll { it.getName() == "qpnuclei run" } }
+    def history = imageData.getHistoryWorkflow()
+    history.addSteps(runs(saved.getHistoryWorkflow()).drop(runs(history).size()))
     imageData.setChanged(false)
 } finally {
     // Until 0.5 it is the image's server that is closed, not the image.
