@@ -70,10 +70,12 @@ class RunOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as JSON types."""
-        return {
+        content: dict[str, Any] = {
             name: str(value) if isinstance(value, Path) else value
             for name, value in dataclasses.asdict(self).items()
         }
+        content["selection"]["ids"] = [str(identifier) for identifier in self.selection.ids]
+        return content
 
 
 @dataclass(frozen=True, eq=False)

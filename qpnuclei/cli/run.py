@@ -6,6 +6,7 @@ import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
+from uuid import UUID
 
 import typer
 
@@ -53,6 +54,10 @@ def run(
     roi_name: Annotated[
         list[str] | None,
         typer.Option("--roi-name", help="Name of an annotation to analyse; may repeat."),
+    ] = None,
+    roi_id: Annotated[
+        list[UUID] | None,
+        typer.Option("--roi-id", help="UUID of an annotation to analyse; may repeat."),
     ] = None,
     roi_all: Annotated[
         bool, typer.Option("--roi-all", help="Analyse every annotation that encloses an area.")
@@ -156,6 +161,7 @@ def run(
         classes=tuple(roi or ()),
         derived=roi_derived,
         names=tuple(roi_name or ()),
+        ids=tuple(roi_id or ()),
         everything=roi_all,
         tissue=tissue,
     )
