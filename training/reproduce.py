@@ -344,13 +344,16 @@ class Table:
         seeds = len({run.seed for run in self.runs})
         notes = [
             f"Size: {self.size}, on {self.machine}. The paper's: 64 channels at full resolution, "
-            "resnet34 (imagenet), batches of 32.",
+            "resnet34 (imagenet), batches of 32. Of another size, the figures say nothing of what "
+            "the paper's method does at its own.",
             f"Seeds: {seeds}. Cells are the mean over seeds (lowest to highest).",
             f"Measured on the {self.images} images of `val`, whose labels chose epoch and "
             "post-processing: a little too good. The paper's figures are on the MoNuSeg test set, "
             "which is another one.",
             "Anchor agreement (no labels: rank correlation of attention and haematoxylin) below 0, "
-            "or pixel AUC below 0.5, means that the attention is on the background.",
+            "or pixel AUC below 0.5, means that the attention is on the background; near 0.5, that "
+            "it has nothing to do with nuclei.",
+            "Minutes are wall time of the training, of a machine that may have had other work.",
         ]
         if not self.slides:
             notes.append(
