@@ -1,13 +1,15 @@
 """Nuclei from pixels: tiles are read, attended, segmented, measured and stitched.
 
-Reading and attention work ahead in threads of their own; what is in memory at any moment is
-bounded by tiles, not by the size of the region.
+Reading and attention work ahead in threads of their own, and several tiles are segmented at the
+same time: threads do, because that work holds the interpreter lock for a twentieth of its time.
+What is in memory at any moment is bounded by tiles, not by the size of the region.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
@@ -16,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+from qpnuclei.errors import QpnucleiError
 from qpnuclei.measure import (
     Pixels,
     attention_measurement,
@@ -29,12 +32,12 @@ from qpnuclei.qupath.model import PixelCalibration, Stains
 from qpnuclei.segmentation.polygons import polygonise, simplify
 from qpnuclei.segmentation.postprocess import interaction_radius_px, segment_instances
 from qpnuclei.segmentation.stitch import Stitcher, StitchReport
-from qpnuclei.segmentation.tiles import Tile, TilePlan
+from qpnuclei.segmentation.tiles import Box, Tile, TilePlan
 from qpnuclei.slides.resolution import resolve_mpp, working_downsample
 from qpnuclei.slides.slide import ImageInMemory
 from qpnuclei.slides.stains import reinhard_statistics, separate
 from qpnuclei.slides.tissue import tissue_fraction
-from qpnuclei.stages import ahead
+from qpnuclei.stages import ahead, in_parallel
 from qpnuclei.summary import Stopwatch
 
 if TYPE_CHECKING:
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
 
 #: Core of a tile in px of the working grid: large enough that its surroundings, which are read and
 #: attended again for its neighbours, weigh little; small enough for 64 channels of float32.
-DEFAULT_TILE_PX = 1024
+DEFAULT_TILE_PX = 2048
 #: Few nuclei are larger; one that is comes out whole all the same, joined from several tiles.
 DEFAULT_MAX_NUCLEUS_UM = 25.0
 
@@ -134,6 +137,7 @@ def find_nuclei(
     *,
     simplify_um: float = 0.0,
     batch_size: int = 1,
+    workers: int = 1,
     clock: Stopwatch | None = None,
     progress: Callable[[int, int], None] = lambda done, found: None,
 ) -> tuple[NucleiTable, StitchReport]:
@@ -148,6 +152,8 @@ def find_nuclei(
         of working pixels. Intensities are those of the pixels before.
     batch_size : int
         Tiles that the network takes at once.
+    workers : int
+        Tiles that are segmented at the same time. The result does not depend on it.
     progress : callable
         Called as ``progress(tiles done, nuclei so far)``.
 
@@ -162,30 +168,40 @@ def find_nuclei(
     clock = clock or Stopwatch()
     parameters = segmenter.metadata.post_processing
     statistics = _colour_statistics(pixels, tiles, segmenter, scale)
+
+    def segment(seen: tuple[Tile, _View]) -> tuple[Tile, NucleiTable, NucleiTable]:
+        tile, view = seen
+        with _naming(tile, tiles):
+            with clock("segment"):
+                labels = segment_instances(view.attention, parameters, view.centre)
+                nuclei, ids = polygonise(labels, view.box[:2])
+                own, cut = tiles.divide(tile, nuclei)
+            with clock("measure"):
+                regions = pixels_of_labels(labels, ids[own])
+                owned = nuclei.take(own).with_measurements(_intensities(view, regions, stains))
+        return tile, owned, nuclei.take(cut)
+
     stitcher = Stitcher(tiles)
-    read = ahead(_read(pixels, tiles, segmenter, scale, clock), size=2 * batch_size)
-    attended = ahead(_attend(read, segmenter, statistics, batch_size, clock), size=2)
     found = 0
-    for done, (tile, view) in enumerate(attended, start=1):
-        with clock("segment"):
-            labels = segment_instances(view.attention, parameters, view.centre)
-            nuclei, ids = polygonise(labels, (view.x0, view.y0))
-            own, cut = tiles.divide(tile, nuclei)
-        with clock("measure"):
-            owned = nuclei.take(own).with_measurements(
-                _intensities(view, pixels_of_labels(labels, ids[own]), stains)
-            )
-        with clock("stitch"):
-            stitcher.add(tile, owned, nuclei.take(cut))
-        found += len(own)
-        progress(done, found)
+    with (
+        closing(ahead(_read(pixels, tiles, segmenter, scale, clock), 2 * batch_size)) as read,
+        closing(
+            ahead(_attend(read, tiles, segmenter, statistics, batch_size, clock), 2)
+        ) as attended,
+        closing(in_parallel(segment, _assemble(tiles, attended), workers)) as segmented,
+    ):
+        for done, (tile, owned, cut) in enumerate(segmented, start=1):
+            with clock("stitch"):
+                stitcher.add(tile, owned, cut)
+            found += len(owned)
+            progress(done, found)
     with clock("stitch"):
         nuclei, report = stitcher.finish()
     with clock("measure"):
         for row in report.joined.tolist():
             view = _view_of(nuclei.take([row]), pixels, segmenter, statistics, scale)
             joined = shapely.transform(
-                nuclei.take([row]).polygons(), lambda xy, view=view: xy - (view.x0, view.y0)
+                nuclei.take([row]).polygons(), lambda xy, view=view: xy - view.box[:2]
             )
             values = _intensities(view, pixels_of_polygons(joined, view.rgb.shape[:2]), stains)
             for name, value in values.items():
@@ -212,13 +228,23 @@ def segment_image(
 
 @dataclass(frozen=True, eq=False)
 class _View:
-    """Pixels and attention of one area of the working grid whose upper left corner is (x0, y0)."""
+    """Pixels and attention of one box of the working grid."""
 
-    x0: int
-    y0: int
+    box: Box
     rgb: npt.NDArray[np.uint8]
     attention: npt.NDArray[np.float32]
     centre: npt.NDArray[np.float32] | None
+
+    def cut(self, box: Box) -> _View:
+        """Return what is seen of a box inside this one."""
+        inner = box.within(self.box)
+        centre = None if self.centre is None else self.centre[inner]
+        return _View(box, self.rgb[inner], self.attention[inner], centre)
+
+    def copy(self) -> _View:
+        """Return the same without holding on to what it was cut from."""
+        centre = None if self.centre is None else self.centre.copy()
+        return _View(self.box, self.rgb.copy(), self.attention.copy(), centre)
 
 
 def _view_of(
@@ -231,13 +257,12 @@ def _view_of(
     """Look at the bounding box of one nucleus again: no tile saw it whole."""
     stride, margin = segmenter.stride, _margin(segmenter)
     x0, y0 = (np.floor(nucleus.vertices.min(axis=0) / stride).astype(int) * stride).tolist()
-    width, height = np.ceil(nucleus.vertices.max(axis=0) - (x0, y0)).astype(int).tolist()
-    rgb = pixels.read(
-        x0 - margin, y0 - margin, width + 2 * margin, height + 2 * margin, scale.downsample
-    )
+    x1, y1 = np.ceil(nucleus.vertices.max(axis=0)).astype(int).tolist()
+    box = Box(x0, y0, x1, y1)
+    seen = box.grown(margin)
+    rgb = pixels.read(seen.x0, seen.y0, seen.width, seen.height, scale.downsample)
     attention, _ = segmenter.attend(rgb[None], statistics)
-    inner = np.s_[margin : margin + height, margin : margin + width]
-    return _View(x0, y0, rgb[inner], attention[0][inner], None)
+    return _View(seen, rgb, attention[0], None).cut(box)
 
 
 def _margin(segmenter: Segmenter) -> int:
@@ -245,38 +270,111 @@ def _margin(segmenter: Segmenter) -> int:
     return math.ceil(segmenter.receptive_radius_px / segmenter.stride) * segmenter.stride
 
 
+@contextmanager
+def _naming(tile: Tile, tiles: TilePlan) -> Iterator[None]:
+    """Say in every error in which tile it happened."""
+    where = f"tile {tile.index + 1} of {len(tiles)} at {tile.core[:2]}"
+    try:
+        yield
+    except QpnucleiError as error:
+        raise type(error)(f"{where}: {error.what}", error.hint) from error
+    except Exception as error:
+        error.add_note(f"in {where}")
+        raise
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What a tile adds (`TilePlan.new_parts`), with the pixels that the network sees around it."""
+
+    tile: Tile
+    box: Box
+    rgb: npt.NDArray[np.uint8]
+
+
 def _read(
     pixels: PixelSource, tiles: TilePlan, segmenter: Segmenter, scale: Scale, clock: Stopwatch
-) -> Iterator[tuple[Tile, npt.NDArray[np.uint8]]]:
-    """Yield each tile with the pixels of its extent and of what the network sees around it."""
+) -> Iterator[_Part]:
+    """Yield what each tile adds."""
     margin = _margin(segmenter)
-    for tile in tiles:
-        x, y = tile.extent.x0 - margin, tile.extent.y0 - margin
-        width, height = (length + 2 * margin for length in tiles.extent_size)
-        with clock("read"):
-            rgb = pixels.read(x, y, width, height, scale.downsample)
-        yield tile, rgb
+    for tile, box in zip(tiles, tiles.new_parts(), strict=True):
+        if box is not None:
+            seen = box.grown(margin)
+            with clock("read"), _naming(tile, tiles):
+                rgb = pixels.read(seen.x0, seen.y0, seen.width, seen.height, scale.downsample)
+            yield _Part(tile, box, rgb)
 
 
 def _attend(
-    read: Iterable[tuple[Tile, npt.NDArray[np.uint8]]],
+    read: Iterable[_Part],
+    tiles: TilePlan,
     segmenter: Segmenter,
     statistics: ReinhardStatistics | None,
     batch_size: int,
     clock: Stopwatch,
-) -> Iterator[tuple[Tile, _View]]:
-    """Run the network on batches of tiles and cut the results to the tiles' views."""
+) -> Iterator[_View]:
+    """Run the network on batches of parts."""
     margin = _margin(segmenter)
-    tiles = iter(read)
-    while batch := list(islice(tiles, batch_size)):
-        with clock("attend"):
-            attention, centre = segmenter.attend(np.stack([rgb for _, rgb in batch]), statistics)
-        for i, (tile, rgb) in enumerate(batch):
-            x0, y0 = tile.view.x0, tile.view.y0
-            left, top = x0 - tile.extent.x0 + margin, y0 - tile.extent.y0 + margin
-            inner = np.s_[top : top + tile.view.height, left : left + tile.view.width]
-            seeds = None if centre is None else centre[i][inner]
-            yield tile, _View(x0, y0, rgb[inner], attention[i][inner], seeds)
+    parts = iter(read)
+    while batch := list(islice(parts, batch_size)):
+        with clock("attend"), _naming(batch[0].tile, tiles):
+            attention, centre = segmenter.attend(_stacked([p.rgb for p in batch]), statistics)
+        for i, part in enumerate(batch):
+            seeds = None if centre is None else centre[i]
+            yield _View(part.box.grown(margin), part.rgb, attention[i], seeds).cut(part.box)
+
+
+def _assemble(tiles: TilePlan, attended: Iterator[_View]) -> Iterator[tuple[Tile, _View]]:
+    """Put the view of each tile together from what it and the tiles before it added.
+
+    Of what a tile added, only what tiles yet to come will see is kept: strips along its border.
+    """
+    kept: dict[int, _View] = {}
+    for tile, part in zip(tiles, tiles.new_parts(), strict=True):
+        if part is not None:
+            kept[tile.index] = next(attended)
+        pieces = [kept[n.index] for n in (*tiles.neighbours(tile), tile) if n.index in kept]
+        yield tile, _composed(tile.view, pieces)
+        for index in [tile.index, *(n.index for n in tiles.neighbours(tile))]:
+            if index not in kept:
+                continue
+            box = kept[index].box
+            ahead_of = [n.view for n in tiles.neighbours(tiles[index]) if n.index > tile.index]
+            wanted = [common for view in ahead_of if (common := view.intersection(box))]
+            if not wanted:
+                del kept[index]
+            elif 2 * (hull := Box.around(wanted)).area < box.area:
+                kept[index] = kept[index].cut(hull).copy()
+
+
+def _composed(box: Box, pieces: list[_View]) -> _View:
+    """Return what is seen of a box that some views cover together."""
+    rgb = np.empty((box.height, box.width, 3), np.uint8)
+    attention = np.empty((box.height, box.width), np.float32)
+    centre = None if pieces[0].centre is None else np.empty_like(attention)
+    for piece in pieces:
+        common = box.intersection(piece.box)
+        if common is None:
+            continue
+        at, seen = common.within(box), piece.cut(common)
+        rgb[at], attention[at] = seen.rgb, seen.attention
+        if centre is not None and seen.centre is not None:
+            centre[at] = seen.centre
+    return _View(box, rgb, attention, centre)
+
+
+def _stacked(tiles: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
+    """Stack tiles of different sizes, white beyond their right and lower borders.
+
+    What the network sees there is farther than its receptive field from any view.
+    """
+    if len(tiles) == 1:
+        return tiles[0][None]
+    height, width = (max(tile.shape[axis] for tile in tiles) for axis in (0, 1))
+    stack = np.full((len(tiles), height, width, 3), 255, np.uint8)
+    for row, tile in zip(stack, tiles, strict=True):
+        row[: tile.shape[0], : tile.shape[1]] = tile
+    return stack
 
 
 def _colour_statistics(

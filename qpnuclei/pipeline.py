@@ -20,6 +20,7 @@ from qpnuclei.planning import ImagePlan, RunOptions, plan_image
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.pixels import open_image
 from qpnuclei.roi import region_of
+from qpnuclei.stages import share_cores
 from qpnuclei.summary import (
     ImageResult,
     RegionResult,
@@ -63,14 +64,15 @@ def analyse_project(
     """
     from qpnuclei.nn.segmenter import Segmenter
 
-    segmenter = Segmenter.load(options.model, device=options.device)
+    share_cores(options.workers)
+    segmenter = Segmenter.load(options.model, options.device, precision=options.precision)
     run_dir = make_run_dir(project, options)
     summary = RunSummary(
         project=project.path,
         backend=project.backend,
         arguments=options.to_json(),
         model=describe_model(options.model, segmenter),
-        device=str(segmenter.device),
+        device=f"{segmenter.device}, {segmenter.precision}",
         run_dir=run_dir,
     )
     for entry in entries:
@@ -114,6 +116,7 @@ def analyse_image(
         plan.stains,
         simplify_um=options.simplify_um,
         batch_size=options.batch_size,
+        workers=options.workers,
         clock=clock,
         progress=lambda done, n: progress(plan.entry.name, done, len(plan.tiles), n),
     )

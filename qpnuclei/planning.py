@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
@@ -30,6 +30,7 @@ from qpnuclei.roi import (
 )
 from qpnuclei.segmentation.tiles import TilePlan
 from qpnuclei.slides.resolution import resolve_mpp, working_downsample
+from qpnuclei.stages import available_cores
 
 if TYPE_CHECKING:
     from qpnuclei.nn.segmenter import Segmenter
@@ -49,11 +50,13 @@ class RunOptions:
     selection: RoiSelection
     model: str = "default"
     device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     mpp: float | None = None
     class_name: str = "Nucleus"
     on_existing: Literal["replace", "append", "skip", "error"] = "replace"
     tile_px: int = DEFAULT_TILE_PX
     batch_size: int = 1
+    workers: int = field(default_factory=available_cores)
     max_nucleus_um: float = DEFAULT_MAX_NUCLEUS_UM
     simplify_um: float = 0.0
     geojson_dir: Path | None = None
@@ -67,10 +70,12 @@ class RunOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as JSON types."""
-        return {
+        content: dict[str, Any] = {
             name: str(value) if isinstance(value, Path) else value
             for name, value in dataclasses.asdict(self).items()
         }
+        content["selection"]["ids"] = [str(identifier) for identifier in self.selection.ids]
+        return content
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,6 +41,8 @@ class RoiSelection:
         Whether a class also stands for those derived from it (``"Tumor: Positive"``).
     names : tuple of str
         Names of single annotations.
+    ids : tuple of UUID
+        UUIDs of single annotations, as QuPath 0.4 and later store them.
     everything : bool
         Every annotation that encloses an area.
     tissue : bool
@@ -55,11 +57,12 @@ class RoiSelection:
     classes: tuple[str, ...] = ()
     derived: bool = False
     names: tuple[str, ...] = ()
+    ids: tuple[UUID, ...] = ()
     everything: bool = False
     tissue: bool = False
 
     def __post_init__(self) -> None:
-        by_annotation = bool(self.classes or self.names or self.everything)
+        by_annotation = bool(self.classes or self.names or self.ids or self.everything)
         if self.tissue and by_annotation:
             raise UsageError(
                 "--tissue replaces annotations and cannot be combined with --roi options"
@@ -67,12 +70,15 @@ class RoiSelection:
         if not (self.tissue or by_annotation):
             raise UsageError(
                 "nothing chosen to analyse",
-                "choose annotations with --roi CLASS, --roi-name NAME or --roi-all, or --tissue",
+                "choose annotations with --roi CLASS, --roi-name NAME, --roi-id UUID or --roi-all, "
+                "or --tissue",
             )
 
     def matches(self, annotation: Annotation) -> bool:
-        """Tell whether the annotation is meant, by its class and name alone."""
+        """Tell whether the annotation is meant, by its class, name and UUID alone."""
         if self.everything or (annotation.name in self.names and annotation.name is not None):
+            return True
+        if annotation.id in self.ids and annotation.id is not None:
             return True
         name = annotation.class_name
         return name is not None and any(
@@ -145,7 +151,7 @@ def choose_images(
 
 
 def check_selection(selection: RoiSelection, annotations: Iterable[Annotation], where: str) -> None:
-    """Refuse classes and names that no annotation has, naming those that exist.
+    """Refuse classes, names and UUIDs that no annotation has, naming those that exist.
 
     Parameters
     ----------
@@ -157,7 +163,7 @@ def check_selection(selection: RoiSelection, annotations: Iterable[Annotation], 
     Raises
     ------
     UsageError
-        If a class or name matches nothing, or there is no area annotation at all.
+        If a class, name or UUID matches nothing, or there is no area annotation at all.
     """
     if selection.tissue:
         return
@@ -178,6 +184,15 @@ def check_selection(selection: RoiSelection, annotations: Iterable[Annotation], 
         if wanted not in names:
             hint = f"names there: {', '.join(names)}" if names else "no annotation has a name"
             raise UsageError(f"no annotation named {wanted!r} in {where}", hint)
+    ids = {a.id for a in annotations}
+    for identifier in selection.ids:
+        if identifier not in ids:
+            raise UsageError(
+                f"no annotation with the UUID {identifier} in {where}",
+                "QuPath before 0.4 stored no UUIDs: open the image in a later version and save it"
+                if ids <= {None}
+                else "an annotation drawn since QuPath last saved the image is not in the file yet",
+            )
     chosen = [a for a in annotations if selection.matches(a)]
     if not any(a.is_area for a in chosen):
         kinds = sorted({a.roi_type for a in chosen})

@@ -1,18 +1,70 @@
-"""Stages that work ahead of each other, with bounded queues between them."""
+"""Stages that work at the same time, with bounded queues between them."""
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, Full, Queue
 from typing import TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 _END = object()
 
 
-def ahead(items: Iterable[T], size: int) -> Iterator[T]:
+def available_cores() -> int:
+    """Return how many processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def share_cores(workers: int) -> None:
+    """Let a network use `workers` threads, and `in_parallel` as many, without getting in the way.
+
+    OpenCV's own threads are turned off: tiles are what is done in parallel.
+    """
+    import cv2
+    import torch
+
+    torch.set_num_threads(workers)
+    cv2.setNumThreads(0)
+
+
+def in_parallel(
+    function: Callable[[T], R], items: Iterable[T], workers: int
+) -> Generator[R, None, None]:
+    """Yield ``function(item)`` for each item, in their order, computed by threads.
+
+    Use it for work that releases the interpreter lock most of the time. At most one item more
+    than there are workers is in work or waits to be taken. An exception is raised in its item's
+    place; then, or when the consumer stops early, nothing more is begun.
+
+    Parameters
+    ----------
+    items : iterable
+        Consumed in the caller's thread.
+    workers : int
+        How many threads.
+    """
+    pending: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def ahead(items: Iterable[T], size: int) -> Generator[T, None, None]:
     """Yield from `items`, which a thread of its own computes up to `size` items ahead.
 
     Use it where the work of computing an item releases the interpreter lock (reading a slide,

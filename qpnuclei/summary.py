@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import platform
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,10 +37,11 @@ _LIBRARIES = (
 
 
 class Stopwatch:
-    """Adds up the seconds that each named stage takes."""
+    """Adds up the seconds that each named stage takes, in whatever threads."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -49,7 +51,8 @@ class Stopwatch:
             yield
         finally:
             elapsed = time.perf_counter() - start
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + elapsed
+            with self._lock:
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + elapsed
 
 
 @dataclass(frozen=True)

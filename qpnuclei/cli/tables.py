@@ -111,6 +111,7 @@ def print_account(summary: RunSummary) -> None:
     stages = ", ".join(f"{stage} {time:.1f}" for stage, time in seconds.items())
     memory = peak_memory_mib()
     lines = [
+        f"network: {summary.model['name']} on {summary.device}",
         f"seams: {sum(i.joined for i in images)} nuclei joined from several tiles, "
         f"{sum(i.covered for i in images)} cut pieces and "
         f"{sum(i.overlapping for i in images)} doubles dropped",

@@ -101,7 +101,7 @@ def make_slide(
     pixels = np.empty((size[1], size[0], 3), np.uint8)
     for top, strip in painter.strips(_STRIP):
         pixels[top : top + len(strip)] = strip
-    _write(path, pixels)
+    write_slide(path, pixels)
     return SyntheticSlide(
         path,
         size[0],
@@ -166,7 +166,7 @@ def _erythrocytes(layout: Layout, rng: np.random.Generator) -> list[npt.NDArray[
     return outlines
 
 
-def _write(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
+def write_slide(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
     """Write level 0 and its reductions as pages that OpenSlide and Bio-Formats take for levels."""
     options: dict[str, Any] = {
         "tile": (_TILE, _TILE),

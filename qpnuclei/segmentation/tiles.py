@@ -40,6 +40,38 @@ class Box(NamedTuple):
         """Return the rectangle as a Shapely polygon."""
         return shapely.box(*self)
 
+    @property
+    def area(self) -> int:
+        """Width times height."""
+        return self.width * self.height
+
+    @classmethod
+    def around(cls, boxes: Sequence[Box]) -> Box:
+        """Return the smallest rectangle that holds all of some rectangles."""
+        x0, y0, x1, y1 = zip(*boxes, strict=True)
+        return cls(min(x0), min(y0), max(x1), max(y1))
+
+    def grown(self, margin: int) -> Box:
+        """Return the rectangle with a margin on all sides."""
+        return Box(self.x0 - margin, self.y0 - margin, self.x1 + margin, self.y1 + margin)
+
+    def within(self, other: Box) -> tuple[slice, slice]:
+        """Return where it lies in an array, rows first, that shows a rectangle around it."""
+        return (
+            slice(self.y0 - other.y0, self.y1 - other.y0),
+            slice(self.x0 - other.x0, self.x1 - other.x0),
+        )
+
+    def intersection(self, other: Box) -> Box | None:
+        """Return the rectangle that two have in common; None if it is empty."""
+        common = Box(
+            max(self.x0, other.x0),
+            max(self.y0, other.y0),
+            min(self.x1, other.x1),
+            min(self.y1, other.y1),
+        )
+        return common if common.width > 0 and common.height > 0 else None
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -52,7 +84,8 @@ class Tile:
     row, column : int
         Position in the grid of cores.
     core : Box
-        What the tile answers for. The cores of a plan do not overlap.
+        What the tile answers for: the box around the region of interest in its square of the
+        grid. The cores of a plan do not overlap.
     extent : Box
         What is read for it: the core and at least the halo around it. It may stick out of the
         image.
@@ -69,7 +102,7 @@ class Tile:
 
 
 class TilePlan(Sequence[Tile]):
-    """The tiles whose cores meet a region of interest, in row-major order.
+    """The tiles that a region of interest meets, in row-major order.
 
     Parameters
     ----------
@@ -78,15 +111,15 @@ class TilePlan(Sequence[Tile]):
     image_size : (width, height) of int
         Of the image, whose upper left corner is (0, 0).
     core_size : int
-        Edge of the square cores.
+        Edge of the squares of the grid: the largest size of a core.
     halo : int
         Least width of what a tile sees around its core, at least 1. Nuclei up to this size come
         whole from one tile.
     alignment : int
-        Extents start at multiples of it, and their size is one: a network of that stride then sees
-        every pixel in the same phase from every tile.
+        Extents start and end at multiples of it: a network of that stride then sees every pixel
+        in the same phase from every tile.
     origin : (x, y) of int
-        A corner of the grid of cores.
+        A corner of the grid.
 
     Raises
     ------
@@ -115,36 +148,44 @@ class TilePlan(Sequence[Tile]):
         self.image_size = image_size
         self.core_size = core_size
         self.halo = halo
+        self.alignment = alignment
         roi = shapely.intersection(roi, shapely.box(0, 0, *image_size))
         axes = [
             _Axis.covering(*limits, core_size, halo, alignment, start, size)
             for limits, start, size in zip(_ranges(roi), origin, image_size, strict=True)
         ]
         self._x, self._y = axes
-        self.extent_size = (self._x.extent_size, self._y.extent_size)
         x0, y0 = np.meshgrid(self._x.cores, self._y.cores)
-        cores = shapely.box(x0, y0, x0 + core_size, y0 + core_size)
+        squares = shapely.box(x0, y0, x0 + core_size, y0 + core_size)
         shapely.prepare(roi)
-        rows, columns = np.nonzero(shapely.intersects(roi, cores) & ~shapely.touches(roi, cores))
-        self._grid = np.full(cores.shape, -1, np.int64)
-        self._grid[rows, columns] = np.arange(len(rows))
-        self._tiles = [
-            self._tile(index, row, column)
-            for index, (row, column) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True))
-        ]
-
-    def _tile(self, index: int, row: int, column: int) -> Tile:
-        (core_x0, core_x1), (core_y0, core_y1) = self._x.core(column), self._y.core(row)
-        (x0, x1), (y0, y1) = self._x.extent(column), self._y.extent(row)
-        width, height = self.image_size
-        return Tile(
-            index,
-            row,
-            column,
-            Box(core_x0, core_y0, core_x1, core_y1),
-            Box(x0, y0, x1, y1),
-            Box(max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)),
+        rows, columns = np.nonzero(
+            shapely.intersects(roi, squares) & ~shapely.touches(roi, squares)
         )
+        self._grid = np.full(squares.shape, -1, np.int64)
+        self._grid[rows, columns] = np.arange(len(rows))
+        parts = shapely.bounds(shapely.intersection(roi, squares[rows, columns])).reshape(-1, 4)
+        # (n, 2) each: the corners of cores, of extents, and of views, open where the image ends.
+        size = np.array(image_size)
+        self._core_low, self._core_high = np.floor(parts[:, :2]), np.ceil(parts[:, 2:])
+        low = (self._core_low - halo) // alignment * alignment
+        high = -((-self._core_high - halo) // alignment) * alignment
+        self._low, self._high = (
+            np.where(low <= 0, -np.inf, low),
+            np.where(high >= size, np.inf, high),
+        )
+        self._tiles = [
+            Tile(index, row, column, Box(*core), Box(*extent), Box(*view))
+            for index, (row, column, core, extent, view) in enumerate(
+                zip(
+                    rows.tolist(),
+                    columns.tolist(),
+                    _integers(self._core_low, self._core_high),
+                    _integers(low, high),
+                    _integers(np.maximum(low, 0), np.minimum(high, size)),
+                    strict=True,
+                )
+            )
+        ]
 
     def __len__(self) -> int:
         return len(self._tiles)
@@ -154,8 +195,8 @@ class TilePlan(Sequence[Tile]):
 
     def __repr__(self) -> str:
         return (
-            f"<TilePlan of {len(self)} tiles, cores of {self.core_size} px, "
-            f"extents of {self.extent_size[0]} x {self.extent_size[1]} px>"
+            f"<TilePlan of {len(self)} tiles, cores of up to {self.core_size} px, "
+            f"halos of {self.halo} px>"
         )
 
     @overload
@@ -197,14 +238,41 @@ class TilePlan(Sequence[Tile]):
             for right in reversed(range(widest)):
                 row, column = rows[0] + down, columns[0] + right
                 at = np.flatnonzero((row < rows[1]) & (column < columns[1]))
-                tiles = self._grid[row[at], column[at]]
-                owners[at[tiles >= 0]] = tiles[tiles >= 0]
-        column, row = self._x.holding(centroids[:, 0]), self._y.holding(centroids[:, 1])
-        sees = (column >= columns[0]) & (column < columns[1]) & (row >= rows[0]) & (row < rows[1])
-        at = np.flatnonzero(sees)
-        tiles = self._grid[row[at], column[at]]
-        owners[at[tiles >= 0]] = tiles[tiles >= 0]
+                self._assign(owners, boxes, at, self._grid[row[at], column[at]])
+        tiles = self._holding(centroids)
+        self._assign(owners, boxes, np.arange(len(boxes)), tiles)
         return owners
+
+    def _assign(
+        self,
+        owners: npt.NDArray[np.int64],
+        boxes: npt.NDArray[np.float64],
+        at: npt.NDArray[np.int64],
+        tiles: npt.NDArray[np.int64],
+    ) -> None:
+        """Let the tiles own the nuclei `at`, in place, where there is one that sees it whole."""
+        sees = (tiles >= 0) & self._sees(tiles, boxes[at])
+        owners[at[sees]] = tiles[sees]
+
+    def _sees(
+        self, tiles: npt.NDArray[np.int64] | int, boxes: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.bool_]:
+        """Tell which boxes the border of a tile's view does not cut."""
+        inside = (boxes[:, :2] > self._low[tiles]) & (boxes[:, 2:] < self._high[tiles])
+        return np.asarray(inside.all(axis=1), bool)
+
+    def _holding(self, centroids: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """Return the tile whose core holds each centroid; -1 if none does."""
+        found = np.full(len(centroids), -1, np.int64)
+        column, row = self._x.holding(centroids[:, 0]), self._y.holding(centroids[:, 1])
+        rows, columns = self._grid.shape
+        at = np.flatnonzero((column >= 0) & (column < columns) & (row >= 0) & (row < rows))
+        tiles = self._grid[row[at], column[at]]
+        at, tiles = at[tiles >= 0], tiles[tiles >= 0]
+        inside = (centroids[at] >= self._core_low[tiles]).all(axis=1)
+        inside &= (centroids[at] < self._core_high[tiles]).all(axis=1)
+        found[at[inside]] = tiles[inside]
+        return found
 
     def answers_for(self, centroids: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
         """Tell which of N centroids (x, y) lie in the core of a tile.
@@ -213,14 +281,7 @@ class TilePlan(Sequence[Tile]):
         """
         if len(self) == 0:
             return np.zeros(len(centroids), bool)
-        column, row = self._x.holding(centroids[:, 0]), self._y.holding(centroids[:, 1])
-        inside: npt.NDArray[np.bool_] = (
-            (column >= 0)
-            & (column < self._grid.shape[1])
-            & (row >= 0)
-            & (row < self._grid.shape[0])
-        )
-        inside[inside] = self._grid[row[inside], column[inside]] >= 0
+        inside: npt.NDArray[np.bool_] = self._holding(centroids) >= 0
         return inside
 
     def owner(
@@ -243,28 +304,47 @@ class TilePlan(Sequence[Tile]):
             Rows of those that the border of its view cuts. All others belong to other tiles.
         """
         boxes = bounds(nuclei)
-        columns, rows = self._x.seeing(boxes[:, 0::2]), self._y.seeing(boxes[:, 1::2])
-        whole = (
-            (tile.column >= columns[0])
-            & (tile.column < columns[1])
-            & (tile.row >= rows[0])
-            & (tile.row < rows[1])
-        )
+        whole = self._sees(tile.index, boxes)
         own = np.zeros(len(nuclei), bool)
         own[whole] = self.owners(boxes[whole], nuclei.take(whole).centroids()) == tile.index
         return np.flatnonzero(own), np.flatnonzero(~whole)
+
+    def new_parts(self) -> list[Box | None]:
+        """Return for each tile the box around what no tile before it has in its own new part.
+
+        Together, the new parts of a tile and of its neighbours before it cover its view: what is
+        computed for one tile need not be computed again for the next. They start and end at
+        multiples of the alignment; None where nothing is new.
+        """
+        parts: list[Box | None] = []
+        for tile in self:
+            known = [parts[n.index] for n in self.neighbours(tile) if n.index < tile.index]
+            unknown = shapely.difference(
+                tile.view.polygon(),
+                shapely.union_all([box.polygon() for box in known if box is not None]),
+            )
+            if shapely.is_empty(unknown):
+                parts.append(None)
+                continue
+            x0, y0, x1, y1 = (limit / self.alignment for limit in unknown.bounds)
+            corners = (math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1))
+            parts.append(Box(*(corner * self.alignment for corner in corners)))
+        return parts
 
     def neighbours(self, tile: Tile) -> list[Tile]:
         """Return the other tiles whose view shares pixels with this one's, in order."""
         columns = self._x.overlapping(tile.column)
         rows = self._y.overlapping(tile.row)
         indices = self._grid[rows[0] : rows[1], columns[0] : columns[1]].ravel()
-        return [self._tiles[i] for i in indices.tolist() if i >= 0 and i != tile.index]
+        indices = indices[(indices >= 0) & (indices != tile.index)]
+        meets = (self._low[indices] < self._high[tile.index]).all(axis=1)
+        meets &= (self._high[indices] > self._low[tile.index]).all(axis=1)
+        return [self._tiles[i] for i in indices[meets].tolist()]
 
 
 @dataclass(frozen=True, eq=False)
 class _Axis:
-    """The grid along x or y: n intervals, their extents and what of them lies in the image."""
+    """The grid along x or y: n intervals, and the extents that they have at most."""
 
     core_size: int
     image_size: int
@@ -290,14 +370,6 @@ class _Axis:
         reach = int((cores + core_size + halo - starts).max(initial=0))
         return cls(core_size, image_size, cores, starts, -(-reach // alignment) * alignment)
 
-    def core(self, i: int) -> tuple[int, int]:
-        start = int(self.cores[i])
-        return start, start + self.core_size
-
-    def extent(self, i: int) -> tuple[int, int]:
-        start = int(self.extents[i])
-        return start, start + self.extent_size
-
     def holding(self, x: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         """Return which core holds each x (half-open); -1 or n outside of all."""
         beyond = x >= self.cores[-1] + self.core_size
@@ -307,7 +379,7 @@ class _Axis:
     def seeing(
         self, intervals: npt.NDArray[np.float64]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return the first and one past the last interval that sees each (x0, x1) whole."""
+        """Return the first and one past the last interval that may see each (x0, x1) whole."""
         low = np.where(self.extents <= 0, -np.inf, self.extents)
         ends = self.extents + self.extent_size
         high = np.where(ends >= self.image_size, np.inf, ends)
@@ -317,12 +389,23 @@ class _Axis:
         )
 
     def overlapping(self, i: int) -> tuple[int, int]:
-        """Return the first and one past the last interval whose view overlaps that of i."""
-        start, stop = self.extent(i)
+        """Return the first and one past the last interval whose view may overlap that of i."""
+        start = int(self.extents[i])
+        stop = start + self.extent_size
         return (
             int(np.searchsorted(self.extents, start - self.extent_size, side="right")),
             int(np.searchsorted(self.extents, stop, side="left")),
         )
+
+
+def _integers(
+    low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]
+) -> list[tuple[int, int, int, int]]:
+    """Return the boxes between corners."""
+    boxes: list[tuple[int, int, int, int]] = (
+        np.concatenate([low, high], axis=1).astype(np.int64).tolist()
+    )
+    return boxes
 
 
 def _ranges(roi: shapely.Geometry) -> tuple[tuple[float, float], tuple[float, float]]:

@@ -11,7 +11,8 @@ from qpnuclei.nn.attention import AttentionNet
 from qpnuclei.nn.checkpoint import save_model
 from qpnuclei.nn.device import resolve_device
 from qpnuclei.nn.metadata import ColourNormalisation, ModelMetadata, PostProcessing
-from qpnuclei.nn.segmenter import Segmenter, normalise_colour, resample
+from qpnuclei.nn.segmenter import Precision, Segmenter, normalise_colour, prepared, resample
+from qpnuclei.nn.student import StudentNet
 from qpnuclei.slides.stains import ReinhardStatistics, reinhard_transfer, separate
 
 
@@ -40,6 +41,71 @@ def test_attend_is_the_sigmoid_of_the_network_on_normalised_rgb() -> None:
     np.testing.assert_allclose(attention, 1 / (1 + np.exp(-2.0 * (a - 0.25))), atol=1e-5)
     assert attention.dtype == np.float32
     assert centre is None
+
+
+@pytest.mark.parametrize("network", [AttentionNet(4, dilations=[1, 2]), StudentNet(4, 2, 8)])
+def test_a_prepared_network_computes_the_same(network: torch.nn.Module) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for values in (module.weight, module.bias, module.running_mean, module.running_var):
+                assert values is not None
+                values.data.uniform_(0.5, 2, generator=generator)
+    x = torch.randn(1, 3, 24, 32, generator=generator)
+    with torch.inference_mode():
+        expected = network.eval()(x)
+        fused = prepared(network)
+        torch.testing.assert_close(fused(x), expected, rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_pixel_is_the_same_bit_for_bit_wherever_the_tile_begins(precision: Precision) -> None:
+    made = Segmenter.load("default", device="cpu", precision=precision)
+    margin = -(-made.receptive_radius_px // made.stride) * made.stride
+    rgb = noise(1, 2 * margin + 70, 2 * margin + 90, 3)
+    whole = made.attend(rgb)
+    part = made.attend(rgb[:, 16:, 32:-7])
+    for all_of_it, some in zip(whole, part, strict=True):
+        assert all_of_it is not None
+        assert some is not None
+        np.testing.assert_array_equal(
+            all_of_it[:, 16 + margin : -margin, 32 + margin : -margin - 7],
+            some[:, margin:-margin, margin:-margin],
+        )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["student", "attention"])
+def test_the_result_does_not_depend_on_the_number_of_threads(
+    family: str, precision: Precision, tmp_path: Path
+) -> None:
+    model: str | Path = "default"
+    if family == "attention":
+        made = segmenter(width=24, stride=2)
+        model = tmp_path / "tiny.safetensors"
+        save_model(model, made._network, made.metadata)
+    loaded = Segmenter.load(model, device="cpu", precision=precision)
+    rgb = noise(1, 176, 240, 3)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, 2, 3, 7):
+            torch.set_num_threads(n)
+            results.append(loaded.attend(rgb)[0])
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+
+
+def test_half_the_bits_change_few_pixels_of_the_mask() -> None:
+    rgb = np.kron(noise(1, 12, 12, 1), np.ones((1, 16, 16, 3), np.uint8))
+    exact, _ = Segmenter.load("default", device="cpu").attend(rgb)
+    coarse, _ = Segmenter.load("default", device="cpu", precision="bfloat16").attend(rgb)
+    assert np.abs(exact - coarse).max() < 0.05
+    assert ((exact > 0.5) != (coarse > 0.5)).mean() < 0.002
+    assert not np.array_equal(exact, coarse)
 
 
 def test_a_second_channel_is_the_centre_map() -> None:
@@ -102,7 +168,7 @@ def test_load_by_path(tmp_path: Path) -> None:
     save_model(path, made._network, made.metadata)
     loaded = Segmenter.load(path, device="cpu")
     rgb = noise(1, 20, 24, 3)
-    np.testing.assert_array_equal(loaded.attend(rgb)[0], made.attend(rgb)[0])
+    np.testing.assert_allclose(loaded.attend(rgb)[0], made.attend(rgb)[0], atol=1e-6)
     assert loaded.mpp == 0.5
     assert loaded.receptive_radius_px == 1 + 2 * (1 + 2)
     assert loaded.stride == 1

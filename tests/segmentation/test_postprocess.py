@@ -11,6 +11,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage.color import rgb2hed
 
+from benchmarks.reference import EIGHT, FOUR, reference_instances, same_up_to_numbering
 from qpnuclei.nn.metadata import PostProcessing
 from qpnuclei.segmentation.postprocess import (
     _holes,
@@ -19,7 +20,6 @@ from qpnuclei.segmentation.postprocess import (
     segment_instances,
 )
 from tests.segmentation.images import random_attention
-from tests.segmentation.reference import EIGHT, FOUR, reference_instances, same_up_to_numbering
 
 PLAIN = PostProcessing(coarse_radius_px=0, fine_radius_px=0, smoothing_sigma_px=0)
 parameter_sets = st.builds(

@@ -16,20 +16,33 @@ def test_a_plan_of_two_by_three_tiles_by_hand():
     assert [tile.core[:2] for tile in plan] == [
         (0, 0), (100, 0), (200, 0), (0, 100), (100, 100), (200, 100),
     ]  # fmt: skip
-    assert plan.extent_size == (120, 120)
     assert plan[4].extent == Box(90, 90, 210, 210)
     # The view ends where the image ends.
     assert plan[4].view == Box(90, 90, 210, 200)
     assert plan[0].view == Box(0, 0, 110, 110)
     assert [n.index for n in plan.neighbours(plan[0])] == [1, 3, 4]
-    assert repr(plan) == "<TilePlan of 6 tiles, cores of 100 px, extents of 120 x 120 px>"
+    assert repr(plan) == "<TilePlan of 6 tiles, cores of up to 100 px, halos of 10 px>"
+
+
+def test_a_tile_sees_only_what_the_region_in_it_needs():
+    # 40 x 30 px of the second tile, which are not on whole pixels.
+    roi = shapely.union(shapely.box(0, 0, 90, 100), shapely.box(120.2, 10.5, 159.8, 40.5))
+    plan = TilePlan(roi, (300, 200), 100, 10, alignment=8)
+    assert [tile.core for tile in plan] == [Box(0, 0, 90, 100), Box(120, 10, 160, 41)]
+    assert plan[1].extent == Box(104, 0, 176, 56)
+    assert plan[1].view == Box(104, 0, 176, 56)
+    # The first tile sees to 112, the second from 104 on; what it does not answer for is nobody's.
+    assert plan.owner((118, 20, 126, 30), (121, 25)) == 1
+    assert plan.owner((114, 20, 124, 30), (119, 25)) == 1
+    assert plan.owner((165, 20, 180, 30), (170, 25)) is None
+    np.testing.assert_array_equal(plan.answers_for(np.array([[119, 25], [121, 25]])), [False, True])
 
 
 def test_extents_start_at_multiples_of_the_alignment_whatever_the_origin():
     plan = TilePlan(shapely.box(0, 0, 300, 300), (300, 300), 100, 10, 32, origin=(7, -3))
     for tile in plan:
         assert tile.extent.x0 % 32 == tile.extent.y0 % 32 == 0
-        assert (tile.extent.width, tile.extent.height) == plan.extent_size
+        assert tile.extent.width % 32 == tile.extent.height % 32 == 0
         assert tile.extent.x0 <= tile.core.x0 - 10
         assert tile.extent.x1 >= tile.core.x1 + 10
         assert tile.extent.y0 <= tile.core.y0 - 10
@@ -164,3 +177,49 @@ def test_sizes_are_checked(change, message):
     arguments = {"image_size": (10, 10), "core_size": 5, "halo": 1, "alignment": 1} | change
     with pytest.raises(ValueError, match=message):
         TilePlan(shapely.box(0, 0, 10, 10), **arguments)
+
+
+def test_what_the_tiles_of_a_grid_add_by_hand():
+    plan = TilePlan(shapely.box(100, 100, 300, 300), (400, 400), 100, 10)
+    # The first sees 90..210; the others what lies right of, and below, what was seen before.
+    assert plan.new_parts() == [
+        Box(90, 90, 210, 210),
+        Box(210, 90, 310, 210),
+        Box(90, 210, 210, 310),
+        Box(210, 210, 310, 310),
+    ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    core=st.integers(20, 60),
+    halo=st.integers(1, 40),
+    alignment=st.sampled_from([1, 8]),
+)
+def test_new_parts_of_a_tile_and_of_its_neighbours_before_it_cover_its_view(
+    seed, core, halo, alignment
+):
+    rng = np.random.default_rng(seed)
+    roi = shapely.convex_hull(shapely.multipoints(rng.uniform(-20, 150, (4, 2))))
+    plan = TilePlan(roi, (130, 110), core, halo, alignment)
+    parts = plan.new_parts()
+    for tile in plan:
+        known = [parts[n.index] for n in (tile, *plan.neighbours(tile)) if n.index <= tile.index]
+        covered = shapely.union_all([box.polygon() for box in known if box is not None])
+        assert shapely.covers(covered, tile.view.polygon())
+        part = parts[tile.index]
+        if part is not None:
+            assert not any(limit % alignment for limit in part)
+            assert tile.extent.within(part)
+            assert part.intersection(tile.extent) == part
+
+
+def test_boxes():
+    box = Box(2, 3, 10, 7)
+    assert (box.width, box.height, box.area) == (8, 4, 32)
+    assert box.grown(2) == Box(0, 1, 12, 9)
+    assert box.intersection(Box(5, 0, 20, 6)) == Box(5, 3, 10, 6)
+    assert box.intersection(Box(10, 3, 12, 7)) is None  # they touch
+    assert Box.around([box, Box(-1, 5, 3, 20)]) == Box(-1, 3, 10, 20)
+    assert np.arange(120).reshape(10, 12)[box.within(Box(0, 1, 12, 11))][0, 0] == 2 * 12 + 2
