@@ -348,7 +348,7 @@ def _separated(table: Mapping[str, list[Any]], separator: str) -> bytes:
 
 def _json(table: Mapping[str, list[Any]]) -> bytes:
     rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
-    return (json.dumps(rows, ensure_ascii=False, indent=2) + "\n").encode()
+    return (json.dumps(rows, ensure_ascii=False, indent=2) + "\n").encode(errors="backslashreplace")
 
 
 def _parquet(table: Mapping[str, list[Any]]) -> bytes:

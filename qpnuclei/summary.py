@@ -159,7 +159,7 @@ class RunSummary:
         """
         self.seconds = time.time() - self.started
         content = json.dumps(self.to_json(), indent=2, ensure_ascii=False, default=str)
-        write_atomically(self.run_dir / "run.json", content.encode())
+        write_atomically(self.run_dir / "run.json", content.encode(errors="backslashreplace"))
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON types, with the versions of what computed it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from typing import Annotated
@@ -67,6 +68,9 @@ def _common(
 
 def main() -> None:
     """Run the command line; exit 2 for a wrong request, 1 for a failure, 130 for Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except QpnucleiError as error:

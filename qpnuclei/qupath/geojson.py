@@ -29,6 +29,7 @@ from qpnuclei.errors import FormatError, NotFoundError, UsageError
 from qpnuclei.files import atomic_file
 from qpnuclei.nuclei import NucleiTable
 from qpnuclei.qupath.model import PathClass
+from qpnuclei.qupath.names import whole_characters, without_halves
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,10 @@ _NO_COLOR = (128, 128, 128)
 _CHUNK = 4096
 _READ_SIZE = 1 << 20
 _LONGEST_STRING = 1 << 24
+#: A feature of more is no outline that anyone drew, but would take gigabytes of memory.
+_LONGEST_VALUE = 1 << 28
+#: Errors may quote the file, but not all of it.
+_LONGEST_REASON = 300
 #: Compresses ten times as fast as the default, to a file a quarter larger.
 _GZIP_LEVEL = 1
 
@@ -165,8 +170,9 @@ def read_objects(path: Path) -> Iterator[GeoJsonObject]:
             f"{path}, feature {index}: nested too deeply", "export it again from QuPath"
         ) from error
     except _GeoJsonError as error:
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
         raise FormatError(
-            f"{path}, feature {index}: {error}", "export it again from QuPath"
+            f"{path}, feature {index}: {reason}", "export it again from QuPath"
         ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
         raise FormatError(
@@ -296,11 +302,6 @@ def _feature(identifier: UUID | None, geometry: Any, properties: dict[str, Any])
     )
 
 
-def whole_characters(text: str) -> str:
-    """Return text that UTF-8 can hold: halves of characters, which Java allows, are replaced."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 def _object_type(kind: str) -> dict[str, Any]:
     # Versions from 0.4 on read the first, 0.3 the second.
     return {"objectType": kind, "object_type": kind}
@@ -395,6 +396,8 @@ class _Scanner:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
+                if len(self._text) - self._at > _LONGEST_VALUE:
+                    raise _GeoJsonError(f"is longer than {_LONGEST_VALUE} characters") from error
                 # Of a value that only goes on later, the error is at the end of what was read, or
                 # at the start of the string there.
                 if len(self._text) - error.pos < _LONGEST_STRING and self._more():
@@ -407,8 +410,9 @@ class _Scanner:
                 raise _GeoJsonError(str(error)) from error
             # A number may go on beyond what was read so far.
             if end < len(self._text) or not self._more():
+                text = self._text[self._at : end]
                 self._at = end
-                return value
+                return without_halves(value, text)
 
     def _more(self) -> bool:
         """Read on, at least as much again as is waiting; False at the end of the file."""
@@ -496,7 +500,7 @@ def _objects(value: Any) -> Iterator[GeoJsonObject]:
         kind=_kind(value, properties),
         geometry=geometry,
         id=_uuid(value.get("id")),
-        name=None if properties.get("name") is None else whole_characters(str(properties["name"])),
+        name=None if properties.get("name") is None else str(properties["name"]),
         path_class=_path_class(properties.get("classification")),
         locked=properties.get("isLocked") is True,
         measurements=_measurements(properties.get("measurements")),
@@ -531,7 +535,8 @@ def _geometry(value: Any) -> tuple[shapely.Geometry, int, int]:
     if not isinstance(value, dict) or not isinstance(value.get("type"), str):
         raise _GeoJsonError("it has no geometry")
     try:
-        geometry = shapely.force_2d(shapely.geometry.shape(value))
+        with np.errstate(invalid="ignore"):  # what is not a number is refused below
+            geometry = shapely.force_2d(shapely.geometry.shape(value))
         plane = value.get("plane") or {}
         z, t = int(plane.get("z", 0)), int(plane.get("t", 0))
         if not (0 <= z < 2**31 and 0 <= t < 2**31):
@@ -573,7 +578,9 @@ def _path_class(value: Any) -> PathClass | None:
             alpha = rgb[3] if len(rgb) == 4 else 255
             color = int.from_bytes(bytes([alpha, *rgb[:3]]), "big", signed=True)
         color = None if color is None else int(color)
-    except (TypeError, ValueError) as error:
+        if color is not None and not -(2**31) <= color < 2**31:
+            raise ValueError(color)
+    except (TypeError, ValueError, OverflowError) as error:
         raise _GeoJsonError(f"its class has the colour {color or rgb!r}") from error
     return PathClass(f"{parent.name}: {name}" if parent else str(name), color)
 

@@ -47,7 +47,7 @@ def parse_file_uri(uri: str) -> PurePosixPath | PureWindowsPath:
     rest = re.split("[?#]", uri[scheme.end() + 1 :], maxsplit=1)[0]
     try:
         text = unquote_to_bytes(rest).decode("utf-8")
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise SlideError(f"{uri!r}: its percent escapes are not UTF-8") from None
     if "\0" in text or not text.startswith("/"):
         raise SlideError(f"{uri!r} names no file")

@@ -335,6 +335,8 @@ def parse_object(data: bytes, start: int, nodes: Mapping[int, Node]) -> JavaObje
 def decode_utf(data: bytes) -> str:
     """Decode Java's modified UTF-8 (NUL as two bytes, other planes as surrogate pairs).
 
+    Half a pair, which Java allows, becomes U+FFFD.
+
     Raises
     ------
     qpnuclei.errors.FormatError
@@ -345,7 +347,7 @@ def decode_utf(data: bytes) -> str:
     except UnicodeDecodeError as error:
         raise FormatError(f"{data[:40]!r} is not modified UTF-8: {error.reason}") from None
     if any("\ud800" <= c <= "\udfff" for c in text):
-        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
 
 

@@ -353,13 +353,14 @@ class NativeImage:
         with contextlib.suppress(QpnucleiError):  # QuPath never reads it: a broken one is replaced
             content = project_file.read_json(path, "the summary")
         metadata = project_file.server_metadata(self._builder)
+        channels = None if metadata is None else metadata.get("channels")
         content["timestamp"] = staged.stat().st_mtime_ns // 1_000_000
         content["imageType"] = image_type
         if metadata is not None:
             content["server"] = {
                 "width": metadata.get("width"),
                 "height": metadata.get("height"),
-                "sizeC": len(metadata.get("channels") or ()),
+                "sizeC": len(channels) if isinstance(channels, list) else 0,
                 "sizeZ": metadata.get("sizeZ", 1),
                 "sizeT": metadata.get("sizeT", 1),
             }

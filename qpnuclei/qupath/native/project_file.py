@@ -10,8 +10,12 @@ from typing import Any
 
 from qpnuclei.errors import FormatError, NotFoundError
 from qpnuclei.qupath.model import ImageServer, PathClass, PixelCalibration
+from qpnuclei.qupath.names import without_halves
 
 Json = dict[str, Any]
+
+#: What is nested deeper, QuPath did not write, and code that follows it might exhaust the stack.
+_MAX_DEPTH = 100
 
 #: The classes that QuPath gives a project that has no list of its own: name and colour.
 DEFAULT_CLASSES = tuple(
@@ -42,7 +46,7 @@ def read_json(path: Path, what: str) -> Json:
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        value = json.loads(text)
+        value = without_halves(json.loads(text), text)
     except FileNotFoundError:
         raise NotFoundError(f"{path}: no such file") from None
     except OSError as error:
@@ -58,7 +62,22 @@ def read_json(path: Path, what: str) -> Json:
         raise FormatError(f"{path}: {what} is broken: {error}", _backup_hint(path)) from None
     if not isinstance(value, dict):
         raise FormatError(f"{path}: {what} is a {type(value).__name__}, not an object")
+    if _is_deeper(value, _MAX_DEPTH):
+        raise FormatError(f"{path}: {what} is broken: nested too deeply", _backup_hint(path))
     return value
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Tell whether lists and objects are nested beyond a depth."""
+    level = [value]
+    for _ in range(depth):
+        level = [
+            child
+            for item in level
+            for child in (item.values() if isinstance(item, dict) else item)
+            if isinstance(child, dict | list)
+        ]
+    return bool(level)
 
 
 def _backup_hint(path: Path) -> str:
@@ -165,7 +184,8 @@ def read_classes(path: Path) -> list[PathClass]:
             raise FormatError(f"{path}: {item!r:.80} is no class")
         color = item.get("color", item.get("colorRGB"))
         if item.get("name"):
-            classes.append(PathClass(item["name"], color if isinstance(color, int) else None))
+            is_argb = isinstance(color, int) and -(2**31) <= color < 2**31
+            classes.append(PathClass(item["name"], color if is_argb else None))
     return classes
 
 
@@ -243,11 +263,15 @@ def _micrometres(quantity: object) -> float | None:
     # The micro sign is U+00B5; the Greek letter U+03BC is accepted as well.
     if unit not in ("\u00b5m", "\u03bcm", "um") or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) and value > 0 else None
+    try:
+        size = float(value)
+    except OverflowError:  # a whole number that no float can hold
+        return None
+    return size if math.isfinite(size) and size > 0 else None
 
 
 def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and value > 0 else None
+    return value if isinstance(value, int) and 0 < value < 2**31 else None
 
 
 def _uris(builder: Mapping[str, Any]) -> Iterator[str]:
