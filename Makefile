@@ -4,12 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-from-pyproject
 DEMO_DIR ?= demo-output
+# For table1: a folder with images/, labels/ and splits.json, and options of training/reproduce.py.
+DATA ?=
+TABLE1 ?=
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test table1 lint bench clean
 
 help:
 	@echo "make demo   set up, then find and count nuclei on a synthetic slide (into $(DEMO_DIR)/)"
 	@echo "make test   set up, then run the tests"
+	@echo "make table1 DATA=FOLDER  set up, then train and measure the paper's models and ablations"
+	@echo "            (TABLE1='--width 64 --seeds 3': more options, see docs/training.md)"
 	@echo "make lint   set up, then ruff and mypy"
 	@echo "make bench  set up, then measure speed and memory (into benchmarks/results/)"
 	@echo "make clean  remove the virtual environment and the demo's output"
@@ -30,6 +35,11 @@ demo: setup
 test: setup
 	@echo "== running the tests"
 	$(BIN)/python -m pytest -n auto
+
+table1: setup
+	@test -n "$(DATA)" || { echo "make table1 DATA=FOLDER (images/, labels/, splits.json)"; exit 2; }
+	@echo "== training/reproduce.sh $(DATA) $(TABLE1)"
+	PYTHON=$(BIN)/python training/reproduce.sh $(DATA) $(TABLE1)
 
 lint: setup
 	@echo "== ruff and mypy"

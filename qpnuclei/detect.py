@@ -36,6 +36,7 @@ from qpnuclei.segmentation.tiles import Box, Tile, TilePlan
 from qpnuclei.slides.resolution import resolve_mpp, working_downsample
 from qpnuclei.slides.slide import ImageInMemory
 from qpnuclei.slides.stains import reinhard_statistics, separate
+from qpnuclei.slides.tissue import tissue_fraction
 from qpnuclei.stages import ahead, in_parallel
 from qpnuclei.summary import Stopwatch
 
@@ -50,8 +51,9 @@ DEFAULT_TILE_PX = 1792
 #: Few nuclei are larger; one that is comes out whole all the same, joined from several tiles.
 DEFAULT_MAX_NUCLEUS_UM = 25.0
 
-#: On how many tiles, spread over the region, its colours are measured.
-_COLOUR_TILES = 16
+#: Colours are measured as in training: on fields of the size of its tiles, spread over the
+#: region, that show enough tissue.
+_COLOUR_FIELDS, _COLOUR_FIELD_PX, _COLOUR_MIN_TISSUE = 64, 224, 0.7
 
 
 class PixelSource(Protocol):
@@ -379,18 +381,24 @@ def _stacked(tiles: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
 def _colour_statistics(
     pixels: PixelSource, tiles: TilePlan, segmenter: Segmenter, scale: Scale
 ) -> ReinhardStatistics | None:
-    """Measure the colours of the whole region once, on tiles spread over it.
+    """Measure the colours of the whole region once.
 
     None if the model takes colours as they are. Never per tile: that makes seams.
     """
     if segmenter.metadata.colour.method == "none" or len(tiles) == 0:
         return None
-    chosen = np.unique(np.linspace(0, len(tiles) - 1, _COLOUR_TILES).astype(int)).tolist()
-    samples = [
-        pixels.read(core.x0, core.y0, core.width, core.height, scale.downsample)
-        for core in (tiles[i].core for i in chosen)
+    size = _COLOUR_FIELD_PX
+    corners = [
+        (x, y)
+        for core in (tile.core for tile in tiles)
+        for y in range(core.y0, core.y1, size)
+        for x in range(core.x0, core.x1, size)
     ]
-    return reinhard_statistics(np.stack(samples))
+    spread = np.unique(np.linspace(0, len(corners) - 1, _COLOUR_FIELDS).astype(int))
+    chosen = [corners[i] for i in spread]
+    rgb = np.stack([pixels.read(x, y, size, size, scale.downsample) for x, y in chosen])
+    stained = tissue_fraction(rgb) >= _COLOUR_MIN_TISSUE
+    return reinhard_statistics(rgb[stained] if stained.any() else rgb)
 
 
 def _intensities(

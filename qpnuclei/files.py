@@ -59,6 +59,25 @@ def write_atomically(path: Path, content: bytes) -> None:
         stream.write(content)
 
 
+def make_writable_folder(folder: Path) -> None:
+    """Make a folder, if it is missing, and check that files can be written to it.
+
+    Raises
+    ------
+    SaveError
+        If it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SaveError(
+            f"cannot write to the folder {folder}: {error.strerror or error}",
+            "choose another folder, or change its permissions",
+        ) from error
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

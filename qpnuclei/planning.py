@@ -17,13 +17,14 @@ from qpnuclei.detect import (
     Scale,
     plan_tiles,
 )
-from qpnuclei.errors import UsageError
-from qpnuclei.qupath.model import DEFAULT_HE, ImageEntry, ImageObjects, Stains
+from qpnuclei.errors import ConflictError, FormatError, UsageError
+from qpnuclei.qupath.model import DEFAULT_HE, Annotation, ImageEntry, ImageObjects, Stains
 from qpnuclei.qupath.pixels import open_image
 from qpnuclei.roi import (
     Region,
     RoiSelection,
     ours_within,
+    same_outline,
     select_regions,
     tissue_region,
 )
@@ -61,6 +62,7 @@ class RunOptions:
     geojson_dir: Path | None = None
     parquet_dir: Path | None = None
     run_dir: Path | None = None
+    force: bool = False
 
     def __post_init__(self) -> None:
         if not self.class_name.strip():
@@ -68,10 +70,12 @@ class RunOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as JSON types."""
-        return {
+        content: dict[str, Any] = {
             name: str(value) if isinstance(value, Path) else value
             for name, value in dataclasses.asdict(self).items()
         }
+        content["selection"]["ids"] = [str(identifier) for identifier in self.selection.ids]
+        return content
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,3 +196,40 @@ def plan_image(
         ),
         notes=tuple(notes),
     )
+
+
+def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
+    """Return the plan for an image that was saved by someone else after it was planned.
+
+    The tiles and with them the nuclei are as before, so that the annotations must be where they
+    were; everything else of the image may have changed.
+
+    Raises
+    ------
+    ConflictError
+        If an annotation is gone or has another outline, the file cannot be read, or another run
+        has written into an annotation that ``on_existing`` protects.
+    """
+    try:
+        objects = plan.entry.read()
+    except FormatError as error:
+        raise ConflictError(error.what, error.hint) from error
+    regions = [Region(_same_annotation(r, objects), r.geometry) for r in plan.regions]
+    existing = [ours_within(region, objects.detections) for region in regions]
+    if options.on_existing in ("skip", "error") and any(existing):
+        name = next(r.label for r, ids in zip(regions, existing, strict=True) if ids)
+        raise ConflictError(f"qpnuclei wrote detections into {name} meanwhile")
+    return dataclasses.replace(plan, objects=objects, regions=regions, existing=existing)
+
+
+def _same_annotation(region: Region, objects: ImageObjects) -> Annotation | None:
+    """Find the annotation of a region among the objects of a later state of the image."""
+    wanted = region.annotation
+    if wanted is None:
+        return None
+    for found in objects.annotations:
+        # QuPath gives a UUID to what was saved without one.
+        is_wanted = found.id == wanted.id if wanted.id else found.name == wanted.name
+        if is_wanted and same_outline(found.geometry, wanted.geometry):
+            return found
+    raise ConflictError(f"the annotation {wanted.label} is gone, or has another outline meanwhile")

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 import numpy as np
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
+#: Coordinates of the same outline differ by no more: GeoJSON and some ROIs of QuPath keep 0.01 px,
+#: others float32.
+_SAME_PX = 0.02
+
+Entry = TypeVar("Entry", bound=ImageEntry)
+
 
 @dataclass(frozen=True)
 class RoiSelection:
@@ -35,6 +41,8 @@ class RoiSelection:
         Whether a class also stands for those derived from it (``"Tumor: Positive"``).
     names : tuple of str
         Names of single annotations.
+    ids : tuple of UUID
+        UUIDs of single annotations, as QuPath 0.4 and later store them.
     everything : bool
         Every annotation that encloses an area.
     tissue : bool
@@ -49,11 +57,12 @@ class RoiSelection:
     classes: tuple[str, ...] = ()
     derived: bool = False
     names: tuple[str, ...] = ()
+    ids: tuple[UUID, ...] = ()
     everything: bool = False
     tissue: bool = False
 
     def __post_init__(self) -> None:
-        by_annotation = bool(self.classes or self.names or self.everything)
+        by_annotation = bool(self.classes or self.names or self.ids or self.everything)
         if self.tissue and by_annotation:
             raise UsageError(
                 "--tissue replaces annotations and cannot be combined with --roi options"
@@ -61,12 +70,15 @@ class RoiSelection:
         if not (self.tissue or by_annotation):
             raise UsageError(
                 "nothing chosen to analyse",
-                "choose annotations with --roi CLASS, --roi-name NAME or --roi-all, or --tissue",
+                "choose annotations with --roi CLASS, --roi-name NAME, --roi-id UUID or --roi-all, "
+                "or --tissue",
             )
 
     def matches(self, annotation: Annotation) -> bool:
-        """Tell whether the annotation is meant, by its class and name alone."""
+        """Tell whether the annotation is meant, by its class, name and UUID alone."""
         if self.everything or (annotation.name in self.names and annotation.name is not None):
+            return True
+        if annotation.id in self.ids and annotation.id is not None:
             return True
         name = annotation.class_name
         return name is not None and any(
@@ -76,7 +88,7 @@ class RoiSelection:
 
 
 def match_images(project: Project, patterns: Sequence[str]) -> list[ImageEntry]:
-    """Return the images whose name matches one of the patterns (``*``, ``?``); all if none.
+    """Return the images with one of the names or patterns (``*``, ``?``); all if there are none.
 
     Raises
     ------
@@ -86,7 +98,8 @@ def match_images(project: Project, patterns: Sequence[str]) -> list[ImageEntry]:
     entries = [
         entry
         for entry in project.images
-        if not patterns or any(fnmatchcase(entry.name, pattern) for pattern in patterns)
+        if not patterns
+        or any(entry.name == wanted or fnmatchcase(entry.name, wanted) for wanted in patterns)
     ]
     if not entries:
         names = ", ".join(entry.name for entry in project.images)
@@ -97,6 +110,27 @@ def match_images(project: Project, patterns: Sequence[str]) -> list[ImageEntry]:
             f"images there: {names}" if names else "add slides in QuPath",
         )
     return entries
+
+
+def one_image(images: Sequence[Entry], name: str) -> Entry:
+    """Return the image of a name or entry ID.
+
+    Raises
+    ------
+    UsageError
+        If there is no such image, or several of that name.
+    """
+    named = [entry for entry in images if entry.name == name]
+    found = named or [entry for entry in images if entry.id == name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(
+            f"{len(found)} images are called {name!r}",
+            f"say which by its ID: {', '.join(entry.id for entry in found)}",
+        )
+    names = ", ".join(entry.name for entry in images) or "none"
+    raise UsageError(f"no image is called {name!r}", f"images of the project: {names}")
 
 
 def choose_images(
@@ -117,7 +151,7 @@ def choose_images(
 
 
 def check_selection(selection: RoiSelection, annotations: Iterable[Annotation], where: str) -> None:
-    """Refuse classes and names that no annotation has, naming those that exist.
+    """Refuse classes, names and UUIDs that no annotation has, naming those that exist.
 
     Parameters
     ----------
@@ -129,7 +163,7 @@ def check_selection(selection: RoiSelection, annotations: Iterable[Annotation], 
     Raises
     ------
     UsageError
-        If a class or name matches nothing, or there is no area annotation at all.
+        If a class, name or UUID matches nothing, or there is no area annotation at all.
     """
     if selection.tissue:
         return
@@ -150,6 +184,15 @@ def check_selection(selection: RoiSelection, annotations: Iterable[Annotation], 
         if wanted not in names:
             hint = f"names there: {', '.join(names)}" if names else "no annotation has a name"
             raise UsageError(f"no annotation named {wanted!r} in {where}", hint)
+    ids = {a.id for a in annotations}
+    for identifier in selection.ids:
+        if identifier not in ids:
+            raise UsageError(
+                f"no annotation with the UUID {identifier} in {where}",
+                "QuPath before 0.4 stored no UUIDs: open the image in a later version and save it"
+                if ids <= {None}
+                else "an annotation drawn since QuPath last saved the image is not in the file yet",
+            )
     chosen = [a for a in annotations if selection.matches(a)]
     if not any(a.is_area for a in chosen):
         kinds = sorted({a.roi_type for a in chosen})
@@ -243,6 +286,13 @@ def polygonal(geometry: shapely.Geometry) -> shapely.Geometry:
     parts = shapely.get_parts(shapely.get_parts(geometry))  # a collection may hold multipolygons
     areas = [part for part in parts if part.geom_type == "Polygon" and not part.is_empty]
     return areas[0] if len(areas) == 1 else shapely.MultiPolygon(areas)
+
+
+def same_outline(a: shapely.Geometry, b: shapely.Geometry) -> bool:
+    """Tell whether two geometries are the same but for how exactly files keep coordinates."""
+    if shapely.equals_exact(a, b, _SAME_PX):
+        return True
+    return bool(shapely.equals_exact(shapely.normalize(a), shapely.normalize(b), _SAME_PX))
 
 
 def tissue_region(slide: Slide, mpp: tuple[float, float]) -> list[Region]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import tempfile
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
 
 import qpnuclei
-from qpnuclei.errors import SaveError
+from qpnuclei.errors import ConflictError, QpnucleiError, SaveError
+from qpnuclei.files import atomic_file, make_writable_folder
 from qpnuclei.nuclei import NucleiTable
+from qpnuclei.planning import ImagePlan, RunOptions, plan_again
 from qpnuclei.qupath.geojson import write_detections
 from qpnuclei.qupath.model import (
     DetectionGroup,
@@ -24,12 +27,9 @@ from qpnuclei.qupath.model import (
     Project,
     nucleus_id,
 )
+from qpnuclei.qupath.names import NEW_CLASS_COLOR, class_of, file_stem
 
-if TYPE_CHECKING:
-    from qpnuclei.planning import ImagePlan, RunOptions
-
-#: Colour of a class that the project does not have yet: packed ARGB, green.
-_NEW_CLASS_COLOR = -16732080
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,46 +78,87 @@ def write_back(
 
     Raises
     ------
+    QpnucleiError
+        If the project could not be saved and is as it was; the error says where the nuclei are.
     SaveError
-        If the project could not be saved and is as it was; the nuclei lie in `run_dir`.
+        If a copy could not be written; the project is saved.
     """
-    path_class = _path_class(project, options.class_name)
     stem = file_stem(plan.entry)
+    try:
+        path_class = class_of(project, options.class_name)
+        replaced = _save(plan, nuclei, path_class, options)
+    except QpnucleiError as error:
+        # Whatever went wrong: what took hours to find is not lost.
+        raise _rescued(error, f"{stem}.rescued.geojson.gz", nuclei, options, run_dir) from error
     if options.geojson_dir is not None:
         path = options.geojson_dir / f"{stem}.geojson.gz"
         write_detections(path, nuclei.table, nuclei.ids, path_class)
     if options.parquet_dir is not None:
         write_parquet(options.parquet_dir / f"{stem}.parquet", plan, nuclei)
+    return replaced
+
+
+def _save(plan: ImagePlan, nuclei: NewNuclei, path_class: PathClass, options: RunOptions) -> int:
+    """Write nuclei into the project; with `force` also if the image changed meanwhile."""
+    try:
+        return _write(plan, nuclei, path_class, options)
+    except ConflictError:
+        if not options.force:
+            raise
+        replaced = _write(plan_again(plan, options), nuclei, path_class, options)
+        _LOG.warning(
+            "image %s was changed meanwhile: the nuclei are in it as it is now, and what was "
+            "there without them is its newest backup",
+            plan.entry.name,
+        )
+        return replaced
+
+
+def _write(plan: ImagePlan, nuclei: NewNuclei, path_class: PathClass, options: RunOptions) -> int:
+    """Write nuclei into the project; return how many of earlier runs were replaced."""
     replaced: frozenset[UUID] = frozenset()
     if options.on_existing == "replace":
         replaced = replaced.union(*plan.existing)
-    groups = [
-        DetectionGroup(
-            parent=region.handle,
-            nuclei=nuclei.table.take(nuclei.region == index),
-            ids=[nuclei.ids[i] for i in np.flatnonzero(nuclei.region == index)],
-            path_class=path_class,
-        )
-        for index, region in enumerate(plan.regions)
-        if np.any(nuclei.region == index)
-    ]
+    # A run meanwhile may have found the same nucleus.
+    taken = set(plan.objects.detections.ids) - replaced
+    new = np.array([own_id not in taken for own_id in nuclei.ids], bool)
+    groups = []
+    for index, region in enumerate(plan.regions):
+        rows = np.flatnonzero(new & (nuclei.region == index))
+        if len(rows):
+            ids = [nuclei.ids[row] for row in rows.tolist()]
+            groups.append(DetectionGroup(region.handle, nuclei.table.take(rows), ids, path_class))
     step = ("qpnuclei run", f"// qpnuclei {qpnuclei.__version__}: run with {options.to_json()}")
-    try:
-        plan.entry.write(
-            Edit(remove=replaced, add=groups, workflow_step=step), plan.objects.fingerprint
-        )
-    except SaveError as error:
-        rescue = run_dir / f"{stem}.rescued.geojson.gz"
-        write_detections(rescue, nuclei.table, nuclei.ids, path_class)
-        raise type(error)(
-            f"{error.what}; the project is unchanged, the nuclei are in {rescue}",
-            error.hint or "import that file in QuPath, or run again",
-        ) from error
+    plan.entry.write(
+        Edit(remove=replaced, add=groups, workflow_step=step), plan.objects.fingerprint
+    )
     return len(replaced)
 
 
+def _rescued(
+    error: QpnucleiError, name: str, nuclei: NewNuclei, options: RunOptions, run_dir: Path
+) -> QpnucleiError:
+    """Write nuclei that could not be saved where it is possible; return the error that says so."""
+    path_class = PathClass(options.class_name, NEW_CLASS_COLOR)
+    # The disk of the project may be full, or its drive gone.
+    for folder in filter(Path.is_dir, (run_dir, Path.cwd(), Path(tempfile.gettempdir()))):
+        try:
+            write_detections(folder / name, nuclei.table, nuclei.ids, path_class)
+        except SaveError as refused:
+            _LOG.warning("%s", refused)
+            continue
+        return type(error)(
+            f"{error.what}; the project is unchanged, the nuclei are in {folder / name}",
+            error.hint or "run again, or import that file with: qpnuclei geojson import",
+        )
+    return type(error)(
+        f"{error.what}; the project is unchanged, and the nuclei could not be saved elsewhere",
+        error.hint or "make room, and run again",
+    )
+
+
 def make_run_dir(project: Project, options: RunOptions) -> Path:
-    """Make the folder that ``run.json`` goes to.
+    """Make the folders that ``run.json`` and copies go to; return the former.
 
     Raises
     ------
@@ -127,18 +168,8 @@ def make_run_dir(project: Project, options: RunOptions) -> Path:
     name = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     folder = options.run_dir or project.path.parent / "qpnuclei" / name
     for wanted in (folder, options.geojson_dir, options.parquet_dir):
-        if wanted is None:
-            continue
-        try:
-            wanted.mkdir(parents=True, exist_ok=True)
-            probe = wanted / ".qpnuclei-write-test"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise SaveError(
-                f"cannot write to {wanted}: {error.strerror or error}",
-                "choose another folder, or change its permissions",
-            ) from error
+        if wanted is not None:
+            make_writable_folder(wanted)
     return folder
 
 
@@ -154,8 +185,6 @@ def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei) -> None:
     import pyarrow.parquet as pq
     import shapely
 
-    from qpnuclei.files import atomic_file
-
     centroids = nuclei.table.centroids()
     columns = {
         "id": [str(nucleus) for nucleus in nuclei.ids],
@@ -169,12 +198,6 @@ def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei) -> None:
         pq.write_table(pa.table(columns), stream)
 
 
-def file_stem(entry: ImageEntry) -> str:
-    """Return a file name for an image: its entry ID and what of its name is safe in any file."""
-    safe = "".join(c if c.isalnum() or c in "-_. " else "_" for c in entry.name)
-    return f"{entry.id}-{safe}"[:120].rstrip(". ")
-
-
 def _ids(table: NucleiTable, entry: ImageEntry) -> list[UUID]:
     salt = f"{entry.id}/{entry.name}".encode()
     first = table.ring_offsets[table.polygon_offsets[:-1]].tolist()
@@ -184,10 +207,3 @@ def _ids(table: NucleiTable, entry: ImageEntry) -> list[UUID]:
         nucleus_id(blake2b(salt + vertices[a:b].tobytes(), digest_size=10).digest())
         for a, b in zip(first, last, strict=True)
     ]
-
-
-def _path_class(project: Project, name: str) -> PathClass:
-    """Return the project's class of this name with its colour, or a new one."""
-    known = {path_class.name: path_class for path_class in project.classes}
-    found = known.get(name)
-    return found if found and found.color is not None else PathClass(name, _NEW_CLASS_COLOR)

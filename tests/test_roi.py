@@ -46,6 +46,7 @@ LINE = shapely.LineString([(0, 0), (5, 5)])
         (RoiSelection(classes=("Tumor",)), None, "Tumor", False),
         (RoiSelection(names=("A1",)), "Stroma", "A1", True),
         (RoiSelection(names=("A1",)), "A1", None, False),
+        (RoiSelection(ids=(uuid.UUID(int=1),)), "Tumor", "A1", False),
         (RoiSelection(everything=True), None, None, True),
         (RoiSelection(tissue=True), "Tumor", None, False),
     ],
@@ -82,6 +83,25 @@ def test_unknown_name_lists_those_that_exist() -> None:
     with pytest.raises(UsageError, match="'B'") as caught:
         check_selection(RoiSelection(names=("B",)), [annotation(SQUARE, name="A")], "p")
     assert "A" in caught.value.hint
+
+
+def test_an_id_chooses_one_annotation_of_several_alike() -> None:
+    alike = [Annotation(i, uuid.UUID(int=i), "A", "Tumor", "PolygonROI", SQUARE) for i in range(3)]
+    # One without UUID, as QuPath 0.3 wrote it, is not meant by any.
+    chosen = RoiSelection(ids=(uuid.UUID(int=1),))
+    regions = select_regions(chosen, [*alike, annotation(SQUARE)], 100, 100)
+    assert [region.handle for region in regions] == [1]
+
+
+def test_unknown_id_is_named_with_a_remedy() -> None:
+    missing = uuid.UUID(int=9)
+    known = Annotation(0, uuid.UUID(int=1), None, None, "PolygonROI", SQUARE)
+    with pytest.raises(UsageError, match=str(missing)) as caught:
+        check_selection(RoiSelection(ids=(known.id, missing)), [known], "p")  # type: ignore[arg-type]
+    assert "saved" in caught.value.hint
+    with pytest.raises(UsageError, match=str(missing)) as caught:
+        check_selection(RoiSelection(ids=(missing,)), [annotation(SQUARE)], "p")
+    assert "0.4" in caught.value.hint
 
 
 def test_class_of_lines_only_is_refused_by_kind() -> None:

@@ -11,7 +11,9 @@ import typer
 import qpnuclei
 from qpnuclei.cli.demo import demo
 from qpnuclei.cli.doctor import doctor
+from qpnuclei.cli.evaluate import evaluate
 from qpnuclei.cli.export import export
+from qpnuclei.cli.geojson import geojson_app
 from qpnuclei.cli.info import info
 from qpnuclei.cli.project import project_app
 from qpnuclei.cli.run import run
@@ -29,8 +31,10 @@ app.command()(run)
 app.command()(export)
 app.command()(info)
 app.command()(train)
+app.command()(evaluate)
 app.command()(demo)
 app.command()(doctor)
+app.add_typer(geojson_app, name="geojson")
 app.add_typer(project_app, name="project")
 
 
@@ -57,6 +61,8 @@ def _common(
     handler = RichHandler(console=stderr, show_time=False, show_path=False)
     logging.basicConfig(format="%(message)s", handlers=[handler], level=logging.WARNING)
     logging.getLogger("qpnuclei").setLevel(logging.DEBUG if verbose else logging.INFO)
+    # QuPath warns of many things that concern its own developers alone.
+    logging.getLogger("qupath").setLevel(logging.INFO if verbose else logging.ERROR)
 
 
 def main() -> None:

@@ -49,11 +49,17 @@ def progress_bar(quiet: bool = False) -> Progress:
 def tile_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, int], None]]:
     """Show a bar of tiles per image, with the nuclei so far and the time left.
 
+    Where standard error is no terminal (a file, another program) each twentieth of an image is a
+    line instead.
+
     Yields
     ------
     callable
         To be called as ``progress(image name, tiles done, tiles in all, nuclei so far)``.
     """
+    if not (quiet or stderr.is_terminal):
+        yield _print_twentieths
+        return
     with progress_bar(quiet) as bar:
         tasks: dict[str, TaskID] = {}
 
@@ -63,3 +69,9 @@ def tile_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, int]
             bar.update(tasks[image], completed=done, total=tiles, note=f"tiles, {nuclei} nuclei")
 
         yield progress
+
+
+def _print_twentieths(image: str, done: int, tiles: int, nuclei: int) -> None:
+    if done * 20 // tiles > (done - 1) * 20 // tiles:
+        line = f"{escape(image)}: {done} of {tiles} tiles, {nuclei} nuclei"
+        stderr.print(line, highlight=False, soft_wrap=True)

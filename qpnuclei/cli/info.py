@@ -27,4 +27,4 @@ def info(
     if json:
         typer.echo(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode())
     else:
-        stdout.print(info_table(content))
+        stdout.print(info_table(content), soft_wrap=True)

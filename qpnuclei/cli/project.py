@@ -1,4 +1,4 @@
-"""``qpnuclei project``: make QuPath projects without QuPath."""
+"""``qpnuclei project``: make QuPath projects, and restore what runs replaced."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from qpnuclei.cli.options import MppOption
+from qpnuclei.cli.options import MppOption, ProjectPath
 
 project_app = typer.Typer(
-    help="Make QuPath projects without QuPath.",
+    help="Make QuPath projects without QuPath, and restore what runs replaced in them.",
     no_args_is_help=True,
 )
 
@@ -42,3 +42,65 @@ def create(
                 highlight=False,
                 soft_wrap=True,
             )
+
+
+@project_app.command()
+def backups(
+    project: ProjectPath,
+    count: Annotated[
+        bool,
+        typer.Option(
+            "--count", help="Read each, to show what it holds (takes long for large ones)."
+        ),
+    ] = False,
+) -> None:
+    """List what runs replaced: the newest five states of every image."""
+    from qpnuclei.cli.console import stdout
+    from qpnuclei.cli.tables import backups_table
+    from qpnuclei.qupath.native.project import open_project
+
+    images = open_project(project).images
+    if any(image.backups() for image in images):
+        stdout.print(backups_table(images, count))
+    else:
+        stdout.print("no run has replaced anything", highlight=False)
+
+
+@project_app.command()
+def restore(
+    project: ProjectPath,
+    image: Annotated[
+        str, typer.Option("--image", help="Name (or ID) of the image.", show_default=False)
+    ],
+    backup: Annotated[
+        str | None,
+        typer.Option("--backup", help="ID of the backup, as backups lists it.", show_default=False),
+    ] = None,
+    latest: Annotated[bool, typer.Option("--latest", help="Restore the newest backup.")] = False,
+) -> None:
+    """Put an image's annotations and detections back as they were before a run.
+
+    What is there now is kept as a backup itself. Close the image in QuPath first.
+
+    For example: qpnuclei project restore project.qpproj --image slide-1.svs --latest
+    """
+    from qpnuclei.cli.console import stdout
+    from qpnuclei.errors import UsageError
+    from qpnuclei.qupath.native.backups import choose_backup
+    from qpnuclei.qupath.native.project import open_project
+    from qpnuclei.roi import one_image
+
+    entry = one_image(open_project(project).images, image)
+    if latest == (backup is not None):
+        known = ", ".join(kept.id for kept in entry.backups()) or "none"
+        raise UsageError(
+            "say which backup to restore: either --backup ID or --latest", f"there are: {known}"
+        )
+    chosen = choose_backup(entry.backups(), backup)
+    entry.restore(chosen)
+    stdout.print(
+        f"{entry.name}: restored {chosen.id}; what was there is now the newest backup",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

@@ -6,6 +6,7 @@ import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
+from uuid import UUID
 
 import typer
 
@@ -53,6 +54,10 @@ def run(
     roi_name: Annotated[
         list[str] | None,
         typer.Option("--roi-name", help="Name of an annotation to analyse; may repeat."),
+    ] = None,
+    roi_id: Annotated[
+        list[UUID] | None,
+        typer.Option("--roi-id", help="UUID of an annotation to analyse; may repeat."),
     ] = None,
     roi_all: Annotated[
         bool, typer.Option("--roi-all", help="Analyse every annotation that encloses an area.")
@@ -133,6 +138,14 @@ def run(
             show_default="PROJECT/qpnuclei/<date and time>",
         ),
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Write even into an image that was saved by someone else (QuPath) during the run, "
+            "if its annotations are where they were; both states are kept.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, and stop.")
     ] = False,
@@ -148,6 +161,7 @@ def run(
         classes=tuple(roi or ()),
         derived=roi_derived,
         names=tuple(roi_name or ()),
+        ids=tuple(roi_id or ()),
         everything=roi_all,
         tissue=tissue,
     )
@@ -181,9 +195,10 @@ def run(
         geojson_dir=geojson,
         parquet_dir=parquet,
         run_dir=run_dir,
+        force=force,
     )
     if dry_run:
-        stdout.print(plan_view(plan_images(entries, options)))
+        stdout.print(plan_view(plan_images(entries, options)), soft_wrap=True)
         return
     try:
         with tile_progress(quiet) as progress:
@@ -194,6 +209,6 @@ def run(
     stdout.print(summary_table(summary))
     print_account(summary)
     for name, error in summary.failures:
-        print_error(error, f"image {name}: ")
+        print_error(error, "" if name in error.what else f"image {name}: ")
     if summary.failures:
         sys.exit(max(error.exit_code for _, error in summary.failures))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -11,10 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from qpnuclei.cli.console import stderr
+from qpnuclei.errors import FormatError
+from qpnuclei.qupath.model import is_ours
 from qpnuclei.summary import peak_memory_mib
 
 if TYPE_CHECKING:
     from qpnuclei.planning import ImagePlan
+    from qpnuclei.qupath.native.backups import Backup
+    from qpnuclei.qupath.native.project import NativeImage
     from qpnuclei.summary import RunSummary
 
 
@@ -44,6 +49,35 @@ def plan_view(plans: list[ImagePlan]) -> Group:
             )
         parts.append(table)
     return Group(*parts)
+
+
+def backups_table(images: Sequence[NativeImage], count: bool) -> Table:
+    """Return the backups of some images, a line each; with `count` also what they hold."""
+    table = Table("image")
+    table.add_column("backup", no_wrap=True)
+    table.add_column("saved", no_wrap=True)
+    table.add_column("MB", justify="right")
+    for column in ("annotations", "detections", "ours") if count else ():
+        table.add_column(column, justify="right")
+    for image in images:
+        for index, backup in enumerate(image.backups()):
+            table.add_row(
+                escape(image.name) if index == 0 else "",
+                backup.id,
+                f"{backup.saved.astimezone():%Y-%m-%d %H:%M}",
+                f"{backup.size / 1e6:.1f}",
+                *(_counts(image, backup) if count else ()),
+            )
+    return table
+
+
+def _counts(image: NativeImage, backup: Backup) -> tuple[str, str, str]:
+    try:
+        objects = image.read_backup(backup)
+    except FormatError:
+        return "unreadable", "", ""
+    ours = sum(map(is_ours, objects.detections.ids))
+    return str(len(objects.annotations)), str(len(objects.detections)), str(ours)
 
 
 def summary_table(summary: RunSummary) -> Table:
@@ -127,4 +161,5 @@ def _pixels(image: dict[str, Any]) -> str:
     width, height = image["pixel_width_um"], image["pixel_height_um"]
     scale = "not calibrated" if width is None else f"{width:.4g} x {height:.4g} µm/px"
     kind = image.get("type") or "type not set"
-    return f"{size}, {scale}, {kind}, {image['server']}"
+    stains = image.get("stains") or "no stains set"
+    return f"{size}, {scale}, {kind} ({stains}), {image['server']}"

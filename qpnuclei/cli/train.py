@@ -162,14 +162,29 @@ def train(
 
     from qpnuclei.cli.console import stderr, stdout
     from qpnuclei.nn.device import resolve_device
+    from qpnuclei.nn.distributed import process_group, rank, world_size
 
-    torch_device = resolve_device(device)
     if validation_mpp is None and mpp and len(mpp) == 1:
         validation_mpp = mpp[0]
-    if workers is None:
-        workers = min(8, os.cpu_count() or 1) if torch_device.type == "cuda" else 0
-    stderr.print(f"learning from {len(found)} images on {torch_device}", highlight=False)
-    with _progress_bar(quiet) as bar, stop_on_interrupt() as interrupted:
+    with (
+        process_group(resolve_device(device)) as torch_device,
+        _progress_bar(quiet or rank() > 0) as bar,  # rank 0 speaks for all
+        stop_on_interrupt() as interrupted,
+    ):
+        if student and world_size() > 1:
+            raise UsageError(
+                "the student learns in one process, but torchrun started several",
+                "call qpnuclei train without torchrun",
+            )
+        if workers is None:
+            cores = (os.cpu_count() or 1) // world_size()
+            workers = max(1, min(8, cores)) if torch_device.type == "cuda" else 0
+        speaks = rank() == 0
+        if speaks:
+            several = f" and {world_size() - 1} more" if world_size() > 1 else ""
+            stderr.print(
+                f"learning from {len(found)} images on {torch_device}{several}", highlight=False
+            )
         watcher = ConsoleWatcher(bar, interrupted)
         if recipe is None:
             from qpnuclei.training.student import train_student
@@ -203,6 +218,8 @@ def train(
                 workers=workers,
                 watcher=watcher,
             )
+    if not speaks:
+        return
     if result.stopped:
         stderr.print(f"stopped and saved: go on with --resume -o {output}", highlight=False)
     if result.model is not None:

@@ -19,6 +19,7 @@ from qpnuclei.demo.score import NucleiScore, match_nuclei
 from qpnuclei.demo.synthetic import make_slide
 from qpnuclei.errors import SlideError, UsageError
 from qpnuclei.export import count_project, write_table
+from qpnuclei.files import make_writable_folder
 from qpnuclei.new_project import create_from_slides
 from qpnuclei.nuclei import NucleiTable
 from qpnuclei.pipeline import Progress, analyse_project
@@ -74,6 +75,7 @@ def demonstrate(
     device: str = "auto",
     progress: Progress = lambda image, done, tiles, nuclei: None,
     say: Callable[[str], None] = _LOG.info,
+    size: tuple[int, int] = (6400, 5200),
 ) -> Demonstration:
     """Make a slide and a project, or take a slide; find its nuclei, and draw them.
 
@@ -88,6 +90,8 @@ def demonstrate(
         The user's own slide; its tissue is annotated automatically.
     say : callable
         Is told, a line at a time, what is being done.
+    size : (int, int)
+        Width and height of the synthetic slide in px.
 
     Raises
     ------
@@ -96,11 +100,11 @@ def demonstrate(
     QpnucleiError
         Whatever makes a run fail.
     """
+    make_writable_folder(directory)
     truth = None
     if slide is None:
         say("painting a synthetic H&E slide of known nuclei")
-        directory.mkdir(parents=True, exist_ok=True)
-        synthetic = make_slide(directory / SYNTHETIC_SLIDE)
+        synthetic = make_slide(directory / SYNTHETIC_SLIDE, size)
         slide, truth = synthetic.path, synthetic.nuclei
         annotations = [
             _annotation(wanted.name, wanted.class_name, wanted.geometry)

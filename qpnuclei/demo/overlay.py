@@ -30,6 +30,11 @@ _PALETTE: tuple[Colour, ...] = (
     (200, 0, 0), (0, 90, 220), (240, 120, 0), (130, 0, 170), (0, 120, 120), (110, 80, 30),
 )  # fmt: skip
 
+_CLOSE_UP_MPP = 0.25
+#: Smaller nuclei (in px of the picture) are shown as density.
+_MIN_OUTLINED_PX = 3.0
+_DENSITY_SIGMA_UM = 25.0
+
 _SHIFT = 4  # OpenCV draws with 1/16 px
 
 # matplotlib brings a font that has a µ; Pillow's own has none.
@@ -109,7 +114,7 @@ def overview(
     """
     picture = slide.thumbnail(*max_size)
     scale = picture.shape[1] / slide.width
-    if _median_size(nuclei) * scale >= 4:
+    if _median_size(nuclei) * scale >= _MIN_OUTLINED_PX:
         _draw_rings(picture, nuclei, (0, 0), scale, _NUCLEUS, 1)
     else:
         _draw_density(picture, nuclei, scale, mpp)
@@ -137,6 +142,8 @@ def close_up(
 ) -> RGB:
     """Draw the nuclei around a point at full resolution, with the tile borders dashed.
 
+    Slides coarser than 0.25 µm/px are enlarged to that, so that outlines do not hide the nuclei.
+
     Parameters
     ----------
     centre : (float, float)
@@ -149,31 +156,33 @@ def close_up(
     (height, width, 3) uint8 ndarray
     """
     width, height = size
-    left, top = round(centre[0] - width / 2), round(centre[1] - height / 2)
-    picture = slide.read(left, top, width, height)
-    view = shapely.box(left - 2, top - 2, left + width + 2, top + height + 2)
+    zoom = max(1.0, mpp / _CLOSE_UP_MPP)
+    left, top = round(centre[0] * zoom - width / 2), round(centre[1] * zoom - height / 2)
+    picture = slide.read(left, top, width, height, (1 / zoom, 1 / zoom))
+    origin = left / zoom, top / zoom
+    view = shapely.box(*origin, (left + width) / zoom, (top + height) / zoom)
     visible = shapely.intersects(view, nuclei.polygons())
-    _draw_rings(picture, nuclei.take(visible), (left, top), 1.0, _NUCLEUS, 2)
+    _draw_rings(picture, nuclei.take(visible), origin, zoom, _NUCLEUS, 2)
     colours = _colours(annotations)
     for label, geometry in annotations:
-        _draw_geometry(picture, geometry, (left, top), 1.0, colours[label])
+        _draw_geometry(picture, geometry, origin, zoom, colours[label])
     for x in seams_x:
-        if left <= x < left + width:
-            _dashed(picture, round(x - left), vertical=True)
+        if 0 <= round(x * zoom - left) < width:
+            _dashed(picture, round(x * zoom - left), vertical=True)
     for y in seams_y:
-        if top <= y < top + height:
-            _dashed(picture, round(y - top), vertical=False)
+        if 0 <= round(y * zoom - top) < height:
+            _dashed(picture, round(y * zoom - top), vertical=False)
     canvas = Image.fromarray(picture)
     if len(seams_x) or len(seams_y):
         _text(canvas, "- - -  tile border", (14, 10), _INK)
-    _scale_bar(canvas, mpp)
+    _scale_bar(canvas, mpp / zoom)
     return np.asarray(canvas)
 
 
 def _draw_rings(
     picture: RGB,
     nuclei: NucleiTable,
-    origin: tuple[int, int],
+    origin: tuple[float, float],
     scale: float,
     colour: Colour,
     thickness: int,
@@ -186,7 +195,7 @@ def _draw_rings(
 def _draw_geometry(
     picture: RGB,
     geometry: shapely.Geometry,
-    origin: tuple[int, int],
+    origin: tuple[float, float],
     scale: float,
     colour: Colour,
 ) -> None:
@@ -201,7 +210,7 @@ def _draw_density(picture: RGB, nuclei: NucleiTable, scale: float, mpp: float) -
     cells = (np.clip(nuclei.centroids() * scale, 0, (width - 1, height - 1))).astype(np.int64)
     count = np.zeros((height, width), np.float32)
     np.add.at(count, (cells[:, 1], cells[:, 0]), 1)
-    radius_px = max(1.0, 40 * scale / mpp)
+    radius_px = max(1.0, _DENSITY_SIGMA_UM * scale / mpp)
     density = np.asarray(cv2.GaussianBlur(count, (0, 0), radius_px))
     peak = float(density.max())
     if peak == 0:
@@ -221,7 +230,7 @@ def _median_size(nuclei: NucleiTable) -> float:
 
 
 def _fixed_point(
-    points: npt.NDArray[np.floating], origin: tuple[int, int], scale: float
+    points: npt.NDArray[np.floating], origin: tuple[float, float], scale: float
 ) -> npt.NDArray[np.int32]:
     """Bring level-0 coordinates to OpenCV's, whose integers are pixel centres."""
     on_picture = (points - np.asarray(origin, np.float64)) * scale - 0.5

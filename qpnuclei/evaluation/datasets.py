@@ -28,11 +28,30 @@ class AnnotatedImage:
         The stem that both files share.
     image_path, labels_path : Path
         The RGB image and its instance map.
+    mpp : float or None
+        µm/px where the data set's description says it; None where each file must say it itself.
     """
 
     name: str
     image_path: Path
     labels_path: Path
+    mpp: float | None = None
+
+    def read(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+        """Return image and instance map, as `read_image` and `read_labels` do.
+
+        Raises
+        ------
+        FormatError
+            If one of them cannot be read, or they differ in size.
+        """
+        rgb, labels = self.read_image(), self.read_labels()
+        if rgb.shape[:2] != labels.shape:
+            raise FormatError(
+                f"{self.labels_path}: nuclei on {labels.shape[1]} x {labels.shape[0]} px do not "
+                f"fit the image {self.image_path.name} of {rgb.shape[1]} x {rgb.shape[0]} px"
+            )
+        return rgb, labels
 
     def read_image(self) -> npt.NDArray[np.uint8]:
         """Return the image as (H, W, 3) uint8 RGB.
@@ -50,9 +69,9 @@ class AnnotatedImage:
         Raises
         ------
         FormatError
-            If the file is not a 2-D map of integers, or not of the image's size.
+            If the file is not a 2-D map of integers.
         """
-        return _read_labels(self.labels_path)
+        return read_instance_map(self.labels_path)
 
 
 def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
@@ -80,7 +99,14 @@ def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
     return rgb
 
 
-def _read_labels(path: Path) -> npt.NDArray[np.int32]:
+def read_instance_map(path: Path) -> npt.NDArray[np.int32]:
+    """Return a PNG, TIFF or NPY file of integers as (H, W) int32.
+
+    Raises
+    ------
+    FormatError
+        If the file cannot be decoded or is not a 2-D array of integers.
+    """
     try:
         if path.suffix.lower() == ".npy":
             labels = np.load(path, allow_pickle=False)
@@ -88,7 +114,8 @@ def _read_labels(path: Path) -> npt.NDArray[np.int32]:
             labels = tifffile.imread(path)
         else:
             with Image.open(path) as image:
-                labels = np.asarray(image)
+                # One bit per pixel is a mask, too.
+                labels = np.asarray(image.convert("L") if image.mode == "1" else image)
     except (OSError, ValueError, tifffile.TiffFileError) as error:
         raise FormatError(f"{path}: cannot be read as an instance map: {error}") from error
     labels = np.asarray(labels)
@@ -133,7 +160,7 @@ def read_folder(
     labels = _by_stem(folder / "labels", LABEL_SUFFIXES)
     wanted = set(images)
     if split is not None:
-        wanted = set(_read_split(folder / "splits.json", split))
+        wanted = set(read_split(folder / "splits.json", split))
     if names is not None:
         wanted = wanted & set(names) if split is not None else set(names)
     if not wanted:
@@ -157,7 +184,18 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     return {path.stem: path for path in folder.iterdir() if path.suffix.lower() in suffixes}
 
 
-def _read_split(path: Path, split: str) -> list[str]:
+def read_split(path: Path, split: str) -> list[str]:
+    """Return the image names that a JSON mapping of splits to names lists for one of them.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such file.
+    FormatError
+        If it is not such a mapping.
+    UsageError
+        If it has no such split.
+    """
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file", f"it should list the images of {split!r}")
     try:

@@ -61,19 +61,32 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class _Overlap:
-    """Areas of the T true and P predicted nuclei and of the K pairs that share a pixel."""
+class Overlap:
+    """Areas of the T true and P predicted nuclei and of the K pairs that share a pixel.
+
+    Attributes
+    ----------
+    true_area : (T,) int64 ndarray
+    predicted_area : (P,) int64 ndarray
+    pair_true, pair_predicted : (K,) int64 ndarray
+        Indices into the two.
+    pair_area : (K,) int64 ndarray
+        Pixels in common.
+    true, predicted : (H, W) int32 ndarray
+        The maps with consecutive labels: nucleus ``i`` has the label ``i + 1``.
+    """
 
     true_area: npt.NDArray[np.int64]
     predicted_area: npt.NDArray[np.int64]
-    pair_true: npt.NDArray[np.int64]  # index into true_area
-    pair_predicted: npt.NDArray[np.int64]  # index into predicted_area
+    pair_true: npt.NDArray[np.int64]
+    pair_predicted: npt.NDArray[np.int64]
     pair_area: npt.NDArray[np.int64]
-    true: npt.NDArray[np.int32]  # the maps with consecutive labels 1..T and 1..P
+    true: npt.NDArray[np.int32]
     predicted: npt.NDArray[np.int32]
 
     @property
     def pair_union(self) -> npt.NDArray[np.int64]:
+        """Pixels of either nucleus of each pair."""
         return (
             self.true_area[self.pair_true]
             + self.predicted_area[self.pair_predicted]
@@ -95,7 +108,14 @@ def _consecutive(labels: LabelMap, name: str) -> npt.NDArray[np.int32]:
     return new_label.astype(np.int32)[labels]
 
 
-def _overlap(true: LabelMap, predicted: LabelMap) -> _Overlap:
+def overlap(true: LabelMap, predicted: LabelMap) -> Overlap:
+    """Return which nuclei of two (H, W) instance maps share pixels, and how many.
+
+    Raises
+    ------
+    ValueError
+        If a map is not a 2-D array of non-negative integers, or the shapes differ.
+    """
     t, p = _consecutive(true, "true"), _consecutive(predicted, "predicted")
     if t.shape != p.shape:
         raise ValueError(f"the maps differ in shape: true {t.shape}, predicted {p.shape}")
@@ -103,7 +123,7 @@ def _overlap(true: LabelMap, predicted: LabelMap) -> _Overlap:
     height = int(t.max(initial=0)) + 1
     both = (t > 0) & (p > 0)
     pair, area = np.unique(t[both].astype(np.int64) * width + p[both], return_counts=True)
-    return _Overlap(
+    return Overlap(
         np.bincount(t.ravel(), minlength=height)[1:],
         np.bincount(p.ravel(), minlength=width)[1:],
         pair // width - 1,
@@ -133,10 +153,10 @@ def aggregated_jaccard_index(true: LabelMap, predicted: LabelMap) -> float:
     largest IoU (the first of equals), whether or not another true nucleus took it already.
     Predictions that no true nucleus took count whole in the denominator.
     """
-    return _aji(_overlap(true, predicted))
+    return _aji(overlap(true, predicted))
 
 
-def _aji(o: _Overlap) -> float:
+def _aji(o: Overlap) -> float:
     # The best pair of each true nucleus: sorted by IoU, the first pair of each is kept.
     iou = o.pair_area / o.pair_union
     order = np.lexsort((o.pair_predicted, -iou, o.pair_true))
@@ -174,10 +194,10 @@ def average_hausdorff_distance(true: LabelMap, predicted: LabelMap) -> float:
         to each of these (the largest distance of one of its pixels to the nearest pixel of the
         prediction), the largest of these; the mean over such nuclei. NaN where there are none.
     """
-    return _ahd(_overlap(true, predicted))
+    return _ahd(overlap(true, predicted))
 
 
-def _ahd(o: _Overlap) -> float:
+def _ahd(o: Overlap) -> float:
     if len(o.pair_area) == 0:
         return float("nan")
     true_boxes = ndimage.find_objects(o.true)
@@ -218,7 +238,7 @@ def score(true: LabelMap, predicted: LabelMap) -> Scores:
     >>> score(true, np.array([[1, 1, 0, 0]])).AJI  # 2 px agree; nucleus 2 is missed
     0.6666666666666666
     """
-    o = _overlap(true, predicted)
+    o = overlap(true, predicted)
     iou = o.pair_area / o.pair_union
     matched = iou > 0.5  # such a pair is the only one of both its nuclei
     hits, n_true, n_predicted = int(matched.sum()), len(o.true_area), len(o.predicted_area)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,19 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from qpnuclei.errors import FormatError
-from qpnuclei.evaluation.datasets import read_folder
+from qpnuclei.evaluation.bootstrap import bootstrap_interval
+from qpnuclei.evaluation.datasets import AnnotatedImage, read_folder
+from qpnuclei.evaluation.evaluate import image_mpp
 from qpnuclei.evaluation.metrics import Scores, mean_scores, score
 from qpnuclei.nn.metadata import PostProcessing
 from qpnuclei.nn.segmenter import Segmenter, resample
 from qpnuclei.segmentation.postprocess import segment_instances
-from qpnuclei.slides.resolution import resolve_mpp, working_downsample
-from qpnuclei.slides.slide import open_slide
+from qpnuclei.slides.resolution import working_downsample
 from qpnuclei.slides.stains import reinhard_statistics
 
 _log = logging.getLogger(__name__)
 
 FloatMap = npt.NDArray[np.float32]
-
-_BOOTSTRAPS = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,23 +68,41 @@ def read_validation(folder: Path, mpp: float | None, model_mpp: float) -> list[L
         If the resolution is not known, or absurd.
     """
     split = "val" if (folder / "splits.json").is_file() else None
-    images = []
-    for annotated in read_folder(folder, split=split):
-        with open_slide(annotated.image_path) as slide:
-            true_mpp, _ = resolve_mpp(mpp, None, slide.mpp, str(annotated.image_path))
-        rgb, labels = annotated.read_image(), annotated.read_labels()
-        if rgb.shape[:2] != labels.shape:
-            raise FormatError(
-                f"{annotated.labels_path} has {labels.shape} px, its image {rgb.shape[:2]}"
-            )
-        rgb = resample(rgb, 1 / working_downsample(true_mpp, model_mpp)[0])
+    images = at_resolution(read_folder(folder, split=split), mpp, model_mpp)
+    _log.info("validation on %d images of %s", len(images), folder)
+    return images
+
+
+def at_resolution(
+    images: Iterable[AnnotatedImage], mpp: float | None, model_mpp: float
+) -> list[LabelledImage]:
+    """Read annotated images and bring them to a model's resolution, unless within 10 % of it.
+
+    Parameters
+    ----------
+    images : iterable of AnnotatedImage
+    mpp : float or None
+        µm/px of all of them, over whatever data set and files say.
+    model_mpp : float
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        If an image or its annotation cannot be read, or they differ in size.
+    qpnuclei.errors.MppError
+        If the resolution is not known, or absurd.
+    """
+    made = []
+    for image in images:
+        rgb, labels = image.read()
+        true_mpp = image_mpp(image, mpp)
+        rgb = resample(rgb, 1 / working_downsample((true_mpp, true_mpp), model_mpp)[0])
         if rgb.shape[:2] != labels.shape:
             labels = cv2.resize(
                 labels, rgb.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT
             ).astype(np.int32)
-        images.append(LabelledImage(annotated.name, rgb, labels))
-    _log.info("validation on %d images of %s", len(images), folder)
-    return images
+        made.append(LabelledImage(image.name, rgb, labels))
+    return made
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,14 +146,12 @@ def summarise(images: Sequence[AttendedImage], parameters: PostProcessing) -> di
     """
     scores = [image.score(parameters) for image in images]
     values = {key: np.array([getattr(s, key) for s in scores]) for key in ("AJI", "ADC", "PQ")}
-    drawn = np.random.default_rng(0).integers(len(scores), size=(_BOOTSTRAPS, len(scores)))
     return {
         "images": len(scores),
         "mean": {key: round(mean, 4) for key, mean in mean_scores(scores).items()},
         "sd": {k: round(float(v.std(ddof=1)), 4) for k, v in values.items() if len(v) > 1},
         "interval": {
-            key: np.percentile(v[drawn].mean(axis=1), [2.5, 97.5]).round(4).tolist()
-            for key, v in values.items()
+            key: [round(end, 4) for end in bootstrap_interval(v)] for key, v in values.items()
         },
     }
 
@@ -145,11 +159,11 @@ def summarise(images: Sequence[AttendedImage], parameters: PostProcessing) -> di
 #: What `tune_post_processing` tries, one group of parameters after the other. Coarse on purpose:
 #: a handful of images tells no more.
 _GRIDS: tuple[dict[str, tuple[float, ...]], ...] = (
-    {"threshold": (0.4, 0.5, 0.6), "min_area_px": (40, 60, 100)},
-    {"smoothing_sigma_px": (1.0, 1.5, 2.0, 2.5), "maxima_radius_px": (5, 7, 9)},
-    {"centre_weight": (0.3, 0.4, 0.5, 0.6, 0.7)},
-    {"threshold": (0.35, 0.4, 0.45, 0.5, 0.55, 0.6)},
+    {"threshold": (0.4, 0.5, 0.6), "min_area_px": (60, 100)},
+    {"smoothing_sigma_px": (1.0, 2.0, 3.0, 4.0), "maxima_radius_px": (5, 7, 9)},
+    {"centre_weight": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)},
     {"min_mean_attention": (0.0, 0.6, 0.7, 0.8)},
+    {"coarse_radius_px": (1, 2, 3), "fine_radius_px": (0, 1, 2)},
 )
 
 
@@ -187,7 +201,10 @@ def tune_post_processing(
         return tried[parameters]
 
     best = start
+    has_centre = images[0].centre is not None
     for grid in _GRIDS:
+        if "centre_weight" in grid and not has_centre:
+            continue
         choices = [
             best.model_copy(update=dict(zip(grid, values, strict=True)))
             for values in itertools.product(*grid.values())

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qpnuclei.nn.distributed import mean_over_ranks
+
 #: Dilations of the six residual blocks of the paper's network.
 PAPER_DILATIONS = (1, 2, 3, 5, 10, 20)
 
@@ -131,6 +133,8 @@ class AttentionNet(nn.Module):
 def batch_tau(a: Tensor, eta: float) -> Tensor:
     """Mean over the batch of each image's eta-quantile from above (equation 1 of [1]_).
 
+    The batch is the whole one, of which each process of a training on several GPUs has a share.
+
     Parameters
     ----------
     a : (B, 1, H, W) float Tensor
@@ -147,7 +151,7 @@ def batch_tau(a: Tensor, eta: float) -> Tensor:
         raise ValueError(f"eta must be in 0..1, not {eta!r}")
     pixels = a.detach().float().flatten(1)
     descending = pixels.sort(dim=1, descending=True).values
-    return descending[:, int(eta * pixels.shape[1])].mean()
+    return mean_over_ranks(descending[:, int(eta * pixels.shape[1])].mean())
 
 
 def compressed_sigmoid(a: Tensor, tau: Tensor | float, gain: float) -> Tensor:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import compress, islice, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 from uuid import UUID
@@ -27,7 +28,9 @@ import shapely.geometry
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
 from qpnuclei.files import atomic_file
 from qpnuclei.nuclei import NucleiTable
-from qpnuclei.qupath.model import NewAnnotation, PathClass
+from qpnuclei.qupath.model import PathClass
+
+logger = logging.getLogger(__name__)
 
 #: Coordinates are written with so many decimals: QuPath keeps no more.
 _DECIMALS = 2
@@ -86,6 +89,12 @@ class GeoJsonObject:
     z: int = 0
     t: int = 0
 
+    @property
+    def label(self) -> str:
+        """How messages call it: name, class or kind, and its UUID."""
+        text = self.name or (self.path_class and self.path_class.name) or "unclassified"
+        return f"{text} ({self.id})" if self.id else text
+
 
 def write_detections(
     path: Path, nuclei: NucleiTable, ids: Sequence[UUID], path_class: PathClass
@@ -116,9 +125,13 @@ def write_detections(
     _write(path, _detections(nuclei, ids, path_class))
 
 
-def write_annotations(path: Path, annotations: Iterable[NewAnnotation]) -> None:
-    """Write annotations; see `write_detections` for the file and the errors."""
-    _write(path, map(_annotation, annotations))
+def write_objects(path: Path, objects: Iterable[GeoJsonObject]) -> None:
+    """Write objects of any kind; see `write_detections` for the file and the errors.
+
+    One whose geometry is empty, not finite, or vanishes on the grid of 0.01 px is left out, with a
+    warning: no version of QuPath would read it.
+    """
+    _write(path, _features(objects))
 
 
 def read_objects(path: Path) -> Iterator[GeoJsonObject]:
@@ -221,22 +234,71 @@ def _detections(nuclei: NucleiTable, ids: Sequence[UUID], path_class: PathClass)
         yield b",\n".join(features)
 
 
-def _annotation(annotation: NewAnnotation) -> bytes:
-    properties: dict[str, Any] = _object_type("annotation")
-    if annotation.name is not None:
-        properties["name"] = annotation.name
-    if annotation.path_class is not None:
-        properties["classification"] = _classification(annotation.path_class)
-    properties["isLocked"] = annotation.locked
-    geometry = _valid_on_grid(annotation.geometry)
-    return _feature(annotation.id, shapely.geometry.mapping(geometry), properties)
+def _features(objects: Iterable[GeoJsonObject]) -> Iterator[bytes]:
+    """Yield features, many at a time in one piece of bytes."""
+    iterator = iter(objects)
+    while chunk := list(islice(iterator, _CHUNK)):
+        geometries = np.empty(len(chunk), dtype=object)
+        geometries[:] = [o.geometry for o in chunk]
+        geometries, texts = _on_grid(geometries)
+        features = [
+            _feature(o.id, _geometry_json(text, o.z, o.t), _properties(o))
+            for o, text in zip(chunk, texts, strict=True)
+            if text is not None
+        ]
+        for o in compress(chunk, shapely.is_empty(geometries)):
+            logger.warning("%s %s has no shape that can be written: left out", o.kind, o.label)
+        if features:
+            yield b",\n".join(features)
 
 
-def _feature(identifier: UUID, geometry: Any, properties: dict[str, Any]) -> bytes:
+def _properties(written: GeoJsonObject) -> dict[str, Any]:
+    properties: dict[str, Any] = _object_type(written.kind)
+    if written.name is not None:  # 0.3 cannot read a name that is null
+        properties["name"] = whole_characters(written.name)
+    if written.path_class is not None:
+        properties["classification"] = _classification(written.path_class)
+    if written.kind == "annotation":
+        properties["isLocked"] = written.locked
+    measurements = [
+        {"name": whole_characters(name), "value": value}
+        for name, value in written.measurements.items()
+        if math.isfinite(value)
+    ]
+    if measurements:
+        properties["measurements"] = measurements
+    return properties
+
+
+def _on_grid(geometries: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], list[str | None]]:
+    """Return geometries valid and rounded, and as GeoJSON; empty and None where that fails."""
+    finite = np.isfinite(shapely.bounds(geometries)).all(axis=1)  # NaN for what is empty
+    rounded: npt.NDArray[Any] = np.full(len(geometries), shapely.Point(), dtype=object)
+    rounded[finite] = shapely.transform(geometries[finite], lambda xy: np.round(xy, _DECIMALS))
+    for i in np.flatnonzero(~shapely.is_valid(rounded)).tolist():
+        rounded[i] = _valid_on_grid(rounded[i])
+    present = ~shapely.is_empty(rounded)
+    texts = np.full(len(rounded), None, dtype=object)
+    texts[present] = shapely.to_geojson(rounded[present])
+    return rounded, texts.tolist()
+
+
+def _geometry_json(text: str, z: int, t: int) -> orjson.Fragment:
+    plane = f',"plane":{{"c":-1,"z":{z},"t":{t}}}}}' if z or t else "}"
+    return orjson.Fragment(text.removesuffix("}") + plane)
+
+
+def _feature(identifier: UUID | None, geometry: Any, properties: dict[str, Any]) -> bytes:
+    own_id = {} if identifier is None else {"id": str(identifier)}
     return orjson.dumps(
-        {"type": "Feature", "id": str(identifier), "geometry": geometry, "properties": properties},
+        {"type": "Feature", **own_id, "geometry": geometry, "properties": properties},
         option=orjson.OPT_SERIALIZE_NUMPY,
     )
+
+
+def whole_characters(text: str) -> str:
+    """Return text that UTF-8 can hold: halves of characters, which Java allows, are replaced."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _object_type(kind: str) -> dict[str, Any]:
@@ -247,7 +309,7 @@ def _object_type(kind: str) -> dict[str, Any]:
 def _classification(path_class: PathClass) -> dict[str, Any]:
     color = path_class.color
     rgb = _NO_COLOR if color is None else (color >> 16 & 255, color >> 8 & 255, color & 255)
-    return {"name": path_class.name, "color": rgb}
+    return {"name": whole_characters(path_class.name), "color": rgb}
 
 
 def _coordinates(nuclei: NucleiTable) -> list[list[npt.NDArray[np.float64]]]:
@@ -260,7 +322,6 @@ def _coordinates(nuclei: NucleiTable) -> list[list[npt.NDArray[np.float64]]]:
     coordinates = [rings[a:b] for a, b in pairwise(nuclei.polygon_offsets.tolist())]
     for i in np.flatnonzero(~shapely.is_valid(polygons)).tolist():
         parts = shapely.get_parts(_valid_on_grid(polygons[i]))
-        parts = parts[shapely.area(parts) > 0]
         if len(parts) == 0:
             at = coordinates[i][0][0].tolist()
             raise ValueError(f"a nucleus at {at} vanishes on a grid of 0.01 px")
@@ -273,12 +334,17 @@ def _coordinates(nuclei: NucleiTable) -> list[list[npt.NDArray[np.float64]]]:
 
 
 def _valid_on_grid(geometry: shapely.Geometry) -> shapely.Geometry:
-    """Return a valid geometry whose coordinates are rounded; lines and points are only rounded."""
-    rounded = shapely.transform(geometry, lambda points: np.round(points, _DECIMALS))
-    if shapely.get_dimensions(geometry) == 2 and not shapely.is_valid(rounded):
-        mended = shapely.set_precision(shapely.make_valid(rounded), 10.0**-_DECIMALS)
-        rounded = shapely.transform(mended, lambda points: np.round(points, _DECIMALS))
-    return rounded
+    """Mend an area whose rounded coordinates make it invalid; empty if none is left of it.
+
+    Lines and points that are not valid (of one place only) are returned as they are.
+    """
+    if shapely.get_dimensions(geometry) < 2:
+        return geometry
+    mended = shapely.set_precision(shapely.make_valid(geometry), 10.0**-_DECIMALS)
+    rounded = shapely.transform(mended, lambda points: np.round(points, _DECIMALS))
+    parts = shapely.get_parts(shapely.get_parts(rounded))  # a collection may hold multipolygons
+    areas = parts[shapely.area(parts) > 0]
+    return areas[0] if len(areas) == 1 else shapely.multipolygons(areas)
 
 
 def _digits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
@@ -430,7 +496,7 @@ def _objects(value: Any) -> Iterator[GeoJsonObject]:
         kind=_kind(value, properties),
         geometry=geometry,
         id=_uuid(value.get("id")),
-        name=None if properties.get("name") is None else str(properties["name"]),
+        name=None if properties.get("name") is None else whole_characters(str(properties["name"])),
         path_class=_path_class(properties.get("classification")),
         locked=properties.get("isLocked") is True,
         measurements=_measurements(properties.get("measurements")),
@@ -468,6 +534,8 @@ def _geometry(value: Any) -> tuple[shapely.Geometry, int, int]:
         geometry = shapely.force_2d(shapely.geometry.shape(value))
         plane = value.get("plane") or {}
         z, t = int(plane.get("z", 0)), int(plane.get("t", 0))
+        if not (0 <= z < 2**31 and 0 <= t < 2**31):
+            raise ValueError(f"plane z={z}, t={t}")
     except (
         shapely.errors.ShapelyError,
         ValueError,

@@ -233,17 +233,19 @@ class DetectionGroup:
     Parameters
     ----------
     parent : int or None
-        Handle of an annotation; None for directly under the image.
+        Handle of an annotation; None for directly under the image. The annotations of the same
+        edit have the handles that follow those of the image, in their order.
     nuclei : NucleiTable
         N polygons with their measurements.
     ids : (N,) sequence of uuid.UUID
-    path_class : PathClass
+    path_class : PathClass or None
+        None leaves them unclassified.
     """
 
     parent: int | None
     nuclei: NucleiTable
     ids: Sequence[uuid.UUID]
-    path_class: PathClass
+    path_class: PathClass | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,6 +257,8 @@ class NewAnnotation:
     name: str | None = None
     path_class: PathClass | None = None
     locked: bool = False
+    z: int = 0
+    t: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -351,8 +351,8 @@ class PaquoImage:
                 self._entry.saveImageData(data)
             self._verify(expected)
             classes = [group.path_class for group in edit.add]
-            classes += [new.path_class for new in edit.annotations if new.path_class is not None]
-            self._project.add_classes(classes)
+            classes += [annotation.path_class for annotation in edit.annotations]
+            self._project.add_classes([c for c in classes if c is not None])
 
     def _verify(self, expected: _Content) -> None:
         what = f"{self.data_file}: what QuPath saved does not read back as written"
@@ -612,13 +612,15 @@ def _apply(edit: Edit, hierarchy: JavaObject) -> None:
     if edit.remove:
         _remove(edit.remove, objects, hierarchy)
     _check_new(edit, hierarchy)
+    new = [_new_annotation(annotation) for annotation in edit.annotations]
+    parents = [*annotations, *new]
     for group in edit.add:
-        if group.parent is not None and not 0 <= group.parent < annotations.size():
+        if group.parent is not None and not 0 <= group.parent < len(parents):
             raise UsageError(f"the image has no annotation number {group.parent}")
-        parent = root if group.parent is None else annotations.get(group.parent)
+        parent = root if group.parent is None else parents[group.parent]
         parent.addChildObjects(_new_detections(group, _plane_of(parent)))
-    for new in edit.annotations:
-        root.addChildObject(_new_annotation(new))
+    for annotation in new:
+        root.addChildObject(annotation)
     hierarchy.fireHierarchyChangedEvent(root)
 
 
@@ -724,8 +726,8 @@ def _roi(geometry: shapely.Geometry, plane: JavaObject) -> JavaObject:
 
 def _new_annotation(new: NewAnnotation) -> JavaObject:
     made = _jvm.java_class("qupath.lib.objects.PathObjects").createAnnotationObject(
-        _roi(new.geometry, _jvm.java_class(_PLANE).getDefaultPlane()),
-        None if new.path_class is None else _path_class(new.path_class),
+        _roi(new.geometry, _jvm.java_class(_PLANE).getPlane(new.z, new.t)),
+        _path_class(new.path_class),
     )
     made.setID(_jvm.java_class(_UUID).fromString(str(new.id)))
     if new.name is not None:
@@ -734,8 +736,10 @@ def _new_annotation(new: NewAnnotation) -> JavaObject:
     return made
 
 
-def _path_class(path_class: PathClass) -> JavaObject:
+def _path_class(path_class: PathClass | None) -> JavaObject | None:
     """Return QuPath's class of that name; a new one gets our colour."""
+    if path_class is None:
+        return None
     color = path_class.color
     return _jvm.java_class(_PATH_CLASS).fromString(
         path_class.name, None if color is None else _jvm.box(color)

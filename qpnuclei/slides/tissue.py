@@ -35,8 +35,6 @@ _CLOSING_PX, _OPENING_PX = 2, 1
 
 _RIM_PX = 2
 
-# Finer than nuclei, so that stains are not mixed, yet cheap to read.
-_SAMPLE_MPP, _SAMPLE_FIELD_PX = 1.0, 256
 
 _HSV_MIN_SATURATION = 0.07
 _HSV_MIN_VALUE = 0.15
@@ -129,60 +127,6 @@ def _is_stained(rgb: RGB) -> Mask:
     chroma = value - rgb.min(axis=-1)
     saturated = chroma >= _HSV_MIN_SATURATION * value
     return np.asarray(saturated & (value >= 255 * _HSV_MIN_VALUE))
-
-
-def sample_tissue(
-    slide: Slide,
-    mpp: tuple[float, float],
-    region: shapely.Geometry,
-    *,
-    n_fields: int = 64,
-) -> RGB:
-    """Collect tissue pixels from all over a region, for statistics of its colours.
-
-    Fields of 0.25 mm at 1 µm/px are read at the nodes of a regular grid, so equal slides give
-    equal samples.
-
-    Parameters
-    ----------
-    slide : Slide
-    mpp : (float, float)
-        Level-0 µm/px in x and y.
-    region : shapely geometry
-        Where to look, in level-0 px: the outline of the tissue, or ROIs.
-    n_fields : int
-        About how many fields to read; fewer where the region is small.
-
-    Returns
-    -------
-    (N, 3) uint8 ndarray
-        Pixels that are neither glass nor black, in no useful order; none for an empty region.
-    """
-    if region.is_empty:
-        return np.empty((0, 3), np.uint8)
-    # Pixels finer than the scan's would be interpolated ones.
-    downsample = max(1.0, _SAMPLE_MPP / mpp[0]), max(1.0, _SAMPLE_MPP / mpp[1])
-    left, top, right, bottom = region.bounds
-    step = max(float(np.sqrt(region.area / n_fields)), _SAMPLE_FIELD_PX * max(downsample), 1.0)
-    x, y = np.meshgrid(
-        np.arange(left + min(step, right - left) / 2, right, step),
-        np.arange(top + min(step, bottom - top) / 2, bottom, step),
-    )
-    shapely.prepare(region)
-    inside = shapely.contains_xy(region, x, y)
-    centres = np.stack([x[inside], y[inside]], axis=1)
-    if len(centres) == 0:  # narrower than the grid
-        point = shapely.point_on_surface(region)
-        centres = np.array([[point.x, point.y]])
-    pixels = []
-    for centre in centres:
-        column, row = (centre / downsample - _SAMPLE_FIELD_PX / 2).astype(int)
-        field = slide.read(column, row, _SAMPLE_FIELD_PX, _SAMPLE_FIELD_PX, downsample)
-        column_x = (np.arange(column, column + _SAMPLE_FIELD_PX) + 0.5) * downsample[0]
-        row_y = (np.arange(row, row + _SAMPLE_FIELD_PX) + 0.5) * downsample[1]
-        within = shapely.contains_xy(region, *np.meshgrid(column_x, row_y))
-        pixels.append(field[within & _is_stained(field)])
-    return np.concatenate(pixels)
 
 
 def _ink(rgb: RGB) -> Mask:

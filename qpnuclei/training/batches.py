@@ -1,7 +1,7 @@
 """Batches of random crops, uniform over the magnifications (section 4.2).
 
-A batch is a function of the seed and its number alone: neither how many processes read, nor where
-a run was interrupted, changes what the networks see.
+A batch is a function of the seed and its number alone: neither how many processes read or learn,
+nor where a run was interrupted, changes what the networks see.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
     hed_jitter : float
         Standard deviation of the factors on the stain concentrations.
     seed : int
+    rank, world_size : int
+        Which share of every batch to give: of `world_size` shares, number `rank`. Each has as
+        many crops of a scale as the others, or one more.
     """
 
     def __init__(
@@ -42,6 +45,8 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         crop_px: int,
         hed_jitter: float,
         seed: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self._reader = reader
         self._tiles = reader.index.per_scale(n_scales)
@@ -49,13 +54,17 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         self._crop_px = crop_px
         self._hed_jitter = hed_jitter
         self._seed = seed
+        self._share = slice(rank, None, world_size)
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        """Return batch `number`: (B, 3, crop, crop) uint8 crops and (B,) int64 scales."""
+        """Return this share of a batch: (B, 3, crop, crop) uint8 crops and (B,) int64 scales."""
         rng = batch_rng(self._seed, number)
         tiles, scales = draw_tiles(self._tiles, self._batch_size, rng)
-        crops = np.stack([self._crop(int(tile), rng) for tile in tiles])
-        return torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(scales)
+        # Each crop has random numbers of its own: those of other shares need not be drawn.
+        drawn = list(zip(tiles, rng.spawn(len(tiles)), strict=True))[self._share]
+        crops = np.stack([self._crop(int(tile), own) for tile, own in drawn])
+        pixels = torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous()
+        return pixels, torch.from_numpy(scales[self._share].copy())
 
     def load(self, first: int, stop: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches `first` to ``stop - 1``, read by this many worker processes (0: none)."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qpnuclei.nn.attention import AttentionActivation, AttentionNet
+from qpnuclei.nn.distributed import average_over_ranks, mean_over_ranks, world_size
 from qpnuclei.nn.scale import build_scale_network
 from qpnuclei.training.config import AttentionRecipe
 from qpnuclei.training.losses import normalise, training_losses
@@ -20,6 +21,11 @@ class Learner:
     On CUDA they run in channels_last and mixed precision. On the CPU they stay in float32 and in
     the usual layout: there, bfloat16 with channels_last and dilation has given gradients that are
     not numbers.
+
+    In one of several processes (see `qpnuclei.nn.distributed`) they learn from the batches of all:
+    gradients, tau and, on CUDA, the statistics of BatchNorm are those of the whole batch. On the
+    CPU, which has no synchronised BatchNorm, each process normalises its own share, and the
+    running statistics are averaged.
 
     Parameters
     ----------
@@ -61,7 +67,12 @@ class Learner:
             "scale_net": self.scale_net,
         }
         self._memory = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        for module in self._modules.values():
+        for name, module in self._modules.items():
+            if world_size() > 1 and device.type == "cuda":
+                # Changes the layers within; none of the three is itself a BatchNorm.
+                self._modules[name] = nn.SyncBatchNorm.convert_sync_batchnorm(  # type: ignore[no-untyped-call]
+                    module
+                )
             module.to(device, memory_format=self._memory)  # type: ignore[call-overload]
         self._parameters = [p for m in self._modules.values() for p in m.parameters()]
         self._optimiser = torch.optim.Adam(
@@ -80,7 +91,7 @@ class Learner:
     def step(
         self, rgb: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor]
     ) -> dict[str, float]:
-        """Learn from one batch.
+        """Learn from one batch, or in one of several processes from a share of it.
 
         Parameters
         ----------
@@ -92,7 +103,8 @@ class Learner:
         Returns
         -------
         dict of str to float
-            The total loss, each of its terms, and what `training_losses` measures.
+            The total loss, each of its terms, and what `training_losses` measures: means over
+            all processes.
 
         Raises
         ------
@@ -116,13 +128,15 @@ class Learner:
         named |= {f"{name} loss": term for name, term in losses.terms.items()}
         named |= losses.measures
         # One transfer for all of them: each waits for the GPU.
-        values = torch.stack([v.detach().float() for v in named.values()]).tolist()
+        # All processes see a number that is none in any of them.
+        values = mean_over_ranks(torch.stack([v.float() for v in named.values()])).tolist()
         metrics = dict(zip(named, values, strict=True))
         broken = [name for name in metrics if not torch.isfinite(torch.tensor(metrics[name]))]
         if broken:
             raise FloatingPointError(f"{', '.join(broken)} is no longer a number")
         self._optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(losses.total).backward()  # type: ignore[no-untyped-call]
+        average_over_ranks(p.grad for p in self._parameters if p.grad is not None)
         self._scaler.unscale_(self._optimiser)
         limit = self._recipe.gradient_clip or float("inf")
         norm = nn.utils.clip_grad_norm_(self._parameters, limit)
@@ -131,6 +145,8 @@ class Learner:
             raise FloatingPointError("the gradient is no longer a number")
         self._scaler.step(self._optimiser)
         self._scaler.update()
+        buffers = [b for m in self._modules.values() for b in m.buffers()]
+        average_over_ranks(b for b in buffers if b.is_floating_point())
         return metrics
 
     def attend(self, rgb: Tensor) -> Tensor:

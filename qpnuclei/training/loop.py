@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from qpnuclei.evaluation.tuning import (
     tune_post_processing,
 )
 from qpnuclei.nn.checkpoint import library_versions, load_model, save_model
+from qpnuclei.nn.distributed import any_rank, rank, rank_0_first, world_size
 from qpnuclei.nn.metadata import ColourNormalisation, ModelMetadata, PostProcessing
 from qpnuclei.nn.scale import load_backbone
 from qpnuclei.nn.segmenter import Segmenter
@@ -84,6 +86,9 @@ def train_attention(
 ) -> TrainingResult:
     """Train the attention network on unlabelled tissue.
 
+    In each of several processes (see `qpnuclei.nn.distributed`) it is called alike, and learns from
+    a share of each batch; rank 0 alone validates and writes.
+
     Parameters
     ----------
     recipe : AttentionRecipe
@@ -117,7 +122,9 @@ def train_attention(
     """
     watcher = watcher or Watcher()
     _check_sources(recipe, sources)
-    open_run_folder(folder, resume)
+    _check_shares(recipe)
+    if rank() == 0:
+        open_run_folder(folder, resume)
     identity = {
         "recipe": recipe.model_dump(mode="json"),
         "seed": seed,
@@ -127,21 +134,23 @@ def train_attention(
     if state is not None:
         check_identity(state, identity)
     labelled: list[LabelledImage] = []
-    if validation is not None:
+    if validation is not None and rank() == 0:
         labelled = read_validation(validation, mpp, recipe.model_mpp)
-    learner = Learner(recipe, device, seed, imagenet=not (resume or backbone_weights))
+    with rank_0_first():
+        learner = Learner(recipe, device, seed, imagenet=not (resume or backbone_weights))
     if state is not None:
         learner.load_state(state.learner)
     elif backbone_weights is not None:
         load_backbone(learner.scale_net, backbone_weights)
-    index = cached_tile_index(
-        folder,
-        sources,
-        recipe.scales,
-        recipe.tile_px,
-        recipe.min_tissue,
-        lambda done: watcher.tiles(done, len(sources)),
-    )
+    with rank_0_first():
+        index = cached_tile_index(
+            folder,
+            sources,
+            recipe.scales,
+            recipe.tile_px,
+            recipe.min_tissue,
+            lambda done: watcher.tiles(done, len(sources)),
+        )
     reader = TileReader(sources, index, recipe.scales, recipe.tile_px)
     colour = None
     if recipe.colour == "reinhard":
@@ -160,6 +169,8 @@ def train_attention(
             crop_px=recipe.crop_px,
             hed_jitter=recipe.hed_jitter,
             seed=seed,
+            rank=rank(),
+            world_size=world_size(),
         ),
         colour=_colour_metadata(colour),
         data=_data_metadata(sources, index, recipe),
@@ -190,21 +201,29 @@ class _Run:
         progress = self.progress
         first = progress.epoch * per_epoch + progress.batch
         stopped = False
-        with SummaryWriter(self.folder / "tensorboard", purge_step=progress.epoch + 1) as board:
+        board_folder = self.folder / "tensorboard"
+        with (
+            SummaryWriter(board_folder, purge_step=progress.epoch + 1)
+            if rank() == 0
+            else nullcontext()
+        ) as board:
             batches = self.batches.load(first, self.recipe.epochs * per_epoch, workers)
             started = time.monotonic()
             for rgb, labels in batches:
-                if self.watcher.stop_requested():
+                if any_rank(self.watcher.stop_requested(), self.learner.device):
                     stopped = True
                     break
                 self._train_batch(rgb, labels)
                 if progress.batch == per_epoch:
-                    self._end_epoch(board, time.monotonic() - started)
+                    metrics = self._end_epoch()
+                    if board is not None:
+                        self._keep_epoch(metrics, board, time.monotonic() - started)
                     started = time.monotonic()
-        if stopped:
-            self._save_state()
-        elif self.labelled:
-            self._tune()
+        if rank() == 0:
+            if stopped:
+                self._save_state()
+            elif self.labelled:
+                self._tune()
         model = self.folder / MODEL_FILE
         return TrainingResult(
             model if model.is_file() else None,
@@ -233,7 +252,8 @@ class _Run:
         progress.batch += 1
         self.watcher.batch(progress.epoch + 1, progress.batch, metrics)
 
-    def _end_epoch(self, board: SummaryWriter, seconds: float) -> None:
+    def _end_epoch(self) -> dict[str, float]:
+        """Go on to the next epoch, unless this one has collapsed; return its means."""
         progress, recipe = self.progress, self.recipe
         epoch = progress.epoch + 1
         metrics = {name: total / progress.batch for name, total in progress.sums.items()}
@@ -245,6 +265,13 @@ class _Run:
                     "see the pictures in the run folder; try another --seed, more tissue, or "
                     "--config anchored (--set stop_on_collapse=false goes on all the same)",
                 )
+        progress.epoch, progress.batch, progress.sums = epoch, 0, {}
+        return metrics
+
+    def _keep_epoch(self, metrics: dict[str, float], board: SummaryWriter, seconds: float) -> None:
+        """Validate the epoch that has just ended, and write all that is to be written."""
+        progress, recipe = self.progress, self.recipe
+        epoch = progress.epoch
         if metrics["anchor agreement"] < 0:
             _log.warning(
                 "epoch %d: the attention is high where haematoxylin is low (rank correlation "
@@ -267,9 +294,8 @@ class _Run:
                 self.folder / MODEL_FILE, self.learner.attention_net, self._metadata(measured)
             )
         row = {"epoch": float(epoch), "seconds": round(seconds, 1)}
-        row |= {"learning rate": learning_rate(recipe, progress.epoch), **metrics}
+        row |= {"learning rate": learning_rate(recipe, epoch - 1), **metrics}
         progress.history.append(row)
-        progress.epoch, progress.batch, progress.sums = epoch, 0, {}
         self._save_state()
         write_metrics(self.folder, progress.history)
         for name, value in metrics.items():
@@ -323,7 +349,7 @@ class _Run:
             recipe={
                 **self.identity["recipe"],
                 "seed": self.identity["seed"],
-                "epoch": self.progress.epoch + 1,
+                "epoch": self.progress.epoch,
             },
             data=dict(self.data),
             validation=dict(validation),
@@ -366,6 +392,16 @@ def _check_sources(recipe: AttentionRecipe, sources: Sequence[Source]) -> None:
             f"recipe {recipe.name!r} learns from image patches, but {slides[0].name} "
             f"({slides[0].width}x{slides[0].height} px) is a whole slide",
             "use --config proposed, or cut patches out of it",
+        )
+
+
+def _check_shares(recipe: AttentionRecipe) -> None:
+    """Every process gets equally many crops, of every scale."""
+    if recipe.batch_size % world_size() or recipe.batch_size < world_size() * len(recipe.scales):
+        raise UsageError(
+            f"batch_size {recipe.batch_size} cannot be shared by {world_size()} processes",
+            f"it must be a multiple of them, with at least {len(recipe.scales)} crops for each: "
+            "--set batch_size=...",
         )
 
 

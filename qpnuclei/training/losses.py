@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qpnuclei.nn.attention import AttentionActivation, AttentionNet, batch_tau
+from qpnuclei.nn.distributed import mean_over_ranks
 from qpnuclei.nn.metadata import IMAGENET_MEAN, IMAGENET_STD
 from qpnuclei.training.config import AttentionRecipe
 
@@ -119,7 +120,7 @@ def anchor_target(haematoxylin: Tensor, eta: float) -> Tensor:
         the batch, so that crops with many nuclei get more than crops with few. It rises from 0.12
         to 0.88 over one standard deviation of the density.
     """
-    spread = haematoxylin.flatten(1).std(dim=1).mean().clamp(min=1e-6)
+    spread = mean_over_ranks(haematoxylin.flatten(1).std(dim=1).mean()).clamp(min=1e-6)
     return torch.sigmoid(4 * (haematoxylin - batch_tau(haematoxylin, eta)) / spread)
 
 

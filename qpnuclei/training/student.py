@@ -117,8 +117,7 @@ def train_student(
         the bit.
     validation : pathlib.Path, optional
         Labelled images (see `read_validation`) that choose the round, by AJI, and at the end the
-        post-processing; they teach nothing. Without them the model of the last
-        round is kept.
+        post-processing; they teach nothing. Without them the model of the last round is kept.
     mpp : float, optional
         Resolution of the validation images, where their files do not know it.
     resume : bool
@@ -154,6 +153,7 @@ def train_student(
         mpp=recipe.mpp,
         patch_px=recipe.patch_px,
         patches_per_slide=recipe.patches_per_slide,
+        max_patches=recipe.max_patches,
         min_tissue=recipe.min_tissue,
         seed=seed,
         on_source=lambda done: watcher.tiles(done, len(sources)),
@@ -210,12 +210,12 @@ class _Run:
         rng = np.random.default_rng((self.identity["seed"], number))
         known = self._pseudo_labels(votes)
         nuclei = sum(len(np.unique(k.labels)) - 1 for part in known for k in part)
+        self._draw(number, known)
         if nuclei == 0:
             raise TrainingError(
                 f"round {number}: nothing in {len(self.samples)} images looks like a nucleus",
                 "check --mpp and that the slides are H&E; see pseudo-labels/ in the run folder",
             )
-        self._draw(number, known)
         lessons = [
             lesson
             for sample, part in zip(self.samples, known, strict=True)
@@ -309,6 +309,7 @@ class _Run:
                 "images": [sample.name for sample in self.samples],
                 "mpx": round(sum(p.shape[0] * p.shape[1] for p in self._patches()) / 1e6, 1),
                 "labels": "none",
+                "licence": self.recipe.data_licence,
             },
             validation=dict(measured or {}),
             versions=versions,

@@ -20,17 +20,21 @@ class StudentRecipe(BaseModel):
     name: str = Field(description="name of the recipe, and of the model it makes")
     origin: Literal["ours"] = "ours"
     description: str = ""
+    data_licence: str = Field("", description="of the images, as the model's metadata record it")
 
     mpp: float = Field(0.25, gt=0.05, lt=2.5, description="resolution of the model in µm/px")
     patch_px: int = Field(1024, ge=256, description="side of the patches it learns from")
     patches_per_slide: int = Field(8, ge=1, description="sample of a whole slide")
+    max_patches: int = Field(
+        96, ge=1, description="of all slides together; each takes about 30 MB of memory"
+    )
     min_tissue: float = Field(0.7, ge=0, le=1, description="patches with less tissue are not taken")
 
     base_channels: int = Field(24, ge=4, description="channels of the finest level")
     levels: int = Field(4, ge=2, description="resolutions of the U-Net, from 1/2 on")
     max_channels: int = Field(96, ge=4, description="of any level")
 
-    rounds: int = Field(6, ge=1)
+    rounds: int = Field(4, ge=1, description="more brought nothing on MoNuSeg")
     first_round_batches: int = Field(600, ge=1)
     batches_per_round: int = Field(500, ge=1, description="of the later rounds")
     batch_size: int = Field(8, ge=2)

@@ -235,7 +235,7 @@ def test_save_that_fails_keeps_the_project_and_rescues_the_nuclei(
     real = os.fsync
 
     def full(descriptor: int) -> None:
-        if "data.qpdata" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+        if ".qpnuclei-" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
             raise OSError(28, "No space left on device")
         real(descriptor)
 

@@ -154,6 +154,30 @@ def test_derived_classes_only_when_asked(sample: Sample, qpnuclei: Call) -> None
     assert "Tumor: Positive" in classes
 
 
+def test_an_annotation_by_its_id_alone_and_progress_without_a_terminal(
+    sample: Sample, shell: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    project = sample("0.5.1")
+    chosen = next(a for a in objects(project)[0].annotations if a.name == "polygon")
+    done = shell(
+        "run", project, "--roi-id", chosen.id, "--mpp", "0.5", "--device", "cpu",
+        "--backend", "native", "--tile", "128",
+    )  # fmt: skip
+    assert done.returncode == 0
+    first, *others = objects(project)
+    mine = ours(first.detections)
+    assert set(first.detections.parents[mine].tolist()) == {chosen.handle}
+    assert not any(ours(other.detections).any() for other in others)
+    record = json.loads(next((project / "qpnuclei").glob("*/run.json")).read_text())
+    assert record["arguments"]["selection"]["ids"] == [str(chosen.id)]
+    # Fewer than twenty tiles: a line for each.
+    tiles = record["images"][0]["tiles"]
+    assert tiles > 1
+    lines = [line for line in done.stderr.splitlines() if f" of {tiles} tiles, " in line]
+    starts = [line.rpartition(",")[0] for line in lines]
+    assert starts == [f"he small.png: {i + 1} of {tiles} tiles" for i in range(tiles)]
+
+
 def test_tissue_is_written_under_the_image(sample: Sample, qpnuclei: Call) -> None:
     project = sample("0.5.1")
     outcome = qpnuclei(
@@ -226,3 +250,18 @@ def test_ctrl_c_leaves_the_project_untouched(sample: Sample) -> None:
     assert "Traceback" not in stderr
     after = {k: v for k, v in tree(project).items() if not k.startswith("qpnuclei")}
     assert after == before
+
+
+def test_simplified_outlines_stay_within_the_tolerance(sample: Sample, qpnuclei: Call) -> None:
+    polygons = []
+    for version, extra in (("0.5.1", ()), ("0.7.0", ("--simplify", "0.4"))):
+        project = sample(version)
+        qpnuclei("run", project, *RUN, "--image", "renamed*", *extra)
+        detections = objects(project)[1].detections
+        polygons.append(detections.geometries[ours(detections)])
+    exact, simple = polygons
+    assert len(exact) == len(simple) > 0
+    vertices = [shapely.get_num_coordinates(outlines).sum() for outlines in polygons]
+    assert vertices[1] < 0.6 * vertices[0]
+    # 0.4 µm are 0.8 px of 0.5 µm/px; the nuclei come in the same order.
+    assert shapely.hausdorff_distance(exact, simple).max() <= 0.8 + 1e-3

@@ -45,6 +45,17 @@ def test_close_up_draws_outlines_at_their_place(slide):
     assert 0.3 < dashes < 0.7
 
 
+def test_close_up_of_a_coarse_slide_is_enlarged(slide):
+    picture = close_up(
+        slide, [], NUCLEI, mpp=0.5, centre=(620, 415), size=(200, 160), seams_y=[420]
+    )
+    # Twice as large: the nucleus of 40 x 30 px spans 80 x 60 around the middle.
+    assert near(picture, GREEN, 100 - 40, 80)
+    assert near(picture, GREEN, 100, 80 + 30)
+    assert not near(picture, GREEN, 100, 80, reach=20)
+    assert near(picture, YELLOW, 5, 90, reach=4)
+
+
 def test_overview_draws_outlines_where_they_are_large_enough(slide):
     picture = overview(slide, ANNOTATIONS, NUCLEI, mpp=0.25, max_size=(600, 600))
     assert picture.shape == (450, 600, 3)
@@ -56,7 +67,7 @@ def test_overview_draws_outlines_where_they_are_large_enough(slide):
 
 
 def test_overview_shows_the_density_of_small_nuclei(slide):
-    grid = [shapely.box(x, y, x + 4, y + 4) for x in range(100, 400, 8) for y in range(100, 400, 8)]
+    grid = [shapely.box(x, y, x + 3, y + 3) for x in range(100, 400, 8) for y in range(100, 400, 8)]
     picture = overview(slide, [], NucleiTable.from_polygons(grid), mpp=2.0, max_size=(600, 600))
     crowded, empty = picture[125, 125].astype(int), picture[300, 500].astype(int)
     assert np.ptp(crowded) > 50  # a colour of the map

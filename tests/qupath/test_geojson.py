@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from qpnuclei.errors import FormatError, NotFoundError, SaveError, UsageError
 from qpnuclei.nuclei import NucleiTable
-from qpnuclei.qupath.geojson import read_objects, write_annotations, write_detections
-from qpnuclei.qupath.model import NewAnnotation, PathClass
+from qpnuclei.qupath.geojson import GeoJsonObject, read_objects, write_detections, write_objects
+from qpnuclei.qupath.model import PathClass
 
 NUCLEUS = PathClass("Nucleus", -16732080)  # 0xFF00B050
 ID = uuid.UUID("71706e75-636c-8000-8000-000000000001")
@@ -126,26 +126,29 @@ def test_files_are_replaced_in_one_step_or_not_at_all(tmp_path):
         write_detections(tmp_path / "a.csv", table(shapely.box(0, 0, 1, 1)), [ID], NUCLEUS)
     (tmp_path / "file").touch()
     with pytest.raises(SaveError):
-        write_annotations(tmp_path / "file" / "b.geojson", [])
+        write_objects(tmp_path / "file" / "b.geojson", [])
     assert path.read_text() == "before"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.geojson", "file"]
 
 
 def test_annotations_of_every_kind(tmp_path):
     annotations = [
-        NewAnnotation(
+        GeoJsonObject(
+            "annotation",
             shapely.Polygon([(0, 0), (9, 0), (9, 9), (0, 9)], [[(2, 2), (2, 4), (4, 4)]]),
             uuid.UUID(int=7),
             name='Ä "quoted"',
             path_class=PathClass("Tumor: Positive", -3657166),
             locked=True,
         ),
-        NewAnnotation(shapely.LineString([(0, 0), (1.234, 5.678)]), uuid.UUID(int=8)),
-        NewAnnotation(shapely.MultiPoint([(1, 2), (3, 4)]), uuid.UUID(int=9)),
+        GeoJsonObject("annotation", shapely.LineString([(0, 0), (1.234, 5.678)]), uuid.UUID(int=8)),
+        GeoJsonObject("annotation", shapely.MultiPoint([(1, 2), (3, 4)]), uuid.UUID(int=9)),
         # Self-intersecting: a bow tie becomes two triangles.
-        NewAnnotation(shapely.Polygon([(0, 0), (2, 2), (2, 0), (0, 2)]), uuid.UUID(int=10)),
+        GeoJsonObject(
+            "annotation", shapely.Polygon([(0, 0), (2, 2), (2, 0), (0, 2)]), uuid.UUID(int=10)
+        ),
     ]
-    write_annotations(tmp_path / "a.geojson", annotations)
+    write_objects(tmp_path / "a.geojson", annotations)
     found = list(read_objects(tmp_path / "a.geojson"))
     assert [o.kind for o in found] == ["annotation"] * 4
     assert found[0].name == 'Ä "quoted"'
@@ -159,6 +162,29 @@ def test_annotations_of_every_kind(tmp_path):
         "name"
         not in json.loads((tmp_path / "a.geojson").read_text("utf-8"))["features"][1]["properties"]
     )  # 0.3 cannot read a name that is null
+
+
+def test_objects_of_every_kind(tmp_path, caplog):
+    square = shapely.box(0, 0, 4, 3)
+    objects = [
+        GeoJsonObject("cell", square, ID, measurements={"A": 1.5, "B": math.nan}, z=2, t=1),
+        GeoJsonObject("tile", square, path_class=PathClass("Half \ud800", None)),
+        # Nothing of these is left on the grid, or was there before.
+        GeoJsonObject("detection", shapely.box(1.001, 1.001, 1.002, 1.002), name="speck"),
+        GeoJsonObject("annotation", shapely.Polygon(), name="empty"),
+        GeoJsonObject("annotation", shapely.Point(math.nan, 1), name="nowhere"),
+    ]
+    write_objects(tmp_path / "a.geojson.gz", objects)
+    cell, tile = read_objects(tmp_path / "a.geojson.gz")
+    assert (cell.kind, cell.id, cell.z, cell.t) == ("cell", ID, 2, 1)
+    assert cell.measurements == {"A": 1.5}
+    assert (tile.kind, tile.id, tile.z) == ("tile", None, 0)
+    assert tile.path_class.name == "Half \ufffd"
+    assert [cell.geometry, tile.geometry] == [square, square]
+    left_out = [record.getMessage() for record in caplog.records]
+    assert len(left_out) == 3
+    for name, message in zip(("speck", "empty", "nowhere"), left_out, strict=True):
+        assert name in message
 
 
 def test_the_sample_objects_are_read():
@@ -345,7 +371,7 @@ def test_mutated_files_are_read_or_refused(tmp_path_factory, data):
 def test_objects_longer_than_the_read_buffer_are_read_whole(tmp_path):
     angles = np.linspace(0, 2 * np.pi, 100_000, endpoint=False)
     circle = shapely.Polygon(10_000 * np.stack([np.cos(angles), np.sin(angles)], axis=1))
-    write_annotations(tmp_path / "big.geojson", [NewAnnotation(circle, ID)] * 3)
+    write_objects(tmp_path / "big.geojson", [GeoJsonObject("annotation", circle, ID)] * 3)
     assert (tmp_path / "big.geojson").stat().st_size > 3 * (1 << 20)
     found = list(read_objects(tmp_path / "big.geojson"))
     assert len(found) == 3

@@ -220,6 +220,31 @@ def test_added_detections_read_back(backend: str, version: str, tmp_path: Path) 
         assert_same_annotation(a, replace(b, id=a.id))  # QuPath gives UUIDs to those without
 
 
+def test_detections_in_an_annotation_of_the_same_edit(backend: str, project_file: Path) -> None:
+    image = open_project(project_file, backend).images[0]
+    before = image.read()
+    handle = len(before.annotations) + 1
+    edit = Edit(
+        add=[
+            DetectionGroup(handle, squares(3), ids(3), None),
+            DetectionGroup(None, squares(2, y=60), ids(2, 3), None),
+        ],
+        annotations=[
+            NewAnnotation(shapely.box(300, 0, 309, 9), uuid.UUID(int=8)),
+            NewAnnotation(shapely.box(0, 0, 300, 30), uuid.UUID(int=7), z=2, t=1),
+        ],
+    )
+    image.write(edit, before.fingerprint)
+    after = open_project(project_file, backend).images[0].read()
+    new = after.annotations[handle]
+    assert (new.id, new.z, new.t, new.parent) == (uuid.UUID(int=7), 2, 1, None)
+    table = after.detections
+    found = {own_id: row for row, own_id in enumerate(table.ids)}
+    rows = [found[own_id] for own_id in ids(5)]
+    assert table.parents[rows].tolist() == [handle] * 3 + [-1] * 2
+    assert [table.class_names[row] for row in rows] == [None] * 5
+
+
 def test_what_is_not_ours_stays_when_ours_go(backend: str, project_file: Path) -> None:
     image = open_project(project_file, backend).images[0]
     before = image.read()

@@ -8,7 +8,7 @@ import shapely
 from PIL import Image
 
 from qpnuclei.slides.slide import open_slide
-from qpnuclei.slides.tissue import find_tissue, sample_tissue, tissue_fraction, tissue_mask
+from qpnuclei.slides.tissue import find_tissue, tissue_fraction, tissue_mask
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared/data"
 
@@ -83,22 +83,6 @@ def test_specks_are_dropped_and_small_holes_filled(tmp_path):
     (piece,) = found.geoms
     (hole,) = piece.interiors
     assert shapely.Polygon(hole).centroid.distance(shapely.Point(85, 55)) < 2
-
-
-def test_a_sample_holds_the_colours_of_the_region_alone(tmp_path):
-    rgb = painted(((100, 100, 500, 300), PINK), ((500, 100, 900, 300), PURPLE), size=(1000, 400))
-    Image.fromarray(rgb).save(tmp_path / "x.png")
-    with open_slide(tmp_path / "x.png") as slide:
-        pink = sample_tissue(slide, (1.0, 1.0), shapely.box(90, 90, 500, 310))
-        both = sample_tissue(slide, (1.0, 1.0), shapely.box(0, 0, 1000, 400), n_fields=8)
-        strip = sample_tissue(slide, (1.0, 1.0), shapely.box(300, 100, 302, 300))
-        nothing = sample_tissue(slide, (1.0, 1.0), shapely.MultiPolygon())
-    for sample in (pink, strip):
-        np.testing.assert_allclose(sample.mean(axis=0), PINK, atol=1)  # neither glass nor purple
-        assert sample.std(axis=0).max() < 4
-    purple = np.abs(both.astype(int) - PURPLE).max(axis=1) < 20
-    assert 0.35 < purple.mean() < 0.65
-    assert nothing.shape == (0, 3)
 
 
 def test_tissue_fraction_of_tiles():

@@ -18,7 +18,20 @@ def batches(sources: list[Source]) -> Batches:
     scales = (0.25, 0.5)
     index = build_tile_index(sources, scales, 112, 0.7)
     reader = TileReader(sources, index, scales, 112)
-    return Batches(reader, n_scales=2, batch_size=5, crop_px=96, hed_jitter=0.03, seed=7)
+    return five_crops(reader)
+
+
+def five_crops(reader: TileReader, rank: int = 0, world_size: int = 1) -> Batches:
+    return Batches(
+        reader,
+        n_scales=2,
+        batch_size=5,
+        crop_px=96,
+        hed_jitter=0.03,
+        seed=7,
+        rank=rank,
+        world_size=world_size,
+    )
 
 
 @pytest.mark.parametrize("batch_size", [3, 4, 32])
@@ -45,6 +58,14 @@ def test_a_batch_is_a_function_of_seed_and_number(batches: Batches) -> None:
     assert torch.equal(rgb, again)
     assert torch.equal(labels, same)
     assert not torch.equal(rgb, batches[4][0])
+
+
+def test_the_shares_of_two_processes_make_up_the_batch(batches: Batches) -> None:
+    rgb, labels = batches[3]
+    for rank in (0, 1):
+        share, own_labels = five_crops(batches._reader, rank, 2)[3]
+        assert torch.equal(share, rgb[rank::2])
+        assert torch.equal(own_labels, labels[rank::2])
 
 
 def test_random_streams_differ_by_number_and_purpose() -> None:

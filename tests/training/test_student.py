@@ -178,12 +178,28 @@ def test_patches_are_cut_into_equal_parts_without_overlap(tmp_path):
         mpp=0.25,
         patch_px=256,
         patches_per_slide=1,
+        max_patches=99,
         min_tissue=0.7,
         seed=0,
     )
 
     assert [patch.shape for patch in sample.patches] == [(300, 260, 3)] * 2
     np.testing.assert_array_equal(np.hstack(sample.patches), rgb)
+
+
+def test_many_slides_are_thinned_out(patches):
+    samples = sample_slides(
+        find_sources([patches / "images"], mpp=[0.25]),
+        mpp=0.25,
+        patch_px=80,
+        patches_per_slide=1,
+        max_patches=7,
+        min_tissue=0.7,
+        seed=0,
+    )
+
+    assert sum(len(sample.patches) for sample in samples) == 7  # of 3 times 4
+    assert len({sample.name for sample in samples}) == len(samples)
 
 
 def test_whole_slides_are_sampled_where_tissue_is(tmp_path):
@@ -197,6 +213,7 @@ def test_whole_slides_are_sampled_where_tissue_is(tmp_path):
         mpp=0.25,
         patch_px=512,
         patches_per_slide=3,
+        max_patches=99,
         min_tissue=0.7,
         seed=0,
     )

@@ -41,7 +41,7 @@ def test_labels_of_another_size(tmp_path: Path, dataset: Path) -> None:
         (tmp_path / kind).mkdir()
     (tmp_path / "images" / "a.png").write_bytes((dataset / "images" / "a.png").read_bytes())
     np.save(tmp_path / "labels" / "a.npy", np.zeros((10, 10), np.int32))
-    with pytest.raises(FormatError, match=r"a\.npy has \(10, 10\) px"):
+    with pytest.raises(FormatError, match=r"a\.npy: nuclei on 10 x 10 px do not fit"):
         read_validation(tmp_path, 0.25, 0.25)
 
 

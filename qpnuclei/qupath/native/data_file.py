@@ -259,9 +259,10 @@ class DataFile:
         additions: dict[int | None, list[DetectionGroup]] = {}
         for group in edit.add:
             additions.setdefault(group.parent, []).append(group)
+        new = [self._annotation_node(annotation) for annotation in edit.annotations]
         parents: dict[int | None, PathObject] = {None: PathObject.of(self._root())}
         if any(parent is not None for parent in additions):
-            parents.update(enumerate(self._annotations()))
+            parents.update(enumerate([*self._annotations(), *map(PathObject.of, new)]))
         for parent, groups in additions.items():
             if parent not in parents:
                 raise UsageError(f"{self._source} has no annotation number {parent}")
@@ -271,8 +272,7 @@ class DataFile:
             for group in groups:
                 children += new_detections(self._catalog, group, plane)
             view.set_children(children)
-        if edit.annotations:
-            new = [self._annotation_node(annotation) for annotation in edit.annotations]
+        if new:
             parents[None].set_children([*parents[None].children, *new])
         if edit.workflow_step is not None:
             self._add_step(*edit.workflow_step)
@@ -392,7 +392,7 @@ class DataFile:
             name=new.name,
             is_locked=new.locked,
             path_class=path_class,
-            roi=make_roi(catalog, new.geometry),
+            roi=make_roi(catalog, new.geometry, Plane(z=new.z, t=new.t)),
         )
 
     def _add_step(self, name: str, script: str) -> None:

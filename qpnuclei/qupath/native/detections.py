@@ -110,7 +110,7 @@ def _uniform_detections(
     catalog: jc.Catalog,
     nuclei: NucleiTable,
     ids: Sequence[uuid.UUID],
-    own_class: PathClass,
+    own_class: PathClass | None,
     plane: Plane,
 ) -> list[Content]:
     """Return one detection as nodes, which defines what they share, and the others as records."""
@@ -119,7 +119,9 @@ def _uniform_detections(
     value_bytes = b"" if values is None else values.astype(">f4").tobytes()
     value_size = 4 * len(nuclei.measurements)
     names, index_map = catalog.measurement_names(tuple(nuclei.measurements))
-    path_class = catalog.path_class(own_class.name, own_class.color)
+    path_class = None
+    if own_class is not None:
+        path_class = catalog.path_class(own_class.name, own_class.color)
     geometry = [_wkb_column(nuclei)] if has_hole else _vertex_columns(nuclei)
     id_bytes = "".join(map(str, ids)).encode()
     columns = [

@@ -70,7 +70,7 @@ class Transaction:
         digest = hashlib.blake2b(digest_size=16)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = _temporary(target)
+            temporary = temporary_beside(target)
             self._staged.append((temporary, target))
             with temporary.open("xb", buffering=1 << 20) as stream:
 
@@ -134,6 +134,11 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def temporary_beside(target: Path) -> Path:
+    """Return a new name beside a file, of which `remove_leftovers` knows that it is temporary."""
+    return target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}.tmp")
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files of saves that were killed, old enough not to be in use."""
     for path in folder.glob(f"{TEMPORARY_PREFIX}*.tmp"):
@@ -147,15 +152,11 @@ def digest_of(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def _temporary(target: Path) -> Path:
-    return target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}.tmp")
-
-
 def _copy_beside(target: Path) -> Path | None:
     """Keep what is at `target` under a temporary name: a second link where the system has them."""
     if not target.exists():
         return None
-    copy = _temporary(target)
+    copy = temporary_beside(target)
     try:
         os.link(target, copy)
     except (OSError, NotImplementedError):

@@ -25,7 +25,12 @@ from qpnuclei.qupath.model import (
     Stains,
 )
 from qpnuclei.qupath.native import project_file
-from qpnuclei.qupath.native.backups import drop_old_backups, keep_backup
+from qpnuclei.qupath.native.backups import (
+    Backup,
+    drop_old_backups,
+    keep_backup,
+    list_backups,
+)
 from qpnuclei.qupath.native.data_file import DataFile, Objects
 from qpnuclei.qupath.native.detections import read_detections
 from qpnuclei.qupath.native.files import Transaction, digest_of, remove_leftovers
@@ -169,6 +174,7 @@ class NativeImage:
         qpnuclei.errors.UsageError
             If the edit contradicts the file: see `DataFile.apply`.
         """
+        self._check_reachable()
         old, found = self._read_bytes()
         if found != fingerprint:
             raise self._conflict()
@@ -177,9 +183,11 @@ class NativeImage:
         kept = _digest(data_file)
         data_file.apply(replace(edit, remove=frozenset()))
         classes = [group.path_class for group in edit.add if len(group.nuclei)]
-        classes += [a.path_class for a in edit.annotations if a.path_class is not None]
+        classes += [annotation.path_class for annotation in edit.annotations]
         remove_leftovers(self.folder)
-        new_classes = project_file.with_classes(self._project.classes_path, classes)
+        new_classes = project_file.with_classes(
+            self._project.classes_path, [c for c in classes if c is not None]
+        )
         with Transaction() as transaction:
             if new_classes is not None:
                 transaction.stage(self._project.classes_path, lambda emit: emit(new_classes))
@@ -198,6 +206,50 @@ class NativeImage:
             self._backup_path.unlink(missing_ok=True)  # as QuPath does; we have a copy
             drop_old_backups(self.data_path)
 
+    def backups(self) -> list[Backup]:
+        """Return what runs replaced, newest first."""
+        return list_backups(self.data_path)
+
+    def read_backup(self, backup: Backup) -> Objects:
+        """Read the objects of a backup.
+
+        Raises
+        ------
+        qpnuclei.errors.FormatError
+            If it is truncated or corrupt.
+        """
+        return DataFile.parse(_bytes_of(backup.path), str(backup.path)).read()
+
+    def restore(self, backup: Backup) -> None:
+        """Put a backup in the place of the data file; what is there becomes a backup itself.
+
+        Raises
+        ------
+        qpnuclei.errors.FormatError
+            If the backup cannot be read; nothing was changed.
+        qpnuclei.errors.SaveError
+            If it could not be saved; the project is as it was.
+        """
+        self._check_reachable()
+        data = _bytes_of(backup.path)
+        data_file = DataFile.parse(data, str(backup.path))
+        objects = data_file.read()
+        remove_leftovers(self.folder)
+        with Transaction() as transaction:
+            staged, digest = transaction.stage(self.data_path, lambda emit: emit(data))
+            if digest_of(_bytes_of(staged)) != digest:
+                raise SaveError(
+                    f"{self.data_path}: what was written does not read back",
+                    "what was there before is untouched",
+                )
+            summary = self._summary(staged, data_file.image_type, objects)
+            transaction.stage(self.folder / "summary.json", lambda emit: emit(summary))
+            keep_backup(self.data_path)
+            transaction.commit()
+        with contextlib.suppress(OSError):
+            self._backup_path.unlink(missing_ok=True)
+            drop_old_backups(self.data_path)
+
     def _read_bytes(self) -> tuple[bytes | None, str]:
         """Return the data file's bytes, None if there is none, and its fingerprint."""
         path = self.data_path
@@ -213,6 +265,13 @@ class NativeImage:
         except OSError as error:
             raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
         return data, f"{status.st_size}-{status.st_mtime_ns}-{digest_of(data)}"
+
+    def _check_reachable(self) -> None:
+        """Refuse to save when the drive is gone: folders would be made where it was mounted."""
+        if not self._project.path.exists():
+            raise SaveError(
+                f"{self._project.path} is no longer there", "is its drive still connected?"
+            )
 
     def _has_changed(self, fingerprint: str) -> bool:
         try:
@@ -314,6 +373,13 @@ class NativeImage:
         )
 
 
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
+
+
 def _digest(data_file: DataFile) -> str:
     digest = hashlib.blake2b(digest_size=16)
     data_file.write(digest.update)
@@ -337,7 +403,8 @@ def _check_added(objects: Objects, edit: Edit) -> None:
                 raise FormatError("a new detection has another outline")
         if np.any(table.parents[found] != (-1 if group.parent is None else group.parent)):
             raise FormatError("a new detection is in another place")
-        if {table.class_names[row] for row in found} != {group.path_class.name}:
+        class_name = None if group.path_class is None else group.path_class.name
+        if {table.class_names[row] for row in found} != {class_name}:
             raise FormatError("a new detection has another class")
         for name, values in group.nuclei.measurements.items():
             read = table.measurements[name][found].astype(np.float32)

@@ -83,14 +83,18 @@ def find_project_file(path: Path) -> Path:
     Raises
     ------
     qpnuclei.errors.NotFoundError
-        If there is no such file or folder.
+        If there is no such file or folder, or the folder holds no project.
     qpnuclei.errors.FormatError
-        If it is another kind of file, or the folder holds none or several.
+        If it is another kind of file, or the folder holds several projects.
     """
     if path.is_dir():
         found = sorted(path.glob("*.qpproj"))
-        if len(found) != 1:
-            names = ", ".join(p.name for p in found) or "none"
+        if not found:
+            raise NotFoundError(
+                f"{path}: no QuPath project (*.qpproj) in this folder", "name the .qpproj file"
+            )
+        if len(found) > 1:
+            names = ", ".join(file.name for file in found)
             raise FormatError(
                 f"{path}: not one QuPath project but {len(found)}: {names}",
                 "name the .qpproj file",

@@ -194,7 +194,7 @@ def _lines(x: FloatArray, y: FloatArray, x2: FloatArray, y2: FloatArray) -> npt.
 _BOUNDED = {"RectangleROI": shapely.box, "EllipseROI": ellipses, "LineROI": _lines}
 
 
-def make_roi(catalog: jc.Catalog, geometry: shapely.Geometry) -> JavaObject:
+def make_roi(catalog: jc.Catalog, geometry: shapely.Geometry, plane: Plane = Plane()) -> JavaObject:
     """Return the ROI that QuPath would use for a geometry.
 
     A polygon without holes becomes a PolygonROI with float32 vertices, the first not repeated;
@@ -209,14 +209,14 @@ def make_roi(catalog: jc.Catalog, geometry: shapely.Geometry) -> JavaObject:
     if geometry.is_empty:
         raise ValueError("an empty geometry makes no ROI")
     if kind == "Polygon" and not geometry.interiors:
-        return _of_vertices(catalog, jc.POLYGON, shapely.get_coordinates(geometry)[:-1])
+        return _of_vertices(catalog, jc.POLYGON, plane, shapely.get_coordinates(geometry)[:-1])
     if kind in ("Polygon", "MultiPolygon"):
         wkb = shapely.to_wkb(geometry, byte_order=0, output_dimension=2)
-        return geometry_roi(catalog, JavaArray(catalog.desc(jc.BYTE_ARRAY), wkb, None), Plane())
+        return geometry_roi(catalog, JavaArray(catalog.desc(jc.BYTE_ARRAY), wkb, None), plane)
     if kind == "LineString":
-        return _of_vertices(catalog, jc.POLYLINE, shapely.get_coordinates(geometry))
+        return _of_vertices(catalog, jc.POLYLINE, plane, shapely.get_coordinates(geometry))
     if kind in ("Point", "MultiPoint"):
-        return _of_vertices(catalog, jc.POINTS, shapely.get_coordinates(geometry))
+        return _of_vertices(catalog, jc.POINTS, plane, shapely.get_coordinates(geometry))
     raise ValueError(f"a {kind} makes no ROI")
 
 
@@ -232,9 +232,9 @@ def vertices_roi(
     return catalog.make(name, {**vars(plane), "x": x, "y": y})
 
 
-def _of_vertices(catalog: jc.Catalog, name: str, xy: FloatArray) -> JavaObject:
+def _of_vertices(catalog: jc.Catalog, name: str, plane: Plane, xy: FloatArray) -> JavaObject:
     x, y = catalog.floats(xy[:, 0]), catalog.floats(xy[:, 1])
-    return vertices_roi(catalog, name, Plane(), x, y)
+    return vertices_roi(catalog, name, plane, x, y)
 
 
 def _vertices(node: JavaObject, source: Source) -> tuple[npt.NDArray[np.float32], IntArray]:

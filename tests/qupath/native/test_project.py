@@ -2,9 +2,6 @@ import errno
 import hashlib
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 import uuid
 from pathlib import Path
@@ -646,36 +643,6 @@ def test_a_read_only_folder(tmp_path):
             image.write(Edit(add=[group(0)]), fingerprint)
     finally:
         image.folder.chmod(0o755)
-
-
-KILLED = """
-import sys
-sys.path[:0] = sys.argv[2:]
-from tests.qupath.native.test_project import Edit, group, open_project
-image = open_project(sys.argv[1]).images[0]
-print("ready", flush=True)
-for seed in range(10_000):
-    image.write(Edit(add=[group(0, 3, seed)]), image.read().fingerprint)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="SIGKILL is not of Windows")
-def test_killed_while_saving_leaves_a_whole_state(tmp_path):
-    path = copy_project("0.5.1", tmp_path)
-    root = str(Path(__file__).resolve().parents[3])
-    for delay in np.linspace(0.01, 0.4, 6):
-        child = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(path), root], stdout=subprocess.PIPE
-        )
-        with child:
-            child.stdout.readline()
-            time.sleep(delay)
-            child.send_signal(signal.SIGKILL)
-        image = open_project(path).images[0]
-        ours = [i for i in image.read().detections.ids if is_ours(i)]
-        assert len(ours) % 3 == 0
-        image.write(Edit(remove=frozenset(ours)), image.read().fingerprint)
 
 
 # Real projects

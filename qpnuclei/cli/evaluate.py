@@ -1,0 +1,168 @@
+"""``qpnuclei evaluate``: measure a model on annotated images, beside the classical floor."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qpnuclei.cli.options import Device, DeviceOption, Quiet
+from qpnuclei.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+
+class Method(StrEnum):
+    """What finds the nuclei."""
+
+    MODEL = "model"
+    HEMATOXYLIN = "hematoxylin"
+
+
+class Layout(StrEnum):
+    """How the files of a data set are laid out."""
+
+    AUTO = "auto"
+    FOLDER = "folder"
+    MONUSEG = "monuseg"
+    TNBC = "tnbc"
+    CONSEP = "consep"
+
+
+def evaluate(
+    dataset: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of annotated images: images/ and labels/ (instance maps), or MoNuSeg, "
+            "TNBC or CoNSeP as published.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="REPORT.json",
+            help="Report to write; a table (.md) and a page with pictures (.html) beside it.",
+            show_default=False,
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="Model: 'default' or a .safetensors file made by train.",
+            show_default="default",
+        ),
+    ] = None,
+    method: Annotated[
+        Method,
+        typer.Option(
+            "--method",
+            help="model, or hematoxylin: the classical floor that every model is shown beside.",
+        ),
+    ] = Method.MODEL,
+    layout: Annotated[
+        Layout, typer.Option("--format", help="Layout of the data set; auto looks.")
+    ] = Layout.AUTO,
+    mpp: Annotated[
+        float | None,
+        typer.Option(
+            "--mpp",
+            help="Pixel size of the images in µm/px.",
+            show_default="0.25 for the published sets, else from the files",
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="Only the images of this split.", show_default="all images"),
+    ] = None,
+    splits: Annotated[
+        Path | None,
+        typer.Option(
+            "--splits",
+            metavar="FILE",
+            help="JSON file: names of splits to lists of image names (without suffix).",
+            show_default="DATASET/splits.json",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Only the first so many images.")
+    ] = None,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune", help="Choose threshold and post-processing that suit these images best."
+        ),
+    ] = False,
+    write_model: Annotated[
+        Path | None,
+        typer.Option(
+            "--write-model",
+            metavar="FILE",
+            help="With --tune: write a copy of the model that has the choice in it.",
+        ),
+    ] = None,
+    pictures: Annotated[
+        int, typer.Option("--pictures", min=0, help="Images to show on the page at most.")
+    ] = 20,
+    device: DeviceOption = Device.AUTO,
+    quiet: Quiet = False,
+) -> None:
+    """Measure how well nuclei are found on annotated images, with intervals and pictures.
+
+    For example: qpnuclei evaluate monuseg-train --split val --mpp 0.25 -o report.json
+    """
+    if method is Method.HEMATOXYLIN and (model is not None or tune):
+        raise UsageError(
+            "--method hematoxylin has no model: --model and --tune do not go with it",
+            "leave one of them out",
+        )
+    if write_model is not None and not tune:
+        raise UsageError("--write-model does nothing without --tune", "add --tune")
+    if splits is not None and split is None:
+        raise UsageError(f"--splits {splits} was given without --split", "name the split, too")
+    if output.suffix.lower() != ".json":
+        raise UsageError(
+            f"--output {output} does not end in .json",
+            "the table and the page are written beside it with their own endings",
+        )
+
+    from rich.markup import escape
+
+    from qpnuclei.evaluation.formats import read_dataset
+
+    found, images = read_dataset(dataset, layout.value, split, splits)
+
+    from qpnuclei.cli.console import progress_bar, stderr, stdout
+    from qpnuclei.evaluation.assessment import AssessmentOptions, assess
+    from qpnuclei.evaluation.page import evaluation_page
+    from qpnuclei.evaluation.report import write_report
+
+    options = AssessmentOptions(
+        model=None if method is Method.HEMATOXYLIN else model or "default",
+        mpp=mpp,
+        device=device.value,
+        tune=tune,
+        write_model=write_model,
+    )
+    described = {"path": str(dataset), "format": found, "split": split, "limit": limit}
+    with progress_bar(quiet) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(stage: str, done: int, total: int | None, note: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(escape(stage), total=total, note="")
+            bar.update(tasks[stage], completed=done, total=total, note=escape(note))
+
+        report = assess(images[:limit], described, options, progress)
+    write_report(report, output, evaluation_page(report, pictures))
+    stdout.print(report.to_markdown(), highlight=False, markup=False, soft_wrap=True)
+    for suffix in (".json", ".md", ".html"):
+        stderr.print(
+            f"written: {output.with_suffix(suffix)}", highlight=False, markup=False, soft_wrap=True
+        )

@@ -1,0 +1,156 @@
+"""``qpnuclei geojson``: objects of a project to GeoJSON files and back."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qpnuclei.cli.options import Backend, BackendOption, ImageGlobs, ProjectPath
+
+geojson_app = typer.Typer(
+    help="Export annotations and detections to GeoJSON, and import them.",
+    no_args_is_help=True,
+)
+
+#: So many objects that could not come in are named; of the others only their number.
+_NAMED = 10
+
+
+class Objects(StrEnum):
+    """Which objects are exported."""
+
+    ANNOTATIONS = "annotations"
+    DETECTIONS = "detections"
+    ALL = "all"
+
+
+@geojson_app.command("export")
+def export_geojson(
+    project: ProjectPath,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the files.", show_default=False)
+    ],
+    image: ImageGlobs = None,
+    objects: Annotated[Objects, typer.Option("--objects", help="What to export.")] = Objects.ALL,
+    roi: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--roi",
+            help="Only annotations of this class, and the detections in them; may repeat.",
+            show_default="all",
+        ),
+    ] = None,
+    backend: BackendOption = Backend.AUTO,
+) -> None:
+    """Write annotations and detections as GeoJSON that QuPath reads, one file for each image.
+
+    For example: qpnuclei geojson export project.qpproj -o geojson --objects annotations
+    """
+    from qpnuclei.cli.console import print_error, stdout
+    from qpnuclei.errors import QpnucleiError
+    from qpnuclei.exchange import check_classes, export_image
+    from qpnuclei.qupath.backend import open_project
+    from qpnuclei.roi import match_images
+
+    opened = open_project(project, backend=backend.value)
+    entries = match_images(opened, tuple(image or ()))
+    check_classes(opened, entries, tuple(roi or ()))
+    failed = 0
+    for entry in entries:
+        try:
+            done = export_image(
+                opened,
+                entry,
+                output,
+                annotations=objects is not Objects.DETECTIONS,
+                detections=objects is not Objects.ANNOTATIONS,
+                classes=tuple(roi or ()),
+            )
+        except QpnucleiError as error:
+            print_error(error, f"image {entry.name}: ")
+            failed = max(failed, error.exit_code)
+            continue
+        stdout.print(
+            f"{done.path}: {done.annotations} annotations, {done.detections} detections",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    sys.exit(failed)
+
+
+@geojson_app.command("import")
+def import_geojson(
+    project: ProjectPath,
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="GeoJSON files (.geojson, .geojson.gz), each called as its image or as export "
+            "calls it.",
+            show_default=False,
+        ),
+    ],
+    image: Annotated[
+        str | None,
+        typer.Option(
+            "--image",
+            help="Name (or ID) of the image that the files belong to.",
+            show_default="from the names of the files",
+        ),
+    ] = None,
+    class_name: Annotated[
+        str | None,
+        typer.Option(
+            "--class",
+            help="Class of everything that is imported.",
+            show_default="as the file says",
+        ),
+    ] = None,
+    backend: BackendOption = Backend.AUTO,
+) -> None:
+    """Add the annotations and detections of GeoJSON files to the images of a project.
+
+    What an image has already, by its UUID and place, is not added again.
+
+    For example: qpnuclei geojson import project.qpproj slide-1.svs.geojson
+    """
+    from qpnuclei.cli.console import print_error, stderr, stdout
+    from qpnuclei.errors import QpnucleiError
+    from qpnuclei.exchange import image_of_file, import_file
+    from qpnuclei.qupath.backend import open_project
+    from qpnuclei.roi import one_image
+
+    opened = open_project(project, backend=backend.value)
+    only = None if image is None else one_image(opened.images, image)
+    # Every file must have its image before anything is written.
+    entries = [only or image_of_file(opened, path) for path in files]
+    failed = 0
+    for path, entry in zip(files, entries, strict=True):
+        try:
+            done = import_file(opened, entry, path, class_name)
+        except QpnucleiError as error:
+            print_error(error, f"image {entry.name}: ")
+            failed = max(failed, error.exit_code)
+            continue
+        parts = [f"{done.annotations} annotations, {done.detections} detections imported"]
+        if done.outlines:
+            parts.append(f"{done.outlines} of these are outlines of cells or tiles")
+        if done.already_there:
+            parts.append(f"{done.already_there} were there already")
+        if done.left_out:
+            parts.append(f"{len(done.left_out)} could not be imported")
+        for reason in done.left_out[:_NAMED]:
+            stderr.print(f"not imported: {reason}", highlight=False, markup=False, soft_wrap=True)
+        if len(done.left_out) > _NAMED:
+            stderr.print(f"not imported: {len(done.left_out) - _NAMED} more", highlight=False)
+        stdout.print(
+            f"{path} into {entry.name}: {'; '.join(parts)}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    sys.exit(failed)

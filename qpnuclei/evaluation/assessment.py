@@ -1,0 +1,189 @@
+"""A model measured beside the classical floor, and its post-processing tuned where asked for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from qpnuclei.errors import UsageError
+from qpnuclei.evaluation import classical
+from qpnuclei.evaluation.datasets import AnnotatedImage
+from qpnuclei.evaluation.evaluate import Evaluation, Finder, ImageResult, evaluate
+from qpnuclei.evaluation.report import Report, json_intervals, json_numbers
+from qpnuclei.evaluation.tuning import at_resolution, attend, tune_post_processing
+from qpnuclei.nn.checkpoint import load_model, save_model
+from qpnuclei.nn.device import resolve_device
+from qpnuclei.nn.metadata import ModelMetadata, PostProcessing
+from qpnuclei.nn.segmenter import WEIGHTS_FOLDER, Segmenter, resolve_model
+from qpnuclei.summary import describe_model, versions
+
+#: Called as ``progress(stage, done, total or None, note)``.
+ProgressCallback = Callable[[str, int, int | None, str], None]
+
+
+@dataclass(frozen=True)
+class AssessmentOptions:
+    """What to measure, and how.
+
+    Parameters
+    ----------
+    model : str or None
+        Name or file of a model; None for the classical floor alone.
+    mpp : float or None
+        µm/px of all images, over whatever data set and files say.
+    device : str
+        See `qpnuclei.nn.device.resolve_device`.
+    tune : bool
+        Choose the model's post-processing on the images.
+    write_model : pathlib.Path or None
+        Where to write a copy of the model with that choice.
+    """
+
+    model: str | None = "default"
+    mpp: float | None = None
+    device: str = "auto"
+    tune: bool = False
+    write_model: Path | None = None
+
+
+def assess(
+    images: Sequence[AnnotatedImage],
+    dataset: dict[str, Any],
+    options: AssessmentOptions,
+    progress: ProgressCallback = lambda stage, done, total, note: None,
+) -> Report:
+    """Measure a model on annotated images, beside haematoxylin and Otsu on the same images.
+
+    Parameters
+    ----------
+    images : sequence of AnnotatedImage
+        At least one.
+    dataset : dict
+        What the report says of the data: ``path``, ``format``, ``split``.
+    options : AssessmentOptions
+    progress : callable
+
+    Raises
+    ------
+    qpnuclei.errors.QpnucleiError
+        If model, device, an image or an annotation is not there or not usable, the resolution is
+        not known, or the tuned model cannot be written or would replace one of the package.
+    """
+    started = time.time()
+    _check_target(options)
+    provenance: dict[str, Any] = {"arguments": asdict(options)}
+    others: list[Evaluation] = []
+    notes: list[str] = []
+    if options.model is None:
+        result = _measure(classical.NAME, classical.haematoxylin_nuclei, images, options, progress)
+    else:
+        network, metadata = load_model(resolve_model(options.model))
+        segmenter = Segmenter(network, metadata, resolve_device(options.device))
+        name = _label(options.model)
+        result = _measure(name, segmenter.segment, images, options, progress)
+        floor = _measure(classical.NAME, classical.haematoxylin_nuclei, images, options, progress)
+        others.append(floor)
+        if options.tune:
+            parameters = _tune(segmenter, images, options, progress)
+            metadata = metadata.model_copy(update={"post_processing": parameters})
+            segmenter = Segmenter(network, metadata, segmenter.device)
+            others.append(result)
+            name = f"{name}, tuned"
+            result = _measure(name, segmenter.segment, images, options, progress)
+            notes = _tuning_notes(name, parameters)
+            if options.write_model is not None:
+                _write_tuned(options.write_model, network, metadata, dataset, result)
+                notes.append(f"Model with this post-processing: {options.write_model}")
+        provenance["model"] = describe_model(options.model, segmenter)
+        provenance["device"] = str(segmenter.device)
+    provenance["versions"] = versions()
+    provenance["started"] = datetime.fromtimestamp(started).astimezone().isoformat(" ", "seconds")
+    provenance["seconds"] = round(time.time() - started, 1)
+    provenance["arguments"]["write_model"] = options.write_model and str(options.write_model)
+    return Report(result, tuple(others), dataset, tuple(notes), provenance)
+
+
+def _check_target(options: AssessmentOptions) -> None:
+    target = options.write_model
+    if target is None:
+        return
+    if target.resolve().is_relative_to(WEIGHTS_FOLDER):
+        raise UsageError(
+            f"--write-model {target} lies among the models that come with qpnuclei",
+            "these are never changed: choose another folder",
+        )
+    if target.suffix != ".safetensors":
+        raise UsageError(
+            f"--write-model {target} does not end in .safetensors", "a model file must"
+        )
+
+
+def _label(model: str) -> str:
+    """Return what tables call a model: its name, or that of its file."""
+    return Path(model).name
+
+
+def _measure(
+    name: str,
+    find: Finder,
+    images: Sequence[AnnotatedImage],
+    options: AssessmentOptions,
+    progress: ProgressCallback,
+) -> Evaluation:
+    done = 0
+
+    def on_image(result: ImageResult) -> None:
+        nonlocal done
+        done += 1
+        progress(name, done, len(images), f"{result.image.name}: AJI {result.scores.AJI:.3f}")
+
+    progress(name, 0, len(images), "")
+    return evaluate(name, find, images, options.mpp, on_image)
+
+
+def _tune(
+    segmenter: Segmenter,
+    images: Sequence[AnnotatedImage],
+    options: AssessmentOptions,
+    progress: ProgressCallback,
+) -> PostProcessing:
+    trials, best = 0, 0.0
+
+    def on_trial(_: PostProcessing, quality: float) -> None:
+        nonlocal trials, best
+        trials, best = trials + 1, max(best, quality)
+        progress("tuning", trials, None, f"trials, best (AJI + PQ) / 2: {best:.3f}")
+
+    attended = attend(segmenter, at_resolution(images, options.mpp, segmenter.mpp))
+    return tune_post_processing(attended, segmenter.metadata.post_processing, on_trial)
+
+
+def _tuning_notes(name: str, parameters: PostProcessing) -> list[str]:
+    chosen = ", ".join(f"{key} {value:g}" for key, value in parameters.model_dump().items())
+    return [
+        f"The post-processing of {name!r} was chosen on these very images: expect less on others.",
+        f"Chosen: {chosen}.",
+    ]
+
+
+def _write_tuned(
+    path: Path,
+    network: nn.Module,
+    metadata: ModelMetadata,
+    dataset: dict[str, Any],
+    result: Evaluation,
+) -> None:
+    validation = {
+        "data": {**dataset, "path": Path(dataset["path"]).name},
+        "post_processing": "tuned on these images",
+        "images": len(result.images),
+        "mean": json_numbers(result.mean),
+        "interval": json_intervals(result.interval),
+    }
+    save_model(path, network, metadata.model_copy(update={"validation": validation}))

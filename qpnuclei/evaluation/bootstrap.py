@@ -1,0 +1,43 @@
+"""How far a mean over few images can be trusted."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+#: Samples that are drawn, and where their drawing starts: the same figures give the same interval.
+RESAMPLES, SEED = 10_000, 0
+
+
+def bootstrap_interval(
+    values: npt.ArrayLike, level: float = 0.95, resamples: int = RESAMPLES, seed: int = SEED
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the mean over images.
+
+    Parameters
+    ----------
+    values : (N,) array_like of float
+        One value per image. NaN (the image has none) is left out, as of the mean.
+    level : float
+        Share of the resampled means that lies inside.
+    resamples : int
+        How many times N images are drawn with replacement.
+    seed : int
+
+    Returns
+    -------
+    low, high : float
+        NaN if there is no value.
+
+    References
+    ----------
+    .. [1] B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
+    """
+    known = np.asarray(values, np.float64)
+    known = known[~np.isnan(known)]
+    if known.size == 0:
+        return float("nan"), float("nan")
+    drawn = np.random.default_rng(seed).integers(known.size, size=(resamples, known.size))
+    tail = 50 * (1 - level)
+    low, high = np.percentile(known[drawn].mean(axis=1), [tail, 100 - tail])
+    return float(low), float(high)

@@ -1,0 +1,177 @@
+"""Measure a method on annotated images, along the path that a run takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from qpnuclei.errors import MppError
+from qpnuclei.evaluation.agreement import classify
+from qpnuclei.evaluation.bootstrap import bootstrap_interval
+from qpnuclei.evaluation.datasets import AnnotatedImage
+from qpnuclei.evaluation.labelmap import label_map
+from qpnuclei.evaluation.metrics import Scores, mean_scores, score
+from qpnuclei.nuclei import NucleiTable
+from qpnuclei.slides.resolution import resolve_mpp
+from qpnuclei.slides.slide import open_slide
+
+#: Finds the nuclei of an (H, W, 3) uint8 image of so many µm/px, in its px.
+Finder = Callable[[npt.NDArray[np.uint8], float], NucleiTable]
+
+#: Names of all the scores of an image.
+SCORES = tuple(f.name for f in fields(Scores))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageResult:
+    """What a method found in one image, and how good it is.
+
+    Parameters
+    ----------
+    image : AnnotatedImage
+    mpp : float
+        µm/px.
+    nuclei : NucleiTable
+        In px of the image.
+    scores : Scores
+    errors : dict of str to int
+        See `qpnuclei.evaluation.agreement.Agreement.counts`.
+    """
+
+    image: AnnotatedImage
+    mpp: float
+    nuclei: NucleiTable
+    scores: Scores
+    errors: dict[str, int]
+
+
+@dataclass(eq=False)
+class Evaluation:
+    """A method's results on a data set.
+
+    Parameters
+    ----------
+    name : str
+        Of the method.
+    images : list of ImageResult
+    """
+
+    name: str
+    images: list[ImageResult] = field(default_factory=list)
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """Mean of every score, each image counting the same; see `mean_scores`."""
+        return dict(mean_scores(result.scores for result in self.images))
+
+    @property
+    def interval(self) -> dict[str, tuple[float, float]]:
+        """95 % bootstrap interval of every mean."""
+        return {name: bootstrap_interval(self.values(name)) for name in SCORES}
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """Nuclei by what became of them, over all images."""
+        return {
+            kind: sum(result.errors[kind] for result in self.images)
+            for kind in self.images[0].errors
+        }
+
+    def values(self, name: str) -> npt.NDArray[np.float64]:
+        """Return one score of every image."""
+        return np.array([asdict(result.scores)[name] for result in self.images], np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Differences of two methods on the same images: the first minus the second."""
+
+    first: Evaluation
+    second: Evaluation
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """Mean difference of every score over the images that have it in both."""
+        means = {}
+        for name in SCORES:
+            known = self._differences(name)
+            known = known[~np.isnan(known)]
+            means[name] = float(known.mean()) if known.size else float("nan")
+        return means
+
+    @property
+    def interval(self) -> dict[str, tuple[float, float]]:
+        """95 % bootstrap interval of every mean difference: images are drawn, not scores."""
+        return {name: bootstrap_interval(self._differences(name)) for name in SCORES}
+
+    def _differences(self, name: str) -> npt.NDArray[np.float64]:
+        return self.first.values(name) - self.second.values(name)
+
+
+def image_mpp(image: AnnotatedImage, override: float | None) -> float:
+    """Return an image's µm/px: the user's, else the data set's, else the file's.
+
+    Raises
+    ------
+    qpnuclei.errors.MppError
+        If there is none, it is absurd, or pixels are not square.
+    """
+    if override is not None or image.mpp is not None:
+        stated = override if override is not None else image.mpp
+        (mpp, _), _ = resolve_mpp(stated, None, None, str(image.image_path))
+        return mpp
+    with open_slide(image.image_path) as slide:
+        (x, y), _ = resolve_mpp(None, None, slide.mpp, str(image.image_path))
+    if not math.isclose(x, y, rel_tol=0.01):
+        raise MppError(
+            f"{image.image_path} has pixels of {x:.4g} x {y:.4g} µm, which are not square",
+            "give one --mpp for both, or resample the image and its labels",
+        )
+    return x
+
+
+def evaluate(
+    name: str,
+    find: Finder,
+    images: Sequence[AnnotatedImage],
+    mpp: float | None = None,
+    on_image: Callable[[ImageResult], None] = lambda result: None,
+) -> Evaluation:
+    """Find the nuclei of every image and score them in the image's own pixels.
+
+    Parameters
+    ----------
+    name : str
+        What the report calls the method.
+    find : callable
+        For example `qpnuclei.nn.segmenter.Segmenter.segment`, which resamples, tiles and segments
+        as ``qpnuclei run`` does.
+    images : sequence of AnnotatedImage
+    mpp : float, optional
+        µm/px of all of them, over whatever data set and files say.
+    on_image : callable
+        Called with each result.
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        If an image or its annotation cannot be read.
+    qpnuclei.errors.MppError
+        As `image_mpp`.
+    """
+    evaluation = Evaluation(name)
+    for image in images:
+        true_mpp = image_mpp(image, mpp)
+        rgb, true = image.read()
+        nuclei = find(rgb, true_mpp)
+        predicted = label_map(nuclei.polygons(), true.shape)
+        result = ImageResult(
+            image, true_mpp, nuclei, score(true, predicted), classify(true, predicted).counts()
+        )
+        evaluation.images.append(result)
+        on_image(result)
+    return evaluation

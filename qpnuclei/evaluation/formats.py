@@ -1,0 +1,265 @@
+"""Published data sets as their authors hand them out: MoNuSeg, TNBC, CoNSeP."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import numpy.typing as npt
+import scipy.io
+import shapely
+import skimage.measure
+
+from qpnuclei.errors import FormatError, NotFoundError, UsageError
+from qpnuclei.evaluation.datasets import (
+    IMAGE_SUFFIXES,
+    AnnotatedImage,
+    read_folder,
+    read_instance_map,
+    read_split,
+)
+from qpnuclei.evaluation.labelmap import label_map
+
+_log = logging.getLogger(__name__)
+
+#: All three were scanned at 40x.
+_MPP_40X = 0.25
+
+
+@dataclass(frozen=True)
+class MonusegImage(AnnotatedImage):
+    """An image of MoNuSeg [1]_: a TIFF, its nuclei drawn in Aperio ImageScope.
+
+    References
+    ----------
+    .. [1] N. Kumar et al., "A multi-organ nucleus segmentation challenge", IEEE TMI 39(5), 2020.
+    """
+
+    def read_labels(self) -> npt.NDArray[np.int32]:
+        """Return the (H, W) int32 instance map of the regions of the XML file.
+
+        A pixel belongs to the outline that its centre lies in, where several overlap to the first
+        of the file, as in the authors' own script.
+
+        Raises
+        ------
+        FormatError
+            If it is not XML of ImageScope.
+        """
+        return label_map(_regions(self.labels_path), self.read_image().shape[:2])
+
+
+@dataclass(frozen=True)
+class TnbcImage(AnnotatedImage):
+    """An image of the TNBC set [1]_: PNG, and a PNG mask in which nuclei do not touch.
+
+    References
+    ----------
+    .. [1] P. Naylor et al., "Segmentation of nuclei in histopathology images by deep regression of
+           the distance map", IEEE TMI 38(2), 2019.
+    """
+
+    def read_labels(self) -> npt.NDArray[np.int32]:
+        """Return the (H, W) int32 instance map: 8-connected components of equal value.
+
+        That is right for the masks of 0 and 255, and for later versions that hold the class or
+        the number of each nucleus.
+
+        Raises
+        ------
+        FormatError
+            If it is no image of one channel.
+        """
+        components: npt.NDArray[np.int32] = skimage.measure.label(  # type: ignore[no-untyped-call]
+            read_instance_map(self.labels_path), connectivity=2
+        ).astype(np.int32)
+        return components
+
+
+@dataclass(frozen=True)
+class ConsepImage(AnnotatedImage):
+    """An image of CoNSeP [1]_: PNG, and a MATLAB file with ``inst_map``.
+
+    References
+    ----------
+    .. [1] S. Graham et al., "HoVer-Net: simultaneous segmentation and classification of nuclei in
+           multi-tissue histology images", Medical Image Analysis 58, 2019.
+    """
+
+    def read_labels(self) -> npt.NDArray[np.int32]:
+        """Return the (H, W) int32 instance map.
+
+        Raises
+        ------
+        FormatError
+            If it is no MATLAB file (before 7.3), or has no such map.
+        """
+        try:
+            content = scipy.io.loadmat(self.labels_path)
+        except (OSError, ValueError, NotImplementedError, scipy.io.matlab.MatReadError) as error:
+            raise FormatError(
+                f"{self.labels_path}: cannot be read as a MATLAB file: {error}"
+            ) from error
+        found = content.get("inst_map")
+        if found is None or found.ndim != 2 or not np.array_equal(found, np.rint(found)):
+            names = sorted(name for name in content if not name.startswith("__"))
+            raise FormatError(
+                f"{self.labels_path}: has no 2-D array of whole numbers 'inst_map', only {names!r}"
+            )
+        instances: npt.NDArray[np.int32] = found.astype(np.int32)
+        return instances
+
+
+def read_monuseg(folder: Path) -> list[AnnotatedImage]:
+    """Find the images of MoNuSeg: TIFF and XML of one stem, anywhere below a folder."""
+    annotations = _by_stem(folder.rglob("*.xml"))
+    images = _by_stem(p for p in folder.rglob("*") if p.suffix.lower() in (".tif", ".tiff"))
+    _check_pairs(folder, images, annotations, "XML file of annotations")
+    return [MonusegImage(n, images[n], annotations[n], _MPP_40X) for n in sorted(annotations)]
+
+
+def read_tnbc(folder: Path) -> list[AnnotatedImage]:
+    """Find the images of TNBC: ``Slide_NN/*.png`` and ``GT_NN/*.png`` of the same name."""
+    found: list[AnnotatedImage] = []
+    for slide in sorted(folder.glob("Slide_*")):
+        truth = slide.with_name(slide.name.replace("Slide_", "GT_"))
+        images, masks = _by_stem(slide.glob("*.png")), _by_stem(truth.glob("*.png"))
+        _check_pairs(slide, images, masks, f"mask in {truth.name}")
+        found += [TnbcImage(name, images[name], masks[name], _MPP_40X) for name in sorted(images)]
+    return found
+
+
+def read_consep(folder: Path) -> list[AnnotatedImage]:
+    """Find the images of CoNSeP: ``Images/*.png`` and ``Labels/*.mat``, also in Train and Test."""
+    found: list[AnnotatedImage] = []
+    for labels in _consep_labels(folder):
+        images = _by_stem(
+            p for p in (labels.parent / "Images").glob("*") if p.suffix.lower() in IMAGE_SUFFIXES
+        )
+        maps = _by_stem(labels.glob("*.mat"))
+        _check_pairs(labels.parent, images, maps, "MATLAB file in Labels")
+        found += [ConsepImage(name, images[name], maps[name], _MPP_40X) for name in sorted(images)]
+    return found
+
+
+def read_dataset(
+    folder: Path,
+    layout: str = "auto",
+    split: str | None = None,
+    splits: Path | None = None,
+) -> tuple[str, list[AnnotatedImage]]:
+    """Find the annotated images of a data set in any layout that is known.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+    layout : {"auto", "folder", "monuseg", "tnbc", "consep"}
+        How files are laid out; ``"auto"`` looks.
+    split : str, optional
+        Only the images of this split.
+    splits : pathlib.Path, optional
+        JSON file that maps splits to lists of image names; ``splits.json`` in `folder` if not
+        given.
+
+    Returns
+    -------
+    layout : str
+        As given, or found.
+    images : list of AnnotatedImage
+        At least one, by name.
+
+    Raises
+    ------
+    NotFoundError
+        If the folder, an image's other half, or an image of the split is missing.
+    FormatError
+        If nothing tells the layout, or two images have one name.
+    UsageError
+        If there is no such split, or no image.
+    """
+    if not folder.is_dir():
+        raise NotFoundError(f"{folder}: no such folder", "name the folder of an annotated data set")
+    if layout == "auto":
+        layout = _detect(folder)
+        _log.info("%s: read as %s", folder, layout)
+    names = None if split is None else read_split(splits or folder / "splits.json", split)
+    if layout == "folder":
+        return layout, list(read_folder(folder, names=names))
+    images = _READERS[layout](folder)
+    if names is not None:
+        by_name = {image.name: image for image in images}
+        if missing := sorted(set(names) - by_name.keys()):
+            raise NotFoundError(f"{folder}: no image {missing[0]!r} of the split {split!r}")
+        images = [by_name[name] for name in sorted(names)]
+    if not images:
+        raise UsageError(f"{folder}: holds no image in the layout of {layout}")
+    return layout, images
+
+
+_READERS: Mapping[str, Callable[[Path], list[AnnotatedImage]]] = {
+    "monuseg": read_monuseg,
+    "tnbc": read_tnbc,
+    "consep": read_consep,
+}
+
+
+def _detect(folder: Path) -> str:
+    # CoNSeP before the plain folder: some file systems do not tell Images from images.
+    if _consep_labels(folder):
+        return "consep"
+    if (folder / "images").is_dir() and (folder / "labels").is_dir():
+        return "folder"
+    if any(folder.glob("Slide_*")) and any(folder.glob("GT_*")):
+        return "tnbc"
+    if any(folder.rglob("*.xml")):
+        return "monuseg"
+    raise FormatError(
+        f"{folder}: is laid out like no data set that is known",
+        "put images into images/ and instance maps of the same names into labels/, or see the "
+        "other layouts in docs/evaluation.md",
+    )
+
+
+def _consep_labels(folder: Path) -> list[Path]:
+    candidates = (folder / "Labels", *sorted(folder.glob("*/Labels")))
+    return [labels for labels in candidates if any(labels.glob("*.mat"))]
+
+
+def _by_stem(paths: Iterable[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    # Copies to and from a Mac leave a hidden "._name" beside every file.
+    for path in sorted(p for p in paths if not p.name.startswith(".")):
+        if path.stem in found:
+            raise FormatError(
+                f"{path}: {found[path.stem]} has the same name", "evaluate the two separately"
+            )
+        found[path.stem] = path
+    return found
+
+
+def _check_pairs(
+    folder: Path, images: Mapping[str, Path], labels: Mapping[str, Path], what: str
+) -> None:
+    if without := sorted(images.keys() - labels.keys()):
+        raise NotFoundError(f"{images[without[0]]}: there is no {what} of that name")
+    if without := sorted(labels.keys() - images.keys()):
+        raise NotFoundError(f"{labels[without[0]]}: there is no image of that name in {folder}")
+
+
+def _regions(path: Path) -> Sequence[shapely.Polygon]:
+    """Return the outlines of ImageScope's regions in px, but those that enclose nothing."""
+    try:
+        root = ElementTree.parse(path).getroot()
+        outlines = [
+            [(float(v.attrib["X"]), float(v.attrib["Y"])) for v in region.iter("Vertex")]
+            for region in root.iter("Region")
+        ]
+    except (OSError, ElementTree.ParseError, KeyError, ValueError) as error:
+        raise FormatError(f"{path}: is not an XML file of ImageScope: {error!r}") from error
+    if not outlines and root.tag != "Annotations":
+        raise FormatError(f"{path}: is XML of <{root.tag}>, not of ImageScope's <Annotations>")
+    return [shapely.Polygon(outline) for outline in outlines if len(outline) >= 3]

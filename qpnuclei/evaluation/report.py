@@ -1,0 +1,214 @@
+"""The result of an evaluation as JSON and as a Markdown table."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qpnuclei.evaluation.bootstrap import RESAMPLES, SEED
+from qpnuclei.evaluation.evaluate import Comparison, Evaluation
+from qpnuclei.files import write_atomically
+
+#: Columns of the tables: score, heading, digits.
+COLUMNS = (
+    ("AJI", "AJI", 3),
+    ("ADC", "ADC (Dice)", 3),
+    ("AHD", "AHD (px)", 2),
+    ("PQ", "PQ", 3),
+    ("DQ", "DQ = F1", 3),
+    ("SQ", "SQ", 3),
+    ("precision", "precision", 3),
+    ("recall", "recall", 3),
+    ("count_error", "count error", 3),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What an evaluation found, and everything needed to repeat it.
+
+    Parameters
+    ----------
+    result : Evaluation
+        Of the method asked for.
+    others : tuple of Evaluation
+        What it is shown beside: the classical floor, and the model before tuning.
+    dataset : dict
+        Folder, layout and split.
+    notes : tuple of str
+        What a reader of the figures must know.
+    provenance : dict
+        Model, device, arguments, versions.
+    """
+
+    result: Evaluation
+    others: tuple[Evaluation, ...]
+    dataset: dict[str, Any]
+    notes: tuple[str, ...]
+    provenance: dict[str, Any]
+
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """The result against each of the others, on the same images."""
+        return tuple(Comparison(self.result, other) for other in self.others)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON types; a score that an image does not have is None."""
+        return {
+            "method": self.result.name,
+            "dataset": self.dataset,
+            "notes": list(self.notes),
+            **_evaluation(self.result),
+            "others": {other.name: _evaluation(other) for other in self.others},
+            "difference": {
+                comparison.second.name: {
+                    "mean": json_numbers(comparison.mean),
+                    "interval": json_intervals(comparison.interval),
+                }
+                for comparison in self.comparisons
+            },
+            "bootstrap": {"level": 0.95, "resamples": RESAMPLES, "seed": SEED},
+            **self.provenance,
+        }
+
+    def rows(self) -> list[tuple[str, list[str]]]:
+        """Return name and cells of the table of means: each method, then each difference."""
+        rows = [
+            (evaluation.name, _cells(evaluation.mean, evaluation.interval))
+            for evaluation in (self.result, *self.others)
+        ]
+        rows += [
+            (
+                f"difference to {comparison.second.name}",
+                _cells(comparison.mean, comparison.interval, sign="+"),
+            )
+            for comparison in self.comparisons
+        ]
+        return rows
+
+    def to_markdown(self) -> str:
+        """Return the table of means with their intervals, and one of the images."""
+        images = self.result.images
+        lines = [
+            f"# {self.title}",
+            "",
+            f"{len(images)} images, {sum(r.scores.true_count for r in images)} annotated nuclei. "
+            "Mean over images [95 % bootstrap interval over images].",
+            "",
+            *_table(["method", *(heading for _, heading, _ in COLUMNS)], self.rows()),
+            "",
+            *(f"- {note}" for note in self.notes),
+            *([""] if self.notes else []),
+            "## Annotated nuclei by what became of them",
+            "",
+            *_table(
+                ["method", *self.result.errors],
+                [
+                    (e.name, [str(count) for count in e.errors.values()])
+                    for e in (self.result, *self.others)
+                ],
+            ),
+            "",
+            "## Images",
+            "",
+            *_table(
+                [
+                    "image",
+                    *(heading for _, heading, _ in COLUMNS),
+                    *(f"AJI of {other.name}" for other in self.others),
+                ],
+                [
+                    (
+                        r.image.name,
+                        [
+                            *_cells(asdict(r.scores)),
+                            *(format_score(o.images[i].scores.AJI, 3) for o in self.others),
+                        ],
+                    )
+                    for i, r in enumerate(images)
+                ],
+            ),
+        ]
+        return "\n".join(lines) + "\n"
+
+    @property
+    def title(self) -> str:
+        """What was measured on what."""
+        split = self.dataset["split"]
+        where = Path(self.dataset["path"]).name + (f", split {split}" if split else "")
+        return f"{self.result.name} on {where}"
+
+
+def write_report(report: Report, path: Path, page: str) -> None:
+    """Write `path` (JSON), and beside it the Markdown table (.md) and the page (.html).
+
+    Raises
+    ------
+    qpnuclei.errors.SaveError
+        If one cannot be written.
+    """
+    content = json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, content.encode())
+    write_atomically(path.with_suffix(".md"), report.to_markdown().encode())
+    write_atomically(path.with_suffix(".html"), page.encode())
+
+
+def format_score(value: float, digits: int, sign: str = "") -> str:
+    """Return a score with so many decimals; a dash for NaN."""
+    return "–" if math.isnan(value) else f"{value:{sign}.{digits}f}"
+
+
+def _cells(
+    values: Mapping[str, float],
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+    sign: str = "",
+) -> list[str]:
+    cells = []
+    for name, _, digits in COLUMNS:
+        # A count error says more or fewer, as every difference does.
+        signed = "+" if name == "count_error" else sign
+        cell = format_score(values[name], digits, signed)
+        if intervals is not None and not math.isnan(intervals[name][0]):
+            low, high = (format_score(end, digits, signed) for end in intervals[name])
+            cell += f" [{low}, {high}]"
+        cells.append(cell)
+    return cells
+
+
+def _table(headings: list[str], rows: list[tuple[str, list[str]]]) -> list[str]:
+    return [
+        f"| {' | '.join(headings)} |",
+        "|---" * len(headings) + "|",
+        *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows),
+    ]
+
+
+def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "mean": json_numbers(evaluation.mean),
+        "interval": json_intervals(evaluation.interval),
+        "errors": evaluation.errors,
+        "images": [
+            {
+                "name": result.image.name,
+                "mpp": result.mpp,
+                **json_numbers(asdict(result.scores)),
+                "errors": result.errors,
+            }
+            for result in evaluation.images
+        ],
+    }
+
+
+def json_numbers(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Return scores with None for NaN, which JSON does not know."""
+    return {name: None if math.isnan(v) else v for name, v in values.items()}
+
+
+def json_intervals(values: Mapping[str, tuple[float, float]]) -> dict[str, list[float] | None]:
+    """Return intervals as lists, None where there is none."""
+    return {name: None if math.isnan(v[0]) else list(v) for name, v in values.items()}

@@ -1,0 +1,106 @@
+/*
+ * Finds the nuclei in the current image with qpnuclei.
+ *
+ * What it does
+ *   Saves the image, runs "qpnuclei run" on the selected annotations - on exactly these - or, where
+ *   none is selected, on those that `unselected` below means, and loads the result: the nuclei
+ *   appear under their annotations. What qpnuclei prints goes to the log as it comes. If it fails,
+ *   the script fails with its message, and the image stays as it was.
+ *
+ * In QuPath (0.4 to 0.7)
+ *   Open an image of a project, select annotations if you like, open this file in the script editor
+ *   (Automate > Script editor), and choose Run > Run. For many images: Run > Run for project.
+ *
+ * Headless, for all images of a project or, with -i NAME, for one
+ *   QuPath script -p project.qpproj run_qpnuclei.groovy
+ *   QuPath script -p project.qpproj -a "[--roi,Tumor,--mpp,0.25]" run_qpnuclei.groovy
+ *   What -a gives takes the place of `unselected` and `options`. The nuclei are saved in the project
+ *   with or without --save; in a QuPath that has the image open, choose File > Reload data.
+ */
+
+import static qupath.lib.scripting.QP.*
+
+// The qpnuclei program. Empty: what the environment variable QPNUCLEI says, else "qpnuclei" from the
+// PATH (which programs started from a desktop often do not have).
+def program = ""
+
+// Which annotations to analyse when none is selected: ["--roi", "Tumor"], ["--tissue"], ...
+def unselected = ["--roi-all"]
+
+// More options of "qpnuclei run", for example ["--mpp", "0.25", "--on-existing", "skip"].
+def options = []
+
+
+def project = getProject()
+def entry = getProjectEntry()
+if (entry == null)
+    throw new IllegalStateException("qpnuclei needs a project: open an image of one")
+def imageData = getCurrentImageData()
+def name = entry.getImageName()
+if (project.getImageList().count { it.getImageName() == name } > 1)
+    throw new IllegalStateException("the project has several images called '$name': rename them")
+
+def selected = getSelectedObjects().findAll { it.isAnnotation() }.collect { it.getID() }
+def choice = selected.collectMany { ["--roi-id", it.toString()] } ?: unselected
+def given = binding.hasVariable("args") && args ? args as List : choice + options
+
+// What qpnuclei reads is what is saved, the pixel size in the project file included.
+entry.saveImageData(imageData)
+project.syncChanges()
+
+program = program ?: System.getenv("QPNUCLEI") ?: "qpnuclei"
+// --image takes a pattern; in brackets, its special characters stand for themselves.
+def image = name.replaceAll(/[\[*?]/) { "[$it]" }
+execute([program, "run", project.getPath(), "--image=$image", *given])
+
+// The image in memory takes over what was saved: it is shown, and a later save keeps it.
+def saved = entry.readImageData()
+try {
+    def hierarchy = imageData.getHierarchy()
+    hierarchy.getSelectionModel().clearSelection()
+    hierarchy.setHierarchy(saved.getHierarchy())
+    selectObjects(hierarchy.getAnnotationObjects().findAll { it.getID() in selected })
+    def runs = { workflow -> workflow.getSteps().findAll { it.getName() == "qpnuclei run" } }
+    def history = imageData.getHistoryWorkflow()
+    history.addSteps(runs(saved.getHistoryWorkflow()).drop(runs(history).size()))
+    imageData.setChanged(false)
+} finally {
+    // Until 0.5 it is the image's server that is closed, not the image.
+    saved instanceof AutoCloseable ? saved.close() : saved.getServer().close()
+}
+println "$name: saved in the project, loaded here; elsewhere choose File > Reload data"
+
+
+/** Runs a command, its output going to the log; fails with what it says if it fails. */
+void execute(List command) {
+    def builder = new ProcessBuilder(command.collect { it.toString() }).redirectErrorStream(true)
+    builder.environment().putAll([PYTHONUTF8: "1", COLUMNS: "120"])
+    def process
+    try {
+        process = builder.start()
+    } catch (IOException e) {
+        throw new IOException("cannot start '${command[0]}': set `program` at the top of this " +
+                "script, or the environment variable QPNUCLEI, to the path of qpnuclei", e)
+    }
+    def lines = [].asSynchronized()
+    // Read in a thread of its own: waiting for a process can be interrupted, reading cannot.
+    def reader = Thread.start {
+        process.getInputStream().eachLine("UTF-8") { line ->
+            println line
+            lines << line
+        }
+    }
+    try {
+        process.waitFor()
+        reader.join()
+    } finally {
+        // On Windows, the program is a child of its launcher.
+        process.descendants().forEach { it.destroy() }
+        process.destroy()
+    }
+    if (process.exitValue() != 0) {
+        def error = lines.findIndexOf { it.startsWith("error: ") }
+        def message = error < 0 ? lines.takeRight(10) : lines.drop(error)
+        throw new RuntimeException("qpnuclei: " + message.join("\n"))
+    }
+}

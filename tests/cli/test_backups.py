@@ -1,0 +1,74 @@
+"""`qpnuclei project backups` and `restore`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import shapely
+
+from qpnuclei.qupath.model import Edit, NewAnnotation, nucleus_id
+from qpnuclei.qupath.native.project import open_project
+from tests.cli.conftest import Outcome, tree
+
+Call = Callable[..., Outcome]
+Sample = Callable[[str], Path]
+
+
+@pytest.fixture
+def project(sample: Sample) -> Path:
+    """A project whose first image was edited once."""
+    folder = sample("0.5.1")
+    image = open_project(folder).images[0]
+    new = NewAnnotation(shapely.box(0, 0, 9, 9), nucleus_id(b"annotation"))
+    image.write(Edit(annotations=[new]), image.read().fingerprint)
+    return folder
+
+
+def test_backups_are_listed(project: Path, qpnuclei: Call) -> None:
+    (backup,) = open_project(project).images[0].backups()
+    listed = qpnuclei("project", "backups", project).stdout
+    assert "he small.png" in listed
+    assert backup.id in listed
+    counted = qpnuclei("project", "backups", project, "--count").stdout
+    row = next(line for line in counted.splitlines() if backup.id in line)
+    assert [cell.strip() for cell in row.split("│")[-4:-1]] == ["9", "7", "0"]
+
+
+def test_no_backups(sample: Sample, qpnuclei: Call) -> None:
+    assert "no run has replaced anything" in qpnuclei("project", "backups", sample("0.5.1")).stdout
+
+
+@pytest.mark.parametrize("image", ["he small.png", "1"])
+def test_restore(project: Path, qpnuclei: Call, image: str) -> None:
+    entry = open_project(project).images[0]
+    assert len(entry.read().annotations) == 10
+    (backup,) = entry.backups()
+    options = ("--image", image, "--backup", backup.id)
+    assert qpnuclei("project", "restore", project, *options).exit_code == 0
+    assert len(entry.read().annotations) == 9
+    assert qpnuclei("project", "restore", project, "--image", image, "--latest").exit_code == 0
+    assert len(entry.read().annotations) == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "what", "hint"),
+    [
+        (["--image", "he small.png"], "which backup", "Z"),
+        (["--image", "he small.png", "--latest", "--backup", "x"], "which backup", "Z"),
+        (["--image", "he small.png", "--backup", "x"], "no backup 'x'", "Z"),
+        (["--image", "plain.tif", "--latest"], "no backups", "project backups"),
+        (["--image", "nobody", "--latest"], "no image is called 'nobody'", "renamed pyramid"),
+    ],
+)
+def test_what_cannot_be_restored(
+    project: Path, qpnuclei: Call, options: list[str], what: str, hint: str
+) -> None:
+    before = tree(project)
+    outcome = qpnuclei("project", "restore", project, *options)
+    assert outcome.exit_code == 2
+    assert outcome.error is not None
+    assert what in outcome.error.what
+    assert hint in outcome.error.hint
+    assert tree(project) == before

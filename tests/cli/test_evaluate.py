@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from qpnuclei.cli.app import app
+from qpnuclei.errors import FormatError, MppError, NotFoundError, QpnucleiError, UsageError
+from qpnuclei.nn.checkpoint import read_metadata
+from qpnuclei.nn.segmenter import WEIGHTS_FOLDER, Segmenter, resolve_model
+from tests.evaluation.images import write_folder
+
+FLOOR = "hematoxylin + Otsu"
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "set")
+
+
+def evaluate(dataset: Path, *extra: str) -> str:
+    arguments = ["evaluate", str(dataset), "--device", "cpu", "--quiet", *extra]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refuse(error: type[QpnucleiError], match: str, dataset: Path, *extra: str) -> None:
+    arguments = ["evaluate", str(dataset), "--quiet", *extra]
+    with pytest.raises(error, match=match):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def test_a_model_is_shown_beside_the_floor(dataset: Path, tmp_path: Path) -> None:
+    output = tmp_path / "results" / "report.json"
+    printed = evaluate(dataset, "--mpp", "0.25", "-o", str(output))
+
+    content = json.loads(output.read_text())
+    assert content["method"] == "default"
+    assert content["mean"]["F1"] > 0.8  # sixteen dark discs: nobody should miss them
+    assert set(content["others"]) == set(content["difference"]) == {FLOOR}
+    assert [image["name"] for image in content["images"]] == ["a", "b"]
+    assert content["dataset"] == {
+        "path": str(dataset), "format": "folder", "split": None, "limit": None
+    }  # fmt: skip
+    assert content["model"]["sha256"]
+    assert content["arguments"]["mpp"] == 0.25
+    assert content["versions"]["torch"]
+    assert printed.strip() == output.with_suffix(".md").read_text().strip()
+    assert f"| difference to {FLOOR} |" in printed
+    assert output.with_suffix(".html").read_text().count("<figure") == 2
+
+
+def test_the_scores_are_those_of_what_a_run_finds(dataset: Path, tmp_path: Path) -> None:
+    from qpnuclei.evaluation.formats import read_dataset
+    from qpnuclei.evaluation.metrics import score
+    from qpnuclei.measure import rasterise
+
+    # Half the resolution of the model: images are enlarged, and nuclei come back smaller.
+    evaluate(dataset, "--mpp", "0.5", "--split", "val", "-o", str(tmp_path / "r.json"))
+
+    (image,) = read_dataset(dataset, split="val")[1]
+    rgb, true = image.read()
+    found = true * 0
+    nuclei = Segmenter.load("default", "cpu").segment(rgb, 0.5)
+    for label, polygon in enumerate(nuclei.polygons(), start=1):
+        found[rasterise(polygon, true.shape)] = label
+    (reported,) = json.loads((tmp_path / "r.json").read_text())["images"]
+    assert reported["predicted_count"] == len(nuclei)
+    assert reported["AJI"] == pytest.approx(score(true, found).AJI, abs=1e-3)
+
+
+def test_the_floor_alone(dataset: Path, tmp_path: Path) -> None:
+    output = tmp_path / "floor.json"
+    arguments = ("--method", "hematoxylin", "--mpp", "0.25", "--limit", "1", "--pictures", "0")
+    evaluate(dataset, *arguments, "-o", str(output))
+
+    content = json.loads(output.read_text())
+    assert content["method"] == FLOOR
+    assert content["mean"]["AJI"] > 0.8
+    assert content["others"] == {}
+    assert len(content["images"]) == 1
+    assert "model" not in content
+    assert "<figure" not in output.with_suffix(".html").read_text()
+
+
+@pytest.mark.slow
+def test_tuning_goes_into_a_copy_of_the_model(dataset: Path, tmp_path: Path) -> None:
+    output, model = tmp_path / "tuned.json", tmp_path / "tuned.safetensors"
+    before = resolve_model("default").read_bytes()
+    printed = evaluate(
+        dataset, "--mpp", "0.25", "--tune", "--write-model", str(model), "-o", str(output)
+    )
+
+    content = json.loads(output.read_text())
+    assert content["method"] == "default, tuned"
+    assert set(content["others"]) == {FLOOR, "default"}
+    untuned = content["others"]["default"]["mean"]
+    assert content["mean"]["AJI"] + content["mean"]["PQ"] >= untuned["AJI"] + untuned["PQ"] - 1e-6
+    assert "chosen on these very images" in printed
+    shipped, tuned = read_metadata(resolve_model("default")), read_metadata(model)
+    assert tuned.post_processing.model_dump() == content["model"]["post_processing"]
+    assert tuned.validation["post_processing"] == "tuned on these images"
+    assert tuned.validation["mean"]["AJI"] == pytest.approx(content["mean"]["AJI"])
+    assert tuned.architecture == shipped.architecture
+    assert resolve_model("default").read_bytes() == before
+
+    # The copy is a model like any other, and gives these figures.
+    evaluate(dataset, "--mpp", "0.25", "--model", str(model), "-o", str(output))
+    again = json.loads(output.read_text())
+    assert again["method"] == "tuned.safetensors"
+    assert again["mean"] == content["mean"]
+
+
+def test_what_is_asked_for_wrongly_is_refused(dataset: Path, tmp_path: Path) -> None:
+    out = ("-o", str(tmp_path / "r.json"))
+    refuse(NotFoundError, "no such folder", tmp_path / "absent", *out)
+    refuse(FormatError, "laid out like no data set", tmp_path, *out)
+    refuse(UsageError, r"does not end in \.json", dataset, "-o", str(tmp_path / "r.html"))
+    refuse(UsageError, "has no model", dataset, *out, "--method", "hematoxylin", "--tune")
+    refuse(UsageError, "has no model", dataset, *out, "--method", "hematoxylin", "--model", "x")
+    refuse(UsageError, "without --tune", dataset, *out, "--write-model", "m.safetensors")
+    refuse(UsageError, "without --split", dataset, *out, "--splits", "s.json")
+    refuse(UsageError, "no split 'test'", dataset, *out, "--split", "test")
+    refuse(NotFoundError, "no model named 'best'", dataset, *out, "--model", "best")
+    refuse(MppError, "has no pixel size", dataset, *out)
+    tune = (*out, "--tune", "--mpp", "0.25", "--write-model")
+    packaged = WEIGHTS_FOLDER / "mine.safetensors"
+    refuse(UsageError, "come with qpnuclei", dataset, *tune, str(packaged))
+    refuse(UsageError, r"does not end in \.safetensors", dataset, *tune, str(tmp_path / "m.pt"))
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_a_broken_image_is_named(dataset: Path, tmp_path: Path) -> None:
+    image = dataset / "images" / "a.png"
+    image.write_bytes(image.read_bytes()[:200])
+    arguments = ("--mpp", "0.25", "--method", "hematoxylin", "-o", str(tmp_path / "r.json"))
+    refuse(FormatError, r"images/a\.png: cannot be read", dataset, *arguments)
+    shutil.rmtree(dataset / "labels")
+    (dataset / "labels").mkdir()
+    refuse(NotFoundError, "labels: no file for 'a' and 1 more", dataset, *arguments)
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    program = (
+        "import sys; from qpnuclei.cli.evaluate import evaluate; "
+        "sys.exit(any(m in sys.modules for m in ('torch', 'scipy', 'cv2', 'skimage')))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

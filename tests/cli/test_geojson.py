@@ -1,0 +1,83 @@
+"""`qpnuclei geojson`, as a user calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import shapely
+
+from qpnuclei.qupath.geojson import GeoJsonObject, write_objects
+from qpnuclei.qupath.native.project import open_project
+from tests.cli.conftest import Outcome, tree
+
+Call = Callable[..., Outcome]
+Sample = Callable[[str], Path]
+NATIVE = ("--backend", "native")
+
+
+def test_export_and_import(sample: Sample, qpnuclei: Call, tmp_path: Path) -> None:
+    project = sample("0.5.1")
+    folder = tmp_path / "geojson"
+    outcome = qpnuclei("geojson", "export", project, "-o", folder, *NATIVE)
+    assert outcome.exit_code == 0
+    names = ["1-he small.png", "2-renamed pyramid", "3-plain.tif"]
+    assert sorted(p.name for p in folder.iterdir()) == [f"{n}.geojson.gz" for n in names]
+    assert "1-he small.png.geojson.gz: 9 annotations, 7 detections" in outcome.stdout
+
+    (project / "data" / "1" / "data.qpdata").unlink()
+    outcome = qpnuclei("geojson", "import", project, *sorted(folder.iterdir()), *NATIVE)
+    assert outcome.exit_code == 0
+    assert "into he small.png: 9 annotations, 7 detections imported" in outcome.stdout
+    assert "into plain.tif: 0 annotations, 0 detections imported; 1 were there" in outcome.stdout
+    assert len(open_project(project).images[0].read().annotations) == 9
+
+
+def test_into_a_named_image(sample: Sample, qpnuclei: Call, tmp_path: Path) -> None:
+    project = sample("0.5.1")
+    path = tmp_path / "any name.geojson"
+    write_objects(path, [GeoJsonObject("detection", shapely.box(0, 0, 3, 3))])
+    refused = qpnuclei("geojson", "import", project, path, *NATIVE)
+    assert refused.exit_code == 2
+    assert refused.error is not None
+    assert "--image" in refused.error.hint
+    before = len(open_project(project).images[2].read().detections)
+    options = ("--image", "plain.tif", "--class", "Nucleus")
+    assert qpnuclei("geojson", "import", project, path, *options, *NATIVE).exit_code == 0
+    found = open_project(project).images[2].read().detections
+    assert len(found) == before + 1
+    assert found.class_names[-1] == "Nucleus"
+
+
+def test_nothing_is_imported_unless_every_file_has_its_image(
+    sample: Sample, qpnuclei: Call, tmp_path: Path
+) -> None:
+    project = sample("0.5.1")
+    before = tree(project)
+    for name in ("plain.tif.geojson", "nobody.geojson"):
+        write_objects(tmp_path / name, [GeoJsonObject("annotation", shapely.box(0, 0, 3, 3))])
+    files = [tmp_path / name for name in ("plain.tif.geojson", "nobody.geojson")]
+    assert qpnuclei("geojson", "import", project, *files, *NATIVE).exit_code == 2
+    assert tree(project) == before
+
+
+def test_one_bad_file_does_not_stop_the_others(
+    sample: Sample, qpnuclei: Call, tmp_path: Path
+) -> None:
+    project = sample("0.5.1")
+    bad, good = tmp_path / "he small.png.geojson", tmp_path / "plain.tif.geojson"
+    bad.write_text('{"type":"FeatureCollection","features":[{"type":"Feature"}]}')
+    write_objects(good, [GeoJsonObject("annotation", shapely.box(0, 0, 3, 3))])
+    outcome = qpnuclei("geojson", "import", project, bad, good, *NATIVE)
+    assert outcome.exit_code == 1
+    assert "into plain.tif: 1 annotations" in outcome.stdout
+
+
+def test_a_class_that_is_not_there(sample: Sample, qpnuclei: Call, tmp_path: Path) -> None:
+    refused = qpnuclei(
+        "geojson", "export", sample("0.5.1"), "-o", tmp_path / "g", "--roi", "Tumour", *NATIVE
+    )
+    assert refused.exit_code == 2
+    assert refused.error is not None
+    assert "Tumor" in refused.error.hint
+    assert not (tmp_path / "g").exists()

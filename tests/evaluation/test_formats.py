@@ -1,0 +1,207 @@
+"""Every layout is read as its authors wrote it; what is broken is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import tifffile
+from PIL import Image
+
+from qpnuclei.errors import FormatError, NotFoundError, UsageError
+from qpnuclei.evaluation.formats import read_dataset
+from tests.evaluation.images import write_folder
+
+
+def pink(height: int = 10, width: int = 12) -> np.ndarray:
+    return np.full((height, width, 3), (230, 170, 200), np.uint8)
+
+
+def region(*vertices: tuple[float, float]) -> str:
+    points = "".join(f'<Vertex X="{x}" Y="{y}" Z="0"/>' for x, y in vertices)
+    return f'<Region Id="1" NegativeROA="0"><Vertices>{points}</Vertices></Region>'
+
+
+def image_scope(*regions: str) -> str:
+    return (
+        '<?xml version="1.0"?><Annotations MicronsPerPixel="0.252000"><Annotation Id="1">'
+        f"<Regions>{''.join(regions)}</Regions></Annotation></Annotations>"
+    )
+
+
+@pytest.fixture
+def monuseg(tmp_path: Path) -> Path:
+    (tmp_path / "Tissue Images").mkdir()
+    (tmp_path / "Annotations").mkdir()
+    tifffile.imwrite(tmp_path / "Tissue Images" / "TCGA-1.tif", pink(), photometric="rgb")
+    xml = image_scope(
+        region((1, 2), (5, 2), (5, 6), (1, 6)),
+        region((4, 4), (8, 4), (8, 8), (4, 8)),  # overlaps the first
+        region((9, 0), (11, 0)),  # a line encloses nothing
+        region((9.2, 8.2), (30, 8.2), (30, 30), (9.2, 30)),  # leaves the image
+    )
+    (tmp_path / "Annotations" / "TCGA-1.xml").write_text(xml)
+    return tmp_path
+
+
+def test_monuseg_is_pixels_whose_centre_lies_in_an_outline(monuseg: Path) -> None:
+    layout, (image,) = read_dataset(monuseg)
+    rgb, labels = image.read()
+
+    assert (layout, image.name, image.mpp) == ("monuseg", "TCGA-1", 0.25)
+    np.testing.assert_array_equal(rgb, pink())
+    expected = np.zeros((10, 12), int)
+    expected[4:8, 4:8] = 2
+    expected[2:6, 1:5] = 1  # where two overlap, the first of the file
+    expected[8:, 9:] = 3
+    np.testing.assert_array_equal(labels, expected)
+
+
+@pytest.mark.parametrize(
+    ("xml", "message"),
+    [
+        ("<Annotations>", "not an XML file of ImageScope"),
+        ("<annotation/>", "XML of <annotation>"),
+        (image_scope('<Region><Vertex X="one" Y="2"/></Region>'), "not an XML file of ImageScope"),
+        (image_scope('<Region><Vertex Y="2"/></Region>'), "not an XML file of ImageScope"),
+    ],
+)
+def test_what_is_not_of_image_scope_is_refused(monuseg: Path, xml: str, message: str) -> None:
+    (monuseg / "Annotations" / "TCGA-1.xml").write_text(xml)
+    _, (image,) = read_dataset(monuseg)
+    with pytest.raises(FormatError, match=message) as caught:
+        image.read_labels()
+    assert "TCGA-1.xml" in caught.value.what
+
+
+@pytest.fixture
+def tnbc(tmp_path: Path) -> Path:
+    mask = np.zeros((10, 12), np.uint8)
+    mask[1:4, 1:4] = 255
+    mask[4, 4] = 255  # touches at a corner: the same nucleus
+    mask[6:9, 6:9] = 255
+    for number in ("01", "02"):
+        for kind, pixels in (("Slide", np.dstack([pink(), pink()[..., :1]])), ("GT", mask)):
+            (tmp_path / f"{kind}_{number}").mkdir()
+            Image.fromarray(pixels).save(tmp_path / f"{kind}_{number}" / f"{number}_1.png")
+    return tmp_path
+
+
+def test_tnbc_is_the_components_of_a_mask(tnbc: Path) -> None:
+    layout, images = read_dataset(tnbc)
+
+    assert (layout, [i.name for i in images], images[0].mpp) == ("tnbc", ["01_1", "02_1"], 0.25)
+    rgb, labels = images[0].read()
+    np.testing.assert_array_equal(rgb, pink())  # without its alpha channel
+    assert labels.max() == 2
+    assert labels[1, 1] == labels[4, 4] != labels[6, 6] != 0
+
+
+def test_tnbc_takes_one_bit_masks_and_other_values_too(tnbc: Path) -> None:
+    one_bit, classes = np.zeros((10, 12), bool), np.zeros((10, 12), np.uint8)
+    one_bit[:2, :2] = True
+    classes[:2, :2], classes[:2, 2:4], classes[6:8, 6:8] = 3, 7, 3  # two touch, two are of a class
+    Image.fromarray(one_bit).save(tnbc / "GT_01" / "01_1.png")
+    Image.fromarray(classes).save(tnbc / "GT_02" / "02_1.png")
+
+    first, second = (image.read_labels() for image in read_dataset(tnbc)[1])
+
+    np.testing.assert_array_equal(first, one_bit)
+    np.testing.assert_array_equal(second > 0, classes > 0)
+    assert len({second[0, 0], second[0, 2], second[6, 6]}) == 3
+
+
+@pytest.fixture
+def consep(tmp_path: Path) -> Path:
+    instances = np.zeros((10, 12))
+    instances[2:5, 2:5] = 41
+    for part in ("Train", "Test"):
+        for kind in ("Images", "Labels"):
+            (tmp_path / part / kind).mkdir(parents=True)
+        name = f"{part.lower()}_1"
+        Image.fromarray(pink()).save(tmp_path / part / "Images" / f"{name}.png")
+        # MATLAB stores whole numbers as doubles.
+        content = {"inst_map": instances, "type_map": np.zeros((10, 12)), "inst_type": [[1]]}
+        scipy.io.savemat(tmp_path / part / "Labels" / f"{name}.mat", content)
+    return tmp_path
+
+
+def test_consep_is_inst_map(consep: Path) -> None:
+    layout, images = read_dataset(consep)
+
+    assert (layout, [i.name for i in images]) == ("consep", ["test_1", "train_1"])
+    _, labels = images[0].read()
+    assert labels.dtype == np.int32
+    assert np.unique(labels).tolist() == [0, 41]
+    assert (images[0].mpp, labels.sum()) == (0.25, 9 * 41)
+    assert [i.name for i in read_dataset(consep / "Test")[1]] == ["test_1"]
+
+
+def test_consep_without_inst_map_is_refused(consep: Path) -> None:
+    path = consep / "Test" / "Labels" / "test_1.mat"
+    scipy.io.savemat(path, {"type_map": np.zeros((10, 12))})
+    with pytest.raises(FormatError, match=r"test_1\.mat: has no .* 'inst_map', only \['type_map'"):
+        read_dataset(consep)[1][0].read_labels()
+    path.write_bytes(b"not a MATLAB file" * 20)
+    with pytest.raises(FormatError, match=r"test_1\.mat: cannot be read as a MATLAB file"):
+        read_dataset(consep)[1][0].read_labels()
+
+
+def test_a_plain_folder_by_split(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "set", ("a", "b", "c"))
+
+    layout, images = read_dataset(folder, split="val")
+
+    assert (layout, [i.name for i in images], images[0].mpp) == ("folder", ["c"], None)
+    other = tmp_path / "other.json"
+    other.write_text('{"mine": ["a", "b"]}')
+    assert [i.name for i in read_dataset(folder, "folder", "mine", other)[1]] == ["a", "b"]
+    with pytest.raises(UsageError, match=r"splits\.json: no split 'test'"):
+        read_dataset(folder, split="test")
+
+
+def test_splits_go_with_any_layout(tnbc: Path) -> None:
+    (tnbc / "splits.json").write_text('{"val": ["02_1"], "gone": ["99_1"]}')
+
+    assert [i.name for i in read_dataset(tnbc, split="val")[1]] == ["02_1"]
+    with pytest.raises(NotFoundError, match="no image '99_1' of the split 'gone'"):
+        read_dataset(tnbc, split="gone")
+
+
+def test_half_a_pair_is_named(tnbc: Path) -> None:
+    (tnbc / "GT_02" / "02_1.png").unlink()
+    with pytest.raises(NotFoundError, match=r"Slide_02/02_1\.png: there is no mask in GT_02"):
+        read_dataset(tnbc)
+    (tnbc / "GT_01" / "01_2.png").touch()
+    with pytest.raises(NotFoundError, match=r"GT_01/01_2\.png: there is no image"):
+        read_dataset(tnbc)
+
+
+def test_two_files_of_one_name_are_refused(monuseg: Path) -> None:
+    tifffile.imwrite(monuseg / "TCGA-1.tiff", pink(), photometric="rgb")
+    with pytest.raises(FormatError, match="has the same name"):
+        read_dataset(monuseg)
+
+
+def test_hidden_files_of_a_mac_are_not_images(monuseg: Path) -> None:
+    (monuseg / "Annotations" / "._TCGA-1.xml").write_bytes(b"\0\5\x16\7")
+    assert len(read_dataset(monuseg)[1]) == 1
+
+
+def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="absent: no such folder"):
+        read_dataset(tmp_path / "absent")
+    with pytest.raises(FormatError, match="laid out like no data set") as caught:
+        read_dataset(tmp_path)
+    assert "images/" in caught.value.hint
+    with pytest.raises(UsageError, match="holds no image in the layout of monuseg"):
+        read_dataset(tmp_path, "monuseg")
+
+
+def test_labels_of_another_size_are_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "set")
+    Image.fromarray(np.zeros((5, 7), np.uint16)).save(folder / "labels" / "a.png")
+    with pytest.raises(FormatError, match=r"a\.png: nuclei on 7 x 5 px do not fit .* 128 x 128"):
+        read_dataset(folder)[1][0].read()

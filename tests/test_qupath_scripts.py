@@ -1,0 +1,299 @@
+"""The Groovy scripts for QuPath: their headers, that they compile, and what they do in QuPath.
+
+A Groovy 4 compiler comes with QuPath, and in the npm package ``npm-groovy-lint``: set
+QPNUCLEI_GROOVY_HOME to the folder it was unpacked to. What needs QuPath's classes takes those of
+the installation in PAQUO_QUPATH_DIR.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import typer.main
+
+from qpnuclei.cli.app import app
+from qpnuclei.export import count_project
+from qpnuclei.qupath.geojson import read_objects
+from qpnuclei.qupath.installation import find_qupath
+from qpnuclei.qupath.model import ID_PREFIX, Detections, ImageEntry, is_ours
+from qpnuclei.qupath.native.project import open_project
+from qpnuclei.writeback import file_stem
+from tests.cli.conftest import SAMPLES
+
+FOLDER = Path(__file__).parents[1] / "qupath_scripts"
+SCRIPTS = sorted(FOLDER.glob("*.groovy"))
+RUNNER = Path(__file__).with_name("run_in_qupath.groovy")
+#: What compiles without QuPath: all but the names of its classes.
+_QUPATH_IMPORT = re.compile(r"^import (static )?(qupath|org\.apache\.commons)\..*$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Groovy:
+    """A Groovy compiler, and the jars of a whole QuPath where there is one."""
+
+    jars: tuple[Path, ...]
+    has_qupath: bool
+
+    def java(self, main: str, *arguments: object, **variables: str) -> str:
+        """Run a main class and return what it prints; fail if it fails."""
+        encoding = ("-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8")
+        path = os.pathsep.join(map(str, self.jars))
+        done = subprocess.run(
+            ["java", *encoding, "-cp", path, main, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            check=False,
+            env={**os.environ, **variables},
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="session")
+def groovy() -> Groovy:
+    if shutil.which("java") is None:
+        pytest.skip("no Java on the PATH")
+    installation = find_qupath()
+    qupath = sorted(installation.path.rglob("*.jar")) if installation else []
+    # QuPath's core alone does not run scripts: that is a library of its own.
+    if not any(_holds(jar, "qupath/lib/scripting/QP.class") for jar in qupath):
+        qupath = []
+    home = os.environ.get("QPNUCLEI_GROOVY_HOME")
+    compilers = [
+        jar
+        for jar in [*qupath, *(sorted(Path(home).rglob("*.jar")) if home else [])]
+        if re.fullmatch(r"groovy-[4-9][\d.]*\.jar", jar.name)
+    ]
+    if not compilers:
+        pytest.skip("no Groovy 4 found: set PAQUO_QUPATH_DIR or QPNUCLEI_GROOVY_HOME")
+    return Groovy((compilers[0], *qupath), bool(qupath))
+
+
+@pytest.fixture
+def qupath(groovy: Groovy) -> Groovy:
+    if not groovy.has_qupath:
+        pytest.skip("no QuPath with scripting found: set PAQUO_QUPATH_DIR")
+    return groovy
+
+
+def _holds(jar: Path, name: str) -> bool:
+    if not jar.name.startswith("qupath-"):
+        return False
+    with zipfile.ZipFile(jar) as archive:
+        return name in archive.namelist()
+
+
+def text_of(name: str) -> str:
+    return (FOLDER / name).read_text(encoding="utf-8")
+
+
+# --- without Groovy ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_header_says_what_it_does_and_how_to_run_it(script: Path) -> None:
+    header, end, _ = text_of(script.name).partition("*/")
+    assert end
+    for part in ("What it does", "In QuPath (0.4 to 0.7)", "Headless", "QuPath script -p "):
+        assert part in header
+    assert f" {script.name}" in header
+
+
+def test_readme_lists_the_scripts() -> None:
+    assert set(re.findall(r"\w+\.groovy", text_of("README.md"))) == {s.name for s in SCRIPTS}
+
+
+def test_options_used_are_those_of_the_command() -> None:
+    used = set(re.findall(r"--[a-z][a-z-]*", text_of("run_qpnuclei.groovy")))
+    command = cast(typer.main.TyperGroup, typer.main.get_command(app)).commands["run"]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert used - known == {"--save"}  # of QuPath's own command
+    assert {"--image", "--roi-id", "--roi-all"} <= used
+
+
+def test_export_writes_the_columns_of_the_command() -> None:
+    script = text_of("export_counts.groovy")
+    rows = count_project(
+        (project := open_project(SAMPLES / "0.5.1" / "project")), list(project.images)
+    )
+    columns = list(rows[0])
+    fixed = columns[: columns.index("Num Detections") + 1]
+    places = [re.search(rf"[\[ \"]{re.escape(name)}\"?: ", script) for name in fixed]
+    assert all(places), list(zip(fixed, places, strict=True))
+    assert all(f"({summary})" in script for summary in ("mean", "median", "SD"))
+
+
+def test_export_knows_our_detections() -> None:
+    assert f"0x{ID_PREFIX.hex()}L" in text_of("export_counts.groovy")
+
+
+# --- with a Groovy compiler ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_script_compiles(groovy: Groovy, script: Path, tmp_path: Path) -> None:
+    source = tmp_path / script.name
+    text = text_of(script.name)
+    source.write_text(text if groovy.has_qupath else _QUPATH_IMPORT.sub("", text), encoding="utf-8")
+    out = tmp_path / "classes"
+    groovy.java("org.codehaus.groovy.tools.FileSystemCompiler", "-d", out, source)
+    assert (out / script.with_suffix(".class").name).exists()
+
+
+def test_files_are_looked_for_under_the_names_that_run_gives_them(
+    groovy: Groovy, tmp_path: Path
+) -> None:
+    names = ["he small.png", "A/B: 20×.svs", "½ mm² 組織 №5.tif", "end. .", "x" * 150, "𝒳" * 150]
+    source = tmp_path / "import_detections.groovy"
+    source.write_text(_QUPATH_IMPORT.sub("", text_of(source.name)), encoding="utf-8")
+    caller = tmp_path / "caller.groovy"
+    caller.write_text(
+        "def script = new GroovyShell().parse(new File(args[0]).getText('UTF-8'))\n"
+        "new File(args[1]).readLines('UTF-8').each { println script.fileStem('12', it) }\n",
+        encoding="utf-8",
+    )
+    listing = tmp_path / "names.txt"
+    listing.write_text("\n".join(names), encoding="utf-8")
+    found = groovy.java("groovy.ui.GroovyMain", caller, source, listing).splitlines()
+    expected = [file_stem(cast(ImageEntry, SimpleNamespace(id="12", name=name))) for name in names]
+    assert found == expected
+
+
+# --- with QuPath's classes -----------------------------------------------------------------------
+
+ANALYSE = ("--roi-all", "--mpp", "0.5", "--device", "cpu")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Callable[[str], Path]:
+    """Copy a sample project, whose images QuPath is told to find in the copy."""
+    installation = find_qupath()
+    version = (installation.version if installation else None) or "0.5.1"
+    sample = SAMPLES / version
+    if not sample.exists():
+        sample = SAMPLES / "0.4.4"  # which every later version reads
+
+    def copy(name: str) -> Path:
+        folder = Path(shutil.copytree(sample, tmp_path / name))
+        path = folder / "project" / "project.qpproj"
+        there = re.compile(r"file:/+home/pathology/qupath-samples/[\d.]+")
+        path.write_text(there.sub(folder.as_uri(), path.read_text("utf-8")), "utf-8")
+        return path
+
+    return copy
+
+
+def run_script(
+    qupath: Groovy,
+    name: str,
+    project: Path,
+    *arguments: object,
+    selected: object = "-",
+    **variables: str,
+) -> str:
+    return qupath.java(
+        "groovy.ui.GroovyMain", RUNNER, project, FOLDER / name, selected, *arguments, **variables
+    )
+
+
+def analyse(project: Path, *options: object) -> None:
+    command = [sys.executable, "-m", "qpnuclei", "run", project, *ANALYSE, *options]
+    subprocess.run(
+        [*map(str, command), "--quiet", "--backend", "native"], check=True, capture_output=True
+    )
+
+
+def contents(detections: Detections) -> dict[object, tuple[int, str | None]]:
+    rows = zip(detections.ids, detections.parents.tolist(), detections.class_names, strict=True)
+    return {identifier: (parent, class_name) for identifier, parent, class_name in rows}
+
+
+@pytest.mark.qupath
+@pytest.mark.slow
+def test_counts_are_those_of_the_command(
+    qupath: Groovy, project: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = project("counted")
+    analyse(path)
+    run_script(qupath, "export_counts.groovy", path, tmp_path / "counts.csv")
+    with (tmp_path / "counts.csv").open(encoding="utf-8", newline="") as stream:
+        found = list(csv.DictReader(stream))
+    opened = open_project(path)
+    expected = count_project(opened, list(opened.images))
+    assert list(found[0]) == list(dict.fromkeys(name for row in expected for name in row))
+    assert len(found) == len(expected)
+    assert sum(int(row["nuclei"]) for row in found) > 0
+    for row, wanted in zip(found, expected, strict=True):
+        for name, value in wanted.items():
+            if isinstance(value, (int, float)):
+                number = float(row[name] or "nan")
+                assert number == pytest.approx(value, rel=1e-4, abs=1e-12, nan_ok=True), name
+            else:
+                assert row[name] == str(value or "")
+
+
+@pytest.mark.qupath
+@pytest.mark.slow
+def test_import_gives_what_the_run_wrote_and_adds_nothing_twice(
+    qupath: Groovy, project: Callable[[str], Path], tmp_path: Path
+) -> None:
+    analysed, other = project("analysed"), project("other")
+    analyse(analysed, "--geojson", tmp_path / "geojson")
+    for _ in range(2):
+        run_script(qupath, "import_detections.groovy", other, tmp_path / "geojson")
+        for a, b in zip(open_project(analysed).images, open_project(other).images, strict=True):
+            assert contents(a.read().detections) == contents(b.read().detections)
+    assert sum(1 for path in (tmp_path / "geojson").iterdir() for _ in read_objects(path)) > 0
+
+
+@pytest.mark.qupath
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="the launcher is a shell script")
+def test_run_analyses_the_selected_annotation_alone_and_loads_the_nuclei(
+    qupath: Groovy, project: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = project("run")
+    launcher = tmp_path / "qpnuclei"
+    launcher.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m qpnuclei "$@"\n')
+    launcher.chmod(0o755)
+    chosen = next(
+        a for e in open_project(path).images for a in e.read().annotations if a.name == "polygon"
+    )
+    script = tmp_path / "run_qpnuclei.groovy"
+    script.write_text(
+        text_of(script.name)
+        .replace("def options = []", 'def options = ["--mpp", "0.5", "--device", "cpu"]')
+        .replace('["--roi-all"]', '["--roi", "Tumor"]'),
+        encoding="utf-8",
+    )
+    log = qupath.java(
+        "groovy.ui.GroovyMain", RUNNER, path, script, chosen.id, QPNUCLEI=str(launcher)
+    )
+    for entry in open_project(path).images:
+        objects = entry.read()
+        assert f"in memory: {entry.name}: {len(objects.detections)}\n" in log
+        parents = {
+            parent
+            for parent, identifier in zip(
+                objects.detections.parents.tolist(), objects.detections.ids, strict=True
+            )
+            if is_ours(identifier)
+        }
+        by_handle = {a.handle: a for a in objects.annotations}
+        if chosen in objects.annotations:
+            assert {by_handle[parent].id for parent in parents} == {chosen.id}
+        else:
+            assert {by_handle[parent].class_name for parent in parents} == {"Tumor"}
