@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks import rivals
 from benchmarks.measuring import describe, in_child, machine, save, table
 from benchmarks.tissue import MPP, make_project, paint_field
+from qpnuclei.stages import available_cores
 
 COMPARED_MPX = 4
 STAGES = ("read", "attend", "segment", "measure", "stitch", "write")
@@ -23,6 +24,7 @@ STAGES = ("read", "attend", "segment", "measure", "stitch", "write")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mpx", type=int, nargs="+", default=[1, 4, 16], help="ROI areas")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, available_cores()])
     parser.add_argument("--repeat", type=int, default=3, help="rounds of the comparison")
     arguments = parser.parse_args()
     about = machine()
@@ -35,11 +37,17 @@ def main() -> None:
         }
         rounds = [compare(projects[COMPARED_MPX], folder) for _ in range(arguments.repeat)]
         scaling = {mpx: in_child(ours, projects[mpx]) for mpx in arguments.mpx}
+        workers = {
+            n: in_child(ours, projects[COMPARED_MPX], n) for n in sorted({*arguments.workers})
+        }
+        half = in_child(ours, projects[COMPARED_MPX], None, "bfloat16")
     results = {
         "machine": about,
         "compared_mpx": COMPARED_MPX,
         "comparison": {name: [r[name] for r in rounds] for name in rounds[0]},
         "scaling": scaling,
+        "workers": workers,
+        "bfloat16": half,
     }
     save("run", results, report(results))
 
@@ -55,7 +63,9 @@ def compare(project: Path, folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def ours(project: Path) -> dict[str, Any]:
+def ours(
+    project: Path, workers: int | None = None, precision: Literal["auto", "bfloat16"] = "auto"
+) -> dict[str, Any]:
     """Run ``qpnuclei run`` on a project; nuclei of an earlier run are replaced."""
     from qpnuclei.pipeline import analyse_project
     from qpnuclei.planning import RunOptions
@@ -63,7 +73,12 @@ def ours(project: Path) -> dict[str, Any]:
     from qpnuclei.roi import RoiSelection
 
     opened = open_project(project, backend="native")
-    options = RunOptions(RoiSelection(classes=("Tumor",)), device="cpu")
+    options = RunOptions(
+        RoiSelection(classes=("Tumor",)),
+        device="cpu",
+        workers=workers or available_cores(),
+        precision=precision,
+    )
     summary = analyse_project(opened, opened.images, options)
     (image,) = summary.images
     return {
@@ -102,6 +117,21 @@ def report(results: dict[str, Any]) -> str:
         table(
             ("Mpx", "seconds", *columns),
             [[int(n), r["seconds"], *_rates(r, int(n))] for n, r in results["scaling"].items()],
+        ),
+        f"## Options, {mpx} Mpx",
+        table(
+            ("option", "seconds", *columns),
+            [
+                *(
+                    [f"--workers {n}", r["seconds"], *_rates(r, mpx)]
+                    for n, r in results["workers"].items()
+                ),
+                [
+                    "--precision bfloat16",
+                    results["bfloat16"]["seconds"],
+                    *_rates(results["bfloat16"], mpx),
+                ],
+            ],
         ),
     ]
     return "\n\n".join(parts)

@@ -20,7 +20,7 @@ from qpnuclei.planning import ImagePlan, RunOptions, plan_image
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.pixels import open_image
 from qpnuclei.roi import region_of
-from qpnuclei.stages import share_cores
+from qpnuclei.stages import keep_freed_memory, share_cores
 from qpnuclei.summary import (
     ImageResult,
     RegionResult,
@@ -64,6 +64,7 @@ def analyse_project(
     """
     from qpnuclei.nn.segmenter import Segmenter
 
+    keep_freed_memory()
     share_cores(options.workers)
     segmenter = Segmenter.load(options.model, options.device, precision=options.precision)
     run_dir = make_run_dir(project, options)

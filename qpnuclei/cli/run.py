@@ -85,7 +85,7 @@ def run(
     ] = OnExisting.REPLACE,
     tile: Annotated[
         int, typer.Option("--tile", min=128, max=8192, help="Core of a tile in px of the model.")
-    ] = 2048,
+    ] = 1792,
     batch: Annotated[
         int, typer.Option("--batch", min=1, help="Tiles that the network takes at once.")
     ] = 1,

@@ -255,7 +255,7 @@ class Segmenter:
 
     def _maps(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 on the device -> (B, C, H, W) float32 in 0..1."""
-        x = (x.float() / 255 - self._mean) / self._std
+        x = x.float().div_(255).sub_(self._mean).div_(self._std)
         x = x.contiguous(memory_format=torch.channels_last)
         if self._views == 1:
             return self._activated(x)
