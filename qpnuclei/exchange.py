@@ -424,7 +424,8 @@ def _owners(
     for plane in {area[1:] for area in areas}:
         here = np.flatnonzero((planes == plane).all(axis=1))
         indices = np.array([i for i, area in enumerate(areas) if area[1:] == plane])
-        regions = [Region(None, polygonal(shapely.make_valid(areas[i][0]))) for i in indices]
+        with np.errstate(over="ignore", invalid="ignore"):  # a damaged file may hold anything
+            regions = [Region(None, polygonal(shapely.make_valid(areas[i][0]))) for i in indices]
         found = region_of(points[here], regions)
         owner[here] = np.where(found < 0, -1, indices[found])
     return owner

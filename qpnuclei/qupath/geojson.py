@@ -246,7 +246,9 @@ def _features(objects: Iterable[GeoJsonObject]) -> Iterator[bytes]:
     while chunk := list(islice(iterator, _CHUNK)):
         geometries = np.empty(len(chunk), dtype=object)
         geometries[:] = [o.geometry for o in chunk]
-        geometries, texts = _on_grid(geometries)
+        # Coordinates of a damaged file may be beyond what arithmetic can hold.
+        with np.errstate(over="ignore", invalid="ignore"):
+            geometries, texts = _on_grid(geometries)
         features = [
             _feature(o.id, _geometry_json(text, o.z, o.t), _properties(o))
             for o, text in zip(chunk, texts, strict=True)
