@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -30,6 +33,18 @@ def print_error(error: QpnucleiError, prefix: str = "") -> None:
     )
     if error.hint:
         stderr.print(f"[bold]hint:[/] {escape(error.hint)}", highlight=False, soft_wrap=True)
+
+
+def leave_interrupted(message: str) -> NoReturn:
+    """Say that Ctrl-C was heard and end the process at once, with 130.
+
+    A second Ctrl-C may come while the stages are being stopped. The interpreter would then be taken
+    down under a thread that still runs the network, which crashes instead of leaving.
+    """
+    stderr.print(message, highlight=False, soft_wrap=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(130)
 
 
 def progress_bar(quiet: bool = False) -> Progress:

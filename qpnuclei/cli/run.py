@@ -166,7 +166,7 @@ def run(
         tissue=tissue,
     )
 
-    from qpnuclei.cli.console import print_error, stderr, stdout, tile_progress
+    from qpnuclei.cli.console import leave_interrupted, print_error, stderr, stdout, tile_progress
     from qpnuclei.cli.tables import plan_view, print_account, summary_table
     from qpnuclei.qupath.backend import open_project
     from qpnuclei.roi import choose_images
@@ -204,8 +204,7 @@ def run(
         with tile_progress(quiet) as progress:
             summary = analyse_project(opened, entries, options, progress)
     except KeyboardInterrupt:
-        stderr.print("interrupted: the image at hand is unchanged, those before it are saved")
-        sys.exit(130)
+        leave_interrupted("interrupted: the image at hand is unchanged, those before it are saved")
     stdout.print(summary_table(summary))
     print_account(summary)
     for name, error in summary.failures:

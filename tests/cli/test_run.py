@@ -230,7 +230,8 @@ def test_dry_run_changes_nothing(sample: Sample, qpnuclei: Call) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals work differently there")
-def test_ctrl_c_leaves_the_project_untouched(sample: Sample) -> None:
+@pytest.mark.parametrize("pause", [0.0, 0.05])
+def test_ctrl_c_leaves_the_project_untouched(sample: Sample, pause: float) -> None:
     project = sample("0.5.1")
     before = tree(project)
     run = subprocess.Popen(
@@ -245,9 +246,12 @@ def test_ctrl_c_leaves_the_project_untouched(sample: Sample) -> None:
             break
         time.sleep(0.05)
     run.send_signal(signal.SIGINT)
+    time.sleep(pause)
+    run.send_signal(signal.SIGINT)  # someone impatient
     _, stderr = run.communicate(timeout=60)
     assert run.returncode == 130, stderr
     assert "Traceback" not in stderr
+    assert "terminate called" not in stderr
     after = {k: v for k, v in tree(project).items() if not k.startswith("qpnuclei")}
     assert after == before
 
