@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -35,16 +34,28 @@ def print_error(error: QpnucleiError, prefix: str = "") -> None:
         stderr.print(f"[bold]hint:[/] {escape(error.hint)}", highlight=False, soft_wrap=True)
 
 
-def leave_interrupted(message: str) -> NoReturn:
-    """Say that Ctrl-C was heard and end the process at once, with 130.
+@contextmanager
+def leaving_on_interrupt(message: str) -> Iterator[None]:
+    """End the process with 130 and a message if Ctrl-C comes within the block.
 
-    A second Ctrl-C may come while the stages are being stopped. The interpreter would then be taken
-    down under a thread that still runs the network, which crashes instead of leaving.
+    Only the first one interrupts. A second one, while the stages are being stopped, would take the
+    interpreter down under a thread that still runs the network, which crashes instead of leaving.
     """
-    stderr.print(message, highlight=False, soft_wrap=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(130)
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        stderr.print(message, highlight=False, soft_wrap=True)
+        sys.exit(130)  # still deaf to Ctrl-C
+    except BaseException:
+        signal.signal(signal.SIGINT, before)
+        raise
+    signal.signal(signal.SIGINT, before)
 
 
 def progress_bar(quiet: bool = False) -> Progress:

@@ -29,18 +29,16 @@ def demo(
 
     Without --slide it also says how many of the known nuclei were found.
     """
-    from qpnuclei.cli.console import leave_interrupted, stderr, stdout, tile_progress
+    from qpnuclei.cli.console import leaving_on_interrupt, stderr, stdout, tile_progress
     from qpnuclei.cli.tables import print_account, summary_table
     from qpnuclei.demo.demonstration import demonstrate
 
     def say(line: str) -> None:
         stderr.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    try:
-        with tile_progress(quiet) as progress:
-            made = demonstrate(directory, slide, mpp, model, device.value, progress, say)
-    except KeyboardInterrupt:
-        leave_interrupted("interrupted: the same command goes on with what is there")
+    interrupted = "interrupted: the same command goes on with what is there"
+    with leaving_on_interrupt(interrupted), tile_progress(quiet) as progress:
+        made = demonstrate(directory, slide, mpp, model, device.value, progress, say)
     stdout.print(summary_table(made.summary))
     print_account(made.summary)
     if made.score is not None:

@@ -166,7 +166,13 @@ def run(
         tissue=tissue,
     )
 
-    from qpnuclei.cli.console import leave_interrupted, print_error, stderr, stdout, tile_progress
+    from qpnuclei.cli.console import (
+        leaving_on_interrupt,
+        print_error,
+        stderr,
+        stdout,
+        tile_progress,
+    )
     from qpnuclei.cli.tables import plan_view, print_account, summary_table
     from qpnuclei.qupath.backend import open_project
     from qpnuclei.roi import choose_images
@@ -200,11 +206,9 @@ def run(
     if dry_run:
         stdout.print(plan_view(plan_images(entries, options)), soft_wrap=True)
         return
-    try:
-        with tile_progress(quiet) as progress:
-            summary = analyse_project(opened, entries, options, progress)
-    except KeyboardInterrupt:
-        leave_interrupted("interrupted: the image at hand is unchanged, those before it are saved")
+    interrupted = "interrupted: the image at hand is unchanged, those before it are saved"
+    with leaving_on_interrupt(interrupted), tile_progress(quiet) as progress:
+        summary = analyse_project(opened, entries, options, progress)
     stdout.print(summary_table(summary))
     print_account(summary)
     for name, error in summary.failures:
