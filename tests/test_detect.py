@@ -11,7 +11,7 @@ import torch
 from qpnuclei.detect import Scale, _assemble, _View, find_nuclei, plan_tiles
 from qpnuclei.errors import SlideError
 from qpnuclei.nn.segmenter import Segmenter
-from qpnuclei.nuclei import NucleiTable
+from qpnuclei.nuclei import NucleiTable, concatenate
 from qpnuclei.qupath.model import DEFAULT_HE
 from qpnuclei.segmentation.tiles import Box, TilePlan
 from qpnuclei.slides.slide import ImageInMemory
@@ -40,7 +40,9 @@ def found(segmenter: Segmenter, tissue: ImageInMemory, tile_px: int, **options: 
     size = tissue.width, tissue.height
     roi = shapely.Polygon([(20, 10), (400, 60), (350, 370), (60, 300)])
     tiles = plan_tiles(roi, size, SCALE, segmenter, tile_px, max_nucleus_um=10)
-    return find_nuclei(tissue, tiles, segmenter, SCALE, DEFAULT_HE, **options)[0]
+    tables: list[NucleiTable] = []
+    find_nuclei(tissue, tiles, segmenter, SCALE, DEFAULT_HE, tables, **options)
+    return concatenate(tables)
 
 
 def assert_same(one: NucleiTable, other: NucleiTable) -> None:
