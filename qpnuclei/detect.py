@@ -202,7 +202,7 @@ def find_nuclei(
         closing(
             ahead(_attend(read, tiles, segmenter, statistics, batch_size, clock), 2)
         ) as attended,
-        closing(in_parallel(segment, _assemble(tiles, attended), workers)) as segmented,
+        closing(in_parallel(segment, _assemble(tiles, attended, clock), workers)) as segmented,
     ):
         for done, (tile, owned, cut) in enumerate(segmented, start=1):
             with clock("stitch"):
@@ -336,7 +336,11 @@ def _attend(
     """Run the network on batches of parts."""
     margin = _margin(segmenter)
     parts = iter(read)
-    while batch := list(islice(parts, batch_size)):
+    while True:
+        with clock.waiting("attend"):
+            batch = list(islice(parts, batch_size))
+        if not batch:
+            return
         with clock("attend"), _naming(batch[0].tile, tiles):
             attention, centre = segmenter.attend(_stacked([p.rgb for p in batch]), statistics)
         for i, part in enumerate(batch):
@@ -344,7 +348,9 @@ def _attend(
             yield _View(part.box.grown(margin), part.rgb, attention[i], seeds).cut(part.box)
 
 
-def _assemble(tiles: TilePlan, attended: Iterator[_View]) -> Iterator[tuple[Tile, _View]]:
+def _assemble(
+    tiles: TilePlan, attended: Iterator[_View], clock: Stopwatch
+) -> Iterator[tuple[Tile, _View]]:
     """Put the view of each tile together from what it and the tiles before it added.
 
     Of what a tile added, only what tiles yet to come will see is kept: strips along its border.
@@ -352,7 +358,8 @@ def _assemble(tiles: TilePlan, attended: Iterator[_View]) -> Iterator[tuple[Tile
     kept: dict[int, _View] = {}
     for tile, part in zip(tiles, tiles.new_parts(), strict=True):
         if part is not None:
-            kept[tile.index] = next(attended)
+            with clock.waiting("segment"):
+                kept[tile.index] = next(attended)
         pieces = [kept[n.index] for n in (*tiles.neighbours(tile), tile) if n.index in kept]
         yield tile, _composed(tile.view, pieces)
         for index in [tile.index, *(n.index for n in tiles.neighbours(tile))]:

@@ -64,14 +64,15 @@ def analyse_project(
 
     keep_freed_memory()
     share_cores(options.workers)
-    segmenter = Segmenter.load(options.model, options.device, precision=options.precision)
+    views = 8 if options.tta else 1
+    segmenter = Segmenter.load(options.model, options.device, views, options.precision)
     run_dir = make_run_dir(project, options)
     summary = RunSummary(
         project=project.path,
         backend=project.backend,
         arguments=options.to_json(),
         model=describe_model(options.model, segmenter),
-        device=f"{segmenter.device}, {segmenter.precision}",
+        device=f"{segmenter.device}, {segmenter.precision}" + ", 8 views" * options.tta,
         run_dir=run_dir,
     )
     for entry in entries:
@@ -143,5 +144,6 @@ def analyse_image(
         covered=stitching.covered,
         overlapping=stitching.overlapping,
         seconds=clock.seconds,
+        waited=clock.waited,
         notes=plan.notes,
     )

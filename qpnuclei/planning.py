@@ -51,6 +51,7 @@ class RunOptions:
     model: str = "default"
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    tta: bool = False
     mpp: float | None = None
     class_name: str = "Nucleus"
     on_existing: Literal["replace", "append", "skip", "error"] = "replace"

@@ -15,6 +15,7 @@ from qpnuclei.nuclei import NucleiTable, concatenate
 from qpnuclei.qupath.model import DEFAULT_HE
 from qpnuclei.segmentation.tiles import Box, TilePlan
 from qpnuclei.slides.slide import ImageInMemory
+from qpnuclei.summary import Stopwatch
 
 SCALE = Scale((0.25, 0.25))
 
@@ -122,7 +123,7 @@ def test_views_are_put_together_from_what_each_tile_adds() -> None:
     whole = _View(image, rgb, attention, 1 - attention)
     parts = (whole.cut(part).copy() for part in plan.new_parts() if part is not None)
     tiles = []
-    for tile, view in _assemble(plan, parts):
+    for tile, view in _assemble(plan, parts, Stopwatch()):
         inner = tile.view.within(image)
         assert view.box == tile.view
         np.testing.assert_array_equal(view.rgb, rgb[inner])

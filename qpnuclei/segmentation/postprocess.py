@@ -223,8 +223,12 @@ def _without_low_peaks(
         return label
 
     flooded = np.lexsort(crossing.T)
+    # A peak that is prominent at its first crossing to another basin is so at all that follow.
+    pairs = np.sort(np.concatenate(sides)[flooded], axis=1)
+    _, decisive = np.unique(pairs @ np.array([len(taken_by), 1]), return_index=True)
+    decisive.sort()
     for (first, second), saddle in zip(
-        np.concatenate(sides)[flooded].tolist(), saddles[flooded].tolist(), strict=True
+        pairs[decisive].tolist(), saddles[flooded[decisive]].tolist(), strict=True
     ):
         basins = basin_of(first), basin_of(second)
         low, high = sorted(basins, key=lambda basin: order.flat[peaks[basin - 1]], reverse=True)

@@ -134,6 +134,7 @@ def test_skip_and_error_leave_existing_ones(sample: Sample, qpnuclei: Call) -> N
     assert qpnuclei("run", project, *RUN, "--on-existing", "skip").exit_code == 0
     refused = qpnuclei("run", project, *RUN, "--on-existing", "error")
     assert refused.exit_code == 2
+    assert refused.stdout == ""  # no table of nothing
     after = {k: v for k, v in tree(project).items() if not k.startswith("qpnuclei")}
     assert after == before
 
@@ -271,6 +272,23 @@ def test_the_same_nuclei_whatever_the_tile(sample: Sample, qpnuclei: Call, tile:
     # Their UUIDs are made from image and outline: equal sets are equal polygons.
     assert found[0] == found[1]
     assert found[0]
+
+
+def test_averaging_over_flips_and_rotations(sample: Sample, qpnuclei: Call) -> None:
+    found = []
+    for version, extra in (
+        ("0.5.1", ()),
+        ("0.6.0", ("--tta",)),
+        ("0.7.0", ("--tta", "--tile", 300)),
+    ):
+        project = sample(version)
+        assert qpnuclei("run", project, *RUN, "--image", "renamed*", *extra).exit_code == 0
+        found.append({i for i in objects(project)[1].detections.ids if is_ours(i)})
+        record = json.loads(next((project / "qpnuclei").glob("*/run.json")).read_text())
+        assert record["device"].endswith(", 8 views") == bool(extra)
+    plain, averaged, in_small_tiles = found
+    assert averaged == in_small_tiles
+    assert averaged - plain
 
 
 def test_dry_run_changes_nothing(sample: Sample, qpnuclei: Call) -> None:
