@@ -429,8 +429,10 @@ def _colour_statistics(
 
 def _intensities(view: _View, regions: Pixels, stains: Stains) -> Measurements:
     return {
-        **intensity_measurements(separate(view.rgb, stains), stains.stain_names[:2], regions),
-        **attention_measurement(view.attention, regions),
+        **intensity_measurements(
+            separate(regions.of(view.rgb), stains), stains.stain_names[:2], regions
+        ),
+        **attention_measurement(regions.of(view.attention), regions),
     }
 
 
