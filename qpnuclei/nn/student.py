@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Decoder = Literal["concatenating", "adding"]
+from qpnuclei.nn.metadata import Decoder
 
 _Span = tuple[int, int]
 
