@@ -45,8 +45,8 @@ def train(
         typer.Option(
             "--config",
             help="Recipe: proposed (the paper's), its ablations no-smooth, no-equiv, no-sparse and "
-            "no-wsi, scale-equiv (a term of the authors' code), anchored or student (ours), or "
-            "the path of a .yaml file.",
+            "no-wsi, scale-equiv (a term of the authors' code), anchored or student (ours), "
+            "light (a small student of the default model), or the path of a .yaml file.",
         ),
     ] = "proposed",
     settings: Annotated[
