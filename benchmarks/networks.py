@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.networks`` measures on the CPU, forward passes alone (pixels in, maps out),
 all models and precisions in turn in one process: on a machine that does other things too, the
-ratios between them hold. With ``--images FOLDER`` (PNG or TIFF at the models' resolution) the masks are
-those of real tissue.
+ratios between them hold. With ``--images FOLDER`` (PNG or TIFF at the models' resolution) the masks
+are those of real tissue.
 """
 
 from __future__ import annotations
