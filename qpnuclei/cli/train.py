@@ -163,7 +163,9 @@ def train(
     from qpnuclei.cli.console import stderr, stdout
     from qpnuclei.nn.device import resolve_device
     from qpnuclei.nn.distributed import process_group, rank, world_size
+    from qpnuclei.stages import keep_freed_memory
 
+    keep_freed_memory()
     if validation_mpp is None and mpp and len(mpp) == 1:
         validation_mpp = mpp[0]
     with (

@@ -108,7 +108,7 @@ def soften(lesson: Lesson, original: Lesson, maps: npt.NDArray[np.uint8]) -> Les
     maps : (H, W, 2) uint8 ndarray
         The teacher's foreground and centre map of the patch, each 0..1 times 255.
     """
-    as_it_was = (lesson.targets == original.targets).all(axis=-1)
+    as_it_was = (lesson.targets[..., :2] == original.targets[..., :2]).all(axis=-1)
     targets = lesson.targets.copy()
     targets[as_it_was, :2] = maps[as_it_was]
     return replace(lesson, targets=targets)

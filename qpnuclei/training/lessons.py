@@ -17,7 +17,7 @@ def make_lessons(
     rgb: RGB, known: PseudoLabels, recipe: StudentRecipe, rng: np.random.Generator
 ) -> list[Lesson]:
     """Return a patch as it is, and its renditions with nuclei pasted and repainted."""
-    lessons = [Lesson.of(rgb, known)]
+    lessons = [Lesson.of(rgb, known, recipe.seam_weight)]
     cuts = cut_nuclei(rgb, known.labels)
     area_mm2 = known.labels.size * (recipe.mpp / 1000) ** 2
     for _ in range(recipe.renditions):
@@ -25,5 +25,5 @@ def make_lessons(
             rgb, known, cuts, round(recipe.pastes_per_mm2 * area_mm2), rng
         )
         new_rgb = repaint_nuclei(new_rgb, new_known.labels, rng, share=recipe.repainted_share)
-        lessons.append(Lesson.of(new_rgb, new_known))
+        lessons.append(Lesson.of(new_rgb, new_known, recipe.seam_weight))
     return lessons

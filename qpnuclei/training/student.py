@@ -88,7 +88,7 @@ VOTE_INSTANCES = PostProcessing(smoothing_sigma_px=2.0, maxima_radius_px=9, min_
 
 #: From a student's maps to candidate nuclei, and of a model that no validation images tune.
 STUDENT_INSTANCES = PostProcessing(
-    smoothing_sigma_px=3.0, maxima_radius_px=9, centre_weight=0.5, min_area_px=80
+    maxima_radius_px=6, min_prominence_px=1.0, centre_weight=0.65, min_area_px=80
 )
 
 

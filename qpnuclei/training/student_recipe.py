@@ -103,7 +103,10 @@ class StudentRecipe(BaseModel):
         3, ge=0, description="repainted versions of each patch, beside the original"
     )
     pastes_per_mm2: float = Field(
-        320.0, ge=0, description="nuclei pasted into each of these (20 in 1000x1000 px)"
+        2400.0, ge=0, description="nuclei pasted into each of these (150 in 1000x1000 px)"
+    )
+    seam_weight: float = Field(
+        3.0, ge=1, description="of pixels between nuclei that touch, elsewhere it is 1"
     )
     repainted_share: float = Field(0.6, ge=0, le=1, description="of the nuclei in them")
 

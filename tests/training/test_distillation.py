@@ -110,7 +110,7 @@ def test_lessons_hold_what_the_teacher_sees(patches: Path) -> None:
         maps = np.stack(teacher.attend_image(tissue(seed)[0]), axis=-1)
         np.testing.assert_array_equal(lesson.rgb, tissue(seed)[0])
         np.testing.assert_allclose(lesson.targets[..., :2] / 255, maps, atol=0.5 / 255 + 1e-6)
-        assert (lesson.targets[..., 2] == 255).all()
+        assert set(np.unique(lesson.targets[..., 2])) <= {85, 255}  # 255 between nuclei
 
 
 def test_every_round_draws_its_renditions_anew_from_the_same_nuclei(patches: Path) -> None:
@@ -138,7 +138,7 @@ def test_only_what_was_pasted_is_taught_by_its_outline() -> None:
 
     assert softened.targets.tolist() == [
         [[255, 70, 255], [200, 80, 255]],  # a new nucleus; as it was
-        [[0, 0, 0], [0, 0, 0]],  # no longer known
+        [[3, 4, 0], [0, 0, 0]],  # of no weight any more
     ]
     assert pasted.targets[0, 1].tolist() == [255, 90, 255]  # not changed in place
 
