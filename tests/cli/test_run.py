@@ -15,7 +15,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import shapely
+from typer.testing import CliRunner
 
+from qpnuclei.cli.app import app
 from qpnuclei.errors import SaveError
 from qpnuclei.qupath.geojson import read_objects
 from qpnuclei.qupath.model import Detections, ImageObjects, is_ours
@@ -111,13 +113,13 @@ def test_run_and_export_on_every_qupath_version(
     [((), "network: light (auto: no GPU) on cpu"), (("--model", "default"), "network: default on")],
 )
 def test_the_summary_says_which_model_was_taken(
-    sample: Sample, qpnuclei: Call, options: tuple[str, ...], said: str
+    sample: Sample, options: tuple[str, ...], said: str
 ) -> None:
     project = sample("0.5.1")
 
-    outcome = qpnuclei("run", project, *RUN, *options)
+    result = CliRunner().invoke(app, ["run", str(project), *RUN, *options])
 
-    assert said in outcome.stderr
+    assert said in result.stderr
     record = json.loads(next((project / "qpnuclei").glob("*/run.json")).read_text())
     assert record["model"]["asked_for"] == (options[-1] if options else "auto")
     assert record["model"]["name"] in said
