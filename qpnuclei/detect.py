@@ -38,7 +38,7 @@ from qpnuclei.slides.resolution import resolve_mpp, working_downsample
 from qpnuclei.slides.slide import ImageInMemory
 from qpnuclei.slides.stains import reinhard_statistics, separate
 from qpnuclei.slides.tissue import tissue_fraction
-from qpnuclei.stages import ahead, in_parallel
+from qpnuclei.stages import ahead, in_parallel, return_freed_memory
 from qpnuclei.summary import Stopwatch
 
 if TYPE_CHECKING:
@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 DEFAULT_TILE_PX = 1792
 #: Few nuclei are larger; one that is comes out whole all the same, joined from several tiles.
 DEFAULT_MAX_NUCLEUS_UM = 25.0
+
+#: After so many tiles, freed memory goes back to the system: less than a hundredth of their time.
+_TILES_BETWEEN_TRIMS = 16
 
 #: Colours are measured as in training: on fields of the size of its tiles, spread over the
 #: region, that show enough tissue.
@@ -210,6 +213,8 @@ def find_nuclei(
                     found.append(at_level_0(whole))
             count += len(owned)
             progress(done, count)
+            if done % _TILES_BETWEEN_TRIMS == 0:
+                return_freed_memory()
     with clock("stitch"):
         rest, joined = stitcher.finish()
         for whole in rest:

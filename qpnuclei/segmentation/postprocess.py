@@ -244,7 +244,9 @@ def _without_low_peaks(
         low, high = sorted(basins, key=lambda basin: order.flat[peaks[basin - 1]], reverse=True)
         if low != high and peak_heights[low - 1] - saddle < least:
             taken_by[low] = high
-    joined: LabelArray = np.array([basin_of(i) for i in range(len(taken_by))], np.int32)[labels]
+    # Without gaps: a number that nothing has would be looked for in the whole map.
+    _, basins_left = np.unique([basin_of(i) for i in range(len(taken_by))], return_inverse=True)
+    joined: LabelArray = basins_left.astype(np.int32)[labels]
     return joined
 
 

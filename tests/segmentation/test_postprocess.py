@@ -14,6 +14,8 @@ from skimage.color import rgb2hed
 from benchmarks.reference import EIGHT, FOUR, reference_instances, same_up_to_numbering
 from qpnuclei.nn.metadata import PostProcessing
 from qpnuclei.segmentation.postprocess import (
+    _flood,
+    _heights,
     _holes,
     foreground_mask,
     interaction_radius_px,
@@ -209,6 +211,18 @@ def test_a_peak_that_hardly_rises_above_the_saddle_to_a_higher_one_is_no_nucleus
     assert found(0.0) == 3  # and a maximum on the plateau between them
     assert found(1.0) == 2
     assert found(1.001) == 1
+
+
+def test_numbers_of_joined_basins_have_no_gaps():
+    # Holes would be looked for in the whole map, once for every number that nothing has.
+    parameters = PostProcessing(min_prominence_px=2)
+    attention = random_attention(3, (200, 200), nuclei_per_px=1 / 300)
+    mask = foreground_mask(attention, parameters)
+    heights = _heights(mask, parameters, None)
+    before = _flood(mask, heights, parameters.model_copy(update={"min_prominence_px": 0}))
+    labels = _flood(mask, heights, parameters)
+    assert 0 < labels.max() < before.max()
+    np.testing.assert_array_equal(np.unique(labels), np.arange(labels.max() + 1))
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
