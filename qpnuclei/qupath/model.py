@@ -270,6 +270,10 @@ class Edit:
     remove : frozenset of uuid.UUID
         Detections to remove, by UUID; each must satisfy `is_ours`.
     add : sequence of DetectionGroup
+        May be lazy: a group may be made, for example read from disk, each time it is asked for,
+        and equal each time. Writers go through it in order, more than once, and hold one group
+        at a time, so that of many groups of 20,000 nuclei (any number of which may have the same
+        parent) one is in memory.
     annotations : sequence of NewAnnotation
     workflow_step : (name, Groovy comment or script) or None
         Recorded in QuPath's workflow of the image.
