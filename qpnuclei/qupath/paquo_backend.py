@@ -63,8 +63,14 @@ from qpnuclei.qupath.model import (
     is_ours,
 )
 from qpnuclei.qupath.native import project_file
-from qpnuclei.qupath.native.backups import drop_old_backups, keep_backup
-from qpnuclei.qupath.native.files import TEMPORARY_PREFIX, Transaction, remove_leftovers
+from qpnuclei.qupath.native.backups import drop_old_backups, kept_backup
+from qpnuclei.qupath.native.files import (
+    TEMPORARY_PREFIX,
+    Transaction,
+    locked,
+    remove_leftovers,
+)
+from qpnuclei.qupath.native.new_detections import Additions
 from qpnuclei.qupath.native.rois import polygons
 from qpnuclei.qupath.uris import file_uri, find_image, parse_file_uri
 
@@ -191,9 +197,9 @@ class PaquoProject:
 
         Not through QuPath, which only logs it if that fails.
         """
-        content = project_file.with_classes(self.classes_path, classes)
-        if content is not None:
-            with Transaction() as transaction:
+        with locked(self.path.parent), Transaction() as transaction:
+            content = project_file.with_classes(self.classes_path, classes)
+            if content is not None:
                 transaction.stage(self.classes_path, lambda emit: emit(content))
                 transaction.commit()
 
@@ -337,22 +343,20 @@ class PaquoImage:
     def _edit_and_save(self, loaded: _Loaded, edit: Edit, fingerprint: str) -> None:
         data: JavaObject = loaded.data
         hierarchy = loaded.hierarchy
+        additions, new_ids = Additions.of(edit)
         with _jvm.quiet(), _java_errors(SaveError, f"{self.name}: QuPath refuses the edit"):
-            _apply(edit, hierarchy)
+            _apply(additions, new_ids, hierarchy)
             if edit.workflow_step is not None:
                 step = _jvm.java_class("qupath.lib.plugins.workflow.DefaultScriptableWorkflowStep")
                 data.getHistoryWorkflow().addStep(step(*edit.workflow_step))
             expected = _Content.of(hierarchy)
         self._check_unchanged(fingerprint)
         remove_leftovers(self.data_file.parent)
-        keep_backup(self.data_file)
-        with _kept_on_failure(self.data_file):
+        with kept_backup(self.data_file), _kept_on_failure(self.data_file):
             with _jvm.quiet(), _java_errors(SaveError, f"{self.data_file}: cannot be saved"):
                 self._entry.saveImageData(data)
             self._verify(expected)
-            classes = [group.path_class for group in edit.add]
-            classes += [annotation.path_class for annotation in edit.annotations]
-            self._project.add_classes([c for c in classes if c is not None])
+            self._project.add_classes(additions.path_classes)
 
     def _verify(self, expected: _Content) -> None:
         what = f"{self.data_file}: what QuPath saved does not read back as written"
@@ -604,35 +608,29 @@ def _from_geometry(rois: JavaObject, _: str) -> npt.NDArray[Any]:
 # Writing -----------------------------------------------------------------------------------------
 
 
-def _apply(edit: Edit, hierarchy: JavaObject) -> None:
+def _apply(additions: Additions, new_ids: Collection[str], hierarchy: JavaObject) -> None:
     """Apply an edit to a hierarchy, with one event at its end."""
+    edit = additions.edit
     objects = _flat(hierarchy)
     annotations = _only(objects, "isAnnotation")
     root = hierarchy.getRootObject()
     if edit.remove:
         _remove(edit.remove, objects, hierarchy)
-    _check_new(edit, hierarchy)
+    if new_ids:
+        taken = [own_id for own_id in _ids(_flat(hierarchy)) if own_id in new_ids]
+        if taken:
+            raise UsageError(f"the image already has an object {taken[0]}")
     new = [_new_annotation(annotation) for annotation in edit.annotations]
-    parents = [*annotations, *new]
-    for group in edit.add:
-        if group.parent is not None and not 0 <= group.parent < len(parents):
-            raise UsageError(f"the image has no annotation number {group.parent}")
-        parent = root if group.parent is None else parents[group.parent]
-        parent.addChildObjects(_new_detections(group, _plane_of(parent)))
+    parents: dict[int | None, JavaObject] = {None: root, **dict(enumerate([*annotations, *new]))}
+    for parent in additions.counts:
+        if parent not in parents:
+            raise UsageError(f"the image has no annotation number {parent}")
+        for group in additions.groups(parent):
+            detections = _new_detections(group, _plane_of(parents[parent]))
+            parents[parent].addChildObjects(detections)
     for annotation in new:
         root.addChildObject(annotation)
     hierarchy.fireHierarchyChangedEvent(root)
-
-
-def _check_new(edit: Edit, hierarchy: JavaObject) -> None:
-    """Raise UsageError if what an edit adds has a UUID twice, or one that is taken."""
-    new = [str(own_id) for group in edit.add for own_id in group.ids]
-    new += [str(annotation.id) for annotation in edit.annotations]
-    if len(set(new)) < len(new):
-        raise UsageError("two new objects have the same UUID")
-    taken = set(new).intersection(_ids(_flat(hierarchy))) if new else set()
-    if taken:
-        raise UsageError(f"the image already has an object {min(taken)}")
 
 
 def _plane_of(parent: JavaObject) -> JavaObject:

@@ -59,7 +59,7 @@ def test_packed_detections_read_like_single_ones():
 def test_many_are_packed_and_read_back():
     data_file = load()
     groups = [group(300), group(200, 3, ("a", "b"), 1000), group(100, None, (), 5000)]
-    data_file.apply(Edit(add=groups))
+    data_file.add(Edit(add=groups))
     again = DataFile.parse(saved(data_file), "again")
     bulk = [c for v in again._annotations() for c in v.children if isinstance(c, Packed)]
     assert sum(map(len, bulk)) > 490  # the first of a group or two are nodes
@@ -77,22 +77,22 @@ def test_many_are_packed_and_read_back():
 def test_edits_of_edits_round_trip_byte_for_byte():
     before = load()
     original = saved(before)
-    before.apply(Edit(add=[group(50)]))
+    before.add(Edit(add=[group(50)]))
     middle = DataFile.parse(saved(before), "middle")
     one = saved(middle)
     second = group(40, 2, start=700)
-    middle.apply(Edit(add=[second]))
+    middle.add(Edit(add=[second]))
     end = DataFile.parse(saved(middle), "end")
-    end.apply(Edit(remove=frozenset(second.ids)))
+    end.remove(frozenset(second.ids))
     assert saved(end) == one
-    end.apply(Edit(remove=frozenset(group(50).ids)))
+    end.remove(frozenset(group(50).ids))
     assert saved(end) == original
 
 
 def test_names_and_classes_are_shared_between_groups():
     """A closed list's names are stored once, however many detections have them."""
     data_file = load()
-    data_file.apply(Edit(add=[group(10, 0, ("Only here",)), group(10, 1, ("Only here",), 100)]))
+    data_file.add(Edit(add=[group(10, 0, ("Only here",)), group(10, 1, ("Only here",), 100)]))
     data = saved(data_file)
     assert data.count(b"Only here") == 1
     assert data.count(b"Nucleus\x70") == saved(load()).count(b"Nucleus\x70")  # their PathClass
