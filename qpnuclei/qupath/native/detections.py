@@ -67,6 +67,9 @@ class FileDetections(Detections):
     def __len__(self) -> int:
         return int(self._counts.sum())
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} detections)"
+
     @cached_property
     def ids(self) -> list[uuid.UUID | None]:
         """UUIDs; None for those without."""
