@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import ndimage
-from skimage.morphology import disk
+from skimage.morphology import disk, reconstruction
 from skimage.segmentation import watershed
 
 FOUR = ndimage.generate_binary_structure(2, 1)
@@ -55,7 +55,11 @@ def reference_instances(attention, parameters, centre=None):
     # Ranks instead of heights: equal heights in row-major order.
     ranks = np.empty(mask.size)
     ranks[np.argsort(-distance.ravel(), kind="stable")] = np.arange(mask.size)
-    labels = watershed(ranks.reshape(mask.shape), markers, mask=mask)
+    ranks = ranks.reshape(mask.shape)
+    labels = watershed(ranks, markers, mask=mask)
+    if parameters.min_prominence_px > 0:
+        kept = prominent(markers, distance, mask, np.ceil(parameters.min_prominence_px * 8192))
+        labels = joined_to(kept, labels, ranks)
 
     by_size = np.argsort(-np.bincount(labels.ravel()), kind="stable")
     boxes = ndimage.find_objects(labels)
@@ -72,6 +76,36 @@ def reference_instances(attention, parameters, centre=None):
             if of_label.sum() < parameters.min_area_px or faint:
                 labels[box][of_label] = 0
     return labels
+
+
+def prominent(markers, heights, mask, least):
+    """Return the markers from which no way leads to a higher one without descending by `least`."""
+    # In row-major order, equal heights are unequal by less than a step.
+    order = np.arange(mask.size).reshape(mask.shape)
+    heights = np.where(mask, heights + 0.5 - 0.5 * order / mask.size, -least - 1)
+    lowered = np.where(markers > 0, heights - (least - 0.5), -least - 1)
+    reached = reconstruction(lowered, heights, footprint=FOUR)
+    return set(np.unique(markers[reached == lowered])) - {0}
+
+
+def joined_to(kept, labels, ranks):
+    """Join basins over the highest saddles until each holds a kept marker."""
+    crossings = []
+    for near, far in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
+        border = (labels[near] != labels[far]) & (labels[near] > 0) & (labels[far] > 0)
+        a, b, rank_a, rank_b = (
+            m[border] for m in (labels[near], labels[far], ranks[near], ranks[far])
+        )
+        crossings += zip(np.maximum(rank_a, rank_b), np.minimum(rank_a, rank_b), a, b, strict=True)
+    group = {label: {label} for label in np.unique(labels[labels > 0])}
+    for _, _, a, b in sorted(crossings):
+        if group[a] is not group[b] and not (group[a] & kept and group[b] & kept):
+            union = group[a] | group[b]
+            group.update(dict.fromkeys(union, union))
+    names = np.zeros(labels.max() + 1, np.int32)
+    for label, members in group.items():
+        names[label] = min(members)
+    return names[labels]
 
 
 def same_up_to_numbering(a, b):

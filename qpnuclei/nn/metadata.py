@@ -26,6 +26,9 @@ class PostProcessing(_Frozen):
     fine_radius_px: int = Field(1, ge=0, description="disk of the second opening and closing")
     smoothing_sigma_px: float = Field(1.0, ge=0, description="Gaussian on the distance transform")
     maxima_radius_px: int = Field(7, ge=1, description="disk in which a seed is the maximum")
+    min_prominence_px: float = Field(
+        0.0, ge=0, description="a seed rises this much above the saddle to a higher one"
+    )
     centre_weight: float = Field(
         0.5, ge=0, le=1, description="share of the centre map in the seeds, where a model has one"
     )

@@ -29,6 +29,7 @@ parameter_sets = st.builds(
     fine_radius_px=st.integers(0, 2),
     smoothing_sigma_px=st.sampled_from([0.0, 0.7, 1.0, 2.0]),
     maxima_radius_px=st.integers(1, 9),
+    min_prominence_px=st.sampled_from([0.0, 0.0, 0.3, 1.0, 3.0]),
     centre_weight=st.sampled_from([0.0, 0.3, 0.5, 1.0]),
     min_area_px=st.sampled_from([0, 0, 20, 60]),
     min_mean_attention=st.sampled_from([0.0, 0.0, 0.7]),
@@ -190,6 +191,24 @@ def test_a_centre_map_splits_what_the_distance_does_not():
     labels = segment_instances(attention, parameters, centre.astype(np.float32))
     assert labels.max() == 2
     assert labels[10, 18] != labels[10, 42]
+
+
+def test_a_peak_that_hardly_rises_above_the_saddle_to_a_higher_one_is_no_nucleus():
+    # Peaks of 6 and 8 px (as far is their centre from the border), a saddle of 5 px between.
+    attention = np.zeros((30, 60), np.float32)
+    y, x = np.mgrid[:30, :60]
+    attention[np.abs(y - 15) < 5] = 1
+    attention[np.hypot(y - 15, x - 15) < 6] = 1
+    attention[np.hypot(y - 15, x - 45) < 8] = 1
+    attention[:, [0, 59]] = 0
+
+    def found(prominence):
+        parameters = PLAIN.model_copy(update={"min_prominence_px": prominence})
+        return segment_instances(attention, parameters).max()
+
+    assert found(0.0) == 3  # and a maximum on the plateau between them
+    assert found(1.0) == 2
+    assert found(1.001) == 1
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
