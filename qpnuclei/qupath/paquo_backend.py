@@ -319,7 +319,7 @@ class PaquoImage:
         annotations = _only(objects, "isAnnotation")
         return ImageObjects(
             _read_annotations(annotations, stored),
-            _read_detections(objects, annotations, stored),
+            _JavaDetections(objects, annotations, stored),
             loaded.fingerprint,
         )
 
@@ -495,45 +495,81 @@ def _read_annotations(annotations: JavaObject, stored: set[str]) -> tuple[Annota
     return tuple(made)
 
 
-def _read_detections(objects: JavaObject, annotations: JavaObject, stored: set[str]) -> Detections:
-    detections = _only(objects, "isDetection")
-    ids = _ids(detections)
-    to_class_name = pipe(
-        method(_PATH_OBJECT, "getClass", "java.lang.Class"),
-        method("java.lang.Class", "getSimpleName", _STRING),
-    )
-    java_classes = _jvm.texts(detections, to_class_name)
-    path_classes = _jvm.texts(detections, method(_PATH_OBJECT, "getPathClass", _PATH_CLASS))
-    names = _jvm.java_class(_OBJECT_TOOLS).getAvailableFeatures(detections)
-    return Detections(
-        ids=[uuid.UUID(item) if item in stored else None for item in ids],
-        kinds=[_KINDS.get(name, "detection") for name in java_classes],
-        class_names=[name or None for name in path_classes],
-        geometries=_geometries(detections),
-        centroids=_centroids(detections),
-        parents=_parents(objects, annotations, detections),
-        measurements={
-            str(name): _jvm.doubles(
-                detections,
-                pipe(
-                    method(_PATH_OBJECT, "getMeasurementList", _MEASUREMENTS),
-                    bind(method(_MEASUREMENTS, "get", "double", _STRING), 1, name),
-                ),
-            )
-            for name in names
-        },
-    )
+class _JavaDetections(Detections):
+    """Detections in QuPath; what is costly to fetch of them is fetched when it is asked for.
+
+    What an edit changes in QuPath's own objects, their parents, is fetched at once.
+
+    Parameters
+    ----------
+    objects : Java list
+        All objects of the image.
+    annotations : Java list
+        Those that are annotations, in the order of their handles.
+    stored : set of str
+        The UUIDs in the file.
+    """
+
+    _detections: JavaObject
+
+    def __init__(self, objects: JavaObject, annotations: JavaObject, stored: set[str]) -> None:
+        # Not as the dataclass does, which would set all columns (and is frozen).
+        detections = _only(objects, "isDetection")
+        vars(self).update(
+            _detections=detections,
+            ids=[uuid.UUID(item) if item in stored else None for item in _ids(detections)],
+            parents=_parents(objects, annotations, detections),
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} detections)"
+
+    @cached_property
+    def kinds(self) -> list[str]:
+        to_class_name = pipe(
+            method(_PATH_OBJECT, "getClass", "java.lang.Class"),
+            method("java.lang.Class", "getSimpleName", _STRING),
+        )
+        names = _jvm.texts(self._detections, to_class_name)
+        return [_KINDS.get(name, "detection") for name in names]
+
+    @cached_property
+    def class_names(self) -> list[str | None]:
+        names = _jvm.texts(self._detections, method(_PATH_OBJECT, "getPathClass", _PATH_CLASS))
+        return [name or None for name in names]
+
+    @cached_property
+    def geometries(self) -> npt.NDArray[Any]:
+        return _geometries(self._detections)
+
+    @cached_property
+    def centroids(self) -> npt.NDArray[np.float64]:
+        return _centroids(self._detections)
+
+    @cached_property
+    def measurements(self) -> dict[str, npt.NDArray[np.float64]]:
+        own_list = method(_PATH_OBJECT, "getMeasurementList", _MEASUREMENTS)
+        get = method(_MEASUREMENTS, "get", "double", _STRING)
+        return {
+            str(name): _jvm.doubles(self._detections, pipe(own_list, bind(get, 1, name)))
+            for name in _jvm.java_class(_OBJECT_TOOLS).getAvailableFeatures(self._detections)
+        }
+
+
+def _to_id() -> Handle:
+    return method(_PATH_OBJECT, "getID", _UUID)
+
+
+def _to_parent_id() -> Handle:
+    return pipe(method(_PATH_OBJECT, "getParent", _PATH_OBJECT), _to_id())
 
 
 def _ids(objects: JavaObject) -> list[str]:
-    return _jvm.texts(objects, method(_PATH_OBJECT, "getID", _UUID))
+    return _jvm.texts(objects, _to_id())
 
 
 def _parent_ids(objects: JavaObject) -> list[str]:
-    parent_id = pipe(
-        method(_PATH_OBJECT, "getParent", _PATH_OBJECT), method(_PATH_OBJECT, "getID", _UUID)
-    )
-    return _jvm.texts(objects, parent_id)
+    return _jvm.texts(objects, _to_parent_id())
 
 
 def _centroids(objects: JavaObject) -> npt.NDArray[np.float64]:
@@ -751,9 +787,8 @@ def _path_class(path_class: PathClass | None) -> JavaObject | None:
 class _Content:
     """What must be the same in a hierarchy and in the file that it was saved to."""
 
-    ids: list[str]
-    parent_ids: list[str]
-    class_names: list[str]
+    count: int
+    digests: Mapping[str, bytes]
     measurement_counts: npt.NDArray[np.int64]
     centroids: npt.NDArray[np.float64]
 
@@ -764,22 +799,29 @@ class _Content:
             method(_PATH_OBJECT, "getMeasurementList", _MEASUREMENTS),
             method(_MEASUREMENTS, "size", "int"),
         )
-        root = str(hierarchy.getRootObject().getID())
+        root = str(hierarchy.getRootObject().getID())  # another one each time that it is read
+        texts = {
+            "ids": _jvm.joined_texts(objects, _to_id()),
+            "parents": _jvm.joined_texts(objects, _to_parent_id()).replace(root, ""),
+            "classes": _jvm.joined_texts(
+                objects, method(_PATH_OBJECT, "getPathClass", _PATH_CLASS)
+            ),
+        }
         return cls(
-            ids=_ids(objects),
-            parent_ids=["" if item == root else item for item in _parent_ids(objects)],
-            class_names=_jvm.texts(objects, method(_PATH_OBJECT, "getPathClass", _PATH_CLASS)),
+            count=int(objects.size()),
+            # The texts of a million objects take hundreds of megabytes.
+            digests={name: hashlib.sha256(t.encode()).digest() for name, t in texts.items()},
             measurement_counts=_jvm.ints(objects, count),
             centroids=_centroids(objects),
         )
 
     def difference(self, other: _Content) -> str | None:
         """Say what differs; None if nothing does."""
-        if len(self.ids) != len(other.ids):
-            return f"{len(other.ids)} objects instead of {len(self.ids)}"
-        for what in ("ids", "parent_ids", "class_names"):
-            if getattr(self, what) != getattr(other, what):
-                return f"other {what.replace('_', ' ')}"
+        if self.count != other.count:
+            return f"{other.count} objects instead of {self.count}"
+        for what, digest in self.digests.items():
+            if digest != other.digests[what]:
+                return f"other {what}"
         if not np.array_equal(self.measurement_counts, other.measurement_counts):
             return "other measurements"
         # QuPath 0.6 and newer round some geometries to 0.01 px when they read them.
