@@ -64,6 +64,7 @@ from qpnuclei.qupath.model import (
 )
 from qpnuclei.qupath.native import project_file
 from qpnuclei.qupath.native.backups import drop_old_backups, kept_backup
+from qpnuclei.qupath.native.data_file import DataFile
 from qpnuclei.qupath.native.files import (
     TEMPORARY_PREFIX,
     Transaction,
@@ -101,6 +102,8 @@ _KINDS = {
     "PathCellObject": "cell",
     "PathTileObject": "tile",
 }
+#: QuPath 0.6 and newer round the vertices of what is no simple polygon to this grid.
+_GRID_PX = 0.01
 #: ROIs that are read as the vertices they store; QuPath would mend a polygon that crosses itself.
 _TYPES_OF_VERTICES = ("PolygonROI", "PolylineROI", "LineROI", "PointsROI")
 #: Since this release QuPath opens an image only when its pixels are needed, so that objects of an
@@ -345,23 +348,27 @@ class PaquoImage:
         hierarchy = loaded.hierarchy
         additions, new_ids = Additions.of(edit)
         with _jvm.quiet(), _java_errors(SaveError, f"{self.name}: QuPath refuses the edit"):
-            _apply(additions, new_ids, hierarchy)
+            before = _apply(additions, new_ids, hierarchy)
             if edit.workflow_step is not None:
                 step = _jvm.java_class("qupath.lib.plugins.workflow.DefaultScriptableWorkflowStep")
                 data.getHistoryWorkflow().addStep(step(*edit.workflow_step))
-            expected = _Content.of(hierarchy)
         self._check_unchanged(fingerprint)
         remove_leftovers(self.data_file.parent)
         with kept_backup(self.data_file), _kept_on_failure(self.data_file):
             with _jvm.quiet(), _java_errors(SaveError, f"{self.data_file}: cannot be saved"):
                 self._entry.saveImageData(data)
-            self._verify(expected)
+            self._verify(before, additions, new_ids)
             self._project.add_classes(additions.path_classes)
 
-    def _verify(self, expected: _Content) -> None:
+    def _verify(self, before: _Content, additions: Additions, new_ids: Collection[str]) -> None:
+        """Read the file back: what was there through QuPath, what is new as it is in the file."""
         what = f"{self.data_file}: what QuPath saved does not read back as written"
         with _jvm.quiet(), _java_errors(SaveError, what):
-            difference = expected.difference(_Content.of(_read_hierarchy(self.data_file)))
+            difference = before.difference(_Content.of(_read_hierarchy(self.data_file), new_ids))
+        try:
+            DataFile.parse(self.data_file.read_bytes(), "the file").withdraw(additions, _GRID_PX)
+        except FormatError as error:
+            difference = error.what
         if difference:
             raise SaveError(f"{what}: {difference}", "the file is as it was; try --backend native")
 
@@ -644,14 +651,15 @@ def _from_geometry(rois: JavaObject, _: str) -> npt.NDArray[Any]:
 # Writing -----------------------------------------------------------------------------------------
 
 
-def _apply(additions: Additions, new_ids: Collection[str], hierarchy: JavaObject) -> None:
-    """Apply an edit to a hierarchy, with one event at its end."""
+def _apply(additions: Additions, new_ids: Collection[str], hierarchy: JavaObject) -> _Content:
+    """Apply an edit to a hierarchy, with one event at its end; return what it adds to."""
     edit = additions.edit
     objects = _flat(hierarchy)
     annotations = _only(objects, "isAnnotation")
     root = hierarchy.getRootObject()
     if edit.remove:
         _remove(edit.remove, objects, hierarchy)
+    before = _Content.of(hierarchy)
     if new_ids:
         taken = [own_id for own_id in _ids(_flat(hierarchy)) if own_id in new_ids]
         if taken:
@@ -667,6 +675,7 @@ def _apply(additions: Additions, new_ids: Collection[str], hierarchy: JavaObject
     for annotation in new:
         root.addChildObject(annotation)
     hierarchy.fireHierarchyChangedEvent(root)
+    return before
 
 
 def _plane_of(parent: JavaObject) -> JavaObject:
@@ -785,7 +794,7 @@ def _path_class(path_class: PathClass | None) -> JavaObject | None:
 
 @dataclass(frozen=True, eq=False)
 class _Content:
-    """What must be the same in a hierarchy and in the file that it was saved to."""
+    """What of the objects of a hierarchy must be the same after they were saved and read back."""
 
     count: int
     digests: Mapping[str, bytes]
@@ -793,8 +802,12 @@ class _Content:
     centroids: npt.NDArray[np.float64]
 
     @classmethod
-    def of(cls, hierarchy: JavaObject) -> _Content:
+    def of(cls, hierarchy: JavaObject, new_ids: Collection[str] = ()) -> _Content:
+        """Take down what objects there are, but for the new ones."""
         objects = _flat(hierarchy)
+        if new_ids:
+            old = [row for row, own_id in enumerate(_ids(objects)) if own_id not in new_ids]
+            objects = _jvm.take(objects, np.array(old, np.int64))
         count = pipe(
             method(_PATH_OBJECT, "getMeasurementList", _MEASUREMENTS),
             method(_MEASUREMENTS, "size", "int"),

@@ -308,8 +308,15 @@ class DataFile:
                 self._add_step(*edit.workflow_step)
         return additions
 
-    def withdraw(self, additions: Additions) -> None:
+    def withdraw(self, additions: Additions, grid_px: float = 0.0) -> None:
         """Take away again what an edit added, looking whether all of it is there.
+
+        Parameters
+        ----------
+        additions : Additions
+            What `add` returned.
+        grid_px : float
+            To what who wrote the file may have rounded vertices of outlines with holes.
 
         Raises
         ------
@@ -336,7 +343,7 @@ class DataFile:
                 for group in additions.groups(parent):
                     for part in uniform_parts(group):
                         items, left = split_children(left, len(part.ids))
-                        check_same(_read_items(items), part)
+                        check_same(_read_items(items), part, grid_px)
             if edit.workflow_step is not None:
                 contents, version, count = self._workflow()
                 contents.pop()

@@ -146,12 +146,15 @@ def uniform_parts(group: DetectionGroup) -> Iterator[DetectionGroup]:
             yield DetectionGroup(group.parent, nuclei.take(chosen), ids, group.path_class)
 
 
-def check_same(found: Detections, part: DetectionGroup) -> None:
-    """Raise FormatError unless the detections found are those of a part, with the same values."""
+def check_same(found: Detections, part: DetectionGroup, grid_px: float = 0.0) -> None:
+    """Raise FormatError unless the detections found are those of a part, with the same values.
+
+    Outlines with holes may have vertices that are rounded to a grid.
+    """
     nuclei = part.nuclei
     if list(found.ids) != list(part.ids) or set(found.kinds) != {"detection"}:
         raise FormatError("a new detection is missing, or in another place")
-    if not _same_outlines(found.geometries, nuclei):
+    if not _same_outlines(found.geometries, nuclei, grid_px):
         raise FormatError("a new detection has another outline")
     if set(found.class_names) != {None if part.path_class is None else part.path_class.name}:
         raise FormatError("a new detection has another class")
@@ -162,12 +165,19 @@ def check_same(found: Detections, part: DetectionGroup) -> None:
             raise FormatError(f"{name!r} of a new detection has another value")
 
 
-def _same_outlines(geometries: npt.NDArray[np.object_], nuclei: NucleiTable) -> bool:
+def _same_outlines(
+    geometries: npt.NDArray[np.object_], nuclei: NucleiTable, grid_px: float
+) -> bool:
     polygons = nuclei.polygons()
     differ = np.flatnonzero(~shapely.equals_exact(geometries, polygons))
+    found, expected = geometries[differ], polygons[differ]
     # A ring that passes its first vertex once more at its end comes back without that.
     tidy = shapely.remove_repeated_points
-    return bool(np.all(shapely.equals_exact(tidy(geometries[differ]), tidy(polygons[differ]))))
+    same = shapely.equals_exact(tidy(found), tidy(expected))
+    if grid_px:
+        has_holes = shapely.get_num_interior_rings(expected) > 0
+        same |= has_holes & (shapely.hausdorff_distance(found, expected) <= grid_px)
+    return bool(np.all(same))
 
 
 def _write(writer: StreamWriter, catalog: jc.Catalog, part: DetectionGroup, plane: Plane) -> Step:
