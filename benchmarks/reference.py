@@ -33,8 +33,8 @@ def reference_instances(attention, parameters, centre=None):
         return np.zeros(mask.shape, np.int32)
     distance = np.ones(mask.shape) if mask.all() else ndimage.distance_transform_edt(mask)
     if centre is not None:
-        weight = parameters.centre_weight
-        distance = (1 - weight) * distance + weight * 2 * parameters.maxima_radius_px * centre
+        weight, radius = parameters.centre_weight, parameters.maxima_radius_px
+        distance = (1 - weight) * np.minimum(distance, radius) + weight * 2 * radius * centre
     if parameters.smoothing_sigma_px > 0:
         distance = ndimage.gaussian_filter(distance, parameters.smoothing_sigma_px)
     distance = np.round(distance * 8192)  # equal is equal, whatever the rounding errors

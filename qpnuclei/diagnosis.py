@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 from qpnuclei.errors import QpnucleiError
@@ -34,14 +35,14 @@ class Check:
 
 
 def check_installation() -> list[Check]:
-    """Look at Python, the libraries, the device, the default model and QuPath."""
+    """Look at Python, the libraries, the device, the models and QuPath."""
     return [
         Check("Python", Status.OK, f"{platform.python_version()} at {sys.executable}"),
         _guarded("libraries", _check_libraries),
         _guarded("torch", _check_torch),
         _guarded("torchvision", _check_torchvision),
         _guarded("device", _check_device),
-        _guarded("default model", _check_model),
+        *(_guarded(f"model {name}", partial(_check_model, name)) for name in ("default", "light")),
         _guarded("OpenSlide", _check_openslide),
         _guarded("QuPath", _check_qupath),
     ]
@@ -118,16 +119,19 @@ def _check_device() -> Check:
     return Check("device", Status.NOTE, "auto takes the CPU: no GPU that torch can use")
 
 
-def _check_model() -> Check:
+def _check_model(name: str) -> Check:
     from qpnuclei.nn.checkpoint import model_hash, read_metadata
     from qpnuclei.nn.segmenter import resolve_model
 
-    path = resolve_model("default")
+    path = resolve_model(name)
     metadata = read_metadata(path)
+    quality = metadata.validation["mean"]
     return Check(
-        "default model",
+        f"model {name}",
         Status.OK,
-        f"{metadata.family} at {metadata.mpp} µm/px, sha256 {model_hash(path)[:12]}",
+        f"{metadata.family} at {metadata.mpp} µm/px, AJI {quality['AJI']:.3f} and Dice "
+        f"{quality['ADC']:.3f} on its validation images, {path.stat().st_size / 1e6:.1f} MB, "
+        f"sha256 {model_hash(path)[:12]}",
     )
 
 

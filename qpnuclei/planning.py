@@ -48,7 +48,7 @@ class RunOptions:
     """
 
     selection: RoiSelection
-    model: str = "default"
+    model: str = "auto"
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     mpp: float | None = None

@@ -186,7 +186,15 @@ class RunSummary:
 
 
 def describe_model(name: str, segmenter: Segmenter) -> dict[str, Any]:
-    """Return which model was used: its name, hash, resolution and post-processing."""
+    """Return which model was used: its name, hash, resolution and post-processing.
+
+    Parameters
+    ----------
+    name : str
+        As it was asked for, for example ``"auto"``.
+    segmenter : Segmenter
+        The model that was loaded for it.
+    """
     from qpnuclei.nn.checkpoint import model_hash
     from qpnuclei.nn.segmenter import resolve_model
 
@@ -195,7 +203,7 @@ def describe_model(name: str, segmenter: Segmenter) -> dict[str, Any]:
         "asked_for": name,
         "name": metadata.name,
         "family": metadata.family,
-        "sha256": model_hash(resolve_model(name)),
+        "sha256": model_hash(resolve_model(name, segmenter.device)),
         "mpp": metadata.mpp,
         "post_processing": metadata.post_processing.model_dump(),
     }

@@ -21,7 +21,7 @@ def demo(
         ),
     ] = None,
     mpp: MppOption = None,
-    model: ModelOption = "default",
+    model: ModelOption = "auto",
     device: DeviceOption = Device.AUTO,
     quiet: Quiet = False,
 ) -> None:

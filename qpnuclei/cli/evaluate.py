@@ -55,7 +55,7 @@ def evaluate(
         str | None,
         typer.Option(
             "--model",
-            help="Model: 'default' or a .safetensors file made by train.",
+            help="Model: default, light, or a .safetensors file made by train.",
             show_default="default",
         ),
     ] = None,

@@ -64,7 +64,11 @@ MppOption = Annotated[
 ]
 ModelOption = Annotated[
     str,
-    typer.Option("--model", help="Model: 'default' or a .safetensors file made by train."),
+    typer.Option(
+        "--model",
+        help="Model: default, light (nearly as good, a fraction of the time), a .safetensors file "
+        "made by train, or auto: default on a GPU, light without one.",
+    ),
 ]
 DeviceOption = Annotated[
     Device,

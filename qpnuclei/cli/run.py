@@ -67,7 +67,7 @@ def run(
         typer.Option("--tissue", help="Analyse the tissue, found automatically, instead."),
     ] = False,
     image: ImageGlobs = None,
-    model: ModelOption = "default",
+    model: ModelOption = "auto",
     device: DeviceOption = Device.AUTO,
     mpp: MppOption = None,
     image_root: ImageRoot = None,

@@ -45,8 +45,8 @@ def train(
         typer.Option(
             "--config",
             help="Recipe: proposed (the paper's), its ablations no-smooth, no-equiv, no-sparse and "
-            "no-wsi, scale-equiv (a term of the authors' code), anchored or student (ours), or "
-            "the path of a .yaml file.",
+            "no-wsi, scale-equiv (a term of the authors' code), anchored or student (ours), "
+            "light (a small student of the default model), or the path of a .yaml file.",
         ),
     ] = "proposed",
     settings: Annotated[
@@ -163,7 +163,9 @@ def train(
     from qpnuclei.cli.console import stderr, stdout
     from qpnuclei.nn.device import resolve_device
     from qpnuclei.nn.distributed import process_group, rank, world_size
+    from qpnuclei.stages import keep_freed_memory
 
+    keep_freed_memory()
     if validation_mpp is None and mpp and len(mpp) == 1:
         validation_mpp = mpp[0]
     with (

@@ -71,7 +71,7 @@ def demonstrate(
     directory: Path,
     slide: Path | None = None,
     mpp: float | None = None,
-    model: str = "default",
+    model: str = "auto",
     device: str = "auto",
     progress: Progress = lambda image, done, tiles, nuclei: None,
     say: Callable[[str], None] = _LOG.info,

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 #: Raised whenever a model file of an older program could no longer be understood.
 FORMAT_VERSION = 1
 
+#: How a `qpnuclei.nn.student.StudentNet` joins its levels.
+Decoder = Literal["concatenating", "adding"]
+
 #: Mean and standard deviation of ImageNet's RGB in 0..1.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

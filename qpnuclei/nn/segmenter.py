@@ -25,6 +25,9 @@ from qpnuclei.slides.stains import ReinhardStatistics, reinhard_transfer
 #: Where the models that come with the package lie, as ``<name>.safetensors``.
 WEIGHTS_FOLDER = Path(__file__).resolve().parents[1] / "weights"
 
+#: Instead of a model's name: the best of the package that the device can afford.
+AUTO = "auto"
+
 #: Height and width of the tiles in which `Segmenter.attend_image` looks at a large image.
 _TILE_PX = 1024
 
@@ -95,6 +98,7 @@ class Segmenter:
         Parameters
         ----------
         name_or_path : str or pathlib.Path
+            See `resolve_model`.
         device : str
             See `qpnuclei.nn.device.resolve_device`.
         views, precision
@@ -110,7 +114,7 @@ class Segmenter:
             If `device` is not a device, or not there.
         """
         resolved = resolve_device(device)
-        network, metadata = load_model(resolve_model(name_or_path))
+        network, metadata = load_model(resolve_model(name_or_path, resolved))
         return cls(prepared(network.eval()), metadata, resolved, views, precision)
 
     @property
@@ -329,14 +333,31 @@ def _sigmoid(logits: Tensor) -> Tensor:
         return torch.from_numpy(1 / (1 + np.exp(-logits.numpy())))
 
 
-def resolve_model(name_or_path: str | Path) -> Path:
+def affordable_model(device: torch.device) -> str:
+    """Return the name of the best model in the package that a device runs in good time.
+
+    It is ``"light"`` for a CPU, where the network is what takes longest, else ``"default"``.
+    """
+    return "light" if device.type == "cpu" else "default"
+
+
+def resolve_model(name_or_path: str | Path, device: torch.device | None = None) -> Path:
     """Return the file of a model that comes with the package, or of a path.
+
+    Parameters
+    ----------
+    name_or_path : str or pathlib.Path
+        ``"auto"`` is the `affordable_model` of `device`.
+    device : torch.device, optional
+        Where the model is going to run. Without it, there is no ``"auto"``.
 
     Raises
     ------
     qpnuclei.errors.NotFoundError
         If there is none; the message lists the names there are.
     """
+    if name_or_path == AUTO and device is not None:
+        name_or_path = affordable_model(device)
     path = Path(name_or_path)
     if path.suffix == ".safetensors" or len(path.parts) > 1:
         if not path.is_file():

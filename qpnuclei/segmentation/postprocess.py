@@ -76,8 +76,9 @@ def segment_instances(
       marker.
     * The watershed floods through 4-neighbours. Of two pixels of equal height the upper, then the
       left one is flooded first.
-    * With a centre map, heights are ``(1 - w) * distance + w * 2 * maxima_radius_px * centre``: a
-      centre counts as much as a nucleus of twice the radius within which it is alone.
+    * With a centre map, heights are ``(1 - w) * min(distance, r) + w * 2 * r * centre`` with
+      ``r = maxima_radius_px``. Distances end at r because where nuclei crowd together the farthest
+      pixels from the background lie between them.
     * Not in the paper, and off by default: the basin of a maximum that rises less than
       `min_prominence_px` above the highest saddle on the way to a higher one (its *dynamics*, [2]_)
       joins what lies beyond that saddle. Along the ridge of an elongated nucleus, maxima lie far
@@ -149,12 +150,11 @@ def _heights(
         # OpenCV rounds the root to float32; the squared distance is a whole number.
         heights = np.sqrt(np.rint(np.square(distance, dtype=np.float64)))
     if centre is not None:
-        weight = parameters.centre_weight
-        peak = 2.0 * parameters.maxima_radius_px
-        heights = (1 - weight) * heights + weight * peak * centre
+        weight, radius = parameters.centre_weight, parameters.maxima_radius_px
+        heights = (1 - weight) * np.minimum(heights, radius) + weight * 2.0 * radius * centre
     if parameters.smoothing_sigma_px > 0:
-        radius = _gaussian_radius(parameters.smoothing_sigma_px)
-        x = np.arange(-radius, radius + 1)
+        reach = _gaussian_radius(parameters.smoothing_sigma_px)
+        x = np.arange(-reach, reach + 1)
         kernel = np.exp(-0.5 * np.square(x / parameters.smoothing_sigma_px))
         kernel /= kernel.sum()
         heights = np.asarray(

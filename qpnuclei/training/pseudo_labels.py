@@ -335,6 +335,26 @@ def centre_map(labels: LabelMap) -> FloatMap:
     return np.asarray(distance / np.maximum(farthest, 1)[labels], np.float32)
 
 
+def seams(labels: LabelMap, reach_px: int = 2) -> npt.NDArray[np.bool_]:
+    """Return where two objects, or more, lie within `reach_px` of a pixel.
+
+    Parameters
+    ----------
+    labels : (H, W) int32 ndarray
+        Objects, numbered below 2**24; 0 is background.
+    reach_px : int
+
+    Returns
+    -------
+    (H, W) bool ndarray
+    """
+    largest = cv2.dilate(labels.astype(np.float32), _disk(reach_px))
+    numbers = np.where(labels > 0, labels, np.inf).astype(np.float32)
+    smallest = cv2.erode(numbers, _disk(reach_px))
+    result: npt.NDArray[np.bool_] = (largest > 0) & (smallest < largest)
+    return result
+
+
 def distance_inside(labels: LabelMap) -> FloatMap:
     """Return the distance of each object's pixels to the nearest pixel that is not the object's.
 

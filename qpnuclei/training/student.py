@@ -4,7 +4,8 @@
 haematoxylin masks agrees on; every later round learns what the student before it finds, mixed with
 some of that vote. In every round only objects with the shape of a nucleus are taught as nuclei
 (`qpnuclei.training.pseudo_labels`), and they are repainted and pasted so that hard nuclei are
-learnt from easy ones (`qpnuclei.training.synthesis`).
+learnt from easy ones (`qpnuclei.training.synthesis`). A recipe that names a teacher, such as
+``light``, learns in every round what the teacher finds (`qpnuclei.training.distillation`).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -35,15 +37,18 @@ from qpnuclei.files import write_atomically
 from qpnuclei.nn.checkpoint import (
     library_versions,
     load_model,
+    model_hash,
     read_metadata,
     save_model,
 )
 from qpnuclei.nn.metadata import ModelMetadata, PostProcessing
-from qpnuclei.nn.segmenter import Segmenter
+from qpnuclei.nn.segmenter import Segmenter, resolve_model
 from qpnuclei.nn.student import StudentNet
 from qpnuclei.qupath.model import Stains
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.slides.stains import separate
+from qpnuclei.training.distillation import Distillation
+from qpnuclei.training.lessons import make_lessons
 from qpnuclei.training.patches import SlideSample, sample_slides
 from qpnuclei.training.pseudo_labels import (
     PseudoLabels,
@@ -68,7 +73,6 @@ from qpnuclei.training.sources import Source
 from qpnuclei.training.student_batches import Lesson
 from qpnuclei.training.student_fit import fit, half_precision
 from qpnuclei.training.student_recipe import StudentRecipe, student_recipe
-from qpnuclei.training.synthesis import cut_nuclei, paste_nuclei, repaint_nuclei
 from qpnuclei.training.tiles import sources_digest
 from qpnuclei.training.watch import TrainingResult, Watcher
 
@@ -84,7 +88,7 @@ VOTE_INSTANCES = PostProcessing(smoothing_sigma_px=2.0, maxima_radius_px=9, min_
 
 #: From a student's maps to candidate nuclei, and of a model that no validation images tune.
 STUDENT_INSTANCES = PostProcessing(
-    smoothing_sigma_px=3.0, maxima_radius_px=9, centre_weight=0.5, min_area_px=80
+    maxima_radius_px=6, min_prominence_px=1.0, centre_weight=0.65, min_area_px=80
 )
 
 
@@ -141,6 +145,7 @@ def train_student(
     open_run_folder(folder, resume)
     identity = {
         "recipe": recipe.model_dump(mode="json"),
+        "teacher": recipe.teacher and model_hash(resolve_model(recipe.teacher)),
         "seed": seed,
         "images": sources_digest(sources, [recipe.mpp], recipe.patch_px, recipe.min_tissue),
     }
@@ -158,6 +163,11 @@ def train_student(
         seed=seed,
         on_source=lambda done: watcher.tiles(done, len(sources)),
     )
+    curriculum: Curriculum
+    if recipe.teacher is None:
+        curriculum = SelfTraining(recipe, samples)
+    else:
+        curriculum = Distillation(recipe, samples, device)
     network = StudentNet(**recipe.architecture)
     if state is not None:
         network.load_state_dict(state.learner)
@@ -166,6 +176,7 @@ def train_student(
         folder=folder,
         identity=identity,
         samples=samples,
+        curriculum=curriculum,
         labelled=labelled,
         device=device,
         watcher=watcher,
@@ -173,6 +184,54 @@ def train_student(
         student=network,
     )
     return run.go()
+
+
+class Curriculum(Protocol):
+    """Where the lessons of a round come from."""
+
+    def known(self, student: Segmenter | None) -> list[PseudoLabels]:
+        """Return what each patch teaches; `student` is that of the round before, if any."""
+
+    def lessons(self, known: Sequence[PseudoLabels], rng: np.random.Generator) -> Iterator[Lesson]:
+        """Turn it into lessons, with whatever is drawn anew in each round."""
+
+
+@dataclass(eq=False)
+class SelfTraining:
+    """Lessons from a vote of haematoxylin masks, then from the student of the round before.
+
+    Parameters
+    ----------
+    recipe : StudentRecipe
+    samples : sequence of SlideSample
+    """
+
+    recipe: StudentRecipe
+    samples: Sequence[SlideSample]
+
+    @cached_property
+    def _votes(self) -> list[FloatMap]:
+        return [
+            vote
+            for sample in self.samples
+            for vote in haematoxylin_votes(sample.patches, sample.stains)
+        ]
+
+    def known(self, student: Segmenter | None) -> list[PseudoLabels]:
+        """Return what each patch teaches; without `student`, by the vote alone."""
+        patches = ((sample, patch) for sample in self.samples for patch in sample.patches)
+        return [
+            labels_from_vote(patch, vote, sample.stains, self.recipe)
+            if student is None
+            else labels_from_teacher(student, patch, vote, self.recipe)
+            for (sample, patch), vote in zip(patches, self._votes, strict=True)
+        ]
+
+    def lessons(self, known: Sequence[PseudoLabels], rng: np.random.Generator) -> Iterator[Lesson]:
+        """Return the patches and their renditions."""
+        patches = (patch for sample in self.samples for patch in sample.patches)
+        for patch, labels in zip(patches, known, strict=True):
+            yield from make_lessons(patch, labels, self.recipe, rng)
 
 
 @dataclass(eq=False)
@@ -183,6 +242,7 @@ class _Run:
     folder: Path
     identity: Mapping[str, Any]
     samples: Sequence[SlideSample]
+    curriculum: Curriculum
     labelled: Sequence[LabelledImage]
     device: torch.device
     watcher: Watcher
@@ -190,10 +250,9 @@ class _Run:
     student: StudentNet  # of the last round done
 
     def go(self) -> TrainingResult:
-        votes = [haematoxylin_votes(sample.patches, sample.stains) for sample in self.samples]
         stopped = False
         while self.progress.epoch < self.recipe.rounds and not stopped:
-            stopped = not self._round(votes)
+            stopped = not self._round()
         if self.labelled and self.progress.epoch == self.recipe.rounds:
             self._tune()
         model = self.folder / MODEL_FILE
@@ -203,28 +262,23 @@ class _Run:
         dice = read_metadata(model).validation.get("mean", {}).get("ADC")
         return TrainingResult(model, progress.epoch, progress.best_epoch, dice, stopped)
 
-    def _round(self, votes: Sequence[Sequence[FloatMap]]) -> bool:
+    def _round(self) -> bool:
         """Do one round; False if asked to stop before its end: then nothing has changed."""
         start = time.monotonic()
         number = self.progress.epoch + 1
         rng = np.random.default_rng((self.identity["seed"], number))
-        known = self._pseudo_labels(votes)
-        nuclei = sum(len(np.unique(k.labels)) - 1 for part in known for k in part)
+        before = Segmenter(self.student, self._metadata(), self.device) if number > 1 else None
+        known = self.curriculum.known(before)
+        nuclei = sum(len(np.unique(labels.labels)) - 1 for labels in known)
         self._draw(number, known)
         if nuclei == 0:
             raise TrainingError(
                 f"round {number}: nothing in {len(self.samples)} images looks like a nucleus",
                 "check --mpp and that the slides are H&E; see pseudo-labels/ in the run folder",
             )
-        lessons = [
-            lesson
-            for sample, part in zip(self.samples, known, strict=True)
-            for patch, labels in zip(sample.patches, part, strict=True)
-            for lesson in make_lessons(patch, labels, self.recipe, rng)
-        ]
         learnt = fit(
             self.recipe,
-            lessons,
+            list(self.curriculum.lessons(known, rng)),
             number,
             self.student if number > 1 else None,
             seed=self.identity["seed"],
@@ -236,25 +290,6 @@ class _Run:
         self.student, loss = learnt
         self._finish(number, loss, nuclei, time.monotonic() - start)
         return True
-
-    def _pseudo_labels(self, votes: Sequence[Sequence[FloatMap]]) -> list[list[PseudoLabels]]:
-        recipe = self.recipe
-        if self.progress.epoch == 0:
-            return [
-                [
-                    labels_from_vote(patch, vote, sample.stains, recipe)
-                    for patch, vote in zip(sample.patches, part, strict=True)
-                ]
-                for sample, part in zip(self.samples, votes, strict=True)
-            ]
-        teacher = Segmenter(self.student, self._metadata(), self.device)
-        return [
-            [
-                labels_from_teacher(teacher, patch, vote, recipe)
-                for patch, vote in zip(sample.patches, part, strict=True)
-            ]
-            for sample, part in zip(self.samples, votes, strict=True)
-        ]
 
     def _finish(self, number: int, loss: float, nuclei: int, seconds: float) -> None:
         """Validate, keep what is best, and write down the round that was just done."""
@@ -304,6 +339,7 @@ class _Run:
                 **self.identity["recipe"],
                 "seed": self.identity["seed"],
                 "round": self.progress.epoch,
+                "teacher_sha256": self.identity["teacher"],
             },
             data={
                 "images": [sample.name for sample in self.samples],
@@ -319,10 +355,10 @@ class _Run:
         for sample in self.samples:
             yield from sample.patches
 
-    def _draw(self, number: int, known: Sequence[Sequence[PseudoLabels]]) -> None:
+    def _draw(self, number: int, known: Sequence[PseudoLabels]) -> None:
         """Picture of what the round learns: trusted nuclei in yellow, what is left open in blue."""
-        pairs = zip(self._patches(), (k for part in known for k in part), strict=True)
         tiles = []
+        pairs = zip(self._patches(), known, strict=True)
         for rgb, labels in itertools.islice(pairs, _PICTURE_PATCHES):
             tile = np.zeros((_PICTURE_PX, _PICTURE_PX, 3), np.uint8)
             height, width = (min(_PICTURE_PX, length) for length in rgb.shape[:2])
@@ -406,19 +442,3 @@ def _trusted(
         min_probability=min_probability,
         max_background=recipe.max_background,
     )
-
-
-def make_lessons(
-    rgb: RGB, known: PseudoLabels, recipe: StudentRecipe, rng: np.random.Generator
-) -> list[Lesson]:
-    """Return a patch as it is, and its renditions with nuclei pasted and repainted."""
-    lessons = [Lesson.of(rgb, known)]
-    cuts = cut_nuclei(rgb, known.labels)
-    area_mm2 = known.labels.size * (recipe.mpp / 1000) ** 2
-    for _ in range(recipe.renditions):
-        new_rgb, new_known = paste_nuclei(
-            rgb, known, cuts, round(recipe.pastes_per_mm2 * area_mm2), rng
-        )
-        new_rgb = repaint_nuclei(new_rgb, new_known.labels, rng, share=recipe.repainted_share)
-        lessons.append(Lesson.of(new_rgb, new_known))
-    return lessons

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qpnuclei.qupath.model import DEFAULT_HE
 from qpnuclei.slides.stains import stain_matrix
-from qpnuclei.training.pseudo_labels import PseudoLabels, centre_map
+from qpnuclei.training.pseudo_labels import PseudoLabels, centre_map, seams
 
 RGB = npt.NDArray[np.uint8]
 FloatImage = npt.NDArray[np.float32]
@@ -38,9 +38,15 @@ class Lesson:
     targets: npt.NDArray[np.uint8]
 
     @classmethod
-    def of(cls, rgb: RGB, known: PseudoLabels) -> Lesson:
-        """Make a lesson of a patch and its pseudo-labels."""
-        maps = (known.labels > 0, centre_map(known.labels), known.weight)
+    def of(cls, rgb: RGB, known: PseudoLabels, seam_weight: float = 1.0) -> Lesson:
+        """Make a lesson of a patch and its pseudo-labels.
+
+        Between nuclei that touch or nearly do, pixels weigh `seam_weight` (at least 1) times as
+        much as elsewhere: they are few, and it is they that part the nuclei (Ronneberger et al.,
+        "U-Net", MICCAI 2015, equation 2).
+        """
+        weight = known.weight * np.where(seams(known.labels), 1.0, 1 / seam_weight)
+        maps = (known.labels > 0, centre_map(known.labels), weight)
         return cls(rgb, np.rint(255 * np.stack(maps, axis=-1)).astype(np.uint8))
 
 

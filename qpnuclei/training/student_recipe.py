@@ -9,6 +9,27 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from qpnuclei.errors import UsageError
+from qpnuclei.nn.metadata import Decoder
+
+_ARCHITECTURE = {
+    "base_channels",
+    "levels",
+    "max_channels",
+    "stem_stride",
+    "encoder_convolutions",
+    "decoder",
+}
+
+#: Fields that decide what a student believes that has no teacher.
+_OF_SELF_TRAINING = {
+    "vote_share",
+    "min_solidity",
+    "min_area_um2",
+    "max_area_um2",
+    "min_probability",
+    "max_hole_um2",
+    "max_background",
+}
 
 
 class StudentRecipe(BaseModel):
@@ -31,8 +52,22 @@ class StudentRecipe(BaseModel):
     min_tissue: float = Field(0.7, ge=0, le=1, description="patches with less tissue are not taken")
 
     base_channels: int = Field(24, ge=4, description="channels of the finest level")
-    levels: int = Field(4, ge=2, description="resolutions of the U-Net, from 1/2 on")
+    levels: int = Field(4, ge=2, description="resolutions of the U-Net")
     max_channels: int = Field(96, ge=4, description="of any level")
+    stem_stride: Literal[2, 4] = Field(2, description="the finest level has 1/2 or 1/4 of `mpp`")
+    encoder_convolutions: tuple[int, ...] | None = Field(
+        None, description="of each level of the encoder, finest first; two each"
+    )
+    decoder: Decoder = Field("concatenating", description="adding costs less than half of it")
+
+    teacher: str | None = Field(
+        None,
+        description="name or file of the model that teaches it (distillation); its own votes and "
+        "rounds if there is none",
+    )
+    teacher_views: Literal[1, 8] = Field(
+        8, description="flips and rotations over which the teacher's maps are averaged"
+    )
 
     rounds: int = Field(4, ge=1, description="more brought nothing on MoNuSeg")
     first_round_batches: int = Field(600, ge=1)
@@ -68,24 +103,28 @@ class StudentRecipe(BaseModel):
         3, ge=0, description="repainted versions of each patch, beside the original"
     )
     pastes_per_mm2: float = Field(
-        320.0, ge=0, description="nuclei pasted into each of these (20 in 1000x1000 px)"
+        2400.0, ge=0, description="nuclei pasted into each of these (150 in 1000x1000 px)"
+    )
+    seam_weight: float = Field(
+        3.0, ge=1, description="of pixels between nuclei that touch, elsewhere it is 1"
     )
     repainted_share: float = Field(0.6, ge=0, le=1, description="of the nuclei in them")
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
-        if self.crop_px % 2**self.levels:
-            raise ValueError(f"crop_px {self.crop_px} must be a multiple of {2**self.levels}")
+        stride = self.stem_stride * 2 ** (self.levels - 1)
+        if self.crop_px % stride:
+            raise ValueError(f"crop_px {self.crop_px} must be a multiple of {stride}")
+        if self.teacher is not None and (unused := self.model_fields_set & _OF_SELF_TRAINING):
+            raise ValueError(
+                f"{', '.join(sorted(unused))}: has no effect on what is learnt from a teacher"
+            )
         return self
 
     @property
-    def architecture(self) -> dict[str, int]:
+    def architecture(self) -> dict[str, Any]:
         """Keyword arguments of `StudentNet`."""
-        return {
-            "base_channels": self.base_channels,
-            "levels": self.levels,
-            "max_channels": self.max_channels,
-        }
+        return self.model_dump(mode="json", include=_ARCHITECTURE)
 
 
 def student_recipe(fields: Mapping[str, Any]) -> StudentRecipe:

@@ -103,6 +103,23 @@ def test_run_and_export_on_every_qupath_version(
             assert row["nuclei"] >= counted[row["uuid"]]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [((), "network: light (auto: no GPU) on cpu"), (("--model", "default"), "network: default on")],
+)
+def test_the_summary_says_which_model_was_taken(
+    sample: Sample, qpnuclei: Call, options: tuple[str, ...], said: str
+) -> None:
+    project = sample("0.5.1")
+
+    outcome = qpnuclei("run", project, *RUN, *options)
+
+    assert said in outcome.stderr
+    record = json.loads(next((project / "qpnuclei").glob("*/run.json")).read_text())
+    assert record["model"]["asked_for"] == (options[-1] if options else "auto")
+    assert record["model"]["name"] in said
+
+
 def test_second_run_replaces_the_first_and_nothing_else(sample: Sample, qpnuclei: Call) -> None:
     project = sample("0.5.1")
     qpnuclei("run", project, *RUN)

@@ -11,7 +11,14 @@ from qpnuclei.nn.attention import AttentionNet
 from qpnuclei.nn.checkpoint import save_model
 from qpnuclei.nn.device import resolve_device
 from qpnuclei.nn.metadata import ColourNormalisation, ModelMetadata, PostProcessing
-from qpnuclei.nn.segmenter import Precision, Segmenter, normalise_colour, prepared, resample
+from qpnuclei.nn.segmenter import (
+    Precision,
+    Segmenter,
+    normalise_colour,
+    prepared,
+    resample,
+    resolve_model,
+)
 from qpnuclei.nn.student import StudentNet
 from qpnuclei.slides.stains import ReinhardStatistics, reinhard_transfer, separate
 
@@ -60,8 +67,11 @@ def test_a_prepared_network_computes_the_same(network: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_pixel_is_the_same_bit_for_bit_wherever_the_tile_begins(precision: Precision) -> None:
-    made = Segmenter.load("default", device="cpu", precision=precision)
+@pytest.mark.parametrize("model", ["default", "light"])
+def test_a_pixel_is_the_same_bit_for_bit_wherever_the_tile_begins(
+    model: str, precision: Precision
+) -> None:
+    made = Segmenter.load(model, device="cpu", precision=precision)
     margin = -(-made.receptive_radius_px // made.stride) * made.stride
     rgb = noise(1, 2 * margin + 70, 2 * margin + 90, 3)
     whole = made.attend(rgb)
@@ -76,12 +86,12 @@ def test_a_pixel_is_the_same_bit_for_bit_wherever_the_tile_begins(precision: Pre
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", ["student", "attention"])
+@pytest.mark.parametrize("name", ["default", "light", "attention"])
 def test_the_result_does_not_depend_on_the_number_of_threads(
-    family: str, precision: Precision, tmp_path: Path
+    name: str, precision: Precision, tmp_path: Path
 ) -> None:
-    model: str | Path = "default"
-    if family == "attention":
+    model: str | Path = name
+    if name == "attention":
         made = segmenter(width=24, stride=2)
         model = tmp_path / "tiny.safetensors"
         save_model(model, made._network, made.metadata)
@@ -99,10 +109,11 @@ def test_the_result_does_not_depend_on_the_number_of_threads(
         np.testing.assert_array_equal(result, results[0])
 
 
-def test_half_the_bits_change_few_pixels_of_the_mask() -> None:
+@pytest.mark.parametrize("model", ["default", "light"])
+def test_half_the_bits_change_few_pixels_of_the_mask(model: str) -> None:
     rgb = np.kron(noise(1, 12, 12, 1), np.ones((1, 16, 16, 3), np.uint8))
-    exact, _ = Segmenter.load("default", device="cpu").attend(rgb)
-    coarse, _ = Segmenter.load("default", device="cpu", precision="bfloat16").attend(rgb)
+    exact, _ = Segmenter.load(model, device="cpu").attend(rgb)
+    coarse, _ = Segmenter.load(model, device="cpu", precision="bfloat16").attend(rgb)
     assert np.abs(exact - coarse).max() < 0.05
     assert ((exact > 0.5) != (coarse > 0.5)).mean() < 0.002
     assert not np.array_equal(exact, coarse)
@@ -185,6 +196,18 @@ def test_load_by_a_name_that_is_not_there_lists_those_that_are(
     assert "light" in caught.value.hint
     with pytest.raises(NotFoundError, match=r"gone/heavy\.safetensors"):
         Segmenter.load("gone/heavy.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"), [("cpu", "light"), ("cuda", "default"), ("mps", "default")]
+)
+def test_auto_is_the_model_that_the_device_can_afford(device: str, expected: str) -> None:
+    assert resolve_model("auto", torch.device(device)) == resolve_model(expected)
+
+
+def test_auto_wants_a_device() -> None:
+    with pytest.raises(NotFoundError, match="no model named 'auto'"):
+        resolve_model("auto")
 
 
 def test_devices_that_are_not_there() -> None:

@@ -4,12 +4,25 @@ import torch
 
 from qpnuclei.nn.student import StudentNet
 
+SHAPES = {
+    "2 levels": {"levels": 2},
+    "3 levels": {"levels": 3},
+    "2 levels, adding": {"levels": 2, "decoder": "adding"},
+    "2 levels from 1/4": {"levels": 2, "stem_stride": 4},
+    "2 levels from 1/4, adding": {"levels": 2, "stem_stride": 4, "decoder": "adding"},
+    "3 levels from 1/4, adding": {
+        "levels": 3,
+        "stem_stride": 4,
+        "encoder_convolutions": (1, 3, 2),
+        "decoder": "adding",
+    },
+}
 
-@pytest.fixture(params=[(4, 2), (4, 3)], ids=["2 levels", "3 levels"])
+
+@pytest.fixture(params=SHAPES.values(), ids=SHAPES)
 def network(request):
     """In float64, with weights that cancel nowhere: all positive, no ReLU switched off."""
-    channels, levels = request.param
-    net = StudentNet(channels, levels, 2 * channels).double().eval()
+    net = StudentNet(base_channels=4, max_channels=8, **request.param).double().eval()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.abs_().add_(0.01)
@@ -47,26 +60,56 @@ def test_default_radius_and_stride():
     assert (network.receptive_radius_px, network.stride) == (119, 16)
 
 
-@pytest.mark.parametrize("origin", [(0, 0), (16, 8), (8, 24)])
-def test_a_tile_with_a_halo_equals_the_whole_image(origin):
-    network = StudentNet(4, 3, 8).double().eval()
-    halo = -(-network.receptive_radius_px // network.stride) * network.stride
-    core = 32
-    size = 2 * halo + core + 32
+def test_radius_and_stride_of_two_levels_from_a_quarter():
+    network = StudentNet(levels=2, stem_stride=4, decoder="adding")
+
+    # Cells of 4 px: two convolutions before and one after the coarser level, of cells of 8 px.
+    assert (network.receptive_radius_px, network.stride) == (40, 8)
+
+
+@pytest.mark.parametrize("origin", [(0, 0), (2, 1), (1, 3)])
+def test_a_tile_with_a_halo_equals_the_whole_image(network, origin):
+    stride = network.stride
+    halo = -(-network.receptive_radius_px // stride) * stride
+    core = 2 * stride
+    size = 2 * halo + core + 4 * stride
     image = torch.rand((1, 3, size, size), dtype=torch.float64)
-    y, x = origin
+    y, x = (stride * offset for offset in origin)
 
     with torch.inference_mode():
         whole = network(image)[..., y + halo : y + halo + core, x + halo : x + halo + core]
         tile = network(image[..., y : y + 2 * halo + core, x : x + 2 * halo + core])
 
     torch.testing.assert_close(
-        tile[..., halo : halo + core, halo : halo + core], whole, rtol=0, atol=1e-12
+        tile[..., halo : halo + core, halo : halo + core], whole, rtol=1e-13, atol=1e-12
     )
 
 
-def test_output_has_the_size_of_the_input_and_two_channels():
-    assert StudentNet(4, 3, 8)(torch.zeros(2, 3, 24, 40)).shape == (2, 2, 24, 40)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_output_has_the_size_of_the_input_and_two_channels(shape):
+    assert StudentNet(4, **shape)(torch.zeros(2, 3, 48, 80)).shape == (2, 2, 48, 80)
+
+
+def test_a_cell_predicts_its_pixels_in_their_places():
+    """A stem of stride 4 that looks at one pixel of its cell, and a head that draws it there."""
+    network = StudentNet(16, 2, stem_stride=4, decoder="adding").double().eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        for pixel in range(16):
+            row, column = divmod(pixel, 4)
+            network.stem[0].weight[pixel, 0, row + 1, column + 1] = 1
+        for norm in (m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+            norm.weight.fill_(1)
+        for convolution in (*network.encoder[0].children(), network.decoder[0][0]):
+            convolution[0].weight[:, :, 1, 1] = torch.eye(16)
+        network.head.weight[:16, :, 0, 0] = torch.eye(16)
+    image = torch.rand((1, 3, 16, 24), dtype=torch.float64)
+
+    logits = network(image)
+
+    torch.testing.assert_close(logits[:, 0], image[:, 0], rtol=1e-3, atol=0)  # BatchNorm's epsilon
+    assert not logits[:, 1].any()
 
 
 def test_sizes_that_are_no_multiple_of_the_stride_are_refused():
@@ -75,11 +118,22 @@ def test_sizes_that_are_no_multiple_of_the_stride_are_refused():
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [{"base_channels": 0}, {"levels": 1}, {"base_channels": 32, "max_channels": 16}],
+    ("arguments", "message"),
+    [
+        ({"base_channels": 0}, "do not describe a network"),
+        ({"levels": 1}, "do not describe a network"),
+        ({"base_channels": 32, "max_channels": 16}, "do not describe a network"),
+        (
+            {"encoder_convolutions": (2, 2)},
+            r"\(2, 2\) is not one number from 1 on for each of 4 levels",
+        ),
+        ({"levels": 2, "encoder_convolutions": (0, 2)}, r"\(0, 2\) is not one number"),
+        ({"stem_stride": 3}, "stem_stride must be 2 or 4, not 3"),
+        ({"decoder": "bilinear"}, "decoder must be one of .*, not 'bilinear'"),
+    ],
 )
-def test_impossible_networks_are_refused(arguments):
-    with pytest.raises(ValueError, match="do not describe a network"):
+def test_impossible_networks_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
         StudentNet(**arguments)
 
 

@@ -11,6 +11,7 @@ from qpnuclei.training.pseudo_labels import (
     fill_holes,
     haematoxylin_votes,
     nearest_object,
+    seams,
     snap_to_edges,
     solidity,
     trusted_labels,
@@ -188,6 +189,15 @@ def test_centre_map_rises_from_the_border_to_one():
     # Where two objects touch there is a border, too.
     touching = np.repeat([1, 2], 16)[None].repeat(32, axis=0).astype(np.int32)
     assert centre_map(touching)[16, 15] < 0.3
+
+
+def test_seams_lie_within_reach_of_two_objects():
+    labels = np.array([[1, 1, 0, 0, 2, 2, 0, 0, 0, 0, 0, 3, 3]], np.int32)
+
+    # Pixel 2 is 1 px from object 1 and 2 px from object 2; pixel 8 is 3 px from both 2 and 3.
+    np.testing.assert_array_equal(np.flatnonzero(seams(labels, 2)), [2, 3])
+    np.testing.assert_array_equal(np.flatnonzero(seams(labels, 3)), [1, 2, 3, 4, 8])
+    assert not seams(np.zeros((3, 3), np.int32)).any()
 
 
 def test_distance_inside_is_one_at_the_border_and_zero_outside():

@@ -35,6 +35,19 @@ def test_a_lesson_holds_foreground_centre_and_weight(lesson):
     assert (weight[:, 200:] == 0).all()
 
 
+def test_pixels_between_touching_nuclei_weigh_more():
+    labels = np.zeros((9, 12), np.int32)
+    labels[:, 1:5], labels[:, 5:9] = 1, 2
+    known = PseudoLabels(labels, np.full(labels.shape, 0.5, np.float32))
+
+    weight = Lesson.of(np.zeros((9, 12, 3), np.uint8), known, seam_weight=3.0).targets[..., 2]
+
+    # Between column 4 and 5: two pixels to either side, three times what the others weigh.
+    assert (weight[:, 3:7] == np.rint(255 * 0.5)).all()
+    assert (weight[:, :3] == np.rint(255 * 0.5 / 3)).all()
+    assert (weight[:, 7:] == np.rint(255 * 0.5 / 3)).all()
+
+
 def test_image_and_targets_are_cropped_alike(lesson):
     rng = np.random.default_rng(0)
     for _ in range(40):

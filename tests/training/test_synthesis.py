@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 from skimage.draw import disk
+from skimage.measure import regionprops
 
-from qpnuclei.training.pseudo_labels import PseudoLabels
+from qpnuclei.training.pseudo_labels import PseudoLabels, seams
 from qpnuclei.training.synthesis import cut_nuclei, paste_nuclei, repaint_nuclei
 
 PURPLE, PINK = (80, 50, 130), (220, 150, 190)
@@ -42,13 +43,52 @@ def test_pasted_nuclei_are_seen_and_known(tissue):
     assert len(np.unique(new.labels[pasted])) >= 5
     # They are purple (a blended rim aside), have their weight, and all else is as it was.
     assert np.median(np.abs(new_rgb[pasted].astype(int) - PURPLE)) <= 2
-    assert (new.weight[pasted] == 1).all()
-    assert (new.weight[~pasted] == 0.5).all()
-    np.testing.assert_array_equal(new.labels[~pasted], known.labels[~pasted])
+    changed = new.weight == 1
+    assert changed[pasted].all()
+    # Beside them, what a nucleus brought has parted it from the one below.
+    assert (new.labels[changed & ~pasted] == 0).all()
+    assert (new.weight[~changed] == 0.5).all()
+    np.testing.assert_array_equal(new.labels[~changed], known.labels[~changed])
     far = ~(np.abs(new_rgb.astype(int) - rgb).max(axis=-1) > 0) | pasted
     assert far.mean() > 0.8
     for now, then in zip((rgb, known.labels, known.weight), before, strict=True):
         np.testing.assert_array_equal(now, then)
+
+
+def test_pasted_nuclei_crowd_and_some_are_parted_by_their_surroundings(tissue):
+    rgb, known = tissue
+    cuts = cut_nuclei(rgb, known.labels)
+
+    new_rgb, new = paste_nuclei(rgb, known, cuts, 30, np.random.default_rng(0))
+
+    assert np.count_nonzero(seams(new.labels, 1)) > 10 * np.count_nonzero(seams(known.labels, 1))
+    parted = (known.labels > 0) & (new.labels == 0)
+    assert parted.any()
+    # Pink has come between the purple ones.
+    assert (new_rgb[parted].mean(axis=0) > np.mean([PURPLE, PINK], axis=0)).all()
+
+
+def test_nuclei_are_scaled_and_stretched_as_asked(tissue):
+    rgb, known = tissue
+    cuts = cut_nuclei(rgb, known.labels)
+
+    _, new = paste_nuclei(
+        rgb,
+        PseudoLabels(np.zeros_like(known.labels), known.weight),
+        cuts,
+        40,
+        np.random.default_rng(5),
+        log_scale=(0.0, 0.0),
+        max_covered=0.0,
+    )
+
+    pasted = regionprops(new.labels)
+    assert len(pasted) >= 5
+    # A disk of radius 11 becomes an ellipse of the same area, its axes at most exp(0.7) apart.
+    assert np.allclose([p.area for p in pasted], (known.labels == 1).sum(), rtol=0.1)
+    ratios = [p.axis_major_length / p.axis_minor_length for p in pasted]
+    assert max(ratios) > 1.4
+    assert max(ratios) < np.exp(0.7) * 1.1
 
 
 def test_no_nucleus_is_covered_by_more_than_allowed(tissue):

@@ -1,0 +1,133 @@
+"""How fast the networks of the package are, by themselves, and what bfloat16 changes.
+
+``python -m benchmarks.networks`` measures on the CPU, forward passes alone (pixels in, maps out),
+all models and precisions in turn in one process: on a machine that does other things too, the
+ratios between them hold. With ``--images FOLDER`` (PNG or TIFF at the models' resolution) the masks
+are those of real tissue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.measuring import describe, machine, save, table
+from benchmarks.tissue import paint_field
+from qpnuclei.nn.checkpoint import read_metadata
+from qpnuclei.nn.segmenter import WEIGHTS_FOLDER, Segmenter
+from qpnuclei.stages import available_cores, keep_freed_memory, share_cores
+
+Precision = Literal["float32", "bfloat16"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=Path, help="folder of images to look at")
+    parser.add_argument("--threads", type=int, default=available_cores())
+    parser.add_argument("--repeat", type=int, default=5)
+    arguments = parser.parse_args()
+    about = machine()
+    keep_freed_memory()
+    share_cores(arguments.threads)
+    images = _read(arguments.images) if arguments.images else _painted()
+    segmenters = {
+        (path.stem, precision): Segmenter.load(path, "cpu", precision=precision)
+        for path in sorted(WEIGHTS_FOLDER.glob("*.safetensors"))
+        for precision in get_args(Precision)
+    }
+    results = {
+        "machine": about,
+        "threads": arguments.threads,
+        "images": len(images),
+        "networks": measure(segmenters, images, arguments.repeat),
+    }
+    save("networks", results, report(results))
+
+
+def measure(
+    segmenters: dict[tuple[str, Precision], Segmenter], images: list[np.ndarray], repeat: int
+) -> list[dict[str, Any]]:
+    """Return the best time of each, and how its masks differ from those in float32."""
+    best = dict.fromkeys(segmenters, float("inf"))
+    changed: dict[tuple[str, Precision], list[float]] = {key: [] for key in segmenters}
+    for image in images:
+        masks = {key: _mask(segmenter, image) for key, segmenter in segmenters.items()}
+        for (name, precision), mask in masks.items():
+            changed[name, precision].append(float((mask != masks[name, "float32"]).mean()))
+    for _ in range(repeat):
+        for key, segmenter in segmenters.items():
+            start = time.perf_counter()
+            segmenter.attend(images[0][None])
+            best[key] = min(best[key], time.perf_counter() - start)
+    reference = best["default", "float32"]
+    return [
+        {
+            "model": name,
+            "precision": precision,
+            "receptive_radius_px": segmenter.receptive_radius_px,
+            "mpx_per_s": images[0].shape[0] * images[0].shape[1] / best[name, precision] / 1e6,
+            "ratio": reference / best[name, precision],
+            "changed_per_10000": 1e4 * float(np.mean(changed[name, precision])),
+            "most_changed_per_10000": 1e4 * max(changed[name, precision]),
+            "validation": read_metadata(WEIGHTS_FOLDER / f"{name}.safetensors").validation["mean"],
+        }
+        for (name, precision), segmenter in segmenters.items()
+    ]
+
+
+def report(results: dict[str, Any]) -> str:
+    """Return the results as Markdown."""
+    columns = (
+        "model",
+        "precision",
+        "Mpx/s",
+        "times `default`",
+        "mask pixels changed, of 10^4: mean, most",
+        "radius, px",
+        "AJI / Dice (its metadata)",
+    )
+    rows = [
+        (
+            row["model"],
+            row["precision"],
+            f"{row['mpx_per_s']:.1f}",
+            f"{row['ratio']:.2f}",
+            f"{row['changed_per_10000']:.1f}, {row['most_changed_per_10000']:.1f}",
+            row["receptive_radius_px"],
+            f"{row['validation']['AJI']:.3f} / {row['validation']['ADC']:.3f}",
+        )
+        for row in results["networks"]
+    ]
+    return (
+        "# The networks alone\n\n"
+        f"Forward passes on {results['threads']} threads: uint8 pixels in, attention and centre "
+        f"map out. {results['images']} images. {describe(results['machine'])}.\n\n"
+        + table(columns, rows)
+    )
+
+
+def _mask(segmenter: Segmenter, image: np.ndarray) -> np.ndarray:
+    attention, _ = segmenter.attend(image[None])
+    mask: np.ndarray = attention > segmenter.metadata.post_processing.threshold
+    return mask
+
+
+def _read(folder: Path) -> list[np.ndarray]:
+    paths = sorted(p for p in folder.iterdir() if p.suffix in (".png", ".tif", ".tiff"))
+    return [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+
+
+def _painted() -> list[np.ndarray]:
+    with tempfile.TemporaryDirectory() as temporary:
+        field = paint_field(Path(temporary))
+    return [field[:1024, :1024], field[1024:, 1024:]]
+
+
+if __name__ == "__main__":
+    main()
