@@ -32,7 +32,8 @@ laid out, and `NativeImage.write` in `project` how one is edited. ``data.qpdata`
 What is not understood stays a node and is written back as it was. `files` replaces files so that a
 failure leaves the old ones, `backups` keeps what was replaced; `project` saves with them and
 verifies by reading back; `create` makes new projects. In memory are the bytes of one file (a
-million nuclei are some 400 MB), 24 bytes for each detection in it, and one group of new ones.
+million nuclei are some 400 MB), 24 bytes for each detection in it, one group of new ones, and the
+UUIDs of all of them.
 """
 
 from qpnuclei.qupath.native.create import NewImage, create_project

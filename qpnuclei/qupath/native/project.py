@@ -169,7 +169,9 @@ class NativeImage:
         qpnuclei.errors.SaveError
             If it could not be saved; the project is as it was.
         qpnuclei.errors.UsageError
-            If the edit contradicts the file: see `DataFile.apply`.
+            If the edit contradicts the file: see `DataFile.remove` and `DataFile.add`.
+        ValueError
+            If a group of the edit contradicts itself, or is another one when it is asked for again.
         """
         self._check_reachable()
         old, found = self._read_bytes()
