@@ -1,8 +1,12 @@
-"""How fast detections go into a QuPath project and out of it, without QuPath.
+"""How fast detections go into a QuPath project and out of it, with what memory.
 
 ``python -m benchmarks.qupath_io`` measures 10,000, 100,000 and a million detections of 24
-vertices and 10 measurements. Every step is a process of its own, so that its peak memory is known;
-times are without imports.
+vertices and 10 measurements, without QuPath. They come in groups of 20,000 that are made when they
+are asked for, as those of a run are read from disk. Every step is a process of its own, so that
+its peak memory is known; times are without imports.
+
+Where a QuPath is present (``PAQUO_QUPATH_DIR``), the paquo backend is compared with paquo's own
+``add_detection``, called for one detection after the other.
 """
 
 from __future__ import annotations
@@ -11,31 +15,36 @@ import argparse
 import tempfile
 import time
 import uuid
-from hashlib import blake2b
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import shapely
 from PIL import Image
 
 from benchmarks.measuring import describe, in_child, machine, save, table
-from qpnuclei.nuclei import NucleiTable
+from qpnuclei.nuclei import NucleiTable, concatenate
+from qpnuclei.qupath.backend import choose_backend, find_qupath, open_project
 from qpnuclei.qupath.model import (
     DetectionGroup,
     Edit,
     ImageEntry,
     NewAnnotation,
     PathClass,
+    is_ours,
     nucleus_id,
 )
-from qpnuclei.qupath.native.project import open_project
 
 VERTICES = 24
 MEASUREMENTS = 10
 NUCLEUS = PathClass("Nucleus", -16732080)
-#: Added to, or put in the place of, those that are there.
+#: Nuclei in memory at once.
+GROUP = 20_000
+#: Added to those that are there.
 SECOND = 1000
+#: Written through QuPath in two ways; the first are to warm Java up, and are not shown.
+THROUGH_QUPATH = (1000, 10_000, 100_000)
 
 
 def main() -> None:
@@ -50,6 +59,7 @@ def main() -> None:
             results[size] = {
                 "write": in_child(write, folder, size),
                 "read annotations": in_child(read_annotations, folder),
+                "read UUIDs and places": in_child(read_places, folder, size),
                 f"add {SECOND} more": in_child(add, folder),
                 "replace all": in_child(replace, folder, size),
                 "read all": in_child(read_all, folder, size),
@@ -66,6 +76,7 @@ def main() -> None:
         [step, (results[last][step]["seconds"] / results[first][step]["seconds"]) / (last / first)]
         for step in steps
     ]
+    batched = compare_with_paquo() if choose_backend() == "paquo" else None
     text = "\n\n".join(
         [
             f"# Detections of {VERTICES} vertices and {MEASUREMENTS} measurements in a project",
@@ -74,103 +85,218 @@ def main() -> None:
             f"Seconds per detection with {last:,} over those with {first:,} (1 is linear, less "
             "where the smaller one is mostly overhead):",
             table(("step", "ratio"), growth),
+            _through_qupath(batched),
         ]
     )
-    save("qupath_io", {"machine": about, "sizes": results}, text)
+    save("qupath_io", {"machine": about, "sizes": results, "through QuPath": batched}, text)
 
 
 def write(folder: Path, size: int) -> dict[str, Any]:
     """Make a project of one image with one annotation, and write detections under it."""
-    from qpnuclei.new_project import create_from_slides
-
-    folder.mkdir(parents=True)
-    image = folder / "image.png"
-    Image.fromarray(np.full((64, 64, 3), 255, np.uint8)).save(image)
-    project = create_from_slides(folder / "project", [image], mpp=0.25)
-    entry = project.images[0]
+    entry = _new_project(folder)
     side = 40 * np.ceil(np.sqrt(size))
     annotation = NewAnnotation(shapely.box(0, 0, side, side), uuid.UUID(int=1), "all")
     entry.write(Edit(annotations=[annotation]), entry.read().fingerprint)
-    found = entry.read()
-    handle = found.annotations[0].handle
-    edit = Edit(add=[_detections(handle, size, "first")])
     start = time.perf_counter()
-    entry.write(edit, found.fingerprint)
+    found = entry.read()
+    entry.write(Edit(add=Nuclei(found.annotations[0].handle, size, 1)), found.fingerprint)
     return {"seconds": time.perf_counter() - start}
 
 
 def read_annotations(folder: Path) -> dict[str, Any]:
-    """Read an image's objects; detections are decoded only as far as needed."""
-    return {"annotations": len(_entry(folder).read().annotations)}
+    """Read an image's annotations; the detections are only counted."""
+    objects = _entry(folder).read()
+    return {"annotations": len(objects.annotations), "detections": len(objects.detections)}
+
+
+def read_places(folder: Path, size: int) -> dict[str, Any]:
+    """Read what the plan of a run needs that replaces its own."""
+    detections = _entry(folder).read().detections
+    assert sum(map(is_ours, detections.ids)) == size
+    return {"centroid": detections.centroids.mean(axis=0).tolist()}
 
 
 def read_all(folder: Path, size: int) -> dict[str, Any]:
     """Read all detections with outlines and measurements."""
     detections = _entry(folder).read().detections
-    assert len(detections) == size + SECOND
+    assert len(detections) == size
     assert len(detections.measurements) == MEASUREMENTS
     return {"vertices": int(shapely.get_num_coordinates(detections.geometries).sum())}
 
 
 def add(folder: Path) -> dict[str, Any]:
     """Open the file again and add some."""
-    start = time.perf_counter()
     entry = _entry(folder)
     found = entry.read()
-    group = _detections(found.annotations[0].handle, SECOND, "second")
-    entry.write(Edit(add=[group]), found.fingerprint)
-    return {"seconds": time.perf_counter() - start}
+    edit = Edit(add=Nuclei(found.annotations[0].handle, SECOND, 2))
+    entry.write(edit, found.fingerprint)
+    return {}
 
 
 def replace(folder: Path, size: int) -> dict[str, Any]:
-    """Open the file again and put others in the place of the first."""
-    start = time.perf_counter()
+    """Open the file again and put others in the place of all that are there."""
     entry = _entry(folder)
     found = entry.read()
-    read = time.perf_counter() - start
-    group = _detections(found.annotations[0].handle, size, "third")
-    start = time.perf_counter()
-    entry.write(Edit(remove=frozenset(_ids(size, "first")), add=[group]), found.fingerprint)
-    return {"seconds": read + time.perf_counter() - start}
+    ours = frozenset(own_id for own_id in found.detections.ids if own_id is not None)
+    assert len(ours) == size + SECOND
+    edit = Edit(remove=ours, add=Nuclei(found.annotations[0].handle, size, 3))
+    entry.write(edit, found.fingerprint)
+    return {}
 
 
 def write_geojson(folder: Path, size: int) -> dict[str, Any]:
-    """Write the detections as QuPath GeoJSON."""
+    """Write the detections, as one table, as QuPath GeoJSON."""
     from qpnuclei.qupath.geojson import write_detections
 
-    group = _detections(0, size, "first")
+    nuclei, ids = _together(Nuclei(0, size, 1))
     start = time.perf_counter()
-    write_detections(folder / "detections.geojson.gz", group.nuclei, group.ids, NUCLEUS)
+    write_detections(folder / "detections.geojson.gz", nuclei, ids, NUCLEUS)
     return {"seconds": time.perf_counter() - start}
 
 
-def _entry(folder: Path) -> ImageEntry:
-    return open_project(folder / "project").images[0]
+def compare_with_paquo() -> dict[str, Any]:
+    """Write and save detections through a real QuPath, in a batch and one by one."""
+    with tempfile.TemporaryDirectory() as temporary:
+        result = in_child(_write_both_ways, Path(temporary))
+    found = find_qupath()
+    return {**result, "qupath": None if found is None else found.version}
 
 
-def _detections(parent: int, size: int, salt: str) -> DetectionGroup:
-    """Return circles on a grid of 40 px, with measurements."""
-    rng = np.random.default_rng(size)
-    angles = np.linspace(0, 2 * np.pi, VERTICES + 1)
-    columns = int(np.ceil(np.sqrt(size)))
-    centres = np.stack(np.divmod(np.arange(size), columns)[::-1], axis=1) * 40.0 + 20
-    radii = rng.uniform(8, 16, size)
-    ring = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    ring[-1] = ring[0]
-    vertices = centres[:, None] + radii[:, None, None] * ring
-    table_of_nuclei = NucleiTable(
-        vertices.reshape(-1, 2).astype(np.float32),
-        np.arange(size + 1) * (VERTICES + 1),
-        np.arange(size + 1),
-        {f"Measurement {i}": rng.random(size, np.float32) for i in range(MEASUREMENTS)},
+def _write_both_ways(folder: Path) -> dict[str, Any]:
+    """Time both ways in one process; for each how long to make detections, and all of it."""
+    results = {}
+    for size in THROUGH_QUPATH:
+        nuclei, ids = _together(Nuclei(0, size, 1))
+        group = DetectionGroup(None, nuclei, ids, NUCLEUS)
+        results[size] = {
+            "one by one": _write_one_by_one(folder / f"{size} one by one", nuclei),
+            "batched": _write_batched(folder / f"{size} batched", group),
+        }
+    return {"sizes": {size: results[size] for size in THROUGH_QUPATH[1:]}}
+
+
+def _write_batched(folder: Path, group: DetectionGroup) -> dict[str, float]:
+    """Write with the paquo backend, which also makes a backup and verifies."""
+    from qpnuclei.qupath import paquo_backend
+    from qpnuclei.qupath._jvm import java_class
+    from qpnuclei.qupath.native.new_detections import Additions
+
+    _new_project(folder)
+    start = time.perf_counter()
+    entry = open_project(folder / "project", "paquo").images[0]
+    entry.write(Edit(add=[group]), entry.read().fingerprint)
+    seconds = time.perf_counter() - start
+    assert len(_entry(folder).read().detections) == len(group.ids)
+    hierarchy = java_class("qupath.lib.objects.hierarchy.PathObjectHierarchy")()
+    start = time.perf_counter()
+    paquo_backend._apply(*Additions.of(Edit(add=[group])), hierarchy)
+    return {"make": time.perf_counter() - start, "write": seconds}
+
+
+def _write_one_by_one(folder: Path, nuclei: NucleiTable) -> dict[str, float]:
+    """Write as paquo's documentation shows it."""
+    from paquo.classes import QuPathPathClass
+    from paquo.projects import QuPathProject
+
+    _new_project(folder)
+    polygons = nuclei.polygons()
+    names = list(nuclei.measurements)
+    rows = np.stack([*nuclei.measurements.values()], axis=1).tolist()
+    start = time.perf_counter()
+    with QuPathProject(folder / "project", mode="r+") as project:
+        path_class = QuPathPathClass(NUCLEUS.name)
+        hierarchy = project.images[0].hierarchy
+        begin = time.perf_counter()
+        for polygon, row in zip(polygons, rows, strict=True):
+            hierarchy.add_detection(polygon, path_class, dict(zip(names, row, strict=True)))
+        made = time.perf_counter() - begin
+        project.save()
+    seconds = time.perf_counter() - start
+    assert len(_entry(folder).read().detections) == len(nuclei)
+    return {"make": made, "write": seconds}
+
+
+def _through_qupath(measured: dict[str, Any] | None) -> str:
+    if measured is None:
+        return "No QuPath present: nothing was written through paquo."
+    rows = []
+    for size, ways in measured["sizes"].items():
+        for step in ("make", "write"):
+            slow, fast = ways["one by one"][step], ways["batched"][step]
+            rows.append([f"{step} {size:,}", slow, fast, slow / fast])
+    return "\n\n".join(
+        [
+            f"Through QuPath {measured['qupath']}, in one warm process: paquo's `add_detection` "
+            "one by one, and the paquo backend. `make` is the objects in QuPath; `write` is that, "
+            "opening the project and saving, for the backend also backup and verification:",
+            table(("step", "one by one: s", "batched: s", "times as fast"), rows),
+        ]
     )
-    return DetectionGroup(parent, table_of_nuclei, _ids(size, salt), NUCLEUS)
 
 
-def _ids(size: int, salt: str) -> list[uuid.UUID]:
-    return [
-        nucleus_id(blake2b(f"{salt} {i}".encode(), digest_size=10).digest()) for i in range(size)
-    ]
+def _new_project(folder: Path) -> ImageEntry:
+    from qpnuclei.new_project import create_from_slides
+
+    folder.mkdir(parents=True)
+    image = folder / "image.png"
+    Image.fromarray(np.full((64, 64, 3), 255, np.uint8)).save(image)
+    return create_from_slides(folder / "project", [image], mpp=0.25).images[0]
+
+
+def _entry(folder: Path) -> ImageEntry:
+    return open_project(folder / "project", "native").images[0]
+
+
+class Nuclei(Sequence[DetectionGroup]):
+    """Circles on a grid of 40 px, with measurements, in groups that are made on demand.
+
+    Parameters
+    ----------
+    parent : int
+    size : int
+        How many nuclei.
+    salt : int
+        Nuclei with another one have other UUIDs and sizes.
+    """
+
+    def __init__(self, parent: int, size: int, salt: int) -> None:
+        self._parent = parent
+        self._size = size
+        self._salt = salt
+
+    def __len__(self) -> int:
+        return -(-self._size // GROUP)
+
+    @overload
+    def __getitem__(self, index: int) -> DetectionGroup: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[DetectionGroup]: ...
+    def __getitem__(self, index: int | slice) -> DetectionGroup | Sequence[DetectionGroup]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        rows = np.arange(index * GROUP, min((index + 1) * GROUP, self._size))
+        rng = np.random.default_rng([self._salt, index])
+        angles = np.linspace(0, 2 * np.pi, VERTICES + 1)
+        ring = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        ring[-1] = ring[0]
+        centres = np.stack(np.divmod(rows, int(np.ceil(np.sqrt(self._size))))[::-1], axis=1)
+        radii = rng.uniform(8, 16, len(rows))
+        vertices = 40.0 * centres[:, None] + 20 + radii[:, None, None] * ring
+        ids = [nucleus_id(b"%d %8d" % (self._salt, row)) for row in rows.tolist()]
+        nuclei = NucleiTable(
+            vertices.reshape(-1, 2).astype(np.float32),
+            np.arange(len(rows) + 1) * (VERTICES + 1),
+            np.arange(len(rows) + 1),
+            {f"Measurement {i}": rng.random(len(rows), np.float32) for i in range(MEASUREMENTS)},
+        )
+        return DetectionGroup(self._parent, nuclei, ids, NUCLEUS)
+
+
+def _together(groups: Iterable[DetectionGroup]) -> tuple[NucleiTable, list[uuid.UUID]]:
+    groups = list(groups)
+    return concatenate([g.nuclei for g in groups]), [i for g in groups for i in g.ids]
 
 
 if __name__ == "__main__":

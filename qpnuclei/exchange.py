@@ -122,21 +122,19 @@ def export_image(
     objects = entry.read()
     chosen = [a for a in objects.annotations if not classes or a.class_name in classes]
     table = objects.detections
-    planes = _planes(objects)
-    rows = np.arange(len(table))
-    if classes:
+    rows = np.arange(len(table) if detections else 0)
+    planes = _planes(objects) if detections else np.empty((0, 2), np.int64)
+    if classes and len(rows):
         rows = rows[_nearest(table.centroids, planes, chosen) >= 0]
     written = Exported(
-        folder / f"{file_stem(entry)}.geojson.gz",
-        len(chosen) if annotations else 0,
-        len(rows) if detections else 0,
+        folder / f"{file_stem(entry)}.geojson.gz", len(chosen) if annotations else 0, len(rows)
     )
     colors = {path_class.name: path_class.color for path_class in project.classes}
 
     def features() -> Iterator[GeoJsonObject]:
         if annotations:
             yield from (_annotation_feature(a, colors) for a in chosen)
-        if detections:
+        if len(rows):
             yield from _detection_features(table, rows, planes, colors)
 
     write_objects(written.path, features())

@@ -330,6 +330,8 @@ def region_of(points: npt.NDArray[np.float64], regions: Sequence[Region]) -> npt
 def ours_within(region: Region, detections: Detections) -> frozenset[UUID]:
     """Return the UUIDs of the detections in a region that qpnuclei wrote."""
     ours = [i for i, detection in enumerate(detections.ids) if is_ours(detection)]
+    if not ours:  # centroids cost more than UUIDs
+        return frozenset()
     inside = _inside(region, detections.centroids[ours])
     return frozenset(
         found

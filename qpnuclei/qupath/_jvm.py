@@ -250,8 +250,11 @@ def texts(items: JavaObject, function: Handle) -> list[str]:
 
     The texts must not contain line breaks.
     """
-    if items.isEmpty():
-        return []
+    return [] if items.isEmpty() else joined_texts(items, function).split("\n")
+
+
+def joined_texts(items: JavaObject, function: Handle) -> str:
+    """Return `texts` as one text, with a line for each item."""
     or_empty = bind(
         static(
             "java.util.Objects", "toString", "java.lang.String", "java.lang.Object",
@@ -263,8 +266,7 @@ def texts(items: JavaObject, function: Handle) -> list[str]:
     mapped = items.stream().map(
         _as_interface("java.util.function.Function", pipe(function, or_empty))
     )
-    joined = mapped.collect(java_class("java.util.stream.Collectors").joining("\n"))
-    return str(joined).split("\n")
+    return str(mapped.collect(java_class("java.util.stream.Collectors").joining("\n")))
 
 
 # Details -----------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 What is written, QuPath 0.3 to 0.7 all read. They differ: 0.3 looks for ``object_type`` and takes
 measurements as a list only, later versions want ``objectType`` and a colour with every class; none
-takes NaN from every version; and 0.7 refuses a whole file for one invalid ring.
+takes NaN from every version; and 0.7 refuses a whole file for one invalid ring. ``.geojson.gz`` is
+read by 0.4 to 0.7; 0.3 says nothing and reads no object from it, but all once it is unpacked.
 """
 
 from __future__ import annotations

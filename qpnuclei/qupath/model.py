@@ -186,6 +186,8 @@ class Annotation:
 class Detections:
     """All N detections of an image (nuclei, cells, tiles), ours and others', column by column.
 
+    A backend may make a column when it is first asked for, and then find that it cannot be read.
+
     Parameters
     ----------
     ids : (N,) list of uuid.UUID or None
@@ -270,6 +272,10 @@ class Edit:
     remove : frozenset of uuid.UUID
         Detections to remove, by UUID; each must satisfy `is_ours`.
     add : sequence of DetectionGroup
+        May be lazy: a group may be made, for example read from disk, each time it is asked for,
+        and equal each time. Writers ask for each more than once, for those of one parent in order,
+        and hold one at a time: of many groups of 20,000 nuclei (any number of which may have the
+        same parent) one is in memory.
     annotations : sequence of NewAnnotation
     workflow_step : (name, Groovy comment or script) or None
         Recorded in QuPath's workflow of the image.

@@ -63,8 +63,15 @@ from qpnuclei.qupath.model import (
     is_ours,
 )
 from qpnuclei.qupath.native import project_file
-from qpnuclei.qupath.native.backups import drop_old_backups, keep_backup
-from qpnuclei.qupath.native.files import TEMPORARY_PREFIX, Transaction, remove_leftovers
+from qpnuclei.qupath.native.backups import drop_old_backups, kept_backup
+from qpnuclei.qupath.native.data_file import DataFile
+from qpnuclei.qupath.native.files import (
+    TEMPORARY_PREFIX,
+    Transaction,
+    locked,
+    remove_leftovers,
+)
+from qpnuclei.qupath.native.new_detections import Additions
 from qpnuclei.qupath.native.rois import polygons
 from qpnuclei.qupath.uris import file_uri, find_image, parse_file_uri
 
@@ -95,6 +102,8 @@ _KINDS = {
     "PathCellObject": "cell",
     "PathTileObject": "tile",
 }
+#: QuPath 0.6 and newer round the vertices of what is no simple polygon to this grid.
+_GRID_PX = 0.01
 #: ROIs that are read as the vertices they store; QuPath would mend a polygon that crosses itself.
 _TYPES_OF_VERTICES = ("PolygonROI", "PolylineROI", "LineROI", "PointsROI")
 #: Since this release QuPath opens an image only when its pixels are needed, so that objects of an
@@ -191,9 +200,9 @@ class PaquoProject:
 
         Not through QuPath, which only logs it if that fails.
         """
-        content = project_file.with_classes(self.classes_path, classes)
-        if content is not None:
-            with Transaction() as transaction:
+        with locked(self.path.parent), Transaction() as transaction:
+            content = project_file.with_classes(self.classes_path, classes)
+            if content is not None:
                 transaction.stage(self.classes_path, lambda emit: emit(content))
                 transaction.commit()
 
@@ -313,7 +322,7 @@ class PaquoImage:
         annotations = _only(objects, "isAnnotation")
         return ImageObjects(
             _read_annotations(annotations, stored),
-            _read_detections(objects, annotations, stored),
+            _JavaDetections(objects, annotations, stored),
             loaded.fingerprint,
         )
 
@@ -337,27 +346,29 @@ class PaquoImage:
     def _edit_and_save(self, loaded: _Loaded, edit: Edit, fingerprint: str) -> None:
         data: JavaObject = loaded.data
         hierarchy = loaded.hierarchy
+        additions, new_ids = Additions.of(edit)
         with _jvm.quiet(), _java_errors(SaveError, f"{self.name}: QuPath refuses the edit"):
-            _apply(edit, hierarchy)
+            before = _apply(additions, new_ids, hierarchy)
             if edit.workflow_step is not None:
                 step = _jvm.java_class("qupath.lib.plugins.workflow.DefaultScriptableWorkflowStep")
                 data.getHistoryWorkflow().addStep(step(*edit.workflow_step))
-            expected = _Content.of(hierarchy)
         self._check_unchanged(fingerprint)
         remove_leftovers(self.data_file.parent)
-        keep_backup(self.data_file)
-        with _kept_on_failure(self.data_file):
+        with kept_backup(self.data_file), _kept_on_failure(self.data_file):
             with _jvm.quiet(), _java_errors(SaveError, f"{self.data_file}: cannot be saved"):
                 self._entry.saveImageData(data)
-            self._verify(expected)
-            classes = [group.path_class for group in edit.add]
-            classes += [annotation.path_class for annotation in edit.annotations]
-            self._project.add_classes([c for c in classes if c is not None])
+            self._verify(before, additions, new_ids)
+            self._project.add_classes(additions.path_classes)
 
-    def _verify(self, expected: _Content) -> None:
+    def _verify(self, before: _Content, additions: Additions, new_ids: Collection[str]) -> None:
+        """Read the file back: what was there through QuPath, what is new as it is in the file."""
         what = f"{self.data_file}: what QuPath saved does not read back as written"
         with _jvm.quiet(), _java_errors(SaveError, what):
-            difference = expected.difference(_Content.of(_read_hierarchy(self.data_file)))
+            difference = before.difference(_Content.of(_read_hierarchy(self.data_file), new_ids))
+        try:
+            DataFile.parse(self.data_file.read_bytes(), "the file").withdraw(additions, _GRID_PX)
+        except FormatError as error:
+            difference = error.what
         if difference:
             raise SaveError(f"{what}: {difference}", "the file is as it was; try --backend native")
 
@@ -491,45 +502,81 @@ def _read_annotations(annotations: JavaObject, stored: set[str]) -> tuple[Annota
     return tuple(made)
 
 
-def _read_detections(objects: JavaObject, annotations: JavaObject, stored: set[str]) -> Detections:
-    detections = _only(objects, "isDetection")
-    ids = _ids(detections)
-    to_class_name = pipe(
-        method(_PATH_OBJECT, "getClass", "java.lang.Class"),
-        method("java.lang.Class", "getSimpleName", _STRING),
-    )
-    java_classes = _jvm.texts(detections, to_class_name)
-    path_classes = _jvm.texts(detections, method(_PATH_OBJECT, "getPathClass", _PATH_CLASS))
-    names = _jvm.java_class(_OBJECT_TOOLS).getAvailableFeatures(detections)
-    return Detections(
-        ids=[uuid.UUID(item) if item in stored else None for item in ids],
-        kinds=[_KINDS.get(name, "detection") for name in java_classes],
-        class_names=[name or None for name in path_classes],
-        geometries=_geometries(detections),
-        centroids=_centroids(detections),
-        parents=_parents(objects, annotations, detections),
-        measurements={
-            str(name): _jvm.doubles(
-                detections,
-                pipe(
-                    method(_PATH_OBJECT, "getMeasurementList", _MEASUREMENTS),
-                    bind(method(_MEASUREMENTS, "get", "double", _STRING), 1, name),
-                ),
-            )
-            for name in names
-        },
-    )
+class _JavaDetections(Detections):
+    """Detections in QuPath; what is costly to fetch of them is fetched when it is asked for.
+
+    What an edit changes in QuPath's own objects, their parents, is fetched at once.
+
+    Parameters
+    ----------
+    objects : Java list
+        All objects of the image.
+    annotations : Java list
+        Those that are annotations, in the order of their handles.
+    stored : set of str
+        The UUIDs in the file.
+    """
+
+    _detections: JavaObject
+
+    def __init__(self, objects: JavaObject, annotations: JavaObject, stored: set[str]) -> None:
+        # Not as the dataclass does, which would set all columns (and is frozen).
+        detections = _only(objects, "isDetection")
+        vars(self).update(
+            _detections=detections,
+            ids=[uuid.UUID(item) if item in stored else None for item in _ids(detections)],
+            parents=_parents(objects, annotations, detections),
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} detections)"
+
+    @cached_property
+    def kinds(self) -> list[str]:
+        to_class_name = pipe(
+            method(_PATH_OBJECT, "getClass", "java.lang.Class"),
+            method("java.lang.Class", "getSimpleName", _STRING),
+        )
+        names = _jvm.texts(self._detections, to_class_name)
+        return [_KINDS.get(name, "detection") for name in names]
+
+    @cached_property
+    def class_names(self) -> list[str | None]:
+        names = _jvm.texts(self._detections, method(_PATH_OBJECT, "getPathClass", _PATH_CLASS))
+        return [name or None for name in names]
+
+    @cached_property
+    def geometries(self) -> npt.NDArray[Any]:
+        return _geometries(self._detections)
+
+    @cached_property
+    def centroids(self) -> npt.NDArray[np.float64]:
+        return _centroids(self._detections)
+
+    @cached_property
+    def measurements(self) -> dict[str, npt.NDArray[np.float64]]:
+        own_list = method(_PATH_OBJECT, "getMeasurementList", _MEASUREMENTS)
+        get = method(_MEASUREMENTS, "get", "double", _STRING)
+        return {
+            str(name): _jvm.doubles(self._detections, pipe(own_list, bind(get, 1, name)))
+            for name in _jvm.java_class(_OBJECT_TOOLS).getAvailableFeatures(self._detections)
+        }
+
+
+def _to_id() -> Handle:
+    return method(_PATH_OBJECT, "getID", _UUID)
+
+
+def _to_parent_id() -> Handle:
+    return pipe(method(_PATH_OBJECT, "getParent", _PATH_OBJECT), _to_id())
 
 
 def _ids(objects: JavaObject) -> list[str]:
-    return _jvm.texts(objects, method(_PATH_OBJECT, "getID", _UUID))
+    return _jvm.texts(objects, _to_id())
 
 
 def _parent_ids(objects: JavaObject) -> list[str]:
-    parent_id = pipe(
-        method(_PATH_OBJECT, "getParent", _PATH_OBJECT), method(_PATH_OBJECT, "getID", _UUID)
-    )
-    return _jvm.texts(objects, parent_id)
+    return _jvm.texts(objects, _to_parent_id())
 
 
 def _centroids(objects: JavaObject) -> npt.NDArray[np.float64]:
@@ -604,35 +651,31 @@ def _from_geometry(rois: JavaObject, _: str) -> npt.NDArray[Any]:
 # Writing -----------------------------------------------------------------------------------------
 
 
-def _apply(edit: Edit, hierarchy: JavaObject) -> None:
-    """Apply an edit to a hierarchy, with one event at its end."""
+def _apply(additions: Additions, new_ids: Collection[str], hierarchy: JavaObject) -> _Content:
+    """Apply an edit to a hierarchy, with one event at its end; return what it adds to."""
+    edit = additions.edit
     objects = _flat(hierarchy)
     annotations = _only(objects, "isAnnotation")
     root = hierarchy.getRootObject()
     if edit.remove:
         _remove(edit.remove, objects, hierarchy)
-    _check_new(edit, hierarchy)
+    before = _Content.of(hierarchy)
+    if new_ids:
+        taken = [own_id for own_id in _ids(_flat(hierarchy)) if own_id in new_ids]
+        if taken:
+            raise UsageError(f"the image already has an object {taken[0]}")
     new = [_new_annotation(annotation) for annotation in edit.annotations]
-    parents = [*annotations, *new]
-    for group in edit.add:
-        if group.parent is not None and not 0 <= group.parent < len(parents):
-            raise UsageError(f"the image has no annotation number {group.parent}")
-        parent = root if group.parent is None else parents[group.parent]
-        parent.addChildObjects(_new_detections(group, _plane_of(parent)))
+    parents: dict[int | None, JavaObject] = {None: root, **dict(enumerate([*annotations, *new]))}
+    for parent in additions.counts:
+        if parent not in parents:
+            raise UsageError(f"the image has no annotation number {parent}")
+        for group in additions.groups(parent):
+            detections = _new_detections(group, _plane_of(parents[parent]))
+            parents[parent].addChildObjects(detections)
     for annotation in new:
         root.addChildObject(annotation)
     hierarchy.fireHierarchyChangedEvent(root)
-
-
-def _check_new(edit: Edit, hierarchy: JavaObject) -> None:
-    """Raise UsageError if what an edit adds has a UUID twice, or one that is taken."""
-    new = [str(own_id) for group in edit.add for own_id in group.ids]
-    new += [str(annotation.id) for annotation in edit.annotations]
-    if len(set(new)) < len(new):
-        raise UsageError("two new objects have the same UUID")
-    taken = set(new).intersection(_ids(_flat(hierarchy))) if new else set()
-    if taken:
-        raise UsageError(f"the image already has an object {min(taken)}")
+    return before
 
 
 def _plane_of(parent: JavaObject) -> JavaObject:
@@ -751,37 +794,47 @@ def _path_class(path_class: PathClass | None) -> JavaObject | None:
 
 @dataclass(frozen=True, eq=False)
 class _Content:
-    """What must be the same in a hierarchy and in the file that it was saved to."""
+    """What of the objects of a hierarchy must be the same after they were saved and read back."""
 
-    ids: list[str]
-    parent_ids: list[str]
-    class_names: list[str]
+    count: int
+    digests: Mapping[str, bytes]
     measurement_counts: npt.NDArray[np.int64]
     centroids: npt.NDArray[np.float64]
 
     @classmethod
-    def of(cls, hierarchy: JavaObject) -> _Content:
+    def of(cls, hierarchy: JavaObject, new_ids: Collection[str] = ()) -> _Content:
+        """Take down what objects there are, but for the new ones."""
         objects = _flat(hierarchy)
+        if new_ids:
+            old = [row for row, own_id in enumerate(_ids(objects)) if own_id not in new_ids]
+            objects = _jvm.take(objects, np.array(old, np.int64))
         count = pipe(
             method(_PATH_OBJECT, "getMeasurementList", _MEASUREMENTS),
             method(_MEASUREMENTS, "size", "int"),
         )
-        root = str(hierarchy.getRootObject().getID())
+        root = str(hierarchy.getRootObject().getID())  # another one each time that it is read
+        texts = {
+            "ids": _jvm.joined_texts(objects, _to_id()),
+            "parents": _jvm.joined_texts(objects, _to_parent_id()).replace(root, ""),
+            "classes": _jvm.joined_texts(
+                objects, method(_PATH_OBJECT, "getPathClass", _PATH_CLASS)
+            ),
+        }
         return cls(
-            ids=_ids(objects),
-            parent_ids=["" if item == root else item for item in _parent_ids(objects)],
-            class_names=_jvm.texts(objects, method(_PATH_OBJECT, "getPathClass", _PATH_CLASS)),
+            count=int(objects.size()),
+            # The texts of a million objects take hundreds of megabytes.
+            digests={name: hashlib.sha256(t.encode()).digest() for name, t in texts.items()},
             measurement_counts=_jvm.ints(objects, count),
             centroids=_centroids(objects),
         )
 
     def difference(self, other: _Content) -> str | None:
         """Say what differs; None if nothing does."""
-        if len(self.ids) != len(other.ids):
-            return f"{len(other.ids)} objects instead of {len(self.ids)}"
-        for what in ("ids", "parent_ids", "class_names"):
-            if getattr(self, what) != getattr(other, what):
-                return f"other {what.replace('_', ' ')}"
+        if self.count != other.count:
+            return f"{other.count} objects instead of {self.count}"
+        for what, digest in self.digests.items():
+            if digest != other.digests[what]:
+                return f"other {what}"
         if not np.array_equal(self.measurement_counts, other.measurement_counts):
             return "other measurements"
         # QuPath 0.6 and newer round some geometries to 0.01 px when they read them.

@@ -21,7 +21,7 @@ from qpnuclei.exchange import export_image, import_file
 from qpnuclei.inventory import describe_project
 from qpnuclei.qupath import geojson
 from qpnuclei.qupath.geojson import read_objects
-from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass, nucleus_id
+from qpnuclei.qupath.model import Detections, Edit, NewAnnotation, PathClass, nucleus_id
 from qpnuclei.qupath.names import file_stem
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.uris import candidates, find_image
@@ -85,6 +85,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(PROJECT, tmp_path_factory.mktemp("hostile") / "only" / "project"))
 
 
+def describe_detections(table: Detections) -> None:
+    """Make every column, of which some may be made only now."""
+    assert len(table.geometries) == len(table.centroids) == len(table.ids) == len(table)
+    assert all(len(values) == len(table) for values in table.measurements.values())
+
+
 def use_everything(folder: Path) -> None:
     project = open_project(folder)
     describe_project(project)
@@ -93,6 +99,7 @@ def use_everything(folder: Path) -> None:
         assert "/" not in file_stem(image)
         image.name.encode()
         objects = image.read()
+        describe_detections(objects.detections)
         path_class = project.classes[0] if project.classes else PathClass("New", -1)
         new = NewAnnotation(
             shapely.box(1, 1, 3, 3), nucleus_id(b"%010d" % number), None, path_class

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -277,6 +279,41 @@ def test_the_workflow_step_is_recorded(backend: str, project_file: Path) -> None
     stream = data_file(project).read_bytes()
     assert step[0].encode() in stream
     assert step[1].encode() in stream
+
+
+class OnDemand(Sequence[DetectionGroup]):
+    """Groups of squares with UUIDs, made when they are asked for; counts those in memory."""
+
+    def __init__(self, parents: Sequence[int | None], size: int) -> None:
+        self.parents = parents
+        self.size = size
+        self.alive: weakref.WeakSet[NucleiTable] = weakref.WeakSet()
+        self.most = 0
+
+    def __len__(self) -> int:
+        return len(self.parents)
+
+    def __getitem__(self, index: Any) -> Any:
+        nuclei = squares(self.size, y=20 * index)
+        self.alive.add(nuclei)
+        self.most = max(self.most, len(self.alive))
+        return DetectionGroup(
+            self.parents[index], nuclei, ids(self.size, self.size * index), NUCLEUS
+        )
+
+
+def test_groups_are_made_when_they_are_written(backend: str, project_file: Path) -> None:
+    image = open_project(project_file, backend).images[2]
+    before = image.read()
+    groups = OnDemand([0, None, 0, 0, None, 0], 4)
+    image.write(Edit(add=groups), before.fingerprint)
+    assert groups.most <= 2  # the next one is made before the last one is dropped
+    after = open_project(project_file, backend).images[2].read().detections
+    parent_of = dict(zip(after.ids, after.parents.tolist(), strict=True))
+    for index, parent in enumerate(groups.parents):
+        expected = -1 if parent is None else parent
+        assert {parent_of[own_id] for own_id in ids(4, 4 * index)} == {expected}
+    assert len(after) == len(before.detections) + 24
 
 
 def test_the_summary_counts_the_new_detections(backend: str, project_file: Path) -> None:

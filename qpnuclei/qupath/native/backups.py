@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,8 +91,11 @@ def choose_backup(backups: Sequence[Backup], backup_id: str | None) -> Backup:
     )
 
 
-def keep_backup(data_file: Path) -> None:
-    """Copy a data file that is about to be replaced, and a ``.bkp`` that QuPath left beside it.
+@contextlib.contextmanager
+def kept_backup(data_file: Path) -> Iterator[None]:
+    """Copy a data file before it is replaced within, and a ``.bkp`` that QuPath left beside it.
+
+    If what is within fails and the file is still the same, the copies are removed again.
 
     Parameters
     ----------
@@ -105,21 +109,49 @@ def keep_backup(data_file: Path) -> None:
     """
     folder = data_file.parent / BACKUP_FOLDER
     now = datetime.datetime.now(datetime.UTC).strftime(_TIME_FORMAT)
+    copies = []
+    is_new = not folder.exists()
+    before = _state(data_file)
     try:
-        for path in (data_file.with_name(f"{data_file.name}.bkp"), data_file):
-            if path.exists():
-                folder.mkdir(exist_ok=True)
-                partial = temporary_beside(data_file)
-                try:
-                    copy_durably(path, partial)
-                    partial.replace(folder / f"{now}-{path.name}")
-                finally:
-                    partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise SaveError(
-            f"{folder}: no backup could be kept: {error.strerror}",
-            "nothing was changed; make room or the folder writable, and run again",
-        ) from error
+        try:
+            for path in (data_file.with_name(f"{data_file.name}.bkp"), data_file):
+                if path.exists():
+                    folder.mkdir(exist_ok=True)
+                    copies.append(folder / f"{now}-{path.name}")
+                    _copy_whole(path, copies[-1])
+        except OSError as error:
+            raise SaveError(
+                f"{folder}: no backup could be kept: {error.strerror}",
+                "nothing was changed; make room or the folder writable, and run again",
+            ) from error
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # a copy too many does no harm, and hides no error
+            if _state(data_file) == before:
+                for copy in copies:
+                    copy.unlink(missing_ok=True)
+                if is_new:
+                    folder.rmdir()
+        raise
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """Identify a file and its content; None if there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _copy_whole(source: Path, target: Path) -> None:
+    """Copy a file; nothing is at `target` until all of it is."""
+    partial = temporary_beside(source)
+    try:
+        copy_durably(source, partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def drop_old_backups(data_file: Path) -> None:

@@ -13,7 +13,7 @@ import json
 import struct
 import uuid
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import is_not
 from typing import Any
@@ -23,7 +23,6 @@ import numpy as np
 from qpnuclei.errors import FormatError, UsageError
 from qpnuclei.qupath.model import (
     Annotation,
-    DetectionGroup,
     Detections,
     Edit,
     NewAnnotation,
@@ -32,7 +31,7 @@ from qpnuclei.qupath.model import (
 )
 from qpnuclei.qupath.native import java_classes as jc
 from qpnuclei.qupath.native import java_stream
-from qpnuclei.qupath.native.detections import new_detections, packed_ids, read_detections
+from qpnuclei.qupath.native.detections import FileDetections, packed_ids
 from qpnuclei.qupath.native.java_stream import (
     BlockData,
     Content,
@@ -41,12 +40,21 @@ from qpnuclei.qupath.native.java_stream import (
     JavaString,
     Value,
 )
+from qpnuclei.qupath.native.new_detections import (
+    Additions,
+    NewDetections,
+    check_same,
+    uniform_parts,
+)
 from qpnuclei.qupath.native.path_objects import (
     DETECTION_KINDS,
     OBJECT_ID,
     PathObject,
     is_packable,
+    located,
+    object_count,
     parse_uuid,
+    split_children,
     walk,
 )
 from qpnuclei.qupath.native.records import Packed, RecordPacker
@@ -97,15 +105,24 @@ class DataFile:
         Makes what is added.
     source : str
         What errors call the file.
+    hint : callable, optional
+        Makes the hint of errors that say that the file is wrong.
     """
 
-    def __init__(self, items: list[Content], catalog: jc.Catalog, source: str) -> None:
+    def __init__(
+        self,
+        items: list[Content],
+        catalog: jc.Catalog,
+        source: str,
+        hint: Callable[[], str] = str,
+    ) -> None:
         self._items = items
         self._catalog = catalog
         self._source = source
+        self._hint = hint
 
     @classmethod
-    def parse(cls, data: bytes, source: str) -> DataFile:
+    def parse(cls, data: bytes, source: str, hint: Callable[[], str] = str) -> DataFile:
         """Parse the bytes of a file.
 
         Raises
@@ -113,18 +130,19 @@ class DataFile:
         qpnuclei.errors.FormatError
             If they are no Java object stream, are truncated, or hold no objects of an image.
         """
-        stream = java_stream.parse(data, source, RecordPacker(is_packable))
-        _check_version(stream.items[0] if stream.items else None, source)
-        last = stream.items[-1]
-        if not isinstance(last, JavaString) or last.data != b"EOF":
-            raise FormatError(f"{source}: byte {len(data)}: ends before its end mark")
-        with _named(source):
-            made = cls(stream.items, jc.Catalog(stream.nodes), source)
+        with _refused(hint):
+            stream = java_stream.parse(data, source, RecordPacker(is_packable))
+            _check_version(stream.items[0] if stream.items else None, source)
+            last = stream.items[-1]
+            if not isinstance(last, JavaString) or last.data != b"EOF":
+                raise FormatError(f"{source}: byte {len(data)}: ends before its end mark")
+        made = cls(stream.items, jc.Catalog(stream.nodes), source, hint)
+        with made._errors():
             made._root()
         return made
 
     @classmethod
-    def parse_header(cls, data: bytes, source: str) -> DataFile:
+    def parse_header(cls, data: bytes, source: str, hint: Callable[[], str] = str) -> DataFile:
         """Parse only as far as image type and stains, which precede the objects.
 
         Raises
@@ -133,12 +151,13 @@ class DataFile:
             As `parse`, for the part that is read.
         """
         items: list[Content] = []
-        for item in java_stream.parse_items(data, source):
-            _check_version(item if not items else items[0], source)
-            items.append(item)
-            if isinstance(item, JavaObject) and item.class_name in (jc.WORKFLOW, jc.STAINS):
-                break
-        return cls(items, jc.Catalog(), source)
+        with _refused(hint):
+            for item in java_stream.parse_items(data, source):
+                _check_version(item if not items else items[0], source)
+                items.append(item)
+                if isinstance(item, JavaObject) and item.class_name in (jc.WORKFLOW, jc.STAINS):
+                    break
+        return cls(items, jc.Catalog(), source, hint)
 
     @classmethod
     def new(
@@ -209,7 +228,7 @@ class DataFile:
     @property
     def image_type(self) -> str | None:
         """Name of QuPath's ``ImageType``; None if the file has none."""
-        with _named(self._source):
+        with self._errors():
             for item in self._items:
                 if isinstance(item, JavaEnum) and item.desc.name == jc.IMAGE_TYPE:
                     return item.name.text
@@ -221,69 +240,110 @@ class DataFile:
         node = self._find(jc.STAINS)
         if node is None:
             return None
-        with _named(self._source):
+        with self._errors():
             for item in jc.contents(node):
                 if isinstance(item, JavaString):
                     return parse_stains(item.text)
             raise FormatError("colour deconvolution stains without values")
 
     def read(self) -> Objects:
-        """Read annotations and detections.
+        """Read annotations; detections are read as far as their columns are asked for.
 
         Raises
         ------
         qpnuclei.errors.FormatError
             If objects are not written as QuPath writes them.
         """
-        with _named(self._source):
+        with self._errors():
             return self._read()
 
-    def apply(self, edit: Edit) -> None:
-        """Apply an edit; what it adds can be read only when the file was written and parsed.
+    def remove(self, ids: Collection[uuid.UUID]) -> None:
+        """Remove detections of ours; what someone nested below one moves up to its parent.
 
         Raises
         ------
         qpnuclei.errors.UsageError
-            If it would remove what is not ours or is not there, or names an unknown annotation.
+            If one of them is not ours or not there.
         """
-        with _named(self._source):
-            self._apply(edit)
-
-    def _apply(self, edit: Edit) -> None:
-        foreign = [i for i in edit.remove if not is_ours(i)]
+        foreign = [i for i in ids if not is_ours(i)]
         if foreign:
             raise UsageError(f"{foreign[0]} was not written by qpnuclei and is not removed")
-        if edit.remove:
-            self._remove({str(i) for i in edit.remove}, DETECTION_KINDS)
-        self._check_new(edit)
-        additions: dict[int | None, list[DetectionGroup]] = {}
-        for group in edit.add:
-            additions.setdefault(group.parent, []).append(group)
-        new = [self._annotation_node(annotation) for annotation in edit.annotations]
-        parents: dict[int | None, PathObject] = {None: PathObject.of(self._root())}
-        if any(parent is not None for parent in additions):
-            parents.update(enumerate([*self._annotations(), *map(PathObject.of, new)]))
-        for parent, groups in additions.items():
-            if parent not in parents:
-                raise UsageError(f"{self._source} has no annotation number {parent}")
-            view = parents[parent]
-            plane = Plane() if view.roi is None else Plane.of(view.roi)
-            children = view.children
-            for group in groups:
-                children += new_detections(self._catalog, group, plane)
-            view.set_children(children)
-        if new:
-            parents[None].set_children([*parents[None].children, *new])
-        if edit.workflow_step is not None:
-            self._add_step(*edit.workflow_step)
+        if ids:
+            with self._errors():
+                self._remove({str(i) for i in ids})
 
-    def revert(self, edit: Edit) -> None:
-        """Take away again what an edit added."""
-        ids = {str(own_id) for group in edit.add for own_id in group.ids}
-        ids.update(str(annotation.id) for annotation in edit.annotations)
-        with _named(self._source):
-            if ids:
-                self._remove(ids, (*DETECTION_KINDS, "annotation"))
+    def add(self, edit: Edit) -> Additions:
+        """Add the new objects of an edit, and its workflow step.
+
+        The new detections are made when the file is written. It can be read when what was written
+        is parsed.
+
+        Returns
+        -------
+        Additions
+            For `withdraw`.
+
+        Raises
+        ------
+        qpnuclei.errors.UsageError
+            If the edit has a UUID twice, or one that is taken, or names an unknown annotation.
+        """
+        additions, ids = Additions.of(edit)
+        with self._errors():
+            self._check_free(ids)
+            new = [self._annotation_node(annotation) for annotation in edit.annotations]
+            parents: dict[int | None, PathObject] = {None: PathObject.of(self._root())}
+            if any(parent is not None for parent in additions.counts):
+                parents.update(enumerate([*self._annotations(), *map(PathObject.of, new)]))
+            for parent in additions.counts:
+                if parent not in parents:
+                    raise UsageError(f"{self._source} has no annotation number {parent}")
+                view = parents[parent]
+                plane = Plane() if view.roi is None else Plane.of(view.roi)
+                detections = NewDetections(self._catalog, additions, parent, plane)
+                view.set_children([*view.children, detections])
+            if new:
+                parents[None].set_children([*parents[None].children, *new])
+            if edit.workflow_step is not None:
+                self._add_step(*edit.workflow_step)
+        return additions
+
+    def withdraw(self, additions: Additions, grid_px: float = 0.0) -> None:
+        """Take away again what an edit added, looking whether all of it is there.
+
+        Parameters
+        ----------
+        additions : Additions
+            What `add` returned.
+        grid_px : float
+            To what who wrote the file may have rounded vertices of outlines with holes.
+
+        Raises
+        ------
+        qpnuclei.errors.FormatError
+            If something of it is not there, or has other values.
+        """
+        edit = additions.edit
+        with self._errors():
+            annotations = self._annotations()
+            root = PathObject.of(self._root())
+            if edit.annotations:
+                kept, nodes = _split_last(root.children, len(edit.annotations))
+                views = annotations[-len(edit.annotations) :]
+                if [view.node for view in views] != nodes:
+                    raise FormatError("a new annotation is missing, or in another place")
+                for view, new in zip(views, edit.annotations, strict=True):
+                    _check_annotation(_annotation(view, 0, None), new)
+                root.set_children(kept)
+            parents: dict[int | None, PathObject] = {None: root, **dict(enumerate(annotations))}
+            for parent, counts in additions.counts.items():
+                view = parents[parent]
+                kept, left = _split_last(view.children, sum(counts.values()))
+                view.set_children(kept)
+                for group in additions.groups(parent):
+                    for part in uniform_parts(group):
+                        items, left = split_children(left, len(part.ids))
+                        check_same(_read_items(items), part, grid_px)
             if edit.workflow_step is not None:
                 contents, version, count = self._workflow()
                 contents.pop()
@@ -292,6 +352,9 @@ class DataFile:
     def write(self, emit: Callable[[bytes], object]) -> None:
         """Write the file, in pieces, to `emit`."""
         java_stream.write(self._items, emit)
+
+    def _errors(self) -> contextlib.AbstractContextManager[None]:
+        return _refused(self._hint, self._source)
 
     def _find(self, class_name: str) -> JavaObject | None:
         for item in self._items:
@@ -332,51 +395,48 @@ class DataFile:
             if item.kind == "annotation":
                 nearest[item] = len(annotations)
                 own_parent = None if parent < 0 else parent
-                annotations.append(_annotation(item, len(annotations), own_parent))
-        table = read_detections(detections)
-        counts.update(_TYPE_COUNTS[kind] for kind in table.kinds)
+                with located(item.node.offset):
+                    annotations.append(_annotation(item, len(annotations), own_parent))
+        table = FileDetections(detections, self._errors)
+        for kind, count in table.kind_counts().items():
+            counts[_TYPE_COUNTS[kind]] += count
         return Objects(tuple(annotations), table, counts)
 
-    def _check_new(self, edit: Edit) -> None:
-        """Raise UsageError if what an edit adds has a UUID twice, or one that is taken."""
-        new = [str(own_id) for group in edit.add for own_id in group.ids]
-        new += [str(annotation.id) for annotation in edit.annotations]
-        taken: set[str] = set(new)
-        if len(taken) < len(new):
-            raise UsageError("two new objects have the same UUID")
-        for item, _ in walk(self._root()) if new else ():
+    def _check_free(self, ids: Container[str]) -> None:
+        """Raise UsageError if an object of the file has one of some new UUIDs."""
+        for item, _ in walk(self._root()) if ids else ():
             if isinstance(item, Packed):
-                found = taken.intersection(packed_ids(item))
+                found = [text for _, texts in packed_ids(item) for text in texts if text in ids]
             else:
                 own_id = item.id_string
-                found = taken.intersection([] if own_id is None else [own_id.text])
+                found = [own_id.text] if own_id is not None and own_id.text in ids else []
             if found:
-                raise UsageError(f"{self._source} already has an object {min(found)}")
+                raise UsageError(f"{self._source} already has an object {found[0]}")
 
-    def _remove(self, ids: set[str], kinds: Container[str]) -> None:
-        """Remove objects; what someone nested below one of them moves up to its parent."""
+    def _remove(self, ids: set[str]) -> None:
         left = set(ids)
         parents = [view for view, _ in walk(self._root()) if isinstance(view, PathObject)]
         for view in reversed(parents):  # innermost first: what moves up is already without ours
             children: list[Content] = []
             for item in view.children:
                 if isinstance(item, Packed):
-                    item_ids = packed_ids(item)
-                    gone = [own_id in ids for own_id in item_ids]
-                    left.difference_update(i for i, g in zip(item_ids, gone, strict=True) if g)
-                    children += [item.take(~np.array(gone))] if any(gone) else [item]
+                    stays = np.ones(len(item), bool)
+                    for rows, texts in packed_ids(item):
+                        stays[rows] = [text not in ids for text in texts]
+                        left.difference_update(texts)
+                    if stays.any():
+                        children.append(item if stays.all() else item.take(stays))
                     continue
                 child = PathObject.of(item) if isinstance(item, JavaObject) else None
                 own_id = None if child is None else child.id_string
                 if child is None or own_id is None or own_id.text not in ids:
                     children.append(item)
-                elif child.kind not in kinds:
+                elif child.kind not in DETECTION_KINDS:
                     raise UsageError(f"{own_id.text} is no detection and is not removed")
                 else:
                     left.discard(own_id.text)
                     children += child.children
             if len(children) != len(view.children) or any(map(is_not, children, view.children)):
-                children = [c for c in children if not isinstance(c, Packed) or len(c)]
                 view.set_children(children)
         if left:
             raise UsageError(f"{self._source} has no detection {min(left)} to remove")
@@ -415,12 +475,13 @@ class DataFile:
 
 
 @contextlib.contextmanager
-def _named(source: str) -> Iterator[None]:
-    """Say which file it is when what it holds is found to be wrong."""
+def _refused(hint: Callable[[], str], source: str = "") -> Iterator[None]:
+    """Say which file it is, and what to do, when what it holds is found to be wrong."""
     try:
         yield
     except FormatError as error:
-        raise FormatError(f"{source}: {error.what}", error.hint) from None
+        what = f"{source}: {error.what}" if source else error.what
+        raise FormatError(what, error.hint or hint()) from None
 
 
 def parse_stains(text: str) -> Stains:
@@ -470,6 +531,26 @@ def _triple(text: str) -> tuple[float, float, float]:
 def _stains_node(catalog: jc.Catalog, stains: Stains) -> JavaObject:
     text = JavaString.of(format_stains(stains))
     return catalog.make(jc.STAINS, extra=[BlockData(struct.pack(">i", 1)), text])
+
+
+def _split_last(children: Sequence[Content], count: int) -> tuple[list[Content], list[Content]]:
+    """Return children but the last `count`, and these."""
+    return split_children(children, object_count(children) - count)
+
+
+def _read_items(items: Sequence[Content]) -> Detections:
+    """Read detections that are known to be some."""
+    views = (PathObject.of(item) if isinstance(item, JavaObject) else item for item in items)
+    return FileDetections([(i, -1) for i in views if isinstance(i, PathObject | Packed)])
+
+
+def _check_annotation(found: Annotation, new: NewAnnotation) -> None:
+    """Raise FormatError unless the annotation found is the one that was added."""
+    class_name = None if new.path_class is None else new.path_class.name
+    if (found.id, found.name, found.class_name, found.locked, found.z, found.t) != (
+        new.id, new.name, class_name, new.locked, new.z, new.t
+    ):  # fmt: skip
+        raise FormatError("a new annotation is missing, or has other values")
 
 
 def _annotation(view: PathObject, handle: int, parent: int | None) -> Annotation:

@@ -1,281 +1,288 @@
-"""Detections of a data file, read into columns and written from columns."""
+"""Detections of a data file, read into columns."""
 
 from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import shapely
 
 from qpnuclei.errors import FormatError
-from qpnuclei.nuclei import NucleiTable
-from qpnuclei.qupath.model import DetectionGroup, Detections, PathClass
+from qpnuclei.qupath.model import Detections
 from qpnuclei.qupath.native import java_classes as jc
-from qpnuclei.qupath.native.java_stream import (
-    Content,
-    JavaArray,
-    JavaObject,
-    JavaString,
-    StreamWriter,
-    run,
-)
-from qpnuclei.qupath.native.path_objects import OBJECT_ID, PathObject, parse_uuid
-from qpnuclei.qupath.native.records import Column, IntArray, NewRecords, Packed, Shape
-from qpnuclei.qupath.native.rois import Plane, geometry_roi, read_rois, vertices_roi
+from qpnuclei.qupath.native.java_stream import JavaObject, JavaString
+from qpnuclei.qupath.native.path_objects import KINDS, PathObject, located, parse_uuid
+from qpnuclei.qupath.native.records import CHUNK, Column, IntArray, KnownShape, Packed
+from qpnuclei.qupath.native.rois import read_rois
 from qpnuclei.qupath.native.sources import Many, NotConstantError, Single, Source, text
 
 logger = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float64]
+_T = TypeVar("_T")
 
-_UUID_LENGTH = 36
+#: Reads something of all objects of a source, given the view of their example.
+_Reader = Callable[[PathObject, Source], _T]
 
 
-def read_detections(items: Sequence[tuple[PathObject | Packed, int]]) -> Detections:
-    """Read detections into columns.
+class FileDetections(Detections):
+    """Detections of a file; a column is made when it is first asked for.
+
+    Until then they are as they are in the file: who needs no outlines does not pay for them.
 
     Parameters
     ----------
     items : sequence of (PathObject or Packed, int)
         Detections, single or packed, and the handle of the annotation above them (-1 for none).
+    errors : callable
+        Makes the context in which a column is made, for example one that names the file in errors.
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        From a column, if a detection contradicts itself there.
+    """
+
+    _items: Sequence[tuple[PathObject | Packed, int]]
+    _counts: IntArray
+    _errors: Callable[[], AbstractContextManager[None]]
+
+    def __init__(
+        self,
+        items: Sequence[tuple[PathObject | Packed, int]],
+        errors: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        # Not as the dataclass does, which would set the columns (and is frozen).
+        counts = np.array([_count(item) for item, _ in items], np.int64)
+        vars(self).update(_items=items, _counts=counts, _errors=errors)
+
+    def __len__(self) -> int:
+        return int(self._counts.sum())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} detections)"
+
+    @cached_property
+    def ids(self) -> list[uuid.UUID | None]:
+        """UUIDs; None for those without."""
+        return self._list(_ids)
+
+    @cached_property
+    def kinds(self) -> list[str]:
+        """``"detection"``, ``"cell"`` or ``"tile"``."""
+        return self._list(lambda view, source: [view.kind] * source.count)
+
+    @cached_property
+    def class_names(self) -> list[str | None]:
+        """Names of the classes; None for those without."""
+        return self._list(lambda view, source: [_class_name(view, source)] * source.count)
+
+    @cached_property
+    def geometries(self) -> npt.NDArray[Any]:
+        """Shapely geometries, level-0 px."""
+        geometries = np.empty(len(self), dtype=object)
+        for rows, values in self._read(_geometries):
+            geometries[rows] = values
+        return geometries
+
+    @cached_property
+    def centroids(self) -> FloatArray:
+        """Centroids as QuPath computes them, level-0 px."""
+        centroids = np.empty((len(self), 2), np.float64)
+        for rows, values in self._read(_centroids):
+            centroids[rows] = values
+        return centroids
+
+    @cached_property
+    def parents(self) -> npt.NDArray[np.int64]:
+        """Handles of the nearest enclosing annotations, -1 for none."""
+        return np.repeat(np.array([parent for _, parent in self._items], np.int64), self._counts)
+
+    @cached_property
+    def measurements(self) -> dict[str, FloatArray]:
+        """Values by name; NaN where a detection has none."""
+        columns: dict[str, FloatArray] = {}
+        for rows, measured in self._read(_measurements):
+            for name, values in measured:
+                if name not in columns:
+                    columns[name] = np.full(len(self), np.nan)
+                columns[name][rows] = values
+        return columns
+
+    def kind_counts(self) -> Counter[str]:
+        """Return how many there are of each kind."""
+        counts = Counter[str]()
+        for item, _ in self._items:
+            if isinstance(item, Packed):
+                for known, indices in item.groups():
+                    counts[KINDS[known.shape.example.class_name]] += len(indices)
+            else:
+                counts[item.kind] += 1
+        return counts
+
+    def _list(self, reader: _Reader[list[_T]]) -> list[_T]:
+        column = np.empty(len(self), dtype=object)
+        for rows, values in self._read(reader):
+            column[rows] = values
+        made: list[_T] = column.tolist()
+        return made
+
+    def _read(self, reader: _Reader[_T]) -> Iterator[tuple[IntArray, _T]]:
+        """Yield rows, batch by batch, and what a reader makes of them."""
+        for batch in self._batches:
+            with self._errors():
+                value = batch.read(reader)
+            yield batch.rows, value
+
+    @cached_property
+    def _batches(self) -> list[_Batch]:
+        firsts = np.cumsum(self._counts) - self._counts
+        with self._errors():
+            return [
+                replace(batch, rows=first + batch.rows)
+                for (item, _), first in zip(self._items, firsts.tolist(), strict=True)
+                for batch in _divide(item)
+            ]
+
+
+def packed_ids(packed: Packed) -> Iterator[tuple[IntArray, list[str]]]:
+    """Yield, batch by batch, the indices of packed detections that have a UUID, and its text.
 
     Raises
     ------
     qpnuclei.errors.FormatError
         If one of them contradicts itself.
     """
-    counts = [len(item) if isinstance(item, Packed) else 1 for item, _ in items]
-    columns = _Columns(sum(counts))
-    first = 0
-    for (item, parent), count in zip(items, counts, strict=True):
-        columns.parents[first : first + count] = parent
-        if isinstance(item, Packed):
-            columns.read_packed(item, first)
-        else:
-            columns.read(item, Single(), np.array([first]))
-        first += count
-    return columns.detections()
+    for batch in _divide(packed):
+        texts = batch.read(_id_texts)
+        if texts is not None:
+            yield batch.rows, texts
 
 
-def packed_ids(packed: Packed) -> list[str]:
-    """Return the texts of the UUIDs of N packed detections; empty where there is none."""
-    ids = [""] * len(packed)
-    for known, indices in packed.groups():
-        for source, rows, view in _uniform(packed, Many(packed, known, indices), indices):
-            if view.id_string is not None:
-                for row, own_id in zip(
-                    rows.tolist(), _texts(source.column(view.id_string)), strict=True
-                ):
-                    ids[row] = own_id
-    return ids
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """N detections that are read in the same way.
 
-
-def new_detections(catalog: jc.Catalog, group: DetectionGroup, plane: Plane) -> list[Content]:
-    """Return a group of detections, in the plane of their parent, as children for it.
-
-    The nuclei without holes come first (PolygonROI), those with holes after them (GeometryROI),
-    each in the order of the table.
-
-    Raises
-    ------
-    ValueError
-        If a ring is not closed or encloses nothing, or a vertex is not finite.
+    Parameters
+    ----------
+    rows : (N,) int64 ndarray
+        Where they are among all.
+    view : PathObject
+        The only one, or the example of the packed ones.
+    packed : (Packed, KnownShape, (N,) int64 ndarray) or None
+        If they are packed: where, their shape, and their indices there.
     """
-    nuclei = group.nuclei
-    if len(group.ids) != len(nuclei):
-        raise ValueError(f"{len(nuclei)} nuclei, but {len(group.ids)} UUIDs")
-    first, last = nuclei.ring_offsets[:-1], nuclei.ring_offsets[1:] - 1
-    if np.any(last - first < 3) or not np.array_equal(
-        nuclei.vertices[first], nuclei.vertices[last]
-    ):
-        raise ValueError("every ring must be closed and have at least three vertices")
-    if not np.all(np.isfinite(nuclei.vertices)):
-        raise ValueError("every vertex must be finite")
-    rings = np.diff(nuclei.polygon_offsets)
-    items: list[Content] = []
-    for has_hole in (False, True):
-        indices = np.flatnonzero((rings > 1) == has_hole)
-        if len(indices):
-            chosen = nuclei.take(indices)
-            ids = [group.ids[i] for i in indices.tolist()]
-            items += _uniform_detections(catalog, chosen, ids, group.path_class, plane)
-    return items
+
+    rows: IntArray
+    view: PathObject
+    packed: tuple[Packed, KnownShape, IntArray] | None = None
+
+    def read(self, reader: _Reader[_T]) -> _T:
+        """Read something of all of them."""
+        if self.packed is None:
+            with located(self.view.node.offset):
+                return reader(self.view, Single())
+        try:
+            return reader(self.view, Many(*self.packed))
+        except FormatError:
+            for single in self.singles():  # one of them will say where it is
+                single.read(reader)
+            raise
+
+    def singles(self) -> Iterator[_Batch]:
+        """Yield a batch for each of the packed ones."""
+        if self.packed is not None:
+            packed, _, indices = self.packed
+            for row, index in zip(self.rows, indices.tolist(), strict=True):
+                node = packed.node(index)
+                with located(node.offset):
+                    view = PathObject.of(node)
+                yield _Batch(np.array([row]), view)
 
 
-def _uniform_detections(
-    catalog: jc.Catalog,
-    nuclei: NucleiTable,
-    ids: Sequence[uuid.UUID],
-    own_class: PathClass | None,
-    plane: Plane,
-) -> list[Content]:
-    """Return one detection as nodes, which defines what they share, and the others as records."""
-    has_hole = nuclei.polygon_offsets[1] > 1
-    values = np.stack([*nuclei.measurements.values()], axis=1) if nuclei.measurements else None
-    value_bytes = b"" if values is None else values.astype(">f4").tobytes()
-    value_size = 4 * len(nuclei.measurements)
-    names, index_map = catalog.measurement_names(tuple(nuclei.measurements))
-    path_class = None
-    if own_class is not None:
-        path_class = catalog.path_class(own_class.name, own_class.color)
-    geometry = [_wkb_column(nuclei)] if has_hole else _vertex_columns(nuclei)
-    id_bytes = "".join(map(str, ids)).encode()
-    columns = [
-        Column(id_bytes, _UUID_LENGTH * np.arange(len(ids) + 1)),
-        Column(value_bytes, value_size * np.arange(len(ids) + 1)),
-        *geometry,
-    ]
-
-    def detection(index: int) -> tuple[JavaObject, list[JavaString | JavaArray]]:
-        own = [c.data[c.offsets[index] : c.offsets[index + 1]] for c in columns]
-        id_string = JavaString(own[0])
-        floats = catalog.desc(jc.FLOAT_ARRAY)
-        array = JavaArray(floats, own[1], None)
-        measurements = catalog.make(
-            jc.FLOAT_LIST, {"isClosed": True, "map": index_map, "names": names, "values": array}
-        )
-        arrays = [JavaArray(floats, data, None) for data in own[2:]]
-        if has_hole:
-            arrays = [JavaArray(catalog.desc(jc.BYTE_ARRAY), own[2], None)]
-            roi = geometry_roi(catalog, arrays[0], plane)
-        else:
-            roi = vertices_roi(catalog, jc.POLYGON, plane, *arrays)
-        node = catalog.path_object(
-            jc.DETECTION,
-            metadata=catalog.metadata([(catalog.string(OBJECT_ID), id_string)]),
-            measurements=measurements,
-            path_class=path_class,
-            roi=roi,
-        )
-        return node, [id_string, array, *arrays]
-
-    first, _ = detection(0)
-    if len(ids) == 1:
-        return [first]
-    defined = StreamWriter(lambda _: None)
-    run(defined.value(first))
-    example, owners = detection(1)
-    shape = Shape(example, defined.handles)
-    rest = {
-        shape.slot_of(owner): Column(column.data, column.offsets[1:])
-        for owner, column in zip(owners, columns, strict=True)
-    }
-    return [first, NewRecords(shape, rest, len(ids) - 1)]
-
-
-def _vertex_columns(nuclei: NucleiTable) -> list[Column]:
-    """Return x and y of the exterior rings as float32 bytes, the closing vertex left out."""
-    keep = np.ones(len(nuclei.vertices), bool)
-    keep[nuclei.ring_offsets[1:] - 1] = False
-    offsets = 4 * (nuclei.ring_offsets - np.arange(len(nuclei.ring_offsets)))
-    open_rings = nuclei.vertices[keep].astype(">f4")
-    return [Column(np.ascontiguousarray(open_rings[:, k]).tobytes(), offsets) for k in (0, 1)]
-
-
-def _wkb_column(nuclei: NucleiTable) -> Column:
-    pieces = shapely.to_wkb(nuclei.polygons(), byte_order=0, output_dimension=2)
-    return Column(b"".join(pieces), np.cumsum([0, *map(len, pieces)]))
-
-
-class _Columns:
-    """The columns of N detections, filled batch by batch."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.ids: list[uuid.UUID | None] = [None] * count
-        self.kinds = [""] * count
-        self.class_names: list[str | None] = [None] * count
-        self.geometries = np.empty(count, dtype=object)
-        self.centroids = np.empty((count, 2), np.float64)
-        self.parents = np.empty(count, np.int64)
-        self.measurements: dict[str, FloatArray] = {}
-
-    def read_packed(self, packed: Packed, first: int) -> None:
-        for known, indices in packed.groups():
-            for source, rows, view in _uniform(packed, Many(packed, known, indices), indices):
-                self.read(view, source, first + rows)
-
-    def read(self, view: PathObject, source: Source, rows: IntArray) -> None:
-        """Read the objects of a source into the given rows."""
-        string = view.id_string
-        ids = [None] * len(rows) if string is None else _uuids(source.column(string))
-        class_name = None if view.path_class is None else _class_name(view.path_class, source)
-        for row, own_id in zip(rows.tolist(), ids, strict=True):
-            self.ids[row] = own_id
-            self.kinds[row] = view.kind
-            self.class_names[row] = class_name
-        if view.roi is None:
-            raise FormatError("a detection has no ROI")
-        rois = read_rois(view.roi, source)
-        self.geometries[rows] = rois.geometries
-        # QuPath locates a cell by its nucleus, where it has one.
-        located = rois if view.nucleus is None else read_rois(view.nucleus, source)
-        self.centroids[rows] = located.centroids
-        for name, values in _measurements(view.measurements, source):
-            if name not in self.measurements:
-                self.measurements[name] = np.full(self.count, np.nan)
-            self.measurements[name][rows] = values
-
-    def detections(self) -> Detections:
-        return Detections(
-            self.ids,
-            self.kinds,
-            self.class_names,
-            self.geometries,
-            self.centroids,
-            self.parents,
-            self.measurements,
-        )
-
-
-def _uniform(
-    packed: Packed, source: Many, indices: IntArray
-) -> Iterator[tuple[Source, IntArray, PathObject]]:
-    """Yield the records of one shape as one batch, or each alone if they must be read differently.
+def _divide(item: PathObject | Packed) -> Iterator[_Batch]:
+    """Divide detections into batches, in which each is alone if it must be read differently.
 
     What decides how to read a record (class, metadata keys, names of measurements) is nearly
-    always shared or equal; the numbers of children must all be 0.
+    always shared or equal.
     """
-    view = PathObject.of(packed.node(int(indices[0])) if len(indices) == 1 else source.example)
-    if len(indices) == 1:
-        yield Single(), indices, view
+    if isinstance(item, PathObject):
+        yield _Batch(np.zeros(1, np.int64), item)
         return
-    try:
-        _structure(view, source)
-    except NotConstantError:
-        for index in indices:
-            yield Single(), np.array([index]), PathObject.of(packed.node(int(index)))
-    else:
-        yield source, indices, view
+    for begin in range(0, len(item), CHUNK):
+        part = item.take(slice(begin, begin + CHUNK))
+        for known, indices in part.groups():
+            view = PathObject.of(known.shape.example)
+            batch = _Batch(begin + indices, view, (part, known, indices))
+            try:
+                with located(int(part.starts[indices[0]])):
+                    _check_structure(view, Many(part, known, indices))
+            except NotConstantError:
+                yield from batch.singles()
+            else:
+                yield batch
 
 
-def _structure(view: PathObject, source: Source) -> None:
+def _count(item: PathObject | Packed) -> int:
+    return len(item) if isinstance(item, Packed) else 1
+
+
+def _check_structure(view: PathObject, source: Source) -> None:
     """Raise `NotConstantError` unless the view of the example is that of every object."""
-    source.constant(view.child_count)
     for key, _ in view.metadata:
-        source.constant(key)
-    if view.path_class is not None:
-        _class_name(view.path_class, source)
+        if source.constant(key) != key.data:
+            raise NotConstantError
+    if source.constant(view.child_count) != view.child_count.data:
+        raise NotConstantError
+    _class_name(view, source)
     for name in _measurement_names(view.measurements):
         source.constant(name)
 
 
-def _class_name(node: JavaObject, source: Source) -> str:
-    names = (jc.string_field(part, "name") for part in jc.path_class_chain(node))
+def _class_name(view: PathObject, source: Source) -> str | None:
+    if view.path_class is None:
+        return None
+    names = (jc.string_field(part, "name") for part in jc.path_class_chain(view.path_class))
     return ": ".join("" if name is None else text(name, source) for name in names)
+
+
+def _id_texts(view: PathObject, source: Source) -> list[str] | None:
+    string = view.id_string
+    return None if string is None else _texts(source.column(string))
+
+
+def _ids(view: PathObject, source: Source) -> list[uuid.UUID | None]:
+    texts = _id_texts(view, source)
+    return [None] * source.count if texts is None else [parse_uuid(item) for item in texts]
+
+
+def _geometries(view: PathObject, source: Source) -> npt.NDArray[Any]:
+    return read_rois(_roi(view), source).geometries
+
+
+def _centroids(view: PathObject, source: Source) -> FloatArray:
+    # QuPath locates a cell by its nucleus, where it has one.
+    roi = _roi(view) if view.nucleus is None else view.nucleus
+    return read_rois(roi, source).centroids()
+
+
+def _roi(view: PathObject) -> JavaObject:
+    if view.roi is None:
+        raise FormatError("a detection has no ROI")
+    return view.roi
 
 
 def _texts(column: Column) -> list[str]:
     data, edges = column.data.decode("latin-1"), column.offsets.tolist()
     return [data[a:b] for a, b in pairwise(edges)]
-
-
-def _uuids(column: Column) -> list[uuid.UUID | None]:
-    return [parse_uuid(item) for item in _texts(column)]
 
 
 def _measurement_names(node: JavaObject | None) -> list[JavaString]:
@@ -294,19 +301,21 @@ def _measurement_names(node: JavaObject | None) -> list[JavaString]:
     return [name for name in names if isinstance(name, JavaString)]
 
 
-def _measurements(node: JavaObject | None, source: Source) -> Iterator[tuple[str, FloatArray]]:
-    """Yield every measurement's name and its value in each object (NaN where it has none)."""
+def _measurements(view: PathObject, source: Source) -> list[tuple[str, FloatArray]]:
+    """Return every measurement's name and its value in each object (NaN where it has none)."""
+    node = view.measurements
     names = [text(name, source) for name in _measurement_names(node)]
     if node is None or not names:
-        return
+        return []
+    measured = []
     if node.class_name == jc.DEFAULT_LIST:
         items = jc.list_items(jc.reference(node, "list"))
         for name, item in zip(names, items, strict=True):
             if isinstance(item, JavaObject):
                 part = jc.part_with(item, "value")
                 values = jc.primitive_column(part, "value", source.column(part).data)
-                yield name, values.astype(np.float64)
-        return
+                measured.append((name, values.astype(np.float64)))
+        return measured
     class_name = jc.FLOAT_ARRAY if node.class_name == jc.FLOAT_LIST else jc.DOUBLE_ARRAY
     column = source.column(jc.array_field(node, "values", class_name))
     values = np.frombuffer(column.data, ">f4" if class_name == jc.FLOAT_ARRAY else ">f8")
@@ -317,4 +326,5 @@ def _measurements(node: JavaObject | None, source: Source) -> Iterator[tuple[str
         present = np.diff(edges) > index
         with np.errstate(invalid="ignore"):  # a signalling NaN of the file
             result[present] = values[edges[:-1][present] + index]
-        yield name, result
+        measured.append((name, result))
+    return measured

@@ -150,10 +150,14 @@ class Part:
 
 @dataclass(eq=False, slots=True)
 class JavaObject:
-    """An instance: one `Part` per serialised class, superclasses first."""
+    """An instance: one `Part` per serialised class, superclasses first.
+
+    `offset` is the byte at which it begins in the stream it was read from; None for a new one.
+    """
 
     desc: AnyClassDesc
     parts: list[Part]
+    offset: int | None = None
 
     @property
     def class_name(self) -> str:
@@ -603,7 +607,7 @@ class _Parser:
         desc = yield self.class_desc()
         if desc is None:
             self.fail("an object without a class", offset)
-        node = JavaObject(desc, [])
+        node = JavaObject(desc, [], offset)
         self.define(node)
         if isinstance(desc, ClassDesc) and desc.flags & SC_EXTERNALIZABLE:
             if not desc.flags & SC_BLOCK_DATA:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import struct
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,7 +143,7 @@ class PathObject:
 
     def set_children(self, children: list[Content]) -> None:
         """Replace the children."""
-        count = sum(len(child) if isinstance(child, Bulk) else 1 for child in children)
+        count = object_count(children)
         block, contents = self.child_count, jc.contents(self.node)
         contents[self._children_begin : self._children_end] = children
         self._children_end = self._children_begin + len(children)
@@ -190,10 +191,51 @@ def walk(root: JavaObject) -> Iterator[tuple[PathObject | Packed, list[PathObjec
         if item in seen:
             raise FormatError("an object is its own ancestor, or has two parents")
         seen.add(item)
-        view = PathObject.of(item)
+        with located(item.offset):
+            view = PathObject.of(item)
         yield view, ancestors
         ancestors.append(view)
         pending.append(iter(view.children))
+
+
+def object_count(children: Sequence[Content]) -> int:
+    """Return how many objects children are, packed ones included."""
+    return sum(len(child) if isinstance(child, Bulk) else 1 for child in children)
+
+
+def split_children(children: Sequence[Content], at: int) -> tuple[list[Content], list[Content]]:
+    """Return the first `at` objects of children, and the others; packed ones are divided.
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        If there are not so many, or `at` is negative.
+    """
+    missing = max(-at, at - object_count(children))
+    if missing > 0:
+        raise FormatError(f"{missing} objects are missing")
+    first: list[Content] = []
+    rest: list[Content] = []
+    for item in children:
+        if at <= 0:
+            rest.append(item)
+        elif isinstance(item, Packed) and len(item) > at:
+            first.append(item.take(slice(at)))
+            rest.append(item.take(slice(at, None)))
+        else:
+            first.append(item)
+        at -= object_count([item])
+    return first, rest
+
+
+@contextmanager
+def located(offset: int | None) -> Iterator[None]:
+    """Say at which byte of the file an object begins when what it holds is found to be wrong."""
+    try:
+        yield
+    except FormatError as error:
+        where = "" if offset is None else f"byte {offset}: "
+        raise FormatError(f"{where}{error.what}", error.hint) from None
 
 
 def parse_uuid(text: str) -> uuid.UUID | None:

@@ -6,16 +6,10 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import shapely
-
 from qpnuclei.errors import ConflictError, FormatError, QpnucleiError, SaveError
-from qpnuclei.nuclei import NucleiTable
 from qpnuclei.qupath.model import (
     Edit,
     ImageObjects,
@@ -28,18 +22,24 @@ from qpnuclei.qupath.native import project_file
 from qpnuclei.qupath.native.backups import (
     Backup,
     drop_old_backups,
-    keep_backup,
+    kept_backup,
     list_backups,
 )
 from qpnuclei.qupath.native.data_file import DataFile, Objects
-from qpnuclei.qupath.native.detections import read_detections
-from qpnuclei.qupath.native.files import Transaction, digest_of, remove_leftovers
+from qpnuclei.qupath.native.detections import FileDetections
+from qpnuclei.qupath.native.files import (
+    Transaction,
+    digest_of,
+    digest_of_file,
+    locked,
+    remove_leftovers,
+)
+from qpnuclei.qupath.native.new_detections import Additions
 from qpnuclei.qupath.uris import find_image
 
 logger = logging.getLogger(__name__)
 
 _ABSENT = "absent"
-_CHECKED_AT_ONCE = 50_000
 
 
 def open_project(path: str | Path, image_root: str | Path | None = None) -> NativeProject:
@@ -149,11 +149,8 @@ class NativeImage:
         """
         data, fingerprint = self._read_bytes()
         if data is None:
-            return ImageObjects((), read_detections([]), fingerprint)
-        try:
-            objects = DataFile.parse(data, str(self.data_path)).read()
-        except FormatError as error:
-            raise FormatError(error.what, self._backup_hint()) from None
+            return ImageObjects((), FileDetections([]), fingerprint)
+        objects = self._parse(data).read()
         return ImageObjects(objects.annotations, objects.detections, fingerprint)
 
     def write(self, edit: Edit, fingerprint: str) -> None:
@@ -172,35 +169,36 @@ class NativeImage:
         qpnuclei.errors.SaveError
             If it could not be saved; the project is as it was.
         qpnuclei.errors.UsageError
-            If the edit contradicts the file: see `DataFile.apply`.
+            If the edit contradicts the file: see `DataFile.remove` and `DataFile.add`.
+        ValueError
+            If a group of the edit contradicts itself, or is another one when it is asked for again.
         """
         self._check_reachable()
         old, found = self._read_bytes()
         if found != fingerprint:
             raise self._conflict()
         data_file = self._new_data_file() if old is None else self._parse(old)
-        data_file.apply(Edit(remove=edit.remove))
+        data_file.read().summary()  # what contradicts itself is refused before it is written
+        data_file.remove(edit.remove)
         kept = _digest(data_file)
-        data_file.apply(replace(edit, remove=frozenset()))
-        classes = [group.path_class for group in edit.add if len(group.nuclei)]
-        classes += [annotation.path_class for annotation in edit.annotations]
+        additions = data_file.add(edit)
+        image_type = data_file.image_type
         remove_leftovers(self.folder)
-        new_classes = project_file.with_classes(
-            self._project.classes_path, [c for c in classes if c is not None]
-        )
         with Transaction() as transaction:
-            if new_classes is not None:
-                transaction.stage(self._project.classes_path, lambda emit: emit(new_classes))
             staged, digest = transaction.stage(self.data_path, data_file.write)
-            image_type = data_file.image_type
             del old, data_file  # as large as the file, and no longer needed
-            objects = self._verify(staged, digest, edit, kept)
+            objects = self._verify(staged, digest, additions, kept)
             summary = self._summary(staged, image_type, objects)
             transaction.stage(self.folder / "summary.json", lambda emit: emit(summary))
-            if self._has_changed(fingerprint):
-                raise self._conflict()
-            keep_backup(self.data_path)
-            transaction.commit()
+            with locked(self._project.path.parent):
+                classes = project_file.with_classes(
+                    self._project.classes_path, additions.path_classes
+                )
+                if classes is not None:
+                    transaction.stage(self._project.classes_path, lambda emit: emit(classes))
+                self._check_unchanged(fingerprint)
+                with kept_backup(self.data_path):
+                    transaction.commit()
         # Tidying up cannot fail what is saved by now.
         with contextlib.suppress(OSError):
             self._backup_path.unlink(missing_ok=True)  # as QuPath does; we have a copy
@@ -237,15 +235,15 @@ class NativeImage:
         remove_leftovers(self.folder)
         with Transaction() as transaction:
             staged, digest = transaction.stage(self.data_path, lambda emit: emit(data))
-            if digest_of(_bytes_of(staged)) != digest:
+            if digest_of_file(staged) != digest:
                 raise SaveError(
                     f"{self.data_path}: what was written does not read back",
                     "what was there before is untouched",
                 )
             summary = self._summary(staged, data_file.image_type, objects)
             transaction.stage(self.folder / "summary.json", lambda emit: emit(summary))
-            keep_backup(self.data_path)
-            transaction.commit()
+            with locked(self._project.path.parent), kept_backup(self.data_path):
+                transaction.commit()
         with contextlib.suppress(OSError):
             self._backup_path.unlink(missing_ok=True)
             drop_old_backups(self.data_path)
@@ -255,7 +253,7 @@ class NativeImage:
         path = self.data_path
         try:
             data = path.read_bytes()
-            status = path.stat()
+            fingerprint = _fingerprint(path, digest_of(data))
         except FileNotFoundError:
             if self._backup_path.exists():
                 raise FormatError(
@@ -264,7 +262,7 @@ class NativeImage:
             return None, _ABSENT
         except OSError as error:
             raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
-        return data, f"{status.st_size}-{status.st_mtime_ns}-{digest_of(data)}"
+        return data, fingerprint
 
     def _check_reachable(self) -> None:
         """Refuse to save when the drive is gone: folders would be made where it was mounted."""
@@ -273,11 +271,14 @@ class NativeImage:
                 f"{self._project.path} is no longer there", "is its drive still connected?"
             )
 
-    def _has_changed(self, fingerprint: str) -> bool:
+    def _check_unchanged(self, fingerprint: str) -> None:
+        """Refuse to save over a data file that someone else has saved meanwhile."""
         try:
-            return self._read_bytes()[1] != fingerprint
-        except FormatError:  # QuPath has moved it away, to write a new one
-            return True
+            found = _fingerprint(self.data_path, digest_of_file(self.data_path))
+        except OSError:  # none yet, or QuPath has moved it away to write a new one
+            found = _ABSENT if not self._backup_path.exists() else ""
+        if found != fingerprint:
+            raise self._conflict()
 
     @property
     def _backup_path(self) -> Path:
@@ -298,10 +299,7 @@ class NativeImage:
         )
 
     def _parse(self, data: bytes) -> DataFile:
-        try:
-            return DataFile.parse(data, str(self.data_path))
-        except FormatError as error:
-            raise FormatError(error.what, self._backup_hint()) from None
+        return DataFile.parse(data, str(self.data_path), self._backup_hint)
 
     def _read_header(self) -> tuple[str | None, Stains | None]:
         try:
@@ -311,10 +309,7 @@ class NativeImage:
         key = (status.st_size, status.st_mtime_ns, status.st_ino)
         if self._header is None or self._header[0] != key:
             data, _ = self._read_bytes()
-            try:
-                header = DataFile.parse_header(data or b"", str(self.data_path))
-            except FormatError as error:
-                raise FormatError(error.what, self._backup_hint()) from None
+            header = DataFile.parse_header(data or b"", str(self.data_path), self._backup_hint)
             self._header = key, header.image_type, header.stains
         return self._header[1:]
 
@@ -328,7 +323,7 @@ class NativeImage:
             entry_property=f"{self._project.path.absolute()}::{self.id}",
         )
 
-    def _verify(self, staged: Path, digest: str, edit: Edit, kept: str) -> Objects:
+    def _verify(self, staged: Path, digest: str, additions: Additions, kept: str) -> Objects:
         """Read the new file back from disk and compare it with what it should hold."""
         try:
             data = staged.read_bytes()
@@ -336,8 +331,7 @@ class NativeImage:
                 raise FormatError("its bytes are not those that were written")
             data_file = DataFile.parse(data, str(staged))
             objects = data_file.read()
-            _check_added(objects, edit)
-            data_file.revert(edit)
+            data_file.withdraw(additions)
             if _digest(data_file) != kept:
                 raise FormatError("more than the edit has changed")
         except (OSError, QpnucleiError) as error:
@@ -381,46 +375,12 @@ def _bytes_of(path: Path) -> bytes:
         raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
 
 
+def _fingerprint(path: Path, digest: str) -> str:
+    status = path.stat()
+    return f"{status.st_size}-{status.st_mtime_ns}-{digest}"
+
+
 def _digest(data_file: DataFile) -> str:
     digest = hashlib.blake2b(digest_size=16)
     data_file.write(digest.update)
     return digest.hexdigest()
-
-
-def _check_added(objects: Objects, edit: Edit) -> None:
-    """Raise FormatError unless the objects hold what the edit adds, with the same values."""
-    table = objects.detections
-    rows = {own_id: row for row, own_id in enumerate(table.ids)}
-    for group in edit.add:
-        if not len(group.nuclei):
-            continue
-        found = np.array([rows.get(own_id, -1) for own_id in group.ids])
-        if np.any(found < 0):
-            raise FormatError("a new detection is missing")
-        # In parts, because a million polygons twice are more than the rest of the program holds.
-        for begin in range(0, len(found), _CHECKED_AT_ONCE):
-            part = np.arange(begin, min(begin + _CHECKED_AT_ONCE, len(found)))
-            if not _same_outlines(table.geometries[found[part]], group.nuclei.take(part)):
-                raise FormatError("a new detection has another outline")
-        if np.any(table.parents[found] != (-1 if group.parent is None else group.parent)):
-            raise FormatError("a new detection is in another place")
-        class_name = None if group.path_class is None else group.path_class.name
-        if {table.class_names[row] for row in found} != {class_name}:
-            raise FormatError("a new detection has another class")
-        for name, values in group.nuclei.measurements.items():
-            read = table.measurements[name][found].astype(np.float32)
-            if not np.array_equal(read, values, equal_nan=True):
-                raise FormatError(f"{name!r} of a new detection has another value")
-    annotations = {a.id: a for a in objects.annotations}
-    for new in edit.annotations:
-        read_back = annotations.get(new.id)
-        if read_back is None or read_back.name != new.name:
-            raise FormatError("a new annotation is missing")
-
-
-def _same_outlines(geometries: npt.NDArray[Any], nuclei: NucleiTable) -> bool:
-    polygons = nuclei.polygons()
-    differ = np.flatnonzero(~shapely.equals_exact(geometries, polygons))
-    # A ring that passes its first vertex once more at its end comes back without that.
-    tidy = shapely.remove_repeated_points
-    return bool(np.all(shapely.equals_exact(tidy(geometries[differ]), tidy(polygons[differ]))))

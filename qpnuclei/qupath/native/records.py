@@ -45,7 +45,7 @@ from qpnuclei.qupath.native.java_stream import (
 
 IntArray = npt.NDArray[np.int64]
 
-#: Records rendered at once.
+#: Records read or written at once.
 CHUNK = 20_000
 #: Shapes that are tried on the next object, most recently used first.
 MAX_CANDIDATES = 32
@@ -261,8 +261,8 @@ class Packed(Bulk):
     def __len__(self) -> int:
         return len(self.starts)
 
-    def take(self, chosen: npt.NDArray[Any]) -> Packed:
-        """Return the records that indices or a mask choose (of a `Packed` without nodes)."""
+    def take(self, chosen: npt.NDArray[Any] | slice) -> Packed:
+        """Return the records that indices, a mask or a slice (no copy) choose; none are nodes."""
         return Packed(
             self.data, self.shapes, self.which[chosen], self.starts[chosen], self.ends[chosen]
         )
@@ -272,11 +272,11 @@ class Packed(Bulk):
         begin = 0
         for index in sorted(self.nodes):
             if index > begin:
-                yield self.take(np.arange(begin, index))
+                yield self.take(slice(begin, index))
             yield self.nodes[index]
             begin = index + 1
         if begin < len(self):
-            yield self.take(np.arange(begin, len(self))) if begin else self
+            yield self.take(slice(begin, None)) if begin else self
 
     def groups(self) -> Iterator[tuple[KnownShape, IntArray]]:
         """Yield every shape that occurs, with the indices of its records."""
@@ -327,7 +327,7 @@ class Packed(Bulk):
                 done += 1
 
     def _copy(self, writer: StreamWriter, begin: int, end: int) -> None:
-        chunk = self.take(np.arange(begin, end))
+        chunk = self.take(slice(begin, end))
         rendered = np.empty(len(chunk), dtype=object)
         for known, indices in chunk.groups():
             writer.next_handle += len(indices) * known.shape.handle_count
@@ -355,7 +355,7 @@ class Column:
 
 @dataclass(eq=False)
 class NewRecords(Bulk):
-    """N objects of one shape, written from columns.
+    """N objects of one shape, written from columns at once.
 
     Everything the shape refers to must be defined in the stream before.
 
@@ -378,20 +378,18 @@ class NewRecords(Bulk):
     def write(self, writer: StreamWriter) -> Step:
         """Write all records."""
         yield from ()  # a step, although it has nothing nested to wait for
-        literals = self.shape.literals(writer.handles)
-        fixed = self.shape.example_slots()
-        for begin in range(0, self.count, CHUNK):
-            end = min(begin + CHUNK, self.count)
-            slots: list[Iterable[bytes]] = []
-            for index, slot in enumerate(self.shape.slots):
-                column = self.columns.get(index)
-                if column is None:
-                    slots.append(repeat(fixed[index], end - begin))
-                    continue
-                offsets = column.offsets[begin : end + 1]
-                contents = _slices(column.data, offsets[:-1], offsets[1:])
+        slots: list[Iterable[bytes]] = []
+        for index, (slot, fixed) in enumerate(
+            zip(self.shape.slots, self.shape.example_slots(), strict=True)
+        ):
+            column = self.columns.get(index)
+            if column is None:
+                slots.append(repeat(fixed, self.count))
+            else:
+                contents = _slices(column.data, column.offsets[:-1], column.offsets[1:])
                 slots.append([_with_length(content, slot) for content in contents])
-            writer.emit(b"".join(chain.from_iterable(_rows(literals, slots))))
+        literals = self.shape.literals(writer.handles)
+        writer.emit(b"".join(chain.from_iterable(_rows(literals, slots))))
         writer.next_handle += self.count * self.shape.handle_count
 
 

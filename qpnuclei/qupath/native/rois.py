@@ -43,16 +43,27 @@ class Rois:
         QuPath's class without package: ``"PolygonROI"``.
     geometries : (N,) object ndarray
         Level-0 px.
-    centroids : (N, 2) float64 ndarray
-        As QuPath computes them, level-0 px.
     z, t : (N,) int ndarray
+    bounds : (4, N) float64 ndarray or None
+        x, y, x2, y2 of those that are stored as two corners.
     """
 
     roi_type: str
     geometries: npt.NDArray[Any]
-    centroids: FloatArray
     z: npt.NDArray[np.integer[Any]]
     t: npt.NDArray[np.integer[Any]]
+    bounds: FloatArray | None = None
+
+    def centroids(self) -> FloatArray:
+        """Return the (N, 2) centroids as QuPath computes them, level-0 px."""
+        with np.errstate(all="ignore"):  # NaN and infinity in a ROI are the file's, not ours
+            if self.bounds is not None:
+                x, y, x2, y2 = self.bounds
+                return np.stack([(x + x2) / 2, (y + y2) / 2], axis=1)
+            points = shapely.centroid(self.geometries)
+        centroids = np.full((len(points), 2), np.nan)
+        centroids[~shapely.is_empty(points)] = shapely.get_coordinates(points)
+        return centroids
 
 
 _EWKB_Z, _EWKB_M, _EWKB_SRID = 0x80000000, 0x40000000, 0x20000000
@@ -78,16 +89,17 @@ def _read_rois(node: JavaObject, source: Source) -> Rois:
     roi_type = node.class_name.removeprefix(jc.ROI).partition("$")[0]
     plane = jc.part_with(node, "z")
     numbers = source.column(plane).data
-    centroids: FloatArray | None = None
+    bounds: FloatArray | None = None
     if roi_type in ("RectangleROI", "EllipseROI", "LineROI"):
-        x, y, x2, y2 = (
-            jc.primitive_column(plane, name, numbers).astype(float)
-            for name in ("x", "y", "x2", "y2")
+        bounds = np.stack(
+            [
+                jc.primitive_column(plane, name, numbers).astype(float)
+                for name in ("x", "y", "x2", "y2")
+            ]
         )
-        centroids = np.stack([(x + x2) / 2, (y + y2) / 2], axis=1)
-        geometries = np.full(len(x), shapely.Polygon(), dtype=object)
-        finite = np.isfinite(np.stack([x, y, x2, y2])).all(axis=0)
-        geometries[finite] = _BOUNDED[roi_type](x[finite], y[finite], x2[finite], y2[finite])
+        geometries = np.full(source.count, shapely.Polygon(), dtype=object)
+        finite = np.isfinite(bounds).all(axis=0)
+        geometries[finite] = _BOUNDED[roi_type](*bounds[:, finite])
     elif roi_type in ("PolygonROI", "PolylineROI", "PointsROI"):
         xy, offsets = _vertices(node, source)
         if roi_type == "PolygonROI":
@@ -102,13 +114,8 @@ def _read_rois(node: JavaObject, source: Source) -> Rois:
     else:
         logger.warning("ROI of unknown class %s: treated as empty", node.class_name)
         geometries = np.array([shapely.GeometryCollection()] * source.count, dtype=object)
-    geometries = np.asarray(geometries, dtype=object)
-    if centroids is None:
-        points = shapely.centroid(geometries)
-        centroids = np.full((len(points), 2), np.nan)
-        centroids[~shapely.is_empty(points)] = shapely.get_coordinates(points)
     z, t = (jc.primitive_column(plane, name, numbers) for name in ("z", "t"))
-    return Rois(roi_type, geometries, centroids, z, t)
+    return Rois(roi_type, np.asarray(geometries, dtype=object), z, t, bounds)
 
 
 def polygons(xy: npt.NDArray[np.floating[Any]], offsets: IntArray) -> npt.NDArray[Any]:

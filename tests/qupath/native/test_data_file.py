@@ -1,3 +1,4 @@
+import uuid
 from dataclasses import replace
 
 import numpy as np
@@ -6,10 +7,20 @@ import shapely
 
 from qpnuclei.errors import FormatError
 from qpnuclei.nuclei import NucleiTable
-from qpnuclei.qupath.model import DEFAULT_HE, DetectionGroup, Edit, PathClass, Project, nucleus_id
+from qpnuclei.qupath.model import (
+    DEFAULT_HE,
+    DetectionGroup,
+    Edit,
+    NewAnnotation,
+    PathClass,
+    Project,
+    nucleus_id,
+)
 from qpnuclei.qupath.native import java_classes as jc
 from qpnuclei.qupath.native import java_stream as js
 from qpnuclei.qupath.native.data_file import DataFile, format_stains, parse_stains
+from qpnuclei.qupath.native.new_detections import Additions
+from qpnuclei.qupath.native.path_objects import split_children
 from qpnuclei.qupath.native.records import Packed
 
 from .samples import SAMPLES, dump
@@ -59,7 +70,7 @@ def test_packed_detections_read_like_single_ones():
 def test_many_are_packed_and_read_back():
     data_file = load()
     groups = [group(300), group(200, 3, ("a", "b"), 1000), group(100, None, (), 5000)]
-    data_file.apply(Edit(add=groups))
+    data_file.add(Edit(add=groups))
     again = DataFile.parse(saved(data_file), "again")
     bulk = [c for v in again._annotations() for c in v.children if isinstance(c, Packed)]
     assert sum(map(len, bulk)) > 490  # the first of a group or two are nodes
@@ -77,22 +88,130 @@ def test_many_are_packed_and_read_back():
 def test_edits_of_edits_round_trip_byte_for_byte():
     before = load()
     original = saved(before)
-    before.apply(Edit(add=[group(50)]))
+    before.add(Edit(add=[group(50)]))
     middle = DataFile.parse(saved(before), "middle")
     one = saved(middle)
     second = group(40, 2, start=700)
-    middle.apply(Edit(add=[second]))
+    middle.add(Edit(add=[second]))
     end = DataFile.parse(saved(middle), "end")
-    end.apply(Edit(remove=frozenset(second.ids)))
+    end.remove(frozenset(second.ids))
     assert saved(end) == one
-    end.apply(Edit(remove=frozenset(group(50).ids)))
+    end.remove(frozenset(group(50).ids))
     assert saved(end) == original
+
+
+def changed(group, **columns):
+    return replace(group, nuclei=replace(group.nuclei, **columns))
+
+
+def moved(group):
+    vertices = group.nuclei.vertices.copy()
+    vertices[7, 1] = np.nextafter(vertices[7, 1], np.float32(0))
+    return changed(group, vertices=vertices)
+
+
+def other_value(group):
+    return changed(group, measurements={"Area µm^2": group.nuclei.measurements["Area µm^2"] + 1})
+
+
+SQUARE = NewAnnotation(shapely.box(0, 0, 9, 9), uuid.UUID(int=7), "square", PathClass("Tumor"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"add": [moved(group(30)), group(30, 1, start=90)]}, "another outline"),
+        (
+            {"add": [other_value(group(30)), group(30, 1, start=90)]},
+            "Area .*another value",
+        ),
+        ({"add": [group(30, names=("b",)), group(30, 1, start=90)]}, "other measurements"),
+        ({"add": [group(30), group(30, 2, start=90)]}, "objects are missing"),
+        ({"add": [group(30), group(31, 1, start=90)]}, "objects are missing"),
+        ({"add": [group(30, start=1), group(30, 1, start=90)]}, "missing, or in another place"),
+        ({"add": [replace(group(30), path_class=None), group(30, 1, start=90)]}, "another class"),
+        ({"annotations": [replace(SQUARE, name="circle")]}, "annotation .*other values"),
+        ({"annotations": [replace(SQUARE, locked=True)]}, "annotation .*other values"),
+        ({"annotations": [SQUARE, SQUARE]}, "annotation .*another place"),
+    ],
+)
+def test_what_reads_back_must_be_what_was_added(wrong, message):
+    edit = Edit(add=[group(30), group(30, 1, start=90)], annotations=[SQUARE])
+    data_file = load()
+    original = saved(data_file)
+    additions = data_file.add(edit)
+    data = saved(data_file)
+    good = DataFile.parse(data, "file")
+    good.withdraw(additions)
+    assert saved(good) == original
+    edit = replace(edit, **wrong)
+    counts = {}
+    for index, one in enumerate(edit.add):
+        counts.setdefault(one.parent, {})[index] = len(one.ids)
+    other = Additions(edit, counts, [])
+    with pytest.raises(FormatError, match=rf"file: .*{message}"):
+        DataFile.parse(data, "file").withdraw(other)
+
+
+def test_columns_are_made_when_they_are_asked_for():
+    data_file = load()
+    data_file.add(Edit(add=[group(50)]))
+    detections = DataFile.parse(saved(data_file), "file").read().detections
+    columns = {"ids", "kinds", "class_names", "geometries", "centroids", "parents", "measurements"}
+    assert len(detections) == 50 + len(load().read().detections)
+    assert not columns & vars(detections).keys()
+    assert len(detections.ids) == len(detections)
+    assert columns & vars(detections).keys() == {"ids"}
+
+
+def test_an_error_in_an_object_names_its_byte():
+    """One of many packed detections has one y less than x."""
+    data_file = load()
+    data_file.add(Edit(add=[group(50)]))
+    items = js.parse(saved(data_file), "file").items
+    wanted = str(group(50).ids[30]).encode()
+
+    def detections(stream):
+        return [
+            node
+            for node in js.parse(stream, "file").nodes
+            if isinstance(node, js.JavaObject) and node.class_name == jc.DETECTION
+        ]
+
+    data = js.dump(items)
+    index, node = next(
+        (i, node) for i, node in enumerate(detections(data)) if wanted in js.dump([node])
+    )
+    start = data.index(wanted)
+    points = len(group(50).nuclei.polygons()[30].exterior.coords) - 1
+    y_length = points.to_bytes(4, "big")
+    at = data.index(y_length, data.index(y_length, start) + 4 * points)
+    shorter = data[:at] + (points - 1).to_bytes(4, "big") + data[at + 8 :]
+    broken = DataFile.parse(shorter, "file", lambda: "try again").read().detections
+    assert len(broken.ids) == len(broken)
+    with pytest.raises(FormatError, match=rf"^file: byte {node.offset}: .*x and y have") as error:
+        broken.geometries  # noqa: B018
+    assert error.value.hint == "try again"
+    assert detections(shorter)[index].offset == node.offset
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 30, 49, 50])
+def test_children_are_split_anywhere(at):
+    data_file = load()
+    data_file.add(Edit(add=[group(50)]))
+    children = DataFile.parse(saved(data_file), "file")._annotations()[0].children
+    first, rest = split_children(children, at)
+    sizes = [[len(c) if isinstance(c, Packed) else 1 for c in part] for part in (first, rest)]
+    assert [sum(s) for s in sizes] == [at, sum(map(sum, sizes)) - at]
+    assert js.dump([*first, *rest]) == js.dump(children)
+    with pytest.raises(FormatError, match="1 objects are missing"):
+        split_children(children, sum(map(sum, sizes)) + 1)
 
 
 def test_names_and_classes_are_shared_between_groups():
     """A closed list's names are stored once, however many detections have them."""
     data_file = load()
-    data_file.apply(Edit(add=[group(10, 0, ("Only here",)), group(10, 1, ("Only here",), 100)]))
+    data_file.add(Edit(add=[group(10, 0, ("Only here",)), group(10, 1, ("Only here",), 100)]))
     data = saved(data_file)
     assert data.count(b"Only here") == 1
     assert data.count(b"Nucleus\x70") == saved(load()).count(b"Nucleus\x70")  # their PathClass

@@ -22,7 +22,7 @@ from qpnuclei.qupath.native.sources import Single
 
 def read(roi):
     rois = read_rois(roi, Single())
-    return rois.roi_type, rois.geometries[0], rois.centroids[0]
+    return rois.roi_type, rois.geometries[0], rois.centroids()[0]
 
 
 def test_polygon_vertices_are_not_repeated_in_the_file():
