@@ -19,7 +19,7 @@ from benchmarks.measuring import describe, in_child, machine, save, table
 from benchmarks.tissue import MPP, make_project, paint_field
 from qpnuclei.stages import available_cores
 
-MODEL = "default"
+MODEL = "auto"
 COMPARED_MPX = 4
 STAGES = ("read", "attend", "segment", "measure", "stitch", "write")
 
