@@ -7,6 +7,8 @@ DEMO_DIR ?= demo-output
 # For table1: a folder with images/, labels/ and splits.json, and options of training/reproduce.py.
 DATA ?=
 TABLE1 ?=
+# Options of benchmarks/run.py.
+BENCH ?=
 
 .PHONY: help setup demo test table1 lint bench clean
 
@@ -16,7 +18,8 @@ help:
 	@echo "make table1 DATA=FOLDER  set up, then train and measure the paper's models and ablations"
 	@echo "            (TABLE1='--width 64 --seeds 3': more options, see docs/training.md)"
 	@echo "make lint   set up, then ruff and mypy"
-	@echo "make bench  set up, then measure speed and memory (into benchmarks/results/)"
+	@echo "make bench  set up, then measure speed and memory (into benchmarks/results/;"
+	@echo "            BENCH='--model light --repeat 5': more options, see benchmarks/run.py)"
 	@echo "make clean  remove the virtual environment and the demo's output"
 
 setup: $(STAMP)
@@ -49,7 +52,7 @@ lint: setup
 
 bench: setup
 	@echo "== benchmarks: qpnuclei run, then detections in QuPath projects (some minutes)"
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.run $(BENCH)
 	$(BIN)/python -m benchmarks.qupath_io --sizes 10000 100000
 
 clean:

@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.networks`` measures on the CPU, forward passes alone (pixels in, maps out),
 all models and precisions in turn in one process: on a machine that does other things too, the
-ratios between them hold. With ``--images FOLDER`` (PNG or TIFF at the models' resolution) the masks
-are those of real tissue.
+ratios between them hold. With ``--images FOLDER`` (JPEG, PNG, TIFF of the models' resolution) the
+masks are those of real tissue.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from qpnuclei.nn.checkpoint import read_metadata
 from qpnuclei.nn.segmenter import WEIGHTS_FOLDER, Segmenter
 from qpnuclei.stages import available_cores, keep_freed_memory, share_cores
 
+IMAGE_SUFFIXES = (".jpg", ".png", ".tif", ".tiff")
+
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -36,6 +38,8 @@ def main() -> None:
     keep_freed_memory()
     share_cores(arguments.threads)
     images = _read(arguments.images) if arguments.images else _painted()
+    if not images:
+        parser.error(f"no images in {arguments.images}")
     segmenters = {
         (path.stem, precision): Segmenter.load(path, "cpu", precision=precision)
         for path in sorted(WEIGHTS_FOLDER.glob("*.safetensors"))
@@ -119,7 +123,7 @@ def _mask(segmenter: Segmenter, image: np.ndarray) -> np.ndarray:
 
 
 def _read(folder: Path) -> list[np.ndarray]:
-    paths = sorted(p for p in folder.iterdir() if p.suffix in (".png", ".tif", ".tiff"))
+    paths = sorted(p for p in folder.iterdir() if p.suffix in IMAGE_SUFFIXES)
     return [np.asarray(Image.open(path).convert("RGB")) for path in paths]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import shapely
+import tifffile
 
 from qpnuclei.demo.synthetic import SYNTHETIC_MPP, make_slide, write_slide
 from qpnuclei.new_project import create_from_slides
@@ -25,30 +26,61 @@ def paint_field(folder: Path) -> np.ndarray:
         return opened.read(FIELD_PX // 2, FIELD_PX // 2, FIELD_PX, FIELD_PX)
 
 
-def repeat(field: np.ndarray, side: int) -> np.ndarray:
-    """Cover a square of `side` px with a field and its reflections, which fit together."""
-    at = np.arange(side) % (2 * len(field))
-    at = np.minimum(at, 2 * len(field) - 1 - at)
-    return field[np.ix_(at, at)]
+def write_repeated(path: Path, field: np.ndarray, side: int) -> None:
+    """Write a pyramid of a square of `side` px: a field and its reflections, which fit together.
+
+    They are compressed once; all tiles after that are copies of their bytes. So a slide of any
+    size takes little time and memory.
+    """
+    at = np.r_[: len(field), len(field) - 1 : -1 : -1]
+    period = path.with_name(f"synthetic-period-{path.name}")
+    write_slide(period, field[np.ix_(at, at)])
+    with tifffile.TiffFile(period) as one, tifffile.TiffWriter(path, bigtiff=True) as tiff:
+        for page in one.pages:
+            factor = 2 * len(field) // page.imagewidth
+            size = -(-side // factor)
+            tile, per_row = page.tilewidth, page.imagewidth // page.tilewidth
+            encoded = [
+                one.filehandle.read_array("uint8", count, offset=offset).tobytes()
+                for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
+            ]
+            tiles = range(-(-size // tile))
+            tiff.write(
+                (encoded[y % per_row * per_row + x % per_row] for y in tiles for x in tiles),
+                shape=(size, size, 3),
+                dtype="uint8",
+                tile=(tile, tile),
+                photometric="rgb",
+                compression="jpeg",
+                metadata=None,
+                subfiletype=page.subfiletype,
+                resolution=(1e4 / (MPP * factor),) * 2,
+                resolutionunit="CENTIMETER",
+            )
+    period.unlink()
 
 
-def make_project(folder: Path, field: np.ndarray, megapixels: int) -> Path:
+def make_project(folder: Path, field: np.ndarray, side: int) -> Path:
     """Make a project of one slide whose one annotation, of class Tumor, is a square.
+
+    Parameters
+    ----------
+    side : int
+        In px.
 
     Returns
     -------
     Path
         The project's folder.
     """
-    side = round(1024 * megapixels**0.5)
     folder.mkdir(parents=True)
-    slide = folder / f"synthetic-{megapixels}-mpx.tif"
-    write_slide(slide, repeat(field, side))
+    slide = folder / f"synthetic-{side}.tif"
+    write_repeated(slide, field, side)
     project = create_from_slides(folder / "project", [slide])
     entry = project.images[0]
     annotation = NewAnnotation(
         shapely.box(0, 0, side, side),
-        uuid.uuid5(uuid.NAMESPACE_OID, f"{megapixels}"),
+        uuid.uuid5(uuid.NAMESPACE_OID, f"{side}"),
         "field",
         PathClass("Tumor"),
     )

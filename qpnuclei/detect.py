@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,6 +20,7 @@ import shapely
 
 from qpnuclei.errors import QpnucleiError
 from qpnuclei.measure import (
+    Measurements,
     Pixels,
     attention_measurement,
     intensity_measurements,
@@ -27,11 +28,11 @@ from qpnuclei.measure import (
     pixels_of_polygons,
     shape_measurements,
 )
-from qpnuclei.nuclei import NucleiTable
+from qpnuclei.nuclei import NucleiTable, NucleiTables, concatenate
 from qpnuclei.qupath.model import PixelCalibration, Stains
 from qpnuclei.segmentation.polygons import polygonise, simplify
 from qpnuclei.segmentation.postprocess import interaction_radius_px, segment_instances
-from qpnuclei.segmentation.stitch import Stitcher, StitchReport
+from qpnuclei.segmentation.stitch import Stitcher, StitchReport, drop_doubles
 from qpnuclei.segmentation.tiles import Box, Tile, TilePlan
 from qpnuclei.slides.resolution import resolve_mpp, working_downsample
 from qpnuclei.slides.slide import ImageInMemory
@@ -135,19 +136,24 @@ def find_nuclei(
     segmenter: Segmenter,
     scale: Scale,
     stains: Stains,
+    found: NucleiTables,
     *,
     simplify_um: float = 0.0,
     batch_size: int = 1,
     workers: int = 1,
     clock: Stopwatch | None = None,
     progress: Callable[[int, int], None] = lambda done, found: None,
-) -> tuple[NucleiTable, StitchReport]:
+) -> StitchReport:
     """Find the nuclei that the tiles of a plan own, each once, and measure them.
 
     Parameters
     ----------
     stains : Stains
         Stain vectors of the slide, for the measurements.
+    found : NucleiTables
+        Empty. The nuclei are appended as they come, tile by tile in the order of the plan, and
+        those joined from several tiles at the end: in level-0 px, with QuPath's shape
+        measurements in µm, the intensities of each stain, and ``Attention: Mean``.
     simplify_um : float
         Largest distance in µm by which outlines may be simplified; 0 leaves them along the edges
         of working pixels. Intensities are those of the pixels before.
@@ -160,15 +166,18 @@ def find_nuclei(
 
     Returns
     -------
-    nuclei : NucleiTable
-        In level-0 px, with QuPath's shape measurements in µm, the intensities of each stain, and
-        ``Attention: Mean``.
-    report : StitchReport
+    StitchReport
         What happened at the seams.
     """
     clock = clock or Stopwatch()
     parameters = segmenter.metadata.post_processing
     statistics = _colour_statistics(pixels, tiles, segmenter, scale)
+
+    def at_level_0(nuclei: NucleiTable) -> NucleiTable:
+        return _to_level_0(nuclei, scale, simplify_um)
+
+    def shapes(nuclei: NucleiTable) -> Measurements:
+        return shape_measurements(at_level_0(nuclei).polygons(), PixelCalibration(*scale.mpp))
 
     def segment(seen: tuple[Tile, _View]) -> tuple[Tile, NucleiTable, NucleiTable]:
         tile, view = seen
@@ -177,41 +186,50 @@ def find_nuclei(
                 labels = segment_instances(view.attention, parameters, view.centre)
                 nuclei, ids = polygonise(labels, view.box[:2])
                 own, cut = tiles.divide(tile, nuclei)
+                owned = nuclei.take(own)
             with clock("measure"):
                 regions = pixels_of_labels(labels, ids[own])
-                owned = nuclei.take(own).with_measurements(_intensities(view, regions, stains))
-        return tile, owned, nuclei.take(cut)
+                # QuPath lists shapes first.
+                measured = owned.with_measurements(
+                    {**shapes(owned), **_intensities(view, regions, stains)}
+                )
+        return tile, measured, nuclei.take(cut)
 
     stitcher = Stitcher(tiles)
-    found = 0
+    count = 0
     with (
         closing(ahead(_read(pixels, tiles, segmenter, scale, clock), 2 * batch_size)) as read,
         closing(
             ahead(_attend(read, tiles, segmenter, statistics, batch_size, clock), 2)
         ) as attended,
-        closing(in_parallel(segment, _assemble(tiles, attended), workers)) as segmented,
+        closing(in_parallel(segment, _assemble(tiles, attended, clock), workers)) as segmented,
     ):
         for done, (tile, owned, cut) in enumerate(segmented, start=1):
             with clock("stitch"):
-                stitcher.add(tile, owned, cut)
-            found += len(owned)
-            progress(done, found)
+                for whole in stitcher.add(tile, owned, cut):
+                    found.append(at_level_0(whole))
+            count += len(owned)
+            progress(done, count)
     with clock("stitch"):
-        nuclei, report = stitcher.finish()
+        rest, joined = stitcher.finish()
+        for whole in rest:
+            found.append(at_level_0(whole))
+        kept, doubles = drop_doubles(found, at_level_0(joined))
+        joined = joined.take(kept & tiles.answers_for(joined.centroids()))
     with clock("measure"):
-        for row in report.joined.tolist():
-            view = _view_of(nuclei.take([row]), pixels, segmenter, statistics, scale)
-            joined = shapely.transform(
-                nuclei.take([row]).polygons(), lambda xy, view=view: xy - view.box[:2]
+        for row in range(len(joined)):
+            nucleus = joined.take([row])
+            view = _view_of(nucleus, pixels, segmenter, statistics, scale)
+            outline = shapely.transform(nucleus.polygons(), lambda xy, view=view: xy - view.box[:2])
+            regions = pixels_of_polygons(outline, view.rgb.shape[:2])
+            found.append(
+                at_level_0(nucleus).with_measurements(
+                    {**shapes(nucleus), **_intensities(view, regions, stains)}
+                )
             )
-            values = _intensities(view, pixels_of_polygons(joined, view.rgb.shape[:2]), stains)
-            for name, value in values.items():
-                nuclei.measurements[name][row] = value[0]
-        nuclei = _to_level_0(nuclei, scale, simplify_um)
-        shapes = shape_measurements(nuclei.polygons(), PixelCalibration(*scale.mpp))
-        # QuPath lists shapes first.
-        nuclei = replace(nuclei, measurements={**shapes, **nuclei.measurements})
-    return nuclei, report
+    return StitchReport(
+        stitcher.fragments, stitcher.covered, len(joined), stitcher.overlapping + doubles
+    )
 
 
 def segment_image(
@@ -223,8 +241,9 @@ def segment_image(
     scale = Scale(resolved, working_downsample(resolved, segmenter.mpp))
     size = image.width, image.height
     tiles = plan_tiles(shapely.box(0, 0, *size), size, scale, segmenter)
-    nuclei, _ = find_nuclei(image, tiles, segmenter, scale, stains)
-    return nuclei
+    found: list[NucleiTable] = []
+    find_nuclei(image, tiles, segmenter, scale, stains, found)
+    return concatenate(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,7 +336,11 @@ def _attend(
     """Run the network on batches of parts."""
     margin = _margin(segmenter)
     parts = iter(read)
-    while batch := list(islice(parts, batch_size)):
+    while True:
+        with clock.waiting("attend"):
+            batch = list(islice(parts, batch_size))
+        if not batch:
+            return
         with clock("attend"), _naming(batch[0].tile, tiles):
             attention, centre = segmenter.attend(_stacked([p.rgb for p in batch]), statistics)
         for i, part in enumerate(batch):
@@ -325,7 +348,9 @@ def _attend(
             yield _View(part.box.grown(margin), part.rgb, attention[i], seeds).cut(part.box)
 
 
-def _assemble(tiles: TilePlan, attended: Iterator[_View]) -> Iterator[tuple[Tile, _View]]:
+def _assemble(
+    tiles: TilePlan, attended: Iterator[_View], clock: Stopwatch
+) -> Iterator[tuple[Tile, _View]]:
     """Put the view of each tile together from what it and the tiles before it added.
 
     Of what a tile added, only what tiles yet to come will see is kept: strips along its border.
@@ -333,7 +358,8 @@ def _assemble(tiles: TilePlan, attended: Iterator[_View]) -> Iterator[tuple[Tile
     kept: dict[int, _View] = {}
     for tile, part in zip(tiles, tiles.new_parts(), strict=True):
         if part is not None:
-            kept[tile.index] = next(attended)
+            with clock.waiting("segment"):
+                kept[tile.index] = next(attended)
         pieces = [kept[n.index] for n in (*tiles.neighbours(tile), tile) if n.index in kept]
         yield tile, _composed(tile.view, pieces)
         for index in [tile.index, *(n.index for n in tiles.neighbours(tile))]:
@@ -401,12 +427,12 @@ def _colour_statistics(
     return reinhard_statistics(rgb[stained] if stained.any() else rgb)
 
 
-def _intensities(
-    view: _View, regions: Pixels, stains: Stains
-) -> dict[str, npt.NDArray[np.float32]]:
+def _intensities(view: _View, regions: Pixels, stains: Stains) -> Measurements:
     return {
-        **intensity_measurements(separate(view.rgb, stains), stains.stain_names[:2], regions),
-        **attention_measurement(view.attention, regions),
+        **intensity_measurements(
+            separate(regions.of(view.rgb), stains), stains.stain_names[:2], regions
+        ),
+        **attention_measurement(regions.of(view.attention), regions),
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,12 @@ from qpnuclei.qupath.model import PixelCalibration
 
 #: Statistics of every channel, in QuPath's order.
 STATISTICS = ("Mean", "Median", "Min", "Max", "Std.Dev.")
+#: Heights of vertices over edges that are computed together: few enough to stay in the cache.
+_AT_ONCE = 65_536
 #: Mean attention of the pixels of a nucleus: how sure the model is of it.
 ATTENTION = "Attention: Mean"
 
+T = TypeVar("T", bound=np.generic)
 FloatArray = npt.NDArray[np.float64]
 Measurements = dict[str, npt.NDArray[np.float32]]
 
@@ -78,17 +81,17 @@ def _minimum_widths(hulls: npt.NDArray[Any]) -> FloatArray:
     # All edges against all vertices: in groups of like size, each of bounded memory.
     while len(by_count):
         longest = int(counts[by_count[-1]])
-        chunk = by_count[-max(1, 1_000_000 // longest**2) :]
+        chunk = by_count[-max(1, _AT_ONCE // longest**2) :]
         by_count = by_count[: len(by_count) - len(chunk)]
         # Rings are closed: what is too short goes on with its last (= first) vertex.
         column = np.minimum(np.arange(longest), counts[chunk, None] - 1)
         corners = points[starts[chunk, None] + column]
-        edges = np.diff(corners, axis=1)
-        lengths = np.hypot(edges[..., 0], edges[..., 1])
-        offsets = corners[:, None, :, :] - corners[:, :-1, None, :]
-        heights = np.abs(
-            edges[:, :, None, 0] * offsets[..., 1] - edges[:, :, None, 1] * offsets[..., 0]
-        ).max(axis=2)
+        x, y = corners[..., 0], corners[..., 1]
+        edge_x, edge_y = np.diff(x, axis=1), np.diff(y, axis=1)
+        lengths = np.hypot(edge_x, edge_y)
+        heights = edge_x[:, :, None] * (y[:, None, :] - y[:, :-1, None])
+        heights -= edge_y[:, :, None] * (x[:, None, :] - x[:, :-1, None])
+        heights = np.abs(heights, out=heights).max(axis=2)
         across = np.full_like(lengths, np.inf)
         np.divide(heights, lengths, out=across, where=lengths > 0)
         widths[solid[chunk]] = across.min(axis=1)
@@ -115,6 +118,10 @@ class Pixels:
         """(M,) region of every pixel."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
+    def of(self, image: npt.NDArray[T]) -> npt.NDArray[T]:
+        """Return the (M, ...) values of an (H, W, ...) image."""
+        return image.reshape(-1, *image.shape[2:])[self.indices]
+
 
 def pixels_of_labels(labels: npt.NDArray[np.integer[Any]], ids: npt.ArrayLike) -> Pixels:
     """Return the pixels of the N labels `ids` in an (H, W) label map.
@@ -128,7 +135,9 @@ def pixels_of_labels(labels: npt.NDArray[np.integer[Any]], ids: npt.ArrayLike) -
     indices = np.flatnonzero(flat)
     regions = rank[flat[indices]]
     indices, regions = indices[regions >= 0], regions[regions >= 0]
-    order = np.argsort(regions, kind="stable")
+    # Numbers of 16 bits are sorted without comparing them.
+    small = len(ids) < 2**16
+    order = np.argsort(regions.astype(np.uint16) if small else regions, kind="stable")
     return Pixels(indices[order], np.bincount(regions, minlength=len(ids)))
 
 
@@ -231,14 +240,14 @@ def _rectangles(polygons: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 
 
 def intensity_measurements(
-    channels: npt.NDArray[np.float32], names: Sequence[str], pixels: Pixels
+    values: npt.NDArray[np.float32], names: Sequence[str], pixels: Pixels
 ) -> Measurements:
     """Measure the channels of an image in N regions.
 
     Parameters
     ----------
-    channels : (H, W, C) float32 ndarray
-        For example stain densities.
+    values : (M, C) float32 ndarray
+        What the pixels have in C channels (`Pixels.of`), for example stain densities.
     names : sequence of C str
         For example ``("Hematoxylin", "Eosin")``.
     pixels : Pixels
@@ -255,22 +264,19 @@ def intensity_measurements(
     ValueError
         If there are not as many names as channels.
     """
-    if channels.ndim != 3 or channels.shape[2] != len(names):
-        raise ValueError(f"channels of shape {channels.shape} do not fit the names {names!r}")
-    flat = channels.reshape(-1, len(names))
+    if values.ndim != 2 or values.shape[1] != len(names):
+        raise ValueError(f"values of shape {values.shape} do not fit the names {names!r}")
     measurements = {}
     for channel, name in enumerate(names):
-        statistics = _statistics(flat[pixels.indices, channel], pixels)
-        for statistic, values in zip(STATISTICS, statistics, strict=True):
-            measurements[f"{name}: {statistic}"] = values.astype(np.float32)
+        statistics = _statistics(values[:, channel], pixels)
+        for statistic, of_region in zip(STATISTICS, statistics, strict=True):
+            measurements[f"{name}: {statistic}"] = of_region.astype(np.float32)
     return measurements
 
 
 def attention_measurement(attention: npt.NDArray[np.float32], pixels: Pixels) -> Measurements:
-    """Return the mean of an (H, W) attention map in N regions, as a column `ATTENTION`."""
-    total = np.bincount(
-        pixels.regions, weights=attention.ravel()[pixels.indices], minlength=len(pixels.counts)
-    )
+    """Return the mean of the (M,) attention of the pixels of N regions, as a column `ATTENTION`."""
+    total = np.bincount(pixels.regions, weights=attention, minlength=len(pixels.counts))
     mean = np.full(len(total), np.nan)
     np.divide(total, pixels.counts, out=mean, where=pixels.counts > 0)
     return {ATTENTION: mean.astype(np.float32)}

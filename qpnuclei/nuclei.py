@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -114,7 +114,8 @@ class NucleiTable:
 
     def take(self, indices: npt.ArrayLike) -> NucleiTable:
         """Return the nuclei at `indices` (integers or a boolean mask), in that order."""
-        chosen = np.arange(len(self))[np.asarray(indices)]
+        rows = np.asarray(indices)
+        chosen = np.arange(len(self))[rows if rows.size else rows.astype(np.int64)]
         rings = _ranges(self.polygon_offsets, chosen)
         return NucleiTable(
             self.vertices[_ranges(self.ring_offsets, rings)],
@@ -137,6 +138,19 @@ class NucleiTable:
         """Return the (N, 2) area centroids in level-0 px."""
         points = shapely.centroid(self.polygons())
         return np.stack([shapely.get_x(points), shapely.get_y(points)], axis=1).reshape(-1, 2)
+
+
+class NucleiTables(Protocol):
+    """Nuclei in tables one after the other: a list of them, or `qpnuclei.shards.Shards`."""
+
+    def append(self, nuclei: NucleiTable, /) -> None:
+        """Add nuclei after all others."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> NucleiTable: ...
+
+    def __setitem__(self, index: int, nuclei: NucleiTable, /) -> None: ...
 
 
 def concatenate(tables: Sequence[NucleiTable]) -> NucleiTable:

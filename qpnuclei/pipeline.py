@@ -12,14 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from qpnuclei.detect import find_nuclei
 from qpnuclei.errors import QpnucleiError
 from qpnuclei.planning import ImagePlan, RunOptions, plan_image
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.pixels import open_image
-from qpnuclei.roi import region_of
+from qpnuclei.shards import temporary_shards
 from qpnuclei.stages import keep_freed_memory, share_cores
 from qpnuclei.summary import (
     ImageResult,
@@ -66,14 +64,15 @@ def analyse_project(
 
     keep_freed_memory()
     share_cores(options.workers)
-    segmenter = Segmenter.load(options.model, options.device, precision=options.precision)
+    views = 8 if options.tta else 1
+    segmenter = Segmenter.load(options.model, options.device, views, options.precision)
     run_dir = make_run_dir(project, options)
     summary = RunSummary(
         project=project.path,
         backend=project.backend,
         arguments=options.to_json(),
         model=describe_model(options.model, segmenter),
-        device=f"{segmenter.device}, {segmenter.precision}",
+        device=f"{segmenter.device}, {segmenter.precision}" + ", 8 views" * options.tta,
         run_dir=run_dir,
     )
     for entry in entries:
@@ -109,23 +108,23 @@ def analyse_image(
         that could not be saved lies as GeoJSON in `run_dir`, as the error says.
     """
     clock = Stopwatch()
-    found, stitching = find_nuclei(
-        slide,
-        plan.tiles,
-        segmenter,
-        plan.scale,
-        plan.stains,
-        simplify_um=options.simplify_um,
-        batch_size=options.batch_size,
-        workers=options.workers,
-        clock=clock,
-        progress=lambda done, n: progress(plan.entry.name, done, len(plan.tiles), n),
-    )
-    owner = region_of(found.centroids(), plan.regions)
-    nuclei = new_nuclei(plan, found.take(owner >= 0), owner[owner >= 0], options)
-    with clock("write"):
-        replaced = write_back(project, plan, nuclei, options, run_dir)
-    counts = np.bincount(nuclei.region, minlength=len(plan.regions)).tolist()
+    with temporary_shards(run_dir) as found:
+        stitching = find_nuclei(
+            slide,
+            plan.tiles,
+            segmenter,
+            plan.scale,
+            plan.stains,
+            found,
+            simplify_um=options.simplify_um,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            clock=clock,
+            progress=lambda done, n: progress(plan.entry.name, done, len(plan.tiles), n),
+        )
+        with clock("write"):
+            nuclei = new_nuclei(plan, found, options)
+            replaced = write_back(project, plan, nuclei, options, run_dir)
     return ImageResult(
         name=plan.entry.name,
         entry=plan.entry.id,
@@ -137,13 +136,14 @@ def analyse_image(
         megapixels=plan.megapixels,
         regions=tuple(
             RegionResult.of(region, plan.area_mm2(region), count)
-            for region, count in zip(plan.regions, counts, strict=True)
+            for region, count in zip(plan.regions, nuclei.counts.sum(axis=0).tolist(), strict=True)
         ),
         replaced=replaced,
-        outside=len(found) - int(np.count_nonzero(owner >= 0)),
-        joined=len(stitching.joined),
+        outside=nuclei.outside,
+        joined=stitching.joined,
         covered=stitching.covered,
         overlapping=stitching.overlapping,
         seconds=clock.seconds,
+        waited=clock.waited,
         notes=plan.notes,
     )

@@ -51,6 +51,7 @@ class RunOptions:
     model: str = "auto"
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    tta: bool = False
     mpp: float | None = None
     class_name: str = "Nucleus"
     on_existing: Literal["replace", "append", "skip", "error"] = "replace"
@@ -85,8 +86,10 @@ class ImagePlan:
     Parameters
     ----------
     entry : ImageEntry
-    objects : ImageObjects
-        What the image holds before the run.
+    fingerprint : str
+        Says in which state the image's data was when it was planned.
+    taken : frozenset of UUID
+        Of all detections that the image holds before the run.
     scale : Scale
         Pixel size, and the grid that the network sees.
     mpp_source : str
@@ -101,7 +104,8 @@ class ImagePlan:
     """
 
     entry: ImageEntry
-    objects: ImageObjects
+    fingerprint: str
+    taken: frozenset[UUID]
     scale: Scale
     mpp_source: str
     stains: Stains
@@ -180,7 +184,8 @@ def plan_image(
     scale = Scale(mpp, working_downsample(mpp, segmenter.mpp))
     return ImagePlan(
         entry=entry,
-        objects=objects,
+        fingerprint=objects.fingerprint,
+        taken=_ids(objects),
         scale=scale,
         mpp_source=mpp_source,
         stains=entry.stains or DEFAULT_HE,
@@ -219,7 +224,17 @@ def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
     if options.on_existing in ("skip", "error") and any(existing):
         name = next(r.label for r, ids in zip(regions, existing, strict=True) if ids)
         raise ConflictError(f"qpnuclei wrote detections into {name} meanwhile")
-    return dataclasses.replace(plan, objects=objects, regions=regions, existing=existing)
+    return dataclasses.replace(
+        plan,
+        fingerprint=objects.fingerprint,
+        taken=_ids(objects),
+        regions=regions,
+        existing=existing,
+    )
+
+
+def _ids(objects: ImageObjects) -> frozenset[UUID]:
+    return frozenset(own_id for own_id in objects.detections.ids if own_id is not None)
 
 
 def _same_annotation(region: Region, objects: ImageObjects) -> Annotation | None:

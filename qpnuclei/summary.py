@@ -37,22 +37,42 @@ _LIBRARIES = (
 
 
 class Stopwatch:
-    """Adds up the seconds that each named stage takes, in whatever threads."""
+    """Adds up the seconds that each named stage works, and waits, in whatever threads.
+
+    Attributes
+    ----------
+    seconds : dict of str to float
+        In which each stage worked.
+    waited : dict of str to float
+        In which each stage had nothing to do, because the one before it was not done.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.waited: dict[str, float] = {}
         self._lock = threading.Lock()
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Count the time of a ``with`` block to `stage`."""
+        """Count the time of a ``with`` block to the work of `stage`."""
+        with self._counted(self.seconds, stage):
+            yield
+
+    @contextmanager
+    def waiting(self, stage: str) -> Iterator[None]:
+        """Count the time of a ``with`` block to the waiting of `stage`."""
+        with self._counted(self.waited, stage):
+            yield
+
+    @contextmanager
+    def _counted(self, seconds: dict[str, float], stage: str) -> Iterator[None]:
         start = time.perf_counter()
         try:
             yield
         finally:
             elapsed = time.perf_counter() - start
             with self._lock:
-                self.seconds[stage] = self.seconds.get(stage, 0.0) + elapsed
+                seconds[stage] = seconds.get(stage, 0.0) + elapsed
 
 
 @dataclass(frozen=True)
@@ -103,7 +123,9 @@ class ImageResult:
     overlapping : int
         Nuclei dropped because a larger one from another tile covers more than half of them.
     seconds : mapping of str to float
-        Time of each stage; stages overlap, so they add up to more than the run took.
+        Time that each stage worked; they overlap, so they add up to more than the run took.
+    waited : mapping of str to float
+        Time that a stage had nothing to do, because the one before it was not done.
     """
 
     name: str
@@ -121,6 +143,7 @@ class ImageResult:
     covered: int
     overlapping: int
     seconds: dict[str, float]
+    waited: dict[str, float]
     notes: tuple[str, ...] = ()
 
     @property

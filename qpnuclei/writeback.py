@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
+from typing import overload
 from uuid import UUID
 
 import numpy as np
@@ -16,9 +19,9 @@ import numpy.typing as npt
 import qpnuclei
 from qpnuclei.errors import ConflictError, QpnucleiError, SaveError
 from qpnuclei.files import atomic_file, make_writable_folder
-from qpnuclei.nuclei import NucleiTable
+from qpnuclei.nuclei import NucleiTable, NucleiTables
 from qpnuclei.planning import ImagePlan, RunOptions, plan_again
-from qpnuclei.qupath.geojson import write_detections
+from qpnuclei.qupath.geojson import write_groups
 from qpnuclei.qupath.model import (
     DetectionGroup,
     Edit,
@@ -28,6 +31,7 @@ from qpnuclei.qupath.model import (
     nucleus_id,
 )
 from qpnuclei.qupath.names import NEW_CLASS_COLOR, class_of, file_stem
+from qpnuclei.roi import region_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,32 +42,108 @@ class NewNuclei:
 
     Parameters
     ----------
-    table : NucleiTable
-    ids : (N,) list of UUID
-    region : (N,) int64 ndarray
-        Which of the plan's regions each belongs to.
+    entry : ImageEntry
+        The image.
+    tables : NucleiTables
+        S tables in which the nuclei are sorted by region.
+    counts : (S, R) int64 ndarray
+        How many of each table belong to each of the plan's regions.
+    outside : int
+        Nuclei that were found in none of the regions, and left out.
     """
 
-    table: NucleiTable
-    ids: list[UUID]
-    region: npt.NDArray[np.int64]
+    entry: ImageEntry
+    tables: NucleiTables
+    counts: npt.NDArray[np.int64]
+    outside: int
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    def groups(
+        self,
+        parents: Sequence[int | None],
+        path_class: PathClass,
+        taken: Collection[UUID] = frozenset(),
+    ) -> Sequence[DetectionGroup]:
+        """Return detections for a project, made when asked for, table by table.
+
+        Parameters
+        ----------
+        parents : (R,) sequence of int or None
+            Handles of the regions' annotations.
+        taken : collection of UUID
+            Nuclei that are left out.
+        """
+        return _Groups(self, parents, path_class, taken)
 
 
-def new_nuclei(
-    plan: ImagePlan, table: NucleiTable, region: npt.NDArray[np.int64], options: RunOptions
-) -> NewNuclei:
-    """Give nuclei their UUIDs; with ``on_existing="append"`` leave out those already there.
+class _Groups(Sequence[DetectionGroup]):
+    """The groups of `NewNuclei.groups`: one for each table and region that have any."""
 
-    A UUID is made from the image and the outline: the same nucleus found again has it again.
+    def __init__(
+        self,
+        nuclei: NewNuclei,
+        parents: Sequence[int | None],
+        path_class: PathClass,
+        taken: Collection[UUID],
+    ) -> None:
+        self._nuclei = nuclei
+        self._parents = parents
+        self._class = path_class
+        self._taken = taken
+        self._at = np.argwhere(nuclei.counts).tolist()
+        # Regions of one table follow each other: it is read once for all of them.
+        self._table = lru_cache(1)(self._read)
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    @overload
+    def __getitem__(self, index: int) -> DetectionGroup: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[DetectionGroup]: ...
+    def __getitem__(self, index: int | slice) -> DetectionGroup | list[DetectionGroup]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number, region = self._at[index]
+        table, ids = self._table(number)
+        stop = int(self._nuclei.counts[number, : region + 1].sum())
+        start = stop - int(self._nuclei.counts[number, region])
+        rows = [row for row in range(start, stop) if ids[row] not in self._taken]
+        return DetectionGroup(
+            self._parents[region], table.take(rows), [ids[row] for row in rows], self._class
+        )
+
+    def _read(self, number: int) -> tuple[NucleiTable, list[UUID]]:
+        table = self._nuclei.tables[number]
+        return table, _ids(table, self._nuclei.entry)
+
+
+def new_nuclei(plan: ImagePlan, found: NucleiTables, options: RunOptions) -> NewNuclei:
+    """Say which region each nucleus found belongs to, and leave out what belongs to none.
+
+    With ``on_existing="append"`` those already there are left out, too. The UUID of a nucleus is
+    made from the image and its outline: found again, it has the same.
+
+    Parameters
+    ----------
+    found : NucleiTables
+        In level-0 px. Changed in place, one table after the other: they are the result's `tables`.
     """
-    ids = _ids(table, plan.entry)
-    if options.on_existing != "append":
-        return NewNuclei(table, ids, region)
-    known = set(plan.objects.detections.ids)
-    new = np.array([nucleus not in known for nucleus in ids], bool)
-    return NewNuclei(
-        table.take(new), [nucleus for nucleus in ids if nucleus not in known], region[new]
-    )
+    known = plan.taken if options.on_existing == "append" else frozenset[UUID]()
+    counts = np.zeros((len(found), len(plan.regions)), np.int64)
+    outside = 0
+    for number, of_table in enumerate(counts):
+        table = found[number]
+        region = region_of(table.centroids(), plan.regions)
+        outside += int(np.count_nonzero(region < 0))
+        if known:
+            region[[own_id in known for own_id in _ids(table, plan.entry)]] = -1
+        by_region = np.argsort(region, kind="stable")[np.count_nonzero(region < 0) :]
+        found[number] = table.take(by_region)
+        of_table += np.bincount(region[by_region], minlength=len(of_table))
+    return NewNuclei(plan.entry, found, counts, outside)
 
 
 def write_back(
@@ -89,10 +169,12 @@ def write_back(
         replaced = _save(plan, nuclei, path_class, options)
     except QpnucleiError as error:
         # Whatever went wrong: what took hours to find is not lost.
-        raise _rescued(error, f"{stem}.rescued.geojson.gz", nuclei, options, run_dir) from error
+        path_class = PathClass(options.class_name, NEW_CLASS_COLOR)
+        groups = nuclei.groups([None] * len(plan.regions), path_class)
+        raise _rescued(error, f"{stem}.rescued.geojson.gz", groups, run_dir) from error
     if options.geojson_dir is not None:
         path = options.geojson_dir / f"{stem}.geojson.gz"
-        write_detections(path, nuclei.table, nuclei.ids, path_class)
+        write_groups(path, nuclei.groups([None] * len(plan.regions), path_class))
     if options.parquet_dir is not None:
         write_parquet(options.parquet_dir / f"{stem}.parquet", plan, nuclei)
     return replaced
@@ -119,31 +201,22 @@ def _write(plan: ImagePlan, nuclei: NewNuclei, path_class: PathClass, options: R
     replaced: frozenset[UUID] = frozenset()
     if options.on_existing == "replace":
         replaced = replaced.union(*plan.existing)
+    parents = [region.handle for region in plan.regions]
     # A run meanwhile may have found the same nucleus.
-    taken = set(plan.objects.detections.ids) - replaced
-    new = np.array([own_id not in taken for own_id in nuclei.ids], bool)
-    groups = []
-    for index, region in enumerate(plan.regions):
-        rows = np.flatnonzero(new & (nuclei.region == index))
-        if len(rows):
-            ids = [nuclei.ids[row] for row in rows.tolist()]
-            groups.append(DetectionGroup(region.handle, nuclei.table.take(rows), ids, path_class))
+    groups = nuclei.groups(parents, path_class, plan.taken - replaced)
     step = ("qpnuclei run", f"// qpnuclei {qpnuclei.__version__}: run with {options.to_json()}")
-    plan.entry.write(
-        Edit(remove=replaced, add=groups, workflow_step=step), plan.objects.fingerprint
-    )
+    plan.entry.write(Edit(remove=replaced, add=groups, workflow_step=step), plan.fingerprint)
     return len(replaced)
 
 
 def _rescued(
-    error: QpnucleiError, name: str, nuclei: NewNuclei, options: RunOptions, run_dir: Path
+    error: QpnucleiError, name: str, groups: Sequence[DetectionGroup], run_dir: Path
 ) -> QpnucleiError:
     """Write nuclei that could not be saved where it is possible; return the error that says so."""
-    path_class = PathClass(options.class_name, NEW_CLASS_COLOR)
     # The disk of the project may be full, or its drive gone.
     for folder in filter(Path.is_dir, (run_dir, Path.cwd(), Path(tempfile.gettempdir()))):
         try:
-            write_detections(folder / name, nuclei.table, nuclei.ids, path_class)
+            write_groups(folder / name, groups)
         except SaveError as refused:
             _LOG.warning("%s", refused)
             continue
@@ -185,17 +258,27 @@ def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei) -> None:
     import pyarrow.parquet as pq
     import shapely
 
-    centroids = nuclei.table.centroids()
-    columns = {
-        "id": [str(nucleus) for nucleus in nuclei.ids],
-        "annotation": [plan.regions[i].label for i in nuclei.region.tolist()],
-        "centroid_x_px": centroids[:, 0],
-        "centroid_y_px": centroids[:, 1],
-        "geometry": list(shapely.to_wkb(nuclei.table.polygons())),
-        **nuclei.table.measurements,
-    }
-    with atomic_file(path) as stream:
-        pq.write_table(pa.table(columns), stream)
+    labels = [region.label for region in plan.regions]
+
+    def part(number: int) -> pa.Table:
+        table = nuclei.tables[number]
+        centroids = table.centroids()
+        return pa.table(
+            {
+                "id": pa.array(map(str, _ids(table, plan.entry)), pa.string()),
+                "annotation": pa.array(np.repeat(labels, nuclei.counts[number]), pa.string()),
+                "centroid_x_px": centroids[:, 0],
+                "centroid_y_px": centroids[:, 1],
+                "geometry": pa.array(shapely.to_wkb(table.polygons()), pa.binary()),
+                **table.measurements,
+            }
+        )
+
+    first = part(0)
+    with atomic_file(path) as stream, pq.ParquetWriter(stream, first.schema) as writer:
+        writer.write_table(first)
+        for number in range(1, len(nuclei.tables)):
+            writer.write_table(part(number))
 
 
 def _ids(table: NucleiTable, entry: ImageEntry) -> list[UUID]:

@@ -11,10 +11,11 @@ import torch
 from qpnuclei.detect import Scale, _assemble, _View, find_nuclei, plan_tiles
 from qpnuclei.errors import SlideError
 from qpnuclei.nn.segmenter import Segmenter
-from qpnuclei.nuclei import NucleiTable
+from qpnuclei.nuclei import NucleiTable, concatenate
 from qpnuclei.qupath.model import DEFAULT_HE
 from qpnuclei.segmentation.tiles import Box, TilePlan
 from qpnuclei.slides.slide import ImageInMemory
+from qpnuclei.summary import Stopwatch
 
 SCALE = Scale((0.25, 0.25))
 
@@ -40,7 +41,9 @@ def found(segmenter: Segmenter, tissue: ImageInMemory, tile_px: int, **options: 
     size = tissue.width, tissue.height
     roi = shapely.Polygon([(20, 10), (400, 60), (350, 370), (60, 300)])
     tiles = plan_tiles(roi, size, SCALE, segmenter, tile_px, max_nucleus_um=10)
-    return find_nuclei(tissue, tiles, segmenter, SCALE, DEFAULT_HE, **options)[0]
+    tables: list[NucleiTable] = []
+    find_nuclei(tissue, tiles, segmenter, SCALE, DEFAULT_HE, tables, **options)
+    return concatenate(tables)
 
 
 def assert_same(one: NucleiTable, other: NucleiTable) -> None:
@@ -120,7 +123,7 @@ def test_views_are_put_together_from_what_each_tile_adds() -> None:
     whole = _View(image, rgb, attention, 1 - attention)
     parts = (whole.cut(part).copy() for part in plan.new_parts() if part is not None)
     tiles = []
-    for tile, view in _assemble(plan, parts):
+    for tile, view in _assemble(plan, parts, Stopwatch()):
         inner = tile.view.within(image)
         assert view.box == tile.view
         np.testing.assert_array_equal(view.rgb, rgb[inner])

@@ -132,7 +132,7 @@ def assert_intensities(feature, setting, downsample):
         )
         values, names = channels(pixels, setting)
         inside = pixels_of_polygons(np.array([small], dtype=object), values.shape[:2])
-        found = intensity_measurements(values, names, inside)
+        found = intensity_measurements(inside.of(values), names, inside)
         assert len(found) == 5 * len(names)
         for name, value in found.items():
             stain, statistic = name.split(": ")
@@ -215,7 +215,7 @@ def test_no_nuclei_have_all_columns():
     nothing = np.empty(0, dtype=object)
     assert all(len(v) == 0 for v in shape_measurements(nothing, PixelCalibration()).values())
     pixels = pixels_of_polygons(nothing, (4, 4))
-    found = intensity_measurements(np.zeros((4, 4, 1), np.float32), ["Red"], pixels)
+    found = intensity_measurements(np.zeros((0, 1), np.float32), ["Red"], pixels)
     assert list(found) == ["Red: Mean", "Red: Median", "Red: Min", "Red: Max", "Red: Std.Dev."]
     assert all(len(values) == 0 for values in found.values())
 
@@ -223,17 +223,19 @@ def test_no_nuclei_have_all_columns():
 def test_intensities_by_hand():
     labels = np.array([[1, 1, 0, 2], [1, 1, 0, 0]])
     values = np.array([[-2, 4, 9, 5], [1, 3, 9, 9]], np.float32)[..., None]
-    found = intensity_measurements(values, ["H"], pixels_of_labels(labels, [2, 1, 3]))
+    pixels = pixels_of_labels(labels, [2, 1, 3])
+    np.testing.assert_array_equal(pixels.of(values), [[5], [-2], [4], [1], [3]])
+    found = intensity_measurements(pixels.of(values), ["H"], pixels)
     np.testing.assert_allclose(found["H: Mean"], [5, 1.5, np.nan])
     np.testing.assert_allclose(found["H: Median"], [5, 2, np.nan])
     np.testing.assert_allclose(found["H: Min"], [5, -2, np.nan])
     np.testing.assert_allclose(found["H: Max"], [5, 4, np.nan])
     # One pixel: 0. Otherwise with n - 1: deviations -3.5, 2.5, -0.5, 1.5.
     np.testing.assert_allclose(found["H: Std.Dev."], [0, math.sqrt(21 / 3), np.nan], rtol=1e-6)
-    attention = attention_measurement(values[..., 0], pixels_of_labels(labels, [2, 1, 3]))
+    attention = attention_measurement(pixels.of(values[..., 0]), pixels)
     np.testing.assert_allclose(attention[ATTENTION], [5, 1.5, np.nan])
     with pytest.raises(ValueError, match="do not fit the names"):
-        intensity_measurements(values, ["H", "E"], pixels_of_labels(labels, [1]))
+        intensity_measurements(pixels.of(values), ["H", "E"], pixels)
 
 
 @settings(max_examples=30, deadline=None)
@@ -262,7 +264,8 @@ def test_statistics_as_numpy_computes_them(seed, count):
     values[0] = -0.0
     labels = np.zeros((20, 20), int)
     labels.ravel()[rng.permutation(400)[:count]] = rng.integers(1, 6, count)
-    found = intensity_measurements(values, ["H"], pixels_of_labels(labels, range(1, 6)))
+    pixels = pixels_of_labels(labels, range(1, 6))
+    found = intensity_measurements(pixels.of(values), ["H"], pixels)
     for label in range(1, 6):
         of_label = values[labels == label, 0].astype(float)
         if len(of_label) == 0:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from uuid import UUID
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import shapely
 
@@ -16,12 +18,12 @@ from qpnuclei.files import atomic_file
 from qpnuclei.nuclei import NucleiTable
 from qpnuclei.planning import ImagePlan, RunOptions
 from qpnuclei.qupath.geojson import read_objects
-from qpnuclei.qupath.model import DEFAULT_HE, Edit, NewAnnotation, is_ours, nucleus_id
+from qpnuclei.qupath.model import DEFAULT_HE, Edit, NewAnnotation, PathClass, is_ours, nucleus_id
 from qpnuclei.qupath.names import file_stem
 from qpnuclei.qupath.native import NativeImage, NativeProject, open_project
 from qpnuclei.qupath.native.data_file import DataFile
 from qpnuclei.qupath.native.path_objects import PathObject
-from qpnuclei.roi import RoiSelection, ours_within, select_regions
+from qpnuclei.roi import RoiSelection, ours_within, region_of, select_regions
 from qpnuclei.segmentation.tiles import TilePlan
 from qpnuclei.writeback import NewNuclei, new_nuclei, write_back
 
@@ -42,14 +44,36 @@ def plan_of(image: NativeImage, options: RunOptions = OPTIONS) -> ImagePlan:
     existing = [ours_within(region, objects.detections) for region in regions]
     scale = Scale((0.5, 0.5), (1.0, 1.0))
     tiles = TilePlan(shapely.box(0, 0, 512, 384), (512, 384), 512, 32)
-    return ImagePlan(image, objects, scale, "--mpp", DEFAULT_HE, regions, existing, tiles)
+    taken = frozenset(own_id for own_id in objects.detections.ids if own_id is not None)
+    return ImagePlan(
+        image,
+        objects.fingerprint,
+        taken,
+        scale,
+        "--mpp",
+        DEFAULT_HE,
+        regions,
+        existing,
+        tiles,
+    )
 
 
 def nuclei_of(plan: ImagePlan, options: RunOptions = OPTIONS) -> NewNuclei:
-    """Return two nuclei in "nested"."""
-    (nested,) = (i for i, r in enumerate(plan.regions) if r.annotation.name == "nested")
-    table = NucleiTable.from_polygons([shapely.box(x, 180, x + 5, 186) for x in (50, 60)])
-    return new_nuclei(plan, table, np.array([nested, nested]), options)
+    """Return two nuclei in "nested", each in a table of its own."""
+    tables = [NucleiTable.from_polygons([shapely.box(x, 180, x + 5, 186)]) for x in (50, 60)]
+    return new_nuclei(plan, tables, options)
+
+
+def grid(step: int) -> NucleiTable:
+    """Return small nuclei all over the sample image."""
+    y, x = np.mgrid[2:380:step, 2:508:step].reshape(2, -1)
+    columns = {"Area µm^2": np.arange(len(x))}
+    return NucleiTable.from_polygons(shapely.box(x, y, x + 4, y + 5), columns)
+
+
+def ids_of(nuclei: NewNuclei) -> list[UUID]:
+    groups = nuclei.groups([None] * nuclei.counts.shape[1], PathClass("Nucleus"))
+    return [own_id for group in groups for own_id in group.ids]
 
 
 def without_first_annotation(image: NativeImage) -> None:
@@ -68,6 +92,76 @@ def written_into(image: NativeImage) -> list[str | None]:
     return [objects.annotations[p].name for p in objects.detections.parents[rows].tolist()]
 
 
+def test_every_nucleus_goes_under_its_region_from_whatever_table(
+    project: NativeProject, tmp_path: Path
+) -> None:
+    image = project.images[0]
+    options = replace(
+        OPTIONS,
+        selection=RoiSelection(everything=True),
+        geojson_dir=tmp_path / "geojson",
+        parquet_dir=tmp_path / "parquet",
+    )
+    plan = plan_of(image, options)
+    whole = grid(9)
+    owner = region_of(whole.centroids(), plan.regions)
+    assert len(np.unique(owner)) > 3
+    assert np.any(owner < 0)
+    split = np.random.default_rng(0).integers(0, 5, len(whole))
+    tables = [whole.take(split == i) for i in range(5)]
+    nuclei = new_nuclei(plan, tables, options)
+    assert nuclei.outside == np.count_nonzero(owner < 0)
+    assert len(nuclei) == len(whole) - nuclei.outside
+    expected = [np.count_nonzero(owner == i) for i in range(len(plan.regions))]
+    np.testing.assert_array_equal(nuclei.counts.sum(axis=0), expected)
+    write_back(project, plan, nuclei, options, tmp_path)
+
+    objects = image.read()
+    rows = [row for row, own_id in enumerate(objects.detections.ids) if is_ours(own_id)]
+    number = objects.detections.measurements["Area µm^2"][rows].astype(int)
+    handles = np.array([region.handle for region in plan.regions])
+    np.testing.assert_array_equal(objects.detections.parents[rows], handles[owner[number]])
+    assert sorted(number) == np.flatnonzero(owner >= 0).tolist()
+    # The copies hold the same, in the same order.
+    written = ids_of(nuclei)
+    (geojson,) = (tmp_path / "geojson").iterdir()
+    assert [o.id for o in read_objects(geojson)] == written
+    (parquet,) = (tmp_path / "parquet").iterdir()
+    copy = pq.read_table(parquet)
+    assert copy["id"].to_pylist() == list(map(str, written))
+    number = copy["Area µm^2"].to_numpy().astype(int)
+    labels = np.array([region.label for region in plan.regions])
+    assert copy["annotation"].to_pylist() == labels[owner[number]].tolist()
+    outlines = shapely.from_wkb(np.array(copy["geometry"].to_pylist(), dtype=object))
+    assert shapely.equals(outlines, whole.take(number).polygons()).all()
+    np.testing.assert_array_equal(copy["centroid_x_px"].to_numpy(), whole.centroids()[number, 0])
+
+
+def test_append_leaves_out_what_is_there(project: NativeProject, tmp_path: Path) -> None:
+    image = project.images[0]
+    write_back(project, plan_of(image), nuclei_of(plan_of(image)), OPTIONS, tmp_path)
+    options = replace(OPTIONS, on_existing="append")
+    plan = plan_of(image, options)
+    tables = [NucleiTable.from_polygons(shapely.box([50, 70], 180, [55, 75], 186))]
+    nuclei = new_nuclei(plan, tables, options)
+    assert (len(nuclei), nuclei.outside) == (1, 0)
+    write_back(project, plan, nuclei, options, tmp_path)
+    assert written_into(image) == ["nested"] * 3
+
+
+def test_an_image_without_nuclei_has_an_empty_parquet_table(
+    project: NativeProject, tmp_path: Path
+) -> None:
+    options = replace(OPTIONS, parquet_dir=tmp_path / "parquet")
+    plan = plan_of(project.images[0], options)
+    none = NucleiTable.empty(["Area µm^2"])
+    write_back(project, plan, new_nuclei(plan, [none], options), options, tmp_path)
+    (parquet,) = (tmp_path / "parquet").iterdir()
+    copy = pq.read_table(parquet)
+    assert copy.num_rows == 0
+    assert copy.column_names[-2:] == ["geometry", "Area µm^2"]
+
+
 def test_a_conflict_leaves_the_project_and_saves_the_nuclei(
     project: NativeProject, tmp_path: Path
 ) -> None:
@@ -80,7 +174,7 @@ def test_a_conflict_leaves_the_project_and_saves_the_nuclei(
     assert image.data_path.read_bytes() == theirs
     rescued = tmp_path / "1-he small.png.rescued.geojson.gz"
     assert str(rescued) in error.value.what
-    assert [o.id for o in read_objects(rescued)] == nuclei_of(plan).ids
+    assert [o.id for o in read_objects(rescued)] == ids_of(nuclei_of(plan))
 
 
 def test_force_writes_into_the_image_as_it_is_now_and_keeps_both(
@@ -125,7 +219,9 @@ def test_force_refuses_when_an_annotation_is_not_where_it_was(
     with image.data_path.open("wb") as stream:
         data_file.write(stream.write)
     if geometry is not None:
-        own_id = plan.objects.annotations[3].id or nucleus_id(b"0123456789")
+        own_id = next(
+            r.annotation.id for r in plan.regions if r.label.startswith("nested")
+        ) or nucleus_id(b"0123456789")
         new = NewAnnotation(geometry, own_id, "nested")
         image.write(Edit(annotations=[new]), image.read().fingerprint)
     theirs = image.data_path.read_bytes()
@@ -169,7 +265,8 @@ def test_a_drive_that_is_gone(
     nuclei = nuclei_of(plan)
     if not saved_before:
         project.images[0].data_path.unlink()
-        plan = replace(plan, objects=project.images[0].read(), existing=[])
+        fingerprint = project.images[0].read().fingerprint
+        plan = replace(plan, fingerprint=fingerprint, taken=frozenset(), existing=[])
     folder = project.path.parent
     (folder / "qpnuclei").mkdir()
     folder.rename(tmp_path / "away")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qpnuclei.cli.options import Device, DeviceOption, Quiet
+from qpnuclei.cli.options import Device, DeviceOption, Quiet, TtaOption
 from qpnuclei.errors import UsageError
 
 if TYPE_CHECKING:
@@ -111,15 +111,16 @@ def evaluate(
         int, typer.Option("--pictures", min=0, help="Images to show on the page at most.")
     ] = 20,
     device: DeviceOption = Device.AUTO,
+    tta: TtaOption = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure how well nuclei are found on annotated images, with intervals and pictures.
 
     For example: qpnuclei evaluate monuseg-train --split val --mpp 0.25 -o report.json
     """
-    if method is Method.HEMATOXYLIN and (model is not None or tune):
+    if method is Method.HEMATOXYLIN and (model is not None or tune or tta):
         raise UsageError(
-            "--method hematoxylin has no model: --model and --tune do not go with it",
+            "--method hematoxylin has no model: --model, --tune and --tta do not go with it",
             "leave one of them out",
         )
     if write_model is not None and not tune:
@@ -147,6 +148,7 @@ def evaluate(
         model=None if method is Method.HEMATOXYLIN else model or "default",
         mpp=mpp,
         device=device.value,
+        tta=tta,
         tune=tune,
         write_model=write_model,
     )

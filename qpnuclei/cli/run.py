@@ -21,6 +21,7 @@ from qpnuclei.cli.options import (
     MppOption,
     ProjectPath,
     Quiet,
+    TtaOption,
 )
 
 
@@ -107,6 +108,7 @@ def run(
             "pixel.",
         ),
     ] = Precision.AUTO,
+    tta: TtaOption = False,
     max_nucleus: Annotated[
         float,
         typer.Option(
@@ -195,6 +197,7 @@ def run(
         tile_px=tile,
         batch_size=batch,
         precision=precision.value,
+        tta=tta,
         **({} if workers is None else {"workers": workers}),
         max_nucleus_um=max_nucleus,
         simplify_um=simplify,
@@ -209,7 +212,8 @@ def run(
     interrupted = "interrupted: the image at hand is unchanged, those before it are saved"
     with leaving_on_interrupt(interrupted), tile_progress(quiet) as progress:
         summary = analyse_project(opened, entries, options, progress)
-    stdout.print(summary_table(summary))
+    if summary.images or not summary.failures:
+        stdout.print(summary_table(summary))
     print_account(summary)
     for name, error in summary.failures:
         print_error(error, "" if name in error.what else f"image {name}: ")

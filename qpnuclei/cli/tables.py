@@ -104,11 +104,16 @@ def print_account(summary: RunSummary) -> None:
     """Print what happened at the seams, how long each stage took, and where the record is."""
     images = summary.images
     seconds: Counter[str] = Counter()
+    waited: Counter[str] = Counter()
     for image in images:
         seconds.update(image.seconds)
+        waited.update(image.waited)
         for note in image.notes:
             stderr.print(f"{escape(image.name)}: {escape(note)}", highlight=False, soft_wrap=True)
-    stages = ", ".join(f"{stage} {time:.1f}" for stage, time in seconds.items())
+    stages = ", ".join(
+        f"{stage} {time:.1f}" + (f" (waited {waited[stage]:.1f})" if stage in waited else "")
+        for stage, time in seconds.items()
+    )
     memory = peak_memory_mib()
     chosen = ""
     if summary.model["asked_for"] == "auto":

@@ -39,6 +39,8 @@ class AssessmentOptions:
         µm/px of all images, over whatever data set and files say.
     device : str
         See `qpnuclei.nn.device.resolve_device`.
+    tta : bool
+        Average the network over flips and rotations, see `Segmenter`.
     tune : bool
         Choose the model's post-processing on the images.
     write_model : pathlib.Path or None
@@ -48,6 +50,7 @@ class AssessmentOptions:
     model: str | None = "default"
     mpp: float | None = None
     device: str = "auto"
+    tta: bool = False
     tune: bool = False
     write_model: Path | None = None
 
@@ -84,7 +87,8 @@ def assess(
         result = _measure(classical.NAME, classical.haematoxylin_nuclei, images, options, progress)
     else:
         network, metadata = load_model(resolve_model(options.model))
-        segmenter = Segmenter(network, metadata, resolve_device(options.device))
+        views = 8 if options.tta else 1
+        segmenter = Segmenter(network, metadata, resolve_device(options.device), views)
         name = _label(options.model)
         result = _measure(name, segmenter.segment, images, options, progress)
         floor = _measure(classical.NAME, classical.haematoxylin_nuclei, images, options, progress)
@@ -92,7 +96,7 @@ def assess(
         if options.tune:
             parameters = _tune(segmenter, images, options, progress)
             metadata = metadata.model_copy(update={"post_processing": parameters})
-            segmenter = Segmenter(network, metadata, segmenter.device)
+            segmenter = Segmenter(network, metadata, segmenter.device, views)
             others.append(result)
             name = f"{name}, tuned"
             result = _measure(name, segmenter.segment, images, options, progress)

@@ -159,9 +159,13 @@ def summarise(images: Sequence[AttendedImage], parameters: PostProcessing) -> di
 #: What `tune_post_processing` tries, one group of parameters after the other. Coarse on purpose:
 #: a handful of images tells no more.
 _GRIDS: tuple[dict[str, tuple[float, ...]], ...] = (
-    {"threshold": (0.4, 0.5, 0.6), "min_area_px": (60, 100)},
-    {"smoothing_sigma_px": (1.0, 2.0, 3.0, 4.0), "maxima_radius_px": (5, 7, 9)},
-    {"centre_weight": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)},
+    {"threshold": (0.4, 0.5, 0.6, 0.7), "min_area_px": (60, 100)},
+    {
+        "smoothing_sigma_px": (1.0, 2.0),
+        "maxima_radius_px": (6, 9),
+        "min_prominence_px": (0.0, 0.5, 1.0, 1.5),
+    },
+    {"centre_weight": (0.3, 0.5, 0.65, 0.8)},
     {"min_mean_attention": (0.0, 0.6, 0.7, 0.8)},
     {"coarse_radius_px": (1, 2, 3), "fine_radius_px": (0, 1, 2)},
 )

@@ -15,7 +15,7 @@ import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import compress, islice, pairwise
+from itertools import chain, compress, islice, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 from uuid import UUID
@@ -29,7 +29,7 @@ import shapely.geometry
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
 from qpnuclei.files import atomic_file
 from qpnuclei.nuclei import NucleiTable
-from qpnuclei.qupath.model import PathClass
+from qpnuclei.qupath.model import DetectionGroup, PathClass
 from qpnuclei.qupath.names import whole_characters, without_halves
 
 logger = logging.getLogger(__name__)
@@ -131,6 +131,12 @@ def write_detections(
     _write(path, _detections(nuclei, ids, path_class))
 
 
+def write_groups(path: Path, groups: Iterable[DetectionGroup]) -> None:
+    """Write groups of detections, one in memory at a time; see `write_detections`."""
+    features = (_detections(group.nuclei, group.ids, group.path_class) for group in groups)
+    _write(path, chain.from_iterable(features))
+
+
 def write_objects(path: Path, objects: Iterable[GeoJsonObject]) -> None:
     """Write objects of any kind; see `write_detections` for the file and the errors.
 
@@ -211,9 +217,13 @@ def _write_collection(stream: BinaryIO, features: Iterable[bytes]) -> None:
     stream.write(b"\n]}\n")
 
 
-def _detections(nuclei: NucleiTable, ids: Sequence[UUID], path_class: PathClass) -> Iterator[bytes]:
+def _detections(
+    nuclei: NucleiTable, ids: Sequence[UUID], path_class: PathClass | None
+) -> Iterator[bytes]:
     """Yield features, many at a time in one piece of bytes."""
-    classification = _classification(path_class)
+    properties = _object_type("detection")
+    if path_class is not None:
+        properties["classification"] = _classification(path_class)
     names = list(nuclei.measurements)
     for start in range(0, len(nuclei), _CHUNK):
         part = nuclei.take(np.arange(start, min(start + _CHUNK, len(nuclei))))
@@ -225,8 +235,7 @@ def _detections(nuclei: NucleiTable, ids: Sequence[UUID], path_class: PathClass)
                 identifier,
                 {"type": "Polygon", "coordinates": rings},
                 {
-                    **_object_type("detection"),
-                    "classification": classification,
+                    **properties,
                     "measurements": [
                         {"name": name, "value": value}
                         for name, value in zip(names, row, strict=True)

@@ -143,15 +143,21 @@ def _heights(
     mask: MaskArray, parameters: PostProcessing, centre: npt.NDArray[np.float32] | None
 ) -> HeightArray:
     """Return the smoothed distance (mixed with the centre map) in whole steps; 0 off the mask."""
-    if mask.all():
-        heights = np.ones(mask.shape)
+    # What is expensive is computed on the foreground alone.
+    at = np.flatnonzero(mask)
+    if len(at) == mask.size:
+        distance = np.ones(mask.size)
     else:
-        distance = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        rounded = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).ravel()[at]
         # OpenCV rounds the root to float32; the squared distance is a whole number.
-        heights = np.sqrt(np.rint(np.square(distance, dtype=np.float64)))
-    if centre is not None:
+        distance = np.sqrt(np.rint(np.square(rounded, dtype=np.float64)))
+    if centre is None:
+        heights = np.zeros(mask.shape)
+        heights.ravel()[at] = distance
+    else:
         weight, radius = parameters.centre_weight, parameters.maxima_radius_px
-        heights = (1 - weight) * np.minimum(heights, radius) + weight * 2.0 * radius * centre
+        heights = np.multiply(centre, np.float32(weight * 2.0 * radius)).astype(np.float64)
+        heights.ravel()[at] += (1 - weight) * np.minimum(distance, radius)
     if parameters.smoothing_sigma_px > 0:
         reach = _gaussian_radius(parameters.smoothing_sigma_px)
         x = np.arange(-reach, reach + 1)
@@ -160,16 +166,16 @@ def _heights(
         heights = np.asarray(
             cv2.sepFilter2D(heights, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT), np.float64
         )
-    heights *= _STEPS_PER_PX
-    np.rint(heights, out=heights)
-    return np.multiply(heights, mask, dtype=np.float32, casting="same_kind")
+    steps = np.zeros(mask.shape, np.float32)
+    steps.ravel()[at] = np.rint(heights.ravel()[at] * _STEPS_PER_PX)
+    return steps
 
 
 def _flood(mask: MaskArray, heights: HeightArray, parameters: PostProcessing) -> LabelArray:
     """Run the watershed from the maxima in a disk, where a component has more than one."""
     radius = parameters.maxima_radius_px
-    _, components = cv2.connectedComponents(mask, connectivity=4)
-    peaks = _peaks(mask, heights, np.asarray(components, np.int32), radius)
+    components = np.asarray(cv2.connectedComponents(mask, connectivity=4)[1], np.int32)
+    peaks = _peaks(mask, heights, components, radius)
     of_peak = components.ravel()[peaks]
     counts = np.bincount(of_peak, minlength=int(components.max()) + 1)
     numbers = np.zeros(len(counts), np.int32)
@@ -177,12 +183,16 @@ def _flood(mask: MaskArray, heights: HeightArray, parameters: PostProcessing) ->
     labels: LabelArray = np.where(counts == 1, numbers, 0).astype(np.int32)[components]
     markers = np.zeros(mask.shape, np.int32)
     markers.ravel()[peaks] = np.arange(1, len(peaks) + 1)
-    shared = (counts > 1)[components]
     # One key per pixel that no other has: the flood's order, and with it the result, does not
     # depend on what else is in the queue.
     order = np.arange(mask.size, dtype=np.float64).reshape(mask.shape)
     order -= heights * np.float64(mask.size)
-    labels += watershed(order, markers * shared, mask=shared)  # type: ignore[no-untyped-call]
+    boxes = ndimage.find_objects(components)
+    for component in np.flatnonzero(counts > 1).tolist():
+        # One by one: a short queue is served twice as fast.
+        box = boxes[component - 1]
+        inside = components[box] == component
+        labels[box] += watershed(order[box], markers[box] * inside, mask=inside)  # type: ignore[no-untyped-call]
     if parameters.min_prominence_px > 0:
         least = parameters.min_prominence_px * _STEPS_PER_PX
         labels = _without_low_peaks(labels, order, peaks, heights, least)
@@ -223,8 +233,12 @@ def _without_low_peaks(
         return label
 
     flooded = np.lexsort(crossing.T)
+    # A peak that is prominent at its first crossing to another basin is so at all that follow.
+    pairs = np.sort(np.concatenate(sides)[flooded], axis=1)
+    _, decisive = np.unique(pairs @ np.array([len(taken_by), 1]), return_index=True)
+    decisive.sort()
     for (first, second), saddle in zip(
-        np.concatenate(sides)[flooded].tolist(), saddles[flooded].tolist(), strict=True
+        pairs[decisive].tolist(), saddles[flooded[decisive]].tolist(), strict=True
     ):
         basins = basin_of(first), basin_of(second)
         low, high = sorted(basins, key=lambda basin: order.flat[peaks[basin - 1]], reverse=True)
@@ -308,13 +322,15 @@ def _drop(
     labels: LabelArray, attention: npt.NDArray[np.float32], parameters: PostProcessing
 ) -> LabelArray:
     """Drop what is too small or too faint and number the others without gaps."""
-    area = np.bincount(labels.ravel())
+    at = np.flatnonzero(labels)
+    of_pixel = labels.ravel()[at]
+    area = np.bincount(of_pixel)
     keep = area >= max(1, parameters.min_area_px)
     if parameters.min_mean_attention > 0:
-        total = np.bincount(labels.ravel(), weights=attention.ravel(), minlength=len(area))
+        total = np.bincount(of_pixel, weights=attention.ravel()[at], minlength=len(area))
         keep &= total >= parameters.min_mean_attention * area
-    keep[0] = False
     numbers = np.zeros(len(area), np.int32)
     numbers[keep] = np.arange(1, np.count_nonzero(keep) + 1)
-    renumbered: LabelArray = numbers[labels]
+    renumbered = np.zeros_like(labels)
+    renumbered.ravel()[at] = numbers[of_pixel]
     return renumbered

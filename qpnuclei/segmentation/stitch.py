@@ -16,7 +16,7 @@ import shapely
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from qpnuclei.nuclei import NucleiTable, concatenate
+from qpnuclei.nuclei import NucleiTable, NucleiTables
 from qpnuclei.segmentation.polygons import bounds, canonical
 from qpnuclei.segmentation.tiles import Box, Tile, TilePlan
 
@@ -27,37 +27,34 @@ GeometryArray = npt.NDArray[Any]
 IndexArray = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class StitchReport:
     """What stitching did.
 
     Parameters
     ----------
-    whole : int
-        Nuclei that one tile saw whole.
-    joined : int ndarray
-        Rows of the nuclei that were joined from fragments and have no measurements yet.
     fragments : int
         Pieces cut by the border of a tile's view, of whatever nucleus.
     covered : int
         Fragments that were dropped because another tile saw their nucleus whole.
+    joined : int
+        Nuclei that were joined from fragments.
     overlapping : int
         Nuclei that were dropped because they overlap a larger one of another tile by more than
         half: the two tiles saw the same nucleus differently.
     """
 
-    whole: int
-    joined: IndexArray
     fragments: int
     covered: int
+    joined: int
     overlapping: int
 
 
 class Stitcher:
-    """Collects the nuclei of the tiles of a plan, in whatever order they come.
+    """Takes the nuclei of the tiles of a plan, in any order, and gives out those that are whole.
 
-    Memory holds the result, and beside it the fragments of tiles whose neighbours have not all
-    come yet, and those of nuclei that are larger than any tile's view.
+    Memory holds the nuclei of tiles whose neighbours have not all come yet, and beside them the
+    fragments of nuclei that no tile sees whole.
 
     Parameters
     ----------
@@ -66,14 +63,19 @@ class Stitcher:
 
     def __init__(self, plan: TilePlan) -> None:
         self._plan = plan
-        self._whole: dict[int, NucleiTable] = {}
-        self._dropped: dict[int, npt.NDArray[np.bool_]] = {}
-        self._fragments: dict[int, GeometryArray] = {}
+        self._added: set[int] = set()
         self._settled: set[int] = set()
-        self._fragment_count = 0
-        self._covered_count = 0
+        #: Nuclei of the tiles that were added, until the tile and its neighbours are settled.
+        self._whole: dict[int, NucleiTable] = {}
+        self._fragments: dict[int, GeometryArray] = {}
+        #: What is to be given out, as soon as that of all tiles before it was.
+        self._ready: dict[int, NucleiTable] = {}
+        self._given = 0
+        self.fragments = 0
+        self.covered = 0
+        self.overlapping = 0
 
-    def add(self, tile: Tile, own: NucleiTable, cut: NucleiTable) -> None:
+    def add(self, tile: Tile, own: NucleiTable, cut: NucleiTable) -> list[NucleiTable]:
         """Take what one tile found, as `TilePlan.divide` splits it.
 
         Parameters
@@ -84,63 +86,53 @@ class Stitcher:
         cut : NucleiTable
             Nuclei that the border of its view cuts.
 
+        Returns
+        -------
+        list of NucleiTable
+            The nuclei of those tiles, one table each, that no other tile can change any more,
+            with their centroid in the core of a tile. Over all calls and `finish`, tables come in
+            the order of the plan: the order in which tiles are added plays no part.
+
         Raises
         ------
         ValueError
             If the tile was added before.
         """
-        if tile.index in self._whole:
+        if tile.index in self._added:
             raise ValueError(f"tile {tile.index} was added twice")
+        self._added.add(tile.index)
         self._whole[tile.index] = own
         self._fragments[tile.index] = cut.polygons()
-        self._fragment_count += len(cut)
+        self.fragments += len(cut)
         for candidate in (tile, *self._plan.neighbours(tile)):
-            if candidate.index in self._whole and all(
-                neighbour.index in self._whole for neighbour in self._plan.neighbours(candidate)
-            ):
+            if self._all(candidate, self._added):
                 self._settle(candidate)
+        given = []
+        while self._given in self._ready:
+            given.append(self._ready.pop(self._given))
+            self._given += 1
+        return given
 
-    def finish(self) -> tuple[NucleiTable, StitchReport]:
-        """Join the fragments and return all nuclei whose centroid lies in the core of a tile.
+    def finish(self) -> tuple[list[NucleiTable], NucleiTable]:
+        """Return what is left when no more tiles come.
 
         Returns
         -------
-        nuclei : NucleiTable
-            By owning tile in the order of the plan, then in the order the tile gave them; the
-            joined ones at the end, from top to bottom, their measurements NaN. The order in which
-            tiles were added plays no part.
-        report : StitchReport
+        whole : list of NucleiTable
+            As `add` returns them.
+        joined : NucleiTable
+            Nuclei joined from fragments, from top to bottom, without measurements. Some may be
+            doubles of whole ones: see `drop_doubles`.
         """
-        for index in sorted(self._whole.keys() - self._settled):
+        for index in sorted(self._added - self._settled):
             self._settle(self._plan[index])
-        joined = self._join()
-        joined_dropped = np.zeros(len(joined), bool)
-        joined_polygons = joined.polygons()
-        joined_area = shapely.area(joined_polygons)
-        tree = shapely.STRtree(joined_polygons)
-        for index, whole in self._whole.items():
-            near = np.unique(tree.query(shapely.box(*bounds(whole).T))[0])
-            polygons = whole.take(near).polygons()
-            first, second = _same(polygons, joined_polygons)
-            loses = shapely.area(polygons)[first] < joined_area[second]
-            self._dropped[index][near[first[loses]]] = True
-            joined_dropped[second[~loses]] = True
-        kept = [self._whole[i].take(~self._dropped[i]) for i in sorted(self._whole)]
-        overlapping = sum(int(d.sum()) for d in self._dropped.values()) + int(joined_dropped.sum())
-        # Around the region, nuclei are seen, too; at its outer border only parts of them.
-        kept = [part.take(self._plan.answers_for(part.centroids())) for part in kept]
-        joined = joined.take(~joined_dropped)
-        joined = joined.take(self._plan.answers_for(joined.centroids()))
-        whole_count = sum(map(len, kept))
-        nuclei = concatenate([*kept, joined])
-        report = StitchReport(
-            whole=whole_count,
-            joined=np.arange(whole_count, len(nuclei)),
-            fragments=self._fragment_count,
-            covered=self._covered_count,
-            overlapping=overlapping,
+        return [self._ready[index] for index in sorted(self._ready)], self._join()
+
+    def _all(self, tile: Tile, indices: set[int]) -> bool:
+        """Tell whether a tile and its neighbours are among some."""
+        return tile.index in indices and all(
+            neighbour.index in indices for neighbour in self._plan.neighbours(tile)
         )
-        return nuclei, report
 
     def _settle(self, tile: Tile) -> None:
         """Drop the fragments and nuclei of a tile that its neighbours, now known, make void."""
@@ -150,8 +142,9 @@ class Stitcher:
         own_boxes = bounds(own)
         dropped = np.zeros(len(own), bool)
         covered_area = np.zeros(len(fragments))
-        for neighbour in self._plan.neighbours(tile):
-            if neighbour.index not in self._whole:
+        neighbours = self._plan.neighbours(tile)
+        for neighbour in neighbours:
+            if neighbour.index not in self._added:
                 continue
             other = self._whole[neighbour.index]
             boxes = bounds(other)
@@ -169,11 +162,16 @@ class Stitcher:
                 (my_area[first] == their_area[second]) & (tile.index > neighbour.index)
             )
             dropped[mine[first[loses]]] = True
-        self._dropped[tile.index] = dropped
+        self.overlapping += int(dropped.sum())
+        # Around the region, nuclei are seen, too.
+        self._ready[tile.index] = own.take(~dropped & self._plan.answers_for(own.centroids()))
         covered = covered_area > _SAME * shapely.area(fragments)
-        self._covered_count += int(covered.sum())
+        self.covered += int(covered.sum())
         if not covered.all():
             self._fragments[tile.index] = fragments[~covered]
+        for candidate in (tile, *neighbours):
+            if self._all(candidate, self._settled):
+                del self._whole[candidate.index]
 
     def _join(self) -> NucleiTable:
         """Join the fragments of nuclei that no tile sees whole."""
@@ -214,6 +212,42 @@ class Stitcher:
         area = shapely.area(polygons)
         loses = (area[first] < area[second]) | ((area[first] == area[second]) & (first > second))
         return joined.take(np.setdiff1d(np.arange(len(joined)), first[loses]))
+
+
+def drop_doubles(found: NucleiTables, joined: NucleiTable) -> tuple[npt.NDArray[np.bool_], int]:
+    """Drop the smaller one where a joined nucleus and a whole one are the same.
+
+    Parameters
+    ----------
+    found : NucleiTables
+        The whole ones, which are changed in place.
+    joined : NucleiTable
+        N nuclei in the same coordinates.
+
+    Returns
+    -------
+    kept : (N,) bool ndarray
+        Which of the joined ones remain.
+    dropped : int
+        How many of either kind do not.
+    """
+    kept = np.ones(len(joined), bool)
+    dropped = 0
+    polygons = joined.polygons()
+    area = shapely.area(polygons)
+    tree = shapely.STRtree(polygons)
+    for i in range(len(found) if len(joined) else 0):
+        table = found[i]
+        near = np.unique(tree.query(shapely.box(*bounds(table).T))[0])
+        whole = table.take(near).polygons()
+        first, second = _same(whole, polygons)
+        loses = shapely.area(whole)[first] < area[second]
+        kept[second[~loses]] = False
+        lost = np.unique(near[first[loses]])
+        if len(lost):
+            found[i] = table.take(np.setdiff1d(np.arange(len(table)), lost))
+        dropped += len(lost)
+    return kept, dropped + int(np.count_nonzero(~kept))
 
 
 def _overlaps(

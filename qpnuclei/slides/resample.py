@@ -38,14 +38,23 @@ class AxisWeights:
     matrix: Any
 
     @property
-    def is_identity(self) -> bool:
-        """Whether the output pixels are the source pixels."""
-        count, width = self.matrix.shape
-        return (
-            count == width == self.matrix.nnz
+    def copied(self) -> slice | None:
+        """Which output pixels are the source pixels, one by one, if the others see none of them.
+
+        None if any output pixel is a mixture.
+        """
+        width = self.stop - self.first
+        outputs = np.flatnonzero(np.diff(self.matrix.indptr))
+        is_copy = (
+            len(outputs) == width == self.matrix.nnz
             and bool(np.all(self.matrix.data == 1))
-            and bool(np.array_equal(self.matrix.indices, np.arange(count)))
+            and bool(np.all(self.matrix.indices == np.arange(width)))
+            and (width == 0 or outputs[-1] - outputs[0] + 1 == width)
         )
+        if not is_copy:
+            return None
+        start = int(outputs[0]) if width else 0
+        return slice(start, start + width)
 
 
 def axis_weights(
@@ -145,8 +154,10 @@ def resample(
     -------
     (height, width, 3) uint8 ndarray
     """
-    if rows.is_identity and columns.is_identity:
-        return source
+    if rows.copied is not None and columns.copied is not None:
+        copy = np.full((rows.matrix.shape[0], columns.matrix.shape[0], 3), 255, np.uint8)
+        copy[rows.copied, columns.copied] = source
+        return copy
     # Darkness rather than brightness, so that missing weight is white.
     darkness = np.subtract(255, source, dtype=np.float32)
     tall = _weigh_rows(darkness, rows)

@@ -71,7 +71,7 @@ from qpnuclei.training.runs import (
 )
 from qpnuclei.training.sources import Source
 from qpnuclei.training.student_batches import Lesson
-from qpnuclei.training.student_fit import fit, half_precision
+from qpnuclei.training.student_fit import fit
 from qpnuclei.training.student_recipe import StudentRecipe, student_recipe
 from qpnuclei.training.tiles import sources_digest
 from qpnuclei.training.watch import TrainingResult, Watcher
@@ -299,8 +299,7 @@ class _Run:
         score = None
         if self.labelled:
             segmenter = Segmenter(self.student, self._metadata(), self.device)
-            with half_precision(self.device):
-                attended = attend(segmenter, self.labelled)
+            attended = attend(segmenter, self.labelled)
             measured = summarise(attended, STUDENT_INSTANCES)
             score = measured["mean"]["AJI"]
             metrics |= {f"validation {key}": measured["mean"][key] for key in ("AJI", "ADC", "PQ")}
@@ -414,8 +413,7 @@ def labels_from_teacher(
         See `haematoxylin_votes`; mixed in, so that no round forgets where the stain is.
     recipe : StudentRecipe
     """
-    with half_precision(teacher.device):
-        attention, centre = teacher.attend_image(rgb)
+    attention, centre = teacher.attend_image(rgb)
     probability = (1 - recipe.vote_share) * attention + recipe.vote_share * vote
     filled = _filled(probability, STUDENT_INSTANCES, recipe)
     candidates = segment_instances(filled, STUDENT_INSTANCES, centre)

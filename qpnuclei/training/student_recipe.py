@@ -71,12 +71,12 @@ class StudentRecipe(BaseModel):
 
     rounds: int = Field(4, ge=1, description="more brought nothing on MoNuSeg")
     first_round_batches: int = Field(600, ge=1)
-    batches_per_round: int = Field(500, ge=1, description="of the later rounds")
+    batches_per_round: int = Field(800, ge=1, description="of the later rounds")
     batch_size: int = Field(8, ge=2)
     crop_px: int = Field(192, ge=64, description="side of the crops, a multiple of the stride")
     learning_rate: float = Field(2e-3, gt=0, description="of the first round")
     later_learning_rate: float = Field(
-        1e-3, gt=0, description="of the later ones, which go on from it"
+        1.5e-3, gt=0, description="of the later ones, which go on from it"
     )
     weight_decay: float = Field(1e-4, ge=0)
     gradient_clip: float = Field(5.0, gt=0)

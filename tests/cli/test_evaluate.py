@@ -56,18 +56,22 @@ def test_a_model_is_shown_beside_the_floor(dataset: Path, tmp_path: Path) -> Non
     assert output.with_suffix(".html").read_text().count("<figure") == 2
 
 
-def test_the_scores_are_those_of_what_a_run_finds(dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("views", "options"), [(1, ()), (8, ("--tta",))])
+def test_the_scores_are_those_of_what_a_run_finds(
+    dataset: Path, tmp_path: Path, views: int, options: tuple[str, ...]
+) -> None:
     from qpnuclei.evaluation.formats import read_dataset
     from qpnuclei.evaluation.metrics import score
     from qpnuclei.measure import rasterise
 
     # Half the resolution of the model: images are enlarged, and nuclei come back smaller.
-    evaluate(dataset, "--mpp", "0.5", "--split", "val", "-o", str(tmp_path / "r.json"))
+    output = str(tmp_path / "r.json")
+    evaluate(dataset, "--mpp", "0.5", "--split", "val", "-o", output, *options)
 
     (image,) = read_dataset(dataset, split="val")[1]
     rgb, true = image.read()
     found = true * 0
-    nuclei = Segmenter.load("default", "cpu").segment(rgb, 0.5)
+    nuclei = Segmenter.load("default", "cpu", views).segment(rgb, 0.5)
     for label, polygon in enumerate(nuclei.polygons(), start=1):
         found[rasterise(polygon, true.shape)] = label
     (reported,) = json.loads((tmp_path / "r.json").read_text())["images"]

@@ -7,17 +7,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import shapely
+from typer.testing import CliRunner
 
+from qpnuclei.cli.app import app
+from qpnuclei.errors import SaveError
 from qpnuclei.qupath.geojson import read_objects
 from qpnuclei.qupath.model import Detections, ImageObjects, is_ours
-from qpnuclei.qupath.native.project import open_project
+from qpnuclei.qupath.native.project import NativeImage, open_project
+from qpnuclei.shards import Shards, temporary_shards
 from tests.cli.conftest import VERSIONS, Outcome, tree
 
 Call = Callable[..., Outcome]
@@ -108,13 +113,13 @@ def test_run_and_export_on_every_qupath_version(
     [((), "network: light (auto: no GPU) on cpu"), (("--model", "default"), "network: default on")],
 )
 def test_the_summary_says_which_model_was_taken(
-    sample: Sample, qpnuclei: Call, options: tuple[str, ...], said: str
+    sample: Sample, options: tuple[str, ...], said: str
 ) -> None:
     project = sample("0.5.1")
 
-    outcome = qpnuclei("run", project, *RUN, *options)
+    result = CliRunner().invoke(app, ["run", str(project), *RUN, *options])
 
-    assert said in outcome.stderr
+    assert said in result.stderr
     record = json.loads(next((project / "qpnuclei").glob("*/run.json")).read_text())
     assert record["model"]["asked_for"] == (options[-1] if options else "auto")
     assert record["model"]["name"] in said
@@ -148,6 +153,7 @@ def test_skip_and_error_leave_existing_ones(sample: Sample, qpnuclei: Call) -> N
     assert qpnuclei("run", project, *RUN, "--on-existing", "skip").exit_code == 0
     refused = qpnuclei("run", project, *RUN, "--on-existing", "error")
     assert refused.exit_code == 2
+    assert refused.stdout == ""  # no table of nothing
     after = {k: v for k, v in tree(project).items() if not k.startswith("qpnuclei")}
     assert after == before
 
@@ -224,6 +230,56 @@ def test_copies_hold_the_same_nuclei(sample: Sample, qpnuclei: Call, tmp_path: P
     assert "Hematoxylin: Mean" in table.column_names
 
 
+def test_nuclei_kept_on_disk_meanwhile_are_the_same(
+    sample: Sample, qpnuclei: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, copies, files = sample("0.5.1"), [], []
+    for size in (20_000, 3):
+        monkeypatch.setattr("qpnuclei.pipeline.temporary_shards", watched(size, files))
+        copy = tmp_path / f"{size}"
+        arguments = ("--roi-all", "--mpp", "0.5", "--device", "cpu", "--quiet", "--tile", "128")
+        outcome = qpnuclei("run", project, *arguments, "--backend", "native", "--parquet", copy)
+        assert outcome.exit_code == 0
+        copies.append([pq.read_table(path).to_pylist() for path in sorted(copy.iterdir())])
+    assert files[0] == 0
+    assert files[-1] > 3
+    for in_memory, on_disk in zip(*copies, strict=True):
+        by_id = {row["id"]: row for row in in_memory}
+        assert {row["id"]: row for row in on_disk} == by_id
+    assert list(project.rglob(".nuclei-*")) == []
+
+
+def test_nuclei_on_disk_are_rescued_when_the_project_cannot_be_saved(
+    sample: Sample, qpnuclei: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, files = sample("0.5.1"), []
+    monkeypatch.setattr("qpnuclei.pipeline.temporary_shards", watched(3, files))
+
+    def full(*_: object) -> None:
+        raise SaveError("disk full")
+
+    monkeypatch.setattr(NativeImage, "write", full)
+    assert qpnuclei("run", project, *RUN, "--image", "renamed*").exit_code == 1
+    assert files[0] > 0
+    (rescued,) = (project / "qpnuclei").rglob("*.rescued.geojson.gz")
+    assert len(list(read_objects(rescued))) > 3
+    assert list(project.rglob(".nuclei-*")) == []
+
+
+def watched(size: int, files: list[int]) -> Callable[[Path], AbstractContextManager[Shards]]:
+    """Return `temporary_shards` of a size that notes how many files there are at its end."""
+
+    @contextmanager
+    def shards(parent: Path) -> Iterator[Shards]:
+        with temporary_shards(parent, size) as kept:
+            try:
+                yield kept
+            finally:
+                files.append(len(list(parent.glob(".nuclei-*/*"))))
+
+    return shards
+
+
 @pytest.mark.parametrize("tile", [128, 300])
 def test_the_same_nuclei_whatever_the_tile(sample: Sample, qpnuclei: Call, tile: int) -> None:
     found = []
@@ -235,6 +291,23 @@ def test_the_same_nuclei_whatever_the_tile(sample: Sample, qpnuclei: Call, tile:
     # Their UUIDs are made from image and outline: equal sets are equal polygons.
     assert found[0] == found[1]
     assert found[0]
+
+
+def test_averaging_over_flips_and_rotations(sample: Sample, qpnuclei: Call) -> None:
+    found = []
+    for version, extra in (
+        ("0.5.1", ()),
+        ("0.6.0", ("--tta",)),
+        ("0.7.0", ("--tta", "--tile", 300)),
+    ):
+        project = sample(version)
+        assert qpnuclei("run", project, *RUN, "--image", "renamed*", *extra).exit_code == 0
+        found.append({i for i in objects(project)[1].detections.ids if is_ours(i)})
+        record = json.loads(next((project / "qpnuclei").glob("*/run.json")).read_text())
+        assert record["device"].endswith(", 8 views") == bool(extra)
+    plain, averaged, in_small_tiles = found
+    assert averaged == in_small_tiles
+    assert averaged - plain
 
 
 def test_dry_run_changes_nothing(sample: Sample, qpnuclei: Call) -> None:

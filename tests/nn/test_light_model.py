@@ -1,11 +1,15 @@
 """The small model that ``--model auto`` takes without a GPU."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from qpnuclei.nn.checkpoint import load_model, read_metadata
 from qpnuclei.nn.segmenter import Segmenter, resolve_model
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +61,13 @@ def _multiply_adds(model: str) -> float:
     with torch.inference_mode():
         network(torch.zeros(1, 3, 128, 128))
     return total / 128**2
+
+
+def test_the_model_card_says_what_was_measured(metadata):
+    card = (ROOT / "training/model-cards/light.md").read_text(encoding="utf-8")
+    measured = metadata.validation
+    for key, name in (("AJI", "AJI"), ("ADC", "Dice (ADC)"), ("PQ", "PQ")):
+        low, high = measured["interval"][key]
+        row = f"| {name} | {measured['mean'][key]:.3f} | {measured['sd'][key]:.3f} "
+        assert row + f"| {low:.3f} to {high:.3f} |" in card
+    assert metadata.recipe["teacher_sha256"][:12] in card

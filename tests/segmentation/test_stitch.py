@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpnuclei.nn.metadata import PostProcessing
-from qpnuclei.nuclei import NucleiTable
+from qpnuclei.nuclei import NucleiTable, concatenate
 from qpnuclei.segmentation.polygons import bounds, polygonise
 from qpnuclei.segmentation.postprocess import interaction_radius_px, segment_instances
-from qpnuclei.segmentation.stitch import Stitcher
+from qpnuclei.segmentation.stitch import Stitcher, drop_doubles
 from qpnuclei.segmentation.tiles import TilePlan
 from tests.segmentation.images import random_attention, random_mask, regions
 
@@ -18,15 +18,24 @@ from tests.segmentation.images import random_attention, random_mask, regions
 def stitched(plan, segment, order=None):
     """Run the tiles of a plan, in any order, on ``segment(view) -> labels``."""
     stitcher = Stitcher(plan)
-    tiles = list(plan)
+    tiles, found = list(plan), []
     for i in order if order is not None else range(len(tiles)):
         view = tiles[i].view
         labels = segment(np.s_[view.y0 : view.y1, view.x0 : view.x1])
         nuclei, ids = polygonise(labels, origin=(view.x0, view.y0))
         nuclei = nuclei.with_measurements({"Pixels": np.bincount(labels.ravel())[ids]})
         own, cut = plan.divide(tiles[i], nuclei)
-        stitcher.add(tiles[i], nuclei.take(own), nuclei.take(cut))
-    return stitcher.finish()
+        found += stitcher.add(tiles[i], nuclei.take(own), nuclei.take(cut))
+    return finished(stitcher, found)
+
+
+def finished(stitcher, found):
+    """Return all nuclei, how many of them were joined, and the doubles dropped."""
+    rest, joined = stitcher.finish()
+    found += rest
+    kept, doubles = drop_doubles(found, joined)
+    joined = joined.take(kept & stitcher._plan.answers_for(joined.centroids()))
+    return concatenate([*found, joined]), len(joined), stitcher.overlapping + doubles
 
 
 def rings(nuclei):
@@ -63,15 +72,14 @@ def test_tiles_give_what_the_whole_image_gives_polygon_for_polygon(
     expected, _ = polygonise(regions(mask))
     plan = whole_plan(shape, core, halo, origin, alignment)
     order = np.random.default_rng(seed).permutation(len(plan))
-    nuclei, report = stitched(plan, lambda view: regions(mask[view]), order)
+    nuclei, joined, _ = stitched(plan, lambda view: regions(mask[view]), order)
     assert rings(nuclei) == rings(expected)
     # Whole ones keep what was measured, joined ones have nothing yet.
     pixels = nuclei.measurements["Pixels"]
     area = shapely.area(nuclei.polygons())
-    is_joined = np.isin(np.arange(len(nuclei)), report.joined)
-    assert np.isnan(pixels[is_joined]).all()
-    np.testing.assert_array_equal(pixels[~is_joined], area[~is_joined])
-    assert report.whole == (~is_joined).sum()
+    whole = len(nuclei) - joined
+    assert np.isnan(pixels[whole:]).all()
+    np.testing.assert_array_equal(pixels[:whole], area[:whole])
 
 
 @settings(max_examples=12, deadline=None)
@@ -79,13 +87,29 @@ def test_tiles_give_what_the_whole_image_gives_polygon_for_polygon(
 def test_the_order_of_tiles_does_not_matter(seed, core, halo):
     mask = random_mask(seed, (80, 100), 0.5, 4)
     plan = whole_plan(mask.shape, core, halo)
-    first, report = stitched(plan, lambda view: regions(mask[view]))
+    first, *counts = stitched(plan, lambda view: regions(mask[view]))
     order = np.random.default_rng(seed).permutation(len(plan))
-    second, again = stitched(plan, lambda view: regions(mask[view]), order)
+    second, *again = stitched(plan, lambda view: regions(mask[view]), order)
     np.testing.assert_array_equal(first.vertices, second.vertices)
     np.testing.assert_array_equal(first.ring_offsets, second.ring_offsets)
-    np.testing.assert_array_equal(report.joined, again.joined)
-    assert (report.covered, report.fragments) == (again.covered, again.fragments)
+    assert counts == again
+
+
+def test_nuclei_are_given_out_row_by_row_and_not_kept():
+    mask = random_mask(5, (200, 120), 0.2, 3)
+    plan = whole_plan(mask.shape, 20, 10)
+    stitcher, held, given = Stitcher(plan), [], 0
+    for tile in plan:
+        view = tile.view
+        nuclei, _ = polygonise(
+            regions(mask[view.y0 : view.y1, view.x0 : view.x1]), origin=(view.x0, view.y0)
+        )
+        own, cut = plan.divide(tile, nuclei)
+        given += len(stitcher.add(tile, nuclei.take(own), nuclei.take(cut)))
+        held.append(len(stitcher._whole) + len(stitcher._ready))
+    # Six tiles a row: a tile waits for the row below it, and that for the one below.
+    assert max(held) <= 3 * 6
+    assert given == len(plan)
 
 
 @settings(max_examples=10, deadline=None)
@@ -104,9 +128,11 @@ def test_nuclei_from_tiles_of_attention_equal_those_of_the_whole_image(
     halo = interaction_radius_px(parameters) + 40
     plan = whole_plan(attention.shape, core, halo, origin, alignment)
     expected, _ = polygonise(segment_instances(attention, parameters))
-    nuclei, report = stitched(plan, lambda view: segment_instances(attention[view], parameters))
+    nuclei, _, overlapping = stitched(
+        plan, lambda view: segment_instances(attention[view], parameters)
+    )
     assert rings(nuclei) == rings(expected)
-    assert report.overlapping == 0
+    assert overlapping == 0
 
 
 @settings(max_examples=8, deadline=None)
@@ -119,13 +145,12 @@ def test_in_a_region_of_interest_every_nucleus_with_its_centroid_inside_is_found
     boxes = bounds(expected)
     largest = int((boxes[:, 2:] - boxes[:, :2]).max())
     plan = TilePlan(roi, (90, 80), core, largest + 1)
-    nuclei, report = stitched(plan, lambda view: regions(mask[view]))
+    nuclei, _, _ = stitched(plan, lambda view: regions(mask[view]))
     wanted = expected.take(shapely.contains_xy(roi, expected.centroids()))
     found = nuclei.take(shapely.contains_xy(roi, nuclei.centroids()))
     assert rings(found) == rings(wanted)
     # What was seen around the region, in part at its outer border, is not in the result.
     assert plan.answers_for(nuclei.centroids()).all()
-    assert report.whole + len(report.joined) == len(nuclei)
     assert len(rings(nuclei)) == len({str(ring) for ring in rings(nuclei)})
 
 
@@ -134,11 +159,12 @@ def test_a_nucleus_larger_than_any_view_comes_out_whole():
     mask[3:61, 3:61] = True
     mask[20:40, 20:40] = False  # a hole that no tile sees closed
     mask[28:31, 28:31] = True  # and something in it
-    nuclei, report = stitched(whole_plan(mask.shape, 8, 2), lambda view: regions(mask[view]))
+    nuclei, joined, overlapping = stitched(
+        whole_plan(mask.shape, 8, 2), lambda view: regions(mask[view])
+    )
     np.testing.assert_array_equal(nuclei.vertices, [[3, 3], [61, 3], [61, 61], [3, 61], [3, 3]])
-    np.testing.assert_array_equal(report.joined, [0])
-    assert report.whole == 0
-    assert report.overlapping == 1
+    assert joined == 1
+    assert overlapping == 1
 
 
 def test_what_two_tiles_see_differently_is_kept_once_and_the_larger_stays():
@@ -149,16 +175,14 @@ def test_what_two_tiles_see_differently_is_kept_once_and_the_larger_stays():
         return polygon, polygon.take([False])
 
     stitcher = Stitcher(plan)
-    stitcher.add(plan[0], *nucleus(14, 25))
-    stitcher.add(plan[1], *nucleus(15, 27))
-    nuclei, report = stitcher.finish()
+    assert stitcher.add(plan[0], *nucleus(14, 25)) == []
+    nuclei, _, overlapping = finished(stitcher, stitcher.add(plan[1], *nucleus(15, 27)))
     assert shapely.bounds(nuclei.polygons()).tolist() == [[15, 5, 27, 15]]
-    assert report.overlapping == 1
+    assert overlapping == 1
     # Half of the smaller one in common is still two nuclei.
     stitcher = Stitcher(plan)
     stitcher.add(plan[0], *nucleus(10, 22))
-    stitcher.add(plan[1], *nucleus(16, 29))
-    assert len(stitcher.finish()[0]) == 2
+    assert len(finished(stitcher, stitcher.add(plan[1], *nucleus(16, 29)))[0]) == 2
 
 
 def test_what_only_the_halo_sees_is_left_out():
@@ -168,10 +192,9 @@ def test_what_only_the_halo_sees_is_left_out():
     mask[40:46, 85:95] = True  # cut by the border of the view
     mask[58:64, 40:46] = True  # across the border of the core, its centroid beyond
     plan = TilePlan(shapely.box(30, 30, 60, 60), (100, 100), 30, 30)
-    nuclei, report = stitched(plan, lambda view: regions(mask[view]))
+    nuclei, joined, _ = stitched(plan, lambda view: regions(mask[view]))
     assert shapely.bounds(nuclei.polygons()).tolist() == [[40, 40, 46, 46]]
-    assert report.fragments == 1
-    assert len(report.joined) == 0
+    assert joined == 0
 
 
 def test_a_tile_cannot_be_added_twice_and_missing_tiles_do_not_hold_up_the_rest():
@@ -181,9 +204,9 @@ def test_a_tile_cannot_be_added_twice_and_missing_tiles_do_not_hold_up_the_rest(
     stitcher.add(plan[0], box, NucleiTable.empty())
     with pytest.raises(ValueError, match="tile 0 was added twice"):
         stitcher.add(plan[0], box, NucleiTable.empty())
-    nuclei, report = stitcher.finish()
-    assert len(nuclei) == report.whole == 1
-    assert Stitcher(plan).finish()[1].whole == 0
+    nuclei, joined, _ = finished(stitcher, [])
+    assert (len(nuclei), joined) == (1, 0)
     nowhere = TilePlan(shapely.Polygon(), (40, 20), 20, 10)
     assert len(nowhere) == 0
-    assert len(Stitcher(nowhere).finish()[0]) == 0
+    for empty in (plan, nowhere):
+        assert len(finished(Stitcher(empty), [])[0]) == 0

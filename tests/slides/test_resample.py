@@ -79,8 +79,17 @@ def test_enlarging_interpolates_between_centres():
 
 def test_same_grid_returns_the_source_itself():
     weights = axis_weights(3, 5, 1.0, pixel_size=1.0, n_pixels=20, origin=0.0, extent=20.0)
-    assert weights.is_identity
+    assert weights.copied == slice(0, 5)
     assert (weights.first, weights.stop) == (3, 8)
+    # Beyond the image is white, which needs no weights either.
+    around = axis_weights(-2, 9, 1.0, pixel_size=1.0, n_pixels=4, origin=0.0, extent=4.0)
+    assert around.copied == slice(2, 6)
+    assert row([10, 20, 30, 40], -2, 9, 1.0).tolist() == [255] * 2 + [10, 20, 30, 40] + [255] * 3
+    beyond = axis_weights(7, 3, 1.0, pixel_size=1.0, n_pixels=4, origin=0.0, extent=4.0)
+    assert beyond.copied == slice(0, 0)
+    for scale, start in ((2.0, 0), (0.5, 0), (1.0 + 1e-3, 3)):
+        mixed = axis_weights(start, 2, scale, pixel_size=1.0, n_pixels=20, origin=0.0, extent=20.0)
+        assert mixed.copied is None
 
 
 @settings(max_examples=150, deadline=None)
