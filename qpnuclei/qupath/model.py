@@ -43,11 +43,17 @@ def nucleus_id(digest: bytes) -> uuid.UUID:
     digest : bytes
         At least 10 bytes that are unique to the nucleus, for example a hash of its image and
         vertices: equal input gives equal UUIDs.
+
+    Raises
+    ------
+    ValueError
+        If they are fewer.
     """
-    raw = bytearray(ID_PREFIX + digest[:10])
-    raw[6] = (raw[6] & 0x0F) | 0x80
-    raw[8] = (raw[8] & 0x3F) | 0x80
-    return uuid.UUID(bytes=bytes(raw))
+    if len(digest) < 10:
+        raise ValueError(f"{digest!r} is too short for a UUID")
+    value = int.from_bytes(ID_PREFIX + digest[:10], "big")
+    value &= ~(0xF << 76 | 0x3 << 62)
+    return uuid.UUID(int=value | 0x8 << 76 | 0x2 << 62)  # version 8, variant of the RFC
 
 
 @dataclass(frozen=True)

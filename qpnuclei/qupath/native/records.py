@@ -386,8 +386,7 @@ class NewRecords(Bulk):
             if column is None:
                 slots.append(repeat(fixed, self.count))
             else:
-                contents = _slices(column.data, column.offsets[:-1], column.offsets[1:])
-                slots.append([_with_length(content, slot) for content in contents])
+                slots.append(_with_lengths(column, slot))
         literals = self.shape.literals(writer.handles)
         writer.emit(b"".join(chain.from_iterable(_rows(literals, slots))))
         writer.next_handle += self.count * self.shape.handle_count
@@ -514,6 +513,16 @@ def _with_length(content: bytes, slot: Slot) -> bytes:
     if slot.prefix == 0:
         return content
     return (len(content) // slot.unit).to_bytes(slot.prefix, "big") + content
+
+
+def _with_lengths(column: Column, slot: Slot) -> list[bytes]:
+    """Return what each record holds in a slot, with its length before it."""
+    contents = _slices(column.data, column.offsets[:-1], column.offsets[1:])
+    if slot.prefix == 0:
+        return contents
+    lengths = (np.diff(column.offsets) // slot.unit).tolist()
+    prefixes = {length: length.to_bytes(slot.prefix, "big") for length in set(lengths)}
+    return [prefixes[n] + content for n, content in zip(lengths, contents, strict=True)]
 
 
 def _rows(
