@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import pydantic
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
+
+Recipe = TypeVar("Recipe", bound=BaseModel)
 
 #: The recipes that come with the package, as ``<name>.yaml``.
 CONFIGS_FOLDER = Path(__file__).with_name("configs")
@@ -204,15 +206,26 @@ def attention_recipe(fields: Mapping[str, Any]) -> AttentionRecipe:
     qpnuclei.errors.UsageError
         Naming the first field that is unknown or out of range.
     """
+    return validated(AttentionRecipe, fields)
+
+
+def validated(recipe: type[Recipe], fields: Mapping[str, Any]) -> Recipe:
+    """Make a recipe of its fields.
+
+    Raises
+    ------
+    qpnuclei.errors.UsageError
+        Naming the first field that is unknown or out of range.
+    """
     try:
-        return AttentionRecipe.model_validate(dict(fields))
+        return recipe.model_validate(dict(fields))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise UsageError(
-                f"no field {key!r} in a recipe",
-                f"there are: {', '.join(AttentionRecipe.model_fields)}",
+                f"no field {key!r} in a recipe of the {recipe.model_fields['family'].default} family",
+                f"there are: {', '.join(recipe.model_fields)}",
             ) from error
         where = f"recipe field {key!r} = {first['input']!r}: " if key else "recipe: "
         raise UsageError(where + first["msg"].removeprefix("Value error, ")) from error

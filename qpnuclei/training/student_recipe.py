@@ -8,8 +8,8 @@ from typing import Any, Literal, Self
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-from qpnuclei.errors import UsageError
 from qpnuclei.nn.metadata import Decoder
+from qpnuclei.training.config import validated
 
 _ARCHITECTURE = {
     "base_channels",
@@ -135,15 +135,4 @@ def student_recipe(fields: Mapping[str, Any]) -> StudentRecipe:
     qpnuclei.errors.UsageError
         Naming the first field that is unknown or out of range.
     """
-    try:
-        return StudentRecipe.model_validate(fields)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise UsageError(
-                f"no field {key!r} in a recipe of a student",
-                f"there are: {', '.join(StudentRecipe.model_fields)}",
-            ) from error
-        where = f"recipe field {key!r} = {first['input']!r}: " if key else "recipe: "
-        raise UsageError(where + first["msg"].removeprefix("Value error, ")) from error
+    return validated(StudentRecipe, fields)

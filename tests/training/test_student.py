@@ -159,7 +159,7 @@ def test_the_recipe_that_comes_with_the_package_is_valid():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"epochs": 3}, "no field 'epochs' in a recipe of a student"),
+        ({"epochs": 3}, "no field 'epochs' in a recipe of the student family"),
         ({"crop_px": 100}, "crop_px 100 must be a multiple of 16"),
         ({"mpp": 9}, "recipe field 'mpp' = 9"),
     ],
