@@ -223,8 +223,9 @@ def validated(recipe: type[Recipe], fields: Mapping[str, Any]) -> Recipe:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
+            family = recipe.model_fields["family"].default
             raise UsageError(
-                f"no field {key!r} in a recipe of the {recipe.model_fields['family'].default} family",
+                f"no field {key!r} in a recipe of the {family} family",
                 f"there are: {', '.join(recipe.model_fields)}",
             ) from error
         where = f"recipe field {key!r} = {first['input']!r}: " if key else "recipe: "
