@@ -68,6 +68,7 @@ println "$name: ${added.size()} detections imported from $fileName, " +
 /** Name that qpnuclei gives to the files of an image, without suffix. */
 String fileStem(String id, String name) {
     def stem = id + "-" + name.replaceAll(/[^\p{L}\p{N}\-_. ]/, "_")
-    stem = stem.substring(0, stem.offsetByCodePoints(0, Math.min(120, stem.codePointCount(0, stem.length()))))
+    while (stem.getBytes("UTF-8").length > 120)
+        stem = stem.substring(0, stem.offsetByCodePoints(stem.length(), -1))
     return stem.replaceAll(/[. ]+$/, "")
 }
