@@ -127,12 +127,15 @@ def paste_nuclei(
         nucleus, mask = _deformed(cut, float(rng.uniform(*log_scale)), stretch, rng)
         where = rng.random()
         if where < 0.4 and last is not None:
-            centre = last + rng.integers(-_BESIDE_PX, _BESIDE_PX + 1, 2)
+            beside = last
         elif where < 0.8 and len(neighbours):
             beside = neighbours[rng.integers(len(neighbours))]
-            centre = beside + rng.integers(-_BESIDE_PX, _BESIDE_PX + 1, 2)
         else:
+            beside = None
+        if beside is None:
             centre = rng.integers((height, width))
+        else:
+            centre = beside + rng.integers(-_BESIDE_PX, _BESIDE_PX + 1, 2)
         y, x = (centre - np.array(mask.shape) // 2).tolist()
         if y < 0 or x < 0 or y + mask.shape[0] > height or x + mask.shape[1] > width:
             continue

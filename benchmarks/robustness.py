@@ -1,0 +1,79 @@
+"""What changes of colour, sharpness and compression cost a model, on annotated images.
+
+``python -m benchmarks.robustness DATA`` prints the table of the model cards: ``DATA`` is a folder
+with ``images/`` and ``labels/``; with ``splits.json``, its split ``val``. The post-processing is
+the model's own throughout.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.measuring import table
+from qpnuclei.evaluation.tuning import LabelledImage, attend, read_validation, summarise
+from qpnuclei.nn.segmenter import Segmenter
+from qpnuclei.qupath.model import DEFAULT_HE
+from qpnuclei.slides.stains import optical_density, stain_matrix
+
+RGB = npt.NDArray[np.uint8]
+
+
+def blurred(rgb: RGB) -> RGB:
+    """Return an (H, W, 3) uint8 image after a Gaussian of 1 px."""
+    return np.asarray(cv2.GaussianBlur(rgb, (0, 0), 1.0), np.uint8)
+
+
+def coarsened(rgb: RGB) -> RGB:
+    """Return an (H, W, 3) uint8 image reduced to half its resolution and enlarged again."""
+    half = cv2.resize(rgb, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(half, rgb.shape[1::-1]), np.uint8)
+
+
+def compressed(rgb: RGB) -> RGB:
+    """Return an (H, W, 3) uint8 image after JPEG of quality 40."""
+    _, encoded = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 40])
+    return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1], np.uint8)
+
+
+def restained(rgb: RGB, haematoxylin: float, eosin: float) -> RGB:
+    """Return an (H, W, 3) uint8 image with its stains scaled, by QuPath's default vectors."""
+    stains = stain_matrix(DEFAULT_HE)
+    amounts = optical_density(rgb) @ np.linalg.inv(stains) * (haematoxylin, eosin, 1)
+    return np.rint(np.clip(255 * 10 ** -(amounts @ stains), 0, 255)).astype(np.uint8)
+
+
+CHANGES: dict[str, Callable[[RGB], RGB]] = {
+    "as they are": lambda rgb: rgb,
+    "Gaussian blur of 1 px": blurred,
+    "reduced to 20x and enlarged again": coarsened,
+    "JPEG quality 40": compressed,
+    "haematoxylin x 0.7, eosin x 1.3": lambda rgb: restained(rgb, 0.7, 1.3),
+    "haematoxylin x 1.3, eosin x 0.7": lambda rgb: restained(rgb, 1.3, 0.7),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--mpp", type=float, default=0.25, help="of the images, in µm/px")
+    arguments = parser.parse_args()
+    segmenter = Segmenter.load(arguments.model)
+    images = read_validation(arguments.data, arguments.mpp, segmenter.mpp)
+    rows = []
+    for name, change in CHANGES.items():
+        changed = [LabelledImage(i.name, change(i.rgb), i.labels) for i in images]
+        parameters = segmenter.metadata.post_processing
+        mean = summarise(attend(segmenter, changed), parameters)["mean"]
+        rows.append([name, *(f"{mean[key]:.3f}" for key in ("AJI", "ADC", "PQ"))])
+    print(table(("", "AJI", "Dice", "PQ"), rows))
+
+
+if __name__ == "__main__":
+    main()
