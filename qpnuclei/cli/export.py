@@ -82,4 +82,6 @@ def export(
         mpp=mpp,
     )
     write_table(rows, output)
-    stderr.print(f"{output}: {len(rows)} rows", highlight=False, soft_wrap=True)
+    # Nuclei of run --tissue lie under the image.
+    hint = "" if rows else " (no annotations; --by image counts whole images)"
+    stderr.print(f"{output}: {len(rows)} rows{hint}", highlight=False, soft_wrap=True)

@@ -213,6 +213,20 @@ def test_tissue_is_written_under_the_image(sample: Sample, qpnuclei: Call) -> No
     assert set(detections.parents[ours(detections)].tolist()) == {-1}
 
 
+def test_export_of_a_project_without_annotations_says_how_to_count(
+    sample: Sample, shell: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    slide = sample("0.5.1").parent / "images" / "he small.png"
+    assert shell("project", "create", tmp_path / "new", slide, "--mpp", "0.5").returncode == 0
+
+    by_annotation = shell("export", tmp_path / "new", "-o", tmp_path / "a.csv")
+    by_image = shell("export", tmp_path / "new", "-o", tmp_path / "i.csv", "--by", "image")
+
+    assert "0 rows (no annotations; --by image counts whole images)" in by_annotation.stderr
+    assert "1 rows" in by_image.stderr
+    assert "no annotations" not in by_image.stderr
+
+
 def test_copies_hold_the_same_nuclei(sample: Sample, qpnuclei: Call, tmp_path: Path) -> None:
     project = sample("0.6.0")
     outcome = qpnuclei(
