@@ -338,8 +338,12 @@ def test_dry_run_changes_nothing(sample: Sample, qpnuclei: Call) -> None:
 def test_ctrl_c_leaves_the_project_untouched(sample: Sample, pause: float) -> None:
     project = sample("0.5.1")
     before = tree(project)
+    # The slowest network there is, so that the run is not done before it hears of it.
     run = subprocess.Popen(
-        [sys.executable, "-m", "qpnuclei", "run", str(project), *RUN, "--tile", "128"],
+        [
+            *(sys.executable, "-m", "qpnuclei", "run", str(project), *RUN, "--tile", "128"),
+            *("--model", "default", "--tta"),
+        ],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
