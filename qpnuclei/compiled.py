@@ -1,0 +1,25 @@
+"""Loops over pixels that NumPy and OpenCV have no function for, compiled to machine code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import numba
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def compiled(function: F) -> F:
+    """Compile a function of arrays and numbers with Numba, the first time it is called.
+
+    The interpreter lock is released while it runs: threads call it side by side. Sums are taken in
+    the order in which they are written (no "fast math"), so results are the same to the last bit
+    wherever in an array a pixel lies. The machine code is kept for the next start of the program,
+    beside the module or in the user's cache folder, whichever can be written.
+    """
+    try:
+        return cast(F, numba.njit(cache=True, nogil=True)(function))
+    except RuntimeError:
+        # Neither can be written.
+        return cast(F, numba.njit(nogil=True)(function))
