@@ -7,8 +7,6 @@ and only if its attention was. Centre maps are in 65535ths, rounded to the neare
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -17,7 +15,7 @@ CENTRE_STEPS = 65535
 
 AttentionCodes = npt.NDArray[np.uint8]
 CentreCodes = npt.NDArray[np.uint16]
-FloatMap = npt.NDArray[np.floating[Any]]
+FloatMap = npt.NDArray[np.float32]
 
 #: (240,) float32: the attention that each code stands for, in the middle of its step.
 ATTENTION_OF_CODE = ((np.arange(ATTENTION_STEPS) + 0.5) / ATTENTION_STEPS).astype(np.float32)
@@ -25,12 +23,13 @@ ATTENTION_OF_CODE = ((np.arange(ATTENTION_STEPS) + 0.5) / ATTENTION_STEPS).astyp
 
 def attention_codes(attention: FloatMap) -> AttentionCodes:
     """Return the uint8 codes, 0 to 239, of attention in 0..1."""
-    return np.maximum(np.ceil(attention * np.float32(ATTENTION_STEPS)) - 1, 0).astype(np.uint8)
+    steps: FloatMap = np.ceil(attention * np.float32(ATTENTION_STEPS))
+    return np.asarray(np.maximum(steps - 1, 0), np.uint8)
 
 
 def centre_codes(centre: FloatMap) -> CentreCodes:
     """Return the uint16 codes of a centre map in 0..1."""
-    return np.rint(centre * np.float32(CENTRE_STEPS)).astype(np.uint16)
+    return np.asarray(np.rint(centre * np.float32(CENTRE_STEPS)), np.uint16)
 
 
 def first_code_above(threshold: float) -> int:
