@@ -1,9 +1,8 @@
 """The Java virtual machine: start it, and make it do loops over many objects by itself.
 
-A call from Python into Java costs microseconds, and a nucleus takes dozens of calls. So the loops
-run inside Java: method handles (``java.lang.invoke``) of QuPath's public methods are combined into
-one function, which a Java stream applies to all objects; only whole columns cross the border.
-QuPath's own bulk format, GeoJSON, is ten times slower and rounds the vertices.
+A call from Python into Java costs microseconds. So what is read of many objects is read in loops
+inside Java: method handles (``java.lang.invoke``) of QuPath's public methods are combined into one
+function, which a Java stream applies to all objects; only whole columns cross the border.
 
 In signatures, types are named as in Java: ``"double"``, ``"double[]"``, ``"java.lang.String"``.
 """
@@ -99,6 +98,15 @@ def java_class(name: str) -> Any:
     return jpype.JClass(name)
 
 
+def byte_array(data: bytearray) -> JavaObject:
+    """Return a Java ``byte[]`` of bytes."""
+    import jpype
+
+    array = jpype.JArray(jpype.JByte)(len(data))
+    jpype.nio.convertToDirectBuffer(data).get(array)  # several times as fast as to assign them
+    return array
+
+
 # Handles -----------------------------------------------------------------------------------------
 
 
@@ -132,77 +140,7 @@ def pipe(*functions: Handle) -> Handle:
     return result
 
 
-def fan_out(function: Handle, *inputs: Handle) -> Handle:
-    """Return ``x -> function(inputs[0](x), inputs[1](x), ...)`` for an int x."""
-    handles = java_class("java.lang.invoke.MethodHandles")
-    wanted = function.type().parameterArray()
-    fitted = [
-        one.asType(one.type().changeReturnType(kind))
-        for one, kind in zip(inputs, wanted, strict=True)
-    ]
-    filtered = handles.filterArguments(function, 0, fitted)
-    single = java_class("java.lang.invoke.MethodType").methodType(
-        function.type().returnType(), _type("int")
-    )
-    return handles.permuteArguments(filtered, single, [0] * len(inputs))
-
-
-def element_of(array: JavaObject) -> Handle:
-    """Return the function ``int -> element`` of a Java array."""
-    handles = java_class("java.lang.invoke.MethodHandles")
-    return handles.arrayElementGetter(array.getClass()).bindTo(array)
-
-
-def item_of(items: JavaObject, kind: str) -> Handle:
-    """Return the function ``int -> item`` of a Java list of objects of a class."""
-    getter = method("java.util.List", "get", "java.lang.Object", "int").bindTo(items)
-    return getter.asType(_signature(kind, "int"))
-
-
-def for_any_int(function: Handle) -> Handle:
-    """Return the function ``int -> function()``."""
-    handles = java_class("java.lang.invoke.MethodHandles")
-    return handles.dropArguments(function, 0, [_type("int")])
-
-
-# Arrays ------------------------------------------------------------------------------------------
-
-
-def double_array(values: npt.ArrayLike) -> JavaObject:
-    """Return a Java ``double[]`` of numbers."""
-    import jpype
-
-    return jpype.JArray.of(np.ascontiguousarray(values, dtype=np.float64))
-
-
-def int_array(values: npt.ArrayLike) -> JavaObject:
-    """Return a Java ``int[]`` of whole numbers."""
-    import jpype
-
-    return jpype.JArray.of(np.ascontiguousarray(values, dtype=np.int32))
-
-
-def string_array(values: Sequence[str]) -> JavaObject:
-    """Return a Java ``String[]`` of texts."""
-    import jpype
-
-    return jpype.JArray(jpype.JString)(values)
-
-
 # Loops -------------------------------------------------------------------------------------------
-
-
-def make_list(count: int, function: Handle) -> JavaObject:
-    """Return the Java list of ``function(i)`` for i from 0 to `count` - 1."""
-    stream = java_class("java.util.stream.IntStream").range(0, count)
-    made = stream.mapToObj(_as_interface("java.util.function.IntFunction", function))
-    return _collect_list(made)
-
-
-def for_each(count: int, function: Handle) -> None:
-    """Call ``function(i)`` for i from 0 to `count` - 1."""
-    stream = java_class("java.util.stream.IntStream").range(0, count)
-    stream.forEach(_as_interface("java.util.function.IntConsumer", function))
 
 
 def map_list(items: JavaObject, function: Handle) -> JavaObject:
@@ -217,8 +155,11 @@ def keep_if(items: JavaObject, test: Handle) -> JavaObject:
 
 def take(items: JavaObject, indices: npt.NDArray[np.integer[Any]]) -> JavaObject:
     """Return the Java list of the items of a Java list at `indices`."""
-    chosen = element_of(int_array(indices))
-    return make_list(len(indices), pipe(chosen, item_of(items, "java.lang.Object")))
+    import jpype
+
+    get = method("java.util.List", "get", "java.lang.Object", "int").bindTo(items)
+    chosen = java_class("java.util.stream.IntStream").of(jpype.JArray.of(indices.astype(np.int32)))
+    return _collect_list(chosen.mapToObj(_as_interface("java.util.function.IntFunction", get)))
 
 
 def doubles(items: JavaObject, function: Handle) -> npt.NDArray[np.float64]:
@@ -274,9 +215,7 @@ def joined_texts(items: JavaObject, function: Handle) -> str:
 _PRIMITIVES = {
     "boolean": "Boolean",
     "double": "Double",
-    "float": "Float",
     "int": "Integer",
-    "void": "Void",
 }
 
 
@@ -309,7 +248,6 @@ def _as_interface(interface: str, function: Handle) -> JavaObject:
     """Wrap a handle as a Java functional interface, of which `Function` is the generic one."""
     generic = {
         "IntFunction": ("java.lang.Object", "int"),
-        "IntConsumer": ("void", "int"),
         "Predicate": ("boolean", "java.lang.Object"),
         "Function": ("java.lang.Object", "java.lang.Object"),
         "ToDoubleFunction": ("double", "java.lang.Object"),

@@ -36,27 +36,21 @@ from qpnuclei.errors import (
     SlideError,
     UsageError,
 )
-from qpnuclei.nuclei import NucleiTable
 from qpnuclei.qupath import _jvm
 from qpnuclei.qupath._jvm import (
     Handle,
     JavaObject,
     bind,
-    element_of,
-    fan_out,
-    item_of,
     method,
     pipe,
     static,
 )
 from qpnuclei.qupath.model import (
     Annotation,
-    DetectionGroup,
     Detections,
     Edit,
     ImageObjects,
     ImageServer,
-    NewAnnotation,
     PathClass,
     PixelCalibration,
     Stains,
@@ -64,26 +58,28 @@ from qpnuclei.qupath.model import (
 )
 from qpnuclei.qupath.native import project_file
 from qpnuclei.qupath.native.backups import drop_old_backups, kept_backup
-from qpnuclei.qupath.native.data_file import DataFile
+from qpnuclei.qupath.native.data_file import DataFile, annotation_node
 from qpnuclei.qupath.native.files import (
     TEMPORARY_PREFIX,
     Transaction,
     locked,
     remove_leftovers,
 )
-from qpnuclei.qupath.native.new_detections import Additions
-from qpnuclei.qupath.native.rois import polygons
+from qpnuclei.qupath.native.java_classes import Catalog
+from qpnuclei.qupath.native.java_stream import Content
+from qpnuclei.qupath.native.new_detections import Additions, NewGroup
+from qpnuclei.qupath.native.rois import Plane, polygons
 from qpnuclei.qupath.uris import file_uri, find_image, parse_file_uri
 
 logger = logging.getLogger(__name__)
 
+_PATH_IO = "qupath.lib.io.PathIO"
 _PATH_OBJECT = "qupath.lib.objects.PathObject"
 _OBJECT_TOOLS = "qupath.lib.objects.PathObjectTools"
 _HIERARCHY = "qupath.lib.objects.hierarchy.PathObjectHierarchy"
 _PATH_CLASS = "qupath.lib.objects.classes.PathClass"
 _ROI = "qupath.lib.roi.interfaces.ROI"
 _MEASUREMENTS = "qupath.lib.measurements.MeasurementList"
-_PLANE = "qupath.lib.regions.ImagePlane"
 _GEOMETRY = "org.locationtech.jts.geom.Geometry"
 _STRING = "java.lang.String"
 _UUID = "java.util.UUID"
@@ -652,7 +648,7 @@ def _from_geometry(rois: JavaObject, _: str) -> npt.NDArray[Any]:
 
 
 def _apply(additions: Additions, new_ids: Collection[str], hierarchy: JavaObject) -> _Content:
-    """Apply an edit to a hierarchy, with one event at its end; return what it adds to."""
+    """Apply an edit to a hierarchy, with one event at its end; return what was there before."""
     edit = additions.edit
     objects = _flat(hierarchy)
     annotations = _only(objects, "isAnnotation")
@@ -664,24 +660,40 @@ def _apply(additions: Additions, new_ids: Collection[str], hierarchy: JavaObject
         taken = [own_id for own_id in _ids(_flat(hierarchy)) if own_id in new_ids]
         if taken:
             raise UsageError(f"the image already has an object {taken[0]}")
-    new = [_new_annotation(annotation) for annotation in edit.annotations]
+    for path_class in additions.path_classes:
+        _define(path_class)
+    catalog = Catalog()
+    new = _make(catalog, [annotation_node(catalog, new) for new in edit.annotations])
     parents: dict[int | None, JavaObject] = {None: root, **dict(enumerate([*annotations, *new]))}
     for parent in additions.counts:
         if parent not in parents:
             raise UsageError(f"the image has no annotation number {parent}")
         for group in additions.groups(parent):
-            detections = _new_detections(group, _plane_of(parents[parent]))
-            parents[parent].addChildObjects(detections)
-    for annotation in new:
-        root.addChildObject(annotation)
+            detections = NewGroup(catalog, group, _plane_of(parents[parent]))
+            parents[parent].addChildObjects(_make(catalog, [detections]))
+    root.addChildObjects(new)
     hierarchy.fireHierarchyChangedEvent(root)
     return before
 
 
-def _plane_of(parent: JavaObject) -> JavaObject:
+def _make(catalog: Catalog, nodes: Sequence[Content]) -> JavaObject:
+    """Return the Java list of the objects that QuPath reads from what it would have saved of them.
+
+    That is one call for any number of objects; to make one with QuPath's methods takes dozens.
+    """
+    data = bytearray()
+    DataFile.of_objects(catalog, nodes).write(data.extend)
+    stream = _jvm.java_class("java.io.ByteArrayInputStream")(_jvm.byte_array(data))
+    root = _jvm.java_class(_PATH_IO).readHierarchy(stream).getRootObject()
+    made = _jvm.java_class("java.util.ArrayList")(root.getChildObjects())
+    root.clearChildObjects()
+    return made
+
+
+def _plane_of(parent: JavaObject) -> Plane:
     """Return the channel, z-slice and time point of an object; the first ones for the root."""
     roi = parent.getROI()
-    return _jvm.java_class(_PLANE).getDefaultPlane() if roi is None else roi.getImagePlane()
+    return Plane() if roi is None else Plane(c=roi.getC(), z=roi.getZ(), t=roi.getT())
 
 
 def _remove(remove: frozenset[uuid.UUID], objects: JavaObject, hierarchy: JavaObject) -> None:
@@ -697,94 +709,10 @@ def _remove(remove: frozenset[uuid.UUID], objects: JavaObject, hierarchy: JavaOb
     hierarchy.removeObjects(found, True)
 
 
-def _new_detections(group: DetectionGroup, plane: JavaObject) -> JavaObject:
-    """Make a group's detections: those without holes first, as polygons, then the others."""
-    nuclei = group.nuclei
-    has_hole = np.diff(nuclei.polygon_offsets) > 1
-    order = np.argsort(has_hole, kind="stable")
-    polygons_first = nuclei.take(order)
-    simple = int(np.count_nonzero(~has_hole))
-    rois = _polygon_rois(polygons_first.take(np.arange(simple)), plane)
-    for polygon in polygons_first.take(np.arange(simple, len(nuclei))).polygons():
-        rois.add(_roi(polygon, plane))
-    measurements = _new_measurements(polygons_first.measurements)
-    make = static(
-        "qupath.lib.objects.PathObjects", "createDetectionObject", _PATH_OBJECT,
-        _ROI, _PATH_CLASS, _MEASUREMENTS,
-    )  # fmt: skip
-    detections = _jvm.make_list(
-        len(nuclei),
-        fan_out(bind(make, 1, _path_class(group.path_class)), item_of(rois, _ROI), measurements),
-    )
-    detection = item_of(detections, _PATH_OBJECT)
-    ids = _jvm.string_array([str(group.ids[index]) for index in order])
-    to_id = pipe(element_of(ids), static(_UUID, "fromString", _UUID, _STRING))
-    _jvm.for_each(
-        len(nuclei), fan_out(method(_PATH_OBJECT, "setID", "void", _UUID), detection, to_id)
-    )
-    own_list = pipe(detection, method(_PATH_OBJECT, "getMeasurementList", _MEASUREMENTS))
-    for name, column in polygons_first.measurements.items():
-        put = method(_MEASUREMENTS, "put", "void", _STRING, "double")
-        put_named = bind(put, 1, name)
-        values = _jvm.double_array(column)
-        _jvm.for_each(len(nuclei), fan_out(put_named, own_list, element_of(values)))
-    # Closed lists of the same names share them.
-    _jvm.for_each(len(nuclei), pipe(own_list, method(_MEASUREMENTS, "close", "void")))
-    return detections
-
-
-def _new_measurements(names: Collection[str]) -> Handle:
-    """Return the function that makes an empty list of float measurements for a detection."""
-    kind = f"{_MEASUREMENTS}$MeasurementListType"
-    factory = "qupath.lib.measurements.MeasurementListFactory"
-    make = static(factory, "createMeasurementList", _MEASUREMENTS, "int", kind)
-    bound = bind(make, 0, len(names), _jvm.java_class(kind).FLOAT)
-    return _jvm.for_any_int(bound)
-
-
-def _polygon_rois(nuclei: NucleiTable, plane: JavaObject) -> JavaObject:
-    """Make PolygonROIs of nuclei without holes; QuPath does not repeat the first vertex."""
-    x, y = (_jvm.double_array(nuclei.vertices[:, axis]) for axis in (0, 1))
-    begins = element_of(_jvm.int_array(nuclei.ring_offsets[:-1]))
-    ends = element_of(_jvm.int_array(nuclei.ring_offsets[1:] - 1))
-    copy = static("java.util.Arrays", "copyOfRange", "double[]", "double[]", "int", "int")
-    make = static("qupath.lib.roi.ROIs", "createPolygonROI", _ROI, "double[]", "double[]", _PLANE)
-    return _jvm.make_list(
-        len(nuclei),
-        fan_out(
-            bind(make, 2, plane),
-            *(fan_out(bind(copy, 0, values), begins, ends) for values in (x, y)),
-        ),
-    )
-
-
-def _roi(geometry: shapely.Geometry, plane: JavaObject) -> JavaObject:
-    if geometry.geom_type == "Polygon" and not geometry.interiors:
-        return _polygon_rois(NucleiTable.from_polygons([geometry]), plane).get(0)
-    wkb = shapely.to_wkb(geometry, output_dimension=2)
-    return _jvm.java_class("qupath.lib.roi.GeometryTools").geometryToROI(
-        _jvm.java_class("org.locationtech.jts.io.WKBReader")().read(wkb), plane
-    )
-
-
-def _new_annotation(new: NewAnnotation) -> JavaObject:
-    made = _jvm.java_class("qupath.lib.objects.PathObjects").createAnnotationObject(
-        _roi(new.geometry, _jvm.java_class(_PLANE).getPlane(new.z, new.t)),
-        _path_class(new.path_class),
-    )
-    made.setID(_jvm.java_class(_UUID).fromString(str(new.id)))
-    if new.name is not None:
-        made.setName(new.name)
-    made.setLocked(new.locked)
-    return made
-
-
-def _path_class(path_class: PathClass | None) -> JavaObject | None:
-    """Return QuPath's class of that name; a new one gets our colour."""
-    if path_class is None:
-        return None
+def _define(path_class: PathClass) -> None:
+    """Make QuPath's class of that name, in our colour, unless it has one already."""
     color = path_class.color
-    return _jvm.java_class(_PATH_CLASS).fromString(
+    _jvm.java_class(_PATH_CLASS).fromString(
         path_class.name, None if color is None else _jvm.box(color)
     )
 
@@ -903,7 +831,7 @@ def _opens_lazily() -> bool:
 
 
 def _read_hierarchy(file: Path) -> JavaObject:
-    return _jvm.java_class("qupath.lib.io.PathIO").readHierarchy(_file(file))
+    return _jvm.java_class(_PATH_IO).readHierarchy(_file(file))
 
 
 def _file(path: Path) -> JavaObject:

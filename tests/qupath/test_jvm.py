@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qpnuclei.qupath import _jvm
-from qpnuclei.qupath._jvm import bind, element_of, fan_out, item_of, method, pipe, static
+from qpnuclei.qupath._jvm import method
 from qpnuclei.qupath.backend import choose_backend
 
 
@@ -77,22 +77,18 @@ class TestLoops:
         assert _jvm.texts(java_list(made, made), to_class) == ["", ""]
         assert _jvm.texts(java_list(), to_class) == []
 
-    def test_functions_of_an_index(self) -> None:
-        doubles = element_of(_jvm.double_array([0.5, 2.5, -1]))
-        ints = element_of(_jvm.int_array([3, 2, 1]))
-        power = static("java.lang.Math", "pow", "double", "double", "double")
-        text = static("java.lang.String", "valueOf", "java.lang.String", "double")
-        made = _jvm.make_list(3, pipe(fan_out(power, doubles, ints), text))
-        assert list(map(str, made)) == ["0.125", "6.25", "-1.0"]
-        assert list(map(str, _jvm.take(made, np.array([2, 0])))) == ["-1.0", "0.125"]
+    def test_chosen_items(self) -> None:
+        letters = java_list("a", "b", "c")
+        assert list(map(str, _jvm.take(letters, np.array([2, 0])))) == ["c", "a"]
+        assert _jvm.take(letters, np.array([], np.int64)).isEmpty()
 
-    def test_calls_for_their_effect(self) -> None:
-        lists = java_list(java_list(), java_list())
-        add = method("java.util.ArrayList", "add", "boolean", "java.lang.Object")
-        names = _jvm.string_array(["a", "b"])
-        _jvm.for_each(2, fan_out(add, item_of(lists, "java.util.ArrayList"), element_of(names)))
-        _jvm.for_each(2, pipe(item_of(lists, "java.util.ArrayList"), bind(add, 1, "z")))
-        assert [list(map(str, one)) for one in lists] == [["a", "z"], ["b", "z"]]
+
+@pytest.mark.qupath
+@pytest.mark.usefixtures("java")
+def test_bytes_in_java() -> None:
+    array = _jvm.byte_array(bytearray(b"\x07\xff\x80"))
+    assert str(_jvm.java_class("java.util.Arrays").toString(array)) == "[7, -1, -128]"
+    assert len(_jvm.byte_array(bytearray())) == 0
 
 
 @pytest.mark.qupath

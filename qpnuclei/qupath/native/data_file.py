@@ -187,7 +187,6 @@ class DataFile:
         server_json = json.dumps(server, ensure_ascii=False, separators=(",", ":"))
         properties = {"PROJECT_ENTRY_ID": entry_property}
         catalog = jc.Catalog()
-        version = java_stream.encode_utf("Data file version 3")
         empty = JavaString(b"")
         locale = catalog.make(
             jc.LOCALE,
@@ -201,21 +200,15 @@ class DataFile:
             },
             [],
         )
-        root = catalog.path_object(
-            jc.ROOT,
-            metadata=catalog.metadata(
-                [(catalog.string(OBJECT_ID), JavaString.of(str(uuid.uuid4())))]
-            ),
-        )
         return cls(
             [
-                BlockData(len(version).to_bytes(2, "big") + version),
+                _version_block(),
                 JavaString.of(server_json),
                 locale,
                 catalog.image_type(image_type),
                 None if stains is None else _stains_node(catalog, stains),
                 catalog.make(jc.WORKFLOW, extra=[BlockData(struct.pack(">ii", 1, 0))]),
-                catalog.make(jc.HIERARCHY, {"rootObject": root}),
+                _hierarchy_node(catalog),
                 catalog.hash_map(
                     {JavaString.of(k): JavaString.of(v) for k, v in properties.items()}
                 ),
@@ -224,6 +217,21 @@ class DataFile:
             catalog,
             "new data file",
         )
+
+    @classmethod
+    def of_objects(cls, catalog: jc.Catalog, objects: Sequence[Content]) -> DataFile:
+        """Make as much of a file as QuPath needs to read its objects, which are these.
+
+        Parameters
+        ----------
+        catalog : Catalog
+            Has made the objects.
+        objects : sequence of contents
+            Directly under the image.
+        """
+        made = cls([_version_block(), _hierarchy_node(catalog)], catalog, "new objects")
+        PathObject.of(made._root()).set_children(list(objects))
+        return made
 
     @property
     def image_type(self) -> str | None:
@@ -291,7 +299,7 @@ class DataFile:
         additions, ids = Additions.of(edit)
         with self._errors():
             self._check_free(ids)
-            new = [self._annotation_node(annotation) for annotation in edit.annotations]
+            new = [annotation_node(self._catalog, annotation) for annotation in edit.annotations]
             parents: dict[int | None, PathObject] = {None: PathObject.of(self._root())}
             if any(parent is not None for parent in additions.counts):
                 parents.update(enumerate([*self._annotations(), *map(PathObject.of, new)]))
@@ -441,20 +449,6 @@ class DataFile:
         if left:
             raise UsageError(f"{self._source} has no detection {min(left)} to remove")
 
-    def _annotation_node(self, new: NewAnnotation) -> JavaObject:
-        catalog = self._catalog
-        path_class = None
-        if new.path_class is not None:
-            path_class = catalog.path_class(new.path_class.name, new.path_class.color)
-        return catalog.path_object(
-            jc.ANNOTATION,
-            metadata=catalog.metadata([(catalog.string(OBJECT_ID), JavaString.of(str(new.id)))]),
-            name=new.name,
-            is_locked=new.locked,
-            path_class=path_class,
-            roi=make_roi(catalog, new.geometry, Plane(z=new.z, t=new.t)),
-        )
-
     def _add_step(self, name: str, script: str) -> None:
         contents, version, count = self._workflow()
         contents[0] = BlockData(struct.pack(">ii", version, count + 1))
@@ -516,6 +510,36 @@ def format_stains(stains: Stains) -> str:
         parts.append(f'"Values {k}" : "{" ".join(f"{v:.8g}" for v in vector)}"')
     parts.append(f'"Background" : " {" ".join(f"{v:g}" for v in stains.background)}"')
     return "{" + ", ".join(parts) + "}"
+
+
+def annotation_node(catalog: jc.Catalog, new: NewAnnotation) -> JavaObject:
+    """Make a new annotation."""
+    path_class = None
+    if new.path_class is not None:
+        path_class = catalog.path_class(new.path_class.name, new.path_class.color)
+    return catalog.path_object(
+        jc.ANNOTATION,
+        metadata=_id_metadata(catalog, new.id),
+        name=new.name,
+        is_locked=new.locked,
+        path_class=path_class,
+        roi=make_roi(catalog, new.geometry, Plane(z=new.z, t=new.t)),
+    )
+
+
+def _hierarchy_node(catalog: jc.Catalog) -> JavaObject:
+    """Make the hierarchy of an image without objects."""
+    root = catalog.path_object(jc.ROOT, metadata=_id_metadata(catalog, uuid.uuid4()))
+    return catalog.make(jc.HIERARCHY, {"rootObject": root})
+
+
+def _id_metadata(catalog: jc.Catalog, own_id: uuid.UUID) -> JavaObject:
+    return catalog.metadata([(catalog.string(OBJECT_ID), JavaString.of(str(own_id)))])
+
+
+def _version_block() -> BlockData:
+    version = java_stream.encode_utf("Data file version 3")
+    return BlockData(len(version).to_bytes(2, "big") + version)
 
 
 def _check_version(item: Content, source: str) -> None:

@@ -113,8 +113,24 @@ class NewDetections(Bulk):
             If a ring is not closed or encloses nothing, or a vertex is not finite.
         """
         for group in self.additions.groups(self.parent):
-            for part in uniform_parts(group):
-                yield _write(writer, self.catalog, part, self.plane)
+            yield NewGroup(self.catalog, group, self.plane).write(writer)
+
+
+@dataclass(eq=False)
+class NewGroup(Bulk):
+    """The new detections of one group."""
+
+    catalog: jc.Catalog
+    group: DetectionGroup
+    plane: Plane
+
+    def __len__(self) -> int:
+        return len(self.group.ids)
+
+    def write(self, writer: StreamWriter) -> Step:
+        """Write all of them (see `NewDetections.write`)."""
+        for part in uniform_parts(self.group):
+            yield _write(writer, self.catalog, part, self.plane)
 
 
 def uniform_parts(group: DetectionGroup) -> Iterator[DetectionGroup]:

@@ -96,14 +96,12 @@ class _Recorder(StreamWriter):
     """Writes an object as literals and slots instead of bytes."""
 
     def __init__(self, external: Container[Node]) -> None:
-        self.literals = [_Literal()]
+        literals = self.literals = [_Literal()]
         self.slots: list[Slot] = []
         self.slot_of: dict[SlotOwner, int] = {}
         self.external = external
-        super().__init__(self._literal)
-
-    def _literal(self, data: bytes) -> None:
-        self.literals[-1].data += data
+        # No method of its own, or it would refer to itself and keep what it refers to.
+        super().__init__(lambda data: literals[-1].data.extend(data))
 
     def _slot(self, owner: SlotOwner, slot: Slot) -> None:
         self.slot_of[owner] = len(self.slots)
@@ -133,7 +131,7 @@ class _Recorder(StreamWriter):
     def string(self, node: JavaString) -> None:
         if node.is_long:
             raise NotUniformError
-        self._literal(bytes([STRING]))
+        self.emit(bytes([STRING]))
         self._slot(node, Slot(2, 1, len(node.data)))
 
     def primitive_array(self, node: JavaArray) -> None:
@@ -145,7 +143,7 @@ class _Recorder(StreamWriter):
     def block_data(self, block: BlockData) -> None:
         if block.is_long:
             raise NotUniformError
-        self._literal(bytes([BLOCK_DATA, len(block.data)]))
+        self.emit(bytes([BLOCK_DATA, len(block.data)]))
         self._slot(block, Slot(0, 1, len(block.data)))
 
 
