@@ -10,12 +10,9 @@ their literals are renewed. New objects are written from columns in the same way
 
 from __future__ import annotations
 
-import re
-from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, repeat
 from typing import Any, NoReturn
 
 import numpy as np
@@ -208,28 +205,26 @@ class KnownShape:
         self.literals = shape.literals(handles)
         self.nodes = {handles[node]: node for node in shape.targets}
         self.useful = False
-        # One pattern for every stretch up to the next slot of unknown length.
-        self._steps: list[tuple[re.Pattern[bytes], int, int]] = []
-        pattern = b""
-        for literal, slot in zip(self.literals, shape.slots, strict=False):
-            pattern += re.escape(literal)
-            if slot.prefix == 0:
-                pattern += b".{%d}" % slot.size
-            else:
-                self._steps.append((re.compile(pattern, re.DOTALL), slot.prefix, slot.unit))
-                pattern = b""
-        self._tail = re.compile(pattern + re.escape(self.literals[-1]), re.DOTALL)
+        slots = shape.slots
+        self._literals = np.frombuffer(b"".join(self.literals), np.uint8)
+        self._literal_ends = np.cumsum([len(literal) for literal in self.literals])
+        self._prefixes = np.array([slot.prefix for slot in slots], np.int64)
+        self._units = np.array([s.unit if s.prefix else s.size for s in slots], np.int64)
 
-    def match(self, data: bytes, start: int) -> int:
-        """Return where the record of this shape at `start` ends; -1 if there is none."""
-        for pattern, prefix, unit in self._steps:
-            found = pattern.match(data, start)
-            if found is None:
-                return -1
-            start = found.end() + prefix
-            start += unit * int.from_bytes(data[start - prefix : start], "big")
-        found = self._tail.match(data, start)
-        return -1 if found is None else found.end()
+    def match(self, data: bytes, start: int, starts: IntArray) -> tuple[int, int]:
+        """Find the consecutive records of this shape from `start` on.
+
+        Returns
+        -------
+        (int, int)
+            How many begin where `starts` now says (at most its length), and where the last ends.
+        """
+        from qpnuclei.qupath.native.kernels import match_records
+
+        octets = np.frombuffer(data, np.uint8)
+        return match_records(
+            octets, start, self._literals, self._literal_ends, self._prefixes, self._units, starts
+        )
 
 
 @dataclass(eq=False)
@@ -326,21 +321,23 @@ class Packed(Bulk):
 
     def _copy(self, writer: StreamWriter, begin: int, end: int) -> None:
         chunk = self.take(slice(begin, end))
-        rendered = np.empty(len(chunk), dtype=object)
+        octets = np.frombuffer(self.data, np.uint8)
+        # Other handle numbers are as long as those they replace.
+        edges = np.concatenate([[0], np.cumsum(chunk.ends - chunk.starts)])
+        out = np.empty(edges[-1], np.uint8)
         for known, indices in chunk.groups():
             writer.next_handle += len(indices) * known.shape.handle_count
             literals = known.shape.literals(writer.handles)
-            if literals == known.literals:
-                rendered[indices] = _slices(self.data, chunk.starts[indices], chunk.ends[indices])
-                continue
-            slots = [
-                _slices(self.data, content_begin - slot.prefix, content_end)
-                for slot, (content_begin, content_end) in zip(
-                    known.shape.slots, chunk.spans(known, indices), strict=True
-                )
-            ]
-            rendered[indices] = [b"".join(row) for row in _rows(literals, slots)]
-        writer.emit(b"".join(rendered))
+            pieces: list[_Piece] = [_Spans(octets, chunk.starts[indices], chunk.ends[indices])]
+            if literals != known.literals:
+                pieces = [literals[0]]
+                spans = chunk.spans(known, indices)
+                for slot, (a, b), literal in zip(
+                    known.shape.slots, spans, literals[1:], strict=True
+                ):
+                    pieces += [_Spans(octets, a - slot.prefix, b), literal]
+            _copy_pieces(out, edges[indices], pieces)
+        writer.emit(out.tobytes())
 
 
 @dataclass(frozen=True, eq=False)
@@ -376,17 +373,21 @@ class NewRecords(Bulk):
     def write(self, writer: StreamWriter) -> Step:
         """Write all records."""
         yield from ()  # a step, although it has nothing nested to wait for
-        slots: list[Iterable[bytes]] = []
-        for index, (slot, fixed) in enumerate(
-            zip(self.shape.slots, self.shape.example_slots(), strict=True)
+        literals = self.shape.literals(writer.handles)
+        pieces: list[_Piece] = [literals[0]]
+        for index, (slot, fixed, literal) in enumerate(
+            zip(self.shape.slots, self.shape.example_slots(), literals[1:], strict=True)
         ):
             column = self.columns.get(index)
-            if column is None:
-                slots.append(repeat(fixed, self.count))
-            else:
-                slots.append(_with_lengths(column, slot))
-        literals = self.shape.literals(writer.handles)
-        writer.emit(b"".join(chain.from_iterable(_rows(literals, slots))))
+            pieces += [fixed] if column is None else _with_lengths(column, slot)
+            pieces.append(literal)
+        sizes = np.zeros(self.count, np.int64)
+        for piece in pieces:
+            sizes += len(piece) if isinstance(piece, bytes) else piece.ends - piece.begins
+        edges = np.concatenate([[0], np.cumsum(sizes)])
+        out = np.empty(edges[-1], np.uint8)
+        _copy_pieces(out, edges[:-1], pieces)
+        writer.emit(out.tobytes())
         writer.next_handle += self.count * self.shape.handle_count
 
 
@@ -406,6 +407,7 @@ class RecordPacker:
         self._first_handles: list[int] = []
         self._edges: dict[int, IntArray] = {}  # first handles of the records, by index in _packed
         self._useless = 0
+        self._starts = np.empty(CHUNK, np.int64)
 
     def take(self, data: bytes, start: int, handle: int) -> tuple[Packed, int, int] | None:
         """Pack the objects of known shapes at `start`.
@@ -416,37 +418,34 @@ class RecordPacker:
             The objects, the offset after them and the next handle; None if there is none.
         """
         shapes: dict[KnownShape, int] = {}
-        starts, which = array("q"), array("q")
+        starts: list[IntArray] = []
+        which: list[IntArray] = []
         position, first = start, handle
-        current: KnownShape | None = None
         while position < len(data) and data[position] == OBJECT:
-            end = current.match(data, position) if current is not None else -1
-            if end < 0:
-                current, end = self._recognise(data, position)
-            if current is None:
+            known, run_starts, position = self._recognise(data, position)
+            if known is None:
                 break
-            starts.append(position)
-            which.append(shapes.setdefault(current, len(shapes)))
-            handle += current.shape.handle_count
-            position = end
+            starts.append(run_starts)
+            which.append(np.full(len(run_starts), shapes.setdefault(known, len(shapes))))
+            handle += len(run_starts) * known.shape.handle_count
         if not starts:
             return None
-        edges = np.append(np.frombuffer(starts, np.int64), position)
-        indices = np.frombuffer(which, np.int64)
-        packed = Packed(data, tuple(shapes), indices, edges[:-1], edges[1:])
+        edges = np.append(np.concatenate(starts), position)
+        packed = Packed(data, tuple(shapes), np.concatenate(which), edges[:-1], edges[1:])
         self._packed.append(packed)
         self._first_handles.append(first)
         return packed, position, handle
 
-    def _recognise(self, data: bytes, start: int) -> tuple[KnownShape | None, int]:
+    def _recognise(self, data: bytes, start: int) -> tuple[KnownShape | None, IntArray, int]:
+        """Return shape, starts and end of a run of records that are alike."""
         for index, known in enumerate(self._candidates):
-            end = known.match(data, start)
-            if end >= 0:
+            count, end = known.match(data, start, self._starts)
+            if count:
                 self._candidates.insert(0, self._candidates.pop(index))
                 self._useless -= not known.useful
                 known.useful = True
-                return known, end
-        return None, -1
+                return known, self._starts[:count].copy(), end
+        return None, self._starts[:0], start
 
     def learn(self, node: Content, handles: Mapping[Node, int], first_handle: int) -> None:
         """Remember the shape of an object that was parsed, if a later one may have it too."""
@@ -503,31 +502,42 @@ class _Before(Container[Node]):
         return self._handles.get(node, self._first) < self._first  # type: ignore[call-overload,no-any-return]
 
 
-def _slices(data: bytes, begins: IntArray, ends: IntArray) -> list[bytes]:
-    return [data[a:b] for a, b in zip(begins.tolist(), ends.tolist(), strict=True)]
-
-
 def _with_length(content: bytes, slot: Slot) -> bytes:
     if slot.prefix == 0:
         return content
     return (len(content) // slot.unit).to_bytes(slot.prefix, "big") + content
 
 
-def _with_lengths(column: Column, slot: Slot) -> list[bytes]:
+def _with_lengths(column: Column, slot: Slot) -> list[_Piece]:
     """Return what each record holds in a slot, with its length before it."""
-    contents = _slices(column.data, column.offsets[:-1], column.offsets[1:])
+    begins, ends = column.offsets[:-1], column.offsets[1:]
+    contents = _Spans(np.frombuffer(column.data, np.uint8), begins, ends)
     if slot.prefix == 0:
-        return contents
-    lengths = (np.diff(column.offsets) // slot.unit).tolist()
-    prefixes = {length: length.to_bytes(slot.prefix, "big") for length in set(lengths)}
-    return [prefixes[n] + content for n, content in zip(lengths, contents, strict=True)]
+        return [contents]
+    lengths = ((ends - begins) // slot.unit).astype(f">u{slot.prefix}").tobytes()
+    at = slot.prefix * np.arange(len(begins))
+    return [_Spans(np.frombuffer(lengths, np.uint8), at, at + slot.prefix), contents]
 
 
-def _rows(
-    literals: Sequence[bytes], slots: Sequence[Iterable[bytes]]
-) -> Iterable[tuple[bytes, ...]]:
-    """Interleave literals and slots: one tuple of pieces for every record."""
-    columns: list[Iterable[bytes]] = []
-    for literal, slot in zip(literals, slots, strict=False):
-        columns += [repeat(literal), slot]
-    return zip(*columns, repeat(literals[-1]), strict=False)
+@dataclass(frozen=True, eq=False)
+class _Spans:
+    """A part of N records: record i has ``data[begins[i]:ends[i]]``."""
+
+    data: npt.NDArray[np.uint8]
+    begins: IntArray
+    ends: IntArray
+
+
+#: A part of N records: the same bytes in all of them, or what each has.
+_Piece = bytes | _Spans
+
+
+def _copy_pieces(out: npt.NDArray[np.uint8], begins: IntArray, pieces: Iterable[_Piece]) -> None:
+    """Write N records, pieces one after the other, to `out` from `begins` on."""
+    from qpnuclei.qupath.native.kernels import copy_pieces
+
+    at, zeros = begins.copy(), np.zeros_like(begins)
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            piece = _Spans(np.frombuffer(piece, np.uint8), zeros, zeros + len(piece))
+        copy_pieces(out, at, piece.data, piece.begins, piece.ends)
