@@ -64,6 +64,7 @@ from qpnuclei.qupath.native.files import (
     Transaction,
     locked,
     remove_leftovers,
+    temporary_beside,
 )
 from qpnuclei.qupath.native.java_classes import Catalog
 from qpnuclei.qupath.native.java_stream import Content
@@ -353,18 +354,24 @@ class PaquoImage:
         with kept_backup(self.data_file), _kept_on_failure(self.data_file):
             with _jvm.quiet(), _java_errors(SaveError, f"{self.data_file}: cannot be saved"):
                 self._entry.saveImageData(data)
-            self._verify(before, additions, new_ids)
+            self._verify(before, additions)
             self._project.add_classes(additions.path_classes)
 
-    def _verify(self, before: _Content, additions: Additions, new_ids: Collection[str]) -> None:
-        """Read the file back: what was there through QuPath, what is new as it is in the file."""
+    def _verify(self, before: _Content, additions: Additions) -> None:
+        """Read the file back: what is new from its bytes, what else there is through QuPath."""
         what = f"{self.data_file}: what QuPath saved does not read back as written"
-        with _jvm.quiet(), _java_errors(SaveError, what):
-            difference = before.difference(_Content.of(_read_hierarchy(self.data_file), new_ids))
+        rest = temporary_beside(self.data_file)
         try:
-            DataFile.parse(self.data_file.read_bytes(), "the file").withdraw(additions, _GRID_PX)
+            saved = DataFile.parse(self.data_file.read_bytes(), "the file")
+            saved.withdraw(additions, _GRID_PX)
+            with rest.open("wb") as stream:
+                saved.write(stream.write)
+            with _jvm.quiet(), _java_errors(SaveError, what):
+                difference = before.difference(_Content.of(_read_hierarchy(rest)))
         except FormatError as error:
             difference = error.what
+        finally:
+            rest.unlink(missing_ok=True)
         if difference:
             raise SaveError(f"{what}: {difference}", "the file is as it was; try --backend native")
 
@@ -730,12 +737,9 @@ class _Content:
     centroids: npt.NDArray[np.float64]
 
     @classmethod
-    def of(cls, hierarchy: JavaObject, new_ids: Collection[str] = ()) -> _Content:
-        """Take down what objects there are, but for the new ones."""
+    def of(cls, hierarchy: JavaObject) -> _Content:
+        """Take down what objects there are."""
         objects = _flat(hierarchy)
-        if new_ids:
-            old = [row for row, own_id in enumerate(_ids(objects)) if own_id not in new_ids]
-            objects = _jvm.take(objects, np.array(old, np.int64))
         count = pipe(
             method(_PATH_OBJECT, "getMeasurementList", _MEASUREMENTS),
             method(_MEASUREMENTS, "size", "int"),

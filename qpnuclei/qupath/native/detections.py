@@ -21,7 +21,7 @@ from qpnuclei.qupath.native import java_classes as jc
 from qpnuclei.qupath.native.java_stream import JavaObject, JavaString
 from qpnuclei.qupath.native.path_objects import KINDS, PathObject, located, parse_uuid
 from qpnuclei.qupath.native.records import CHUNK, Column, IntArray, KnownShape, Packed
-from qpnuclei.qupath.native.rois import read_rois
+from qpnuclei.qupath.native.rois import read_rois, vertices
 from qpnuclei.qupath.native.sources import Many, NotConstantError, Single, Source, text
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,11 @@ class FileDetections(Detections):
         return self._list(_ids)
 
     @cached_property
+    def id_texts(self) -> list[str | None]:
+        """Texts of the UUIDs, as they are in the file; None for those without."""
+        return self._list(_id_texts)
+
+    @cached_property
     def kinds(self) -> list[str]:
         """``"detection"``, ``"cell"`` or ``"tile"``."""
         return self._list(lambda view, source: [view.kind] * source.count)
@@ -117,6 +122,21 @@ class FileDetections(Detections):
                 columns[name][rows] = values
         return columns
 
+    def stored_polygons(self) -> Iterator[tuple[IntArray, npt.NDArray[np.float32], IntArray]]:
+        """Yield the PolygonROIs as they are stored, batch by batch.
+
+        Yields
+        ------
+        rows : (N,) int64 ndarray
+            Which detections they are.
+        xy : (V, 2) float32 ndarray
+        offsets : (N + 1,) int64 ndarray
+            Polygon i has the vertices ``xy[offsets[i]:offsets[i + 1]]``.
+        """
+        for rows, stored in self._read(_stored_polygons):
+            if stored is not None:
+                yield rows, *stored
+
     def kind_counts(self) -> Counter[str]:
         """Return how many there are of each kind."""
         counts = Counter[str]()
@@ -153,8 +173,8 @@ class FileDetections(Detections):
             ]
 
 
-def packed_ids(packed: Packed) -> Iterator[tuple[IntArray, list[str]]]:
-    """Yield, batch by batch, the indices of packed detections that have a UUID, and its text.
+def packed_ids(packed: Packed) -> Iterator[tuple[IntArray, list[str | None]]]:
+    """Yield, batch by batch, indices of packed detections and texts of their UUIDs, if any.
 
     Raises
     ------
@@ -162,9 +182,7 @@ def packed_ids(packed: Packed) -> Iterator[tuple[IntArray, list[str]]]:
         If one of them contradicts itself.
     """
     for batch in _divide(packed):
-        texts = batch.read(_id_texts)
-        if texts is not None:
-            yield batch.rows, texts
+        yield batch.rows, batch.read(_id_texts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,18 +272,24 @@ def _class_name(view: PathObject, source: Source) -> str | None:
     return ": ".join("" if name is None else text(name, source) for name in names)
 
 
-def _id_texts(view: PathObject, source: Source) -> list[str] | None:
+def _id_texts(view: PathObject, source: Source) -> list[str | None]:
     string = view.id_string
-    return None if string is None else _texts(source.column(string))
+    return [None] * source.count if string is None else [*_texts(source.column(string))]
 
 
 def _ids(view: PathObject, source: Source) -> list[uuid.UUID | None]:
-    texts = _id_texts(view, source)
-    return [None] * source.count if texts is None else [parse_uuid(item) for item in texts]
+    return [None if t is None else parse_uuid(t) for t in _id_texts(view, source)]
 
 
 def _geometries(view: PathObject, source: Source) -> npt.NDArray[Any]:
     return read_rois(_roi(view), source).geometries
+
+
+def _stored_polygons(
+    view: PathObject, source: Source
+) -> tuple[npt.NDArray[np.float32], IntArray] | None:
+    roi = _roi(view)
+    return vertices(roi, source) if roi.class_name == jc.POLYGON else None
 
 
 def _centroids(view: PathObject, source: Source) -> FloatArray:

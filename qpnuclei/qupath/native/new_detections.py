@@ -15,8 +15,9 @@ import shapely
 
 from qpnuclei.errors import FormatError, UsageError
 from qpnuclei.nuclei import NucleiTable
-from qpnuclei.qupath.model import DetectionGroup, Detections, Edit, PathClass
+from qpnuclei.qupath.model import DetectionGroup, Edit, PathClass
 from qpnuclei.qupath.native import java_classes as jc
+from qpnuclei.qupath.native.detections import FileDetections
 from qpnuclei.qupath.native.java_stream import (
     Bulk,
     JavaArray,
@@ -25,11 +26,9 @@ from qpnuclei.qupath.native.java_stream import (
     Step,
     StreamWriter,
 )
-from qpnuclei.qupath.native.path_objects import OBJECT_ID
+from qpnuclei.qupath.native.path_objects import OBJECT_ID, UUID_LENGTH, uuid_texts
 from qpnuclei.qupath.native.records import CHUNK, Column, NewRecords, Shape
 from qpnuclei.qupath.native.rois import Plane, geometry_roi, vertices_roi
-
-_UUID_LENGTH = 36
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +68,7 @@ class Additions:
             if len(group.ids) != count:
                 raise ValueError(f"{count} nuclei, but {len(group.ids)} UUIDs")
             counts.setdefault(group.parent, {})[index] = count
-            ids.update(map(str, group.ids))
+            ids.update(uuid_texts(group.ids).astype(str).tolist())
             total += count
             if count:
                 path_classes[group.path_class] = None
@@ -162,15 +161,16 @@ def uniform_parts(group: DetectionGroup) -> Iterator[DetectionGroup]:
             yield DetectionGroup(group.parent, nuclei.take(chosen), ids, group.path_class)
 
 
-def check_same(found: Detections, part: DetectionGroup, grid_px: float = 0.0) -> None:
+def check_same(found: FileDetections, part: DetectionGroup, grid_px: float = 0.0) -> None:
     """Raise FormatError unless the detections found are those of a part, with the same values.
 
     Outlines with holes may have vertices that are rounded to a grid.
     """
     nuclei = part.nuclei
-    if list(found.ids) != list(part.ids) or set(found.kinds) != {"detection"}:
+    texts = uuid_texts(part.ids).astype(str).tolist()
+    if found.id_texts != texts or set(found.kinds) != {"detection"}:
         raise FormatError("a new detection is missing, or in another place")
-    if not _same_outlines(found.geometries, nuclei, grid_px):
+    if not _same_outlines(found, nuclei, grid_px):
         raise FormatError("a new detection has another outline")
     if set(found.class_names) != {None if part.path_class is None else part.path_class.name}:
         raise FormatError("a new detection has another class")
@@ -181,12 +181,15 @@ def check_same(found: Detections, part: DetectionGroup, grid_px: float = 0.0) ->
             raise FormatError(f"{name!r} of a new detection has another value")
 
 
-def _same_outlines(
-    geometries: npt.NDArray[np.object_], nuclei: NucleiTable, grid_px: float
-) -> bool:
-    polygons = nuclei.polygons()
-    differ = np.flatnonzero(~shapely.equals_exact(geometries, polygons))
-    found, expected = geometries[differ], polygons[differ]
+def _same_outlines(detections: FileDetections, nuclei: NucleiTable, grid_px: float) -> bool:
+    differs = np.ones(len(nuclei), bool)
+    for rows, xy, offsets in detections.stored_polygons():
+        expected_xy, expected_offsets = _open_rings(nuclei.take(rows))
+        same = np.array_equal(offsets, expected_offsets) and np.array_equal(xy, expected_xy)
+        differs[rows] = not same
+    if not np.any(differs):
+        return True
+    found, expected = detections.geometries[differs], nuclei.take(differs).polygons()
     # A ring that passes its first vertex once more at its end comes back without that.
     tidy = shapely.remove_repeated_points
     same = shapely.equals_exact(tidy(found), tidy(expected))
@@ -208,7 +211,7 @@ def _write(writer: StreamWriter, catalog: jc.Catalog, part: DetectionGroup, plan
     if part.path_class is not None:
         path_class = catalog.path_class(part.path_class.name, part.path_class.color)
     columns = [
-        Column("".join(map(str, part.ids)).encode(), _UUID_LENGTH * np.arange(count + 1)),
+        Column(uuid_texts(part.ids).tobytes(), UUID_LENGTH * np.arange(count + 1)),
         Column(value_bytes, 4 * len(nuclei.measurements) * np.arange(count + 1)),
         *([_wkb_column(nuclei)] if has_hole else _vertex_columns(nuclei)),
     ]
@@ -250,12 +253,17 @@ def _write(writer: StreamWriter, catalog: jc.Catalog, part: DetectionGroup, plan
 
 
 def _vertex_columns(nuclei: NucleiTable) -> list[Column]:
-    """Return x and y of the exterior rings as float32 bytes, the closing vertex left out."""
+    """Return x and y of rings without their closing vertices, as float32 bytes."""
+    xy, offsets = _open_rings(nuclei)
+    by_axis = np.ascontiguousarray(xy.T.astype(">f4"))
+    return [Column(values.tobytes(), 4 * offsets) for values in by_axis]
+
+
+def _open_rings(nuclei: NucleiTable) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Return vertices and offsets of rings without their closing vertices."""
     keep = np.ones(len(nuclei.vertices), bool)
     keep[nuclei.ring_offsets[1:] - 1] = False
-    offsets = 4 * (nuclei.ring_offsets - np.arange(len(nuclei.ring_offsets)))
-    open_rings = nuclei.vertices[keep].astype(">f4")
-    return [Column(np.ascontiguousarray(open_rings[:, k]).tobytes(), offsets) for k in (0, 1)]
+    return nuclei.vertices[keep], nuclei.ring_offsets - np.arange(len(nuclei.ring_offsets))
 
 
 def _wkb_column(nuclei: NucleiTable) -> Column:

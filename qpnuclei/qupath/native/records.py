@@ -348,6 +348,14 @@ class Column:
     offsets: IntArray
 
 
+def gather(data: bytes, begins: IntArray, ends: IntArray) -> Column:
+    """Return ``data[begins[i]:ends[i]]`` for every i."""
+    offsets = np.concatenate([[0], np.cumsum(ends - begins)])
+    out = np.empty(offsets[-1], np.uint8)
+    _copy_pieces(out, offsets[:-1], [_Spans(np.frombuffer(data, np.uint8), begins, ends)])
+    return Column(out.tobytes(), offsets)
+
+
 @dataclass(eq=False)
 class NewRecords(Bulk):
     """N objects of one shape, written from columns at once.

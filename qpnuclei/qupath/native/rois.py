@@ -101,7 +101,7 @@ def _read_rois(node: JavaObject, source: Source) -> Rois:
         finite = np.isfinite(bounds).all(axis=0)
         geometries[finite] = _BOUNDED[roi_type](*bounds[:, finite])
     elif roi_type in ("PolygonROI", "PolylineROI", "PointsROI"):
-        xy, offsets = _vertices(node, source)
+        xy, offsets = vertices(node, source)
         if roi_type == "PolygonROI":
             geometries = polygons(xy, offsets)
         else:
@@ -244,7 +244,8 @@ def _of_vertices(catalog: jc.Catalog, name: str, plane: Plane, xy: FloatArray) -
     return vertices_roi(catalog, name, plane, x, y)
 
 
-def _vertices(node: JavaObject, source: Source) -> tuple[npt.NDArray[np.float32], IntArray]:
+def vertices(node: JavaObject, source: Source) -> tuple[npt.NDArray[np.float32], IntArray]:
+    """Return vertices of all ROIs of a source, as they are stored, and the offsets of each."""
     x = source.column(jc.array_field(node, "x", jc.FLOAT_ARRAY))
     y = source.column(jc.array_field(node, "y", jc.FLOAT_ARRAY))
     if not np.array_equal(x.offsets, y.offsets):

@@ -12,7 +12,14 @@ from typing import Protocol
 import numpy as np
 
 from qpnuclei.qupath.native.java_stream import JavaString, Part
-from qpnuclei.qupath.native.records import Column, IntArray, KnownShape, Packed, SlotOwner
+from qpnuclei.qupath.native.records import (
+    Column,
+    IntArray,
+    KnownShape,
+    Packed,
+    SlotOwner,
+    gather,
+)
 
 
 class NotConstantError(Exception):
@@ -72,10 +79,7 @@ class Many:
         if not self._shape.has_slot(owner):  # shared by all, outside the records
             data = Single().constant(owner)
             return Column(data * self.count, len(data) * np.arange(self.count + 1))
-        begins, ends = self._spans[self._shape.slot_of(owner)]
-        offsets = np.concatenate([[0], np.cumsum(ends - begins)])
-        pieces = zip(begins.tolist(), ends.tolist(), strict=True)
-        return Column(b"".join([self._data[a:b] for a, b in pieces]), offsets)
+        return gather(self._data, *self._spans[self._shape.slot_of(owner)])
 
     def constant(self, owner: SlotOwner) -> bytes:
         """Return what all records hold in the slot of `owner`."""
