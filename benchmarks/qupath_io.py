@@ -6,7 +6,8 @@ are asked for, as those of a run are read from disk. Every step is a process of 
 its peak memory is known; times are without imports.
 
 Where a QuPath is present (``PAQUO_QUPATH_DIR``), the paquo backend is compared with paquo's own
-``add_detection``, called for one detection after the other.
+``add_detection``, called for one detection after the other: in turn, several times, in one process.
+``--only-qupath`` prints that comparison alone and saves nothing.
 """
 
 from __future__ import annotations
@@ -43,14 +44,22 @@ NUCLEUS = PathClass("Nucleus", -16732080)
 GROUP = 20_000
 #: Added to those that are there.
 SECOND = 1000
-#: Written through QuPath in two ways; the first are to warm Java up, and are not shown.
-THROUGH_QUPATH = (1000, 10_000, 100_000)
+#: Written through QuPath in two ways, in turn, so often.
+THROUGH_QUPATH = (10_000, 100_000)
+ROUNDS = 5
+#: Rounds of the first size before, not shown, in which Java compiles what is called often.
+WARM_UP_ROUNDS = 8
+ONE_BY_ONE, BATCHED = "one by one", "batched"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--only-qupath", action="store_true")
     arguments = parser.parse_args()
+    if arguments.only_qupath:
+        print(_through_qupath(compare_with_paquo()))
+        return
     about = machine()
     results = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -163,16 +172,23 @@ def compare_with_paquo() -> dict[str, Any]:
 
 
 def _write_both_ways(folder: Path) -> dict[str, Any]:
-    """Time both ways in one process; for each how long to make detections, and all of it."""
-    results = {}
+    """Time both ways in one process: of each round how long to make detections, and all of it."""
+    from qpnuclei.qupath import _jvm
+
+    _jvm.start()  # not as paquo does, with debug messages
+    sizes = {}
     for size in THROUGH_QUPATH:
         nuclei, ids = _together(Nuclei(0, size, 1))
         group = DetectionGroup(None, nuclei, ids, NUCLEUS)
-        results[size] = {
-            "one by one": _write_one_by_one(folder / f"{size} one by one", nuclei),
-            "batched": _write_batched(folder / f"{size} batched", group),
-        }
-    return {"sizes": {size: results[size] for size in THROUGH_QUPATH[1:]}}
+        rounds = []
+        for number in range(ROUNDS if sizes else WARM_UP_ROUNDS + ROUNDS):
+            with tempfile.TemporaryDirectory(dir=folder) as temporary:
+                one_by_one = _write_one_by_one(Path(temporary) / ONE_BY_ONE, nuclei)
+                batched = _write_batched(Path(temporary) / BATCHED, group)
+            if sizes or number >= WARM_UP_ROUNDS:
+                rounds.append({ONE_BY_ONE: one_by_one, BATCHED: batched})
+        sizes[size] = rounds
+    return {"sizes": sizes}
 
 
 def _write_batched(folder: Path, group: DetectionGroup) -> dict[str, float]:
@@ -220,16 +236,36 @@ def _through_qupath(measured: dict[str, Any] | None) -> str:
     if measured is None:
         return "No QuPath present: nothing was written through paquo."
     rows = []
-    for size, ways in measured["sizes"].items():
+    for size, rounds in measured["sizes"].items():
         for step in ("make", "write"):
-            slow, fast = ways["one by one"][step], ways["batched"][step]
-            rows.append([f"{step} {size:,}", slow, fast, slow / fast])
+            slow, fast = (
+                np.array([one[way][step] for one in rounds]) for way in (ONE_BY_ONE, BATCHED)
+            )
+            ratios = slow / fast
+            rows.append(
+                [
+                    f"{step} {size:,}",
+                    *map(float, (np.median(slow), np.median(fast))),
+                    *map(float, (np.median(ratios), ratios.min(), ratios.max())),
+                ]
+            )
     return "\n\n".join(
         [
             f"Through QuPath {measured['qupath']}, in one warm process: paquo's `add_detection` "
-            "one by one, and the paquo backend. `make` is the objects in QuPath; `write` is that, "
-            "opening the project and saving, for the backend also backup and verification:",
-            table(("step", "one by one: s", "batched: s", "times as fast"), rows),
+            f"one by one, and the paquo backend, in turn, {ROUNDS} times. `make` is the objects in "
+            "QuPath; `write` is that, opening the project and saving, for the backend also backup "
+            "and verification:",
+            table(
+                (
+                    "step",
+                    "one by one: median s",
+                    "batched: median s",
+                    "times as fast: median",
+                    "least",
+                    "most",
+                ),
+                rows,
+            ),
         ]
     )
 

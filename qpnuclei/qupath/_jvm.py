@@ -32,6 +32,9 @@ JavaObject: TypeAlias = Any
 
 #: Share of the memory that the virtual machine may take for its objects.
 HEAP_SHARE = 0.5
+#: JPype asks for a full garbage collection whenever Python has made one: that takes the longer the
+#: more objects QuPath holds, and Java collects in time without it.
+NO_FORCED_COLLECTION = "-XX:+DisableExplicitGC"
 
 logger = logging.getLogger(__name__)
 
@@ -267,6 +270,7 @@ def _java_options(settings: dict[str, Any]) -> list[str]:
     options = shlex.split(chosen) if isinstance(chosen, str) else [str(item) for item in chosen]
     # paquo's default, a share of the machine's memory, is not the user's wish.
     options = [option for option in options if option != "-XX:MaxRAMPercentage=50"]
+    options.insert(0, NO_FORCED_COLLECTION)  # of options that contradict, Java takes the last
     if not any(option.startswith(("-Xmx", "-XX:MaxRAM", "-XX:MaxHeap")) for option in options):
         memory = available_memory()
         options.append(

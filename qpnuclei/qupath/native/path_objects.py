@@ -247,7 +247,8 @@ def located(offset: int | None) -> Iterator[None]:
 
 def uuid_texts(ids: Sequence[uuid.UUID]) -> npt.NDArray[np.bytes_]:
     """Return the (N,) texts of UUIDs, of 36 bytes each, as ``str`` makes them one by one."""
-    digits = np.frombuffer(b"".join([own_id.bytes for own_id in ids]).hex().encode(), np.uint8)
+    numbers = b"".join([own_id.int.to_bytes(16, "big") for own_id in ids])
+    digits = np.frombuffer(numbers.hex().encode(), np.uint8)
     texts = np.full((len(ids), UUID_LENGTH), ord("-"), np.uint8)
     texts[:, _UUID_DIGITS] = digits.reshape(-1, 32)
     return texts.view(f"S{UUID_LENGTH}")[:, 0]
