@@ -68,7 +68,7 @@ from qpnuclei.qupath.native.files import (
 )
 from qpnuclei.qupath.native.java_classes import Catalog
 from qpnuclei.qupath.native.java_stream import Content
-from qpnuclei.qupath.native.new_detections import Additions, NewGroup
+from qpnuclei.qupath.native.new_detections import Additions, NewPart, uniform_parts
 from qpnuclei.qupath.native.rois import Plane, polygons
 from qpnuclei.qupath.uris import file_uri, find_image, parse_file_uri
 
@@ -675,9 +675,10 @@ def _apply(additions: Additions, new_ids: Collection[str], hierarchy: JavaObject
     for parent in additions.counts:
         if parent not in parents:
             raise UsageError(f"the image has no annotation number {parent}")
+        plane = _plane_of(parents[parent])
         for group in additions.groups(parent):
-            detections = NewGroup(catalog, group, _plane_of(parents[parent]))
-            parents[parent].addChildObjects(_make(catalog, [detections]))
+            for part in uniform_parts(group):
+                parents[parent].addChildObjects(_make(catalog, [NewPart(catalog, part, plane)]))
     root.addChildObjects(new)
     hierarchy.fireHierarchyChangedEvent(root)
     return before

@@ -112,24 +112,24 @@ class NewDetections(Bulk):
             If a ring is not closed or encloses nothing, or a vertex is not finite.
         """
         for group in self.additions.groups(self.parent):
-            yield NewGroup(self.catalog, group, self.plane).write(writer)
+            for part in uniform_parts(group):
+                yield NewPart(self.catalog, part, self.plane).write(writer)
 
 
 @dataclass(eq=False)
-class NewGroup(Bulk):
-    """The new detections of one group."""
+class NewPart(Bulk):
+    """New detections that are all with holes or all without, as `uniform_parts` makes them."""
 
     catalog: jc.Catalog
-    group: DetectionGroup
+    part: DetectionGroup
     plane: Plane
 
     def __len__(self) -> int:
-        return len(self.group.ids)
+        return len(self.part.ids)
 
     def write(self, writer: StreamWriter) -> Step:
-        """Write all of them (see `NewDetections.write`)."""
-        for part in uniform_parts(self.group):
-            yield _write(writer, self.catalog, part, self.plane)
+        """Write one as nodes, which defines what they share, and the others as records."""
+        return _write(writer, self.catalog, self.part, self.plane)
 
 
 def uniform_parts(group: DetectionGroup) -> Iterator[DetectionGroup]:
@@ -200,7 +200,6 @@ def _same_outlines(detections: FileDetections, nuclei: NucleiTable, grid_px: flo
 
 
 def _write(writer: StreamWriter, catalog: jc.Catalog, part: DetectionGroup, plane: Plane) -> Step:
-    """Write one detection as nodes, which defines what they share, and the others as records."""
     nuclei = part.nuclei
     count = len(nuclei)
     has_hole = nuclei.polygon_offsets[1] > 1
