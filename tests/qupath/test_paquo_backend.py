@@ -15,7 +15,7 @@ from qpnuclei.nuclei import NucleiTable
 from qpnuclei.qupath import _jvm, paquo_backend
 from qpnuclei.qupath.backend import choose_backend
 from qpnuclei.qupath.model import DetectionGroup, Edit, NewAnnotation, PathClass, nucleus_id
-from qpnuclei.qupath.native import java_stream
+from qpnuclei.qupath.native import java_classes, java_stream
 from qpnuclei.qupath.native.new_detections import Additions
 from tests.qupath.native.samples import SAMPLES, copy_project
 
@@ -108,13 +108,19 @@ def made_by_qupath(made: _jvm.JavaObject, own_id: uuid.UUID) -> _jvm.JavaObject:
     return made
 
 
+UNMODIFIABLE = (java_classes.UNMODIFIABLE_LIST, "java.util.CollSer")
+
+
 def saved(objects: list[_jvm.JavaObject]) -> Any:
     """What QuPath saves of objects, but for which of them share equal parts, and where rings begin.
 
-    QuPath 0.6 and newer turn outlines with holes when they read them.
+    QuPath 0.6 and newer turn outlines with holes when they read them, and use another class of
+    lists that cannot be changed than they read.
     """
 
     def unfold(node: Any) -> Any:
+        if isinstance(node, java_stream.JavaObject) and node.class_name in UNMODIFIABLE:
+            return [unfold(item) for item in java_classes.list_items(node)]
         if isinstance(node, java_stream.JavaObject):
             parts = [(p.primitives, p.references, p.contents or []) for p in node.parts]
             return node.class_name, [
