@@ -1,4 +1,4 @@
-"""Loops over pixels that NumPy and OpenCV have no function for, compiled to machine code."""
+"""Loops over pixels or bytes that NumPy and OpenCV have no function for, compiled."""
 
 from __future__ import annotations
 

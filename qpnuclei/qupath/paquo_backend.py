@@ -1,8 +1,10 @@
 """QuPath projects through paquo and a real QuPath.
 
 QuPath itself reads and writes everything, so what it understands is what there is. paquo starts it
-and opens the project; objects are read and written in columns (see `qpnuclei.qupath._jvm`), because
-paquo takes a call per object and silently leaves out the saving of an image that it cannot reach.
+and opens the project. paquo's own way to objects is a call for each, and it silently leaves out the
+saving of an image that it cannot reach. So objects are read in columns (see `qpnuclei.qupath._jvm`);
+new ones are given to QuPath as the bytes that it would save of them (`qpnuclei.qupath.native` knows
+these), and it makes objects of them as when it opens a file. A save is verified.
 
 The project file is never written: another QuPath version would drop what it does not know.
 """
@@ -701,7 +703,7 @@ def _make(catalog: Catalog, nodes: Sequence[Content]) -> JavaObject:
 def _plane_of(parent: JavaObject) -> Plane:
     """Return the channel, z-slice and time point of an object; the first ones for the root."""
     roi = parent.getROI()
-    return Plane() if roi is None else Plane(c=roi.getC(), z=roi.getZ(), t=roi.getT())
+    return Plane() if roi is None else Plane(int(roi.getC()), int(roi.getZ()), int(roi.getT()))
 
 
 def _remove(remove: frozenset[uuid.UUID], objects: JavaObject, hierarchy: JavaObject) -> None:

@@ -20,7 +20,8 @@ laid out, and `NativeImage.write` in `project` how one is edited. ``data.qpdata`
 1. `java_stream`: any Java object stream to a graph of nodes and back, byte for byte. Handles are
    numbered anew when a graph is written.
 2. `records`: detections come by the million and are alike. They are recognised while the stream is
-   parsed and stay byte ranges of it, until someone asks for what they hold.
+   parsed and stay byte ranges of it, until someone asks for what they hold. The loops over all
+   of them are in `kernels`.
 3. `java_classes`: fields of the Java and QuPath classes, and new instances.
 4. `path_objects`: the tree of QuPath's objects as views of nodes.
 5. `sources`, `rois`, `detections`: values of one object, or of all records alike, as columns,
