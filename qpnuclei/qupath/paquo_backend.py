@@ -2,9 +2,10 @@
 
 QuPath itself reads and writes everything, so what it understands is what there is. paquo starts it
 and opens the project. paquo's own way to objects is a call for each, and it silently leaves out the
-saving of an image that it cannot reach. So objects are read in columns (see `qpnuclei.qupath._jvm`);
-new ones are given to QuPath as the bytes that it would save of them (`qpnuclei.qupath.native` knows
-these), and it makes objects of them as when it opens a file. A save is verified.
+saving of an image that it cannot reach. So objects are read in columns (see
+`qpnuclei.qupath._jvm`); new ones are given to QuPath as the bytes that it would save of them (which
+`qpnuclei.qupath.native` knows), and it makes objects of them as when it opens a file. A save is
+verified.
 
 The project file is never written: another QuPath version would drop what it does not know.
 """
