@@ -171,7 +171,7 @@ def write_back(
         # Whatever went wrong: what took hours to find is not lost.
         path_class = PathClass(options.class_name, NEW_CLASS_COLOR)
         groups = nuclei.groups([None] * len(plan.regions), path_class)
-        raise _rescued(error, f"{stem}.rescued.geojson.gz", groups, run_dir) from error
+        raise _rescued(error, f"{stem}.rescued.geojson.gz", groups, project, run_dir) from error
     if options.geojson_dir is not None:
         path = options.geojson_dir / f"{stem}.geojson.gz"
         write_groups(path, nuclei.groups([None] * len(plan.regions), path_class))
@@ -210,11 +210,18 @@ def _write(plan: ImagePlan, nuclei: NewNuclei, path_class: PathClass, options: R
 
 
 def _rescued(
-    error: QpnucleiError, name: str, groups: Sequence[DetectionGroup], run_dir: Path
+    error: QpnucleiError,
+    name: str,
+    groups: Sequence[DetectionGroup],
+    project: Project,
+    run_dir: Path,
 ) -> QpnucleiError:
     """Write nuclei that could not be saved where it is possible; return the error that says so."""
-    # The disk of the project may be full, or its drive gone.
-    for folder in filter(Path.is_dir, (run_dir, Path.cwd(), Path(tempfile.gettempdir()))):
+    # The disk of the project may be full, or its drive gone: no folder is made in its place then.
+    folders = [Path.cwd(), Path(tempfile.gettempdir())]
+    if project.path.parent.is_dir():
+        folders.insert(0, run_dir)
+    for folder in folders:
         try:
             write_groups(folder / name, groups)
         except SaveError as refused:
@@ -230,20 +237,25 @@ def _rescued(
     )
 
 
-def make_run_dir(project: Project, options: RunOptions) -> Path:
-    """Make the folders that ``run.json`` and copies go to; return the former.
+def choose_run_dir(project: Project, options: RunOptions) -> Path:
+    """Return the folder for ``run.json``, and make those that the user named.
+
+    The default one in the project is made by what is first written to it: a run that is ended
+    before, by whatever, leaves no empty folder.
 
     Raises
     ------
     SaveError
-        If it cannot be made.
+        If a folder cannot be made or written to.
     """
-    name = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    folder = options.run_dir or project.path.parent / "qpnuclei" / name
-    for wanted in (folder, options.geojson_dir, options.parquet_dir):
+    for wanted in (options.run_dir, options.geojson_dir, options.parquet_dir):
         if wanted is not None:
             make_writable_folder(wanted)
-    return folder
+    if options.run_dir is not None:
+        return options.run_dir
+    runs = project.path.parent / "qpnuclei"
+    make_writable_folder(runs if runs.exists() else runs.parent)
+    return runs / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
 
 
 def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei) -> None:

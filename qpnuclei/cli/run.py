@@ -168,14 +168,9 @@ def run(
         tissue=tissue,
     )
 
-    from qpnuclei.cli.console import (
-        leaving_on_interrupt,
-        print_error,
-        stderr,
-        stdout,
-        tile_progress,
-    )
+    from qpnuclei.cli.console import print_error, stderr, stdout, tile_progress
     from qpnuclei.cli.tables import plan_view, print_account, summary_table
+    from qpnuclei.interrupts import leaving_on_interrupt
     from qpnuclei.qupath.backend import open_project
     from qpnuclei.roi import choose_images
 
@@ -209,10 +204,10 @@ def run(
     if dry_run:
         stdout.print(plan_view(plan_images(entries, options)), soft_wrap=True)
         return
-    interrupted = "interrupted: the image at hand is unchanged, those before it are saved"
+    interrupted = "interrupted: images that were done are saved, the others are unchanged"
     with leaving_on_interrupt(interrupted), tile_progress(quiet) as progress:
         summary = analyse_project(opened, entries, options, progress)
-    if summary.images or not summary.failures:
+    if summary.images:
         stdout.print(summary_table(summary))
     print_account(summary)
     for name, error in summary.failures:
