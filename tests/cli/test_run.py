@@ -332,11 +332,16 @@ def test_dry_run_changes_nothing(sample: Sample, qpnuclei: Call) -> None:
     assert tree(project) == before
 
 
-def started(project: Path, *, program: str = "") -> subprocess.Popen[str]:
-    """Start a run that takes a while, after some lines of Python in its process."""
+#: Fifteen tiles of the slowest network there is. Not --quiet: it says how far it is.
+SLOW = (
+    *("--roi", "Tumor", "--mpp", "0.5", "--device", "cpu", "--backend", "native"),
+    *("--image", "renamed*", "--tile", "128", "--model", "default", "--tta"),
+)
+
+
+def started(project: Path, *options: str, program: str = "") -> subprocess.Popen[str]:
+    """Start a run, after some lines of Python in its process."""
     code = f"from qpnuclei.__main__ import main\n{program}\nmain()"
-    # The slowest network there is. Not --quiet: it says how far it is.
-    options = [*(o for o in RUN if o != "--quiet"), "--tile", "128", "--model", "default", "--tta"]
     return subprocess.Popen(
         [sys.executable, "-c", code, "run", str(project), *options],
         stderr=subprocess.PIPE,
@@ -357,7 +362,7 @@ LEFT = "interrupted: images that were done are saved, the others are unchanged\n
 def test_ctrl_c_leaves_the_project_untouched(sample: Sample, pause: float) -> None:
     project = sample("0.5.1")
     before, paths = tree(project), everything(project)
-    with started(project) as run:
+    with started(project, *SLOW) as run:
         assert run.stderr is not None
         lines = list(takewhile(lambda line: " 1 of " not in line, run.stderr))
         run.send_signal(signal.SIGINT)
@@ -377,7 +382,7 @@ def test_ctrl_c_leaves_the_project_untouched(sample: Sample, pause: float) -> No
 def test_a_run_that_is_killed_leaves_nothing_behind(sample: Sample) -> None:
     project = sample("0.5.1")
     before, paths = tree(project), everything(project)
-    with started(project) as run:
+    with started(project, *SLOW) as run:
         assert run.stderr is not None
         assert any(" 1 of " in line for line in run.stderr)
         run.kill()
@@ -400,8 +405,8 @@ def interrupted(transaction):
     commit(transaction)
 Transaction.commit = interrupted
 """
-    with started(project, program=interrupting) as run:
-        _, stderr = run.communicate(timeout=300)
+    with started(project, *RUN, program=interrupting) as run:
+        _, stderr = run.communicate(timeout=60)
     assert run.returncode == 130, stderr
     assert stderr.endswith(LEFT)
     assert "Traceback" not in stderr
