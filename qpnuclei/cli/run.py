@@ -209,6 +209,8 @@ def run(
         summary = analyse_project(opened, entries, options, progress)
     if summary.images:
         stdout.print(summary_table(summary))
+    elif not summary.failures:
+        stderr.print("nothing was analysed: no chosen annotation is left to do")
     print_account(summary)
     for name, error in summary.failures:
         print_error(error, "" if name in error.what else f"image {name}: ")

@@ -151,7 +151,8 @@ def test_skip_and_error_leave_existing_ones(sample: Sample, qpnuclei: Call) -> N
     project = sample("0.5.1")
     qpnuclei("run", project, *RUN)
     before = {k: v for k, v in tree(project).items() if not k.startswith("qpnuclei")}
-    assert qpnuclei("run", project, *RUN, "--on-existing", "skip").exit_code == 0
+    skipped = qpnuclei("run", project, *RUN, "--on-existing", "skip")
+    assert (skipped.exit_code, skipped.stdout) == (0, "")
     refused = qpnuclei("run", project, *RUN, "--on-existing", "error")
     assert refused.exit_code == 2
     assert refused.stdout == ""  # no table of nothing
