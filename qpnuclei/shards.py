@@ -130,17 +130,7 @@ class Shards(Sequence[NucleiTable]):
 
     def _write(self, nuclei: NucleiTable, before: _Place) -> _Place:
         """Write a table where another was, or at the end of the file if it is too large."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        points = pa.FixedSizeListArray.from_arrays(nuclei.vertices.ravel(), 2)
-        rings = pa.ListArray.from_arrays(nuclei.ring_offsets.astype(np.int32), points)
-        outlines = pa.ListArray.from_arrays(nuclei.polygon_offsets.astype(np.int32), rings)
-        names = ["outline", *nuclei.measurements]
-        columns = [outlines, *map(pa.array, nuclei.measurements.values())]
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.table(columns, names), sink, use_dictionary=False, compression="lz4")
-        rest = memoryview(sink.getvalue())
+        rest = _to_parquet(nuclei)
         size = len(rest)
         fits = size <= before.room
         try:
@@ -152,26 +142,44 @@ class Shards(Sequence[NucleiTable]):
         return _Place(start, size, before.room if fits else size)
 
     def _read(self, place: _Place) -> NucleiTable:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         try:
             self._file.seek(place.start)
             content = self._file.read(place.size)
         except OSError as error:
             raise _unusable(self._folder, error) from error
-        table = pq.read_table(pa.BufferReader(content), use_threads=False, partitioning=None)
-        outlines = table.column(0).combine_chunks()
-        rings = outlines.values
-        return NucleiTable(
-            rings.values.values.to_numpy().reshape(-1, 2),
-            rings.offsets.to_numpy().astype(np.int64),
-            outlines.offsets.to_numpy().astype(np.int64),
-            {
-                name: column.to_numpy()
-                for name, column in zip(table.column_names[1:], table.columns[1:], strict=True)
-            },
-        )
+        return _from_parquet(content)
+
+
+def _to_parquet(nuclei: NucleiTable) -> memoryview:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    points = pa.FixedSizeListArray.from_arrays(nuclei.vertices.ravel(), 2)
+    rings = pa.ListArray.from_arrays(nuclei.ring_offsets.astype(np.int32), points)
+    outlines = pa.ListArray.from_arrays(nuclei.polygon_offsets.astype(np.int32), rings)
+    names = ["outline", *nuclei.measurements]
+    columns = [outlines, *map(pa.array, nuclei.measurements.values())]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns, names), sink, use_dictionary=False, compression="lz4")
+    return memoryview(sink.getvalue())
+
+
+def _from_parquet(content: bytes) -> NucleiTable:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(pa.BufferReader(content), use_threads=False, partitioning=None)
+    outlines = table.column(0).combine_chunks()
+    rings = outlines.values
+    return NucleiTable(
+        rings.values.values.to_numpy().reshape(-1, 2),
+        rings.offsets.to_numpy().astype(np.int64),
+        outlines.offsets.to_numpy().astype(np.int64),
+        {
+            name: column.to_numpy()
+            for name, column in zip(table.column_names[1:], table.columns[1:], strict=True)
+        },
+    )
 
 
 def _unusable(folder: Path, error: OSError) -> SaveError:
