@@ -174,13 +174,14 @@ def run(
     from qpnuclei.qupath.backend import open_project
     from qpnuclei.roi import choose_images
 
-    opened = open_project(project, backend=backend.value, image_root=image_root)
-    stderr.print(f"{opened.path}: opened with the {opened.backend} backend", highlight=False)
-    entries = choose_images(opened, tuple(image or ()), selection)
+    with leaving_on_interrupt("interrupted: nothing was changed"):
+        opened = open_project(project, backend=backend.value, image_root=image_root)
+        stderr.print(f"{opened.path}: opened with the {opened.backend} backend", highlight=False)
+        entries = choose_images(opened, tuple(image or ()), selection)
 
-    # Only now, when the request makes sense, what takes seconds to import.
-    from qpnuclei.pipeline import analyse_project
-    from qpnuclei.planning import RunOptions, plan_images
+        # Only now, when the request makes sense, what takes seconds to import.
+        from qpnuclei.pipeline import analyse_project
+        from qpnuclei.planning import RunOptions, plan_images
 
     options = RunOptions(
         selection=selection,
