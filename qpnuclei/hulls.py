@@ -1,0 +1,149 @@
+"""Convex hulls of many small sets of points, and what is measured on them, compiled."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from qpnuclei.compiled import compiled
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@compiled
+def measure_hulls(points: FloatArray, counts: npt.NDArray[np.integer]) -> FloatArray:
+    """Measure the convex hulls of N sets of points.
+
+    Parameters
+    ----------
+    points : (P, 2) float64 ndarray
+        The sets one after the other, in any order within a set.
+    counts : (N,) int ndarray
+        Number of points of each set.
+
+    Returns
+    -------
+    (N, 3) float64 ndarray
+        Area; diameter of the smallest enclosing circle; width, the smallest distance of two
+        parallel lines that enclose the points. All are 0 without points.
+    """
+    measured = np.zeros((len(counts), 3))
+    stop = 0
+    for i, count in enumerate(counts):
+        start, stop = stop, stop + count
+        if count > 0:
+            hull = convex_hull(points[start:stop])
+            measured[i] = _area(hull), _enclosing_diameter(hull), _width(hull)
+    return measured
+
+
+@compiled
+def convex_hull(points: FloatArray) -> FloatArray:
+    """Return the (H, 2) corners of the convex hull of (P, 2) points, P > 0.
+
+    They turn from x to y, and none lies on a line between two others.
+
+    References
+    ----------
+    .. [1] Andrew: Another efficient algorithm for convex hulls in two dimensions. Information
+       Processing Letters 9 (1979).
+    """
+    # Of the points with one x, the hull meets the first and the last only.
+    low, high = np.empty_like(points), np.empty_like(points)
+    size = 0
+    for i in np.argsort(points[:, 0]):
+        x, y = points[i, 0], points[i, 1]
+        if size == 0 or x > low[size - 1, 0]:
+            low[size] = high[size] = x, y
+            size += 1
+        low[size - 1, 1] = min(low[size - 1, 1], y)
+        high[size - 1, 1] = max(high[size - 1, 1], y)
+    there, back = _turning(low[:size]), _turning(high[:size][::-1].copy())
+    # Where the first or last x has one point only, both ways have it.
+    begin = 1 if there[-1, 1] == back[0, 1] else 0
+    end = len(back) - 1 if there[0, 1] == back[-1, 1] else len(back)
+    return np.concatenate((there, back[begin:end]))
+
+
+@compiled
+def _turning(points: FloatArray) -> FloatArray:
+    """Leave out of points along x, or against it, those where the way does not turn to its left."""
+    way = np.empty_like(points)
+    size = 0
+    for i in range(len(points)):
+        way[size, 0], way[size, 1] = points[i, 0], points[i, 1]
+        while size > 1 and _cross(way, size - 1, size, size - 2) <= 0:
+            way[size - 1] = way[size]
+            size -= 1
+        size += 1
+    return way[:size]
+
+
+@compiled
+def _cross(points: FloatArray, corner: int, a: int, b: int) -> float:
+    """Return the cross product of the ways from a corner to two other points."""
+    x, y = points[corner, 0], points[corner, 1]
+    return (points[a, 0] - x) * (points[b, 1] - y) - (points[a, 1] - y) * (points[b, 0] - x)
+
+
+@compiled
+def _dot(points: FloatArray, corner: int, a: int, b: int) -> float:
+    """Return the scalar product of the ways from a corner to two other points."""
+    x, y = points[corner, 0], points[corner, 1]
+    return (points[a, 0] - x) * (points[b, 0] - x) + (points[a, 1] - y) * (points[b, 1] - y)
+
+
+@compiled
+def _area(hull: FloatArray) -> float:
+    twice = 0.0
+    for i in range(2, len(hull)):
+        twice += _cross(hull, 0, i - 1, i)
+    return twice / 2
+
+
+@compiled
+def _width(hull: FloatArray) -> float:
+    """Return the width across the edge where it is smallest."""
+    if len(hull) < 3:
+        return 0.0
+    smallest = np.inf
+    for i in range(len(hull)):
+        height = 0.0
+        for j in range(len(hull)):
+            height = max(height, _cross(hull, i - 1, i, j))
+        smallest = min(smallest, height / np.sqrt(_dot(hull, i - 1, i, i)))
+    return smallest
+
+
+@compiled
+def _enclosing_diameter(hull: FloatArray) -> float:
+    """Return the diameter of the smallest circle around the corners of a convex hull.
+
+    Notes
+    -----
+    The circle through both ends of an edge, and the corner that sees it at the smallest angle,
+    encloses all corners. If the three make an obtuse triangle, its longest side takes the place
+    of the edge: the circle does not grow, and the side does, so there is a last one.
+
+    References
+    ----------
+    .. [1] Chrystal: On the problem to construct the minimum circle enclosing n given points in the
+       plane. Proceedings of the Edinburgh Mathematical Society 3 (1884).
+    """
+    a, b = len(hull) - 1, 0
+    while True:
+        c, cotangent = -1, 0.0
+        for i in range(len(hull)):
+            cross, dot = abs(_cross(hull, i, a, b)), _dot(hull, i, a, b)
+            if cross > 0 and dot > cotangent * cross:
+                c, cotangent = i, dot / cross
+        ab = _dot(hull, a, b, b)
+        if c < 0:
+            return np.sqrt(ab)
+        bc, ca = _dot(hull, b, c, c), _dot(hull, c, a, a)
+        if bc > ab + ca:
+            a = c
+        elif ca > ab + bc:
+            b = c
+        else:
+            return np.sqrt(ab * bc * ca) / abs(_cross(hull, c, a, b))
