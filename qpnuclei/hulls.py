@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -32,65 +34,68 @@ def measure_hulls(points: FloatArray, counts: npt.NDArray[np.integer]) -> FloatA
     for i, count in enumerate(counts):
         start, stop = stop, stop + count
         if count > 0:
-            hull = convex_hull(points[start:stop])
-            measured[i] = _area(hull), _enclosing_diameter(hull), _width(hull)
+            hull = _convex_hull(points[start:stop])
+            measured[i, 0] = _area(hull)
+            measured[i, 1] = _enclosing_diameter(hull)
+            measured[i, 2] = _width(hull)
     return measured
 
 
 @compiled
-def convex_hull(points: FloatArray) -> FloatArray:
-    """Return the (H, 2) corners of the convex hull of (P, 2) points, P > 0.
+def _convex_hull(points: FloatArray) -> FloatArray:
+    """Return the (H, 2) corners of a convex hull, none of them on a line between two others.
 
-    They turn from x to y, and none lies on a line between two others.
+    They run counterclockwise where y points upwards.
 
     References
     ----------
     .. [1] Andrew: Another efficient algorithm for convex hulls in two dimensions. Information
        Processing Letters 9 (1979).
     """
-    # Of the points with one x, the hull meets the first and the last only.
+    # Of the points with one x, the hull meets the lowest and the highest only.
     low, high = np.empty_like(points), np.empty_like(points)
     size = 0
     for i in np.argsort(points[:, 0]):
         x, y = points[i, 0], points[i, 1]
         if size == 0 or x > low[size - 1, 0]:
-            low[size] = high[size] = x, y
+            low[size, 0] = high[size, 0] = x
+            low[size, 1] = high[size, 1] = y
             size += 1
         low[size - 1, 1] = min(low[size - 1, 1], y)
         high[size - 1, 1] = max(high[size - 1, 1], y)
-    there, back = _turning(low[:size]), _turning(high[:size][::-1].copy())
-    # Where the first or last x has one point only, both ways have it.
-    begin = 1 if there[-1, 1] == back[0, 1] else 0
-    end = len(back) - 1 if there[0, 1] == back[-1, 1] else len(back)
-    return np.concatenate((there, back[begin:end]))
+    lower, upper = _chain(low[:size]), _chain(high[:size][::-1].copy())
+    # They share the points where the first or the last x has one point only.
+    begin = 1 if lower[-1, 1] == upper[0, 1] else 0
+    end = len(upper) - 1 if lower[0, 1] == upper[-1, 1] else len(upper)
+    return np.concatenate((lower, upper[begin:end]))
 
 
 @compiled
-def _turning(points: FloatArray) -> FloatArray:
-    """Leave out of points along x, or against it, those where the way does not turn to its left."""
-    way = np.empty_like(points)
+def _chain(points: FloatArray) -> FloatArray:
+    """Keep of points in order of x, rising or falling, those where the chain turns left."""
+    chain = np.empty_like(points)
     size = 0
     for i in range(len(points)):
-        way[size, 0], way[size, 1] = points[i, 0], points[i, 1]
-        while size > 1 and _cross(way, size - 1, size, size - 2) <= 0:
-            way[size - 1] = way[size]
+        chain[size, 0], chain[size, 1] = points[i, 0], points[i, 1]
+        while size > 1 and _cross(chain, size - 1, size, size - 2) <= 0:
+            chain[size - 1, 0], chain[size - 1, 1] = chain[size, 0], chain[size, 1]
             size -= 1
         size += 1
-    return way[:size]
+    return chain[:size]
 
 
 @compiled
 def _cross(points: FloatArray, corner: int, a: int, b: int) -> float:
     """Return the cross product of the ways from a corner to two other points."""
     x, y = points[corner, 0], points[corner, 1]
-    return (points[a, 0] - x) * (points[b, 1] - y) - (points[a, 1] - y) * (points[b, 0] - x)
+    return float((points[a, 0] - x) * (points[b, 1] - y) - (points[a, 1] - y) * (points[b, 0] - x))
 
 
 @compiled
 def _dot(points: FloatArray, corner: int, a: int, b: int) -> float:
     """Return the scalar product of the ways from a corner to two other points."""
     x, y = points[corner, 0], points[corner, 1]
-    return (points[a, 0] - x) * (points[b, 0] - x) + (points[a, 1] - y) * (points[b, 1] - y)
+    return float((points[a, 0] - x) * (points[b, 0] - x) + (points[a, 1] - y) * (points[b, 1] - y))
 
 
 @compiled
@@ -103,7 +108,7 @@ def _area(hull: FloatArray) -> float:
 
 @compiled
 def _width(hull: FloatArray) -> float:
-    """Return the width across the edge where it is smallest."""
+    """Return the smallest width, which is one across an edge."""
     if len(hull) < 3:
         return 0.0
     smallest = np.inf
@@ -111,7 +116,7 @@ def _width(hull: FloatArray) -> float:
         height = 0.0
         for j in range(len(hull)):
             height = max(height, _cross(hull, i - 1, i, j))
-        smallest = min(smallest, height / np.sqrt(_dot(hull, i - 1, i, i)))
+        smallest = min(smallest, height / math.sqrt(_dot(hull, i - 1, i, i)))
     return smallest
 
 
@@ -139,11 +144,11 @@ def _enclosing_diameter(hull: FloatArray) -> float:
                 c, cotangent = i, dot / cross
         ab = _dot(hull, a, b, b)
         if c < 0:
-            return np.sqrt(ab)
+            return math.sqrt(ab)
         bc, ca = _dot(hull, b, c, c), _dot(hull, c, a, a)
         if bc > ab + ca:
             a = c
         elif ca > ab + bc:
             b = c
         else:
-            return np.sqrt(ab * bc * ca) / abs(_cross(hull, c, a, b))
+            return math.sqrt(ab * bc * ca) / abs(_cross(hull, c, a, b))

@@ -230,7 +230,8 @@ def intensity_measurements(
     -------
     dict of str to (N,) float32 ndarray
         ``"Hematoxylin: Mean"`` and so on, for all of `STATISTICS`. The standard deviation is that
-        with n - 1, and 0 for one pixel; without any pixel, all are NaN.
+        with n - 1, and 0 for one pixel. Without any pixel, or with a value that is not finite, all
+        are NaN.
 
     Raises
     ------
@@ -239,9 +240,12 @@ def intensity_measurements(
     """
     if values.ndim != 2 or values.shape[1] != len(names):
         raise ValueError(f"values of shape {values.shape} do not fit the names {names!r}")
-    columns = _statistics(values, pixels.counts).reshape(-1, len(pixels.counts))
-    titles = (f"{name}: {statistic}" for name in names for statistic in STATISTICS)
-    return dict(zip(titles, columns, strict=True))
+    columns = _statistics(values, pixels.counts)
+    return {
+        f"{name}: {statistic}": columns[channel, i]
+        for channel, name in enumerate(names)
+        for i, statistic in enumerate(STATISTICS)
+    }
 
 
 def attention_measurement(attention: npt.NDArray[np.float32], pixels: Pixels) -> Measurements:
@@ -263,22 +267,55 @@ def _statistics(
     stop = 0
     for region, n in enumerate(counts):
         start, stop = stop, stop + n
-        if n == 0:
-            continue
         for channel in range(values.shape[1]):
             of_region = values[start:stop, channel]
-            total = 0.0
-            low = high = of_region[0]
+            low, high, total = np.inf, -np.inf, 0.0
             for value in of_region:
-                total += value
                 low, high = min(low, value), max(high, value)
-            mean = total / n
-            squares = 0.0
+                total += value
+            if n == 0 or not np.isfinite(total):
+                continue
+            mean, squares = total / n, 0.0
             for value in of_region:
                 squares += (value - mean) ** 2
             statistics[channel, 0, region] = mean
-            statistics[channel, 1, region] = np.median(of_region)
+            statistics[channel, 1, region] = _median(of_region, low, high)
             statistics[channel, 2, region] = low
             statistics[channel, 3, region] = high
             statistics[channel, 4, region] = np.sqrt(squares / max(n - 1, 1))
     return statistics
+
+
+@compiled
+def _median(values: npt.NDArray[np.float32], low: float, high: float) -> float:
+    """Return the median of values from `low` to `high`; of an even number, the middle of two.
+
+    Notes
+    -----
+    Values are counted in steps from low to high. Then only those of the step, or two, in which
+    the median lies must be sorted.
+    """
+    if low == high:
+        return low
+    per_step = 255 / (high - low)
+    steps, sizes = np.empty(len(values), np.uint8), np.zeros(256, np.int64)
+    for i, value in enumerate(values):
+        steps[i] = np.uint8((value - low) * per_step)
+        sizes[steps[i]] += 1
+    lower, upper = (len(values) - 1) // 2, len(values) // 2
+    first, below = 0, 0
+    while below + sizes[first] <= lower:
+        below += sizes[first]
+        first += 1
+    last, up_to = first, below + sizes[first]
+    while up_to <= upper:
+        last += 1
+        up_to += sizes[last]
+    middle = np.empty(up_to - below)
+    found = 0
+    for i, value in enumerate(values):
+        if first <= steps[i] <= last:
+            middle[found] = value
+            found += 1
+    middle = np.sort(middle)
+    return float(middle[lower - below] + middle[upper - below]) / 2

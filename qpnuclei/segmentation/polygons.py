@@ -84,9 +84,9 @@ def _walk(
 
     Notes
     -----
-    The region is on the right hand. At each corner, the pixels ahead on the right and on the left
-    tell where to go on. There are two ends of runs for each capacity of four: an edge along y
-    belongs to two vertices at most.
+    The region is on the right hand; the pixels ahead on the right and on the left tell where to
+    go on. `capacity` is four for every run, and one for every region: a run has two edges along
+    y, an edge two ends, and a ring one vertex twice.
     """
     height, width = labels.shape
     vertices = np.empty((capacity, 2), np.int64)
@@ -96,7 +96,7 @@ def _walk(
     for ring, first in enumerate(firsts):
         y0, x0 = divmod(first, width)
         label = labels[y0, x0]
-        vertices[size] = x0, y0
+        vertices[size, 0], vertices[size, 1] = x0, y0
         size += 1
         x, y, dx, dy = x0 + 1, y0, 1, 0
         while x != x0 or y != y0:
@@ -111,12 +111,12 @@ def _walk(
                 n_sides[ring] = _PINCHED
                 break
             if left or not right:
-                vertices[size] = x, y
+                vertices[size, 0], vertices[size, 1] = x, y
                 size += 1
                 dx, dy = (dy, -dx) if left else (-dy, dx)
             n_sides[ring] += abs(dy)
             x, y = x + dx, y + dy
-        vertices[size] = x0, y0
+        vertices[size, 0], vertices[size, 1] = x0, y0
         size += 1
         ring_offsets[ring + 1] = size
     return vertices[:size], ring_offsets, n_sides

@@ -96,7 +96,9 @@ def _summed(tables: Float, rgb: RGB) -> Float:
     sums = np.empty((len(rgb), tables.shape[2]), np.float32)
     for i, (red, green, blue) in enumerate(rgb):
         for stain in range(tables.shape[2]):
-            sums[i, stain] = tables[0, red, stain] + tables[1, green, stain] + tables[2, blue, stain]
+            sums[i, stain] = (
+                tables[0, red, stain] + tables[1, green, stain] + tables[2, blue, stain]
+            )
     return sums
 
 
