@@ -19,7 +19,8 @@ def measure_hulls(points: FloatArray, counts: npt.NDArray[np.integer]) -> FloatA
     Parameters
     ----------
     points : (P, 2) float64 ndarray
-        The sets one after the other, in any order within a set.
+        The sets one after the other, in any order within a set. Points that are nearer to each
+        other than a billionth of the size of the set should be one and the same.
     counts : (N,) int ndarray
         Number of points of each set.
 
@@ -137,6 +138,7 @@ def _enclosing_diameter(hull: FloatArray) -> float:
     """
     a, b = len(hull) - 1, 0
     while True:
+        # The smallest angle below 90 degrees; cross products of 0 are those of the ends.
         c, cotangent = -1, 0.0
         for i in range(len(hull)):
             cross, dot = abs(_cross(hull, i, a, b)), _dot(hull, i, a, b)

@@ -110,8 +110,11 @@ def pixels_of_labels(labels: npt.NDArray[np.integer[Any]], ids: npt.ArrayLike) -
     order = order[regions[order] >= 0]
     lengths = runs.lengths[order]
     counts = np.bincount(regions[order], weights=lengths, minlength=len(ids)).astype(np.int64)
-    run, step = _spread(lengths)
-    return Pixels(runs.starts[order][run] + step, counts)
+    # The n-th pixel of all lies n behind what is repeated for its run.
+    before = np.cumsum(lengths) - lengths
+    indices = np.repeat(runs.starts[order] - before, lengths)
+    indices += np.arange(len(indices))
+    return Pixels(indices, counts)
 
 
 def pixels_of_polygons(polygons: npt.NDArray[Any], shape: tuple[int, int]) -> Pixels:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from qpnuclei.hulls import measure_hulls
 
-# Few values make many points equal, on one line, or on one circle.
+# Few values make many points equal, on one line, or on one circle. Float32 vertices of slides are
+# thousandths of a pixel apart.
 grid = st.integers(-4, 4).map(float)
-anywhere = st.floats(-1e3, 1e3).map(lambda x: float(np.float32(x)))
+anywhere = st.integers(-(2**20), 2**20).map(lambda x: x / 1024)
 points = st.one_of(
     st.lists(st.tuples(grid, grid), min_size=1, max_size=30),
     st.lists(st.tuples(anywhere, anywhere), min_size=1, max_size=30),
@@ -67,14 +68,14 @@ def test_as_geos_measures_them(corners, scale):
     ((area, diameter, width),) = measure(corners)
     size = np.ptp(corners, axis=0).max()
     assert area == pytest.approx(shapely.area(hull), rel=1e-9, abs=1e-12 * size**2)
-    assert diameter == pytest.approx(2 * shapely.minimum_bounding_radius(geometry), rel=1e-9)
+    assert diameter == pytest.approx(2 * shapely.minimum_bounding_radius(geometry), rel=1e-8)
     if area > 1e-9 * size**2:
         x, y = shapely.get_coordinates(hull).T
         across = [
             np.abs(dx * (y - y0) - dy * (x - x0)).max() / math.hypot(dx, dy)
             for x0, y0, dx, dy in zip(x, y, np.diff(x), np.diff(y), strict=False)
         ]
-        assert width == pytest.approx(min(across), rel=1e-9)
+        assert width == pytest.approx(min(across), rel=1e-8)
 
 
 @settings(max_examples=60, deadline=None)
