@@ -93,8 +93,10 @@ class _Groups(Sequence[DetectionGroup]):
         self._class = path_class
         self._taken = taken
         self._at = np.argwhere(nuclei.counts).tolist()
-        # Regions of one table follow each other: it is read once for all of them.
+        # Regions of one table follow each other: it is read once for all of them. A group that is
+        # the only one is made once, however often it is asked for.
         self._table = lru_cache(1)(self._read)
+        self._group = lru_cache(1)(self._make)
 
     def __len__(self) -> int:
         return len(self._at)
@@ -106,7 +108,9 @@ class _Groups(Sequence[DetectionGroup]):
     def __getitem__(self, index: int | slice) -> DetectionGroup | list[DetectionGroup]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        number, region = self._at[index]
+        return self._group(*self._at[index])
+
+    def _make(self, number: int, region: int) -> DetectionGroup:
         table, ids = self._table(number)
         stop = int(self._nuclei.counts[number, : region + 1].sum())
         start = stop - int(self._nuclei.counts[number, region])

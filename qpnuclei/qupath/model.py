@@ -10,6 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -254,6 +255,11 @@ class DetectionGroup:
     nuclei: NucleiTable
     ids: Sequence[uuid.UUID]
     path_class: PathClass | None
+
+    @cached_property
+    def id_texts(self) -> list[str]:
+        """The UUIDs as they are written."""
+        return [str(own_id) for own_id in self.ids]
 
 
 @dataclass(frozen=True, eq=False)
