@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 from typing import overload
 from uuid import UUID
@@ -145,7 +146,8 @@ def new_nuclei(plan: ImagePlan, found: NucleiTables, options: RunOptions) -> New
         if known:
             region[[own_id in known for own_id in _ids(table, plan.entry)]] = -1
         by_region = np.argsort(region, kind="stable")[np.count_nonzero(region < 0) :]
-        found[number] = table.take(by_region)
+        if not np.array_equal(by_region, np.arange(len(table))):
+            found[number] = table.take(by_region)
         of_table += np.bincount(region[by_region], minlength=len(of_table))
     return NewNuclei(plan.entry, found, counts, outside)
 
@@ -287,10 +289,9 @@ def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei) -> None:
 
 def _ids(table: NucleiTable, entry: ImageEntry) -> list[UUID]:
     salt = f"{entry.id}/{entry.name}".encode()
-    first = table.ring_offsets[table.polygon_offsets[:-1]].tolist()
-    last = table.ring_offsets[table.polygon_offsets[1:]].tolist()
-    vertices = np.ascontiguousarray(table.vertices.astype("<f4"))
+    ends = 8 * table.ring_offsets[table.polygon_offsets]
+    outlines = table.vertices.astype("<f4").tobytes()
     return [
-        nucleus_id(blake2b(salt + vertices[a:b].tobytes(), digest_size=10).digest())
-        for a, b in zip(first, last, strict=True)
+        nucleus_id(blake2b(salt + outlines[a:b], digest_size=10).digest())
+        for a, b in pairwise(ends.tolist())
     ]
