@@ -39,7 +39,7 @@ def literal(project: Path, side: int, model: str) -> dict[str, Any]:
     from qpnuclei.slides.slide import open_slide
 
     segmenter = Segmenter.load(model, device="cpu")
-    segmenter.attend(np.zeros((1, 256, 256, 3), np.uint8))
+    segmenter.segment(np.zeros((256, 256, 3), np.uint8), MPP)
     with _OneByOne(project) as output, open_slide(_slide(project)) as opened:
         laps = Laps()
         for x, y, width, height in _tiles(side):

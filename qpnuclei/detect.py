@@ -8,7 +8,7 @@ What is in memory at any moment is bounded by tiles, not by the size of the regi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -28,6 +28,7 @@ from qpnuclei.measure import (
     pixels_of_polygons,
     shape_measurements,
 )
+from qpnuclei.nn.codes import ATTENTION_OF_CODE, AttentionCodes, CentreCodes
 from qpnuclei.nuclei import NucleiTable, NucleiTables, concatenate
 from qpnuclei.qupath.model import PixelCalibration, Stains
 from qpnuclei.segmentation.polygons import polygonise, simplify
@@ -38,7 +39,7 @@ from qpnuclei.slides.resolution import resolve_mpp, working_downsample
 from qpnuclei.slides.slide import ImageInMemory
 from qpnuclei.slides.stains import reinhard_statistics, separate
 from qpnuclei.slides.tissue import tissue_fraction
-from qpnuclei.stages import ahead, in_parallel, return_freed_memory
+from qpnuclei.stages import ahead, in_parallel, networks_at_once, return_freed_memory
 from qpnuclei.summary import Stopwatch
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def find_nuclei(
     with (
         closing(ahead(_read(pixels, tiles, segmenter, scale, clock), 2 * batch_size)) as read,
         closing(
-            ahead(_attend(read, tiles, segmenter, statistics, batch_size, clock), 2)
+            _attend(read, tiles, segmenter, statistics, batch_size, workers, clock)
         ) as attended,
         closing(in_parallel(segment, _assemble(tiles, attended, clock), workers)) as segmented,
     ):
@@ -257,8 +258,8 @@ class _View:
 
     box: Box
     rgb: npt.NDArray[np.uint8]
-    attention: npt.NDArray[np.float32]
-    centre: npt.NDArray[np.float32] | None
+    attention: AttentionCodes
+    centre: CentreCodes | None
 
     def cut(self, box: Box) -> _View:
         """Return what is seen of a box inside this one."""
@@ -286,7 +287,7 @@ def _view_of(
     box = Box(x0, y0, x1, y1)
     seen = box.grown(margin)
     rgb = pixels.read(seen.x0, seen.y0, seen.width, seen.height, scale.downsample)
-    attention, _ = segmenter.attend(rgb[None], statistics)
+    attention, _ = segmenter.attend_codes(rgb[None], statistics)
     return _View(seen, rgb, attention[0], None).cut(box)
 
 
@@ -336,21 +337,37 @@ def _attend(
     segmenter: Segmenter,
     statistics: ReinhardStatistics | None,
     batch_size: int,
+    workers: int,
     clock: Stopwatch,
-) -> Iterator[_View]:
+) -> Generator[_View, None, None]:
     """Run the network on batches of parts."""
     margin = _margin(segmenter)
-    parts = iter(read)
-    while True:
-        with clock.waiting("attend"):
-            batch = list(islice(parts, batch_size))
-        if not batch:
-            return
+
+    def batches() -> Iterator[list[_Part]]:
+        parts = iter(read)
+        while True:
+            with clock.waiting("attend"):
+                batch = list(islice(parts, batch_size))
+            if not batch:
+                return
+            yield batch
+
+    def attend(batch: list[_Part]) -> list[_View]:
         with clock("attend"), _naming(batch[0].tile, tiles):
-            attention, centre = segmenter.attend(_stacked([p.rgb for p in batch]), statistics)
-        for i, part in enumerate(batch):
-            seeds = None if centre is None else centre[i]
-            yield _View(part.box.grown(margin), part.rgb, attention[i], seeds).cut(part.box)
+            attention, centre = segmenter.attend_codes(_stacked([p.rgb for p in batch]), statistics)
+        return [
+            _View(
+                part.box.grown(margin),
+                part.rgb,
+                attention[i],
+                None if centre is None else centre[i],
+            ).cut(part.box)
+            for i, part in enumerate(batch)
+        ]
+
+    with closing(in_parallel(attend, batches(), networks_at_once(workers))) as attended:
+        for views in attended:
+            yield from views
 
 
 def _assemble(
@@ -382,8 +399,8 @@ def _assemble(
 def _composed(box: Box, pieces: list[_View]) -> _View:
     """Return what is seen of a box that some views cover together."""
     rgb = np.empty((box.height, box.width, 3), np.uint8)
-    attention = np.empty((box.height, box.width), np.float32)
-    centre = None if pieces[0].centre is None else np.empty_like(attention)
+    attention = np.empty((box.height, box.width), np.uint8)
+    centre = None if pieces[0].centre is None else np.empty(attention.shape, np.uint16)
     for piece in pieces:
         common = box.intersection(piece.box)
         if common is None:
@@ -437,7 +454,7 @@ def _intensities(view: _View, regions: Pixels, stains: Stains) -> Measurements:
         **intensity_measurements(
             separate(regions.of(view.rgb), stains), stains.stain_names[:2], regions
         ),
-        **attention_measurement(regions.of(view.attention), regions),
+        **attention_measurement(ATTENTION_OF_CODE[regions.of(view.attention)], regions),
     }
 
 

@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from qpnuclei.errors import ModelError, NotFoundError
 from qpnuclei.nn.checkpoint import Network, load_model
+from qpnuclei.nn.codes import AttentionCodes, CentreCodes, attention_codes, centre_codes
 from qpnuclei.nn.device import resolve_device
 from qpnuclei.nn.metadata import ModelMetadata
 from qpnuclei.nuclei import NucleiTable
@@ -185,6 +186,30 @@ class Segmenter:
         with torch.inference_mode():
             maps = self._maps(x.to(self._device)).cpu().numpy()[..., :height, :width]
         return maps[:, 0], maps[:, 1] if maps.shape[1] > 1 else None
+
+    def attend_codes(
+        self, rgb: RGBImage, statistics: ReinhardStatistics | None = None
+    ) -> tuple[AttentionCodes, CentreCodes | None]:
+        """Return the codes (`qpnuclei.nn.codes`) of what `attend` returns of a batch of tiles.
+
+        Parameters
+        ----------
+        rgb, statistics
+            As for `attend`.
+
+        Returns
+        -------
+        attention : (B, H, W) uint8 ndarray
+        centre : (B, H, W) uint16 ndarray or None
+            None for models that have none.
+
+        Raises
+        ------
+        ValueError
+            As `attend`.
+        """
+        attention, centre = self.attend(rgb, statistics)
+        return attention_codes(attention), None if centre is None else centre_codes(centre)
 
     def segment(self, rgb: RGBImage, mpp: float, stains: Stains = DEFAULT_HE) -> NucleiTable:
         """Find and measure the nuclei of one image in memory: what ``qpnuclei run`` does.

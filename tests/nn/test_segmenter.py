@@ -9,6 +9,7 @@ import torch
 from qpnuclei.errors import DeviceError, ModelError, MppError, NotFoundError, UsageError
 from qpnuclei.nn.attention import AttentionNet
 from qpnuclei.nn.checkpoint import save_model
+from qpnuclei.nn.codes import attention_codes, centre_codes
 from qpnuclei.nn.device import resolve_device
 from qpnuclei.nn.metadata import ColourNormalisation, ModelMetadata, PostProcessing
 from qpnuclei.nn.segmenter import (
@@ -132,6 +133,20 @@ def test_a_second_channel_is_the_centre_map() -> None:
     )
     assert attention == pytest.approx(0.5)
     assert centre == pytest.approx(1 / (1 + np.exp(-9.0)))  # tau is None: the plain sigmoid
+
+
+@pytest.mark.parametrize("name", ["default", "light"])
+def test_codes_are_those_of_the_maps(name: str) -> None:
+    made = Segmenter.load(name, device="cpu")
+    rgb = noise(2, 67, 90, 3)
+    attention, centre = made.attend(rgb)
+    found, seeds = made.attend_codes(rgb)
+    np.testing.assert_array_equal(found, attention_codes(attention))
+    assert found.dtype == np.uint8
+    assert (centre is None) == (seeds is None)
+    if centre is not None and seeds is not None:
+        np.testing.assert_array_equal(seeds, centre_codes(centre))
+        assert seeds.dtype == np.uint16
 
 
 def test_sizes_that_are_no_multiple_of_the_stride_come_back_as_they_were() -> None:
