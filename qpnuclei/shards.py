@@ -17,6 +17,8 @@ from qpnuclei.nuclei import NucleiTable, concatenate
 #: Nuclei of a shard at least: some 10 MB.
 SHARD_NUCLEI = 20_000
 
+_VERTEX_BYTES = 8
+
 
 @contextmanager
 def temporary_shards(parent: Path, size: int = SHARD_NUCLEI) -> Iterator[Shards]:
@@ -154,13 +156,24 @@ def _to_parquet(nuclei: NucleiTable) -> memoryview:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    points = pa.FixedSizeListArray.from_arrays(nuclei.vertices.ravel(), 2)
-    rings = pa.ListArray.from_arrays(nuclei.ring_offsets.astype(np.int32), points)
-    outlines = pa.ListArray.from_arrays(nuclei.polygon_offsets.astype(np.int32), rings)
-    names = ["outline", *nuclei.measurements]
-    columns = [outlines, *map(pa.array, nuclei.measurements.values())]
+    # The outlines of a nucleus are one value, not lists of lists of numbers: they are copied.
+    ends = _VERTEX_BYTES * nuclei.ring_offsets[nuclei.polygon_offsets]
+    vertices = np.ascontiguousarray(nuclei.vertices)
+    buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(vertices)]
+    columns = {
+        "outline": pa.Array.from_buffers(pa.binary(), len(nuclei), buffers),
+        "rings": pa.ListArray.from_arrays(
+            nuclei.polygon_offsets.astype(np.int32), np.diff(nuclei.ring_offsets).astype(np.int32)
+        ),
+    }
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns, names), sink, use_dictionary=False, compression="lz4")
+    # Compressing half of it away would take three times as long as writing all.
+    pq.write_table(
+        pa.table({**columns, **nuclei.measurements}),
+        sink,
+        use_dictionary=False,
+        compression="none",
+    )
     return memoryview(sink.getvalue())
 
 
@@ -169,15 +182,14 @@ def _from_parquet(content: bytes) -> NucleiTable:
     import pyarrow.parquet as pq
 
     table = pq.read_table(pa.BufferReader(content), use_threads=False, partitioning=None)
-    outlines = table.column(0).combine_chunks()
-    rings = outlines.values
+    outlines, rings = (column.combine_chunks() for column in table.columns[:2])
     return NucleiTable(
-        rings.values.values.to_numpy().reshape(-1, 2),
+        np.frombuffer(outlines.buffers()[2], np.float32).reshape(-1, 2),
+        np.concatenate([[0], np.cumsum(rings.values.to_numpy(), dtype=np.int64)]),
         rings.offsets.to_numpy().astype(np.int64),
-        outlines.offsets.to_numpy().astype(np.int64),
         {
             name: column.to_numpy()
-            for name, column in zip(table.column_names[1:], table.columns[1:], strict=True)
+            for name, column in zip(table.column_names[2:], table.columns[2:], strict=True)
         },
     )
 

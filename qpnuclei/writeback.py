@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 from typing import overload
 from uuid import UUID
@@ -26,9 +27,9 @@ from qpnuclei.qupath.model import (
     DetectionGroup,
     Edit,
     ImageEntry,
+    NucleusIds,
     PathClass,
     Project,
-    nucleus_id,
 )
 from qpnuclei.qupath.names import NEW_CLASS_COLOR, class_of, file_stem
 from qpnuclei.roi import region_of
@@ -93,8 +94,11 @@ class _Groups(Sequence[DetectionGroup]):
         self._class = path_class
         self._taken = taken
         self._at = np.argwhere(nuclei.counts).tolist()
-        # Regions of one table follow each other: it is read once for all of them.
-        self._table = lru_cache(1)(self._read)
+        # Regions of one table follow each other: it is read once for all of them. A group that is
+        # the only one is made once, however often it is asked for.
+        self._table = lru_cache(1)(nuclei.tables.__getitem__)
+        self._ids: dict[int, NucleusIds] = {}
+        self._group = lru_cache(1)(self._make)
 
     def __len__(self) -> int:
         return len(self._at)
@@ -106,18 +110,19 @@ class _Groups(Sequence[DetectionGroup]):
     def __getitem__(self, index: int | slice) -> DetectionGroup | list[DetectionGroup]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        number, region = self._at[index]
-        table, ids = self._table(number)
+        return self._group(*self._at[index])
+
+    def _make(self, number: int, region: int) -> DetectionGroup:
+        table = self._table(number)
+        if number not in self._ids:
+            self._ids[number] = _ids(table, self._nuclei.entry)
+        ids = self._ids[number]
         stop = int(self._nuclei.counts[number, : region + 1].sum())
         start = stop - int(self._nuclei.counts[number, region])
-        rows = [row for row in range(start, stop) if ids[row] not in self._taken]
-        return DetectionGroup(
-            self._parents[region], table.take(rows), [ids[row] for row in rows], self._class
-        )
-
-    def _read(self, number: int) -> tuple[NucleiTable, list[UUID]]:
-        table = self._nuclei.tables[number]
-        return table, _ids(table, self._nuclei.entry)
+        rows = list(range(start, stop))
+        if self._taken:
+            rows = [row for row in rows if ids[row] not in self._taken]
+        return DetectionGroup(self._parents[region], table.take(rows), ids.take(rows), self._class)
 
 
 def new_nuclei(plan: ImagePlan, found: NucleiTables, options: RunOptions) -> NewNuclei:
@@ -141,7 +146,8 @@ def new_nuclei(plan: ImagePlan, found: NucleiTables, options: RunOptions) -> New
         if known:
             region[[own_id in known for own_id in _ids(table, plan.entry)]] = -1
         by_region = np.argsort(region, kind="stable")[np.count_nonzero(region < 0) :]
-        found[number] = table.take(by_region)
+        if not np.array_equal(by_region, np.arange(len(table))):
+            found[number] = table.take(by_region)
         of_table += np.bincount(region[by_region], minlength=len(of_table))
     return NewNuclei(plan.entry, found, counts, outside)
 
@@ -277,7 +283,7 @@ def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei) -> None:
         centroids = table.centroids()
         return pa.table(
             {
-                "id": pa.array(map(str, _ids(table, plan.entry)), pa.string()),
+                "id": pa.array(_ids(table, plan.entry).texts(), pa.string()),
                 "annotation": pa.array(np.repeat(labels, nuclei.counts[number]), pa.string()),
                 "centroid_x_px": centroids[:, 0],
                 "centroid_y_px": centroids[:, 1],
@@ -293,12 +299,11 @@ def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei) -> None:
             writer.write_table(part(number))
 
 
-def _ids(table: NucleiTable, entry: ImageEntry) -> list[UUID]:
+def _ids(table: NucleiTable, entry: ImageEntry) -> NucleusIds:
     salt = f"{entry.id}/{entry.name}".encode()
-    first = table.ring_offsets[table.polygon_offsets[:-1]].tolist()
-    last = table.ring_offsets[table.polygon_offsets[1:]].tolist()
-    vertices = np.ascontiguousarray(table.vertices.astype("<f4"))
-    return [
-        nucleus_id(blake2b(salt + vertices[a:b].tobytes(), digest_size=10).digest())
-        for a, b in zip(first, last, strict=True)
-    ]
+    ends = 8 * table.ring_offsets[table.polygon_offsets]
+    outlines = table.vertices.astype("<f4").tobytes()
+    digests = b"".join(
+        blake2b(salt + outlines[a:b], digest_size=10).digest() for a, b in pairwise(ends.tolist())
+    )
+    return NucleusIds(np.frombuffer(digests, np.uint8).reshape(-1, 10))

@@ -538,7 +538,7 @@ def _split_last(children: Sequence[Content], count: int) -> tuple[list[Content],
     return split_children(children, object_count(children) - count)
 
 
-def _read_items(items: Sequence[Content]) -> Detections:
+def _read_items(items: Sequence[Content]) -> FileDetections:
     """Read detections that are known to be some."""
     views = (PathObject.of(item) if isinstance(item, JavaObject) else item for item in items)
     return FileDetections([(i, -1) for i in views if isinstance(i, PathObject | Packed)])

@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.errors import FormatError
+from qpnuclei.nuclei import NucleiTable, concatenate
 from qpnuclei.qupath.model import Detections
 from qpnuclei.qupath.native import java_classes as jc
 from qpnuclei.qupath.native.java_stream import JavaObject, JavaString
 from qpnuclei.qupath.native.path_objects import KINDS, PathObject, located, parse_uuid
 from qpnuclei.qupath.native.records import CHUNK, Column, IntArray, KnownShape, Packed
-from qpnuclei.qupath.native.rois import read_rois
+from qpnuclei.qupath.native.rois import read_outlines, read_rois
 from qpnuclei.qupath.native.sources import Many, NotConstantError, Single, Source, text
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,11 @@ class FileDetections(Detections):
         return self._list(_ids)
 
     @cached_property
+    def id_texts(self) -> list[str | None]:
+        """UUIDs as they are written; None for those without."""
+        return self._list(_id_texts)
+
+    @cached_property
     def kinds(self) -> list[str]:
         """``"detection"``, ``"cell"`` or ``"tile"``."""
         return self._list(lambda view, source: [view.kind] * source.count)
@@ -92,6 +98,20 @@ class FileDetections(Detections):
         for rows, values in self._read(_geometries):
             geometries[rows] = values
         return geometries
+
+    @cached_property
+    def outlines(self) -> NucleiTable | None:
+        """Their outlines vertex for vertex; None if one is no polygon, or has a hole."""
+        rows, tables = [], []
+        for some, table in self._read(_outlines):
+            if table is None:
+                return None
+            rows.append(some)
+            tables.append(table)
+        if len(self) == 0:
+            return NucleiTable.empty()
+        order = np.argsort(np.concatenate(rows), kind="stable")
+        return concatenate(tables).take(order)
 
     @cached_property
     def centroids(self) -> FloatArray:
@@ -162,8 +182,8 @@ def packed_ids(packed: Packed) -> Iterator[tuple[IntArray, list[str]]]:
         If one of them contradicts itself.
     """
     for batch in _divide(packed):
-        texts = batch.read(_id_texts)
-        if texts is not None:
+        texts = [text for text in batch.read(_id_texts) if text is not None]
+        if texts:
             yield batch.rows, texts
 
 
@@ -254,18 +274,21 @@ def _class_name(view: PathObject, source: Source) -> str | None:
     return ": ".join("" if name is None else text(name, source) for name in names)
 
 
-def _id_texts(view: PathObject, source: Source) -> list[str] | None:
+def _id_texts(view: PathObject, source: Source) -> list[str | None]:
     string = view.id_string
-    return None if string is None else _texts(source.column(string))
+    return [None] * source.count if string is None else [*_texts(source.column(string))]
 
 
 def _ids(view: PathObject, source: Source) -> list[uuid.UUID | None]:
-    texts = _id_texts(view, source)
-    return [None] * source.count if texts is None else [parse_uuid(item) for item in texts]
+    return [None if text is None else parse_uuid(text) for text in _id_texts(view, source)]
 
 
 def _geometries(view: PathObject, source: Source) -> npt.NDArray[Any]:
     return read_rois(_roi(view), source).geometries
+
+
+def _outlines(view: PathObject, source: Source) -> NucleiTable | None:
+    return read_outlines(_roi(view), source)
 
 
 def _centroids(view: PathObject, source: Source) -> FloatArray:

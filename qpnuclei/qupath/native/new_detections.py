@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import shapely
 
 from qpnuclei.errors import FormatError, UsageError
 from qpnuclei.nuclei import NucleiTable
-from qpnuclei.qupath.model import DetectionGroup, Detections, Edit, PathClass
+from qpnuclei.qupath.model import DetectionGroup, Edit, PathClass
 from qpnuclei.qupath.native import java_classes as jc
+from qpnuclei.qupath.native.detections import FileDetections
 from qpnuclei.qupath.native.java_stream import (
     Bulk,
     JavaArray,
@@ -69,7 +69,7 @@ class Additions:
             if len(group.ids) != count:
                 raise ValueError(f"{count} nuclei, but {len(group.ids)} UUIDs")
             counts.setdefault(group.parent, {})[index] = count
-            ids.update(map(str, group.ids))
+            ids.update(group.id_texts)
             total += count
             if count:
                 path_classes[group.path_class] = None
@@ -142,19 +142,23 @@ def uniform_parts(group: DetectionGroup) -> Iterator[DetectionGroup]:
     for indices in (np.flatnonzero(rings == 1), np.flatnonzero(rings > 1)):
         for begin in range(0, len(indices), CHUNK):
             chosen = indices[begin : begin + CHUNK]
+            if len(chosen) == len(nuclei):
+                yield group
+                return
             ids = [group.ids[row] for row in chosen.tolist()]
             yield DetectionGroup(group.parent, nuclei.take(chosen), ids, group.path_class)
 
 
-def check_same(found: Detections, part: DetectionGroup, grid_px: float = 0.0) -> None:
+def check_same(found: FileDetections, part: DetectionGroup, grid_px: float = 0.0) -> None:
     """Raise FormatError unless the detections found are those of a part, with the same values.
 
     Outlines with holes may have vertices that are rounded to a grid.
     """
     nuclei = part.nuclei
-    if list(found.ids) != list(part.ids) or set(found.kinds) != {"detection"}:
+    if found.id_texts != part.id_texts or set(found.kinds) != {"detection"}:
         raise FormatError("a new detection is missing, or in another place")
-    if not _same_outlines(found.geometries, nuclei, grid_px):
+    # Nearly always they are the same vertex for vertex, and no geometries need be made.
+    if not (_same_vertices(found, nuclei) or _same_geometries(found, nuclei, grid_px)):
         raise FormatError("a new detection has another outline")
     if set(found.class_names) != {None if part.path_class is None else part.path_class.name}:
         raise FormatError("a new detection has another class")
@@ -165,10 +169,18 @@ def check_same(found: Detections, part: DetectionGroup, grid_px: float = 0.0) ->
             raise FormatError(f"{name!r} of a new detection has another value")
 
 
-def _same_outlines(
-    geometries: npt.NDArray[np.object_], nuclei: NucleiTable, grid_px: float
-) -> bool:
-    polygons = nuclei.polygons()
+def _same_vertices(found: FileDetections, nuclei: NucleiTable) -> bool:
+    outlines = found.outlines
+    return (
+        outlines is not None
+        and np.array_equal(outlines.vertices, nuclei.vertices)
+        and np.array_equal(outlines.ring_offsets, nuclei.ring_offsets)
+        and np.array_equal(outlines.polygon_offsets, nuclei.polygon_offsets)
+    )
+
+
+def _same_geometries(detections: FileDetections, nuclei: NucleiTable, grid_px: float) -> bool:
+    geometries, polygons = detections.geometries, nuclei.polygons()
     differ = np.flatnonzero(~shapely.equals_exact(geometries, polygons))
     found, expected = geometries[differ], polygons[differ]
     # A ring that passes its first vertex once more at its end comes back without that.
@@ -192,7 +204,7 @@ def _write(writer: StreamWriter, catalog: jc.Catalog, part: DetectionGroup, plan
     if part.path_class is not None:
         path_class = catalog.path_class(part.path_class.name, part.path_class.color)
     columns = [
-        Column("".join(map(str, part.ids)).encode(), _UUID_LENGTH * np.arange(count + 1)),
+        Column("".join(part.id_texts).encode(), _UUID_LENGTH * np.arange(count + 1)),
         Column(value_bytes, 4 * len(nuclei.measurements) * np.arange(count + 1)),
         *([_wkb_column(nuclei)] if has_hole else _vertex_columns(nuclei)),
     ]
