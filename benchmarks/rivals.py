@@ -68,7 +68,7 @@ def paper_network(side: int = TILE_PX) -> dict[str, Any]:
     import torch
 
     from qpnuclei.nn.attention import AttentionNet
-    from qpnuclei.nn.segmenter import prepared
+    from qpnuclei.nn.forward import prepared
 
     network = prepared(AttentionNet(width=64).eval()).to(memory_format=torch.channels_last)
     image = torch.rand(1, 3, side, side).contiguous(memory_format=torch.channels_last)
