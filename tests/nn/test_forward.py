@@ -42,7 +42,7 @@ def test_a_prepared_network_computes_the_same(network: torch.nn.Module) -> None:
     x = torch.randn(1, 3, 24, 32, generator=generator)
     with torch.inference_mode():
         expected = network.eval()(x)
-        fused = prepared(network)
+        fused = prepared(network, CPU)
         torch.testing.assert_close(fused(x), expected, rtol=1e-4, atol=1e-4)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
 
