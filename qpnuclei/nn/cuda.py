@@ -134,7 +134,8 @@ class CudaForward:
             for code in codes:
                 code.record_stream(self._copying_out)
                 copies.append(_pinned(code.shape, code.dtype).copy_(code, non_blocking=True))
-            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            # Threads sleep until it happens, rather than keeping a core busy each.
+            done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             done.record()
         return copies, done
 
