@@ -68,9 +68,11 @@ def paper_network(side: int = TILE_PX) -> dict[str, Any]:
     import torch
 
     from qpnuclei.nn.attention import AttentionNet
-    from qpnuclei.nn.segmenter import prepared
+    from qpnuclei.nn.forward import prepared
 
-    network = prepared(AttentionNet(width=64).eval()).to(memory_format=torch.channels_last)
+    network = prepared(AttentionNet(width=64).eval(), torch.device("cpu")).to(
+        memory_format=torch.channels_last
+    )
     image = torch.rand(1, 3, side, side).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         network(image[..., :256, :256])
