@@ -143,7 +143,7 @@ def find_nuclei(
     found: NucleiTables,
     *,
     simplify_um: float = 0.0,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     workers: int = 1,
     clock: Stopwatch | None = None,
     progress: Callable[[int, int], None] = lambda done, found: None,
@@ -161,8 +161,8 @@ def find_nuclei(
     simplify_um : float
         Largest distance in µm by which outlines may be simplified; 0 leaves them along the edges
         of working pixels. Intensities are those of the pixels before.
-    batch_size : int
-        Tiles that the network takes at once.
+    batch_size : int, optional
+        Tiles that the network takes at once; `Segmenter.suggested_batch_size` if not given.
     workers : int
         Tiles that are segmented at the same time. The result does not depend on it.
     progress : callable
@@ -174,6 +174,9 @@ def find_nuclei(
         What happened at the seams.
     """
     clock = clock or Stopwatch()
+    if batch_size is None:
+        surroundings = tiles.halo + _margin(segmenter)
+        batch_size = segmenter.suggested_batch_size(tiles.core_size + 2 * surroundings)
     parameters = segmenter.metadata.post_processing
     statistics = _colour_statistics(pixels, tiles, segmenter, scale)
 

@@ -25,6 +25,7 @@ from qpnuclei.summary import (
     RegionResult,
     RunSummary,
     Stopwatch,
+    describe_device,
     describe_model,
 )
 from qpnuclei.writeback import choose_run_dir, new_nuclei, write_back
@@ -73,7 +74,7 @@ def analyse_project(
         backend=project.backend,
         arguments=options.to_json(),
         model=describe_model(options.model, segmenter),
-        device=f"{segmenter.device}, {segmenter.precision}" + ", 8 views" * options.tta,
+        device=str(segmenter.device),
         run_dir=run_dir,
     )
     for entry in entries:
@@ -87,6 +88,7 @@ def analyse_project(
                     summary.images.append(result)
         except QpnucleiError as error:
             summary.failures.append((entry.name, error))
+    summary.device = describe_device(segmenter)
     with interrupt_postponed():
         summary.save()
     return summary

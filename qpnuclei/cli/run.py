@@ -88,8 +88,14 @@ def run(
         int, typer.Option("--tile", min=128, max=8192, help="Core of a tile in px of the model.")
     ] = 1792,
     batch: Annotated[
-        int, typer.Option("--batch", min=1, help="Tiles that the network takes at once.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--batch",
+            min=1,
+            help="Tiles that the network takes at once.",
+            show_default="as many as the memory of a GPU holds, at most 8; 1 on a CPU",
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(

@@ -75,6 +75,7 @@ class Segmenter:
             self._dtype = torch.float16
         self._metadata = metadata
         self._device = device
+        self._views = views
         self._network = network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._forward = Forward(self._network, metadata, device, views, self._dtype)
         self._on_cuda = None
@@ -139,6 +140,11 @@ class Segmenter:
     def precision(self) -> str:
         """What the convolutions compute in, for example ``"float32"``."""
         return str(self._dtype).removeprefix("torch.")
+
+    @property
+    def views(self) -> int:
+        """How many flips and rotations of a tile it looks at: 1 or 8."""
+        return self._views
 
     @property
     def device(self) -> torch.device:
