@@ -7,6 +7,9 @@ from typing import TypeVar, cast
 
 import numba
 
+# As in NumPy, division by zero gives no error.
+_HOW = {"nogil": True, "error_model": "numpy"}
+
 F = TypeVar("F", bound=Callable[..., object])
 
 
@@ -19,7 +22,7 @@ def compiled(function: F) -> F:
     beside the module or in the user's cache folder, whichever can be written.
     """
     try:
-        return cast(F, numba.njit(cache=True, nogil=True)(function))
+        return cast(F, numba.njit(cache=True, **_HOW)(function))
     except RuntimeError:
         # Neither can be written.
-        return cast(F, numba.njit(nogil=True)(function))
+        return cast(F, numba.njit(**_HOW)(function))

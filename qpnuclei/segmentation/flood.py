@@ -119,7 +119,8 @@ def watershed(
     A pixel joins the first of its neighbours that is taken from the queue, highest pixels first
     (F. Meyer, "Color image segmentation", ICIP 1992).
     """
-    labels, crossings = _flood(components, heights, peaks)
+    by_component = np.argsort(components.ravel()[peaks], kind="stable")
+    labels, crossings = _flood(components, heights, peaks, by_component)
     if least_prominence > 0:
         # The highest saddle first: of two pixels where basins touch, the lower one.
         crossings = crossings[np.lexsort(crossings.T)]
@@ -130,9 +131,14 @@ def watershed(
 
 @compiled
 def _flood(
-    components: LabelArray, heights: HeightArray, peaks: IndexArray
+    components: LabelArray, heights: HeightArray, peaks: IndexArray, by_component: IndexArray
 ) -> tuple[LabelArray, IndexArray]:
     """Return the basins, and the pairs of pixels of two basins that touch.
+
+    Parameters
+    ----------
+    by_component : (N,) int64 ndarray
+        Order of the peaks in which those of one component follow each other.
 
     Returns
     -------
@@ -159,7 +165,6 @@ def _flood(
     labels = only_basin[component]
     queue, queued = np.empty(largest, np.int64), 0
     crossings = []
-    by_component = np.argsort(component[peaks], kind="mergesort")
     for i in range(len(by_component)):
         own = component[peaks[by_component[i]]]
         if peaks_of[own] == 1:

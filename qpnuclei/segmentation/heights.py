@@ -135,7 +135,8 @@ def _smooth_steps(heights: FloatArray, mask: MaskArray, weights: FloatArray) -> 
         if not mask[y].any():
             continue
         middle = row[reach : reach + width]
-        middle[:] = weights[reach] * heights[y]
+        for x in range(width):
+            middle[x] = weights[reach] * heights[y, x]
         for step in range(1, reach + 1):
             above, below = (
                 heights[_reflected(y - step, height)],
@@ -147,7 +148,8 @@ def _smooth_steps(heights: FloatArray, mask: MaskArray, weights: FloatArray) -> 
         for x in range(reach):
             row[x] = middle[_reflected(x - reach, width)]
             row[reach + width + x] = middle[_reflected(width + x, width)]
-        out[:] = weights[reach] * middle
+        for x in range(width):
+            out[x] = weights[reach] * middle[x]
         for step in range(1, reach + 1):
             left, right = row[reach - step :], row[reach + step :]
             weight = weights[reach + step]

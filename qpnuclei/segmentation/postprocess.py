@@ -140,7 +140,7 @@ def _fill_holes(labels: LabelArray) -> None:
 
     Two labels are apart or one encloses the other, so the order does not matter.
     """
-    holed = np.flatnonzero(_holes(labels)[1:] > 0) + 1
+    holed = np.flatnonzero(_holes(np.pad(labels, 1))[1:] > 0) + 1
     if len(holed) == 0:
         return
     boxes = ndimage.find_objects(labels)
@@ -150,8 +150,10 @@ def _fill_holes(labels: LabelArray) -> None:
 
 
 @compiled
-def _holes(labels: LabelArray) -> npt.NDArray[np.int64]:
-    """Count the holes of each 4-connected label (holes are 4-connected, too).
+def _holes(framed: LabelArray) -> npt.NDArray[np.int64]:
+    """Count the holes of each 4-connected label of a map with a frame of zeros around it.
+
+    Holes are 4-connected, too.
 
     Notes
     -----
@@ -159,13 +161,11 @@ def _holes(labels: LabelArray) -> npt.NDArray[np.int64]:
     Properties of Binary Images in Two Dimensions", IEEE Trans. Computers, 1971): those with one
     pixel of the label, less those with three, less twice those with two on a diagonal; over four.
     """
-    height, width = labels.shape
-    total = np.zeros(labels.max() + 1, np.int64)
-    framed = np.zeros((height + 2, width + 2), labels.dtype)
-    framed[1:-1, 1:-1] = labels
-    for y in range(height + 1):
+    height, width = framed.shape
+    total = np.zeros(framed.max() + 1, np.int64)
+    for y in range(height - 1):
         above, row = framed[y], framed[y + 1]
-        for x in range(width + 1):
+        for x in range(width - 1):
             a, b, c, d = above[x], above[x + 1], row[x], row[x + 1]
             if a == b == c == d:
                 continue
