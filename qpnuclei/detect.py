@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from qpnuclei.slides.stains import ReinhardStatistics
 
 #: Core of a tile in px of the working grid: large enough that its surroundings, which are read and
-#: attended again for its neighbours, weigh little (a third); small enough that a run with the
-#: default model stays below 2 GB.
+#: attended again for its neighbours, weigh little (a third); small enough that a run stays below
+#: 2 GB with the light model, below 4 GB with the default one.
 DEFAULT_TILE_PX = 1792
 #: Few nuclei are larger; one that is comes out whole all the same, joined from several tiles.
 DEFAULT_MAX_NUCLEUS_UM = 25.0

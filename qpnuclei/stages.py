@@ -17,8 +17,6 @@ R = TypeVar("R")
 
 _END = object()
 
-_MOST_NETWORKS = 4
-
 # Of glibc's <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
@@ -33,9 +31,10 @@ def available_cores() -> int:
 def networks_at_once(workers: int) -> int:
     """Return how many tiles a network looks at side by side, each with its share of the threads.
 
-    Threads that share a tile wait for each other at every layer; but every tile takes memory.
+    Threads that share a tile wait for each other at every layer; but every tile takes memory, so
+    that it is not more than two.
     """
-    return min(workers, _MOST_NETWORKS)
+    return min(workers, 2)
 
 
 def share_cores(workers: int) -> None:
