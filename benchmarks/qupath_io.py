@@ -33,9 +33,9 @@ from qpnuclei.qupath.model import (
     Edit,
     ImageEntry,
     NewAnnotation,
+    NucleusIds,
     PathClass,
     is_ours,
-    nucleus_id,
 )
 
 VERTICES = 24
@@ -323,7 +323,8 @@ class Nuclei(Sequence[DetectionGroup]):
         centres = np.stack(np.divmod(rows, int(np.ceil(np.sqrt(self._size))))[::-1], axis=1)
         radii = rng.uniform(8, 16, len(rows))
         vertices = 40.0 * centres[:, None] + 20 + radii[:, None, None] * ring
-        ids = [nucleus_id(b"%d %8d" % (self._salt, row)) for row in rows.tolist()]
+        digests = b"".join(b"%d %8d" % (self._salt, row) for row in rows.tolist())
+        ids = NucleusIds(np.frombuffer(digests, np.uint8).reshape(-1, 10))
         nuclei = NucleiTable(
             vertices.reshape(-1, 2).astype(np.float32),
             np.arange(len(rows) + 1) * (VERTICES + 1),

@@ -39,7 +39,7 @@ def literal(project: Path, side: int, model: str) -> dict[str, Any]:
     from qpnuclei.slides.slide import open_slide
 
     segmenter = Segmenter.load(model, device="cpu")
-    segmenter.attend(np.zeros((1, 256, 256, 3), np.uint8))
+    segmenter.segment(np.zeros((256, 256, 3), np.uint8), MPP)
     with _OneByOne(project) as output, open_slide(_slide(project)) as opened:
         laps = Laps()
         for x, y, width, height in _tiles(side):
@@ -68,9 +68,11 @@ def paper_network(side: int = TILE_PX) -> dict[str, Any]:
     import torch
 
     from qpnuclei.nn.attention import AttentionNet
-    from qpnuclei.nn.segmenter import prepared
+    from qpnuclei.nn.forward import prepared
 
-    network = prepared(AttentionNet(width=64).eval()).to(memory_format=torch.channels_last)
+    network = prepared(AttentionNet(width=64).eval(), torch.device("cpu")).to(
+        memory_format=torch.channels_last
+    )
     image = torch.rand(1, 3, side, side).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         network(image[..., :256, :256])

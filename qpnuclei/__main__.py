@@ -1,6 +1,17 @@
 """``python -m qpnuclei``: the same as the ``qpnuclei`` command."""
 
-from qpnuclei.cli.app import main
+from __future__ import annotations
+
+from qpnuclei.interrupts import ending_on_interrupt
+
+
+def main() -> None:
+    """Run the command line, which even its imports are part of to who presses Ctrl-C."""
+    with ending_on_interrupt():
+        from qpnuclei.cli.app import main as command_line
+
+        command_line()
+
 
 if __name__ == "__main__":
     main()

@@ -15,11 +15,12 @@ def compiled(function: F) -> F:
 
     The interpreter lock is released while it runs: threads call it side by side. Sums are taken in
     the order in which they are written (no "fast math"), so results are the same to the last bit
-    wherever in an array a pixel lies. The machine code is kept for the next start of the program,
-    beside the module or in the user's cache folder, whichever can be written.
+    wherever in an array a pixel lies. Division by zero is no error, as in NumPy. The machine code
+    is kept for the next start of the program, beside the module or in the user's cache folder,
+    whichever can be written.
     """
     try:
-        return cast(F, numba.njit(cache=True, nogil=True)(function))
+        return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
     except RuntimeError:
         # Neither can be written.
-        return cast(F, numba.njit(nogil=True)(function))
+        return cast(F, numba.njit(nogil=True, error_model="numpy")(function))

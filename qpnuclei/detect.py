@@ -8,7 +8,7 @@ What is in memory at any moment is bounded by tiles, not by the size of the regi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -28,6 +28,7 @@ from qpnuclei.measure import (
     pixels_of_polygons,
     shape_measurements,
 )
+from qpnuclei.nn.codes import ATTENTION_OF_CODE, AttentionCodes, CentreCodes
 from qpnuclei.nuclei import NucleiTable, NucleiTables, concatenate
 from qpnuclei.qupath.model import PixelCalibration, Stains
 from qpnuclei.segmentation.polygons import polygonise, simplify
@@ -38,7 +39,7 @@ from qpnuclei.slides.resolution import resolve_mpp, working_downsample
 from qpnuclei.slides.slide import ImageInMemory
 from qpnuclei.slides.stains import reinhard_statistics, separate
 from qpnuclei.slides.tissue import tissue_fraction
-from qpnuclei.stages import ahead, in_parallel, return_freed_memory
+from qpnuclei.stages import ahead, in_parallel, networks_at_once, return_freed_memory
 from qpnuclei.summary import Stopwatch
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ if TYPE_CHECKING:
     from qpnuclei.slides.stains import ReinhardStatistics
 
 #: Core of a tile in px of the working grid: large enough that its surroundings, which are read and
-#: attended again for its neighbours, weigh little (a third); small enough that a run with the
-#: default model stays below 2 GB.
+#: attended again for its neighbours, weigh little (a third); small enough that a run stays below
+#: 2 GB with the light model, below 4 GB with the default one.
 DEFAULT_TILE_PX = 1792
 #: Few nuclei are larger; one that is comes out whole all the same, joined from several tiles.
 DEFAULT_MAX_NUCLEUS_UM = 25.0
@@ -142,7 +143,7 @@ def find_nuclei(
     found: NucleiTables,
     *,
     simplify_um: float = 0.0,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     workers: int = 1,
     clock: Stopwatch | None = None,
     progress: Callable[[int, int], None] = lambda done, found: None,
@@ -160,8 +161,8 @@ def find_nuclei(
     simplify_um : float
         Largest distance in µm by which outlines may be simplified; 0 leaves them along the edges
         of working pixels. Intensities are those of the pixels before.
-    batch_size : int
-        Tiles that the network takes at once.
+    batch_size : int, optional
+        Tiles that the network takes at once; `Segmenter.suggested_batch_size` if not given.
     workers : int
         Tiles that are segmented at the same time. The result does not depend on it.
     progress : callable
@@ -173,6 +174,9 @@ def find_nuclei(
         What happened at the seams.
     """
     clock = clock or Stopwatch()
+    if batch_size is None:
+        surroundings = tiles.halo + _margin(segmenter)
+        batch_size = segmenter.suggested_batch_size(tiles.core_size + 2 * surroundings)
     parameters = segmenter.metadata.post_processing
     statistics = _colour_statistics(pixels, tiles, segmenter, scale)
 
@@ -203,7 +207,7 @@ def find_nuclei(
     with (
         closing(ahead(_read(pixels, tiles, segmenter, scale, clock), 2 * batch_size)) as read,
         closing(
-            ahead(_attend(read, tiles, segmenter, statistics, batch_size, clock), 2)
+            _attend(read, tiles, segmenter, statistics, batch_size, workers, clock)
         ) as attended,
         closing(in_parallel(segment, _assemble(tiles, attended, clock), workers)) as segmented,
     ):
@@ -257,8 +261,8 @@ class _View:
 
     box: Box
     rgb: npt.NDArray[np.uint8]
-    attention: npt.NDArray[np.float32]
-    centre: npt.NDArray[np.float32] | None
+    attention: AttentionCodes
+    centre: CentreCodes | None
 
     def cut(self, box: Box) -> _View:
         """Return what is seen of a box inside this one."""
@@ -286,7 +290,7 @@ def _view_of(
     box = Box(x0, y0, x1, y1)
     seen = box.grown(margin)
     rgb = pixels.read(seen.x0, seen.y0, seen.width, seen.height, scale.downsample)
-    attention, _ = segmenter.attend(rgb[None], statistics)
+    attention, _ = segmenter.attend_codes(rgb[None], statistics)
     return _View(seen, rgb, attention[0], None).cut(box)
 
 
@@ -336,21 +340,37 @@ def _attend(
     segmenter: Segmenter,
     statistics: ReinhardStatistics | None,
     batch_size: int,
+    workers: int,
     clock: Stopwatch,
-) -> Iterator[_View]:
+) -> Generator[_View, None, None]:
     """Run the network on batches of parts."""
     margin = _margin(segmenter)
-    parts = iter(read)
-    while True:
-        with clock.waiting("attend"):
-            batch = list(islice(parts, batch_size))
-        if not batch:
-            return
+
+    def batches() -> Iterator[list[_Part]]:
+        parts = iter(read)
+        while True:
+            with clock.waiting("attend"):
+                batch = list(islice(parts, batch_size))
+            if not batch:
+                return
+            yield batch
+
+    def attend(batch: list[_Part]) -> list[_View]:
         with clock("attend"), _naming(batch[0].tile, tiles):
-            attention, centre = segmenter.attend(_stacked([p.rgb for p in batch]), statistics)
-        for i, part in enumerate(batch):
-            seeds = None if centre is None else centre[i]
-            yield _View(part.box.grown(margin), part.rgb, attention[i], seeds).cut(part.box)
+            attention, centre = segmenter.attend_codes(_stacked([p.rgb for p in batch]), statistics)
+        return [
+            _View(
+                part.box.grown(margin),
+                part.rgb,
+                attention[i],
+                None if centre is None else centre[i],
+            ).cut(part.box)
+            for i, part in enumerate(batch)
+        ]
+
+    with closing(in_parallel(attend, batches(), networks_at_once(workers))) as attended:
+        for views in attended:
+            yield from views
 
 
 def _assemble(
@@ -382,8 +402,8 @@ def _assemble(
 def _composed(box: Box, pieces: list[_View]) -> _View:
     """Return what is seen of a box that some views cover together."""
     rgb = np.empty((box.height, box.width, 3), np.uint8)
-    attention = np.empty((box.height, box.width), np.float32)
-    centre = None if pieces[0].centre is None else np.empty_like(attention)
+    attention = np.empty((box.height, box.width), np.uint8)
+    centre = None if pieces[0].centre is None else np.empty(attention.shape, np.uint16)
     for piece in pieces:
         common = box.intersection(piece.box)
         if common is None:
@@ -437,7 +457,7 @@ def _intensities(view: _View, regions: Pixels, stains: Stains) -> Measurements:
         **intensity_measurements(
             separate(regions.of(view.rgb), stains), stains.stain_names[:2], regions
         ),
-        **attention_measurement(regions.of(view.attention), regions),
+        **attention_measurement(ATTENTION_OF_CODE[regions.of(view.attention)], regions),
     }
 
 

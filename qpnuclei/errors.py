@@ -71,7 +71,7 @@ class TrainingError(QpnucleiError, RuntimeError):
 
 
 class DeviceError(QpnucleiError, RuntimeError):
-    """The device asked for (CUDA, MPS) is not there."""
+    """The device asked for (CUDA, MPS) is not there, or has too little memory."""
 
     exit_code = 2
 

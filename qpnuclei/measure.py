@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+from qpnuclei.compiled import compiled
+from qpnuclei.hulls import measure_hulls
 from qpnuclei.qupath.model import PixelCalibration
+from qpnuclei.segmentation.runs import runs_of_labels
 
 #: Statistics of every channel, in QuPath's order.
 STATISTICS = ("Mean", "Median", "Min", "Max", "Std.Dev.")
-#: Heights of vertices over edges that are computed together: few enough to stay in the cache.
-_AT_ONCE = 65_536
 #: Mean attention of the pixels of a nucleus: how sure the model is of it.
 ATTENTION = "Attention: Mean"
 
@@ -57,45 +58,17 @@ def shape_measurements(polygons: npt.NDArray[Any], calibration: PixelCalibration
         polygons = shapely.transform(polygons, lambda points: points * scale)
     area = shapely.area(polygons)
     outer = shapely.polygons(shapely.get_exterior_ring(polygons))
-    hulls = shapely.convex_hull(outer)
+    hulls = measure_hulls(shapely.get_coordinates(outer), shapely.get_num_coordinates(outer))
     with np.errstate(divide="ignore", invalid="ignore"):
         columns = {
             f"Area {unit}^2": area,
             f"Length {unit}": shapely.length(polygons),
             "Circularity": 4 * np.pi * shapely.area(outer) / np.square(shapely.length(outer)),
-            "Solidity": area / shapely.area(hulls),
-            f"Max diameter {unit}": 2 * shapely.minimum_bounding_radius(hulls),
-            f"Min diameter {unit}": _minimum_widths(hulls),
+            "Solidity": area / hulls[:, 0],
+            f"Max diameter {unit}": hulls[:, 1],
+            f"Min diameter {unit}": hulls[:, 2],
         }
     return {name: values.astype(np.float32) for name, values in columns.items()}
-
-
-def _minimum_widths(hulls: npt.NDArray[Any]) -> FloatArray:
-    """Return the width of N convex polygons, measured across the edge where it is smallest."""
-    widths = np.zeros(len(hulls))
-    solid = np.flatnonzero(shapely.get_type_id(hulls) == shapely.GeometryType.POLYGON)
-    points, ring = shapely.get_coordinates(hulls[solid], return_index=True)
-    counts = np.bincount(ring, minlength=len(solid))
-    starts = np.cumsum(counts) - counts
-    by_count = np.argsort(counts, kind="stable")
-    # All edges against all vertices: in groups of like size, each of bounded memory.
-    while len(by_count):
-        longest = int(counts[by_count[-1]])
-        chunk = by_count[-max(1, _AT_ONCE // longest**2) :]
-        by_count = by_count[: len(by_count) - len(chunk)]
-        # Rings are closed: what is too short goes on with its last (= first) vertex.
-        column = np.minimum(np.arange(longest), counts[chunk, None] - 1)
-        corners = points[starts[chunk, None] + column]
-        x, y = corners[..., 0], corners[..., 1]
-        edge_x, edge_y = np.diff(x, axis=1), np.diff(y, axis=1)
-        lengths = np.hypot(edge_x, edge_y)
-        heights = edge_x[:, :, None] * (y[:, None, :] - y[:, :-1, None])
-        heights -= edge_y[:, :, None] * (x[:, None, :] - x[:, :-1, None])
-        heights = np.abs(heights, out=heights).max(axis=2)
-        across = np.full_like(lengths, np.inf)
-        np.divide(heights, lengths, out=across, where=lengths > 0)
-        widths[solid[chunk]] = across.min(axis=1)
-    return widths
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +93,7 @@ class Pixels:
 
     def of(self, image: npt.NDArray[T]) -> npt.NDArray[T]:
         """Return the (M, ...) values of an (H, W, ...) image."""
-        return image.reshape(-1, *image.shape[2:])[self.indices]
+        return np.take(image.reshape(-1, *image.shape[2:]), self.indices, axis=0)
 
 
 def pixels_of_labels(labels: npt.NDArray[np.integer[Any]], ids: npt.ArrayLike) -> Pixels:
@@ -129,16 +102,19 @@ def pixels_of_labels(labels: npt.NDArray[np.integer[Any]], ids: npt.ArrayLike) -
     They are those that `pixels_of_polygons` finds inside the outlines along pixel edges.
     """
     ids = np.asarray(ids, dtype=np.int64)
-    flat = labels.ravel()
-    rank = np.full(int(max(flat.max(initial=0), ids.max(initial=0))) + 1, -1, np.int64)
+    runs = runs_of_labels(labels)
+    rank = np.full(int(max(runs.labels.max(initial=0), ids.max(initial=0))) + 1, -1, np.int64)
     rank[ids] = np.arange(len(ids))
-    indices = np.flatnonzero(flat)
-    regions = rank[flat[indices]]
-    indices, regions = indices[regions >= 0], regions[regions >= 0]
-    # Numbers of 16 bits are sorted without comparing them.
-    small = len(ids) < 2**16
-    order = np.argsort(regions.astype(np.uint16) if small else regions, kind="stable")
-    return Pixels(indices[order], np.bincount(regions, minlength=len(ids)))
+    regions = rank[runs.labels]
+    order = np.argsort(regions, kind="stable")
+    order = order[regions[order] >= 0]
+    lengths = runs.lengths[order]
+    counts = np.bincount(regions[order], weights=lengths, minlength=len(ids)).astype(np.int64)
+    # The n-th pixel of all lies n behind what is repeated for its run.
+    before = np.cumsum(lengths) - lengths
+    indices = np.repeat(runs.starts[order] - before, lengths)
+    indices += np.arange(len(indices))
+    return Pixels(indices, counts)
 
 
 def pixels_of_polygons(polygons: npt.NDArray[Any], shape: tuple[int, int]) -> Pixels:
@@ -257,7 +233,8 @@ def intensity_measurements(
     -------
     dict of str to (N,) float32 ndarray
         ``"Hematoxylin: Mean"`` and so on, for all of `STATISTICS`. The standard deviation is that
-        with n - 1, and 0 for one pixel; without any pixel, all are NaN.
+        with n - 1, and 0 for one pixel. Without any pixel, or with a value that is not finite, all
+        are NaN.
 
     Raises
     ------
@@ -266,52 +243,82 @@ def intensity_measurements(
     """
     if values.ndim != 2 or values.shape[1] != len(names):
         raise ValueError(f"values of shape {values.shape} do not fit the names {names!r}")
-    measurements = {}
-    for channel, name in enumerate(names):
-        statistics = _statistics(values[:, channel], pixels)
-        for statistic, of_region in zip(STATISTICS, statistics, strict=True):
-            measurements[f"{name}: {statistic}"] = of_region.astype(np.float32)
-    return measurements
+    columns = _statistics(values, pixels.counts)
+    return {
+        f"{name}: {statistic}": columns[channel, i]
+        for channel, name in enumerate(names)
+        for i, statistic in enumerate(STATISTICS)
+    }
 
 
 def attention_measurement(attention: npt.NDArray[np.float32], pixels: Pixels) -> Measurements:
     """Return the mean of the (M,) attention of the pixels of N regions, as a column `ATTENTION`."""
-    total = np.bincount(pixels.regions, weights=attention, minlength=len(pixels.counts))
-    mean = np.full(len(total), np.nan)
-    np.divide(total, pixels.counts, out=mean, where=pixels.counts > 0)
-    return {ATTENTION: mean.astype(np.float32)}
-
-
-def _statistics(values: npt.NDArray[np.float32], pixels: Pixels) -> list[FloatArray]:
-    """Return mean, median, minimum, maximum and standard deviation of each region."""
-    # One sort orders the values within all regions: the region in the upper half of a key, in the
-    # lower half the bits of the value, so changed that unsigned integers order as floats do.
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    sign = np.uint32(1 << 31)
-    bits = np.where(bits & sign, ~bits, bits | sign)
-    keys = pixels.regions.astype(np.uint64) << np.uint64(32) | bits
-    keys.sort()
-    bits = keys.astype(np.uint32)
-    bits = np.where(bits & sign, bits ^ sign, ~bits)
-    values64 = bits.view(np.float32).astype(np.float64)
-
-    filled = np.flatnonzero(pixels.counts)
+    filled = pixels.counts > 0
     n = pixels.counts[filled]
-    starts = np.cumsum(n) - n
-    if len(filled) == 0:
-        return [np.full(len(pixels.counts), np.nan) for _ in STATISTICS]
-    mean = np.add.reduceat(values64, starts) / n
-    squares = np.add.reduceat(np.square(values64 - np.repeat(mean, n)), starts)
-    columns = (
-        mean,
-        (values64[starts + (n - 1) // 2] + values64[starts + n // 2]) / 2,
-        values64[starts],
-        values64[starts + n - 1],
-        np.sqrt(squares / np.maximum(n - 1, 1)),
-    )
-    results = []
-    for column in columns:
-        result = np.full(len(pixels.counts), np.nan)
-        result[filled] = column
-        results.append(result)
-    return results
+    mean = np.full(len(filled), np.nan, np.float32)
+    if len(n):
+        mean[filled] = np.add.reduceat(attention, np.cumsum(n) - n, dtype=np.float64) / n
+    return {ATTENTION: mean}
+
+
+@compiled
+def _statistics(
+    values: npt.NDArray[np.float32], counts: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """Return the `STATISTICS` of N regions, (C, 5, N), whose (M, C) values follow each other."""
+    statistics = np.full((values.shape[1], 5, len(counts)), np.float32(np.nan))
+    stop = 0
+    for region, n in enumerate(counts):
+        start, stop = stop, stop + n
+        for channel in range(values.shape[1]):
+            of_region = values[start:stop, channel]
+            low, high, total = np.inf, -np.inf, 0.0
+            for value in of_region:
+                low, high = min(low, value), max(high, value)
+                total += value
+            if n == 0 or not np.isfinite(total):
+                continue
+            mean, squares = total / n, 0.0
+            for value in of_region:
+                squares += (value - mean) ** 2
+            statistics[channel, 0, region] = mean
+            statistics[channel, 1, region] = _median(of_region, low, high)
+            statistics[channel, 2, region] = low
+            statistics[channel, 3, region] = high
+            statistics[channel, 4, region] = np.sqrt(squares / max(n - 1, 1))
+    return statistics
+
+
+@compiled
+def _median(values: npt.NDArray[np.float32], low: float, high: float) -> float:
+    """Return the median of values from `low` to `high`; of an even number, the middle of two.
+
+    Notes
+    -----
+    Values are counted in steps from low to high. Then only those of the step, or two, in which
+    the median lies must be sorted.
+    """
+    if low == high:
+        return low
+    per_step = 255 / (high - low)
+    steps, sizes = np.empty(len(values), np.uint8), np.zeros(256, np.int64)
+    for i, value in enumerate(values):
+        steps[i] = np.uint8((value - low) * per_step)
+        sizes[steps[i]] += 1
+    lower, upper = (len(values) - 1) // 2, len(values) // 2
+    first, below = 0, 0
+    while below + sizes[first] <= lower:
+        below += sizes[first]
+        first += 1
+    last, up_to = first, below + sizes[first]
+    while up_to <= upper:
+        last += 1
+        up_to += sizes[last]
+    middle = np.empty(up_to - below)
+    found = 0
+    for i, value in enumerate(values):
+        if first <= steps[i] <= last:
+            middle[found] = value
+            found += 1
+    middle = np.sort(middle)
+    return float(middle[lower - below] + middle[upper - below]) / 2

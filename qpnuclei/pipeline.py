@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from qpnuclei.detect import find_nuclei
 from qpnuclei.errors import QpnucleiError
+from qpnuclei.interrupts import interrupt_postponed
 from qpnuclei.planning import ImagePlan, RunOptions, plan_image
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.pixels import open_image
@@ -24,9 +25,10 @@ from qpnuclei.summary import (
     RegionResult,
     RunSummary,
     Stopwatch,
+    describe_device,
     describe_model,
 )
-from qpnuclei.writeback import make_run_dir, new_nuclei, write_back
+from qpnuclei.writeback import choose_run_dir, new_nuclei, write_back
 
 if TYPE_CHECKING:
     from qpnuclei.nn.segmenter import Segmenter
@@ -66,13 +68,13 @@ def analyse_project(
     share_cores(options.workers)
     views = 8 if options.tta else 1
     segmenter = Segmenter.load(options.model, options.device, views, options.precision)
-    run_dir = make_run_dir(project, options)
+    run_dir = choose_run_dir(project, options)
     summary = RunSummary(
         project=project.path,
         backend=project.backend,
         arguments=options.to_json(),
         model=describe_model(options.model, segmenter),
-        device=f"{segmenter.device}, {segmenter.precision}" + ", 8 views" * options.tta,
+        device=str(segmenter.device),
         run_dir=run_dir,
     )
     for entry in entries:
@@ -86,7 +88,9 @@ def analyse_project(
                     summary.images.append(result)
         except QpnucleiError as error:
             summary.failures.append((entry.name, error))
-    summary.save()
+    summary.device = describe_device(segmenter)
+    with interrupt_postponed():
+        summary.save()
     return summary
 
 
@@ -124,7 +128,8 @@ def analyse_image(
         )
         with clock("write"):
             nuclei = new_nuclei(plan, found, options)
-            replaced = write_back(project, plan, nuclei, options, run_dir)
+            with interrupt_postponed():
+                replaced = write_back(project, plan, nuclei, options, run_dir)
     return ImageResult(
         name=plan.entry.name,
         entry=plan.entry.id,

@@ -56,7 +56,7 @@ class RunOptions:
     class_name: str = "Nucleus"
     on_existing: Literal["replace", "append", "skip", "error"] = "replace"
     tile_px: int = DEFAULT_TILE_PX
-    batch_size: int = 1
+    batch_size: int | None = None
     workers: int = field(default_factory=available_cores)
     max_nucleus_um: float = DEFAULT_MAX_NUCLEUS_UM
     simplify_um: float = 0.0

@@ -208,6 +208,16 @@ class RunSummary:
         }
 
 
+def describe_device(segmenter: Segmenter) -> str:
+    """Return where and how the network ran, for example ``"cpu, float32, 8 views"``."""
+    parts = [str(segmenter.device), segmenter.precision]
+    if segmenter.views > 1:
+        parts.append(f"{segmenter.views} views")
+    if segmenter.device.type == "cuda":
+        parts.append(segmenter.execution)
+    return ", ".join(parts)
+
+
 def describe_model(name: str, segmenter: Segmenter) -> dict[str, Any]:
     """Return which model was used: its name, hash, resolution and post-processing.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 from typing import overload
 from uuid import UUID
@@ -26,9 +27,9 @@ from qpnuclei.qupath.model import (
     DetectionGroup,
     Edit,
     ImageEntry,
+    NucleusIds,
     PathClass,
     Project,
-    nucleus_id,
 )
 from qpnuclei.qupath.names import NEW_CLASS_COLOR, class_of, file_stem
 from qpnuclei.roi import region_of
@@ -93,8 +94,11 @@ class _Groups(Sequence[DetectionGroup]):
         self._class = path_class
         self._taken = taken
         self._at = np.argwhere(nuclei.counts).tolist()
-        # Regions of one table follow each other: it is read once for all of them.
-        self._table = lru_cache(1)(self._read)
+        # Regions of one table follow each other: it is read once for all of them. A group that is
+        # the only one is made once, however often it is asked for.
+        self._table = lru_cache(1)(nuclei.tables.__getitem__)
+        self._ids: dict[int, NucleusIds] = {}
+        self._group = lru_cache(1)(self._make)
 
     def __len__(self) -> int:
         return len(self._at)
@@ -106,18 +110,19 @@ class _Groups(Sequence[DetectionGroup]):
     def __getitem__(self, index: int | slice) -> DetectionGroup | list[DetectionGroup]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        number, region = self._at[index]
-        table, ids = self._table(number)
+        return self._group(*self._at[index])
+
+    def _make(self, number: int, region: int) -> DetectionGroup:
+        table = self._table(number)
+        if number not in self._ids:
+            self._ids[number] = _ids(table, self._nuclei.entry)
+        ids = self._ids[number]
         stop = int(self._nuclei.counts[number, : region + 1].sum())
         start = stop - int(self._nuclei.counts[number, region])
-        rows = [row for row in range(start, stop) if ids[row] not in self._taken]
-        return DetectionGroup(
-            self._parents[region], table.take(rows), [ids[row] for row in rows], self._class
-        )
-
-    def _read(self, number: int) -> tuple[NucleiTable, list[UUID]]:
-        table = self._nuclei.tables[number]
-        return table, _ids(table, self._nuclei.entry)
+        rows = list(range(start, stop))
+        if self._taken:
+            rows = [row for row in rows if ids[row] not in self._taken]
+        return DetectionGroup(self._parents[region], table.take(rows), ids.take(rows), self._class)
 
 
 def new_nuclei(plan: ImagePlan, found: NucleiTables, options: RunOptions) -> NewNuclei:
@@ -141,7 +146,8 @@ def new_nuclei(plan: ImagePlan, found: NucleiTables, options: RunOptions) -> New
         if known:
             region[[own_id in known for own_id in _ids(table, plan.entry)]] = -1
         by_region = np.argsort(region, kind="stable")[np.count_nonzero(region < 0) :]
-        found[number] = table.take(by_region)
+        if not np.array_equal(by_region, np.arange(len(table))):
+            found[number] = table.take(by_region)
         of_table += np.bincount(region[by_region], minlength=len(of_table))
     return NewNuclei(plan.entry, found, counts, outside)
 
@@ -171,7 +177,7 @@ def write_back(
         # Whatever went wrong: what took hours to find is not lost.
         path_class = PathClass(options.class_name, NEW_CLASS_COLOR)
         groups = nuclei.groups([None] * len(plan.regions), path_class)
-        raise _rescued(error, f"{stem}.rescued.geojson.gz", groups, run_dir) from error
+        raise _rescued(error, f"{stem}.rescued.geojson.gz", groups, project, run_dir) from error
     if options.geojson_dir is not None:
         path = options.geojson_dir / f"{stem}.geojson.gz"
         write_groups(path, nuclei.groups([None] * len(plan.regions), path_class))
@@ -210,11 +216,18 @@ def _write(plan: ImagePlan, nuclei: NewNuclei, path_class: PathClass, options: R
 
 
 def _rescued(
-    error: QpnucleiError, name: str, groups: Sequence[DetectionGroup], run_dir: Path
+    error: QpnucleiError,
+    name: str,
+    groups: Sequence[DetectionGroup],
+    project: Project,
+    run_dir: Path,
 ) -> QpnucleiError:
     """Write nuclei that could not be saved where it is possible; return the error that says so."""
-    # The disk of the project may be full, or its drive gone.
-    for folder in filter(Path.is_dir, (run_dir, Path.cwd(), Path(tempfile.gettempdir()))):
+    # The disk of the project may be full, or its drive gone: no folder is made in its place then.
+    folders = [Path.cwd(), Path(tempfile.gettempdir())]
+    if project.path.parent.is_dir():
+        folders.insert(0, run_dir)
+    for folder in folders:
         try:
             write_groups(folder / name, groups)
         except SaveError as refused:
@@ -230,20 +243,25 @@ def _rescued(
     )
 
 
-def make_run_dir(project: Project, options: RunOptions) -> Path:
-    """Make the folders that ``run.json`` and copies go to; return the former.
+def choose_run_dir(project: Project, options: RunOptions) -> Path:
+    """Return the folder for ``run.json``, and make those that the user named.
+
+    The default one in the project is made by what is first written to it: a run that is ended
+    before, by whatever, leaves no empty folder.
 
     Raises
     ------
     SaveError
-        If it cannot be made.
+        If a folder cannot be made or written to.
     """
-    name = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    folder = options.run_dir or project.path.parent / "qpnuclei" / name
-    for wanted in (folder, options.geojson_dir, options.parquet_dir):
+    for wanted in (options.run_dir, options.geojson_dir, options.parquet_dir):
         if wanted is not None:
             make_writable_folder(wanted)
-    return folder
+    if options.run_dir is not None:
+        return options.run_dir
+    runs = project.path.parent / "qpnuclei"
+    make_writable_folder(runs if runs.exists() else runs.parent)
+    return runs / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
 
 
 def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei) -> None:
@@ -265,7 +283,7 @@ def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei) -> None:
         centroids = table.centroids()
         return pa.table(
             {
-                "id": pa.array(map(str, _ids(table, plan.entry)), pa.string()),
+                "id": pa.array(_ids(table, plan.entry).texts(), pa.string()),
                 "annotation": pa.array(np.repeat(labels, nuclei.counts[number]), pa.string()),
                 "centroid_x_px": centroids[:, 0],
                 "centroid_y_px": centroids[:, 1],
@@ -281,12 +299,11 @@ def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei) -> None:
             writer.write_table(part(number))
 
 
-def _ids(table: NucleiTable, entry: ImageEntry) -> list[UUID]:
+def _ids(table: NucleiTable, entry: ImageEntry) -> NucleusIds:
     salt = f"{entry.id}/{entry.name}".encode()
-    first = table.ring_offsets[table.polygon_offsets[:-1]].tolist()
-    last = table.ring_offsets[table.polygon_offsets[1:]].tolist()
-    vertices = np.ascontiguousarray(table.vertices.astype("<f4"))
-    return [
-        nucleus_id(blake2b(salt + vertices[a:b].tobytes(), digest_size=10).digest())
-        for a, b in zip(first, last, strict=True)
-    ]
+    ends = 8 * table.ring_offsets[table.polygon_offsets]
+    outlines = table.vertices.astype("<f4").tobytes()
+    digests = b"".join(
+        blake2b(salt + outlines[a:b], digest_size=10).digest() for a, b in pairwise(ends.tolist())
+    )
+    return NucleusIds(np.frombuffer(digests, np.uint8).reshape(-1, 10))

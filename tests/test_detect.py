@@ -116,11 +116,12 @@ def test_a_fault_in_a_later_stage_names_its_tile_too(
 def test_views_are_put_together_from_what_each_tile_adds() -> None:
     rng = np.random.default_rng(0)
     rgb = rng.integers(0, 256, (330, 500, 3)).astype(np.uint8)
-    attention = rng.random((330, 500)).astype(np.float32)
+    attention = rng.integers(0, 240, (330, 500), np.uint8)
+    centre = rng.integers(0, 2**16, (330, 500), np.uint16)
     image = Box(0, 0, 500, 330)
     roi = shapely.union(shapely.box(0, 0, 220, 300), shapely.box(210, 140, 480, 330))
     plan = TilePlan(roi, (500, 330), 100, 20)
-    whole = _View(image, rgb, attention, 1 - attention)
+    whole = _View(image, rgb, attention, centre)
     parts = (whole.cut(part).copy() for part in plan.new_parts() if part is not None)
     tiles = []
     for tile, view in _assemble(plan, parts, Stopwatch()):
@@ -129,7 +130,7 @@ def test_views_are_put_together_from_what_each_tile_adds() -> None:
         np.testing.assert_array_equal(view.rgb, rgb[inner])
         np.testing.assert_array_equal(view.attention, attention[inner])
         assert view.centre is not None
-        np.testing.assert_array_equal(view.centre, 1 - attention[inner])
+        np.testing.assert_array_equal(view.centre, centre[inner])
         tiles.append(tile)
     assert tiles == list(plan)
     assert next(parts, None) is None

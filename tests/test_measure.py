@@ -13,6 +13,7 @@ from PIL import Image
 
 from qpnuclei.measure import (
     ATTENTION,
+    Pixels,
     attention_measurement,
     intensity_measurements,
     pixels_of_labels,
@@ -22,7 +23,7 @@ from qpnuclei.measure import (
 )
 from qpnuclei.nuclei import NucleiTable
 from qpnuclei.qupath.model import PixelCalibration
-from qpnuclei.segmentation.polygons import polygonise
+from qpnuclei.segmentation.polygons import polygonise, simplify
 from tests.segmentation.images import random_mask, regions
 
 FOLDER = Path(__file__).parent / "data" / "qupath-measurements"
@@ -280,3 +281,78 @@ def test_statistics_as_numpy_computes_them(seed, count):
         }
         for name, value in expected.items():
             assert found[name][label - 1] == pytest.approx(value, rel=1e-6, abs=1e-7)
+
+
+def assert_equal_or_next(found, expected):
+    """Float32 values are rounded from the expected ones, or next to that."""
+    np.testing.assert_array_max_ulp(np.float32(found), np.float32(expected), maxulp=1)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [3.0, 1.0],
+        [1.0, 1.0, 1.0],
+        [1.0, 2.0, 2.0, 1.0],
+        # All but one are in the first of the steps in which they are counted; or in the last.
+        [1e6, *np.linspace(0.1, 0.9, 98), 0.3],
+        [-1e6, *np.linspace(0.1, 0.9, 99), 0.3],
+        [*[0.0] * 50, *[1.0] * 50],
+        [1e-45, 0.0, 3e-45],
+        [3e38, -3e38, 1.0],
+    ],
+)
+def test_statistics_are_numpys_to_the_last_bit_but_one(values):
+    values = np.array(values, np.float32)
+    pixels = pixels_of_labels(np.ones((1, len(values)), int), [1])
+    found = intensity_measurements(values[:, None], ["H"], pixels)
+    exact = values.astype(np.float64)
+    assert_equal_or_next(found["H: Mean"][0], exact.mean())
+    assert_equal_or_next(found["H: Median"][0], np.median(exact))
+    assert found["H: Min"] == values.min()
+    assert found["H: Max"] == values.max()
+    assert_equal_or_next(found["H: Std.Dev."][0], exact.std(ddof=1))
+
+
+def test_densities_and_attention_of_many_pixels_are_numpys_to_the_last_bit_but_one():
+    rng = np.random.default_rng(0)
+    counts = np.array([1, 0, 2, 3, 4000, 255, 256, 257, 0])
+    pixels = Pixels(np.arange(counts.sum()), counts)
+    values = rng.gamma(2, 0.2, (len(pixels.indices), 2)).astype(np.float32)
+    found = intensity_measurements(values, ["H", "E"], pixels)
+    attention = attention_measurement(values[:, 0], pixels)[ATTENTION]
+    assert np.isnan(attention[[1, 8]]).all()
+    for region in np.flatnonzero(counts):
+        exact = values[pixels.regions == region].astype(np.float64)
+        assert_equal_or_next(attention[region], exact[:, 0].mean())
+        for channel, name in enumerate("HE"):
+            assert_equal_or_next(found[f"{name}: Mean"][region], exact[:, channel].mean())
+            assert_equal_or_next(found[f"{name}: Median"][region], np.median(exact[:, channel]))
+            if counts[region] > 1:
+                deviation = exact[:, channel].std(ddof=1)
+                assert_equal_or_next(found[f"{name}: Std.Dev."][region], deviation)
+
+
+def test_a_value_that_is_no_number_leaves_its_region_without_statistics_and_no_other():
+    pixels = Pixels(np.arange(6), np.array([2, 2, 2]))
+    for wrong in (np.nan, np.inf, -np.inf):
+        values = np.array([1, 2, 3, wrong, 5, 6], np.float32)[:, None]
+        for column in intensity_measurements(values, ["H"], pixels).values():
+            np.testing.assert_array_equal(np.isnan(column), [False, True, False])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([0, 0.8, 3]))
+def test_shapes_as_geos_computes_them(seed, tolerance):
+    nuclei, _ = polygonise(regions(random_mask(seed, (40, 50), 0.6, 3)), origin=(90_000, 70_000))
+    polygons = simplify(nuclei, tolerance).polygons()
+    found = shape_measurements(polygons, PixelCalibration(0.2527, 0.26))
+    scaled = shapely.transform(polygons, lambda xy: xy * (0.2527, 0.26))
+    hulls = shapely.convex_hull(scaled)
+    for name, expected in {
+        "Area µm^2": shapely.area(scaled),
+        "Length µm": shapely.length(scaled),
+        "Solidity": shapely.area(scaled) / shapely.area(hulls),
+        "Max diameter µm": 2 * shapely.minimum_bounding_radius(hulls),
+    }.items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-6)

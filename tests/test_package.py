@@ -3,6 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import qpnuclei
 from qpnuclei.nuclei import NucleiTable, concatenate
@@ -40,6 +42,37 @@ def test_table_round_trip_take_and_concatenate() -> None:
     # The column that one table lacks is NaN there.
     np.testing.assert_array_equal(both.measurements["a"], [2, np.nan])
     np.testing.assert_allclose(table.centroids(), [(4.5, 4.5), (21, 22)])
+
+
+def shapely_centroids(table: NucleiTable) -> np.ndarray:
+    return shapely.get_coordinates(shapely.centroid(table.polygons()))
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_centroids_are_those_of_shapely(data: st.DataObject) -> None:
+    coordinate = st.integers(0, 300_000) | st.floats(0, 300_000, width=32)
+    kind = data.draw(st.sampled_from([st.integers(0, 300_000), coordinate]))
+    polygons = []
+    for _ in range(data.draw(st.integers(1, 5))):
+        x, y, right, down, turned = (data.draw(k) for k in (kind, kind, *[st.integers(3, 99)] * 3))
+        hole = [(x + 1, y + 1), (x + 2, y + 1), (x + 1, y + 2)]
+        exterior = shapely.box(x, y, x + right, y + down).exterior.coords
+        holes = [] if turned % 3 else [hole[:: 1 if turned % 2 else -1]]
+        polygon = shapely.Polygon(exterior, holes)
+        polygons.append(shapely.reverse(polygon) if turned % 2 else polygon)
+    table = NucleiTable.from_polygons(polygons)
+    if np.array_equal(table.vertices, np.round(table.vertices)):
+        np.testing.assert_array_equal(table.centroids(), shapely_centroids(table))
+    else:
+        np.testing.assert_allclose(table.centroids(), shapely_centroids(table), atol=1e-5)
+
+
+def test_centroids_of_what_encloses_nothing_and_of_nothing() -> None:
+    line = shapely.Polygon([(0, 0), (4, 0), (0, 0), (0, 0)])
+    table = NucleiTable.from_polygons([BOX, line, RING])
+    np.testing.assert_array_equal(table.centroids(), [(21, 22), (2, 0), (4.5, 4.5)])
+    assert NucleiTable.empty().centroids().shape == (0, 2)
 
 
 @pytest.mark.parametrize("polygons", [[shapely.Point(0, 0)], [shapely.Polygon()], [RING, None]])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -32,30 +30,6 @@ def print_error(error: QpnucleiError, prefix: str = "") -> None:
     )
     if error.hint:
         stderr.print(f"[bold]hint:[/] {escape(error.hint)}", highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def leaving_on_interrupt(message: str) -> Iterator[None]:
-    """End the process with 130 and a message if Ctrl-C comes within the block.
-
-    Only the first one interrupts. A second one, while the stages are being stopped, would take the
-    interpreter down under a thread that still runs the network, which crashes instead of leaving.
-    """
-
-    def interrupt(_signal: int, _frame: object) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    except KeyboardInterrupt:
-        stderr.print(message, highlight=False, soft_wrap=True)
-        sys.exit(130)  # still deaf to Ctrl-C
-    except BaseException:
-        signal.signal(signal.SIGINT, before)
-        raise
-    signal.signal(signal.SIGINT, before)
 
 
 def progress_bar(quiet: bool = False) -> Progress:

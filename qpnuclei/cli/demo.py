@@ -29,9 +29,10 @@ def demo(
 
     Without --slide it also says how many of the known nuclei were found.
     """
-    from qpnuclei.cli.console import leaving_on_interrupt, stderr, stdout, tile_progress
+    from qpnuclei.cli.console import stderr, stdout, tile_progress
     from qpnuclei.cli.tables import print_account, summary_table
     from qpnuclei.demo.demonstration import demonstrate
+    from qpnuclei.interrupts import leaving_on_interrupt
 
     def say(line: str) -> None:
         stderr.print(line, highlight=False, markup=False, soft_wrap=True)

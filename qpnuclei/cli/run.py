@@ -88,8 +88,14 @@ def run(
         int, typer.Option("--tile", min=128, max=8192, help="Core of a tile in px of the model.")
     ] = 1792,
     batch: Annotated[
-        int, typer.Option("--batch", min=1, help="Tiles that the network takes at once.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--batch",
+            min=1,
+            help="Tiles that the network takes at once.",
+            show_default="as many as the memory of a GPU holds, at most 8; 1 on a CPU",
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -168,24 +174,20 @@ def run(
         tissue=tissue,
     )
 
-    from qpnuclei.cli.console import (
-        leaving_on_interrupt,
-        print_error,
-        stderr,
-        stdout,
-        tile_progress,
-    )
+    from qpnuclei.cli.console import print_error, stderr, stdout, tile_progress
     from qpnuclei.cli.tables import plan_view, print_account, summary_table
+    from qpnuclei.interrupts import leaving_on_interrupt
     from qpnuclei.qupath.backend import open_project
     from qpnuclei.roi import choose_images
 
-    opened = open_project(project, backend=backend.value, image_root=image_root)
-    stderr.print(f"{opened.path}: opened with the {opened.backend} backend", highlight=False)
-    entries = choose_images(opened, tuple(image or ()), selection)
+    with leaving_on_interrupt("interrupted: nothing was changed"):
+        opened = open_project(project, backend=backend.value, image_root=image_root)
+        stderr.print(f"{opened.path}: opened with the {opened.backend} backend", highlight=False)
+        entries = choose_images(opened, tuple(image or ()), selection)
 
-    # Only now, when the request makes sense, what takes seconds to import.
-    from qpnuclei.pipeline import analyse_project
-    from qpnuclei.planning import RunOptions, plan_images
+        # Only now, when the request makes sense, what takes seconds to import.
+        from qpnuclei.pipeline import analyse_project
+        from qpnuclei.planning import RunOptions, plan_images
 
     options = RunOptions(
         selection=selection,
@@ -209,11 +211,13 @@ def run(
     if dry_run:
         stdout.print(plan_view(plan_images(entries, options)), soft_wrap=True)
         return
-    interrupted = "interrupted: the image at hand is unchanged, those before it are saved"
+    interrupted = "interrupted: images that were done are saved, the others are unchanged"
     with leaving_on_interrupt(interrupted), tile_progress(quiet) as progress:
         summary = analyse_project(opened, entries, options, progress)
-    if summary.images or not summary.failures:
+    if summary.images:
         stdout.print(summary_table(summary))
+    elif not summary.failures:
+        stderr.print("nothing was analysed: no chosen annotation is left to do")
     print_account(summary)
     for name, error in summary.failures:
         print_error(error, "" if name in error.what else f"image {name}: ")

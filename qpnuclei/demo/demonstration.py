@@ -20,6 +20,7 @@ from qpnuclei.demo.synthetic import make_slide
 from qpnuclei.errors import SlideError, UsageError
 from qpnuclei.export import count_project, write_table
 from qpnuclei.files import make_writable_folder
+from qpnuclei.interrupts import interrupt_postponed
 from qpnuclei.new_project import create_from_slides
 from qpnuclei.nuclei import NucleiTable
 from qpnuclei.pipeline import Progress, analyse_project
@@ -100,9 +101,9 @@ def demonstrate(
     QpnucleiError
         Whatever makes a run fail.
     """
-    make_writable_folder(directory)
     truth = None
     if slide is None:
+        make_writable_folder(directory)
         say("painting a synthetic H&E slide of known nuclei")
         synthetic = make_slide(directory / SYNTHETIC_SLIDE, size)
         slide, truth = synthetic.path, synthetic.nuclei
@@ -113,7 +114,9 @@ def demonstrate(
     else:
         say(f"looking for tissue in {slide}")
         annotations = [_annotation("Tissue 1", "Tissue", _tissue(slide, mpp))]
-    project = _project(directory / "project", slide, mpp, annotations)
+        make_writable_folder(directory)
+    with interrupt_postponed():
+        project = _project(directory / "project", slide, mpp, annotations)
     say(f"finding the nuclei in {len(annotations)} annotations of {project.path}")
     options = RunOptions(RoiSelection(everything=True), model=model, device=device, mpp=mpp)
     (plan,) = plan_images(project.images, options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal, cast
 
@@ -11,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from qpnuclei.errors import ModelError, NotFoundError
 from qpnuclei.nn.checkpoint import Network, load_model
+from qpnuclei.nn.codes import AttentionCodes, CentreCodes, FloatMap
 from qpnuclei.nn.device import resolve_device
+from qpnuclei.nn.forward import Forward, prepared
 from qpnuclei.nn.metadata import ModelMetadata
 from qpnuclei.nuclei import NucleiTable
 from qpnuclei.qupath.model import DEFAULT_HE, Stains
@@ -31,14 +30,10 @@ AUTO = "auto"
 #: Height and width of the tiles in which `Segmenter.attend_image` looks at a large image.
 _TILE_PX = 1024
 
-#: oneDNN computes as many outputs of a convolution at once.
-_LEAST_OUTPUTS = 16
-
 Precision = Literal["auto", "float32", "bfloat16"]
 _DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 RGBImage = npt.NDArray[np.uint8]
-FloatMap = npt.NDArray[np.float32]
 
 
 class Segmenter:
@@ -82,8 +77,12 @@ class Segmenter:
         self._device = device
         self._views = views
         self._network = network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._mean = torch.tensor(metadata.input_mean, device=device).view(1, 3, 1, 1)
-        self._std = torch.tensor(metadata.input_std, device=device).view(1, 3, 1, 1)
+        self._forward = Forward(self._network, metadata, device, views, self._dtype)
+        self._on_cuda = None
+        if device.type == "cuda":
+            from qpnuclei.nn.cuda import CudaForward
+
+            self._on_cuda = CudaForward(self._forward, device, self.stride)
 
     @classmethod
     def load(
@@ -115,7 +114,7 @@ class Segmenter:
         """
         resolved = resolve_device(device)
         network, metadata = load_model(resolve_model(name_or_path, resolved))
-        return cls(prepared(network.eval()), metadata, resolved, views, precision)
+        return cls(prepared(network.eval(), resolved), metadata, resolved, views, precision)
 
     @property
     def metadata(self) -> ModelMetadata:
@@ -143,9 +142,37 @@ class Segmenter:
         return str(self._dtype).removeprefix("torch.")
 
     @property
+    def views(self) -> int:
+        """How many flips and rotations of a tile it looks at: 1 or 8."""
+        return self._views
+
+    @property
     def device(self) -> torch.device:
         """Where the network runs."""
         return self._device
+
+    @property
+    def execution(self) -> str:
+        """How batches run: ``"eager"``, or ``"CUDA graphs (1.20x eager, measured)"``.
+
+        Measured when batches of one shape have come a few times: ask after the run.
+        """
+        return "eager" if self._on_cuda is None else self._on_cuda.execution
+
+    def suggested_batch_size(self, tile_px: int) -> int:
+        """Return how many tiles a batch for `attend_codes` should have.
+
+        Parameters
+        ----------
+        tile_px : int
+            Edge of the tiles, surroundings included.
+
+        Returns
+        -------
+        int
+            As many as fit a GPU's free memory, at most 8; 1 on other devices.
+        """
+        return 1 if self._on_cuda is None else self._on_cuda.suggested_batch_size(tile_px)
 
     def attend(
         self, rgb: RGBImage, statistics: ReinhardStatistics | None = None
@@ -173,18 +200,42 @@ class Segmenter:
         ValueError
             If `rgb` is not such an array, or the model needs `statistics`.
         """
-        if rgb.ndim != 4 or rgb.shape[3] != 3 or rgb.dtype != np.uint8:
-            raise ValueError(f"rgb must be (B, H, W, 3) uint8, not {rgb.shape} {rgb.dtype}")
-        rgb = normalise_colour(rgb, self._metadata, statistics)
         height, width = rgb.shape[1:3]
-        bottom, right = -height % self.stride, -width % self.stride
-        if bottom or right:
-            rgb = np.pad(rgb, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="symmetric")
-        # (B, H, W, 3) seen as (B, 3, H, W) is channels_last already: nothing is copied.
-        x = torch.from_numpy(np.ascontiguousarray(rgb)).permute(0, 3, 1, 2)
-        with torch.inference_mode():
-            maps = self._maps(x.to(self._device)).cpu().numpy()[..., :height, :width]
+        maps = self._forward.maps(self._pixels(rgb, statistics)).cpu().numpy()[..., :height, :width]
         return maps[:, 0], maps[:, 1] if maps.shape[1] > 1 else None
+
+    def attend_codes(
+        self, rgb: RGBImage, statistics: ReinhardStatistics | None = None
+    ) -> tuple[AttentionCodes, CentreCodes | None]:
+        """Return the codes (`qpnuclei.nn.codes`) of what `attend` returns of a batch of tiles.
+
+        Threads may call it at the same time. On a GPU, one batch is then copied while another is
+        computed; batches had best be of one shape, most of the time.
+
+        Parameters
+        ----------
+        rgb, statistics
+            As for `attend`.
+
+        Returns
+        -------
+        attention : (B, H, W) uint8 ndarray
+        centre : (B, H, W) uint16 ndarray or None
+            None for models that have none.
+
+        Raises
+        ------
+        ValueError
+            As `attend`.
+        qpnuclei.errors.DeviceError
+            If one tile does not fit into the memory of a GPU.
+        """
+        if self._on_cuda is not None:
+            return self._on_cuda.codes(self._checked(rgb, statistics))
+        height, width = rgb.shape[1:3]
+        attention, centre = self._forward.codes(self._pixels(rgb, statistics))
+        within = np.s_[:, :height, :width]
+        return attention[within], None if centre is None else centre[within]
 
     def segment(self, rgb: RGBImage, mpp: float, stains: Stains = DEFAULT_HE) -> NucleiTable:
         """Find and measure the nuclei of one image in memory: what ``qpnuclei run`` does.
@@ -257,80 +308,19 @@ class Segmenter:
         assert maps is not None  # an image has at least one tile: _check_image
         return maps[0], maps[1] if len(maps) > 1 else None
 
-    def _maps(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 on the device -> (B, C, H, W) float32 in 0..1."""
-        x = x.float().div_(255).sub_(self._mean).div_(self._std)
-        x = x.contiguous(memory_format=torch.channels_last)
-        if self._views == 1:
-            return self._activated(x)
-        total = torch.zeros((), device=self._device)
-        for transpose in (False, True):
-            for flips in ((), (2,), (3,), (2, 3)):
-                view = x.transpose(2, 3) if transpose else x
-                maps = self._activated(view.flip(flips)).flip(flips)
-                total = total + (maps.transpose(2, 3) if transpose else maps)
-        return total / 8
+    def _checked(self, rgb: RGBImage, statistics: ReinhardStatistics | None) -> RGBImage:
+        """Return tiles with their colours normalised."""
+        if rgb.ndim != 4 or rgb.shape[3] != 3 or rgb.dtype != np.uint8:
+            raise ValueError(f"rgb must be (B, H, W, 3) uint8, not {rgb.shape} {rgb.dtype}")
+        return normalise_colour(rgb, self._metadata, statistics)
 
-    def _activated(self, x: Tensor) -> Tensor:
-        reduced = self._dtype != torch.float32
-        with torch.autocast(self._device.type, self._dtype, enabled=reduced):
-            logits = self._network(x).float()
-        if self._metadata.tau is not None:
-            logits = self._metadata.sigmoid_gain * (logits - self._metadata.tau)
-        return _sigmoid(logits)
-
-
-def prepared(network: nn.Module) -> nn.Module:
-    """Change a network, in place, into one that computes the same faster and repeatably.
-
-    Every BatchNorm is folded into the convolution before it. A convolution of few outputs is
-    computed as one of 16: for fewer, oneDNN divides the sum over the inputs among the threads, and
-    the last bit depends on how many there are.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        In evaluation mode, of `qpnuclei.nn`: there, a BatchNorm follows its convolution in their
-        parent.
-    """
-    for parent in network.modules():
-        children = list(parent.named_children())
-        for (name, convolution), (norm_name, norm) in pairwise(children):
-            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(parent, name, fuse_conv_bn_eval(convolution, norm))
-                setattr(parent, norm_name, nn.Identity())
-        for name, child in parent.named_children():
-            if isinstance(child, nn.Conv2d) and child.out_channels < _LEAST_OUTPUTS:
-                setattr(parent, name, _Widened(child))
-    return network
-
-
-class _Widened(nn.Module):
-    """A convolution with outputs of zero added, which are left out again."""
-
-    def __init__(self, convolution: nn.Conv2d) -> None:
-        super().__init__()
-        self._outputs = convolution.out_channels
-        more = _LEAST_OUTPUTS - self._outputs
-        weight, bias = convolution.weight, convolution.bias
-        convolution.weight = nn.Parameter(functional.pad(weight, (0, 0) * 3 + (0, more)))
-        if bias is not None:
-            convolution.bias = nn.Parameter(functional.pad(bias, (0, more)))
-        convolution.out_channels = _LEAST_OUTPUTS
-        self.convolution = convolution
-
-    def forward(self, x: Tensor) -> Tensor:
-        outputs: Tensor = self.convolution(x)[:, : self._outputs]
-        return outputs
-
-
-def _sigmoid(logits: Tensor) -> Tensor:
-    if logits.device.type != "cpu":
-        return torch.sigmoid(logits)
-    # On CPUs, torch computes the end of each thread's share in another way: the last bit would
-    # depend on the number of threads and on where in its tile a pixel lies.
-    with np.errstate(over="ignore"):
-        return torch.from_numpy(1 / (1 + np.exp(-logits.numpy())))
+    def _pixels(self, rgb: RGBImage, statistics: ReinhardStatistics | None) -> Tensor:
+        """Return tiles on the device, with normalised colours, continued to whole strides."""
+        rgb = self._checked(rgb, statistics)
+        bottom, right = (-length % self.stride for length in rgb.shape[1:3])
+        if bottom or right:
+            rgb = np.pad(rgb, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="symmetric")
+        return torch.from_numpy(np.ascontiguousarray(rgb)).to(self._device)
 
 
 def affordable_model(device: torch.device) -> str:

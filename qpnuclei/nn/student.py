@@ -42,6 +42,9 @@ class StudentNet(nn.Module):
     stride : int
         Height and width of the input must be multiples of it. Two inputs whose origins differ by
         multiples of it give the same result, shifted.
+    cell_px : int
+        Height and width of what one cell of the finest level predicts, in px: `stem_stride` if
+        that is 4, else 1.
     receptive_radius_px : int
         An output pixel depends on no input pixel that is farther away, in rows or in columns.
 
@@ -90,7 +93,7 @@ class StudentNet(nn.Module):
         if decoder not in get_args(Decoder):
             raise ValueError(f"decoder must be one of {get_args(Decoder)}, not {decoder!r}")
         widths = [min(base_channels * 2**level, max_channels) for level in range(levels)]
-        self._stem_stride = stem_stride
+        self.cell_px = 1 if stem_stride == 2 else stem_stride
         self._adding = decoder == "adding"
         self.stem = _conv(3, widths[0], kernel=stem_stride + 2, stride=stem_stride)
         above = [widths[max(level - 1, 0)] for level in range(levels)]
@@ -107,7 +110,7 @@ class StudentNet(nn.Module):
             else _convs(widths[level] + widths[level + 1], widths[level], widths[level])
             for level in range(levels - 1)
         )
-        self.head = nn.Conv2d(widths[0], 2 if stem_stride == 2 else 2 * stem_stride**2, 1)
+        self.head = nn.Conv2d(widths[0], 2 * self.cell_px**2, 1)
         self.stride = stem_stride * 2 ** (levels - 1)
         self.receptive_radius_px = _receptive_radius(
             depths, stem_stride, decoder_convolutions=1 if self._adding else 2
@@ -126,6 +129,22 @@ class StudentNet(nn.Module):
         (B, 2, H, W) float Tensor
             Logits: channel 0 of the foreground, channel 1 of the centre map.
         """
+        cells = self.cells(image)
+        return cells if self.cell_px == 1 else F.pixel_shuffle(cells, self.cell_px)
+
+    def cells(self, image: Tensor) -> Tensor:
+        """Return the same as `forward`, with the pixels of each cell as channels.
+
+        Parameters
+        ----------
+        image : (B, 3, H, W) float Tensor
+            As for `forward`.
+
+        Returns
+        -------
+        (B, 2·c·c, H / c, W / c) float Tensor
+            For cells of c = `cell_px`: their pixels row by row, first the foreground.
+        """
         height, width = image.shape[-2:]
         if height % self.stride or width % self.stride:
             raise ValueError(f"{height}x{width} px are not multiples of the stride {self.stride}")
@@ -139,7 +158,8 @@ class StudentNet(nn.Module):
             up, skip = _upsample(x), skips.pop()
             x = block(up.add_(skip) if self._adding else torch.cat([up, skip], dim=1))
         x = self.head(x)
-        return _upsample(x) if self._stem_stride == 2 else F.pixel_shuffle(x, self._stem_stride)
+        # Of two channels, each by itself is interpolated three times faster.
+        return _upsample(x.contiguous()) if self.cell_px == 1 else x
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:

@@ -13,8 +13,6 @@ import importlib
 import logging
 import os
 import shlex
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.errors import UsageError
+from qpnuclei.interrupts import interrupt_postponed
 from qpnuclei.qupath.installation import HOW_TO_POINT_TO_QUPATH, find_qupath, paquo_settings
 
 #: A ``java.lang.invoke.MethodHandle``; any other Java object.
@@ -59,29 +58,28 @@ def start() -> None:
         raise UsageError("no QuPath found", HOW_TO_POINT_TO_QUPATH)
     from paquo.jpype_backend import start_jvm
 
-    options = _java_options(paquo_settings())
+    # Otherwise Java takes Ctrl-C for itself, and ends the process without Python's clean-up.
+    options = [*_java_options(paquo_settings()), "-Xrs"]
     logger.info("starting QuPath %s in %s with %s", found.version, found.path, " ".join(options))
-    interrupt = signal.getsignal(signal.SIGINT)
     try:
-        start_jvm(
-            finder_kwargs={
-                **paquo_settings(),
-                "qupath_dir": found.path,
-                "java_opts": options,
-            }
-        )
-        system = jpype.JClass("java.lang.System")
-        # Our standard output is for results; paquo takes the present one for its own.
-        system.setOut(system.err)
-        importlib.import_module("paquo._logging")  # asks QuPath for debug messages
+        # In a call back from Java, an exception of Python's ends the process.
+        with interrupt_postponed():
+            start_jvm(
+                finder_kwargs={
+                    **paquo_settings(),
+                    "qupath_dir": found.path,
+                    "java_opts": options,
+                }
+            )
+            system = jpype.JClass("java.lang.System")
+            # Our standard output is for results; paquo takes the present one for its own.
+            system.setOut(system.err)
+            importlib.import_module("paquo._logging")  # asks QuPath for debug messages
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise UsageError(
             f"QuPath in {found.path} does not start: {error}",
             "check PAQUO_QUPATH_DIR and PAQUO_JAVA_OPTS, or use --backend native",
         ) from error
-    if threading.current_thread() is threading.main_thread():
-        # Java would end the process on Ctrl-C without Python's clean-up.
-        signal.signal(signal.SIGINT, interrupt)
     java_class("qupath.lib.gui.logging.LogManager").setWarn()
 
 

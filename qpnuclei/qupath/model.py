@@ -10,8 +10,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -51,9 +52,44 @@ def nucleus_id(digest: bytes) -> uuid.UUID:
     """
     if len(digest) < 10:
         raise ValueError(f"{digest!r} is too short for a UUID")
-    value = int.from_bytes(ID_PREFIX + digest[:10], "big")
-    value &= ~(0xF << 76 | 0x3 << 62)
-    return uuid.UUID(int=value | 0x8 << 76 | 0x2 << 62)  # version 8, variant of the RFC
+    return NucleusIds(np.frombuffer(digest, np.uint8, 10)[None])[0]
+
+
+class NucleusIds(Sequence[uuid.UUID]):
+    """The UUIDs of N nuclei, each what `nucleus_id` makes of a digest; objects when asked for.
+
+    Parameters
+    ----------
+    digests : (N, 10) uint8 ndarray
+    """
+
+    def __init__(self, digests: npt.NDArray[np.uint8]) -> None:
+        prefix = np.broadcast_to(np.frombuffer(ID_PREFIX, np.uint8), (len(digests), 6))
+        self._octets = np.concatenate([prefix, digests], axis=1)
+        self._octets[:, 6] = self._octets[:, 6] & 0x0F | 0x80  # version 8
+        self._octets[:, 8] = self._octets[:, 8] & 0x3F | 0x80  # variant of the RFC
+
+    def __len__(self) -> int:
+        return len(self._octets)
+
+    @overload
+    def __getitem__(self, index: int) -> uuid.UUID: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[uuid.UUID]: ...
+    def __getitem__(self, index: int | slice) -> uuid.UUID | list[uuid.UUID]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return uuid.UUID(bytes=self._octets[index].tobytes())
+
+    def take(self, indices: npt.ArrayLike) -> NucleusIds:
+        """Return those at `indices`, in that order."""
+        return NucleusIds(self._octets[np.asarray(indices, np.int64), 6:])
+
+    def texts(self) -> list[str]:
+        """Return all of them as they are written."""
+        digits = np.frombuffer(self._octets.tobytes().hex().encode(), np.uint8).reshape(-1, 32)
+        text = np.insert(digits, (8, 12, 16, 20), ord("-"), axis=1).tobytes().decode()
+        return [text[i : i + 36] for i in range(0, len(text), 36)]
 
 
 @dataclass(frozen=True)
@@ -254,6 +290,13 @@ class DetectionGroup:
     nuclei: NucleiTable
     ids: Sequence[uuid.UUID]
     path_class: PathClass | None
+
+    @cached_property
+    def id_texts(self) -> list[str]:
+        """The UUIDs as they are written."""
+        if isinstance(self.ids, NucleusIds):
+            return self.ids.texts()
+        return [str(own_id) for own_id in self.ids]
 
 
 @dataclass(frozen=True, eq=False)

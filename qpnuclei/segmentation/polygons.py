@@ -12,8 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+from qpnuclei.compiled import compiled
 from qpnuclei.nuclei import NucleiTable
-from qpnuclei.segmentation.windows import IntArray, mixed_windows
+from qpnuclei.segmentation.runs import IntArray, runs_of_labels
+
+#: Instead of a number of sides: the label touches itself at a corner.
+_PINCHED = -1
 
 
 def polygonise(
@@ -45,53 +49,77 @@ def polygonise(
 
     Notes
     -----
-    An outline turns at a grid point where one or three of the four pixels around it have the
-    label. Such vertices on one grid line, taken in order and in pairs, are the ends of its edges
-    on that line; so two sorts give both neighbours of every vertex.
+    A ring is walked from the first pixel of its label on. It is the whole outline if it has both
+    ends of every run of the label: what encloses another part, or a hole, has some of them too.
     """
-    corners, pixels = mixed_windows(labels)
-    vertex_parts, label_parts = [], []
-    for pixel in pixels:
-        turns = (pixel.label != 0) & ~pixel.diagonal & (pixel.beside == pixel.below)
-        pinched = (pixel.label != 0) & pixel.diagonal & ~pixel.beside & ~pixel.below
-        if pinched.any():
-            raise ValueError(f"label {pixel.label[pinched][0]} touches itself at a corner")
-        vertex_parts.append(corners[turns])
-        label_parts.append(pixel.label[turns].astype(np.int64))
-    width = labels.shape[1] + 1
-    vertices, owner = np.concatenate(vertex_parts), np.concatenate(label_parts)
-    by_row = np.argsort(owner * (width * (labels.shape[0] + 1)) + vertices)
-    vertices, owner = vertices[by_row], owner[by_row]
-    y, x = np.divmod(vertices, width)
-
-    ids, starts, counts = np.unique(owner, return_index=True, return_counts=True)
-    across = np.arange(len(owner)) ^ 1  # consecutive in (label, y, x): the ends of one edge
-    by_column = np.lexsort((y, x, owner))
-    down = np.empty_like(across)
-    down[by_column] = by_column[across]
-
-    ring_offsets = np.zeros(len(ids) + 1, np.int64)
-    np.cumsum(counts + 1, out=ring_offsets[1:])
-    order = np.empty(ring_offsets[-1], np.int64)
-    # All rings are walked at once, two vertices a step, until the last is back at its start.
-    ring = np.arange(len(ids))
-    at, out = starts, ring_offsets[:-1]
-    while len(ring):
-        order[out] = at
-        order[out + 1] = turned = across[at]
-        at, out = down[turned], out + 2
-        home = at == starts[ring]
-        if np.any(home != (out + 1 == ring_offsets[ring + 1])):
-            wrong = ids[ring[home != (out + 1 == ring_offsets[ring + 1])][0]]
-            raise ValueError(f"label {wrong} is not one region with a simple outline")
-        if home.any():
-            order[out[home]] = at[home]
-            ring, at, out = ring[~home], at[~home], out[~home]
-    outline = np.stack([x[order] + origin[0], y[order] + origin[1]], axis=1)
-    nuclei = NucleiTable(
-        outline.astype(np.float32).reshape(-1, 2), ring_offsets, np.arange(len(ids) + 1)
+    runs = runs_of_labels(labels)
+    ids, first, n_runs = np.unique(runs.labels, return_index=True, return_counts=True)
+    vertices, ring_offsets, n_sides = _walk(
+        np.ascontiguousarray(labels), runs.starts[first], 4 * len(runs.starts) + len(ids)
     )
-    return nuclei, ids
+    if np.any(n_sides == _PINCHED):
+        raise ValueError(f"label {ids[n_sides == _PINCHED][0]} touches itself at a corner")
+    if np.any(n_sides != 2 * n_runs):
+        wrong = ids[n_sides != 2 * n_runs][0]
+        raise ValueError(f"label {wrong} is not one region with a simple outline")
+    vertices += np.asarray(origin)
+    nuclei = NucleiTable(vertices.astype(np.float32), ring_offsets, np.arange(len(ids) + 1))
+    return nuclei, ids.astype(np.int64)
+
+
+@compiled
+def _walk(
+    labels: IntArray, firsts: npt.NDArray[np.int64], capacity: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Walk around the regions of N pixels, each the first of its label in reading order.
+
+    Returns
+    -------
+    vertices : (V, 2) int64 ndarray
+        x and y of the corners where the rings turn, the first of each repeated at its end.
+    ring_offsets : (N + 1,) int64 ndarray
+        Into them.
+    n_sides : (N,) int64 ndarray
+        Number of pixel edges along y that a ring has, or `_PINCHED`.
+
+    Notes
+    -----
+    The region is on the right hand; the pixels ahead on the right and on the left tell where to
+    go on. `capacity` is four for every run, and one for every region: a run has two edges along
+    y, an edge two ends, and a ring one vertex twice.
+    """
+    height, width = labels.shape
+    vertices = np.empty((capacity, 2), np.int64)
+    ring_offsets = np.zeros(len(firsts) + 1, np.int64)
+    n_sides = np.zeros(len(firsts), np.int64)
+    size = 0
+    for ring, first in enumerate(firsts):
+        y0, x0 = divmod(first, width)
+        label = labels[y0, x0]
+        vertices[size, 0], vertices[size, 1] = x0, y0
+        size += 1
+        x, y, dx, dy = x0 + 1, y0, 1, 0
+        while x != x0 or y != y0:
+            # Half a pixel on and half a pixel aside lie the centres of the two pixels ahead.
+            right_x, right_y = x + (dx - dy - 1) // 2, y + (dy + dx - 1) // 2
+            left_x, left_y = x + (dx + dy - 1) // 2, y + (dy - dx - 1) // 2
+            right = 0 <= right_x < width and 0 <= right_y < height
+            right = right and labels[right_y, right_x] == label
+            left = 0 <= left_x < width and 0 <= left_y < height
+            left = left and labels[left_y, left_x] == label
+            if left and not right:
+                n_sides[ring] = _PINCHED
+                break
+            if left or not right:
+                vertices[size, 0], vertices[size, 1] = x, y
+                size += 1
+                dx, dy = (dy, -dx) if left else (-dy, dx)
+            n_sides[ring] += abs(dy)
+            x, y = x + dx, y + dy
+        vertices[size, 0], vertices[size, 1] = x0, y0
+        size += 1
+        ring_offsets[ring + 1] = size
+    return vertices[:size], ring_offsets, n_sides
 
 
 def canonical(polygons: npt.NDArray[Any]) -> NucleiTable:

@@ -14,41 +14,40 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from skimage.morphology import disk
-from skimage.segmentation import watershed
 
+from qpnuclei.compiled import compiled
+from qpnuclei.nn.codes import (
+    ATTENTION_STEPS,
+    AttentionCodes,
+    AttentionMap,
+    CentreCodes,
+    CentreMap,
+    attention_codes,
+    centre_codes,
+    first_code_above,
+)
 from qpnuclei.nn.metadata import PostProcessing
-from qpnuclei.segmentation.windows import mixed_windows
-
-#: Heights are compared in steps of 1/8192 px. Rounding errors, which depend on where in an array
-#: a pixel lies, are far below it, and heights up to 2048 px are exact in float32.
-_STEPS_PER_PX = 8192.0
-#: Where the Gaussian is cut off, in standard deviations (the default of SciPy).
-_TRUNCATE = 4.0
-
-MaskArray = npt.NDArray[np.uint8]
-HeightArray = npt.NDArray[np.float32]
-LabelArray = npt.NDArray[np.int32]
+from qpnuclei.segmentation.flood import LabelArray, find_peaks, renumbered, watershed
+from qpnuclei.segmentation.heights import STEPS_PER_PX, MaskArray, gaussian_radius, height_steps
 
 
 def segment_instances(
-    attention: npt.NDArray[np.float32],
+    attention: AttentionMap,
     parameters: PostProcessing,
-    centre: npt.NDArray[np.float32] | None = None,
+    centre: CentreMap | None = None,
 ) -> LabelArray:
     """Split the foreground of an attention map into nuclei.
 
     Parameters
     ----------
-    attention : (H, W) float32 ndarray
-        In 0..1.
+    attention : (H, W) float32 or uint8 ndarray
+        In 0..1, or the codes of such attention (`qpnuclei.nn.codes`), in which the work is done.
     parameters : PostProcessing
         Threshold and radii, in px of `attention`.
-    centre : (H, W) float32 ndarray, optional
+    centre : (H, W) float32 or uint16 ndarray, optional
         Map that rises from 0 at the border of a nucleus to 1 at its centre, where the model has
-        one.
+        one; or its codes.
 
     Returns
     -------
@@ -94,26 +93,24 @@ def segment_instances(
         raise ValueError(f"attention must be (H, W), not {attention.shape}")
     if centre is not None and centre.shape != attention.shape:
         raise ValueError(f"centre has shape {centre.shape}, attention {attention.shape}")
-    mask = foreground_mask(attention, parameters)
+    codes = attention_codes(attention)
+    mask = foreground_mask(codes, parameters)
     if not mask.any():
-        return np.zeros(attention.shape, np.int32)
+        return np.zeros(codes.shape, np.int32)
     if mask.all() and centre is None:
-        labels = np.ones(attention.shape, np.int32)
+        labels = np.ones(codes.shape, np.int32)
     else:
-        heights = _heights(mask, parameters, centre)
-        labels = _flood(mask, heights, parameters)
+        labels = _split(mask, parameters, None if centre is None else centre_codes(centre))
         _fill_holes(labels)
-    return _drop(labels, attention, parameters)
+    return _drop(labels, codes, parameters)
 
 
-def foreground_mask(
-    attention: npt.NDArray[np.float32], parameters: PostProcessing
-) -> npt.NDArray[np.uint8]:
+def foreground_mask(codes: AttentionCodes, parameters: PostProcessing) -> MaskArray:
     """Return the (H, W) uint8 foreground (0 or 1): threshold, openings and closings."""
-    mask = (attention > parameters.threshold).astype(np.uint8)
+    mask = (codes >= first_code_above(parameters.threshold)).view(np.uint8)
     for radius in (parameters.coarse_radius_px, parameters.fine_radius_px):
         if radius:
-            element = _disk(radius)
+            element: MaskArray = disk(radius)  # type: ignore[no-untyped-call]
             for operation in (cv2.MORPH_OPEN, cv2.MORPH_CLOSE):
                 mask = np.asarray(cv2.morphologyEx(mask, operation, element), np.uint8)
     return mask
@@ -127,162 +124,15 @@ def interaction_radius_px(parameters: PostProcessing) -> int:
     these depend on the mask as far again.
     """
     morphology = 4 * (parameters.coarse_radius_px + parameters.fine_radius_px)
-    return morphology + 2 * _gaussian_radius(parameters.smoothing_sigma_px) + 1
+    return morphology + 2 * gaussian_radius(parameters.smoothing_sigma_px) + 1
 
 
-def _disk(radius: int) -> MaskArray:
-    element: MaskArray = disk(radius)  # type: ignore[no-untyped-call]
-    return element
-
-
-def _gaussian_radius(sigma: float) -> int:
-    return int(_TRUNCATE * sigma + 0.5)
-
-
-def _heights(
-    mask: MaskArray, parameters: PostProcessing, centre: npt.NDArray[np.float32] | None
-) -> HeightArray:
-    """Return the smoothed distance (mixed with the centre map) in whole steps; 0 off the mask."""
-    # What is expensive is computed on the foreground alone.
-    at = np.flatnonzero(mask)
-    if len(at) == mask.size:
-        distance = np.ones(mask.size)
-    else:
-        rounded = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).ravel()[at]
-        # OpenCV rounds the root to float32; the squared distance is a whole number.
-        distance = np.sqrt(np.rint(np.square(rounded, dtype=np.float64)))
-    if centre is None:
-        heights = np.zeros(mask.shape)
-        heights.ravel()[at] = distance
-    else:
-        weight, radius = parameters.centre_weight, parameters.maxima_radius_px
-        heights = np.multiply(centre, np.float32(weight * 2.0 * radius)).astype(np.float64)
-        heights.ravel()[at] += (1 - weight) * np.minimum(distance, radius)
-    if parameters.smoothing_sigma_px > 0:
-        reach = _gaussian_radius(parameters.smoothing_sigma_px)
-        x = np.arange(-reach, reach + 1)
-        kernel = np.exp(-0.5 * np.square(x / parameters.smoothing_sigma_px))
-        kernel /= kernel.sum()
-        heights = np.asarray(
-            cv2.sepFilter2D(heights, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT), np.float64
-        )
-    steps = np.zeros(mask.shape, np.float32)
-    steps.ravel()[at] = np.rint(heights.ravel()[at] * _STEPS_PER_PX)
-    return steps
-
-
-def _flood(mask: MaskArray, heights: HeightArray, parameters: PostProcessing) -> LabelArray:
-    """Run the watershed from the maxima in a disk, where a component has more than one."""
-    radius = parameters.maxima_radius_px
+def _split(mask: MaskArray, parameters: PostProcessing, centre: CentreCodes | None) -> LabelArray:
+    """Divide the foreground among the maxima of its landscape."""
+    heights = height_steps(mask, parameters, centre)
     components = np.asarray(cv2.connectedComponents(mask, connectivity=4)[1], np.int32)
-    peaks = _peaks(mask, heights, components, radius)
-    of_peak = components.ravel()[peaks]
-    counts = np.bincount(of_peak, minlength=int(components.max()) + 1)
-    numbers = np.zeros(len(counts), np.int32)
-    numbers[of_peak] = np.arange(1, len(peaks) + 1)
-    labels: LabelArray = np.where(counts == 1, numbers, 0).astype(np.int32)[components]
-    markers = np.zeros(mask.shape, np.int32)
-    markers.ravel()[peaks] = np.arange(1, len(peaks) + 1)
-    # One key per pixel that no other has: the flood's order, and with it the result, does not
-    # depend on what else is in the queue.
-    order = np.arange(mask.size, dtype=np.float64).reshape(mask.shape)
-    order -= heights * np.float64(mask.size)
-    boxes = ndimage.find_objects(components)
-    for component in np.flatnonzero(counts > 1).tolist():
-        # One by one: a short queue is served twice as fast.
-        box = boxes[component - 1]
-        inside = components[box] == component
-        labels[box] += watershed(order[box], markers[box] * inside, mask=inside)  # type: ignore[no-untyped-call]
-    if parameters.min_prominence_px > 0:
-        least = parameters.min_prominence_px * _STEPS_PER_PX
-        labels = _without_low_peaks(labels, order, peaks, heights, least)
-    return labels
-
-
-def _without_low_peaks(
-    labels: LabelArray,
-    order: npt.NDArray[np.float64],
-    peaks: npt.NDArray[np.int64],
-    heights: HeightArray,
-    least: float,
-) -> LabelArray:
-    """Give the basin of every peak that is not prominent to the one beyond its highest saddle.
-
-    Parameters
-    ----------
-    order : (H, W) float64 ndarray
-        In which the watershed floods pixels, the highest first.
-    peaks : (N,) int64 ndarray
-        Of the labels 1 to N, as row-major indices.
-    least : float
-        Prominence that a peak needs, in steps.
-    """
-    sides, crossings = [], []
-    for near, far in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
-        at = (labels[near] != labels[far]) & (labels[near] > 0) & (labels[far] > 0)
-        sides.append(np.stack([labels[near][at], labels[far][at]], axis=1))
-        crossings.append(np.sort(np.stack([order[near][at], order[far][at]], axis=1), axis=1))
-    crossing = np.concatenate(crossings)
-    saddles = -(crossing[:, 1] // heights.size)  # the lower of both pixels
-    peak_heights = heights.ravel()[peaks]
-    taken_by = np.arange(len(peaks) + 1)
-
-    def basin_of(label: int) -> int:
-        while taken_by[label] != label:
-            label = taken_by[label]
-        return label
-
-    flooded = np.lexsort(crossing.T)
-    # A peak that is prominent at its first crossing to another basin is so at all that follow.
-    pairs = np.sort(np.concatenate(sides)[flooded], axis=1)
-    _, decisive = np.unique(pairs @ np.array([len(taken_by), 1]), return_index=True)
-    decisive.sort()
-    for (first, second), saddle in zip(
-        pairs[decisive].tolist(), saddles[flooded[decisive]].tolist(), strict=True
-    ):
-        basins = basin_of(first), basin_of(second)
-        low, high = sorted(basins, key=lambda basin: order.flat[peaks[basin - 1]], reverse=True)
-        if low != high and peak_heights[low - 1] - saddle < least:
-            taken_by[low] = high
-    # Without gaps: a number that nothing has would be looked for in the whole map.
-    _, basins_left = np.unique([basin_of(i) for i in range(len(taken_by))], return_inverse=True)
-    joined: LabelArray = basins_left.astype(np.int32)[labels]
-    return joined
-
-
-def _peaks(
-    mask: MaskArray, heights: HeightArray, labelled: npt.NDArray[np.int32], radius: int
-) -> npt.NDArray[np.int64]:
-    """Find the maxima in a disk within each component, as row-major indices in rising order.
-
-    Of adjacent ones, only the first is returned.
-    """
-    # 4-neighbours in the mask are of the same component: what is lower than one is no maximum.
-    candidates = np.flatnonzero((heights >= cv2.dilate(heights, _disk(1))) & mask.view(bool))
-    width = mask.shape[1] + 2 * radius
-    padded = np.pad(heights, radius).ravel()
-    components = np.pad(labelled, radius).ravel()
-    at = (candidates // mask.shape[1] + radius) * width + candidates % mask.shape[1] + radius
-    y, x = np.nonzero(_disk(radius)) - np.array(radius)
-    # The nearest first: they rule out most candidates, and the few that remain see the whole disk.
-    window = (y * width + x)[np.argsort(np.hypot(y, x), kind="stable")]
-    for part in np.array_split(window, max(1, len(window) // 16)):
-        seen = at[:, None] + part
-        own = components[seen] == components[at, None]
-        beaten = (own & (padded[seen] > padded[at, None])).any(axis=1)
-        at, candidates = at[~beaten], candidates[~beaten]
-    # Adjacent maxima of one component are one marker.
-    links = []
-    for step in (1, width - 1, width, width + 1):
-        beside = np.minimum(np.searchsorted(at, at + step), max(len(at) - 1, 0))
-        linked = (at[beside] == at + step) & (components[at[beside]] == components[at])
-        links.append(np.stack([np.flatnonzero(linked), beside[linked]]))
-    first, second = np.concatenate(links, axis=1)
-    graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(len(at), len(at)))
-    _, plateaus = connected_components(graph, directed=False)
-    _, first = np.unique(plateaus, return_index=True)
-    peaks: npt.NDArray[np.int64] = candidates[np.sort(first)]
-    return peaks
+    peaks = find_peaks(heights, components, parameters.maxima_radius_px)
+    return watershed(components, heights, peaks, parameters.min_prominence_px * STEPS_PER_PX)
 
 
 def _fill_holes(labels: LabelArray) -> None:
@@ -290,7 +140,7 @@ def _fill_holes(labels: LabelArray) -> None:
 
     Two labels are apart or one encloses the other, so the order does not matter.
     """
-    holed = np.flatnonzero(_holes(labels)[1:] > 0) + 1
+    holed = np.flatnonzero(_holes(np.pad(labels, 1))[1:] > 0) + 1
     if len(holed) == 0:
         return
     boxes = ndimage.find_objects(labels)
@@ -299,8 +149,11 @@ def _fill_holes(labels: LabelArray) -> None:
         crop[ndimage.binary_fill_holes(crop == label)] = label
 
 
-def _holes(labels: LabelArray) -> npt.NDArray[np.int64]:
-    """Count the holes of each 4-connected label (holes are 4-connected, too).
+@compiled
+def _holes(framed: LabelArray) -> npt.NDArray[np.int64]:
+    """Count the holes of each 4-connected label of a map with a frame of zeros around it.
+
+    Holes are 4-connected, too.
 
     Notes
     -----
@@ -308,31 +161,47 @@ def _holes(labels: LabelArray) -> npt.NDArray[np.int64]:
     Properties of Binary Images in Two Dimensions", IEEE Trans. Computers, 1971): those with one
     pixel of the label, less those with three, less twice those with two on a diagonal; over four.
     """
-    n = int(labels.max()) + 1
-    total = np.zeros(n, np.int64)
-    _, pixels = mixed_windows(labels)
-    for pixel in pixels:
-        same = pixel.beside.astype(np.int8) + pixel.below + pixel.diagonal
-        # Three pixels share a window of three, two a diagonal one: 12 times the Euler number.
-        total += 3 * np.bincount(pixel.label[same == 0], minlength=n)
-        total -= np.bincount(pixel.label[same == 2], minlength=n)
-        total -= 3 * np.bincount(pixel.label[pixel.diagonal & (same == 1)], minlength=n)
+    height, width = framed.shape
+    total = np.zeros(framed.max() + 1, np.int64)
+    for y in range(height - 1):
+        above, row = framed[y], framed[y + 1]
+        for x in range(width - 1):
+            a, b, c, d = above[x], above[x + 1], row[x], row[x + 1]
+            if a == b == c == d:
+                continue
+            for pixel, diagonal, p, q in ((a, d, b, c), (b, c, a, d), (c, b, a, d), (d, a, b, c)):
+                same = int(pixel == diagonal) + int(pixel == p) + int(pixel == q)
+                # Three pixels share a window of three, two a diagonal one: 12 times the number.
+                if same == 0:
+                    total[pixel] += 3
+                elif same == 2:
+                    total[pixel] -= 1
+                elif same == 1 and pixel == diagonal:
+                    total[pixel] -= 3
     return 1 - total // 12
 
 
-def _drop(
-    labels: LabelArray, attention: npt.NDArray[np.float32], parameters: PostProcessing
-) -> LabelArray:
+def _drop(labels: LabelArray, codes: AttentionCodes, parameters: PostProcessing) -> LabelArray:
     """Drop what is too small or too faint and number the others without gaps."""
-    at = np.flatnonzero(labels)
-    of_pixel = labels.ravel()[at]
-    area = np.bincount(of_pixel)
+    area, total = _areas_and_sums(labels, codes)
     keep = area >= max(1, parameters.min_area_px)
-    if parameters.min_mean_attention > 0:
-        total = np.bincount(of_pixel, weights=attention.ravel()[at], minlength=len(area))
-        keep &= total >= parameters.min_mean_attention * area
+    keep &= total + 0.5 * area >= parameters.min_mean_attention * ATTENTION_STEPS * area
+    keep[0] = False
     numbers = np.zeros(len(area), np.int32)
     numbers[keep] = np.arange(1, np.count_nonzero(keep) + 1)
-    renumbered = np.zeros_like(labels)
-    renumbered.ravel()[at] = numbers[of_pixel]
-    return renumbered
+    return renumbered(labels, numbers)
+
+
+@compiled
+def _areas_and_sums(
+    labels: LabelArray, codes: AttentionCodes
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the number of pixels of each label, and the sum of their codes."""
+    height, width = labels.shape
+    area = np.zeros(labels.max() + 1, np.int64)
+    total = np.zeros(len(area), np.int64)
+    for y in range(height):
+        for x in range(width):
+            area[labels[y, x]] += 1
+            total[labels[y, x]] += codes[y, x]
+    return area, total

@@ -2,12 +2,14 @@
 
 A nucleus that some tile sees whole comes from the tile that owns it (`TilePlan.owners`), and from
 it alone. What is larger than any tile's view comes in fragments; they are cut to disjoint areas
-and joined with Shapely.
+and joined with Shapely. All others are compared in compiled code: outlines run along pixel edges,
+so the area that two have in common is a sum over their vertical edges.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import shapely
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from qpnuclei.compiled import compiled
 from qpnuclei.nuclei import NucleiTable, NucleiTables
 from qpnuclei.segmentation.polygons import bounds, canonical
 from qpnuclei.segmentation.tiles import Box, Tile, TilePlan
@@ -25,6 +28,7 @@ _SAME = 0.5
 
 GeometryArray = npt.NDArray[Any]
 IndexArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,8 @@ class Stitcher:
         self._added: set[int] = set()
         self._settled: set[int] = set()
         #: Nuclei of the tiles that were added, until the tile and its neighbours are settled.
-        self._whole: dict[int, NucleiTable] = {}
-        self._fragments: dict[int, GeometryArray] = {}
+        self._whole: dict[int, _Outlines] = {}
+        self._fragments: dict[int, _Outlines] = {}
         #: What is to be given out, as soon as that of all tiles before it was.
         self._ready: dict[int, NucleiTable] = {}
         self._given = 0
@@ -82,9 +86,10 @@ class Stitcher:
         ----------
         tile : Tile
         own : NucleiTable
-            Nuclei that the tile sees whole and owns, in px of the plan, with measurements.
+            Nuclei that the tile sees whole and owns, in px of the plan, along pixel edges and
+            without holes, as `polygonise` makes them, with measurements.
         cut : NucleiTable
-            Nuclei that the border of its view cuts.
+            Nuclei that the border of its view cuts, likewise.
 
         Returns
         -------
@@ -101,8 +106,8 @@ class Stitcher:
         if tile.index in self._added:
             raise ValueError(f"tile {tile.index} was added twice")
         self._added.add(tile.index)
-        self._whole[tile.index] = own
-        self._fragments[tile.index] = cut.polygons()
+        self._whole[tile.index] = _Outlines(own)
+        self._fragments[tile.index] = _Outlines(cut)
         self.fragments += len(cut)
         for candidate in (tile, *self._plan.neighbours(tile)):
             if self._all(candidate, self._added):
@@ -137,38 +142,31 @@ class Stitcher:
     def _settle(self, tile: Tile) -> None:
         """Drop the fragments and nuclei of a tile that its neighbours, now known, make void."""
         self._settled.add(tile.index)
-        own = self._whole[tile.index]
-        fragments = self._fragments.pop(tile.index)
-        own_boxes = bounds(own)
-        dropped = np.zeros(len(own), bool)
-        covered_area = np.zeros(len(fragments))
+        own, fragments = self._whole[tile.index], self._fragments.pop(tile.index)
+        dropped = np.zeros(len(own.nuclei), bool)
+        covered_area = np.zeros(len(fragments.nuclei))
         neighbours = self._plan.neighbours(tile)
         for neighbour in neighbours:
             if neighbour.index not in self._added:
                 continue
             other = self._whole[neighbour.index]
-            boxes = bounds(other)
             # A fragment in this view is of a nucleus that reaches across the border of it.
-            reaching = _meets(boxes, tile.view) & ~_within(boxes, tile.view)
-            first, _, common = _overlaps(fragments, other.take(reaching).polygons())
-            covered_area += np.bincount(first, weights=common, minlength=len(fragments))
+            reaching = _meets(other.boxes, tile.view) & ~_within(other.boxes, tile.view)
+            first, _, common = _overlaps(fragments, other, np.flatnonzero(reaching))
+            covered_area += np.bincount(first, weights=common, minlength=len(covered_area))
 
-            theirs = np.flatnonzero(_meets(boxes, _hull(own_boxes)))
-            mine = np.flatnonzero(_meets(own_boxes, _hull(boxes[theirs])))
-            my_polygons, their_polygons = own.take(mine).polygons(), other.take(theirs).polygons()
-            first, second = _same(my_polygons, their_polygons)
-            my_area, their_area = shapely.area(my_polygons), shapely.area(their_polygons)
-            loses = (my_area[first] < their_area[second]) | (
-                (my_area[first] == their_area[second]) & (tile.index > neighbour.index)
-            )
-            dropped[mine[first[loses]]] = True
+            first, second, common = _overlaps(own, other)
+            mine, theirs = own.areas[first], other.areas[second]
+            loses = (mine < theirs) | ((mine == theirs) & (tile.index > neighbour.index))
+            dropped[first[loses & (common > _SAME * np.minimum(mine, theirs))]] = True
         self.overlapping += int(dropped.sum())
         # Around the region, nuclei are seen, too.
-        self._ready[tile.index] = own.take(~dropped & self._plan.answers_for(own.centroids()))
-        covered = covered_area > _SAME * shapely.area(fragments)
+        stays = ~dropped & self._plan.answers_for(own.nuclei.centroids())
+        self._ready[tile.index] = own.nuclei.take(stays)
+        covered = covered_area > _SAME * fragments.areas
         self.covered += int(covered.sum())
         if not covered.all():
-            self._fragments[tile.index] = fragments[~covered]
+            self._fragments[tile.index] = _Outlines(fragments.nuclei.take(~covered))
         for candidate in (tile, *neighbours):
             if self._all(candidate, self._settled):
                 del self._whole[candidate.index]
@@ -178,18 +176,17 @@ class Stitcher:
         if not self._fragments:
             return NucleiTable.empty()
         indices = sorted(self._fragments)
-        sizes = [len(self._fragments[index]) for index in indices]
+        polygons = {index: self._fragments[index].nuclei.polygons() for index in indices}
+        sizes = [len(polygons[index]) for index in indices]
         start = dict(zip(indices, np.cumsum([0, *sizes]).tolist(), strict=False))
         links: list[npt.NDArray[np.int64]] = [np.empty((2, 0), np.int64)]
         pieces = []
         for index in indices:
-            tile, fragments = self._plan[index], self._fragments[index]
+            tile, fragments = self._plan[index], polygons[index]
             for neighbour in self._plan.neighbours(tile):
-                if neighbour.index > index and neighbour.index in self._fragments:
+                if neighbour.index > index and neighbour.index in polygons:
                     shared = shapely.intersection(tile.view.polygon(), neighbour.view.polygon())
-                    first, second = _continuations(
-                        fragments, self._fragments[neighbour.index], shared
-                    )
+                    first, second = _continuations(fragments, polygons[neighbour.index], shared)
                     links.append(np.stack([first + start[index], second + start[neighbour.index]]))
             others = [n.core.polygon() for n in self._plan.neighbours(tile)]
             region = shapely.difference(tile.view.polygon(), shapely.union_all(others))
@@ -207,9 +204,9 @@ class Stitcher:
         starts = joined.vertices[joined.ring_offsets[:-1]]
         joined = joined.take(np.lexsort((starts[:, 0], starts[:, 1])))
         # An exterior fills the holes: what was joined inside of one is part of it.
-        polygons = joined.polygons()
-        first, second = _same(polygons, polygons)
-        area = shapely.area(polygons)
+        outlines = joined.polygons()
+        first, second = _same(outlines, outlines)
+        area = shapely.area(outlines)
         loses = (area[first] < area[second]) | ((area[first] == area[second]) & (first > second))
         return joined.take(np.setdiff1d(np.arange(len(joined)), first[loses]))
 
@@ -250,20 +247,98 @@ def drop_doubles(found: NucleiTables, joined: NucleiTable) -> tuple[npt.NDArray[
     return kept, dropped + int(np.count_nonzero(~kept))
 
 
+@dataclass(frozen=True, eq=False)
+class _Outlines:
+    """Nuclei of a tile, with what they are compared by."""
+
+    nuclei: NucleiTable
+
+    @cached_property
+    def boxes(self) -> FloatArray:
+        """(N, 4) bounding boxes."""
+        return bounds(self.nuclei)
+
+    @cached_property
+    def hull(self) -> FloatArray:
+        """The box around all of them."""
+        return _hull(self.boxes)
+
+    @cached_property
+    def areas(self) -> FloatArray:
+        """(N,) areas."""
+        if len(self.nuclei) == 0:
+            return np.empty(0)
+        starts, stops = self.exteriors
+        x, y = self.nuclei.vertices.T.astype(np.float64)
+        strips = np.append(x[:-1] * np.diff(y), 0)
+        strips[stops] = 0  # from the end of one outline to the start of the next
+        return np.abs(np.add.reduceat(strips, starts))
+
+    @cached_property
+    def exteriors(self) -> tuple[IndexArray, IndexArray]:
+        """First and last vertex of each outline."""
+        rings, ring_offsets = self.nuclei.polygon_offsets[:-1], self.nuclei.ring_offsets
+        return ring_offsets[rings], ring_offsets[rings + 1] - 1
+
+
 def _overlaps(
-    a: GeometryArray, b: GeometryArray
-) -> tuple[IndexArray, IndexArray, npt.NDArray[np.float64]]:
-    """Return the pairs of rows of `a` and `b` that intersect, and the area in common."""
-    if len(a) == 0 or len(b) == 0:
-        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
-    second, first = shapely.STRtree(a).query(b, predicate="intersects")
-    common = shapely.area(shapely.intersection(a[first], b[second]))
+    a: _Outlines, b: _Outlines, rows: IndexArray | None = None
+) -> tuple[IndexArray, IndexArray, FloatArray]:
+    """Return the pairs of rows of `a` and `b` whose boxes overlap, and their area in common.
+
+    Of `b` only some rows are looked at, if they are given.
+    """
+    near = _meets(b.boxes if rows is None else b.boxes[rows], a.hull)
+    theirs = np.flatnonzero(near) if rows is None else rows[near]
+    mine = np.flatnonzero(_meets(a.boxes, _hull(b.boxes[theirs])))
+    first, second = np.nonzero(_meets(a.boxes[mine, None], b.boxes[theirs].T))
+    first, second = mine[first], theirs[second]
+    common = _areas_in_common(
+        a.nuclei.vertices, *a.exteriors, first, b.nuclei.vertices, *b.exteriors, second
+    )
     return first, second, common
 
 
+@compiled
+def _areas_in_common(
+    a: npt.NDArray[np.float32],
+    a_starts: IndexArray,
+    a_stops: IndexArray,
+    first: IndexArray,
+    b: npt.NDArray[np.float32],
+    b_starts: IndexArray,
+    b_stops: IndexArray,
+    second: IndexArray,
+) -> FloatArray:
+    """Return the area in common of rings ``first[k]`` of a and ``second[k]`` of b.
+
+    Both run along pixel edges. On every line across, a ring is the sum of steps down from 1 to 0
+    at its vertical edges, with the sign of their direction; the product of two such steps ends at
+    the edge farther left.
+    """
+    common = np.empty(len(first))
+    for pair in range(len(first)):
+        area = 0.0
+        for i in range(a_starts[first[pair]], a_stops[first[pair]]):
+            x, y0, y1 = np.float64(a[i, 0]), a[i, 1], a[i + 1, 1]
+            if y0 == y1:
+                continue
+            for j in range(b_starts[second[pair]], b_stops[second[pair]]):
+                v0, v1 = b[j, 1], b[j + 1, 1]
+                height = min(max(y0, y1), max(v0, v1)) - max(min(y0, y1), min(v0, v1))
+                if height > 0:
+                    width = min(x, b[j, 0])
+                    area += height * width if (y1 > y0) == (v1 > v0) else -height * width
+        common[pair] = abs(area)
+    return common
+
+
 def _same(a: GeometryArray, b: GeometryArray) -> tuple[IndexArray, IndexArray]:
-    """Return the pairs of rows of `a` and `b` that overlap as only one nucleus does."""
-    first, second, common = _overlaps(a, b)
+    """Return the pairs of polygons of `a` and `b` that overlap as only one nucleus does."""
+    if len(a) == 0 or len(b) == 0:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    second, first = shapely.STRtree(a).query(b, predicate="intersects")
+    common = shapely.area(shapely.intersection(a[first], b[second]))
     smaller = np.minimum(shapely.area(a)[first], shapely.area(b)[second])
     same = common > _SAME * smaller
     return first[same], second[same]
@@ -293,25 +368,23 @@ def _parts(geometries: GeometryArray) -> tuple[GeometryArray, IndexArray]:
     return parts[polygonal], rows[deeper][polygonal]
 
 
-def _hull(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _hull(boxes: FloatArray) -> FloatArray:
     """Return the box around boxes; one that nothing meets if there are none."""
     low = boxes[:, :2].min(axis=0, initial=np.inf)
     high = boxes[:, 2:].max(axis=0, initial=-np.inf)
     return np.concatenate([low, high])
 
 
-def _meets(
-    boxes: npt.NDArray[np.float64], other: Box | npt.NDArray[np.float64]
-) -> npt.NDArray[np.bool_]:
-    """Tell which boxes share an area with another one."""
+def _meets(boxes: FloatArray, other: Box | FloatArray) -> npt.NDArray[np.bool_]:
+    """Tell which boxes share an area with another one: x0, y0, x1, y1, or an array of each."""
     x0, y0, x1, y1 = other
     meets: npt.NDArray[np.bool_] = (
-        (boxes[:, 0] < x1) & (boxes[:, 2] > x0) & (boxes[:, 1] < y1) & (boxes[:, 3] > y0)
+        (boxes[..., 0] < x1) & (boxes[..., 2] > x0) & (boxes[..., 1] < y1) & (boxes[..., 3] > y0)
     )
     return meets
 
 
-def _within(boxes: npt.NDArray[np.float64], other: Box) -> npt.NDArray[np.bool_]:
+def _within(boxes: FloatArray, other: Box) -> npt.NDArray[np.bool_]:
     """Tell which boxes lie inside another one without touching its border."""
     x0, y0, x1, y1 = other
     within: npt.NDArray[np.bool_] = (

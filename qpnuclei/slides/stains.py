@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from qpnuclei.compiled import compiled
 from qpnuclei.qupath.model import DEFAULT_HE, Stains
 
 RGB = npt.NDArray[np.uint8]
@@ -83,17 +84,22 @@ def separate(rgb: RGB, stains: Stains = DEFAULT_HE, n_stains: int = 2) -> Float:
     .. [1] Ruifrok, Johnston: Quantification of histochemical staining by color deconvolution.
        Anal. Quant. Cytol. Histol. 23 (2001).
     """
-    inverse = np.linalg.inv(stain_matrix(stains))
-    table = _density_table(stains.background)
-    concentrations = np.empty((*rgb.shape[:-1], n_stains), np.float32)
-    for stain in range(n_stains):
-        # One table per channel and stain replaces logarithm and matrix product.
-        weighed = (table * inverse[:, stain, None]).astype(np.float32)
-        total = weighed[0][rgb[..., 0]]
-        total += weighed[1][rgb[..., 1]]
-        total += weighed[2][rgb[..., 2]]
-        concentrations[..., stain] = total
-    return concentrations
+    inverse = np.linalg.inv(stain_matrix(stains))[:, None, :n_stains]
+    # One table per channel replaces logarithm and matrix product.
+    tables = (_density_table(stains.background)[:, :, None] * inverse).astype(np.float32)
+    return _summed(tables, rgb.reshape(-1, 3)).reshape(*rgb.shape[:-1], n_stains)
+
+
+@compiled
+def _summed(tables: Float, rgb: RGB) -> Float:
+    """Look M pixels up in a table per channel, (3, 256, S), and return the (M, S) sums."""
+    sums = np.empty((len(rgb), tables.shape[2]), np.float32)
+    for i, (red, green, blue) in enumerate(rgb):
+        for stain in range(tables.shape[2]):
+            sums[i, stain] = (
+                tables[0, red, stain] + tables[1, green, stain] + tables[2, blue, stain]
+            )
+    return sums
 
 
 def estimate_macenko(

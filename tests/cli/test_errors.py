@@ -223,7 +223,29 @@ def test_output_folders_that_cannot_be_written(
     for option in ("--geojson", "--parquet", "--run-dir"):
         outcome = qpnuclei("run", project, "--roi", "Tumor", *QUICK, option, tmp_path / "file")
         refused(outcome, 1, str(tmp_path / "file"))
-    assert {k: v for k, v in tree(project).items() if k in before} == before
+        assert not (project / "qpnuclei").exists()
+    (project / "qpnuclei").write_text("in the way")
+    outcome = qpnuclei("run", project, "--roi", "Tumor", *QUICK)
+    refused(outcome, 1, str(project / "qpnuclei"))
+    assert tree(project) == {**before, "qpnuclei": b"in the way"}
+
+
+def test_a_run_in_which_every_image_fails_shows_no_table(shell: Shell, project: Path) -> None:
+    (project.parent / "images" / "he small.png").unlink()
+    only = ("--roi", "Tumor", "--image", "he small.png", *QUICK)
+    done = shell("run", project, *only)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "he small.png" in done.stderr
+
+
+def test_demo_of_a_slide_without_its_resolution_makes_nothing(
+    qpnuclei: Call, project: Path, tmp_path: Path
+) -> None:
+    slide = project.parent / "images" / "he small.png"
+    outcome = qpnuclei("demo", tmp_path / "out", "--slide", slide, "--device", "cpu")
+    refused(outcome, 2, "he small.png", "--mpp")
+    assert not (tmp_path / "out").exists()
 
 
 def test_save_that_fails_keeps_the_project_and_rescues_the_nuclei(

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -150,7 +151,8 @@ def test_skip_and_error_leave_existing_ones(sample: Sample, qpnuclei: Call) -> N
     project = sample("0.5.1")
     qpnuclei("run", project, *RUN)
     before = {k: v for k, v in tree(project).items() if not k.startswith("qpnuclei")}
-    assert qpnuclei("run", project, *RUN, "--on-existing", "skip").exit_code == 0
+    skipped = qpnuclei("run", project, *RUN, "--on-existing", "skip")
+    assert (skipped.exit_code, skipped.stdout) == (0, "")
     refused = qpnuclei("run", project, *RUN, "--on-existing", "error")
     assert refused.exit_code == 2
     assert refused.stdout == ""  # no table of nothing
@@ -247,41 +249,39 @@ def test_copies_hold_the_same_nuclei(sample: Sample, qpnuclei: Call, tmp_path: P
 def test_nuclei_kept_on_disk_meanwhile_are_the_same(
     sample: Sample, qpnuclei: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project, copies, files = sample("0.5.1"), [], []
+    project, copies, tables = sample("0.5.1"), [], []
     for size in (20_000, 3):
-        monkeypatch.setattr("qpnuclei.pipeline.temporary_shards", watched(size, files))
+        monkeypatch.setattr("qpnuclei.pipeline.temporary_shards", watched(size, tables))
         copy = tmp_path / f"{size}"
         arguments = ("--roi-all", "--mpp", "0.5", "--device", "cpu", "--quiet", "--tile", "128")
         outcome = qpnuclei("run", project, *arguments, "--backend", "native", "--parquet", copy)
         assert outcome.exit_code == 0
         copies.append([pq.read_table(path).to_pylist() for path in sorted(copy.iterdir())])
-    assert files[0] == 0
-    assert files[-1] > 3
+    assert tables[0] == 1
+    assert tables[-1] > 3
     for in_memory, on_disk in zip(*copies, strict=True):
         by_id = {row["id"]: row for row in in_memory}
         assert {row["id"]: row for row in on_disk} == by_id
-    assert list(project.rglob(".nuclei-*")) == []
 
 
 def test_nuclei_on_disk_are_rescued_when_the_project_cannot_be_saved(
     sample: Sample, qpnuclei: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project, files = sample("0.5.1"), []
-    monkeypatch.setattr("qpnuclei.pipeline.temporary_shards", watched(3, files))
+    project, tables = sample("0.5.1"), []
+    monkeypatch.setattr("qpnuclei.pipeline.temporary_shards", watched(3, tables))
 
     def full(*_: object) -> None:
         raise SaveError("disk full")
 
     monkeypatch.setattr(NativeImage, "write", full)
-    assert qpnuclei("run", project, *RUN, "--image", "renamed*").exit_code == 1
-    assert files[0] > 0
+    assert qpnuclei("run", project, *RUN, "--image", "renamed*", "--tile", "128").exit_code == 1
+    assert tables[0] > 1  # all but the last are on disk
     (rescued,) = (project / "qpnuclei").rglob("*.rescued.geojson.gz")
     assert len(list(read_objects(rescued))) > 3
-    assert list(project.rglob(".nuclei-*")) == []
 
 
-def watched(size: int, files: list[int]) -> Callable[[Path], AbstractContextManager[Shards]]:
-    """Return `temporary_shards` of a size that notes how many files there are at its end."""
+def watched(size: int, tables: list[int]) -> Callable[[Path], AbstractContextManager[Shards]]:
+    """Return `temporary_shards` of a size that notes how many tables there are at its end."""
 
     @contextmanager
     def shards(parent: Path) -> Iterator[Shards]:
@@ -289,7 +289,7 @@ def watched(size: int, files: list[int]) -> Callable[[Path], AbstractContextMana
             try:
                 yield kept
             finally:
-                files.append(len(list(parent.glob(".nuclei-*/*"))))
+                tables.append(len(kept))
 
     return shards
 
@@ -333,35 +333,88 @@ def test_dry_run_changes_nothing(sample: Sample, qpnuclei: Call) -> None:
     assert tree(project) == before
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals work differently there")
-@pytest.mark.parametrize("pause", [0.0, 0.05])
-def test_ctrl_c_leaves_the_project_untouched(sample: Sample, pause: float) -> None:
-    project = sample("0.5.1")
-    before = tree(project)
-    # The slowest network there is, so that the run is not done before it hears of it.
-    run = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "qpnuclei", "run", str(project), *RUN, "--tile", "128"),
-            *("--model", "default", "--tta"),
-        ],
+#: Fifteen tiles of the slowest network there is. Not --quiet: it says how far it is.
+SLOW = (
+    *("--roi", "Tumor", "--mpp", "0.5", "--device", "cpu", "--backend", "native"),
+    *("--image", "renamed*", "--tile", "128", "--model", "default", "--tta"),
+)
+
+
+def started(project: Path, *options: str, program: str = "") -> subprocess.Popen[str]:
+    """Start a run, after some lines of Python in its process."""
+    code = f"from qpnuclei.__main__ import main\n{program}\nmain()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "run", str(project), *options],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    # The folder of the record is made right before the first image is analysed.
-    for _ in range(600):
-        if (project / "qpnuclei").exists() or run.poll() is not None:
-            break
-        time.sleep(0.05)
-    run.send_signal(signal.SIGINT)
-    time.sleep(pause)
-    run.send_signal(signal.SIGINT)  # someone impatient
-    _, stderr = run.communicate(timeout=60)
+
+
+def everything(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+LEFT = "interrupted: images that were done are saved, the others are unchanged\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals work differently there")
+@pytest.mark.parametrize("pause", [0.0, 0.05])
+def test_ctrl_c_leaves_the_project_untouched(sample: Sample, pause: float) -> None:
+    project = sample("0.5.1")
+    before, paths = tree(project), everything(project)
+    with started(project, *SLOW) as run:
+        assert run.stderr is not None
+        lines = list(takewhile(lambda line: " 1 of " not in line, run.stderr))
+        run.send_signal(signal.SIGINT)
+        time.sleep(pause)
+        run.send_signal(signal.SIGINT)  # someone impatient
+        stdout, stderr = run.communicate(timeout=60)
+    assert run.returncode == 130, [*lines, stderr]
+    # Of further tiles it may have told meanwhile.
+    assert [line for line in stderr.splitlines(keepends=True) if " tiles, " not in line] == [LEFT]
+    assert stderr.endswith(LEFT)
+    assert stdout == ""
+    assert tree(project) == before
+    assert everything(project) == paths
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal there")
+def test_a_run_that_is_killed_leaves_nothing_behind(sample: Sample) -> None:
+    project = sample("0.5.1")
+    before, paths = tree(project), everything(project)
+    with started(project, *SLOW) as run:
+        assert run.stderr is not None
+        assert any(" 1 of " in line for line in run.stderr)
+        run.kill()
+        run.communicate(timeout=60)
+    assert run.returncode == -signal.SIGKILL
+    assert tree(project) == before
+    assert everything(project) == paths
+
+
+def test_ctrl_c_while_an_image_is_being_saved_waits_for_it(sample: Sample) -> None:
+    project = sample("0.5.1")
+    before = objects(project)
+    interrupting = """
+import signal
+from qpnuclei.qupath.native.files import Transaction
+commit = Transaction.commit
+def interrupted(transaction):
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+    commit(transaction)
+Transaction.commit = interrupted
+"""
+    with started(project, *RUN, program=interrupting) as run:
+        _, stderr = run.communicate(timeout=60)
     assert run.returncode == 130, stderr
+    assert stderr.endswith(LEFT)
     assert "Traceback" not in stderr
-    assert "terminate called" not in stderr
-    after = {k: v for k, v in tree(project).items() if not k.startswith("qpnuclei")}
-    assert after == before
+    first, *others = objects(project)
+    assert ours(first.detections).any()
+    assert first.annotations == before[0].annotations
+    assert not any(ours(other.detections).any() for other in others)
 
 
 def test_simplified_outlines_stay_within_the_tolerance(sample: Sample, qpnuclei: Call) -> None:

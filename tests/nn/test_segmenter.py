@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +10,16 @@ import torch
 from qpnuclei.errors import DeviceError, ModelError, MppError, NotFoundError, UsageError
 from qpnuclei.nn.attention import AttentionNet
 from qpnuclei.nn.checkpoint import save_model
+from qpnuclei.nn.codes import attention_codes, centre_codes
 from qpnuclei.nn.device import resolve_device
 from qpnuclei.nn.metadata import ColourNormalisation, ModelMetadata, PostProcessing
 from qpnuclei.nn.segmenter import (
     Precision,
     Segmenter,
     normalise_colour,
-    prepared,
     resample,
     resolve_model,
 )
-from qpnuclei.nn.student import StudentNet
 from qpnuclei.slides.stains import ReinhardStatistics, reinhard_transfer, separate
 
 
@@ -48,22 +48,6 @@ def test_attend_is_the_sigmoid_of_the_network_on_normalised_rgb() -> None:
     np.testing.assert_allclose(attention, 1 / (1 + np.exp(-2.0 * (a - 0.25))), atol=1e-5)
     assert attention.dtype == np.float32
     assert centre is None
-
-
-@pytest.mark.parametrize("network", [AttentionNet(4, dilations=[1, 2]), StudentNet(4, 2, 8)])
-def test_a_prepared_network_computes_the_same(network: torch.nn.Module) -> None:
-    generator = torch.Generator().manual_seed(0)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            for values in (module.weight, module.bias, module.running_mean, module.running_var):
-                assert values is not None
-                values.data.uniform_(0.5, 2, generator=generator)
-    x = torch.randn(1, 3, 24, 32, generator=generator)
-    with torch.inference_mode():
-        expected = network.eval()(x)
-        fused = prepared(network)
-        torch.testing.assert_close(fused(x), expected, rtol=1e-4, atol=1e-4)
-    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -132,6 +116,30 @@ def test_a_second_channel_is_the_centre_map() -> None:
     )
     assert attention == pytest.approx(0.5)
     assert centre == pytest.approx(1 / (1 + np.exp(-9.0)))  # tau is None: the plain sigmoid
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: Segmenter.load("default", device="cpu"),
+        lambda: Segmenter.load("light", device="cpu"),
+        lambda: Segmenter.load("light", device="cpu", precision="bfloat16"),
+        lambda: Segmenter.load("light", device="cpu", views=8),
+        lambda: segmenter(tau=0.25),
+    ],
+    ids=["default", "light", "bfloat16", "views", "one channel"],
+)
+def test_codes_are_those_of_the_maps(made: Callable[[], Segmenter]) -> None:
+    it = made()
+    rgb = np.kron(noise(2, 9, 12, 1), np.ones((1, 8, 8, 3), np.uint8))[:, :67, :90]
+    attention, centre = it.attend(rgb)
+    found, seeds = it.attend_codes(rgb)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, attention_codes(attention))
+    assert (centre is None) == (seeds is None)
+    if centre is not None and seeds is not None:
+        assert seeds.dtype == np.uint16
+        np.testing.assert_array_equal(seeds, centre_codes(centre))
 
 
 def test_sizes_that_are_no_multiple_of_the_stride_come_back_as_they_were() -> None:

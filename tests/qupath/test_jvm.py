@@ -115,3 +115,31 @@ def test_standard_output_stays_clean_and_ctrl_c_reaches_python() -> None:
         env=os.environ,
     )
     assert (result.stdout, result.returncode) == ("stopped\n", 0)
+
+
+@pytest.mark.qupath
+@pytest.mark.usefixtures("java")
+def test_ctrl_c_while_java_starts_waits_for_it() -> None:
+    code = """
+        import signal, jpype
+        from paquo import jpype_backend
+        from qpnuclei.qupath import _jvm
+        start_jvm = jpype_backend.start_jvm
+        def interrupted(**settings):
+            signal.raise_signal(signal.SIGINT)
+            return start_jvm(**settings)
+        jpype_backend.start_jvm = interrupted
+        try:
+            _jvm.start()
+        except KeyboardInterrupt:
+            print("started:", jpype.isJVMStarted())
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ,
+    )
+    assert (result.stdout, result.returncode) == ("started: True\n", 0)

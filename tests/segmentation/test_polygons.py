@@ -72,10 +72,30 @@ def test_rings_are_canonical(labels):
     np.testing.assert_array_equal(again.ring_offsets, nuclei.ring_offsets)
 
 
+@settings(max_examples=40, deadline=None)
+@given(label_maps, st.sampled_from([np.int32, np.int64, np.uint16]), st.booleans())
+def test_outlines_are_those_of_the_united_pixels(labels, dtype, transposed):
+    labels = labels.T if transposed else labels
+    nuclei, ids = polygonise(labels.astype(dtype), origin=(3, -2))
+    united = [
+        shapely.union_all(shapely.box(x, y, x + 1, y + 1))
+        for x, y in ((x + 3, y - 2) for y, x in (np.nonzero(labels == i) for i in ids))
+    ]
+    expected = canonical(np.array(united, dtype=object))
+    np.testing.assert_array_equal(nuclei.vertices, expected.vertices)
+    np.testing.assert_array_equal(nuclei.ring_offsets, expected.ring_offsets)
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
         ([[1, 0, 1]], "label 1 is not one region"),
+        # The outline of the left part encloses as many pixels as there are in both.
+        ([[5, 5, 5, 0, 0], [5, 0, 5, 0, 5], [5, 5, 5, 0, 0]], "label 5 is not one region"),
+        # As long an outline as two pixels side by side have.
+        ([[4], [0], [4]], "label 4 is not one region"),
+        ([[6, 6, 6], [6, 0, 6], [6, 6, 0]], "label 6 touches itself at a corner"),
+        ([[1, 1, 0], [1, 1, 0], [0, 0, 8], [0, 8, 0]], "label 8 touches itself at a corner"),
         ([[2, 2, 2], [2, 0, 2], [2, 2, 2]], "label 2 is not one region"),
         ([[3, 0], [0, 3]], "label 3 touches itself at a corner"),
     ],

@@ -96,6 +96,19 @@ def test_default_stains_agree_with_scikit_image():
     np.testing.assert_allclose(np.maximum(separate(rgb, n_stains=3), 0), theirs, atol=2e-5)
 
 
+@pytest.mark.parametrize("n_stains", [2, 3])
+def test_stains_are_the_density_times_the_inverse_matrix(n_stains):
+    rgb = np.random.default_rng(2).integers(0, 256, (7, 9, 3)).astype(np.uint8)
+    stains = Stains("x", ("A", "B"), ((0.6, 0.7, 0.3), (0.1, 0.9, 0.2)), (243, 240, 250))
+    density = np.maximum(0, -np.log10(np.maximum(rgb, 1) / np.array(stains.background)))
+    expected = (density @ np.linalg.inv(stain_matrix(stains)))[..., :n_stains]
+    # Of an image, of pixels, of every other pixel, of one, and of none.
+    for part in (..., 0, (slice(None), slice(0, 9, 2)), (3, 4), slice(0)):
+        found = separate(rgb[part], stains, n_stains)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected[part], atol=2e-6)
+
+
 def mixture(stains, n=20_000, seed=0, noise=0.0):
     """Pixels with known amounts of two stains, some of them with one stain alone."""
     rng = np.random.default_rng(seed)

@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.errors import FormatError
+from qpnuclei.nuclei import NucleiTable, concatenate
 from qpnuclei.qupath.model import Detections
 from qpnuclei.qupath.native import java_classes as jc
 from qpnuclei.qupath.native.java_stream import JavaObject, JavaString
 from qpnuclei.qupath.native.path_objects import KINDS, PathObject, located, parse_uuid
 from qpnuclei.qupath.native.records import CHUNK, Column, IntArray, KnownShape, Packed
-from qpnuclei.qupath.native.rois import read_rois, vertices
+from qpnuclei.qupath.native.rois import read_outlines, read_rois
 from qpnuclei.qupath.native.sources import Many, NotConstantError, Single, Source, text
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class FileDetections(Detections):
 
     @cached_property
     def id_texts(self) -> list[str | None]:
-        """Texts of the UUIDs, as they are in the file; None for those without."""
+        """UUIDs as they are written; None for those without."""
         return self._list(_id_texts)
 
     @cached_property
@@ -97,6 +98,20 @@ class FileDetections(Detections):
         for rows, values in self._read(_geometries):
             geometries[rows] = values
         return geometries
+
+    @cached_property
+    def outlines(self) -> NucleiTable | None:
+        """Their outlines vertex for vertex; None if one is no polygon, or has a hole."""
+        rows, tables = [], []
+        for some, table in self._read(_outlines):
+            if table is None:
+                return None
+            rows.append(some)
+            tables.append(table)
+        if len(self) == 0:
+            return NucleiTable.empty()
+        order = np.argsort(np.concatenate(rows), kind="stable")
+        return concatenate(tables).take(order)
 
     @cached_property
     def centroids(self) -> FloatArray:
@@ -121,21 +136,6 @@ class FileDetections(Detections):
                     columns[name] = np.full(len(self), np.nan)
                 columns[name][rows] = values
         return columns
-
-    def stored_polygons(self) -> Iterator[tuple[IntArray, npt.NDArray[np.float32], IntArray]]:
-        """Yield the PolygonROIs as they are stored, batch by batch.
-
-        Yields
-        ------
-        rows : (N,) int64 ndarray
-            Which detections they are.
-        xy : (V, 2) float32 ndarray
-        offsets : (N + 1,) int64 ndarray
-            Polygon i has the vertices ``xy[offsets[i]:offsets[i + 1]]``.
-        """
-        for rows, stored in self._read(_stored_polygons):
-            if stored is not None:
-                yield rows, *stored
 
     def kind_counts(self) -> Counter[str]:
         """Return how many there are of each kind."""
@@ -173,8 +173,8 @@ class FileDetections(Detections):
             ]
 
 
-def packed_ids(packed: Packed) -> Iterator[tuple[IntArray, list[str | None]]]:
-    """Yield, batch by batch, indices of packed detections and texts of their UUIDs, if any.
+def packed_ids(packed: Packed) -> Iterator[tuple[IntArray, list[str]]]:
+    """Yield, batch by batch, the indices of packed detections that have a UUID, and its text.
 
     Raises
     ------
@@ -182,7 +182,9 @@ def packed_ids(packed: Packed) -> Iterator[tuple[IntArray, list[str | None]]]:
         If one of them contradicts itself.
     """
     for batch in _divide(packed):
-        yield batch.rows, batch.read(_id_texts)
+        texts = [text for text in batch.read(_id_texts) if text is not None]
+        if texts:
+            yield batch.rows, texts
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,18 +280,15 @@ def _id_texts(view: PathObject, source: Source) -> list[str | None]:
 
 
 def _ids(view: PathObject, source: Source) -> list[uuid.UUID | None]:
-    return [None if t is None else parse_uuid(t) for t in _id_texts(view, source)]
+    return [None if text is None else parse_uuid(text) for text in _id_texts(view, source)]
 
 
 def _geometries(view: PathObject, source: Source) -> npt.NDArray[Any]:
     return read_rois(_roi(view), source).geometries
 
 
-def _stored_polygons(
-    view: PathObject, source: Source
-) -> tuple[npt.NDArray[np.float32], IntArray] | None:
-    roi = _roi(view)
-    return vertices(roi, source) if roi.class_name == jc.POLYGON else None
+def _outlines(view: PathObject, source: Source) -> NucleiTable | None:
+    return read_outlines(_roi(view), source)
 
 
 def _centroids(view: PathObject, source: Source) -> FloatArray:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import shapely
 
 from qpnuclei.errors import FormatError, UsageError
@@ -26,9 +25,11 @@ from qpnuclei.qupath.native.java_stream import (
     Step,
     StreamWriter,
 )
-from qpnuclei.qupath.native.path_objects import OBJECT_ID, UUID_LENGTH, uuid_texts
+from qpnuclei.qupath.native.path_objects import OBJECT_ID
 from qpnuclei.qupath.native.records import CHUNK, Column, NewRecords, Shape
 from qpnuclei.qupath.native.rois import Plane, geometry_roi, vertices_roi
+
+_UUID_LENGTH = 36
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ class Additions:
             if len(group.ids) != count:
                 raise ValueError(f"{count} nuclei, but {len(group.ids)} UUIDs")
             counts.setdefault(group.parent, {})[index] = count
-            ids.update(uuid_texts(group.ids).astype(str).tolist())
+            ids.update(group.id_texts)
             total += count
             if count:
                 path_classes[group.path_class] = None
@@ -125,7 +126,7 @@ class NewPart(Bulk):
     plane: Plane
 
     def __len__(self) -> int:
-        return len(self.part.ids)
+        return len(self.part.nuclei)
 
     def write(self, writer: StreamWriter) -> Step:
         """Write one as nodes, which defines what they share, and the others as records."""
@@ -157,6 +158,9 @@ def uniform_parts(group: DetectionGroup) -> Iterator[DetectionGroup]:
     for indices in (np.flatnonzero(rings == 1), np.flatnonzero(rings > 1)):
         for begin in range(0, len(indices), CHUNK):
             chosen = indices[begin : begin + CHUNK]
+            if len(chosen) == len(nuclei):
+                yield group
+                return
             ids = [group.ids[row] for row in chosen.tolist()]
             yield DetectionGroup(group.parent, nuclei.take(chosen), ids, group.path_class)
 
@@ -167,10 +171,10 @@ def check_same(found: FileDetections, part: DetectionGroup, grid_px: float = 0.0
     Outlines with holes may have vertices that are rounded to a grid.
     """
     nuclei = part.nuclei
-    texts = uuid_texts(part.ids).astype(str).tolist()
-    if found.id_texts != texts or set(found.kinds) != {"detection"}:
+    if found.id_texts != part.id_texts or set(found.kinds) != {"detection"}:
         raise FormatError("a new detection is missing, or in another place")
-    if not _same_outlines(found, nuclei, grid_px):
+    # Nearly always they are the same vertex for vertex, and no geometries need be made.
+    if not (_same_vertices(found, nuclei) or _same_geometries(found, nuclei, grid_px)):
         raise FormatError("a new detection has another outline")
     if set(found.class_names) != {None if part.path_class is None else part.path_class.name}:
         raise FormatError("a new detection has another class")
@@ -181,15 +185,20 @@ def check_same(found: FileDetections, part: DetectionGroup, grid_px: float = 0.0
             raise FormatError(f"{name!r} of a new detection has another value")
 
 
-def _same_outlines(detections: FileDetections, nuclei: NucleiTable, grid_px: float) -> bool:
-    differs = np.ones(len(nuclei), bool)
-    for rows, xy, offsets in detections.stored_polygons():
-        expected_xy, expected_offsets = _open_rings(nuclei.take(rows))
-        same = np.array_equal(offsets, expected_offsets) and np.array_equal(xy, expected_xy)
-        differs[rows] = not same
-    if not np.any(differs):
-        return True
-    found, expected = detections.geometries[differs], nuclei.take(differs).polygons()
+def _same_vertices(found: FileDetections, nuclei: NucleiTable) -> bool:
+    outlines = found.outlines
+    return (
+        outlines is not None
+        and np.array_equal(outlines.vertices, nuclei.vertices)
+        and np.array_equal(outlines.ring_offsets, nuclei.ring_offsets)
+        and np.array_equal(outlines.polygon_offsets, nuclei.polygon_offsets)
+    )
+
+
+def _same_geometries(detections: FileDetections, nuclei: NucleiTable, grid_px: float) -> bool:
+    geometries, polygons = detections.geometries, nuclei.polygons()
+    differ = np.flatnonzero(~shapely.equals_exact(geometries, polygons))
+    found, expected = geometries[differ], polygons[differ]
     # A ring that passes its first vertex once more at its end comes back without that.
     tidy = shapely.remove_repeated_points
     same = shapely.equals_exact(tidy(found), tidy(expected))
@@ -210,7 +219,7 @@ def _write(writer: StreamWriter, catalog: jc.Catalog, part: DetectionGroup, plan
     if part.path_class is not None:
         path_class = catalog.path_class(part.path_class.name, part.path_class.color)
     columns = [
-        Column(uuid_texts(part.ids).tobytes(), UUID_LENGTH * np.arange(count + 1)),
+        Column("".join(part.id_texts).encode(), _UUID_LENGTH * np.arange(count + 1)),
         Column(value_bytes, 4 * len(nuclei.measurements) * np.arange(count + 1)),
         *([_wkb_column(nuclei)] if has_hole else _vertex_columns(nuclei)),
     ]
@@ -252,17 +261,12 @@ def _write(writer: StreamWriter, catalog: jc.Catalog, part: DetectionGroup, plan
 
 
 def _vertex_columns(nuclei: NucleiTable) -> list[Column]:
-    """Return x and y of rings without their closing vertices, as float32 bytes."""
-    xy, offsets = _open_rings(nuclei)
-    by_axis = np.ascontiguousarray(xy.T.astype(">f4"))
-    return [Column(values.tobytes(), 4 * offsets) for values in by_axis]
-
-
-def _open_rings(nuclei: NucleiTable) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Return vertices and offsets of rings without their closing vertices."""
+    """Return x and y of the exterior rings as float32 bytes, the closing vertex left out."""
     keep = np.ones(len(nuclei.vertices), bool)
     keep[nuclei.ring_offsets[1:] - 1] = False
-    return nuclei.vertices[keep], nuclei.ring_offsets - np.arange(len(nuclei.ring_offsets))
+    offsets = 4 * (nuclei.ring_offsets - np.arange(len(nuclei.ring_offsets)))
+    open_rings = nuclei.vertices[keep].astype(">f4")
+    return [Column(np.ascontiguousarray(open_rings[:, k]).tobytes(), offsets) for k in (0, 1)]
 
 
 def _wkb_column(nuclei: NucleiTable) -> Column:

@@ -15,9 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from qpnuclei.errors import FormatError
 from qpnuclei.qupath.native import java_classes as jc
 from qpnuclei.qupath.native.java_stream import (
@@ -31,10 +28,6 @@ from qpnuclei.qupath.native.java_stream import (
 from qpnuclei.qupath.native.records import Packed
 
 OBJECT_ID = "Object ID"
-
-#: Bytes of a UUID's text, and where its digits are.
-UUID_LENGTH = 36
-_UUID_DIGITS = np.delete(np.arange(UUID_LENGTH), [8, 13, 18, 23])
 
 #: QuPath's class -> what it is called here.
 KINDS = {
@@ -243,15 +236,6 @@ def located(offset: int | None) -> Iterator[None]:
     except FormatError as error:
         where = "" if offset is None else f"byte {offset}: "
         raise FormatError(f"{where}{error.what}", error.hint) from None
-
-
-def uuid_texts(ids: Sequence[uuid.UUID]) -> npt.NDArray[np.bytes_]:
-    """Return the (N,) texts of UUIDs, of 36 bytes each, as ``str`` makes them one by one."""
-    numbers = b"".join([own_id.int.to_bytes(16, "big") for own_id in ids])
-    digits = np.frombuffer(numbers.hex().encode(), np.uint8)
-    texts = np.full((len(ids), UUID_LENGTH), ord("-"), np.uint8)
-    texts[:, _UUID_DIGITS] = digits.reshape(-1, 32)
-    return texts.view(f"S{UUID_LENGTH}")[:, 0]
 
 
 def parse_uuid(text: str) -> uuid.UUID | None:

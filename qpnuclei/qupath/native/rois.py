@@ -11,13 +11,14 @@ import logging
 import struct
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import shapely
 
 from qpnuclei.errors import FormatError
+from qpnuclei.nuclei import NucleiTable
 from qpnuclei.qupath.native import java_classes as jc
 from qpnuclei.qupath.native.java_stream import JavaArray, JavaObject
 from qpnuclei.qupath.native.records import Column, IntArray
@@ -26,6 +27,7 @@ from qpnuclei.qupath.native.sources import Source
 logger = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float64]
+Scalar = TypeVar("Scalar", bound=np.floating[Any])
 
 #: QuPath turns an ellipse into a polygon of as many vertices (JTS's default) ...
 ELLIPSE_VERTICES = 100
@@ -101,7 +103,7 @@ def _read_rois(node: JavaObject, source: Source) -> Rois:
         finite = np.isfinite(bounds).all(axis=0)
         geometries[finite] = _BOUNDED[roi_type](*bounds[:, finite])
     elif roi_type in ("PolygonROI", "PolylineROI", "PointsROI"):
-        xy, offsets = vertices(node, source)
+        xy, offsets = _vertices(node, source)
         if roi_type == "PolygonROI":
             geometries = polygons(xy, offsets)
         else:
@@ -116,6 +118,29 @@ def _read_rois(node: JavaObject, source: Source) -> Rois:
         geometries = np.array([shapely.GeometryCollection()] * source.count, dtype=object)
     z, t = (jc.primitive_column(plane, name, numbers) for name in ("z", "t"))
     return Rois(roi_type, np.asarray(geometries, dtype=object), z, t, bounds)
+
+
+def read_outlines(node: JavaObject, source: Source) -> NucleiTable | None:
+    """Read PolygonROIs vertex for vertex, without making geometries of them.
+
+    Returns
+    -------
+    NucleiTable or None
+        Closed rings, without measurements; None if ROIs are of another class, or one is empty.
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        If x and y of a ROI have different lengths.
+    """
+    if node.class_name != jc.POLYGON:
+        return None
+    xy, offsets = _vertices(node, source)
+    counts = np.diff(offsets)
+    if not (counts.all() and np.isfinite(xy).all()):
+        return None
+    vertices, rings = _closed(xy, offsets[:-1], counts)
+    return NucleiTable(vertices, rings, np.arange(len(rings)))
 
 
 def polygons(xy: npt.NDArray[np.floating[Any]], offsets: IntArray) -> npt.NDArray[Any]:
@@ -142,7 +167,19 @@ def polygons(xy: npt.NDArray[np.floating[Any]], offsets: IntArray) -> npt.NDArra
     result = np.full(len(counts), shapely.Polygon(), dtype=object)
     if len(filled) == 0:
         return result
-    begins, counts = begins[filled], counts[filled]
+    vertices, rings = _closed(xy, begins[filled], counts[filled])
+    result[filled] = shapely.from_ragged_array(
+        shapely.GeometryType.POLYGON,
+        vertices.astype(np.float64),
+        (rings, np.arange(len(filled) + 1)),
+    )
+    return result
+
+
+def _closed(
+    xy: npt.NDArray[Scalar], begins: IntArray, counts: IntArray
+) -> tuple[npt.NDArray[Scalar], IntArray]:
+    """Return the vertices of closed rings one after the other, and where each begins."""
     closed = (counts > 1) & np.all(xy[begins] == xy[begins + counts - 1], axis=1)
     counts = counts - closed
     # A ring needs four coordinates: the first is appended once, or more often if vertices lack.
@@ -150,12 +187,7 @@ def polygons(xy: npt.NDArray[np.floating[Any]], offsets: IntArray) -> npt.NDArra
     rings = np.concatenate([[0], np.cumsum(lengths)])
     within = np.arange(rings[-1]) - np.repeat(rings[:-1], lengths)
     take = np.repeat(begins, lengths) + np.where(within < np.repeat(counts, lengths), within, 0)
-    result[filled] = shapely.from_ragged_array(
-        shapely.GeometryType.POLYGON,
-        np.ascontiguousarray(xy[take], dtype=np.float64),
-        (rings, np.arange(len(filled) + 1)),
-    )
-    return result
+    return np.take(xy, take, axis=0), rings
 
 
 def ellipses(x: FloatArray, y: FloatArray, x2: FloatArray, y2: FloatArray) -> npt.NDArray[Any]:
@@ -244,8 +276,7 @@ def _of_vertices(catalog: jc.Catalog, name: str, plane: Plane, xy: FloatArray) -
     return vertices_roi(catalog, name, plane, x, y)
 
 
-def vertices(node: JavaObject, source: Source) -> tuple[npt.NDArray[np.float32], IntArray]:
-    """Return vertices of all ROIs of a source, as they are stored, and the offsets of each."""
+def _vertices(node: JavaObject, source: Source) -> tuple[npt.NDArray[np.float32], IntArray]:
     x = source.column(jc.array_field(node, "x", jc.FLOAT_ARRAY))
     y = source.column(jc.array_field(node, "y", jc.FLOAT_ARRAY))
     if not np.array_equal(x.offsets, y.offsets):

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from uuid import RFC_4122
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qpnuclei.qupath.model import NucleusIds, is_ours, nucleus_id
+
+
+def test_ids_of_nuclei_are_what_they_were_in_every_release():
+    # "qpnucl", then the digest, but for the four bits of the version and the two of the variant.
+    assert str(nucleus_id(b"0123456789")) == "71706e75-636c-8031-b233-343536373839"
+    assert str(nucleus_id(b"\xff" * 12)) == "71706e75-636c-8fff-bfff-ffffffffffff"
+    with pytest.raises(ValueError, match="too short"):
+        nucleus_id(b"012345678")
+
+
+@given(st.lists(st.binary(min_size=10, max_size=10), max_size=20))
+def test_many_ids_are_those_of_each(digests):
+    ids = NucleusIds(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 10))
+    expected = [nucleus_id(digest) for digest in digests]
+    assert list(ids) == ids[:] == expected
+    assert ids.texts() == [str(i) for i in expected]
+    assert all(map(is_ours, ids))
+    assert all((i.version, i.variant) == (8, RFC_4122) for i in ids)
+    backwards = range(len(digests))[::-1]
+    assert list(ids.take(list(backwards))) == expected[::-1]
