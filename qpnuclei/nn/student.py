@@ -155,11 +155,15 @@ class StudentNet(nn.Module):
             skips.append(x)
         skips.pop()
         for block in reversed(self.decoder):
-            up, skip = _upsample(x), skips.pop()
-            x = block(up.add_(skip) if self._adding else torch.cat([up, skip], dim=1))
+            x = block(self._joined(x, skips.pop()))
         x = self.head(x)
         # Of two channels, each by itself is interpolated three times faster.
         return _upsample(x.contiguous()) if self.cell_px == 1 else x
+
+    def _joined(self, x: Tensor, skip: Tensor) -> Tensor:
+        # A function of its own: what it makes on the way is large, and not to be kept.
+        up = _upsample(x)
+        return up.add_(skip) if self._adding else torch.cat([up, skip], dim=1)
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
