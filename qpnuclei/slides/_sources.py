@@ -14,6 +14,7 @@ import struct
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 from xml.etree import ElementTree
@@ -66,6 +67,8 @@ _INSTALL_OPENSLIDE = 'pip install "qpnuclei[openslide]"'
 
 #: Untiled TIFFs up to this size are decoded once and kept: their strips can span the image.
 _MAX_WHOLE_PIXELS = 200_000_000
+#: Decoded tiles of a page that are kept.
+_KEPT_BYTES = 64 * 2**20
 
 
 class Source(Protocol):
@@ -311,9 +314,13 @@ class _TiffSource:
         composition = properties.get("tiffslide.series-composition")
         areas = composition["located_series"] if composition else {0: [(0, 0)] * len(self.sizes)}
         #: Per level: (x, y, page) of each area.
-        self._areas: list[list[tuple[int, int, Any]]] = [
+        self._areas: list[list[tuple[int, int, _Page]]] = [
             [
-                (int(offsets[level][1]), int(offsets[level][0]), tiff.series[i].levels[level][0])
+                (
+                    int(offsets[level][1]),
+                    int(offsets[level][0]),
+                    _Page(tiff.series[i].levels[level][0]),
+                )
                 for i, offsets in areas.items()
             ]
             for level in range(len(self.sizes))
@@ -322,39 +329,60 @@ class _TiffSource:
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
         region = np.full((height, width, 3), 255, np.uint8)
         for area_x, area_y, page in self._areas[level]:
-            _decode_into(region, page, x - area_x, y - area_y)
+            page.read_into(region, x - area_x, y - area_y)
         return region
 
     def close(self) -> None:
         self._slide.close()
 
 
-def _decode_into(region: RGB, page: Any, x: int, y: int) -> None:
-    """Decode the tiles (or strips) of a TIFF page that lie in the region beginning at (x, y)."""
-    keyframe = page.keyframe
-    width, height = keyframe.imagewidth, keyframe.imagelength
-    tile_width = keyframe.tilewidth if keyframe.is_tiled else width
-    tile_height = keyframe.tilelength if keyframe.is_tiled else keyframe.rowsperstrip
-    right, bottom = min(x + region.shape[1], width), min(y + region.shape[0], height)
-    columns = range(max(x, 0) // tile_width, -(-right // tile_width))
-    rows = range(max(y, 0) // tile_height, -(-bottom // tile_height))
-    tables = {"jpegtables": page.jpegtables, "jpegheader": keyframe.jpegheader}
-    tables = {name: table for name, table in tables.items() if table is not None}
-    file = page.parent.filehandle
-    for row, column in itertools.product(rows, columns):
-        index = row * -(-width // tile_width) + column
-        if not (page.dataoffsets[index] and page.databytecounts[index]):
-            continue  # left out: background
-        file.seek(page.dataoffsets[index])
-        data = file.read(page.databytecounts[index])
-        tile = keyframe.decode(data, index, **tables)[0]
+class _Page:
+    """The tiles (or strips) of a TIFF page.
+
+    Those decoded last are kept: the regions that are read one after the other overlap.
+    """
+
+    def __init__(self, page: Any) -> None:
+        keyframe = page.keyframe
+        self._page = page
+        self._size = keyframe.imagewidth, keyframe.imagelength
+        self._tile_width = keyframe.tilewidth if keyframe.is_tiled else keyframe.imagewidth
+        self._tile_height = keyframe.tilelength if keyframe.is_tiled else keyframe.rowsperstrip
+        tables = {"jpegtables": page.jpegtables, "jpegheader": keyframe.jpegheader}
+        self._tables = {name: table for name, table in tables.items() if table is not None}
+        kept = _KEPT_BYTES // (3 * self._tile_width * self._tile_height)
+        self._tile = lru_cache(kept)(self._decoded)
+
+    def read_into(self, region: RGB, x: int, y: int) -> None:
+        """Write what lies in the region beginning at (x, y)."""
+        right = min(x + region.shape[1], self._size[0])
+        bottom = min(y + region.shape[0], self._size[1])
+        columns = range(max(x, 0) // self._tile_width, -(-right // self._tile_width))
+        rows = range(max(y, 0) // self._tile_height, -(-bottom // self._tile_height))
+        for row, column in itertools.product(rows, columns):
+            pixels = self._tile(row, column)
+            if pixels is None:
+                continue
+            left, top = column * self._tile_width - x, row * self._tile_height - y
+            onto = region[max(top, 0) : top + len(pixels), max(left, 0) : left + pixels.shape[1]]
+            from_y, from_x = max(-top, 0), max(-left, 0)
+            onto[:] = pixels[from_y : from_y + onto.shape[0], from_x : from_x + onto.shape[1]]
+
+    def _decoded(self, row: int, column: int) -> RGB | None:
+        """Return the pixels of a tile; None if it is left out, which means background."""
+        width, height = self._size
+        index = row * -(-width // self._tile_width) + column
+        offset, size = self._page.dataoffsets[index], self._page.databytecounts[index]
+        if not (offset and size):
+            return None
+        file = self._page.parent.filehandle
+        file.seek(offset)
+        data = file.read(size)
+        keyframe = self._page.keyframe
+        tile = keyframe.decode(data, index, **self._tables)[0]
         pixels = _to_rgb(tile.reshape(*tile.shape[1:3], -1), keyframe)
         # Tiles at the right and bottom are filled up with anything.
-        pixels = pixels[: height - row * tile_height, : width - column * tile_width]
-        left, top = column * tile_width - x, row * tile_height - y
-        onto = region[max(top, 0) : top + len(pixels), max(left, 0) : left + pixels.shape[1]]
-        from_y, from_x = max(-top, 0), max(-left, 0)
-        onto[:] = pixels[from_y : from_y + onto.shape[0], from_x : from_x + onto.shape[1]]
+        return pixels[: height - row * self._tile_height, : width - column * self._tile_width]
 
 
 # --- PNG, JPEG, BMP ----------------------------------------------------------------------------

@@ -569,3 +569,13 @@ def test_real_jpeg_2000_levels_fit_each_other():
     assert error < shifted / 2
     difference = np.abs(level0.astype(int) - np.asarray(theirs)[..., :3])
     assert difference.max() <= 2  # two decoders of JPEG 2000
+
+
+def test_what_was_read_once_is_read_again_as_it_is_in_the_file(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "slide.tif", rgb, tile=(64, 64), photometric="rgb")
+    with open_slide(tmp_path / "slide.tif") as slide:
+        for x, y in ((0, 0), (50, 30), (50, 30), (100, 60)):
+            region = slide.read(x, y, 150, 120)
+            np.testing.assert_array_equal(region, rgb[y : y + 120, x : x + 150])
+            region[:] = 0
