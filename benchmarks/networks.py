@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from PIL import Image
 
 from benchmarks.measuring import describe, machine, save, table
 from benchmarks.tissue import paint_field
 from qpnuclei.nn.checkpoint import read_metadata
 from qpnuclei.nn.segmenter import WEIGHTS_FOLDER, Segmenter
-from qpnuclei.stages import available_cores, keep_freed_memory, share_cores
+from qpnuclei.stages import available_cores, keep_freed_memory
 
 IMAGE_SUFFIXES = (".jpg", ".png", ".tif", ".tiff")
 
@@ -36,7 +37,7 @@ def main() -> None:
     arguments = parser.parse_args()
     about = machine()
     keep_freed_memory()
-    share_cores(arguments.threads)
+    torch.set_num_threads(arguments.threads)
     images = _read(arguments.images) if arguments.images else _painted()
     if not images:
         parser.error(f"no images in {arguments.images}")
