@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,9 @@ HEAP_SHARE = 0.5
 #: JPype asks for a full garbage collection whenever Python has made one: that takes the longer the
 #: more objects QuPath holds, and Java collects in time without it.
 NO_FORCED_COLLECTION = "-XX:+DisableExplicitGC"
+#: Java's default collector starts with little room for new objects and grows it while they come,
+#: which makes the same work take now once, now twice the time.
+COLLECTOR = "-XX:+UseParallelGC"
 
 logger = logging.getLogger(__name__)
 
@@ -268,7 +272,9 @@ def _java_options(settings: dict[str, Any]) -> list[str]:
     options = shlex.split(chosen) if isinstance(chosen, str) else [str(item) for item in chosen]
     # paquo's default, a share of the machine's memory, is not the user's wish.
     options = [option for option in options if option != "-XX:MaxRAMPercentage=50"]
-    options.insert(0, NO_FORCED_COLLECTION)  # of options that contradict, Java takes the last
+    if not any(re.fullmatch(r"-XX:\+Use\w+GC", option) for option in options):
+        options.insert(0, COLLECTOR)  # Java does not start with two collectors
+    options.insert(0, NO_FORCED_COLLECTION)  # of other options that contradict, it takes the last
     if not any(option.startswith(("-Xmx", "-XX:MaxRAM", "-XX:MaxHeap")) for option in options):
         memory = available_memory()
         options.append(

@@ -18,15 +18,21 @@ from qpnuclei.qupath.backend import choose_backend
 )
 def test_a_heap_that_the_user_sets_stays(options: str | list[str]) -> None:
     expected = options.split() if isinstance(options, str) else options
-    assert _jvm._java_options({"java_opts": options}) == [_jvm.NO_FORCED_COLLECTION, *expected]
+    ours = [_jvm.NO_FORCED_COLLECTION, _jvm.COLLECTOR]
+    assert _jvm._java_options({"java_opts": options}) == [*ours, *expected]
+
+
+def test_a_collector_that_the_user_chooses_is_the_only_one() -> None:
+    options = ["-XX:+UseG1GC", "-Xmx2g"]
+    assert _jvm._java_options({"java_opts": options}) == [_jvm.NO_FORCED_COLLECTION, *options]
 
 
 def test_the_heap_is_half_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_jvm, "available_memory", lambda: 6 << 30)
     default = ["-Dx=1", "-XX:MaxRAMPercentage=50"]  # paquo's own default, a share of the machine's
-    assert _jvm._java_options({"java_opts": default})[1:] == ["-Dx=1", "-Xmx3072m"]
+    assert _jvm._java_options({"java_opts": default})[2:] == ["-Dx=1", "-Xmx3072m"]
     monkeypatch.setattr(_jvm, "available_memory", lambda: None)
-    assert _jvm._java_options({"java_opts": default})[1:] == default
+    assert _jvm._java_options({"java_opts": default})[2:] == default
 
 
 def test_memory_is_limited_by_every_cgroup_above(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
