@@ -1,7 +1,7 @@
 """Nuclei from pixels: tiles are read, attended, segmented, measured and stitched.
 
-Reading and attention work ahead in threads of their own, and several tiles are segmented at the
-same time: threads do, because that work holds the interpreter lock for a twentieth of its time.
+Reading works ahead in a thread of its own, and several tiles are attended and segmented at the same
+time: threads do, because decoders, networks and compiled loops release the interpreter lock.
 What is in memory at any moment is bounded by tiles, not by the size of the region.
 """
 
