@@ -23,7 +23,7 @@ from benchmarks.tissue import MPP, make_project, paint_field
 from qpnuclei.stages import available_cores
 
 MODEL = "auto"
-COMPARED_MPX = 16
+COMPARED_MPX = 64
 STAGES = ("read", "attend", "segment", "measure", "stitch", "write")
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--model", default=MODEL, help="of qpnuclei and the literal program")
     parser.add_argument("--mpx", type=int, nargs="+", default=[1, 4, 16, 64], help="ROI areas")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, available_cores()])
-    parser.add_argument("--repeat", type=int, default=3, help="rounds of the comparison")
+    parser.add_argument("--repeat", type=int, default=2, help="rounds of the comparison")
     arguments = parser.parse_args()
     about = machine()
     model = arguments.model
