@@ -46,6 +46,8 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield device
+        # A process that leaves while another is still at work may abort in its last moments.
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 
