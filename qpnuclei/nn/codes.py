@@ -39,5 +39,9 @@ def centre_codes(centre: CentreMap) -> CentreCodes:
 
 
 def first_code_above(threshold: float) -> int:
-    """Return the least code of attention above a threshold, which is rounded to a whole step."""
-    return round(threshold * ATTENTION_STEPS)
+    """Return the least code of attention above a threshold between 0 and 1.
+
+    The threshold is rounded to a whole step, but neither to 0 nor to 1: attention of 0 is above
+    none, attention of 1 above all.
+    """
+    return min(max(round(threshold * ATTENTION_STEPS), 1), ATTENTION_STEPS - 1)

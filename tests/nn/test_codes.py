@@ -21,7 +21,13 @@ def test_codes_of_literal_attention(attention, code):
     assert attention_codes(np.array([attention], np.float32)).tolist() == [code]
 
 
-@given(st.floats(0, 1, width=32), st.integers(0, 19))
+@pytest.mark.parametrize("threshold", [1e-6, 0.001, 0.5, 0.999, 1 - 1e-9])
+def test_no_threshold_is_below_all_attention_or_above_it(threshold):
+    none, full = attention_codes(np.array([0, 1], np.float32))
+    assert none < first_code_above(threshold) <= full
+
+
+@given(st.floats(0, 1, width=32), st.integers(1, 19))
 def test_a_pixel_is_above_a_threshold_if_its_code_is(attention, twentieths):
     threshold = twentieths / 20
     if abs(attention - threshold) < 1e-6:

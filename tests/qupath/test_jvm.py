@@ -97,6 +97,19 @@ def test_bytes_in_java() -> None:
     assert len(_jvm.byte_array(bytearray())) == 0
 
 
+def end_of(code: str) -> tuple[str, int]:
+    """Return what a program prints, and its exit code."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ,
+    )
+    return done.stdout, done.returncode
+
+
 @pytest.mark.qupath
 @pytest.mark.usefixtures("java")
 def test_standard_output_stays_clean_and_ctrl_c_reaches_python() -> None:
@@ -112,15 +125,7 @@ def test_standard_output_stays_clean_and_ctrl_c_reaches_python() -> None:
         except KeyboardInterrupt:
             print("stopped")
     """
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=os.environ,
-    )
-    assert (result.stdout, result.returncode) == ("stopped\n", 0)
+    assert end_of(code) == ("stopped\n", 0)
 
 
 @pytest.mark.qupath
@@ -140,12 +145,4 @@ def test_ctrl_c_while_java_starts_waits_for_it() -> None:
         except KeyboardInterrupt:
             print("started:", jpype.isJVMStarted())
     """
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=os.environ,
-    )
-    assert (result.stdout, result.returncode) == ("started: True\n", 0)
+    assert end_of(code) == ("started: True\n", 0)

@@ -61,6 +61,8 @@ from qpnuclei.qupath.native.records import Packed, RecordPacker
 from qpnuclei.qupath.native.rois import Plane, make_roi, read_rois
 from qpnuclei.qupath.native.sources import Single
 
+#: Detections that are parsed in less time than the compiled loops take to load.
+_FEW = 500
 _VERSION_PREFIX = b"Data file version"
 _TYPE_COUNTS = {
     "root": "Root objects",
@@ -131,7 +133,7 @@ class DataFile:
             If they are no Java object stream, are truncated, or hold no objects of an image.
         """
         with _refused(hint):
-            stream = java_stream.parse(data, source, RecordPacker(is_packable))
+            stream = java_stream.parse(data, source, RecordPacker(is_packable, _FEW))
             _check_version(stream.items[0] if stream.items else None, source)
             last = stream.items[-1]
             if not isinstance(last, JavaString) or last.data != b"EOF":

@@ -406,15 +406,19 @@ class RecordPacker:
     ----------
     is_packable : callable
         Tells whether an object of a contents list is expected to be one of many.
+    few : int
+        So many such objects are parsed before the first shape is learnt.
     """
 
-    def __init__(self, is_packable: Callable[[JavaObject], bool]) -> None:
+    def __init__(self, is_packable: Callable[[JavaObject], bool], few: int = 0) -> None:
         self._is_packable = is_packable
+        self._few = few
         self._candidates: list[KnownShape] = []
         self._packed: list[Packed] = []
         self._first_handles: list[int] = []
         self._edges: dict[int, IntArray] = {}  # first handles of the records, by index in _packed
         self._useless = 0
+        self._parsed = 0
         self._starts = np.empty(CHUNK, np.int64)
 
     def take(self, data: bytes, start: int, handle: int) -> tuple[Packed, int, int] | None:
@@ -462,6 +466,9 @@ class RecordPacker:
             or self._useless > MAX_USELESS
             or not self._is_packable(node)
         ):
+            return
+        self._parsed += 1
+        if self._parsed <= self._few:
             return
         try:
             shape = Shape(node, _Before(handles, first_handle))

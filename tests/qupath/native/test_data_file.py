@@ -16,6 +16,7 @@ from qpnuclei.qupath.model import (
     Project,
     nucleus_id,
 )
+from qpnuclei.qupath.native import data_file as data_file_module
 from qpnuclei.qupath.native import java_classes as jc
 from qpnuclei.qupath.native import java_stream as js
 from qpnuclei.qupath.native.data_file import DataFile, format_stains, parse_stains
@@ -280,3 +281,16 @@ def test_backend_keeps_the_protocol():
     project: Project = open_project(SAMPLES / "0.5.1" / "project")
     members = {"path", "backend", "version", "classes", "images"}
     assert members <= set(dir(project))
+
+
+@pytest.mark.parametrize(("count", "bulk"), [(400, False), (700, True)])
+def test_hundreds_are_parsed_and_more_are_packed(count, bulk, monkeypatch):
+    # To load compiled loops takes longer than to parse a few.
+    monkeypatch.setattr(data_file_module, "_FEW", 500)
+    data_file = load()
+    new = group(count)
+    data_file.add(Edit(add=[new]))
+    again = DataFile.parse(saved(data_file), "again")
+    packed = [c for v in again._annotations() for c in v.children if isinstance(c, Packed)]
+    assert bool(packed) == bulk
+    assert set(new.ids) <= set(again.read().detections.ids)
