@@ -20,9 +20,9 @@ from qpnuclei.qupath.model import (
     PathClass,
     Project,
     is_ours,
-    nucleus_id,
 )
 from qpnuclei.qupath.native import open_project
+from tests.ids import nucleus_id
 
 SAMPLES = Path(__file__).parent / "data" / "qupath-samples"
 VERSIONS = sorted(path.name for path in SAMPLES.iterdir())

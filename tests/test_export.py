@@ -22,8 +22,8 @@ from qpnuclei.qupath.model import (
     Detections,
     ImageObjects,
     PixelCalibration,
-    nucleus_id,
 )
+from tests.ids import nucleus_id
 
 OTHER = uuid.UUID("0f8fad5b-d9cb-469f-a165-70867728950e")
 

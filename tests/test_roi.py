@@ -8,7 +8,10 @@ import pytest
 import shapely
 
 from qpnuclei.errors import UsageError
-from qpnuclei.qupath.model import Annotation, Detections, nucleus_id
+from qpnuclei.qupath.model import (
+    Annotation,
+    Detections,
+)
 from qpnuclei.roi import (
     Region,
     RoiSelection,
@@ -17,6 +20,7 @@ from qpnuclei.roi import (
     region_of,
     select_regions,
 )
+from tests.ids import nucleus_id
 
 
 def annotation(

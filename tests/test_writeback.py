@@ -18,7 +18,13 @@ from qpnuclei.files import atomic_file
 from qpnuclei.nuclei import NucleiTable
 from qpnuclei.planning import ImagePlan, RunOptions
 from qpnuclei.qupath.geojson import read_objects
-from qpnuclei.qupath.model import DEFAULT_HE, Edit, NewAnnotation, PathClass, is_ours, nucleus_id
+from qpnuclei.qupath.model import (
+    DEFAULT_HE,
+    Edit,
+    NewAnnotation,
+    PathClass,
+    is_ours,
+)
 from qpnuclei.qupath.names import file_stem
 from qpnuclei.qupath.native import NativeImage, NativeProject, open_project
 from qpnuclei.qupath.native.data_file import DataFile
@@ -26,6 +32,7 @@ from qpnuclei.qupath.native.path_objects import PathObject
 from qpnuclei.roi import RoiSelection, ours_within, region_of, select_regions
 from qpnuclei.segmentation.tiles import TilePlan
 from qpnuclei.writeback import NewNuclei, new_nuclei, write_back
+from tests.ids import nucleus_id
 
 SAMPLES = Path(__file__).parent / "data" / "qupath-samples"
 #: Of the sample's nine annotations, the fourth ("nested") and fifth are of class Stroma.

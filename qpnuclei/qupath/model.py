@@ -36,34 +36,24 @@ def is_ours(detection_id: uuid.UUID | None) -> bool:
     )
 
 
-def nucleus_id(digest: bytes) -> uuid.UUID:
-    """Return a UUID of version 8 (RFC 9562) that marks a detection as ours.
-
-    Parameters
-    ----------
-    digest : bytes
-        At least 10 bytes that are unique to the nucleus, for example a hash of its image and
-        vertices: equal input gives equal UUIDs.
-
-    Raises
-    ------
-    ValueError
-        If they are fewer.
-    """
-    if len(digest) < 10:
-        raise ValueError(f"{digest!r} is too short for a UUID")
-    return NucleusIds(np.frombuffer(digest, np.uint8, 10)[None])[0]
-
-
 class NucleusIds(Sequence[uuid.UUID]):
-    """The UUIDs of N nuclei, each what `nucleus_id` makes of a digest; objects when asked for.
+    """UUIDs of version 8 (RFC 9562) that mark N detections as ours; objects when asked for.
 
     Parameters
     ----------
     digests : (N, 10) uint8 ndarray
+        Bytes that are unique to each nucleus, for example a hash of its image and vertices: equal
+        digests give equal UUIDs.
+
+    Raises
+    ------
+    ValueError
+        If they have not 10 bytes each.
     """
 
     def __init__(self, digests: npt.NDArray[np.uint8]) -> None:
+        if digests.shape[1:] != (10,):
+            raise ValueError(f"digests must have 10 bytes each, but their shape is {digests.shape}")
         prefix = np.broadcast_to(np.frombuffer(ID_PREFIX, np.uint8), (len(digests), 6))
         self._octets = np.concatenate([prefix, digests], axis=1)
         self._octets[:, 6] = self._octets[:, 6] & 0x0F | 0x80  # version 8

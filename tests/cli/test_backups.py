@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 import shapely
 
-from qpnuclei.qupath.model import Edit, NewAnnotation, nucleus_id
+from qpnuclei.qupath.model import (
+    Edit,
+    NewAnnotation,
+)
 from qpnuclei.qupath.native.project import open_project
 from tests.cli.conftest import Outcome, tree
+from tests.ids import nucleus_id
 
 Call = Callable[..., Outcome]
 Sample = Callable[[str], Path]

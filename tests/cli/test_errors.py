@@ -16,9 +16,14 @@ import shapely
 import torch
 from safetensors.numpy import save_file
 
-from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass, nucleus_id
+from qpnuclei.qupath.model import (
+    Edit,
+    NewAnnotation,
+    PathClass,
+)
 from qpnuclei.qupath.native.project import open_project
 from tests.cli.conftest import SAMPLES, Outcome, tree
+from tests.ids import nucleus_id
 
 Call = Callable[..., Outcome]
 Sample = Callable[[str], Path]

@@ -21,10 +21,16 @@ from qpnuclei.exchange import export_image, import_file
 from qpnuclei.inventory import describe_project
 from qpnuclei.qupath import geojson
 from qpnuclei.qupath.geojson import read_objects
-from qpnuclei.qupath.model import Detections, Edit, NewAnnotation, PathClass, nucleus_id
+from qpnuclei.qupath.model import (
+    Detections,
+    Edit,
+    NewAnnotation,
+    PathClass,
+)
 from qpnuclei.qupath.names import file_stem
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.uris import candidates, find_image
+from tests.ids import nucleus_id
 
 PROJECT = Path(__file__).parents[1] / "data" / "qupath-samples" / "0.5.1" / "project"
 FEATURES = Path(__file__).parents[1] / "data" / "qupath-measurements" / "objects.geojson"

@@ -14,9 +14,15 @@ from qpnuclei.errors import FormatError, SaveError
 from qpnuclei.nuclei import NucleiTable
 from qpnuclei.qupath import _jvm, paquo_backend
 from qpnuclei.qupath.backend import choose_backend
-from qpnuclei.qupath.model import DetectionGroup, Edit, NewAnnotation, PathClass, nucleus_id
+from qpnuclei.qupath.model import (
+    DetectionGroup,
+    Edit,
+    NewAnnotation,
+    PathClass,
+)
 from qpnuclei.qupath.native import java_classes, java_stream
 from qpnuclei.qupath.native.new_detections import Additions
+from tests.ids import nucleus_id
 from tests.qupath.native.samples import SAMPLES, copy_project
 
 

@@ -31,9 +31,9 @@ from qpnuclei.qupath.model import (
     PathClass,
     Project,
     is_ours,
-    nucleus_id,
 )
 from qpnuclei.qupath.native.backups import BACKUP_FOLDER
+from tests.ids import nucleus_id
 from tests.qupath.native.samples import VERSIONS, copy_project
 
 # QuPath 0.6 and newer round the vertices of some ROIs to this when they read them.

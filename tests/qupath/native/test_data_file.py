@@ -14,7 +14,6 @@ from qpnuclei.qupath.model import (
     NewAnnotation,
     PathClass,
     Project,
-    nucleus_id,
 )
 from qpnuclei.qupath.native import data_file as data_file_module
 from qpnuclei.qupath.native import java_classes as jc
@@ -23,6 +22,7 @@ from qpnuclei.qupath.native.data_file import DataFile, format_stains, parse_stai
 from qpnuclei.qupath.native.new_detections import Additions
 from qpnuclei.qupath.native.path_objects import split_children
 from qpnuclei.qupath.native.records import Packed
+from tests.ids import nucleus_id
 
 from .samples import SAMPLES, dump
 

@@ -22,10 +22,10 @@ from qpnuclei.qupath.model import (
     NewAnnotation,
     PathClass,
     is_ours,
-    nucleus_id,
 )
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.native.backups import BACKUP_COUNT, BACKUP_FOLDER
+from tests.ids import nucleus_id
 
 from .samples import SAMPLES, SHARED, VERSIONS, copy_project, dump
 
