@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from skimage.segmentation import find_boundaries
 
-from qpnuclei.errors import TrainingError
+from qpnuclei.errors import TrainingError, UsageError
 from qpnuclei.evaluation.tuning import (
     LabelledImage,
     attend,
@@ -146,6 +146,7 @@ def train_student(
     identity = {
         "recipe": recipe.model_dump(mode="json"),
         "teacher": recipe.teacher and model_hash(resolve_model(recipe.teacher)),
+        "start": recipe.start and model_hash(resolve_model(recipe.start)),
         "seed": seed,
         "images": sources_digest(sources, [recipe.mpp], recipe.patch_px, recipe.min_tissue),
     }
@@ -168,7 +169,7 @@ def train_student(
         curriculum = SelfTraining(recipe, samples)
     else:
         curriculum = Distillation(recipe, samples, device)
-    network = StudentNet(**recipe.architecture)
+    network = StudentNet(**recipe.architecture) if recipe.start is None else _started(recipe)
     if state is not None:
         network.load_state_dict(state.learner)
     run = _Run(
@@ -184,6 +185,24 @@ def train_student(
         student=network,
     )
     return run.go()
+
+
+def _started(recipe: StudentRecipe) -> StudentNet:
+    """Return the network that a recipe goes on from."""
+    assert recipe.start is not None
+    network, metadata = load_model(resolve_model(recipe.start))
+    if not isinstance(network, StudentNet) or metadata.architecture != recipe.architecture:
+        raise UsageError(
+            f"start {recipe.start!r} is another network ({metadata.family}, "
+            f"{metadata.architecture}) than the recipe's ({recipe.architecture})",
+            "take a model that the same recipe made, or --set the fields that differ",
+        )
+    if metadata.mpp != recipe.mpp:
+        raise UsageError(
+            f"start {recipe.start!r} sees {metadata.mpp} µm/px, but mpp is {recipe.mpp}",
+            f"leave --set mpp out, or say mpp={metadata.mpp}",
+        )
+    return network
 
 
 class Curriculum(Protocol):
@@ -247,7 +266,7 @@ class _Run:
     device: torch.device
     watcher: Watcher
     progress: Progress
-    student: StudentNet  # of the last round done
+    student: StudentNet  # of the last round done; before the first, what it starts from
 
     def go(self) -> TrainingResult:
         stopped = False
@@ -267,7 +286,8 @@ class _Run:
         start = time.monotonic()
         number = self.progress.epoch + 1
         rng = np.random.default_rng((self.identity["seed"], number))
-        before = Segmenter(self.student, self._metadata(), self.device) if number > 1 else None
+        begun = number > 1 or self.recipe.start is not None
+        before = Segmenter(self.student, self._metadata(), self.device) if begun else None
         known = self.curriculum.known(before)
         nuclei = sum(len(np.unique(labels.labels)) - 1 for labels in known)
         self._draw(number, known)
@@ -280,7 +300,7 @@ class _Run:
             self.recipe,
             list(self.curriculum.lessons(known, rng)),
             number,
-            self.student if number > 1 else None,
+            self.student if begun else None,
             seed=self.identity["seed"],
             device=self.device,
             watcher=self.watcher,
@@ -339,6 +359,7 @@ class _Run:
                 "seed": self.identity["seed"],
                 "round": self.progress.epoch,
                 "teacher_sha256": self.identity["teacher"],
+                "start_sha256": self.identity["start"],
             },
             data={
                 "images": [sample.name for sample in self.samples],
