@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from qpnuclei.summary import peak_memory_mib, versions
+from qpnuclei.system.timing import peak_memory_mib
+from qpnuclei.system.versions import versions
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -20,9 +20,11 @@ from PIL import Image
 
 from benchmarks.measuring import describe, machine, save, table
 from benchmarks.tissue import paint_field
-from qpnuclei.nn.checkpoint import read_metadata
-from qpnuclei.nn.segmenter import WEIGHTS_FOLDER, Segmenter
-from qpnuclei.stages import available_cores, keep_freed_memory
+from qpnuclei.models.checkpoint import read_metadata
+from qpnuclei.models.registry import WEIGHTS_FOLDER
+from qpnuclei.segmentation.maps_engine import Segmenter
+from qpnuclei.system.memory import keep_freed_memory
+from qpnuclei.system.threads import available_cores
 
 IMAGE_SUFFIXES = (".jpg", ".png", ".tif", ".tiff")
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from benchmarks.measuring import table
 from qpnuclei.evaluation.datasets import read_rgb
-from qpnuclei.nn.segmenter import Segmenter, resample
+from qpnuclei.segmentation.maps_engine import Segmenter, resample
 from qpnuclei.segmentation.postprocess import segment_instances
 
 RGB = npt.NDArray[np.uint8]

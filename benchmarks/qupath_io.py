@@ -26,17 +26,10 @@ import shapely
 from PIL import Image
 
 from benchmarks.measuring import describe, in_child, machine, save, table
-from qpnuclei.nuclei import NucleiTable, concatenate
-from qpnuclei.qupath.backend import choose_backend, find_qupath, open_project
-from qpnuclei.qupath.model import (
-    DetectionGroup,
-    Edit,
-    ImageEntry,
-    NewAnnotation,
-    NucleusIds,
-    PathClass,
-    is_ours,
-)
+from qpnuclei.nuclei.ids import NucleusIds, is_ours
+from qpnuclei.nuclei.table import NucleiTable, concatenate
+from qpnuclei.qupath.model import DetectionGroup, Edit, ImageEntry, NewAnnotation, PathClass
+from qpnuclei.qupath.project import choose_backend, find_qupath, open_project
 
 VERTICES = 24
 MEASUREMENTS = 10
@@ -174,9 +167,9 @@ def compare_with_paquo() -> dict[str, Any]:
 
 def _write_both_ways(folder: Path) -> dict[str, Any]:
     """Time both ways in one process: of each round how long to make detections, and all of it."""
-    from qpnuclei.qupath import _jvm
+    from qpnuclei.qupath.paquo import jvm
 
-    _jvm.start()  # not as paquo does, with debug messages
+    jvm.start()  # not as paquo does, with debug messages
     sizes = {}
     for size in THROUGH_QUPATH:
         nuclei, ids = _together(Nuclei(0, size, 1))
@@ -196,9 +189,9 @@ def _write_both_ways(folder: Path) -> dict[str, Any]:
 
 def _write_batched(folder: Path, group: DetectionGroup) -> dict[str, float]:
     """Write with the paquo backend, which also makes a backup and verifies."""
-    from qpnuclei.qupath import paquo_backend
-    from qpnuclei.qupath._jvm import java_class
-    from qpnuclei.qupath.native.new_detections import Additions
+    from qpnuclei.qupath.paquo import backend as paquo_backend
+    from qpnuclei.qupath.paquo.jvm import java_class
+    from qpnuclei.qupath.qpdata.new_detections import Additions
 
     _new_project(folder)
     start = time.perf_counter()
@@ -274,7 +267,7 @@ def _through_qupath(measured: dict[str, Any] | None) -> str:
 
 
 def _new_project(folder: Path) -> ImageEntry:
-    from qpnuclei.new_project import create_from_slides
+    from qpnuclei.qupath.new_project import create_from_slides
 
     folder.mkdir(parents=True)
     image = folder / "image.png"

@@ -23,7 +23,7 @@ from skimage.segmentation import watershed
 from benchmarks.reference import reference_instances
 from benchmarks.tissue import MPP
 from qpnuclei.errors import UsageError
-from qpnuclei.qupath.backend import choose_backend
+from qpnuclei.qupath.project import choose_backend
 
 TILE_PX = 1024
 
@@ -35,7 +35,7 @@ def literal(project: Path, side: int, model: str) -> dict[str, Any]:
     regionprops, contours and stain statistics of one object at a time, which is then added to the
     project (see `_OneByOne`).
     """
-    from qpnuclei.nn.segmenter import Segmenter
+    from qpnuclei.segmentation.maps_engine import Segmenter
     from qpnuclei.slides.slide import open_slide
 
     segmenter = Segmenter.load(model, device="cpu")
@@ -67,8 +67,8 @@ def paper_network(side: int = TILE_PX) -> dict[str, Any]:
     """
     import torch
 
-    from qpnuclei.nn.attention import AttentionNet
-    from qpnuclei.nn.forward import prepared
+    from qpnuclei.models.attention import AttentionNet
+    from qpnuclei.segmentation.forward import prepared
 
     network = prepared(AttentionNet(width=64).eval(), torch.device("cpu")).to(
         memory_format=torch.channels_last

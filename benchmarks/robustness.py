@@ -17,9 +17,8 @@ import numpy.typing as npt
 
 from benchmarks.measuring import table
 from qpnuclei.evaluation.tuning import LabelledImage, attend, read_validation, summarise
-from qpnuclei.nn.segmenter import Segmenter
-from qpnuclei.qupath.model import DEFAULT_HE
-from qpnuclei.slides.stains import optical_density, stain_matrix
+from qpnuclei.segmentation.maps_engine import Segmenter
+from qpnuclei.slides.stains import DEFAULT_HE, optical_density, stain_matrix
 
 RGB = npt.NDArray[np.uint8]
 

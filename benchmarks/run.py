@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks import rivals
 from benchmarks.measuring import describe, in_child, machine, save, table
 from benchmarks.tissue import MPP, make_project, paint_field
-from qpnuclei.stages import available_cores
+from qpnuclei.system.threads import available_cores
 
 MODEL = "auto"
 COMPARED_MPX = 64
@@ -84,11 +84,11 @@ def ours(
     precision: Literal["auto", "bfloat16"] = "auto",
 ) -> dict[str, Any]:
     """Run ``qpnuclei run`` on a project; nuclei of an earlier run are replaced."""
-    from qpnuclei.nn.segmenter import Segmenter
-    from qpnuclei.pipeline import analyse_project
-    from qpnuclei.planning import RunOptions
-    from qpnuclei.qupath.backend import open_project
-    from qpnuclei.roi import RoiSelection
+    from qpnuclei.pipeline.plan import RunOptions
+    from qpnuclei.pipeline.run import analyse_project
+    from qpnuclei.pipeline.selection import RoiSelection
+    from qpnuclei.qupath.project import open_project
+    from qpnuclei.segmentation.maps_engine import Segmenter
 
     opened = open_project(project, backend="native")
     options = RunOptions(

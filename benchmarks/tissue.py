@@ -9,9 +9,9 @@ import numpy as np
 import shapely
 import tifffile
 
-from qpnuclei.demo.synthetic import SYNTHETIC_MPP, make_slide, write_slide
-from qpnuclei.new_project import create_from_slides
+from qpnuclei.datasets.synthetic.slide import SYNTHETIC_MPP, make_slide, write_slide
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
+from qpnuclei.qupath.new_project import create_from_slides
 from qpnuclei.slides.slide import open_slide
 
 FIELD_PX = 2048

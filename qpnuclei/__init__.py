@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qpnuclei.nn.segmenter import Segmenter
+    from qpnuclei.segmentation.maps_engine import Segmenter
 
 __all__ = ["Segmenter", "__version__"]
 
@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     # Importing torch takes seconds, which the command line must not pay for a --help.
     if name == "Segmenter":
-        from qpnuclei.nn.segmenter import Segmenter
+        from qpnuclei.segmentation.maps_engine import Segmenter
 
         return Segmenter
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

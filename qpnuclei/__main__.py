@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qpnuclei.interrupts import ending_on_interrupt
+from qpnuclei.system.interrupts import ending_on_interrupt
 
 
 def main() -> None:

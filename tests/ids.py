@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import uuid
 
-from qpnuclei.qupath.model import ID_PREFIX
+from qpnuclei.nuclei.ids import ID_PREFIX
 
 
 def nucleus_id(digest: bytes) -> uuid.UUID:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qpnuclei
-from qpnuclei.nuclei import NucleiTable, concatenate
+from qpnuclei.nuclei.table import NucleiTable, concatenate
 
 
 def test_segmenter_from_the_top_of_the_package() -> None:

@@ -24,15 +24,17 @@ import pytest
 import typer.main
 
 from qpnuclei.cli.app import app
-from qpnuclei.export import count_project
+from qpnuclei.nuclei.ids import ID_PREFIX, is_ours
+from qpnuclei.pipeline.commit import file_stem
+from qpnuclei.qupath.counts import count_project
 from qpnuclei.qupath.geojson import read_objects
-from qpnuclei.qupath.installation import find_qupath
-from qpnuclei.qupath.model import ID_PREFIX, Detections, ImageEntry, is_ours
-from qpnuclei.qupath.native.project import open_project
-from qpnuclei.writeback import file_stem
+from qpnuclei.qupath.model import Detections, ImageEntry
+from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.paquo.installation import find_qupath
 from tests.cli.conftest import SAMPLES
+from tests.paths import ROOT
 
-FOLDER = Path(__file__).parents[1] / "qupath_scripts"
+FOLDER = ROOT / "qupath_scripts"
 SCRIPTS = sorted(FOLDER.glob("*.groovy"))
 RUNNER = Path(__file__).with_name("run_in_qupath.groovy")
 #: What compiles without QuPath: all but the names of its classes.

@@ -26,10 +26,10 @@ import torch
 
 from qpnuclei.errors import QpnucleiError, TrainingError, UsageError
 from qpnuclei.evaluation.classical import NAME as FLOOR
-from qpnuclei.files import write_atomically
-from qpnuclei.nn.checkpoint import read_metadata
+from qpnuclei.models.checkpoint import read_metadata
+from qpnuclei.system.files import write_atomically
 from qpnuclei.training.config import AttentionRecipe, attention_recipe, read_recipe
-from qpnuclei.training.runs import METRICS_FILE, MODEL_FILE, STATE_FILE
+from qpnuclei.training.run_folder import METRICS_FILE, MODEL_FILE, STATE_FILE
 
 _log = logging.getLogger("reproduce")
 

@@ -32,7 +32,7 @@ def demo(
     from qpnuclei.cli.console import stderr, stdout, tile_progress
     from qpnuclei.cli.tables import print_account, summary_table
     from qpnuclei.demo.demonstration import demonstrate
-    from qpnuclei.interrupts import leaving_on_interrupt
+    from qpnuclei.system.interrupts import leaving_on_interrupt
 
     def say(line: str) -> None:
         stderr.print(line, highlight=False, markup=False, soft_wrap=True)

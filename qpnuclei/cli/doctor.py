@@ -26,8 +26,8 @@ def doctor(
     from rich.markup import escape
 
     from qpnuclei.cli.console import stdout
-    from qpnuclei.diagnosis import Status, check_installation, check_project
-    from qpnuclei.qupath.backend import open_project
+    from qpnuclei.doctor import Status, check_installation, check_project
+    from qpnuclei.qupath.project import open_project
 
     checks = check_installation()
     if project is not None:

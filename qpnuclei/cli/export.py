@@ -68,9 +68,9 @@ def export(
     For example: qpnuclei export project.qpproj -o counts.csv
     """
     from qpnuclei.cli.console import stderr
-    from qpnuclei.export import count_project, write_table
-    from qpnuclei.qupath.backend import open_project
-    from qpnuclei.roi import match_images
+    from qpnuclei.qupath.counts import count_project, write_table
+    from qpnuclei.qupath.project import open_project
+    from qpnuclei.qupath.regions import match_images
 
     opened = open_project(project, backend=backend.value, image_root=image_root)
     rows = count_project(

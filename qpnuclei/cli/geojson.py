@@ -52,9 +52,9 @@ def export_geojson(
     """
     from qpnuclei.cli.console import print_error, stdout
     from qpnuclei.errors import QpnucleiError
-    from qpnuclei.exchange import check_classes, export_image
-    from qpnuclei.qupath.backend import open_project
-    from qpnuclei.roi import match_images
+    from qpnuclei.qupath.project import open_project
+    from qpnuclei.qupath.regions import match_images
+    from qpnuclei.qupath.transfer import check_classes, export_image
 
     opened = open_project(project, backend=backend.value)
     entries = match_images(opened, tuple(image or ()))
@@ -120,9 +120,9 @@ def import_geojson(
     """
     from qpnuclei.cli.console import print_error, stderr, stdout
     from qpnuclei.errors import QpnucleiError
-    from qpnuclei.exchange import image_of_file, import_file
-    from qpnuclei.qupath.backend import open_project
-    from qpnuclei.roi import one_image
+    from qpnuclei.qupath.project import open_project
+    from qpnuclei.qupath.regions import one_image
+    from qpnuclei.qupath.transfer import image_of_file, import_file
 
     opened = open_project(project, backend=backend.value)
     only = None if image is None else one_image(opened.images, image)

@@ -20,8 +20,8 @@ def info(
 
     from qpnuclei.cli.console import stdout
     from qpnuclei.cli.tables import info_table
-    from qpnuclei.inventory import describe_project
-    from qpnuclei.qupath.backend import open_project
+    from qpnuclei.qupath.inventory import describe_project
+    from qpnuclei.qupath.project import open_project
 
     content = describe_project(open_project(project, backend=backend.value, image_root=image_root))
     if json:

@@ -31,7 +31,7 @@ def create(
     For example: qpnuclei project create my-project slides/*.svs
     """
     from qpnuclei.cli.console import stdout
-    from qpnuclei.new_project import create_from_slides
+    from qpnuclei.qupath.new_project import create_from_slides
 
     project = create_from_slides(directory, slides, mpp)
     stdout.print(f"{project.path}: {len(project.images)} images", highlight=False, soft_wrap=True)
@@ -57,7 +57,7 @@ def backups(
     """List what runs replaced: the newest five states of every image."""
     from qpnuclei.cli.console import stdout
     from qpnuclei.cli.tables import backups_table
-    from qpnuclei.qupath.native.project import open_project
+    from qpnuclei.qupath.native import open_project
 
     images = open_project(project).images
     if any(image.backups() for image in images):
@@ -86,9 +86,9 @@ def restore(
     """
     from qpnuclei.cli.console import stdout
     from qpnuclei.errors import UsageError
-    from qpnuclei.qupath.native.backups import choose_backup
-    from qpnuclei.qupath.native.project import open_project
-    from qpnuclei.roi import one_image
+    from qpnuclei.qupath.backups import choose_backup
+    from qpnuclei.qupath.native import open_project
+    from qpnuclei.qupath.regions import one_image
 
     entry = one_image(open_project(project).images, image)
     if latest == (backup is not None):

@@ -163,7 +163,7 @@ def run(
 
     For example: qpnuclei run project.qpproj --roi Tumor
     """
-    from qpnuclei.roi import RoiSelection
+    from qpnuclei.pipeline.selection import RoiSelection
 
     selection = RoiSelection(
         classes=tuple(roi or ()),
@@ -176,9 +176,9 @@ def run(
 
     from qpnuclei.cli.console import print_error, stderr, stdout, tile_progress
     from qpnuclei.cli.tables import plan_view, print_account, summary_table
-    from qpnuclei.interrupts import leaving_on_interrupt
-    from qpnuclei.qupath.backend import open_project
-    from qpnuclei.roi import choose_images
+    from qpnuclei.pipeline.selection import choose_images
+    from qpnuclei.qupath.project import open_project
+    from qpnuclei.system.interrupts import leaving_on_interrupt
 
     with leaving_on_interrupt("interrupted: nothing was changed"):
         opened = open_project(project, backend=backend.value, image_root=image_root)
@@ -186,8 +186,8 @@ def run(
         entries = choose_images(opened, tuple(image or ()), selection)
 
         # Only now, when the request makes sense, what takes seconds to import.
-        from qpnuclei.pipeline import analyse_project
-        from qpnuclei.planning import RunOptions, plan_images
+        from qpnuclei.pipeline.plan import RunOptions, plan_images
+        from qpnuclei.pipeline.run import analyse_project
 
     options = RunOptions(
         selection=selection,

@@ -13,14 +13,14 @@ from rich.text import Text
 
 from qpnuclei.cli.console import stderr
 from qpnuclei.errors import FormatError
-from qpnuclei.qupath.model import is_ours
-from qpnuclei.summary import peak_memory_mib
+from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.system.timing import peak_memory_mib
 
 if TYPE_CHECKING:
-    from qpnuclei.planning import ImagePlan
-    from qpnuclei.qupath.native.backups import Backup
-    from qpnuclei.qupath.native.project import NativeImage
-    from qpnuclei.summary import RunSummary
+    from qpnuclei.pipeline.plan import ImagePlan
+    from qpnuclei.pipeline.summary import RunSummary
+    from qpnuclei.qupath.backups import Backup
+    from qpnuclei.qupath.native import NativeImage
 
 
 def plan_view(plans: list[ImagePlan]) -> Group:
@@ -133,7 +133,7 @@ def print_account(summary: RunSummary) -> None:
 
 
 def info_table(content: dict[str, Any]) -> Group:
-    """Return a project's inventory (`qpnuclei.inventory.describe_project`), image by image."""
+    """Return what `qpnuclei.qupath.inventory.describe_project` says, image by image."""
     heading = (
         f"{content['project']} (QuPath {content['version'] or 'unknown'}, "
         f"{content['backend']} backend)"

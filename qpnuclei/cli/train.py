@@ -14,7 +14,7 @@ import typer
 
 from qpnuclei.cli.options import ImageRoot, Quiet
 from qpnuclei.errors import UsageError
-from qpnuclei.training.watch import Watcher
+from qpnuclei.training.callbacks import Watcher
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -161,9 +161,9 @@ def train(
     found = find_sources(sources, mpp=mpp or (), roi=roi or (), image_root=image_root)
 
     from qpnuclei.cli.console import stderr, stdout
-    from qpnuclei.nn.device import resolve_device
-    from qpnuclei.nn.distributed import process_group, rank, world_size
-    from qpnuclei.stages import keep_freed_memory
+    from qpnuclei.models.device import resolve_device
+    from qpnuclei.system.distributed import process_group, rank, world_size
+    from qpnuclei.system.memory import keep_freed_memory
 
     keep_freed_memory()
     if validation_mpp is None and mpp and len(mpp) == 1:
@@ -189,7 +189,7 @@ def train(
             )
         watcher = ConsoleWatcher(bar, interrupted)
         if recipe is None:
-            from qpnuclei.training.student import train_student
+            from qpnuclei.training.student.rounds import train_student
 
             result = train_student(
                 fields,
@@ -204,7 +204,7 @@ def train(
                 watcher=watcher,
             )
         else:
-            from qpnuclei.training.loop import train_attention
+            from qpnuclei.training.attention.loop import train_attention
 
             watcher.expect(recipe.epochs, recipe.batches_per_epoch)
             result = train_attention(

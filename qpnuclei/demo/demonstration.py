@@ -13,26 +13,27 @@ import numpy.typing as npt
 import shapely
 from scipy.spatial import cKDTree
 
-from qpnuclei.demo.layout import demo_annotations
+from qpnuclei.datasets.synthetic.layout import demo_annotations
+from qpnuclei.datasets.synthetic.slide import make_slide
 from qpnuclei.demo.overlay import draw_overlay
 from qpnuclei.demo.score import NucleiScore, match_nuclei
-from qpnuclei.demo.synthetic import make_slide
 from qpnuclei.errors import SlideError, UsageError
-from qpnuclei.export import count_project, write_table
-from qpnuclei.files import make_writable_folder
-from qpnuclei.interrupts import interrupt_postponed
-from qpnuclei.new_project import create_from_slides
-from qpnuclei.nuclei import NucleiTable
-from qpnuclei.pipeline import Progress, analyse_project
-from qpnuclei.planning import ImagePlan, RunOptions, plan_images
-from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass, Project, is_ours
-from qpnuclei.qupath.native.project import open_project
-from qpnuclei.qupath.pixels import open_image
-from qpnuclei.roi import RoiSelection
+from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.pipeline.plan import ImagePlan, RunOptions, plan_images
+from qpnuclei.pipeline.run import Progress, analyse_project
+from qpnuclei.pipeline.selection import RoiSelection
+from qpnuclei.pipeline.summary import RunSummary
+from qpnuclei.qupath.counts import count_project, write_table
+from qpnuclei.qupath.images import open_image
+from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass, Project
+from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.new_project import create_from_slides
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.tissue import find_tissue
-from qpnuclei.summary import RunSummary
+from qpnuclei.system.files import make_writable_folder
+from qpnuclei.system.interrupts import interrupt_postponed
 
 _LOG = logging.getLogger(__name__)
 

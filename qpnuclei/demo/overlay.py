@@ -13,7 +13,7 @@ import shapely
 from PIL import Image, ImageDraw, ImageFont
 
 from qpnuclei.errors import SaveError
-from qpnuclei.nuclei import NucleiTable
+from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.slides.slide import Slide
 
 RGB = npt.NDArray[np.uint8]

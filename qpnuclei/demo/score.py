@@ -11,7 +11,7 @@ import scipy.sparse
 import shapely
 from scipy.spatial import cKDTree
 
-from qpnuclei.nuclei import NucleiTable
+from qpnuclei.nuclei.table import NucleiTable
 
 #: A predicted nucleus is a true one if they share at least this part of their union ...
 MIN_IOU = 0.5

@@ -17,11 +17,13 @@ from qpnuclei.evaluation.datasets import AnnotatedImage
 from qpnuclei.evaluation.evaluate import Evaluation, Finder, ImageResult, evaluate
 from qpnuclei.evaluation.report import Report, json_intervals, json_numbers
 from qpnuclei.evaluation.tuning import at_resolution, attend, tune_post_processing
-from qpnuclei.nn.checkpoint import load_model, save_model
-from qpnuclei.nn.device import resolve_device
-from qpnuclei.nn.metadata import ModelMetadata, PostProcessing
-from qpnuclei.nn.segmenter import WEIGHTS_FOLDER, Segmenter, resolve_model
-from qpnuclei.summary import describe_model, versions
+from qpnuclei.models.checkpoint import load_model, save_model
+from qpnuclei.models.device import resolve_device
+from qpnuclei.models.metadata import ModelMetadata, PostProcessing
+from qpnuclei.models.registry import WEIGHTS_FOLDER, resolve_model
+from qpnuclei.pipeline.summary import describe_model
+from qpnuclei.segmentation.maps_engine import Segmenter
+from qpnuclei.system.versions import versions
 
 #: Called as ``progress(stage, done, total or None, note)``.
 ProgressCallback = Callable[[str, int, int | None, str], None]
@@ -38,7 +40,7 @@ class AssessmentOptions:
     mpp : float or None
         µm/px of all images, over whatever data set and files say.
     device : str
-        See `qpnuclei.nn.device.resolve_device`.
+        See `qpnuclei.models.device.resolve_device`.
     tta : bool
         Average the network over flips and rotations, see `Segmenter`.
     tune : bool

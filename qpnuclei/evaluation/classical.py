@@ -12,14 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from skimage.filters import threshold_otsu
 
-from qpnuclei.nn.metadata import PostProcessing
-from qpnuclei.nuclei import NucleiTable
-from qpnuclei.qupath.model import Stains
-from qpnuclei.segmentation.polygons import polygonise
+from qpnuclei.models.metadata import PostProcessing
+from qpnuclei.nuclei.outlines import polygonise
+from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.slides.resolution import working_downsample
 from qpnuclei.slides.slide import ImageInMemory
-from qpnuclei.slides.stains import estimate_macenko, separate
+from qpnuclei.slides.stains import Stains, estimate_macenko, separate
 
 #: How tables and reports call the method.
 NAME = "hematoxylin + Otsu"

@@ -15,7 +15,7 @@ from qpnuclei.evaluation.bootstrap import bootstrap_interval
 from qpnuclei.evaluation.datasets import AnnotatedImage
 from qpnuclei.evaluation.labelmap import label_map
 from qpnuclei.evaluation.metrics import Scores, mean_scores, score
-from qpnuclei.nuclei import NucleiTable
+from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import open_slide
 
@@ -148,8 +148,8 @@ def evaluate(
     name : str
         What the report calls the method.
     find : callable
-        For example `qpnuclei.nn.segmenter.Segmenter.segment`, which resamples, tiles and segments
-        as ``qpnuclei run`` does.
+        For example `qpnuclei.segmentation.maps_engine.Segmenter.segment`, which resamples, tiles
+        and segments as ``qpnuclei run`` does.
     images : sequence of AnnotatedImage
     mpp : float, optional
         µm/px of all of them, over whatever data set and files say.

@@ -11,7 +11,7 @@ from typing import Any
 
 from qpnuclei.evaluation.bootstrap import RESAMPLES, SEED
 from qpnuclei.evaluation.evaluate import Comparison, Evaluation
-from qpnuclei.files import write_atomically
+from qpnuclei.system.files import write_atomically
 
 #: Columns of the tables: score, heading, digits.
 COLUMNS = (

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -20,12 +20,22 @@ from qpnuclei.evaluation.bootstrap import bootstrap_interval
 from qpnuclei.evaluation.datasets import AnnotatedImage, read_folder
 from qpnuclei.evaluation.evaluate import image_mpp
 from qpnuclei.evaluation.metrics import Scores, mean_scores, score
-from qpnuclei.nn.metadata import PostProcessing
-from qpnuclei.nn.segmenter import Segmenter, resample
+from qpnuclei.models.metadata import PostProcessing
+from qpnuclei.segmentation.maps_engine import Segmenter
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.slides.recolour import recolour
 from qpnuclei.slides.resolution import working_downsample
 from qpnuclei.slides.stains import reinhard_statistics
+
+
+def resample(rgb: npt.NDArray[np.uint8], factor: float) -> npt.NDArray[np.uint8]:
+    """Scale an image by `factor`: area averaging when it shrinks, bilinear when it grows."""
+    if factor == 1:
+        return rgb
+    size = tuple(max(1, round(length * factor)) for length in rgb.shape[1::-1])
+    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    return cast(npt.NDArray[np.uint8], cv2.resize(rgb, size, interpolation=how))
+
 
 _log = logging.getLogger(__name__)
 

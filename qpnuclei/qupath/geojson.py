@@ -27,10 +27,10 @@ import shapely
 import shapely.geometry
 
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
-from qpnuclei.files import atomic_file
-from qpnuclei.nuclei import NucleiTable
+from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.model import DetectionGroup, PathClass
 from qpnuclei.qupath.names import whole_characters, without_halves
+from qpnuclei.system.files import atomic_file
 
 logger = logging.getLogger(__name__)
 

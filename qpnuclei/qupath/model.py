@@ -1,7 +1,7 @@
 """What a QuPath project is to the rest of the program: one small Protocol and its data.
 
 Two backends implement it: `qpnuclei.qupath.native` (neither QuPath nor a JVM) and
-`qpnuclei.qupath.paquo_backend` (through a real QuPath). Coordinates are level-0 pixels in QuPath's
+`qpnuclei.qupath.paquo.backend` (through a real QuPath). Coordinates are level-0 pixels in QuPath's
 frame (cropped to the OpenSlide bounds unless the server says otherwise).
 """
 
@@ -12,119 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.nuclei import NucleiTable
-
-#: First six bytes of the UUID of every detection that qpnuclei writes ("qpnucl" in ASCII). It is
-#: how our own detections are told from others, without guessing: the UUID survives QuPath 0.2 to
-#: 0.7, GeoJSON, copies of the project and a change of class, and a duplicate made by hand in
-#: QuPath gets a new one.
-ID_PREFIX = b"qpnucl"
-
-
-def is_ours(detection_id: uuid.UUID | None) -> bool:
-    """Tell whether a detection with this UUID was written by qpnuclei."""
-    return (
-        detection_id is not None
-        and detection_id.bytes[:6] == ID_PREFIX
-        and detection_id.version == 8
-    )
-
-
-class NucleusIds(Sequence[uuid.UUID]):
-    """UUIDs of version 8 (RFC 9562) that mark N detections as ours; objects when asked for.
-
-    Parameters
-    ----------
-    digests : (N, 10) uint8 ndarray
-        Bytes that are unique to each nucleus, for example a hash of its image and vertices: equal
-        digests give equal UUIDs.
-
-    Raises
-    ------
-    ValueError
-        If they have not 10 bytes each.
-    """
-
-    def __init__(self, digests: npt.NDArray[np.uint8]) -> None:
-        if digests.shape[1:] != (10,):
-            raise ValueError(f"digests must have 10 bytes each, but their shape is {digests.shape}")
-        prefix = np.broadcast_to(np.frombuffer(ID_PREFIX, np.uint8), (len(digests), 6))
-        self._octets = np.concatenate([prefix, digests], axis=1)
-        self._octets[:, 6] = self._octets[:, 6] & 0x0F | 0x80  # version 8
-        self._octets[:, 8] = self._octets[:, 8] & 0x3F | 0x80  # variant of the RFC
-
-    def __len__(self) -> int:
-        return len(self._octets)
-
-    @overload
-    def __getitem__(self, index: int) -> uuid.UUID: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[uuid.UUID]: ...
-    def __getitem__(self, index: int | slice) -> uuid.UUID | list[uuid.UUID]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return uuid.UUID(bytes=self._octets[index].tobytes())
-
-    def take(self, indices: npt.ArrayLike) -> NucleusIds:
-        """Return those at `indices`, in that order."""
-        return NucleusIds(self._octets[np.asarray(indices, np.int64), 6:])
-
-    def texts(self) -> list[str]:
-        """Return all of them as they are written."""
-        digits = np.frombuffer(self._octets.tobytes().hex().encode(), np.uint8).reshape(-1, 32)
-        text = np.insert(digits, (8, 12, 16, 20), ord("-"), axis=1).tobytes().decode()
-        return [text[i : i + 36] for i in range(0, len(text), 36)]
-
-
-@dataclass(frozen=True)
-class PixelCalibration:
-    """Size of a level-0 pixel in µm; None where the image is not calibrated."""
-
-    width_um: float | None = None
-    height_um: float | None = None
-
-    @property
-    def mpp(self) -> float | None:
-        """Mean of width and height in µm/px, or None."""
-        if self.width_um is None or self.height_um is None:
-            return None
-        return (self.width_um + self.height_um) / 2
-
-
-@dataclass(frozen=True)
-class Stains:
-    """Colour deconvolution setting of an image.
-
-    Parameters
-    ----------
-    name : str
-        For example ``"H&E default"``.
-    stain_names : (2 or 3,) tuple of str
-        Names of the stains; the third, the residual, may be absent.
-    vectors : (2 or 3,) tuple of (3,) tuples of float
-        Optical density of red, green, blue per stain, as stored (need not be of unit length).
-    background : (3,) tuple of float
-        White of the slide, in 8-bit values.
-    """
-
-    name: str
-    stain_names: tuple[str, ...]
-    vectors: tuple[tuple[float, float, float], ...]
-    background: tuple[float, float, float] = (255.0, 255.0, 255.0)
-
-
-#: What QuPath assigns to a new Brightfield (H&E) image.
-DEFAULT_HE = Stains(
-    "H&E default",
-    ("Hematoxylin", "Eosin"),
-    ((0.65111, 0.70119, 0.29049), (0.2159, 0.8012, 0.5581)),
-)
+from qpnuclei.nuclei.ids import NucleusIds
+from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.slides.calibration import PixelCalibration
+from qpnuclei.slides.stains import Stains
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from scipy import ndimage
 from skimage.morphology import disk
 
-from qpnuclei.compiled import compiled
-from qpnuclei.nn.codes import (
+from qpnuclei.models.metadata import PostProcessing
+from qpnuclei.segmentation.landscape import STEPS_PER_PX, MaskArray, gaussian_radius, height_steps
+from qpnuclei.segmentation.quantised import (
     ATTENTION_STEPS,
     AttentionCodes,
     AttentionMap,
@@ -27,9 +28,8 @@ from qpnuclei.nn.codes import (
     centre_codes,
     first_code_above,
 )
-from qpnuclei.nn.metadata import PostProcessing
-from qpnuclei.segmentation.flood import LabelArray, find_peaks, renumbered, watershed
-from qpnuclei.segmentation.heights import STEPS_PER_PX, MaskArray, gaussian_radius, height_steps
+from qpnuclei.segmentation.watershed import LabelArray, find_peaks, renumbered, watershed
+from qpnuclei.system.compiled import compiled
 
 
 def segment_instances(
@@ -42,7 +42,8 @@ def segment_instances(
     Parameters
     ----------
     attention : (H, W) float32 or uint8 ndarray
-        In 0..1, or the codes of such attention (`qpnuclei.nn.codes`), in which the work is done.
+        In 0..1, or the codes of such attention (`qpnuclei.segmentation.quantised`), in which the
+        work is done.
     parameters : PostProcessing
         Threshold and radii, in px of `attention`.
     centre : (H, W) float32 or uint16 ndarray, optional

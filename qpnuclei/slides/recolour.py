@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from qpnuclei.qupath.model import DEFAULT_HE
-from qpnuclei.slides.stains import optical_density, stain_matrix
+from qpnuclei.slides.stains import DEFAULT_HE, optical_density, stain_matrix
 
 RGB = npt.NDArray[np.uint8]
 

@@ -4,9 +4,32 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from qpnuclei.errors import MppError
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large pixels are, and how many of them the network sees as one.
+
+    Parameters
+    ----------
+    mpp : (float, float)
+        µm per level-0 px in x and y.
+    downsample : (float, float)
+        Level-0 px per px of the working grid, which the network sees.
+    """
+
+    mpp: tuple[float, float]
+    downsample: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def working_mpp(self) -> tuple[float, float]:
+        """µm per px of the working grid in x and y."""
+        return self.mpp[0] * self.downsample[0], self.mpp[1] * self.downsample[1]
+
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +47,7 @@ NATIVE_TOLERANCE = 0.10
 
 
 class Calibration(Protocol):
-    """What `qpnuclei.qupath.model.PixelCalibration` offers."""
+    """What `qpnuclei.slides.calibration.PixelCalibration` offers."""
 
     @property
     def width_um(self) -> float | None:

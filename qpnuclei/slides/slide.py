@@ -8,7 +8,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,19 @@ import numpy.typing as npt
 from qpnuclei.errors import NotFoundError, SlideError
 from qpnuclei.slides._sources import RGB, ArraySource, Source, open_source, reading
 from qpnuclei.slides.resample import AxisWeights, axis_weights, resample
+
+
+class PixelSource(Protocol):
+    """Where pixels come from: `qpnuclei.slides.slide.Slide`, or an array in memory."""
+
+    width: int
+    height: int
+
+    def read(
+        self, x: int, y: int, width: int, height: int, downsample: tuple[float, float]
+    ) -> npt.NDArray[np.uint8]:
+        """Return a region of the working grid; see `qpnuclei.slides.slide.Slide.read`."""
+
 
 _log = logging.getLogger(__name__)
 

@@ -11,8 +11,38 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from qpnuclei.compiled import compiled
-from qpnuclei.qupath.model import DEFAULT_HE, Stains
+from qpnuclei.system.compiled import compiled
+
+
+@dataclass(frozen=True)
+class Stains:
+    """Colour deconvolution setting of an image.
+
+    Parameters
+    ----------
+    name : str
+        For example ``"H&E default"``.
+    stain_names : (2 or 3,) tuple of str
+        Names of the stains; the third, the residual, may be absent.
+    vectors : (2 or 3,) tuple of (3,) tuples of float
+        Optical density of red, green, blue per stain, as stored (need not be of unit length).
+    background : (3,) tuple of float
+        White of the slide, in 8-bit values.
+    """
+
+    name: str
+    stain_names: tuple[str, ...]
+    vectors: tuple[tuple[float, float, float], ...]
+    background: tuple[float, float, float] = (255.0, 255.0, 255.0)
+
+
+#: What QuPath assigns to a new Brightfield (H&E) image.
+DEFAULT_HE = Stains(
+    "H&E default",
+    ("Hematoxylin", "Eosin"),
+    ((0.65111, 0.70119, 0.29049), (0.2159, 0.8012, 0.5581)),
+)
+
 
 RGB = npt.NDArray[np.uint8]
 Float = npt.NDArray[np.float32]

@@ -18,8 +18,8 @@ from qpnuclei.errors import (
     SlideError,
     UsageError,
 )
+from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Annotation, ImageEntry
-from qpnuclei.qupath.pixels import open_image
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import Slide, open_slide
 
@@ -189,7 +189,7 @@ def _file_source(path: Path, mpp: float | None) -> Source:
 def _project_sources(
     path: Path, mpp: float | None, roi: Sequence[str], image_root: Path | None
 ) -> list[Source]:
-    from qpnuclei.qupath.backend import open_project
+    from qpnuclei.qupath.project import open_project
 
     sources = []
     unusable: QpnucleiError | None = None

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
 from qpnuclei.errors import QpnucleiError
+from tests.paths import SAMPLES
 
-SAMPLES = Path(__file__).parents[1] / "data" / "qupath-samples"
 VERSIONS = sorted(path.name for path in SAMPLES.iterdir() if path.is_dir())
 
 

@@ -12,7 +12,7 @@ from qpnuclei.qupath.model import (
     Edit,
     NewAnnotation,
 )
-from qpnuclei.qupath.native.project import open_project
+from qpnuclei.qupath.native import open_project
 from tests.cli.conftest import Outcome, tree
 from tests.ids import nucleus_id
 

@@ -21,16 +21,17 @@ from qpnuclei.qupath.model import (
     NewAnnotation,
     PathClass,
 )
-from qpnuclei.qupath.native.project import open_project
+from qpnuclei.qupath.native import open_project
 from tests.cli.conftest import SAMPLES, Outcome, tree
 from tests.ids import nucleus_id
+from tests.paths import ROOT, SHARED
 
 Call = Callable[..., Outcome]
 Sample = Callable[[str], Path]
 Shell = Callable[..., subprocess.CompletedProcess[str]]
 
 QUICK = ("--mpp", "0.5", "--device", "cpu", "--quiet", "--backend", "native")
-WEIGHTS = Path(__file__).parents[2] / "qpnuclei" / "weights" / "default.safetensors"
+WEIGHTS = ROOT / "qpnuclei" / "weights" / "default.safetensors"
 
 
 def refused(outcome: Outcome, exit_code: int, *parts: str) -> None:
@@ -188,7 +189,7 @@ def test_missing_and_absurd_pixel_sizes(shell: Shell, project: Path) -> None:
 
 @pytest.mark.shared
 def test_real_slide_without_mpp(shell: Shell, tmp_path: Path) -> None:
-    shared = Path(__file__).parents[3] / "shared" / "data" / "slides"
+    shared = SHARED / "data" / "slides"
     slide = shared / "TCGA-CR-7395-01A-01-TS1_reduced.svs"
     if not slide.exists():
         pytest.skip(f"the development data is not at {shared}")

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
 from qpnuclei.errors import FormatError, MppError, NotFoundError, QpnucleiError, UsageError
-from qpnuclei.nn.checkpoint import read_metadata
-from qpnuclei.nn.segmenter import WEIGHTS_FOLDER, Segmenter, resolve_model
+from qpnuclei.models.checkpoint import read_metadata
+from qpnuclei.models.registry import WEIGHTS_FOLDER, resolve_model
+from qpnuclei.segmentation.maps_engine import Segmenter
 from tests.evaluation.images import write_folder
 
 FLOOR = "hematoxylin + Otsu"
@@ -62,7 +63,7 @@ def test_the_scores_are_those_of_what_a_run_finds(
 ) -> None:
     from qpnuclei.evaluation.formats import read_dataset
     from qpnuclei.evaluation.metrics import score
-    from qpnuclei.measure import rasterise
+    from qpnuclei.measure.measurements import rasterise
 
     # Half the resolution of the model: images are enlarged, and nuclei come back smaller.
     output = str(tmp_path / "r.json")

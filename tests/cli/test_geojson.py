@@ -8,7 +8,7 @@ from pathlib import Path
 import shapely
 
 from qpnuclei.qupath.geojson import GeoJsonObject, write_objects
-from qpnuclei.qupath.native.project import open_project
+from qpnuclei.qupath.native import open_project
 from tests.cli.conftest import Outcome, tree
 
 Call = Callable[..., Outcome]

@@ -20,10 +20,11 @@ from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
 from qpnuclei.errors import SaveError
+from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.nuclei.store import Shards, temporary_shards
 from qpnuclei.qupath.geojson import read_objects
-from qpnuclei.qupath.model import Detections, ImageObjects, is_ours
-from qpnuclei.qupath.native.project import NativeImage, open_project
-from qpnuclei.shards import Shards, temporary_shards
+from qpnuclei.qupath.model import Detections, ImageObjects
+from qpnuclei.qupath.native import NativeImage, open_project
 from tests.cli.conftest import VERSIONS, Outcome, tree
 
 Call = Callable[..., Outcome]
@@ -251,7 +252,7 @@ def test_nuclei_kept_on_disk_meanwhile_are_the_same(
 ) -> None:
     project, copies, tables = sample("0.5.1"), [], []
     for size in (20_000, 3):
-        monkeypatch.setattr("qpnuclei.pipeline.temporary_shards", watched(size, tables))
+        monkeypatch.setattr("qpnuclei.pipeline.run.temporary_shards", watched(size, tables))
         copy = tmp_path / f"{size}"
         arguments = ("--roi-all", "--mpp", "0.5", "--device", "cpu", "--quiet", "--tile", "128")
         outcome = qpnuclei("run", project, *arguments, "--backend", "native", "--parquet", copy)
@@ -268,7 +269,7 @@ def test_nuclei_on_disk_are_rescued_when_the_project_cannot_be_saved(
     sample: Sample, qpnuclei: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project, tables = sample("0.5.1"), []
-    monkeypatch.setattr("qpnuclei.pipeline.temporary_shards", watched(3, tables))
+    monkeypatch.setattr("qpnuclei.pipeline.run.temporary_shards", watched(3, tables))
 
     def full(*_: object) -> None:
         raise SaveError("disk full")
@@ -398,7 +399,7 @@ def test_ctrl_c_while_an_image_is_being_saved_waits_for_it(sample: Sample) -> No
     before = objects(project)
     interrupting = """
 import signal
-from qpnuclei.qupath.native.files import Transaction
+from qpnuclei.qupath.transaction import Transaction
 commit = Transaction.commit
 def interrupted(transaction):
     signal.raise_signal(signal.SIGINT)

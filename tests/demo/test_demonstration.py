@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qpnuclei.datasets.synthetic.slide import make_slide
 from qpnuclei.demo.demonstration import Demonstration, demonstrate
-from qpnuclei.demo.synthetic import make_slide
 from qpnuclei.errors import UsageError
-from qpnuclei.qupath.model import is_ours
-from qpnuclei.qupath.native.project import open_project
+from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.qupath.native import open_project
 
 
 @pytest.fixture(scope="module")

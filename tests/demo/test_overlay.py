@@ -7,7 +7,7 @@ from PIL import Image
 
 from qpnuclei.demo.overlay import close_up, draw_overlay, overview
 from qpnuclei.errors import SaveError
-from qpnuclei.nuclei import NucleiTable
+from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.slides.slide import open_slide
 
 GREEN, RED, YELLOW = (0, 230, 60), (200, 0, 0), (255, 230, 0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
@@ -15,8 +13,9 @@ from qpnuclei.evaluation.formats import read_dataset
 from qpnuclei.evaluation.labelmap import label_map
 from qpnuclei.evaluation.metrics import score
 from tests.evaluation.images import painted
+from tests.paths import SHARED
 
-MONUSEG = Path(__file__).resolve().parents[2] / "../shared/data/monuseg-train"
+MONUSEG = SHARED / "data" / "monuseg-train"
 
 
 def test_attention_is_above_one_half_on_haematoxylin_only() -> None:

@@ -22,8 +22,8 @@ from qpnuclei.evaluation.evaluate import Comparison, Evaluation, evaluate, image
 from qpnuclei.evaluation.formats import read_dataset
 from qpnuclei.evaluation.page import COLOURS, evaluation_page, outlines, path_data
 from qpnuclei.evaluation.report import Report
-from qpnuclei.nuclei import NucleiTable
-from qpnuclei.segmentation.polygons import polygonise
+from qpnuclei.nuclei.outlines import polygonise
+from qpnuclei.nuclei.table import NucleiTable
 from tests.evaluation.images import painted, write_folder
 
 

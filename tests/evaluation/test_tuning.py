@@ -14,9 +14,9 @@ from qpnuclei.evaluation.tuning import (
     summarise,
     tune_post_processing,
 )
-from qpnuclei.nn.metadata import ModelMetadata, PostProcessing
-from qpnuclei.nn.segmenter import Segmenter
-from qpnuclei.nn.student import StudentNet
+from qpnuclei.models.metadata import ModelMetadata, PostProcessing
+from qpnuclei.models.student import StudentNet
+from qpnuclei.segmentation.maps_engine import Segmenter
 
 
 def _image(specks: bool, threshold: float) -> AttendedImage:

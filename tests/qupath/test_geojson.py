@@ -5,7 +5,6 @@ import json
 import math
 import uuid
 from contextlib import suppress
-from pathlib import Path
 
 import geojson
 import numpy as np
@@ -15,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpnuclei.errors import FormatError, NotFoundError, SaveError, UsageError
-from qpnuclei.nuclei import NucleiTable
+from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.geojson import GeoJsonObject, read_objects, write_detections, write_objects
 from qpnuclei.qupath.model import PathClass
+from tests.paths import MEASUREMENTS
 
 NUCLEUS = PathClass("Nucleus", -16732080)  # 0xFF00B050
 ID = uuid.UUID("71706e75-636c-8000-8000-000000000001")
-SAMPLES = Path(__file__).parents[1] / "data" / "qupath-measurements"
 
 
 def table(*polygons, **measurements):
@@ -188,7 +187,7 @@ def test_objects_of_every_kind(tmp_path, caplog):
 
 
 def test_the_sample_objects_are_read():
-    found = list(read_objects(SAMPLES / "objects.geojson"))
+    found = list(read_objects(MEASUREMENTS / "objects.geojson"))
     assert len(found) == 71
     assert found[0].name == "regular-00"
     assert found[0].kind == "detection"

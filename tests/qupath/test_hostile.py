@@ -17,10 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpnuclei.errors import FormatError, QpnucleiError, SlideError
-from qpnuclei.exchange import export_image, import_file
-from qpnuclei.inventory import describe_project
 from qpnuclei.qupath import geojson
 from qpnuclei.qupath.geojson import read_objects
+from qpnuclei.qupath.inventory import describe_project
 from qpnuclei.qupath.model import (
     Detections,
     Edit,
@@ -29,11 +28,13 @@ from qpnuclei.qupath.model import (
 )
 from qpnuclei.qupath.names import file_stem
 from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.transfer import export_image, import_file
 from qpnuclei.qupath.uris import candidates, find_image
 from tests.ids import nucleus_id
+from tests.paths import MEASUREMENTS, SAMPLES
 
-PROJECT = Path(__file__).parents[1] / "data" / "qupath-samples" / "0.5.1" / "project"
-FEATURES = Path(__file__).parents[1] / "data" / "qupath-measurements" / "objects.geojson"
+PROJECT = SAMPLES / "0.5.1" / "project"
+FEATURES = MEASUREMENTS / "objects.geojson"
 
 ODD_VALUES = [
     None, True, -1, 0, 2**31, 2**63, 10**400, 1.5, math.nan, math.inf, "", "\0", "..", "../../x",

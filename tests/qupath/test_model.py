@@ -7,10 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpnuclei.qupath.model import (
-    NucleusIds,
-    is_ours,
-)
+from qpnuclei.nuclei.ids import NucleusIds, is_ours
 from tests.ids import nucleus_id
 
 

@@ -20,8 +20,9 @@ import pytest
 import shapely
 
 from qpnuclei.errors import ConflictError, FormatError, NotFoundError, SaveError, UsageError
-from qpnuclei.nuclei import NucleiTable
-from qpnuclei.qupath.backend import choose_backend, find_qupath, open_project
+from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.qupath.backups import BACKUP_FOLDER
 from qpnuclei.qupath.model import (
     Annotation,
     DetectionGroup,
@@ -30,11 +31,10 @@ from qpnuclei.qupath.model import (
     NewAnnotation,
     PathClass,
     Project,
-    is_ours,
 )
-from qpnuclei.qupath.native.backups import BACKUP_FOLDER
+from qpnuclei.qupath.project import choose_backend, find_qupath, open_project
 from tests.ids import nucleus_id
-from tests.qupath.native.samples import VERSIONS, copy_project
+from tests.qupath.samples import VERSIONS, copy_project
 
 # QuPath 0.6 and newer round the vertices of some ROIs to this when they read them.
 GRID_PX = 0.01

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
@@ -12,19 +10,20 @@ from scipy import ndimage
 from skimage.color import rgb2hed
 
 from benchmarks.reference import EIGHT, FOUR, reference_instances, same_up_to_numbering
-from qpnuclei.nn.codes import (
-    ATTENTION_OF_CODE,
-    CENTRE_STEPS,
-    attention_codes,
-    centre_codes,
-)
-from qpnuclei.nn.metadata import PostProcessing
+from qpnuclei.models.metadata import PostProcessing
 from qpnuclei.segmentation.postprocess import (
     _holes,
     foreground_mask,
     interaction_radius_px,
     segment_instances,
 )
+from qpnuclei.segmentation.quantised import (
+    ATTENTION_OF_CODE,
+    CENTRE_STEPS,
+    attention_codes,
+    centre_codes,
+)
+from tests.paths import SHARED
 from tests.segmentation.images import random_attention
 
 PLAIN = PostProcessing(coarse_radius_px=0, fine_radius_px=0, smoothing_sigma_px=0)
@@ -296,14 +295,14 @@ def test_adjacent_maxima_of_equal_height_are_one_marker():
     assert ndimage.label(segment_instances(attention, parameters), EIGHT)[1] == 1
 
 
-SHARED = Path(__file__).resolve().parents[2] / "../shared/data/monuseg-train/images"
+IMAGES = SHARED / "data" / "monuseg-train" / "images"
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the development data beside the checkout")
+@pytest.mark.skipif(not IMAGES.is_dir(), reason="needs the development data beside the checkout")
 def test_it_equals_the_transcription_on_stained_tissue():
     # Haematoxylin as the attention: real nuclei, clusters and specks.
-    for path in sorted(SHARED.iterdir())[::10]:
+    for path in sorted(IMAGES.iterdir())[::10]:
         with Image.open(path) as picture:
             rgb = np.asarray(picture.convert("RGB"))[300:540, 300:540]
         stain = ndimage.gaussian_filter(rgb2hed(rgb)[..., 0], 1)

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from qpnuclei.errors import MppError
-from qpnuclei.qupath.model import PixelCalibration
+from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.resolution import resolve_mpp, working_downsample
 
 PROJECT = PixelCalibration(0.5, 0.51)

@@ -15,8 +15,9 @@ from PIL import Image
 from qpnuclei.errors import NotFoundError, SlideError
 from qpnuclei.slides import _sources
 from qpnuclei.slides.slide import Slide, open_slide
+from tests.paths import SHARED
 
-SHARED = Path(__file__).resolve().parents[2] / "../shared/data/slides"
+SLIDES = SHARED / "data" / "slides"
 
 
 def picture(width, height, seed=0):
@@ -534,7 +535,7 @@ def test_a_broken_tile_is_an_error_that_names_the_slide(tmp_path):
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not SHARED.exists(), reason="the development data is not beside the checkout")
+@pytest.mark.skipif(not SLIDES.exists(), reason="the development data is not beside the checkout")
 @pytest.mark.usefixtures("without_openslide")
 @pytest.mark.parametrize(
     ("name", "size", "mpp"),
@@ -546,7 +547,7 @@ def test_a_broken_tile_is_an_error_that_names_the_slide(tmp_path):
     ],
 )
 def test_real_slides(name, size, mpp):
-    with open_slide(SHARED / name) as slide:
+    with open_slide(SLIDES / name) as slide:
         assert (slide.width, slide.height) == size
         assert slide.mpp == (None if mpp is None else pytest.approx(mpp, rel=1e-3))
         region = slide.read(size[0] // 2, size[1] // 2, 256, 256)
@@ -554,11 +555,11 @@ def test_real_slides(name, size, mpp):
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not SHARED.exists(), reason="the development data is not beside the checkout")
+@pytest.mark.skipif(not SLIDES.exists(), reason="the development data is not beside the checkout")
 def test_real_jpeg_2000_levels_fit_each_other():
     """Level 1 of this slide is 2221 px wide, level 0 4443: what is cut off is not spread."""
     openslide = pytest.importorskip("openslide")
-    path = SHARED / "TCGA-CR-7395-01A-01-TS1_reduced.svs"
+    path = SLIDES / "TCGA-CR-7395-01A-01-TS1_reduced.svs"
     with open_slide(path) as slide, openslide.OpenSlide(path) as reference_reader:
         level1 = slide.read(1500, 900, 400, 400, (2, 2)).astype(float)
         level0 = slide.read(3000, 1800, 800, 800)

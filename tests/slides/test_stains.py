@@ -1,15 +1,15 @@
 """Stains against QuPath's own values, made-up mixtures and scikit-image."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import skimage.color
 from PIL import Image
 
-from qpnuclei.qupath.model import DEFAULT_HE, Stains
 from qpnuclei.slides.stains import (
+    DEFAULT_HE,
+    Stains,
     estimate_macenko,
     optical_density,
     reinhard_statistics,
@@ -17,8 +17,9 @@ from qpnuclei.slides.stains import (
     separate,
     stain_matrix,
 )
+from tests.paths import MEASUREMENTS
 
-QUPATH = Path(__file__).resolve().parents[2] / "../shared/data/qupath-measurements"
+QUPATH = MEASUREMENTS
 
 
 def test_optical_density_by_hand():

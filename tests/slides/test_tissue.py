@@ -1,7 +1,5 @@
 """Tissue, glass and pen on made-up and on real slides."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import shapely
@@ -9,8 +7,9 @@ from PIL import Image
 
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.tissue import find_tissue, tissue_fraction, tissue_mask
+from tests.paths import SHARED
 
-SHARED = Path(__file__).resolve().parents[2] / "../shared/data"
+DATA = SHARED / "data"
 
 GLASS, PINK, PURPLE = (243, 241, 243), (220, 150, 185), (120, 80, 150)
 BLUE_PEN, GREEN_PEN, BLACK_PEN = (50, 90, 170), (40, 140, 80), (30, 30, 34)
@@ -95,7 +94,7 @@ def test_tissue_fraction_of_tiles():
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not SHARED.exists(), reason="the development data is not beside the checkout")
+@pytest.mark.skipif(not DATA.exists(), reason="the development data is not beside the checkout")
 @pytest.mark.parametrize(
     ("name", "low", "high"),
     [
@@ -107,7 +106,7 @@ def test_tissue_fraction_of_tiles():
 )
 def test_share_of_tissue_on_real_slides(name, low, high):
     """Shares as seen on the slides, with the outlines drawn on them."""
-    with open_slide(SHARED / "slides" / name) as slide:
+    with open_slide(DATA / "slides" / name) as slide:
         found = find_tissue(slide, slide.mpp or (0.5, 0.5))
         assert found.is_valid
         assert len(found.geoms) == 1
@@ -115,8 +114,8 @@ def test_share_of_tissue_on_real_slides(name, low, high):
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not SHARED.exists(), reason="the development data is not beside the checkout")
+@pytest.mark.skipif(not DATA.exists(), reason="the development data is not beside the checkout")
 def test_real_tiles_chosen_for_tissue_pass_as_tissue():
-    paths = sorted((SHARED / "tissue-unlabelled-20x").glob("*.jpg"))[::10]
+    paths = sorted((DATA / "tissue-unlabelled-20x").glob("*.jpg"))[::10]
     tiles = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
     assert (tissue_fraction(tiles) > 0.69).all()

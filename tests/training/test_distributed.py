@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from qpnuclei.errors import UsageError
-from qpnuclei.nn.distributed import (
+from qpnuclei.system.distributed import (
     any_rank,
     average_over_ranks,
     mean_over_ranks,
@@ -23,10 +23,10 @@ from qpnuclei.nn.distributed import (
     rank,
     world_size,
 )
+from qpnuclei.training.attention.learner import Learner
+from qpnuclei.training.attention.losses import TRANSFORMS
 from qpnuclei.training.config import attention_recipe
-from qpnuclei.training.learner import Learner
-from qpnuclei.training.losses import TRANSFORMS
-from tests.training.test_loop import TINY
+from tests.training.attention.test_loop import TINY
 
 CPU = torch.device("cpu")
 
@@ -143,7 +143,7 @@ def test_a_resumed_run_of_two_processes_equals_an_uninterrupted_one(
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from qpnuclei.training import loop
+    from qpnuclei.training.attention import loop
 
     monkeypatch.setattr(loop, "world_size", lambda: 3)
     with pytest.raises(UsageError, match="batch_size 4 cannot be shared by 3 processes"):

@@ -8,7 +8,9 @@ from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "training" / "reproduce.py"
+from tests.paths import ROOT, SHARED
+
+SCRIPT = ROOT / "training" / "reproduce.py"
 
 #: A recipe as small as recipes can be: this is about the bookkeeping, not about nuclei.
 TINY = [
@@ -85,7 +87,7 @@ def test_a_model_that_finds_no_nucleus_has_no_distance(reproduce: ModuleType) ->
 
 @pytest.mark.shared
 def test_the_papers_figures_are_those_of_its_table_1(reproduce: ModuleType) -> None:
-    text = SCRIPT.parents[1] / "../shared/docs/paper.txt"
+    text = SHARED / "docs" / "paper.txt"
     if not text.is_file():
         pytest.skip("the paper's text is not beside this checkout")
     cells = [line.split("\t")[1:] for line in text.read_text(encoding="utf-8").splitlines()]

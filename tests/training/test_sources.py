@@ -6,6 +6,7 @@ import pytest
 
 from qpnuclei.errors import FormatError, MppError, NotFoundError, UsageError
 from qpnuclei.training.sources import find_sources
+from tests.paths import SAMPLES
 
 
 def test_a_data_set_gives_only_the_images_of_its_training_split(dataset: Path) -> None:
@@ -56,9 +57,6 @@ def test_splits_that_cannot_be_understood(tmp_path: Path) -> None:
         (tmp_path / "splits.json").write_text(content)
         with pytest.raises(FormatError, match=r"splits\.json"):
             find_sources([tmp_path])
-
-
-SAMPLES = Path(__file__).resolve().parents[1] / "data" / "qupath-samples"
 
 
 @pytest.mark.parametrize("version", ["0.2.3", "0.5.1", "0.7.0"])

@@ -1,0 +1,162 @@
+"""Is everything in place, and if not, what to do: what ``qpnuclei doctor`` shows."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+
+from qpnuclei.errors import QpnucleiError
+from qpnuclei.qupath.model import Project
+from qpnuclei.system.versions import versions
+
+
+class Status(StrEnum):
+    """How a check came out; only `BAD` makes ``doctor`` exit with 1."""
+
+    OK = "ok"
+    NOTE = "note"
+    BAD = "bad"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at, what was found, and what to do about it."""
+
+    name: str
+    status: Status
+    found: str
+    remedy: str = ""
+
+
+def check_installation() -> list[Check]:
+    """Look at Python, the libraries, the device, the models and QuPath."""
+    return [
+        Check("Python", Status.OK, f"{platform.python_version()} at {sys.executable}"),
+        _guarded("libraries", _check_libraries),
+        _guarded("torch", _check_torch),
+        _guarded("torchvision", _check_torchvision),
+        _guarded("device", _check_device),
+        *(_guarded(f"model {name}", partial(_check_model, name)) for name in ("default", "light")),
+        _guarded("OpenSlide", _check_openslide),
+        _guarded("QuPath", _check_qupath),
+    ]
+
+
+def check_project(project: Project) -> list[Check]:
+    """Look at every image of a project: is its slide found and readable, has it a pixel size."""
+    from qpnuclei.qupath.images import open_image
+    from qpnuclei.slides.resolution import resolve_mpp
+
+    checks = []
+    for entry in project.images:
+        name = f"image {entry.id}: {entry.name}"
+        try:
+            entry.read()
+            with open_image(entry) as slide:
+                slide.read(0, 0, 16, 16)
+                mpp, source = resolve_mpp(None, entry.calibration, slide.mpp)
+        except QpnucleiError as error:
+            checks.append(Check(name, Status.BAD, error.what, error.hint))
+        else:
+            found = f"{slide.width}x{slide.height} px, {mpp[0]:.4g} µm/px from the {source}"
+            checks.append(Check(name, Status.OK, found))
+    return checks
+
+
+def _guarded(name: str, check: Callable[[], Check]) -> Check:
+    """Turn an import that fails into a finding: telling what is broken is the doctor's work."""
+    try:
+        return check()
+    except (ImportError, OSError, RuntimeError, QpnucleiError) as error:
+        return Check(name, Status.BAD, str(error), "reinstall with: pip install --upgrade qpnuclei")
+
+
+def _check_libraries() -> Check:
+    found = {k: v for k, v in versions().items() if k not in ("python", "torch")}
+    missing = [name for name, version in found.items() if version == "not installed"]
+    return Check(
+        "libraries",
+        Status.BAD if missing else Status.OK,
+        ", ".join(f"{name} {version}" for name, version in found.items()),
+        f"pip install {' '.join(missing)}" if missing else "",
+    )
+
+
+def _check_torch() -> Check:
+    import torch
+
+    return Check("torch", Status.OK, f"{torch.__version__}, {torch.get_num_threads()} CPU threads")
+
+
+def _check_torchvision() -> Check:
+    """Run one compiled operator: a torchvision built for another torch imports but lacks them."""
+    import torch
+    import torchvision
+
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
+    kept = torchvision.ops.nms(boxes, torch.tensor([1.0, 0.5]), 0.5)
+    if kept.tolist() != [0]:
+        raise RuntimeError(f"torchvision {torchvision.__version__} computes wrongly: {kept}")
+    return Check("torchvision", Status.OK, f"{torchvision.__version__}, operators load")
+
+
+def _check_device() -> Check:
+    import torch
+
+    from qpnuclei.models.device import resolve_device
+
+    device = resolve_device("auto")
+    if device.type == "cuda":
+        return Check("device", Status.OK, f"auto takes {torch.cuda.get_device_name(device)}")
+    if device.type == "mps":
+        return Check("device", Status.OK, "auto takes Apple's GPU (mps)")
+    return Check("device", Status.NOTE, "auto takes the CPU: no GPU that torch can use")
+
+
+def _check_model(name: str) -> Check:
+    from qpnuclei.models.checkpoint import model_hash, read_metadata
+    from qpnuclei.models.registry import resolve_model
+
+    path = resolve_model(name)
+    metadata = read_metadata(path)
+    quality = metadata.validation["mean"]
+    return Check(
+        f"model {name}",
+        Status.OK,
+        f"{metadata.family} at {metadata.mpp} µm/px, AJI {quality['AJI']:.3f} and Dice "
+        f"{quality['ADC']:.3f} on its validation images, {path.stat().st_size / 1e6:.1f} MB, "
+        f"sha256 {model_hash(path)[:12]}",
+    )
+
+
+def _check_openslide() -> Check:
+    try:
+        openslide = importlib.import_module("openslide")
+    except ImportError:
+        return Check(
+            "OpenSlide",
+            Status.NOTE,
+            "not installed; only MIRAX and a few other formats need it",
+            'pip install "qpnuclei[openslide]"',
+        )
+    return Check("OpenSlide", Status.OK, f"{openslide.__library_version__}")
+
+
+def _check_qupath() -> Check:
+    from qpnuclei.qupath.paquo.installation import HOW_TO_POINT_TO_QUPATH, find_qupath
+
+    installation = find_qupath()
+    if installation is None:
+        return Check(
+            "QuPath",
+            Status.NOTE,
+            "not found; projects are read and written by the native backend",
+            HOW_TO_POINT_TO_QUPATH,
+        )
+    return Check("QuPath", Status.OK, f"{installation.version} at {Path(installation.path)}")

@@ -1,0 +1,1 @@
+"""Measurements of nuclei by the definitions of QuPath."""

@@ -1,0 +1,1 @@
+"""Networks, their files and the names by which they are found."""

@@ -1,0 +1,215 @@
+"""The attention network F of the paper and its compressed, biased sigmoid.
+
+References
+----------
+.. [1] M. Sahasrabudhe et al., "Self-Supervised Nuclei Segmentation in Histopathological Images
+   Using Attention", MICCAI 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qpnuclei.system.distributed import mean_over_ranks
+
+#: Dilations of the six residual blocks of the paper's network.
+PAPER_DILATIONS = (1, 2, 3, 5, 10, 20)
+
+Padding = Literal["reflect", "zeros"]
+
+
+class ResidualBlock(nn.Module):
+    """Two dilated 3x3 convolutions (no bias, BatchNorm) and the identity beside them."""
+
+    def __init__(self, width: int, dilation: int, padding: Padding) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(width, width, dilation, padding)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = _conv3x3(width, width, dilation, padding)
+        self.norm2 = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, width, H, W) to the same shape."""
+        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        return F.relu(x + self.norm2(self.conv2(y)), inplace=True)
+
+
+class AttentionNet(nn.Module):
+    """F: confidence map of the nuclei, fully convolutional, with growing dilations [1]_ (figure 1).
+
+    Parameters
+    ----------
+    width : int
+        Channels of every hidden layer (64 in the paper).
+    padding : {'reflect', 'zeros'}
+        How convolutions see beyond the border. The paper's code pads with zeros, which draws
+        frames into the attention; reflection does not, but wants an input larger than
+        `min_size_px`.
+    stride : {1, 2}
+        1 is the paper's network. 2 (ours, for machines without a GPU) works at half resolution:
+        a 4x4 convolution of stride 2 first, bilinear interpolation to full resolution last. Both
+        are symmetric about the same points, so nothing is shifted.
+    dilations : sequence of int
+        One residual block each.
+    """
+
+    def __init__(
+        self,
+        width: int = 64,
+        padding: Padding = "reflect",
+        stride: int = 1,
+        dilations: Sequence[int] = PAPER_DILATIONS,
+    ) -> None:
+        super().__init__()
+        if padding not in ("reflect", "zeros"):
+            raise ValueError(f"padding must be 'reflect' or 'zeros', not {padding!r}")
+        if stride not in (1, 2):
+            raise ValueError(f"stride must be 1 or 2, not {stride!r}")
+        if width < 1 or not dilations or min(dilations) < 1:
+            raise ValueError(f"width {width!r} and dilations {dilations!r} must be positive")
+        self.padding: Padding = padding
+        self.dilations = tuple(dilations)
+        #: Height and width of the input must be multiples of it.
+        self.stride = stride
+        self.stem = (
+            _conv3x3(3, width, 1, padding)
+            if stride == 1
+            else nn.Conv2d(3, width, 4, stride=2, padding=1, padding_mode=padding, bias=False)
+        )
+        self.norm = nn.BatchNorm2d(width)
+        self.blocks = nn.Sequential(*(ResidualBlock(width, d, padding) for d in self.dilations))
+        self.head = nn.Conv2d(width, 1, 1)
+
+    @property
+    def receptive_radius_px(self) -> int:
+        """How far, in input px, a pixel of the output looks (83 for the paper's network)."""
+        radius = 2 * sum(self.dilations)
+        # Stride 2: the interpolation reaches 1 px to the next cell, the 4x4 stem 2 px beyond.
+        return radius + 1 if self.stride == 1 else 2 * radius + 3
+
+    @property
+    def min_size_px(self) -> int:
+        """Smallest height and width of the input in px."""
+        reach = max(self.dilations) + 1 if self.padding == "reflect" else 1
+        return self.stride * reach
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the confidence map a.
+
+        Parameters
+        ----------
+        x : (B, 3, H, W) float Tensor
+            RGB, normalised to the ImageNet mean and standard deviation.
+
+        Returns
+        -------
+        (B, 1, H, W) float Tensor
+            Not bounded; `AttentionActivation` makes the attention of it.
+
+        Raises
+        ------
+        ValueError
+            If the image is smaller than `min_size_px` or no multiple of `stride`.
+        """
+        height, width = x.shape[-2:]
+        if min(height, width) < self.min_size_px:
+            raise ValueError(
+                f"image of {height}x{width} px is smaller than {self.min_size_px} px, the least "
+                f"that padding {self.padding!r} allows with dilation {max(self.dilations)}"
+            )
+        if height % self.stride or width % self.stride:
+            raise ValueError(f"image of {height}x{width} px is no multiple of {self.stride} px")
+        a: Tensor = self.head(self.blocks(F.relu(self.norm(self.stem(x)))))
+        if self.stride == 1:
+            return a
+        return F.interpolate(a, scale_factor=self.stride, mode="bilinear", align_corners=False)
+
+
+def batch_tau(a: Tensor, eta: float) -> Tensor:
+    """Mean over the batch of each image's eta-quantile from above (equation 1 of [1]_).
+
+    The batch is the whole one, of which each process of a training on several GPUs has a share.
+
+    Parameters
+    ----------
+    a : (B, 1, H, W) float Tensor
+        Confidence maps.
+    eta : float
+        Share of the pixels that the attention is meant to hold, 0 to 1 (0.07 in the paper).
+
+    Returns
+    -------
+    () float32 Tensor
+        No gradient flows through it: tau is where the sigmoid sits, not something to learn.
+    """
+    if not 0 <= eta < 1:
+        raise ValueError(f"eta must be in 0..1, not {eta!r}")
+    pixels = a.detach().float().flatten(1)
+    descending = pixels.sort(dim=1, descending=True).values
+    return mean_over_ranks(descending[:, int(eta * pixels.shape[1])].mean())
+
+
+def compressed_sigmoid(a: Tensor, tau: Tensor | float, gain: float) -> Tensor:
+    """sigma(a) = 1 / (1 + exp(-gain·(a - tau))), in float32 ([1]_, after equation 1)."""
+    return torch.sigmoid(gain * (a.float() - tau))
+
+
+class AttentionActivation(nn.Module):
+    """From the confidence map to the attention A; remembers tau for test time.
+
+    While training, tau is the batch's own and a running value follows it (the first batch sets
+    it, then 0.9·old + 0.1·new). In evaluation mode the running value is used.
+
+    Parameters
+    ----------
+    eta : float
+        Share of the pixels that the attention is meant to hold (0.07 in the paper).
+    gain : float
+        r of the sigmoid (20 in the paper).
+    sparse : bool
+        False is the ablation M_-sparse: the plain sigmoid, ``tau == 0`` and ``gain == 1``.
+    momentum : float
+        Weight of the new batch in the running tau.
+    """
+
+    tau: Tensor
+    batches_seen: Tensor
+
+    def __init__(
+        self, eta: float = 0.07, gain: float = 20.0, sparse: bool = True, momentum: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.eta = eta
+        self.gain = gain if sparse else 1.0
+        self.sparse = sparse
+        self.momentum = momentum
+        self.register_buffer("tau", torch.zeros(()))
+        self.register_buffer("batches_seen", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, a: Tensor) -> Tensor:
+        """Map confidence (B, 1, H, W) to attention in 0..1 of the same shape, float32."""
+        if not self.sparse or not self.training:
+            return compressed_sigmoid(a, self.tau, self.gain)
+        tau = batch_tau(a, self.eta)
+        # torch.where keeps this on the device: reading batches_seen would wait for the GPU.
+        followed = (1 - self.momentum) * self.tau + self.momentum * tau
+        self.tau.copy_(torch.where(self.batches_seen == 0, tau, followed))
+        self.batches_seen.add_(1)
+        return compressed_sigmoid(a, tau, self.gain)
+
+
+def _conv3x3(inputs: int, outputs: int, dilation: int, padding: Padding) -> nn.Conv2d:
+    return nn.Conv2d(
+        inputs,
+        outputs,
+        3,
+        padding=dilation,
+        dilation=dilation,
+        padding_mode=padding,
+        bias=False,
+    )

@@ -1,1 +1,0 @@
-"""The networks, their checkpoints, and the segmenter that runs them."""

@@ -1,0 +1,1 @@
+"""Nuclei as one table: outlines, measurements, UUIDs, storage."""

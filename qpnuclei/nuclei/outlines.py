@@ -1,0 +1,188 @@
+"""Outlines of instances along pixel edges, in one canonical form.
+
+A ring starts at its upper, then leftmost vertex, runs to the right first, and has a vertex only
+where it turns: the same nucleus gives the same vertices, whichever tile it was seen in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from qpnuclei.nuclei.run_lengths import IntArray, runs_of_labels
+from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.system.compiled import compiled
+
+#: Instead of a number of sides: the label touches itself at a corner.
+_PINCHED = -1
+
+
+def polygonise(
+    labels: IntArray, origin: tuple[int, int] = (0, 0)
+) -> tuple[NucleiTable, npt.NDArray[np.int64]]:
+    """Trace the outline of every label along the edges of its pixels.
+
+    Parameters
+    ----------
+    labels : (H, W) int ndarray
+        0 is background. Every label is one region with a simple outline, as
+        `qpnuclei.segmentation.postprocess.segment_instances` makes them.
+    origin : (x, y) of int
+        Where the upper left corner of the map lies.
+
+    Returns
+    -------
+    nuclei : NucleiTable
+        N closed rings in px of the map (shifted by `origin`), by rising label. The area of a
+        polygon is the number of its pixels. Rings have a positive signed area in (x, y), as
+        GeoJSON wants of exteriors.
+    ids : (N,) int64 ndarray
+        The labels.
+
+    Raises
+    ------
+    ValueError
+        If a label is in several parts, has a hole, or touches itself at a corner.
+
+    Notes
+    -----
+    A ring is walked from the first pixel of its label on. It is the whole outline if it has both
+    ends of every run of the label: what encloses another part, or a hole, has some of them too.
+    """
+    runs = runs_of_labels(labels)
+    ids, first, n_runs = np.unique(runs.labels, return_index=True, return_counts=True)
+    vertices, ring_offsets, n_sides = _walk(
+        np.ascontiguousarray(labels), runs.starts[first], 4 * len(runs.starts) + len(ids)
+    )
+    if np.any(n_sides == _PINCHED):
+        raise ValueError(f"label {ids[n_sides == _PINCHED][0]} touches itself at a corner")
+    if np.any(n_sides != 2 * n_runs):
+        wrong = ids[n_sides != 2 * n_runs][0]
+        raise ValueError(f"label {wrong} is not one region with a simple outline")
+    vertices += np.asarray(origin)
+    nuclei = NucleiTable(vertices.astype(np.float32), ring_offsets, np.arange(len(ids) + 1))
+    return nuclei, ids.astype(np.int64)
+
+
+@compiled
+def _walk(
+    labels: IntArray, firsts: npt.NDArray[np.int64], capacity: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Walk around the regions of N pixels, each the first of its label in reading order.
+
+    Returns
+    -------
+    vertices : (V, 2) int64 ndarray
+        x and y of the corners where the rings turn, the first of each repeated at its end.
+    ring_offsets : (N + 1,) int64 ndarray
+        Into them.
+    n_sides : (N,) int64 ndarray
+        Number of pixel edges along y that a ring has, or `_PINCHED`.
+
+    Notes
+    -----
+    The region is on the right hand; the pixels ahead on the right and on the left tell where to
+    go on. `capacity` is four for every run, and one for every region: a run has two edges along
+    y, an edge two ends, and a ring one vertex twice.
+    """
+    height, width = labels.shape
+    vertices = np.empty((capacity, 2), np.int64)
+    ring_offsets = np.zeros(len(firsts) + 1, np.int64)
+    n_sides = np.zeros(len(firsts), np.int64)
+    size = 0
+    for ring, first in enumerate(firsts):
+        y0, x0 = divmod(first, width)
+        label = labels[y0, x0]
+        vertices[size, 0], vertices[size, 1] = x0, y0
+        size += 1
+        x, y, dx, dy = x0 + 1, y0, 1, 0
+        while x != x0 or y != y0:
+            # Half a pixel on and half a pixel aside lie the centres of the two pixels ahead.
+            right_x, right_y = x + (dx - dy - 1) // 2, y + (dy + dx - 1) // 2
+            left_x, left_y = x + (dx + dy - 1) // 2, y + (dy - dx - 1) // 2
+            right = 0 <= right_x < width and 0 <= right_y < height
+            right = right and labels[right_y, right_x] == label
+            left = 0 <= left_x < width and 0 <= left_y < height
+            left = left and labels[left_y, left_x] == label
+            if left and not right:
+                n_sides[ring] = _PINCHED
+                break
+            if left or not right:
+                vertices[size, 0], vertices[size, 1] = x, y
+                size += 1
+                dx, dy = (dy, -dx) if left else (-dy, dx)
+            n_sides[ring] += abs(dy)
+            x, y = x + dx, y + dy
+        vertices[size, 0], vertices[size, 1] = x0, y0
+        size += 1
+        ring_offsets[ring + 1] = size
+    return vertices[:size], ring_offsets, n_sides
+
+
+def canonical(polygons: npt.NDArray[Any]) -> NucleiTable:
+    """Bring the exteriors of N Shapely polygons along pixel edges into the form of `polygonise`.
+
+    Holes are filled: only the exteriors are taken.
+    """
+    rings = []
+    for exterior in shapely.get_exterior_ring(polygons):
+        points = shapely.get_coordinates(exterior)[:-1]
+        before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
+        points = points[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
+        if not shapely.is_ccw(exterior):
+            points = points[::-1]
+        start = np.lexsort((points[:, 0], points[:, 1]))[0]
+        points = np.roll(points, -start, axis=0)
+        rings.append(np.concatenate([points, points[:1]]))
+    if not rings:
+        return NucleiTable.empty()
+    ring_offsets = np.zeros(len(rings) + 1, np.int64)
+    np.cumsum([len(ring) for ring in rings], out=ring_offsets[1:])
+    vertices = np.concatenate(rings).astype(np.float32)
+    return NucleiTable(vertices, ring_offsets, np.arange(len(rings) + 1))
+
+
+def bounds(nuclei: NucleiTable) -> npt.NDArray[np.float64]:
+    """Return the (N, 4) bounding boxes: x0, y0, x1, y1."""
+    if len(nuclei) == 0:
+        return np.empty((0, 4))
+    starts = nuclei.ring_offsets[nuclei.polygon_offsets[:-1]]
+    low = np.minimum.reduceat(nuclei.vertices, starts)
+    high = np.maximum.reduceat(nuclei.vertices, starts)
+    return np.concatenate([low, high], axis=1).astype(np.float64)
+
+
+def simplify(nuclei: NucleiTable, tolerance: float) -> NucleiTable:
+    """Leave out vertices so that no outline moves by more than `tolerance`.
+
+    Parameters
+    ----------
+    nuclei : NucleiTable
+    tolerance : float
+        In the unit of the vertices; 0 returns the table as it is.
+
+    Returns
+    -------
+    NucleiTable
+        Valid polygons, none of them empty: where leaving out vertices would make one invalid or
+        move it too far, it stays as it was.
+
+    Notes
+    -----
+    Douglas-Peucker with GEOS's guard of the topology, polygon by polygon: neighbours that shared
+    an edge may overlap by up to the tolerance afterwards.
+    """
+    if tolerance < 0:
+        raise ValueError(f"tolerance must not be negative, but is {tolerance!r}")
+    if tolerance == 0 or len(nuclei) == 0:
+        return nuclei
+    before = nuclei.polygons()
+    after = shapely.simplify(before, tolerance, preserve_topology=True)
+    # GEOS keeps small rings from collapsing, at times by moving them farther than it may.
+    moved = shapely.hausdorff_distance(shapely.boundary(before), shapely.boundary(after))
+    bad = ~shapely.is_valid(after) | (shapely.area(after) == 0) | (moved > tolerance)
+    after[bad] = before[bad]
+    return NucleiTable.from_polygons(after, nuclei.measurements)

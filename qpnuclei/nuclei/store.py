@@ -1,0 +1,201 @@
+"""Nuclei on disk: what a run finds, in tables of bounded size that are read when asked for."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, overload
+
+import numpy as np
+
+from qpnuclei.errors import SaveError
+from qpnuclei.nuclei.table import NucleiTable, concatenate
+
+#: Nuclei of a shard at least: some 10 MB.
+SHARD_NUCLEI = 20_000
+
+_VERTEX_BYTES = 8
+
+
+@contextmanager
+def temporary_shards(parent: Path, size: int = SHARD_NUCLEI) -> Iterator[Shards]:
+    """Keep nuclei in a temporary file that is gone when the block ends, or the process.
+
+    The file has no name: the system frees it even if the process is killed.
+
+    Parameters
+    ----------
+    parent : Path
+        Folder on whose disk it is, or which may yet be made there.
+    size : int
+        See `Shards`.
+
+    Raises
+    ------
+    SaveError
+        If it cannot be made.
+    """
+    folder = next(path for path in (parent, *parent.absolute().parents) if path.is_dir())
+    try:
+        file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise _unusable(folder, error) from error
+    with file:
+        yield Shards(file, folder, size)
+
+
+class _Place(NamedTuple):
+    """Where a table is in the file, in bytes; what takes its place may have up to `room`."""
+
+    start: int
+    size: int
+    room: int
+
+
+_NOWHERE = _Place(0, 0, 0)
+
+
+class Shards(Sequence[NucleiTable]):
+    """A growing sequence of tables: in Parquet in a file, and the last one in memory.
+
+    Whatever is appended goes to the last table; when that is large enough it goes to disk. So
+    what is in memory does not grow with the number of nuclei, and few nuclei touch no disk.
+
+    Parameters
+    ----------
+    file : binary file
+        Empty, unbuffered, open for reading and writing.
+    folder : Path
+        Where it is, for messages.
+    size : int
+        Nuclei from which on a table is written to disk.
+    """
+
+    def __init__(self, file: BinaryIO, folder: Path, size: int = SHARD_NUCLEI) -> None:
+        self._file = file
+        self._folder = folder
+        self._size = size
+        self._places: list[_Place] = []
+        self._last: list[NucleiTable] = []
+
+    def append(self, nuclei: NucleiTable) -> None:
+        """Add nuclei after all others.
+
+        Raises
+        ------
+        SaveError
+            If they cannot be written.
+        """
+        self._last.append(nuclei)
+        if sum(map(len, self._last)) >= self._size:
+            self._places.append(self._write(concatenate(self._last), _NOWHERE))
+            self._last = []
+
+    def __len__(self) -> int:
+        return len(self._places) + bool(self._last)
+
+    @overload
+    def __getitem__(self, index: int) -> NucleiTable: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[NucleiTable]: ...
+    def __getitem__(self, index: int | slice) -> NucleiTable | list[NucleiTable]:
+        """Return a table, read from disk unless it is the last one.
+
+        Raises
+        ------
+        SaveError
+            If it cannot be read again.
+        """
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        if index < len(self._places):
+            return self._read(self._places[index])
+        return concatenate(self._last)
+
+    def __setitem__(self, index: int, nuclei: NucleiTable) -> None:
+        """Put a table in the place of one that is there.
+
+        Raises
+        ------
+        SaveError
+            If it cannot be written.
+        """
+        index = range(len(self))[index]
+        if index < len(self._places):
+            self._places[index] = self._write(nuclei, self._places[index])
+        else:
+            self._last = [nuclei]
+
+    def _write(self, nuclei: NucleiTable, before: _Place) -> _Place:
+        """Write a table where another was, or at the end of the file if it is too large."""
+        rest = _to_parquet(nuclei)
+        size = len(rest)
+        fits = size <= before.room
+        try:
+            start = self._file.seek(before.start) if fits else self._file.seek(0, os.SEEK_END)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise _unusable(self._folder, error) from error
+        return _Place(start, size, before.room if fits else size)
+
+    def _read(self, place: _Place) -> NucleiTable:
+        try:
+            self._file.seek(place.start)
+            content = self._file.read(place.size)
+        except OSError as error:
+            raise _unusable(self._folder, error) from error
+        return _from_parquet(content)
+
+
+def _to_parquet(nuclei: NucleiTable) -> memoryview:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # The outlines of a nucleus are one value, not lists of lists of numbers: they are copied.
+    ends = _VERTEX_BYTES * nuclei.ring_offsets[nuclei.polygon_offsets]
+    vertices = np.ascontiguousarray(nuclei.vertices)
+    buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(vertices)]
+    columns = {
+        "outline": pa.Array.from_buffers(pa.binary(), len(nuclei), buffers),
+        "rings": pa.ListArray.from_arrays(
+            nuclei.polygon_offsets.astype(np.int32), np.diff(nuclei.ring_offsets).astype(np.int32)
+        ),
+    }
+    sink = pa.BufferOutputStream()
+    # Compressing half of it away would take three times as long as writing all.
+    pq.write_table(
+        pa.table({**columns, **nuclei.measurements}),
+        sink,
+        use_dictionary=False,
+        compression="none",
+    )
+    return memoryview(sink.getvalue())
+
+
+def _from_parquet(content: bytes) -> NucleiTable:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(pa.BufferReader(content), use_threads=False, partitioning=None)
+    outlines, rings = (column.combine_chunks() for column in table.columns[:2])
+    return NucleiTable(
+        np.frombuffer(outlines.buffers()[2], np.float32).reshape(-1, 2),
+        np.concatenate([[0], np.cumsum(rings.values.to_numpy(), dtype=np.int64)]),
+        rings.offsets.to_numpy().astype(np.int64),
+        {
+            name: column.to_numpy()
+            for name, column in zip(table.column_names[2:], table.columns[2:], strict=True)
+        },
+    )
+
+
+def _unusable(folder: Path, error: OSError) -> SaveError:
+    return SaveError(
+        f"nuclei cannot be kept in {folder}: {error.strerror or error}",
+        "free space there, or choose another folder with --run-dir",
+    )

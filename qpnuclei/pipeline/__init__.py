@@ -1,0 +1,1 @@
+"""A run: options, selection of annotations, plan, inference, commit, summary."""

@@ -1,0 +1,303 @@
+"""How the nuclei found in an image reach the project, and the files beside it."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from hashlib import blake2b
+from itertools import pairwise
+from pathlib import Path
+from typing import overload
+from uuid import UUID
+
+import numpy as np
+import numpy.typing as npt
+
+import qpnuclei
+from qpnuclei.errors import ConflictError, QpnucleiError, SaveError
+from qpnuclei.nuclei.ids import NucleusIds
+from qpnuclei.nuclei.table import NucleiTable, NucleiTables
+from qpnuclei.pipeline.plan import ImagePlan, RunOptions, plan_again
+from qpnuclei.qupath.geojson import write_groups
+from qpnuclei.qupath.model import DetectionGroup, Edit, ImageEntry, PathClass, Project
+from qpnuclei.qupath.names import NEW_CLASS_COLOR, class_of, file_stem
+from qpnuclei.qupath.regions import region_of
+from qpnuclei.system.files import atomic_file, make_writable_folder
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class NewNuclei:
+    """The N nuclei that are to be written into an image.
+
+    Parameters
+    ----------
+    entry : ImageEntry
+        The image.
+    tables : NucleiTables
+        S tables in which the nuclei are sorted by region.
+    counts : (S, R) int64 ndarray
+        How many of each table belong to each of the plan's regions.
+    outside : int
+        Nuclei that were found in none of the regions, and left out.
+    """
+
+    entry: ImageEntry
+    tables: NucleiTables
+    counts: npt.NDArray[np.int64]
+    outside: int
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    def groups(
+        self,
+        parents: Sequence[int | None],
+        path_class: PathClass,
+        taken: Collection[UUID] = frozenset(),
+    ) -> Sequence[DetectionGroup]:
+        """Return detections for a project, made when asked for, table by table.
+
+        Parameters
+        ----------
+        parents : (R,) sequence of int or None
+            Handles of the regions' annotations.
+        taken : collection of UUID
+            Nuclei that are left out.
+        """
+        return _Groups(self, parents, path_class, taken)
+
+
+class _Groups(Sequence[DetectionGroup]):
+    """The groups of `NewNuclei.groups`: one for each table and region that have any."""
+
+    def __init__(
+        self,
+        nuclei: NewNuclei,
+        parents: Sequence[int | None],
+        path_class: PathClass,
+        taken: Collection[UUID],
+    ) -> None:
+        self._nuclei = nuclei
+        self._parents = parents
+        self._class = path_class
+        self._taken = taken
+        self._at = np.argwhere(nuclei.counts).tolist()
+        # Regions of one table follow each other: it is read once for all of them. A group that is
+        # the only one is made once, however often it is asked for.
+        self._table = lru_cache(1)(nuclei.tables.__getitem__)
+        self._ids: dict[int, NucleusIds] = {}
+        self._group = lru_cache(1)(self._make)
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    @overload
+    def __getitem__(self, index: int) -> DetectionGroup: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[DetectionGroup]: ...
+    def __getitem__(self, index: int | slice) -> DetectionGroup | list[DetectionGroup]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._group(*self._at[index])
+
+    def _make(self, number: int, region: int) -> DetectionGroup:
+        table = self._table(number)
+        if number not in self._ids:
+            self._ids[number] = _ids(table, self._nuclei.entry)
+        ids = self._ids[number]
+        stop = int(self._nuclei.counts[number, : region + 1].sum())
+        start = stop - int(self._nuclei.counts[number, region])
+        rows = list(range(start, stop))
+        if self._taken:
+            rows = [row for row in rows if ids[row] not in self._taken]
+        return DetectionGroup(self._parents[region], table.take(rows), ids.take(rows), self._class)
+
+
+def new_nuclei(plan: ImagePlan, found: NucleiTables, options: RunOptions) -> NewNuclei:
+    """Say which region each nucleus found belongs to, and leave out what belongs to none.
+
+    With ``on_existing="append"`` those already there are left out, too. The UUID of a nucleus is
+    made from the image and its outline: found again, it has the same.
+
+    Parameters
+    ----------
+    found : NucleiTables
+        In level-0 px. Changed in place, one table after the other: they are the result's `tables`.
+    """
+    known = plan.taken if options.on_existing == "append" else frozenset[UUID]()
+    counts = np.zeros((len(found), len(plan.regions)), np.int64)
+    outside = 0
+    for number, of_table in enumerate(counts):
+        table = found[number]
+        region = region_of(table.centroids(), plan.regions)
+        outside += int(np.count_nonzero(region < 0))
+        if known:
+            region[[own_id in known for own_id in _ids(table, plan.entry)]] = -1
+        by_region = np.argsort(region, kind="stable")[np.count_nonzero(region < 0) :]
+        if not np.array_equal(by_region, np.arange(len(table))):
+            found[number] = table.take(by_region)
+        of_table += np.bincount(region[by_region], minlength=len(of_table))
+    return NewNuclei(plan.entry, found, counts, outside)
+
+
+def write_back(
+    project: Project, plan: ImagePlan, nuclei: NewNuclei, options: RunOptions, run_dir: Path
+) -> int:
+    """Write nuclei into the project, and the copies asked for beside it.
+
+    Returns
+    -------
+    int
+        How many detections of earlier runs were replaced.
+
+    Raises
+    ------
+    QpnucleiError
+        If the project could not be saved and is as it was; the error says where the nuclei are.
+    SaveError
+        If a copy could not be written; the project is saved.
+    """
+    stem = file_stem(plan.entry)
+    try:
+        path_class = class_of(project, options.class_name)
+        replaced = _save(plan, nuclei, path_class, options)
+    except QpnucleiError as error:
+        # Whatever went wrong: what took hours to find is not lost.
+        path_class = PathClass(options.class_name, NEW_CLASS_COLOR)
+        groups = nuclei.groups([None] * len(plan.regions), path_class)
+        raise _rescued(error, f"{stem}.rescued.geojson.gz", groups, project, run_dir) from error
+    if options.geojson_dir is not None:
+        path = options.geojson_dir / f"{stem}.geojson.gz"
+        write_groups(path, nuclei.groups([None] * len(plan.regions), path_class))
+    if options.parquet_dir is not None:
+        write_parquet(options.parquet_dir / f"{stem}.parquet", plan, nuclei)
+    return replaced
+
+
+def _save(plan: ImagePlan, nuclei: NewNuclei, path_class: PathClass, options: RunOptions) -> int:
+    """Write nuclei into the project; with `force` also if the image changed meanwhile."""
+    try:
+        return _write(plan, nuclei, path_class, options)
+    except ConflictError:
+        if not options.force:
+            raise
+        replaced = _write(plan_again(plan, options), nuclei, path_class, options)
+        _LOG.warning(
+            "image %s was changed meanwhile: the nuclei are in it as it is now, and what was "
+            "there without them is its newest backup",
+            plan.entry.name,
+        )
+        return replaced
+
+
+def _write(plan: ImagePlan, nuclei: NewNuclei, path_class: PathClass, options: RunOptions) -> int:
+    """Write nuclei into the project; return how many of earlier runs were replaced."""
+    replaced: frozenset[UUID] = frozenset()
+    if options.on_existing == "replace":
+        replaced = replaced.union(*plan.existing)
+    parents = [region.handle for region in plan.regions]
+    # A run meanwhile may have found the same nucleus.
+    groups = nuclei.groups(parents, path_class, plan.taken - replaced)
+    step = ("qpnuclei run", f"// qpnuclei {qpnuclei.__version__}: run with {options.to_json()}")
+    plan.entry.write(Edit(remove=replaced, add=groups, workflow_step=step), plan.fingerprint)
+    return len(replaced)
+
+
+def _rescued(
+    error: QpnucleiError,
+    name: str,
+    groups: Sequence[DetectionGroup],
+    project: Project,
+    run_dir: Path,
+) -> QpnucleiError:
+    """Write nuclei that could not be saved where it is possible; return the error that says so."""
+    # The disk of the project may be full, or its drive gone: no folder is made in its place then.
+    folders = [Path.cwd(), Path(tempfile.gettempdir())]
+    if project.path.parent.is_dir():
+        folders.insert(0, run_dir)
+    for folder in folders:
+        try:
+            write_groups(folder / name, groups)
+        except SaveError as refused:
+            _LOG.warning("%s", refused)
+            continue
+        return type(error)(
+            f"{error.what}; the project is unchanged, the nuclei are in {folder / name}",
+            error.hint or "run again, or import that file with: qpnuclei geojson import",
+        )
+    return type(error)(
+        f"{error.what}; the project is unchanged, and the nuclei could not be saved elsewhere",
+        error.hint or "make room, and run again",
+    )
+
+
+def choose_run_dir(project: Project, options: RunOptions) -> Path:
+    """Return the folder for ``run.json``, and make those that the user named.
+
+    The default one in the project is made by what is first written to it: a run that is ended
+    before, by whatever, leaves no empty folder.
+
+    Raises
+    ------
+    SaveError
+        If a folder cannot be made or written to.
+    """
+    for wanted in (options.run_dir, options.geojson_dir, options.parquet_dir):
+        if wanted is not None:
+            make_writable_folder(wanted)
+    if options.run_dir is not None:
+        return options.run_dir
+    runs = project.path.parent / "qpnuclei"
+    make_writable_folder(runs if runs.exists() else runs.parent)
+    return runs / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+
+
+def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei) -> None:
+    """Write nuclei as a Parquet table: one row each, outlines as WKB, measurements as columns.
+
+    Raises
+    ------
+    SaveError
+        If it cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import shapely
+
+    labels = [region.label for region in plan.regions]
+
+    def part(number: int) -> pa.Table:
+        table = nuclei.tables[number]
+        centroids = table.centroids()
+        return pa.table(
+            {
+                "id": pa.array(_ids(table, plan.entry).texts(), pa.string()),
+                "annotation": pa.array(np.repeat(labels, nuclei.counts[number]), pa.string()),
+                "centroid_x_px": centroids[:, 0],
+                "centroid_y_px": centroids[:, 1],
+                "geometry": pa.array(shapely.to_wkb(table.polygons()), pa.binary()),
+                **table.measurements,
+            }
+        )
+
+    first = part(0)
+    with atomic_file(path) as stream, pq.ParquetWriter(stream, first.schema) as writer:
+        writer.write_table(first)
+        for number in range(1, len(nuclei.tables)):
+            writer.write_table(part(number))
+
+
+def _ids(table: NucleiTable, entry: ImageEntry) -> NucleusIds:
+    salt = f"{entry.id}/{entry.name}".encode()
+    ends = 8 * table.ring_offsets[table.polygon_offsets]
+    outlines = table.vertices.astype("<f4").tobytes()
+    digests = b"".join(
+        blake2b(salt + outlines[a:b], digest_size=10).digest() for a, b in pairwise(ends.tolist())
+    )
+    return NucleusIds(np.frombuffer(digests, np.uint8).reshape(-1, 10))

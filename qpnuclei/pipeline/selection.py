@@ -1,0 +1,231 @@
+"""Which annotations a run concerns, and the area they cover."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import shapely
+from shapely.validation import explain_validity
+
+from qpnuclei.errors import UsageError
+from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, Project
+from qpnuclei.qupath.regions import Region, inside, match_images, polygonal
+
+if TYPE_CHECKING:
+    from qpnuclei.slides.slide import Slide
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RoiSelection:
+    """How the user names the annotations to analyse.
+
+    Parameters
+    ----------
+    classes : tuple of str
+        Classes whose annotations are chosen (``"Tumor"``).
+    derived : bool
+        Whether a class also stands for those derived from it (``"Tumor: Positive"``).
+    names : tuple of str
+        Names of single annotations.
+    ids : tuple of UUID
+        UUIDs of single annotations, as QuPath 0.4 and later store them.
+    everything : bool
+        Every annotation that encloses an area.
+    tissue : bool
+        No annotation but the tissue, found automatically.
+
+    Raises
+    ------
+    UsageError
+        If nothing is chosen, or tissue together with annotations.
+    """
+
+    classes: tuple[str, ...] = ()
+    derived: bool = False
+    names: tuple[str, ...] = ()
+    ids: tuple[UUID, ...] = ()
+    everything: bool = False
+    tissue: bool = False
+
+    def __post_init__(self) -> None:
+        by_annotation = bool(self.classes or self.names or self.ids or self.everything)
+        if self.tissue and by_annotation:
+            raise UsageError(
+                "--tissue replaces annotations and cannot be combined with --roi options"
+            )
+        if not (self.tissue or by_annotation):
+            raise UsageError(
+                "nothing chosen to analyse",
+                "choose annotations with --roi CLASS, --roi-name NAME, --roi-id UUID or --roi-all, "
+                "or --tissue",
+            )
+
+    def matches(self, annotation: Annotation) -> bool:
+        """Tell whether the annotation is meant, by its class, name and UUID alone."""
+        if self.everything or (annotation.name in self.names and annotation.name is not None):
+            return True
+        if annotation.id in self.ids and annotation.id is not None:
+            return True
+        name = annotation.class_name
+        return name is not None and any(
+            name == wanted or (self.derived and name.startswith(f"{wanted}: "))
+            for wanted in self.classes
+        )
+
+
+def choose_images(
+    project: Project, patterns: Sequence[str], selection: RoiSelection
+) -> list[ImageEntry]:
+    """Return the images of those names, having checked that the selection means something there.
+
+    Raises
+    ------
+    UsageError
+        If the project has no such image, or no image has such an annotation.
+    """
+    entries = match_images(project, patterns)
+    if not selection.tissue:
+        annotations = [a for entry in entries for a in entry.read().annotations]
+        check_selection(selection, annotations, str(project.path))
+    return entries
+
+
+def check_selection(selection: RoiSelection, annotations: Iterable[Annotation], where: str) -> None:
+    """Refuse classes, names and UUIDs that no annotation has, naming those that exist.
+
+    Parameters
+    ----------
+    annotations : iterable of Annotation
+        Of all the images that the run concerns.
+    where : str
+        What was searched, for the message.
+
+    Raises
+    ------
+    UsageError
+        If a class, name or UUID matches nothing, or there is no area annotation at all.
+    """
+    if selection.tissue:
+        return
+    annotations = list(annotations)
+    for wanted in selection.classes:
+        alone = RoiSelection(classes=(wanted,), derived=selection.derived)
+        if not any(alone.matches(a) for a in annotations):
+            present = sorted({a.class_name for a in annotations if a.class_name})
+            derived = [name for name in present if name.startswith(f"{wanted}: ")]
+            hint = (
+                f"classes there: {', '.join(present)}" if present else "no annotation has a class"
+            )
+            if derived:
+                hint += f"; --roi-derived makes {wanted} stand for {', '.join(derived)} too"
+            raise UsageError(f"no annotation of class {wanted!r} in {where}", hint)
+    names = sorted({a.name for a in annotations if a.name})
+    for wanted in selection.names:
+        if wanted not in names:
+            hint = f"names there: {', '.join(names)}" if names else "no annotation has a name"
+            raise UsageError(f"no annotation named {wanted!r} in {where}", hint)
+    ids = {a.id for a in annotations}
+    for identifier in selection.ids:
+        if identifier not in ids:
+            raise UsageError(
+                f"no annotation with the UUID {identifier} in {where}",
+                "QuPath before 0.4 stored no UUIDs: open the image in a later version and save it"
+                if ids <= {None}
+                else "an annotation drawn since QuPath last saved the image is not in the file yet",
+            )
+    chosen = [a for a in annotations if selection.matches(a)]
+    if not any(a.is_area for a in chosen):
+        kinds = sorted({a.roi_type for a in chosen})
+        raise UsageError(
+            f"no chosen annotation in {where} encloses an area"
+            + (f": {', '.join(kinds)}" if kinds else ""),
+            "draw a polygon, rectangle, ellipse or brush annotation in QuPath",
+        )
+
+
+def select_regions(
+    selection: RoiSelection, annotations: Sequence[Annotation], width: int, height: int
+) -> list[Region]:
+    """Return the regions of one image that the selection means, in the annotations' order.
+
+    A self-intersecting outline is mended, what lies outside of the image is clipped away, and an
+    annotation that encloses no area or lies wholly outside is left out; each with a warning.
+
+    Parameters
+    ----------
+    width, height : int
+        Size of the image in level-0 px.
+
+    Raises
+    ------
+    UsageError
+        If annotations are meant but all of them had to be left out.
+    """
+    image = shapely.box(0, 0, width, height)
+    regions = []
+    meant = [annotation for annotation in annotations if selection.matches(annotation)]
+    for annotation in meant:
+        if not annotation.is_area:
+            _LOG.warning("%s is a %s, not an area: skipped", annotation.label, annotation.roi_type)
+            continue
+        if (annotation.z, annotation.t) != (0, 0):
+            _LOG.warning(
+                "%s lies on z=%d, t=%d; only the first plane is analysed: skipped",
+                annotation.label,
+                annotation.z,
+                annotation.t,
+            )
+            continue
+        geometry = annotation.geometry
+        if not geometry.is_valid:
+            _LOG.warning(
+                "%s has an invalid outline (%s): mended",
+                annotation.label,
+                explain_validity(geometry),
+            )
+            geometry = shapely.make_valid(geometry)
+        if not shapely.covers(image, geometry):
+            geometry = shapely.intersection(geometry, image)
+            if geometry.area == 0:
+                _LOG.warning("%s lies outside of the image: skipped", annotation.label)
+                continue
+            _LOG.warning("%s reaches beyond the image: clipped to it", annotation.label)
+        regions.append(Region(annotation, polygonal(geometry)))
+    if meant and not regions:
+        raise UsageError(
+            f"no area inside of the image in {', '.join(a.label for a in meant)}",
+            "the chosen annotations are lines or points, lie outside of the image or on other "
+            "planes than the first",
+        )
+    return regions
+
+
+def tissue_region(slide: Slide, mpp: tuple[float, float]) -> list[Region]:
+    """Return the tissue of a slide as its one region; none if there is no tissue."""
+    from qpnuclei.slides.tissue import find_tissue
+
+    tissue = find_tissue(slide, mpp)
+    if tissue.is_empty:
+        _LOG.warning("no tissue found in %s", slide.path)
+        return []
+    return [Region(None, tissue)]
+
+
+def ours_within(region: Region, detections: Detections) -> frozenset[UUID]:
+    """Return the UUIDs of the detections in a region that qpnuclei wrote."""
+    ours = [i for i, detection in enumerate(detections.ids) if is_ours(detection)]
+    if not ours:  # centroids cost more than UUIDs
+        return frozenset()
+    found_inside = inside(region, detections.centroids[ours])
+    return frozenset(
+        found
+        for i, within in zip(ours, found_inside.tolist(), strict=True)
+        if within and (found := detections.ids[i]) is not None
+    )

@@ -1,0 +1,167 @@
+"""Copies of what runs replaced, kept beside each image's data file."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qpnuclei.errors import SaveError, UsageError
+from qpnuclei.qupath.transaction import copy_durably, temporary_beside
+
+#: Folder beside an image's data.qpdata with what runs replaced there. QuPath ignores it.
+BACKUP_FOLDER = "qpnuclei-backups"
+#: Backups kept per image.
+BACKUP_COUNT = 5
+
+_TIME_FORMAT = "%Y%m%dT%H%M%S.%fZ"
+_NAME = re.compile(r"(\d{8}T\d{6}\.\d{6}Z)-data\.qpdata(\.bkp)?")
+
+
+@dataclass(frozen=True)
+class Backup:
+    """A copy of an image's data file.
+
+    Parameters
+    ----------
+    path : Path
+    id : str
+        Unique in its image, for example ``"20260102T030405.678900Z"``; ends in ``".bkp"`` for
+        what QuPath had kept of a save that it did not finish.
+    replaced, saved : datetime
+        When it was replaced, and when it had been saved.
+    size : int
+        In bytes.
+    """
+
+    path: Path
+    id: str
+    replaced: datetime.datetime
+    saved: datetime.datetime
+    size: int
+
+
+def list_backups(data_file: Path) -> list[Backup]:
+    """Return the backups of a data file, newest first."""
+    found = []
+    for path in (data_file.parent / BACKUP_FOLDER).glob("*"):
+        name = _NAME.fullmatch(path.name)
+        if name is None:
+            continue
+        try:
+            replaced = datetime.datetime.strptime(name[1], _TIME_FORMAT)
+        except ValueError:  # digits that are no time: not ours
+            continue
+        status = path.stat()
+        found.append(
+            Backup(
+                path,
+                f"{name[1]}{name[2] or ''}",
+                replaced.replace(tzinfo=datetime.UTC),
+                datetime.datetime.fromtimestamp(status.st_mtime, datetime.UTC),
+                status.st_size,
+            )
+        )
+    # What QuPath left of a failed save is older than the file that was there at the same time.
+    return sorted(found, key=lambda backup: (backup.replaced, -len(backup.id)), reverse=True)
+
+
+def choose_backup(backups: Sequence[Backup], backup_id: str | None) -> Backup:
+    """Return the backup of an ID, or the newest.
+
+    Raises
+    ------
+    qpnuclei.errors.UsageError
+        If there is none.
+    """
+    if not backups:
+        raise UsageError(
+            "the image has no backups", "qpnuclei project backups lists those of all images"
+        )
+    if backup_id is None:
+        return backups[0]
+    for backup in backups:
+        if backup.id == backup_id:
+            return backup
+    raise UsageError(
+        f"the image has no backup {backup_id!r}", f"there are {', '.join(b.id for b in backups)}"
+    )
+
+
+@contextlib.contextmanager
+def kept_backup(data_file: Path) -> Iterator[None]:
+    """Copy a data file before it is replaced within, and a ``.bkp`` that QuPath left beside it.
+
+    If what is within fails and the file is still the same, the copies are removed again.
+
+    Parameters
+    ----------
+    data_file : Path
+        An image's ``data.qpdata``; it may be absent.
+
+    Raises
+    ------
+    qpnuclei.errors.SaveError
+        If there is no room, or the folder is not writable.
+    """
+    folder = data_file.parent / BACKUP_FOLDER
+    now = datetime.datetime.now(datetime.UTC).strftime(_TIME_FORMAT)
+    copies = []
+    is_new = not folder.exists()
+    before = _state(data_file)
+    try:
+        try:
+            for path in (data_file.with_name(f"{data_file.name}.bkp"), data_file):
+                if path.exists():
+                    folder.mkdir(exist_ok=True)
+                    copies.append(folder / f"{now}-{path.name}")
+                    _copy_whole(path, copies[-1])
+        except OSError as error:
+            raise SaveError(
+                f"{folder}: no backup could be kept: {error.strerror}",
+                "nothing was changed; make room or the folder writable, and run again",
+            ) from error
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # a copy too many does no harm, and hides no error
+            if _state(data_file) == before:
+                for copy in copies:
+                    copy.unlink(missing_ok=True)
+                if is_new:
+                    folder.rmdir()
+        raise
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """Identify a file and its content; None if there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _copy_whole(source: Path, target: Path) -> None:
+    """Copy a file; nothing is at `target` until all of it is."""
+    partial = temporary_beside(source)
+    try:
+        copy_durably(source, partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def drop_old_backups(data_file: Path) -> None:
+    """Remove all but the newest backups of a data file, after a good save.
+
+    Raises
+    ------
+    OSError
+        If one cannot be removed.
+    """
+    backups = sorted((data_file.parent / BACKUP_FOLDER).glob(f"*-{data_file.name}"))
+    for surplus in backups[:-BACKUP_COUNT]:
+        surplus.unlink()

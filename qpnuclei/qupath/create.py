@@ -1,0 +1,268 @@
+"""New QuPath projects from slides, without QuPath."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from qpnuclei.errors import SaveError, UsageError
+from qpnuclei.qupath import project_file
+from qpnuclei.qupath.native import NativeProject, open_project
+from qpnuclei.qupath.qpdata.data_file import DataFile
+from qpnuclei.qupath.transaction import Transaction, sync_folder
+from qpnuclei.qupath.uris import file_uri
+from qpnuclei.slides.calibration import PixelCalibration
+from qpnuclei.slides.stains import DEFAULT_HE, Stains
+
+#: What the files say they were written by; QuPath 0.4 to 0.7 open them.
+QUPATH_VERSION = "0.5.1"
+#: Largest size of QuPath's thumbnails, width and height in px.
+THUMBNAIL_SIZE = (1000, 600)
+
+_OPENSLIDE = "qupath.lib.images.servers.openslide.OpenslideServerBuilder"
+_BIO_FORMATS = "qupath.lib.images.servers.bioformats.BioFormatsServerBuilder"
+#: What QuPath opens with OpenSlide; it takes Bio-Formats for everything else.
+_OPENSLIDE_SUFFIXES = frozenset(
+    {".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".svslide"}
+)
+_TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
+_RGB_CHANNELS = (("Red", 255, 0, 0), ("Green", 0, 255, 0), ("Blue", 0, 0, 255))
+
+
+@dataclass(frozen=True, eq=False)
+class NewImage:
+    """A brightfield RGB slide to put into a project.
+
+    Parameters
+    ----------
+    path : Path
+    width, height : int
+        Level-0 size in QuPath's frame, px.
+    thumbnail : (h, w, 3) uint8 ndarray
+        The whole slide, small; made smaller if larger than QuPath's thumbnails.
+    calibration : PixelCalibration
+    downsamples : sequence of float
+        Of each pyramid level, 1.0 first.
+    magnification : float or None
+        Of the objective, where the slide says it.
+    tile_width, tile_height : int
+        Of the slide's tiles, px.
+    name : str, optional
+        What QuPath lists it as; its file name by default.
+    """
+
+    path: Path
+    width: int
+    height: int
+    thumbnail: npt.NDArray[np.uint8]
+    calibration: PixelCalibration = field(default_factory=PixelCalibration)
+    downsamples: Sequence[float] = (1.0,)
+    magnification: float | None = None
+    tile_width: int = 512
+    tile_height: int = 512
+    name: str | None = None
+
+
+def create_project(
+    directory: str | Path,
+    images: Sequence[NewImage],
+    *,
+    image_type: str = "BRIGHTFIELD_H_E",
+    stains: Stains | None = DEFAULT_HE,
+) -> NativeProject:
+    """Make a QuPath project of slides; QuPath 0.4 to 0.7 open it.
+
+    Parameters
+    ----------
+    directory : path
+        A folder that does not exist yet, or is empty.
+    images : sequence of NewImage
+    image_type : str
+        Name of QuPath's ``ImageType``.
+    stains : Stains or None
+        Colour deconvolution stains.
+
+    Raises
+    ------
+    qpnuclei.errors.UsageError
+        If the folder holds anything, or there is no image.
+    qpnuclei.errors.SaveError
+        If something could not be written; the folder is as it was.
+    """
+    directory = Path(directory).absolute()
+    if not images:
+        raise UsageError("a project needs at least one slide")
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UsageError(
+            f"{directory} exists already and is not an empty folder",
+            "name a new folder, or use the project that is there",
+        )
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        # Made beside its place and renamed, so that there is a whole project or none.
+        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    except OSError as error:
+        raise SaveError(f"{directory} cannot be made: {error.strerror}") from error
+    try:
+        temporary.chmod(0o755)
+        _write_project(temporary, directory, images, image_type, stains)
+        if directory.exists():
+            directory.rmdir()
+        temporary.replace(directory)
+        sync_folder(directory.parent)
+    except SaveError as error:
+        raise SaveError(error.what, "make room or choose another folder, and run again") from error
+    except OSError as error:
+        raise SaveError(f"{directory} could not be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return open_project(directory)
+
+
+def _write_project(
+    folder: Path,
+    final: Path,
+    images: Sequence[NewImage],
+    image_type: str,
+    stains: Stains | None,
+) -> None:
+    """Write into `folder` the project that will lie in `final`."""
+    project_path = final / "project.qpproj"
+    now = int(time.time() * 1000)
+    entries = []
+    with Transaction() as transaction:
+        for number, image in enumerate(images, 1):
+            builder = server_builder(image)
+            name = image.name or image.path.name
+            data_file = DataFile.new(
+                builder,
+                image_type,
+                stains,
+                qupath_version=QUPATH_VERSION,
+                entry_property=f"{project_path}::{number}",
+            )
+            entry = folder / "data" / str(number)
+            staged, _ = transaction.stage(entry / "data.qpdata", data_file.write)
+            summary = {
+                "timestamp": staged.stat().st_mtime_ns // 1_000_000,
+                "imageType": image_type,
+                "server": {
+                    "width": image.width,
+                    "height": image.height,
+                    "sizeC": 3,
+                    "sizeZ": 1,
+                    "sizeT": 1,
+                },
+                "hierarchy": data_file.read().summary(),
+            }
+            server = {"builder": builder, "metadata": builder["metadata"]}
+            for file_name, content in (
+                ("summary.json", project_file.to_json(summary, pretty=False)),
+                ("server.json", project_file.to_json(server, pretty=False)),
+                ("thumbnail.jpg", _jpeg(image.thumbnail)),
+            ):
+                _stage(transaction, entry / file_name, content)
+            entries.append(
+                {
+                    "serverBuilder": builder,
+                    "entryID": number,
+                    "randomizedName": str(uuid.uuid4()),
+                    "imageName": name,
+                    "metadata": {},
+                }
+            )
+        project = {
+            "version": QUPATH_VERSION,
+            "createTimestamp": now,
+            "modifyTimestamp": now,
+            "uri": file_uri(project_path),
+            "lastID": len(entries),
+            "images": entries,
+        }
+        classes = {"pathClasses": [*map(project_file.class_json, project_file.DEFAULT_CLASSES)]}
+        _stage(transaction, folder / "classifiers" / "classes.json", project_file.to_json(classes))
+        _stage(transaction, folder / project_path.name, project_file.to_json(project))
+        transaction.commit()
+
+
+def server_builder(image: NewImage) -> dict[str, Any]:
+    """Return the ``serverBuilder`` JSON of a slide, with the reader that QuPath would choose."""
+    suffix = image.path.suffix.lower()
+    openslide = suffix in _OPENSLIDE_SUFFIXES or (
+        # OpenSlide takes a TIFF only if it is tiled; those with a pyramid are. QuPath leaves
+        # OME-TIFF to Bio-Formats.
+        suffix in _TIFF_SUFFIXES
+        and len(image.downsamples) > 1
+        and not image.path.stem.lower().endswith(".ome")
+    )
+    return {
+        "builderType": "uri",
+        "providerClassName": _OPENSLIDE if openslide else _BIO_FORMATS,
+        "uri": file_uri(image.path),
+        "args": [] if openslide else ["--series", "0"],
+        "metadata": _metadata(image),
+    }
+
+
+def _metadata(image: NewImage) -> dict[str, Any]:
+    calibration = image.calibration
+    magnification = {} if image.magnification is None else {"magnification": image.magnification}
+    return {
+        "name": image.name or image.path.name,
+        "width": image.width,
+        "height": image.height,
+        "sizeZ": 1,
+        "sizeT": 1,
+        "channelType": "DEFAULT",
+        "isRGB": True,
+        "pixelType": "UINT8",
+        "levels": [
+            {
+                "downsample": float(downsample),
+                "width": int(image.width / downsample),
+                "height": int(image.height / downsample),
+            }
+            for downsample in image.downsamples
+        ],
+        "channels": [
+            {"name": name, "color": (0xFF << 24 | red << 16 | green << 8 | blue) - (1 << 32)}
+            for name, red, green, blue in _RGB_CHANNELS
+        ],
+        "pixelCalibration": {
+            "pixelWidth": _size(calibration.width_um),
+            "pixelHeight": _size(calibration.height_um),
+            "zSpacing": {"value": 1.0, "unit": "z-slice"},
+            "timeUnit": "SECONDS",
+            "timepoints": [],
+        },
+        **magnification,
+        "preferredTileWidth": image.tile_width,
+        "preferredTileHeight": image.tile_height,
+    }
+
+
+def _size(um: float | None) -> Mapping[str, Any]:
+    return {"value": 1.0, "unit": "px"} if um is None else {"value": um, "unit": "\u00b5m"}
+
+
+def _jpeg(rgb: npt.NDArray[np.uint8]) -> bytes:
+    picture = Image.fromarray(rgb)
+    picture.thumbnail(THUMBNAIL_SIZE)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def _stage(transaction: Transaction, path: Path, content: bytes) -> None:
+    transaction.stage(path, lambda emit: emit(content))

@@ -1,0 +1,381 @@
+"""The native backend: a QuPath project without QuPath, through the Protocols of `model`."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qpnuclei.errors import ConflictError, FormatError, QpnucleiError, SaveError
+from qpnuclei.qupath import project_file
+from qpnuclei.qupath.backups import (
+    Backup,
+    drop_old_backups,
+    kept_backup,
+    list_backups,
+)
+from qpnuclei.qupath.model import Edit, ImageObjects, ImageServer, PathClass
+from qpnuclei.qupath.qpdata.data_file import DataFile, Objects
+from qpnuclei.qupath.qpdata.detections import FileDetections
+from qpnuclei.qupath.qpdata.new_detections import Additions
+from qpnuclei.qupath.transaction import (
+    Transaction,
+    digest_of,
+    digest_of_file,
+    locked,
+    remove_leftovers,
+)
+from qpnuclei.qupath.uris import find_image
+from qpnuclei.slides.calibration import PixelCalibration
+from qpnuclei.slides.stains import Stains
+
+logger = logging.getLogger(__name__)
+
+_ABSENT = "absent"
+
+
+def open_project(path: str | Path, image_root: str | Path | None = None) -> NativeProject:
+    """Open a QuPath project (0.2 to 0.7).
+
+    Parameters
+    ----------
+    path : path
+        The ``.qpproj`` file, or a folder that holds exactly one.
+    image_root : path, optional
+        Where to look for images that are no longer where the project says.
+
+    Raises
+    ------
+    qpnuclei.errors.NotFoundError
+        If there is no such file or folder.
+    qpnuclei.errors.FormatError
+        If it is no QuPath project, or its JSON is broken.
+    """
+    root = None if image_root is None else Path(image_root)
+    return NativeProject(project_file.find_project_file(Path(path)), root)
+
+
+class NativeProject:
+    """A QuPath project; see `qpnuclei.qupath.model.Project`."""
+
+    backend = "native"
+
+    def __init__(self, path: Path, image_root: Path | None = None) -> None:
+        self.path = path
+        self._image_root = image_root
+        content = project_file.read_project(path)
+        version = content.get("version")
+        self.version = version if isinstance(version, str) else None
+        uri = content.get("uri")
+        self._uri = uri if isinstance(uri, str) else None
+        project_file.read_classes(self.classes_path)  # a broken class list is said at once
+        self.images: Sequence[NativeImage] = [NativeImage(self, e) for e in content["images"]]
+
+    def __repr__(self) -> str:
+        return f"NativeProject({str(self.path)!r}, {len(self.images)} images)"
+
+    @property
+    def classes(self) -> Sequence[PathClass]:
+        """The project's class list."""
+        return project_file.read_classes(self.classes_path)
+
+    @property
+    def classes_path(self) -> Path:
+        """Where the class list is stored."""
+        return self.path.parent / "classifiers" / "classes.json"
+
+    def find_image(self, uri: str) -> Path | None:
+        """Return the file of an image's URI on this machine; None if it is missing."""
+        return find_image(uri, self._uri, self.path.parent, self._image_root)
+
+
+class NativeImage:
+    """An image of a project; see `qpnuclei.qupath.model.ImageEntry`."""
+
+    def __init__(self, project: NativeProject, entry: Mapping[str, Any]) -> None:
+        self._project = project
+        self._entry = entry
+        self._builder: Mapping[str, Any] = entry["serverBuilder"]
+        self._header: tuple[object, str | None, Stains | None] | None = None
+        self.id = str(project_file.entry_id(entry))
+        self.server: ImageServer = project_file.image_server(self._builder)
+        self.calibration: PixelCalibration = project_file.pixel_calibration(self._builder)
+        metadata = project_file.server_metadata(self._builder) or {}
+        self.name = str(entry.get("imageName") or metadata.get("name") or f"image {self.id}")
+
+    def __repr__(self) -> str:
+        return f"NativeImage({self.id}, {self.name!r})"
+
+    @property
+    def folder(self) -> Path:
+        """Where the project keeps what belongs to this image."""
+        return self._project.path.parent / "data" / self.id
+
+    @property
+    def data_path(self) -> Path:
+        """The image's ``data.qpdata``; absent until the image was saved once."""
+        return self.folder / "data.qpdata"
+
+    @property
+    def path(self) -> Path | None:
+        """The image file on this machine, found as QuPath would; None if it is missing."""
+        return self._project.find_image(self.server.uris[0]) if self.server.uris else None
+
+    @property
+    def image_type(self) -> str | None:
+        """Name of QuPath's ``ImageType``; None if the image was never saved."""
+        return self._read_header()[0]
+
+    @property
+    def stains(self) -> Stains | None:
+        """Colour deconvolution stains; None if the image has none."""
+        return self._read_header()[1]
+
+    def read(self) -> ImageObjects:
+        """Read annotations and detections from disk.
+
+        Raises
+        ------
+        qpnuclei.errors.FormatError
+            If ``data.qpdata`` is truncated or corrupt; the hint says whether its ``.bkp`` reads.
+        """
+        data, fingerprint = self._read_bytes()
+        if data is None:
+            return ImageObjects((), FileDetections([]), fingerprint)
+        objects = self._parse(data).read()
+        return ImageObjects(objects.annotations, objects.detections, fingerprint)
+
+    def write(self, edit: Edit, fingerprint: str) -> None:
+        """Apply an edit, save, and verify by reading back.
+
+        Notes
+        -----
+        The new file is written beside the old one, flushed, read back and compared; then the old
+        one is copied to a backup folder, and the new one renamed into its place together with
+        ``summary.json`` and, if a class is new to the project, ``classes.json``.
+
+        Raises
+        ------
+        qpnuclei.errors.ConflictError
+            If the file on disk is no longer the one with `fingerprint`.
+        qpnuclei.errors.SaveError
+            If it could not be saved; the project is as it was.
+        qpnuclei.errors.UsageError
+            If the edit contradicts the file: see `DataFile.remove` and `DataFile.add`.
+        ValueError
+            If a group of the edit contradicts itself, or is another one when it is asked for again.
+        """
+        self._check_reachable()
+        old, found = self._read_bytes()
+        if found != fingerprint:
+            raise self._conflict()
+        data_file = self._new_data_file() if old is None else self._parse(old)
+        data_file.read().summary()  # what contradicts itself is refused before it is written
+        data_file.remove(edit.remove)
+        kept = _digest(data_file)
+        additions = data_file.add(edit)
+        image_type = data_file.image_type
+        remove_leftovers(self.folder)
+        with Transaction() as transaction:
+            staged, digest = transaction.stage(self.data_path, data_file.write)
+            del old, data_file  # as large as the file, and no longer needed
+            objects = self._verify(staged, digest, additions, kept)
+            summary = self._summary(staged, image_type, objects)
+            transaction.stage(self.folder / "summary.json", lambda emit: emit(summary))
+            with locked(self._project.path.parent):
+                classes = project_file.with_classes(
+                    self._project.classes_path, additions.path_classes
+                )
+                if classes is not None:
+                    transaction.stage(self._project.classes_path, lambda emit: emit(classes))
+                self._check_unchanged(fingerprint)
+                with kept_backup(self.data_path):
+                    transaction.commit()
+        # Tidying up cannot fail what is saved by now.
+        with contextlib.suppress(OSError):
+            self._backup_path.unlink(missing_ok=True)  # as QuPath does; we have a copy
+            drop_old_backups(self.data_path)
+
+    def backups(self) -> list[Backup]:
+        """Return what runs replaced, newest first."""
+        return list_backups(self.data_path)
+
+    def read_backup(self, backup: Backup) -> Objects:
+        """Read the objects of a backup.
+
+        Raises
+        ------
+        qpnuclei.errors.FormatError
+            If it is truncated or corrupt.
+        """
+        return DataFile.parse(_bytes_of(backup.path), str(backup.path)).read()
+
+    def restore(self, backup: Backup) -> None:
+        """Put a backup in the place of the data file; what is there becomes a backup itself.
+
+        Raises
+        ------
+        qpnuclei.errors.FormatError
+            If the backup cannot be read; nothing was changed.
+        qpnuclei.errors.SaveError
+            If it could not be saved; the project is as it was.
+        """
+        self._check_reachable()
+        data = _bytes_of(backup.path)
+        data_file = DataFile.parse(data, str(backup.path))
+        objects = data_file.read()
+        remove_leftovers(self.folder)
+        with Transaction() as transaction:
+            staged, digest = transaction.stage(self.data_path, lambda emit: emit(data))
+            if digest_of_file(staged) != digest:
+                raise SaveError(
+                    f"{self.data_path}: what was written does not read back",
+                    "what was there before is untouched",
+                )
+            summary = self._summary(staged, data_file.image_type, objects)
+            transaction.stage(self.folder / "summary.json", lambda emit: emit(summary))
+            with locked(self._project.path.parent), kept_backup(self.data_path):
+                transaction.commit()
+        with contextlib.suppress(OSError):
+            self._backup_path.unlink(missing_ok=True)
+            drop_old_backups(self.data_path)
+
+    def _read_bytes(self) -> tuple[bytes | None, str]:
+        """Return the data file's bytes, None if there is none, and its fingerprint."""
+        path = self.data_path
+        try:
+            data = path.read_bytes()
+            fingerprint = _fingerprint(path, digest_of(data))
+        except FileNotFoundError:
+            if self._backup_path.exists():
+                raise FormatError(
+                    f"{path}: is missing, though the image was saved before", self._backup_hint()
+                ) from None
+            return None, _ABSENT
+        except OSError as error:
+            raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
+        return data, fingerprint
+
+    def _check_reachable(self) -> None:
+        """Refuse to save when the drive is gone: folders would be made where it was mounted."""
+        if not self._project.path.exists():
+            raise SaveError(
+                f"{self._project.path} is no longer there", "is its drive still connected?"
+            )
+
+    def _check_unchanged(self, fingerprint: str) -> None:
+        """Refuse to save over a data file that someone else has saved meanwhile."""
+        try:
+            found = _fingerprint(self.data_path, digest_of_file(self.data_path))
+        except OSError:  # none yet, or QuPath has moved it away to write a new one
+            found = _ABSENT if not self._backup_path.exists() else ""
+        if found != fingerprint:
+            raise self._conflict()
+
+    @property
+    def _backup_path(self) -> Path:
+        """What QuPath keeps while it saves, and leaves when that fails."""
+        return self.folder / "data.qpdata.bkp"
+
+    def _backup_hint(self) -> str:
+        path = self._backup_path
+        if not path.exists():
+            return f"QuPath left no {path.name}; restore the file from a backup"
+        try:
+            objects = DataFile.parse(path.read_bytes(), str(path)).read()
+        except (FormatError, OSError):
+            return f"QuPath left {path.name} beside it, but that does not read either"
+        return (
+            f"{path.name} beside it reads, with {len(objects.annotations)} annotations and "
+            f"{len(objects.detections)} detections: copy it to {self.data_path.name}"
+        )
+
+    def _parse(self, data: bytes) -> DataFile:
+        return DataFile.parse(data, str(self.data_path), self._backup_hint)
+
+    def _read_header(self) -> tuple[str | None, Stains | None]:
+        try:
+            status = self.data_path.stat()
+        except FileNotFoundError:
+            return None, None
+        key = (status.st_size, status.st_mtime_ns, status.st_ino)
+        if self._header is None or self._header[0] != key:
+            data, _ = self._read_bytes()
+            header = DataFile.parse_header(data or b"", str(self.data_path), self._backup_hint)
+            self._header = key, header.image_type, header.stains
+        return self._header[1:]
+
+    def _new_data_file(self) -> DataFile:
+        version = self._project.version or ""
+        return DataFile.new(
+            self._builder,
+            "UNSET",
+            None,
+            qupath_version=version,
+            entry_property=f"{self._project.path.absolute()}::{self.id}",
+        )
+
+    def _verify(self, staged: Path, digest: str, additions: Additions, kept: str) -> Objects:
+        """Read the new file back from disk and compare it with what it should hold."""
+        try:
+            data = staged.read_bytes()
+            if digest_of(data) != digest:
+                raise FormatError("its bytes are not those that were written")
+            data_file = DataFile.parse(data, str(staged))
+            objects = data_file.read()
+            data_file.withdraw(additions)
+            if _digest(data_file) != kept:
+                raise FormatError("more than the edit has changed")
+        except (OSError, QpnucleiError) as error:
+            raise SaveError(
+                f"{self.data_path}: what was written does not read back: {error}",
+                "what was there before is untouched; please report this",
+            ) from error
+        return objects
+
+    def _summary(self, staged: Path, image_type: str | None, objects: Objects) -> bytes:
+        path = self.folder / "summary.json"
+        content: dict[str, Any] = {}
+        with contextlib.suppress(QpnucleiError):  # QuPath never reads it: a broken one is replaced
+            content = project_file.read_json(path, "the summary")
+        metadata = project_file.server_metadata(self._builder)
+        channels = None if metadata is None else metadata.get("channels")
+        content["timestamp"] = staged.stat().st_mtime_ns // 1_000_000
+        content["imageType"] = image_type
+        if metadata is not None:
+            content["server"] = {
+                "width": metadata.get("width"),
+                "height": metadata.get("height"),
+                "sizeC": len(channels) if isinstance(channels, list) else 0,
+                "sizeZ": metadata.get("sizeZ", 1),
+                "sizeT": metadata.get("sizeT", 1),
+            }
+        content["hierarchy"] = objects.summary()
+        return project_file.to_json(content, pretty=False)
+
+    def _conflict(self) -> ConflictError:
+        return ConflictError(
+            f"{self.data_path}: changed on disk since it was read",
+            "close the image in QuPath and run again",
+        )
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _fingerprint(path: Path, digest: str) -> str:
+    status = path.stat()
+    return f"{status.st_size}-{status.st_mtime_ns}-{digest}"
+
+
+def _digest(data_file: DataFile) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    data_file.write(digest.update)
+    return digest.hexdigest()

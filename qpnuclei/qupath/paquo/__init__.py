@@ -1,0 +1,1 @@
+"""Projects through a real QuPath (paquo): the only place that knows Java."""

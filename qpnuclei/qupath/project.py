@@ -1,0 +1,84 @@
+"""Open a QuPath project with the backend that suits this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Literal
+
+from qpnuclei.errors import UsageError
+from qpnuclei.qupath.model import Project
+from qpnuclei.qupath.paquo.installation import (
+    HOW_TO_POINT_TO_QUPATH,
+    QuPathInstallation,
+    find_qupath,
+)
+
+__all__ = ["Backend", "QuPathInstallation", "choose_backend", "find_qupath", "open_project"]
+
+Backend = Literal["auto", "native", "paquo"]
+
+#: Older versions give their objects no UUIDs, by which we recognise our detections.
+OLDEST_RELEASE_FOR_PAQUO = (0, 4)
+
+logger = logging.getLogger(__name__)
+
+
+def open_project(
+    path: str | os.PathLike[str], backend: Backend = "auto", image_root: Path | None = None
+) -> Project:
+    """Open a QuPath project.
+
+    Parameters
+    ----------
+    path : path-like
+        The ``.qpproj`` file, or its folder.
+    backend : {"auto", "native", "paquo"}
+        ``"native"`` needs neither QuPath nor Java; ``"paquo"`` goes through a real QuPath;
+        ``"auto"`` is ``"paquo"`` where a QuPath is installed. `Project.backend` says which.
+    image_root : Path, optional
+        Folder to look for image files in that are not where the project says.
+
+    Raises
+    ------
+    qpnuclei.errors.UsageError
+        If `backend` is unknown, or ``"paquo"`` without a QuPath that it can use.
+    qpnuclei.errors.NotFoundError
+        If there is no project at `path`.
+    qpnuclei.errors.FormatError
+        If it is not a QuPath project.
+    """
+    if choose_backend(backend) == "paquo":
+        from qpnuclei.qupath.paquo import backend as paquo_backend
+
+        return paquo_backend.open_project(path, image_root)
+    from qpnuclei.qupath import native
+
+    return native.open_project(Path(path), image_root)
+
+
+def choose_backend(backend: Backend = "auto") -> Literal["native", "paquo"]:
+    """Return the backend that `open_project` would take.
+
+    Raises
+    ------
+    qpnuclei.errors.UsageError
+        If `backend` is unknown, or ``"paquo"`` without a QuPath that it can use.
+    """
+    if backend == "native":
+        return "native"
+    if backend not in ("auto", "paquo"):
+        raise UsageError(f"unknown backend {backend!r}", "choose auto, native or paquo")
+    found = find_qupath()
+    if found is None:
+        if backend == "auto":
+            return "native"
+        raise UsageError("--backend paquo: no QuPath found", HOW_TO_POINT_TO_QUPATH)
+    if found.release is not None and found.release < OLDEST_RELEASE_FOR_PAQUO:
+        what = f"QuPath {found.version} in {found.path} is too old for the paquo backend"
+        if backend == "paquo":
+            raise UsageError(what, "install QuPath 0.4 or newer, or use --backend native")
+        logger.info("%s, which needs 0.4: using the native one", what)
+        return "native"
+    return "paquo"

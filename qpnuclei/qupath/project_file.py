@@ -1,0 +1,288 @@
+"""``project.qpproj`` and the small JSON files around it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qpnuclei.errors import FormatError, NotFoundError
+from qpnuclei.qupath.model import ImageServer, PathClass
+from qpnuclei.qupath.names import without_halves
+from qpnuclei.slides.calibration import PixelCalibration
+
+Json = dict[str, Any]
+
+#: What is nested deeper, QuPath did not write, and code that follows it might exhaust the stack.
+_MAX_DEPTH = 100
+
+#: The classes that QuPath gives a project that has no list of its own: name and colour.
+DEFAULT_CLASSES = tuple(
+    PathClass(name, (0xFF << 24 | red << 16 | green << 8 | blue) - (1 << 32))
+    for name, (red, green, blue) in {
+        "Tumor": (200, 0, 0),
+        "Stroma": (150, 200, 150),
+        "Immune cells": (160, 90, 160),
+        "Necrosis": (50, 50, 50),
+        "Other": (255, 200, 0),
+        "Region*": (0, 0, 180),
+        "Ignore*": (180, 180, 180),
+        "Positive": (250, 62, 62),
+        "Negative": (112, 112, 225),
+    }.items()
+)
+
+
+def read_json(path: Path, what: str) -> Json:
+    """Read a JSON object.
+
+    Raises
+    ------
+    qpnuclei.errors.NotFoundError
+        If there is no such file.
+    qpnuclei.errors.FormatError
+        If it is not JSON in UTF-8, or no object; the error names line and column.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        value = without_halves(json.loads(text), text)
+    except FileNotFoundError:
+        raise NotFoundError(f"{path}: no such file") from None
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: {what} is not UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise FormatError(
+            f"{path}: {what} is broken at {where}: {error.msg}", _backup_hint(path)
+        ) from None
+    except (RecursionError, ValueError) as error:
+        raise FormatError(f"{path}: {what} is broken: {error}", _backup_hint(path)) from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{path}: {what} is a {type(value).__name__}, not an object")
+    if _is_deeper(value, _MAX_DEPTH):
+        raise FormatError(f"{path}: {what} is broken: nested too deeply", _backup_hint(path))
+    return value
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Tell whether lists and objects are nested beyond a depth."""
+    level = [value]
+    for _ in range(depth):
+        level = [
+            child
+            for item in level
+            for child in (item.values() if isinstance(item, dict) else item)
+            if isinstance(child, dict | list)
+        ]
+    return bool(level)
+
+
+def _backup_hint(path: Path) -> str:
+    backup = path.with_name(f"{path.name}.backup")
+    if backup.exists():
+        return f"QuPath kept the version before it in {backup.name}: rename it"
+    return "restore the file from a backup"
+
+
+def to_json(value: Mapping[str, Any], *, pretty: bool = True) -> bytes:
+    """Return JSON as QuPath lays it out."""
+    separators = None if pretty else (",", ":")
+    text = json.dumps(
+        value, ensure_ascii=False, indent=2 if pretty else None, separators=separators
+    )
+    return text.encode()
+
+
+def find_project_file(path: Path) -> Path:
+    """Return the ``.qpproj`` file that `path` is, or the only one in the folder that it is.
+
+    Raises
+    ------
+    qpnuclei.errors.NotFoundError
+        If there is no such file or folder, or the folder holds no project.
+    qpnuclei.errors.FormatError
+        If it is another kind of file, or the folder holds several projects.
+    """
+    if path.is_dir():
+        found = sorted(path.glob("*.qpproj"))
+        if not found:
+            raise NotFoundError(
+                f"{path}: no QuPath project (*.qpproj) in this folder", "name the .qpproj file"
+            )
+        if len(found) > 1:
+            names = ", ".join(file.name for file in found)
+            raise FormatError(
+                f"{path}: not one QuPath project but {len(found)}: {names}",
+                "name the .qpproj file",
+            )
+        return found[0]
+    if not path.exists():
+        raise NotFoundError(f"{path}: no such file", "name a project.qpproj or its folder")
+    if path.suffix.lower() != ".qpproj":
+        raise FormatError(f"{path}: not a QuPath project", "its file name ends in .qpproj")
+    return path
+
+
+def read_project(path: Path) -> Json:
+    """Read a ``.qpproj`` and check what the rest of the program relies on.
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        If it is no QuPath project, or an entry has no usable ID or server.
+    """
+    project = read_json(path, "the project")
+    images = project.get("images")
+    if not isinstance(images, list) or ("version" not in project and "lastID" not in project):
+        raise FormatError(
+            f"{path}: not a project of QuPath 0.2 or later: no list of images, or no version",
+            "name the .qpproj file that QuPath wrote, or its folder",
+        )
+    seen: set[str] = set()
+    for number, entry in enumerate(images, 1):
+        if not isinstance(entry, dict) or not isinstance(entry.get("serverBuilder"), dict):
+            raise FormatError(f"{path}: image {number} has no server")
+        own_id = entry_id(entry)
+        if own_id is None:
+            # The ID names a folder: nothing but digits must ever become part of a path.
+            raise FormatError(f"{path}: image {number}: entryID {entry.get('entryID')!r:.80}")
+        if own_id in seen:
+            raise FormatError(f"{path}: two images have the entryID {own_id}")
+        seen.add(own_id)
+    return project
+
+
+def entry_id(entry: Mapping[str, Any]) -> str | None:
+    """Return the ID of an entry as text; None if it is no whole number."""
+    value = entry.get("entryID")
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return str(value)
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        return value
+    return None
+
+
+def read_classes(path: Path) -> list[PathClass]:
+    """Read ``classes.json``; no file means no classes.
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        If it is broken.
+    """
+    if not path.exists():
+        return []
+    items = read_json(path, "the class list").get("pathClasses")
+    if not isinstance(items, list):
+        raise FormatError(f"{path}: has no list of classes")
+    classes = []
+    for item in items:
+        if not isinstance(item, dict) or not isinstance(item.get("name"), str | None):
+            raise FormatError(f"{path}: {item!r:.80} is no class")
+        color = item.get("color", item.get("colorRGB"))
+        if item.get("name"):
+            is_argb = isinstance(color, int) and -(2**31) <= color < 2**31
+            classes.append(PathClass(item["name"], color if is_argb else None))
+    return classes
+
+
+def with_classes(path: Path, classes: Sequence[PathClass]) -> bytes | None:
+    """Return ``classes.json`` with those of `classes` that it lacks; None if it lacks none.
+
+    A project without the file has QuPath's default classes, so these are written as well.
+    """
+    known = {c.name for c in read_classes(path)}
+    if path.exists():
+        content = read_json(path, "the class list")
+    else:
+        content = {"pathClasses": [class_json(c) for c in DEFAULT_CLASSES]}
+        known = {c.name for c in DEFAULT_CLASSES}
+    missing = list({c.name: c for c in classes if c.name not in known}.values())
+    if not missing:
+        return None
+    content["pathClasses"] = [*content["pathClasses"], *map(class_json, missing)]
+    return to_json(content)
+
+
+def class_json(path_class: PathClass) -> Json:
+    """Return an element of ``classes.json``."""
+    color = {} if path_class.color is None else {"color": path_class.color}
+    return {"name": path_class.name, **color}
+
+
+def image_server(builder: Mapping[str, Any]) -> ImageServer:
+    """Read a server builder with all that it wraps."""
+    types: list[str] = []
+    inner: Any = builder
+    while isinstance(inner, dict):
+        types.append(str(inner.get("builderType", "uri" if "uri" in inner else "")))
+        last, inner = inner, inner.get("builder")
+    metadata = server_metadata(builder) or {}
+    arguments = last.get("args") or []
+    return ImageServer(
+        builder_types=tuple(types),
+        provider=str(last.get("providerClassName", "")),
+        uris=tuple(_uris(builder)),
+        args=tuple(str(a) for a in arguments) if isinstance(arguments, list) else (),
+        width=_whole(metadata.get("width")),
+        height=_whole(metadata.get("height")),
+        size_z=_whole(metadata.get("sizeZ")) or 1,
+        size_t=_whole(metadata.get("sizeT")) or 1,
+        is_rgb=bool(metadata.get("isRGB", True)),
+    )
+
+
+def server_metadata(builder: Mapping[str, Any]) -> Json | None:
+    """Return the metadata of the outermost builder that has some."""
+    inner: Any = builder
+    while isinstance(inner, dict):
+        if isinstance(inner.get("metadata"), dict):
+            metadata: Json = inner["metadata"]
+            return metadata
+        inner = inner.get("builder")
+    return None
+
+
+def pixel_calibration(builder: Mapping[str, Any]) -> PixelCalibration:
+    """Return the pixel size that the project holds for an image."""
+    calibration = (server_metadata(builder) or {}).get("pixelCalibration")
+    if not isinstance(calibration, dict):
+        return PixelCalibration()
+    return PixelCalibration(
+        _micrometres(calibration.get("pixelWidth")), _micrometres(calibration.get("pixelHeight"))
+    )
+
+
+def _micrometres(quantity: object) -> float | None:
+    if not isinstance(quantity, dict):
+        return None
+    value, unit = quantity.get("value"), quantity.get("unit")
+    # The micro sign is U+00B5; the Greek letter U+03BC is accepted as well.
+    if unit not in ("\u00b5m", "\u03bcm", "um") or not isinstance(value, int | float):
+        return None
+    try:
+        size = float(value)
+    except OverflowError:  # a whole number that no float can hold
+        return None
+    return size if math.isfinite(size) and size > 0 else None
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and 0 < value < 2**31 else None
+
+
+def _uris(builder: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the URIs of all builders nested anywhere (a sparse image has several)."""
+    pending: list[Any] = [builder]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            if isinstance(value.get("uri"), str):
+                yield value["uri"]
+            pending += reversed(list(value.values()))
+        elif isinstance(value, list):
+            pending += reversed(value)

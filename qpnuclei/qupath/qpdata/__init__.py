@@ -1,0 +1,25 @@
+"""The codec of ``data.qpdata``: a Java object stream with the objects of one image.
+
+It knows bytes, not projects: `qpnuclei.qupath.native` reads and writes projects with it, and so
+does `qpnuclei.qupath.paquo` where it needs the file itself.
+
+Where to begin: `data_file` says what a ``data.qpdata`` holds, `path_objects` how an object in it is
+laid out, and `qpnuclei.qupath.native.NativeImage.write` how one is edited. From the bytes up:
+
+1. `java_stream`: any Java object stream to a graph of nodes and back, byte for byte. Handles are
+   numbered anew when a graph is written.
+2. `records`: detections come by the million and are alike. They are recognised while the stream is
+   parsed and stay byte ranges of it, until someone asks for what they hold. The loops over all
+   of them are in `kernels`.
+3. `java_classes`: fields of the Java and QuPath classes, and new instances.
+4. `path_objects`: the tree of QuPath's objects as views of nodes.
+5. `values`, `rois`, `detections`: values of one object, or of all records alike, as columns,
+   each made when it is first asked for.
+6. `new_detections`: what an `Edit` adds, group by group: written from tables, and compared with
+   what reads back.
+7. `data_file`: the whole file: read, remove, add, write.
+
+What is not understood stays a node and is written back as it was. In memory are the bytes of one
+file (a million nuclei are some 400 MB), 24 bytes for each detection in it, one group of new ones,
+and the UUIDs of all of them.
+"""

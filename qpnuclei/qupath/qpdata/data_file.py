@@ -1,0 +1,596 @@
+"""``data.qpdata``: what QuPath stores of one image, read, edited and written.
+
+The stream's top-level items are, in this order: ``Data file version 3`` (2 in QuPath 0.2); a
+string that describes the server; a Locale; the ImageType; colour deconvolution stains or null; the
+Workflow; the PathObjectHierarchy; a map of properties; ``EOF``. QuPath recognises them by their
+class, and so does this module. What it does not recognise is written back as it was read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import struct
+import uuid
+from collections import Counter
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import is_not
+from typing import Any
+
+import numpy as np
+
+from qpnuclei.errors import FormatError, UsageError
+from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.qupath.model import Annotation, Detections, Edit, NewAnnotation
+from qpnuclei.qupath.qpdata import java_classes as jc
+from qpnuclei.qupath.qpdata import java_stream
+from qpnuclei.qupath.qpdata.detections import FileDetections, packed_ids
+from qpnuclei.qupath.qpdata.java_stream import (
+    BlockData,
+    Content,
+    JavaEnum,
+    JavaObject,
+    JavaString,
+    Value,
+)
+from qpnuclei.qupath.qpdata.new_detections import (
+    Additions,
+    NewDetections,
+    check_same,
+    uniform_parts,
+)
+from qpnuclei.qupath.qpdata.path_objects import (
+    DETECTION_KINDS,
+    OBJECT_ID,
+    PathObject,
+    is_packable,
+    located,
+    object_count,
+    parse_uuid,
+    split_children,
+    walk,
+)
+from qpnuclei.qupath.qpdata.records import Packed, RecordPacker
+from qpnuclei.qupath.qpdata.rois import Plane, make_roi, read_rois
+from qpnuclei.qupath.qpdata.values import Single
+from qpnuclei.slides.stains import Stains
+
+#: Detections that are parsed in less time than the compiled loops take to load.
+_FEW = 500
+_VERSION_PREFIX = b"Data file version"
+_TYPE_COUNTS = {
+    "root": "Root objects",
+    "annotation": "Annotations",
+    "core": "TMA cores",
+    "detection": "Detections",
+    "cell": "Cells",
+    "tile": "Tiles",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Objects:
+    """The objects of a file: annotations and detections, and how many there are of each kind."""
+
+    annotations: tuple[Annotation, ...]
+    detections: Detections
+    type_counts: Mapping[str, int]
+
+    def summary(self) -> dict[str, object]:
+        """Return the ``hierarchy`` of QuPath's ``summary.json``."""
+
+        def classes(names: Sequence[str | None]) -> dict[str, int]:
+            return dict(Counter("Unclassified" if n is None else n for n in names))
+
+        return {
+            "nObjects": sum(self.type_counts.values()),
+            "objectTypeCounts": dict(self.type_counts),
+            "annotationClassificationCounts": classes([a.class_name for a in self.annotations]),
+            "detectionClassificationCounts": classes(self.detections.class_names),
+        }
+
+
+class DataFile:
+    """The content of one ``data.qpdata``.
+
+    Parameters
+    ----------
+    items : list of contents
+        The stream's top-level items.
+    catalog : Catalog
+        Makes what is added.
+    source : str
+        What errors call the file.
+    hint : callable, optional
+        Makes the hint of errors that say that the file is wrong.
+    """
+
+    def __init__(
+        self,
+        items: list[Content],
+        catalog: jc.Catalog,
+        source: str,
+        hint: Callable[[], str] = str,
+    ) -> None:
+        self._items = items
+        self._catalog = catalog
+        self._source = source
+        self._hint = hint
+
+    @classmethod
+    def parse(cls, data: bytes, source: str, hint: Callable[[], str] = str) -> DataFile:
+        """Parse the bytes of a file.
+
+        Raises
+        ------
+        qpnuclei.errors.FormatError
+            If they are no Java object stream, are truncated, or hold no objects of an image.
+        """
+        with _refused(hint):
+            stream = java_stream.parse(data, source, RecordPacker(is_packable, _FEW))
+            _check_version(stream.items[0] if stream.items else None, source)
+            last = stream.items[-1]
+            if not isinstance(last, JavaString) or last.data != b"EOF":
+                raise FormatError(f"{source}: byte {len(data)}: ends before its end mark")
+        made = cls(stream.items, jc.Catalog(stream.nodes), source, hint)
+        with made._errors():
+            made._root()
+        return made
+
+    @classmethod
+    def parse_header(cls, data: bytes, source: str, hint: Callable[[], str] = str) -> DataFile:
+        """Parse only as far as image type and stains, which precede the objects.
+
+        Raises
+        ------
+        qpnuclei.errors.FormatError
+            As `parse`, for the part that is read.
+        """
+        items: list[Content] = []
+        with _refused(hint):
+            for item in java_stream.parse_items(data, source):
+                _check_version(item if not items else items[0], source)
+                items.append(item)
+                if isinstance(item, JavaObject) and item.class_name in (jc.WORKFLOW, jc.STAINS):
+                    break
+        return cls(items, jc.Catalog(), source, hint)
+
+    @classmethod
+    def new(
+        cls,
+        builder: Mapping[str, Any],
+        image_type: str,
+        stains: Stains | None,
+        *,
+        qupath_version: str,
+        entry_property: str,
+    ) -> DataFile:
+        """Make the file of an image without objects, as QuPath 0.3 to 0.7 lay it out.
+
+        Parameters
+        ----------
+        builder : mapping
+            The image's ``serverBuilder`` in the project.
+        image_type : str
+            ``"BRIGHTFIELD_H_E"``, ``"UNSET"``, ...
+        stains : Stains or None
+        qupath_version : str
+            What the file says it was written by.
+        entry_property : str
+            Project file and entry ID, as QuPath notes them: ``"/path/project.qpproj::1"``.
+        """
+        server = {"dataVersion": 3, "qupathVersion": qupath_version, "server": builder}
+        server_json = json.dumps(server, ensure_ascii=False, separators=(",", ":"))
+        properties = {"PROJECT_ENTRY_ID": entry_property}
+        catalog = jc.Catalog()
+        empty = JavaString(b"")
+        locale = catalog.make(
+            jc.LOCALE,
+            {
+                "hashcode": -1,
+                "country": catalog.string("US"),
+                "extensions": empty,
+                "language": catalog.string("en"),
+                "script": empty,
+                "variant": empty,
+            },
+            [],
+        )
+        return cls(
+            [
+                _version_block(),
+                JavaString.of(server_json),
+                locale,
+                catalog.image_type(image_type),
+                None if stains is None else _stains_node(catalog, stains),
+                catalog.make(jc.WORKFLOW, extra=[BlockData(struct.pack(">ii", 1, 0))]),
+                _hierarchy_node(catalog),
+                catalog.hash_map(
+                    {JavaString.of(k): JavaString.of(v) for k, v in properties.items()}
+                ),
+                JavaString.of("EOF"),
+            ],
+            catalog,
+            "new data file",
+        )
+
+    @classmethod
+    def of_objects(cls, catalog: jc.Catalog, objects: Sequence[Content]) -> DataFile:
+        """Make as much of a file as QuPath needs to read its objects, which are these.
+
+        Parameters
+        ----------
+        catalog : Catalog
+            Has made the objects.
+        objects : sequence of contents
+            Directly under the image.
+        """
+        made = cls([_version_block(), _hierarchy_node(catalog)], catalog, "new objects")
+        PathObject.of(made._root()).set_children(list(objects))
+        return made
+
+    @property
+    def image_type(self) -> str | None:
+        """Name of QuPath's ``ImageType``; None if the file has none."""
+        with self._errors():
+            for item in self._items:
+                if isinstance(item, JavaEnum) and item.desc.name == jc.IMAGE_TYPE:
+                    return item.name.text
+        return None
+
+    @property
+    def stains(self) -> Stains | None:
+        """Colour deconvolution stains; None if the image has none."""
+        node = self._find(jc.STAINS)
+        if node is None:
+            return None
+        with self._errors():
+            for item in jc.contents(node):
+                if isinstance(item, JavaString):
+                    return parse_stains(item.text)
+            raise FormatError("colour deconvolution stains without values")
+
+    def read(self) -> Objects:
+        """Read annotations; detections are read as far as their columns are asked for.
+
+        Raises
+        ------
+        qpnuclei.errors.FormatError
+            If objects are not written as QuPath writes them.
+        """
+        with self._errors():
+            return self._read()
+
+    def remove(self, ids: Collection[uuid.UUID]) -> None:
+        """Remove detections of ours; what someone nested below one moves up to its parent.
+
+        Raises
+        ------
+        qpnuclei.errors.UsageError
+            If one of them is not ours or not there.
+        """
+        foreign = [i for i in ids if not is_ours(i)]
+        if foreign:
+            raise UsageError(f"{foreign[0]} was not written by qpnuclei and is not removed")
+        if ids:
+            with self._errors():
+                self._remove({str(i) for i in ids})
+
+    def add(self, edit: Edit) -> Additions:
+        """Add the new objects of an edit, and its workflow step.
+
+        The new detections are made when the file is written. It can be read when what was written
+        is parsed.
+
+        Returns
+        -------
+        Additions
+            For `withdraw`.
+
+        Raises
+        ------
+        qpnuclei.errors.UsageError
+            If the edit has a UUID twice, or one that is taken, or names an unknown annotation.
+        """
+        additions, ids = Additions.of(edit)
+        with self._errors():
+            self._check_free(ids)
+            new = [annotation_node(self._catalog, annotation) for annotation in edit.annotations]
+            parents: dict[int | None, PathObject] = {None: PathObject.of(self._root())}
+            if any(parent is not None for parent in additions.counts):
+                parents.update(enumerate([*self._annotations(), *map(PathObject.of, new)]))
+            for parent in additions.counts:
+                if parent not in parents:
+                    raise UsageError(f"{self._source} has no annotation number {parent}")
+                view = parents[parent]
+                plane = Plane() if view.roi is None else Plane.of(view.roi)
+                detections = NewDetections(self._catalog, additions, parent, plane)
+                view.set_children([*view.children, detections])
+            if new:
+                parents[None].set_children([*parents[None].children, *new])
+            if edit.workflow_step is not None:
+                self._add_step(*edit.workflow_step)
+        return additions
+
+    def withdraw(self, additions: Additions, grid_px: float = 0.0) -> None:
+        """Take away again what an edit added, looking whether all of it is there.
+
+        Parameters
+        ----------
+        additions : Additions
+            What `add` returned.
+        grid_px : float
+            To what who wrote the file may have rounded vertices of outlines with holes.
+
+        Raises
+        ------
+        qpnuclei.errors.FormatError
+            If something of it is not there, or has other values.
+        """
+        edit = additions.edit
+        with self._errors():
+            annotations = self._annotations()
+            root = PathObject.of(self._root())
+            if edit.annotations:
+                kept, nodes = _split_last(root.children, len(edit.annotations))
+                views = annotations[-len(edit.annotations) :]
+                if [view.node for view in views] != nodes:
+                    raise FormatError("a new annotation is missing, or in another place")
+                for view, new in zip(views, edit.annotations, strict=True):
+                    _check_annotation(_annotation(view, 0, None), new)
+                root.set_children(kept)
+            parents: dict[int | None, PathObject] = {None: root, **dict(enumerate(annotations))}
+            for parent, counts in additions.counts.items():
+                view = parents[parent]
+                kept, left = _split_last(view.children, sum(counts.values()))
+                view.set_children(kept)
+                for group in additions.groups(parent):
+                    for part in uniform_parts(group):
+                        items, left = split_children(left, len(part.ids))
+                        check_same(_read_items(items), part, grid_px)
+            if edit.workflow_step is not None:
+                contents, version, count = self._workflow()
+                contents.pop()
+                contents[0] = BlockData(struct.pack(">ii", version, count - 1))
+
+    def write(self, emit: Callable[[bytes], object]) -> None:
+        """Write the file, in pieces, to `emit`."""
+        java_stream.write(self._items, emit)
+
+    def _errors(self) -> contextlib.AbstractContextManager[None]:
+        return _refused(self._hint, self._source)
+
+    def _find(self, class_name: str) -> JavaObject | None:
+        for item in self._items:
+            if isinstance(item, JavaObject) and item.class_name == class_name:
+                return item
+        return None
+
+    def _root(self) -> JavaObject:
+        hierarchy = self._find(jc.HIERARCHY)
+        root = None if hierarchy is None else jc.reference(hierarchy, "rootObject")
+        if not isinstance(root, JavaObject) or root.class_name != jc.ROOT:
+            raise FormatError("holds no objects of an image")
+        return root
+
+    def _annotations(self) -> list[PathObject]:
+        """Return the annotations in the order of their handles."""
+        return [
+            item
+            for item, _ in walk(self._root())
+            if isinstance(item, PathObject) and item.kind == "annotation"
+        ]
+
+    def _read(self) -> Objects:
+        annotations: list[Annotation] = []
+        nearest: dict[PathObject, int] = {}  # handle of the annotation that an object is or is in
+        detections: list[tuple[PathObject | Packed, int]] = []
+        counts: Counter[str] = Counter()
+        for item, ancestors in walk(self._root()):
+            parent = nearest[ancestors[-1]] if ancestors else -1
+            if isinstance(item, Packed):
+                detections.append((item, parent))
+                continue
+            nearest[item] = parent
+            if item.kind in DETECTION_KINDS:
+                detections.append((item, parent))
+                continue
+            counts[_TYPE_COUNTS[item.kind]] += 1
+            if item.kind == "annotation":
+                nearest[item] = len(annotations)
+                own_parent = None if parent < 0 else parent
+                with located(item.node.offset):
+                    annotations.append(_annotation(item, len(annotations), own_parent))
+        table = FileDetections(detections, self._errors)
+        for kind, count in table.kind_counts().items():
+            counts[_TYPE_COUNTS[kind]] += count
+        return Objects(tuple(annotations), table, counts)
+
+    def _check_free(self, ids: Container[str]) -> None:
+        """Raise UsageError if an object of the file has one of some new UUIDs."""
+        for item, _ in walk(self._root()) if ids else ():
+            if isinstance(item, Packed):
+                found = [text for _, texts in packed_ids(item) for text in texts if text in ids]
+            else:
+                own_id = item.id_string
+                found = [own_id.text] if own_id is not None and own_id.text in ids else []
+            if found:
+                raise UsageError(f"{self._source} already has an object {found[0]}")
+
+    def _remove(self, ids: set[str]) -> None:
+        left = set(ids)
+        parents = [view for view, _ in walk(self._root()) if isinstance(view, PathObject)]
+        for view in reversed(parents):  # innermost first: what moves up is already without ours
+            children: list[Content] = []
+            for item in view.children:
+                if isinstance(item, Packed):
+                    stays = np.ones(len(item), bool)
+                    for rows, texts in packed_ids(item):
+                        stays[rows] = [text not in ids for text in texts]
+                        left.difference_update(texts)
+                    if stays.any():
+                        children.append(item if stays.all() else item.take(stays))
+                    continue
+                child = PathObject.of(item) if isinstance(item, JavaObject) else None
+                own_id = None if child is None else child.id_string
+                if child is None or own_id is None or own_id.text not in ids:
+                    children.append(item)
+                elif child.kind not in DETECTION_KINDS:
+                    raise UsageError(f"{own_id.text} is no detection and is not removed")
+                else:
+                    left.discard(own_id.text)
+                    children += child.children
+            if len(children) != len(view.children) or any(map(is_not, children, view.children)):
+                view.set_children(children)
+        if left:
+            raise UsageError(f"{self._source} has no detection {min(left)} to remove")
+
+    def _add_step(self, name: str, script: str) -> None:
+        contents, version, count = self._workflow()
+        contents[0] = BlockData(struct.pack(">ii", version, count + 1))
+        values: dict[str, Value] = {"name": JavaString.of(name), "script": JavaString.of(script)}
+        contents.append(self._catalog.make(jc.SCRIPT_STEP, values))
+
+    def _workflow(self) -> tuple[list[Content], int, int]:
+        """Return the workflow's contents, its version and its number of steps."""
+        workflow = self._find(jc.WORKFLOW)
+        if workflow is None:
+            raise FormatError("has no workflow")
+        contents = jc.contents(workflow)
+        block = contents[0] if contents else None
+        if not isinstance(block, BlockData) or len(block.data) != 8:
+            raise FormatError("the workflow's number of steps is missing")
+        version, count = struct.unpack(">ii", block.data)
+        return contents, version, count
+
+
+@contextlib.contextmanager
+def _refused(hint: Callable[[], str], source: str = "") -> Iterator[None]:
+    """Say which file it is, and what to do, when what it holds is found to be wrong."""
+    try:
+        yield
+    except FormatError as error:
+        what = f"{source}: {error.what}" if source else error.what
+        raise FormatError(what, error.hint or hint()) from None
+
+
+def parse_stains(text: str) -> Stains:
+    """Parse QuPath's text form of colour deconvolution stains.
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        If it is not as QuPath writes it.
+    """
+    try:
+        fields = json.loads(text)
+        numbers = [k for k in (1, 2, 3) if f"Stain {k}" in fields]
+        stains = Stains(
+            fields["Name"],
+            tuple(fields[f"Stain {k}"] for k in numbers),
+            tuple(_triple(fields[f"Values {k}"]) for k in numbers),
+            _triple(fields["Background"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise FormatError(f"stains {text[:200]!r} are not as QuPath writes them") from None
+    if len(numbers) < 2:
+        raise FormatError(f"stains {text[:200]!r}: at least two are needed")
+    return stains
+
+
+def format_stains(stains: Stains) -> str:
+    """Return QuPath's text form of colour deconvolution stains."""
+    parts = [f'"Name" : "{stains.name}"']
+    for k, (name, vector) in enumerate(zip(stains.stain_names, stains.vectors, strict=True), 1):
+        parts.append(f'"Stain {k}" : "{name}"')
+        parts.append(f'"Values {k}" : "{" ".join(f"{v:.8g}" for v in vector)}"')
+    parts.append(f'"Background" : " {" ".join(f"{v:g}" for v in stains.background)}"')
+    return "{" + ", ".join(parts) + "}"
+
+
+def annotation_node(catalog: jc.Catalog, new: NewAnnotation) -> JavaObject:
+    """Make a new annotation."""
+    path_class = None
+    if new.path_class is not None:
+        path_class = catalog.path_class(new.path_class.name, new.path_class.color)
+    return catalog.path_object(
+        jc.ANNOTATION,
+        metadata=_id_metadata(catalog, new.id),
+        name=new.name,
+        is_locked=new.locked,
+        path_class=path_class,
+        roi=make_roi(catalog, new.geometry, Plane(z=new.z, t=new.t)),
+    )
+
+
+def _hierarchy_node(catalog: jc.Catalog) -> JavaObject:
+    """Make the hierarchy of an image without objects."""
+    root = catalog.path_object(jc.ROOT, metadata=_id_metadata(catalog, uuid.uuid4()))
+    return catalog.make(jc.HIERARCHY, {"rootObject": root})
+
+
+def _id_metadata(catalog: jc.Catalog, own_id: uuid.UUID) -> JavaObject:
+    return catalog.metadata([(catalog.string(OBJECT_ID), JavaString.of(str(own_id)))])
+
+
+def _version_block() -> BlockData:
+    version = java_stream.encode_utf("Data file version 3")
+    return BlockData(len(version).to_bytes(2, "big") + version)
+
+
+def _check_version(item: Content, source: str) -> None:
+    if not isinstance(item, BlockData) or item.data[2:19] != _VERSION_PREFIX:
+        raise FormatError(f"{source}: a Java object stream, but no QuPath data file")
+
+
+def _triple(text: str) -> tuple[float, float, float]:
+    red, green, blue = map(float, text.split())
+    return red, green, blue
+
+
+def _stains_node(catalog: jc.Catalog, stains: Stains) -> JavaObject:
+    text = JavaString.of(format_stains(stains))
+    return catalog.make(jc.STAINS, extra=[BlockData(struct.pack(">i", 1)), text])
+
+
+def _split_last(children: Sequence[Content], count: int) -> tuple[list[Content], list[Content]]:
+    """Return children but the last `count`, and these."""
+    return split_children(children, object_count(children) - count)
+
+
+def _read_items(items: Sequence[Content]) -> FileDetections:
+    """Read detections that are known to be some."""
+    views = (PathObject.of(item) if isinstance(item, JavaObject) else item for item in items)
+    return FileDetections([(i, -1) for i in views if isinstance(i, PathObject | Packed)])
+
+
+def _check_annotation(found: Annotation, new: NewAnnotation) -> None:
+    """Raise FormatError unless the annotation found is the one that was added."""
+    class_name = None if new.path_class is None else new.path_class.name
+    if (found.id, found.name, found.class_name, found.locked, found.z, found.t) != (
+        new.id, new.name, class_name, new.locked, new.z, new.t
+    ):  # fmt: skip
+        raise FormatError("a new annotation is missing, or has other values")
+
+
+def _annotation(view: PathObject, handle: int, parent: int | None) -> Annotation:
+    if view.roi is None:
+        raise FormatError("an annotation has no ROI")
+    rois = read_rois(view.roi, Single())
+    own_id = view.id_string
+    return Annotation(
+        handle=handle,
+        id=None if own_id is None else parse_uuid(own_id.text),
+        name=None if view.name is None else view.name.text,
+        class_name=None
+        if view.path_class is None
+        else ": ".join(jc.path_class_names(view.path_class)),
+        roi_type=rois.roi_type,
+        geometry=rois.geometries[0],
+        locked=view.is_locked,
+        color=None if view.color is None else int(jc.primitive(view.color, "value")),
+        parent=parent,
+        z=int(rois.z[0]),
+        t=int(rois.t[0]),
+    )

@@ -1,0 +1,93 @@
+"""Loops over the bytes of many records, compiled; imported when there are many."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from qpnuclei.system.compiled import compiled
+
+IntArray = npt.NDArray[np.int64]
+Octets = npt.NDArray[np.uint8]
+
+
+@compiled
+def copy_pieces(out: Octets, at: IntArray, data: Octets, begins: IntArray, ends: IntArray) -> None:
+    """Copy ``data[begins[i]:ends[i]]`` to ``out[at[i]:]`` for every i, and move ``at[i]`` past it.
+
+    Parameters
+    ----------
+    out : (M,) uint8 ndarray
+    at : (N,) int64 ndarray
+    data : (K,) uint8 ndarray
+    begins, ends : (N,) int64 ndarray
+        Within `data`; what is copied must lie within `out`.
+    """
+    for i in range(len(at)):
+        position = at[i]
+        for k in range(begins[i], ends[i]):
+            out[position] = data[k]
+            position += 1
+        at[i] = position
+
+
+@compiled
+def match_records(
+    data: Octets,
+    start: int,
+    literals: Octets,
+    literal_ends: IntArray,
+    prefixes: IntArray,
+    units: IntArray,
+    starts: IntArray,
+) -> tuple[int, int]:
+    """Find consecutive records that are literals with contents of any length between them.
+
+    Parameters
+    ----------
+    data : (K,) uint8 ndarray
+    start : int
+        Where the first record begins.
+    literals : (L,) uint8 ndarray
+        The S + 1 literals of a record, one after the other.
+    literal_ends : (S + 1,) int64 ndarray
+        Where each of them ends.
+    prefixes : (S,) int64 ndarray
+        Bytes of the big-endian length before each content; 0 if the length is fixed.
+    units : (S,) int64 ndarray
+        Bytes that count as one in that length; all bytes of the content if it is fixed.
+    starts : (C,) int64 ndarray
+        Receives where the records begin.
+
+    Returns
+    -------
+    count : int
+        How many were found, at most C.
+    end : int
+        Where the last of them ends.
+    """
+    for count in range(len(starts)):
+        position = start
+        literal = 0
+        for slot in range(len(literal_ends)):
+            if position + literal_ends[slot] - literal > len(data):
+                return count, start
+            while literal < literal_ends[slot]:
+                if data[position] != literals[literal]:
+                    return count, start
+                position += 1
+                literal += 1
+            if slot == len(prefixes):
+                break
+            size = 1
+            if prefixes[slot]:
+                if position + prefixes[slot] > len(data):
+                    return count, start
+                size = 0
+                for _ in range(prefixes[slot]):
+                    size = size << 8 | data[position]
+                    position += 1
+            position += size * units[slot]
+        starts[count] = start
+        start = position
+    return len(starts), start

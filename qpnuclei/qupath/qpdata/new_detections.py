@@ -1,0 +1,274 @@
+"""Detections that an edit adds: counted, written from tables, and compared when read back.
+
+An edit may hold millions of them in groups that are made when they are asked for. So everything
+here goes through the groups one by one, and forgets each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+
+from qpnuclei.errors import FormatError, UsageError
+from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.qupath.model import DetectionGroup, Edit, PathClass
+from qpnuclei.qupath.qpdata import java_classes as jc
+from qpnuclei.qupath.qpdata.detections import FileDetections
+from qpnuclei.qupath.qpdata.java_stream import (
+    Bulk,
+    JavaArray,
+    JavaObject,
+    JavaString,
+    Step,
+    StreamWriter,
+)
+from qpnuclei.qupath.qpdata.path_objects import OBJECT_ID
+from qpnuclei.qupath.qpdata.records import CHUNK, Column, NewRecords, Shape
+from qpnuclei.qupath.qpdata.rois import Plane, geometry_roi, vertices_roi
+
+_UUID_LENGTH = 36
+
+
+@dataclass(frozen=True, eq=False)
+class Additions:
+    """What an edit adds, as one look at all of its groups shows it.
+
+    Parameters
+    ----------
+    edit : Edit
+    counts : mapping of (int or None) to (mapping of int to int)
+        For each parent the indices of its groups, and how many nuclei each of them has.
+    path_classes : list of PathClass
+        Classes of what is added, each once.
+    """
+
+    edit: Edit
+    counts: Mapping[int | None, Mapping[int, int]]
+    path_classes: Sequence[PathClass]
+
+    @classmethod
+    def of(cls, edit: Edit) -> tuple[Additions, set[str]]:
+        """Look at an edit; return what it adds, and the texts of the new UUIDs.
+
+        Raises
+        ------
+        qpnuclei.errors.UsageError
+            If two new objects have the same UUID.
+        ValueError
+            If a group has not as many UUIDs as nuclei.
+        """
+        counts: dict[int | None, dict[int, int]] = {}
+        path_classes = {a.path_class: None for a in edit.annotations}
+        ids = {str(annotation.id) for annotation in edit.annotations}
+        total = len(edit.annotations)
+        for index, group in enumerate(edit.add):
+            count = len(group.nuclei)
+            if len(group.ids) != count:
+                raise ValueError(f"{count} nuclei, but {len(group.ids)} UUIDs")
+            counts.setdefault(group.parent, {})[index] = count
+            ids.update(group.id_texts)
+            total += count
+            if count:
+                path_classes[group.path_class] = None
+        if len(ids) < total:
+            raise UsageError("two new objects have the same UUID")
+        return cls(edit, counts, [c for c in path_classes if c is not None]), ids
+
+    def groups(self, parent: int | None) -> Iterator[DetectionGroup]:
+        """Make the groups of a parent one by one.
+
+        Raises
+        ------
+        ValueError
+            If one has another length than before.
+        """
+        for index, count in self.counts[parent].items():
+            group = self.edit.add[index]
+            if (len(group.nuclei), len(group.ids), group.parent) != (count, count, parent):
+                raise ValueError(f"group {index} of the edit is not what it was before")
+            yield group
+
+
+@dataclass(eq=False)
+class NewDetections(Bulk):
+    """The new detections of one parent, made when they are written."""
+
+    catalog: jc.Catalog
+    additions: Additions
+    parent: int | None
+    plane: Plane
+
+    def __len__(self) -> int:
+        return sum(self.additions.counts[self.parent].values())
+
+    def write(self, writer: StreamWriter) -> Step:
+        """Write all of them.
+
+        Raises
+        ------
+        ValueError
+            If a ring is not closed or encloses nothing, or a vertex is not finite.
+        """
+        for group in self.additions.groups(self.parent):
+            for part in uniform_parts(group):
+                yield NewPart(self.catalog, part, self.plane).write(writer)
+
+
+@dataclass(eq=False)
+class NewPart(Bulk):
+    """New detections that are all with holes or all without, as `uniform_parts` makes them."""
+
+    catalog: jc.Catalog
+    part: DetectionGroup
+    plane: Plane
+
+    def __len__(self) -> int:
+        return len(self.part.nuclei)
+
+    def write(self, writer: StreamWriter) -> Step:
+        """Write one as nodes, which defines what they share, and the others as records."""
+        return _write(writer, self.catalog, self.part, self.plane)
+
+
+def uniform_parts(group: DetectionGroup) -> Iterator[DetectionGroup]:
+    """Divide a group into parts of bounded size, in the order in which they are written.
+
+    Those without holes (PolygonROI) come first, those with holes (GeometryROI) after them, each in
+    the order of the table; no part has both.
+
+    Raises
+    ------
+    ValueError
+        If a ring is not closed or encloses nothing, or a vertex is not finite.
+    """
+    nuclei = group.nuclei
+    rings = np.diff(nuclei.polygon_offsets)
+    if np.any(rings < 1):
+        raise ValueError("every nucleus must have an outline")
+    first, last = nuclei.ring_offsets[:-1], nuclei.ring_offsets[1:] - 1
+    if np.any(last - first < 3) or not np.array_equal(
+        nuclei.vertices[first], nuclei.vertices[last]
+    ):
+        raise ValueError("every ring must be closed and have at least three vertices")
+    if not np.all(np.isfinite(nuclei.vertices)):
+        raise ValueError("every vertex must be finite")
+    for indices in (np.flatnonzero(rings == 1), np.flatnonzero(rings > 1)):
+        for begin in range(0, len(indices), CHUNK):
+            chosen = indices[begin : begin + CHUNK]
+            if len(chosen) == len(nuclei):
+                yield group
+                return
+            ids = [group.ids[row] for row in chosen.tolist()]
+            yield DetectionGroup(group.parent, nuclei.take(chosen), ids, group.path_class)
+
+
+def check_same(found: FileDetections, part: DetectionGroup, grid_px: float = 0.0) -> None:
+    """Raise FormatError unless the detections found are those of a part, with the same values.
+
+    Outlines with holes may have vertices that are rounded to a grid.
+    """
+    nuclei = part.nuclei
+    if found.id_texts != part.id_texts or set(found.kinds) != {"detection"}:
+        raise FormatError("a new detection is missing, or in another place")
+    # Nearly always they are the same vertex for vertex, and no geometries need be made.
+    if not (_same_vertices(found, nuclei) or _same_geometries(found, nuclei, grid_px)):
+        raise FormatError("a new detection has another outline")
+    if set(found.class_names) != {None if part.path_class is None else part.path_class.name}:
+        raise FormatError("a new detection has another class")
+    if found.measurements.keys() != nuclei.measurements.keys():
+        raise FormatError("a new detection has other measurements")
+    for name, values in nuclei.measurements.items():
+        if not np.array_equal(found.measurements[name].astype(np.float32), values, equal_nan=True):
+            raise FormatError(f"{name!r} of a new detection has another value")
+
+
+def _same_vertices(found: FileDetections, nuclei: NucleiTable) -> bool:
+    outlines = found.outlines
+    return (
+        outlines is not None
+        and np.array_equal(outlines.vertices, nuclei.vertices)
+        and np.array_equal(outlines.ring_offsets, nuclei.ring_offsets)
+        and np.array_equal(outlines.polygon_offsets, nuclei.polygon_offsets)
+    )
+
+
+def _same_geometries(detections: FileDetections, nuclei: NucleiTable, grid_px: float) -> bool:
+    geometries, polygons = detections.geometries, nuclei.polygons()
+    differ = np.flatnonzero(~shapely.equals_exact(geometries, polygons))
+    found, expected = geometries[differ], polygons[differ]
+    # A ring that passes its first vertex once more at its end comes back without that.
+    tidy = shapely.remove_repeated_points
+    same = shapely.equals_exact(tidy(found), tidy(expected))
+    if grid_px:
+        has_holes = shapely.get_num_interior_rings(expected) > 0
+        same |= has_holes & (shapely.hausdorff_distance(found, expected) <= grid_px)
+    return bool(np.all(same))
+
+
+def _write(writer: StreamWriter, catalog: jc.Catalog, part: DetectionGroup, plane: Plane) -> Step:
+    nuclei = part.nuclei
+    count = len(nuclei)
+    has_hole = nuclei.polygon_offsets[1] > 1
+    values = np.stack([*nuclei.measurements.values()], axis=1) if nuclei.measurements else None
+    value_bytes = b"" if values is None else values.astype(">f4").tobytes()
+    names, index_map = catalog.measurement_names(tuple(nuclei.measurements))
+    path_class = None
+    if part.path_class is not None:
+        path_class = catalog.path_class(part.path_class.name, part.path_class.color)
+    columns = [
+        Column("".join(part.id_texts).encode(), _UUID_LENGTH * np.arange(count + 1)),
+        Column(value_bytes, 4 * len(nuclei.measurements) * np.arange(count + 1)),
+        *([_wkb_column(nuclei)] if has_hole else _vertex_columns(nuclei)),
+    ]
+
+    def detection(index: int) -> tuple[JavaObject, list[JavaString | JavaArray]]:
+        own = [c.data[c.offsets[index] : c.offsets[index + 1]] for c in columns]
+        id_string = JavaString(own[0])
+        floats = catalog.desc(jc.FLOAT_ARRAY)
+        array = JavaArray(floats, own[1], None)
+        measurements = catalog.make(
+            jc.FLOAT_LIST, {"isClosed": True, "map": index_map, "names": names, "values": array}
+        )
+        arrays = [JavaArray(floats, data, None) for data in own[2:]]
+        if has_hole:
+            arrays = [JavaArray(catalog.desc(jc.BYTE_ARRAY), own[2], None)]
+            roi = geometry_roi(catalog, arrays[0], plane)
+        else:
+            roi = vertices_roi(catalog, jc.POLYGON, plane, *arrays)
+        node = catalog.path_object(
+            jc.DETECTION,
+            metadata=catalog.metadata([(catalog.string(OBJECT_ID), id_string)]),
+            measurements=measurements,
+            path_class=path_class,
+            roi=roi,
+        )
+        return node, [id_string, array, *arrays]
+
+    first, _ = detection(0)
+    yield writer.value(first)
+    if count == 1:
+        return
+    example, owners = detection(1)
+    shape = Shape(example, writer.handles)
+    rest = {
+        shape.slot_of(owner): Column(column.data, column.offsets[1:])
+        for owner, column in zip(owners, columns, strict=True)
+    }
+    yield NewRecords(shape, rest, count - 1).write(writer)
+
+
+def _vertex_columns(nuclei: NucleiTable) -> list[Column]:
+    """Return x and y of the exterior rings as float32 bytes, the closing vertex left out."""
+    keep = np.ones(len(nuclei.vertices), bool)
+    keep[nuclei.ring_offsets[1:] - 1] = False
+    offsets = 4 * (nuclei.ring_offsets - np.arange(len(nuclei.ring_offsets)))
+    open_rings = nuclei.vertices[keep].astype(">f4")
+    return [Column(np.ascontiguousarray(open_rings[:, k]).tobytes(), offsets) for k in (0, 1)]
+
+
+def _wkb_column(nuclei: NucleiTable) -> Column:
+    pieces = shapely.to_wkb(nuclei.polygons(), byte_order=0, output_dimension=2)
+    return Column(b"".join(pieces), np.cumsum([0, *map(len, pieces)]))

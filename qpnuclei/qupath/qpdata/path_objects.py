@@ -1,0 +1,322 @@
+"""QuPath's PathObjects (annotations, detections, TMA cores) as views of the nodes of a file.
+
+``writeExternal`` of a PathObject writes, in this order: name, colour, metadata (always since 0.4,
+with the UUID under the key `Object ID`), measurements, the number of children, the children; then
+PathROIObject: locked, class, ROI, class probability; then a cell its nucleus ROI, a TMA core
+whether it is missing. Children stand before their parent's ROI.
+"""
+
+from __future__ import annotations
+
+import struct
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from qpnuclei.errors import FormatError
+from qpnuclei.qupath.qpdata import java_classes as jc
+from qpnuclei.qupath.qpdata.java_stream import (
+    BlockData,
+    Bulk,
+    Content,
+    JavaArray,
+    JavaObject,
+    JavaString,
+)
+from qpnuclei.qupath.qpdata.records import Packed
+
+OBJECT_ID = "Object ID"
+
+#: QuPath's class -> what it is called here.
+KINDS = {
+    jc.ROOT: "root",
+    jc.ANNOTATION: "annotation",
+    jc.DETECTION: "detection",
+    jc.CELL: "cell",
+    jc.TILE: "tile",
+    jc.TMA_CORE: "core",
+}
+#: Kinds that QuPath counts as detections.
+DETECTION_KINDS = ("detection", "cell", "tile")
+#: Classes whose instances are kept packed.
+PACKED_CLASSES = frozenset({jc.DETECTION, jc.CELL, jc.TILE})
+
+
+@dataclass(eq=False)
+class PathObject:
+    """A view of one PathObject; its values are the nodes of the file.
+
+    Parameters
+    ----------
+    node : JavaObject
+    kind : str
+        A value of `KINDS`.
+    metadata : list of (JavaString, JavaString)
+        Keys and values, the UUID included.
+    is_locked : bool
+    class_probability : float
+        NaN where there is none.
+    """
+
+    node: JavaObject
+    kind: str
+    name: JavaString | None = None
+    color: JavaObject | None = None
+    metadata: list[tuple[JavaString, JavaString]] = field(default_factory=list)
+    measurements: JavaObject | None = None
+    is_locked: bool = False
+    path_class: JavaObject | None = None
+    roi: JavaObject | None = None
+    class_probability: float = float("nan")
+    nucleus: JavaObject | None = None
+    is_missing: bool = False
+    _children_begin: int = 0
+    _children_end: int = 0
+
+    @classmethod
+    def of(cls, node: JavaObject) -> PathObject:
+        """Make the view of a node.
+
+        Raises
+        ------
+        qpnuclei.errors.FormatError
+            If it is not written as a PathObject is.
+        """
+        if node.class_name not in KINDS:
+            raise FormatError(f"{node.class_name or 'a proxy'!r} stands where an object should")
+        _unfold(jc.contents(node))
+        view = cls(node, KINDS[node.class_name])
+        reader = _ContentsReader(node)
+        name = reader.next()
+        if name is not None and not isinstance(name, JavaString):
+            raise FormatError(f"{node.class_name}: its name is no string")
+        view.name = name
+        view.color = reader.object(jc.INTEGER)
+        item = reader.object()
+        if item is not None and item.class_name == jc.METADATA_MAP:
+            view.metadata = _metadata(item)
+            item = reader.object()
+        view.measurements = item
+        count = reader.unpack(">i")
+        view._children_begin = reader.index
+        reader.skip_objects(count)
+        view._children_end = reader.index
+        if view.kind == "root":
+            return view
+        item = reader.object()
+        if item is not None and item.class_name == jc.BOOLEAN:  # absent in the oldest files
+            view.is_locked = bool(jc.primitive(item, "value"))
+            item = reader.object()
+        if item is not None and item.class_name != jc.PATH_CLASS:
+            raise FormatError(f"a {item.class_name} stands where a class should")
+        view.path_class = item
+        view.roi = reader.object()
+        view.class_probability = reader.unpack(">d")
+        if view.kind == "cell":
+            view.nucleus = reader.object()
+        elif view.kind == "core":
+            view.is_missing = reader.unpack(">?")
+        return view
+
+    @property
+    def id_string(self) -> JavaString | None:
+        """The UUID's text; None in files of QuPath 0.2 and 0.3."""
+        for key, value in self.metadata:
+            if key.text == OBJECT_ID:
+                return value
+        return None
+
+    @property
+    def child_count(self) -> BlockData:
+        """The block that ends with the number of children (QuPath writes it alone)."""
+        block = jc.contents(self.node)[self._children_begin - 1]
+        if not isinstance(block, BlockData):
+            raise FormatError(f"{self.node.class_name}: no number of children before them")
+        return block
+
+    @property
+    def children(self) -> list[Content]:
+        """The children, those of the million kind packed."""
+        return jc.contents(self.node)[self._children_begin : self._children_end]
+
+    def set_children(self, children: list[Content]) -> None:
+        """Replace the children."""
+        count = object_count(children)
+        block, contents = self.child_count, jc.contents(self.node)
+        contents[self._children_begin : self._children_end] = children
+        self._children_end = self._children_begin + len(children)
+        data = block.data[:-4] + struct.pack(">i", count)
+        contents[self._children_begin - 1] = BlockData(data, block.is_long)
+
+
+def is_packable(node: JavaObject) -> bool:
+    """Tell whether an object is one of many, and a leaf: worth keeping as bytes with its like."""
+    return node.class_name in PACKED_CLASSES and not any(
+        isinstance(item, Bulk) or (isinstance(item, JavaObject) and item.class_name in KINDS)
+        for part in node.parts
+        for item in part.contents or ()
+    )
+
+
+def walk(root: JavaObject) -> Iterator[tuple[PathObject | Packed, list[PathObject]]]:
+    """Yield all objects of a hierarchy before their children, packed ones as they are packed.
+
+    Yields
+    ------
+    (PathObject or Packed, list of PathObject)
+        The object(s) and the enclosing ones, outermost first.
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        If an object is not written as QuPath writes it, or occurs twice.
+    """
+    seen: set[JavaObject] = set()
+    ancestors: list[PathObject] = []
+    pending: list[Iterator[Content]] = [iter([root])]
+    while pending:
+        item = next(pending[-1], pending)
+        if item is pending:
+            pending.pop()
+            if ancestors:
+                ancestors.pop()
+            continue
+        if isinstance(item, Packed):
+            yield item, ancestors
+            continue
+        if not isinstance(item, JavaObject):
+            raise FormatError(f"a {type(item).__name__} stands where an object should")
+        if item in seen:
+            raise FormatError("an object is its own ancestor, or has two parents")
+        seen.add(item)
+        with located(item.offset):
+            view = PathObject.of(item)
+        yield view, ancestors
+        ancestors.append(view)
+        pending.append(iter(view.children))
+
+
+def object_count(children: Sequence[Content]) -> int:
+    """Return how many objects children are, packed ones included."""
+    return sum(len(child) if isinstance(child, Bulk) else 1 for child in children)
+
+
+def split_children(children: Sequence[Content], at: int) -> tuple[list[Content], list[Content]]:
+    """Return the first `at` objects of children, and the others; packed ones are divided.
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        If there are not so many, or `at` is negative.
+    """
+    missing = max(-at, at - object_count(children))
+    if missing > 0:
+        raise FormatError(f"{missing} objects are missing")
+    first: list[Content] = []
+    rest: list[Content] = []
+    for item in children:
+        if at <= 0:
+            rest.append(item)
+        elif isinstance(item, Packed) and len(item) > at:
+            first.append(item.take(slice(at)))
+            rest.append(item.take(slice(at, None)))
+        else:
+            first.append(item)
+        at -= object_count([item])
+    return first, rest
+
+
+@contextmanager
+def located(offset: int | None) -> Iterator[None]:
+    """Say at which byte of the file an object begins when what it holds is found to be wrong."""
+    try:
+        yield
+    except FormatError as error:
+        where = "" if offset is None else f"byte {offset}: "
+        raise FormatError(f"{where}{error.what}", error.hint) from None
+
+
+def parse_uuid(text: str) -> uuid.UUID | None:
+    """Return the UUID of a text as QuPath writes it, None if it is none."""
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        return None
+
+
+class _ContentsReader:
+    """Reads contents as a Java program does: objects, and primitives across blocks."""
+
+    def __init__(self, node: JavaObject) -> None:
+        self.name = node.class_name
+        self.items = jc.contents(node)
+        self.index = 0
+        self.offset = 0
+
+    def next(self) -> Content:
+        if self.index >= len(self.items):
+            raise FormatError(f"{self.name} ends early")
+        item = self.items[self.index]
+        if isinstance(item, BlockData | Bulk):
+            raise FormatError(
+                f"{self.name} holds a {type(item).__name__} where an object should be"
+            )
+        self.index += 1
+        return item
+
+    def object(self, class_name: str | None = None) -> JavaObject | None:
+        item = self.next()
+        if item is None or (isinstance(item, JavaObject) and class_name in (None, item.class_name)):
+            return item
+        raise FormatError(f"{self.name} holds {item!r:.60} where a {class_name} should be")
+
+    def unpack(self, code: str) -> Any:
+        size = struct.calcsize(code)
+        block = self.items[self.index] if self.index < len(self.items) else None
+        if not isinstance(block, BlockData) or len(block.data) < self.offset + size:
+            raise FormatError(f"{self.name} lacks {size} bytes of data")
+        (value,) = struct.unpack_from(code, block.data, self.offset)
+        self.offset += size
+        if self.offset == len(block.data):
+            self.index, self.offset = self.index + 1, 0
+        return value
+
+    def skip_objects(self, count: int) -> None:
+        while count > 0 and self.index < len(self.items):
+            item = self.items[self.index]
+            count -= len(item) if isinstance(item, Bulk) else 1
+            self.index += 1
+        if count != 0:
+            raise FormatError(f"{self.name}: the number of its children is wrong")
+
+
+def _unfold(contents: list[Content]) -> None:
+    """Replace packed records some of which became nodes by those nodes and what is between."""
+    if any(isinstance(item, Packed) and item.nodes for item in contents):
+        contents[:] = [
+            part
+            for item in contents
+            for part in (item.split() if isinstance(item, Packed) else [item])
+        ]
+
+
+def _metadata(node: JavaObject) -> list[tuple[JavaString, JavaString]]:
+    contents = jc.contents(node)
+    if len(contents) != 3:
+        raise FormatError("metadata should be a version, keys and values")
+    keys, values = contents[1:]
+    if (
+        not isinstance(keys, JavaArray)
+        or not isinstance(values, JavaArray)
+        or len(keys.items or ()) != len(values.items or ())
+    ):
+        raise FormatError("metadata should have as many values as keys")
+    pairs = []
+    for key, value in zip(keys.items or (), values.items or (), strict=True):
+        if isinstance(key, JavaString) and isinstance(value, JavaString):
+            pairs.append((key, value))
+        elif not isinstance(key, JavaString) or value is not None:
+            raise FormatError("keys and values of metadata should be strings")
+    return pairs

@@ -1,0 +1,368 @@
+"""QuPath's ROIs in a data file, to and from Shapely geometries.
+
+Every ROI class has a serialisation proxy: `c`, `z`, `t` and either bounds (rectangle, ellipse,
+line), vertices as float32 arrays (polygon, polyline, points, the legacy area) or well-known binary
+(everything with holes or several parts).
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from qpnuclei.errors import FormatError
+from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.qupath.qpdata import java_classes as jc
+from qpnuclei.qupath.qpdata.java_stream import JavaArray, JavaObject
+from qpnuclei.qupath.qpdata.records import Column, IntArray
+from qpnuclei.qupath.qpdata.values import Source
+
+logger = logging.getLogger(__name__)
+
+FloatArray = npt.NDArray[np.float64]
+Scalar = TypeVar("Scalar", bound=np.floating[Any])
+
+#: QuPath turns an ellipse into a polygon of as many vertices (JTS's default) ...
+ELLIPSE_VERTICES = 100
+#: ... rounded to this grid (its GeometryFactory has a PrecisionModel of 100).
+ELLIPSE_GRID_PX = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class Rois:
+    """N ROIs of one class.
+
+    Parameters
+    ----------
+    roi_type : str
+        QuPath's class without package: ``"PolygonROI"``.
+    geometries : (N,) object ndarray
+        Level-0 px.
+    z, t : (N,) int ndarray
+    bounds : (4, N) float64 ndarray or None
+        x, y, x2, y2 of those that are stored as two corners.
+    """
+
+    roi_type: str
+    geometries: npt.NDArray[Any]
+    z: npt.NDArray[np.integer[Any]]
+    t: npt.NDArray[np.integer[Any]]
+    bounds: FloatArray | None = None
+
+    def centroids(self) -> FloatArray:
+        """Return the (N, 2) centroids as QuPath computes them, level-0 px."""
+        with np.errstate(all="ignore"):  # NaN and infinity in a ROI are the file's, not ours
+            if self.bounds is not None:
+                x, y, x2, y2 = self.bounds
+                return np.stack([(x + x2) / 2, (y + y2) / 2], axis=1)
+            points = shapely.centroid(self.geometries)
+        centroids = np.full((len(points), 2), np.nan)
+        centroids[~shapely.is_empty(points)] = shapely.get_coordinates(points)
+        return centroids
+
+
+_EWKB_Z, _EWKB_M, _EWKB_SRID = 0x80000000, 0x40000000, 0x20000000
+_EWKB_FLAGS = _EWKB_Z | _EWKB_M | _EWKB_SRID
+_WKB_POINT, _WKB_LINE, _WKB_POLYGON = 1, 2, 3
+#: A multipolygon in a collection has two; nothing that QuPath makes has more.
+_MAX_WKB_LEVELS = 16
+
+
+def read_rois(node: JavaObject, source: Source) -> Rois:
+    """Read the ROIs of all objects of a source whose example has the ROI `node`.
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        If the ROI contradicts itself, for example x and y of different lengths.
+    """
+    with np.errstate(all="ignore"):  # NaN and infinity in a ROI are the file's, not ours
+        return _read_rois(node, source)
+
+
+def _read_rois(node: JavaObject, source: Source) -> Rois:
+    roi_type = node.class_name.removeprefix(jc.ROI).partition("$")[0]
+    plane = jc.part_with(node, "z")
+    numbers = source.column(plane).data
+    bounds: FloatArray | None = None
+    if roi_type in ("RectangleROI", "EllipseROI", "LineROI"):
+        bounds = np.stack(
+            [
+                jc.primitive_column(plane, name, numbers).astype(float)
+                for name in ("x", "y", "x2", "y2")
+            ]
+        )
+        geometries = np.full(source.count, shapely.Polygon(), dtype=object)
+        finite = np.isfinite(bounds).all(axis=0)
+        geometries[finite] = _BOUNDED[roi_type](*bounds[:, finite])
+    elif roi_type in ("PolygonROI", "PolylineROI", "PointsROI"):
+        xy, offsets = _vertices(node, source)
+        if roi_type == "PolygonROI":
+            geometries = polygons(xy, offsets)
+        else:
+            make = shapely.multipoints if roi_type == "PointsROI" else _polyline
+            geometries = _each(make, xy, offsets)
+    elif roi_type == "GeometryROI":
+        geometries = _from_wkb(source.column(jc.array_field(node, "wkb", jc.BYTE_ARRAY)))
+    elif roi_type == "AreaROI":
+        geometries = np.array([_legacy_area(node)] * source.count, dtype=object)
+    else:
+        logger.warning("ROI of unknown class %s: treated as empty", node.class_name)
+        geometries = np.array([shapely.GeometryCollection()] * source.count, dtype=object)
+    z, t = (jc.primitive_column(plane, name, numbers) for name in ("z", "t"))
+    return Rois(roi_type, np.asarray(geometries, dtype=object), z, t, bounds)
+
+
+def read_outlines(node: JavaObject, source: Source) -> NucleiTable | None:
+    """Read PolygonROIs vertex for vertex, without making geometries of them.
+
+    Returns
+    -------
+    NucleiTable or None
+        Closed rings, without measurements; None if ROIs are of another class, or one is empty.
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        If x and y of a ROI have different lengths.
+    """
+    if node.class_name != jc.POLYGON:
+        return None
+    xy, offsets = _vertices(node, source)
+    counts = np.diff(offsets)
+    if not (counts.all() and np.isfinite(xy).all()):
+        return None
+    vertices, rings = _closed(xy, offsets[:-1], counts)
+    return NucleiTable(vertices, rings, np.arange(len(rings)))
+
+
+def polygons(xy: npt.NDArray[np.floating[Any]], offsets: IntArray) -> npt.NDArray[Any]:
+    """Return polygons without holes from vertices that may or may not repeat the first at the end.
+
+    Parameters
+    ----------
+    xy : (V, 2) ndarray
+    offsets : (N + 1,) int64 ndarray
+        Polygon i has the vertices ``xy[offsets[i]:offsets[i + 1]]``. With fewer than three it
+        encloses no area (and is invalid); with none, or one that is not finite, it is empty.
+
+    Returns
+    -------
+    (N,) object ndarray of shapely.Polygon
+    """
+    begins, counts = offsets[:-1], np.diff(offsets)
+    usable = counts > 0
+    wrong = np.flatnonzero(~np.isfinite(xy).all(axis=1))
+    if len(wrong):
+        usable[np.searchsorted(offsets, wrong, side="right") - 1] = False
+        logger.warning("%d vertices are not finite: their polygons are read as empty", len(wrong))
+    filled = np.flatnonzero(usable)
+    result = np.full(len(counts), shapely.Polygon(), dtype=object)
+    if len(filled) == 0:
+        return result
+    vertices, rings = _closed(xy, begins[filled], counts[filled])
+    result[filled] = shapely.from_ragged_array(
+        shapely.GeometryType.POLYGON,
+        vertices.astype(np.float64),
+        (rings, np.arange(len(filled) + 1)),
+    )
+    return result
+
+
+def _closed(
+    xy: npt.NDArray[Scalar], begins: IntArray, counts: IntArray
+) -> tuple[npt.NDArray[Scalar], IntArray]:
+    """Return the vertices of closed rings one after the other, and where each begins."""
+    closed = (counts > 1) & np.all(xy[begins] == xy[begins + counts - 1], axis=1)
+    counts = counts - closed
+    # A ring needs four coordinates: the first is appended once, or more often if vertices lack.
+    lengths = np.maximum(counts + 1, 4)
+    rings = np.concatenate([[0], np.cumsum(lengths)])
+    within = np.arange(rings[-1]) - np.repeat(rings[:-1], lengths)
+    take = np.repeat(begins, lengths) + np.where(within < np.repeat(counts, lengths), within, 0)
+    return np.take(xy, take, axis=0), rings
+
+
+def ellipses(x: FloatArray, y: FloatArray, x2: FloatArray, y2: FloatArray) -> npt.NDArray[Any]:
+    """Return ellipses in the given bounds as the polygons that QuPath makes of them.
+
+    Notes
+    -----
+    As ``GeometricShapeFactory.createEllipse`` of JTS: equal steps of the angle from 0, rounded to
+    QuPath's grid (halves up).
+    """
+    angle = np.arange(ELLIPSE_VERTICES) * (2 * np.pi / ELLIPSE_VERTICES)
+    radius_x, radius_y = ((x2 - x) / 2)[:, None], ((y2 - y) / 2)[:, None]
+    xs = radius_x * np.cos(angle) + (x[:, None] + radius_x)
+    ys = radius_y * np.sin(angle) + (y[:, None] + radius_y)
+    scale = 1 / ELLIPSE_GRID_PX
+    rounded = np.floor(np.stack([xs, ys], axis=2) * scale + 0.5) / scale
+    made: npt.NDArray[Any] = shapely.polygons(rounded)
+    return made
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Where in a stack a ROI lies: channel (-1 for all), z-slice, time point."""
+
+    c: int = -1
+    z: int = 0
+    t: int = 0
+
+    @classmethod
+    def of(cls, roi: JavaObject) -> Plane:
+        """Return the plane of a ROI."""
+        return cls(*(int(jc.primitive(roi, name)) for name in ("c", "z", "t")))
+
+
+def _lines(x: FloatArray, y: FloatArray, x2: FloatArray, y2: FloatArray) -> npt.NDArray[Any]:
+    made: npt.NDArray[Any] = shapely.linestrings(
+        np.stack([np.stack([x, y], axis=1), np.stack([x2, y2], axis=1)], axis=1)
+    )
+    return made
+
+
+#: ROIs that are stored as two corners: what makes their geometries of x, y, x2, y2.
+_BOUNDED = {"RectangleROI": shapely.box, "EllipseROI": ellipses, "LineROI": _lines}
+
+
+def make_roi(catalog: jc.Catalog, geometry: shapely.Geometry, plane: Plane = Plane()) -> JavaObject:
+    """Return the ROI that QuPath would use for a geometry.
+
+    A polygon without holes becomes a PolygonROI with float32 vertices, the first not repeated;
+    other areas become a GeometryROI, lines a PolylineROI, points a PointsROI.
+
+    Raises
+    ------
+    ValueError
+        If the geometry is empty or of another kind.
+    """
+    kind = geometry.geom_type
+    if geometry.is_empty:
+        raise ValueError("an empty geometry makes no ROI")
+    if kind == "Polygon" and not geometry.interiors:
+        return _of_vertices(catalog, jc.POLYGON, plane, shapely.get_coordinates(geometry)[:-1])
+    if kind in ("Polygon", "MultiPolygon"):
+        wkb = shapely.to_wkb(geometry, byte_order=0, output_dimension=2)
+        return geometry_roi(catalog, JavaArray(catalog.desc(jc.BYTE_ARRAY), wkb, None), plane)
+    if kind == "LineString":
+        return _of_vertices(catalog, jc.POLYLINE, plane, shapely.get_coordinates(geometry))
+    if kind in ("Point", "MultiPoint"):
+        return _of_vertices(catalog, jc.POINTS, plane, shapely.get_coordinates(geometry))
+    raise ValueError(f"a {kind} makes no ROI")
+
+
+def geometry_roi(catalog: jc.Catalog, wkb: JavaArray, plane: Plane) -> JavaObject:
+    """Return a GeometryROI of big-endian two-dimensional well-known binary."""
+    return catalog.make(jc.GEOMETRY, {**vars(plane), "wkb": wkb})
+
+
+def vertices_roi(
+    catalog: jc.Catalog, name: str, plane: Plane, x: JavaArray, y: JavaArray
+) -> JavaObject:
+    """Return a ROI of class `name` that is made of vertices."""
+    return catalog.make(name, {**vars(plane), "x": x, "y": y})
+
+
+def _of_vertices(catalog: jc.Catalog, name: str, plane: Plane, xy: FloatArray) -> JavaObject:
+    x, y = catalog.floats(xy[:, 0]), catalog.floats(xy[:, 1])
+    return vertices_roi(catalog, name, plane, x, y)
+
+
+def _vertices(node: JavaObject, source: Source) -> tuple[npt.NDArray[np.float32], IntArray]:
+    x = source.column(jc.array_field(node, "x", jc.FLOAT_ARRAY))
+    y = source.column(jc.array_field(node, "y", jc.FLOAT_ARRAY))
+    if not np.array_equal(x.offsets, y.offsets):
+        raise FormatError(f"{node.class_name}: x and y have different lengths")
+    xy = np.empty((len(x.data) // 4, 2), np.float32)
+    xy[:, 0] = np.frombuffer(x.data, ">f4")
+    xy[:, 1] = np.frombuffer(y.data, ">f4")
+    return xy, x.offsets // 4
+
+
+def _each(make: Any, xy: npt.NDArray[np.float32], offsets: IntArray) -> npt.NDArray[Any]:
+    result = np.empty(len(offsets) - 1, dtype=object)
+    for i in range(len(result)):
+        vertices = xy[offsets[i] : offsets[i + 1]].astype(float)
+        result[i] = make(vertices[np.isfinite(vertices).all(axis=1)])
+    return result
+
+
+def _polyline(xy: FloatArray) -> shapely.Geometry:
+    return shapely.LineString(xy if len(xy) != 1 else np.repeat(xy, 2, axis=0))
+
+
+def _from_wkb(column: Column) -> npt.NDArray[Any]:
+    pieces = [column.data[a:b] for a, b in pairwise(column.offsets.tolist())]
+    for piece in pieces:
+        _check_wkb(piece)
+    try:
+        geometries: npt.NDArray[Any] = shapely.from_wkb(pieces)
+    except shapely.GEOSException as error:
+        raise FormatError(f"GeometryROI with broken well-known binary: {error}") from None
+    return geometries
+
+
+def _check_wkb(data: bytes) -> None:
+    """Raise FormatError if geometries are nested so deeply that GEOS would overflow the stack.
+
+    GEOS reads well-known binary by recursion and crashes the interpreter on a forged one.
+    """
+    position = 0
+    remaining = [1]  # geometries still to come at every level of nesting
+    try:
+        while remaining:
+            if remaining[-1] == 0:
+                remaining.pop()
+                continue
+            remaining[-1] -= 1
+            order = "<" if data[position] else ">"
+            (code,) = struct.unpack_from(order + "I", data, position + 1)
+            position += 9 if code & _EWKB_SRID else 5
+            iso, kind = divmod(code & ~_EWKB_FLAGS, 1000)
+            ordinates = 2 + bool(code & _EWKB_Z or iso in (1, 3)) + bool(code & _EWKB_M or iso > 1)
+            if kind == _WKB_POINT:
+                position += 8 * ordinates
+                continue
+            (count,) = struct.unpack_from(order + "I", data, position)
+            position += 4
+            if kind == _WKB_LINE:
+                position += 8 * ordinates * count
+            elif kind == _WKB_POLYGON:
+                for _ in range(count):
+                    (vertices,) = struct.unpack_from(order + "I", data, position)
+                    position += 4 + 8 * ordinates * vertices
+            else:
+                remaining.append(count)
+                if len(remaining) > _MAX_WKB_LEVELS:
+                    raise FormatError("GeometryROI with geometries nested without end")
+    except (IndexError, struct.error):
+        raise FormatError("GeometryROI with broken well-known binary: it ends early") from None
+
+
+def _legacy_area(node: JavaObject) -> shapely.Geometry:
+    """Read an AreaROI (before QuPath 0.2): rings of float32 vertices, filled by even-odd."""
+    rings = []
+    for name in ("x", "y"):
+        arrays = jc.list_items(jc.reference(node, name))
+        if not all(isinstance(a, JavaArray) and a.desc.name == jc.FLOAT_ARRAY for a in arrays):
+            raise FormatError(f"AreaROI: field {name!r} should be a float[][]")
+        rings.append([jc.array_values(a) for a in arrays if isinstance(a, JavaArray)])
+    area: shapely.Geometry = shapely.Polygon()
+    if [len(a) for a in rings[0]] != [len(a) for a in rings[1]]:
+        raise FormatError("AreaROI: x and y have different lengths")
+    for x, y in zip(*rings, strict=True):
+        if len(x) >= 3:
+            ring = shapely.Polygon(np.stack([x, y], axis=1).astype(float))
+            try:
+                area = shapely.symmetric_difference(area, shapely.make_valid(ring))
+            except shapely.GEOSException as error:
+                raise FormatError(f"AreaROI: its rings make no area: {error}") from None
+    return area

@@ -1,0 +1,465 @@
+"""Objects of a project to GeoJSON files and back: ``qpnuclei geojson export`` and ``import``."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+import qpnuclei
+from qpnuclei.errors import UsageError
+from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.qupath.geojson import GeoJsonObject, read_objects, write_objects
+from qpnuclei.qupath.model import (
+    Annotation,
+    DetectionGroup,
+    Detections,
+    Edit,
+    ImageEntry,
+    ImageObjects,
+    NewAnnotation,
+    PathClass,
+    Project,
+)
+from qpnuclei.qupath.names import class_of, file_stem
+from qpnuclei.qupath.regions import Region, polygonal, region_of, same_outline
+
+#: What a detection may be in QuPath, and in a file.
+_DETECTION_KINDS = ("detection", "cell", "tile")
+#: No image is larger: QuPath counts pixels with 32 bits.
+_FARTHEST_PX = 2.0**31
+
+#: A group of detections that can be written together: class, z, t, names of the measurements.
+_Key = tuple[str | None, int, int, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The GeoJSON file of one image, and how many annotations and detections it holds."""
+
+    path: Path
+    annotations: int
+    detections: int
+
+
+@dataclass
+class Imported:
+    """What became of the objects of one GeoJSON file.
+
+    Parameters
+    ----------
+    annotations, detections : int
+        How many came in.
+    outlines : int
+        How many of the detections were cells or tiles, of which only the outline came in.
+    already_there : int
+        How many the image has already: same UUID, same place.
+    left_out : list of str
+        What could not come in: which object, and why.
+    """
+
+    annotations: int = 0
+    detections: int = 0
+    outlines: int = 0
+    already_there: int = 0
+    left_out: list[str] = field(default_factory=list)
+
+
+def check_classes(project: Project, entries: Sequence[ImageEntry], classes: Sequence[str]) -> None:
+    """Refuse classes that no annotation of some images has, naming those that exist.
+
+    Raises
+    ------
+    UsageError
+        If there is such a class.
+    """
+    if not classes:
+        return
+    present = {a.class_name for entry in entries for a in entry.read().annotations}
+    for name in classes:
+        if name not in present:
+            known = ", ".join(sorted(filter(None, present)))
+            raise UsageError(
+                f"no annotation of class {name!r} in {project.path}",
+                f"classes there: {known}" if known else "no annotation has a class",
+            )
+
+
+def export_image(
+    project: Project,
+    entry: ImageEntry,
+    folder: Path,
+    *,
+    annotations: bool = True,
+    detections: bool = True,
+    classes: Sequence[str] = (),
+) -> Exported:
+    """Write the objects of an image to ``<entry ID>-<image name>.geojson.gz``.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if missing; a file of that name is replaced.
+    annotations, detections : bool
+        Which objects are written.
+    classes : sequence of str
+        Only annotations of these classes, and the detections whose centroid lies in one of them;
+        empty for everything.
+
+    Raises
+    ------
+    FormatError
+        If the image's data cannot be read.
+    SaveError
+        If the file cannot be written.
+    """
+    objects = entry.read()
+    chosen = [a for a in objects.annotations if not classes or a.class_name in classes]
+    table = objects.detections
+    rows = np.arange(len(table) if detections else 0)
+    planes = _planes(objects) if detections else np.empty((0, 2), np.int64)
+    if classes and len(rows):
+        rows = rows[_nearest(table.centroids, planes, chosen) >= 0]
+    written = Exported(
+        folder / f"{file_stem(entry)}.geojson.gz", len(chosen) if annotations else 0, len(rows)
+    )
+    colors = {path_class.name: path_class.color for path_class in project.classes}
+
+    def features() -> Iterator[GeoJsonObject]:
+        if annotations:
+            yield from (_annotation_feature(a, colors) for a in chosen)
+        if len(rows):
+            yield from _detection_features(table, rows, planes, colors)
+
+    write_objects(written.path, features())
+    return written
+
+
+def import_file(
+    project: Project, entry: ImageEntry, path: Path, class_name: str | None = None
+) -> Imported:
+    """Add the objects of a GeoJSON file to an image, all of them or none.
+
+    Annotations come in directly under the image; detections under the smallest annotation that
+    holds their centroid, be it of the image or of the file, as QuPath inserts them, else under the
+    image. They keep their UUIDs; what has none, or that of another object, gets a new one. What
+    the image has already is not added again.
+
+    Parameters
+    ----------
+    class_name : str, optional
+        Class of everything that comes in, instead of what the file says.
+
+    Raises
+    ------
+    NotFoundError, FormatError
+        If the file is not there, or no GeoJSON.
+    UsageError
+        If the class has no name.
+    ConflictError, SaveError
+        If the image cannot be saved; the project is as it was.
+    """
+    objects = entry.read()
+    incoming = _Incoming(project, objects, _checked_class_name(class_name))
+    for number, found in enumerate(read_objects(path), 1):
+        incoming.add(number, found)
+    edit = incoming.edit(path)
+    if edit.annotations or edit.add:
+        entry.write(edit, objects.fingerprint)
+    return incoming.result
+
+
+def image_of_file(project: Project, path: Path) -> ImageEntry:
+    """Return the image that a file belongs to by its name.
+
+    The name is that which `export_image` or a run gives, or the image's name, with or without its
+    suffix.
+
+    Raises
+    ------
+    UsageError
+        If there is no such image, or more than one.
+    """
+    name = path.name.removesuffix(".gz").removesuffix(".GZ")
+    stem = Path(name).stem if Path(name).suffix.lower() in (".geojson", ".json") else name
+    stem = stem.removesuffix(".rescued")
+    for names in (
+        [file_stem(entry) for entry in project.images],
+        [entry.name for entry in project.images],
+        [Path(entry.name).stem for entry in project.images],
+    ):
+        matching = [e for e, own in zip(project.images, names, strict=True) if own == stem]
+        if len(matching) == 1:
+            return matching[0]
+        if matching:
+            ids = ", ".join(f"{e.name} (ID {e.id})" for e in matching)
+            raise UsageError(
+                f"{path} may belong to several images: {ids}",
+                f"rename it to {file_stem(matching[0])}.geojson, or as it should be",
+            )
+    known = ", ".join(entry.name for entry in project.images) or "none"
+    raise UsageError(
+        f"{path}: no image of {project.path} is called {stem!r}",
+        f"say which with --image; images there: {known}",
+    )
+
+
+class _Incoming:
+    """Objects on their way into an image."""
+
+    def __init__(self, project: Project, objects: ImageObjects, class_name: str | None) -> None:
+        self._project = project
+        self._objects = objects
+        self._class_name = class_name
+        self._classes: dict[str, PathClass] = {}
+        # Under which UUIDs there is what; a row of the detections, or an annotation.
+        self._there: dict[UUID, int | Annotation | None] = {
+            own_id: row for row, own_id in enumerate(objects.detections.ids) if own_id is not None
+        }
+        self._there |= {a.id: a for a in objects.annotations if a.id is not None}
+        self._annotations: list[NewAnnotation] = []
+        self._groups: dict[_Key, _Group] = {}
+        self.result = Imported()
+
+    def add(self, number: int, found: GeoJsonObject) -> None:
+        """Take an object in, or note why not."""
+        geometry = _only_part(found.geometry)
+        reason = _obstacle(found, geometry)
+        if reason is not None:
+            self.result.left_out.append(f"object {number}, {found.kind} {found.label}: {reason}")
+        elif self._is_there(found, geometry):
+            self.result.already_there += 1
+        elif found.kind == "annotation":
+            self._annotations.append(
+                NewAnnotation(
+                    geometry,
+                    self._own_id(found.id),
+                    found.name,
+                    self._class(found.path_class),
+                    found.locked,
+                    found.z,
+                    found.t,
+                )
+            )
+            self.result.annotations += 1
+        else:
+            path_class = self._class(found.path_class)
+            class_name = None if path_class is None else path_class.name
+            key = (class_name, found.z, found.t, tuple(found.measurements))
+            group = self._groups.setdefault(key, _Group(path_class))
+            group.ids.append(self._own_id(found.id))
+            group.polygons.append(geometry)
+            group.values.extend(found.measurements.values())
+            group.kinds.append(found.kind)
+
+    def edit(self, path: Path) -> Edit:
+        """Return the edit that brings everything in."""
+        parents = [(a.geometry, a.z, a.t) for a in self._objects.annotations if a.is_area]
+        handles = [a.handle for a in self._objects.annotations if a.is_area]
+        for handle, new in enumerate(self._annotations, len(self._objects.annotations)):
+            if shapely.get_dimensions(new.geometry) == 2:
+                parents.append((new.geometry, new.z, new.t))
+                handles.append(handle)
+        groups = []
+        for (_, z, t, names), group in self._groups.items():
+            table = group.table(names)
+            planes = np.tile([z, t], (len(table), 1))
+            owner = _owners(table.centroids(), planes, parents)
+            for index in np.unique(owner).tolist():
+                chosen = np.flatnonzero(owner == index)
+                if index < 0 and (z, t) != (0, 0):
+                    # Only an annotation tells detections on which plane they are.
+                    self.result.left_out.append(
+                        f"{len(chosen)} detections on plane z={z}, t={t}: in no annotation there"
+                    )
+                    continue
+                self.result.detections += len(chosen)
+                self.result.outlines += sum(group.kinds[row] != "detection" for row in chosen)
+                groups.append(
+                    DetectionGroup(
+                        None if index < 0 else handles[index],
+                        table.take(chosen),
+                        [group.ids[row] for row in chosen.tolist()],
+                        group.path_class,
+                    )
+                )
+        return Edit(
+            add=groups,
+            annotations=self._annotations,
+            workflow_step=(
+                "qpnuclei geojson import",
+                f"// qpnuclei {qpnuclei.__version__}: {self.result.annotations} annotations and "
+                f"{self.result.detections} detections of {path.name!r}",
+            ),
+        )
+
+    def _class(self, found: PathClass | None) -> PathClass | None:
+        name = self._class_name or _class_name(found)
+        if name is None:
+            return None
+        if name not in self._classes:
+            color = None if self._class_name or found is None else found.color
+            self._classes[name] = class_of(self._project, name, color)
+        return self._classes[name]
+
+    def _own_id(self, own_id: UUID | None) -> UUID:
+        """Return the UUID, or a new one if there is none or it is taken; taken from now on."""
+        if own_id is None or own_id in self._there:
+            own_id = uuid4()
+        self._there[own_id] = None
+        return own_id
+
+    def _is_there(self, found: GeoJsonObject, geometry: shapely.Geometry) -> bool:
+        there = None if found.id is None else self._there.get(found.id)
+        if there is None:
+            return False
+        if isinstance(there, Annotation):
+            return found.kind == "annotation" and same_outline(geometry, there.geometry)
+        return found.kind != "annotation" and same_outline(
+            geometry, self._objects.detections.geometries[there]
+        )
+
+
+@dataclass
+class _Group:
+    """Detections of one key; their measurements one after the other."""
+
+    path_class: PathClass | None
+    ids: list[UUID] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+    polygons: list[shapely.Polygon] = field(default_factory=list)
+    values: array[float] = field(default_factory=lambda: array("d"))
+
+    def table(self, names: Sequence[str]) -> NucleiTable:
+        with np.errstate(over="ignore"):  # what is beyond float32 is infinite there
+            values = np.array(self.values).reshape(len(self.ids), len(names)).astype(np.float32)
+        return NucleiTable.from_polygons(
+            self.polygons, {name: values[:, k] for k, name in enumerate(names)}
+        )
+
+
+def _obstacle(found: GeoJsonObject, geometry: shapely.Geometry) -> str | None:
+    """Say why an object cannot come in; None if it can."""
+    if found.kind == "tmaCore":
+        return "TMA grids are not imported; use QuPath's TMA dearrayer"
+    if found.kind == "root":
+        return "it stands for the image itself"
+    if np.abs(shapely.get_coordinates(geometry)).max() > _FARTHEST_PX:
+        return "it lies farther out than any image is large"
+    shape = geometry.geom_type
+    if found.kind != "annotation":
+        if shape != "Polygon":
+            return f"a {found.kind} must be one polygon, not a {shape}"
+        return None
+    if shape not in ("Polygon", "MultiPolygon", "LineString", "Point", "MultiPoint"):
+        return f"no annotation has the shape {shape}"
+    return None
+
+
+def _only_part(geometry: shapely.Geometry) -> shapely.Geometry:
+    """Return the part of a collection of one."""
+    parts = shapely.get_parts(geometry)
+    is_collection = geometry.geom_type in ("MultiPolygon", "MultiLineString", "GeometryCollection")
+    return parts[0] if is_collection and len(parts) == 1 else geometry
+
+
+def _class_name(found: PathClass | None) -> str | None:
+    """Return the name of a class as QuPath would store it; None if nothing is left of it."""
+    if found is None:
+        return None
+    one_line = " ".join(found.name.splitlines())
+    return ": ".join(part for name in one_line.split(":") if (part := name.strip())) or None
+
+
+def _checked_class_name(name: str | None) -> str | None:
+    if name is None:
+        return None
+    checked = _class_name(PathClass(name))
+    if checked is None:
+        raise UsageError(f"{name!r} is no name of a class", "name it with --class")
+    return checked
+
+
+def _planes(objects: ImageObjects) -> npt.NDArray[np.int64]:
+    """Return z and t of every detection: those of the annotation that it is in, else 0."""
+    planes = np.array([(0, 0), *((a.z, a.t) for a in objects.annotations)], np.int64)
+    handles = {a.handle: row for row, a in enumerate(objects.annotations, 1)}
+    rows = [handles.get(parent, 0) for parent in objects.detections.parents.tolist()]
+    return planes[rows].reshape(-1, 2)
+
+
+def _nearest(
+    points: npt.NDArray[np.float64], planes: npt.NDArray[np.int64], annotations: list[Annotation]
+) -> npt.NDArray[np.int64]:
+    return _owners(points, planes, [(a.geometry, a.z, a.t) for a in annotations if a.is_area])
+
+
+def _owners(
+    points: npt.NDArray[np.float64],
+    planes: npt.NDArray[np.int64],
+    areas: Sequence[tuple[shapely.Geometry, int, int]],
+) -> npt.NDArray[np.int64]:
+    """Return which of some areas on planes (z, t) is the smallest around each of N points.
+
+    Parameters
+    ----------
+    points : (N, 2) float64 ndarray
+    planes : (N, 2) int64 ndarray
+    areas : sequence of (geometry, z, t)
+
+    Returns
+    -------
+    (N,) int64 ndarray
+        -1 for none.
+    """
+    owner = np.full(len(points), -1, np.int64)
+    for plane in {area[1:] for area in areas}:
+        here = np.flatnonzero((planes == plane).all(axis=1))
+        indices = np.array([i for i, area in enumerate(areas) if area[1:] == plane])
+        with np.errstate(over="ignore", invalid="ignore"):  # a damaged file may hold anything
+            regions = [Region(None, polygonal(shapely.make_valid(areas[i][0]))) for i in indices]
+        found = region_of(points[here], regions)
+        owner[here] = np.where(found < 0, -1, indices[found])
+    return owner
+
+
+def _annotation_feature(annotation: Annotation, colors: dict[str, int | None]) -> GeoJsonObject:
+    name = annotation.class_name
+    return GeoJsonObject(
+        "annotation",
+        annotation.geometry,
+        annotation.id,
+        annotation.name,
+        None if name is None else PathClass(name, colors.get(name)),
+        annotation.locked,
+        z=annotation.z,
+        t=annotation.t,
+    )
+
+
+def _detection_features(
+    table: Detections,
+    rows: npt.NDArray[np.int64],
+    planes: npt.NDArray[np.int64],
+    colors: dict[str, int | None],
+) -> Iterator[GeoJsonObject]:
+    names = list(table.measurements)
+    for row in rows.tolist():
+        class_name = table.class_names[row]
+        yield GeoJsonObject(
+            table.kinds[row],
+            table.geometries[row],
+            table.ids[row],
+            path_class=None
+            if class_name is None
+            else PathClass(class_name, colors.get(class_name)),
+            measurements={name: float(table.measurements[name][row]) for name in names},
+            z=int(planes[row, 0]),
+            t=int(planes[row, 1]),
+        )

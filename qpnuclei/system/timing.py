@@ -1,0 +1,58 @@
+"""Time and memory that stages of the work take."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stopwatch:
+    """Adds up the seconds that each named stage works, and waits, in whatever threads.
+
+    Attributes
+    ----------
+    seconds : dict of str to float
+        In which each stage worked.
+    waited : dict of str to float
+        In which each stage had nothing to do, because the one before it was not done.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.waited: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Count the time of a ``with`` block to the work of `stage`."""
+        with self._counted(self.seconds, stage):
+            yield
+
+    @contextmanager
+    def waiting(self, stage: str) -> Iterator[None]:
+        """Count the time of a ``with`` block to the waiting of `stage`."""
+        with self._counted(self.waited, stage):
+            yield
+
+    @contextmanager
+    def _counted(self, seconds: dict[str, float], stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - start
+            with self._lock:
+                seconds[stage] = seconds.get(stage, 0.0) + elapsed
+
+
+def peak_memory_mib() -> float | None:
+    """Return the peak resident memory of this process in MiB; None where it is not known."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)

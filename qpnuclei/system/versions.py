@@ -1,0 +1,30 @@
+"""Versions of what a result depends on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+import qpnuclei
+
+_LIBRARIES = (
+    "numpy",
+    "scipy",
+    "scikit-image",
+    "opencv-python-headless",
+    "shapely",
+    "torch",
+    "tiffslide",
+    "paquo",
+)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of qpnuclei, Python and the libraries that results depend on."""
+    found = {"qpnuclei": qpnuclei.__version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

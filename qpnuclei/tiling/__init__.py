@@ -1,0 +1,1 @@
+"""Tiles of a region, and joining what their borders cut."""

@@ -1,0 +1,415 @@
+"""The tile plan: which tiles cover a region of interest, and which of them owns a nucleus.
+
+All coordinates are px of the working resolution, in the image's frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, overload
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from qpnuclei.nuclei.outlines import bounds
+from qpnuclei.nuclei.table import NucleiTable
+
+
+class Box(NamedTuple):
+    """A half-open rectangle: x0 <= x < x1, y0 <= y < y1."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+
+    @property
+    def width(self) -> int:
+        """x1 - x0."""
+        return self.x1 - self.x0
+
+    @property
+    def height(self) -> int:
+        """y1 - y0."""
+        return self.y1 - self.y0
+
+    def polygon(self) -> shapely.Polygon:
+        """Return the rectangle as a Shapely polygon."""
+        return shapely.box(*self)
+
+    @property
+    def area(self) -> int:
+        """Width times height."""
+        return self.width * self.height
+
+    @classmethod
+    def around(cls, boxes: Sequence[Box]) -> Box:
+        """Return the smallest rectangle that holds all of some rectangles."""
+        x0, y0, x1, y1 = zip(*boxes, strict=True)
+        return cls(min(x0), min(y0), max(x1), max(y1))
+
+    def grown(self, margin: int) -> Box:
+        """Return the rectangle with a margin on all sides."""
+        return Box(self.x0 - margin, self.y0 - margin, self.x1 + margin, self.y1 + margin)
+
+    def within(self, other: Box) -> tuple[slice, slice]:
+        """Return where it lies in an array, rows first, that shows a rectangle around it."""
+        return (
+            slice(self.y0 - other.y0, self.y1 - other.y0),
+            slice(self.x0 - other.x0, self.x1 - other.x0),
+        )
+
+    def intersection(self, other: Box) -> Box | None:
+        """Return the rectangle that two have in common; None if it is empty."""
+        common = Box(
+            max(self.x0, other.x0),
+            max(self.y0, other.y0),
+            min(self.x1, other.x1),
+            min(self.y1, other.y1),
+        )
+        return common if common.width > 0 and common.height > 0 else None
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One tile of a plan.
+
+    Parameters
+    ----------
+    index : int
+        Position in the plan.
+    row, column : int
+        Position in the grid of cores.
+    core : Box
+        What the tile answers for: the box around the region of interest in its square of the
+        grid. The cores of a plan do not overlap.
+    extent : Box
+        What is read for it: the core and at least the halo around it. It may stick out of the
+        image.
+    view : Box
+        The part of the extent that lies in the image: what is segmented.
+    """
+
+    index: int
+    row: int
+    column: int
+    core: Box
+    extent: Box
+    view: Box
+
+
+class TilePlan(Sequence[Tile]):
+    """The tiles that a region of interest meets, in row-major order.
+
+    Parameters
+    ----------
+    roi : shapely geometry
+        Region of interest.
+    image_size : (width, height) of int
+        Of the image, whose upper left corner is (0, 0).
+    core_size : int
+        Edge of the squares of the grid: the largest size of a core.
+    halo : int
+        Least width of what a tile sees around its core, at least 1. Nuclei up to this size come
+        whole from one tile.
+    alignment : int
+        Extents start and end at multiples of it: a network of that stride then sees every pixel
+        in the same phase from every tile.
+    origin : (x, y) of int
+        A corner of the grid.
+
+    Raises
+    ------
+    ValueError
+        If a size is not positive.
+    """
+
+    def __init__(
+        self,
+        roi: shapely.Geometry,
+        image_size: tuple[int, int],
+        core_size: int,
+        halo: int,
+        alignment: int = 1,
+        origin: tuple[int, int] = (0, 0),
+    ) -> None:
+        for name, value in (
+            ("image width", image_size[0]),
+            ("image height", image_size[1]),
+            ("core_size", core_size),
+            ("halo", halo),
+            ("alignment", alignment),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, but is {value!r}")
+        self.image_size = image_size
+        self.core_size = core_size
+        self.halo = halo
+        self.alignment = alignment
+        roi = shapely.intersection(roi, shapely.box(0, 0, *image_size))
+        axes = [
+            _Axis.covering(*limits, core_size, halo, alignment, start, size)
+            for limits, start, size in zip(_ranges(roi), origin, image_size, strict=True)
+        ]
+        self._x, self._y = axes
+        x0, y0 = np.meshgrid(self._x.cores, self._y.cores)
+        squares = shapely.box(x0, y0, x0 + core_size, y0 + core_size)
+        shapely.prepare(roi)
+        rows, columns = np.nonzero(
+            shapely.intersects(roi, squares) & ~shapely.touches(roi, squares)
+        )
+        self._grid = np.full(squares.shape, -1, np.int64)
+        self._grid[rows, columns] = np.arange(len(rows))
+        parts = shapely.bounds(shapely.intersection(roi, squares[rows, columns])).reshape(-1, 4)
+        # (n, 2) each: the corners of cores, of extents, and of views, open where the image ends.
+        size = np.array(image_size)
+        self._core_low, self._core_high = np.floor(parts[:, :2]), np.ceil(parts[:, 2:])
+        low = (self._core_low - halo) // alignment * alignment
+        high = -((-self._core_high - halo) // alignment) * alignment
+        self._low, self._high = (
+            np.where(low <= 0, -np.inf, low),
+            np.where(high >= size, np.inf, high),
+        )
+        self._tiles = [
+            Tile(index, row, column, Box(*core), Box(*extent), Box(*view))
+            for index, (row, column, core, extent, view) in enumerate(
+                zip(
+                    rows.tolist(),
+                    columns.tolist(),
+                    _integers(self._core_low, self._core_high),
+                    _integers(low, high),
+                    _integers(np.maximum(low, 0), np.minimum(high, size)),
+                    strict=True,
+                )
+            )
+        ]
+
+    def __len__(self) -> int:
+        return len(self._tiles)
+
+    def __iter__(self) -> Iterator[Tile]:
+        return iter(self._tiles)
+
+    def __repr__(self) -> str:
+        return (
+            f"<TilePlan of {len(self)} tiles, cores of up to {self.core_size} px, "
+            f"halos of {self.halo} px>"
+        )
+
+    @overload
+    def __getitem__(self, index: int) -> Tile: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Tile]: ...
+    def __getitem__(self, index: int | slice) -> Tile | list[Tile]:
+        return self._tiles[index]
+
+    def owners(
+        self, boxes: npt.NDArray[np.float64], centroids: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.int64]:
+        """Return which tile owns each of N nuclei, from their outlines alone.
+
+        That is the tile whose half-open core holds the centroid, if it sees the nucleus whole: if
+        the bounding box touches no side of the tile's view but those of the image. Otherwise it
+        is the first tile of the plan that sees it whole.
+
+        Parameters
+        ----------
+        boxes : (N, 4) float64 ndarray
+            x0, y0, x1, y1.
+        centroids : (N, 2) float64 ndarray
+            x, y.
+
+        Returns
+        -------
+        (N,) int64 ndarray
+            Indices of tiles; -1 where no tile sees the nucleus whole.
+        """
+        owners = np.full(len(boxes), -1, np.int64)
+        if len(self) == 0:
+            return owners
+        columns, rows = self._x.seeing(boxes[:, 0::2]), self._y.seeing(boxes[:, 1::2])
+        # Candidates in reverse order, so that the first of the plan is written last.
+        deepest = int((rows[1] - rows[0]).max(initial=0))
+        widest = int((columns[1] - columns[0]).max(initial=0))
+        for down in reversed(range(deepest)):
+            for right in reversed(range(widest)):
+                row, column = rows[0] + down, columns[0] + right
+                at = np.flatnonzero((row < rows[1]) & (column < columns[1]))
+                self._assign(owners, boxes, at, self._grid[row[at], column[at]])
+        tiles = self._holding(centroids)
+        self._assign(owners, boxes, np.arange(len(boxes)), tiles)
+        return owners
+
+    def _assign(
+        self,
+        owners: npt.NDArray[np.int64],
+        boxes: npt.NDArray[np.float64],
+        at: npt.NDArray[np.int64],
+        tiles: npt.NDArray[np.int64],
+    ) -> None:
+        """Let the tiles own the nuclei `at`, in place, where there is one that sees it whole."""
+        sees = (tiles >= 0) & self._sees(tiles, boxes[at])
+        owners[at[sees]] = tiles[sees]
+
+    def _sees(
+        self, tiles: npt.NDArray[np.int64] | int, boxes: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.bool_]:
+        """Tell which boxes the border of a tile's view does not cut."""
+        inside = (boxes[:, :2] > self._low[tiles]) & (boxes[:, 2:] < self._high[tiles])
+        return np.asarray(inside.all(axis=1), bool)
+
+    def _holding(self, centroids: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """Return the tile whose core holds each centroid; -1 if none does."""
+        found = np.full(len(centroids), -1, np.int64)
+        column, row = self._x.holding(centroids[:, 0]), self._y.holding(centroids[:, 1])
+        rows, columns = self._grid.shape
+        at = np.flatnonzero((column >= 0) & (column < columns) & (row >= 0) & (row < rows))
+        tiles = self._grid[row[at], column[at]]
+        at, tiles = at[tiles >= 0], tiles[tiles >= 0]
+        inside = (centroids[at] >= self._core_low[tiles]).all(axis=1)
+        inside &= (centroids[at] < self._core_high[tiles]).all(axis=1)
+        found[at[inside]] = tiles[inside]
+        return found
+
+    def answers_for(self, centroids: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        """Tell which of N centroids (x, y) lie in the core of a tile.
+
+        All others lie outside of the region of interest.
+        """
+        if len(self) == 0:
+            return np.zeros(len(centroids), bool)
+        inside: npt.NDArray[np.bool_] = self._holding(centroids) >= 0
+        return inside
+
+    def owner(
+        self, box: tuple[float, float, float, float], centroid: tuple[float, float]
+    ) -> int | None:
+        """Return the index of the tile that owns one nucleus; None if no tile sees it whole."""
+        index = int(self.owners(np.array([box], float), np.array([centroid], float))[0])
+        return None if index < 0 else index
+
+    def divide(
+        self, tile: Tile, nuclei: NucleiTable
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Say which of the nuclei found in a tile's view concern the result.
+
+        Returns
+        -------
+        own : int64 ndarray
+            Rows of the nuclei that the tile sees whole and owns.
+        cut : int64 ndarray
+            Rows of those that the border of its view cuts. All others belong to other tiles.
+        """
+        boxes = bounds(nuclei)
+        whole = self._sees(tile.index, boxes)
+        own = np.zeros(len(nuclei), bool)
+        own[whole] = self.owners(boxes[whole], nuclei.take(whole).centroids()) == tile.index
+        return np.flatnonzero(own), np.flatnonzero(~whole)
+
+    def new_parts(self) -> list[Box | None]:
+        """Return for each tile the box around what no tile before it has in its own new part.
+
+        Together, the new parts of a tile and of its neighbours before it cover its view: what is
+        computed for one tile need not be computed again for the next. They start and end at
+        multiples of the alignment; None where nothing is new.
+        """
+        parts: list[Box | None] = []
+        for tile in self:
+            known = [parts[n.index] for n in self.neighbours(tile) if n.index < tile.index]
+            unknown = shapely.difference(
+                tile.view.polygon(),
+                shapely.union_all([box.polygon() for box in known if box is not None]),
+            )
+            if shapely.is_empty(unknown):
+                parts.append(None)
+                continue
+            x0, y0, x1, y1 = (limit / self.alignment for limit in unknown.bounds)
+            corners = (math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1))
+            parts.append(Box(*(corner * self.alignment for corner in corners)))
+        return parts
+
+    def neighbours(self, tile: Tile) -> list[Tile]:
+        """Return the other tiles whose view shares pixels with this one's, in order."""
+        columns = self._x.overlapping(tile.column)
+        rows = self._y.overlapping(tile.row)
+        indices = self._grid[rows[0] : rows[1], columns[0] : columns[1]].ravel()
+        indices = indices[(indices >= 0) & (indices != tile.index)]
+        meets = (self._low[indices] < self._high[tile.index]).all(axis=1)
+        meets &= (self._high[indices] > self._low[tile.index]).all(axis=1)
+        return [self._tiles[i] for i in indices[meets].tolist()]
+
+
+@dataclass(frozen=True, eq=False)
+class _Axis:
+    """The grid along x or y: n intervals, and the extents that they have at most."""
+
+    core_size: int
+    image_size: int
+    cores: npt.NDArray[np.int64]
+    extents: npt.NDArray[np.int64]
+    extent_size: int
+
+    @classmethod
+    def covering(
+        cls,
+        low: float,
+        high: float,
+        core_size: int,
+        halo: int,
+        alignment: int,
+        origin: int,
+        image_size: int,
+    ) -> _Axis:
+        first = math.floor((low - origin) / core_size)
+        last = math.ceil((high - origin) / core_size)
+        cores = np.arange(first, last, dtype=np.int64) * core_size + origin
+        starts = (cores - halo) // alignment * alignment
+        reach = int((cores + core_size + halo - starts).max(initial=0))
+        return cls(core_size, image_size, cores, starts, -(-reach // alignment) * alignment)
+
+    def holding(self, x: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """Return which core holds each x (half-open); -1 or n outside of all."""
+        beyond = x >= self.cores[-1] + self.core_size
+        found: npt.NDArray[np.int64] = np.searchsorted(self.cores, x, side="right") - ~beyond
+        return found
+
+    def seeing(
+        self, intervals: npt.NDArray[np.float64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the first and one past the last interval that may see each (x0, x1) whole."""
+        low = np.where(self.extents <= 0, -np.inf, self.extents)
+        ends = self.extents + self.extent_size
+        high = np.where(ends >= self.image_size, np.inf, ends)
+        return (
+            np.searchsorted(high, intervals[:, 1], side="right"),
+            np.searchsorted(low, intervals[:, 0], side="left"),
+        )
+
+    def overlapping(self, i: int) -> tuple[int, int]:
+        """Return the first and one past the last interval whose view may overlap that of i."""
+        start = int(self.extents[i])
+        stop = start + self.extent_size
+        return (
+            int(np.searchsorted(self.extents, start - self.extent_size, side="right")),
+            int(np.searchsorted(self.extents, stop, side="left")),
+        )
+
+
+def _integers(
+    low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]
+) -> list[tuple[int, int, int, int]]:
+    """Return the boxes between corners."""
+    boxes: list[tuple[int, int, int, int]] = (
+        np.concatenate([low, high], axis=1).astype(np.int64).tolist()
+    )
+    return boxes
+
+
+def _ranges(roi: shapely.Geometry) -> tuple[tuple[float, float], tuple[float, float]]:
+    if shapely.is_empty(roi):
+        return (0, 0), (0, 0)
+    x0, y0, x1, y1 = shapely.bounds(roi).tolist()
+    return (x0, x1), (y0, y1)

@@ -1,0 +1,393 @@
+"""Joining what the tiles found: every nucleus once and whole.
+
+A nucleus that some tile sees whole comes from the tile that owns it (`TilePlan.owners`), and from
+it alone. What is larger than any tile's view comes in fragments; they are cut to disjoint areas
+and joined with Shapely. All others are compared in compiled code: outlines run along pixel edges,
+so the area that two have in common is a sum over their vertical edges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from qpnuclei.nuclei.outlines import bounds, canonical
+from qpnuclei.nuclei.table import NucleiTable, NucleiTables
+from qpnuclei.system.compiled import compiled
+from qpnuclei.tiling.plan import Box, Tile, TilePlan
+
+#: Two outlines are of the same nucleus if more than this share of the smaller one is common.
+_SAME = 0.5
+
+GeometryArray = npt.NDArray[Any]
+IndexArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class StitchReport:
+    """What stitching did.
+
+    Parameters
+    ----------
+    fragments : int
+        Pieces cut by the border of a tile's view, of whatever nucleus.
+    covered : int
+        Fragments that were dropped because another tile saw their nucleus whole.
+    joined : int
+        Nuclei that were joined from fragments.
+    overlapping : int
+        Nuclei that were dropped because they overlap a larger one of another tile by more than
+        half: the two tiles saw the same nucleus differently.
+    """
+
+    fragments: int
+    covered: int
+    joined: int
+    overlapping: int
+
+
+class Stitcher:
+    """Takes the nuclei of the tiles of a plan, in any order, and gives out those that are whole.
+
+    Memory holds the nuclei of tiles whose neighbours have not all come yet, and beside them the
+    fragments of nuclei that no tile sees whole.
+
+    Parameters
+    ----------
+    plan : TilePlan
+    """
+
+    def __init__(self, plan: TilePlan) -> None:
+        self._plan = plan
+        self._added: set[int] = set()
+        self._settled: set[int] = set()
+        #: Nuclei of the tiles that were added, until the tile and its neighbours are settled.
+        self._whole: dict[int, _Outlines] = {}
+        self._fragments: dict[int, _Outlines] = {}
+        #: What is to be given out, as soon as that of all tiles before it was.
+        self._ready: dict[int, NucleiTable] = {}
+        self._given = 0
+        self.fragments = 0
+        self.covered = 0
+        self.overlapping = 0
+
+    def add(self, tile: Tile, own: NucleiTable, cut: NucleiTable) -> list[NucleiTable]:
+        """Take what one tile found, as `TilePlan.divide` splits it.
+
+        Parameters
+        ----------
+        tile : Tile
+        own : NucleiTable
+            Nuclei that the tile sees whole and owns, in px of the plan, along pixel edges and
+            without holes, as `polygonise` makes them, with measurements.
+        cut : NucleiTable
+            Nuclei that the border of its view cuts, likewise.
+
+        Returns
+        -------
+        list of NucleiTable
+            The nuclei of those tiles, one table each, that no other tile can change any more,
+            with their centroid in the core of a tile. Over all calls and `finish`, tables come in
+            the order of the plan: the order in which tiles are added plays no part.
+
+        Raises
+        ------
+        ValueError
+            If the tile was added before.
+        """
+        if tile.index in self._added:
+            raise ValueError(f"tile {tile.index} was added twice")
+        self._added.add(tile.index)
+        self._whole[tile.index] = _Outlines(own)
+        self._fragments[tile.index] = _Outlines(cut)
+        self.fragments += len(cut)
+        for candidate in (tile, *self._plan.neighbours(tile)):
+            if self._all(candidate, self._added):
+                self._settle(candidate)
+        given = []
+        while self._given in self._ready:
+            given.append(self._ready.pop(self._given))
+            self._given += 1
+        return given
+
+    def finish(self) -> tuple[list[NucleiTable], NucleiTable]:
+        """Return what is left when no more tiles come.
+
+        Returns
+        -------
+        whole : list of NucleiTable
+            As `add` returns them.
+        joined : NucleiTable
+            Nuclei joined from fragments, from top to bottom, without measurements. Some may be
+            doubles of whole ones: see `drop_doubles`.
+        """
+        for index in sorted(self._added - self._settled):
+            self._settle(self._plan[index])
+        return [self._ready[index] for index in sorted(self._ready)], self._join()
+
+    def _all(self, tile: Tile, indices: set[int]) -> bool:
+        """Tell whether a tile and its neighbours are among some."""
+        return tile.index in indices and all(
+            neighbour.index in indices for neighbour in self._plan.neighbours(tile)
+        )
+
+    def _settle(self, tile: Tile) -> None:
+        """Drop the fragments and nuclei of a tile that its neighbours, now known, make void."""
+        self._settled.add(tile.index)
+        own, fragments = self._whole[tile.index], self._fragments.pop(tile.index)
+        dropped = np.zeros(len(own.nuclei), bool)
+        covered_area = np.zeros(len(fragments.nuclei))
+        neighbours = self._plan.neighbours(tile)
+        for neighbour in neighbours:
+            if neighbour.index not in self._added:
+                continue
+            other = self._whole[neighbour.index]
+            # A fragment in this view is of a nucleus that reaches across the border of it.
+            reaching = _meets(other.boxes, tile.view) & ~_within(other.boxes, tile.view)
+            first, _, common = _overlaps(fragments, other, np.flatnonzero(reaching))
+            covered_area += np.bincount(first, weights=common, minlength=len(covered_area))
+
+            first, second, common = _overlaps(own, other)
+            mine, theirs = own.areas[first], other.areas[second]
+            loses = (mine < theirs) | ((mine == theirs) & (tile.index > neighbour.index))
+            dropped[first[loses & (common > _SAME * np.minimum(mine, theirs))]] = True
+        self.overlapping += int(dropped.sum())
+        # Around the region, nuclei are seen, too.
+        stays = ~dropped & self._plan.answers_for(own.nuclei.centroids())
+        self._ready[tile.index] = own.nuclei.take(stays)
+        covered = covered_area > _SAME * fragments.areas
+        self.covered += int(covered.sum())
+        if not covered.all():
+            self._fragments[tile.index] = _Outlines(fragments.nuclei.take(~covered))
+        for candidate in (tile, *neighbours):
+            if self._all(candidate, self._settled):
+                del self._whole[candidate.index]
+
+    def _join(self) -> NucleiTable:
+        """Join the fragments of nuclei that no tile sees whole."""
+        if not self._fragments:
+            return NucleiTable.empty()
+        indices = sorted(self._fragments)
+        polygons = {index: self._fragments[index].nuclei.polygons() for index in indices}
+        sizes = [len(polygons[index]) for index in indices]
+        start = dict(zip(indices, np.cumsum([0, *sizes]).tolist(), strict=False))
+        links: list[npt.NDArray[np.int64]] = [np.empty((2, 0), np.int64)]
+        pieces = []
+        for index in indices:
+            tile, fragments = self._plan[index], polygons[index]
+            for neighbour in self._plan.neighbours(tile):
+                if neighbour.index > index and neighbour.index in polygons:
+                    shared = shapely.intersection(tile.view.polygon(), neighbour.view.polygon())
+                    first, second = _continuations(fragments, polygons[neighbour.index], shared)
+                    links.append(np.stack([first + start[index], second + start[neighbour.index]]))
+            others = [n.core.polygon() for n in self._plan.neighbours(tile)]
+            region = shapely.difference(tile.view.polygon(), shapely.union_all(others))
+            pieces.append(shapely.intersection(fragments, region, grid_size=1))
+        total = sum(sizes)
+        first, second = np.concatenate(links, axis=1)
+        graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(total, total))
+        count, nucleus = connected_components(graph, directed=False)
+        all_pieces = np.concatenate(pieces)
+        order = np.argsort(nucleus, kind="stable")
+        groups = np.split(all_pieces[order], np.cumsum(np.bincount(nucleus, minlength=count))[:-1])
+        unions = [shapely.union_all(group, grid_size=1) for group in groups]
+        joined = canonical(_parts(np.array(unions, dtype=object))[0])
+        # From top to bottom, then left to right, by the first vertex.
+        starts = joined.vertices[joined.ring_offsets[:-1]]
+        joined = joined.take(np.lexsort((starts[:, 0], starts[:, 1])))
+        # An exterior fills the holes: what was joined inside of one is part of it.
+        outlines = joined.polygons()
+        first, second = _same(outlines, outlines)
+        area = shapely.area(outlines)
+        loses = (area[first] < area[second]) | ((area[first] == area[second]) & (first > second))
+        return joined.take(np.setdiff1d(np.arange(len(joined)), first[loses]))
+
+
+def drop_doubles(found: NucleiTables, joined: NucleiTable) -> tuple[npt.NDArray[np.bool_], int]:
+    """Drop the smaller one where a joined nucleus and a whole one are the same.
+
+    Parameters
+    ----------
+    found : NucleiTables
+        The whole ones, which are changed in place.
+    joined : NucleiTable
+        N nuclei in the same coordinates.
+
+    Returns
+    -------
+    kept : (N,) bool ndarray
+        Which of the joined ones remain.
+    dropped : int
+        How many of either kind do not.
+    """
+    kept = np.ones(len(joined), bool)
+    dropped = 0
+    polygons = joined.polygons()
+    area = shapely.area(polygons)
+    tree = shapely.STRtree(polygons)
+    for i in range(len(found) if len(joined) else 0):
+        table = found[i]
+        near = np.unique(tree.query(shapely.box(*bounds(table).T))[0])
+        whole = table.take(near).polygons()
+        first, second = _same(whole, polygons)
+        loses = shapely.area(whole)[first] < area[second]
+        kept[second[~loses]] = False
+        lost = np.unique(near[first[loses]])
+        if len(lost):
+            found[i] = table.take(np.setdiff1d(np.arange(len(table)), lost))
+        dropped += len(lost)
+    return kept, dropped + int(np.count_nonzero(~kept))
+
+
+@dataclass(frozen=True, eq=False)
+class _Outlines:
+    """Nuclei of a tile, with what they are compared by."""
+
+    nuclei: NucleiTable
+
+    @cached_property
+    def boxes(self) -> FloatArray:
+        """(N, 4) bounding boxes."""
+        return bounds(self.nuclei)
+
+    @cached_property
+    def hull(self) -> FloatArray:
+        """The box around all of them."""
+        return _hull(self.boxes)
+
+    @cached_property
+    def areas(self) -> FloatArray:
+        """(N,) areas."""
+        if len(self.nuclei) == 0:
+            return np.empty(0)
+        starts, stops = self.exteriors
+        x, y = self.nuclei.vertices.T.astype(np.float64)
+        strips = np.append(x[:-1] * np.diff(y), 0)
+        strips[stops] = 0  # from the end of one outline to the start of the next
+        return np.abs(np.add.reduceat(strips, starts))
+
+    @cached_property
+    def exteriors(self) -> tuple[IndexArray, IndexArray]:
+        """First and last vertex of each outline."""
+        rings, ring_offsets = self.nuclei.polygon_offsets[:-1], self.nuclei.ring_offsets
+        return ring_offsets[rings], ring_offsets[rings + 1] - 1
+
+
+def _overlaps(
+    a: _Outlines, b: _Outlines, rows: IndexArray | None = None
+) -> tuple[IndexArray, IndexArray, FloatArray]:
+    """Return the pairs of rows of `a` and `b` whose boxes overlap, and their area in common.
+
+    Of `b` only some rows are looked at, if they are given.
+    """
+    near = _meets(b.boxes if rows is None else b.boxes[rows], a.hull)
+    theirs = np.flatnonzero(near) if rows is None else rows[near]
+    mine = np.flatnonzero(_meets(a.boxes, _hull(b.boxes[theirs])))
+    first, second = np.nonzero(_meets(a.boxes[mine, None], b.boxes[theirs].T))
+    first, second = mine[first], theirs[second]
+    common = _areas_in_common(
+        a.nuclei.vertices, *a.exteriors, first, b.nuclei.vertices, *b.exteriors, second
+    )
+    return first, second, common
+
+
+@compiled
+def _areas_in_common(
+    a: npt.NDArray[np.float32],
+    a_starts: IndexArray,
+    a_stops: IndexArray,
+    first: IndexArray,
+    b: npt.NDArray[np.float32],
+    b_starts: IndexArray,
+    b_stops: IndexArray,
+    second: IndexArray,
+) -> FloatArray:
+    """Return the area in common of rings ``first[k]`` of a and ``second[k]`` of b.
+
+    Both run along pixel edges. On every line across, a ring is the sum of steps down from 1 to 0
+    at its vertical edges, with the sign of their direction; the product of two such steps ends at
+    the edge farther left.
+    """
+    common = np.empty(len(first))
+    for pair in range(len(first)):
+        area = 0.0
+        for i in range(a_starts[first[pair]], a_stops[first[pair]]):
+            x, y0, y1 = np.float64(a[i, 0]), a[i, 1], a[i + 1, 1]
+            if y0 == y1:
+                continue
+            for j in range(b_starts[second[pair]], b_stops[second[pair]]):
+                v0, v1 = b[j, 1], b[j + 1, 1]
+                height = min(max(y0, y1), max(v0, v1)) - max(min(y0, y1), min(v0, v1))
+                if height > 0:
+                    width = min(x, b[j, 0])
+                    area += height * width if (y1 > y0) == (v1 > v0) else -height * width
+        common[pair] = abs(area)
+    return common
+
+
+def _same(a: GeometryArray, b: GeometryArray) -> tuple[IndexArray, IndexArray]:
+    """Return the pairs of polygons of `a` and `b` that overlap as only one nucleus does."""
+    if len(a) == 0 or len(b) == 0:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    second, first = shapely.STRtree(a).query(b, predicate="intersects")
+    common = shapely.area(shapely.intersection(a[first], b[second]))
+    smaller = np.minimum(shapely.area(a)[first], shapely.area(b)[second])
+    same = common > _SAME * smaller
+    return first[same], second[same]
+
+
+def _continuations(
+    a: GeometryArray, b: GeometryArray, shared: shapely.Polygon
+) -> tuple[IndexArray, IndexArray]:
+    """Return the pairs of fragments of two tiles that show the same part of the shared area.
+
+    A nucleus that winds in and out of the shared area may be in several parts there, and in
+    different ones for each tile: parts are compared, not fragments.
+    """
+    parts_a, rows_a = _parts(shapely.intersection(a, shared, grid_size=1))
+    parts_b, rows_b = _parts(shapely.intersection(b, shared, grid_size=1))
+    first, second = _same(parts_a, parts_b)
+    return rows_a[first], rows_b[second]
+
+
+def _parts(geometries: GeometryArray) -> tuple[GeometryArray, IndexArray]:
+    """Return the polygons that geometries consist of (no points or lines), and whose they are."""
+    parts, rows = shapely.get_parts(geometries, return_index=True)
+    # A part of an intersection may be a collection itself.
+    parts, deeper = shapely.get_parts(parts, return_index=True)
+    polygonal = shapely.get_type_id(parts) == shapely.GeometryType.POLYGON
+    polygonal &= ~shapely.is_empty(parts)
+    return parts[polygonal], rows[deeper][polygonal]
+
+
+def _hull(boxes: FloatArray) -> FloatArray:
+    """Return the box around boxes; one that nothing meets if there are none."""
+    low = boxes[:, :2].min(axis=0, initial=np.inf)
+    high = boxes[:, 2:].max(axis=0, initial=-np.inf)
+    return np.concatenate([low, high])
+
+
+def _meets(boxes: FloatArray, other: Box | FloatArray) -> npt.NDArray[np.bool_]:
+    """Tell which boxes share an area with another one: x0, y0, x1, y1, or an array of each."""
+    x0, y0, x1, y1 = other
+    meets: npt.NDArray[np.bool_] = (
+        (boxes[..., 0] < x1) & (boxes[..., 2] > x0) & (boxes[..., 1] < y1) & (boxes[..., 3] > y0)
+    )
+    return meets
+
+
+def _within(boxes: FloatArray, other: Box) -> npt.NDArray[np.bool_]:
+    """Tell which boxes lie inside another one without touching its border."""
+    x0, y0, x1, y1 = other
+    within: npt.NDArray[np.bool_] = (
+        (boxes[:, 0] > x0) & (boxes[:, 2] < x1) & (boxes[:, 1] > y0) & (boxes[:, 3] < y1)
+    )
+    return within

@@ -1,0 +1,177 @@
+"""The two networks and their optimiser: one step on one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qpnuclei.models.attention import AttentionActivation, AttentionNet
+from qpnuclei.system.distributed import average_over_ranks, mean_over_ranks, world_size
+from qpnuclei.training.attention.losses import normalise, training_losses
+from qpnuclei.training.attention.scale import build_scale_network
+from qpnuclei.training.config import AttentionRecipe
+
+
+class Learner:
+    """F, sigma and G with their Adam.
+
+    On CUDA they run in channels_last and mixed precision. On the CPU they stay in float32 and in
+    the usual layout: there, bfloat16 with channels_last and dilation has given gradients that are
+    not numbers.
+
+    In one of several processes (see `qpnuclei.system.distributed`) they learn from the batches of
+    all: gradients, tau and, on CUDA, the statistics of BatchNorm are those of the whole batch. On
+    the CPU, which has no synchronised BatchNorm, each process normalises its own share, and the
+    running statistics are averaged.
+
+    Parameters
+    ----------
+    recipe : AttentionRecipe
+    device : torch.device
+    seed : int
+        Of the initial weights.
+    imagenet : bool
+        Whether G may start from ImageNet weights, if the recipe says so; False spares the
+        download where its weights will be replaced anyway.
+    """
+
+    def __init__(
+        self, recipe: AttentionRecipe, device: torch.device, seed: int, imagenet: bool = True
+    ) -> None:
+        self.device = device
+        self.architecture = {
+            "width": recipe.width,
+            "padding": recipe.padding,
+            "stride": recipe.stride,
+            "dilations": list(recipe.dilations),
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.attention_net = AttentionNet(
+                recipe.width, recipe.padding, recipe.stride, recipe.dilations
+            )
+            self.scale_net = build_scale_network(
+                recipe.scale_network,
+                len(recipe.scales),
+                imagenet=imagenet and recipe.scale_weights == "imagenet",
+                width=recipe.scale_width,
+            )
+        self.activation = AttentionActivation(recipe.eta, recipe.sigmoid_gain, recipe.sparse)
+        self._recipe = recipe
+        self._modules: dict[str, nn.Module] = {
+            "attention_net": self.attention_net,
+            "activation": self.activation,
+            "scale_net": self.scale_net,
+        }
+        self._memory = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        for name, module in self._modules.items():
+            if world_size() > 1 and device.type == "cuda":
+                # Changes the layers within; none of the three is itself a BatchNorm.
+                self._modules[name] = nn.SyncBatchNorm.convert_sync_batchnorm(  # type: ignore[no-untyped-call]
+                    module
+                )
+            module.to(device, memory_format=self._memory)  # type: ignore[call-overload]
+        self._parameters = [p for m in self._modules.values() for p in m.parameters()]
+        self._optimiser = torch.optim.Adam(
+            self._parameters,
+            lr=recipe.learning_rate,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+        )
+        self._scaler = torch.amp.GradScaler("cuda", enabled=device.type == "cuda")
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the learning rate of the next step."""
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+
+    def step(
+        self, rgb: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor]
+    ) -> dict[str, float]:
+        """Learn from one batch, or in one of several processes from a share of it.
+
+        Parameters
+        ----------
+        rgb : (B, 3, H, W) uint8 Tensor
+        labels : (B,) int64 Tensor
+        transform : callable
+            t of the equivariance loss.
+
+        Returns
+        -------
+        dict of str to float
+            The total loss, each of its terms, and what `training_losses` measures: means over
+            all processes.
+
+        Raises
+        ------
+        FloatingPointError
+            If the loss or the gradient is not finite; the weights are then as they were.
+        """
+        for module in self._modules.values():
+            module.train()
+        labels = labels.to(self.device, non_blocking=True)
+        with torch.autocast("cuda", torch.float16, enabled=self._scaler.is_enabled()):
+            losses = training_losses(
+                self.attention_net,
+                self.activation,
+                self.scale_net,
+                self._to_device(rgb),
+                labels,
+                self._recipe,
+                transform,
+            )
+        named = {"loss": losses.total}
+        named |= {f"{name} loss": term for name, term in losses.terms.items()}
+        named |= losses.measures
+        # One transfer for all of them: each waits for the GPU.
+        # All processes see a number that is none in any of them.
+        values = mean_over_ranks(torch.stack([v.float() for v in named.values()])).tolist()
+        metrics = dict(zip(named, values, strict=True))
+        broken = [name for name in metrics if not torch.isfinite(torch.tensor(metrics[name]))]
+        if broken:
+            raise FloatingPointError(f"{', '.join(broken)} is no longer a number")
+        self._optimiser.zero_grad(set_to_none=True)
+        self._scaler.scale(losses.total).backward()  # type: ignore[no-untyped-call]
+        average_over_ranks(p.grad for p in self._parameters if p.grad is not None)
+        self._scaler.unscale_(self._optimiser)
+        limit = self._recipe.gradient_clip or float("inf")
+        norm = nn.utils.clip_grad_norm_(self._parameters, limit)
+        # With mixed precision a gradient may overflow: the scaler skips that step and adapts.
+        if not self._scaler.is_enabled() and not norm.isfinite():
+            raise FloatingPointError("the gradient is no longer a number")
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
+        buffers = [b for m in self._modules.values() for b in m.buffers()]
+        average_over_ranks(b for b in buffers if b.is_floating_point())
+        return metrics
+
+    def attend(self, rgb: Tensor) -> Tensor:
+        """Return the (B, 1, H, W) attention of (B, 3, H, W) uint8 crops as at test time."""
+        self.attention_net.eval()
+        self.activation.eval()
+        with torch.inference_mode():
+            attention: Tensor = self.activation(self.attention_net(normalise(self._to_device(rgb))))
+        return attention.cpu()
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a later `load_state` needs to go on as if nothing had happened."""
+        state: dict[str, Any] = {name: m.state_dict() for name, m in self._modules.items()}
+        return state | {
+            "optimiser": self._optimiser.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go back to a `state` of a learner of the same recipe."""
+        for name, module in self._modules.items():
+            module.load_state_dict(state[name])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._scaler.load_state_dict(state["scaler"])
+
+    def _to_device(self, rgb: Tensor) -> Tensor:
+        pixels = rgb.to(self.device, non_blocking=True).float() / 255
+        return pixels.contiguous(memory_format=self._memory)

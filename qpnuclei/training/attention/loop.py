@@ -1,0 +1,425 @@
+"""Training of the attention network: data, batches, epochs, checkpoints.
+
+`train_attention` is what ``qpnuclei train`` calls; the losses are in
+`qpnuclei.training.attention.losses`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from qpnuclei.errors import TrainingError, UsageError
+from qpnuclei.evaluation.tuning import (
+    LabelledImage,
+    attend,
+    read_validation,
+    summarise,
+    tune_post_processing,
+)
+from qpnuclei.models.checkpoint import library_versions, load_model, save_model
+from qpnuclei.models.metadata import ColourNormalisation, ModelMetadata, PostProcessing
+from qpnuclei.segmentation.maps_engine import Segmenter
+from qpnuclei.system.distributed import any_rank, rank, rank_0_first, world_size
+from qpnuclei.training.attention.batches import Batches, batch_rng
+from qpnuclei.training.attention.learner import Learner
+from qpnuclei.training.attention.losses import TRANSFORMS
+from qpnuclei.training.attention.scale import load_backbone
+from qpnuclei.training.attention.validation import validate
+from qpnuclei.training.callbacks import TrainingResult, Watcher
+from qpnuclei.training.config import AttentionRecipe
+from qpnuclei.training.run_folder import (
+    MODEL_FILE,
+    Progress,
+    RunState,
+    check_identity,
+    git_state,
+    load_state,
+    open_run_folder,
+    save_state,
+    write_attention_grid,
+    write_metrics,
+)
+from qpnuclei.training.sources import Source
+from qpnuclei.training.tile_index import (
+    ColourTransfer,
+    TileIndex,
+    TileReader,
+    cached_tile_index,
+    sources_digest,
+)
+
+_log = logging.getLogger(__name__)
+
+#: G is said to guess if, after so many batches, it is right hardly more often than by chance.
+_GUESSING_AFTER_BATCHES = 500
+_GUESSING_MARGIN = 0.05
+
+#: Shares of the pixels that the attention of a working model cannot have.
+_HOLDS_NOTHING, _HOLDS_EVERYTHING = 0.001, 0.95
+
+#: Images in the picture of each epoch.
+_PICTURE_IMAGES = 9
+
+
+def train_attention(
+    recipe: AttentionRecipe,
+    sources: Sequence[Source],
+    folder: Path,
+    *,
+    device: torch.device,
+    seed: int = 0,
+    validation: Path | None = None,
+    mpp: float | None = None,
+    resume: bool = False,
+    backbone_weights: Path | None = None,
+    workers: int = 0,
+    watcher: Watcher | None = None,
+) -> TrainingResult:
+    """Train the attention network on unlabelled tissue.
+
+    In each of several processes (see `qpnuclei.system.distributed`) it is called alike, and learns
+    from a share of each batch; rank 0 alone validates and writes.
+
+    Parameters
+    ----------
+    recipe : AttentionRecipe
+    sources : sequence of Source
+    folder : pathlib.Path
+        For everything that the run writes.
+    device : torch.device
+    seed : int
+        Two runs of one seed on one machine's CPU are equal to the bit.
+    validation : pathlib.Path, optional
+        Labelled images (see `read_validation`) that choose the epoch, by the Dice of the
+        attention, and at the end the post-processing. Without them the model of the last epoch
+        is kept.
+    mpp : float, optional
+        Resolution of the validation images, where their files do not know it.
+    resume : bool
+        Go on with the run in `folder`.
+    backbone_weights : pathlib.Path, optional
+        What G starts from, instead of what the recipe says.
+    workers : int
+        Processes that read tiles; 0 reads in this one.
+    watcher : Watcher, optional
+
+    Raises
+    ------
+    qpnuclei.errors.TrainingError
+        If the loss is no longer a number, or the attention collapsed. The state and the model of
+        the last good epoch are kept.
+    qpnuclei.errors.UsageError, qpnuclei.errors.NotFoundError
+        If the run folder, the sources or the backbone do not allow the run.
+    """
+    watcher = watcher or Watcher()
+    _check_sources(recipe, sources)
+    _check_shares(recipe)
+    if rank() == 0:
+        open_run_folder(folder, resume)
+    identity = {
+        "recipe": recipe.model_dump(mode="json"),
+        "seed": seed,
+        "images": sources_digest(sources, recipe.scales, recipe.tile_px, recipe.min_tissue),
+    }
+    state = load_state(folder) if resume else None
+    if state is not None:
+        check_identity(state, identity)
+    labelled: list[LabelledImage] = []
+    if validation is not None and rank() == 0:
+        labelled = read_validation(validation, mpp, recipe.model_mpp)
+    with rank_0_first():
+        learner = Learner(recipe, device, seed, imagenet=not (resume or backbone_weights))
+    if state is not None:
+        learner.load_state(state.learner)
+    elif backbone_weights is not None:
+        load_backbone(learner.scale_net, backbone_weights)
+    with rank_0_first():
+        index = cached_tile_index(
+            folder,
+            sources,
+            recipe.scales,
+            recipe.tile_px,
+            recipe.min_tissue,
+            lambda done: watcher.tiles(done, len(sources)),
+        )
+    reader = TileReader(sources, index, recipe.scales, recipe.tile_px)
+    colour = None
+    if recipe.colour == "reinhard":
+        colour = ColourTransfer.measured(reader)
+        reader = reader.with_colour(colour)
+    run = _Run(
+        recipe=recipe,
+        folder=folder,
+        identity=identity,
+        learner=learner,
+        progress=Progress() if state is None else state.progress,
+        batches=Batches(
+            reader,
+            n_scales=len(recipe.scales),
+            batch_size=recipe.batch_size,
+            crop_px=recipe.crop_px,
+            hed_jitter=recipe.hed_jitter,
+            seed=seed,
+            rank=rank(),
+            world_size=world_size(),
+        ),
+        colour=_colour_metadata(colour),
+        data=_data_metadata(sources, index, recipe),
+        labelled=labelled,
+        watcher=watcher,
+    )
+    return run.train(workers)
+
+
+@dataclass
+class _Run:
+    """A run under way."""
+
+    recipe: AttentionRecipe
+    folder: Path
+    identity: Mapping[str, Any]
+    learner: Learner
+    progress: Progress
+    batches: Batches
+    colour: ColourNormalisation
+    data: Mapping[str, Any]
+    labelled: Sequence[LabelledImage]
+    watcher: Watcher
+
+    def train(self, workers: int) -> TrainingResult:
+        """Go through the epochs that are left."""
+        per_epoch = self.recipe.batches_per_epoch
+        progress = self.progress
+        first = progress.epoch * per_epoch + progress.batch
+        stopped = False
+        board_folder = self.folder / "tensorboard"
+        with (
+            SummaryWriter(board_folder, purge_step=progress.epoch + 1)
+            if rank() == 0
+            else nullcontext()
+        ) as board:
+            batches = self.batches.load(first, self.recipe.epochs * per_epoch, workers)
+            started = time.monotonic()
+            for rgb, labels in batches:
+                if any_rank(self.watcher.stop_requested(), self.learner.device):
+                    stopped = True
+                    break
+                self._train_batch(rgb, labels)
+                if progress.batch == per_epoch:
+                    metrics = self._end_epoch()
+                    if board is not None:
+                        self._keep_epoch(metrics, board, time.monotonic() - started)
+                    started = time.monotonic()
+        if rank() == 0:
+            if stopped:
+                self._save_state()
+            elif self.labelled:
+                self._tune()
+        model = self.folder / MODEL_FILE
+        return TrainingResult(
+            model if model.is_file() else None,
+            progress.epoch,
+            progress.best_epoch,
+            progress.best_score,
+            stopped,
+        )
+
+    def _train_batch(self, rgb: Tensor, labels: Tensor) -> None:
+        progress = self.progress
+        number = progress.epoch * self.recipe.batches_per_epoch + progress.batch
+        # The tiles of this batch were drawn from (seed, number): this stream is another one.
+        rng = batch_rng(self.identity["seed"], number, "transform")
+        transform = TRANSFORMS[str(rng.choice(list(TRANSFORMS)))]
+        self.learner.set_learning_rate(learning_rate(self.recipe, progress.epoch))
+        try:
+            metrics = self.learner.step(rgb, labels, transform)
+        except FloatingPointError as error:
+            raise TrainingError(
+                f"epoch {progress.epoch + 1}, batch {progress.batch + 1}: {error}; {self._kept()}",
+                "try a lower --set learning_rate, --set gradient_clip=1, or another --seed",
+            ) from error
+        for name, value in metrics.items():
+            progress.sums[name] = progress.sums.get(name, 0.0) + value
+        progress.batch += 1
+        self.watcher.batch(progress.epoch + 1, progress.batch, metrics)
+
+    def _end_epoch(self) -> dict[str, float]:
+        """Go on to the next epoch, unless this one has collapsed; return its means."""
+        progress, recipe = self.progress, self.recipe
+        epoch = progress.epoch + 1
+        metrics = {name: total / progress.batch for name, total in progress.sums.items()}
+        if recipe.stop_on_collapse:
+            reason = collapse(metrics, len(recipe.scales), epoch * recipe.batches_per_epoch)
+            if reason:
+                raise TrainingError(
+                    f"epoch {epoch}: {reason}; {self._kept()}",
+                    "see the pictures in the run folder; try another --seed, more tissue, or "
+                    "--config anchored (--set stop_on_collapse=false goes on all the same)",
+                )
+        progress.epoch, progress.batch, progress.sums = epoch, 0, {}
+        return metrics
+
+    def _keep_epoch(self, metrics: dict[str, float], board: SummaryWriter, seconds: float) -> None:
+        """Validate the epoch that has just ended, and write all that is to be written."""
+        progress, recipe = self.progress, self.recipe
+        epoch = progress.epoch
+        if metrics["anchor agreement"] < 0:
+            _log.warning(
+                "epoch %d: the attention is high where haematoxylin is low (rank correlation "
+                "%.2f): it has probably settled on background",
+                epoch,
+                metrics["anchor agreement"],
+            )
+        validation = {}
+        if self.labelled:
+            validation = validate(
+                self.learner.attention_net, self._metadata({}), self.labelled, self.learner.device
+            )
+            metrics |= {f"validation {name}": value for name, value in validation.items()}
+        score = validation.get("dice")
+        kept = score is None or progress.best_score is None or score > progress.best_score
+        if kept:
+            progress.best_epoch, progress.best_score = epoch, score
+            measured = {"images": len(self.labelled), **validation} if validation else {}
+            save_model(
+                self.folder / MODEL_FILE, self.learner.attention_net, self._metadata(measured)
+            )
+        row = {"epoch": float(epoch), "seconds": round(seconds, 1)}
+        row |= {"learning rate": learning_rate(recipe, epoch - 1), **metrics}
+        progress.history.append(row)
+        self._save_state()
+        write_metrics(self.folder, progress.history)
+        for name, value in metrics.items():
+            board.add_scalar(name, value, epoch)
+        self._draw(epoch)
+        self.watcher.epoch(epoch, metrics, kept)
+
+    def _tune(self) -> None:
+        """Choose the post-processing of the best epoch's model on the validation images."""
+        path = self.folder / MODEL_FILE
+        network, metadata = load_model(path)
+        if metadata.post_processing != PostProcessing():
+            return  # of a run that was finished before
+        _log.info("choosing the post-processing on %d images", len(self.labelled))
+        segmenter = Segmenter(network, metadata, self.learner.device)
+        attended = attend(segmenter, self.labelled)
+        parameters = tune_post_processing(attended, metadata.post_processing)
+        measured = {**metadata.validation, **summarise(attended, parameters)}
+        update = {"post_processing": parameters, "validation": measured}
+        save_model(path, network, metadata.model_copy(update=update))
+
+    def _save_state(self) -> None:
+        save_state(self.folder, RunState(self.identity, self.progress, self.learner.state()))
+
+    def _draw(self, epoch: int) -> None:
+        """Picture of the attention on the same crops in every epoch."""
+        rgb, labels = self.batches[0]
+        step = max(1, len(labels) // _PICTURE_IMAGES)  # a batch is sorted by scale
+        rgb = rgb[::step][:_PICTURE_IMAGES]
+        path = self.folder / "attention" / f"epoch-{epoch:04d}.png"
+        write_attention_grid(path, rgb, self.learner.attend(rgb))
+
+    def _kept(self) -> str:
+        if self.progress.epoch == 0:
+            return "no epoch was finished"
+        return f"{self.folder / MODEL_FILE} is of epoch {self.progress.best_epoch}"
+
+    def _metadata(self, validation: Mapping[str, Any]) -> ModelMetadata:
+        learner = self.learner
+        versions = library_versions()
+        if git := git_state():
+            versions["git"] = git
+        return ModelMetadata(
+            name=self.recipe.name,
+            family="attention",
+            architecture=learner.architecture,
+            mpp=self.recipe.model_mpp,
+            tau=float(learner.activation.tau),
+            sigmoid_gain=learner.activation.gain,
+            colour=self.colour,
+            recipe={
+                **self.identity["recipe"],
+                "seed": self.identity["seed"],
+                "epoch": self.progress.epoch,
+            },
+            data=dict(self.data),
+            validation=dict(validation),
+            versions=versions,
+        )
+
+
+def learning_rate(recipe: AttentionRecipe, epoch: int) -> float:
+    """Return the learning rate of an epoch (from 0): it drops at each of ``recipe.lr_steps``."""
+    drops = sum(epoch >= step for step in recipe.lr_steps)
+    return recipe.learning_rate * recipe.lr_factor**drops
+
+
+def collapse(metrics: Mapping[str, float], n_scales: int, batches: int) -> str:
+    """Say why the means over an epoch cannot be those of a model that learns; empty if they can.
+
+    Parameters
+    ----------
+    metrics : mapping of str to float
+    n_scales : int
+    batches : int
+        Seen since the start of the run: G is given time.
+    """
+    fraction = metrics["attention fraction"]
+    if fraction < _HOLDS_NOTHING or fraction > _HOLDS_EVERYTHING:
+        return f"the attention has collapsed: it holds {fraction:.2%} of the pixels"
+    accuracy = metrics["scale accuracy"]
+    if batches >= _GUESSING_AFTER_BATCHES and accuracy < 1 / n_scales + _GUESSING_MARGIN:
+        return (
+            f"after {batches} batches the magnification is guessed right in {accuracy:.0%} of "
+            f"cases, by chance it would be {1 / n_scales:.0%}"
+        )
+    return ""
+
+
+def _check_sources(recipe: AttentionRecipe, sources: Sequence[Source]) -> None:
+    slides = [source for source in sources if not source.is_patch]
+    if recipe.patches_only and slides:
+        raise UsageError(
+            f"recipe {recipe.name!r} learns from image patches, but {slides[0].name} "
+            f"({slides[0].width}x{slides[0].height} px) is a whole slide",
+            "use --config proposed, or cut patches out of it",
+        )
+
+
+def _check_shares(recipe: AttentionRecipe) -> None:
+    """Every process gets equally many crops, of every scale."""
+    if recipe.batch_size % world_size() or recipe.batch_size < world_size() * len(recipe.scales):
+        raise UsageError(
+            f"batch_size {recipe.batch_size} cannot be shared by {world_size()} processes",
+            f"it must be a multiple of them, with at least {len(recipe.scales)} crops for each: "
+            "--set batch_size=...",
+        )
+
+
+def _colour_metadata(colour: ColourTransfer | None) -> ColourNormalisation:
+    if colour is None:
+        return ColourNormalisation()
+    return ColourNormalisation(
+        method="reinhard", target_mean=colour.target_mean, target_std=colour.target_std
+    )
+
+
+def _data_metadata(
+    sources: Sequence[Source], index: TileIndex, recipe: AttentionRecipe
+) -> dict[str, Any]:
+    """Names, not paths: a model travels further than the folders it was made from."""
+    counts = [len(tiles) for tiles in index.per_scale(len(recipe.scales))]
+    return {
+        "images": [source.name for source in sources],
+        "tiles": {f"{mpp:g} µm/px": n for mpp, n in zip(recipe.scales, counts, strict=True)},
+    }

@@ -1,0 +1,211 @@
+"""The run folder: what a training writes, and the state from which it goes on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import pickle
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+import qpnuclei
+from qpnuclei.errors import FormatError, NotFoundError, SaveError, UsageError
+from qpnuclei.system.files import write_atomically
+
+_log = logging.getLogger(__name__)
+
+STATE_FILE = "state.pt"
+MODEL_FILE = "model.safetensors"
+METRICS_FILE = "metrics.csv"
+
+
+@dataclass
+class Progress:
+    """How far a run is, and what it measured on the way.
+
+    Parameters
+    ----------
+    epoch, batch : int
+        The next batch: number of epochs done, and of batches done in the present one.
+    history : list of dict
+        One row of metrics per epoch done.
+    sums : dict
+        Sums of the metrics over the batches done in the present epoch.
+    best_epoch : int or None
+        Epoch (from 1) whose model was kept.
+    best_score : float or None
+        Its validation Dice.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
+    best_epoch: int | None = None
+    best_score: float | None = None
+
+
+@dataclass(frozen=True)
+class RunState:
+    """All that a run needs to go on exactly where it was.
+
+    There is no state of random numbers: every batch's follow from the seed and its number.
+
+    Parameters
+    ----------
+    identity : mapping
+        What must be the same when the run goes on: recipe, seed, hash of the sources.
+    progress : Progress
+    learner : mapping
+        State of the networks and the optimiser.
+    """
+
+    identity: Mapping[str, Any]
+    progress: Progress
+    learner: Mapping[str, Any]
+
+
+def open_run_folder(folder: Path, resume: bool) -> None:
+    """Make the run folder, or check that there is a run in it to go on with.
+
+    Raises
+    ------
+    qpnuclei.errors.UsageError
+        If it is not empty and `resume` is false.
+    qpnuclei.errors.NotFoundError
+        If `resume` is true and it holds no state.
+    qpnuclei.errors.SaveError
+        If it cannot be made.
+    """
+    if resume:
+        if not (folder / STATE_FILE).is_file():
+            raise NotFoundError(
+                f"{folder} holds no run to resume (no {STATE_FILE})", "leave --resume out"
+            )
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SaveError(f"cannot make the folder {folder}: {error.strerror}") from error
+    # A tile index may be kept from a run that was stopped before its first epoch.
+    if any(not path.name.startswith("tiles-") for path in folder.iterdir()):
+        raise UsageError(
+            f"{folder} is not empty", "continue the run in it with --resume, or name another"
+        )
+
+
+def save_state(folder: Path, state: RunState) -> None:
+    """Write a run's state; what was there before is replaced in one step."""
+    buffer = io.BytesIO()
+    content = {
+        "identity": dict(state.identity),
+        "progress": asdict(state.progress),
+        "learner": dict(state.learner),
+    }
+    torch.save(content, buffer)
+    write_atomically(folder / STATE_FILE, buffer.getvalue())
+
+
+def load_state(folder: Path) -> RunState:
+    """Read a run's state, without running any code it might hold.
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        If the file is torn or something else.
+    """
+    path = folder / STATE_FILE
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return RunState(content["identity"], Progress(**content["progress"]), content["learner"])
+    except (pickle.UnpicklingError, OSError, EOFError, RuntimeError, LookupError, TypeError) as e:
+        raise FormatError(
+            f"{path} is no state of a training run: {str(e).partition(chr(10))[0]}",
+            "start the run anew in another folder",
+        ) from e
+
+
+def check_identity(state: RunState, identity: Mapping[str, Any]) -> None:
+    """Refuse to go on with another recipe, seed or images; more epochs are fine.
+
+    Raises
+    ------
+    qpnuclei.errors.UsageError
+        Naming what differs.
+    """
+    before, now = _flat(state.identity), _flat(identity)
+    for key in sorted(before.keys() | now.keys()):
+        if key in ("recipe.epochs", "recipe.stop_on_collapse"):
+            continue
+        if before.get(key) != now.get(key):
+            raise UsageError(
+                f"cannot resume: {key} was {before.get(key)!r} and is now {now.get(key)!r}",
+                "give the same arguments as before, or start a new run",
+            )
+
+
+def write_metrics(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """Write the metrics of all epochs as CSV."""
+    text = io.StringIO()
+    names = list(dict.fromkeys(name for row in history for name in row))
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_atomically(folder / METRICS_FILE, text.getvalue().encode())
+
+
+def write_attention_grid(path: Path, rgb: Tensor, attention: Tensor) -> None:
+    """Write a picture: images above, their attention below.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        PNG.
+    rgb : (B, 3, H, W) uint8 Tensor
+    attention : (B, 1, H, W) float Tensor
+        0..1, shown from black to white.
+    """
+    images: npt.NDArray[np.uint8] = rgb.permute(2, 0, 3, 1).cpu().numpy()
+    grey = (attention.clamp(0, 1) * 255).byte().expand(-1, 3, -1, -1)
+    maps: npt.NDArray[np.uint8] = grey.permute(2, 0, 3, 1).cpu().numpy()
+    rows = [part.reshape(part.shape[0], -1, 3) for part in (images, maps)]
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate(rows)).save(buffer, "PNG")
+    write_atomically(path, buffer.getvalue())
+
+
+def git_state() -> str | None:
+    """Return the commit of the source tree that runs, with ``-dirty`` if it was changed.
+
+    None where qpnuclei runs from an installation, or there is no git.
+    """
+    root = Path(qpnuclei.__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn ``{"a": {"b": 1}}`` into ``{"a.b": 1}``, and tuples into lists, as states have them."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat

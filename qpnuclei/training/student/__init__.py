@@ -1,0 +1,1 @@
+"""Training of the student on its own pseudo-labels."""

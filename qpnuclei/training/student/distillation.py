@@ -1,0 +1,119 @@
+"""Distillation: a student learns what a trained model, its teacher, finds.
+
+The teacher looks at the patches as they are; the student has to find the same in random colours,
+sharpness and scale. What it is taught are not the teacher's nuclei but its probabilities, which say
+more [1]_: how sure it is, and of what it is unsure. Only where a nucleus was pasted into a patch,
+of which the teacher knows nothing, does that nucleus itself take their place.
+
+References
+----------
+.. [1] G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", NIPS
+   workshop on deep learning, 2014.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from qpnuclei.errors import UsageError
+from qpnuclei.segmentation.maps_engine import Segmenter
+from qpnuclei.segmentation.postprocess import segment_instances
+from qpnuclei.training.student.batches import Lesson
+from qpnuclei.training.student.lessons import make_lessons
+from qpnuclei.training.student.patches import SlideSample
+from qpnuclei.training.student.pseudo_labels import PseudoLabels
+from qpnuclei.training.student.recipe import StudentRecipe
+
+RGB = npt.NDArray[np.uint8]
+
+
+class Distillation:
+    """Lessons from a teacher, the same teacher in every round.
+
+    Parameters
+    ----------
+    recipe : StudentRecipe
+        Names the teacher.
+    samples : sequence of SlideSample
+    device : torch.device
+        Where the teacher runs; on a CPU, in bfloat16.
+
+    Raises
+    ------
+    qpnuclei.errors.UsageError
+        If the teacher has no centre map, or another resolution than the recipe.
+    qpnuclei.errors.NotFoundError, qpnuclei.errors.ModelError
+        If there is no such teacher, or it cannot be loaded.
+    """
+
+    def __init__(
+        self, recipe: StudentRecipe, samples: Sequence[SlideSample], device: torch.device
+    ) -> None:
+        assert recipe.teacher is not None
+        teacher = Segmenter.load(
+            recipe.teacher,
+            str(device),
+            recipe.teacher_views,
+            "bfloat16" if device.type == "cpu" else "auto",
+        )
+        name = teacher.metadata.name
+        if teacher.metadata.family != "student":
+            raise UsageError(
+                f"teacher {name!r} is of the family {teacher.metadata.family!r}: it has no centre "
+                "map to teach",
+                "take a model that train --config student made",
+            )
+        if teacher.mpp != recipe.mpp:
+            raise UsageError(
+                f"teacher {name!r} sees {teacher.mpp} µm/px, but mpp is {recipe.mpp}",
+                f"leave --set mpp out, or say mpp={teacher.mpp}",
+            )
+        self._recipe = recipe
+        self._patches = [patch for sample in samples for patch in sample.patches]
+        self._known: list[PseudoLabels] = []
+        self._maps: list[npt.NDArray[np.uint8]] = []
+        for patch in self._patches:
+            attention, centre = teacher.attend_image(patch)
+            labels = segment_instances(attention, teacher.metadata.post_processing, centre)
+            self._known.append(PseudoLabels(labels, np.ones(labels.shape, np.float32)))
+            self._maps.append(_eight_bits(attention, centre))
+
+    def known(self, student: Segmenter | None) -> list[PseudoLabels]:
+        """Return the nuclei that the teacher finds in each patch; `student` has no say."""
+        del student
+        return self._known
+
+    def lessons(self, known: Sequence[PseudoLabels], rng: np.random.Generator) -> Iterator[Lesson]:
+        """Return the patches and their renditions, with the teacher's maps."""
+        for patch, labels, maps in zip(self._patches, known, self._maps, strict=True):
+            original, *renditions = make_lessons(patch, labels, self._recipe, rng)
+            for lesson in (original, *renditions):
+                yield soften(lesson, original, maps)
+
+
+def soften(lesson: Lesson, original: Lesson, maps: npt.NDArray[np.uint8]) -> Lesson:
+    """Return a rendition's lesson with the teacher's maps where nothing was pasted.
+
+    Parameters
+    ----------
+    lesson : Lesson
+        What the teacher's nuclei, and those pasted, teach.
+    original : Lesson
+        The same of the patch as it is.
+    maps : (H, W, 2) uint8 ndarray
+        The teacher's foreground and centre map of the patch, each 0..1 times 255.
+    """
+    as_it_was = (lesson.targets[..., :2] == original.targets[..., :2]).all(axis=-1)
+    targets = lesson.targets.copy()
+    targets[as_it_was, :2] = maps[as_it_was]
+    return replace(lesson, targets=targets)
+
+
+def _eight_bits(*maps: npt.NDArray[np.float32] | None) -> npt.NDArray[np.uint8]:
+    known = [m for m in maps if m is not None]
+    return np.rint(255 * np.stack(known, axis=-1)).astype(np.uint8)

@@ -1,0 +1,132 @@
+"""The tissue a student learns from: a sample of each slide, held in memory."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from qpnuclei.slides.resolution import working_downsample
+from qpnuclei.slides.stains import Stains, estimate_macenko
+from qpnuclei.training.sources import Source
+from qpnuclei.training.tile_index import build_tile_index
+
+_log = logging.getLogger(__name__)
+
+RGB = npt.NDArray[np.uint8]
+_Window = tuple[int, int, int, int]  # x, y, width, height
+
+#: Stain vectors are estimated on every such pixel.
+_STAIN_STEP = 5
+
+
+@dataclass(frozen=True, eq=False)
+class SlideSample:
+    """Patches of one slide, and its colours.
+
+    Parameters
+    ----------
+    name : str
+        Of the slide.
+    patches : list of (H, W, 3) uint8 ndarray
+        At the model's resolution.
+    stains : Stains
+        Estimated on all of these patches together.
+    """
+
+    name: str
+    patches: list[RGB]
+    stains: Stains
+
+
+def sample_slides(
+    sources: Sequence[Source],
+    *,
+    mpp: float,
+    patch_px: int,
+    patches_per_slide: int,
+    max_patches: int,
+    min_tissue: float,
+    seed: int,
+    on_source: Callable[[int], None] = lambda _: None,
+) -> list[SlideSample]:
+    """Read image patches whole, and of every slide a random sample of its tissue.
+
+    Parameters
+    ----------
+    sources : sequence of Source
+    mpp : float
+        µm/px of the patches.
+    patch_px : int
+        Side of the patches, in px of `mpp`. An image patch is cut into equal parts of about this
+        size.
+    patches_per_slide : int
+        At most so many of a whole slide; of image patches, all.
+    max_patches : int
+        At most so many in all, drawn from all slides alike.
+    min_tissue : float
+        Least share of tissue in a patch of a whole slide, 0 to 1.
+    seed : int
+        Of the sample.
+    on_source : callable
+        Called with the number of sources looked at.
+
+    Returns
+    -------
+    list of SlideSample
+        Those sources of which a patch was drawn.
+
+    Raises
+    ------
+    qpnuclei.errors.UsageError
+        If a whole slide has no tissue, or is coarser than `mpp`.
+    qpnuclei.errors.SlideError
+        If an image cannot be read.
+    """
+    rng = np.random.default_rng(seed)
+    candidates: list[tuple[Source, _Window]] = []
+    for number, source in enumerate(sources):
+        on_source(number)
+        downsample = working_downsample(source.mpp, mpp)
+        if source.is_patch and source.roi is None:
+            width, height = int(source.width / downsample[0]), int(source.height / downsample[1])
+            windows = _equal_parts(width, height, patch_px)
+        else:
+            index = build_tile_index([source], [mpp], patch_px, min_tissue)
+            chosen = rng.permutation(len(index))[:patches_per_slide]
+            windows = [(int(index.x[i]), int(index.y[i]), patch_px, patch_px) for i in chosen]
+        candidates += [(source, window) for window in windows]
+    on_source(len(sources))
+    if len(candidates) > max_patches:
+        _log.info("learning from %d of %d patches", max_patches, len(candidates))
+        kept = sorted(rng.permutation(len(candidates))[:max_patches])
+        candidates = [candidates[i] for i in kept]
+    return [
+        _read(source, [window for _, window in group], mpp)
+        for source, group in itertools.groupby(candidates, key=lambda candidate: candidate[0])
+    ]
+
+
+def _read(source: Source, windows: Sequence[_Window], mpp: float) -> SlideSample:
+    downsample = working_downsample(source.mpp, mpp)
+    with source.open() as slide:
+        patches = [slide.read(*window, downsample) for window in windows]
+    pixels = np.concatenate([patch.reshape(-1, 3)[::_STAIN_STEP] for patch in patches])
+    return SlideSample(source.name, patches, estimate_macenko(pixels))
+
+
+def _equal_parts(width: int, height: int, size: int) -> list[_Window]:
+    """Windows that divide an image, each of about `size`."""
+    x, y = (
+        np.linspace(0, extent, max(1, round(extent / size)) + 1).round().astype(int)
+        for extent in (width, height)
+    )
+    return [
+        (int(x0), int(y0), int(x1 - x0), int(y1 - y0))
+        for y0, y1 in itertools.pairwise(y)
+        for x0, x1 in itertools.pairwise(x)
+    ]

@@ -1,0 +1,464 @@
+"""The student: a network that learns nuclei without labels, in rounds.
+
+`train_student` is what ``qpnuclei train --config student`` calls. Round 1 learns what a vote of
+haematoxylin masks agrees on; every later round learns what the student before it finds, mixed with
+some of that vote. In every round only objects with the shape of a nucleus are taught as nuclei
+(`qpnuclei.training.student.pseudo_labels`), and they are repainted and pasted so that hard nuclei
+are learnt from easy ones (`qpnuclei.training.student.synthesis`). A recipe that names a teacher,
+such as ``light``, learns in every round what the teacher finds
+(`qpnuclei.training.student.distillation`).
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from skimage.segmentation import find_boundaries
+
+from qpnuclei.errors import TrainingError, UsageError
+from qpnuclei.evaluation.tuning import (
+    LabelledImage,
+    attend,
+    read_validation,
+    summarise,
+    tune_post_processing,
+)
+from qpnuclei.models.checkpoint import (
+    library_versions,
+    load_model,
+    model_hash,
+    read_metadata,
+    save_model,
+)
+from qpnuclei.models.metadata import ModelMetadata, PostProcessing
+from qpnuclei.models.registry import resolve_model
+from qpnuclei.models.student import StudentNet
+from qpnuclei.segmentation.maps_engine import Segmenter
+from qpnuclei.segmentation.postprocess import segment_instances
+from qpnuclei.slides.stains import Stains, separate
+from qpnuclei.system.files import write_atomically
+from qpnuclei.training.callbacks import TrainingResult, Watcher
+from qpnuclei.training.run_folder import (
+    MODEL_FILE,
+    Progress,
+    RunState,
+    check_identity,
+    git_state,
+    load_state,
+    open_run_folder,
+    save_state,
+    write_metrics,
+)
+from qpnuclei.training.sources import Source
+from qpnuclei.training.student.batches import Lesson
+from qpnuclei.training.student.distillation import Distillation
+from qpnuclei.training.student.fit import fit
+from qpnuclei.training.student.lessons import make_lessons
+from qpnuclei.training.student.patches import SlideSample, sample_slides
+from qpnuclei.training.student.pseudo_labels import (
+    PseudoLabels,
+    blur,
+    fill_holes,
+    haematoxylin_votes,
+    snap_to_edges,
+    trusted_labels,
+)
+from qpnuclei.training.student.recipe import StudentRecipe, student_recipe
+from qpnuclei.training.tile_index import sources_digest
+
+RGB = npt.NDArray[np.uint8]
+FloatMap = npt.NDArray[np.float32]
+
+#: How much of the pseudo-labels the picture of a round shows.
+_PICTURE_PATCHES, _PICTURE_PX = 9, 512
+
+#: From a vote of haematoxylin masks to candidate nuclei. Here and below the seeds are smoother and
+#: rarer than the paper's: half a nucleus looks like a nucleus and would be learnt as one.
+VOTE_INSTANCES = PostProcessing(smoothing_sigma_px=2.0, maxima_radius_px=9, min_area_px=60)
+
+#: From a student's maps to candidate nuclei, and of a model that no validation images tune.
+STUDENT_INSTANCES = PostProcessing(
+    maxima_radius_px=6, min_prominence_px=1.0, centre_weight=0.65, min_area_px=80
+)
+
+
+def train_student(
+    fields: Mapping[str, Any],
+    sources: Sequence[Source],
+    folder: Path,
+    *,
+    device: torch.device,
+    seed: int = 0,
+    validation: Path | None = None,
+    mpp: float | None = None,
+    resume: bool = False,
+    workers: int = 0,
+    watcher: Watcher | None = None,
+) -> TrainingResult:
+    """Train a student on unlabelled tissue.
+
+    Parameters
+    ----------
+    fields : mapping of str to Any
+        Of the recipe: see `StudentRecipe`.
+    sources : sequence of Source
+    folder : pathlib.Path
+        For everything that the run writes: ``model.safetensors``, ``metrics.csv`` (a row per
+        round), ``pseudo-labels/round-NN.png``, and the state of the run.
+    device : torch.device
+    seed : int
+        Two runs of one seed on one machine's CPU, with the same number of threads, are equal to
+        the bit.
+    validation : pathlib.Path, optional
+        Labelled images (see `read_validation`) that choose the round, by AJI, and at the end the
+        post-processing; they teach nothing. Without them the model of the last round is kept.
+    mpp : float, optional
+        Resolution of the validation images, where their files do not know it.
+    resume : bool
+        Go on with the run in `folder`, after its last complete round.
+    workers : int
+        Has no effect: the patches are held in memory.
+    watcher : Watcher, optional
+        A round is an epoch to it.
+
+    Raises
+    ------
+    qpnuclei.errors.TrainingError
+        If the loss is no longer a number, or there are no nuclei to learn from. The model of the
+        last good round is kept.
+    qpnuclei.errors.UsageError, qpnuclei.errors.NotFoundError
+        If the recipe, the run folder or the sources do not allow the run.
+    """
+    del workers
+    watcher = watcher or Watcher()
+    recipe = student_recipe(fields)
+    open_run_folder(folder, resume)
+    identity = {
+        "recipe": recipe.model_dump(mode="json"),
+        "teacher": recipe.teacher and model_hash(resolve_model(recipe.teacher)),
+        "start": recipe.start and model_hash(resolve_model(recipe.start)),
+        "seed": seed,
+        "images": sources_digest(sources, [recipe.mpp], recipe.patch_px, recipe.min_tissue),
+    }
+    state = load_state(folder) if resume else None
+    if state is not None:
+        check_identity(state, identity)
+    labelled = [] if validation is None else read_validation(validation, mpp, recipe.mpp)
+    samples = sample_slides(
+        sources,
+        mpp=recipe.mpp,
+        patch_px=recipe.patch_px,
+        patches_per_slide=recipe.patches_per_slide,
+        max_patches=recipe.max_patches,
+        min_tissue=recipe.min_tissue,
+        seed=seed,
+        on_source=lambda done: watcher.tiles(done, len(sources)),
+    )
+    curriculum: Curriculum
+    if recipe.teacher is None:
+        curriculum = SelfTraining(recipe, samples)
+    else:
+        curriculum = Distillation(recipe, samples, device)
+    network = StudentNet(**recipe.architecture) if recipe.start is None else _started(recipe)
+    if state is not None:
+        network.load_state_dict(state.learner)
+    run = _Run(
+        recipe=recipe,
+        folder=folder,
+        identity=identity,
+        samples=samples,
+        curriculum=curriculum,
+        labelled=labelled,
+        device=device,
+        watcher=watcher,
+        progress=Progress() if state is None else state.progress,
+        student=network,
+    )
+    return run.go()
+
+
+def _started(recipe: StudentRecipe) -> StudentNet:
+    """Return the network that a recipe goes on from."""
+    assert recipe.start is not None
+    network, metadata = load_model(resolve_model(recipe.start))
+    if not isinstance(network, StudentNet) or metadata.architecture != recipe.architecture:
+        raise UsageError(
+            f"start {recipe.start!r} is another network ({metadata.family}, "
+            f"{metadata.architecture}) than the recipe's ({recipe.architecture})",
+            "take a model that the same recipe made, or --set the fields that differ",
+        )
+    if metadata.mpp != recipe.mpp:
+        raise UsageError(
+            f"start {recipe.start!r} sees {metadata.mpp} µm/px, but mpp is {recipe.mpp}",
+            f"leave --set mpp out, or say mpp={metadata.mpp}",
+        )
+    return network
+
+
+class Curriculum(Protocol):
+    """Where the lessons of a round come from."""
+
+    def known(self, student: Segmenter | None) -> list[PseudoLabels]:
+        """Return what each patch teaches; `student` is that of the round before, if any."""
+
+    def lessons(self, known: Sequence[PseudoLabels], rng: np.random.Generator) -> Iterator[Lesson]:
+        """Turn it into lessons, with whatever is drawn anew in each round."""
+
+
+@dataclass(eq=False)
+class SelfTraining:
+    """Lessons from a vote of haematoxylin masks, then from the student of the round before.
+
+    Parameters
+    ----------
+    recipe : StudentRecipe
+    samples : sequence of SlideSample
+    """
+
+    recipe: StudentRecipe
+    samples: Sequence[SlideSample]
+
+    @cached_property
+    def _votes(self) -> list[FloatMap]:
+        return [
+            vote
+            for sample in self.samples
+            for vote in haematoxylin_votes(sample.patches, sample.stains)
+        ]
+
+    def known(self, student: Segmenter | None) -> list[PseudoLabels]:
+        """Return what each patch teaches; without `student`, by the vote alone."""
+        patches = ((sample, patch) for sample in self.samples for patch in sample.patches)
+        return [
+            labels_from_vote(patch, vote, sample.stains, self.recipe)
+            if student is None
+            else labels_from_teacher(student, patch, vote, self.recipe)
+            for (sample, patch), vote in zip(patches, self._votes, strict=True)
+        ]
+
+    def lessons(self, known: Sequence[PseudoLabels], rng: np.random.Generator) -> Iterator[Lesson]:
+        """Return the patches and their renditions."""
+        patches = (patch for sample in self.samples for patch in sample.patches)
+        for patch, labels in zip(patches, known, strict=True):
+            yield from make_lessons(patch, labels, self.recipe, rng)
+
+
+@dataclass(eq=False)
+class _Run:
+    """Everything that one training holds on to, and its rounds."""
+
+    recipe: StudentRecipe
+    folder: Path
+    identity: Mapping[str, Any]
+    samples: Sequence[SlideSample]
+    curriculum: Curriculum
+    labelled: Sequence[LabelledImage]
+    device: torch.device
+    watcher: Watcher
+    progress: Progress
+    student: StudentNet  # of the last round done; before the first, what it starts from
+
+    def go(self) -> TrainingResult:
+        stopped = False
+        while self.progress.epoch < self.recipe.rounds and not stopped:
+            stopped = not self._round()
+        if self.labelled and self.progress.epoch == self.recipe.rounds:
+            self._tune()
+        model = self.folder / MODEL_FILE
+        progress = self.progress
+        if not model.is_file():
+            return TrainingResult(None, progress.epoch, None, None, stopped)
+        dice = read_metadata(model).validation.get("mean", {}).get("ADC")
+        return TrainingResult(model, progress.epoch, progress.best_epoch, dice, stopped)
+
+    def _round(self) -> bool:
+        """Do one round; False if asked to stop before its end: then nothing has changed."""
+        start = time.monotonic()
+        number = self.progress.epoch + 1
+        rng = np.random.default_rng((self.identity["seed"], number))
+        begun = number > 1 or self.recipe.start is not None
+        before = Segmenter(self.student, self._metadata(), self.device) if begun else None
+        known = self.curriculum.known(before)
+        nuclei = sum(len(np.unique(labels.labels)) - 1 for labels in known)
+        self._draw(number, known)
+        if nuclei == 0:
+            raise TrainingError(
+                f"round {number}: nothing in {len(self.samples)} images looks like a nucleus",
+                "check --mpp and that the slides are H&E; see pseudo-labels/ in the run folder",
+            )
+        learnt = fit(
+            self.recipe,
+            list(self.curriculum.lessons(known, rng)),
+            number,
+            self.student if begun else None,
+            seed=self.identity["seed"],
+            device=self.device,
+            watcher=self.watcher,
+        )
+        if learnt is None:
+            return False
+        self.student, loss = learnt
+        self._finish(number, loss, nuclei, time.monotonic() - start)
+        return True
+
+    def _finish(self, number: int, loss: float, nuclei: int, seconds: float) -> None:
+        """Validate, keep what is best, and write down the round that was just done."""
+        progress = self.progress
+        metrics = {"loss": loss, "nuclei": float(nuclei)}
+        measured: dict[str, Any] = {}
+        score = None
+        if self.labelled:
+            segmenter = Segmenter(self.student, self._metadata(), self.device)
+            attended = attend(segmenter, self.labelled)
+            measured = summarise(attended, STUDENT_INSTANCES)
+            score = measured["mean"]["AJI"]
+            metrics |= {f"validation {key}": measured["mean"][key] for key in ("AJI", "ADC", "PQ")}
+        kept = score is None or progress.best_score is None or score > progress.best_score
+        progress.epoch = number
+        if kept:
+            progress.best_epoch, progress.best_score = number, score
+            save_model(self.folder / MODEL_FILE, self.student, self._metadata(measured))
+        progress.history.append({"round": float(number), "seconds": round(seconds, 1), **metrics})
+        weights = {name: tensor.cpu() for name, tensor in self.student.state_dict().items()}
+        save_state(self.folder, RunState(self.identity, progress, weights))
+        write_metrics(self.folder, progress.history)
+        self.watcher.epoch(number, metrics, kept)
+
+    def _tune(self) -> None:
+        """Give the model that was kept the post-processing that suits it best."""
+        path = self.folder / MODEL_FILE
+        network, metadata = load_model(path)
+        attended = attend(Segmenter(network, metadata, self.device), self.labelled)
+        parameters = tune_post_processing(attended, metadata.post_processing)
+        measured = summarise(attended, parameters)
+        update = {"post_processing": parameters, "validation": measured}
+        save_model(path, network.cpu(), metadata.model_copy(update=update))
+
+    def _metadata(self, measured: Mapping[str, Any] | None = None) -> ModelMetadata:
+        versions = library_versions()
+        if git := git_state():
+            versions["git"] = git
+        return ModelMetadata(
+            name=self.recipe.name,
+            family="student",
+            architecture=dict(self.recipe.architecture),
+            mpp=self.recipe.mpp,
+            post_processing=STUDENT_INSTANCES,
+            recipe={
+                **self.identity["recipe"],
+                "seed": self.identity["seed"],
+                "round": self.progress.epoch,
+                "teacher_sha256": self.identity["teacher"],
+                "start_sha256": self.identity["start"],
+            },
+            data={
+                "images": [sample.name for sample in self.samples],
+                "mpx": round(sum(p.shape[0] * p.shape[1] for p in self._patches()) / 1e6, 1),
+                "labels": "none",
+                "licence": self.recipe.data_licence,
+            },
+            validation=dict(measured or {}),
+            versions=versions,
+        )
+
+    def _patches(self) -> Iterator[RGB]:
+        for sample in self.samples:
+            yield from sample.patches
+
+    def _draw(self, number: int, known: Sequence[PseudoLabels]) -> None:
+        """Picture of what the round learns: trusted nuclei in yellow, what is left open in blue."""
+        tiles = []
+        pairs = zip(self._patches(), known, strict=True)
+        for rgb, labels in itertools.islice(pairs, _PICTURE_PATCHES):
+            tile = np.zeros((_PICTURE_PX, _PICTURE_PX, 3), np.uint8)
+            height, width = (min(_PICTURE_PX, length) for length in rgb.shape[:2])
+            crop = slice(height), slice(width)
+            shown = rgb[crop].copy()
+            shown[labels.weight[crop] == 0] //= 2
+            shown[labels.weight[crop] == 0] += np.array([0, 0, 100], np.uint8)
+            shown[find_boundaries(labels.labels[crop], mode="inner")] = (255, 255, 0)  # type: ignore[no-untyped-call]
+            tile[crop] = shown
+            tiles.append(tile)
+        rows = [np.hstack(tiles[i : i + 3]) for i in range(0, len(tiles) - len(tiles) % 3, 3)]
+        picture = np.vstack(rows) if rows else np.hstack(tiles)
+        path = self.folder / "pseudo-labels" / f"round-{number:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "PNG")
+        write_atomically(path, buffer.getvalue())
+
+
+def labels_from_vote(
+    rgb: RGB, vote: FloatMap, stains: Stains, recipe: StudentRecipe
+) -> PseudoLabels:
+    """Return what the haematoxylin vote teaches about one patch.
+
+    Parameters
+    ----------
+    rgb : (H, W, 3) uint8 ndarray
+    vote : (H, W) float32 ndarray
+        See `haematoxylin_votes`.
+    stains : Stains
+        Of the slide.
+    recipe : StudentRecipe
+    """
+    candidates = segment_instances(_filled(vote, VOTE_INSTANCES, recipe), VOTE_INSTANCES)
+    haematoxylin = np.ascontiguousarray(separate(rgb, stains)[..., 0])
+    snapped = snap_to_edges(candidates, blur(haematoxylin, 1.0))
+    # Outlines have moved: what has come apart is two candidates, what touches is split anew.
+    foreground = _filled((snapped > 0).astype(np.float32), VOTE_INSTANCES, recipe)
+    candidates = segment_instances(foreground, VOTE_INSTANCES)
+    return _trusted(candidates, vote, recipe, min_probability=0.0)
+
+
+def labels_from_teacher(
+    teacher: Segmenter, rgb: RGB, vote: FloatMap, recipe: StudentRecipe
+) -> PseudoLabels:
+    """Return what the student of the round before teaches about one patch.
+
+    Parameters
+    ----------
+    teacher : Segmenter
+    rgb : (H, W, 3) uint8 ndarray
+    vote : (H, W) float32 ndarray
+        See `haematoxylin_votes`; mixed in, so that no round forgets where the stain is.
+    recipe : StudentRecipe
+    """
+    attention, centre = teacher.attend_image(rgb)
+    probability = (1 - recipe.vote_share) * attention + recipe.vote_share * vote
+    filled = _filled(probability, STUDENT_INSTANCES, recipe)
+    candidates = segment_instances(filled, STUDENT_INSTANCES, centre)
+    return _trusted(candidates, probability, recipe, min_probability=recipe.min_probability)
+
+
+def _filled(probability: FloatMap, parameters: PostProcessing, recipe: StudentRecipe) -> FloatMap:
+    max_area_px = round(recipe.max_hole_um2 / recipe.mpp**2)
+    return fill_holes(probability, parameters.threshold, max_area_px)
+
+
+def _trusted(
+    candidates: npt.NDArray[np.int32],
+    probability: FloatMap,
+    recipe: StudentRecipe,
+    min_probability: float,
+) -> PseudoLabels:
+    return trusted_labels(
+        candidates,
+        probability,
+        min_solidity=recipe.min_solidity,
+        min_area_px=round(recipe.min_area_um2 / recipe.mpp**2),
+        max_area_px=round(recipe.max_area_um2 / recipe.mpp**2),
+        min_probability=min_probability,
+        max_background=recipe.max_background,
+    )

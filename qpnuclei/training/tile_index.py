@@ -1,0 +1,414 @@
+"""Where the tissue tiles are (an index, built once), and reading them.
+
+Nothing is exported: a tile is read from its slide when a batch wants it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import shapely
+
+from qpnuclei.errors import NotFoundError, UsageError
+from qpnuclei.slides.resolution import working_downsample
+from qpnuclei.slides.slide import Slide
+from qpnuclei.slides.stains import ReinhardStatistics, reinhard_statistics, reinhard_transfer
+from qpnuclei.slides.tissue import tissue_fraction
+from qpnuclei.system.files import write_atomically
+from qpnuclei.training.sources import Source
+
+_log = logging.getLogger(__name__)
+
+RGB = npt.NDArray[np.uint8]
+
+#: Tissue is judged on the slide reduced to this many µm/px.
+_OVERVIEW_MPP = 4.0
+
+#: A scale up to this much finer than the slide is still read from it. Beyond, enlarged pixels
+#: would teach the network that the finest scale is the blurred one.
+_MAX_ENLARGEMENT = 1.2
+
+#: How many tiles of a slide its colour is measured on.
+_COLOUR_TILES = 16
+
+_CACHE_BYTES = 2**28
+_MAX_OPEN_SLIDES = 64
+
+
+@dataclass(frozen=True, eq=False)
+class TileIndex:
+    """N tiles.
+
+    Parameters
+    ----------
+    source : (N,) int32 ndarray
+        Index of the image in the list of sources.
+    scale : (N,) int8 ndarray
+        Index of the magnification in the recipe's scales.
+    x, y : (N,) int32 ndarray
+        Corner, in px of that scale.
+    tissue : (N,) float32 ndarray
+        Share of tissue (within the ROI, if there is one), 0 to 1.
+    """
+
+    source: npt.NDArray[np.int32]
+    scale: npt.NDArray[np.int8]
+    x: npt.NDArray[np.int32]
+    y: npt.NDArray[np.int32]
+    tissue: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def per_scale(self, n_scales: int) -> list[npt.NDArray[np.intp]]:
+        """Return the indices of the tiles of each scale."""
+        return [np.flatnonzero(self.scale == i) for i in range(n_scales)]
+
+    def to_parquet(self, path: Path, sources: Sequence[Source], scales: Sequence[float]) -> None:
+        """Write the index, readable on its own: each tile with its slide's name and µm/px."""
+        names = pa.array([source.name for source in sources])
+        table = pa.table(
+            {
+                "slide": pa.DictionaryArray.from_arrays(pa.array(self.source), names),
+                "mpp": np.asarray(scales, np.float32)[self.scale],
+                "x": self.x,
+                "y": self.y,
+                "tissue": self.tissue,
+                "source": self.source,
+                "scale": self.scale,
+            }
+        )
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        write_atomically(path, sink.getvalue().to_pybytes())
+
+    @classmethod
+    def from_parquet(cls, path: Path) -> TileIndex:
+        """Read an index that `to_parquet` wrote."""
+        table = pq.read_table(path, columns=["source", "scale", "x", "y", "tissue"])
+        return cls(**{name: table[name].to_numpy() for name in table.column_names})
+
+
+def cached_tile_index(
+    folder: Path,
+    sources: Sequence[Source],
+    scales: Sequence[float],
+    tile_px: int,
+    min_tissue: float,
+    on_source: Callable[[int], None] = lambda _: None,
+) -> TileIndex:
+    """Return the tile index of these sources, from `folder` if it was built before.
+
+    The file's name holds a hash of all that decides what is in it: path, size, date, resolution
+    and ROI of the images, and the other arguments.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+    sources, scales, tile_px, min_tissue, on_source
+        As for `build_tile_index`.
+    """
+    digest = sources_digest(sources, scales, tile_px, min_tissue)
+    path = folder / f"tiles-{digest}.parquet"
+    if path.is_file():
+        _log.info("tile index %s", path)
+        return TileIndex.from_parquet(path)
+    index = build_tile_index(sources, scales, tile_px, min_tissue, on_source)
+    index.to_parquet(path, sources, scales)
+    return index
+
+
+def build_tile_index(
+    sources: Sequence[Source],
+    scales: Sequence[float],
+    tile_px: int,
+    min_tissue: float,
+    on_source: Callable[[int], None] = lambda _: None,
+) -> TileIndex:
+    """Cut every source into tiles at every scale, and keep those with enough tissue.
+
+    Parameters
+    ----------
+    sources : sequence of Source
+    scales : sequence of float
+        In µm/px. A source gives no tiles at scales that are finer than itself.
+    tile_px : int
+        Side of the tiles. They cover the whole image: the last ones overlap where it is no
+        multiple of the tile.
+    min_tissue : float
+        Least share of tissue, 0 to 1 (section 4.1: 0.7).
+    on_source : callable
+        Called with the number of sources done.
+
+    Raises
+    ------
+    qpnuclei.errors.UsageError
+        If a scale has no tile at all.
+    """
+    rows: list[npt.NDArray[Any]] = []
+    for number, source in enumerate(sources):
+        on_source(number)
+        with source.open() as slide:
+            overview = _TissueOverview(slide, source)
+        for scale, mpp in enumerate(scales):
+            if mpp * _MAX_ENLARGEMENT < max(source.mpp):
+                continue
+            downsample = working_downsample(source.mpp, mpp)
+            x = _starts(int(source.width / downsample[0]), tile_px)
+            y = _starts(int(source.height / downsample[1]), tile_px)
+            corners = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+            tissue = overview.fractions(corners, tile_px, downsample)
+            kept = tissue >= min_tissue
+            row = np.empty((int(kept.sum()), 5), np.float64)
+            row[:, 0], row[:, 1] = number, scale
+            row[:, 2:4], row[:, 4] = corners[kept], tissue[kept]
+            rows.append(row)
+    on_source(len(sources))
+    table = np.concatenate(rows) if rows else np.empty((0, 5))
+    index = TileIndex(
+        table[:, 0].astype(np.int32),
+        table[:, 1].astype(np.int8),
+        table[:, 2].astype(np.int32),
+        table[:, 3].astype(np.int32),
+        table[:, 4].astype(np.float32),
+    )
+    for mpp, tiles in zip(scales, index.per_scale(len(scales)), strict=True):
+        if len(tiles) == 0:
+            raise UsageError(
+                f"no source has a tile of {tile_px} px at {mpp} µm/px that is {min_tissue:.0%} "
+                f"tissue (the finest source has {min(max(s.mpp) for s in sources):.3g} µm/px)",
+                "give larger or finer images, or leave that scale out: --set scales=[0.5,1.0]",
+            )
+        _log.info("%d tiles at %g µm/px", len(tiles), mpp)
+    return index
+
+
+class _TissueOverview:
+    """Which parts of a reduced slide are tissue in the ROI, summed so that any window is quick."""
+
+    def __init__(self, slide: Slide, source: Source) -> None:
+        size = [
+            max(1, round(length * mpp / max(_OVERVIEW_MPP, mpp)))
+            for length, mpp in zip((slide.width, slide.height), source.mpp, strict=True)
+        ]
+        self._pixel_px = slide.width / size[0], slide.height / size[1]
+        rgb = slide.read(0, 0, size[0], size[1], self._pixel_px)
+        mask = tissue_fraction(rgb[:, :, None, None]).astype(np.uint8)
+        if source.roi is not None:
+            mask &= _rasterise(source.roi, mask.shape, self._pixel_px)
+        self._sums = cv2.integral(mask)
+
+    def fractions(
+        self, corners: npt.NDArray[np.integer[Any]], tile_px: int, downsample: tuple[float, float]
+    ) -> npt.NDArray[np.float64]:
+        """Share of tissue of the (N, 2) tiles at these corners."""
+        scale = np.divide(downsample, self._pixel_px)
+        limit = np.array(self._sums.shape[::-1]) - 1
+        low = np.clip(np.floor(corners * scale).astype(int), 0, limit - 1)
+        high = np.clip(np.ceil((corners + tile_px) * scale).astype(int), low + 1, limit)
+        (x0, y0), (x1, y1) = low.T, high.T
+        s = self._sums
+        inside = s[y1, x1] - s[y0, x1] - s[y1, x0] + s[y0, x0]
+        fractions: npt.NDArray[np.float64] = inside / ((x1 - x0) * (y1 - y0))
+        return fractions
+
+
+def _rasterise(
+    roi: shapely.Geometry, shape: tuple[int, ...], pixel_px: tuple[float, float]
+) -> npt.NDArray[np.uint8]:
+    """Mask of the pixels whose centre lies in the ROI, roughly: 1 inside, holes 0."""
+    mask = np.zeros(shape, np.uint8)
+    rings = [
+        np.rint(shapely.get_coordinates(ring) / pixel_px - 0.5).astype(np.int32)
+        for polygon in shapely.get_parts(roi)
+        for ring in shapely.get_rings(polygon)
+    ]
+    if rings:
+        cv2.fillPoly(mask, rings, 1)  # all at once: by the even-odd rule, holes stay empty
+    return mask
+
+
+def _starts(extent: int, size: int) -> npt.NDArray[np.int64]:
+    """First px of as many windows as cover the extent, evenly spread; none if it is too small."""
+    if extent < size:
+        return np.empty(0, np.int64)
+    return np.rint(np.linspace(0, extent - size, math.ceil(extent / size))).astype(np.int64)
+
+
+def sources_digest(
+    sources: Sequence[Source], scales: Sequence[float], tile_px: int, min_tissue: float
+) -> str:
+    """Hash all that decides the tile index: images (path, size, date, ROI) and how they are cut.
+
+    Raises
+    ------
+    qpnuclei.errors.NotFoundError
+        If an image is no longer there.
+    """
+    files = [_stat(source.path) for source in sources]
+    content = json.dumps(
+        [
+            [
+                [
+                    str(source.path.resolve()),
+                    file.st_size,
+                    file.st_mtime_ns,
+                    source.mpp,
+                    source.crop_to_bounds,
+                    None if source.roi is None else source.roi.wkb_hex,
+                ]
+                for source, file in zip(sources, files, strict=True)
+            ],
+            list(scales),
+            tile_px,
+            min_tissue,
+        ]
+    )
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise NotFoundError(f"{path}: {error.strerror}", "was it moved?") from error
+
+
+@dataclass(frozen=True)
+class ColourTransfer:
+    """Reinhard's transfer of every source to one target.
+
+    Parameters
+    ----------
+    statistics : tuple of ReinhardStatistics
+        One per source.
+    target_mean, target_std : (float, float, float)
+        CIELAB mean and standard deviation.
+    """
+
+    statistics: tuple[ReinhardStatistics, ...]
+    target_mean: tuple[float, float, float]
+    target_std: tuple[float, float, float]
+
+    @classmethod
+    def measured(cls, reader: TileReader) -> ColourTransfer:
+        """Measure every source that has tiles; the target is what they have on average.
+
+        Sources without tiles, which are never read, get the target's own statistics.
+        """
+        found = {
+            int(source): _source_colour(reader, int(source))
+            for source in np.unique(reader.index.source)
+        }
+        mean = np.mean([s.mean for s in found.values()], axis=0).tolist()
+        std = np.mean([s.std for s in found.values()], axis=0).tolist()
+        neutral = ReinhardStatistics(255.0, tuple(mean), tuple(std))
+        statistics = tuple(found.get(i, neutral) for i in range(len(reader.sources)))
+        return cls(statistics, tuple(mean), tuple(std))
+
+
+def _source_colour(reader: TileReader, source: int) -> ReinhardStatistics:
+    """Colour of a source's tissue, on tiles spread over it at the finest scale it has."""
+    tiles = np.flatnonzero(reader.index.source == source)
+    scale = reader.index.scale[tiles]
+    tiles = tiles[scale == scale.min()]
+    chosen = tiles[np.linspace(0, len(tiles) - 1, min(_COLOUR_TILES, len(tiles))).astype(int)]
+    return reinhard_statistics(np.stack([reader.read(int(tile)) for tile in chosen]))
+
+
+class TileReader:
+    """Reads tiles by their number in the index; keeps those read last.
+
+    Parameters
+    ----------
+    sources : sequence of Source
+    index : TileIndex
+    scales : sequence of float
+        In µm/px.
+    tile_px : int
+    colour : ColourTransfer or None
+        Applied to every tile.
+
+    Notes
+    -----
+    It pickles without its open slides and its cache, so each worker process opens its own.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        index: TileIndex,
+        scales: Sequence[float],
+        tile_px: int,
+        colour: ColourTransfer | None = None,
+    ) -> None:
+        self.sources = tuple(sources)
+        self.index = index
+        self._scales = tuple(scales)
+        self._tile_px = tile_px
+        self._colour = colour
+        self._tiles: OrderedDict[int, RGB] = OrderedDict()
+        self._slides: OrderedDict[int, Slide] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tiles": OrderedDict(), "_slides": OrderedDict()}
+
+    def with_colour(self, colour: ColourTransfer) -> TileReader:
+        """Return a reader of the same tiles that applies this colour transfer."""
+        return TileReader(self.sources, self.index, self._scales, self._tile_px, colour)
+
+    def read(self, tile: int) -> RGB:
+        """Return the (tile_px, tile_px, 3) uint8 tile of this number.
+
+        Raises
+        ------
+        qpnuclei.errors.SlideError
+            If its pixels cannot be read.
+        """
+        if tile in self._tiles:
+            self._tiles.move_to_end(tile)
+            return self._tiles[tile]
+        number = int(self.index.source[tile])
+        source = self.sources[number]
+        downsample = working_downsample(source.mpp, self._scales[self.index.scale[tile]])
+        x, y = int(self.index.x[tile]), int(self.index.y[tile])
+        rgb = self._slide(number).read(x, y, self._tile_px, self._tile_px, downsample)
+        if self._colour is not None:
+            rgb = reinhard_transfer(
+                rgb,
+                self._colour.statistics[number],
+                self._colour.target_mean,
+                self._colour.target_std,
+            )
+        self._tiles[tile] = rgb
+        if len(self._tiles) * rgb.nbytes > _CACHE_BYTES:
+            self._tiles.popitem(last=False)
+        return rgb
+
+    def close(self) -> None:
+        """Close the slides it has open."""
+        while self._slides:
+            self._slides.popitem()[1].close()
+
+    def _slide(self, number: int) -> Slide:
+        if number in self._slides:
+            self._slides.move_to_end(number)
+        else:
+            self._slides[number] = self.sources[number].open()
+            if len(self._slides) > _MAX_OPEN_SLIDES:
+                self._slides.popitem(last=False)[1].close()
+        return self._slides[number]

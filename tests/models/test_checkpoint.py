@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from qpnuclei.errors import ModelError, NotFoundError, SaveError
+from qpnuclei.models.attention import AttentionNet
+from qpnuclei.models.checkpoint import (
+    load_model,
+    load_weights,
+    model_hash,
+    read_metadata,
+    save_model,
+)
+from qpnuclei.models.metadata import ModelMetadata, PostProcessing
+
+ARCHITECTURE = {"width": 4, "dilations": [1, 2]}
+
+
+def metadata(**changes: object) -> ModelMetadata:
+    fields = {"name": "tiny", "family": "attention", "architecture": ARCHITECTURE, "mpp": 0.5}
+    return ModelMetadata.model_validate(fields | changes)
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.safetensors"
+    save_model(path, AttentionNet(width=4, dilations=(1, 2)), metadata())
+    return path
+
+
+def rewrite_header(path: Path, change: dict[str, object]) -> None:
+    tensors = safetensors.torch.load_file(path)
+    fields = json.loads(metadata().model_dump_json()) | change
+    safetensors.torch.save_file(tensors, path, {"qpnuclei": json.dumps(fields)})
+
+
+def test_weights_and_metadata_come_back_as_they_were(tmp_path: Path) -> None:
+    network = AttentionNet(width=4, dilations=(1, 2))
+    described = metadata(
+        tau=0.25, post_processing=PostProcessing(threshold=0.4), recipe={"seed": 3}, data={"n": 2}
+    )
+    path = tmp_path / "m.safetensors"
+    save_model(path, network, described)
+    loaded, read = load_model(path)
+    assert read == described == read_metadata(path)
+    x = torch.rand(1, 3, 16, 12)
+    assert torch.equal(loaded(x), network.eval()(x))
+    assert not loaded.training
+
+
+def test_saving_leaves_no_temporary_file_and_replaces(model_file: Path) -> None:
+    before = model_hash(model_file)
+    save_model(model_file, AttentionNet(width=4, dilations=(1, 2)), metadata())
+    assert model_hash(model_file) != before
+    assert list(model_file.parent.iterdir()) == [model_file]
+
+
+def test_saving_where_no_folder_can_be_is_a_save_error(model_file: Path) -> None:
+    with pytest.raises(SaveError, match=r"tiny\.safetensors/m\.safetensors"):
+        save_model(model_file / "m.safetensors", nn.Linear(1, 1), metadata())
+
+
+def test_model_hash_is_the_sha256_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "abc"
+    path.write_bytes(b"abc")
+    # FIPS 180-4, example for "abc".
+    assert model_hash(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    for read in (read_metadata, load_model, model_hash):
+        with pytest.raises(NotFoundError, match="absent"):
+            read(tmp_path / "absent.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors at all", b"\xff" * 64])
+def test_not_safetensors(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match="is not safetensors"):
+        load_model(path)
+
+
+def test_truncated_file(model_file: Path) -> None:
+    model_file.write_bytes(model_file.read_bytes()[:-10])
+    with pytest.raises(ModelError, match="is not safetensors, or is truncated"):
+        load_model(model_file)
+
+
+def test_safetensors_of_another_program(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    safetensors.torch.save_file({"w": torch.zeros(1)}, path, {"format": "pt"})
+    with pytest.raises(ModelError, match=re.escape("no qpnuclei metadata (its header has ['form")):
+        load_model(path)
+
+
+def test_newer_format_is_named_before_its_unknown_fields(model_file: Path) -> None:
+    rewrite_header(model_file, {"format_version": 99, "a_field_of_the_future": 1})
+    with pytest.raises(ModelError, match="format 99") as caught:
+        load_model(model_file)
+    assert caught.value.hint == "update qpnuclei"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"mpp": -1}, "'mpp' is -1"), ({"family": "forest"}, "'family' is 'forest'")],
+)
+def test_bad_metadata_names_the_field_and_its_value(
+    model_file: Path, change: dict[str, object], named: str
+) -> None:
+    rewrite_header(model_file, change)
+    with pytest.raises(ModelError, match=re.escape(named)):
+        load_model(model_file)
+
+
+def test_unknown_architecture_argument(model_file: Path) -> None:
+    rewrite_header(model_file, {"architecture": {"depth": 7}})
+    with pytest.raises(ModelError, match=r"AttentionNet cannot be built from \{'depth': 7\}"):
+        load_model(model_file)
+
+
+def test_another_width_names_a_tensor_and_both_shapes(model_file: Path) -> None:
+    rewrite_header(model_file, {"architecture": {"width": 8, "dilations": [1, 2]}})
+    with pytest.raises(
+        ModelError, match=re.escape("stem.weight of shape (4, 3, 3, 3) instead of (8, 3, 3, 3)")
+    ):
+        load_model(model_file)
+
+
+def test_another_depth_names_missing_and_unexpected_tensors(model_file: Path) -> None:
+    rewrite_header(model_file, {"architecture": {"width": 4, "dilations": [1, 2, 3]}})
+    with pytest.raises(ModelError, match=r"lacks blocks\.2\.conv1\.weight.* more"):
+        load_model(model_file)
+    rewrite_header(model_file, {"architecture": {"width": 4, "dilations": [1]}})
+    with pytest.raises(ModelError, match=r"unexpected blocks\.1\."):
+        load_model(model_file)
+
+
+def test_load_weights_copies_only_what_fits() -> None:
+    layer = nn.Linear(2, 1)
+    load_weights(layer, {"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, "here")
+    assert layer.weight.tolist() == [[1.0, 1.0]]
+    with pytest.raises(ModelError, match="here was made for another architecture than Linear"):
+        load_weights(layer, {"weight": torch.ones(1, 2)}, "here")

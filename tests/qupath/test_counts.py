@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+import uuid
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qpnuclei.errors import SaveError, UsageError
+from qpnuclei.qupath.counts import CountedImage, count_objects, count_project, write_table
+from qpnuclei.qupath.model import Annotation, Detections, ImageObjects
+from qpnuclei.qupath.project import open_project
+from qpnuclei.slides.calibration import PixelCalibration
+from tests.ids import nucleus_id
+from tests.paths import SAMPLES
+
+OTHER = uuid.UUID("0f8fad5b-d9cb-469f-a165-70867728950e")
+
+
+def annotation(geometry, class_name="Tumor", roi_type="PolygonROI", handle=0, **more):
+    return Annotation(
+        handle, uuid.UUID(int=handle + 1), None, class_name, roi_type, geometry, **more
+    )
+
+
+def detections(points, class_names=None, ids=None, measurements=None):
+    points = np.array(points, float).reshape(-1, 2)
+    n = len(points)
+    return Detections(
+        ids=ids or [OTHER] * n,
+        kinds=["detection"] * n,
+        class_names=class_names or ["Nucleus"] * n,
+        geometries=shapely.buffer(shapely.points(points), 1.0),
+        centroids=points,
+        parents=np.full(n, -1),
+        measurements=measurements or {},
+    )
+
+
+def image(annotations, found, calibration=PixelCalibration(0.5, 0.25), size=(2000, 1000)):  # noqa: B008
+    return CountedImage(
+        "p/project.qpproj", "a.svs", ImageObjects(tuple(annotations), found, ""), calibration, size
+    )
+
+
+def nuclei(rows):
+    return [row["nuclei"] for row in rows]
+
+
+RECTANGLE = shapely.box(10, 10, 20, 20)
+TRIANGLE = shapely.Polygon([(0, 0), (10, 0), (0, 10)])
+RING = shapely.difference(shapely.box(0, 0, 30, 30), shapely.box(10, 10, 20, 20))
+ANGLES = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+ELLIPSE = shapely.Polygon(np.stack([20 + 10 * np.cos(ANGLES), 10 + 5 * np.sin(ANGLES)], axis=1))
+
+
+@pytest.mark.parametrize(
+    ("geometry", "roi_type", "point", "inside"),
+    [
+        # QuPath locates the centroid in the ROI's geometry: only the exterior is outside. So the
+        # border counts on all four sides, though RectangleROI.contains alone is half-open.
+        (RECTANGLE, "RectangleROI", (15, 15), True),
+        (RECTANGLE, "RectangleROI", (10, 15), True),
+        (RECTANGLE, "RectangleROI", (20, 15), True),
+        (RECTANGLE, "RectangleROI", (20, 20), True),
+        (RECTANGLE, "RectangleROI", (20.0001, 20), False),
+        (TRIANGLE, "PolygonROI", (5, 5), True),
+        (TRIANGLE, "PolygonROI", (0, 0), True),
+        (TRIANGLE, "PolygonROI", (5.01, 5), False),
+        # The border of a hole is not in the hole.
+        (RING, "GeometryROI", (10, 15), True),
+        (RING, "GeometryROI", (15, 15), False),
+        (RING, "GeometryROI", (5, 5), True),
+        (shapely.MultiPolygon([RECTANGLE, TRIANGLE]), "GeometryROI", (2, 2), True),
+        (ELLIPSE, "EllipseROI", (20, 10), True),
+        (ELLIPSE, "EllipseROI", (30, 10), True),
+        (ELLIPSE, "EllipseROI", (29, 14), False),
+        # What encloses no area holds nothing.
+        (shapely.LineString([(0, 0), (10, 10)]), "LineROI", (5, 5), False),
+        (shapely.MultiPoint([(5, 5)]), "PointsROI", (5, 5), False),
+        # Self-intersecting: both triangles of a bow tie are inside.
+        (shapely.Polygon([(0, 0), (4, 4), (4, 0), (0, 4)]), "PolygonROI", (3.5, 2), True),
+        (shapely.Polygon([(0, 0), (4, 4), (4, 0), (0, 4)]), "PolygonROI", (2, 3.5), False),
+    ],
+)
+def test_a_detection_counts_where_its_centroid_is_not_outside(geometry, roi_type, point, inside):
+    rows = count_objects(image([annotation(geometry, roi_type=roi_type)], detections([point])))
+    assert nuclei(rows) == [int(inside)]
+    assert rows[0]["Num Detections"] == int(inside)
+
+
+def test_a_detection_counts_in_every_annotation_around_it_whatever_the_hierarchy():
+    nested = [
+        annotation(shapely.box(0, 0, 100, 100), "Tissue", handle=0),
+        annotation(shapely.box(10, 10, 50, 50), "Tumor", handle=1, parent=0),
+        annotation(shapely.box(40, 40, 90, 90), "Tumor", handle=2),
+    ]
+    found = detections([(5, 5), (45, 45), (45, 45.5), (70, 70), (200, 200)])
+    assert nuclei(count_objects(image(nested, found))) == [4, 2, 3]
+    # Per class, each nucleus once; in the image, all.
+    rows = count_objects(image(nested, found), "class")
+    assert [(row["class"], row["nuclei"]) for row in rows] == [("Tissue", 4), ("Tumor", 3)]
+    assert nuclei(count_objects(image(nested, found), "image")) == [5]
+    assert nuclei(count_objects(image(nested, found), roi_classes=["Tumor"])) == [2, 3]
+
+
+def test_areas_and_densities():
+    # 0.5 x 0.25 µm: 8 million px are one mm².
+    annotations = [
+        annotation(shapely.box(0, 0, 2000, 1000)),
+        annotation(shapely.box(1000, 0, 3000, 1000), handle=1),
+        annotation(ELLIPSE, "Stroma", "EllipseROI", handle=2),
+    ]
+    found = detections([(500, 500), (1500, 500)])
+    rows = count_objects(image(annotations, found))
+    assert rows[0]["area_mm2"] == pytest.approx(0.25)
+    assert rows[0]["nuclei_per_mm2"] == pytest.approx(8)
+    # The ellipse itself, not the 64-gon.
+    assert rows[2]["area_mm2"] == pytest.approx(math.pi * 50 / 8e6)
+    # A class has the area of the union.
+    assert count_objects(image(annotations, found), "class")[0]["area_mm2"] == pytest.approx(0.375)
+    assert count_objects(image(annotations, found), "image")[0]["area_mm2"] == pytest.approx(0.25)
+    uncalibrated = count_objects(image(annotations, found, PixelCalibration()))
+    assert math.isnan(uncalibrated[0]["area_mm2"])
+    assert math.isnan(uncalibrated[0]["nuclei_per_mm2"])
+    unknown = count_objects(image(annotations, found, size=None), "image")
+    assert math.isnan(unknown[0]["area_mm2"])
+
+
+def test_which_detections_are_nuclei():
+    ours = nucleus_id(bytes(10))
+    found = detections(
+        [(1, 1)] * 5,
+        ["Nucleus", "Tumor", None, "Positive", "Nucleus"],
+        [OTHER, ours, ours, OTHER, None],
+    )
+    counted = image([annotation(shapely.box(0, 0, 2, 2))], found)
+    (row,) = count_objects(counted)
+    # Those of the class, and those that qpnuclei wrote, whatever their class has become.
+    assert row["nuclei"] == 4
+    assert row["Num Detections"] == 5
+    assert (row["Num Nucleus"], row["Num Tumor"], row["Num Positive"]) == (2, 1, 1)
+    assert [name for name in row if name.startswith("Num")] == [
+        "Num Detections", "Num Nucleus", "Num Positive", "Num Tumor",
+    ]  # fmt: skip
+    assert nuclei(count_objects(counted, nucleus_classes=["Positive", "Tumor"])) == [2]
+
+
+def test_measurements_of_the_nuclei_are_summarised():
+    found = detections(
+        [(1, 1), (1, 1), (1, 1), (1, 1), (9, 9)],
+        ["Nucleus", "Nucleus", "Nucleus", "Other", "Nucleus"],
+        measurements={
+            "Area µm^2": np.array([1.0, 2.0, 6.0, 100.0, 1000.0]),
+            "Eosin: Mean": np.array([np.nan, 5.0, np.nan, 1.0, 1.0]),
+        },
+    )
+    (row,) = count_objects(image([annotation(shapely.box(0, 0, 2, 2))], found))
+    assert row["Area µm^2 (mean)"] == 3
+    assert row["Area µm^2 (median)"] == 2
+    assert row["Area µm^2 (SD)"] == pytest.approx(math.sqrt((4 + 1 + 9) / 2))
+    assert row["Eosin: Mean (mean)"] == 5
+    assert math.isnan(row["Eosin: Mean (SD)"])
+    (row,) = count_objects(image([annotation(shapely.box(50, 50, 60, 60))], found))
+    assert row["nuclei"] == 0
+    assert math.isnan(row["Area µm^2 (mean)"])
+
+
+def test_an_image_without_objects():
+    assert count_objects(image([], detections([]))) == []
+    assert count_objects(image([], detections([])), "class") == []
+    assert nuclei(count_objects(image([], detections([])), "image")) == [0]
+    assert nuclei(count_objects(image([annotation(RECTANGLE)], detections([])))) == [0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32))
+def test_counts_equal_those_of_one_test_after_the_other(seed):
+    rng = np.random.default_rng(seed)
+    # Coordinates on a coarse grid: many centroids lie on borders and corners.
+    annotations = [
+        annotation(
+            shapely.convex_hull(shapely.multipoints(rng.integers(0, 12, (5, 2)))),
+            str(rng.integers(3)),
+            handle=i,
+        )
+        for i in range(6)
+    ]
+    found = detections(rng.integers(0, 12, (60, 2)))
+    expected = [
+        sum(shapely.intersects_xy(a.geometry, x, y) for x, y in found.centroids) if a.is_area else 0
+        for a in annotations
+    ]
+    assert nuclei(count_objects(image(annotations, found))) == expected
+
+
+ROWS = [
+    {
+        "image": "ä, b",
+        "class": None,
+        "uuid": OTHER,
+        "nuclei": 3,
+        "area_mm2": 0.5,
+        "x (SD)": math.nan,
+    },
+    {"image": "c\td", "class": "Tumor", "uuid": None, "nuclei": 0, "new": 1.25, "x (SD)": math.nan},
+]
+
+
+def test_tables_as_text(tmp_path):
+    write_table(ROWS, tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").read_text("utf-8").splitlines() == [
+        "image,class,uuid,nuclei,area_mm2,x (SD),new",
+        f'"ä, b",,{OTHER},3,0.5,,',
+        "c\td,Tumor,,0,,,1.25",
+    ]
+    write_table(ROWS, tmp_path / "t.TSV")
+    with (tmp_path / "t.TSV").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t"))
+    assert rows[1]["image"] == "c\td"
+    assert rows[0]["nuclei"] == "3"
+
+
+def test_tables_with_types(tmp_path):
+    write_table(ROWS, tmp_path / "t.json")
+    rows = json.loads((tmp_path / "t.json").read_text("utf-8"))
+    assert rows[0] == {
+        "image": "ä, b", "class": None, "uuid": str(OTHER), "nuclei": 3, "area_mm2": 0.5,
+        "x (SD)": None, "new": None,
+    }  # fmt: skip
+    write_table(ROWS, tmp_path / "t.parquet")
+    table = pyarrow.parquet.read_table(tmp_path / "t.parquet")
+    assert table.to_pylist() == rows
+    assert [str(field.type) for field in table.schema] == [
+        "string", "string", "string", "int64", "double", "double", "double",
+    ]  # fmt: skip
+
+
+def test_an_empty_table_and_an_unknown_format(tmp_path):
+    write_table([], tmp_path / "t.json")
+    assert json.loads((tmp_path / "t.json").read_text()) == []
+    with pytest.raises(UsageError, match=r"t\.xlsx.*\.csv, \.tsv, \.json, \.parquet"):
+        write_table(ROWS, tmp_path / "t.xlsx")
+    (tmp_path / "file").touch()
+    with pytest.raises(SaveError):
+        write_table(ROWS, tmp_path / "file" / "t.csv")
+
+
+class Entry:
+    name = "a.svs"
+    calibration = PixelCalibration(0.5, 0.5)
+    server = SimpleNamespace(width=100, height=50)
+
+    def read(self):
+        return ImageObjects((annotation(RECTANGLE),), detections([(15, 15)]), "")
+
+
+def test_images_of_a_project():
+    project = SimpleNamespace(path=Path("/data/Study 1/project.qpproj"))
+    rows = count_project(project, [Entry(), Entry()], roi_classes=["Tumor"])
+    assert [(row["project"], row["nuclei"]) for row in rows] == [("Study 1/project.qpproj", 1)] * 2
+    with pytest.raises(UsageError, match=r"'Stroma'.*there are: Tumor"):
+        count_project(project, [Entry()], roi_classes=["Tumor", "Stroma"])
+
+
+@pytest.mark.parametrize("version", ["0.2.3", "0.3.2", "0.4.4", "0.5.1", "0.6.0", "0.7.0"])
+def test_counts_in_a_project_of_each_qupath_version(version):
+    samples = SAMPLES
+    project = open_project(samples / version / "project", "native")
+    rows = count_project(project, project.images)
+    # As QuPath nests them: five detections in the annotation "nested", which lies in "polygon".
+    found = {row["annotation"]: row["Num Detections"] for row in rows if row["Num Detections"]}
+    assert found == {"nested": 5, "polygon": 5, None: 1}
+    assert nuclei(count_project(project, project.images, "image")) == [3, 50, 0]

@@ -1,0 +1,112 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qpnuclei.errors import SaveError, UsageError
+from qpnuclei.qupath.create import NewImage, create_project, server_builder
+from qpnuclei.qupath.native import open_project
+from qpnuclei.slides.calibration import PixelCalibration
+from qpnuclei.slides.stains import DEFAULT_HE
+from tests.qupath.samples import dump
+
+
+def slide(folder, file_name="a slide.svs", **options):
+    path = folder / file_name
+    path.touch()
+    thumbnail = np.full((700, 2000, 3), 240, np.uint8)
+    calibration = PixelCalibration(0.25, 0.26)
+    return NewImage(path, 40_000, 14_001, thumbnail, calibration, (1.0, 4.0), 40.0, **options)
+
+
+def test_new_project_is_what_qupath_would_make(tmp_path):
+    slides = [slide(tmp_path), slide(tmp_path, "ü.png", name="named")]
+    project = create_project(tmp_path / "new" / "project", slides)
+    content = json.loads(project.path.read_text(encoding="utf-8"))
+    assert content["lastID"] == 2
+    assert content["uri"] == f"file:{tmp_path}/new/project/project.qpproj"
+    first, second = project.images
+    assert (first.id, first.name, second.name) == ("1", "a slide.svs", "named")
+    assert [i.path for i in project.images] == [s.path for s in slides]
+    assert (first.server.width, first.server.height) == (40_000, 14_001)
+    assert first.calibration == PixelCalibration(0.25, 0.26)
+    assert first.image_type == "BRIGHTFIELD_H_E"
+    assert first.stains == DEFAULT_HE
+    assert first.server.is_rgb
+    levels = content["images"][0]["serverBuilder"]["metadata"]["levels"]
+    assert levels[1] == {"downsample": 4.0, "width": 10_000, "height": 3500}
+    assert project.classes[0].name == "Tumor"
+    assert project.classes[0].color == -3670016  # QuPath's own, from the samples
+    with Image.open(first.folder / "thumbnail.jpg") as thumbnail:
+        assert thumbnail.size == (1000, 350)
+    summary = json.loads((first.folder / "summary.json").read_text())
+    assert summary["hierarchy"]["objectTypeCounts"] == {"Root objects": 1}
+    assert json.loads((first.folder / "server.json").read_text())["builder"]["builderType"] == "uri"
+
+
+def test_new_data_files_are_laid_out_as_qupaths(tmp_path):
+    project = create_project(tmp_path / "p", [slide(tmp_path)])
+    found = dump(project.images[0].data_path.read_bytes())
+    assert found["type"] == "BRIGHTFIELD_H_E"
+    assert found["stains"].startswith(
+        '{"Name" : "H&E default", "Stain 1" : "Hematoxylin", "Values 1" : "0.65111 0.70119 0.29049"'
+    )
+    assert found["props"] == [["PROJECT_ENTRY_ID", f"{project.path}::1"]]
+    assert found["workflow"] == []
+    assert found["root"]["children"] == []
+    assert "id" in found["root"]
+
+
+@pytest.mark.parametrize(
+    ("name", "downsamples", "provider"),
+    [
+        ("x.SVS", (1.0,), "Openslide"),
+        ("x.tif", (1.0, 4.0), "Openslide"),
+        ("x.tif", (1.0,), "BioFormats"),
+        ("x.ome.tif", (1.0, 4.0), "BioFormats"),
+        ("x.png", (1.0,), "BioFormats"),
+    ],
+)
+def test_reader_is_chosen_as_qupath_does(name, downsamples, provider, tmp_path):
+    image = NewImage(
+        tmp_path / name, 10, 10, np.zeros((1, 1, 3), np.uint8), downsamples=downsamples
+    )
+    builder = server_builder(image)
+    assert f".{provider}ServerBuilder" in builder["providerClassName"]
+    assert builder["args"] == ([] if provider == "Openslide" else ["--series", "0"])
+    size = builder["metadata"]["pixelCalibration"]["pixelWidth"]
+    assert size == {"value": 1.0, "unit": "px"}  # no calibration is no calibration
+
+
+def test_never_over_something_else(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious.txt").touch()
+    with pytest.raises(UsageError, match="not an empty folder"):
+        create_project(tmp_path / "full", [slide(tmp_path)])
+    with pytest.raises(UsageError, match="not an empty folder"):
+        create_project(tmp_path / "a slide.svs", [slide(tmp_path)])
+    with pytest.raises(UsageError, match="at least one"):
+        create_project(tmp_path / "none", [])
+    (tmp_path / "empty").mkdir()
+    assert len(create_project(tmp_path / "empty", [slide(tmp_path)]).images) == 1
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
+    image = slide(tmp_path)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(SaveError, match="No space left"):
+        create_project(tmp_path / "p", [image])
+    assert [p.name for p in tmp_path.iterdir()] == ["a slide.svs"]
+
+
+def test_a_created_project_moves_with_its_slides(tmp_path):
+    (tmp_path / "lab").mkdir()
+    create_project(tmp_path / "lab" / "p", [slide(tmp_path / "lab")])
+    (tmp_path / "lab").rename(tmp_path / "archive")
+    moved = open_project(tmp_path / "archive" / "p")
+    assert moved.images[0].path == tmp_path / "archive" / "a slide.svs"

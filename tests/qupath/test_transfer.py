@@ -1,0 +1,282 @@
+"""Objects of a project to GeoJSON and back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import shapely
+
+from qpnuclei.errors import FormatError, UsageError
+from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.qupath.geojson import GeoJsonObject, read_objects, write_objects
+from qpnuclei.qupath.model import ImageObjects, PathClass, Project
+from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.transfer import export_image, image_of_file, import_file
+from tests.ids import nucleus_id
+from tests.paths import SAMPLES
+
+VERSIONS = sorted(path.name for path in SAMPLES.iterdir())
+
+
+def copy(version: str, folder: Path) -> Project:
+    return open_project(Path(shutil.copytree(SAMPLES / version, folder)) / "project")
+
+
+def annotations(objects: ImageObjects) -> list[tuple[Any, ...]]:
+    return [(a.id, a.name, a.class_name, a.locked, a.z, a.t) for a in objects.annotations]
+
+
+def assert_same_place(found: shapely.Geometry, expected: shapely.Geometry) -> None:
+    """Compare outlines; files keep them to 0.01 px, and QuPath to float32."""
+    assert found.geom_type == expected.geom_type
+    assert shapely.equals_exact(found, expected, 0.0101)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_exported_and_imported_objects_are_the_same(version: str, tmp_path: Path) -> None:
+    source, empty = copy(version, tmp_path / "source"), copy(version, tmp_path / "empty")
+    for image, target in zip(source.images, empty.images, strict=True):
+        exported = export_image(source, image, tmp_path / "geojson")
+        (Path(empty.path).parent / "data" / target.id / "data.qpdata").unlink()
+        imported = import_file(empty, image_of_file(empty, exported.path), exported.path)
+        before, after = image.read(), target.read()
+        assert (exported.annotations, exported.detections) == (
+            imported.annotations,
+            imported.detections,
+        )
+        assert not imported.left_out
+        assert len(after.annotations) == len(before.annotations) == exported.annotations
+        if version >= "0.4":  # before, objects had no UUIDs
+            assert annotations(after) == annotations(before)
+        else:
+            assert [a[1:] for a in annotations(after)] == [a[1:] for a in annotations(before)]
+        for a, b in zip(after.annotations, before.annotations, strict=True):
+            assert_same_place(a.geometry, b.geometry)
+        # They come in by class and place, not in the order of the file.
+        order = [
+            sorted(range(len(o.detections)), key=lambda i, d=o.detections: tuple(d.centroids[i]))
+            for o in (after, before)
+        ]
+        assert len(order[0]) == len(order[1]) == exported.detections
+        for i, j in zip(*order, strict=True):
+            assert_same_place(after.detections.geometries[i], before.detections.geometries[j])
+            assert after.detections.class_names[i] == before.detections.class_names[j]
+            if version >= "0.4":
+                assert after.detections.ids[i] == before.detections.ids[j]
+        nothing = np.full(len(after.detections), np.nan)  # what is not a number is not written
+        for name, column in before.detections.measurements.items():
+            found = after.detections.measurements.get(name, nothing)
+            np.testing.assert_allclose(found[order[0]], column[order[1]], rtol=1e-6)
+        assert imported.outlines == sum(k != "detection" for k in before.detections.kinds)
+
+
+def test_importing_again_adds_nothing(tmp_path: Path) -> None:
+    project = copy("0.5.1", tmp_path / "p")
+    image = project.images[0]
+    before = image.read()
+    exported = export_image(project, image, tmp_path)
+    imported = import_file(project, image, exported.path)
+    assert imported.already_there == 16
+    assert (imported.annotations, imported.detections) == (0, 0)
+    assert image.read().fingerprint == before.fingerprint
+
+
+def test_only_some_objects_are_exported(tmp_path: Path) -> None:
+    project = copy("0.5.1", tmp_path / "p")
+    image = project.images[0]
+    done = export_image(project, image, tmp_path, detections=False, classes=["Stroma"])
+    written = {o.name: o for o in read_objects(done.path)}
+    assert list(written) == [a.name for a in image.read().annotations if a.class_name == "Stroma"]
+    assert written["nested"].path_class == PathClass("Stroma", -6895466)
+    done = export_image(project, image, tmp_path, annotations=False, classes=["Stroma"])
+    inside = [o.id for o in read_objects(done.path)]
+    table = image.read().detections
+    areas = [a.geometry for a in image.read().annotations if a.class_name == "Stroma"]
+    assert inside == [
+        own_id
+        for own_id, at in zip(table.ids, table.centroids, strict=True)
+        if any(area.intersects(shapely.Point(at)) for area in areas)
+    ]
+    assert 0 < len(inside) < len(table)
+
+
+def square(x: float, y: float, size: float = 4) -> shapely.Polygon:
+    return shapely.box(x, y, x + size, y + size)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return copy("0.5.1", tmp_path / "p")
+
+
+def imported(project: Project, tmp_path: Path, *objects: GeoJsonObject, **options: Any) -> Any:
+    path = tmp_path / "objects.geojson"
+    write_objects(path, objects)
+    return import_file(project, project.images[0], path, **options)
+
+
+def test_detections_go_into_the_smallest_annotation_that_holds_them(
+    project: Project, tmp_path: Path
+) -> None:
+    tumor, our_id = PathClass("Tumor", -1), nucleus_id(b"0123456789")
+    done = imported(
+        project,
+        tmp_path,
+        # The file's own annotation comes after the detection in it, and is inside of another.
+        GeoJsonObject("detection", square(260, 110), our_id, path_class=tumor),
+        GeoJsonObject("annotation", square(255, 105, 20), name="mine", z=0),
+        GeoJsonObject("annotation", square(250, 100, 80), name="larger"),
+        GeoJsonObject("detection", square(20, 30), measurements={"Area": 16.5, "B": 1}),  # rect
+        GeoJsonObject("cell", square(500, 370)),  # in none
+    )
+    assert (done.annotations, done.detections, done.outlines) == (2, 3, 1)
+    objects = project.images[0].read()
+    names = [a.name for a in objects.annotations]
+    assert names[-2:] == ["mine", "larger"]
+    table = objects.detections
+    by_place = {tuple(c): i for i, c in enumerate(table.centroids.tolist())}
+    rows = [by_place[c] for c in [(262.0, 112.0), (22.0, 32.0), (502.0, 372.0)]]
+    parents = table.parents[rows].tolist()
+    assert [None if p < 0 else names[p] for p in parents] == ["mine", "rect", None]
+    assert [table.class_names[row] for row in rows] == ["Tumor", None, None]
+    assert [table.kinds[row] for row in rows] == ["detection"] * 3
+    assert table.ids[rows[0]] == our_id
+    assert is_ours(our_id)
+    assert table.measurements["Area"][rows].tolist()[1] == 16.5
+    # The class is the project's own, whatever colour the file gives it.
+    assert [c for c in project.classes if c.name == "Tumor"] == [PathClass("Tumor", -3670016)]
+
+
+def test_a_uuid_of_another_object_is_not_taken_over(project: Project, tmp_path: Path) -> None:
+    before = project.images[0].read()
+    taken = before.annotations[0].id
+    twice = uuid.uuid4()
+    done = imported(
+        project,
+        tmp_path,
+        GeoJsonObject("annotation", square(1, 1), taken),  # same UUID, elsewhere
+        GeoJsonObject("annotation", square(9, 1), twice),
+        GeoJsonObject("annotation", square(19, 1), twice),
+        GeoJsonObject("detection", square(29, 1), None),
+    )
+    assert done.annotations == 3
+    after = project.images[0].read()
+    new = [a.id for a in after.annotations[-3:]]
+    assert new[1] == twice
+    assert len({*new, taken}) == 4
+    assert after.annotations[:-3] == before.annotations
+
+
+def test_a_class_for_everything(project: Project, tmp_path: Path) -> None:
+    imported(
+        project,
+        tmp_path,
+        GeoJsonObject("annotation", square(1, 1)),
+        GeoJsonObject("detection", square(2, 2, 1), path_class=PathClass("Tumor", -1)),
+        class_name=" Necrosis :  old",
+    )
+    objects = project.images[0].read()
+    assert objects.annotations[-1].class_name == "Necrosis: old"
+    assert "Necrosis: old" in objects.detections.class_names
+    assert project.classes[-1].name == "Necrosis: old"
+    with pytest.raises(UsageError, match="no name of a class"):
+        imported(project, tmp_path, class_name=" : ")
+
+
+def test_planes(project: Project, tmp_path: Path) -> None:
+    done = imported(
+        project,
+        tmp_path,
+        GeoJsonObject("annotation", square(300, 350, 20), name="deep", z=2, t=1),
+        GeoJsonObject("detection", square(305, 355), z=2, t=1),
+        GeoJsonObject("detection", square(315, 355)),
+        GeoJsonObject("detection", square(315, 355), z=1),
+    )
+    objects = project.images[0].read()
+    deep = objects.annotations[-1]
+    assert (deep.name, deep.z, deep.t) == ("deep", 2, 1)
+    assert objects.detections.parents.tolist()[-2:] in ([deep.handle, -1], [-1, deep.handle])
+    assert done.detections == 2
+    assert done.left_out == ["1 detections on plane z=1, t=0: in no annotation there"]
+
+
+def test_what_cannot_come_in_is_named(project: Project, tmp_path: Path) -> None:
+    before = project.images[0].read()
+    far = shapely.transform(square(0, 0), lambda xy: xy + 3e9)
+    two = shapely.MultiPolygon([square(0, 0), square(9, 9)])
+    done = imported(
+        project,
+        tmp_path,
+        GeoJsonObject("tmaCore", square(1, 1), name="A-1"),
+        GeoJsonObject("root", square(0, 0, 512)),
+        GeoJsonObject("detection", two, path_class=PathClass("Nucleus", -1)),
+        GeoJsonObject("annotation", far),
+        GeoJsonObject("annotation", shapely.MultiLineString([[(0, 0), (1, 1)], [(2, 2), (3, 3)]])),
+    )
+    assert [text.split(":")[0] for text in done.left_out] == [
+        "object 1, tmaCore A-1",
+        "object 2, root unclassified",
+        "object 3, detection Nucleus",
+        "object 4, annotation unclassified",
+        "object 5, annotation unclassified",
+    ]
+    assert project.images[0].read().fingerprint == before.fingerprint
+
+
+def test_hostile_names_come_in_harmless(project: Project, tmp_path: Path) -> None:
+    imported(
+        project,
+        tmp_path,
+        GeoJsonObject("annotation", square(1, 1), path_class=PathClass("../a\nb:c", None)),
+        GeoJsonObject("annotation", square(2, 1), path_class=PathClass(" : ", None)),
+    )
+    first, second = project.images[0].read().annotations[-2:]
+    assert (first.class_name, second.class_name) == ("../a b: c", None)
+
+
+def test_a_broken_file_changes_nothing(project: Project, tmp_path: Path) -> None:
+    before = project.images[0].read()
+    path = tmp_path / "he small.geojson"
+    write_objects(path, [GeoJsonObject("annotation", square(1, 1))] * 3)
+    path.write_text(path.read_text()[:-30])
+    with pytest.raises(FormatError, match="feature 2"):
+        import_file(project, project.images[0], path)
+    assert project.images[0].read().fingerprint == before.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("he small.png.geojson", 0),
+        ("he small.geojson", 0),
+        ("1-he small.png.geojson.gz", 0),
+        ("1-he small.png.rescued.geojson.gz", 0),
+        ("renamed pyramid.JSON.GZ", 1),
+        ("plain.tif.json", 2),
+        ("plain.tif", 2),
+    ],
+)
+def test_files_find_their_images_by_name(project: Project, name: str, entry: int) -> None:
+    assert image_of_file(project, Path("/elsewhere") / name) is project.images[entry]
+
+
+def test_files_of_no_or_several_images(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(SAMPLES / "0.5.1" / "project", tmp_path / "p"))
+    file = folder / "project.qpproj"
+    content = json.loads(file.read_text("utf-8"))
+    content["images"][0]["imageName"] = content["images"][2]["imageName"] = "twin.svs"
+    file.write_text(json.dumps(content), "utf-8")
+    project = open_project(folder)
+    with pytest.raises(UsageError, match="may belong to several images") as error:
+        image_of_file(project, Path("twin.geojson"))
+    assert "1-twin.svs.geojson" in error.value.hint
+    assert image_of_file(project, Path("3-twin.svs.geojson")) is project.images[2]
+    with pytest.raises(UsageError, match="is called 'other'") as error:
+        image_of_file(project, Path("other.geojson"))
+    assert "renamed pyramid" in error.value.hint

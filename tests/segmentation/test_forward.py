@@ -1,0 +1,81 @@
+"""Pixels through a network."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from qpnuclei.models.attention import AttentionNet
+from qpnuclei.models.metadata import ModelMetadata
+from qpnuclei.models.student import StudentNet
+from qpnuclei.segmentation.forward import Forward, prepared
+
+CPU = torch.device("cpu")
+
+
+class Shown(torch.nn.Module):
+    """A network that predicts what it is given."""
+
+    receptive_radius_px, stride = 0, 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :2]
+
+
+def forward(network: torch.nn.Module, **metadata: object) -> Forward:
+    described = ModelMetadata.model_validate(
+        {"name": "any", "family": "student", "architecture": {}, "mpp": 0.25} | metadata
+    )
+    return Forward(network.eval(), described, CPU, views=1, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("network", [AttentionNet(4, dilations=[1, 2]), StudentNet(4, 2, 8)])
+def test_a_prepared_network_computes_the_same(network: torch.nn.Module) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for values in (module.weight, module.bias, module.running_mean, module.running_var):
+                assert values is not None
+                values.data.uniform_(0.5, 2, generator=generator)
+    x = torch.randn(1, 3, 24, 32, generator=generator)
+    with torch.inference_mode():
+        expected = network.eval()(x)
+        fused = prepared(network, CPU)
+        torch.testing.assert_close(fused(x), expected, rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
+
+
+def test_every_level_of_every_channel_is_normalised() -> None:
+    rgb = torch.arange(256, dtype=torch.uint8)[None, :, None, None].expand(1, 256, 1, 3)
+    made = forward(Shown(), input_mean=(0.5, 0.25, 0), input_std=(0.25, 0.5, 1))
+    maps = made.maps(rgb.contiguous())
+    for channel, (mean, std) in enumerate([(0.5, 0.25), (0.25, 0.5)]):
+        logits = (np.arange(256) / 255 - mean) / std
+        np.testing.assert_allclose(
+            maps[0, channel, :, 0].numpy(), 1 / (1 + np.exp(-logits)), rtol=1e-6
+        )
+
+
+def test_cells_are_arranged_as_the_network_does() -> None:
+    network = StudentNet(4, 2, 8, stem_stride=4).eval()
+    rgb = torch.randint(0, 256, (2, 16, 24, 3), dtype=torch.uint8)
+    x = (rgb / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    with torch.inference_mode():
+        expected = torch.sigmoid(network(x.permute(0, 3, 1, 2)))
+    made = forward(network)
+    torch.testing.assert_close(made.maps(rgb), expected, rtol=1e-4, atol=1e-4)
+    attention, centre = made.codes(rgb)
+    assert centre is not None
+    # An attention within half of its steps is coded right; so is a centre map within 1e-4 of it.
+    np.testing.assert_allclose((attention + 0.5) / 240, expected[:, 0], atol=0.51 / 240)
+    np.testing.assert_allclose(centre / 65535, expected[:, 1], atol=2e-4)
+
+
+def test_logits_far_from_zero_saturate_without_a_warning() -> None:
+    made = forward(Shown(), tau=0.0, sigmoid_gain=1000.0)
+    rgb = torch.tensor([0, 255], dtype=torch.uint8)[None, :, None, None].expand(1, 2, 1, 3)
+    assert made.maps(rgb.contiguous())[0, 0].flatten().tolist() == [0, 1]
+    attention, _ = made.codes(rgb.contiguous())
+    assert attention.flatten().tolist() == [0, 239]

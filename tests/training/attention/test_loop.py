@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import csv
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from qpnuclei.errors import TrainingError, UsageError
+from qpnuclei.evaluation.tuning import attend, read_validation
+from qpnuclei.models.checkpoint import read_metadata
+from qpnuclei.models.metadata import PostProcessing
+from qpnuclei.segmentation.maps_engine import Segmenter
+from qpnuclei.training.attention.learner import Learner
+from qpnuclei.training.attention.loop import collapse, learning_rate, train_attention
+from qpnuclei.training.attention.losses import TRANSFORMS
+from qpnuclei.training.callbacks import TrainingResult, Watcher
+from qpnuclei.training.config import AttentionRecipe, attention_recipe
+from qpnuclei.training.sources import Source
+
+TINY = {
+    "name": "tiny",
+    "origin": "ours",
+    "width": 4,
+    "dilations": [1, 2],
+    "scale_width": 4,
+    "scales": [0.25, 0.5],
+    "tile_px": 112,
+    "crop_px": 64,
+    "batch_size": 4,
+    "batches_per_epoch": 3,
+    "epochs": 3,
+    "anchor_weight": 1,
+    "eta": 0.2,
+}
+
+
+def recipe(**changes: object) -> AttentionRecipe:
+    return attention_recipe(TINY | changes)
+
+
+def train(folder: Path, sources: list[Source], **arguments: object) -> TrainingResult:
+    arguments = {"recipe": recipe(), "seed": 3} | arguments
+    return train_attention(
+        sources=sources, folder=folder, device=torch.device("cpu"), **arguments  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+class StopAt(Watcher):
+    """Asks to stop after so many batches; it is asked once before each."""
+
+    def __init__(self, batches: int) -> None:
+        self.left = batches
+
+    def stop_requested(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, sources: list[Source], dataset: Path
+) -> tuple[Path, TrainingResult]:
+    """A run of three epochs that nothing interrupted, with validation."""
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    return folder, train(folder, sources, validation=dataset, mpp=0.25)
+
+
+def test_a_run_leaves_all_it_should(finished: tuple[Path, TrainingResult]) -> None:
+    folder, result = finished
+    assert result.epochs == 3
+    assert not result.stopped
+    assert result.model == folder / "model.safetensors"
+    names = {re.sub("-[0-9a-f]{16}", "", path.name) for path in folder.iterdir()}
+    assert names == {
+        "attention", "metrics.csv", "model.safetensors", "state.pt", "tensorboard", "tiles.parquet"
+    }  # fmt: skip
+    assert len(list((folder / "attention").iterdir())) == 3
+    assert list((folder / "tensorboard").iterdir())
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1.0", "2.0", "3.0"]
+    assert {
+        "loss", "scale loss", "smoothness loss", "equivariance loss", "anchor loss",
+        "scale accuracy", "tau", "attention fraction", "anchor agreement", "learning rate",
+        "validation dice", "validation pixel_auc",
+    } <= set(rows[0])  # fmt: skip
+
+
+def test_the_best_epoch_is_kept(finished: tuple[Path, TrainingResult]) -> None:
+    folder, result = finished
+    with (folder / "metrics.csv").open() as file:
+        dice = [float(row["validation dice"]) for row in csv.DictReader(file)]
+    assert result.best_epoch == 1 + int(np.argmax(dice))
+    assert result.best_score == max(dice)
+    metadata = read_metadata(folder / "model.safetensors")
+    assert metadata.recipe["epoch"] == result.best_epoch
+    assert metadata.validation["dice"] == max(dice)
+
+
+def test_the_post_processing_is_chosen_on_the_validation_images(
+    finished: tuple[Path, TrainingResult], dataset: Path
+) -> None:
+    folder, _ = finished
+    segmenter = Segmenter.load(folder / "model.safetensors", device="cpu")
+    attended = attend(segmenter, read_validation(dataset, 0.25, 0.25))
+    chosen = segmenter.metadata.post_processing
+    best, default = (attended[0].score(p) for p in (chosen, PostProcessing()))
+    assert best.AJI + best.PQ >= default.AJI + default.PQ
+    recorded = segmenter.metadata.validation["mean"]["AJI"]
+    assert recorded == pytest.approx(best.AJI, abs=1e-4)
+
+
+def test_the_model_says_how_it_was_made_and_runs(
+    finished: tuple[Path, TrainingResult], sources: list[Source]
+) -> None:
+    folder, _ = finished
+    segmenter = Segmenter.load(folder / "model.safetensors", device="cpu")
+    metadata = segmenter.metadata
+    assert (metadata.name, metadata.family, metadata.mpp) == ("tiny", "attention", 0.25)
+    assert metadata.recipe["seed"] == 3
+    assert metadata.recipe["anchor_weight"] == 1
+    assert metadata.data == {
+        "images": ["a.png", "b.png"],
+        "tiles": {"0.25 µm/px": 32, "0.5 µm/px": 8},
+    }
+    assert metadata.colour.method == "reinhard"
+    assert metadata.colour.target_mean is not None
+    assert metadata.tau is not None
+    assert {"qpnuclei", "torch"} <= set(metadata.versions)
+    rgb = np.asarray(Image.open(sources[0].path))
+    segmenter.segment(rgb, mpp=0.25)  # does not raise
+
+
+@pytest.mark.parametrize("batches", [3, 4])  # at the end of an epoch, and within one
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    tmp_path: Path,
+    sources: list[Source],
+    dataset: Path,
+    finished: tuple[Path, TrainingResult],
+    batches: int,
+) -> None:
+    whole, expected = finished
+    folder = tmp_path / "resumed"
+    arguments = {"validation": dataset, "mpp": 0.25}
+    first = train(folder, sources, watcher=StopAt(batches), **arguments)
+    assert first.stopped
+    assert first.epochs == 1
+    second = train(folder, sources, resume=True, **arguments)
+    assert (second.best_epoch, second.best_score) == (expected.best_epoch, expected.best_score)
+    one, other = (safetensors.torch.load_file(f / "model.safetensors") for f in (whole, folder))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    states = [torch.load(f / "state.pt", weights_only=True) for f in (whole, folder)]
+    for part in ("scale_net", "activation", "attention_net"):
+        one, other = (s["learner"][part] for s in states)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    rows = []
+    for f in (whole, folder):
+        with (f / "metrics.csv").open() as file:
+            rows.append([{**row, "seconds": ""} for row in csv.DictReader(file)])
+    assert rows[0] == rows[1]
+
+
+def test_a_run_stopped_before_its_first_epoch_has_no_model_but_goes_on(
+    tmp_path: Path, sources: list[Source]
+) -> None:
+    short = recipe(epochs=1)
+    first = train(tmp_path, sources, recipe=short, watcher=StopAt(1))
+    assert (first.model, first.epochs, first.stopped) == (None, 0, True)
+    second = train(tmp_path, sources, recipe=short, resume=True)
+    assert (second.epochs, second.best_epoch, second.best_score) == (1, 1, None)
+
+
+def test_a_finished_run_can_be_given_more_epochs(tmp_path: Path, sources: list[Source]) -> None:
+    train(tmp_path, sources, recipe=recipe(epochs=1))
+    more = train(tmp_path, sources, recipe=recipe(epochs=2), resume=True)
+    assert more.epochs == 2
+    assert more.best_epoch == 2  # without validation the last epoch is kept
+
+
+def test_resuming_with_another_recipe_is_refused(tmp_path: Path, sources: list[Source]) -> None:
+    train(tmp_path, sources, recipe=recipe(epochs=1))
+    with pytest.raises(UsageError, match=r"recipe\.learning_rate was 0\.0002 and is now 0\.1"):
+        train(tmp_path, sources, recipe=recipe(learning_rate=0.1), resume=True)
+
+
+def test_a_diverging_run_stops_and_says_what_is_kept(tmp_path: Path, sources: list[Source]) -> None:
+    with pytest.raises(TrainingError, match=r"epoch 1, batch \d: .* no longer a number") as caught:
+        train(tmp_path, sources, recipe=recipe(smoothness_weight=1e39))
+    assert "no epoch was finished" in caught.value.what
+
+
+def test_a_collapsed_run_keeps_its_last_good_epoch(tmp_path: Path, sources: list[Source]) -> None:
+    train(tmp_path, sources, recipe=recipe(epochs=1))
+    before = (tmp_path / "model.safetensors").read_bytes()
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Whatever eta makes of it, the attention of the next epoch counts as a collapse.
+        patch.setattr("qpnuclei.training.attention.loop._HOLDS_EVERYTHING", 0.01)
+        with pytest.raises(TrainingError, match=r"epoch 2: .*it holds \d+.*of epoch 1") as caught:
+            train(tmp_path, sources, recipe=recipe(epochs=2), resume=True)
+    assert "anchored" in caught.value.hint
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    result = train(tmp_path, sources, recipe=recipe(epochs=2, stop_on_collapse=False), resume=True)
+    assert result.epochs == 2
+
+
+def test_what_counts_as_collapse() -> None:
+    good = {"attention fraction": 0.2, "scale accuracy": 0.9}
+    assert collapse(good, 3, 10_000) == ""
+    assert "holds 0.01%" in collapse(good | {"attention fraction": 1e-4}, 3, 1)
+    assert "holds 99.00%" in collapse(good | {"attention fraction": 0.99}, 3, 1)
+    guessing = good | {"scale accuracy": 0.35}
+    assert collapse(guessing, 3, 100) == ""  # it has hardly begun
+    assert "35% of cases, by chance it would be 33%" in collapse(guessing, 3, 1000)
+
+
+def test_the_learning_rate_drops_at_each_step() -> None:
+    steps = recipe(learning_rate=1.0, lr_steps=[3, 6], lr_factor=0.1)
+    rates = [learning_rate(steps, epoch) for epoch in range(8)]
+    assert rates == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_patches_only_refuses_whole_slides(tmp_path: Path, sources: list[Source]) -> None:
+    slide = dataclasses.replace(sources[0], width=50_000)
+    with pytest.raises(UsageError, match=r"a\.png \(50000x400 px\) is a whole slide"):
+        train(tmp_path, [slide], recipe=recipe(patches_only=True))
+
+
+def test_a_step_moves_both_networks_and_a_clipped_one_less() -> None:
+    rgb = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    labels = torch.tensor([0, 0, 1, 1])
+    for part in ("attention_net", "scale_net"):
+        learner = Learner(recipe(), torch.device("cpu"), seed=0)
+        before = [p.clone() for p in getattr(learner, part).parameters()]
+        metrics = learner.step(rgb, labels, TRANSFORMS["transpose"])
+        after = getattr(learner, part).parameters()
+        assert any(not torch.equal(b, a) for b, a in zip(before, after, strict=True))
+        terms = [v for name, v in metrics.items() if name.endswith(" loss")]
+        assert metrics["loss"] == pytest.approx(sum(terms), rel=1e-5)
+
+
+def test_initial_weights_follow_from_the_seed_and_leave_torchs_generator_alone() -> None:
+    torch.manual_seed(11)
+    expected = torch.rand(1)
+    torch.manual_seed(11)
+    one, same, other = (Learner(recipe(), torch.device("cpu"), seed=s) for s in (0, 0, 1))
+    assert torch.equal(torch.rand(1), expected)
+    weights = [learner.attention_net.stem.weight for learner in (one, same, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])

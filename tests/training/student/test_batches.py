@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+from skimage.draw import ellipse
+
+from qpnuclei.training.student.batches import (
+    Lesson,
+    random_appearance,
+    random_batch,
+    random_crop_of,
+)
+from qpnuclei.training.student.pseudo_labels import PseudoLabels
+
+PURPLE, PINK = (80, 50, 130), (220, 150, 190)
+
+
+@pytest.fixture
+def lesson():
+    rgb = np.full((200, 240, 3), PINK, np.uint8)
+    labels = np.zeros((200, 240), np.int32)
+    for number, (y, x) in enumerate([(50, 60), (90, 180), (150, 110), (160, 40)], start=1):
+        inside = ellipse(y, x, 20, 9)
+        rgb[inside], labels[inside] = PURPLE, number
+    weight = np.ones(labels.shape, np.float32)
+    weight[:, 200:] = 0
+    return Lesson.of(rgb, PseudoLabels(labels, weight))
+
+
+def test_a_lesson_holds_foreground_centre_and_weight(lesson):
+    foreground, centre, weight = np.moveaxis(lesson.targets, -1, 0)
+
+    assert set(np.unique(foreground)) == {0, 255}
+    assert centre[50, 60] == 255
+    assert (centre[foreground == 0] == 0).all()
+    assert (weight[:, :200] == 255).all()
+    assert (weight[:, 200:] == 0).all()
+
+
+def test_pixels_between_touching_nuclei_weigh_more():
+    labels = np.zeros((9, 12), np.int32)
+    labels[:, 1:5], labels[:, 5:9] = 1, 2
+    known = PseudoLabels(labels, np.full(labels.shape, 0.5, np.float32))
+
+    weight = Lesson.of(np.zeros((9, 12, 3), np.uint8), known, seam_weight=3.0).targets[..., 2]
+
+    # Between column 4 and 5: two pixels to either side, three times what the others weigh.
+    assert (weight[:, 3:7] == np.rint(255 * 0.5)).all()
+    assert (weight[:, :3] == np.rint(255 * 0.5 / 3)).all()
+    assert (weight[:, 7:] == np.rint(255 * 0.5 / 3)).all()
+
+
+def test_image_and_targets_are_cropped_alike(lesson):
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        rgb, targets = random_crop_of(lesson, 96, rng)
+        assert rgb.shape == targets.shape == (96, 96, 3)
+        # Whatever the turn and the scale: where the targets say nucleus it is purple.
+        assert (rgb[targets[..., 0] > 200].astype(int) - PURPLE).max(initial=0) < 40
+        assert (PINK - rgb[targets[..., 0] < 50].astype(int)).max(initial=0) < 40
+
+
+def test_crops_come_in_all_sizes_and_from_everywhere(lesson):
+    rng = np.random.default_rng(1)
+    # The area of a nucleus in the crop tells the scale: 565 px as it is.
+    areas = [np.count_nonzero(random_crop_of(lesson, 256, rng)[1][..., 0] > 127) for _ in range(60)]
+
+    assert min(areas) < 0.8 * np.median(areas)
+    assert max(areas) > 1.25 * np.median(areas)
+
+
+def test_patches_smaller_than_a_crop_are_mirrored(lesson):
+    small = Lesson(lesson.rgb[:40, :40], lesson.targets[:40, :40])
+
+    rgb, _ = random_crop_of(small, 96, np.random.default_rng(0))
+
+    assert (rgb > 0).all()  # no black border, which would be taken for haematoxylin
+
+
+def test_appearance_varies_in_colour_brightness_and_sharpness_and_stays_in_range(lesson):
+    rng = np.random.default_rng(2)
+
+    looks = np.stack([random_appearance(lesson.rgb, rng) for _ in range(60)])
+
+    assert looks.dtype == np.float32
+    assert looks.min() >= 0
+    assert looks.max() <= 1
+    mean_colours = looks.mean(axis=(1, 2))
+    assert (mean_colours.std(axis=0) > 0.02).all()
+    # Nuclei stay darker than what is around them, in red, always.
+    nuclei = lesson.targets[..., 0] > 0
+    assert (looks[:, nuclei, 0].mean(axis=1) < looks[:, ~nuclei, 0].mean(axis=1)).all()
+    sharpness = np.abs(np.diff(looks, axis=1)).max(axis=(1, 2, 3))
+    assert sharpness.max() > 2 * sharpness.min()
+
+
+def test_a_batch_is_normalised_and_repeatable(lesson):
+    batches = [
+        random_batch([lesson], 3, 64, np.random.default_rng(5), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+        for _ in range(2)
+    ]
+
+    (images, targets), (again, _) = batches
+    assert images.shape == targets.shape == (3, 3, 64, 64)
+    assert (images == again).all()
+    assert -2 <= images.min() < 0 < images.max() <= 2
+    assert targets.min() >= 0
+    assert targets.max() <= 1

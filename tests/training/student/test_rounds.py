@@ -1,0 +1,222 @@
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.draw import ellipse
+
+from qpnuclei.errors import TrainingError, UsageError
+from qpnuclei.models.checkpoint import read_metadata
+from qpnuclei.segmentation.maps_engine import Segmenter
+from qpnuclei.training.callbacks import Watcher
+from qpnuclei.training.config import read_recipe
+from qpnuclei.training.sources import find_sources
+from qpnuclei.training.student.patches import sample_slides
+from qpnuclei.training.student.recipe import StudentRecipe, student_recipe
+from qpnuclei.training.student.rounds import train_student
+
+TINY = {
+    "family": "student",
+    "name": "tiny",
+    "base_channels": 4,
+    "levels": 2,
+    "max_channels": 8,
+    "rounds": 2,
+    "first_round_batches": 60,
+    "batches_per_round": 3,
+    "batch_size": 2,
+    "crop_px": 64,
+    "learning_rate": 0.02,
+    "renditions": 1,
+    "min_probability": 0.3,
+    "vote_share": 0.9,  # so small a student cannot teach much
+}
+CPU = torch.device("cpu")
+
+
+def _tissue(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Purple nuclei on pink with some grain, and where they are."""
+    rng = np.random.default_rng(seed)
+    rgb = np.full((160, 160, 3), (220, 150, 190), np.int16)
+    labels = np.zeros((160, 160), np.uint16)
+    for number, (y, x) in enumerate(
+        [(y, x) for y in (30, 80, 130) for x in (30, 80, 130)], start=1
+    ):
+        inside = ellipse(y, x, rng.integers(9, 14), rng.integers(8, 12))
+        rgb[inside], labels[inside] = (85, 55, 130), number
+    grain = rng.integers(-8, 9, (160, 160, 1))
+    return (rgb + grain).clip(0, 255).astype(np.uint8), labels
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("patches")
+    for sub in ("images", "labels"):
+        (folder / sub).mkdir()
+    for seed in range(3):
+        rgb, labels = _tissue(seed)
+        Image.fromarray(rgb).save(folder / f"images/{seed}.png")
+        Image.fromarray(labels).save(folder / f"labels/{seed}.png")
+    (folder / "splits.json").write_text('{"train": ["0", "1"], "val": ["2"]}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(patches, tmp_path_factory):
+    """One whole run, uninterrupted."""
+    folder = tmp_path_factory.mktemp("run")
+    result = train_student(
+        TINY, find_sources([patches], mpp=[0.25]), folder, device=CPU, validation=patches, mpp=0.25
+    )
+    return folder, result
+
+
+def test_a_run_makes_a_model_that_says_where_it_comes_from(run):
+    folder, result = run
+
+    metadata = read_metadata(result.model)
+    assert result.epochs == 2
+    assert not result.stopped
+    assert metadata.family == "student"
+    assert metadata.recipe["rounds"] == 2
+    assert metadata.recipe["seed"] == 0
+    assert metadata.recipe["round"] == result.best_epoch
+    assert metadata.data["images"] == ["0.png", "1.png"]  # never those of the split val
+    assert metadata.validation["images"] == 1
+    assert result.best_score == metadata.validation["mean"]["ADC"]
+    assert (folder / "pseudo-labels" / "round-02.png").is_file()
+
+
+def test_the_model_finds_nuclei_it_was_never_shown(run):
+    _, result = run
+    rgb, labels = _tissue(99)
+
+    attention, centre = Segmenter.load(result.model, "cpu").attend_image(rgb)
+
+    assert centre is not None
+    assert attention[labels > 0].mean() > attention[labels == 0].mean() + 0.15
+
+
+def test_metrics_have_a_row_per_round(run):
+    folder, _ = run
+
+    rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+
+    assert [float(row["round"]) for row in rows] == [1, 2]
+    assert all(float(row["nuclei"]) >= 9 for row in rows)
+    assert all(0 <= float(row["validation AJI"]) <= 1 for row in rows)
+
+
+class StopInRound2(Watcher):
+    """Asks to stop once the first round is done."""
+
+    def __init__(self):
+        self.rounds = 0
+
+    def epoch(self, epoch, *_):
+        self.rounds = epoch
+
+    def stop_requested(self):
+        return self.rounds >= 1
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(run, patches, tmp_path):
+    sources = find_sources([patches], mpp=[0.25])
+    arguments = {"device": CPU, "validation": patches, "mpp": 0.25}
+    stopped = train_student(TINY, sources, tmp_path, watcher=StopInRound2(), **arguments)
+    assert (stopped.stopped, stopped.epochs) == (True, 1)
+
+    resumed = train_student(TINY, sources, tmp_path, resume=True, **arguments)
+
+    whole = run[1]
+    assert (resumed.best_epoch, resumed.best_score) == (whole.best_epoch, whole.best_score)
+    assert resumed.model.read_bytes() == whole.model.read_bytes()
+
+
+def test_resuming_with_another_recipe_is_refused(run, patches):
+    folder, _ = run
+    sources = find_sources([patches], mpp=[0.25])
+
+    with pytest.raises(UsageError, match=r"recipe\.crop_px was 64 and is now 128"):
+        train_student({**TINY, "crop_px": 128}, sources, folder, device=CPU, resume=True)
+
+
+def test_nothing_that_looks_like_a_nucleus_is_an_error(tmp_path):
+    Image.fromarray(np.full((160, 160, 3), 240, np.uint8)).save(tmp_path / "blank.png")
+    sources = find_sources([tmp_path / "blank.png"], mpp=[0.25])
+
+    with pytest.raises(TrainingError, match="nothing in 1 images looks like a nucleus"):
+        train_student(TINY, sources, tmp_path / "run", device=CPU)
+
+
+def test_the_recipe_that_comes_with_the_package_is_valid():
+    recipe = student_recipe(read_recipe("student"))
+
+    assert recipe == StudentRecipe(name="student", description=recipe.description)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"epochs": 3}, "no field 'epochs' in a recipe of the student family"),
+        ({"crop_px": 100}, "crop_px 100 must be a multiple of 16"),
+        ({"mpp": 9}, "recipe field 'mpp' = 9"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_by_field(fields, message):
+    with pytest.raises(UsageError, match=message):
+        student_recipe({"name": "x", **fields})
+
+
+def test_patches_are_cut_into_equal_parts_without_overlap(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 255, (300, 520, 3), np.uint8)
+    Image.fromarray(rgb).save(tmp_path / "wide.png")
+
+    (sample,) = sample_slides(
+        find_sources([tmp_path / "wide.png"], mpp=[0.25]),
+        mpp=0.25,
+        patch_px=256,
+        patches_per_slide=1,
+        max_patches=99,
+        min_tissue=0.7,
+        seed=0,
+    )
+
+    assert [patch.shape for patch in sample.patches] == [(300, 260, 3)] * 2
+    np.testing.assert_array_equal(np.hstack(sample.patches), rgb)
+
+
+def test_many_slides_are_thinned_out(patches):
+    samples = sample_slides(
+        find_sources([patches / "images"], mpp=[0.25]),
+        mpp=0.25,
+        patch_px=80,
+        patches_per_slide=1,
+        max_patches=7,
+        min_tissue=0.7,
+        seed=0,
+    )
+
+    assert sum(len(sample.patches) for sample in samples) == 7  # of 3 times 4
+    assert len({sample.name for sample in samples}) == len(samples)
+
+
+def test_whole_slides_are_sampled_where_tissue_is(tmp_path):
+    """A slide too large for a patch: its right half is glass."""
+    rgb = np.full((600, 4200, 3), 245, np.uint8)
+    rgb[:, :2100] = np.tile(_tissue(0)[0], (4, 14, 1))[:600, :2100]
+    Image.fromarray(rgb).save(tmp_path / "slide.png")
+
+    (sample,) = sample_slides(
+        find_sources([tmp_path / "slide.png"], mpp=[0.25]),
+        mpp=0.25,
+        patch_px=512,
+        patches_per_slide=3,
+        max_patches=99,
+        min_tissue=0.7,
+        seed=0,
+    )
+
+    assert [patch.shape for patch in sample.patches] == [(512, 512, 3)] * 3
+    assert all((patch < 240).any(axis=-1).mean() > 0.7 for patch in sample.patches)

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import shapely
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from qpnuclei.errors import UsageError
+from qpnuclei.slides.slide import open_slide
+from qpnuclei.slides.stains import reinhard_statistics, reinhard_transfer
+from qpnuclei.training.sources import Source, find_sources
+from qpnuclei.training.tile_index import (
+    ColourTransfer,
+    TileIndex,
+    TileReader,
+    _starts,
+    build_tile_index,
+    cached_tile_index,
+    sources_digest,
+)
+
+SCALES = (0.25, 0.5)
+
+
+@pytest.fixture
+def index(sources: list[Source]) -> TileIndex:
+    return build_tile_index(sources, SCALES, 160, 0.7)
+
+
+def test_tiles_cover_the_image_at_each_scale(index: TileIndex) -> None:
+    # 400 px at 0.25 µm/px: 3 tiles of 160 each way, from 0, 120, 240; at 0.5 200 px: 2, from 0, 40.
+    first = index.source == 0
+    fine = first & (index.scale == 0)
+    assert sorted({*zip(index.x[fine], index.y[fine], strict=True)}) == [
+        (x, y) for x in (0, 120, 240) for y in (0, 120, 240)
+    ]
+    coarse = first & (index.scale == 1)
+    assert sorted(set(index.x[coarse].tolist())) == [0, 40]
+    assert len(index) == 2 * (9 + 4)
+    assert (index.tissue == 1).all()
+
+
+def test_glass_is_left_out(tmp_path: Path) -> None:
+    rgb = np.full((300, 600, 3), 250, np.uint8)
+    rgb[:, :300] = (200, 120, 170)
+    Image.fromarray(rgb).save(tmp_path / "half.png")
+    found = build_tile_index(find_sources([tmp_path], mpp=[0.5]), (0.5,), 100, 0.7)
+    assert sorted(set(found.x.tolist())) == [0, 100, 200]
+    assert len(found) == 9
+
+
+def test_only_the_roi_is_used_and_its_holes_are_not(sources: list[Source]) -> None:
+    roi = shapely.box(0, 0, 400, 200) - shapely.box(0, 0, 200, 200)
+    source = dataclasses.replace(sources[0], roi=roi)
+    found = build_tile_index([source], (0.25,), 100, 0.7)
+    assert sorted(zip(found.x.tolist(), found.y.tolist(), strict=True)) == [
+        (200, 0), (200, 100), (300, 0), (300, 100)
+    ]  # fmt: skip
+
+
+def test_no_tiles_are_made_finer_than_the_source(sources: list[Source]) -> None:
+    coarse = dataclasses.replace(sources[0], mpp=(0.5, 0.5))
+    with pytest.raises(UsageError, match=r"no source has a tile of 100 px at 0\.25 µm/px"):
+        build_tile_index([coarse], SCALES, 100, 0.7)
+    both = build_tile_index([coarse, sources[1]], SCALES, 100, 0.7)
+    assert set(both.source[both.scale == 0].tolist()) == {1}
+    assert set(both.source[both.scale == 1].tolist()) == {0, 1}
+
+
+def test_the_index_is_built_once(tmp_path: Path, sources: list[Source]) -> None:
+    calls: list[int] = []
+    first = cached_tile_index(tmp_path, sources, SCALES, 160, 0.7, calls.append)
+    assert calls == [0, 1, 2]
+    again = cached_tile_index(tmp_path, sources, SCALES, 160, 0.7, calls.append)
+    assert calls == [0, 1, 2]
+    for field in dataclasses.fields(TileIndex):
+        np.testing.assert_array_equal(getattr(again, field.name), getattr(first, field.name))
+    cached_tile_index(tmp_path, sources, SCALES, 160, 0.6)
+    assert len(list(tmp_path.glob("tiles-*.parquet"))) == 2
+
+
+def test_the_index_names_slide_resolution_and_tissue(tmp_path: Path, sources: list[Source]) -> None:
+    cached_tile_index(tmp_path, sources, SCALES, 160, 0.7)
+    (path,) = tmp_path.glob("tiles-*.parquet")
+    row = pq.read_table(path).slice(9, 1).to_pylist()[0]
+    assert (row["slide"], row["mpp"], row["x"], row["y"], row["tissue"]) == ("a.png", 0.5, 0, 0, 1)
+
+
+def test_the_digest_sees_what_changes_the_index(sources: list[Source]) -> None:
+    digest = sources_digest(sources, SCALES, 160, 0.7)
+    assert digest == sources_digest(list(sources), SCALES, 160, 0.7)
+    with_roi = [dataclasses.replace(s, roi=shapely.box(0, 0, 9, 9)) for s in sources]
+    others = [
+        sources_digest(sources[::-1], SCALES, 160, 0.7),
+        sources_digest(with_roi, SCALES, 160, 0.7),
+        sources_digest(sources, (0.25, 1.0), 160, 0.7),
+        sources_digest(sources, SCALES, 161, 0.7),
+        sources_digest(sources, SCALES, 160, 0.8),
+    ]
+    assert len({digest, *others}) == 6
+
+
+def test_tiles_are_read_where_the_index_says(sources: list[Source], index: TileIndex) -> None:
+    reader = TileReader(sources, index, SCALES, 160)
+    for tile in (4, 9):  # one of each scale of the first image
+        downsample = 1.0 if index.scale[tile] == 0 else 2.0
+        with open_slide(sources[0].path) as slide:
+            expected = slide.read(
+                int(index.x[tile]), int(index.y[tile]), 160, 160, (downsample, downsample)
+            )
+        np.testing.assert_array_equal(reader.read(tile), expected)
+        np.testing.assert_array_equal(reader.read(tile), expected)  # from the cache
+    reader.close()
+
+
+def test_the_cache_is_bounded(
+    monkeypatch: pytest.MonkeyPatch, sources: list[Source], index: TileIndex
+) -> None:
+    monkeypatch.setattr("qpnuclei.training.tile_index._CACHE_BYTES", 3 * 160 * 160 * 3)
+    reader = TileReader(sources, index, SCALES, 160)
+    for tile in range(8):
+        reader.read(tile)
+    assert list(reader._tiles) == [5, 6, 7]
+    reader.close()
+
+
+def test_a_reader_pickles_without_what_it_has_open(sources: list[Source], index: TileIndex) -> None:
+    reader = TileReader(sources, index, SCALES, 160)
+    expected = reader.read(3)
+    copy = pickle.loads(pickle.dumps(reader))
+    assert not copy._tiles
+    np.testing.assert_array_equal(copy.read(3), expected)
+    reader.close()
+    copy.close()
+
+
+def test_every_slide_gets_the_colours_of_the_target(
+    sources: list[Source], index: TileIndex
+) -> None:
+    plain = TileReader(sources, index, SCALES, 160)
+    colour = ColourTransfer.measured(plain)
+    assert len(colour.statistics) == 2
+    # The first image is measured on its nine tiles at the finest scale.
+    whole = reinhard_statistics(np.stack([plain.read(tile) for tile in range(9)]))
+    assert colour.statistics[0] == whole
+    np.testing.assert_allclose(
+        colour.target_mean, np.mean([s.mean for s in colour.statistics], axis=0)
+    )
+    reader = plain.with_colour(colour)
+    expected = reinhard_transfer(plain.read(4), whole, colour.target_mean, colour.target_std)
+    np.testing.assert_array_equal(reader.read(4), expected)
+    plain.close()
+    reader.close()
+
+
+@given(st.integers(0, 3000), st.integers(1, 300))
+def test_windows_cover_the_extent_and_never_leave_it(extent: int, size: int) -> None:
+    starts = _starts(extent, size)
+    if extent < size:
+        assert len(starts) == 0
+        return
+    assert starts[0] == 0
+    assert starts[-1] == extent - size
+    assert np.all(np.diff(starts) <= size)
+    assert len(starts) == -(-extent // size)  # not one more than it takes
