@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from benchmarks.measuring import table
 from qpnuclei.evaluation.datasets import read_rgb
-from qpnuclei.segmentation.maps_engine import Segmenter, resample
+from qpnuclei.evaluation.tuning import resample
+from qpnuclei.segmentation.maps_engine import Segmenter
 from qpnuclei.segmentation.postprocess import segment_instances
 
 RGB = npt.NDArray[np.uint8]

@@ -41,6 +41,9 @@ _log = logging.getLogger(__name__)
 
 FloatMap = npt.NDArray[np.float32]
 
+#: How often validation images are recoloured, beside being looked at as they are.
+RECOLOURINGS = 2
+
 
 @dataclass(frozen=True, eq=False)
 class LabelledImage:

@@ -28,9 +28,12 @@ from skimage.segmentation import find_boundaries
 
 from qpnuclei.errors import TrainingError, UsageError
 from qpnuclei.evaluation.tuning import (
+    RECOLOURINGS,
+    AttendedImage,
     LabelledImage,
     attend,
     read_validation,
+    recoloured,
     summarise,
     tune_post_processing,
 )
@@ -121,8 +124,9 @@ def train_student(
         Two runs of one seed on one machine's CPU, with the same number of threads, are equal to
         the bit.
     validation : pathlib.Path, optional
-        Labelled images (see `read_validation`) that choose the round, by AJI, and at the end the
-        post-processing; they teach nothing. Without them the model of the last round is kept.
+        Labelled images (see `read_validation`) that choose the round, by the AJI on them as they
+        are and recoloured, and at the end the post-processing; they teach nothing. Without them
+        the model of the last round is kept.
     mpp : float, optional
         Resolution of the validation images, where their files do not know it.
     resume : bool
@@ -320,10 +324,12 @@ class _Run:
         score = None
         if self.labelled:
             segmenter = Segmenter(self.student, self._metadata(), self.device)
-            attended = attend(segmenter, self.labelled)
-            measured = summarise(attended, STUDENT_INSTANCES)
-            score = measured["mean"]["AJI"]
-            metrics |= {f"validation {key}": measured["mean"][key] for key in ("AJI", "ADC", "PQ")}
+            attended, changed = self._attend(segmenter)
+            measured = self._measured(attended, changed, STUDENT_INSTANCES)
+            means = measured["mean"], measured["recoloured"]
+            score = float(np.mean([mean["AJI"] for mean in means]))
+            for name, mean in zip(("validation", "recoloured"), means, strict=True):
+                metrics |= {f"{name} {key}": mean[key] for key in ("AJI", "ADC", "PQ")}
         kept = score is None or progress.best_score is None or score > progress.best_score
         progress.epoch = number
         if kept:
@@ -335,13 +341,30 @@ class _Run:
         write_metrics(self.folder, progress.history)
         self.watcher.epoch(number, metrics, kept)
 
+    def _attend(self, segmenter: Segmenter) -> tuple[list[AttendedImage], list[AttendedImage]]:
+        """What a model sees in the validation images, as they are and recoloured."""
+        changed = [i for seed in range(RECOLOURINGS) for i in recoloured(self.labelled, seed)]
+        return attend(segmenter, self.labelled), attend(segmenter, changed)
+
+    @staticmethod
+    def _measured(
+        attended: Sequence[AttendedImage],
+        changed: Sequence[AttendedImage],
+        parameters: PostProcessing,
+    ) -> dict[str, Any]:
+        """Quality on the validation images; below ``recoloured`` the means on those."""
+        return {
+            **summarise(attended, parameters),
+            "recoloured": summarise(changed, parameters)["mean"],
+        }
+
     def _tune(self) -> None:
-        """Give the model that was kept the post-processing that suits it best."""
+        """Give the model that was kept the post-processing that suits it best in all colours."""
         path = self.folder / MODEL_FILE
         network, metadata = load_model(path)
-        attended = attend(Segmenter(network, metadata, self.device), self.labelled)
-        parameters = tune_post_processing(attended, metadata.post_processing)
-        measured = summarise(attended, parameters)
+        attended, changed = self._attend(Segmenter(network, metadata, self.device))
+        parameters = tune_post_processing([*attended, *changed], metadata.post_processing)
+        measured = self._measured(attended, changed, parameters)
         update = {"post_processing": parameters, "validation": measured}
         save_model(path, network.cpu(), metadata.model_copy(update=update))
 
