@@ -114,9 +114,7 @@ def random_batch(
     return _channels_first(images), _channels_first(targets)
 
 
-def with_colours_of(
-    rgb: RGB, own: npt.NDArray[np.float32], lent: npt.NDArray[np.float32]
-) -> RGB:
+def with_colours_of(rgb: RGB, own: npt.NDArray[np.float32], lent: npt.NDArray[np.float32]) -> RGB:
     """Give a crop the colours of another slide (Reinhard et al., IEEE CG&A 21, 2001).
 
     Parameters
@@ -217,10 +215,8 @@ def random_appearance(
     shifted; their overall strength follows a gamma; then brightness. After the colours: one of
     blur, sharpening, or the loss of detail of a coarser scan; noise; JPEG.
     """
-    if rng.random() < strong_colours:
-        image = recolour(rgb, rng)
-    else:
-        image = _mildly_recoloured(rgb, rng)
+    change = recolour if rng.random() < strong_colours else _mildly_recoloured
+    image = change(rgb, rng)
     image = _random_sharpness(image, rng)
     if rng.random() < 0.3:
         deviation = np.float32(rng.uniform(0.005, 0.04))

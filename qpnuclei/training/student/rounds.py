@@ -342,7 +342,7 @@ class _Run:
         self.watcher.epoch(number, metrics, kept)
 
     def _attend(self, segmenter: Segmenter) -> tuple[list[AttendedImage], list[AttendedImage]]:
-        """What a model sees in the validation images, as they are and recoloured."""
+        """Return what a model sees in the validation images, as they are and recoloured."""
         changed = [i for seed in range(RECOLOURINGS) for i in recoloured(self.labelled, seed)]
         return attend(segmenter, self.labelled), attend(segmenter, changed)
 
