@@ -223,7 +223,9 @@ def train(
     if not speaks:
         return
     if result.stopped:
-        stderr.print(f"stopped and saved: go on with --resume -o {output}", highlight=False)
+        saved = (output / STATE_FILE).is_file()
+        how = "and saved: go on with --resume" if saved else "before anything was learnt to keep:"
+        stderr.print(f"stopped {how} -o {output}", highlight=False)
     if result.model is not None:
         score = "" if result.best_score is None else f", validation Dice {result.best_score:.3f}"
         stdout.print(

@@ -19,6 +19,8 @@ TINY = StudentRecipe(
     batch_size=2,
     crop_px=64,
     ema_decay=0.5,
+    strong_colours=0.0,
+    borrowed_colours=0.0,
     learning_rate=2e-2,
 )
 
