@@ -164,6 +164,7 @@ def train(
     from qpnuclei.models.device import resolve_device
     from qpnuclei.system.distributed import process_group, rank, world_size
     from qpnuclei.system.memory import keep_freed_memory
+    from qpnuclei.training.run_folder import STATE_FILE
 
     keep_freed_memory()
     if validation_mpp is None and mpp and len(mpp) == 1:
@@ -223,9 +224,12 @@ def train(
     if not speaks:
         return
     if result.stopped:
-        saved = (output / STATE_FILE).is_file()
-        how = "and saved: go on with --resume" if saved else "before anything was learnt to keep:"
-        stderr.print(f"stopped {how} -o {output}", highlight=False)
+        stderr.print(
+            f"stopped and saved: go on with --resume -o {output}"
+            if (output / STATE_FILE).is_file()
+            else "stopped before there was anything to save: the same command starts anew",
+            highlight=False,
+        )
     if result.model is not None:
         score = "" if result.best_score is None else f", validation Dice {result.best_score:.3f}"
         stdout.print(

@@ -188,7 +188,7 @@ def test_a_finished_run_can_be_given_more_epochs(tmp_path: Path, sources: list[S
 
 def test_resuming_with_another_recipe_is_refused(tmp_path: Path, sources: list[Source]) -> None:
     train(tmp_path, sources, recipe=recipe(epochs=1))
-    with pytest.raises(UsageError, match=r"recipe\.learning_rate was 0\.0002 and is now 0\.1"):
+    with pytest.raises(UsageError, match=r"recipe\.learning_rate was 0\.001 and is now 0\.1"):
         train(tmp_path, sources, recipe=recipe(learning_rate=0.1), resume=True)
 
 

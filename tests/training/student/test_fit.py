@@ -89,7 +89,7 @@ def test_learns_what_is_taught_and_repeats_itself():
     ]
 
     (student, loss), (again, _) = runs
-    assert loss < 1.5  # the loss of random weights is about 2
+    assert loss < 1.7  # the loss of random weights is about 2
     for name, tensor in student.state_dict().items():
         torch.testing.assert_close(tensor, again.state_dict()[name], rtol=0, atol=0)
     assert not student.training
