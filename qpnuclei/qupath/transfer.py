@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-import qpnuclei
+from qpnuclei._version import __version__
 from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.areas import valid_area
@@ -296,7 +296,7 @@ class _Incoming:
             annotations=self._annotations,
             workflow_step=(
                 "qpnuclei geojson import",
-                f"// qpnuclei {qpnuclei.__version__}: {self.result.annotations} annotations and "
+                f"// qpnuclei {__version__}: {self.result.annotations} annotations and "
                 f"{self.result.detections} detections of {path.name!r}",
             ),
         )
