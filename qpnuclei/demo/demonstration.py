@@ -26,10 +26,10 @@ from qpnuclei.pipeline.run import Progress, analyse_project
 from qpnuclei.pipeline.selection import RoiSelection
 from qpnuclei.pipeline.summary import RunSummary
 from qpnuclei.qupath.counts import count_project, write_table
+from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass, Project
 from qpnuclei.qupath.native import open_project
-from qpnuclei.qupath.new_project import create_from_slides
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.tissue import find_tissue
