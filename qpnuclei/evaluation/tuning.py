@@ -195,11 +195,11 @@ def summarise(images: Sequence[AttendedImage], parameters: PostProcessing) -> di
 #: What `tune_post_processing` tries, one group of parameters after the other. Coarse on purpose:
 #: a handful of images tells no more.
 _GRIDS: tuple[dict[str, tuple[float, ...]], ...] = (
-    {"threshold": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8), "min_mean_attention": (0.0, 0.6, 0.7, 0.8)},
+    {"threshold": (0.3, 0.4, 0.5, 0.6, 0.7), "min_mean_attention": (0.0, 0.65, 0.8)},
     {"smoothing_sigma_px": (1.0, 2.0, 3.0), "maxima_radius_px": (4, 6, 9)},
-    {"centre_weight": (0.3, 0.5, 0.65, 0.8, 0.9), "min_prominence_px": (0.0, 1.0, 1.5, 2.0)},
-    {"coarse_radius_px": (0, 1, 2, 3), "fine_radius_px": (0, 1, 2)},
-    {"min_area_px": (0, 40, 60, 80, 100, 140)},
+    {"centre_weight": (0.5, 0.65, 0.8, 0.9), "min_prominence_px": (0.0, 1.0, 1.5, 2.0)},
+    {"coarse_radius_px": (0, 1, 2), "fine_radius_px": (0, 1)},
+    {"min_area_px": (0, 40, 80, 120)},
 )
 
 #: What decides how faint or small a nucleus may be, the most harmful to others' slides first. So

@@ -55,9 +55,9 @@ def tissue(tmp_path_factory: pytest.TempPathFactory) -> RGB:
         return opened.read(512, 512, 1024, 1024)
 
 
-@pytest.fixture(params=["default", "light"])
-def segmenter(request: pytest.FixtureRequest) -> Iterator[Segmenter]:
-    yield Segmenter.load(request.param, "cuda")
+@pytest.fixture
+def segmenter() -> Iterator[Segmenter]:
+    yield Segmenter.load("default", "cuda")
     torch.cuda.empty_cache()
 
 

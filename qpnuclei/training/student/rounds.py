@@ -362,7 +362,9 @@ class _Run:
         path = self.folder / MODEL_FILE
         network, metadata = load_model(path)
         attended, changed = self._attend(Segmenter(network, metadata, self.device))
-        parameters = tune_post_processing([*attended, *changed], metadata.post_processing)
+        # Once in their own colours and once in others: a second time would cost more than it tells.
+        both = [*attended, *changed[: len(attended)]]
+        parameters = tune_post_processing(both, metadata.post_processing)
         measured = self._measured(attended, changed, parameters)
         update = {"post_processing": parameters, "validation": measured}
         save_model(path, network.cpu(), metadata.model_copy(update=update))
