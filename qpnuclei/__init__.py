@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from qpnuclei._version import __version__
+
 if TYPE_CHECKING:
     from qpnuclei.pipeline.image import segment
     from qpnuclei.segmentation.engine import EngineOptions, load_engine
-
-__version__ = "0.1.0"
 
 #: Where the public names live. They are imported when first asked for: importing torch takes
 #: seconds, which the command line must not pay for a --help.

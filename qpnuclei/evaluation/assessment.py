@@ -18,7 +18,7 @@ from qpnuclei.evaluation.report import Report, json_intervals, json_numbers
 from qpnuclei.evaluation.tuning import at_resolution, predict, tune_post_processing
 from qpnuclei.models.checkpoint import save_model
 from qpnuclei.models.metadata import PostProcessing
-from qpnuclei.models.registry import WEIGHTS_FOLDER
+from qpnuclei.models.registry import DEFAULT_MODEL, WEIGHTS_FOLDER
 from qpnuclei.pipeline.image import segment
 from qpnuclei.pipeline.summary import describe_model
 from qpnuclei.segmentation.engine import EngineOptions, load_engine
@@ -50,7 +50,7 @@ class AssessmentOptions:
         Where to write a copy of the model with that choice.
     """
 
-    model: str | None = "default"
+    model: str | None = DEFAULT_MODEL
     mpp: float | None = None
     device: str = "auto"
     tta: bool = False
@@ -110,7 +110,7 @@ def assess(
             if options.write_model is not None:
                 _write_tuned(options.write_model, engine.predictor, dataset, result)
                 notes.append(f"Model with this post-processing: {options.write_model}")
-        provenance["model"] = describe_model(options.model, engine.spec)
+        provenance["model"] = describe_model(engine.spec)
         provenance["device"] = engine.execution
     provenance["versions"] = versions()
     provenance["started"] = datetime.fromtimestamp(started).astimezone().isoformat(" ", "seconds")

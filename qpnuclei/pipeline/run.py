@@ -68,7 +68,7 @@ def analyse_project(
         project=project.path,
         backend=project.backend,
         arguments=options.to_json(),
-        model=describe_model(options.model, engine.spec),
+        model=describe_model(engine.spec),
         device=engine.execution,
         run_dir=run_dir,
     )

@@ -153,18 +153,9 @@ class RunSummary:
         }
 
 
-def describe_model(name: str, spec: EngineSpec) -> dict[str, Any]:
-    """Return which model was used: its name, hash, resolution and what else its engine says.
-
-    Parameters
-    ----------
-    name : str
-        As it was asked for.
-    spec : EngineSpec
-        Of the model that was loaded for it.
-    """
+def describe_model(spec: EngineSpec) -> dict[str, Any]:
+    """Return which model was used: its name, hash, resolution and what else its engine says."""
     return {
-        "asked_for": name,
         "name": spec.name,
         "sha256": spec.sha256,
         "mpp": spec.mpp,

@@ -14,7 +14,7 @@ from qpnuclei.errors import ModelError
 from qpnuclei.models.checkpoint import Network, load_model
 from qpnuclei.models.device import resolve_device
 from qpnuclei.models.metadata import ModelMetadata, PostProcessing
-from qpnuclei.models.registry import resolve_model
+from qpnuclei.models.registry import DEFAULT_MODEL, resolve_model
 from qpnuclei.segmentation.engine import Precision
 from qpnuclei.segmentation.forward import Forward, prepared
 from qpnuclei.segmentation.quantised import AttentionCodes, CentreCodes, FloatMap
@@ -83,7 +83,7 @@ class Predictor:
     @classmethod
     def load(
         cls,
-        name_or_path: str | Path = "default",
+        name_or_path: str | Path = DEFAULT_MODEL,
         device: str = "auto",
         views: int = 1,
         precision: Precision = "auto",
@@ -109,7 +109,7 @@ class Predictor:
             If `device` is not a device, or not there.
         """
         resolved = resolve_device(device)
-        network, metadata = load_model(resolve_model(name_or_path, resolved))
+        network, metadata = load_model(resolve_model(name_or_path))
         return cls(prepared(network.eval(), resolved), metadata, resolved, views, precision)
 
     def with_post_processing(self, parameters: PostProcessing) -> Predictor:
