@@ -16,7 +16,7 @@ if Path(".numba_config.yaml").exists():
         "any code",
         "work in another folder, or remove the file",
     )
-import numba  # noqa: E402 - not before the check
+import numba  # not before the check
 
 F = TypeVar("F", bound=Callable[..., object])
 

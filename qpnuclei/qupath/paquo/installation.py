@@ -122,7 +122,8 @@ def paquo_settings() -> dict[str, Any]:
         if key not in settings:
             raise FormatError(f"{source}: no such setting", f"there are {', '.join(settings)}")
         kind = type(settings[key])
-        if not isinstance(value, {list: (list, str), bool: int}.get(kind, kind)):
+        fits = isinstance(value, kind) or type(value) is {list: str, bool: int}.get(kind)
+        if not fits:
             raise FormatError(f"{source} is {value!r}, which is no {kind.__name__}", "correct it")
         settings[key] = value
     return settings
