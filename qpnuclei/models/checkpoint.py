@@ -250,10 +250,10 @@ def library_versions() -> dict[str, str]:
     import numpy
     import torchvision
 
-    import qpnuclei
+    from qpnuclei._version import __version__
 
     return {
-        "qpnuclei": qpnuclei.__version__,
+        "qpnuclei": __version__,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "numpy": numpy.__version__,

@@ -177,8 +177,8 @@ def prepared(network: nn.Module, device: torch.device) -> nn.Module:
     Parameters
     ----------
     network : torch.nn.Module
-        In evaluation mode, of `qpnuclei.nn`: there, a BatchNorm follows its convolution in their
-        parent.
+        In evaluation mode, of `qpnuclei.models`: there, a BatchNorm follows its convolution in
+        their parent.
     device : torch.device
         Where it will run.
     """
