@@ -18,8 +18,8 @@ import numpy.typing as npt
 from benchmarks.measuring import table
 from qpnuclei.evaluation.datasets import read_rgb
 from qpnuclei.evaluation.tuning import resample
-from qpnuclei.segmentation.maps_engine import Segmenter
 from qpnuclei.segmentation.postprocess import segment_instances
+from qpnuclei.segmentation.predictor import Predictor
 
 RGB = npt.NDArray[np.uint8]
 
@@ -28,19 +28,19 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff"}
 _CANDIDATES = tuple(0.12 * 1.2**step for step in range(10))
 
 
-def median_area(segmenter: Segmenter, images: Sequence[RGB], mpp: float) -> float:
+def median_area(predictor: Predictor, images: Sequence[RGB], mpp: float) -> float:
     """Return the median area of the nuclei found, in µm², if the images have `mpp` µm/px.
 
     NaN if there are none.
     """
     areas: list[npt.NDArray[np.int64]] = []
     for image in images:
-        rgb = resample(image, mpp / segmenter.mpp)
-        attention, centre = segmenter.attend_image(rgb)
-        labels = segment_instances(attention, segmenter.metadata.post_processing, centre)
+        rgb = resample(image, mpp / predictor.mpp)
+        attention, centre = predictor.predict_image(rgb)
+        labels = segment_instances(attention, predictor.metadata.post_processing, centre)
         areas.append(np.bincount(labels.ravel())[1:])
     pixels = np.concatenate(areas)
-    return float(np.median(pixels)) * segmenter.mpp**2 if len(pixels) else math.nan
+    return float(np.median(pixels)) * predictor.mpp**2 if len(pixels) else math.nan
 
 
 def crossing(sizes: Sequence[float], areas: Sequence[float], wanted: float) -> float:
@@ -79,13 +79,13 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=8, help="images of each (default: 8)")
     parser.add_argument("--side", type=int, default=768, help="px looked at (default: 768)")
     arguments = parser.parse_args()
-    segmenter = Segmenter.load(arguments.model)
+    predictor = Predictor.load(arguments.model)
     like = read_some(arguments.like, arguments.limit, arguments.side)
-    wanted = median_area(segmenter, like, arguments.mpp)
+    wanted = median_area(predictor, like, arguments.mpp)
     rows = []
     for folder in arguments.folders:
         images = read_some(folder, arguments.limit, arguments.side)
-        areas = [median_area(segmenter, images, mpp) for mpp in _CANDIDATES]
+        areas = [median_area(predictor, images, mpp) for mpp in _CANDIDATES]
         seen = "  ".join(f"{m:.2f}: {a:.0f}" for m, a in zip(_CANDIDATES, areas, strict=True))
         rows.append([folder.name, f"{crossing(_CANDIDATES, areas, wanted):.3f}", seen])
     print(f"median nucleus of {arguments.like}: {wanted:.1f} µm²")

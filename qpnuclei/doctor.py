@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import platform
 import sys
 from collections.abc import Callable
@@ -12,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 from qpnuclei.errors import QpnucleiError
-from qpnuclei.models.registry import DEFAULT_MODEL
 from qpnuclei.qupath.model import Project
 from qpnuclei.system.versions import versions
 
@@ -43,7 +41,7 @@ def check_installation() -> list[Check]:
         _guarded("torch", _check_torch),
         _guarded("torchvision", _check_torchvision),
         _guarded("device", _check_device),
-        _guarded(f"model {DEFAULT_MODEL}", partial(_check_model, DEFAULT_MODEL)),
+        *(_guarded(f"model {name}", partial(_check_model, name)) for name in ("default", "light")),
         _guarded("OpenSlide", _check_openslide),
         _guarded("QuPath", _check_qupath),
     ]
@@ -137,15 +135,8 @@ def _check_model(name: str) -> Check:
 
 
 def _check_openslide() -> Check:
-    try:
-        openslide = importlib.import_module("openslide")
-    except ImportError:
-        return Check(
-            "OpenSlide",
-            Status.NOTE,
-            "not installed; only MIRAX and a few other formats need it",
-            'pip install "qpnuclei[openslide]"',
-        )
+    import openslide
+
     return Check("OpenSlide", Status.OK, f"{openslide.__library_version__}")
 
 

@@ -110,14 +110,21 @@ def test_run_and_export_on_every_qupath_version(
             assert row["nuclei"] >= counted[row["uuid"]]
 
 
-def test_the_summary_says_which_model_was_taken(sample: Sample) -> None:
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [((), "network: default on cpu"), (("--model", "light"), "network: light on cpu")],
+)
+def test_the_summary_says_which_model_was_taken(
+    sample: Sample, options: tuple[str, ...], said: str
+) -> None:
     project = sample("0.5.1")
 
-    result = CliRunner().invoke(app, ["run", str(project), *RUN])
+    result = CliRunner().invoke(app, ["run", str(project), *RUN, *options])
 
-    assert "network: default on cpu" in result.stderr
+    assert said in result.stderr
     record = json.loads(next((project / "qpnuclei").glob("*/run.json")).read_text())
-    assert record["arguments"]["model"] == record["model"]["name"] == "default"
+    name = options[-1] if options else "default"
+    assert record["arguments"]["model"] == record["model"]["name"] == name
 
 
 def test_second_run_replaces_the_first_and_nothing_else(sample: Sample, qpnuclei: Call) -> None:

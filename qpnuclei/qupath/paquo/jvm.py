@@ -11,20 +11,24 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.errors import UsageError
-from qpnuclei.qupath.paquo.installation import HOW_TO_POINT_TO_QUPATH, find_qupath, paquo_settings
+from qpnuclei.qupath.paquo.installation import (
+    HOW_TO_POINT_TO_QUPATH,
+    find_qupath,
+    paquo_settings,
+    shield_paquo,
+)
 from qpnuclei.system.interrupts import interrupt_postponed
+from qpnuclei.system.memory import available_memory
 
 #: A ``java.lang.invoke.MethodHandle``; any other Java object.
 Handle: TypeAlias = Any
@@ -60,6 +64,7 @@ def start() -> None:
     found = find_qupath()
     if found is None:
         raise UsageError("no QuPath found", HOW_TO_POINT_TO_QUPATH)
+    shield_paquo()
     from paquo.jpype_backend import start_jvm
 
     # Otherwise Java takes Ctrl-C for itself, and ends the process without Python's clean-up.
@@ -270,8 +275,6 @@ def _collect_list(stream: JavaObject) -> JavaObject:
 def _java_options(settings: dict[str, Any]) -> list[str]:
     chosen = settings["java_opts"] or []
     options = shlex.split(chosen) if isinstance(chosen, str) else [str(item) for item in chosen]
-    # paquo's default, a share of the machine's memory, is not the user's wish.
-    options = [option for option in options if option != "-XX:MaxRAMPercentage=50"]
     if not any(re.fullmatch(r"-XX:\+Use\w+GC", option) for option in options):
         options.insert(0, COLLECTOR)  # Java does not start with two collectors
     options.insert(0, NO_FORCED_COLLECTION)  # of other options that contradict, it takes the last
@@ -281,37 +284,3 @@ def _java_options(settings: dict[str, Any]) -> list[str]:
             f"-Xmx{int(memory * HEAP_SHARE) >> 20}m" if memory else "-XX:MaxRAMPercentage=50"
         )
     return options
-
-
-def available_memory() -> int | None:
-    """Return the bytes of memory that this process may use: the machine's or its cgroup's.
-
-    A job's limit (Slurm, Kubernetes, Docker) may be set on any cgroup above the process; Java looks
-    at the innermost only. None where the operating system does not tell.
-    """
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return None
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for folder, file in _cgroups():
-        for level in (folder, *folder.parents):
-            try:
-                limits.append(int((level / file).read_text()))
-            except (OSError, ValueError):  # not there, or "max"
-                continue
-    return min(limits)
-
-
-def _cgroups() -> Sequence[tuple[Path, str]]:
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    root = Path("/sys/fs/cgroup")
-    found = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            found.append((root / path.lstrip("/"), "memory.max"))
-        elif "memory" in controllers.split(","):
-            found.append((root / "memory" / path.lstrip("/"), "memory.limit_in_bytes"))
-    return found

@@ -29,9 +29,9 @@ from skimage.segmentation import find_boundaries
 from qpnuclei.errors import TrainingError, UsageError
 from qpnuclei.evaluation.tuning import (
     RECOLOURINGS,
-    AttendedImage,
     LabelledImage,
-    attend,
+    PredictedImage,
+    predict,
     read_validation,
     recoloured,
     summarise,
@@ -47,8 +47,8 @@ from qpnuclei.models.checkpoint import (
 from qpnuclei.models.metadata import ModelMetadata, PostProcessing
 from qpnuclei.models.registry import resolve_model
 from qpnuclei.models.student import StudentNet
-from qpnuclei.segmentation.maps_engine import Segmenter
 from qpnuclei.segmentation.postprocess import segment_instances
+from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.stains import Stains, separate
 from qpnuclei.system.files import write_atomically
 from qpnuclei.training.callbacks import TrainingResult, Watcher
@@ -212,7 +212,7 @@ def _started(recipe: StudentRecipe) -> StudentNet:
 class Curriculum(Protocol):
     """Where the lessons of a round come from."""
 
-    def known(self, student: Segmenter | None) -> list[PseudoLabels]:
+    def known(self, student: Predictor | None) -> list[PseudoLabels]:
         """Return what each patch teaches; `student` is that of the round before, if any."""
 
     def lessons(self, known: Sequence[PseudoLabels], rng: np.random.Generator) -> Iterator[Lesson]:
@@ -240,7 +240,7 @@ class SelfTraining:
             for vote in haematoxylin_votes(sample.patches, sample.stains)
         ]
 
-    def known(self, student: Segmenter | None) -> list[PseudoLabels]:
+    def known(self, student: Predictor | None) -> list[PseudoLabels]:
         """Return what each patch teaches; without `student`, by the vote alone."""
         patches = ((sample, patch) for sample in self.samples for patch in sample.patches)
         return [
@@ -291,7 +291,7 @@ class _Run:
         number = self.progress.epoch + 1
         rng = np.random.default_rng((self.identity["seed"], number))
         begun = number > 1 or self.recipe.start is not None
-        before = Segmenter(self.student, self._metadata(), self.device) if begun else None
+        before = Predictor(self.student, self._metadata(), self.device) if begun else None
         known = self.curriculum.known(before)
         nuclei = sum(len(np.unique(labels.labels)) - 1 for labels in known)
         self._draw(number, known)
@@ -322,9 +322,9 @@ class _Run:
         measured: dict[str, Any] = {}
         score = None
         if self.labelled:
-            segmenter = Segmenter(self.student, self._metadata(), self.device)
-            attended, changed = self._attend(segmenter)
-            measured = self._measured(attended, changed, STUDENT_INSTANCES)
+            predictor = Predictor(self.student, self._metadata(), self.device)
+            predicted, changed = self._predict(predictor)
+            measured = self._measured(predicted, changed, STUDENT_INSTANCES)
             means = measured["mean"], measured["recoloured"]
             score = float(np.mean([mean["AJI"] for mean in means]))
             for name, mean in zip(("validation", "recoloured"), means, strict=True):
@@ -340,20 +340,20 @@ class _Run:
         write_metrics(self.folder, progress.history)
         self.watcher.epoch(number, metrics, kept)
 
-    def _attend(self, segmenter: Segmenter) -> tuple[list[AttendedImage], list[AttendedImage]]:
+    def _predict(self, predictor: Predictor) -> tuple[list[PredictedImage], list[PredictedImage]]:
         """Return what a model sees in the validation images, as they are and recoloured."""
         changed = [i for seed in range(RECOLOURINGS) for i in recoloured(self.labelled, seed)]
-        return attend(segmenter, self.labelled), attend(segmenter, changed)
+        return predict(predictor, self.labelled), predict(predictor, changed)
 
     @staticmethod
     def _measured(
-        attended: Sequence[AttendedImage],
-        changed: Sequence[AttendedImage],
+        predicted: Sequence[PredictedImage],
+        changed: Sequence[PredictedImage],
         parameters: PostProcessing,
     ) -> dict[str, Any]:
         """Quality on the validation images; below ``recoloured`` the means on those."""
         return {
-            **summarise(attended, parameters),
+            **summarise(predicted, parameters),
             "recoloured": summarise(changed, parameters)["mean"],
         }
 
@@ -361,11 +361,11 @@ class _Run:
         """Give the model that was kept the post-processing that suits it best in all colours."""
         path = self.folder / MODEL_FILE
         network, metadata = load_model(path)
-        attended, changed = self._attend(Segmenter(network, metadata, self.device))
+        predicted, changed = self._predict(Predictor(network, metadata, self.device))
         # Once in their own colours and once in others: a second time would cost more than it tells.
-        both = [*attended, *changed[: len(attended)]]
+        both = [*predicted, *changed[: len(predicted)]]
         parameters = tune_post_processing(both, metadata.post_processing)
-        measured = self._measured(attended, changed, parameters)
+        measured = self._measured(predicted, changed, parameters)
         update = {"post_processing": parameters, "validation": measured}
         save_model(path, network.cpu(), metadata.model_copy(update=update))
 
@@ -447,19 +447,19 @@ def labels_from_vote(
 
 
 def labels_from_teacher(
-    teacher: Segmenter, rgb: RGB, vote: FloatMap, recipe: StudentRecipe
+    teacher: Predictor, rgb: RGB, vote: FloatMap, recipe: StudentRecipe
 ) -> PseudoLabels:
     """Return what the student of the round before teaches about one patch.
 
     Parameters
     ----------
-    teacher : Segmenter
+    teacher : Predictor
     rgb : (H, W, 3) uint8 ndarray
     vote : (H, W) float32 ndarray
         See `haematoxylin_votes`; mixed in, so that no round forgets where the stain is.
     recipe : StudentRecipe
     """
-    attention, centre = teacher.attend_image(rgb)
+    attention, centre = teacher.predict_image(rgb)
     probability = (1 - recipe.vote_share) * attention + recipe.vote_share * vote
     filled = _filled(probability, STUDENT_INSTANCES, recipe)
     candidates = segment_instances(filled, STUDENT_INSTANCES, centre)
