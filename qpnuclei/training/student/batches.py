@@ -269,8 +269,8 @@ def _random_jpeg(image: FloatImage, rng: np.random.Generator) -> FloatImage:
         sampling,
     ]
     bgr = np.rint(255 * image[..., ::-1]).astype(np.uint8)
-    decoded = cv2.imdecode(cv2.imencode(".jpg", bgr, options)[1], cv2.IMREAD_COLOR)
-    return np.asarray(decoded[..., ::-1], np.float32) / np.float32(255)
+    decoded = np.asarray(cv2.imdecode(cv2.imencode(".jpg", bgr, options)[1], cv2.IMREAD_COLOR))
+    return decoded[..., ::-1].astype(np.float32) / np.float32(255)
 
 
 def _random_sharpness(image: FloatImage, rng: np.random.Generator) -> FloatImage:
