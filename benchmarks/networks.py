@@ -20,7 +20,7 @@ from PIL import Image
 
 from benchmarks.measuring import describe, machine, save, table
 from benchmarks.tissue import paint_field
-from qpnuclei.models.checkpoint import read_metadata
+from qpnuclei.models.metadata import read_metadata
 from qpnuclei.models.registry import WEIGHTS_FOLDER
 from qpnuclei.segmentation.maps_engine import Segmenter
 from qpnuclei.system.memory import keep_freed_memory

@@ -6,21 +6,19 @@ No pickle is read or written. The header's entry ``qpnuclei`` is the JSON of
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, cast
 
-import pydantic
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from qpnuclei.errors import ModelError, NotFoundError
-from qpnuclei.models.metadata import FORMAT_VERSION, ModelMetadata
+from qpnuclei.errors import ModelError
+from qpnuclei.models.geometry import NetworkGeometry
+from qpnuclei.models.metadata import HEADER_KEY, RETRAIN, ModelMetadata, read_metadata
 from qpnuclei.system.files import write_atomically
 
 #: Where the network of a family lives. Imported when a model of that family is built.
@@ -28,10 +26,6 @@ FAMILIES: Mapping[str, str] = {
     "attention": "qpnuclei.models.attention:AttentionNet",
     "student": "qpnuclei.models.student:StudentNet",
 }
-
-_HEADER_KEY = "qpnuclei"
-_NOT_THERE = "give a name or the path of a .safetensors file"
-_RETRAIN = "use a model made by this version of qpnuclei, or train it again"
 
 
 class Network(Protocol):
@@ -66,7 +60,7 @@ def build_network(metadata: ModelMetadata) -> nn.Module:
         raise ModelError(
             f"model {metadata.name!r}: {name} cannot be built from {metadata.architecture!r}: "
             f"{error}",
-            _RETRAIN,
+            RETRAIN,
         ) from error
 
 
@@ -78,69 +72,20 @@ def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
     path : pathlib.Path
         The ``.safetensors`` file, replaced if it exists.
     network : torch.nn.Module
-        Its ``state_dict`` is stored, on the CPU.
+        Of a family that `FAMILIES` names. Its ``state_dict`` is stored, on the CPU.
     metadata : ModelMetadata
+        Its `geometry` is replaced by that of `network`.
 
     Raises
     ------
     qpnuclei.errors.SaveError
         If it cannot be written; what was there before is untouched.
     """
+    geometry = _geometry(network)
+    described = metadata.model_copy(update={"geometry": geometry})
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    content = safetensors.torch.save(tensors, {_HEADER_KEY: metadata.model_dump_json()})
+    content = safetensors.torch.save(tensors, {HEADER_KEY: described.model_dump_json()})
     write_atomically(path, content)
-
-
-def read_metadata(path: Path) -> ModelMetadata:
-    """Read a model file's metadata without its weights.
-
-    Raises
-    ------
-    qpnuclei.errors.NotFoundError
-        If there is no such file.
-    qpnuclei.errors.ModelError
-        If it is not safetensors, has no metadata of qpnuclei, or is of a newer format.
-    """
-    if not path.is_file():
-        raise NotFoundError(
-            f"no model file at {path}", "give --model a name or a .safetensors file"
-        )
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ModelError(
-            f"model file {path} is not safetensors, or is truncated: {error}",
-            "copy or download it again",
-        ) from error
-    if _HEADER_KEY not in header:
-        raise ModelError(
-            f"model file {path} has no qpnuclei metadata (its header has {sorted(header)!r})",
-            "give a file that `qpnuclei train` wrote; plain weights do not say how to use them",
-        )
-    try:
-        # A newer format may have fields we do not know: look at its version before the rest.
-        fields = json.loads(header[_HEADER_KEY])
-        version = fields.get("format_version") if isinstance(fields, dict) else None
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise ModelError(
-                f"model file {path} has format {version}; this qpnuclei reads up to "
-                f"{FORMAT_VERSION}",
-                "update qpnuclei",
-            )
-        return ModelMetadata.model_validate(fields)
-    except json.JSONDecodeError as error:
-        raise ModelError(
-            f"model file {path}: its metadata is no JSON: {error}", _RETRAIN
-        ) from error
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise ModelError(
-            f"model file {path}: its metadata field {field!r} is {first['input']!r}: "
-            f"{first['msg']}",
-            _RETRAIN,
-        ) from error
 
 
 def load_model(path: Path) -> tuple[nn.Module, ModelMetadata]:
@@ -151,10 +96,17 @@ def load_model(path: Path) -> tuple[nn.Module, ModelMetadata]:
     qpnuclei.errors.NotFoundError
         If there is no such file.
     qpnuclei.errors.ModelError
-        As `read_metadata`, and if the weights were made for another architecture.
+        As `read_metadata`, if the weights were made for another architecture, and if the network
+        looks farther than the file says.
     """
     metadata = read_metadata(path)
     network = build_network(metadata)
+    if metadata.network_geometry() != _geometry(network):
+        raise ModelError(
+            f"model file {path} says that its network has {metadata.network_geometry()}; the one "
+            f"that it describes has {_geometry(network)}",
+            RETRAIN,
+        )
     try:
         tensors = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
@@ -163,6 +115,11 @@ def load_model(path: Path) -> tuple[nn.Module, ModelMetadata]:
         ) from error
     load_weights(network, tensors, f"model file {path}")
     return network.eval(), metadata
+
+
+def _geometry(network: nn.Module) -> NetworkGeometry:
+    described = cast(Network, network)
+    return NetworkGeometry(described.receptive_radius_px, described.stride)
 
 
 def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -196,25 +153,9 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], source: str)
         raise ModelError(
             f"{source} was made for another architecture than {type(network).__name__}: it "
             + "; it ".join(problems),
-            _RETRAIN,
+            RETRAIN,
         )
     network.load_state_dict(dict(tensors))
-
-
-def model_hash(path: Path) -> str:
-    """Return the SHA-256 of a model file in hexadecimal: which model made a result.
-
-    Raises
-    ------
-    qpnuclei.errors.NotFoundError
-        If there is no such file.
-    """
-    if not path.is_file():
-        raise NotFoundError(
-            f"no model file at {path}", "give --model a name or a .safetensors file"
-        )
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def library_versions() -> dict[str, str]:

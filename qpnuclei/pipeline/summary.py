@@ -173,7 +173,7 @@ def describe_model(name: str, segmenter: Segmenter) -> dict[str, Any]:
     segmenter : Segmenter
         The model that was loaded for it.
     """
-    from qpnuclei.models.checkpoint import model_hash
+    from qpnuclei.models.metadata import model_hash
     from qpnuclei.models.registry import resolve_model
 
     metadata = segmenter.metadata

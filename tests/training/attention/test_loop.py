@@ -13,8 +13,7 @@ from PIL import Image
 
 from qpnuclei.errors import TrainingError, UsageError
 from qpnuclei.evaluation.tuning import attend, read_validation
-from qpnuclei.models.checkpoint import read_metadata
-from qpnuclei.models.metadata import PostProcessing
+from qpnuclei.models.metadata import PostProcessing, read_metadata
 from qpnuclei.segmentation.maps_engine import Segmenter
 from qpnuclei.training.attention.learner import Learner
 from qpnuclei.training.attention.loop import collapse, learning_rate, train_attention
