@@ -12,6 +12,7 @@ from uuid import UUID
 import shapely
 
 from qpnuclei.errors import ConflictError, FormatError, UsageError
+from qpnuclei.models.registry import DEFAULT_MODEL
 from qpnuclei.pipeline.infer import DEFAULT_MAX_NUCLEUS_UM, DEFAULT_TILE_PX, plan_tiles
 from qpnuclei.pipeline.selection import RoiSelection, ours_within, select_regions, tissue_region
 from qpnuclei.qupath.images import open_image
@@ -38,7 +39,7 @@ class RunOptions:
     """
 
     selection: RoiSelection
-    model: str = "auto"
+    model: str = DEFAULT_MODEL
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     tta: bool = False

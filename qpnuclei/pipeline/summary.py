@@ -169,7 +169,7 @@ def describe_model(name: str, segmenter: Segmenter) -> dict[str, Any]:
     Parameters
     ----------
     name : str
-        As it was asked for, for example ``"auto"``.
+        As it was asked for: the name of a model in the package, or a path.
     segmenter : Segmenter
         The model that was loaded for it.
     """
@@ -178,10 +178,9 @@ def describe_model(name: str, segmenter: Segmenter) -> dict[str, Any]:
 
     metadata = segmenter.metadata
     return {
-        "asked_for": name,
         "name": metadata.name,
         "family": metadata.family,
-        "sha256": model_hash(resolve_model(name, segmenter.device)),
+        "sha256": model_hash(resolve_model(name)),
         "mpp": metadata.mpp,
         "post_processing": metadata.post_processing.model_dump(),
     }
