@@ -180,6 +180,7 @@ def run(
     from qpnuclei.pipeline.selection import choose_images
     from qpnuclei.qupath.project import open_project
     from qpnuclei.system.interrupts import leaving_on_interrupt
+    from qpnuclei.system.memory import keep_freed_memory
 
     with leaving_on_interrupt("interrupted: nothing was changed"):
         opened = open_project(project, backend=backend.value, image_root=image_root)
@@ -213,7 +214,11 @@ def run(
         stdout.print(plan_view(plan_images(entries, options)), soft_wrap=True)
         return
     interrupted = "interrupted: images that were done are saved, the others are unchanged"
-    with leaving_on_interrupt(interrupted), tile_progress(quiet) as progress:
+    with (
+        keep_freed_memory(),
+        leaving_on_interrupt(interrupted),
+        tile_progress(quiet) as progress,
+    ):
         summary = analyse_project(opened, entries, options, progress)
     if summary.images:
         stdout.print(summary_table(summary))

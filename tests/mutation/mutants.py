@@ -119,7 +119,7 @@ MUTANTS = (
         "qupath/qpdata/data_file.py",
         "elif child.kind not in DETECTION_KINDS:",
         "elif False:",
-        ("tests/qupath", "-k", "no_detection or not_ours"),
+        (_NATIVE, "-k", "uuid_like_ours"),
     ),
     Mutant(
         "what is nested below a detection is removed with it",

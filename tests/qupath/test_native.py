@@ -509,6 +509,17 @@ def test_what_is_not_ours_is_not_removed(tmp_path):
     assert image.read().fingerprint == objects.fingerprint
 
 
+def test_an_annotation_with_a_uuid_like_ours_is_not_removed(tmp_path):
+    image = open_project(copy_project("0.5.1", tmp_path)).images[0]
+    own_id = new_id("annotation")
+    new = NewAnnotation(shapely.box(1, 1, 9, 9), own_id, "mine", NUCLEUS)
+    image.write(Edit(annotations=[new]), image.read().fingerprint)
+    before = snapshot(tmp_path)
+    with pytest.raises(UsageError, match=f"{own_id} is no detection"):
+        image.write(Edit(remove=[own_id]), image.read().fingerprint)
+    assert snapshot(tmp_path) == before
+
+
 def test_a_uuid_is_never_there_twice(tmp_path):
     image = open_project(copy_project("0.5.1", tmp_path)).images[0]
     with pytest.raises(UsageError, match="same UUID"):
@@ -666,7 +677,9 @@ def test_a_failure_at_any_step_leaves_everything_as_it_was(tmp_path, monkeypatch
         assert snapshot(tmp_path / "0.3.2", ignore="none") == before, step
 
 
-def test_keyboard_interrupt_between_renames_leaves_everything_as_it_was(tmp_path, monkeypatch):
+# The first rename is that of the backup; the new files take their places after it.
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_keyboard_interrupt_between_renames_leaves_everything_as_it_was(at, tmp_path, monkeypatch):
     image = open_project(copy_project("0.5.1", tmp_path)).images[0]
     before = snapshot(tmp_path, ignore="none")
     fingerprint = image.read().fingerprint
@@ -674,7 +687,7 @@ def test_keyboard_interrupt_between_renames_leaves_everything_as_it_was(tmp_path
 
     def interrupt(self, target):
         calls.append(target)
-        if len(calls) == 2:
+        if len(calls) == at:
             raise KeyboardInterrupt
         return real(self, target)
 
