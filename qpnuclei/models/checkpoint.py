@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qpnuclei.errors import ModelError
 from qpnuclei.models.geometry import NetworkGeometry
-from qpnuclei.models.metadata import HEADER_KEY, RETRAIN, ModelMetadata, read_metadata
+from qpnuclei.models.metadata import HEADER_KEY, RETRAIN, ModelMetadata, read_metadata, shortened
 from qpnuclei.system.files import write_atomically
 
 #: Where the network of a family lives. Imported when a model of that family is built.
@@ -26,6 +26,9 @@ FAMILIES: Mapping[str, str] = {
     "attention": "qpnuclei.models.attention:AttentionNet",
     "student": "qpnuclei.models.student:StudentNet",
 }
+
+#: Of weights, and of the number of batches that a BatchNorm counts.
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
 
 
 class Network(Protocol):
@@ -56,10 +59,10 @@ def build_network(metadata: ModelMetadata) -> nn.Module:
     network_class = getattr(importlib.import_module(module), name)
     try:
         return cast(nn.Module, network_class(**metadata.architecture))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ModelError(
-            f"model {metadata.name!r}: {name} cannot be built from {metadata.architecture!r}: "
-            f"{error}",
+            f"model {metadata.name!r}: {name} cannot be built from "
+            f"{shortened(metadata.architecture)}: {error}",
             RETRAIN,
         ) from error
 
@@ -81,8 +84,7 @@ def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
     qpnuclei.errors.SaveError
         If it cannot be written; what was there before is untouched.
     """
-    geometry = _geometry(network)
-    described = metadata.model_copy(update={"geometry": geometry})
+    described = metadata.model_copy(update={"geometry": _geometry(network)})
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     content = safetensors.torch.save(tensors, {HEADER_KEY: described.model_dump_json()})
     write_atomically(path, content)
@@ -96,11 +98,12 @@ def load_model(path: Path) -> tuple[nn.Module, ModelMetadata]:
     qpnuclei.errors.NotFoundError
         If there is no such file.
     qpnuclei.errors.ModelError
-        As `read_metadata`, if the weights were made for another architecture, and if the network
-        looks farther than the file says.
+        As `read_metadata`, if the weights were made for another architecture or are not finite,
+        and if the network looks farther than the file says.
     """
     metadata = read_metadata(path)
-    network = build_network(metadata)
+    with torch.device("meta"):  # takes no memory, whatever size the file claims
+        network = build_network(metadata)
     if metadata.network_geometry() != _geometry(network):
         raise ModelError(
             f"model file {path} says that its network has {metadata.network_geometry()}; the one "
@@ -113,8 +116,26 @@ def load_model(path: Path) -> tuple[nn.Module, ModelMetadata]:
         raise ModelError(
             f"model file {path} cannot be read: {error}", "copy or download it again"
         ) from error
-    load_weights(network, tensors, f"model file {path}")
+    check_weights(network, tensors, f"model file {path}")
+    _check_finite(tensors, path)
+    network.to_empty(device="cpu").load_state_dict(tensors)
     return network.eval(), metadata
+
+
+def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights that would make every result NaN, or that no training makes."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            what = f"is stored as {tensor.dtype}, which no training makes"
+        elif not tensor.float().isfinite().all():
+            what = "is not finite (NaN or infinite)"
+        elif name.endswith("running_var") and tensor.min() < 0:
+            what = "is a negative variance"
+        else:
+            continue
+        raise ModelError(
+            f"model file {path}: its weight {name} {what}", "train it again, or copy it again"
+        )
 
 
 def _geometry(network: nn.Module) -> NetworkGeometry:
@@ -123,7 +144,13 @@ def _geometry(network: nn.Module) -> NetworkGeometry:
 
 
 def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy tensors into a network that must want exactly these, in name and shape.
+    """Copy tensors into a network, after `check_weights`."""
+    check_weights(network, tensors, source)
+    network.load_state_dict(dict(tensors))
+
+
+def check_weights(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Check that a network wants exactly these tensors, in name and shape.
 
     Parameters
     ----------
@@ -155,7 +182,6 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], source: str)
             + "; it ".join(problems),
             RETRAIN,
         )
-    network.load_state_dict(dict(tensors))
 
 
 def library_versions() -> dict[str, str]:

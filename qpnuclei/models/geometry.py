@@ -11,6 +11,9 @@ from pydantic.dataclasses import dataclass
 #: Dilations of the six residual blocks of the paper's network.
 PAPER_DILATIONS = (1, 2, 3, 5, 10, 20)
 
+#: No network of use looks farther: what a file says is refused beyond.
+LARGEST_PX = 4096
+
 _Span = tuple[int, int]
 
 
@@ -28,8 +31,8 @@ class NetworkGeometry:
         multiples of it give the same result, shifted.
     """
 
-    receptive_radius_px: int = Field(ge=0, le=4096)
-    stride: int = Field(ge=1, le=4096)
+    receptive_radius_px: int = Field(ge=0, le=LARGEST_PX)
+    stride: int = Field(ge=1, le=LARGEST_PX)
 
 
 def geometry_of(family: str, architecture: Mapping[str, Any]) -> NetworkGeometry:
@@ -109,6 +112,8 @@ def student_geometry(
         steps += [*[convolve] * convolutions, pool]
     steps[-1] = stem  # there is no pooling before the finest level
     stride: int = stem_stride * 2**halvings
+    if stride > LARGEST_PX:
+        raise ValueError(f"{halvings + 1} levels make a stride of {stride} px")
     radius = 0
     for pixel in range(stride):
         span = (pixel, pixel)

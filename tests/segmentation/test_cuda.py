@@ -17,7 +17,7 @@ from qpnuclei.evaluation.metrics import aggregated_jaccard_index
 from qpnuclei.segmentation.cuda import FittingBatches, codes_of_maps
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
-from qpnuclei.segmentation.quantised import attention_codes, centre_codes
+from qpnuclei.segmentation.quantised import NOT_A_NUMBER, attention_codes, centre_codes
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.system.threads import in_parallel
 
@@ -106,6 +106,12 @@ def test_other_errors_pass() -> None:
 
     with pytest.raises(RuntimeError, match="broken"):
         FittingBatches(fail, lambda: None)(tiles(2))
+
+
+def test_what_is_no_number_is_marked_on_the_device() -> None:
+    maps = torch.full((1, 2, 1, 3), 0.5)
+    maps[0, 0, 0, 1] = maps[0, 1, 0, 2] = torch.nan
+    assert codes_of_maps(maps)[0].tolist() == [[[119, NOT_A_NUMBER, NOT_A_NUMBER]]]
 
 
 @pytest.fixture(scope="module")
