@@ -119,7 +119,7 @@ class Predictor:
     @property
     def network(self) -> nn.Module:
         """The network, in evaluation mode."""
-        return self._network
+        return cast(nn.Module, self._network)
 
     @property
     def metadata(self) -> ModelMetadata:
