@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qpnuclei.cli.options import Backend, BackendOption, ImageGlobs, ImageRoot, ProjectPath
+
+if TYPE_CHECKING:
+    from qpnuclei.errors import QpnucleiError
+    from qpnuclei.qupath.model import ImageEntry
 
 
 class GroupBy(StrEnum):
@@ -67,21 +72,35 @@ def export(
 
     For example: qpnuclei export project.qpproj -o counts.csv
     """
-    from qpnuclei.cli.console import stderr
+    from qpnuclei.cli.console import print_error, stderr
     from qpnuclei.qupath.counts import count_project, write_table
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.regions import match_images
 
     opened = open_project(project, backend=backend.value, image_root=image_root)
+    images = match_images(opened, tuple(image or ()))
+    failures: list[QpnucleiError] = []
+
+    def failed(entry: ImageEntry, error: QpnucleiError) -> None:
+        failures.append(error)
+        print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
+
     rows = count_project(
         opened,
-        match_images(opened, tuple(image or ())),
+        images,
         by.value,
         roi_classes=roi,
         nucleus_classes=class_name,
         mpp=mpp,
+        failed=failed,
     )
+    if len(failures) == len(images):
+        sys.exit(1)
     write_table(rows, output)
     # Nuclei of run --tissue lie under the image.
     hint = "" if rows else " (no annotations; --by image counts whole images)"
     stderr.print(f"{output}: {len(rows)} rows{hint}", highlight=False, soft_wrap=True)
+    if failures:
+        missing = f"without {len(failures)} of {len(images)} images, which could not be counted"
+        stderr.print(f"{output}: {missing}", highlight=False, soft_wrap=True)
+        sys.exit(1)

@@ -209,8 +209,11 @@ def run(
         force=force,
     )
     if dry_run:
-        stdout.print(plan_view(plan_images(entries, options)), soft_wrap=True)
-        return
+        plans, failed = plan_images(entries, options)
+        stdout.print(plan_view(plans), soft_wrap=True)
+        for entry, error in failed:
+            print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
+        sys.exit(1 if failed else 0)
     interrupted = "interrupted: images that were done are saved, the others are unchanged"
     with leaving_on_interrupt(interrupted), tile_progress(quiet) as progress:
         summary = analyse_project(opened, entries, options, progress)
@@ -219,7 +222,8 @@ def run(
     elif not summary.failures:
         stderr.print("nothing was analysed: no chosen annotation is left to do")
     print_account(summary)
-    for name, error in summary.failures:
-        print_error(error, "" if name in error.what else f"image {name}: ")
+    for failure in summary.failures:
+        known = failure.name in failure.error.what
+        print_error(failure.error, "" if known else f"image {failure.name}: ")
     if summary.failures:
-        sys.exit(max(error.exit_code for _, error in summary.failures))
+        sys.exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,13 @@ from uuid import UUID
 
 import shapely
 
-from qpnuclei.errors import ConflictError, FormatError, UsageError
+from qpnuclei.errors import (
+    ConflictError,
+    FormatError,
+    QpnucleiError,
+    UsageError,
+    standing_alone,
+)
 from qpnuclei.pipeline.infer import DEFAULT_MAX_NUCLEUS_UM, DEFAULT_TILE_PX, plan_tiles
 from qpnuclei.pipeline.selection import RoiSelection, ours_within, select_regions, tissue_region
 from qpnuclei.qupath.images import open_image
@@ -25,6 +32,8 @@ from qpnuclei.tiling.plan import TilePlan
 if TYPE_CHECKING:
     from qpnuclei.segmentation.maps_engine import Segmenter
     from qpnuclei.slides.slide import Slide
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -115,8 +124,19 @@ class ImagePlan:
         return float(region.geometry.area * self.scale.mpp[0] * self.scale.mpp[1] * 1e-6)
 
 
-def plan_images(entries: Sequence[ImageEntry], options: RunOptions) -> list[ImagePlan]:
+class NothingToDo(Exception):  # noqa: N818 - no error
+    """There is nothing to analyse in an image, for the reason that it says."""
+
+
+def plan_images(
+    entries: Sequence[ImageEntry], options: RunOptions
+) -> tuple[list[ImagePlan], list[tuple[ImageEntry, QpnucleiError]]]:
     """Return what `qpnuclei.pipeline.run.analyse_project` would do with images, changing nothing.
+
+    Returns
+    -------
+    (list of ImagePlan, list of (ImageEntry, QpnucleiError))
+        The plans, and the images that would fail, with the reason.
 
     Raises
     ------
@@ -127,21 +147,30 @@ def plan_images(entries: Sequence[ImageEntry], options: RunOptions) -> list[Imag
 
     segmenter = Segmenter.load(options.model, device=options.device)
     plans = []
+    failures: list[tuple[ImageEntry, QpnucleiError]] = []
     for entry in entries:
-        with open_image(entry) as slide:
-            plan = plan_image(entry, slide, segmenter, options)
-        if plan.regions:
-            plans.append(plan)
-    return plans
+
+        def fail(error: QpnucleiError, entry: ImageEntry = entry) -> None:
+            failures.append((entry, error))
+
+        with standing_alone(f"image {entry.name}", fail):
+            try:
+                with open_image(entry) as slide:
+                    plans.append(plan_image(entry, slide, segmenter, options))
+            except NothingToDo as nothing:
+                _LOG.info("image %s: nothing to do: %s", entry.name, nothing)
+    return plans, failures
 
 
 def plan_image(
     entry: ImageEntry, slide: Slide, segmenter: Segmenter, options: RunOptions
 ) -> ImagePlan:
-    """Return what is to be done in one image; it has no regions if there is nothing to do.
+    """Return what is to be done in one image.
 
     Raises
     ------
+    NothingToDo
+        If none of its annotations is chosen, encloses an area in the image and is still to do.
     MppError
         If its pixel size is missing or absurd.
     UsageError
@@ -156,6 +185,12 @@ def plan_image(
         if options.selection.tissue
         else select_regions(options.selection, objects.annotations, slide.width, slide.height)
     )
+    if not regions:
+        raise NothingToDo(
+            "no tissue was found"
+            if options.selection.tissue
+            else "no chosen annotation encloses an area"
+        )
     existing = [ours_within(region, objects.detections) for region in regions]
     if options.on_existing == "error" and any(existing):
         name = next(r.label for r, ids in zip(regions, existing, strict=True) if ids)
@@ -166,6 +201,8 @@ def plan_image(
     if options.on_existing == "skip":
         regions = [r for r, ids in zip(regions, existing, strict=True) if not ids]
         existing = [frozenset[UUID]() for _ in regions]
+        if not regions:
+            raise NothingToDo("all chosen annotations hold detections of an earlier run")
     notes = []
     if entry.image_type not in (None, "BRIGHTFIELD_H_E", "UNSET"):
         notes.append(f"image type is {entry.image_type}; the models were trained on H&E")

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qpnuclei.errors import QpnucleiError
+from qpnuclei.errors import SaveError, standing_alone
 from qpnuclei.nuclei.store import temporary_shards
 from qpnuclei.pipeline.commit import choose_run_dir, new_nuclei, write_back
 from qpnuclei.pipeline.infer import find_nuclei
-from qpnuclei.pipeline.plan import ImagePlan, RunOptions, plan_image
+from qpnuclei.pipeline.plan import ImagePlan, NothingToDo, RunOptions, plan_image
 from qpnuclei.pipeline.summary import (
     ImageResult,
     RegionResult,
@@ -49,8 +50,9 @@ def analyse_project(
 ) -> RunSummary:
     """Find the nuclei in the chosen annotations of some images and write them back.
 
-    Every image is saved as soon as it is done; one that fails is left as it was and reported in
-    the summary's `failures`, and the others go on.
+    Each image stands alone. It is saved as soon as it is done; one that fails, for whatever
+    reason, is left as it was and reported in the summary's `failures`, and the others go on. The
+    record is written after each, so that it is there whatever ends the run.
 
     Parameters
     ----------
@@ -77,21 +79,28 @@ def analyse_project(
         model=describe_model(options.model, segmenter),
         device=str(segmenter.device),
         run_dir=run_dir,
+        planned=tuple(entries),
     )
     for entry in entries:
-        try:
-            with open_image(entry) as slide:
-                plan = plan_image(entry, slide, segmenter, options)
-                if plan.regions:
+        with standing_alone(f"image {entry.name}", partial(summary.fail, entry)):
+            try:
+                with open_image(entry) as slide:
+                    plan = plan_image(entry, slide, segmenter, options)
                     result = analyse_image(
                         project, plan, slide, segmenter, options, run_dir, progress
                     )
                     summary.images.append(result)
-        except QpnucleiError as error:
-            summary.failures.append((entry.name, error))
-    summary.device = describe_device(segmenter)
+            except NothingToDo as nothing:
+                summary.nothing_to_do[entry.id] = str(nothing)
+                _LOG.info("image %s: not analysed: %s", entry.name, nothing)
+        summary.device = describe_device(segmenter)
+        with interrupt_postponed():
+            try:
+                summary.save()
+            except SaveError as error:
+                _LOG.debug("no record yet: %s", error)
     with interrupt_postponed():
-        summary.save()
+        summary.save_somewhere()
     return summary
 
 

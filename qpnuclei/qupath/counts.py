@@ -10,8 +10,9 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import shapely
 
-from qpnuclei.errors import UsageError
+from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, ImageObjects, Project
 from qpnuclei.slides.calibration import PixelCalibration
@@ -144,11 +145,15 @@ def count_project(
     roi_classes: Sequence[str] | None = None,
     nucleus_classes: Sequence[str] | None = None,
     mpp: float | None = None,
+    failed: Callable[[ImageEntry, QpnucleiError], object] | None = None,
 ) -> list[Row]:
     """Count the detections of some images of a project; see `count_objects`.
 
     Parameters
     ----------
+    failed : callable, optional
+        Called for an image that cannot be counted, with the reason; the others are counted. By
+        default the first such error is raised.
     mpp : float, optional
         µm/px of all the images; by default what the project has for each. Without either, areas
         and densities are NaN.
@@ -162,7 +167,16 @@ def count_project(
     """
     rows: list[Row] = []
     known: set[str] = set()
-    for entry in images:
+    left_out = False
+
+    def report(entry: ImageEntry, error: QpnucleiError) -> None:
+        nonlocal left_out
+        left_out = True
+        if failed is None:
+            raise error
+        failed(entry, error)
+
+    def count(entry: ImageEntry) -> None:
         server = entry.server
         image = CountedImage(
             project=f"{project.path.parent.name}/{project.path.name}",
@@ -171,10 +185,16 @@ def count_project(
             calibration=entry.calibration if mpp is None else PixelCalibration(mpp, mpp),
             size=(server.width, server.height) if server.width and server.height else None,
         )
-        known |= {a.class_name for a in image.objects.annotations if a.class_name is not None}
-        rows += count_objects(image, by, roi_classes=roi_classes, nucleus_classes=nucleus_classes)
+        known.update(a.class_name for a in image.objects.annotations if a.class_name is not None)
+        rows.extend(
+            count_objects(image, by, roi_classes=roi_classes, nucleus_classes=nucleus_classes)
+        )
+
+    for entry in images:
+        with standing_alone(f"image {entry.name}", partial(report, entry)):
+            count(entry)
     for name in roi_classes or ():
-        if name not in known:
+        if name not in known and not left_out:  # it may be in what could not be read
             raise UsageError(
                 f"no annotation has the class {name!r}",
                 f"there are: {', '.join(sorted(known)) or 'no classes at all'}",

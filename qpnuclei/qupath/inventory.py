@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from qpnuclei.errors import QpnucleiError
+from qpnuclei.errors import QpnucleiError, standing_alone
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.model import ImageEntry, Project
 
@@ -45,12 +45,18 @@ def _describe_image(entry: ImageEntry) -> dict[str, Any]:
         "pixel_width_um": calibration.width_um,
         "pixel_height_um": calibration.height_um,
     }
-    try:
-        objects = entry.read()
-        described["type"] = entry.image_type
-        described["stains"] = entry.stains.name if entry.stains else None
-    except QpnucleiError as error:
-        return {**described, "error": error.what, "hint": error.hint}
+
+    def fail(error: QpnucleiError) -> None:
+        described.update(error=error.what, hint=error.hint)
+
+    with standing_alone(f"image {entry.name}", fail):
+        described |= _describe_objects(entry)
+    return described
+
+
+def _describe_objects(entry: ImageEntry) -> dict[str, Any]:
+    objects = entry.read()
+    calibration = entry.calibration
     px_mm2 = None
     if calibration.width_um and calibration.height_um:
         px_mm2 = calibration.width_um * calibration.height_um * 1e-6
@@ -64,7 +70,8 @@ def _describe_image(entry: ImageEntry) -> dict[str, Any]:
             row["area_mm2"] += annotation.area.area * px_mm2
     detections = objects.detections
     return {
-        **described,
+        "type": entry.image_type,
+        "stains": entry.stains.name if entry.stains else None,
         "annotations": annotations,
         "detections": dict(Counter(name or "" for name in detections.class_names)),
         "detections_by_qpnuclei": sum(map(is_ours, detections.ids)),
