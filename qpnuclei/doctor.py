@@ -50,17 +50,18 @@ def check_installation() -> list[Check]:
 
 def check_project(project: Project) -> list[Check]:
     """Look at every image of a project: is its slide found and readable, has it a pixel size."""
+    from qpnuclei.qupath.analysed import Record
     from qpnuclei.qupath.images import open_image
-    from qpnuclei.slides.resolution import resolve_mpp
+    from qpnuclei.qupath.pixel_size import pixel_size
 
     checks = []
     for entry in project.images:
         name = f"image {entry.id}: {entry.name}"
         try:
-            entry.read()
+            record = Record.of(entry.read().properties, name)
             with open_image(entry) as slide:
                 slide.read(0, 0, 16, 16)
-                mpp, source = resolve_mpp(None, entry.calibration, slide.mpp)
+                mpp, source = pixel_size(entry, record, slide_mpp=lambda: slide.mpp)
         except QpnucleiError as error:
             checks.append(Check(name, Status.BAD, error.what, error.hint))
         else:

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RegionResult:
-    """Nuclei written under one annotation, or found in the tissue (which has no id)."""
+    """Nuclei in one annotation, as export counts them, or in tissue without one (and so no id).
+
+    Where annotations overlap, a nucleus counts in each that holds it.
+    """
 
     name: str
     class_name: str | None
@@ -32,7 +35,7 @@ class RegionResult:
     per_mm2: float
 
     @classmethod
-    def of(cls, region: Region, area_mm2: float, nuclei: int) -> RegionResult:
+    def of(cls, region: Region, area_mm2: float, nuclei: int, per_mm2: float) -> RegionResult:
         """Return the result for a region of the plan."""
         annotation = region.annotation
         return cls(
@@ -41,7 +44,7 @@ class RegionResult:
             id=str(annotation.id) if annotation and annotation.id else None,
             area_mm2=area_mm2,
             nuclei=nuclei,
-            per_mm2=nuclei / area_mm2,
+            per_mm2=per_mm2,
         )
 
 
@@ -57,6 +60,8 @@ class ImageResult:
         µm per px that the network saw.
     megapixels : float
         Millions of px that the network saw, without overlap.
+    nuclei : int
+        Nuclei written, each once.
     replaced : int
         Detections of earlier runs that were removed.
     outside : int
@@ -82,6 +87,7 @@ class ImageResult:
     tiles: int
     megapixels: float
     regions: tuple[RegionResult, ...]
+    nuclei: int
     replaced: int
     outside: int
     joined: int
@@ -90,11 +96,6 @@ class ImageResult:
     seconds: dict[str, float]
     waited: dict[str, float]
     notes: tuple[str, ...] = ()
-
-    @property
-    def nuclei(self) -> int:
-        """Nuclei written."""
-        return sum(region.nuclei for region in self.regions)
 
 
 @dataclass
@@ -139,9 +140,7 @@ class RunSummary:
             "seconds": round(self.seconds, 2),
             "peak_memory_mib": peak_memory_mib(),
             "nuclei": self.nuclei,
-            "images": [
-                {**dataclasses.asdict(image), "nuclei": image.nuclei} for image in self.images
-            ],
+            "images": [dataclasses.asdict(image) for image in self.images],
             "failures": [
                 {"image": name, "error": error.what, "hint": error.hint}
                 for name, error in self.failures
