@@ -24,6 +24,7 @@ from qpnuclei.cli.options import (
     Quiet,
     TtaOption,
 )
+from qpnuclei.models.registry import DEFAULT_MODEL
 
 
 class Precision(StrEnum):
@@ -76,7 +77,7 @@ def run(
         ),
     ] = False,
     image: ImageGlobs = None,
-    model: ModelOption = "auto",
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = Device.AUTO,
     mpp: ProjectMppOption = None,
     mpp_table: MppTable = None,

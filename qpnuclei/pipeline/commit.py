@@ -18,7 +18,7 @@ from uuid import UUID
 import numpy as np
 import numpy.typing as npt
 
-import qpnuclei
+from qpnuclei._version import __version__
 from qpnuclei.errors import ConflictError, QpnucleiError, SaveError
 from qpnuclei.nuclei.ids import NucleusIds
 from qpnuclei.nuclei.table import NucleiTable, NucleiTables
@@ -235,7 +235,7 @@ def _write(
     record = plan.record.with_run(plan.regions, used, plan.outdated)
     # A run meanwhile may have found the same nucleus.
     groups = nuclei.groups(parents, path_class, plan.taken - replaced)
-    step = ("qpnuclei run", f"// qpnuclei {qpnuclei.__version__}: run with {options.to_json()}")
+    step = ("qpnuclei run", f"// qpnuclei {__version__}: run with {options.to_json()}")
     edit = Edit(
         remove=replaced | plan.outdated,
         add=groups,

@@ -13,6 +13,7 @@ from uuid import UUID
 import shapely
 
 from qpnuclei.errors import ConflictError, FormatError, UsageError
+from qpnuclei.models.registry import DEFAULT_MODEL
 from qpnuclei.nuclei.ids import made_id
 from qpnuclei.pipeline.infer import DEFAULT_MAX_NUCLEUS_UM, DEFAULT_TILE_PX, plan_tiles
 from qpnuclei.pipeline.selection import (
@@ -24,10 +25,11 @@ from qpnuclei.pipeline.selection import (
     tissue_region,
 )
 from qpnuclei.qupath.analysed import Record
+from qpnuclei.qupath.areas import polygonal
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Annotation, ImageEntry, ImageObjects
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
-from qpnuclei.qupath.regions import Region, area_px2, polygonal, same_outline
+from qpnuclei.qupath.regions import Region, area_px2, same_outline
 from qpnuclei.slides.resolution import Scale, working_downsample
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
 from qpnuclei.system.threads import available_cores
@@ -49,7 +51,7 @@ class RunOptions:
     """
 
     selection: RoiSelection
-    model: str = "auto"
+    model: str = DEFAULT_MODEL
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     tta: bool = False

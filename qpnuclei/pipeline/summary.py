@@ -168,7 +168,7 @@ def describe_model(name: str, segmenter: Segmenter) -> dict[str, Any]:
     Parameters
     ----------
     name : str
-        As it was asked for, for example ``"auto"``.
+        As it was asked for: the name of a model in the package, or a path.
     segmenter : Segmenter
         The model that was loaded for it.
     """
@@ -177,10 +177,9 @@ def describe_model(name: str, segmenter: Segmenter) -> dict[str, Any]:
 
     metadata = segmenter.metadata
     return {
-        "asked_for": name,
         "name": metadata.name,
         "family": metadata.family,
-        "sha256": model_hash(resolve_model(name, segmenter.device)),
+        "sha256": model_hash(resolve_model(name)),
         "mpp": metadata.mpp,
         "post_processing": metadata.post_processing.model_dump(),
     }

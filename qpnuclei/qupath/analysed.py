@@ -21,6 +21,7 @@ from uuid import UUID
 import numpy as np
 import shapely
 
+from qpnuclei.qupath.areas import valid_area
 from qpnuclei.qupath.model import Annotation
 from qpnuclei.qupath.regions import Region, same_outline
 
@@ -162,7 +163,7 @@ class Record:
     @cached_property
     def union(self) -> shapely.Geometry:
         """All that was analysed: valid, level-0 px, on the first plane."""
-        return shapely.union_all([shapely.make_valid(area.geometry) for area in self.areas])
+        return shapely.union_all([valid_area(area.geometry) for area in self.areas])
 
     def status(self, annotation: Annotation) -> Status:
         """Say whether an annotation was analysed as it is now.

@@ -27,9 +27,10 @@ import shapely
 from qpnuclei.errors import MppError, UsageError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.analysed import Record, Status, overall
+from qpnuclei.qupath.areas import polygonal
 from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
-from qpnuclei.qupath.regions import Region, area_px2, covered_px2, polygonal, rows_inside
+from qpnuclei.qupath.regions import Region, area_px2, covered_px2, rows_inside
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.system.files import atomic_file
 

@@ -82,11 +82,7 @@ class Region:
     @classmethod
     def of(cls, annotation: Annotation) -> Region:
         """Return the whole area of an annotation; empty for lines and points."""
-        geometry = annotation.geometry if annotation.is_area else shapely.Polygon()
-        if not shapely.is_valid(geometry):
-            with np.errstate(over="ignore", invalid="ignore"):  # a damaged file may hold anything
-                geometry = polygonal(shapely.make_valid(geometry))
-        return cls(annotation, geometry)
+        return cls(annotation, annotation.area)
 
     @property
     def plane(self) -> tuple[int, int]:
@@ -102,13 +98,6 @@ class Region:
     def handle(self) -> int | None:
         """Handle of the annotation, None for tissue."""
         return self.annotation.handle if self.annotation else None
-
-
-def polygonal(geometry: shapely.Geometry) -> shapely.Geometry:
-    """Return the areas of a geometry as a Polygon or MultiPolygon, without lines and points."""
-    parts = shapely.get_parts(shapely.get_parts(geometry))  # a collection may hold multipolygons
-    areas = [part for part in parts if part.geom_type == "Polygon" and not part.is_empty]
-    return areas[0] if len(areas) == 1 else shapely.MultiPolygon(areas)
 
 
 def same_outline(a: shapely.Geometry, b: shapely.Geometry) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-import qpnuclei
+from qpnuclei._version import __version__
 from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.geojson import GeoJsonObject, read_objects, write_objects
@@ -264,11 +264,11 @@ class _Incoming:
         parents = [Region.of(annotation) for annotation in areas]
         handles = [annotation.handle for annotation in areas]
         for handle, new in enumerate(self._annotations, len(self._objects.annotations)):
-            if shapely.get_dimensions(new.geometry) == 2:
-                roi = Annotation(
-                    handle, new.id, new.name, None, "GeometryROI", new.geometry, z=new.z, t=new.t
-                )
-                parents.append(Region.of(roi))
+            made = Annotation(
+                handle, new.id, new.name, None, "GeometryROI", new.geometry, z=new.z, t=new.t
+            )
+            if made.is_area:
+                parents.append(Region.of(made))
                 handles.append(handle)
         groups = []
         for (_, z, t, names), group in self._groups.items():
@@ -292,7 +292,7 @@ class _Incoming:
             annotations=self._annotations,
             workflow_step=(
                 "qpnuclei geojson import",
-                f"// qpnuclei {qpnuclei.__version__}: {self.result.annotations} annotations and "
+                f"// qpnuclei {__version__}: {self.result.annotations} annotations and "
                 f"{self.result.detections} detections of {path.name!r}",
             ),
         )

@@ -23,8 +23,7 @@ import torch
 from qpnuclei.errors import UsageError
 from qpnuclei.segmentation.maps_engine import Segmenter
 from qpnuclei.segmentation.postprocess import segment_instances
-from qpnuclei.training.student.batches import Lesson
-from qpnuclei.training.student.lessons import make_lessons
+from qpnuclei.training.student.batches import Lesson, make_lessons
 from qpnuclei.training.student.patches import SlideSample
 from qpnuclei.training.student.pseudo_labels import PseudoLabels
 from qpnuclei.training.student.recipe import StudentRecipe

@@ -61,10 +61,9 @@ from qpnuclei.training.run_folder import (
     write_metrics,
 )
 from qpnuclei.training.sources import Source
-from qpnuclei.training.student.batches import Lesson
+from qpnuclei.training.student.batches import Lesson, make_lessons
 from qpnuclei.training.student.distillation import Distillation
 from qpnuclei.training.student.fit import fit
-from qpnuclei.training.student.lessons import make_lessons
 from qpnuclei.training.student.patches import SlideSample, sample_slides
 from qpnuclei.training.student.pseudo_labels import (
     PseudoLabels,
