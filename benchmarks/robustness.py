@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from benchmarks.measuring import table
 from qpnuclei.evaluation.tuning import LabelledImage, attend, read_validation, summarise
+from qpnuclei.models.registry import DEFAULT_MODEL
 from qpnuclei.segmentation.maps_engine import Segmenter
 from qpnuclei.slides.stains import DEFAULT_HE, optical_density, stain_matrix
 
@@ -60,7 +61,7 @@ CHANGES: dict[str, Callable[[RGB], RGB]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--model", default="default")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--mpp", type=float, default=0.25, help="of the images, in µm/px")
     arguments = parser.parse_args()
     segmenter = Segmenter.load(arguments.model)

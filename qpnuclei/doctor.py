@@ -50,8 +50,9 @@ def check_installation() -> list[Check]:
 
 def check_project(project: Project) -> list[Check]:
     """Look at every image of a project: is its slide found and readable, has it a pixel size."""
+    from qpnuclei.qupath.analysed import Record
     from qpnuclei.qupath.images import open_image
-    from qpnuclei.slides.resolution import resolve_mpp
+    from qpnuclei.qupath.pixel_size import pixel_size
 
     checks: list[Check] = []
     for entry in project.images:
@@ -61,10 +62,10 @@ def check_project(project: Project) -> list[Check]:
             checks.append(Check(name, Status.BAD, error.what, error.hint))
 
         with standing_alone(name, fail):
-            entry.read()
+            record = Record.of(entry.read().properties, name)
             with open_image(entry) as slide:
                 slide.read(0, 0, 16, 16)
-                mpp, source = resolve_mpp(None, entry.calibration, slide.mpp)
+                mpp, source = pixel_size(entry, record, slide_mpp=lambda: slide.mpp)
             found = f"{slide.width}x{slide.height} px, {mpp[0]:.4g} µm/px from the {source}"
             checks.append(Check(name, Status.OK, found))
     return checks

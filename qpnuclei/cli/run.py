@@ -18,11 +18,13 @@ from qpnuclei.cli.options import (
     ImageGlobs,
     ImageRoot,
     ModelOption,
-    MppOption,
+    MppTable,
+    ProjectMppOption,
     ProjectPath,
     Quiet,
     TtaOption,
 )
+from qpnuclei.models.registry import DEFAULT_MODEL
 
 
 class Precision(StrEnum):
@@ -67,10 +69,18 @@ def run(
         bool,
         typer.Option("--tissue", help="Analyse the tissue, found automatically, instead."),
     ] = False,
+    no_annotation: Annotated[
+        bool,
+        typer.Option(
+            "--no-annotation",
+            help="With --tissue: do not leave a locked annotation of class Tissue.",
+        ),
+    ] = False,
     image: ImageGlobs = None,
-    model: ModelOption = "auto",
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = Device.AUTO,
-    mpp: MppOption = None,
+    mpp: ProjectMppOption = None,
+    mpp_table: MppTable = None,
     image_root: ImageRoot = None,
     backend: BackendOption = Backend.AUTO,
     class_name: Annotated[
@@ -177,6 +187,7 @@ def run(
     from qpnuclei.cli.console import print_error, stderr, stdout, tile_progress
     from qpnuclei.cli.tables import plan_view, print_account, summary_table
     from qpnuclei.pipeline.selection import choose_images
+    from qpnuclei.qupath.pixel_size import read_mpp_table
     from qpnuclei.qupath.project import open_project
     from qpnuclei.system.interrupts import leaving_on_interrupt
 
@@ -184,6 +195,7 @@ def run(
         opened = open_project(project, backend=backend.value, image_root=image_root)
         stderr.print(f"{opened.path}: opened with the {opened.backend} backend", highlight=False)
         entries = choose_images(opened, tuple(image or ()), selection)
+        by_image = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
 
         # Only now, when the request makes sense, what takes seconds to import.
         from qpnuclei.pipeline.plan import RunOptions, plan_images
@@ -194,6 +206,9 @@ def run(
         model=model,
         device=device.value,
         mpp=mpp,
+        mpp_only_missing=not image and len(entries) > 1,
+        mpp_by_image=by_image,
+        tissue_annotation=not no_annotation,
         class_name=class_name,
         on_existing=on_existing.value,
         tile_px=tile,

@@ -115,11 +115,8 @@ def print_account(summary: RunSummary) -> None:
         for stage, time in seconds.items()
     )
     memory = peak_memory_mib()
-    chosen = ""
-    if summary.model["asked_for"] == "auto":
-        chosen = " (auto: no GPU)" if summary.device.startswith("cpu") else " (auto: a GPU)"
     lines = [
-        f"network: {summary.model['name']}{chosen} on {summary.device}",
+        f"network: {summary.model['name']} on {summary.device}",
         f"seams: {sum(i.joined for i in images)} nuclei joined from several tiles, "
         f"{sum(i.covered for i in images)} cut pieces and "
         f"{sum(i.overlapping for i in images)} doubles dropped",
@@ -167,7 +164,9 @@ def info_table(content: dict[str, Any]) -> Group:
 def _pixels(image: dict[str, Any]) -> str:
     size = f"{image['width']} x {image['height']} px" if image["width"] else "size unknown"
     width, height = image["pixel_width_um"], image["pixel_height_um"]
-    scale = "not calibrated" if width is None else f"{width:.4g} x {height:.4g} µm/px"
+    scale = "not calibrated"
+    if width is not None:
+        scale = f"{width:.4g} x {height:.4g} µm/px from {image['pixel_size_from']}"
     kind = image.get("type") or "type not set"
     stains = image.get("stains") or "no stains set"
     return f"{size}, {scale}, {kind} ({stains}), {image['server']}"

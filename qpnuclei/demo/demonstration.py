@@ -18,6 +18,7 @@ from qpnuclei.datasets.synthetic.slide import make_slide
 from qpnuclei.demo.overlay import draw_overlay
 from qpnuclei.demo.score import NucleiScore, match_nuclei
 from qpnuclei.errors import SlideError, UsageError
+from qpnuclei.models.registry import DEFAULT_MODEL
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.pipeline.plan import ImagePlan, RunOptions, plan_images
@@ -73,7 +74,7 @@ def demonstrate(
     directory: Path,
     slide: Path | None = None,
     mpp: float | None = None,
-    model: str = "auto",
+    model: str = DEFAULT_MODEL,
     device: str = "auto",
     progress: Progress = lambda image, done, tiles, nuclei: None,
     say: Callable[[str], None] = _LOG.info,

@@ -20,7 +20,7 @@ from qpnuclei.evaluation.tuning import at_resolution, attend, tune_post_processi
 from qpnuclei.models.checkpoint import load_model, save_model
 from qpnuclei.models.device import resolve_device
 from qpnuclei.models.metadata import ModelMetadata, PostProcessing
-from qpnuclei.models.registry import WEIGHTS_FOLDER, resolve_model
+from qpnuclei.models.registry import DEFAULT_MODEL, WEIGHTS_FOLDER, resolve_model
 from qpnuclei.pipeline.summary import describe_model
 from qpnuclei.segmentation.maps_engine import Segmenter
 from qpnuclei.system.versions import versions
@@ -49,7 +49,7 @@ class AssessmentOptions:
         Where to write a copy of the model with that choice.
     """
 
-    model: str | None = "default"
+    model: str | None = DEFAULT_MODEL
     mpp: float | None = None
     device: str = "auto"
     tta: bool = False

@@ -15,9 +15,15 @@ from typing import TYPE_CHECKING
 
 from qpnuclei.errors import SaveError, standing_alone
 from qpnuclei.nuclei.store import temporary_shards
-from qpnuclei.pipeline.commit import choose_run_dir, new_nuclei, write_back
+from qpnuclei.pipeline.commit import choose_run_dir, loss_note, new_nuclei, write_back
 from qpnuclei.pipeline.infer import find_nuclei
-from qpnuclei.pipeline.plan import ImagePlan, NothingToDo, RunOptions, plan_image
+from qpnuclei.pipeline.plan import (
+    ImagePlan,
+    NothingToDo,
+    RunOptions,
+    plan_image,
+    regions_now,
+)
 from qpnuclei.pipeline.summary import (
     ImageResult,
     RegionResult,
@@ -25,9 +31,11 @@ from qpnuclei.pipeline.summary import (
     describe_device,
     describe_model,
 )
+from qpnuclei.qupath.counts import CountedImage, count_in_regions
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.segmentation.threads import share_cores
+from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.system.interrupts import interrupt_postponed
 from qpnuclei.system.memory import keep_freed_memory
 from qpnuclei.system.timing import Stopwatch
@@ -140,6 +148,9 @@ def analyse_image(
             nuclei = new_nuclei(plan, found, options)
             with interrupt_postponed():
                 replaced = write_back(project, plan, nuclei, options, run_dir)
+        with clock("count"):
+            regions = _counted(plan)
+    loss = loss_note(project, plan.entry, replaced, len(nuclei))
     return ImageResult(
         name=plan.entry.name,
         entry=plan.entry.id,
@@ -149,10 +160,8 @@ def analyse_image(
         stains=plan.stains.name,
         tiles=len(plan.tiles),
         megapixels=plan.megapixels,
-        regions=tuple(
-            RegionResult.of(region, plan.area_mm2(region), count)
-            for region, count in zip(plan.regions, nuclei.counts.sum(axis=0).tolist(), strict=True)
-        ),
+        regions=regions,
+        nuclei=len(nuclei),
         replaced=replaced,
         outside=nuclei.outside,
         joined=stitching.joined,
@@ -160,5 +169,15 @@ def analyse_image(
         overlapping=stitching.overlapping,
         seconds=clock.seconds,
         waited=clock.waited,
-        notes=plan.notes,
+        notes=plan.notes if loss is None else (*plan.notes, loss),
     )
+
+
+def _counted(plan: ImagePlan) -> tuple[RegionResult, ...]:
+    """Count the nuclei of each region in what was saved, as export does."""
+    objects = plan.entry.read()
+    calibration = PixelCalibration(*plan.scale.mpp)
+    image = CountedImage("", plan.entry.name, objects, calibration)
+    regions = regions_now(plan, objects)
+    counts = count_in_regions(image, regions)
+    return tuple(RegionResult.of(r, *count) for r, count in zip(regions, counts, strict=True))

@@ -8,17 +8,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+import numpy as np
 import shapely
 from shapely.validation import explain_validity
 
 from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
 from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.qupath.analysed import Record, Status
 from qpnuclei.qupath.areas import polygonal
 from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, Project
-from qpnuclei.qupath.regions import Region, inside, match_images
+from qpnuclei.qupath.regions import Region, match_images, rows_inside
 
 if TYPE_CHECKING:
     from qpnuclei.slides.slide import Slide
+
+#: Class of the annotation that a run of the tissue leaves.
+TISSUE_CLASS = "Tissue"
 
 _LOG = logging.getLogger(__name__)
 
@@ -227,6 +232,17 @@ def select_regions(
     return regions
 
 
+def our_tissue(annotations: Sequence[Annotation], record: Record) -> list[Annotation]:
+    """Return the annotations of tissue that runs made, and nobody has changed since."""
+    return [
+        annotation
+        for annotation in annotations
+        if is_ours(annotation.id)
+        and annotation.class_name == TISSUE_CLASS
+        and record.status(annotation) is Status.ANALYSED
+    ]
+
+
 def tissue_region(slide: Slide, mpp: tuple[float, float]) -> list[Region]:
     """Return the tissue of a slide as its one region; none if there is no tissue."""
     from qpnuclei.slides.tissue import find_tissue
@@ -240,12 +256,9 @@ def tissue_region(slide: Slide, mpp: tuple[float, float]) -> list[Region]:
 
 def ours_within(region: Region, detections: Detections) -> frozenset[UUID]:
     """Return the UUIDs of the detections in a region that qpnuclei wrote."""
-    ours = [i for i, detection in enumerate(detections.ids) if is_ours(detection)]
-    if not ours:  # centroids cost more than UUIDs
+    ours = np.flatnonzero([is_ours(detection) for detection in detections.ids])
+    if len(ours) == 0:  # centroids cost more than UUIDs
         return frozenset()
-    found_inside = inside(region, detections.centroids[ours])
-    return frozenset(
-        found
-        for i, within in zip(ours, found_inside.tolist(), strict=True)
-        if within and (found := detections.ids[i]) is not None
-    )
+    (held,) = rows_inside([region], detections.centroids[ours], detections.planes[ours])
+    found = (detections.ids[row] for row in ours[held].tolist())
+    return frozenset(own_id for own_id in found if own_id is not None)

@@ -27,7 +27,10 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RegionResult:
-    """Nuclei written under one annotation, or found in the tissue (which has no id)."""
+    """Nuclei in one annotation, as export counts them, or in tissue without one (and so no id).
+
+    Where annotations overlap, a nucleus counts in each that holds it.
+    """
 
     name: str
     class_name: str | None
@@ -37,7 +40,7 @@ class RegionResult:
     per_mm2: float
 
     @classmethod
-    def of(cls, region: Region, area_mm2: float, nuclei: int) -> RegionResult:
+    def of(cls, region: Region, area_mm2: float, nuclei: int, per_mm2: float) -> RegionResult:
         """Return the result for a region of the plan."""
         annotation = region.annotation
         return cls(
@@ -46,7 +49,7 @@ class RegionResult:
             id=str(annotation.id) if annotation and annotation.id else None,
             area_mm2=area_mm2,
             nuclei=nuclei,
-            per_mm2=nuclei / area_mm2,
+            per_mm2=per_mm2,
         )
 
 
@@ -62,6 +65,8 @@ class ImageResult:
         µm per px that the network saw.
     megapixels : float
         Millions of px that the network saw, without overlap.
+    nuclei : int
+        Nuclei written, each once.
     replaced : int
         Detections of earlier runs that were removed.
     outside : int
@@ -87,6 +92,7 @@ class ImageResult:
     tiles: int
     megapixels: float
     regions: tuple[RegionResult, ...]
+    nuclei: int
     replaced: int
     outside: int
     joined: int
@@ -95,11 +101,6 @@ class ImageResult:
     seconds: dict[str, float]
     waited: dict[str, float]
     notes: tuple[str, ...] = ()
-
-    @property
-    def nuclei(self) -> int:
-        """Nuclei written."""
-        return sum(region.nuclei for region in self.regions)
 
 
 @dataclass(frozen=True)
@@ -209,9 +210,7 @@ class RunSummary:
             "seconds": round(self.seconds, 2),
             "peak_memory_mib": peak_memory_mib(),
             "nuclei": self.nuclei,
-            "images": [
-                {**dataclasses.asdict(image), "nuclei": image.nuclei} for image in self.images
-            ],
+            "images": [dataclasses.asdict(image) for image in self.images],
             "failures": [
                 {"image": f.name, "entry": f.entry, "error": f.error.what, "hint": f.error.hint}
                 for f in self.failures
@@ -240,7 +239,7 @@ def describe_model(name: str, segmenter: Segmenter) -> dict[str, Any]:
     Parameters
     ----------
     name : str
-        As it was asked for, for example ``"auto"``.
+        As it was asked for: the name of a model in the package, or a path.
     segmenter : Segmenter
         The model that was loaded for it.
     """
@@ -249,10 +248,9 @@ def describe_model(name: str, segmenter: Segmenter) -> dict[str, Any]:
 
     metadata = segmenter.metadata
     return {
-        "asked_for": name,
         "name": metadata.name,
         "family": metadata.family,
-        "sha256": model_hash(resolve_model(name, segmenter.device)),
+        "sha256": model_hash(resolve_model(name)),
         "mpp": metadata.mpp,
         "post_processing": metadata.post_processing.model_dump(),
     }

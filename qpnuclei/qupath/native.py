@@ -147,7 +147,9 @@ class NativeImage:
         if data is None:
             return ImageObjects((), FileDetections([]), fingerprint)
         objects = self._parse(data).read()
-        return ImageObjects(objects.annotations, objects.detections, fingerprint)
+        return ImageObjects(
+            objects.annotations, objects.detections, fingerprint, objects.properties
+        )
 
     def write(self, edit: Edit, fingerprint: str) -> None:
         """Apply an edit, save, and verify by reading back.
@@ -176,6 +178,7 @@ class NativeImage:
         data_file = self._new_data_file() if old is None else self._parse(old)
         data_file.read().summary()  # what contradicts itself is refused before it is written
         data_file.remove(edit.remove)
+        data_file.set_properties(edit.properties)
         kept = _digest(data_file)
         additions = data_file.add(edit)
         image_type = data_file.image_type

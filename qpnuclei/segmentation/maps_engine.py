@@ -14,7 +14,7 @@ from qpnuclei.errors import ModelError
 from qpnuclei.models.checkpoint import Network, load_model
 from qpnuclei.models.device import resolve_device
 from qpnuclei.models.metadata import ModelMetadata
-from qpnuclei.models.registry import resolve_model
+from qpnuclei.models.registry import DEFAULT_MODEL, resolve_model
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.segmentation.forward import Forward, prepared
 from qpnuclei.segmentation.quantised import AttentionCodes, CentreCodes, FloatMap
@@ -48,7 +48,7 @@ class Segmenter:
 
     Examples
     --------
-    >>> segmenter = Segmenter.load("default")  # doctest: +SKIP
+    >>> segmenter = Segmenter.load()  # doctest: +SKIP
     >>> nuclei = segmenter.segment(rgb, mpp=0.25)  # doctest: +SKIP
     """
 
@@ -80,7 +80,7 @@ class Segmenter:
     @classmethod
     def load(
         cls,
-        name_or_path: str | Path = "default",
+        name_or_path: str | Path = DEFAULT_MODEL,
         device: str = "auto",
         views: int = 1,
         precision: Precision = "auto",
@@ -106,7 +106,7 @@ class Segmenter:
             If `device` is not a device, or not there.
         """
         resolved = resolve_device(device)
-        network, metadata = load_model(resolve_model(name_or_path, resolved))
+        network, metadata = load_model(resolve_model(name_or_path))
         return cls(prepared(network.eval(), resolved), metadata, resolved, views, precision)
 
     @property

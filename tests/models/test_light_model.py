@@ -1,4 +1,4 @@
-"""The small model that ``--model auto`` takes without a GPU."""
+"""The small model that ``--model light`` asks for."""
 
 import numpy as np
 import pytest
@@ -24,8 +24,8 @@ def test_says_what_it_is_and_who_taught_it(metadata):
 
 
 @pytest.mark.parametrize("measure", ["AJI", "ADC"])
-def test_is_good_enough_to_stand_in_for_the_default_model(metadata, measure):
-    """On the same images, or ``auto`` would trade away too much."""
+def test_is_as_good_as_the_default_model_on_images_like_those_it_learnt_from(metadata, measure):
+    """On the same images, as the README says."""
     default = read_metadata(resolve_model("default"))
 
     assert metadata.validation["images"] == default.validation["images"]

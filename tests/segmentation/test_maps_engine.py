@@ -202,16 +202,10 @@ def test_load_by_a_name_that_is_not_there_lists_those_that_are(
         Segmenter.load("gone/heavy.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("device", "expected"), [("cpu", "light"), ("cuda", "default"), ("mps", "default")]
-)
-def test_auto_is_the_model_that_the_device_can_afford(device: str, expected: str) -> None:
-    assert resolve_model("auto", torch.device(device)) == resolve_model(expected)
-
-
-def test_auto_wants_a_device() -> None:
-    with pytest.raises(NotFoundError, match="no model named 'auto'"):
+def test_no_name_is_a_model_that_depends_on_the_machine() -> None:
+    with pytest.raises(NotFoundError, match="no model named 'auto'") as caught:
         resolve_model("auto")
+    assert "there are: default, light" in caught.value.hint
 
 
 def test_devices_that_are_not_there() -> None:
