@@ -44,6 +44,7 @@ NUCLEUS_CLASS = "Nucleus"
 _TEXT = ("project", "image", "annotation", "class", "uuid", "status")
 #: Last parts of the classes that QuPath takes for intensities of staining.
 _INTENSITIES = ("Positive", "Negative", "1+", "2+", "3+")
+_ALL_DETECTIONS = "Num Detections"
 _SUMMARIES = ("mean", "median", "SD")
 
 
@@ -327,7 +328,13 @@ class _Classes:
             ]
             for base in sorted(bases)
         }
-        return columns | {f"Num {name}": [code] for code, name in enumerate(self.names) if name}
+        for code, name in enumerate(self.names):
+            # A class may be called as another column is: neither takes the other's place.
+            column = f"Num {name}"
+            if name:
+                is_taken = column in columns or column == _ALL_DETECTIONS
+                columns[f"{column} (class)" if is_taken else column] = [code]
+        return columns
 
     @classmethod
     def of(cls, detections: Detections, nucleus_classes: Sequence[str] | None) -> _Classes:
@@ -421,7 +428,7 @@ def _row(
 def _class_counts(rows: npt.NDArray[np.int64], classes: _Classes) -> dict[str, int]:
     counts = np.bincount(classes.codes[rows], minlength=len(classes.names))
     of_classes = {column: int(counts[codes].sum()) for column, codes in classes.columns.items()}
-    return {"Num Detections": len(rows), **of_classes}
+    return {_ALL_DETECTIONS: len(rows), **of_classes}
 
 
 def _summaries(values: npt.NDArray[np.float64]) -> Iterator[float]:

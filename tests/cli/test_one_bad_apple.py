@@ -86,7 +86,7 @@ def test_bad_images_are_reported_and_the_others_written(
     assert [image["name"] for image in content["images"]] == ["good.tif", "last.tif"]
     assert [len(image["regions"]) for image in content["images"]] == [1, 1]
     assert [failure["image"] for failure in content["failures"]] == ["damaged.tif", "fault.tif"]
-    assert "end mark" in content["failures"][0]["error"]
+    assert "data.qpdata: byte " in content["failures"][0]["error"]
     assert "unexpected ZeroDivisionError: division by zero" in content["failures"][1]["error"]
     assert content["not_done"] == [
         {"image": "click.tif", "entry": "2", "reason": "no chosen annotation encloses an area"}
