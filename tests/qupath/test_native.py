@@ -482,7 +482,8 @@ def test_mutated_data_is_read_or_refused(position, patch):
     try:
         data_file = DataFile.parse(data, "file")
         table = data_file.read().detections
-        for column in ("ids", "kinds", "class_names", "geometries", "centroids", "parents"):
+        columns = ("ids", "kinds", "class_names", "geometries", "centroids", "planes", "parents")
+        for column in columns:
             assert len(getattr(table, column)) == len(table)
         assert all(len(values) == len(table) for values in table.measurements.values())
         assert data_file.image_type
@@ -491,6 +492,55 @@ def test_mutated_data_is_read_or_refused(position, patch):
     else:
         refusal = "file: "
     assert "file: " in refusal
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_properties_of_an_image(version, tmp_path):
+    image = open_project(copy_project(version, tmp_path)).images[0]
+    before = dump(image.data_path.read_bytes())
+    long = "µ𝄞\n" * 50_000  # longer than what Java writes as a short string
+    for values in ({"ours": "1", "long": long}, {"ours": "2"}):
+        image.write(Edit(properties=values), image.read().fingerprint)
+    read = image.read().properties
+    assert (read["ours"], read["long"]) == ("2", long)
+    after = dump(image.data_path.read_bytes())
+    assert after.pop("props") == sorted([*before.pop("props"), ["long", long], ["ours", "2"]])
+    assert after == before
+
+
+def test_properties_of_an_image_that_was_never_saved(tmp_path):
+    image = open_project(copy_project("0.5.1", tmp_path)).images[0]
+    image.data_path.unlink()
+    assert image.read().properties == {}
+    image.write(Edit(properties={"a": "b"}), image.read().fingerprint)
+    assert image.read().properties["a"] == "b"
+
+
+def test_an_annotation_of_ours_is_removed_and_what_is_below_it_moves_up(tmp_path):
+    image = open_project(copy_project("0.5.1", tmp_path)).images[0]
+    before = dump(image.data_path.read_bytes())
+    count = len(image.read().annotations)
+    ours = NewAnnotation(shapely.box(0, 0, 200, 200), new_id("tissue"), None, PathClass("Tissue"))
+    edit = Edit(annotations=[ours], add=[group(count)])
+    image.write(edit, image.read().fingerprint)
+    # Another takes its place, and the detections go below that one.
+    other = NewAnnotation(shapely.box(0, 0, 150, 150), new_id("other"), None, PathClass("Tissue"))
+    edit = Edit(remove=frozenset([ours.id]), annotations=[other], add=[group(count, seed=1)])
+    image.write(edit, image.read().fingerprint)
+    objects = image.read()
+    assert [a.id for a in objects.annotations[count:]] == [other.id]
+    below = dict(zip(objects.detections.ids, objects.detections.parents.tolist(), strict=True))
+    assert {below[new_id((0, i))] for i in range(5)} == {-1}
+    assert {below[new_id((1, i))] for i in range(5)} == {count}
+    image.write(
+        Edit(remove=frozenset([other.id, *(new_id((s, i)) for s in (0, 1) for i in range(5))])),
+        objects.fingerprint,
+    )
+    assert dump(image.data_path.read_bytes())["root"] == before["root"]
+    objects = image.read()
+    theirs = Edit(remove=frozenset([objects.annotations[0].id]))
+    with pytest.raises(UsageError, match="not written by qpnuclei"):
+        image.write(theirs, objects.fingerprint)
 
 
 # Edits that contradict the file
@@ -502,7 +552,7 @@ def test_what_is_not_ours_is_not_removed(tmp_path):
     theirs = objects.detections.ids[0]
     with pytest.raises(UsageError, match="not written by qpnuclei"):
         image.write(Edit(remove=frozenset([theirs])), objects.fingerprint)
-    with pytest.raises(UsageError, match="has no detection"):
+    with pytest.raises(UsageError, match="has no object"):
         image.write(Edit(remove=frozenset([new_id(1)])), objects.fingerprint)
     with pytest.raises(UsageError, match="no annotation number 99"):
         image.write(Edit(add=[group(99)]), objects.fingerprint)
