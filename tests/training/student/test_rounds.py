@@ -7,7 +7,8 @@ from PIL import Image
 from skimage.draw import ellipse
 
 from qpnuclei.errors import NotFoundError, TrainingError, UsageError
-from qpnuclei.models.checkpoint import load_model, model_hash, read_metadata
+from qpnuclei.models.checkpoint import load_model
+from qpnuclei.models.metadata import model_hash, read_metadata
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.training.callbacks import Watcher
 from qpnuclei.training.config import read_recipe
