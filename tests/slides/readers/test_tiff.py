@@ -265,6 +265,27 @@ def test_a_resolution_that_is_no_number_is_not_known(tmp_path, resolution):
         np.testing.assert_array_equal(slide.read(0, 0, 128, 96), picture(128, 96))
 
 
+def test_odd_tags_do_not_condemn_the_pixels(tmp_path):
+    path = write_pyramid(tmp_path / "x.tif", [picture(128, 96)], software="x" * 40)
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tags = tiff.pages.first.tags
+        tags["ResolutionUnit"].overwrite((7,))
+        tags["XResolution"].overwrite((4, 5), dtype="H")
+    with open_slide(path) as slide:
+        assert slide.mpp is None
+        np.testing.assert_array_equal(slide.read(0, 0, 128, 96), picture(128, 96))
+
+
+@pytest.mark.parametrize("text", ["Aperio", "Aperio Image\n|MPP|AppMag = ", "Aperio \n|=|=|"])
+def test_a_broken_aperio_description_does_not_condemn_the_pixels(tmp_path, text):
+    path = write_pyramid(
+        tmp_path / "x.svs", [picture(128, 96)], description=text, resolutionunit="NONE"
+    )
+    with open_slide(path) as slide:
+        assert slide.mpp is None
+        np.testing.assert_array_equal(slide.read(0, 0, 128, 96), picture(128, 96))
+
+
 def test_broken_ome_xml_is_said_and_not_used(tmp_path, caplog):
     rgb = picture(128, 96)
     tifffile.imwrite(
