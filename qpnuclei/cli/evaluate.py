@@ -56,7 +56,7 @@ def evaluate(
         str | None,
         typer.Option(
             "--model",
-            help="Model: default, light, or a .safetensors file made by train.",
+            help="Model: default, or a .safetensors file made by train.",
             show_default=DEFAULT_MODEL,
         ),
     ] = None,

@@ -83,8 +83,7 @@ ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
-        help="Model: default, light (about a third of the network's time, but not always the same "
-        "nuclei), or a .safetensors file made by train.",
+        help="Model: default, or a .safetensors file made by train.",
     ),
 ]
 DeviceOption = Annotated[

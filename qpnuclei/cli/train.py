@@ -46,7 +46,8 @@ def train(
             "--config",
             help="Recipe: proposed (the paper's), its ablations no-smooth, no-equiv, no-sparse and "
             "no-wsi, scale-equiv (a term of the authors' code), anchored or student (ours), "
-            "light (a small student of the default model), or the path of a .yaml file.",
+            "light (a small student of a trained model), continued (goes on from the packaged "
+            "model on your tissue), or the path of a .yaml file.",
         ),
     ] = "proposed",
     settings: Annotated[

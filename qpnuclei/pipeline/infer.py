@@ -38,7 +38,7 @@ from qpnuclei.tiling.stitch import Stitcher, StitchReport, drop_doubles
 
 #: Core of a tile in px of the working grid: large enough that its surroundings, which are read and
 #: predicted again for its neighbours, weigh little (a third); small enough that a run stays below
-#: 2 GB with the light model, below 4 GB with the default one.
+#: 2 GB with the default model, below 4 GB with one as large as the `student` recipe's.
 DEFAULT_TILE_PX = 1792
 #: Few nuclei are larger; one that is comes out whole all the same, joined from several tiles.
 DEFAULT_MAX_NUCLEUS_UM = 25.0

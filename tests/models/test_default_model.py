@@ -2,11 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 
 from qpnuclei.evaluation.classical import haematoxylin_attention
 from qpnuclei.evaluation.datasets import read_folder
 from qpnuclei.evaluation.metrics import score
+from qpnuclei.models.checkpoint import load_model
 from qpnuclei.models.metadata import PostProcessing
+from qpnuclei.models.registry import resolve_model
+from qpnuclei.models.student import StudentNet
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
 from tests.paths import SHARED
@@ -26,6 +30,28 @@ def test_says_what_it_is_and_where_it_comes_from(predictor):
     assert metadata.data["labels"] == "none"
     assert "CC BY-NC-SA 4.0" in metadata.data["licence"]
     assert metadata.validation["images"] == 11
+
+
+def test_costs_less_than_half_of_the_network_that_taught_it():
+    """Multiply-adds of the convolutions per pixel, counted on what they are given."""
+    network, _ = load_model(resolve_model("default"))
+
+    assert _multiply_adds(network) < 0.5 * _multiply_adds(StudentNet())
+
+
+def _multiply_adds(network):
+    total = 0
+
+    def count(module, _inputs, output):
+        nonlocal total
+        total += module.weight.numel() * output.shape[2] * output.shape[3]
+
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(count)
+    with torch.inference_mode():
+        network.eval()(torch.zeros(1, 3, 128, 128))
+    return total / 128**2
 
 
 def test_sees_nothing_on_glass(predictor):

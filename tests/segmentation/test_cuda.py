@@ -123,9 +123,9 @@ def tissue(tmp_path_factory: pytest.TempPathFactory) -> RGB:
         return opened.read(512, 512, 1024, 1024)
 
 
-@pytest.fixture(params=["default", "light"])
-def predictor(request: pytest.FixtureRequest) -> Iterator[Predictor]:
-    yield Predictor.load(request.param, "cuda")
+@pytest.fixture
+def predictor() -> Iterator[Predictor]:
+    yield Predictor.load("default", "cuda")
     torch.cuda.empty_cache()
 
 

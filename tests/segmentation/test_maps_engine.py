@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import shapely
@@ -17,6 +19,7 @@ from qpnuclei.segmentation.maps_engine import MapsEngine, _assemble, _View
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.system.timing import Stopwatch
 from qpnuclei.tiling.plan import Box, TilePlan
+from tests.segmentation.models import model_of
 
 RGB = np.random.default_rng(5).integers(0, 256, (64, 96, 3), dtype=np.uint8)
 
@@ -28,8 +31,11 @@ def read(box: Box) -> np.ndarray:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("model", ["default", "light"])
-def test_labels_and_codes_do_not_depend_on_workers_or_threads(model: str, precision: str) -> None:
+@pytest.mark.parametrize("kind", ["default", "concatenating"])
+def test_labels_and_codes_do_not_depend_on_workers_or_threads(
+    kind: str, precision: str, tmp_path: Path
+) -> None:
+    model = str(model_of(kind, tmp_path))
     plan = TilePlan(shapely.box(0, 0, 300, 200), (300, 200), 100, 20, alignment=8)
     before = torch.get_num_threads()
     results = []
@@ -50,8 +56,9 @@ def test_labels_and_codes_do_not_depend_on_workers_or_threads(model: str, precis
                 np.testing.assert_array_equal(score.codes, same.scores[name].codes)
 
 
-def test_the_spec_is_that_of_the_loaded_network() -> None:
-    for model in ("default", "light"):
+def test_the_spec_is_that_of_the_loaded_network(tmp_path: Path) -> None:
+    for kind in ("default", "concatenating"):
+        model = str(model_of(kind, tmp_path))
         engine = load_engine(model, EngineOptions("cpu"))
         assert engine.spec == engine_spec(model)
         assert isinstance(engine, MapsEngine)
@@ -61,8 +68,8 @@ def test_the_spec_is_that_of_the_loaded_network() -> None:
 
 def test_engines_are_found_by_name() -> None:
     assert "maps" in engines()
-    assert split_model("maps:light") == ("maps", "light")
-    assert engine_spec("maps:light") == engine_spec("light")
+    assert split_model("maps:default") == ("maps", "default")
+    assert engine_spec("maps:default") == engine_spec("default")
     with pytest.raises(UsageError, match="no engine is called 'cellpose'") as caught:
         engine_spec("cellpose:cyto3")
     assert "maps" in str(caught.value.hint)
@@ -71,7 +78,7 @@ def test_engines_are_found_by_name() -> None:
 
 
 def test_predictor_of_an_engine_with_other_post_processing() -> None:
-    engine = MapsEngine(Predictor.load("light", "cpu"))
+    engine = MapsEngine(Predictor.load("default", "cpu"))
     other = engine.predictor.metadata.post_processing.model_copy(update={"min_area_px": 7})
     assert engine.with_post_processing(other).spec.details["post_processing"]["min_area_px"] == 7
 

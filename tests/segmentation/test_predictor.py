@@ -17,6 +17,7 @@ from qpnuclei.models.registry import resolve_model
 from qpnuclei.segmentation.predictor import Precision, Predictor, normalise_colour
 from qpnuclei.segmentation.quantised import attention_codes, centre_codes
 from qpnuclei.slides.stains import ReinhardStatistics, reinhard_transfer
+from tests.segmentation.models import model_of
 
 
 def predictor(views: int = 1, tau: float | None = 0.0, **architecture: object) -> Predictor:
@@ -47,11 +48,11 @@ def test_predict_is_the_sigmoid_of_the_network_on_normalised_rgb() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("model", ["default", "light"])
+@pytest.mark.parametrize("kind", ["default", "concatenating"])
 def test_a_pixel_is_the_same_bit_for_bit_wherever_the_tile_begins(
-    model: str, precision: Precision
+    kind: str, precision: Precision, tmp_path: Path
 ) -> None:
-    made = Predictor.load(model, device="cpu", precision=precision)
+    made = Predictor.load(model_of(kind, tmp_path), device="cpu", precision=precision)
     margin = -(-made.receptive_radius_px // made.stride) * made.stride
     rgb = noise(1, 2 * margin + 70, 2 * margin + 90, 3)
     whole = made.predict(rgb)
@@ -65,11 +66,10 @@ def test_a_pixel_is_the_same_bit_for_bit_wherever_the_tile_begins(
         )
 
 
-@pytest.mark.parametrize("model", ["default", "light"])
-def test_half_the_bits_change_few_pixels_of_the_mask(model: str) -> None:
+def test_half_the_bits_change_few_pixels_of_the_mask() -> None:
     rgb = np.kron(noise(1, 12, 12, 1), np.ones((1, 16, 16, 3), np.uint8))
-    exact, _ = Predictor.load(model, device="cpu").predict(rgb)
-    coarse, _ = Predictor.load(model, device="cpu", precision="bfloat16").predict(rgb)
+    exact, _ = Predictor.load("default", device="cpu").predict(rgb)
+    coarse, _ = Predictor.load("default", device="cpu", precision="bfloat16").predict(rgb)
     assert np.abs(exact - coarse).max() < 0.05
     assert ((exact > 0.5) != (coarse > 0.5)).mean() < 0.002
     assert not np.array_equal(exact, coarse)
@@ -94,12 +94,11 @@ def test_a_second_channel_is_the_centre_map() -> None:
     "made",
     [
         lambda: Predictor.load("default", device="cpu"),
-        lambda: Predictor.load("light", device="cpu"),
-        lambda: Predictor.load("light", device="cpu", precision="bfloat16"),
-        lambda: Predictor.load("light", device="cpu", views=8),
+        lambda: Predictor.load("default", device="cpu", precision="bfloat16"),
+        lambda: Predictor.load("default", device="cpu", views=8),
         lambda: predictor(tau=0.25),
     ],
-    ids=["default", "light", "bfloat16", "views", "one channel"],
+    ids=["default", "bfloat16", "views", "one channel"],
 )
 def test_codes_are_those_of_the_maps(made: Callable[[], Predictor]) -> None:
     it = made()
@@ -181,7 +180,7 @@ def test_load_by_a_name_that_is_not_there_lists_those_that_are(
 def test_no_name_is_a_model_that_depends_on_the_machine() -> None:
     with pytest.raises(NotFoundError, match="no model named 'auto'") as caught:
         resolve_model("auto")
-    assert "there are: default, light" in caught.value.hint
+    assert "there are: default;" in caught.value.hint
 
 
 def test_devices_that_are_not_there() -> None:

@@ -203,6 +203,12 @@ def _started(recipe: StudentRecipe) -> StudentNet:
     return network
 
 
+def _without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Names, not paths: a model travels further than the folders it was made from."""
+    named = {key: Path(recipe[key]).name for key in ("teacher", "start") if recipe[key]}
+    return {**recipe, **named}
+
+
 class Curriculum(Protocol):
     """Where the lessons of a round come from."""
 
@@ -374,7 +380,7 @@ class _Run:
             mpp=self.recipe.mpp,
             post_processing=STUDENT_INSTANCES,
             recipe={
-                **self.identity["recipe"],
+                **_without_folders(self.identity["recipe"]),
                 "seed": self.identity["seed"],
                 "round": self.progress.epoch,
                 "teacher_sha256": self.identity["teacher"],

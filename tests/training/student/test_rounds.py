@@ -9,6 +9,7 @@ from skimage.draw import ellipse
 from qpnuclei.errors import NotFoundError, TrainingError, UsageError
 from qpnuclei.models.checkpoint import load_model
 from qpnuclei.models.metadata import model_hash, read_metadata
+from qpnuclei.models.registry import resolve_model
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.training.callbacks import Watcher
 from qpnuclei.training.config import read_recipe
@@ -188,6 +189,29 @@ def test_the_recipe_that_comes_with_the_package_is_valid():
     recipe = student_recipe(read_recipe("student"))
 
     assert recipe == StudentRecipe(name="student", description=recipe.description)
+
+
+def test_the_packaged_model_can_be_continued(patches, tmp_path):
+    """Of one batch: the recipe's network is that of the weights it names."""
+    fields = {**read_recipe("continued"), "rounds": 1, "first_round_batches": 1, "batch_size": 2}
+    sources = find_sources([patches], mpp=[0.25])
+
+    result = train_student(fields, sources, tmp_path, device=CPU)
+
+    metadata = read_metadata(result.model)
+    assert metadata.recipe["start"] == "default"
+    assert metadata.recipe["start_sha256"] == model_hash(resolve_model("default"))
+    assert metadata.architecture == read_metadata(resolve_model("default")).architecture
+
+
+def test_a_model_travels_without_the_folders_of_its_makers(run, patches, tmp_path):
+    model = run[1].model
+    fields = {**TINY, "start": str(model), "rounds": 1, "first_round_batches": 1}
+
+    result = train_student(fields, find_sources([patches], mpp=[0.25]), tmp_path, device=CPU)
+
+    assert read_metadata(result.model).recipe["start"] == model.name
+    assert str(tmp_path.parent) not in read_metadata(result.model).model_dump_json()
 
 
 @pytest.mark.parametrize(
