@@ -103,9 +103,8 @@ class ForeignEngine:
         bottom, right = (-length % self._spec.stride for length in rgb.shape[:2])
         rgb = np.pad(rgb, ((0, bottom), (0, right), (0, 0)), mode="symmetric")
         how = self._sidecar.normalisation
-        values = (
-            rgb.astype(np.float32) / np.float32(how.scale) - np.float32(how.mean)
-        ) / np.float32(how.std)
+        mean, std = (np.array(v, np.float32) for v in (how.mean, how.std))
+        values = (rgb.astype(np.float32) / np.float32(how.scale) - mean) / std
         if self._sidecar.channels == "first":
             values = values.transpose(2, 0, 1)
         return np.ascontiguousarray(values[None], np.float32)

@@ -47,7 +47,10 @@ def clean_labels(labels: npt.NDArray[np.integer[Any]]) -> LabelArray:
         return np.zeros(labels.shape, np.int32)
     if labels.min() < 0:
         raise ValueError(f"labels must not be negative, but there is {labels.min()}")
-    pieces = np.asarray(label_components(labels, background=0, connectivity=1), np.int32)
+    pieces = np.asarray(
+        label_components(labels, background=0, connectivity=1),  # type: ignore[no-untyped-call]
+        np.int32,
+    )
     size = np.bincount(pieces.ravel())
     first = np.unique(pieces.ravel(), return_index=True)[1]
     first = first if len(first) == len(size) else np.concatenate([[0], first])

@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qpnuclei.errors import ModelError, NotFoundError, UsageError
-from qpnuclei.models.checkpoint import model_hash
-from qpnuclei.models.metadata import IMAGENET_MEAN, IMAGENET_STD, PostProcessing
+from qpnuclei.models.metadata import IMAGENET_MEAN, IMAGENET_STD, PostProcessing, model_hash
 from qpnuclei.segmentation.engine import EngineOptions, EngineSpec
 from qpnuclei.segmentation.postprocess import interaction_radius_px
+from qpnuclei.system.files import read_regular
 
 #: The measurement that says how sure a model of others was of a nucleus.
 PROBABILITY = "Probability: Mean"
@@ -100,7 +100,7 @@ def read_sidecar(model: Path) -> Sidecar:
     if path.stat().st_size > _MOST_BYTES:
         raise ModelError(f"{path} has {path.stat().st_size} bytes: it is no sidecar")
     try:
-        return Sidecar.model_validate_json(path.read_bytes())
+        return Sidecar.model_validate_json(read_regular(path))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"

@@ -41,7 +41,9 @@ class TorchScriptEngineFactory:
             with warnings.catch_warnings():
                 # torch would rather have another format; files in this one are what labs have.
                 warnings.filterwarnings("ignore", message=".*deprecated", category=FutureWarning)
-                network = torch.jit.load(str(path), map_location=device).eval()
+                network = torch.jit.load(  # type: ignore[no-untyped-call]
+                    str(path), map_location=device
+                ).eval()
         except (RuntimeError, ValueError) as error:
             raise ModelError(
                 f"{path} is not a TorchScript model: {str(error).splitlines()[0]}",
