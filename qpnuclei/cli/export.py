@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +18,10 @@ from qpnuclei.cli.options import (
     ProjectMppOption,
     ProjectPath,
 )
+
+if TYPE_CHECKING:
+    from qpnuclei.errors import QpnucleiError
+    from qpnuclei.qupath.model import ImageEntry
 
 
 class GroupBy(StrEnum):
@@ -69,7 +74,7 @@ def export(
 
     For example: qpnuclei export project.qpproj -o counts.csv
     """
-    from qpnuclei.cli.console import stderr
+    from qpnuclei.cli.console import print_error, stderr
     from qpnuclei.qupath.analysed import Status
     from qpnuclei.qupath.counts import count_project, write_table
     from qpnuclei.qupath.pixel_size import AskedMpp, read_mpp_table
@@ -79,6 +84,12 @@ def export(
     opened = open_project(project, backend=backend.value, image_root=image_root)
     entries = match_images(opened, tuple(image or ()))
     by_image = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
+    failures: list[QpnucleiError] = []
+
+    def failed(entry: ImageEntry, error: QpnucleiError) -> None:
+        failures.append(error)
+        print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
+
     rows = count_project(
         opened,
         entries,
@@ -86,7 +97,10 @@ def export(
         roi_classes=roi,
         nucleus_classes=class_name,
         pixel_sizes=AskedMpp(mpp, not image and len(entries) > 1, by_image),
+        failed=failed,
     )
+    if len(failures) == len(entries):
+        sys.exit(1)
     write_table(rows, output)
     hint = "" if rows else " (no annotations; --by image counts what was analysed of each image)"
     stderr.print(f"{output}: {len(rows)} rows{hint}", highlight=False, soft_wrap=True)
@@ -98,3 +112,7 @@ def export(
             highlight=False,
             soft_wrap=True,
         )
+    if failures:
+        without = f"without {len(failures)} of {len(entries)} images, which could not be counted"
+        stderr.print(f"{output}: {without}", highlight=False, soft_wrap=True)
+        sys.exit(1)

@@ -190,6 +190,7 @@ def run(
     from qpnuclei.qupath.pixel_size import read_mpp_table
     from qpnuclei.qupath.project import open_project
     from qpnuclei.system.interrupts import leaving_on_interrupt
+    from qpnuclei.system.memory import keep_freed_memory
 
     with leaving_on_interrupt("interrupted: nothing was changed"):
         opened = open_project(project, backend=backend.value, image_root=image_root)
@@ -224,17 +225,25 @@ def run(
         force=force,
     )
     if dry_run:
-        stdout.print(plan_view(plan_images(entries, options)), soft_wrap=True)
-        return
+        plans, failed = plan_images(entries, options)
+        stdout.print(plan_view(plans), soft_wrap=True)
+        for entry, error in failed:
+            print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
+        sys.exit(1 if failed else 0)
     interrupted = "interrupted: images that were done are saved, the others are unchanged"
-    with leaving_on_interrupt(interrupted), tile_progress(quiet) as progress:
+    with (
+        keep_freed_memory(),
+        leaving_on_interrupt(interrupted),
+        tile_progress(quiet) as progress,
+    ):
         summary = analyse_project(opened, entries, options, progress)
     if summary.images:
         stdout.print(summary_table(summary))
     elif not summary.failures:
         stderr.print("nothing was analysed: no chosen annotation is left to do")
     print_account(summary)
-    for name, error in summary.failures:
-        print_error(error, "" if name in error.what else f"image {name}: ")
+    for failure in summary.failures:
+        known = failure.name in failure.error.what
+        print_error(failure.error, "" if known else f"image {failure.name}: ")
     if summary.failures:
-        sys.exit(max(error.exit_code for _, error in summary.failures))
+        sys.exit(1)

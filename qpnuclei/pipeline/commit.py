@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shlex
-import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -39,7 +38,12 @@ from qpnuclei.qupath.model import (
 from qpnuclei.qupath.names import NEW_CLASS_COLOR, class_of, file_stem
 from qpnuclei.qupath.pixel_size import project_mpp
 from qpnuclei.qupath.regions import region_of
-from qpnuclei.system.files import atomic_file, make_writable_folder
+from qpnuclei.system.files import (
+    atomic_file,
+    folders_of_last_resort,
+    make_folder_below,
+    make_writable_folder,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -188,6 +192,9 @@ def write_back(
         path_class = PathClass(options.class_name, NEW_CLASS_COLOR)
         groups = nuclei.groups([None] * len(plan.regions), path_class)
         raise _rescued(error, f"{stem}.rescued.geojson.gz", groups, project, run_dir) from error
+    for folder in (options.geojson_dir, options.parquet_dir):
+        if folder is not None:  # it was there when the run began
+            make_folder_below(folder.absolute().parent, folder)
     if options.geojson_dir is not None:
         path = options.geojson_dir / f"{stem}.geojson.gz"
         write_groups(path, nuclei.groups([None] * len(plan.regions), path_class))
@@ -287,11 +294,9 @@ def _rescued(
 ) -> QpnucleiError:
     """Write nuclei that could not be saved where it is possible; return the error that says so."""
     # The disk of the project may be full, or its drive gone: no folder is made in its place then.
-    folders = [Path.cwd(), Path(tempfile.gettempdir())]
-    if project.path.parent.is_dir():
-        folders.insert(0, run_dir)
-    for folder in folders:
+    for folder in (run_dir, *folders_of_last_resort()):
         try:
+            make_folder_below(project.path.parent, folder)
             write_groups(folder / name, groups)
         except SaveError as refused:
             _LOG.warning("%s", refused)

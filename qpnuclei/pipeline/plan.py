@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -12,7 +13,13 @@ from uuid import UUID
 
 import shapely
 
-from qpnuclei.errors import ConflictError, FormatError, UsageError
+from qpnuclei.errors import (
+    ConflictError,
+    FormatError,
+    QpnucleiError,
+    UsageError,
+    standing_alone,
+)
 from qpnuclei.models.registry import DEFAULT_MODEL
 from qpnuclei.nuclei.ids import made_id
 from qpnuclei.pipeline.infer import DEFAULT_MAX_NUCLEUS_UM, DEFAULT_TILE_PX, plan_tiles
@@ -38,6 +45,8 @@ from qpnuclei.tiling.plan import TilePlan
 
 if TYPE_CHECKING:
     from qpnuclei.slides.slide import Slide
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -153,8 +162,19 @@ class ImagePlan:
         return float(area * self.scale.mpp[0] * self.scale.mpp[1] * 1e-6)
 
 
-def plan_images(entries: Sequence[ImageEntry], options: RunOptions) -> list[ImagePlan]:
+class NothingToDo(Exception):  # noqa: N818 - no error
+    """There is nothing to analyse in an image, for the reason that it says."""
+
+
+def plan_images(
+    entries: Sequence[ImageEntry], options: RunOptions
+) -> tuple[list[ImagePlan], list[tuple[ImageEntry, QpnucleiError]]]:
     """Return what `qpnuclei.pipeline.run.analyse_project` would do with images, changing nothing.
+
+    Returns
+    -------
+    (list of ImagePlan, list of (ImageEntry, QpnucleiError))
+        The plans, and the images that would fail, with the reason.
 
     Raises
     ------
@@ -163,19 +183,28 @@ def plan_images(entries: Sequence[ImageEntry], options: RunOptions) -> list[Imag
     """
     spec = engine_spec(options.model)
     plans = []
+    failures: list[tuple[ImageEntry, QpnucleiError]] = []
     for entry in entries:
-        with open_image(entry) as slide:
-            plan = plan_image(entry, slide, spec, options)
-        if plan.regions:
-            plans.append(plan)
-    return plans
+
+        def fail(error: QpnucleiError, entry: ImageEntry = entry) -> None:
+            failures.append((entry, error))
+
+        with standing_alone(f"image {entry.name}", fail):
+            try:
+                with open_image(entry) as slide:
+                    plans.append(plan_image(entry, slide, spec, options))
+            except NothingToDo as nothing:
+                _LOG.info("image %s: nothing to do: %s", entry.name, nothing)
+    return plans, failures
 
 
 def plan_image(entry: ImageEntry, slide: Slide, spec: EngineSpec, options: RunOptions) -> ImagePlan:
-    """Return what is to be done in one image; it has no regions if there is nothing to do.
+    """Return what is to be done in one image.
 
     Raises
     ------
+    NothingToDo
+        If none of its annotations is chosen, encloses an area in the image and is still to do.
     MppError
         If its pixel size is missing or absurd.
     UsageError
@@ -195,6 +224,12 @@ def plan_image(entry: ImageEntry, slide: Slide, spec: EngineSpec, options: RunOp
             regions, tissue = _annotated(regions[0], outdated, objects, entry)
     else:
         regions = select_regions(options.selection, objects.annotations, slide.width, slide.height)
+    if not regions:
+        raise NothingToDo(
+            "no tissue was found"
+            if options.selection.tissue
+            else "no chosen annotation encloses an area"
+        )
     existing = [ours_within(region, objects.detections) for region in regions]
     if regions and outdated:
         existing = [
@@ -209,6 +244,8 @@ def plan_image(entry: ImageEntry, slide: Slide, spec: EngineSpec, options: RunOp
     if options.on_existing == "skip":
         regions = [r for r, ids in zip(regions, existing, strict=True) if not ids]
         existing = [frozenset[UUID]() for _ in regions]
+        if not regions:
+            raise NothingToDo("all chosen annotations hold detections of an earlier run")
     notes = []
     if entry.image_type not in (None, "BRIGHTFIELD_H_E", "UNSET"):
         notes.append(f"image type is {entry.image_type}; the models were trained on H&E")

@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qpnuclei.errors import QpnucleiError
+from qpnuclei.errors import SaveError, standing_alone
 from qpnuclei.nuclei.store import temporary_shards
 from qpnuclei.pipeline.commit import choose_run_dir, loss_note, new_nuclei, write_back
 from qpnuclei.pipeline.infer import find_nuclei
-from qpnuclei.pipeline.plan import ImagePlan, RunOptions, plan_image, regions_now
+from qpnuclei.pipeline.plan import (
+    ImagePlan,
+    NothingToDo,
+    RunOptions,
+    plan_image,
+    regions_now,
+)
 from qpnuclei.pipeline.summary import (
     ImageResult,
     RegionResult,
@@ -29,7 +36,6 @@ from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.segmentation.engine import Engine, load_engine
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.system.interrupts import interrupt_postponed
-from qpnuclei.system.memory import keep_freed_memory
 from qpnuclei.system.timing import Stopwatch
 
 if TYPE_CHECKING:
@@ -49,8 +55,9 @@ def analyse_project(
 ) -> RunSummary:
     """Find the nuclei in the chosen annotations of some images and write them back.
 
-    Every image is saved as soon as it is done; one that fails is left as it was and reported in
-    the summary's `failures`, and the others go on.
+    Each image stands alone. It is saved as soon as it is done; one that fails, for whatever
+    reason, is left as it was and reported in the summary's `failures`, and the others go on. The
+    record is written after each, so that it is there whatever ends the run.
 
     Parameters
     ----------
@@ -63,7 +70,6 @@ def analyse_project(
         If the model or device is wrong or the result folder cannot be written; nothing was
         changed.
     """
-    keep_freed_memory()
     engine = load_engine(options.model, options.engine)
     run_dir = choose_run_dir(project, options)
     summary = RunSummary(
@@ -73,19 +79,26 @@ def analyse_project(
         model=describe_model(engine.spec),
         device=engine.execution,
         run_dir=run_dir,
+        planned=tuple(entries),
     )
     for entry in entries:
-        try:
-            with open_image(entry) as slide:
-                plan = plan_image(entry, slide, engine.spec, options)
-                if plan.regions:
+        with standing_alone(f"image {entry.name}", partial(summary.fail, entry)):
+            try:
+                with open_image(entry) as slide:
+                    plan = plan_image(entry, slide, engine.spec, options)
                     result = analyse_image(project, plan, slide, engine, options, run_dir, progress)
                     summary.images.append(result)
-        except QpnucleiError as error:
-            summary.failures.append((entry.name, error))
-    summary.device = engine.execution
+            except NothingToDo as nothing:
+                summary.nothing_to_do[entry.id] = str(nothing)
+                _LOG.info("image %s: not analysed: %s", entry.name, nothing)
+        summary.device = engine.execution
+        with interrupt_postponed():
+            try:
+                summary.save()
+            except SaveError as error:
+                _LOG.debug("no record yet: %s", error)
     with interrupt_postponed():
-        summary.save()
+        summary.save_somewhere()
     return summary
 
 

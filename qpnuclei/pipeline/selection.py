@@ -12,7 +12,7 @@ import numpy as np
 import shapely
 from shapely.validation import explain_validity
 
-from qpnuclei.errors import UsageError
+from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.analysed import Record, Status
 from qpnuclei.qupath.areas import polygonal
@@ -89,18 +89,38 @@ class RoiSelection:
 def choose_images(
     project: Project, patterns: Sequence[str], selection: RoiSelection
 ) -> list[ImageEntry]:
-    """Return the images of those names, having checked that the selection means something there.
+    """Return the images of those names in which annotations are chosen.
+
+    An image whose data cannot be read is among them: the run will say so, and others go on.
 
     Raises
     ------
     UsageError
-        If the project has no such image, or no image has such an annotation.
+        If the project has no such image, or no image that can be read has such an annotation.
     """
     entries = match_images(project, patterns)
-    if not selection.tissue:
-        annotations = [a for entry in entries for a in entry.read().annotations]
+    if selection.tissue:
+        return entries
+    annotations: list[Annotation] = []
+    concerned: list[ImageEntry] = []
+    unreadable: list[QpnucleiError] = []
+    for entry in entries:
+        found: tuple[Annotation, ...] | None = None
+        with standing_alone(f"image {entry.name}", unreadable.append):
+            found = entry.read().annotations
+            annotations += found
+        if found is None or any(map(selection.matches, found)):
+            concerned.append(entry)
+    if unreadable and len(unreadable) == len(entries):
+        raise unreadable[0]
+    try:
         check_selection(selection, annotations, str(project.path))
-    return entries
+    except UsageError as error:
+        if unreadable:
+            what = f"{error.what}; not all images could be read: {unreadable[0].what}"
+            raise UsageError(what, error.hint) from error
+        raise
+    return concerned
 
 
 def check_selection(selection: RoiSelection, annotations: Iterable[Annotation], where: str) -> None:
@@ -172,7 +192,7 @@ def select_regions(
     Raises
     ------
     UsageError
-        If annotations are meant but all of them had to be left out.
+        If annotations enclose an area, but none of them one that can be analysed.
     """
     image = shapely.box(0, 0, width, height)
     regions = []
@@ -203,11 +223,11 @@ def select_regions(
                 continue
             _LOG.warning("%s reaches beyond the image: clipped to it", annotation.label)
         regions.append(Region(annotation, geometry))
-    if meant and not regions:
+    areas = [annotation.label for annotation in meant if annotation.is_area]
+    if areas and not regions:
         raise UsageError(
-            f"no area inside of the image in {', '.join(a.label for a in meant)}",
-            "the chosen annotations are lines or points, lie outside of the image or on other "
-            "planes than the first",
+            f"no area inside of the image in {', '.join(areas)}",
+            "the chosen annotations lie outside of the image or on other planes than the first",
         )
     return regions
 

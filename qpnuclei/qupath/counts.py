@@ -12,9 +12,9 @@ import io
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import shapely
 
-from qpnuclei.errors import MppError, UsageError
+from qpnuclei.errors import MppError, QpnucleiError, UsageError, standing_alone
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.analysed import Record, Status, overall
 from qpnuclei.qupath.areas import polygonal
@@ -44,6 +44,7 @@ NUCLEUS_CLASS = "Nucleus"
 _TEXT = ("project", "image", "annotation", "class", "uuid", "status")
 #: Last parts of the classes that QuPath takes for intensities of staining.
 _INTENSITIES = ("Positive", "Negative", "1+", "2+", "3+")
+_ALL_DETECTIONS = "Num Detections"
 _SUMMARIES = ("mean", "median", "SD")
 
 
@@ -195,11 +196,15 @@ def count_project(
     nucleus_classes: Sequence[str] | None = None,
     mpp: float | None = None,
     pixel_sizes: AskedMpp | None = None,
+    failed: Callable[[ImageEntry, QpnucleiError], object] | None = None,
 ) -> list[Row]:
     """Count the detections of some images of a project; see `count_objects`.
 
     Parameters
     ----------
+    failed : callable, optional
+        Called for an image that cannot be counted, with the reason; the others are counted. By
+        default the first such error is raised.
     mpp : float, optional
         µm/px of all the images.
     pixel_sizes : AskedMpp, optional
@@ -215,7 +220,16 @@ def count_project(
     """
     rows: list[Row] = []
     known: set[str] = set()
-    for entry in images:
+    left_out = False
+
+    def report(entry: ImageEntry, error: QpnucleiError) -> None:
+        nonlocal left_out
+        left_out = True
+        if failed is None:
+            raise error
+        failed(entry, error)
+
+    def count(entry: ImageEntry) -> None:
         server = entry.server
         objects = entry.read()
         calibration = PixelCalibration()
@@ -232,10 +246,16 @@ def count_project(
             calibration=calibration,
             size=(server.width, server.height) if server.width and server.height else None,
         )
-        known |= {a.class_name for a in image.objects.annotations if a.class_name is not None}
-        rows += count_objects(image, by, roi_classes=roi_classes, nucleus_classes=nucleus_classes)
+        known.update(a.class_name for a in image.objects.annotations if a.class_name is not None)
+        rows.extend(
+            count_objects(image, by, roi_classes=roi_classes, nucleus_classes=nucleus_classes)
+        )
+
+    for entry in images:
+        with standing_alone(f"image {entry.name}", partial(report, entry)):
+            count(entry)
     for name in roi_classes or ():
-        if name not in known:
+        if name not in known and not left_out:  # it may be in what could not be read
             raise UsageError(
                 f"no annotation has the class {name!r}",
                 f"there are: {', '.join(sorted(known)) or 'no classes at all'}",
@@ -308,7 +328,13 @@ class _Classes:
             ]
             for base in sorted(bases)
         }
-        return columns | {f"Num {name}": [code] for code, name in enumerate(self.names) if name}
+        for code, name in enumerate(self.names):
+            # A class may be called as another column is: neither takes the other's place.
+            column = f"Num {name}"
+            if name:
+                is_taken = column in columns or column == _ALL_DETECTIONS
+                columns[f"{column} (class)" if is_taken else column] = [code]
+        return columns
 
     @classmethod
     def of(cls, detections: Detections, nucleus_classes: Sequence[str] | None) -> _Classes:
@@ -402,7 +428,7 @@ def _row(
 def _class_counts(rows: npt.NDArray[np.int64], classes: _Classes) -> dict[str, int]:
     counts = np.bincount(classes.codes[rows], minlength=len(classes.names))
     of_classes = {column: int(counts[codes].sum()) for column, codes in classes.columns.items()}
-    return {"Num Detections": len(rows), **of_classes}
+    return {_ALL_DETECTIONS: len(rows), **of_classes}
 
 
 def _summaries(values: npt.NDArray[np.float64]) -> Iterator[float]:

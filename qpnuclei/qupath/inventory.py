@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from qpnuclei.errors import MppError, QpnucleiError
+from qpnuclei.errors import MppError, QpnucleiError, standing_alone
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import Annotation, ImageEntry, Project
@@ -49,16 +49,20 @@ def _describe_image(entry: ImageEntry) -> dict[str, Any]:
         "pixel_height_um": calibration.height_um,
         "pixel_size_from": "project",
     }
-    try:
-        objects = entry.read()
-        record = Record.of(objects.properties, f"image {entry.name}")
-        mpp, source = _pixel_size(entry, record)
-        described["pixel_width_um"], described["pixel_height_um"] = mpp or (None, None)
-        described["pixel_size_from"] = source
-        described["type"] = entry.image_type
-        described["stains"] = entry.stains.name if entry.stains else None
-    except QpnucleiError as error:
-        return {**described, "error": error.what, "hint": error.hint}
+
+    def fail(error: QpnucleiError) -> None:
+        described.update(error=error.what, hint=error.hint)
+
+    with standing_alone(f"image {entry.name}", fail):
+        described |= _describe_objects(entry)
+    return described
+
+
+def _describe_objects(entry: ImageEntry) -> dict[str, Any]:
+    objects = entry.read()
+    record = Record.of(objects.properties, f"image {entry.name}")
+    mpp, source = _pixel_size(entry, record)
+    width_um, height_um = mpp or (None, None)
     by_class: dict[str, list[Annotation]] = {}
     for annotation in objects.annotations:
         by_class.setdefault(annotation.class_name or "", []).append(annotation)
@@ -71,7 +75,11 @@ def _describe_image(entry: ImageEntry) -> dict[str, Any]:
     }
     detections = objects.detections
     return {
-        **described,
+        "pixel_width_um": width_um,
+        "pixel_height_um": height_um,
+        "pixel_size_from": source,
+        "type": entry.image_type,
+        "stains": entry.stains.name if entry.stains else None,
         "annotations": annotations,
         "detections": dict(Counter(name or "" for name in detections.class_names)),
         "detections_by_qpnuclei": sum(map(is_ours, detections.ids)),

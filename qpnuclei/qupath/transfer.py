@@ -13,7 +13,7 @@ import numpy.typing as npt
 import shapely
 
 from qpnuclei._version import __version__
-from qpnuclei.errors import UsageError
+from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.geojson import GeoJsonObject, read_objects, write_objects
 from qpnuclei.qupath.model import (
@@ -41,11 +41,21 @@ _Key = tuple[str | None, int, int, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Exported:
-    """The GeoJSON file of one image, and how many annotations and detections it holds."""
+    """The GeoJSON file of one image, and how many annotations and detections it holds.
+
+    Parameters
+    ----------
+    left_out : tuple of str
+        Objects that are not in the file, and why.
+    losses : tuple of str
+        What of the other objects is not in the file.
+    """
 
     path: Path
     annotations: int
     detections: int
+    left_out: tuple[str, ...] = ()
+    losses: tuple[str, ...] = ()
 
 
 @dataclass
@@ -62,6 +72,8 @@ class Imported:
         How many the image has already: same UUID, same place.
     left_out : list of str
         What could not come in: which object, and why.
+    losses : list of str
+        What of the objects that came in could not.
     """
 
     annotations: int = 0
@@ -69,10 +81,13 @@ class Imported:
     outlines: int = 0
     already_there: int = 0
     left_out: list[str] = field(default_factory=list)
+    losses: list[str] = field(default_factory=list)
 
 
 def check_classes(project: Project, entries: Sequence[ImageEntry], classes: Sequence[str]) -> None:
     """Refuse classes that no annotation of some images has, naming those that exist.
+
+    Images that cannot be read may have any class.
 
     Raises
     ------
@@ -81,9 +96,13 @@ def check_classes(project: Project, entries: Sequence[ImageEntry], classes: Sequ
     """
     if not classes:
         return
-    present = {a.class_name for entry in entries for a in entry.read().annotations}
+    present: set[str | None] = set()
+    unreadable: list[QpnucleiError] = []
+    for entry in entries:
+        with standing_alone(f"image {entry.name}", unreadable.append):
+            present.update(a.class_name for a in entry.read().annotations)
     for name in classes:
-        if name not in present:
+        if name not in present and not unreadable:
             known = ", ".join(sorted(filter(None, present)))
             raise UsageError(
                 f"no annotation of class {name!r} in {project.path}",
@@ -287,6 +306,10 @@ class _Incoming:
                         (z, t),
                     )
                 )
+        if self.result.outlines:
+            self.result.losses.append(
+                f"{self.result.outlines} cells or tiles came in as detections: their outlines alone"
+            )
         return Edit(
             add=groups,
             annotations=self._annotations,

@@ -228,6 +228,17 @@ def test_classes_of_intensity_have_the_base_that_qupath_gives_them():
     ]  # fmt: skip
 
 
+def test_a_class_called_as_another_column_takes_nothing_over():
+    names = ["Detections", "Tumor (base)", "Tumor: Positive", "Nucleus"]
+    (row,) = count_objects(
+        image([annotation(RECTANGLE)], detections([(15, 15)] * 5, [*names, "Detections"]))
+    )
+    assert {name: value for name, value in row.items() if name.startswith("Num ")} == {
+        "Num Detections": 5, "Num Detections (class)": 2, "Num Tumor (base)": 1,
+        "Num Tumor (base) (class)": 1, "Num Tumor: Positive": 1, "Num Nucleus": 1,
+    }  # fmt: skip
+
+
 def test_areas_and_densities():
     # 0.5 x 0.25 µm: 8 million px are one mm².
     annotations = [

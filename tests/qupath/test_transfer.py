@@ -219,17 +219,16 @@ def test_what_cannot_come_in_is_named(project: Project, tmp_path: Path) -> None:
         project,
         tmp_path,
         GeoJsonObject("tmaCore", square(1, 1), name="A-1"),
-        GeoJsonObject("root", square(0, 0, 512)),
+        GeoJsonObject("root", square(0, 0, 512)),  # stands for the image itself
         GeoJsonObject("detection", two, path_class=PathClass("Nucleus", -1)),
         GeoJsonObject("annotation", far),
         GeoJsonObject("annotation", shapely.MultiLineString([[(0, 0), (1, 1)], [(2, 2), (3, 3)]])),
     )
     assert [text.split(":")[0] for text in done.left_out] == [
         "object 1, tmaCore A-1",
-        "object 2, root unclassified",
-        "object 3, detection Nucleus",
+        "object 2, detection Nucleus",
+        "object 3, annotation unclassified",
         "object 4, annotation unclassified",
-        "object 5, annotation unclassified",
     ]
     assert project.images[0].read().fingerprint == before.fingerprint
 

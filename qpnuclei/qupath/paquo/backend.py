@@ -67,6 +67,7 @@ from qpnuclei.qupath.transaction import (
 from qpnuclei.qupath.uris import file_uri, find_image, parse_file_uri
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.stains import Stains
+from qpnuclei.system.files import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +194,7 @@ class PaquoProject:
 
         Not through QuPath, which only logs it if that fails.
         """
-        with locked(self.path.parent), Transaction() as transaction:
+        with locked(self.path.parent), Transaction(self.path.parent) as transaction:
             content = project_file.with_classes(self.classes_path, classes)
             if content is not None:
                 transaction.stage(self.classes_path, lambda emit: emit(content))
@@ -408,6 +409,10 @@ class PaquoImage:
 
     def _load(self) -> _Loaded:
         current = _fingerprint(self.data_file)
+        if not self._project.path.exists():
+            raise SaveError(
+                f"{self._project.path} is no longer there", "is its drive still connected?"
+            )
         loaded = self._project.loaded(self, current)
         if loaded is None:
             data = self._read_image_data()
@@ -896,7 +901,7 @@ def _backup_hint(file: Path) -> str:
 def _fingerprint(file: Path) -> str:
     """Identify the state of a data file."""
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
         if file.with_name(_BACKUP).exists():
