@@ -121,7 +121,7 @@ def _check_device() -> Check:
 
 
 def _check_model(name: str) -> Check:
-    from qpnuclei.models.checkpoint import model_hash, read_metadata
+    from qpnuclei.models.metadata import model_hash, read_metadata
     from qpnuclei.models.registry import resolve_model
 
     path = resolve_model(name)

@@ -190,6 +190,7 @@ def run(
     from qpnuclei.qupath.pixel_size import read_mpp_table
     from qpnuclei.qupath.project import open_project
     from qpnuclei.system.interrupts import leaving_on_interrupt
+    from qpnuclei.system.memory import keep_freed_memory
 
     with leaving_on_interrupt("interrupted: nothing was changed"):
         opened = open_project(project, backend=backend.value, image_root=image_root)
@@ -230,7 +231,11 @@ def run(
             print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
         sys.exit(1 if failed else 0)
     interrupted = "interrupted: images that were done are saved, the others are unchanged"
-    with leaving_on_interrupt(interrupted), tile_progress(quiet) as progress:
+    with (
+        keep_freed_memory(),
+        leaving_on_interrupt(interrupted),
+        tile_progress(quiet) as progress,
+    ):
         summary = analyse_project(opened, entries, options, progress)
     if summary.images:
         stdout.print(summary_table(summary))

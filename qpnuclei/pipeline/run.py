@@ -36,7 +36,6 @@ from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.segmentation.engine import Engine, load_engine
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.system.interrupts import interrupt_postponed
-from qpnuclei.system.memory import keep_freed_memory
 from qpnuclei.system.timing import Stopwatch
 
 if TYPE_CHECKING:
@@ -71,7 +70,6 @@ def analyse_project(
         If the model or device is wrong or the result folder cannot be written; nothing was
         changed.
     """
-    keep_freed_memory()
     engine = load_engine(options.model, options.engine)
     run_dir = choose_run_dir(project, options)
     summary = RunSummary(

@@ -20,6 +20,7 @@ from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.backups import BACKUP_COUNT, BACKUP_FOLDER
 from qpnuclei.qupath.model import DetectionGroup, Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.qpdata.data_file import DataFile
 from tests.ids import nucleus_id
 from tests.paths import SAMPLES, SHARED
 from tests.qupath.samples import VERSIONS, copy_project, dump
@@ -558,6 +559,17 @@ def test_what_is_not_ours_is_not_removed(tmp_path):
     assert image.read().fingerprint == objects.fingerprint
 
 
+def test_an_annotation_with_a_uuid_like_ours_is_not_removed(tmp_path):
+    image = open_project(copy_project("0.5.1", tmp_path)).images[0]
+    own_id = new_id("annotation")
+    new = NewAnnotation(shapely.box(1, 1, 9, 9), own_id, "mine", NUCLEUS)
+    image.write(Edit(annotations=[new]), image.read().fingerprint)
+    before = snapshot(tmp_path)
+    with pytest.raises(UsageError, match=f"{own_id} is no detection"):
+        image.write(Edit(remove=[own_id]), image.read().fingerprint)
+    assert snapshot(tmp_path) == before
+
+
 def test_a_uuid_is_never_there_twice(tmp_path):
     image = open_project(copy_project("0.5.1", tmp_path)).images[0]
     with pytest.raises(UsageError, match="same UUID"):
@@ -715,7 +727,9 @@ def test_a_failure_at_any_step_leaves_everything_as_it_was(tmp_path, monkeypatch
         assert snapshot(tmp_path / "0.3.2", ignore="none") == before, step
 
 
-def test_keyboard_interrupt_between_renames_leaves_everything_as_it_was(tmp_path, monkeypatch):
+# The first rename is that of the backup; the new files take their places after it.
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_keyboard_interrupt_between_renames_leaves_everything_as_it_was(at, tmp_path, monkeypatch):
     image = open_project(copy_project("0.5.1", tmp_path)).images[0]
     before = snapshot(tmp_path, ignore="none")
     fingerprint = image.read().fingerprint
@@ -723,7 +737,7 @@ def test_keyboard_interrupt_between_renames_leaves_everything_as_it_was(tmp_path
 
     def interrupt(self, target):
         calls.append(target)
-        if len(calls) == 2:
+        if len(calls) == at:
             raise KeyboardInterrupt
         return real(self, target)
 
@@ -734,7 +748,10 @@ def test_keyboard_interrupt_between_renames_leaves_everything_as_it_was(tmp_path
     assert not (image.folder / BACKUP_FOLDER).exists()
 
 
-def test_a_file_that_does_not_read_back_is_not_put_in_place(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("written", "read"), [(b"// a step", b"// a stop"), (b"Prob", b"Prop")], ids=["step", "name"]
+)
+def test_a_file_that_does_not_read_back_is_not_put_in_place(written, read, tmp_path, monkeypatch):
     image = open_project(copy_project("0.5.1", tmp_path)).images[0]
     before = snapshot(tmp_path)
     fingerprint = image.read().fingerprint
@@ -742,12 +759,37 @@ def test_a_file_that_does_not_read_back_is_not_put_in_place(tmp_path, monkeypatc
 
     def rotten(path):
         data = real(path)
-        return data[:-1] + b"x" if path.suffix == ".tmp" else data
+        if path.suffix == ".tmp":
+            assert written in data
+            data = data.replace(written, read)
+        return data
 
     monkeypatch.setattr(Path, "read_bytes", rotten)
-    with pytest.raises(SaveError, match="does not read back"):
-        image.write(Edit(add=[group(0)]), fingerprint)
+    with pytest.raises(SaveError, match="its bytes are not those that were written"):
+        image.write(Edit(add=[group(0)], workflow_step=("run", "// a step")), fingerprint)
     monkeypatch.undo()
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("fault", ["a detection is lost", "a step is added"])
+def test_a_file_with_more_changed_than_was_asked_for_is_not_put_in_place(
+    fault, tmp_path, monkeypatch
+):
+    image = open_project(copy_project("0.5.1", tmp_path)).images[0]
+    before = snapshot(tmp_path)
+    objects = image.read()
+    real = DataFile.add
+
+    def faulty(data_file, edit):
+        if fault == "a step is added":
+            data_file._add_step("not asked for", "// by anyone")
+        else:
+            data_file._remove({str(objects.detections.ids[0])})
+        return real(data_file, edit)
+
+    monkeypatch.setattr(DataFile, "add", faulty)
+    with pytest.raises(SaveError, match="more than the edit has changed"):
+        image.write(Edit(add=[group(0)]), objects.fingerprint)
     assert snapshot(tmp_path) == before
 
 
