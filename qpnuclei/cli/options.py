@@ -83,7 +83,8 @@ ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
-        help="Model: default, or a .safetensors file made by train.",
+        help="Model: default, a .safetensors file made by train, or a model of others: "
+        "torchscript:FILE or onnx:FILE with a sidecar (docs/engines.md).",
     ),
 ]
 DeviceOption = Annotated[
