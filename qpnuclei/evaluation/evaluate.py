@@ -74,6 +74,16 @@ class Evaluation:
         return {name: bootstrap_interval(self.values(name)) for name in SCORES}
 
     @property
+    def pooled_count_error(self) -> float:
+        """Count error of all images together: what a sum over a slide would be off; NaN for none.
+
+        The mean over images gives a few nuclei in one image as much say as hundreds in another.
+        """
+        true = sum(result.scores.true_count for result in self.images)
+        predicted = sum(result.scores.predicted_count for result in self.images)
+        return (predicted - true) / true if true else float("nan")
+
+    @property
     def errors(self) -> dict[str, int]:
         """Nuclei by what became of them, over all images."""
         return {

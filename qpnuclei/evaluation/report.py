@@ -18,6 +18,7 @@ COLUMNS = (
     ("AJI", "AJI", 3),
     ("ADC", "ADC (Dice)", 3),
     ("AHD", "AHD (px)", 2),
+    ("AHD_within", "AHD within (px)", 2),
     ("PQ", "PQ", 3),
     ("DQ", "DQ = F1", 3),
     ("SQ", "SQ", 3),
@@ -90,6 +91,10 @@ class Report:
         ]
         return rows
 
+    def _pooled(self) -> tuple[str, ...]:
+        error = self.result.pooled_count_error
+        return () if math.isnan(error) else (f"Count error of all images together: {error:+.1%}.",)
+
     def to_markdown(self) -> str:
         """Return the table of means with their intervals, and one of the images."""
         images = self.result.images
@@ -101,8 +106,8 @@ class Report:
             "",
             *_table(["method", *(heading for _, heading, _ in COLUMNS)], self.rows()),
             "",
-            *(f"- {note}" for note in self.notes),
-            *([""] if self.notes else []),
+            *(f"- {note}" for note in (*self._pooled(), *self.notes)),
+            "",
             "## Annotated nuclei by what became of them",
             "",
             *_table(
@@ -191,6 +196,7 @@ def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "mean": json_numbers(evaluation.mean),
         "interval": json_intervals(evaluation.interval),
+        "pooled": json_numbers({"count_error": evaluation.pooled_count_error}),
         "errors": evaluation.errors,
         "images": [
             {

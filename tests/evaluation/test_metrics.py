@@ -59,6 +59,19 @@ def _naive_ahd(true: np.ndarray, predicted: np.ndarray) -> float:
     return float(np.mean(farthest)) if farthest else float("nan")
 
 
+def _naive_ahd_within(true: np.ndarray, predicted: np.ndarray) -> float:
+    farthest = []
+    for truth in _pixels(true).values():
+        common = [truth & p for p in _pixels(predicted).values() if truth & p]
+        if common:
+            farthest.append(
+                max(
+                    max(min(np.hypot(y - v, x - u) for v, u in c) for y, x in truth) for c in common
+                )
+            )
+    return float(np.mean(farthest)) if farthest else float("nan")
+
+
 def _naive_detection(true: np.ndarray, predicted: np.ndarray) -> tuple[int, int, int, float]:
     """True positives, false positives, false negatives, sum of the matched IoU."""
     truths, predictions = _pixels(true).values(), _pixels(predicted).values()
@@ -78,6 +91,7 @@ def test_agrees_with_the_definitions(true, predicted):
 
     assert pytest.approx(_naive_aji(true, predicted)) == scores.AJI
     assert pytest.approx(_naive_ahd(true, predicted), nan_ok=True) == scores.AHD
+    assert pytest.approx(_naive_ahd_within(true, predicted), nan_ok=True) == scores.AHD_within
     assert scores.true_count == hits + missed
     assert scores.predicted_count == hits + false
     if hits + false + missed:
@@ -128,6 +142,17 @@ def test_ahd_is_directed_and_takes_the_worst_overlapping_prediction():
     assert average_hausdorff_distance(true, predicted) == 4
     # The other way round each prediction lies in the nucleus.
     assert average_hausdorff_distance(predicted, true) == 0
+
+
+def test_ahd_within_does_not_see_what_lies_beyond_the_nucleus():
+    true = np.array([[1, 1, 1, 0], [0, 0, 1, 0]])
+    predicted = np.array([[2, 0, 0, 0], [2, 2, 0, 0]])
+
+    # The prediction's px (1, 1) is 1 px from the nucleus' far px (1, 2), but outside of it: from
+    # there to the common px (0, 0) it is the root of 5.
+    scores = score(true, predicted)
+    assert pytest.approx(np.sqrt(2)) == scores.AHD
+    assert scores.AHD_within == pytest.approx(np.sqrt(5))
 
 
 def test_an_iou_of_exactly_one_half_is_no_match():

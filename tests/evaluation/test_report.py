@@ -76,6 +76,8 @@ def test_json_and_tables(images: list[AnnotatedImage]) -> None:
     assert content["others"]["floor"]["mean"]["AHD"] is None
     assert content["difference"]["floor"]["mean"]["ADC"] == 1
     assert content["device"] == "cpu"
+    assert content["pooled"]["count_error"] == 0
+    assert content["others"]["floor"]["pooled"]["count_error"] == -1
 
     text = made.to_markdown()
     assert text.startswith("# perfect on set, split val\n")
@@ -84,6 +86,7 @@ def test_json_and_tables(images: list[AnnotatedImage]) -> None:
     assert "| floor | 0.000 [0.000, 0.000] | 0.000 [0.000, 0.000] | – |" in text
     assert "| difference to floor | +1.000 [+1.000, +1.000] |" in text
     assert "- Mind <this>." in text
+    assert "- Count error of all images together: +0.0%." in text
     widths = {line.count("|") for line in text.split("## Images")[1].splitlines() if line}
     assert len(widths) == 1
 

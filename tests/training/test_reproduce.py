@@ -45,7 +45,7 @@ def table(reproduce: ModuleType, slides: int = 0, **changes: object) -> str:
     ]
     fields = {
         "runs": runs,
-        "floor": {"AJI": 0.446, "AHD": 9.5, "ADC": 0.753},
+        "floor": {"AJI": 0.446, "AHD_within": 9.5, "ADC": 0.753},
         "size": "small",
         "images": 11,
         "slides": slides,
@@ -56,8 +56,8 @@ def table(reproduce: ModuleType, slides: int = 0, **changes: object) -> str:
 
 
 def run(reproduce: ModuleType, recipe: str, seed: int, **mean: float | None) -> object:
-    scores = {"AJI": 0.3, "AHD": 10.0, "ADC": 0.6} | mean
-    interval = {"AJI": [0.1, 0.5], "AHD": None, "ADC": [0.4, 0.8]}
+    scores = {"AJI": 0.3, "AHD_within": 10.0, "ADC": 0.6} | mean
+    interval = {"AJI": [0.1, 0.5], "AHD_within": None, "ADC": [0.4, 0.8]}
     return reproduce.Run(recipe, seed, 3, scores, interval, -0.25, 0.31, 0.29, 90.0, "abc1234")
 
 
@@ -88,7 +88,7 @@ def test_without_slides_m_wsi_and_m_proposed_are_the_same_runs(reproduce: Module
 
 
 def test_a_model_that_finds_no_nucleus_has_no_distance(reproduce: ModuleType) -> None:
-    runs = [run(reproduce, "no-sparse", 0, AHD=None, AJI=0.0)]
+    runs = [run(reproduce, "no-sparse", 0, AHD_within=None, AJI=0.0)]
     assert line(table(reproduce, runs=runs), "M_-sparse")[1:4] == ["0.000", "–", "0.600"]
 
 
