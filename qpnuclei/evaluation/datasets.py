@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import tifffile
 from PIL import Image
 
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
+from qpnuclei.system.json_text import parse_json
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
@@ -199,7 +199,7 @@ def read_split(path: Path, split: str) -> list[str]:
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file", f"it should list the images of {split!r}")
     try:
-        splits = json.loads(path.read_text(encoding="utf-8"))
+        splits = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise FormatError(f"{path}: not JSON: {error}") from error
     if not isinstance(splits, dict) or not all(isinstance(s, list) for s in splits.values()):

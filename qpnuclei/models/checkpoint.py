@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from qpnuclei.errors import ModelError, NotFoundError
 from qpnuclei.models.metadata import FORMAT_VERSION, ModelMetadata
 from qpnuclei.system.files import write_atomically
+from qpnuclei.system.json_text import NestingError, parse_json
 
 #: Where the network of a family lives. Imported when a model of that family is built.
 FAMILIES: Mapping[str, str] = {
@@ -120,7 +121,7 @@ def read_metadata(path: Path) -> ModelMetadata:
         )
     try:
         # A newer format may have fields we do not know: look at its version before the rest.
-        fields = json.loads(header[_HEADER_KEY])
+        fields = parse_json(header[_HEADER_KEY])
         version = fields.get("format_version") if isinstance(fields, dict) else None
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise ModelError(
@@ -129,7 +130,7 @@ def read_metadata(path: Path) -> ModelMetadata:
                 "update qpnuclei",
             )
         return ModelMetadata.model_validate(fields)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, NestingError) as error:
         raise ModelError(
             f"model file {path}: its metadata is no JSON: {error}", _RETRAIN
         ) from error

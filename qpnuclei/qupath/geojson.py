@@ -31,6 +31,7 @@ from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.model import DetectionGroup, PathClass
 from qpnuclei.qupath.names import whole_characters, without_halves
 from qpnuclei.system.files import atomic_file
+from qpnuclei.system.json_text import refuse_deep, within_recursion
 
 logger = logging.getLogger(__name__)
 
@@ -172,10 +173,6 @@ def read_objects(path: Path) -> Iterator[GeoJsonObject]:
                 index += 1
     except FileNotFoundError as error:
         raise NotFoundError(f"{path} does not exist") from error
-    except RecursionError as error:
-        raise FormatError(
-            f"{path}, feature {index}: nested too deeply", "export it again from QuPath"
-        ) from error
     except _GeoJsonError as error:
         reason = " ".join(str(error).split())[:_LONGEST_REASON]
         raise FormatError(
@@ -406,7 +403,8 @@ class _Scanner:
         self.peek()
         while True:
             try:
-                value, end = self._decoder.raw_decode(self._text, self._at)
+                value, end = within_recursion(self._decoder.raw_decode, self._text, self._at)
+                refuse_deep(value, unless_under="coordinates")  # which `_geometry` checks
             except json.JSONDecodeError as error:
                 if len(self._text) - self._at > _LONGEST_VALUE:
                     raise _GeoJsonError(f"is longer than {_LONGEST_VALUE} characters") from error

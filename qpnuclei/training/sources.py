@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Annotation, ImageEntry
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import Slide, open_slide
+from qpnuclei.system.json_text import parse_json
 
 _log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ def _training_split(path: Path) -> frozenset[str] | None:
     if not path.is_file():
         return None
     try:
-        splits = json.loads(path.read_text(encoding="utf-8"))
+        splits = parse_json(path.read_text(encoding="utf-8"))
         stems = frozenset(splits["train"])
     except (ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{path} does not name the images of a split 'train'") from error
