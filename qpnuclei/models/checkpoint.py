@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from qpnuclei.errors import ModelError, NotFoundError
 from qpnuclei.models.metadata import FORMAT_VERSION, ModelMetadata
 from qpnuclei.system.files import write_atomically
-from qpnuclei.system.json_text import NestingError, parse_json
+from qpnuclei.system.json_text import parse_json
 
 #: Where the network of a family lives. Imported when a model of that family is built.
 FAMILIES: Mapping[str, str] = {
@@ -31,6 +31,8 @@ FAMILIES: Mapping[str, str] = {
 }
 
 _HEADER_KEY = "qpnuclei"
+#: Of weights, and of the number of batches that a BatchNorm counts.
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
 _NOT_THERE = "give a name or the path of a .safetensors file"
 _RETRAIN = "use a model made by this version of qpnuclei, or train it again"
 
@@ -63,10 +65,10 @@ def build_network(metadata: ModelMetadata) -> nn.Module:
     network_class = getattr(importlib.import_module(module), name)
     try:
         return cast(nn.Module, network_class(**metadata.architecture))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ModelError(
-            f"model {metadata.name!r}: {name} cannot be built from {metadata.architecture!r}: "
-            f"{error}",
+            f"model {metadata.name!r}: {name} cannot be built from "
+            f"{_short(metadata.architecture)}: {error}",
             _RETRAIN,
         ) from error
 
@@ -120,8 +122,13 @@ def read_metadata(path: Path) -> ModelMetadata:
             "give a file that `qpnuclei train` wrote; plain weights do not say how to use them",
         )
     try:
-        # A newer format may have fields we do not know: look at its version before the rest.
         fields = parse_json(header[_HEADER_KEY])
+    except ValueError as error:
+        raise ModelError(
+            f"model file {path}: its metadata is no JSON: {error}", _RETRAIN
+        ) from error
+    try:
+        # A newer format may have fields we do not know: look at its version before the rest.
         version = fields.get("format_version") if isinstance(fields, dict) else None
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise ModelError(
@@ -130,15 +137,11 @@ def read_metadata(path: Path) -> ModelMetadata:
                 "update qpnuclei",
             )
         return ModelMetadata.model_validate(fields)
-    except (json.JSONDecodeError, NestingError) as error:
-        raise ModelError(
-            f"model file {path}: its metadata is no JSON: {error}", _RETRAIN
-        ) from error
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise ModelError(
-            f"model file {path}: its metadata field {field!r} is {first['input']!r}: "
+            f"model file {path}: its metadata field {field!r} is {_short(first['input'])}: "
             f"{first['msg']}",
             _RETRAIN,
         ) from error
@@ -152,22 +155,48 @@ def load_model(path: Path) -> tuple[nn.Module, ModelMetadata]:
     qpnuclei.errors.NotFoundError
         If there is no such file.
     qpnuclei.errors.ModelError
-        As `read_metadata`, and if the weights were made for another architecture.
+        As `read_metadata`, and if the weights were made for another architecture or are not
+        finite.
     """
     metadata = read_metadata(path)
-    network = build_network(metadata)
+    with torch.device("meta"):  # takes no memory, whatever size the file claims
+        network = build_network(metadata)
     try:
         tensors = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise ModelError(
             f"model file {path} cannot be read: {error}", "copy or download it again"
         ) from error
-    load_weights(network, tensors, f"model file {path}")
+    check_weights(network, tensors, f"model file {path}")
+    _check_finite(tensors, path)
+    network.to_empty(device="cpu").load_state_dict(tensors)
     return network.eval(), metadata
 
 
+def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights that would make every result NaN, or that no training makes."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            what = f"is stored as {tensor.dtype}, which no training makes"
+        elif not tensor.float().isfinite().all():
+            what = "is not finite (NaN or infinite)"
+        elif name.endswith("running_var") and tensor.min() < 0:
+            what = "is a negative variance"
+        else:
+            continue
+        raise ModelError(
+            f"model file {path}: its weight {name} {what}", "train it again, or copy it again"
+        )
+
+
 def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy tensors into a network that must want exactly these, in name and shape.
+    """Copy tensors into a network, after `check_weights`."""
+    check_weights(network, tensors, source)
+    network.load_state_dict(dict(tensors))
+
+
+def check_weights(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Check that a network wants exactly these tensors, in name and shape.
 
     Parameters
     ----------
@@ -199,7 +228,6 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], source: str)
             + "; it ".join(problems),
             _RETRAIN,
         )
-    network.load_state_dict(dict(tensors))
 
 
 def model_hash(path: Path) -> str:
@@ -231,6 +259,12 @@ def library_versions() -> dict[str, str]:
         "torchvision": torchvision.__version__,
         "numpy": numpy.__version__,
     }
+
+
+def _short(value: object, most: int = 200) -> str:
+    """Return a value as in Python, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _listed(names: list[str], most: int = 4) -> str:

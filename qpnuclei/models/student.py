@@ -78,7 +78,7 @@ class StudentNet(nn.Module):
     ) -> None:
         super().__init__()
         depths = (2,) * levels if encoder_convolutions is None else tuple(encoder_convolutions)
-        if base_channels < 1 or levels < 2 or max_channels < base_channels:
+        if base_channels < 1 or not 2 <= levels <= 8 or max_channels < base_channels:
             raise ValueError(
                 f"base_channels={base_channels!r}, levels={levels!r}, "
                 f"max_channels={max_channels!r} do not describe a network"

@@ -20,6 +20,7 @@ from qpnuclei.segmentation.forward import Forward
 from qpnuclei.segmentation.quantised import (
     ATTENTION_STEPS,
     CENTRE_STEPS,
+    NOT_A_NUMBER,
     AttentionCodes,
     CentreCodes,
 )
@@ -215,7 +216,8 @@ def codes_of_maps(maps: Tensor) -> tuple[Tensor, ...]:
     centre : (B, H, W) int16 Tensor
         With the bits of uint16, with which torch can do little. Only if there is a centre map.
     """
-    attention = maps[:, 0].mul(ATTENTION_STEPS).ceil_().sub_(1).clamp_(min=0).to(torch.uint8)
+    steps = maps[:, 0].mul(ATTENTION_STEPS).ceil_().sub_(1).clamp_(min=0)
+    attention = steps.masked_fill_(maps.isnan().any(dim=1), NOT_A_NUMBER).to(torch.uint8)
     if maps.shape[1] == 1:
         return (attention,)
     return attention, maps[:, 1].mul(CENTRE_STEPS).round_().to(torch.int32).to(torch.int16)

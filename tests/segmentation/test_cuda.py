@@ -17,7 +17,7 @@ from qpnuclei.evaluation.metrics import aggregated_jaccard_index
 from qpnuclei.segmentation.cuda import codes_of_maps
 from qpnuclei.segmentation.maps_engine import Segmenter
 from qpnuclei.segmentation.postprocess import segment_instances
-from qpnuclei.segmentation.quantised import attention_codes, centre_codes
+from qpnuclei.segmentation.quantised import NOT_A_NUMBER, attention_codes, centre_codes
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.system.threads import in_parallel
 
@@ -44,6 +44,12 @@ def test_codes_made_on_the_device_are_those_made_of_maps() -> None:
     both = torch.from_numpy(np.stack([centre, centre], axis=1))
     _, seeds = codes_of_maps(both)
     np.testing.assert_array_equal(seeds.numpy().view(np.uint16), centre_codes(centre))
+
+
+def test_what_is_no_number_is_marked_on_the_device() -> None:
+    maps = torch.full((1, 2, 1, 3), 0.5)
+    maps[0, 0, 0, 1] = maps[0, 1, 0, 2] = torch.nan
+    assert codes_of_maps(maps)[0].tolist() == [[[119, NOT_A_NUMBER, NOT_A_NUMBER]]]
 
 
 @pytest.fixture(scope="module")
