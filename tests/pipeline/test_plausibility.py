@@ -1,4 +1,4 @@
-"""What is said where nuclei and stain contradict each other, and that nothing is where they agree."""
+"""What is said where nuclei and stain contradict each other, and that nothing else is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import shapely
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpnuclei.errors import SlideError
@@ -136,12 +136,10 @@ def test_objects_are_the_painted_discs() -> None:
     image = ImageInMemory(rgb, MPP)
     appearance, (objects,) = look_at([image.read(0, 0, 600, 600, (2, 2))])
     assert len(objects) == len(centres)
-    order, expected = np.lexsort(objects.T.round(-1)), np.lexsort((centres / 2).T.round(-1))
-    distance = np.linalg.norm(objects[:, None] - centres[None] / 2, axis=-1).min(axis=1)
-    assert len(order) == len(expected)
-    assert distance.max() < 1  # px of 0.5 µm
+    distances = np.linalg.norm(objects[:, None] - centres[None] / 2, axis=-1)
+    assert distances.min(axis=0).max() < 1  # px of 0.5 µm
     assert appearance.object_um2 == pytest.approx(np.pi * 3.5**2, rel=0.1)
-    assert appearance.contrast == pytest.approx(0.8, rel=0.15)
+    assert appearance.contrast > 0.4
     assert max(appearance.stain_degrees) < 10
     assert appearance.sharpness > 0.5
 
@@ -214,6 +212,7 @@ shapes = st.builds(
 )
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(shapes, min_size=1, max_size=30), st.sampled_from([0.1, 0.25, 0.5, 1.0]))
 def test_fields_are_few_and_touch_their_regions(
     outlines: list[shapely.Polygon], mpp: float
