@@ -20,12 +20,13 @@ import shapely
 from skimage.filters import threshold_otsu
 
 from qpnuclei.errors import SlideError
-from qpnuclei.measure.measurements import ATTENTION
 from qpnuclei.nuclei.table import NucleiTable, NucleiTables
-from qpnuclei.qupath.regions import Region, inside
+from qpnuclei.qupath.regions import Region, inside, region_of
 from qpnuclei.slides.slide import PixelSource
 from qpnuclei.slides.stains import Stains, estimate_macenko, separate
 
+#: Measurements that are looked at; the second is there where the model makes a map of attention.
+AREA, CERTAINTY = "Area µm^2", "Attention: Mean"
 #: Side of a field, and at which resolution it is looked at.
 FIELD_UM, FIELD_MPP = 128.0, 0.5
 #: How much of a region the fields cover, and how many there are at most: the time of a run must
@@ -140,8 +141,7 @@ def check(
     pixels: PixelSource,
     regions: Sequence[Region],
     mpp: tuple[float, float],
-    tables: NucleiTables,
-    counts: npt.NDArray[np.int64],
+    found: NucleiTables,
 ) -> Check:
     """Compare the nuclei of an image with its stain.
 
@@ -153,9 +153,8 @@ def check(
         What was analysed.
     mpp : (float, float)
         µm per level-0 px.
-    tables, counts : NucleiTables, (S, R) int64 ndarray
-        The nuclei in level-0 px, sorted by region, and how many of each table are a region's; see
-        `qpnuclei.pipeline.commit.NewNuclei`.
+    found : NucleiTables
+        The nuclei in level-0 px.
     """
     fields = choose_fields(regions, mpp)
     try:
@@ -170,18 +169,17 @@ def check(
     n_nuclei = np.zeros(len(fields), int)
     areas: list[list[npt.NDArray[np.float32]]] = [[] for _ in regions]
     certainties: list[list[npt.NDArray[np.float32]]] = [[] for _ in regions]
-    for number, of_region in enumerate(counts.tolist()):
-        table = tables[number]
+    for number in range(len(found)):
+        table = found[number]
         centroids = table.centroids()
         for i, field in enumerate(fields):
             x0, y0, x1, y1 = field.box
             within = (centroids >= (x0, y0)).all(axis=1) & (centroids < (x1, y1)).all(axis=1)
             n_nuclei[i] += inside(regions[field.region], centroids[within]).sum()
-        start = 0
-        for region, count in enumerate(of_region):
-            rows = slice(start, start := start + count)
-            areas[region].append(_column(table, "Area µm^2", rows))
-            certainties[region].append(_column(table, ATTENTION, rows))
+        owner = region_of(centroids, regions)
+        for region in range(len(regions)):
+            areas[region].append(_column(table, AREA, owner == region))
+            certainties[region].append(_column(table, CERTAINTY, owner == region))
 
     def finding(members: Sequence[int]) -> Finding:
         of_members = [i for i, field in enumerate(fields) if field.region in members]
@@ -348,7 +346,7 @@ def _size(mpp: tuple[float, float]) -> str:
     return f"{mpp[0]:.4g} µm/px" if mpp[0] == mpp[1] else f"{mpp[0]:.4g} x {mpp[1]:.4g} µm/px"
 
 
-def _column(table: NucleiTable, name: str, rows: slice) -> npt.NDArray[np.float32]:
+def _column(table: NucleiTable, name: str, rows: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
     column = table.measurements.get(name)
     return np.empty(0, np.float32) if column is None else column[rows]
 

@@ -2,7 +2,8 @@
 
 `analyse_project` is what ``qpnuclei run`` calls. `qpnuclei.pipeline.plan` decides what is to be
 done, `qpnuclei.pipeline.infer` works on the pixels (read -> predict -> segment -> measure ->
-stitch), and `qpnuclei.pipeline.commit` writes the result into the project.
+stitch), `qpnuclei.pipeline.plausibility` compares what was found with the stain, and
+`qpnuclei.pipeline.commit` writes the result into the project.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from qpnuclei.nuclei.store import temporary_shards
 from qpnuclei.pipeline.commit import choose_run_dir, new_nuclei, write_back
 from qpnuclei.pipeline.infer import find_nuclei
 from qpnuclei.pipeline.plan import ImagePlan, RunOptions, plan_image
+from qpnuclei.pipeline.plausibility import check
 from qpnuclei.pipeline.summary import (
     ImageResult,
     RegionResult,
@@ -118,6 +120,8 @@ def analyse_image(
             clock=clock,
             progress=lambda done, n: progress(plan.entry.name, done, len(plan.tiles), n),
         )
+        with clock("check"):
+            doubts = check(slide, plan.regions, plan.scale.mpp, found)
         with clock("write"):
             nuclei = new_nuclei(plan, found, options)
             with interrupt_postponed():
@@ -132,9 +136,12 @@ def analyse_image(
         tiles=len(plan.tiles),
         megapixels=plan.megapixels,
         regions=tuple(
-            RegionResult.of(region, plan.area_mm2(region), count)
-            for region, count in zip(plan.regions, nuclei.counts.sum(axis=0).tolist(), strict=True)
+            RegionResult.of(region, plan.area_mm2(region), count, doubt)
+            for region, count, doubt in zip(
+                plan.regions, nuclei.counts.sum(axis=0).tolist(), doubts.regions, strict=True
+            )
         ),
+        check=doubts.image,
         replaced=replaced,
         outside=nuclei.outside,
         joined=stitching.joined,

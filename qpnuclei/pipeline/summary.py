@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RegionResult:
-    """Nuclei written under one annotation, or found in the tissue (which has no id)."""
+    """Nuclei written under one annotation, or found in the tissue (which has no id).
+
+    `check` is what is doubtful about them, see `qpnuclei.pipeline.plausibility`; empty if nothing.
+    """
 
     name: str
     class_name: str | None
@@ -30,9 +33,10 @@ class RegionResult:
     area_mm2: float
     nuclei: int
     per_mm2: float
+    check: str
 
     @classmethod
-    def of(cls, region: Region, area_mm2: float, nuclei: int) -> RegionResult:
+    def of(cls, region: Region, area_mm2: float, nuclei: int, check: str) -> RegionResult:
         """Return the result for a region of the plan."""
         annotation = region.annotation
         return cls(
@@ -42,6 +46,7 @@ class RegionResult:
             area_mm2=area_mm2,
             nuclei=nuclei,
             per_mm2=nuclei / area_mm2,
+            check=check,
         )
 
 
@@ -57,6 +62,8 @@ class ImageResult:
         µm per px that the network saw.
     megapixels : float
         Millions of px that the network saw, without overlap.
+    check : str
+        What is doubtful about all of them together, as for a region.
     replaced : int
         Detections of earlier runs that were removed.
     outside : int
@@ -82,6 +89,7 @@ class ImageResult:
     tiles: int
     megapixels: float
     regions: tuple[RegionResult, ...]
+    check: str
     replaced: int
     outside: int
     joined: int
@@ -95,6 +103,12 @@ class ImageResult:
     def nuclei(self) -> int:
         """Nuclei written."""
         return sum(region.nuclei for region in self.regions)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What is doubtful, a line each: of the image, and of regions where it is another thing."""
+        others = [r for r in self.regions if r.check and r.check != self.check]
+        return (*filter(None, [self.check]), *(f"{r.name}: {r.check}" for r in others))
 
 
 @dataclass

@@ -11,14 +11,19 @@ import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from qpnuclei.errors import SlideError
-from qpnuclei.measure.measurements import ATTENTION
+from qpnuclei.models.registry import DEFAULT_MODEL
 from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.pipeline.image import segment
 from qpnuclei.pipeline.plausibility import (
+    AREA,
+    CERTAINTY,
     FIELD_MPP,
     FIELD_UM,
     Appearance,
+    Check,
     Finding,
     check,
     choose_fields,
@@ -26,8 +31,10 @@ from qpnuclei.pipeline.plausibility import (
     look_at,
 )
 from qpnuclei.qupath.regions import Region
-from qpnuclei.slides.slide import ImageInMemory
+from qpnuclei.segmentation.engine import Engine, EngineOptions, load_engine
+from qpnuclei.slides.slide import ImageInMemory, open_slide
 from qpnuclei.slides.stains import DEFAULT_HE, Stains, stain_matrix
+from tests.paths import SHARED
 
 #: Of the training images, as `plausibility` has them.
 HE = Stains(
@@ -64,8 +71,8 @@ def discs(centres: npt.NDArray[np.float64], radius_px: float, attention: float) 
     table = NucleiTable.from_polygons(circles) if len(circles) else NucleiTable.empty()
     return table.with_measurements(
         {
-            "Area µm^2": (shapely.area(circles) * 0.25**2).astype(np.float32),
-            ATTENTION: np.full(len(circles), attention, np.float32),
+            AREA: (shapely.area(circles) * 0.25**2).astype(np.float32),
+            CERTAINTY: np.full(len(circles), attention, np.float32),
         }
     )
 
@@ -157,13 +164,13 @@ def test_an_image_whose_nuclei_were_found_is_not_doubted() -> None:
     rgb, centres = painted()
     image = ImageInMemory(rgb, MPP)
     table = discs(centres, 14, 0.95)
-    assert check(image, everything(image), MPP, [table], np.array([[400]])).image == ""
+    assert check(image, everything(image), MPP, [table]).image == ""
 
 
 def test_a_model_that_finds_nothing_is_doubted() -> None:
     rgb, _ = painted()
     image = ImageInMemory(rgb, MPP)
-    found = check(image, everything(image), MPP, [], np.zeros((0, 1), np.int64))
+    found = check(image, everything(image), MPP, [])
     assert "likely cause: a model that does not suit this tissue" in found.image
     assert found.regions == (found.image,)
 
@@ -174,7 +181,7 @@ def test_a_wrong_pixel_size_is_named_as_the_cause() -> None:
     wrong = (0.75, 0.75)
     # What a model makes of nuclei thrice their size: specks.
     table = discs(centres[::9], 1.5, 0.9)
-    found = check(image, everything(image), wrong, [table], np.array([[len(table)]]))
+    found = check(image, everything(image), wrong, [table])
     assert "likely cause: pixel size, as the objects have" in found.image
     assert "the median nucleus has" in found.image
 
@@ -186,7 +193,7 @@ def test_each_region_is_checked_by_itself() -> None:
     regions = [Region(None, half) for half in halves]
     left = centres[centres[:, 0] < 600]
     table = discs(left, 14, 0.95)
-    found = check(image, regions, MPP, [table], np.array([[len(left), 0]]))
+    found = check(image, regions, MPP, [table])
     assert found.regions[0] == ""
     assert found.regions[1].startswith("0 nuclei where the stain shows")
 
@@ -197,7 +204,7 @@ def test_pixels_that_cannot_be_read_again_end_nothing() -> None:
             raise SlideError("level 1 cannot be decoded", "copy the file again")
 
     image = Broken(np.zeros((600, 600, 3), np.uint8), MPP)
-    found = check(image, everything(image), MPP, [], np.zeros((0, 1), np.int64))
+    found = check(image, everything(image), MPP, [])
     assert found.image == "not compared with the stain: level 1 cannot be decoded"
     assert found.regions == ("",)
 
@@ -233,3 +240,56 @@ def test_many_regions_do_not_take_long() -> None:
     regions = [Region(None, shapely.box(x, 0, x + 40, 40)) for x in range(0, 100_000, 100)]
     assert 100 <= len(choose_fields(regions, MPP)) <= 192
     assert FIELD_MPP / MPP[0] == 2  # fields are read at half the resolution of the network
+
+
+def looked_at(engine: Engine, image: ImageInMemory, mpp: tuple[float, float]) -> Check:
+    rgb = image.read(0, 0, image.width, image.height)
+    return check(image, everything(image), mpp, [segment(engine, rgb, mpp[0])])
+
+
+def part_of(name: str, x: int, y: int, side: int) -> tuple[ImageInMemory, tuple[float, float]]:
+    with open_slide(SHARED / "slides" / name) as slide:
+        mpp = slide.mpp or (0.5, 0.5)  # a guess, where the file does not say
+        side_x, side_y = min(side, slide.width - x), min(side, slide.height - y)
+        return ImageInMemory(slide.read(x, y, side_x, side_y), mpp), mpp
+
+
+@pytest.fixture(scope="module")
+def default_model() -> Engine:
+    return load_engine(DEFAULT_MODEL, EngineOptions("cpu"))
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+@pytest.mark.skipif(not (SHARED / "monuseg-train").is_dir(), reason="needs ../shared")
+def test_no_monuseg_image_is_doubted(default_model: Engine) -> None:
+    for path in sorted((SHARED / "monuseg-train" / "images").iterdir()):
+        image = ImageInMemory(np.asarray(Image.open(path).convert("RGB")), MPP)
+        assert looked_at(default_model, image, MPP).image == "", path.name
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+@pytest.mark.skipif(not (SHARED / "slides").is_dir(), reason="needs ../shared")
+@pytest.mark.parametrize(
+    ("name", "x", "y", "side"),
+    [
+        ("CMU-1-Small-Region.svs", 600, 600, 1000),
+        ("84_LLM_YR4_002_aperio40x.tif", 0, 0, 2000),
+        ("instanseg_HE_example_tma_0.5mpp.tif", 0, 0, 2000),
+    ],
+)
+def test_no_ordinary_slide_is_doubted(
+    default_model: Engine, name: str, x: int, y: int, side: int
+) -> None:
+    assert looked_at(default_model, *part_of(name, x, y, side)).image == ""
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+@pytest.mark.skipif(not (SHARED / "slides").is_dir(), reason="needs ../shared")
+def test_a_slide_at_a_guessed_pixel_size_is_doubted(default_model: Engine) -> None:
+    part = part_of("TCGA-CR-7395-01A-01-TS1_reduced.svs", 1600, 1300, 800)
+    line = looked_at(default_model, *part).image
+    assert "nuclei where the stain shows" in line
+    assert "likely cause: pixel size" in line
