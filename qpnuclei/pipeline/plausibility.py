@@ -131,10 +131,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """What is doubtful: a line for the image and for each of its R regions, empty if nothing is."""
+    """What is doubtful: a line for the image and for each of its R regions, empty if nothing is.
 
-    image: str
-    regions: tuple[str, ...]
+    Without arguments nothing was compared.
+    """
+
+    image: str = ""
+    regions: tuple[str, ...] = ()
 
 
 def check(

@@ -12,6 +12,7 @@ from qpnuclei.errors import FormatError, NotFoundError
 from qpnuclei.qupath.model import ImageServer, PathClass
 from qpnuclei.qupath.names import without_halves
 from qpnuclei.slides.calibration import PixelCalibration
+from qpnuclei.system.files import read_regular
 from qpnuclei.system.json_text import parse_json
 
 Json = dict[str, Any]
@@ -44,7 +45,7 @@ def read_json(path: Path, what: str) -> Json:
         If it is not JSON in UTF-8, or no object; the error names line and column.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_regular(path).decode("utf-8-sig")
         value = without_halves(parse_json(text), text)
     except FileNotFoundError:
         raise NotFoundError(f"{path}: no such file") from None
