@@ -21,7 +21,7 @@ from skimage.filters import threshold_otsu
 
 from qpnuclei.errors import SlideError
 from qpnuclei.nuclei.table import NucleiTable, NucleiTables
-from qpnuclei.qupath.regions import Region, inside, region_of
+from qpnuclei.qupath.regions import Region, region_of, rows_inside
 from qpnuclei.slides.slide import PixelSource
 from qpnuclei.slides.stains import Stains, estimate_macenko, separate
 
@@ -29,9 +29,8 @@ from qpnuclei.slides.stains import Stains, estimate_macenko, separate
 AREA, CERTAINTY = "Area µm^2", "Attention: Mean"
 #: Side of a field, and at which resolution it is looked at.
 FIELD_UM, FIELD_MPP = 128.0, 0.5
-#: How much of a region the fields cover, and how many there are at most: the time of a run must
-#: not change.
-_SHARE, _MOST_OF_REGION, _MOST_OF_IMAGE = 0.1, 16, 192
+#: How much of a region the fields cover, and how many there are: the time of a run must not change.
+_SHARE, _LEAST_OF_REGION, _MOST_OF_REGION, _MOST_OF_IMAGE = 0.1, 4, 16, 192
 #: Pixels from which stain vectors are estimated, at most.
 _STAIN_PIXELS = 200_000
 
@@ -168,7 +167,7 @@ def check(
     n_objects = np.zeros(len(fields), int)
     for i, (field, xy) in enumerate(zip(fields, objects, strict=True)):
         at_level_0 = np.array(field.box[:2]) + xy * (FIELD_MPP / np.array(mpp))
-        n_objects[i] = inside(regions[field.region], at_level_0).sum()
+        n_objects[i] = _held(regions[field.region], at_level_0)
     n_nuclei = np.zeros(len(fields), int)
     areas: list[list[npt.NDArray[np.float32]]] = [[] for _ in regions]
     certainties: list[list[npt.NDArray[np.float32]]] = [[] for _ in regions]
@@ -178,7 +177,7 @@ def check(
         for i, field in enumerate(fields):
             x0, y0, x1, y1 = field.box
             within = (centroids >= (x0, y0)).all(axis=1) & (centroids < (x1, y1)).all(axis=1)
-            n_nuclei[i] += inside(regions[field.region], centroids[within]).sum()
+            n_nuclei[i] += _held(regions[field.region], centroids[within])
         owner = region_of(centroids, regions)
         for region in range(len(regions)):
             areas[region].append(_column(table, AREA, owner == region))
@@ -213,11 +212,11 @@ def choose_fields(regions: Sequence[Region], mpp: tuple[float, float]) -> list[F
         xs = np.arange(x0, x1, side[0]) + side[0] / 2
         ys = np.arange(y0, y1, side[1]) + side[1] / 2
         centres = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2)
-        centres = centres[inside(region, centres)]
+        centres = centres[rows_inside([region], centres)[0]]
         if not len(centres):
             centres = shapely.get_coordinates(region.geometry.representative_point())
         wanted = math.ceil(_SHARE * region.geometry.area / side.prod())
-        n = min(wanted, _MOST_OF_REGION, len(centres))
+        n = min(max(wanted, _LEAST_OF_REGION), _MOST_OF_REGION, len(centres))
         for i in np.linspace(0, len(centres) - 1, n + 2)[1:-1].round().astype(int).tolist():
             corner = centres[i] - side / 2
             fields.append(Field(index, (*corner.tolist(), *(corner + side).tolist())))
@@ -349,10 +348,16 @@ def _size(mpp: tuple[float, float]) -> str:
     return f"{mpp[0]:.4g} µm/px" if mpp[0] == mpp[1] else f"{mpp[0]:.4g} x {mpp[1]:.4g} µm/px"
 
 
+def _held(region: Region, points: Points) -> int:
+    """Return how many of (N, 2) points are in a region."""
+    return len(rows_inside([region], points)[0])
+
+
 def _column(table: NucleiTable, name: str, rows: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
     column = table.measurements.get(name)
     return np.empty(0, np.float32) if column is None else column[rows]
 
 
 def _unit(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    lengths: npt.NDArray[np.float64] = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / lengths

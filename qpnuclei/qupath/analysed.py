@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from itertools import zip_longest
 from typing import Any
 from uuid import UUID
 
@@ -167,7 +166,7 @@ class Record:
                 _multi(region.annotation.geometry if region.annotation else region.geometry),
                 doubt,
             )
-            for region, doubt in zip_longest(regions, checks, fillvalue="")
+            for region, doubt in zip(regions, checks or [""] * len(regions), strict=True)
         )
         again = removed | {area.id for area in new if area.id is not None}
         kept = (
