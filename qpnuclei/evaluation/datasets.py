@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import tifffile
@@ -69,9 +70,21 @@ class AnnotatedImage:
         Raises
         ------
         FormatError
-            If the file is not a 2-D map of integers.
+            If the file is not a 2-D map of integers, or a mask: all its nuclei would be one.
         """
-        return read_instance_map(self.labels_path)
+        labels = read_instance_map(self.labels_path)
+        values = np.unique(labels[labels != 0])
+        if len(values) == 1:
+            mask = (labels != 0).astype(np.uint8)
+            parts = cv2.connectedComponents(mask, connectivity=8)[0] - 1
+            if parts > 1:
+                raise FormatError(
+                    f"{self.labels_path}: a mask of 0 and {values[0]} in {parts} parts, not an "
+                    "instance map: all its nuclei would be one",
+                    "give each nucleus a value of its own; or evaluate with --components, which "
+                    "takes each connected part for a nucleus",
+                )
+        return labels
 
 
 def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
