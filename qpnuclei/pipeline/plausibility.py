@@ -217,8 +217,8 @@ def choose_fields(regions: Sequence[Region], mpp: tuple[float, float]) -> list[F
             centres = shapely.get_coordinates(region.geometry.representative_point())
         wanted = math.ceil(_SHARE * region.geometry.area / side.prod())
         n = min(max(wanted, _LEAST_OF_REGION), _MOST_OF_REGION, len(centres))
-        for i in np.linspace(0, len(centres) - 1, n + 2)[1:-1].round().astype(int).tolist():
-            corner = centres[i] - side / 2
+        for k in range(n):
+            corner = centres[(2 * k + 1) * len(centres) // (2 * n)] - side / 2
             fields.append(Field(index, (*corner.tolist(), *(corner + side).tolist())))
     return fields[:: math.ceil(len(fields) / _MOST_OF_IMAGE) or 1]
 
