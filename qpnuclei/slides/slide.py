@@ -86,8 +86,8 @@ class Slide:
     """An open slide; made by `open_slide`.
 
     Any thread may read; reads of one `Slide` take turns, so threads that should read at the same
-    time open one each (a matter of milliseconds). Pickling sends the path alone, and the
-    receiving process opens the file again.
+    time open one each (milliseconds; a tenth of a second for a pyramid in JPEG 2000). Pickling
+    sends what the slide was opened with, and the receiving process opens the file again.
 
     Attributes
     ----------
