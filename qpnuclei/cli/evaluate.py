@@ -134,8 +134,6 @@ def evaluate(
             "the table and the page are written beside it with their own endings",
         )
 
-    from rich.markup import escape
-
     from qpnuclei.evaluation.formats import read_dataset
 
     found, images = read_dataset(dataset, layout.value, split, splits)
@@ -159,8 +157,8 @@ def evaluate(
 
         def progress(stage: str, done: int, total: int | None, note: str) -> None:
             if stage not in tasks:
-                tasks[stage] = bar.add_task(escape(stage), total=total, note="")
-            bar.update(tasks[stage], completed=done, total=total, note=escape(note))
+                tasks[stage] = bar.add_task(stage, total=total, note="")
+            bar.update(tasks[stage], completed=done, total=total, note=note)
 
         report = assess(images[:limit], described, options, progress)
     write_report(report, output, evaluation_page(report, pictures))
