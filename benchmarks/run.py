@@ -24,7 +24,7 @@ from qpnuclei.models.registry import DEFAULT_MODEL
 from qpnuclei.system.threads import available_cores
 
 COMPARED_MPX = 64
-STAGES = ("read", "attend", "segment", "measure", "stitch", "write")
+STAGES = ("read", "predict", "segment", "measure", "stitch", "write")
 
 
 def main() -> None:
@@ -86,11 +86,12 @@ def ours(
     precision: Literal["auto", "bfloat16"] = "auto",
 ) -> dict[str, Any]:
     """Run ``qpnuclei run`` on a project; nuclei of an earlier run are replaced."""
+    from qpnuclei.pipeline.image import segment
     from qpnuclei.pipeline.plan import RunOptions
     from qpnuclei.pipeline.run import analyse_project
     from qpnuclei.pipeline.selection import RoiSelection
     from qpnuclei.qupath.project import open_project
-    from qpnuclei.segmentation.maps_engine import Segmenter
+    from qpnuclei.segmentation.engine import load_engine
 
     opened = open_project(project, backend="native")
     options = RunOptions(
@@ -100,8 +101,7 @@ def ours(
         workers=workers or available_cores(),
         precision=precision,
     )
-    segmenter = Segmenter.load(model, device="cpu", precision=precision)
-    segmenter.segment(np.zeros((256, 256, 3), np.uint8), MPP)
+    segment(load_engine(model, options.engine), np.zeros((256, 256, 3), np.uint8), MPP)
     start = time.process_time()
     summary = analyse_project(opened, opened.images, options)
     processor = time.process_time() - start
@@ -125,7 +125,7 @@ def report(results: dict[str, Any]) -> str:
     best = {name: min(runs, key=lambda r: r["seconds"]) for name, runs in comparison.items()}
     own, literal = best["qpnuclei run"], best["literal"]
     pixels = mpx * 1024**2 / 1e6
-    rest = literal["seconds"] - literal["stages"]["attend"]
+    rest = literal["seconds"] - literal["stages"]["predict"]
     as_published = {**literal, "seconds": rest + paper * pixels, "nuclei": None, "peak_mib": None}
     rows = [
         [name, *_rates(r, mpx), r["seconds"] / own["seconds"]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import platform
 import sys
 from collections.abc import Callable
@@ -136,15 +135,8 @@ def _check_model(name: str) -> Check:
 
 
 def _check_openslide() -> Check:
-    try:
-        openslide = importlib.import_module("openslide")
-    except ImportError:
-        return Check(
-            "OpenSlide",
-            Status.NOTE,
-            "not installed; only MIRAX and a few other formats need it",
-            'pip install "qpnuclei[openslide]"',
-        )
+    import openslide
+
     return Check("OpenSlide", Status.OK, f"{openslide.__library_version__}")
 
 

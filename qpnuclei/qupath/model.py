@@ -32,8 +32,8 @@ class ImageServer:
     Parameters
     ----------
     builder_types : tuple of str
-        ``builderType`` from the outermost wrapper to the innermost; only ``("uri",)`` is an
-        image as it lies on disk.
+        ``builderType`` from the outermost wrapper to the innermost, without those that change no
+        pixel of level 0; only ``("uri",)`` is an image as it lies on disk.
     provider : str
         Java class of the innermost builder, for example
         ``"qupath.lib.images.servers.openslide.OpenslideServerBuilder"``; empty if it has none.

@@ -219,7 +219,8 @@ def image_server(builder: Mapping[str, Any]) -> ImageServer:
     types: list[str] = []
     inner: Any = builder
     while isinstance(inner, dict):
-        types.append(str(inner.get("builderType", "uri" if "uri" in inner else "")))
+        if not _changes_nothing(inner):
+            types.append(str(inner.get("builderType", "uri" if "uri" in inner else "")))
         last, inner = inner, inner.get("builder")
     metadata = server_metadata(builder) or {}
     arguments = last.get("args") or []
@@ -234,6 +235,25 @@ def image_server(builder: Mapping[str, Any]) -> ImageServer:
         size_t=_whole(metadata.get("sizeT")) or 1,
         is_rgb=bool(metadata.get("isRGB", True)),
     )
+
+
+def _changes_nothing(wrapper: Mapping[str, Any]) -> bool:
+    """Whether level 0 of a wrapped image is that of the image itself, pixel by pixel.
+
+    QuPath makes a pyramid of large flat images when it imports them; a rotation is kept also when
+    it is none.
+    """
+    kind = wrapper.get("builderType")
+    if kind == "pyramidize":
+        return True
+    if kind == "rotated":
+        return wrapper.get("rotation") == "ROTATE_NONE"
+    if kind == "affine":
+        transform = wrapper.get("transform")
+        if isinstance(transform, dict):
+            transform = [transform.get(key) for key in ("m00", "m10", "m01", "m11", "m02", "m12")]
+        return transform == [1, 0, 0, 1, 0, 0]
+    return False
 
 
 def server_metadata(builder: Mapping[str, Any]) -> Json | None:

@@ -1,4 +1,4 @@
-"""Pixels through a network: normalised, attended, and made maps or codes of maps."""
+"""Pixels through a network: normalised, predicted, and made maps or codes of maps."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import torch
 
 from qpnuclei.models.checkpoint import load_model, model_hash, read_metadata
 from qpnuclei.models.registry import resolve_model
-from qpnuclei.segmentation.maps_engine import Segmenter
+from qpnuclei.segmentation.predictor import Predictor
 from tests.paths import ROOT
 
 
@@ -40,7 +40,7 @@ def test_costs_less_than_half_of_the_default_model():
 def test_sees_nothing_on_glass():
     glass = np.full((96, 96, 3), 243, np.uint8)
 
-    attention, _ = Segmenter.load("light", "cpu").attend_image(glass)
+    attention, _ = Predictor.load("light", "cpu").predict_image(glass)
 
     assert attention.max() < 0.2
 
