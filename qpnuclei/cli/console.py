@@ -7,6 +7,7 @@ and no character of it can steer the terminal or change the order in which text 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -33,16 +34,14 @@ from qpnuclei.errors import QpnucleiError
 
 #: Control characters (C0 but for the end of a line, DEL, C1), and those that embed, override or
 #: isolate the direction of text.
-_STEERING = re.compile(
-    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
-)
+_STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 #: Wider than any table: a file or a program that reads it can have all of it.
 _UNCUT = 100_000
 
 
 def visible(text: str) -> str:
-    """Return text with what would steer a terminal spelt out, for example ``\\x1b``."""
+    """Return text with what would steer a terminal spelt out as Python would escape it."""
     return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
@@ -77,10 +76,21 @@ stderr = PlainConsole(stderr=True)
 
 def print_json(content: Any) -> None:
     """Print one JSON document to standard output, and nothing that steers a terminal."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str)
     # In JSON, all of these but the ends of lines can only be within strings.
     escaped = _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     print(escaped, file=sys.stdout)  # noqa: T201 - as it is, not wrapped
+
+
+def _finite(content: Any) -> Any:
+    """Return the same with null for NaN and infinities, which JSON does not have."""
+    if isinstance(content, dict):
+        return {str(key): _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content
 
 
 def print_error(error: QpnucleiError, prefix: str = "") -> None:

@@ -10,12 +10,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from qpnuclei.cli.console import stderr
+from qpnuclei.cli.console import stderr, stdout
 from qpnuclei.errors import FormatError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.system.timing import peak_memory_mib
 
 if TYPE_CHECKING:
+    from qpnuclei.doctor import Check
     from qpnuclei.pipeline.plan import ImagePlan
     from qpnuclei.pipeline.summary import RunSummary
     from qpnuclei.qupath.backups import Backup
@@ -48,6 +49,28 @@ def plan_view(plans: list[ImagePlan]) -> Group:
             )
         parts.append(table)
     return Group(*parts)
+
+
+def describe_backups(images: Sequence[NativeImage], count: bool) -> list[dict[str, Any]]:
+    """Return the backups of some images as JSON types; with `count` also what they hold."""
+    return [
+        {
+            "image": image.name,
+            "image_id": image.id,
+            "backup": backup.id,
+            "saved": backup.saved.isoformat(),
+            "bytes": backup.size,
+            **(_held(image, backup) if count else {}),
+        }
+        for image in images
+        for backup in image.backups()
+    ]
+
+
+def _held(image: NativeImage, backup: Backup) -> dict[str, int | None]:
+    names = ("annotations", "detections", "ours")
+    counts = _counts(image, backup)
+    return dict(zip(names, (int(c) if c.isdigit() else None for c in counts), strict=True))
 
 
 def backups_table(images: Sequence[NativeImage], count: bool) -> Table:
@@ -126,6 +149,15 @@ def print_account(summary: RunSummary) -> None:
     ]
     for line in lines:
         stderr.print(line, highlight=False, soft_wrap=True)
+
+
+def print_check(check: Check) -> None:
+    """Print what `qpnuclei.doctor` says about one thing."""
+    mark = {"OK": ("ok  ", "green"), "NOTE": ("note", "yellow"), "BAD": ("BAD ", "red")}
+    line = Text.assemble(mark[check.status.name], f" {check.name}: {check.found}")
+    stdout.print(line, soft_wrap=True)
+    if check.remedy:
+        stdout.print(f"     → {check.remedy}", soft_wrap=True)
 
 
 def info_table(content: dict[str, Any]) -> Group:

@@ -6,12 +6,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qpnuclei.cli.options import ImageRoot, Quiet
+from qpnuclei.cli.options import ImageRoot, Json, Quiet
 from qpnuclei.errors import UsageError
 from qpnuclei.training.callbacks import Watcher
 
@@ -147,6 +148,7 @@ def train(
             show_default="0 without a GPU, else one per core, at most 8",
         ),
     ] = None,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Learn to find nuclei from unlabelled slides, patches or projects.
@@ -176,7 +178,7 @@ def train(
 
     found = find_sources(sources, mpp=mpp or (), roi=roi or (), image_root=image_root)
 
-    from qpnuclei.cli.console import stderr, stdout, this_command
+    from qpnuclei.cli.console import print_json, stderr, stdout, this_command
     from qpnuclei.models.device import resolve_device
     from qpnuclei.system.distributed import process_group, rank, world_size
     from qpnuclei.system.interrupts import EXIT_CODE, asking_to_stop
@@ -239,7 +241,9 @@ def train(
             )
     if not speaks:
         sys.exit(EXIT_CODE if result.stopped else 0)
-    if result.model is not None:
+    if json:
+        print_json(asdict(result))
+    elif result.model is not None:
         score = "" if result.best_score is None else f", validation Dice {result.best_score:.3f}"
         stdout.print(
             f"{result.model} (epoch {result.best_epoch}{score})", highlight=False, soft_wrap=True
