@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from qpnuclei.cli.options import Backend, BackendOption, ImageRoot, Json, ProjectPath
 
 
@@ -11,7 +13,10 @@ def info(
     image_root: ImageRoot = None,
     backend: BackendOption = Backend.AUTO,
 ) -> None:
-    """Show a project's images, pixel sizes, annotations and detections by class."""
+    """Show a project's images, pixel sizes, annotations and detections by class.
+
+    Exits with 1 if the objects of an image cannot be read; the others are shown.
+    """
     from qpnuclei.cli.console import print_json, stdout
     from qpnuclei.cli.tables import info_table
     from qpnuclei.qupath.inventory import describe_project
@@ -22,3 +27,5 @@ def info(
         print_json(content)
     else:
         stdout.print(info_table(content), soft_wrap=True)
+    if any("error" in image for image in content["images"]):
+        sys.exit(1)

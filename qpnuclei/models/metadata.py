@@ -1,10 +1,26 @@
-"""What a model file says about itself: everything needed to run it and to repeat it."""
+"""What a model file says about itself: everything needed to run it and to repeat it.
+
+It stands in the header of the file, as JSON, and is read without torch and without the weights:
+that is all that planning a run needs.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import pydantic
+import safetensors
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+from qpnuclei.errors import ModelError, NotFoundError
+from qpnuclei.models.geometry import NetworkGeometry, geometry_of
+
+#: The entry of the header of a safetensors file that holds the metadata.
+HEADER_KEY = "qpnuclei"
+RETRAIN = "use a model made by this version of qpnuclei, or train it again"
 
 #: Raised whenever a model file of an older program could no longer be understood.
 FORMAT_VERSION = 1
@@ -88,6 +104,9 @@ class ModelMetadata(_Frozen):
     family: Literal["attention", "student"]
     architecture: dict[str, Any] = Field(description="keyword arguments that rebuild the network")
     mpp: float = Field(gt=0.05, lt=2.5, description="µm/px of its input")
+    geometry: NetworkGeometry | None = Field(
+        None, description="how far the network looks; of older files, the architecture says it"
+    )
     tau: float | None = Field(
         None, ge=-1e6, le=1e6, description="sigmoid offset of the attention (equation 1)"
     )
@@ -110,3 +129,95 @@ class ModelMetadata(_Frozen):
             ):
                 raise ValueError(f"architecture: {key} is beyond any network of use")
         return self
+
+    def network_geometry(self) -> NetworkGeometry:
+        """Return how far the network looks and how its input must be aligned.
+
+        Raises
+        ------
+        qpnuclei.errors.ModelError
+            If the file is of before the geometry was stored, and `architecture` does not say it.
+        """
+        if self.geometry is not None:
+            return self.geometry
+        try:
+            return geometry_of(self.family, self.architecture)
+        except (TypeError, ValueError) as error:
+            raise ModelError(
+                f"model {self.name!r}: its architecture {self.architecture!r} does not say how far "
+                f"it looks: {error}",
+                RETRAIN,
+            ) from error
+
+
+def read_metadata(path: Path) -> ModelMetadata:
+    """Read a model file's metadata without its weights.
+
+    Raises
+    ------
+    qpnuclei.errors.NotFoundError
+        If there is no such file.
+    qpnuclei.errors.ModelError
+        If it is not safetensors, has no metadata of qpnuclei, or is of a newer format.
+    """
+    if not path.is_file():
+        raise NotFoundError(
+            f"no model file at {path}", "give --model a name or a .safetensors file"
+        )
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            header = file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ModelError(
+            f"model file {path} is not safetensors, or is truncated: {error}",
+            "copy or download it again",
+        ) from error
+    if HEADER_KEY not in header:
+        raise ModelError(
+            f"model file {path} has no qpnuclei metadata (its header has {sorted(header)!r})",
+            "give a file that `qpnuclei train` wrote; plain weights do not say how to use them",
+        )
+    try:
+        fields = json.loads(header[HEADER_KEY])
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"model file {path}: its metadata is no JSON: {error}", RETRAIN) from error
+    try:
+        # A newer format may have fields we do not know: look at its version before the rest.
+        version = fields.get("format_version") if isinstance(fields, dict) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise ModelError(
+                f"model file {path} has format {version}; this qpnuclei reads up to "
+                f"{FORMAT_VERSION}",
+                "update qpnuclei",
+            )
+        return ModelMetadata.model_validate(fields)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ModelError(
+            f"model file {path}: its metadata field {field!r} is {shortened(first['input'])}: "
+            f"{first['msg']}",
+            RETRAIN,
+        ) from error
+
+
+def model_hash(path: Path) -> str:
+    """Return the SHA-256 of a model file in hexadecimal: which model made a result.
+
+    Raises
+    ------
+    qpnuclei.errors.NotFoundError
+        If there is no such file.
+    """
+    if not path.is_file():
+        raise NotFoundError(
+            f"no model file at {path}", "give --model a name or a .safetensors file"
+        )
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shortened(value: object, most: int = 200) -> str:
+    """Return a value as in Python, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}…"

@@ -195,7 +195,7 @@ def _write_project(
     project_path = final / "project.qpproj"
     now = int(time.time() * 1000)
     entries = []
-    with Transaction() as transaction:
+    with Transaction(folder) as transaction:
         for number, image in enumerate(images, 1):
             builder = server_builder(image)
             name = image.name or image.path.name

@@ -147,8 +147,7 @@ class Forward:
         (B, C, H, W).
         """
         reduced = self._dtype != torch.float32
-        # No cache of weights: one that is made while a CUDA graph is captured dies with it.
-        with torch.autocast(self._device.type, self._dtype, reduced, cache_enabled=False):
+        with torch.autocast(self._device.type, self._dtype, reduced):
             logits = self._network(x).float()
         if self._metadata.tau is not None:
             logits = self._metadata.sigmoid_gain * (logits - self._metadata.tau)

@@ -12,14 +12,9 @@ from torch import nn
 
 from qpnuclei.errors import ModelError, NotFoundError, SaveError
 from qpnuclei.models.attention import AttentionNet
-from qpnuclei.models.checkpoint import (
-    load_model,
-    load_weights,
-    model_hash,
-    read_metadata,
-    save_model,
-)
-from qpnuclei.models.metadata import ModelMetadata, PostProcessing
+from qpnuclei.models.checkpoint import load_model, load_weights, save_model
+from qpnuclei.models.geometry import NetworkGeometry
+from qpnuclei.models.metadata import ModelMetadata, PostProcessing, model_hash, read_metadata
 
 ARCHITECTURE = {"width": 4, "dilations": [1, 2]}
 
@@ -50,10 +45,42 @@ def test_weights_and_metadata_come_back_as_they_were(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     save_model(path, network, described)
     loaded, read = load_model(path)
-    assert read == described == read_metadata(path)
+    assert read == read_metadata(path)
+    assert read == described.model_copy(update={"geometry": read.geometry})
     x = torch.rand(1, 3, 16, 12)
     assert torch.equal(loaded(x), network.eval()(x))
     assert not loaded.training
+
+
+def test_the_file_says_how_far_its_network_looks(model_file: Path) -> None:
+    stored = read_metadata(model_file)
+    # A 3x3 stem, and two 3x3 convolutions of dilations 1 and 2 each.
+    assert stored.geometry == NetworkGeometry(receptive_radius_px=1 + 2 * (1 + 2), stride=1)
+    rewrite_header(model_file, {"geometry": None})  # as older files are
+    assert read_metadata(model_file).geometry is None
+    assert load_model(model_file)[1].network_geometry() == stored.geometry
+
+
+def test_a_file_that_says_less_than_its_network_sees_is_refused(model_file: Path) -> None:
+    rewrite_header(model_file, {"geometry": {"receptive_radius_px": 6, "stride": 1}})
+    with pytest.raises(ModelError, match=r"radius_px=6.* describes has .*radius_px=7"):
+        load_model(model_file)
+
+
+@pytest.mark.parametrize(
+    ("family", "architecture"),
+    [
+        ("attention", {"dilations": "all"}),
+        ("attention", {"dilations": None}),
+        ("attention", {"dilations": [2000, 2000]}),
+        ("student", {"levels": 60}),
+    ],
+)
+def test_an_older_file_whose_architecture_does_not_say_it(
+    family: str, architecture: dict[str, object]
+) -> None:
+    with pytest.raises(ModelError, match="does not say how far"):
+        metadata(family=family, architecture=architecture).network_geometry()
 
 
 def test_saving_leaves_no_temporary_file_and_replaces(model_file: Path) -> None:
@@ -65,7 +92,7 @@ def test_saving_leaves_no_temporary_file_and_replaces(model_file: Path) -> None:
 
 def test_saving_where_no_folder_can_be_is_a_save_error(model_file: Path) -> None:
     with pytest.raises(SaveError, match=r"tiny\.safetensors/m\.safetensors"):
-        save_model(model_file / "m.safetensors", nn.Linear(1, 1), metadata())
+        save_model(model_file / "m.safetensors", AttentionNet(width=1), metadata())
 
 
 def test_model_hash_is_the_sha256_of_the_file(tmp_path: Path) -> None:
