@@ -15,9 +15,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -31,6 +31,9 @@ from rich.segment import Segment
 from rich.text import Text
 
 from qpnuclei.errors import QpnucleiError
+
+if TYPE_CHECKING:
+    from qpnuclei.qupath.model import ImageEntry
 
 #: Control characters (C0 but for the end of a line, DEL, C1), and those that embed, override or
 #: isolate the direction of text.
@@ -49,15 +52,15 @@ class PlainConsole(Console):
     """A console that takes nothing for markup, steers nothing, and cuts no table in a pipe."""
 
     def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, markup=False, highlight=False, emoji=False)
-
-    @property
-    def size(self) -> ConsoleDimensions:
-        """Width and height in characters."""
-        size = super().size
-        if self.is_terminal or "COLUMNS" in os.environ:
-            return size
-        return ConsoleDimensions(_UNCUT, size.height)
+        stream = sys.stderr if stderr else sys.stdout
+        cut = "COLUMNS" in os.environ or (stream is not None and stream.isatty())
+        super().__init__(
+            stderr=stderr,
+            width=None if cut else _UNCUT,
+            markup=False,
+            highlight=False,
+            emoji=False,
+        )
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -98,6 +101,11 @@ def print_error(error: QpnucleiError, prefix: str = "") -> None:
     stderr.print(Text.assemble(("error: ", "bold red"), prefix + error.what), soft_wrap=True)
     if error.hint:
         stderr.print(Text.assemble(("hint: ", "bold"), error.hint), soft_wrap=True)
+
+
+def describe_error(error: QpnucleiError, entry: ImageEntry) -> dict[str, str]:
+    """Return what went wrong with an image as JSON types."""
+    return {"image": entry.name, "image_id": entry.id, "error": error.what, "hint": error.hint}
 
 
 def this_command(*more: str) -> str:

@@ -73,6 +73,32 @@ def _held(image: NativeImage, backup: Backup) -> dict[str, int | None]:
     return dict(zip(names, (int(c) if c.isdigit() else None for c in counts), strict=True))
 
 
+def describe_plan(plans: list[ImagePlan]) -> list[dict[str, Any]]:
+    """Return what a run would do as JSON types."""
+    return [
+        {
+            "image": plan.entry.name,
+            "image_id": plan.entry.id,
+            "mpp": plan.scale.mpp,
+            "mpp_from": plan.mpp_source,
+            "working_mpp": plan.scale.working_mpp,
+            "megapixels": plan.megapixels,
+            "tiles": len(plan.tiles),
+            "notes": list(plan.notes),
+            "annotations": [
+                {
+                    "name": region.label,
+                    "class": region.annotation.class_name if region.annotation else None,
+                    "area_mm2": plan.area_mm2(region),
+                    "ours_there": len(existing),
+                }
+                for region, existing in zip(plan.regions, plan.existing, strict=True)
+            ],
+        }
+        for plan in plans
+    ]
+
+
 def backups_table(images: Sequence[NativeImage], count: bool) -> Table:
     """Return the backups of some images, a line each; with `count` also what they hold."""
     table = Table("image")

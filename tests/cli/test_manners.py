@@ -107,6 +107,42 @@ def test_json_is_all_of_standard_output(sample: Sample, tmp_path: Path, qpnuclei
     assert [image["mpp"] for image in content["images"]] == [0.5] * len(slides)
 
 
+def test_json_of_objects_that_go_out_and_come_in(
+    sample: Sample, tmp_path: Path, qpnuclei: Call
+) -> None:
+    project, native = sample("0.5.1"), ("--backend", "native")
+    out = json.loads(
+        qpnuclei("geojson", "export", project, "-o", tmp_path, "--json", *native).stdout
+    )
+    assert out
+    assert {"image", "image_id", "path", "annotations", "detections"} <= out[0].keys()
+    back = qpnuclei("geojson", "import", project, *(o["path"] for o in out), "--json", *native)
+    came = json.loads(back.stdout)
+    assert [(o["image"], o["annotations"], o["detections"]) for o in came] == [
+        (o["image"], 0, 0) for o in out
+    ]  # all were there already
+    table = tmp_path / "t.csv"
+    made = json.loads(qpnuclei("export", project, "-o", table, "--json", *native).stdout)
+    assert made["table"] == str(table)
+    assert made["failures"] == []
+    assert len(made["rows"]) == len(table.read_text().splitlines()) - 1
+
+
+@pytest.mark.slow
+def test_json_of_a_run_is_its_record(sample: Sample, tmp_path: Path, qpnuclei: Call) -> None:
+    project = sample("0.5.1")
+    run = ("run", project, "--roi", "Tumor", "--mpp", "0.5", "--device", "cpu", "--model", "light")
+    run += ("--quiet", "--backend", "native", "--run-dir", tmp_path, "--json")
+    plan = json.loads(qpnuclei(*run, "--dry-run").stdout)
+    assert plan["failures"] == []
+    assert plan["plan"][0]["mpp"] == [0.5, 0.5]
+    assert plan["plan"][0]["annotations"][0]["area_mm2"] > 0
+    printed = json.loads(qpnuclei(*run).stdout)
+    written = json.loads((tmp_path / "run.json").read_text())
+    assert printed["images"] == written["images"]
+    assert printed["nuclei"] > 0
+
+
 def test_a_project_of_a_folder_and_of_a_pattern(
     sample: Sample, tmp_path: Path, qpnuclei: Call
 ) -> None:
