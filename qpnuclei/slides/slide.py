@@ -72,6 +72,14 @@ def open_slide(
     qpnuclei.errors.SlideError
         If the file cannot be read, is not an 8-bit RGB image, has no such series, or no colour
         profile that could be applied.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> Image.new("RGB", (640, 480), "white").save("glass.png")
+    >>> with open_slide("glass.png") as slide:
+    ...     slide.width, slide.height, slide.read(600, 400, 64, 64).shape
+    (640, 480, (64, 64, 3))
     """
     path = Path(path)
     source = open_source(path, series)
