@@ -55,7 +55,7 @@ class AnalysedArea:
     id : UUID or None
         Of its annotation; None for tissue without one, and in files of QuPath 0.2 and 0.3.
     geometry : shapely.MultiPolygon
-        As the annotation was, level-0 px; it may be invalid.
+        What the annotation enclosed then, level-0 px.
     """
 
     id: UUID | None
@@ -148,7 +148,7 @@ class Record:
         new = tuple(
             AnalysedArea(
                 region.annotation.id if region.annotation else None,
-                _multi(region.annotation.geometry if region.annotation else region.geometry),
+                _multi(region.annotation.area if region.annotation else region.geometry),
             )
             for region in regions
         )
@@ -175,9 +175,9 @@ class Record:
             return Status.NOT_ANALYSED
         for area in self.areas:
             if area.id is not None and area.id == annotation.id:
-                is_same = _same(area.geometry, annotation.geometry)
+                is_same = _same(area.geometry, annotation.area)
                 return Status.ANALYSED if is_same else Status.CHANGED
-        if any(_same(area.geometry, annotation.geometry) for area in self.areas):
+        if any(_same(area.geometry, annotation.area) for area in self.areas):
             return Status.ANALYSED  # QuPath gives a UUID to what was saved without one
         missing = shapely.difference(region.geometry, self.union).area
         if missing <= _RIM_PX * region.geometry.length:
