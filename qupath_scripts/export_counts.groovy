@@ -112,6 +112,7 @@ List<Map> count(hierarchy, pixels, record, annotationClasses, nucleusClasses) {
             "class": className(annotation),
             uuid: annotation.getID(),
             status: status,
+            check: status == "not analysed" ? null : doubtsOf(annotation, record),
             area_mm2: area,
             analysed_mm2: analysed,
             nuclei: isKnown ? nuclei.size() : null,
@@ -141,7 +142,7 @@ Map readRecord(text) {
     def content = gson.fromJson(text as String, Map)
     def areas = content.areas.collect { area ->
         def shape = gson.toJson([type: "MultiPolygon", coordinates: area.coordinates])
-        return [id: area.id, geometry: gson.fromJson(shape, Geometry)]
+        return [id: area.id, check: area.check, geometry: gson.fromJson(shape, Geometry)]
     }
     return [areas: areas, union: GeometryTools.union(areas.collect { it.geometry }), used: content["pixel size"]]
 }
@@ -167,6 +168,15 @@ String statusOf(annotation, record) {
     if (record.areas.any { isSame(it.geometry, geometry) })
         return "analysed"
     return geometry.difference(record.union).getArea() <= 0.02 * geometry.getLength() ? "analysed" : "not analysed"
+}
+
+/** What the run found doubtful about an annotation, or about the areas that it lies in. */
+String doubtsOf(annotation, record) {
+    def geometry = annotation.getROI().getGeometry()
+    def own = record.areas.findAll { it.id == annotation.getID().toString() } ?:
+            record.areas.findAll { isSame(it.geometry, geometry) } ?:
+            record.areas.findAll { it.check && it.geometry.intersects(geometry) }
+    return own.collect { it.check }.findAll().unique().join("; ") ?: null
 }
 
 /** Whether two outlines are the same, but for how exactly files keep coordinates. */
