@@ -152,9 +152,9 @@ def write_report(report: Report, path: Path, page: str) -> None:
         If one cannot be written.
     """
     content = json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, content.encode())
-    write_atomically(path.with_suffix(".md"), report.to_markdown().encode())
-    write_atomically(path.with_suffix(".html"), page.encode())
+    for suffix, text in ((".json", content), (".md", report.to_markdown()), (".html", page)):
+        # Names of files need not be text.
+        write_atomically(path.with_suffix(suffix), text.encode(errors="backslashreplace"))
 
 
 def format_score(value: float, digits: int, sign: str = "") -> str:
@@ -181,10 +181,14 @@ def _cells(
 
 def _table(headings: list[str], rows: list[tuple[str, list[str]]]) -> list[str]:
     return [
-        f"| {' | '.join(headings)} |",
+        f"| {' | '.join(map(_in_cell, headings))} |",
         "|---" * len(headings) + "|",
-        *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows),
+        *(f"| {_in_cell(name)} | {' | '.join(cells)} |" for name, cells in rows),
     ]
+
+
+def _in_cell(name: str) -> str:
+    return name.replace("|", r"\|").replace("<", "&lt;")
 
 
 def _evaluation(evaluation: Evaluation) -> dict[str, Any]:

@@ -263,6 +263,10 @@ def count_project(
     return rows
 
 
+#: What spreadsheet programs take for the beginning of a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
 def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write rows as .csv, .tsv, .json or .parquet, in one step.
 
@@ -270,7 +274,8 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     ----------
     rows : sequence of mapping of str to str, int, float, UUID or None
         They need not have the same columns; columns come in the order of first appearance. NaN and
-        None are empty cells (null in JSON and Parquet).
+        None are empty cells (null in JSON and Parquet). In .csv and .tsv, text that a spreadsheet
+        program would take for a formula begins with an apostrophe.
     path : Path
         The suffix chooses the format.
 
@@ -448,9 +453,17 @@ def _cell(value: Any) -> str | int | float | None:
 def _separated(table: Mapping[str, list[Any]], separator: str) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, delimiter=separator, lineterminator="\n")
-    writer.writerow(table)
-    writer.writerows(zip(*table.values(), strict=True))
-    return text.getvalue().encode()
+    writer.writerow(map(_no_formula, table))
+    writer.writerows(map(_no_formula, row) for row in zip(*table.values(), strict=True))
+    return text.getvalue().encode(errors="backslashreplace")
+
+
+def _no_formula(cell: Any) -> Any:
+    """Return a cell that no spreadsheet program takes for a formula, whatever a name begins with.
+
+    They show the apostrophe, or leave it out; numbers are never changed.
+    """
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def _json(table: Mapping[str, list[Any]]) -> bytes:

@@ -14,6 +14,7 @@ import shapely
 
 from qpnuclei.errors import UsageError
 from qpnuclei.qupath.model import Annotation, ImageEntry, Project
+from qpnuclei.qupath.names import composed
 
 #: Coordinates of the same outline differ by no more: GeoJSON and some ROIs of QuPath keep 0.01 px,
 #: others float32.
@@ -24,28 +25,39 @@ Entry = TypeVar("Entry", bound=ImageEntry)
 
 
 def match_images(project: Project, patterns: Sequence[str]) -> list[ImageEntry]:
-    """Return the images with one of the names or patterns (``*``, ``?``); all if there are none.
+    """Return the images of some names, patterns of names (``*``, ``?``) or entry IDs.
+
+    All if there are none of these. An ID counts where no image has it as its name.
 
     Raises
     ------
     UsageError
         If there is no such image.
     """
+    names = {entry.name for entry in project.images}
     entries = [
         entry
         for entry in project.images
         if not patterns
-        or any(entry.name == wanted or fnmatchcase(entry.name, wanted) for wanted in patterns)
+        or any(
+            _is_called(entry, wanted) or (entry.id == wanted and wanted not in names)
+            for wanted in patterns
+        )
     ]
     if not entries:
-        names = ", ".join(entry.name for entry in project.images)
+        there = ", ".join(f"{entry.name} (ID {entry.id})" for entry in project.images)
         raise UsageError(
             f"no image of {project.path} matches {' or '.join(map(repr, patterns))}"
-            if names
+            if there
             else f"{project.path} has no images",
-            f"images there: {names}" if names else "add slides in QuPath",
+            f"images there: {there}" if there else "add slides in QuPath",
         )
     return entries
+
+
+def _is_called(entry: ImageEntry, wanted: str) -> bool:
+    name, wanted = composed(entry.name), composed(wanted)
+    return name == wanted or fnmatchcase(name, wanted)
 
 
 def one_image(images: Sequence[Entry], name: str) -> Entry:
@@ -56,7 +68,7 @@ def one_image(images: Sequence[Entry], name: str) -> Entry:
     UsageError
         If there is no such image, or several of that name.
     """
-    named = [entry for entry in images if entry.name == name]
+    named = [entry for entry in images if composed(entry.name) == composed(name)]
     found = named or [entry for entry in images if entry.id == name]
     if len(found) == 1:
         return found[0]

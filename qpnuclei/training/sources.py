@@ -20,18 +20,11 @@ from qpnuclei.errors import (
 )
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Annotation, ImageEntry
-from qpnuclei.slides.files import one_per_slide
+from qpnuclei.slides.files import IMAGE_SUFFIXES, one_per_slide
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import Slide, open_slide
 
 _log = logging.getLogger(__name__)
-
-_TIFF_SUFFIXES = (".svs", ".tif", ".tiff", ".scn", ".ndpi")
-_PLAIN_SUFFIXES = (".jpeg", ".jpg", ".png")
-_OTHER_SUFFIXES = (".bif", ".czi", ".dcm", ".mrxs", ".svslide", ".vms", ".vmu")
-
-#: What a folder is searched for.
-IMAGE_SUFFIXES = frozenset((*_TIFF_SUFFIXES, *_PLAIN_SUFFIXES, *_OTHER_SUFFIXES))
 
 #: An image of at most this many px in each direction is a patch, not a whole slide.
 MAX_PATCH_PX = 4096

@@ -10,8 +10,8 @@ from scipy import ndimage
 from skimage.color import rgb2hed
 
 from qpnuclei.models.metadata import PostProcessing
+from qpnuclei.segmentation.labels import _holes
 from qpnuclei.segmentation.postprocess import (
-    _holes,
     foreground_mask,
     interaction_radius_px,
     segment_instances,
