@@ -16,9 +16,7 @@ from tests.paths import ROOT
 pytestmark = pytest.mark.skipif(not (ROOT / ".ci").is_dir(), reason="not in a checkout")
 
 VERSION_FILE = '"""Doc."""\n\n__version__ = "1.2.0"\n'
-CHANGELOG = (
-    "# Changelog\n\n## [Unreleased]\n\n## [1.2.0] - 2026-01-31\n\n- More.\n\n## [1.1.0]\n"
-)
+CHANGELOG = "# Changelog\n\n## [Unreleased]\n\n## [1.2.0] - 2026-01-31\n\n- More.\n\n## [1.1.0]\n"
 
 
 @pytest.fixture
