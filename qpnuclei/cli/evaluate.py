@@ -60,6 +60,14 @@ def evaluate(
             show_default=DEFAULT_MODEL,
         ),
     ] = None,
+    components: Annotated[
+        bool,
+        typer.Option(
+            "--components",
+            help="Labels are masks: take each connected part for a nucleus. Nuclei that touch "
+            "become one.",
+        ),
+    ] = False,
     method: Annotated[
         Method,
         typer.Option(
@@ -137,7 +145,7 @@ def evaluate(
 
     from qpnuclei.evaluation.formats import read_dataset
 
-    found, images = read_dataset(dataset, layout.value, split, splits)
+    found, images = read_dataset(dataset, layout.value, split, splits, components=components)
 
     from qpnuclei.cli.console import print_json, progress_bar, stderr, stdout
     from qpnuclei.evaluation.assessment import AssessmentOptions, assess
@@ -153,6 +161,8 @@ def evaluate(
         write_model=write_model,
     )
     described = {"path": str(dataset), "format": found, "split": split, "limit": limit}
+    if components:
+        described["components"] = True
     with progress_bar(quiet) as bar:
         tasks: dict[str, TaskID] = {}
 

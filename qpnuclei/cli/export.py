@@ -118,6 +118,13 @@ def export(
             highlight=False,
             soft_wrap=True,
         )
+    doubtful = sum(row["check"] is not None for row in rows)
+    if doubtful:
+        stderr.print(
+            f"{doubtful} of them doubtful: the column check says why",
+            highlight=False,
+            soft_wrap=True,
+        )
     if failures:
         without = f"without {len(failures)} of {len(entries)} images, which could not be counted"
         stderr.print(f"{output}: {without}", highlight=False, soft_wrap=True)

@@ -158,6 +158,9 @@ def print_account(summary: RunSummary) -> None:
         waited.update(image.waited)
         for note in image.notes:
             stderr.print(f"{image.name}: {note}", highlight=False, soft_wrap=True)
+        for doubt in image.doubts:
+            line = f"doubtful: {image.name}: {doubt}"
+            stderr.print(line, style="yellow", highlight=False, soft_wrap=True)
     stages = ", ".join(
         f"{stage} {time:.1f}" + (f" (waited {waited[stage]:.1f})" if stage in waited else "")
         for stage, time in seconds.items()

@@ -96,8 +96,7 @@ class Report:
         lines = [
             f"# {self.title}",
             "",
-            f"{len(images)} images, {sum(r.scores.true_count for r in images)} annotated nuclei. "
-            "Mean over images [95 % bootstrap interval over images].",
+            self.about,
             "",
             *_table(["method", *(heading for _, heading, _ in COLUMNS)], self.rows()),
             "",
@@ -134,6 +133,18 @@ class Report:
             ),
         ]
         return "\n".join(lines) + "\n"
+
+    @property
+    def about(self) -> str:
+        """How many images and nuclei the figures are of, and what stands in brackets."""
+        nuclei = sum(result.scores.true_count for result in self.result.images)
+        count = len(self.result.images)
+        if count == 1:
+            return f"One image, {nuclei} annotated nuclei: it does not tell how good others are."
+        return (
+            f"{count} images, {nuclei} annotated nuclei. Mean over images [95 % bootstrap interval "
+            "over images]."
+        )
 
     @property
     def title(self) -> str:

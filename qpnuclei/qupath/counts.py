@@ -26,7 +26,7 @@ import shapely
 
 from qpnuclei.errors import MppError, QpnucleiError, UsageError, standing_alone
 from qpnuclei.nuclei.ids import is_ours
-from qpnuclei.qupath.analysed import Record, Status, overall
+from qpnuclei.qupath.analysed import Record, Status, overall, together
 from qpnuclei.qupath.areas import polygonal
 from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
@@ -41,7 +41,7 @@ Row: TypeAlias = dict[str, Any]
 
 #: Class of the detections that are nuclei, whoever made them.
 NUCLEUS_CLASS = "Nucleus"
-_TEXT = ("project", "image", "annotation", "class", "uuid", "status")
+_TEXT = ("project", "image", "annotation", "class", "uuid", "status", "check")
 #: Last parts of the classes that QuPath takes for intensities of staining.
 _INTENSITIES = ("Positive", "Negative", "1+", "2+", "3+")
 _ALL_DETECTIONS = "Num Detections"
@@ -110,7 +110,8 @@ def count_objects(
     -------
     list of dict
         Columns ``project``, ``image``, ``annotation`` (its name), ``class``, ``uuid``, ``status``
-        (a `Status`), ``area_mm2``, ``analysed_mm2``, ``nuclei``, ``nuclei_per_mm2``; ``Num
+        (a `Status`), ``check`` (what the run found doubtful, see ``docs/plausibility.md``),
+        ``area_mm2``, ``analysed_mm2``, ``nuclei``, ``nuclei_per_mm2``; ``Num
         Detections``, ``Num <class>`` and ``Num <class> (base)`` for the classes of detections, as
         QuPath calls and counts them; and for every measurement its mean, median and standard
         deviation (with n - 1) over the nuclei. NaN or None where there is no value: without
@@ -153,6 +154,7 @@ def count_objects(
                 first.class_name,
                 first.id if of_one else None,
                 overall([statuses[i] for i in members]),
+                together(record.doubts(annotations[i]) for i in looked_at),
                 (area, analysed, area if nucleus_classes is not None else analysed),
                 np.unique(np.concatenate([inside[i] for i in counted])) if counted else None,
                 classes,
@@ -383,7 +385,8 @@ def _image_row(image: CountedImage, classes: _Classes, *, counts_all: bool) -> R
         status = Status.NOT_ANALYSED
         rows = rows if counts_all else None
     areas = (area, float(analysed.area), float(analysed.area))
-    row = _row(image, None, None, None, status, areas, rows, classes)
+    check = record.check or together(area.check for area in record.areas)
+    row = _row(image, None, None, None, status, check, areas, rows, classes)
     if rows is not None:  # QuPath's own numbers for an image are those of all of it
         row |= _class_counts(np.arange(len(detections)), classes)
     return row
@@ -395,6 +398,7 @@ def _row(
     class_name: str | None,
     identifier: Any,
     status: Status,
+    check: str,
     areas_px2: tuple[float | None, float, float],
     inside: npt.NDArray[np.int64] | None,
     classes: _Classes,
@@ -414,6 +418,7 @@ def _row(
         "class": class_name,
         "uuid": identifier,
         "status": str(status),
+        "check": check or None,
         "area_mm2": area,
         "analysed_mm2": analysed,
         "nuclei": len(chosen) if is_known else None,
