@@ -16,12 +16,12 @@ from qpnuclei.evaluation.datasets import AnnotatedImage
 from qpnuclei.evaluation.evaluate import Evaluation, Finder, ImageResult, evaluate
 from qpnuclei.evaluation.report import Report, json_intervals, json_numbers
 from qpnuclei.evaluation.tuning import at_resolution, predict, tune_post_processing
-from qpnuclei.models.checkpoint import save_model
-from qpnuclei.models.metadata import PostProcessing
-from qpnuclei.models.registry import DEFAULT_MODEL, WEIGHTS_FOLDER
+from qpnuclei.models.checkpoint import load_model, save_model
+from qpnuclei.models.metadata import ModelMetadata, PostProcessing
+from qpnuclei.models.registry import DEFAULT_MODEL, WEIGHTS_FOLDER, resolve_model
 from qpnuclei.pipeline.image import segment
 from qpnuclei.pipeline.summary import describe_model
-from qpnuclei.segmentation.engine import EngineOptions, load_engine
+from qpnuclei.segmentation.engine import EngineOptions, load_engine, split_model
 from qpnuclei.segmentation.maps_engine import MapsEngine
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.system.versions import versions
@@ -92,7 +92,7 @@ def assess(
         engine = load_engine(
             options.model, EngineOptions(options.device, views=8 if options.tta else 1)
         )
-        name = _label(options.model)
+        name = _label(options.model, engine.spec.sha256)
         result = _measure(name, partial(segment, engine), images, options, progress)
         floor = _measure(classical.NAME, classical.haematoxylin_nuclei, images, options, progress)
         others.append(floor)
@@ -108,7 +108,9 @@ def assess(
             result = _measure(name, partial(segment, engine), images, options, progress)
             notes = _tuning_notes(name, parameters)
             if options.write_model is not None:
-                _write_tuned(options.write_model, engine.predictor, dataset, result)
+                _write_tuned(
+                    options.write_model, options.model, engine.predictor.metadata, dataset, result
+                )
                 notes.append(f"Model with this post-processing: {options.write_model}")
         provenance["model"] = describe_model(engine.spec)
         provenance["device"] = engine.execution
@@ -134,9 +136,10 @@ def _check_target(options: AssessmentOptions) -> None:
         )
 
 
-def _label(model: str) -> str:
-    """Return what tables call a model: its name, or that of its file."""
-    return Path(model).name
+def _label(model: str, sha256: str) -> str:
+    """Return what tables call a model: its name; of a file also the hash, as many share a name."""
+    path = Path(model)
+    return f"{path.name} ({sha256[:8]})" if path.suffix else model
 
 
 def _measure(
@@ -184,7 +187,8 @@ def _tuning_notes(name: str, parameters: PostProcessing) -> list[str]:
 
 def _write_tuned(
     path: Path,
-    predictor: Predictor,
+    model: str,
+    tuned: ModelMetadata,
     dataset: dict[str, Any],
     result: Evaluation,
 ) -> None:
@@ -195,5 +199,6 @@ def _write_tuned(
         "mean": json_numbers(result.mean),
         "interval": json_intervals(result.interval),
     }
-    metadata = predictor.metadata.model_copy(update={"validation": validation})
-    save_model(path, predictor.network, metadata)
+    # From the file: the engine's own network was rearranged for speed.
+    network, _ = load_model(resolve_model(split_model(model)[1]))
+    save_model(path, network, tuned.model_copy(update={"validation": validation}))

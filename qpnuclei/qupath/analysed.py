@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -19,6 +19,7 @@ from typing import Any
 from uuid import UUID
 
 import numpy as np
+import numpy.typing as npt
 import shapely
 
 from qpnuclei.qupath.areas import valid_area
@@ -55,11 +56,14 @@ class AnalysedArea:
     id : UUID or None
         Of its annotation; None for tissue without one, and in files of QuPath 0.2 and 0.3.
     geometry : shapely.MultiPolygon
-        As the annotation was, level-0 px; it may be invalid.
+        What the annotation enclosed then, level-0 px.
+    check : str
+        What the run found doubtful about it; empty if nothing.
     """
 
     id: UUID | None
     geometry: shapely.MultiPolygon
+    check: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,11 @@ class UsedMpp:
 
 @dataclass(frozen=True)
 class Record:
-    """What runs have noted of one image."""
+    """What runs have noted of one image; `check` is what the last of them doubted as a whole."""
 
     areas: tuple[AnalysedArea, ...] = ()
     used: UsedMpp | None = None
+    check: str = ""
 
     @classmethod
     def of(cls, properties: Mapping[str, str], name: str = "the image") -> Record:
@@ -100,6 +105,7 @@ class Record:
                 AnalysedArea(
                     None if area["id"] is None else UUID(area["id"]),
                     shapely.MultiPolygon([(p[0], p[1:]) for p in area["coordinates"]]),
+                    str(area.get("check", "")),
                 )
                 for area in content["areas"]
             )
@@ -107,6 +113,7 @@ class Record:
             return cls(
                 areas,
                 UsedMpp(_pair(used["um"]), str(used["source"]), _pair_or_none(used["project"])),
+                str(content.get("check", "")),
             )
         except (ValueError, TypeError, KeyError, IndexError, RecursionError, AttributeError):
             _LOG.warning(
@@ -128,15 +135,22 @@ class Record:
                         ]
                         for polygon in area.geometry.geoms
                     ],
+                    **({"check": area.check} if area.check else {}),
                 }
                 for area in self.areas
             ],
             "pixel size": used and {"um": used.mpp, "source": used.source, "project": used.project},
+            **({"check": self.check} if self.check else {}),
         }
         return {PROPERTY: json.dumps(content, separators=(",", ":"))}
 
     def with_run(
-        self, regions: Sequence[Region], used: UsedMpp, removed: frozenset[UUID] = frozenset()
+        self,
+        regions: Sequence[Region],
+        used: UsedMpp,
+        removed: frozenset[UUID] = frozenset(),
+        check: str = "",
+        checks: Sequence[str] = (),
     ) -> Record:
         """Return the record after a run of some regions.
 
@@ -144,21 +158,23 @@ class Record:
         ----------
         removed : frozenset of UUID
             Annotations that the run removed.
+        check, checks : str, sequence of str
+            What the run found doubtful about the image, and about each region.
         """
         new = tuple(
             AnalysedArea(
                 region.annotation.id if region.annotation else None,
-                _multi(region.annotation.geometry if region.annotation else region.geometry),
+                _multi(region.annotation.area if region.annotation else region.geometry),
+                doubt,
             )
-            for region in regions
+            for region, doubt in zip(regions, checks or [""] * len(regions), strict=True)
         )
         again = removed | {area.id for area in new if area.id is not None}
+        run = Record(new)
         kept = (
-            area
-            for area in self.areas
-            if area.id not in again and not any(_same(area.geometry, a.geometry) for a in new)
+            area for area in self.areas if area.id not in again and not run._alike(area.geometry)
         )
-        return Record((*kept, *new), used)
+        return Record((*kept, *new), used, check)
 
     @cached_property
     def union(self) -> shapely.Geometry:
@@ -175,14 +191,47 @@ class Record:
             return Status.NOT_ANALYSED
         for area in self.areas:
             if area.id is not None and area.id == annotation.id:
-                is_same = _same(area.geometry, annotation.geometry)
+                is_same = _same(area.geometry, annotation.area)
                 return Status.ANALYSED if is_same else Status.CHANGED
-        if any(_same(area.geometry, annotation.geometry) for area in self.areas):
+        if self._alike(annotation.area):
             return Status.ANALYSED  # QuPath gives a UUID to what was saved without one
         missing = shapely.difference(region.geometry, self.union).area
         if missing <= _RIM_PX * region.geometry.length:
             return Status.ANALYSED
         return Status.NOT_ANALYSED
+
+    def _alike(self, geometry: shapely.Geometry) -> list[AnalysedArea]:
+        """Return the areas that have this outline."""
+        if not self.areas or geometry.is_empty:
+            return []
+        apart = np.abs(self._bounds - np.array(geometry.bounds)).max(axis=1)
+        near = [self.areas[row] for row in np.flatnonzero(apart <= _RIM_PX)]
+        return [area for area in near if _same(area.geometry, geometry)]
+
+    @cached_property
+    def _bounds(self) -> npt.NDArray[np.float64]:
+        return np.array([area.geometry.bounds for area in self.areas])
+
+    def doubts(self, annotation: Annotation) -> str:
+        """Return what a run found doubtful about an annotation; empty if nothing.
+
+        One that was drawn later has the doubts of the areas that it lies in.
+        """
+        own = [area for area in self.areas if area.id is not None and area.id == annotation.id]
+        own = own or self._alike(annotation.area)
+        if not own:
+            outline = Region.of(annotation).geometry
+            own = [
+                area
+                for area in self.areas
+                if area.check and shapely.intersects(shapely.make_valid(area.geometry), outline)
+            ]
+        return together(area.check for area in own)
+
+
+def together(doubts: Iterable[str]) -> str:
+    """Return several doubts in one line, each once."""
+    return "; ".join(dict.fromkeys(filter(None, doubts)))
 
 
 def overall(statuses: Sequence[Status]) -> Status:
