@@ -60,7 +60,7 @@ class RunOptions:
 
     Examples
     --------
-    >>> options = RunOptions(RoiSelection(classes=("Tumor",)), model="light", device="cpu")
+    >>> options = RunOptions(RoiSelection(classes=("Tumor",)), model="default", device="cpu")
     >>> options.class_name, options.on_existing
     ('Nucleus', 'replace')
     """

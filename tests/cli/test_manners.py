@@ -131,7 +131,18 @@ def test_json_of_objects_that_go_out_and_come_in(
 @pytest.mark.slow
 def test_json_of_a_run_is_its_record(sample: Sample, tmp_path: Path, qpnuclei: Call) -> None:
     project = sample("0.5.1")
-    run = ("run", project, "--roi", "Tumor", "--mpp", "0.5", "--device", "cpu", "--model", "light")
+    run = (
+        "run",
+        project,
+        "--roi",
+        "Tumor",
+        "--mpp",
+        "0.5",
+        "--device",
+        "cpu",
+        "--model",
+        "default",
+    )
     run += ("--quiet", "--backend", "native", "--run-dir", tmp_path, "--json")
     plan = json.loads(qpnuclei(*run, "--dry-run").stdout)
     assert plan["failures"] == []
