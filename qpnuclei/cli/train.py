@@ -53,8 +53,8 @@ def train(
             help="Recipe: student (ours, the best, in hours without a GPU), continued (from the "
             "packaged model, on your tissue: the quickest), light (a small student of a trained "
             "model), anchored (ours); proposed (the paper's, for a GPU), its ablations no-smooth, "
-            "no-equiv, no-sparse and no-wsi, scale-equiv (a term of the authors' code); or the path "
-            "of a .yaml file.",
+            "no-equiv, no-sparse and no-wsi, scale-equiv (a term of the authors' code); or the "
+            "path of a .yaml file.",
         ),
     ] = "student",
     settings: Annotated[
