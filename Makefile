@@ -17,7 +17,7 @@ help:
 	@echo "make test   set up, then run the tests"
 	@echo "make table1 DATA=FOLDER  set up, then train and measure the paper's models and ablations"
 	@echo "            (TABLE1='--width 64 --seeds 3': more options, see docs/training.md)"
-	@echo "make lint   set up, then ruff and mypy"
+	@echo "make lint   set up, then ruff, mypy and the layers of packages"
 	@echo "make bench  set up, then measure speed and memory (into benchmarks/results/;"
 	@echo "            BENCH='--model light --repeat 5': more options, see benchmarks/run.py)"
 	@echo "make clean  remove the virtual environment and the demo's output"
@@ -45,10 +45,11 @@ table1: setup
 	PYTHON=$(BIN)/python training/reproduce.sh $(DATA) $(TABLE1)
 
 lint: setup
-	@echo "== ruff and mypy"
+	@echo "== ruff, mypy, import-linter"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: setup
 	@echo "== benchmarks: qpnuclei run, then detections in QuPath projects (some minutes)"

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import describe, in_child, machine, save, table
-from benchmarks.run import MODEL, ours
+from benchmarks.run import ours
 from benchmarks.tissue import make_project, paint_field
+from qpnuclei.models.registry import DEFAULT_MODEL
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--side", type=int, nargs="+", default=[10_000, 40_000], help="in px")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()

@@ -22,7 +22,7 @@ from benchmarks.measuring import describe, machine, save, table
 from benchmarks.tissue import paint_field
 from qpnuclei.models.checkpoint import read_metadata
 from qpnuclei.models.registry import WEIGHTS_FOLDER
-from qpnuclei.segmentation.maps_engine import Segmenter
+from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.system.memory import keep_freed_memory
 from qpnuclei.system.threads import available_cores
 
@@ -43,8 +43,8 @@ def main() -> None:
     images = _read(arguments.images) if arguments.images else _painted()
     if not images:
         parser.error(f"no images in {arguments.images}")
-    segmenters = {
-        (path.stem, precision): Segmenter.load(path, "cpu", precision=precision)
+    predictors = {
+        (path.stem, precision): Predictor.load(path, "cpu", precision=precision)
         for path in sorted(WEIGHTS_FOLDER.glob("*.safetensors"))
         for precision in get_args(Precision)
     }
@@ -52,39 +52,39 @@ def main() -> None:
         "machine": about,
         "threads": arguments.threads,
         "images": len(images),
-        "networks": measure(segmenters, images, arguments.repeat),
+        "networks": measure(predictors, images, arguments.repeat),
     }
     save("networks", results, report(results))
 
 
 def measure(
-    segmenters: dict[tuple[str, Precision], Segmenter], images: list[np.ndarray], repeat: int
+    predictors: dict[tuple[str, Precision], Predictor], images: list[np.ndarray], repeat: int
 ) -> list[dict[str, Any]]:
     """Return the best time of each, and how its masks differ from those in float32."""
-    best = dict.fromkeys(segmenters, float("inf"))
-    changed: dict[tuple[str, Precision], list[float]] = {key: [] for key in segmenters}
+    best = dict.fromkeys(predictors, float("inf"))
+    changed: dict[tuple[str, Precision], list[float]] = {key: [] for key in predictors}
     for image in images:
-        masks = {key: _mask(segmenter, image) for key, segmenter in segmenters.items()}
+        masks = {key: _mask(predictor, image) for key, predictor in predictors.items()}
         for (name, precision), mask in masks.items():
             changed[name, precision].append(float((mask != masks[name, "float32"]).mean()))
     for _ in range(repeat):
-        for key, segmenter in segmenters.items():
+        for key, predictor in predictors.items():
             start = time.perf_counter()
-            segmenter.attend(images[0][None])
+            predictor.predict(images[0][None])
             best[key] = min(best[key], time.perf_counter() - start)
     reference = best["default", "float32"]
     return [
         {
             "model": name,
             "precision": precision,
-            "receptive_radius_px": segmenter.receptive_radius_px,
+            "receptive_radius_px": predictor.receptive_radius_px,
             "mpx_per_s": images[0].shape[0] * images[0].shape[1] / best[name, precision] / 1e6,
             "ratio": reference / best[name, precision],
             "changed_per_10000": 1e4 * float(np.mean(changed[name, precision])),
             "most_changed_per_10000": 1e4 * max(changed[name, precision]),
             "validation": read_metadata(WEIGHTS_FOLDER / f"{name}.safetensors").validation["mean"],
         }
-        for (name, precision), segmenter in segmenters.items()
+        for (name, precision), predictor in predictors.items()
     ]
 
 
@@ -119,9 +119,9 @@ def report(results: dict[str, Any]) -> str:
     )
 
 
-def _mask(segmenter: Segmenter, image: np.ndarray) -> np.ndarray:
-    attention, _ = segmenter.attend(image[None])
-    mask: np.ndarray = attention > segmenter.metadata.post_processing.threshold
+def _mask(predictor: Predictor, image: np.ndarray) -> np.ndarray:
+    attention, _ = predictor.predict(image[None])
+    mask: np.ndarray = attention > predictor.metadata.post_processing.threshold
     return mask
 
 

@@ -267,7 +267,7 @@ def _through_qupath(measured: dict[str, Any] | None) -> str:
 
 
 def _new_project(folder: Path) -> ImageEntry:
-    from qpnuclei.qupath.new_project import create_from_slides
+    from qpnuclei.qupath.create import create_from_slides
 
     folder.mkdir(parents=True)
     image = folder / "image.png"

@@ -35,21 +35,21 @@ def literal(project: Path, side: int, model: str) -> dict[str, Any]:
     regionprops, contours and stain statistics of one object at a time, which is then added to the
     project (see `_OneByOne`).
     """
-    from qpnuclei.segmentation.maps_engine import Segmenter
+    from qpnuclei.segmentation.predictor import Predictor
     from qpnuclei.slides.slide import open_slide
 
-    segmenter = Segmenter.load(model, device="cpu")
-    segmenter.segment(np.zeros((256, 256, 3), np.uint8), MPP)
+    predictor = Predictor.load(model, device="cpu")
+    predictor.predict(np.zeros((1, 256, 256, 3), np.uint8))  # what is done once
     with _OneByOne(project) as output, open_slide(_slide(project)) as opened:
         laps = Laps()
         for x, y, width, height in _tiles(side):
             rgb = opened.read(x, y, width, height)
             laps("read")
-            attention, centre = segmenter.attend(rgb[None])
-            laps("attend")
+            attention, centre = predictor.predict(rgb[None])
+            laps("predict")
             labels = reference_instances(
                 attention[0],
-                segmenter.metadata.post_processing,
+                predictor.metadata.post_processing,
                 None if centre is None else centre[0],
             )
             laps("segment")

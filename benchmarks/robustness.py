@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.measuring import table
-from qpnuclei.evaluation.tuning import LabelledImage, attend, read_validation, summarise
-from qpnuclei.segmentation.maps_engine import Segmenter
+from qpnuclei.evaluation.tuning import LabelledImage, predict, read_validation, summarise
+from qpnuclei.models.registry import DEFAULT_MODEL
+from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.stains import DEFAULT_HE, optical_density, stain_matrix
 
 RGB = npt.NDArray[np.uint8]
@@ -60,16 +61,16 @@ CHANGES: dict[str, Callable[[RGB], RGB]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--model", default="default")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--mpp", type=float, default=0.25, help="of the images, in µm/px")
     arguments = parser.parse_args()
-    segmenter = Segmenter.load(arguments.model)
-    images = read_validation(arguments.data, arguments.mpp, segmenter.mpp)
+    predictor = Predictor.load(arguments.model)
+    images = read_validation(arguments.data, arguments.mpp, predictor.mpp)
     rows = []
     for name, change in CHANGES.items():
         changed = [LabelledImage(i.name, change(i.rgb), i.labels) for i in images]
-        parameters = segmenter.metadata.post_processing
-        mean = summarise(attend(segmenter, changed), parameters)["mean"]
+        parameters = predictor.metadata.post_processing
+        mean = summarise(predict(predictor, changed), parameters)["mean"]
         rows.append([name, *(f"{mean[key]:.3f}" for key in ("AJI", "ADC", "PQ"))])
     print(table(("", "AJI", "Dice", "PQ"), rows))
 

@@ -10,8 +10,8 @@ import shapely
 import tifffile
 
 from qpnuclei.datasets.synthetic.slide import SYNTHETIC_MPP, make_slide, write_slide
+from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
-from qpnuclei.qupath.new_project import create_from_slides
 from qpnuclei.slides.slide import open_slide
 
 FIELD_PX = 2048

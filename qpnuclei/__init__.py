@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
+from qpnuclei._version import __version__
+
 if TYPE_CHECKING:
-    from qpnuclei.segmentation.maps_engine import Segmenter
+    from qpnuclei.pipeline.image import segment
+    from qpnuclei.segmentation.engine import EngineOptions, load_engine
 
-__all__ = ["Segmenter", "__version__"]
+#: Where the public names live. They are imported when first asked for: importing torch takes
+#: seconds, which the command line must not pay for a --help.
+_HOMES = {
+    "EngineOptions": "qpnuclei.segmentation.engine",
+    "load_engine": "qpnuclei.segmentation.engine",
+    "segment": "qpnuclei.pipeline.image",
+}
 
-__version__ = "0.1.0"
+__all__ = ["EngineOptions", "__version__", "load_engine", "segment"]
 
 
 def __getattr__(name: str) -> Any:
-    # Importing torch takes seconds, which the command line must not pay for a --help.
-    if name == "Segmenter":
-        from qpnuclei.segmentation.maps_engine import Segmenter
-
-        return Segmenter
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -10,12 +10,13 @@ import qpnuclei
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 
 
-def test_segmenter_from_the_top_of_the_package() -> None:
+def test_segment_from_the_top_of_the_package() -> None:
     rgb = np.full((256, 256, 3), (235, 225, 235), np.uint8)
     yy, xx = np.mgrid[:256, :256]
     for y, x in ((80, 80), (160, 170)):  # two dark round nuclei of 8 µm
         rgb[(yy - y) ** 2 + (xx - x) ** 2 < 16**2] = (90, 60, 140)
-    nuclei = qpnuclei.Segmenter.load("default", device="cpu").segment(rgb, mpp=0.25)
+    engine = qpnuclei.load_engine("default", qpnuclei.EngineOptions(device="cpu"))
+    nuclei = qpnuclei.segment(engine, rgb, mpp=0.25)
     assert len(nuclei) == 2
     found = nuclei.centroids()[np.argsort(nuclei.centroids()[:, 0])]
     np.testing.assert_allclose(found, [(80, 80), (170, 160)], atol=2)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-import qpnuclei
+from qpnuclei._version import __version__
 from qpnuclei.cli.demo import demo
 from qpnuclei.cli.doctor import doctor
 from qpnuclei.cli.evaluate import evaluate
@@ -41,7 +41,7 @@ app.add_typer(project_app, name="project")
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"qpnuclei {qpnuclei.__version__}")
+        typer.echo(f"qpnuclei {__version__}")
         raise typer.Exit
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from qpnuclei.cli.options import Device, DeviceOption, ModelOption, MppOption, Quiet
+from qpnuclei.models.registry import DEFAULT_MODEL
 
 
 def demo(
@@ -21,7 +22,7 @@ def demo(
         ),
     ] = None,
     mpp: MppOption = None,
-    model: ModelOption = "auto",
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = Device.AUTO,
     quiet: Quiet = False,
 ) -> None:

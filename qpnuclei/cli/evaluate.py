@@ -10,6 +10,7 @@ import typer
 
 from qpnuclei.cli.options import Device, DeviceOption, Quiet, TtaOption
 from qpnuclei.errors import UsageError
+from qpnuclei.models.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -56,7 +57,7 @@ def evaluate(
         typer.Option(
             "--model",
             help="Model: default, light, or a .safetensors file made by train.",
-            show_default="default",
+            show_default=DEFAULT_MODEL,
         ),
     ] = None,
     method: Annotated[
@@ -145,7 +146,7 @@ def evaluate(
     from qpnuclei.evaluation.report import write_report
 
     options = AssessmentOptions(
-        model=None if method is Method.HEMATOXYLIN else model or "default",
+        model=None if method is Method.HEMATOXYLIN else model or DEFAULT_MODEL,
         mpp=mpp,
         device=device.value,
         tta=tta,

@@ -66,8 +66,8 @@ ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
-        help="Model: default, light (nearly as good, a fraction of the time), a .safetensors file "
-        "made by train, or auto: default on a GPU, light without one.",
+        help="Model: default, light (about a third of the network's time, but not always the same "
+        "nuclei), or a .safetensors file made by train.",
     ),
 ]
 DeviceOption = Annotated[

@@ -31,7 +31,7 @@ def create(
     For example: qpnuclei project create my-project slides/*.svs
     """
     from qpnuclei.cli.console import stdout
-    from qpnuclei.qupath.new_project import create_from_slides
+    from qpnuclei.qupath.create import create_from_slides
 
     project = create_from_slides(directory, slides, mpp)
     stdout.print(f"{project.path}: {len(project.images)} images", highlight=False, soft_wrap=True)

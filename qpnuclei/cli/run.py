@@ -23,6 +23,7 @@ from qpnuclei.cli.options import (
     Quiet,
     TtaOption,
 )
+from qpnuclei.models.registry import DEFAULT_MODEL
 
 
 class Precision(StrEnum):
@@ -68,7 +69,7 @@ def run(
         typer.Option("--tissue", help="Analyse the tissue, found automatically, instead."),
     ] = False,
     image: ImageGlobs = None,
-    model: ModelOption = "auto",
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = Device.AUTO,
     mpp: MppOption = None,
     image_root: ImageRoot = None,

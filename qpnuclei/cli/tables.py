@@ -115,11 +115,8 @@ def print_account(summary: RunSummary) -> None:
         for stage, time in seconds.items()
     )
     memory = peak_memory_mib()
-    chosen = ""
-    if summary.model["asked_for"] == "auto":
-        chosen = " (auto: no GPU)" if summary.device.startswith("cpu") else " (auto: a GPU)"
     lines = [
-        f"network: {summary.model['name']}{chosen} on {summary.device}",
+        f"network: {summary.model['name']} on {summary.device}",
         f"seams: {sum(i.joined for i in images)} nuclei joined from several tiles, "
         f"{sum(i.covered for i in images)} cut pieces and "
         f"{sum(i.overlapping for i in images)} doubles dropped",

@@ -18,6 +18,7 @@ from qpnuclei.datasets.synthetic.slide import make_slide
 from qpnuclei.demo.overlay import draw_overlay
 from qpnuclei.demo.score import NucleiScore, match_nuclei
 from qpnuclei.errors import SlideError, UsageError
+from qpnuclei.models.registry import DEFAULT_MODEL
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.pipeline.plan import ImagePlan, RunOptions, plan_images
@@ -25,10 +26,10 @@ from qpnuclei.pipeline.run import Progress, analyse_project
 from qpnuclei.pipeline.selection import RoiSelection
 from qpnuclei.pipeline.summary import RunSummary
 from qpnuclei.qupath.counts import count_project, write_table
+from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass, Project
 from qpnuclei.qupath.native import open_project
-from qpnuclei.qupath.new_project import create_from_slides
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.tissue import find_tissue
@@ -73,7 +74,7 @@ def demonstrate(
     directory: Path,
     slide: Path | None = None,
     mpp: float | None = None,
-    model: str = "auto",
+    model: str = DEFAULT_MODEL,
     device: str = "auto",
     progress: Progress = lambda image, done, tiles, nuclei: None,
     say: Callable[[str], None] = _LOG.info,

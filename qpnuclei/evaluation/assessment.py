@@ -6,23 +6,24 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from qpnuclei.errors import UsageError
 from qpnuclei.evaluation import classical
 from qpnuclei.evaluation.datasets import AnnotatedImage
 from qpnuclei.evaluation.evaluate import Evaluation, Finder, ImageResult, evaluate
 from qpnuclei.evaluation.report import Report, json_intervals, json_numbers
-from qpnuclei.evaluation.tuning import at_resolution, attend, tune_post_processing
-from qpnuclei.models.checkpoint import load_model, save_model
-from qpnuclei.models.device import resolve_device
-from qpnuclei.models.metadata import ModelMetadata, PostProcessing
-from qpnuclei.models.registry import WEIGHTS_FOLDER, resolve_model
+from qpnuclei.evaluation.tuning import at_resolution, predict, tune_post_processing
+from qpnuclei.models.checkpoint import save_model
+from qpnuclei.models.metadata import PostProcessing
+from qpnuclei.models.registry import DEFAULT_MODEL, WEIGHTS_FOLDER
+from qpnuclei.pipeline.image import segment
 from qpnuclei.pipeline.summary import describe_model
-from qpnuclei.segmentation.maps_engine import Segmenter
+from qpnuclei.segmentation.engine import EngineOptions, load_engine
+from qpnuclei.segmentation.maps_engine import MapsEngine
+from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.system.versions import versions
 
 #: Called as ``progress(stage, done, total or None, note)``.
@@ -42,14 +43,14 @@ class AssessmentOptions:
     device : str
         See `qpnuclei.models.device.resolve_device`.
     tta : bool
-        Average the network over flips and rotations, see `Segmenter`.
+        Average the network over flips and rotations, see `Predictor`.
     tune : bool
         Choose the model's post-processing on the images.
     write_model : pathlib.Path or None
         Where to write a copy of the model with that choice.
     """
 
-    model: str | None = "default"
+    model: str | None = DEFAULT_MODEL
     mpp: float | None = None
     device: str = "auto"
     tta: bool = False
@@ -88,26 +89,29 @@ def assess(
     if options.model is None:
         result = _measure(classical.NAME, classical.haematoxylin_nuclei, images, options, progress)
     else:
-        network, metadata = load_model(resolve_model(options.model))
-        views = 8 if options.tta else 1
-        segmenter = Segmenter(network, metadata, resolve_device(options.device), views)
+        engine = load_engine(
+            options.model, EngineOptions(options.device, views=8 if options.tta else 1)
+        )
         name = _label(options.model)
-        result = _measure(name, segmenter.segment, images, options, progress)
+        result = _measure(name, partial(segment, engine), images, options, progress)
         floor = _measure(classical.NAME, classical.haematoxylin_nuclei, images, options, progress)
         others.append(floor)
         if options.tune:
-            parameters = _tune(segmenter, images, options, progress)
-            metadata = metadata.model_copy(update={"post_processing": parameters})
-            segmenter = Segmenter(network, metadata, segmenter.device, views)
+            if not isinstance(engine, MapsEngine):
+                raise UsageError(
+                    f"--tune {options.model}: only models of qpnuclei have this post-processing"
+                )
+            parameters = _tune(engine.predictor, images, options, progress)
+            engine = engine.with_post_processing(parameters)
             others.append(result)
             name = f"{name}, tuned"
-            result = _measure(name, segmenter.segment, images, options, progress)
+            result = _measure(name, partial(segment, engine), images, options, progress)
             notes = _tuning_notes(name, parameters)
             if options.write_model is not None:
-                _write_tuned(options.write_model, network, metadata, dataset, result)
+                _write_tuned(options.write_model, engine.predictor, dataset, result)
                 notes.append(f"Model with this post-processing: {options.write_model}")
-        provenance["model"] = describe_model(options.model, segmenter)
-        provenance["device"] = str(segmenter.device)
+        provenance["model"] = describe_model(engine.spec)
+        provenance["device"] = engine.execution
     provenance["versions"] = versions()
     provenance["started"] = datetime.fromtimestamp(started).astimezone().isoformat(" ", "seconds")
     provenance["seconds"] = round(time.time() - started, 1)
@@ -154,7 +158,7 @@ def _measure(
 
 
 def _tune(
-    segmenter: Segmenter,
+    predictor: Predictor,
     images: Sequence[AnnotatedImage],
     options: AssessmentOptions,
     progress: ProgressCallback,
@@ -166,8 +170,8 @@ def _tune(
         trials, best = trials + 1, max(best, quality)
         progress("tuning", trials, None, f"trials, best (AJI + PQ) / 2: {best:.3f}")
 
-    attended = attend(segmenter, at_resolution(images, options.mpp, segmenter.mpp))
-    return tune_post_processing(attended, segmenter.metadata.post_processing, on_trial)
+    predicted = predict(predictor, at_resolution(images, options.mpp, predictor.mpp))
+    return tune_post_processing(predicted, predictor.metadata.post_processing, on_trial)
 
 
 def _tuning_notes(name: str, parameters: PostProcessing) -> list[str]:
@@ -180,8 +184,7 @@ def _tuning_notes(name: str, parameters: PostProcessing) -> list[str]:
 
 def _write_tuned(
     path: Path,
-    network: nn.Module,
-    metadata: ModelMetadata,
+    predictor: Predictor,
     dataset: dict[str, Any],
     result: Evaluation,
 ) -> None:
@@ -192,4 +195,5 @@ def _write_tuned(
         "mean": json_numbers(result.mean),
         "interval": json_intervals(result.interval),
     }
-    save_model(path, network, metadata.model_copy(update={"validation": validation}))
+    metadata = predictor.metadata.model_copy(update={"validation": validation})
+    save_model(path, predictor.network, metadata)

@@ -148,8 +148,8 @@ def evaluate(
     name : str
         What the report calls the method.
     find : callable
-        For example `qpnuclei.segmentation.maps_engine.Segmenter.segment`, which resamples, tiles
-        and segments as ``qpnuclei run`` does.
+        For example `qpnuclei.pipeline.image.segment` with an engine, which resamples, tiles and
+        segments as ``qpnuclei run`` does.
     images : sequence of AnnotatedImage
     mpp : float, optional
         µm/px of all of them, over whatever data set and files say.

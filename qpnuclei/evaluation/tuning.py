@@ -21,8 +21,8 @@ from qpnuclei.evaluation.datasets import AnnotatedImage, read_folder
 from qpnuclei.evaluation.evaluate import image_mpp
 from qpnuclei.evaluation.metrics import Scores, mean_scores, score
 from qpnuclei.models.metadata import PostProcessing
-from qpnuclei.segmentation.maps_engine import Segmenter
 from qpnuclei.segmentation.postprocess import segment_instances
+from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.resolution import working_downsample
 from qpnuclei.slides.stains import reinhard_statistics
 
@@ -116,7 +116,7 @@ def at_resolution(
 
 
 @dataclass(frozen=True, eq=False)
-class AttendedImage:
+class PredictedImage:
     """What a model sees in a labelled image.
 
     Parameters
@@ -136,16 +136,16 @@ class AttendedImage:
         return score(self.labels, found)
 
 
-def attend(segmenter: Segmenter, images: Sequence[LabelledImage]) -> list[AttendedImage]:
+def predict(predictor: Predictor, images: Sequence[LabelledImage]) -> list[PredictedImage]:
     """Run a model on labelled images."""
-    attended = []
+    predicted = []
     for image in images:
-        attention, centre = segmenter.attend_image(image.rgb, reinhard_statistics(image.rgb))
-        attended.append(AttendedImage(image.labels, attention, centre))
-    return attended
+        attention, centre = predictor.predict_image(image.rgb, reinhard_statistics(image.rgb))
+        predicted.append(PredictedImage(image.labels, attention, centre))
+    return predicted
 
 
-def summarise(images: Sequence[AttendedImage], parameters: PostProcessing) -> dict[str, Any]:
+def summarise(images: Sequence[PredictedImage], parameters: PostProcessing) -> dict[str, Any]:
     """Return how good a model is on labelled images, as its metadata records it.
 
     Returns
@@ -182,7 +182,7 @@ _GRIDS: tuple[dict[str, tuple[float, ...]], ...] = (
 
 
 def tune_post_processing(
-    images: Sequence[AttendedImage],
+    images: Sequence[PredictedImage],
     start: PostProcessing,
     on_trial: Callable[[PostProcessing, float], None] = lambda _p, _s: None,
 ) -> PostProcessing:
@@ -190,7 +190,7 @@ def tune_post_processing(
 
     Parameters
     ----------
-    images : sequence of AttendedImage
+    images : sequence of PredictedImage
     start : PostProcessing
         What is not varied stays as it is here.
     on_trial : callable

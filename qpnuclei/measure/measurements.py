@@ -21,8 +21,6 @@ from qpnuclei.system.compiled import compiled
 
 #: Statistics of every channel, in QuPath's order.
 STATISTICS = ("Mean", "Median", "Min", "Max", "Std.Dev.")
-#: Mean attention of the pixels of a nucleus: how sure the model is of it.
-ATTENTION = "Attention: Mean"
 
 T = TypeVar("T", bound=np.generic)
 FloatArray = npt.NDArray[np.float64]
@@ -251,14 +249,14 @@ def intensity_measurements(
     }
 
 
-def attention_measurement(attention: npt.NDArray[np.float32], pixels: Pixels) -> Measurements:
-    """Return the mean of the (M,) attention of the pixels of N regions, as a column `ATTENTION`."""
+def mean_measurement(name: str, values: npt.NDArray[np.float32], pixels: Pixels) -> Measurements:
+    """Return the mean of the (M,) values of the pixels of N regions, as a column `name`."""
     filled = pixels.counts > 0
     n = pixels.counts[filled]
     mean = np.full(len(filled), np.nan, np.float32)
     if len(n):
-        mean[filled] = np.add.reduceat(attention, np.cumsum(n) - n, dtype=np.float64) / n
-    return {ATTENTION: mean}
+        mean[filled] = np.add.reduceat(values, np.cumsum(n) - n, dtype=np.float64) / n
+    return {name: mean}
 
 
 @compiled

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -68,6 +69,27 @@ def build_network(metadata: ModelMetadata) -> nn.Module:
             f"{error}",
             _RETRAIN,
         ) from error
+
+
+@dataclass(frozen=True)
+class NetworkGeometry:
+    """How far a network looks and how it must be aligned, in px of its input; see `Network`."""
+
+    receptive_radius_px: int
+    stride: int
+
+
+def network_geometry(metadata: ModelMetadata) -> NetworkGeometry:
+    """Return the geometry of the network that `metadata` describes.
+
+    Raises
+    ------
+    qpnuclei.errors.ModelError
+        As `build_network`.
+    """
+    with torch.device("meta"):  # no weights are made
+        network = cast(Network, build_network(metadata))
+    return NetworkGeometry(network.receptive_radius_px, network.stride)
 
 
 def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
@@ -222,10 +244,10 @@ def library_versions() -> dict[str, str]:
     import numpy
     import torchvision
 
-    import qpnuclei
+    from qpnuclei._version import __version__
 
     return {
-        "qpnuclei": qpnuclei.__version__,
+        "qpnuclei": __version__,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "numpy": numpy.__version__,

@@ -17,7 +17,7 @@ from uuid import UUID
 import numpy as np
 import numpy.typing as npt
 
-import qpnuclei
+from qpnuclei._version import __version__
 from qpnuclei.errors import ConflictError, QpnucleiError, SaveError
 from qpnuclei.nuclei.ids import NucleusIds
 from qpnuclei.nuclei.table import NucleiTable, NucleiTables
@@ -204,7 +204,7 @@ def _write(plan: ImagePlan, nuclei: NewNuclei, path_class: PathClass, options: R
     parents = [region.handle for region in plan.regions]
     # A run meanwhile may have found the same nucleus.
     groups = nuclei.groups(parents, path_class, plan.taken - replaced)
-    step = ("qpnuclei run", f"// qpnuclei {qpnuclei.__version__}: run with {options.to_json()}")
+    step = ("qpnuclei run", f"// qpnuclei {__version__}: run with {options.to_json()}")
     plan.entry.write(Edit(remove=replaced, add=groups, workflow_step=step), plan.fingerprint)
     return len(replaced)
 

@@ -12,18 +12,19 @@ from uuid import UUID
 import shapely
 
 from qpnuclei.errors import ConflictError, FormatError, UsageError
+from qpnuclei.models.registry import DEFAULT_MODEL
 from qpnuclei.pipeline.infer import DEFAULT_MAX_NUCLEUS_UM, DEFAULT_TILE_PX, plan_tiles
 from qpnuclei.pipeline.selection import RoiSelection, ours_within, select_regions, tissue_region
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Annotation, ImageEntry, ImageObjects
 from qpnuclei.qupath.regions import Region, same_outline
+from qpnuclei.segmentation.engine import EngineOptions, EngineSpec, Precision, engine_spec
 from qpnuclei.slides.resolution import Scale, resolve_mpp, working_downsample
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
 from qpnuclei.system.threads import available_cores
 from qpnuclei.tiling.plan import TilePlan
 
 if TYPE_CHECKING:
-    from qpnuclei.segmentation.maps_engine import Segmenter
     from qpnuclei.slides.slide import Slide
 
 
@@ -38,9 +39,9 @@ class RunOptions:
     """
 
     selection: RoiSelection
-    model: str = "auto"
+    model: str = DEFAULT_MODEL
     device: str = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     tta: bool = False
     mpp: float | None = None
     class_name: str = "Nucleus"
@@ -58,6 +59,13 @@ class RunOptions:
     def __post_init__(self) -> None:
         if not self.class_name.strip():
             raise UsageError("the class of the detections is empty", "name it with --class")
+
+    @property
+    def engine(self) -> EngineOptions:
+        """How the engine is to work."""
+        return EngineOptions(
+            self.device, 8 if self.tta else 1, self.precision, self.workers, self.batch_size
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as JSON types."""
@@ -123,21 +131,17 @@ def plan_images(entries: Sequence[ImageEntry], options: RunOptions) -> list[Imag
     QpnucleiError
         Whatever would stop the run.
     """
-    from qpnuclei.segmentation.maps_engine import Segmenter
-
-    segmenter = Segmenter.load(options.model, device=options.device)
+    spec = engine_spec(options.model)
     plans = []
     for entry in entries:
         with open_image(entry) as slide:
-            plan = plan_image(entry, slide, segmenter, options)
+            plan = plan_image(entry, slide, spec, options)
         if plan.regions:
             plans.append(plan)
     return plans
 
 
-def plan_image(
-    entry: ImageEntry, slide: Slide, segmenter: Segmenter, options: RunOptions
-) -> ImagePlan:
+def plan_image(entry: ImageEntry, slide: Slide, spec: EngineSpec, options: RunOptions) -> ImagePlan:
     """Return what is to be done in one image; it has no regions if there is nothing to do.
 
     Raises
@@ -171,7 +175,7 @@ def plan_image(
         notes.append(f"image type is {entry.image_type}; the models were trained on H&E")
     if entry.stains is None:
         notes.append(f"no stain vectors are set: measured with {DEFAULT_HE.name}")
-    scale = Scale(mpp, working_downsample(mpp, segmenter.mpp))
+    scale = Scale(mpp, working_downsample(mpp, spec.mpp))
     return ImagePlan(
         entry=entry,
         fingerprint=objects.fingerprint,
@@ -185,7 +189,7 @@ def plan_image(
             shapely.union_all([region.geometry for region in regions]),
             (slide.width, slide.height),
             scale,
-            segmenter,
+            spec,
             tile_px=options.tile_px,
             max_nucleus_um=options.max_nucleus_um,
         ),

@@ -21,18 +21,16 @@ from qpnuclei.pipeline.summary import (
     ImageResult,
     RegionResult,
     RunSummary,
-    describe_device,
     describe_model,
 )
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry, Project
-from qpnuclei.segmentation.threads import share_cores
+from qpnuclei.segmentation.engine import Engine, load_engine
 from qpnuclei.system.interrupts import interrupt_postponed
 from qpnuclei.system.memory import keep_freed_memory
 from qpnuclei.system.timing import Stopwatch
 
 if TYPE_CHECKING:
-    from qpnuclei.segmentation.maps_engine import Segmenter
     from qpnuclei.slides.slide import Slide
 
 _LOG = logging.getLogger(__name__)
@@ -63,33 +61,27 @@ def analyse_project(
         If the model or device is wrong or the result folder cannot be written; nothing was
         changed.
     """
-    from qpnuclei.segmentation.maps_engine import Segmenter
-
     keep_freed_memory()
-    share_cores(options.workers)
-    views = 8 if options.tta else 1
-    segmenter = Segmenter.load(options.model, options.device, views, options.precision)
+    engine = load_engine(options.model, options.engine)
     run_dir = choose_run_dir(project, options)
     summary = RunSummary(
         project=project.path,
         backend=project.backend,
         arguments=options.to_json(),
-        model=describe_model(options.model, segmenter),
-        device=str(segmenter.device),
+        model=describe_model(engine.spec),
+        device=engine.execution,
         run_dir=run_dir,
     )
     for entry in entries:
         try:
             with open_image(entry) as slide:
-                plan = plan_image(entry, slide, segmenter, options)
+                plan = plan_image(entry, slide, engine.spec, options)
                 if plan.regions:
-                    result = analyse_image(
-                        project, plan, slide, segmenter, options, run_dir, progress
-                    )
+                    result = analyse_image(project, plan, slide, engine, options, run_dir, progress)
                     summary.images.append(result)
         except QpnucleiError as error:
             summary.failures.append((entry.name, error))
-    summary.device = describe_device(segmenter)
+    summary.device = engine.execution
     with interrupt_postponed():
         summary.save()
     return summary
@@ -99,7 +91,7 @@ def analyse_image(
     project: Project,
     plan: ImagePlan,
     slide: Slide,
-    segmenter: Segmenter,
+    engine: Engine,
     options: RunOptions,
     run_dir: Path,
     progress: Progress,
@@ -117,12 +109,11 @@ def analyse_image(
         stitching = find_nuclei(
             slide,
             plan.tiles,
-            segmenter,
+            engine,
             plan.scale,
             plan.stains,
             found,
             simplify_um=options.simplify_um,
-            batch_size=options.batch_size,
             workers=options.workers,
             clock=clock,
             progress=lambda done, n: progress(plan.entry.name, done, len(plan.tiles), n),

@@ -13,8 +13,9 @@ from shapely.validation import explain_validity
 
 from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.qupath.areas import polygonal
 from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, Project
-from qpnuclei.qupath.regions import Region, inside, match_images, polygonal
+from qpnuclei.qupath.regions import Region, inside, match_images
 
 if TYPE_CHECKING:
     from qpnuclei.slides.slide import Slide
@@ -173,7 +174,7 @@ def select_regions(
     meant = [annotation for annotation in annotations if selection.matches(annotation)]
     for annotation in meant:
         if not annotation.is_area:
-            _LOG.warning("%s is a %s, not an area: skipped", annotation.label, annotation.roi_type)
+            _LOG.warning("%s encloses no area (%s): skipped", annotation.label, annotation.roi_type)
             continue
         if (annotation.z, annotation.t) != (0, 0):
             _LOG.warning(
@@ -183,21 +184,20 @@ def select_regions(
                 annotation.t,
             )
             continue
-        geometry = annotation.geometry
-        if not geometry.is_valid:
+        geometry = annotation.area
+        if not shapely.is_valid(annotation.geometry):
             _LOG.warning(
                 "%s has an invalid outline (%s): mended",
                 annotation.label,
-                explain_validity(geometry),
+                explain_validity(annotation.geometry),
             )
-            geometry = shapely.make_valid(geometry)
         if not shapely.covers(image, geometry):
-            geometry = shapely.intersection(geometry, image)
-            if geometry.area == 0:
+            geometry = polygonal(shapely.intersection(geometry, image))
+            if geometry.is_empty:
                 _LOG.warning("%s lies outside of the image: skipped", annotation.label)
                 continue
             _LOG.warning("%s reaches beyond the image: clipped to it", annotation.label)
-        regions.append(Region(annotation, polygonal(geometry)))
+        regions.append(Region(annotation, geometry))
     if meant and not regions:
         raise UsageError(
             f"no area inside of the image in {', '.join(a.label for a in meant)}",

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qpnuclei.errors import QpnucleiError
+from qpnuclei.segmentation.engine import EngineSpec
 from qpnuclei.system.files import write_atomically
 from qpnuclei.system.timing import peak_memory_mib
 from qpnuclei.system.versions import versions
 
 if TYPE_CHECKING:
     from qpnuclei.qupath.regions import Region
-    from qpnuclei.segmentation.maps_engine import Segmenter
 
 
 @dataclass(frozen=True)
@@ -153,35 +153,11 @@ class RunSummary:
         }
 
 
-def describe_device(segmenter: Segmenter) -> str:
-    """Return where and how the network ran, for example ``"cpu, float32, 8 views"``."""
-    parts = [str(segmenter.device), segmenter.precision]
-    if segmenter.views > 1:
-        parts.append(f"{segmenter.views} views")
-    if segmenter.device.type == "cuda":
-        parts.append(segmenter.execution)
-    return ", ".join(parts)
-
-
-def describe_model(name: str, segmenter: Segmenter) -> dict[str, Any]:
-    """Return which model was used: its name, hash, resolution and post-processing.
-
-    Parameters
-    ----------
-    name : str
-        As it was asked for, for example ``"auto"``.
-    segmenter : Segmenter
-        The model that was loaded for it.
-    """
-    from qpnuclei.models.checkpoint import model_hash
-    from qpnuclei.models.registry import resolve_model
-
-    metadata = segmenter.metadata
+def describe_model(spec: EngineSpec) -> dict[str, Any]:
+    """Return which model was used: its name, hash, resolution and what else its engine says."""
     return {
-        "asked_for": name,
-        "name": metadata.name,
-        "family": metadata.family,
-        "sha256": model_hash(resolve_model(name, segmenter.device)),
-        "mpp": metadata.mpp,
-        "post_processing": metadata.post_processing.model_dump(),
+        "name": spec.name,
+        "sha256": spec.sha256,
+        "mpp": spec.mpp,
+        **spec.details,
     }

@@ -255,30 +255,23 @@ def _centroids_inside(
         return inside
     tree = shapely.STRtree(shapely.points(centroids))
     for i in areas:
-        geometry = _valid(annotations[i].geometry)
-        inside[i] = np.sort(tree.query(geometry, predicate="intersects"))
+        inside[i] = np.sort(tree.query(annotations[i].area, predicate="intersects"))
     return inside
 
 
-def _valid(geometry: shapely.Geometry) -> shapely.Geometry:
-    return geometry if shapely.is_valid(geometry) else shapely.make_valid(geometry)
-
-
 def _area_px2(annotation: Annotation) -> float:
-    if not annotation.is_area:
-        return 0.0
     if annotation.roi_type == "EllipseROI":
         # QuPath has the area of the ellipse itself, not of the polygon that stands for it.
         x0, y0, x1, y1 = shapely.bounds(annotation.geometry).tolist()
         return math.pi / 4 * float(x1 - x0) * float(y1 - y0)
-    return float(shapely.area(_valid(annotation.geometry)))
+    return float(shapely.area(annotation.area))
 
 
 def _pooled_area_px2(annotations: Sequence[Annotation]) -> float:
     areas = [annotation for annotation in annotations if annotation.is_area]
     if len(areas) == 1:
         return _area_px2(areas[0])
-    return float(shapely.area(shapely.union_all([_valid(a.geometry) for a in areas])))
+    return float(shapely.area(shapely.union_all([a.area for a in areas])))
 
 
 def _row(

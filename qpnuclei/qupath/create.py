@@ -16,13 +16,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from qpnuclei.errors import SaveError, UsageError
+from qpnuclei.errors import MppError, SaveError, UsageError
 from qpnuclei.qupath import project_file
+from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.native import NativeProject, open_project
 from qpnuclei.qupath.qpdata.data_file import DataFile
 from qpnuclei.qupath.transaction import Transaction, sync_folder
 from qpnuclei.qupath.uris import file_uri
 from qpnuclei.slides.calibration import PixelCalibration
+from qpnuclei.slides.resolution import resolve_mpp
+from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
 
 #: What the files say they were written by; QuPath 0.4 to 0.7 open them.
@@ -72,6 +75,54 @@ class NewImage:
     tile_width: int = 512
     tile_height: int = 512
     name: str | None = None
+
+
+def create_from_slides(
+    directory: Path, slides: Sequence[Path], mpp: float | None = None
+) -> Project:
+    """Make a project of Brightfield (H&E) images in a new folder; QuPath 0.4 to 0.7 open it.
+
+    A slide without a pixel size is added uncalibrated, as QuPath would.
+
+    Parameters
+    ----------
+    directory : Path
+        New, or an empty folder.
+    slides : sequence of Path
+    mpp : float, optional
+        Pixel size in µm/px of all the slides; by default what each says.
+
+    Raises
+    ------
+    NotFoundError, SlideError
+        If a slide is missing or cannot be read.
+    MppError
+        If `mpp` is absurd.
+    UsageError
+        If the folder holds anything.
+    SaveError
+        If the project cannot be written; nothing is left behind.
+    """
+    return create_project(directory, [_describe(path, mpp) for path in slides])
+
+
+def _describe(path: Path, mpp: float | None) -> NewImage:
+    # QuPath crops to the bounds of the slide where OpenSlide knows them.
+    with open_slide(path, crop_to_bounds=True) as slide:
+        calibration = PixelCalibration()
+        try:
+            calibration = PixelCalibration(*resolve_mpp(mpp, None, slide.mpp, str(path))[0])
+        except MppError:
+            if mpp is not None:
+                raise
+        return NewImage(
+            path=path.absolute(),
+            width=slide.width,
+            height=slide.height,
+            thumbnail=slide.thumbnail(*THUMBNAIL_SIZE),
+            calibration=calibration,
+            downsamples=[level.downsample for level in slide.levels],
+        )
 
 
 def create_project(

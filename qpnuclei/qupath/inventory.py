@@ -61,7 +61,7 @@ def _describe_image(entry: ImageEntry) -> dict[str, Any]:
         )
         row["count"] += 1
         if px_mm2 is not None:
-            row["area_mm2"] += annotation.geometry.area * px_mm2
+            row["area_mm2"] += annotation.area.area * px_mm2
     detections = objects.detections
     return {
         **described,

@@ -20,6 +20,7 @@ import shapely
 
 from qpnuclei.nuclei.ids import NucleusIds
 from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.qupath.areas import valid_area
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.stains import Stains
 
@@ -97,12 +98,17 @@ class Annotation:
     z: int = 0
     t: int = 0
 
+    @cached_property
+    def area(self) -> shapely.Geometry:
+        """What the ROI encloses: a valid Polygon or MultiPolygon, empty if it is nothing."""
+        if self.roi_type not in ("PolygonROI", "RectangleROI", "EllipseROI", "GeometryROI"):
+            return shapely.MultiPolygon()
+        return valid_area(self.geometry)
+
     @property
     def is_area(self) -> bool:
-        """Whether the ROI encloses an area (lines and points do not)."""
-        return self.roi_type in ("PolygonROI", "RectangleROI", "EllipseROI", "GeometryROI") and (
-            shapely.get_dimensions(self.geometry) == 2
-        )
+        """Whether the ROI encloses an area; lines, points and a mere click do not."""
+        return not self.area.is_empty
 
     @property
     def label(self) -> str:

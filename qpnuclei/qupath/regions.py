@@ -89,13 +89,6 @@ class Region:
         return self.annotation.handle if self.annotation else None
 
 
-def polygonal(geometry: shapely.Geometry) -> shapely.Geometry:
-    """Return the areas of a geometry as a Polygon or MultiPolygon, without lines and points."""
-    parts = shapely.get_parts(shapely.get_parts(geometry))  # a collection may hold multipolygons
-    areas = [part for part in parts if part.geom_type == "Polygon" and not part.is_empty]
-    return areas[0] if len(areas) == 1 else shapely.MultiPolygon(areas)
-
-
 def same_outline(a: shapely.Geometry, b: shapely.Geometry) -> bool:
     """Tell whether two geometries are the same but for how exactly files keep coordinates."""
     if shapely.equals_exact(a, b, _SAME_PX):

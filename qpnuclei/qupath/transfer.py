@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-import qpnuclei
+from qpnuclei._version import __version__
 from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.qupath.areas import valid_area
 from qpnuclei.qupath.geojson import GeoJsonObject, read_objects, write_objects
 from qpnuclei.qupath.model import (
     Annotation,
@@ -28,7 +29,7 @@ from qpnuclei.qupath.model import (
     Project,
 )
 from qpnuclei.qupath.names import class_of, file_stem
-from qpnuclei.qupath.regions import Region, polygonal, region_of, same_outline
+from qpnuclei.qupath.regions import Region, region_of, same_outline
 
 #: What a detection may be in QuPath, and in a file.
 _DETECTION_KINDS = ("detection", "cell", "tile")
@@ -260,11 +261,12 @@ class _Incoming:
 
     def edit(self, path: Path) -> Edit:
         """Return the edit that brings everything in."""
-        parents = [(a.geometry, a.z, a.t) for a in self._objects.annotations if a.is_area]
+        parents = [(a.area, a.z, a.t) for a in self._objects.annotations if a.is_area]
         handles = [a.handle for a in self._objects.annotations if a.is_area]
         for handle, new in enumerate(self._annotations, len(self._objects.annotations)):
-            if shapely.get_dimensions(new.geometry) == 2:
-                parents.append((new.geometry, new.z, new.t))
+            area = valid_area(new.geometry)
+            if not area.is_empty:
+                parents.append((area, new.z, new.t))
                 handles.append(handle)
         groups = []
         for (_, z, t, names), group in self._groups.items():
@@ -294,7 +296,7 @@ class _Incoming:
             annotations=self._annotations,
             workflow_step=(
                 "qpnuclei geojson import",
-                f"// qpnuclei {qpnuclei.__version__}: {self.result.annotations} annotations and "
+                f"// qpnuclei {__version__}: {self.result.annotations} annotations and "
                 f"{self.result.detections} detections of {path.name!r}",
             ),
         )
@@ -397,7 +399,7 @@ def _planes(objects: ImageObjects) -> npt.NDArray[np.int64]:
 def _nearest(
     points: npt.NDArray[np.float64], planes: npt.NDArray[np.int64], annotations: list[Annotation]
 ) -> npt.NDArray[np.int64]:
-    return _owners(points, planes, [(a.geometry, a.z, a.t) for a in annotations if a.is_area])
+    return _owners(points, planes, [(a.area, a.z, a.t) for a in annotations if a.is_area])
 
 
 def _owners(
@@ -422,9 +424,7 @@ def _owners(
     for plane in {area[1:] for area in areas}:
         here = np.flatnonzero((planes == plane).all(axis=1))
         indices = np.array([i for i, area in enumerate(areas) if area[1:] == plane])
-        with np.errstate(over="ignore", invalid="ignore"):  # a damaged file may hold anything
-            regions = [Region(None, polygonal(shapely.make_valid(areas[i][0]))) for i in indices]
-        found = region_of(points[here], regions)
+        found = region_of(points[here], [Region(None, areas[i][0]) for i in indices])
         owner[here] = np.where(found < 0, -1, indices[found])
     return owner
 

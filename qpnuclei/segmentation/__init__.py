@@ -1,1 +1,1 @@
-"""From attention to instances: post-processing, polygons, tile plan, stitching."""
+"""From pixels to instances: the network, its maps, the watershed that separates nuclei."""

@@ -1,4 +1,4 @@
-"""Pixels through a network: normalised, attended, and made maps or codes of maps."""
+"""Pixels through a network: normalised, predicted, and made maps or codes of maps."""
 
 from __future__ import annotations
 
@@ -174,8 +174,8 @@ def prepared(network: nn.Module, device: torch.device) -> nn.Module:
     Parameters
     ----------
     network : torch.nn.Module
-        In evaluation mode, of `qpnuclei.nn`: there, a BatchNorm follows its convolution in their
-        parent.
+        In evaluation mode, of `qpnuclei.models`: there, a BatchNorm follows its convolution in
+        their parent.
     device : torch.device
         Where it will run.
     """

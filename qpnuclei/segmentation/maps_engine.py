@@ -1,357 +1,296 @@
-"""The one way to run a model of any family: image in, attention (and centre map) out."""
+"""The engine of our own models: attention and centre maps, split into instances.
+
+Neighbouring tiles overlap, and a network looks far beyond what it answers for. So the maps of what
+two tiles share are computed once (`qpnuclei.tiling.plan.TilePlan.new_parts`), and strips of them
+are kept for the tiles to come. Reading works ahead in a thread of its own, and several tiles are
+predicted and split at the same time: threads do, because decoders, networks and compiled loops
+release the interpreter lock.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal, cast
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor, nn
 
-from qpnuclei.errors import ModelError
-from qpnuclei.models.checkpoint import Network, load_model
-from qpnuclei.models.device import resolve_device
-from qpnuclei.models.metadata import ModelMetadata
+from qpnuclei.models.checkpoint import (
+    NetworkGeometry,
+    model_hash,
+    network_geometry,
+    read_metadata,
+)
+from qpnuclei.models.metadata import ModelMetadata, PostProcessing
 from qpnuclei.models.registry import resolve_model
-from qpnuclei.nuclei.table import NucleiTable
-from qpnuclei.segmentation.forward import Forward, prepared
-from qpnuclei.segmentation.quantised import AttentionCodes, CentreCodes, FloatMap
-from qpnuclei.slides.stains import DEFAULT_HE, ReinhardStatistics, Stains, reinhard_transfer
+from qpnuclei.segmentation.engine import (
+    RGB,
+    EngineOptions,
+    EngineSpec,
+    ReadPixels,
+    ScoreMap,
+    TileInstances,
+)
+from qpnuclei.segmentation.postprocess import interaction_radius_px, segment_instances
+from qpnuclei.segmentation.quantised import ATTENTION_OF_CODE, AttentionCodes, CentreCodes
+from qpnuclei.segmentation.threads import networks_at_once, one_thread_each
+from qpnuclei.slides.stains import ReinhardStatistics
+from qpnuclei.system.threads import ahead, in_parallel
+from qpnuclei.system.timing import Stopwatch
+from qpnuclei.tiling.plan import Box, Tile, TilePlan
 
-#: Height and width of the tiles in which `Segmenter.attend_image` looks at a large image.
-_TILE_PX = 1024
+if TYPE_CHECKING:
+    from qpnuclei.segmentation.predictor import Predictor
 
-Precision = Literal["auto", "float32", "bfloat16"]
-_DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
-
-RGBImage = npt.NDArray[np.uint8]
+#: The measurement that says how sure the model was of a nucleus.
+ATTENTION = "Attention: Mean"
 
 
-class Segmenter:
-    """A trained network on a device.
+class MapsEngine:
+    """A model that predicts attention, and the post-processing that its file names.
 
     Parameters
     ----------
-    network : torch.nn.Module
-        Of the family that `metadata` names, with its trained weights.
-    metadata : ModelMetadata
-    device : torch.device
-    views : {1, 8}
-        With 8, the results for the image's flips and right-angle rotations are averaged: what the
-        paper's code does at test time. Eight times slower.
-    precision : {"auto", "float32", "bfloat16"}
-        Of the convolutions. Auto is float16 on CUDA, float32 elsewhere. On CPUs that compute in
-        bfloat16, it takes less than half the time; about 1 of 4000 pixels of the default model's
-        mask then changes sides, and the last bits of the attention everywhere.
-
-    Examples
-    --------
-    >>> segmenter = Segmenter.load("default")  # doctest: +SKIP
-    >>> nuclei = segmenter.segment(rgb, mpp=0.25)  # doctest: +SKIP
+    predictor : Predictor
+    options : EngineOptions
+        Its `workers` and `batch_size`; the rest is what the predictor was made with.
+    sha256 : str
+        Of the model's file; empty for a network that comes from none.
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        metadata: ModelMetadata,
-        device: torch.device,
-        views: int = 1,
-        precision: Precision = "auto",
+        self, predictor: Predictor, options: EngineOptions | None = None, sha256: str = ""
     ) -> None:
-        if views not in (1, 8):
-            raise ValueError(f"views must be 1 or 8, not {views!r}")
-        self._dtype = _DTYPES[precision]
-        if precision == "auto" and device.type == "cuda":
-            # Not bfloat16: its 8 bits are coarse for a sigmoid of gain 20.
-            self._dtype = torch.float16
-        self._metadata = metadata
-        self._device = device
-        self._views = views
-        self._network = network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._forward = Forward(self._network, metadata, device, views, self._dtype)
-        self._on_cuda = None
-        if device.type == "cuda":
-            from qpnuclei.segmentation.cuda import CudaForward
-
-            self._on_cuda = CudaForward(self._forward, device, self.stride)
-
-    @classmethod
-    def load(
-        cls,
-        name_or_path: str | Path = "default",
-        device: str = "auto",
-        views: int = 1,
-        precision: Precision = "auto",
-    ) -> Segmenter:
-        """Load a model by the name of one in the package, or from a ``.safetensors`` file.
-
-        Parameters
-        ----------
-        name_or_path : str or pathlib.Path
-            See `resolve_model`.
-        device : str
-            See `qpnuclei.models.device.resolve_device`.
-        views, precision
-            See `Segmenter`.
-
-        Raises
-        ------
-        qpnuclei.errors.NotFoundError
-            If there is no such model.
-        qpnuclei.errors.ModelError
-            If the file is not a model of this program.
-        qpnuclei.errors.UsageError, qpnuclei.errors.DeviceError
-            If `device` is not a device, or not there.
-        """
-        resolved = resolve_device(device)
-        network, metadata = load_model(resolve_model(name_or_path, resolved))
-        return cls(prepared(network.eval(), resolved), metadata, resolved, views, precision)
+        self.predictor = predictor
+        self._options = options or EngineOptions()
+        geometry = NetworkGeometry(predictor.receptive_radius_px, predictor.stride)
+        self._spec = _spec(predictor.metadata, geometry, sha256)
 
     @property
-    def metadata(self) -> ModelMetadata:
-        """What the model file says about itself."""
-        return self._metadata
-
-    @property
-    def mpp(self) -> float:
-        """Resolution in µm/px that `attend` expects."""
-        return self._metadata.mpp
-
-    @property
-    def receptive_radius_px(self) -> int:
-        """How far, in px of the model's resolution, a pixel of the result looks."""
-        return cast(Network, self._network).receptive_radius_px
-
-    @property
-    def stride(self) -> int:
-        """Two tiles give the same result where both see it whole if their origins differ by it."""
-        return cast(Network, self._network).stride
-
-    @property
-    def precision(self) -> str:
-        """What the convolutions compute in, for example ``"float32"``."""
-        return str(self._dtype).removeprefix("torch.")
-
-    @property
-    def views(self) -> int:
-        """How many flips and rotations of a tile it looks at: 1 or 8."""
-        return self._views
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network runs."""
-        return self._device
+    def spec(self) -> EngineSpec:
+        """What a run must know of it."""
+        return self._spec
 
     @property
     def execution(self) -> str:
-        """How batches run: ``"eager"``, or ``"CUDA graphs (1.20x eager, measured)"``.
+        """Where and how it runs, for example ``"cpu, float32, 8 views"``."""
+        parts = [str(self.predictor.device), self.predictor.precision]
+        if self.predictor.views > 1:
+            parts.append(f"{self.predictor.views} views")
+        if self.predictor.device.type == "cuda":
+            parts.append(self.predictor.execution)
+        return ", ".join(parts)
 
-        Measured when batches of one shape have come a few times: ask after the run.
+    def with_post_processing(self, parameters: PostProcessing) -> MapsEngine:
+        """Return an engine of the same network with another post-processing."""
+        return MapsEngine(self.predictor.with_post_processing(parameters), self._options)
+
+    def segment(
+        self,
+        read: ReadPixels,
+        tiles: TilePlan,
+        colour: ReinhardStatistics | None,
+        clock: Stopwatch,
+    ) -> Generator[TileInstances, None, None]:
+        """Yield the instances of every tile; see `qpnuclei.segmentation.engine.Engine.segment`."""
+        parameters = self.predictor.metadata.post_processing
+
+        def split(seen: tuple[Tile, _View]) -> TileInstances:
+            tile, view = seen
+            with clock("segment"), tiles.naming(tile):
+                labels = segment_instances(view.attention, parameters, view.centre)
+            scores = {ATTENTION: ScoreMap(view.attention, ATTENTION_OF_CODE)}
+            return TileInstances(tile, view.rgb, labels, scores)
+
+        batch_size = self._tiles_at_once(tiles)
+        parts = ahead(_read(read, tiles, self._spec.margin_px, clock), 2 * batch_size)
+        with one_thread_each(), closing(parts) as parts_read:
+            views = self._predict(parts_read, tiles, colour, batch_size, clock)
+            with closing(views) as predicted:
+                split_tiles = in_parallel(
+                    split, _assemble(tiles, predicted, clock), self._options.workers
+                )
+                with closing(split_tiles) as instances:
+                    yield from instances
+
+    def _tiles_at_once(self, tiles: TilePlan) -> int:
+        """Return how many tiles the network takes at once.
+
+        On a CPU it is one: nothing is gained by more, and the result would depend on which.
         """
-        return "eager" if self._on_cuda is None else self._on_cuda.execution
+        if self.predictor.device.type == "cpu":
+            return 1
+        if self._options.batch_size is not None:
+            return self._options.batch_size
+        surroundings = tiles.halo + self._spec.margin_px
+        return self.predictor.suggested_batch_size(tiles.core_size + 2 * surroundings)
 
-    def suggested_batch_size(self, tile_px: int) -> int:
-        """Return how many tiles a batch for `attend_codes` should have.
+    def _predict(
+        self,
+        parts_read: Iterable[_Part],
+        tiles: TilePlan,
+        colour: ReinhardStatistics | None,
+        batch_size: int,
+        clock: Stopwatch,
+    ) -> Generator[_View, None, None]:
+        """Run the network on batches of parts."""
+        margin = self._spec.margin_px
 
-        Parameters
-        ----------
-        tile_px : int
-            Edge of the tiles, surroundings included.
+        def batches() -> Iterator[list[_Part]]:
+            parts = iter(parts_read)
+            while True:
+                with clock.waiting("predict"):
+                    batch = list(islice(parts, batch_size))
+                if not batch:
+                    return
+                yield batch
 
-        Returns
-        -------
-        int
-            As many as fit a GPU's free memory, at most 8; 1 on other devices.
-        """
-        return 1 if self._on_cuda is None else self._on_cuda.suggested_batch_size(tile_px)
+        def predict(batch: list[_Part]) -> list[_View]:
+            with clock("predict"), tiles.naming(batch[0].tile):
+                rgb = _stacked([part.rgb for part in batch])
+                attention, centre = self.predictor.predict_codes(rgb, colour)
+            return [
+                _View(
+                    part.box.grown(margin),
+                    part.rgb,
+                    attention[i],
+                    None if centre is None else centre[i],
+                ).cut(part.box)
+                for i, part in enumerate(batch)
+            ]
 
-    def attend(
-        self, rgb: RGBImage, statistics: ReinhardStatistics | None = None
-    ) -> tuple[FloatMap, FloatMap | None]:
-        """Return attention and centre map of a batch of tiles.
-
-        Parameters
-        ----------
-        rgb : (B, H, W, 3) uint8 ndarray
-            Tiles at `mpp`. Within `receptive_radius_px` of their border the result depends on
-            where the border is: give them a halo.
-        statistics : ReinhardStatistics, optional
-            Of the whole slide (never of the tile: that makes seams). Needed by models whose
-            metadata ask for the Reinhard colour transfer, ignored by others.
-
-        Returns
-        -------
-        attention : (B, H, W) float32 ndarray
-            0..1.
-        centre : (B, H, W) float32 ndarray or None
-            0..1, high in the middle of nuclei; None for models that have none.
-
-        Raises
-        ------
-        ValueError
-            If `rgb` is not such an array, or the model needs `statistics`.
-        """
-        height, width = rgb.shape[1:3]
-        maps = self._forward.maps(self._pixels(rgb, statistics)).cpu().numpy()[..., :height, :width]
-        return maps[:, 0], maps[:, 1] if maps.shape[1] > 1 else None
-
-    def attend_codes(
-        self, rgb: RGBImage, statistics: ReinhardStatistics | None = None
-    ) -> tuple[AttentionCodes, CentreCodes | None]:
-        """Return what `attend` returns of a batch of tiles, as codes.
-
-        See `qpnuclei.segmentation.quantised` for the codes.
-
-        Threads may call it at the same time. On a GPU, one batch is then copied while another is
-        computed; batches had best be of one shape, most of the time.
-
-        Parameters
-        ----------
-        rgb, statistics
-            As for `attend`.
-
-        Returns
-        -------
-        attention : (B, H, W) uint8 ndarray
-        centre : (B, H, W) uint16 ndarray or None
-            None for models that have none.
-
-        Raises
-        ------
-        ValueError
-            As `attend`.
-        qpnuclei.errors.DeviceError
-            If one tile does not fit into the memory of a GPU.
-        """
-        if self._on_cuda is not None:
-            return self._on_cuda.codes(self._checked(rgb, statistics))
-        height, width = rgb.shape[1:3]
-        attention, centre = self._forward.codes(self._pixels(rgb, statistics))
-        within = np.s_[:, :height, :width]
-        return attention[within], None if centre is None else centre[within]
-
-    def segment(self, rgb: RGBImage, mpp: float, stains: Stains = DEFAULT_HE) -> NucleiTable:
-        """Find and measure the nuclei of one image in memory: what ``qpnuclei run`` does.
-
-        Parameters
-        ----------
-        rgb : (H, W, 3) uint8 ndarray
-            Tissue. Where the model normalises colours, all of it is taken as the sample. Beyond
-            its border it is continued by reflection.
-        mpp : float
-            Its resolution in µm/px. It is resampled to the model's, unless it is within 10 %.
-        stains : Stains
-            For the measurements.
-
-        Returns
-        -------
-        NucleiTable
-            Polygons in px of `rgb`, with QuPath's measurements.
-
-        Raises
-        ------
-        qpnuclei.errors.MppError
-            If `mpp` is absurd (< 0.05 or > 2.5).
-        ValueError
-            If `rgb` is not such an array.
-        """
-        # The run is built on the segmenter, not the other way round: this is a convenience.
-        from qpnuclei.pipeline.infer import segment_image
-
-        _check_image(rgb)
-        return segment_image(self, rgb, mpp, stains)
-
-    def attend_image(
-        self, rgb: RGBImage, statistics: ReinhardStatistics | None = None
-    ) -> tuple[FloatMap, FloatMap | None]:
-        """Return attention and centre map of one whole image, in tiles if it is large.
-
-        Parameters
-        ----------
-        rgb : (H, W, 3) uint8 ndarray
-            At `mpp`. Beyond its border it is continued by reflection.
-        statistics : ReinhardStatistics, optional
-            As for `attend`.
-
-        Returns
-        -------
-        attention : (H, W) float32 ndarray
-        centre : (H, W) float32 ndarray or None
-
-        Raises
-        ------
-        ValueError
-            As `attend`.
-        """
-        _check_image(rgb)
-        height, width = rgb.shape[:2]
-        # A halo and a core that are multiples of the stride: every tile sees the same grid.
-        halo = -(-self.receptive_radius_px // self.stride) * self.stride
-        core = max((_TILE_PX - 2 * halo) // self.stride, 1) * self.stride
-        padded = np.pad(rgb, ((halo, halo), (halo, halo), (0, 0)), mode="symmetric")
-        maps: npt.NDArray[np.float32] | None = None
-        for y in range(0, height, core):
-            for x in range(0, width, core):
-                tile = padded[None, y : y + core + 2 * halo, x : x + core + 2 * halo]
-                inner = np.s_[0, halo : tile.shape[1] - halo, halo : tile.shape[2] - halo]
-                found = [m[inner] for m in self.attend(tile, statistics) if m is not None]
-                if maps is None:
-                    maps = np.empty((len(found), height, width), np.float32)
-                maps[:, y : y + core, x : x + core] = found
-        assert maps is not None  # an image has at least one tile: _check_image
-        return maps[0], maps[1] if len(maps) > 1 else None
-
-    def _checked(self, rgb: RGBImage, statistics: ReinhardStatistics | None) -> RGBImage:
-        """Return tiles with their colours normalised."""
-        if rgb.ndim != 4 or rgb.shape[3] != 3 or rgb.dtype != np.uint8:
-            raise ValueError(f"rgb must be (B, H, W, 3) uint8, not {rgb.shape} {rgb.dtype}")
-        return normalise_colour(rgb, self._metadata, statistics)
-
-    def _pixels(self, rgb: RGBImage, statistics: ReinhardStatistics | None) -> Tensor:
-        """Return tiles on the device, with normalised colours, continued to whole strides."""
-        rgb = self._checked(rgb, statistics)
-        bottom, right = (-length % self.stride for length in rgb.shape[1:3])
-        if bottom or right:
-            rgb = np.pad(rgb, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="symmetric")
-        return torch.from_numpy(np.ascontiguousarray(rgb)).to(self._device)
+        at_once = networks_at_once(self._options.workers)
+        with closing(in_parallel(predict, batches(), at_once)) as predicted:
+            for views in predicted:
+                yield from views
 
 
-def normalise_colour(
-    rgb: RGBImage, metadata: ModelMetadata, statistics: ReinhardStatistics | None
-) -> RGBImage:
-    """Bring the colours of a slide's pixels to those the model was trained on.
+class MapsEngineFactory:
+    """Finds and loads our own models: those in the package, and ``.safetensors`` files."""
 
-    Parameters
-    ----------
-    rgb : (..., 3) uint8 ndarray
-    metadata : ModelMetadata
-    statistics : ReinhardStatistics or None
-        Of the slide; None only if the model wants no colour transfer.
+    def spec(self, model: str) -> EngineSpec:
+        """Return the spec of a model; see `qpnuclei.segmentation.engine.EngineFactory.spec`."""
+        path = resolve_model(model)
+        metadata = read_metadata(path)
+        return _spec(metadata, network_geometry(metadata), model_hash(path))
 
-    Raises
-    ------
-    ValueError
-        If the model wants the transfer and `statistics` is None.
-    qpnuclei.errors.ModelError
-        If its metadata name no target.
+    def load(self, model: str, options: EngineOptions) -> MapsEngine:
+        """Return the engine with a model; see `qpnuclei.segmentation.engine.EngineFactory.load`."""
+        from qpnuclei.segmentation.predictor import Predictor
+
+        predictor = Predictor.load(model, options.device, options.views, options.precision)
+        return MapsEngine(predictor, options, model_hash(resolve_model(model)))
+
+
+def _spec(metadata: ModelMetadata, geometry: NetworkGeometry, sha256: str) -> EngineSpec:
+    return EngineSpec(
+        name=metadata.name,
+        sha256=sha256,
+        mpp=metadata.mpp,
+        context_px=geometry.receptive_radius_px,
+        stride=geometry.stride,
+        interaction_px=interaction_radius_px(metadata.post_processing),
+        columns=(ATTENTION,),
+        needs_colour=metadata.colour.method != "none",
+        details={
+            "family": metadata.family,
+            "post_processing": metadata.post_processing.model_dump(),
+        },
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What a tile adds (`TilePlan.new_parts`), with the pixels that the network sees around it."""
+
+    tile: Tile
+    box: Box
+    rgb: RGB
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """Pixels and maps of one box of the working grid."""
+
+    box: Box
+    rgb: RGB
+    attention: AttentionCodes
+    centre: CentreCodes | None
+
+    def cut(self, box: Box) -> _View:
+        """Return what is seen of a box inside this one."""
+        inner = box.within(self.box)
+        centre = None if self.centre is None else self.centre[inner]
+        return _View(box, self.rgb[inner], self.attention[inner], centre)
+
+    def copy(self) -> _View:
+        """Return the same without holding on to what it was cut from."""
+        centre = None if self.centre is None else self.centre.copy()
+        return _View(self.box, self.rgb.copy(), self.attention.copy(), centre)
+
+
+def _read(read: ReadPixels, tiles: TilePlan, margin: int, clock: Stopwatch) -> Iterator[_Part]:
+    """Yield what each tile adds."""
+    for tile, box in zip(tiles, tiles.new_parts(), strict=True):
+        if box is not None:
+            with clock("read"), tiles.naming(tile):
+                rgb = read(box.grown(margin))
+            yield _Part(tile, box, rgb)
+
+
+def _assemble(
+    tiles: TilePlan, predicted: Iterator[_View], clock: Stopwatch
+) -> Iterator[tuple[Tile, _View]]:
+    """Put the view of each tile together from what it and the tiles before it added.
+
+    Of what a tile added, only what tiles yet to come will see is kept: strips along its border.
     """
-    if metadata.colour.method == "none":
-        return rgb
-    if statistics is None:
-        raise ValueError(
-            f"model {metadata.name!r} normalises colours: give the statistics of the slide"
-        )
-    mean, std = metadata.colour.target_mean, metadata.colour.target_std
-    if mean is None or std is None:
-        raise ModelError(
-            f"model {metadata.name!r} wants Reinhard's colour transfer but names no target",
-            "train it again",
-        )
-    return reinhard_transfer(rgb, statistics, mean, std)
+    kept: dict[int, _View] = {}
+    for tile, part in zip(tiles, tiles.new_parts(), strict=True):
+        if part is not None:
+            with clock.waiting("segment"):
+                kept[tile.index] = next(predicted)
+        pieces = [kept[n.index] for n in (*tiles.neighbours(tile), tile) if n.index in kept]
+        yield tile, _composed(tile.view, pieces)
+        for index in [tile.index, *(n.index for n in tiles.neighbours(tile))]:
+            if index not in kept:
+                continue
+            box = kept[index].box
+            ahead_of = [n.view for n in tiles.neighbours(tiles[index]) if n.index > tile.index]
+            wanted = [common for view in ahead_of if (common := view.intersection(box))]
+            if not wanted:
+                del kept[index]
+            elif 2 * (hull := Box.around(wanted)).area < box.area:
+                kept[index] = kept[index].cut(hull).copy()
 
 
-def _check_image(rgb: RGBImage) -> None:
-    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or rgb.size == 0:
-        raise ValueError(f"rgb must be (H, W, 3) uint8 and not empty: {rgb.shape} {rgb.dtype}")
+def _composed(box: Box, pieces: list[_View]) -> _View:
+    """Return what is seen of a box that some views cover together."""
+    rgb = np.empty((box.height, box.width, 3), np.uint8)
+    attention = np.empty((box.height, box.width), np.uint8)
+    centre = None if pieces[0].centre is None else np.empty(attention.shape, np.uint16)
+    for piece in pieces:
+        common = box.intersection(piece.box)
+        if common is None:
+            continue
+        at, seen = common.within(box), piece.cut(common)
+        rgb[at], attention[at] = seen.rgb, seen.attention
+        if centre is not None and seen.centre is not None:
+            centre[at] = seen.centre
+    return _View(box, rgb, attention, centre)
+
+
+def _stacked(tiles: list[RGB]) -> RGB:
+    """Stack tiles of different sizes, white beyond their right and lower borders.
+
+    What the network sees there is farther than its receptive field from any view.
+    """
+    if len(tiles) == 1:
+        return tiles[0][None]
+    height, width = (max(tile.shape[axis] for tile in tiles) for axis in (0, 1))
+    stack = np.full((len(tiles), height, width, 3), 255, np.uint8)
+    for row, tile in zip(stack, tiles, strict=True):
+        row[: tile.shape[0], : tile.shape[1]] = tile
+    return stack

@@ -1,9 +1,12 @@
-"""Memory that the process keeps for what it allocates next."""
+"""Memory: how much this process may use, and what it keeps for what it allocates next."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+from collections.abc import Sequence
+from pathlib import Path
 
 # Of glibc's <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
@@ -32,3 +35,37 @@ def return_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def available_memory() -> int | None:
+    """Return the bytes of memory that this process may use: the machine's or its cgroup's.
+
+    A job's limit (Slurm, Kubernetes, Docker) may be set on any cgroup above the process; Java looks
+    at the innermost only. None where the operating system does not tell.
+    """
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for folder, file in _cgroups():
+        for level in (folder, *folder.parents):
+            try:
+                limits.append(int((level / file).read_text()))
+            except (OSError, ValueError):  # not there, or "max"
+                continue
+    return min(limits)
+
+
+def _cgroups() -> Sequence[tuple[Path, str]]:
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    root = Path("/sys/fs/cgroup")
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            found.append((root / path.lstrip("/"), "memory.max"))
+        elif "memory" in controllers.split(","):
+            found.append((root / "memory" / path.lstrip("/"), "memory.limit_in_bytes"))
+    return found

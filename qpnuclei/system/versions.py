@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 
-import qpnuclei
+from qpnuclei._version import __version__
 
 _LIBRARIES = (
     "numpy",
@@ -21,7 +21,7 @@ _LIBRARIES = (
 
 def versions() -> dict[str, str]:
     """Return the versions of qpnuclei, Python and the libraries that results depend on."""
-    found = {"qpnuclei": qpnuclei.__version__, "python": platform.python_version()}
+    found = {"qpnuclei": __version__, "python": platform.python_version()}
     for name in _LIBRARIES:
         try:
             found[name] = importlib.metadata.version(name)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, overload
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+from qpnuclei.errors import QpnucleiError
 from qpnuclei.nuclei.outlines import bounds
 from qpnuclei.nuclei.table import NucleiTable
 
@@ -187,6 +189,21 @@ class TilePlan(Sequence[Tile]):
             )
         ]
 
+    @classmethod
+    def of_box(cls, box: Box, alignment: int) -> TilePlan:
+        """Return a plan of one tile, whose view is a box or a little more around it.
+
+        Parameters
+        ----------
+        box : Box
+            Within the image.
+        alignment : int
+            As for `TilePlan`.
+        """
+        size = max(box.width, box.height)
+        limits = (box.x1 + size, box.y1 + size)
+        return cls(box.polygon(), limits, size, 1, alignment, (box.x0, box.y0))
+
     def __len__(self) -> int:
         return len(self._tiles)
 
@@ -330,6 +347,18 @@ class TilePlan(Sequence[Tile]):
             corners = (math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1))
             parts.append(Box(*(corner * self.alignment for corner in corners)))
         return parts
+
+    @contextmanager
+    def naming(self, tile: Tile) -> Iterator[None]:
+        """Say in every error of a ``with`` block in which tile it happened."""
+        where = f"tile {tile.index + 1} of {len(self)} at {tile.core[:2]}"
+        try:
+            yield
+        except QpnucleiError as error:
+            raise type(error)(f"{where}: {error.what}", error.hint) from error
+        except Exception as error:
+            error.add_note(f"in {where}")
+            raise
 
     def neighbours(self, tile: Tile) -> list[Tile]:
         """Return the other tiles whose view shares pixels with this one's, in order."""

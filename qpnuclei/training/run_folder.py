@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import qpnuclei
 from qpnuclei.errors import FormatError, NotFoundError, SaveError, UsageError
 from qpnuclei.system.files import write_atomically
 
@@ -189,7 +188,7 @@ def git_state() -> str | None:
 
     None where qpnuclei runs from an installation, or there is no git.
     """
-    root = Path(qpnuclei.__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]

@@ -13,7 +13,8 @@ from qpnuclei.cli.app import app
 from qpnuclei.errors import FormatError, MppError, NotFoundError, QpnucleiError, UsageError
 from qpnuclei.models.checkpoint import read_metadata
 from qpnuclei.models.registry import WEIGHTS_FOLDER, resolve_model
-from qpnuclei.segmentation.maps_engine import Segmenter
+from qpnuclei.pipeline.image import segment
+from qpnuclei.segmentation.engine import EngineOptions, load_engine
 from tests.evaluation.images import write_folder
 
 FLOOR = "hematoxylin + Otsu"
@@ -72,7 +73,8 @@ def test_the_scores_are_those_of_what_a_run_finds(
     (image,) = read_dataset(dataset, split="val")[1]
     rgb, true = image.read()
     found = true * 0
-    nuclei = Segmenter.load("default", "cpu", views).segment(rgb, 0.5)
+    engine = load_engine("default", EngineOptions("cpu", views))
+    nuclei = segment(engine, rgb, 0.5)
     for label, polygon in enumerate(nuclei.polygons(), start=1):
         found[rasterise(polygon, true.shape)] = label
     (reported,) = json.loads((tmp_path / "r.json").read_text())["images"]

@@ -8,18 +8,18 @@ from skimage.draw import disk
 
 from qpnuclei.errors import FormatError, MppError
 from qpnuclei.evaluation.tuning import (
-    AttendedImage,
-    attend,
+    PredictedImage,
+    predict,
     read_validation,
     summarise,
     tune_post_processing,
 )
 from qpnuclei.models.metadata import ModelMetadata, PostProcessing
 from qpnuclei.models.student import StudentNet
-from qpnuclei.segmentation.maps_engine import Segmenter
+from qpnuclei.segmentation.predictor import Predictor
 
 
-def _image(specks: bool, threshold: float) -> AttendedImage:
+def _image(specks: bool, threshold: float) -> PredictedImage:
     """Four nuclei where the attention passes a threshold; around them it is a little lower."""
     labels = np.zeros((120, 120), np.int32)
     attention = np.full(labels.shape, threshold - 0.02, np.float32)
@@ -29,7 +29,7 @@ def _image(specks: bool, threshold: float) -> AttendedImage:
     if specks:
         for y, x in [(60, 20), (60, 60), (60, 100), (10, 60), (110, 60)]:
             attention[disk((y, x), 4)] = threshold + 0.02
-    return AttendedImage(labels, attention, None)
+    return PredictedImage(labels, attention, None)
 
 
 def test_tuning_finds_the_threshold_that_tells_nuclei_from_the_rest():
@@ -109,15 +109,15 @@ def test_validation_wants_a_resolution_and_labels_of_the_images_size(folder):
         read_validation(folder, 0.25, 0.25)
 
 
-def test_attend_gives_maps_of_the_images_size(folder):
+def test_predict_gives_maps_of_the_images_size(folder):
     architecture = {"base_channels": 4, "levels": 2, "max_channels": 8}
     metadata = ModelMetadata(name="random", family="student", architecture=architecture, mpp=0.25)
     network = StudentNet(**architecture)
 
-    (attended,) = attend(
-        Segmenter(network, metadata, torch.device("cpu")), read_validation(folder, 0.25, 0.25)
+    (predicted,) = predict(
+        Predictor(network, metadata, torch.device("cpu")), read_validation(folder, 0.25, 0.25)
     )
 
-    assert attended.attention.shape == attended.labels.shape == (64, 48)
-    assert attended.centre is not None
-    assert attended.centre.shape == (64, 48)
+    assert predicted.attention.shape == predicted.labels.shape == (64, 48)
+    assert predicted.centre is not None
+    assert predicted.centre.shape == (64, 48)

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qpnuclei.measure.measurements import (
-    ATTENTION,
     Pixels,
-    attention_measurement,
     intensity_measurements,
+    mean_measurement,
     pixels_of_labels,
     pixels_of_polygons,
     rasterise,
@@ -233,8 +232,8 @@ def test_intensities_by_hand():
     np.testing.assert_allclose(found["H: Max"], [5, 4, np.nan])
     # One pixel: 0. Otherwise with n - 1: deviations -3.5, 2.5, -0.5, 1.5.
     np.testing.assert_allclose(found["H: Std.Dev."], [0, math.sqrt(21 / 3), np.nan], rtol=1e-6)
-    attention = attention_measurement(pixels.of(values[..., 0]), pixels)
-    np.testing.assert_allclose(attention[ATTENTION], [5, 1.5, np.nan])
+    attention = mean_measurement("Attention: Mean", pixels.of(values[..., 0]), pixels)
+    np.testing.assert_allclose(attention["Attention: Mean"], [5, 1.5, np.nan])
     with pytest.raises(ValueError, match="do not fit the names"):
         intensity_measurements(pixels.of(values), ["H", "E"], pixels)
 
@@ -320,7 +319,7 @@ def test_densities_and_attention_of_many_pixels_are_numpys_to_the_last_bit_but_o
     pixels = Pixels(np.arange(counts.sum()), counts)
     values = rng.gamma(2, 0.2, (len(pixels.indices), 2)).astype(np.float32)
     found = intensity_measurements(values, ["H", "E"], pixels)
-    attention = attention_measurement(values[:, 0], pixels)[ATTENTION]
+    attention = mean_measurement("a", values[:, 0], pixels)["a"]
     assert np.isnan(attention[[1, 8]]).all()
     for region in np.flatnonzero(counts):
         exact = values[pixels.regions == region].astype(np.float64)

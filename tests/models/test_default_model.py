@@ -7,20 +7,20 @@ from qpnuclei.evaluation.classical import haematoxylin_attention
 from qpnuclei.evaluation.datasets import read_folder
 from qpnuclei.evaluation.metrics import score
 from qpnuclei.models.metadata import PostProcessing
-from qpnuclei.segmentation.maps_engine import Segmenter
 from qpnuclei.segmentation.postprocess import segment_instances
+from qpnuclei.segmentation.predictor import Predictor
 from tests.paths import SHARED
 
 MONUSEG = SHARED / "data" / "monuseg-train"
 
 
 @pytest.fixture(scope="module")
-def segmenter():
-    return Segmenter.load("default", "cpu")
+def predictor():
+    return Predictor.load("default", "cpu")
 
 
-def test_says_what_it_is_and_where_it_comes_from(segmenter):
-    metadata = segmenter.metadata
+def test_says_what_it_is_and_where_it_comes_from(predictor):
+    metadata = predictor.metadata
 
     assert (metadata.name, metadata.family, metadata.mpp) == ("default", "student", 0.25)
     assert metadata.data["labels"] == "none"
@@ -28,15 +28,15 @@ def test_says_what_it_is_and_where_it_comes_from(segmenter):
     assert metadata.validation["images"] == 11
 
 
-def test_sees_nothing_on_glass(segmenter):
-    attention, _ = segmenter.attend_image(np.full((96, 96, 3), 243, np.uint8))
+def test_sees_nothing_on_glass(predictor):
+    attention, _ = predictor.predict_image(np.full((96, 96, 3), 243, np.uint8))
 
     assert attention.max() < 0.2
 
 
 @pytest.mark.shared
 @pytest.mark.slow
-def test_beats_the_classical_floor_on_images_it_did_not_learn_from(segmenter):
+def test_beats_the_classical_floor_on_images_it_did_not_learn_from(predictor):
     """One vesicular, one crowded and one easy image of the validation split."""
     if not MONUSEG.is_dir():
         pytest.skip("needs ../shared/data/monuseg-train")
@@ -44,8 +44,8 @@ def test_beats_the_classical_floor_on_images_it_did_not_learn_from(segmenter):
     gains = []
     for image in read_folder(MONUSEG, split="val", names=names):
         rgb, labels = image.read_image(), image.read_labels()
-        attention, centre = segmenter.attend_image(rgb)
-        ours = segment_instances(attention, segmenter.metadata.post_processing, centre)
+        attention, centre = predictor.predict_image(rgb)
+        ours = segment_instances(attention, predictor.metadata.post_processing, centre)
         floor = segment_instances(haematoxylin_attention(rgb), PostProcessing())
         gains.append(score(labels, ours).AJI - score(labels, floor).AJI)
 

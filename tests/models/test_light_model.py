@@ -1,4 +1,4 @@
-"""The small model that ``--model auto`` takes without a GPU."""
+"""The small model that ``--model light`` asks for."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from qpnuclei.models.checkpoint import load_model, model_hash, read_metadata
 from qpnuclei.models.registry import resolve_model
-from qpnuclei.segmentation.maps_engine import Segmenter
+from qpnuclei.segmentation.predictor import Predictor
 from tests.paths import ROOT
 
 
@@ -24,8 +24,8 @@ def test_says_what_it_is_and_who_taught_it(metadata):
 
 
 @pytest.mark.parametrize("measure", ["AJI", "ADC"])
-def test_is_good_enough_to_stand_in_for_the_default_model(metadata, measure):
-    """On the same images, or ``auto`` would trade away too much."""
+def test_is_as_good_as_the_default_model_on_images_like_those_it_learnt_from(metadata, measure):
+    """On the same images, as the README says."""
     default = read_metadata(resolve_model("default"))
 
     assert metadata.validation["images"] == default.validation["images"]
@@ -40,7 +40,7 @@ def test_costs_less_than_half_of_the_default_model():
 def test_sees_nothing_on_glass():
     glass = np.full((96, 96, 3), 243, np.uint8)
 
-    attention, _ = Segmenter.load("light", "cpu").attend_image(glass)
+    attention, _ = Predictor.load("light", "cpu").predict_image(glass)
 
     assert attention.max() < 0.2
 

@@ -10,20 +10,22 @@ import torch
 
 from qpnuclei.errors import SlideError
 from qpnuclei.nuclei.table import NucleiTable, concatenate
-from qpnuclei.pipeline.infer import _assemble, _View, find_nuclei, plan_tiles
-from qpnuclei.segmentation.maps_engine import Segmenter
+from qpnuclei.pipeline.infer import find_nuclei, plan_tiles
+from qpnuclei.segmentation.engine import Engine, EngineOptions, load_engine
 from qpnuclei.slides.resolution import Scale
 from qpnuclei.slides.slide import ImageInMemory
 from qpnuclei.slides.stains import DEFAULT_HE
-from qpnuclei.system.timing import Stopwatch
-from qpnuclei.tiling.plan import Box, TilePlan
 
 SCALE = Scale((0.25, 0.25))
 
 
 @pytest.fixture(scope="module")
-def segmenter() -> Segmenter:
-    return Segmenter.load("default", device="cpu")
+def engine() -> Engine:
+    return made()
+
+
+def made(**options: int) -> Engine:
+    return load_engine("default", EngineOptions(device="cpu", **options))
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +40,12 @@ def tissue() -> ImageInMemory:
     return ImageInMemory(rgb + rng.integers(-9, 10, rgb.shape).astype(np.uint8), (0.25, 0.25))
 
 
-def found(segmenter: Segmenter, tissue: ImageInMemory, tile_px: int, **options: int) -> NucleiTable:
+def found(engine: Engine, tissue: ImageInMemory, tile_px: int, workers: int = 1) -> NucleiTable:
     size = tissue.width, tissue.height
     roi = shapely.Polygon([(20, 10), (400, 60), (350, 370), (60, 300)])
-    tiles = plan_tiles(roi, size, SCALE, segmenter, tile_px, max_nucleus_um=10)
+    tiles = plan_tiles(roi, size, SCALE, engine.spec, tile_px, max_nucleus_um=10)
     tables: list[NucleiTable] = []
-    find_nuclei(tissue, tiles, segmenter, SCALE, DEFAULT_HE, tables, **options)
+    find_nuclei(tissue, tiles, engine, SCALE, DEFAULT_HE, tables, workers=workers)
     return concatenate(tables)
 
 
@@ -56,25 +58,25 @@ def assert_same(one: NucleiTable, other: NucleiTable) -> None:
         np.testing.assert_array_equal(column, other.measurements[name], err_msg=name)
 
 
-def test_batches_of_tiles_of_different_sizes_change_nothing(
-    segmenter: Segmenter, tissue: ImageInMemory
-) -> None:
-    one = found(segmenter, tissue, 130)
+def test_a_batch_size_changes_nothing(engine: Engine, tissue: ImageInMemory) -> None:
+    one = found(engine, tissue, 130)
     assert len(one) > 20
-    assert_same(one, found(segmenter, tissue, 130, batch_size=4))
+    assert_same(one, found(made(batch_size=4), tissue, 130))
 
 
 @pytest.mark.parametrize("workers", [2, 5])
+@pytest.mark.parametrize("threads", [1, 3])
 def test_any_number_of_workers_gives_the_same_table_bit_for_bit(
-    segmenter: Segmenter, tissue: ImageInMemory, workers: int
+    tissue: ImageInMemory, workers: int, threads: int
 ) -> None:
-    one = found(segmenter, tissue, 90)
-    threads = torch.get_num_threads()
+    one = found(made(workers=1), tissue, 90)
+    before = torch.get_num_threads()
     try:
-        torch.set_num_threads(workers)
-        assert_same(one, found(segmenter, tissue, 90, workers=workers))
+        torch.set_num_threads(threads)  # whatever the process is set to
+        assert_same(one, found(made(workers=workers), tissue, 90, workers=workers))
+        assert torch.get_num_threads() == threads
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 class FailsAt(ImageInMemory):
@@ -89,49 +91,28 @@ class FailsAt(ImageInMemory):
 
 
 def test_an_unreadable_tile_is_named_and_ends_all_threads(
-    segmenter: Segmenter, tissue: ImageInMemory
+    engine: Engine, tissue: ImageInMemory
 ) -> None:
     before = threading.active_count()
     broken = FailsAt(np.array(tissue.read(0, 0, 420, 380)), (0.25, 0.25))
     with pytest.raises(SlideError, match=r"^tile \d+ of \d+ at \(\d+, \d+\): its pixels") as caught:
-        found(segmenter, broken, 90, workers=3)
+        found(engine, broken, 90, workers=3)
     assert caught.value.hint == "copy it again"
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("stage", ["segment_instances", "pixels_of_labels"])
+@pytest.mark.parametrize(
+    "stage", ["segmentation.maps_engine.segment_instances", "pipeline.infer.pixels_of_labels"]
+)
 def test_a_fault_in_a_later_stage_names_its_tile_too(
-    segmenter: Segmenter, tissue: ImageInMemory, stage: str, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, tissue: ImageInMemory, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fault(*_: object) -> None:
         raise MemoryError
 
     before = threading.active_count()
-    monkeypatch.setattr(f"qpnuclei.pipeline.infer.{stage}", fault)
+    monkeypatch.setattr(f"qpnuclei.{stage}", fault)
     with pytest.raises(MemoryError) as caught:
-        found(segmenter, tissue, 200, workers=2)
+        found(engine, tissue, 200, workers=2)
     assert caught.value.__notes__[0].startswith("in tile 1 of ")
     assert threading.active_count() == before
-
-
-def test_views_are_put_together_from_what_each_tile_adds() -> None:
-    rng = np.random.default_rng(0)
-    rgb = rng.integers(0, 256, (330, 500, 3)).astype(np.uint8)
-    attention = rng.integers(0, 240, (330, 500), np.uint8)
-    centre = rng.integers(0, 2**16, (330, 500), np.uint16)
-    image = Box(0, 0, 500, 330)
-    roi = shapely.union(shapely.box(0, 0, 220, 300), shapely.box(210, 140, 480, 330))
-    plan = TilePlan(roi, (500, 330), 100, 20)
-    whole = _View(image, rgb, attention, centre)
-    parts = (whole.cut(part).copy() for part in plan.new_parts() if part is not None)
-    tiles = []
-    for tile, view in _assemble(plan, parts, Stopwatch()):
-        inner = tile.view.within(image)
-        assert view.box == tile.view
-        np.testing.assert_array_equal(view.rgb, rgb[inner])
-        np.testing.assert_array_equal(view.attention, attention[inner])
-        assert view.centre is not None
-        np.testing.assert_array_equal(view.centre, centre[inner])
-        tiles.append(tile)
-    assert tiles == list(plan)
-    assert next(parts, None) is None

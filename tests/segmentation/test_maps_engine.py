@@ -1,320 +1,99 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import pytest
+import shapely
 import torch
 
-from qpnuclei.errors import DeviceError, ModelError, MppError, NotFoundError, UsageError
-from qpnuclei.evaluation.tuning import resample
-from qpnuclei.models.attention import AttentionNet
-from qpnuclei.models.checkpoint import save_model
-from qpnuclei.models.device import resolve_device
-from qpnuclei.models.metadata import ColourNormalisation, ModelMetadata, PostProcessing
-from qpnuclei.models.registry import resolve_model
-from qpnuclei.segmentation.maps_engine import Precision, Segmenter, normalise_colour
-from qpnuclei.segmentation.quantised import attention_codes, centre_codes
-from qpnuclei.slides.stains import ReinhardStatistics, reinhard_transfer, separate
+from qpnuclei.errors import NotFoundError, UsageError
+from qpnuclei.segmentation.engine import (
+    EngineOptions,
+    engine_spec,
+    engines,
+    load_engine,
+    split_model,
+)
+from qpnuclei.segmentation.maps_engine import MapsEngine, _assemble, _View
+from qpnuclei.segmentation.predictor import Predictor
+from qpnuclei.system.timing import Stopwatch
+from qpnuclei.tiling.plan import Box, TilePlan
+
+RGB = np.random.default_rng(5).integers(0, 256, (64, 96, 3), dtype=np.uint8)
 
 
-def segmenter(views: int = 1, tau: float | None = 0.0, **architecture: object) -> Segmenter:
-    torch.manual_seed(0)
-    architecture = {"width": 4, "dilations": [1, 2]} | architecture
-    network = AttentionNet(**architecture)  # type: ignore[arg-type]
-    metadata = ModelMetadata.model_validate(
-        {"name": "tiny", "family": "attention", "architecture": architecture, "mpp": 0.5,
-         "tau": tau, "sigmoid_gain": 2.0}
-    )  # fmt: skip
-    return Segmenter(network, metadata, torch.device("cpu"), views)
-
-
-def noise(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-
-
-def test_attend_is_the_sigmoid_of_the_network_on_normalised_rgb() -> None:
-    made = segmenter(tau=0.25)
-    rgb = noise(2, 20, 24, 3)
-    attention, centre = made.attend(rgb)
-    x = (rgb / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]  # ImageNet
-    with torch.no_grad():
-        a = made._network(torch.from_numpy(x.transpose(0, 3, 1, 2)).float())[:, 0].numpy()
-    np.testing.assert_allclose(attention, 1 / (1 + np.exp(-2.0 * (a - 0.25))), atol=1e-5)
-    assert attention.dtype == np.float32
-    assert centre is None
+def read(box: Box) -> np.ndarray:
+    """Give the picture, which repeats itself over the whole plane."""
+    y, x = np.arange(box.y0, box.y1) % 64, np.arange(box.x0, box.x1) % 96
+    return RGB[np.ix_(y, x)]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("model", ["default", "light"])
-def test_a_pixel_is_the_same_bit_for_bit_wherever_the_tile_begins(
-    model: str, precision: Precision
-) -> None:
-    made = Segmenter.load(model, device="cpu", precision=precision)
-    margin = -(-made.receptive_radius_px // made.stride) * made.stride
-    rgb = noise(1, 2 * margin + 70, 2 * margin + 90, 3)
-    whole = made.attend(rgb)
-    part = made.attend(rgb[:, 16:, 32:-7])
-    for all_of_it, some in zip(whole, part, strict=True):
-        assert all_of_it is not None
-        assert some is not None
-        np.testing.assert_array_equal(
-            all_of_it[:, 16 + margin : -margin, 32 + margin : -margin - 7],
-            some[:, margin:-margin, margin:-margin],
-        )
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["default", "light", "attention"])
-def test_the_result_does_not_depend_on_the_number_of_threads(
-    name: str, precision: Precision, tmp_path: Path
-) -> None:
-    model: str | Path = name
-    if name == "attention":
-        made = segmenter(width=24, stride=2)
-        model = tmp_path / "tiny.safetensors"
-        save_model(model, made._network, made.metadata)
-    loaded = Segmenter.load(model, device="cpu", precision=precision)
-    rgb = noise(1, 176, 240, 3)
-    threads = torch.get_num_threads()
+def test_labels_and_codes_do_not_depend_on_workers_or_threads(model: str, precision: str) -> None:
+    plan = TilePlan(shapely.box(0, 0, 300, 200), (300, 200), 100, 20, alignment=8)
+    before = torch.get_num_threads()
     results = []
     try:
-        for n in (1, 2, 3, 7):
-            torch.set_num_threads(n)
-            results.append(loaded.attend(rgb)[0])
+        for workers, threads in ((1, 1), (2, 3), (7, 2)):
+            torch.set_num_threads(threads)
+            options = EngineOptions("cpu", precision=precision, workers=workers)
+            engine = load_engine(model, options)
+            results.append(list(engine.segment(read, plan, None, Stopwatch())))
     finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        np.testing.assert_array_equal(result, results[0])
+        torch.set_num_threads(before)
+    assert len(results[0]) == len(plan)
+    for other in results[1:]:
+        for one, same in zip(results[0], other, strict=True):
+            assert one.tile == same.tile
+            np.testing.assert_array_equal(one.labels, same.labels)
+            for name, score in one.scores.items():
+                np.testing.assert_array_equal(score.codes, same.scores[name].codes)
 
 
-@pytest.mark.parametrize("model", ["default", "light"])
-def test_half_the_bits_change_few_pixels_of_the_mask(model: str) -> None:
-    rgb = np.kron(noise(1, 12, 12, 1), np.ones((1, 16, 16, 3), np.uint8))
-    exact, _ = Segmenter.load(model, device="cpu").attend(rgb)
-    coarse, _ = Segmenter.load(model, device="cpu", precision="bfloat16").attend(rgb)
-    assert np.abs(exact - coarse).max() < 0.05
-    assert ((exact > 0.5) != (coarse > 0.5)).mean() < 0.002
-    assert not np.array_equal(exact, coarse)
+def test_the_spec_is_that_of_the_loaded_network() -> None:
+    for model in ("default", "light"):
+        engine = load_engine(model, EngineOptions("cpu"))
+        assert engine.spec == engine_spec(model)
+        assert isinstance(engine, MapsEngine)
+        assert engine.spec.context_px == engine.predictor.receptive_radius_px
+        assert engine.spec.margin_px % engine.spec.stride == 0
 
 
-def test_a_second_channel_is_the_centre_map() -> None:
-    class TwoChannels(torch.nn.Module):
-        receptive_radius_px, stride = 0, 1
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.stack([torch.zeros_like(x[:, 0]), torch.full_like(x[:, 0], 9.0)], dim=1)
-
-    metadata = ModelMetadata(name="two", family="student", architecture={}, mpp=0.25)
-    attention, centre = Segmenter(TwoChannels(), metadata, torch.device("cpu")).attend(
-        noise(1, 4, 5, 3)
-    )
-    assert attention == pytest.approx(0.5)
-    assert centre == pytest.approx(1 / (1 + np.exp(-9.0)))  # tau is None: the plain sigmoid
+def test_engines_are_found_by_name() -> None:
+    assert "maps" in engines()
+    assert split_model("maps:light") == ("maps", "light")
+    assert engine_spec("maps:light") == engine_spec("light")
+    with pytest.raises(UsageError, match="no engine is called 'cellpose'") as caught:
+        engine_spec("cellpose:cyto3")
+    assert "maps" in str(caught.value.hint)
+    with pytest.raises(NotFoundError, match="no model named 'heavy'"):
+        engine_spec("heavy")
 
 
-@pytest.mark.parametrize(
-    "made",
-    [
-        lambda: Segmenter.load("default", device="cpu"),
-        lambda: Segmenter.load("light", device="cpu"),
-        lambda: Segmenter.load("light", device="cpu", precision="bfloat16"),
-        lambda: Segmenter.load("light", device="cpu", views=8),
-        lambda: segmenter(tau=0.25),
-    ],
-    ids=["default", "light", "bfloat16", "views", "one channel"],
-)
-def test_codes_are_those_of_the_maps(made: Callable[[], Segmenter]) -> None:
-    it = made()
-    rgb = np.kron(noise(2, 9, 12, 1), np.ones((1, 8, 8, 3), np.uint8))[:, :67, :90]
-    attention, centre = it.attend(rgb)
-    found, seeds = it.attend_codes(rgb)
-    assert found.dtype == np.uint8
-    np.testing.assert_array_equal(found, attention_codes(attention))
-    assert (centre is None) == (seeds is None)
-    if centre is not None and seeds is not None:
-        assert seeds.dtype == np.uint16
-        np.testing.assert_array_equal(seeds, centre_codes(centre))
+def test_predictor_of_an_engine_with_other_post_processing() -> None:
+    engine = MapsEngine(Predictor.load("light", "cpu"))
+    other = engine.predictor.metadata.post_processing.model_copy(update={"min_area_px": 7})
+    assert engine.with_post_processing(other).spec.details["post_processing"]["min_area_px"] == 7
 
 
-def test_sizes_that_are_no_multiple_of_the_stride_come_back_as_they_were() -> None:
-    attention, _ = segmenter(stride=2).attend(noise(1, 31, 33, 3))
-    assert attention.shape == (1, 31, 33)
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_large_images_in_tiles_equal_one_whole_pass(
-    monkeypatch: pytest.MonkeyPatch, stride: int
-) -> None:
-    made = segmenter(stride=stride)
-    rgb = noise(75, 90, 3)
-    whole, _ = made.attend_image(rgb)
-    monkeypatch.setattr("qpnuclei.segmentation.maps_engine._TILE_PX", 50)
-    tiled, _ = made.attend_image(rgb)
-    np.testing.assert_allclose(tiled, whole, atol=1e-5)
-
-
-def test_eight_views_are_equivariant_to_every_flip_and_rotation() -> None:
-    made = segmenter(views=8)
-    rgb = noise(1, 20, 26, 3)
-    attention, _ = made.attend(rgb)
-    one_view, _ = segmenter(views=1).attend(rgb)
-    for turn in range(4):
-        for flip in (False, True):
-            turned = np.rot90(rgb, turn, axes=(1, 2))
-            expected = np.rot90(attention, turn, axes=(1, 2))
-            if flip:
-                turned, expected = turned[:, ::-1], expected[:, ::-1]
-            found, _ = made.attend(np.ascontiguousarray(turned))
-            np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert np.abs(attention - one_view).max() > 1e-3  # or the views would not be averaged
-
-
-@pytest.mark.parametrize("bad", [noise(20, 24, 3), noise(1, 20, 24, 4), noise(1, 20, 24, 3) / 255])
-def test_attend_refuses_other_arrays(bad: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"must be \(B, H, W, 3\) uint8"):
-        segmenter().attend(bad)
-
-
-def test_load_by_path(tmp_path: Path) -> None:
-    made = segmenter()
-    path = tmp_path / "tiny.safetensors"
-    save_model(path, made._network, made.metadata)
-    loaded = Segmenter.load(path, device="cpu")
-    rgb = noise(1, 20, 24, 3)
-    np.testing.assert_allclose(loaded.attend(rgb)[0], made.attend(rgb)[0], atol=1e-6)
-    assert loaded.mpp == 0.5
-    assert loaded.receptive_radius_px == 1 + 2 * (1 + 2)
-    assert loaded.stride == 1
-    assert loaded.device.type == "cpu"
-
-
-def test_load_by_a_name_that_is_not_there_lists_those_that_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "light.safetensors").touch()
-    monkeypatch.setattr("qpnuclei.models.registry.WEIGHTS_FOLDER", tmp_path)
-    with pytest.raises(NotFoundError, match="no model named 'heavy'") as caught:
-        Segmenter.load("heavy")
-    assert "light" in caught.value.hint
-    with pytest.raises(NotFoundError, match=r"gone/heavy\.safetensors"):
-        Segmenter.load("gone/heavy.safetensors")
-
-
-@pytest.mark.parametrize(
-    ("device", "expected"), [("cpu", "light"), ("cuda", "default"), ("mps", "default")]
-)
-def test_auto_is_the_model_that_the_device_can_afford(device: str, expected: str) -> None:
-    assert resolve_model("auto", torch.device(device)) == resolve_model(expected)
-
-
-def test_auto_wants_a_device() -> None:
-    with pytest.raises(NotFoundError, match="no model named 'auto'"):
-        resolve_model("auto")
-
-
-def test_devices_that_are_not_there() -> None:
-    assert resolve_device("auto").type in ("cpu", "cuda", "mps")
-    with pytest.raises(UsageError, match="'gpu'"):
-        resolve_device("gpu")
-    with pytest.raises(DeviceError, match="cuda:99"):
-        resolve_device("cuda:99")
-    if not torch.backends.mps.is_available():
-        with pytest.raises(DeviceError, match="'mps'"):
-            resolve_device("mps")
-
-
-def test_resampling_down_averages_areas() -> None:
-    # 4x4 in blocks of 2x2: each becomes its mean, (0 + 10 + 20 + 30) / 4.
-    block = np.array([[0, 10], [20, 30]], np.uint8)
-    rgb = np.repeat(np.tile(block, (2, 2))[..., None], 3, axis=2)
-    np.testing.assert_array_equal(resample(rgb, 0.5), np.full((2, 2, 3), 15))
-    assert resample(rgb, 1) is rgb
-
-
-class DarkIsNucleus(torch.nn.Module):
-    """A network whose attention is 1 exactly where the normalised red channel is negative."""
-
-    receptive_radius_px, stride = 0, 1
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return -x[:, :1]
-
-
-def dark_is_nucleus(**metadata: object) -> Segmenter:
-    fields = {"name": "dark", "family": "attention", "architecture": {}, "mpp": 0.5, "tau": 0.0}
-    described = ModelMetadata.model_validate(
-        fields | {"post_processing": PostProcessing(coarse_radius_px=1)} | metadata
-    )
-    return Segmenter(DarkIsNucleus(), described, torch.device("cpu"))
-
-
-def white_with_dark_squares(*squares: tuple[slice, slice], size: int = 64) -> np.ndarray:
-    rgb = np.full((size, size, 3), 255, np.uint8)
-    for square in squares:
-        rgb[square] = 40
-    return rgb
-
-
-def test_segment_finds_each_square_where_it_is() -> None:
-    rgb = white_with_dark_squares(np.s_[10:20, 30:42], np.s_[40:52, 8:20])
-    nuclei = dark_is_nucleus().segment(rgb, mpp=0.5)
-    # x0, y0, x1, y1; openings with a disk round the corners off but leave the sides.
-    bounds = sorted(p.bounds for p in nuclei.polygons())
-    assert bounds == [(8, 40, 20, 52), (30, 10, 42, 20)]
-
-
-@pytest.mark.parametrize("mpp", [0.25, 1.0])
-def test_segment_resamples_and_answers_in_px_of_the_image(mpp: float) -> None:
-    rgb = white_with_dark_squares(np.s_[16:40, 24:56])
-    (polygon,) = dark_is_nucleus().segment(rgb, mpp=mpp).polygons()
-    np.testing.assert_allclose(polygon.bounds, (24, 16, 56, 40), atol=2)
-
-
-def test_segment_measures_in_um_and_with_the_stains() -> None:
-    rgb = white_with_dark_squares(np.s_[16:40, 24:56])  # 24 x 32 px at 0.5 µm/px: 192 µm²
-    nuclei = dark_is_nucleus().segment(rgb, mpp=0.5)
-    found = {name: float(column[0]) for name, column in nuclei.measurements.items()}
-    assert found["Area µm^2"] == pytest.approx(192, abs=3)  # the openings round the corners off
-    grey = separate(np.full((1, 3), 40, np.uint8))[0]
-    assert found["Hematoxylin: Mean"] == pytest.approx(grey[0], rel=1e-5)
-    assert found["Eosin: Max"] == pytest.approx(grey[1], rel=1e-5)
-    assert 0.5 < found["Attention: Mean"] <= 1
-
-
-def test_segment_of_nothing_is_empty() -> None:
-    nuclei = dark_is_nucleus().segment(white_with_dark_squares(), mpp=0.5)
-    assert len(nuclei) == 0
-    assert "Area µm^2" in nuclei.measurements
-
-
-@pytest.mark.parametrize("mpp", [0.0, 25.0, float("nan")])
-def test_segment_refuses_absurd_resolutions(mpp: float) -> None:
-    with pytest.raises(MppError, match=str(mpp)[:3]):
-        dark_is_nucleus().segment(white_with_dark_squares(), mpp=mpp)
-
-
-def test_segment_refuses_other_arrays() -> None:
-    with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8 and not empty"):
-        dark_is_nucleus().segment(np.zeros((0, 4, 3), np.uint8), mpp=0.5)
-
-
-def test_colours_are_transferred_by_the_statistics_of_the_slide() -> None:
-    colour = ColourNormalisation(
-        method="reinhard", target_mean=(60.0, 10.0, -10.0), target_std=(10.0, 5.0, 5.0)
-    )
-    made = dark_is_nucleus(colour=colour)
-    slide = ReinhardStatistics(200.0, (50.0, 20.0, -5.0), (20.0, 4.0, 6.0))
-    rgb = noise(1, 20, 24, 3)
-    expected = reinhard_transfer(rgb, slide, (60.0, 10.0, -10.0), (10.0, 5.0, 5.0))
-    np.testing.assert_array_equal(made.attend(rgb, slide)[0], dark_is_nucleus().attend(expected)[0])
-    with pytest.raises(ValueError, match="give the statistics of the slide"):
-        made.attend(rgb)
-
-
-def test_a_colour_transfer_without_a_target_is_a_model_error() -> None:
-    made = dark_is_nucleus(colour=ColourNormalisation(method="reinhard"))
-    slide = ReinhardStatistics(200.0, (50.0, 20.0, -5.0), (20.0, 4.0, 6.0))
-    with pytest.raises(ModelError, match="names no target"):
-        normalise_colour(noise(4, 4, 3), made.metadata, slide)
+def test_views_are_put_together_from_what_each_tile_adds() -> None:
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (330, 500, 3)).astype(np.uint8)
+    attention = rng.integers(0, 240, (330, 500), np.uint8)
+    centre = rng.integers(0, 2**16, (330, 500), np.uint16)
+    image = Box(0, 0, 500, 330)
+    roi = shapely.union(shapely.box(0, 0, 220, 300), shapely.box(210, 140, 480, 330))
+    plan = TilePlan(roi, (500, 330), 100, 20)
+    whole = _View(image, rgb, attention, centre)
+    parts = (whole.cut(part).copy() for part in plan.new_parts() if part is not None)
+    tiles = []
+    for tile, view in _assemble(plan, parts, Stopwatch()):
+        inner = tile.view.within(image)
+        assert view.box == tile.view
+        np.testing.assert_array_equal(view.rgb, rgb[inner])
+        np.testing.assert_array_equal(view.attention, attention[inner])
+        assert view.centre is not None
+        np.testing.assert_array_equal(view.centre, centre[inner])
+        tiles.append(tile)
+    assert tiles == list(plan)
+    assert next(parts, None) is None

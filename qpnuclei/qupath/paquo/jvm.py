@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,6 +23,7 @@ import numpy.typing as npt
 from qpnuclei.errors import UsageError
 from qpnuclei.qupath.paquo.installation import HOW_TO_POINT_TO_QUPATH, find_qupath, paquo_settings
 from qpnuclei.system.interrupts import interrupt_postponed
+from qpnuclei.system.memory import available_memory
 
 #: A ``java.lang.invoke.MethodHandle``; any other Java object.
 Handle: TypeAlias = Any
@@ -281,37 +280,3 @@ def _java_options(settings: dict[str, Any]) -> list[str]:
             f"-Xmx{int(memory * HEAP_SHARE) >> 20}m" if memory else "-XX:MaxRAMPercentage=50"
         )
     return options
-
-
-def available_memory() -> int | None:
-    """Return the bytes of memory that this process may use: the machine's or its cgroup's.
-
-    A job's limit (Slurm, Kubernetes, Docker) may be set on any cgroup above the process; Java looks
-    at the innermost only. None where the operating system does not tell.
-    """
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return None
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for folder, file in _cgroups():
-        for level in (folder, *folder.parents):
-            try:
-                limits.append(int((level / file).read_text()))
-            except (OSError, ValueError):  # not there, or "max"
-                continue
-    return min(limits)
-
-
-def _cgroups() -> Sequence[tuple[Path, str]]:
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    root = Path("/sys/fs/cgroup")
-    found = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            found.append((root / path.lstrip("/"), "memory.max"))
-        elif "memory" in controllers.split(","):
-            found.append((root / "memory" / path.lstrip("/"), "memory.limit_in_bytes"))
-    return found

@@ -149,7 +149,7 @@ class Learner:
         average_over_ranks(b for b in buffers if b.is_floating_point())
         return metrics
 
-    def attend(self, rgb: Tensor) -> Tensor:
+    def predict(self, rgb: Tensor) -> Tensor:
         """Return the (B, 1, H, W) attention of (B, 3, H, W) uint8 crops as at test time."""
         self.attention_net.eval()
         self.activation.eval()

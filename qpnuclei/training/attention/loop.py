@@ -21,14 +21,14 @@ from torch.utils.tensorboard import SummaryWriter
 from qpnuclei.errors import TrainingError, UsageError
 from qpnuclei.evaluation.tuning import (
     LabelledImage,
-    attend,
+    predict,
     read_validation,
     summarise,
     tune_post_processing,
 )
 from qpnuclei.models.checkpoint import library_versions, load_model, save_model
 from qpnuclei.models.metadata import ColourNormalisation, ModelMetadata, PostProcessing
-from qpnuclei.segmentation.maps_engine import Segmenter
+from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.system.distributed import any_rank, rank, rank_0_first, world_size
 from qpnuclei.training.attention.batches import Batches, batch_rng
 from qpnuclei.training.attention.learner import Learner
@@ -311,10 +311,10 @@ class _Run:
         if metadata.post_processing != PostProcessing():
             return  # of a run that was finished before
         _log.info("choosing the post-processing on %d images", len(self.labelled))
-        segmenter = Segmenter(network, metadata, self.learner.device)
-        attended = attend(segmenter, self.labelled)
-        parameters = tune_post_processing(attended, metadata.post_processing)
-        measured = {**metadata.validation, **summarise(attended, parameters)}
+        predictor = Predictor(network, metadata, self.learner.device)
+        predicted = predict(predictor, self.labelled)
+        parameters = tune_post_processing(predicted, metadata.post_processing)
+        measured = {**metadata.validation, **summarise(predicted, parameters)}
         update = {"post_processing": parameters, "validation": measured}
         save_model(path, network, metadata.model_copy(update=update))
 
@@ -327,7 +327,7 @@ class _Run:
         step = max(1, len(labels) // _PICTURE_IMAGES)  # a batch is sorted by scale
         rgb = rgb[::step][:_PICTURE_IMAGES]
         path = self.folder / "attention" / f"epoch-{epoch:04d}.png"
-        write_attention_grid(path, rgb, self.learner.attend(rgb))
+        write_attention_grid(path, rgb, self.learner.predict(rgb))
 
     def _kept(self) -> str:
         if self.progress.epoch == 0:

@@ -1,4 +1,4 @@
-"""The scale network G of the paper, which tells the magnification of an attended image."""
+"""The scale network G of the paper, which tells the magnification of an predicted image."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def build_scale_network(
     imagenet: bool = False,
     width: int = 16,
 ) -> nn.Module:
-    """Build G: (B, 3, H, W) attended images, normalised to ImageNet, to scores (B, n_scales).
+    """Build G: (B, 3, H, W) predicted images, normalised to ImageNet, to scores (B, n_scales).
 
     Parameters
     ----------

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from qpnuclei.evaluation.metrics import foreground_dice
-from qpnuclei.evaluation.tuning import LabelledImage, attend
+from qpnuclei.evaluation.tuning import LabelledImage, predict
 from qpnuclei.models.metadata import ModelMetadata
-from qpnuclei.segmentation.maps_engine import Segmenter
+from qpnuclei.segmentation.predictor import Predictor
 
 
 def pixel_auc(attention: npt.NDArray[np.floating[Any]], mask: npt.NDArray[np.bool_]) -> float:
@@ -51,10 +51,10 @@ def validate(
     Dice is that of attention above one half, as the paper records it at intermediate epochs
     (section 3.4).
     """
-    # A copy: the segmenter puts its network into evaluation mode and another memory layout.
-    segmenter = Segmenter(copy.deepcopy(network), metadata, device)
+    # A copy: the predictor puts its network into evaluation mode and another memory layout.
+    predictor = Predictor(copy.deepcopy(network), metadata, device)
     dice, auc = [], []
-    for image in attend(segmenter, images):
+    for image in predict(predictor, images):
         foreground = (image.attention > 0.5).view(np.uint8)
         dice.append(foreground_dice(image.labels, foreground))
         auc.append(pixel_auc(image.attention, image.labels > 0))

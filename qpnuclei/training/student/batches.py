@@ -13,6 +13,8 @@ from torch import Tensor
 
 from qpnuclei.slides.stains import DEFAULT_HE, stain_matrix
 from qpnuclei.training.student.pseudo_labels import PseudoLabels, centre_map, seams
+from qpnuclei.training.student.recipe import StudentRecipe
+from qpnuclei.training.student.synthesis import cut_nuclei, paste_nuclei, repaint_nuclei
 
 RGB = npt.NDArray[np.uint8]
 FloatImage = npt.NDArray[np.float32]
@@ -47,6 +49,22 @@ class Lesson:
         weight = known.weight * np.where(seams(known.labels), 1.0, 1 / seam_weight)
         maps = (known.labels > 0, centre_map(known.labels), weight)
         return cls(rgb, np.rint(255 * np.stack(maps, axis=-1)).astype(np.uint8))
+
+
+def make_lessons(
+    rgb: RGB, known: PseudoLabels, recipe: StudentRecipe, rng: np.random.Generator
+) -> list[Lesson]:
+    """Return a patch as it is, and its renditions with nuclei pasted and repainted."""
+    lessons = [Lesson.of(rgb, known, recipe.seam_weight)]
+    cuts = cut_nuclei(rgb, known.labels)
+    area_mm2 = known.labels.size * (recipe.mpp / 1000) ** 2
+    for _ in range(recipe.renditions):
+        new_rgb, new_known = paste_nuclei(
+            rgb, known, cuts, round(recipe.pastes_per_mm2 * area_mm2), rng
+        )
+        new_rgb = repaint_nuclei(new_rgb, new_known.labels, rng, share=recipe.repainted_share)
+        lessons.append(Lesson.of(new_rgb, new_known, recipe.seam_weight))
+    return lessons
 
 
 def random_batch(

@@ -21,10 +21,9 @@ import numpy.typing as npt
 import torch
 
 from qpnuclei.errors import UsageError
-from qpnuclei.segmentation.maps_engine import Segmenter
 from qpnuclei.segmentation.postprocess import segment_instances
-from qpnuclei.training.student.batches import Lesson
-from qpnuclei.training.student.lessons import make_lessons
+from qpnuclei.segmentation.predictor import Predictor
+from qpnuclei.training.student.batches import Lesson, make_lessons
 from qpnuclei.training.student.patches import SlideSample
 from qpnuclei.training.student.pseudo_labels import PseudoLabels
 from qpnuclei.training.student.recipe import StudentRecipe
@@ -55,7 +54,7 @@ class Distillation:
         self, recipe: StudentRecipe, samples: Sequence[SlideSample], device: torch.device
     ) -> None:
         assert recipe.teacher is not None
-        teacher = Segmenter.load(
+        teacher = Predictor.load(
             recipe.teacher,
             str(device),
             recipe.teacher_views,
@@ -78,12 +77,12 @@ class Distillation:
         self._known: list[PseudoLabels] = []
         self._maps: list[npt.NDArray[np.uint8]] = []
         for patch in self._patches:
-            attention, centre = teacher.attend_image(patch)
+            attention, centre = teacher.predict_image(patch)
             labels = segment_instances(attention, teacher.metadata.post_processing, centre)
             self._known.append(PseudoLabels(labels, np.ones(labels.shape, np.float32)))
             self._maps.append(_eight_bits(attention, centre))
 
-    def known(self, student: Segmenter | None) -> list[PseudoLabels]:
+    def known(self, student: Predictor | None) -> list[PseudoLabels]:
         """Return the nuclei that the teacher finds in each patch; `student` has no say."""
         del student
         return self._known

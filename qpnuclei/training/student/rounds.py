@@ -29,7 +29,7 @@ from skimage.segmentation import find_boundaries
 from qpnuclei.errors import TrainingError
 from qpnuclei.evaluation.tuning import (
     LabelledImage,
-    attend,
+    predict,
     read_validation,
     summarise,
     tune_post_processing,
@@ -44,8 +44,8 @@ from qpnuclei.models.checkpoint import (
 from qpnuclei.models.metadata import ModelMetadata, PostProcessing
 from qpnuclei.models.registry import resolve_model
 from qpnuclei.models.student import StudentNet
-from qpnuclei.segmentation.maps_engine import Segmenter
 from qpnuclei.segmentation.postprocess import segment_instances
+from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.stains import Stains, separate
 from qpnuclei.system.files import write_atomically
 from qpnuclei.training.callbacks import TrainingResult, Watcher
@@ -61,10 +61,9 @@ from qpnuclei.training.run_folder import (
     write_metrics,
 )
 from qpnuclei.training.sources import Source
-from qpnuclei.training.student.batches import Lesson
+from qpnuclei.training.student.batches import Lesson, make_lessons
 from qpnuclei.training.student.distillation import Distillation
 from qpnuclei.training.student.fit import fit
-from qpnuclei.training.student.lessons import make_lessons
 from qpnuclei.training.student.patches import SlideSample, sample_slides
 from qpnuclei.training.student.pseudo_labels import (
     PseudoLabels,
@@ -190,7 +189,7 @@ def train_student(
 class Curriculum(Protocol):
     """Where the lessons of a round come from."""
 
-    def known(self, student: Segmenter | None) -> list[PseudoLabels]:
+    def known(self, student: Predictor | None) -> list[PseudoLabels]:
         """Return what each patch teaches; `student` is that of the round before, if any."""
 
     def lessons(self, known: Sequence[PseudoLabels], rng: np.random.Generator) -> Iterator[Lesson]:
@@ -218,7 +217,7 @@ class SelfTraining:
             for vote in haematoxylin_votes(sample.patches, sample.stains)
         ]
 
-    def known(self, student: Segmenter | None) -> list[PseudoLabels]:
+    def known(self, student: Predictor | None) -> list[PseudoLabels]:
         """Return what each patch teaches; without `student`, by the vote alone."""
         patches = ((sample, patch) for sample in self.samples for patch in sample.patches)
         return [
@@ -268,7 +267,7 @@ class _Run:
         start = time.monotonic()
         number = self.progress.epoch + 1
         rng = np.random.default_rng((self.identity["seed"], number))
-        before = Segmenter(self.student, self._metadata(), self.device) if number > 1 else None
+        before = Predictor(self.student, self._metadata(), self.device) if number > 1 else None
         known = self.curriculum.known(before)
         nuclei = sum(len(np.unique(labels.labels)) - 1 for labels in known)
         self._draw(number, known)
@@ -299,9 +298,9 @@ class _Run:
         measured: dict[str, Any] = {}
         score = None
         if self.labelled:
-            segmenter = Segmenter(self.student, self._metadata(), self.device)
-            attended = attend(segmenter, self.labelled)
-            measured = summarise(attended, STUDENT_INSTANCES)
+            predictor = Predictor(self.student, self._metadata(), self.device)
+            predicted = predict(predictor, self.labelled)
+            measured = summarise(predicted, STUDENT_INSTANCES)
             score = measured["mean"]["AJI"]
             metrics |= {f"validation {key}": measured["mean"][key] for key in ("AJI", "ADC", "PQ")}
         kept = score is None or progress.best_score is None or score > progress.best_score
@@ -319,9 +318,9 @@ class _Run:
         """Give the model that was kept the post-processing that suits it best."""
         path = self.folder / MODEL_FILE
         network, metadata = load_model(path)
-        attended = attend(Segmenter(network, metadata, self.device), self.labelled)
-        parameters = tune_post_processing(attended, metadata.post_processing)
-        measured = summarise(attended, parameters)
+        predicted = predict(Predictor(network, metadata, self.device), self.labelled)
+        parameters = tune_post_processing(predicted, metadata.post_processing)
+        measured = summarise(predicted, parameters)
         update = {"post_processing": parameters, "validation": measured}
         save_model(path, network.cpu(), metadata.model_copy(update=update))
 
@@ -402,19 +401,19 @@ def labels_from_vote(
 
 
 def labels_from_teacher(
-    teacher: Segmenter, rgb: RGB, vote: FloatMap, recipe: StudentRecipe
+    teacher: Predictor, rgb: RGB, vote: FloatMap, recipe: StudentRecipe
 ) -> PseudoLabels:
     """Return what the student of the round before teaches about one patch.
 
     Parameters
     ----------
-    teacher : Segmenter
+    teacher : Predictor
     rgb : (H, W, 3) uint8 ndarray
     vote : (H, W) float32 ndarray
         See `haematoxylin_votes`; mixed in, so that no round forgets where the stain is.
     recipe : StudentRecipe
     """
-    attention, centre = teacher.attend_image(rgb)
+    attention, centre = teacher.predict_image(rgb)
     probability = (1 - recipe.vote_share) * attention + recipe.vote_share * vote
     filled = _filled(probability, STUDENT_INSTANCES, recipe)
     candidates = segment_instances(filled, STUDENT_INSTANCES, centre)

@@ -35,15 +35,6 @@ def test_the_heap_is_half_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None
     assert jvm._java_options({"java_opts": default})[2:] == default
 
 
-def test_memory_is_limited_by_every_cgroup_above(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    leaf = tmp_path / "job" / "step"
-    leaf.mkdir(parents=True)
-    (tmp_path / "job" / "memory.max").write_text("1000000\n")
-    (leaf / "memory.max").write_text("max\n")
-    monkeypatch.setattr(jvm, "_cgroups", lambda: [(leaf, "memory.max")])
-    assert jvm.available_memory() == 1_000_000
-
-
 @pytest.fixture
 def java() -> None:
     if choose_backend() != "paquo":

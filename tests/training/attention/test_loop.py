@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 
 from qpnuclei.errors import TrainingError, UsageError
-from qpnuclei.evaluation.tuning import attend, read_validation
+from qpnuclei.evaluation.tuning import predict, read_validation
 from qpnuclei.models.checkpoint import read_metadata
 from qpnuclei.models.metadata import PostProcessing
-from qpnuclei.segmentation.maps_engine import Segmenter
+from qpnuclei.pipeline.image import segment
+from qpnuclei.segmentation.maps_engine import MapsEngine
+from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.training.attention.learner import Learner
 from qpnuclei.training.attention.loop import collapse, learning_rate, train_attention
 from qpnuclei.training.attention.losses import TRANSFORMS
@@ -107,12 +109,12 @@ def test_the_post_processing_is_chosen_on_the_validation_images(
     finished: tuple[Path, TrainingResult], dataset: Path
 ) -> None:
     folder, _ = finished
-    segmenter = Segmenter.load(folder / "model.safetensors", device="cpu")
-    attended = attend(segmenter, read_validation(dataset, 0.25, 0.25))
-    chosen = segmenter.metadata.post_processing
-    best, default = (attended[0].score(p) for p in (chosen, PostProcessing()))
+    predictor = Predictor.load(folder / "model.safetensors", device="cpu")
+    predicted = predict(predictor, read_validation(dataset, 0.25, 0.25))
+    chosen = predictor.metadata.post_processing
+    best, default = (predicted[0].score(p) for p in (chosen, PostProcessing()))
     assert best.AJI + best.PQ >= default.AJI + default.PQ
-    recorded = segmenter.metadata.validation["mean"]["AJI"]
+    recorded = predictor.metadata.validation["mean"]["AJI"]
     assert recorded == pytest.approx(best.AJI, abs=1e-4)
 
 
@@ -120,8 +122,8 @@ def test_the_model_says_how_it_was_made_and_runs(
     finished: tuple[Path, TrainingResult], sources: list[Source]
 ) -> None:
     folder, _ = finished
-    segmenter = Segmenter.load(folder / "model.safetensors", device="cpu")
-    metadata = segmenter.metadata
+    predictor = Predictor.load(folder / "model.safetensors", device="cpu")
+    metadata = predictor.metadata
     assert (metadata.name, metadata.family, metadata.mpp) == ("tiny", "attention", 0.25)
     assert metadata.recipe["seed"] == 3
     assert metadata.recipe["anchor_weight"] == 1
@@ -134,7 +136,7 @@ def test_the_model_says_how_it_was_made_and_runs(
     assert metadata.tau is not None
     assert {"qpnuclei", "torch"} <= set(metadata.versions)
     rgb = np.asarray(Image.open(sources[0].path))
-    segmenter.segment(rgb, mpp=0.25)  # does not raise
+    assert segment(MapsEngine(predictor), rgb, mpp=0.25).measurements
 
 
 @pytest.mark.parametrize("batches", [3, 4])  # at the end of an epoch, and within one

@@ -14,7 +14,7 @@ from qpnuclei.errors import UsageError
 from qpnuclei.models.checkpoint import build_network, model_hash, read_metadata, save_model
 from qpnuclei.models.metadata import ModelMetadata
 from qpnuclei.models.registry import resolve_model
-from qpnuclei.segmentation.maps_engine import Segmenter
+from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.training.config import read_recipe
 from qpnuclei.training.sources import find_sources
 from qpnuclei.training.student.batches import Lesson
@@ -96,7 +96,7 @@ def test_from_the_command_line_to_a_model_that_says_who_taught_it(
     assert metadata.recipe["teacher_sha256"] == model_hash(resolve_model("default"))
     assert (tmp_path / "run" / "pseudo-labels" / "round-01.png").is_file()
     rgb, labels = tissue(99)
-    attention, centre = Segmenter.load(model, "cpu").attend_image(rgb)
+    attention, centre = Predictor.load(model, "cpu").predict_image(rgb)
     assert centre is not None
     assert attention[labels > 0].mean() > attention[labels == 0].mean() + 0.3
 
@@ -106,9 +106,9 @@ def test_lessons_hold_what_the_teacher_sees(patches: Path) -> None:
 
     lessons = list(curriculum.lessons(curriculum.known(None), np.random.default_rng(0)))
 
-    teacher = Segmenter.load("default", "cpu", precision="bfloat16")
+    teacher = Predictor.load("default", "cpu", precision="bfloat16")
     for seed, lesson in enumerate(lessons):
-        maps = np.stack(teacher.attend_image(tissue(seed)[0]), axis=-1)
+        maps = np.stack(teacher.predict_image(tissue(seed)[0]), axis=-1)
         np.testing.assert_array_equal(lesson.rgb, tissue(seed)[0])
         np.testing.assert_allclose(lesson.targets[..., :2] / 255, maps, atol=0.5 / 255 + 1e-6)
         assert set(np.unique(lesson.targets[..., 2])) <= {85, 255}  # 255 between nuclei

@@ -8,7 +8,7 @@ from skimage.draw import ellipse
 
 from qpnuclei.errors import TrainingError, UsageError
 from qpnuclei.models.checkpoint import read_metadata
-from qpnuclei.segmentation.maps_engine import Segmenter
+from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.training.callbacks import Watcher
 from qpnuclei.training.config import read_recipe
 from qpnuclei.training.sources import find_sources
@@ -92,7 +92,7 @@ def test_the_model_finds_nuclei_it_was_never_shown(run):
     _, result = run
     rgb, labels = _tissue(99)
 
-    attention, centre = Segmenter.load(result.model, "cpu").attend_image(rgb)
+    attention, centre = Predictor.load(result.model, "cpu").predict_image(rgb)
 
     assert centre is not None
     assert attention[labels > 0].mean() > attention[labels == 0].mean() + 0.15

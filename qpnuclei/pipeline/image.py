@@ -1,0 +1,60 @@
+"""The nuclei of one image in memory: what a run does, without a project."""
+
+from __future__ import annotations
+
+import numpy as np
+import shapely
+
+from qpnuclei.nuclei.table import NucleiTable, concatenate
+from qpnuclei.pipeline.infer import find_nuclei, plan_tiles
+from qpnuclei.segmentation.engine import RGB, Engine
+from qpnuclei.slides.resolution import Scale, resolve_mpp, working_downsample
+from qpnuclei.slides.slide import ImageInMemory
+from qpnuclei.slides.stains import DEFAULT_HE, Stains
+
+
+def segment(engine: Engine, rgb: RGB, mpp: float, stains: Stains = DEFAULT_HE) -> NucleiTable:
+    """Find and measure the nuclei of one image in memory: what ``qpnuclei run`` does.
+
+    Parameters
+    ----------
+    engine : Engine
+        From `qpnuclei.segmentation.engine.load_engine`.
+    rgb : (H, W, 3) uint8 ndarray
+        Tissue. Where the engine normalises colours, all of it is taken as the sample. Beyond
+        its border it is continued by reflection.
+    mpp : float
+        Its resolution in µm/px. It is resampled to the engine's, unless it is within 10 %.
+    stains : Stains
+        For the measurements.
+
+    Returns
+    -------
+    NucleiTable
+        Polygons in px of `rgb`, with QuPath's measurements.
+
+    Raises
+    ------
+    qpnuclei.errors.MppError
+        If `mpp` is absurd (< 0.05 or > 2.5).
+    ValueError
+        If `rgb` is not such an array.
+
+    Examples
+    --------
+    >>> from qpnuclei.segmentation.engine import EngineOptions, load_engine
+    >>> engine = load_engine("default", EngineOptions(device="cpu"))
+    >>> glass = np.full((64, 64, 3), 243, np.uint8)
+    >>> len(segment(engine, glass, mpp=0.25))
+    0
+    """
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or rgb.size == 0:
+        raise ValueError(f"rgb must be (H, W, 3) uint8 and not empty: {rgb.shape} {rgb.dtype}")
+    (resolved, _) = resolve_mpp(mpp, None, None, "the image")
+    image = ImageInMemory(rgb, resolved)
+    scale = Scale(resolved, working_downsample(resolved, engine.spec.mpp))
+    size = image.width, image.height
+    tiles = plan_tiles(shapely.box(0, 0, *size), size, scale, engine.spec)
+    found: list[NucleiTable] = []
+    find_nuclei(image, tiles, engine, scale, stains, found)
+    return concatenate(found)

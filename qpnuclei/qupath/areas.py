@@ -1,0 +1,49 @@
+"""The area that an outline encloses, whatever the outline is like.
+
+Outlines come from a mouse, a file or another program: they may cross themselves, have no extent,
+lie within each other or be empty. Whoever needs their area asks here, so that it is the same area
+everywhere.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+
+def polygonal(geometry: shapely.Geometry) -> shapely.Geometry:
+    """Return the areas of a geometry as a Polygon or MultiPolygon, without lines and points."""
+    areas = _polygons(geometry)
+    return areas[0] if len(areas) == 1 else shapely.MultiPolygon(list(areas))
+
+
+def valid_area(geometry: shapely.Geometry) -> shapely.Geometry:
+    """Return what a geometry encloses as a valid Polygon or MultiPolygon.
+
+    A ring that crosses itself encloses what is inside of it by the even-odd rule: a bow tie is
+    two triangles. Parts that overlap, or lie within each other, enclose their union. What has no
+    area (lines, points, a ring of one line, a coordinate that is not finite) gives an empty
+    MultiPolygon.
+    """
+    if shapely.get_dimensions(geometry) < 2:
+        return shapely.MultiPolygon()
+    with np.errstate(over="ignore", invalid="ignore"):  # a damaged file may hold any number
+        if not np.isfinite(shapely.get_coordinates(geometry)).all():
+            return shapely.MultiPolygon()
+        if shapely.is_valid(geometry):
+            return polygonal(geometry)
+        try:
+            parts = shapely.make_valid(_polygons(geometry))
+            return polygonal(shapely.union_all([polygonal(part) for part in parts]))
+        except shapely.GEOSException:  # coordinates beyond what can be computed with
+            return shapely.MultiPolygon()
+
+
+def _polygons(geometry: shapely.Geometry) -> npt.NDArray[np.object_]:
+    parts = shapely.get_parts(shapely.get_parts(geometry))  # a collection may hold multipolygons
+    is_area = (shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & ~shapely.is_empty(
+        parts
+    )
+    areas: npt.NDArray[np.object_] = parts[is_area]
+    return areas

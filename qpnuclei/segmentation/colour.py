@@ -1,0 +1,44 @@
+"""The colours of a region, measured once: never per tile, which makes seams."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qpnuclei.segmentation.engine import ReadPixels
+from qpnuclei.slides.stains import ReinhardStatistics, reinhard_statistics
+from qpnuclei.slides.tissue import tissue_fraction
+from qpnuclei.tiling.plan import Box, TilePlan
+
+#: Colours are measured as in training: on fields of the size of its tiles, spread over the
+#: region, that show enough tissue.
+_FIELDS, _FIELD_PX, _MIN_TISSUE = 64, 224, 0.7
+
+
+def colour_statistics(read: ReadPixels, tiles: TilePlan) -> ReinhardStatistics | None:
+    """Measure the colours of a region for Reinhard's colour transfer.
+
+    Parameters
+    ----------
+    read : callable
+        Gives pixels of the working grid.
+    tiles : TilePlan
+
+    Returns
+    -------
+    ReinhardStatistics or None
+        None if there is no tile.
+    """
+    size = _FIELD_PX
+    corners = [
+        (x, y)
+        for core in (tile.core for tile in tiles)
+        for y in range(core.y0, core.y1, size)
+        for x in range(core.x0, core.x1, size)
+    ]
+    if not corners:
+        return None
+    spread = np.unique(np.linspace(0, len(corners) - 1, _FIELDS).astype(int))
+    fields = [Box(x, y, x + size, y + size) for x, y in (corners[i] for i in spread)]
+    rgb = np.stack([read(field) for field in fields])
+    stained = tissue_fraction(rgb) >= _MIN_TISSUE
+    return reinhard_statistics(rgb[stained] if stained.any() else rgb)

@@ -1,0 +1,284 @@
+"""What finds instances in pixels: the seam between a run and the models it can use.
+
+A run knows an `Engine` and nothing of what is behind it. Engines are found by name through the
+entry-point group ``qpnuclei.engines``; each entry is an `EngineFactory`. A model is asked for as
+``ENGINE:MODEL`` (``onnx:nuclei.onnx``), or without prefix, which is the engine of our own models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from qpnuclei.errors import UsageError
+from qpnuclei.slides.stains import ReinhardStatistics
+from qpnuclei.system.threads import available_cores
+from qpnuclei.system.timing import Stopwatch
+from qpnuclei.tiling.plan import Box, Tile, TilePlan
+
+RGB: TypeAlias = npt.NDArray[np.uint8]
+
+#: Gives the (H, W, 3) pixels of a box of the working grid; the box may reach beyond the slide.
+ReadPixels: TypeAlias = Callable[[Box], RGB]
+
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
+
+#: The engine of the models that `qpnuclei train` makes.
+OWN_ENGINE = "maps"
+
+_GROUP = "qpnuclei.engines"
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What a run must know of an engine with its model, before any weight is loaded.
+
+    Parameters
+    ----------
+    name : str
+        Of the model.
+    sha256 : str
+        Hash of the model's file: what tells two models of one name apart.
+    mpp : float
+        µm per px of the working grid that it is given.
+    context_px : int
+        How far, in px of the working grid, a pixel of its result looks.
+    stride : int
+        Two tiles give the same result where both see it whole if their origins differ by it.
+    interaction_px : int
+        How far beyond a nucleus something can change its outline, the network aside.
+    columns : tuple of str
+        Names of the measurements it makes of each nucleus, for example ``("Attention: Mean",)``.
+    classes : tuple of str
+        Names of the classes it tells apart; empty if it tells none.
+    needs_colour : bool
+        Whether it wants the colour statistics of the whole region.
+    details : mapping
+        JSON types for the run's record, for example its post-processing.
+    """
+
+    name: str
+    sha256: str
+    mpp: float
+    context_px: int
+    stride: int
+    interaction_px: int
+    columns: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    needs_colour: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def margin_px(self) -> int:
+        """`context_px` in whole strides: what is read around a box so that all of it is right."""
+        return -(-self.context_px // self.stride) * self.stride
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine works; what it finds depends on `views` and `precision` alone.
+
+    Parameters
+    ----------
+    device : str
+        See `qpnuclei.models.device.resolve_device`.
+    views : {1, 8}
+        With 8, results for the flips and right-angle rotations of every tile are averaged.
+    precision : {"auto", "float32", "bfloat16"}
+        Of the network.
+    workers : int
+        Processor cores to use.
+    batch_size : int or None
+        Tiles that a GPU takes at once; None lets the engine choose.
+    """
+
+    device: str = "auto"
+    views: int = 1
+    precision: Precision = "auto"
+    workers: int = field(default_factory=available_cores)
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreMap:
+    """A map whose mean under a nucleus is one of its measurements, kept as codes.
+
+    Parameters
+    ----------
+    codes : (H, W) unsigned integer ndarray
+    values : (K,) float32 ndarray
+        What each code stands for.
+    """
+
+    codes: npt.NDArray[np.unsignedinteger[Any]]
+    values: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class TileInstances:
+    """The instances in one tile.
+
+    Parameters
+    ----------
+    tile : Tile
+    rgb : (H, W, 3) uint8 ndarray
+        The pixels of ``tile.view``.
+    labels : (H, W) int32 ndarray
+        0 is background, 1 to N are instances. Each is one 4-connected region without holes.
+    scores : mapping of str to ScoreMap
+        By the names of `EngineSpec.columns`.
+    classes : (N,) int ndarray or None
+        Index into `EngineSpec.classes` of instance 1, 2, ...; None if the engine tells none.
+    """
+
+    tile: Tile
+    rgb: RGB
+    labels: npt.NDArray[np.int32]
+    scores: Mapping[str, ScoreMap]
+    classes: npt.NDArray[np.int64] | None = None
+
+
+class Engine(Protocol):
+    """A model that is ready to work."""
+
+    @property
+    def spec(self) -> EngineSpec:
+        """What a run must know of it."""
+
+    @property
+    def execution(self) -> str:
+        """Where and how it runs, for example ``"cpu, float32, 8 views"``."""
+
+    def segment(
+        self,
+        read: ReadPixels,
+        tiles: TilePlan,
+        colour: ReinhardStatistics | None,
+        clock: Stopwatch,
+    ) -> Generator[TileInstances, None, None]:
+        """Yield the instances of every tile, in the order of the plan.
+
+        What it finds in a tile depends on the pixels of the tile and their surroundings alone:
+        neither on other tiles nor on `EngineOptions.workers`.
+
+        Parameters
+        ----------
+        read : callable
+            Gives pixels of the working grid; may be called from a thread.
+        tiles : TilePlan
+            On the working grid.
+        colour : ReinhardStatistics or None
+            Of the whole region, where `EngineSpec.needs_colour`.
+        clock : Stopwatch
+            Takes the seconds of the stages ``read``, ``predict`` and ``segment``.
+
+        Raises
+        ------
+        qpnuclei.errors.QpnucleiError
+            Whatever goes wrong, with the tile it happened in.
+        """
+
+
+class EngineFactory(Protocol):
+    """What an entry point of the group ``qpnuclei.engines`` is."""
+
+    def spec(self, model: str) -> EngineSpec:
+        """Return the spec of a model, without loading its weights or a deep-learning library.
+
+        Raises
+        ------
+        qpnuclei.errors.NotFoundError, qpnuclei.errors.ModelError
+            If there is no such model, or it cannot be used.
+        """
+
+    def load(self, model: str, options: EngineOptions) -> Engine:
+        """Return the engine with a model, ready to work.
+
+        Raises
+        ------
+        qpnuclei.errors.QpnucleiError
+            As `spec`; and if the device is not there, or a library that it needs.
+        """
+
+
+@cache
+def engines() -> Mapping[str, EngineFactory]:
+    """Return the engines that are installed, by name."""
+    return {entry.name: entry.load()() for entry in entry_points(group=_GROUP)}
+
+
+def split_model(model: str) -> tuple[str, str]:
+    """Return the engine and the model that a text asks for.
+
+    Examples
+    --------
+    >>> split_model("onnx:models/nuclei.onnx")
+    ('onnx', 'models/nuclei.onnx')
+    >>> split_model("default")
+    ('maps', 'default')
+
+    A drive letter of Windows is not an engine.
+
+    >>> split_model("C:/models/ours.safetensors")
+    ('maps', 'C:/models/ours.safetensors')
+    """
+    engine, separator, name = model.partition(":")
+    if separator and len(engine) > 1 and not set(engine) & set("/\\."):
+        return engine, name
+    return OWN_ENGINE, model
+
+
+def engine_spec(model: str) -> EngineSpec:
+    """Return what planning needs of a model, without loading its weights.
+
+    Raises
+    ------
+    UsageError
+        If there is no such engine.
+    qpnuclei.errors.NotFoundError, qpnuclei.errors.ModelError
+        If there is no such model, or it cannot be used.
+    """
+    factory, name = _find(model)
+    return factory.spec(name)
+
+
+def load_engine(model: str, options: EngineOptions | None = None) -> Engine:
+    """Load a model with its engine.
+
+    Parameters
+    ----------
+    model : str
+        ``ENGINE:MODEL``, or a model of our own: a name in the package or a ``.safetensors`` file.
+    options : EngineOptions, optional
+
+    Raises
+    ------
+    UsageError
+        If there is no such engine.
+    qpnuclei.errors.QpnucleiError
+        If the model or the device cannot be used.
+
+    Examples
+    --------
+    >>> engine = load_engine("default", EngineOptions(device="cpu"))
+    >>> engine.spec.mpp
+    0.25
+    """
+    factory, name = _find(model)
+    return factory.load(name, options or EngineOptions())
+
+
+def _find(model: str) -> tuple[EngineFactory, str]:
+    engine, name = split_model(model)
+    found = engines().get(engine)
+    if found is None:
+        raise UsageError(
+            f"no engine is called {engine!r}", f"engines there: {', '.join(sorted(engines()))}"
+        )
+    return found, name

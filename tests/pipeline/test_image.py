@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qpnuclei.errors import MppError
+from qpnuclei.pipeline.image import segment
+from qpnuclei.segmentation.maps_engine import MapsEngine
+from qpnuclei.slides.stains import separate
+from tests.segmentation.test_predictor import dark_is_nucleus, white_with_dark_squares
+
+
+def test_segment_finds_each_square_where_it_is() -> None:
+    rgb = white_with_dark_squares(np.s_[10:20, 30:42], np.s_[40:52, 8:20])
+    nuclei = segment(MapsEngine(dark_is_nucleus()), rgb, mpp=0.5)
+    # x0, y0, x1, y1; openings with a disk round the corners off but leave the sides.
+    bounds = sorted(p.bounds for p in nuclei.polygons())
+    assert bounds == [(8, 40, 20, 52), (30, 10, 42, 20)]
+
+
+@pytest.mark.parametrize("mpp", [0.25, 1.0])
+def test_segment_resamples_and_answers_in_px_of_the_image(mpp: float) -> None:
+    rgb = white_with_dark_squares(np.s_[16:40, 24:56])
+    (polygon,) = segment(MapsEngine(dark_is_nucleus()), rgb, mpp=mpp).polygons()
+    np.testing.assert_allclose(polygon.bounds, (24, 16, 56, 40), atol=2)
+
+
+def test_segment_measures_in_um_and_with_the_stains() -> None:
+    rgb = white_with_dark_squares(np.s_[16:40, 24:56])  # 24 x 32 px at 0.5 µm/px: 192 µm²
+    nuclei = segment(MapsEngine(dark_is_nucleus()), rgb, mpp=0.5)
+    found = {name: float(column[0]) for name, column in nuclei.measurements.items()}
+    assert found["Area µm^2"] == pytest.approx(192, abs=3)  # the openings round the corners off
+    grey = separate(np.full((1, 3), 40, np.uint8))[0]
+    assert found["Hematoxylin: Mean"] == pytest.approx(grey[0], rel=1e-5)
+    assert found["Eosin: Max"] == pytest.approx(grey[1], rel=1e-5)
+    assert 0.5 < found["Attention: Mean"] <= 1
+
+
+def test_segment_of_nothing_is_empty() -> None:
+    nuclei = segment(MapsEngine(dark_is_nucleus()), white_with_dark_squares(), mpp=0.5)
+    assert len(nuclei) == 0
+    assert "Area µm^2" in nuclei.measurements
+
+
+@pytest.mark.parametrize("mpp", [0.0, 25.0, float("nan")])
+def test_segment_refuses_absurd_resolutions(mpp: float) -> None:
+    with pytest.raises(MppError, match=str(mpp)[:3]):
+        segment(MapsEngine(dark_is_nucleus()), white_with_dark_squares(), mpp=mpp)
+
+
+def test_segment_refuses_other_arrays() -> None:
+    with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8 and not empty"):
+        segment(MapsEngine(dark_is_nucleus()), np.zeros((0, 4, 3), np.uint8), mpp=0.5)
