@@ -38,7 +38,7 @@ _AREA_PER_EDGE = 0.0025
 #: So many times are vertices moved, added where the outline would miss a gate, and moved again.
 _ATTEMPTS = 12
 #: A vertex is worth this many squared tolerances, summed over the points that it stands for.
-_WEIGHT = 0.04
+_WEIGHT = 0.3
 
 
 def junctions(nuclei: NucleiTable, labels: IntArray, origin: tuple[int, int]) -> IndexArray:

@@ -13,7 +13,12 @@ import shapely
 
 from qpnuclei.errors import ConflictError, FormatError, UsageError
 from qpnuclei.models.registry import DEFAULT_MODEL
-from qpnuclei.pipeline.infer import DEFAULT_MAX_NUCLEUS_UM, DEFAULT_TILE_PX, plan_tiles
+from qpnuclei.pipeline.infer import (
+    DEFAULT_MAX_NUCLEUS_UM,
+    DEFAULT_SIMPLIFY_UM,
+    DEFAULT_TILE_PX,
+    plan_tiles,
+)
 from qpnuclei.pipeline.selection import RoiSelection, ours_within, select_regions, tissue_region
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Annotation, ImageEntry, ImageObjects
@@ -50,7 +55,7 @@ class RunOptions:
     batch_size: int | None = None
     workers: int = field(default_factory=available_cores)
     max_nucleus_um: float = DEFAULT_MAX_NUCLEUS_UM
-    simplify_um: float = 0.0
+    simplify_um: float = DEFAULT_SIMPLIFY_UM
     geojson_dir: Path | None = None
     parquet_dir: Path | None = None
     run_dir: Path | None = None
