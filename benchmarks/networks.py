@@ -20,7 +20,7 @@ from PIL import Image
 
 from benchmarks.measuring import describe, machine, save, table
 from benchmarks.tissue import paint_field
-from qpnuclei.models.checkpoint import read_metadata
+from qpnuclei.models.metadata import read_metadata
 from qpnuclei.models.registry import WEIGHTS_FOLDER
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.system.memory import keep_freed_memory
@@ -37,8 +37,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--repeat", type=int, default=5)
     arguments = parser.parse_args()
+    with keep_freed_memory():
+        _measure(parser, arguments)
+
+
+def _measure(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     about = machine()
-    keep_freed_memory()
     torch.set_num_threads(arguments.threads)
     images = _read(arguments.images) if arguments.images else _painted()
     if not images:

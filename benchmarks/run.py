@@ -92,6 +92,7 @@ def ours(
     from qpnuclei.pipeline.selection import RoiSelection
     from qpnuclei.qupath.project import open_project
     from qpnuclei.segmentation.engine import load_engine
+    from qpnuclei.system.memory import keep_freed_memory
 
     opened = open_project(project, backend="native")
     options = RunOptions(
@@ -103,7 +104,8 @@ def ours(
     )
     segment(load_engine(model, options.engine), np.zeros((256, 256, 3), np.uint8), MPP)
     start = time.process_time()
-    summary = analyse_project(opened, opened.images, options)
+    with keep_freed_memory():
+        summary = analyse_project(opened, opened.images, options)
     processor = time.process_time() - start
     (image,) = summary.images
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import platform
 import sys
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
-from qpnuclei.errors import QpnucleiError
+from qpnuclei.errors import QpnucleiError, standing_alone
 from qpnuclei.qupath.model import Project
 from qpnuclei.system.versions import versions
 
@@ -50,20 +49,22 @@ def check_installation() -> list[Check]:
 
 def check_project(project: Project) -> list[Check]:
     """Look at every image of a project: is its slide found and readable, has it a pixel size."""
+    from qpnuclei.qupath.analysed import Record
     from qpnuclei.qupath.images import open_image
-    from qpnuclei.slides.resolution import resolve_mpp
+    from qpnuclei.qupath.pixel_size import pixel_size
 
-    checks = []
+    checks: list[Check] = []
     for entry in project.images:
         name = f"image {entry.id}: {entry.name}"
-        try:
-            entry.read()
+
+        def fail(error: QpnucleiError, name: str = name) -> None:
+            checks.append(Check(name, Status.BAD, error.what, error.hint))
+
+        with standing_alone(name, fail):
+            record = Record.of(entry.read().properties, name)
             with open_image(entry) as slide:
                 slide.read(0, 0, 16, 16)
-                mpp, source = resolve_mpp(None, entry.calibration, slide.mpp)
-        except QpnucleiError as error:
-            checks.append(Check(name, Status.BAD, error.what, error.hint))
-        else:
+                mpp, source = pixel_size(entry, record, slide_mpp=lambda: slide.mpp)
             found = f"{slide.width}x{slide.height} px, {mpp[0]:.4g} µm/px from the {source}"
             checks.append(Check(name, Status.OK, found))
     return checks
@@ -120,7 +121,7 @@ def _check_device() -> Check:
 
 
 def _check_model(name: str) -> Check:
-    from qpnuclei.models.checkpoint import model_hash, read_metadata
+    from qpnuclei.models.metadata import model_hash, read_metadata
     from qpnuclei.models.registry import resolve_model
 
     path = resolve_model(name)
@@ -136,15 +137,8 @@ def _check_model(name: str) -> Check:
 
 
 def _check_openslide() -> Check:
-    try:
-        openslide = importlib.import_module("openslide")
-    except ImportError:
-        return Check(
-            "OpenSlide",
-            Status.NOTE,
-            "not installed; only MIRAX and a few other formats need it",
-            'pip install "qpnuclei[openslide]"',
-        )
+    import openslide
+
     return Check("OpenSlide", Status.OK, f"{openslide.__library_version__}")
 
 

@@ -7,6 +7,17 @@ shown. Each also inherits the built-in exception that a Python caller would expe
 
 from __future__ import annotations
 
+import logging
+import reprlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_LOG = logging.getLogger(__name__)
+
+#: Messages may quote what a user or file gave, but not all of it.
+_LONGEST_QUOTE = 200
+_LONGEST_REASON = 300
+
 
 class QpnucleiError(Exception):
     """Base of all errors that qpnuclei raises on purpose.
@@ -85,3 +96,47 @@ class SaveError(QpnucleiError, OSError):
 
 class ConflictError(SaveError):
     """A file changed on disk between reading and saving, for example because QuPath has it open."""
+
+
+class UnexpectedError(QpnucleiError):
+    """A fault of the program itself, or of a library, met while it worked on one image."""
+
+
+@contextmanager
+def standing_alone(where: str, report: Callable[[QpnucleiError], object]) -> Iterator[None]:
+    """Report whatever exception the block raises, so that the program goes on after it.
+
+    Parameters
+    ----------
+    where : str
+        What is being worked on, for example an image.
+    report : callable
+        Called with the error. One that is not raised on purpose becomes an `UnexpectedError`;
+        where it came from is logged.
+    """
+    try:
+        yield
+    except QpnucleiError as error:
+        report(error)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the others must not suffer
+        _LOG.debug("%s", where, exc_info=error)
+        report(_unexpected(error, where))
+
+
+def _unexpected(error: Exception, where: str) -> UnexpectedError:
+    if isinstance(error, MemoryError):
+        return UnexpectedError(f"{where}: not enough memory", "close other programs, and run again")
+    reason = " ".join(str(error).split())[:_LONGEST_REASON]
+    return UnexpectedError(
+        f"{where}: unexpected {type(error).__name__}" + (f": {reason}" if reason else ""),
+        "please report this, with what qpnuclei --verbose says of it",
+    )
+
+
+def quoted(value: object) -> str:
+    """Return a value as a message may quote it: short, however large or deep it is."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxlist, short.maxdict, short.maxtuple = 2, 4, 4, 4
+    short.maxstring = short.maxother = short.maxlong = _LONGEST_QUOTE
+    text = short.repr(value)
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[: _LONGEST_QUOTE - 3]}..."

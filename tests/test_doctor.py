@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from qpnuclei.doctor import Status, check_installation
-from qpnuclei.models.checkpoint import read_metadata
+from qpnuclei.models.metadata import read_metadata
 from qpnuclei.models.registry import resolve_model
 
 

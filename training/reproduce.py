@@ -26,7 +26,7 @@ import torch
 
 from qpnuclei.errors import QpnucleiError, TrainingError, UsageError
 from qpnuclei.evaluation.classical import NAME as FLOOR
-from qpnuclei.models.checkpoint import read_metadata
+from qpnuclei.models.metadata import read_metadata
 from qpnuclei.system.files import write_atomically
 from qpnuclei.training.config import AttentionRecipe, attention_recipe, read_recipe
 from qpnuclei.training.run_folder import METRICS_FILE, MODEL_FILE, STATE_FILE

@@ -34,12 +34,17 @@ def demo(
     from qpnuclei.cli.tables import print_account, summary_table
     from qpnuclei.demo.demonstration import demonstrate
     from qpnuclei.system.interrupts import leaving_on_interrupt
+    from qpnuclei.system.memory import keep_freed_memory
 
     def say(line: str) -> None:
         stderr.print(line, highlight=False, markup=False, soft_wrap=True)
 
     interrupted = "interrupted: the same command goes on with what is there"
-    with leaving_on_interrupt(interrupted), tile_progress(quiet) as progress:
+    with (
+        keep_freed_memory(),
+        leaving_on_interrupt(interrupted),
+        tile_progress(quiet) as progress,
+    ):
         made = demonstrate(directory, slide, mpp, model, device.value, progress, say)
     stdout.print(summary_table(made.summary))
     print_account(made.summary)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qpnuclei.cli.options import Backend, BackendOption, ImageGlobs, ImageRoot, ProjectPath
+from qpnuclei.cli.options import (
+    Backend,
+    BackendOption,
+    ImageGlobs,
+    ImageRoot,
+    MppTable,
+    ProjectMppOption,
+    ProjectPath,
+)
+
+if TYPE_CHECKING:
+    from qpnuclei.errors import QpnucleiError
+    from qpnuclei.qupath.model import ImageEntry
 
 
 class GroupBy(StrEnum):
@@ -43,45 +56,63 @@ def export(
         list[str] | None,
         typer.Option(
             "--class",
-            help="Class of the detections that count as nuclei; may repeat.",
+            help="Class of the detections that count as nuclei, whoever made them and also where "
+            "qpnuclei did not look; may repeat.",
             show_default="what qpnuclei wrote, and Nucleus",
         ),
     ] = None,
     image: ImageGlobs = None,
-    mpp: Annotated[
-        float | None,
-        typer.Option(
-            "--mpp",
-            min=0.05,
-            max=2.5,
-            help="Pixel size in µm/px, for areas of images that the project has none for.",
-            show_default="from the project",
-        ),
-    ] = None,
+    mpp: ProjectMppOption = None,
+    mpp_table: MppTable = None,
     image_root: ImageRoot = None,
     backend: BackendOption = Backend.AUTO,
 ) -> None:
     """Write the number of nuclei per annotation, with area, density and measurements.
 
-    A nucleus counts for every annotation that its centroid lies in, as in QuPath.
+    A nucleus counts for every annotation that its centroid lies in, as in QuPath. Where no run
+    has looked for nuclei the status is "not analysed", and there are no counts.
 
     For example: qpnuclei export project.qpproj -o counts.csv
     """
-    from qpnuclei.cli.console import stderr
+    from qpnuclei.cli.console import print_error, stderr
+    from qpnuclei.qupath.analysed import Status
     from qpnuclei.qupath.counts import count_project, write_table
+    from qpnuclei.qupath.pixel_size import AskedMpp, read_mpp_table
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.regions import match_images
 
     opened = open_project(project, backend=backend.value, image_root=image_root)
+    entries = match_images(opened, tuple(image or ()))
+    by_image = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
+    failures: list[QpnucleiError] = []
+
+    def failed(entry: ImageEntry, error: QpnucleiError) -> None:
+        failures.append(error)
+        print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
+
     rows = count_project(
         opened,
-        match_images(opened, tuple(image or ())),
+        entries,
         by.value,
         roi_classes=roi,
         nucleus_classes=class_name,
-        mpp=mpp,
+        pixel_sizes=AskedMpp(mpp, not image and len(entries) > 1, by_image),
+        failed=failed,
     )
+    if len(failures) == len(entries):
+        sys.exit(1)
     write_table(rows, output)
-    # Nuclei of run --tissue lie under the image.
-    hint = "" if rows else " (no annotations; --by image counts whole images)"
+    hint = "" if rows else " (no annotations; --by image counts what was analysed of each image)"
     stderr.print(f"{output}: {len(rows)} rows{hint}", highlight=False, soft_wrap=True)
+    missing = sum(row["status"] == Status.NOT_ANALYSED for row in rows)
+    if missing and not class_name:
+        stderr.print(
+            f"{missing} of them not analysed, so without counts: analyse them with run, or count "
+            "what is there all the same with --class Nucleus",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if failures:
+        without = f"without {len(failures)} of {len(entries)} images, which could not be counted"
+        stderr.print(f"{output}: {without}", highlight=False, soft_wrap=True)
+        sys.exit(1)

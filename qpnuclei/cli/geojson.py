@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qpnuclei.cli.options import Backend, BackendOption, ImageGlobs, ProjectPath
+
+if TYPE_CHECKING:
+    from qpnuclei.errors import QpnucleiError
+    from qpnuclei.qupath.model import ImageEntry, Project
 
 geojson_app = typer.Typer(
     help="Export annotations and detections to GeoJSON, and import them.",
@@ -51,7 +57,7 @@ def export_geojson(
     For example: qpnuclei geojson export project.qpproj -o geojson --objects annotations
     """
     from qpnuclei.cli.console import print_error, stdout
-    from qpnuclei.errors import QpnucleiError
+    from qpnuclei.errors import standing_alone
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.regions import match_images
     from qpnuclei.qupath.transfer import check_classes, export_image
@@ -59,9 +65,16 @@ def export_geojson(
     opened = open_project(project, backend=backend.value)
     entries = match_images(opened, tuple(image or ()))
     check_classes(opened, entries, tuple(roi or ()))
-    failed = 0
+    failed = False
+
+    def fail(where: str, error: QpnucleiError) -> None:
+        nonlocal failed
+        failed = True
+        print_error(error, f"{where}: ")
+
     for entry in entries:
-        try:
+        where = f"image {entry.name}"
+        with standing_alone(where, partial(fail, where)):
             done = export_image(
                 opened,
                 entry,
@@ -70,16 +83,15 @@ def export_geojson(
                 detections=objects is not Objects.ANNOTATIONS,
                 classes=tuple(roi or ()),
             )
-        except QpnucleiError as error:
-            print_error(error, f"image {entry.name}: ")
-            failed = max(failed, error.exit_code)
-            continue
-        stdout.print(
-            f"{done.path}: {done.annotations} annotations, {done.detections} detections",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+            stdout.print(
+                f"{done.path}: {done.annotations} annotations, {done.detections} detections",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+            _print_some("not exported", done.left_out)
+            _print_some("not written to the file", done.losses)
+            failed |= bool(done.left_out)
     sys.exit(failed)
 
 
@@ -118,39 +130,56 @@ def import_geojson(
 
     For example: qpnuclei geojson import project.qpproj slide-1.svs.geojson
     """
-    from qpnuclei.cli.console import print_error, stderr, stdout
-    from qpnuclei.errors import QpnucleiError
+    from qpnuclei.cli.console import print_error
+    from qpnuclei.errors import standing_alone
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.regions import one_image
-    from qpnuclei.qupath.transfer import image_of_file, import_file
+    from qpnuclei.qupath.transfer import image_of_file
 
     opened = open_project(project, backend=backend.value)
     only = None if image is None else one_image(opened.images, image)
     # Every file must have its image before anything is written.
     entries = [only or image_of_file(opened, path) for path in files]
-    failed = 0
+    failed = False
+
+    def fail(where: str, error: QpnucleiError) -> None:
+        nonlocal failed
+        failed = True
+        print_error(error, f"{where}: ")
+
     for path, entry in zip(files, entries, strict=True):
-        try:
-            done = import_file(opened, entry, path, class_name)
-        except QpnucleiError as error:
-            print_error(error, f"image {entry.name}: ")
-            failed = max(failed, error.exit_code)
-            continue
-        parts = [f"{done.annotations} annotations, {done.detections} detections imported"]
-        if done.outlines:
-            parts.append(f"{done.outlines} of these are outlines of cells or tiles")
-        if done.already_there:
-            parts.append(f"{done.already_there} were there already")
-        if done.left_out:
-            parts.append(f"{len(done.left_out)} could not be imported")
-        for reason in done.left_out[:_NAMED]:
-            stderr.print(f"not imported: {reason}", highlight=False, markup=False, soft_wrap=True)
-        if len(done.left_out) > _NAMED:
-            stderr.print(f"not imported: {len(done.left_out) - _NAMED} more", highlight=False)
-        stdout.print(
-            f"{path} into {entry.name}: {'; '.join(parts)}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        where = f"image {entry.name}"
+        with standing_alone(where, partial(fail, where)):
+            failed |= _import(opened, entry, path, class_name)
     sys.exit(failed)
+
+
+def _import(project: Project, entry: ImageEntry, path: Path, class_name: str | None) -> bool:
+    """Import a file and say what came of it; return whether an object was left out."""
+    from qpnuclei.cli.console import stdout
+    from qpnuclei.qupath.transfer import import_file
+
+    done = import_file(project, entry, path, class_name)
+    parts = [f"{done.annotations} annotations, {done.detections} detections imported"]
+    if done.already_there:
+        parts.append(f"{done.already_there} were there already")
+    if done.left_out:
+        parts.append(f"{len(done.left_out)} could not be imported")
+    _print_some("not imported", done.left_out)
+    _print_some("imported in part", done.losses)
+    stdout.print(
+        f"{path} into {entry.name}: {'; '.join(parts)}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    return bool(done.left_out)
+
+
+def _print_some(what: str, reasons: Sequence[str]) -> None:
+    from qpnuclei.cli.console import stderr
+
+    for reason in reasons[:_NAMED]:
+        stderr.print(f"{what}: {reason}", highlight=False, markup=False, soft_wrap=True)
+    if len(reasons) > _NAMED:
+        stderr.print(f"{what}: {len(reasons) - _NAMED} more", highlight=False, markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -15,7 +16,10 @@ def info(
     image_root: ImageRoot = None,
     backend: BackendOption = Backend.AUTO,
 ) -> None:
-    """Show a project's images, pixel sizes, annotations and detections by class."""
+    """Show a project's images, pixel sizes, annotations and detections by class.
+
+    Exits with 1 if the objects of an image cannot be read; the others are shown.
+    """
     import orjson
 
     from qpnuclei.cli.console import stdout
@@ -28,3 +32,5 @@ def info(
         typer.echo(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode())
     else:
         stdout.print(info_table(content), soft_wrap=True)
+    if any("error" in image for image in content["images"]):
+        sys.exit(1)

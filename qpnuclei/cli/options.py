@@ -53,6 +53,23 @@ ImageGlobs = Annotated[
         show_default="all images",
     ),
 ]
+ProjectMppOption = Annotated[
+    float | None,
+    typer.Option(
+        "--mpp",
+        help="Pixel size at full resolution in µm/px, of the images named with --image or of the "
+        "only one; of several others, for those that have none.",
+        show_default="that of the last run, else the project, else the slide",
+    ),
+]
+MppTable = Annotated[
+    Path | None,
+    typer.Option(
+        "--mpp-table",
+        help="Pixel sizes of many images: a CSV file with the columns image (name or ID) and mpp "
+        "(µm/px).",
+    ),
+]
 MppOption = Annotated[
     float | None,
     typer.Option(

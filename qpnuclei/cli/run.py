@@ -18,7 +18,8 @@ from qpnuclei.cli.options import (
     ImageGlobs,
     ImageRoot,
     ModelOption,
-    MppOption,
+    MppTable,
+    ProjectMppOption,
     ProjectPath,
     Quiet,
     TtaOption,
@@ -68,10 +69,18 @@ def run(
         bool,
         typer.Option("--tissue", help="Analyse the tissue, found automatically, instead."),
     ] = False,
+    no_annotation: Annotated[
+        bool,
+        typer.Option(
+            "--no-annotation",
+            help="With --tissue: do not leave a locked annotation of class Tissue.",
+        ),
+    ] = False,
     image: ImageGlobs = None,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = Device.AUTO,
-    mpp: MppOption = None,
+    mpp: ProjectMppOption = None,
+    mpp_table: MppTable = None,
     image_root: ImageRoot = None,
     backend: BackendOption = Backend.AUTO,
     class_name: Annotated[
@@ -179,13 +188,16 @@ def run(
     from qpnuclei.cli.console import print_error, stderr, stdout, tile_progress
     from qpnuclei.cli.tables import plan_view, print_account, summary_table
     from qpnuclei.pipeline.selection import choose_images
+    from qpnuclei.qupath.pixel_size import read_mpp_table
     from qpnuclei.qupath.project import open_project
     from qpnuclei.system.interrupts import leaving_on_interrupt
+    from qpnuclei.system.memory import keep_freed_memory
 
     with leaving_on_interrupt("interrupted: nothing was changed"):
         opened = open_project(project, backend=backend.value, image_root=image_root)
         stderr.print(f"{opened.path}: opened with the {opened.backend} backend", highlight=False)
         entries = choose_images(opened, tuple(image or ()), selection)
+        by_image = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
 
         # Only now, when the request makes sense, what takes seconds to import.
         from qpnuclei.pipeline.plan import RunOptions, plan_images
@@ -196,6 +208,9 @@ def run(
         model=model,
         device=device.value,
         mpp=mpp,
+        mpp_only_missing=not image and len(entries) > 1,
+        mpp_by_image=by_image,
+        tissue_annotation=not no_annotation,
         class_name=class_name,
         on_existing=on_existing.value,
         tile_px=tile,
@@ -211,17 +226,25 @@ def run(
         force=force,
     )
     if dry_run:
-        stdout.print(plan_view(plan_images(entries, options)), soft_wrap=True)
-        return
+        plans, failed = plan_images(entries, options)
+        stdout.print(plan_view(plans), soft_wrap=True)
+        for entry, error in failed:
+            print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
+        sys.exit(1 if failed else 0)
     interrupted = "interrupted: images that were done are saved, the others are unchanged"
-    with leaving_on_interrupt(interrupted), tile_progress(quiet) as progress:
+    with (
+        keep_freed_memory(),
+        leaving_on_interrupt(interrupted),
+        tile_progress(quiet) as progress,
+    ):
         summary = analyse_project(opened, entries, options, progress)
     if summary.images:
         stdout.print(summary_table(summary))
     elif not summary.failures:
         stderr.print("nothing was analysed: no chosen annotation is left to do")
     print_account(summary)
-    for name, error in summary.failures:
-        print_error(error, "" if name in error.what else f"image {name}: ")
+    for failure in summary.failures:
+        known = failure.name in failure.error.what
+        print_error(failure.error, "" if known else f"image {failure.name}: ")
     if summary.failures:
-        sys.exit(max(error.exit_code for _, error in summary.failures))
+        sys.exit(1)

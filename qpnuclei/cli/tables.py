@@ -164,7 +164,9 @@ def info_table(content: dict[str, Any]) -> Group:
 def _pixels(image: dict[str, Any]) -> str:
     size = f"{image['width']} x {image['height']} px" if image["width"] else "size unknown"
     width, height = image["pixel_width_um"], image["pixel_height_um"]
-    scale = "not calibrated" if width is None else f"{width:.4g} x {height:.4g} µm/px"
+    scale = "not calibrated"
+    if width is not None:
+        scale = f"{width:.4g} x {height:.4g} µm/px from {image['pixel_size_from']}"
     kind = image.get("type") or "type not set"
     stains = image.get("stains") or "no stains set"
     return f"{size}, {scale}, {kind} ({stains}), {image['server']}"

@@ -165,10 +165,10 @@ def train(
     from qpnuclei.system.distributed import process_group, rank, world_size
     from qpnuclei.system.memory import keep_freed_memory
 
-    keep_freed_memory()
     if validation_mpp is None and mpp and len(mpp) == 1:
         validation_mpp = mpp[0]
     with (
+        keep_freed_memory(),
         process_group(resolve_device(device)) as torch_device,
         _progress_bar(quiet or rank() > 0) as bar,  # rank 0 speaks for all
         stop_on_interrupt() as interrupted,

@@ -121,10 +121,13 @@ def demonstrate(
         project = _project(directory / "project", slide, mpp, annotations)
     say(f"finding the nuclei in {len(annotations)} annotations of {project.path}")
     options = RunOptions(RoiSelection(everything=True), model=model, device=device, mpp=mpp)
-    (plan,) = plan_images(project.images, options)
-    summary = analyse_project(project, project.images, options, progress)
-    for _, error in summary.failures:
+    plans, failed = plan_images(project.images, options)
+    for _, error in failed:
         raise error
+    (plan,) = plans
+    summary = analyse_project(project, project.images, options, progress)
+    for failure in summary.failures:
+        raise failure.error
     counts = directory / "counts.csv"
     write_table(count_project(project, project.images, mpp=mpp), counts)
     say("drawing what was found")

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 import shapely
@@ -36,9 +35,6 @@ _MIN_OUTLINED_PX = 3.0
 _DENSITY_SIGMA_UM = 25.0
 
 _SHIFT = 4  # OpenCV draws with 1/16 px
-
-# matplotlib brings a font that has a µ; Pillow's own has none.
-_FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 
 
 def draw_overlay(
@@ -257,7 +253,8 @@ def _scale_bar(canvas: Image.Image, um_per_px: float) -> None:
     target = canvas.width * um_per_px / 6
     power = 10 ** np.floor(np.log10(target))
     length = float(max(step * power for step in (1, 2, 5) if step * power <= target))
-    label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
+    # Millimetres: Pillow's font has no µ.
+    label = f"{length / 1000:g} mm"
     y = canvas.height - 16
     ImageDraw.Draw(canvas).rectangle((14, y, 14 + length / um_per_px, y + 5), fill=_INK)
     _text(canvas, label, (14, y - 26), _INK)
@@ -275,7 +272,7 @@ def _text(
         at,
         text,
         fill=colour,
-        font=ImageFont.truetype(_FONT, 17),
+        font=ImageFont.load_default(17),
         anchor="mm" if centred else "la",
         stroke_width=3,
         stroke_fill=(255, 255, 255),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import bootstrap
 
 #: Samples that are drawn, and where their drawing starts: the same figures give the same interval.
 RESAMPLES, SEED = 10_000, 0
@@ -35,9 +36,15 @@ def bootstrap_interval(
     """
     known = np.asarray(values, np.float64)
     known = known[~np.isnan(known)]
-    if known.size == 0:
-        return float("nan"), float("nan")
-    drawn = np.random.default_rng(seed).integers(known.size, size=(resamples, known.size))
-    tail = 50 * (1 - level)
-    low, high = np.percentile(known[drawn].mean(axis=1), [tail, 100 - tail])
+    if known.size < 2:  # SciPy wants two
+        only = float(known[0]) if known.size else float("nan")
+        return only, only
+    low, high = bootstrap(
+        (known,),
+        np.mean,
+        method="percentile",
+        confidence_level=level,
+        n_resamples=resamples,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
     return float(low), float(high)

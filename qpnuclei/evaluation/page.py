@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from html import escape
+from pathlib import Path
 
+import jinja2
 import numpy as np
 import numpy.typing as npt
 import shapely
@@ -34,7 +35,7 @@ COLOURS = {
 }
 
 _MEANING = {
-    Kind.FOUND: "found: annotated and predicted outline share more than half (IoU &gt; 0.5)",
+    Kind.FOUND: "found: annotated and predicted outline share more than half (IoU > 0.5)",
     Kind.MISSED: "missed: annotated, nothing predicted there",
     Kind.FALSE: "false: predicted, nothing annotated there",
     Kind.SPLIT: "split: several predictions in one annotated nucleus",
@@ -48,23 +49,9 @@ _JPEG_QUALITY = 75
 #: corner of a square is not.
 _TOLERANCE_PX = 0.3
 
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem auto; max-width: 1080px;
-  padding: 0 1rem; color: #1b1b1b; background: #fff; }
-table { border-collapse: collapse; font-size: 13px; margin: .6rem 0; }
-td, th { border: 1px solid #ccc; padding: .2rem .5rem; text-align: right; }
-td:first-child, th:first-child { text-align: left; }
-td small { color: #555; display: block; white-space: nowrap; }
-figure { margin: 2rem 0; } figcaption { margin-bottom: .3rem; }
-svg.tissue { width: 100%; height: auto; display: block; }
-svg path { fill: none; stroke-width: 2px; vector-effect: non-scaling-stroke; }
-svg .annotated { stroke-dasharray: 4 3; }
-svg .missed { stroke-width: 3px; }
-.legend { position: sticky; top: 0; background: #fff; border-bottom: 1px solid #ccc;
-  padding: .4rem 0; z-index: 1; font-size: 13px; columns: 2; }
-.legend label { display: block; break-inside: avoid; }
-.swatch { display: inline-block; width: 1.4em; height: .7em; margin: 0 .4em; }
-"""
+_TEMPLATE = jinja2.Environment(
+    autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+).from_string(Path(__file__).with_name("page.html.jinja").read_text(encoding="utf-8"))
 
 
 def evaluation_page(report: Report, most_pictures: int = 20) -> str:
@@ -84,82 +71,30 @@ def evaluation_page(report: Report, most_pictures: int = 20) -> str:
     ranked = sorted(report.result.images, key=lambda result: result.scores.AJI)
     count = min(most_pictures, len(ranked))
     shown = [ranked[i] for i in np.linspace(0, len(ranked) - 1, count).round().astype(int)]
-    title = escape(report.title)
-    notes = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
-    kinds = "".join(_switch(kind) for kind in Kind)
-    hiding = "".join(
-        f"body:has(#show-{name}:not(:checked)) .{name} {{ display: none; }}\n"
-        for name in (*Kind, "outlines")
-    )
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width">
-<style>{_STYLE}{hiding}</style></head><body>
-<h1>{title}</h1>
-<p>{len(ranked)} images, {sum(r.scores.true_count for r in ranked)} annotated nuclei. Mean over
-images, below it the 95 % bootstrap interval over images. For AHD, less is better; for the count
-error, nearer to 0; for all others, more. A difference is beyond chance where its interval does
-not hold 0.</p>
-{_means(report)}
-<ul>{notes}</ul>
-<h2>What became of the annotated nuclei</h2>
-{_errors(report)}
-<p>"False" are predictions beside the annotated nuclei; the other columns add up to 100 % of
-these.</p>
-<h2>Images, from the lowest AJI to the highest</h2>
-<p>{len(shown)} of {len(ranked)} are shown. Solid lines are predicted, dashed lines annotated.</p>
-<div class="legend">{kinds}
-<label><input type="checkbox" id="show-outlines"><span class="swatch"
-style="border-bottom: 2px dashed {COLOURS[Kind.FOUND]}; height: .3em"></span>also the annotated
-outlines of what was found</label></div>
-{"".join(_figure(result) for result in shown)}
-</body></html>
-"""
-
-
-def _switch(kind: Kind) -> str:
-    return (
-        f'<label><input type="checkbox" id="show-{kind}" checked>'
-        f'<span class="swatch" style="background: {COLOURS[kind]}"></span>{_MEANING[kind]}</label>'
+    return _TEMPLATE.render(
+        report=report,
+        annotated=sum(result.scores.true_count for result in ranked),
+        columns=COLUMNS,
+        kinds=list(Kind),
+        colours=COLOURS,
+        meaning=_MEANING,
+        score=format_score,
+        shown=[_picture(result) for result in shown],
     )
 
 
-def _means(report: Report) -> str:
-    head = "".join(f"<th>{escape(heading)}</th>" for _, heading, _ in COLUMNS)
-    body = ""
-    for name, cells in report.rows():
-        columns = (cell.partition(" ") for cell in cells)
-        body += f"<tr><td>{escape(name)}</td>" + "".join(
-            f"<td>{value}<small>{interval}</small></td>" for value, _, interval in columns
-        )
-    return f"<table><tr><th>method</th>{head}</tr>{body}</table>"
-
-
-def _errors(report: Report) -> str:
-    head = "".join(f"<th>{kind}</th>" for kind in Kind)
-    body = ""
-    for evaluation in (report.result, *report.others):
-        total = max(1, sum(result.scores.true_count for result in evaluation.images))
-        body += f"<tr><td>{escape(evaluation.name)}</td>" + "".join(
-            f"<td>{count}<small>{count / total:.0%}</small></td>"
-            for count in evaluation.errors.values()
-        )
-    return f"<table><tr><th>method</th>{head}</tr>{body}</table>"
-
-
-def _figure(result: ImageResult) -> str:
+def _picture(result: ImageResult) -> dict[str, object]:
     rgb, true = result.image.read()
     height, width = true.shape
-    agreement = classify(true, label_map(result.nuclei.polygons(), true.shape))
-    name, scores = escape(result.image.name), result.scores
-    errors = ", ".join(f"{count} {kind}" for kind, count in result.errors.items())
-    return f"""<figure id="{name}"><figcaption><b>{name}</b>: AJI {format_score(scores.AJI, 3)},
-ADC {format_score(scores.ADC, 3)}, PQ {format_score(scores.PQ, 3)}; {scores.true_count} annotated,
-{scores.predicted_count} predicted ({errors})</figcaption>
-<svg class="tissue" viewBox="0 0 {width} {height}"><image width="{width}" height="{height}"
-href="data:image/jpeg;base64,{_jpeg(rgb)}"/>
-{_paths(agreement)}</svg></figure>
-"""
+    return {
+        "name": result.image.name,
+        "scores": result.scores,
+        "errors": result.errors,
+        "width": width,
+        "height": height,
+        "jpeg": _jpeg(rgb),
+        "paths": _paths(classify(true, label_map(result.nuclei.polygons(), true.shape))),
+    }
 
 
 def _jpeg(rgb: npt.NDArray[np.uint8]) -> str:
@@ -170,23 +105,23 @@ def _jpeg(rgb: npt.NDArray[np.uint8]) -> str:
     return base64.b64encode(stream.getvalue()).decode()
 
 
-def _paths(agreement: Agreement) -> str:
+def _paths(agreement: Agreement) -> list[dict[str, str]]:
     """Return SVG paths, one for each kind and side; what went wrong is drawn above what did not."""
     predicted, annotated = outlines(agreement.predicted), outlines(agreement.true)
     paths = []
     for kind in Kind:
-        for css, rings, kinds in (
+        for classes, rings, kinds in (
             (f"{kind}", predicted, agreement.predicted_kind),
             (f"{kind} annotated", annotated, agreement.true_kind),
         ):
-            if css == f"{Kind.FOUND} annotated":
-                css += " outlines"
-            path = "".join(
+            if classes == f"{Kind.FOUND} annotated":
+                classes += " outlines"
+            data = "".join(
                 path_data(ring) for ring, k in zip(rings, kinds, strict=True) if k is kind
             )
-            if path:
-                paths.append(f'<path class="{css}" stroke="{COLOURS[kind]}" d="{path}"/>')
-    return "\n".join(paths)
+            if data:
+                paths.append({"kind": kind, "classes": classes, "data": data})
+    return paths
 
 
 def outlines(labels: npt.NDArray[np.int32]) -> list[npt.NDArray[np.float64]]:

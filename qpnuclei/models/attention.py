@@ -15,10 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qpnuclei.models.geometry import PAPER_DILATIONS, attention_geometry
 from qpnuclei.system.distributed import mean_over_ranks
-
-#: Dilations of the six residual blocks of the paper's network.
-PAPER_DILATIONS = (1, 2, 3, 5, 10, 20)
 
 Padding = Literal["reflect", "zeros"]
 
@@ -88,9 +86,7 @@ class AttentionNet(nn.Module):
     @property
     def receptive_radius_px(self) -> int:
         """How far, in input px, a pixel of the output looks (83 for the paper's network)."""
-        radius = 2 * sum(self.dilations)
-        # Stride 2: the interpolation reaches 1 px to the next cell, the 4x4 stem 2 px beyond.
-        return radius + 1 if self.stride == 1 else 2 * radius + 3
+        return attention_geometry(self.dilations, self.stride).receptive_radius_px
 
     @property
     def min_size_px(self) -> int:

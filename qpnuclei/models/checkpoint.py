@@ -6,22 +6,19 @@ No pickle is read or written. The header's entry ``qpnuclei`` is the JSON of
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
-import pydantic
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from qpnuclei.errors import ModelError, NotFoundError
-from qpnuclei.models.metadata import FORMAT_VERSION, ModelMetadata
+from qpnuclei.errors import ModelError
+from qpnuclei.models.geometry import NetworkGeometry
+from qpnuclei.models.metadata import HEADER_KEY, RETRAIN, ModelMetadata, read_metadata, shortened
 from qpnuclei.system.files import write_atomically
 
 #: Where the network of a family lives. Imported when a model of that family is built.
@@ -30,9 +27,8 @@ FAMILIES: Mapping[str, str] = {
     "student": "qpnuclei.models.student:StudentNet",
 }
 
-_HEADER_KEY = "qpnuclei"
-_NOT_THERE = "give a name or the path of a .safetensors file"
-_RETRAIN = "use a model made by this version of qpnuclei, or train it again"
+#: Of weights, and of the number of batches that a BatchNorm counts.
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
 
 
 class Network(Protocol):
@@ -63,33 +59,12 @@ def build_network(metadata: ModelMetadata) -> nn.Module:
     network_class = getattr(importlib.import_module(module), name)
     try:
         return cast(nn.Module, network_class(**metadata.architecture))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ModelError(
-            f"model {metadata.name!r}: {name} cannot be built from {metadata.architecture!r}: "
-            f"{error}",
-            _RETRAIN,
+            f"model {metadata.name!r}: {name} cannot be built from "
+            f"{shortened(metadata.architecture)}: {error}",
+            RETRAIN,
         ) from error
-
-
-@dataclass(frozen=True)
-class NetworkGeometry:
-    """How far a network looks and how it must be aligned, in px of its input; see `Network`."""
-
-    receptive_radius_px: int
-    stride: int
-
-
-def network_geometry(metadata: ModelMetadata) -> NetworkGeometry:
-    """Return the geometry of the network that `metadata` describes.
-
-    Raises
-    ------
-    qpnuclei.errors.ModelError
-        As `build_network`.
-    """
-    with torch.device("meta"):  # no weights are made
-        network = cast(Network, build_network(metadata))
-    return NetworkGeometry(network.receptive_radius_px, network.stride)
 
 
 def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
@@ -100,69 +75,19 @@ def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
     path : pathlib.Path
         The ``.safetensors`` file, replaced if it exists.
     network : torch.nn.Module
-        Its ``state_dict`` is stored, on the CPU.
+        Of a family that `FAMILIES` names. Its ``state_dict`` is stored, on the CPU.
     metadata : ModelMetadata
+        Its `geometry` is replaced by that of `network`.
 
     Raises
     ------
     qpnuclei.errors.SaveError
         If it cannot be written; what was there before is untouched.
     """
+    described = metadata.model_copy(update={"geometry": _geometry(network)})
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    content = safetensors.torch.save(tensors, {_HEADER_KEY: metadata.model_dump_json()})
+    content = safetensors.torch.save(tensors, {HEADER_KEY: described.model_dump_json()})
     write_atomically(path, content)
-
-
-def read_metadata(path: Path) -> ModelMetadata:
-    """Read a model file's metadata without its weights.
-
-    Raises
-    ------
-    qpnuclei.errors.NotFoundError
-        If there is no such file.
-    qpnuclei.errors.ModelError
-        If it is not safetensors, has no metadata of qpnuclei, or is of a newer format.
-    """
-    if not path.is_file():
-        raise NotFoundError(
-            f"no model file at {path}", "give --model a name or a .safetensors file"
-        )
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ModelError(
-            f"model file {path} is not safetensors, or is truncated: {error}",
-            "copy or download it again",
-        ) from error
-    if _HEADER_KEY not in header:
-        raise ModelError(
-            f"model file {path} has no qpnuclei metadata (its header has {sorted(header)!r})",
-            "give a file that `qpnuclei train` wrote; plain weights do not say how to use them",
-        )
-    try:
-        # A newer format may have fields we do not know: look at its version before the rest.
-        fields = json.loads(header[_HEADER_KEY])
-        version = fields.get("format_version") if isinstance(fields, dict) else None
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise ModelError(
-                f"model file {path} has format {version}; this qpnuclei reads up to "
-                f"{FORMAT_VERSION}",
-                "update qpnuclei",
-            )
-        return ModelMetadata.model_validate(fields)
-    except json.JSONDecodeError as error:
-        raise ModelError(
-            f"model file {path}: its metadata is no JSON: {error}", _RETRAIN
-        ) from error
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise ModelError(
-            f"model file {path}: its metadata field {field!r} is {first['input']!r}: "
-            f"{first['msg']}",
-            _RETRAIN,
-        ) from error
 
 
 def load_model(path: Path) -> tuple[nn.Module, ModelMetadata]:
@@ -173,22 +98,59 @@ def load_model(path: Path) -> tuple[nn.Module, ModelMetadata]:
     qpnuclei.errors.NotFoundError
         If there is no such file.
     qpnuclei.errors.ModelError
-        As `read_metadata`, and if the weights were made for another architecture.
+        As `read_metadata`, if the weights were made for another architecture or are not finite,
+        and if the network looks farther than the file says.
     """
     metadata = read_metadata(path)
-    network = build_network(metadata)
+    with torch.device("meta"):  # takes no memory, whatever size the file claims
+        network = build_network(metadata)
+    if metadata.network_geometry() != _geometry(network):
+        raise ModelError(
+            f"model file {path} says that its network has {metadata.network_geometry()}; the one "
+            f"that it describes has {_geometry(network)}",
+            RETRAIN,
+        )
     try:
         tensors = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise ModelError(
             f"model file {path} cannot be read: {error}", "copy or download it again"
         ) from error
-    load_weights(network, tensors, f"model file {path}")
+    check_weights(network, tensors, f"model file {path}")
+    _check_finite(tensors, path)
+    network.to_empty(device="cpu").load_state_dict(tensors)
     return network.eval(), metadata
 
 
+def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights that would make every result NaN, or that no training makes."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            what = f"is stored as {tensor.dtype}, which no training makes"
+        elif not tensor.float().isfinite().all():
+            what = "is not finite (NaN or infinite)"
+        elif name.endswith("running_var") and tensor.min() < 0:
+            what = "is a negative variance"
+        else:
+            continue
+        raise ModelError(
+            f"model file {path}: its weight {name} {what}", "train it again, or copy it again"
+        )
+
+
+def _geometry(network: nn.Module) -> NetworkGeometry:
+    described = cast(Network, network)
+    return NetworkGeometry(described.receptive_radius_px, described.stride)
+
+
 def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy tensors into a network that must want exactly these, in name and shape.
+    """Copy tensors into a network, after `check_weights`."""
+    check_weights(network, tensors, source)
+    network.load_state_dict(dict(tensors))
+
+
+def check_weights(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Check that a network wants exactly these tensors, in name and shape.
 
     Parameters
     ----------
@@ -218,25 +180,8 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], source: str)
         raise ModelError(
             f"{source} was made for another architecture than {type(network).__name__}: it "
             + "; it ".join(problems),
-            _RETRAIN,
+            RETRAIN,
         )
-    network.load_state_dict(dict(tensors))
-
-
-def model_hash(path: Path) -> str:
-    """Return the SHA-256 of a model file in hexadecimal: which model made a result.
-
-    Raises
-    ------
-    qpnuclei.errors.NotFoundError
-        If there is no such file.
-    """
-    if not path.is_file():
-        raise NotFoundError(
-            f"no model file at {path}", "give --model a name or a .safetensors file"
-        )
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def library_versions() -> dict[str, str]:

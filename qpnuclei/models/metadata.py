@@ -1,10 +1,26 @@
-"""What a model file says about itself: everything needed to run it and to repeat it."""
+"""What a model file says about itself: everything needed to run it and to repeat it.
+
+It stands in the header of the file, as JSON, and is read without torch and without the weights:
+that is all that planning a run needs.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+import pydantic
+import safetensors
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+from qpnuclei.errors import ModelError, NotFoundError
+from qpnuclei.models.geometry import NetworkGeometry, geometry_of
+
+#: The entry of the header of a safetensors file that holds the metadata.
+HEADER_KEY = "qpnuclei"
+RETRAIN = "use a model made by this version of qpnuclei, or train it again"
 
 #: Raised whenever a model file of an older program could no longer be understood.
 FORMAT_VERSION = 1
@@ -17,25 +33,45 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+#: Of a channel of RGB in 0..1, or of CIELAB.
+_Mean = Annotated[FiniteFloat, Field(ge=-1000, le=1000)]
+_Deviation = Annotated[FiniteFloat, Field(ge=1e-3, le=1000)]
+
+#: Larger than any network that is of use: sizes beyond are a broken file.
+_MOST_PARTS, _LARGEST_PART = 64, 4096
+
+
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A model file may come from anyone: what it says is finite, and of the size of nuclei.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class PostProcessing(_Frozen):
-    """Parameters from attention to instances (section 3.4), in px of the model's resolution."""
+    """Parameters from attention to instances (section 3.4), in px of the model's resolution.
+
+    At the finest resolution of a model (0.05 µm/px) a large nucleus (25 µm) has 500 px.
+    """
 
     threshold: float = Field(0.5, gt=0, lt=1, description="attention above it is foreground")
-    coarse_radius_px: int = Field(2, ge=0, description="disk of the first opening and closing")
-    fine_radius_px: int = Field(1, ge=0, description="disk of the second opening and closing")
-    smoothing_sigma_px: float = Field(1.0, ge=0, description="Gaussian on the distance transform")
-    maxima_radius_px: int = Field(7, ge=1, description="disk in which a seed is the maximum")
+    coarse_radius_px: int = Field(
+        2, ge=0, le=100, description="disk of the first opening and closing"
+    )
+    fine_radius_px: int = Field(
+        1, ge=0, le=100, description="disk of the second opening and closing"
+    )
+    smoothing_sigma_px: float = Field(
+        1.0, ge=0, le=100, description="Gaussian on the distance transform"
+    )
+    maxima_radius_px: int = Field(
+        7, ge=1, le=200, description="disk in which a seed is the maximum"
+    )
     min_prominence_px: float = Field(
-        0.0, ge=0, description="a seed rises this much above the saddle to a higher one"
+        0.0, ge=0, le=1000, description="a seed rises this much above the saddle to a higher one"
     )
     centre_weight: float = Field(
         0.5, ge=0, le=1, description="share of the centre map in the seeds, where a model has one"
     )
-    min_area_px: int = Field(0, ge=0, description="smaller instances are dropped")
+    min_area_px: int = Field(0, ge=0, le=1_000_000, description="smaller instances are dropped")
     min_mean_attention: float = Field(0.0, ge=0, le=1, description="fainter instances are dropped")
 
 
@@ -43,12 +79,18 @@ class ColourNormalisation(_Frozen):
     """How a slide's colours are brought to those the model was trained on, once per slide."""
 
     method: Literal["none", "reinhard"] = "none"
-    target_mean: tuple[float, float, float] | None = Field(
+    target_mean: tuple[_Mean, _Mean, _Mean] | None = Field(
         None, description="CIELAB mean of the target"
     )
-    target_std: tuple[float, float, float] | None = Field(
+    target_std: tuple[_Deviation, _Deviation, _Deviation] | None = Field(
         None, description="CIELAB standard deviation of the target"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.method == "reinhard" and (self.target_mean is None or self.target_std is None):
+            raise ValueError("method 'reinhard' needs target_mean and target_std")
+        return self
 
 
 class ModelMetadata(_Frozen):
@@ -58,17 +100,124 @@ class ModelMetadata(_Frozen):
     """
 
     format_version: int = FORMAT_VERSION
-    name: str = Field(description="short name, e.g. 'default'")
+    name: str = Field(min_length=1, max_length=200, description="short name, e.g. 'default'")
     family: Literal["attention", "student"]
     architecture: dict[str, Any] = Field(description="keyword arguments that rebuild the network")
     mpp: float = Field(gt=0.05, lt=2.5, description="µm/px of its input")
-    tau: float | None = Field(None, description="sigmoid offset of the attention (equation 1)")
-    sigmoid_gain: float = Field(20.0, description="r of the compressed sigmoid")
-    input_mean: tuple[float, float, float] = IMAGENET_MEAN
-    input_std: tuple[float, float, float] = IMAGENET_STD
+    geometry: NetworkGeometry | None = Field(
+        None, description="how far the network looks; of older files, the architecture says it"
+    )
+    tau: float | None = Field(
+        None, ge=-1e6, le=1e6, description="sigmoid offset of the attention (equation 1)"
+    )
+    sigmoid_gain: float = Field(20.0, gt=0, le=1e6, description="r of the compressed sigmoid")
+    input_mean: tuple[_Mean, _Mean, _Mean] = IMAGENET_MEAN
+    input_std: tuple[_Deviation, _Deviation, _Deviation] = IMAGENET_STD
     colour: ColourNormalisation = ColourNormalisation()
     post_processing: PostProcessing = PostProcessing()
     recipe: dict[str, Any] = Field(default_factory=dict, description="the training's configuration")
     data: dict[str, Any] = Field(default_factory=dict, description="its training data, licence")
     validation: dict[str, Any] = Field(default_factory=dict, description="measured quality")
     versions: dict[str, str] = Field(default_factory=dict, description="git state and libraries")
+
+    @model_validator(mode="after")
+    def _check_architecture(self) -> Self:
+        for key, value in self.architecture.items():
+            parts = value if isinstance(value, list | tuple) else [value]
+            if len(parts) > _MOST_PARTS or any(
+                isinstance(part, int | float) and not abs(part) <= _LARGEST_PART for part in parts
+            ):
+                raise ValueError(f"architecture: {key} is beyond any network of use")
+        return self
+
+    def network_geometry(self) -> NetworkGeometry:
+        """Return how far the network looks and how its input must be aligned.
+
+        Raises
+        ------
+        qpnuclei.errors.ModelError
+            If the file is of before the geometry was stored, and `architecture` does not say it.
+        """
+        if self.geometry is not None:
+            return self.geometry
+        try:
+            return geometry_of(self.family, self.architecture)
+        except (TypeError, ValueError) as error:
+            raise ModelError(
+                f"model {self.name!r}: its architecture {self.architecture!r} does not say how far "
+                f"it looks: {error}",
+                RETRAIN,
+            ) from error
+
+
+def read_metadata(path: Path) -> ModelMetadata:
+    """Read a model file's metadata without its weights.
+
+    Raises
+    ------
+    qpnuclei.errors.NotFoundError
+        If there is no such file.
+    qpnuclei.errors.ModelError
+        If it is not safetensors, has no metadata of qpnuclei, or is of a newer format.
+    """
+    if not path.is_file():
+        raise NotFoundError(
+            f"no model file at {path}", "give --model a name or a .safetensors file"
+        )
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            header = file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ModelError(
+            f"model file {path} is not safetensors, or is truncated: {error}",
+            "copy or download it again",
+        ) from error
+    if HEADER_KEY not in header:
+        raise ModelError(
+            f"model file {path} has no qpnuclei metadata (its header has {sorted(header)!r})",
+            "give a file that `qpnuclei train` wrote; plain weights do not say how to use them",
+        )
+    try:
+        fields = json.loads(header[HEADER_KEY])
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"model file {path}: its metadata is no JSON: {error}", RETRAIN) from error
+    try:
+        # A newer format may have fields we do not know: look at its version before the rest.
+        version = fields.get("format_version") if isinstance(fields, dict) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise ModelError(
+                f"model file {path} has format {version}; this qpnuclei reads up to "
+                f"{FORMAT_VERSION}",
+                "update qpnuclei",
+            )
+        return ModelMetadata.model_validate(fields)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ModelError(
+            f"model file {path}: its metadata field {field!r} is {shortened(first['input'])}: "
+            f"{first['msg']}",
+            RETRAIN,
+        ) from error
+
+
+def model_hash(path: Path) -> str:
+    """Return the SHA-256 of a model file in hexadecimal: which model made a result.
+
+    Raises
+    ------
+    qpnuclei.errors.NotFoundError
+        If there is no such file.
+    """
+    if not path.is_file():
+        raise NotFoundError(
+            f"no model file at {path}", "give --model a name or a .safetensors file"
+        )
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shortened(value: object, most: int = 200) -> str:
+    """Return a value as in Python, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}…"

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qpnuclei.models.geometry import student_geometry
 from qpnuclei.models.metadata import Decoder
-
-_Span = tuple[int, int]
 
 
 class StudentNet(nn.Module):
@@ -78,7 +77,7 @@ class StudentNet(nn.Module):
     ) -> None:
         super().__init__()
         depths = (2,) * levels if encoder_convolutions is None else tuple(encoder_convolutions)
-        if base_channels < 1 or levels < 2 or max_channels < base_channels:
+        if base_channels < 1 or not 2 <= levels <= 8 or max_channels < base_channels:
             raise ValueError(
                 f"base_channels={base_channels!r}, levels={levels!r}, "
                 f"max_channels={max_channels!r} do not describe a network"
@@ -111,10 +110,9 @@ class StudentNet(nn.Module):
             for level in range(levels - 1)
         )
         self.head = nn.Conv2d(widths[0], 2 * self.cell_px**2, 1)
-        self.stride = stem_stride * 2 ** (levels - 1)
-        self.receptive_radius_px = _receptive_radius(
-            depths, stem_stride, decoder_convolutions=1 if self._adding else 2
-        )
+        geometry = student_geometry(depths, stem_stride, 1 if self._adding else 2)
+        self.stride = geometry.stride
+        self.receptive_radius_px = geometry.receptive_radius_px
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits of foreground and centre map.
@@ -180,38 +178,3 @@ def _convs(*channels: int) -> nn.Sequential:
 
 def _upsample(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
-
-
-def _receptive_radius(
-    encoder_convolutions: Sequence[int], stem_stride: int, decoder_convolutions: int
-) -> int:
-    """Follow spans of pixels from the output back to the input, along the widest path."""
-
-    def upsample(span: _Span) -> _Span:
-        return (span[0] - 1) // 2, (span[1] + 1) // 2
-
-    def subpixel(span: _Span) -> _Span:
-        return span[0] // stem_stride, span[1] // stem_stride
-
-    def convolve(span: _Span) -> _Span:
-        return span[0] - 1, span[1] + 1
-
-    def pool(span: _Span) -> _Span:
-        return 2 * span[0], 2 * span[1] + 1
-
-    def stem(span: _Span) -> _Span:
-        return stem_stride * span[0] - 1, stem_stride * (span[1] + 1)
-
-    halvings = len(encoder_convolutions) - 1
-    steps = [upsample if stem_stride == 2 else subpixel]
-    steps += [*[convolve] * decoder_convolutions, upsample] * halvings
-    for convolutions in reversed(encoder_convolutions):
-        steps += [*[convolve] * convolutions, pool]
-    steps[-1] = stem  # there is no pooling before the finest level
-    radius = 0
-    for pixel in range(stem_stride * 2**halvings):
-        span = (pixel, pixel)
-        for step in steps:
-            span = step(span)
-        radius = max(radius, pixel - span[0], span[1] - pixel)
-    return radius

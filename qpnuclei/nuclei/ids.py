@@ -1,4 +1,4 @@
-"""UUIDs by which the nuclei that qpnuclei wrote are known."""
+"""UUIDs by which the nuclei, and the tissue, that qpnuclei wrote are known."""
 
 from __future__ import annotations
 
@@ -17,12 +17,17 @@ ID_PREFIX = b"qpnucl"
 
 
 def is_ours(detection_id: uuid.UUID | None) -> bool:
-    """Tell whether a detection with this UUID was written by qpnuclei."""
+    """Tell whether an object with this UUID was written by qpnuclei."""
     return (
         detection_id is not None
         and detection_id.bytes[:6] == ID_PREFIX
         and detection_id.version == 8
     )
+
+
+def made_id(digest: bytes) -> uuid.UUID:
+    """Return the UUID of ours that 10 bytes make; see `NucleusIds`."""
+    return NucleusIds(np.frombuffer(digest, np.uint8).reshape(1, -1))[0]
 
 
 class NucleusIds(Sequence[uuid.UUID]):

@@ -440,7 +440,7 @@ def _distance(path: FloatArray, i: int, a: int, b: int) -> float:
     length = math.sqrt(dx * dx + dy * dy)
     if length == 0:
         return math.sqrt(x * x + y * y)
-    return abs(x * dy - y * dx) / length
+    return float(abs(x * dy - y * dx) / length)
 
 
 @compiled

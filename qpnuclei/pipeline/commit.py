@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import tempfile
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,13 +22,33 @@ from qpnuclei.errors import ConflictError, QpnucleiError, SaveError
 from qpnuclei.nuclei.ids import NucleusIds
 from qpnuclei.nuclei.table import NucleiTable, NucleiTables
 from qpnuclei.pipeline.plan import ImagePlan, RunOptions, plan_again
+from qpnuclei.pipeline.selection import TISSUE_CLASS
+from qpnuclei.qupath.analysed import UsedMpp
+from qpnuclei.qupath.backups import list_backups
 from qpnuclei.qupath.geojson import write_groups
-from qpnuclei.qupath.model import DetectionGroup, Edit, ImageEntry, PathClass, Project
+from qpnuclei.qupath.model import (
+    Annotation,
+    DetectionGroup,
+    Edit,
+    ImageEntry,
+    NewAnnotation,
+    PathClass,
+    Project,
+)
 from qpnuclei.qupath.names import NEW_CLASS_COLOR, class_of, file_stem
+from qpnuclei.qupath.pixel_size import project_mpp
 from qpnuclei.qupath.regions import region_of
-from qpnuclei.system.files import atomic_file, make_writable_folder
+from qpnuclei.system.files import (
+    atomic_file,
+    folders_of_last_resort,
+    make_folder_below,
+    make_writable_folder,
+)
 
 _LOG = logging.getLogger(__name__)
+
+#: Packed ARGB, light grey: tissue is no finding.
+_TISSUE_COLOR = -3355444
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,12 +186,15 @@ def write_back(
     stem = file_stem(plan.entry)
     try:
         path_class = class_of(project, options.class_name)
-        replaced = _save(plan, nuclei, path_class, options)
+        replaced = _save(project, plan, nuclei, path_class, options)
     except QpnucleiError as error:
         # Whatever went wrong: what took hours to find is not lost.
         path_class = PathClass(options.class_name, NEW_CLASS_COLOR)
         groups = nuclei.groups([None] * len(plan.regions), path_class)
         raise _rescued(error, f"{stem}.rescued.geojson.gz", groups, project, run_dir) from error
+    for folder in (options.geojson_dir, options.parquet_dir):
+        if folder is not None:  # it was there when the run began
+            make_folder_below(folder.absolute().parent, folder)
     if options.geojson_dir is not None:
         path = options.geojson_dir / f"{stem}.geojson.gz"
         write_groups(path, nuclei.groups([None] * len(plan.regions), path_class))
@@ -180,14 +203,20 @@ def write_back(
     return replaced
 
 
-def _save(plan: ImagePlan, nuclei: NewNuclei, path_class: PathClass, options: RunOptions) -> int:
+def _save(
+    project: Project,
+    plan: ImagePlan,
+    nuclei: NewNuclei,
+    path_class: PathClass,
+    options: RunOptions,
+) -> int:
     """Write nuclei into the project; with `force` also if the image changed meanwhile."""
     try:
-        return _write(plan, nuclei, path_class, options)
+        return _write(project, plan, nuclei, path_class, options)
     except ConflictError:
         if not options.force:
             raise
-        replaced = _write(plan_again(plan, options), nuclei, path_class, options)
+        replaced = _write(project, plan_again(plan, options), nuclei, path_class, options)
         _LOG.warning(
             "image %s was changed meanwhile: the nuclei are in it as it is now, and what was "
             "there without them is its newest backup",
@@ -196,17 +225,64 @@ def _save(plan: ImagePlan, nuclei: NewNuclei, path_class: PathClass, options: Ru
         return replaced
 
 
-def _write(plan: ImagePlan, nuclei: NewNuclei, path_class: PathClass, options: RunOptions) -> int:
+def _write(
+    project: Project,
+    plan: ImagePlan,
+    nuclei: NewNuclei,
+    path_class: PathClass,
+    options: RunOptions,
+) -> int:
     """Write nuclei into the project; return how many of earlier runs were replaced."""
     replaced: frozenset[UUID] = frozenset()
     if options.on_existing == "replace":
         replaced = replaced.union(*plan.existing)
     parents = [region.handle for region in plan.regions]
+    tissue = [] if plan.tissue is None else [_tissue(project, plan.tissue)]
+    used = UsedMpp(plan.scale.mpp, plan.mpp_source, project_mpp(plan.entry))
+    record = plan.record.with_run(plan.regions, used, plan.outdated)
     # A run meanwhile may have found the same nucleus.
     groups = nuclei.groups(parents, path_class, plan.taken - replaced)
     step = ("qpnuclei run", f"// qpnuclei {__version__}: run with {options.to_json()}")
-    plan.entry.write(Edit(remove=replaced, add=groups, workflow_step=step), plan.fingerprint)
+    edit = Edit(
+        remove=replaced | plan.outdated,
+        add=groups,
+        annotations=tissue,
+        workflow_step=step,
+        properties=record.to_properties(),
+    )
+    plan.entry.write(edit, plan.fingerprint)
     return len(replaced)
+
+
+def _tissue(project: Project, found: Annotation) -> NewAnnotation:
+    """Return the annotation that a run of the tissue leaves."""
+    if found.id is None:
+        raise ValueError("an annotation of ours has a UUID")
+    path_class = class_of(project, TISSUE_CLASS, _TISSUE_COLOR)
+    return NewAnnotation(found.geometry, found.id, None, path_class, locked=True)
+
+
+def loss_note(project: Project, entry: ImageEntry, replaced: int, written: int) -> str | None:
+    """Say so if a run replaced most of what earlier ones had found by nothing, and how to undo it.
+
+    Parameters
+    ----------
+    replaced, written : int
+        Nuclei of earlier runs that were removed, and those that came in their place.
+    """
+    if written >= replaced / 2:
+        return None
+    said = f"{replaced} nuclei of earlier runs were replaced by {written}"
+    backups = list_backups(project.path.parent / "data" / entry.id / "data.qpdata")
+    if not backups:
+        return said
+    alike = [other for other in project.images if other.name == entry.name]
+    image = entry.name if len(alike) == 1 else entry.id
+    command = ["qpnuclei", "project", "restore", str(project.path), "--image", image]
+    command += ["--backup", backups[0].id]
+    return (
+        f"{said}; they are in the backup {backups[0].id}, and come back with: {shlex.join(command)}"
+    )
 
 
 def _rescued(
@@ -218,11 +294,9 @@ def _rescued(
 ) -> QpnucleiError:
     """Write nuclei that could not be saved where it is possible; return the error that says so."""
     # The disk of the project may be full, or its drive gone: no folder is made in its place then.
-    folders = [Path.cwd(), Path(tempfile.gettempdir())]
-    if project.path.parent.is_dir():
-        folders.insert(0, run_dir)
-    for folder in folders:
+    for folder in (run_dir, *folders_of_last_resort()):
         try:
+            make_folder_below(project.path.parent, folder)
             write_groups(folder / name, groups)
         except SaveError as refused:
             _LOG.warning("%s", refused)

@@ -3,34 +3,55 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 import shapely
 
-from qpnuclei.errors import ConflictError, FormatError, UsageError
+from qpnuclei.errors import (
+    ConflictError,
+    FormatError,
+    QpnucleiError,
+    UsageError,
+    standing_alone,
+)
 from qpnuclei.models.registry import DEFAULT_MODEL
+from qpnuclei.nuclei.ids import made_id
 from qpnuclei.pipeline.infer import (
     DEFAULT_MAX_NUCLEUS_UM,
     DEFAULT_SIMPLIFY_UM,
     DEFAULT_TILE_PX,
     plan_tiles,
 )
-from qpnuclei.pipeline.selection import RoiSelection, ours_within, select_regions, tissue_region
+from qpnuclei.pipeline.selection import (
+    TISSUE_CLASS,
+    RoiSelection,
+    our_tissue,
+    ours_within,
+    select_regions,
+    tissue_region,
+)
+from qpnuclei.qupath.analysed import Record
+from qpnuclei.qupath.areas import polygonal
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Annotation, ImageEntry, ImageObjects
-from qpnuclei.qupath.regions import Region, same_outline
+from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
+from qpnuclei.qupath.regions import Region, area_px2, same_outline
 from qpnuclei.segmentation.engine import EngineOptions, EngineSpec, Precision, engine_spec
-from qpnuclei.slides.resolution import Scale, resolve_mpp, working_downsample
+from qpnuclei.slides.resolution import Scale, working_downsample
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
 from qpnuclei.system.threads import available_cores
 from qpnuclei.tiling.plan import TilePlan
 
 if TYPE_CHECKING:
     from qpnuclei.slides.slide import Slide
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,6 +70,9 @@ class RunOptions:
     precision: Precision = "auto"
     tta: bool = False
     mpp: float | None = None
+    mpp_only_missing: bool = False
+    mpp_by_image: Mapping[str, float] = field(default_factory=dict)
+    tissue_annotation: bool = True
     class_name: str = "Nucleus"
     on_existing: Literal["replace", "append", "skip", "error"] = "replace"
     tile_px: int = DEFAULT_TILE_PX
@@ -64,6 +88,11 @@ class RunOptions:
     def __post_init__(self) -> None:
         if not self.class_name.strip():
             raise UsageError("the class of the detections is empty", "name it with --class")
+
+    @property
+    def pixel_sizes(self) -> AskedMpp:
+        """What the user says about pixel sizes."""
+        return AskedMpp(self.mpp, self.mpp_only_missing, self.mpp_by_image)
 
     @property
     def engine(self) -> EngineOptions:
@@ -96,7 +125,7 @@ class ImagePlan:
     scale : Scale
         Pixel size, and the grid that the network sees.
     mpp_source : str
-        Where the pixel size comes from: ``"--mpp"``, ``"project"`` or ``"slide"``.
+        Where the pixel size comes from, as `qpnuclei.qupath.pixel_size.pixel_size` says it.
     stains : Stains
         For the measurements.
     regions : sequence of Region
@@ -104,6 +133,12 @@ class ImagePlan:
         For each region, the detections in it that qpnuclei wrote before.
     tiles : TilePlan
         On the grid that the network sees.
+    record : Record
+        What earlier runs noted of the image.
+    tissue : Annotation or None
+        The region's annotation where the run makes it, and does not only find it.
+    outdated : frozenset of UUID
+        Annotations of tissue that earlier runs made, which the run removes.
     """
 
     entry: ImageEntry
@@ -115,6 +150,9 @@ class ImagePlan:
     regions: Sequence[Region]
     existing: Sequence[frozenset[UUID]]
     tiles: TilePlan
+    record: Record = field(default_factory=Record)
+    tissue: Annotation | None = None
+    outdated: frozenset[UUID] = frozenset()
     notes: tuple[str, ...] = ()
 
     @property
@@ -125,11 +163,23 @@ class ImagePlan:
 
     def area_mm2(self, region: Region) -> float:
         """Area of a region in mm²."""
-        return float(region.geometry.area * self.scale.mpp[0] * self.scale.mpp[1] * 1e-6)
+        area = area_px2([region.annotation]) if region.annotation else region.geometry.area
+        return float(area * self.scale.mpp[0] * self.scale.mpp[1] * 1e-6)
 
 
-def plan_images(entries: Sequence[ImageEntry], options: RunOptions) -> list[ImagePlan]:
+class NothingToDo(Exception):  # noqa: N818 - no error
+    """There is nothing to analyse in an image, for the reason that it says."""
+
+
+def plan_images(
+    entries: Sequence[ImageEntry], options: RunOptions
+) -> tuple[list[ImagePlan], list[tuple[ImageEntry, QpnucleiError]]]:
     """Return what `qpnuclei.pipeline.run.analyse_project` would do with images, changing nothing.
+
+    Returns
+    -------
+    (list of ImagePlan, list of (ImageEntry, QpnucleiError))
+        The plans, and the images that would fail, with the reason.
 
     Raises
     ------
@@ -138,19 +188,28 @@ def plan_images(entries: Sequence[ImageEntry], options: RunOptions) -> list[Imag
     """
     spec = engine_spec(options.model)
     plans = []
+    failures: list[tuple[ImageEntry, QpnucleiError]] = []
     for entry in entries:
-        with open_image(entry) as slide:
-            plan = plan_image(entry, slide, spec, options)
-        if plan.regions:
-            plans.append(plan)
-    return plans
+
+        def fail(error: QpnucleiError, entry: ImageEntry = entry) -> None:
+            failures.append((entry, error))
+
+        with standing_alone(f"image {entry.name}", fail):
+            try:
+                with open_image(entry) as slide:
+                    plans.append(plan_image(entry, slide, spec, options))
+            except NothingToDo as nothing:
+                _LOG.info("image %s: nothing to do: %s", entry.name, nothing)
+    return plans, failures
 
 
 def plan_image(entry: ImageEntry, slide: Slide, spec: EngineSpec, options: RunOptions) -> ImagePlan:
-    """Return what is to be done in one image; it has no regions if there is nothing to do.
+    """Return what is to be done in one image.
 
     Raises
     ------
+    NothingToDo
+        If none of its annotations is chosen, encloses an area in the image and is still to do.
     MppError
         If its pixel size is missing or absurd.
     UsageError
@@ -159,13 +218,28 @@ def plan_image(entry: ImageEntry, slide: Slide, spec: EngineSpec, options: RunOp
         If its data cannot be read.
     """
     objects = entry.read()
-    mpp, mpp_source = resolve_mpp(options.mpp, entry.calibration, slide.mpp, f"image {entry.name}")
-    regions = (
-        tissue_region(slide, mpp)
-        if options.selection.tissue
-        else select_regions(options.selection, objects.annotations, slide.width, slide.height)
-    )
+    record = Record.of(objects.properties, f"image {entry.name}")
+    mpp, mpp_source = pixel_size(entry, record, options.pixel_sizes, lambda: slide.mpp)
+    tissue = None
+    outdated: list[Annotation] = []
+    if options.selection.tissue:
+        regions = tissue_region(slide, mpp)
+        if regions and options.tissue_annotation:
+            outdated = our_tissue(objects.annotations, record)
+            regions, tissue = _annotated(regions[0], outdated, objects, entry)
+    else:
+        regions = select_regions(options.selection, objects.annotations, slide.width, slide.height)
+    if not regions:
+        raise NothingToDo(
+            "no tissue was found"
+            if options.selection.tissue
+            else "no chosen annotation encloses an area"
+        )
     existing = [ours_within(region, objects.detections) for region in regions]
+    if regions and outdated:
+        existing = [
+            existing[0].union(*(ours_within(Region.of(a), objects.detections) for a in outdated))
+        ]
     if options.on_existing == "error" and any(existing):
         name = next(r.label for r, ids in zip(regions, existing, strict=True) if ids)
         raise UsageError(
@@ -175,6 +249,8 @@ def plan_image(entry: ImageEntry, slide: Slide, spec: EngineSpec, options: RunOp
     if options.on_existing == "skip":
         regions = [r for r, ids in zip(regions, existing, strict=True) if not ids]
         existing = [frozenset[UUID]() for _ in regions]
+        if not regions:
+            raise NothingToDo("all chosen annotations hold detections of an earlier run")
     notes = []
     if entry.image_type not in (None, "BRIGHTFIELD_H_E", "UNSET"):
         notes.append(f"image type is {entry.image_type}; the models were trained on H&E")
@@ -198,6 +274,9 @@ def plan_image(entry: ImageEntry, slide: Slide, spec: EngineSpec, options: RunOp
             tile_px=options.tile_px,
             max_nucleus_um=options.max_nucleus_um,
         ),
+        record=record,
+        tissue=tissue,
+        outdated=frozenset(a.id for a in outdated if a.id is not None),
         notes=tuple(notes),
     )
 
@@ -218,7 +297,14 @@ def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
         objects = plan.entry.read()
     except FormatError as error:
         raise ConflictError(error.what, error.hint) from error
-    regions = [Region(_same_annotation(r, objects), r.geometry) for r in plan.regions]
+    there = {annotation.id for annotation in objects.annotations}
+    outdated = plan.outdated & there
+    tissue = plan.tissue
+    if tissue is None:
+        regions = [Region(_same_annotation(r, objects), r.geometry) for r in plan.regions]
+    else:
+        tissue = dataclasses.replace(tissue, handle=len(objects.annotations) - len(outdated))
+        regions = [Region(tissue, plan.regions[0].geometry)]
     existing = [ours_within(region, objects.detections) for region in regions]
     if options.on_existing in ("skip", "error") and any(existing):
         name = next(r.label for r, ids in zip(regions, existing, strict=True) if ids)
@@ -229,7 +315,50 @@ def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
         taken=_ids(objects),
         regions=regions,
         existing=existing,
+        record=Record.of(objects.properties, f"image {plan.entry.name}"),
+        tissue=tissue,
+        outdated=outdated,
     )
+
+
+def regions_now(plan: ImagePlan, objects: ImageObjects) -> list[Region]:
+    """Return a plan's regions with their annotations as a later state of the image has them."""
+    return [
+        Region(_find_annotation(region.annotation, objects) or region.annotation, region.geometry)
+        if region.annotation
+        else region
+        for region in plan.regions
+    ]
+
+
+def _annotated(
+    region: Region, earlier: list[Annotation], objects: ImageObjects, entry: ImageEntry
+) -> tuple[list[Region], Annotation | None]:
+    """Return the tissue as the region of an annotation, and that annotation if it is a new one.
+
+    One that an earlier run made of the same tissue is taken again, and from `earlier`.
+    """
+    # Two decimals are what QuPath keeps of areas, too.
+    geometry = polygonal(shapely.set_precision(region.geometry, 0.01))
+    for annotation in earlier:
+        if same_outline(annotation.geometry, geometry):
+            earlier.remove(annotation)
+            return [Region.of(annotation)], None
+    taken = {annotation.id for annotation in objects.annotations}
+    seed = f"{entry.id}/{entry.name}/".encode() + shapely.to_wkb(geometry)
+    ids = (
+        made_id(blake2b(seed + bytes([number]), digest_size=10).digest()) for number in range(256)
+    )
+    tissue = Annotation(
+        handle=len(objects.annotations) - len(earlier),
+        id=next(own_id for own_id in ids if own_id not in taken),
+        name=None,
+        class_name=TISSUE_CLASS,
+        roi_type="GeometryROI",
+        geometry=geometry,
+        locked=True,
+    )
+    return [Region(tissue, geometry)], tissue
 
 
 def _ids(objects: ImageObjects) -> frozenset[UUID]:
@@ -241,9 +370,18 @@ def _same_annotation(region: Region, objects: ImageObjects) -> Annotation | None
     wanted = region.annotation
     if wanted is None:
         return None
+    found = _find_annotation(wanted, objects)
+    if found is None:
+        raise ConflictError(
+            f"the annotation {wanted.label} is gone, or has another outline meanwhile"
+        )
+    return found
+
+
+def _find_annotation(wanted: Annotation, objects: ImageObjects) -> Annotation | None:
     for found in objects.annotations:
         # QuPath gives a UUID to what was saved without one.
         is_wanted = found.id == wanted.id if wanted.id else found.name == wanted.name
         if is_wanted and same_outline(found.geometry, wanted.geometry):
             return found
-    raise ConflictError(f"the annotation {wanted.label} is gone, or has another outline meanwhile")
+    return None

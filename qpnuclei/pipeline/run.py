@@ -9,25 +9,33 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qpnuclei.errors import QpnucleiError
+from qpnuclei.errors import SaveError, standing_alone
 from qpnuclei.nuclei.store import temporary_shards
-from qpnuclei.pipeline.commit import choose_run_dir, new_nuclei, write_back
+from qpnuclei.pipeline.commit import choose_run_dir, loss_note, new_nuclei, write_back
 from qpnuclei.pipeline.infer import find_nuclei
-from qpnuclei.pipeline.plan import ImagePlan, RunOptions, plan_image
+from qpnuclei.pipeline.plan import (
+    ImagePlan,
+    NothingToDo,
+    RunOptions,
+    plan_image,
+    regions_now,
+)
 from qpnuclei.pipeline.summary import (
     ImageResult,
     RegionResult,
     RunSummary,
     describe_model,
 )
+from qpnuclei.qupath.counts import CountedImage, count_in_regions
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.segmentation.engine import Engine, load_engine
+from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.system.interrupts import interrupt_postponed
-from qpnuclei.system.memory import keep_freed_memory
 from qpnuclei.system.timing import Stopwatch
 
 if TYPE_CHECKING:
@@ -47,8 +55,9 @@ def analyse_project(
 ) -> RunSummary:
     """Find the nuclei in the chosen annotations of some images and write them back.
 
-    Every image is saved as soon as it is done; one that fails is left as it was and reported in
-    the summary's `failures`, and the others go on.
+    Each image stands alone. It is saved as soon as it is done; one that fails, for whatever
+    reason, is left as it was and reported in the summary's `failures`, and the others go on. The
+    record is written after each, so that it is there whatever ends the run.
 
     Parameters
     ----------
@@ -61,7 +70,6 @@ def analyse_project(
         If the model or device is wrong or the result folder cannot be written; nothing was
         changed.
     """
-    keep_freed_memory()
     engine = load_engine(options.model, options.engine)
     run_dir = choose_run_dir(project, options)
     summary = RunSummary(
@@ -71,19 +79,26 @@ def analyse_project(
         model=describe_model(engine.spec),
         device=engine.execution,
         run_dir=run_dir,
+        planned=tuple(entries),
     )
     for entry in entries:
-        try:
-            with open_image(entry) as slide:
-                plan = plan_image(entry, slide, engine.spec, options)
-                if plan.regions:
+        with standing_alone(f"image {entry.name}", partial(summary.fail, entry)):
+            try:
+                with open_image(entry) as slide:
+                    plan = plan_image(entry, slide, engine.spec, options)
                     result = analyse_image(project, plan, slide, engine, options, run_dir, progress)
                     summary.images.append(result)
-        except QpnucleiError as error:
-            summary.failures.append((entry.name, error))
-    summary.device = engine.execution
+            except NothingToDo as nothing:
+                summary.nothing_to_do[entry.id] = str(nothing)
+                _LOG.info("image %s: not analysed: %s", entry.name, nothing)
+        summary.device = engine.execution
+        with interrupt_postponed():
+            try:
+                summary.save()
+            except SaveError as error:
+                _LOG.debug("no record yet: %s", error)
     with interrupt_postponed():
-        summary.save()
+        summary.save_somewhere()
     return summary
 
 
@@ -122,6 +137,9 @@ def analyse_image(
             nuclei = new_nuclei(plan, found, options)
             with interrupt_postponed():
                 replaced = write_back(project, plan, nuclei, options, run_dir)
+        with clock("count"):
+            regions = _counted(plan)
+    loss = loss_note(project, plan.entry, replaced, len(nuclei))
     return ImageResult(
         name=plan.entry.name,
         entry=plan.entry.id,
@@ -131,10 +149,8 @@ def analyse_image(
         stains=plan.stains.name,
         tiles=len(plan.tiles),
         megapixels=plan.megapixels,
-        regions=tuple(
-            RegionResult.of(region, plan.area_mm2(region), count)
-            for region, count in zip(plan.regions, nuclei.counts.sum(axis=0).tolist(), strict=True)
-        ),
+        regions=regions,
+        nuclei=len(nuclei),
         replaced=replaced,
         outside=nuclei.outside,
         joined=stitching.joined,
@@ -142,5 +158,15 @@ def analyse_image(
         overlapping=stitching.overlapping,
         seconds=clock.seconds,
         waited=clock.waited,
-        notes=plan.notes,
+        notes=plan.notes if loss is None else (*plan.notes, loss),
     )
+
+
+def _counted(plan: ImagePlan) -> tuple[RegionResult, ...]:
+    """Count the nuclei of each region in what was saved, as export does."""
+    objects = plan.entry.read()
+    calibration = PixelCalibration(*plan.scale.mpp)
+    image = CountedImage("", plan.entry.name, objects, calibration)
+    regions = regions_now(plan, objects)
+    counts = count_in_regions(image, regions)
+    return tuple(RegionResult.of(r, *count) for r, count in zip(regions, counts, strict=True))

@@ -8,17 +8,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+import numpy as np
 import shapely
 from shapely.validation import explain_validity
 
-from qpnuclei.errors import UsageError
+from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
 from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.qupath.analysed import Record, Status
 from qpnuclei.qupath.areas import polygonal
 from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, Project
-from qpnuclei.qupath.regions import Region, inside, match_images
+from qpnuclei.qupath.regions import Region, match_images, rows_inside
 
 if TYPE_CHECKING:
     from qpnuclei.slides.slide import Slide
+
+#: Class of the annotation that a run of the tissue leaves.
+TISSUE_CLASS = "Tissue"
 
 _LOG = logging.getLogger(__name__)
 
@@ -84,18 +89,38 @@ class RoiSelection:
 def choose_images(
     project: Project, patterns: Sequence[str], selection: RoiSelection
 ) -> list[ImageEntry]:
-    """Return the images of those names, having checked that the selection means something there.
+    """Return the images of those names in which annotations are chosen.
+
+    An image whose data cannot be read is among them: the run will say so, and others go on.
 
     Raises
     ------
     UsageError
-        If the project has no such image, or no image has such an annotation.
+        If the project has no such image, or no image that can be read has such an annotation.
     """
     entries = match_images(project, patterns)
-    if not selection.tissue:
-        annotations = [a for entry in entries for a in entry.read().annotations]
+    if selection.tissue:
+        return entries
+    annotations: list[Annotation] = []
+    concerned: list[ImageEntry] = []
+    unreadable: list[QpnucleiError] = []
+    for entry in entries:
+        found: tuple[Annotation, ...] | None = None
+        with standing_alone(f"image {entry.name}", unreadable.append):
+            found = entry.read().annotations
+            annotations += found
+        if found is None or any(map(selection.matches, found)):
+            concerned.append(entry)
+    if unreadable and len(unreadable) == len(entries):
+        raise unreadable[0]
+    try:
         check_selection(selection, annotations, str(project.path))
-    return entries
+    except UsageError as error:
+        if unreadable:
+            what = f"{error.what}; not all images could be read: {unreadable[0].what}"
+            raise UsageError(what, error.hint) from error
+        raise
+    return concerned
 
 
 def check_selection(selection: RoiSelection, annotations: Iterable[Annotation], where: str) -> None:
@@ -167,7 +192,7 @@ def select_regions(
     Raises
     ------
     UsageError
-        If annotations are meant but all of them had to be left out.
+        If annotations enclose an area, but none of them one that can be analysed.
     """
     image = shapely.box(0, 0, width, height)
     regions = []
@@ -198,13 +223,24 @@ def select_regions(
                 continue
             _LOG.warning("%s reaches beyond the image: clipped to it", annotation.label)
         regions.append(Region(annotation, geometry))
-    if meant and not regions:
+    areas = [annotation.label for annotation in meant if annotation.is_area]
+    if areas and not regions:
         raise UsageError(
-            f"no area inside of the image in {', '.join(a.label for a in meant)}",
-            "the chosen annotations are lines or points, lie outside of the image or on other "
-            "planes than the first",
+            f"no area inside of the image in {', '.join(areas)}",
+            "the chosen annotations lie outside of the image or on other planes than the first",
         )
     return regions
+
+
+def our_tissue(annotations: Sequence[Annotation], record: Record) -> list[Annotation]:
+    """Return the annotations of tissue that runs made, and nobody has changed since."""
+    return [
+        annotation
+        for annotation in annotations
+        if is_ours(annotation.id)
+        and annotation.class_name == TISSUE_CLASS
+        and record.status(annotation) is Status.ANALYSED
+    ]
 
 
 def tissue_region(slide: Slide, mpp: tuple[float, float]) -> list[Region]:
@@ -220,12 +256,9 @@ def tissue_region(slide: Slide, mpp: tuple[float, float]) -> list[Region]:
 
 def ours_within(region: Region, detections: Detections) -> frozenset[UUID]:
     """Return the UUIDs of the detections in a region that qpnuclei wrote."""
-    ours = [i for i, detection in enumerate(detections.ids) if is_ours(detection)]
-    if not ours:  # centroids cost more than UUIDs
+    ours = np.flatnonzero([is_ours(detection) for detection in detections.ids])
+    if len(ours) == 0:  # centroids cost more than UUIDs
         return frozenset()
-    found_inside = inside(region, detections.centroids[ours])
-    return frozenset(
-        found
-        for i, within in zip(ours, found_inside.tolist(), strict=True)
-        if within and (found := detections.ids[i]) is not None
-    )
+    (held,) = rows_inside([region], detections.centroids[ours], detections.planes[ours])
+    found = (detections.ids[row] for row in ours[held].tolist())
+    return frozenset(own_id for own_id in found if own_id is not None)

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import logging
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qpnuclei.errors import QpnucleiError
+from qpnuclei.errors import QpnucleiError, SaveError
 from qpnuclei.segmentation.engine import EngineSpec
-from qpnuclei.system.files import write_atomically
+from qpnuclei.system.files import folders_of_last_resort, make_folder_below, write_atomically
 from qpnuclei.system.timing import peak_memory_mib
 from qpnuclei.system.versions import versions
 
 if TYPE_CHECKING:
+    from qpnuclei.qupath.model import ImageEntry
     from qpnuclei.qupath.regions import Region
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RegionResult:
-    """Nuclei written under one annotation, or found in the tissue (which has no id)."""
+    """Nuclei in one annotation, as export counts them, or in tissue without one (and so no id).
+
+    Where annotations overlap, a nucleus counts in each that holds it.
+    """
 
     name: str
     class_name: str | None
@@ -32,7 +40,7 @@ class RegionResult:
     per_mm2: float
 
     @classmethod
-    def of(cls, region: Region, area_mm2: float, nuclei: int) -> RegionResult:
+    def of(cls, region: Region, area_mm2: float, nuclei: int, per_mm2: float) -> RegionResult:
         """Return the result for a region of the plan."""
         annotation = region.annotation
         return cls(
@@ -41,7 +49,7 @@ class RegionResult:
             id=str(annotation.id) if annotation and annotation.id else None,
             area_mm2=area_mm2,
             nuclei=nuclei,
-            per_mm2=nuclei / area_mm2,
+            per_mm2=per_mm2,
         )
 
 
@@ -57,6 +65,8 @@ class ImageResult:
         µm per px that the network saw.
     megapixels : float
         Millions of px that the network saw, without overlap.
+    nuclei : int
+        Nuclei written, each once.
     replaced : int
         Detections of earlier runs that were removed.
     outside : int
@@ -82,6 +92,7 @@ class ImageResult:
     tiles: int
     megapixels: float
     regions: tuple[RegionResult, ...]
+    nuclei: int
     replaced: int
     outside: int
     joined: int
@@ -91,15 +102,27 @@ class ImageResult:
     waited: dict[str, float]
     notes: tuple[str, ...] = ()
 
-    @property
-    def nuclei(self) -> int:
-        """Nuclei written."""
-        return sum(region.nuclei for region in self.regions)
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that was left as it was, and why."""
+
+    name: str
+    entry: str
+    error: QpnucleiError
 
 
 @dataclass
 class RunSummary:
-    """The result of a run over a project; `save` writes it as ``run.json``."""
+    """The result of a run over a project; `save` writes it as ``run.json``.
+
+    Parameters
+    ----------
+    planned : tuple of ImageEntry
+        Each ends among the `images` that were done, the `failures` or the others, `not_done`.
+    nothing_to_do : mapping of str to str
+        By entry ID, why there was nothing to do in an image.
+    """
 
     project: Path
     backend: str
@@ -107,8 +130,10 @@ class RunSummary:
     model: dict[str, Any]
     device: str
     run_dir: Path
+    planned: tuple[ImageEntry, ...] = ()
     images: list[ImageResult] = field(default_factory=list)
-    failures: list[tuple[str, QpnucleiError]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    nothing_to_do: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
     seconds: float = 0.0
 
@@ -117,17 +142,63 @@ class RunSummary:
         """Nuclei written in all the images."""
         return sum(image.nuclei for image in self.images)
 
+    def fail(self, entry: ImageEntry, error: QpnucleiError) -> None:
+        """Note, and say at once, that an image was left as it was."""
+        self.failures.append(Failure(entry.name, entry.id, error))
+        _LOG.error("image %s: not analysed: %s", entry.name, error.what)
+
+    @property
+    def not_done(self) -> list[dict[str, str]]:
+        """The images that were neither done nor failed, and why."""
+        told = {image.entry for image in self.images} | {f.entry for f in self.failures}
+        return [
+            {
+                "image": entry.name,
+                "entry": entry.id,
+                "reason": self.nothing_to_do.get(entry.id, "the run ended before"),
+            }
+            for entry in self.planned
+            if entry.id not in told
+        ]
+
     def save(self) -> None:
         """Write ``run.json`` into `run_dir`.
 
         Raises
         ------
         SaveError
-            If it cannot be written.
+            If it cannot be written, or the project's folder is gone: it is not made again.
         """
+        make_folder_below(self.project.parent, self.run_dir)
+        self._write()
+
+    def _write(self) -> None:
         self.seconds = time.time() - self.started
         content = json.dumps(self.to_json(), indent=2, ensure_ascii=False, default=str)
         write_atomically(self.run_dir / "run.json", content.encode(errors="backslashreplace"))
+
+    def save_somewhere(self) -> None:
+        """Write ``run.json`` into `run_dir`, or where that cannot be, into another folder.
+
+        `run_dir` is then that folder.
+
+        Raises
+        ------
+        SaveError
+            If it can be written nowhere.
+        """
+        try:
+            return self.save()
+        except SaveError as error:
+            refused = error
+        name = f"qpnuclei-{self.run_dir.name}"
+        for folder in folders_of_last_resort():
+            self.run_dir = folder / name
+            with contextlib.suppress(SaveError):
+                self._write()
+                _LOG.warning("%s; the record is in %s", refused.what, self.run_dir)
+                return None
+        raise refused
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON types, with the versions of what computed it."""
@@ -139,13 +210,12 @@ class RunSummary:
             "seconds": round(self.seconds, 2),
             "peak_memory_mib": peak_memory_mib(),
             "nuclei": self.nuclei,
-            "images": [
-                {**dataclasses.asdict(image), "nuclei": image.nuclei} for image in self.images
-            ],
+            "images": [dataclasses.asdict(image) for image in self.images],
             "failures": [
-                {"image": name, "error": error.what, "hint": error.hint}
-                for name, error in self.failures
+                {"image": f.name, "entry": f.entry, "error": f.error.what, "hint": f.error.hint}
+                for f in self.failures
             ],
+            "not_done": self.not_done,
             "arguments": self.arguments,
             "model": self.model,
             "device": self.device,

@@ -32,7 +32,7 @@ class Backup:
         Unique in its image, for example ``"20260102T030405.678900Z"``; ends in ``".bkp"`` for
         what QuPath had kept of a save that it did not finish.
     replaced, saved : datetime
-        When it was replaced, and when it had been saved.
+        When it was replaced, later than all that were replaced before; and when it had been saved.
     size : int
         In bytes.
     """
@@ -108,7 +108,7 @@ def kept_backup(data_file: Path) -> Iterator[None]:
         If there is no room, or the folder is not writable.
     """
     folder = data_file.parent / BACKUP_FOLDER
-    now = datetime.datetime.now(datetime.UTC).strftime(_TIME_FORMAT)
+    name = _next_name(data_file)
     copies = []
     is_new = not folder.exists()
     before = _state(data_file)
@@ -117,7 +117,7 @@ def kept_backup(data_file: Path) -> Iterator[None]:
             for path in (data_file.with_name(f"{data_file.name}.bkp"), data_file):
                 if path.exists():
                     folder.mkdir(exist_ok=True)
-                    copies.append(folder / f"{now}-{path.name}")
+                    copies.append(folder / f"{name}-{path.name}")
                     _copy_whole(path, copies[-1])
         except OSError as error:
             raise SaveError(
@@ -133,6 +133,24 @@ def kept_backup(data_file: Path) -> Iterator[None]:
                 if is_new:
                     folder.rmdir()
         raise
+
+
+def _next_name(data_file: Path) -> str:
+    """Return the time now, or just after that of the newest backup if a clock was ahead.
+
+    So names sort in the order in which the backups were made, whatever clocks say.
+    """
+    now = datetime.datetime.now(datetime.UTC)
+    backups = list_backups(data_file)
+    if backups and backups[0].replaced >= now:
+        try:
+            now = backups[0].replaced + datetime.timedelta(microseconds=1)
+        except OverflowError as error:
+            raise SaveError(
+                f"{backups[0].path}: no later time than that of its name can be written",
+                "nothing was changed; rename or remove that file, and run again",
+            ) from error
+    return now.strftime(_TIME_FORMAT)
 
 
 def _state(path: Path) -> tuple[int, ...] | None:
@@ -162,6 +180,6 @@ def drop_old_backups(data_file: Path) -> None:
     OSError
         If one cannot be removed.
     """
-    backups = sorted((data_file.parent / BACKUP_FOLDER).glob(f"*-{data_file.name}"))
-    for surplus in backups[:-BACKUP_COUNT]:
-        surplus.unlink()
+    backups = [b for b in list_backups(data_file) if b.path.name.endswith(data_file.name)]
+    for surplus in backups[BACKUP_COUNT:]:
+        surplus.path.unlink()

@@ -1,7 +1,8 @@
 """Counts of nuclei per annotation, class or image, as a table.
 
 The numbers are those that QuPath shows for an annotation: a detection counts for every annotation
-that holds its centroid, its border included, wherever either stands in the hierarchy.
+that holds its centroid, its border included, wherever either stands in the hierarchy. The summary
+of a run asks here too, so that there is one number for an annotation.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -21,18 +24,27 @@ import pyarrow as pa
 import pyarrow.parquet
 import shapely
 
-from qpnuclei.errors import UsageError
+from qpnuclei.errors import MppError, QpnucleiError, UsageError, standing_alone
 from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.qupath.analysed import Record, Status, overall
+from qpnuclei.qupath.areas import polygonal
 from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, ImageObjects, Project
+from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
+from qpnuclei.qupath.regions import Region, area_px2, covered_px2, rows_inside
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.system.files import atomic_file
+
+_LOG = logging.getLogger(__name__)
 
 Grouping: TypeAlias = Literal["annotation", "class", "image"]
 Row: TypeAlias = dict[str, Any]
 
 #: Class of the detections that are nuclei, whoever made them.
 NUCLEUS_CLASS = "Nucleus"
-_TEXT = ("project", "image", "annotation", "class", "uuid")
+_TEXT = ("project", "image", "annotation", "class", "uuid", "status")
+#: Last parts of the classes that QuPath takes for intensities of staining.
+_INTENSITIES = ("Positive", "Negative", "1+", "2+", "3+")
+_ALL_DETECTIONS = "Num Detections"
 _SUMMARIES = ("mean", "median", "SD")
 
 
@@ -48,6 +60,7 @@ class CountedImage:
         Name of the image.
     objects : ImageObjects
     calibration : PixelCalibration
+        As `qpnuclei.qupath.pixel_size` decides it.
     size : (width, height) of int, or None
         In level-0 px, for the area of the whole image.
     """
@@ -57,6 +70,18 @@ class CountedImage:
     objects: ImageObjects
     calibration: PixelCalibration
     size: tuple[int, int] | None = None
+
+    @cached_property
+    def record(self) -> Record:
+        """What runs noted of the image."""
+        return Record.of(self.objects.properties, f"image {self.name}")
+
+    def mm2(self, area_px2: float | None) -> float:
+        """Return an area in mm²; NaN where it or the pixel size is not known."""
+        width, height = self.calibration.width_um, self.calibration.height_um
+        if area_px2 is None or not width or not height:
+            return math.nan
+        return area_px2 * width * height * 1e-6
 
 
 def count_objects(
@@ -77,24 +102,27 @@ def count_objects(
     roi_classes : sequence of str, optional
         Only annotations of these classes.
     nucleus_classes : sequence of str, optional
-        Classes of the detections that count as nuclei. By default, those are the detections that
-        qpnuclei wrote, whatever their class is now, and others of the class ``"Nucleus"``.
+        Classes of the detections that count as nuclei, whoever made them and wherever they are. By
+        default, those are the detections that qpnuclei wrote, whatever their class is now, and
+        others of the class ``"Nucleus"``; and only where qpnuclei looked for nuclei.
 
     Returns
     -------
     list of dict
-        Columns ``project``, ``image``, ``annotation`` (its name), ``class``, ``uuid``,
-        ``area_mm2``, ``nuclei``, ``nuclei_per_mm2``; ``Num Detections`` and ``Num <class>`` for
-        every class of detections, as QuPath calls and counts them; and for every measurement its
-        mean, median and standard deviation (with n - 1) over the nuclei. NaN where there is no
-        value: without calibration, or without nuclei.
+        Columns ``project``, ``image``, ``annotation`` (its name), ``class``, ``uuid``, ``status``
+        (a `Status`), ``area_mm2``, ``analysed_mm2``, ``nuclei``, ``nuclei_per_mm2``; ``Num
+        Detections``, ``Num <class>`` and ``Num <class> (base)`` for the classes of detections, as
+        QuPath calls and counts them; and for every measurement its mean, median and standard
+        deviation (with n - 1) over the nuclei. NaN or None where there is no value: without
+        calibration, without nuclei, or where nothing was analysed.
 
     Notes
     -----
     Lines and points hold no detections, as in QuPath. The area of a class is that of the union of
-    its annotations.
+    its annotations. Density is that of the analysed area: of an annotation that was changed since,
+    of a class some of whose annotations were not analysed, and of an image, that is a part.
     """
-    detections = image.objects.detections
+    detections, record = image.objects.detections, image.record
     classes = _Classes.of(detections, nucleus_classes)
     annotations = [
         annotation
@@ -102,38 +130,61 @@ def count_objects(
         if roi_classes is None or annotation.class_name in roi_classes
     ]
     if by == "image":
-        area = None if image.size is None else float(image.size[0]) * image.size[1]
-        everything = np.arange(len(detections))
-        return [_row(image, None, None, None, area, everything, classes)]
-    inside = _centroids_inside(annotations, detections.centroids)
-    if by == "annotation":
-        return [
+        return [_image_row(image, classes, counts_all=nucleus_classes is not None)]
+    statuses = [record.status(annotation) for annotation in annotations]
+    inside = rows_inside(
+        [Region.of(a) for a in annotations], detections.centroids, detections.planes
+    )
+    groups: dict[int | str | None, list[int]] = {}
+    for i, annotation in enumerate(annotations):
+        groups.setdefault(i if by == "annotation" else annotation.class_name, []).append(i)
+    rows = []
+    for members in groups.values():
+        first = annotations[members[0]]
+        of_one = by == "annotation"
+        looked_at = [i for i in members if statuses[i] is not Status.NOT_ANALYSED]
+        counted = members if nucleus_classes is not None else looked_at
+        area = area_px2([annotations[i] for i in members])
+        analysed = _analysed_px2(record, [(annotations[i], statuses[i]) for i in looked_at])
+        rows.append(
             _row(
                 image,
-                annotation.name,
-                annotation.class_name,
-                annotation.id,
-                _area_px2(annotation),
-                rows,
+                first.name if of_one else None,
+                first.class_name,
+                first.id if of_one else None,
+                overall([statuses[i] for i in members]),
+                (area, analysed, area if nucleus_classes is not None else analysed),
+                np.unique(np.concatenate([inside[i] for i in counted])) if counted else None,
                 classes,
             )
-            for annotation, rows in zip(annotations, inside, strict=True)
-        ]
-    groups: dict[str | None, list[int]] = {}
-    for i, annotation in enumerate(annotations):
-        groups.setdefault(annotation.class_name, []).append(i)
-    return [
-        _row(
-            image,
-            None,
-            class_name,
-            None,
-            _pooled_area_px2([annotations[i] for i in members]),
-            np.unique(np.concatenate([inside[i] for i in members])),
-            classes,
         )
-        for class_name, members in groups.items()
-    ]
+    return rows
+
+
+def count_in_regions(
+    image: CountedImage, regions: Sequence[Region], nucleus_classes: Sequence[str] | None = None
+) -> list[tuple[float, int, float]]:
+    """Count the nuclei of regions as `count_objects` does those of annotations.
+
+    Returns
+    -------
+    list of (float, int, float)
+        Of each region: area in mm², nuclei, nuclei per mm².
+    """
+    detections = image.objects.detections
+    nuclei = _Classes.of(detections, nucleus_classes).nuclei
+    counted = []
+    whole = [r if r.annotation is None else Region.of(r.annotation) for r in regions]
+    for region, inside in zip(
+        whole, rows_inside(whole, detections.centroids, detections.planes), strict=True
+    ):
+        annotation = region.annotation
+        area = image.mm2(
+            float(region.geometry.area) if annotation is None else area_px2([annotation])
+        )
+        number = int(np.count_nonzero(nuclei[inside]))
+        counted.append((area, number, number / area if area > 0 else math.nan))
+    return counted
 
 
 def count_project(
@@ -144,14 +195,21 @@ def count_project(
     roi_classes: Sequence[str] | None = None,
     nucleus_classes: Sequence[str] | None = None,
     mpp: float | None = None,
+    pixel_sizes: AskedMpp | None = None,
+    failed: Callable[[ImageEntry, QpnucleiError], object] | None = None,
 ) -> list[Row]:
     """Count the detections of some images of a project; see `count_objects`.
 
     Parameters
     ----------
+    failed : callable, optional
+        Called for an image that cannot be counted, with the reason; the others are counted. By
+        default the first such error is raised.
     mpp : float, optional
-        µm/px of all the images; by default what the project has for each. Without either, areas
-        and densities are NaN.
+        µm/px of all the images.
+    pixel_sizes : AskedMpp, optional
+        Or those of some of them. Without either, they are what `qpnuclei.qupath.pixel_size` finds;
+        where there is none, areas and densities are NaN.
 
     Raises
     ------
@@ -162,19 +220,42 @@ def count_project(
     """
     rows: list[Row] = []
     known: set[str] = set()
-    for entry in images:
+    left_out = False
+
+    def report(entry: ImageEntry, error: QpnucleiError) -> None:
+        nonlocal left_out
+        left_out = True
+        if failed is None:
+            raise error
+        failed(entry, error)
+
+    def count(entry: ImageEntry) -> None:
         server = entry.server
+        objects = entry.read()
+        calibration = PixelCalibration()
+        try:
+            record = Record.of(objects.properties, f"image {entry.name}")
+            found, _ = pixel_size(entry, record, pixel_sizes or AskedMpp(mpp))
+            calibration = PixelCalibration(*found)
+        except MppError as error:
+            _LOG.warning("%s: its areas are left empty; %s", error.what, error.hint)
         image = CountedImage(
             project=f"{project.path.parent.name}/{project.path.name}",
             name=entry.name,
-            objects=entry.read(),
-            calibration=entry.calibration if mpp is None else PixelCalibration(mpp, mpp),
+            objects=objects,
+            calibration=calibration,
             size=(server.width, server.height) if server.width and server.height else None,
         )
-        known |= {a.class_name for a in image.objects.annotations if a.class_name is not None}
-        rows += count_objects(image, by, roi_classes=roi_classes, nucleus_classes=nucleus_classes)
+        known.update(a.class_name for a in image.objects.annotations if a.class_name is not None)
+        rows.extend(
+            count_objects(image, by, roi_classes=roi_classes, nucleus_classes=nucleus_classes)
+        )
+
+    for entry in images:
+        with standing_alone(f"image {entry.name}", partial(report, entry)):
+            count(entry)
     for name in roi_classes or ():
-        if name not in known:
+        if name not in known and not left_out:  # it may be in what could not be read
             raise UsageError(
                 f"no annotation has the class {name!r}",
                 f"there are: {', '.join(sorted(known)) or 'no classes at all'}",
@@ -228,6 +309,33 @@ class _Classes:
     codes: npt.NDArray[np.int64]
     nuclei: npt.NDArray[np.bool_]
 
+    @property
+    def columns(self) -> dict[str, list[int]]:
+        """QuPath's columns for the classes, in its order: name, and the codes that it counts.
+
+        ``(base)`` is that of a class with positive, negative or graded ones below it, and counts
+        whatever is below it.
+        """
+        bases = {
+            parent
+            for name in self.names
+            for parent, _, last in [name.rpartition(": ")]
+            if parent and last in _INTENSITIES
+        }
+        columns = {
+            f"Num {base} (base)": [
+                code for code, name in enumerate(self.names) if f"{name}: ".startswith(f"{base}: ")
+            ]
+            for base in sorted(bases)
+        }
+        for code, name in enumerate(self.names):
+            # A class may be called as another column is: neither takes the other's place.
+            column = f"Num {name}"
+            if name:
+                is_taken = column in columns or column == _ALL_DETECTIONS
+                columns[f"{column} (class)" if is_taken else column] = [code]
+        return columns
+
     @classmethod
     def of(cls, detections: Detections, nucleus_classes: Sequence[str] | None) -> _Classes:
         names = sorted({name or "" for name in detections.class_names})
@@ -240,38 +348,40 @@ class _Classes:
         return cls(names, codes, nuclei)
 
 
-def _centroids_inside(
-    annotations: Sequence[Annotation], centroids: npt.NDArray[np.float64]
-) -> list[npt.NDArray[np.int64]]:
-    """Return for each annotation the rows of the detections whose centroid it holds.
-
-    QuPath asks whether the centroid is not in the exterior of the ROI's geometry: on the border,
-    that of a hole included, it is inside, for every type of ROI.
-    """
-    nothing = np.empty(0, np.int64)
-    inside = [nothing] * len(annotations)
-    areas = [i for i, annotation in enumerate(annotations) if annotation.is_area]
-    if not areas or len(centroids) == 0:
-        return inside
-    tree = shapely.STRtree(shapely.points(centroids))
-    for i in areas:
-        inside[i] = np.sort(tree.query(annotations[i].area, predicate="intersects"))
-    return inside
+def _analysed_px2(record: Record, members: Sequence[tuple[Annotation, Status]]) -> float:
+    """Return how much of some annotations was analysed, in level-0 px²."""
+    if all(status is Status.ANALYSED for _, status in members):
+        return area_px2([annotation for annotation, _ in members])
+    parts = []
+    for annotation, status in members:
+        region = Region.of(annotation)
+        if status is not Status.ANALYSED:
+            region = Region(annotation, shapely.intersection(region.geometry, record.union))
+        parts.append(region)
+    return covered_px2(parts)
 
 
-def _area_px2(annotation: Annotation) -> float:
-    if annotation.roi_type == "EllipseROI":
-        # QuPath has the area of the ellipse itself, not of the polygon that stands for it.
-        x0, y0, x1, y1 = shapely.bounds(annotation.geometry).tolist()
-        return math.pi / 4 * float(x1 - x0) * float(y1 - y0)
-    return float(shapely.area(annotation.area))
-
-
-def _pooled_area_px2(annotations: Sequence[Annotation]) -> float:
-    areas = [annotation for annotation in annotations if annotation.is_area]
-    if len(areas) == 1:
-        return _area_px2(areas[0])
-    return float(shapely.area(shapely.union_all([a.area for a in areas])))
+def _image_row(image: CountedImage, classes: _Classes, *, counts_all: bool) -> Row:
+    """Return the row of a whole image, whose nuclei are those in the area that was analysed."""
+    detections, record = image.objects.detections, image.record
+    area = None if image.size is None else float(image.size[0]) * image.size[1]
+    analysed = record.union
+    if image.size is not None:
+        analysed = shapely.intersection(analysed, shapely.box(0, 0, *image.size))
+    rows: npt.NDArray[np.int64] | None = np.arange(len(detections))
+    if record.areas:
+        region = Region(None, polygonal(analysed))
+        (rows,) = rows_inside([region], detections.centroids, detections.planes)
+        changed = any(record.status(a) is Status.CHANGED for a in image.objects.annotations)
+        status = Status.CHANGED if changed else Status.ANALYSED
+    else:
+        status = Status.NOT_ANALYSED
+        rows = rows if counts_all else None
+    areas = (area, float(analysed.area), float(analysed.area))
+    row = _row(image, None, None, None, status, areas, rows, classes)
+    if rows is not None:  # QuPath's own numbers for an image are those of all of it
+        row |= _class_counts(np.arange(len(detections)), classes)
+    return row
 
 
 def _row(
@@ -279,14 +389,18 @@ def _row(
     name: str | None,
     class_name: str | None,
     identifier: Any,
-    area_px2: float | None,
-    inside: npt.NDArray[np.int64],
+    status: Status,
+    areas_px2: tuple[float | None, float, float],
+    inside: npt.NDArray[np.int64] | None,
     classes: _Classes,
 ) -> Row:
-    detections, calibration = image.objects.detections, image.calibration
-    area = math.nan
-    if area_px2 is not None and calibration.width_um and calibration.height_um:
-        area = area_px2 * calibration.width_um * calibration.height_um * 1e-6
+    """Return a row: `areas_px2` are the whole, what was analysed, and what the density is of.
+
+    `inside` are the detections that count; None if nobody looked for nuclei there.
+    """
+    area, analysed, density_of = map(image.mm2, areas_px2)
+    is_known = inside is not None
+    inside = np.empty(0, np.int64) if inside is None else inside
     chosen = inside[classes.nuclei[inside]]
     row: Row = {
         "project": image.project,
@@ -294,21 +408,27 @@ def _row(
         "annotation": name,
         "class": class_name,
         "uuid": identifier,
+        "status": str(status),
         "area_mm2": area,
-        "nuclei": len(chosen),
-        "nuclei_per_mm2": len(chosen) / area if area > 0 else math.nan,
-        "Num Detections": len(inside),
+        "analysed_mm2": analysed,
+        "nuclei": len(chosen) if is_known else None,
+        "nuclei_per_mm2": len(chosen) / density_of if is_known and density_of > 0 else math.nan,
     }
-    counts = np.bincount(classes.codes[inside], minlength=len(classes.names))
-    row |= {
-        f"Num {name}": n for name, n in zip(classes.names, counts.tolist(), strict=True) if name
-    }
+    numbers = _class_counts(inside, classes)
+    row |= numbers if is_known else dict.fromkeys(numbers)
+    detections = image.objects.detections
     for measurement, column in detections.measurements.items():
         values = column[chosen]
         values = values[~np.isnan(values)]
         for summary, value in zip(_SUMMARIES, _summaries(values), strict=True):
             row[f"{measurement} ({summary})"] = value
     return row
+
+
+def _class_counts(rows: npt.NDArray[np.int64], classes: _Classes) -> dict[str, int]:
+    counts = np.bincount(classes.codes[rows], minlength=len(classes.names))
+    of_classes = {column: int(counts[codes].sum()) for column, codes in classes.columns.items()}
+    return {_ALL_DETECTIONS: len(rows), **of_classes}
 
 
 def _summaries(values: npt.NDArray[np.float64]) -> Iterator[float]:
@@ -338,14 +458,18 @@ def _json(table: Mapping[str, list[Any]]) -> bytes:
     return (json.dumps(rows, ensure_ascii=False, indent=2) + "\n").encode(errors="backslashreplace")
 
 
+def _type_of(column: str) -> pa.DataType:
+    if column in _TEXT:
+        return pa.string()
+    return pa.int64() if column == "nuclei" or column.startswith("Num ") else pa.float64()
+
+
 def _parquet(table: Mapping[str, list[Any]]) -> bytes:
     arrays = {
         # A column without any value has a type all the same, so that tables can be joined.
         name: pa.array(
             values,
-            type=(pa.string() if name in _TEXT else pa.float64())
-            if all(value is None for value in values)
-            else None,
+            type=_type_of(name) if all(value is None for value in values) else None,
         )
         for name, values in table.items()
     }

@@ -24,6 +24,7 @@ from qpnuclei.qupath.qpdata.data_file import DataFile
 from qpnuclei.qupath.transaction import Transaction, sync_folder
 from qpnuclei.qupath.uris import file_uri
 from qpnuclei.slides.calibration import PixelCalibration
+from qpnuclei.slides.files import one_per_slide
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
@@ -82,7 +83,8 @@ def create_from_slides(
 ) -> Project:
     """Make a project of Brightfield (H&E) images in a new folder; QuPath 0.4 to 0.7 open it.
 
-    A slide without a pixel size is added uncalibrated, as QuPath would.
+    A slide without a pixel size is added uncalibrated, as QuPath would. Several files of one slide
+    (DICOM) become one image.
 
     Parameters
     ----------
@@ -103,7 +105,7 @@ def create_from_slides(
     SaveError
         If the project cannot be written; nothing is left behind.
     """
-    return create_project(directory, [_describe(path, mpp) for path in slides])
+    return create_project(directory, [_describe(path, mpp) for path in one_per_slide(slides)])
 
 
 def _describe(path: Path, mpp: float | None) -> NewImage:
@@ -122,6 +124,7 @@ def _describe(path: Path, mpp: float | None) -> NewImage:
             thumbnail=slide.thumbnail(*THUMBNAIL_SIZE),
             calibration=calibration,
             downsamples=[level.downsample for level in slide.levels],
+            magnification=slide.magnification,
         )
 
 
@@ -192,7 +195,7 @@ def _write_project(
     project_path = final / "project.qpproj"
     now = int(time.time() * 1000)
     entries = []
-    with Transaction() as transaction:
+    with Transaction(folder) as transaction:
         for number, image in enumerate(images, 1):
             builder = server_builder(image)
             name = image.name or image.path.name

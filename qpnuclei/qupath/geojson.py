@@ -9,15 +9,19 @@ read by 0.4 to 0.7; 0.3 says nothing and reads no object from it, but all once i
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import logging
 import math
+import re
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, compress, islice, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, cast
+from typing import IO, Any, BinaryIO, TextIO, cast
 from uuid import UUID
 
 import numpy as np
@@ -26,11 +30,11 @@ import orjson
 import shapely
 import shapely.geometry
 
-from qpnuclei.errors import FormatError, NotFoundError, UsageError
+from qpnuclei.errors import FormatError, NotFoundError, UsageError, quoted
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.model import DetectionGroup, PathClass
-from qpnuclei.qupath.names import whole_characters, without_halves
-from qpnuclei.system.files import atomic_file
+from qpnuclei.qupath.names import is_deeper, whole_characters, without_halves
+from qpnuclei.system.files import atomic_file, open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +49,10 @@ _READ_SIZE = 1 << 20
 _LONGEST_STRING = 1 << 24
 #: A feature of more is no outline that anyone drew, but would take gigabytes of memory.
 _LONGEST_VALUE = 1 << 28
+#: What is nested deeper, no QuPath wrote; recursion has other limits in every version of Python.
+_DEEPEST = 100
+#: Bytes that are not UTF-8, as Python keeps them in text.
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
 #: Errors may quote the file, but not all of it.
 _LONGEST_REASON = 300
 #: Compresses ten times as fast as the default, to a file a quarter larger.
@@ -83,6 +91,10 @@ class GeoJsonObject:
     measurements : mapping of str to float
     z, t : int
         Plane.
+    color : int or None
+        Its own colour, packed ARGB (int32).
+    metadata : mapping of str to str
+        Among it, QuPath's description of an annotation.
     """
 
     kind: str
@@ -94,12 +106,30 @@ class GeoJsonObject:
     measurements: Mapping[str, float] = field(default_factory=dict)
     z: int = 0
     t: int = 0
+    color: int | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
         """How messages call it: name, class or kind, and its UUID."""
         text = self.name or (self.path_class and self.path_class.name) or "unclassified"
         return f"{text} ({self.id})" if self.id else text
+
+
+@dataclass
+class Oddities:
+    """What of a GeoJSON file makes no sense, feature by feature.
+
+    Parameters
+    ----------
+    features : list of str
+        Features that were left out, and why.
+    values : list of str
+        Values that were left out of features that are there, and why.
+    """
+
+    features: list[str] = field(default_factory=list)
+    values: list[str] = field(default_factory=list)
 
 
 def write_detections(
@@ -137,39 +167,54 @@ def write_groups(path: Path, groups: Iterable[DetectionGroup]) -> None:
     _write(path, chain.from_iterable(features))
 
 
-def write_objects(path: Path, objects: Iterable[GeoJsonObject]) -> None:
+def write_objects(path: Path, objects: Iterable[GeoJsonObject]) -> list[str]:
     """Write objects of any kind; see `write_detections` for the file and the errors.
 
-    One whose geometry is empty, not finite, or vanishes on the grid of 0.01 px is left out, with a
-    warning: no version of QuPath would read it.
+    Returns
+    -------
+    list of str
+        Objects that are left out, for no version of QuPath would read them: their geometry is
+        empty, not finite, or encloses nothing on the grid of 0.01 px. Each is logged, too.
     """
-    _write(path, _features(objects))
+    left_out: list[str] = []
+    _write(path, _features(objects, left_out))
+    return left_out
 
 
-def read_objects(path: Path) -> Iterator[GeoJsonObject]:
+def read_objects(path: Path, odd: Oddities | None = None) -> Iterator[GeoJsonObject]:
     """Read the objects of a GeoJSON file one after the other, children after their parent.
 
     Parameters
     ----------
     path : Path
         A FeatureCollection, a Feature, a bare geometry, or an array of features and geometries;
-        gzipped or not. All dialects of QuPath 0.2 to 0.7 are understood.
+        gzipped, in a .zip (of which all GeoJSON files are read) or neither. All dialects of QuPath
+        0.2 to 0.7 are understood. A root object stands for the image and is passed over; its
+        children are read. Bytes that are not UTF-8 are read as Windows-1252 (Latin-1).
+    odd : Oddities, optional
+        Takes note of features and values that make no sense, and the others are read. By default
+        the first such is an error.
 
     Raises
     ------
     NotFoundError
         If there is no such file.
     FormatError
-        If it is truncated, not GeoJSON, or has a feature that makes no sense; names the file and
-        the number of the feature.
+        If it is truncated, not JSON, or has a feature that makes no sense and `odd` is not given;
+        names the file and the number of the feature.
     """
     path = Path(path)
     index = 0
     try:
-        with _open_text(path) as stream:
-            for value in _values(_Scanner(stream)):
-                yield from _objects(value)
-                index += 1
+        with _open_texts(path) as streams:
+            for stream in streams:
+                scanner = _Scanner(stream)
+                for value in _values(scanner):
+                    notes = _Notes(odd, index)
+                    if scanner.was_not_utf8:
+                        notes.odd_value("text that is not UTF-8 was read as Windows-1252")
+                    yield from _objects(value, notes)
+                    index += 1
     except FileNotFoundError as error:
         raise NotFoundError(f"{path} does not exist") from error
     except RecursionError as error:
@@ -177,14 +222,15 @@ def read_objects(path: Path) -> Iterator[GeoJsonObject]:
             f"{path}, feature {index}: nested too deeply", "export it again from QuPath"
         ) from error
     except _GeoJsonError as error:
-        reason = " ".join(str(error).split())[:_LONGEST_REASON]
         raise FormatError(
-            f"{path}, feature {index}: {reason}", "export it again from QuPath"
+            f"{path}, feature {index}: {_short(error)}", "export it again from QuPath"
         ) from error
-    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
         raise FormatError(
             f"{path}, feature {index}: {error}", "the file is damaged; export it again"
         ) from error
+    except (OSError, RuntimeError, NotImplementedError) as error:  # the latter two: of zipfile
+        raise FormatError(f"{path}, feature {index}: cannot be read: {error}") from error
 
 
 # Writing
@@ -250,8 +296,8 @@ def _detections(
         yield b",\n".join(features)
 
 
-def _features(objects: Iterable[GeoJsonObject]) -> Iterator[bytes]:
-    """Yield features, many at a time in one piece of bytes."""
+def _features(objects: Iterable[GeoJsonObject], left_out: list[str]) -> Iterator[bytes]:
+    """Yield features, many at a time in one piece of bytes; note what is left out."""
     iterator = iter(objects)
     while chunk := list(islice(iterator, _CHUNK)):
         geometries = np.empty(len(chunk), dtype=object)
@@ -265,6 +311,7 @@ def _features(objects: Iterable[GeoJsonObject]) -> Iterator[bytes]:
             if text is not None
         ]
         for o in compress(chunk, shapely.is_empty(geometries)):
+            left_out.append(f"{o.kind} {o.label}: it has no shape that can be written")
             logger.warning("%s %s has no shape that can be written: left out", o.kind, o.label)
         if features:
             yield b",\n".join(features)
@@ -276,8 +323,15 @@ def _properties(written: GeoJsonObject) -> dict[str, Any]:
         properties["name"] = whole_characters(written.name)
     if written.path_class is not None:
         properties["classification"] = _classification(written.path_class)
-    if written.kind == "annotation":
+    if written.color is not None:
+        properties["color"] = _rgb(written.color)
+    if written.kind == "annotation" or written.locked:
         properties["isLocked"] = written.locked
+    if written.metadata:
+        properties["metadata"] = {
+            whole_characters(key): whole_characters(value)
+            for key, value in written.metadata.items()
+        }
     measurements = [
         {"name": whole_characters(name), "value": value}
         for name, value in written.measurements.items()
@@ -320,9 +374,12 @@ def _object_type(kind: str) -> dict[str, Any]:
 
 
 def _classification(path_class: PathClass) -> dict[str, Any]:
-    color = path_class.color
-    rgb = _NO_COLOR if color is None else (color >> 16 & 255, color >> 8 & 255, color & 255)
+    rgb = _NO_COLOR if path_class.color is None else _rgb(path_class.color)
     return {"name": whole_characters(path_class.name), "color": rgb}
+
+
+def _rgb(color: int) -> tuple[int, int, int]:
+    return color >> 16 & 255, color >> 8 & 255, color & 255
 
 
 def _coordinates(nuclei: NucleiTable) -> list[list[npt.NDArray[np.float64]]]:
@@ -377,6 +434,28 @@ class _GeoJsonError(Exception):
     """What is wrong with the feature being read."""
 
 
+@dataclass(frozen=True)
+class _Notes:
+    """Takes note of what is odd in a feature, or makes it an error."""
+
+    odd: Oddities | None
+    index: int
+
+    def odd_value(self, what: str) -> None:
+        if self.odd is None:
+            raise _GeoJsonError(what)
+        self.odd.values.append(f"feature {self.index}: {_short(what)}")
+
+    def odd_feature(self, what: str) -> None:
+        if self.odd is None:
+            raise _GeoJsonError(what)
+        self.odd.features.append(f"feature {self.index}: {_short(what)}")
+
+
+def _short(reason: object) -> str:
+    return " ".join(str(reason).split())[:_LONGEST_REASON]
+
+
 class _Scanner:
     """Takes JSON values from a stream, one by one; holds little more than the current one."""
 
@@ -386,6 +465,8 @@ class _Scanner:
         self._text = ""
         self._at = 0
         self._ended = False
+        #: Whether the last value had bytes that are not UTF-8.
+        self.was_not_utf8 = False
 
     def peek(self) -> str:
         """Return the next character that is not white space; empty at the end."""
@@ -424,6 +505,12 @@ class _Scanner:
             if end < len(self._text) or not self._more():
                 text = self._text[self._at : end]
                 self._at = end
+                self.was_not_utf8 = _NOT_UTF8.search(text) is not None
+                if self.was_not_utf8:
+                    text = _NOT_UTF8.sub(_of_windows, text)
+                    value = json.loads(text)
+                if is_deeper(value, _DEEPEST):
+                    raise _GeoJsonError("nested too deeply")
                 return without_halves(value, text)
 
     def _more(self) -> bool:
@@ -441,12 +528,33 @@ class _Scanner:
         return repr(rest) if rest else "the end of the file"
 
 
-def _open_text(path: Path) -> TextIO:
-    with path.open("rb") as stream:
-        zipped = stream.read(2) == b"\x1f\x8b"
-    if zipped:
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
+def _of_windows(found: re.Match[str]) -> str:
+    """Return what Windows-1252 makes of a byte that is kept as half a character."""
+    return found[0].encode("utf-8", "surrogateescape").decode("cp1252", "replace")
+
+
+@contextmanager
+def _open_texts(path: Path) -> Iterator[Iterator[TextIO]]:
+    """Open the text of a file, or the texts in it. What is not UTF-8 becomes half characters."""
+
+    def text(stream: IO[bytes]) -> TextIO:
+        return io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape")
+
+    with open_regular(path) as file:
+        start = file.read(4)
+        file.seek(0)
+        if start[:2] == b"\x1f\x8b":
+            yield iter([text(cast(IO[bytes], gzip.GzipFile(fileobj=file)))])
+        elif start in (b"PK\3\4", b"PK\5\6"):
+            with zipfile.ZipFile(file) as archive:
+                names = [n for n in archive.namelist() if n.lower().endswith((".geojson", ".json"))]
+                # What macOS puts beside each file is none.
+                names = [n for n in names if not n.startswith("__MACOSX/")]
+                if not names:
+                    raise _GeoJsonError("the .zip holds no .geojson file")
+                yield (text(archive.open(name)) for name in names)
+        else:
+            yield iter([text(file)])
 
 
 def _values(scanner: _Scanner) -> Iterator[Any]:
@@ -497,32 +605,52 @@ def _keys(scanner: _Scanner) -> Iterator[str]:
     scanner.take("}")
 
 
-def _objects(value: Any) -> Iterator[GeoJsonObject]:
-    if not isinstance(value, dict):
-        raise _GeoJsonError(f"expected a feature, found {str(value)[:40]!r}")
-    if value.get("type") != "Feature":
-        geometry, z, t = _geometry(value)
-        yield GeoJsonObject("annotation", geometry, z=z, t=t)
-        return
-    properties = value.get("properties") or {}
+def _objects(value: Any, notes: _Notes) -> Iterator[GeoJsonObject]:
+    """Yield the objects of a feature or geometry: itself, then its children."""
+    pending = [value]
+    while pending:
+        feature = pending.pop()
+        try:
+            found = _object(feature, notes)
+        except _GeoJsonError as error:
+            notes.odd_feature(str(error))
+        else:
+            if found is not None:
+                yield found
+        properties = feature.get("properties") if isinstance(feature, dict) else None
+        if isinstance(properties, dict):
+            children = properties.get("childObjects", properties.get("children"))
+            if isinstance(children, list):
+                pending.extend(reversed(children))
+
+
+def _object(feature: Any, notes: _Notes) -> GeoJsonObject | None:
+    """Return the object of a feature; None for the root, which stands for the image itself."""
+    if not isinstance(feature, dict):
+        raise _GeoJsonError(f"expected a feature, found {quoted(str(feature)[:40])}")
+    if feature.get("type") != "Feature":
+        geometry, z, t = _geometry(feature)
+        return GeoJsonObject("annotation", geometry, z=z, t=t)
+    properties = feature.get("properties") or {}
     if not isinstance(properties, dict):
-        raise _GeoJsonError(f"properties must be an object, not {str(properties)[:40]!r}")
-    geometry, z, t = _geometry(value.get("geometry"))
-    yield GeoJsonObject(
-        kind=_kind(value, properties),
+        raise _GeoJsonError(f"properties must be an object, not {quoted(str(properties)[:40])}")
+    kind = _kind(feature, properties)
+    if kind == "root":
+        return None
+    geometry, z, t = _geometry(feature.get("geometry"))
+    return GeoJsonObject(
+        kind=kind,
         geometry=geometry,
-        id=_uuid(value.get("id")),
+        id=_uuid(feature.get("id")),
         name=None if properties.get("name") is None else str(properties["name"]),
-        path_class=_path_class(properties.get("classification")),
+        path_class=_path_class(properties.get("classification"), notes),
         locked=properties.get("isLocked") is True,
-        measurements=_measurements(properties.get("measurements")),
+        measurements=_measurements(properties.get("measurements"), notes),
         z=z,
         t=t,
+        color=_color(properties, "it", notes),
+        metadata=_metadata(properties.get("metadata"), notes),
     )
-    children = properties.get("childObjects", properties.get("children"))
-    if isinstance(children, list):
-        for child in children:
-            yield from _objects(child)
 
 
 def _kind(feature: dict[str, Any], properties: dict[str, Any]) -> str:
@@ -570,40 +698,85 @@ def _geometry(value: Any) -> tuple[shapely.Geometry, int, int]:
     return geometry, z, t
 
 
-def _path_class(value: Any) -> PathClass | None:
+def _path_class(value: Any, notes: _Notes) -> PathClass | None:
     """Read a class as any version wrote it: text, name(s) with colour, or with a parent class."""
     if value is None or value == {}:
         return None
     if isinstance(value, str):
         return PathClass(value)
     if not isinstance(value, dict):
-        raise _GeoJsonError(f"classification must be a name or an object, not {value!r}")
+        notes.odd_value(f"classification must be a name or an object, not {quoted(value)}")
+        return None
     names = value.get("names")
     name = ": ".join(map(str, names)) if isinstance(names, list) else value.get("name")
     if name is None:
         return None
-    parent = _path_class(value.get("parentClass"))
-    color = value.get("colorRGB")
-    rgb = value.get("color")
-    try:
-        if color is None and isinstance(rgb, list) and len(rgb) in (3, 4):
-            alpha = rgb[3] if len(rgb) == 4 else 255
-            color = int.from_bytes(bytes([alpha, *rgb[:3]]), "big", signed=True)
-        color = None if color is None else int(color)
-        if color is not None and not -(2**31) <= color < 2**31:
-            raise ValueError(color)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise _GeoJsonError(f"its class has the colour {color or rgb!r}") from error
+    parent = _path_class(value.get("parentClass"), notes)
+    color = _color(value, "its class", notes)
     return PathClass(f"{parent.name}: {name}" if parent else str(name), color)
 
 
-def _measurements(value: Any) -> dict[str, float]:
-    """Read measurements as any version wrote them: a map, or a list of names and values."""
+def _color(value: Mapping[str, Any], whose: str, notes: _Notes) -> int | None:
+    """Read a packed colour, signed or not, or red, green, blue and perhaps alpha of 0 to 255."""
+    packed, rgb = value.get("colorRGB"), value.get("color")
+    given = rgb if packed is None else packed
+    if given is None:
+        return None
     try:
-        if isinstance(value, dict):
-            return {name: float(number) for name, number in value.items()}
-        if isinstance(value, list):
-            return {str(entry["name"]): float(entry["value"]) for entry in value}
-    except (TypeError, ValueError, KeyError) as error:
-        raise _GeoJsonError(f"its measurements are not numbers ({error})") from error
-    return {}
+        if isinstance(given, list):
+            parts = [_whole_number(part) for part in given]
+            if len(parts) not in (3, 4):
+                raise ValueError
+            alpha = parts[3] if len(parts) == 4 else 255
+            return int.from_bytes(bytes([alpha, *parts[:3]]), "big", signed=True)
+        color = _whole_number(given)
+        if not -(2**31) <= color < 2**32:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        notes.odd_value(f"{whose} has the colour {quoted(given)}, which is none")
+        return None
+    return color - 2**32 if color >= 2**31 else color
+
+
+def _whole_number(value: Any) -> int:
+    number = int(value)
+    if number != value:
+        raise ValueError
+    return number
+
+
+def _measurements(value: Any, notes: _Notes) -> dict[str, float]:
+    """Read measurements as any version wrote them: a map, or a list of names and values."""
+    entries: list[tuple[Any, Any]] = []
+    if isinstance(value, dict):
+        entries = list(value.items())
+    elif isinstance(value, list):
+        for entry in value:
+            if isinstance(entry, dict) and "name" in entry:
+                entries.append((entry["name"], entry.get("value")))
+            else:
+                notes.odd_value(f"its measurements are not numbers ({quoted(entry)})")
+    measurements = {}
+    for name, number in entries:
+        try:
+            measurements[str(name)] = float(number)
+        except (TypeError, ValueError, OverflowError):
+            notes.odd_value(
+                f"its measurements are not numbers ({quoted(str(name))} is {quoted(number)})"
+            )
+    return measurements
+
+
+def _metadata(value: Any, notes: _Notes) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        notes.odd_value(f"its metadata is {quoted(value)}, not names and texts")
+        return {}
+    metadata = {}
+    for name, text in value.items():
+        if isinstance(text, str | int | float):
+            metadata[name] = str(text)
+        else:
+            notes.odd_value(f"its metadata {quoted(name)} is {quoted(text)}, not a text")
+    return metadata

@@ -10,6 +10,10 @@ from qpnuclei.qupath.model import ImageEntry
 if TYPE_CHECKING:
     from qpnuclei.slides.slide import Slide
 
+#: Server arguments without a value that are honoured.
+_SWITCHES = frozenset({"--no-crop", "--icc-profile"})
+_SERIES = ("--series", "-s")
+
 _OPENSLIDE = "qupath.lib.images.servers.openslide.OpenslideServerBuilder"
 _BIOFORMATS = "qupath.lib.images.servers.bioformats.BioFormatsServerBuilder"
 _IMAGEJ = "qupath.imagej.images.servers.ImageJServerBuilder"
@@ -22,7 +26,7 @@ def open_image(entry: ImageEntry) -> Slide:
     ------
     SlideError
         If the image is missing, not readable, fluorescence, a stack in z or time, or its server
-        transforms the file (rotated, flipped, cropped, ...) in a way that is not supported.
+        transforms the file (rotated, flipped, cropped, ...) or has arguments that are not known.
     """
     from qpnuclei.slides.slide import open_slide
 
@@ -59,7 +63,8 @@ def open_image(entry: ImageEntry) -> Slide:
     slide = open_slide(
         entry.path,
         crop_to_bounds=server.provider == _OPENSLIDE and "--no-crop" not in server.args,
-        series=_series(server.args),
+        series=_series(where, server.args),
+        apply_icc="--icc-profile" in server.args,
     )
     if (
         server.width
@@ -80,8 +85,31 @@ def open_image(entry: ImageEntry) -> Slide:
     return slide
 
 
-def _series(args: tuple[str, ...]) -> int:
-    """Return the Bio-Formats series that the server arguments choose (0 by default)."""
-    if "--series" in args[:-1]:
-        return int(args[args.index("--series") + 1])
-    return 0
+def _series(where: str, args: tuple[str, ...]) -> int | None:
+    """Return the Bio-Formats series that the server arguments choose; None if they do not.
+
+    Raises
+    ------
+    SlideError
+        If there is an argument that is not known: it may choose another picture.
+    """
+    series: str | None = None
+    rest = iter(arg.strip() for arg in args)
+    for arg in rest:
+        name, _, value = arg.partition("=")
+        if name in _SERIES:
+            series = value or next(rest, "")
+        elif arg not in _SWITCHES:
+            raise SlideError(
+                f"{where} is opened with the server argument {arg!r}, which is not supported",
+                "add the image to the project again without it, or export the picture that it "
+                "shows as an image of its own",
+            )
+    if series is None or series == "-1":  # QuPath's "not chosen"
+        return None
+    if not series.isdecimal():
+        raise SlideError(
+            f"{where} is opened with --series {series!r}, which is no number",
+            "add the image to the project again",
+        )
+    return int(series)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from qpnuclei.errors import QpnucleiError
+from qpnuclei.errors import MppError, QpnucleiError, standing_alone
 from qpnuclei.nuclei.ids import is_ours
-from qpnuclei.qupath.model import ImageEntry, Project
+from qpnuclei.qupath.analysed import Record
+from qpnuclei.qupath.model import Annotation, ImageEntry, Project
+from qpnuclei.qupath.pixel_size import pixel_size
+from qpnuclei.qupath.regions import area_px2
 
 
 def describe_project(project: Project) -> dict[str, Any]:
@@ -19,8 +22,8 @@ def describe_project(project: Project) -> dict[str, Any]:
     Returns
     -------
     dict
-        JSON types only. Areas are in mm² where the image is calibrated, else None; sizes in px;
-        pixel sizes in µm.
+        JSON types only. Areas are in mm² where there is a pixel size, else None, and those of a
+        class what its annotations cover together; sizes in px; pixel sizes in µm.
     """
     return {
         "project": str(project.path),
@@ -44,28 +47,49 @@ def _describe_image(entry: ImageEntry) -> dict[str, Any]:
         "height": entry.server.height,
         "pixel_width_um": calibration.width_um,
         "pixel_height_um": calibration.height_um,
+        "pixel_size_from": "project",
     }
-    try:
-        objects = entry.read()
-        described["type"] = entry.image_type
-        described["stains"] = entry.stains.name if entry.stains else None
-    except QpnucleiError as error:
-        return {**described, "error": error.what, "hint": error.hint}
-    px_mm2 = None
-    if calibration.width_um and calibration.height_um:
-        px_mm2 = calibration.width_um * calibration.height_um * 1e-6
-    annotations: dict[str, dict[str, Any]] = {}
+
+    def fail(error: QpnucleiError) -> None:
+        described.update(error=error.what, hint=error.hint)
+
+    with standing_alone(f"image {entry.name}", fail):
+        described |= _describe_objects(entry)
+    return described
+
+
+def _describe_objects(entry: ImageEntry) -> dict[str, Any]:
+    objects = entry.read()
+    record = Record.of(objects.properties, f"image {entry.name}")
+    mpp, source = _pixel_size(entry, record)
+    width_um, height_um = mpp or (None, None)
+    by_class: dict[str, list[Annotation]] = {}
     for annotation in objects.annotations:
-        row = annotations.setdefault(
-            annotation.class_name or "", {"count": 0, "area_mm2": None if px_mm2 is None else 0.0}
-        )
-        row["count"] += 1
-        if px_mm2 is not None:
-            row["area_mm2"] += annotation.area.area * px_mm2
+        by_class.setdefault(annotation.class_name or "", []).append(annotation)
+    annotations = {
+        name: {
+            "count": len(members),
+            "area_mm2": None if mpp is None else area_px2(members) * mpp[0] * mpp[1] * 1e-6,
+        }
+        for name, members in by_class.items()
+    }
     detections = objects.detections
     return {
-        **described,
+        "pixel_width_um": width_um,
+        "pixel_height_um": height_um,
+        "pixel_size_from": source,
+        "type": entry.image_type,
+        "stains": entry.stains.name if entry.stains else None,
         "annotations": annotations,
         "detections": dict(Counter(name or "" for name in detections.class_names)),
         "detections_by_qpnuclei": sum(map(is_ours, detections.ids)),
     }
+
+
+def _pixel_size(
+    entry: ImageEntry, record: Record
+) -> tuple[tuple[float, float], str] | tuple[None, None]:
+    try:
+        return pixel_size(entry, record)
+    except MppError:  # run and export say what to do about it
+        return None, None

@@ -32,8 +32,8 @@ class ImageServer:
     Parameters
     ----------
     builder_types : tuple of str
-        ``builderType`` from the outermost wrapper to the innermost; only ``("uri",)`` is an
-        image as it lies on disk.
+        ``builderType`` from the outermost wrapper to the innermost, without those that change no
+        pixel of level 0; only ``("uri",)`` is an image as it lies on disk.
     provider : str
         Java class of the innermost builder, for example
         ``"qupath.lib.images.servers.openslide.OpenslideServerBuilder"``; empty if it has none.
@@ -132,6 +132,8 @@ class Detections:
     geometries : (N,) object ndarray of shapely geometries, level-0 px
     centroids : (N, 2) float64 ndarray
         x and y as QuPath computes them for the ROI, level-0 px.
+    planes : (N, 2) int64 ndarray
+        z-slice and time point.
     parents : (N,) int64 ndarray
         Handle of the nearest enclosing annotation in the hierarchy, -1 for none.
     measurements : mapping of str to (N,) float64 ndarray
@@ -143,6 +145,7 @@ class Detections:
     class_names: Sequence[str | None]
     geometries: npt.NDArray[Any]
     centroids: npt.NDArray[np.float64]
+    planes: npt.NDArray[np.int64]
     parents: npt.NDArray[np.int64]
     measurements: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
 
@@ -155,12 +158,14 @@ class ImageObjects:
     """What an image holds at the moment it was read, and a token that says which moment.
 
     `fingerprint` identifies the state of the file on disk (absent file included):
-    `ImageEntry.write` refuses if it changed in between.
+    `ImageEntry.write` refuses if it changed in between. `properties` are the texts among the
+    image's properties, which QuPath keeps for whoever sets them.
     """
 
     annotations: tuple[Annotation, ...]
     detections: Detections
     fingerprint: str
+    properties: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,19 +175,23 @@ class DetectionGroup:
     Parameters
     ----------
     parent : int or None
-        Handle of an annotation; None for directly under the image. The annotations of the same
-        edit have the handles that follow those of the image, in their order.
+        Handle of an annotation; None for directly under the image. Where the same edit removes
+        annotations, the handles are those without them; its new annotations have the handles that
+        follow, in their order.
     nuclei : NucleiTable
         N polygons with their measurements.
     ids : (N,) sequence of uuid.UUID
     path_class : PathClass or None
         None leaves them unclassified.
+    plane : (int, int) or None
+        z-slice and time point; None for those of the parent.
     """
 
     parent: int | None
     nuclei: NucleiTable
     ids: Sequence[uuid.UUID]
     path_class: PathClass | None
+    plane: tuple[int, int] | None = None
 
     @cached_property
     def id_texts(self) -> list[str]:
@@ -212,7 +221,8 @@ class Edit:
     Parameters
     ----------
     remove : frozenset of uuid.UUID
-        Detections to remove, by UUID; each must satisfy `is_ours`.
+        Detections and annotations to remove, by UUID; each must satisfy `is_ours`. What someone
+        nested below them moves up to their parent.
     add : sequence of DetectionGroup
         May be lazy: a group may be made, for example read from disk, each time it is asked for,
         and equal each time. Writers ask for each more than once, for those of one parent in order,
@@ -221,12 +231,15 @@ class Edit:
     annotations : sequence of NewAnnotation
     workflow_step : (name, Groovy comment or script) or None
         Recorded in QuPath's workflow of the image.
+    properties : mapping of str to str
+        Properties of the image to set.
     """
 
     remove: frozenset[uuid.UUID] = frozenset()
     add: Sequence[DetectionGroup] = ()
     annotations: Sequence[NewAnnotation] = ()
     workflow_step: tuple[str, str] | None = None
+    properties: Mapping[str, str] = field(default_factory=dict)
 
 
 class ImageEntry(Protocol):

@@ -31,6 +31,7 @@ from qpnuclei.qupath.transaction import (
 from qpnuclei.qupath.uris import find_image
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.stains import Stains
+from qpnuclei.system.files import read_regular
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +147,9 @@ class NativeImage:
         if data is None:
             return ImageObjects((), FileDetections([]), fingerprint)
         objects = self._parse(data).read()
-        return ImageObjects(objects.annotations, objects.detections, fingerprint)
+        return ImageObjects(
+            objects.annotations, objects.detections, fingerprint, objects.properties
+        )
 
     def write(self, edit: Edit, fingerprint: str) -> None:
         """Apply an edit, save, and verify by reading back.
@@ -175,11 +178,12 @@ class NativeImage:
         data_file = self._new_data_file() if old is None else self._parse(old)
         data_file.read().summary()  # what contradicts itself is refused before it is written
         data_file.remove(edit.remove)
+        data_file.set_properties(edit.properties)
         kept = _digest(data_file)
         additions = data_file.add(edit)
         image_type = data_file.image_type
         remove_leftovers(self.folder)
-        with Transaction() as transaction:
+        with Transaction(self._project.path.parent) as transaction:
             staged, digest = transaction.stage(self.data_path, data_file.write)
             del old, data_file  # as large as the file, and no longer needed
             objects = self._verify(staged, digest, additions, kept)
@@ -228,7 +232,7 @@ class NativeImage:
         data_file = DataFile.parse(data, str(backup.path))
         objects = data_file.read()
         remove_leftovers(self.folder)
-        with Transaction() as transaction:
+        with Transaction(self._project.path.parent) as transaction:
             staged, digest = transaction.stage(self.data_path, lambda emit: emit(data))
             if digest_of_file(staged) != digest:
                 raise SaveError(
@@ -247,20 +251,21 @@ class NativeImage:
         """Return the data file's bytes, None if there is none, and its fingerprint."""
         path = self.data_path
         try:
-            data = path.read_bytes()
+            data = read_regular(path)
             fingerprint = _fingerprint(path, digest_of(data))
         except FileNotFoundError:
             if self._backup_path.exists():
                 raise FormatError(
                     f"{path}: is missing, though the image was saved before", self._backup_hint()
                 ) from None
+            self._check_reachable()
             return None, _ABSENT
         except OSError as error:
             raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
         return data, fingerprint
 
     def _check_reachable(self) -> None:
-        """Refuse to save when the drive is gone: folders would be made where it was mounted."""
+        """Refuse to go on when the drive is gone: folders would be made where it was mounted."""
         if not self._project.path.exists():
             raise SaveError(
                 f"{self._project.path} is no longer there", "is its drive still connected?"
@@ -285,7 +290,7 @@ class NativeImage:
         if not path.exists():
             return f"QuPath left no {path.name}; restore the file from a backup"
         try:
-            objects = DataFile.parse(path.read_bytes(), str(path)).read()
+            objects = DataFile.parse(read_regular(path), str(path)).read()
         except (FormatError, OSError):
             return f"QuPath left {path.name} beside it, but that does not read either"
         return (
@@ -365,7 +370,7 @@ class NativeImage:
 
 def _bytes_of(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
 

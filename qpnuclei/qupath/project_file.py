@@ -10,8 +10,9 @@ from typing import Any
 
 from qpnuclei.errors import FormatError, NotFoundError
 from qpnuclei.qupath.model import ImageServer, PathClass
-from qpnuclei.qupath.names import without_halves
+from qpnuclei.qupath.names import is_deeper, without_halves
 from qpnuclei.slides.calibration import PixelCalibration
+from qpnuclei.system.files import read_regular
 
 Json = dict[str, Any]
 
@@ -46,7 +47,7 @@ def read_json(path: Path, what: str) -> Json:
         If it is not JSON in UTF-8, or no object; the error names line and column.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_regular(path).decode("utf-8-sig")
         value = without_halves(json.loads(text), text)
     except FileNotFoundError:
         raise NotFoundError(f"{path}: no such file") from None
@@ -63,22 +64,9 @@ def read_json(path: Path, what: str) -> Json:
         raise FormatError(f"{path}: {what} is broken: {error}", _backup_hint(path)) from None
     if not isinstance(value, dict):
         raise FormatError(f"{path}: {what} is a {type(value).__name__}, not an object")
-    if _is_deeper(value, _MAX_DEPTH):
+    if is_deeper(value, _MAX_DEPTH):
         raise FormatError(f"{path}: {what} is broken: nested too deeply", _backup_hint(path))
     return value
-
-
-def _is_deeper(value: Any, depth: int) -> bool:
-    """Tell whether lists and objects are nested beyond a depth."""
-    level = [value]
-    for _ in range(depth):
-        level = [
-            child
-            for item in level
-            for child in (item.values() if isinstance(item, dict) else item)
-            if isinstance(child, dict | list)
-        ]
-    return bool(level)
 
 
 def _backup_hint(path: Path) -> str:
@@ -219,7 +207,8 @@ def image_server(builder: Mapping[str, Any]) -> ImageServer:
     types: list[str] = []
     inner: Any = builder
     while isinstance(inner, dict):
-        types.append(str(inner.get("builderType", "uri" if "uri" in inner else "")))
+        if not _changes_nothing(inner):
+            types.append(str(inner.get("builderType", "uri" if "uri" in inner else "")))
         last, inner = inner, inner.get("builder")
     metadata = server_metadata(builder) or {}
     arguments = last.get("args") or []
@@ -234,6 +223,25 @@ def image_server(builder: Mapping[str, Any]) -> ImageServer:
         size_t=_whole(metadata.get("sizeT")) or 1,
         is_rgb=bool(metadata.get("isRGB", True)),
     )
+
+
+def _changes_nothing(wrapper: Mapping[str, Any]) -> bool:
+    """Whether level 0 of a wrapped image is that of the image itself, pixel by pixel.
+
+    QuPath makes a pyramid of large flat images when it imports them; a rotation is kept also when
+    it is none.
+    """
+    kind = wrapper.get("builderType")
+    if kind == "pyramidize":
+        return True
+    if kind == "rotated":
+        return wrapper.get("rotation") == "ROTATE_NONE"
+    if kind == "affine":
+        transform = wrapper.get("transform")
+        if isinstance(transform, dict):
+            transform = [transform.get(key) for key in ("m00", "m10", "m01", "m11", "m02", "m12")]
+        return transform == [1, 0, 0, 1, 0, 0]
+    return False
 
 
 def server_metadata(builder: Mapping[str, Any]) -> Json | None:

@@ -1,7 +1,8 @@
-"""Images by name, and annotations as areas: which detections lie in them."""
+"""Images by name, and annotations as areas: which detections lie in them, by one rule."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -70,13 +71,23 @@ def one_image(images: Sequence[Entry], name: str) -> Entry:
 
 @dataclass(frozen=True)
 class Region:
-    """One annotation's area (or the tissue's), valid and clipped to the image.
+    """The area of one annotation (or of the tissue), or a part of it.
 
     `annotation` is None for tissue; `geometry` is a valid Polygon or MultiPolygon in level-0 px.
     """
 
     annotation: Annotation | None
     geometry: shapely.Geometry
+
+    @classmethod
+    def of(cls, annotation: Annotation) -> Region:
+        """Return the whole area of an annotation; empty for lines and points."""
+        return cls(annotation, annotation.area)
+
+    @property
+    def plane(self) -> tuple[int, int]:
+        """z-slice and time point; tissue lies on the first."""
+        return (self.annotation.z, self.annotation.t) if self.annotation else (0, 0)
 
     @property
     def label(self) -> str:
@@ -96,15 +107,59 @@ def same_outline(a: shapely.Geometry, b: shapely.Geometry) -> bool:
     return bool(shapely.equals_exact(shapely.normalize(a), shapely.normalize(b), _SAME_PX))
 
 
-def region_of(points: npt.NDArray[np.float64], regions: Sequence[Region]) -> npt.NDArray[np.int64]:
+def rows_inside(
+    regions: Sequence[Region],
+    points: npt.NDArray[np.float64],
+    planes: npt.NDArray[np.int64] | None = None,
+) -> list[npt.NDArray[np.int64]]:
+    """Say which centroids each region holds: the one rule by which everything here is counted.
+
+    It is QuPath's, which asks whether a centroid is not in the exterior of a ROI's geometry: on the
+    border, that of a hole included, it is inside. Regions may overlap, and a centroid is in each
+    that holds it. One on another plane is in none.
+
+    Parameters
+    ----------
+    regions : sequence of Region
+    points : (N, 2) float64 ndarray
+        Centroids in level-0 px.
+    planes : (N, 2) int64 ndarray, optional
+        z-slice and time point of each; by default all are on the first.
+
+    Returns
+    -------
+    list of int64 ndarray
+        For each region the indices of the points it holds, ascending.
+    """
+    found = [np.empty(0, np.int64)] * len(regions)
+    if planes is None:
+        planes = np.zeros((len(points), 2), np.int64)
+    finite = np.isfinite(points).all(axis=1)
+    for plane in {region.plane for region in regions}:
+        here = np.flatnonzero(finite & (planes == plane).all(axis=1))
+        if len(here) == 0:
+            continue
+        tree = shapely.STRtree(shapely.points(points[here]))
+        for index, region in enumerate(regions):
+            if region.plane == plane:
+                held = tree.query(region.geometry, predicate="intersects")
+                found[index] = here[np.sort(held)]
+    return found
+
+
+def region_of(
+    points: npt.NDArray[np.float64],
+    regions: Sequence[Region],
+    planes: npt.NDArray[np.int64] | None = None,
+) -> npt.NDArray[np.int64]:
     """Say which region each point is written under.
 
     Where regions overlap it is the smallest, as QuPath nests objects in the innermost annotation.
 
     Parameters
     ----------
-    points : (N, 2) float64 ndarray
-        In level-0 px.
+    points, planes
+        As `rows_inside` takes them.
 
     Returns
     -------
@@ -112,15 +167,25 @@ def region_of(points: npt.NDArray[np.float64], regions: Sequence[Region]) -> npt
         Index of the region; -1 for none.
     """
     owner = np.full(len(points), -1, np.int64)
+    held = rows_inside(regions, points, planes)
     for index in sorted(range(len(regions)), key=lambda i: -regions[i].geometry.area):
-        owner[inside(regions[index], points)] = index
+        owner[held[index]] = index
     return owner
 
 
-def inside(region: Region, points: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Tell which of (N, 2) points in level-0 px lie in a region or on its border."""
-    shapely.prepare(region.geometry)
-    found: npt.NDArray[np.bool_] = shapely.intersects_xy(
-        region.geometry, points[:, 0], points[:, 1]
+def area_px2(annotations: Sequence[Annotation]) -> float:
+    """Return the area that annotations cover together, level-0 px²; where they overlap, once."""
+    areas = [annotation for annotation in annotations if annotation.is_area]
+    if len(areas) == 1 and areas[0].roi_type == "EllipseROI":
+        # QuPath has the area of the ellipse itself, not of the polygon that stands for it.
+        x0, y0, x1, y1 = shapely.bounds(areas[0].geometry).tolist()
+        return math.pi / 4 * float(x1 - x0) * float(y1 - y0)
+    return covered_px2([Region.of(annotation) for annotation in areas])
+
+
+def covered_px2(regions: Sequence[Region]) -> float:
+    """Return the area of the union of regions, plane by plane, in level-0 px²."""
+    return sum(
+        float(shapely.union_all([r.geometry for r in regions if r.plane == plane]).area)
+        for plane in {region.plane for region in regions}
     )
-    return found

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from qpnuclei.errors import SaveError
+from qpnuclei.system.files import make_folder_below, open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +38,20 @@ class Transaction:
     Use it as a context manager: `stage` every file, then `commit`. Without a commit, or if that
     fails, all targets are as they were.
 
+    Parameters
+    ----------
+    base : Path
+        Folder in which the targets are, for example the project's. Folders below it are made, but
+        never itself: it may be on a drive that is gone.
+
     Raises
     ------
     qpnuclei.errors.SaveError
         From `stage` and `commit`, if the system refuses.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, base: Path) -> None:
+        self._base = base
         self._staged: list[tuple[Path, Path]] = []  # temporary file, target
         self._kept: dict[Path, Path | None] = {}  # target, copy of what was there
 
@@ -72,7 +80,7 @@ class Transaction:
         """
         digest = hashlib.blake2b(digest_size=16)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder_below(self._base, target.parent)
             temporary = temporary_beside(target)
             self._staged.append((temporary, target))
             with temporary.open("xb", buffering=1 << 20) as stream:
@@ -86,6 +94,8 @@ class Transaction:
                 os.fsync(stream.fileno())
             if target.exists():
                 shutil.copymode(target, temporary)
+        except SaveError:
+            raise
         except OSError as error:
             raise _failed(target, error) from error
         return temporary, digest.hexdigest()
@@ -192,7 +202,7 @@ def digest_of_file(path: Path) -> str:
     OSError
         If it cannot be read.
     """
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 

@@ -13,9 +13,8 @@ import numpy.typing as npt
 import shapely
 
 from qpnuclei._version import __version__
-from qpnuclei.errors import UsageError
+from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
 from qpnuclei.nuclei.table import NucleiTable
-from qpnuclei.qupath.areas import valid_area
 from qpnuclei.qupath.geojson import GeoJsonObject, read_objects, write_objects
 from qpnuclei.qupath.model import (
     Annotation,
@@ -29,7 +28,7 @@ from qpnuclei.qupath.model import (
     Project,
 )
 from qpnuclei.qupath.names import class_of, file_stem
-from qpnuclei.qupath.regions import Region, region_of, same_outline
+from qpnuclei.qupath.regions import Region, region_of, rows_inside, same_outline
 
 #: What a detection may be in QuPath, and in a file.
 _DETECTION_KINDS = ("detection", "cell", "tile")
@@ -42,11 +41,21 @@ _Key = tuple[str | None, int, int, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Exported:
-    """The GeoJSON file of one image, and how many annotations and detections it holds."""
+    """The GeoJSON file of one image, and how many annotations and detections it holds.
+
+    Parameters
+    ----------
+    left_out : tuple of str
+        Objects that are not in the file, and why.
+    losses : tuple of str
+        What of the other objects is not in the file.
+    """
 
     path: Path
     annotations: int
     detections: int
+    left_out: tuple[str, ...] = ()
+    losses: tuple[str, ...] = ()
 
 
 @dataclass
@@ -63,6 +72,8 @@ class Imported:
         How many the image has already: same UUID, same place.
     left_out : list of str
         What could not come in: which object, and why.
+    losses : list of str
+        What of the objects that came in could not.
     """
 
     annotations: int = 0
@@ -70,10 +81,13 @@ class Imported:
     outlines: int = 0
     already_there: int = 0
     left_out: list[str] = field(default_factory=list)
+    losses: list[str] = field(default_factory=list)
 
 
 def check_classes(project: Project, entries: Sequence[ImageEntry], classes: Sequence[str]) -> None:
     """Refuse classes that no annotation of some images has, naming those that exist.
+
+    Images that cannot be read may have any class.
 
     Raises
     ------
@@ -82,9 +96,13 @@ def check_classes(project: Project, entries: Sequence[ImageEntry], classes: Sequ
     """
     if not classes:
         return
-    present = {a.class_name for entry in entries for a in entry.read().annotations}
+    present: set[str | None] = set()
+    unreadable: list[QpnucleiError] = []
+    for entry in entries:
+        with standing_alone(f"image {entry.name}", unreadable.append):
+            present.update(a.class_name for a in entry.read().annotations)
     for name in classes:
-        if name not in present:
+        if name not in present and not unreadable:
             known = ", ".join(sorted(filter(None, present)))
             raise UsageError(
                 f"no annotation of class {name!r} in {project.path}",
@@ -124,9 +142,9 @@ def export_image(
     chosen = [a for a in objects.annotations if not classes or a.class_name in classes]
     table = objects.detections
     rows = np.arange(len(table) if detections else 0)
-    planes = _planes(objects) if detections else np.empty((0, 2), np.int64)
     if classes and len(rows):
-        rows = rows[_nearest(table.centroids, planes, chosen) >= 0]
+        held = rows_inside([Region.of(a) for a in chosen], table.centroids, table.planes)
+        rows = np.unique(np.concatenate([rows[:0], *held]))
     written = Exported(
         folder / f"{file_stem(entry)}.geojson.gz", len(chosen) if annotations else 0, len(rows)
     )
@@ -136,7 +154,7 @@ def export_image(
         if annotations:
             yield from (_annotation_feature(a, colors) for a in chosen)
         if len(rows):
-            yield from _detection_features(table, rows, planes, colors)
+            yield from _detection_features(table, rows, colors)
 
     write_objects(written.path, features())
     return written
@@ -261,26 +279,22 @@ class _Incoming:
 
     def edit(self, path: Path) -> Edit:
         """Return the edit that brings everything in."""
-        parents = [(a.area, a.z, a.t) for a in self._objects.annotations if a.is_area]
-        handles = [a.handle for a in self._objects.annotations if a.is_area]
+        areas = [a for a in self._objects.annotations if a.is_area]
+        parents = [Region.of(annotation) for annotation in areas]
+        handles = [annotation.handle for annotation in areas]
         for handle, new in enumerate(self._annotations, len(self._objects.annotations)):
-            area = valid_area(new.geometry)
-            if not area.is_empty:
-                parents.append((area, new.z, new.t))
+            made = Annotation(
+                handle, new.id, new.name, None, "GeometryROI", new.geometry, z=new.z, t=new.t
+            )
+            if made.is_area:
+                parents.append(Region.of(made))
                 handles.append(handle)
         groups = []
         for (_, z, t, names), group in self._groups.items():
             table = group.table(names)
-            planes = np.tile([z, t], (len(table), 1))
-            owner = _owners(table.centroids(), planes, parents)
+            owner = region_of(table.centroids(), parents, np.tile([z, t], (len(table), 1)))
             for index in np.unique(owner).tolist():
                 chosen = np.flatnonzero(owner == index)
-                if index < 0 and (z, t) != (0, 0):
-                    # Only an annotation tells detections on which plane they are.
-                    self.result.left_out.append(
-                        f"{len(chosen)} detections on plane z={z}, t={t}: in no annotation there"
-                    )
-                    continue
                 self.result.detections += len(chosen)
                 self.result.outlines += sum(group.kinds[row] != "detection" for row in chosen)
                 groups.append(
@@ -289,8 +303,13 @@ class _Incoming:
                         table.take(chosen),
                         [group.ids[row] for row in chosen.tolist()],
                         group.path_class,
+                        (z, t),
                     )
                 )
+        if self.result.outlines:
+            self.result.losses.append(
+                f"{self.result.outlines} cells or tiles came in as detections: their outlines alone"
+            )
         return Edit(
             add=groups,
             annotations=self._annotations,
@@ -388,47 +407,6 @@ def _checked_class_name(name: str | None) -> str | None:
     return checked
 
 
-def _planes(objects: ImageObjects) -> npt.NDArray[np.int64]:
-    """Return z and t of every detection: those of the annotation that it is in, else 0."""
-    planes = np.array([(0, 0), *((a.z, a.t) for a in objects.annotations)], np.int64)
-    handles = {a.handle: row for row, a in enumerate(objects.annotations, 1)}
-    rows = [handles.get(parent, 0) for parent in objects.detections.parents.tolist()]
-    return planes[rows].reshape(-1, 2)
-
-
-def _nearest(
-    points: npt.NDArray[np.float64], planes: npt.NDArray[np.int64], annotations: list[Annotation]
-) -> npt.NDArray[np.int64]:
-    return _owners(points, planes, [(a.area, a.z, a.t) for a in annotations if a.is_area])
-
-
-def _owners(
-    points: npt.NDArray[np.float64],
-    planes: npt.NDArray[np.int64],
-    areas: Sequence[tuple[shapely.Geometry, int, int]],
-) -> npt.NDArray[np.int64]:
-    """Return which of some areas on planes (z, t) is the smallest around each of N points.
-
-    Parameters
-    ----------
-    points : (N, 2) float64 ndarray
-    planes : (N, 2) int64 ndarray
-    areas : sequence of (geometry, z, t)
-
-    Returns
-    -------
-    (N,) int64 ndarray
-        -1 for none.
-    """
-    owner = np.full(len(points), -1, np.int64)
-    for plane in {area[1:] for area in areas}:
-        here = np.flatnonzero((planes == plane).all(axis=1))
-        indices = np.array([i for i, area in enumerate(areas) if area[1:] == plane])
-        found = region_of(points[here], [Region(None, areas[i][0]) for i in indices])
-        owner[here] = np.where(found < 0, -1, indices[found])
-    return owner
-
-
 def _annotation_feature(annotation: Annotation, colors: dict[str, int | None]) -> GeoJsonObject:
     name = annotation.class_name
     return GeoJsonObject(
@@ -446,7 +424,6 @@ def _annotation_feature(annotation: Annotation, colors: dict[str, int | None]) -
 def _detection_features(
     table: Detections,
     rows: npt.NDArray[np.int64],
-    planes: npt.NDArray[np.int64],
     colors: dict[str, int | None],
 ) -> Iterator[GeoJsonObject]:
     names = list(table.measurements)
@@ -460,6 +437,6 @@ def _detection_features(
             if class_name is None
             else PathClass(class_name, colors.get(class_name)),
             measurements={name: float(table.measurements[name][row]) for name in names},
-            z=int(planes[row, 0]),
-            t=int(planes[row, 1]),
+            z=int(table.planes[row, 0]),
+            t=int(table.planes[row, 1]),
         )

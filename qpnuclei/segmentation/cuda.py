@@ -2,42 +2,40 @@
 
 Three CUDA streams copy pixels to the device, compute, and copy codes back: with two threads that
 call it, one batch is copied while another is computed. Only codes, 3 bytes for each pixel, come
-back. Batches are replayed as CUDA graphs where that was measured to be faster.
+back.
 """
 
 from __future__ import annotations
 
-import math
+import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from qpnuclei.errors import DeviceError
 from qpnuclei.segmentation.forward import Forward
 from qpnuclei.segmentation.quantised import (
     ATTENTION_STEPS,
     CENTRE_STEPS,
+    NOT_A_NUMBER,
     AttentionCodes,
     CentreCodes,
 )
-from qpnuclei.segmentation.scheduling import (
-    FittingBatches,
-    Function,
-    GraphOrEager,
-    batch_that_fits,
-)
 
-#: Batches are padded to multiples of it in px, so that few graphs serve all of them.
-_SHAPE_STEP_PX = 64
-#: Edge in px of the tile with which the need for memory is measured.
-_PROBE_PX = 1024
-#: Batches over which eager runs and graphs are timed.
-_REPEATS = 5
+_log = logging.getLogger(__name__)
+
+#: Larger batches are no faster; they keep the stages that wait for them idle.
+TILES_AT_ONCE = 8
 
 _WHITE = 255
+
+#: Of a batch of tiles, (B, H, W, 3) uint8; returns tensors with B rows each.
+Function = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 class CudaForward:
@@ -54,22 +52,15 @@ class CudaForward:
     def __init__(self, forward: Forward, device: torch.device, stride: int) -> None:
         self._forward = forward
         self._device = device
-        self._step = math.lcm(_SHAPE_STEP_PX, stride)
+        self._stride = stride
         self._queueing = threading.Lock()
-        self._anchor: torch.cuda.CUDAGraph | None = None
-        self._graphs = GraphOrEager(self._codes, self._captured, self._milliseconds)
-        self._fitting = FittingBatches(self._graphs, self._release)
+        self._fitting = FittingBatches(self._codes, torch.cuda.empty_cache)
         self._copying_in, self._computing, self._copying_out = (
             torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             for _ in range(3)
         )
         # The weights came on another stream.
         torch.cuda.synchronize(device)
-
-    @property
-    def execution(self) -> str:
-        """See `qpnuclei.segmentation.scheduling.GraphOrEager.execution`."""
-        return self._graphs.execution
 
     @torch.inference_mode()
     def codes(self, rgb: npt.NDArray[np.uint8]) -> tuple[AttentionCodes, CentreCodes | None]:
@@ -78,7 +69,7 @@ class CudaForward:
         Parameters
         ----------
         rgb : (B, H, W, 3) uint8 ndarray
-            Continued with white, at the lower and right borders, to a size that recurs.
+            Continued with white, at the lower and right borders, to whole strides.
 
         Returns
         -------
@@ -102,24 +93,6 @@ class CudaForward:
         done.synchronize()
         attention, *centre = (copy.numpy()[:, :height, :width] for copy in copies)
         return attention, centre[0].view(np.uint16) if centre else None
-
-    def suggested_batch_size(self, tile_px: int) -> int:
-        """Return how many tiles of this edge, with their surroundings, to take at once."""
-        shape = (1, _PROBE_PX, _PROBE_PX, 3)
-        with torch.cuda.device(self._device):
-            probe = torch.zeros(shape, dtype=torch.uint8, device=self._device)
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            try:
-                self._codes(probe)
-            except torch.cuda.OutOfMemoryError:
-                return 1
-            torch.cuda.synchronize()
-            per_px = (torch.cuda.max_memory_allocated() - before) / _PROBE_PX**2
-            torch.cuda.empty_cache()
-            free, _ = torch.cuda.mem_get_info()
-        return batch_that_fits(free, per_px, tile_px)
 
     def _queue(self, pixels: Tensor) -> tuple[list[Tensor], torch.cuda.Event]:
         """Queue the work of a batch; return where the codes will be, and when.
@@ -145,60 +118,66 @@ class CudaForward:
         return copies, done
 
     def _whole(self, length: int) -> int:
-        return -(-length // self._step) * self._step
+        return -(-length // self._stride) * self._stride
 
     def _codes(self, rgb: Tensor) -> tuple[Tensor, ...]:
         return codes_of_maps(self._forward.maps(rgb))
 
-    def _captured(self, function: Function, example: Tensor) -> Function:
-        """Return a CUDA graph of a function that was warmed up with arguments of this shape.
 
-        All graphs use the same memory: they run one after the other, on one stream.
+class FittingBatches:
+    """A function that is given no more of a batch at once than fits the device's memory.
+
+    Parameters
+    ----------
+    function : callable
+    release : callable
+        Called after the memory did not suffice: gives back what is kept but not needed.
+    """
+
+    def __init__(self, function: Function, release: Callable[[], None]) -> None:
+        self._function = function
+        self._release = release
+        self._most_px: int | None = None
+
+    def __call__(self, batch: Tensor) -> tuple[Tensor, ...]:
+        """Return ``function(batch)``.
+
+        Raises
+        ------
+        qpnuclei.errors.DeviceError
+            If not even one tile of the batch fits.
         """
-        if self._anchor is None:
-            # Memory is shared only as long as one graph that has it is there.
-            self._anchor, _ = self._capture(lambda x: (x + 1,), torch.zeros_like(example[:1, :1]))
-        argument = example.clone()
-        graph, results = self._capture(function, argument, self._anchor)
+        height, width = batch.shape[1:3]
+        parts: list[tuple[Tensor, ...]] = []
+        done, most = 0, len(batch)
+        if self._most_px is not None:
+            most = max(1, self._most_px // (height * width))
+        while done < len(batch):
+            part = batch[done : done + most]
+            results = self._attempt(part)
+            if results is not None:
+                parts.append(results)
+                done += len(part)
+            elif len(part) == 1:
+                raise DeviceError(
+                    f"a tile of {width}x{height} px, with its surroundings, does not fit into the "
+                    f"memory of {batch.device}",
+                    "give a smaller --tile, or --device cpu",
+                )
+            else:
+                most = len(part) // 2
+                self._most_px = most * height * width
+                _log.warning("%d tiles do not fit into memory: %d at once", len(part), most)
+        if len(parts) == 1:
+            return parts[0]
+        return tuple(torch.cat(of_parts) for of_parts in zip(*parts, strict=True))
 
-        def replay(batch: Tensor) -> tuple[Tensor, ...]:
-            argument.copy_(batch)
-            graph.replay()
-            return tuple(result.clone() for result in results)
-
-        return replay
-
-    def _capture(
-        self, function: Function, argument: Tensor, beside: torch.cuda.CUDAGraph | None = None
-    ) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            graph,
-            pool=None if beside is None else beside.pool(),
-            stream=self._computing,
-            # Other threads may use the device meanwhile.
-            capture_error_mode="thread_local",
-        ):
-            results = function(argument)
-        return graph, results
-
-    def _milliseconds(self, call: Callable[[], object]) -> float:
-        """Return how long the device takes for a call, the processor's queueing included."""
-        begin, end = (
-            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            for _ in range(2)
-        )
-        call()
-        begin.record()
-        for _ in range(_REPEATS):
-            call()
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end)) / _REPEATS
-
-    def _release(self) -> None:
-        self._graphs.forget()
-        torch.cuda.empty_cache()
+    def _attempt(self, part: Tensor) -> tuple[Tensor, ...] | None:
+        with suppress(torch.cuda.OutOfMemoryError):
+            return self._function(part)
+        # Free the failed attempt's memory after the exception, which refers to it, is released.
+        self._release()
+        return None
 
 
 def codes_of_maps(maps: Tensor) -> tuple[Tensor, ...]:
@@ -215,7 +194,8 @@ def codes_of_maps(maps: Tensor) -> tuple[Tensor, ...]:
     centre : (B, H, W) int16 Tensor
         With the bits of uint16, with which torch can do little. Only if there is a centre map.
     """
-    attention = maps[:, 0].mul(ATTENTION_STEPS).ceil_().sub_(1).clamp_(min=0).to(torch.uint8)
+    steps = maps[:, 0].mul(ATTENTION_STEPS).ceil_().sub_(1).clamp_(min=0)
+    attention = steps.masked_fill_(maps.isnan().any(dim=1), NOT_A_NUMBER).to(torch.uint8)
     if maps.shape[1] == 1:
         return (attention,)
     return attention, maps[:, 1].mul(CENTRE_STEPS).round_().to(torch.int32).to(torch.int16)

@@ -18,6 +18,7 @@ from qpnuclei.models.student import StudentNet
 from qpnuclei.segmentation.quantised import (
     ATTENTION_STEPS,
     CENTRE_STEPS,
+    NOT_A_NUMBER,
     AttentionCodes,
     CentreCodes,
     FloatMap,
@@ -28,6 +29,8 @@ Code = TypeVar("Code", np.uint8, np.uint16)
 
 #: oneDNN computes as many outputs of a convolution at once.
 _LEAST_OUTPUTS = 16
+
+_BITS_OF_ONE = int(np.float32(1).view(np.uint32))
 
 #: Numbers whose sigmoid is taken at once: few enough to stay in the processor's cache.
 _SIGMOID_BLOCK = 32768
@@ -144,8 +147,7 @@ class Forward:
         (B, C, H, W).
         """
         reduced = self._dtype != torch.float32
-        # No cache of weights: one that is made while a CUDA graph is captured dies with it.
-        with torch.autocast(self._device.type, self._dtype, reduced, cache_enabled=False):
+        with torch.autocast(self._device.type, self._dtype, reduced):
             logits = self._network(x).float()
         if self._metadata.tau is not None:
             logits = self._metadata.sigmoid_gain * (logits - self._metadata.tau)
@@ -246,16 +248,25 @@ def _write_codes(
     attention: npt.NDArray[np.uint8],
     centre: npt.NDArray[np.uint16],
 ) -> None:
-    """Write the codes of (N, n + m) numbers: n of attention, then m of the centre map."""
+    """Write the codes of (N, n + m) numbers: n of attention, then m of the centre map.
+
+    A row that is not all numbers is `NOT_A_NUMBER`.
+    """
     steps, one, zero = np.float32(ATTENTION_STEPS), np.float32(1), np.float32(0)
     centre_steps = np.float32(CENTRE_STEPS)
+    bits = rows.view(np.uint32)  # of NaN, they are more than of any number from 0 to 1
     length = attention.shape[1]
     for row in range(rows.shape[0]):
+        highest = np.uint32(0)
         for column in range(length):
             code = np.ceil(rows[row, column] * steps) - one
             attention[row, column] = np.uint8(max(code, zero))
+            highest = max(highest, bits[row, column])
         for column in range(centre.shape[1]):
             centre[row, column] = np.uint16(np.rint(rows[row, length + column] * centre_steps))
+            highest = max(highest, bits[row, length + column])
+        if highest > _BITS_OF_ONE:
+            attention[row] = NOT_A_NUMBER
 
 
 def _pixels_of_cells(

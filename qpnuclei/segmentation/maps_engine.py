@@ -17,13 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qpnuclei.models.checkpoint import (
-    NetworkGeometry,
-    model_hash,
-    network_geometry,
-    read_metadata,
-)
-from qpnuclei.models.metadata import ModelMetadata, PostProcessing
+from qpnuclei.models.geometry import NetworkGeometry
+from qpnuclei.models.metadata import ModelMetadata, PostProcessing, model_hash, read_metadata
 from qpnuclei.models.registry import resolve_model
 from qpnuclei.segmentation.engine import (
     RGB,
@@ -79,8 +74,6 @@ class MapsEngine:
         parts = [str(self.predictor.device), self.predictor.precision]
         if self.predictor.views > 1:
             parts.append(f"{self.predictor.views} views")
-        if self.predictor.device.type == "cuda":
-            parts.append(self.predictor.execution)
         return ", ".join(parts)
 
     def with_post_processing(self, parameters: PostProcessing) -> MapsEngine:
@@ -104,7 +97,7 @@ class MapsEngine:
             scores = {ATTENTION: ScoreMap(view.attention, ATTENTION_OF_CODE)}
             return TileInstances(tile, view.rgb, labels, scores)
 
-        batch_size = self._tiles_at_once(tiles)
+        batch_size = self._tiles_at_once()
         parts = ahead(_read(read, tiles, self._spec.margin_px, clock), 2 * batch_size)
         with one_thread_each(), closing(parts) as parts_read:
             views = self._predict(parts_read, tiles, colour, batch_size, clock)
@@ -115,7 +108,7 @@ class MapsEngine:
                 with closing(split_tiles) as instances:
                     yield from instances
 
-    def _tiles_at_once(self, tiles: TilePlan) -> int:
+    def _tiles_at_once(self) -> int:
         """Return how many tiles the network takes at once.
 
         On a CPU it is one: nothing is gained by more, and the result would depend on which.
@@ -124,8 +117,7 @@ class MapsEngine:
             return 1
         if self._options.batch_size is not None:
             return self._options.batch_size
-        surroundings = tiles.halo + self._spec.margin_px
-        return self.predictor.suggested_batch_size(tiles.core_size + 2 * surroundings)
+        return self.predictor.tiles_at_once
 
     def _predict(
         self,
@@ -174,7 +166,7 @@ class MapsEngineFactory:
         """Return the spec of a model; see `qpnuclei.segmentation.engine.EngineFactory.spec`."""
         path = resolve_model(model)
         metadata = read_metadata(path)
-        return _spec(metadata, network_geometry(metadata), model_hash(path))
+        return _spec(metadata, metadata.network_geometry(), model_hash(path))
 
     def load(self, model: str, options: EngineOptions) -> MapsEngine:
         """Return the engine with a model; see `qpnuclei.segmentation.engine.EngineFactory.load`."""

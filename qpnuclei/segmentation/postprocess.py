@@ -26,6 +26,7 @@ from qpnuclei.segmentation.quantised import (
     CentreMap,
     attention_codes,
     centre_codes,
+    check_codes,
     first_code_above,
 )
 from qpnuclei.segmentation.watershed import LabelArray, find_peaks, renumbered, watershed
@@ -61,6 +62,8 @@ def segment_instances(
     ------
     ValueError
         If an array is not 2-D, or the two differ in shape.
+    qpnuclei.errors.ModelError
+        If a map is not finite.
 
     Notes
     -----
@@ -95,6 +98,7 @@ def segment_instances(
     if centre is not None and centre.shape != attention.shape:
         raise ValueError(f"centre has shape {centre.shape}, attention {attention.shape}")
     codes = attention_codes(attention)
+    check_codes(codes)
     mask = foreground_mask(codes, parameters)
     if not mask.any():
         return np.zeros(codes.shape, np.int32)

@@ -15,6 +15,7 @@ from qpnuclei.models.checkpoint import Network, load_model
 from qpnuclei.models.device import resolve_device
 from qpnuclei.models.metadata import ModelMetadata, PostProcessing
 from qpnuclei.models.registry import DEFAULT_MODEL, resolve_model
+from qpnuclei.segmentation.cuda import TILES_AT_ONCE, CudaForward
 from qpnuclei.segmentation.engine import Precision
 from qpnuclei.segmentation.forward import Forward, prepared
 from qpnuclei.segmentation.quantised import AttentionCodes, CentreCodes, FloatMap
@@ -76,8 +77,6 @@ class Predictor:
         self._forward = Forward(self._network, metadata, device, views, self._dtype)
         self._on_cuda = None
         if device.type == "cuda":
-            from qpnuclei.segmentation.cuda import CudaForward
-
             self._on_cuda = CudaForward(self._forward, device, self.stride)
 
     @classmethod
@@ -120,7 +119,7 @@ class Predictor:
     @property
     def network(self) -> nn.Module:
         """The network, in evaluation mode."""
-        return self._network
+        return cast(nn.Module, self._network)
 
     @property
     def metadata(self) -> ModelMetadata:
@@ -158,27 +157,9 @@ class Predictor:
         return self._device
 
     @property
-    def execution(self) -> str:
-        """How batches run: ``"eager"``, or ``"CUDA graphs (1.20x eager, measured)"``.
-
-        Measured when batches of one shape have come a few times: ask after the run.
-        """
-        return "eager" if self._on_cuda is None else self._on_cuda.execution
-
-    def suggested_batch_size(self, tile_px: int) -> int:
-        """Return how many tiles a batch for `predict_codes` should have.
-
-        Parameters
-        ----------
-        tile_px : int
-            Edge of the tiles, surroundings included.
-
-        Returns
-        -------
-        int
-            As many as fit a GPU's free memory, at most 8; 1 on other devices.
-        """
-        return 1 if self._on_cuda is None else self._on_cuda.suggested_batch_size(tile_px)
+    def tiles_at_once(self) -> int:
+        """How many tiles a batch for `predict_codes` had best have: several on a GPU, else one."""
+        return 1 if self._on_cuda is None else TILES_AT_ONCE
 
     def predict(
         self, rgb: RGBImage, statistics: ReinhardStatistics | None = None

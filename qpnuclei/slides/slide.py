@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from dataclasses import dataclass
@@ -13,8 +12,10 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from qpnuclei.errors import NotFoundError, SlideError
-from qpnuclei.slides._sources import RGB, ArraySource, Source, open_source, reading
+from qpnuclei.slides.colour_profile import to_srgb
+from qpnuclei.slides.readers import open_source
+from qpnuclei.slides.readers.memory import ArraySource
+from qpnuclei.slides.readers.source import RGB, Source, reading
 from qpnuclei.slides.resample import AxisWeights, axis_weights, resample
 
 
@@ -30,8 +31,6 @@ class PixelSource(Protocol):
         """Return a region of the working grid; see `qpnuclei.slides.slide.Slide.read`."""
 
 
-_log = logging.getLogger(__name__)
-
 #: Larger regions of source pixels are read in parts, to bound memory.
 _MAX_SOURCE_PIXELS = 2**25
 
@@ -45,11 +44,14 @@ class Level:
     height: int
 
 
-def open_slide(path: str | Path, *, crop_to_bounds: bool = False, series: int = 0) -> Slide:
-    """Open a slide or image: tiled TIFF, SVS, SCN, NDPI, plain PNG, JPEG, TIFF, and more.
-
-    TIFFs are read with TiffSlide and tifffile, plain images with Pillow, everything else (and
-    TIFFs that fail) with OpenSlide, if ``openslide-python`` is installed.
+def open_slide(
+    path: str | Path,
+    *,
+    crop_to_bounds: bool = False,
+    series: int | None = None,
+    apply_icc: bool = False,
+) -> Slide:
+    """Open a slide or image; docs/formats.md lists what is read, and with which library.
 
     Parameters
     ----------
@@ -57,27 +59,27 @@ def open_slide(path: str | Path, *, crop_to_bounds: bool = False, series: int = 
     crop_to_bounds : bool
         Whether level 0 is the part inside ``openslide.bounds-*``, as for an image that QuPath
         opened with OpenSlide and without ``--no-crop``. No effect where a slide has no bounds.
-    series : int
-        Series of the file; only the first is supported.
+    series : int, optional
+        Which image of an OME-TIFF that has several, from 0. By default the first, which is refused
+        if it is a label or an overview.
+    apply_icc : bool
+        Whether colours are brought to sRGB by the colour profile that lies in the file.
 
     Raises
     ------
     qpnuclei.errors.NotFoundError
         If there is no such file.
     qpnuclei.errors.SlideError
-        If the file cannot be read, or is not an 8-bit RGB image.
+        If the file cannot be read, is not an 8-bit RGB image, has no such series, or no colour
+        profile that could be applied.
     """
     path = Path(path)
-    if path.is_dir():
-        raise SlideError(f"{path} is a folder, not a slide", "name the slide file itself")
-    if not path.exists():
-        raise NotFoundError(f"{path}: no such slide", "check the path")
-    if series != 0:
-        raise SlideError(
-            f"series {series} of {path} is not supported, only the first (0)",
-            "save that series as a file of its own (QuPath: Export images > OME TIFF)",
-        )
-    return Slide(path, open_source(path), crop_to_bounds)
+    source = open_source(path, series)
+    try:
+        return Slide(path, source, crop_to_bounds, series=series, apply_icc=apply_icc)
+    except BaseException:
+        source.close()
+        raise
 
 
 class Slide:
@@ -92,22 +94,37 @@ class Slide:
     path : Path
     width, height : int
         Level-0 size in px, in QuPath's frame.
-    crop_to_bounds : bool
-        See `open_slide`.
+    crop_to_bounds, series, apply_icc
+        As given to `open_slide`.
     mpp : (float, float) or None
         µm/px in x and y as the file says it, however absurd; None if it does not.
+    magnification : float or None
+        Of the objective, as the file says it.
+    slide_id : str or None
+        The same for all files of one slide (DICOM); None where a slide is one file.
     levels : tuple of Level
         Largest first.
     vendor : str or None
         For example ``"aperio"``; None for generic TIFF and plain images.
     """
 
-    def __init__(self, path: Path, source: Source, crop_to_bounds: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        source: Source,
+        crop_to_bounds: bool,
+        *,
+        series: int | None = None,
+        apply_icc: bool = False,
+    ) -> None:
         self.path = path
         self.mpp = source.mpp
+        self.magnification = source.magnification
         self.vendor = source.vendor
+        self.slide_id = source.slide_id
         self._source = source
-        self.crop_to_bounds = crop_to_bounds
+        self.crop_to_bounds, self.series, self.apply_icc = crop_to_bounds, series, apply_icc
+        self._to_srgb = to_srgb(path, source.icc_profile) if apply_icc else None
         self._lock = threading.Lock()
         full_width, full_height = source.sizes[0]
         x, y, self.width, self.height = (0, 0, full_width, full_height)
@@ -126,7 +143,7 @@ class Slide:
         return f"Slide({str(self.path)!r}, {self.width}x{self.height} px, mpp={self.mpp})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self.crop_to_bounds)
+        return _reopen, (self.path, self.crop_to_bounds, self.series, self.apply_icc)
 
     def __enter__(self) -> Self:
         return self
@@ -231,6 +248,8 @@ class Slide:
             source = self._source.read(
                 level, columns.first, rows.first, source_width, source_height
             )
+        if self._to_srgb is not None:
+            source = self._to_srgb(source)
         region[:] = resample(source, rows, columns)
 
     def _weights(
@@ -258,7 +277,7 @@ class ImageInMemory:
     """
 
     def __init__(self, rgb: RGB, mpp: tuple[float, float]) -> None:
-        self._slide = Slide(Path("image in memory"), ArraySource(rgb, None, mpp), False)
+        self._slide = Slide(Path("image in memory"), ArraySource(rgb, mpp=mpp), False)
         self.width, self.height = self._slide.width, self._slide.height
 
     def read(
@@ -282,8 +301,8 @@ def _reflected(start: int, count: int, size: int) -> npt.NDArray[np.int64]:
     return np.minimum(phase, 2 * size - 1 - phase)
 
 
-def _reopen(path: Path, crop_to_bounds: bool) -> Slide:
-    return open_slide(path, crop_to_bounds=crop_to_bounds)
+def _reopen(path: Path, crop_to_bounds: bool, series: int | None, apply_icc: bool) -> Slide:
+    return open_slide(path, crop_to_bounds=crop_to_bounds, series=series, apply_icc=apply_icc)
 
 
 def _pixel_size(full: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar, cast
 
-import numba
+from qpnuclei.errors import UsageError
+
+# Numba reads its settings from the working folder, among them the folder of its compiled code,
+# which it then runs: whoever made the working folder would choose what runs.
+if Path(".numba_config.yaml").exists():
+    raise UsageError(
+        f"the working folder {Path.cwd()} holds a .numba_config.yaml, which could make Numba run "
+        "any code",
+        "work in another folder, or remove the file",
+    )
+import numba  # not before the check
 
 F = TypeVar("F", bound=Callable[..., object])
 

@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
 from qpnuclei.errors import SaveError
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file for binary reading, if it is one.
+
+    A FIFO would wait for someone who writes into it, and a device may have no end.
+
+    Raises
+    ------
+    OSError
+        If there is no such file, or it cannot be read, or is something else than a file.
+    """
+    # Without waiting: opening a FIFO is what hangs.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    stream = os.fdopen(os.open(path, flags), "rb")
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return stream
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the content of a file; see `open_regular`."""
+    with open_regular(path) as stream:
+        return stream.read()
 
 
 @contextmanager
@@ -57,6 +85,45 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     with atomic_file(path) as stream:
         stream.write(content)
+
+
+def make_folder_below(base: Path, folder: Path) -> None:
+    """Make a folder and those above it, but `base` and what is above that must be there.
+
+    A drive that was unplugged must not come back as an empty folder in its place.
+
+    Parameters
+    ----------
+    base : Path
+    folder : Path
+        If it is not below `base`, it must be there itself.
+
+    Raises
+    ------
+    SaveError
+        If what must be there is not, or the folder cannot be made.
+    """
+    base, folder = base.absolute(), folder.absolute()
+    there = base if folder.is_relative_to(base) else folder
+    if not there.is_dir():
+        raise SaveError(f"{there} is no longer there", "is its drive still connected?")
+    try:
+        for made in reversed([folder, *folder.parents]):
+            if made.is_relative_to(there) and made != there:
+                made.mkdir(exist_ok=True)
+    except OSError as error:
+        raise SaveError(
+            f"the folder {folder} cannot be made: {error.strerror or error}",
+            "choose another folder, or change its permissions",
+        ) from error
+
+
+def folders_of_last_resort() -> list[Path]:
+    """Return where to keep what must not be lost when it cannot be written to its place."""
+    folders = [Path(tempfile.gettempdir())]
+    with suppress(OSError):  # the working folder itself may be gone
+        folders.insert(0, Path.cwd())
+    return folders
 
 
 def make_writable_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ import pydantic
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from qpnuclei.errors import FormatError, NotFoundError, UsageError
+from qpnuclei.errors import FormatError, NotFoundError, UsageError, quoted
 
 Recipe = TypeVar("Recipe", bound=BaseModel)
 
@@ -225,8 +225,8 @@ def validated(recipe: type[Recipe], fields: Mapping[str, Any]) -> Recipe:
         if first["type"] == "extra_forbidden":
             family = recipe.model_fields["family"].default
             raise UsageError(
-                f"no field {key!r} in a recipe of the {family} family",
+                f"no field {quoted(key)} in a recipe of the {family} family",
                 f"there are: {', '.join(recipe.model_fields)}",
             ) from error
-        where = f"recipe field {key!r} = {first['input']!r}: " if key else "recipe: "
+        where = f"recipe field {quoted(key)} = {quoted(first['input'])}: " if key else "recipe: "
         raise UsageError(where + first["msg"].removeprefix("Value error, ")) from error

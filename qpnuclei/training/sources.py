@@ -49,7 +49,7 @@ class Source:
         Level-0 µm/px in x and y.
     width, height : int
         Level-0 size in px, in QuPath's frame.
-    crop_to_bounds : bool
+    crop_to_bounds, series, apply_icc
         See `qpnuclei.slides.slide.open_slide`.
     roi : shapely geometry or None
         In level-0 px; None is all of the image.
@@ -62,6 +62,8 @@ class Source:
     height: int
     crop_to_bounds: bool = False
     roi: shapely.Geometry | None = None
+    series: int | None = None
+    apply_icc: bool = False
 
     @property
     def is_patch(self) -> bool:
@@ -70,7 +72,12 @@ class Source:
 
     def open(self) -> Slide:
         """Open the image; the caller closes it."""
-        return open_slide(self.path, crop_to_bounds=self.crop_to_bounds)
+        return open_slide(
+            self.path,
+            crop_to_bounds=self.crop_to_bounds,
+            series=self.series,
+            apply_icc=self.apply_icc,
+        )
 
 
 def find_sources(
@@ -215,7 +222,15 @@ def _entry_source(entry: ImageEntry, mpp: float | None, roi: shapely.Geometry | 
     with open_image(entry) as slide:
         true_mpp, _ = resolve_mpp(mpp, entry.calibration, slide.mpp, entry.name)
         return Source(
-            entry.name, slide.path, true_mpp, slide.width, slide.height, slide.crop_to_bounds, roi
+            name=entry.name,
+            path=slide.path,
+            mpp=true_mpp,
+            width=slide.width,
+            height=slide.height,
+            crop_to_bounds=slide.crop_to_bounds,
+            roi=roi,
+            series=slide.series,
+            apply_icc=slide.apply_icc,
         )
 
 

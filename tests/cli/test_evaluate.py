@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
 from qpnuclei.errors import FormatError, MppError, NotFoundError, QpnucleiError, UsageError
-from qpnuclei.models.checkpoint import read_metadata
+from qpnuclei.models.metadata import read_metadata
 from qpnuclei.models.registry import WEIGHTS_FOLDER, resolve_model
 from qpnuclei.pipeline.image import segment
 from qpnuclei.segmentation.engine import EngineOptions, load_engine

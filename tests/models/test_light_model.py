@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from qpnuclei.models.checkpoint import load_model, model_hash, read_metadata
+from qpnuclei.models.checkpoint import load_model
+from qpnuclei.models.metadata import model_hash, read_metadata
 from qpnuclei.models.registry import resolve_model
 from qpnuclei.segmentation.predictor import Predictor
 from tests.paths import ROOT

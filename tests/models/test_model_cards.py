@@ -2,7 +2,7 @@
 
 import pytest
 
-from qpnuclei.models.checkpoint import read_metadata
+from qpnuclei.models.metadata import read_metadata
 from qpnuclei.models.registry import resolve_model
 from tests.paths import ROOT
 

@@ -170,6 +170,7 @@ def test_only_ours_and_only_inside_are_replaced() -> None:
         class_names=["Nucleus"] * 4,
         geometries=shapely.buffer(shapely.points(centroids), 2),
         centroids=centroids,
+        planes=np.zeros((4, 2), np.int64),
         parents=np.full(4, -1),
     )
     assert ours_within(Region(None, SQUARE), detections) == {ours_in}

@@ -120,3 +120,31 @@ def test_a_backup_is_whole_or_not_there(tmp_path, monkeypatch):
     image.write(Edit(add=[group(0, 2, 5)]), image.read().fingerprint)
     assert seen == [known]
     assert len(image.backups()) == 2
+
+
+def test_what_was_made_last_is_kept_and_restored_whatever_the_clock_said(tmp_path):
+    """Backups of a computer whose clock was ahead look newer than any made now."""
+    image, _ = edited_image("0.5.1", tmp_path, BACKUP_COUNT)
+    for backup in image.backups():
+        ahead = backup.path.name.replace(backup.id[:4], "2999", 1)
+        backup.path.rename(backup.path.with_name(ahead))
+    foreign = image.folder / BACKUP_FOLDER / "a-data.qpdata"
+    foreign.write_text("not ours")
+    for seed in range(2):
+        last = image.data_path.read_bytes()
+        known = [backup.path.read_bytes() for backup in image.backups()]
+        image.write(Edit(add=[group(0, 2, 100 + seed)]), image.read().fingerprint)
+        assert [b.path.read_bytes() for b in image.backups()] == [last, *known[:-1]]
+    image.restore(choose_backup(image.backups(), None))
+    assert image.data_path.read_bytes() == last
+    assert foreign.exists()
+
+
+def test_a_backup_from_the_end_of_time_is_named(tmp_path):
+    image, _ = edited_image("0.5.1", tmp_path)
+    (backup,) = image.backups()
+    last = backup.path.rename(backup.path.with_name("99991231T235959.999999Z-data.qpdata"))
+    before = snapshot(tmp_path)
+    with pytest.raises(SaveError, match=rf"{last.name}: no later time"):
+        image.write(Edit(add=[group(0, 2, 9)]), image.read().fingerprint)
+    assert snapshot(tmp_path) == before

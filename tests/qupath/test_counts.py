@@ -15,9 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpnuclei.errors import SaveError, UsageError
-from qpnuclei.qupath.counts import CountedImage, count_objects, count_project, write_table
+from qpnuclei.qupath.analysed import Record, UsedMpp
+from qpnuclei.qupath.counts import (
+    CountedImage,
+    count_in_regions,
+    count_objects,
+    count_project,
+    write_table,
+)
 from qpnuclei.qupath.model import Annotation, Detections, ImageObjects
 from qpnuclei.qupath.project import open_project
+from qpnuclei.qupath.regions import Region
 from qpnuclei.slides.calibration import PixelCalibration
 from tests.ids import nucleus_id
 from tests.paths import SAMPLES
@@ -31,7 +39,7 @@ def annotation(geometry, class_name="Tumor", roi_type="PolygonROI", handle=0, **
     )
 
 
-def detections(points, class_names=None, ids=None, measurements=None):
+def detections(points, class_names=None, ids=None, measurements=None, planes=None):
     points = np.array(points, float).reshape(-1, 2)
     n = len(points)
     return Detections(
@@ -40,15 +48,24 @@ def detections(points, class_names=None, ids=None, measurements=None):
         class_names=class_names or ["Nucleus"] * n,
         geometries=shapely.buffer(shapely.points(points), 1.0),
         centroids=points,
+        planes=np.zeros((n, 2), int) if planes is None else np.array(planes),
         parents=np.full(n, -1),
         measurements=measurements or {},
     )
 
 
-def image(annotations, found, calibration=PixelCalibration(0.5, 0.25), size=(2000, 1000)):  # noqa: B008
-    return CountedImage(
-        "p/project.qpproj", "a.svs", ImageObjects(tuple(annotations), found, ""), calibration, size
-    )
+def image(
+    annotations,
+    found,
+    calibration=PixelCalibration(0.5, 0.25),  # noqa: B008
+    size=(2000, 1000),
+    analysed=None,
+):
+    """Return an image all of whose annotations a run has analysed, or only those that are named."""
+    regions = [Region.of(a) for a in (annotations if analysed is None else analysed)]
+    record = Record().with_run(regions, UsedMpp((0.5, 0.25), "project", (0.5, 0.25)))
+    objects = ImageObjects(tuple(annotations), found, "", record.to_properties())
+    return CountedImage("p/project.qpproj", "a.svs", objects, calibration, size)
 
 
 def nuclei(rows):
@@ -92,7 +109,8 @@ ELLIPSE = shapely.Polygon(np.stack([20 + 10 * np.cos(ANGLES), 10 + 5 * np.sin(AN
     ],
 )
 def test_a_detection_counts_where_its_centroid_is_not_outside(geometry, roi_type, point, inside):
-    rows = count_objects(image([annotation(geometry, roi_type=roi_type)], detections([point])))
+    counted = image([annotation(geometry, roi_type=roi_type)], detections([point]))
+    rows = count_objects(counted, nucleus_classes=["Nucleus"])
     assert nuclei(rows) == [int(inside)]
     assert rows[0]["Num Detections"] == int(inside)
 
@@ -108,8 +126,117 @@ def test_a_detection_counts_in_every_annotation_around_it_whatever_the_hierarchy
     # Per class, each nucleus once; in the image, all.
     rows = count_objects(image(nested, found), "class")
     assert [(row["class"], row["nuclei"]) for row in rows] == [("Tissue", 4), ("Tumor", 3)]
-    assert nuclei(count_objects(image(nested, found), "image")) == [5]
+    # In the image those in what was analysed; and all detections, as QuPath has it.
+    (whole,) = count_objects(image(nested, found), "image")
+    assert (whole["nuclei"], whole["Num Detections"]) == (4, 5)
     assert nuclei(count_objects(image(nested, found), roi_classes=["Tumor"])) == [2, 3]
+
+
+def test_a_run_counts_as_export_does():
+    nested = [
+        annotation(shapely.box(0, 0, 100, 100), "Tissue", handle=0),
+        annotation(shapely.box(10, 10, 50, 50), "Tumor", handle=1, parent=0),
+        annotation(ELLIPSE, "Stroma", "EllipseROI", handle=2),
+    ]
+    found = detections([(5, 5), (45, 45), (45, 45.5), (20, 10), (200, 200)])
+    counted = image(nested, found)
+    rows = count_objects(counted)
+    # A run has clipped outlines; what is counted are the annotations.
+    clip = shapely.box(0, 0, 30, 99)
+    regions = [Region(a, shapely.intersection(a.geometry, clip)) for a in nested]
+    assert [(row["area_mm2"], row["nuclei"], row["nuclei_per_mm2"]) for row in rows] == (
+        count_in_regions(counted, regions)
+    )
+    # Tissue without an annotation.
+    (alone,) = count_in_regions(counted, [Region(None, shapely.box(0, 0, 8, 8))])
+    assert alone[:2] == (pytest.approx(64 / 8e6), 1)
+
+
+def test_planes_are_apart():
+    deep = [
+        annotation(RECTANGLE),
+        annotation(RECTANGLE, handle=1, z=2),
+        annotation(RECTANGLE, handle=2, z=2, t=1),
+        annotation(shapely.box(15, 10, 25, 20), handle=3, z=2),
+    ]
+    found = detections([(15, 15)] * 3, planes=[(0, 0), (2, 0), (2, 0)])
+    rows = count_objects(image(deep, found), nucleus_classes=["Nucleus"])
+    assert nuclei(rows) == [1, 2, 0, 2]
+    # What lies above each other adds up, what overlaps on one plane does not.
+    (row,) = count_objects(image(deep, found), "class", nucleus_classes=["Nucleus"])
+    assert row["nuclei"] == 3
+    assert row["area_mm2"] == pytest.approx((100 + 150 + 100) / 8e6)
+
+
+def test_what_nobody_looked_at_is_not_zero():
+    outer = annotation(shapely.box(0, 0, 100, 100), "Outer")
+    inner = annotation(shapely.box(10, 10, 50, 50), "Inner", handle=1)
+    found = detections([(20, 20), (30, 30)], measurements={"Area µm^2": np.array([1.0, 3.0])})
+    counted = image([outer, inner], found, analysed=[inner])
+    first, second = count_objects(counted)
+    assert (first["status"], second["status"]) == ("not analysed", "analysed")
+    assert {first[name] for name in ("nuclei", "Num Detections", "Num Nucleus")} == {None}
+    assert math.isnan(first["nuclei_per_mm2"])
+    assert math.isnan(first["Area µm^2 (mean)"])
+    assert first["area_mm2"] == pytest.approx(1e4 / 8e6)
+    assert first["analysed_mm2"] == 0
+    assert (second["nuclei"], second["analysed_mm2"]) == (2, second["area_mm2"])
+    # Whoever names a class counts what is there, and the status still says what it is.
+    asked = count_objects(counted, nucleus_classes=["Nucleus"])
+    assert nuclei(asked) == [2, 2]
+    assert asked[0]["status"] == "not analysed"
+    # The image's density is that of what was analysed.
+    (row,) = count_objects(counted, "image")
+    assert (row["status"], row["nuclei"]) == ("analysed", 2)
+    assert row["area_mm2"] == pytest.approx(0.25)
+    assert row["analysed_mm2"] == pytest.approx(1600 / 8e6)
+    assert row["nuclei_per_mm2"] == pytest.approx(2 / (1600 / 8e6))
+    (row,) = count_objects(image([outer], found, analysed=[]), "image")
+    assert (row["status"], row["nuclei"], row["Num Detections"]) == ("not analysed", None, None)
+
+
+def test_a_class_of_which_a_part_was_analysed():
+    both = [
+        annotation(shapely.box(0, 0, 10, 10)),
+        annotation(shapely.box(5, 0, 25, 10), handle=1),
+    ]
+    found = detections([(2, 2), (20, 2)])
+    (row,) = count_objects(image(both, found, analysed=both[:1]), "class")
+    assert (row["status"], row["nuclei"]) == ("partly analysed", 1)
+    assert row["area_mm2"] == pytest.approx(250 / 8e6)
+    assert row["nuclei_per_mm2"] == pytest.approx(1 / (100 / 8e6))
+
+
+def test_an_annotation_that_was_edited_after_the_run():
+    before = annotation(shapely.box(0, 0, 10, 10))
+    wider = annotation(shapely.box(0, 0, 20, 10))
+    found = detections([(2, 2), (5, 5)])
+    (row,) = count_objects(image([wider], found, analysed=[before]))
+    assert (row["status"], row["nuclei"]) == ("changed since", 2)
+    # Only its left half was analysed: that is what the density is of.
+    assert row["area_mm2"] == pytest.approx(200 / 8e6)
+    assert row["nuclei_per_mm2"] == pytest.approx(2 / (100 / 8e6))
+
+
+def test_classes_of_intensity_have_the_base_that_qupath_gives_them():
+    names = ["Tumor: Positive", "Tumor: Negative", "Tumor", "Tumors", "Stroma: Big", "Positive"]
+    found = detections([(15, 15)] * 6, names)
+    (row,) = count_objects(image([annotation(RECTANGLE)], found))
+    assert [(name, value) for name, value in row.items() if name.startswith("Num ")] == [
+        ("Num Detections", 6), ("Num Tumor (base)", 3), ("Num Positive", 1), ("Num Stroma: Big", 1),
+        ("Num Tumor", 1), ("Num Tumor: Negative", 1), ("Num Tumor: Positive", 1), ("Num Tumors", 1),
+    ]  # fmt: skip
+
+
+def test_a_class_called_as_another_column_takes_nothing_over():
+    names = ["Detections", "Tumor (base)", "Tumor: Positive", "Nucleus"]
+    (row,) = count_objects(
+        image([annotation(RECTANGLE)], detections([(15, 15)] * 5, [*names, "Detections"]))
+    )
+    assert {name: value for name, value in row.items() if name.startswith("Num ")} == {
+        "Num Detections": 5, "Num Detections (class)": 2, "Num Tumor (base)": 1,
+        "Num Tumor (base) (class)": 1, "Num Tumor: Positive": 1, "Num Nucleus": 1,
+    }  # fmt: skip
 
 
 def test_areas_and_densities():
@@ -177,7 +304,7 @@ def test_measurements_of_the_nuclei_are_summarised():
 def test_an_image_without_objects():
     assert count_objects(image([], detections([]))) == []
     assert count_objects(image([], detections([])), "class") == []
-    assert nuclei(count_objects(image([], detections([])), "image")) == [0]
+    assert nuclei(count_objects(image([], detections([])), "image")) == [None]
     assert nuclei(count_objects(image([annotation(RECTANGLE)], detections([])))) == [0]
 
 
@@ -255,12 +382,13 @@ def test_an_empty_table_and_an_unknown_format(tmp_path):
 
 
 class Entry:
+    id = "1"
     name = "a.svs"
     calibration = PixelCalibration(0.5, 0.5)
     server = SimpleNamespace(width=100, height=50)
 
     def read(self):
-        return ImageObjects((annotation(RECTANGLE),), detections([(15, 15)]), "")
+        return image([annotation(RECTANGLE)], detections([(15, 15)])).objects
 
 
 def test_images_of_a_project():
@@ -275,8 +403,13 @@ def test_images_of_a_project():
 def test_counts_in_a_project_of_each_qupath_version(version):
     samples = SAMPLES
     project = open_project(samples / version / "project", "native")
-    rows = count_project(project, project.images)
+    rows = count_project(project, project.images, nucleus_classes=["Nucleus"])
     # As QuPath nests them: five detections in the annotation "nested", which lies in "polygon".
     found = {row["annotation"]: row["Num Detections"] for row in rows if row["Num Detections"]}
     assert found == {"nested": 5, "polygon": 5, None: 1}
-    assert nuclei(count_project(project, project.images, "image")) == [3, 50, 0]
+    by_image = count_project(project, project.images, "image", nucleus_classes=["Nucleus"])
+    assert nuclei(by_image) == [3, 50, 0]
+    # No run of ours has looked there: unless a class is named, there are no numbers.
+    rows = count_project(project, project.images)
+    assert {row["status"] for row in rows} == {"not analysed"}
+    assert {row["nuclei"] for row in rows} == {row["Num Detections"] for row in rows} == {None}

@@ -20,6 +20,7 @@ from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.backups import BACKUP_COUNT, BACKUP_FOLDER
 from qpnuclei.qupath.model import DetectionGroup, Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.qpdata.data_file import DataFile
 from tests.ids import nucleus_id
 from tests.paths import SAMPLES, SHARED
 from tests.qupath.samples import VERSIONS, copy_project, dump
@@ -481,7 +482,8 @@ def test_mutated_data_is_read_or_refused(position, patch):
     try:
         data_file = DataFile.parse(data, "file")
         table = data_file.read().detections
-        for column in ("ids", "kinds", "class_names", "geometries", "centroids", "parents"):
+        columns = ("ids", "kinds", "class_names", "geometries", "centroids", "planes", "parents")
+        for column in columns:
             assert len(getattr(table, column)) == len(table)
         assert all(len(values) == len(table) for values in table.measurements.values())
         assert data_file.image_type
@@ -490,6 +492,55 @@ def test_mutated_data_is_read_or_refused(position, patch):
     else:
         refusal = "file: "
     assert "file: " in refusal
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_properties_of_an_image(version, tmp_path):
+    image = open_project(copy_project(version, tmp_path)).images[0]
+    before = dump(image.data_path.read_bytes())
+    long = "µ𝄞\n" * 50_000  # longer than what Java writes as a short string
+    for values in ({"ours": "1", "long": long}, {"ours": "2"}):
+        image.write(Edit(properties=values), image.read().fingerprint)
+    read = image.read().properties
+    assert (read["ours"], read["long"]) == ("2", long)
+    after = dump(image.data_path.read_bytes())
+    assert after.pop("props") == sorted([*before.pop("props"), ["long", long], ["ours", "2"]])
+    assert after == before
+
+
+def test_properties_of_an_image_that_was_never_saved(tmp_path):
+    image = open_project(copy_project("0.5.1", tmp_path)).images[0]
+    image.data_path.unlink()
+    assert image.read().properties == {}
+    image.write(Edit(properties={"a": "b"}), image.read().fingerprint)
+    assert image.read().properties["a"] == "b"
+
+
+def test_an_annotation_of_ours_is_removed_and_what_is_below_it_moves_up(tmp_path):
+    image = open_project(copy_project("0.5.1", tmp_path)).images[0]
+    before = dump(image.data_path.read_bytes())
+    count = len(image.read().annotations)
+    ours = NewAnnotation(shapely.box(0, 0, 200, 200), new_id("tissue"), None, PathClass("Tissue"))
+    edit = Edit(annotations=[ours], add=[group(count)])
+    image.write(edit, image.read().fingerprint)
+    # Another takes its place, and the detections go below that one.
+    other = NewAnnotation(shapely.box(0, 0, 150, 150), new_id("other"), None, PathClass("Tissue"))
+    edit = Edit(remove=frozenset([ours.id]), annotations=[other], add=[group(count, seed=1)])
+    image.write(edit, image.read().fingerprint)
+    objects = image.read()
+    assert [a.id for a in objects.annotations[count:]] == [other.id]
+    below = dict(zip(objects.detections.ids, objects.detections.parents.tolist(), strict=True))
+    assert {below[new_id((0, i))] for i in range(5)} == {-1}
+    assert {below[new_id((1, i))] for i in range(5)} == {count}
+    image.write(
+        Edit(remove=frozenset([other.id, *(new_id((s, i)) for s in (0, 1) for i in range(5))])),
+        objects.fingerprint,
+    )
+    assert dump(image.data_path.read_bytes())["root"] == before["root"]
+    objects = image.read()
+    theirs = Edit(remove=frozenset([objects.annotations[0].id]))
+    with pytest.raises(UsageError, match="not written by qpnuclei"):
+        image.write(theirs, objects.fingerprint)
 
 
 # Edits that contradict the file
@@ -501,11 +552,22 @@ def test_what_is_not_ours_is_not_removed(tmp_path):
     theirs = objects.detections.ids[0]
     with pytest.raises(UsageError, match="not written by qpnuclei"):
         image.write(Edit(remove=frozenset([theirs])), objects.fingerprint)
-    with pytest.raises(UsageError, match="has no detection"):
+    with pytest.raises(UsageError, match="has no object"):
         image.write(Edit(remove=frozenset([new_id(1)])), objects.fingerprint)
     with pytest.raises(UsageError, match="no annotation number 99"):
         image.write(Edit(add=[group(99)]), objects.fingerprint)
     assert image.read().fingerprint == objects.fingerprint
+
+
+def test_an_annotation_with_a_uuid_like_ours_is_not_removed(tmp_path):
+    image = open_project(copy_project("0.5.1", tmp_path)).images[0]
+    own_id = new_id("annotation")
+    new = NewAnnotation(shapely.box(1, 1, 9, 9), own_id, "mine", NUCLEUS)
+    image.write(Edit(annotations=[new]), image.read().fingerprint)
+    before = snapshot(tmp_path)
+    with pytest.raises(UsageError, match=f"{own_id} is no detection"):
+        image.write(Edit(remove=[own_id]), image.read().fingerprint)
+    assert snapshot(tmp_path) == before
 
 
 def test_a_uuid_is_never_there_twice(tmp_path):
@@ -665,7 +727,9 @@ def test_a_failure_at_any_step_leaves_everything_as_it_was(tmp_path, monkeypatch
         assert snapshot(tmp_path / "0.3.2", ignore="none") == before, step
 
 
-def test_keyboard_interrupt_between_renames_leaves_everything_as_it_was(tmp_path, monkeypatch):
+# The first rename is that of the backup; the new files take their places after it.
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_keyboard_interrupt_between_renames_leaves_everything_as_it_was(at, tmp_path, monkeypatch):
     image = open_project(copy_project("0.5.1", tmp_path)).images[0]
     before = snapshot(tmp_path, ignore="none")
     fingerprint = image.read().fingerprint
@@ -673,7 +737,7 @@ def test_keyboard_interrupt_between_renames_leaves_everything_as_it_was(tmp_path
 
     def interrupt(self, target):
         calls.append(target)
-        if len(calls) == 2:
+        if len(calls) == at:
             raise KeyboardInterrupt
         return real(self, target)
 
@@ -684,7 +748,10 @@ def test_keyboard_interrupt_between_renames_leaves_everything_as_it_was(tmp_path
     assert not (image.folder / BACKUP_FOLDER).exists()
 
 
-def test_a_file_that_does_not_read_back_is_not_put_in_place(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("written", "read"), [(b"// a step", b"// a stop"), (b"Prob", b"Prop")], ids=["step", "name"]
+)
+def test_a_file_that_does_not_read_back_is_not_put_in_place(written, read, tmp_path, monkeypatch):
     image = open_project(copy_project("0.5.1", tmp_path)).images[0]
     before = snapshot(tmp_path)
     fingerprint = image.read().fingerprint
@@ -692,12 +759,37 @@ def test_a_file_that_does_not_read_back_is_not_put_in_place(tmp_path, monkeypatc
 
     def rotten(path):
         data = real(path)
-        return data[:-1] + b"x" if path.suffix == ".tmp" else data
+        if path.suffix == ".tmp":
+            assert written in data
+            data = data.replace(written, read)
+        return data
 
     monkeypatch.setattr(Path, "read_bytes", rotten)
-    with pytest.raises(SaveError, match="does not read back"):
-        image.write(Edit(add=[group(0)]), fingerprint)
+    with pytest.raises(SaveError, match="its bytes are not those that were written"):
+        image.write(Edit(add=[group(0)], workflow_step=("run", "// a step")), fingerprint)
     monkeypatch.undo()
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("fault", ["a detection is lost", "a step is added"])
+def test_a_file_with_more_changed_than_was_asked_for_is_not_put_in_place(
+    fault, tmp_path, monkeypatch
+):
+    image = open_project(copy_project("0.5.1", tmp_path)).images[0]
+    before = snapshot(tmp_path)
+    objects = image.read()
+    real = DataFile.add
+
+    def faulty(data_file, edit):
+        if fault == "a step is added":
+            data_file._add_step("not asked for", "// by anyone")
+        else:
+            data_file._remove({str(objects.detections.ids[0])})
+        return real(data_file, edit)
+
+    monkeypatch.setattr(DataFile, "add", faulty)
+    with pytest.raises(SaveError, match="more than the edit has changed"):
+        image.write(Edit(add=[group(0)]), objects.fingerprint)
     assert snapshot(tmp_path) == before
 
 

@@ -374,7 +374,7 @@ def test_a_file_that_changed_since_it_was_read(backend: str, project_file: Path)
     ("edit", "message"),
     [
         (Edit(remove=frozenset([uuid.UUID(int=5)])), "not written by qpnuclei"),
-        (Edit(remove=frozenset(ids(1))), "no detection"),
+        (Edit(remove=frozenset(ids(1))), "no object"),
         (Edit(add=[DetectionGroup(99, squares(1), ids(1), NUCLEUS)]), "no annotation number 99"),
         (Edit(add=[DetectionGroup(0, squares(2), ids(1) * 2, NUCLEUS)]), "the same UUID"),
     ],

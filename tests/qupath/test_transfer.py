@@ -201,9 +201,14 @@ def test_planes(project: Project, tmp_path: Path) -> None:
     objects = project.images[0].read()
     deep = objects.annotations[-1]
     assert (deep.name, deep.z, deep.t) == ("deep", 2, 1)
-    assert objects.detections.parents.tolist()[-2:] in ([deep.handle, -1], [-1, deep.handle])
-    assert done.detections == 2
-    assert done.left_out == ["1 detections on plane z=1, t=0: in no annotation there"]
+    found = objects.detections
+    places = np.column_stack([found.parents, found.planes])[-3:].tolist()
+    assert sorted(places) == [[-1, 0, 0], [-1, 1, 0], [deep.handle, 2, 1]]
+    assert (done.detections, done.left_out) == (3, [])
+    # They keep their planes on the way out, too.
+    path = export_image(project, project.images[0], tmp_path / "again").path
+    planes = [(o.z, o.t) for o in read_objects(path) if o.kind == "detection"]
+    assert sorted(planes)[-2:] == [(1, 0), (2, 1)]
 
 
 def test_what_cannot_come_in_is_named(project: Project, tmp_path: Path) -> None:
@@ -214,17 +219,16 @@ def test_what_cannot_come_in_is_named(project: Project, tmp_path: Path) -> None:
         project,
         tmp_path,
         GeoJsonObject("tmaCore", square(1, 1), name="A-1"),
-        GeoJsonObject("root", square(0, 0, 512)),
+        GeoJsonObject("root", square(0, 0, 512)),  # stands for the image itself
         GeoJsonObject("detection", two, path_class=PathClass("Nucleus", -1)),
         GeoJsonObject("annotation", far),
         GeoJsonObject("annotation", shapely.MultiLineString([[(0, 0), (1, 1)], [(2, 2), (3, 3)]])),
     )
     assert [text.split(":")[0] for text in done.left_out] == [
         "object 1, tmaCore A-1",
-        "object 2, root unclassified",
-        "object 3, detection Nucleus",
+        "object 2, detection Nucleus",
+        "object 3, annotation unclassified",
         "object 4, annotation unclassified",
-        "object 5, annotation unclassified",
     ]
     assert project.images[0].read().fingerprint == before.fingerprint
 

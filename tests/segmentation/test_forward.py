@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from qpnuclei.errors import ModelError
 from qpnuclei.models.attention import AttentionNet
-from qpnuclei.models.metadata import ModelMetadata
+from qpnuclei.models.metadata import ModelMetadata, PostProcessing
 from qpnuclei.models.student import StudentNet
 from qpnuclei.segmentation.forward import Forward, prepared
+from qpnuclei.segmentation.postprocess import segment_instances
+from qpnuclei.segmentation.quantised import check_codes
 
 CPU = torch.device("cpu")
 
@@ -79,3 +82,24 @@ def test_logits_far_from_zero_saturate_without_a_warning() -> None:
     assert made.maps(rgb.contiguous())[0, 0].flatten().tolist() == [0, 1]
     attention, _ = made.codes(rgb.contiguous())
     assert attention.flatten().tolist() == [0, 239]
+
+
+@pytest.mark.parametrize("channel", [0, 1])
+@pytest.mark.parametrize("network", [Shown(), StudentNet(4, 2, 8, stem_stride=4)])
+@torch.inference_mode()
+def test_what_is_not_finite_is_never_made_nuclei_of(network: torch.nn.Module, channel: int) -> None:
+    rgb = torch.randint(0, 256, (2, 16, 24, 3), dtype=torch.uint8)
+    made = forward(network)
+    attention, centre = made.codes(rgb)
+    check_codes(attention)
+    activated = made._activated(made._normalised(rgb))
+    if isinstance(network, StudentNet):
+        activated[1, 2, 3, 16 * channel + 5] = torch.nan  # of (B, H / 4, W / 4, 2 * 4 * 4)
+    else:
+        activated[1, channel, 9, 13] = torch.nan
+    made._activated = lambda _: activated  # type: ignore[method-assign]
+    broken, _ = made.codes(rgb)
+    check_codes(broken[0])
+    np.testing.assert_array_equal(broken[0], attention[0])
+    with pytest.raises(ModelError, match="not finite"):
+        segment_instances(broken[1], PostProcessing(), None if centre is None else centre[1])

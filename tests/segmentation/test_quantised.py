@@ -5,10 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qpnuclei.errors import ModelError
 from qpnuclei.segmentation.quantised import (
     ATTENTION_OF_CODE,
     attention_codes,
     centre_codes,
+    check_codes,
     first_code_above,
 )
 
@@ -45,3 +47,14 @@ def test_a_code_stands_for_attention_within_half_a_step(attention):
 def test_centre_maps_end_at_the_ends_of_their_type():
     centre = np.array([0, 0.5, 1], np.float32)
     assert centre_codes(centre).tolist() == [0, 32768, 65535]
+
+
+def test_what_is_no_number_has_a_code_of_its_own():
+    codes = attention_codes(np.array([0.5, np.nan, 1], np.float32))
+    assert codes.tolist() == [119, 255, 239]
+    check_codes(codes[[0, 2]])
+    check_codes(codes[:0])
+    with pytest.raises(ModelError, match="not finite"):
+        check_codes(codes)
+    with pytest.raises(ModelError, match="not finite"):
+        centre_codes(np.array([np.nan, 0.5], np.float32))

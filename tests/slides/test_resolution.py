@@ -64,6 +64,17 @@ def test_close_to_the_model_nothing_is_resampled():
     assert working_downsample((0.226, 0.274), 0.25) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize("model_mpp", [0.25, 0.5])
+def test_the_tolerance_is_a_tenth_of_the_models_resolution_on_each_axis(model_mpp):
+    for near, far in ((0.901, 0.899), (1.099, 1.101)):
+        assert working_downsample((near * model_mpp, model_mpp), model_mpp) == (1.0, 1.0)
+        assert working_downsample((model_mpp, near * model_mpp), model_mpp) == (1.0, 1.0)
+        resampled = working_downsample((far * model_mpp, model_mpp), model_mpp)
+        assert resampled == pytest.approx((1 / far, 1.0))
+        resampled = working_downsample((model_mpp, far * model_mpp), model_mpp)
+        assert resampled == pytest.approx((1.0, 1 / far))
+
+
 def test_far_from_the_model_pixels_are_resampled_per_axis():
     assert working_downsample((0.5, 0.5), 0.25) == (0.5, 0.5)
     assert working_downsample((0.125, 0.25), 0.25) == (2.0, 1.0)

@@ -1,7 +1,6 @@
 """Opening slides of many kinds, and reading regions of them."""
 
 import pickle
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,40 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qpnuclei.errors import NotFoundError, SlideError
-from qpnuclei.slides import _sources
 from qpnuclei.slides.slide import Slide, open_slide
 from tests.paths import SHARED
+from tests.slides.pictures import picture, reduced, write_pyramid
 
 SLIDES = SHARED / "data" / "slides"
-
-
-def picture(width, height, seed=0):
-    """Smooth colours: what a sub-pixel shift would change visibly."""
-    y, x = np.mgrid[:height, :width]
-    phase = np.random.default_rng(seed).uniform(0, 6, 3)
-    waves = [127 + 120 * np.sin(x / 37 + y / 53 * (k + 1) + phase[k]) for k in range(3)]
-    return np.rint(np.stack(waves, axis=-1)).astype(np.uint8)
-
-
-def reduced(pixels, factor):
-    """Mean of whole blocks, as scanners make their levels: odd rests are cut off."""
-    h, w = pixels.shape[0] // factor, pixels.shape[1] // factor
-    blocks = pixels[: h * factor, : w * factor].reshape(h, factor, w, factor, 3)
-    return np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)
-
-
-def write_pyramid(path, levels, **options):
-    options = {"tile": (64, 64), "photometric": "rgb", "metadata": None, **options}
-    with tifffile.TiffWriter(path) as tiff:
-        for i, level in enumerate(levels):
-            tiff.write(
-                level,
-                subfiletype=int(i > 0),
-                resolution=(20000, 20000),
-                resolutionunit="CENTIMETER",
-                **options,
-            )
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +27,9 @@ def pyramid(tmp_path_factory):
     return full, write_pyramid(path, [full, reduced(full, 4), reduced(full, 16)])
 
 
-@pytest.fixture
-def without_openslide(monkeypatch):
-    """No falling back to OpenSlide, which would hide that TiffSlide or tifffile failed."""
-    monkeypatch.setitem(sys.modules, "openslide", None)
-
-
 # --- regions -----------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("without_openslide")
 def test_size_levels_and_pixel_size(pyramid):
     with open_slide(pyramid[1]) as slide:
         assert (slide.width, slide.height) == (1003, 601)
@@ -183,6 +146,7 @@ class InMemory:
 
     vendor = "mirax"
     mpp = (0.25, 0.25)
+    magnification = slide_id = icc_profile = None
 
     def __init__(self, levels, bounds):
         self._levels, self.bounds = levels, bounds
@@ -220,7 +184,6 @@ def _png(path, pixels, **options):
     return path
 
 
-@pytest.mark.usefixtures("without_openslide")
 @pytest.mark.parametrize(
     "options",
     [
@@ -247,7 +210,6 @@ def test_rgb_tiff(tmp_path, options):
         assert slide.mpp is None
 
 
-@pytest.mark.usefixtures("without_openslide")
 def test_grey_palette_and_alpha(tmp_path):
     grey = picture(60, 40)[..., 0]
     tifffile.imwrite(tmp_path / "black.tif", grey, photometric="minisblack")
@@ -269,7 +231,6 @@ def test_grey_palette_and_alpha(tmp_path):
             np.testing.assert_array_equal(slide.read(0, 0, 60, 40), pixels, err_msg=name)
 
 
-@pytest.mark.usefixtures("without_openslide")
 @pytest.mark.parametrize("name", ["x.png", "x.tif", "tiled.tif"])
 def test_alpha_lies_over_white(tmp_path, name):
     rgba = np.zeros((32, 32, 4), np.uint8)
@@ -301,7 +262,6 @@ def test_jpeg_and_bmp(tmp_path):
         assert slide.mpp is None  # a printer's resolution
 
 
-@pytest.mark.usefixtures("without_openslide")
 def test_pixel_size_of_ome_imagej_and_aperio(tmp_path):
     pixels = picture(64, 48)
     tifffile.imwrite(
@@ -334,7 +294,6 @@ def test_pixel_size_of_ome_imagej_and_aperio(tmp_path):
         assert slide.mpp == pytest.approx((0.25, 0.25))
 
 
-@pytest.mark.usefixtures("without_openslide")
 def test_tiles_that_the_file_leaves_out_are_white(tmp_path):
     pixels = picture(192, 128)
     path = write_pyramid(tmp_path / "x.tif", [pixels])
@@ -347,116 +306,6 @@ def test_tiles_that_the_file_leaves_out_are_white(tmp_path):
     with open_slide(path) as slide:
         assert (slide.read(64, 0, 64, 64) == 255).all()
         np.testing.assert_array_equal(slide.read(0, 0, 64, 128), pixels[:, :64])
-
-
-SCN = """<?xml version="1.0"?>
-<scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="urn:uuid:0">
- <collection name="c" uuid="urn:uuid:1" sizeX="400000" sizeY="300000" barcode="">
-  <barcode></barcode>
-  <image name="macro" uuid="urn:uuid:2">
-   <creationDate>2020-01-01T00:00:00Z</creationDate>
-   <device model="x" version="1"/>
-   <pixels sizeX="100" sizeY="75"><dimension sizeX="100" sizeY="75" r="0" ifd="0"/></pixels>
-   <view sizeX="400000" sizeY="300000" offsetX="0" offsetY="0" spacingZ="0"/>
-   <scanSettings><objectiveSettings><objective>1</objective></objectiveSettings>
-    <illuminationSettings><illuminationSource>brightfield</illuminationSource>
-    <numericalAperture>0.1</numericalAperture></illuminationSettings></scanSettings>
-  </image>
-  {areas}
- </collection>
-</scn>"""
-SCN_AREA = """
-  <image name="area" uuid="urn:uuid:3">
-   <creationDate>2020-01-01T00:00:00Z</creationDate>
-   <device model="x" version="1"/>
-   <pixels sizeX="128" sizeY="96">
-    <dimension sizeX="128" sizeY="96" r="0" ifd="{ifd}"/>
-    <dimension sizeX="32" sizeY="24" r="1" ifd="{next}"/>
-   </pixels>
-   <view sizeX="64000" sizeY="48000" offsetX="{x}" offsetY="{y}" spacingZ="0"/>
-   <scanSettings><objectiveSettings><objective>20</objective></objectiveSettings>
-    <illuminationSettings><illuminationSource>brightfield</illuminationSource>
-    <numericalAperture>0.4</numericalAperture></illuminationSettings></scanSettings>
-  </image>"""
-
-
-@pytest.mark.usefixtures("without_openslide")
-def test_leica_areas_lie_on_white(tmp_path):
-    """Two areas of 64 x 48 µm at 0.5 µm/px, with 36 µm of nothing between them."""
-    areas = [picture(128, 96, seed=1), picture(128, 96, seed=2)]
-    xml = SCN.format(
-        areas=SCN_AREA.format(ifd=1, next=2, x=100_000, y=50_000)
-        + SCN_AREA.format(ifd=3, next=4, x=200_000, y=60_000)
-    )
-    options = {"tile": (32, 32), "photometric": "rgb", "metadata": None}
-    with tifffile.TiffWriter(tmp_path / "x.scn", bigtiff=True) as tiff:
-        tiff.write(picture(100, 75), description=xml, **options)
-        for area in areas:
-            tiff.write(area, **options)
-            tiff.write(reduced(area, 4), **options)
-    with open_slide(tmp_path / "x.scn") as slide:
-        assert (slide.width, slide.height, slide.vendor) == (800, 600, "leica")
-        assert slide.mpp == (0.5, 0.5)
-        whole = slide.read(0, 0, 800, 600)
-        small = slide.read(0, 0, 200, 150, (4, 4))
-    with open_slide(tmp_path / "x.scn", crop_to_bounds=True) as slide:
-        # From (100, 50) to (264, 108) µm.
-        assert (slide.width, slide.height) == (328, 116)
-        np.testing.assert_array_equal(slide.read(0, 0, 328, 116), whole[100:216, 200:528])
-    expected = np.full((600, 800, 3), 255, np.uint8)
-    expected[100:196, 200:328], expected[120:216, 400:528] = areas
-    np.testing.assert_array_equal(whole, expected)
-    np.testing.assert_array_equal(small, reduced(expected, 4))
-
-
-# --- OpenSlide ---------------------------------------------------------------------------------
-
-
-def test_openslide_reads_the_same(tmp_path):
-    openslide = pytest.importorskip("openslide")
-    full = picture(1024, 640)
-    # 1024 / 410 and 640 / 256: a fractional downsample, read in fixed blocks.
-    with open_slide(_png(tmp_path / "full.png", full)) as plain:
-        level = plain.read(0, 0, 410, 256, (1024 / 410, 2.5))
-    path = write_pyramid(tmp_path / "x.tif", [full, level])
-    source = _sources._OpenSlideSource(openslide.OpenSlide(path))
-    assert source.mpp == pytest.approx((0.5, 0.5))
-    slide = Slide(path, source, crop_to_bounds=False)
-    np.testing.assert_array_equal(slide.read(100, 50, 300, 200), full[50:250, 100:400])
-    with open_slide(path) as other:
-        expected = other.read(3, 5, 150, 90, (5.0, 5.0)).astype(int)
-    region = slide.read(3, 5, 150, 90, (5.0, 5.0)).astype(int)
-    assert np.abs(region - expected).max() <= 3
-    np.testing.assert_array_equal(slide.read(40, 30, 20, 20, (5.0, 5.0)), region[25:45, 37:57])
-
-
-def test_formats_of_openslide_name_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "openslide", None)  # as if it were not installed
-    (tmp_path / "x.mrxs").write_bytes(b"\xff\xd8\xff\xe0")
-    with pytest.raises(SlideError, match="MIRAX") as caught:
-        open_slide(tmp_path / "x.mrxs")
-    assert caught.value.hint == 'pip install "qpnuclei[openslide]"'
-
-
-def test_falling_back_to_openslide_is_said(tmp_path, monkeypatch, caplog):
-    pytest.importorskip("openslide")
-    pixels = picture(128, 96)
-    path = write_pyramid(tmp_path / "x.tif", [pixels])
-
-    def unreadable(path):
-        raise SlideError(f"{path} is not understood")
-
-    monkeypatch.setattr(_sources, "_tiff_source", unreadable)
-    with open_slide(path) as slide:
-        np.testing.assert_array_equal(slide.read(0, 0, 128, 96), pixels)
-    assert "is not understood; reading it with OpenSlide" in caplog.text
-
-
-def test_a_broken_mirax_slide_names_openslide(tmp_path):
-    pytest.importorskip("openslide")
-    (tmp_path / "x.mrxs").write_bytes(b"\xff\xd8\xff\xe0")
-    with pytest.raises(SlideError, match="MIRAX slide, and OpenSlide cannot read it"):
-        open_slide(tmp_path / "x.mrxs")
 
 
 # --- what is refused ---------------------------------------------------------------------------
@@ -536,7 +385,6 @@ def test_a_broken_tile_is_an_error_that_names_the_slide(tmp_path):
 
 @pytest.mark.shared
 @pytest.mark.skipif(not SLIDES.exists(), reason="the development data is not beside the checkout")
-@pytest.mark.usefixtures("without_openslide")
 @pytest.mark.parametrize(
     ("name", "size", "mpp"),
     [

@@ -12,3 +12,35 @@ def test_memory_is_limited_by_every_cgroup_above(tmp_path, monkeypatch: pytest.M
     (leaf / "memory.max").write_text("max\n")
     monkeypatch.setattr(memory, "_cgroups", lambda: [(leaf, "memory.max")])
     assert memory.available_memory() == 1_000_000
+
+
+class Libc:
+    """Notes what malloc is told."""
+
+    def __init__(self) -> None:
+        self.settings: dict[int, int] = {}
+        self.trimmed = 0
+
+    def mallopt(self, option: int, value: int) -> None:
+        self.settings[option] = value
+
+    def malloc_trim(self, _: int) -> None:
+        self.trimmed += 1
+
+
+def test_what_malloc_keeps_is_given_back_after_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    libc = Libc()
+    monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: libc)
+    with memory.keep_freed_memory():
+        assert libc.settings == {-3: 2**30, -1: 2**31 - 1, -8: 1}
+    assert libc.settings == {-3: 131072, -1: 131072, -8: 0}  # mallopt(3)
+    assert libc.trimmed == 1
+
+
+def test_without_glibc_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: pytest.fail("asked malloc"))
+    with memory.keep_freed_memory():
+        pass
+    memory.return_freed_memory()

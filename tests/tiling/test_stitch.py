@@ -215,6 +215,19 @@ def test_what_two_tiles_see_differently_is_kept_once_and_the_larger_stays():
     assert len(finished(stitcher, stitcher.add(plan[1], *nucleus(16, 29)))[0]) == 2
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_two_equally_large_views_of_a_nucleus_that_of_the_first_tile_stays(order):
+    plan = whole_plan((20, 40), 20, 10)
+    seen = [shapely.box(14, 5, 25, 15), shapely.box(15, 5, 26, 15)]
+    stitcher, found = Stitcher(plan), []
+    for index in order:
+        nucleus = NucleiTable.from_polygons([seen[index]], {"Pixels": [1]})
+        found += stitcher.add(plan[index], nucleus, nucleus.take([False]))
+    nuclei, _, overlapping = finished(stitcher, found)
+    assert shapely.bounds(nuclei.polygons()).tolist() == [[14, 5, 25, 15]]
+    assert overlapping == 1
+
+
 def test_what_only_the_halo_sees_is_left_out():
     mask = np.zeros((100, 100), bool)
     mask[40:46, 40:46] = True  # in the core

@@ -113,3 +113,18 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
 def test_bad_fields_are_named_with_their_value(change: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         attention_recipe(PAPER | change)
+
+
+def test_an_error_stays_short_however_much_it_could_quote(tmp_path: Path) -> None:
+    """Each level of these aliases is ten times as long as the one before."""
+    path = tmp_path / "bomb.yaml"
+    levels = ["l0: &l0 [x, x, x, x, x, x, x, x, x, x]"]
+    for level in range(1, 9):
+        levels.append(f"l{level}: &l{level} [{', '.join([f'*l{level - 1}'] * 10)}]")
+    bomb = "\n".join(levels)
+    path.write_text(f"family: attention\nname: bomb\norigin: ours\n{bomb}\nwidth: *l8\n")
+    fields = read_recipe(str(path))
+    for change in (fields, {**PAPER, "width": fields["l8"]}, {**PAPER, "y" * 10**6: 1}):
+        with pytest.raises(UsageError) as caught:
+            attention_recipe(change)
+        assert len(str(caught.value)) < 2000

@@ -55,7 +55,7 @@ from qpnuclei.qupath.paquo.jvm import (
 from qpnuclei.qupath.qpdata.data_file import DataFile, annotation_node
 from qpnuclei.qupath.qpdata.java_classes import Catalog
 from qpnuclei.qupath.qpdata.java_stream import Content
-from qpnuclei.qupath.qpdata.new_detections import Additions, NewPart, uniform_parts
+from qpnuclei.qupath.qpdata.new_detections import Additions, NewPart, plane_of, uniform_parts
 from qpnuclei.qupath.qpdata.rois import Plane, polygons
 from qpnuclei.qupath.transaction import (
     TEMPORARY_PREFIX,
@@ -67,6 +67,7 @@ from qpnuclei.qupath.transaction import (
 from qpnuclei.qupath.uris import file_uri, find_image, parse_file_uri
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.stains import Stains
+from qpnuclei.system.files import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +194,7 @@ class PaquoProject:
 
         Not through QuPath, which only logs it if that fails.
         """
-        with locked(self.path.parent), Transaction() as transaction:
+        with locked(self.path.parent), Transaction(self.path.parent) as transaction:
             content = project_file.with_classes(self.classes_path, classes)
             if content is not None:
                 transaction.stage(self.classes_path, lambda emit: emit(content))
@@ -317,7 +318,21 @@ class PaquoImage:
             _read_annotations(annotations, stored),
             _JavaDetections(objects, annotations, stored),
             loaded.fingerprint,
+            self._properties(loaded),
         )
+
+    def _properties(self, loaded: _Loaded) -> dict[str, str]:
+        """Return the image's properties that are texts."""
+        if loaded.data is None:  # QuPath reads objects alone where it cannot open the image
+            if not self.data_file.exists():
+                return {}
+            return DataFile.parse(self.data_file.read_bytes(), str(self.data_file)).properties
+        string = jvm.java_class(_STRING)
+        return {
+            str(item.getKey()): str(item.getValue())
+            for item in loaded.data.getProperties().entrySet()
+            if isinstance(item.getValue(), string)
+        }
 
     def write(self, edit: Edit, fingerprint: str) -> None:
         """Apply an edit, save and verify (see `ImageEntry.write`)."""
@@ -345,6 +360,8 @@ class PaquoImage:
             if edit.workflow_step is not None:
                 step = jvm.java_class("qupath.lib.plugins.workflow.DefaultScriptableWorkflowStep")
                 data.getHistoryWorkflow().addStep(step(*edit.workflow_step))
+            for name, value in edit.properties.items():
+                data.setProperty(name, value)
         self._check_unchanged(fingerprint)
         remove_leftovers(self.data_file.parent)
         with kept_backup(self.data_file), _kept_on_failure(self.data_file):
@@ -360,6 +377,9 @@ class PaquoImage:
         try:
             saved = DataFile.parse(self.data_file.read_bytes(), "the file")
             saved.withdraw(additions, _GRID_PX)
+            properties = saved.properties
+            if any(properties.get(k) != v for k, v in additions.edit.properties.items()):
+                raise FormatError("other properties of the image")
             with rest.open("wb") as stream:
                 saved.write(stream.write)
             with jvm.quiet(), _java_errors(SaveError, what):
@@ -389,6 +409,10 @@ class PaquoImage:
 
     def _load(self) -> _Loaded:
         current = _fingerprint(self.data_file)
+        if not self._project.path.exists():
+            raise SaveError(
+                f"{self._project.path} is no longer there", "is its drive still connected?"
+            )
         loaded = self._project.loaded(self, current)
         if loaded is None:
             data = self._read_image_data()
@@ -553,6 +577,14 @@ class _JavaDetections(Detections):
         return _centroids(self._detections)
 
     @cached_property
+    def planes(self) -> npt.NDArray[np.int64]:
+        to_roi = method(_PATH_OBJECT, "getROI", _ROI)
+        axes = [pipe(to_roi, method(_ROI, f"get{axis}", "int")) for axis in "ZT"]
+        return np.stack([jvm.ints(self._detections, axis) for axis in axes], axis=1).astype(
+            np.int64
+        )
+
+    @cached_property
     def measurements(self) -> dict[str, npt.NDArray[np.float64]]:
         own_list = method(_PATH_OBJECT, "getMeasurementList", _MEASUREMENTS)
         get = method(_MEASUREMENTS, "get", "double", _STRING)
@@ -658,6 +690,7 @@ def _apply(additions: Additions, new_ids: Collection[str], hierarchy: JavaObject
     root = hierarchy.getRootObject()
     if edit.remove:
         _remove(edit.remove, objects, hierarchy)
+        annotations = _only(_flat(hierarchy), "isAnnotation")
     before = _Content.of(hierarchy)
     if new_ids:
         taken = [own_id for own_id in _ids(_flat(hierarchy)) if own_id in new_ids]
@@ -674,7 +707,8 @@ def _apply(additions: Additions, new_ids: Collection[str], hierarchy: JavaObject
         plane = _plane_of(parents[parent])
         for group in additions.groups(parent):
             for part in uniform_parts(group):
-                parents[parent].addChildObjects(_make(catalog, [NewPart(catalog, part, plane)]))
+                new_part = NewPart(catalog, part, plane_of(part, plane))
+                parents[parent].addChildObjects(_make(catalog, [new_part]))
     root.addChildObjects(new)
     hierarchy.fireHierarchyChangedEvent(root)
     return before
@@ -701,15 +735,16 @@ def _plane_of(parent: JavaObject) -> Plane:
 
 
 def _remove(remove: frozenset[uuid.UUID], objects: JavaObject, hierarchy: JavaObject) -> None:
-    """Remove detections; what someone nested below one of them moves up."""
+    """Remove detections and annotations; what someone nested below one of them moves up."""
     wanted = {str(item) for item in remove}
     indices = np.flatnonzero([item in wanted for item in _ids(objects)])
     found = jvm.take(objects, indices)
     missing = wanted - set(_ids(found))
     if missing:
-        raise UsageError(f"the image has no detection {min(missing)} to remove")
-    if _only(found, "isDetection").size() < found.size():
-        raise UsageError("what is no detection is not removed")
+        raise UsageError(f"the image has no object {min(missing)} to remove")
+    allowed = _only(found, "isDetection").size() + _only(found, "isAnnotation").size()
+    if allowed < found.size():
+        raise UsageError("what is neither detection nor annotation is not removed")
     hierarchy.removeObjects(found, True)
 
 
@@ -866,7 +901,7 @@ def _backup_hint(file: Path) -> str:
 def _fingerprint(file: Path) -> str:
     """Identify the state of a data file."""
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
         if file.with_name(_BACKUP).exists():

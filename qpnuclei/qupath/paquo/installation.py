@@ -1,7 +1,10 @@
 """Find a QuPath installation on this machine, without starting it.
 
-The places are those of paquo's settings (``PAQUO_QUPATH_DIR``, a ``.paquo.toml``, the usual folders
-of each operating system, a conda environment), so that one setting serves both.
+Whoever names the QuPath names the code that runs. So its place comes from the user and the system
+only: ``PAQUO_QUPATH_DIR``, ``paquo.toml`` in the user's configuration folder, the folders that
+each operating system installs programs to, a conda environment. Never from the working folder or a
+project, which may have been received from someone: paquo itself would read a ``.paquo.toml`` there
+(and run a ``dynaconf_hooks.py`` beside it), and in every folder above.
 """
 
 from __future__ import annotations
@@ -9,12 +12,17 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from qpnuclei.errors import UsageError
+import platformdirs
+
+from qpnuclei.errors import FormatError, UsageError
 
 #: What to tell someone whose QuPath is not found.
 HOW_TO_POINT_TO_QUPATH = (
@@ -28,6 +36,13 @@ _LAYOUTS = {
     "Linux": ("lib/app", "lib/runtime/lib/server/libjvm.so", "opt/QuPath"),
     "Darwin": ("Contents/app", "Contents/runtime/Contents/Home/lib/libjli.dylib", "bin/QuPath.app"),
     "Windows": ("app", "runtime/bin/server/jvm.dll", "Library/QuPath"),
+}
+# Operating system -> where its users and installers put programs. Not the home folder itself, where
+# people unpack what they receive.
+_USUAL_PLACES = {
+    "Linux": ["/opt", "/usr/local"],
+    "Darwin": ["/Applications", "~/Applications"],
+    "Windows": ["c:/Program Files", "~/AppData/Local"],
 }
 _CORE_JAR = re.compile(r"qupath-(?:core|app|gui-fx)-v?(\d+\.\d+\.\d+.*)\.jar", re.IGNORECASE)
 
@@ -60,25 +75,85 @@ def find_qupath() -> QuPathInstallation | None:
     Raises
     ------
     qpnuclei.errors.UsageError
-        If paquo is told where QuPath is (``PAQUO_QUPATH_DIR``), and it is not there.
+        If it is named (``PAQUO_QUPATH_DIR``, or in the user's file), and it is not there.
     """
     settings = paquo_settings()
     chosen = str(settings["qupath_dir"] or "")
     if chosen:
         found = _inspect(Path(chosen).expanduser())
         if found is None:
-            raise UsageError(f"no QuPath in PAQUO_QUPATH_DIR {chosen!r}", HOW_TO_POINT_TO_QUPATH)
+            named_by = "PAQUO_QUPATH_DIR" if "PAQUO_QUPATH_DIR" in os.environ else settings_file()
+            raise UsageError(f"no QuPath in {chosen!r} ({named_by})", HOW_TO_POINT_TO_QUPATH)
         return found
     return next(filter(None, map(_inspect, _candidates(settings))), None)
 
 
-def paquo_settings() -> dict[str, Any]:
-    """Return paquo's settings, from its defaults, ``.paquo.toml`` and ``PAQUO_*`` variables."""
-    # Not public in paquo; importing `paquo.java`, which is, would start the virtual machine.
-    from paquo._config import settings, to_kwargs
+def settings_file() -> Path:
+    """Return the file of the user's own settings, which need not exist."""
+    return platformdirs.user_config_path("qpnuclei", appauthor=False) / "paquo.toml"
 
-    settings.reload()
-    return dict(to_kwargs(settings))
+
+def paquo_settings() -> dict[str, Any]:
+    """Return paquo's settings: its defaults, under the user's file, under ``PAQUO_*`` variables.
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        If the user's file is no TOML, or a setting is of the wrong type.
+    """
+    settings: dict[str, Any] = {
+        "qupath_dir": "",
+        "qupath_search_dirs": _USUAL_PLACES.get(platform.system(), []),
+        "qupath_search_dir_regex": "(?i)qupath.*",
+        "qupath_search_conda": True,
+        "qupath_prefer_conda": True,
+        "java_opts": [],
+        "jvm_path_override": "",
+        "safe_truncate": True,
+        "mock_backend": False,
+        "warn_microsoft_store_python": True,
+    }
+    chosen = {f"{key} in {settings_file()}": (key, value) for key, value in _user_settings()}
+    for key in settings:
+        name = f"PAQUO_{key.upper()}"
+        if name in os.environ:
+            chosen[name] = key, _from_environment(os.environ[name], settings[key])
+    for source, (key, value) in chosen.items():
+        if key not in settings:
+            raise FormatError(f"{source}: no such setting", f"there are {', '.join(settings)}")
+        kind = type(settings[key])
+        fits = isinstance(value, kind) or type(value) is {list: str, bool: int}.get(kind)
+        if not fits:
+            raise FormatError(f"{source} is {value!r}, which is no {kind.__name__}", "correct it")
+        settings[key] = value
+    return settings
+
+
+def _user_settings() -> list[tuple[str, Any]]:
+    path = settings_file()
+    try:
+        return list(tomllib.loads(path.read_text("utf-8")).items())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise FormatError(f"settings of paquo in {path}: {error}", "correct the file") from error
+
+
+def _from_environment(text: str, default: object) -> Any:
+    if isinstance(default, str):
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # options of Java, as in a shell
+
+
+def shield_paquo() -> None:
+    """Let paquo have our settings, before it is imported: it would look for its own everywhere."""
+    module = ModuleType("paquo._config")
+    module.settings = SimpleNamespace(**paquo_settings())  # type: ignore[attr-defined]
+    module.to_kwargs = vars  # type: ignore[attr-defined]
+    sys.modules[module.__name__] = module
 
 
 def _inspect(path: Path) -> QuPathInstallation | None:

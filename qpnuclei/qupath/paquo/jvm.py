@@ -21,7 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.errors import UsageError
-from qpnuclei.qupath.paquo.installation import HOW_TO_POINT_TO_QUPATH, find_qupath, paquo_settings
+from qpnuclei.qupath.paquo.installation import (
+    HOW_TO_POINT_TO_QUPATH,
+    find_qupath,
+    paquo_settings,
+    shield_paquo,
+)
 from qpnuclei.system.interrupts import interrupt_postponed
 from qpnuclei.system.memory import available_memory
 
@@ -59,6 +64,7 @@ def start() -> None:
     found = find_qupath()
     if found is None:
         raise UsageError("no QuPath found", HOW_TO_POINT_TO_QUPATH)
+    shield_paquo()
     from paquo.jpype_backend import start_jvm
 
     # Otherwise Java takes Ctrl-C for itself, and ends the process without Python's clean-up.
@@ -269,8 +275,6 @@ def _collect_list(stream: JavaObject) -> JavaObject:
 def _java_options(settings: dict[str, Any]) -> list[str]:
     chosen = settings["java_opts"] or []
     options = shlex.split(chosen) if isinstance(chosen, str) else [str(item) for item in chosen]
-    # paquo's default, a share of the machine's memory, is not the user's wish.
-    options = [option for option in options if option != "-XX:MaxRAMPercentage=50"]
     if not any(re.fullmatch(r"-XX:\+Use\w+GC", option) for option in options):
         options.insert(0, COLLECTOR)  # Java does not start with two collectors
     options.insert(0, NO_FORCED_COLLECTION)  # of other options that contradict, it takes the last

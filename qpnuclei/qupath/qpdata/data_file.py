@@ -71,11 +71,15 @@ _TYPE_COUNTS = {
 
 @dataclass(frozen=True, eq=False)
 class Objects:
-    """The objects of a file: annotations and detections, and how many there are of each kind."""
+    """The objects of a file, how many there are of each kind, and the image's properties.
+
+    Only those properties that are text are here.
+    """
 
     annotations: tuple[Annotation, ...]
     detections: Detections
     type_counts: Mapping[str, int]
+    properties: Mapping[str, str]
 
     def summary(self) -> dict[str, object]:
         """Return the ``hierarchy`` of QuPath's ``summary.json``."""
@@ -251,6 +255,19 @@ class DataFile:
                     return parse_stains(item.text)
             raise FormatError("colour deconvolution stains without values")
 
+    @property
+    def properties(self) -> dict[str, str]:
+        """Properties of the image whose values are texts."""
+        if self._find(jc.HASH_MAP) is None:
+            return {}
+        with self._errors():
+            items = self._properties()[1:]
+        return {
+            name.text: value.text
+            for name, value in zip(items[::2], items[1::2], strict=False)
+            if isinstance(name, JavaString) and isinstance(value, JavaString)
+        }
+
     def read(self) -> Objects:
         """Read annotations; detections are read as far as their columns are asked for.
 
@@ -263,7 +280,7 @@ class DataFile:
             return self._read()
 
     def remove(self, ids: Collection[uuid.UUID]) -> None:
-        """Remove detections of ours; what someone nested below one moves up to its parent.
+        """Remove detections and annotations of ours; what is nested below one moves up.
 
         Raises
         ------
@@ -276,6 +293,27 @@ class DataFile:
         if ids:
             with self._errors():
                 self._remove({str(i) for i in ids})
+
+    def set_properties(self, values: Mapping[str, str]) -> None:
+        """Set properties of the image; the others stay as they are."""
+        if not values:
+            return
+        with self._errors():
+            items = self._properties()
+            for name, value in values.items():
+                for index in range(1, len(items) - 1, 2):
+                    key = items[index]
+                    if isinstance(key, JavaString) and key.text == name:
+                        items[index + 1] = JavaString.of(value)
+                        break
+                else:
+                    items += [JavaString.of(name), JavaString.of(value)]
+            block = items[0]
+            if not isinstance(block, BlockData) or len(block.data) != 8:
+                raise FormatError("the number of the image's properties is missing")
+            # Java makes room for as many as there are, whatever capacity is written.
+            size = struct.pack(">i", (len(items) - 1) // 2)
+            items[0] = BlockData(block.data[:4] + size, block.is_long)
 
     def add(self, edit: Edit) -> Additions:
         """Add the new objects of an edit, and its workflow step.
@@ -367,6 +405,14 @@ class DataFile:
                 return item
         return None
 
+    def _properties(self) -> list[Content]:
+        """Return the contents of the map of properties: its sizes, then keys and values."""
+        node = self._find(jc.HASH_MAP)
+        if node is None:
+            node = self._catalog.hash_map({})
+            self._items.insert(len(self._items) - 1, node)  # before the end mark
+        return jc.contents(node)
+
     def _root(self) -> JavaObject:
         hierarchy = self._find(jc.HIERARCHY)
         root = None if hierarchy is None else jc.reference(hierarchy, "rootObject")
@@ -405,7 +451,7 @@ class DataFile:
         table = FileDetections(detections, self._errors)
         for kind, count in table.kind_counts().items():
             counts[_TYPE_COUNTS[kind]] += count
-        return Objects(tuple(annotations), table, counts)
+        return Objects(tuple(annotations), table, counts, self.properties)
 
     def _check_free(self, ids: Container[str]) -> None:
         """Raise UsageError if an object of the file has one of some new UUIDs."""
@@ -436,15 +482,15 @@ class DataFile:
                 own_id = None if child is None else child.id_string
                 if child is None or own_id is None or own_id.text not in ids:
                     children.append(item)
-                elif child.kind not in DETECTION_KINDS:
-                    raise UsageError(f"{own_id.text} is no detection and is not removed")
+                elif child.kind not in (*DETECTION_KINDS, "annotation"):
+                    raise UsageError(f"{own_id.text} is a {child.kind} and is not removed")
                 else:
                     left.discard(own_id.text)
                     children += child.children
             if len(children) != len(view.children) or any(map(is_not, children, view.children)):
                 view.set_children(children)
         if left:
-            raise UsageError(f"{self._source} has no detection {min(left)} to remove")
+            raise UsageError(f"{self._source} has no object {min(left)} to remove")
 
     def _add_step(self, name: str, script: str) -> None:
         contents, version, count = self._workflow()

@@ -122,6 +122,14 @@ class FileDetections(Detections):
         return centroids
 
     @cached_property
+    def planes(self) -> npt.NDArray[np.int64]:
+        """z-slices and time points."""
+        planes = np.zeros((len(self), 2), np.int64)
+        for rows, values in self._read(_planes):
+            planes[rows] = values
+        return planes
+
+    @cached_property
     def parents(self) -> npt.NDArray[np.int64]:
         """Handles of the nearest enclosing annotations, -1 for none."""
         return np.repeat(np.array([parent for _, parent in self._items], np.int64), self._counts)
@@ -295,6 +303,14 @@ def _centroids(view: PathObject, source: Source) -> FloatArray:
     # QuPath locates a cell by its nucleus, where it has one.
     roi = _roi(view) if view.nucleus is None else view.nucleus
     return read_rois(roi, source).centroids()
+
+
+def _planes(view: PathObject, source: Source) -> npt.NDArray[np.int64]:
+    roi = _roi(view)
+    part = jc.part_with(roi, "z")
+    numbers = source.column(part).data
+    columns = [jc.primitive_column(part, axis, numbers) for axis in ("z", "t")]
+    return np.stack(columns, axis=1).astype(np.int64)
 
 
 def _roi(view: PathObject) -> JavaObject:

@@ -114,7 +114,7 @@ class NewDetections(Bulk):
         """
         for group in self.additions.groups(self.parent):
             for part in uniform_parts(group):
-                yield NewPart(self.catalog, part, self.plane).write(writer)
+                yield NewPart(self.catalog, part, plane_of(part, self.plane)).write(writer)
 
 
 @dataclass(eq=False)
@@ -131,6 +131,11 @@ class NewPart(Bulk):
     def write(self, writer: StreamWriter) -> Step:
         """Write one as nodes, which defines what they share, and the others as records."""
         return _write(writer, self.catalog, self.part, self.plane)
+
+
+def plane_of(part: DetectionGroup, parents: Plane) -> Plane:
+    """Return the plane of new detections: their own, else their parent's."""
+    return parents if part.plane is None else Plane(z=part.plane[0], t=part.plane[1])
 
 
 def uniform_parts(group: DetectionGroup) -> Iterator[DetectionGroup]:
@@ -162,7 +167,9 @@ def uniform_parts(group: DetectionGroup) -> Iterator[DetectionGroup]:
                 yield group
                 return
             ids = [group.ids[row] for row in chosen.tolist()]
-            yield DetectionGroup(group.parent, nuclei.take(chosen), ids, group.path_class)
+            yield DetectionGroup(
+                group.parent, nuclei.take(chosen), ids, group.path_class, group.plane
+            )
 
 
 def check_same(found: FileDetections, part: DetectionGroup, grid_px: float = 0.0) -> None:
@@ -178,6 +185,8 @@ def check_same(found: FileDetections, part: DetectionGroup, grid_px: float = 0.0
         raise FormatError("a new detection has another outline")
     if set(found.class_names) != {None if part.path_class is None else part.path_class.name}:
         raise FormatError("a new detection has another class")
+    if part.plane is not None and np.any(found.planes != part.plane):
+        raise FormatError("a new detection lies on another plane")
     if found.measurements.keys() != nuclei.measurements.keys():
         raise FormatError("a new detection has other measurements")
     for name, values in nuclei.measurements.items():

@@ -34,14 +34,8 @@ from qpnuclei.evaluation.tuning import (
     summarise,
     tune_post_processing,
 )
-from qpnuclei.models.checkpoint import (
-    library_versions,
-    load_model,
-    model_hash,
-    read_metadata,
-    save_model,
-)
-from qpnuclei.models.metadata import ModelMetadata, PostProcessing
+from qpnuclei.models.checkpoint import library_versions, load_model, save_model
+from qpnuclei.models.metadata import ModelMetadata, PostProcessing, model_hash, read_metadata
 from qpnuclei.models.registry import resolve_model
 from qpnuclei.models.student import StudentNet
 from qpnuclei.segmentation.postprocess import segment_instances

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from qpnuclei.errors import UsageError
-from qpnuclei.qupath.paquo.installation import QuPathInstallation, find_qupath
+from qpnuclei.errors import FormatError, UsageError
+from qpnuclei.qupath.paquo.installation import (
+    QuPathInstallation,
+    find_qupath,
+    paquo_settings,
+    settings_file,
+)
 from qpnuclei.qupath.project import choose_backend, open_project
 from tests.qupath.samples import copy_project
 
@@ -32,7 +38,8 @@ def make_installation(folder: Path, version: str = "0.5.1", system: str | None =
 
 
 @pytest.fixture(autouse=True)
-def no_qupath(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_qupath(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("platformdirs.user_config_path", lambda *_, **__: tmp_path / "config")
     monkeypatch.setenv("PAQUO_QUPATH_DIR", "")
     monkeypatch.setenv("PAQUO_QUPATH_SEARCH_DIRS", "[]")
     monkeypatch.delenv("CONDA_PREFIX", raising=False)
@@ -109,3 +116,37 @@ def test_importing_starts_no_java() -> None:
         "sys.exit('jpype' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_users_own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_installation(tmp_path / "q")
+    settings_file().parent.mkdir()
+    settings_file().write_text(f"qupath_dir = '{folder}'\njava_opts = ['-Xmx2g']\n")
+    monkeypatch.delenv("PAQUO_QUPATH_DIR")
+    assert find_qupath() == QuPathInstallation(folder, "0.5.1")
+    assert paquo_settings()["java_opts"] == ["-Xmx2g"]
+    monkeypatch.setenv("PAQUO_JAVA_OPTS", "-Xmx3g -Dx=1")  # variables count more
+    assert paquo_settings()["java_opts"] == "-Xmx3g -Dx=1"
+
+
+@pytest.mark.parametrize(
+    "text", ["qupath_dir = ", "qupath_dir = 3", "qupath = '/opt/QuPath'", "java_opts = {}"]
+)
+def test_settings_that_are_wrong(text: str) -> None:
+    settings_file().parent.mkdir()
+    settings_file().write_text(text)
+    with pytest.raises(FormatError, match=re.escape(str(settings_file()))):
+        find_qupath()
+
+
+def test_the_working_folder_and_home_are_no_usual_places(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("PAQUO_QUPATH_SEARCH_DIRS")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for system, home in {"Linux": 0, "Darwin": 1, "Windows": 1}.items():
+        monkeypatch.setattr("platform.system", lambda system=system: system)
+        places = paquo_settings()["qupath_search_dirs"]
+        assert "~" not in places
+        assert sum(place.startswith("~/") for place in places) == home
+        assert len(places) == 2

@@ -13,8 +13,7 @@ from PIL import Image
 
 from qpnuclei.errors import TrainingError, UsageError
 from qpnuclei.evaluation.tuning import predict, read_validation
-from qpnuclei.models.checkpoint import read_metadata
-from qpnuclei.models.metadata import PostProcessing
+from qpnuclei.models.metadata import PostProcessing, read_metadata
 from qpnuclei.pipeline.image import segment
 from qpnuclei.segmentation.maps_engine import MapsEngine
 from qpnuclei.segmentation.predictor import Predictor

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
 from qpnuclei.errors import UsageError
-from qpnuclei.models.checkpoint import build_network, model_hash, read_metadata, save_model
-from qpnuclei.models.metadata import ModelMetadata
+from qpnuclei.models.checkpoint import build_network, save_model
+from qpnuclei.models.metadata import ModelMetadata, model_hash, read_metadata
 from qpnuclei.models.registry import resolve_model
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.training.config import read_recipe

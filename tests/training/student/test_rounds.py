@@ -7,7 +7,7 @@ from PIL import Image
 from skimage.draw import ellipse
 
 from qpnuclei.errors import TrainingError, UsageError
-from qpnuclei.models.checkpoint import read_metadata
+from qpnuclei.models.metadata import read_metadata
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.training.callbacks import Watcher
 from qpnuclei.training.config import read_recipe

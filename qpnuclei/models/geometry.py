@@ -1,0 +1,123 @@
+"""How far the networks look, without the networks: planning a run needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+#: Dilations of the six residual blocks of the paper's network.
+PAPER_DILATIONS = (1, 2, 3, 5, 10, 20)
+
+#: No network of use looks farther: what a file says is refused beyond.
+LARGEST_PX = 4096
+
+_Span = tuple[int, int]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class NetworkGeometry:
+    """How far a network looks and how its input must be aligned, in px of its input.
+
+    Parameters
+    ----------
+    receptive_radius_px : int
+        A pixel of the output depends on no pixel of the input that is farther away, in rows or in
+        columns.
+    stride : int
+        Height and width of the input must be multiples of it. Two inputs whose origins differ by
+        multiples of it give the same result, shifted.
+    """
+
+    receptive_radius_px: int = Field(ge=0, le=LARGEST_PX)
+    stride: int = Field(ge=1, le=LARGEST_PX)
+
+
+def geometry_of(family: str, architecture: Mapping[str, Any]) -> NetworkGeometry:
+    """Return the geometry of a network from the arguments that build it.
+
+    Parameters
+    ----------
+    family : {"attention", "student"}
+    architecture : mapping
+        As `qpnuclei.models.attention.AttentionNet` or `qpnuclei.models.student.StudentNet` take it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they do not describe such a network.
+
+    Examples
+    --------
+    >>> geometry_of("attention", {})
+    NetworkGeometry(receptive_radius_px=83, stride=1)
+    >>> geometry_of("student", {"levels": 2, "stem_stride": 4, "decoder": "adding"})
+    NetworkGeometry(receptive_radius_px=40, stride=8)
+    """
+    if family == "attention":
+        return attention_geometry(
+            architecture.get("dilations", PAPER_DILATIONS), architecture.get("stride", 1)
+        )
+    return student_geometry(
+        architecture.get("encoder_convolutions") or (2,) * architecture.get("levels", 4),
+        architecture.get("stem_stride", 2),
+        1 if architecture.get("decoder") == "adding" else 2,
+    )
+
+
+def attention_geometry(dilations: Sequence[int], stride: int) -> NetworkGeometry:
+    """Return the geometry of an `AttentionNet` (a radius of 83 px for the paper's network)."""
+    radius = 2 * sum(dilations)
+    # Stride 2: the interpolation reaches 1 px to the next cell, the 4x4 stem 2 px beyond.
+    return NetworkGeometry(radius + 1 if stride == 1 else 2 * radius + 3, stride)
+
+
+def student_geometry(
+    encoder_convolutions: Sequence[int], stem_stride: int, decoder_convolutions: int
+) -> NetworkGeometry:
+    """Return the geometry of a `StudentNet`.
+
+    Spans of pixels are followed from the output back to the input, along the widest path.
+
+    Parameters
+    ----------
+    encoder_convolutions : sequence of int
+        3x3 convolutions of each level, finest first.
+    stem_stride : {2, 4}
+    decoder_convolutions : int
+        3x3 convolutions of each level of the decoder.
+    """
+
+    def upsample(span: _Span) -> _Span:
+        return (span[0] - 1) // 2, (span[1] + 1) // 2
+
+    def subpixel(span: _Span) -> _Span:
+        return span[0] // stem_stride, span[1] // stem_stride
+
+    def convolve(span: _Span) -> _Span:
+        return span[0] - 1, span[1] + 1
+
+    def pool(span: _Span) -> _Span:
+        return 2 * span[0], 2 * span[1] + 1
+
+    def stem(span: _Span) -> _Span:
+        return stem_stride * span[0] - 1, stem_stride * (span[1] + 1)
+
+    halvings = len(encoder_convolutions) - 1
+    steps = [upsample if stem_stride == 2 else subpixel]
+    steps += [*[convolve] * decoder_convolutions, upsample] * halvings
+    for convolutions in reversed(encoder_convolutions):
+        steps += [*[convolve] * convolutions, pool]
+    steps[-1] = stem  # there is no pooling before the finest level
+    stride: int = stem_stride * 2**halvings
+    if stride > LARGEST_PX:
+        raise ValueError(f"{halvings + 1} levels make a stride of {stride} px")
+    radius = 0
+    for pixel in range(stride):
+        span = (pixel, pixel)
+        for step in steps:
+            span = step(span)
+        radius = max(radius, pixel - span[0], span[1] - pixel)
+    return NetworkGeometry(radius, stride)

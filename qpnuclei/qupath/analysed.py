@@ -1,0 +1,221 @@
+"""What runs have analysed of an image, and at which pixel size: kept with the image by QuPath.
+
+An annotation without nuclei was analysed and is empty, or was never looked at: the nuclei alone do
+not tell. So a run notes what it analysed in a property of the image, a text in ``data.qpdata``.
+QuPath 0.2 to 0.7 read all properties and save them again, whatever they are called; unlike the
+workflow, a property is replaced by the next run instead of growing; and annotations, which are the
+user's, stay as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import shapely
+
+from qpnuclei.qupath.areas import valid_area
+from qpnuclei.qupath.model import Annotation
+from qpnuclei.qupath.regions import Region, same_outline
+
+_LOG = logging.getLogger(__name__)
+
+#: Name of the image's property.
+PROPERTY = "qpnuclei analysed"
+
+#: What of an outline may lie outside of the analysed area: a rim of this width, for rounding.
+_RIM_PX = 0.02
+
+Mpp = tuple[float, float]
+
+
+class Status(StrEnum):
+    """Whether what is counted is all there is."""
+
+    ANALYSED = "analysed"
+    NOT_ANALYSED = "not analysed"
+    CHANGED = "changed since"
+    #: Of several annotations some.
+    PARTLY = "partly analysed"
+
+
+@dataclass(frozen=True)
+class AnalysedArea:
+    """One area that a run analysed.
+
+    Parameters
+    ----------
+    id : UUID or None
+        Of its annotation; None for tissue without one, and in files of QuPath 0.2 and 0.3.
+    geometry : shapely.MultiPolygon
+        As the annotation was, level-0 px; it may be invalid.
+    """
+
+    id: UUID | None
+    geometry: shapely.MultiPolygon
+
+
+@dataclass(frozen=True)
+class UsedMpp:
+    """The pixel size of the last run.
+
+    Parameters
+    ----------
+    mpp : (float, float)
+        µm per level-0 px in x and y.
+    source : str
+        Where it came from, for example ``"--mpp"``.
+    project : (float, float) or None
+        What the project said then. When it says something else, the user has changed it since.
+    """
+
+    mpp: Mpp
+    source: str
+    project: Mpp | None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What runs have noted of one image."""
+
+    areas: tuple[AnalysedArea, ...] = ()
+    used: UsedMpp | None = None
+
+    @classmethod
+    def of(cls, properties: Mapping[str, str], name: str = "the image") -> Record:
+        """Read the record among the properties of an image; it is empty if there is none."""
+        text = properties.get(PROPERTY)
+        if text is None:
+            return cls()
+        try:
+            content = json.loads(text)
+            areas = tuple(
+                AnalysedArea(
+                    None if area["id"] is None else UUID(area["id"]),
+                    shapely.MultiPolygon([(p[0], p[1:]) for p in area["coordinates"]]),
+                )
+                for area in content["areas"]
+            )
+            used = content["pixel size"]
+            return cls(
+                areas,
+                UsedMpp(_pair(used["um"]), str(used["source"]), _pair_or_none(used["project"])),
+            )
+        except (ValueError, TypeError, KeyError, IndexError, RecursionError, AttributeError):
+            _LOG.warning(
+                "%s: what earlier runs noted there is damaged, and left out of account", name
+            )
+            return cls()
+
+    def to_properties(self) -> dict[str, str]:
+        """Return the property that holds the record."""
+        used = self.used
+        content: dict[str, Any] = {
+            "areas": [
+                {
+                    "id": None if area.id is None else str(area.id),
+                    "coordinates": [
+                        [
+                            np.round(shapely.get_coordinates(ring), 3).tolist()
+                            for ring in (polygon.exterior, *polygon.interiors)
+                        ]
+                        for polygon in area.geometry.geoms
+                    ],
+                }
+                for area in self.areas
+            ],
+            "pixel size": used and {"um": used.mpp, "source": used.source, "project": used.project},
+        }
+        return {PROPERTY: json.dumps(content, separators=(",", ":"))}
+
+    def with_run(
+        self, regions: Sequence[Region], used: UsedMpp, removed: frozenset[UUID] = frozenset()
+    ) -> Record:
+        """Return the record after a run of some regions.
+
+        Parameters
+        ----------
+        removed : frozenset of UUID
+            Annotations that the run removed.
+        """
+        new = tuple(
+            AnalysedArea(
+                region.annotation.id if region.annotation else None,
+                _multi(region.annotation.geometry if region.annotation else region.geometry),
+            )
+            for region in regions
+        )
+        again = removed | {area.id for area in new if area.id is not None}
+        kept = (
+            area
+            for area in self.areas
+            if area.id not in again and not any(_same(area.geometry, a.geometry) for a in new)
+        )
+        return Record((*kept, *new), used)
+
+    @cached_property
+    def union(self) -> shapely.Geometry:
+        """All that was analysed: valid, level-0 px, on the first plane."""
+        return shapely.union_all([valid_area(area.geometry) for area in self.areas])
+
+    def status(self, annotation: Annotation) -> Status:
+        """Say whether an annotation was analysed as it is now.
+
+        One that was drawn later is analysed where it lies wholly within what was.
+        """
+        region = Region.of(annotation)
+        if not annotation.is_area or region.plane != (0, 0):
+            return Status.NOT_ANALYSED
+        for area in self.areas:
+            if area.id is not None and area.id == annotation.id:
+                is_same = _same(area.geometry, annotation.geometry)
+                return Status.ANALYSED if is_same else Status.CHANGED
+        if any(_same(area.geometry, annotation.geometry) for area in self.areas):
+            return Status.ANALYSED  # QuPath gives a UUID to what was saved without one
+        missing = shapely.difference(region.geometry, self.union).area
+        if missing <= _RIM_PX * region.geometry.length:
+            return Status.ANALYSED
+        return Status.NOT_ANALYSED
+
+
+def overall(statuses: Sequence[Status]) -> Status:
+    """Return the status of several annotations together."""
+    found = set(statuses)
+    if len(found) == 1:
+        return statuses[0]
+    if Status.CHANGED in found:
+        return Status.CHANGED
+    return Status.PARTLY if found else Status.NOT_ANALYSED
+
+
+def _same(a: shapely.Geometry, b: shapely.Geometry) -> bool:
+    """Tell whether two outlines are the same, whatever vertices QuPath left out on saving."""
+    a, b = _multi(a), _multi(b)
+    if a.is_empty or b.is_empty:
+        return bool(a.is_empty and b.is_empty)
+    if not np.allclose(a.bounds, b.bounds, rtol=0, atol=_RIM_PX):
+        return False
+    if abs(a.area - b.area) > _RIM_PX * a.length:
+        return False
+    return same_outline(a, b) or float(shapely.hausdorff_distance(a, b)) <= _RIM_PX
+
+
+def _multi(geometry: shapely.Geometry) -> shapely.MultiPolygon:
+    parts = shapely.get_parts(shapely.get_parts(geometry))
+    return shapely.MultiPolygon([p for p in parts if p.geom_type == "Polygon" and not p.is_empty])
+
+
+def _pair(values: Any) -> Mpp:
+    x, y = map(float, values)
+    return x, y
+
+
+def _pair_or_none(values: Any) -> Mpp | None:
+    return None if values is None else _pair(values)

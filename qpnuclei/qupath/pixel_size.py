@@ -1,0 +1,180 @@
+"""One rule for the pixel size of a project's image, whoever asks: run, export, info or doctor."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qpnuclei.errors import FormatError, MppError, NotFoundError, QpnucleiError, UsageError
+from qpnuclei.qupath.analysed import Record
+from qpnuclei.qupath.images import open_image
+from qpnuclei.qupath.model import ImageEntry
+from qpnuclei.slides.resolution import resolve_mpp
+
+_LOG = logging.getLogger(__name__)
+
+Mpp = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class AskedMpp:
+    """What the user says about pixel sizes.
+
+    Parameters
+    ----------
+    mpp : float or None
+        ``--mpp``, in µm per level-0 px.
+    only_missing : bool
+        Whether it is only for images that say none themselves: it is, where several images are
+        meant without being named.
+    by_image : mapping of str to float
+        Pixel sizes by the name or entry ID of the image; they come before all others.
+    """
+
+    mpp: float | None = None
+    only_missing: bool = False
+    by_image: Mapping[str, float] = field(default_factory=dict)
+
+
+def pixel_size(
+    entry: ImageEntry,
+    record: Record,
+    asked: AskedMpp = AskedMpp(),
+    slide_mpp: Callable[[], Mpp | None] | None = None,
+) -> tuple[Mpp, str]:
+    """Decide the pixel size of an image.
+
+    It is what the user says now; else what the user said to the last run, unless the project has
+    changed since; else what the project says; else what the slide file says.
+
+    Parameters
+    ----------
+    record : Record
+        What runs noted of the image.
+    slide_mpp : callable, optional
+        Returns the pixel size that the slide file says; by default the slide is opened.
+
+    Returns
+    -------
+    (mpp_x, mpp_y) : tuple of float
+        µm per level-0 px.
+    source : str
+        ``"--mpp"``, ``"--mpp-table"``, ``"an earlier run"``, ``"project"`` or ``"slide"``.
+
+    Raises
+    ------
+    MppError
+        If there is none, or it is absurd.
+    """
+    name = f"image {entry.name}"
+    given = asked.by_image.get(entry.id, asked.by_image.get(entry.name))
+    if given is not None:
+        return resolve_mpp(given, entry.calibration, None, name)[0], "--mpp-table"
+    if asked.mpp is not None and not asked.only_missing:
+        slide = None if slide_mpp is None else slide_mpp()
+        return resolve_mpp(asked.mpp, entry.calibration, slide, name)
+    used = record.used
+    project = project_mpp(entry)
+    says_more = used is not None and used.project == project != used.mpp
+    if asked.mpp is None and used is not None and says_more:
+        return resolve_mpp(None, _Stated(*used.mpp), None, name)[0], "an earlier run"
+    try:
+        slide = None
+        if project is None:
+            slide = _of_file(entry) if slide_mpp is None else slide_mpp()
+        own, source = resolve_mpp(None, entry.calibration, slide, name)
+    except MppError as error:
+        if asked.mpp is not None:
+            return resolve_mpp(asked.mpp, None, None, name)
+        raise MppError(
+            error.what,
+            f"give it with --image {entry.name!r} --mpp, in µm per level-0 pixel (40x scans have "
+            "about 0.25, 20x about 0.5), or those of many images with --mpp-table",
+        ) from None
+    if asked.mpp is not None and any(abs(axis / asked.mpp - 1) > 0.01 for axis in own):
+        _LOG.warning(
+            "%s keeps its %.4g µm/px, from the %s: --mpp %g is for images without a pixel size; "
+            "to override it, name the image: --image %r --mpp %g",
+            name,
+            own[0],
+            source,
+            asked.mpp,
+            entry.name,
+            asked.mpp,
+        )
+    return own, source
+
+
+def project_mpp(entry: ImageEntry) -> Mpp | None:
+    """Return the pixel size that the project says, be it right or not; None if it says none."""
+    width, height = entry.calibration.width_um, entry.calibration.height_um
+    return None if width is None or height is None else (width, height)
+
+
+def read_mpp_table(path: Path, entries: Sequence[ImageEntry]) -> dict[str, float]:
+    """Read a table of pixel sizes: columns ``image`` (name or entry ID) and ``mpp`` (µm/px).
+
+    Parameters
+    ----------
+    path : Path
+        Comma, semicolon or tab separated, with a header.
+    entries : sequence of ImageEntry
+        Images of the project.
+
+    Raises
+    ------
+    NotFoundError, FormatError
+        If the file is not there, or is no such table.
+    UsageError
+        If it names an image that the project does not have, or one twice.
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+    except FileNotFoundError:
+        raise NotFoundError(f"there is no {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise FormatError(f"{path}: cannot be read: {error}") from None
+    header = text.partition("\n")[0]
+    delimiter = next((mark for mark in ("\t", ";") if mark in header), ",")
+    reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
+    if not {"image", "mpp"} <= set(reader.fieldnames or ()):
+        raise FormatError(f"{path}: has no columns image and mpp", "its first line must name them")
+    known = {entry.id for entry in entries} | {entry.name for entry in entries}
+    table: dict[str, float] = {}
+    for row in reader:
+        name, value = (row["image"] or "").strip(), (row["mpp"] or "").strip()
+        where = f"{path}, line {reader.line_num}"
+        if name not in known:
+            names = ", ".join(entry.name for entry in entries) or "none"
+            raise UsageError(f"{where}: no image is called {name!r}", f"images: {names}")
+        if name in table:
+            raise UsageError(f"{where}: {name!r} is there twice")
+        try:
+            table[name] = float(value)
+        except ValueError:
+            raise FormatError(
+                f"{where}: {value!r} is no number", "write µm per pixel, as in 0.25"
+            ) from None
+        resolve_mpp(table[name], None, None, f"{where}: {name}")  # refuses what cannot be
+    return table
+
+
+@dataclass(frozen=True)
+class _Stated:
+    """A pixel size as `resolve_mpp` takes it."""
+
+    width_um: float
+    height_um: float
+
+
+def _of_file(entry: ImageEntry) -> Mpp | None:
+    """Return what the slide file says; None if it says nothing or is not there."""
+    try:
+        with open_image(entry) as slide:
+            return slide.mpp
+    except QpnucleiError as error:
+        _LOG.info("image %s: its file says no pixel size: %s", entry.name, error.what)
+        return None

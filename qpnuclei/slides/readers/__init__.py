@@ -1,0 +1,105 @@
+"""The readers of slide files, one module per library, and the choice between them.
+
+=============  ==================================================================================
+module         reads
+=============  ==================================================================================
+`tiff`         TIFF, BigTIFF, OME-TIFF and ImageJ TIFF, with tifffile
+`tiffslide`    the metadata of Aperio SVS and Hamamatsu NDPI, whose pixels `tiff` reads
+`openslide`    MIRAX, DICOM, Ventana BIF, Hamamatsu VMS, Leica SCN, Philips, Trestle, Sakura,
+               Zeiss CZI, and Aperio JPEG 2000 in YCbCr, with OpenSlide
+`plain`        PNG, JPEG and BMP, with Pillow
+`memory`       arrays
+=============  ==================================================================================
+
+The format decides on the reader, by what the file says of itself. Never is one reader tried
+because another failed: what the right one refuses, another might open as a wrong picture.
+
+To add a reader, write a module with a class that has what `source.Source` asks for, and name the
+files that it reads in `open_source`. The tests of `tests/slides/readers` show what is expected of
+it; docs/formats.md lists what is read.
+"""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from qpnuclei.errors import NotFoundError, SlideError
+from qpnuclei.slides.readers import openslide, plain, tiff
+from qpnuclei.slides.readers.source import CONVERT, Source, reading
+
+__all__ = ["check_regular_file", "open_source"]
+
+#: Formats that no reader knows, by suffix. Some begin like a TIFF or hold an overview that is one.
+_NOT_READ = {
+    ".vsi": "an Olympus VSI: the file itself holds an overview, the slide lies in the .ets files "
+    "of the folder beside it",
+    ".ets": "a part of an Olympus VSI slide",
+    ".isyntax": "a Philips iSyntax slide",
+    ".kfb": "a KFBio slide",
+    ".sdpc": "a Sdpc slide",
+    ".tmap": "a TMAP slide",
+    ".mds": "a Motic slide",
+    ".zvi": "a Zeiss ZVI image",
+    ".lif": "a Leica LIF image",
+    ".nd2": "a Nikon ND2 image",
+    ".ndpis": "a list of Hamamatsu fluorescence images",
+    ".zarr": "a Zarr image",
+}
+
+
+def open_source(path: Path, series: int | None = None) -> Source:
+    """Open a file with the reader of its format.
+
+    Parameters
+    ----------
+    path : Path
+    series : int, optional
+        Which image of an OME-TIFF; by default the first, which must not be a label or an overview.
+
+    Raises
+    ------
+    qpnuclei.errors.SlideError
+        If no reader knows it, or it is refused; the message says what the file is.
+    qpnuclei.errors.NotFoundError
+        If there is no such file.
+    """
+    check_regular_file(path)
+    suffix = path.suffix.lower()
+    if suffix in _NOT_READ:
+        raise SlideError(f"{path} is {_NOT_READ[suffix]}, which is not read", CONVERT)
+    with reading(path), path.open("rb") as file:
+        head = file.read(132)
+    if not head:
+        raise SlideError(f"{path} is empty (0 bytes)", "copy the slide again")
+    if suffix in openslide.FORMATS or head[128:] == b"DICM":
+        return openslide.open_format(path, ".dcm" if head[128:] == b"DICM" else suffix, series)
+    if head.startswith(tiff.SIGNATURES):
+        return tiff.open_tiff(path, series)
+    if head.startswith(plain.SIGNATURES):
+        return plain.open_plain(path, series)
+    raise SlideError(f"{path} is no image that is known (it begins with {head[:16]!r})", CONVERT)
+
+
+def check_regular_file(path: Path) -> None:
+    """Refuse folders, pipes and devices: opening one of the latter may wait for ever.
+
+    Raises
+    ------
+    qpnuclei.errors.NotFoundError
+        If there is nothing.
+    qpnuclei.errors.SlideError
+        If there is something else.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path}: no such slide", "check the path") from error
+    except OSError as error:
+        raise SlideError(f"{path} cannot be read: {error.strerror}", "check the path") from error
+    if stat.S_ISDIR(mode):
+        raise SlideError(f"{path} is a folder, not a slide", "name the slide file itself")
+    if not stat.S_ISREG(mode):
+        raise SlideError(
+            f"{path} is not a regular file but a pipe or a device", "name the slide file itself"
+        )

@@ -1,0 +1,89 @@
+"""Which pages of a file are levels of its pyramid: size and pixels have to agree.
+
+Any page of half the size is a level to the libraries, also one that shows something else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from qpnuclei.slides.readers.tiff_level import TiffLevel
+
+_log = logging.getLogger(__name__)
+
+#: Windows that are compared, per side of a grid over the level; their side in px of the level;
+#: the number of means that are compared per side of a window.
+_GRID = 3
+_WINDOW = 32
+_MEANS = 4
+#: Largest mean difference of a window's means, in grey levels. Levels that scanners made by leaving
+#: out pixels or with another sharpness differ by up to 4; pictures of other tissue by 20 and more.
+_MOST_DIFFERENCE = 10.0
+#: Pixels by which the sides of a level may differ from a common factor: cut off or filled up rests.
+_ROUNDING = 2.0
+#: Largest side of a window in the finer level, in px.
+_MOST_FINE = 1024
+
+
+def matching_levels(path: Path, levels: Sequence[TiffLevel]) -> list[TiffLevel]:
+    """Return the levels that show the same as the first, each less detailed than the one before."""
+    matching = [levels[0]]
+    for level in levels[1:]:
+        reason = _mismatch(matching[-1], level, levels[0].size)
+        if reason:
+            width, height = level.size
+            _log.warning(
+                "%s: its page of %d x %d px is not a level of the slide (%s) and not used",
+                path, width, height, reason,
+            )  # fmt: skip
+        else:
+            matching.append(level)
+    return matching
+
+
+def _mismatch(finer: TiffLevel, level: TiffLevel, full: tuple[int, int]) -> str:
+    """Say why a page is not a level; empty if it is one."""
+    if not all(0 < small < large for small, large in zip(level.size, finer.size, strict=True)):
+        return "it is not smaller than the one before"
+    least = max(f / (s + _ROUNDING) for f, s in zip(full, level.size, strict=True))
+    most = min(f / max(s - _ROUNDING, 0.5) for f, s in zip(full, level.size, strict=True))
+    if least > most:
+        return "its sides are not in proportion"
+    if _difference(finer, level) > _MOST_DIFFERENCE:
+        return "it shows something else"
+    return ""
+
+
+def _difference(finer: TiffLevel, level: TiffLevel) -> float:
+    """Return the largest mean difference of windows that lie all over the level, in grey levels."""
+    (width, height), (finer_width, finer_height) = level.size, finer.size
+    factor_x, factor_y = finer_width / width, finer_height / height
+    window = max(_MEANS, min(_WINDOW, int(_MOST_FINE / max(factor_x, factor_y))))
+    window = min(window, width, height)
+    largest = 0.0
+    for row in range(_GRID):
+        for column in range(_GRID):
+            x = (width - window) * (2 * column + 1) // (2 * _GRID)
+            y = (height - window) * (2 * row + 1) // (2 * _GRID)
+            coarse = level.read(x, y, window, window)
+            left, top = int(x * factor_x), int(y * factor_y)
+            fine = finer.read(
+                left,
+                top,
+                min(max(1, round(window * factor_x)), finer_width - left),
+                min(max(1, round(window * factor_y)), finer_height - top),
+            )
+            largest = max(largest, float(np.abs(_means(coarse) - _means(fine)).mean()))
+    return largest
+
+
+def _means(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    size = (_MEANS, _MEANS)
+    means = cv2.resize(pixels.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    return np.asarray(means, np.float32)

@@ -1,0 +1,46 @@
+"""An image that is decoded whole and kept in memory."""
+
+from __future__ import annotations
+
+from qpnuclei.slides.readers.source import RGB
+
+
+class ArraySource:
+    """An array that is read as a file is.
+
+    Parameters
+    ----------
+    rgb : (H, W, 3) uint8 ndarray
+    vendor : str, optional
+    mpp : (float, float), optional
+        µm/px in x and y.
+    magnification : float, optional
+    icc_profile : bytes, optional
+    """
+
+    bounds = None
+    slide_id = None
+
+    def __init__(
+        self,
+        rgb: RGB,
+        *,
+        vendor: str | None = None,
+        mpp: tuple[float, float] | None = None,
+        magnification: float | None = None,
+        icc_profile: bytes | None = None,
+    ) -> None:
+        self._rgb = rgb
+        self.vendor = vendor
+        self.mpp = mpp
+        self.magnification = magnification
+        self.icc_profile = icc_profile
+        self.sizes = [(rgb.shape[1], rgb.shape[0])]
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
+        """Return a region; the array has one level."""
+        del level
+        return self._rgb[y : y + height, x : x + width]
+
+    def close(self) -> None:
+        """Nothing is open."""

@@ -1,0 +1,188 @@
+"""The formats for which OpenSlide is the reader.
+
+OpenSlide is chosen by format, and has to recognise the format itself: what it takes for a generic
+TIFF, for example, is not read with it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import openslide
+
+from qpnuclei.errors import SlideError
+from qpnuclei.slides.readers.source import (
+    CONVERT,
+    RGB,
+    Source,
+    over_white,
+    positive,
+    positive_pair,
+    reading,
+    refuse_series,
+)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format: its name in messages, OpenSlide's name of the vendor, where its files lie.
+
+    `folder` is ``"beside"`` where OpenSlide opens files of the slide's own folder, ``"below"``
+    where it opens those of the folder that is called like the slide.
+    """
+
+    name: str
+    vendor: str
+    folder: str = ""
+
+
+#: By suffix. Some of them begin like an ordinary JPEG or TIFF.
+FORMATS = {
+    ".mrxs": Format("a MIRAX slide", "mirax", "below"),
+    ".vms": Format("a Hamamatsu VMS slide", "hamamatsu", "beside"),
+    ".vmu": Format("a Hamamatsu VMU slide", "hamamatsu", "beside"),
+    ".svslide": Format("a Sakura slide", "sakura"),
+    ".czi": Format("a Zeiss slide", "zeiss"),
+    ".dcm": Format("a DICOM slide", "dicom", "beside"),
+    ".bif": Format("a Ventana slide", "ventana"),
+    ".scn": Format("a Leica SCN slide", "leica"),
+}
+#: TIFFs with any suffix, by what their metadata say.
+VENTANA = FORMATS[".bif"]
+LEICA = FORMATS[".scn"]
+PHILIPS = Format("a Philips TIFF", "philips")
+TRESTLE = Format("a Trestle slide", "trestle")
+APERIO_YCBCR = Format("an Aperio slide in JPEG 2000 YCbCr", "aperio")
+
+
+def open_format(path: Path, suffix: str, series: int | None = None) -> Source:
+    """Open a file of the format that has a suffix."""
+    return open_with_openslide(path, FORMATS[suffix], series)
+
+
+def open_with_openslide(path: Path, kind: Format, series: int | None = None) -> Source:
+    """Open a file of a known format.
+
+    Raises
+    ------
+    qpnuclei.errors.SlideError
+        If OpenSlide cannot read it, takes it for something else, or it is fluorescence.
+    """
+    refuse_series(path, series)
+    with reading(path):
+        _check_folder(path, kind)
+        vendor = openslide.OpenSlide.detect_format(path)
+        try:
+            slide = openslide.OpenSlide(path)
+        except openslide.OpenSlideError as error:
+            raise SlideError(
+                f"{path} is {kind.name}, and OpenSlide cannot read it: {error}",
+                "copy the slide again, with the files that belong to it, or " + CONVERT,
+            ) from error
+    try:
+        if vendor != kind.vendor:
+            raise SlideError(
+                f"{path} should be {kind.name}, but OpenSlide takes it for {vendor!r}",
+                "copy the slide again, or " + CONVERT,
+            )
+        if "FLUORESCENCE" in slide.properties.get("mirax.GENERAL.SLIDE_TYPE", "").upper():
+            raise SlideError(
+                f"{path} is a fluorescence slide", "qpnuclei reads brightfield images (H&E)"
+            )
+        return OpenSlideSource(slide)
+    except BaseException:
+        slide.close()
+        raise
+
+
+def _check_folder(path: Path, kind: Format) -> None:
+    """Refuse a pipe or device among the files that OpenSlide may open: it would wait for ever."""
+    if not kind.folder:
+        return
+    folder = path.parent if kind.folder == "beside" else path.with_suffix("")
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as files:
+        for file in files:
+            try:
+                mode = file.stat().st_mode
+            except OSError:
+                continue  # a broken link: OpenSlide says if it needs it
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise SlideError(
+                    f"{file.path} is a pipe or a device, in the folder of {path}",
+                    "move it out of the folder of the slide",
+                )
+
+
+class OpenSlideSource:
+    """A slide read by OpenSlide."""
+
+    #: Level pixels per side of the blocks in which levels of fractional downsample are read.
+    _BLOCK = 1024
+
+    def __init__(self, slide: openslide.OpenSlide) -> None:
+        self._slide = slide
+        properties = slide.properties
+        self.sizes = list(slide.level_dimensions)
+        self.vendor = properties.get("openslide.vendor")
+        self.mpp = positive_pair(
+            properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y")
+        )
+        self.magnification = positive(properties.get("openslide.objective-power"))
+        self.bounds = self._bounds()
+        self.slide_id = properties.get("dicom.SeriesInstanceUID")
+
+    @property
+    def icc_profile(self) -> bytes | None:
+        """The colour profile that lies in the file."""
+        profile = self._slide.color_profile
+        return None if profile is None else profile.tobytes()
+
+    def _bounds(self) -> tuple[int, int, int, int] | None:
+        try:
+            x, y, width, height = (
+                int(self._slide.properties[f"openslide.bounds-{part}"])
+                for part in ("x", "y", "width", "height")
+            )
+        except (KeyError, ValueError):
+            return None
+        return x, y, width, height
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
+        """Return a region of whole level pixels; white where nothing was scanned."""
+        downsample = self._slide.level_downsamples[level]
+        if downsample == round(downsample):
+            return self._read_at(level, x, y, width, height)
+        # OpenSlide takes level-0 integers and would interpolate at the rest; fixed blocks keep
+        # what is left of the shift (half a level-0 pixel) from depending on the region.
+        step = self._BLOCK
+        x0, y0 = x // step * step, y // step * step
+        level_width, level_height = self.sizes[level]
+        rows = []
+        for by in range(y0, y + height, step):
+            block_height = min(step, level_height - by)
+            blocks = [
+                self._read_at(level, bx, by, min(step, level_width - bx), block_height)
+                for bx in range(x0, x + width, step)
+            ]
+            rows.append(np.concatenate(blocks, axis=1))
+        region = np.concatenate(rows, axis=0)
+        return region[y - y0 : y - y0 + height, x - x0 : x - x0 + width]
+
+    def _read_at(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
+        downsample = self._slide.level_downsamples[level]
+        location = round(x * downsample), round(y * downsample)
+        try:
+            pixels = np.asarray(self._slide.read_region(location, level, (width, height)))
+        except openslide.OpenSlideError as error:
+            raise OSError(str(error)) from error
+        return over_white(pixels)
+
+    def close(self) -> None:
+        """Close the slide."""
+        self._slide.close()

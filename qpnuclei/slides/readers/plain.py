@@ -1,0 +1,71 @@
+"""PNG, JPEG and BMP, with Pillow."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from qpnuclei.errors import SlideError
+from qpnuclei.slides.readers.memory import ArraySource
+from qpnuclei.slides.readers.source import (
+    CONVERT,
+    CONVERT_TO_8_BIT,
+    Source,
+    over_white,
+    reading,
+    refuse_series,
+)
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+SIGNATURES = (_PNG, b"\xff\xd8\xff", b"BM")
+_FORMATS = ("PNG", "JPEG", "BMP")
+#: Where a PNG says its bits per sample.
+_PNG_BIT_DEPTH = 24
+
+
+def open_plain(path: Path, series: int | None = None) -> Source:
+    """Decode an image into memory.
+
+    Raises
+    ------
+    qpnuclei.errors.SlideError
+        If it is damaged, too large, or not 8-bit grey or RGB.
+    """
+    refuse_series(path, series)
+    with reading(path, "is damaged"), warnings.catch_warnings():
+        # Slides are large; only Pillow's hard limit is kept.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(path, formats=_FORMATS)
+        except Image.DecompressionBombError as error:
+            raise SlideError(
+                f"{path} is too large for an untiled image: {error}", CONVERT
+            ) from error
+        with image:
+            return _decoded(path, image)
+
+
+def _decoded(path: Path, image: Image.Image) -> Source:
+    if image.mode in ("I", "F") or image.mode.startswith("I;") or _has_16_bit(path):
+        raise SlideError(
+            f"{path} has {image.mode} pixels (16 or 32 bit), not 8-bit RGB", CONVERT_TO_8_BIT
+        )
+    if image.mode == "CMYK":
+        raise SlideError(f"{path} is a CMYK image, not RGB", "export it as 8-bit RGB")
+    transparent = image.has_transparency_data
+    pixels = np.asarray(image.convert("RGBA" if transparent else "RGB"))
+    # A printing resolution (dpi) in PNG or JPEG says nothing about the tissue.
+    return ArraySource(
+        over_white(pixels) if transparent else pixels,
+        icc_profile=image.info.get("icc_profile") or None,
+    )
+
+
+def _has_16_bit(path: Path) -> bool:
+    """Whether a PNG has 16 bit per sample, of which Pillow would drop the lower eight unsaid."""
+    with path.open("rb") as file:
+        head = file.read(_PNG_BIT_DEPTH + 1)
+    return head.startswith(_PNG) and head[_PNG_BIT_DEPTH] > 8

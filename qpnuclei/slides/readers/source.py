@@ -1,0 +1,151 @@
+"""What every reader gives, and what several of them need."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+
+from qpnuclei.errors import SlideError
+
+RGB = npt.NDArray[np.uint8]
+
+#: What to do with a file that is not read.
+CONVERT = "convert it to a tiled, pyramidal 8-bit RGB TIFF (QuPath: Export images > OME TIFF)"
+#: What to do with an image of more than 8 bit.
+CONVERT_TO_8_BIT = "qpnuclei reads brightfield images; export it as 8-bit RGB"
+
+#: What the file libraries raise on files that are damaged or not what their name says.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    RuntimeError,  # imagecodecs' errors, NotImplementedError and RecursionError
+    StopIteration,
+    SyntaxError,  # Pillow on broken PNG; ElementTree.ParseError
+    EOFError,
+    MemoryError,  # of a damaged size
+    struct.error,
+    tifffile.TiffFileError,  # no ValueError in older versions
+)
+#: Rows that are composed over white at a time, in px: bounds the memory of 16-bit copies.
+_COMPOSED_PIXELS = 2**22
+
+
+class Source(Protocol):
+    """A file opened for reading: whole level pixels, 8-bit RGB, strictly inside of a level.
+
+    Everything else (working grids, padding, cropping) is done once, in `qpnuclei.slides.slide`.
+    """
+
+    @property
+    def vendor(self) -> str | None:
+        """Maker of the scanner, as the library calls it."""
+
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """µm/px in x and y."""
+
+    @property
+    def magnification(self) -> float | None:
+        """Of the objective, as the file says it."""
+
+    @property
+    def sizes(self) -> Sequence[tuple[int, int]]:
+        """(width, height) per level, largest first."""
+
+    @property
+    def bounds(self) -> tuple[int, int, int, int] | None:
+        """x, y, width, height of the scanned part of level 0, where the file has all four."""
+
+    @property
+    def icc_profile(self) -> bytes | None:
+        """The colour profile that lies in the file."""
+
+    @property
+    def slide_id(self) -> str | None:
+        """The same for all files of one slide; None where a slide is one file."""
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
+        """Return a region of whole level pixels that lies inside of the level."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+
+@contextmanager
+def reading(path: Path, trouble: str = "cannot be read", hint: str = "") -> Iterator[None]:
+    """Turn what the file libraries raise into one line that names the file."""
+    try:
+        yield
+    except SlideError:
+        raise
+    except _UNREADABLE as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise SlideError(
+            f"{path} {trouble}: {reason[0]}", hint or "copy the slide again, or " + CONVERT
+        ) from error
+
+
+def over_white(rgba: npt.NDArray[np.uint8], *, premultiplied: bool = False) -> RGB:
+    """Lay (height, width, 4) pixels over white.
+
+    Parameters
+    ----------
+    rgba : (H, W, 4) uint8 ndarray
+    premultiplied : bool
+        Whether the colours are multiplied by alpha already ("associated alpha").
+    """
+    if rgba[:, :, 3].min(initial=255) == 255:
+        return np.ascontiguousarray(rgba[:, :, :3])
+    composed = np.empty((*rgba.shape[:2], 3), np.uint8)
+    rows = max(1, _COMPOSED_PIXELS // max(1, rgba.shape[1]))
+    for top in range(0, len(rgba), rows):
+        part = rgba[top : top + rows]
+        alpha = part[:, :, 3:].astype(np.uint16)
+        if premultiplied:
+            mixed = np.minimum(part[:, :, :3] + (255 - alpha), 255)
+        else:
+            mixed = (part[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255
+        composed[top : top + rows] = mixed
+    return composed
+
+
+def positive(value: object) -> float | None:
+    """Return a number that metadata hold, with a decimal point or comma; None unless positive."""
+    try:
+        number = float(value.strip().replace(",", ".") if isinstance(value, str) else value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) and number > 0 else None
+
+
+def positive_pair(x: object, y: object) -> tuple[float, float] | None:
+    """Return both numbers; None unless both are positive."""
+    pair = positive(x), positive(y)
+    return None if pair[0] is None or pair[1] is None else (pair[0], pair[1])
+
+
+def refuse_series(path: Path, series: int | None) -> None:
+    """Refuse any series but the first, of files whose further images are not numbered.
+
+    Raises
+    ------
+    qpnuclei.errors.SlideError
+    """
+    if series:
+        raise SlideError(
+            f"series {series} of {path} is not read: of this format only the first (0) is",
+            "save that series as a file of its own (QuPath: Export images > OME TIFF)",
+        )

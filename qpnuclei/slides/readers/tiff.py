@@ -1,0 +1,261 @@
+"""TIFF, BigTIFF, OME-TIFF, ImageJ TIFF, Aperio SVS and Hamamatsu NDPI, with tifffile."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from qpnuclei.errors import SlideError
+from qpnuclei.slides.readers import openslide
+from qpnuclei.slides.readers.levels import matching_levels
+from qpnuclei.slides.readers.memory import ArraySource
+from qpnuclei.slides.readers.source import CONVERT_TO_8_BIT, RGB, Source, reading
+from qpnuclei.slides.readers.tiff_colour import conversion_to_rgb
+from qpnuclei.slides.readers.tiff_level import MAX_DECODED_PIXELS, TiffLevel
+from qpnuclei.slides.readers.tiff_metadata import OmeXml, icc_profile, read_metadata
+
+SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+_log = logging.getLogger(__name__)
+
+_APERIO_YCBCR = 33003
+#: What tifffile calls the axes that an image may have: grey, colours together, colours apart.
+_KNOWN_AXES = ("YX", "YXS", "SYX", "CYX")
+#: Names of series that show the glass rather than the tissue.
+_APERIO_LABEL = re.compile(r"\n(label|macro) ")
+_NOT_THE_SLIDE = ("label", "macro", "overview", "thumbnail", "slide preview")
+
+
+def open_tiff(path: Path, series: int | None = None) -> Source:
+    """Open a TIFF, or hand it to OpenSlide where its maker's format is one of OpenSlide's.
+
+    Raises
+    ------
+    qpnuclei.errors.SlideError
+        If it is damaged, or not an 8-bit RGB image.
+    """
+    with reading(path, "is a damaged TIFF"):
+        tiff, ome = _open_file(path)
+        try:
+            kind = _format_of_openslide(tiff)
+            if kind is None:
+                return _open_series(path, tiff, ome, series)
+        except BaseException:
+            tiff.close()
+            raise
+        tiff.close()
+    return openslide.open_with_openslide(path, kind, series)
+
+
+def _open_file(path: Path) -> tuple[tifffile.TiffFile, OmeXml | None]:
+    """Open the file, and its OME-XML where it has some that can be read."""
+    # tifffile would open further files that OME-XML names, wherever they lie and whatever they are.
+    tiff = tifffile.TiffFile(path, _multifile=False)
+    try:
+        if tiff.is_ome:
+            try:
+                return tiff, OmeXml(tiff.ome_metadata or "")
+            except SyntaxError as error:
+                _log.warning("%s: its OME-XML is damaged and not used (%s)", path, error)
+                tiff.close()
+                return tifffile.TiffFile(path, _multifile=False, is_ome=False), None
+    except BaseException:
+        tiff.close()
+        raise
+    return tiff, None
+
+
+def _format_of_openslide(tiff: tifffile.TiffFile) -> openslide.Format | None:
+    page = tiff.pages.first
+    if tiff.is_bif:
+        return openslide.VENTANA
+    if tiff.is_scn:
+        return openslide.LEICA
+    if tiff.is_philips:
+        return openslide.PHILIPS
+    if page.software.startswith("MedScan"):
+        return openslide.TRESTLE
+    if page.compression == _APERIO_YCBCR and page.description.startswith("Aperio"):
+        return openslide.APERIO_YCBCR
+    return None
+
+
+def _open_series(
+    path: Path, tiff: tifffile.TiffFile, ome: OmeXml | None, number: int | None
+) -> Source:
+    series = _chosen_series(path, tiff, ome, number)
+    index = number or 0
+    _check_complete(path, series.levels)
+    images = [_level(path, level, series.axes, ome, index) for level in series.levels]
+    metadata = read_metadata(path, tiff, series.keyframe, ome, index)
+    if len(images) == 1 and not series.keyframe.is_tiled:
+        width, height = images[0].size
+        if width * height <= MAX_DECODED_PIXELS:
+            # Strips can span the image: it is decoded once and kept.
+            rgb = images[0].read(0, 0, width, height)
+            profile = icc_profile(series.keyframe)
+            tiff.close()
+            return ArraySource(
+                rgb,
+                vendor=metadata.vendor,
+                mpp=metadata.mpp,
+                magnification=metadata.magnification,
+                icc_profile=profile,
+            )
+    source = TiffSource(tiff, matching_levels(path, images))
+    source.vendor, source.mpp = metadata.vendor, metadata.mpp
+    source.magnification = metadata.magnification
+    source.icc_profile = icc_profile(series.keyframe)
+    return source
+
+
+def _chosen_series(
+    path: Path, tiff: tifffile.TiffFile, ome: OmeXml | None, number: int | None
+) -> tifffile.TiffPageSeries:
+    """Return the image that is asked for; by default the first, if that is the slide.
+
+    The images of an OME-TIFF are numbered as Bio-Formats does. In other files tifffile and
+    Bio-Formats may number differently.
+    """
+    if ome is not None and ome.has_several_files:
+        raise SlideError(
+            f"{path} is a part of an OME-TIFF of several files", "export it as one OME-TIFF"
+        )
+    every = [series for series in tiff.series if series.levels]
+    if not every:
+        raise SlideError(f"{path} is a TIFF without an image", "copy the slide again")
+    numbered = every[0].kind == "ome"
+    if number is not None and (number == 0 or (numbered and 0 < number < len(every))):
+        return every[number]
+    if number is not None:
+        raise SlideError(
+            f"series {number} of {path} is not read: "
+            + (f"it has {len(every)}" if numbered else "only OME-TIFFs have numbered series"),
+            "save that series as a file of its own (QuPath: Export images > OME TIFF)",
+        )
+    _check_first_is_the_slide(path, tiff, every, ome if numbered else None)
+    return every[0]
+
+
+def _check_first_is_the_slide(
+    path: Path,
+    tiff: tifffile.TiffFile,
+    series: Sequence[tifffile.TiffPageSeries],
+    ome: OmeXml | None,
+) -> None:
+    """Refuse a file whose first image is the label, or smaller than another one."""
+    areas = [s.keyframe.imagewidth * s.keyframe.imagelength for s in series]
+    # The makers put the slide first; their overview can be larger than what was cut out of it.
+    by_maker = tiff.pages.first.description.startswith("Aperio") or tiff.is_ndpi
+    largest = 0 if by_maker else areas.index(max(areas))
+    name = (series[0].name if ome is None else ome.name(0)).strip().lower()
+    if by_maker and (label := _APERIO_LABEL.search(tiff.pages.first.description)):
+        name = label[1]
+    is_label = len(series) > 1 and name.removesuffix(" image") in _NOT_THE_SLIDE
+    if not largest and not is_label:
+        return
+    first, other = (
+        f"{s.keyframe.imagewidth}x{s.keyframe.imagelength} px"
+        for s in (series[0], series[largest or 1])
+    )
+    raise SlideError(
+        f"{path} holds several images, and the first ({first}) is a label, an overview or a part: "
+        f"series {largest or 1} has {other}",
+        "import it into QuPath and choose the image there, or save that as a file of its own",
+    )
+
+
+def _level(
+    path: Path, level: tifffile.TiffPageSeries, axes: str, ome: OmeXml | None, series: int
+) -> TiffLevel:
+    """Check that a level is a brightfield image, and say how its pixels become RGB."""
+    page = level.keyframe
+    pages = [page for page in level.pages if page is not None]
+    # Axes of length 1 say nothing.
+    shape = [(axis, size) for axis, size in zip(level.axes, level.shape, strict=True) if size > 1]
+    long_axes = "".join(axis for axis, _ in shape)
+    axes = "".join(axis for axis in level.axes if axis in "YX" or axis in long_axes)
+    if page.dtype != np.uint8 or (page.bitspersample != 8 and page.photometric != 3):
+        raise SlideError(
+            f"{path} has {page.dtype} pixels ({page.bitspersample} bit), not 8-bit RGB",
+            CONVERT_TO_8_BIT,
+        )
+    planes = len(pages) if axes == "CYX" else page.samplesperpixel
+    whole = int(np.prod([size for _, size in shape])) == len(pages) * int(np.prod(page.shape))
+    apart = axes == "SYX" or (axes == "CYX" and len(pages) == 3)
+    if axes not in _KNOWN_AXES or not whole or not (apart or len(pages) == 1):
+        raise SlideError(
+            f"{path} is not an RGB image: {tifffile.PHOTOMETRIC(page.photometric).name} with axes "
+            f"{axes} (shape {tuple(size for _, size in shape)})",
+            "qpnuclei reads brightfield images, not fluorescence or stacks",
+        )
+    named_rgb = axes == "CYX" and _planes_are_red_green_blue(page, ome, series)
+    convert = conversion_to_rgb(path, page, planes, apart=apart, named_rgb=named_rgb)
+    if planes == 1 and ome is not None and ome.is_fluorescence(series):
+        raise SlideError(
+            f"{path} is a fluorescence image", "qpnuclei reads brightfield images (H&E)"
+        )
+    return TiffLevel(path, pages, planes if apart else 1, convert)
+
+
+def _planes_are_red_green_blue(page: Any, ome: OmeXml | None, series: int) -> bool:
+    """Whether OME's channel names or ImageJ's slice labels say so."""
+    names: Sequence[object] = ()
+    if ome is not None:
+        names = ome.channel_names(series)
+    elif page.parent.is_imagej:
+        names = (page.parent.imagej_metadata or {}).get("Labels") or ()
+    return [str(name).strip().lower() for name in names] == ["red", "green", "blue"]
+
+
+def _check_complete(path: Path, levels: Sequence[tifffile.TiffPageSeries]) -> None:
+    """Refuse a truncated file here rather than in the middle of a run."""
+    needed = 0
+    for level in levels:
+        for page in level.pages:
+            if page is not None and len(page.dataoffsets):
+                ends = np.asarray(page.dataoffsets, np.int64) + np.asarray(
+                    page.databytecounts, np.int64
+                )
+                needed = max(needed, int(ends.max()))
+    size = path.stat().st_size
+    if needed > size:
+        raise SlideError(
+            f"{path} is truncated: it holds {size} bytes, its tiles need {needed}",
+            "copy the slide again",
+        )
+
+
+class TiffSource:
+    """A tiled or pyramidal TIFF.
+
+    Tiles are decoded by tifffile. ``TiffSlide.read_region`` would divide a level-0 location by
+    the mean downsample and truncate (a shift of up to a pixel), and fill with black what the file
+    leaves out.
+    """
+
+    bounds = None
+    slide_id = None
+
+    def __init__(self, tiff: tifffile.TiffFile, levels: Sequence[TiffLevel]) -> None:
+        self._tiff = tiff
+        self._levels = levels
+        self.sizes = [level.size for level in levels]
+        self.vendor: str | None = None
+        self.mpp: tuple[float, float] | None = None
+        self.magnification: float | None = None
+        self.icc_profile: bytes | None = None
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
+        """Return a region of whole level pixels; white where the file leaves out tiles."""
+        return self._levels[level].read(x, y, width, height)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._tiff.close()

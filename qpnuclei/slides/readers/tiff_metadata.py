@@ -1,0 +1,175 @@
+"""Pixel size, magnification and maker of a TIFF; whatever is broken there is just not known."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import tifffile
+
+from qpnuclei.errors import SlideError
+from qpnuclei.slides.readers.source import positive, positive_pair, reading
+from qpnuclei.slides.readers.tiffslide import vendor_properties
+
+_log = logging.getLogger(__name__)
+
+_MICRO_SIGN, _GREEK_MU = "\u00b5", "\u03bc"
+#: µm per unit, as OME and ImageJ call them, with the micro sign and in lower case.
+_MICROMETRES = {
+    "pm": 1e-6,
+    "\u00e5": 1e-4,
+    "nm": 1e-3,
+    "µm": 1.0,
+    "um": 1.0,
+    "micron": 1.0,
+    "microns": 1.0,
+    "micrometer": 1.0,
+    "micrometers": 1.0,
+    "micrometre": 1.0,
+    "micrometres": 1.0,
+    "mm": 1e3,
+    "millimeter": 1e3,
+    "cm": 1e4,
+    "dm": 1e5,
+    "m": 1e6,
+    "thou": 25.4,
+    "mil": 25.4,
+    "in": 25_400.0,
+    "inch": 25_400.0,
+    "inches": 25_400.0,
+    "ft": 304_800.0,
+}
+#: µm per ResolutionUnit: inch, cm, and tifffile's mm and µm.
+_RESOLUTION_UNITS = {2: 25_400.0, 3: 1e4, 4: 1e3, 5: 1.0}
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a file says besides its pixels.
+
+    `mpp` is µm/px in x and y; each is None where the file does not say it.
+    """
+
+    vendor: str | None
+    mpp: tuple[float, float] | None
+    magnification: float | None
+
+
+class OmeXml:
+    """The parts of OME-XML that matter here; images are numbered as in the file.
+
+    Raises
+    ------
+    SyntaxError
+        If it is not XML.
+    """
+
+    def __init__(self, xml: str) -> None:
+        self._root = ElementTree.fromstring(xml)
+        self._images = self._root.findall("{*}Image")
+
+    @property
+    def has_several_files(self) -> bool:
+        """Whether its planes lie in more than one file."""
+        files = self._root.iterfind(".//{*}TiffData/{*}UUID")
+        return len({file.get("FileName", file.text) for file in files}) > 1
+
+    def name(self, image: int) -> str:
+        """Return the name of an image; empty if it has none."""
+        return self._images[image].get("Name", "") if image < len(self._images) else ""
+
+    def channel_names(self, image: int) -> list[str]:
+        """Return the names of an image's channels, empty where there is none."""
+        return [channel.get("Name", "") for channel in self._channels(image)]
+
+    def is_fluorescence(self, image: int) -> bool:
+        """Whether a channel is said to emit light."""
+        return any(
+            channel.get("EmissionWavelength")
+            or channel.get("Fluor")
+            or channel.get("ContrastMethod") == "Fluorescence"
+            for channel in self._channels(image)
+        )
+
+    def _channels(self, image: int) -> list[ElementTree.Element]:
+        if image >= len(self._images):
+            return []
+        return self._images[image].findall("{*}Pixels/{*}Channel")
+
+    def mpp(self, image: int) -> tuple[float, float] | None:
+        """Return µm/px of an image in x and y."""
+        pixels = self._images[image].find("{*}Pixels") if image < len(self._images) else None
+        if pixels is None:
+            return None
+        sizes = []
+        for axis in "XY":
+            size = positive(pixels.get(f"PhysicalSize{axis}"))
+            unit = _micrometres(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+            sizes.append(None if size is None or unit is None else size * unit)
+        return positive_pair(*sizes)
+
+    def magnification(self, image: int) -> float | None:
+        """Return the nominal magnification of the objective that an image names."""
+        if image >= len(self._images):
+            return None
+        settings = self._images[image].find("{*}ObjectiveSettings")
+        for objective in self._root.iterfind(".//{*}Objective"):
+            if settings is not None and objective.get("ID") == settings.get("ID"):
+                return positive(objective.get("NominalMagnification"))
+        return None
+
+
+def read_metadata(
+    path: Path, tiff: tifffile.TiffFile, page: Any, ome: OmeXml | None, series: int
+) -> Metadata:
+    """Read what a file says; OME, Aperio and ImageJ know better than the resolution tags."""
+    vendor, mpp, magnification = None, None, None
+    if ome is not None:
+        mpp, magnification = ome.mpp(series), ome.magnification(series)
+    elif tiff.pages.first.description.startswith("Aperio") or tiff.is_ndpi:
+        properties: Mapping[str, Any] = {}
+        try:
+            with reading(path):
+                properties = vendor_properties(path)
+        except SlideError as error:
+            _log.warning("%s; its metadata are not used", error.what)
+        vendor = properties.get("tiffslide.vendor")
+        mpp = positive_pair(properties.get("tiffslide.mpp-x"), properties.get("tiffslide.mpp-y"))
+        magnification = positive(properties.get("tiffslide.objective-power"))
+    elif tiff.is_imagej:
+        unit = _micrometres(str((tiff.imagej_metadata or {}).get("unit", "")))
+        # ImageJ keeps pixels per unit in the resolution tags.
+        mpp = None if unit is None else _pixel_size(page, unit)
+    if mpp is None:
+        unit_tag = page.tags.get("ResolutionUnit")
+        unit = None if unit_tag is None else _RESOLUTION_UNITS.get(int(unit_tag.value))
+        mpp = None if unit is None else _pixel_size(page, unit)
+    return Metadata(vendor, mpp, magnification)
+
+
+def icc_profile(page: Any) -> bytes | None:
+    """Return the colour profile of a page."""
+    tag = page.tags.get("InterColorProfile")
+    return bytes(tag.value) if tag is not None and isinstance(tag.value, bytes) else None
+
+
+def _micrometres(unit: str) -> float | None:
+    """Return µm per unit; None for one that is not known."""
+    unit = unit.replace("\\u00B5", _MICRO_SIGN).replace("\\u00b5", _MICRO_SIGN)
+    return _MICROMETRES.get(unit.strip().lower().replace(_GREEK_MU, _MICRO_SIGN))
+
+
+def _pixel_size(page: Any, unit_um: float) -> tuple[float, float] | None:
+    """Return µm/px from the resolution tags, which hold px per unit; None for x/0 and 0/x."""
+    sizes = []
+    for name in ("XResolution", "YResolution"):
+        tag = page.tags.get(name)
+        value = tag.value if tag is not None else ()
+        if not (isinstance(value, tuple) and len(value) == 2 and value[0] > 0 and value[1] > 0):
+            return None
+        sizes.append(unit_um * value[1] / value[0])
+    return positive_pair(*sizes)

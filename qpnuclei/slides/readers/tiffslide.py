@@ -1,0 +1,21 @@
+"""The metadata of Aperio SVS and Hamamatsu NDPI, with TiffSlide."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import tiffslide
+
+
+def vendor_properties(path: Path) -> dict[str, Any]:
+    """Return TiffSlide's properties: ``tiffslide.vendor``, ``tiffslide.mpp-x`` and so on.
+
+    The values are as the file has them: a number may be a string with a decimal comma.
+    """
+    with warnings.catch_warnings():
+        # NDPI is "only partially implemented": what is missing is not used here.
+        warnings.filterwarnings("ignore", "hamamatsu-format", UserWarning)
+        with tiffslide.TiffSlide(path) as slide:
+            return dict(slide.properties)

@@ -1,0 +1,223 @@
+"""Each image stands alone: what is wrong with one is said, and the others are done."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import shapely
+
+from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.pipeline import run as pipeline_run
+from qpnuclei.qupath.create import create_from_slides
+from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
+from qpnuclei.qupath.native import NativeImage, open_project
+from tests.cli.conftest import Outcome
+from tests.paths import SAMPLES
+
+Call = Callable[..., Outcome]
+
+IMAGE = SAMPLES / "0.5.1" / "images" / "plain.tif"
+RUN = ("--device", "cpu", "--quiet", "--backend", "native", "--model", "light")
+SQUARE = shapely.box(60, 60, 190, 190)
+CLICK = shapely.Polygon([(60, 60), (160, 60), (60, 60), (60, 60)])
+
+
+def annotate(image: NativeImage, *areas: shapely.Geometry, class_name: str = "Tumor") -> None:
+    new = [
+        NewAnnotation(area, uuid.UUID(int=i + 1), f"a{i}", PathClass(class_name, -1))
+        for i, area in enumerate(areas)
+    ]
+    image.write(Edit(annotations=new), image.read().fingerprint)
+
+
+def make_project(folder: Path, *names: str) -> Path:
+    """Make a project of copies of a small image, of 0.5 µm/px."""
+    slides = [Path(shutil.copy(IMAGE, folder / f"{name}.tif")) for name in names]
+    project = create_from_slides(folder / "p", slides, mpp=0.5)
+    return Path(project.path.parent)
+
+
+def record(project: Path) -> dict[str, Any]:
+    (path,) = (project / "qpnuclei").glob("*/run.json")
+    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return content
+
+
+def ours(project: Path) -> list[int]:
+    return [
+        sum(map(is_ours, image.read().detections.ids)) for image in open_project(project).images
+    ]
+
+
+def test_bad_images_are_reported_and_the_others_written(
+    qpnuclei: Call,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    project = make_project(tmp_path, "good", "click", "damaged", "fault", "other", "last")
+    good, click, damaged, fault, other, last = open_project(project).images
+    annotate(good, SQUARE, CLICK)
+    annotate(click, CLICK)
+    annotate(damaged, SQUARE)
+    damaged.data_path.write_bytes(damaged.data_path.read_bytes()[:-100])
+    annotate(fault, SQUARE)
+    annotate(other, SQUARE, class_name="Stroma")
+    # No chosen annotation concerns it: that it has neither pixels nor their size is no matter.
+    (tmp_path / "other.tif").unlink()
+    annotate(last, SQUARE)
+    real = pipeline_run.new_nuclei
+
+    def faulty(plan: Any, *rest: Any) -> Any:
+        if plan.entry.name == "fault.tif":
+            raise ZeroDivisionError("division by zero")
+        return real(plan, *rest)
+
+    monkeypatch.setattr(pipeline_run, "new_nuclei", faulty)
+    outcome = qpnuclei("run", project, "--roi", "Tumor", *RUN)
+    assert outcome.exit_code == 1
+    content = record(project)
+    assert [image["name"] for image in content["images"]] == ["good.tif", "last.tif"]
+    assert [len(image["regions"]) for image in content["images"]] == [1, 1]
+    assert [failure["image"] for failure in content["failures"]] == ["damaged.tif", "fault.tif"]
+    assert "data.qpdata: byte " in content["failures"][0]["error"]
+    assert "unexpected ZeroDivisionError: division by zero" in content["failures"][1]["error"]
+    assert content["not_done"] == [
+        {"image": "click.tif", "entry": "2", "reason": "no chosen annotation encloses an area"}
+    ]
+    damaged.data_path.unlink()
+    counts = ours(project)
+    assert [count > 0 for count in counts] == [True, False, False, False, False, True]
+    assert counts[0] == counts[-1] == content["images"][0]["nuclei"]
+
+
+def test_the_plan_is_shown_whatever_is_wrong_with_one_image(qpnuclei: Call, tmp_path: Path) -> None:
+    project = make_project(tmp_path, "good", "missing", "other")
+    good, missing, other = open_project(project).images
+    annotate(good, SQUARE)
+    annotate(missing, SQUARE)
+    annotate(other, SQUARE, class_name="Stroma")
+    (tmp_path / "other.tif").unlink()
+    plan = ("run", project, "--roi", "Tumor", "--dry-run", *RUN)
+    outcome = qpnuclei(*plan)
+    assert (outcome.exit_code, "other.tif" in outcome.stdout) == (0, False)
+    (tmp_path / "missing.tif").unlink()
+    outcome = qpnuclei(*plan)
+    assert outcome.exit_code == 1
+    assert "good.tif" in outcome.stdout
+    assert not (project / "qpnuclei").exists()
+
+
+def test_only_a_click_is_refused_by_what_it_is(qpnuclei: Call, tmp_path: Path) -> None:
+    project = make_project(tmp_path, "click")
+    annotate(open_project(project).images[0], CLICK)
+    outcome = qpnuclei("run", project, "--roi", "Tumor", *RUN)
+    assert outcome.exit_code == 2
+    assert outcome.error is not None
+    assert "encloses an area" in outcome.error.what
+
+
+@pytest.mark.parametrize("moved", ["project", "folder"])
+def test_a_project_that_vanishes_during_the_run(
+    qpnuclei: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: str
+) -> None:
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    project = make_project(tmp_path / "slides", "a", "b", "c", "d")
+    for image in open_project(project).images:
+        annotate(image, SQUARE)
+    gone = project if moved == "project" else tmp_path / "slides"
+    real = pipeline_run.new_nuclei
+
+    def vanishing(plan: Any, *rest: Any) -> Any:
+        if plan.entry.name == "b.tif":
+            gone.rename(tmp_path / "away")
+        return real(plan, *rest)
+
+    monkeypatch.setattr(pipeline_run, "new_nuclei", vanishing)
+    assert qpnuclei("run", project, "--roi", "Tumor", *RUN).exit_code == 1
+    assert not gone.exists()
+    (path,) = (tmp_path / "here").glob("qpnuclei-*/run.json")
+    content = json.loads(path.read_text("utf-8"))
+    assert [image["name"] for image in content["images"]] == ["a.tif"]
+    assert [f["image"] for f in content["failures"]] == ["b.tif", "c.tif", "d.tif"]
+    assert content["not_done"] == []
+    # What was found when it vanished is not lost.
+    (rescued,) = (tmp_path / "here").glob("*.rescued.geojson.gz")
+    assert str(rescued) in content["failures"][0]["error"]
+    assert ours(tmp_path / "away" / ("" if moved == "project" else "p"))[0] > 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such files there")
+@pytest.mark.parametrize("special", ["fifo", "device"])
+def test_what_is_no_file_is_never_waited_for(qpnuclei: Call, tmp_path: Path, special: str) -> None:
+    project = make_project(tmp_path, "good", "hangs")
+
+    def put(path: Path) -> None:
+        path.unlink(missing_ok=True)
+        if special == "fifo":
+            os.mkfifo(path)
+        else:
+            path.symlink_to("/dev/zero")
+
+    data = project / "data" / "2" / "data.qpdata"
+    put(data)
+    # Of two images one: the other is described, and counted.
+    outcome = qpnuclei("info", project, "--backend", "native", "--json")
+    assert outcome.exit_code == 1
+    good, hangs = json.loads(outcome.stdout)["images"]
+    assert "error" not in good
+    assert "not a regular file" in hangs["error"]
+    table = tmp_path / "counts.csv"
+    outcome = qpnuclei("export", project, "-o", table, "--by", "image", "--backend", "native")
+    assert outcome.exit_code == 1
+    assert "good.tif" in table.read_text()
+    put(tmp_path / "objects.geojson")
+    outcome = qpnuclei(
+        "geojson", "import", project, tmp_path / "objects.geojson", "--image", "good.tif",
+        "--backend", "native",
+    )  # fmt: skip
+    assert outcome.exit_code == 1
+    (project / "classifiers").mkdir(exist_ok=True)
+    put(project / "classifiers" / "classes.json")
+    outcome = qpnuclei("info", project, "--backend", "native")
+    assert outcome.error is not None
+    assert "not a regular file" in outcome.error.what
+    put(project / "project.qpproj")
+    outcome = qpnuclei("info", project, "--backend", "native")
+    assert outcome.error is not None
+    assert "not a regular file" in outcome.error.what
+
+
+def test_every_command_goes_on_after_a_damaged_image(qpnuclei: Call, tmp_path: Path) -> None:
+    project = make_project(tmp_path, "bad", "good")
+    bad, good = open_project(project).images
+    annotate(bad, SQUARE)
+    annotate(good, SQUARE)
+    bad.data_path.write_bytes(b"damaged")
+    native = ("--backend", "native")
+
+    outcome = qpnuclei("info", project, *native)
+    assert outcome.exit_code == 1
+    assert "Tumor" in outcome.stdout
+
+    outcome = qpnuclei("export", project, "-o", tmp_path / "counts.csv", "--roi", "Tumor", *native)
+    assert outcome.exit_code == 1
+    assert len((tmp_path / "counts.csv").read_text().splitlines()) == 2
+
+    outcome = qpnuclei("doctor", project, *native)
+    assert outcome.exit_code == 1
+    assert "BAD  image 1: bad.tif" in outcome.stdout
+    assert "ok   image 2: good.tif" in outcome.stdout
+
+    folder = tmp_path / "geojson"
+    outcome = qpnuclei("geojson", "export", project, "-o", folder, "--roi", "Tumor", *native)
+    assert outcome.exit_code == 1
+    assert [path.name for path in folder.iterdir()] == ["2-good.tif.geojson.gz"]

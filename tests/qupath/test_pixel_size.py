@@ -1,0 +1,116 @@
+"""One rule says how large the pixels of a project's image are."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from qpnuclei.errors import FormatError, MppError, NotFoundError, UsageError
+from qpnuclei.qupath.analysed import Record, UsedMpp
+from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size, read_mpp_table
+from qpnuclei.slides.calibration import PixelCalibration
+
+NOTHING = Record()
+
+
+def entry(project: float | None = None, name: str = "a.svs", own_id: str = "1") -> Any:
+    return SimpleNamespace(id=own_id, name=name, calibration=PixelCalibration(project, project))
+
+
+def found(
+    image: Any,
+    record: Record = NOTHING,
+    asked: AskedMpp = AskedMpp(),  # noqa: B008
+    slide: float | None = None,
+) -> tuple[float, str]:
+    mpp, source = pixel_size(
+        image, record, asked, lambda: None if slide is None else (slide, slide)
+    )
+    assert mpp[0] == mpp[1]
+    return mpp[0], source
+
+
+def used(mpp: float, project: float | None) -> Record:
+    return Record((), UsedMpp((mpp, mpp), "--mpp", project and (project, project)))
+
+
+def test_who_is_asked_first() -> None:
+    assert found(entry(0.5), slide=0.25) == (0.5, "project")
+    assert found(entry(), slide=0.25) == (0.25, "slide")
+    assert found(entry(0.5), asked=AskedMpp(0.3), slide=0.25) == (0.3, "--mpp")
+    table = AskedMpp(0.3, by_image={"a.svs": 0.4, "2": 0.6})
+    assert found(entry(0.5), asked=table) == (0.4, "--mpp-table")
+    assert found(entry(0.5, "b.svs", "2"), asked=table) == (0.6, "--mpp-table")
+    assert found(entry(0.5, "c.svs", "3"), asked=table) == (0.3, "--mpp")
+
+
+def test_what_a_run_was_told_holds_until_the_project_is_changed() -> None:
+    assert found(entry(), used(0.3, None)) == (0.3, "an earlier run")
+    assert found(entry(0.5), used(0.3, 0.5)) == (0.3, "an earlier run")
+    assert found(entry(0.25), used(0.3, 0.5)) == (0.25, "project")
+    assert found(entry(0.25), used(0.3, None)) == (0.25, "project")
+    assert found(entry(0.25), used(0.25, 0.25)) == (0.25, "project")
+    assert found(entry(), used(0.3, None), AskedMpp(0.4)) == (0.4, "--mpp")
+    assert found(entry(), used(0.3, None), AskedMpp(0.4, only_missing=True)) == (0.4, "--mpp")
+
+
+def test_one_for_all_leaves_good_pixel_sizes_alone(caplog: pytest.LogCaptureFixture) -> None:
+    for_all = AskedMpp(0.25, only_missing=True)
+    assert found(entry(), asked=for_all) == (0.25, "--mpp")
+    assert found(entry(353.0), asked=for_all) == (0.25, "--mpp")  # 72 dpi is no pixel size
+    assert not caplog.text
+    with caplog.at_level(logging.WARNING):
+        assert found(entry(0.5), asked=for_all) == (0.5, "project")
+        assert found(entry(), asked=for_all, slide=0.5) == (0.5, "slide")
+    assert "image a.svs keeps its 0.5 µm/px, from the project" in caplog.text
+    assert "--image 'a.svs' --mpp 0.25" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert found(entry(0.2501), asked=for_all) == (0.2501, "project")
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("image", [entry(), entry(353.0)])
+def test_the_hint_names_the_image(image: Any) -> None:
+    with pytest.raises(MppError) as caught:
+        found(image)
+    assert "--image 'a.svs' --mpp" in caught.value.hint
+    assert "--mpp-table" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["image,mpp\na.svs,0.25\n2,0.5\n", "\ufeffmpp;note;image\r\n0.25;x;a.svs\r\n0.5;;2\r\n",
+     'image\tmpp\n"a.svs"\t0.25\n2\t0.5\n'],
+)  # fmt: skip
+def test_a_table_of_many(tmp_path: Path, text: str) -> None:
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+    images = [entry(), entry(name="b.svs", own_id="2")]
+    assert read_mpp_table(tmp_path / "t.csv", images) == {"a.svs": 0.25, "2": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "said"),
+    [
+        ("", FormatError, "no columns image and mpp"),
+        ("slide,mpp\n", FormatError, "no columns image and mpp"),
+        ("image,mpp\nz.svs,0.25\n", UsageError, "line 2: no image is called 'z.svs'"),
+        ("image,mpp\na.svs,0.25\na.svs,0.5\n", UsageError, "line 3: 'a.svs' is there twice"),
+        ("image,mpp\na.svs,wide\n", FormatError, "'wide' is no number"),
+        ("image,mpp\na.svs\n", FormatError, "'' is no number"),
+        ("image,mpp\na.svs,250\n", MppError, "line 2: a.svs: a pixel size of 250"),
+        ("image,mpp\na.svs,nan\n", MppError, "line 2: a.svs: a pixel size of nan"),
+    ],
+)
+def test_a_table_that_is_wrong(
+    tmp_path: Path, text: str, error: type[Exception], said: str
+) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(error, match=said):
+        read_mpp_table(tmp_path / "t.csv", [entry()])
+    with pytest.raises(NotFoundError):
+        read_mpp_table(tmp_path / "missing.csv", [entry()])

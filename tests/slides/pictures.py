@@ -1,0 +1,40 @@
+"""Pictures whose pixels say where they come from, and small slides of them."""
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+
+def picture(width, height, seed=0):
+    """Smooth colours: what a sub-pixel shift would change visibly."""
+    y, x = np.mgrid[:height, :width]
+    phase = np.random.default_rng(seed).uniform(0, 6, 3)
+    waves = [127 + 120 * np.sin(x / 37 + y / 53 * (k + 1) + phase[k]) for k in range(3)]
+    return np.rint(np.stack(waves, axis=-1)).astype(np.uint8)
+
+
+def reduced(pixels, factor):
+    """Mean of whole blocks, as scanners make their levels: odd rests are cut off."""
+    h, w = pixels.shape[0] // factor, pixels.shape[1] // factor
+    blocks = pixels[: h * factor, : w * factor].reshape(h, factor, w, factor, 3)
+    return np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)
+
+
+def write_pyramid(path, levels, **options):
+    options = {
+        "tile": (64, 64),
+        "photometric": "rgb",
+        "metadata": None,
+        "resolution": (20000, 20000),
+        "resolutionunit": "CENTIMETER",
+        **options,
+    }
+    with tifffile.TiffWriter(path) as tiff:
+        for i, level in enumerate(levels):
+            tiff.write(level, subfiletype=int(i > 0), **options)
+    return path
+
+
+def write_png(path, pixels, **options):
+    Image.fromarray(pixels).save(path, **options)
+    return path
