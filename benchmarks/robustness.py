@@ -8,7 +8,7 @@ the model's own throughout.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -16,7 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.measuring import table
-from qpnuclei.evaluation.tuning import LabelledImage, predict, read_validation, summarise
+from qpnuclei.evaluation.tuning import (
+    RECOLOURINGS,
+    LabelledImage,
+    predict,
+    read_validation,
+    recoloured,
+    summarise,
+)
 from qpnuclei.models.registry import DEFAULT_MODEL
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.stains import DEFAULT_HE, optical_density, stain_matrix
@@ -58,6 +65,16 @@ CHANGES: dict[str, Callable[[RGB], RGB]] = {
 }
 
 
+def versions(images: Sequence[LabelledImage]) -> Iterator[tuple[str, list[LabelledImage]]]:
+    """Return the images under each change, and under the strong changes of colour of validation."""
+    for name, change in CHANGES.items():
+        yield name, [LabelledImage(i.name, change(i.rgb), i.labels) for i in images]
+    yield (
+        f"recoloured strongly ({RECOLOURINGS} times)",
+        [image for seed in range(RECOLOURINGS) for image in recoloured(images, seed)],
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
@@ -67,8 +84,7 @@ def main() -> None:
     predictor = Predictor.load(arguments.model)
     images = read_validation(arguments.data, arguments.mpp, predictor.mpp)
     rows = []
-    for name, change in CHANGES.items():
-        changed = [LabelledImage(i.name, change(i.rgb), i.labels) for i in images]
+    for name, changed in versions(images):
         parameters = predictor.metadata.post_processing
         mean = summarise(predict(predictor, changed), parameters)["mean"]
         rows.append([name, *(f"{mean[key]:.3f}" for key in ("AJI", "ADC", "PQ"))])

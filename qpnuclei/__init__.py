@@ -1,4 +1,11 @@
-"""Nuclei in whole-slide images without labels: headless detection for QuPath projects."""
+"""Nuclei in whole-slide images without labels: headless detection for QuPath projects.
+
+Examples
+--------
+>>> import qpnuclei
+>>> "maps" in qpnuclei.engines()
+True
+"""
 
 from __future__ import annotations
 
@@ -8,23 +15,73 @@ from typing import TYPE_CHECKING, Any
 from qpnuclei._version import __version__
 
 if TYPE_CHECKING:
+    from qpnuclei import errors
+    from qpnuclei.api import (
+        count,
+        create_project,
+        evaluate,
+        read_nuclei,
+        run,
+        train,
+        write_nuclei,
+    )
+    from qpnuclei.nuclei.table import NucleiTable
     from qpnuclei.pipeline.image import segment
-    from qpnuclei.segmentation.engine import EngineOptions, load_engine
+    from qpnuclei.pipeline.plan import RunOptions
+    from qpnuclei.pipeline.selection import RoiSelection as Selection
+    from qpnuclei.qupath.project import open_project
+    from qpnuclei.segmentation.engine import EngineOptions, engines, load_engine
+    from qpnuclei.slides.slide import open_slide
 
-#: Where the public names live. They are imported when first asked for: importing torch takes
-#: seconds, which the command line must not pay for a --help.
+__all__ = [
+    "EngineOptions",
+    "NucleiTable",
+    "RunOptions",
+    "Selection",
+    "__version__",
+    "count",
+    "create_project",
+    "engines",
+    "errors",
+    "evaluate",
+    "load_engine",
+    "open_project",
+    "open_slide",
+    "read_nuclei",
+    "run",
+    "segment",
+    "train",
+    "write_nuclei",
+]
+
+#: Where the public names live: ``module:name``. They are imported when first asked for, because
+#: importing torch takes seconds, which the command line must not pay for a --help.
 _HOMES = {
-    "EngineOptions": "qpnuclei.segmentation.engine",
-    "load_engine": "qpnuclei.segmentation.engine",
-    "segment": "qpnuclei.pipeline.image",
+    "EngineOptions": "qpnuclei.segmentation.engine:EngineOptions",
+    "NucleiTable": "qpnuclei.nuclei.table:NucleiTable",
+    "RunOptions": "qpnuclei.pipeline.plan:RunOptions",
+    "Selection": "qpnuclei.pipeline.selection:RoiSelection",
+    "count": "qpnuclei.api:count",
+    "create_project": "qpnuclei.api:create_project",
+    "engines": "qpnuclei.segmentation.engine:engines",
+    "evaluate": "qpnuclei.api:evaluate",
+    "load_engine": "qpnuclei.segmentation.engine:load_engine",
+    "open_project": "qpnuclei.qupath.project:open_project",
+    "open_slide": "qpnuclei.slides.slide:open_slide",
+    "read_nuclei": "qpnuclei.api:read_nuclei",
+    "run": "qpnuclei.api:run",
+    "segment": "qpnuclei.pipeline.image:segment",
+    "train": "qpnuclei.api:train",
+    "write_nuclei": "qpnuclei.api:write_nuclei",
 }
-
-__all__ = ["EngineOptions", "__version__", "load_engine", "segment"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("qpnuclei.errors")
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        module, _, attribute = _HOMES[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -7,5 +7,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT / "tests" / "data" / "qupath-samples"
 #: Shapes, an image, and what QuPath measures of them.
 MEASUREMENTS = ROOT / "tests" / "data" / "qupath-measurements"
+#: GeoJSON as users and other programs have it: legal for the most part, and odd.
+FAULTS = ROOT / "tests" / "data" / "faults"
 #: Development data that do not come with the project; tests marked ``shared`` need them.
 SHARED = ROOT.parent / "shared"

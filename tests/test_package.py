@@ -23,11 +23,6 @@ def test_segment_from_the_top_of_the_package() -> None:
     np.testing.assert_allclose(nuclei.measurements["Max diameter µm"], 8, rtol=0.25)
 
 
-def test_nothing_else_is_there() -> None:
-    with pytest.raises(AttributeError, match="nothing_else"):
-        qpnuclei.nothing_else  # noqa: B018
-
-
 RING = shapely.Polygon([(0, 0), (9, 0), (9, 9), (0, 9)], [[(3, 3), (3, 6), (6, 6), (6, 3)]])
 BOX = shapely.box(20, 20, 22, 24)
 

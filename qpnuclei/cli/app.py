@@ -64,6 +64,8 @@ def _common(
     logging.getLogger("qpnuclei").setLevel(logging.DEBUG if verbose else logging.INFO)
     # QuPath warns of many things that concern its own developers alone.
     logging.getLogger("qupath").setLevel(logging.INFO if verbose else logging.ERROR)
+    # What tifffile finds odd in a file is either said by the reader or does not matter.
+    logging.getLogger("tifffile").setLevel(logging.INFO if verbose else logging.CRITICAL)
 
 
 def main() -> None:

@@ -84,7 +84,8 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         help="Model: default, light (about a third of the network's time, but not always the same "
-        "nuclei), or a .safetensors file made by train.",
+        "nuclei), a .safetensors file made by train, or a model of others: torchscript:FILE or "
+        "onnx:FILE with a sidecar (docs/engines.md).",
     ),
 ]
 DeviceOption = Annotated[

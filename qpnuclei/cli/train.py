@@ -164,6 +164,7 @@ def train(
     from qpnuclei.models.device import resolve_device
     from qpnuclei.system.distributed import process_group, rank, world_size
     from qpnuclei.system.memory import keep_freed_memory
+    from qpnuclei.training.run_folder import STATE_FILE
 
     if validation_mpp is None and mpp and len(mpp) == 1:
         validation_mpp = mpp[0]
@@ -223,7 +224,12 @@ def train(
     if not speaks:
         return
     if result.stopped:
-        stderr.print(f"stopped and saved: go on with --resume -o {output}", highlight=False)
+        stderr.print(
+            f"stopped and saved: go on with --resume -o {output}"
+            if (output / STATE_FILE).is_file()
+            else "stopped before there was anything to save: the same command starts anew",
+            highlight=False,
+        )
     if result.model is not None:
         score = "" if result.best_score is None else f", validation Dice {result.best_score:.3f}"
         stdout.print(

@@ -92,15 +92,15 @@ def smooth(
     Notes
     -----
     The middles of the pixel edges are smoothed by local parabolas [1]_, and of the points where
-    that line crosses the gates few are kept [2]_. All of these move outwards or inwards by the same
-    length, so that the area is that of the pixels.
+    that line crosses the gates the best few are kept [2]_. All of these move outwards or inwards by
+    the same length, so that the area is that of the pixels.
 
     References
     ----------
     .. [1] Savitzky and Golay: Smoothing and differentiation of data by simplified least squares
        procedures. Analytical Chemistry 36 (1964).
-    .. [2] Douglas and Peucker: Algorithms for the reduction of the number of points required to
-       represent a digitized line or its caricature. Cartographica 10 (1973).
+    .. [2] Perez and Vidal: Optimum polygonal approximation of digitized curves. Pattern
+       Recognition Letters 15 (1994).
     """
     if tolerance <= 0:
         raise ValueError(f"tolerance must be positive, but is {tolerance!r}")

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import shapely
+
+#: Measurements that the `repr` of a table shows.
+_SHOWN = 6
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -39,6 +43,13 @@ class NucleiTable:
     ------
     ValueError
         If shapes or offsets contradict each other.
+
+    Examples
+    --------
+    >>> squares = [shapely.box(0, 0, 4, 4), shapely.box(10, 20, 16, 26)]
+    >>> NucleiTable.from_polygons(squares, {"Area µm^2": [1.0, 2.25]})
+    NucleiTable of 2 nuclei, 1 measurement, x 0 to 16, y 0 to 26 px
+      Area µm^2: median 1.625, 1 to 2.25
     """
 
     vertices: npt.NDArray[np.float32]
@@ -63,6 +74,45 @@ class NucleiTable:
 
     def __len__(self) -> int:
         return len(self.polygon_offsets) - 1
+
+    def __repr__(self) -> str:
+        lines = [self._title()]
+        for name, *numbers in self._summary()[:_SHOWN]:
+            median, low, high = (f"{number:.4g}" for number in numbers)
+            lines.append(f"  {name}: median {median}, {low} to {high}")
+        if len(self.measurements) > _SHOWN:
+            lines.append(f"  and {len(self.measurements) - _SHOWN} more")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: a row for each measurement."""
+        rows = "".join(
+            f"<tr><th>{escape(name)}</th>" + "".join(f"<td>{n:.4g}</td>" for n in numbers) + "</tr>"
+            for name, *numbers in self._summary()
+        )
+        head = "<tr><th>measurement</th><th>median</th><th>least</th><th>most</th></tr>"
+        return f"<p>{escape(self._title())}</p><table>{head}{rows}</table>"
+
+    def _title(self) -> str:
+        plural = "" if len(self.measurements) == 1 else "s"
+        title = f"NucleiTable of {len(self)} nuclei, {len(self.measurements)} measurement{plural}"
+        if len(self.vertices):
+            (x0, y0), (x1, y1) = self.vertices.min(axis=0), self.vertices.max(axis=0)
+            title += f", x {x0:g} to {x1:g}, y {y0:g} to {y1:g} px"
+        return title
+
+    def _summary(self) -> list[tuple[str, float, float, float]]:
+        """Return name, median, least and most of every measurement; NaN where there is none."""
+        summary = []
+        for name, column in self.measurements.items():
+            known = column[~np.isnan(column)]
+            if known.size == 0:
+                summary.append((name, np.nan, np.nan, np.nan))
+            else:
+                summary.append(
+                    (name, float(np.median(known)), float(known.min()), float(known.max()))
+                )
+        return summary
 
     @classmethod
     def empty(cls, measurement_names: Iterable[str] = ()) -> NucleiTable:

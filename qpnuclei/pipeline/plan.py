@@ -62,6 +62,12 @@ class RunOptions:
     ------
     UsageError
         If the class of the detections is empty.
+
+    Examples
+    --------
+    >>> options = RunOptions(RoiSelection(classes=("Tumor",)), model="light", device="cpu")
+    >>> options.class_name, options.on_existing
+    ('Nucleus', 'replace')
     """
 
     selection: RoiSelection

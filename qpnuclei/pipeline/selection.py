@@ -51,6 +51,15 @@ class RoiSelection:
     ------
     UsageError
         If nothing is chosen, or tissue together with annotations.
+
+    Examples
+    --------
+    >>> RoiSelection(classes=("Tumor", "Stroma"), derived=True).classes
+    ('Tumor', 'Stroma')
+    >>> RoiSelection()
+    Traceback (most recent call last):
+    ...
+    qpnuclei.errors.UsageError: nothing chosen to analyse ...
     """
 
     classes: tuple[str, ...] = ()

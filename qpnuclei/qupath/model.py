@@ -82,8 +82,13 @@ class Annotation:
     geometry : shapely geometry
         In level-0 px; an ellipse is a polygon of the vertices that QuPath itself would use. As
         stored: it may be invalid (self-intersecting).
+    color : int or None
+        Its own colour, packed ARGB (int32); None if it has that of its class.
     parent : int or None
         Handle of the enclosing annotation in the hierarchy; None directly under the image.
+    metadata : mapping of str to str
+        Without the UUID; QuPath's description is among it.
+    measurements : mapping of str to float
     """
 
     handle: int
@@ -97,6 +102,8 @@ class Annotation:
     parent: int | None = None
     z: int = 0
     t: int = 0
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    measurements: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def area(self) -> shapely.Geometry:
@@ -152,6 +159,10 @@ class Detections:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def unread(self) -> Mapping[str, int]:
+        """Return what detections have that is in no column, and how many have it."""
+        return {}
+
 
 @dataclass(frozen=True)
 class ImageObjects:
@@ -203,7 +214,7 @@ class DetectionGroup:
 
 @dataclass(frozen=True, eq=False)
 class NewAnnotation:
-    """An annotation to add directly under the image."""
+    """An annotation to add directly under the image; measurements are kept as float32."""
 
     geometry: shapely.Geometry
     id: uuid.UUID
@@ -212,6 +223,9 @@ class NewAnnotation:
     locked: bool = False
     z: int = 0
     t: int = 0
+    color: int | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    measurements: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from typing import Any
 
 from qpnuclei.qupath.model import ImageEntry, PathClass, Project
@@ -20,6 +21,11 @@ def file_stem(entry: ImageEntry) -> str:
     """Return a file name for an image: its entry ID and what of its name is safe in any file."""
     safe = "".join(c if c.isalnum() or c in "-_. " else "_" for c in entry.name)
     return f"{entry.id}-{safe}".encode()[:_MAX_BYTES].decode(errors="ignore").rstrip(". ")
+
+
+def composed(text: str) -> str:
+    """Return text with letters and their accents as one, as most systems write it (macOS not)."""
+    return unicodedata.normalize("NFC", text)
 
 
 def class_of(project: Project, name: str, color: int | None = None) -> PathClass:

@@ -48,6 +48,16 @@ def open_project(
         If there is no project at `path`.
     qpnuclei.errors.FormatError
         If it is not a QuPath project.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> from qpnuclei import create_project
+    >>> Image.new("RGB", (640, 480), "white").save("case-7.png")
+    >>> path = create_project("case-7", ["case-7.png"]).path
+    >>> project = open_project(path, backend="native")
+    >>> project.backend, [image.name for image in project.images]
+    ('native', ['case-7.png'])
     """
     if choose_backend(backend) == "paquo":
         from qpnuclei.qupath.paquo import backend as paquo_backend

@@ -14,6 +14,7 @@ import shapely
 
 from qpnuclei.errors import UsageError
 from qpnuclei.qupath.model import Annotation, ImageEntry, Project
+from qpnuclei.qupath.names import composed
 
 #: Coordinates of the same outline differ by no more: GeoJSON and some ROIs of QuPath keep 0.01 px,
 #: others float32.
@@ -34,8 +35,7 @@ def match_images(project: Project, patterns: Sequence[str]) -> list[ImageEntry]:
     entries = [
         entry
         for entry in project.images
-        if not patterns
-        or any(entry.name == wanted or fnmatchcase(entry.name, wanted) for wanted in patterns)
+        if not patterns or any(_is_called(entry, wanted) for wanted in patterns)
     ]
     if not entries:
         names = ", ".join(entry.name for entry in project.images)
@@ -48,6 +48,11 @@ def match_images(project: Project, patterns: Sequence[str]) -> list[ImageEntry]:
     return entries
 
 
+def _is_called(entry: ImageEntry, wanted: str) -> bool:
+    name, wanted = composed(entry.name), composed(wanted)
+    return name == wanted or fnmatchcase(name, wanted)
+
+
 def one_image(images: Sequence[Entry], name: str) -> Entry:
     """Return the image of a name or entry ID.
 
@@ -56,7 +61,7 @@ def one_image(images: Sequence[Entry], name: str) -> Entry:
     UsageError
         If there is no such image, or several of that name.
     """
-    named = [entry for entry in images if entry.name == name]
+    named = [entry for entry in images if composed(entry.name) == composed(name)]
     found = named or [entry for entry in images if entry.id == name]
     if len(found) == 1:
         return found[0]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -15,7 +17,8 @@ import shapely
 from qpnuclei._version import __version__
 from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
 from qpnuclei.nuclei.table import NucleiTable
-from qpnuclei.qupath.geojson import GeoJsonObject, read_objects, write_objects
+from qpnuclei.qupath.areas import valid_area
+from qpnuclei.qupath.geojson import GeoJsonObject, Oddities, read_objects, write_objects
 from qpnuclei.qupath.model import (
     Annotation,
     DetectionGroup,
@@ -27,11 +30,13 @@ from qpnuclei.qupath.model import (
     PathClass,
     Project,
 )
-from qpnuclei.qupath.names import class_of, file_stem
+from qpnuclei.qupath.names import class_of, composed, file_stem
 from qpnuclei.qupath.regions import Region, region_of, rows_inside, same_outline
 
 #: What a detection may be in QuPath, and in a file.
 _DETECTION_KINDS = ("detection", "cell", "tile")
+#: What a largest part may lack of a whole area and still be all of it.
+_SAME_SHARE = 1e-4
 #: No image is larger: QuPath counts pixels with 32 bits.
 _FARTHEST_PX = 2.0**31
 
@@ -145,9 +150,7 @@ def export_image(
     if classes and len(rows):
         held = rows_inside([Region.of(a) for a in chosen], table.centroids, table.planes)
         rows = np.unique(np.concatenate([rows[:0], *held]))
-    written = Exported(
-        folder / f"{file_stem(entry)}.geojson.gz", len(chosen) if annotations else 0, len(rows)
-    )
+    path = folder / f"{file_stem(entry)}.geojson.gz"
     colors = {path_class.name: path_class.color for path_class in project.classes}
 
     def features() -> Iterator[GeoJsonObject]:
@@ -156,8 +159,20 @@ def export_image(
         if len(rows):
             yield from _detection_features(table, rows, colors)
 
-    write_objects(written.path, features())
-    return written
+    left_out = write_objects(path, features())
+    gone = sum(text.startswith("annotation ") for text in left_out)
+    return Exported(
+        path,
+        (len(chosen) if annotations else 0) - gone,
+        len(rows) - (len(left_out) - gone),
+        tuple(left_out),
+        _unwritten(table) if len(rows) else (),
+    )
+
+
+def _unwritten(table: Detections) -> tuple[str, ...]:
+    """Say what of detections no file holds."""
+    return tuple(f"{what} of {n} detections of the image" for what, n in table.unread().items())
 
 
 def import_file(
@@ -168,7 +183,8 @@ def import_file(
     Annotations come in directly under the image; detections under the smallest annotation that
     holds their centroid, be it of the image or of the file, as QuPath inserts them, else under the
     image. They keep their UUIDs; what has none, or that of another object, gets a new one. What
-    the image has already is not added again.
+    the image has already is not added again: what has the same UUID and outline, or no UUID and
+    the same outline (and name and class, if it is an annotation).
 
     Parameters
     ----------
@@ -186,9 +202,12 @@ def import_file(
     """
     objects = entry.read()
     incoming = _Incoming(project, objects, _checked_class_name(class_name))
-    for number, found in enumerate(read_objects(path), 1):
+    odd = Oddities()
+    for number, found in enumerate(read_objects(path, odd), 1):
         incoming.add(number, found)
     edit = incoming.edit(path)
+    incoming.result.left_out += odd.features
+    incoming.result.losses += odd.values
     if edit.annotations or edit.add:
         entry.write(edit, objects.fingerprint)
     return incoming.result
@@ -198,22 +217,26 @@ def image_of_file(project: Project, path: Path) -> ImageEntry:
     """Return the image that a file belongs to by its name.
 
     The name is that which `export_image` or a run gives, or the image's name, with or without its
-    suffix.
+    suffix (of ``x.ome.tif`` also ``x``, as QuPath calls its own export). Composed and decomposed
+    letters are the same.
 
     Raises
     ------
     UsageError
         If there is no such image, or more than one.
     """
-    name = path.name.removesuffix(".gz").removesuffix(".GZ")
-    stem = Path(name).stem if Path(name).suffix.lower() in (".geojson", ".json") else name
-    stem = stem.removesuffix(".rescued")
-    for names in (
-        [file_stem(entry) for entry in project.images],
-        [entry.name for entry in project.images],
-        [Path(entry.name).stem for entry in project.images],
+    name = path.name
+    for suffix in (".zip", ".gz", ".geojson", ".json", ".rescued"):
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
+    stem = composed(name)
+    for called in (
+        file_stem,
+        lambda entry: entry.name,
+        lambda entry: Path(entry.name).stem,
+        lambda entry: _without_suffixes(entry.name),
     ):
-        matching = [e for e, own in zip(project.images, names, strict=True) if own == stem]
+        matching = [entry for entry in project.images if composed(called(entry)) == stem]
         if len(matching) == 1:
             return matching[0]
         if matching:
@@ -227,6 +250,12 @@ def image_of_file(project: Project, path: Path) -> ImageEntry:
         f"{path}: no image of {project.path} is called {stem!r}",
         f"say which with --image; images there: {known}",
     )
+
+
+def _without_suffixes(name: str) -> str:
+    """Return an image's name without ``.ome.tif`` and the like."""
+    stem = Path(name).stem
+    return stem[:-4] if stem.lower().endswith(".ome") else stem
 
 
 class _Incoming:
@@ -244,14 +273,16 @@ class _Incoming:
         self._there |= {a.id: a for a in objects.annotations if a.id is not None}
         self._annotations: list[NewAnnotation] = []
         self._groups: dict[_Key, _Group] = {}
+        self._unread: Counter[str] = Counter()
         self.result = Imported()
 
     def add(self, number: int, found: GeoJsonObject) -> None:
         """Take an object in, or note why not."""
         geometry = _only_part(found.geometry)
+        label = f"object {number}, {found.kind} {found.label}"
         reason = _obstacle(found, geometry)
         if reason is not None:
-            self.result.left_out.append(f"object {number}, {found.kind} {found.label}: {reason}")
+            self.result.left_out.append(f"{label}: {reason}")
         elif self._is_there(found, geometry):
             self.result.already_there += 1
         elif found.kind == "annotation":
@@ -264,16 +295,26 @@ class _Incoming:
                     found.locked,
                     found.z,
                     found.t,
+                    found.color,
+                    found.metadata,
+                    found.measurements,
                 )
             )
             self.result.annotations += 1
         else:
+            polygon, share = _one_polygon(geometry)
+            if share < 1 - _SAME_SHARE:
+                self.result.losses.append(
+                    f"{label}: a detection is one polygon, so its largest part came in, "
+                    f"{share:.0%} of its area"
+                )
+            self._unread.update(_unread(found))
             path_class = self._class(found.path_class)
             class_name = None if path_class is None else path_class.name
             key = (class_name, found.z, found.t, tuple(found.measurements))
             group = self._groups.setdefault(key, _Group(path_class))
             group.ids.append(self._own_id(found.id))
-            group.polygons.append(geometry)
+            group.polygons.append(polygon)
             group.values.extend(found.measurements.values())
             group.kinds.append(found.kind)
 
@@ -310,6 +351,7 @@ class _Incoming:
             self.result.losses.append(
                 f"{self.result.outlines} cells or tiles came in as detections: their outlines alone"
             )
+        self.result.losses += [f"{what} of {n} detections" for what, n in self._unread.items()]
         return Edit(
             add=groups,
             annotations=self._annotations,
@@ -337,14 +379,39 @@ class _Incoming:
         return own_id
 
     def _is_there(self, found: GeoJsonObject, geometry: shapely.Geometry) -> bool:
-        there = None if found.id is None else self._there.get(found.id)
+        if found.id is None:
+            return self._is_there_without_id(found, geometry)
+        there = self._there.get(found.id)
         if there is None:
             return False
         if isinstance(there, Annotation):
-            return found.kind == "annotation" and same_outline(geometry, there.geometry)
-        return found.kind != "annotation" and same_outline(
+            return found.kind == "annotation" and _same_place(geometry, there.geometry)
+        return found.kind != "annotation" and _same_detection(
             geometry, self._objects.detections.geometries[there]
         )
+
+    def _is_there_without_id(self, found: GeoJsonObject, geometry: shapely.Geometry) -> bool:
+        """Tell whether a file without UUIDs brings what came in from it before."""
+        if found.kind == "annotation":
+            path_class = self._class(found.path_class)
+            wanted = (found.name, None if path_class is None else path_class.name)
+            return any(
+                (there.name, there.class_name) == wanted
+                and (there.z, there.t) == (found.z, found.t)
+                and _same_place(geometry, there.geometry)
+                for there in self._objects.annotations
+            )
+        detections = self._objects.detections
+        return any(
+            tuple(detections.planes[row].tolist()) == (found.z, found.t)
+            and _same_detection(geometry, detections.geometries[row])
+            for row in self._tree.query(geometry).tolist()
+        )
+
+    @cached_property
+    def _tree(self) -> shapely.STRtree:
+        """The outlines of the detections that the image has, by where they are."""
+        return shapely.STRtree(self._objects.detections.geometries)
 
 
 @dataclass
@@ -369,15 +436,14 @@ def _obstacle(found: GeoJsonObject, geometry: shapely.Geometry) -> str | None:
     """Say why an object cannot come in; None if it can."""
     if found.kind == "tmaCore":
         return "TMA grids are not imported; use QuPath's TMA dearrayer"
-    if found.kind == "root":
-        return "it stands for the image itself"
     if np.abs(shapely.get_coordinates(geometry)).max() > _FARTHEST_PX:
         return "it lies farther out than any image is large"
     shape = geometry.geom_type
     if found.kind != "annotation":
-        if shape != "Polygon":
-            return f"a {found.kind} must be one polygon, not a {shape}"
-        return None
+        if shape not in ("Polygon", "MultiPolygon"):
+            return f"a {found.kind} must be a polygon, not a {shape}"
+        is_area = geometry.is_valid or not valid_area(geometry).is_empty
+        return None if is_area else "it encloses no area"
     if shape not in ("Polygon", "MultiPolygon", "LineString", "Point", "MultiPoint"):
         return f"no annotation has the shape {shape}"
     return None
@@ -388,6 +454,45 @@ def _only_part(geometry: shapely.Geometry) -> shapely.Geometry:
     parts = shapely.get_parts(geometry)
     is_collection = geometry.geom_type in ("MultiPolygon", "MultiLineString", "GeometryCollection")
     return parts[0] if is_collection and len(parts) == 1 else geometry
+
+
+def _one_polygon(geometry: shapely.Geometry) -> tuple[shapely.Polygon, float]:
+    """Return the largest valid polygon of an outline, and its share of the whole area."""
+    if geometry.geom_type == "Polygon" and geometry.is_valid:
+        return geometry, 1.0
+    area = valid_area(geometry)
+    largest = max(shapely.get_parts(area), key=shapely.area)
+    return largest, float(largest.area / area.area)
+
+
+def _same_place(a: shapely.Geometry, b: shapely.Geometry) -> bool:
+    """Tell whether two outlines are the same, or enclose the same once they are mended."""
+    if same_outline(a, b):
+        return True
+    if a.is_valid and b.is_valid:
+        return False
+    return same_outline(valid_area(a), valid_area(b))
+
+
+def _same_detection(found: shapely.Geometry, there: shapely.Geometry) -> bool:
+    """Tell whether a detection is there, or what of it could come in."""
+    if _same_place(found, there):
+        return True
+    if found.is_valid and found.geom_type == "Polygon":
+        return False
+    return same_outline(_one_polygon(found)[0], there)
+
+
+def _unread(found: GeoJsonObject) -> Iterator[str]:
+    """Yield what a detection of a file has that does not come in."""
+    if found.name is not None:
+        yield "name"
+    if found.color is not None:
+        yield "own colour"
+    if found.locked:
+        yield "lock"
+    if found.metadata:
+        yield "metadata"
 
 
 def _class_name(found: PathClass | None) -> str | None:
@@ -416,8 +521,11 @@ def _annotation_feature(annotation: Annotation, colors: dict[str, int | None]) -
         annotation.name,
         None if name is None else PathClass(name, colors.get(name)),
         annotation.locked,
-        z=annotation.z,
-        t=annotation.t,
+        annotation.measurements,
+        annotation.z,
+        annotation.t,
+        annotation.color,
+        annotation.metadata,
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -96,6 +95,11 @@ class EngineOptions:
         Processor cores to use.
     batch_size : int or None
         Tiles that a GPU takes at once; None lets the engine choose.
+
+    Examples
+    --------
+    >>> EngineOptions(device="cpu", views=8, workers=2)
+    EngineOptions(device='cpu', views=8, precision='auto', workers=2, batch_size=None)
     """
 
     device: str = "auto"
@@ -207,10 +211,15 @@ class EngineFactory(Protocol):
         """
 
 
-@cache
-def engines() -> Mapping[str, EngineFactory]:
-    """Return the engines that are installed, by name."""
-    return {entry.name: entry.load()() for entry in entry_points(group=_GROUP)}
+def engines() -> tuple[str, ...]:
+    """Return the names of the engines that are installed.
+
+    Examples
+    --------
+    >>> "maps" in engines()
+    True
+    """
+    return tuple(sorted(entry_points(group=_GROUP).names))
 
 
 def split_model(model: str) -> tuple[str, str]:
@@ -276,9 +285,12 @@ def load_engine(model: str, options: EngineOptions | None = None) -> Engine:
 
 def _find(model: str) -> tuple[EngineFactory, str]:
     engine, name = split_model(model)
-    found = engines().get(engine)
-    if found is None:
-        raise UsageError(
-            f"no engine is called {engine!r}", f"engines there: {', '.join(sorted(engines()))}"
-        )
-    return found, name
+    for entry in entry_points(group=_GROUP, name=engine):
+        try:
+            return entry.load()(), name
+        except ImportError as error:
+            raise UsageError(
+                f"the engine {engine!r} cannot be loaded: {error}",
+                f"install what {entry.value} needs, or name another engine",
+            ) from error
+    raise UsageError(f"no engine is called {engine!r}", f"engines there: {', '.join(engines())}")

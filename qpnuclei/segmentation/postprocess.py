@@ -13,10 +13,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 from skimage.morphology import disk
 
 from qpnuclei.models.metadata import PostProcessing
+from qpnuclei.segmentation.labels import fill_holes
 from qpnuclei.segmentation.landscape import STEPS_PER_PX, MaskArray, gaussian_radius, height_steps
 from qpnuclei.segmentation.quantised import (
     ATTENTION_STEPS,
@@ -106,7 +106,7 @@ def segment_instances(
         labels = np.ones(codes.shape, np.int32)
     else:
         labels = _split(mask, parameters, None if centre is None else centre_codes(centre))
-        _fill_holes(labels)
+        fill_holes(labels)
     return _drop(labels, codes, parameters)
 
 
@@ -138,52 +138,6 @@ def _split(mask: MaskArray, parameters: PostProcessing, centre: CentreCodes | No
     components = np.asarray(cv2.connectedComponents(mask, connectivity=4)[1], np.int32)
     peaks = find_peaks(heights, components, parameters.maxima_radius_px)
     return watershed(components, heights, peaks, parameters.min_prominence_px * STEPS_PER_PX)
-
-
-def _fill_holes(labels: LabelArray) -> None:
-    """Give each 4-connected label, in place, what it separates 4-connectedly from the outside.
-
-    Two labels are apart or one encloses the other, so the order does not matter.
-    """
-    holed = np.flatnonzero(_holes(np.pad(labels, 1))[1:] > 0) + 1
-    if len(holed) == 0:
-        return
-    boxes = ndimage.find_objects(labels)
-    for label in holed:
-        crop = labels[boxes[label - 1]]
-        crop[ndimage.binary_fill_holes(crop == label)] = label
-
-
-@compiled
-def _holes(framed: LabelArray) -> npt.NDArray[np.int64]:
-    """Count the holes of each 4-connected label of a map with a frame of zeros around it.
-
-    Holes are 4-connected, too.
-
-    Notes
-    -----
-    One minus the Euler number of 8-connected objects, from counts of 2x2 windows (Gray, "Local
-    Properties of Binary Images in Two Dimensions", IEEE Trans. Computers, 1971): those with one
-    pixel of the label, less those with three, less twice those with two on a diagonal; over four.
-    """
-    height, width = framed.shape
-    total = np.zeros(framed.max() + 1, np.int64)
-    for y in range(height - 1):
-        above, row = framed[y], framed[y + 1]
-        for x in range(width - 1):
-            a, b, c, d = above[x], above[x + 1], row[x], row[x + 1]
-            if a == b == c == d:
-                continue
-            for pixel, diagonal, p, q in ((a, d, b, c), (b, c, a, d), (c, b, a, d), (d, a, b, c)):
-                same = int(pixel == diagonal) + int(pixel == p) + int(pixel == q)
-                # Three pixels share a window of three, two a diagonal one: 12 times the number.
-                if same == 0:
-                    total[pixel] += 3
-                elif same == 2:
-                    total[pixel] -= 1
-                elif same == 1 and pixel == diagonal:
-                    total[pixel] -= 3
-    return 1 - total // 12
 
 
 def _drop(labels: LabelArray, codes: AttentionCodes, parameters: PostProcessing) -> LabelArray:

@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from qpnuclei.errors import ModelError
 from qpnuclei.models.checkpoint import Network, load_model
 from qpnuclei.models.device import resolve_device
 from qpnuclei.models.metadata import ModelMetadata, PostProcessing
@@ -297,8 +296,6 @@ def normalise_colour(
     ------
     ValueError
         If the model wants the transfer and `statistics` is None.
-    qpnuclei.errors.ModelError
-        If its metadata name no target.
     """
     if metadata.colour.method == "none":
         return rgb
@@ -307,11 +304,8 @@ def normalise_colour(
             f"model {metadata.name!r} normalises colours: give the statistics of the slide"
         )
     mean, std = metadata.colour.target_mean, metadata.colour.target_std
-    if mean is None or std is None:
-        raise ModelError(
-            f"model {metadata.name!r} wants Reinhard's colour transfer but names no target",
-            "train it again",
-        )
+    assert mean is not None  # metadata without a target are refused when they are made
+    assert std is not None
     return reinhard_transfer(rgb, statistics, mean, std)
 
 

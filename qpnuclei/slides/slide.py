@@ -72,6 +72,14 @@ def open_slide(
     qpnuclei.errors.SlideError
         If the file cannot be read, is not an 8-bit RGB image, has no such series, or no colour
         profile that could be applied.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> Image.new("RGB", (640, 480), "white").save("glass.png")
+    >>> with open_slide("glass.png") as slide:
+    ...     slide.width, slide.height, slide.read(600, 400, 64, 64).shape
+    (640, 480, (64, 64, 3))
     """
     path = Path(path)
     source = open_source(path, series)
@@ -86,8 +94,8 @@ class Slide:
     """An open slide; made by `open_slide`.
 
     Any thread may read; reads of one `Slide` take turns, so threads that should read at the same
-    time open one each (a matter of milliseconds). Pickling sends the path alone, and the
-    receiving process opens the file again.
+    time open one each (milliseconds; a tenth of a second for a pyramid in JPEG 2000). Pickling
+    sends what the slide was opened with, and the receiving process opens the file again.
 
     Attributes
     ----------

@@ -14,7 +14,10 @@ _LIBRARIES = (
     "opencv-python-headless",
     "shapely",
     "torch",
+    "tifffile",
     "tiffslide",
+    "imagecodecs",
+    "openslide-bin",
     "paquo",
 )
 

@@ -96,8 +96,8 @@ def open_run_folder(folder: Path, resume: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SaveError(f"cannot make the folder {folder}: {error.strerror}") from error
-    # A tile index may be kept from a run that was stopped before its first epoch.
-    if any(not path.name.startswith("tiles-") for path in folder.iterdir()):
+    # These may be left of a run that was stopped before its first epoch or round.
+    if any(not path.name.startswith(("tiles-", "pseudo-labels")) for path in folder.iterdir()):
         raise UsageError(
             f"{folder} is not empty", "continue the run in it with --resume, or name another"
         )

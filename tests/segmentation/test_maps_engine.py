@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
+
 import numpy as np
 import pytest
 import shapely
 import torch
 
 from qpnuclei.errors import NotFoundError, UsageError
+from qpnuclei.segmentation import engine as engine_module
 from qpnuclei.segmentation.engine import (
     EngineOptions,
     engine_spec,
@@ -68,6 +71,21 @@ def test_engines_are_found_by_name() -> None:
     assert "maps" in str(caught.value.hint)
     with pytest.raises(NotFoundError, match="no model named 'heavy'"):
         engine_spec("heavy")
+
+
+def test_an_engine_that_cannot_be_imported_is_no_obstacle_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken = EntryPoint("broken", "no_such_module:Factory", "qpnuclei.engines")
+    monkeypatch.setattr(
+        engine_module,
+        "entry_points",
+        lambda **wanted: EntryPoints([*entry_points(**wanted), broken]).select(**wanted),
+    )
+    assert engine_spec("light").name == "light"
+    assert "broken" in engines()
+    with pytest.raises(UsageError, match=r"'broken' cannot be loaded: .*no_such"):
+        engine_spec("broken:model")
 
 
 def test_predictor_of_an_engine_with_other_post_processing() -> None:

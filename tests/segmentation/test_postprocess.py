@@ -11,8 +11,8 @@ from skimage.color import rgb2hed
 
 from benchmarks.reference import EIGHT, FOUR, reference_instances, same_up_to_numbering
 from qpnuclei.models.metadata import PostProcessing
+from qpnuclei.segmentation.labels import _holes
 from qpnuclei.segmentation.postprocess import (
-    _holes,
     foreground_mask,
     interaction_radius_px,
     segment_instances,

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from qpnuclei.errors import DeviceError, ModelError, NotFoundError, UsageError
+from qpnuclei.errors import DeviceError, NotFoundError, UsageError
 from qpnuclei.evaluation.tuning import resample
 from qpnuclei.models.attention import AttentionNet
 from qpnuclei.models.checkpoint import save_model
 from qpnuclei.models.device import resolve_device
 from qpnuclei.models.metadata import ColourNormalisation, ModelMetadata, PostProcessing
 from qpnuclei.models.registry import resolve_model
-from qpnuclei.segmentation.predictor import Precision, Predictor, normalise_colour
+from qpnuclei.segmentation.predictor import Precision, Predictor
 from qpnuclei.segmentation.quantised import attention_codes, centre_codes
 from qpnuclei.slides.stains import ReinhardStatistics, reinhard_transfer
 
@@ -240,10 +240,3 @@ def test_colours_are_transferred_by_the_statistics_of_the_slide() -> None:
     )
     with pytest.raises(ValueError, match="give the statistics of the slide"):
         made.predict(rgb)
-
-
-def test_a_colour_transfer_without_a_target_is_a_model_error() -> None:
-    made = dark_is_nucleus(colour=ColourNormalisation(method="reinhard"))
-    slide = ReinhardStatistics(200.0, (50.0, 20.0, -5.0), (20.0, 4.0, 6.0))
-    with pytest.raises(ModelError, match="names no target"):
-        normalise_colour(noise(4, 4, 3), made.metadata, slide)

@@ -56,7 +56,10 @@ def test_each_variant_changes_one_thing(name: str, differs: set[str]) -> None:
 
 def test_a_narrow_network_is_made_for_a_laptop() -> None:
     recipe = attention_recipe(read_recipe("anchored", ["width=16"]))
-    assert (recipe.stride, recipe.scale_network, recipe.scale_weights) == (2, "resnet10", "scratch")
+    assert (recipe.stride, recipe.scale_network) == (2, "efficientnet-lite0")
+    assert (recipe.scale_weights, recipe.learning_rate) == ("imagenet", 1e-3)
+    assert recipe.starts == 1  # anchored, the attention has its sign from the first batch
+    assert attention_recipe(read_recipe("proposed", ["width=16"])).starts == 4
     assert recipe.epochs is not None
     assert recipe.batches_per_epoch is not None
     assert recipe.epochs * recipe.batches_per_epoch == 250

@@ -14,8 +14,15 @@ SCRIPT = ROOT / "training" / "reproduce.py"
 
 #: A recipe as small as recipes can be: this is about the bookkeeping, not about nuclei.
 TINY = [
-    *("dilations=[1,2]", "scale_width=4", "scales=[0.25,0.5]", "tile_px=112", "crop_px=64"),
-    *("batch_size=4", "batches_per_epoch=1", "epochs=2"),
+    *(
+        "dilations=[1,2]",
+        "scale_network=resnet10",
+        "scale_width=4",
+        "scales=[0.25,0.5]",
+        "tile_px=112",
+        "crop_px=64",
+    ),
+    *("batch_size=4", "batches_per_epoch=1", "epochs=2", "starts=1"),
 ]
 
 

@@ -7,6 +7,8 @@ import pytest
 from qpnuclei.errors import FormatError, MppError, NotFoundError, UsageError
 from qpnuclei.training.sources import find_sources
 from tests.paths import SAMPLES
+from tests.slides.dicom import write_series
+from tests.slides.pictures import picture, reduced
 
 
 def test_a_data_set_gives_only_the_images_of_its_training_split(dataset: Path) -> None:
@@ -77,3 +79,11 @@ def test_projects_give_their_calibrated_images(
         find_sources([folder / "project"], image_root=folder / "images", roi=["Tumour", "Nerve"])
     everything = find_sources([folder / "project"], image_root=folder / "images", mpp=[0.5])
     assert len(everything) == 3
+
+
+def test_files_of_one_slide_are_one_image_to_learn_from(tmp_path: Path) -> None:
+    full = picture(256, 192)
+    files = write_series(tmp_path, [full, reduced(full, 2)], 0.25)
+    for paths in ([tmp_path], files):
+        (found,) = find_sources(paths)
+        assert (found.path, found.width) == (files[0], 256)

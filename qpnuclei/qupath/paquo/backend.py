@@ -87,6 +87,8 @@ _POINT = "qupath.lib.geom.Point2"
 _UUID_STRING = re.compile(rb"t\0\x24([0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12})")
 _END_MARK = b"t\0\3EOF"
 
+#: Under which key of the metadata QuPath keeps the description of an annotation.
+_DESCRIPTION = "ANNOTATION_DESCRIPTION"
 #: What QuPath keeps while it saves, and leaves when that fails.
 _BACKUP = "data.qpdata.bkp"
 
@@ -499,6 +501,7 @@ def _stored_ids(file: Path) -> set[str]:
 def _read_annotations(annotations: JavaObject, stored: set[str]) -> tuple[Annotation, ...]:
     handles = {str(item.getID()): handle for handle, item in enumerate(annotations)}
     geometries = _geometries(annotations)
+    measured = _measurements(annotations)
     made = []
     for handle, item in enumerate(annotations):
         roi = item.getROI()
@@ -520,9 +523,25 @@ def _read_annotations(annotations: JavaObject, stored: set[str]) -> tuple[Annota
                 parent=None if above is None else handles[str(above.getID())],
                 z=int(roi.getZ()),
                 t=int(roi.getT()),
+                metadata=_metadata(item),
+                measurements={
+                    name: float(column[handle])
+                    for name, column in measured.items()
+                    if not np.isnan(column[handle])
+                },
             )
         )
     return tuple(made)
+
+
+def _metadata(annotation: JavaObject) -> dict[str, str]:
+    """Return the metadata of an annotation, its description among it."""
+    # Before QuPath 0.5 all but the description was for QuPath's own use.
+    found = annotation.getMetadata() if hasattr(annotation, "getMetadata") else {}
+    metadata = {str(key): str(found[key]) for key in found if found[key] is not None}
+    if annotation.getDescription() is not None:
+        metadata[_DESCRIPTION] = str(annotation.getDescription())
+    return metadata
 
 
 class _JavaDetections(Detections):
@@ -586,12 +605,27 @@ class _JavaDetections(Detections):
 
     @cached_property
     def measurements(self) -> dict[str, npt.NDArray[np.float64]]:
-        own_list = method(_PATH_OBJECT, "getMeasurementList", _MEASUREMENTS)
-        get = method(_MEASUREMENTS, "get", "double", _STRING)
-        return {
-            str(name): jvm.doubles(self._detections, pipe(own_list, bind(get, 1, name)))
-            for name in jvm.java_class(_OBJECT_TOOLS).getAvailableFeatures(self._detections)
+        return _measurements(self._detections)
+
+    def unread(self) -> dict[str, int]:
+        to_name = method(_PATH_OBJECT, "getName", _STRING)
+        to_color = method(_PATH_OBJECT, "getColor", "java.lang.Integer")
+        counts = {
+            "name": sum(map(bool, jvm.texts(self._detections, to_name))),
+            "own colour": sum(map(bool, jvm.texts(self._detections, to_color))),
+            "lock": int(_only(self._detections, "isLocked").size()),
+            "outline of a nucleus": self.kinds.count("cell"),
         }
+        return {what: count for what, count in counts.items() if count}
+
+
+def _measurements(objects: JavaObject) -> dict[str, npt.NDArray[np.float64]]:
+    own_list = method(_PATH_OBJECT, "getMeasurementList", _MEASUREMENTS)
+    get = method(_MEASUREMENTS, "get", "double", _STRING)
+    return {
+        str(name): jvm.doubles(objects, pipe(own_list, bind(get, 1, name)))
+        for name in jvm.java_class(_OBJECT_TOOLS).getAvailableFeatures(objects)
+    }
 
 
 def _to_id() -> Handle:

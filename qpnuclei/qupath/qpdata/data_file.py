@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import is_not
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.model import Annotation, Detections, Edit, NewAnnotation
 from qpnuclei.qupath.qpdata import java_classes as jc
 from qpnuclei.qupath.qpdata import java_stream
-from qpnuclei.qupath.qpdata.detections import FileDetections, packed_ids
+from qpnuclei.qupath.qpdata.detections import FileDetections, packed_ids, read_measurements
 from qpnuclei.qupath.qpdata.java_stream import (
     BlockData,
     Content,
@@ -562,8 +563,10 @@ def annotation_node(catalog: jc.Catalog, new: NewAnnotation) -> JavaObject:
         path_class = catalog.path_class(new.path_class.name, new.path_class.color)
     return catalog.path_object(
         jc.ANNOTATION,
-        metadata=_id_metadata(catalog, new.id),
+        metadata=_id_metadata(catalog, new.id, new.metadata),
         name=new.name,
+        color=new.color,
+        measurements=catalog.measurements(new.measurements) if new.measurements else None,
         is_locked=new.locked,
         path_class=path_class,
         roi=make_roi(catalog, new.geometry, Plane(z=new.z, t=new.t)),
@@ -576,8 +579,12 @@ def _hierarchy_node(catalog: jc.Catalog) -> JavaObject:
     return catalog.make(jc.HIERARCHY, {"rootObject": root})
 
 
-def _id_metadata(catalog: jc.Catalog, own_id: uuid.UUID) -> JavaObject:
-    return catalog.metadata([(catalog.string(OBJECT_ID), JavaString.of(str(own_id)))])
+def _id_metadata(
+    catalog: jc.Catalog, own_id: uuid.UUID, others: Mapping[str, str] = MappingProxyType({})
+) -> JavaObject:
+    pairs = [(catalog.string(OBJECT_ID), JavaString.of(str(own_id)))]
+    pairs += [(catalog.string(k), JavaString.of(v)) for k, v in others.items() if k != OBJECT_ID]
+    return catalog.metadata(pairs)
 
 
 def _version_block() -> BlockData:
@@ -614,10 +621,16 @@ def _read_items(items: Sequence[Content]) -> FileDetections:
 def _check_annotation(found: Annotation, new: NewAnnotation) -> None:
     """Raise FormatError unless the annotation found is the one that was added."""
     class_name = None if new.path_class is None else new.path_class.name
-    if (found.id, found.name, found.class_name, found.locked, found.z, found.t) != (
-        new.id, new.name, class_name, new.locked, new.z, new.t
+    if (found.id, found.name, found.class_name, found.locked, found.z, found.t, found.color) != (
+        new.id, new.name, class_name, new.locked, new.z, new.t, new.color
     ):  # fmt: skip
         raise FormatError("a new annotation is missing, or has other values")
+    metadata = {name: value for name, value in new.metadata.items() if name != OBJECT_ID}
+    if found.metadata != metadata or found.measurements.keys() != new.measurements.keys():
+        raise FormatError("a new annotation has other metadata or measurements")
+    for name, value in new.measurements.items():
+        if not np.isclose(found.measurements[name], value, rtol=1e-6, atol=0, equal_nan=True):
+            raise FormatError("a new annotation has other measurements")
 
 
 def _annotation(view: PathObject, handle: int, parent: int | None) -> Annotation:
@@ -639,4 +652,6 @@ def _annotation(view: PathObject, handle: int, parent: int | None) -> Annotation
         parent=parent,
         z=int(rois.z[0]),
         t=int(rois.t[0]),
+        metadata={key.text: value.text for key, value in view.metadata if key.text != OBJECT_ID},
+        measurements=read_measurements(view),
     )

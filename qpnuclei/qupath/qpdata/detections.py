@@ -20,7 +20,7 @@ from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.qupath.model import Detections
 from qpnuclei.qupath.qpdata import java_classes as jc
 from qpnuclei.qupath.qpdata.java_stream import JavaObject, JavaString
-from qpnuclei.qupath.qpdata.path_objects import KINDS, PathObject, located, parse_uuid
+from qpnuclei.qupath.qpdata.path_objects import KINDS, OBJECT_ID, PathObject, located, parse_uuid
 from qpnuclei.qupath.qpdata.records import CHUNK, Column, IntArray, KnownShape, Packed
 from qpnuclei.qupath.qpdata.rois import read_outlines, read_rois
 from qpnuclei.qupath.qpdata.values import Many, NotConstantError, Single, Source, text
@@ -144,6 +144,21 @@ class FileDetections(Detections):
                     columns[name] = np.full(len(self), np.nan)
                 columns[name][rows] = values
         return columns
+
+    def unread(self) -> Counter[str]:
+        """Return what detections have that is in no column, and how many have it."""
+        counts = Counter[str]()
+        for batch in self._batches:
+            view = batch.view
+            has = {
+                "name": view.name is not None,
+                "own colour": view.color is not None,
+                "lock": view.is_locked,
+                "metadata": any(key.text != OBJECT_ID for key, _ in view.metadata),
+                "outline of a nucleus": view.nucleus is not None,
+            }
+            counts.update({what: len(batch.rows) for what, it_has in has.items() if it_has})
+        return counts
 
     def kind_counts(self) -> Counter[str]:
         """Return how many there are of each kind."""
@@ -338,6 +353,11 @@ def _measurement_names(node: JavaObject | None) -> list[JavaString]:
     if not all(isinstance(name, JavaString) for name in names):
         raise FormatError("a measurement has no name")
     return [name for name in names if isinstance(name, JavaString)]
+
+
+def read_measurements(view: PathObject) -> dict[str, float]:
+    """Return the measurements of a single object."""
+    return {name: float(values[0]) for name, values in _measurements(view, Single())}
 
 
 def _measurements(view: PathObject, source: Source) -> list[tuple[str, FloatArray]]:

@@ -447,12 +447,26 @@ class Catalog:
             self._name_lists[names] = outer, self.hash_map(indices)
         return self._name_lists[names]
 
+    def measurements(self, values: Mapping[str, float]) -> JavaObject:
+        """Return an open list of measurements, to which QuPath may add others."""
+        strings = [JavaString.of(name) for name in values]
+        return self.make(
+            FLOAT_LIST,
+            {
+                "isClosed": False,
+                "map": self.hash_map({s: self.boxed(INTEGER, i) for i, s in enumerate(strings)}),
+                "names": self.array_list(strings),
+                "values": self.floats(np.array([*values.values()])),
+            },
+        )
+
     def path_object(
         self,
         class_name: str,
         *,
         metadata: JavaObject,
         name: str | None = None,
+        color: int | None = None,
         measurements: JavaObject | None = None,
         is_locked: bool = False,
         path_class: JavaObject | None = None,
@@ -461,7 +475,7 @@ class Catalog:
         """Return a new PathObject without children; the root object has no ROI."""
         extra: list[Content] = [
             None if name is None else JavaString.of(name),
-            None,  # its own colour
+            None if color is None else self.boxed(INTEGER, color),
             metadata,
             measurements,
             BlockData(bytes(4)),  # number of children

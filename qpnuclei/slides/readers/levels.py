@@ -5,6 +5,8 @@ Any page of half the size is a level to the libraries, also one that shows somet
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +15,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from qpnuclei.errors import SlideError
+from qpnuclei.slides.readers.source import reading
 from qpnuclei.slides.readers.tiff_level import TiffLevel
 
 _log = logging.getLogger(__name__)
@@ -35,7 +39,7 @@ def matching_levels(path: Path, levels: Sequence[TiffLevel]) -> list[TiffLevel]:
     """Return the levels that show the same as the first, each less detailed than the one before."""
     matching = [levels[0]]
     for level in levels[1:]:
-        reason = _mismatch(matching[-1], level, levels[0].size)
+        reason = _mismatch(path, matching[-1], level, levels[0].size)
         if reason:
             width, height = level.size
             _log.warning(
@@ -47,7 +51,7 @@ def matching_levels(path: Path, levels: Sequence[TiffLevel]) -> list[TiffLevel]:
     return matching
 
 
-def _mismatch(finer: TiffLevel, level: TiffLevel, full: tuple[int, int]) -> str:
+def _mismatch(path: Path, finer: TiffLevel, level: TiffLevel, full: tuple[int, int]) -> str:
     """Say why a page is not a level; empty if it is one."""
     if not all(0 < small < large for small, large in zip(level.size, finer.size, strict=True)):
         return "it is not smaller than the one before"
@@ -55,30 +59,30 @@ def _mismatch(finer: TiffLevel, level: TiffLevel, full: tuple[int, int]) -> str:
     most = min(f / max(s - _ROUNDING, 0.5) for f, s in zip(full, level.size, strict=True))
     if least > most:
         return "its sides are not in proportion"
-    if _difference(finer, level) > _MOST_DIFFERENCE:
+    if _difference(path, finer, level) > _MOST_DIFFERENCE:
         return "it shows something else"
     return ""
 
 
-def _difference(finer: TiffLevel, level: TiffLevel) -> float:
-    """Return the largest mean difference of windows that lie all over the level, in grey levels."""
+def _difference(path: Path, finer: TiffLevel, level: TiffLevel) -> float:
+    """Return the largest mean difference of windows that lie all over the level, in grey levels.
+
+    What cannot be decoded says nothing here: whoever reads that place gets the error.
+    """
     (width, height), (finer_width, finer_height) = level.size, finer.size
     factor_x, factor_y = finer_width / width, finer_height / height
     window = max(_MEANS, min(_WINDOW, int(_MOST_FINE / max(factor_x, factor_y))))
     window = min(window, width, height)
     largest = 0.0
-    for row in range(_GRID):
-        for column in range(_GRID):
-            x = (width - window) * (2 * column + 1) // (2 * _GRID)
-            y = (height - window) * (2 * row + 1) // (2 * _GRID)
+    for row, column in itertools.product(range(_GRID), repeat=2):
+        x = (width - window) * (2 * column + 1) // (2 * _GRID)
+        y = (height - window) * (2 * row + 1) // (2 * _GRID)
+        left, top = int(x * factor_x), int(y * factor_y)
+        right = min(left + max(1, round(window * factor_x)), finer_width)
+        bottom = min(top + max(1, round(window * factor_y)), finer_height)
+        with contextlib.suppress(SlideError), reading(path):
             coarse = level.read(x, y, window, window)
-            left, top = int(x * factor_x), int(y * factor_y)
-            fine = finer.read(
-                left,
-                top,
-                min(max(1, round(window * factor_x)), finer_width - left),
-                min(max(1, round(window * factor_y)), finer_height - top),
-            )
+            fine = finer.read(left, top, right - left, bottom - top)
             largest = max(largest, float(np.abs(_means(coarse) - _means(fine)).mean()))
     return largest
 

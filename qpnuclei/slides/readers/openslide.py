@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import openslide
+from PIL import ImageCms
 
 from qpnuclei.errors import SlideError
 from qpnuclei.slides.readers.source import (
@@ -140,7 +141,10 @@ class OpenSlideSource:
     @property
     def icc_profile(self) -> bytes | None:
         """The colour profile that lies in the file."""
-        profile = self._slide.color_profile
+        try:
+            profile = self._slide.color_profile
+        except (ImageCms.PyCMSError, openslide.OpenSlideError):
+            return b""  # there is one, but it is broken
         return None if profile is None else profile.tobytes()
 
     def _bounds(self) -> tuple[int, int, int, int] | None:

@@ -152,6 +152,8 @@ def _ycbcr(path: Path, page: Any) -> Conversion:
 def _rationals(page: Any, tag: int, default: tuple[float, ...]) -> tuple[float, ...]:
     """Return the fractions of a tag; the default where they are missing or broken."""
     value = page.tags[tag].value if tag in page.tags else ()
+    if not isinstance(value, tuple):
+        return default
     pairs = list(zip(value[::2], value[1::2], strict=True)) if len(value) % 2 == 0 else []
     if len(pairs) != len(default) or any(denominator == 0 for _, denominator in pairs):
         return default

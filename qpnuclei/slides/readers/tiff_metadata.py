@@ -126,17 +126,29 @@ class OmeXml:
 def read_metadata(
     path: Path, tiff: tifffile.TiffFile, page: Any, ome: OmeXml | None, series: int
 ) -> Metadata:
-    """Read what a file says; OME, Aperio and ImageJ know better than the resolution tags."""
+    """Read what a file says; what is broken is said, and is no reason not to read the pixels."""
+    try:
+        with reading(path, "has damaged metadata"):
+            return _read_metadata(path, tiff, page, ome, series)
+    except SlideError as error:
+        _log.warning("%s; they are not used", error.what)
+        return Metadata(None, None, None)
+
+
+def _read_metadata(
+    path: Path, tiff: tifffile.TiffFile, page: Any, ome: OmeXml | None, series: int
+) -> Metadata:
+    """OME, Aperio and ImageJ know better than the resolution tags."""
     vendor, mpp, magnification = None, None, None
     if ome is not None:
         mpp, magnification = ome.mpp(series), ome.magnification(series)
     elif tiff.pages.first.description.startswith("Aperio") or tiff.is_ndpi:
         properties: Mapping[str, Any] = {}
         try:
-            with reading(path):
+            with reading(path, "has damaged metadata"):
                 properties = vendor_properties(path)
         except SlideError as error:
-            _log.warning("%s; its metadata are not used", error.what)
+            _log.warning("%s; they are not used", error.what)
         vendor = properties.get("tiffslide.vendor")
         mpp = positive_pair(properties.get("tiffslide.mpp-x"), properties.get("tiffslide.mpp-y"))
         magnification = positive(properties.get("tiffslide.objective-power"))
@@ -146,7 +158,7 @@ def read_metadata(
         mpp = None if unit is None else _pixel_size(page, unit)
     if mpp is None:
         unit_tag = page.tags.get("ResolutionUnit")
-        unit = None if unit_tag is None else _RESOLUTION_UNITS.get(int(unit_tag.value))
+        unit = None if unit_tag is None else _RESOLUTION_UNITS.get(unit_tag.value)
         mpp = None if unit is None else _pixel_size(page, unit)
     return Metadata(vendor, mpp, magnification)
 

@@ -75,18 +75,20 @@ class Learner:
                 )
             module.to(device, memory_format=self._memory)  # type: ignore[call-overload]
         self._parameters = [p for m in self._modules.values() for p in m.parameters()]
+        groups = [
+            {"params": list(self.attention_net.parameters()), "lr": recipe.learning_rate},
+            {"params": list(self.scale_net.parameters()), "lr": recipe.scale_learning_rate},
+        ]
+        self._rates = [recipe.learning_rate, recipe.scale_learning_rate]
         self._optimiser = torch.optim.Adam(
-            self._parameters,
-            lr=recipe.learning_rate,
-            betas=recipe.betas,
-            weight_decay=recipe.weight_decay,
+            groups, betas=recipe.betas, weight_decay=recipe.weight_decay
         )
         self._scaler = torch.amp.GradScaler("cuda", enabled=device.type == "cuda")
 
-    def set_learning_rate(self, rate: float) -> None:
-        """Set the learning rate of the next step."""
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
+    def set_learning_rate(self, factor: float) -> None:
+        """Set the learning rates of the next step: so many times those of the recipe."""
+        for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
+            group["lr"] = factor * rate
 
     def step(
         self, rgb: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor]

@@ -7,13 +7,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -138,12 +140,6 @@ def train_attention(
     if validation is not None and rank() == 0:
         labelled = read_validation(validation, mpp, recipe.model_mpp)
     with rank_0_first():
-        learner = Learner(recipe, device, seed, imagenet=not (resume or backbone_weights))
-    if state is not None:
-        learner.load_state(state.learner)
-    elif backbone_weights is not None:
-        load_backbone(learner.scale_net, backbone_weights)
-    with rank_0_first():
         index = cached_tile_index(
             folder,
             sources,
@@ -157,22 +153,31 @@ def train_attention(
     if recipe.colour == "reinhard":
         colour = ColourTransfer.measured(reader)
         reader = reader.with_colour(colour)
+    batches = Batches(
+        reader,
+        n_scales=len(recipe.scales),
+        batch_size=recipe.batch_size,
+        crop_px=recipe.crop_px,
+        hed_jitter=recipe.hed_jitter,
+        seed=seed,
+        rank=rank(),
+        world_size=world_size(),
+    )
+    learner: Learner | None
+    if state is None:
+        learner = first_learner(recipe, batches, device, seed, backbone_weights, watcher)
+        if learner is None:
+            return TrainingResult(None, 0, None, None, True)
+    else:
+        learner = Learner(recipe, device, seed, imagenet=False)
+        learner.load_state(state.learner)
     run = _Run(
         recipe=recipe,
         folder=folder,
         identity=identity,
         learner=learner,
         progress=Progress() if state is None else state.progress,
-        batches=Batches(
-            reader,
-            n_scales=len(recipe.scales),
-            batch_size=recipe.batch_size,
-            crop_px=recipe.crop_px,
-            hed_jitter=recipe.hed_jitter,
-            seed=seed,
-            rank=rank(),
-            world_size=world_size(),
-        ),
+        batches=batches,
         colour=_colour_metadata(colour),
         data=_data_metadata(sources, index, recipe),
         labelled=labelled,
@@ -237,10 +242,8 @@ class _Run:
     def _train_batch(self, rgb: Tensor, labels: Tensor) -> None:
         progress = self.progress
         number = progress.epoch * self.recipe.batches_per_epoch + progress.batch
-        # The tiles of this batch were drawn from (seed, number): this stream is another one.
-        rng = batch_rng(self.identity["seed"], number, "transform")
-        transform = TRANSFORMS[str(rng.choice(list(TRANSFORMS)))]
-        self.learner.set_learning_rate(learning_rate(self.recipe, progress.epoch))
+        transform = _transform(self.identity["seed"], number)
+        self.learner.set_learning_rate(learning_rate_factor(self.recipe, progress.epoch))
         try:
             metrics = self.learner.step(rgb, labels, transform)
         except FloatingPointError as error:
@@ -295,7 +298,8 @@ class _Run:
                 self.folder / MODEL_FILE, self.learner.attention_net, self._metadata(measured)
             )
         row = {"epoch": float(epoch), "seconds": round(seconds, 1)}
-        row |= {"learning rate": learning_rate(recipe, epoch - 1), **metrics}
+        rate = recipe.learning_rate * learning_rate_factor(recipe, epoch - 1)
+        row |= {"learning rate": rate, **metrics}
         progress.history.append(row)
         self._save_state()
         write_metrics(self.folder, progress.history)
@@ -358,10 +362,100 @@ class _Run:
         )
 
 
-def learning_rate(recipe: AttentionRecipe, epoch: int) -> float:
-    """Return the learning rate of an epoch (from 0): it drops at each of ``recipe.lr_steps``."""
-    drops = sum(epoch >= step for step in recipe.lr_steps)
-    return recipe.learning_rate * recipe.lr_factor**drops
+def learning_rate_factor(recipe: AttentionRecipe, epoch: int) -> float:
+    """Return what the recipe's learning rates are multiplied by in an epoch (from 0).
+
+    It drops at each of ``recipe.lr_steps``.
+    """
+    return recipe.lr_factor ** sum(epoch >= step for step in recipe.lr_steps)
+
+
+def _transform(seed: int, number: int) -> Callable[[Tensor], Tensor]:
+    # The tiles of this batch were drawn from (seed, number): this stream is another one.
+    rng = batch_rng(seed, number, "transform")
+    return TRANSFORMS[str(rng.choice(list(TRANSFORMS)))]
+
+
+def first_learner(
+    recipe: AttentionRecipe,
+    batches: Batches,
+    device: torch.device,
+    seed: int,
+    backbone_weights: Path | None,
+    watcher: Watcher,
+) -> Learner | None:
+    """Make what a new run starts with: of several starts, the one that agrees best with the stain.
+
+    Parameters
+    ----------
+    recipe : AttentionRecipe
+    batches : Batches
+        All starts see the same ones, and the run itself does not see them.
+    device : torch.device
+    seed : int
+        The first start has the random weights of this seed.
+    backbone_weights : pathlib.Path or None
+        What G starts from, instead of what the recipe says.
+    watcher : Watcher
+
+    Returns
+    -------
+    Learner or None
+        None if it was asked to stop.
+
+    Raises
+    ------
+    qpnuclei.errors.TrainingError
+        If the losses of no start stayed numbers.
+
+    Notes
+    -----
+    The sign of the attention is decided within some fifty batches, and a start that goes to the
+    background does not come back. The rank correlation of attention and haematoxylin, mean over
+    the second half of these batches, needs no label and tells the two apart.
+    """
+    if recipe.starts == 1:
+        return _new_learner(recipe, device, seed, backbone_weights)
+    first = recipe.epochs * recipe.batches_per_epoch
+    chosen: Learner | None = None
+    best = -math.inf
+    for number in range(recipe.starts):
+        drawn = np.random.SeedSequence((seed, number)).generate_state(1)
+        learner = _new_learner(recipe, device, int(drawn[0]) if number else seed, backbone_weights)
+        agreements = []
+        try:
+            for batch in range(first, first + recipe.start_batches):
+                if any_rank(watcher.stop_requested(), device):
+                    return None
+                metrics = learner.step(*batches[batch], _transform(seed, batch))
+                agreements.append(metrics["anchor agreement"])
+                watcher.batch(0, batch - first + 1, metrics)
+        except FloatingPointError as error:
+            _log.info("start %d of %d: %s", number + 1, recipe.starts, error)
+            continue
+        agreement = float(np.mean(agreements[len(agreements) // 2 :]))
+        _log.info(
+            "start %d of %d: agreement with haematoxylin %.2f", number + 1, recipe.starts, agreement
+        )
+        if agreement > best:
+            chosen, best = learner, agreement
+    if chosen is None:
+        raise TrainingError(
+            f"the losses of none of {recipe.starts} starts stayed numbers",
+            "try a lower --set learning_rate, --set gradient_clip=1, or another --seed",
+        )
+    _log.info("the start of agreement %.2f goes on", best)
+    return chosen
+
+
+def _new_learner(
+    recipe: AttentionRecipe, device: torch.device, seed: int, backbone_weights: Path | None
+) -> Learner:
+    with rank_0_first():
+        learner = Learner(recipe, device, seed, imagenet=backbone_weights is None)
+    if backbone_weights is not None:
+        load_backbone(learner.scale_net, backbone_weights)
+    return learner
 
 
 def collapse(metrics: Mapping[str, float], n_scales: int, batches: int) -> str:

@@ -193,13 +193,13 @@ def training_losses(
     if recipe.smoothness_weight:
         terms["smoothness"] = recipe.smoothness_weight * smoothness_loss(attention)
     if recipe.equivariance_weight:
-        target = _attention_at_test_time(attention_net, activation, transform(image))
+        target = _attention_to_compare(attention_net, activation, transform(image))
         terms["equivariance"] = recipe.equivariance_weight * equivariance_loss(
             transform(attention), target
         )
     if recipe.scale_equivariance_weight:
         finest = labels == 0  # 40x: at half size it looks like 20x, which the batch holds too
-        target = _attention_at_test_time(attention_net, activation, half_size(image[finest]))
+        target = _attention_to_compare(attention_net, activation, half_size(image[finest]))
         terms["scale equivariance"] = recipe.scale_equivariance_weight * equivariance_loss(
             half_size(attention[finest]), target
         )
@@ -228,20 +228,24 @@ def normalise(rgb: Tensor) -> Tensor:
     return normalised
 
 
-def _attention_at_test_time(
+def _attention_to_compare(
     attention_net: AttentionNet, activation: AttentionActivation, image: Tensor
 ) -> Tensor:
-    """Attention as at test time: no gradient, running statistics, running tau."""
-    with torch.no_grad(), _evaluating(attention_net), _evaluating(activation):
+    """Attention without a gradient, with running tau.
+
+    BatchNorm has the statistics of the batch, as in the first pass and in the authors' code: the
+    running ones are far off early on, and then tell F to be equivariant to something else.
+    """
+    with torch.no_grad(), _tau_kept(activation):
         attention: Tensor = activation(attention_net(image))
     return attention
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    training = module.training
-    module.eval()
+def _tau_kept(activation: AttentionActivation) -> Iterator[None]:
+    training = activation.training
+    activation.eval()
     try:
         yield
     finally:
-        module.train(training)
+        activation.train(training)

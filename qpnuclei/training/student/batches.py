@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from qpnuclei.slides.recolour import recolour
 from qpnuclei.slides.stains import DEFAULT_HE, stain_matrix
 from qpnuclei.training.student.pseudo_labels import PseudoLabels, centre_map, seams
 from qpnuclei.training.student.recipe import StudentRecipe
@@ -22,6 +24,11 @@ FloatImage = npt.NDArray[np.float32]
 _DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255).astype(np.float32)
 _STAINS = stain_matrix(DEFAULT_HE)
 _UNMIX = np.linalg.inv(_STAINS)
+
+#: What is paler than this in all channels is glass, and has no colour to lend.
+_GLASS = 225
+#: Every so many pixels tell the colours of a patch.
+_COLOUR_STEP = 7
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +44,14 @@ class Lesson:
 
     rgb: RGB
     targets: npt.NDArray[np.uint8]
+
+    @cached_property
+    def colours(self) -> npt.NDArray[np.float32]:
+        """Mean and standard deviation of L*, a*, b* of its tissue: (2, 3) float32."""
+        pixels = self.rgb.reshape(-1, 3)[::_COLOUR_STEP]
+        tissue = pixels[pixels.min(axis=1) < _GLASS]
+        lab = _lab((tissue if len(tissue) else pixels)[None].astype(np.float32) / np.float32(255))
+        return np.stack([lab.mean(axis=(0, 1)), lab.std(axis=(0, 1))])
 
     @classmethod
     def of(cls, rgb: RGB, known: PseudoLabels, seam_weight: float = 1.0) -> Lesson:
@@ -74,8 +89,11 @@ def random_batch(
     rng: np.random.Generator,
     mean: Sequence[float],
     std: Sequence[float],
+    *,
+    strong_colours: float = 0.0,
+    borrowed_colours: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Draw a batch of crops, all lessons being equally likely.
+    """Draw a batch of crops; a lesson is as likely as it is large.
 
     Parameters
     ----------
@@ -87,6 +105,10 @@ def random_batch(
     rng : numpy.random.Generator
     mean, std : three floats each
         The network sees RGB in 0..1 minus `mean`, over `std`.
+    strong_colours : float
+        Share of the crops that are recoloured strongly, see `random_appearance`.
+    borrowed_colours : float
+        Share of the crops that first get the colours of another lesson.
 
     Returns
     -------
@@ -97,12 +119,41 @@ def random_batch(
     offset, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     images = np.empty((size, crop_px, crop_px, 3), np.float32)
     targets = np.empty((size, crop_px, crop_px, 3), np.float32)
+    areas = np.array([lesson.rgb.shape[0] * lesson.rgb.shape[1] for lesson in lessons], float)
+    share = areas / areas.sum()
     for i in range(size):
-        lesson = lessons[int(rng.integers(len(lessons)))]
-        rgb, target = random_crop_of(lesson, crop_px, rng)
-        images[i] = (random_appearance(rgb, rng) - offset) / scale
-        targets[i] = target.astype(np.float32) / 255
+        lesson = lessons[int(rng.choice(len(lessons), p=share))]
+        rgb, crop_targets = random_crop_of(lesson, crop_px, rng)
+        if rng.random() < borrowed_colours:
+            lender = lessons[int(rng.integers(len(lessons)))]
+            rgb = with_colours_of(rgb, lesson.colours, lender.colours)
+        images[i] = (random_appearance(rgb, rng, strong_colours) - offset) / scale
+        targets[i] = crop_targets / np.float32(255)
     return _channels_first(images), _channels_first(targets)
+
+
+def with_colours_of(rgb: RGB, own: npt.NDArray[np.float32], lent: npt.NDArray[np.float32]) -> RGB:
+    """Give a crop the colours of another slide (Reinhard et al., IEEE CG&A 21, 2001).
+
+    Parameters
+    ----------
+    rgb : (H, W, 3) uint8 ndarray
+    own, lent : (2, 3) float32 ndarray
+        `Lesson.colours` of the crop's lesson and of the lender's.
+
+    Returns
+    -------
+    (H, W, 3) uint8 ndarray
+    """
+    # A patch of one colour has no spread to scale; and none is blown up beyond all measure.
+    gain = np.clip(lent[1] / np.maximum(own[1], np.float32(1)), 0.5, 2)
+    lab = (_lab(rgb.astype(np.float32) / np.float32(255)) - own[0]) * gain + lent[0]
+    image = cv2.cvtColor(np.asarray(lab, np.float32), cv2.COLOR_Lab2RGB)
+    return np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
+
+
+def _lab(rgb: FloatImage) -> FloatImage:
+    return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab), np.float32)
 
 
 def _channels_first(batch: npt.NDArray[np.float32]) -> Tensor:
@@ -159,13 +210,17 @@ def random_crop_of(
     return rgb.astype(np.uint8), targets.astype(np.uint8)
 
 
-def random_appearance(rgb: RGB, rng: np.random.Generator) -> FloatImage:
+def random_appearance(
+    rgb: RGB, rng: np.random.Generator, strong_colours: float = 0.0
+) -> FloatImage:
     """Give a crop the colours, brightness, sharpness and noise of some other laboratory.
 
     Parameters
     ----------
     rgb : (H, W, 3) uint8 ndarray
     rng : numpy.random.Generator
+    strong_colours : float
+        Probability that the colours change as by `recolour`; else they change mildly.
 
     Returns
     -------
@@ -174,10 +229,23 @@ def random_appearance(rgb: RGB, rng: np.random.Generator) -> FloatImage:
 
     Notes
     -----
-    Stain concentrations (haematoxylin, eosin, residual) are scaled by up to 30 % and shifted;
-    their overall strength follows a gamma; then brightness; then one of blur, sharpening, or the
-    loss of detail of a coarser scan; noise; JPEG.
+    Mildly: stain concentrations (haematoxylin, eosin, residual) are scaled by up to 30 % and
+    shifted; their overall strength follows a gamma; then brightness. After the colours: one of
+    blur, sharpening, or the loss of detail of a coarser scan; noise; JPEG.
     """
+    change = recolour if rng.random() < strong_colours else _mildly_recoloured
+    image = change(rgb, rng)
+    image = _random_sharpness(image, rng)
+    if rng.random() < 0.3:
+        deviation = np.float32(rng.uniform(0.005, 0.04))
+        image = image + deviation * rng.standard_normal(image.shape, np.float32)
+    image = np.clip(image, 0, 1)
+    if rng.random() < 0.25:
+        image = _random_jpeg(image, rng)
+    return np.asarray(image, np.float32)
+
+
+def _mildly_recoloured(rgb: RGB, rng: np.random.Generator) -> FloatImage:
     factors, shifts = rng.uniform(0.7, 1.3, 3), rng.uniform(-0.026, 0.026, 3)
     mix = (_UNMIX @ np.diag(factors) @ _STAINS).astype(np.float32)
     strength = np.exp(rng.uniform(-0.25, 0.25))
@@ -185,20 +253,24 @@ def random_appearance(rgb: RGB, rng: np.random.Generator) -> FloatImage:
     np.maximum(density, 0, out=density)
     density = density * np.float32(-np.log(10) * strength)
     brightness = np.float32(rng.uniform(0.9, 1.05))
-    image = np.asarray(brightness * np.exp(density), np.float32)
-    image = _random_sharpness(image, rng)
-    if rng.random() < 0.3:
-        deviation = np.float32(rng.uniform(0.005, 0.04))
-        image = image + deviation * rng.standard_normal(image.shape, np.float32)
-    image = np.clip(image, 0, 1)
-    if rng.random() < 0.2:
-        quality = int(rng.integers(40, 90))
-        _, encoded = cv2.imencode(
-            ".jpg", np.rint(255 * image).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality]
-        )
-        decoded = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
-        image = np.asarray(decoded, np.float32) / np.float32(255)
-    return np.asarray(image, np.float32)
+    return np.asarray(brightness * np.exp(density), np.float32)
+
+
+def _random_jpeg(image: FloatImage, rng: np.random.Generator) -> FloatImage:
+    """Return an RGB image in 0..1 after JPEG, its colours at full or at half the resolution."""
+    sampling = (
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    )[int(rng.integers(2))]
+    options = [
+        cv2.IMWRITE_JPEG_QUALITY,
+        int(rng.integers(30, 95)),
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        sampling,
+    ]
+    bgr = np.rint(255 * image[..., ::-1]).astype(np.uint8)
+    decoded = np.asarray(cv2.imdecode(cv2.imencode(".jpg", bgr, options)[1], cv2.IMREAD_COLOR))
+    return decoded[..., ::-1].astype(np.float32) / np.float32(255)
 
 
 def _random_sharpness(image: FloatImage, rng: np.random.Generator) -> FloatImage:

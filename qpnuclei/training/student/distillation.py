@@ -24,6 +24,7 @@ from qpnuclei.errors import UsageError
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.training.student.batches import Lesson, make_lessons
+from qpnuclei.training.student.fit import has_bfloat16
 from qpnuclei.training.student.patches import SlideSample
 from qpnuclei.training.student.pseudo_labels import PseudoLabels
 from qpnuclei.training.student.recipe import StudentRecipe
@@ -40,7 +41,7 @@ class Distillation:
         Names the teacher.
     samples : sequence of SlideSample
     device : torch.device
-        Where the teacher runs; on a CPU, in bfloat16.
+        Where the teacher runs; on a CPU that has it, in bfloat16.
 
     Raises
     ------
@@ -58,7 +59,7 @@ class Distillation:
             recipe.teacher,
             str(device),
             recipe.teacher_views,
-            "bfloat16" if device.type == "cpu" else "auto",
+            "bfloat16" if has_bfloat16(device) else "auto",
         )
         name = teacher.metadata.name
         if teacher.metadata.family != "student":

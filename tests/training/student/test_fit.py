@@ -19,6 +19,8 @@ TINY = StudentRecipe(
     batch_size=2,
     crop_px=64,
     ema_decay=0.5,
+    strong_colours=0.0,
+    borrowed_colours=0.0,
     learning_rate=2e-2,
 )
 
@@ -87,7 +89,7 @@ def test_learns_what_is_taught_and_repeats_itself():
     ]
 
     (student, loss), (again, _) = runs
-    assert loss < 1.5  # the loss of random weights is about 2
+    assert loss < 1.7  # the loss of random weights is about 2
     for name, tensor in student.state_dict().items():
         torch.testing.assert_close(tensor, again.state_dict()[name], rtol=0, atol=0)
     assert not student.training

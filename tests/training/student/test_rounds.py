@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 from skimage.draw import ellipse
 
-from qpnuclei.errors import TrainingError, UsageError
-from qpnuclei.models.metadata import read_metadata
+from qpnuclei.errors import NotFoundError, TrainingError, UsageError
+from qpnuclei.models.checkpoint import load_model
+from qpnuclei.models.metadata import model_hash, read_metadata
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.training.callbacks import Watcher
 from qpnuclei.training.config import read_recipe
@@ -84,6 +85,8 @@ def test_a_run_makes_a_model_that_says_where_it_comes_from(run):
     assert metadata.recipe["round"] == result.best_epoch
     assert metadata.data["images"] == ["0.png", "1.png"]  # never those of the split val
     assert metadata.validation["images"] == 1
+    assert 0 < metadata.validation["recoloured"]["AJI"] <= 1
+    assert metadata.recipe["start_sha256"] is None
     assert result.best_score == metadata.validation["mean"]["ADC"]
     assert (folder / "pseudo-labels" / "round-02.png").is_file()
 
@@ -105,7 +108,8 @@ def test_metrics_have_a_row_per_round(run):
 
     assert [float(row["round"]) for row in rows] == [1, 2]
     assert all(float(row["nuclei"]) >= 9 for row in rows)
-    assert all(0 <= float(row["validation AJI"]) <= 1 for row in rows)
+    for name in ("validation AJI", "recoloured AJI"):
+        assert all(0 <= float(row[name]) <= 1 for row in rows)
 
 
 class StopInRound2(Watcher):
@@ -132,6 +136,36 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run, patches, tmp_path):
     whole = run[1]
     assert (resumed.best_epoch, resumed.best_score) == (whole.best_epoch, whole.best_score)
     assert resumed.model.read_bytes() == whole.model.read_bytes()
+
+
+def test_a_run_goes_on_from_a_model(run, patches, tmp_path):
+    """The first round is taught by the model itself, and starts from its weights."""
+    model = run[1].model
+    fields = {**TINY, "start": str(model), "rounds": 1, "first_round_batches": 1}
+    sources = find_sources([patches], mpp=[0.25])
+
+    result = train_student({**fields, "later_learning_rate": 1e-9}, sources, tmp_path, device=CPU)
+
+    assert read_metadata(result.model).recipe["start_sha256"] == model_hash(model)
+    before, _ = load_model(model)
+    after, _ = load_model(result.model)
+    for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
+        torch.testing.assert_close(new, old, msg=name, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"levels": 3}, "is another network"),
+        ({"mpp": 0.5}, "sees 0.25 µm/px, but mpp is 0.5"),
+        ({"start": "nonesuch"}, "no model named 'nonesuch'"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_no_start(run, patches, tmp_path, changes, message):
+    fields = {**TINY, "start": str(run[1].model), **changes}
+
+    with pytest.raises((UsageError, NotFoundError), match=message):
+        train_student(fields, find_sources([patches], mpp=[0.25]), tmp_path, device=CPU)
 
 
 def test_resuming_with_another_recipe_is_refused(run, patches):

@@ -1,0 +1,438 @@
+"""The public functions that put packages together; each is a few lines over them.
+
+They are imported from `qpnuclei` itself, as are the other public names, which live where their work
+is done: see `qpnuclei.__all__`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qpnuclei.errors import FormatError, NotFoundError
+from qpnuclei.nuclei.ids import NucleusIds
+from qpnuclei.nuclei.table import NucleiTable, concatenate
+from qpnuclei.qupath.counts import Grouping, Row, count_project
+from qpnuclei.qupath.model import PathClass, Project
+from qpnuclei.qupath.names import NEW_CLASS_COLOR
+from qpnuclei.qupath.project import open_project
+from qpnuclei.qupath.regions import match_images
+from qpnuclei.system.files import atomic_file
+
+if TYPE_CHECKING:
+    from qpnuclei.evaluation.report import Report
+    from qpnuclei.pipeline.plan import RunOptions
+    from qpnuclei.pipeline.summary import RunSummary
+    from qpnuclei.training.callbacks import TrainingResult, Watcher
+
+_PARQUET = ".parquet"
+#: The column of a Parquet table that holds outlines, as WKB.
+_GEOMETRY = "geometry"
+#: Columns of such a table that are no measurements.
+_CENTROIDS = ("centroid_x_px", "centroid_y_px")
+
+
+def create_project(
+    directory: str | os.PathLike[str],
+    slides: Sequence[str | os.PathLike[str]],
+    mpp: float | None = None,
+) -> Project:
+    """Make a QuPath project of Brightfield (H&E) images in a new folder.
+
+    Parameters
+    ----------
+    directory : path-like
+        New, or an empty folder.
+    slides : sequence of path-like
+    mpp : float, optional
+        Pixel size in µm/px of all the slides; by default what each says.
+
+    Raises
+    ------
+    NotFoundError, qpnuclei.errors.SlideError
+        If a slide is missing or cannot be read.
+    qpnuclei.errors.MppError
+        If `mpp` is absurd.
+    UsageError
+        If the folder holds anything.
+    qpnuclei.errors.SaveError
+        If the project cannot be written; nothing is left behind.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> Image.new("RGB", (640, 480), "white").save("slide.png")
+    >>> project = create_project("project", ["slide.png"], mpp=0.25)
+    >>> [(image.name, image.calibration.mpp) for image in project.images]
+    [('slide.png', 0.25)]
+    """
+    from qpnuclei.qupath.create import create_from_slides
+
+    return create_from_slides(Path(directory), [Path(slide) for slide in slides], mpp)
+
+
+def run(
+    project: str | os.PathLike[str] | Project,
+    options: RunOptions,
+    images: Sequence[str] = (),
+    progress: Callable[[str, int, int, int], None] = lambda image, done, tiles, nuclei: None,
+) -> RunSummary:
+    """Find the nuclei in the chosen annotations of a project and write them back as detections.
+
+    It is what ``qpnuclei run`` does. Images that fail are in the summary's `failures`.
+
+    Parameters
+    ----------
+    project : path-like or Project
+    options : RunOptions
+        Which annotations, and how.
+    images : sequence of str
+        Names or patterns (``*``, ``?``) of images; all by default.
+    progress : callable
+        Called as ``progress(image name, tiles done, tiles in all, nuclei so far)``.
+
+    Raises
+    ------
+    qpnuclei.errors.QpnucleiError
+        If nothing was changed, because the request, the model or the device is wrong.
+
+    Examples
+    --------
+    A slide with two nuclei of 8 µm, and all of its tissue:
+
+    >>> import numpy as np
+    >>> from PIL import Image
+    >>> from qpnuclei import RunOptions, Selection
+    >>> y, x = np.mgrid[:256, :256]
+    >>> rgb = np.full((256, 256, 3), (235, 200, 225), np.uint8)
+    >>> rgb[((y - 80) ** 2 + (x - 80) ** 2 < 256) | ((y - 160) ** 2 + (x - 170) ** 2 < 256)] = (
+    ...     90, 60, 140)
+    >>> Image.fromarray(rgb).save("tissue.png")
+    >>> project = create_project("project-of-tissue", ["tissue.png"], mpp=0.25)
+    >>> summary = run(project, RunOptions(Selection(tissue=True), device="cpu"))
+    >>> summary.nuclei, summary.failures
+    (2, [])
+    >>> [row["nuclei"] for row in count(project, by="image")]
+    [2]
+    """
+    from qpnuclei.pipeline.run import analyse_project
+    from qpnuclei.pipeline.selection import choose_images
+
+    opened = _opened(project)
+    entries = choose_images(opened, tuple(images), options.selection)
+    return analyse_project(opened, entries, options, progress)
+
+
+def count(
+    project: str | os.PathLike[str] | Project,
+    by: Grouping = "annotation",
+    *,
+    images: Sequence[str] = (),
+    roi_classes: Sequence[str] | None = None,
+    nucleus_classes: Sequence[str] | None = None,
+    mpp: float | None = None,
+) -> list[Row]:
+    """Count the detections of a project, whoever made them: what ``qpnuclei export`` writes.
+
+    Parameters
+    ----------
+    project : path-like or Project
+    by : {"annotation", "class", "image"}
+        What a row is of.
+    images : sequence of str
+        Names or patterns (``*``, ``?``) of images; all by default.
+    roi_classes, nucleus_classes : sequence of str, optional
+        Only annotations, or detections, of these classes.
+    mpp : float, optional
+        µm/px of all the images, over what the project says.
+
+    Returns
+    -------
+    list of dict
+        One for each row of the table.
+
+    Raises
+    ------
+    UsageError, NotFoundError, FormatError
+        If there is no such project, image or class, or it cannot be read.
+
+    Examples
+    --------
+    Nobody has looked for nuclei in a new project, which is not the same as none being there:
+
+    >>> from PIL import Image
+    >>> Image.new("RGB", (640, 480), "white").save("glass.png")
+    >>> project = create_project("project-to-count", ["glass.png"], mpp=0.25)
+    >>> (row,) = count(project, by="image")
+    >>> row["image"], row["nuclei"]
+    ('glass.png', None)
+    """
+    opened = _opened(project)
+    return count_project(
+        opened,
+        match_images(opened, tuple(images)),
+        by,
+        roi_classes=roi_classes,
+        nucleus_classes=nucleus_classes,
+        mpp=mpp,
+    )
+
+
+def evaluate(
+    dataset: str | os.PathLike[str],
+    model: str | None = None,
+    *,
+    split: str | None = None,
+    layout: str = "auto",
+    **options: Any,
+) -> Report:
+    """Measure a model on annotated images: what ``qpnuclei evaluate`` does.
+
+    Parameters
+    ----------
+    dataset : path-like
+        Folder of the images and their labels.
+    model : str, optional
+        As for ``qpnuclei run``; the default model if not given.
+    split : str, optional
+        Only the images of this split.
+    layout : str
+        Of the folder; see ``qpnuclei evaluate --format``.
+    **options
+        Further fields of `qpnuclei.evaluation.assessment.AssessmentOptions`.
+
+    Raises
+    ------
+    qpnuclei.errors.QpnucleiError
+        If the model, the device, an image or its labels are not there or not usable.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> y, x = np.mgrid[:256, :256]
+    >>> nucleus = (y - 120) ** 2 + (x - 130) ** 2 < 256
+    >>> rgb = np.full((256, 256, 3), (235, 200, 225), np.uint8)
+    >>> rgb[nucleus] = (90, 60, 140)
+    >>> for folder, picture in (("images", rgb), ("labels", nucleus.astype(np.uint16))):
+    ...     Path("labelled", folder).mkdir(parents=True)
+    ...     Image.fromarray(picture).save(f"labelled/{folder}/one.png")
+    >>> report = evaluate("labelled", mpp=0.25, device="cpu")
+    >>> report.result.mean["recall"]
+    1.0
+    """
+    from qpnuclei.evaluation.assessment import AssessmentOptions, assess
+    from qpnuclei.evaluation.formats import read_dataset
+
+    chosen = AssessmentOptions(**options) if model is None else AssessmentOptions(model, **options)
+    found, images = read_dataset(Path(dataset), layout, split, None)
+    described = {"path": str(dataset), "format": found, "split": split, "limit": None}
+    return assess(images, described, chosen)
+
+
+def train(
+    sources: Sequence[str | os.PathLike[str]],
+    folder: str | os.PathLike[str],
+    config: str = "student",
+    settings: Mapping[str, Any] | None = None,
+    *,
+    mpp: float | None = None,
+    roi: Sequence[str] = (),
+    device: str = "auto",
+    seed: int = 0,
+    validation: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    watcher: Watcher | None = None,
+) -> TrainingResult:
+    """Learn to find nuclei from unlabelled tissue: what ``qpnuclei train`` does, in one process.
+
+    Parameters
+    ----------
+    sources : sequence of path-like
+        Slides, images, folders of them, or QuPath projects.
+    folder : path-like
+        For the model and all else that the training writes.
+    config : str
+        Name of a recipe, or its YAML file.
+    settings : mapping, optional
+        Fields of the recipe to change.
+    mpp : float, optional
+        µm/px of all sources and validation images, over what the files say.
+    roi : sequence of str
+        Of projects, only what lies in annotations of these classes.
+    device : str
+        See `qpnuclei.models.device.resolve_device`.
+    seed : int
+    validation : path-like, optional
+        Labelled images that choose the epoch and the post-processing.
+    resume : bool
+        Go on with the training in `folder`.
+    watcher : Watcher, optional
+        Is told of the progress, and may stop the training.
+
+    Raises
+    ------
+    qpnuclei.errors.QpnucleiError
+        If the recipe, the sources or the folder do not allow the training, or it went wrong.
+
+    Examples
+    --------
+    Far too small and short to learn anything:
+
+    >>> import numpy as np
+    >>> from PIL import Image
+    >>> noise = np.random.default_rng(0).normal((200, 130, 170), 25, (256, 256, 3))
+    >>> Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save("patch.png")
+    >>> tiny = {"width": 4, "dilations": [1], "scale_width": 4, "scales": [0.25, 0.5],
+    ...     "tile_px": 112, "crop_px": 64, "batch_size": 2, "batches_per_epoch": 1, "epochs": 1}
+    >>> result = train(["patch.png"], "training", "anchored", tiny, mpp=0.25, device="cpu")
+    >>> result.epochs, result.model.name
+    (1, 'model.safetensors')
+    """
+    from qpnuclei.models.device import resolve_device
+    from qpnuclei.training.config import attention_recipe, read_recipe
+    from qpnuclei.training.sources import find_sources
+
+    fields = {**read_recipe(config), **(settings or {})}
+    found = find_sources(
+        [Path(source) for source in sources], mpp=() if mpp is None else [mpp], roi=roi
+    )
+    common: dict[str, Any] = {
+        "device": resolve_device(device),
+        "seed": seed,
+        "validation": None if validation is None else Path(validation),
+        "mpp": mpp,
+        "resume": resume,
+        "watcher": watcher,
+    }
+    if fields.get("family") == "student":
+        from qpnuclei.training.student.rounds import train_student
+
+        return train_student(fields, found, Path(folder), **common)
+    from qpnuclei.training.attention.loop import train_attention
+
+    return train_attention(attention_recipe(fields), found, Path(folder), **common)
+
+
+def write_nuclei(
+    nuclei: NucleiTable, path: str | os.PathLike[str], class_name: str = "Nucleus"
+) -> None:
+    """Write nuclei as GeoJSON that QuPath opens, or as a Parquet table with outlines as WKB.
+
+    Parameters
+    ----------
+    nuclei : NucleiTable
+    path : path-like
+        ``.geojson``, ``.geojson.gz`` or ``.parquet``. Replaced in one step.
+    class_name : str
+        Of the detections in QuPath; a Parquet table has none.
+
+    Raises
+    ------
+    UsageError
+        If the suffix is none of these.
+    qpnuclei.errors.SaveError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> import shapely
+    >>> nuclei = NucleiTable.from_polygons([shapely.box(2, 3, 9, 11)], {"Area µm^2": [3.5]})
+    >>> write_nuclei(nuclei, "nuclei.geojson")
+    >>> read_nuclei("nuclei.geojson").measurements["Area µm^2"].tolist()
+    [3.5]
+    """
+    from qpnuclei.qupath.geojson import write_detections
+
+    path = Path(path)
+    outlines = [polygon.wkb for polygon in nuclei.polygons()]
+    if path.suffix.lower() == _PARQUET:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.table({_GEOMETRY: pa.array(outlines, pa.binary()), **nuclei.measurements})
+        with atomic_file(path) as stream:
+            pq.write_table(table, stream)
+        return
+    digests = b"".join(blake2b(outline, digest_size=10).digest() for outline in outlines)
+    ids = NucleusIds(np.frombuffer(digests, np.uint8).reshape(-1, 10))
+    write_detections(path, nuclei, ids, PathClass(class_name, NEW_CLASS_COLOR))
+
+
+def read_nuclei(path: str | os.PathLike[str]) -> NucleiTable:
+    """Read nuclei from a file of `write_nuclei` or of a run, or GeoJSON that QuPath exported.
+
+    Parameters
+    ----------
+    path : path-like
+        ``.geojson``, ``.geojson.gz`` or ``.parquet``. Of GeoJSON, detections
+        and cells are read, by their outline.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such file.
+    FormatError
+        If it cannot be read, or a nucleus is not one polygon.
+
+    Examples
+    --------
+    >>> import shapely
+    >>> nuclei = NucleiTable.from_polygons([shapely.box(2, 3, 9, 11)], {"Area µm^2": [3.5]})
+    >>> write_nuclei(nuclei, "nuclei.parquet")
+    >>> read_nuclei("nuclei.parquet").polygons()[0].bounds
+    (2.0, 3.0, 9.0, 11.0)
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise NotFoundError(f"{path} does not exist")
+    try:
+        return _from_parquet(path) if path.suffix.lower() == _PARQUET else _from_geojson(path)
+    except ValueError as error:
+        raise FormatError(f"{path}: {error}", "give detections, each one polygon") from error
+
+
+def _from_geojson(path: Path) -> NucleiTable:
+    from qpnuclei.qupath.geojson import read_objects
+
+    tables = []
+    for found in read_objects(path):
+        if found.kind in ("detection", "cell"):
+            columns = {name: [value] for name, value in found.measurements.items()}
+            tables.append(NucleiTable.from_polygons([found.geometry], columns))
+    return concatenate(tables)
+
+
+def _from_parquet(path: Path) -> NucleiTable:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import shapely
+
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise FormatError(f"{path} is no Parquet table: {error}", "copy it again") from error
+    if _GEOMETRY not in table.column_names:
+        raise FormatError(
+            f"{path} has no column {_GEOMETRY!r}, but {', '.join(table.column_names)}",
+            "give a table that qpnuclei wrote",
+        )
+    measurements = {
+        field.name: table[field.name].to_numpy()
+        for field in table.schema
+        if pa.types.is_floating(field.type) and field.name not in _CENTROIDS
+    }
+    outlines = shapely.from_wkb(table[_GEOMETRY].to_pylist())
+    return NucleiTable.from_polygons(outlines, measurements)
+
+
+def _opened(project: str | os.PathLike[str] | Project) -> Project:
+    if isinstance(project, str | os.PathLike):
+        return open_project(project)
+    return project

@@ -1,0 +1,82 @@
+"""The engine of ONNX models: ``--model onnx:FILE``. Needs the extra ``onnx`` (ONNX Runtime)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qpnuclei.errors import ModelError, UsageError
+from qpnuclei.segmentation.engine import EngineOptions, EngineSpec
+from qpnuclei.segmentation.foreign_engine import ForeignEngine
+from qpnuclei.segmentation.sidecar import read_sidecar, refuse_options, spec_of
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class OnnxEngineFactory:
+    """Finds and loads ONNX files with their sidecars."""
+
+    def spec(self, model: str) -> EngineSpec:
+        """Return the spec of a model; see `qpnuclei.segmentation.engine.EngineFactory.spec`."""
+        return spec_of(Path(model))
+
+    def load(self, model: str, options: EngineOptions) -> ForeignEngine:
+        """Return the engine with a model; see `qpnuclei.segmentation.engine.EngineFactory.load`."""
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UsageError(
+                "--model onnx: needs ONNX Runtime", "pip install 'qpnuclei[onnx]'"
+            ) from error
+        path = Path(model)
+        sidecar, spec = read_sidecar(path), spec_of(path)
+        refuse_options("onnx", options)
+        session_options = onnxruntime.SessionOptions()
+        session_options.intra_op_num_threads = 1  # see qpnuclei.segmentation.threads
+        session_options.inter_op_num_threads = 1
+        session_options.log_severity_level = 3
+        try:
+            session = onnxruntime.InferenceSession(
+                str(path), session_options, providers=_providers(onnxruntime, options.device)
+            )
+        except UsageError:
+            raise
+        except Exception as error:  # ONNX Runtime has an exception of its own for every failure
+            raise ModelError(
+                f"{path} is not an ONNX model that can be run: {str(error).splitlines()[0]}"
+            ) from error
+        inputs = session.get_inputs()
+        if len(inputs) != 1:
+            raise ModelError(f"{path} wants {len(inputs)} inputs; models here take one image")
+        name = inputs[0].name
+
+        def run(pixels: npt.NDArray[np.float32]) -> Sequence[npt.NDArray[Any]]:
+            try:
+                return list(session.run(None, {name: pixels}))
+            except Exception as error:  # as above
+                raise ModelError(
+                    f"{path} failed on {pixels.shape}: {str(error).splitlines()[0]}",
+                    "are stride and channels in its sidecar right?",
+                ) from error
+
+        device = session.get_providers()[0].removesuffix("ExecutionProvider").lower()
+        return ForeignEngine(run, sidecar, spec, options, f"{device}, ONNX Runtime")
+
+
+def _providers(onnxruntime: Any, device: str) -> list[str]:
+    """Return ONNX Runtime's names for a device, in the order in which they are tried."""
+    there = onnxruntime.get_available_providers()
+    wanted = device.partition(":")[0]
+    if wanted == "auto":
+        return [p for p in (_PROVIDERS["cuda"], _PROVIDERS["cpu"]) if p in there]
+    provider = _PROVIDERS.get(wanted)
+    if provider is None or provider not in there:
+        raise UsageError(
+            f"--device {device}: ONNX Runtime has it not here",
+            f"it has {', '.join(there)}",
+        )
+    return [provider]

@@ -1,0 +1,180 @@
+"""From what a network of others gives to instances: one function per kind of output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from qpnuclei.errors import ModelError
+from qpnuclei.segmentation.engine import ScoreMap
+from qpnuclei.segmentation.labels import clean_labels
+from qpnuclei.segmentation.postprocess import segment_instances
+from qpnuclei.segmentation.quantised import (
+    ATTENTION_OF_CODE,
+    AttentionCodes,
+    attention_codes,
+    check_codes,
+)
+from qpnuclei.segmentation.sidecar import PROBABILITY, Sidecar, StarDistOutput
+from qpnuclei.segmentation.watershed import LabelArray
+
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+Found: TypeAlias = tuple[LabelArray, dict[str, ScoreMap]]
+
+#: A label above it cannot be told from its neighbour in float32.
+_LARGEST_LABEL = 1 << 24
+
+
+def instances(
+    outputs: Sequence[npt.NDArray[Any]], shape: tuple[int, int], sidecar: Sidecar
+) -> Found:
+    """Return the instances that a network found in one tile.
+
+    Parameters
+    ----------
+    outputs : sequence of ndarray
+        Of the network, channels first, with a batch axis of 1 (see `Sidecar`).
+    shape : (H, W) of int
+        Of the tile. Outputs may be larger, to the right and below.
+    sidecar : Sidecar
+
+    Returns
+    -------
+    labels : (H, W) int32 ndarray
+    scores : dict of str to ScoreMap
+        Empty if the output does not tell how sure the model is.
+
+    Raises
+    ------
+    ModelError
+        If the outputs are not of that kind, or not finite.
+    """
+    if sidecar.output == "maps":
+        return _from_maps(outputs, shape, sidecar)
+    if sidecar.output == "stardist":
+        return _from_stardist(outputs, shape, sidecar.stardist)
+    return _from_labels(outputs, shape), {}
+
+
+def _from_maps(
+    outputs: Sequence[npt.NDArray[Any]], shape: tuple[int, int], sidecar: Sidecar
+) -> Found:
+    maps = _array(outputs, 0, "maps (1, C, H, W)", 4)[0]
+    if not 1 <= len(maps) <= 2:
+        raise ModelError(f"maps have one or two channels, but this model gives {len(maps)}")
+    maps = _cropped(maps, shape)
+    codes = _codes(maps[0])
+    centre = np.clip(maps[1], 0, 1).astype(np.float32) if len(maps) == 2 else None
+    return segment_instances(codes, sidecar.post_processing, centre), _score(codes)
+
+
+def _from_labels(outputs: Sequence[npt.NDArray[Any]], shape: tuple[int, int]) -> LabelArray:
+    found = np.asarray(outputs[0])
+    while found.ndim > 2:
+        found = found[0]
+    if found.ndim != 2:
+        raise ModelError(f"a label map is (1, 1, H, W), but this model gives {outputs[0].shape}")
+    found = _cropped(found[None], shape)[0]
+    whole = np.rint(found)
+    if not np.isfinite(whole).all() or whole.min() < 0 or whole.max() > _LARGEST_LABEL:
+        raise ModelError("labels must be whole numbers from 0, and finite")
+    if np.abs(found - whole).max(initial=0) > 0:
+        raise ModelError(
+            "labels must be whole numbers, but this model gives fractions",
+            'is "output" in its sidecar "maps"?',
+        )
+    return clean_labels(whole.astype(np.int64))
+
+
+def _from_stardist(
+    outputs: Sequence[npt.NDArray[Any]], shape: tuple[int, int], parameters: StarDistOutput
+) -> Found:
+    """Greedy non-maximum suppression of star-convex polygons.
+
+    Notes
+    -----
+    Schmidt et al., "Cell Detection with Star-Convex Polygons", MICCAI 2018: candidates in the order
+    of their probability; one is dropped where its overlap with one that was kept, relative to the
+    smaller of the two, is too large. Of equal probabilities the upper, then the left one is first.
+    """
+    probability = _array(outputs, 0, "probability (1, 1, h, w)", 4)[0, 0]
+    distances = _array(outputs, 1, "distances (1, R, h, w)", 4)[0]
+    if distances.shape[0] < 3 or distances.shape[1:] != probability.shape:
+        raise ModelError(
+            f"distances of shape {distances.shape} do not fit a probability of "
+            f"{probability.shape}: (R, h, w) with at least 3 rays is wanted"
+        )
+    grid = parameters.grid
+    rows, columns = np.nonzero(probability > parameters.probability)
+    order = np.argsort(-probability[rows, columns], kind="stable")
+    rows, columns = rows[order], columns[order]
+    angles = 2 * np.pi * np.arange(len(distances)) / len(distances)
+    radii = np.maximum(distances[:, rows, columns].T, 0)
+    x = columns[:, None] * grid + radii * np.cos(angles)
+    y = rows[:, None] * grid + radii * np.sin(angles)
+    polygons = shapely.make_valid(shapely.polygons(np.stack([x, y], axis=2)))
+    kept = _suppressed(polygons, parameters.overlap)
+    labels = np.zeros(shape, np.int32)
+    for number, candidate in reversed(list(enumerate(kept, start=1))):  # the surest is on top
+        ring = np.rint(np.stack([x[candidate], y[candidate]], axis=1)).astype(np.int32)
+        cv2.fillPoly(labels, [ring], number)
+    codes = _codes(_cropped(np.kron(probability, np.ones((grid, grid)))[None], shape)[0])
+    return clean_labels(labels), _score(codes)
+
+
+def _suppressed(polygons: npt.NDArray[Any], overlap: float) -> list[int]:
+    """Return the indices of the polygons that no earlier one that was kept covers too much."""
+    if len(polygons) == 0:
+        return []
+    areas = shapely.area(polygons)
+    tree = shapely.STRtree(polygons)
+    alive = areas > 0
+    kept: list[int] = []
+    for i in range(len(polygons)):
+        if not alive[i]:
+            continue
+        kept.append(i)
+        others = tree.query(polygons[i])
+        others = others[(others > i) & alive[others]]
+        common = shapely.area(shapely.intersection(polygons[i], polygons[others]))
+        alive[others[common > overlap * np.minimum(areas[i], areas[others])]] = False
+    return kept
+
+
+def _array(
+    outputs: Sequence[npt.NDArray[Any]], index: int, what: str, dimensions: int
+) -> FloatArray:
+    if index >= len(outputs) or np.ndim(outputs[index]) != dimensions:
+        shapes = ", ".join(str(np.shape(output)) for output in outputs)
+        raise ModelError(
+            f"output {index + 1} must be {what}, but this model gives {shapes}",
+            'see "output" and "channels" in its sidecar',
+        )
+    found = np.asarray(outputs[index], np.float32)
+    if not np.isfinite(found).all():
+        raise ModelError("what the network computed of these pixels is not finite (NaN)")
+    return found
+
+
+def _cropped(maps: npt.NDArray[Any], shape: tuple[int, int]) -> npt.NDArray[Any]:
+    if maps.shape[1] < shape[0] or maps.shape[2] < shape[1]:
+        raise ModelError(
+            f"the output is {maps.shape[2]} x {maps.shape[1]} px for {shape[1]} x {shape[0]} px",
+            "models must answer for every pixel of their input",
+        )
+    return maps[:, : shape[0], : shape[1]]
+
+
+def _codes(probability: FloatArray) -> AttentionCodes:
+    codes = attention_codes(np.clip(probability, 0, 1).astype(np.float32))
+    check_codes(codes)
+    return codes
+
+
+def _score(codes: AttentionCodes) -> dict[str, ScoreMap]:
+    return {PROBABILITY: ScoreMap(codes, ATTENTION_OF_CODE)}

@@ -1,0 +1,140 @@
+"""What must be said of a model of others: its pixel size, what it wants, and what it gives.
+
+A sidecar is a JSON file beside the model, of the same name: ``nuclei.onnx`` has ``nuclei.json``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qpnuclei.errors import ModelError, NotFoundError, UsageError
+from qpnuclei.models.metadata import IMAGENET_MEAN, IMAGENET_STD, PostProcessing, model_hash
+from qpnuclei.segmentation.engine import EngineOptions, EngineSpec
+from qpnuclei.segmentation.postprocess import interaction_radius_px
+from qpnuclei.system.files import read_regular
+
+#: The measurement that says how sure a model of others was of a nucleus.
+PROBABILITY = "Probability: Mean"
+
+#: Larger sidecars are none.
+_MOST_BYTES = 1 << 20
+
+_Deviation = Annotated[float, Field(gt=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Normalisation(_Part):
+    """What the network is given: ``(rgb / scale - mean) / std``, channel by channel."""
+
+    scale: _Deviation = Field(255.0, description="what 8-bit values are divided by first")
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[_Deviation, _Deviation, _Deviation] = IMAGENET_STD
+
+
+class StarDistOutput(_Part):
+    """How polygons are made of a StarDist network's probability and radial distances."""
+
+    probability: float = Field(0.5, gt=0, lt=1, description="candidates lie above it")
+    overlap: float = Field(
+        0.3, ge=0, le=1, description="a candidate is dropped if one that is surer covers this much"
+    )
+    grid: int = Field(1, ge=1, le=16, description="input px per px of the output")
+
+
+class Sidecar(_Part):
+    """The content of a sidecar.
+
+    ``output`` says what the network gives:
+
+    * ``maps``: (1, C, H, W), channel 0 the probability of nucleus in 0..1; channel 1, if there is
+      one, rises from 0 at the border of a nucleus to 1 at its centre. Split as `post_processing`
+      says.
+    * ``labels``: (1, 1, H, W) or (1, H, W), a number for every nucleus, 0 for background.
+    * ``stardist``: two outputs, probability (1, 1, h, w) and distances (1, R, h, w) in input px
+      along R rays, which turn from the x axis to the y axis, downwards (StarDist's order).
+    * ``instanseg``: as ``labels``; of several channels the first is that of the nuclei.
+
+    With ``channels: last``, input and output have their channels last, as TensorFlow has them.
+    """
+
+    name: str = Field("", description="of the model; by default the file's name")
+    mpp: float = Field(gt=0.05, lt=2.5, description="µm/px of its input")
+    output: Literal["maps", "labels", "stardist", "instanseg"]
+    channels: Literal["first", "last"] = "first"
+    normalisation: Normalisation = Normalisation()
+    context_px: int = Field(ge=0, le=1024, description="how far a pixel of the output looks")
+    stride: int = Field(1, ge=1, le=256, description="height and width must be multiples of it")
+    post_processing: PostProcessing = PostProcessing()
+    stardist: StarDistOutput = StarDistOutput()
+
+    @property
+    def scored(self) -> bool:
+        """Whether the output tells how sure the model is."""
+        return self.output in ("maps", "stardist")
+
+
+def read_sidecar(model: Path) -> Sidecar:
+    """Return what the sidecar of a model file says.
+
+    Raises
+    ------
+    NotFoundError
+        If the model or its sidecar is not there.
+    ModelError
+        If the sidecar is not one.
+    """
+    if not model.is_file():
+        raise NotFoundError(f"no model file at {model}")
+    path = model.with_suffix(".json")
+    if not path.is_file():
+        raise NotFoundError(
+            f"{model} has no sidecar {path.name}",
+            "it says the model's µm/px, what it wants and what it gives: see docs/engines.md",
+        )
+    if path.stat().st_size > _MOST_BYTES:
+        raise ModelError(f"{path} has {path.stat().st_size} bytes: it is no sidecar")
+    try:
+        return Sidecar.model_validate_json(read_regular(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ModelError(f"{path}: {where}: {first['msg']}", "see docs/engines.md") from error
+
+
+def spec_of(model: Path) -> EngineSpec:
+    """Return what a run must know of a model of others; see `read_sidecar` for the errors."""
+    sidecar = read_sidecar(model)
+    interaction = interaction_radius_px(sidecar.post_processing) if sidecar.output == "maps" else 0
+    return EngineSpec(
+        name=sidecar.name or model.stem,
+        sha256=model_hash(model),
+        mpp=sidecar.mpp,
+        context_px=sidecar.context_px,
+        stride=sidecar.stride,
+        interaction_px=interaction,
+        columns=(PROBABILITY,) if sidecar.scored else (),
+        details={"sidecar": sidecar.model_dump()},
+    )
+
+
+def refuse_options(engine: str, options: EngineOptions) -> None:
+    """Refuse what only our own models can do, rather than ignore it.
+
+    Raises
+    ------
+    UsageError
+        If the options ask for several views or a precision.
+    """
+    if options.views != 1:
+        raise UsageError(f"--tta: the {engine} engine takes every tile once")
+    if options.precision not in ("auto", "float32"):
+        raise UsageError(
+            f"--precision {options.precision}: a model of the {engine} engine computes in what it "
+            "was exported with"
+        )

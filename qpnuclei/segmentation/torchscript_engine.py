@@ -1,0 +1,64 @@
+"""The engine of TorchScript models: ``--model torchscript:FILE``.
+
+A TorchScript file is a program. It cannot call Python, but it can compute for ever or fill the
+memory: use only files that you trust.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qpnuclei.errors import ModelError
+from qpnuclei.segmentation.engine import EngineOptions, EngineSpec
+from qpnuclei.segmentation.foreign_engine import ForeignEngine
+from qpnuclei.segmentation.sidecar import read_sidecar, refuse_options, spec_of
+
+
+class TorchScriptEngineFactory:
+    """Finds and loads TorchScript files with their sidecars."""
+
+    def spec(self, model: str) -> EngineSpec:
+        """Return the spec of a model; see `qpnuclei.segmentation.engine.EngineFactory.spec`."""
+        return spec_of(Path(model))
+
+    def load(self, model: str, options: EngineOptions) -> ForeignEngine:
+        """Return the engine with a model; see `qpnuclei.segmentation.engine.EngineFactory.load`."""
+        import torch
+
+        from qpnuclei.models.device import resolve_device
+
+        path = Path(model)
+        sidecar, spec = read_sidecar(path), spec_of(path)
+        refuse_options("torchscript", options)
+        device = resolve_device(options.device)
+        try:
+            with warnings.catch_warnings():
+                # torch would rather have another format; files in this one are what labs have.
+                warnings.filterwarnings("ignore", message=".*deprecated", category=FutureWarning)
+                network = torch.jit.load(  # type: ignore[no-untyped-call]
+                    str(path), map_location=device
+                ).eval()
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(
+                f"{path} is not a TorchScript model: {str(error).splitlines()[0]}",
+                "export it with torch.jit.save",
+            ) from error
+
+        @torch.inference_mode()
+        def run(pixels: npt.NDArray[np.float32]) -> Sequence[npt.NDArray[Any]]:
+            try:
+                found = network(torch.from_numpy(pixels).to(device))
+            except RuntimeError as error:
+                raise ModelError(
+                    f"{path} failed on {pixels.shape}: {str(error).strip().splitlines()[-1]}"
+                ) from error
+            outputs = found if isinstance(found, (tuple, list)) else [found]
+            return [output.cpu().numpy() for output in outputs]
+
+        return ForeignEngine(run, sidecar, spec, options, f"{device}, TorchScript")

@@ -1,0 +1,49 @@
+"""The same tissue, stained and scanned by some other laboratory."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from qpnuclei.slides.stains import DEFAULT_HE, optical_density, stain_matrix
+
+RGB = npt.NDArray[np.uint8]
+
+_STAINS = stain_matrix(DEFAULT_HE)
+_UNMIX = np.linalg.inv(_STAINS)
+
+
+def recolour(rgb: RGB, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Change stains, strength and white balance, by more than two laboratories mostly differ.
+
+    Parameters
+    ----------
+    rgb : (H, W, 3) uint8 ndarray
+    rng : numpy.random.Generator
+        One set of changes is drawn for the whole image.
+
+    Returns
+    -------
+    (H, W, 3) float32 ndarray
+        RGB in 0..1.
+
+    Notes
+    -----
+    Optical densities are divided among haematoxylin, eosin and the residual by QuPath's default
+    vectors. Each stain is multiplied by 0.5 to 1.5 and gets a vector turned a little (normal
+    deviates of 0.05 in each component); a density of up to ±0.05 is added to each channel; all
+    are multiplied by e^-0.5 to e^0.5; and then the intensities of each channel by 0.9 to 1.08.
+    """
+    factors = rng.uniform(0.5, 1.5, 3)
+    vectors = _STAINS + rng.normal(0, 0.05, (3, 3))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    shift = rng.uniform(-0.05, 0.05, 3).astype(np.float32)
+    strength = np.float32(np.exp(rng.uniform(-0.5, 0.5)))
+    white = rng.uniform(0.9, 1.08, 3).astype(np.float32)
+    mix = (_UNMIX @ np.diag(factors) @ vectors).astype(np.float32)
+    density = optical_density(rgb) @ mix + shift
+    np.maximum(density, 0, out=density)
+    density *= -np.log(10, dtype=np.float32) * strength
+    np.exp(density, out=density)
+    density *= white
+    return np.asarray(np.clip(density, 0, 1, out=density), np.float32)

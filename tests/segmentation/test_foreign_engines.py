@@ -1,0 +1,236 @@
+"""Models of others, with tiny networks that these tests export themselves."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import shapely
+import torch
+from onnx import TensorProto, helper
+
+from qpnuclei.errors import ModelError, NotFoundError, UsageError
+from qpnuclei.nuclei.table import NucleiTable, concatenate
+from qpnuclei.pipeline.image import segment
+from qpnuclei.pipeline.infer import find_nuclei, plan_tiles
+from qpnuclei.segmentation.engine import Engine, EngineOptions, engine_spec, load_engine
+from qpnuclei.segmentation.postprocess import segment_instances
+from qpnuclei.segmentation.sidecar import PROBABILITY
+from qpnuclei.slides.resolution import Scale
+from qpnuclei.slides.slide import ImageInMemory
+from qpnuclei.slides.stains import DEFAULT_HE
+
+CPU = EngineOptions(device="cpu")
+
+
+class DarkIsNucleus(torch.nn.Module):
+    """Probability and a centre map: how dark the red channel is, twice."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        dark = torch.sigmoid(20.0 * (0.5 - x[:, :1]))
+        return torch.cat([dark, dark], dim=1)
+
+
+class BlocksAreLabels(torch.nn.Module):
+    """A number for every block of 16 px, where the red channel is dark."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[2], x.shape[3]
+        y = torch.arange(height).div(16, rounding_mode="floor").reshape(-1, 1)
+        block = 1 + y * 1000 + torch.arange(width).div(16, rounding_mode="floor")
+        return torch.where(x[:, :1] < 0.5, block.float(), torch.zeros(1))
+
+
+class StarDist(torch.nn.Module):
+    """Red is 1 - probability, green the length of all eight rays in px, on every second pixel."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        half = x[:, :, ::2, ::2]
+        return 1 - half[:, :1], (half[:, 1:2] * 255).expand(-1, 8, -1, -1)
+
+
+def sidecar(**fields: object) -> dict[str, object]:
+    plain = {"mean": [0, 0, 0], "std": [1, 1, 1]}
+    return {"mpp": 0.5, "context_px": 0, "normalisation": plain} | fields
+
+
+def script(folder: Path, network: torch.nn.Module, **fields: object) -> str:
+    path = folder / "model.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch would rather have another format
+        torch.jit.script(network).save(str(path))
+    path.with_suffix(".json").write_text(json.dumps(sidecar(**fields)))
+    return f"torchscript:{path}"
+
+
+def dark_in_onnx(folder: Path, channels: str = "first", **fields: object) -> str:
+    """The first channel of `DarkIsNucleus`, as an ONNX graph."""
+    shape = [1, 3, "h", "w"] if channels == "first" else [1, "h", "w", 3]
+    axis = 1 if channels == "first" else 3
+    constants = {"start": [0], "end": [1], "axis": [axis], "half": 0.5, "gain": 20.0}
+    values = [
+        helper.make_tensor(
+            name,
+            TensorProto.INT64 if isinstance(value, list) else TensorProto.FLOAT,
+            [1] if isinstance(value, list) else [],
+            value if isinstance(value, list) else [value],
+        )
+        for name, value in constants.items()
+    ]
+    nodes = [
+        helper.make_node("Slice", ["x", "start", "end", "axis"], ["red"]),
+        helper.make_node("Sub", ["half", "red"], ["dark"]),
+        helper.make_node("Mul", ["gain", "dark"], ["score"]),
+        helper.make_node("Sigmoid", ["score"], ["probability"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "dark",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("probability", TensorProto.FLOAT, None)],
+        values,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    path = folder / "model.onnx"
+    onnx.save(model, path)
+    described = sidecar(output="maps", channels=channels, **fields)
+    path.with_suffix(".json").write_text(json.dumps(described))
+    return f"onnx:{path}"
+
+
+def discs(*centres: tuple[int, int], radius: int = 8, size: int = 160) -> np.ndarray:
+    rgb = np.full((size, size, 3), 240, np.uint8)
+    y, x = np.mgrid[:size, :size]
+    for cx, cy in centres:
+        rgb[np.hypot(x - cx, y - cy) < radius] = (40, 30, 90)
+    return rgb
+
+
+DISCS = discs((20, 30), (60, 31), (75, 33), (110, 120), (150, 80))
+
+
+@pytest.mark.parametrize(
+    "export",
+    [
+        lambda folder: script(folder, DarkIsNucleus(), output="maps"),
+        dark_in_onnx,
+        lambda folder: dark_in_onnx(folder, "last"),
+    ],
+    ids=["torchscript", "onnx", "onnx channels last"],
+)
+def test_maps_are_split_as_those_of_our_own_models(
+    export: Callable[[Path], str], tmp_path: Path
+) -> None:
+    model = export(tmp_path)
+    engine = load_engine(model, CPU)
+    assert engine.spec == engine_spec(model)
+    assert engine.spec.columns == (PROBABILITY,)
+    found = segment(engine, DISCS, mpp=0.5)
+    probability = 1 / (1 + np.exp(-20 * (0.5 - DISCS[..., 0] / np.float32(255))))
+    centre = probability if model.startswith("torchscript") else None
+    expected = segment_instances(
+        probability.astype(np.float32),
+        engine.spec.details and _parameters(engine),
+        None if centre is None else centre.astype(np.float32),
+    )
+    assert len(found) == expected.max() == 5
+    assert sorted(found.measurements["Area µm^2"]) == pytest.approx(
+        sorted(np.bincount(expected.ravel())[1:] * 0.25), rel=0.05
+    )
+    assert found.measurements[PROBABILITY].min() > 0.9
+
+
+def _parameters(engine: Engine):
+    from qpnuclei.models.metadata import PostProcessing
+
+    return PostProcessing(**engine.spec.details["sidecar"]["post_processing"])
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_tiles_and_workers_change_nothing(tmp_path: Path, workers: int) -> None:
+    model = script(tmp_path, DarkIsNucleus(), output="maps", stride=8, context_px=5)
+    image = ImageInMemory(DISCS, (0.5, 0.5))
+    tables: list[NucleiTable] = []
+    for tile_px in (400, 70):
+        engine = load_engine(model, EngineOptions("cpu", workers=workers))
+        scale = Scale((0.5, 0.5))
+        roi = shapely.box(0, 0, 160, 160)
+        plan = plan_tiles(roi, (160, 160), scale, engine.spec, tile_px, max_nucleus_um=12)
+        found: list[NucleiTable] = []
+        find_nuclei(image, plan, engine, scale, DEFAULT_HE, found, workers=workers)
+        tables.append(concatenate(found))
+    whole, tiled = (sorted(p.wkt for p in shapely.normalize(t.polygons())) for t in tables)
+    assert len(whole) == 5
+    assert whole == tiled
+
+
+@pytest.mark.parametrize("output", ["labels", "instanseg"])
+def test_labels_are_taken_one_by_one_and_cleaned(tmp_path: Path, output: str) -> None:
+    rgb = np.full((64, 64, 3), 240, np.uint8)
+    rgb[16:32, 16:48] = 40  # two blocks of 16 x 16 px, side by side
+    rgb[20:24, 20:24] = 240  # a hole
+    rgb[40:44, 50:60] = 40  # one block, and then
+    rgb[46:47, 50:52] = 40  # a second, smaller piece of it
+    engine = load_engine(script(tmp_path, BlocksAreLabels(), output=output), CPU)
+    found = segment(engine, rgb, mpp=0.5)
+    areas = sorted((found.measurements["Area µm^2"] / 0.25).tolist())
+    assert areas == pytest.approx([40, 256, 256], rel=0.08)
+    assert PROBABILITY not in found.measurements
+
+
+def test_stardist_keeps_the_surest_of_overlapping_polygons(tmp_path: Path) -> None:
+    rgb = np.full((80, 80, 3), 255, np.uint8)
+    #        x   y  1 - probability  radius
+    for x, y, unsure, radius in ((20, 20, 10, 8), (24, 20, 60, 8), (60, 50, 30, 12)):
+        rgb[y, x] = (unsure, radius, 0)
+    model = script(tmp_path, StarDist(), output="stardist", stardist={"grid": 2}, stride=2)
+    found = segment(load_engine(model, CPU), rgb, mpp=0.5)
+    centroids = found.centroids()
+    order = np.argsort(centroids[:, 0])
+    np.testing.assert_allclose(centroids[order], [(20, 20), (60, 50)], atol=1)
+    # A regular octagon has 2 sqrt(2) r² px.
+    expected = 2 * np.sqrt(2) * np.array([8, 12]) ** 2 * 0.25
+    np.testing.assert_allclose(found.measurements["Area µm^2"][order], expected, rtol=0.25)
+
+
+def test_what_is_wrong_with_a_model_is_said(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no model file"):
+        engine_spec(f"onnx:{tmp_path / 'gone.onnx'}")
+    alone = tmp_path / "alone.onnx"
+    alone.write_bytes(b"x")
+    with pytest.raises(NotFoundError, match=r"has no sidecar alone\.json"):
+        engine_spec(f"onnx:{alone}")
+    described = alone.with_suffix(".json")
+    described.write_text(json.dumps(sidecar(output="maps", mpp="wide")))
+    with pytest.raises(ModelError, match="mpp: "):
+        engine_spec(f"onnx:{alone}")
+    described.write_text(json.dumps(sidecar(output="maps", colour="any")))
+    with pytest.raises(ModelError, match="colour: "):
+        engine_spec(f"onnx:{alone}")
+    described.write_text(json.dumps(sidecar(output="maps")))
+    for engine, what in (("onnx", "not an ONNX model"), ("torchscript", "not a TorchScript model")):
+        with pytest.raises(ModelError, match=what):
+            load_engine(f"{engine}:{alone}", CPU)
+        with pytest.raises(UsageError, match="--tta"):
+            load_engine(f"{engine}:{alone}", EngineOptions("cpu", views=8))
+
+
+@pytest.mark.parametrize(
+    ("network", "output", "what"),
+    [
+        (BlocksAreLabels(), "stardist", "output 2 must be distances"),
+        (DarkIsNucleus(), "labels", "labels must be whole numbers"),
+        (StarDist(), "maps", r"the output is \d+ x \d+ px for"),
+    ],
+)
+def test_a_wrong_kind_of_output_is_refused(
+    network: torch.nn.Module, output: str, what: str, tmp_path: Path
+) -> None:
+    engine = load_engine(script(tmp_path, network, output=output), CPU)
+    with pytest.raises(ModelError, match=what):
+        segment(engine, DISCS, mpp=0.5)

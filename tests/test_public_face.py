@@ -1,0 +1,119 @@
+"""What ``import qpnuclei`` offers, and the examples of all docstrings."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+
+import qpnuclei
+from qpnuclei.errors import FormatError, NotFoundError, UsageError
+from qpnuclei.nuclei.table import NucleiTable
+from tests.paths import ROOT, SAMPLES
+
+MODULES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted((ROOT / "qpnuclei").rglob("*.py"))
+    if ">>> " in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_do_what_they_say(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # examples write files
+    flags = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
+    result = doctest.testmod(importlib.import_module(module), optionflags=flags)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("name", sorted(set(qpnuclei.__all__) - {"__version__", "errors"}))
+def test_every_public_name_has_an_example(name: str) -> None:
+    documentation = inspect.getdoc(getattr(qpnuclei, name)) or ""
+    assert ">>> " in documentation
+    assert "+SKIP" not in documentation
+
+
+def test_names_are_listed_and_others_are_not_there() -> None:
+    assert set(dir(qpnuclei)) == set(qpnuclei.__all__)
+    with pytest.raises(AttributeError, match="nothing_else"):
+        qpnuclei.nothing_else  # noqa: B018
+
+
+def test_importing_the_package_imports_nothing_large() -> None:
+    code = "import qpnuclei, sys; print({'torch', 'numpy', 'paquo'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def table(count: int, names: int) -> NucleiTable:
+    squares = [shapely.box(10 * i, 0, 10 * i + 5, 5) for i in range(count)]
+    return NucleiTable.from_polygons(
+        squares, {f"m<{number}>": np.arange(count) + number for number in range(names)}
+    )
+
+
+def test_a_table_of_many_nuclei_is_a_few_lines() -> None:
+    lines = repr(table(117, 9)).splitlines()
+    assert lines[0] == "NucleiTable of 117 nuclei, 9 measurements, x 0 to 1165, y 0 to 5 px"
+    assert lines[1] == "  m<0>: median 58, 0 to 116"
+    assert lines[-1] == "  and 3 more"
+    assert len(lines) == 8
+    assert repr(NucleiTable.empty(["a"])).splitlines()[1] == "  a: median nan, nan to nan"
+
+
+class _Cells(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.text: list[str] = []
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_a_notebook_shows_every_measurement() -> None:
+    page = _Cells()
+    page.feed(table(117, 9)._repr_html_())
+    assert page.text[0].startswith("NucleiTable of 117 nuclei")
+    assert page.text[-4:] == ["m<8>", "66", "8", "124"]
+
+
+@pytest.mark.parametrize("suffix", [".geojson", ".geojson.gz", ".parquet"])
+def test_nuclei_written_are_read_back(suffix: str, tmp_path: Path) -> None:
+    made = table(5, 2)
+    qpnuclei.write_nuclei(made, tmp_path / f"n{suffix}", "Lymphocyte")
+    found = qpnuclei.read_nuclei(tmp_path / f"n{suffix}")
+    assert shapely.equals(found.polygons(), made.polygons()).all()
+    for name, column in made.measurements.items():
+        np.testing.assert_array_equal(found.measurements[name], column)
+
+
+def test_files_that_hold_no_nuclei(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="absent"):
+        qpnuclei.read_nuclei(tmp_path / "absent.geojson")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(FormatError, match=r"a\.parquet is no Parquet table"):
+        qpnuclei.read_nuclei(tmp_path / "a.parquet")
+    (tmp_path / "l.geojson").write_text(
+        '{"type": "Feature", "properties": {"objectType": "detection"}, '
+        '"geometry": {"type": "Point", "coordinates": [1, 2]}}'
+    )
+    with pytest.raises(FormatError, match=r"l\.geojson: .*Polygon"):
+        qpnuclei.read_nuclei(tmp_path / "l.geojson")
+    with pytest.raises(UsageError, match="geojson"):
+        qpnuclei.write_nuclei(table(1, 0), tmp_path / "n.csv")
+
+
+def test_the_sample_project_is_counted() -> None:
+    rows = qpnuclei.count(SAMPLES / "0.5.1" / "project", by="image", images=["he small.png"])
+    assert [row["image"] for row in rows] == ["he small.png"]
