@@ -133,7 +133,7 @@ def pairs(nuclei):
     return polygons[first], polygons[second]
 
 
-@pytest.mark.parametrize("radius", (6, 7, 8, 9, 10, 13, 16, 20))
+@pytest.mark.parametrize("radius", [6, 7, 8, 9, 10, 13, 16, 20])
 def test_a_disc_is_round(radius):
     for x, y in itertools.product((0.0, 0.3, 0.5), (0.0, 0.25, 0.5)):
         labels = disc(radius + 2 + x, radius + 2 + y, radius, 2 * radius + 5)
