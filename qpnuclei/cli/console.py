@@ -1,12 +1,23 @@
-"""Where the commands print: results to standard output, everything else to standard error."""
+"""Where the commands print: results to standard output, everything else to standard error.
+
+Names of files, images and classes come from anyone. So nothing that is printed is taken for markup,
+and no character of it can steer the terminal or change the order in which text is read.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,29 +27,100 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
+from rich.text import Text
 
 from qpnuclei.errors import QpnucleiError
 
-stdout = Console()
-stderr = Console(stderr=True)
+if TYPE_CHECKING:
+    from qpnuclei.qupath.model import ImageEntry
+
+#: Control characters (C0 but for the end of a line, DEL, C1), and those that embed, override or
+#: isolate the direction of text.
+_STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+#: Wider than any table: a file or a program that reads it can have all of it.
+_UNCUT = 100_000
+
+
+def visible(text: str) -> str:
+    """Return text with what would steer a terminal spelt out as Python would escape it."""
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class PlainConsole(Console):
+    """A console that takes nothing for markup, steers nothing, and cuts no table in a pipe."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        stream = sys.stderr if stderr else sys.stdout
+        cut = "COLUMNS" in os.environ or (stream is not None and stream.isatty())
+        super().__init__(
+            stderr=stderr,
+            width=None if cut else _UNCUT,
+            markup=False,
+            highlight=False,
+            emoji=False,
+        )
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """Yield the segments of what is printed, made `visible`."""
+        for segment in super().render(renderable, options):
+            if segment.control:
+                yield segment
+            else:
+                yield Segment(visible(segment.text), segment.style)
+
+
+stdout = PlainConsole()
+stderr = PlainConsole(stderr=True)
+
+
+def print_json(content: Any) -> None:
+    """Print one JSON document to standard output, and nothing that steers a terminal."""
+    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str)
+    # In JSON, all of these but the ends of lines can only be within strings.
+    escaped = _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    print(escaped, file=sys.stdout)  # noqa: T201 - as it is, not wrapped
+
+
+def _finite(content: Any) -> Any:
+    """Return the same with null for NaN and infinities, which JSON does not have."""
+    if isinstance(content, dict):
+        return {str(key): _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content
 
 
 def print_error(error: QpnucleiError, prefix: str = "") -> None:
     """Print what went wrong in one line, and what to do about it in another."""
-    stderr.print(
-        f"[bold red]error:[/] {escape(prefix + error.what)}", highlight=False, soft_wrap=True
-    )
+    stderr.print(Text.assemble(("error: ", "bold red"), prefix + error.what), soft_wrap=True)
     if error.hint:
-        stderr.print(f"[bold]hint:[/] {escape(error.hint)}", highlight=False, soft_wrap=True)
+        stderr.print(Text.assemble(("hint: ", "bold"), error.hint), soft_wrap=True)
+
+
+def describe_error(error: QpnucleiError, entry: ImageEntry) -> dict[str, str]:
+    """Return what went wrong with an image as JSON types."""
+    return {"image": entry.name, "image_id": entry.id, "error": error.what, "hint": error.hint}
+
+
+def this_command(*more: str) -> str:
+    """Return the present command with arguments added, as the user would type it."""
+    words = ["qpnuclei", *sys.argv[1:], *(word for word in more if word not in sys.argv)]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def progress_bar(quiet: bool = False) -> Progress:
     """Return a bar on standard error of how many items are done, with a note and the time left."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
@@ -65,7 +147,7 @@ def tile_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, int]
 
         def progress(image: str, done: int, tiles: int, nuclei: int) -> None:
             if image not in tasks:
-                tasks[image] = bar.add_task(escape(image), total=tiles, note="")
+                tasks[image] = bar.add_task(image, total=tiles, note="")
             bar.update(tasks[image], completed=done, total=tiles, note=f"tiles, {nuclei} nuclei")
 
         yield progress
@@ -73,5 +155,5 @@ def tile_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, int]
 
 def _print_twentieths(image: str, done: int, tiles: int, nuclei: int) -> None:
     if done * 20 // tiles > (done - 1) * 20 // tiles:
-        line = f"{escape(image)}: {done} of {tiles} tiles, {nuclei} nuclei"
-        stderr.print(line, highlight=False, soft_wrap=True)
+        line = f"{image}: {done} of {tiles} tiles, {nuclei} nuclei"
+        stderr.print(line, soft_wrap=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from qpnuclei.cli.options import Device, DeviceOption, ModelOption, MppOption, Quiet
+from qpnuclei.cli.options import Device, DeviceOption, Json, ModelOption, MppOption, Quiet
 from qpnuclei.models.registry import DEFAULT_MODEL
 
 
@@ -24,13 +25,14 @@ def demo(
     mpp: MppOption = None,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = Device.AUTO,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Make a slide and a QuPath project, find and count the nuclei, and draw them.
 
     Without --slide it also says how many of the known nuclei were found.
     """
-    from qpnuclei.cli.console import stderr, stdout, tile_progress
+    from qpnuclei.cli.console import print_json, stderr, stdout, tile_progress
     from qpnuclei.cli.tables import print_account, summary_table
     from qpnuclei.demo.demonstration import demonstrate
     from qpnuclei.system.interrupts import leaving_on_interrupt
@@ -46,6 +48,17 @@ def demo(
         tile_progress(quiet) as progress,
     ):
         made = demonstrate(directory, slide, mpp, model, device.value, progress, say)
+    if json:
+        print_json(
+            {
+                "project": str(made.project),
+                "counts": str(made.counts),
+                "picture": str(made.picture),
+                "score": made.score and asdict(made.score),
+                "run": made.summary.to_json(),
+            }
+        )
+        return
     stdout.print(summary_table(made.summary))
     print_account(made.summary)
     if made.score is not None:

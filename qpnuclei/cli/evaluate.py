@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qpnuclei.cli.options import Device, DeviceOption, Quiet, TtaOption
+from qpnuclei.cli.options import Device, DeviceOption, Json, Quiet, TtaOption
 from qpnuclei.errors import UsageError
 from qpnuclei.models.registry import DEFAULT_MODEL
 
@@ -60,6 +60,14 @@ def evaluate(
             show_default=DEFAULT_MODEL,
         ),
     ] = None,
+    components: Annotated[
+        bool,
+        typer.Option(
+            "--components",
+            help="Labels are masks: take each connected part for a nucleus. Nuclei that touch "
+            "become one.",
+        ),
+    ] = False,
     method: Annotated[
         Method,
         typer.Option(
@@ -113,6 +121,7 @@ def evaluate(
     ] = 20,
     device: DeviceOption = Device.AUTO,
     tta: TtaOption = False,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure how well nuclei are found on annotated images, with intervals and pictures.
@@ -134,13 +143,11 @@ def evaluate(
             "the table and the page are written beside it with their own endings",
         )
 
-    from rich.markup import escape
-
     from qpnuclei.evaluation.formats import read_dataset
 
-    found, images = read_dataset(dataset, layout.value, split, splits)
+    found, images = read_dataset(dataset, layout.value, split, splits, components=components)
 
-    from qpnuclei.cli.console import progress_bar, stderr, stdout
+    from qpnuclei.cli.console import print_json, progress_bar, stderr, stdout
     from qpnuclei.evaluation.assessment import AssessmentOptions, assess
     from qpnuclei.evaluation.page import evaluation_page
     from qpnuclei.evaluation.report import write_report
@@ -154,17 +161,22 @@ def evaluate(
         write_model=write_model,
     )
     described = {"path": str(dataset), "format": found, "split": split, "limit": limit}
+    if components:
+        described["components"] = True
     with progress_bar(quiet) as bar:
         tasks: dict[str, TaskID] = {}
 
         def progress(stage: str, done: int, total: int | None, note: str) -> None:
             if stage not in tasks:
-                tasks[stage] = bar.add_task(escape(stage), total=total, note="")
-            bar.update(tasks[stage], completed=done, total=total, note=escape(note))
+                tasks[stage] = bar.add_task(stage, total=total, note="")
+            bar.update(tasks[stage], completed=done, total=total, note=note)
 
         report = assess(images[:limit], described, options, progress)
     write_report(report, output, evaluation_page(report, pictures))
-    stdout.print(report.to_markdown(), highlight=False, markup=False, soft_wrap=True)
+    if json:
+        print_json(report.to_json())
+    else:
+        stdout.print(report.to_markdown(), soft_wrap=True)
     for suffix in (".json", ".md", ".html"):
         stderr.print(
             f"written: {output.with_suffix(suffix)}", highlight=False, markup=False, soft_wrap=True

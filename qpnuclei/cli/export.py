@@ -14,6 +14,7 @@ from qpnuclei.cli.options import (
     BackendOption,
     ImageGlobs,
     ImageRoot,
+    Json,
     MppTable,
     ProjectMppOption,
     ProjectPath,
@@ -66,6 +67,7 @@ def export(
     mpp_table: MppTable = None,
     image_root: ImageRoot = None,
     backend: BackendOption = Backend.AUTO,
+    json: Json = False,
 ) -> None:
     """Write the number of nuclei per annotation, with area, density and measurements.
 
@@ -74,7 +76,7 @@ def export(
 
     For example: qpnuclei export project.qpproj -o counts.csv
     """
-    from qpnuclei.cli.console import print_error, stderr
+    from qpnuclei.cli.console import describe_error, print_error, print_json, stderr
     from qpnuclei.qupath.analysed import Status
     from qpnuclei.qupath.counts import count_project, write_table
     from qpnuclei.qupath.pixel_size import AskedMpp, read_mpp_table
@@ -84,10 +86,10 @@ def export(
     opened = open_project(project, backend=backend.value, image_root=image_root)
     entries = match_images(opened, tuple(image or ()))
     by_image = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
-    failures: list[QpnucleiError] = []
+    failures: list[dict[str, str]] = []
 
     def failed(entry: ImageEntry, error: QpnucleiError) -> None:
-        failures.append(error)
+        failures.append(describe_error(error, entry))
         print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
 
     rows = count_project(
@@ -99,9 +101,13 @@ def export(
         pixel_sizes=AskedMpp(mpp, not image and len(entries) > 1, by_image),
         failed=failed,
     )
-    if len(failures) == len(entries):
+    written = len(failures) < len(entries)
+    if written:
+        write_table(rows, output)
+    if json:
+        print_json({"table": str(output) if written else None, "rows": rows, "failures": failures})
+    if not written:
         sys.exit(1)
-    write_table(rows, output)
     hint = "" if rows else " (no annotations; --by image counts what was analysed of each image)"
     stderr.print(f"{output}: {len(rows)} rows{hint}", highlight=False, soft_wrap=True)
     missing = sum(row["status"] == Status.NOT_ANALYSED for row in rows)
@@ -109,6 +115,13 @@ def export(
         stderr.print(
             f"{missing} of them not analysed, so without counts: analyse them with run, or count "
             "what is there all the same with --class Nucleus",
+            highlight=False,
+            soft_wrap=True,
+        )
+    doubtful = sum(row["check"] is not None for row in rows)
+    if doubtful:
+        stderr.print(
+            f"{doubtful} of them doubtful: the column check says why",
             highlight=False,
             soft_wrap=True,
         )

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qpnuclei.cli.options import Backend, BackendOption, ImageGlobs, ProjectPath
+from qpnuclei.cli.options import Backend, BackendOption, ImageGlobs, Json, ProjectPath
 
 if TYPE_CHECKING:
     from qpnuclei.errors import QpnucleiError
-    from qpnuclei.qupath.model import ImageEntry, Project
+    from qpnuclei.qupath.model import ImageEntry
+    from qpnuclei.qupath.transfer import Exported, Imported
 
 geojson_app = typer.Typer(
     help="Export annotations and detections to GeoJSON, and import them.",
@@ -51,12 +53,13 @@ def export_geojson(
         ),
     ] = None,
     backend: BackendOption = Backend.AUTO,
+    json: Json = False,
 ) -> None:
     """Write annotations and detections as GeoJSON that QuPath reads, one file for each image.
 
     For example: qpnuclei geojson export project.qpproj -o geojson --objects annotations
     """
-    from qpnuclei.cli.console import print_error, stdout
+    from qpnuclei.cli.console import describe_error, print_error, print_json, stdout
     from qpnuclei.errors import standing_alone
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.regions import match_images
@@ -66,15 +69,17 @@ def export_geojson(
     entries = match_images(opened, tuple(image or ()))
     check_classes(opened, entries, tuple(roi or ()))
     failed = False
+    said: list[dict[str, Any]] = []
 
-    def fail(where: str, error: QpnucleiError) -> None:
+    def fail(entry: ImageEntry, error: QpnucleiError) -> None:
         nonlocal failed
         failed = True
-        print_error(error, f"{where}: ")
+        said.append(describe_error(error, entry))
+        print_error(error, f"image {entry.name}: ")
 
     for entry in entries:
         where = f"image {entry.name}"
-        with standing_alone(where, partial(fail, where)):
+        with standing_alone(where, partial(fail, entry)):
             done = export_image(
                 opened,
                 entry,
@@ -83,15 +88,17 @@ def export_geojson(
                 detections=objects is not Objects.ANNOTATIONS,
                 classes=tuple(roi or ()),
             )
-            stdout.print(
-                f"{done.path}: {done.annotations} annotations, {done.detections} detections",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
+            said.append(_described(entry, done))
+            if not json:
+                stdout.print(
+                    f"{done.path}: {done.annotations} annotations, {done.detections} detections",
+                    soft_wrap=True,
+                )
             _print_some("not exported", done.left_out)
             _print_some("not written to the file", done.losses)
             failed |= bool(done.left_out)
+    if json:
+        print_json(said)
     sys.exit(failed)
 
 
@@ -123,6 +130,7 @@ def import_geojson(
         ),
     ] = None,
     backend: BackendOption = Backend.AUTO,
+    json: Json = False,
 ) -> None:
     """Add the annotations and detections of GeoJSON files to the images of a project.
 
@@ -130,36 +138,45 @@ def import_geojson(
 
     For example: qpnuclei geojson import project.qpproj slide-1.svs.geojson
     """
-    from qpnuclei.cli.console import print_error
+    from qpnuclei.cli.console import describe_error, print_error, print_json
     from qpnuclei.errors import standing_alone
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.regions import one_image
-    from qpnuclei.qupath.transfer import image_of_file
+    from qpnuclei.qupath.transfer import image_of_file, import_file
 
     opened = open_project(project, backend=backend.value)
     only = None if image is None else one_image(opened.images, image)
     # Every file must have its image before anything is written.
     entries = [only or image_of_file(opened, path) for path in files]
     failed = False
+    said: list[dict[str, Any]] = []
 
-    def fail(where: str, error: QpnucleiError) -> None:
+    def fail(entry: ImageEntry, error: QpnucleiError) -> None:
         nonlocal failed
         failed = True
-        print_error(error, f"{where}: ")
+        said.append(describe_error(error, entry))
+        print_error(error, f"image {entry.name}: ")
 
     for path, entry in zip(files, entries, strict=True):
         where = f"image {entry.name}"
-        with standing_alone(where, partial(fail, where)):
-            failed |= _import(opened, entry, path, class_name)
+        with standing_alone(where, partial(fail, entry)):
+            done = import_file(opened, entry, path, class_name)
+            said.append({"file": str(path), **_described(entry, done)})
+            failed |= bool(done.left_out)
+            _print_import(entry, path, done, quiet=json)
+    if json:
+        print_json(said)
     sys.exit(failed)
 
 
-def _import(project: Project, entry: ImageEntry, path: Path, class_name: str | None) -> bool:
-    """Import a file and say what came of it; return whether an object was left out."""
-    from qpnuclei.cli.console import stdout
-    from qpnuclei.qupath.transfer import import_file
+def _described(entry: ImageEntry, done: Exported | Imported) -> dict[str, Any]:
+    return {"image": entry.name, "image_id": entry.id, **asdict(done)}
 
-    done = import_file(project, entry, path, class_name)
+
+def _print_import(entry: ImageEntry, path: Path, done: Imported, quiet: bool) -> None:
+    """Print what came of a file; if `quiet`, only what did not come in."""
+    from qpnuclei.cli.console import stdout
+
     parts = [f"{done.annotations} annotations, {done.detections} detections imported"]
     if done.already_there:
         parts.append(f"{done.already_there} were there already")
@@ -167,13 +184,8 @@ def _import(project: Project, entry: ImageEntry, path: Path, class_name: str | N
         parts.append(f"{len(done.left_out)} could not be imported")
     _print_some("not imported", done.left_out)
     _print_some("imported in part", done.losses)
-    stdout.print(
-        f"{path} into {entry.name}: {'; '.join(parts)}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-    return bool(done.left_out)
+    if not quiet:
+        stdout.print(f"{path} into {entry.name}: {'; '.join(parts)}", soft_wrap=True)
 
 
 def _print_some(what: str, reasons: Sequence[str]) -> None:

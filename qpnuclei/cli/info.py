@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
 
-import typer
-
-from qpnuclei.cli.options import Backend, BackendOption, ImageRoot, ProjectPath
+from qpnuclei.cli.options import Backend, BackendOption, ImageRoot, Json, ProjectPath
 
 
 def info(
     project: ProjectPath,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    json: Json = False,
     image_root: ImageRoot = None,
     backend: BackendOption = Backend.AUTO,
 ) -> None:
@@ -20,16 +17,14 @@ def info(
 
     Exits with 1 if the objects of an image cannot be read; the others are shown.
     """
-    import orjson
-
-    from qpnuclei.cli.console import stdout
+    from qpnuclei.cli.console import print_json, stdout
     from qpnuclei.cli.tables import info_table
     from qpnuclei.qupath.inventory import describe_project
     from qpnuclei.qupath.project import open_project
 
     content = describe_project(open_project(project, backend=backend.value, image_root=image_root))
     if json:
-        typer.echo(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode())
+        print_json(content)
     else:
         stdout.print(info_table(content), soft_wrap=True)
     if any("error" in image for image in content["images"]):

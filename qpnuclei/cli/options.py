@@ -49,7 +49,8 @@ ImageGlobs = Annotated[
     list[str] | None,
     typer.Option(
         "--image",
-        help="Only images whose name matches this pattern (*, ?); may repeat.",
+        help="Only images whose name matches this pattern (*, ?), or the image of this ID, which "
+        "info shows; may repeat.",
         show_default="all images",
     ),
 ]
@@ -102,3 +103,7 @@ TtaOption = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON document instead of text to standard output."),
+]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qpnuclei.cli.options import MppOption, ProjectPath
+from qpnuclei.cli.options import Json, MppOption, ProjectPath
 
 project_app = typer.Typer(
     help="Make QuPath projects without QuPath, and restore what runs replaced in them.",
@@ -23,17 +23,31 @@ def _project() -> None:
 @project_app.command()
 def create(
     directory: Annotated[Path, typer.Argument(help="Folder of the new project; made if missing.")],
-    slides: Annotated[list[Path], typer.Argument(help="Slide files to add, in this order.")],
+    slides: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Slides to add, in this order: files, folders of them, or patterns (*, ?, **)."
+        ),
+    ],
     mpp: MppOption = None,
+    json: Json = False,
 ) -> None:
     """Make a new project of Brightfield (H&E) images that QuPath opens.
 
     For example: qpnuclei project create my-project slides/*.svs
     """
-    from qpnuclei.cli.console import stdout
+    from qpnuclei.cli.console import print_json, stdout
     from qpnuclei.qupath.create import create_from_slides
+    from qpnuclei.slides.files import find_slides
 
-    project = create_from_slides(directory, slides, mpp)
+    project = create_from_slides(directory, find_slides(slides), mpp)
+    if json:
+        images = [
+            {"id": entry.id, "name": entry.name, "mpp": entry.calibration.mpp}
+            for entry in project.images
+        ]
+        print_json({"project": str(project.path), "images": images})
+        return
     stdout.print(f"{project.path}: {len(project.images)} images", highlight=False, soft_wrap=True)
     for entry in project.images:
         if entry.calibration.mpp is None:
@@ -53,14 +67,17 @@ def backups(
             "--count", help="Read each, to show what it holds (takes long for large ones)."
         ),
     ] = False,
+    json: Json = False,
 ) -> None:
     """List what runs replaced: the newest five states of every image."""
-    from qpnuclei.cli.console import stdout
-    from qpnuclei.cli.tables import backups_table
+    from qpnuclei.cli.console import print_json, stdout
+    from qpnuclei.cli.tables import backups_table, describe_backups
     from qpnuclei.qupath.native import open_project
 
     images = open_project(project).images
-    if any(image.backups() for image in images):
+    if json:
+        print_json(describe_backups(images, count))
+    elif any(image.backups() for image in images):
         stdout.print(backups_table(images, count))
     else:
         stdout.print("no run has replaced anything", highlight=False)
@@ -77,6 +94,7 @@ def restore(
         typer.Option("--backup", help="ID of the backup, as backups lists it.", show_default=False),
     ] = None,
     latest: Annotated[bool, typer.Option("--latest", help="Restore the newest backup.")] = False,
+    json: Json = False,
 ) -> None:
     """Put an image's annotations and detections back as they were before a run.
 
@@ -84,7 +102,7 @@ def restore(
 
     For example: qpnuclei project restore project.qpproj --image slide-1.svs --latest
     """
-    from qpnuclei.cli.console import stdout
+    from qpnuclei.cli.console import print_json, stdout
     from qpnuclei.errors import UsageError
     from qpnuclei.qupath.backups import choose_backup
     from qpnuclei.qupath.native import open_project
@@ -98,6 +116,9 @@ def restore(
         )
     chosen = choose_backup(entry.backups(), backup)
     entry.restore(chosen)
+    if json:
+        print_json({"image": entry.name, "image_id": entry.id, "restored": chosen.id})
+        return
     stdout.print(
         f"{entry.name}: restored {chosen.id}; what was there is now the newest backup",
         highlight=False,

@@ -17,6 +17,7 @@ from qpnuclei.cli.options import (
     DeviceOption,
     ImageGlobs,
     ImageRoot,
+    Json,
     ModelOption,
     MppTable,
     ProjectMppOption,
@@ -168,6 +169,7 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, and stop.")
     ] = False,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Find the nuclei inside the chosen annotations and write them back as detections.
@@ -185,8 +187,15 @@ def run(
         tissue=tissue,
     )
 
-    from qpnuclei.cli.console import print_error, stderr, stdout, tile_progress
-    from qpnuclei.cli.tables import plan_view, print_account, summary_table
+    from qpnuclei.cli.console import (
+        describe_error,
+        print_error,
+        print_json,
+        stderr,
+        stdout,
+        tile_progress,
+    )
+    from qpnuclei.cli.tables import describe_plan, plan_view, print_account, summary_table
     from qpnuclei.pipeline.selection import choose_images
     from qpnuclei.qupath.pixel_size import read_mpp_table
     from qpnuclei.qupath.project import open_project
@@ -227,7 +236,11 @@ def run(
     )
     if dry_run:
         plans, failed = plan_images(entries, options)
-        stdout.print(plan_view(plans), soft_wrap=True)
+        if json:
+            failures = [describe_error(error, entry) for entry, error in failed]
+            print_json({"plan": describe_plan(plans), "failures": failures})
+        else:
+            stdout.print(plan_view(plans), soft_wrap=True)
         for entry, error in failed:
             print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
         sys.exit(1 if failed else 0)
@@ -238,7 +251,9 @@ def run(
         tile_progress(quiet) as progress,
     ):
         summary = analyse_project(opened, entries, options, progress)
-    if summary.images:
+    if json:
+        print_json(summary.to_json())
+    elif summary.images:
         stdout.print(summary_table(summary))
     elif not summary.failures:
         stderr.print("nothing was analysed: no chosen annotation is left to do")

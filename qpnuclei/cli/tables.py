@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qpnuclei.cli.console import stderr
+from qpnuclei.cli.console import stderr, stdout
 from qpnuclei.errors import FormatError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.system.timing import peak_memory_mib
 
 if TYPE_CHECKING:
+    from qpnuclei.doctor import Check
     from qpnuclei.pipeline.plan import ImagePlan
     from qpnuclei.pipeline.summary import RunSummary
     from qpnuclei.qupath.backups import Backup
@@ -42,13 +42,61 @@ def plan_view(plans: list[ImagePlan]) -> Group:
         for region, existing in zip(plan.regions, plan.existing, strict=True):
             class_name = region.annotation.class_name if region.annotation else None
             table.add_row(
-                escape(region.label),
-                escape(class_name or "–"),
+                region.label,
+                class_name or "–",
                 f"{plan.area_mm2(region):.3f}",
                 str(len(existing)),
             )
         parts.append(table)
     return Group(*parts)
+
+
+def describe_backups(images: Sequence[NativeImage], count: bool) -> list[dict[str, Any]]:
+    """Return the backups of some images as JSON types; with `count` also what they hold."""
+    return [
+        {
+            "image": image.name,
+            "image_id": image.id,
+            "backup": backup.id,
+            "saved": backup.saved.isoformat(),
+            "bytes": backup.size,
+            **(_held(image, backup) if count else {}),
+        }
+        for image in images
+        for backup in image.backups()
+    ]
+
+
+def _held(image: NativeImage, backup: Backup) -> dict[str, int | None]:
+    names = ("annotations", "detections", "ours")
+    counts = _counts(image, backup)
+    return dict(zip(names, (int(c) if c.isdigit() else None for c in counts), strict=True))
+
+
+def describe_plan(plans: list[ImagePlan]) -> list[dict[str, Any]]:
+    """Return what a run would do as JSON types."""
+    return [
+        {
+            "image": plan.entry.name,
+            "image_id": plan.entry.id,
+            "mpp": plan.scale.mpp,
+            "mpp_from": plan.mpp_source,
+            "working_mpp": plan.scale.working_mpp,
+            "megapixels": plan.megapixels,
+            "tiles": len(plan.tiles),
+            "notes": list(plan.notes),
+            "annotations": [
+                {
+                    "name": region.label,
+                    "class": region.annotation.class_name if region.annotation else None,
+                    "area_mm2": plan.area_mm2(region),
+                    "ours_there": len(existing),
+                }
+                for region, existing in zip(plan.regions, plan.existing, strict=True)
+            ],
+        }
+        for plan in plans
+    ]
 
 
 def backups_table(images: Sequence[NativeImage], count: bool) -> Table:
@@ -62,7 +110,7 @@ def backups_table(images: Sequence[NativeImage], count: bool) -> Table:
     for image in images:
         for index, backup in enumerate(image.backups()):
             table.add_row(
-                escape(image.name) if index == 0 else "",
+                image.name if index == 0 else "",
                 backup.id,
                 f"{backup.saved.astimezone():%Y-%m-%d %H:%M}",
                 f"{backup.size / 1e6:.1f}",
@@ -90,9 +138,9 @@ def summary_table(summary: RunSummary) -> Table:
     for image in summary.images:
         for index, region in enumerate(image.regions):
             table.add_row(
-                escape(image.name) if index == 0 else "",
-                escape(region.name),
-                escape(region.class_name or "–"),
+                image.name if index == 0 else "",
+                region.name,
+                region.class_name or "–",
                 f"{region.area_mm2:.3f}",
                 str(region.nuclei),
                 f"{region.per_mm2:.0f}",
@@ -109,7 +157,10 @@ def print_account(summary: RunSummary) -> None:
         seconds.update(image.seconds)
         waited.update(image.waited)
         for note in image.notes:
-            stderr.print(f"{escape(image.name)}: {escape(note)}", highlight=False, soft_wrap=True)
+            stderr.print(f"{image.name}: {note}", highlight=False, soft_wrap=True)
+        for doubt in image.doubts:
+            line = f"doubtful: {image.name}: {doubt}"
+            stderr.print(line, style="yellow", highlight=False, soft_wrap=True)
     stages = ", ".join(
         f"{stage} {time:.1f}" + (f" (waited {waited[stage]:.1f})" if stage in waited else "")
         for stage, time in seconds.items()
@@ -126,7 +177,16 @@ def print_account(summary: RunSummary) -> None:
         f"record: {summary.run_dir / 'run.json'}",
     ]
     for line in lines:
-        stderr.print(escape(line), highlight=False, soft_wrap=True)
+        stderr.print(line, highlight=False, soft_wrap=True)
+
+
+def print_check(check: Check) -> None:
+    """Print what `qpnuclei.doctor` says about one thing."""
+    mark = {"OK": ("ok  ", "green"), "NOTE": ("note", "yellow"), "BAD": ("BAD ", "red")}
+    line = Text.assemble(mark[check.status.name], f" {check.name}: {check.found}")
+    stdout.print(line, soft_wrap=True)
+    if check.remedy:
+        stdout.print(f"     → {check.remedy}", soft_wrap=True)
 
 
 def info_table(content: dict[str, Any]) -> Group:
@@ -154,7 +214,7 @@ def info_table(content: dict[str, Any]) -> Group:
             row = image["annotations"].get(name, {"count": 0, "area_mm2": None})
             area = "–" if row["area_mm2"] is None else f"{row['area_mm2']:.3f}"
             count = image["detections"].get(name, 0)
-            table.add_row(escape(name or "unclassified"), str(row["count"]), area, str(count))
+            table.add_row(name or "unclassified", str(row["count"]), area, str(count))
         parts.append(table if table.rows else Text("  no annotations, no detections"))
         if image["detections_by_qpnuclei"]:
             parts.append(Text(f"  {image['detections_by_qpnuclei']} detections by qpnuclei"))

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qpnuclei.cli.options import ImageRoot, Quiet
+from qpnuclei.cli.options import ImageRoot, Json, Quiet
 from qpnuclei.errors import UsageError
 from qpnuclei.training.callbacks import Watcher
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+
+#: From the ends of so many batches is estimated how long a training takes.
+_TIMED = 4
+
+_STOPPING = "stopping: saves after this step; Ctrl-C again ends at once, without saving"
 
 
 def train(
@@ -44,11 +50,12 @@ def train(
         str,
         typer.Option(
             "--config",
-            help="Recipe: proposed (the paper's), its ablations no-smooth, no-equiv, no-sparse and "
-            "no-wsi, scale-equiv (a term of the authors' code), anchored or student (ours), "
-            "light (a small student of the default model), or the path of a .yaml file.",
+            help="Recipe: student (ours, the best, in hours without a GPU), light (a small student "
+            "of the default model), anchored (ours); proposed (the paper's, for a GPU, starts from "
+            "a download), its ablations no-smooth, no-equiv, no-sparse and no-wsi, scale-equiv (a "
+            "term of the authors' code); or the path of a .yaml file.",
         ),
-    ] = "proposed",
+    ] = "student",
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -60,13 +67,18 @@ def train(
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option("--epochs", min=1, help="Number of epochs.", show_default="as in the recipe"),
+        typer.Option(
+            "--epochs",
+            min=1,
+            help="Number of epochs; students learn in rounds instead: --set rounds=N.",
+            show_default="as in the recipe",
+        ),
     ] = None,
     scales: Annotated[
         str | None,
         typer.Option(
             "--scales",
-            help="Magnifications to tell apart, in µm/px, finest first.",
+            help="Magnifications to tell apart, in µm/px, finest first; not of students.",
             show_default="0.25,0.5,1.0",
         ),
     ] = None,
@@ -136,35 +148,41 @@ def train(
             show_default="0 without a GPU, else one per core, at most 8",
         ),
     ] = None,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Learn to find nuclei from unlabelled slides, patches or projects.
 
-    For example: qpnuclei train project.qpproj -o runs/ours --config anchored
+    Says how long it is going to take before it starts. Ctrl-C saves and stops.
+
+    For example: qpnuclei train project.qpproj -o runs/ours
     """
     from qpnuclei.training.config import attention_recipe, read_recipe
 
     fields = read_recipe(config, settings or ())
+    student = fields.get("family") == "student"
+    for option, value, instead in (
+        ("--epochs", epochs, "it learns in rounds: --set rounds=N"),
+        ("--scales", scales, "it learns at one resolution: --set mpp=0.25"),
+        ("--backbone-weights", backbone_weights, "it has no scale network: leave it out"),
+    ):
+        if student and value is not None:
+            raise UsageError(f"{option} was given, but the recipe {config} is a student", instead)
     if epochs is not None:
         fields["epochs"] = epochs
     if scales is not None:
         fields["scales"] = _numbers(scales)
-    student = fields.get("family") == "student"
-    if student and backbone_weights is not None:
-        raise UsageError(
-            "--backbone-weights was given, but the student has no scale network", "leave it out"
-        )
     recipe = None if student else attention_recipe(fields)
 
     from qpnuclei.training.sources import find_sources
 
     found = find_sources(sources, mpp=mpp or (), roi=roi or (), image_root=image_root)
 
-    from qpnuclei.cli.console import stderr, stdout
+    from qpnuclei.cli.console import print_json, stderr, stdout, this_command
     from qpnuclei.models.device import resolve_device
     from qpnuclei.system.distributed import process_group, rank, world_size
+    from qpnuclei.system.interrupts import EXIT_CODE, asking_to_stop
     from qpnuclei.system.memory import keep_freed_memory
-    from qpnuclei.training.run_folder import STATE_FILE
 
     if validation_mpp is None and mpp and len(mpp) == 1:
         validation_mpp = mpp[0]
@@ -172,7 +190,7 @@ def train(
         keep_freed_memory(),
         process_group(resolve_device(device)) as torch_device,
         _progress_bar(quiet or rank() > 0) as bar,  # rank 0 speaks for all
-        stop_on_interrupt() as interrupted,
+        asking_to_stop(_STOPPING if rank() == 0 else "") as interrupted,
     ):
         if student and world_size() > 1:
             raise UsageError(
@@ -222,19 +240,22 @@ def train(
                 watcher=watcher,
             )
     if not speaks:
-        return
-    if result.stopped:
-        stderr.print(
-            f"stopped and saved: go on with --resume -o {output}"
-            if (output / STATE_FILE).is_file()
-            else "stopped before there was anything to save: the same command starts anew",
-            highlight=False,
-        )
-    if result.model is not None:
+        sys.exit(EXIT_CODE if result.stopped else 0)
+    if json:
+        print_json(asdict(result))
+    elif result.model is not None:
         score = "" if result.best_score is None else f", validation Dice {result.best_score:.3f}"
         stdout.print(
             f"{result.model} (epoch {result.best_epoch}{score})", highlight=False, soft_wrap=True
         )
+    if result.stopped:
+        stderr.print(
+            f"stopped and saved; to go on: {this_command('--resume')}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        sys.exit(EXIT_CODE)
 
 
 class ConsoleWatcher(Watcher):
@@ -252,6 +273,8 @@ class ConsoleWatcher(Watcher):
         self._interrupted = interrupted
         self._epochs = ""
         self._batches_per_epoch: int | None = None
+        self._left = 0
+        self._ends: list[float] = []
         self._indexing = bar.add_task("tiles", total=None, note="", visible=False)
         self._training = bar.add_task("epoch", total=None, note="", visible=False)
 
@@ -259,13 +282,28 @@ class ConsoleWatcher(Watcher):
         """Say how long the training is going to be."""
         self._epochs = f"/{epochs}"
         self._batches_per_epoch = batches_per_epoch
+        self._left = epochs * batches_per_epoch
 
     def tiles(self, done: int, total: int) -> None:
         """Draw how many images have been cut into tiles."""
         self._bar.update(self._indexing, completed=done, total=total, visible=done < total)
 
+    def begins(self, batches: int, seconds_per_batch: float) -> None:
+        """Say how long the training is going to take."""
+        self._bar.console.print(
+            f"{batches} batches of about {seconds_per_batch:.2g} s: "
+            f"{in_words(batches * seconds_per_batch)}, and the time to look for what to learn",
+            highlight=False,
+            soft_wrap=True,
+        )
+
     def batch(self, epoch: int, batch: int, metrics: Mapping[str, float]) -> None:
-        """Draw the batch's metrics."""
+        """Draw the batch's metrics; where nobody has measured before, say how long it takes."""
+        if self._batches_per_epoch is not None and len(self._ends) < _TIMED:
+            self._ends.append(time.monotonic())
+            if len(self._ends) == _TIMED:
+                done = (epoch - 1) * self._batches_per_epoch + batch
+                self.begins(self._left - done, (self._ends[-1] - self._ends[0]) / (_TIMED - 1))
         self._bar.update(
             self._training,
             description=f"epoch {epoch}{self._epochs}",
@@ -295,10 +333,10 @@ def _progress_bar(quiet: bool) -> Progress:
     from qpnuclei.cli.console import stderr
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     return Progress(*columns, console=stderr, disable=quiet)
 
@@ -321,23 +359,11 @@ def _summary(metrics: Mapping[str, float]) -> str:
     )
 
 
-@contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C (or SIGTERM) into a request to stop; the second one ends at once."""
-    asked = False
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def in_words(seconds: float) -> str:
+    """Return a duration as people say it: ``"about 3 h 20 min"``."""
+    minutes = max(1, round(seconds / 60))
+    hours, rest = divmod(minutes, 60)
+    return f"about {hours} h {rest} min" if hours else f"about {minutes} min"
 
 
 def _numbers(text: str) -> list[float]:

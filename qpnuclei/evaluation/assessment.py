@@ -92,7 +92,7 @@ def assess(
         engine = load_engine(
             options.model, EngineOptions(options.device, views=8 if options.tta else 1)
         )
-        name = _label(options.model)
+        name = _label(options.model, engine.spec.sha256)
         result = _measure(name, partial(segment, engine), images, options, progress)
         floor = _measure(classical.NAME, classical.haematoxylin_nuclei, images, options, progress)
         others.append(floor)
@@ -134,9 +134,10 @@ def _check_target(options: AssessmentOptions) -> None:
         )
 
 
-def _label(model: str) -> str:
-    """Return what tables call a model: its name, or that of its file."""
-    return Path(model).name
+def _label(model: str, sha256: str) -> str:
+    """Return what tables call a model: its name; of a file also the hash, as many share a name."""
+    path = Path(model)
+    return f"{path.name} ({sha256[:8]})" if path.suffix else model
 
 
 def _measure(

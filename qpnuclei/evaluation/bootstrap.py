@@ -28,7 +28,7 @@ def bootstrap_interval(
     Returns
     -------
     low, high : float
-        NaN if there is no value.
+        NaN if there are fewer than two values: one image says nothing about others.
 
     References
     ----------
@@ -36,9 +36,8 @@ def bootstrap_interval(
     """
     known = np.asarray(values, np.float64)
     known = known[~np.isnan(known)]
-    if known.size < 2:  # SciPy wants two
-        only = float(known[0]) if known.size else float("nan")
-        return only, only
+    if known.size < 2:
+        return float("nan"), float("nan")
     low, high = bootstrap(
         (known,),
         np.mean,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import tifffile
 from PIL import Image
 
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
+from qpnuclei.system.json_text import parse_json
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
@@ -69,9 +70,21 @@ class AnnotatedImage:
         Raises
         ------
         FormatError
-            If the file is not a 2-D map of integers.
+            If the file is not a 2-D map of integers, or a mask: all its nuclei would be one.
         """
-        return read_instance_map(self.labels_path)
+        labels = read_instance_map(self.labels_path)
+        values = np.unique(labels[labels != 0])
+        if len(values) == 1:
+            mask = (labels != 0).astype(np.uint8)
+            parts = cv2.connectedComponents(mask, connectivity=8)[0] - 1
+            if parts > 1:
+                raise FormatError(
+                    f"{self.labels_path}: a mask of 0 and {values[0]} in {parts} parts, not an "
+                    "instance map: all its nuclei would be one",
+                    "give each nucleus a value of its own; or evaluate with --components, which "
+                    "takes each connected part for a nucleus",
+                )
+        return labels
 
 
 def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
@@ -199,7 +212,7 @@ def read_split(path: Path, split: str) -> list[str]:
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file", f"it should list the images of {split!r}")
     try:
-        splits = json.loads(path.read_text(encoding="utf-8"))
+        splits = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise FormatError(f"{path}: not JSON: {error}") from error
     if not isinstance(splits, dict) or not all(isinstance(s, list) for s in splits.values()):

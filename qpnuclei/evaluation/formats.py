@@ -54,20 +54,14 @@ class MonusegImage(AnnotatedImage):
 
 
 @dataclass(frozen=True)
-class TnbcImage(AnnotatedImage):
-    """An image of the TNBC set [1]_: PNG, and a PNG mask in which nuclei do not touch.
-
-    References
-    ----------
-    .. [1] P. Naylor et al., "Segmentation of nuclei in histopathology images by deep regression of
-           the distance map", IEEE TMI 38(2), 2019.
-    """
+class MaskImage(AnnotatedImage):
+    """An image with a mask in which nuclei do not touch."""
 
     def read_labels(self) -> npt.NDArray[np.int32]:
         """Return the (H, W) int32 instance map: 8-connected components of equal value.
 
-        That is right for the masks of 0 and 255, and for later versions that hold the class or
-        the number of each nucleus.
+        That is right for masks of 0 and 255, and for those that hold the class or the number of
+        each nucleus.
 
         Raises
         ------
@@ -78,6 +72,17 @@ class TnbcImage(AnnotatedImage):
             read_instance_map(self.labels_path), connectivity=2
         ).astype(np.int32)
         return components
+
+
+@dataclass(frozen=True)
+class TnbcImage(MaskImage):
+    """An image of the TNBC set [1]_: PNG, and a PNG mask in which nuclei do not touch.
+
+    References
+    ----------
+    .. [1] P. Naylor et al., "Segmentation of nuclei in histopathology images by deep regression of
+           the distance map", IEEE TMI 38(2), 2019.
+    """
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,8 @@ def read_dataset(
     layout: str = "auto",
     split: str | None = None,
     splits: Path | None = None,
+    *,
+    components: bool = False,
 ) -> tuple[str, list[AnnotatedImage]]:
     """Find the annotated images of a data set in any layout that is known.
 
@@ -164,6 +171,8 @@ def read_dataset(
     splits : pathlib.Path, optional
         JSON file that maps splits to lists of image names; ``splits.json`` in `folder` if not
         given.
+    components : bool
+        Whether the labels of the layout ``"folder"`` are masks whose connected parts are nuclei.
 
     Returns
     -------
@@ -179,7 +188,7 @@ def read_dataset(
     FormatError
         If nothing tells the layout, or two images have one name.
     UsageError
-        If there is no such split, or no image.
+        If there is no such split, or no image, or the layout has no masks for `components`.
     """
     if not folder.is_dir():
         raise NotFoundError(f"{folder}: no such folder", "name the folder of an annotated data set")
@@ -188,7 +197,15 @@ def read_dataset(
         _log.info("%s: read as %s", folder, layout)
     names = None if split is None else read_split(splits or folder / "splits.json", split)
     if layout == "folder":
-        return layout, list(read_folder(folder, names=names))
+        found = list(read_folder(folder, names=names))
+        if components:
+            found = [MaskImage(i.name, i.image_path, i.labels_path, i.mpp) for i in found]
+        return layout, found
+    if components:
+        raise UsageError(
+            f"--components is for masks in labels/, and {folder} has the layout of {layout}",
+            "leave it out",
+        )
     images = _READERS[layout](folder)
     if names is not None:
         by_name = {image.name: image for image in images}

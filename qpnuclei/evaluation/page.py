@@ -73,7 +73,6 @@ def evaluation_page(report: Report, most_pictures: int = 20) -> str:
     shown = [ranked[i] for i in np.linspace(0, len(ranked) - 1, count).round().astype(int)]
     return _TEMPLATE.render(
         report=report,
-        annotated=sum(result.scores.true_count for result in ranked),
         columns=COLUMNS,
         kinds=list(Kind),
         colours=COLOURS,

@@ -96,8 +96,7 @@ class Report:
         lines = [
             f"# {self.title}",
             "",
-            f"{len(images)} images, {sum(r.scores.true_count for r in images)} annotated nuclei. "
-            "Mean over images [95 % bootstrap interval over images].",
+            self.about,
             "",
             *_table(["method", *(heading for _, heading, _ in COLUMNS)], self.rows()),
             "",
@@ -136,6 +135,18 @@ class Report:
         return "\n".join(lines) + "\n"
 
     @property
+    def about(self) -> str:
+        """How many images and nuclei the figures are of, and what stands in brackets."""
+        nuclei = sum(result.scores.true_count for result in self.result.images)
+        count = len(self.result.images)
+        if count == 1:
+            return f"One image, {nuclei} annotated nuclei: it does not tell how good others are."
+        return (
+            f"{count} images, {nuclei} annotated nuclei. Mean over images [95 % bootstrap interval "
+            "over images]."
+        )
+
+    @property
     def title(self) -> str:
         """What was measured on what."""
         split = self.dataset["split"]
@@ -152,9 +163,9 @@ def write_report(report: Report, path: Path, page: str) -> None:
         If one cannot be written.
     """
     content = json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, content.encode())
-    write_atomically(path.with_suffix(".md"), report.to_markdown().encode())
-    write_atomically(path.with_suffix(".html"), page.encode())
+    for suffix, text in ((".json", content), (".md", report.to_markdown()), (".html", page)):
+        # Names of files need not be text.
+        write_atomically(path.with_suffix(suffix), text.encode(errors="backslashreplace"))
 
 
 def format_score(value: float, digits: int, sign: str = "") -> str:
@@ -181,10 +192,14 @@ def _cells(
 
 def _table(headings: list[str], rows: list[tuple[str, list[str]]]) -> list[str]:
     return [
-        f"| {' | '.join(headings)} |",
+        f"| {' | '.join(map(_in_cell, headings))} |",
         "|---" * len(headings) + "|",
-        *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows),
+        *(f"| {_in_cell(name)} | {' | '.join(cells)} |" for name, cells in rows),
     ]
+
+
+def _in_cell(name: str) -> str:
+    return name.replace("|", r"\|").replace("<", "&lt;")
 
 
 def _evaluation(evaluation: Evaluation) -> dict[str, Any]:

@@ -178,7 +178,8 @@ def summarise(images: Sequence[PredictedImage], parameters: PostProcessing) -> d
     -------
     dict
         ``images`` (their number), ``mean`` (see `mean_scores`), ``sd`` over the images, and
-        ``interval``: the 95 % bootstrap interval of the mean of AJI, ADC and PQ.
+        ``interval``: the 95 % bootstrap interval of the mean of AJI, ADC and PQ; both are empty
+        for one image.
     """
     scores = [image.score(parameters) for image in images]
     values = {key: np.array([getattr(s, key) for s in scores]) for key in ("AJI", "ADC", "PQ")}
@@ -187,7 +188,9 @@ def summarise(images: Sequence[PredictedImage], parameters: PostProcessing) -> d
         "mean": {key: round(mean, 4) for key, mean in mean_scores(scores).items()},
         "sd": {k: round(float(v.std(ddof=1)), 4) for k, v in values.items() if len(v) > 1},
         "interval": {
-            key: [round(end, 4) for end in bootstrap_interval(v)] for key, v in values.items()
+            key: [round(end, 4) for end in bootstrap_interval(v)]
+            for key, v in values.items()
+            if len(v) > 1
         },
     }
 

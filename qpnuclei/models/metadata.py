@@ -7,7 +7,6 @@ that is all that planning a run needs.
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from qpnuclei.errors import ModelError, NotFoundError
 from qpnuclei.models.geometry import NetworkGeometry, geometry_of
+from qpnuclei.system.json_text import parse_json
 
 #: The entry of the header of a safetensors file that holds the metadata.
 HEADER_KEY = "qpnuclei"
@@ -178,8 +178,8 @@ def read_metadata(path: Path) -> ModelMetadata:
             "give a file that `qpnuclei train` wrote; plain weights do not say how to use them",
         )
     try:
-        fields = json.loads(header[HEADER_KEY])
-    except (ValueError, RecursionError) as error:
+        fields = parse_json(header[HEADER_KEY])
+    except ValueError as error:
         raise ModelError(f"model file {path}: its metadata is no JSON: {error}", RETRAIN) from error
     try:
         # A newer format may have fields we do not know: look at its version before the rest.

@@ -22,6 +22,7 @@ from qpnuclei.errors import ConflictError, QpnucleiError, SaveError
 from qpnuclei.nuclei.ids import NucleusIds
 from qpnuclei.nuclei.table import NucleiTable, NucleiTables
 from qpnuclei.pipeline.plan import ImagePlan, RunOptions, plan_again
+from qpnuclei.pipeline.plausibility import Check
 from qpnuclei.pipeline.selection import TISSUE_CLASS
 from qpnuclei.qupath.analysed import UsedMpp
 from qpnuclei.qupath.backups import list_backups
@@ -47,6 +48,8 @@ from qpnuclei.system.files import (
 
 _LOG = logging.getLogger(__name__)
 
+_NO_DOUBTS = Check()
+
 #: Packed ARGB, light grey: tissue is no finding.
 _TISSUE_COLOR = -3355444
 
@@ -65,12 +68,15 @@ class NewNuclei:
         How many of each table belong to each of the plan's regions.
     outside : int
         Nuclei that were found in none of the regions, and left out.
+    doubts : Check
+        What is doubtful about what was found.
     """
 
     entry: ImageEntry
     tables: NucleiTables
     counts: npt.NDArray[np.int64]
     outside: int
+    doubts: Check = _NO_DOUBTS
 
     def __len__(self) -> int:
         return int(self.counts.sum())
@@ -139,7 +145,9 @@ class _Groups(Sequence[DetectionGroup]):
         return DetectionGroup(self._parents[region], table.take(rows), ids.take(rows), self._class)
 
 
-def new_nuclei(plan: ImagePlan, found: NucleiTables, options: RunOptions) -> NewNuclei:
+def new_nuclei(
+    plan: ImagePlan, found: NucleiTables, options: RunOptions, doubts: Check = _NO_DOUBTS
+) -> NewNuclei:
     """Say which region each nucleus found belongs to, and leave out what belongs to none.
 
     With ``on_existing="append"`` those already there are left out, too. The UUID of a nucleus is
@@ -163,7 +171,7 @@ def new_nuclei(plan: ImagePlan, found: NucleiTables, options: RunOptions) -> New
         if not np.array_equal(by_region, np.arange(len(table))):
             found[number] = table.take(by_region)
         of_table += np.bincount(region[by_region], minlength=len(of_table))
-    return NewNuclei(plan.entry, found, counts, outside)
+    return NewNuclei(plan.entry, found, counts, outside, doubts)
 
 
 def write_back(
@@ -239,7 +247,9 @@ def _write(
     parents = [region.handle for region in plan.regions]
     tissue = [] if plan.tissue is None else [_tissue(project, plan.tissue)]
     used = UsedMpp(plan.scale.mpp, plan.mpp_source, project_mpp(plan.entry))
-    record = plan.record.with_run(plan.regions, used, plan.outdated)
+    record = plan.record.with_run(
+        plan.regions, used, plan.outdated, nuclei.doubts.image, nuclei.doubts.regions
+    )
     # A run meanwhile may have found the same nucleus.
     groups = nuclei.groups(parents, path_class, plan.taken - replaced)
     step = ("qpnuclei run", f"// qpnuclei {__version__}: run with {options.to_json()}")

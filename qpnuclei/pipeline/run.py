@@ -2,7 +2,8 @@
 
 `analyse_project` is what ``qpnuclei run`` calls. `qpnuclei.pipeline.plan` decides what is to be
 done, `qpnuclei.pipeline.infer` works on the pixels (read -> predict -> segment -> measure ->
-stitch), and `qpnuclei.pipeline.commit` writes the result into the project.
+stitch), `qpnuclei.pipeline.plausibility` compares what was found with the stain, and
+`qpnuclei.pipeline.commit` writes the result into the project.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from qpnuclei.pipeline.plan import (
     plan_image,
     regions_now,
 )
+from qpnuclei.pipeline.plausibility import Check, check
 from qpnuclei.pipeline.summary import (
     ImageResult,
     RegionResult,
@@ -133,12 +135,14 @@ def analyse_image(
             clock=clock,
             progress=lambda done, n: progress(plan.entry.name, done, len(plan.tiles), n),
         )
+        with clock("check"):
+            doubts = check(slide, plan.regions, plan.scale.mpp, found)
         with clock("write"):
-            nuclei = new_nuclei(plan, found, options)
+            nuclei = new_nuclei(plan, found, options, doubts)
             with interrupt_postponed():
                 replaced = write_back(project, plan, nuclei, options, run_dir)
         with clock("count"):
-            regions = _counted(plan)
+            regions = _counted(plan, doubts)
     loss = loss_note(project, plan.entry, replaced, len(nuclei))
     return ImageResult(
         name=plan.entry.name,
@@ -151,6 +155,7 @@ def analyse_image(
         megapixels=plan.megapixels,
         regions=regions,
         nuclei=len(nuclei),
+        check=doubts.image,
         replaced=replaced,
         outside=nuclei.outside,
         joined=stitching.joined,
@@ -162,11 +167,14 @@ def analyse_image(
     )
 
 
-def _counted(plan: ImagePlan) -> tuple[RegionResult, ...]:
+def _counted(plan: ImagePlan, doubts: Check) -> tuple[RegionResult, ...]:
     """Count the nuclei of each region in what was saved, as export does."""
     objects = plan.entry.read()
     calibration = PixelCalibration(*plan.scale.mpp)
     image = CountedImage("", plan.entry.name, objects, calibration)
     regions = regions_now(plan, objects)
     counts = count_in_regions(image, regions)
-    return tuple(RegionResult.of(r, *count) for r, count in zip(regions, counts, strict=True))
+    return tuple(
+        RegionResult.of(region, *count, doubt)
+        for region, count, doubt in zip(regions, counts, doubts.regions, strict=True)
+    )

@@ -30,6 +30,7 @@ class RegionResult:
     """Nuclei in one annotation, as export counts them, or in tissue without one (and so no id).
 
     Where annotations overlap, a nucleus counts in each that holds it.
+    `check` is what is doubtful about them, see `qpnuclei.pipeline.plausibility`; empty if nothing.
     """
 
     name: str
@@ -38,9 +39,12 @@ class RegionResult:
     area_mm2: float
     nuclei: int
     per_mm2: float
+    check: str
 
     @classmethod
-    def of(cls, region: Region, area_mm2: float, nuclei: int, per_mm2: float) -> RegionResult:
+    def of(
+        cls, region: Region, area_mm2: float, nuclei: int, per_mm2: float, check: str
+    ) -> RegionResult:
         """Return the result for a region of the plan."""
         annotation = region.annotation
         return cls(
@@ -50,6 +54,7 @@ class RegionResult:
             area_mm2=area_mm2,
             nuclei=nuclei,
             per_mm2=per_mm2,
+            check=check,
         )
 
 
@@ -67,6 +72,8 @@ class ImageResult:
         Millions of px that the network saw, without overlap.
     nuclei : int
         Nuclei written, each once.
+    check : str
+        What is doubtful about all of them together, as for a region.
     replaced : int
         Detections of earlier runs that were removed.
     outside : int
@@ -93,6 +100,7 @@ class ImageResult:
     megapixels: float
     regions: tuple[RegionResult, ...]
     nuclei: int
+    check: str
     replaced: int
     outside: int
     joined: int
@@ -101,6 +109,12 @@ class ImageResult:
     seconds: dict[str, float]
     waited: dict[str, float]
     notes: tuple[str, ...] = ()
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What is doubtful, a line each: of the image, and of regions where it is another thing."""
+        others = [r for r in self.regions if r.check and r.check != self.check]
+        return (*filter(None, [self.check]), *(f"{r.name}: {r.check}" for r in others))
 
 
 @dataclass(frozen=True)

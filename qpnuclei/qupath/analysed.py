@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -56,10 +56,13 @@ class AnalysedArea:
         Of its annotation; None for tissue without one, and in files of QuPath 0.2 and 0.3.
     geometry : shapely.MultiPolygon
         As the annotation was, level-0 px; it may be invalid.
+    check : str
+        What the run found doubtful about it; empty if nothing.
     """
 
     id: UUID | None
     geometry: shapely.MultiPolygon
+    check: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,11 @@ class UsedMpp:
 
 @dataclass(frozen=True)
 class Record:
-    """What runs have noted of one image."""
+    """What runs have noted of one image; `check` is what the last of them doubted as a whole."""
 
     areas: tuple[AnalysedArea, ...] = ()
     used: UsedMpp | None = None
+    check: str = ""
 
     @classmethod
     def of(cls, properties: Mapping[str, str], name: str = "the image") -> Record:
@@ -100,6 +104,7 @@ class Record:
                 AnalysedArea(
                     None if area["id"] is None else UUID(area["id"]),
                     shapely.MultiPolygon([(p[0], p[1:]) for p in area["coordinates"]]),
+                    str(area.get("check", "")),
                 )
                 for area in content["areas"]
             )
@@ -107,6 +112,7 @@ class Record:
             return cls(
                 areas,
                 UsedMpp(_pair(used["um"]), str(used["source"]), _pair_or_none(used["project"])),
+                str(content.get("check", "")),
             )
         except (ValueError, TypeError, KeyError, IndexError, RecursionError, AttributeError):
             _LOG.warning(
@@ -128,15 +134,22 @@ class Record:
                         ]
                         for polygon in area.geometry.geoms
                     ],
+                    **({"check": area.check} if area.check else {}),
                 }
                 for area in self.areas
             ],
             "pixel size": used and {"um": used.mpp, "source": used.source, "project": used.project},
+            **({"check": self.check} if self.check else {}),
         }
         return {PROPERTY: json.dumps(content, separators=(",", ":"))}
 
     def with_run(
-        self, regions: Sequence[Region], used: UsedMpp, removed: frozenset[UUID] = frozenset()
+        self,
+        regions: Sequence[Region],
+        used: UsedMpp,
+        removed: frozenset[UUID] = frozenset(),
+        check: str = "",
+        checks: Sequence[str] = (),
     ) -> Record:
         """Return the record after a run of some regions.
 
@@ -144,13 +157,16 @@ class Record:
         ----------
         removed : frozenset of UUID
             Annotations that the run removed.
+        check, checks : str, sequence of str
+            What the run found doubtful about the image, and about each region.
         """
         new = tuple(
             AnalysedArea(
                 region.annotation.id if region.annotation else None,
                 _multi(region.annotation.geometry if region.annotation else region.geometry),
+                doubt,
             )
-            for region in regions
+            for region, doubt in zip(regions, checks or [""] * len(regions), strict=True)
         )
         again = removed | {area.id for area in new if area.id is not None}
         kept = (
@@ -158,7 +174,7 @@ class Record:
             for area in self.areas
             if area.id not in again and not any(_same(area.geometry, a.geometry) for a in new)
         )
-        return Record((*kept, *new), used)
+        return Record((*kept, *new), used, check)
 
     @cached_property
     def union(self) -> shapely.Geometry:
@@ -183,6 +199,27 @@ class Record:
         if missing <= _RIM_PX * region.geometry.length:
             return Status.ANALYSED
         return Status.NOT_ANALYSED
+
+    def doubts(self, annotation: Annotation) -> str:
+        """Return what a run found doubtful about an annotation; empty if nothing.
+
+        One that was drawn later has the doubts of the areas that it lies in.
+        """
+        own = [area for area in self.areas if area.id is not None and area.id == annotation.id]
+        own = own or [area for area in self.areas if _same(area.geometry, annotation.geometry)]
+        if not own:
+            outline = Region.of(annotation).geometry
+            own = [
+                area
+                for area in self.areas
+                if area.check and shapely.intersects(shapely.make_valid(area.geometry), outline)
+            ]
+        return together(area.check for area in own)
+
+
+def together(doubts: Iterable[str]) -> str:
+    """Return several doubts in one line, each once."""
+    return "; ".join(dict.fromkeys(filter(None, doubts)))
 
 
 def overall(statuses: Sequence[Status]) -> Status:

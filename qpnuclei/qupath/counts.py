@@ -26,7 +26,7 @@ import shapely
 
 from qpnuclei.errors import MppError, QpnucleiError, UsageError, standing_alone
 from qpnuclei.nuclei.ids import is_ours
-from qpnuclei.qupath.analysed import Record, Status, overall
+from qpnuclei.qupath.analysed import Record, Status, overall, together
 from qpnuclei.qupath.areas import polygonal
 from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
@@ -41,7 +41,7 @@ Row: TypeAlias = dict[str, Any]
 
 #: Class of the detections that are nuclei, whoever made them.
 NUCLEUS_CLASS = "Nucleus"
-_TEXT = ("project", "image", "annotation", "class", "uuid", "status")
+_TEXT = ("project", "image", "annotation", "class", "uuid", "status", "check")
 #: Last parts of the classes that QuPath takes for intensities of staining.
 _INTENSITIES = ("Positive", "Negative", "1+", "2+", "3+")
 _ALL_DETECTIONS = "Num Detections"
@@ -110,7 +110,8 @@ def count_objects(
     -------
     list of dict
         Columns ``project``, ``image``, ``annotation`` (its name), ``class``, ``uuid``, ``status``
-        (a `Status`), ``area_mm2``, ``analysed_mm2``, ``nuclei``, ``nuclei_per_mm2``; ``Num
+        (a `Status`), ``check`` (what the run found doubtful, see ``docs/plausibility.md``),
+        ``area_mm2``, ``analysed_mm2``, ``nuclei``, ``nuclei_per_mm2``; ``Num
         Detections``, ``Num <class>`` and ``Num <class> (base)`` for the classes of detections, as
         QuPath calls and counts them; and for every measurement its mean, median and standard
         deviation (with n - 1) over the nuclei. NaN or None where there is no value: without
@@ -153,6 +154,7 @@ def count_objects(
                 first.class_name,
                 first.id if of_one else None,
                 overall([statuses[i] for i in members]),
+                together(record.doubts(annotations[i]) for i in looked_at),
                 (area, analysed, area if nucleus_classes is not None else analysed),
                 np.unique(np.concatenate([inside[i] for i in counted])) if counted else None,
                 classes,
@@ -263,6 +265,10 @@ def count_project(
     return rows
 
 
+#: What spreadsheet programs take for the beginning of a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
 def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write rows as .csv, .tsv, .json or .parquet, in one step.
 
@@ -270,7 +276,8 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     ----------
     rows : sequence of mapping of str to str, int, float, UUID or None
         They need not have the same columns; columns come in the order of first appearance. NaN and
-        None are empty cells (null in JSON and Parquet).
+        None are empty cells (null in JSON and Parquet). In .csv and .tsv, text that a spreadsheet
+        program would take for a formula begins with an apostrophe.
     path : Path
         The suffix chooses the format.
 
@@ -378,7 +385,8 @@ def _image_row(image: CountedImage, classes: _Classes, *, counts_all: bool) -> R
         status = Status.NOT_ANALYSED
         rows = rows if counts_all else None
     areas = (area, float(analysed.area), float(analysed.area))
-    row = _row(image, None, None, None, status, areas, rows, classes)
+    check = record.check or together(area.check for area in record.areas)
+    row = _row(image, None, None, None, status, check, areas, rows, classes)
     if rows is not None:  # QuPath's own numbers for an image are those of all of it
         row |= _class_counts(np.arange(len(detections)), classes)
     return row
@@ -390,6 +398,7 @@ def _row(
     class_name: str | None,
     identifier: Any,
     status: Status,
+    check: str,
     areas_px2: tuple[float | None, float, float],
     inside: npt.NDArray[np.int64] | None,
     classes: _Classes,
@@ -409,6 +418,7 @@ def _row(
         "class": class_name,
         "uuid": identifier,
         "status": str(status),
+        "check": check or None,
         "area_mm2": area,
         "analysed_mm2": analysed,
         "nuclei": len(chosen) if is_known else None,
@@ -448,9 +458,17 @@ def _cell(value: Any) -> str | int | float | None:
 def _separated(table: Mapping[str, list[Any]], separator: str) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, delimiter=separator, lineterminator="\n")
-    writer.writerow(table)
-    writer.writerows(zip(*table.values(), strict=True))
-    return text.getvalue().encode()
+    writer.writerow(map(_no_formula, table))
+    writer.writerows(map(_no_formula, row) for row in zip(*table.values(), strict=True))
+    return text.getvalue().encode(errors="backslashreplace")
+
+
+def _no_formula(cell: Any) -> Any:
+    """Return a cell that no spreadsheet program takes for a formula, whatever a name begins with.
+
+    They show the apostrophe, or leave it out; numbers are never changed.
+    """
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def _json(table: Mapping[str, list[Any]]) -> bytes:

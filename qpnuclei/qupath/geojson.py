@@ -33,8 +33,9 @@ import shapely.geometry
 from qpnuclei.errors import FormatError, NotFoundError, UsageError, quoted
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.model import DetectionGroup, PathClass
-from qpnuclei.qupath.names import is_deeper, whole_characters, without_halves
+from qpnuclei.qupath.names import whole_characters, without_halves
 from qpnuclei.system.files import atomic_file, open_regular
+from qpnuclei.system.json_text import refuse_deep, within_recursion
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,6 @@ _READ_SIZE = 1 << 20
 _LONGEST_STRING = 1 << 24
 #: A feature of more is no outline that anyone drew, but would take gigabytes of memory.
 _LONGEST_VALUE = 1 << 28
-#: What is nested deeper, no QuPath wrote; recursion has other limits in every version of Python.
-_DEEPEST = 100
 #: Bytes that are not UTF-8, as Python keeps them in text.
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 #: Errors may quote the file, but not all of it.
@@ -217,10 +216,6 @@ def read_objects(path: Path, odd: Oddities | None = None) -> Iterator[GeoJsonObj
                     index += 1
     except FileNotFoundError as error:
         raise NotFoundError(f"{path} does not exist") from error
-    except RecursionError as error:
-        raise FormatError(
-            f"{path}, feature {index}: nested too deeply", "export it again from QuPath"
-        ) from error
     except _GeoJsonError as error:
         raise FormatError(
             f"{path}, feature {index}: {_short(error)}", "export it again from QuPath"
@@ -487,7 +482,8 @@ class _Scanner:
         self.peek()
         while True:
             try:
-                value, end = self._decoder.raw_decode(self._text, self._at)
+                value, end = within_recursion(self._decoder.raw_decode, self._text, self._at)
+                refuse_deep(value, unless_under="coordinates")  # which `_geometry` checks
             except json.JSONDecodeError as error:
                 if len(self._text) - self._at > _LONGEST_VALUE:
                     raise _GeoJsonError(f"is longer than {_LONGEST_VALUE} characters") from error
@@ -509,8 +505,6 @@ class _Scanner:
                 if self.was_not_utf8:
                     text = _NOT_UTF8.sub(_of_windows, text)
                     value = json.loads(text)
-                if is_deeper(value, _DEEPEST):
-                    raise _GeoJsonError("nested too deeply")
                 return without_halves(value, text)
 
     def _more(self) -> bool:

@@ -54,16 +54,3 @@ def without_halves(value: Any, text: str) -> Any:
     if _HALF.search(text) is None:
         return value
     return json.loads(whole_characters(json.dumps(value, ensure_ascii=False)))
-
-
-def is_deeper(value: Any, depth: int) -> bool:
-    """Tell whether lists and objects are nested beyond a depth."""
-    level = [value] if isinstance(value, dict | list) else []
-    for _ in range(depth):
-        level = [
-            child
-            for item in level
-            for child in (item.values() if isinstance(item, dict) else item)
-            if isinstance(child, dict | list)
-        ]
-    return bool(level)

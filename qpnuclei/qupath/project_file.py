@@ -10,14 +10,12 @@ from typing import Any
 
 from qpnuclei.errors import FormatError, NotFoundError
 from qpnuclei.qupath.model import ImageServer, PathClass
-from qpnuclei.qupath.names import is_deeper, without_halves
+from qpnuclei.qupath.names import without_halves
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.system.files import read_regular
+from qpnuclei.system.json_text import parse_json
 
 Json = dict[str, Any]
-
-#: What is nested deeper, QuPath did not write, and code that follows it might exhaust the stack.
-_MAX_DEPTH = 100
 
 #: The classes that QuPath gives a project that has no list of its own: name and colour.
 DEFAULT_CLASSES = tuple(
@@ -48,7 +46,7 @@ def read_json(path: Path, what: str) -> Json:
     """
     try:
         text = read_regular(path).decode("utf-8-sig")
-        value = without_halves(json.loads(text), text)
+        value = without_halves(parse_json(text), text)
     except FileNotFoundError:
         raise NotFoundError(f"{path}: no such file") from None
     except OSError as error:
@@ -60,12 +58,10 @@ def read_json(path: Path, what: str) -> Json:
         raise FormatError(
             f"{path}: {what} is broken at {where}: {error.msg}", _backup_hint(path)
         ) from None
-    except (RecursionError, ValueError) as error:
+    except ValueError as error:
         raise FormatError(f"{path}: {what} is broken: {error}", _backup_hint(path)) from None
     if not isinstance(value, dict):
         raise FormatError(f"{path}: {what} is a {type(value).__name__}, not an object")
-    if is_deeper(value, _MAX_DEPTH):
-        raise FormatError(f"{path}: {what} is broken: nested too deeply", _backup_hint(path))
     return value
 
 

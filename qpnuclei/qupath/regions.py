@@ -25,25 +25,32 @@ Entry = TypeVar("Entry", bound=ImageEntry)
 
 
 def match_images(project: Project, patterns: Sequence[str]) -> list[ImageEntry]:
-    """Return the images with one of the names or patterns (``*``, ``?``); all if there are none.
+    """Return the images of some names, patterns of names (``*``, ``?``) or entry IDs.
+
+    All if there are none of these. An ID counts where no image has it as its name.
 
     Raises
     ------
     UsageError
         If there is no such image.
     """
+    names = {entry.name for entry in project.images}
     entries = [
         entry
         for entry in project.images
-        if not patterns or any(_is_called(entry, wanted) for wanted in patterns)
+        if not patterns
+        or any(
+            _is_called(entry, wanted) or (entry.id == wanted and wanted not in names)
+            for wanted in patterns
+        )
     ]
     if not entries:
-        names = ", ".join(entry.name for entry in project.images)
+        there = ", ".join(f"{entry.name} (ID {entry.id})" for entry in project.images)
         raise UsageError(
             f"no image of {project.path} matches {' or '.join(map(repr, patterns))}"
-            if names
+            if there
             else f"{project.path} has no images",
-            f"images there: {names}" if names else "add slides in QuPath",
+            f"images there: {there}" if there else "add slides in QuPath",
         )
     return entries
 

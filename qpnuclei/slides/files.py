@@ -2,18 +2,57 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from qpnuclei.errors import QpnucleiError
+from qpnuclei.errors import NotFoundError, QpnucleiError, UsageError
 from qpnuclei.slides.readers import check_regular_file, open_source
 
 _log = logging.getLogger(__name__)
 
+_TIFF_SUFFIXES = (".svs", ".tif", ".tiff", ".scn", ".ndpi")
+_PLAIN_SUFFIXES = (".jpeg", ".jpg", ".png")
+_OTHER_SUFFIXES = (".bif", ".czi", ".dcm", ".mrxs", ".svslide", ".vms", ".vmu")
+
+#: What a folder is searched for.
+IMAGE_SUFFIXES = frozenset((*_TIFF_SUFFIXES, *_PLAIN_SUFFIXES, *_OTHER_SUFFIXES))
+
 _DICOM = ".dcm"
 #: Indexes of Hamamatsu slides: lines ``Key=file`` that name the JPEGs beside them.
 _INDEXES = (".vms", ".vmu")
+
+
+def find_slides(paths: Sequence[Path]) -> list[Path]:
+    """Return the slides that files, folders and patterns (``*``, ``?``, ``**``) stand for.
+
+    Shells without globbing, such as those of Windows, pass patterns on as they are.
+
+    Raises
+    ------
+    qpnuclei.errors.NotFoundError
+        If there is no such file or folder, or nothing that a pattern matches.
+    qpnuclei.errors.UsageError
+        If a folder holds no slide.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise UsageError(
+                    f"folder {path} holds no slide", f"known are {' '.join(sorted(IMAGE_SUFFIXES))}"
+                )
+            found += inside
+        elif path.exists() or not glob.has_magic(str(path)):
+            found.append(path)
+        else:
+            matching = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
+            if not matching:
+                raise NotFoundError(f"no file matches {path}", "check the pattern")
+            found += [match for match in matching if match.is_file()]
+    return list(dict.fromkeys(found))
 
 
 def one_per_slide(paths: Sequence[Path]) -> list[Path]:

@@ -3,7 +3,8 @@
 A `KeyboardInterrupt` comes between any two steps of the program: while a thread is being started,
 within another clean-up, inside an import. Commands that take hours in several threads therefore do
 not unwind, they leave at once (`leaving_on_interrupt`), except from what must be completed
-(`interrupt_postponed`); the others unwind (`ending_on_interrupt`). Either way the interpreter is
+(`interrupt_postponed`), or when they have come to where they can save (`asking_to_stop`); the
+others unwind (`ending_on_interrupt`). Either way the interpreter is
 not taken down under threads that still compute, which crashes, nor are they waited for: a network
 may take a minute for what it is at.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
@@ -72,6 +73,38 @@ def leaving_on_interrupt(message: str) -> Iterator[None]:
 
 
 @contextmanager
+def asking_to_stop(message: str) -> Iterator[Callable[[], bool]]:
+    """Make a request to stop of the first Ctrl-C (or SIGTERM); the second one ends the process.
+
+    Parameters
+    ----------
+    message : str
+        For the first; empty for none.
+
+    Yields
+    ------
+    callable
+        Whether there was one.
+    """
+    asked = False
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            _leave("ended at once: what was saved last is kept")
+        asked = True
+        if message:
+            _say(message)
+
+    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def interrupt_postponed() -> Iterator[None]:
     """Let a Ctrl-C that comes within the block act at its end.
 
@@ -98,9 +131,13 @@ def interrupt_postponed() -> Iterator[None]:
 
 
 def _leave(message: str) -> NoReturn:
+    _say(message)
+    os._exit(EXIT_CODE)
+
+
+def _say(message: str) -> None:
     # Straight to the descriptor: Python's stream may be in the midst of a write itself. A progress
     # bar has hidden the cursor of a terminal, and left it behind its end.
     begin = f"{_SHOW_CURSOR}\n" if os.isatty(_STDERR) else ""
     with suppress(OSError):  # who was to read it may be gone
         os.write(_STDERR, f"{begin}{message}\n".encode())
-    os._exit(EXIT_CODE)

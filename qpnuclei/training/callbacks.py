@@ -13,6 +13,9 @@ class Watcher:
     def tiles(self, done: int, total: int) -> None:
         """Take note of how many sources have been cut into tiles."""
 
+    def begins(self, batches: int, seconds_per_batch: float) -> None:
+        """Take note of how many batches are left, and how long each is going to take."""
+
     def batch(self, epoch: int, batch: int, metrics: Mapping[str, float]) -> None:
         """Take note of a batch (both numbers from 1)."""
 

@@ -193,7 +193,7 @@ def read_recipe(name_or_path: str, settings: Sequence[str] = ()) -> dict[str, An
         raise NotFoundError(f"no recipe at {path}", f"or one of: {', '.join(recipe_names())}")
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"recipe {path} is no YAML: {error}") from error
     if not isinstance(fields, dict):
         raise FormatError(f"recipe {path} is no mapping of names to values")
@@ -203,7 +203,7 @@ def read_recipe(name_or_path: str, settings: Sequence[str] = ()) -> dict[str, An
             raise UsageError(f"--set {setting!r} is not key=value", "for example --set width=16")
         try:
             fields[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError) as error:
             raise UsageError(f"the value of --set {setting!r} is no YAML: {error}") from error
     return fields
 

@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 STATE_FILE = "state.pt"
 MODEL_FILE = "model.safetensors"
 METRICS_FILE = "metrics.csv"
+_BEFORE_ANY_STATE = ("tiles-", "pseudo-labels", "tensorboard")
 
 
 @dataclass
@@ -96,11 +97,13 @@ def open_run_folder(folder: Path, resume: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SaveError(f"cannot make the folder {folder}: {error.strerror}") from error
-    # These may be left of a run that was stopped before its first epoch or round.
-    if any(not path.name.startswith(("tiles-", "pseudo-labels")) for path in folder.iterdir()):
+    if (folder / STATE_FILE).exists():
         raise UsageError(
-            f"{folder} is not empty", "continue the run in it with --resume, or name another"
+            f"{folder} holds a training run", "continue it with --resume, or name another folder"
         )
+    # These may be left of a run that ended before there was a state to save.
+    if any(not path.name.startswith(_BEFORE_ANY_STATE) for path in folder.iterdir()):
+        raise UsageError(f"{folder} is not empty", "name another folder")
 
 
 def save_state(folder: Path, state: RunState) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,18 +19,12 @@ from qpnuclei.errors import (
 )
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Annotation, ImageEntry
-from qpnuclei.slides.files import one_per_slide
+from qpnuclei.slides.files import IMAGE_SUFFIXES, one_per_slide
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import Slide, open_slide
+from qpnuclei.system.json_text import parse_json
 
 _log = logging.getLogger(__name__)
-
-_TIFF_SUFFIXES = (".svs", ".tif", ".tiff", ".scn", ".ndpi")
-_PLAIN_SUFFIXES = (".jpeg", ".jpg", ".png")
-_OTHER_SUFFIXES = (".bif", ".czi", ".dcm", ".mrxs", ".svslide", ".vms", ".vmu")
-
-#: What a folder is searched for.
-IMAGE_SUFFIXES = frozenset((*_TIFF_SUFFIXES, *_PLAIN_SUFFIXES, *_OTHER_SUFFIXES))
 
 #: An image of at most this many px in each direction is a patch, not a whole slide.
 MAX_PATCH_PX = 4096
@@ -183,7 +176,7 @@ def _training_split(path: Path) -> frozenset[str] | None:
     if not path.is_file():
         return None
     try:
-        splits = json.loads(path.read_text(encoding="utf-8"))
+        splits = parse_json(path.read_text(encoding="utf-8"))
         stems = frozenset(splits["train"])
     except (ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{path} does not name the images of a split 'train'") from error

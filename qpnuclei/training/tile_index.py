@@ -40,7 +40,7 @@ _OVERVIEW_MPP = 4.0
 
 #: A scale up to this much finer than the slide is still read from it. Beyond, enlarged pixels
 #: would teach the network that the finest scale is the blurred one.
-_MAX_ENLARGEMENT = 1.2
+MAX_ENLARGEMENT = 1.2
 
 #: How many tiles of a slide its colour is measured on.
 _COLOUR_TILES = 16
@@ -165,7 +165,11 @@ def build_tile_index(
         with source.open() as slide:
             overview = _TissueOverview(slide, source)
         for scale, mpp in enumerate(scales):
-            if mpp * _MAX_ENLARGEMENT < max(source.mpp):
+            if mpp * MAX_ENLARGEMENT < max(source.mpp):
+                _log.warning(
+                    "%s: too coarse (%.3g µm/px) for the scale of %g µm/px: no tiles of it there",
+                    *(source.name, max(source.mpp), mpp),
+                )
                 continue
             downsample = working_downsample(source.mpp, mpp)
             x = _starts(int(source.width / downsample[0]), tile_px)

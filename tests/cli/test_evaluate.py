@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
@@ -120,7 +122,7 @@ def test_tuning_goes_into_a_copy_of_the_model(dataset: Path, tmp_path: Path) -> 
     # The copy is a model like any other, and gives these figures.
     evaluate(dataset, "--mpp", "0.25", "--model", str(model), "-o", str(output))
     again = json.loads(output.read_text())
-    assert again["method"] == "tuned.safetensors"
+    assert again["method"] == f"tuned.safetensors ({again['model']['sha256'][:8]})"
     assert again["mean"] == content["mean"]
 
 
@@ -159,3 +161,30 @@ def test_help_does_not_wait_for_torch() -> None:
         "sys.exit(any(m in sys.modules for m in ('torch', 'scipy', 'cv2', 'skimage')))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_mask_is_not_one_nucleus(dataset: Path, tmp_path: Path) -> None:
+    for path in (dataset / "labels").iterdir():
+        labels = np.asarray(Image.open(path))
+        Image.fromarray(np.where(labels > 0, 255, 0).astype(np.uint8)).save(path)
+    arguments = ("--mpp", "0.25", "--method", "hematoxylin", "-o", str(tmp_path / "r.json"))
+    with pytest.raises(FormatError, match="a mask of 0 and 255 in 16 parts") as caught:
+        evaluate(dataset, *arguments)
+    assert "--components" in caught.value.hint
+
+    assert "2 images, 32 annotated nuclei" in evaluate(dataset, *arguments, "--components")
+
+    assert json.loads((tmp_path / "r.json").read_text())["dataset"]["components"]
+
+
+def test_one_image_has_no_interval(dataset: Path, tmp_path: Path) -> None:
+    output = tmp_path / "r.json"
+    printed = evaluate(
+        dataset, "--mpp", "0.25", "--method", "hematoxylin", "--limit", "1", "-o", str(output)
+    )
+
+    assert set(json.loads(output.read_text())["interval"].values()) == {None}
+    assert "One image, 16 annotated nuclei: it does not tell how good others are." in printed
+    for text in (printed, output.with_suffix(".html").read_text()):
+        assert "interval" not in text
+        assert "chance" not in text

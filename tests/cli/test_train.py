@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
-from qpnuclei.cli.train import stop_on_interrupt
+from qpnuclei.cli.train import in_words
 from qpnuclei.errors import DeviceError, NotFoundError, QpnucleiError, UsageError
+from tests.training.student.test_rounds import tissue
 
 TINY = [
     *(
@@ -41,7 +43,8 @@ def patches(tmp_path: Path) -> Path:
 
 def arguments(*extra: str) -> list[str]:
     settings = [part for setting in TINY for part in ("--set", setting)]
-    return ["train", "--mpp", "0.25", "--device", "cpu", "--quiet", *settings, *extra]
+    recipe = [] if "--config" in extra else ["--config", "proposed"]
+    return ["train", "--mpp", "0.25", "--device", "cpu", "--quiet", *recipe, *settings, *extra]
 
 
 def run(*extra: str) -> str:
@@ -76,17 +79,6 @@ def test_what_is_asked_for_wrongly_is_refused(patches: Path, tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
-def test_the_first_interrupt_asks_and_the_second_ends() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with stop_on_interrupt() as asked:
-        assert not asked()
-        os.kill(os.getpid(), signal.SIGINT)
-        assert asked()
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to a process there")
 def test_ctrl_c_saves_and_the_run_goes_on(patches: Path, tmp_path: Path) -> None:
@@ -102,9 +94,82 @@ def test_ctrl_c_saves_and_the_run_goes_on(patches: Path, tmp_path: Path) -> None
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, messages = process.communicate(timeout=60)
-    assert process.returncode == 0, messages
+    assert process.returncode == 130, messages
     assert "stopped and saved" in messages
     assert (folder / "state.pt").is_file()
+
+
+#: A student whose first round takes long, and whose every step is short.
+SMALL_STUDENT = (
+    *("base_channels=4", "levels=2", "max_channels=8", "rounds=1", "batch_size=2", "crop_px=64"),
+    *("learning_rate=0.02", "renditions=0", "first_round_batches=300"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to a process there")
+def test_a_student_stopped_in_its_first_round_goes_on_by_the_hint(tmp_path: Path) -> None:
+    rgb, _ = tissue(0)
+    folder = tmp_path / "slides [old]"  # of a name that a shell and rich would take for more
+    folder.mkdir()
+    Image.fromarray(rgb).save(folder / "p.png")
+    # Without --config.
+    command = ["train", str(folder), "-o", str(tmp_path / "run [b]"), "--mpp", "0.25"]
+    command += ["--device", "cpu", *(w for s in SMALL_STUDENT for w in ("--set", s))]
+    program = [sys.executable, "-u", "-m", "qpnuclei"]
+    process = subprocess.Popen([*program, *command], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = ""
+    while "300 batches of about" not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130, said + rest
+    assert "stopping: saves after this step" in rest
+    hint = re.search(r"to go on: qpnuclei (.*)", rest)
+    assert hint is not None, rest
+    assert not (tmp_path / "run [b]" / "model.safetensors").exists()
+
+    again = subprocess.run([*program, *command], capture_output=True, text=True, check=False)
+    assert again.returncode == 2
+    assert "continue it with --resume" in again.stderr
+
+    python = shlex.join(program)
+    done = subprocess.run(
+        f"{python} {hint[1]}", shell=True, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run [b]" / "model.safetensors").is_file()
+    assert str(tmp_path / "run [b]" / "model.safetensors") in done.stdout
+
+
+def test_what_a_student_has_not_is_refused(patches: Path, tmp_path: Path) -> None:
+    folder = ("-o", str(tmp_path / "run"))
+    for option in ("--epochs", "--scales", "--backbone-weights"):
+        call = ["train", str(patches), *folder, "--mpp", "0.25", option, "3"]
+        with pytest.raises(UsageError, match=f"{option} was given, but the recipe student"):
+            CliRunner().invoke(app, call, catch_exceptions=False)
+
+
+def test_a_slide_too_coarse_for_the_student_is_refused(patches: Path, tmp_path: Path) -> None:
+    call = ["train", str(patches), "-o", str(tmp_path / "run"), "--mpp", "0.5", "--device", "cpu"]
+    with pytest.raises(UsageError, match=r"p\.png: up to 0\.5 µm/px, coarser than the 0\.25 µm/px"):
+        CliRunner().invoke(app, call, catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (1, "about 1 min"),
+        (150, "about 2 min"),
+        (3600, "about 1 h 0 min"),
+        (9_000, "about 2 h 30 min"),
+    ],
+)
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words
 
 
 def test_help_does_not_wait_for_torch() -> None:

@@ -105,7 +105,8 @@ def test_bootstrap_covers_as_often_as_it_says() -> None:
 
 
 def test_bootstrap_leaves_out_what_is_not_known() -> None:
-    assert bootstrap_interval([0.25, float("nan")]) == (0.25, 0.25)
+    # One image says nothing about others.
+    assert np.isnan(bootstrap_interval([0.25, float("nan")])).all()
     assert np.isnan(bootstrap_interval([float("nan")])).all()
     assert bootstrap_interval([1.0, 2.0, 4.0]) == bootstrap_interval([1.0, 2.0, 4.0])
 

@@ -19,6 +19,7 @@ from qpnuclei.qupath.analysed import (
     Status,
     UsedMpp,
     overall,
+    together,
 )
 from qpnuclei.qupath.model import Annotation
 from qpnuclei.qupath.regions import Region
@@ -134,3 +135,19 @@ def test_status_of_several() -> None:
     assert overall([done, missing]) is Status.PARTLY
     assert overall([done, missing, changed]) is changed
     assert overall([]) is missing
+
+
+def test_doubts_are_noted_and_read_back() -> None:
+    left, right = annotation(shapely.box(0, 0, 10, 10)), annotation(shapely.box(20, 0, 30, 10), 2)
+    regions = [Region.of(left), Region.of(right)]
+    noted = Record().with_run(regions, USED, check="all of it", checks=["", "few nuclei"])
+    record = Record.of(noted.to_properties())
+    assert record == Record.of(record.to_properties())
+    assert record.check == "all of it"
+    assert (record.doubts(left), record.doubts(right)) == ("", "few nuclei")
+    later = annotation(shapely.box(5, 2, 25, 8), 3)
+    assert record.doubts(later) == "few nuclei"
+    assert record.doubts(annotation(shapely.box(5, 2, 9, 8), 3)) == ""
+    again = record.with_run([Region.of(right)], USED, checks=[""])
+    assert (again.check, again.doubts(right)) == ("", "")
+    assert together(["a", "", "b", "a"]) == "a; b"

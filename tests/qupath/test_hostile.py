@@ -199,24 +199,24 @@ def test_uris(uri: str, project_uri: str) -> None:
         assert ".." not in place.parts
 
 
-@pytest.mark.parametrize("depth", [200, 900, 100_000])
+@pytest.mark.parametrize("depth", [100, 900, 100_000])
 def test_deeply_nested_json(tmp_path: Path, depth: int) -> None:
     nested = '{"builder":' * depth + "{}" + "}" * depth
     text = '{"version":"0.5.1","images":[{"entryID":1,"serverBuilder":' + nested + "}]}"
     path = tmp_path / "project.qpproj"
     path.write_text(text)
-    with pytest.raises(FormatError, match="is broken"):
+    with pytest.raises(FormatError, match="is broken: nested too deeply"):
         open_project(path)
 
 
-@pytest.mark.parametrize("depth", [500, 100_000])
+@pytest.mark.parametrize("depth", [102, 500, 100_000])
 def test_deeply_nested_geojson(tmp_path: Path, depth: int) -> None:
     feature = '{"type":"Feature","geometry":{"type":"Point","coordinates":[1,2]},"properties":'
     children = (feature + '{"childObjects":[') * depth + "]}}" * depth
     for name, text in (("children", children), ("array", "[" * depth + "]" * depth)):
         path = tmp_path / f"{name}.geojson"
         path.write_text(text)
-        with pytest.raises(FormatError, match=r"feature 0: (nested too deeply|expected a feature)"):
+        with pytest.raises(FormatError, match="feature 0: nested too deeply"):
             list(read_objects(path))
 
 

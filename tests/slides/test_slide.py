@@ -210,7 +210,7 @@ def test_rgb_tiff(tmp_path, options):
         assert slide.mpp is None
 
 
-def test_grey_palette_and_alpha(tmp_path):
+def test_grey_and_palette(tmp_path, caplog):
     grey = picture(60, 40)[..., 0]
     tifffile.imwrite(tmp_path / "black.tif", grey, photometric="minisblack")
     tifffile.imwrite(tmp_path / "white.tif", 255 - grey, photometric="miniswhite")
@@ -229,6 +229,9 @@ def test_grey_palette_and_alpha(tmp_path):
     for name, pixels in expected.items():
         with open_slide(tmp_path / name) as slide:
             np.testing.assert_array_equal(slide.read(0, 0, 60, 40), pixels, err_msg=name)
+        with open_slide(tmp_path / name):
+            said = [r.message for r in caplog.records if f"{name} is grey" in r.message]
+        assert len(said) == (0 if "palette" in name else 1)  # each file once
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.tif", "tiled.tif"])

@@ -27,7 +27,7 @@ def end_of(program: str) -> tuple[int, str, str]:
     head = """
         import atexit, signal, sys, threading, time
         from qpnuclei.system.interrupts import (
-            ending_on_interrupt, interrupt_postponed, leaving_on_interrupt
+            asking_to_stop, ending_on_interrupt, interrupt_postponed, leaving_on_interrupt
         )
         def ctrl_c():
             signal.raise_signal(signal.SIGINT)
@@ -84,6 +84,30 @@ def test_too_late_is_not_heard() -> None:
         ctrl_c()
     """
     assert end_of(program) == (0, "done\ntidy\n", "")
+
+
+def test_the_first_interrupt_asks_and_the_second_ends() -> None:
+    program = """
+        with ending_on_interrupt(), asking_to_stop("stopping") as asked:
+            say(asked())
+            ctrl_c()
+            say(asked())
+            ctrl_c()
+            say("not said")
+    """
+    code, said, message = end_of(program)
+    assert (code, said) == (130, "False\nTrue\n")
+    assert message == "stopping\nended at once: what was saved last is kept\n"
+
+
+def test_a_request_to_stop_may_be_quiet_and_ends_with_its_block() -> None:
+    program = """
+        before = signal.getsignal(signal.SIGTERM)
+        with asking_to_stop("") as asked:
+            signal.raise_signal(signal.SIGTERM)
+        say(asked() and signal.getsignal(signal.SIGTERM) is before)
+    """
+    assert end_of(program) == (0, "True\n", "")
 
 
 def test_leaving_does_not_wait_for_threads_that_compute() -> None:

@@ -74,12 +74,20 @@ def test_a_run_folder_is_new_or_resumed(tmp_path: Path) -> None:
         open_run_folder(folder, resume=True)
     open_run_folder(folder, resume=False)
     (folder / "tiles-0123.parquet").touch()
-    open_run_folder(folder, resume=False)  # of a run that was stopped before its first epoch
+    (folder / "pseudo-labels").mkdir()
+    open_run_folder(folder, resume=False)  # of a run that was ended before it had a state
     save_state(folder, state())
     open_run_folder(folder, resume=True)
-    with pytest.raises(UsageError, match="is not empty") as caught:
+    with pytest.raises(UsageError, match="holds a training run") as caught:
         open_run_folder(folder, resume=False)
     assert "--resume" in caught.value.hint
+
+
+def test_a_folder_of_something_else_is_not_offered_to_resume(tmp_path: Path) -> None:
+    (tmp_path / "thesis.docx").touch()
+    with pytest.raises(UsageError, match="is not empty") as caught:
+        open_run_folder(tmp_path, resume=False)
+    assert "--resume" not in caught.value.hint
 
 
 def test_a_run_folder_that_cannot_be(tmp_path: Path) -> None:

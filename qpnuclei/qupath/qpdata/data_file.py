@@ -56,6 +56,7 @@ from qpnuclei.qupath.qpdata.records import Packed, RecordPacker
 from qpnuclei.qupath.qpdata.rois import Plane, make_roi, read_rois
 from qpnuclei.qupath.qpdata.values import Single
 from qpnuclei.slides.stains import Stains
+from qpnuclei.system.json_text import parse_json
 
 #: Detections that are parsed in less time than the compiled loops take to load.
 _FEW = 500
@@ -531,7 +532,7 @@ def parse_stains(text: str) -> Stains:
         If it is not as QuPath writes it.
     """
     try:
-        fields = json.loads(text)
+        fields = parse_json(text)
         numbers = [k for k in (1, 2, 3) if f"Stain {k}" in fields]
         stains = Stains(
             fields["Name"],

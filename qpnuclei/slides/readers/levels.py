@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.errors import SlideError
-from qpnuclei.slides.readers.source import reading
+from qpnuclei.slides.readers.source import reading, warn_once
 from qpnuclei.slides.readers.tiff_level import TiffLevel
 
 _log = logging.getLogger(__name__)
@@ -42,10 +42,11 @@ def matching_levels(path: Path, levels: Sequence[TiffLevel]) -> list[TiffLevel]:
         reason = _mismatch(path, matching[-1], level, levels[0].size)
         if reason:
             width, height = level.size
-            _log.warning(
-                "%s: its page of %d x %d px is not a level of the slide (%s) and not used",
-                path, width, height, reason,
-            )  # fmt: skip
+            warn_once(
+                _log,
+                f"{path}: its page of {width} x {height} px is not a level of the slide ({reason}) "
+                "and not used",
+            )
         else:
             matching.append(level)
     return matching

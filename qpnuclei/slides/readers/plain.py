@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from qpnuclei.slides.readers.source import (
     over_white,
     reading,
     refuse_series,
+    warn_once,
 )
+
+_log = logging.getLogger(__name__)
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 SIGNATURES = (_PNG, b"\xff\xd8\xff", b"BM")
@@ -55,6 +59,8 @@ def _decoded(path: Path, image: Image.Image) -> Source:
         )
     if image.mode == "CMYK":
         raise SlideError(f"{path} is a CMYK image, not RGB", "export it as 8-bit RGB")
+    if image.mode in ("1", "L", "LA"):
+        warn_once(_log, f"{path} is grey: haematoxylin and eosin cannot be told apart")
     transparent = image.has_transparency_data
     pixels = np.asarray(image.convert("RGBA" if transparent else "RGB"))
     # A printing resolution (dpi) in PNG or JPEG says nothing about the tissue.

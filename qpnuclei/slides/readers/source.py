@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -96,6 +98,12 @@ def reading(path: Path, trouble: str = "cannot be read", hint: str = "") -> Iter
         raise SlideError(
             f"{path} {trouble}: {reason[0]}", hint or "copy the slide again, or " + CONVERT
         ) from error
+
+
+@lru_cache(maxsize=4096)
+def warn_once(log: logging.Logger, message: str) -> None:
+    """Log a warning about a file, not again each time that it is opened."""
+    log.warning("%s", message)
 
 
 def over_white(rgba: npt.NDArray[np.uint8], *, premultiplied: bool = False) -> RGB:

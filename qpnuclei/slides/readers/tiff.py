@@ -15,8 +15,8 @@ from qpnuclei.errors import SlideError
 from qpnuclei.slides.readers import openslide
 from qpnuclei.slides.readers.levels import matching_levels
 from qpnuclei.slides.readers.memory import ArraySource
-from qpnuclei.slides.readers.source import CONVERT_TO_8_BIT, RGB, Source, reading
-from qpnuclei.slides.readers.tiff_colour import conversion_to_rgb
+from qpnuclei.slides.readers.source import CONVERT_TO_8_BIT, RGB, Source, reading, warn_once
+from qpnuclei.slides.readers.tiff_colour import conversion_to_rgb, enum_name
 from qpnuclei.slides.readers.tiff_level import MAX_DECODED_PIXELS, TiffLevel
 from qpnuclei.slides.readers.tiff_metadata import OmeXml, icc_profile, read_metadata
 
@@ -25,6 +25,7 @@ SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _log = logging.getLogger(__name__)
 
 _APERIO_YCBCR = 33003
+_PALETTE = 3
 #: What tifffile calls the axes that an image may have: grey, colours together, colours apart.
 _KNOWN_AXES = ("YX", "YXS", "SYX", "CYX")
 #: Names of series that show the glass rather than the tissue.
@@ -62,7 +63,7 @@ def _open_file(path: Path) -> tuple[tifffile.TiffFile, OmeXml | None]:
             try:
                 return tiff, OmeXml(tiff.ome_metadata or "")
             except SyntaxError as error:
-                _log.warning("%s: its OME-XML is damaged and not used (%s)", path, error)
+                warn_once(_log, f"{path}: its OME-XML is damaged and not used ({error})")
                 tiff.close()
                 return tifffile.TiffFile(path, _multifile=False, is_ome=False), None
     except BaseException:
@@ -92,7 +93,7 @@ def _open_series(
     series = _chosen_series(path, tiff, ome, number)
     index = number or 0
     _check_complete(path, series.levels)
-    images = [_level(path, level, series.axes, ome, index) for level in series.levels]
+    images = [_level(path, level, ome, index) for level in series.levels]
     metadata = read_metadata(path, tiff, series.keyframe, ome, index)
     if len(images) == 1 and not series.keyframe.is_tiled:
         width, height = images[0].size
@@ -172,7 +173,7 @@ def _check_first_is_the_slide(
 
 
 def _level(
-    path: Path, level: tifffile.TiffPageSeries, axes: str, ome: OmeXml | None, series: int
+    path: Path, level: tifffile.TiffPageSeries, ome: OmeXml | None, series: int
 ) -> TiffLevel:
     """Check that a level is a brightfield image, and say how its pixels become RGB."""
     page = level.keyframe
@@ -181,7 +182,7 @@ def _level(
     shape = [(axis, size) for axis, size in zip(level.axes, level.shape, strict=True) if size > 1]
     long_axes = "".join(axis for axis, _ in shape)
     axes = "".join(axis for axis in level.axes if axis in "YX" or axis in long_axes)
-    if page.dtype != np.uint8 or (page.bitspersample != 8 and page.photometric != 3):
+    if page.dtype != np.uint8 or (page.bitspersample != 8 and page.photometric != _PALETTE):
         raise SlideError(
             f"{path} has {page.dtype} pixels ({page.bitspersample} bit), not 8-bit RGB",
             CONVERT_TO_8_BIT,
@@ -191,8 +192,8 @@ def _level(
     apart = axes == "SYX" or (axes == "CYX" and len(pages) == 3)
     if axes not in _KNOWN_AXES or not whole or not (apart or len(pages) == 1):
         raise SlideError(
-            f"{path} is not an RGB image: {tifffile.PHOTOMETRIC(page.photometric).name} with axes "
-            f"{axes} (shape {tuple(size for _, size in shape)})",
+            f"{path} is not an RGB image: {enum_name(tifffile.PHOTOMETRIC, page.photometric)} with "
+            f"axes {axes} (shape {tuple(size for _, size in shape)})",
             "qpnuclei reads brightfield images, not fluorescence or stacks",
         )
     named_rgb = axes == "CYX" and _planes_are_red_green_blue(page, ome, series)
@@ -201,6 +202,8 @@ def _level(
         raise SlideError(
             f"{path} is a fluorescence image", "qpnuclei reads brightfield images (H&E)"
         )
+    if planes == 1 and page.photometric != _PALETTE:
+        warn_once(_log, f"{path} is grey: haematoxylin and eosin cannot be told apart")
     return TiffLevel(path, pages, planes if apart else 1, convert)
 
 

@@ -63,7 +63,7 @@ def conversion_to_rgb(
     by_bio_formats = compression in _BIO_FORMATS_JPEG_2000 and page.parent.is_ome
     if not (stored or compression in _JPEG | _RGB_CODECS or by_bio_formats):
         raise SlideError(
-            f"{path} is compressed as {_name(tifffile.COMPRESSION, compression)}, "
+            f"{path} is compressed as {enum_name(tifffile.COMPRESSION, compression)}, "
             "which is not read",
             CONVERT,
         )
@@ -89,13 +89,14 @@ def conversion_to_rgb(
             "name its channels Red, Green and Blue and save it as OME-TIFF, or as RGB",
         )
     raise SlideError(
-        f"{path} is not an RGB image: {_name(tifffile.PHOTOMETRIC, photometric)} with {planes} "
-        f"samples, compressed as {_name(tifffile.COMPRESSION, compression)}",
+        f"{path} is not an RGB image: {enum_name(tifffile.PHOTOMETRIC, photometric)} with {planes} "
+        f"samples, compressed as {enum_name(tifffile.COMPRESSION, compression)}",
         "qpnuclei reads brightfield images, not fluorescence, stacks or CMYK",
     )
 
 
-def _name(names: Any, value: int) -> str:
+def enum_name(names: Any, value: int) -> str:
+    """Return the name of a tag's value; its number if it has none."""
     try:
         return str(names(value).name)
     except ValueError:

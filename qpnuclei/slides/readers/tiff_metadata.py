@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import tifffile
 
 from qpnuclei.errors import SlideError
-from qpnuclei.slides.readers.source import positive, positive_pair, reading
+from qpnuclei.slides.readers.source import positive, positive_pair, reading, warn_once
 from qpnuclei.slides.readers.tiffslide import vendor_properties
 
 _log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def read_metadata(
         with reading(path, "has damaged metadata"):
             return _read_metadata(path, tiff, page, ome, series)
     except SlideError as error:
-        _log.warning("%s; they are not used", error.what)
+        warn_once(_log, f"{error.what}; they are not used")
         return Metadata(None, None, None)
 
 
@@ -148,7 +148,7 @@ def _read_metadata(
             with reading(path, "has damaged metadata"):
                 properties = vendor_properties(path)
         except SlideError as error:
-            _log.warning("%s; they are not used", error.what)
+            warn_once(_log, f"{error.what}; they are not used")
         vendor = properties.get("tiffslide.vendor")
         mpp = positive_pair(properties.get("tiffslide.mpp-x"), properties.get("tiffslide.mpp-y"))
         magnification = positive(properties.get("tiffslide.objective-power"))

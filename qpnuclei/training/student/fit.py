@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,6 +77,22 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """A round that was asked to stop before its end.
+
+    Parameters
+    ----------
+    state : mapping
+        From which `fit` goes on as if nothing had been. Tensors, numbers and texts only.
+    batches : int
+        Batches done.
+    """
+
+    state: Mapping[str, Any]
+    batches: int
+
+
 def fit(
     recipe: StudentRecipe,
     lessons: Sequence[Lesson],
@@ -82,7 +102,8 @@ def fit(
     seed: int,
     device: torch.device,
     watcher: Watcher,
-) -> tuple[StudentNet, float] | None:
+    begun: Mapping[str, Any] | None = None,
+) -> tuple[StudentNet, float] | Unfinished:
     """Train a student on what is known.
 
     Parameters
@@ -97,6 +118,8 @@ def fit(
     device : torch.device
     watcher : Watcher
         Is told of every batch, and may stop the round.
+    begun : mapping, optional
+        `Unfinished.state` of the same round, to go on from.
 
     Returns
     -------
@@ -105,7 +128,7 @@ def fit(
     loss : float
         Mean over the round's last tenth.
 
-    None is returned if the watcher asked to stop.
+    `Unfinished` is returned instead if the watcher asked to stop.
 
     Raises
     ------
@@ -132,9 +155,17 @@ def fit(
     steps = recipe.batches_per_round if round_number > 1 else recipe.first_round_batches
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
     losses: list[float] = []
-    for step in range(steps):
+    parts = {"network": network, "average": average, "optimiser": optimiser, "scaler": scaler}
+    if begun is not None:
+        for name, part in parts.items():
+            part.load_state_dict(begun[name])  # type: ignore[attr-defined]
+        rng.bit_generator.state = json.loads(begun["random"])
+        losses = list(begun["losses"])
+    for step in range(len(losses), steps):
         if watcher.stop_requested():
-            return None
+            states = {name: part.state_dict() for name, part in parts.items()}  # type: ignore[attr-defined]
+            random = json.dumps(rng.bit_generator.state)
+            return Unfinished({**states, "random": random, "losses": losses}, step)
         for group in optimiser.param_groups:
             group["lr"] = peak_rate * learning_rate_factor(step, steps)
         images, targets = random_batch(
@@ -172,6 +203,25 @@ def fit(
         _move_towards(average, network, min(recipe.ema_decay, (step + 1) / (step + 10)))
         watcher.batch(round_number, step + 1, {"loss": losses[-1]})
     return average.eval(), float(np.mean(losses[-max(1, steps // 10) :]))
+
+
+def seconds_per_batch(recipe: StudentRecipe, device: torch.device) -> float:
+    """Measure how long a batch takes here, by training on a few batches of noise."""
+    rng = np.random.default_rng(0)
+    side = 2 * recipe.crop_px
+    noise = rng.integers(0, 256, (side, side, 3), np.uint8)
+    clock = _BatchClock()
+    short = recipe.model_copy(update={"first_round_batches": 4})
+    fit(short, [Lesson(noise, noise)] * 2, 1, None, seed=0, device=device, watcher=clock)
+    return (clock.ends[-1] - clock.ends[0]) / (len(clock.ends) - 1)  # the first makes ready
+
+
+class _BatchClock(Watcher):
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def batch(self, epoch: int, batch: int, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
+        self.ends.append(time.monotonic())
 
 
 @torch.no_grad()

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from qpnuclei.errors import UsageError
 from qpnuclei.slides.resolution import working_downsample
 from qpnuclei.slides.stains import Stains, estimate_macenko
 from qpnuclei.training.sources import Source
-from qpnuclei.training.tile_index import build_tile_index
+from qpnuclei.training.tile_index import MAX_ENLARGEMENT, build_tile_index
 
 _log = logging.getLogger(__name__)
 
@@ -83,10 +84,11 @@ def sample_slides(
     Raises
     ------
     qpnuclei.errors.UsageError
-        If a whole slide has no tissue, or is coarser than `mpp`.
+        If a whole slide has no tissue, or an image is coarser than `mpp`.
     qpnuclei.errors.SlideError
         If an image cannot be read.
     """
+    _check_resolution(sources, mpp)
     rng = np.random.default_rng(seed)
     candidates: list[tuple[Source, _Window]] = []
     for number, source in enumerate(sources):
@@ -109,6 +111,19 @@ def sample_slides(
         _read(source, [window for _, window in group], mpp)
         for source, group in itertools.groupby(candidates, key=lambda candidate: candidate[0])
     ]
+
+
+def _check_resolution(sources: Sequence[Source], mpp: float) -> None:
+    """Refuse enlarged pixels: a student of blurred nuclei would look for such."""
+    coarse = [source for source in sources if max(source.mpp) > mpp * MAX_ENLARGEMENT]
+    if coarse:
+        coarsest = max(max(source.mpp) for source in coarse)
+        more = f" and {len(coarse) - 1} more" if len(coarse) > 1 else ""
+        raise UsageError(
+            f"{coarse[0].name}{more}: up to {coarsest:.3g} µm/px, coarser than the {mpp:g} µm/px "
+            "that the recipe learns at",
+            f"leave them out, or train a model for such slides: --set mpp={coarsest:.3g}",
+        )
 
 
 def _read(source: Source, windows: Sequence[_Window], mpp: float) -> SlideSample:

@@ -60,7 +60,7 @@ from qpnuclei.training.run_folder import (
 from qpnuclei.training.sources import Source
 from qpnuclei.training.student.batches import Lesson, make_lessons
 from qpnuclei.training.student.distillation import Distillation
-from qpnuclei.training.student.fit import fit
+from qpnuclei.training.student.fit import Unfinished, fit, seconds_per_batch
 from qpnuclei.training.student.patches import SlideSample, sample_slides
 from qpnuclei.training.student.pseudo_labels import (
     PseudoLabels,
@@ -78,6 +78,9 @@ FloatMap = npt.NDArray[np.float32]
 
 #: How much of the pseudo-labels the picture of a round shows.
 _PICTURE_PATCHES, _PICTURE_PX = 9, 512
+
+#: Where the state of a run has its unfinished round, beside the weights of the student before it.
+_UNFINISHED = "unfinished round"
 
 #: From a vote of haematoxylin masks to candidate nuclei. Here and below the seeds are smoother and
 #: rarer than the paper's: half a nucleus looks like a nucleus and would be learnt as one.
@@ -123,7 +126,7 @@ def train_student(
     mpp : float, optional
         Resolution of the validation images, where their files do not know it.
     resume : bool
-        Go on with the run in `folder`, after its last complete round.
+        Go on with the run in `folder`, where it was stopped.
     workers : int
         Has no effect: the patches are held in memory.
     watcher : Watcher, optional
@@ -168,8 +171,10 @@ def train_student(
     else:
         curriculum = Distillation(recipe, samples, device)
     network = StudentNet(**recipe.architecture) if recipe.start is None else _started(recipe)
+    learner = {} if state is None else dict(state.learner)
+    begun = learner.pop(_UNFINISHED, None)
     if state is not None:
-        network.load_state_dict(state.learner)
+        network.load_state_dict(learner)
     run = _Run(
         recipe=recipe,
         folder=folder,
@@ -181,6 +186,7 @@ def train_student(
         watcher=watcher,
         progress=Progress() if state is None else state.progress,
         student=network,
+        begun=begun,
     )
     return run.go()
 
@@ -266,7 +272,13 @@ class _Run:
     progress: Progress
     student: StudentNet  # of the last round done; before the first, what it starts from
 
+    begun: Mapping[str, Any] | None = None  # of the next round, if it was stopped
+
     def go(self) -> TrainingResult:
+        if self.progress.epoch == 0 and self.begun is None:
+            self._save()  # from here on there is a run to resume
+        if batches := self._batches_left():
+            self.watcher.begins(batches, seconds_per_batch(self.recipe, self.device))
         stopped = False
         while self.progress.epoch < self.recipe.rounds and not stopped:
             stopped = not self._round()
@@ -279,8 +291,15 @@ class _Run:
         dice = read_metadata(model).validation.get("mean", {}).get("ADC")
         return TrainingResult(model, progress.epoch, progress.best_epoch, dice, stopped)
 
+    def _batches_left(self) -> int:
+        recipe = self.recipe
+        of_rounds = [recipe.first_round_batches] + [recipe.batches_per_round] * (recipe.rounds - 1)
+        return sum(of_rounds[self.progress.epoch :]) - self.progress.batch
+
     def _round(self) -> bool:
-        """Do one round; False if asked to stop before its end: then nothing has changed."""
+        """Do one round; False if asked to stop before its end: then what it has done is saved."""
+        if self.watcher.stop_requested():
+            return False
         start = time.monotonic()
         number = self.progress.epoch + 1
         rng = np.random.default_rng((self.identity["seed"], number))
@@ -302,10 +321,14 @@ class _Run:
             seed=self.identity["seed"],
             device=self.device,
             watcher=self.watcher,
+            begun=self.begun,
         )
-        if learnt is None:
+        if isinstance(learnt, Unfinished):
+            self.progress.batch = learnt.batches
+            self._save(learnt)
             return False
         self.student, loss = learnt
+        self.begun = None
         self._finish(number, loss, nuclei, time.monotonic() - start)
         return True
 
@@ -324,15 +347,22 @@ class _Run:
             for name, mean in zip(("validation", "recoloured"), means, strict=True):
                 metrics |= {f"{name} {key}": mean[key] for key in ("AJI", "ADC", "PQ")}
         kept = score is None or progress.best_score is None or score > progress.best_score
-        progress.epoch = number
+        progress.epoch, progress.batch = number, 0
         if kept:
             progress.best_epoch, progress.best_score = number, score
             save_model(self.folder / MODEL_FILE, self.student, self._metadata(measured))
         progress.history.append({"round": float(number), "seconds": round(seconds, 1), **metrics})
-        weights = {name: tensor.cpu() for name, tensor in self.student.state_dict().items()}
-        save_state(self.folder, RunState(self.identity, progress, weights))
+        self._save()
         write_metrics(self.folder, progress.history)
         self.watcher.epoch(number, metrics, kept)
+
+    def _save(self, unfinished: Unfinished | None = None) -> None:
+        learner: dict[str, Any] = {
+            name: tensor.cpu() for name, tensor in self.student.state_dict().items()
+        }
+        if unfinished is not None:
+            learner[_UNFINISHED] = unfinished.state
+        save_state(self.folder, RunState(self.identity, self.progress, learner))
 
     def _predict(self, predictor: Predictor) -> tuple[list[PredictedImage], list[PredictedImage]]:
         """Return what a model sees in the validation images, as they are and recoloured."""

@@ -36,7 +36,7 @@ TINY = {
 CPU = torch.device("cpu")
 
 
-def _tissue(seed: int) -> tuple[np.ndarray, np.ndarray]:
+def tissue(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Purple nuclei on pink with some grain, and where they are."""
     rng = np.random.default_rng(seed)
     rgb = np.full((160, 160, 3), (220, 150, 190), np.int16)
@@ -56,7 +56,7 @@ def patches(tmp_path_factory):
     for sub in ("images", "labels"):
         (folder / sub).mkdir()
     for seed in range(3):
-        rgb, labels = _tissue(seed)
+        rgb, labels = tissue(seed)
         Image.fromarray(rgb).save(folder / f"images/{seed}.png")
         Image.fromarray(labels).save(folder / f"labels/{seed}.png")
     (folder / "splits.json").write_text('{"train": ["0", "1"], "val": ["2"]}')
@@ -93,7 +93,7 @@ def test_a_run_makes_a_model_that_says_where_it_comes_from(run):
 
 def test_the_model_finds_nuclei_it_was_never_shown(run):
     _, result = run
-    rgb, labels = _tissue(99)
+    rgb, labels = tissue(99)
 
     attention, centre = Predictor.load(result.model, "cpu").predict_image(rgb)
 
@@ -136,6 +136,60 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run, patches, tmp_path):
     whole = run[1]
     assert (resumed.best_epoch, resumed.best_score) == (whole.best_epoch, whole.best_score)
     assert resumed.model.read_bytes() == whole.model.read_bytes()
+
+
+class StopAtBatch(Watcher):
+    """Asks to stop before a batch of a round."""
+
+    def __init__(self, epoch, batch):
+        self.at, self.last = (epoch, batch), (1, 0)
+
+    def batch(self, epoch, batch, *_):
+        self.last = (epoch, batch)
+
+    def stop_requested(self):
+        return self.last == self.at
+
+
+@pytest.mark.parametrize("at", [(1, 0), (1, 31), (2, 2)])
+def test_a_run_resumed_within_a_round_equals_an_uninterrupted_one(run, patches, tmp_path, at):
+    sources = find_sources([patches], mpp=[0.25])
+    arguments = {"device": CPU, "validation": patches, "mpp": 0.25}
+    stopped = train_student(TINY, sources, tmp_path, watcher=StopAtBatch(*at), **arguments)
+    assert (stopped.stopped, stopped.epochs) == (True, at[0] - 1)
+    assert (tmp_path / "state.pt").is_file()
+    with pytest.raises(UsageError, match="holds a training run"):
+        train_student(TINY, sources, tmp_path, **arguments)
+
+    resumed = train_student(TINY, sources, tmp_path, resume=True, **arguments)
+
+    whole = run[1]
+    assert (resumed.best_epoch, resumed.best_score) == (whole.best_epoch, whole.best_score)
+    assert resumed.model.read_bytes() == whole.model.read_bytes()
+
+
+def test_it_says_how_many_batches_are_left(patches, tmp_path):
+    class Heard(StopAtBatch):
+        left = ()
+
+        def begins(self, batches, seconds_per_batch):
+            self.left = (batches, seconds_per_batch)
+
+    sources = find_sources([patches], mpp=[0.25])
+    first, second = Heard(1, 31), Heard(1, 40)
+    train_student(TINY, sources, tmp_path, watcher=first, device=CPU)
+    train_student(TINY, sources, tmp_path, watcher=second, device=CPU, resume=True)
+    assert (first.left[0], second.left[0]) == (63, 32)
+    assert first.left[1] > 0
+
+
+def test_images_coarser_than_the_recipe_are_refused_by_name(patches, tmp_path):
+    sources = find_sources([patches / "images"], mpp=[0.5])
+    with pytest.raises(
+        UsageError, match=r"0\.png and 2 more: .* coarser than the 0\.25 µm/px"
+    ) as e:
+        train_student(TINY, sources, tmp_path / "run", device=CPU)
+    assert "--set mpp=0.5" in e.value.hint
 
 
 def test_a_run_goes_on_from_a_model(run, patches, tmp_path):
@@ -239,7 +293,7 @@ def test_many_slides_are_thinned_out(patches):
 def test_whole_slides_are_sampled_where_tissue_is(tmp_path):
     """A slide too large for a patch: its right half is glass."""
     rgb = np.full((600, 4200, 3), 245, np.uint8)
-    rgb[:, :2100] = np.tile(_tissue(0)[0], (4, 14, 1))[:600, :2100]
+    rgb[:, :2100] = np.tile(tissue(0)[0], (4, 14, 1))[:600, :2100]
     Image.fromarray(rgb).save(tmp_path / "slide.png")
 
     (sample,) = sample_slides(

@@ -1,0 +1,363 @@
+"""Doubt: whether what a run found agrees with what the stain shows.
+
+A wrong pixel size, a stain the model never saw, an unsharp scan or an unfit model end no run: it
+finds little, and says nothing. So some small fields of every region are looked at without the
+model. What haematoxylin shows there is compared with the nuclei: not to correct them, but to say
+so where the two contradict each other. ``docs/plausibility.md`` has the rules and where their
+limits come from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import shapely
+from skimage.filters import threshold_otsu
+
+from qpnuclei.errors import SlideError
+from qpnuclei.nuclei.table import NucleiTable, NucleiTables
+from qpnuclei.qupath.regions import Region, region_of, rows_inside
+from qpnuclei.slides.slide import PixelSource
+from qpnuclei.slides.stains import Stains, estimate_macenko, separate
+
+#: Measurements that are looked at; the second is there where the model makes a map of attention.
+AREA, CERTAINTY = "Area µm^2", "Attention: Mean"
+#: Side of a field, and at which resolution it is looked at.
+FIELD_UM, FIELD_MPP = 128.0, 0.5
+#: How much of a region the fields cover, and how many there are: the time of a run must not change.
+_SHARE, _LEAST_OF_REGION, _MOST_OF_REGION, _MOST_OF_IMAGE = 0.1, 4, 16, 192
+#: Pixels from which stain vectors are estimated, at most.
+_STAIN_PIXELS = 200_000
+
+#: Fewer nuclei per haematoxylin object contradict it. Objects are seldom more than nuclei, as
+#: nuclei that touch are one object.
+MIN_NUCLEI_PER_OBJECT = 0.4
+#: Of fewer objects, or fewer nuclei, nothing is concluded.
+MIN_SAMPLE = 20
+#: An object is at least so large in µm², and its haematoxylin stands out by at least so much
+#: optical density: in tissue without nuclei nothing does.
+MIN_OBJECT_UM2, MIN_CONTRAST = 8.0, 0.1
+#: Median area of nuclei in µm².
+NUCLEUS_UM2 = (10.0, 80.0)
+#: Mean over nuclei of their mean attention.
+MIN_CERTAINTY = 0.8
+#: Degrees between stain vectors and those of the H&E that the models learnt from, beyond which it
+#: is another stain; and 95th percentile of the 8-bit values below which a scan is too dark.
+MAX_STAIN_DEGREES = (25.0, 35.0)
+MIN_BRIGHTNESS = 130.0
+
+# What makes a cause likely once there is a contradiction; stricter than the limits above.
+_OBJECT_UM2 = (18.0, 75.0)
+_SHARPNESS_PER_UM = 0.35
+_PALE_CONTRAST = 0.2
+_UNUSUAL_DEGREES = 9.5
+_DIM_BRIGHTNESS = 170.0
+
+#: Mean vectors of the training images (estimated by Macenko's method): haematoxylin, eosin.
+_TRAINED_ON = np.array([[0.569, 0.728, 0.383], [0.307, 0.808, 0.503]])
+
+RGB = npt.NDArray[np.uint8]
+Points = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A small part of a region that is looked at: `box` is x0, y0, x1, y1 in level-0 px."""
+
+    region: int
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """How the stain of some fields looks.
+
+    Parameters
+    ----------
+    contrast : float
+        How much optical density of haematoxylin the objects have more than the rest.
+    object_um2 : float
+        Median area of the haematoxylin objects in µm²; NaN without any.
+    sharpness : float
+        Slope of haematoxylin at the objects' edges per µm, as a share of `contrast`.
+    stains : Stains
+        Estimated vectors.
+    brightness : float
+        95th percentile of the 8-bit values.
+    """
+
+    contrast: float
+    object_um2: float
+    sharpness: float
+    stains: Stains
+    brightness: float
+
+    @property
+    def stain_degrees(self) -> tuple[float, float]:
+        """Angles of haematoxylin and eosin to those of the training images."""
+        if len(self.stains.vectors) != 2:  # QuPath's default vectors: nothing could be estimated
+            return 0.0, 0.0
+        vectors = np.array(self.stains.vectors)
+        cosine = np.sum(_unit(vectors) * _unit(_TRAINED_ON), axis=1)
+        haematoxylin, eosin = np.degrees(np.arccos(np.clip(cosine, -1, 1))).tolist()
+        return haematoxylin, eosin
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found in a region or an image.
+
+    Parameters
+    ----------
+    objects : int
+        Haematoxylin objects in its fields.
+    nuclei : int
+        Nuclei in its fields.
+    areas_um2, certainties : (N,) ndarray
+        Of all its nuclei; NaN where one has no such value.
+    """
+
+    objects: int
+    nuclei: int
+    areas_um2: npt.NDArray[np.float32]
+    certainties: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What is doubtful: a line for the image and for each of its R regions, empty if nothing is.
+
+    Without arguments nothing was compared.
+    """
+
+    image: str = ""
+    regions: tuple[str, ...] = ()
+
+
+def check(
+    pixels: PixelSource,
+    regions: Sequence[Region],
+    mpp: tuple[float, float],
+    found: NucleiTables,
+) -> Check:
+    """Compare the nuclei of an image with its stain.
+
+    Parameters
+    ----------
+    pixels : PixelSource
+        The slide.
+    regions : (R,) sequence of Region
+        What was analysed.
+    mpp : (float, float)
+        µm per level-0 px.
+    found : NucleiTables
+        The nuclei in level-0 px.
+    """
+    fields = choose_fields(regions, mpp)
+    try:
+        images = [read_field(pixels, field, mpp) for field in fields]
+    except SlideError as error:
+        return Check(f"not compared with the stain: {error.what}", ("",) * len(regions))
+    appearance, objects = look_at(images)
+    n_objects = np.zeros(len(fields), int)
+    for i, (field, xy) in enumerate(zip(fields, objects, strict=True)):
+        at_level_0 = np.array(field.box[:2]) + xy * (FIELD_MPP / np.array(mpp))
+        n_objects[i] = _held(regions[field.region], at_level_0)
+    n_nuclei = np.zeros(len(fields), int)
+    areas: list[list[npt.NDArray[np.float32]]] = [[] for _ in regions]
+    certainties: list[list[npt.NDArray[np.float32]]] = [[] for _ in regions]
+    for number in range(len(found)):
+        table = found[number]
+        centroids = table.centroids()
+        for i, field in enumerate(fields):
+            x0, y0, x1, y1 = field.box
+            within = (centroids >= (x0, y0)).all(axis=1) & (centroids < (x1, y1)).all(axis=1)
+            n_nuclei[i] += _held(regions[field.region], centroids[within])
+        owner = region_of(centroids, regions)
+        for region in range(len(regions)):
+            areas[region].append(_column(table, AREA, owner == region))
+            certainties[region].append(_column(table, CERTAINTY, owner == region))
+
+    def finding(members: Sequence[int]) -> Finding:
+        of_members = [i for i, field in enumerate(fields) if field.region in members]
+        return Finding(
+            int(n_objects[of_members].sum()),
+            int(n_nuclei[of_members].sum()),
+            np.concatenate([np.empty(0, np.float32), *(a for m in members for a in areas[m])]),
+            np.concatenate(
+                [np.empty(0, np.float32), *(c for m in members for c in certainties[m])]
+            ),
+        )
+
+    return Check(
+        doubt(finding(range(len(regions))), appearance, mpp),
+        tuple(doubt(finding([r]), appearance, mpp) for r in range(len(regions))),
+    )
+
+
+def choose_fields(regions: Sequence[Region], mpp: tuple[float, float]) -> list[Field]:
+    """Spread fields over regions: at least one in each, unless there are very many.
+
+    Where nothing else decides, the choice is the same every time.
+    """
+    side = np.array([FIELD_UM / mpp[0], FIELD_UM / mpp[1]])
+    fields: list[Field] = []
+    for index, region in enumerate(regions):
+        x0, y0, x1, y1 = shapely.bounds(region.geometry).tolist()
+        xs = np.arange(x0, x1, side[0]) + side[0] / 2
+        ys = np.arange(y0, y1, side[1]) + side[1] / 2
+        centres = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2)
+        centres = centres[rows_inside([region], centres)[0]]
+        if not len(centres):
+            centres = shapely.get_coordinates(region.geometry.representative_point())
+        wanted = math.ceil(_SHARE * region.geometry.area / side.prod())
+        n = min(max(wanted, _LEAST_OF_REGION), _MOST_OF_REGION, len(centres))
+        for k in range(n):
+            corner = centres[(2 * k + 1) * len(centres) // (2 * n)] - side / 2
+            fields.append(Field(index, (*corner.tolist(), *(corner + side).tolist())))
+    return fields[:: math.ceil(len(fields) / _MOST_OF_IMAGE) or 1]
+
+
+def read_field(pixels: PixelSource, field: Field, mpp: tuple[float, float]) -> RGB:
+    """Read a field at `FIELD_MPP`: (H, W, 3)."""
+    x, y = FIELD_MPP / mpp[0], FIELD_MPP / mpp[1]
+    side = round(FIELD_UM / FIELD_MPP)
+    return pixels.read(round(field.box[0] / x), round(field.box[1] / y), side, side, (x, y))
+
+
+def look_at(images: Sequence[RGB]) -> tuple[Appearance, list[Points]]:
+    """Find the haematoxylin objects of fields of one slide, without any model.
+
+    Haematoxylin is what colour deconvolution by the fields' own vectors (Macenko) says, smoothed by
+    0.5 µm; an object is a connected part above Otsu's threshold of all the fields.
+
+    Parameters
+    ----------
+    images : sequence of (H, W, 3) uint8 ndarray
+        At `FIELD_MPP`.
+
+    Returns
+    -------
+    Appearance
+    list of (N, 2) float64 ndarray
+        Centres of the objects of each field, in its px.
+    """
+    rgb = np.concatenate([image.reshape(-1, 3) for image in images])
+    stains = estimate_macenko(rgb[:: math.ceil(len(rgb) / _STAIN_PIXELS)])
+    densities = [
+        np.asarray(
+            cv2.GaussianBlur(np.ascontiguousarray(separate(i, stains, 2)[..., 0]), (0, 0), 1),
+            np.float32,
+        )
+        for i in images
+    ]
+    brightness = float(np.percentile(rgb, 95))
+    everywhere = np.concatenate([density.ravel() for density in densities])
+    nothing = Appearance(0.0, math.nan, math.nan, stains, brightness)
+    none = [np.empty((0, 2)) for _ in images]
+    if np.ptp(everywhere) < MIN_CONTRAST:
+        return nothing, none
+    threshold = float(threshold_otsu(everywhere))  # type: ignore[no-untyped-call]
+    dark = everywhere > threshold
+    contrast = float(everywhere[dark].mean() - everywhere[~dark].mean())
+    if contrast < MIN_CONTRAST:
+        return nothing, none
+    centres, areas, slopes = [], [], []
+    for density in densities:
+        mask = (density > threshold).astype(np.uint8)
+        _, _, statistics, middles = cv2.connectedComponentsWithStats(mask, connectivity=4)
+        area = statistics[1:, cv2.CC_STAT_AREA] * FIELD_MPP**2
+        is_object = area >= MIN_OBJECT_UM2
+        centres.append(np.asarray(middles[1:][is_object] + 0.5, np.float64))
+        areas.append(area[is_object])
+        edge = mask != cv2.erode(mask, np.ones((3, 3), np.uint8))
+        slope = [cv2.Sobel(density, cv2.CV_32F, dx, 1 - dx, scale=1 / 8) for dx in (0, 1)]
+        slopes.append(np.hypot(*slope)[edge] / FIELD_MPP)
+    object_areas = np.concatenate(areas)
+    return Appearance(
+        contrast,
+        float(np.median(object_areas)) if len(object_areas) else math.nan,
+        float(np.concatenate(slopes).mean()) / contrast,
+        stains,
+        brightness,
+    ), centres
+
+
+def doubt(found: Finding, appearance: Appearance, mpp: tuple[float, float]) -> str:
+    """Say in one line what contradicts the stain, and the likely cause; empty if nothing does."""
+    said = []
+    if found.objects >= MIN_SAMPLE and found.nuclei < MIN_NUCLEI_PER_OBJECT * found.objects:
+        said.append(
+            f"{found.nuclei} nuclei where the stain shows {found.objects} dark objects (likely "
+            f"cause: {_likely_causes(appearance, mpp)})"
+        )
+    areas = found.areas_um2[np.isfinite(found.areas_um2)]
+    if len(areas) >= MIN_SAMPLE:
+        low, high = NUCLEUS_UM2
+        median = float(np.median(areas))
+        if not low <= median <= high:
+            said.append(
+                f"the median nucleus has {median:.3g} µm², not {low:g} to {high:g} (likely cause: "
+                f"pixel size, {_size(mpp)})"
+            )
+    certainties = found.certainties[np.isfinite(found.certainties)]
+    if len(certainties) >= MIN_SAMPLE and (mean := float(certainties.mean())) < MIN_CERTAINTY:
+        said.append(
+            f"the model is unsure: mean attention {mean:.2f}, not above {MIN_CERTAINTY:g} (likely "
+            f"cause: {_likely_causes(appearance, mpp)})"
+        )
+    degrees = appearance.stain_degrees
+    if any(angle > most for angle, most in zip(degrees, MAX_STAIN_DEGREES, strict=True)):
+        said.append(
+            "the stain vectors are {:.0f}° and {:.0f}° from those of H&E (likely cause: another "
+            "stain)".format(*degrees)
+        )
+    if appearance.brightness < MIN_BRIGHTNESS:
+        said.append(
+            f"the scan is dark: brightest pixels {appearance.brightness:.0f} of 255 (likely cause: "
+            "exposure, or a picture that is no brightfield)"
+        )
+    return "; ".join(said)
+
+
+def _likely_causes(appearance: Appearance, mpp: tuple[float, float]) -> str:
+    """Say what is unusual about how the stain looks; if nothing is, the model does not suit."""
+    causes = []
+    low, high = _OBJECT_UM2
+    if math.isfinite(appearance.object_um2) and not low <= appearance.object_um2 <= high:
+        causes.append(
+            f"pixel size, as the objects have {appearance.object_um2:.3g} µm² at {_size(mpp)}"
+        )
+    if appearance.sharpness < _SHARPNESS_PER_UM:
+        causes.append("focus, as their edges are unsharp")
+    if appearance.contrast < _PALE_CONTRAST:
+        causes.append("stain, as haematoxylin is pale")
+    elif appearance.stain_degrees[0] > _UNUSUAL_DEGREES:
+        causes.append("stain, as haematoxylin has an unusual colour")
+    if appearance.brightness < _DIM_BRIGHTNESS:
+        causes.append("a dark scan")
+    return " or ".join(causes) or "a model that does not suit this tissue"
+
+
+def _size(mpp: tuple[float, float]) -> str:
+    return f"{mpp[0]:.4g} µm/px" if mpp[0] == mpp[1] else f"{mpp[0]:.4g} x {mpp[1]:.4g} µm/px"
+
+
+def _held(region: Region, points: Points) -> int:
+    """Return how many of (N, 2) points are in a region."""
+    return len(rows_inside([region], points)[0])
+
+
+def _column(table: NucleiTable, name: str, rows: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    column = table.measurements.get(name)
+    return np.empty(0, np.float32) if column is None else column[rows]
+
+
+def _unit(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    lengths: npt.NDArray[np.float64] = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / lengths

@@ -1,0 +1,71 @@
+"""JSON from files of others: how deeply it may be nested is ours to say, not the interpreter's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+#: Lists and objects inside each other. Recursion limits differ between versions of Python; this is
+#: far below all of them, and far above what QuPath writes.
+MAX_DEPTH = 100
+
+_Parsed = TypeVar("_Parsed")
+
+
+class NestingError(ValueError):
+    """Lists and objects are nested deeper than `MAX_DEPTH`."""
+
+    def __init__(self) -> None:
+        super().__init__("nested too deeply")
+
+
+def parse_json(text: str) -> Any:
+    """Return the value that a JSON text stands for.
+
+    Raises
+    ------
+    NestingError
+        If it is nested deeper than `MAX_DEPTH`.
+    json.JSONDecodeError
+        If it is no JSON.
+    ValueError
+        If it has a number of more digits than Python reads.
+    """
+    value = within_recursion(json.loads, text)
+    refuse_deep(value)
+    return value
+
+
+def within_recursion(parse: Callable[..., _Parsed], *arguments: Any) -> _Parsed:
+    """Call a recursive parser; what exhausts the interpreter's stack is a `NestingError`."""
+    try:
+        return parse(*arguments)
+    except RecursionError:
+        raise NestingError from None
+
+
+def refuse_deep(value: Any, unless_under: str | None = None) -> None:
+    """Raise a `NestingError` if lists and objects are nested deeper than `MAX_DEPTH`.
+
+    Parameters
+    ----------
+    value : JSON value
+    unless_under : str, optional
+        Key of objects whose value is not looked at: the caller knows how it must look.
+    """
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for item in level
+            for child in (
+                [v for key, v in item.items() if key != unless_under]
+                if isinstance(item, dict)
+                else item
+            )
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return
+    raise NestingError
