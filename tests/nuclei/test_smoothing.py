@@ -189,7 +189,8 @@ def test_nothing_leaves_the_image():
     )
     full = np.ones((7, 9), np.int32)
     everything, stairs, _ = smoothed(full, image=(0, 0, 9, 7))
-    np.testing.assert_array_equal(everything.vertices, stairs.vertices)
+    assert shapely.equals(everything.polygons(), stairs.polygons()).all()
+    assert len(everything.vertices) == 5
 
 
 def test_one_pixel_is_a_diamond_of_the_same_area():
@@ -197,14 +198,14 @@ def test_one_pixel_is_a_diamond_of_the_same_area():
     reach = np.sqrt(0.5)
     (polygon,) = nuclei.polygons()
     np.testing.assert_allclose(
-        polygon.bounds, [1.5 - reach, 1.5 - reach, 1.5 + reach, 1.5 + reach], rtol=1e-6
+        polygon.bounds, [1.5 - reach, 1.5 - reach, 1.5 + reach, 1.5 + reach], rtol=1e-5
     )
     assert polygon.area == pytest.approx(1)
 
 
 def test_the_larger_the_tolerance_the_fewer_the_vertices():
     labels = disc(25, 25, 20, 50)
-    counts = [len(smoothed(labels, tolerance)[0].vertices) for tolerance in (0.05, 0.25, 1)]
+    counts = [len(smoothed(labels, tolerance)[0].vertices) for tolerance in (0.02, 0.05, 0.25)]
     assert counts[0] > counts[1] > counts[2]
     with pytest.raises(ValueError, match="must be positive"):
         smoothed(labels, 0)
