@@ -10,14 +10,16 @@ TABLE1 ?=
 # Options of benchmarks/run.py.
 BENCH ?=
 
-.PHONY: help setup demo test table1 lint bench clean
+.PHONY: help setup demo test coverage mutants table1 lint bench clean
 
 help:
 	@echo "make demo   set up, then find and count nuclei on a synthetic slide (into $(DEMO_DIR)/)"
 	@echo "make test   set up, then run the tests"
+	@echo "make coverage  set up, then run the tests and list the lines that none runs"
+	@echo "make mutants   set up, then break what guards users' data: a test must notice each"
 	@echo "make table1 DATA=FOLDER  set up, then train and measure the paper's models and ablations"
 	@echo "            (TABLE1='--width 64 --seeds 3': more options, see docs/training.md)"
-	@echo "make lint   set up, then ruff, mypy and the layers of packages"
+	@echo "make lint   set up, then ruff, mypy, codespell and the layers of packages"
 	@echo "make bench  set up, then measure speed and memory (into benchmarks/results/;"
 	@echo "            BENCH='--model light --repeat 5': more options, see benchmarks/run.py)"
 	@echo "make clean  remove the virtual environment and the demo's output"
@@ -39,17 +41,26 @@ test: setup
 	@echo "== running the tests"
 	$(BIN)/python -m pytest -n auto
 
+coverage: setup
+	@echo "== running the tests, with the lines that none of them runs"
+	$(BIN)/python -m pytest -n auto --cov --cov-report=term-missing:skip-covered
+
+mutants: setup
+	@echo "== breaking what guards users' data, place by place"
+	$(BIN)/python -m tests.mutation.run
+
 table1: setup
 	@test -n "$(DATA)" || { echo "make table1 DATA=FOLDER (images/, labels/, splits.json)"; exit 2; }
 	@echo "== training/reproduce.sh $(DATA) $(TABLE1)"
 	PYTHON=$(BIN)/python training/reproduce.sh $(DATA) $(TABLE1)
 
 lint: setup
-	@echo "== ruff, mypy, import-linter"
+	@echo "== ruff, mypy, import-linter, codespell"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 bench: setup
 	@echo "== benchmarks: qpnuclei run, then detections in QuPath projects (some minutes)"

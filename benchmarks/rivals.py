@@ -20,10 +20,10 @@ from skimage.measure import find_contours, label, regionprops
 from skimage.morphology import disk, opening
 from skimage.segmentation import watershed
 
-from benchmarks.reference import reference_instances
 from benchmarks.tissue import MPP
 from qpnuclei.errors import UsageError
 from qpnuclei.qupath.project import choose_backend
+from tests.segmentation.reference import reference_instances
 
 TILE_PX = 1024
 

@@ -38,7 +38,9 @@ FOLDER = ROOT / "qupath_scripts"
 SCRIPTS = sorted(FOLDER.glob("*.groovy"))
 RUNNER = Path(__file__).with_name("run_in_qupath.groovy")
 #: What compiles without QuPath: all but the names of its classes.
-_QUPATH_IMPORT = re.compile(r"^import (static )?(qupath|org\.apache\.commons)\..*$", re.MULTILINE)
+_QUPATH_IMPORT = re.compile(
+    r"^import (static )?(qupath|org\.apache\.commons|org\.locationtech)\..*$", re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def test_readme_lists_the_scripts() -> None:
 
 def test_options_used_are_those_of_the_command() -> None:
     used = set(re.findall(r"--[a-z][a-z-]*", text_of("run_qpnuclei.groovy")))
-    command = cast(typer.main.TyperGroup, typer.main.get_command(app)).commands["run"]
+    command = cast(typer.main.TyperGroup, typer.main.get_command(app)).commands["run"]  # type: ignore[name-defined]
     known = {option for parameter in command.params for option in parameter.opts}
     assert used - known == {"--save"}  # of QuPath's own command
     assert {"--image", "--roi-id", "--roi-all"} <= used

@@ -93,7 +93,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(patches: Path, tmp_path: Path) -> None
         time.sleep(0.1)
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    _, messages = process.communicate(timeout=60)
+    _, messages = process.communicate(timeout=300)
     assert process.returncode == 130, messages
     assert "stopped and saved" in messages
     assert (folder / "state.pt").is_file()
@@ -125,7 +125,7 @@ def test_a_student_stopped_in_its_first_round_goes_on_by_the_hint(tmp_path: Path
         assert line, said
         said += line
     process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=60)
+    _, rest = process.communicate(timeout=300)
     assert process.returncode == 130, said + rest
     assert "stopping: saves after this step" in rest
     hint = re.search(r"to go on: qpnuclei (.*)", rest)

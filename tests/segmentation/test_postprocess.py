@@ -9,7 +9,6 @@ from PIL import Image
 from scipy import ndimage
 from skimage.color import rgb2hed
 
-from benchmarks.reference import EIGHT, FOUR, reference_instances, same_up_to_numbering
 from qpnuclei.models.metadata import PostProcessing
 from qpnuclei.segmentation.labels import _holes
 from qpnuclei.segmentation.postprocess import (
@@ -25,6 +24,7 @@ from qpnuclei.segmentation.quantised import (
 )
 from tests.paths import SHARED
 from tests.segmentation.images import random_attention
+from tests.segmentation.reference import EIGHT, FOUR, reference_instances, same_up_to_numbering
 
 PLAIN = PostProcessing(coarse_radius_px=0, fine_radius_px=0, smoothing_sigma_px=0)
 parameter_sets = st.builds(
