@@ -6,7 +6,8 @@
  *   computed by QuPath: for each annotation of each image its area, the nuclei whose centroid lies
  *   inside, their density, all detections inside by class, and for each measurement the mean,
  *   median and standard deviation over the nuclei. Nuclei are the detections that qpnuclei wrote,
- *   and others of the class Nucleus. What is not known (an area without pixel size) is empty.
+ *   and others of the class Nucleus. What is not known (an area without pixel size, the nuclei
+ *   where no run of qpnuclei has looked for any) is empty; the column "status" says what is known.
  *
  * In QuPath (0.4 to 0.7)
  *   Open an image of a project, open this file in the script editor (Automate > Script editor), and
@@ -22,7 +23,11 @@ import static qupath.lib.scripting.QP.*
 import java.nio.file.Files
 import java.nio.file.Path
 import org.apache.commons.math3.stat.StatUtils
+import org.locationtech.jts.algorithm.distance.DiscreteHausdorffDistance
+import org.locationtech.jts.geom.Geometry
+import qupath.lib.io.GsonTools
 import qupath.lib.objects.PathDetectionObject
+import qupath.lib.roi.GeometryTools
 
 // The table; {%PROJECT} is the folder of the project. Headless, -a takes its place.
 def output = "{%PROJECT}/counts.csv"
@@ -30,7 +35,8 @@ def output = "{%PROJECT}/counts.csv"
 // Count only annotations of these classes, for example ["Tumor"]; all if empty.
 def annotationClasses = []
 
-// Count detections of these classes as nuclei, whoever made them; if empty, see above.
+// Count detections of these classes as nuclei, whoever made them and wherever they are; if empty,
+// see above.
 def nucleusClasses = []
 
 
@@ -57,7 +63,8 @@ for (entry in project.getImageList()) {
     }
     try {
         def image = [project: projectName, image: entry.getImageName()]
-        rows += count(imageData.getHierarchy(), pixels, annotationClasses, nucleusClasses).collect { image + it }
+        def record = readRecord(imageData.getProperty("qpnuclei analysed"))
+        rows += count(imageData.getHierarchy(), pixels, record, annotationClasses, nucleusClasses).collect { image + it }
     } finally {
         // Until 0.5 it is the image's server that is closed, not the image.
         if (!isCurrent)
@@ -76,34 +83,47 @@ println "${path.toAbsolutePath()}: ${rows.size()} rows"
 
 
 /** Rows of one image: maps of column to value, one for each annotation. */
-List<Map> count(hierarchy, pixels, annotationClasses, nucleusClasses) {
+List<Map> count(hierarchy, pixels, record, annotationClasses, nucleusClasses) {
     def objects = hierarchy.getFlattenedObjectList(null)
     def detections = objects.findAll { it.isDetection() }
     def classes = detections.collect { className(it) }.findAll().toSet().sort()
+    def bases = classes.collect { baseOfIntensity(it) }.findAll().toSet().sort()
     def measurements = detections.collectMany(new LinkedHashSet()) { it.getMeasurementList().getMeasurementNames() }
     def annotations = objects.findAll {
         it.isAnnotation() && (!annotationClasses || className(it) in annotationClasses)
     }
+    def size = pixelSizeMm(record, pixels)
     return annotations.collect { annotation ->
         def roi = annotation.getROI()
-        def area = Double.NaN
-        if (pixels.hasPixelSizeMicrons())
-            area = roi.isArea() ? roi.getScaledArea(pixels.getPixelWidthMicrons() / 1000, pixels.getPixelHeightMicrons() / 1000) : 0d
+        def status = statusOf(annotation, record)
+        def isKnown = nucleusClasses || status != "not analysed"
+        def area = size == null ? Double.NaN : roi.isArea() ? roi.getScaledArea(size[0], size[1]) : 0d
+        def analysed = size == null ? Double.NaN : 0d
+        if (status == "analysed")
+            analysed = area
+        else if (size != null && status == "changed since")
+            analysed = GeometryTools.homogenizeGeometryCollection(roi.getGeometry().intersection(record.union)).getArea() * size[0] * size[1]
+        def densityOf = nucleusClasses ? area : analysed
         // As QuPath counts, for the numbers that it shows itself.
-        def inside = hierarchy.getObjectsForROI(PathDetectionObject, roi)
+        def inside = isKnown ? hierarchy.getObjectsForROI(PathDetectionObject, roi) : []
         def nuclei = inside.findAll { isNucleus(it, nucleusClasses) }
         def row = [
             annotation: annotation.getName(),
             "class": className(annotation),
             uuid: annotation.getID(),
+            status: status,
+            check: status == "not analysed" ? null : doubtsOf(annotation, record),
             area_mm2: area,
-            nuclei: nuclei.size(),
-            nuclei_per_mm2: area > 0 ? nuclei.size() / area : Double.NaN,
-            "Num Detections": inside.size(),
+            analysed_mm2: analysed,
+            nuclei: isKnown ? nuclei.size() : null,
+            nuclei_per_mm2: isKnown && densityOf > 0 ? nuclei.size() / densityOf : Double.NaN,
+            "Num Detections": isKnown ? inside.size() : null,
         ]
         def numbers = inside.countBy { className(it) }
+        for (base in bases)
+            row["Num " + base + " (base)"] = isKnown ? classes.findAll { (it + ": ").startsWith(base + ": ") }.sum { numbers[it] ?: 0 } : null
         for (name in classes)
-            row["Num " + name] = numbers[name] ?: 0
+            row["Num " + name] = isKnown ? numbers[name] ?: 0 : null
         for (name in measurements) {
             def values = nuclei.collect { it.getMeasurementList().get(name) }.findAll { !Double.isNaN(it) } as double[]
             row[name + " (mean)"] = StatUtils.mean(values)
@@ -112,6 +132,66 @@ List<Map> count(hierarchy, pixels, annotationClasses, nucleusClasses) {
         }
         return row
     }
+}
+
+/** What runs have noted of an image: the areas they analysed, by ID, and the pixel size they used. */
+Map readRecord(text) {
+    if (text == null)
+        return [areas: [], union: null, used: null]
+    def gson = GsonTools.getInstance()
+    def content = gson.fromJson(text as String, Map)
+    def areas = content.areas.collect { area ->
+        def shape = gson.toJson([type: "MultiPolygon", coordinates: area.coordinates])
+        return [id: area.id, check: area.check, geometry: gson.fromJson(shape, Geometry)]
+    }
+    return [areas: areas, union: GeometryTools.union(areas.collect { it.geometry }), used: content["pixel size"]]
+}
+
+/** Width and height of a pixel in mm: what the last run used, unless QuPath's has changed since. */
+List pixelSizeMm(record, pixels) {
+    def own = pixels.hasPixelSizeMicrons() ? [pixels.getPixelWidthMicrons(), pixels.getPixelHeightMicrons()] : null
+    def used = record.used
+    def isSame = used != null && (used.project == null || own != null && (0..1).every { Math.abs(used.project[it] - own[it]) < 1e-9 })
+    def microns = isSame ? used.um : own
+    return microns?.collect { it / 1000 }
+}
+
+/** Whether an annotation was analysed, as it is now. */
+String statusOf(annotation, record) {
+    def roi = annotation.getROI()
+    if (!roi.isArea() || roi.getZ() != 0 || roi.getT() != 0 || !record.areas)
+        return "not analysed"
+    def geometry = roi.getGeometry()
+    def own = record.areas.find { it.id == annotation.getID().toString() }
+    if (own != null)
+        return isSame(own.geometry, geometry) ? "analysed" : "changed since"
+    if (record.areas.any { isSame(it.geometry, geometry) })
+        return "analysed"
+    return geometry.difference(record.union).getArea() <= 0.02 * geometry.getLength() ? "analysed" : "not analysed"
+}
+
+/** What the run found doubtful about an annotation, or about the areas that it lies in. */
+String doubtsOf(annotation, record) {
+    def geometry = annotation.getROI().getGeometry()
+    def own = record.areas.findAll { it.id == annotation.getID().toString() } ?:
+            record.areas.findAll { isSame(it.geometry, geometry) } ?:
+            record.areas.findAll { it.check && it.geometry.intersects(geometry) }
+    return own.collect { it.check }.findAll().unique().join("; ") ?: null
+}
+
+/** Whether two outlines are the same, but for how exactly files keep coordinates. */
+boolean isSame(a, b) {
+    if (a.isEmpty() || b.isEmpty())
+        return a.isEmpty() && b.isEmpty()
+    if (Math.abs(a.getArea() - b.getArea()) > 0.02 * a.getLength())
+        return false
+    return DiscreteHausdorffDistance.distance(a, b) <= 0.02
+}
+
+/** "Tumor" for "Tumor: Positive" and the like, for which QuPath counts all that is below it. */
+String baseOfIntensity(String name) {
+    def at = name.lastIndexOf(": ")
+    return at > 0 && name.substring(at + 2) in ["Positive", "Negative", "1+", "2+", "3+"] ? name.substring(0, at) : null
 }
 
 String className(pathObject) {

@@ -38,7 +38,9 @@ FOLDER = ROOT / "qupath_scripts"
 SCRIPTS = sorted(FOLDER.glob("*.groovy"))
 RUNNER = Path(__file__).with_name("run_in_qupath.groovy")
 #: What compiles without QuPath: all but the names of its classes.
-_QUPATH_IMPORT = re.compile(r"^import (static )?(qupath|org\.apache\.commons)\..*$", re.MULTILINE)
+_QUPATH_IMPORT = re.compile(
+    r"^import (static )?(qupath|org\.apache\.commons|org\.locationtech)\..*$", re.MULTILINE
+)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +53,8 @@ def create(
     for entry in project.images:
         if entry.calibration.mpp is None:
             stdout.print(
-                f"{entry.name} has no pixel size: set it in QuPath, or pass --mpp to run",
+                f"{entry.name} has no pixel size: set it in QuPath, or pass to run "
+                f"--image {shlex.quote(entry.name)} --mpp",
                 highlight=False,
                 soft_wrap=True,
             )

@@ -19,6 +19,7 @@ from typing import Any
 from uuid import UUID
 
 import numpy as np
+import numpy.typing as npt
 import shapely
 
 from qpnuclei.qupath.areas import valid_area
@@ -55,7 +56,7 @@ class AnalysedArea:
     id : UUID or None
         Of its annotation; None for tissue without one, and in files of QuPath 0.2 and 0.3.
     geometry : shapely.MultiPolygon
-        As the annotation was, level-0 px; it may be invalid.
+        What the annotation enclosed then, level-0 px.
     check : str
         What the run found doubtful about it; empty if nothing.
     """
@@ -163,16 +164,15 @@ class Record:
         new = tuple(
             AnalysedArea(
                 region.annotation.id if region.annotation else None,
-                _multi(region.annotation.geometry if region.annotation else region.geometry),
+                _multi(region.annotation.area if region.annotation else region.geometry),
                 doubt,
             )
             for region, doubt in zip(regions, checks or [""] * len(regions), strict=True)
         )
         again = removed | {area.id for area in new if area.id is not None}
+        run = Record(new)
         kept = (
-            area
-            for area in self.areas
-            if area.id not in again and not any(_same(area.geometry, a.geometry) for a in new)
+            area for area in self.areas if area.id not in again and not run._alike(area.geometry)
         )
         return Record((*kept, *new), used, check)
 
@@ -191,14 +191,26 @@ class Record:
             return Status.NOT_ANALYSED
         for area in self.areas:
             if area.id is not None and area.id == annotation.id:
-                is_same = _same(area.geometry, annotation.geometry)
+                is_same = _same(area.geometry, annotation.area)
                 return Status.ANALYSED if is_same else Status.CHANGED
-        if any(_same(area.geometry, annotation.geometry) for area in self.areas):
+        if self._alike(annotation.area):
             return Status.ANALYSED  # QuPath gives a UUID to what was saved without one
         missing = shapely.difference(region.geometry, self.union).area
         if missing <= _RIM_PX * region.geometry.length:
             return Status.ANALYSED
         return Status.NOT_ANALYSED
+
+    def _alike(self, geometry: shapely.Geometry) -> list[AnalysedArea]:
+        """Return the areas that have this outline."""
+        if not self.areas or geometry.is_empty:
+            return []
+        apart = np.abs(self._bounds - np.array(geometry.bounds)).max(axis=1)
+        near = [self.areas[row] for row in np.flatnonzero(apart <= _RIM_PX)]
+        return [area for area in near if _same(area.geometry, geometry)]
+
+    @cached_property
+    def _bounds(self) -> npt.NDArray[np.float64]:
+        return np.array([area.geometry.bounds for area in self.areas])
 
     def doubts(self, annotation: Annotation) -> str:
         """Return what a run found doubtful about an annotation; empty if nothing.
@@ -206,7 +218,7 @@ class Record:
         One that was drawn later has the doubts of the areas that it lies in.
         """
         own = [area for area in self.areas if area.id is not None and area.id == annotation.id]
-        own = own or [area for area in self.areas if _same(area.geometry, annotation.geometry)]
+        own = own or self._alike(annotation.area)
         if not own:
             outline = Region.of(annotation).geometry
             own = [

@@ -374,6 +374,10 @@ def test_pixel_sizes_of_many_images(sample: Sample, qpnuclei: Call, tmp_path: Pa
     def mpps(rows: list[dict[str, Any]]) -> list[float]:
         return [math.sqrt(row["area_mm2"] / size) for row, size in zip(rows, sizes, strict=True)]
 
+    info = json.loads(qpnuclei("info", project, "--json").stdout)["images"]
+    assert [(i["pixel_width_um"], i["pixel_size_from"]) for i in info] == [
+        (None, None), (0.5, "slide"), (None, None)
+    ]  # fmt: skip
     # The second one knows its own.
     assert mpps(rows) == pytest.approx([0.6, 0.5, 0.7])
     # One --mpp for all does not touch the one that is known.
@@ -390,6 +394,8 @@ def test_nested_annotations_of_a_real_slide(qpnuclei: Call, tmp_path: Path) -> N
     project = tmp_path / "project"
     assert qpnuclei("project", "create", project, slide).exit_code == 0
     assert qpnuclei("geojson", "import", project, nest, "--image", slide.name).exit_code == 0
+    created = json.loads((project / "project.qpproj").read_text())
+    assert created["images"][0]["serverBuilder"]["metadata"]["magnification"] == 20
     before = exported(qpnuclei, project)
     assert [row["status"] for row in before] == ["not analysed"] * 2
     assert [row["nuclei"] for row in before] == [None] * 2

@@ -113,6 +113,8 @@ def assert_same_objects(a: ImageObjects, b: ImageObjects) -> None:
     assert list(a.detections.kinds) == list(b.detections.kinds)
     assert list(a.detections.class_names) == list(b.detections.class_names)
     np.testing.assert_array_equal(a.detections.parents, b.detections.parents)
+    np.testing.assert_array_equal(a.detections.planes, b.detections.planes)
+    assert dict(a.properties) == dict(b.properties)
     # QuPath keeps the centroids of polygons as float32.
     np.testing.assert_allclose(a.detections.centroids, b.detections.centroids, atol=GRID_PX)
     for one, other in zip(a.detections.geometries, b.detections.geometries, strict=True):
@@ -300,6 +302,44 @@ class OnDemand(Sequence[DetectionGroup]):
         return DetectionGroup(
             self.parents[index], nuclei, ids(self.size, self.size * index), NUCLEUS
         )
+
+
+def test_properties_of_an_image(backend: str, project_file: Path) -> None:
+    image = open_project(project_file, backend).images[0]
+    before = image.read().properties
+    for values in ({"ours": "1", "long": "µ" * 70_000}, {"ours": "2"}):
+        image.write(Edit(properties=values), image.read().fingerprint)
+    after = dict(open_project(project_file, "native").images[0].read().properties)
+    assert (after.pop("ours"), after.pop("long")) == ("2", "µ" * 70_000)
+    assert after == before
+
+
+def test_an_annotation_of_ours_gives_way_to_another(backend: str, project_file: Path) -> None:
+    image = open_project(project_file, backend).images[0]
+    objects = image.read()
+    count = len(objects.annotations)
+    first, second = ids(2, 1000)
+    tissue = NewAnnotation(shapely.box(0, 0, 90, 90), first, None, PathClass("Tissue"), locked=True)
+    edit = Edit(annotations=[tissue], add=[DetectionGroup(count, squares(3), ids(3), NUCLEUS)])
+    image.write(edit, objects.fingerprint)
+    other = replace(tissue, geometry=shapely.box(0, 0, 80, 80), id=second)
+    groups = [DetectionGroup(count, squares(2, y=20), ids(2, 10), NUCLEUS)]
+    edit = Edit(remove=frozenset([first]), annotations=[other], add=groups)
+    image.write(edit, image.read().fingerprint)
+    after = image.read()
+    assert [a.id for a in after.annotations] == [*(a.id for a in objects.annotations), second]
+    parents = dict(zip(after.detections.ids, after.detections.parents.tolist(), strict=True))
+    assert [parents[own_id] for own_id in ids(3)] == [-1] * 3  # they moved up
+    assert [parents[own_id] for own_id in ids(2, 10)] == [count] * 2
+
+
+def test_detections_on_a_plane_of_their_own(backend: str, project_file: Path) -> None:
+    image = open_project(project_file, backend).images[0]
+    group = DetectionGroup(None, squares(3), ids(3), NUCLEUS, (2, 1))
+    image.write(Edit(add=[group]), image.read().fingerprint)
+    found = image.read().detections
+    ours = [row for row, own_id in enumerate(found.ids) if is_ours(own_id)]
+    assert found.planes[ours].tolist() == [[2, 1]] * 3
 
 
 def test_groups_are_made_when_they_are_written(backend: str, project_file: Path) -> None:
