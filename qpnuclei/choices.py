@@ -33,3 +33,7 @@ DEFAULT_TILE_PX = 1792
 #: In µm. Few nuclei are larger; one that is comes out whole all the same, joined from several
 #: tiles.
 DEFAULT_MAX_NUCLEUS_UM = 25.0
+
+#: In µm, how far an outline may be moved where it is made simpler: a quarter of a pixel of the
+#: models, which leaves one vertex of three.
+DEFAULT_SIMPLIFY_UM = 0.06

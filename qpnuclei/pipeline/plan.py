@@ -15,6 +15,7 @@ import shapely
 
 from qpnuclei.choices import (
     DEFAULT_MAX_NUCLEUS_UM,
+    DEFAULT_SIMPLIFY_UM,
     DEFAULT_TILE_PX,
     NUCLEUS_CLASS,
     OnExisting,
@@ -53,7 +54,7 @@ from qpnuclei.tiling.plan import TilePlan
 if TYPE_CHECKING:
     from qpnuclei.slides.slide import Slide
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class RunOptions:
     batch_size: int | None = None
     workers: int = field(default_factory=available_cores)
     max_nucleus_um: float = DEFAULT_MAX_NUCLEUS_UM
-    simplify_um: float = 0.0
+    simplify_um: float = DEFAULT_SIMPLIFY_UM
     geojson_dir: Path | None = None
     parquet_dir: Path | None = None
     run_dir: Path | None = None
@@ -207,7 +208,7 @@ def plan_images(
                 with open_image(entry) as slide:
                     plans.append(plan_image(entry, slide, spec, options))
             except NothingToDo as nothing:
-                _LOG.info("image %s: nothing to do: %s", entry.name, nothing)
+                _log.info("image %s: nothing to do: %s", entry.name, nothing)
     return plans, failures
 
 
