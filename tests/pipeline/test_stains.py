@@ -23,7 +23,7 @@ STATISTICS = ("Mean", "Median", "Min", "Max", "Std.Dev.")
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return load_engine("light", EngineOptions(device="cpu"))
+    return load_engine("default", EngineOptions(device="cpu"))
 
 
 @pytest.fixture(scope="module")
