@@ -27,7 +27,7 @@ NUCLEUS_CLASS = "Nucleus"
 
 #: Core of a tile in px of the working grid: large enough that its surroundings, which are read and
 #: predicted again for its neighbours, weigh little (a third); small enough that a run stays below
-#: 2 GB with the light model, below 4 GB with the default one.
+#: 2 GB with the default model, below 4 GB with one as large as the `student` recipe's.
 DEFAULT_TILE_PX = 1792
 
 #: In µm. Few nuclei are larger; one that is comes out whole all the same, joined from several
