@@ -63,7 +63,7 @@ def painted(
     amounts = np.stack([disc * haematoxylin, np.full(disc.shape, 0.35)], axis=-1)
     amounts = amounts * rng.uniform(0.9, 1.1, amounts.shape)
     density = amounts @ stain_matrix(DEFAULT_HE)[:2]
-    return np.rint(255 * 10**-density).astype(np.uint8), centres
+    return np.rint(255 * 10**-density).astype(np.uint8), centres.astype(np.float64)
 
 
 def discs(centres: npt.NDArray[np.float64], radius_px: float, attention: float) -> NucleiTable:
