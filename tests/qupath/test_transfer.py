@@ -188,7 +188,7 @@ def test_a_class_for_everything(project: Project, tmp_path: Path) -> None:
     assert objects.annotations[-1].class_name == "Necrosis: old"
     assert "Necrosis: old" in objects.detections.class_names
     assert project.classes[-1].name == "Necrosis: old"
-    with pytest.raises(UsageError, match="no name of a class"):
+    with pytest.raises(UsageError, match="not a class name"):
         imported(project, tmp_path, class_name=" : ")
 
 
