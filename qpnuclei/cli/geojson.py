@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qpnuclei.cli.options import Backend, BackendOption, ImageGlobs, Json, ProjectPath
+from qpnuclei.cli.options import BackendOption, ImageGlobs, Json, ProjectPath
 
 if TYPE_CHECKING:
     from qpnuclei.errors import QpnucleiError
@@ -52,7 +52,7 @@ def export_geojson(
             show_default="all",
         ),
     ] = None,
-    backend: BackendOption = Backend.AUTO,
+    backend: BackendOption = "auto",
     json: Json = False,
 ) -> None:
     """Write annotations and detections as GeoJSON that QuPath reads, one file for each image.
@@ -65,7 +65,7 @@ def export_geojson(
     from qpnuclei.qupath.regions import match_images
     from qpnuclei.qupath.transfer import check_classes, export_image
 
-    opened = open_project(project, backend=backend.value)
+    opened = open_project(project, backend=backend)
     entries = match_images(opened, tuple(image or ()))
     check_classes(opened, entries, tuple(roi or ()))
     failed = False
@@ -129,7 +129,7 @@ def import_geojson(
             show_default="the classes in the file",
         ),
     ] = None,
-    backend: BackendOption = Backend.AUTO,
+    backend: BackendOption = "auto",
     json: Json = False,
 ) -> None:
     """Add the annotations and detections of GeoJSON files to the images of a project.
@@ -144,7 +144,7 @@ def import_geojson(
     from qpnuclei.qupath.regions import one_image
     from qpnuclei.qupath.transfer import image_of_file, import_file
 
-    opened = open_project(project, backend=backend.value)
+    opened = open_project(project, backend=backend)
     only = None if image is None else one_image(opened.images, image)
     # Match every file with its image before anything is written.
     entries = [only or image_of_file(opened, path) for path in files]

@@ -25,7 +25,7 @@ from qpnuclei.qupath.areas import valid_area
 from qpnuclei.qupath.model import Annotation
 from qpnuclei.qupath.regions import Region, same_outline
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 #: Name of the image's property.
 PROPERTY = "qpnuclei analysed"
@@ -116,7 +116,7 @@ class Record:
                 str(content.get("check", "")),
             )
         except (ValueError, TypeError, KeyError, IndexError, RecursionError, AttributeError):
-            _LOG.warning("%s: the record of earlier runs is damaged and was ignored", name)
+            _log.warning("%s: the record of earlier runs is damaged and was ignored", name)
             return cls()
 
     def to_properties(self) -> dict[str, str]:

@@ -33,7 +33,7 @@ from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.stains import Stains
 from qpnuclei.system.files import read_regular
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _ABSENT = "absent"
 

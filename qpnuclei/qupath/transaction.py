@@ -20,7 +20,7 @@ from types import TracebackType
 from qpnuclei.errors import SaveError
 from qpnuclei.system.files import make_folder_below, open_regular
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 #: Prefix of temporary files; QuPath ignores them.
 TEMPORARY_PREFIX = ".qpnuclei-"
@@ -185,7 +185,7 @@ def _lock(folder: Path) -> int | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:
-        logger.debug("%s cannot be locked: %s", folder, error)
+        _log.debug("%s cannot be locked: %s", folder, error)
     return descriptor
 
 

@@ -43,7 +43,7 @@ NO_FORCED_COLLECTION = "-XX:+DisableExplicitGC"
 #: to twofold.
 COLLECTOR = "-XX:+UseParallelGC"
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def start() -> None:
@@ -69,7 +69,7 @@ def start() -> None:
 
     # Otherwise Java handles Ctrl-C and ends the process without Python's clean-up.
     options = [*_java_options(paquo_settings()), "-Xrs"]
-    logger.info("starting QuPath %s in %s with %s", found.version, found.path, " ".join(options))
+    _log.info("starting QuPath %s in %s with %s", found.version, found.path, " ".join(options))
     try:
         # A Python exception in a callback from Java would end the process.
         with interrupt_postponed():

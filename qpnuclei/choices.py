@@ -1,0 +1,38 @@
+"""Choices and defaults of options, shared by the Python API and the command line.
+
+This module imports nothing, so that ``qpnuclei --help`` stays fast.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+#: Backend that reads and writes a project.
+Backend: TypeAlias = Literal["auto", "native", "paquo"]
+
+#: Devices that the command line offers.
+Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
+
+#: Number format of the network's convolutions.
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
+
+#: What to do with nuclei that an earlier run wrote into the same annotations.
+OnExisting: TypeAlias = Literal["replace", "append", "skip", "error"]
+
+#: Meaning of a row of counts.
+Grouping: TypeAlias = Literal["annotation", "class", "image"]
+
+#: Class of the detections that a run writes, and that count as nuclei.
+NUCLEUS_CLASS = "Nucleus"
+
+#: Core of a tile in px of the working grid: large enough that the halo, which neighbours read and
+#: predict again, adds little (a third); small enough that a run stays below 2 GB with the light
+#: model, below 4 GB with the default one.
+DEFAULT_TILE_PX = 1792
+
+#: In µm. Few nuclei are larger; those are joined from several tiles.
+DEFAULT_MAX_NUCLEUS_UM = 25.0
+
+#: Largest shift of an outline by simplification, in µm: a quarter of a model pixel, which keeps one
+#: vertex of three.
+DEFAULT_SIMPLIFY_UM = 0.06
