@@ -1,12 +1,11 @@
-"""Ctrl-C at any moment: one line, exit code 130, and nothing half done.
+"""Handle Ctrl-C at any moment: one line, exit code 130, no partial results.
 
-A `KeyboardInterrupt` comes between any two steps of the program: while a thread is being started,
-within another clean-up, inside an import. Commands that take hours in several threads therefore do
-not unwind, they leave at once (`leaving_on_interrupt`), except from what must be completed
-(`interrupt_postponed`), or when they have come to where they can save (`asking_to_stop`); the
-others unwind (`ending_on_interrupt`). Either way the interpreter is
-not taken down under threads that still compute, which crashes, nor are they waited for: a network
-may take a minute for what it is at.
+A `KeyboardInterrupt` can come between any two steps of the program: while a thread is started,
+during another clean-up, inside an import. Long commands with several threads therefore exit at once
+without unwinding (`leaving_on_interrupt`), except from blocks that must be completed
+(`interrupt_postponed`), or at a point where they can save (`asking_to_stop`). Other commands unwind
+(`ending_on_interrupt`). In both cases the interpreter is not shut down while threads compute, which
+would crash, and does not wait for them: a network may need a minute for its current batch.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
-#: As shells have it for what SIGINT ended.
+#: Exit code that shells use after SIGINT.
 EXIT_CODE = 130
 
 _STDERR = 2
@@ -30,7 +29,7 @@ _SHOW_CURSOR = "\x1b[?25h"
 def ending_on_interrupt() -> Iterator[None]:
     """Raise `KeyboardInterrupt` for the first Ctrl-C within the block, and end the process.
 
-    A second one is not heard, so that clean-ups run to their end; nor is any after the block.
+    A second Ctrl-C, or one after the block, is ignored, so that clean-ups are completed.
     """
     heard = False
 
@@ -43,7 +42,7 @@ def ending_on_interrupt() -> Iterator[None]:
     signal.signal(signal.SIGINT, interrupt)
     try:
         yield
-    except BaseException:  # libraries turn it into errors of their own
+    except BaseException:  # libraries turn it into their own errors
         if heard:
             _leave("interrupted")
         raise
@@ -55,7 +54,7 @@ def ending_on_interrupt() -> Iterator[None]:
 def leaving_on_interrupt(message: str) -> Iterator[None]:
     """End the process with a message when Ctrl-C comes within the block, at once.
 
-    No clean-up runs: what the block does must not need one, or postpone the interrupt.
+    No clean-up runs: the block must not need one, or must postpone the interrupt.
     """
     heard = False
 
@@ -74,24 +73,24 @@ def leaving_on_interrupt(message: str) -> Iterator[None]:
 
 @contextmanager
 def asking_to_stop(message: str) -> Iterator[Callable[[], bool]]:
-    """Make a request to stop of the first Ctrl-C (or SIGTERM); the second one ends the process.
+    """Treat the first Ctrl-C (or SIGTERM) as a request to stop; the second ends the process.
 
     Parameters
     ----------
     message : str
-        For the first; empty for none.
+        Printed at the first; empty for no message.
 
     Yields
     ------
     callable
-        Whether there was one.
+        Returns whether a stop was requested.
     """
     asked = False
 
     def handle(_number: int, _frame: FrameType | None) -> None:
         nonlocal asked
         if asked:
-            _leave("ended at once: what was saved last is kept")
+            _leave("ended at once: the last save is kept")
         asked = True
         if message:
             _say(message)
@@ -106,10 +105,10 @@ def asking_to_stop(message: str) -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def interrupt_postponed() -> Iterator[None]:
-    """Let a Ctrl-C that comes within the block act at its end.
+    """Postpone a Ctrl-C within the block to its end.
 
-    Whatever acts then is what acted before: `KeyboardInterrupt`, unless the program has other
-    plans. Only the main thread is ever interrupted; in another the block just runs.
+    The previous handler then runs, by default raising `KeyboardInterrupt`. Only the main thread is
+    ever interrupted; in other threads the block runs normally.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is None:
@@ -136,8 +135,8 @@ def _leave(message: str) -> NoReturn:
 
 
 def _say(message: str) -> None:
-    # Straight to the descriptor: Python's stream may be in the midst of a write itself. A progress
-    # bar has hidden the cursor of a terminal, and left it behind its end.
+    # Write to the descriptor, because Python's stream may be in the middle of a write. A progress
+    # bar has hidden the cursor and left it at the end of its line.
     begin = f"{_SHOW_CURSOR}\n" if os.isatty(_STDERR) else ""
-    with suppress(OSError):  # who was to read it may be gone
+    with suppress(OSError):  # the reader may be gone
         os.write(_STDERR, f"{begin}{message}\n".encode())
