@@ -101,7 +101,7 @@ class FileDetections(Detections):
 
     @cached_property
     def outlines(self) -> NucleiTable | None:
-        """Their outlines vertex for vertex; None if one is no polygon, or has a hole."""
+        """Their outlines as stored; None if one is not a polygon, or has a hole."""
         rows, tables = [], []
         for some, table in self._read(_outlines):
             if table is None:

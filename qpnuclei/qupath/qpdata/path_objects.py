@@ -91,7 +91,7 @@ class PathObject:
         reader = _ContentsReader(node)
         name = reader.next()
         if name is not None and not isinstance(name, JavaString):
-            raise FormatError(f"{node.class_name}: its name is no string")
+            raise FormatError(f"{node.class_name}: its name is not a string")
         view.name = name
         view.color = reader.object(jc.INTEGER)
         item = reader.object()

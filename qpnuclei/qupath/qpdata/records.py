@@ -53,7 +53,7 @@ SlotOwner = JavaString | JavaArray | Part | BlockData
 
 
 class NotUniformError(Exception):
-    """An object refers to itself or defines a class: there is no shape to learn from it."""
+    """An object refers to itself or defines a class, so it has no reusable shape."""
 
 
 @dataclass(frozen=True, slots=True)
