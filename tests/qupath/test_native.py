@@ -446,7 +446,7 @@ def test_truncated_data_names_file_offset_and_backup(tmp_path):
     image.data_path.with_name("data.qpdata.bkp").write_bytes(whole)
     with pytest.raises(FormatError) as error:
         image.read()
-    assert "reads, with 9 annotations and 7 detections" in error.value.hint
+    assert "readable, with 9 annotations and 7 detections" in error.value.hint
     image.data_path.with_name("data.qpdata.bkp").write_bytes(whole[:100])
     with pytest.raises(FormatError) as error:
         image.read()
@@ -459,7 +459,7 @@ def test_missing_data_with_a_backup_is_not_an_empty_image(tmp_path):
     image.data_path.rename(image.data_path.with_name("data.qpdata.bkp"))
     with pytest.raises(FormatError, match="is missing") as error:
         image.read()
-    assert "reads, with 9 annotations" in error.value.hint
+    assert "readable, with 9 annotations" in error.value.hint
 
 
 @pytest.mark.parametrize(
