@@ -13,6 +13,7 @@ import typer
 from qpnuclei.cli.options import (
     Backend,
     BackendOption,
+    BreakLock,
     Device,
     DeviceOption,
     ImageGlobs,
@@ -24,6 +25,7 @@ from qpnuclei.cli.options import (
     ProjectPath,
     Quiet,
     TtaOption,
+    Wait,
 )
 from qpnuclei.models.registry import DEFAULT_MODEL
 
@@ -168,6 +170,8 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, and stop.")
     ] = False,
+    wait: Wait = True,
+    break_lock: BreakLock = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -199,6 +203,7 @@ def run(
     from qpnuclei.qupath.pixel_size import read_mpp_table
     from qpnuclei.qupath.project import open_project
     from qpnuclei.system.interrupts import leaving_on_interrupt
+    from qpnuclei.system.locks import locked
     from qpnuclei.system.memory import keep_freed_memory
 
     with leaving_on_interrupt("interrupted: nothing was changed"):
@@ -247,6 +252,7 @@ def run(
     with (
         keep_freed_memory(),
         leaving_on_interrupt(interrupted),
+        locked(opened.path.parent, wait=wait, break_lock=break_lock),
         tile_progress(quiet) as progress,
     ):
         summary = analyse_project(opened, entries, options, progress)

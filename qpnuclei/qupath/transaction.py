@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 from qpnuclei.errors import SaveError
 from qpnuclei.system.files import make_folder_below, open_regular
-
-logger = logging.getLogger(__name__)
 
 #: Temporary files of a save that was killed have this prefix; QuPath ignores them.
 TEMPORARY_PREFIX = ".qpnuclei-"
@@ -158,35 +155,6 @@ def remove_leftovers(folder: Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > LEFTOVER_AGE_S:
                 path.unlink()
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Wait until no other process holds a folder, and hold it; QuPath pays no heed to it.
-
-    It leaves no file behind, also not when the process is killed. Where the system cannot (Windows,
-    some network drives) it does nothing.
-    """
-    descriptor = None
-    try:
-        descriptor = _lock(folder)
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def _lock(folder: Path) -> int | None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError as error:
-        logger.debug("%s cannot be locked: %s", folder, error)
-    return descriptor
 
 
 def digest_of(data: bytes) -> str:

@@ -87,10 +87,10 @@ MUTANTS = (
     ),
     Mutant(
         "two programs save into one project at once",
-        "qupath/transaction.py",
-        "fcntl.flock(descriptor, fcntl.LOCK_EX)",
-        "pass",
-        ("tests/qupath/test_transaction.py",),
+        "system/locks.py",
+        "        except FileExistsError:\n            # A network",
+        "        except IsADirectoryError:\n            # A network",
+        ("tests/system/test_locks.py", "-k", "refused"),
     ),
     Mutant(
         "all backups but one are dropped",

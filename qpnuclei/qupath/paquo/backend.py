@@ -60,7 +60,6 @@ from qpnuclei.qupath.qpdata.rois import Plane, polygons
 from qpnuclei.qupath.transaction import (
     TEMPORARY_PREFIX,
     Transaction,
-    locked,
     remove_leftovers,
     temporary_beside,
 )
@@ -68,6 +67,7 @@ from qpnuclei.qupath.uris import file_uri, find_image, parse_file_uri
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.stains import Stains
 from qpnuclei.system.files import open_regular
+from qpnuclei.system.locks import locked
 
 logger = logging.getLogger(__name__)
 
@@ -341,14 +341,15 @@ class PaquoImage:
         foreign = [item for item in edit.remove if not is_ours(item)]
         if foreign:
             raise UsageError(f"{foreign[0]} was not written by qpnuclei and is not removed")
-        self._check_unchanged(fingerprint)
-        loaded = self._load_for_writing()
-        self._project.release()  # it will differ from the file, until that is saved and verified
-        try:
-            self._edit_and_save(loaded, edit, fingerprint)
-        except BaseException:
-            loaded.close()
-            raise
+        with locked(self._project.path.parent):
+            self._check_unchanged(fingerprint)
+            loaded = self._load_for_writing()
+            self._project.release()  # it differs from the file until that is saved and verified
+            try:
+                self._edit_and_save(loaded, edit, fingerprint)
+            except BaseException:
+                loaded.close()
+                raise
         with suppress(OSError):
             drop_old_backups(self.data_file)
         self._project.keep(replace(loaded, fingerprint=_fingerprint(self.data_file)))
