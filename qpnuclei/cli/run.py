@@ -140,9 +140,10 @@ def run(
             "--simplify",
             min=0,
             max=5,
-            help="Simplify outlines by at most this many µm; 0 keeps them along pixel edges.",
+            help="How far in µm, about, the vertices left out of the smooth outlines may lie from "
+            "them; 0 keeps the stairs along pixel edges.",
         ),
-    ] = 0.0,
+    ] = 0.06,
     geojson: Annotated[
         Path | None,
         typer.Option("--geojson", help="Also write QuPath GeoJSON (.geojson.gz) to this folder."),

@@ -16,12 +16,12 @@ from qpnuclei.evaluation.datasets import AnnotatedImage
 from qpnuclei.evaluation.evaluate import Evaluation, Finder, ImageResult, evaluate
 from qpnuclei.evaluation.report import Report, json_intervals, json_numbers
 from qpnuclei.evaluation.tuning import at_resolution, predict, tune_post_processing
-from qpnuclei.models.checkpoint import save_model
-from qpnuclei.models.metadata import PostProcessing
-from qpnuclei.models.registry import DEFAULT_MODEL, WEIGHTS_FOLDER
+from qpnuclei.models.checkpoint import load_model, save_model
+from qpnuclei.models.metadata import ModelMetadata, PostProcessing
+from qpnuclei.models.registry import DEFAULT_MODEL, WEIGHTS_FOLDER, resolve_model
 from qpnuclei.pipeline.image import segment
 from qpnuclei.pipeline.summary import describe_model
-from qpnuclei.segmentation.engine import EngineOptions, load_engine
+from qpnuclei.segmentation.engine import EngineOptions, load_engine, split_model
 from qpnuclei.segmentation.maps_engine import MapsEngine
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.system.versions import versions
@@ -108,7 +108,9 @@ def assess(
             result = _measure(name, partial(segment, engine), images, options, progress)
             notes = _tuning_notes(name, parameters)
             if options.write_model is not None:
-                _write_tuned(options.write_model, engine.predictor, dataset, result)
+                _write_tuned(
+                    options.write_model, options.model, engine.predictor.metadata, dataset, result
+                )
                 notes.append(f"Model with this post-processing: {options.write_model}")
         provenance["model"] = describe_model(engine.spec)
         provenance["device"] = engine.execution
@@ -185,7 +187,8 @@ def _tuning_notes(name: str, parameters: PostProcessing) -> list[str]:
 
 def _write_tuned(
     path: Path,
-    predictor: Predictor,
+    model: str,
+    tuned: ModelMetadata,
     dataset: dict[str, Any],
     result: Evaluation,
 ) -> None:
@@ -196,5 +199,6 @@ def _write_tuned(
         "mean": json_numbers(result.mean),
         "interval": json_intervals(result.interval),
     }
-    metadata = predictor.metadata.model_copy(update={"validation": validation})
-    save_model(path, predictor.network, metadata)
+    # From the file: the engine's own network was rearranged for speed.
+    network, _ = load_model(resolve_model(split_model(model)[1]))
+    save_model(path, network, tuned.model_copy(update={"validation": validation}))

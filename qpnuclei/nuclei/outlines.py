@@ -153,36 +153,3 @@ def bounds(nuclei: NucleiTable) -> npt.NDArray[np.float64]:
     low = np.minimum.reduceat(nuclei.vertices, starts)
     high = np.maximum.reduceat(nuclei.vertices, starts)
     return np.concatenate([low, high], axis=1).astype(np.float64)
-
-
-def simplify(nuclei: NucleiTable, tolerance: float) -> NucleiTable:
-    """Leave out vertices so that no outline moves by more than `tolerance`.
-
-    Parameters
-    ----------
-    nuclei : NucleiTable
-    tolerance : float
-        In the unit of the vertices; 0 returns the table as it is.
-
-    Returns
-    -------
-    NucleiTable
-        Valid polygons, none of them empty: where leaving out vertices would make one invalid or
-        move it too far, it stays as it was.
-
-    Notes
-    -----
-    Douglas-Peucker with GEOS's guard of the topology, polygon by polygon: neighbours that shared
-    an edge may overlap by up to the tolerance afterwards.
-    """
-    if tolerance < 0:
-        raise ValueError(f"tolerance must not be negative, but is {tolerance!r}")
-    if tolerance == 0 or len(nuclei) == 0:
-        return nuclei
-    before = nuclei.polygons()
-    after = shapely.simplify(before, tolerance, preserve_topology=True)
-    # GEOS keeps small rings from collapsing, at times by moving them farther than it may.
-    moved = shapely.hausdorff_distance(shapely.boundary(before), shapely.boundary(after))
-    bad = ~shapely.is_valid(after) | (shapely.area(after) == 0) | (moved > tolerance)
-    after[bad] = before[bad]
-    return NucleiTable.from_polygons(after, nuclei.measurements)

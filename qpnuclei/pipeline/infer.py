@@ -9,20 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import shapely
 
-from qpnuclei.measure.measurements import (
-    Measurements,
+from qpnuclei.measure.intensity import (
     Pixels,
     intensity_measurements,
     mean_measurement,
     pixels_of_labels,
     pixels_of_polygons,
-    shape_measurements,
 )
-from qpnuclei.nuclei.outlines import polygonise, simplify
+from qpnuclei.measure.shape import Measurements, shape_measurements
+from qpnuclei.nuclei.outlines import bounds, polygonise
+from qpnuclei.nuclei.smoothing import junctions, smooth
 from qpnuclei.nuclei.table import NucleiTable, NucleiTables
 from qpnuclei.segmentation.colour import colour_statistics
 from qpnuclei.segmentation.engine import RGB, Engine, EngineSpec, ReadPixels, TileInstances
@@ -42,9 +44,25 @@ from qpnuclei.tiling.stitch import Stitcher, StitchReport, drop_doubles
 DEFAULT_TILE_PX = 1792
 #: Few nuclei are larger; one that is comes out whole all the same, joined from several tiles.
 DEFAULT_MAX_NUCLEUS_UM = 25.0
+#: A quarter of a pixel of the models: leaves one vertex of three.
+DEFAULT_SIMPLIFY_UM = 0.06
+
+#: Level-0 pixels that are read at once to measure nuclei. More of them are measured in parts.
+_MAX_MEASURED_PX = 2**25
 
 #: After so many tiles, freed memory goes back to the system: less than a hundredth of their time.
 _TILES_BETWEEN_TRIMS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """Outlines of one tile along pixel edges, and what becomes of those that it owns."""
+
+    tile: Tile
+    owned: NucleiTable
+    cut: NucleiTable
+    result: NucleiTable
+    junctions: npt.NDArray[np.int64]
 
 
 def plan_tiles(
@@ -97,7 +115,7 @@ def find_nuclei(
     stains: Stains,
     found: NucleiTables,
     *,
-    simplify_um: float = 0.0,
+    simplify_um: float = DEFAULT_SIMPLIFY_UM,
     workers: int = 1,
     clock: Stopwatch | None = None,
     progress: Callable[[int, int], None] = lambda done, found: None,
@@ -113,10 +131,11 @@ def find_nuclei(
     found : NucleiTables
         Empty. The nuclei are appended as they come, tile by tile in the order of the plan, and
         those joined from several tiles at the end: in level-0 px, with QuPath's shape
-        measurements in µm, the intensities of each stain, and the columns of the engine.
+        measurements in µm, the intensities of each stain in the level-0 pixels that QuPath counts
+        to the outlines, and the columns of the engine, which are of its own pixels.
     simplify_um : float
-        Largest distance in µm by which outlines may be simplified; 0 leaves them along the edges
-        of working pixels. Intensities are those of the pixels before.
+        Outlines are smooth, and vertices left out that lie within about so many µm; with 0, they
+        run along the edges of working pixels.
     workers : int
         Tiles that are measured at the same time. The result does not depend on it.
     progress : callable
@@ -132,25 +151,30 @@ def find_nuclei(
     def read(box: Box) -> RGB:
         return pixels.read(box.x0, box.y0, box.width, box.height, scale.downsample)
 
-    def at_level_0(nuclei: NucleiTable) -> NucleiTable:
-        return _to_level_0(nuclei, scale, simplify_um)
+    def finished(outlines: NucleiTable, corners: npt.NDArray[np.int64]) -> NucleiTable:
+        return _finished(outlines, corners, scale, (pixels.width, pixels.height), simplify_um)
 
-    def shapes(nuclei: NucleiTable) -> Measurements:
-        return shape_measurements(at_level_0(nuclei).polygons(), PixelCalibration(*scale.mpp))
-
-    def measure(seen: TileInstances) -> tuple[Tile, NucleiTable, NucleiTable]:
+    def measure(seen: TileInstances) -> _Measured:
         with tiles.naming(seen.tile):
             with clock("segment"):
-                nuclei, ids = polygonise(seen.labels, seen.tile.view[:2])
-                own, cut = tiles.divide(seen.tile, nuclei)
-                owned = nuclei.take(own)
+                origin = seen.tile.view[:2]
+                outlines, ids = polygonise(seen.labels, origin)
+                own, cut = tiles.divide(seen.tile, outlines)
+                owned, fragments = outlines.take(own), outlines.take(cut)
+                result = finished(owned, junctions(owned, seen.labels, origin))
+                corners = junctions(fragments, seen.labels, origin)
             with clock("measure"):
-                regions = pixels_of_labels(seen.labels, ids[own])
+                inside = pixels_of_labels(seen.labels, ids[own])
+                if scale.downsample == (1.0, 1.0):
+                    # An outline holds the pixels that it was made of, smooth or not.
+                    stained = _intensities(seen.rgb, inside, stains)
+                else:
+                    stained = _intensities_at_level_0(result, pixels, stains)
                 # QuPath lists shapes first.
-                measured = owned.with_measurements(
-                    {**shapes(owned), **_intensities(seen, regions, stains)}
+                result = result.with_measurements(
+                    {**_shapes(result, scale), **stained, **_scores(seen, inside)}
                 )
-        return seen.tile, measured, nuclei.take(cut)
+        return _Measured(seen.tile, owned, fragments, result, corners)
 
     colour = colour_statistics(read, tiles) if engine.spec.needs_colour else None
     stitcher = Stitcher(tiles)
@@ -159,30 +183,36 @@ def find_nuclei(
         closing(engine.segment(read, tiles, colour, clock)) as segmented,
         closing(in_parallel(measure, segmented, workers)) as measured_tiles,
     ):
-        for done, (tile, owned, cut) in enumerate(measured_tiles, start=1):
+        for done, of_tile in enumerate(measured_tiles, start=1):
             with clock("stitch"):
-                for whole in stitcher.add(tile, owned, cut):
-                    found.append(at_level_0(whole))
-            count += len(owned)
+                for whole in stitcher.add(
+                    of_tile.tile, of_tile.owned, of_tile.cut, of_tile.result, of_tile.junctions
+                ):
+                    found.append(whole)
+            count += len(of_tile.owned)
             progress(done, count)
             if done % _TILES_BETWEEN_TRIMS == 0:
                 return_freed_memory()
     with clock("stitch"):
-        rest, joined = stitcher.finish()
+        rest, joined, corners = stitcher.finish()
         for whole in rest:
-            found.append(at_level_0(whole))
-        kept, doubles = drop_doubles(found, at_level_0(joined))
-        joined = joined.take(kept & tiles.answers_for(joined.centroids()))
+            found.append(whole)
+        result = finished(joined, corners)
+        kept, doubles = drop_doubles(found, result)
+        kept &= tiles.answers_for(joined.centroids())
+        joined, result = joined.take(kept), result.take(kept)
     with clock("measure"):
         for row in range(len(joined)):
-            nucleus = joined.take([row])
-            seen = _seen_whole(nucleus, engine, read, colour)
-            corner = seen.tile.view[:2]
-            outline = shapely.transform(nucleus.polygons(), lambda xy, at=corner: xy - at)
-            regions = pixels_of_polygons(outline, seen.rgb.shape[:2])
+            seen = _seen_whole(joined.take([row]), engine, read, colour)
+            stairs, nucleus = joined.take([row]).polygons(), result.take([row])
+            inside = pixels_of_polygons(stairs, seen.labels.shape, seen.tile.view[:2])
             found.append(
-                at_level_0(nucleus).with_measurements(
-                    {**shapes(nucleus), **_intensities(seen, regions, stains)}
+                nucleus.with_measurements(
+                    {
+                        **_shapes(nucleus, scale),
+                        **_intensities_at_level_0(nucleus, pixels, stains),
+                        **_scores(seen, inside),
+                    }
                 )
             )
     return StitchReport(
@@ -201,20 +231,62 @@ def _seen_whole(
         return next(seen)
 
 
-def _intensities(seen: TileInstances, regions: Pixels, stains: Stains) -> Measurements:
-    densities = separate(regions.of(seen.rgb), stains)
-    measured = intensity_measurements(densities, stains.stain_names[:2], regions)
+def _finished(
+    outlines: NucleiTable,
+    corners: npt.NDArray[np.int64],
+    scale: Scale,
+    image_size: tuple[int, int],
+    simplify_um: float,
+) -> NucleiTable:
+    """Return outlines along the edges of working pixels as they are shown: smooth, at level 0."""
+    downsample = np.asarray(scale.downsample)
+    if simplify_um > 0:
+        image = (0.0, 0.0, *(image_size / downsample))
+        outlines = smooth(outlines, corners, simplify_um / max(scale.working_mpp), image)
+    return NucleiTable(
+        outlines.vertices * downsample.astype(np.float32),
+        outlines.ring_offsets,
+        outlines.polygon_offsets,
+        outlines.measurements,
+    )
+
+
+def _shapes(nuclei: NucleiTable, scale: Scale) -> Measurements:
+    return shape_measurements(nuclei.polygons(), PixelCalibration(*scale.mpp))
+
+
+def _intensities(rgb: RGB, regions: Pixels, stains: Stains) -> Measurements:
+    densities = separate(regions.of(rgb), stains)
+    return intensity_measurements(densities, stains.stain_names[:2], regions)
+
+
+def _intensities_at_level_0(
+    nuclei: NucleiTable, pixels: PixelSource, stains: Stains
+) -> Measurements:
+    """Measure the stains under outlines in level-0 px, in what the slide has there.
+
+    One box around all of them is read. Where that is too large, it is halved.
+    """
+    boxes = bounds(nuclei)
+    size = np.array([pixels.width, pixels.height])
+    low = np.clip(np.floor(boxes[:, :2]).min(axis=0, initial=np.inf), 0, size)
+    high = np.clip(np.ceil(boxes[:, 2:]).max(axis=0, initial=0), low, size)
+    x0, y0, width, height = (int(v) for v in (*low, *(high - low)))
+    if width * height > _MAX_MEASURED_PX and len(nuclei) > 1:
+        along = 0 if width > height else 1
+        order = np.argsort(boxes[:, along], kind="stable")
+        halves = np.array_split(order, 2)
+        parts = [_intensities_at_level_0(nuclei.take(half), pixels, stains) for half in halves]
+        back = np.argsort(order)
+        return {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
+    rgb = pixels.read(x0, y0, width, height, (1.0, 1.0))
+    inside = pixels_of_polygons(nuclei.polygons(), (height, width), (x0, y0))
+    return _intensities(rgb, inside, stains)
+
+
+def _scores(seen: TileInstances, regions: Pixels) -> Measurements:
+    """Measure the maps of the engine."""
+    measured: Measurements = {}
     for name, score in seen.scores.items():
         measured |= mean_measurement(name, score.values[regions.of(score.codes)], regions)
     return measured
-
-
-def _to_level_0(nuclei: NucleiTable, scale: Scale, simplify_um: float) -> NucleiTable:
-    if simplify_um > 0:
-        nuclei = simplify(nuclei, simplify_um / max(scale.working_mpp))
-    return NucleiTable(
-        nuclei.vertices * np.asarray(scale.downsample, np.float32),
-        nuclei.ring_offsets,
-        nuclei.polygon_offsets,
-        nuclei.measurements,
-    )

@@ -22,7 +22,12 @@ from qpnuclei.errors import (
 )
 from qpnuclei.models.registry import DEFAULT_MODEL
 from qpnuclei.nuclei.ids import made_id
-from qpnuclei.pipeline.infer import DEFAULT_MAX_NUCLEUS_UM, DEFAULT_TILE_PX, plan_tiles
+from qpnuclei.pipeline.infer import (
+    DEFAULT_MAX_NUCLEUS_UM,
+    DEFAULT_SIMPLIFY_UM,
+    DEFAULT_TILE_PX,
+    plan_tiles,
+)
 from qpnuclei.pipeline.selection import (
     TISSUE_CLASS,
     RoiSelection,
@@ -80,7 +85,7 @@ class RunOptions:
     batch_size: int | None = None
     workers: int = field(default_factory=available_cores)
     max_nucleus_um: float = DEFAULT_MAX_NUCLEUS_UM
-    simplify_um: float = 0.0
+    simplify_um: float = DEFAULT_SIMPLIFY_UM
     geojson_dir: Path | None = None
     parquet_dir: Path | None = None
     run_dir: Path | None = None

@@ -116,11 +116,6 @@ class Predictor:
         return Predictor(self._network, metadata, self._device, self._views, self._precision)
 
     @property
-    def network(self) -> nn.Module:
-        """The network, in evaluation mode."""
-        return cast(nn.Module, self._network)
-
-    @property
     def metadata(self) -> ModelMetadata:
         """What the model file says about itself."""
         return self._metadata

@@ -72,6 +72,9 @@ class Stitcher:
         #: Nuclei of the tiles that were added, until the tile and its neighbours are settled.
         self._whole: dict[int, _Outlines] = {}
         self._fragments: dict[int, _Outlines] = {}
+        #: What the nuclei of `_whole` become.
+        self._results: dict[int, NucleiTable] = {}
+        self._junctions: dict[int, IndexArray] = {}
         #: What is to be given out, as soon as that of all tiles before it was.
         self._ready: dict[int, NucleiTable] = {}
         self._given = 0
@@ -79,7 +82,14 @@ class Stitcher:
         self.covered = 0
         self.overlapping = 0
 
-    def add(self, tile: Tile, own: NucleiTable, cut: NucleiTable) -> list[NucleiTable]:
+    def add(
+        self,
+        tile: Tile,
+        own: NucleiTable,
+        cut: NucleiTable,
+        result: NucleiTable | None = None,
+        junctions: IndexArray | None = None,
+    ) -> list[NucleiTable]:
         """Take what one tile found, as `TilePlan.divide` splits it.
 
         Parameters
@@ -87,9 +97,14 @@ class Stitcher:
         tile : Tile
         own : NucleiTable
             Nuclei that the tile sees whole and owns, in px of the plan, along pixel edges and
-            without holes, as `polygonise` makes them, with measurements.
+            without holes, as `polygonise` makes them.
         cut : NucleiTable
             Nuclei that the border of its view cuts, likewise.
+        result : NucleiTable, optional
+            What to give out for `own`, row by row: smooth and measured, for example. If not given,
+            `own` itself.
+        junctions : (J, 2) int64 ndarray, optional
+            Where the outlines of `cut` meet others (`qpnuclei.nuclei.smoothing.junctions`).
 
         Returns
         -------
@@ -108,6 +123,9 @@ class Stitcher:
         self._added.add(tile.index)
         self._whole[tile.index] = _Outlines(own)
         self._fragments[tile.index] = _Outlines(cut)
+        self._results[tile.index] = own if result is None else result
+        if junctions is not None and len(junctions):
+            self._junctions[tile.index] = junctions
         self.fragments += len(cut)
         for candidate in (tile, *self._plan.neighbours(tile)):
             if self._all(candidate, self._added):
@@ -118,7 +136,7 @@ class Stitcher:
             self._given += 1
         return given
 
-    def finish(self) -> tuple[list[NucleiTable], NucleiTable]:
+    def finish(self) -> tuple[list[NucleiTable], NucleiTable, IndexArray]:
         """Return what is left when no more tiles come.
 
         Returns
@@ -126,12 +144,19 @@ class Stitcher:
         whole : list of NucleiTable
             As `add` returns them.
         joined : NucleiTable
-            Nuclei joined from fragments, from top to bottom, without measurements. Some may be
-            doubles of whole ones: see `drop_doubles`.
+            Nuclei joined from fragments, along pixel edges, from top to bottom, without
+            measurements. Some may be doubles of whole ones: see `drop_doubles`.
+        junctions : (J, 2) int64 ndarray
+            Where the outlines of their fragments meet others.
         """
         for index in sorted(self._added - self._settled):
             self._settle(self._plan[index])
-        return [self._ready[index] for index in sorted(self._ready)], self._join()
+        ready = [self._ready[index] for index in sorted(self._ready)]
+        nowhere = np.empty((0, 2), np.int64)
+        junctions = np.concatenate(
+            [nowhere, *(self._junctions[i] for i in sorted(self._junctions))]
+        )
+        return ready, self._join(), junctions
 
     def _all(self, tile: Tile, indices: set[int]) -> bool:
         """Tell whether a tile and its neighbours are among some."""
@@ -162,11 +187,13 @@ class Stitcher:
         self.overlapping += int(dropped.sum())
         # Around the region, nuclei are seen, too.
         stays = ~dropped & self._plan.answers_for(own.nuclei.centroids())
-        self._ready[tile.index] = own.nuclei.take(stays)
+        self._ready[tile.index] = self._results.pop(tile.index).take(stays)
         covered = covered_area > _SAME * fragments.areas
         self.covered += int(covered.sum())
         if not covered.all():
             self._fragments[tile.index] = _Outlines(fragments.nuclei.take(~covered))
+        else:
+            self._junctions.pop(tile.index, None)
         for candidate in (tile, *neighbours):
             if self._all(candidate, self._settled):
                 del self._whole[candidate.index]

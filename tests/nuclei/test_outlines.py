@@ -6,8 +6,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpnuclei.nuclei.outlines import bounds, canonical, polygonise, simplify
-from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.nuclei.outlines import bounds, canonical, polygonise
 from tests.segmentation.images import random_mask, regions
 
 label_maps = st.builds(
@@ -103,31 +102,3 @@ def test_outlines_are_those_of_the_united_pixels(labels, dtype, transposed):
 def test_labels_without_a_simple_outline_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
         polygonise(np.array(labels, np.int32))
-
-
-@settings(max_examples=60, deadline=None)
-@given(label_maps, st.floats(0.1, 6))
-def test_simplified_outlines_stay_valid_and_within_the_tolerance(labels, tolerance):
-    before, _ = polygonise(labels)
-    before = before.with_measurements({"Area": np.arange(len(before))})
-    after = simplify(before, tolerance)
-    assert len(after) == len(before)
-    old, new = before.polygons(), after.polygons()
-    assert shapely.is_valid(new).all()
-    assert (shapely.area(new) > 0).all()
-    moved = shapely.hausdorff_distance(shapely.boundary(old), shapely.boundary(new))
-    assert (moved <= tolerance * (1 + 1e-6)).all()
-    assert len(after.vertices) <= len(before.vertices)
-    np.testing.assert_array_equal(after.measurements["Area"], before.measurements["Area"])
-
-
-def test_simplify_leaves_out_the_steps_of_a_staircase():
-    # The steps of the diagonal are 1 px, so no vertex is farther than 0.71 px from it.
-    labels = np.tri(30, dtype=np.int32)
-    nuclei, _ = polygonise(labels)
-    assert len(nuclei.vertices) > 60
-    assert len(simplify(nuclei, 1.0).vertices) <= 7
-    assert simplify(nuclei, 0) is nuclei
-    with pytest.raises(ValueError, match="-1"):
-        simplify(nuclei, -1)
-    assert len(simplify(NucleiTable.empty(), 1.0)) == 0

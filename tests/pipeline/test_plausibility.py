@@ -63,7 +63,7 @@ def painted(
     amounts = np.stack([disc * haematoxylin, np.full(disc.shape, 0.35)], axis=-1)
     amounts = amounts * rng.uniform(0.9, 1.1, amounts.shape)
     density = amounts @ stain_matrix(DEFAULT_HE)[:2]
-    return np.rint(255 * 10**-density).astype(np.uint8), centres
+    return np.rint(255 * 10**-density).astype(np.uint8), centres.astype(np.float64)
 
 
 def discs(centres: npt.NDArray[np.float64], radius_px: float, attention: float) -> NucleiTable:
@@ -248,7 +248,7 @@ def looked_at(engine: Engine, image: ImageInMemory, mpp: tuple[float, float]) ->
 
 
 def part_of(name: str, x: int, y: int, side: int) -> tuple[ImageInMemory, tuple[float, float]]:
-    with open_slide(SHARED / "slides" / name) as slide:
+    with open_slide(SHARED / "data" / "slides" / name) as slide:
         mpp = slide.mpp or (0.5, 0.5)  # a guess, where the file does not say
         side_x, side_y = min(side, slide.width - x), min(side, slide.height - y)
         return ImageInMemory(slide.read(x, y, side_x, side_y), mpp), mpp
@@ -261,16 +261,16 @@ def default_model() -> Engine:
 
 @pytest.mark.shared
 @pytest.mark.slow
-@pytest.mark.skipif(not (SHARED / "monuseg-train").is_dir(), reason="needs ../shared")
+@pytest.mark.skipif(not (SHARED / "data" / "monuseg-train").is_dir(), reason="needs ../shared")
 def test_no_monuseg_image_is_doubted(default_model: Engine) -> None:
-    for path in sorted((SHARED / "monuseg-train" / "images").iterdir()):
+    for path in sorted((SHARED / "data" / "monuseg-train" / "images").iterdir()):
         image = ImageInMemory(np.asarray(Image.open(path).convert("RGB")), MPP)
         assert looked_at(default_model, image, MPP).image == "", path.name
 
 
 @pytest.mark.shared
 @pytest.mark.slow
-@pytest.mark.skipif(not (SHARED / "slides").is_dir(), reason="needs ../shared")
+@pytest.mark.skipif(not (SHARED / "data" / "slides").is_dir(), reason="needs ../shared")
 @pytest.mark.parametrize(
     ("name", "x", "y", "side"),
     [
@@ -287,7 +287,7 @@ def test_no_ordinary_slide_is_doubted(
 
 @pytest.mark.shared
 @pytest.mark.slow
-@pytest.mark.skipif(not (SHARED / "slides").is_dir(), reason="needs ../shared")
+@pytest.mark.skipif(not (SHARED / "data" / "slides").is_dir(), reason="needs ../shared")
 def test_a_slide_at_a_guessed_pixel_size_is_doubted(default_model: Engine) -> None:
     part = part_of("TCGA-CR-7395-01A-01-TS1_reduced.svs", 1600, 1300, 800)
     line = looked_at(default_model, *part).image

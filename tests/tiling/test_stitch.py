@@ -31,7 +31,7 @@ def stitched(plan, segment, order=None):
 
 def finished(stitcher, found):
     """Return all nuclei, how many of them were joined, and the doubles dropped."""
-    rest, joined = stitcher.finish()
+    rest, joined, _ = stitcher.finish()
     found += rest
     kept, doubles = drop_doubles(found, joined)
     joined = joined.take(kept & stitcher._plan.answers_for(joined.centroids()))
