@@ -45,7 +45,7 @@ def plan_of(image: NativeImage, options: RunOptions = OPTIONS) -> ImagePlan:
     """Plan the image as a run does, without tiles: they are done with when nuclei are written."""
     objects = image.read()
     regions = select_regions(options.selection, objects.annotations, 512, 384)
-    existing = [ours_within(region, objects.detections) for region in regions]
+    existing = ours_within(regions, objects.detections)
     scale = Scale((0.5, 0.5), (1.0, 1.0))
     tiles = TilePlan(shapely.box(0, 0, 512, 384), (512, 384), 512, 32)
     taken = frozenset(own_id for own_id in objects.detections.ids if own_id is not None)
