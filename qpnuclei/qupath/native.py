@@ -208,7 +208,7 @@ class NativeImage:
             data = _bytes_of(backup.path)
             data_file = DataFile.parse(data, str(backup.path))
             objects = data_file.read()
-            remove_leftovers(self.folder)
+            self._remove_leftovers()
             with Transaction(self._project.path.parent) as transaction:
                 staged, digest = transaction.stage(self.data_path, lambda emit: emit(data))
                 if digest_of_file(staged) != digest:
@@ -235,7 +235,7 @@ class NativeImage:
         kept = _digest(data_file)
         additions = data_file.add(edit)
         image_type = data_file.image_type
-        remove_leftovers(self.folder)
+        self._remove_leftovers()
         with Transaction(self._project.path.parent) as transaction:
             staged, digest = transaction.stage(self.data_path, data_file.write)
             del old, data_file  # as large as the file, and no longer needed
@@ -248,6 +248,10 @@ class NativeImage:
             self._check_unchanged(fingerprint)
             with kept_backup(self.data_path):
                 transaction.commit()
+
+    def _remove_leftovers(self) -> None:
+        for folder in (self.folder, self._project.classes_path.parent, self._project.path.parent):
+            remove_leftovers(folder)
 
     def _read_bytes(self) -> tuple[bytes | None, str]:
         """Return the data file's bytes, None if there is none, and its fingerprint."""

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-import psutil
-
 _PROC = Path("/proc")
 #: Of the namespace in which a Linux system numbers its processes, outside of all containers.
 _OUTSIDE_OF_CONTAINERS = "pid:[4026531836]"
@@ -87,6 +85,8 @@ def _begun(pid: int) -> str | None:
         if state in ("", "Z", "X"):  # no process, or one that has ended
             return None
         return _digest(f"{_text(_PROC / 'sys/kernel/random/boot_id')}/{fields[18]}")
+    import psutil  # not on Linux, which need not wait for it
+
     try:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:

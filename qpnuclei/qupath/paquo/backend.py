@@ -58,7 +58,6 @@ from qpnuclei.qupath.qpdata.java_stream import Content
 from qpnuclei.qupath.qpdata.new_detections import Additions, NewPart, plane_of, uniform_parts
 from qpnuclei.qupath.qpdata.rois import Plane, polygons
 from qpnuclei.qupath.transaction import (
-    TEMPORARY_PREFIX,
     Transaction,
     remove_leftovers,
     temporary_beside,
@@ -66,7 +65,7 @@ from qpnuclei.qupath.transaction import (
 from qpnuclei.qupath.uris import file_uri, find_image, parse_file_uri
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.stains import Stains
-from qpnuclei.system.files import open_regular
+from qpnuclei.system.files import TEMPORARY_PREFIX, open_regular
 from qpnuclei.system.locks import locked
 
 logger = logging.getLogger(__name__)
@@ -366,7 +365,8 @@ class PaquoImage:
             for name, value in edit.properties.items():
                 data.setProperty(name, value)
         self._check_unchanged(fingerprint)
-        remove_leftovers(self.data_file.parent)
+        for folder in (self.data_file.parent, self._project.classes_path.parent):
+            remove_leftovers(folder)
         with kept_backup(self.data_file), _kept_on_failure(self.data_file):
             with jvm.quiet(), _java_errors(SaveError, f"{self.data_file}: cannot be saved"):
                 self._entry.saveImageData(data)
