@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qpnuclei.choices import NUCLEUS_CLASS, Grouping
 from qpnuclei.errors import FormatError, NotFoundError
 from qpnuclei.nuclei.ids import NucleusIds
 from qpnuclei.nuclei.table import NucleiTable, concatenate
-from qpnuclei.qupath.counts import Grouping, Row, count_project
+from qpnuclei.qupath.counts import Row, count_project
 from qpnuclei.qupath.model import PathClass, Project
 from qpnuclei.qupath.names import NEW_CLASS_COLOR
 from qpnuclei.qupath.project import open_project
@@ -321,7 +322,7 @@ def train(
 
 
 def write_nuclei(
-    nuclei: NucleiTable, path: str | os.PathLike[str], class_name: str = "Nucleus"
+    nuclei: NucleiTable, path: str | os.PathLike[str], class_name: str = NUCLEUS_CLASS
 ) -> None:
     """Write nuclei as GeoJSON that QuPath opens, or as a Parquet table with outlines as WKB.
 

@@ -12,7 +12,7 @@ import reprlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 #: Messages may quote what a user or file gave, but not all of it.
 _LONGEST_QUOTE = 200
@@ -123,7 +123,7 @@ def standing_alone(where: str, report: Callable[[QpnucleiError], object]) -> Ite
     except QpnucleiError as error:
         report(error)
     except Exception as error:  # noqa: BLE001 - whatever it is, the others must not suffer
-        _LOG.debug("%s", where, exc_info=error)
+        _log.debug("%s", where, exc_info=error)
         report(_unexpected(error, where))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qpnuclei.cli.options import Device, DeviceOption, Json, ModelOption, MppOption, Quiet
+from qpnuclei.cli.options import DeviceOption, Json, ModelOption, MppOption, Quiet
 from qpnuclei.models.registry import DEFAULT_MODEL
 
 
@@ -24,7 +24,7 @@ def demo(
     ] = None,
     mpp: MppOption = None,
     model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = Device.AUTO,
+    device: DeviceOption = "auto",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -47,7 +47,7 @@ def demo(
         leaving_on_interrupt(interrupted),
         tile_progress(quiet) as progress,
     ):
-        made = demonstrate(directory, slide, mpp, model, device.value, progress, say)
+        made = demonstrate(directory, slide, mpp, model, device, progress, say)
     if json:
         print_json(
             {

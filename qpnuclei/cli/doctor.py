@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from qpnuclei.cli.options import Backend, BackendOption, ImageRoot, Json
+from qpnuclei.cli.options import BackendOption, ImageRoot, Json
 
 
 def doctor(
@@ -18,7 +18,7 @@ def doctor(
         typer.Argument(help="Also check every image of this QuPath project.", show_default=False),
     ] = None,
     image_root: ImageRoot = None,
-    backend: BackendOption = Backend.AUTO,
+    backend: BackendOption = "auto",
     json: Json = False,
 ) -> None:
     """Check Python, torch, device, model and QuPath, and each image of a project.
@@ -32,7 +32,7 @@ def doctor(
 
     checks = check_installation()
     if project is not None:
-        opened = open_project(project, backend=backend.value, image_root=image_root)
+        opened = open_project(project, backend=backend, image_root=image_root)
         checks += check_project(opened)
     if json:
         print_json([{**asdict(check), "status": check.status.name.lower()} for check in checks])

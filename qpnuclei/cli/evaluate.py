@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qpnuclei.cli.options import Device, DeviceOption, Json, Quiet, TtaOption
+from qpnuclei.cli.options import DeviceOption, Json, Quiet, TtaOption
 from qpnuclei.errors import UsageError
 from qpnuclei.models.registry import DEFAULT_MODEL
 
@@ -119,7 +119,7 @@ def evaluate(
     pictures: Annotated[
         int, typer.Option("--pictures", min=0, help="Images to show on the page at most.")
     ] = 20,
-    device: DeviceOption = Device.AUTO,
+    device: DeviceOption = "auto",
     tta: TtaOption = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -155,7 +155,7 @@ def evaluate(
     options = AssessmentOptions(
         model=None if method is Method.HEMATOXYLIN else model or DEFAULT_MODEL,
         mpp=mpp,
-        device=device.value,
+        device=device,
         tta=tta,
         tune=tune,
         write_model=write_model,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qpnuclei.choices import Grouping
 from qpnuclei.cli.options import (
-    Backend,
     BackendOption,
     ImageGlobs,
     ImageRoot,
@@ -25,14 +24,6 @@ if TYPE_CHECKING:
     from qpnuclei.qupath.model import ImageEntry
 
 
-class GroupBy(StrEnum):
-    """What a row of the table stands for."""
-
-    ANNOTATION = "annotation"
-    CLASS = "class"
-    IMAGE = "image"
-
-
 def export(
     project: ProjectPath,
     output: Annotated[
@@ -45,8 +36,8 @@ def export(
         ),
     ],
     by: Annotated[
-        GroupBy, typer.Option("--by", help="One row per annotation, class or image.")
-    ] = GroupBy.ANNOTATION,
+        Grouping, typer.Option("--by", help="One row per annotation, class or image.")
+    ] = "annotation",
     roi: Annotated[
         list[str] | None,
         typer.Option(
@@ -66,7 +57,7 @@ def export(
     mpp: ProjectMppOption = None,
     mpp_table: MppTable = None,
     image_root: ImageRoot = None,
-    backend: BackendOption = Backend.AUTO,
+    backend: BackendOption = "auto",
     json: Json = False,
 ) -> None:
     """Write the number of nuclei per annotation, with area, density and measurements.
@@ -83,7 +74,7 @@ def export(
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.regions import match_images
 
-    opened = open_project(project, backend=backend.value, image_root=image_root)
+    opened = open_project(project, backend=backend, image_root=image_root)
     entries = match_images(opened, tuple(image or ()))
     by_image = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
     failures: list[dict[str, str]] = []
@@ -95,7 +86,7 @@ def export(
     rows = count_project(
         opened,
         entries,
-        by.value,
+        by,
         roi_classes=roi,
         nucleus_classes=class_name,
         pixel_sizes=AskedMpp(mpp, not image and len(entries) > 1, by_image),

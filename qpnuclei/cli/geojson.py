@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qpnuclei.cli.options import (
-    Backend,
     BackendOption,
     BreakLock,
     ImageGlobs,
@@ -60,7 +59,7 @@ def export_geojson(
             show_default="all",
         ),
     ] = None,
-    backend: BackendOption = Backend.AUTO,
+    backend: BackendOption = "auto",
     json: Json = False,
 ) -> None:
     """Write annotations and detections as GeoJSON that QuPath reads, one file for each image.
@@ -73,7 +72,7 @@ def export_geojson(
     from qpnuclei.qupath.regions import match_images
     from qpnuclei.qupath.transfer import check_classes, export_image
 
-    opened = open_project(project, backend=backend.value)
+    opened = open_project(project, backend=backend)
     entries = match_images(opened, tuple(image or ()))
     check_classes(opened, entries, tuple(roi or ()))
     failed = False
@@ -137,7 +136,7 @@ def import_geojson(
             show_default="as the file says",
         ),
     ] = None,
-    backend: BackendOption = Backend.AUTO,
+    backend: BackendOption = "auto",
     wait: Wait = True,
     break_lock: BreakLock = False,
     json: Json = False,
@@ -155,7 +154,7 @@ def import_geojson(
     from qpnuclei.qupath.transfer import image_of_file, import_file
     from qpnuclei.system.locks import locked
 
-    opened = open_project(project, backend=backend.value)
+    opened = open_project(project, backend=backend)
     only = None if image is None else one_image(opened.images, image)
     # Every file must have its image before anything is written.
     entries = [only or image_of_file(opened, path) for path in files]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from qpnuclei.cli.options import Backend, BackendOption, ImageRoot, Json, ProjectPath
+from qpnuclei.cli.options import BackendOption, ImageRoot, Json, ProjectPath
 
 
 def info(
     project: ProjectPath,
     json: Json = False,
     image_root: ImageRoot = None,
-    backend: BackendOption = Backend.AUTO,
+    backend: BackendOption = "auto",
 ) -> None:
     """Show a project's images, pixel sizes, annotations and detections by class.
 
@@ -22,7 +22,7 @@ def info(
     from qpnuclei.qupath.inventory import describe_project
     from qpnuclei.qupath.project import open_project
 
-    content = describe_project(open_project(project, backend=backend.value, image_root=image_root))
+    content = describe_project(open_project(project, backend=backend, image_root=image_root))
     if json:
         print_json(content)
     else:

@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-
-class Backend(StrEnum):
-    """Who reads and writes the project."""
-
-    AUTO = "auto"
-    NATIVE = "native"
-    PAQUO = "paquo"
-
-
-class Device(StrEnum):
-    """Where the network runs."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-    MPS = "mps"
-
+from qpnuclei.choices import Backend, Device
 
 ProjectPath = Annotated[
     Path, typer.Argument(help="QuPath project: the .qpproj file or its folder.", show_default=False)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 from uuid import UUID
 
 import typer
 
+from qpnuclei.choices import (
+    DEFAULT_MAX_NUCLEUS_UM,
+    DEFAULT_SIMPLIFY_UM,
+    DEFAULT_TILE_PX,
+    NUCLEUS_CLASS,
+    OnExisting,
+    Precision,
+)
 from qpnuclei.cli.options import (
-    Backend,
     BackendOption,
     BreakLock,
-    Device,
     DeviceOption,
     ImageGlobs,
     ImageRoot,
@@ -28,23 +33,6 @@ from qpnuclei.cli.options import (
     Wait,
 )
 from qpnuclei.models.registry import DEFAULT_MODEL
-
-
-class Precision(StrEnum):
-    """What the convolutions of the network compute in."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-
-class OnExisting(StrEnum):
-    """What to do with nuclei that an earlier run wrote into the same annotations."""
-
-    REPLACE = "replace"
-    APPEND = "append"
-    SKIP = "skip"
-    ERROR = "error"
 
 
 def run(
@@ -81,14 +69,14 @@ def run(
     ] = False,
     image: ImageGlobs = None,
     model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = Device.AUTO,
+    device: DeviceOption = "auto",
     mpp: ProjectMppOption = None,
     mpp_table: MppTable = None,
     image_root: ImageRoot = None,
-    backend: BackendOption = Backend.AUTO,
+    backend: BackendOption = "auto",
     class_name: Annotated[
         str, typer.Option("--class", help="QuPath class of the detections.")
-    ] = "Nucleus",
+    ] = NUCLEUS_CLASS,
     on_existing: Annotated[
         OnExisting,
         typer.Option(
@@ -96,10 +84,10 @@ def run(
             help="What to do where qpnuclei has written detections before (others are never "
             "touched): replace them, append to them, skip the annotation, or stop with an error.",
         ),
-    ] = OnExisting.REPLACE,
+    ] = "replace",
     tile: Annotated[
         int, typer.Option("--tile", min=128, max=8192, help="Core of a tile in px of the model.")
-    ] = 1792,
+    ] = DEFAULT_TILE_PX,
     batch: Annotated[
         int | None,
         typer.Option(
@@ -126,14 +114,14 @@ def run(
             "bfloat16 takes half the time on CPUs that have it, and moves a few outlines by a "
             "pixel.",
         ),
-    ] = Precision.AUTO,
+    ] = "auto",
     tta: TtaOption = False,
     max_nucleus: Annotated[
         float,
         typer.Option(
             "--max-nucleus", min=1, max=200, help="Largest nucleus in µm; tiles overlap by it."
         ),
-    ] = 25.0,
+    ] = DEFAULT_MAX_NUCLEUS_UM,
     simplify: Annotated[
         float,
         typer.Option(
@@ -143,7 +131,7 @@ def run(
             help="How far in µm, about, the vertices left out of the smooth outlines may lie from "
             "them; 0 keeps the stairs along pixel edges.",
         ),
-    ] = 0.06,
+    ] = DEFAULT_SIMPLIFY_UM,
     geojson: Annotated[
         Path | None,
         typer.Option("--geojson", help="Also write QuPath GeoJSON (.geojson.gz) to this folder."),
@@ -208,7 +196,7 @@ def run(
     from qpnuclei.system.memory import keep_freed_memory
 
     with leaving_on_interrupt("interrupted: nothing was changed"):
-        opened = open_project(project, backend=backend.value, image_root=image_root)
+        opened = open_project(project, backend=backend, image_root=image_root)
         stderr.print(f"{opened.path}: opened with the {opened.backend} backend", highlight=False)
         entries = choose_images(opened, tuple(image or ()), selection)
         by_image = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
@@ -220,16 +208,16 @@ def run(
     options = RunOptions(
         selection=selection,
         model=model,
-        device=device.value,
+        device=device,
         mpp=mpp,
         mpp_only_missing=not image and len(entries) > 1,
         mpp_by_image=by_image,
         tissue_annotation=not no_annotation,
         class_name=class_name,
-        on_existing=on_existing.value,
+        on_existing=on_existing,
         tile_px=tile,
         batch_size=batch,
-        precision=precision.value,
+        precision=precision,
         tta=tta,
         **({} if workers is None else {"workers": workers}),
         max_nucleus_um=max_nucleus,

@@ -36,7 +36,7 @@ from qpnuclei.slides.tissue import find_tissue
 from qpnuclei.system.files import make_writable_folder
 from qpnuclei.system.interrupts import interrupt_postponed
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 SYNTHETIC_SLIDE = "synthetic-he.tif"
 #: Packed ARGB, as QuPath's own classes have them.
@@ -77,7 +77,7 @@ def demonstrate(
     model: str = DEFAULT_MODEL,
     device: str = "auto",
     progress: Progress = lambda image, done, tiles, nuclei: None,
-    say: Callable[[str], None] = _LOG.info,
+    say: Callable[[str], None] = _log.info,
     size: tuple[int, int] = (6400, 5200),
 ) -> Demonstration:
     """Make a slide and a project, or take a slide; find its nuclei, and draw them.

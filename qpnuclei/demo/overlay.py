@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from qpnuclei.errors import SaveError
 from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.slide import Slide
 
-RGB = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
 #: What an overlay shows of an annotation: its label (name or class) and its ROI in level-0 px.

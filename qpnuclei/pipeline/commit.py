@@ -46,7 +46,7 @@ from qpnuclei.system.files import (
     make_writable_folder,
 )
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _NO_DOUBTS = Check()
 
@@ -225,7 +225,7 @@ def _save(
         if not options.force:
             raise
         replaced = _write(project, plan_again(plan, options), nuclei, path_class, options)
-        _LOG.warning(
+        _log.warning(
             "image %s was changed meanwhile: the nuclei are in it as it is now, and what was "
             "there without them is its newest backup",
             plan.entry.name,
@@ -309,7 +309,7 @@ def _rescued(
             make_folder_below(project.path.parent, folder)
             write_groups(folder / name, groups)
         except SaveError as refused:
-            _LOG.warning("%s", refused)
+            _log.warning("%s", refused)
             continue
         return type(error)(
             f"{error.what}; the project is unchanged, the nuclei are in {folder / name}",

@@ -7,7 +7,8 @@ import shapely
 
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.pipeline.infer import find_nuclei, plan_tiles
-from qpnuclei.segmentation.engine import RGB, Engine
+from qpnuclei.segmentation.engine import Engine
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.resolution import Scale, resolve_mpp, working_downsample
 from qpnuclei.slides.slide import ImageInMemory
 from qpnuclei.slides.stains import DEFAULT_HE, Stains

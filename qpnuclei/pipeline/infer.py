@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+from qpnuclei.choices import DEFAULT_MAX_NUCLEUS_UM, DEFAULT_SIMPLIFY_UM, DEFAULT_TILE_PX
 from qpnuclei.measure.intensity import (
     Pixels,
     intensity_measurements,
@@ -27,8 +28,9 @@ from qpnuclei.nuclei.outlines import bounds, polygonise
 from qpnuclei.nuclei.smoothing import junctions, smooth
 from qpnuclei.nuclei.table import NucleiTable, NucleiTables
 from qpnuclei.segmentation.colour import colour_statistics
-from qpnuclei.segmentation.engine import RGB, Engine, EngineSpec, ReadPixels, TileInstances
+from qpnuclei.segmentation.engine import Engine, EngineSpec, ReadPixels, TileInstances
 from qpnuclei.slides.calibration import PixelCalibration
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.resolution import Scale
 from qpnuclei.slides.slide import PixelSource
 from qpnuclei.slides.stains import ReinhardStatistics, Stains, separate
@@ -37,15 +39,6 @@ from qpnuclei.system.threads import in_parallel
 from qpnuclei.system.timing import Stopwatch
 from qpnuclei.tiling.plan import Box, Tile, TilePlan
 from qpnuclei.tiling.stitch import Stitcher, StitchReport, drop_doubles
-
-#: Core of a tile in px of the working grid: large enough that its surroundings, which are read and
-#: predicted again for its neighbours, weigh little (a third); small enough that a run stays below
-#: 2 GB with the light model, below 4 GB with the default one.
-DEFAULT_TILE_PX = 1792
-#: Few nuclei are larger; one that is comes out whole all the same, joined from several tiles.
-DEFAULT_MAX_NUCLEUS_UM = 25.0
-#: A quarter of a pixel of the models: leaves one vertex of three.
-DEFAULT_SIMPLIFY_UM = 0.06
 
 #: Level-0 pixels that are read at once to measure nuclei. More of them are measured in parts.
 _MAX_MEASURED_PX = 2**25

@@ -8,11 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import shapely
 
+from qpnuclei.choices import (
+    DEFAULT_MAX_NUCLEUS_UM,
+    DEFAULT_SIMPLIFY_UM,
+    DEFAULT_TILE_PX,
+    NUCLEUS_CLASS,
+    OnExisting,
+    Precision,
+)
 from qpnuclei.errors import (
     ConflictError,
     FormatError,
@@ -22,12 +30,7 @@ from qpnuclei.errors import (
 )
 from qpnuclei.models.registry import DEFAULT_MODEL
 from qpnuclei.nuclei.ids import made_id
-from qpnuclei.pipeline.infer import (
-    DEFAULT_MAX_NUCLEUS_UM,
-    DEFAULT_SIMPLIFY_UM,
-    DEFAULT_TILE_PX,
-    plan_tiles,
-)
+from qpnuclei.pipeline.infer import plan_tiles
 from qpnuclei.pipeline.selection import (
     TISSUE_CLASS,
     RoiSelection,
@@ -42,7 +45,7 @@ from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Annotation, ImageEntry, ImageObjects
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
 from qpnuclei.qupath.regions import Region, area_px2, same_outline
-from qpnuclei.segmentation.engine import EngineOptions, EngineSpec, Precision, engine_spec
+from qpnuclei.segmentation.engine import EngineOptions, EngineSpec, engine_spec
 from qpnuclei.slides.resolution import Scale, working_downsample
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
 from qpnuclei.system.threads import available_cores
@@ -51,7 +54,7 @@ from qpnuclei.tiling.plan import TilePlan
 if TYPE_CHECKING:
     from qpnuclei.slides.slide import Slide
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,8 @@ class RunOptions:
     mpp_only_missing: bool = False
     mpp_by_image: Mapping[str, float] = field(default_factory=dict)
     tissue_annotation: bool = True
-    class_name: str = "Nucleus"
-    on_existing: Literal["replace", "append", "skip", "error"] = "replace"
+    class_name: str = NUCLEUS_CLASS
+    on_existing: OnExisting = "replace"
     tile_px: int = DEFAULT_TILE_PX
     batch_size: int | None = None
     workers: int = field(default_factory=available_cores)
@@ -205,7 +208,7 @@ def plan_images(
                 with open_image(entry) as slide:
                     plans.append(plan_image(entry, slide, spec, options))
             except NothingToDo as nothing:
-                _LOG.info("image %s: nothing to do: %s", entry.name, nothing)
+                _log.info("image %s: nothing to do: %s", entry.name, nothing)
     return plans, failures
 
 

@@ -22,6 +22,7 @@ from skimage.filters import threshold_otsu
 from qpnuclei.errors import SlideError
 from qpnuclei.nuclei.table import NucleiTable, NucleiTables
 from qpnuclei.qupath.regions import Region, region_of, rows_inside
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.slide import PixelSource
 from qpnuclei.slides.stains import Stains, estimate_macenko, separate
 
@@ -61,7 +62,6 @@ _DIM_BRIGHTNESS = 170.0
 #: Mean vectors of the training images (estimated by Macenko's method): haematoxylin, eosin.
 _TRAINED_ON = np.array([[0.569, 0.728, 0.383], [0.307, 0.808, 0.503]])
 
-RGB = npt.NDArray[np.uint8]
 Points = npt.NDArray[np.float64]
 
 

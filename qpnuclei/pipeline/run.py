@@ -45,7 +45,7 @@ from qpnuclei.system.timing import Stopwatch
 if TYPE_CHECKING:
     from qpnuclei.slides.slide import Slide
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 #: Called as ``progress(image name, tiles done, tiles in all, nuclei so far)``.
 Progress = Callable[[str, int, int, int], None]
@@ -109,13 +109,13 @@ def _analyse(
                         summary.images.append(result)
                 except NothingToDo as nothing:
                     summary.nothing_to_do[entry.id] = str(nothing)
-                    _LOG.info("image %s: not analysed: %s", entry.name, nothing)
+                    _log.info("image %s: not analysed: %s", entry.name, nothing)
             summary.device = engine.execution
             with interrupt_postponed():
                 try:
                     summary.save()
                 except SaveError as error:
-                    _LOG.debug("no record yet: %s", error)
+                    _log.debug("no record yet: %s", error)
     with interrupt_postponed():
         summary.save_somewhere()
     return summary

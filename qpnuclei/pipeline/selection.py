@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 #: Class of the annotation that a run of the tissue leaves.
 TISSUE_CLASS = "Tissue"
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -208,10 +208,10 @@ def select_regions(
     meant = [annotation for annotation in annotations if selection.matches(annotation)]
     for annotation in meant:
         if not annotation.is_area:
-            _LOG.warning("%s encloses no area (%s): skipped", annotation.label, annotation.roi_type)
+            _log.warning("%s encloses no area (%s): skipped", annotation.label, annotation.roi_type)
             continue
         if (annotation.z, annotation.t) != (0, 0):
-            _LOG.warning(
+            _log.warning(
                 "%s lies on z=%d, t=%d; only the first plane is analysed: skipped",
                 annotation.label,
                 annotation.z,
@@ -220,7 +220,7 @@ def select_regions(
             continue
         geometry = annotation.area
         if not shapely.is_valid(annotation.geometry):
-            _LOG.warning(
+            _log.warning(
                 "%s has an invalid outline (%s): mended",
                 annotation.label,
                 explain_validity(annotation.geometry),
@@ -228,9 +228,9 @@ def select_regions(
         if not shapely.covers(image, geometry):
             geometry = polygonal(shapely.intersection(geometry, image))
             if geometry.is_empty:
-                _LOG.warning("%s lies outside of the image: skipped", annotation.label)
+                _log.warning("%s lies outside of the image: skipped", annotation.label)
                 continue
-            _LOG.warning("%s reaches beyond the image: clipped to it", annotation.label)
+            _log.warning("%s reaches beyond the image: clipped to it", annotation.label)
         regions.append(Region(annotation, geometry))
     areas = [annotation.label for annotation in meant if annotation.is_area]
     if areas and not regions:
@@ -258,7 +258,7 @@ def tissue_region(slide: Slide, mpp: tuple[float, float]) -> list[Region]:
 
     tissue = find_tissue(slide, mpp)
     if tissue.is_empty:
-        _LOG.warning("no tissue found in %s", slide.path)
+        _log.warning("no tissue found in %s", slide.path)
         return []
     return [Region(None, tissue)]
 

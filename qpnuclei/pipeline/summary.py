@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qpnuclei.qupath.model import ImageEntry
     from qpnuclei.qupath.regions import Region
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class RunSummary:
     def fail(self, entry: ImageEntry, error: QpnucleiError) -> None:
         """Note, and say at once, that an image was left as it was."""
         self.failures.append(Failure(entry.name, entry.id, error))
-        _LOG.error("image %s: not analysed: %s", entry.name, error.what)
+        _log.error("image %s: not analysed: %s", entry.name, error.what)
 
     @property
     def not_done(self) -> list[dict[str, str]]:
@@ -210,7 +210,7 @@ class RunSummary:
             self.run_dir = folder / name
             with contextlib.suppress(SaveError):
                 self._write()
-                _LOG.warning("%s; the record is in %s", refused.what, self.run_dir)
+                _log.warning("%s; the record is in %s", refused.what, self.run_dir)
                 return None
         raise refused
 

@@ -26,7 +26,7 @@ from qpnuclei.qupath.areas import valid_area
 from qpnuclei.qupath.model import Annotation
 from qpnuclei.qupath.regions import Region, same_outline
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 #: Name of the image's property.
 PROPERTY = "qpnuclei analysed"
@@ -116,7 +116,7 @@ class Record:
                 str(content.get("check", "")),
             )
         except (ValueError, TypeError, KeyError, IndexError, RecursionError, AttributeError):
-            _LOG.warning(
+            _log.warning(
                 "%s: what earlier runs noted there is damaged, and left out of account", name
             )
             return cls()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import shapely
 
+from qpnuclei.choices import NUCLEUS_CLASS, Grouping
 from qpnuclei.errors import MppError, QpnucleiError, UsageError, standing_alone
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.analysed import Record, Status, overall, together
@@ -34,13 +35,10 @@ from qpnuclei.qupath.regions import Region, area_px2, covered_px2, rows_inside
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.system.files import atomic_file
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-Grouping: TypeAlias = Literal["annotation", "class", "image"]
 Row: TypeAlias = dict[str, Any]
 
-#: Class of the detections that are nuclei, whoever made them.
-NUCLEUS_CLASS = "Nucleus"
 _TEXT = ("project", "image", "annotation", "class", "uuid", "status", "check")
 #: Last parts of the classes that QuPath takes for intensities of staining.
 _INTENSITIES = ("Positive", "Negative", "1+", "2+", "3+")
@@ -240,7 +238,7 @@ def count_project(
             found, _ = pixel_size(entry, record, pixel_sizes or AskedMpp(mpp))
             calibration = PixelCalibration(*found)
         except MppError as error:
-            _LOG.warning("%s: its areas are left empty; %s", error.what, error.hint)
+            _log.warning("%s: its areas are left empty; %s", error.what, error.hint)
         image = CountedImage(
             project=f"{project.path.parent.name}/{project.path.name}",
             name=entry.name,

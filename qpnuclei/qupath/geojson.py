@@ -37,7 +37,7 @@ from qpnuclei.qupath.names import whole_characters, without_halves
 from qpnuclei.system.files import atomic_file, open_regular
 from qpnuclei.system.json_text import refuse_deep, within_recursion
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 #: Coordinates are written with so many decimals: QuPath keeps no more.
 _DECIMALS = 2
@@ -307,7 +307,7 @@ def _features(objects: Iterable[GeoJsonObject], left_out: list[str]) -> Iterator
         ]
         for o in compress(chunk, shapely.is_empty(geometries)):
             left_out.append(f"{o.kind} {o.label}: it has no shape that can be written")
-            logger.warning("%s %s has no shape that can be written: left out", o.kind, o.label)
+            _log.warning("%s %s has no shape that can be written: left out", o.kind, o.label)
         if features:
             yield b",\n".join(features)
 

@@ -33,7 +33,7 @@ from qpnuclei.slides.stains import Stains
 from qpnuclei.system.files import read_regular
 from qpnuclei.system.locks import locked
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _ABSENT = "absent"
 

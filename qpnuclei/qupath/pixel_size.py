@@ -14,7 +14,7 @@ from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry
 from qpnuclei.slides.resolution import resolve_mpp
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 Mpp = tuple[float, float]
 
@@ -95,7 +95,7 @@ def pixel_size(
             "about 0.25, 20x about 0.5), or those of many images with --mpp-table",
         ) from None
     if asked.mpp is not None and any(abs(axis / asked.mpp - 1) > 0.01 for axis in own):
-        _LOG.warning(
+        _log.warning(
             "%s keeps its %.4g µm/px, from the %s: --mpp %g is for images without a pixel size; "
             "to override it, name the image: --image %r --mpp %g",
             name,
@@ -176,5 +176,5 @@ def _of_file(entry: ImageEntry) -> Mpp | None:
         with open_image(entry) as slide:
             return slide.mpp
     except QpnucleiError as error:
-        _LOG.info("image %s: its file says no pixel size: %s", entry.name, error.what)
+        _log.info("image %s: its file says no pixel size: %s", entry.name, error.what)
         return None

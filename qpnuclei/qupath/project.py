@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from qpnuclei.choices import Backend
 from qpnuclei.errors import UsageError
 from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.paquo.installation import (
@@ -15,14 +16,12 @@ from qpnuclei.qupath.paquo.installation import (
     find_qupath,
 )
 
-__all__ = ["Backend", "QuPathInstallation", "choose_backend", "find_qupath", "open_project"]
-
-Backend = Literal["auto", "native", "paquo"]
+__all__ = ["QuPathInstallation", "choose_backend", "find_qupath", "open_project"]
 
 #: Older versions give their objects no UUIDs, by which we recognise our detections.
 OLDEST_RELEASE_FOR_PAQUO = (0, 4)
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def open_project(
@@ -89,6 +88,6 @@ def choose_backend(backend: Backend = "auto") -> Literal["native", "paquo"]:
         what = f"QuPath {found.version} in {found.path} is too old for the paquo backend"
         if backend == "paquo":
             raise UsageError(what, "install QuPath 0.4 or newer, or use --backend native")
-        logger.info("%s, which needs 0.4: using the native one", what)
+        _log.info("%s, which needs 0.4: using the native one", what)
         return "native"
     return "paquo"

@@ -10,23 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from qpnuclei.choices import Precision
 from qpnuclei.errors import UsageError
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.stains import ReinhardStatistics
 from qpnuclei.system.threads import available_cores
 from qpnuclei.system.timing import Stopwatch
 from qpnuclei.tiling.plan import Box, Tile, TilePlan
 
-RGB: TypeAlias = npt.NDArray[np.uint8]
-
 #: Gives the (H, W, 3) pixels of a box of the working grid; the box may reach beyond the slide.
 ReadPixels: TypeAlias = Callable[[Box], RGB]
-
-Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 
 #: The engine of the models that `qpnuclei train` makes.
 OWN_ENGINE = "maps"

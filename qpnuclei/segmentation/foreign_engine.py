@@ -9,10 +9,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from qpnuclei.segmentation.engine import RGB, EngineOptions, EngineSpec, ReadPixels, TileInstances
+from qpnuclei.segmentation.engine import EngineOptions, EngineSpec, ReadPixels, TileInstances
 from qpnuclei.segmentation.outputs import instances
 from qpnuclei.segmentation.sidecar import Sidecar
 from qpnuclei.segmentation.threads import networks_at_once, one_thread_each
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.stains import ReinhardStatistics
 from qpnuclei.system.threads import ahead, in_parallel
 from qpnuclei.system.timing import Stopwatch

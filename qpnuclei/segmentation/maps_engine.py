@@ -21,7 +21,6 @@ from qpnuclei.models.geometry import NetworkGeometry
 from qpnuclei.models.metadata import ModelMetadata, PostProcessing, model_hash, read_metadata
 from qpnuclei.models.registry import resolve_model
 from qpnuclei.segmentation.engine import (
-    RGB,
     EngineOptions,
     EngineSpec,
     ReadPixels,
@@ -31,6 +30,7 @@ from qpnuclei.segmentation.engine import (
 from qpnuclei.segmentation.postprocess import interaction_radius_px, segment_instances
 from qpnuclei.segmentation.quantised import ATTENTION_OF_CODE, AttentionCodes, CentreCodes
 from qpnuclei.segmentation.threads import networks_at_once, one_thread_each
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.stains import ReinhardStatistics
 from qpnuclei.system.threads import ahead, in_parallel
 from qpnuclei.system.timing import Stopwatch

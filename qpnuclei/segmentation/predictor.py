@@ -10,22 +10,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from qpnuclei.choices import Precision
 from qpnuclei.models.checkpoint import Network, load_model
 from qpnuclei.models.device import resolve_device
 from qpnuclei.models.metadata import ModelMetadata, PostProcessing
 from qpnuclei.models.registry import DEFAULT_MODEL, resolve_model
 from qpnuclei.segmentation.cuda import TILES_AT_ONCE, CudaForward
-from qpnuclei.segmentation.engine import Precision
 from qpnuclei.segmentation.forward import Forward, prepared
 from qpnuclei.segmentation.quantised import AttentionCodes, CentreCodes, FloatMap
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.stains import ReinhardStatistics, reinhard_transfer
 
 #: Height and width of the tiles in which `Predictor.predict_image` looks at a large image.
 _TILE_PX = 1024
 
 _DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
-
-RGBImage = npt.NDArray[np.uint8]
 
 
 class Predictor:
@@ -156,7 +155,7 @@ class Predictor:
         return 1 if self._on_cuda is None else TILES_AT_ONCE
 
     def predict(
-        self, rgb: RGBImage, statistics: ReinhardStatistics | None = None
+        self, rgb: RGB, statistics: ReinhardStatistics | None = None
     ) -> tuple[FloatMap, FloatMap | None]:
         """Return attention and centre map of a batch of tiles.
 
@@ -186,7 +185,7 @@ class Predictor:
         return maps[:, 0], maps[:, 1] if maps.shape[1] > 1 else None
 
     def predict_codes(
-        self, rgb: RGBImage, statistics: ReinhardStatistics | None = None
+        self, rgb: RGB, statistics: ReinhardStatistics | None = None
     ) -> tuple[AttentionCodes, CentreCodes | None]:
         """Return what `predict` returns of a batch of tiles, as codes.
 
@@ -221,7 +220,7 @@ class Predictor:
         return attention[within], None if centre is None else centre[within]
 
     def predict_image(
-        self, rgb: RGBImage, statistics: ReinhardStatistics | None = None
+        self, rgb: RGB, statistics: ReinhardStatistics | None = None
     ) -> tuple[FloatMap, FloatMap | None]:
         """Return attention and centre map of one whole image, in tiles if it is large.
 
@@ -260,13 +259,13 @@ class Predictor:
         assert maps is not None  # an image has at least one tile: _check_image
         return maps[0], maps[1] if len(maps) > 1 else None
 
-    def _checked(self, rgb: RGBImage, statistics: ReinhardStatistics | None) -> RGBImage:
+    def _checked(self, rgb: RGB, statistics: ReinhardStatistics | None) -> RGB:
         """Return tiles with their colours normalised."""
         if rgb.ndim != 4 or rgb.shape[3] != 3 or rgb.dtype != np.uint8:
             raise ValueError(f"rgb must be (B, H, W, 3) uint8, not {rgb.shape} {rgb.dtype}")
         return normalise_colour(rgb, self._metadata, statistics)
 
-    def _pixels(self, rgb: RGBImage, statistics: ReinhardStatistics | None) -> Tensor:
+    def _pixels(self, rgb: RGB, statistics: ReinhardStatistics | None) -> Tensor:
         """Return tiles on the device, with normalised colours, continued to whole strides."""
         rgb = self._checked(rgb, statistics)
         bottom, right = (-length % self.stride for length in rgb.shape[1:3])
@@ -276,8 +275,8 @@ class Predictor:
 
 
 def normalise_colour(
-    rgb: RGBImage, metadata: ModelMetadata, statistics: ReinhardStatistics | None
-) -> RGBImage:
+    rgb: RGB, metadata: ModelMetadata, statistics: ReinhardStatistics | None
+) -> RGB:
     """Bring the colours of a slide's pixels to those the model was trained on.
 
     Parameters
@@ -304,6 +303,6 @@ def normalise_colour(
     return reinhard_transfer(rgb, statistics, mean, std)
 
 
-def _check_image(rgb: RGBImage) -> None:
+def _check_image(rgb: RGB) -> None:
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or rgb.size == 0:
         raise ValueError(f"rgb must be (H, W, 3) uint8 and not empty: {rgb.shape} {rgb.dtype}")

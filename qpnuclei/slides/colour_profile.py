@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from qpnuclei.errors import SlideError
-from qpnuclei.slides.readers.source import RGB
+from qpnuclei.slides.pixels import RGB
 
 
 def to_srgb(path: Path, profile: bytes | None) -> Callable[[RGB], RGB]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.stains import DEFAULT_HE, optical_density, stain_matrix
-
-RGB = npt.NDArray[np.uint8]
 
 _STAINS = stain_matrix(DEFAULT_HE)
 _UNMIX = np.linalg.inv(_STAINS)

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.slides.colour_profile import to_srgb
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.readers import open_source
 from qpnuclei.slides.readers.memory import ArraySource
-from qpnuclei.slides.readers.source import RGB, Source, reading
+from qpnuclei.slides.readers.source import Source, reading
 from qpnuclei.slides.resample import AxisWeights, axis_weights, resample
 
 

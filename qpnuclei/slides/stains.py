@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.system.compiled import compiled
 
 
@@ -44,7 +45,6 @@ DEFAULT_HE = Stains(
 )
 
 
-RGB = npt.NDArray[np.uint8]
 Float = npt.NDArray[np.float32]
 
 _WHITE = (255.0, 255.0, 255.0)

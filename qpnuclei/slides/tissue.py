@@ -10,9 +10,9 @@ import numpy.typing as npt
 import shapely
 from skimage.measure import find_contours
 
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.slide import Slide
 
-RGB = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
 #: Tissue has no finer outline than this, and at this size most slides fit into memory.

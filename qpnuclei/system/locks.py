@@ -27,7 +27,7 @@ from qpnuclei.system.processes import Process
 #: Name of the file in the folder.
 LOCK_NAME = ".qpnuclei.lock"
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _POLL_S = 0.3
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -131,7 +131,7 @@ def _acquire(lock: Path, wait: bool, break_lock: bool) -> Holder | None:
             other = holder_of(lock.parent)
         except OSError as error:
             if error.errno in _NO_RIGHT:
-                _LOG.warning(
+                _log.warning(
                     "%s cannot be locked (%s): no other process should work on it",
                     lock.parent,
                     error.strerror,
@@ -148,7 +148,7 @@ def _acquire(lock: Path, wait: bool, break_lock: bool) -> Holder | None:
         if other is None:  # released just now
             continue
         if other.process.is_gone:
-            _LOG.warning("%s: the lock of %s, which is gone, is removed", lock.parent, other)
+            _log.warning("%s: the lock of %s, which is gone, is removed", lock.parent, other)
             _break(lock, other)
             continue
         if break_lock and other.process.is_here:
@@ -157,7 +157,7 @@ def _acquire(lock: Path, wait: bool, break_lock: bool) -> Holder | None:
                 "end that process; its lock goes with it",
             )
         if break_lock:
-            _LOG.warning("%s: the lock of %s is removed, as you ask", lock.parent, other)
+            _log.warning("%s: the lock of %s is removed, as you ask", lock.parent, other)
             _break(lock, other)
             break_lock = False
             continue
@@ -167,7 +167,7 @@ def _acquire(lock: Path, wait: bool, break_lock: bool) -> Holder | None:
             raise LockedError(f"{lock.parent} is in use by {other}", hint)
         if other != told:
             elsewhere = "" if other.process.is_here else f"; {hint}"
-            _LOG.warning("%s is in use by %s: waiting%s", lock.parent, other, elsewhere)
+            _log.warning("%s is in use by %s: waiting%s", lock.parent, other, elsewhere)
             told = other
         time.sleep(_POLL_S)
 

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import shapely
 
 from qpnuclei.errors import NotFoundError, UsageError
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.resolution import working_downsample
 from qpnuclei.slides.slide import Slide
 from qpnuclei.slides.stains import ReinhardStatistics, reinhard_statistics, reinhard_transfer
@@ -33,7 +34,6 @@ from qpnuclei.training.sources import Source
 
 _log = logging.getLogger(__name__)
 
-RGB = npt.NDArray[np.uint8]
 
 #: Tissue is judged on the slide reduced to this many µm/px.
 _OVERVIEW_MPP = 4.0

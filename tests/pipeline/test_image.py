@@ -13,9 +13,10 @@ from tests.segmentation.test_predictor import dark_is_nucleus, white_with_dark_s
 def test_segment_finds_each_square_where_it_is() -> None:
     rgb = white_with_dark_squares(np.s_[10:20, 30:42], np.s_[40:52, 8:20])
     nuclei = segment(MapsEngine(dark_is_nucleus()), rgb, mpp=0.5)
-    # x0, y0, x1, y1; openings with a disk round the corners off but leave the sides.
+    # x0, y0, x1, y1; openings with a disk round the corners off but leave the sides, and
+    # smooth outlines bulge a little to have the same area without the corners.
     bounds = sorted(p.bounds for p in nuclei.polygons())
-    assert bounds == [(8, 40, 20, 52), (30, 10, 42, 20)]
+    np.testing.assert_allclose(bounds, [(8, 40, 20, 52), (30, 10, 42, 20)], atol=0.25)
 
 
 @pytest.mark.parametrize("mpp", [0.25, 1.0])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from qpnuclei.choices import Precision
 from qpnuclei.errors import DeviceError, NotFoundError, UsageError
 from qpnuclei.evaluation.tuning import resample
 from qpnuclei.models.attention import AttentionNet
@@ -14,7 +15,7 @@ from qpnuclei.models.checkpoint import save_model
 from qpnuclei.models.device import resolve_device
 from qpnuclei.models.metadata import ColourNormalisation, ModelMetadata, PostProcessing
 from qpnuclei.models.registry import resolve_model
-from qpnuclei.segmentation.predictor import Precision, Predictor
+from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.segmentation.quantised import attention_codes, centre_codes
 from qpnuclei.slides.stains import ReinhardStatistics, reinhard_transfer
 

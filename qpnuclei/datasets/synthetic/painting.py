@@ -16,8 +16,7 @@ from scipy.spatial import cKDTree
 
 from qpnuclei.datasets.synthetic.cells import CELL_TYPES, TUMOUR, Nuclei
 from qpnuclei.datasets.synthetic.layout import Float, Layout, smooth_noise
-
-RGB = npt.NDArray[np.uint8]
+from qpnuclei.slides.pixels import RGB
 
 # Optical density of red, green and blue per unit of stain.
 _HAEMATOXYLIN = (0.64, 0.70, 0.32)

@@ -68,7 +68,7 @@ from qpnuclei.slides.stains import Stains
 from qpnuclei.system.files import TEMPORARY_PREFIX, open_regular
 from qpnuclei.system.locks import locked
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _PATH_IO = "qupath.lib.io.PathIO"
 _PATH_OBJECT = "qupath.lib.objects.PathObject"
@@ -474,7 +474,7 @@ class PaquoImage:
             with jvm.quiet():
                 return self._entry.getServerBuilder().build()
         except jpype.JException as error:
-            logger.info("%s: QuPath cannot open its pixels: %s", self.name, _reason(error))
+            _log.info("%s: QuPath cannot open its pixels: %s", self.name, _reason(error))
             return None
 
 

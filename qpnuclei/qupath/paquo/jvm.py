@@ -43,7 +43,7 @@ NO_FORCED_COLLECTION = "-XX:+DisableExplicitGC"
 #: which makes the same work take now once, now twice the time.
 COLLECTOR = "-XX:+UseParallelGC"
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def start() -> None:
@@ -69,7 +69,7 @@ def start() -> None:
 
     # Otherwise Java takes Ctrl-C for itself, and ends the process without Python's clean-up.
     options = [*_java_options(paquo_settings()), "-Xrs"]
-    logger.info("starting QuPath %s in %s with %s", found.version, found.path, " ".join(options))
+    _log.info("starting QuPath %s in %s with %s", found.version, found.path, " ".join(options))
     try:
         # In a call back from Java, an exception of Python's ends the process.
         with interrupt_postponed():
@@ -94,7 +94,7 @@ def start() -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Send what QuPath logs meanwhile to Python's logger ``qupath``."""
+    """Send what QuPath logs meanwhile to Python's _log ``qupath``."""
     from paquo._logging import redirect
 
     with redirect():  # type: ignore[no-untyped-call]

@@ -25,7 +25,7 @@ from qpnuclei.qupath.qpdata.records import CHUNK, Column, IntArray, KnownShape, 
 from qpnuclei.qupath.qpdata.rois import read_outlines, read_rois
 from qpnuclei.qupath.qpdata.values import Many, NotConstantError, Single, Source, text
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float64]
 _T = TypeVar("_T")
@@ -348,7 +348,7 @@ def _measurement_names(node: JavaObject | None) -> list[JavaString]:
         items = jc.list_items(jc.reference(node, "list"))
         names = [jc.string_field(m, "name") for m in items if isinstance(m, JavaObject)]
     else:
-        logger.warning("measurements of unknown class %s are not read", node.class_name)
+        _log.warning("measurements of unknown class %s are not read", node.class_name)
         return []
     if not all(isinstance(name, JavaString) for name in names):
         raise FormatError("a measurement has no name")

@@ -24,7 +24,7 @@ from qpnuclei.qupath.qpdata.java_stream import JavaArray, JavaObject
 from qpnuclei.qupath.qpdata.records import Column, IntArray
 from qpnuclei.qupath.qpdata.values import Source
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float64]
 Scalar = TypeVar("Scalar", bound=np.floating[Any])
@@ -114,7 +114,7 @@ def _read_rois(node: JavaObject, source: Source) -> Rois:
     elif roi_type == "AreaROI":
         geometries = np.array([_legacy_area(node)] * source.count, dtype=object)
     else:
-        logger.warning("ROI of unknown class %s: treated as empty", node.class_name)
+        _log.warning("ROI of unknown class %s: treated as empty", node.class_name)
         geometries = np.array([shapely.GeometryCollection()] * source.count, dtype=object)
     z, t = (jc.primitive_column(plane, name, numbers) for name in ("z", "t"))
     return Rois(roi_type, np.asarray(geometries, dtype=object), z, t, bounds)
@@ -162,7 +162,7 @@ def polygons(xy: npt.NDArray[np.floating[Any]], offsets: IntArray) -> npt.NDArra
     wrong = np.flatnonzero(~np.isfinite(xy).all(axis=1))
     if len(wrong):
         usable[np.searchsorted(offsets, wrong, side="right") - 1] = False
-        logger.warning("%d vertices are not finite: their polygons are read as empty", len(wrong))
+        _log.warning("%d vertices are not finite: their polygons are read as empty", len(wrong))
     filled = np.flatnonzero(usable)
     result = np.full(len(counts), shapely.Polygon(), dtype=object)
     if len(filled) == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qpnuclei.slides.readers.source import RGB
+from qpnuclei.slides.pixels import RGB
 
 
 class ArraySource:

@@ -16,9 +16,9 @@ import openslide
 from PIL import ImageCms
 
 from qpnuclei.errors import SlideError
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.readers.source import (
     CONVERT,
-    RGB,
     Source,
     over_white,
     positive,

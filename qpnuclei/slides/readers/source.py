@@ -16,8 +16,7 @@ import numpy.typing as npt
 import tifffile
 
 from qpnuclei.errors import SlideError
-
-RGB = npt.NDArray[np.uint8]
+from qpnuclei.slides.pixels import RGB
 
 #: What to do with a file that is not read.
 CONVERT = "convert it to a tiled, pyramidal 8-bit RGB TIFF (QuPath: Export images > OME TIFF)"

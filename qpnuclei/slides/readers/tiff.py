@@ -12,10 +12,11 @@ import numpy as np
 import tifffile
 
 from qpnuclei.errors import SlideError
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.readers import openslide
 from qpnuclei.slides.readers.levels import matching_levels
 from qpnuclei.slides.readers.memory import ArraySource
-from qpnuclei.slides.readers.source import CONVERT_TO_8_BIT, RGB, Source, reading, warn_once
+from qpnuclei.slides.readers.source import CONVERT_TO_8_BIT, Source, reading, warn_once
 from qpnuclei.slides.readers.tiff_colour import conversion_to_rgb, enum_name
 from qpnuclei.slides.readers.tiff_level import MAX_DECODED_PIXELS, TiffLevel
 from qpnuclei.slides.readers.tiff_metadata import OmeXml, icc_profile, read_metadata

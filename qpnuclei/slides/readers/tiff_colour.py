@@ -11,7 +11,8 @@ import numpy.typing as npt
 import tifffile
 
 from qpnuclei.errors import SlideError
-from qpnuclei.slides.readers.source import CONVERT, RGB, over_white
+from qpnuclei.slides.pixels import RGB
+from qpnuclei.slides.readers.source import CONVERT, over_white
 
 Conversion = Callable[[npt.NDArray[np.uint8]], RGB]
 

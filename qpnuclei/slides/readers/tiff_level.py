@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.errors import SlideError
-from qpnuclei.slides.readers.source import RGB
+from qpnuclei.slides.pixels import RGB
 
 #: Largest tile, strip or untiled image that is decoded at once, in px.
 MAX_DECODED_PIXELS = 200_000_000

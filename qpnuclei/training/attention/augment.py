@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from skimage.color import hed_from_rgb, rgb_from_hed
 
-RGB = npt.NDArray[np.uint8]
+from qpnuclei.slides.pixels import RGB
 
 # Optical density of every 8-bit value; 0 counts as 1, which has a density.
 _DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255).astype(np.float32)

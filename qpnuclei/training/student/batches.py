@@ -12,13 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.recolour import recolour
 from qpnuclei.slides.stains import DEFAULT_HE, stain_matrix
 from qpnuclei.training.student.pseudo_labels import PseudoLabels, centre_map, seams
 from qpnuclei.training.student.recipe import StudentRecipe
 from qpnuclei.training.student.synthesis import cut_nuclei, paste_nuclei, repaint_nuclei
 
-RGB = npt.NDArray[np.uint8]
 FloatImage = npt.NDArray[np.float32]
 
 _DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255).astype(np.float32)

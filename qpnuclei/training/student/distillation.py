@@ -29,8 +29,6 @@ from qpnuclei.training.student.patches import SlideSample
 from qpnuclei.training.student.pseudo_labels import PseudoLabels
 from qpnuclei.training.student.recipe import StudentRecipe
 
-RGB = npt.NDArray[np.uint8]
-
 
 class Distillation:
     """Lessons from a teacher, the same teacher in every round.

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from qpnuclei.errors import UsageError
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.resolution import working_downsample
 from qpnuclei.slides.stains import Stains, estimate_macenko
 from qpnuclei.training.sources import Source
@@ -18,7 +18,6 @@ from qpnuclei.training.tile_index import MAX_ENLARGEMENT, build_tile_index
 
 _log = logging.getLogger(__name__)
 
-RGB = npt.NDArray[np.uint8]
 _Window = tuple[int, int, int, int]  # x, y, width, height
 
 #: Stain vectors are estimated on every such pixel.

@@ -20,9 +20,9 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.morphology import disk
 
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.stains import DEFAULT_HE, Stains, optical_density, separate
 
-RGB = npt.NDArray[np.uint8]
 FloatMap = npt.NDArray[np.float32]
 LabelMap = npt.NDArray[np.int32]
 

@@ -43,6 +43,7 @@ from qpnuclei.models.registry import resolve_model
 from qpnuclei.models.student import StudentNet
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.stains import Stains, separate
 from qpnuclei.system.files import write_atomically
 from qpnuclei.training.callbacks import TrainingResult, Watcher
@@ -73,7 +74,6 @@ from qpnuclei.training.student.pseudo_labels import (
 from qpnuclei.training.student.recipe import StudentRecipe, student_recipe
 from qpnuclei.training.tile_index import sources_digest
 
-RGB = npt.NDArray[np.uint8]
 FloatMap = npt.NDArray[np.float32]
 
 #: How much of the pseudo-labels the picture of a round shows.

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from scipy import ndimage
 from skimage.morphology import disk
 
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.stains import DEFAULT_HE, optical_density, stain_matrix
 from qpnuclei.training.student.pseudo_labels import (
     FloatMap,
@@ -26,8 +27,6 @@ from qpnuclei.training.student.pseudo_labels import (
     distance_inside,
     nearest_object,
 )
-
-RGB = npt.NDArray[np.uint8]
 
 _HAEMATOXYLIN = stain_matrix(DEFAULT_HE)[0].astype(np.float32)
 #: Room around a nucleus that is cut out, so that its outline can be blended.
