@@ -28,6 +28,7 @@ from qpnuclei.slides.files import one_per_slide
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
+from qpnuclei.system.files import remove_leftovers, temporary_prefix
 
 #: QuPath version that the files state; QuPath 0.4 to 0.7 open them.
 QUPATH_VERSION = "0.5.1"
@@ -165,7 +166,8 @@ def create_project(
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         # Build in a temporary folder and rename it, so that no partial project can exist.
-        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+        remove_leftovers(directory.parent)
+        temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(), dir=directory.parent))
     except OSError as error:
         raise SaveError(f"{directory} cannot be created: {error.strerror}") from error
     try:

@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 from qpnuclei.errors import SaveError
-from qpnuclei.system.files import make_folder_below, open_regular
+from qpnuclei.system import files
+from qpnuclei.system.files import (
+    TEMPORARY_PREFIX,
+    make_folder_below,
+    open_regular,
+    take_owner,
+    temporary_prefix,
+)
 
-_log = logging.getLogger(__name__)
-
-#: Prefix of temporary files; QuPath ignores them.
-TEMPORARY_PREFIX = ".qpnuclei-"
-
-#: A temporary file older than this is left over from a killed save.
+#: After this time a temporary file is what a save left that was killed, on whichever computer.
 LEFTOVER_AGE_S = 3600.0
 
 #: A function that writes a file's content, in pieces, to the function that it receives.
@@ -92,6 +93,7 @@ class Transaction:
                 write(emit)
                 stream.flush()
                 os.fsync(stream.fileno())
+            take_owner(temporary, target if target.exists() else target.parent)
             if target.exists():
                 shutil.copymode(target, temporary)
         except SaveError:
@@ -131,6 +133,7 @@ class Transaction:
 def copy_durably(source: Path, target: Path) -> None:
     """Copy a file and flush the copy to the disk."""
     shutil.copyfile(source, target)
+    take_owner(target, source)
     shutil.copystat(source, target)
     with target.open("rb+") as stream:
         os.fsync(stream.fileno())
@@ -149,44 +152,16 @@ def sync_folder(folder: Path) -> None:
 
 def temporary_beside(target: Path) -> Path:
     """Return a new temporary name beside a file, which `remove_leftovers` recognises."""
-    return target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}.tmp")
+    return target.with_name(f"{temporary_prefix()}{uuid.uuid4().hex}.tmp")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of saves that were killed, old enough not to be in use."""
+    """Remove temporary files of saves that were killed, or are old enough not to be in use."""
+    files.remove_leftovers(folder)
     for path in folder.glob(f"{TEMPORARY_PREFIX}*.tmp"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > LEFTOVER_AGE_S:
                 path.unlink()
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Lock a folder against other qpnuclei processes; QuPath ignores the lock.
-
-    The lock leaves no file behind, even if the process is killed. Where the system has no such
-    locks (Windows, some network drives) it does nothing.
-    """
-    descriptor = None
-    try:
-        descriptor = _lock(folder)
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def _lock(folder: Path) -> int | None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError as error:
-        _log.debug("%s cannot be locked: %s", folder, error)
-    return descriptor
 
 
 def digest_of(data: bytes) -> str:
