@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -17,6 +19,8 @@ if Path(".numba_config.yaml").exists():
         "work in another folder, or remove the file",
     )
 import numba  # not before the check
+
+_log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -33,5 +37,14 @@ def compiled(function: F) -> F:
     try:
         return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
     except RuntimeError:
-        # Neither can be written.
+        _say_that_nothing_is_kept()
         return cast(F, numba.njit(nogil=True, error_model="numpy")(function))
+
+
+@cache
+def _say_that_nothing_is_kept() -> None:
+    _log.warning(
+        "compiled loops cannot be kept, as neither the installation nor a cache folder of the user "
+        "can be written: each start of the program compiles them anew, which takes minutes; name a "
+        "folder for them in the environment variable NUMBA_CACHE_DIR"
+    )
