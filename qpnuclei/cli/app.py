@@ -55,11 +55,9 @@ def _common(
         bool, typer.Option("--verbose", "-v", help="Log every step, not only warnings.")
     ] = False,
 ) -> None:
-    from rich.logging import RichHandler
+    from qpnuclei.cli.console import LineHandler, stderr
 
-    from qpnuclei.cli.console import stderr
-
-    handler = RichHandler(console=stderr, show_time=False, show_path=False)
+    handler = LineHandler(console=stderr, show_time=False, show_path=False)
     logging.basicConfig(format="%(message)s", handlers=[handler], level=logging.WARNING)
     logging.getLogger("qpnuclei").setLevel(logging.DEBUG if verbose else logging.INFO)
     # QuPath warns of many things that concern its own developers alone.

@@ -15,9 +15,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging import LogRecord
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType
+from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -29,6 +31,7 @@ from rich.progress import (
 )
 from rich.segment import Segment
 from rich.text import Text
+from rich.traceback import Traceback
 
 from qpnuclei.errors import QpnucleiError
 
@@ -71,6 +74,21 @@ class PlainConsole(Console):
                 yield segment
             else:
                 yield Segment(visible(segment.text), segment.style)
+
+
+class LineHandler(RichHandler):
+    """Log messages of one line each: those of the base class are as wide as the console."""
+
+    def render(
+        self,
+        *,
+        record: LogRecord,
+        traceback: Traceback | None,  # noqa: ARG002 - the base class passes it
+        message_renderable: ConsoleRenderable,
+    ) -> ConsoleRenderable:
+        """Return the level and the message."""
+        assert isinstance(message_renderable, Text)
+        return Text.assemble(self.get_level_text(record), " ", message_renderable)
 
 
 stdout = PlainConsole()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,18 +92,18 @@ def pixel_size(
             return resolve_mpp(asked.mpp, None, None, name)
         raise MppError(
             error.what,
-            f"give it with --image {entry.name!r} --mpp, in µm per level-0 pixel (40x scans have "
-            "about 0.25, 20x about 0.5), or those of many images with --mpp-table",
+            f"give it with --image {shlex.quote(entry.name)} --mpp 0.5, in µm per level-0 pixel "
+            "(40x scans have about 0.25, 20x about 0.5), or those of many images with --mpp-table",
         ) from None
     if asked.mpp is not None and any(abs(axis / asked.mpp - 1) > 0.01 for axis in own):
         _log.warning(
             "%s keeps its %.4g µm/px, from the %s: --mpp %g is for images without a pixel size; "
-            "to override it, name the image: --image %r --mpp %g",
+            "to override it, name the image: --image %s --mpp %g",
             name,
             own[0],
             source,
             asked.mpp,
-            entry.name,
+            shlex.quote(entry.name),
             asked.mpp,
         )
     return own, source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import unicodedata
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 
-from qpnuclei.cli.console import PlainConsole, visible
+from qpnuclei.cli.console import LineHandler, PlainConsole, visible
 from qpnuclei.errors import UsageError
 from qpnuclei.qupath.counts import write_table
 from tests.cli.conftest import Outcome
@@ -88,6 +89,17 @@ def test_a_table_in_a_pipe_is_whole(capsys: pytest.CaptureFixture[str], monkeypa
     lines = capsys.readouterr().out.splitlines()
     assert sum("a" * 300 in line and "b" * 300 in line for line in lines) == 1
     assert max(map(len, lines)) < 700  # and no wider than it needs
+
+
+def test_a_warning_in_a_pipe_is_as_long_as_its_text(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    handler = LineHandler(console=PlainConsole(stderr=True))
+    handler.emit(
+        logging.LogRecord("qpnuclei", logging.WARNING, "", 1, "%s [b]", ("x" * 300,), None)
+    )
+    assert capsys.readouterr().err == "WARNING  " + "x" * 300 + " [b]\n"
 
 
 def test_json_is_all_of_standard_output(sample: Sample, tmp_path: Path, qpnuclei: Call) -> None:

@@ -47,11 +47,12 @@ def test_predict_is_the_sigmoid_of_the_network_on_normalised_rgb() -> None:
     assert centre is None
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("precision", "rounding"), [("float32", 1e-5), ("bfloat16", 0.05)])
 @pytest.mark.parametrize("model", ["default", "light"])
-def test_a_pixel_is_the_same_bit_for_bit_wherever_the_tile_begins(
-    model: str, precision: Precision
+def test_a_pixel_is_the_same_wherever_the_tile_begins(
+    model: str, precision: Precision, rounding: float
 ) -> None:
+    # Not bit for bit: the processor decides in which blocks, and so in which order, sums are taken.
     made = Predictor.load(model, device="cpu", precision=precision)
     margin = -(-made.receptive_radius_px // made.stride) * made.stride
     rgb = noise(1, 2 * margin + 70, 2 * margin + 90, 3)
@@ -60,9 +61,11 @@ def test_a_pixel_is_the_same_bit_for_bit_wherever_the_tile_begins(
     for all_of_it, some in zip(whole, part, strict=True):
         assert all_of_it is not None
         assert some is not None
-        np.testing.assert_array_equal(
+        np.testing.assert_allclose(
             all_of_it[:, 16 + margin : -margin, 32 + margin : -margin - 7],
             some[:, margin:-margin, margin:-margin],
+            rtol=0,
+            atol=rounding,
         )
 
 
