@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -18,6 +20,8 @@ if Path(".numba_config.yaml").exists():
     )
 import numba  # not before the check
 
+_log = logging.getLogger(__name__)
+
 F = TypeVar("F", bound=Callable[..., object])
 
 
@@ -32,5 +36,14 @@ def compiled(function: F) -> F:
     try:
         return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
     except RuntimeError:
-        # No cache folder is writable.
+        _warn_no_cache()
         return cast(F, numba.njit(nogil=True, error_model="numpy")(function))
+
+
+@cache
+def _warn_no_cache() -> None:
+    _log.warning(
+        "compiled loops cannot be kept, as neither the installation nor a cache folder of the user "
+        "can be written: each start of the program compiles them anew, which takes minutes; name a "
+        "folder for them in the environment variable NUMBA_CACHE_DIR"
+    )
