@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qpnuclei.cli.options import BackendOption, ImageGlobs, Json, ProjectPath
+from qpnuclei.cli.options import (
+    BackendOption,
+    BreakLock,
+    ImageGlobs,
+    Json,
+    ProjectPath,
+    Wait,
+)
 
 if TYPE_CHECKING:
     from qpnuclei.errors import QpnucleiError
@@ -24,12 +31,12 @@ geojson_app = typer.Typer(
     no_args_is_help=True,
 )
 
-#: So many objects that could not come in are named; of the others only their number.
+#: Number of objects left out that are named; for the others only their number is shown.
 _NAMED = 10
 
 
 class Objects(StrEnum):
-    """Which objects are exported."""
+    """The kinds of objects to export."""
 
     ANNOTATIONS = "annotations"
     DETECTIONS = "detections"
@@ -108,7 +115,7 @@ def import_geojson(
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="GeoJSON files (.geojson, .geojson.gz), each called as its image or as export "
+            help="GeoJSON files (.geojson, .geojson.gz), each named as its image or as export "
             "calls it.",
             show_default=False,
         ),
@@ -118,7 +125,7 @@ def import_geojson(
         typer.Option(
             "--image",
             help="Name (or ID) of the image that the files belong to.",
-            show_default="from the names of the files",
+            show_default="from the file names",
         ),
     ] = None,
     class_name: Annotated[
@@ -126,15 +133,17 @@ def import_geojson(
         typer.Option(
             "--class",
             help="Class of everything that is imported.",
-            show_default="as the file says",
+            show_default="the classes in the file",
         ),
     ] = None,
     backend: BackendOption = "auto",
+    wait: Wait = True,
+    break_lock: BreakLock = False,
     json: Json = False,
 ) -> None:
     """Add the annotations and detections of GeoJSON files to the images of a project.
 
-    What an image has already, by its UUID and place, is not added again.
+    Objects that an image already has (same UUID and place) are not added again.
 
     For example: qpnuclei geojson import project.qpproj slide-1.svs.geojson
     """
@@ -143,10 +152,11 @@ def import_geojson(
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.regions import one_image
     from qpnuclei.qupath.transfer import image_of_file, import_file
+    from qpnuclei.system.locks import locked
 
     opened = open_project(project, backend=backend)
     only = None if image is None else one_image(opened.images, image)
-    # Every file must have its image before anything is written.
+    # Match every file with its image before anything is written.
     entries = [only or image_of_file(opened, path) for path in files]
     failed = False
     said: list[dict[str, Any]] = []
@@ -157,13 +167,14 @@ def import_geojson(
         said.append(describe_error(error, entry))
         print_error(error, f"image {entry.name}: ")
 
-    for path, entry in zip(files, entries, strict=True):
-        where = f"image {entry.name}"
-        with standing_alone(where, partial(fail, entry)):
-            done = import_file(opened, entry, path, class_name)
-            said.append({"file": str(path), **_described(entry, done)})
-            failed |= bool(done.left_out)
-            _print_import(entry, path, done, quiet=json)
+    with locked(opened.path.parent, wait=wait, break_lock=break_lock):
+        for path, entry in zip(files, entries, strict=True):
+            where = f"image {entry.name}"
+            with standing_alone(where, partial(fail, entry)):
+                done = import_file(opened, entry, path, class_name)
+                said.append({"file": str(path), **_described(entry, done)})
+                failed |= bool(done.left_out)
+                _print_import(entry, path, done, quiet=json)
     if json:
         print_json(said)
     sys.exit(failed)
@@ -174,12 +185,12 @@ def _described(entry: ImageEntry, done: Exported | Imported) -> dict[str, Any]:
 
 
 def _print_import(entry: ImageEntry, path: Path, done: Imported, quiet: bool) -> None:
-    """Print what came of a file; if `quiet`, only what did not come in."""
+    """Print the result of a file; if `quiet`, only what was not imported."""
     from qpnuclei.cli.console import stdout
 
     parts = [f"{done.annotations} annotations, {done.detections} detections imported"]
     if done.already_there:
-        parts.append(f"{done.already_there} were there already")
+        parts.append(f"{done.already_there} already existed")
     if done.left_out:
         parts.append(f"{len(done.left_out)} could not be imported")
     _print_some("not imported", done.left_out)

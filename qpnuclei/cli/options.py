@@ -1,4 +1,4 @@
-"""Options that several commands share, so that they read and behave the same everywhere."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ BackendOption = Annotated[
     Backend,
     typer.Option(
         "--backend",
-        help="Who reads and writes the project: native needs neither QuPath nor Java, paquo goes "
-        "through a QuPath installation, auto takes paquo where QuPath is found.",
+        help="Backend that reads and writes the project: native needs neither QuPath nor Java, "
+        "paquo uses an installed QuPath, auto uses paquo where QuPath is found.",
     ),
 ]
 ImageRoot = Annotated[
     Path | None,
     typer.Option(
         "--image-root",
-        help="Folder to look for slides in that are no longer where the project says.",
+        help="Folder to search for slides that are no longer where the project says.",
         show_default="beside the project, as QuPath does",
     ),
 ]
@@ -41,8 +41,8 @@ ProjectMppOption = Annotated[
     float | None,
     typer.Option(
         "--mpp",
-        help="Pixel size at full resolution in µm/px, of the images named with --image or of the "
-        "only one; of several others, for those that have none.",
+        help="Pixel size at full resolution in µm/px, for the images named with --image or for the "
+        "only image; otherwise only for images without a pixel size.",
         show_default="that of the last run, else the project, else the slide",
     ),
 ]
@@ -58,8 +58,7 @@ MppOption = Annotated[
     float | None,
     typer.Option(
         "--mpp",
-        help="Pixel size of the slide at full resolution in µm/px; overrides what the project "
-        "and the slide say.",
+        help="Pixel size of the slide at full resolution in µm/px; overrides project and slide.",
         show_default="from the project, else the slide",
     ),
 ]
@@ -67,13 +66,13 @@ ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
-        help="Model: default, a .safetensors file made by train, or a model of others: "
-        "torchscript:FILE or onnx:FILE with a sidecar (docs/engines.md).",
+        help="Model: default, a .safetensors file made by train, or another model: torchscript:FILE or "
+        "onnx:FILE with a sidecar (docs/engines.md).",
     ),
 ]
 DeviceOption = Annotated[
     Device,
-    typer.Option("--device", help="Where the network runs; auto takes a GPU where there is one."),
+    typer.Option("--device", help="Device that runs the network; auto uses a GPU if there is one."),
 ]
 TtaOption = Annotated[
     bool,
@@ -81,7 +80,23 @@ TtaOption = Annotated[
         "--tta",
         help="Average the network over the eight flips and right-angle rotations of every tile "
         "(test-time augmentation): eight times the network's time. On the validation images it "
-        "brought the models before this one .003 AJI; measure yours with evaluate --tta.",
+        "gained the models before this one .003 AJI; measure yours with evaluate --tta.",
+    ),
+]
+Wait = Annotated[
+    bool,
+    typer.Option(
+        "--wait/--no-wait",
+        help="While another process works on the project: wait until it is done, or stop with an "
+        "error that names it.",
+    ),
+]
+BreakLock = Annotated[
+    bool,
+    typer.Option(
+        "--break-lock",
+        help="Work on a project that a process on another computer has locked. Only if that "
+        "process surely runs no more: of this computer's, that is seen without this option.",
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]

@@ -1,9 +1,10 @@
-"""Writing files so that a reader sees either the old content or the new, never a part."""
+"""Write files atomically: a reader sees either the old or the new content."""
 
 from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -13,19 +14,23 @@ from pathlib import Path
 from typing import BinaryIO
 
 from qpnuclei.errors import SaveError
+from qpnuclei.system.processes import Process, made_by_the_dead
+
+#: Temporary files and folders begin with this, and say next which process made them.
+TEMPORARY_PREFIX = ".qpnuclei-"
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a file for binary reading, if it is one.
+    """Open a regular file for binary reading.
 
-    A FIFO would wait for someone who writes into it, and a device may have no end.
+    A FIFO would wait for a writer, and a device may have no end.
 
     Raises
     ------
     OSError
-        If there is no such file, or it cannot be read, or is something else than a file.
+        If it does not exist, cannot be read, or is not a regular file.
     """
-    # Without waiting: opening a FIFO is what hangs.
+    # Non-blocking, because opening a FIFO would hang.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     stream = os.fdopen(os.open(path, flags), "rb")
     if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
@@ -42,9 +47,9 @@ def read_regular(path: Path) -> bytes:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for binary writing that takes the place of `path` when the block ends well.
+    """Open a file for binary writing that replaces `path` if the block succeeds.
 
-    Folders that are missing are made. If the block raises, `path` is as it was.
+    Missing folders are created. If the block raises, `path` is unchanged.
 
     Raises
     ------
@@ -54,13 +59,15 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        remove_leftovers(path.parent)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=temporary_prefix(), suffix=".part")
         partial = Path(name)
         with os.fdopen(handle, "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        partial.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner may read
+        take_owner(partial, path if path.exists() else path.parent)
+        partial.chmod(0o666 & ~_umask())  # mkstemp creates files that only the owner can read
         partial.replace(path)
         partial = None
     except OSError as error:
@@ -76,7 +83,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a reader sees the old file or the new one.
+    """Write `content` to `path` atomically.
 
     Raises
     ------
@@ -88,20 +95,20 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def make_folder_below(base: Path, folder: Path) -> None:
-    """Make a folder and those above it, but `base` and what is above that must be there.
+    """Create a folder and its missing parents, but require that `base` exists.
 
-    A drive that was unplugged must not come back as an empty folder in its place.
+    Otherwise an empty folder would be created at the mount point of an unplugged drive.
 
     Parameters
     ----------
     base : Path
     folder : Path
-        If it is not below `base`, it must be there itself.
+        If it is not below `base`, it must exist itself.
 
     Raises
     ------
     SaveError
-        If what must be there is not, or the folder cannot be made.
+        If `base` is missing, or the folder cannot be created.
     """
     base, folder = base.absolute(), folder.absolute()
     there = base if folder.is_relative_to(base) else folder
@@ -109,17 +116,47 @@ def make_folder_below(base: Path, folder: Path) -> None:
         raise SaveError(f"{there} is no longer there", "is its drive still connected?")
     try:
         for made in reversed([folder, *folder.parents]):
-            if made.is_relative_to(there) and made != there:
+            if made.is_relative_to(there) and made != there and not made.is_dir():
                 made.mkdir(exist_ok=True)
+                take_owner(made, made.parent)
     except OSError as error:
         raise SaveError(
-            f"the folder {folder} cannot be made: {error.strerror or error}",
+            f"the folder {folder} cannot be created: {error.strerror or error}",
             "choose another folder, or change its permissions",
         ) from error
 
 
+def temporary_prefix() -> str:
+    """Return how the name of a temporary file or folder of this process begins."""
+    return f"{TEMPORARY_PREFIX}{Process.this().tag}-"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes of this computer that were killed left in a folder, as far as it goes.
+
+    What a process that still runs, or one of another computer, has made is recognised by its name,
+    and stays.
+    """
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        if made_by_the_dead(path.name):
+            with suppress(OSError):  # a leftover does no harm
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+
+
+def take_owner(path: Path, like: Path) -> None:
+    """Give a new file the owner and group of another one, where the user may: root above all."""
+    if hasattr(os, "chown"):
+        with suppress(OSError):
+            wanted, has = like.stat(), path.stat()
+            if (wanted.st_uid, wanted.st_gid) != (has.st_uid, has.st_gid):
+                os.chown(path, wanted.st_uid, wanted.st_gid)
+
+
 def folders_of_last_resort() -> list[Path]:
-    """Return where to keep what must not be lost when it cannot be written to its place."""
+    """Return a folder for results that cannot be written to their intended place."""
     folders = [Path(tempfile.gettempdir())]
     with suppress(OSError):  # the working folder itself may be gone
         folders.insert(0, Path.cwd())
@@ -127,12 +164,12 @@ def folders_of_last_resort() -> list[Path]:
 
 
 def make_writable_folder(folder: Path) -> None:
-    """Make a folder, if it is missing, and check that files can be written to it.
+    """Create a folder if it is missing, and check that it is writable.
 
     Raises
     ------
     SaveError
-        If it cannot be made or written to.
+        If it cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,13 @@
-"""Ctrl-C at any moment: one line, exit code 130, and nothing half done.
+"""Ctrl-C and SIGTERM at any moment: one line, exit code 130 or 143, and nothing half done.
 
-A `KeyboardInterrupt` comes between any two steps of the program: while a thread is being started,
-within another clean-up, inside an import. Commands that take hours in several threads therefore do
-not unwind, they leave at once (`leaving_on_interrupt`), except from what must be completed
-(`interrupt_postponed`), or when they have come to where they can save (`asking_to_stop`); the
-others unwind (`ending_on_interrupt`). Either way the interpreter is
-not taken down under threads that still compute, which crashes, nor are they waited for: a network
-may take a minute for what it is at.
+A `KeyboardInterrupt` can come between any two steps of the program: while a thread is started,
+during another clean-up, inside an import. Long commands with several threads therefore exit at once
+without unwinding (`leaving_on_interrupt`), except from blocks that must be completed
+(`interrupt_postponed`), or at a point where they can save (`asking_to_stop`). Other commands unwind
+(`ending_on_interrupt`). In both cases the interpreter is not shut down while threads compute, which
+would crash, and does not wait for them: a network may need a minute for its current batch. SIGTERM
+is what batch systems send before they kill: it is heard as Ctrl-C is, and 143 says that the command
+is to be run again.
 """
 
 from __future__ import annotations
@@ -19,84 +20,111 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
-#: As shells have it for what SIGINT ended.
+#: As shells have it for what SIGINT and SIGTERM ended.
 EXIT_CODE = 130
+TERMINATED_EXIT_CODE = 143
+
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 _STDERR = 2
 _SHOW_CURSOR = "\x1b[?25h"
+
+#: What is done before the process ends at once, the last first.
+_BEFORE_LEAVING: list[Callable[[int], object]] = []
 
 
 @contextmanager
 def ending_on_interrupt() -> Iterator[None]:
     """Raise `KeyboardInterrupt` for the first Ctrl-C within the block, and end the process.
 
-    A second one is not heard, so that clean-ups run to their end; nor is any after the block.
+    A second Ctrl-C, or one after the block, is ignored, so that clean-ups are completed.
+    SIGTERM is the same.
     """
-    heard = False
+    heard = 0
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
+    def interrupt(number: int, _frame: FrameType | None) -> None:
         nonlocal heard
         if not heard:
-            heard = True
+            heard = number
             raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, interrupt)
+    for number in _STOPS:
+        signal.signal(number, interrupt)
     try:
         yield
-    except BaseException:  # libraries turn it into errors of their own
+    except BaseException:  # libraries turn it into their own errors
         if heard:
-            _leave("interrupted")
+            _leave("interrupted", heard)
         raise
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in _STOPS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def leaving_on_interrupt(message: str) -> Iterator[None]:
-    """End the process with a message when Ctrl-C comes within the block, at once.
+    """End the process with a message when Ctrl-C or SIGTERM comes within the block, at once.
 
-    No clean-up runs: what the block does must not need one, or postpone the interrupt.
+    No clean-up runs but those of `before_leaving`: what the block does must not need one, or
+    postpone the interrupt.
     """
     heard = False
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
+    def interrupt(number: int, _frame: FrameType | None) -> None:
         nonlocal heard
         if not heard:
             heard = True
-            _leave(message)
+            _leave(message, number)
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in _STOPS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def before_leaving(clean_up: Callable[[int], object]) -> Iterator[None]:
+    """Do something quick before a signal within the block ends the process without unwinding.
+
+    Parameters
+    ----------
+    clean_up : callable
+        Called with the signal's number. What it raises is ignored.
+    """
+    _BEFORE_LEAVING.append(clean_up)
+    try:
+        yield
+    finally:
+        _BEFORE_LEAVING.remove(clean_up)
 
 
 @contextmanager
 def asking_to_stop(message: str) -> Iterator[Callable[[], bool]]:
-    """Make a request to stop of the first Ctrl-C (or SIGTERM); the second one ends the process.
+    """Treat the first Ctrl-C (or SIGTERM) as a request to stop; the second ends the process.
 
     Parameters
     ----------
     message : str
-        For the first; empty for none.
+        Printed at the first; empty for no message.
 
     Yields
     ------
     callable
-        Whether there was one.
+        Returns whether a stop was requested.
     """
     asked = False
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
         nonlocal asked
         if asked:
-            _leave("ended at once: what was saved last is kept")
+            _leave("ended at once: the last save is kept", number)
         asked = True
         if message:
             _say(message)
 
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in _STOPS}
     try:
         yield lambda: asked
     finally:
@@ -106,38 +134,44 @@ def asking_to_stop(message: str) -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def interrupt_postponed() -> Iterator[None]:
-    """Let a Ctrl-C that comes within the block act at its end.
+    """Let a Ctrl-C or SIGTERM that comes within the block act at its end.
 
-    Whatever acts then is what acted before: `KeyboardInterrupt`, unless the program has other
-    plans. Only the main thread is ever interrupted; in another the block just runs.
+    The previous handler then runs, by default raising `KeyboardInterrupt`. Only the main thread is
+    ever interrupted; in other threads the block runs normally.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is None:
+    before = {number: signal.getsignal(number) for number in _STOPS}
+    if threading.current_thread() is not threading.main_thread() or None in before.values():
         yield
         return
-    heard = False
+    heard: list[int] = []
 
-    def note(_number: int, _frame: FrameType | None) -> None:
-        nonlocal heard
-        heard = True
+    def note(number: int, _frame: FrameType | None) -> None:
+        heard.append(number)
 
-    signal.signal(signal.SIGINT, note)
+    for number in _STOPS:
+        signal.signal(number, note)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         if heard:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(heard[0])
 
 
-def _leave(message: str) -> NoReturn:
+def _leave(message: str, number: int) -> NoReturn:
+    for clean_up in reversed(_BEFORE_LEAVING):
+        with suppress(Exception):  # the process ends, come what may
+            clean_up(number)
+    if number == signal.SIGTERM:
+        message = message.replace("interrupted", "terminated", 1)
     _say(message)
-    os._exit(EXIT_CODE)
+    os._exit(TERMINATED_EXIT_CODE if number == signal.SIGTERM else EXIT_CODE)
 
 
 def _say(message: str) -> None:
-    # Straight to the descriptor: Python's stream may be in the midst of a write itself. A progress
-    # bar has hidden the cursor of a terminal, and left it behind its end.
+    # Write to the descriptor, because Python's stream may be in the middle of a write. A progress
+    # bar has hidden the cursor and left it at the end of its line.
     begin = f"{_SHOW_CURSOR}\n" if os.isatty(_STDERR) else ""
-    with suppress(OSError):  # who was to read it may be gone
+    with suppress(OSError):  # the reader may be gone
         os.write(_STDERR, f"{begin}{message}\n".encode())

@@ -21,6 +21,8 @@ from qpnuclei.qupath.backups import BACKUP_COUNT, BACKUP_FOLDER
 from qpnuclei.qupath.model import DetectionGroup, Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.qpdata.data_file import DataFile
+from qpnuclei.system.files import temporary_prefix
+from qpnuclei.system.processes import Process
 from tests.ids import nucleus_id
 from tests.paths import SAMPLES, SHARED
 from tests.qupath.samples import VERSIONS, copy_project, dump
@@ -446,11 +448,11 @@ def test_truncated_data_names_file_offset_and_backup(tmp_path):
     image.data_path.with_name("data.qpdata.bkp").write_bytes(whole)
     with pytest.raises(FormatError) as error:
         image.read()
-    assert "reads, with 9 annotations and 7 detections" in error.value.hint
+    assert "readable, with 9 annotations and 7 detections" in error.value.hint
     image.data_path.with_name("data.qpdata.bkp").write_bytes(whole[:100])
     with pytest.raises(FormatError) as error:
         image.read()
-    assert "does not read either" in error.value.hint
+    assert "is unreadable too" in error.value.hint
 
 
 def test_missing_data_with_a_backup_is_not_an_empty_image(tmp_path):
@@ -459,7 +461,7 @@ def test_missing_data_with_a_backup_is_not_an_empty_image(tmp_path):
     image.data_path.rename(image.data_path.with_name("data.qpdata.bkp"))
     with pytest.raises(FormatError, match="is missing") as error:
         image.read()
-    assert "reads, with 9 annotations" in error.value.hint
+    assert "readable, with 9 annotations" in error.value.hint
 
 
 @pytest.mark.parametrize(
@@ -631,6 +633,31 @@ def test_leftovers_of_a_killed_save_are_removed_when_old(tmp_path):
     assert fresh.exists()  # may belong to a save that goes on
 
 
+def test_leftovers_of_killed_processes_are_removed_wherever_the_project_is_saved(tmp_path):
+    image = open_project(copy_project("0.5.1", tmp_path)).images[0]
+    name = temporary_prefix().replace(Process.this().begun, "00000000")
+    project = image.folder.parent.parent
+    left = [f / f"{name}1.tmp" for f in (image.folder, project, project / "classifiers")]
+    for path in left:
+        path.touch()
+    image.write(Edit(add=[group(0)]), image.read().fingerprint)
+    assert not [path for path in left if path.exists()]
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may give files away"
+)
+def test_what_root_saves_stays_its_owners(tmp_path):
+    image = open_project(copy_project("0.5.1", tmp_path)).images[0]
+    paths = [image.folder, image.data_path, image.folder / "summary.json"]
+    for path in paths:
+        os.chown(path, 12345, 23456)
+    image.write(Edit(add=[group(0)]), image.read().fingerprint)
+    (backup,) = image.backups()
+    for path in (*paths, backup.path, backup.path.parent):
+        assert (path.stat().st_uid, path.stat().st_gid) == (12345, 23456)
+
+
 class Failing:
     """Let the n-th call of some functions fail."""
 
@@ -754,7 +781,7 @@ def test_a_file_that_does_not_read_back_is_not_put_in_place(written, read, tmp_p
         return data
 
     monkeypatch.setattr(Path, "read_bytes", rotten)
-    with pytest.raises(SaveError, match="its bytes are not those that were written"):
+    with pytest.raises(SaveError, match="its bytes differ from those written"):
         image.write(Edit(add=[group(0)], workflow_step=("run", "// a step")), fingerprint)
     monkeypatch.undo()
     assert snapshot(tmp_path) == before
@@ -777,7 +804,7 @@ def test_a_file_with_more_changed_than_was_asked_for_is_not_put_in_place(
         return real(data_file, edit)
 
     monkeypatch.setattr(DataFile, "add", faulty)
-    with pytest.raises(SaveError, match="more than the edit has changed"):
+    with pytest.raises(SaveError, match="objects outside the edit have changed"):
         image.write(Edit(add=[group(0)]), objects.fingerprint)
     assert snapshot(tmp_path) == before
 
