@@ -66,8 +66,8 @@ ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
-        help="Model: default, a .safetensors file made by train, or another model: torchscript:FILE or "
-        "onnx:FILE with a sidecar (docs/engines.md).",
+        help="Model: default, a .safetensors file made by train, or another model: "
+        "torchscript:FILE or onnx:FILE with a sidecar (docs/engines.md).",
     ),
 ]
 DeviceOption = Annotated[
