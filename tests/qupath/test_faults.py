@@ -142,6 +142,6 @@ def test_something_else_has_the_name_of_the_backup_folder(tmp_path):
     image = open_project(copy_project("0.5.1", tmp_path)).images[0]
     (image.folder / BACKUP_FOLDER).write_text("not a folder")
     before = snapshot(tmp_path, ignore="none")
-    with pytest.raises(SaveError, match="no backup could be kept"):
+    with pytest.raises(SaveError, match="the backup could not be written"):
         image.write(Edit(add=[group(0)]), image.read().fingerprint)
     assert snapshot(tmp_path, ignore="none") == before
