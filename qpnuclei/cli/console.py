@@ -150,7 +150,7 @@ def tile_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, int]
     """Show a bar of tiles per image, with the nuclei so far and the time left.
 
     Where standard error is no terminal (a file, another program) each twentieth of an image is a
-    line instead.
+    line instead. Tiles reach beyond the annotations: the run keeps fewer nuclei than these.
 
     Yields
     ------
@@ -166,12 +166,14 @@ def tile_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, int]
         def progress(image: str, done: int, tiles: int, nuclei: int) -> None:
             if image not in tasks:
                 tasks[image] = bar.add_task(image, total=tiles, note="")
-            bar.update(tasks[image], completed=done, total=tiles, note=f"tiles, {nuclei} nuclei")
+            bar.update(
+                tasks[image], completed=done, total=tiles, note=f"tiles, {nuclei} nuclei in them"
+            )
 
         yield progress
 
 
 def _print_twentieths(image: str, done: int, tiles: int, nuclei: int) -> None:
     if done * 20 // tiles > (done - 1) * 20 // tiles:
-        line = f"{image}: {done} of {tiles} tiles, {nuclei} nuclei"
+        line = f"{image}: {done} of {tiles} tiles, {nuclei} nuclei in them"
         stderr.print(line, soft_wrap=True)

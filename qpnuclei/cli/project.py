@@ -49,7 +49,7 @@ def create(
         ]
         print_json({"project": str(project.path), "images": images})
         return
-    stdout.print(f"{project.path}: {len(project.images)} images", highlight=False, soft_wrap=True)
+    stdout.print(f"{project.path}, images: {len(project.images)}", highlight=False, soft_wrap=True)
     for entry in project.images:
         if entry.calibration.mpp is None:
             stdout.print(

@@ -32,7 +32,7 @@ def plan_view(plans: list[ImagePlan]) -> Group:
         parts.append(
             Text(
                 f"  {plan.scale.mpp[0]:.4g} µm/px from {plan.mpp_source}, seen at {read_at} µm/px: "
-                f"{plan.megapixels:.1f} Mpx in {len(plan.tiles)} tiles"
+                f"{plan.megapixels:.2f} Mpx, tiles: {len(plan.tiles)}"
             )
         )
         parts.extend(Text(f"  {note}") for note in plan.notes)
