@@ -98,6 +98,10 @@ class ConflictError(SaveError):
     """A file changed on disk between reading and saving, for example because QuPath has it open."""
 
 
+class LockedError(SaveError):
+    """Another process works on the project; nothing was changed."""
+
+
 class UnexpectedError(QpnucleiError):
     """A fault of the program itself, or of a library, met while it worked on one image."""
 

@@ -69,11 +69,12 @@ def export(
     """
     from qpnuclei.cli.console import describe_error, print_error, print_json, stderr
     from qpnuclei.qupath.analysed import Status
-    from qpnuclei.qupath.counts import count_project, write_table
+    from qpnuclei.qupath.counts import check_table_name, count_project, write_table
     from qpnuclei.qupath.pixel_size import AskedMpp, read_mpp_table
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.regions import match_images
 
+    check_table_name(output)
     opened = open_project(project, backend=backend, image_root=image_root)
     entries = match_images(opened, tuple(image or ()))
     by_image = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)

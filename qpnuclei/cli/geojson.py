@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qpnuclei.cli.options import BackendOption, ImageGlobs, Json, ProjectPath
+from qpnuclei.cli.options import (
+    BackendOption,
+    BreakLock,
+    ImageGlobs,
+    Json,
+    ProjectPath,
+    Wait,
+)
 
 if TYPE_CHECKING:
     from qpnuclei.errors import QpnucleiError
@@ -130,6 +137,8 @@ def import_geojson(
         ),
     ] = None,
     backend: BackendOption = "auto",
+    wait: Wait = True,
+    break_lock: BreakLock = False,
     json: Json = False,
 ) -> None:
     """Add the annotations and detections of GeoJSON files to the images of a project.
@@ -143,6 +152,7 @@ def import_geojson(
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.regions import one_image
     from qpnuclei.qupath.transfer import image_of_file, import_file
+    from qpnuclei.system.locks import locked
 
     opened = open_project(project, backend=backend)
     only = None if image is None else one_image(opened.images, image)
@@ -157,13 +167,14 @@ def import_geojson(
         said.append(describe_error(error, entry))
         print_error(error, f"image {entry.name}: ")
 
-    for path, entry in zip(files, entries, strict=True):
-        where = f"image {entry.name}"
-        with standing_alone(where, partial(fail, entry)):
-            done = import_file(opened, entry, path, class_name)
-            said.append({"file": str(path), **_described(entry, done)})
-            failed |= bool(done.left_out)
-            _print_import(entry, path, done, quiet=json)
+    with locked(opened.path.parent, wait=wait, break_lock=break_lock):
+        for path, entry in zip(files, entries, strict=True):
+            where = f"image {entry.name}"
+            with standing_alone(where, partial(fail, entry)):
+                done = import_file(opened, entry, path, class_name)
+                said.append({"file": str(path), **_described(entry, done)})
+                failed |= bool(done.left_out)
+                _print_import(entry, path, done, quiet=json)
     if json:
         print_json(said)
     sys.exit(failed)

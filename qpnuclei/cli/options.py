@@ -85,6 +85,22 @@ TtaOption = Annotated[
         "the default and light models it brings .003 AJI; measure yours with evaluate --tta.",
     ),
 ]
+Wait = Annotated[
+    bool,
+    typer.Option(
+        "--wait/--no-wait",
+        help="While another process works on the project: wait until it is done, or stop with an "
+        "error that names it.",
+    ),
+]
+BreakLock = Annotated[
+    bool,
+    typer.Option(
+        "--break-lock",
+        help="Work on a project that a process on another computer has locked. Only if that "
+        "process surely runs no more: of this computer's, that is seen without this option.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 Json = Annotated[
     bool,

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from qpnuclei.cli.options import Json, MppOption, ProjectPath
+from qpnuclei.cli.options import BreakLock, Json, MppOption, ProjectPath, Wait
 from qpnuclei.errors import QpnucleiError
 
 project_app = typer.Typer(
@@ -108,6 +108,8 @@ def restore(
         typer.Option("--backup", help="ID of the backup, as backups lists it.", show_default=False),
     ] = None,
     latest: Annotated[bool, typer.Option("--latest", help="Restore the newest backup.")] = False,
+    wait: Wait = True,
+    break_lock: BreakLock = False,
     json: Json = False,
 ) -> None:
     """Put an image's annotations and detections back as they were before a run.
@@ -121,15 +123,18 @@ def restore(
     from qpnuclei.qupath.backups import choose_backup
     from qpnuclei.qupath.native import open_project
     from qpnuclei.qupath.regions import one_image
+    from qpnuclei.system.locks import locked
 
-    entry = one_image(open_project(project).images, image)
+    opened = open_project(project)
+    entry = one_image(opened.images, image)
     if latest == (backup is not None):
         known = ", ".join(kept.id for kept in entry.backups()) or "none"
         raise UsageError(
             "say which backup to restore: either --backup ID or --latest", f"there are: {known}"
         )
-    chosen = choose_backup(entry.backups(), backup)
-    entry.restore(chosen)
+    with locked(opened.path.parent, wait=wait, break_lock=break_lock):
+        chosen = choose_backup(entry.backups(), backup)
+        entry.restore(chosen)
     if json:
         print_json({"image": entry.name, "image_id": entry.id, "restored": chosen.id})
         return

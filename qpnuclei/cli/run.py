@@ -19,6 +19,7 @@ from qpnuclei.choices import (
 )
 from qpnuclei.cli.options import (
     BackendOption,
+    BreakLock,
     DeviceOption,
     ImageGlobs,
     ImageRoot,
@@ -29,6 +30,7 @@ from qpnuclei.cli.options import (
     ProjectPath,
     Quiet,
     TtaOption,
+    Wait,
 )
 from qpnuclei.models.registry import DEFAULT_MODEL
 
@@ -157,6 +159,8 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, and stop.")
     ] = False,
+    wait: Wait = True,
+    break_lock: BreakLock = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -188,6 +192,7 @@ def run(
     from qpnuclei.qupath.pixel_size import read_mpp_table
     from qpnuclei.qupath.project import open_project
     from qpnuclei.system.interrupts import leaving_on_interrupt
+    from qpnuclei.system.locks import locked
     from qpnuclei.system.memory import keep_freed_memory
 
     with leaving_on_interrupt("interrupted: nothing was changed"):
@@ -236,6 +241,7 @@ def run(
     with (
         keep_freed_memory(),
         leaving_on_interrupt(interrupted),
+        locked(opened.path.parent, wait=wait, break_lock=break_lock),
         tile_progress(quiet) as progress,
     ):
         summary = analyse_project(opened, entries, options, progress)

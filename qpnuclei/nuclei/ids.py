@@ -15,14 +15,14 @@ import numpy.typing as npt
 #: QuPath gets a new one.
 ID_PREFIX = b"qpnucl"
 
+#: The bits of a UUID that say so: the prefix, version 8 and the RFC's variant.
+_MARK_BITS = 0xFFFFFFFFFFFF << 80 | 0xF << 76 | 0b11 << 62
+_MARK = int.from_bytes(ID_PREFIX, "big") << 80 | 8 << 76 | 0b10 << 62
+
 
 def is_ours(detection_id: uuid.UUID | None) -> bool:
     """Tell whether an object with this UUID was written by qpnuclei."""
-    return (
-        detection_id is not None
-        and detection_id.bytes[:6] == ID_PREFIX
-        and detection_id.version == 8
-    )
+    return detection_id is not None and detection_id.int & _MARK_BITS == _MARK
 
 
 def made_id(digest: bytes) -> uuid.UUID:

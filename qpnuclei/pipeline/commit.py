@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import overload
 from uuid import UUID
@@ -339,7 +339,10 @@ def choose_run_dir(project: Project, options: RunOptions) -> Path:
         return options.run_dir
     runs = project.path.parent / "qpnuclei"
     make_writable_folder(runs if runs.exists() else runs.parent)
-    return runs / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    # The project is locked: no other run takes the same.
+    name = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    return next(runs / name for name in names if not (runs / name).exists())
 
 
 def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei) -> None:

@@ -244,10 +244,10 @@ def plan_image(entry: ImageEntry, slide: Slide, spec: EngineSpec, options: RunOp
             if options.selection.tissue
             else "no chosen annotation encloses an area"
         )
-    existing = [ours_within(region, objects.detections) for region in regions]
+    existing = ours_within(regions, objects.detections)
     if regions and outdated:
         existing = [
-            existing[0].union(*(ours_within(Region.of(a), objects.detections) for a in outdated))
+            existing[0].union(*ours_within([Region.of(a) for a in outdated], objects.detections))
         ]
     if options.on_existing == "error" and any(existing):
         name = next(r.label for r, ids in zip(regions, existing, strict=True) if ids)
@@ -314,7 +314,7 @@ def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
     else:
         tissue = dataclasses.replace(tissue, handle=len(objects.annotations) - len(outdated))
         regions = [Region(tissue, plan.regions[0].geometry)]
-    existing = [ours_within(region, objects.detections) for region in regions]
+    existing = ours_within(regions, objects.detections)
     if options.on_existing in ("skip", "error") and any(existing):
         name = next(r.label for r, ids in zip(regions, existing, strict=True) if ids)
         raise ConflictError(f"qpnuclei wrote detections into {name} meanwhile")

@@ -9,6 +9,7 @@ stitch), `qpnuclei.pipeline.plausibility` compares what was found with the stain
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,8 @@ from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.segmentation.engine import Engine, load_engine
 from qpnuclei.slides.calibration import PixelCalibration
-from qpnuclei.system.interrupts import interrupt_postponed
+from qpnuclei.system.interrupts import before_leaving, interrupt_postponed
+from qpnuclei.system.locks import locked
 from qpnuclei.system.timing import Stopwatch
 
 if TYPE_CHECKING:
@@ -69,9 +71,16 @@ def analyse_project(
     Raises
     ------
     QpnucleiError
-        If the model or device is wrong or the result folder cannot be written; nothing was
-        changed.
+        If the model or device is wrong, the result folder cannot be written, or another process
+        works on the project; nothing was changed.
     """
+    with locked(project.path.parent):
+        return _analyse(project, entries, options, progress)
+
+
+def _analyse(
+    project: Project, entries: Sequence[ImageEntry], options: RunOptions, progress: Progress
+) -> RunSummary:
     engine = load_engine(options.model, options.engine)
     run_dir = choose_run_dir(project, options)
     summary = RunSummary(
@@ -83,22 +92,30 @@ def analyse_project(
         run_dir=run_dir,
         planned=tuple(entries),
     )
-    for entry in entries:
-        with standing_alone(f"image {entry.name}", partial(summary.fail, entry)):
-            try:
-                with open_image(entry) as slide:
-                    plan = plan_image(entry, slide, engine.spec, options)
-                    result = analyse_image(project, plan, slide, engine, options, run_dir, progress)
-                    summary.images.append(result)
-            except NothingToDo as nothing:
-                summary.nothing_to_do[entry.id] = str(nothing)
-                _log.info("image %s: not analysed: %s", entry.name, nothing)
-        summary.device = engine.execution
-        with interrupt_postponed():
-            try:
-                summary.save()
-            except SaveError as error:
-                _log.debug("no record yet: %s", error)
+
+    def record(number: int) -> None:
+        if number == signal.SIGTERM:  # by a batch system: whoever looks sees what is not done
+            summary.save()
+
+    with before_leaving(record):
+        for entry in entries:
+            with standing_alone(f"image {entry.name}", partial(summary.fail, entry)):
+                try:
+                    with open_image(entry) as slide:
+                        plan = plan_image(entry, slide, engine.spec, options)
+                        result = analyse_image(
+                            project, plan, slide, engine, options, run_dir, progress
+                        )
+                        summary.images.append(result)
+                except NothingToDo as nothing:
+                    summary.nothing_to_do[entry.id] = str(nothing)
+                    _log.info("image %s: not analysed: %s", entry.name, nothing)
+            summary.device = engine.execution
+            with interrupt_postponed():
+                try:
+                    summary.save()
+                except SaveError as error:
+                    _log.debug("no record yet: %s", error)
     with interrupt_postponed():
         summary.save_somewhere()
     return summary

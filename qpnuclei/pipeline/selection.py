@@ -263,11 +263,11 @@ def tissue_region(slide: Slide, mpp: tuple[float, float]) -> list[Region]:
     return [Region(None, tissue)]
 
 
-def ours_within(region: Region, detections: Detections) -> frozenset[UUID]:
-    """Return the UUIDs of the detections in a region that qpnuclei wrote."""
+def ours_within(regions: Sequence[Region], detections: Detections) -> list[frozenset[UUID]]:
+    """Return for each region the UUIDs of the detections in it that qpnuclei wrote."""
     ours = np.flatnonzero([is_ours(detection) for detection in detections.ids])
     if len(ours) == 0:  # centroids cost more than UUIDs
-        return frozenset()
-    (held,) = rows_inside([region], detections.centroids[ours], detections.planes[ours])
-    found = (detections.ids[row] for row in ours[held].tolist())
-    return frozenset(own_id for own_id in found if own_id is not None)
+        return [frozenset()] * len(regions)
+    ids = np.array(detections.ids, dtype=object)[ours]
+    held = rows_inside(regions, detections.centroids[ours], detections.planes[ours])
+    return [frozenset(ids[rows].tolist()) for rows in held]

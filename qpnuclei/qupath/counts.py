@@ -287,7 +287,27 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         If the file cannot be written.
     """
     path = Path(path)
-    writers = {
+    write = _writer_of(path)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = {name: [_cell(row.get(name)) for row in rows] for name in columns}
+    content = write(table)
+    with atomic_file(path) as stream:
+        stream.write(content)
+
+
+def check_table_name(path: Path) -> None:
+    """Refuse a file name that `write_table` would refuse, before anything is counted.
+
+    Raises
+    ------
+    UsageError
+        If its suffix is none of a table.
+    """
+    _writer_of(path)
+
+
+def _writer_of(path: Path) -> Callable[[Mapping[str, list[Any]]], bytes]:
+    writers: dict[str, Callable[[Mapping[str, list[Any]]], bytes]] = {
         ".csv": lambda table: _separated(table, ","),
         ".tsv": lambda table: _separated(table, "\t"),
         ".json": _json,
@@ -299,11 +319,7 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             f"{str(path)!r} is not a table this program writes",
             f"use one of {', '.join(writers)}",
         )
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    table = {name: [_cell(row.get(name)) for row in rows] for name in columns}
-    content = write(table)
-    with atomic_file(path) as stream:
-        stream.write(content)
+    return write
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,6 +29,7 @@ from qpnuclei.slides.files import one_per_slide
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
+from qpnuclei.system.files import remove_leftovers, temporary_prefix
 
 #: What the files say they were written by; QuPath 0.4 to 0.7 open them.
 QUPATH_VERSION = "0.5.1"
@@ -189,7 +190,8 @@ def create_project(
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         # Made beside its place and renamed, so that there is a whole project or none.
-        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+        remove_leftovers(directory.parent)
+        temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(), dir=directory.parent))
     except OSError as error:
         raise SaveError(f"{directory} cannot be made: {error.strerror}") from error
     try:

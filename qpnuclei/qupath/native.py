@@ -25,13 +25,13 @@ from qpnuclei.qupath.transaction import (
     Transaction,
     digest_of,
     digest_of_file,
-    locked,
     remove_leftovers,
 )
 from qpnuclei.qupath.uris import find_image
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.stains import Stains
 from qpnuclei.system.files import read_regular
+from qpnuclei.system.locks import locked
 
 _log = logging.getLogger(__name__)
 
@@ -172,32 +172,8 @@ class NativeImage:
             If a group of the edit contradicts itself, or is another one when it is asked for again.
         """
         self._check_reachable()
-        old, found = self._read_bytes()
-        if found != fingerprint:
-            raise self._conflict()
-        data_file = self._new_data_file() if old is None else self._parse(old)
-        data_file.read().summary()  # what contradicts itself is refused before it is written
-        data_file.remove(edit.remove)
-        data_file.set_properties(edit.properties)
-        kept = _digest(data_file)
-        additions = data_file.add(edit)
-        image_type = data_file.image_type
-        remove_leftovers(self.folder)
-        with Transaction(self._project.path.parent) as transaction:
-            staged, digest = transaction.stage(self.data_path, data_file.write)
-            del old, data_file  # as large as the file, and no longer needed
-            objects = self._verify(staged, digest, additions, kept)
-            summary = self._summary(staged, image_type, objects)
-            transaction.stage(self.folder / "summary.json", lambda emit: emit(summary))
-            with locked(self._project.path.parent):
-                classes = project_file.with_classes(
-                    self._project.classes_path, additions.path_classes
-                )
-                if classes is not None:
-                    transaction.stage(self._project.classes_path, lambda emit: emit(classes))
-                self._check_unchanged(fingerprint)
-                with kept_backup(self.data_path):
-                    transaction.commit()
+        with locked(self._project.path.parent):
+            self._save(edit, fingerprint)
         # Tidying up cannot fail what is saved by now.
         with contextlib.suppress(OSError):
             self._backup_path.unlink(missing_ok=True)  # as QuPath does; we have a copy
@@ -228,24 +204,54 @@ class NativeImage:
             If it could not be saved; the project is as it was.
         """
         self._check_reachable()
-        data = _bytes_of(backup.path)
-        data_file = DataFile.parse(data, str(backup.path))
-        objects = data_file.read()
-        remove_leftovers(self.folder)
-        with Transaction(self._project.path.parent) as transaction:
-            staged, digest = transaction.stage(self.data_path, lambda emit: emit(data))
-            if digest_of_file(staged) != digest:
-                raise SaveError(
-                    f"{self.data_path}: what was written does not read back",
-                    "what was there before is untouched",
-                )
-            summary = self._summary(staged, data_file.image_type, objects)
-            transaction.stage(self.folder / "summary.json", lambda emit: emit(summary))
-            with locked(self._project.path.parent), kept_backup(self.data_path):
-                transaction.commit()
+        with locked(self._project.path.parent):
+            data = _bytes_of(backup.path)
+            data_file = DataFile.parse(data, str(backup.path))
+            objects = data_file.read()
+            self._remove_leftovers()
+            with Transaction(self._project.path.parent) as transaction:
+                staged, digest = transaction.stage(self.data_path, lambda emit: emit(data))
+                if digest_of_file(staged) != digest:
+                    raise SaveError(
+                        f"{self.data_path}: what was written does not read back",
+                        "what was there before is untouched",
+                    )
+                summary = self._summary(staged, data_file.image_type, objects)
+                transaction.stage(self.folder / "summary.json", lambda emit: emit(summary))
+                with kept_backup(self.data_path):
+                    transaction.commit()
         with contextlib.suppress(OSError):
             self._backup_path.unlink(missing_ok=True)
             drop_old_backups(self.data_path)
+
+    def _save(self, edit: Edit, fingerprint: str) -> None:
+        old, found = self._read_bytes()
+        if found != fingerprint:
+            raise self._conflict()
+        data_file = self._new_data_file() if old is None else self._parse(old)
+        data_file.read().summary()  # what contradicts itself is refused before it is written
+        data_file.remove(edit.remove)
+        data_file.set_properties(edit.properties)
+        kept = _digest(data_file)
+        additions = data_file.add(edit)
+        image_type = data_file.image_type
+        self._remove_leftovers()
+        with Transaction(self._project.path.parent) as transaction:
+            staged, digest = transaction.stage(self.data_path, data_file.write)
+            del old, data_file  # as large as the file, and no longer needed
+            objects = self._verify(staged, digest, additions, kept)
+            summary = self._summary(staged, image_type, objects)
+            transaction.stage(self.folder / "summary.json", lambda emit: emit(summary))
+            classes = project_file.with_classes(self._project.classes_path, additions.path_classes)
+            if classes is not None:
+                transaction.stage(self._project.classes_path, lambda emit: emit(classes))
+            self._check_unchanged(fingerprint)
+            with kept_backup(self.data_path):
+                transaction.commit()
+
+    def _remove_leftovers(self) -> None:
+        for folder in (self.folder, self._project.classes_path.parent, self._project.path.parent):
+            remove_leftovers(folder)
 
     def _read_bytes(self) -> tuple[bytes | None, str]:
         """Return the data file's bytes, None if there is none, and its fingerprint."""

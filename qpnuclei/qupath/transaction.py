@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 from qpnuclei.errors import SaveError
-from qpnuclei.system.files import make_folder_below, open_regular
+from qpnuclei.system import files
+from qpnuclei.system.files import (
+    TEMPORARY_PREFIX,
+    make_folder_below,
+    open_regular,
+    take_owner,
+    temporary_prefix,
+)
 
-_log = logging.getLogger(__name__)
-
-#: Temporary files of a save that was killed have this prefix; QuPath ignores them.
-TEMPORARY_PREFIX = ".qpnuclei-"
-
-#: After this time a temporary file is what a killed save left.
+#: After this time a temporary file is what a save left that was killed, on whichever computer.
 LEFTOVER_AGE_S = 3600.0
 
 #: What writes a file's content, in pieces, to the function it is given.
@@ -92,6 +93,7 @@ class Transaction:
                 write(emit)
                 stream.flush()
                 os.fsync(stream.fileno())
+            take_owner(temporary, target if target.exists() else target.parent)
             if target.exists():
                 shutil.copymode(target, temporary)
         except SaveError:
@@ -131,6 +133,7 @@ class Transaction:
 def copy_durably(source: Path, target: Path) -> None:
     """Copy a file and flush the copy to the disk."""
     shutil.copyfile(source, target)
+    take_owner(target, source)
     shutil.copystat(source, target)
     with target.open("rb+") as stream:
         os.fsync(stream.fileno())
@@ -149,44 +152,16 @@ def sync_folder(folder: Path) -> None:
 
 def temporary_beside(target: Path) -> Path:
     """Return a new name beside a file, of which `remove_leftovers` knows that it is temporary."""
-    return target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}.tmp")
+    return target.with_name(f"{temporary_prefix()}{uuid.uuid4().hex}.tmp")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of saves that were killed, old enough not to be in use."""
+    """Remove temporary files of saves that were killed, or are old enough not to be in use."""
+    files.remove_leftovers(folder)
     for path in folder.glob(f"{TEMPORARY_PREFIX}*.tmp"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > LEFTOVER_AGE_S:
                 path.unlink()
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Wait until no other process holds a folder, and hold it; QuPath pays no heed to it.
-
-    It leaves no file behind, also not when the process is killed. Where the system cannot (Windows,
-    some network drives) it does nothing.
-    """
-    descriptor = None
-    try:
-        descriptor = _lock(folder)
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def _lock(folder: Path) -> int | None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError as error:
-        _log.debug("%s cannot be locked: %s", folder, error)
-    return descriptor
 
 
 def digest_of(data: bytes) -> str:

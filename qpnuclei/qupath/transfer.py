@@ -32,6 +32,7 @@ from qpnuclei.qupath.model import (
 )
 from qpnuclei.qupath.names import class_of, composed, file_stem
 from qpnuclei.qupath.regions import Region, region_of, rows_inside, same_outline
+from qpnuclei.system.locks import locked
 
 #: What a detection may be in QuPath, and in a file.
 _DETECTION_KINDS = ("detection", "cell", "tile")
@@ -200,17 +201,18 @@ def import_file(
     ConflictError, SaveError
         If the image cannot be saved; the project is as it was.
     """
-    objects = entry.read()
-    incoming = _Incoming(project, objects, _checked_class_name(class_name))
-    odd = Oddities()
-    for number, found in enumerate(read_objects(path, odd), 1):
-        incoming.add(number, found)
-    edit = incoming.edit(path)
-    incoming.result.left_out += odd.features
-    incoming.result.losses += odd.values
-    if edit.annotations or edit.add:
-        entry.write(edit, objects.fingerprint)
-    return incoming.result
+    with locked(project.path.parent):
+        objects = entry.read()
+        incoming = _Incoming(project, objects, _checked_class_name(class_name))
+        odd = Oddities()
+        for number, found in enumerate(read_objects(path, odd), 1):
+            incoming.add(number, found)
+        edit = incoming.edit(path)
+        incoming.result.left_out += odd.features
+        incoming.result.losses += odd.values
+        if edit.annotations or edit.add:
+            entry.write(edit, objects.fingerprint)
+        return incoming.result
 
 
 def image_of_file(project: Project, path: Path) -> ImageEntry:

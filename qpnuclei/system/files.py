@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from qpnuclei.errors import SaveError
+from qpnuclei.system.processes import Process, made_by_the_dead
+
+#: Temporary files and folders begin with this, and say next which process made them.
+TEMPORARY_PREFIX = ".qpnuclei-"
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -54,12 +59,14 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        remove_leftovers(path.parent)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=temporary_prefix(), suffix=".part")
         partial = Path(name)
         with os.fdopen(handle, "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
+        take_owner(partial, path if path.exists() else path.parent)
         partial.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner may read
         partial.replace(path)
         partial = None
@@ -109,13 +116,43 @@ def make_folder_below(base: Path, folder: Path) -> None:
         raise SaveError(f"{there} is no longer there", "is its drive still connected?")
     try:
         for made in reversed([folder, *folder.parents]):
-            if made.is_relative_to(there) and made != there:
+            if made.is_relative_to(there) and made != there and not made.is_dir():
                 made.mkdir(exist_ok=True)
+                take_owner(made, made.parent)
     except OSError as error:
         raise SaveError(
             f"the folder {folder} cannot be made: {error.strerror or error}",
             "choose another folder, or change its permissions",
         ) from error
+
+
+def temporary_prefix() -> str:
+    """Return how the name of a temporary file or folder of this process begins."""
+    return f"{TEMPORARY_PREFIX}{Process.this().tag}-"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes of this computer that were killed left in a folder, as far as it goes.
+
+    What a process that still runs, or one of another computer, has made is recognised by its name,
+    and stays.
+    """
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        if made_by_the_dead(path.name):
+            with suppress(OSError):  # a leftover does no harm
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+
+
+def take_owner(path: Path, like: Path) -> None:
+    """Give a new file the owner and group of another one, where the user may: root above all."""
+    if hasattr(os, "chown"):
+        with suppress(OSError):
+            wanted, has = like.stat(), path.stat()
+            if (wanted.st_uid, wanted.st_gid) != (has.st_uid, has.st_gid):
+                os.chown(path, wanted.st_uid, wanted.st_gid)
 
 
 def folders_of_last_resort() -> list[Path]:

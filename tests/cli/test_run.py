@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,12 +24,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
-from qpnuclei.errors import SaveError
+from qpnuclei.errors import LockedError, SaveError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.store import Shards, temporary_shards
 from qpnuclei.qupath.geojson import read_objects
 from qpnuclei.qupath.model import Detections, Edit, ImageObjects, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeImage, open_project
+from qpnuclei.system.locks import LOCK_NAME, locked
 from tests.cli.conftest import VERSIONS, Outcome, tree
 from tests.paths import SAMPLES, SHARED
 
@@ -584,17 +586,44 @@ def test_ctrl_c_leaves_the_project_untouched(sample: Sample, pause: float) -> No
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal there")
-def test_a_run_that_is_killed_leaves_nothing_behind(sample: Sample) -> None:
+def test_a_run_that_is_killed_leaves_its_lock_alone_and_the_next_removes_it(
+    sample: Sample, qpnuclei: Call
+) -> None:
     project = sample("0.5.1")
     before, paths = tree(project), everything(project)
     with started(project, *SLOW) as run:
         assert run.stderr is not None
         assert any(" 1 of " in line for line in run.stderr)
+        refused = qpnuclei("run", project, *SLOW, "--no-wait")
+        assert isinstance(refused.error, LockedError)
+        assert f"is in use by process {run.pid} on " in refused.error.what
         run.kill()
         run.communicate(timeout=60)
     assert run.returncode == -signal.SIGKILL
+    lock = project / LOCK_NAME
+    assert everything(project) - paths == {lock}
+    with locked(project, wait=False):
+        pass
     assert tree(project) == before
     assert everything(project) == paths
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals work differently there")
+def test_a_batch_system_ends_a_run(sample: Sample) -> None:
+    project = sample("0.5.1")
+    before = tree(project)
+    with started(project, *SLOW) as run:
+        assert run.stderr is not None
+        assert any(" 1 of " in line for line in run.stderr)
+        run.terminate()
+        _, stderr = run.communicate(timeout=60)
+    assert run.returncode == 143, stderr
+    assert stderr.endswith(LEFT.replace("interrupted", "terminated"))
+    (record_path,) = (project / "qpnuclei").glob("*/run.json")
+    assert tree(project) == before | {str(record_path.relative_to(project)): ANY}
+    record = json.loads(record_path.read_text())
+    assert record["images"] == []
+    assert [image["reason"] for image in record["not_done"]] == ["the run ended before"]
 
 
 def test_ctrl_c_while_an_image_is_being_saved_waits_for_it(sample: Sample) -> None:

@@ -87,10 +87,10 @@ MUTANTS = (
     ),
     Mutant(
         "two programs save into one project at once",
-        "qupath/transaction.py",
-        "fcntl.flock(descriptor, fcntl.LOCK_EX)",
-        "pass",
-        ("tests/qupath/test_transaction.py",),
+        "system/locks.py",
+        "        except FileExistsError:\n            # A network",
+        "        except IsADirectoryError:\n            # A network",
+        ("tests/system/test_locks.py", "-k", "refused"),
     ),
     Mutant(
         "all backups but one are dropped",
@@ -131,15 +131,15 @@ MUTANTS = (
     Mutant(
         "UUIDs of others are taken for ours",
         "nuclei/ids.py",
-        "        and detection_id.bytes[:6] == ID_PREFIX\n",
+        " and detection_id.int & _MARK_BITS == _MARK",
         "",
         ("tests/nuclei/test_ids.py",),
     ),
     Mutant(
         "detections outside of the annotation are removed",
         "pipeline/selection.py",
-        "detections.ids[row] for row in ours[held]",
-        "detections.ids[row] for row in ours",
+        "frozenset(ids[rows].tolist()) for rows in held",
+        "frozenset(ids.tolist()) for rows in held",
         ("tests/pipeline", "tests/cli/test_run.py", "-k", "existing or within or replace"),
     ),
     # What is counted

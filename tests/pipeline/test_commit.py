@@ -15,7 +15,7 @@ import shapely
 from qpnuclei.errors import ConflictError, FormatError, QpnucleiError, SaveError, UsageError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
-from qpnuclei.pipeline.commit import NewNuclei, new_nuclei, write_back
+from qpnuclei.pipeline.commit import NewNuclei, choose_run_dir, new_nuclei, write_back
 from qpnuclei.pipeline.plan import ImagePlan, RunOptions
 from qpnuclei.pipeline.selection import RoiSelection, ours_within, select_regions
 from qpnuclei.qupath.geojson import read_objects
@@ -45,7 +45,7 @@ def plan_of(image: NativeImage, options: RunOptions = OPTIONS) -> ImagePlan:
     """Plan the image as a run does, without tiles: they are done with when nuclei are written."""
     objects = image.read()
     regions = select_regions(options.selection, objects.annotations, 512, 384)
-    existing = [ours_within(region, objects.detections) for region in regions]
+    existing = ours_within(regions, objects.detections)
     scale = Scale((0.5, 0.5), (1.0, 1.0))
     tiles = TilePlan(shapely.box(0, 0, 512, 384), (512, 384), 512, 32)
     taken = frozenset(own_id for own_id in objects.detections.ids if own_id is not None)
@@ -259,6 +259,14 @@ def test_nuclei_are_saved_wherever_there_is_room(
     (rescued,) = (tmp_path / "here").iterdir()
     assert str(rescued) in raised.value.what
     assert len(list(read_objects(rescued))) == 2
+
+
+def test_runs_of_one_second_have_a_folder_each(project: NativeProject) -> None:
+    folders = []
+    for _ in range(5):
+        folders.append(choose_run_dir(project, OPTIONS))
+        folders[-1].mkdir(parents=True)
+    assert len(set(folders)) == 5
 
 
 @pytest.mark.parametrize("saved_before", [True, False])

@@ -4,6 +4,7 @@ import logging
 import uuid
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import shapely
 
@@ -173,4 +174,61 @@ def test_only_ours_and_only_inside_are_replaced() -> None:
         planes=np.zeros((4, 2), np.int64),
         parents=np.full(4, -1),
     )
-    assert ours_within(Region(None, SQUARE), detections) == {ours_in}
+    elsewhere = Region(None, shapely.box(40, 40, 60, 60))
+    assert ours_within([Region(None, SQUARE), elsewhere], detections) == [{ours_in}, {ours_out}]
+    assert ours_within([], detections) == []
+
+
+def detections_at(centroids: npt.NDArray[np.float64]) -> Detections:
+    """Return points as detections, every second of them ours."""
+    n = len(centroids)
+    ids = [
+        nucleus_id(row.to_bytes(10, "big")) if row % 2 == 0 else uuid.UUID(int=row)
+        for row in range(n)
+    ]
+    return Detections(
+        ids=ids,
+        kinds=["detection"] * n,
+        class_names=["Nucleus"] * n,
+        geometries=shapely.points(centroids),
+        centroids=centroids,
+        planes=np.zeros((n, 2), np.int64),
+        parents=np.full(n, -1),
+    )
+
+
+@pytest.mark.parametrize(
+    ("across", "n"),
+    [
+        (10, 2000),
+        pytest.param(55, 1_000_000, marks=pytest.mark.slow),
+        pytest.param(448, 20_000, marks=pytest.mark.slow),  # 200,000 annotations
+    ],
+)
+def test_many_regions_hold_what_a_grid_says(across: int, n: int) -> None:
+    places = np.random.default_rng(1).uniform(0, 100 * across, (n, 2))
+    detections = detections_at(places)
+    corners = np.stack(np.divmod(np.arange(across * across), across), axis=1) * 100.0
+    boxes = shapely.box(*corners.T, *(corners.T + 50))
+    found = ours_within([Region(None, box) for box in boxes], detections)
+    expected: list[set[uuid.UUID | None]] = [set() for _ in boxes]
+    for row in range(0, n, 2):
+        (i, x), (j, y) = (divmod(float(value), 100.0) for value in places[row])
+        if x <= 50 and y <= 50:
+            expected[int(i) * across + int(j)].add(detections.ids[row])
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("vertices", "n"), [(500, 1000), pytest.param(200_000, 100_000, marks=pytest.mark.slow)]
+)
+def test_an_annotation_of_many_vertices_holds_what_a_circle_does(vertices: int, n: int) -> None:
+    places = np.random.default_rng(2).uniform(0, 1000, (n, 2))
+    radius = np.hypot(*(places - 500).T)
+    places = places[abs(radius - 400) > 0.02]  # the polygon is that much smaller than its circle
+    detections = detections_at(places)
+    angles = np.arange(vertices) * (2 * np.pi / vertices)
+    ring = 500 + 400 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    (found,) = ours_within([Region(None, shapely.polygons(ring))], detections)
+    inside = np.flatnonzero(np.hypot(*(places - 500).T) < 400)
+    assert found == {detections.ids[row] for row in inside.tolist() if row % 2 == 0}

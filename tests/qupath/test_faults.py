@@ -16,7 +16,7 @@ from qpnuclei.errors import SaveError
 from qpnuclei.qupath.backups import BACKUP_FOLDER
 from qpnuclei.qupath.model import Edit
 from qpnuclei.qupath.native import open_project
-from qpnuclei.qupath.transaction import TEMPORARY_PREFIX
+from qpnuclei.system.files import TEMPORARY_PREFIX
 from tests.paths import ROOT
 from tests.qupath.samples import copy_project
 from tests.qupath.test_native import group, snapshot

@@ -21,6 +21,8 @@ from qpnuclei.qupath.backups import BACKUP_COUNT, BACKUP_FOLDER
 from qpnuclei.qupath.model import DetectionGroup, Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.qpdata.data_file import DataFile
+from qpnuclei.system.files import temporary_prefix
+from qpnuclei.system.processes import Process
 from tests.ids import nucleus_id
 from tests.paths import SAMPLES, SHARED
 from tests.qupath.samples import VERSIONS, copy_project, dump
@@ -629,6 +631,31 @@ def test_leftovers_of_a_killed_save_are_removed_when_old(tmp_path):
     image.write(Edit(add=[group(0)]), image.read().fingerprint)
     assert not old.exists()
     assert fresh.exists()  # may belong to a save that goes on
+
+
+def test_leftovers_of_killed_processes_are_removed_wherever_the_project_is_saved(tmp_path):
+    image = open_project(copy_project("0.5.1", tmp_path)).images[0]
+    name = temporary_prefix().replace(Process.this().begun, "00000000")
+    project = image.folder.parent.parent
+    left = [f / f"{name}1.tmp" for f in (image.folder, project, project / "classifiers")]
+    for path in left:
+        path.touch()
+    image.write(Edit(add=[group(0)]), image.read().fingerprint)
+    assert not [path for path in left if path.exists()]
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may give files away"
+)
+def test_what_root_saves_stays_its_owners(tmp_path):
+    image = open_project(copy_project("0.5.1", tmp_path)).images[0]
+    paths = [image.folder, image.data_path, image.folder / "summary.json"]
+    for path in paths:
+        os.chown(path, 12345, 23456)
+    image.write(Edit(add=[group(0)]), image.read().fingerprint)
+    (backup,) = image.backups()
+    for path in (*paths, backup.path, backup.path.parent):
+        assert (path.stat().st_uid, path.stat().st_gid) == (12345, 23456)
 
 
 class Failing:

@@ -27,10 +27,13 @@ def end_of(program: str) -> tuple[int, str, str]:
     head = """
         import atexit, signal, sys, threading, time
         from qpnuclei.system.interrupts import (
-            asking_to_stop, ending_on_interrupt, interrupt_postponed, leaving_on_interrupt
+            asking_to_stop, before_leaving, ending_on_interrupt, interrupt_postponed,
+            leaving_on_interrupt
         )
         def ctrl_c():
             signal.raise_signal(signal.SIGINT)
+        def terminate():
+            signal.raise_signal(signal.SIGTERM)
         def say(what):
             print(what, flush=True)
     """
@@ -155,6 +158,32 @@ def test_leaving_waits_for_what_must_be_completed() -> None:
             say("not said")
     """
     assert end_of(program) == (130, "completed\n", "away\n")
+
+
+def test_a_batch_system_that_ends_a_program_is_told_that_it_was() -> None:
+    program = """
+        with before_leaving(lambda number: say(number == signal.SIGTERM)):
+            with before_leaving(lambda number: 1 / 0):
+                with leaving_on_interrupt("interrupted: what was saved is kept"):
+                    with interrupt_postponed():
+                        terminate()
+                        say("completed")
+                    say("not said")
+    """
+    said = "completed\nTrue\n"
+    assert end_of(program) == (143, said, "terminated: what was saved is kept\n")
+
+
+def test_sigterm_unwinds_as_ctrl_c_does() -> None:
+    program = """
+        with ending_on_interrupt():
+            try:
+                terminate()
+            finally:
+                terminate()
+                say("cleaned up")
+    """
+    assert end_of(program) == (143, "cleaned up\n", "terminated\n")
 
 
 def test_a_postponed_interrupt_is_what_it_was() -> None:

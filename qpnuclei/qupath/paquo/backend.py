@@ -58,16 +58,15 @@ from qpnuclei.qupath.qpdata.java_stream import Content
 from qpnuclei.qupath.qpdata.new_detections import Additions, NewPart, plane_of, uniform_parts
 from qpnuclei.qupath.qpdata.rois import Plane, polygons
 from qpnuclei.qupath.transaction import (
-    TEMPORARY_PREFIX,
     Transaction,
-    locked,
     remove_leftovers,
     temporary_beside,
 )
 from qpnuclei.qupath.uris import file_uri, find_image, parse_file_uri
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.stains import Stains
-from qpnuclei.system.files import open_regular
+from qpnuclei.system.files import TEMPORARY_PREFIX, open_regular
+from qpnuclei.system.locks import locked
 
 _log = logging.getLogger(__name__)
 
@@ -341,14 +340,15 @@ class PaquoImage:
         foreign = [item for item in edit.remove if not is_ours(item)]
         if foreign:
             raise UsageError(f"{foreign[0]} was not written by qpnuclei and is not removed")
-        self._check_unchanged(fingerprint)
-        loaded = self._load_for_writing()
-        self._project.release()  # it will differ from the file, until that is saved and verified
-        try:
-            self._edit_and_save(loaded, edit, fingerprint)
-        except BaseException:
-            loaded.close()
-            raise
+        with locked(self._project.path.parent):
+            self._check_unchanged(fingerprint)
+            loaded = self._load_for_writing()
+            self._project.release()  # it differs from the file until that is saved and verified
+            try:
+                self._edit_and_save(loaded, edit, fingerprint)
+            except BaseException:
+                loaded.close()
+                raise
         with suppress(OSError):
             drop_old_backups(self.data_file)
         self._project.keep(replace(loaded, fingerprint=_fingerprint(self.data_file)))
@@ -365,7 +365,8 @@ class PaquoImage:
             for name, value in edit.properties.items():
                 data.setProperty(name, value)
         self._check_unchanged(fingerprint)
-        remove_leftovers(self.data_file.parent)
+        for folder in (self.data_file.parent, self._project.classes_path.parent):
+            remove_leftovers(folder)
         with kept_backup(self.data_file), _kept_on_failure(self.data_file):
             with jvm.quiet(), _java_errors(SaveError, f"{self.data_file}: cannot be saved"):
                 self._entry.saveImageData(data)

@@ -1,0 +1,248 @@
+"""One process at a time on a folder, also on drives that several computers share.
+
+The lock is a file in the folder that says who holds it. It is made in one step, by a hard link or
+exclusively, which holds on network drives too, where locks of the system (``flock``) may not. What
+a process that was killed leaves is recognised by its number and start, and removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from qpnuclei.errors import LockedError, SaveError
+from qpnuclei.system.interrupts import before_leaving
+from qpnuclei.system.processes import Process
+
+#: Name of the file in the folder.
+LOCK_NAME = ".qpnuclei.lock"
+
+_log = logging.getLogger(__name__)
+_POLL_S = 0.3
+_NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock: a process, since when (UTC), and a mark that is unique to this lock."""
+
+    process: Process
+    since: str
+    mark: str
+
+    def __str__(self) -> str:
+        return f"process {self.process.pid} on {self.process.host}, since {self.since} UTC"
+
+
+@dataclass
+class _Held:
+    """What this process has of a folder's lock."""
+
+    thread: threading.RLock
+    depth: int = 0
+
+
+_HELD: dict[Path, _Held] = {}
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, wait: bool = True, break_lock: bool = False) -> Iterator[None]:
+    """Hold a folder within the block; no other process, or thread, then does.
+
+    Within the block it may be held again. Where the user may write nothing into the folder there
+    is no lock, and a warning. QuPath pays no heed to it.
+
+    Parameters
+    ----------
+    wait : bool
+        Wait while another process holds it, and say for whom; else refuse.
+    break_lock : bool
+        Remove the lock of a process of another computer, which may be gone: nobody can tell here.
+
+    Raises
+    ------
+    LockedError
+        If another process holds it and `wait` is false, or `break_lock` is asked for though the
+        process runs on this computer.
+    SaveError
+        If the folder is gone, or the lock cannot be written.
+    """
+    folder = folder.resolve()
+    held = _HELD.setdefault(folder, _Held(threading.RLock()))
+    if not held.thread.acquire(blocking=wait):
+        raise LockedError(f"another thread works on {folder}", "wait until it is done")
+    try:
+        lock = folder / LOCK_NAME
+        mine = None if held.depth else _acquire(lock, wait, break_lock)
+        held.depth += 1
+        try:
+            with before_leaving(lambda _signal: _release(lock, mine)):
+                yield
+        finally:
+            held.depth -= 1
+            _release(lock, mine)
+    finally:
+        held.thread.release()
+
+
+def holder_of(folder: Path) -> Holder | None:
+    """Return who holds a folder, be it alive or not; None if nobody does.
+
+    Raises
+    ------
+    OSError
+        If the lock cannot be read.
+    """
+    try:
+        text = (folder / LOCK_NAME).read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        content = json.loads(text)
+        process = {name: kind(content[name]) for name, kind in _FIELDS.items()}
+        return Holder(Process(**process), str(content["since"]), str(content["mark"]))
+    except (ValueError, KeyError, TypeError):
+        # Cut off where a disk was full; whose it was is not to be known.
+        return Holder(Process("an unknown computer", "", 0, ""), "an unknown time", repr(text[:99]))
+
+
+_FIELDS = {"host": str, "machine": str, "pid": int, "begun": str}
+
+
+def _acquire(lock: Path, wait: bool, break_lock: bool) -> Holder | None:
+    """Make the lock, and return what it says; None where the user may make none."""
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
+    mine = Holder(Process.this(), now, uuid.uuid4().hex)
+    told = None
+    while True:
+        try:
+            if _make(lock, mine):
+                return mine
+            other = holder_of(lock.parent)
+        except OSError as error:
+            if error.errno in _NO_RIGHT:
+                _log.warning(
+                    "%s cannot be locked (%s): no other process should work on it",
+                    lock.parent,
+                    error.strerror,
+                )
+                return None
+            if not lock.parent.is_dir():
+                raise SaveError(
+                    f"{lock.parent} is no longer there", "is its drive still connected?"
+                ) from error
+            raise SaveError(
+                f"{lock.parent} could not be saved to: its lock {lock.name}: {error.strerror}",
+                "nothing was changed; make room, and run again",
+            ) from error
+        if other is None:  # released just now
+            continue
+        if other.process.is_gone:
+            _log.warning("%s: the lock of %s, which is gone, is removed", lock.parent, other)
+            _break(lock, other)
+            continue
+        if break_lock and other.process.is_here:
+            raise LockedError(
+                f"{lock.parent} is in use by {other}, which still runs",
+                "end that process; its lock goes with it",
+            )
+        if break_lock:
+            _log.warning("%s: the lock of %s is removed, as you ask", lock.parent, other)
+            _break(lock, other)
+            break_lock = False
+            continue
+        hint = "if that process runs no more there, add --break-lock"
+        if not wait:
+            hint = "wait until it is done" if other.process.is_here else hint
+            raise LockedError(f"{lock.parent} is in use by {other}", hint)
+        if other != told:
+            elsewhere = "" if other.process.is_here else f"; {hint}"
+            _log.warning("%s is in use by %s: waiting%s", lock.parent, other, elsewhere)
+            told = other
+        time.sleep(_POLL_S)
+
+
+def _make(lock: Path, mine: Holder) -> bool:
+    """Make the lock with all that it says, in one step; tell whether it was not there."""
+    content = json.dumps({**asdict(mine.process), "since": mine.since, "mark": mine.mark}).encode()
+    # By its name a later save knows what a process that was killed here leaves.
+    whole = lock.with_name(f".qpnuclei-{mine.process.tag}-{mine.mark}.tmp")
+    try:
+        whole.write_bytes(content)
+        try:
+            os.link(whole, lock)
+        except FileExistsError:
+            # A network drive may have done it and lost its answer.
+            return whole.stat().st_nlink == 2
+        except (OSError, NotImplementedError):  # a drive without links
+            return _make_exclusively(lock, content)
+        return True
+    finally:
+        with contextlib.suppress(OSError):
+            whole.unlink(missing_ok=True)
+
+
+def _make_exclusively(lock: Path, content: bytes) -> bool:
+    try:
+        stream = lock.open("xb")
+    except FileExistsError:
+        return False
+    try:
+        with stream:
+            stream.write(content)
+    except BaseException:
+        lock.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def _release(lock: Path, mine: Holder | None) -> None:
+    """Remove the lock, if it is still ours: someone may have broken it."""
+    if mine is None:
+        return
+    with contextlib.suppress(OSError):  # its drive may be gone
+        if holder_of(lock.parent) == mine:
+            lock.unlink()
+
+
+def _break(lock: Path, other: Holder) -> None:
+    """Remove the lock of another process, if it is still that one's."""
+    try:
+        with _alone_here(lock.parent):
+            if holder_of(lock.parent) == other:
+                lock.unlink(missing_ok=True)
+    except OSError as error:
+        raise SaveError(
+            f"{lock} cannot be removed: {error.strerror}", "remove that file, and run again"
+        ) from error
+
+
+@contextlib.contextmanager
+def _alone_here(folder: Path) -> Iterator[None]:
+    """Keep out other processes of this computer, where the system can (Windows cannot).
+
+    Two that find the same dead lock must not both remove it: the second would remove the lock that
+    the first has made since. Locks of other computers are removed by hand alone.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # not on every network drive
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

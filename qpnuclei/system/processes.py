@@ -1,0 +1,114 @@
+"""Which process made something, and whether it still runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+_PROC = Path("/proc")
+#: Of the namespace in which a Linux system numbers its processes, outside of all containers.
+_OUTSIDE_OF_CONTAINERS = "pid:[4026531836]"
+_TAG = re.compile(r"([0-9a-f]{8})-(\d{1,10})-([0-9a-f]{8})")
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of some computer.
+
+    Parameters
+    ----------
+    host : str
+        Name of the computer.
+    machine : str
+        Eight hexadecimal digits that tell computers of one name, and their containers, apart.
+    pid : int
+        Its number there.
+    begun : str
+        Eight hexadecimal digits that tell it from a later process of the same number.
+    """
+
+    host: str
+    machine: str
+    pid: int
+    begun: str
+
+    @classmethod
+    def this(cls) -> Process:
+        """Return the process that asks."""
+        return cls(socket.gethostname(), _machine(), os.getpid(), _begun(os.getpid()) or "0" * 8)
+
+    @property
+    def tag(self) -> str:
+        """What names of files hold to say whose they are."""
+        return f"{self.machine}-{self.pid}-{self.begun}"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is, or was, a process of this computer (and container)."""
+        return self.machine == _machine()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it surely runs no more. Of other computers nobody can tell here."""
+        return self.is_here and _begun(self.pid) != self.begun
+
+
+def made_by_the_dead(name: str) -> bool:
+    """Tell whether a file's name holds the tag of a process of this computer that is gone."""
+    found = _TAG.search(name)
+    return found is not None and Process("", found[1], int(found[2]), found[3]).is_gone
+
+
+def _machine() -> str:
+    parts = [socket.gethostname()]
+    if _PROC.is_dir():
+        namespace = _link(_PROC / "self/ns/pid")
+        machine_id = _text(Path("/etc/machine-id"))
+        # Containers share their image's machine ID, and those of two computers may have one name.
+        inside = namespace != _OUTSIDE_OF_CONTAINERS
+        if inside or not machine_id:
+            parts += [namespace, _text(_PROC / "sys/kernel/random/boot_id")]
+        else:
+            parts.append(machine_id)
+    return _digest("/".join(parts))
+
+
+def _begun(pid: int) -> str | None:
+    """Identify the process that has a number now; None if none has."""
+    if _PROC.is_dir():
+        # Ticks since the system was started, which setting the clock does not change.
+        state, *fields = _text(_PROC / str(pid) / "stat").rpartition(")")[2].split() or [""]
+        if state in ("", "Z", "X"):  # no process, or one that has ended
+            return None
+        return _digest(f"{_text(_PROC / 'sys/kernel/random/boot_id')}/{fields[18]}")
+    import psutil  # not on Linux, which need not wait for it
+
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return _digest(repr(process.create_time()))
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _link(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except OSError:
+        return ""
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode(errors="surrogateescape"), digest_size=4).hexdigest()

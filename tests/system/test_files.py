@@ -1,0 +1,71 @@
+"""What is left of killed processes, and whose files are."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qpnuclei.system.files import (
+    TEMPORARY_PREFIX,
+    make_folder_below,
+    remove_leftovers,
+    temporary_prefix,
+    write_atomically,
+)
+from qpnuclei.system.processes import Process
+
+AS_ROOT = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may give files away"
+)
+
+
+def test_only_what_the_dead_of_this_computer_left_is_removed(tmp_path: Path) -> None:
+    here = Process.this()
+    dead = replace(here, begun="00000000").tag
+    stay = [
+        f"{TEMPORARY_PREFIX}{here.tag}-1.tmp",
+        f"{TEMPORARY_PREFIX}{replace(here, machine='00000000').tag}-1.tmp",
+        f"{TEMPORARY_PREFIX}old.tmp",
+        f"mine-{dead}-1.part",
+    ]
+    for name in (*stay, f"{TEMPORARY_PREFIX}{dead}-1.part"):
+        (tmp_path / name).touch()
+    folder = tmp_path / f"{TEMPORARY_PREFIX}{dead}-2"
+    (folder / "data" / "1").mkdir(parents=True)
+    (folder / "data" / "1" / "data.qpdata").touch()
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(stay)
+
+
+def test_a_link_among_them_is_not_followed(tmp_path: Path) -> None:
+    dead = replace(Process.this(), begun="00000000").tag
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").touch()
+    (tmp_path / f"{TEMPORARY_PREFIX}{dead}-1").symlink_to(tmp_path / "kept")
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (tmp_path / "kept" / "file").exists()
+
+
+def test_the_next_save_into_a_folder_removes_them(tmp_path: Path) -> None:
+    name = temporary_prefix().replace(Process.this().begun, "00000000")
+    (tmp_path / f"{name}x.part").touch()
+    write_atomically(tmp_path / "table.csv", b"1")
+    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+
+
+@AS_ROOT
+def test_what_root_saves_stays_its_owners(tmp_path: Path) -> None:
+    os.chown(tmp_path, 12345, 23456)
+    make_folder_below(tmp_path, tmp_path / "a" / "b")
+    path = tmp_path / "a" / "b" / "file"
+    for _ in range(2):
+        write_atomically(path, b"1")
+        for made in (path, path.parent, path.parent.parent):
+            assert (made.stat().st_uid, made.stat().st_gid) == (12345, 23456)
+    os.chown(path, 111, 222)
+    write_atomically(path, b"2")
+    assert (path.stat().st_uid, path.stat().st_gid) == (111, 222)
