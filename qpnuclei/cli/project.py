@@ -1,4 +1,4 @@
-"""``qpnuclei project``: make QuPath projects, and restore what runs replaced."""
+"""``qpnuclei project``: create QuPath projects, and restore backups."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qpnuclei.cli.options import BreakLock, Json, MppOption, ProjectPath, Wait
 from qpnuclei.errors import QpnucleiError
 
 project_app = typer.Typer(
-    help="Make QuPath projects without QuPath, and restore what runs replaced in them.",
+    help="Create QuPath projects without QuPath, and restore backups.",
     no_args_is_help=True,
 )
 
@@ -25,7 +25,9 @@ def _project() -> None:
 
 @project_app.command()
 def create(
-    directory: Annotated[Path, typer.Argument(help="Folder of the new project; made if missing.")],
+    directory: Annotated[
+        Path, typer.Argument(help="Folder of the new project; created if missing.")
+    ],
     slides: Annotated[
         list[Path],
         typer.Argument(
@@ -35,7 +37,7 @@ def create(
     mpp: MppOption = None,
     json: Json = False,
 ) -> None:
-    """Make a new project of Brightfield (H&E) images that QuPath opens.
+    """Create a QuPath project of Brightfield (H&E) images.
 
     For example: qpnuclei project create my-project slides/*.svs
     """
@@ -78,12 +80,12 @@ def backups(
     count: Annotated[
         bool,
         typer.Option(
-            "--count", help="Read each, to show what it holds (takes long for large ones)."
+            "--count", help="Read each backup to count its objects (slow for large ones)."
         ),
     ] = False,
     json: Json = False,
 ) -> None:
-    """List what runs replaced: the newest five states of every image."""
+    """List the backups: the newest five states of every image."""
     from qpnuclei.cli.console import print_json, stdout
     from qpnuclei.cli.tables import backups_table, describe_backups
     from qpnuclei.qupath.native import open_project
@@ -94,7 +96,7 @@ def backups(
     elif any(image.backups() for image in images):
         stdout.print(backups_table(images, count))
     else:
-        stdout.print("no run has replaced anything", highlight=False)
+        stdout.print("no backups: no run has replaced anything", highlight=False)
 
 
 @project_app.command()
@@ -105,16 +107,18 @@ def restore(
     ],
     backup: Annotated[
         str | None,
-        typer.Option("--backup", help="ID of the backup, as backups lists it.", show_default=False),
+        typer.Option(
+            "--backup", help="ID of the backup, as listed by backups.", show_default=False
+        ),
     ] = None,
     latest: Annotated[bool, typer.Option("--latest", help="Restore the newest backup.")] = False,
     wait: Wait = True,
     break_lock: BreakLock = False,
     json: Json = False,
 ) -> None:
-    """Put an image's annotations and detections back as they were before a run.
+    """Restore an image's annotations and detections from before a run.
 
-    What is there now is kept as a backup itself. Close the image in QuPath first.
+    The current state becomes a backup itself. Close the image in QuPath first.
 
     For example: qpnuclei project restore project.qpproj --image slide-1.svs --latest
     """
@@ -139,7 +143,7 @@ def restore(
         print_json({"image": entry.name, "image_id": entry.id, "restored": chosen.id})
         return
     stdout.print(
-        f"{entry.name}: restored {chosen.id}; what was there is now the newest backup",
+        f"{entry.name}: restored {chosen.id}; the previous state is now the newest backup",
         highlight=False,
         markup=False,
         soft_wrap=True,
