@@ -205,7 +205,8 @@ def info_table(content: dict[str, Any]) -> Group:
             kinds = ", ".join(image["transforms"])
             parts.append(Text(f"  transformed ({kinds}): not supported by run", style="red"))
         if "error" in image:
-            parts.append(Text(f"  {image['error']} ({image['hint']})", style="red"))
+            hint = f" ({image['hint']})" if image["hint"] else ""
+            parts.append(Text(f"  {image['error']}{hint}", style="red"))
             continue
         table = Table("class", box=None, padding=(0, 2))
         for column in ("annotations", "mm²", "detections"):
