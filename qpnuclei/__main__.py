@@ -6,7 +6,7 @@ from qpnuclei.system.interrupts import ending_on_interrupt
 
 
 def main() -> None:
-    """Run the command line, which even its imports are part of to who presses Ctrl-C."""
+    """Run the command line. Imports happen inside, so that Ctrl-C works during them too."""
     with ending_on_interrupt():
         from qpnuclei.cli.app import main as command_line
 

@@ -138,7 +138,7 @@ def count(
     nucleus_classes: Sequence[str] | None = None,
     mpp: float | None = None,
 ) -> list[Row]:
-    """Count the detections of a project, whoever made them: what ``qpnuclei export`` writes.
+    """Count the detections of a project, as ``qpnuclei export`` does.
 
     Parameters
     ----------

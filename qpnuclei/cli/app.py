@@ -1,4 +1,4 @@
-"""The ``qpnuclei`` command: its verbs, and how errors are shown."""
+"""The ``qpnuclei`` command: its subcommands and error messages."""
 
 from __future__ import annotations
 
@@ -60,16 +60,16 @@ def _common(
     handler = LineHandler(console=stderr, show_time=False, show_path=False)
     logging.basicConfig(format="%(message)s", handlers=[handler], level=logging.WARNING)
     logging.getLogger("qpnuclei").setLevel(logging.DEBUG if verbose else logging.INFO)
-    # QuPath warns of many things that concern its own developers alone.
+    # Many of QuPath's warnings concern only its developers.
     logging.getLogger("qupath").setLevel(logging.INFO if verbose else logging.ERROR)
-    # What tifffile finds odd in a file is either said by the reader or does not matter.
+    # The reader reports problems of a file that matter; tifffile's warnings add nothing.
     logging.getLogger("tifffile").setLevel(logging.INFO if verbose else logging.CRITICAL)
 
 
 def main() -> None:
-    """Run the command line; exit 2 for a wrong request, 1 for a failure, 130 for Ctrl-C."""
+    """Run the command line; exit 2 for a usage error, 1 for a failure, 130 for Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text
+        if isinstance(stream, io.TextIOWrapper):  # file names may hold undecodable bytes
             stream.reconfigure(errors="backslashreplace")
     try:
         app()

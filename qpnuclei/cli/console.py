@@ -1,7 +1,7 @@
-"""Where the commands print: results to standard output, everything else to standard error.
+"""Console output: results to standard output, everything else to standard error.
 
-Names of files, images and classes come from anyone. So nothing that is printed is taken for markup,
-and no character of it can steer the terminal or change the order in which text is read.
+Names of files, images and classes are untrusted. So printed text is never interpreted as markup,
+and control characters that could affect the terminal or the text direction are escaped.
 """
 
 from __future__ import annotations
@@ -38,21 +38,20 @@ from qpnuclei.errors import QpnucleiError
 if TYPE_CHECKING:
     from qpnuclei.qupath.model import ImageEntry
 
-#: Control characters (C0 but for the end of a line, DEL, C1), and those that embed, override or
-#: isolate the direction of text.
+#: Control characters (C0 except line feed, DEL, C1) and those that change the text direction.
 _STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
-#: Wider than any table: a file or a program that reads it can have all of it.
+#: Wider than any table, so that tables in files and pipes are not truncated.
 _UNCUT = 100_000
 
 
 def visible(text: str) -> str:
-    """Return text with what would steer a terminal spelt out as Python would escape it."""
+    """Return text with control characters escaped as in Python."""
     return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class PlainConsole(Console):
-    """A console that takes nothing for markup, steers nothing, and cuts no table in a pipe."""
+    """A console without markup and control characters, with full-width tables in pipes."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         stream = sys.stderr if stderr else sys.stdout
@@ -68,7 +67,7 @@ class PlainConsole(Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterator[Segment]:
-        """Yield the segments of what is printed, made `visible`."""
+        """Yield the printed segments, made `visible`."""
         for segment in super().render(renderable, options):
             if segment.control:
                 yield segment
@@ -96,15 +95,15 @@ stderr = PlainConsole(stderr=True)
 
 
 def print_json(content: Any) -> None:
-    """Print one JSON document to standard output, and nothing that steers a terminal."""
+    """Print one JSON document to standard output, with control characters escaped."""
     text = json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str)
-    # In JSON, all of these but the ends of lines can only be within strings.
+    # In JSON, all of these except line ends can occur only within strings.
     escaped = _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     print(escaped, file=sys.stdout)  # noqa: T201 - as it is, not wrapped
 
 
 def _finite(content: Any) -> Any:
-    """Return the same with null for NaN and infinities, which JSON does not have."""
+    """Replace NaN and infinities, which JSON does not have, with null."""
     if isinstance(content, dict):
         return {str(key): _finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -115,25 +114,25 @@ def _finite(content: Any) -> Any:
 
 
 def print_error(error: QpnucleiError, prefix: str = "") -> None:
-    """Print what went wrong in one line, and what to do about it in another."""
+    """Print the error in one line, and the hint in another."""
     stderr.print(Text.assemble(("error: ", "bold red"), prefix + error.what), soft_wrap=True)
     if error.hint:
         stderr.print(Text.assemble(("hint: ", "bold"), error.hint), soft_wrap=True)
 
 
 def describe_error(error: QpnucleiError, entry: ImageEntry) -> dict[str, str]:
-    """Return what went wrong with an image as JSON types."""
+    """Return the error of an image as JSON types."""
     return {"image": entry.name, "image_id": entry.id, "error": error.what, "hint": error.hint}
 
 
 def this_command(*more: str) -> str:
-    """Return the present command with arguments added, as the user would type it."""
+    """Return the current command with arguments added, as the user would type it."""
     words = ["qpnuclei", *sys.argv[1:], *(word for word in more if word not in sys.argv)]
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def progress_bar(quiet: bool = False) -> Progress:
-    """Return a bar on standard error of how many items are done, with a note and the time left."""
+    """Return a progress bar on standard error with a note and the remaining time."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -147,15 +146,15 @@ def progress_bar(quiet: bool = False) -> Progress:
 
 @contextmanager
 def tile_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, int], None]]:
-    """Show a bar of tiles per image, with the nuclei so far and the time left.
+    """Show a progress bar of tiles per image, with nuclei so far and remaining time.
 
-    Where standard error is no terminal (a file, another program) each twentieth of an image is a
-    line instead. Tiles reach beyond the annotations: the run keeps fewer nuclei than these.
+    If standard error is not a terminal, print a line for every 5 % of an image instead.
+    Tiles reach beyond the annotations: the run keeps fewer nuclei than these.
 
     Yields
     ------
     callable
-        To be called as ``progress(image name, tiles done, tiles in all, nuclei so far)``.
+        Called as ``progress(image name, tiles done, tiles in all, nuclei so far)``.
     """
     if not (quiet or stderr.is_terminal):
         yield _print_twentieths

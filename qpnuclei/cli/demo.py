@@ -1,4 +1,4 @@
-"""``qpnuclei demo``: the whole job on a synthetic slide, or on the user's own."""
+"""``qpnuclei demo``: a complete analysis of a synthetic slide, or of the user's own."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def demo(
         Path | None,
         typer.Option(
             "--slide",
-            help="Slide to use, its tissue found automatically as the annotation.",
-            show_default="a synthetic slide of known nuclei",
+            help="Slide to use; its tissue is detected automatically and becomes the annotation.",
+            show_default="a synthetic slide with known nuclei",
         ),
     ] = None,
     mpp: MppOption = None,
@@ -30,7 +30,7 @@ def demo(
 ) -> None:
     """Make a slide and a QuPath project, find and count the nuclei, and draw them.
 
-    Without --slide it also says how many of the known nuclei were found.
+    Without --slide, also report how many of the known nuclei were found.
     """
     from qpnuclei.cli.console import print_json, stderr, stdout, tile_progress
     from qpnuclei.cli.tables import print_account, summary_table
@@ -41,7 +41,7 @@ def demo(
     def say(line: str) -> None:
         stderr.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    interrupted = "interrupted: the same command goes on with what is there"
+    interrupted = "interrupted: run the same command again to continue"
     with (
         keep_freed_memory(),
         leaving_on_interrupt(interrupted),

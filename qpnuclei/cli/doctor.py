@@ -1,4 +1,4 @@
-"""``qpnuclei doctor``: is everything in place?"""
+"""``qpnuclei doctor``: check the installation and a project."""
 
 from __future__ import annotations
 

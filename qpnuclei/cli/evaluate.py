@@ -1,4 +1,4 @@
-"""``qpnuclei evaluate``: measure a model on annotated images, beside the classical floor."""
+"""``qpnuclei evaluate``: measure a model on annotated images, next to a classical baseline."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class Method(StrEnum):
-    """What finds the nuclei."""
+    """The segmentation method."""
 
     MODEL = "model"
     HEMATOXYLIN = "hematoxylin"
 
 
 class Layout(StrEnum):
-    """How the files of a data set are laid out."""
+    """File layout of a data set."""
 
     AUTO = "auto"
     FOLDER = "folder"
@@ -64,7 +64,7 @@ def evaluate(
         bool,
         typer.Option(
             "--components",
-            help="Labels are masks: take each connected part for a nucleus. Nuclei that touch "
+            help="Labels are masks: each connected part is one nucleus. Nuclei that touch "
             "become one.",
         ),
     ] = False,
@@ -72,11 +72,11 @@ def evaluate(
         Method,
         typer.Option(
             "--method",
-            help="model, or hematoxylin: the classical floor that every model is shown beside.",
+            help="model, or hematoxylin: the classical baseline that every report includes.",
         ),
     ] = Method.MODEL,
     layout: Annotated[
-        Layout, typer.Option("--format", help="Layout of the data set; auto looks.")
+        Layout, typer.Option("--format", help="Layout of the data set; auto detects it.")
     ] = Layout.AUTO,
     mpp: Annotated[
         float | None,
@@ -100,12 +100,12 @@ def evaluate(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Only the first so many images.")
+        int | None, typer.Option("--limit", min=1, help="Only the first N images.")
     ] = None,
     tune: Annotated[
         bool,
         typer.Option(
-            "--tune", help="Choose threshold and post-processing that suit these images best."
+            "--tune", help="Find the threshold and post-processing that score best on these images."
         ),
     ] = False,
     write_model: Annotated[
@@ -113,11 +113,11 @@ def evaluate(
         typer.Option(
             "--write-model",
             metavar="FILE",
-            help="With --tune: write a copy of the model that has the choice in it.",
+            help="With --tune: write a copy of the model with these settings.",
         ),
     ] = None,
     pictures: Annotated[
-        int, typer.Option("--pictures", min=0, help="Images to show on the page at most.")
+        int, typer.Option("--pictures", min=0, help="Largest number of images on the page.")
     ] = 20,
     device: DeviceOption = "auto",
     tta: TtaOption = False,
@@ -130,17 +130,17 @@ def evaluate(
     """
     if method is Method.HEMATOXYLIN and (model is not None or tune or tta):
         raise UsageError(
-            "--method hematoxylin has no model: --model, --tune and --tta do not go with it",
-            "leave one of them out",
+            "--method hematoxylin has no model: it excludes --model, --tune and --tta",
+            "remove one of them",
         )
     if write_model is not None and not tune:
-        raise UsageError("--write-model does nothing without --tune", "add --tune")
+        raise UsageError("--write-model needs --tune", "add --tune")
     if splits is not None and split is None:
-        raise UsageError(f"--splits {splits} was given without --split", "name the split, too")
+        raise UsageError(f"--splits {splits} was given without --split", "add --split")
     if output.suffix.lower() != ".json":
         raise UsageError(
             f"--output {output} does not end in .json",
-            "the table and the page are written beside it with their own endings",
+            "the table (.md) and the page (.html) are written beside it",
         )
 
     from qpnuclei.evaluation.formats import read_dataset

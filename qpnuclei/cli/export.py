@@ -48,9 +48,9 @@ def export(
         list[str] | None,
         typer.Option(
             "--class",
-            help="Class of the detections that count as nuclei, whoever made them and also where "
-            "qpnuclei did not look; may repeat.",
-            show_default="what qpnuclei wrote, and Nucleus",
+            help="Class of the detections that count as nuclei, from any program and also where "
+            "qpnuclei did not analyse; may repeat.",
+            show_default="detections by qpnuclei, and class Nucleus",
         ),
     ] = None,
     image: ImageGlobs = None,
@@ -62,8 +62,8 @@ def export(
 ) -> None:
     """Write the number of nuclei per annotation, with area, density and measurements.
 
-    A nucleus counts for every annotation that its centroid lies in, as in QuPath. Where no run
-    has looked for nuclei the status is "not analysed", and there are no counts.
+    A nucleus counts for every annotation that contains its centroid, as in QuPath. Annotations that
+    no run has analysed have the status "not analysed" and no counts.
 
     For example: qpnuclei export project.qpproj -o counts.csv
     """
@@ -100,20 +100,20 @@ def export(
         print_json({"table": str(output) if written else None, "rows": rows, "failures": failures})
     if not written:
         sys.exit(1)
-    hint = "" if rows else " (no annotations; --by image counts what was analysed of each image)"
+    hint = "" if rows else " (no annotations; --by image counts the analysed area of each image)"
     stderr.print(f"{output}: {len(rows)} rows{hint}", highlight=False, soft_wrap=True)
     missing = sum(row["status"] == Status.NOT_ANALYSED for row in rows)
     if missing and not class_name:
         stderr.print(
-            f"{missing} of them not analysed, so without counts: analyse them with run, or count "
-            "what is there all the same with --class Nucleus",
+            f"{missing} of them were not analysed and have no counts: run qpnuclei run, or count "
+            "existing detections with --class Nucleus",
             highlight=False,
             soft_wrap=True,
         )
     doubtful = sum(row["check"] is not None for row in rows)
     if doubtful:
         stderr.print(
-            f"{doubtful} of them doubtful: the column check says why",
+            f"{doubtful} of them are doubtful: the column check gives the reason",
             highlight=False,
             soft_wrap=True,
         )

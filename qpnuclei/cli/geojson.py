@@ -31,12 +31,12 @@ geojson_app = typer.Typer(
     no_args_is_help=True,
 )
 
-#: So many objects that could not come in are named; of the others only their number.
+#: Number of objects left out that are named; for the others only their number is shown.
 _NAMED = 10
 
 
 class Objects(StrEnum):
-    """Which objects are exported."""
+    """The kinds of objects to export."""
 
     ANNOTATIONS = "annotations"
     DETECTIONS = "detections"
@@ -115,7 +115,7 @@ def import_geojson(
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="GeoJSON files (.geojson, .geojson.gz), each called as its image or as export "
+            help="GeoJSON files (.geojson, .geojson.gz), each named as its image or as export "
             "calls it.",
             show_default=False,
         ),
@@ -125,7 +125,7 @@ def import_geojson(
         typer.Option(
             "--image",
             help="Name (or ID) of the image that the files belong to.",
-            show_default="from the names of the files",
+            show_default="from the file names",
         ),
     ] = None,
     class_name: Annotated[
@@ -133,7 +133,7 @@ def import_geojson(
         typer.Option(
             "--class",
             help="Class of everything that is imported.",
-            show_default="as the file says",
+            show_default="the classes in the file",
         ),
     ] = None,
     backend: BackendOption = "auto",
@@ -143,7 +143,7 @@ def import_geojson(
 ) -> None:
     """Add the annotations and detections of GeoJSON files to the images of a project.
 
-    What an image has already, by its UUID and place, is not added again.
+    Objects that an image already has (same UUID and place) are not added again.
 
     For example: qpnuclei geojson import project.qpproj slide-1.svs.geojson
     """
@@ -156,7 +156,7 @@ def import_geojson(
 
     opened = open_project(project, backend=backend)
     only = None if image is None else one_image(opened.images, image)
-    # Every file must have its image before anything is written.
+    # Match every file with its image before anything is written.
     entries = [only or image_of_file(opened, path) for path in files]
     failed = False
     said: list[dict[str, Any]] = []
@@ -185,12 +185,12 @@ def _described(entry: ImageEntry, done: Exported | Imported) -> dict[str, Any]:
 
 
 def _print_import(entry: ImageEntry, path: Path, done: Imported, quiet: bool) -> None:
-    """Print what came of a file; if `quiet`, only what did not come in."""
+    """Print the result of a file; if `quiet`, only what was not imported."""
     from qpnuclei.cli.console import stdout
 
     parts = [f"{done.annotations} annotations, {done.detections} detections imported"]
     if done.already_there:
-        parts.append(f"{done.already_there} were there already")
+        parts.append(f"{done.already_there} already existed")
     if done.left_out:
         parts.append(f"{len(done.left_out)} could not be imported")
     _print_some("not imported", done.left_out)

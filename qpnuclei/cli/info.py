@@ -1,4 +1,4 @@
-"""``qpnuclei info``: what a project holds."""
+"""``qpnuclei info``: show the content of a project."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, so that they read and behave the same everywhere."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ BackendOption = Annotated[
     Backend,
     typer.Option(
         "--backend",
-        help="Who reads and writes the project: native needs neither QuPath nor Java, paquo goes "
-        "through a QuPath installation, auto takes paquo where QuPath is found.",
+        help="Backend that reads and writes the project: native needs neither QuPath nor Java, "
+        "paquo uses an installed QuPath, auto uses paquo where QuPath is found.",
     ),
 ]
 ImageRoot = Annotated[
     Path | None,
     typer.Option(
         "--image-root",
-        help="Folder to look for slides in that are no longer where the project says.",
+        help="Folder to search for slides that are no longer where the project says.",
         show_default="beside the project, as QuPath does",
     ),
 ]
@@ -41,8 +41,8 @@ ProjectMppOption = Annotated[
     float | None,
     typer.Option(
         "--mpp",
-        help="Pixel size at full resolution in µm/px, of the images named with --image or of the "
-        "only one; of several others, for those that have none.",
+        help="Pixel size at full resolution in µm/px, for the images named with --image or for the "
+        "only image; otherwise only for images without a pixel size.",
         show_default="that of the last run, else the project, else the slide",
     ),
 ]
@@ -58,8 +58,7 @@ MppOption = Annotated[
     float | None,
     typer.Option(
         "--mpp",
-        help="Pixel size of the slide at full resolution in µm/px; overrides what the project "
-        "and the slide say.",
+        help="Pixel size of the slide at full resolution in µm/px; overrides project and slide.",
         show_default="from the project, else the slide",
     ),
 ]
@@ -68,13 +67,13 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         help="Model: default, light (about a third of the network's time, but not always the same "
-        "nuclei), a .safetensors file made by train, or a model of others: torchscript:FILE or "
+        "nuclei), a .safetensors file made by train, or another model: torchscript:FILE or "
         "onnx:FILE with a sidecar (docs/engines.md).",
     ),
 ]
 DeviceOption = Annotated[
     Device,
-    typer.Option("--device", help="Where the network runs; auto takes a GPU where there is one."),
+    typer.Option("--device", help="Device that runs the network; auto uses a GPU if there is one."),
 ]
 TtaOption = Annotated[
     bool,
@@ -82,7 +81,7 @@ TtaOption = Annotated[
         "--tta",
         help="Average the network over the eight flips and right-angle rotations of every tile "
         "(test-time augmentation): eight times the network's time. On the validation images of "
-        "the default and light models it brings .003 AJI; measure yours with evaluate --tta.",
+        "the default and light models it gains .003 AJI; measure yours with evaluate --tta.",
     ),
 ]
 Wait = Annotated[

@@ -1,17 +1,19 @@
-"""``qpnuclei project``: make QuPath projects, and restore what runs replaced."""
+"""``qpnuclei project``: create QuPath projects, and restore backups."""
 
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from qpnuclei.cli.options import BreakLock, Json, MppOption, ProjectPath, Wait
+from qpnuclei.errors import QpnucleiError
 
 project_app = typer.Typer(
-    help="Make QuPath projects without QuPath, and restore what runs replaced in them.",
+    help="Create QuPath projects without QuPath, and restore backups.",
     no_args_is_help=True,
 )
 
@@ -23,7 +25,9 @@ def _project() -> None:
 
 @project_app.command()
 def create(
-    directory: Annotated[Path, typer.Argument(help="Folder of the new project; made if missing.")],
+    directory: Annotated[
+        Path, typer.Argument(help="Folder of the new project; created if missing.")
+    ],
     slides: Annotated[
         list[Path],
         typer.Argument(
@@ -33,22 +37,28 @@ def create(
     mpp: MppOption = None,
     json: Json = False,
 ) -> None:
-    """Make a new project of Brightfield (H&E) images that QuPath opens.
+    """Create a QuPath project of Brightfield (H&E) images.
 
     For example: qpnuclei project create my-project slides/*.svs
     """
-    from qpnuclei.cli.console import print_json, stdout
+    from qpnuclei.cli.console import print_error, print_json, stdout
     from qpnuclei.qupath.create import create_from_slides
     from qpnuclei.slides.files import find_slides
 
-    project = create_from_slides(directory, find_slides(slides), mpp)
+    failures: list[dict[str, str]] = []
+
+    def failed(slide: Path, error: QpnucleiError) -> None:
+        failures.append({"slide": str(slide), "error": error.what, "hint": error.hint})
+        print_error(error, "" if str(slide) in error.what else f"{slide}: ")
+
+    project = create_from_slides(directory, find_slides(slides), mpp, failed=failed)
     if json:
         images = [
             {"id": entry.id, "name": entry.name, "mpp": entry.calibration.mpp}
             for entry in project.images
         ]
-        print_json({"project": str(project.path), "images": images})
-        return
+        print_json({"project": str(project.path), "images": images, "failures": failures})
+        sys.exit(1 if failures else 0)
     stdout.print(f"{project.path}, images: {len(project.images)}", highlight=False, soft_wrap=True)
     for entry in project.images:
         if entry.calibration.mpp is None:
@@ -59,6 +69,9 @@ def create(
                 highlight=False,
                 soft_wrap=True,
             )
+    if failures:
+        stdout.print(f"left out: {len(failures)} slides, see above", highlight=False)
+        sys.exit(1)
 
 
 @project_app.command()
@@ -67,12 +80,12 @@ def backups(
     count: Annotated[
         bool,
         typer.Option(
-            "--count", help="Read each, to show what it holds (takes long for large ones)."
+            "--count", help="Read each backup to count its objects (slow for large ones)."
         ),
     ] = False,
     json: Json = False,
 ) -> None:
-    """List what runs replaced: the newest five states of every image."""
+    """List the backups: the newest five states of every image."""
     from qpnuclei.cli.console import print_json, stdout
     from qpnuclei.cli.tables import backups_table, describe_backups
     from qpnuclei.qupath.native import open_project
@@ -83,7 +96,7 @@ def backups(
     elif any(image.backups() for image in images):
         stdout.print(backups_table(images, count))
     else:
-        stdout.print("no run has replaced anything", highlight=False)
+        stdout.print("no backups: no run has replaced anything", highlight=False)
 
 
 @project_app.command()
@@ -94,16 +107,18 @@ def restore(
     ],
     backup: Annotated[
         str | None,
-        typer.Option("--backup", help="ID of the backup, as backups lists it.", show_default=False),
+        typer.Option(
+            "--backup", help="ID of the backup, as listed by backups.", show_default=False
+        ),
     ] = None,
     latest: Annotated[bool, typer.Option("--latest", help="Restore the newest backup.")] = False,
     wait: Wait = True,
     break_lock: BreakLock = False,
     json: Json = False,
 ) -> None:
-    """Put an image's annotations and detections back as they were before a run.
+    """Restore an image's annotations and detections from before a run.
 
-    What is there now is kept as a backup itself. Close the image in QuPath first.
+    The current state becomes a backup itself. Close the image in QuPath first.
 
     For example: qpnuclei project restore project.qpproj --image slide-1.svs --latest
     """
@@ -128,7 +143,7 @@ def restore(
         print_json({"image": entry.name, "image_id": entry.id, "restored": chosen.id})
         return
     stdout.print(
-        f"{entry.name}: restored {chosen.id}; what was there is now the newest backup",
+        f"{entry.name}: restored {chosen.id}; the previous state is now the newest backup",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -43,7 +43,10 @@ def run(
     ] = None,
     roi_derived: Annotated[
         bool,
-        typer.Option("--roi-derived", help="Let Tumor stand for 'Tumor: Positive' etc. too."),
+        typer.Option(
+            "--roi-derived",
+            help="Include derived classes: Tumor also selects 'Tumor: Positive' etc.",
+        ),
     ] = False,
     roi_name: Annotated[
         list[str] | None,
@@ -54,17 +57,17 @@ def run(
         typer.Option("--roi-id", help="UUID of an annotation to analyse; may repeat."),
     ] = None,
     roi_all: Annotated[
-        bool, typer.Option("--roi-all", help="Analyse every annotation that encloses an area.")
+        bool, typer.Option("--roi-all", help="Analyse every annotation with an area.")
     ] = False,
     tissue: Annotated[
         bool,
-        typer.Option("--tissue", help="Analyse the tissue, found automatically, instead."),
+        typer.Option("--tissue", help="Detect the tissue automatically and analyse it instead."),
     ] = False,
     no_annotation: Annotated[
         bool,
         typer.Option(
             "--no-annotation",
-            help="With --tissue: do not leave a locked annotation of class Tissue.",
+            help="With --tissue: do not add a locked annotation of class Tissue.",
         ),
     ] = False,
     image: ImageGlobs = None,
@@ -93,8 +96,8 @@ def run(
         typer.Option(
             "--batch",
             min=1,
-            help="Tiles that the network takes at once.",
-            show_default="as many as the memory of a GPU holds, at most 8; 1 on a CPU",
+            help="Tiles per batch of the network.",
+            show_default="on a GPU as many as fit into its memory, at most 8; 1 on a CPU",
         ),
     ] = None,
     workers: Annotated[
@@ -110,7 +113,7 @@ def run(
         Precision,
         typer.Option(
             "--precision",
-            help="What the network computes in; auto: float16 on CUDA, float32 elsewhere. "
+            help="Number format of the network; auto: float16 on CUDA, float32 elsewhere. "
             "bfloat16 takes half the time on CPUs that have it, and moves a few outlines by a "
             "pixel.",
         ),
@@ -119,7 +122,10 @@ def run(
     max_nucleus: Annotated[
         float,
         typer.Option(
-            "--max-nucleus", min=1, max=200, help="Largest nucleus in µm; tiles overlap by it."
+            "--max-nucleus",
+            min=1,
+            max=200,
+            help="Diameter of the largest nucleus in µm; tiles overlap by this much.",
         ),
     ] = DEFAULT_MAX_NUCLEUS_UM,
     simplify: Annotated[
@@ -152,13 +158,11 @@ def run(
         bool,
         typer.Option(
             "--force",
-            help="Write even into an image that was saved by someone else (QuPath) during the run, "
-            "if its annotations are where they were; both states are kept.",
+            help="Write even if another program (QuPath) saved the image during the run, "
+            "provided that its annotations are unchanged; both states are kept.",
         ),
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be done, and stop.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, and stop.")] = False,
     wait: Wait = True,
     break_lock: BreakLock = False,
     json: Json = False,
@@ -201,7 +205,7 @@ def run(
         entries = choose_images(opened, tuple(image or ()), selection)
         by_image = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
 
-        # Only now, when the request makes sense, what takes seconds to import.
+        # Slow imports come after the arguments are checked.
         from qpnuclei.pipeline.plan import RunOptions, plan_images
         from qpnuclei.pipeline.run import analyse_project
 
@@ -250,7 +254,7 @@ def run(
     elif summary.images:
         stdout.print(summary_table(summary))
     elif not summary.failures:
-        stderr.print("nothing was analysed: no chosen annotation is left to do")
+        stderr.print("nothing was analysed: all selected annotations were skipped")
     print_account(summary)
     for failure in summary.failures:
         known = failure.name in failure.error.what

@@ -1,4 +1,4 @@
-"""How plans, summaries and projects look on the terminal."""
+"""Format plans, summaries and projects for the terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def plan_view(plans: list[ImagePlan]) -> Group:
-    """Return what a run would do, image by image, with a line for each region."""
+    """Return a run's plan, image by image, with a line for each region."""
     parts: list[Text | Table] = [Text("plan (nothing is changed)", style="bold")]
     for plan in plans:
         read_at = " x ".join(f"{mpp:.4g}" for mpp in plan.scale.working_mpp)
@@ -52,7 +52,7 @@ def plan_view(plans: list[ImagePlan]) -> Group:
 
 
 def describe_backups(images: Sequence[NativeImage], count: bool) -> list[dict[str, Any]]:
-    """Return the backups of some images as JSON types; with `count` also what they hold."""
+    """Return the backups of images as JSON types; with `count` also the number of objects."""
     return [
         {
             "image": image.name,
@@ -74,7 +74,7 @@ def _held(image: NativeImage, backup: Backup) -> dict[str, int | None]:
 
 
 def describe_plan(plans: list[ImagePlan]) -> list[dict[str, Any]]:
-    """Return what a run would do as JSON types."""
+    """Return a run's plan as JSON types."""
     return [
         {
             "image": plan.entry.name,
@@ -100,7 +100,7 @@ def describe_plan(plans: list[ImagePlan]) -> list[dict[str, Any]]:
 
 
 def backups_table(images: Sequence[NativeImage], count: bool) -> Table:
-    """Return the backups of some images, a line each; with `count` also what they hold."""
+    """Return the backups of images, a line each; with `count` also the number of objects."""
     table = Table("image")
     table.add_column("backup", no_wrap=True)
     table.add_column("saved", no_wrap=True)
@@ -149,7 +149,7 @@ def summary_table(summary: RunSummary) -> Table:
 
 
 def print_account(summary: RunSummary) -> None:
-    """Print what happened at the seams, how long each stage took, and where the record is."""
+    """Print the joins at tile borders, the time of each stage, and the path of the record."""
     images = summary.images
     seconds: Counter[str] = Counter()
     waited: Counter[str] = Counter()
@@ -170,7 +170,7 @@ def print_account(summary: RunSummary) -> None:
         f"network: {summary.model['name']} on {summary.device}",
         f"seams: {sum(i.joined for i in images)} nuclei joined from several tiles, "
         f"{sum(i.covered for i in images)} cut pieces and "
-        f"{sum(i.overlapping for i in images)} doubles dropped",
+        f"{sum(i.overlapping for i in images)} duplicates dropped",
         f"replaced: {sum(i.replaced for i in images)} detections of earlier runs",
         f"seconds: {summary.seconds:.1f} in all; stages, which overlap: {stages or 'none'}",
         f"peak memory: {'not known' if memory is None else f'{memory:.0f} MiB'}",
@@ -181,7 +181,7 @@ def print_account(summary: RunSummary) -> None:
 
 
 def print_check(check: Check) -> None:
-    """Print what `qpnuclei.doctor` says about one thing."""
+    """Print one finding of `qpnuclei.doctor`."""
     mark = {"OK": ("ok  ", "green"), "NOTE": ("note", "yellow"), "BAD": ("BAD ", "red")}
     line = Text.assemble(mark[check.status.name], f" {check.name}: {check.found}")
     stdout.print(line, soft_wrap=True)
@@ -190,7 +190,7 @@ def print_check(check: Check) -> None:
 
 
 def info_table(content: dict[str, Any]) -> Group:
-    """Return what `qpnuclei.qupath.inventory.describe_project` says, image by image."""
+    """Return the output of `describe_project`, image by image."""
     heading = (
         f"{content['project']} (QuPath {content['version'] or 'unknown'}, "
         f"{content['backend']} backend)"
@@ -205,7 +205,8 @@ def info_table(content: dict[str, Any]) -> Group:
             kinds = ", ".join(image["transforms"])
             parts.append(Text(f"  transformed ({kinds}): not supported by run", style="red"))
         if "error" in image:
-            parts.append(Text(f"  {image['error']} ({image['hint']})", style="red"))
+            hint = f" ({image['hint']})" if image["hint"] else ""
+            parts.append(Text(f"  {image['error']}{hint}", style="red"))
             continue
         table = Table("class", box=None, padding=(0, 2))
         for column in ("annotations", "mm²", "detections"):

@@ -1,4 +1,4 @@
-"""``qpnuclei train``: learn to find nuclei from unlabelled slides."""
+"""``qpnuclei train``: train a model on unlabelled slides."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
-#: From the ends of so many batches is estimated how long a training takes.
+#: Number of batches from which the duration of the training is estimated.
 _TIMED = 4
 
-_STOPPING = "stopping: saves after this step; Ctrl-C again ends at once, without saving"
+_STOPPING = "stopping: saving after this step; Ctrl-C again ends at once, without saving"
 
 
 def train(
@@ -32,7 +32,7 @@ def train(
         typer.Argument(
             metavar="SOURCE",
             help="Slides, image patches, folders of them, or QuPath projects. No labels are used. "
-            "Of a folder with images/ and splits.json, only the split 'train'.",
+            "From a folder with images/ and splits.json, only the split 'train' is used.",
             show_default=False,
         ),
     ],
@@ -78,7 +78,7 @@ def train(
         str | None,
         typer.Option(
             "--scales",
-            help="Magnifications to tell apart, in µm/px, finest first; not of students.",
+            help="Resolutions to distinguish, in µm/px, finest first; not for students.",
             show_default="0.25,0.5,1.0",
         ),
     ] = None,
@@ -86,8 +86,8 @@ def train(
         list[float] | None,
         typer.Option(
             "--mpp",
-            help="Pixel size at full resolution in µm/px; overrides what projects and files say. "
-            "Once for all sources, or once for each, in their order.",
+            help="Pixel size at full resolution in µm/px; overrides projects and files. "
+            "Give it once for all sources, or once for each, in their order.",
             show_default="from the project, else the file",
         ),
     ] = None,
@@ -97,7 +97,7 @@ def train(
         typer.Option(
             "--roi",
             metavar="CLASS",
-            help="Learn only inside the annotations of this class of QuPath projects; may repeat.",
+            help="Train only inside annotations of this class in QuPath projects; may repeat.",
             show_default="whole images",
         ),
     ] = None,
@@ -106,8 +106,8 @@ def train(
         typer.Option(
             "--validation",
             metavar="DIR",
-            help="Folder with images/ and labels/ (instance maps) that chooses the best epoch "
-            "and the post-processing, and nothing else. With splits.json, its split 'val'.",
+            help="Folder with images/ and labels/ (instance maps), used only to select the best "
+            "epoch and the post-processing. With splits.json, its split 'val'.",
             show_default="none: the last epoch is kept",
         ),
     ] = None,
@@ -120,20 +120,22 @@ def train(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in RUN_DIR, exactly.")
+        bool,
+        typer.Option("--resume", help="Continue the run in RUN_DIR with exactly the same result."),
     ] = False,
     backbone_weights: Annotated[
         Path | None,
         typer.Option(
             "--backbone-weights",
             metavar="FILE",
-            help="What the scale network starts from: .safetensors, or .pth as torchvision "
+            help="Initial weights of the scale network: .safetensors, or .pth as torchvision "
             "publishes it.",
             show_default="ImageNet weights, downloaded once",
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Of the initial weights and of all that is drawn.")
+        int,
+        typer.Option("--seed", min=0, help="Seed of the initial weights and all random choices."),
     ] = 0,
     device: Annotated[
         str,
@@ -151,9 +153,9 @@ def train(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Learn to find nuclei from unlabelled slides, patches or projects.
+    """Train a model on unlabelled slides, patches or projects.
 
-    Says how long it is going to take before it starts. Ctrl-C saves and stops.
+    Prints the estimated duration first. Ctrl-C saves and stops.
 
     For example: qpnuclei train project.qpproj -o runs/ours
     """
@@ -164,7 +166,7 @@ def train(
     for option, value, instead in (
         ("--epochs", epochs, "it learns in rounds: --set rounds=N"),
         ("--scales", scales, "it learns at one resolution: --set mpp=0.25"),
-        ("--backbone-weights", backbone_weights, "it has no scale network: leave it out"),
+        ("--backbone-weights", backbone_weights, "it has no scale network: remove the option"),
     ):
         if student and value is not None:
             raise UsageError(f"{option} was given, but the recipe {config} is a student", instead)
@@ -189,12 +191,12 @@ def train(
     with (
         keep_freed_memory(),
         process_group(resolve_device(device)) as torch_device,
-        _progress_bar(quiet or rank() > 0) as bar,  # rank 0 speaks for all
+        _progress_bar(quiet or rank() > 0) as bar,  # only rank 0 prints
         asking_to_stop(_STOPPING if rank() == 0 else "") as interrupted,
     ):
         if student and world_size() > 1:
             raise UsageError(
-                "the student learns in one process, but torchrun started several",
+                "a student trains in one process, but torchrun started several",
                 "call qpnuclei train without torchrun",
             )
         if workers is None:
@@ -204,7 +206,7 @@ def train(
         if speaks:
             several = f" and {world_size() - 1} more" if world_size() > 1 else ""
             stderr.print(
-                f"learning from {len(found)} images on {torch_device}{several}", highlight=False
+                f"training on {len(found)} images on {torch_device}{several}", highlight=False
             )
         watcher = ConsoleWatcher(bar, interrupted)
         if recipe is None:
@@ -250,7 +252,7 @@ def train(
         )
     if result.stopped:
         stderr.print(
-            f"stopped and saved; to go on: {this_command('--resume')}",
+            f"stopped and saved; to continue: {this_command('--resume')}",
             highlight=False,
             markup=False,
             soft_wrap=True,
@@ -259,7 +261,7 @@ def train(
 
 
 class ConsoleWatcher(Watcher):
-    """Draws the progress of a training; stops it when `interrupted` says so.
+    """Shows the progress of a training; stops it when `interrupted` returns True.
 
     Parameters
     ----------
@@ -279,26 +281,26 @@ class ConsoleWatcher(Watcher):
         self._training = bar.add_task("epoch", total=None, note="", visible=False)
 
     def expect(self, epochs: int, batches_per_epoch: int) -> None:
-        """Say how long the training is going to be."""
+        """Show the length of the training."""
         self._epochs = f"/{epochs}"
         self._batches_per_epoch = batches_per_epoch
         self._left = epochs * batches_per_epoch
 
     def tiles(self, done: int, total: int) -> None:
-        """Draw how many images have been cut into tiles."""
+        """Show how many images have been cut into tiles."""
         self._bar.update(self._indexing, completed=done, total=total, visible=done < total)
 
     def begins(self, batches: int, seconds_per_batch: float) -> None:
-        """Say how long the training is going to take."""
+        """Show the estimated duration of the training."""
         self._bar.console.print(
             f"{batches} batches of about {seconds_per_batch:.2g} s: "
-            f"{in_words(batches * seconds_per_batch)}, and the time to look for what to learn",
+            f"{in_words(batches * seconds_per_batch)}, plus the search for training patches",
             highlight=False,
             soft_wrap=True,
         )
 
     def batch(self, epoch: int, batch: int, metrics: Mapping[str, float]) -> None:
-        """Draw the batch's metrics; where nobody has measured before, say how long it takes."""
+        """Show the batch's metrics; estimate the duration if that has not been done."""
         if self._batches_per_epoch is not None and len(self._ends) < _TIMED:
             self._ends.append(time.monotonic())
             if len(self._ends) == _TIMED:
@@ -341,7 +343,7 @@ def _progress_bar(quiet: bool) -> Progress:
     return Progress(*columns, console=stderr, disable=quiet)
 
 
-#: How the progress calls the metrics, in order.
+#: Labels of the metrics in the progress bar, in order.
 _SHORT_NAMES = {
     "loss": "loss",
     "scale accuracy": "scale acc.",
@@ -360,7 +362,7 @@ def _summary(metrics: Mapping[str, float]) -> str:
 
 
 def in_words(seconds: float) -> str:
-    """Return a duration as people say it: ``"about 3 h 20 min"``."""
+    """Return a duration in words: ``"about 3 h 20 min"``."""
     minutes = max(1, round(seconds / 60))
     hours, rest = divmod(minutes, 60)
     return f"about {hours} h {rest} min" if hours else f"about {minutes} min"
@@ -371,5 +373,5 @@ def _numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(
-            f"--scales {text!r} is no list of numbers", "for example --scales 0.25,0.5,1.0"
+            f"--scales {text!r} is not a list of numbers", "for example --scales 0.25,0.5,1.0"
         ) from error

@@ -1,4 +1,4 @@
-"""The classical floor: haematoxylin above Otsu's threshold. Nothing is learnt.
+"""The classical baseline: haematoxylin above Otsu's threshold, without training.
 
 A learned model is worth its weights only where it is better than this.
 """

@@ -1,1 +1,1 @@
-"""Networks, their files and the names by which they are found."""
+"""Networks, model files, and models by name."""

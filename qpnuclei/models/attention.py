@@ -45,9 +45,8 @@ class AttentionNet(nn.Module):
     width : int
         Channels of every hidden layer (64 in the paper).
     padding : {'reflect', 'zeros'}
-        How convolutions see beyond the border. The paper's code pads with zeros, which draws
-        frames into the attention; reflection does not, but wants an input larger than
-        `min_size_px`.
+        Padding of the convolutions. The paper's code pads with zeros, which creates frames in the
+        attention; reflection does not, but needs an input of at least `min_size_px`.
     stride : {1, 2}
         1 is the paper's network. 2 (ours, for machines without a GPU) works at half resolution:
         a 4x4 convolution of stride 2 first, bilinear interpolation to full resolution last. Both
@@ -85,7 +84,7 @@ class AttentionNet(nn.Module):
 
     @property
     def receptive_radius_px(self) -> int:
-        """How far, in input px, a pixel of the output looks (83 for the paper's network)."""
+        """Radius of the receptive field in input px (83 for the paper's network)."""
         return attention_geometry(self.dilations, self.stride).receptive_radius_px
 
     @property
@@ -105,21 +104,21 @@ class AttentionNet(nn.Module):
         Returns
         -------
         (B, 1, H, W) float Tensor
-            Not bounded; `AttentionActivation` makes the attention of it.
+            Not bounded; `AttentionActivation` turns it into attention.
 
         Raises
         ------
         ValueError
-            If the image is smaller than `min_size_px` or no multiple of `stride`.
+            If the image is smaller than `min_size_px` or not a multiple of `stride`.
         """
         height, width = x.shape[-2:]
         if min(height, width) < self.min_size_px:
             raise ValueError(
-                f"image of {height}x{width} px is smaller than {self.min_size_px} px, the least "
-                f"that padding {self.padding!r} allows with dilation {max(self.dilations)}"
+                f"image of {height}x{width} px is smaller than {self.min_size_px} px, the minimum "
+                f"for padding {self.padding!r} with dilation {max(self.dilations)}"
             )
         if height % self.stride or width % self.stride:
-            raise ValueError(f"image of {height}x{width} px is no multiple of {self.stride} px")
+            raise ValueError(f"image of {height}x{width} px is not a multiple of {self.stride} px")
         a: Tensor = self.head(self.blocks(F.relu(self.norm(self.stem(x)))))
         if self.stride == 1:
             return a
@@ -129,7 +128,7 @@ class AttentionNet(nn.Module):
 def batch_tau(a: Tensor, eta: float) -> Tensor:
     """Mean over the batch of each image's eta-quantile from above (equation 1 of [1]_).
 
-    The batch is the whole one, of which each process of a training on several GPUs has a share.
+    With several GPUs, this is the whole batch, which is divided among the processes.
 
     Parameters
     ----------
@@ -141,7 +140,7 @@ def batch_tau(a: Tensor, eta: float) -> Tensor:
     Returns
     -------
     () float32 Tensor
-        No gradient flows through it: tau is where the sigmoid sits, not something to learn.
+        No gradient flows through it: tau positions the sigmoid and is not learned.
     """
     if not 0 <= eta < 1:
         raise ValueError(f"eta must be in 0..1, not {eta!r}")
@@ -192,7 +191,7 @@ class AttentionActivation(nn.Module):
         if not self.sparse or not self.training:
             return compressed_sigmoid(a, self.tau, self.gain)
         tau = batch_tau(a, self.eta)
-        # torch.where keeps this on the device: reading batches_seen would wait for the GPU.
+        # torch.where avoids a synchronisation with the GPU to read batches_seen.
         followed = (1 - self.momentum) * self.tau + self.momentum * tau
         self.tau.copy_(torch.where(self.batches_seen == 0, tau, followed))
         self.batches_seen.add_(1)

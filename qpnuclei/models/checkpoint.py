@@ -21,26 +21,26 @@ from qpnuclei.models.geometry import NetworkGeometry
 from qpnuclei.models.metadata import HEADER_KEY, RETRAIN, ModelMetadata, read_metadata, shortened
 from qpnuclei.system.files import write_atomically
 
-#: Where the network of a family lives. Imported when a model of that family is built.
+#: Module of each family's network, imported when a model of that family is built.
 FAMILIES: Mapping[str, str] = {
     "attention": "qpnuclei.models.attention:AttentionNet",
     "student": "qpnuclei.models.student:StudentNet",
 }
 
-#: Of weights, and of the number of batches that a BatchNorm counts.
+#: Data types of weights, and of the batch counter of BatchNorm.
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
 
 
 class Network(Protocol):
-    """What a network of any family says about itself, beside being a `torch.nn.Module`.
+    """The interface of a network of any family, in addition to `torch.nn.Module`.
 
-    Its forward takes (B, 3, H, W) and gives (B, C, H, W): channel 0 is what becomes the
-    attention, channel 1, where there is one, the centre map (both before the sigmoid).
+    Its forward maps (B, 3, H, W) to (B, C, H, W): channel 0 becomes the attention, the optional
+    channel 1 is the centre map (both before the sigmoid).
     """
 
     @property
     def receptive_radius_px(self) -> int:
-        """How far, in input px, a pixel of the output looks."""
+        """Radius of the receptive field in input px."""
 
     @property
     def stride(self) -> int:
@@ -68,7 +68,7 @@ def build_network(metadata: ModelMetadata) -> nn.Module:
 
 
 def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
-    """Write a model file; either all of it or nothing.
+    """Write a model file atomically.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
     Raises
     ------
     qpnuclei.errors.SaveError
-        If it cannot be written; what was there before is untouched.
+        If it cannot be written; an existing file is unchanged.
     """
     described = metadata.model_copy(update={"geometry": _geometry(network)})
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
@@ -98,11 +98,11 @@ def load_model(path: Path) -> tuple[nn.Module, ModelMetadata]:
     qpnuclei.errors.NotFoundError
         If there is no such file.
     qpnuclei.errors.ModelError
-        As `read_metadata`, if the weights were made for another architecture or are not finite,
-        and if the network looks farther than the file says.
+        As `read_metadata`; also if the weights belong to another architecture or are not finite, or
+        if the receptive field is larger than the file states.
     """
     metadata = read_metadata(path)
-    with torch.device("meta"):  # takes no memory, whatever size the file claims
+    with torch.device("meta"):  # uses no memory, whatever size the file states
         network = build_network(metadata)
     if metadata.network_geometry() != _geometry(network):
         raise ModelError(
@@ -123,10 +123,10 @@ def load_model(path: Path) -> tuple[nn.Module, ModelMetadata]:
 
 
 def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse weights that would make every result NaN, or that no training makes."""
+    """Raise for weights that give NaN results, or that no training produces."""
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
-            what = f"is stored as {tensor.dtype}, which no training makes"
+            what = f"is stored as {tensor.dtype}, which no training produces"
         elif not tensor.float().isfinite().all():
             what = "is not finite (NaN or infinite)"
         elif name.endswith("running_var") and tensor.min() < 0:
@@ -150,14 +150,14 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], source: str)
 
 
 def check_weights(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Check that a network wants exactly these tensors, in name and shape.
+    """Check that tensors match a network's, in name and shape.
 
     Parameters
     ----------
     network : torch.nn.Module
     tensors : mapping of str to Tensor
     source : str
-        How the error message calls where they come from.
+        Origin of the tensors, for error messages.
 
     Raises
     ------

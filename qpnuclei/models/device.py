@@ -1,4 +1,4 @@
-"""Where networks run: the device asked for, or the best that is there."""
+"""Choose the device for a network: the one requested, or the best available."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def resolve_device(name: str = "auto") -> torch.device:
     Raises
     ------
     qpnuclei.errors.UsageError
-        If it is none of these.
+        If the name is unknown.
     qpnuclei.errors.DeviceError
-        If the device asked for is not there.
+        If the requested device is not available.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -34,17 +34,17 @@ def resolve_device(name: str = "auto") -> torch.device:
         raise UsageError(f"no such device: {name!r}", "use auto, cpu, cuda, cuda:N or mps")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise DeviceError(
-            f"device {name!r} was asked for, but torch {torch.__version__} finds no CUDA GPU here",
-            "use --device auto or cpu; `qpnuclei doctor` says what torch was built for",
+            f"device {name!r} was requested, but torch {torch.__version__} finds no CUDA GPU",
+            "use --device auto or cpu; `qpnuclei doctor` shows what torch was built for",
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(
-            f"device {name!r} was asked for, but there are {torch.cuda.device_count()} CUDA GPUs",
+            f"device {name!r} was requested, but there are {torch.cuda.device_count()} CUDA GPUs",
             "GPUs count from cuda:0",
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError(
-            "device 'mps' was asked for, but this is no machine with Apple's Metal",
+            "device 'mps' was requested, but this machine has no Apple Metal",
             "use --device auto or cpu",
         )
     return device

@@ -1,4 +1,4 @@
-"""How far the networks look, without the networks: planning a run needs no torch."""
+"""Receptive fields and strides of the networks, computed without torch for planning a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 #: Dilations of the six residual blocks of the paper's network.
 PAPER_DILATIONS = (1, 2, 3, 5, 10, 20)
 
-#: No network of use looks farther: what a file says is refused beyond.
+#: Largest accepted radius; larger values in a file are an error.
 LARGEST_PX = 4096
 
 _Span = tuple[int, int]
@@ -19,7 +19,7 @@ _Span = tuple[int, int]
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class NetworkGeometry:
-    """How far a network looks and how its input must be aligned, in px of its input.
+    """Receptive field and input alignment of a network, in px of its input.
 
     Parameters
     ----------

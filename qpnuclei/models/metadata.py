@@ -1,7 +1,7 @@
-"""What a model file says about itself: everything needed to run it and to repeat it.
+"""Metadata of a model file: everything needed to run the model and to train it again.
 
-It stands in the header of the file, as JSON, and is read without torch and without the weights:
-that is all that planning a run needs.
+It is JSON in the header of the file. Planning a run needs only this, and reads it without torch and
+without the weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qpnuclei.system.json_text import parse_json
 HEADER_KEY = "qpnuclei"
 RETRAIN = "use a model made by this version of qpnuclei, or train it again"
 
-#: Raised whenever a model file of an older program could no longer be understood.
+#: Increased whenever the format changes incompatibly.
 FORMAT_VERSION = 1
 
 #: How a `qpnuclei.models.student.StudentNet` joins its levels.
@@ -37,12 +37,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _Mean = Annotated[FiniteFloat, Field(ge=-1000, le=1000)]
 _Deviation = Annotated[FiniteFloat, Field(ge=1e-3, le=1000)]
 
-#: Larger than any network that is of use: sizes beyond are a broken file.
+#: Largest accepted size in an architecture; a larger one means a broken file.
 _MOST_PARTS, _LARGEST_PART = 64, 4096
 
 
 class _Frozen(BaseModel):
-    # A model file may come from anyone: what it says is finite, and of the size of nuclei.
+    # A model file is untrusted input: values must be finite and plausible for nuclei.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -76,7 +76,7 @@ class PostProcessing(_Frozen):
 
 
 class ColourNormalisation(_Frozen):
-    """How a slide's colours are brought to those the model was trained on, once per slide."""
+    """Colour normalisation of a slide to the training images, estimated once per slide."""
 
     method: Literal["none", "reinhard"] = "none"
     target_mean: tuple[_Mean, _Mean, _Mean] | None = Field(
@@ -105,7 +105,8 @@ class ModelMetadata(_Frozen):
     architecture: dict[str, Any] = Field(description="keyword arguments that rebuild the network")
     mpp: float = Field(gt=0.05, lt=2.5, description="µm/px of its input")
     geometry: NetworkGeometry | None = Field(
-        None, description="how far the network looks; of older files, the architecture says it"
+        None,
+        description="receptive field and stride; in older files, derived from the architecture",
     )
     tau: float | None = Field(
         None, ge=-1e6, le=1e6, description="sigmoid offset of the attention (equation 1)"
@@ -131,12 +132,13 @@ class ModelMetadata(_Frozen):
         return self
 
     def network_geometry(self) -> NetworkGeometry:
-        """Return how far the network looks and how its input must be aligned.
+        """Return the network's receptive field and input alignment.
 
         Raises
         ------
         qpnuclei.errors.ModelError
-            If the file is of before the geometry was stored, and `architecture` does not say it.
+            If an older file does not store the geometry, and it cannot be derived from
+            `architecture`.
         """
         if self.geometry is not None:
             return self.geometry
@@ -175,14 +177,16 @@ def read_metadata(path: Path) -> ModelMetadata:
     if HEADER_KEY not in header:
         raise ModelError(
             f"model file {path} has no qpnuclei metadata (its header has {sorted(header)!r})",
-            "give a file that `qpnuclei train` wrote; plain weights do not say how to use them",
+            "give a file written by `qpnuclei train`; weights alone are not enough",
         )
     try:
         fields = parse_json(header[HEADER_KEY])
     except ValueError as error:
-        raise ModelError(f"model file {path}: its metadata is no JSON: {error}", RETRAIN) from error
+        raise ModelError(
+            f"model file {path}: its metadata is not JSON: {error}", RETRAIN
+        ) from error
     try:
-        # A newer format may have fields we do not know: look at its version before the rest.
+        # A newer format may have unknown fields: check its version first.
         version = fields.get("format_version") if isinstance(fields, dict) else None
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise ModelError(
@@ -202,7 +206,7 @@ def read_metadata(path: Path) -> ModelMetadata:
 
 
 def model_hash(path: Path) -> str:
-    """Return the SHA-256 of a model file in hexadecimal: which model made a result.
+    """Return the SHA-256 of a model file in hexadecimal, to identify the model of a result.
 
     Raises
     ------
@@ -218,6 +222,6 @@ def model_hash(path: Path) -> str:
 
 
 def shortened(value: object, most: int = 200) -> str:
-    """Return a value as in Python, cut where it is long."""
+    """Return the repr of a value, truncated if long."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}…"

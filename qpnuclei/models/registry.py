@@ -1,4 +1,4 @@
-"""Models by name: those that come with the package, and files of the user."""
+"""Models by name: packaged models and the user's files."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from pathlib import Path
 
 from qpnuclei.errors import NotFoundError
 
-#: Where the models that come with the package lie, as ``<name>.safetensors``.
+#: Folder of the packaged models, ``<name>.safetensors``.
 WEIGHTS_FOLDER = Path(__file__).resolve().parents[1] / "weights"
 
-#: The model that is taken where none is named: the same on every machine, as counts must be.
+#: The default model: the same on every machine, so that counts are comparable.
 DEFAULT_MODEL = "default"
 
 
 def resolve_model(name_or_path: str | Path) -> Path:
-    """Return the file of a model that comes with the package, or of a path.
+    """Return the file of a packaged model, or of a path.
 
     Raises
     ------
     qpnuclei.errors.NotFoundError
-        If there is none; the message lists the names there are.
+        If there is none; the message lists the available names.
     """
     path = Path(name_or_path)
     if path.suffix == ".safetensors" or len(path.parts) > 1:

@@ -24,7 +24,7 @@ class StudentNet(nn.Module):
     levels : int
         Number of resolutions; each halves the one before it.
     max_channels : int
-        No level has more channels; every level has twice those of the finer one up to there.
+        Channels double from level to level up to this number.
     stem_stride : {2, 4}
         The finest level has ``1 / stem_stride`` of the resolution. With 2, logits are interpolated
         to full resolution; with 4, which would blur outlines, each cell of the finest level
@@ -32,9 +32,10 @@ class StudentNet(nn.Module):
     encoder_convolutions : sequence of int, optional
         3x3 convolutions of each level of the encoder, finest first; two each if not given.
     decoder : {"concatenating", "adding"}
-        How a decoder level joins the finer level of the encoder with what comes from below:
-        side by side, with two convolutions after it; or, at less than half the cost, as a sum,
-        with one. Then the last convolution below has the channels of the finer level.
+        How a decoder level combines the finer encoder level with the coarser decoder level: by
+        concatenation followed by two convolutions; or, at less than half the cost, by addition
+        followed by one. In the latter case, the last convolution of the coarser level has the
+        channels of the finer level.
 
     Attributes
     ----------
@@ -42,8 +43,8 @@ class StudentNet(nn.Module):
         Height and width of the input must be multiples of it. Two inputs whose origins differ by
         multiples of it give the same result, shifted.
     cell_px : int
-        Height and width of what one cell of the finest level predicts, in px: `stem_stride` if
-        that is 4, else 1.
+        Size of the output patch of one cell of the finest level, in px: `stem_stride` if that is 4,
+        else 1.
     receptive_radius_px : int
         An output pixel depends on no input pixel that is farther away, in rows or in columns.
 
@@ -55,10 +56,10 @@ class StudentNet(nn.Module):
     Notes
     -----
     Convolutions pad with zeros, so results within `receptive_radius_px` of the border of the
-    input depend on where that border is: give it a halo of real or reflected image.
+    input depend on the position of the border: add a halo of real or reflected image.
 
     The stem is a convolution that overlaps by 1 px on all sides (4x4 of stride 2, 6x6 of stride
-    4): full-resolution features cost most of a U-Net's time and, at 0.25 µm/px, bring little.
+    4): full-resolution features take most of a U-Net's time and, at 0.25 µm/px, gain little.
 
     References
     ----------
@@ -98,7 +99,7 @@ class StudentNet(nn.Module):
         above = [widths[max(level - 1, 0)] for level in range(levels)]
         ends = list(widths)
         if self._adding:
-            ends[-1] = above[-1]  # what comes from below has the channels of what it is added to
+            ends[-1] = above[-1]  # addition needs equal channels
         self.encoder = nn.ModuleList(
             _convs(above[level], *[widths[level]] * (depths[level] - 1), ends[level])
             for level in range(levels)
@@ -155,11 +156,11 @@ class StudentNet(nn.Module):
         for block in reversed(self.decoder):
             x = block(self._joined(x, skips.pop()))
         x = self.head(x)
-        # Of two channels, each by itself is interpolated three times faster.
+        # Interpolating the two channels separately is three times faster.
         return _upsample(x.contiguous()) if self.cell_px == 1 else x
 
     def _joined(self, x: Tensor, skip: Tensor) -> Tensor:
-        # A function of its own: what it makes on the way is large, and not to be kept.
+        # A separate function, so that its large intermediate results are freed.
         up = _upsample(x)
         return up.add_(skip) if self._adding else torch.cat([up, skip], dim=1)
 

@@ -38,7 +38,7 @@ from qpnuclei.system.memory import return_freed_memory
 from qpnuclei.system.threads import in_parallel
 from qpnuclei.system.timing import Stopwatch
 from qpnuclei.tiling.plan import Box, Tile, TilePlan
-from qpnuclei.tiling.stitch import Stitcher, StitchReport, drop_doubles
+from qpnuclei.tiling.stitch import Stitcher, StitchReport, drop_duplicates
 
 #: Level-0 pixels that are read at once to measure nuclei. More of them are measured in parts.
 _MAX_MEASURED_PX = 2**25
@@ -191,7 +191,7 @@ def find_nuclei(
         for whole in rest:
             found.append(whole)
         result = finished(joined, corners)
-        kept, doubles = drop_doubles(found, result)
+        kept, duplicates = drop_duplicates(found, result)
         kept &= tiles.answers_for(joined.centroids())
         joined, result = joined.take(kept), result.take(kept)
     with clock("measure"):
@@ -209,7 +209,7 @@ def find_nuclei(
                 )
             )
     return StitchReport(
-        stitcher.fragments, stitcher.covered, len(joined), stitcher.overlapping + doubles
+        stitcher.fragments, stitcher.covered, len(joined), stitcher.overlapping + duplicates
     )
 
 

@@ -1,6 +1,6 @@
 """QuPath projects, GeoJSON and counts, with QuPath (`paquo`) or without it (`native`).
 
-A project is a folder. What is in it, and which module knows it:
+A project is a folder with these files:
 
 ==============================  =================  ==============================================
 file                            module             content
@@ -10,11 +10,11 @@ file                            module             content
 ``classifiers/classes.json``    `project_file`     JSON: the class list
 ``data/<id>/data.qpdata``       `qpdata`           a Java object stream: type, stains, workflow,
                                                    objects of one image
-``data/<id>/summary.json``      `native`           JSON: counts; QuPath writes it and never reads
+``data/<id>/summary.json``      `native`           JSON: counts; written by QuPath but never read
 ``data/<id>/qpnuclei-backups``  `backups`          what runs of qpnuclei replaced
 ==============================  =================  ==============================================
 
-`project` opens a project with the backend that suits the machine, `native` edits it without QuPath
-or a JVM, `paquo` through a real QuPath. `transaction` replaces files so that a failure leaves the
-old ones, `backups` keeps what was replaced, `create` makes new projects.
+`project` opens a project with the best available backend: `native` edits it without QuPath or a
+JVM, `paquo` uses an installed QuPath. `transaction` replaces files all or nothing, `backups` keeps
+the replaced files, `create` makes new projects.
 """

@@ -1,10 +1,9 @@
-"""What runs have analysed of an image, and at which pixel size: kept with the image by QuPath.
+"""The record of which areas of an image were analysed, and at which pixel size.
 
-An annotation without nuclei was analysed and is empty, or was never looked at: the nuclei alone do
-not tell. So a run notes what it analysed in a property of the image, a text in ``data.qpdata``.
-QuPath 0.2 to 0.7 read all properties and save them again, whatever they are called; unlike the
-workflow, a property is replaced by the next run instead of growing; and annotations, which are the
-user's, stay as they are.
+An annotation without nuclei is either empty or was never analysed; the nuclei alone do not show
+which. A run therefore stores what it analysed as an image property, a text in ``data.qpdata``.
+QuPath 0.2 to 0.7 keep unknown properties when they save. The next run replaces the property,
+whereas the workflow would grow with every run. The user's annotations stay unchanged.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ _log = logging.getLogger(__name__)
 #: Name of the image's property.
 PROPERTY = "qpnuclei analysed"
 
-#: What of an outline may lie outside of the analysed area: a rim of this width, for rounding.
+#: An outline may exceed the analysed area by this much, because of rounding.
 _RIM_PX = 0.02
 
 Mpp = tuple[float, float]
 
 
 class Status(StrEnum):
-    """Whether what is counted is all there is."""
+    """Whether a count covers the whole area."""
 
     ANALYSED = "analysed"
     NOT_ANALYSED = "not analysed"
     CHANGED = "changed since"
-    #: Of several annotations some.
+    #: Some annotations of several were analysed.
     PARTLY = "partly analysed"
 
 
@@ -54,11 +53,12 @@ class AnalysedArea:
     Parameters
     ----------
     id : UUID or None
-        Of its annotation; None for tissue without one, and in files of QuPath 0.2 and 0.3.
+        The annotation's UUID; None for tissue without an annotation, and in files of QuPath 0.2 and
+        0.3.
     geometry : shapely.MultiPolygon
-        What the annotation enclosed then, level-0 px.
+        The annotation's area at the time of the run, level-0 px.
     check : str
-        What the run found doubtful about it; empty if nothing.
+        Why the run found the result doubtful; empty if it did not.
     """
 
     id: UUID | None
@@ -77,7 +77,7 @@ class UsedMpp:
     source : str
         Where it came from, for example ``"--mpp"``.
     project : (float, float) or None
-        What the project said then. When it says something else, the user has changed it since.
+        The project's pixel size at that time. If it differs now, the user has changed it since.
     """
 
     mpp: Mpp
@@ -87,7 +87,7 @@ class UsedMpp:
 
 @dataclass(frozen=True)
 class Record:
-    """What runs have noted of one image; `check` is what the last of them doubted as a whole."""
+    """The record of one image; `check` is why the last run found the whole image doubtful."""
 
     areas: tuple[AnalysedArea, ...] = ()
     used: UsedMpp | None = None
@@ -116,9 +116,7 @@ class Record:
                 str(content.get("check", "")),
             )
         except (ValueError, TypeError, KeyError, IndexError, RecursionError, AttributeError):
-            _log.warning(
-                "%s: what earlier runs noted there is damaged, and left out of account", name
-            )
+            _log.warning("%s: the record of earlier runs is damaged and was ignored", name)
             return cls()
 
     def to_properties(self) -> dict[str, str]:
@@ -159,7 +157,7 @@ class Record:
         removed : frozenset of UUID
             Annotations that the run removed.
         check, checks : str, sequence of str
-            What the run found doubtful about the image, and about each region.
+            Why the run found the image, and each region, doubtful.
         """
         new = tuple(
             AnalysedArea(
@@ -178,13 +176,13 @@ class Record:
 
     @cached_property
     def union(self) -> shapely.Geometry:
-        """All that was analysed: valid, level-0 px, on the first plane."""
+        """The analysed area of the first plane: a valid geometry, level-0 px."""
         return shapely.union_all([valid_area(area.geometry) for area in self.areas])
 
     def status(self, annotation: Annotation) -> Status:
         """Say whether an annotation was analysed as it is now.
 
-        One that was drawn later is analysed where it lies wholly within what was.
+        An annotation drawn later counts as analysed if it lies entirely inside the analysed area.
         """
         region = Region.of(annotation)
         if not annotation.is_area or region.plane != (0, 0):
@@ -194,7 +192,7 @@ class Record:
                 is_same = _same(area.geometry, annotation.area)
                 return Status.ANALYSED if is_same else Status.CHANGED
         if self._alike(annotation.area):
-            return Status.ANALYSED  # QuPath gives a UUID to what was saved without one
+            return Status.ANALYSED  # QuPath adds missing UUIDs, so compare outlines
         missing = shapely.difference(region.geometry, self.union).area
         if missing <= _RIM_PX * region.geometry.length:
             return Status.ANALYSED
@@ -213,9 +211,9 @@ class Record:
         return np.array([area.geometry.bounds for area in self.areas])
 
     def doubts(self, annotation: Annotation) -> str:
-        """Return what a run found doubtful about an annotation; empty if nothing.
+        """Return why a run found an annotation doubtful; empty if it did not.
 
-        One that was drawn later has the doubts of the areas that it lies in.
+        An annotation drawn later inherits this from the areas that it lies in.
         """
         own = [area for area in self.areas if area.id is not None and area.id == annotation.id]
         own = own or self._alike(annotation.area)
@@ -230,12 +228,12 @@ class Record:
 
 
 def together(doubts: Iterable[str]) -> str:
-    """Return several doubts in one line, each once."""
+    """Join reasons for doubt in one line, without duplicates."""
     return "; ".join(dict.fromkeys(filter(None, doubts)))
 
 
 def overall(statuses: Sequence[Status]) -> Status:
-    """Return the status of several annotations together."""
+    """Return the combined status of several annotations."""
     found = set(statuses)
     if len(found) == 1:
         return statuses[0]
@@ -245,7 +243,7 @@ def overall(statuses: Sequence[Status]) -> Status:
 
 
 def _same(a: shapely.Geometry, b: shapely.Geometry) -> bool:
-    """Tell whether two outlines are the same, whatever vertices QuPath left out on saving."""
+    """Tell whether two outlines are equal, ignoring vertices that QuPath drops on saving."""
     a, b = _multi(a), _multi(b)
     if a.is_empty or b.is_empty:
         return bool(a.is_empty and b.is_empty)

@@ -1,7 +1,7 @@
-"""The area that an outline encloses, whatever the outline is like.
+"""The area that an outline encloses, valid or not.
 
 Outlines come from a mouse, a file or another program: they may cross themselves, have no extent,
-lie within each other or be empty. Whoever needs their area asks here, so that it is the same area
+lie within each other or be empty. All code takes their area from here, so that it is the same
 everywhere.
 """
 
@@ -21,10 +21,9 @@ def polygonal(geometry: shapely.Geometry) -> shapely.Geometry:
 def valid_area(geometry: shapely.Geometry) -> shapely.Geometry:
     """Return what a geometry encloses as a valid Polygon or MultiPolygon.
 
-    A ring that crosses itself encloses what is inside of it by the even-odd rule: a bow tie is
-    two triangles. Parts that overlap, or lie within each other, enclose their union. What has no
-    area (lines, points, a ring of one line, a coordinate that is not finite) gives an empty
-    MultiPolygon.
+    The even-odd rule applies to a ring that crosses itself: a bow tie is two triangles. Parts that
+    overlap or contain each other are merged. A geometry without area (lines, points, a collapsed
+    ring, a coordinate that is not finite) gives an empty MultiPolygon.
     """
     if shapely.get_dimensions(geometry) < 2:
         return shapely.MultiPolygon()
@@ -36,7 +35,7 @@ def valid_area(geometry: shapely.Geometry) -> shapely.Geometry:
         try:
             parts = shapely.make_valid(_polygons(geometry))
             return polygonal(shapely.union_all([polygonal(part) for part in parts]))
-        except shapely.GEOSException:  # coordinates beyond what can be computed with
+        except shapely.GEOSException:  # coordinates too large to compute with
             return shapely.MultiPolygon()
 
 

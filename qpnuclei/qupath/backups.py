@@ -1,4 +1,4 @@
-"""Copies of what runs replaced, kept beside each image's data file."""
+"""Backups of replaced data files, kept beside each image's data file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qpnuclei.errors import SaveError, UsageError
 from qpnuclei.qupath.transaction import copy_durably, temporary_beside
 from qpnuclei.system.files import take_owner
 
-#: Folder beside an image's data.qpdata with what runs replaced there. QuPath ignores it.
+#: Folder of the backups, beside an image's data.qpdata. QuPath ignores it.
 BACKUP_FOLDER = "qpnuclei-backups"
 #: Backups kept per image.
 BACKUP_COUNT = 5
@@ -30,10 +30,10 @@ class Backup:
     ----------
     path : Path
     id : str
-        Unique in its image, for example ``"20260102T030405.678900Z"``; ends in ``".bkp"`` for
-        what QuPath had kept of a save that it did not finish.
+        Unique within the image, for example ``"20260102T030405.678900Z"``; ends in ``".bkp"`` for
+        the file that QuPath keeps while it saves and leaves when a save fails.
     replaced, saved : datetime
-        When it was replaced, later than all that were replaced before; and when it had been saved.
+        When the file was replaced (strictly increasing), and when it had been saved.
     size : int
         In bytes.
     """
@@ -54,7 +54,7 @@ def list_backups(data_file: Path) -> list[Backup]:
             continue
         try:
             replaced = datetime.datetime.strptime(name[1], _TIME_FORMAT)
-        except ValueError:  # digits that are no time: not ours
+        except ValueError:  # not a time, so not our file
             continue
         status = path.stat()
         found.append(
@@ -66,7 +66,7 @@ def list_backups(data_file: Path) -> list[Backup]:
                 status.st_size,
             )
         )
-    # What QuPath left of a failed save is older than the file that was there at the same time.
+    # The .bkp of a failed save is older than the data file that it was beside.
     return sorted(found, key=lambda backup: (backup.replaced, -len(backup.id)), reverse=True)
 
 
@@ -94,9 +94,9 @@ def choose_backup(backups: Sequence[Backup], backup_id: str | None) -> Backup:
 
 @contextlib.contextmanager
 def kept_backup(data_file: Path) -> Iterator[None]:
-    """Copy a data file before it is replaced within, and a ``.bkp`` that QuPath left beside it.
+    """Back up a data file, and QuPath's ``.bkp`` beside it, before the body replaces it.
 
-    If what is within fails and the file is still the same, the copies are removed again.
+    If the body fails and the file is unchanged, the copies are removed.
 
     Parameters
     ----------
@@ -123,12 +123,12 @@ def kept_backup(data_file: Path) -> Iterator[None]:
                     _copy_whole(path, copies[-1])
         except OSError as error:
             raise SaveError(
-                f"{folder}: no backup could be kept: {error.strerror}",
-                "nothing was changed; make room or the folder writable, and run again",
+                f"{folder}: the backup could not be written: {error.strerror}",
+                "nothing was changed; free disk space or make the folder writable, and run again",
             ) from error
         yield
     except BaseException:
-        with contextlib.suppress(OSError):  # a copy too many does no harm, and hides no error
+        with contextlib.suppress(OSError):  # an extra copy is harmless
             if _state(data_file) == before:
                 for copy in copies:
                     copy.unlink(missing_ok=True)
@@ -138,9 +138,9 @@ def kept_backup(data_file: Path) -> Iterator[None]:
 
 
 def _next_name(data_file: Path) -> str:
-    """Return the time now, or just after that of the newest backup if a clock was ahead.
+    """Return the current time, or just after the newest backup if the clock was set back.
 
-    So names sort in the order in which the backups were made, whatever clocks say.
+    Names therefore sort in the order in which the backups were made.
     """
     now = datetime.datetime.now(datetime.UTC)
     backups = list_backups(data_file)
@@ -149,7 +149,7 @@ def _next_name(data_file: Path) -> str:
             now = backups[0].replaced + datetime.timedelta(microseconds=1)
         except OverflowError as error:
             raise SaveError(
-                f"{backups[0].path}: no later time than that of its name can be written",
+                f"{backups[0].path}: its name holds the latest time that can be written",
                 "nothing was changed; rename or remove that file, and run again",
             ) from error
     return now.strftime(_TIME_FORMAT)
@@ -165,7 +165,7 @@ def _state(path: Path) -> tuple[int, ...] | None:
 
 
 def _copy_whole(source: Path, target: Path) -> None:
-    """Copy a file; nothing is at `target` until all of it is."""
+    """Copy a file; `target` appears only once the copy is complete."""
     partial = temporary_beside(source)
     try:
         copy_durably(source, partial)
@@ -175,7 +175,7 @@ def _copy_whole(source: Path, target: Path) -> None:
 
 
 def drop_old_backups(data_file: Path) -> None:
-    """Remove all but the newest backups of a data file, after a good save.
+    """Remove all but the newest backups of a data file, after a successful save.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """Counts of nuclei per annotation, class or image, as a table.
 
 The numbers are those that QuPath shows for an annotation: a detection counts for every annotation
-that holds its centroid, its border included, wherever either stands in the hierarchy. The summary
-of a run asks here too, so that there is one number for an annotation.
+that contains its centroid (border included), wherever the two are in the hierarchy. The summary of
+a run uses the same function, so that an annotation has only one count.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 Row: TypeAlias = dict[str, Any]
 
 _TEXT = ("project", "image", "annotation", "class", "uuid", "status", "check")
-#: Last parts of the classes that QuPath takes for intensities of staining.
+#: Last part of the class names that QuPath treats as staining intensities.
 _INTENSITIES = ("Positive", "Negative", "1+", "2+", "3+")
 _ALL_DETECTIONS = "Num Detections"
 _SUMMARIES = ("mean", "median", "SD")
@@ -58,7 +58,7 @@ class CountedImage:
         Name of the image.
     objects : ImageObjects
     calibration : PixelCalibration
-        As `qpnuclei.qupath.pixel_size` decides it.
+        As decided by `qpnuclei.qupath.pixel_size`.
     size : (width, height) of int, or None
         In level-0 px, for the area of the whole image.
     """
@@ -71,11 +71,11 @@ class CountedImage:
 
     @cached_property
     def record(self) -> Record:
-        """What runs noted of the image."""
+        """The record of earlier runs on the image."""
         return Record.of(self.objects.properties, f"image {self.name}")
 
     def mm2(self, area_px2: float | None) -> float:
-        """Return an area in mm²; NaN where it or the pixel size is not known."""
+        """Return an area in mm²; NaN where it or the pixel size is unknown."""
         width, height = self.calibration.width_um, self.calibration.height_um
         if area_px2 is None or not width or not height:
             return math.nan
@@ -95,20 +95,20 @@ def count_objects(
     ----------
     image : CountedImage
     by : {"annotation", "class", "image"}
-        One row per annotation; one per class of annotations, in which a nucleus counts once
-        however many annotations of the class it lies in; or one for the whole image.
+        One row per annotation; one row per class of annotations, where a nucleus in several
+        annotations of the class counts once; or one row for the whole image.
     roi_classes : sequence of str, optional
         Only annotations of these classes.
     nucleus_classes : sequence of str, optional
-        Classes of the detections that count as nuclei, whoever made them and wherever they are. By
-        default, those are the detections that qpnuclei wrote, whatever their class is now, and
-        others of the class ``"Nucleus"``; and only where qpnuclei looked for nuclei.
+        Count all detections of these classes, from any program, in analysed areas and elsewhere. By
+        default, count the detections that qpnuclei wrote (whatever their class is now) and others
+        of the class ``"Nucleus"``, only in areas that qpnuclei analysed.
 
     Returns
     -------
     list of dict
         Columns ``project``, ``image``, ``annotation`` (its name), ``class``, ``uuid``, ``status``
-        (a `Status`), ``check`` (what the run found doubtful, see ``docs/plausibility.md``),
+        (a `Status`), ``check`` (why the run found it doubtful, see ``docs/plausibility.md``),
         ``area_mm2``, ``analysed_mm2``, ``nuclei``, ``nuclei_per_mm2``; ``Num
         Detections``, ``Num <class>`` and ``Num <class> (base)`` for the classes of detections, as
         QuPath calls and counts them; and for every measurement its mean, median and standard
@@ -117,9 +117,10 @@ def count_objects(
 
     Notes
     -----
-    Lines and points hold no detections, as in QuPath. The area of a class is that of the union of
-    its annotations. Density is that of the analysed area: of an annotation that was changed since,
-    of a class some of whose annotations were not analysed, and of an image, that is a part.
+    As in QuPath, lines and points contain no detections. The area of a class is the area of the
+    union of its annotations. Density refers to the analysed area. That is only a part of the
+    annotation if it was changed later, of a class if some of its annotations were not analysed, and
+    usually of an image.
     """
     detections, record = image.objects.detections, image.record
     classes = _Classes.of(detections, nucleus_classes)
@@ -164,12 +165,12 @@ def count_objects(
 def count_in_regions(
     image: CountedImage, regions: Sequence[Region], nucleus_classes: Sequence[str] | None = None
 ) -> list[tuple[float, int, float]]:
-    """Count the nuclei of regions as `count_objects` does those of annotations.
+    """Count the nuclei in regions, by the rules of `count_objects`.
 
     Returns
     -------
     list of (float, int, float)
-        Of each region: area in mm², nuclei, nuclei per mm².
+        For each region: area in mm², nuclei, nuclei per mm².
     """
     detections = image.objects.detections
     nuclei = _Classes.of(detections, nucleus_classes).nuclei
@@ -203,13 +204,13 @@ def count_project(
     Parameters
     ----------
     failed : callable, optional
-        Called for an image that cannot be counted, with the reason; the others are counted. By
+        Called with the reason for each image that cannot be counted; the others are counted. By
         default the first such error is raised.
     mpp : float, optional
         µm/px of all the images.
     pixel_sizes : AskedMpp, optional
-        Or those of some of them. Without either, they are what `qpnuclei.qupath.pixel_size` finds;
-        where there is none, areas and densities are NaN.
+        Pixel sizes of single images. Without either, `qpnuclei.qupath.pixel_size` decides; without
+        a pixel size, areas and densities are NaN.
 
     Raises
     ------
@@ -255,15 +256,15 @@ def count_project(
         with standing_alone(f"image {entry.name}", partial(report, entry)):
             count(entry)
     for name in roi_classes or ():
-        if name not in known and not left_out:  # it may be in what could not be read
+        if name not in known and not left_out:  # an unreadable image may have the class
             raise UsageError(
                 f"no annotation has the class {name!r}",
-                f"there are: {', '.join(sorted(known)) or 'no classes at all'}",
+                f"classes there: {', '.join(sorted(known)) or 'none'}",
             )
     return rows
 
 
-#: What spreadsheet programs take for the beginning of a formula.
+#: First characters that make a spreadsheet program read text as a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -273,9 +274,9 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     Parameters
     ----------
     rows : sequence of mapping of str to str, int, float, UUID or None
-        They need not have the same columns; columns come in the order of first appearance. NaN and
-        None are empty cells (null in JSON and Parquet). In .csv and .tsv, text that a spreadsheet
-        program would take for a formula begins with an apostrophe.
+        Rows may have different columns; columns keep the order of first appearance. NaN and None
+        become empty cells (null in JSON and Parquet). In .csv and .tsv, text that a spreadsheet
+        program would read as a formula gets a leading apostrophe.
     path : Path
         The suffix chooses the format.
 
@@ -316,7 +317,7 @@ def _writer_of(path: Path) -> Callable[[Mapping[str, list[Any]]], bytes]:
     write = writers.get(path.suffix.lower())
     if write is None:
         raise UsageError(
-            f"{str(path)!r} is not a table this program writes",
+            f"{str(path)!r}: unsupported kind of table",
             f"use one of {', '.join(writers)}",
         )
     return write
@@ -324,7 +325,7 @@ def _writer_of(path: Path) -> Callable[[Mapping[str, list[Any]]], bytes]:
 
 @dataclass(frozen=True, eq=False)
 class _Classes:
-    """Classes of N detections: sorted names, ``""`` for none; codes; and which are nuclei."""
+    """Classes of N detections: sorted names (``""``: none), codes, and which are nuclei."""
 
     names: list[str]
     codes: npt.NDArray[np.int64]
@@ -334,8 +335,8 @@ class _Classes:
     def columns(self) -> dict[str, list[int]]:
         """QuPath's columns for the classes, in its order: name, and the codes that it counts.
 
-        ``(base)`` is that of a class with positive, negative or graded ones below it, and counts
-        whatever is below it.
+        ``(base)`` stands for a class with positive, negative or graded subclasses, and counts them
+        all.
         """
         bases = {
             parent
@@ -350,7 +351,7 @@ class _Classes:
             for base in sorted(bases)
         }
         for code, name in enumerate(self.names):
-            # A class may be called as another column is: neither takes the other's place.
+            # A class may have the name of another column; keep both columns.
             column = f"Num {name}"
             if name:
                 is_taken = column in columns or column == _ALL_DETECTIONS
@@ -370,7 +371,7 @@ class _Classes:
 
 
 def _analysed_px2(record: Record, members: Sequence[tuple[Annotation, Status]]) -> float:
-    """Return how much of some annotations was analysed, in level-0 px²."""
+    """Return the analysed area of annotations, in level-0 px²."""
     if all(status is Status.ANALYSED for _, status in members):
         return area_px2([annotation for annotation, _ in members])
     parts = []
@@ -383,7 +384,7 @@ def _analysed_px2(record: Record, members: Sequence[tuple[Annotation, Status]]) 
 
 
 def _image_row(image: CountedImage, classes: _Classes, *, counts_all: bool) -> Row:
-    """Return the row of a whole image, whose nuclei are those in the area that was analysed."""
+    """Return the row of a whole image, with the nuclei of its analysed area."""
     detections, record = image.objects.detections, image.record
     area = None if image.size is None else float(image.size[0]) * image.size[1]
     analysed = record.union
@@ -401,7 +402,7 @@ def _image_row(image: CountedImage, classes: _Classes, *, counts_all: bool) -> R
     areas = (area, float(analysed.area), float(analysed.area))
     check = record.check or together(area.check for area in record.areas)
     row = _row(image, None, None, None, status, check, areas, rows, classes)
-    if rows is not None:  # QuPath's own numbers for an image are those of all of it
+    if rows is not None:  # QuPath's own columns count the whole image
         row |= _class_counts(np.arange(len(detections)), classes)
     return row
 
@@ -417,9 +418,9 @@ def _row(
     inside: npt.NDArray[np.int64] | None,
     classes: _Classes,
 ) -> Row:
-    """Return a row: `areas_px2` are the whole, what was analysed, and what the density is of.
+    """Return a row; `areas_px2` are the whole area, the analysed area, and that of the density.
 
-    `inside` are the detections that count; None if nobody looked for nuclei there.
+    `inside` are the detections that count; None if the area was not analysed.
     """
     area, analysed, density_of = map(image.mm2, areas_px2)
     is_known = inside is not None
@@ -478,9 +479,9 @@ def _separated(table: Mapping[str, list[Any]], separator: str) -> bytes:
 
 
 def _no_formula(cell: Any) -> Any:
-    """Return a cell that no spreadsheet program takes for a formula, whatever a name begins with.
+    """Return a cell that no spreadsheet program reads as a formula.
 
-    They show the apostrophe, or leave it out; numbers are never changed.
+    Programs show the apostrophe or hide it; numbers are never changed.
     """
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
@@ -498,7 +499,7 @@ def _type_of(column: str) -> pa.DataType:
 
 def _parquet(table: Mapping[str, list[Any]]) -> bytes:
     arrays = {
-        # A column without any value has a type all the same, so that tables can be joined.
+        # Give empty columns a type as well, so that tables can be joined.
         name: pa.array(
             values,
             type=_type_of(name) if all(value is None for value in values) else None,

@@ -7,8 +7,9 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from qpnuclei.errors import MppError, SaveError, UsageError
+from qpnuclei.errors import MppError, QpnucleiError, SaveError, UsageError, standing_alone
 from qpnuclei.qupath import project_file
 from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.native import NativeProject, open_project
@@ -30,14 +31,14 @@ from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
 from qpnuclei.system.files import remove_leftovers, temporary_prefix
 
-#: What the files say they were written by; QuPath 0.4 to 0.7 open them.
+#: QuPath version that the files state; QuPath 0.4 to 0.7 open them.
 QUPATH_VERSION = "0.5.1"
 #: Largest size of QuPath's thumbnails, width and height in px.
 THUMBNAIL_SIZE = (1000, 600)
 
 _OPENSLIDE = "qupath.lib.images.servers.openslide.OpenslideServerBuilder"
 _BIO_FORMATS = "qupath.lib.images.servers.bioformats.BioFormatsServerBuilder"
-#: What QuPath opens with OpenSlide; it takes Bio-Formats for everything else.
+#: Formats that QuPath opens with OpenSlide; it uses Bio-Formats for all others.
 _OPENSLIDE_SUFFIXES = frozenset(
     {".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".svslide"}
 )
@@ -47,7 +48,7 @@ _RGB_CHANNELS = (("Red", 255, 0, 0), ("Green", 0, 255, 0), ("Blue", 0, 0, 255))
 
 @dataclass(frozen=True, eq=False)
 class NewImage:
-    """A brightfield RGB slide to put into a project.
+    """A brightfield RGB slide to add to a project.
 
     Parameters
     ----------
@@ -55,16 +56,16 @@ class NewImage:
     width, height : int
         Level-0 size in QuPath's frame, px.
     thumbnail : (h, w, 3) uint8 ndarray
-        The whole slide, small; made smaller if larger than QuPath's thumbnails.
+        Overview of the slide; reduced if larger than QuPath's thumbnails.
     calibration : PixelCalibration
     downsamples : sequence of float
         Of each pyramid level, 1.0 first.
     magnification : float or None
-        Of the objective, where the slide says it.
+        Objective magnification, where the slide states it.
     tile_width, tile_height : int
         Of the slide's tiles, px.
     name : str, optional
-        What QuPath lists it as; its file name by default.
+        Name in QuPath's image list; the file name by default.
     """
 
     path: Path
@@ -80,9 +81,13 @@ class NewImage:
 
 
 def create_from_slides(
-    directory: Path, slides: Sequence[Path], mpp: float | None = None
+    directory: Path,
+    slides: Sequence[Path],
+    mpp: float | None = None,
+    *,
+    failed: Callable[[Path, QpnucleiError], object] | None = None,
 ) -> Project:
-    """Make a project of Brightfield (H&E) images in a new folder; QuPath 0.4 to 0.7 open it.
+    """Create a project of Brightfield (H&E) images in a new folder, for QuPath 0.4 to 0.7.
 
     A slide without a pixel size is added uncalibrated, as QuPath would. Several files of one slide
     (DICOM) become one image.
@@ -93,12 +98,15 @@ def create_from_slides(
         New, or an empty folder.
     slides : sequence of Path
     mpp : float, optional
-        Pixel size in µm/px of all the slides; by default what each says.
+        Pixel size in µm/px of all slides; by default each slide's own.
+    failed : callable, optional
+        Called for a slide that is missing or cannot be read, with the reason; the project is made
+        of the others. By default the first such error is raised.
 
     Raises
     ------
     NotFoundError, SlideError
-        If a slide is missing or cannot be read.
+        If a slide is missing or cannot be read, without `failed`; or if that is so of all.
     MppError
         If `mpp` is absurd.
     UsageError
@@ -106,7 +114,23 @@ def create_from_slides(
     SaveError
         If the project cannot be written; nothing is left behind.
     """
-    return create_project(directory, [_describe(path, mpp) for path in one_per_slide(slides)])
+    if mpp is not None:
+        resolve_mpp(mpp, None, None, "each slide")  # no slide is to blame for an absurd one
+    images: list[NewImage] = []
+    errors: list[tuple[Path, QpnucleiError]] = []
+    for path in one_per_slide(slides):
+        with standing_alone(str(path), partial(_keep, errors, path)):
+            images.append(_describe(path, mpp))
+    if errors and (failed is None or not images):
+        raise errors[0][1]
+    if failed is not None:
+        for path, error in errors:
+            failed(path, error)
+    return create_project(directory, images)
+
+
+def _keep(errors: list[tuple[Path, QpnucleiError]], path: Path, error: QpnucleiError) -> None:
+    errors.append((path, error))
 
 
 def _describe(path: Path, mpp: float | None) -> NewImage:
@@ -136,12 +160,12 @@ def create_project(
     image_type: str = "BRIGHTFIELD_H_E",
     stains: Stains | None = DEFAULT_HE,
 ) -> NativeProject:
-    """Make a QuPath project of slides; QuPath 0.4 to 0.7 open it.
+    """Create a QuPath project of slides, for QuPath 0.4 to 0.7.
 
     Parameters
     ----------
     directory : path
-        A folder that does not exist yet, or is empty.
+        A folder that is empty or does not exist yet.
     images : sequence of NewImage
     image_type : str
         Name of QuPath's ``ImageType``.
@@ -161,15 +185,15 @@ def create_project(
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError(
             f"{directory} exists already and is not an empty folder",
-            "name a new folder, or use the project that is there",
+            "name a new folder, or use the existing project",
         )
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        # Made beside its place and renamed, so that there is a whole project or none.
+        # Build in a temporary folder and rename it, so that no partial project can exist.
         remove_leftovers(directory.parent)
         temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(), dir=directory.parent))
     except OSError as error:
-        raise SaveError(f"{directory} cannot be made: {error.strerror}") from error
+        raise SaveError(f"{directory} cannot be created: {error.strerror}") from error
     try:
         temporary.chmod(0o755)
         _write_project(temporary, directory, images, image_type, stains)
@@ -178,7 +202,9 @@ def create_project(
         temporary.replace(directory)
         sync_folder(directory.parent)
     except SaveError as error:
-        raise SaveError(error.what, "make room or choose another folder, and run again") from error
+        raise SaveError(
+            error.what, "free disk space or choose another folder, and run again"
+        ) from error
     except OSError as error:
         raise SaveError(f"{directory} could not be written: {error.strerror}") from error
     finally:
@@ -193,7 +219,7 @@ def _write_project(
     image_type: str,
     stains: Stains | None,
 ) -> None:
-    """Write into `folder` the project that will lie in `final`."""
+    """Write the project into `folder`, with the paths that it will have in `final`."""
     project_path = final / "project.qpproj"
     now = int(time.time() * 1000)
     entries = []
@@ -256,8 +282,8 @@ def server_builder(image: NewImage) -> dict[str, Any]:
     """Return the ``serverBuilder`` JSON of a slide, with the reader that QuPath would choose."""
     suffix = image.path.suffix.lower()
     openslide = suffix in _OPENSLIDE_SUFFIXES or (
-        # OpenSlide takes a TIFF only if it is tiled; those with a pyramid are. QuPath leaves
-        # OME-TIFF to Bio-Formats.
+        # OpenSlide reads only tiled TIFFs; TIFFs with a pyramid are tiled. QuPath opens OME-TIFF
+        # with Bio-Formats.
         suffix in _TIFF_SUFFIXES
         and len(image.downsamples) > 1
         and not image.path.stem.lower().endswith(".ome")

@@ -1,9 +1,10 @@
-"""QuPath's GeoJSON, written and read object by object: memory does not grow with the file.
+"""Read and write QuPath's GeoJSON object by object, in constant memory.
 
-What is written, QuPath 0.3 to 0.7 all read. They differ: 0.3 looks for ``object_type`` and takes
-measurements as a list only, later versions want ``objectType`` and a colour with every class; none
-takes NaN from every version; and 0.7 refuses a whole file for one invalid ring. ``.geojson.gz`` is
-read by 0.4 to 0.7; 0.3 says nothing and reads no object from it, but all once it is unpacked.
+QuPath 0.3 to 0.7 read the files that are written here. The versions differ: 0.3 needs
+``object_type`` and measurements as a list; later versions need ``objectType`` and a colour for
+every class; no spelling of NaN is read by all versions; and 0.7 rejects a whole file for one
+invalid ring. QuPath 0.4 to 0.7 read ``.geojson.gz``; 0.3 silently reads no objects from it, so
+unpack it first.
 """
 
 from __future__ import annotations
@@ -39,25 +40,25 @@ from qpnuclei.system.json_text import refuse_deep, within_recursion
 
 _log = logging.getLogger(__name__)
 
-#: Coordinates are written with so many decimals: QuPath keeps no more.
+#: Decimals of coordinates; QuPath keeps no more.
 _DECIMALS = 2
-#: Digits of a measurement that are written: those of a float32.
+#: Significant digits of measurements, as float32 has.
 _SIGNIFICANT = 7
-#: Grey: colour of a class that has none, for QuPath 0.4 and later demand one.
+#: Grey: colour of a class without one, since QuPath 0.4 and later need a colour.
 _NO_COLOR = (128, 128, 128)
 _CHUNK = 4096
 _READ_SIZE = 1 << 20
 _LONGEST_STRING = 1 << 24
-#: A feature of more is no outline that anyone drew, but would take gigabytes of memory.
+#: Longest feature in characters; a longer one is not a real outline and would fill the memory.
 _LONGEST_VALUE = 1 << 28
-#: Bytes that are not UTF-8, as Python keeps them in text.
+#: Bytes that are not UTF-8, as Python's "surrogateescape" keeps them.
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
-#: Errors may quote the file, but not all of it.
+#: Longest quotation of the file in an error message.
 _LONGEST_REASON = 300
 #: Compresses ten times as fast as the default, to a file a quarter larger.
 _GZIP_LEVEL = 1
 
-#: Object types of all versions, by what this program calls them.
+#: Object types in all QuPath versions -> kind.
 _KINDS = {
     name: kind
     for kind, names in {
@@ -82,7 +83,7 @@ class GeoJsonObject:
         ``"annotation"`` (also where the file does not say), ``"detection"``, ``"cell"``,
         ``"tile"``, ``"tmaCore"`` or ``"root"``.
     geometry : shapely geometry
-        In level-0 px, as the file has it: it may be invalid.
+        In level-0 px, as stored: it may be invalid.
     id : UUID or None
     name : str or None
     path_class : PathClass or None
@@ -93,7 +94,7 @@ class GeoJsonObject:
     color : int or None
         Its own colour, packed ARGB (int32).
     metadata : mapping of str to str
-        Among it, QuPath's description of an annotation.
+        Includes QuPath's description of an annotation.
     """
 
     kind: str
@@ -110,21 +111,21 @@ class GeoJsonObject:
 
     @property
     def label(self) -> str:
-        """How messages call it: name, class or kind, and its UUID."""
+        """Name for messages: name, class or kind, and UUID."""
         text = self.name or (self.path_class and self.path_class.name) or "unclassified"
         return f"{text} ({self.id})" if self.id else text
 
 
 @dataclass
 class Oddities:
-    """What of a GeoJSON file makes no sense, feature by feature.
+    """Problems found in a GeoJSON file, feature by feature.
 
     Parameters
     ----------
     features : list of str
         Features that were left out, and why.
     values : list of str
-        Values that were left out of features that are there, and why.
+        Values that were left out of features that were read, and why.
     """
 
     features: list[str] = field(default_factory=list)
@@ -141,8 +142,8 @@ def write_detections(
     path : Path
         ``.geojson`` or ``.geojson.gz`` (or ``.json``, ``.json.gz``). Replaced in one step.
     nuclei : NucleiTable
-        In level-0 px. Coordinates are rounded to 0.01 px; a ring that this would make invalid is
-        mended on that grid. Measurements that are not finite are left out.
+        In level-0 px. Coordinates are rounded to 0.01 px; a ring that becomes invalid is repaired
+        on that grid. Measurements that are not finite are left out.
     ids : (N,) sequence of UUID
     path_class : PathClass
 
@@ -153,7 +154,8 @@ def write_detections(
     SaveError
         If the file cannot be written.
     ValueError
-        If `ids` are not as many as the nuclei, or a nucleus vanishes on a grid of 0.01 px.
+        If the number of `ids` differs from that of nuclei, or a nucleus vanishes on a grid of 0.01
+        px.
     """
     if len(ids) != len(nuclei):
         raise ValueError(f"{len(nuclei)} nuclei, but {len(ids)} ids")
@@ -161,19 +163,19 @@ def write_detections(
 
 
 def write_groups(path: Path, groups: Iterable[DetectionGroup]) -> None:
-    """Write groups of detections, one in memory at a time; see `write_detections`."""
+    """Write groups of detections with one group in memory at a time; see `write_detections`."""
     features = (_detections(group.nuclei, group.ids, group.path_class) for group in groups)
     _write(path, chain.from_iterable(features))
 
 
 def write_objects(path: Path, objects: Iterable[GeoJsonObject]) -> list[str]:
-    """Write objects of any kind; see `write_detections` for the file and the errors.
+    """Write objects of any kind; file and errors as in `write_detections`.
 
     Returns
     -------
     list of str
-        Objects that are left out, for no version of QuPath would read them: their geometry is
-        empty, not finite, or encloses nothing on the grid of 0.01 px. Each is logged, too.
+        Objects that were left out because no QuPath version reads them: their geometry is empty,
+        not finite, or has no area on the grid of 0.01 px. Each is also logged.
     """
     left_out: list[str] = []
     _write(path, _features(objects, left_out))
@@ -187,20 +189,20 @@ def read_objects(path: Path, odd: Oddities | None = None) -> Iterator[GeoJsonObj
     ----------
     path : Path
         A FeatureCollection, a Feature, a bare geometry, or an array of features and geometries;
-        gzipped, in a .zip (of which all GeoJSON files are read) or neither. All dialects of QuPath
-        0.2 to 0.7 are understood. A root object stands for the image and is passed over; its
-        children are read. Bytes that are not UTF-8 are read as Windows-1252 (Latin-1).
+        plain, gzipped, or in a .zip (all its GeoJSON files are read). All dialects of QuPath 0.2 to
+        0.7 are supported. A root object stands for the image: it is skipped, and its children are
+        read. Bytes that are not UTF-8 are read as Windows-1252 (Latin-1).
     odd : Oddities, optional
-        Takes note of features and values that make no sense, and the others are read. By default
-        the first such is an error.
+        Collects invalid features and values while the others are read. By default the first one
+        raises an error.
 
     Raises
     ------
     NotFoundError
         If there is no such file.
     FormatError
-        If it is truncated, not JSON, or has a feature that makes no sense and `odd` is not given;
-        names the file and the number of the feature.
+        If it is truncated, not JSON, or has an invalid feature and `odd` is not given; names the
+        file and the number of the feature.
     """
     path = Path(path)
     index = 0
@@ -224,7 +226,7 @@ def read_objects(path: Path, odd: Oddities | None = None) -> Iterator[GeoJsonObj
         raise FormatError(
             f"{path}, feature {index}: {error}", "the file is damaged; export it again"
         ) from error
-    except (OSError, RuntimeError, NotImplementedError) as error:  # the latter two: of zipfile
+    except (OSError, RuntimeError, NotImplementedError) as error:  # the last two are from zipfile
         raise FormatError(f"{path}, feature {index}: cannot be read: {error}") from error
 
 
@@ -236,12 +238,10 @@ def _write(path: Path, features: Iterable[bytes]) -> None:
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     zipped = suffixes[-1:] == [".gz"]
     if suffixes[len(suffixes) - 1 - zipped :][:1] not in ([".geojson"], [".json"]):
-        raise UsageError(
-            f"{str(path)!r} does not end as a GeoJSON file", "use .geojson or .geojson.gz"
-        )
+        raise UsageError(f"{str(path)!r} has no GeoJSON suffix", "use .geojson or .geojson.gz")
     with atomic_file(path) as stream:
         if zipped:
-            # Without time or name in the header: equal content gives equal files.
+            # No time or name in the header, so that equal content gives equal files.
             with gzip.GzipFile("", "wb", _GZIP_LEVEL, stream, mtime=0) as packed:
                 _write_collection(cast(BinaryIO, packed), features)
         else:
@@ -261,7 +261,7 @@ def _write_collection(stream: BinaryIO, features: Iterable[bytes]) -> None:
 def _detections(
     nuclei: NucleiTable, ids: Sequence[UUID], path_class: PathClass | None
 ) -> Iterator[bytes]:
-    """Yield features, many at a time in one piece of bytes."""
+    """Yield encoded features, many per chunk."""
     properties = _object_type("detection")
     if path_class is not None:
         properties["classification"] = _classification(path_class)
@@ -292,12 +292,12 @@ def _detections(
 
 
 def _features(objects: Iterable[GeoJsonObject], left_out: list[str]) -> Iterator[bytes]:
-    """Yield features, many at a time in one piece of bytes; note what is left out."""
+    """Yield encoded features, many per chunk; record which are left out."""
     iterator = iter(objects)
     while chunk := list(islice(iterator, _CHUNK)):
         geometries = np.empty(len(chunk), dtype=object)
         geometries[:] = [o.geometry for o in chunk]
-        # Coordinates of a damaged file may be beyond what arithmetic can hold.
+        # Coordinates of a damaged file may overflow.
         with np.errstate(over="ignore", invalid="ignore"):
             geometries, texts = _on_grid(geometries)
         features = [
@@ -306,8 +306,8 @@ def _features(objects: Iterable[GeoJsonObject], left_out: list[str]) -> Iterator
             if text is not None
         ]
         for o in compress(chunk, shapely.is_empty(geometries)):
-            left_out.append(f"{o.kind} {o.label}: it has no shape that can be written")
-            _log.warning("%s %s has no shape that can be written: left out", o.kind, o.label)
+            left_out.append(f"{o.kind} {o.label}: its outline cannot be written")
+            _log.warning("%s %s is left out: its outline cannot be written", o.kind, o.label)
         if features:
             yield b",\n".join(features)
 
@@ -364,7 +364,7 @@ def _feature(identifier: UUID | None, geometry: Any, properties: dict[str, Any])
 
 
 def _object_type(kind: str) -> dict[str, Any]:
-    # Versions from 0.4 on read the first, 0.3 the second.
+    # QuPath 0.4 and later read the first, 0.3 reads the second.
     return {"objectType": kind, "object_type": kind}
 
 
@@ -378,7 +378,7 @@ def _rgb(color: int) -> tuple[int, int, int]:
 
 
 def _coordinates(nuclei: NucleiTable) -> list[list[npt.NDArray[np.float64]]]:
-    """Return the rings of each nucleus, rounded, and mended where rounding made them invalid."""
+    """Return the rounded rings of each nucleus, repaired where rounding made them invalid."""
     vertices: npt.NDArray[np.float64] = nuclei.vertices.astype(np.float64).round(_DECIMALS)
     polygons = shapely.from_ragged_array(
         shapely.GeometryType.POLYGON, vertices, (nuclei.ring_offsets, nuclei.polygon_offsets)
@@ -399,9 +399,9 @@ def _coordinates(nuclei: NucleiTable) -> list[list[npt.NDArray[np.float64]]]:
 
 
 def _valid_on_grid(geometry: shapely.Geometry) -> shapely.Geometry:
-    """Mend an area whose rounded coordinates make it invalid; empty if none is left of it.
+    """Repair an area that rounding made invalid; empty if nothing is left of it.
 
-    Lines and points that are not valid (of one place only) are returned as they are.
+    Invalid lines and points (of a single position) are returned unchanged.
     """
     if shapely.get_dimensions(geometry) < 2:
         return geometry
@@ -413,7 +413,7 @@ def _valid_on_grid(geometry: shapely.Geometry) -> shapely.Geometry:
 
 
 def _digits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Return the values with as many digits as float32 has, so that they print short."""
+    """Round values to the digits of float32, so that they print short."""
     exact = values.astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         exponent = np.floor(np.log10(np.abs(exact)))
@@ -426,12 +426,12 @@ def _digits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 
 
 class _GeoJsonError(Exception):
-    """What is wrong with the feature being read."""
+    """Raised with what is wrong with the current feature."""
 
 
 @dataclass(frozen=True)
 class _Notes:
-    """Takes note of what is odd in a feature, or makes it an error."""
+    """Record a problem of a feature, or raise it as an error."""
 
     odd: Oddities | None
     index: int
@@ -452,7 +452,7 @@ def _short(reason: object) -> str:
 
 
 class _Scanner:
-    """Takes JSON values from a stream, one by one; holds little more than the current one."""
+    """Reads JSON values from a stream one by one; holds little more than the current one."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -487,17 +487,17 @@ class _Scanner:
             except json.JSONDecodeError as error:
                 if len(self._text) - self._at > _LONGEST_VALUE:
                     raise _GeoJsonError(f"is longer than {_LONGEST_VALUE} characters") from error
-                # Of a value that only goes on later, the error is at the end of what was read, or
-                # at the start of the string there.
+                # If the value is only incomplete so far, the error is at the end of the buffer, or
+                # at the start of its last string.
                 if len(self._text) - error.pos < _LONGEST_STRING and self._more():
                     continue
                 found = self._text[error.pos : error.pos + 20]
                 raise _GeoJsonError(
-                    f"not JSON at {found!r} ({error.msg})" if found else "the file ends in it"
+                    f"not JSON at {found!r} ({error.msg})" if found else "the file ends within it"
                 ) from error
             except ValueError as error:
                 raise _GeoJsonError(str(error)) from error
-            # A number may go on beyond what was read so far.
+            # A number may continue beyond the buffer.
             if end < len(self._text) or not self._more():
                 text = self._text[self._at : end]
                 self._at = end
@@ -508,7 +508,7 @@ class _Scanner:
                 return without_halves(value, text)
 
     def _more(self) -> bool:
-        """Read on, at least as much again as is waiting; False at the end of the file."""
+        """Read at least as much again as is buffered; False at the end of the file."""
         if self._ended:
             return False
         waiting = self._text[self._at :]
@@ -523,13 +523,13 @@ class _Scanner:
 
 
 def _of_windows(found: re.Match[str]) -> str:
-    """Return what Windows-1252 makes of a byte that is kept as half a character."""
+    """Return the Windows-1252 character of a byte that is kept as a surrogate."""
     return found[0].encode("utf-8", "surrogateescape").decode("cp1252", "replace")
 
 
 @contextmanager
 def _open_texts(path: Path) -> Iterator[Iterator[TextIO]]:
-    """Open the text of a file, or the texts in it. What is not UTF-8 becomes half characters."""
+    """Open the text of a file, or of the files in a .zip; other bytes become surrogates."""
 
     def text(stream: IO[bytes]) -> TextIO:
         return io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape")
@@ -542,7 +542,7 @@ def _open_texts(path: Path) -> Iterator[Iterator[TextIO]]:
         elif start in (b"PK\3\4", b"PK\5\6"):
             with zipfile.ZipFile(file) as archive:
                 names = [n for n in archive.namelist() if n.lower().endswith((".geojson", ".json"))]
-                # What macOS puts beside each file is none.
+                # macOS adds files of metadata to a .zip; skip them.
                 names = [n for n in names if not n.startswith("__MACOSX/")]
                 if not names:
                     raise _GeoJsonError("the .zip holds no .geojson file")
@@ -570,7 +570,7 @@ def _values(scanner: _Scanner) -> Iterator[Any]:
     else:
         raise _GeoJsonError("the file holds neither a JSON object nor an array")
     if scanner.peek():
-        raise _GeoJsonError("something follows after the end of the JSON")
+        raise _GeoJsonError("there is more text after the end of the JSON")
 
 
 def _array(scanner: _Scanner) -> Iterator[Any]:
@@ -619,7 +619,7 @@ def _objects(value: Any, notes: _Notes) -> Iterator[GeoJsonObject]:
 
 
 def _object(feature: Any, notes: _Notes) -> GeoJsonObject | None:
-    """Return the object of a feature; None for the root, which stands for the image itself."""
+    """Return the object of a feature; None for the root, which stands for the image."""
     if not isinstance(feature, dict):
         raise _GeoJsonError(f"expected a feature, found {quoted(str(feature)[:40])}")
     if feature.get("type") != "Feature":
@@ -648,7 +648,7 @@ def _object(feature: Any, notes: _Notes) -> GeoJsonObject | None:
 
 
 def _kind(feature: dict[str, Any], properties: dict[str, Any]) -> str:
-    # QuPath 0.2 kept the type in the id. QuPath makes annotations of what it does not know.
+    # QuPath 0.2 stores the type in the id. QuPath reads unknown types as annotations.
     legacy = str(feature.get("id"))
     if legacy.endswith("Object") and legacy in _KINDS:
         return _KINDS[legacy]
@@ -669,7 +669,7 @@ def _geometry(value: Any) -> tuple[shapely.Geometry, int, int]:
     if not isinstance(value, dict) or not isinstance(value.get("type"), str):
         raise _GeoJsonError("it has no geometry")
     try:
-        with np.errstate(invalid="ignore"):  # what is not a number is refused below
+        with np.errstate(invalid="ignore"):  # NaN is refused below
             geometry = shapely.force_2d(shapely.geometry.shape(value))
         plane = value.get("plane") or {}
         z, t = int(plane.get("z", 0)), int(plane.get("t", 0))
@@ -693,7 +693,7 @@ def _geometry(value: Any) -> tuple[shapely.Geometry, int, int]:
 
 
 def _path_class(value: Any, notes: _Notes) -> PathClass | None:
-    """Read a class as any version wrote it: text, name(s) with colour, or with a parent class."""
+    """Read a class in any version's form: text, name(s) with colour, or with a parent class."""
     if value is None or value == {}:
         return None
     if isinstance(value, str):
@@ -711,7 +711,7 @@ def _path_class(value: Any, notes: _Notes) -> PathClass | None:
 
 
 def _color(value: Mapping[str, Any], whose: str, notes: _Notes) -> int | None:
-    """Read a packed colour, signed or not, or red, green, blue and perhaps alpha of 0 to 255."""
+    """Read a colour: packed (signed or not), or red, green, blue and optional alpha, 0 to 255."""
     packed, rgb = value.get("colorRGB"), value.get("color")
     given = rgb if packed is None else packed
     if given is None:
@@ -727,7 +727,7 @@ def _color(value: Mapping[str, Any], whose: str, notes: _Notes) -> int | None:
         if not -(2**31) <= color < 2**32:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
-        notes.odd_value(f"{whose} has the colour {quoted(given)}, which is none")
+        notes.odd_value(f"{whose} has an invalid colour {quoted(given)}")
         return None
     return color - 2**32 if color >= 2**31 else color
 
@@ -740,7 +740,7 @@ def _whole_number(value: Any) -> int:
 
 
 def _measurements(value: Any, notes: _Notes) -> dict[str, float]:
-    """Read measurements as any version wrote them: a map, or a list of names and values."""
+    """Read measurements in any version's form: a map, or a list of names and values."""
     entries: list[tuple[Any, Any]] = []
     if isinstance(value, dict):
         entries = list(value.items())

@@ -10,7 +10,7 @@ from qpnuclei.qupath.model import ImageEntry
 if TYPE_CHECKING:
     from qpnuclei.slides.slide import Slide
 
-#: Server arguments without a value that are honoured.
+#: Supported server arguments that take no value.
 _SWITCHES = frozenset({"--no-crop", "--icc-profile"})
 _SERIES = ("--series", "-s")
 
@@ -25,8 +25,8 @@ def open_image(entry: ImageEntry) -> Slide:
     Raises
     ------
     SlideError
-        If the image is missing, not readable, fluorescence, a stack in z or time, or its server
-        transforms the file (rotated, flipped, cropped, ...) or has arguments that are not known.
+        If the image is missing, unreadable, fluorescence, or a stack in z or time, or if its server
+        transforms the file (rotated, flipped, cropped, ...) or has unknown arguments.
     """
     from qpnuclei.slides.slide import open_slide
 
@@ -52,7 +52,7 @@ def open_image(entry: ImageEntry) -> Slide:
         raise SlideError(
             f"{where} is a stack of {server.size_z} z-slices and {server.size_t} time points, "
             "which is not supported",
-            "export the plane of interest as an image of its own",
+            "export the plane of interest as a separate image",
         )
     if entry.path is None:
         uris = ", ".join(server.uris) or "no URI"
@@ -80,18 +80,18 @@ def open_image(entry: ImageEntry) -> Slide:
         raise SlideError(
             f"{where} has {server.width}x{server.height} px in the project, "
             f"but {entry.path} has {found} px",
-            "the file was replaced, or is read in another way: add it to the project again",
+            "the file was replaced or is read differently: add it to the project again",
         )
     return slide
 
 
 def _series(where: str, args: tuple[str, ...]) -> int | None:
-    """Return the Bio-Formats series that the server arguments choose; None if they do not.
+    """Return the Bio-Formats series that the server arguments select; None if they do not.
 
     Raises
     ------
     SlideError
-        If there is an argument that is not known: it may choose another picture.
+        If an argument is unknown: it may select another picture.
     """
     series: str | None = None
     rest = iter(arg.strip() for arg in args)
@@ -103,13 +103,13 @@ def _series(where: str, args: tuple[str, ...]) -> int | None:
             raise SlideError(
                 f"{where} is opened with the server argument {arg!r}, which is not supported",
                 "add the image to the project again without it, or export the picture that it "
-                "shows as an image of its own",
+                "shows as a separate image",
             )
     if series is None or series == "-1":  # QuPath's "not chosen"
         return None
     if not series.isdecimal():
         raise SlideError(
-            f"{where} is opened with --series {series!r}, which is no number",
+            f"{where} is opened with --series {series!r}, which is not a number",
             "add the image to the project again",
         )
     return int(series)

@@ -1,4 +1,4 @@
-"""What a project holds, as plain data: what ``qpnuclei info`` shows."""
+"""The content of a project as plain data, as ``qpnuclei info`` shows it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from qpnuclei.qupath.regions import area_px2
 def describe_project(project: Project) -> dict[str, Any]:
     """Return a project's images with their size, calibration, annotations and detections.
 
-    An image whose objects cannot be read is described by its ``"error"``; one whose slide is not
-    found has ``"path": None``.
+    An image with unreadable objects has an ``"error"``; one whose slide is missing has ``"path":
+    None``.
 
     Returns
     -------
     dict
-        JSON types only. Areas are in mm² where there is a pixel size, else None, and those of a
-        class what its annotations cover together; sizes in px; pixel sizes in µm.
+        JSON types only. Areas in mm², None without a pixel size; the area of a class is that of the
+        union of its annotations. Sizes in px, pixel sizes in µm.
     """
     return {
         "project": str(project.path),
@@ -91,5 +91,5 @@ def _pixel_size(
 ) -> tuple[tuple[float, float], str] | tuple[None, None]:
     try:
         return pixel_size(entry, record)
-    except MppError:  # run and export say what to do about it
+    except MppError:  # the run and export commands report it
         return None, None

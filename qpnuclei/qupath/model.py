@@ -1,8 +1,8 @@
-"""What a QuPath project is to the rest of the program: one small Protocol and its data.
+"""The interface of a QuPath project (a small Protocol) and its data classes.
 
 Two backends implement it: `qpnuclei.qupath.native` (neither QuPath nor a JVM) and
-`qpnuclei.qupath.paquo.backend` (through a real QuPath). Coordinates are level-0 pixels in QuPath's
-frame (cropped to the OpenSlide bounds unless the server says otherwise).
+`qpnuclei.qupath.paquo.backend` (uses an installed QuPath). Coordinates are level-0 pixels in
+QuPath's frame (cropped to the OpenSlide bounds unless the server says otherwise).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from qpnuclei.slides.stains import Stains
 
 @dataclass(frozen=True)
 class ImageServer:
-    """Where an image's pixels come from, as the project's JSON has it.
+    """The image server of an entry, as stored in the project's JSON.
 
     Parameters
     ----------
     builder_types : tuple of str
-        ``builderType`` from the outermost wrapper to the innermost, without those that change no
-        pixel of level 0; only ``("uri",)`` is an image as it lies on disk.
+        ``builderType`` from the outermost wrapper to the innermost, without those that leave level
+        0 unchanged. ``("uri",)`` alone means the image as it is on disk.
     provider : str
         Java class of the innermost builder, for example
         ``"qupath.lib.images.servers.openslide.OpenslideServerBuilder"``; empty if it has none.
@@ -42,7 +42,7 @@ class ImageServer:
     args : tuple of str
         Server arguments, for example ``("--series", "0")`` or ``("--no-crop",)``.
     width, height : int or None
-        Level-0 size in px, where the project has it.
+        Level-0 size in px, where the project states it.
     size_z, size_t : int
         Number of z-slices and time points.
     """
@@ -83,11 +83,11 @@ class Annotation:
         In level-0 px; an ellipse is a polygon of the vertices that QuPath itself would use. As
         stored: it may be invalid (self-intersecting).
     color : int or None
-        Its own colour, packed ARGB (int32); None if it has that of its class.
+        The annotation's own colour, packed ARGB (int32); None to use that of its class.
     parent : int or None
         Handle of the enclosing annotation in the hierarchy; None directly under the image.
     metadata : mapping of str to str
-        Without the UUID; QuPath's description is among it.
+        Without the UUID; includes QuPath's description.
     measurements : mapping of str to float
     """
 
@@ -107,28 +107,28 @@ class Annotation:
 
     @cached_property
     def area(self) -> shapely.Geometry:
-        """What the ROI encloses: a valid Polygon or MultiPolygon, empty if it is nothing."""
+        """The area of the ROI: a valid Polygon or MultiPolygon, empty if it has no area."""
         if self.roi_type not in ("PolygonROI", "RectangleROI", "EllipseROI", "GeometryROI"):
             return shapely.MultiPolygon()
         return valid_area(self.geometry)
 
     @property
     def is_area(self) -> bool:
-        """Whether the ROI encloses an area; lines, points and a mere click do not."""
+        """Whether the ROI has an area; lines, points and single clicks do not."""
         return not self.area.is_empty
 
     @property
     def label(self) -> str:
-        """How messages call it: name or class, and the start of its UUID."""
+        """Name for messages: name or class, and the start of the UUID."""
         text = self.name or self.class_name or "unclassified"
         return f"{text} ({str(self.id)[:8]})" if self.id else f"{text} (#{self.handle})"
 
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """All N detections of an image (nuclei, cells, tiles), ours and others', column by column.
+    """All N detections of an image (nuclei, cells, tiles), from any program, as columns.
 
-    A backend may make a column when it is first asked for, and then find that it cannot be read.
+    A backend may read a column lazily, so that access can raise a FormatError.
 
     Parameters
     ----------
@@ -160,17 +160,17 @@ class Detections:
         return len(self.ids)
 
     def unread(self) -> Mapping[str, int]:
-        """Return what detections have that is in no column, and how many have it."""
+        """Return properties of detections that no column holds, with the number that have them."""
         return {}
 
 
 @dataclass(frozen=True)
 class ImageObjects:
-    """What an image holds at the moment it was read, and a token that says which moment.
+    """The objects of an image as read, with a token of the file's state.
 
-    `fingerprint` identifies the state of the file on disk (absent file included):
-    `ImageEntry.write` refuses if it changed in between. `properties` are the texts among the
-    image's properties, which QuPath keeps for whoever sets them.
+    `fingerprint` identifies the state of the file on disk, absence included: `ImageEntry.write`
+    refuses if the file has changed since. `properties` are the image's text properties, which
+    QuPath keeps when it saves.
     """
 
     annotations: tuple[Annotation, ...]
@@ -186,16 +186,15 @@ class DetectionGroup:
     Parameters
     ----------
     parent : int or None
-        Handle of an annotation; None for directly under the image. Where the same edit removes
-        annotations, the handles are those without them; its new annotations have the handles that
-        follow, in their order.
+        Handle of an annotation; None for directly under the image. Handles count the annotations
+        that remain after the edit's removals; the edit's new annotations follow them in order.
     nuclei : NucleiTable
         N polygons with their measurements.
     ids : (N,) sequence of uuid.UUID
     path_class : PathClass or None
         None leaves them unclassified.
     plane : (int, int) or None
-        z-slice and time point; None for those of the parent.
+        z-slice and time point; None to use those of the parent.
     """
 
     parent: int | None
@@ -206,7 +205,7 @@ class DetectionGroup:
 
     @cached_property
     def id_texts(self) -> list[str]:
-        """The UUIDs as they are written."""
+        """The UUIDs as text."""
         if isinstance(self.ids, NucleusIds):
             return self.ids.texts()
         return [str(own_id) for own_id in self.ids]
@@ -230,18 +229,18 @@ class NewAnnotation:
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """A change of one image's objects; all of it is applied, or nothing.
+    """A change of one image's objects, applied completely or not at all.
 
     Parameters
     ----------
     remove : frozenset of uuid.UUID
-        Detections and annotations to remove, by UUID; each must satisfy `is_ours`. What someone
-        nested below them moves up to their parent.
+        UUIDs of detections and annotations to remove; each must satisfy `is_ours`. Their children
+        move up to their parent.
     add : sequence of DetectionGroup
-        May be lazy: a group may be made, for example read from disk, each time it is asked for,
-        and equal each time. Writers ask for each more than once, for those of one parent in order,
-        and hold one at a time: of many groups of 20,000 nuclei (any number of which may have the
-        same parent) one is in memory.
+        May be lazy: a group may be produced anew, for example read from disk, at each access, but
+        must be equal each time. Writers access each group more than once, those of one parent in
+        order, and hold one group at a time. So of many groups of 20,000 nuclei, only one is in
+        memory.
     annotations : sequence of NewAnnotation
     workflow_step : (name, Groovy comment or script) or None
         Recorded in QuPath's workflow of the image.
@@ -269,7 +268,7 @@ class ImageEntry(Protocol):
 
     @property
     def server(self) -> ImageServer:
-        """Where the pixels come from."""
+        """The image server: where the pixels come from."""
 
     @property
     def calibration(self) -> PixelCalibration:
@@ -293,7 +292,8 @@ class ImageEntry(Protocol):
         Raises
         ------
         qpnuclei.errors.FormatError
-            If ``data.qpdata`` is truncated or corrupt; the hint offers its ``.bkp`` if that reads.
+            If ``data.qpdata`` is truncated or corrupt; the hint offers its ``.bkp`` if that is
+            readable.
         """
 
     def write(self, edit: Edit, fingerprint: str) -> None:

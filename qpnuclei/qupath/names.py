@@ -1,4 +1,4 @@
-"""What new files and classes are called, and what text may hold."""
+"""Names of new files and classes, and clean text."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 
 from qpnuclei.qupath.model import ImageEntry, PathClass, Project
 
-#: Colour of a class that the project does not have yet: packed ARGB, green.
+#: Colour of a class that is new to the project: packed ARGB, green.
 NEW_CLASS_COLOR = -16732080
-#: File systems allow names of 255 bytes; suffixes are added to this.
+#: File systems allow names of 255 bytes; this leaves room for suffixes.
 _MAX_BYTES = 120
 
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def file_stem(entry: ImageEntry) -> str:
-    """Return a file name for an image: its entry ID and what of its name is safe in any file."""
+    """Return a file name for an image: its entry ID and the portable characters of its name."""
     safe = "".join(c if c.isalnum() or c in "-_. " else "_" for c in entry.name)
     return f"{entry.id}-{safe}".encode()[:_MAX_BYTES].decode(errors="ignore").rstrip(". ")
 
 
 def composed(text: str) -> str:
-    """Return text with letters and their accents as one, as most systems write it (macOS not)."""
+    """Return composed (NFC) text: macOS stores decomposed file names, other systems do not."""
     return unicodedata.normalize("NFC", text)
 
 
@@ -38,18 +38,18 @@ def class_of(project: Project, name: str, color: int | None = None) -> PathClass
 
 
 def whole_characters(text: str) -> str:
-    """Return text with U+FFFD for halves of characters, which Java and JSON allow but not UTF-8."""
+    """Replace lone surrogates, which Java and JSON allow but UTF-8 does not, with U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def without_halves(value: Any, text: str) -> Any:
-    """Return a JSON value with whole characters only.
+    """Return a JSON value without lone surrogates.
 
     Parameters
     ----------
     value : JSON value
     text : str
-        What it was parsed from: only an escape can make half a character.
+        The JSON text: only an escape can produce a lone surrogate.
     """
     if _HALF.search(text) is None:
         return value

@@ -53,7 +53,7 @@ def open_project(path: str | Path, image_root: str | Path | None = None) -> Nati
     qpnuclei.errors.NotFoundError
         If there is no such file or folder.
     qpnuclei.errors.FormatError
-        If it is no QuPath project, or its JSON is broken.
+        If it is not a QuPath project, or its JSON is broken.
     """
     root = None if image_root is None else Path(image_root)
     return NativeProject(project_file.find_project_file(Path(path)), root)
@@ -72,7 +72,7 @@ class NativeProject:
         self.version = version if isinstance(version, str) else None
         uri = content.get("uri")
         self._uri = uri if isinstance(uri, str) else None
-        project_file.read_classes(self.classes_path)  # a broken class list is said at once
+        project_file.read_classes(self.classes_path)  # report a broken class list early
         self.images: Sequence[NativeImage] = [NativeImage(self, e) for e in content["images"]]
 
     def __repr__(self) -> str:
@@ -112,12 +112,12 @@ class NativeImage:
 
     @property
     def folder(self) -> Path:
-        """Where the project keeps what belongs to this image."""
+        """The project's data folder of this image."""
         return self._project.path.parent / "data" / self.id
 
     @property
     def data_path(self) -> Path:
-        """The image's ``data.qpdata``; absent until the image was saved once."""
+        """The image's ``data.qpdata``; absent until the image is first saved."""
         return self.folder / "data.qpdata"
 
     @property
@@ -141,7 +141,8 @@ class NativeImage:
         Raises
         ------
         qpnuclei.errors.FormatError
-            If ``data.qpdata`` is truncated or corrupt; the hint says whether its ``.bkp`` reads.
+            If ``data.qpdata`` is truncated or corrupt; the hint says whether its ``.bkp`` is
+            readable.
         """
         data, fingerprint = self._read_bytes()
         if data is None:
@@ -169,18 +170,18 @@ class NativeImage:
         qpnuclei.errors.UsageError
             If the edit contradicts the file: see `DataFile.remove` and `DataFile.add`.
         ValueError
-            If a group of the edit contradicts itself, or is another one when it is asked for again.
+            If a group of the edit is inconsistent, or differs when it is accessed again.
         """
         self._check_reachable()
         with locked(self._project.path.parent):
             self._save(edit, fingerprint)
-        # Tidying up cannot fail what is saved by now.
+        # The save is complete: errors of the clean-up are only logged.
         with contextlib.suppress(OSError):
             self._backup_path.unlink(missing_ok=True)  # as QuPath does; we have a copy
             drop_old_backups(self.data_path)
 
     def backups(self) -> list[Backup]:
-        """Return what runs replaced, newest first."""
+        """Return the backups, newest first."""
         return list_backups(self.data_path)
 
     def read_backup(self, backup: Backup) -> Objects:
@@ -194,7 +195,7 @@ class NativeImage:
         return DataFile.parse(_bytes_of(backup.path), str(backup.path)).read()
 
     def restore(self, backup: Backup) -> None:
-        """Put a backup in the place of the data file; what is there becomes a backup itself.
+        """Replace the data file with a backup; the current file becomes a backup itself.
 
         Raises
         ------
@@ -213,8 +214,8 @@ class NativeImage:
                 staged, digest = transaction.stage(self.data_path, lambda emit: emit(data))
                 if digest_of_file(staged) != digest:
                     raise SaveError(
-                        f"{self.data_path}: what was written does not read back",
-                        "what was there before is untouched",
+                        f"{self.data_path}: the written file does not read back",
+                        "the previous file is unchanged",
                     )
                 summary = self._summary(staged, data_file.image_type, objects)
                 transaction.stage(self.folder / "summary.json", lambda emit: emit(summary))
@@ -229,7 +230,7 @@ class NativeImage:
         if found != fingerprint:
             raise self._conflict()
         data_file = self._new_data_file() if old is None else self._parse(old)
-        data_file.read().summary()  # what contradicts itself is refused before it is written
+        data_file.read().summary()  # refuse an inconsistent file before writing
         data_file.remove(edit.remove)
         data_file.set_properties(edit.properties)
         kept = _digest(data_file)
@@ -238,7 +239,7 @@ class NativeImage:
         self._remove_leftovers()
         with Transaction(self._project.path.parent) as transaction:
             staged, digest = transaction.stage(self.data_path, data_file.write)
-            del old, data_file  # as large as the file, and no longer needed
+            del old, data_file  # frees as much memory as the file is large
             objects = self._verify(staged, digest, additions, kept)
             summary = self._summary(staged, image_type, objects)
             transaction.stage(self.folder / "summary.json", lambda emit: emit(summary))
@@ -271,24 +272,24 @@ class NativeImage:
         return data, fingerprint
 
     def _check_reachable(self) -> None:
-        """Refuse to go on when the drive is gone: folders would be made where it was mounted."""
+        """Raise if the drive is gone: folders would be created at its mount point."""
         if not self._project.path.exists():
             raise SaveError(
                 f"{self._project.path} is no longer there", "is its drive still connected?"
             )
 
     def _check_unchanged(self, fingerprint: str) -> None:
-        """Refuse to save over a data file that someone else has saved meanwhile."""
+        """Raise if another program has saved the data file meanwhile."""
         try:
             found = _fingerprint(self.data_path, digest_of_file(self.data_path))
-        except OSError:  # none yet, or QuPath has moved it away to write a new one
+        except OSError:  # no file yet, or QuPath is replacing it
             found = _ABSENT if not self._backup_path.exists() else ""
         if found != fingerprint:
             raise self._conflict()
 
     @property
     def _backup_path(self) -> Path:
-        """What QuPath keeps while it saves, and leaves when that fails."""
+        """The copy that QuPath keeps while it saves, and leaves if the save fails."""
         return self.folder / "data.qpdata.bkp"
 
     def _backup_hint(self) -> str:
@@ -298,9 +299,9 @@ class NativeImage:
         try:
             objects = DataFile.parse(read_regular(path), str(path)).read()
         except (FormatError, OSError):
-            return f"QuPath left {path.name} beside it, but that does not read either"
+            return f"QuPath left {path.name} beside it, but that is unreadable too"
         return (
-            f"{path.name} beside it reads, with {len(objects.annotations)} annotations and "
+            f"{path.name} beside it is readable, with {len(objects.annotations)} annotations and "
             f"{len(objects.detections)} detections: copy it to {self.data_path.name}"
         )
 
@@ -334,23 +335,23 @@ class NativeImage:
         try:
             data = staged.read_bytes()
             if digest_of(data) != digest:
-                raise FormatError("its bytes are not those that were written")
+                raise FormatError("its bytes differ from those written")
             data_file = DataFile.parse(data, str(staged))
             objects = data_file.read()
             data_file.withdraw(additions)
             if _digest(data_file) != kept:
-                raise FormatError("more than the edit has changed")
+                raise FormatError("objects outside the edit have changed")
         except (OSError, QpnucleiError) as error:
             raise SaveError(
-                f"{self.data_path}: what was written does not read back: {error}",
-                "what was there before is untouched; please report this",
+                f"{self.data_path}: the written file does not read back: {error}",
+                "the previous file is unchanged; please report this",
             ) from error
         return objects
 
     def _summary(self, staged: Path, image_type: str | None, objects: Objects) -> bytes:
         path = self.folder / "summary.json"
         content: dict[str, Any] = {}
-        with contextlib.suppress(QpnucleiError):  # QuPath never reads it: a broken one is replaced
+        with contextlib.suppress(QpnucleiError):  # QuPath never reads it: replace a broken one
             content = project_file.read_json(path, "the summary")
         metadata = project_file.server_metadata(self._builder)
         channels = None if metadata is None else metadata.get("channels")

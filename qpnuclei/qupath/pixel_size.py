@@ -1,4 +1,4 @@
-"""One rule for the pixel size of a project's image, whoever asks: run, export, info or doctor."""
+"""One rule for the pixel size of a project's image, for run, export, info and doctor."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ Mpp = tuple[float, float]
 
 @dataclass(frozen=True)
 class AskedMpp:
-    """What the user says about pixel sizes.
+    """Pixel sizes that the user gives.
 
     Parameters
     ----------
     mpp : float or None
         ``--mpp``, in µm per level-0 px.
     only_missing : bool
-        Whether it is only for images that say none themselves: it is, where several images are
-        meant without being named.
+        Use `mpp` only for images without a pixel size. That is the case where several images are
+        selected without naming them.
     by_image : mapping of str to float
-        Pixel sizes by the name or entry ID of the image; they come before all others.
+        Pixel sizes by name or entry ID of the image; they take precedence over all others.
     """
 
     mpp: float | None = None
@@ -48,15 +48,15 @@ def pixel_size(
 ) -> tuple[Mpp, str]:
     """Decide the pixel size of an image.
 
-    It is what the user says now; else what the user said to the last run, unless the project has
-    changed since; else what the project says; else what the slide file says.
+    In order of precedence: the user's value; the user's value for the last run, unless the project
+    has changed since; the project's; the slide file's.
 
     Parameters
     ----------
     record : Record
-        What runs noted of the image.
+        The record of earlier runs on the image.
     slide_mpp : callable, optional
-        Returns the pixel size that the slide file says; by default the slide is opened.
+        Returns the pixel size of the slide file; by default the slide is opened.
 
     Returns
     -------
@@ -68,7 +68,7 @@ def pixel_size(
     Raises
     ------
     MppError
-        If there is none, or it is absurd.
+        If there is none, or it is implausible.
     """
     name = f"image {entry.name}"
     given = asked.by_image.get(entry.id, asked.by_image.get(entry.name))
@@ -92,8 +92,9 @@ def pixel_size(
             return resolve_mpp(asked.mpp, None, None, name)
         raise MppError(
             error.what,
-            f"give it with --image {shlex.quote(entry.name)} --mpp 0.5, in µm per level-0 pixel "
-            "(40x scans have about 0.25, 20x about 0.5), or those of many images with --mpp-table",
+            f"give run and export --image {shlex.quote(entry.name)} --mpp 0.5, in µm per level-0 "
+            "pixel (40x scans have about 0.25, 20x about 0.5), or those of many images with "
+            "--mpp-table",
         ) from None
     if asked.mpp is not None and any(abs(axis / asked.mpp - 1) > 0.01 for axis in own):
         _log.warning(
@@ -110,7 +111,7 @@ def pixel_size(
 
 
 def project_mpp(entry: ImageEntry) -> Mpp | None:
-    """Return the pixel size that the project says, be it right or not; None if it says none."""
+    """Return the project's pixel size, plausible or not; None if it has none."""
     width, height = entry.calibration.width_um, entry.calibration.height_um
     return None if width is None or height is None else (width, height)
 
@@ -128,7 +129,7 @@ def read_mpp_table(path: Path, entries: Sequence[ImageEntry]) -> dict[str, float
     Raises
     ------
     NotFoundError, FormatError
-        If the file is not there, or is no such table.
+        If the file is missing, or is not such a table.
     UsageError
         If it names an image that the project does not have, or one twice.
     """
@@ -152,14 +153,14 @@ def read_mpp_table(path: Path, entries: Sequence[ImageEntry]) -> dict[str, float
             names = ", ".join(entry.name for entry in entries) or "none"
             raise UsageError(f"{where}: no image is called {name!r}", f"images: {names}")
         if name in table:
-            raise UsageError(f"{where}: {name!r} is there twice")
+            raise UsageError(f"{where}: {name!r} occurs twice")
         try:
             table[name] = float(value)
         except ValueError:
             raise FormatError(
-                f"{where}: {value!r} is no number", "write µm per pixel, as in 0.25"
+                f"{where}: {value!r} is not a number", "write µm per pixel, as in 0.25"
             ) from None
-        resolve_mpp(table[name], None, None, f"{where}: {name}")  # refuses what cannot be
+        resolve_mpp(table[name], None, None, f"{where}: {name}")  # refuse implausible values
     return table
 
 
@@ -172,10 +173,10 @@ class _Stated:
 
 
 def _of_file(entry: ImageEntry) -> Mpp | None:
-    """Return what the slide file says; None if it says nothing or is not there."""
+    """Return the slide file's pixel size; None if it states none or is missing."""
     try:
         with open_image(entry) as slide:
             return slide.mpp
     except QpnucleiError as error:
-        _log.info("image %s: its file says no pixel size: %s", entry.name, error.what)
+        _log.info("image %s: its file has no pixel size: %s", entry.name, error.what)
         return None

@@ -1,4 +1,4 @@
-"""Open a QuPath project with the backend that suits this machine."""
+"""Open a QuPath project with the best available backend."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qpnuclei.qupath.paquo.installation import (
 
 __all__ = ["QuPathInstallation", "choose_backend", "find_qupath", "open_project"]
 
-#: Older versions give their objects no UUIDs, by which we recognise our detections.
+#: Older versions write no UUIDs, by which qpnuclei recognises its own detections.
 OLDEST_RELEASE_FOR_PAQUO = (0, 4)
 
 _log = logging.getLogger(__name__)
@@ -34,10 +34,10 @@ def open_project(
     path : path-like
         The ``.qpproj`` file, or its folder.
     backend : {"auto", "native", "paquo"}
-        ``"native"`` needs neither QuPath nor Java; ``"paquo"`` goes through a real QuPath;
+        ``"native"`` needs neither QuPath nor Java; ``"paquo"`` uses an installed QuPath;
         ``"auto"`` is ``"paquo"`` where a QuPath is installed. `Project.backend` says which.
     image_root : Path, optional
-        Folder to look for image files in that are not where the project says.
+        Folder to search for image files that are not where the project says.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def open_project(
 
 
 def choose_backend(backend: Backend = "auto") -> Literal["native", "paquo"]:
-    """Return the backend that `open_project` would take.
+    """Return the backend that `open_project` would use.
 
     Raises
     ------
@@ -88,6 +88,6 @@ def choose_backend(backend: Backend = "auto") -> Literal["native", "paquo"]:
         what = f"QuPath {found.version} in {found.path} is too old for the paquo backend"
         if backend == "paquo":
             raise UsageError(what, "install QuPath 0.4 or newer, or use --backend native")
-        _log.info("%s, which needs 0.4: using the native one", what)
+        _log.info("%s, which needs 0.4: using the native backend", what)
         return "native"
     return "paquo"

@@ -17,7 +17,7 @@ from qpnuclei.system.json_text import parse_json
 
 Json = dict[str, Any]
 
-#: The classes that QuPath gives a project that has no list of its own: name and colour.
+#: QuPath's default classes, for projects without a class list: name and colour.
 DEFAULT_CLASSES = tuple(
     PathClass(name, (0xFF << 24 | red << 16 | green << 8 | blue) - (1 << 32))
     for name, (red, green, blue) in {
@@ -42,7 +42,7 @@ def read_json(path: Path, what: str) -> Json:
     qpnuclei.errors.NotFoundError
         If there is no such file.
     qpnuclei.errors.FormatError
-        If it is not JSON in UTF-8, or no object; the error names line and column.
+        If it is not JSON in UTF-8, or not an object; the error names line and column.
     """
     try:
         text = read_regular(path).decode("utf-8-sig")
@@ -68,7 +68,7 @@ def read_json(path: Path, what: str) -> Json:
 def _backup_hint(path: Path) -> str:
     backup = path.with_name(f"{path.name}.backup")
     if backup.exists():
-        return f"QuPath kept the version before it in {backup.name}: rename it"
+        return f"QuPath kept the previous version in {backup.name}: rename it"
     return "restore the file from a backup"
 
 
@@ -82,7 +82,7 @@ def to_json(value: Mapping[str, Any], *, pretty: bool = True) -> bytes:
 
 
 def find_project_file(path: Path) -> Path:
-    """Return the ``.qpproj`` file that `path` is, or the only one in the folder that it is.
+    """Return `path` if it is a ``.qpproj`` file, else the only ``.qpproj`` in that folder.
 
     Raises
     ------
@@ -112,12 +112,12 @@ def find_project_file(path: Path) -> Path:
 
 
 def read_project(path: Path) -> Json:
-    """Read a ``.qpproj`` and check what the rest of the program relies on.
+    """Read a ``.qpproj`` and check the fields that the rest of the program relies on.
 
     Raises
     ------
     qpnuclei.errors.FormatError
-        If it is no QuPath project, or an entry has no usable ID or server.
+        If it is not a QuPath project, or an entry has no usable ID or server.
     """
     project = read_json(path, "the project")
     images = project.get("images")
@@ -132,7 +132,7 @@ def read_project(path: Path) -> Json:
             raise FormatError(f"{path}: image {number} has no server")
         own_id = entry_id(entry)
         if own_id is None:
-            # The ID names a folder: nothing but digits must ever become part of a path.
+            # The ID becomes part of a path: allow only digits.
             raise FormatError(f"{path}: image {number}: entryID {entry.get('entryID')!r:.80}")
         if own_id in seen:
             raise FormatError(f"{path}: two images have the entryID {own_id}")
@@ -141,7 +141,7 @@ def read_project(path: Path) -> Json:
 
 
 def entry_id(entry: Mapping[str, Any]) -> str | None:
-    """Return the ID of an entry as text; None if it is no whole number."""
+    """Return the ID of an entry as text; None if it is not an integer."""
     value = entry.get("entryID")
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return str(value)
@@ -166,7 +166,7 @@ def read_classes(path: Path) -> list[PathClass]:
     classes = []
     for item in items:
         if not isinstance(item, dict) or not isinstance(item.get("name"), str | None):
-            raise FormatError(f"{path}: {item!r:.80} is no class")
+            raise FormatError(f"{path}: {item!r:.80} is not a class")
         color = item.get("color", item.get("colorRGB"))
         if item.get("name"):
             is_argb = isinstance(color, int) and -(2**31) <= color < 2**31
@@ -175,7 +175,7 @@ def read_classes(path: Path) -> list[PathClass]:
 
 
 def with_classes(path: Path, classes: Sequence[PathClass]) -> bytes | None:
-    """Return ``classes.json`` with those of `classes` that it lacks; None if it lacks none.
+    """Return ``classes.json`` with its missing `classes` added; None if none is missing.
 
     A project without the file has QuPath's default classes, so these are written as well.
     """
@@ -199,7 +199,7 @@ def class_json(path_class: PathClass) -> Json:
 
 
 def image_server(builder: Mapping[str, Any]) -> ImageServer:
-    """Read a server builder with all that it wraps."""
+    """Read a server builder and the builders that it wraps."""
     types: list[str] = []
     inner: Any = builder
     while isinstance(inner, dict):
@@ -224,8 +224,7 @@ def image_server(builder: Mapping[str, Any]) -> ImageServer:
 def _changes_nothing(wrapper: Mapping[str, Any]) -> bool:
     """Whether level 0 of a wrapped image is that of the image itself, pixel by pixel.
 
-    QuPath makes a pyramid of large flat images when it imports them; a rotation is kept also when
-    it is none.
+    QuPath wraps large flat images in a pyramid on import, and keeps a rotation of 0 as a wrapper.
     """
     kind = wrapper.get("builderType")
     if kind == "pyramidize":
@@ -270,7 +269,7 @@ def _micrometres(quantity: object) -> float | None:
         return None
     try:
         size = float(value)
-    except OverflowError:  # a whole number that no float can hold
+    except OverflowError:  # an integer too large for float
         return None
     return size if math.isfinite(size) and size > 0 else None
 

@@ -1,4 +1,4 @@
-"""Images by name, and annotations as areas: which detections lie in them, by one rule."""
+"""Select images by name, and assign detections to annotations by one rule."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qpnuclei.errors import UsageError
 from qpnuclei.qupath.model import Annotation, ImageEntry, Project
 from qpnuclei.qupath.names import composed
 
-#: Coordinates of the same outline differ by no more: GeoJSON and some ROIs of QuPath keep 0.01 px,
+#: Largest difference between coordinates of the same outline: GeoJSON and some ROIs keep 0.01 px,
 #: others float32.
 _SAME_PX = 0.02
 
@@ -25,9 +25,9 @@ Entry = TypeVar("Entry", bound=ImageEntry)
 
 
 def match_images(project: Project, patterns: Sequence[str]) -> list[ImageEntry]:
-    """Return the images of some names, patterns of names (``*``, ``?``) or entry IDs.
+    """Return the images that match names, patterns (``*``, ``?``) or entry IDs.
 
-    All if there are none of these. An ID counts where no image has it as its name.
+    Without patterns, return all images. An image's name takes precedence over an entry ID.
 
     Raises
     ------
@@ -93,7 +93,7 @@ class Region:
 
     @classmethod
     def of(cls, annotation: Annotation) -> Region:
-        """Return the whole area of an annotation; empty for lines and points."""
+        """Return the area of an annotation as a region; empty for lines and points."""
         return cls(annotation, annotation.area)
 
     @property
@@ -103,7 +103,7 @@ class Region:
 
     @property
     def label(self) -> str:
-        """How messages and the summary call it."""
+        """Name for messages and the summary."""
         return self.annotation.label if self.annotation else "tissue"
 
     @property
@@ -113,7 +113,7 @@ class Region:
 
 
 def same_outline(a: shapely.Geometry, b: shapely.Geometry) -> bool:
-    """Tell whether two geometries are the same but for how exactly files keep coordinates."""
+    """Tell whether two geometries are equal up to the precision of stored coordinates."""
     if shapely.equals_exact(a, b, _SAME_PX):
         return True
     return bool(shapely.equals_exact(shapely.normalize(a), shapely.normalize(b), _SAME_PX))
@@ -124,11 +124,10 @@ def rows_inside(
     points: npt.NDArray[np.float64],
     planes: npt.NDArray[np.int64] | None = None,
 ) -> list[npt.NDArray[np.int64]]:
-    """Say which centroids each region holds: the one rule by which everything here is counted.
+    """Return which centroids each region contains: the one counting rule.
 
-    It is QuPath's, which asks whether a centroid is not in the exterior of a ROI's geometry: on the
-    border, that of a hole included, it is inside. Regions may overlap, and a centroid is in each
-    that holds it. One on another plane is in none.
+    This is QuPath's rule: a centroid on the border of the ROI, or of a hole in it, is inside. If
+    regions overlap, a centroid is in each that contains it. A centroid on another plane is in none.
 
     Parameters
     ----------
@@ -141,7 +140,7 @@ def rows_inside(
     Returns
     -------
     list of int64 ndarray
-        For each region the indices of the points it holds, ascending.
+        For each region the indices of the points in it, ascending.
     """
     found = [np.empty(0, np.int64)] * len(regions)
     if planes is None:
@@ -164,14 +163,14 @@ def region_of(
     regions: Sequence[Region],
     planes: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.int64]:
-    """Say which region each point is written under.
+    """Return the region that each point is written under.
 
-    Where regions overlap it is the smallest, as QuPath nests objects in the innermost annotation.
+    Of overlapping regions it is the smallest, as QuPath nests objects in the innermost annotation.
 
     Parameters
     ----------
     points, planes
-        As `rows_inside` takes them.
+        As in `rows_inside`.
 
     Returns
     -------
@@ -186,10 +185,10 @@ def region_of(
 
 
 def area_px2(annotations: Sequence[Annotation]) -> float:
-    """Return the area that annotations cover together, level-0 px²; where they overlap, once."""
+    """Return the area of the union of annotations, level-0 px²."""
     areas = [annotation for annotation in annotations if annotation.is_area]
     if len(areas) == 1 and areas[0].roi_type == "EllipseROI":
-        # QuPath has the area of the ellipse itself, not of the polygon that stands for it.
+        # QuPath takes the area of the ellipse itself, not of its polygon.
         x0, y0, x1, y1 = shapely.bounds(areas[0].geometry).tolist()
         return math.pi / 4 * float(x1 - x0) * float(y1 - y0)
     return covered_px2([Region.of(annotation) for annotation in areas])

@@ -1,7 +1,7 @@
-"""Replacing files so that a failure at any point leaves what was there.
+"""Replace several files all or nothing: a failure at any point leaves the old files.
 
-Each new content is written to a temporary file in the folder of its target and flushed to the
-disk; only when all are complete are they renamed into place, and renamed back if one cannot be.
+Each new file is written under a temporary name beside its target and flushed to the disk. When all
+are complete they are renamed into place; if one rename fails, the others are undone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from qpnuclei.system.files import (
 #: After this time a temporary file is what a save left that was killed, on whichever computer.
 LEFTOVER_AGE_S = 3600.0
 
-#: What writes a file's content, in pieces, to the function it is given.
+#: A function that writes a file's content, in pieces, to the function that it receives.
 Writer = Callable[[Callable[[bytes], object]], object]
 
 
@@ -42,8 +42,8 @@ class Transaction:
     Parameters
     ----------
     base : Path
-        Folder in which the targets are, for example the project's. Folders below it are made, but
-        never itself: it may be on a drive that is gone.
+        Folder of the targets, for example the project's. Folders below it are created, but not the
+        folder itself: it may be on a drive that is gone.
 
     Raises
     ------
@@ -68,7 +68,7 @@ class Transaction:
         leftovers = [temporary for temporary, _ in self._staged]
         leftovers += [copy for copy in self._kept.values() if copy is not None]
         for path in leftovers:
-            with contextlib.suppress(OSError):  # a leftover does no harm, and hides no error
+            with contextlib.suppress(OSError):  # a leftover file is harmless
                 path.unlink(missing_ok=True)
 
     def stage(self, target: Path, write: Writer) -> tuple[Path, str]:
@@ -77,7 +77,7 @@ class Transaction:
         Returns
         -------
         (Path, str)
-            The temporary file, and the digest of what was written.
+            The temporary file, and the digest of its content.
         """
         digest = hashlib.blake2b(digest_size=16)
         try:
@@ -103,7 +103,7 @@ class Transaction:
         return temporary, digest.hexdigest()
 
     def commit(self) -> None:
-        """Put all staged files in their places, the one that was staged first at the end."""
+        """Rename all staged files into place, the first staged file last."""
         done: list[Path] = []
         target = Path()
         try:
@@ -151,7 +151,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def temporary_beside(target: Path) -> Path:
-    """Return a new name beside a file, of which `remove_leftovers` knows that it is temporary."""
+    """Return a new temporary name beside a file, which `remove_leftovers` recognises."""
     return target.with_name(f"{temporary_prefix()}{uuid.uuid4().hex}.tmp")
 
 
@@ -170,7 +170,7 @@ def digest_of(data: bytes) -> str:
 
 
 def digest_of_file(path: Path) -> str:
-    """Return the digest of a file's bytes, of which only a part is in memory.
+    """Return the digest of a file, read in pieces.
 
     Raises
     ------
@@ -182,7 +182,7 @@ def digest_of_file(path: Path) -> str:
 
 
 def _copy_beside(target: Path) -> Path | None:
-    """Keep what is at `target` under a temporary name: a second link where the system has them."""
+    """Keep the file at `target` under a temporary name, as a hard link where possible."""
     if not target.exists():
         return None
     copy = temporary_beside(target)
@@ -196,5 +196,5 @@ def _copy_beside(target: Path) -> Path | None:
 def _failed(target: Path, error: OSError) -> SaveError:
     return SaveError(
         f"{target} could not be saved: {error.strerror or error}",
-        "what was there before is untouched; make room or the folder writable, and run again",
+        "the previous file is unchanged; free disk space or make the folder writable, then rerun",
     )

@@ -34,11 +34,11 @@ from qpnuclei.qupath.names import class_of, composed, file_stem
 from qpnuclei.qupath.regions import Region, region_of, rows_inside, same_outline
 from qpnuclei.system.locks import locked
 
-#: What a detection may be in QuPath, and in a file.
+#: Kinds of object that are detections, in QuPath and in a file.
 _DETECTION_KINDS = ("detection", "cell", "tile")
-#: What a largest part may lack of a whole area and still be all of it.
+#: A largest part with this much less than the whole area still counts as the whole.
 _SAME_SHARE = 1e-4
-#: No image is larger: QuPath counts pixels with 32 bits.
+#: Largest coordinate: QuPath's image sizes are 32-bit integers.
 _FARTHEST_PX = 2.0**31
 
 #: A group of detections that can be written together: class, z, t, names of the measurements.
@@ -54,7 +54,7 @@ class Exported:
     left_out : tuple of str
         Objects that are not in the file, and why.
     losses : tuple of str
-        What of the other objects is not in the file.
+        Properties of the written objects that are not in the file.
     """
 
     path: Path
@@ -66,20 +66,20 @@ class Exported:
 
 @dataclass
 class Imported:
-    """What became of the objects of one GeoJSON file.
+    """The result of importing one GeoJSON file.
 
     Parameters
     ----------
     annotations, detections : int
-        How many came in.
+        Number of imported objects.
     outlines : int
-        How many of the detections were cells or tiles, of which only the outline came in.
+        How many of the detections were cells or tiles, of which only the outline was imported.
     already_there : int
-        How many the image has already: same UUID, same place.
+        How many the image already has: same UUID, same place.
     left_out : list of str
-        What could not come in: which object, and why.
+        Objects that could not be imported, and why.
     losses : list of str
-        What of the objects that came in could not.
+        Properties of imported objects that could not be imported.
     """
 
     annotations: int = 0
@@ -91,7 +91,7 @@ class Imported:
 
 
 def check_classes(project: Project, entries: Sequence[ImageEntry], classes: Sequence[str]) -> None:
-    """Refuse classes that no annotation of some images has, naming those that exist.
+    """Raise if no annotation of the images has one of the classes, naming those that exist.
 
     Images that cannot be read may have any class.
 
@@ -172,7 +172,7 @@ def export_image(
 
 
 def _unwritten(table: Detections) -> tuple[str, ...]:
-    """Say what of detections no file holds."""
+    """Describe the properties of detections that a file cannot hold."""
     return tuple(f"{what} of {n} detections of the image" for what, n in table.unread().items())
 
 
@@ -181,21 +181,21 @@ def import_file(
 ) -> Imported:
     """Add the objects of a GeoJSON file to an image, all of them or none.
 
-    Annotations come in directly under the image; detections under the smallest annotation that
-    holds their centroid, be it of the image or of the file, as QuPath inserts them, else under the
-    image. They keep their UUIDs; what has none, or that of another object, gets a new one. What
-    the image has already is not added again: what has the same UUID and outline, or no UUID and
-    the same outline (and name and class, if it is an annotation).
+    Annotations are added directly under the image. As in QuPath, detections are added under the
+    smallest annotation (of the image or the file) that contains their centroid, else under the
+    image. Objects keep their UUIDs; without one, or if another object has it, they get a new one.
+    Objects that the image already has are not added again: those of the same UUID and outline, or
+    without UUID but of the same outline (and for annotations, name and class).
 
     Parameters
     ----------
     class_name : str, optional
-        Class of everything that comes in, instead of what the file says.
+        Class of all imported objects, instead of the file's classes.
 
     Raises
     ------
     NotFoundError, FormatError
-        If the file is not there, or no GeoJSON.
+        If the file is missing, or not GeoJSON.
     UsageError
         If the class has no name.
     ConflictError, SaveError
@@ -216,11 +216,11 @@ def import_file(
 
 
 def image_of_file(project: Project, path: Path) -> ImageEntry:
-    """Return the image that a file belongs to by its name.
+    """Return the image that a file belongs to, from the file's name.
 
-    The name is that which `export_image` or a run gives, or the image's name, with or without its
-    suffix (of ``x.ome.tif`` also ``x``, as QuPath calls its own export). Composed and decomposed
-    letters are the same.
+    Accepted are names given by `export_image` or a run, and the image's name with or without its
+    suffix (for ``x.ome.tif`` also ``x``, as in QuPath's own exports). Composed and decomposed
+    letters are equal.
 
     Raises
     ------
@@ -245,7 +245,7 @@ def image_of_file(project: Project, path: Path) -> ImageEntry:
             ids = ", ".join(f"{e.name} (ID {e.id})" for e in matching)
             raise UsageError(
                 f"{path} may belong to several images: {ids}",
-                f"rename it to {file_stem(matching[0])}.geojson, or as it should be",
+                f"rename it, for example to {file_stem(matching[0])}.geojson",
             )
     known = ", ".join(entry.name for entry in project.images) or "none"
     raise UsageError(
@@ -261,7 +261,7 @@ def _without_suffixes(name: str) -> str:
 
 
 class _Incoming:
-    """Objects on their way into an image."""
+    """Collects the objects to import into an image."""
 
     def __init__(self, project: Project, objects: ImageObjects, class_name: str | None) -> None:
         self._project = project
@@ -279,7 +279,7 @@ class _Incoming:
         self.result = Imported()
 
     def add(self, number: int, found: GeoJsonObject) -> None:
-        """Take an object in, or note why not."""
+        """Add an object, or record why it is left out."""
         geometry = _only_part(found.geometry)
         label = f"object {number}, {found.kind} {found.label}"
         reason = _obstacle(found, geometry)
@@ -307,7 +307,7 @@ class _Incoming:
             polygon, share = _one_polygon(geometry)
             if share < 1 - _SAME_SHARE:
                 self.result.losses.append(
-                    f"{label}: a detection is one polygon, so its largest part came in, "
+                    f"{label}: a detection is one polygon, so only its largest part was imported, "
                     f"{share:.0%} of its area"
                 )
             self._unread.update(_unread(found))
@@ -321,7 +321,7 @@ class _Incoming:
             group.kinds.append(found.kind)
 
     def edit(self, path: Path) -> Edit:
-        """Return the edit that brings everything in."""
+        """Return the edit that adds all collected objects."""
         areas = [a for a in self._objects.annotations if a.is_area]
         parents = [Region.of(annotation) for annotation in areas]
         handles = [annotation.handle for annotation in areas]
@@ -351,7 +351,7 @@ class _Incoming:
                 )
         if self.result.outlines:
             self.result.losses.append(
-                f"{self.result.outlines} cells or tiles came in as detections: their outlines alone"
+                f"{self.result.outlines} cells or tiles were imported as outlines only"
             )
         self.result.losses += [f"{what} of {n} detections" for what, n in self._unread.items()]
         return Edit(
@@ -393,7 +393,7 @@ class _Incoming:
         )
 
     def _is_there_without_id(self, found: GeoJsonObject, geometry: shapely.Geometry) -> bool:
-        """Tell whether a file without UUIDs brings what came in from it before."""
+        """Tell whether an object without UUID was imported before."""
         if found.kind == "annotation":
             path_class = self._class(found.path_class)
             wanted = (found.name, None if path_class is None else path_class.name)
@@ -412,7 +412,7 @@ class _Incoming:
 
     @cached_property
     def _tree(self) -> shapely.STRtree:
-        """The outlines of the detections that the image has, by where they are."""
+        """The image's detections by position."""
         return shapely.STRtree(self._objects.detections.geometries)
 
 
@@ -427,7 +427,7 @@ class _Group:
     values: array[float] = field(default_factory=lambda: array("d"))
 
     def table(self, names: Sequence[str]) -> NucleiTable:
-        with np.errstate(over="ignore"):  # what is beyond float32 is infinite there
+        with np.errstate(over="ignore"):  # values too large for float32 become infinite
             values = np.array(self.values).reshape(len(self.ids), len(names)).astype(np.float32)
         return NucleiTable.from_polygons(
             self.polygons, {name: values[:, k] for k, name in enumerate(names)}
@@ -435,11 +435,11 @@ class _Group:
 
 
 def _obstacle(found: GeoJsonObject, geometry: shapely.Geometry) -> str | None:
-    """Say why an object cannot come in; None if it can."""
+    """Return why an object cannot be imported; None if it can."""
     if found.kind == "tmaCore":
         return "TMA grids are not imported; use QuPath's TMA dearrayer"
     if np.abs(shapely.get_coordinates(geometry)).max() > _FARTHEST_PX:
-        return "it lies farther out than any image is large"
+        return "its coordinates lie outside any possible image"
     shape = geometry.geom_type
     if found.kind != "annotation":
         if shape not in ("Polygon", "MultiPolygon"):
@@ -447,12 +447,12 @@ def _obstacle(found: GeoJsonObject, geometry: shapely.Geometry) -> str | None:
         is_area = geometry.is_valid or not valid_area(geometry).is_empty
         return None if is_area else "it encloses no area"
     if shape not in ("Polygon", "MultiPolygon", "LineString", "Point", "MultiPoint"):
-        return f"no annotation has the shape {shape}"
+        return f"an annotation cannot be a {shape}"
     return None
 
 
 def _only_part(geometry: shapely.Geometry) -> shapely.Geometry:
-    """Return the part of a collection of one."""
+    """Return the only part of a collection of one."""
     parts = shapely.get_parts(geometry)
     is_collection = geometry.geom_type in ("MultiPolygon", "MultiLineString", "GeometryCollection")
     return parts[0] if is_collection and len(parts) == 1 else geometry
@@ -468,7 +468,7 @@ def _one_polygon(geometry: shapely.Geometry) -> tuple[shapely.Polygon, float]:
 
 
 def _same_place(a: shapely.Geometry, b: shapely.Geometry) -> bool:
-    """Tell whether two outlines are the same, or enclose the same once they are mended."""
+    """Tell whether two outlines are equal, as stored or after repair."""
     if same_outline(a, b):
         return True
     if a.is_valid and b.is_valid:
@@ -477,7 +477,7 @@ def _same_place(a: shapely.Geometry, b: shapely.Geometry) -> bool:
 
 
 def _same_detection(found: shapely.Geometry, there: shapely.Geometry) -> bool:
-    """Tell whether a detection is there, or what of it could come in."""
+    """Tell whether the image has a detection, or the part of it that could be imported."""
     if _same_place(found, there):
         return True
     if found.is_valid and found.geom_type == "Polygon":
@@ -486,7 +486,7 @@ def _same_detection(found: shapely.Geometry, there: shapely.Geometry) -> bool:
 
 
 def _unread(found: GeoJsonObject) -> Iterator[str]:
-    """Yield what a detection of a file has that does not come in."""
+    """Yield the properties of a detection that are not imported."""
     if found.name is not None:
         yield "name"
     if found.color is not None:
@@ -498,7 +498,7 @@ def _unread(found: GeoJsonObject) -> Iterator[str]:
 
 
 def _class_name(found: PathClass | None) -> str | None:
-    """Return the name of a class as QuPath would store it; None if nothing is left of it."""
+    """Return the name of a class as QuPath would store it; None if it is empty."""
     if found is None:
         return None
     one_line = " ".join(found.name.splitlines())
@@ -510,7 +510,7 @@ def _checked_class_name(name: str | None) -> str | None:
         return None
     checked = _class_name(PathClass(name))
     if checked is None:
-        raise UsageError(f"{name!r} is no name of a class", "name it with --class")
+        raise UsageError(f"{name!r} is not a class name", "name the class with --class")
     return checked
 
 

@@ -1,7 +1,7 @@
-"""URIs of image files in QuPath projects, and where a moved project's images lie now.
+"""URIs of image files in QuPath projects, and the search for images of moved projects.
 
-QuPath stores absolute URIs only: of its own ``.qpproj`` and of every image. When a project was
-moved together with its images, the way from the one to the other is still the same.
+QuPath stores only absolute URIs, of the ``.qpproj`` and of every image. If a project was moved
+together with its images, the relative path between them is still valid.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DRIVE = re.compile(r"/?[A-Za-z]:(?=/|$)")
 
 
 def parse_file_uri(uri: str) -> PurePosixPath | PureWindowsPath:
-    """Return the path that a ``file:`` URI names, on the kind of machine that it was made on.
+    """Return the path of a ``file:`` URI, in the form of the system that wrote it.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def parse_file_uri(uri: str) -> PurePosixPath | PureWindowsPath:
     Raises
     ------
     qpnuclei.errors.SlideError
-        If it is no ``file:`` URI (``https:``, ``omero:``), or broken.
+        If it is not a ``file:`` URI (``https:``, ``omero:``), or broken.
 
     Examples
     --------
@@ -69,7 +69,7 @@ def file_uri(path: Path) -> str:
     text = path.absolute().as_posix()
     if not text.startswith("/"):
         text = "/" + text
-    # java.io.File.toURI leaves what RFC 2396 allows in a path, and all that is not ASCII.
+    # java.io.File.toURI keeps the characters that RFC 2396 allows in a path, and non-ASCII ones.
     return "file:" + "".join(
         c if ord(c) > 127 else quote(c, safe="/:@&=+$,-_.!~*'();") for c in text
     )
@@ -78,7 +78,7 @@ def file_uri(path: Path) -> str:
 def candidates(
     uri: str, project_uri: str | None, project_dir: Path, image_root: Path | None = None
 ) -> Iterator[Path]:
-    """Yield where an image may lie, in the order in which to look.
+    """Yield the paths at which to search for an image, in order.
 
     Parameters
     ----------
@@ -89,18 +89,18 @@ def candidates(
     project_dir : Path
         The folder it lies in now.
     image_root : Path, optional
-        A folder of images that the user names.
+        A folder of images, given by the user.
 
     Yields
     ------
     Path
-        As stored; as far from the project as it was; below `image_root` by as many of its last
-        folders as fit, and last by its file name alone.
+        The stored path; the same path relative to the project; then paths below `image_root`, with
+        ever fewer of the last folders, ending with the file name alone.
 
     Raises
     ------
     qpnuclei.errors.SlideError
-        If `uri` is no ``file:`` URI, or broken.
+        If `uri` is not a ``file:`` URI, or broken.
     """
     image = parse_file_uri(uri)
     if isinstance(image, PureWindowsPath if os.name == "nt" else PurePosixPath):
@@ -122,7 +122,7 @@ def candidates(
 def find_image(
     uri: str, project_uri: str | None, project_dir: Path, image_root: Path | None = None
 ) -> Path | None:
-    """Return the first of `candidates` that exists; None if none does, or `uri` is no file."""
+    """Return the first candidate that exists; None if none does or `uri` is not a file."""
     try:
         places = list(candidates(uri, project_uri, project_dir, image_root))
     except SlideError:
@@ -131,13 +131,13 @@ def find_image(
         try:
             if place.exists():
                 return place
-        except OSError:  # a name that this machine cannot have, or a share that is not there
+        except OSError:  # a name that this system does not allow, or a missing share
             continue
     return None
 
 
 def _relative(path: PurePath, start: PurePath) -> tuple[str, ...] | None:
-    """Return the way from folder `start` to `path`, None across drives or kinds of machine."""
+    """Return `path` relative to folder `start`; None across drives or systems."""
     if type(path) is not type(start) or path.anchor.lower() != start.anchor.lower():
         return None
     common = 0

@@ -2,7 +2,7 @@
 
 Neighbouring tiles overlap, and a network looks far beyond what it answers for. So the maps of what
 two tiles share are computed once (`qpnuclei.tiling.plan.TilePlan.new_parts`), and strips of them
-are kept for the tiles to come. Reading works ahead in a thread of its own, and several tiles are
+are kept for the tiles to come. Reading works ahead in a separate thread, and several tiles are
 predicted and split at the same time: threads do, because decoders, networks and compiled loops
 release the interpreter lock.
 """

@@ -45,7 +45,7 @@ class OnnxEngineFactory:
             )
         except UsageError:
             raise
-        except Exception as error:  # ONNX Runtime has an exception of its own for every failure
+        except Exception as error:  # ONNX Runtime raises a different exception for every failure
             raise ModelError(
                 f"{path} is not an ONNX model that can be run: {str(error).splitlines()[0]}"
             ) from error

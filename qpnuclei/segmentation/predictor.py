@@ -151,7 +151,7 @@ class Predictor:
 
     @property
     def tiles_at_once(self) -> int:
-        """How many tiles a batch for `predict_codes` had best have: several on a GPU, else one."""
+        """Best batch size for `predict_codes`: several tiles on a GPU, else one."""
         return 1 if self._on_cuda is None else TILES_AT_ONCE
 
     def predict(
@@ -192,7 +192,7 @@ class Predictor:
         See `qpnuclei.segmentation.quantised` for the codes.
 
         Threads may call it at the same time. On a GPU, one batch is then copied while another is
-        computed; batches had best be of one shape, most of the time.
+        computed; batches should mostly have the same shape.
 
         Parameters
         ----------

@@ -40,7 +40,7 @@ def attention_codes(attention: AttentionMap) -> AttentionCodes:
 
 
 def check_codes(codes: AttentionCodes) -> None:
-    """Refuse codes of attention that is no number. Costs a fraction of a millisecond per tile.
+    """Raise if attention is NaN. Takes a fraction of a millisecond per tile.
 
     Raises
     ------

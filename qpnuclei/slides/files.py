@@ -25,7 +25,7 @@ _INDEXES = (".vms", ".vmu")
 
 
 def find_slides(paths: Sequence[Path]) -> list[Path]:
-    """Return the slides that files, folders and patterns (``*``, ``?``, ``**``) stand for.
+    """Return the slides that match files, folders and patterns (``*``, ``?``, ``**``).
 
     Shells without globbing, such as those of Windows, pass patterns on as they are.
 
@@ -56,7 +56,7 @@ def find_slides(paths: Sequence[Path]) -> list[Path]:
 
 
 def one_per_slide(paths: Sequence[Path]) -> list[Path]:
-    """Return the files without those that are parts of a slide another of them stands for.
+    """Return one file per slide, without further files of the same slide.
 
     Of the DICOM files of one series (levels, label, overview) the first is kept; of a Hamamatsu
     slide its index. Files that cannot be read are kept: opening them says why.

@@ -1,4 +1,4 @@
-"""The same tissue, stained and scanned by some other laboratory."""
+"""Simulate the stain and scanner of another laboratory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _UNMIX = np.linalg.inv(_STAINS)
 
 
 def recolour(rgb: RGB, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Change stains, strength and white balance, by more than two laboratories mostly differ.
+    """Change stains, intensity and white balance by more than most laboratories differ.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
 """Resample between pixel grids so that a pixel's value depends on its own position alone.
 
-Whatever is cut into tiles must not change with the cut. A resampler that starts at the tile's
-corner breaks this at every tile border; so here every output pixel has weights that are a
-function of its index in the slide-wide grid, and the arithmetic is exact: weights are multiples of
-2^-12, so that no sum ever rounds in float32 and its order cannot matter.
+Pixels must not depend on the tiling. A resampler that starts at the tile's corner breaks this at
+every tile border. So here the weights of an output pixel depend only on its index in the slide-wide
+grid, and the arithmetic is exact: weights are multiples of 2^-12, so that float32 sums never round
+and their order does not matter.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which pixel size is true, and how far level 0 is from what a model wants."""
+"""Decide a slide's pixel size, and the scale from level 0 to a model's resolution."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qpnuclei.errors import MppError
 
 @dataclass(frozen=True)
 class Scale:
-    """How large pixels are, and how many of them the network sees as one.
+    """Pixel size of level 0, and the downsample to the working grid.
 
     Parameters
     ----------
@@ -71,11 +71,11 @@ def resolve_mpp(
     override : float or None
         The user's ``--mpp`` in µm/px, for both axes; authoritative.
     calibration : Calibration or None
-        Pixel size that the project has for the image.
+        The project's pixel size of the image.
     slide : (float, float) or None
-        What the slide file says, `qpnuclei.slides.Slide.mpp`.
+        The slide file's pixel size, `qpnuclei.slides.Slide.mpp`.
     name : str
-        How messages call the image.
+        Name of the image in messages.
 
     Returns
     -------

@@ -106,9 +106,9 @@ class Slide:
     crop_to_bounds, series, apply_icc
         As given to `open_slide`.
     mpp : (float, float) or None
-        µm/px in x and y as the file says it, however absurd; None if it does not.
+        µm/px in x and y as stated in the file, unchecked; None if it is not stated.
     magnification : float or None
-        Of the objective, as the file says it.
+        Magnification of the objective, as stated in the file.
     slide_id : str or None
         The same for all files of one slide (DICOM); None where a slide is one file.
     levels : tuple of Level
@@ -276,7 +276,7 @@ class Slide:
 
 
 class ImageInMemory:
-    """An array that is read as a slide is, and goes on beyond its border as its own reflection.
+    """An array with the interface of a slide, reflected beyond its border.
 
     Parameters
     ----------

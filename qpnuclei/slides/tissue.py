@@ -1,4 +1,4 @@
-"""Where the tissue is."""
+"""Tissue detection."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def tissue_mask(rgb: RGB) -> Mask:
         otsu, _ = cv2.threshold(candidates, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
         threshold = int(np.clip(otsu, _MIN_CHROMA, _MAX_CHROMA))
     stained = ((chroma > threshold) & ~ink).astype(np.uint8)
-    # Closing takes what lies beyond the picture for tissue: give it a rim of glass.
+    # Closing treats the outside of the image as tissue: add a rim of glass.
     rim = 2 * _CLOSING_PX
     closed = cv2.morphologyEx(np.pad(stained, rim), cv2.MORPH_CLOSE, _disk(_CLOSING_PX))
     opened = cv2.morphologyEx(closed[rim:-rim, rim:-rim], cv2.MORPH_OPEN, _disk(_OPENING_PX))

@@ -1,1 +1,1 @@
-"""What the program asks of the machine: files, threads, memory, time."""
+"""System services: files, threads, memory, time."""

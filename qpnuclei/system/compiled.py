@@ -1,4 +1,4 @@
-"""Loops over pixels or bytes that NumPy and OpenCV have no function for, compiled."""
+"""Compile loops over pixels or bytes for which NumPy and OpenCV have no function."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TypeVar, cast
 
 from qpnuclei.errors import UsageError
 
-# Numba reads its settings from the working folder, among them the folder of its compiled code,
-# which it then runs: whoever made the working folder would choose what runs.
+# Numba reads settings from the working folder, including the cache folder of compiled code that it
+# runs. So a working folder from someone else could make it run foreign code.
 if Path(".numba_config.yaml").exists():
     raise UsageError(
         f"the working folder {Path.cwd()} holds a .numba_config.yaml, which could make Numba run "
@@ -26,23 +26,22 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def compiled(function: F) -> F:
-    """Compile a function of arrays and numbers with Numba, the first time it is called.
+    """Compile a function of arrays and numbers with Numba at its first call.
 
-    The interpreter lock is released while it runs: threads call it side by side. Sums are taken in
-    the order in which they are written (no "fast math"), so results are the same to the last bit
-    wherever in an array a pixel lies. Division by zero is no error, as in NumPy. The machine code
-    is kept for the next start of the program, beside the module or in the user's cache folder,
-    whichever can be written.
+    The function releases the interpreter lock, so that threads run it in parallel. Sums keep their
+    written order (no "fast math"), so results are bit-identical wherever in an array a pixel lies.
+    Division by zero is not an error, as in NumPy. The machine code is cached for the next start of
+    the program, beside the module or else in the user's cache folder.
     """
     try:
         return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
     except RuntimeError:
-        _say_that_nothing_is_kept()
+        _warn_no_cache()
         return cast(F, numba.njit(nogil=True, error_model="numpy")(function))
 
 
 @cache
-def _say_that_nothing_is_kept() -> None:
+def _warn_no_cache() -> None:
     _log.warning(
         "compiled loops cannot be kept, as neither the installation nor a cache folder of the user "
         "can be written: each start of the program compiles them anew, which takes minutes; name a "

@@ -1,6 +1,6 @@
-"""Several GPUs: every process that torchrun starts learns from its share of each batch.
+"""Training on several GPUs: each process of torchrun trains on its share of each batch.
 
-Without torchrun all of this does nothing: there is one process, of rank 0.
+Without torchrun there is one process of rank 0, and these functions do nothing.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-#: The others wait while rank 0 validates and draws.
+#: Time that the other processes wait while rank 0 validates and draws pictures.
 _PATIENCE = timedelta(hours=1)
 
 
 def world_size() -> int:
-    """Return the number of processes that learn together."""
+    """Return the number of processes of the training."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Return the number of this process, from 0; rank 0 is the one that writes files."""
+    """Return the rank of this process, from 0; only rank 0 writes files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -35,7 +35,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     Parameters
     ----------
     device : torch.device
-        Of a type. With CUDA, each process of a machine gets the GPU of its local rank.
+        A device type. With CUDA, each process of a machine gets the GPU of its local rank.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
@@ -46,7 +46,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield device
-        # A process that leaves while another is still at work may abort in its last moments.
+        # A process that exits while another one is still working may abort.
         dist.barrier()
     finally:
         dist.destroy_process_group()
@@ -54,7 +54,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
 
 @contextmanager
 def rank_0_first() -> Iterator[None]:
-    """Let rank 0 go through the block before the others: they find what it made in a cache."""
+    """Run the block on rank 0 first, so that the others find its results in a cache."""
     if rank() > 0:
         dist.barrier()
     yield
@@ -84,7 +84,7 @@ def average_over_ranks(tensors: Iterable[Tensor]) -> None:
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Tell, to all processes alike, whether `flag` is true in any of them."""
+    """Return in all processes whether `flag` is true in any of them."""
     if world_size() == 1:
         return flag
     return bool(mean_over_ranks(torch.tensor(float(flag), device=device)) > 0)

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees either the old content or the new, never a part."""
+"""Write files atomically: a reader sees either the old or the new content."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ TEMPORARY_PREFIX = ".qpnuclei-"
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a file for binary reading, if it is one.
+    """Open a regular file for binary reading.
 
-    A FIFO would wait for someone who writes into it, and a device may have no end.
+    A FIFO would wait for a writer, and a device may have no end.
 
     Raises
     ------
     OSError
-        If there is no such file, or it cannot be read, or is something else than a file.
+        If it does not exist, cannot be read, or is not a regular file.
     """
-    # Without waiting: opening a FIFO is what hangs.
+    # Non-blocking, because opening a FIFO would hang.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     stream = os.fdopen(os.open(path, flags), "rb")
     if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
@@ -47,9 +47,9 @@ def read_regular(path: Path) -> bytes:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for binary writing that takes the place of `path` when the block ends well.
+    """Open a file for binary writing that replaces `path` if the block succeeds.
 
-    Folders that are missing are made. If the block raises, `path` is as it was.
+    Missing folders are created. If the block raises, `path` is unchanged.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
         take_owner(partial, path if path.exists() else path.parent)
-        partial.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner may read
+        partial.chmod(0o666 & ~_umask())  # mkstemp creates files that only the owner can read
         partial.replace(path)
         partial = None
     except OSError as error:
@@ -83,7 +83,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a reader sees the old file or the new one.
+    """Write `content` to `path` atomically.
 
     Raises
     ------
@@ -95,20 +95,20 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def make_folder_below(base: Path, folder: Path) -> None:
-    """Make a folder and those above it, but `base` and what is above that must be there.
+    """Create a folder and its missing parents, but require that `base` exists.
 
-    A drive that was unplugged must not come back as an empty folder in its place.
+    Otherwise an empty folder would be created at the mount point of an unplugged drive.
 
     Parameters
     ----------
     base : Path
     folder : Path
-        If it is not below `base`, it must be there itself.
+        If it is not below `base`, it must exist itself.
 
     Raises
     ------
     SaveError
-        If what must be there is not, or the folder cannot be made.
+        If `base` is missing, or the folder cannot be created.
     """
     base, folder = base.absolute(), folder.absolute()
     there = base if folder.is_relative_to(base) else folder
@@ -121,7 +121,7 @@ def make_folder_below(base: Path, folder: Path) -> None:
                 take_owner(made, made.parent)
     except OSError as error:
         raise SaveError(
-            f"the folder {folder} cannot be made: {error.strerror or error}",
+            f"the folder {folder} cannot be created: {error.strerror or error}",
             "choose another folder, or change its permissions",
         ) from error
 
@@ -156,7 +156,7 @@ def take_owner(path: Path, like: Path) -> None:
 
 
 def folders_of_last_resort() -> list[Path]:
-    """Return where to keep what must not be lost when it cannot be written to its place."""
+    """Return a folder for results that cannot be written to their intended place."""
     folders = [Path(tempfile.gettempdir())]
     with suppress(OSError):  # the working folder itself may be gone
         folders.insert(0, Path.cwd())
@@ -164,12 +164,12 @@ def folders_of_last_resort() -> list[Path]:
 
 
 def make_writable_folder(folder: Path) -> None:
-    """Make a folder, if it is missing, and check that files can be written to it.
+    """Create a folder if it is missing, and check that it is writable.
 
     Raises
     ------
     SaveError
-        If it cannot be made or written to.
+        If it cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,13 @@
 """Ctrl-C and SIGTERM at any moment: one line, exit code 130 or 143, and nothing half done.
 
-A `KeyboardInterrupt` comes between any two steps of the program: while a thread is being started,
-within another clean-up, inside an import. Commands that take hours in several threads therefore do
-not unwind, they leave at once (`leaving_on_interrupt`), except from what must be completed
-(`interrupt_postponed`), or when they have come to where they can save (`asking_to_stop`); the
-others unwind (`ending_on_interrupt`). Either way the interpreter is
-not taken down under threads that still compute, which crashes, nor are they waited for: a network
-may take a minute for what it is at. SIGTERM is what batch systems send before they kill: it is
-heard as Ctrl-C is, and 143 says that the command is to be run again.
+A `KeyboardInterrupt` can come between any two steps of the program: while a thread is started,
+during another clean-up, inside an import. Long commands with several threads therefore exit at once
+without unwinding (`leaving_on_interrupt`), except from blocks that must be completed
+(`interrupt_postponed`), or at a point where they can save (`asking_to_stop`). Other commands unwind
+(`ending_on_interrupt`). In both cases the interpreter is not shut down while threads compute, which
+would crash, and does not wait for them: a network may need a minute for its current batch. SIGTERM
+is what batch systems send before they kill: it is heard as Ctrl-C is, and 143 says that the command
+is to be run again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _BEFORE_LEAVING: list[Callable[[int], object]] = []
 def ending_on_interrupt() -> Iterator[None]:
     """Raise `KeyboardInterrupt` for the first Ctrl-C within the block, and end the process.
 
-    A second one is not heard, so that clean-ups run to their end; nor is any after the block.
+    A second Ctrl-C, or one after the block, is ignored, so that clean-ups are completed.
     SIGTERM is the same.
     """
     heard = 0
@@ -52,7 +52,7 @@ def ending_on_interrupt() -> Iterator[None]:
         signal.signal(number, interrupt)
     try:
         yield
-    except BaseException:  # libraries turn it into errors of their own
+    except BaseException:  # libraries turn it into their own errors
         if heard:
             _leave("interrupted", heard)
         raise
@@ -102,24 +102,24 @@ def before_leaving(clean_up: Callable[[int], object]) -> Iterator[None]:
 
 @contextmanager
 def asking_to_stop(message: str) -> Iterator[Callable[[], bool]]:
-    """Make a request to stop of the first Ctrl-C (or SIGTERM); the second one ends the process.
+    """Treat the first Ctrl-C (or SIGTERM) as a request to stop; the second ends the process.
 
     Parameters
     ----------
     message : str
-        For the first; empty for none.
+        Printed at the first; empty for no message.
 
     Yields
     ------
     callable
-        Whether there was one.
+        Returns whether a stop was requested.
     """
     asked = False
 
     def handle(number: int, _frame: FrameType | None) -> None:
         nonlocal asked
         if asked:
-            _leave("ended at once: what was saved last is kept", number)
+            _leave("ended at once: the last save is kept", number)
         asked = True
         if message:
             _say(message)
@@ -136,8 +136,8 @@ def asking_to_stop(message: str) -> Iterator[Callable[[], bool]]:
 def interrupt_postponed() -> Iterator[None]:
     """Let a Ctrl-C or SIGTERM that comes within the block act at its end.
 
-    Whatever acts then is what acted before: `KeyboardInterrupt`, unless the program has other
-    plans. Only the main thread is ever interrupted; in another the block just runs.
+    The previous handler then runs, by default raising `KeyboardInterrupt`. Only the main thread is
+    ever interrupted; in other threads the block runs normally.
     """
     before = {number: signal.getsignal(number) for number in _STOPS}
     if threading.current_thread() is not threading.main_thread() or None in before.values():
@@ -170,8 +170,8 @@ def _leave(message: str, number: int) -> NoReturn:
 
 
 def _say(message: str) -> None:
-    # Straight to the descriptor: Python's stream may be in the midst of a write itself. A progress
-    # bar has hidden the cursor of a terminal, and left it behind its end.
+    # Write to the descriptor, because Python's stream may be in the middle of a write. A progress
+    # bar has hidden the cursor and left it at the end of its line.
     begin = f"{_SHOW_CURSOR}\n" if os.isatty(_STDERR) else ""
-    with suppress(OSError):  # who was to read it may be gone
+    with suppress(OSError):  # the reader may be gone
         os.write(_STDERR, f"{begin}{message}\n".encode())

@@ -1,4 +1,4 @@
-"""JSON from files of others: how deeply it may be nested is ours to say, not the interpreter's."""
+"""Parse untrusted JSON with a fixed limit of nesting, independent of the interpreter's."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class NestingError(ValueError):
 
 
 def parse_json(text: str) -> Any:
-    """Return the value that a JSON text stands for.
+    """Parse a JSON text.
 
     Raises
     ------
     NestingError
         If it is nested deeper than `MAX_DEPTH`.
     json.JSONDecodeError
-        If it is no JSON.
+        If it is not JSON.
     ValueError
-        If it has a number of more digits than Python reads.
+        If a number has more digits than Python reads.
     """
     value = within_recursion(json.loads, text)
     refuse_deep(value)
@@ -38,7 +38,7 @@ def parse_json(text: str) -> Any:
 
 
 def within_recursion(parse: Callable[..., _Parsed], *arguments: Any) -> _Parsed:
-    """Call a recursive parser; what exhausts the interpreter's stack is a `NestingError`."""
+    """Call a recursive parser; turn an exhausted stack into a `NestingError`."""
     try:
         return parse(*arguments)
     except RecursionError:
@@ -52,7 +52,7 @@ def refuse_deep(value: Any, unless_under: str | None = None) -> None:
     ----------
     value : JSON value
     unless_under : str, optional
-        Key of objects whose value is not looked at: the caller knows how it must look.
+        Key of objects whose values are not checked here, but by the caller.
     """
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(MAX_DEPTH):

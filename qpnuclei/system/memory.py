@@ -1,4 +1,4 @@
-"""Memory: how much this process may use, and what it keeps for what it allocates next."""
+"""Memory limit of this process, and reuse of freed memory."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 # Of glibc's <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-#: Options of glibc's malloc, each with what a run sets and glibc's default. An arena limit of 0 is
-#: none but the number of cores.
+#: Options of glibc's malloc, each with the value of a run and glibc's default. An arena limit of 0
+#: means the default, which depends on the number of cores.
 _SETTINGS = (
     (_M_MMAP_THRESHOLD, 2**30, 128 * 1024),
     (_M_TRIM_THRESHOLD, 2**31 - 1, 128 * 1024),
@@ -22,14 +22,14 @@ _SETTINGS = (
 
 @contextmanager
 def keep_freed_memory() -> Iterator[None]:
-    """Let this process keep the memory it frees, for what it allocates next, where glibc is used.
+    """Make this process keep freed memory for later allocations, where glibc is used.
 
-    Otherwise every large array comes from the system anew and is filled with zeros page by page:
-    5 to 17 % of a network's processor time were measured. Memory is then in one arena for all
-    threads: only there can large blocks be kept.
+    Otherwise the system provides the memory of every large array anew, zeroed page by page, which
+    takes 5 to 17 % of a network's processor time (measured). All threads then share one arena,
+    because only the main arena can keep large blocks.
 
-    It is a setting of the whole process. After the block, glibc's defaults are set again; glibc
-    does not tell what was set before, and no longer adapts its thresholds by itself.
+    This is a process-wide setting. After the block, glibc's defaults are set again: glibc does not
+    report earlier values, and no longer adapts its thresholds by itself.
     """
     if platform.libc_ver()[0] != "glibc":
         yield
@@ -46,10 +46,10 @@ def keep_freed_memory() -> Iterator[None]:
 
 
 def return_freed_memory() -> None:
-    """Give what `keep_freed_memory` has kept back to the system.
+    """Give the memory kept by `keep_freed_memory` back to the system.
 
-    Small objects settle between the large blocks, so that these fit less and less well and the
-    memory kept grows with every tile. Call it now and then: it costs a fraction of a second.
+    Small objects fragment the kept memory, so that it grows with every tile. Call this from time to
+    time: it costs a fraction of a second.
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
@@ -59,7 +59,7 @@ def available_memory() -> int | None:
     """Return the bytes of memory that this process may use: the machine's or its cgroup's.
 
     A job's limit (Slurm, Kubernetes, Docker) may be set on any cgroup above the process; Java looks
-    at the innermost only. None where the operating system does not tell.
+    at the innermost only. None where the operating system does not report it.
     """
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None

@@ -28,16 +28,16 @@ def in_parallel(
 ) -> Generator[R, None, None]:
     """Yield ``function(item)`` for each item, in their order, computed by threads.
 
-    Use it for work that releases the interpreter lock most of the time. At most one item more
-    than there are workers is in work or waits to be taken. An exception is raised in its item's
-    place; then, or when the consumer stops early, nothing more is begun.
+    Use it for work that releases the interpreter lock most of the time. At most ``workers + 1``
+    items are in progress or waiting for the consumer. An exception is raised at the position of its
+    item; after that, or when the consumer stops early, no further item is started.
 
     Parameters
     ----------
     items : iterable
         Consumed in the caller's thread.
     workers : int
-        How many threads.
+        Number of threads.
     """
     pending: deque[Future[R]] = deque()
     with ThreadPoolExecutor(workers) as pool:
@@ -53,17 +53,17 @@ def in_parallel(
 
 
 def ahead(items: Iterable[T], size: int) -> Generator[T, None, None]:
-    """Yield from `items`, which a thread of its own computes up to `size` items ahead.
+    """Yield from `items`, which a separate thread computes up to `size` items ahead.
 
     Use it where the work of computing an item releases the interpreter lock (reading a slide,
-    running a network). The order is kept. An exception in the thread is raised here, in its
-    place; when the consumer stops early the thread stops after the item at hand.
+    running a network). The order is kept. An exception in the thread is raised here, at its
+    position; when the consumer stops early, the thread stops after the current item.
 
     Parameters
     ----------
     items : iterable
     size : int
-        How many finished items may wait; bounds the memory.
+        Largest number of waiting items; bounds the memory.
     """
     queue: Queue[object] = Queue(size)
     stopped = threading.Event()

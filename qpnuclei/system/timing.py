@@ -1,4 +1,4 @@
-"""Time and memory that stages of the work take."""
+"""Measure time and memory of the stages of a run."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Adds up the seconds that each named stage works, and waits, in whatever threads.
+    """Adds up the working and waiting time of each stage, over all threads.
 
     Attributes
     ----------
     seconds : dict of str to float
-        In which each stage worked.
+        Working time of each stage.
     waited : dict of str to float
-        In which each stage had nothing to do, because the one before it was not done.
+        Time in which each stage waited for the one before it.
     """
 
     def __init__(self) -> None:
@@ -27,13 +27,13 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Count the time of a ``with`` block to the work of `stage`."""
+        """Add the time of a ``with`` block to the working time of `stage`."""
         with self._counted(self.seconds, stage):
             yield
 
     @contextmanager
     def waiting(self, stage: str) -> Iterator[None]:
-        """Count the time of a ``with`` block to the waiting of `stage`."""
+        """Add the time of a ``with`` block to the waiting time of `stage`."""
         with self._counted(self.waited, stage):
             yield
 
@@ -49,7 +49,7 @@ class Stopwatch:
 
 
 def peak_memory_mib() -> float | None:
-    """Return the peak resident memory of this process in MiB; None where it is not known."""
+    """Return the peak resident memory of this process in MiB; None where unknown."""
     try:
         import resource
     except ImportError:  # Windows

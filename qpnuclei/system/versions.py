@@ -1,4 +1,4 @@
-"""Versions of what a result depends on."""
+"""Versions of the software that a result depends on."""
 
 from __future__ import annotations
 

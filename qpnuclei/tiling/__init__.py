@@ -1,1 +1,1 @@
-"""Tiles of a region, and joining what their borders cut."""
+"""Divide a region into tiles, and join nuclei that tile borders cut."""

@@ -58,14 +58,14 @@ class Box(NamedTuple):
         return Box(self.x0 - margin, self.y0 - margin, self.x1 + margin, self.y1 + margin)
 
     def within(self, other: Box) -> tuple[slice, slice]:
-        """Return where it lies in an array, rows first, that shows a rectangle around it."""
+        """Return its slices (rows first) in an array that shows an enclosing rectangle."""
         return (
             slice(self.y0 - other.y0, self.y1 - other.y0),
             slice(self.x0 - other.x0, self.x1 - other.x0),
         )
 
     def intersection(self, other: Box) -> Box | None:
-        """Return the rectangle that two have in common; None if it is empty."""
+        """Return the intersection with another rectangle; None if it is empty."""
         common = Box(
             max(self.x0, other.x0),
             max(self.y0, other.y0),
@@ -86,13 +86,13 @@ class Tile:
     row, column : int
         Position in the grid of cores.
     core : Box
-        What the tile answers for: the box around the region of interest in its square of the
+        The tile's share of the region: the bounding box of the region within its square of the
         grid. The cores of a plan do not overlap.
     extent : Box
-        What is read for it: the core and at least the halo around it. It may stick out of the
+        The box that is read: the core and at least the halo around it. It may extend beyond the
         image.
     view : Box
-        The part of the extent that lies in the image: what is segmented.
+        The part of the extent inside the image, which is segmented.
     """
 
     index: int
@@ -115,8 +115,8 @@ class TilePlan(Sequence[Tile]):
     core_size : int
         Edge of the squares of the grid: the largest size of a core.
     halo : int
-        Least width of what a tile sees around its core, at least 1. Nuclei up to this size come
-        whole from one tile.
+        Minimum margin of a tile around its core, at least 1. Nuclei up to this size are found whole
+        by one tile.
     alignment : int
         Extents start and end at multiples of it: a network of that stride then sees every pixel
         in the same phase from every tile.
@@ -191,7 +191,7 @@ class TilePlan(Sequence[Tile]):
 
     @classmethod
     def of_box(cls, box: Box, alignment: int) -> TilePlan:
-        """Return a plan of one tile, whose view is a box or a little more around it.
+        """Return a plan of one tile, whose view is a box, enlarged to the alignment.
 
         Parameters
         ----------
@@ -267,14 +267,14 @@ class TilePlan(Sequence[Tile]):
         at: npt.NDArray[np.int64],
         tiles: npt.NDArray[np.int64],
     ) -> None:
-        """Let the tiles own the nuclei `at`, in place, where there is one that sees it whole."""
+        """Assign the nuclei `at` to tiles that see them whole, in place."""
         sees = (tiles >= 0) & self._sees(tiles, boxes[at])
         owners[at[sees]] = tiles[sees]
 
     def _sees(
         self, tiles: npt.NDArray[np.int64] | int, boxes: npt.NDArray[np.float64]
     ) -> npt.NDArray[np.bool_]:
-        """Tell which boxes the border of a tile's view does not cut."""
+        """Return which boxes are not cut by the border of a tile's view."""
         inside = (boxes[:, :2] > self._low[tiles]) & (boxes[:, 2:] < self._high[tiles])
         return np.asarray(inside.all(axis=1), bool)
 
@@ -292,7 +292,7 @@ class TilePlan(Sequence[Tile]):
         return found
 
     def answers_for(self, centroids: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-        """Tell which of N centroids (x, y) lie in the core of a tile.
+        """Return which of N centroids (x, y) lie in the core of a tile.
 
         All others lie outside of the region of interest.
         """
@@ -311,7 +311,7 @@ class TilePlan(Sequence[Tile]):
     def divide(
         self, tile: Tile, nuclei: NucleiTable
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Say which of the nuclei found in a tile's view concern the result.
+        """Divide the nuclei found in a tile's view into owned and cut ones.
 
         Returns
         -------
@@ -327,11 +327,11 @@ class TilePlan(Sequence[Tile]):
         return np.flatnonzero(own), np.flatnonzero(~whole)
 
     def new_parts(self) -> list[Box | None]:
-        """Return for each tile the box around what no tile before it has in its own new part.
+        """Return for each tile the box around the area that no earlier tile's box covers.
 
-        Together, the new parts of a tile and of its neighbours before it cover its view: what is
-        computed for one tile need not be computed again for the next. They start and end at
-        multiples of the alignment; None where nothing is new.
+        Together, the boxes of a tile and its earlier neighbours cover its view, so that results of
+        earlier tiles can be reused. They start and end at multiples of the alignment; None where
+        nothing is new.
         """
         parts: list[Box | None] = []
         for tile in self:
@@ -350,7 +350,7 @@ class TilePlan(Sequence[Tile]):
 
     @contextmanager
     def naming(self, tile: Tile) -> Iterator[None]:
-        """Say in every error of a ``with`` block in which tile it happened."""
+        """Add the tile's position to errors of the ``with`` block."""
         where = f"tile {tile.index + 1} of {len(self)} at {tile.core[:2]}"
         try:
             yield
@@ -373,7 +373,7 @@ class TilePlan(Sequence[Tile]):
 
 @dataclass(frozen=True, eq=False)
 class _Axis:
-    """The grid along x or y: n intervals, and the extents that they have at most."""
+    """The grid along x or y: n intervals, and their largest extents."""
 
     core_size: int
     image_size: int

@@ -1,9 +1,9 @@
-"""Joining what the tiles found: every nucleus once and whole.
+"""Join the nuclei of all tiles, so that every nucleus occurs once and whole.
 
-A nucleus that some tile sees whole comes from the tile that owns it (`TilePlan.owners`), and from
-it alone. What is larger than any tile's view comes in fragments; they are cut to disjoint areas
-and joined with Shapely. All others are compared in compiled code: outlines run along pixel edges,
-so the area that two have in common is a sum over their vertical edges.
+A nucleus that some tile sees whole is taken only from the tile that owns it (`TilePlan.owners`). A
+nucleus that no tile sees whole is found in fragments, which are cut to disjoint areas and joined
+with Shapely. All others are compared in compiled code: outlines follow pixel edges, so the
+intersection area of two outlines is a sum over their vertical edges.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from qpnuclei.nuclei.table import NucleiTable, NucleiTables
 from qpnuclei.system.compiled import compiled
 from qpnuclei.tiling.plan import Box, Tile, TilePlan
 
-#: Two outlines are of the same nucleus if more than this share of the smaller one is common.
+#: Two outlines show the same nucleus if they share more than this part of the smaller one.
 _SAME = 0.5
 
 GeometryArray = npt.NDArray[Any]
@@ -33,12 +33,12 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class StitchReport:
-    """What stitching did.
+    """Counts of a stitching.
 
     Parameters
     ----------
     fragments : int
-        Pieces cut by the border of a tile's view, of whatever nucleus.
+        Nuclei cut by the border of a tile's view.
     covered : int
         Fragments that were dropped because another tile saw their nucleus whole.
     joined : int
@@ -55,10 +55,10 @@ class StitchReport:
 
 
 class Stitcher:
-    """Takes the nuclei of the tiles of a plan, in any order, and gives out those that are whole.
+    """Collects the nuclei of tiles in any order, and returns final nuclei in plan order.
 
-    Memory holds the nuclei of tiles whose neighbours have not all come yet, and beside them the
-    fragments of nuclei that no tile sees whole.
+    Memory holds the nuclei of tiles with missing neighbours, and the fragments of nuclei that no
+    tile sees whole.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ class Stitcher:
         #: What the nuclei of `_whole` become.
         self._results: dict[int, NucleiTable] = {}
         self._junctions: dict[int, IndexArray] = {}
-        #: What is to be given out, as soon as that of all tiles before it was.
+        #: Final nuclei that wait until those of all earlier tiles have been returned.
         self._ready: dict[int, NucleiTable] = {}
         self._given = 0
         self.fragments = 0
@@ -90,7 +90,7 @@ class Stitcher:
         result: NucleiTable | None = None,
         junctions: IndexArray | None = None,
     ) -> list[NucleiTable]:
-        """Take what one tile found, as `TilePlan.divide` splits it.
+        """Add the nuclei of one tile, as split by `TilePlan.divide`.
 
         Parameters
         ----------
@@ -109,9 +109,9 @@ class Stitcher:
         Returns
         -------
         list of NucleiTable
-            The nuclei of those tiles, one table each, that no other tile can change any more,
-            with their centroid in the core of a tile. Over all calls and `finish`, tables come in
-            the order of the plan: the order in which tiles are added plays no part.
+            The nuclei (with their centroid in the core of a tile) of tiles that are now final, one
+            table each. Over all calls and `finish`, tables have the order of the plan, regardless
+            of the order in which tiles are added.
 
         Raises
         ------
@@ -137,7 +137,7 @@ class Stitcher:
         return given
 
     def finish(self) -> tuple[list[NucleiTable], NucleiTable, IndexArray]:
-        """Return what is left when no more tiles come.
+        """Return the remaining nuclei after the last tile.
 
         Returns
         -------
@@ -145,7 +145,7 @@ class Stitcher:
             As `add` returns them.
         joined : NucleiTable
             Nuclei joined from fragments, along pixel edges, from top to bottom, without
-            measurements. Some may be doubles of whole ones: see `drop_doubles`.
+            measurements. Some may be duplicates of whole ones: see `drop_duplicates`.
         junctions : (J, 2) int64 ndarray
             Where the outlines of their fragments meet others.
         """
@@ -159,13 +159,13 @@ class Stitcher:
         return ready, self._join(), junctions
 
     def _all(self, tile: Tile, indices: set[int]) -> bool:
-        """Tell whether a tile and its neighbours are among some."""
+        """Return whether a set contains a tile and its neighbours."""
         return tile.index in indices and all(
             neighbour.index in indices for neighbour in self._plan.neighbours(tile)
         )
 
     def _settle(self, tile: Tile) -> None:
-        """Drop the fragments and nuclei of a tile that its neighbours, now known, make void."""
+        """Drop fragments and nuclei of a tile that its neighbours supersede."""
         self._settled.add(tile.index)
         own, fragments = self._whole[tile.index], self._fragments.pop(tile.index)
         dropped = np.zeros(len(own.nuclei), bool)
@@ -175,7 +175,7 @@ class Stitcher:
             if neighbour.index not in self._added:
                 continue
             other = self._whole[neighbour.index]
-            # A fragment in this view is of a nucleus that reaches across the border of it.
+            # A fragment in this view belongs to a nucleus that crosses its border.
             reaching = _meets(other.boxes, tile.view) & ~_within(other.boxes, tile.view)
             first, _, common = _overlaps(fragments, other, np.flatnonzero(reaching))
             covered_area += np.bincount(first, weights=common, minlength=len(covered_area))
@@ -185,7 +185,7 @@ class Stitcher:
             loses = (mine < theirs) | ((mine == theirs) & (tile.index > neighbour.index))
             dropped[first[loses & (common > _SAME * np.minimum(mine, theirs))]] = True
         self.overlapping += int(dropped.sum())
-        # Around the region, nuclei are seen, too.
+        # Views also show nuclei around the region.
         stays = ~dropped & self._plan.answers_for(own.nuclei.centroids())
         self._ready[tile.index] = self._results.pop(tile.index).take(stays)
         covered = covered_area > _SAME * fragments.areas
@@ -230,7 +230,7 @@ class Stitcher:
         # From top to bottom, then left to right, by the first vertex.
         starts = joined.vertices[joined.ring_offsets[:-1]]
         joined = joined.take(np.lexsort((starts[:, 0], starts[:, 1])))
-        # An exterior fills the holes: what was joined inside of one is part of it.
+        # Taking the exterior fills holes, so a nucleus joined inside a hole is part of it.
         outlines = joined.polygons()
         first, second = _same(outlines, outlines)
         area = shapely.area(outlines)
@@ -238,8 +238,8 @@ class Stitcher:
         return joined.take(np.setdiff1d(np.arange(len(joined)), first[loses]))
 
 
-def drop_doubles(found: NucleiTables, joined: NucleiTable) -> tuple[npt.NDArray[np.bool_], int]:
-    """Drop the smaller one where a joined nucleus and a whole one are the same.
+def drop_duplicates(found: NucleiTables, joined: NucleiTable) -> tuple[npt.NDArray[np.bool_], int]:
+    """Drop the smaller of a joined and a whole nucleus that are the same.
 
     Parameters
     ----------
@@ -251,9 +251,9 @@ def drop_doubles(found: NucleiTables, joined: NucleiTable) -> tuple[npt.NDArray[
     Returns
     -------
     kept : (N,) bool ndarray
-        Which of the joined ones remain.
+        Joined nuclei to keep.
     dropped : int
-        How many of either kind do not.
+        Number of dropped nuclei of both kinds.
     """
     kept = np.ones(len(joined), bool)
     dropped = 0
@@ -276,7 +276,7 @@ def drop_doubles(found: NucleiTables, joined: NucleiTable) -> tuple[npt.NDArray[
 
 @dataclass(frozen=True, eq=False)
 class _Outlines:
-    """Nuclei of a tile, with what they are compared by."""
+    """Nuclei of a tile, with the data for comparing them."""
 
     nuclei: NucleiTable
 
@@ -311,9 +311,9 @@ class _Outlines:
 def _overlaps(
     a: _Outlines, b: _Outlines, rows: IndexArray | None = None
 ) -> tuple[IndexArray, IndexArray, FloatArray]:
-    """Return the pairs of rows of `a` and `b` whose boxes overlap, and their area in common.
+    """Return the pairs of rows of `a` and `b` whose boxes overlap, and their common area.
 
-    Of `b` only some rows are looked at, if they are given.
+    If rows of `b` are given, only those are compared.
     """
     near = _meets(b.boxes if rows is None else b.boxes[rows], a.hull)
     theirs = np.flatnonzero(near) if rows is None else rows[near]
@@ -361,7 +361,7 @@ def _areas_in_common(
 
 
 def _same(a: GeometryArray, b: GeometryArray) -> tuple[IndexArray, IndexArray]:
-    """Return the pairs of polygons of `a` and `b` that overlap as only one nucleus does."""
+    """Return the pairs of polygons of `a` and `b` that show the same nucleus."""
     if len(a) == 0 or len(b) == 0:
         return np.empty(0, np.int64), np.empty(0, np.int64)
     second, first = shapely.STRtree(a).query(b, predicate="intersects")
@@ -376,8 +376,8 @@ def _continuations(
 ) -> tuple[IndexArray, IndexArray]:
     """Return the pairs of fragments of two tiles that show the same part of the shared area.
 
-    A nucleus that winds in and out of the shared area may be in several parts there, and in
-    different ones for each tile: parts are compared, not fragments.
+    A nucleus may have several parts in the shared area, and different ones in each tile: so parts
+    are compared, not fragments.
     """
     parts_a, rows_a = _parts(shapely.intersection(a, shared, grid_size=1))
     parts_b, rows_b = _parts(shapely.intersection(b, shared, grid_size=1))
@@ -386,7 +386,7 @@ def _continuations(
 
 
 def _parts(geometries: GeometryArray) -> tuple[GeometryArray, IndexArray]:
-    """Return the polygons that geometries consist of (no points or lines), and whose they are."""
+    """Return the polygons of geometries (no points or lines), and the index of their geometry."""
     parts, rows = shapely.get_parts(geometries, return_index=True)
     # A part of an intersection may be a collection itself.
     parts, deeper = shapely.get_parts(parts, return_index=True)
@@ -396,14 +396,14 @@ def _parts(geometries: GeometryArray) -> tuple[GeometryArray, IndexArray]:
 
 
 def _hull(boxes: FloatArray) -> FloatArray:
-    """Return the box around boxes; one that nothing meets if there are none."""
+    """Return the bounding box of boxes; one that intersects nothing if there are none."""
     low = boxes[:, :2].min(axis=0, initial=np.inf)
     high = boxes[:, 2:].max(axis=0, initial=-np.inf)
     return np.concatenate([low, high])
 
 
 def _meets(boxes: FloatArray, other: Box | FloatArray) -> npt.NDArray[np.bool_]:
-    """Tell which boxes share an area with another one: x0, y0, x1, y1, or an array of each."""
+    """Return which boxes overlap another one: x0, y0, x1, y1, or an array of each."""
     x0, y0, x1, y1 = other
     meets: npt.NDArray[np.bool_] = (
         (boxes[..., 0] < x1) & (boxes[..., 2] > x0) & (boxes[..., 1] < y1) & (boxes[..., 3] > y0)
@@ -412,7 +412,7 @@ def _meets(boxes: FloatArray, other: Box | FloatArray) -> npt.NDArray[np.bool_]:
 
 
 def _within(boxes: FloatArray, other: Box) -> npt.NDArray[np.bool_]:
-    """Tell which boxes lie inside another one without touching its border."""
+    """Return which boxes lie inside another one without touching its border."""
     x0, y0, x1, y1 = other
     within: npt.NDArray[np.bool_] = (
         (boxes[:, 0] > x0) & (boxes[:, 2] < x1) & (boxes[:, 1] > y0) & (boxes[:, 3] < y1)

@@ -1,4 +1,4 @@
-"""Between a training and whoever follows it: what it tells, and what it came to."""
+"""Callbacks and results of a training."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def read_recipe(name_or_path: str, settings: Sequence[str] = ()) -> dict[str, An
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"recipe {path} is no YAML: {error}") from error
     if not isinstance(fields, dict):
-        raise FormatError(f"recipe {path} is no mapping of names to values")
+        raise FormatError(f"recipe {path} is not a mapping of names to values")
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key:

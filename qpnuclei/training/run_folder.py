@@ -132,7 +132,7 @@ def load_state(folder: Path) -> RunState:
         return RunState(content["identity"], Progress(**content["progress"]), content["learner"])
     except (pickle.UnpicklingError, OSError, EOFError, RuntimeError, LookupError, TypeError) as e:
         raise FormatError(
-            f"{path} is no state of a training run: {str(e).partition(chr(10))[0]}",
+            f"{path} is not a state of a training run: {str(e).partition(chr(10))[0]}",
             "start the run anew in another folder",
         ) from e
 

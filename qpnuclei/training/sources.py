@@ -142,7 +142,7 @@ def find_sources(
             "`qpnuclei info PROJECT` lists the classes there are",
         )
     if not sources:
-        raise UsageError("there is no image to learn from", "name slides, folders or projects")
+        raise UsageError("there is no image to train on", "name slides, folders or projects")
     return sources
 
 
@@ -172,7 +172,7 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def _training_split(path: Path) -> frozenset[str] | None:
-    """Stems of the ``train`` split, so that what is kept for validation is not learnt from."""
+    """Stems of the ``train`` split, so that validation images are not used for training."""
     if not path.is_file():
         return None
     try:

@@ -133,7 +133,7 @@ def test_what_is_asked_for_wrongly_is_refused(dataset: Path, tmp_path: Path) -> 
     refuse(UsageError, r"does not end in \.json", dataset, "-o", str(tmp_path / "r.html"))
     refuse(UsageError, "has no model", dataset, *out, "--method", "hematoxylin", "--tune")
     refuse(UsageError, "has no model", dataset, *out, "--method", "hematoxylin", "--model", "x")
-    refuse(UsageError, "without --tune", dataset, *out, "--write-model", "m.safetensors")
+    refuse(UsageError, "needs --tune", dataset, *out, "--write-model", "m.safetensors")
     refuse(UsageError, "without --split", dataset, *out, "--splits", "s.json")
     refuse(UsageError, "no split 'test'", dataset, *out, "--split", "test")
     refuse(NotFoundError, "no model named 'best'", dataset, *out, "--model", "best")

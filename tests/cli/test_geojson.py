@@ -29,7 +29,9 @@ def test_export_and_import(sample: Sample, qpnuclei: Call, tmp_path: Path) -> No
     outcome = qpnuclei("geojson", "import", project, *sorted(folder.iterdir()), *NATIVE)
     assert outcome.exit_code == 0
     assert "into he small.png: 9 annotations, 7 detections imported" in outcome.stdout
-    assert "into plain.tif: 0 annotations, 0 detections imported; 1 were there" in outcome.stdout
+    assert (
+        "into plain.tif: 0 annotations, 0 detections imported; 1 already existed" in outcome.stdout
+    )
     assert len(open_project(project).images[0].read().annotations) == 9
 
 

@@ -61,7 +61,7 @@ def refuse(error: type[QpnucleiError], match: str, *extra: str) -> None:
 def test_from_patches_to_a_model_and_on(patches: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     output = run(str(patches), "-o", str(folder), "--config", "anchored")
-    assert "learning from 1 images on cpu" in output
+    assert "training on 1 images on cpu" in output
     assert f"{folder / 'model.safetensors'} (epoch 1)" in output
     more = run(str(patches), "-o", str(folder), "--config", "anchored", "--resume", "--epochs", "2")
     assert "(epoch 2)" in more
@@ -72,7 +72,7 @@ def test_what_is_asked_for_wrongly_is_refused(patches: Path, tmp_path: Path) -> 
     refuse(NotFoundError, "no recipe named 'best'", str(patches), *folder, "--config", "best")
     refuse(NotFoundError, "no such slide", str(tmp_path / "absent"), *folder)
     refuse(UsageError, "no field 'depth'", str(patches), *folder, "--set", "depth=3")
-    refuse(UsageError, "'0.25;1' is no list", str(patches), *folder, "--scales", "0.25;1")
+    refuse(UsageError, "'0.25;1' is not a list", str(patches), *folder, "--scales", "0.25;1")
     refuse(UsageError, "no source is a QuPath project", str(patches), *folder, "--roi", "Tumor")
     refuse(DeviceError, "cuda:99", str(patches), *folder, "--device", "cuda:99")
     refuse(NotFoundError, "no run to resume", str(patches), *folder, "--resume")
@@ -127,8 +127,8 @@ def test_a_student_stopped_in_its_first_round_goes_on_by_the_hint(tmp_path: Path
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=300)
     assert process.returncode == 130, said + rest
-    assert "stopping: saves after this step" in rest
-    hint = re.search(r"to go on: qpnuclei (.*)", rest)
+    assert "stopping: saving after this step" in rest
+    hint = re.search(r"to continue: qpnuclei (.*)", rest)
     assert hint is not None, rest
     assert not (tmp_path / "run [b]" / "model.safetensors").exists()
 

@@ -68,7 +68,7 @@ def test_sizes_that_cannot_work_are_refused() -> None:
     assert network.min_size_px == 8
     with pytest.raises(ValueError, match="6x20 px is smaller than 8 px"):
         network(torch.rand(1, 3, 6, 20))
-    with pytest.raises(ValueError, match="20x21 px is no multiple of 2 px"):
+    with pytest.raises(ValueError, match="20x21 px is not a multiple of 2 px"):
         network(torch.rand(1, 3, 20, 21))
 
 

@@ -53,7 +53,7 @@ MUTANTS = (
     Mutant(
         "what someone saved since it was read is overwritten",
         "qupath/native.py",
-        "                self._check_unchanged(fingerprint)\n",
+        "            self._check_unchanged(fingerprint)\n",
         "",
         (_NATIVE, "-k", "conflict"),
     ),

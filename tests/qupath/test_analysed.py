@@ -119,7 +119,7 @@ def test_a_run_replaces_what_it_did_again_and_keeps_the_rest() -> None:
 def test_a_damaged_note_counts_as_none(text: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert Record.of({PROPERTY: text}, "image a.svs") == Record()
-    assert "image a.svs: what earlier runs noted there is damaged" in caplog.text
+    assert "image a.svs: the record of earlier runs is damaged" in caplog.text
 
 
 def test_notes_are_json_that_scripts_can_read() -> None:

@@ -121,7 +121,7 @@ def test_files_are_replaced_in_one_step_or_not_at_all(tmp_path):
     path.write_text("before")
     with pytest.raises(ValueError, match="1 nuclei, but 2 ids"):
         write_detections(path, table(shapely.box(0, 0, 1, 1)), ids(2), NUCLEUS)
-    with pytest.raises(UsageError, match=r"does not end as a GeoJSON file.*\.geojson"):
+    with pytest.raises(UsageError, match=r"has no GeoJSON suffix.*\.geojson"):
         write_detections(tmp_path / "a.csv", table(shapely.box(0, 0, 1, 1)), [ID], NUCLEUS)
     (tmp_path / "file").touch()
     with pytest.raises(SaveError):
@@ -290,7 +290,7 @@ GOOD = json.dumps(feature({}))
         (f'{{"features":[{GOOD},{GOOD[:50]}', "feature 1: .*(ends|not JSON)"),
         (f'{{"features":[{GOOD} {GOOD}]}}', "feature 1: expected ']'"),
         (f'{{"features":[{GOOD}', "feature 1: expected ']', found the end of the file"),
-        (f"[{GOOD}] tail", "feature 1: something follows"),
+        (f"[{GOOD}] tail", "feature 1: there is more text"),
         (f"[{GOOD}, 7]", "feature 1: expected a feature, found '7'"),
         ('{"type":"Feature","properties":{}}', "feature 0: it has no geometry"),
         ('{"type":"Feature","geometry":null}', "feature 0: it has no geometry"),

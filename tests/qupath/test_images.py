@@ -98,7 +98,7 @@ def test_arguments_that_are_not_known_are_refused_by_name(project, args, named):
 @pytest.mark.parametrize("args", [["--series"], ["--series", "first"], ["--series=-2"]])
 def test_a_series_that_is_no_number_is_refused(project, args):
     set_args(project, args)
-    with pytest.raises(SlideError, match="which is no number"):
+    with pytest.raises(SlideError, match="which is not a number"):
         pixels_of(project)
 
 

@@ -448,11 +448,11 @@ def test_truncated_data_names_file_offset_and_backup(tmp_path):
     image.data_path.with_name("data.qpdata.bkp").write_bytes(whole)
     with pytest.raises(FormatError) as error:
         image.read()
-    assert "reads, with 9 annotations and 7 detections" in error.value.hint
+    assert "readable, with 9 annotations and 7 detections" in error.value.hint
     image.data_path.with_name("data.qpdata.bkp").write_bytes(whole[:100])
     with pytest.raises(FormatError) as error:
         image.read()
-    assert "does not read either" in error.value.hint
+    assert "is unreadable too" in error.value.hint
 
 
 def test_missing_data_with_a_backup_is_not_an_empty_image(tmp_path):
@@ -461,7 +461,7 @@ def test_missing_data_with_a_backup_is_not_an_empty_image(tmp_path):
     image.data_path.rename(image.data_path.with_name("data.qpdata.bkp"))
     with pytest.raises(FormatError, match="is missing") as error:
         image.read()
-    assert "reads, with 9 annotations" in error.value.hint
+    assert "readable, with 9 annotations" in error.value.hint
 
 
 @pytest.mark.parametrize(
@@ -781,7 +781,7 @@ def test_a_file_that_does_not_read_back_is_not_put_in_place(written, read, tmp_p
         return data
 
     monkeypatch.setattr(Path, "read_bytes", rotten)
-    with pytest.raises(SaveError, match="its bytes are not those that were written"):
+    with pytest.raises(SaveError, match="its bytes differ from those written"):
         image.write(Edit(add=[group(0)], workflow_step=("run", "// a step")), fingerprint)
     monkeypatch.undo()
     assert snapshot(tmp_path) == before
@@ -804,7 +804,7 @@ def test_a_file_with_more_changed_than_was_asked_for_is_not_put_in_place(
         return real(data_file, edit)
 
     monkeypatch.setattr(DataFile, "add", faulty)
-    with pytest.raises(SaveError, match="more than the edit has changed"):
+    with pytest.raises(SaveError, match="objects outside the edit have changed"):
         image.write(Edit(add=[group(0)]), objects.fingerprint)
     assert snapshot(tmp_path) == before
 

@@ -188,7 +188,7 @@ def test_a_class_for_everything(project: Project, tmp_path: Path) -> None:
     assert objects.annotations[-1].class_name == "Necrosis: old"
     assert "Necrosis: old" in objects.detections.class_names
     assert project.classes[-1].name == "Necrosis: old"
-    with pytest.raises(UsageError, match="no name of a class"):
+    with pytest.raises(UsageError, match="not a class name"):
         imported(project, tmp_path, class_name=" : ")
 
 
@@ -360,7 +360,7 @@ def test_colours_of_classes(project: Project, name: str, color: int | None) -> N
     assert found.path_class == PathClass("Tumor", color)
     done, there = read_fault(project, name)
     assert there.annotations[0].class_name == "Tumor"
-    odd = "feature 0: its class has the colour [300, -1, 0], which is none"
+    odd = "feature 0: its class has an invalid colour [300, -1, 0]"
     assert done.losses == ([odd] if color is None else [])
 
 
@@ -406,8 +406,8 @@ def test_outlines_of_every_kind_go_out_and_come_in_again(project: Project, tmp_p
     (triangle,) = there.detections.geometries
     assert (triangle.is_valid, triangle.area) == (True, 25)
     assert done.losses == [
-        "object 2, detection bowdet: a detection is one polygon, so its largest part came in, "
-        "50% of its area",
+        "object 2, detection bowdet: a detection is one polygon, so only its largest part "
+        "was imported, 50% of its area",
         "name of 1 detections",
     ]
     assert done.left_out == ["object 5, detection unclassified: it encloses no area"]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from qpnuclei.system.compiled import _say_that_nothing_is_kept, compiled
+from qpnuclei.system.compiled import _warn_no_cache, compiled
 
 
 def running_sum(values):
@@ -20,7 +20,7 @@ def test_sums_are_taken_in_the_order_they_are_written():
 
 
 def test_machine_code_need_not_be_kept_and_that_is_said_once(caplog):
-    _say_that_nothing_is_kept.cache_clear()
+    _warn_no_cache.cache_clear()
     # Where its file lies (nowhere), nothing can be written.
     names: dict[str, object] = {}
     code = "def double(x):\n    return 2 * x\n"

@@ -100,7 +100,7 @@ def test_the_first_interrupt_asks_and_the_second_ends() -> None:
     """
     code, said, message = end_of(program)
     assert (code, said) == (130, "False\nTrue\n")
-    assert message == "stopping\nended at once: what was saved last is kept\n"
+    assert message == "stopping\nended at once: the last save is kept\n"
 
 
 def test_a_request_to_stop_may_be_quiet_and_ends_with_its_block() -> None:

@@ -11,7 +11,7 @@ from qpnuclei.nuclei.outlines import bounds, polygonise
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.segmentation.postprocess import interaction_radius_px, segment_instances
 from qpnuclei.tiling.plan import TilePlan
-from qpnuclei.tiling.stitch import Stitcher, _Outlines, _overlaps, drop_doubles
+from qpnuclei.tiling.stitch import Stitcher, _Outlines, _overlaps, drop_duplicates
 from tests.segmentation.images import random_attention, random_mask, regions
 
 
@@ -30,12 +30,12 @@ def stitched(plan, segment, order=None):
 
 
 def finished(stitcher, found):
-    """Return all nuclei, how many of them were joined, and the doubles dropped."""
+    """Return all nuclei, how many of them were joined, and the duplicates dropped."""
     rest, joined, _ = stitcher.finish()
     found += rest
-    kept, doubles = drop_doubles(found, joined)
+    kept, duplicates = drop_duplicates(found, joined)
     joined = joined.take(kept & stitcher._plan.answers_for(joined.centroids()))
-    return concatenate([*found, joined]), len(joined), stitcher.overlapping + doubles
+    return concatenate([*found, joined]), len(joined), stitcher.overlapping + duplicates
 
 
 def rings(nuclei):

@@ -133,7 +133,7 @@ def test_a_resumed_run_of_two_processes_equals_an_uninterrupted_one(
     for folder, epochs, more in ((whole, 2, ()), (parts, 1, ()), (parts, 2, ("--resume",))):
         finished = torchrun(*common, "-o", str(folder), "--epochs", str(epochs), *more)
         assert finished.returncode == 0, finished.stderr
-        assert finished.stderr.count("learning from 2 images on cpu and 1 more") == 1
+        assert finished.stderr.count("training on 2 images on cpu and 1 more") == 1
         assert finished.stdout.count("model.safetensors") == 1  # rank 0 alone speaks
     states = [torch.load(f / "state.pt", weights_only=True)["learner"] for f in (whole, parts)]
     for part in ("attention_net", "activation", "scale_net"):

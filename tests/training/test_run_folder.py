@@ -41,7 +41,7 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"torn", b"\x80\x02}q\x00."])
 def test_a_torn_state_is_a_format_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "state.pt").write_bytes(content)
-    with pytest.raises(FormatError, match=r"state\.pt is no state"):
+    with pytest.raises(FormatError, match=r"state\.pt is not a state"):
         load_state(tmp_path)
 
 

@@ -1,1 +1,1 @@
-"""Projects through a real QuPath (paquo): the only place that knows Java."""
+"""Projects through an installed QuPath (paquo): the only package that uses Java."""

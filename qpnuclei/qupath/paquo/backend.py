@@ -1,13 +1,11 @@
-"""QuPath projects through paquo and a real QuPath.
+"""QuPath projects through paquo and an installed QuPath.
 
-QuPath itself reads and writes everything, so what it understands is what there is. paquo starts it
-and opens the project. paquo's own way to objects is a call for each, and it silently leaves out the
-saving of an image that it cannot reach. So objects are read in columns (see
-`qpnuclei.qupath.paquo.jvm`); new ones are given to QuPath as the bytes that it would save of them
-(which `qpnuclei.qupath.qpdata` knows), and it makes objects of them as when it opens a file. A
-save is verified.
+QuPath itself reads and writes all data. paquo starts QuPath and opens the project. paquo accesses
+objects one call at a time, and silently does not save an image that it cannot open. So objects are
+read as columns (see `qpnuclei.qupath.paquo.jvm`); new objects are encoded by
+`qpnuclei.qupath.qpdata` and decoded by QuPath, as when it opens a file; and every save is verified.
 
-The project file is never written: another QuPath version would drop what it does not know.
+The project file is never written: another QuPath version would drop fields that it does not know.
 """
 
 from __future__ import annotations
@@ -88,7 +86,7 @@ _END_MARK = b"t\0\3EOF"
 
 #: Under which key of the metadata QuPath keeps the description of an annotation.
 _DESCRIPTION = "ANNOTATION_DESCRIPTION"
-#: What QuPath keeps while it saves, and leaves when that fails.
+#: The copy that QuPath keeps while it saves, and leaves if the save fails.
 _BACKUP = "data.qpdata.bkp"
 
 #: QuPath's Java class -> our kind.
@@ -97,9 +95,9 @@ _KINDS = {
     "PathCellObject": "cell",
     "PathTileObject": "tile",
 }
-#: QuPath 0.6 and newer round the vertices of what is no simple polygon to this grid.
+#: QuPath 0.6 and newer round vertices to this grid, except in simple polygons.
 _GRID_PX = 0.01
-#: ROIs that are read as the vertices they store; QuPath would mend a polygon that crosses itself.
+#: ROIs that are read as stored vertices; QuPath would repair a polygon that crosses itself.
 _TYPES_OF_VERTICES = ("PolygonROI", "PolylineROI", "LineROI", "PointsROI")
 #: Since this release QuPath opens an image only when its pixels are needed, so that objects of an
 #: image that is missing can be saved.
@@ -114,7 +112,7 @@ def open_project(path: str | os.PathLike[str], image_root: Path | None = None) -
     path : path-like
         The ``.qpproj`` file, or its folder.
     image_root : Path, optional
-        Folder to look for image files in that are not where the project says.
+        Folder to search for image files that are not where the project says.
 
     Raises
     ------
@@ -175,25 +173,25 @@ class PaquoProject:
         return self.path.parent / "classifiers" / "classes.json"
 
     def loaded(self, image: PaquoImage, fingerprint: str) -> _Loaded | None:
-        """Return what was read last, if it is of this image and of this state of its file."""
+        """Return the image data read last, if it is of this image and this state of its file."""
         last = self._last
         current = last is not None and last.image is image and last.fingerprint == fingerprint
         return last if current else None
 
     def keep(self, loaded: _Loaded) -> None:
-        """Keep what was read last; what was kept before is closed."""
+        """Keep the image data read last; close the one kept before."""
         if self._last is not None:
             self._last.close()
         self._last = loaded
 
     def release(self) -> None:
-        """Keep nothing any more, but close nothing either."""
+        """Forget the kept image data without closing it."""
         self._last = None
 
     def add_classes(self, classes: Sequence[PathClass]) -> None:
-        """Add to the project's class list what it lacks of some classes.
+        """Add missing classes to the project's class list.
 
-        Not through QuPath, which only logs it if that fails.
+        Written directly, because QuPath only logs a failure.
         """
         with locked(self.path.parent), Transaction(self.path.parent) as transaction:
             content = project_file.with_classes(self.classes_path, classes)
@@ -215,7 +213,7 @@ class _Loaded:
         """Close the image's file, if QuPath opened it."""
         import jpype
 
-        with suppress(jpype.JException), jvm.quiet():  # nothing depends on it
+        with suppress(jpype.JException), jvm.quiet():  # closing is optional
             if self.data is not None and _opens_lazily():
                 self.data.close()
             elif self.data is not None:
@@ -240,7 +238,7 @@ class PaquoImage:
         return f"{type(self).__name__}({self.name!r}, id {self.id})"
 
     def find(self, project_uri: str | None, image_root: Path | None) -> None:
-        """Look for the image's files, and make QuPath open them there (for now: nothing is saved).
+        """Find the image's files, and make QuPath open them there (in memory only).
 
         Parameters
         ----------
@@ -374,7 +372,7 @@ class PaquoImage:
             self._project.add_classes(additions.path_classes)
 
     def _verify(self, before: _Content, additions: Additions) -> None:
-        """Read the file back: what is new from its bytes, what else there is through QuPath."""
+        """Verify the saved file: new objects from its bytes, all others through QuPath."""
         what = f"{self.data_file}: what QuPath saved does not read back as written"
         rest = temporary_beside(self.data_file)
         try:
@@ -431,9 +429,9 @@ class PaquoImage:
         return loaded
 
     def _read_image_data(self) -> JavaObject | None:
-        """Read the image data without QuPath's recovery, which shows a damaged file as empty.
+        """Read the image data without QuPath's recovery, which returns a damaged file as empty.
 
-        None if QuPath makes no image data because it cannot open the image.
+        None if QuPath cannot open the image and so returns no image data.
         """
         from paquo.java import BufferedImage, PathIO
 
@@ -492,7 +490,7 @@ def _only(objects: JavaObject, test: str) -> JavaObject:
 
 
 def _stored_ids(file: Path) -> set[str]:
-    """Return the UUIDs in a data file: QuPath makes up others for objects that have none."""
+    """Return the UUIDs in a data file; QuPath invents UUIDs for objects without one."""
     if not file.exists():
         return set()
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -537,7 +535,7 @@ def _read_annotations(annotations: JavaObject, stored: set[str]) -> tuple[Annota
 
 def _metadata(annotation: JavaObject) -> dict[str, str]:
     """Return the metadata of an annotation, its description among it."""
-    # Before QuPath 0.5 all but the description was for QuPath's own use.
+    # Before QuPath 0.5, only the description is the user's metadata.
     found = annotation.getMetadata() if hasattr(annotation, "getMetadata") else {}
     metadata = {str(key): str(found[key]) for key in found if found[key] is not None}
     if annotation.getDescription() is not None:
@@ -546,9 +544,9 @@ def _metadata(annotation: JavaObject) -> dict[str, str]:
 
 
 class _JavaDetections(Detections):
-    """Detections in QuPath; what is costly to fetch of them is fetched when it is asked for.
+    """Detections in QuPath; expensive columns are fetched on first access.
 
-    What an edit changes in QuPath's own objects, their parents, is fetched at once.
+    Parents are fetched at once, because an edit changes them in QuPath's objects.
 
     Parameters
     ----------
@@ -563,7 +561,7 @@ class _JavaDetections(Detections):
     _detections: JavaObject
 
     def __init__(self, objects: JavaObject, annotations: JavaObject, stored: set[str]) -> None:
-        # Not as the dataclass does, which would set all columns (and is frozen).
+        # Not the dataclass's __init__, which would set all columns.
         detections = _only(objects, "isDetection")
         vars(self).update(
             _detections=detections,
@@ -685,7 +683,7 @@ def _geometries(objects: JavaObject) -> npt.NDArray[Any]:
 
 
 def _from_vertices(rois: JavaObject, roi_type: str) -> npt.NDArray[Any]:
-    """Make geometries of the vertices as QuPath stores them, be they valid or not."""
+    """Build geometries from the stored vertices, valid or not."""
     to_points = method(_ROI, "getAllPoints", "java.util.List")
     axes = [method(_POINT, f"get{axis}", "double") for axis in "XY"]
     coordinates = np.stack([jvm.flat_doubles(rois, to_points, axis) for axis in axes], axis=1)
@@ -700,7 +698,7 @@ def _from_vertices(rois: JavaObject, roi_type: str) -> npt.NDArray[Any]:
 
 
 def _from_geometry(rois: JavaObject, _: str) -> npt.NDArray[Any]:
-    """Let QuPath make the geometries; they cross the border as one collection."""
+    """Let QuPath build the geometries; they are transferred as one collection."""
     import jpype
 
     made = jvm.map_list(rois, method(_ROI, "getGeometry", _GEOMETRY))
@@ -718,7 +716,7 @@ def _from_geometry(rois: JavaObject, _: str) -> npt.NDArray[Any]:
 
 
 def _apply(additions: Additions, new_ids: Collection[str], hierarchy: JavaObject) -> _Content:
-    """Apply an edit to a hierarchy, with one event at its end; return what was there before."""
+    """Apply an edit to a hierarchy, with one event at its end; return the previous objects."""
     edit = additions.edit
     objects = _flat(hierarchy)
     annotations = _only(objects, "isAnnotation")
@@ -750,9 +748,9 @@ def _apply(additions: Additions, new_ids: Collection[str], hierarchy: JavaObject
 
 
 def _make(catalog: Catalog, nodes: Sequence[Content]) -> JavaObject:
-    """Return the Java list of the objects that QuPath reads from what it would have saved of them.
+    """Return the Java list of new objects, decoded by QuPath from their saved form.
 
-    That is one call for any number of objects; to make one with QuPath's methods takes dozens.
+    One call suffices for any number of objects; QuPath's methods need dozens per object.
     """
     data = bytearray()
     DataFile.of_objects(catalog, nodes).write(data.extend)
@@ -770,7 +768,7 @@ def _plane_of(parent: JavaObject) -> Plane:
 
 
 def _remove(remove: frozenset[uuid.UUID], objects: JavaObject, hierarchy: JavaObject) -> None:
-    """Remove detections and annotations; what someone nested below one of them moves up."""
+    """Remove detections and annotations; their children move up."""
     wanted = {str(item) for item in remove}
     indices = np.flatnonzero([item in wanted for item in _ids(objects)])
     found = jvm.take(objects, indices)
@@ -779,12 +777,12 @@ def _remove(remove: frozenset[uuid.UUID], objects: JavaObject, hierarchy: JavaOb
         raise UsageError(f"the image has no object {min(missing)} to remove")
     allowed = _only(found, "isDetection").size() + _only(found, "isAnnotation").size()
     if allowed < found.size():
-        raise UsageError("what is neither detection nor annotation is not removed")
+        raise UsageError("only detections and annotations are removed")
     hierarchy.removeObjects(found, True)
 
 
 def _define(path_class: PathClass) -> None:
-    """Make QuPath's class of that name, in our colour, unless it has one already."""
+    """Create QuPath's class of that name, in our colour if it is new."""
     color = path_class.color
     jvm.java_class(_PATH_CLASS).fromString(
         path_class.name, None if color is None else jvm.box(color)
@@ -796,7 +794,7 @@ def _define(path_class: PathClass) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Content:
-    """What of the objects of a hierarchy must be the same after they were saved and read back."""
+    """Properties of a hierarchy that must be the same after saving and reading back."""
 
     count: int
     digests: Mapping[str, bytes]
@@ -805,13 +803,13 @@ class _Content:
 
     @classmethod
     def of(cls, hierarchy: JavaObject) -> _Content:
-        """Take down what objects there are."""
+        """Record the objects of a hierarchy."""
         objects = _flat(hierarchy)
         count = pipe(
             method(_PATH_OBJECT, "getMeasurementList", _MEASUREMENTS),
             method(_MEASUREMENTS, "size", "int"),
         )
-        root = str(hierarchy.getRootObject().getID())  # another one each time that it is read
+        root = str(hierarchy.getRootObject().getID())  # differs at every read
         texts = {
             "ids": jvm.joined_texts(objects, _to_id()),
             "parents": jvm.joined_texts(objects, _to_parent_id()).replace(root, ""),
@@ -842,7 +840,7 @@ class _Content:
 
 @contextmanager
 def _kept_on_failure(data_file: Path) -> Iterator[None]:
-    """Put the data file and its summary back as they were if what is within fails."""
+    """Restore the data file and its summary if the body fails."""
     files = [data_file, data_file.with_name("summary.json"), data_file.with_name(_BACKUP)]
     copies = {f: f.with_name(f"{TEMPORARY_PREFIX}{f.name}.tmp") for f in files if f.exists()}
     try:
@@ -883,7 +881,7 @@ def _java_errors(error_type: type[QpnucleiError], what: str, hint: str = "") -> 
 
 
 def _reason(error: Any) -> str:
-    """Say in one line what a Java exception says."""
+    """Return the message of a Java exception in one line."""
     text = str(error.message() or error.toString()) if hasattr(error, "message") else str(error)
     return " ".join(text.split())[:300]
 
@@ -919,7 +917,7 @@ def _roi_type(java_name: str) -> str:
 
 
 def _check_complete(file: Path) -> None:
-    """Refuse a truncated file, of which QuPath would show the part that is there."""
+    """Raise for a truncated file, of which QuPath would read the first part."""
     with file.open("rb") as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(size - len(_END_MARK), 0))

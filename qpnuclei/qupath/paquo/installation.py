@@ -1,10 +1,10 @@
 """Find a QuPath installation on this machine, without starting it.
 
-Whoever names the QuPath names the code that runs. So its place comes from the user and the system
-only: ``PAQUO_QUPATH_DIR``, ``paquo.toml`` in the user's configuration folder, the folders that
-each operating system installs programs to, a conda environment. Never from the working folder or a
-project, which may have been received from someone: paquo itself would read a ``.paquo.toml`` there
-(and run a ``dynaconf_hooks.py`` beside it), and in every folder above.
+The location of QuPath decides which code runs. So it comes only from the user and the system:
+``PAQUO_QUPATH_DIR``, ``paquo.toml`` in the user's configuration folder, the folders that each
+operating system installs programs to, a conda environment. It never comes from the working folder
+or a project, which may be from someone else: paquo itself would read a ``.paquo.toml`` there (and
+run a ``dynaconf_hooks.py`` beside it), and in every folder above.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import platformdirs
 
 from qpnuclei.errors import FormatError, UsageError
 
-#: What to tell someone whose QuPath is not found.
+#: Hint for errors about a missing QuPath.
 HOW_TO_POINT_TO_QUPATH = (
     "set PAQUO_QUPATH_DIR to the folder that QuPath was unpacked or installed to "
     "(the one that holds bin and lib on Linux, QuPath.app on macOS, "
@@ -75,7 +75,7 @@ def find_qupath() -> QuPathInstallation | None:
     Raises
     ------
     qpnuclei.errors.UsageError
-        If it is named (``PAQUO_QUPATH_DIR``, or in the user's file), and it is not there.
+        If the one named by ``PAQUO_QUPATH_DIR`` or the user's file does not exist.
     """
     settings = paquo_settings()
     chosen = str(settings["qupath_dir"] or "")
@@ -99,7 +99,7 @@ def paquo_settings() -> dict[str, Any]:
     Raises
     ------
     qpnuclei.errors.FormatError
-        If the user's file is no TOML, or a setting is of the wrong type.
+        If the user's file is not TOML, or a setting has the wrong type.
     """
     settings: dict[str, Any] = {
         "qupath_dir": "",
@@ -124,7 +124,9 @@ def paquo_settings() -> dict[str, Any]:
         kind = type(settings[key])
         fits = isinstance(value, kind) or type(value) is {list: str, bool: int}.get(kind)
         if not fits:
-            raise FormatError(f"{source} is {value!r}, which is no {kind.__name__}", "correct it")
+            raise FormatError(
+                f"{source} is {value!r}, which is not a {kind.__name__}", "correct it"
+            )
         settings[key] = value
     return settings
 
@@ -149,7 +151,7 @@ def _from_environment(text: str, default: object) -> Any:
 
 
 def shield_paquo() -> None:
-    """Let paquo have our settings, before it is imported: it would look for its own everywhere."""
+    """Give paquo our settings before its import, so that it does not search for its own."""
     module = ModuleType("paquo._config")
     module.settings = SimpleNamespace(**paquo_settings())  # type: ignore[attr-defined]
     module.to_kwargs = vars  # type: ignore[attr-defined]
@@ -162,7 +164,7 @@ def _inspect(path: Path) -> QuPathInstallation | None:
         if not (path / virtual_machine).is_file():
             return None
         matches = [_CORE_JAR.fullmatch(jar.name) for jar in sorted((path / jars).glob("*.jar"))]
-    except OSError:  # a folder that may not be looked into
+    except OSError:  # no permission
         return None
     version = next((match[1] for match in matches if match), None)
     return QuPathInstallation(path.absolute(), version)

@@ -1,8 +1,8 @@
-"""The Java virtual machine: start it, and make it do loops over many objects by itself.
+"""Start the Java virtual machine, and run loops over many objects inside it.
 
-A call from Python into Java costs microseconds. So what is read of many objects is read in loops
-inside Java: method handles (``java.lang.invoke``) of QuPath's public methods are combined into one
-function, which a Java stream applies to all objects; only whole columns cross the border.
+A call from Python into Java costs microseconds. So many objects are read by loops inside Java:
+method handles (``java.lang.invoke``) of QuPath's public methods are combined into one function,
+which a Java stream applies to all objects; only whole columns are transferred to Python.
 
 In signatures, types are named as in Java: ``"double"``, ``"double[]"``, ``"java.lang.String"``.
 """
@@ -36,11 +36,11 @@ JavaObject: TypeAlias = Any
 
 #: Share of the memory that the virtual machine may take for its objects.
 HEAP_SHARE = 0.5
-#: JPype asks for a full garbage collection whenever Python has made one: that takes the longer the
-#: more objects QuPath holds, and Java collects in time without it.
+#: By default, JPype requests a full Java garbage collection after each of Python's. That is slow
+#: with many objects, and unnecessary.
 NO_FORCED_COLLECTION = "-XX:+DisableExplicitGC"
-#: Java's default collector starts with little room for new objects and grows it while they come,
-#: which makes the same work take now once, now twice the time.
+#: Java's default collector starts with a small space for new objects, which makes run times vary up
+#: to twofold.
 COLLECTOR = "-XX:+UseParallelGC"
 
 _log = logging.getLogger(__name__)
@@ -67,11 +67,11 @@ def start() -> None:
     shield_paquo()
     from paquo.jpype_backend import start_jvm
 
-    # Otherwise Java takes Ctrl-C for itself, and ends the process without Python's clean-up.
+    # Otherwise Java handles Ctrl-C and ends the process without Python's clean-up.
     options = [*_java_options(paquo_settings()), "-Xrs"]
     _log.info("starting QuPath %s in %s with %s", found.version, found.path, " ".join(options))
     try:
-        # In a call back from Java, an exception of Python's ends the process.
+        # A Python exception in a callback from Java would end the process.
         with interrupt_postponed():
             start_jvm(
                 finder_kwargs={
@@ -81,7 +81,8 @@ def start() -> None:
                 }
             )
             system = jpype.JClass("java.lang.System")
-            # Our standard output is for results; paquo takes the present one for its own.
+            # Standard output is for results; paquo logs to the stream that is current at its
+            # import.
             system.setOut(system.err)
             importlib.import_module("paquo._logging")  # asks QuPath for debug messages
     except (OSError, RuntimeError, ValueError, TypeError) as error:
@@ -94,7 +95,7 @@ def start() -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Send what QuPath logs meanwhile to Python's _log ``qupath``."""
+    """Redirect QuPath's log to Python's logger ``qupath`` within the context."""
     from paquo._logging import redirect
 
     with redirect():  # type: ignore[no-untyped-call]
@@ -113,7 +114,7 @@ def byte_array(data: bytearray) -> JavaObject:
     import jpype
 
     array = jpype.JArray(jpype.JByte)(len(data))
-    jpype.nio.convertToDirectBuffer(data).get(array)  # several times as fast as to assign them
+    jpype.nio.convertToDirectBuffer(data).get(array)  # several times faster than assignment
     return array
 
 
@@ -276,8 +277,8 @@ def _java_options(settings: dict[str, Any]) -> list[str]:
     chosen = settings["java_opts"] or []
     options = shlex.split(chosen) if isinstance(chosen, str) else [str(item) for item in chosen]
     if not any(re.fullmatch(r"-XX:\+Use\w+GC", option) for option in options):
-        options.insert(0, COLLECTOR)  # Java does not start with two collectors
-    options.insert(0, NO_FORCED_COLLECTION)  # of other options that contradict, it takes the last
+        options.insert(0, COLLECTOR)  # Java refuses to start with two collectors
+    options.insert(0, NO_FORCED_COLLECTION)  # for other options, the last one counts
     if not any(option.startswith(("-Xmx", "-XX:MaxRAM", "-XX:MaxHeap")) for option in options):
         memory = available_memory()
         options.append(

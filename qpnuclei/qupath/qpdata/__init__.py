@@ -1,7 +1,7 @@
 """The codec of ``data.qpdata``: a Java object stream with the objects of one image.
 
-It knows bytes, not projects: `qpnuclei.qupath.native` reads and writes projects with it, and so
-does `qpnuclei.qupath.paquo` where it needs the file itself.
+It reads and writes bytes and knows nothing of projects: `qpnuclei.qupath.native` and
+`qpnuclei.qupath.paquo` use it.
 
 Where to begin: `data_file` says what a ``data.qpdata`` holds, `path_objects` how an object in it is
 laid out, and `qpnuclei.qupath.native.NativeImage.write` how one is edited. From the bytes up:
@@ -19,7 +19,7 @@ laid out, and `qpnuclei.qupath.native.NativeImage.write` how one is edited. From
    what reads back.
 7. `data_file`: the whole file: read, remove, add, write.
 
-What is not understood stays a node and is written back as it was. In memory are the bytes of one
-file (a million nuclei are some 400 MB), 24 bytes for each detection in it, one group of new ones,
-and the UUIDs of all of them.
+Unknown objects stay nodes and are written back unchanged. Memory holds the bytes of one file (about
+400 MB for a million nuclei), 24 bytes per detection in it, one group of new detections, and the
+UUIDs of all new detections.
 """

@@ -1,9 +1,9 @@
-"""``data.qpdata``: what QuPath stores of one image, read, edited and written.
+"""Read, edit and write ``data.qpdata``, the file in which QuPath stores one image's objects.
 
 The stream's top-level items are, in this order: ``Data file version 3`` (2 in QuPath 0.2); a
 string that describes the server; a Locale; the ImageType; colour deconvolution stains or null; the
-Workflow; the PathObjectHierarchy; a map of properties; ``EOF``. QuPath recognises them by their
-class, and so does this module. What it does not recognise is written back as it was read.
+Workflow; the PathObjectHierarchy; a map of properties; ``EOF``. QuPath recognises them by class,
+and so does this module. Unknown items are written back unchanged.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from qpnuclei.qupath.qpdata.values import Single
 from qpnuclei.slides.stains import Stains
 from qpnuclei.system.json_text import parse_json
 
-#: Detections that are parsed in less time than the compiled loops take to load.
+#: Up to this many detections, parsing takes less time than loading the compiled loops.
 _FEW = 500
 _VERSION_PREFIX = b"Data file version"
 _TYPE_COUNTS = {
@@ -75,7 +75,7 @@ _TYPE_COUNTS = {
 class Objects:
     """The objects of a file, how many there are of each kind, and the image's properties.
 
-    Only those properties that are text are here.
+    Only text properties are included.
     """
 
     annotations: tuple[Annotation, ...]
@@ -105,11 +105,11 @@ class DataFile:
     items : list of contents
         The stream's top-level items.
     catalog : Catalog
-        Makes what is added.
+        Creates the new objects.
     source : str
-        What errors call the file.
+        Name of the file in errors.
     hint : callable, optional
-        Makes the hint of errors that say that the file is wrong.
+        Returns the hint for errors about a damaged file.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class DataFile:
         Raises
         ------
         qpnuclei.errors.FormatError
-            If they are no Java object stream, are truncated, or hold no objects of an image.
+            If they are not a Java object stream, are truncated, or hold no image objects.
         """
         with _refused(hint):
             stream = java_stream.parse(data, source, RecordPacker(is_packable, _FEW))
@@ -182,7 +182,7 @@ class DataFile:
             ``"BRIGHTFIELD_H_E"``, ``"UNSET"``, ...
         stains : Stains or None
         qupath_version : str
-            What the file says it was written by.
+            QuPath version that the file states.
         entry_property : str
             Project file and entry ID, as QuPath notes them: ``"/path/project.qpproj::1"``.
         """
@@ -223,12 +223,12 @@ class DataFile:
 
     @classmethod
     def of_objects(cls, catalog: jc.Catalog, objects: Sequence[Content]) -> DataFile:
-        """Make as much of a file as QuPath needs to read its objects, which are these.
+        """Make a minimal file from which QuPath can read the given objects.
 
         Parameters
         ----------
         catalog : Catalog
-            Has made the objects.
+            The catalog that created the objects.
         objects : sequence of contents
             Directly under the image.
         """
@@ -271,7 +271,7 @@ class DataFile:
         }
 
     def read(self) -> Objects:
-        """Read annotations; detections are read as far as their columns are asked for.
+        """Read annotations, and detections lazily: a column is read on first access.
 
         Raises
         ------
@@ -282,12 +282,12 @@ class DataFile:
             return self._read()
 
     def remove(self, ids: Collection[uuid.UUID]) -> None:
-        """Remove detections and annotations of ours; what is nested below one moves up.
+        """Remove our detections and annotations; their children move up.
 
         Raises
         ------
         qpnuclei.errors.UsageError
-            If one of them is not ours or not there.
+            If one of them is not ours or does not exist.
         """
         foreign = [i for i in ids if not is_ours(i)]
         if foreign:
@@ -313,15 +313,15 @@ class DataFile:
             block = items[0]
             if not isinstance(block, BlockData) or len(block.data) != 8:
                 raise FormatError("the number of the image's properties is missing")
-            # Java makes room for as many as there are, whatever capacity is written.
+            # Java allocates by the number of entries and ignores the written capacity.
             size = struct.pack(">i", (len(items) - 1) // 2)
             items[0] = BlockData(block.data[:4] + size, block.is_long)
 
     def add(self, edit: Edit) -> Additions:
         """Add the new objects of an edit, and its workflow step.
 
-        The new detections are made when the file is written. It can be read when what was written
-        is parsed.
+        The new detections are created while the file is written, so `read` works only after writing
+        and parsing.
 
         Returns
         -------
@@ -331,7 +331,7 @@ class DataFile:
         Raises
         ------
         qpnuclei.errors.UsageError
-            If the edit has a UUID twice, or one that is taken, or names an unknown annotation.
+            If the edit has a duplicate UUID, one that is in use, or an unknown annotation.
         """
         additions, ids = Additions.of(edit)
         with self._errors():
@@ -354,19 +354,19 @@ class DataFile:
         return additions
 
     def withdraw(self, additions: Additions, grid_px: float = 0.0) -> None:
-        """Take away again what an edit added, looking whether all of it is there.
+        """Remove the additions of an edit again, checking that all of them are there.
 
         Parameters
         ----------
         additions : Additions
             What `add` returned.
         grid_px : float
-            To what who wrote the file may have rounded vertices of outlines with holes.
+            Grid to which the writer may have rounded vertices of outlines with holes.
 
         Raises
         ------
         qpnuclei.errors.FormatError
-            If something of it is not there, or has other values.
+            If something is missing or has other values.
         """
         edit = additions.edit
         with self._errors():
@@ -485,7 +485,9 @@ class DataFile:
                 if child is None or own_id is None or own_id.text not in ids:
                     children.append(item)
                 elif child.kind not in (*DETECTION_KINDS, "annotation"):
-                    raise UsageError(f"{own_id.text} is a {child.kind} and is not removed")
+                    raise UsageError(
+                        f"{own_id.text} is a {child.kind}: only annotations and detections can be"
+                    )
                 else:
                     left.discard(own_id.text)
                     children += child.children
@@ -515,7 +517,7 @@ class DataFile:
 
 @contextlib.contextmanager
 def _refused(hint: Callable[[], str], source: str = "") -> Iterator[None]:
-    """Say which file it is, and what to do, when what it holds is found to be wrong."""
+    """Add the file's name and a hint to errors about its content."""
     try:
         yield
     except FormatError as error:
@@ -609,12 +611,12 @@ def _stains_node(catalog: jc.Catalog, stains: Stains) -> JavaObject:
 
 
 def _split_last(children: Sequence[Content], count: int) -> tuple[list[Content], list[Content]]:
-    """Return children but the last `count`, and these."""
+    """Split off the last `count` children."""
     return split_children(children, object_count(children) - count)
 
 
 def _read_items(items: Sequence[Content]) -> FileDetections:
-    """Read detections that are known to be some."""
+    """Read detections."""
     views = (PathObject.of(item) if isinstance(item, JavaObject) else item for item in items)
     return FileDetections([(i, -1) for i in views if isinstance(i, PathObject | Packed)])
 

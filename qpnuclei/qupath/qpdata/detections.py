@@ -30,26 +30,26 @@ _log = logging.getLogger(__name__)
 FloatArray = npt.NDArray[np.float64]
 _T = TypeVar("_T")
 
-#: Reads something of all objects of a source, given the view of their example.
+#: Reads one property of all objects of a source, given the view of their example.
 _Reader = Callable[[PathObject, Source], _T]
 
 
 class FileDetections(Detections):
-    """Detections of a file; a column is made when it is first asked for.
+    """Detections of a file; a column is read on first access.
 
-    Until then they are as they are in the file: who needs no outlines does not pay for them.
+    Unread columns cost nothing: for example, outlines are parsed only if needed.
 
     Parameters
     ----------
     items : sequence of (PathObject or Packed, int)
         Detections, single or packed, and the handle of the annotation above them (-1 for none).
     errors : callable
-        Makes the context in which a column is made, for example one that names the file in errors.
+        Returns the context in which a column is read, for example to name the file in errors.
 
     Raises
     ------
     qpnuclei.errors.FormatError
-        From a column, if a detection contradicts itself there.
+        From a column, if a detection is inconsistent.
     """
 
     _items: Sequence[tuple[PathObject | Packed, int]]
@@ -61,7 +61,7 @@ class FileDetections(Detections):
         items: Sequence[tuple[PathObject | Packed, int]],
         errors: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        # Not as the dataclass does, which would set the columns (and is frozen).
+        # Not the dataclass's __init__, which would set the columns.
         counts = np.array([_count(item) for item, _ in items], np.int64)
         vars(self).update(_items=items, _counts=counts, _errors=errors)
 
@@ -78,7 +78,7 @@ class FileDetections(Detections):
 
     @cached_property
     def id_texts(self) -> list[str | None]:
-        """UUIDs as they are written; None for those without."""
+        """UUIDs as text; None for those without."""
         return self._list(_id_texts)
 
     @cached_property
@@ -101,7 +101,7 @@ class FileDetections(Detections):
 
     @cached_property
     def outlines(self) -> NucleiTable | None:
-        """Their outlines vertex for vertex; None if one is no polygon, or has a hole."""
+        """Their outlines as stored; None if one is not a polygon, or has a hole."""
         rows, tables = [], []
         for some, table in self._read(_outlines):
             if table is None:
@@ -146,7 +146,7 @@ class FileDetections(Detections):
         return columns
 
     def unread(self) -> Counter[str]:
-        """Return what detections have that is in no column, and how many have it."""
+        """Return properties of detections that no column holds, with the number that have them."""
         counts = Counter[str]()
         for batch in self._batches:
             view = batch.view
@@ -161,7 +161,7 @@ class FileDetections(Detections):
         return counts
 
     def kind_counts(self) -> Counter[str]:
-        """Return how many there are of each kind."""
+        """Return the number of detections of each kind."""
         counts = Counter[str]()
         for item, _ in self._items:
             if isinstance(item, Packed):
@@ -202,7 +202,7 @@ def packed_ids(packed: Packed) -> Iterator[tuple[IntArray, list[str]]]:
     Raises
     ------
     qpnuclei.errors.FormatError
-        If one of them contradicts itself.
+        If one of them is inconsistent.
     """
     for batch in _divide(packed):
         texts = [text for text in batch.read(_id_texts) if text is not None]
@@ -217,7 +217,7 @@ class _Batch:
     Parameters
     ----------
     rows : (N,) int64 ndarray
-        Where they are among all.
+        Their positions among all detections.
     view : PathObject
         The only one, or the example of the packed ones.
     packed : (Packed, KnownShape, (N,) int64 ndarray) or None
@@ -229,14 +229,14 @@ class _Batch:
     packed: tuple[Packed, KnownShape, IntArray] | None = None
 
     def read(self, reader: _Reader[_T]) -> _T:
-        """Read something of all of them."""
+        """Read one property of all of them."""
         if self.packed is None:
             with located(self.view.node.offset):
                 return reader(self.view, Single())
         try:
             return reader(self.view, Many(*self.packed))
         except FormatError:
-            for single in self.singles():  # one of them will say where it is
+            for single in self.singles():  # read singly, so that the error names the offset
                 single.read(reader)
             raise
 
@@ -252,9 +252,9 @@ class _Batch:
 
 
 def _divide(item: PathObject | Packed) -> Iterator[_Batch]:
-    """Divide detections into batches, in which each is alone if it must be read differently.
+    """Divide detections into batches that are read in the same way.
 
-    What decides how to read a record (class, metadata keys, names of measurements) is nearly
+    Class, metadata keys and names of measurements decide how to read a record. They are nearly
     always shared or equal.
     """
     if isinstance(item, PathObject):
@@ -380,7 +380,7 @@ def _measurements(view: PathObject, source: Source) -> list[tuple[str, FloatArra
     values = np.frombuffer(column.data, ">f4" if class_name == jc.FLOAT_ARRAY else ">f8")
     edges = column.offsets // values.itemsize
     for index, name in enumerate(names):
-        # An open list may be longer than its names (spare room), and never is shorter.
+        # An open list may be longer than its names (spare capacity), but never shorter.
         result = np.full(len(edges) - 1, np.nan)
         present = np.diff(edges) > index
         with np.errstate(invalid="ignore"):  # a signalling NaN of the file

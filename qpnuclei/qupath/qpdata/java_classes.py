@@ -1,6 +1,6 @@
 """The Java and QuPath classes of a data file: reading their fields, making new instances.
 
-Class descriptors are the same in QuPath 0.2 to 0.7, so that what is made here is read by all.
+Class descriptors are the same in QuPath 0.2 to 0.7, so all of them read the new instances.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def primitive_column(part: Part, name: str, data: bytes) -> npt.NDArray[Any]:
     Parameters
     ----------
     part : Part
-        Of one of them: says which fields there are.
+        The part of one of them, which defines the fields.
     name : str
         Field.
     data : bytes
@@ -286,11 +286,11 @@ def array_field(node: JavaObject, name: str, class_name: str) -> JavaArray:
 
 
 def contents(node: JavaObject) -> list[Content]:
-    """Return what an object's own class wrote beyond its fields."""
+    """Return the data that an object's own class wrote after its fields."""
     for part in reversed(node.parts):
         if part.contents is not None:
             return part.contents
-    raise FormatError(f"{node.class_name} has no data of its own")
+    raise FormatError(f"{node.class_name} has no data after its fields")
 
 
 def list_items(node: Value) -> Sequence[Value]:
@@ -299,7 +299,7 @@ def list_items(node: Value) -> Sequence[Value]:
     Raises
     ------
     qpnuclei.errors.FormatError
-        If it is no list of a known class.
+        If it is not a list of a known class.
     """
     for _ in range(8):  # lists may wrap lists, though not without end
         if isinstance(node, JavaArray) and node.items is not None:
@@ -316,11 +316,11 @@ def list_items(node: Value) -> Sequence[Value]:
             return []
         else:
             break
-    raise FormatError(f"{getattr(node, 'class_name', node)!r} is no list that QuPath writes")
+    raise FormatError(f"{getattr(node, 'class_name', node)!r} is not a list that QuPath writes")
 
 
 class Catalog:
-    """Makes instances, sharing with the file what Java would share.
+    """Creates instances, sharing strings and descriptors with the file as Java does.
 
     Parameters
     ----------
@@ -358,7 +358,7 @@ class Catalog:
         return self._descs[name]
 
     def string(self, text: str) -> JavaString:
-        """Return a string that is shared by all that ask for this text."""
+        """Return the shared string of this text."""
         if text not in self._strings:
             self._strings[text] = JavaString.of(text)
         return self._strings[text]
@@ -377,7 +377,7 @@ class Catalog:
             Class.
         values : mapping of field name to value
         extra : sequence of contents
-            What the class writes beyond its fields.
+            Data that the class writes after its fields.
         """
         values = values or {}
         desc = self.desc(name)
@@ -448,7 +448,7 @@ class Catalog:
         return self._name_lists[names]
 
     def measurements(self, values: Mapping[str, float]) -> JavaObject:
-        """Return an open list of measurements, to which QuPath may add others."""
+        """Return an open list of measurements, which QuPath can extend."""
         strings = [JavaString.of(name) for name in values]
         return self.make(
             FLOAT_LIST,
@@ -510,7 +510,7 @@ def path_class_chain(node: JavaObject) -> list[JavaObject]:
     chain = [node]
     while (parent := reference(chain[0], "parentClass")) is not None:
         if not isinstance(parent, JavaObject) or parent in chain:
-            raise FormatError("a class (PathClass) has a parent that is no class, or itself")
+            raise FormatError("a class (PathClass) has a parent that is not a class, or is itself")
         chain.insert(0, parent)
     return chain
 
@@ -522,7 +522,7 @@ def path_class_names(node: JavaObject) -> tuple[str, ...]:
 
 
 def _is_known(desc: ClassDesc) -> bool:
-    """Tell whether a descriptor of a file is the one that is known here."""
+    """Tell whether a descriptor of a file equals the known one."""
     if desc.name not in _KNOWN:
         return False
     uid, flags, super_name, fields = _KNOWN[desc.name]

@@ -1,12 +1,12 @@
 """Java Object Serialization Stream, protocol 2: bytes to a graph and back, byte for byte.
 
 `parse` turns a stream into the list of its top-level items; `write` turns such a list into bytes
-again. A node that occurs more than once in the graph is the same Python object each time: the
-writer defines it where it first meets it and writes a back-reference everywhere else, so handle
-numbers are never stored and an edited graph is numbered anew.
+again. A node that occurs more than once in the graph is the same Python object each time. The
+writer defines it at its first occurrence and writes back-references after that. Handle numbers are
+not stored, so an edited graph is numbered anew.
 
-Nothing here knows QuPath, loads a class or runs code from the file. Nesting costs no Python
-recursion, and no length read from the file is believed before that many bytes are seen to exist.
+This module knows nothing of QuPath and never loads a class or runs code from the file. Nesting uses
+no Python recursion, and a length from the file is checked against the bytes that exist.
 
 References
 ----------
@@ -51,11 +51,11 @@ SC_ENUM = 0x10
 #: Bytes of a primitive value, by its type code in class descriptors and array class names.
 PRIMITIVE_SIZE = {"B": 1, "C": 2, "D": 8, "F": 4, "I": 4, "J": 8, "S": 2, "Z": 1}
 
-#: Steps of the parser that may wait for each other, two or three per nested object. Java's own
-#: recursion overflows its stack after some thousands of levels, so that no file a Java program
-#: wrote is nested deeper; the limit keeps a forged one from exhausting the memory.
+#: Largest number of nested parser steps, two or three per nested object. Java's own recursion
+#: overflows its stack after some thousands of levels, so no file written by Java is nested deeper;
+#: the limit keeps a forged file from exhausting the memory.
 MAX_STEPS = 120_000
-#: A chain of empty superclasses multiplies the parts of every object without costing it a byte.
+#: Limit against forged files: empty superclasses add parts to every object at no cost in bytes.
 MAX_SUPERCLASSES = 64
 
 
@@ -129,7 +129,7 @@ AnyClassDesc = ClassDesc | ProxyClassDesc
 
 @dataclass(eq=False, slots=True)
 class Part:
-    """What one class of an object's hierarchy wrote.
+    """The data that one class of an object's hierarchy wrote.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ class Part:
     references : list
         Values of the object fields, in the order of ``desc.fields``.
     contents : list or None
-        What a ``writeObject`` or ``writeExternal`` method added; None if the class has none.
+        Data of a ``writeObject`` or ``writeExternal`` method; None if the class has none.
     """
 
     desc: ClassDesc
@@ -214,7 +214,7 @@ class Bulk(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Return how many they are."""
+        """Return the number of objects."""
 
     @abstractmethod
     def write(self, writer: StreamWriter) -> Step:
@@ -225,8 +225,7 @@ Node = JavaString | ClassDesc | ProxyClassDesc | JavaObject | JavaArray | JavaEn
 Value = Node | None
 Content = Value | BlockData | Reset | JavaException | Bulk
 
-#: A step of the parser or writer that may have to wait for nested ones: a generator that yields
-#: the nested step and is sent its result.
+#: A step of the parser or writer: a generator that yields nested steps and receives their results.
 Step = Generator["Step", Any, Any]
 
 
@@ -287,7 +286,7 @@ def parse(data: bytes, source: str, packer: Packer | None = None) -> Stream:
     ----------
     data : bytes
     source : str
-        What errors call the stream: its path.
+        Name of the stream in errors: its path.
     packer : Packer, optional
         Keeps runs of similar objects as bytes; without it every object becomes nodes.
 
@@ -307,7 +306,7 @@ def parse_items(data: bytes, source: str) -> Iterator[Content]:
     Raises
     ------
     qpnuclei.errors.FormatError
-        As `parse` does, when it comes to the place.
+        As `parse`, when the item is reached.
     """
     return _Parser(data, source, None).items()
 
@@ -425,7 +424,7 @@ class _Parser:
         return node
 
     def unpack(self, start: int, handle: int) -> None:
-        """Parse a packed object after all, because something refers into it."""
+        """Parse a packed object that a later reference points into."""
         here = self.pos, self.next_handle, self.packer
         self.pos, self.next_handle, self.packer = start, handle, None
         node: JavaObject = run(self.step())
@@ -463,7 +462,7 @@ class _Parser:
         self.nodes.clear()
         self.handles.clear()
         self.next_handle = 0
-        # Handles that restart would name two things at once; QuPath's files have no reset.
+        # After a reset, one handle could mean two nodes; QuPath's files have no reset.
         self.packer = None
 
     def contents(self) -> Step:
@@ -490,7 +489,7 @@ class _Parser:
             items.append((yield self.step(block_data=True)))
 
     def leaf(self, block_data: bool = False) -> Content | None:
-        """Read an item that has nothing nested in it; None (and nothing read) for the others."""
+        """Read an item without nested items; None for others, which are left unread."""
         tag = self.data[self.pos] if self.pos < len(self.data) else -1
         if tag == REFERENCE:
             self.pos += 1
@@ -533,7 +532,7 @@ class _Parser:
         if block_data and tag == BLOCK_DATA_LONG:
             return BlockData(self.take(self.unsigned(4, "a block's length"), "a data block"), True)
         if tag == EXCEPTION:
-            self.fail("Java failed here while it wrote the file, and gave up", offset)
+            self.fail("Java reported an error here while it wrote the file", offset)
         if tag in (RESET, BLOCK_DATA, BLOCK_DATA_LONG, END_BLOCK_DATA):
             self.fail(f"item type 0x{tag:02x} has no place here", offset)
         self.fail(f"unknown item type 0x{tag:02x}", offset)
@@ -664,7 +663,7 @@ class _Parser:
 
 
 class StreamWriter:
-    """Writes nodes, defining each where it is met first and referring back to it afterwards.
+    """Writes nodes: the definition at the first occurrence, then back-references.
 
     Parameters
     ----------
@@ -763,8 +762,8 @@ class StreamWriter:
                 yield self.contents(part.contents)
                 self.emit(bytes([END_BLOCK_DATA]))
 
-    # What a subclass that looks at the structure replaces: handles, and the bytes that vary
-    # between objects of one structure.
+    # The methods below are overridden by a subclass that analyses the structure: handles, and the
+    # bytes that vary between objects of one structure.
 
     def is_defined(self, node: Node) -> bool:
         """Tell whether the stream has the node already."""

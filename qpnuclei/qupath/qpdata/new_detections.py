@@ -1,7 +1,7 @@
-"""Detections that an edit adds: counted, written from tables, and compared when read back.
+"""Count the detections that an edit adds, write them from tables, and compare them after saving.
 
-An edit may hold millions of them in groups that are made when they are asked for. So everything
-here goes through the groups one by one, and forgets each.
+An edit may hold millions of detections in lazy groups. So all functions here process the groups one
+by one and keep only one in memory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _UUID_LENGTH = 36
 
 @dataclass(frozen=True, eq=False)
 class Additions:
-    """What an edit adds, as one look at all of its groups shows it.
+    """A summary of the additions of an edit, from one pass over its groups.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class Additions:
     counts : mapping of (int or None) to (mapping of int to int)
         For each parent the indices of its groups, and how many nuclei each of them has.
     path_classes : list of PathClass
-        Classes of what is added, each once.
+        Distinct classes of the added detections.
     """
 
     edit: Edit
@@ -51,14 +51,14 @@ class Additions:
 
     @classmethod
     def of(cls, edit: Edit) -> tuple[Additions, set[str]]:
-        """Look at an edit; return what it adds, and the texts of the new UUIDs.
+        """Return a summary of an edit's additions, and the texts of the new UUIDs.
 
         Raises
         ------
         qpnuclei.errors.UsageError
             If two new objects have the same UUID.
         ValueError
-            If a group has not as many UUIDs as nuclei.
+            If the number of UUIDs of a group differs from that of nuclei.
         """
         counts: dict[int | None, dict[int, int]] = {}
         path_classes = {a.path_class: None for a in edit.annotations}
@@ -78,12 +78,12 @@ class Additions:
         return cls(edit, counts, [c for c in path_classes if c is not None]), ids
 
     def groups(self, parent: int | None) -> Iterator[DetectionGroup]:
-        """Make the groups of a parent one by one.
+        """Yield the groups of a parent one by one.
 
         Raises
         ------
         ValueError
-            If one has another length than before.
+            If the length of a group has changed.
         """
         for index, count in self.counts[parent].items():
             group = self.edit.add[index]
@@ -94,7 +94,7 @@ class Additions:
 
 @dataclass(eq=False)
 class NewDetections(Bulk):
-    """The new detections of one parent, made when they are written."""
+    """The new detections of one parent, created while they are written."""
 
     catalog: jc.Catalog
     additions: Additions
@@ -119,7 +119,7 @@ class NewDetections(Bulk):
 
 @dataclass(eq=False)
 class NewPart(Bulk):
-    """New detections that are all with holes or all without, as `uniform_parts` makes them."""
+    """New detections that all have holes or all have none; see `uniform_parts`."""
 
     catalog: jc.Catalog
     part: DetectionGroup
@@ -129,7 +129,7 @@ class NewPart(Bulk):
         return len(self.part.nuclei)
 
     def write(self, writer: StreamWriter) -> Step:
-        """Write one as nodes, which defines what they share, and the others as records."""
+        """Write the first as nodes, which defines the shared nodes, and the others as records."""
         return _write(writer, self.catalog, self.part, self.plane)
 
 
@@ -180,7 +180,7 @@ def check_same(found: FileDetections, part: DetectionGroup, grid_px: float = 0.0
     nuclei = part.nuclei
     if found.id_texts != part.id_texts or set(found.kinds) != {"detection"}:
         raise FormatError("a new detection is missing, or in another place")
-    # Nearly always they are the same vertex for vertex, and no geometries need be made.
+    # Nearly always all vertices are equal, so that no geometries are needed.
     if not (_same_vertices(found, nuclei) or _same_geometries(found, nuclei, grid_px)):
         raise FormatError("a new detection has another outline")
     if set(found.class_names) != {None if part.path_class is None else part.path_class.name}:
@@ -208,7 +208,7 @@ def _same_geometries(detections: FileDetections, nuclei: NucleiTable, grid_px: f
     geometries, polygons = detections.geometries, nuclei.polygons()
     differ = np.flatnonzero(~shapely.equals_exact(geometries, polygons))
     found, expected = geometries[differ], polygons[differ]
-    # A ring that passes its first vertex once more at its end comes back without that.
+    # A ring that repeats its first vertex at the end is read back without the repetition.
     tidy = shapely.remove_repeated_points
     same = shapely.equals_exact(tidy(found), tidy(expected))
     if grid_px:

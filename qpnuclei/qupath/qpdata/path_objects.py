@@ -29,7 +29,7 @@ from qpnuclei.qupath.qpdata.records import Packed
 
 OBJECT_ID = "Object ID"
 
-#: QuPath's class -> what it is called here.
+#: QuPath's class -> kind.
 KINDS = {
     jc.ROOT: "root",
     jc.ANNOTATION: "annotation",
@@ -40,7 +40,7 @@ KINDS = {
 }
 #: Kinds that QuPath counts as detections.
 DETECTION_KINDS = ("detection", "cell", "tile")
-#: Classes whose instances are kept packed.
+#: Classes whose instances are kept as packed bytes.
 PACKED_CLASSES = frozenset({jc.DETECTION, jc.CELL, jc.TILE})
 
 
@@ -82,7 +82,7 @@ class PathObject:
         Raises
         ------
         qpnuclei.errors.FormatError
-            If it is not written as a PathObject is.
+            If it is not a PathObject.
         """
         if node.class_name not in KINDS:
             raise FormatError(f"{node.class_name or 'a proxy'!r} stands where an object should")
@@ -91,7 +91,7 @@ class PathObject:
         reader = _ContentsReader(node)
         name = reader.next()
         if name is not None and not isinstance(name, JavaString):
-            raise FormatError(f"{node.class_name}: its name is no string")
+            raise FormatError(f"{node.class_name}: its name is not a string")
         view.name = name
         view.color = reader.object(jc.INTEGER)
         item = reader.object()
@@ -138,7 +138,7 @@ class PathObject:
 
     @property
     def children(self) -> list[Content]:
-        """The children, those of the million kind packed."""
+        """The children; detections are packed."""
         return jc.contents(self.node)[self._children_begin : self._children_end]
 
     def set_children(self, children: list[Content]) -> None:
@@ -152,7 +152,7 @@ class PathObject:
 
 
 def is_packable(node: JavaObject) -> bool:
-    """Tell whether an object is one of many, and a leaf: worth keeping as bytes with its like."""
+    """Tell whether an object is worth packing: a detection without children."""
     return node.class_name in PACKED_CLASSES and not any(
         isinstance(item, Bulk) or (isinstance(item, JavaObject) and item.class_name in KINDS)
         for part in node.parts
@@ -161,12 +161,12 @@ def is_packable(node: JavaObject) -> bool:
 
 
 def walk(root: JavaObject) -> Iterator[tuple[PathObject | Packed, list[PathObject]]]:
-    """Yield all objects of a hierarchy before their children, packed ones as they are packed.
+    """Yield all objects of a hierarchy, parents first; packed objects stay packed.
 
     Yields
     ------
     (PathObject or Packed, list of PathObject)
-        The object(s) and the enclosing ones, outermost first.
+        The object(s) and their ancestors, outermost first.
 
     Raises
     ------
@@ -199,7 +199,7 @@ def walk(root: JavaObject) -> Iterator[tuple[PathObject | Packed, list[PathObjec
 
 
 def object_count(children: Sequence[Content]) -> int:
-    """Return how many objects children are, packed ones included."""
+    """Return the number of children, packed ones included."""
     return sum(len(child) if isinstance(child, Bulk) else 1 for child in children)
 
 
@@ -209,7 +209,7 @@ def split_children(children: Sequence[Content], at: int) -> tuple[list[Content],
     Raises
     ------
     qpnuclei.errors.FormatError
-        If there are not so many, or `at` is negative.
+        If there are fewer, or `at` is negative.
     """
     missing = max(-at, at - object_count(children))
     if missing > 0:
@@ -230,7 +230,7 @@ def split_children(children: Sequence[Content], at: int) -> tuple[list[Content],
 
 @contextmanager
 def located(offset: int | None) -> Iterator[None]:
-    """Say at which byte of the file an object begins when what it holds is found to be wrong."""
+    """Add the byte offset of an object to errors about its content."""
     try:
         yield
     except FormatError as error:
@@ -239,7 +239,7 @@ def located(offset: int | None) -> Iterator[None]:
 
 
 def parse_uuid(text: str) -> uuid.UUID | None:
-    """Return the UUID of a text as QuPath writes it, None if it is none."""
+    """Return the UUID of a text; None if it is not a UUID in QuPath's form."""
     try:
         return uuid.UUID(text)
     except ValueError:
@@ -293,7 +293,7 @@ class _ContentsReader:
 
 
 def _unfold(contents: list[Content]) -> None:
-    """Replace packed records some of which became nodes by those nodes and what is between."""
+    """Split packed records at those that became nodes."""
     if any(isinstance(item, Packed) and item.nodes for item in contents):
         contents[:] = [
             part

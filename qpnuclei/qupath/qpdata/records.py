@@ -1,11 +1,11 @@
-"""Objects by the million, kept as bytes instead of nodes.
+"""Millions of similar objects, kept as bytes instead of nodes.
 
 The detections of an image are alike: the same classes, the same references to what is shared (a
-PathClass, the names of the measurements), and between them values that differ. A `Shape` is what
-they have in common, learned from one example: literal bytes, which include the references, and
-slots, the bytes that vary. While a file is parsed, `RecordPacker` recognises consecutive objects
-of known shapes and keeps them as byte ranges (`Packed`); written again, only the handle numbers in
-their literals are renewed. New objects are written from columns in the same way (`NewRecords`).
+PathClass, the names of the measurements), and between them values that differ. A `Shape`, learned
+from one example, is their common structure: literal bytes, which include the references, and slots,
+the bytes that vary. While a file is parsed, `RecordPacker` recognises consecutive objects of known
+shapes and keeps them as byte ranges (`Packed`); written again, only the handle numbers in their
+literals are renewed. New objects are written from columns in the same way (`NewRecords`).
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ IntArray = npt.NDArray[np.int64]
 
 #: Records read or written at once.
 CHUNK = 20_000
-#: Shapes that are tried on the next object, most recently used first.
+#: Number of shapes to try on the next object, most recently used first.
 MAX_CANDIDATES = 32
-#: After so many shapes that never recurred, a file is not worth learning from.
+#: After this many shapes that never recurred, no more are learned from a file.
 MAX_USELESS = 1_000
 
 SlotOwner = JavaString | JavaArray | Part | BlockData
 
 
 class NotUniformError(Exception):
-    """An object refers to itself or defines a class: there is no shape to learn from it."""
+    """An object refers to itself or defines a class, so it has no reusable shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class _Recorder(StreamWriter):
         self.slots: list[Slot] = []
         self.slot_of: dict[SlotOwner, int] = {}
         self.external = external
-        # No method of its own, or it would refer to itself and keep what it refers to.
+        # A free function: a bound method would be a reference cycle that keeps the nodes alive.
         super().__init__(lambda data: literals[-1].data.extend(data))
 
     def _slot(self, owner: SlotOwner, slot: Slot) -> None:
@@ -157,14 +157,14 @@ class Shape:
     Attributes
     ----------
     targets : set of nodes
-        What every record of this shape refers to.
+        Nodes that every record of this shape refers to.
     handle_count : int
-        Handles that a record takes.
+        Number of handles that a record uses.
 
     Raises
     ------
     NotUniformError
-        If no second object could have this shape.
+        If no other object can have this shape.
     """
 
     def __init__(self, example: JavaObject, external: Container[Node]) -> None:
@@ -182,11 +182,11 @@ class Shape:
         return owner in self._slot_of
 
     def slot_of(self, owner: SlotOwner) -> int:
-        """Return the index of the slot that holds what `owner` holds in the example."""
+        """Return the index of the slot with the value of `owner`."""
         return self._slot_of[owner]
 
     def example_slots(self) -> list[bytes]:
-        """Return what the slots hold in the example, each with its length before it."""
+        """Return the slot contents of the example, each with its length before it."""
         return [
             _with_length((owner.primitives if isinstance(owner, Part) else owner.data) or b"", slot)
             for owner, slot in zip(self._slot_of, self.slots, strict=True)
@@ -217,7 +217,8 @@ class KnownShape:
         Returns
         -------
         (int, int)
-            How many begin where `starts` now says (at most its length), and where the last ends.
+            Number of records found (at most as many as `starts` holds; their beginnings are now
+            in it), and the end of the last.
         """
         from qpnuclei.qupath.qpdata.kernels import match_records
 
@@ -241,7 +242,7 @@ class Packed(Bulk):
     starts, ends : (N,) int64 ndarray
         Byte range of each record.
     nodes : mapping of int to JavaObject
-        Records that had to become nodes, because something else refers into them.
+        Records that became nodes, because something else refers into them.
     """
 
     data: bytes
@@ -255,7 +256,7 @@ class Packed(Bulk):
         return len(self.starts)
 
     def take(self, chosen: npt.NDArray[Any] | slice) -> Packed:
-        """Return the records that indices, a mask or a slice (no copy) choose; none are nodes."""
+        """Return the records that indices, a mask or a slice (no copy) select; none are nodes."""
         return Packed(
             self.data, self.shapes, self.which[chosen], self.starts[chosen], self.ends[chosen]
         )
@@ -300,15 +301,15 @@ class Packed(Bulk):
         return parse_object(self.data, int(self.starts[index]), known.nodes)
 
     def write(self, writer: StreamWriter) -> Step:
-        """Write all records, with the handle numbers that `writer` has."""
+        """Write all records, with the handle numbers of `writer`."""
         if self.nodes:
             for item in self.split():
                 yield item.write(writer) if isinstance(item, Packed) else writer.value(item)
             return
         done = 0
         while done < len(self):
-            # What a shape refers to may have been defined by an object that is no longer there:
-            # then the first record that needs it is written as nodes and defines it.
+            # A removed object may have defined a node that a shape refers to. Then the first record
+            # that needs the node is written as nodes and defines it.
             ready = np.array([all(map(writer.is_defined, k.shape.targets)) for k in self.shapes])
             unready = np.flatnonzero(~ready[self.which[done:]])
             stop = done + int(unready[0]) if len(unready) else len(self)
@@ -322,7 +323,7 @@ class Packed(Bulk):
     def _copy(self, writer: StreamWriter, begin: int, end: int) -> None:
         chunk = self.take(slice(begin, end))
         octets = np.frombuffer(self.data, np.uint8)
-        # Other handle numbers are as long as those they replace.
+        # New handle numbers have the same length as the old ones.
         edges = np.concatenate([[0], np.cumsum(chunk.ends - chunk.starts)])
         out = np.empty(edges[-1], np.uint8)
         for known, indices in chunk.groups():
@@ -342,7 +343,7 @@ class Packed(Bulk):
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """What N records hold in one slot: record i has ``data[offsets[i]:offsets[i + 1]]``."""
+    """The contents of one slot in N records: record i has ``data[offsets[i]:offsets[i + 1]]``."""
 
     data: bytes
     offsets: IntArray
@@ -360,13 +361,13 @@ def gather(data: bytes, begins: IntArray, ends: IntArray) -> Column:
 class NewRecords(Bulk):
     """N objects of one shape, written from columns at once.
 
-    Everything the shape refers to must be defined in the stream before.
+    All nodes that the shape refers to must be defined in the stream before.
 
     Parameters
     ----------
     shape : Shape
     columns : mapping of slot index to Column
-        Slots without a column hold what the example holds.
+        Slots without a column have the content of the example.
     count : int
         N.
     """
@@ -380,7 +381,7 @@ class NewRecords(Bulk):
 
     def write(self, writer: StreamWriter) -> Step:
         """Write all records."""
-        yield from ()  # a step, although it has nothing nested to wait for
+        yield from ()  # makes this a generator, as a step must be
         literals = self.shape.literals(writer.handles)
         pieces: list[_Piece] = [literals[0]]
         for index, (slot, fixed, literal) in enumerate(
@@ -405,9 +406,9 @@ class RecordPacker:
     Parameters
     ----------
     is_packable : callable
-        Tells whether an object of a contents list is expected to be one of many.
+        Tells whether an object is likely to be one of many.
     few : int
-        So many such objects are parsed before the first shape is learnt.
+        Number of such objects that are parsed before the first shape is learned.
     """
 
     def __init__(self, is_packable: Callable[[JavaObject], bool], few: int = 0) -> None:
@@ -524,7 +525,7 @@ def _with_length(content: bytes, slot: Slot) -> bytes:
 
 
 def _with_lengths(column: Column, slot: Slot) -> list[_Piece]:
-    """Return what each record holds in a slot, with its length before it."""
+    """Return the slot content of each record, with its length before it."""
     begins, ends = column.offsets[:-1], column.offsets[1:]
     contents = _Spans(np.frombuffer(column.data, np.uint8), begins, ends)
     if slot.prefix == 0:
@@ -543,7 +544,7 @@ class _Spans:
     ends: IntArray
 
 
-#: A part of N records: the same bytes in all of them, or what each has.
+#: A part of N records: the same bytes in all of them, or bytes of each.
 _Piece = bytes | _Spans
 
 

@@ -58,7 +58,7 @@ class Rois:
 
     def centroids(self) -> FloatArray:
         """Return the (N, 2) centroids as QuPath computes them, level-0 px."""
-        with np.errstate(all="ignore"):  # NaN and infinity in a ROI are the file's, not ours
+        with np.errstate(all="ignore"):  # a ROI of the file may hold NaN and infinity
             if self.bounds is not None:
                 x, y, x2, y2 = self.bounds
                 return np.stack([(x + x2) / 2, (y + y2) / 2], axis=1)
@@ -71,7 +71,7 @@ class Rois:
 _EWKB_Z, _EWKB_M, _EWKB_SRID = 0x80000000, 0x40000000, 0x20000000
 _EWKB_FLAGS = _EWKB_Z | _EWKB_M | _EWKB_SRID
 _WKB_POINT, _WKB_LINE, _WKB_POLYGON = 1, 2, 3
-#: A multipolygon in a collection has two; nothing that QuPath makes has more.
+#: Levels of nesting: a multipolygon in a collection has two; QuPath makes no deeper ones.
 _MAX_WKB_LEVELS = 16
 
 
@@ -83,7 +83,7 @@ def read_rois(node: JavaObject, source: Source) -> Rois:
     qpnuclei.errors.FormatError
         If the ROI contradicts itself, for example x and y of different lengths.
     """
-    with np.errstate(all="ignore"):  # NaN and infinity in a ROI are the file's, not ours
+    with np.errstate(all="ignore"):  # a ROI of the file may hold NaN and infinity
         return _read_rois(node, source)
 
 
@@ -182,7 +182,7 @@ def _closed(
     """Return the vertices of closed rings one after the other, and where each begins."""
     closed = (counts > 1) & np.all(xy[begins] == xy[begins + counts - 1], axis=1)
     counts = counts - closed
-    # A ring needs four coordinates: the first is appended once, or more often if vertices lack.
+    # A ring needs four coordinates: append the first as often as necessary.
     lengths = np.maximum(counts + 1, 4)
     rings = np.concatenate([[0], np.cumsum(lengths)])
     within = np.arange(rings[-1]) - np.repeat(rings[:-1], lengths)
@@ -229,7 +229,7 @@ def _lines(x: FloatArray, y: FloatArray, x2: FloatArray, y2: FloatArray) -> npt.
     return made
 
 
-#: ROIs that are stored as two corners: what makes their geometries of x, y, x2, y2.
+#: ROIs that are stored as two corners: functions from x, y, x2, y2 to geometries.
 _BOUNDED = {"RectangleROI": shapely.box, "EllipseROI": ellipses, "LineROI": _lines}
 
 
@@ -246,7 +246,7 @@ def make_roi(catalog: jc.Catalog, geometry: shapely.Geometry, plane: Plane = Pla
     """
     kind = geometry.geom_type
     if geometry.is_empty:
-        raise ValueError("an empty geometry makes no ROI")
+        raise ValueError("an empty geometry cannot be a ROI")
     if kind == "Polygon" and not geometry.interiors:
         return _of_vertices(catalog, jc.POLYGON, plane, shapely.get_coordinates(geometry)[:-1])
     if kind in ("Polygon", "MultiPolygon"):
@@ -256,7 +256,7 @@ def make_roi(catalog: jc.Catalog, geometry: shapely.Geometry, plane: Plane = Pla
         return _of_vertices(catalog, jc.POLYLINE, plane, shapely.get_coordinates(geometry))
     if kind in ("Point", "MultiPoint"):
         return _of_vertices(catalog, jc.POINTS, plane, shapely.get_coordinates(geometry))
-    raise ValueError(f"a {kind} makes no ROI")
+    raise ValueError(f"a {kind} cannot be a ROI")
 
 
 def geometry_roi(catalog: jc.Catalog, wkb: JavaArray, plane: Plane) -> JavaObject:

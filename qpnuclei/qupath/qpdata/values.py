@@ -1,6 +1,6 @@
 """Values of one object, or of all packed records like it, through the same interface.
 
-What reads an object (its ROI, its measurements) works on nodes. Given an example node and a
+Readers of an object (its ROI, its measurements) work on nodes. Given an example node and a
 source, it gets columns: of length 1 from the node itself (`Single`), of length N from N packed
 records that have the example's shape (`Many`). So there is one reader for both.
 """
@@ -23,7 +23,7 @@ from qpnuclei.qupath.qpdata.records import (
 
 
 class NotConstantError(Exception):
-    """Records of one shape differ in something that decides how to read them."""
+    """Records of one shape differ in a value that must be the same to read them together."""
 
 
 class Source(Protocol):
@@ -34,10 +34,10 @@ class Source(Protocol):
         """N."""
 
     def column(self, owner: SlotOwner) -> Column:
-        """Return what each of the N objects holds where the example holds `owner`."""
+        """Return the value of each of the N objects at the place of `owner` in the example."""
 
     def constant(self, owner: SlotOwner) -> bytes:
-        """Return what all N objects hold there; raise `NotConstantError` if they differ."""
+        """Return the common value of all N objects; raise `NotConstantError` if they differ."""
 
 
 class Single:
@@ -46,12 +46,12 @@ class Single:
     count = 1
 
     def column(self, owner: SlotOwner) -> Column:
-        """Return what `owner` holds."""
+        """Return the value of `owner`."""
         data = self.constant(owner)
         return Column(data, np.array([0, len(data)]))
 
     def constant(self, owner: SlotOwner) -> bytes:
-        """Return what `owner` holds."""
+        """Return the value of `owner`."""
         return (owner.primitives if isinstance(owner, Part) else owner.data) or b""
 
 
@@ -82,7 +82,7 @@ class Many:
         return gather(self._data, *self._spans[self._shape.slot_of(owner)])
 
     def constant(self, owner: SlotOwner) -> bytes:
-        """Return what all records hold in the slot of `owner`."""
+        """Return the common value of all records in the slot of `owner`."""
         if not self._shape.has_slot(owner):
             return Single().constant(owner)
         column = self.column(owner)

@@ -78,7 +78,7 @@ def open_source(path: Path, series: int | None = None) -> Source:
         return tiff.open_tiff(path, series)
     if head.startswith(plain.SIGNATURES):
         return plain.open_plain(path, series)
-    raise SlideError(f"{path} is no image that is known (it begins with {head[:16]!r})", CONVERT)
+    raise SlideError(f"{path} is not a known image format (it begins with {head[:16]!r})", CONVERT)
 
 
 def check_regular_file(path: Path) -> None:

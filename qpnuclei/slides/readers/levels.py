@@ -36,7 +36,7 @@ _MOST_FINE = 1024
 
 
 def matching_levels(path: Path, levels: Sequence[TiffLevel]) -> list[TiffLevel]:
-    """Return the levels that show the same as the first, each less detailed than the one before."""
+    """Return the levels that show the same as the first, each coarser than the one before."""
     matching = [levels[0]]
     for level in levels[1:]:
         reason = _mismatch(path, matching[-1], level, levels[0].size)
@@ -53,7 +53,7 @@ def matching_levels(path: Path, levels: Sequence[TiffLevel]) -> list[TiffLevel]:
 
 
 def _mismatch(path: Path, finer: TiffLevel, level: TiffLevel, full: tuple[int, int]) -> str:
-    """Say why a page is not a level; empty if it is one."""
+    """Return why a page is not a level; empty if it is one."""
     if not all(0 < small < large for small, large in zip(level.size, finer.size, strict=True)):
         return "it is not smaller than the one before"
     least = max(f / (s + _ROUNDING) for f, s in zip(full, level.size, strict=True))
@@ -68,7 +68,7 @@ def _mismatch(path: Path, finer: TiffLevel, level: TiffLevel, full: tuple[int, i
 def _difference(path: Path, finer: TiffLevel, level: TiffLevel) -> float:
     """Return the largest mean difference of windows that lie all over the level, in grey levels.
 
-    What cannot be decoded says nothing here: whoever reads that place gets the error.
+    Windows that cannot be decoded are ignored here; reading them later raises the error.
     """
     (width, height), (finer_width, finer_height) = level.size, finer.size
     factor_x, factor_y = finer_width / width, finer_height / height

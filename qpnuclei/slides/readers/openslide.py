@@ -101,7 +101,7 @@ def open_with_openslide(path: Path, kind: Format, series: int | None = None) -> 
 
 
 def _check_folder(path: Path, kind: Format) -> None:
-    """Refuse a pipe or device among the files that OpenSlide may open: it would wait for ever."""
+    """Raise if OpenSlide could open a pipe or device, on which it would hang."""
     if not kind.folder:
         return
     folder = path.parent if kind.folder == "beside" else path.with_suffix("")

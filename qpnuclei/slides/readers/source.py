@@ -1,4 +1,4 @@
-"""What every reader gives, and what several of them need."""
+"""The interface of readers, and their shared functions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ import tifffile
 from qpnuclei.errors import SlideError
 from qpnuclei.slides.pixels import RGB
 
-#: What to do with a file that is not read.
+#: Hint for files that cannot be read.
 CONVERT = "convert it to a tiled, pyramidal 8-bit RGB TIFF (QuPath: Export images > OME TIFF)"
-#: What to do with an image of more than 8 bit.
+#: Hint for images of more than 8 bit.
 CONVERT_TO_8_BIT = "qpnuclei reads brightfield images; export it as 8-bit RGB"
 
-#: What the file libraries raise on files that are damaged or not what their name says.
+#: Exceptions of the file libraries for damaged or misnamed files.
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -60,7 +60,7 @@ class Source(Protocol):
 
     @property
     def magnification(self) -> float | None:
-        """Of the objective, as the file says it."""
+        """Magnification of the objective, as stated in the file."""
 
     @property
     def sizes(self) -> Sequence[tuple[int, int]]:
@@ -76,7 +76,7 @@ class Source(Protocol):
 
     @property
     def slide_id(self) -> str | None:
-        """The same for all files of one slide; None where a slide is one file."""
+        """ID shared by all files of one slide; None where a slide is one file."""
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
         """Return a region of whole level pixels that lies inside of the level."""
@@ -87,7 +87,7 @@ class Source(Protocol):
 
 @contextmanager
 def reading(path: Path, trouble: str = "cannot be read", hint: str = "") -> Iterator[None]:
-    """Turn what the file libraries raise into one line that names the file."""
+    """Turn exceptions of the file libraries into one line that names the file."""
     try:
         yield
     except SlideError:
@@ -101,7 +101,7 @@ def reading(path: Path, trouble: str = "cannot be read", hint: str = "") -> Iter
 
 @lru_cache(maxsize=4096)
 def warn_once(log: logging.Logger, message: str) -> None:
-    """Log a warning about a file, not again each time that it is opened."""
+    """Log a warning about a file only once, however often it is opened."""
     log.warning("%s", message)
 
 
@@ -154,5 +154,5 @@ def refuse_series(path: Path, series: int | None) -> None:
     if series:
         raise SlideError(
             f"series {series} of {path} is not read: of this format only the first (0) is",
-            "save that series as a file of its own (QuPath: Export images > OME TIFF)",
+            "save that series as a separate file (QuPath: Export images > OME TIFF)",
         )

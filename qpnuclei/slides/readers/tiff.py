@@ -120,7 +120,7 @@ def _open_series(
 def _chosen_series(
     path: Path, tiff: tifffile.TiffFile, ome: OmeXml | None, number: int | None
 ) -> tifffile.TiffPageSeries:
-    """Return the image that is asked for; by default the first, if that is the slide.
+    """Return the requested image; by default the first, if that is the slide.
 
     The images of an OME-TIFF are numbered as Bio-Formats does. In other files tifffile and
     Bio-Formats may number differently.
@@ -139,7 +139,7 @@ def _chosen_series(
         raise SlideError(
             f"series {number} of {path} is not read: "
             + (f"it has {len(every)}" if numbered else "only OME-TIFFs have numbered series"),
-            "save that series as a file of its own (QuPath: Export images > OME TIFF)",
+            "save that series as a separate file (QuPath: Export images > OME TIFF)",
         )
     _check_first_is_the_slide(path, tiff, every, ome if numbered else None)
     return every[0]
@@ -153,7 +153,7 @@ def _check_first_is_the_slide(
 ) -> None:
     """Refuse a file whose first image is the label, or smaller than another one."""
     areas = [s.keyframe.imagewidth * s.keyframe.imagelength for s in series]
-    # The makers put the slide first; their overview can be larger than what was cut out of it.
+    # These vendors store the slide first; an overview can be larger than a cropped slide.
     by_maker = tiff.pages.first.description.startswith("Aperio") or tiff.is_ndpi
     largest = 0 if by_maker else areas.index(max(areas))
     name = (series[0].name if ome is None else ome.name(0)).strip().lower()
@@ -169,7 +169,7 @@ def _check_first_is_the_slide(
     raise SlideError(
         f"{path} holds several images, and the first ({first}) is a label, an overview or a part: "
         f"series {largest or 1} has {other}",
-        "import it into QuPath and choose the image there, or save that as a file of its own",
+        "import it into QuPath and choose the image there, or save that as a separate file",
     )
 
 
@@ -219,7 +219,7 @@ def _planes_are_red_green_blue(page: Any, ome: OmeXml | None, series: int) -> bo
 
 
 def _check_complete(path: Path, levels: Sequence[tifffile.TiffPageSeries]) -> None:
-    """Refuse a truncated file here rather than in the middle of a run."""
+    """Raise for a truncated file now, rather than in the middle of a run."""
     needed = 0
     for level in levels:
         for page in level.pages:

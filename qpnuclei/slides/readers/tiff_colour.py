@@ -1,4 +1,4 @@
-"""How the pixels of a TIFF become RGB. What is not known by name is refused by name."""
+"""Convert the pixels of a TIFF to RGB; unknown colour formats are refused."""
 
 from __future__ import annotations
 

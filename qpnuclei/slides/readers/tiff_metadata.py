@@ -1,4 +1,4 @@
-"""Pixel size, magnification and maker of a TIFF; whatever is broken there is just not known."""
+"""Pixel size, magnification and vendor of a TIFF; broken values count as unknown."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _RESOLUTION_UNITS = {2: 25_400.0, 3: 1e4, 4: 1e3, 5: 1.0}
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a file says besides its pixels.
+    """Metadata of a file.
 
     `mpp` is µm/px in x and y; each is None where the file does not say it.
     """
@@ -126,7 +126,7 @@ class OmeXml:
 def read_metadata(
     path: Path, tiff: tifffile.TiffFile, page: Any, ome: OmeXml | None, series: int
 ) -> Metadata:
-    """Read what a file says; what is broken is said, and is no reason not to read the pixels."""
+    """Read the metadata; broken metadata gives a warning but no error."""
     try:
         with reading(path, "has damaged metadata"):
             return _read_metadata(path, tiff, page, ome, series)

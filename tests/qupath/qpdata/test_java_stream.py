@@ -114,7 +114,7 @@ def test_real_files_round_trip():
         ),
         (
             stream("73 72 0001 58 0000000000000001 0c 0000 78 70 7b 70"),
-            "Java failed here while it wrote the file",
+            "Java reported an error here while it wrote the file",
         ),
         (stream("73 72 0002 c3 28"), "is not modified UTF-8"),
     ],
