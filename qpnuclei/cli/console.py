@@ -149,6 +149,7 @@ def tile_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, int]
     """Show a progress bar of tiles per image, with nuclei so far and remaining time.
 
     If standard error is not a terminal, print a line for every 5 % of an image instead.
+    Tiles reach beyond the annotations: the run keeps fewer nuclei than these.
 
     Yields
     ------
@@ -164,12 +165,14 @@ def tile_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, int]
         def progress(image: str, done: int, tiles: int, nuclei: int) -> None:
             if image not in tasks:
                 tasks[image] = bar.add_task(image, total=tiles, note="")
-            bar.update(tasks[image], completed=done, total=tiles, note=f"tiles, {nuclei} nuclei")
+            bar.update(
+                tasks[image], completed=done, total=tiles, note=f"tiles, {nuclei} nuclei in them"
+            )
 
         yield progress
 
 
 def _print_twentieths(image: str, done: int, tiles: int, nuclei: int) -> None:
     if done * 20 // tiles > (done - 1) * 20 // tiles:
-        line = f"{image}: {done} of {tiles} tiles, {nuclei} nuclei"
+        line = f"{image}: {done} of {tiles} tiles, {nuclei} nuclei in them"
         stderr.print(line, soft_wrap=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from qpnuclei.cli.options import BreakLock, Json, MppOption, ProjectPath, Wait
+from qpnuclei.errors import QpnucleiError
 
 project_app = typer.Typer(
     help="Create QuPath projects without QuPath, and restore backups.",
@@ -39,19 +41,25 @@ def create(
 
     For example: qpnuclei project create my-project slides/*.svs
     """
-    from qpnuclei.cli.console import print_json, stdout
+    from qpnuclei.cli.console import print_error, print_json, stdout
     from qpnuclei.qupath.create import create_from_slides
     from qpnuclei.slides.files import find_slides
 
-    project = create_from_slides(directory, find_slides(slides), mpp)
+    failures: list[dict[str, str]] = []
+
+    def failed(slide: Path, error: QpnucleiError) -> None:
+        failures.append({"slide": str(slide), "error": error.what, "hint": error.hint})
+        print_error(error, "" if str(slide) in error.what else f"{slide}: ")
+
+    project = create_from_slides(directory, find_slides(slides), mpp, failed=failed)
     if json:
         images = [
             {"id": entry.id, "name": entry.name, "mpp": entry.calibration.mpp}
             for entry in project.images
         ]
-        print_json({"project": str(project.path), "images": images})
-        return
-    stdout.print(f"{project.path}: {len(project.images)} images", highlight=False, soft_wrap=True)
+        print_json({"project": str(project.path), "images": images, "failures": failures})
+        sys.exit(1 if failures else 0)
+    stdout.print(f"{project.path}, images: {len(project.images)}", highlight=False, soft_wrap=True)
     for entry in project.images:
         if entry.calibration.mpp is None:
             stdout.print(
@@ -61,6 +69,9 @@ def create(
                 highlight=False,
                 soft_wrap=True,
             )
+    if failures:
+        stdout.print(f"left out: {len(failures)} slides, see above", highlight=False)
+        sys.exit(1)
 
 
 @project_app.command()

@@ -32,7 +32,7 @@ def plan_view(plans: list[ImagePlan]) -> Group:
         parts.append(
             Text(
                 f"  {plan.scale.mpp[0]:.4g} µm/px from {plan.mpp_source}, seen at {read_at} µm/px: "
-                f"{plan.megapixels:.1f} Mpx in {len(plan.tiles)} tiles"
+                f"{plan.megapixels:.2f} Mpx, tiles: {len(plan.tiles)}"
             )
         )
         parts.extend(Text(f"  {note}") for note in plan.notes)
@@ -205,7 +205,8 @@ def info_table(content: dict[str, Any]) -> Group:
             kinds = ", ".join(image["transforms"])
             parts.append(Text(f"  transformed ({kinds}): not supported by run", style="red"))
         if "error" in image:
-            parts.append(Text(f"  {image['error']} ({image['hint']})", style="red"))
+            hint = f" ({image['hint']})" if image["hint"] else ""
+            parts.append(Text(f"  {image['error']}{hint}", style="red"))
             continue
         table = Table("class", box=None, padding=(0, 2))
         for column in ("annotations", "mm²", "detections"):

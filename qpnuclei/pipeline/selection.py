@@ -150,6 +150,11 @@ def check_selection(selection: RoiSelection, annotations: Iterable[Annotation], 
     if selection.tissue:
         return
     annotations = list(annotations)
+    if not annotations:
+        raise UsageError(
+            f"no annotation in {where}",
+            "draw some in QuPath and save, take them in with geojson import, or use --tissue",
+        )
     for wanted in selection.classes:
         alone = RoiSelection(classes=(wanted,), derived=selection.derived)
         if not any(alone.matches(a) for a in annotations):

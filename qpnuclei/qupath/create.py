@@ -7,8 +7,9 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from qpnuclei.errors import MppError, SaveError, UsageError
+from qpnuclei.errors import MppError, QpnucleiError, SaveError, UsageError, standing_alone
 from qpnuclei.qupath import project_file
 from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.native import NativeProject, open_project
@@ -80,7 +81,11 @@ class NewImage:
 
 
 def create_from_slides(
-    directory: Path, slides: Sequence[Path], mpp: float | None = None
+    directory: Path,
+    slides: Sequence[Path],
+    mpp: float | None = None,
+    *,
+    failed: Callable[[Path, QpnucleiError], object] | None = None,
 ) -> Project:
     """Create a project of Brightfield (H&E) images in a new folder, for QuPath 0.4 to 0.7.
 
@@ -94,11 +99,14 @@ def create_from_slides(
     slides : sequence of Path
     mpp : float, optional
         Pixel size in µm/px of all slides; by default each slide's own.
+    failed : callable, optional
+        Called for a slide that is missing or cannot be read, with the reason; the project is made
+        of the others. By default the first such error is raised.
 
     Raises
     ------
     NotFoundError, SlideError
-        If a slide is missing or cannot be read.
+        If a slide is missing or cannot be read, without `failed`; or if that is so of all.
     MppError
         If `mpp` is absurd.
     UsageError
@@ -106,7 +114,23 @@ def create_from_slides(
     SaveError
         If the project cannot be written; nothing is left behind.
     """
-    return create_project(directory, [_describe(path, mpp) for path in one_per_slide(slides)])
+    if mpp is not None:
+        resolve_mpp(mpp, None, None, "each slide")  # no slide is to blame for an absurd one
+    images: list[NewImage] = []
+    errors: list[tuple[Path, QpnucleiError]] = []
+    for path in one_per_slide(slides):
+        with standing_alone(str(path), partial(_keep, errors, path)):
+            images.append(_describe(path, mpp))
+    if errors and (failed is None or not images):
+        raise errors[0][1]
+    if failed is not None:
+        for path, error in errors:
+            failed(path, error)
+    return create_project(directory, images)
+
+
+def _keep(errors: list[tuple[Path, QpnucleiError]], path: Path, error: QpnucleiError) -> None:
+    errors.append((path, error))
 
 
 def _describe(path: Path, mpp: float | None) -> NewImage:

@@ -92,8 +92,9 @@ def pixel_size(
             return resolve_mpp(asked.mpp, None, None, name)
         raise MppError(
             error.what,
-            f"give it with --image {shlex.quote(entry.name)} --mpp 0.5, in µm per level-0 pixel "
-            "(40x scans have about 0.25, 20x about 0.5), or those of many images with --mpp-table",
+            f"give run and export --image {shlex.quote(entry.name)} --mpp 0.5, in µm per level-0 "
+            "pixel (40x scans have about 0.25, 20x about 0.5), or those of many images with "
+            "--mpp-table",
         ) from None
     if asked.mpp is not None and any(abs(axis / asked.mpp - 1) > 0.01 for axis in own):
         _log.warning(

@@ -56,6 +56,21 @@ def ours(project: Path) -> list[int]:
     ]
 
 
+def test_a_project_is_made_of_the_slides_that_can_be_read(tmp_path: Path, qpnuclei: Call) -> None:
+    good = shutil.copy(IMAGE, tmp_path / "good.tif")
+    bad = tmp_path / "bad.tif"
+    bad.write_bytes(b"no slide")
+    made = qpnuclei("project", "create", tmp_path / "p", bad, good, "--json")
+    assert made.exit_code == 1
+    content = json.loads(made.stdout)
+    assert [image["name"] for image in content["images"]] == ["good.tif"]
+    assert [failure["slide"] for failure in content["failures"]] == [str(bad)]
+    assert [image.name for image in open_project(tmp_path / "p").images] == ["good.tif"]
+    nothing = qpnuclei("project", "create", tmp_path / "q", bad)
+    assert nothing.error is not None
+    assert not (tmp_path / "q").exists()
+
+
 def test_bad_images_are_reported_and_the_others_written(
     qpnuclei: Call,
     tmp_path: Path,

@@ -63,6 +63,12 @@ def test_nothing_chosen_and_contradictions_are_refused() -> None:
         RoiSelection(classes=("Tumor",), tissue=True)
 
 
+def test_a_project_without_annotations_is_told_how_to_get_some() -> None:
+    with pytest.raises(UsageError, match=r"no annotation in p\.qpproj") as caught:
+        check_selection(RoiSelection(classes=("Tumor",)), [], "p.qpproj")
+    assert "--tissue" in caught.value.hint
+
+
 def test_unknown_class_lists_those_that_exist() -> None:
     present = [annotation(SQUARE, "Stroma"), annotation(SQUARE, "Tumor: Positive")]
     with pytest.raises(UsageError) as caught:

@@ -3,13 +3,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
 
 from qpnuclei.qupath.qpdata import data_file
-
-# The same examples on every run; no deadline, because machines are shared.
-settings.register_profile("repeatable", derandomize=True, deadline=None)
-settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -67,7 +67,7 @@ def test_one_for_all_leaves_good_pixel_sizes_alone(caplog: pytest.LogCaptureFixt
         assert found(entry(0.5), asked=for_all) == (0.5, "project")
         assert found(entry(), asked=for_all, slide=0.5) == (0.5, "slide")
     assert "image a.svs keeps its 0.5 µm/px, from the project" in caplog.text
-    assert "--image 'a.svs' --mpp 0.25" in caplog.text
+    assert "--image a.svs --mpp 0.25" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         assert found(entry(0.2501), asked=for_all) == (0.2501, "project")
@@ -78,7 +78,7 @@ def test_one_for_all_leaves_good_pixel_sizes_alone(caplog: pytest.LogCaptureFixt
 def test_the_hint_names_the_image(image: Any) -> None:
     with pytest.raises(MppError) as caught:
         found(image)
-    assert "--image 'a.svs' --mpp" in caught.value.hint
+    assert "run and export --image a.svs --mpp 0.5" in caught.value.hint
     assert "--mpp-table" in caught.value.hint
 
 
