@@ -190,7 +190,7 @@ def test_a_network_of_absurd_size_is_never_made(
 def test_metadata_that_is_no_json(model_file: Path, text: str) -> None:
     tensors = safetensors.torch.load_file(model_file)
     safetensors.torch.save_file(tensors, model_file, {"qpnuclei": text})
-    with pytest.raises(ModelError, match="no JSON"):
+    with pytest.raises(ModelError, match="not JSON"):
         load_model(model_file)
 
 

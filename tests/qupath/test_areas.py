@@ -60,7 +60,10 @@ def test_the_area_is_valid_and_the_same_everywhere(name: str) -> None:
     drawn = annotation(geometry)
     assert drawn.is_area == (expected > 0)
 
-    nothing = Detections([], [], [], np.empty(0, object), np.empty((0, 2)), np.empty(0, np.int64))  # type: ignore[call-arg]
+    none = np.empty(0, np.int64)
+    nothing = Detections(
+        [], [], [], np.empty(0, object), np.empty((0, 2)), none.reshape(0, 2), none
+    )
     objects = ImageObjects((drawn,), nothing, "")
     calibration = PixelCalibration(1000, 1000)  # a px is a mm²
     for by in ("annotation", "class"):
