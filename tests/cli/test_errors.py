@@ -265,7 +265,7 @@ def test_save_that_fails_keeps_the_project_and_rescues_the_nuclei(
     real = os.fsync
 
     def full(descriptor: int) -> None:
-        if ".qpnuclei-" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+        if "/data/3/" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
             raise OSError(28, "No space left on device")
         real(descriptor)
 

@@ -65,10 +65,11 @@ def test_the_area_is_valid_and_the_same_everywhere(name: str) -> None:
         [], [], [], np.empty(0, object), np.empty((0, 2)), none.reshape(0, 2), none
     )
     objects = ImageObjects((drawn,), nothing, "")
-    calibration = PixelCalibration(1000, 1000)  # a px is a mm²
+    calibration = PixelCalibration(1, 1)
     for by in ("annotation", "class"):
-        (row,) = count_objects(CountedImage("p", "i", objects, calibration), by)
-        assert row["area_mm2"] == pytest.approx(expected)
+        image = CountedImage("p", "i", objects, calibration)
+        (row,) = count_objects(image, by, nucleus_classes=("Nucleus",))
+        assert row["area_mm2"] == pytest.approx(expected * 1e-6)
         assert math.isnan(row["nuclei_per_mm2"]) == (expected == 0)
 
     class Image:
@@ -80,7 +81,7 @@ def test_the_area_is_valid_and_the_same_everywhere(name: str) -> None:
 
     Image.calibration = calibration
     described = _describe_image(Image())
-    assert described["annotations"]["Tumor"]["area_mm2"] == pytest.approx(expected)
+    assert described["annotations"]["Tumor"]["area_mm2"] == pytest.approx(expected * 1e-6)
 
 
 @pytest.mark.parametrize("name", OUTLINES)
