@@ -128,7 +128,17 @@ def test_a_resumed_run_of_two_processes_equals_an_uninterrupted_one(
     fields = TINY | {"batches_per_epoch": 2}
     del fields["name"], fields["origin"], fields["epochs"]
     common = [part for key, value in fields.items() for part in ("--set", f"{key}={value}")]
-    common += [str(dataset), "--mpp", "0.25", "--validation", str(dataset), "--device", "cpu"]
+    common += [
+        str(dataset),
+        "--config",
+        "proposed",
+        "--mpp",
+        "0.25",
+        "--validation",
+        str(dataset),
+        "--device",
+        "cpu",
+    ]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder, epochs, more in ((whole, 2, ()), (parts, 1, ()), (parts, 2, ("--resume",))):
         finished = torchrun(*common, "-o", str(folder), "--epochs", str(epochs), *more)

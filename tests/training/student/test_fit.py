@@ -5,7 +5,7 @@ import torch
 from qpnuclei.errors import TrainingError
 from qpnuclei.training.callbacks import Watcher
 from qpnuclei.training.student.batches import Lesson
-from qpnuclei.training.student.fit import fit, learning_rate_factor, student_loss
+from qpnuclei.training.student.fit import Unfinished, fit, learning_rate_factor, student_loss
 from qpnuclei.training.student.pseudo_labels import PseudoLabels
 from qpnuclei.training.student.recipe import StudentRecipe
 
@@ -115,7 +115,8 @@ def test_stops_when_asked_to():
         TINY, [_lesson()], 1, None, seed=0, device=torch.device("cpu"), watcher=Impatient()
     )
 
-    assert stopped is None
+    assert isinstance(stopped, Unfinished)
+    assert stopped.batches == 0
 
 
 def test_a_loss_that_is_no_number_stops_with_advice():
