@@ -206,8 +206,9 @@ def choose_fields(regions: Sequence[Region], mpp: tuple[float, float]) -> list[F
     Where nothing else decides, the choice is the same every time.
     """
     side = np.array([FIELD_UM / mpp[0], FIELD_UM / mpp[1]])
-    fields: list[Field] = []
-    for index, region in enumerate(regions):
+    places: list[npt.NDArray[np.float64]] = []
+    wanted: list[int] = []
+    for region in regions:
         x0, y0, x1, y1 = shapely.bounds(region.geometry).tolist()
         xs = np.arange(x0, x1, side[0]) + side[0] / 2
         ys = np.arange(y0, y1, side[1]) + side[1] / 2
@@ -215,8 +216,15 @@ def choose_fields(regions: Sequence[Region], mpp: tuple[float, float]) -> list[F
         centres = centres[rows_inside([region], centres)[0]]
         if not len(centres):
             centres = shapely.get_coordinates(region.geometry.representative_point())
-        wanted = math.ceil(_SHARE * region.geometry.area / side.prod())
-        n = min(max(wanted, _LEAST_OF_REGION), _MOST_OF_REGION, len(centres))
+        share = math.ceil(_SHARE * region.geometry.area / side.prod())
+        places.append(centres)
+        wanted.append(min(max(share, _LEAST_OF_REGION), _MOST_OF_REGION, len(centres)))
+    # Where they are too many, each region keeps one and they share what is left.
+    left = max(_MOST_OF_IMAGE - len(regions), 0)
+    beyond_one = max(sum(wanted) - len(regions), 1)
+    fields: list[Field] = []
+    for index, (centres, many) in enumerate(zip(places, wanted, strict=True)):
+        n = 1 + (many - 1) * min(left, beyond_one) // beyond_one
         for k in range(n):
             corner = centres[(2 * k + 1) * len(centres) // (2 * n)] - side / 2
             fields.append(Field(index, (*corner.tolist(), *(corner + side).tolist())))

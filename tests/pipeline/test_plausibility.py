@@ -236,6 +236,15 @@ def test_fields_are_few_and_touch_their_regions(
         assert len({box.wkt for box in own}) == len(own)
 
 
+def test_every_region_keeps_a_field_beside_large_ones() -> None:
+    small = [shapely.box(x, 0, x + 1, 1) for x in range(0, 30, 3)]
+    large = [shapely.box(0, y, 9000, y + 9000) for y in range(0, 90_000, 9000)]
+    regions = [Region(None, outline) for pair in zip(small, large, strict=True) for outline in pair]
+    fields = choose_fields(regions, (1.0, 1.0))
+    assert {field.region for field in fields} == set(range(20))
+    assert 100 <= len(fields) <= 192
+
+
 def test_many_regions_do_not_take_long() -> None:
     regions = [Region(None, shapely.box(x, 0, x + 40, 40)) for x in range(0, 100_000, 100)]
     assert 100 <= len(choose_fields(regions, MPP)) <= 192
