@@ -110,7 +110,8 @@ def test_tuning_goes_into_a_copy_of_the_model(dataset: Path, tmp_path: Path) -> 
     assert content["method"] == "default, tuned"
     assert set(content["others"]) == {FLOOR, "default"}
     untuned = content["others"]["default"]["mean"]
-    assert content["mean"]["AJI"] + content["mean"]["PQ"] >= untuned["AJI"] + untuned["PQ"] - 1e-6
+    # The least strict choice may be .01 worse, over the images as they are and recoloured together.
+    assert content["mean"]["AJI"] + content["mean"]["PQ"] >= untuned["AJI"] + untuned["PQ"] - 0.04
     assert "chosen on these very images" in printed
     shipped, tuned = read_metadata(resolve_model("default")), read_metadata(model)
     assert tuned.post_processing.model_dump() == content["model"]["post_processing"]
