@@ -55,10 +55,9 @@ def _common(
         bool, typer.Option("--verbose", "-v", help="Log every step, not only warnings.")
     ] = False,
 ) -> None:
-    from qpnuclei.cli.console import LineHandler, stderr
+    from qpnuclei.cli.console import LineHandler
 
-    handler = LineHandler(console=stderr, show_time=False, show_path=False)
-    logging.basicConfig(format="%(message)s", handlers=[handler], level=logging.WARNING)
+    logging.basicConfig(format="%(message)s", handlers=[LineHandler()], level=logging.WARNING)
     logging.getLogger("qpnuclei").setLevel(logging.DEBUG if verbose else logging.INFO)
     # Many of QuPath's warnings concern only its developers.
     logging.getLogger("qupath").setLevel(logging.INFO if verbose else logging.ERROR)

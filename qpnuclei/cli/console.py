@@ -7,6 +7,7 @@ and control characters that could affect the terminal or the text direction are 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -15,27 +16,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from logging import LogRecord
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType
-from rich.logging import RichHandler
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
-from rich.traceback import Traceback
 
 from qpnuclei.errors import QpnucleiError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from qpnuclei.qupath.model import ImageEntry
 
 #: Control characters (C0 except line feed, DEL, C1) and those that change the text direction.
@@ -75,19 +66,16 @@ class PlainConsole(Console):
                 yield Segment(visible(segment.text), segment.style)
 
 
-class LineHandler(RichHandler):
-    """Log messages of one line each: those of the base class are as wide as the console."""
+class LineHandler(logging.Handler):
+    """Log messages to standard error: level and message, in one line."""
 
-    def render(
-        self,
-        *,
-        record: LogRecord,
-        traceback: Traceback | None,  # noqa: ARG002 - the base class passes it
-        message_renderable: ConsoleRenderable,
-    ) -> ConsoleRenderable:
-        """Return the level and the message."""
-        assert isinstance(message_renderable, Text)
-        return Text.assemble(self.get_level_text(record), " ", message_renderable)
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message, and the traceback of an error that is logged with one."""
+        try:
+            level = (f"{record.levelname:8}", f"logging.level.{record.levelname.lower()}")
+            stderr.print(Text.assemble(level, " ", self.format(record)), soft_wrap=True)
+        except Exception:  # noqa: BLE001 - as in every handler: logging must not end a program
+            self.handleError(record)
 
 
 stdout = PlainConsole()
@@ -133,6 +121,15 @@ def this_command(*more: str) -> str:
 
 def progress_bar(quiet: bool = False) -> Progress:
     """Return a progress bar on standard error with a note and the remaining time."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),

@@ -207,7 +207,6 @@ def run(
 
         # Slow imports come after the arguments are checked.
         from qpnuclei.pipeline.plan import RunOptions, plan_images
-        from qpnuclei.pipeline.run import analyse_project
 
     options = RunOptions(
         selection=selection,
@@ -241,6 +240,9 @@ def run(
         for entry, error in failed:
             print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
         sys.exit(1 if failed else 0)
+    with leaving_on_interrupt("interrupted: nothing was changed"):
+        from qpnuclei.pipeline.run import analyse_project
+
     interrupted = "interrupted: images that were done are saved, the others are unchanged"
     with (
         keep_freed_memory(),

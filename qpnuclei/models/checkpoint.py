@@ -118,7 +118,9 @@ def load_model(path: Path) -> tuple[nn.Module, ModelMetadata]:
         ) from error
     check_weights(network, tensors, f"model file {path}")
     _check_finite(tensors, path)
-    network.to_empty(device="cpu").load_state_dict(tensors)
+    # Taken over rather than copied: making tensors like those of the "meta" device loads SymPy.
+    types = {name: tensor.dtype for name, tensor in network.state_dict().items()}
+    network.load_state_dict({n: t.to(types[n]) for n, t in tensors.items()}, assign=True)
     return network.eval(), metadata
 
 

@@ -17,7 +17,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import shapely
-from skimage.filters import threshold_otsu
 
 from qpnuclei.errors import SlideError
 from qpnuclei.nuclei.table import NucleiTable, NucleiTables
@@ -270,7 +269,7 @@ def look_at(images: Sequence[RGB]) -> tuple[Appearance, list[Points]]:
     none = [np.empty((0, 2)) for _ in images]
     if np.ptp(everywhere) < MIN_CONTRAST:
         return nothing, none
-    threshold = float(threshold_otsu(everywhere))  # type: ignore[no-untyped-call]
+    threshold = _otsu(everywhere)
     dark = everywhere > threshold
     contrast = float(everywhere[dark].mean() - everywhere[~dark].mean())
     if contrast < MIN_CONTRAST:
@@ -294,6 +293,18 @@ def look_at(images: Sequence[RGB]) -> tuple[Appearance, list[Points]]:
         stains,
         brightness,
     ), centres
+
+
+def _otsu(values: npt.NDArray[np.float32]) -> float:
+    """Return Otsu's threshold of values that are not all equal, from a histogram of 256 bins.
+
+    OpenCV is there anyway; scikit-image's takes half a second to import.
+    """
+    low, high = float(values.min()), float(values.max())
+    step = (high - low) / 256
+    bins = np.minimum((values - low) / step, 255).astype(np.uint8)
+    last_below, _ = cv2.threshold(bins, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+    return low + (last_below + 0.5) * step
 
 
 def doubt(found: Finding, appearance: Appearance, mpp: tuple[float, float]) -> str:

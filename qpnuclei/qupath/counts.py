@@ -20,8 +20,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet
 import shapely
 
 from qpnuclei.choices import NUCLEUS_CLASS, Grouping
@@ -491,18 +489,20 @@ def _json(table: Mapping[str, list[Any]]) -> bytes:
     return (json.dumps(rows, ensure_ascii=False, indent=2) + "\n").encode(errors="backslashreplace")
 
 
-def _type_of(column: str) -> pa.DataType:
-    if column in _TEXT:
-        return pa.string()
-    return pa.int64() if column == "nuclei" or column.startswith("Num ") else pa.float64()
-
-
 def _parquet(table: Mapping[str, list[Any]]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    def type_of(column: str) -> pa.DataType:
+        if column in _TEXT:
+            return pa.string()
+        return pa.int64() if column == "nuclei" or column.startswith("Num ") else pa.float64()
+
     arrays = {
         # Give empty columns a type as well, so that tables can be joined.
         name: pa.array(
             values,
-            type=_type_of(name) if all(value is None for value in values) else None,
+            type=type_of(name) if all(value is None for value in values) else None,
         )
         for name, values in table.items()
     }

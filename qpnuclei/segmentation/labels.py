@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
-from skimage.measure import label as label_components
 
 from qpnuclei.segmentation.watershed import LabelArray, renumbered
 from qpnuclei.system.compiled import compiled
@@ -47,6 +45,8 @@ def clean_labels(labels: npt.NDArray[np.integer[Any]]) -> LabelArray:
         return np.zeros(labels.shape, np.int32)
     if labels.min() < 0:
         raise ValueError(f"labels must not be negative, but there is {labels.min()}")
+    from skimage.measure import label as label_components
+
     pieces = np.asarray(
         label_components(labels, background=0, connectivity=1),  # type: ignore[no-untyped-call]
         np.int32,
@@ -82,6 +82,8 @@ def fill_holes(labels: LabelArray) -> None:
     holed = np.flatnonzero(_holes(np.pad(labels, 1))[1:] > 0) + 1
     if len(holed) == 0:
         return
+    from scipy import ndimage
+
     boxes = ndimage.find_objects(labels)
     for label in holed:
         crop = labels[boxes[label - 1]]

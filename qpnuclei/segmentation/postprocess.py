@@ -13,7 +13,6 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import numpy.typing as npt
-from skimage.morphology import disk
 
 from qpnuclei.models.metadata import PostProcessing
 from qpnuclei.segmentation.labels import fill_holes
@@ -30,6 +29,7 @@ from qpnuclei.segmentation.quantised import (
     first_code_above,
 )
 from qpnuclei.segmentation.watershed import LabelArray, find_peaks, renumbered, watershed
+from qpnuclei.slides.morphology import disk
 from qpnuclei.system.compiled import compiled
 
 
@@ -115,7 +115,7 @@ def foreground_mask(codes: AttentionCodes, parameters: PostProcessing) -> MaskAr
     mask = (codes >= first_code_above(parameters.threshold)).view(np.uint8)
     for radius in (parameters.coarse_radius_px, parameters.fine_radius_px):
         if radius:
-            element: MaskArray = disk(radius)  # type: ignore[no-untyped-call]
+            element = disk(radius)
             for operation in (cv2.MORPH_OPEN, cv2.MORPH_CLOSE):
                 mask = np.asarray(cv2.morphologyEx(mask, operation, element), np.uint8)
     return mask

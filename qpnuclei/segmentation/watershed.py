@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from skimage.morphology import disk
 
+from qpnuclei.slides.morphology import disk
 from qpnuclei.system.compiled import compiled
 
 HeightArray = npt.NDArray[np.int32]
@@ -34,7 +34,7 @@ def find_peaks(heights: HeightArray, components: LabelArray, radius: int) -> Ind
         Row-major indices in rising order; the first one of maxima that are adjacent, also over
         corners.
     """
-    y, x = np.nonzero(disk(radius)) - np.array(radius)  # type: ignore[no-untyped-call]
+    y, x = np.nonzero(disk(radius)) - np.array(radius)
     # The nearest first: they rule out most pixels.
     near_first = np.argsort(np.hypot(y, x), kind="stable")[1:]
     maxima = _maxima(heights, components, y[near_first], x[near_first])

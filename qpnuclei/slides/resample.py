@@ -9,12 +9,12 @@ and their order does not matter.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse
 
 _WEIGHT_ONE = 4096  # 12 bits; 8 bits of pixel, 4 of fraction and 12 of weight fill float32's 24
 _FRACTION_ONE = 16
@@ -28,14 +28,31 @@ class AxisWeights:
     ----------
     first, stop : int
         The source pixels needed are ``first`` to ``stop - 1``; none if equal.
-    matrix : (count, stop - first) float32 sparse array
-        Multiples of 1/4096. A row sums to the share of the output pixel that lies within the
+    row_ends : (count + 1,) int32 ndarray
+        Where the weights of each output pixel begin and end among the N of `sources`.
+    sources : (N,) int32 ndarray
+        Which source pixel each weight belongs to, counted from `first`.
+    weights : (N,) float32 ndarray
+        Multiples of 1/4096. Those of an output pixel sum to the share of it that lies within the
         source: to less than one where it reaches beyond.
     """
 
     first: int
     stop: int
-    matrix: Any
+    row_ends: npt.NDArray[np.int32]
+    sources: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.row_ends) - 1
+
+    @cached_property
+    def matrix(self) -> Any:
+        """The weights as a (count, stop - first) sparse array."""
+        import scipy.sparse
+
+        content = (self.weights, self.sources, self.row_ends)
+        return scipy.sparse.csr_array(content, shape=(len(self), self.stop - self.first))
 
     @property
     def copied(self) -> slice | None:
@@ -44,11 +61,11 @@ class AxisWeights:
         None if any output pixel is a mixture.
         """
         width = self.stop - self.first
-        outputs = np.flatnonzero(np.diff(self.matrix.indptr))
+        outputs = np.flatnonzero(np.diff(self.row_ends))
         is_copy = (
-            len(outputs) == width == self.matrix.nnz
-            and bool(np.all(self.matrix.data == 1))
-            and bool(np.all(self.matrix.indices == np.arange(width)))
+            len(outputs) == width == len(self.weights)
+            and bool(np.all(self.weights == 1))
+            and bool(np.all(self.sources == np.arange(width)))
             and (width == 0 or outputs[-1] - outputs[0] + 1 == width)
         )
         if not is_copy:
@@ -94,18 +111,17 @@ def axis_weights(
         sources, weights = _linear(index, scale, pixel_size, n_pixels, origin, extent)
     used = weights > 0
     if not used.any():
-        return AxisWeights(0, 0, scipy.sparse.csr_array((count, 0), dtype=np.float32))
+        none = np.empty(0, np.int32)
+        return AxisWeights(0, 0, np.zeros(count + 1, np.int32), none, none.astype(np.float32))
     first, stop = int(sources[used].min()), int(sources[used].max()) + 1
     row_ends = np.concatenate([[0], np.cumsum(used.sum(axis=1))])
-    matrix = scipy.sparse.csr_array(
-        (
-            (weights[used] / _WEIGHT_ONE).astype(np.float32),
-            (sources[used] - first).astype(np.int32),
-            row_ends.astype(np.int32),
-        ),
-        shape=(count, stop - first),
+    return AxisWeights(
+        first,
+        stop,
+        row_ends.astype(np.int32),
+        (sources[used] - first).astype(np.int32),
+        (weights[used] / _WEIGHT_ONE).astype(np.float32),
     )
-    return AxisWeights(first, stop, matrix)
 
 
 _Taps = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
@@ -155,7 +171,7 @@ def resample(
     (height, width, 3) uint8 ndarray
     """
     if rows.copied is not None and columns.copied is not None:
-        copy = np.full((rows.matrix.shape[0], columns.matrix.shape[0], 3), 255, np.uint8)
+        copy = np.full((len(rows), len(columns), 3), 255, np.uint8)
         copy[rows.copied, columns.copied] = source
         return copy
     # Darkness rather than brightness, so that missing weight is white.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import shapely
-from skimage.measure import find_contours
 
+from qpnuclei.slides.morphology import disk
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.slide import Slide
 
@@ -102,8 +101,8 @@ def tissue_mask(rgb: RGB) -> Mask:
     stained = ((chroma > threshold) & ~ink).astype(np.uint8)
     # Closing treats the outside of the image as tissue: add a rim of glass.
     rim = 2 * _CLOSING_PX
-    closed = cv2.morphologyEx(np.pad(stained, rim), cv2.MORPH_CLOSE, _disk(_CLOSING_PX))
-    opened = cv2.morphologyEx(closed[rim:-rim, rim:-rim], cv2.MORPH_OPEN, _disk(_OPENING_PX))
+    closed = cv2.morphologyEx(np.pad(stained, rim), cv2.MORPH_CLOSE, disk(_CLOSING_PX))
+    opened = cv2.morphologyEx(closed[rim:-rim, rim:-rim], cv2.MORPH_OPEN, disk(_OPENING_PX))
     return np.asarray(opened > 0) & ~ink
 
 
@@ -136,7 +135,7 @@ def _ink(rgb: RGB) -> Mask:
     low, high = density.min(axis=2), density.max(axis=2)
     black = (low > _BLACK_INK_DENSITY) & (high - low < _BLACK_INK_SPREAD * high)
     # A stroke is broad; single dark pixels are pigment or folds.
-    strokes = cv2.morphologyEx((coloured | black).astype(np.uint8), cv2.MORPH_OPEN, _disk(2))
+    strokes = cv2.morphologyEx((coloured | black).astype(np.uint8), cv2.MORPH_OPEN, disk(2))
     return np.asarray(strokes > 0)
 
 
@@ -146,6 +145,8 @@ def _outline(mask: Mask, min_area: float, min_hole: float) -> shapely.Geometry:
     Tissue that touches the border is drawn beyond it, for the caller to cut off: outlines are
     rounded and simplified, the picture's border must not be.
     """
+    from skimage.measure import find_contours  # brings half of SciPy
+
     rings = find_contours(  # type: ignore[no-untyped-call]
         np.pad(np.pad(mask.astype(np.uint8), _RIM_PX, "edge"), 1), 0.5
     )
@@ -172,9 +173,4 @@ def _multi(geometry: shapely.Geometry) -> shapely.MultiPolygon:
 
 
 def _dilate(mask: Mask, radius: int) -> Mask:
-    return np.asarray(cv2.dilate(mask.astype(np.uint8), _disk(radius)) > 0)
-
-
-def _disk(radius: int) -> npt.NDArray[Any]:
-    y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
-    return np.asarray(x * x + y * y <= radius * radius, np.uint8)
+    return np.asarray(cv2.dilate(mask.astype(np.uint8), disk(radius)) > 0)

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TypeVar, cast
+from types import FunctionType, ModuleType
+from typing import Any, TypeVar, cast
 
 from qpnuclei.errors import UsageError
-
-# Numba reads settings from the working folder, including the cache folder of compiled code that it
-# runs. So a working folder from someone else could make it run foreign code.
-if Path(".numba_config.yaml").exists():
-    raise UsageError(
-        f"the working folder {Path.cwd()} holds a .numba_config.yaml, which could make Numba run "
-        "any code",
-        "work in another folder, or remove the file",
-    )
-import numba  # not before the check
 
 _log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., object])
+
+#: How long all loops of a run take to compile, on an idle core of a computer of 2020.
+_COMPILING_S = 30
+
+
+def _refuse_foreign_settings() -> None:
+    """Raise if Numba would read settings from the working folder.
+
+    Among them is the cache folder of compiled code that it runs. So a working folder from someone
+    else could make it run foreign code.
+    """
+    if Path(".numba_config.yaml").exists():
+        raise UsageError(
+            f"the working folder {Path.cwd()} holds a .numba_config.yaml, which could make Numba "
+            "run any code",
+            "work in another folder, or remove the file",
+        )
+
+
+_refuse_foreign_settings()
 
 
 def compiled(function: F) -> F:
@@ -32,12 +45,61 @@ def compiled(function: F) -> F:
     written order (no "fast math"), so results are bit-identical wherever in an array a pixel lies.
     Division by zero is not an error, as in NumPy. The machine code is cached for the next start of
     the program, beside the module or else in the user's cache folder.
+
+    Numba itself is imported at the first call of any, too: most commands need none.
     """
+    return cast(F, _Compiled(function))
+
+
+class _Compiled:
+    """A function that Numba compiles when it is called."""
+
+    _making = threading.RLock()
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        functools.update_wrapper(self, function)
+        self._function = cast(FunctionType, function)
+        self._dispatcher: Any = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        dispatcher = self._dispatcher or self.dispatcher()
+        result = dispatcher(*arguments)
+        if dispatcher.stats.cache_misses and dispatcher.stats.cache_path:
+            _say_that_it_takes_long()
+        return result
+
+    def dispatcher(self) -> Any:
+        """Return Numba's form of it, and put that of the others that it calls in their places."""
+        with self._making:
+            if self._dispatcher is None:
+                names = self._function.__globals__
+                for name in self._function.__code__.co_names:
+                    if isinstance(called := names.get(name), _Compiled):
+                        names[name] = called.dispatcher()
+                self._dispatcher = _jit(self._function)
+            return self._dispatcher
+
+
+def _jit(function: FunctionType) -> Any:
+    numba = _numba()
     try:
-        return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
+        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:
         _warn_no_cache()
-        return cast(F, numba.njit(nogil=True, error_model="numpy")(function))
+        return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+@cache
+def _numba() -> ModuleType:
+    _refuse_foreign_settings()
+    import numba
+
+    return cast(ModuleType, numba)
+
+
+@cache
+def _say_that_it_takes_long() -> None:
+    _log.info("compiling loops, once after the installation: about %d s", _COMPILING_S)
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from functools import cache
 
 from qpnuclei._version import __version__
 
@@ -24,6 +25,11 @@ _LIBRARIES = (
 
 def versions() -> dict[str, str]:
     """Return the versions of qpnuclei, Python and the libraries that results depend on."""
+    return dict(_installed())
+
+
+@cache  # a run asks after each image, and looking takes a tenth of a second
+def _installed() -> dict[str, str]:
     found = {"qpnuclei": __version__, "python": platform.python_version()}
     for name in _LIBRARIES:
         try:

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import shapely
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from qpnuclei.nuclei.outlines import bounds, canonical
 from qpnuclei.nuclei.table import NucleiTable, NucleiTables
@@ -202,6 +200,9 @@ class Stitcher:
         """Join the fragments of nuclei that no tile sees whole."""
         if not self._fragments:
             return NucleiTable.empty()
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
         indices = sorted(self._fragments)
         polygons = {index: self._fragments[index].nuclei.polygons() for index in indices}
         sizes = [len(polygons[index]) for index in indices]

@@ -95,8 +95,7 @@ def test_a_warning_in_a_pipe_is_as_long_as_its_text(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
-    handler = LineHandler(console=PlainConsole(stderr=True))
-    handler.emit(
+    LineHandler().emit(
         logging.LogRecord("qpnuclei", logging.WARNING, "", 1, "%s [b]", ("x" * 300,), None)
     )
     assert capsys.readouterr().err == "WARNING  " + "x" * 300 + " [b]\n"

@@ -1,8 +1,10 @@
 """Compiled functions compute what they say, wherever they lie."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
-from qpnuclei.system.compiled import _warn_no_cache, compiled
+from qpnuclei.system.compiled import _say_that_it_takes_long, _warn_no_cache, compiled
 
 
 def running_sum(values):
@@ -28,3 +30,33 @@ def test_machine_code_need_not_be_kept_and_that_is_said_once(caplog):
     for _ in range(2):
         assert compiled(names["double"])(21) == 42  # type: ignore[arg-type]
     assert caplog.text.count("NUMBA_CACHE_DIR") == 1
+
+
+def test_a_compiled_function_may_call_another(tmp_path, monkeypatch, caplog):
+    """In its module, in a module that imports it, and said once that compiling takes its time."""
+    (tmp_path / "inner.py").write_text(
+        "from qpnuclei.system.compiled import compiled\n"
+        "@compiled\ndef twice(x):\n    return 2 * x\n"
+        "@compiled\ndef four_times(x):\n    return twice(twice(x))\n"
+    )
+    (tmp_path / "outer.py").write_text(
+        "from inner import four_times\nfrom qpnuclei.system.compiled import compiled\n"
+        "@compiled\ndef plus_one(x):\n    return four_times(x) + 1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    caplog.set_level("INFO")
+    _say_that_it_takes_long.cache_clear()
+    from inner import four_times, twice
+    from outer import plus_one
+
+    assert [plus_one(3), four_times(3), twice(3)] == [13, 12, 6]
+    assert plus_one.__name__ == "plus_one"
+    assert caplog.text.count("compiling loops, once") == 1
+
+
+def test_functions_that_are_called_from_many_threads_at_once_are_compiled_once():
+    double = compiled(running_sum)
+    with ThreadPoolExecutor(8) as threads:
+        results = list(threads.map(double, [np.ones(5)] * 16))
+    np.testing.assert_array_equal(results, [[1, 2, 3, 4, 5]] * 16)
+    assert len(double.dispatcher().signatures) == 1

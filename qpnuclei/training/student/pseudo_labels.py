@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 from skimage.filters import threshold_otsu
-from skimage.morphology import disk
 
+from qpnuclei.slides.morphology import disk
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.stains import DEFAULT_HE, Stains, optical_density, separate
 
@@ -306,9 +306,9 @@ def trusted_labels(
     nuclei = np.where(trusted[labels], labels, 0).astype(np.int32)
     is_nucleus = nuclei > 0
     doubtful = ((labels > 0) & ~is_nucleus).astype(np.uint8)
-    around_doubtful = cv2.dilate(cv2.morphologyEx(doubtful, cv2.MORPH_CLOSE, _disk(8)), _disk(4))
+    around_doubtful = cv2.dilate(cv2.morphologyEx(doubtful, cv2.MORPH_CLOSE, disk(8)), disk(4))
     is_doubtful = (around_doubtful > 0) & ~is_nucleus
-    rim = (cv2.dilate(is_nucleus.astype(np.uint8), _disk(3)) > 0) & ~is_nucleus
+    rim = (cv2.dilate(is_nucleus.astype(np.uint8), disk(3)) > 0) & ~is_nucleus
     weight = np.where(is_nucleus | (probability < max_background), 1.0, 0.0)
     weight[rim] = np.maximum(weight[rim], 0.5)
     weight[is_doubtful] = 0
@@ -347,9 +347,9 @@ def seams(labels: LabelMap, reach_px: int = 2) -> npt.NDArray[np.bool_]:
     -------
     (H, W) bool ndarray
     """
-    largest = cv2.dilate(labels.astype(np.float32), _disk(reach_px))
+    largest = cv2.dilate(labels.astype(np.float32), disk(reach_px))
     numbers = np.where(labels > 0, labels, np.inf).astype(np.float32)
-    smallest = cv2.erode(numbers, _disk(reach_px))
+    smallest = cv2.erode(numbers, disk(reach_px))
     result: npt.NDArray[np.bool_] = (largest > 0) & (smallest < largest)
     return result
 
@@ -376,8 +376,3 @@ def distance_inside(labels: LabelMap) -> FloatMap:
         interior[(*index, after)] &= ~differs
     distance = cv2.distanceTransform(interior.astype(np.uint8), cv2.DIST_L2, 5)
     return np.asarray(distance + (labels > 0), np.float32)
-
-
-def _disk(radius: int) -> npt.NDArray[np.uint8]:
-    element: npt.NDArray[np.uint8] = disk(radius)  # type: ignore[no-untyped-call]
-    return element

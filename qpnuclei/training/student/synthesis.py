@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
-from skimage.morphology import disk
 
+from qpnuclei.slides.morphology import disk
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.stains import DEFAULT_HE, optical_density, stain_matrix
 from qpnuclei.training.student.pseudo_labels import (
@@ -140,7 +140,7 @@ def paste_nuclei(
         window = slice(y, y + mask.shape[0]), slice(x, x + mask.shape[1])
         inside = mask > 0.5
         gap = int(rng.integers(1, 3)) if rng.random() < 0.7 else 0
-        brought = cv2.dilate(inside.astype(np.uint8), disk(gap)) > 0  # type: ignore[no-untyped-call]
+        brought = cv2.dilate(inside.astype(np.uint8), disk(gap)) > 0
         if _covered_share(labels[window], brought) > max_covered:
             continue
         number, last = number + 1, centre
