@@ -305,7 +305,7 @@ def _otsu(values: npt.NDArray[np.float32]) -> float:
     step = (high - low) / 256
     bins = np.minimum((values - low) / step, 255).astype(np.uint8)
     last_below, _ = cv2.threshold(bins, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
-    return low + (last_below + 0.5) * step
+    return low + (float(last_below) + 0.5) * step
 
 
 def doubt(found: Finding, appearance: Appearance, mpp: tuple[float, float]) -> str:

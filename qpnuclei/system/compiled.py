@@ -94,7 +94,7 @@ def _numba() -> ModuleType:
     _refuse_foreign_settings()
     import numba
 
-    return cast(ModuleType, numba)
+    return numba
 
 
 @cache

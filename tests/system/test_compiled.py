@@ -1,5 +1,6 @@
 """Compiled functions compute what they say, wherever they lie."""
 
+import importlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -46,8 +47,8 @@ def test_a_compiled_function_may_call_another(tmp_path, monkeypatch, caplog):
     monkeypatch.syspath_prepend(tmp_path)
     caplog.set_level("INFO")
     _say_that_it_takes_long.cache_clear()
-    from inner import four_times, twice
-    from outer import plus_one
+    inner, outer = map(importlib.import_module, ("inner", "outer"))
+    four_times, twice, plus_one = inner.four_times, inner.twice, outer.plus_one
 
     assert [plus_one(3), four_times(3), twice(3)] == [13, 12, 6]
     assert plus_one.__name__ == "plus_one"
