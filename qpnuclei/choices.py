@@ -19,6 +19,9 @@ Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 #: What to do with nuclei that an earlier run wrote into the same annotations.
 OnExisting: TypeAlias = Literal["replace", "append", "skip", "error"]
 
+#: Least severe messages that the command line prints.
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+
 #: Meaning of a row of counts.
 Grouping: TypeAlias = Literal["annotation", "class", "image"]
 

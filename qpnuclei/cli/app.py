@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from qpnuclei._version import __version__
+from qpnuclei.choices import LogLevel
 from qpnuclei.cli.demo import demo
 from qpnuclei.cli.doctor import doctor
 from qpnuclei.cli.evaluate import evaluate
@@ -19,7 +20,7 @@ from qpnuclei.cli.info import info
 from qpnuclei.cli.project import project_app
 from qpnuclei.cli.run import run
 from qpnuclei.cli.train import train
-from qpnuclei.errors import QpnucleiError
+from qpnuclei.errors import QpnucleiError, UsageError
 
 app = typer.Typer(
     name="qpnuclei",
@@ -51,14 +52,30 @@ def _common(
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
+    log_level: Annotated[
+        LogLevel | None,
+        typer.Option(
+            "--log-level",
+            help="Least severe messages that are printed to standard error.",
+            show_default="info",
+        ),
+    ] = None,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Log every step, not only warnings.")
+        bool, typer.Option("--verbose", "-v", help="The same as --log-level debug: every step.")
+    ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", help="The same as --log-level warning: only what matters."),
     ] = False,
 ) -> None:
+    if (log_level is not None) + verbose + quiet > 1:
+        raise UsageError("--log-level, --verbose and --quiet exclude each other", "give one")
+    level = log_level or ("debug" if verbose else "warning" if quiet else "info")
     from qpnuclei.cli.console import LineHandler
 
     logging.basicConfig(format="%(message)s", handlers=[LineHandler()], level=logging.WARNING)
-    logging.getLogger("qpnuclei").setLevel(logging.DEBUG if verbose else logging.INFO)
+    logging.getLogger("qpnuclei").setLevel(level.upper())
+    verbose = level == "debug"
     # Many of QuPath's warnings concern only its developers.
     logging.getLogger("qupath").setLevel(logging.INFO if verbose else logging.ERROR)
     # The reader reports problems of a file that matter; tifffile's warnings add nothing.

@@ -14,6 +14,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 #: Control characters (C0 except line feed, DEL, C1) and those that change the text direction.
 _STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
+#: Outside of terminals, progress is a line after so many seconds.
+_LINE_EVERY_S = 60.0
+
 #: Wider than any table, so that tables in files and pipes are not truncated.
 _UNCUT = 100_000
 
@@ -41,8 +45,17 @@ def visible(text: str) -> str:
     return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def in_one_line(text: str) -> str:
+    """Return text with line feeds escaped as well, so that a name cannot feign a line."""
+    return visible(text).replace("\n", "\\n")
+
+
 class PlainConsole(Console):
-    """A console without markup and control characters, with full-width tables in pipes."""
+    """A console without markup and control characters, with full-width tables in pipes.
+
+    A ``str`` is printed as one line. `Text` and tables may have more: whoever makes them has to
+    pass names through `in_one_line`.
+    """
 
     def __init__(self, *, stderr: bool = False) -> None:
         stream = sys.stderr if stderr else sys.stdout
@@ -54,6 +67,11 @@ class PlainConsole(Console):
             highlight=False,
             emoji=False,
         )
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print objects, each ``str`` in one line."""
+        one_line = (in_one_line(o) if isinstance(o, str) else o for o in objects)
+        super().print(*one_line, **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -73,7 +91,10 @@ class LineHandler(logging.Handler):
         """Print the message, and the traceback of an error that is logged with one."""
         try:
             level = (f"{record.levelname:8}", f"logging.level.{record.levelname.lower()}")
-            stderr.print(Text.assemble(level, " ", self.format(record)), soft_wrap=True)
+            # The lines of a traceback are lines.
+            message, *traceback = self.format(record).split("\nTraceback ", 1)
+            text = "\nTraceback ".join([in_one_line(message), *traceback])
+            stderr.print(Text.assemble(level, " ", text), soft_wrap=True)
         except Exception:  # noqa: BLE001 - as in every handler: logging must not end a program
             self.handleError(record)
 
@@ -103,9 +124,11 @@ def _finite(content: Any) -> Any:
 
 def print_error(error: QpnucleiError, prefix: str = "") -> None:
     """Print the error in one line, and the hint in another."""
-    stderr.print(Text.assemble(("error: ", "bold red"), prefix + error.what), soft_wrap=True)
+    stderr.print(
+        Text.assemble(("error: ", "bold red"), in_one_line(prefix + error.what)), soft_wrap=True
+    )
     if error.hint:
-        stderr.print(Text.assemble(("hint: ", "bold"), error.hint), soft_wrap=True)
+        stderr.print(Text.assemble(("hint: ", "bold"), in_one_line(error.hint)), soft_wrap=True)
 
 
 def describe_error(error: QpnucleiError, entry: ImageEntry) -> dict[str, str]:
@@ -145,7 +168,7 @@ def progress_bar(quiet: bool = False) -> Progress:
 def tile_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, int], None]]:
     """Show a progress bar of tiles per image, with nuclei so far and remaining time.
 
-    If standard error is not a terminal, print a line for every 5 % of an image instead.
+    If standard error is not a terminal, print a line every minute instead.
     Tiles reach beyond the annotations: the run keeps fewer nuclei than these.
 
     Yields
@@ -154,14 +177,14 @@ def tile_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, int]
         Called as ``progress(image name, tiles done, tiles in all, nuclei so far)``.
     """
     if not (quiet or stderr.is_terminal):
-        yield _print_twentieths
+        yield LinePerMinute()
         return
     with progress_bar(quiet) as bar:
         tasks: dict[str, TaskID] = {}
 
         def progress(image: str, done: int, tiles: int, nuclei: int) -> None:
             if image not in tasks:
-                tasks[image] = bar.add_task(image, total=tiles, note="")
+                tasks[image] = bar.add_task(in_one_line(image), total=tiles, note="")
             bar.update(
                 tasks[image], completed=done, total=tiles, note=f"tiles, {nuclei} nuclei in them"
             )
@@ -169,7 +192,38 @@ def tile_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, int]
         yield progress
 
 
-def _print_twentieths(image: str, done: int, tiles: int, nuclei: int) -> None:
-    if done * 20 // tiles > (done - 1) * 20 // tiles:
-        line = f"{image}: {done} of {tiles} tiles, {nuclei} nuclei in them"
+class LinePerMinute:
+    """Progress for log files: a line for each minute, and one when an image's tiles are done.
+
+    Parameters
+    ----------
+    now : callable
+        Returns the time in seconds.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._image: str | None = None
+        self._begun = self._last = self._said = now()
+
+    def __call__(self, image: str, done: int, tiles: int, nuclei: int) -> None:
+        """Tell that a tile is done; see `tile_progress`."""
+        now = self._now()
+        if image != self._image:
+            # Its first tile has taken some time already: since the last one of the image before.
+            self._image, self._begun = image, self._last
+        self._last = now
+        if done < tiles and now - self._said < _LINE_EVERY_S:
+            return
+        self._said = now
+        left = (now - self._begun) / done * (tiles - done)
+        rest = f", {in_words(left)} left" if done < tiles else ""
+        line = f"{image}: {done} of {tiles} tiles, {nuclei} nuclei in them{rest}"
         stderr.print(line, soft_wrap=True)
+
+
+def in_words(seconds: float) -> str:
+    """Return a duration in words: ``"about 3 h 20 min"``."""
+    minutes = max(1, round(seconds / 60))
+    hours, rest = divmod(minutes, 60)
+    return f"about {hours} h {rest} min" if hours else f"about {minutes} min"

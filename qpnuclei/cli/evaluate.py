@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qpnuclei.cli.options import DeviceOption, Json, Quiet, TtaOption
+from qpnuclei.cli.options import DeviceOption, Json, Quiet, TtaOption, within
 from qpnuclei.errors import UsageError
 from qpnuclei.models.registry import DEFAULT_MODEL
 
@@ -100,7 +100,10 @@ def evaluate(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Only the first N images.")
+        int | None,
+        typer.Option(
+            "--limit", callback=within(1, None, "images"), help="Only the first N images."
+        ),
     ] = None,
     tune: Annotated[
         bool,
@@ -117,7 +120,12 @@ def evaluate(
         ),
     ] = None,
     pictures: Annotated[
-        int, typer.Option("--pictures", min=0, help="Largest number of images on the page.")
+        int,
+        typer.Option(
+            "--pictures",
+            callback=within(0, None, "images"),
+            help="Largest number of images on the page.",
+        ),
     ] = 20,
     device: DeviceOption = "auto",
     tta: TtaOption = False,
@@ -146,6 +154,8 @@ def evaluate(
     from qpnuclei.evaluation.formats import read_dataset
 
     found, images = read_dataset(dataset, layout.value, split, splits, components=components)
+
+    from rich.text import Text
 
     from qpnuclei.cli.console import print_json, progress_bar, stderr, stdout
     from qpnuclei.evaluation.assessment import AssessmentOptions, assess
@@ -176,7 +186,7 @@ def evaluate(
     if json:
         print_json(report.to_json())
     else:
-        stdout.print(report.to_markdown(), soft_wrap=True)
+        stdout.print(Text(report.to_markdown()), soft_wrap=True)
     for suffix in (".json", ".md", ".html"):
         stderr.print(
             f"written: {output.with_suffix(suffix)}", highlight=False, markup=False, soft_wrap=True

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from qpnuclei.choices import Backend, Device
+
+Number = TypeVar("Number", int, float, int | None, float | None)
+
+
+def within(low: float, high: float | None, unit: str) -> Callable[[Number], Number]:
+    """Return the check of an option whose value has a range and a unit (not so: NaN)."""
+    ends = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
+
+    def check(value: Number) -> Number:
+        if value is not None and not low <= value <= (math.inf if high is None else high):
+            raise typer.BadParameter(f"{value:g} {unit} is not in the range: {ends} {unit}")
+        return value
+
+    return check
+
 
 ProjectPath = Annotated[
     Path, typer.Argument(help="QuPath project: the .qpproj file or its folder.", show_default=False)

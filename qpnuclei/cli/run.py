@@ -31,6 +31,7 @@ from qpnuclei.cli.options import (
     Quiet,
     TtaOption,
     Wait,
+    within,
 )
 from qpnuclei.models.registry import DEFAULT_MODEL
 
@@ -89,13 +90,18 @@ def run(
         ),
     ] = "replace",
     tile: Annotated[
-        int, typer.Option("--tile", min=128, max=8192, help="Core of a tile in px of the model.")
+        int,
+        typer.Option(
+            "--tile",
+            callback=within(128, 8192, "px"),
+            help="Core of a tile in px of the model, 128 to 8192.",
+        ),
     ] = DEFAULT_TILE_PX,
     batch: Annotated[
         int | None,
         typer.Option(
             "--batch",
-            min=1,
+            callback=within(1, None, "tiles"),
             help="Tiles per batch of the network.",
             show_default="on a GPU as many as fit into its memory, at most 8; 1 on a CPU",
         ),
@@ -104,7 +110,7 @@ def run(
         int | None,
         typer.Option(
             "--workers",
-            min=1,
+            callback=within(1, None, "cores"),
             help="Processor cores to use; the result does not depend on it.",
             show_default="all cores",
         ),
@@ -123,10 +129,9 @@ def run(
         float | None,
         typer.Option(
             "--threshold",
-            min=0.01,
-            max=0.99,
-            help="Attention (0 to 1) above which a pixel belongs to a nucleus: lower finds more "
-            "nuclei and larger ones. Compare values with preview.",
+            callback=within(0.01, 0.99, "attention"),
+            help="Attention (0.01 to 0.99) above which a pixel belongs to a nucleus: lower finds "
+            "more nuclei and larger ones. Compare values with preview.",
             show_default="that of the model",
         ),
     ] = None,
@@ -134,28 +139,25 @@ def run(
         float,
         typer.Option(
             "--min-area-um2",
-            min=0,
-            max=1000,
-            help="Leave out nuclei with a smaller area, in µm².",
+            callback=within(0, 1000, "µm²"),
+            help="Leave out nuclei with a smaller area, in µm² (0 to 1000).",
         ),
     ] = 0.0,
     max_nucleus: Annotated[
         float,
         typer.Option(
             "--max-nucleus",
-            min=1,
-            max=200,
-            help="Diameter of the largest nucleus in µm; tiles overlap by this much.",
+            callback=within(1, 200, "µm"),
+            help="Diameter of the largest nucleus in µm, 1 to 200; tiles overlap by this much.",
         ),
     ] = DEFAULT_MAX_NUCLEUS_UM,
     simplify: Annotated[
         float,
         typer.Option(
             "--simplify",
-            min=0,
-            max=5,
-            help="How far in µm, about, the vertices left out of the smooth outlines may lie from "
-            "them; 0 keeps the stairs along pixel edges.",
+            callback=within(0, 5, "µm"),
+            help="How far in µm (0 to 5), about, the vertices left out of the smooth outlines may "
+            "lie from them; 0 keeps the stairs along pixel edges.",
         ),
     ] = DEFAULT_SIMPLIFY_UM,
     geojson: Annotated[
@@ -211,7 +213,13 @@ def run(
         stdout,
         tile_progress,
     )
-    from qpnuclei.cli.tables import describe_plan, plan_view, print_account, summary_table
+    from qpnuclei.cli.tables import (
+        describe_plan,
+        plan_view,
+        print_account,
+        print_failures,
+        summary_table,
+    )
     from qpnuclei.pipeline.selection import choose_images
     from qpnuclei.qupath.pixel_size import read_mpp_table
     from qpnuclei.qupath.project import open_project
@@ -280,8 +288,6 @@ def run(
     elif not summary.failures:
         stderr.print("nothing was analysed: all selected annotations were skipped")
     print_account(summary)
-    for failure in summary.failures:
-        known = failure.name in failure.error.what
-        print_error(failure.error, "" if known else f"image {failure.name}: ")
     if summary.failures:
+        print_failures(summary)
         sys.exit(1)

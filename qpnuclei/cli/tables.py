@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from qpnuclei.cli.console import stderr, stdout
+from qpnuclei.cli.console import in_one_line, stderr, stdout
 from qpnuclei.errors import FormatError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.system.timing import peak_memory_mib
@@ -23,27 +24,31 @@ if TYPE_CHECKING:
     from qpnuclei.qupath.native import NativeImage
 
 
+#: Images that are named in one line.
+_NAMED = 10
+
+
 def plan_view(plans: list[ImagePlan]) -> Group:
     """Return a run's plan, image by image, with a line for each region."""
     parts: list[Text | Table] = [Text("plan (nothing is changed)", style="bold")]
     for plan in plans:
         read_at = " x ".join(f"{mpp:.4g}" for mpp in plan.scale.working_mpp)
-        parts.append(Text(f"\n{plan.entry.name}", style="bold"))
+        parts.append(Text(f"\n{in_one_line(plan.entry.name)}", style="bold"))
         parts.append(
             Text(
                 f"  {plan.scale.mpp[0]:.4g} µm/px from {plan.mpp_source}, seen at {read_at} µm/px: "
                 f"{plan.megapixels:.2f} Mpx, tiles: {len(plan.tiles)}"
             )
         )
-        parts.extend(Text(f"  {note}") for note in plan.notes)
+        parts.extend(Text(f"  {in_one_line(note)}") for note in plan.notes)
         table = Table("annotation", "class", box=None, padding=(0, 2))
         for column in ("mm²", "ours there"):
             table.add_column(column, justify="right")
         for region, existing in zip(plan.regions, plan.existing, strict=True):
             class_name = region.annotation.class_name if region.annotation else None
             table.add_row(
-                region.label,
-                class_name or "–",
+                in_one_line(region.label),
+                in_one_line(class_name or "–"),
                 f"{plan.area_mm2(region):.3f}",
                 str(len(existing)),
             )
@@ -104,16 +109,16 @@ def backups_table(images: Sequence[NativeImage], count: bool) -> Table:
     table = Table("image")
     table.add_column("backup", no_wrap=True)
     table.add_column("saved", no_wrap=True)
-    table.add_column("MB", justify="right")
+    table.add_column("size", justify="right", no_wrap=True)
     for column in ("annotations", "detections", "ours") if count else ():
         table.add_column(column, justify="right")
     for image in images:
         for index, backup in enumerate(image.backups()):
             table.add_row(
-                image.name if index == 0 else "",
+                in_one_line(image.name) if index == 0 else "",
                 backup.id,
                 f"{backup.saved.astimezone():%Y-%m-%d %H:%M}",
-                f"{backup.size / 1e6:.1f}",
+                decimal(backup.size),
                 *(_counts(image, backup) if count else ()),
             )
     return table
@@ -138,9 +143,9 @@ def summary_table(summary: RunSummary) -> Table:
     for image in summary.images:
         for index, region in enumerate(image.regions):
             table.add_row(
-                image.name if index == 0 else "",
-                region.name,
-                region.class_name or "–",
+                in_one_line(image.name) if index == 0 else "",
+                in_one_line(region.name),
+                in_one_line(region.class_name or "–"),
                 f"{region.area_mm2:.3f}",
                 str(region.nuclei),
                 f"{region.per_mm2:.0f}",
@@ -151,6 +156,9 @@ def summary_table(summary: RunSummary) -> Table:
 def print_account(summary: RunSummary) -> None:
     """Print the joins at tile borders, the time of each stage, and the path of the record."""
     images = summary.images
+    if not images:
+        stderr.print(f"record: {summary.run_dir / 'run.json'}", soft_wrap=True)
+        return
     seconds: Counter[str] = Counter()
     waited: Counter[str] = Counter()
     for image in images:
@@ -172,7 +180,7 @@ def print_account(summary: RunSummary) -> None:
         f"{sum(i.covered for i in images)} cut pieces and "
         f"{sum(i.overlapping for i in images)} duplicates dropped",
         f"replaced: {sum(i.replaced for i in images)} detections of earlier runs",
-        f"seconds: {summary.seconds:.1f} in all; stages, which overlap: {stages or 'none'}",
+        f"seconds: {summary.seconds:.1f} in all; stages, which overlap: {stages}",
         f"peak memory: {'not known' if memory is None else f'{memory:.0f} MiB'}",
         f"record: {summary.run_dir / 'run.json'}",
     ]
@@ -180,10 +188,24 @@ def print_account(summary: RunSummary) -> None:
         stderr.print(line, highlight=False, soft_wrap=True)
 
 
+def print_failures(summary: RunSummary) -> None:
+    """Print which of several images failed; why was said when it happened."""
+    if len(summary.planned) == 1:
+        return
+    names = [failure.name for failure in summary.failures]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    stderr.print(
+        f"not analysed: {len(names)} of {len(summary.planned)} images, for the reasons above: "
+        f"{', '.join(names[:_NAMED])}{more}",
+        style="bold red",
+        soft_wrap=True,
+    )
+
+
 def print_check(check: Check) -> None:
     """Print one finding of `qpnuclei.doctor`."""
     mark = {"OK": ("ok  ", "green"), "NOTE": ("note", "yellow"), "BAD": ("BAD ", "red")}
-    line = Text.assemble(mark[check.status.name], f" {check.name}: {check.found}")
+    line = Text.assemble(mark[check.status.name], in_one_line(f" {check.name}: {check.found}"))
     stdout.print(line, soft_wrap=True)
     if check.remedy:
         stdout.print(f"     → {check.remedy}", soft_wrap=True)
@@ -195,18 +217,18 @@ def info_table(content: dict[str, Any]) -> Group:
         f"{content['project']} (QuPath {content['version'] or 'unknown'}, "
         f"{content['backend']} backend)"
     )
-    parts: list[Text | Table] = [Text(heading, style="bold")]
+    parts: list[Text | Table] = [Text(in_one_line(heading), style="bold")]
     for image in content["images"]:
-        parts.append(Text(f"\n{image['id']}: {image['name']}", style="bold"))
-        parts.append(Text(f"  {_pixels(image)}"))
+        parts.append(Text(f"\n{image['id']}: {in_one_line(image['name'])}", style="bold"))
+        parts.append(Text(f"  {in_one_line(_pixels(image))}"))
         if image["path"] is None:
-            parts.append(Text(f"  missing: {', '.join(image['uris'])}", style="red"))
+            parts.append(Text(f"  missing: {in_one_line(', '.join(image['uris']))}", style="red"))
         if image["transforms"]:
             kinds = ", ".join(image["transforms"])
             parts.append(Text(f"  transformed ({kinds}): not supported by run", style="red"))
         if "error" in image:
             hint = f" ({image['hint']})" if image["hint"] else ""
-            parts.append(Text(f"  {image['error']}{hint}", style="red"))
+            parts.append(Text(in_one_line(f"  {image['error']}{hint}"), style="red"))
             continue
         table = Table("class", box=None, padding=(0, 2))
         for column in ("annotations", "mm²", "detections"):
@@ -215,7 +237,7 @@ def info_table(content: dict[str, Any]) -> Group:
             row = image["annotations"].get(name, {"count": 0, "area_mm2": None})
             area = "–" if row["area_mm2"] is None else f"{row['area_mm2']:.3f}"
             count = image["detections"].get(name, 0)
-            table.add_row(name or "unclassified", str(row["count"]), area, str(count))
+            table.add_row(in_one_line(name or "unclassified"), str(row["count"]), area, str(count))
         parts.append(table if table.rows else Text("  no annotations, no detections"))
         if image["detections_by_qpnuclei"]:
             parts.append(Text(f"  {image['detections_by_qpnuclei']} detections by qpnuclei"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qpnuclei.cli.options import ImageRoot, Json, Quiet
+from qpnuclei.cli.options import ImageRoot, Json, Quiet, within
 from qpnuclei.errors import UsageError
 from qpnuclei.training.callbacks import Watcher
 
@@ -70,7 +70,7 @@ def train(
         int | None,
         typer.Option(
             "--epochs",
-            min=1,
+            callback=within(1, None, "epochs"),
             help="Number of epochs; students learn in rounds instead: --set rounds=N.",
             show_default="as in the recipe",
         ),
@@ -146,7 +146,7 @@ def train(
         int | None,
         typer.Option(
             "--workers",
-            min=0,
+            callback=within(0, None, "processes"),
             help="Processes that read tiles; 0 reads in the main process.",
             show_default="0 without a GPU, else one per core, at most 8",
         ),
@@ -293,6 +293,8 @@ class ConsoleWatcher(Watcher):
 
     def begins(self, batches: int, seconds_per_batch: float) -> None:
         """Show the estimated duration of the training."""
+        from qpnuclei.cli.console import in_words
+
         self._bar.console.print(
             f"{batches} batches of about {seconds_per_batch:.2g} s: "
             f"{in_words(batches * seconds_per_batch)}, plus the search for training patches",
@@ -360,13 +362,6 @@ def _summary(metrics: Mapping[str, float]) -> str:
     return "  ".join(
         f"{short} {metrics[name]:.3f}" for name, short in _SHORT_NAMES.items() if name in metrics
     )
-
-
-def in_words(seconds: float) -> str:
-    """Return a duration in words: ``"about 3 h 20 min"``."""
-    minutes = max(1, round(seconds / 60))
-    hours, rest = divmod(minutes, 60)
-    return f"about {hours} h {rest} min" if hours else f"about {minutes} min"
 
 
 def _numbers(text: str) -> list[float]:

@@ -34,6 +34,7 @@ _CLOSE_UP_MPP = 0.25
 _MIN_OUTLINED_PX = 3.0
 _DENSITY_SIGMA_UM = 25.0
 
+_FONT_PX = 17
 _SHIFT = 4  # OpenCV draws with 1/16 px
 
 
@@ -253,11 +254,18 @@ def _scale_bar(canvas: Image.Image, um_per_px: float) -> None:
     target = canvas.width * um_per_px / 6
     power = 10 ** np.floor(np.log10(target))
     length = float(max(step * power for step in (1, 2, 5) if step * power <= target))
-    # Millimetres: Pillow's font has no µ.
-    label = f"{length / 1000:g} mm"
     y = canvas.height - 16
     ImageDraw.Draw(canvas).rectangle((14, y, 14 + length / um_per_px, y + 5), fill=_INK)
-    _text(canvas, label, (14, y - 26), _INK)
+    if length >= 1000:
+        _text(canvas, f"{length / 1000:g} mm", (14, y - 26), _INK)
+        return
+    # Pillow's font has no µ: it is a u with a leg.
+    number = f"{length:g} "
+    _text(canvas, f"{number}um", (14, y - 26), _INK)
+    font = ImageFont.load_default(_FONT_PX)
+    left, _, _, bottom = font.getbbox("u")
+    x, foot = 15 + font.getlength(number) + left, y - 26 + bottom
+    ImageDraw.Draw(canvas).line((x, foot - 2, x, foot + 4), fill=_INK, width=2)
 
 
 def _text(
@@ -272,7 +280,7 @@ def _text(
         at,
         text,
         fill=colour,
-        font=ImageFont.load_default(17),
+        font=ImageFont.load_default(_FONT_PX),
         anchor="mm" if centred else "la",
         stroke_width=3,
         stroke_fill=(255, 255, 255),

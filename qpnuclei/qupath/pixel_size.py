@@ -14,6 +14,7 @@ from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry
 from qpnuclei.slides.resolution import resolve_mpp
+from qpnuclei.system.files import read_regular
 
 _log = logging.getLogger(__name__)
 
@@ -134,11 +135,12 @@ def read_mpp_table(path: Path, entries: Sequence[ImageEntry]) -> dict[str, float
         If it names an image that the project does not have, or one twice.
     """
     try:
-        text = path.read_text("utf-8-sig")
+        text = read_regular(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise NotFoundError(f"there is no {path}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise FormatError(f"{path}: cannot be read: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise FormatError(f"{path}: cannot be read: {reason}") from None
     header = text.partition("\n")[0]
     delimiter = next((mark for mark in ("\t", ";") if mark in header), ",")
     reader = csv.DictReader(text.splitlines(), delimiter=delimiter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import unicodedata
@@ -14,9 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
+from typer.testing import CliRunner
 
-from qpnuclei.cli.console import LineHandler, PlainConsole, visible
-from qpnuclei.errors import UsageError
+from qpnuclei.cli.app import app
+from qpnuclei.cli.console import LineHandler, LinePerMinute, PlainConsole, print_error, visible
+from qpnuclei.errors import QpnucleiError, UsageError
 from qpnuclei.qupath.counts import write_table
 from tests.cli.conftest import Outcome
 
@@ -211,3 +214,106 @@ def test_no_cell_begins_a_formula(tmp_path: Path, suffix: str) -> None:
         assert not line.startswith(("=", "+", "@"))
     assert text.startswith(f"'=name{separator}number{separator}plain\n'=cmd|")
     assert text.count(f"{separator}-1.5{separator}a=b\n") == len(evil)  # numbers stay numbers
+
+
+def test_progress_in_a_log_file_is_a_line_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    seconds = 0.0
+    progress = LinePerMinute(lambda: seconds)
+    for image in ("one.svs", "two\nerror: feigned.svs"):
+        for done in range(1, 11):
+            seconds += 25.0
+            progress(image, done, 10, 7 * done)
+    assert capsys.readouterr().err.splitlines() == [
+        "one.svs: 3 of 10 tiles, 21 nuclei in them, about 3 min left",
+        "one.svs: 6 of 10 tiles, 42 nuclei in them, about 2 min left",
+        "one.svs: 9 of 10 tiles, 63 nuclei in them, about 1 min left",
+        "one.svs: 10 of 10 tiles, 70 nuclei in them",
+        "two\\nerror: feigned.svs: 3 of 10 tiles, 21 nuclei in them, about 3 min left",
+        "two\\nerror: feigned.svs: 6 of 10 tiles, 42 nuclei in them, about 2 min left",
+        "two\\nerror: feigned.svs: 9 of 10 tiles, 63 nuclei in them, about 1 min left",
+        "two\\nerror: feigned.svs: 10 of 10 tiles, 70 nuclei in them",
+    ]
+
+
+def test_a_name_of_two_lines_feigns_none(
+    sample: Sample, qpnuclei: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = rename(sample("0.5.1"), ["a\nerror: all is lost", "b\r\nhint: pay", "c"])
+    said = qpnuclei("info", project, "--backend", "native").stdout
+    assert "a\\nerror: all is lost" in said
+    said += qpnuclei(
+        *("run", project, "--roi-all", "--dry-run", "--mpp", "0.5", "--backend", "native")
+    ).stdout
+    print_error(QpnucleiError("a\nerror: b", "c\nhint: d"), "e\nf: ")
+    LineHandler().emit(logging.LogRecord("qpnuclei", logging.ERROR, "", 1, "x\ny", (), None))
+    said += capsys.readouterr().err
+    assert "error: e\\nf: a\\nerror: b\nhint: c\\nhint: d\nERROR    x\\ny\n" in said
+    starts = [line for line in said.splitlines() if line.startswith(("error: ", "hint: "))]
+    assert len(starts) == 2  # those of print_error
+
+
+@pytest.mark.parametrize(
+    ("options", "warned", "informed"),
+    [
+        ([], True, True),
+        (["--log-level", "info"], True, True),
+        (["-v"], True, True),
+        (["-q"], True, False),
+        (["--log-level", "warning"], True, False),
+        (["--log-level", "error"], False, False),
+    ],
+)
+def test_log_levels(
+    options: list[str], warned: bool, informed: bool, sample: Sample, qpnuclei: Call
+) -> None:
+    assert qpnuclei(*options, "project", "backups", sample("0.5.1")).exit_code == 0
+    log = logging.getLogger("qpnuclei.anything")
+    assert log.isEnabledFor(logging.WARNING) == warned
+    assert log.isEnabledFor(logging.INFO) == informed
+
+
+def test_log_levels_that_contradict_each_other(sample: Sample, qpnuclei: Call) -> None:
+    outcome = qpnuclei("-q", "-v", "project", "backups", sample("0.5.1"))
+    assert outcome.exit_code == 2
+    assert "--quiet" in str(outcome.error)
+
+
+@pytest.mark.parametrize("no_color", [None, "1"])
+def test_no_color(no_color: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_color is not None:
+        monkeypatch.setenv("NO_COLOR", no_color)
+    console = PlainConsole()
+    with console.capture() as captured:
+        console.print("red", style="red")
+    assert ("\x1b[31m" in captured.get()) == (no_color is None)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--max-nucleus", "500", "500 µm is not in the range: 1 to 200 µm"),
+        ("--max-nucleus", "nan", "nan µm"),
+        ("--simplify", "-1", "-1 µm is not in the range: 0 to 5 µm"),
+        ("--tile", "64", "64 px is not in the range: 128 to 8192 px"),
+        ("--workers", "0", "0 cores is not in the range: at least 1 cores"),
+    ],
+)
+def test_a_range_has_a_unit(option: str, value: str, said: str) -> None:
+    outcome = CliRunner().invoke(app, ["run", "project", option, value], env={"COLUMNS": "120"})
+    assert outcome.exit_code == 2
+    assert said in outcome.output
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are none on this system")
+def test_a_table_of_pixel_sizes_has_an_end(sample: Sample, tmp_path: Path, qpnuclei: Call) -> None:
+    project, fifo = sample("0.5.1"), tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for path in (fifo, Path("/dev/zero")):
+        outcome = qpnuclei(
+            *("run", project, "--roi", "Tumor", "--backend", "native", "--dry-run"),
+            *("--mpp-table", path),
+        )
+        assert outcome.exit_code == 1
+        assert f"{path}: cannot be read: not a regular file" in str(outcome.error)

@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
-from qpnuclei.cli.train import in_words
+from qpnuclei.cli.console import in_words
 from qpnuclei.errors import DeviceError, NotFoundError, QpnucleiError, UsageError
 from tests.training.student.test_rounds import tissue
 
