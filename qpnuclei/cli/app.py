@@ -17,6 +17,7 @@ from qpnuclei.cli.export import export
 from qpnuclei.cli.geojson import geojson_app
 from qpnuclei.cli.info import info
 from qpnuclei.cli.project import project_app
+from qpnuclei.cli.qc import qc
 from qpnuclei.cli.run import run
 from qpnuclei.cli.train import train
 from qpnuclei.errors import QpnucleiError
@@ -29,6 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(run)
+app.command()(qc)
 app.command()(export)
 app.command()(info)
 app.command()(train)

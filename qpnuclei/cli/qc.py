@@ -49,16 +49,17 @@ def qc(
     For example: qpnuclei qc project.qpproj
     """
     from qpnuclei.cli.console import describe_error, print_error, print_json, stdout
-    from qpnuclei.cli.pixel_sizes import asked_mpp
     from qpnuclei.errors import standing_alone
     from qpnuclei.pipeline.artefacts import mark_artefacts
+    from qpnuclei.qupath.pixel_size import AskedMpp, read_mpp_table
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.regions import match_images
     from qpnuclei.system.locks import locked
 
     opened = open_project(project, backend=backend, image_root=image_root)
     entries = match_images(opened, tuple(image or ()))
-    asked = asked_mpp(opened, entries, mpp, mpp_table, named=bool(image))
+    by_image = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
+    asked = AskedMpp(mpp, not image and len(entries) > 1, by_image)
     failed = False
     said: list[dict[str, Any]] = []
 

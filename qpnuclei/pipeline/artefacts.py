@@ -52,7 +52,7 @@ class Marked:
 
 
 def mark_artefacts(
-    project: Project, entry: ImageEntry, asked: AskedMpp = AskedMpp(), *, write: bool = True
+    project: Project, entry: ImageEntry, asked: AskedMpp, *, write: bool = True
 ) -> Marked:
     """Find the artefacts of an image, and add an annotation of class ``Ignore*`` for each.
 

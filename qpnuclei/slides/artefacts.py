@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -34,7 +35,7 @@ _PEN_SHARE = 0.1
 #: slide, and at least so dense. Crowded nuclei leave light gaps.
 _FOLD_RATIO, _FOLD_DENSITY = 2.2, 0.33
 #: Out of focus, edges are this much softer than elsewhere on the slide, or than on any slide.
-_BLUR_RATIO, _SHARP = 0.72, 0.5
+_BLUR_RATIO, _SHARP = 0.72, 0.35
 #: Without contrast (standard deviation of the density) a cell shows no edges. So large a share of
 #: its neighbours must have contrast.
 _CONTRAST, _CONTRAST_SHARE = 0.04, 0.3
@@ -98,7 +99,7 @@ def find_artefacts(slide: Slide, mpp: tuple[float, float]) -> dict[str, shapely.
     found = {}
     for kind, mask in masks.items():
         min_cells = _MIN_AREA_UM2[kind] / cell_um2
-        outline = outline_mask(mask, min_cells, min_cells)
+        outline = outline_mask(mask, min_cells, min_cells) if mask.any() else shapely.Point()
         scaled = shapely.transform(outline, lambda xy: xy * downsample * _CELL_PX)
         found[kind] = polygons_of(shapely.intersection(scaled, image))
     return found
@@ -106,6 +107,9 @@ def find_artefacts(slide: Slide, mpp: tuple[float, float]) -> dict[str, shapely.
 
 def artefact_masks(values: CellValues) -> dict[str, Mask]:
     """Tell which cells of a slide are pen, fold or blurred; see `find_artefacts`."""
+    if values.pen.size == 0:
+        nothing = np.zeros(values.pen.shape, bool)
+        return {"pen": nothing, "fold": nothing, "blur": nothing}
     pen = cv2.dilate((values.pen > _PEN_SHARE).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     tissue = (values.tissue > _TISSUE_SHARE) & ~pen
     nothing = np.zeros_like(tissue)
@@ -145,7 +149,7 @@ def measure_cells(rgb: RGB) -> CellValues:
     smooth = cv2.GaussianBlur(density, (0, 0), 1.5)
     edges = cv2.Laplacian(cv2.GaussianBlur(density, (0, 0), 0.7), cv2.CV_32F)
 
-    def cells(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    def cells(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         parts = values.reshape(rows, _CELL_PX, columns, _CELL_PX).swapaxes(1, 2)
         return parts.reshape(rows, columns, _CELL_PX**2)
 
