@@ -102,6 +102,12 @@ class LockedError(SaveError):
     """Another process works on the project; nothing was changed."""
 
 
+class TerminatedError(QpnucleiError):
+    """A batch system has asked the command to end; what is finished is kept."""
+
+    exit_code = 143
+
+
 class UnexpectedError(QpnucleiError):
     """A fault of the program itself, or of a library, met while it worked on one image."""
 

@@ -146,14 +146,10 @@ def run(
         Path | None,
         typer.Option("--parquet", help="Also write the nuclei as Parquet tables to this folder."),
     ] = None,
-    run_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--run-dir",
-            help="Folder for run.json.",
-            show_default="PROJECT/qpnuclei/<date and time>",
-        ),
-    ] = None,
+    run_dir: RunDir = None,
+    resume: Resume = True,
+    retry_failed: RetryFailed = False,
+    fail_fast: FailFast = False,
     force: Annotated[
         bool,
         typer.Option(
