@@ -16,6 +16,7 @@ from qpnuclei.cli.evaluate import evaluate
 from qpnuclei.cli.export import export
 from qpnuclei.cli.geojson import geojson_app
 from qpnuclei.cli.info import info
+from qpnuclei.cli.phases import commit, infer, plan
 from qpnuclei.cli.project import project_app
 from qpnuclei.cli.run import run
 from qpnuclei.cli.train import train
@@ -29,6 +30,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(run)
+app.command()(plan)
+app.command()(infer)
+app.command()(commit)
 app.command()(export)
 app.command()(info)
 app.command()(train)

@@ -23,7 +23,7 @@ from qpnuclei.measure.intensity import (
     pixels_of_labels,
     pixels_of_polygons,
 )
-from qpnuclei.measure.shape import Measurements, shape_measurements
+from qpnuclei.measure.shape import AREA, Measurements, shape_measurements
 from qpnuclei.nuclei.outlines import bounds, polygonise
 from qpnuclei.nuclei.smoothing import junctions, smooth
 from qpnuclei.nuclei.table import NucleiTable, NucleiTables
@@ -122,6 +122,7 @@ def find_nuclei(
     found: NucleiTables,
     *,
     simplify_um: float = DEFAULT_SIMPLIFY_UM,
+    min_area_um2: float = 0.0,
     workers: int = 1,
 ) -> StitchReport:
     """Find the nuclei that the tiles of a plan own, each once, and measure them.
@@ -140,6 +141,8 @@ def find_nuclei(
     simplify_um : float
         Outlines are smooth, and vertices left out that lie within about so many µm; with 0, they
         run along the edges of working pixels.
+    min_area_um2 : float
+        Nuclei with a smaller ``Area µm^2`` are left out.
     workers : int
         Tiles that are measured at the same time. The result does not depend on it.
 
@@ -153,7 +156,15 @@ def find_nuclei(
     )
     with closing(measured):
         return join_tiles(
-            measured, pixels, tiles, lambda: engine, scale, stains, found, simplify_um=simplify_um
+            measured,
+            pixels,
+            tiles,
+            lambda: engine,
+            scale,
+            stains,
+            found,
+            simplify_um=simplify_um,
+            min_area_um2=min_area_um2,
         )
 
 
@@ -228,6 +239,7 @@ def join_tiles(
     found: NucleiTables,
     *,
     simplify_um: float = DEFAULT_SIMPLIFY_UM,
+    min_area_um2: float = 0.0,
     clock: Stopwatch | None = None,
 ) -> StitchReport:
     """Put together what all tiles of a plan found; what the arguments mean, `find_nuclei` says.
@@ -246,11 +258,11 @@ def join_tiles(
             for whole in stitcher.add(
                 of_tile.tile, of_tile.owned, of_tile.cut, of_tile.result, of_tile.junctions
             ):
-                found.append(whole)
+                found.append(_large_enough(whole, min_area_um2))
     with clock("stitch"):
         rest, joined, corners = stitcher.finish()
         for whole in rest:
-            found.append(whole)
+            found.append(_large_enough(whole, min_area_um2))
         size = pixels.width, pixels.height
         result = _finished(joined, corners, scale, size, simplify_um)
         kept, duplicates = drop_duplicates(found, result)
@@ -265,15 +277,14 @@ def join_tiles(
                 seen = _seen_whole(joined.take([row]), seeing, read, colour)
                 stairs, nucleus = joined.take([row]).polygons(), result.take([row])
                 inside = pixels_of_polygons(stairs, seen.labels.shape, seen.tile.view[:2])
-                found.append(
-                    nucleus.with_measurements(
-                        {
-                            **_shapes(nucleus, scale),
-                            **_intensities_at_level_0(nucleus, pixels, stains),
-                            **_scores(seen, inside),
-                        }
-                    )
+                whole = nucleus.with_measurements(
+                    {
+                        **_shapes(nucleus, scale),
+                        **_intensities_at_level_0(nucleus, pixels, stains),
+                        **_scores(seen, inside),
+                    }
                 )
+                found.append(_large_enough(whole, min_area_um2))
     return StitchReport(
         stitcher.fragments, stitcher.covered, len(joined), stitcher.overlapping + duplicates
     )
@@ -315,6 +326,12 @@ def _finished(
         outlines.polygon_offsets,
         outlines.measurements,
     )
+
+
+def _large_enough(nuclei: NucleiTable, min_area_um2: float) -> NucleiTable:
+    if min_area_um2 <= 0:
+        return nuclei
+    return nuclei.take(nuclei.measurements[AREA] >= min_area_um2)
 
 
 def _shapes(nuclei: NucleiTable, scale: Scale) -> Measurements:

@@ -77,6 +77,7 @@ def join_image(
             image.stain_vectors,
             kept,
             simplify_um=options.simplify_um,
+            min_area_um2=options.min_area_um2,
             clock=clock,
         )
         with clock("check"):

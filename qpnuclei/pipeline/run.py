@@ -141,7 +141,7 @@ def plan_run(
     entries: Sequence[ImageEntry],
     options: RunOptions,
     conduct: Conduct | None = None,
-) -> tuple[RunFolder, RunSummary]:
+) -> tuple[RunFolder, RunPlan, RunSummary]:
     """Write into a run's folder what is to be done; neither torch nor weights are loaded.
 
     Raises
@@ -160,7 +160,7 @@ def plan_run(
                 summary.fail(by_id[entry_id], error)
             summary.state = "planned"
             summary.save()
-    return folder, summary
+    return folder, planned.plan, summary
 
 
 def infer_run(

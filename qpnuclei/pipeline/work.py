@@ -45,6 +45,7 @@ _NOT_OF_UNITS = frozenset(
         *("mpp", "mpp_only_missing", "mpp_by_image"),
         *("tissue_annotation", "class_name", "on_existing", "force"),
         *("tile_px", "max_nucleus_um"),  # the tiles themselves are part of it
+        "min_area_um2",  # what is too small is left out when units are put together
         *("geojson_dir", "parquet_dir", "run_dir"),
     }
 )
@@ -349,7 +350,11 @@ def divide(tiles: TilePlan, image: PlannedImage, spec: EngineSpec, options: RunO
         key = _hash([given, inside, outside])
         units.append(WorkUnit(f"{number:05d}-{key[:20]}", key, tuple(indices)))
     whole = _hash(
-        [given, [unit.key for unit in units], [region.geometry for region in image.regions]]
+        [
+            [given, options.min_area_um2],
+            [unit.key for unit in units],
+            [region.geometry for region in image.regions],
+        ]
     )
     return Layout(tiles, tuple(units), whole)
 
@@ -454,7 +459,8 @@ class RunPlan(_Part):
         ModelError
             If it is.
         """
-        if _hash(asdict(spec)) != _hash(self.engine):
+        planned = self.spec()
+        if (spec.sha256, spec.mpp, spec.stride) != (planned.sha256, planned.mpp, planned.stride):
             raise ModelError(
                 f"the model {spec.name} here ({spec.sha256[:12] or 'no hash'}) is another than the "
                 f"one that was planned for ({str(self.engine.get('sha256'))[:12]})",
