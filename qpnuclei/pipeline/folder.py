@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from datetime import datetime
 from itertools import count
@@ -30,6 +31,8 @@ from qpnuclei.system.files import (
 TRIES = 3
 
 _log = logging.getLogger(__name__)
+#: What is of interest to whoever reads the log, but not on the terminal.
+_journal = logging.getLogger(f"{__name__}.journal")
 
 
 class RunFolder:
@@ -203,20 +206,34 @@ class RunFolder:
             return {}
         return content if isinstance(content, dict) else {}
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the run has come to its end, without a failure."""
+        return self.record().get("state") == "done"
+
     @contextlib.contextmanager
     def logging(self) -> Iterator[None]:
         """Add what the program says within the block to ``run.log``, with the time."""
+        self.make()
         handler = _Log(self.path / "run.log", mode="a", encoding="utf-8", delay=True)
         handler.setFormatter(
             logging.Formatter(f"%(asctime)s {os.getpid()} %(levelname)s %(message)s")
         )
-        logger = logging.getLogger("qpnuclei")
-        logger.addHandler(handler)
+        _journal.propagate = False
+        _journal.setLevel(logging.INFO)
+        loggers = logging.getLogger("qpnuclei"), _journal
+        for logger in loggers:
+            logger.addHandler(handler)
         try:
             yield
         finally:
-            logger.removeHandler(handler)
+            for logger in loggers:
+                logger.removeHandler(handler)
             handler.close()
+
+    def note(self, text: str, *arguments: object) -> None:
+        """Add a line to the log alone."""
+        _journal.info(text, *arguments)
 
 
 class _Log(logging.FileHandler):
@@ -237,7 +254,8 @@ def choose_folder(
     """Return the folder for a run, and make those that the user named.
 
     The default one in the project is made by what is first written to it: a run that is ended
-    before, by whatever, leaves no empty folder.
+    before, by whatever, leaves no empty folder. A new one takes the place of those of runs that are
+    done: of these only the records stay.
 
     Parameters
     ----------
@@ -269,11 +287,18 @@ def choose_folder(
     if resume:
         for path in sorted(runs.glob("*/plan.json"), reverse=True):
             folder = RunFolder(path.parent, project.path.parent)
-            record = folder.record()
-            if record.get("request") == request and record.get("state") != "done":
+            if folder.record().get("request") == request and not folder.is_done:
                 return folder
     # The project is locked: no other run takes the same.
     name = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     names = (name if number == 1 else f"{name}-{number}" for number in count(1))
     free = next(runs / name for name in names if not (runs / name).exists())
+    _drop_shards(runs)
     return RunFolder(free, project.path.parent)
+
+
+def _drop_shards(runs: Path) -> None:
+    """Remove the shards of runs that are done; what they hold is in the project."""
+    for path in runs.glob("*/shards"):
+        if RunFolder(path.parent).is_done and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)  # they do no harm

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 
+from qpnuclei._version import __version__
 from qpnuclei.errors import (
     QpnucleiError,
     SaveError,
@@ -131,6 +132,7 @@ def analyse_project(
             summary.images.sort(key=lambda result: order.index(result.entry))
             summary.failures.sort(key=lambda failure: order.index(failure.entry))
             summary.finish()
+            folder.note("%s: %d nuclei", summary.state, summary.nuclei)
             with interrupt_postponed():
                 summary.save_somewhere()
     return summary
@@ -283,6 +285,7 @@ def commit_run(
             conduct.check_stop()
         summary.device = summary.device or str(folder.record().get("device", ""))
         summary.finish()
+        folder.note("%s: %d nuclei", summary.state, summary.nuclei)
         with interrupt_postponed():
             summary.save_somewhere()
     return summary
@@ -307,7 +310,7 @@ def _plan(
     """Plan the images, and write the plan."""
     spec = engine_spec(options.model)
     earlier: dict[str, PlannedImage] = {}
-    if conduct.resume and folder.plan_path.exists():
+    if conduct.resume and folder.plan_path.exists() and not folder.is_done:
         earlier = {image.entry: image for image in folder.plan().images}
     images, committed = [], set()
     errors: dict[str, QpnucleiError] = {}
@@ -344,6 +347,7 @@ def _plan(
         nothing_to_do=nothing,
     )
     folder.save_plan(plan)
+    folder.note("qpnuclei %s: %d images are planned", __version__, len(images))
     if conduct.retry_failed:
         folder.forget_failures()
     if earlier:

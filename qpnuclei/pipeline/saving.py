@@ -67,6 +67,7 @@ def commit_image(
         )
         with suppress(SaveError):
             result.save(path, is_saved=True)
+    folder.note("image %s: %d nuclei are in the project", image.name, result.nuclei)
     return result
 
 

@@ -168,6 +168,7 @@ def infer_images(
         with standing_alone(f"image {image.name}", errors.append):
             if outcome.shard is not None:
                 _put(folder, outcome.task, outcome.shard)
+                folder.note("image %s: unit %s is done", image.name, unit.name)
             elif outcome.error is not None:
                 errors.append(outcome.error)
                 folder.add_failure(image, unit, outcome.tries, outcome.error)
