@@ -62,14 +62,15 @@ def export(
 ) -> None:
     """Write the number of nuclei per annotation, with area, density and measurements.
 
-    A nucleus counts for every annotation that contains its centroid, as in QuPath. Annotations that
-    no run has analysed have the status "not analysed" and no counts.
+    A nucleus counts for every annotation and TMA core that contains its centroid, as in QuPath.
+    Those that no run has analysed have the status "not analysed" and no counts.
 
     For example: qpnuclei export project.qpproj -o counts.csv
     """
     from qpnuclei.cli.console import describe_error, print_error, print_json, stderr
     from qpnuclei.qupath.analysed import Status
-    from qpnuclei.qupath.counts import check_table_name, count_project, write_table
+    from qpnuclei.qupath.count_table import check_table_name, write_counts
+    from qpnuclei.qupath.counts import count_project
     from qpnuclei.qupath.pixel_size import AskedMpp, read_mpp_table
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.regions import match_images
@@ -95,7 +96,7 @@ def export(
     )
     written = len(failures) < len(entries)
     if written:
-        write_table(rows, output)
+        write_counts(rows, output)
     if json:
         print_json({"table": str(output) if written else None, "rows": rows, "failures": failures})
     if not written:

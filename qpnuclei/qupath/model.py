@@ -118,10 +118,35 @@ class Annotation:
         return not self.area.is_empty
 
     @property
+    def kind(self) -> str:
+        """What it is, in a table."""
+        return "annotation"
+
+    @property
     def label(self) -> str:
         """Name for messages: name or class, and the start of the UUID."""
         text = self.name or self.class_name or "unclassified"
         return f"{text} ({str(self.id)[:8]})" if self.id else f"{text} (#{self.handle})"
+
+
+@dataclass(frozen=True)
+class TmaCore(Annotation):
+    """One core of the TMA grid of an image, which counts like an annotation.
+
+    Its handle means nothing: detections are never written under a core.
+
+    Parameters
+    ----------
+    missing : bool
+        Whether QuPath shows it as missing.
+    """
+
+    missing: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What it is, in a table."""
+        return "missing TMA core" if self.missing else "TMA core"
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,13 +195,14 @@ class ImageObjects:
 
     `fingerprint` identifies the state of the file on disk, absence included: `ImageEntry.write`
     refuses if the file has changed since. `properties` are the image's text properties, which
-    QuPath keeps when it saves.
+    QuPath keeps when it saves. `cores` are those of the TMA grid, row by row.
     """
 
     annotations: tuple[Annotation, ...]
     detections: Detections
     fingerprint: str
     properties: Mapping[str, str] = field(default_factory=dict)
+    cores: tuple[TmaCore, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -149,7 +149,11 @@ class NativeImage:
             return ImageObjects((), FileDetections([]), fingerprint)
         objects = self._parse(data).read()
         return ImageObjects(
-            objects.annotations, objects.detections, fingerprint, objects.properties
+            objects.annotations,
+            objects.detections,
+            fingerprint,
+            objects.properties,
+            objects.cores,
         )
 
     def write(self, edit: Edit, fingerprint: str) -> None:

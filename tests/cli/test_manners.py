@@ -17,7 +17,7 @@ from rich.table import Table
 
 from qpnuclei.cli.console import LineHandler, PlainConsole, visible
 from qpnuclei.errors import UsageError
-from qpnuclei.qupath.counts import write_table
+from qpnuclei.qupath.count_table import write_table
 from tests.cli.conftest import Outcome
 
 Call = Callable[..., Outcome]

@@ -40,7 +40,15 @@ from qpnuclei.errors import (
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath import project_file
 from qpnuclei.qupath.backups import drop_old_backups, kept_backup
-from qpnuclei.qupath.model import Annotation, Detections, Edit, ImageObjects, ImageServer, PathClass
+from qpnuclei.qupath.model import (
+    Annotation,
+    Detections,
+    Edit,
+    ImageObjects,
+    ImageServer,
+    PathClass,
+    TmaCore,
+)
 from qpnuclei.qupath.paquo import jvm
 from qpnuclei.qupath.paquo.jvm import (
     Handle,
@@ -318,6 +326,7 @@ class PaquoImage:
             _JavaDetections(objects, annotations, stored),
             loaded.fingerprint,
             self._properties(loaded),
+            _read_cores(_only(objects, "isTMACore"), stored),
         )
 
     def _properties(self, loaded: _Loaded) -> dict[str, str]:
@@ -531,6 +540,13 @@ def _read_annotations(annotations: JavaObject, stored: set[str]) -> tuple[Annota
             )
         )
     return tuple(made)
+
+
+def _read_cores(cores: JavaObject, stored: set[str]) -> tuple[TmaCore, ...]:
+    return tuple(
+        TmaCore(**{**vars(core), "handle": -1 - core.handle}, missing=bool(item.isMissing()))
+        for core, item in zip(_read_annotations(cores, stored), cores, strict=True)
+    )
 
 
 def _metadata(annotation: JavaObject) -> dict[str, str]:
