@@ -185,6 +185,33 @@ def count_in_regions(
     return counted
 
 
+def counted_image(entry: ImageEntry, pixel_sizes: AskedMpp, project: Project) -> CountedImage:
+    """Read an image to count its objects; without a pixel size, a warning says so.
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        If its objects cannot be read.
+    """
+    server = entry.server
+    objects = entry.read()
+    calibration = PixelCalibration()
+    try:
+        record = Record.of(objects.properties, f"image {entry.name}")
+        found, _ = pixel_size(entry, record, pixel_sizes)
+        calibration = PixelCalibration(*found)
+    except MppError as error:
+        _log.warning("%s: its areas are left empty; %s", error.what, error.hint)
+    return CountedImage(
+        project=f"{project.path.parent.name}/{project.path.name}",
+        name=entry.name,
+        objects=objects,
+        calibration=calibration,
+        size=(server.width, server.height) if server.width and server.height else None,
+        id=entry.id,
+    )
+
+
 def count_project(
     project: Project,
     images: Sequence[ImageEntry],
@@ -228,24 +255,8 @@ def count_project(
         failed(entry, error)
 
     def count(entry: ImageEntry) -> None:
-        server = entry.server
-        objects = entry.read()
-        calibration = PixelCalibration()
-        try:
-            record = Record.of(objects.properties, f"image {entry.name}")
-            found, _ = pixel_size(entry, record, pixel_sizes or AskedMpp(mpp))
-            calibration = PixelCalibration(*found)
-        except MppError as error:
-            _log.warning("%s: its areas are left empty; %s", error.what, error.hint)
-        image = CountedImage(
-            project=f"{project.path.parent.name}/{project.path.name}",
-            name=entry.name,
-            objects=objects,
-            calibration=calibration,
-            size=(server.width, server.height) if server.width and server.height else None,
-            id=entry.id,
-        )
-        areas = (*objects.annotations, *objects.cores)
+        image = counted_image(entry, pixel_sizes or AskedMpp(mpp), project)
+        areas = (*image.objects.annotations, *image.objects.cores)
         known.update(a.class_name for a in areas if a.class_name is not None)
         rows.extend(
             count_objects(image, by, roi_classes=roi_classes, nucleus_classes=nucleus_classes)

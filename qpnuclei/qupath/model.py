@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.areas import valid_area
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.stains import Stains
+
+if TYPE_CHECKING:
+    from qpnuclei.nuclei.exports.rows import NucleusRows
 
 
 @dataclass(frozen=True)
@@ -356,3 +359,21 @@ class Project(Protocol):
     @property
     def images(self) -> Sequence[ImageEntry]:
         """The images, in project order."""
+
+    def nuclei(self, image: str, mpp: float | None = None) -> NucleusRows:
+        """Return the nuclei of an image, whoever wrote them, as a table.
+
+        Parameters
+        ----------
+        image : str
+            Name or entry ID.
+        mpp : float, optional
+            µm per level-0 px, over what the project says.
+
+        Raises
+        ------
+        qpnuclei.errors.UsageError
+            If there is no such image.
+        qpnuclei.errors.FormatError
+            If its objects cannot be read.
+        """
