@@ -104,8 +104,8 @@ def nucleus_rows(
         "type": of_rows(kinds),
         "class": of_rows(names),
         "by_qpnuclei": [is_ours(found.ids[i]) for i in rows.tolist()],
-        "annotation": of_chain([a and a.name for a in owners]),
-        "annotation_class": of_chain([a and a.class_name for a in owners]),
+        "annotation": of_chain([None if a is None else a.name for a in owners]),
+        "annotation_class": of_chain([None if a is None else a.class_name for a in owners]),
         "annotation_uuid": of_chain([_id(a) for a in owners]),
         "parents": of_chain([SEPARATOR.join(map(_called, above)) or None for above in parents]),
         "parent_uuids": of_chain(
@@ -120,8 +120,8 @@ def nucleus_rows(
         "centroid_y_um": y_um,
         "z": planes[rows, 0].astype(np.int32),
         "t": planes[rows, 1].astype(np.int32),
-        "status": of_chain([a and str(image.record.status(a)) for a in owners]),
-        "check": of_chain([(a and image.record.doubts(a)) or None for a in owners]),
+        "status": of_chain([None if a is None else str(image.record.status(a)) for a in owners]),
+        "check": of_chain([None if a is None else image.record.doubts(a) or None for a in owners]),
     }
     arrays = [pa.array(columns[field.name], field.type) for field in FIELDS]
     table = pa.Table.from_arrays(arrays, schema=FIELDS)

@@ -70,7 +70,7 @@ def write_label_image(rows: NucleusRows, path: Path) -> int:
     factors = [1]
     while max(width, height) > _SMALLEST * factors[-1]:
         factors.append(2 * factors[-1])
-    common = {
+    common: dict[str, Any] = {
         "dtype": np.uint32,
         "tile": (TILE, TILE),
         "compression": "zlib",
