@@ -291,9 +291,9 @@ class PlannedImage(_Part):
         try:
             regions = [planned.region() for planned in self.regions]
         except shapely.errors.ShapelyError as error:
-            raise FormatError(f"image {self.name}: a region of the plan is damaged") from error
+            raise FormatError("a region of the plan is damaged", "plan the run again") from error
         if not all(_is_area(region.geometry) for region in regions):
-            raise FormatError(f"image {self.name}: a region of the plan is no area")
+            raise FormatError("a region of the plan is no area", "plan the run again")
         return regions
 
     def layout(self, spec: EngineSpec, options: RunOptions) -> Layout:
@@ -316,7 +316,7 @@ class PlannedImage(_Part):
         layout = divide(tiles, self, spec, options)
         if tuple(unit.name for unit in layout.units) != self.units:
             raise FormatError(
-                f"image {self.name}: the plan contradicts itself, or is of another version",
+                "the plan contradicts itself, or is of another version",
                 "plan the run again",
             )
         return layout

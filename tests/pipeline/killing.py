@@ -27,14 +27,14 @@ from tests.cli.test_one_bad_apple import IMAGE, annotate
 #: Each of its images has four units of one tile.
 OPTIONS = (
     *("--roi", "Tumor", "--device", "cpu", "--quiet", "--backend", "native", "--workers", "1"),
-    *("--tile", "256", "--max-nucleus", "8"),
+    *("--tile", "128", "--max-nucleus", "8"),
 )
 
 
 def make_project(folder: Path, images: int) -> Path:
     folder.mkdir(parents=True)
     slides = [Path(shutil.copy(IMAGE, folder / f"{number}.tif")) for number in range(images)]
-    project = create_from_slides(folder / "project", slides, mpp=0.5)
+    project = create_from_slides(folder / "project", slides, mpp=0.25)
     for image in open_project(project.path).images:
         annotate(image, shapely.box(20, 20, 140, 230), shapely.box(150, 60, 240, 240))
     return folder

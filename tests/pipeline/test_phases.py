@@ -31,7 +31,7 @@ from tests.paths import ROOT
 from tests.pipeline.killing import content, make_project
 
 OPTIONS = RunOptions(
-    RoiSelection(classes=("Tumor",)), device="cpu", tile_px=256, max_nucleus_um=8, workers=1
+    RoiSelection(classes=("Tumor",)), device="cpu", tile_px=128, max_nucleus_um=8, workers=1
 )
 
 
@@ -42,11 +42,13 @@ def units_of_one_tile(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shards(folder: Path, image: str = "*") -> dict[str, float]:
-    return {p.name: p.stat().st_mtime_ns for p in folder.glob(f"shards/{image}/0*.parquet")}
+    found = folder.glob(f"shards/{image}/0*.parquet")
+    return {f"{path.parent.name}/{path.stem}": path.stat().st_mtime_ns for path in found}
 
 
 def test_phases_on_several_machines_are_one_run(tmp_path: Path) -> None:
     place = make_project(tmp_path / "place", 2)
+    shutil.copytree(place, tmp_path / "pristine")
     project = place / "project"
     options = replace(OPTIONS, run_dir=tmp_path / "run")
     assert qpnuclei.plan(project, options) == tmp_path / "run"
@@ -94,7 +96,7 @@ def test_phases_on_several_machines_are_one_run(tmp_path: Path) -> None:
 
     # It is what one command does.
     shutil.rmtree(place)
-    make_project(place, 2)
+    shutil.copytree(tmp_path / "pristine", place)
     directly = qpnuclei.run(project, options, resume=False)
     assert [i.regions for i in directly.images] == [i.regions for i in again.images]
     assert content(place) == committed
@@ -132,7 +134,7 @@ def test_a_changed_annotation_concerns_its_image_alone(tmp_path: Path) -> None:
     # The same request goes on with the same folder.
     assert qpnuclei.plan(place / "project", OPTIONS) == folder
     plan = RunPlan.read(folder / "plan.json")
-    there = [[name in {Path(p).stem for p in before} for name in i.units] for i in plan.images]
+    there = [[f"{i.folder}/{name}" in before for name in i.units] for i in plan.images]
     assert all(there[0])
     assert not all(there[1])
     summary = qpnuclei.run(place / "project", OPTIONS)
@@ -151,14 +153,14 @@ def test_a_unit_that_fails_is_tried_three_times_and_the_rest_goes_on(tmp_path: P
         tifffile.imwrite(
             path, rgb, tile=(64, 64), photometric="rgb", compression="deflate", metadata=None
         )
+    project = create_from_slides(tmp_path / "p", [bad, good], mpp=0.25)
+    for image in open_project(project.path).images:
+        annotate(image, shapely.box(20, 20, 250, 250))
     with tifffile.TiffFile(bad) as file:
         start, size = file.pages[0].dataoffsets[-1], file.pages[0].databytecounts[-1]
     content = bytearray(bad.read_bytes())
     content[start : start + size] = b"\xff" * size
     bad.write_bytes(content)
-    project = create_from_slides(tmp_path / "p", [bad, good], mpp=0.5)
-    for image in open_project(project.path).images:
-        annotate(image, shapely.box(20, 20, 250, 250))
 
     summary = qpnuclei.run(project, OPTIONS)
 
@@ -205,7 +207,9 @@ def test_annotations_without_nuclei_are_not_analysed_again(tmp_path: Path) -> No
 @pytest.fixture(scope="module")
 def a_plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = make_project(tmp_path_factory.mktemp("planned") / "place", 1)
-    return qpnuclei.plan(place / "project", OPTIONS) / "plan.json"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("qpnuclei.pipeline.work.UNIT_SIDE", 1)
+        return qpnuclei.plan(place / "project", OPTIONS) / "plan.json"
 
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "..", "a/b", "a\\b", "C:x", ""])
