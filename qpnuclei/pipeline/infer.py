@@ -35,7 +35,7 @@ from qpnuclei.slides.resolution import Scale
 from qpnuclei.slides.slide import PixelSource
 from qpnuclei.slides.stains import ReinhardStatistics, Stains, separate
 from qpnuclei.system.memory import return_freed_memory
-from qpnuclei.system.threads import in_parallel
+from qpnuclei.system.threads import map_in_threads
 from qpnuclei.system.timing import Stopwatch
 from qpnuclei.tiling.plan import Box, Tile, TilePlan
 from qpnuclei.tiling.stitch import Stitcher, StitchReport, drop_duplicates
@@ -148,7 +148,7 @@ def find_nuclei(
         return _finished(outlines, corners, scale, (pixels.width, pixels.height), simplify_um)
 
     def measure(seen: TileInstances) -> _Measured:
-        with tiles.naming(seen.tile):
+        with tiles.errors_naming(seen.tile):
             with clock("segment"):
                 origin = seen.tile.view[:2]
                 outlines, ids = polygonise(seen.labels, origin)
@@ -174,7 +174,7 @@ def find_nuclei(
     count = 0
     with (
         closing(engine.segment(read, tiles, colour, clock)) as segmented,
-        closing(in_parallel(measure, segmented, workers)) as measured_tiles,
+        closing(map_in_threads(measure, segmented, workers)) as measured_tiles,
     ):
         for done, of_tile in enumerate(measured_tiles, start=1):
             with clock("stitch"):
@@ -281,5 +281,5 @@ def _scores(seen: TileInstances, regions: Pixels) -> Measurements:
     """Measure the maps of the engine."""
     measured: Measurements = {}
     for name, score in seen.scores.items():
-        measured |= mean_measurement(name, score.values[regions.of(score.codes)], regions)
+        measured |= mean_measurement(name, score.values[regions.of(score.levels)], regions)
     return measured

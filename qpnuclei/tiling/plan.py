@@ -349,7 +349,7 @@ class TilePlan(Sequence[Tile]):
         return parts
 
     @contextmanager
-    def naming(self, tile: Tile) -> Iterator[None]:
+    def errors_naming(self, tile: Tile) -> Iterator[None]:
         """Add the tile's position to errors of the ``with`` block."""
         where = f"tile {tile.index + 1} of {len(self)} at {tile.core[:2]}"
         try:

@@ -34,7 +34,7 @@ def read(box: Box) -> np.ndarray:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["default", "concatenating"])
-def test_labels_and_codes_do_not_depend_on_workers_or_threads(
+def test_labels_and_scores_do_not_depend_on_workers_or_threads(
     kind: str, precision: str, tmp_path: Path
 ) -> None:
     model = str(model_of(kind, tmp_path))
@@ -55,7 +55,7 @@ def test_labels_and_codes_do_not_depend_on_workers_or_threads(
             assert one.tile == same.tile
             np.testing.assert_array_equal(one.labels, same.labels)
             for name, score in one.scores.items():
-                np.testing.assert_array_equal(score.codes, same.scores[name].codes)
+                np.testing.assert_array_equal(score.levels, same.scores[name].levels)
 
 
 def test_the_spec_is_that_of_the_loaded_network(tmp_path: Path) -> None:
