@@ -20,8 +20,7 @@ from qpnuclei.evaluation.datasets import read_rgb
 from qpnuclei.evaluation.tuning import resample
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
-
-RGB = npt.NDArray[np.uint8]
+from qpnuclei.slides.pixels import RGB
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff"}
 #: A fifth of an octave and a bit: finer than nuclei tell.

@@ -89,14 +89,14 @@ def ours(
     from qpnuclei.pipeline.image import segment
     from qpnuclei.pipeline.plan import RunOptions
     from qpnuclei.pipeline.run import analyse_project
-    from qpnuclei.pipeline.selection import RoiSelection
+    from qpnuclei.pipeline.selection import Selection
     from qpnuclei.qupath.project import open_project
     from qpnuclei.segmentation.engine import load_engine
     from qpnuclei.system.memory import keep_freed_memory
 
     opened = open_project(project, backend="native")
     options = RunOptions(
-        RoiSelection(classes=("Tumor",)),
+        Selection(classes=("Tumor",)),
         model=model,
         device="cpu",
         workers=workers or available_cores(),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from qpnuclei.nuclei.table import NucleiTable
     from qpnuclei.pipeline.image import segment
     from qpnuclei.pipeline.plan import RunOptions
-    from qpnuclei.pipeline.selection import RoiSelection as Selection
+    from qpnuclei.pipeline.selection import Selection
     from qpnuclei.qupath.project import open_project
     from qpnuclei.segmentation.engine import EngineOptions, engines, load_engine
     from qpnuclei.slides.slide import open_slide
@@ -60,7 +60,7 @@ _HOMES = {
     "EngineOptions": "qpnuclei.segmentation.engine:EngineOptions",
     "NucleiTable": "qpnuclei.nuclei.table:NucleiTable",
     "RunOptions": "qpnuclei.pipeline.plan:RunOptions",
-    "Selection": "qpnuclei.pipeline.selection:RoiSelection",
+    "Selection": "qpnuclei.pipeline.selection:Selection",
     "count": "qpnuclei.api:count",
     "create_project": "qpnuclei.api:create_project",
     "engines": "qpnuclei.segmentation.engine:engines",

@@ -1,7 +1,6 @@
-"""The public functions that put packages together; each is a few lines over them.
+"""The public functions that combine several packages, a few lines each.
 
-They are imported from `qpnuclei` itself, as are the other public names, which live where their work
-is done: see `qpnuclei.__all__`.
+Import them from `qpnuclei` itself, as all public names: see `qpnuclei.__all__`.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 _PARQUET = ".parquet"
 #: The column of a Parquet table that holds outlines, as WKB.
 _GEOMETRY = "geometry"
-#: Columns of such a table that are no measurements.
+#: Columns of such a table that are not measurements.
 _CENTROIDS = ("centroid_x_px", "centroid_y_px")
 
 
@@ -51,7 +50,7 @@ def create_project(
         New, or an empty folder.
     slides : sequence of path-like
     mpp : float, optional
-        Pixel size in µm/px of all the slides; by default what each says.
+        Pixel size in µm/px of all slides; by default, that of each slide file.
 
     Raises
     ------
@@ -144,7 +143,7 @@ def count(
     ----------
     project : path-like or Project
     by : {"annotation", "class", "image"}
-        What a row is of.
+        Meaning of a row.
     images : sequence of str
         Names or patterns (``*``, ``?``) of images; all by default.
     roi_classes, nucleus_classes : sequence of str, optional
@@ -164,7 +163,7 @@ def count(
 
     Examples
     --------
-    Nobody has looked for nuclei in a new project, which is not the same as none being there:
+    A new project was not analysed yet, so the number of nuclei is unknown rather than 0:
 
     >>> from PIL import Image
     >>> Image.new("RGB", (640, 480), "white").save("glass.png")
@@ -251,14 +250,14 @@ def train(
     resume: bool = False,
     watcher: Watcher | None = None,
 ) -> TrainingResult:
-    """Learn to find nuclei from unlabelled tissue: what ``qpnuclei train`` does, in one process.
+    """Train a model on unlabelled tissue: what ``qpnuclei train`` does, in one process.
 
     Parameters
     ----------
     sources : sequence of path-like
         Slides, images, folders of them, or QuPath projects.
     folder : path-like
-        For the model and all else that the training writes.
+        For the model and all other output.
     config : str
         Name of a recipe, or its YAML file.
     settings : mapping, optional
@@ -273,7 +272,7 @@ def train(
     validation : path-like, optional
         Labelled images that choose the epoch and the post-processing.
     resume : bool
-        Go on with the training in `folder`.
+        Continue the training in `folder`.
     watcher : Watcher, optional
         Is told of the progress, and may stop the training.
 

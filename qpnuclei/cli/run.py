@@ -172,9 +172,9 @@ def run(
 
     For example: qpnuclei run project.qpproj --roi Tumor
     """
-    from qpnuclei.pipeline.selection import RoiSelection
+    from qpnuclei.pipeline.selection import Selection
 
-    selection = RoiSelection(
+    selection = Selection(
         classes=tuple(roi or ()),
         derived=roi_derived,
         names=tuple(roi_name or ()),

@@ -23,7 +23,7 @@ from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.pipeline.plan import ImagePlan, RunOptions, plan_images
 from qpnuclei.pipeline.run import Progress, analyse_project
-from qpnuclei.pipeline.selection import RoiSelection
+from qpnuclei.pipeline.selection import Selection
 from qpnuclei.pipeline.summary import RunSummary
 from qpnuclei.qupath.counts import count_project, write_table
 from qpnuclei.qupath.create import create_from_slides
@@ -120,7 +120,7 @@ def demonstrate(
     with interrupt_postponed():
         project = _project(directory / "project", slide, mpp, annotations)
     say(f"finding the nuclei in {len(annotations)} annotations of {project.path}")
-    options = RunOptions(RoiSelection(everything=True), model=model, device=device, mpp=mpp)
+    options = RunOptions(Selection(everything=True), model=model, device=device, mpp=mpp)
     plans, failed = plan_images(project.images, options)
     for _, error in failed:
         raise error

@@ -1,7 +1,7 @@
-"""Which pixels an outline holds, and what they have: named and defined as QuPath does.
+"""Intensity statistics of the pixels inside outlines, with QuPath's names and definitions.
 
 The definitions are those of QuPath's ``ObjectMeasurements`` at downsample 1. Values differ from
-QuPath's by its float32 arithmetic only.
+QuPath's only by its float32 arithmetic.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Pixels:
 def pixels_of_labels(labels: npt.NDArray[np.integer[Any]], ids: npt.ArrayLike) -> Pixels:
     """Return the pixels of the N labels `ids` in an (H, W) label map.
 
-    They are those that `pixels_of_polygons` finds inside the outlines along pixel edges.
+    They are the same that `pixels_of_polygons` finds for outlines along pixel edges.
     """
     ids = np.asarray(ids, dtype=np.int64)
     runs = runs_of_labels(labels)
@@ -64,7 +64,7 @@ def pixels_of_labels(labels: npt.NDArray[np.integer[Any]], ids: npt.ArrayLike) -
     order = order[regions[order] >= 0]
     lengths = runs.lengths[order]
     counts = np.bincount(regions[order], weights=lengths, minlength=len(ids)).astype(np.int64)
-    # The n-th pixel of all lies n behind what is repeated for its run.
+    # Pixel n of all is the start of its run, plus n, minus the pixels before its run.
     before = np.cumsum(lengths) - lengths
     indices = np.repeat(runs.starts[order] - before, lengths)
     indices += np.arange(len(indices))
@@ -74,25 +74,24 @@ def pixels_of_labels(labels: npt.NDArray[np.integer[Any]], ids: npt.ArrayLike) -
 def pixels_of_polygons(
     polygons: npt.NDArray[Any], shape: tuple[int, int], origin: tuple[int, int] = (0, 0)
 ) -> Pixels:
-    """Return the pixels that QuPath counts to N polygons.
+    """Return the pixels that QuPath counts as inside N polygons.
 
     Parameters
     ----------
     polygons : (N,) object ndarray of shapely.Polygon
-        In px; holes are allowed. What lies outside of the image is left out.
+        In px; holes are allowed. Pixels outside of the image are left out.
     shape : (H, W) of int
         Of the image.
     origin : (x, y) of int
-        Where the upper left corner of the image lies. It plays no part in what is inside, not even
-        where centres lie on an outline.
+        Upper left corner of the image. It does not change which pixels are inside, not even where
+        centres lie on an outline.
 
     Notes
     -----
-    Scan lines run through the pixel centres. An edge counts for a row if its lower end lies above
-    the centre line and its upper end not; a pixel is inside if its centre lies right of an odd
-    number of edges, or on the last of them: centres on a left or upper edge are out, on a right or
-    lower edge in. QuPath makes a RectangleROI of a rectangle with sides along x and y, which
-    covers ``ceil(width)`` columns from ``floor(x)`` on, and rows likewise.
+    Scan lines run through the pixel centres, and a centre is inside if it lies right of an odd
+    number of edges. Centres on a left or upper edge are outside, on a right or lower edge inside.
+    QuPath turns a rectangle with sides along x and y into a RectangleROI, which covers
+    ``ceil(width)`` columns from ``floor(x)`` on, and rows likewise.
     """
     is_rectangle = _rectangles(polygons)
     region, row, x0, x1 = _scan(polygons)
@@ -118,7 +117,7 @@ def pixels_of_polygons(
 
 
 def rasterise(polygon: shapely.Polygon, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Return the (H, W) mask of the pixels that QuPath counts to a polygon."""
+    """Return the (H, W) mask of the pixels that QuPath counts as inside a polygon."""
     mask = np.zeros(shape, bool)
     mask.ravel()[pixels_of_polygons(np.array([polygon], dtype=object), shape).indices] = True
     return mask
@@ -183,7 +182,7 @@ def intensity_measurements(
     Parameters
     ----------
     values : (M, C) float32 ndarray
-        What the pixels have in C channels (`Pixels.of`), for example stain densities.
+        Values of the pixels in C channels (`Pixels.of`), for example stain densities.
     names : sequence of C str
         For example ``("Hematoxylin", "Eosin")``.
     pixels : Pixels
@@ -192,14 +191,14 @@ def intensity_measurements(
     Returns
     -------
     dict of str to (N,) float32 ndarray
-        ``"Hematoxylin: Mean"`` and so on, for all of `STATISTICS`. The standard deviation is that
-        with n - 1, and 0 for one pixel. Without any pixel, or with a value that is not finite, all
-        are NaN.
+        ``"Hematoxylin: Mean"`` and so on, for all of `STATISTICS`. The standard deviation is the
+        sample's (n - 1), and 0 for one pixel. A region without pixels, or with a value that is not
+        finite, has NaN.
 
     Raises
     ------
     ValueError
-        If there are not as many names as channels.
+        If the numbers of names and channels differ.
     """
     if values.ndim != 2 or values.shape[1] != len(names):
         raise ValueError(f"values of shape {values.shape} do not fit the names {names!r}")
@@ -212,7 +211,7 @@ def intensity_measurements(
 
 
 def mean_measurement(name: str, values: npt.NDArray[np.float32], pixels: Pixels) -> Measurements:
-    """Return the mean of the (M,) values of the pixels of N regions, as a column `name`."""
+    """Return the mean of (M,) pixel values in N regions, as a column `name`."""
     filled = pixels.counts > 0
     n = pixels.counts[filled]
     mean = np.full(len(filled), np.nan, np.float32)
@@ -225,7 +224,7 @@ def mean_measurement(name: str, values: npt.NDArray[np.float32], pixels: Pixels)
 def _statistics(
     values: npt.NDArray[np.float32], counts: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32]:
-    """Return the `STATISTICS` of N regions, (C, 5, N), whose (M, C) values follow each other."""
+    """Return the (C, 5, N) `STATISTICS` of N regions; their (M, C) values follow each other."""
     statistics = np.full((values.shape[1], 5, len(counts)), np.float32(np.nan))
     stop = 0
     for region, n in enumerate(counts):
@@ -251,12 +250,12 @@ def _statistics(
 
 @compiled
 def _median(values: npt.NDArray[np.float32], low: float, high: float) -> float:
-    """Return the median of values from `low` to `high`; of an even number, the middle of two.
+    """Return the median of values from `low` to `high`; for an even number, the mean of two.
 
     Notes
     -----
-    Values are counted in steps from low to high. Then only those of the step, or two, in which
-    the median lies must be sorted.
+    A histogram of 256 bins tells in which bin (or two) the median lies. Only the values of these
+    bins are sorted.
     """
     if low == high:
         return low

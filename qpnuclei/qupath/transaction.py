@@ -14,7 +14,6 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 from qpnuclei.errors import SaveError
 from qpnuclei.system import files
@@ -59,12 +58,7 @@ class Transaction:
     def __enter__(self) -> Transaction:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         leftovers = [temporary for temporary, _ in self._staged]
         leftovers += [copy for copy in self._kept.values() if copy is not None]
         for path in leftovers:

@@ -35,19 +35,19 @@ _log = logging.getLogger(__name__)
 
 MppSource = Literal["--mpp", "project", "slide"]
 
-#: Beyond these, a pixel size is a unit error or a placeholder (72 dpi is 353 µm/px).
+#: Outside of these limits, a pixel size is a unit error or a placeholder (72 dpi is 353 µm/px).
 MIN_MPP, MAX_MPP = 0.05, 2.5
 
-#: Two statements of one pixel size that differ by less agree.
+#: Two pixel sizes agree if their relative difference is less.
 _AGREEMENT = 0.01
 
-#: Networks do not notice 10 % of scale, nuclei vary more; but resampling 0.2526 to 0.25 µm/px
-#: interpolates every pixel, which blurs chromatin, costs time and gains nothing.
+#: A change of scale by 10 % does not matter to a network, as nuclei vary more. Resampling 0.2526 to
+#: 0.25 µm/px would interpolate every pixel, which blurs chromatin and costs time.
 NATIVE_TOLERANCE = 0.10
 
 
 class Calibration(Protocol):
-    """What `qpnuclei.slides.calibration.PixelCalibration` offers."""
+    """The interface of `qpnuclei.slides.calibration.PixelCalibration`."""
 
     @property
     def width_um(self) -> float | None:
@@ -117,8 +117,8 @@ def resolve_mpp(
 def working_downsample(slide_mpp: tuple[float, float], model_mpp: float) -> tuple[float, float]:
     """Level-0 px per pixel of the grid that a model works on, in x and y.
 
-    Exactly ``(1.0, 1.0)`` where both axes are within 10 % of the model's resolution: so small a
-    change of scale is harmless to a network, and resampling would only blur.
+    Exactly ``(1.0, 1.0)`` if both axes are within 10 % of the model's resolution
+    (`NATIVE_TOLERANCE`).
 
     Parameters
     ----------

@@ -127,15 +127,15 @@ def make_folder_below(base: Path, folder: Path) -> None:
 
 
 def temporary_prefix() -> str:
-    """Return how the name of a temporary file or folder of this process begins."""
+    """Return the prefix of the names of this process's temporary files and folders."""
     return f"{TEMPORARY_PREFIX}{Process.this().tag}-"
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what processes of this computer that were killed left in a folder, as far as it goes.
+    """Remove temporary files that killed processes of this computer left in a folder.
 
-    What a process that still runs, or one of another computer, has made is recognised by its name,
-    and stays.
+    Files of running processes, and of other computers, are recognised by their names and kept. A
+    file that cannot be removed is kept, too.
     """
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
         if made_by_the_dead(path.name):
@@ -147,7 +147,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def take_owner(path: Path, like: Path) -> None:
-    """Give a new file the owner and group of another one, where the user may: root above all."""
+    """Give a new file the owner and group of another one, where the user may (as root can)."""
     if hasattr(os, "chown"):
         with suppress(OSError):
             wanted, has = like.stat(), path.stat()

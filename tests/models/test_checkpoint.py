@@ -79,7 +79,7 @@ def test_a_file_that_says_less_than_its_network_sees_is_refused(model_file: Path
 def test_an_older_file_whose_architecture_does_not_say_it(
     family: str, architecture: dict[str, object]
 ) -> None:
-    with pytest.raises(ModelError, match="does not say how far"):
+    with pytest.raises(ModelError, match="cannot be derived"):
         metadata(family=family, architecture=architecture).network_geometry()
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
@@ -18,10 +17,9 @@ from qpnuclei.segmentation.cuda import BatchSplitter, quantise_maps
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.segmentation.quantised import NAN_LEVEL, quantise_attention, quantise_centre
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.system.threads import map_in_threads
-
-RGB = npt.NDArray[np.uint8]
 
 needs_gpu = [
     pytest.mark.cuda,

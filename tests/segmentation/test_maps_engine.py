@@ -23,13 +23,13 @@ from qpnuclei.system.timing import Stopwatch
 from qpnuclei.tiling.plan import Box, TilePlan
 from tests.segmentation.models import model_of
 
-RGB = np.random.default_rng(5).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+PICTURE = np.random.default_rng(5).integers(0, 256, (64, 96, 3), dtype=np.uint8)
 
 
 def read(box: Box) -> np.ndarray:
     """Give the picture, which repeats itself over the whole plane."""
     y, x = np.arange(box.y0, box.y1) % 64, np.arange(box.x0, box.x1) % 96
-    return RGB[np.ix_(y, x)]
+    return PICTURE[np.ix_(y, x)]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
