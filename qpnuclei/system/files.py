@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from qpnuclei.errors import SaveError
-from qpnuclei.system.processes import Process, made_by_the_dead
+from qpnuclei.system.processes import Process, made_by_ended_process
 
 #: Temporary files and folders begin with this, and say next which process made them.
 TEMPORARY_PREFIX = ".qpnuclei-"
@@ -138,7 +138,7 @@ def remove_leftovers(folder: Path) -> None:
     file that cannot be removed is kept, too.
     """
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        if made_by_the_dead(path.name):
+        if made_by_ended_process(path.name):
             with suppress(OSError):  # a leftover does no harm
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)

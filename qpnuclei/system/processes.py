@@ -57,7 +57,7 @@ class Process:
         return self.is_here and _begun(self.pid) != self.begun
 
 
-def made_by_the_dead(name: str) -> bool:
+def made_by_ended_process(name: str) -> bool:
     """Tell whether a file's name holds the tag of a process of this computer that is gone."""
     found = _TAG.search(name)
     return found is not None and Process("", found[1], int(found[2]), found[3]).is_gone

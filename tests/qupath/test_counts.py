@@ -152,7 +152,7 @@ def test_a_run_counts_as_export_does():
     assert alone[:2] == (pytest.approx(64 / 8e6), 1)
 
 
-def test_planes_are_apart():
+def test_planes_are_counted_separately():
     deep = [
         annotation(RECTANGLE),
         annotation(RECTANGLE, handle=1, z=2),
@@ -168,7 +168,7 @@ def test_planes_are_apart():
     assert row["area_mm2"] == pytest.approx((100 + 150 + 100) / 8e6)
 
 
-def test_what_nobody_looked_at_is_not_zero():
+def test_an_area_that_was_not_analysed_has_no_count():
     outer = annotation(shapely.box(0, 0, 100, 100), "Outer")
     inner = annotation(shapely.box(10, 10, 50, 50), "Inner", handle=1)
     found = detections([(20, 20), (30, 30)], measurements={"Area µm^2": np.array([1.0, 3.0])})

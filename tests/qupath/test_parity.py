@@ -314,7 +314,7 @@ def test_properties_of_an_image(backend: str, project_file: Path) -> None:
     assert after == before
 
 
-def test_an_annotation_of_ours_gives_way_to_another(backend: str, project_file: Path) -> None:
+def test_an_annotation_of_ours_is_replaced(backend: str, project_file: Path) -> None:
     image = open_project(project_file, backend).images[0]
     objects = image.read()
     count = len(objects.annotations)

@@ -100,7 +100,7 @@ def test_predictor_of_an_engine_with_other_post_processing() -> None:
     assert engine.with_post_processing(other).spec.details["post_processing"]["min_area_px"] == 7
 
 
-def test_views_are_put_together_from_what_each_tile_adds() -> None:
+def test_views_are_assembled_from_new_parts() -> None:
     rng = np.random.default_rng(0)
     rgb = rng.integers(0, 256, (330, 500, 3)).astype(np.uint8)
     attention = rng.integers(0, 240, (330, 500), np.uint8)

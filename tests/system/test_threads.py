@@ -61,7 +61,7 @@ def test_parallel_results_come_in_order_whoever_is_first() -> None:
     assert list(map_in_threads(slow_first, [], workers=3)) == []
 
 
-def test_parallel_work_really_is() -> None:
+def test_threads_work_in_parallel() -> None:
     both = threading.Barrier(2, timeout=10)
     assert sorted(map_in_threads(lambda _: both.wait(), range(2), workers=2)) == [0, 1]
 

@@ -179,7 +179,7 @@ def test_sizes_are_checked(change, message):
         TilePlan(shapely.box(0, 0, 10, 10), **arguments)
 
 
-def test_what_the_tiles_of_a_grid_add_by_hand():
+def test_new_parts_of_a_grid_by_hand():
     plan = TilePlan(shapely.box(100, 100, 300, 300), (400, 400), 100, 10)
     # The first sees 90..210; the others what lies right of, and below, what was seen before.
     assert plan.new_parts() == [
