@@ -1,9 +1,8 @@
-"""How fast the networks of the package are, by themselves, and what bfloat16 changes.
+"""Speed of the packaged networks alone, and the effect of bfloat16.
 
-``python -m benchmarks.networks`` measures on the CPU, forward passes alone (pixels in, maps out),
-all models and precisions in turn in one process: on a machine that does other things too, the
-ratios between them hold. With ``--images FOLDER`` (JPEG, PNG, TIFF of the models' resolution) the
-masks are those of real tissue.
+``python -m benchmarks.networks`` measures forward passes on the CPU (pixels in, maps out), all
+models and precisions in turn in one process, so that their ratios hold on a busy machine, too. With
+``--images FOLDER`` (JPEG, PNG, TIFF at the models' resolution) it compares masks of real tissue.
 """
 
 from __future__ import annotations

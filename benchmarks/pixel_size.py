@@ -23,7 +23,7 @@ from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.pixels import RGB
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff"}
-#: A fifth of an octave and a bit: finer than nuclei tell.
+#: A factor of some 1.16 apart: finer than the sizes of nuclei can tell.
 _CANDIDATES = tuple(0.12 * 1.2**step for step in range(10))
 
 

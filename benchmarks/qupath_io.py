@@ -1,9 +1,9 @@
-"""How fast detections go into a QuPath project and out of it, with what memory.
+"""Time and peak memory of reading and writing detections of a QuPath project.
 
 ``python -m benchmarks.qupath_io`` measures 10,000, 100,000 and a million detections of 24
-vertices and 10 measurements, without QuPath. They come in groups of 20,000 that are made when they
-are asked for, as those of a run are read from disk. Every step is a process of its own, so that
-its peak memory is known; times are without imports.
+vertices and 10 measurements, without QuPath. They come in groups of 20,000 that are created on
+access, as those of a run are read from disk. Every step is a process of its own, to measure its
+peak memory. Times exclude imports.
 
 Where a QuPath is present (``PAQUO_QUPATH_DIR``), the paquo backend is compared with paquo's own
 ``add_detection``, called for one detection after the other: in turn, several times, in one process.

@@ -1,4 +1,4 @@
-"""What changes of colour, sharpness and compression cost a model, on annotated images.
+"""Accuracy of a model under changes of colour, sharpness and compression, on annotated images.
 
 ``python -m benchmarks.robustness DATA`` prints the table of the model cards: ``DATA`` is a folder
 with ``images/`` and ``labels/``; with ``splits.json``, its split ``val``. The post-processing is

@@ -1,4 +1,4 @@
-"""What `qpnuclei run` is compared with: two plain programs, written as one would in a notebook."""
+"""The baselines of `benchmarks.run`: two plain programs, as one would write them in a notebook."""
 
 from __future__ import annotations
 
