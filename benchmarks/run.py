@@ -149,8 +149,8 @@ def report(results: dict[str, Any]) -> str:
         table(("program", *columns, "× the time of qpnuclei"), rows),
         f"The network of the paper (64 channels, full resolution) takes {paper:.3g} s per Mpx "
         f"here, measured on one tile of {baselines.TILE_PX} px with random weights, the fastest of "
-        "as many rounds. It has no trained weights, so its row is computed: the time of the literal "
-        "program without its network, plus this.",
+        "as many rounds. It has no trained weights, so its row is computed: the time of the "
+        "literal program without its network, plus this.",
         "Seconds of each stage per Mpx (those of `qpnuclei run` overlap), and processor time:",
         table(
             ("program", *STAGES, "processor"),
