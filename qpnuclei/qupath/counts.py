@@ -39,7 +39,8 @@ _log = logging.getLogger(__name__)
 
 Row: TypeAlias = dict[str, Any]
 
-_TEXT = ("project", "image", "annotation", "class", "uuid", "status", "check")
+#: Columns of a row that hold text.
+TEXT_COLUMNS = ("project", "image", "annotation", "class", "uuid", "status", "check")
 #: Last part of the class names that QuPath treats as staining intensities.
 _INTENSITIES = ("Positive", "Negative", "1+", "2+", "3+")
 _ALL_DETECTIONS = "Num Detections"
@@ -188,6 +189,55 @@ def count_in_regions(
     return counted
 
 
+def counted_image(project: Project, entry: ImageEntry, pixel_sizes: AskedMpp) -> CountedImage:
+    """Read what is counted in an image of a project; without a pixel size, with a warning.
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        If its objects cannot be read.
+    """
+    server = entry.server
+    objects = entry.read()
+    calibration = PixelCalibration()
+    try:
+        record = Record.of(objects.properties, f"image {entry.name}")
+        found, _ = pixel_size(entry, record, pixel_sizes)
+        calibration = PixelCalibration(*found)
+    except MppError as error:
+        _log.warning("%s: its areas are left empty; %s", error.what, error.hint)
+    return CountedImage(
+        project=f"{project.path.parent.name}/{project.path.name}",
+        name=entry.name,
+        objects=objects,
+        calibration=calibration,
+        size=(server.width, server.height) if server.width and server.height else None,
+    )
+
+
+def analysed_area(image: CountedImage) -> shapely.Geometry:
+    """Return the area inside of an image that runs have analysed, in level-0 px."""
+    area = image.record.union
+    if image.size is not None:
+        area = shapely.intersection(area, shapely.box(0, 0, *image.size))
+    return polygonal(area)
+
+
+def counted_nuclei(
+    image: CountedImage, nucleus_classes: Sequence[str] | None = None
+) -> npt.NDArray[np.bool_]:
+    """Return which of an image's N detections count as nuclei, by the rules of `count_objects`."""
+    detections = image.objects.detections
+    nuclei = _Classes.of(detections, nucleus_classes).nuclei
+    if nucleus_classes is not None:
+        return nuclei
+    area = Region(None, analysed_area(image))
+    (inside,) = rows_inside([area], detections.centroids, detections.planes)
+    within = np.zeros(len(detections), bool)
+    within[inside] = True
+    return nuclei & within
+
+
 def count_project(
     project: Project,
     images: Sequence[ImageEntry],
@@ -231,22 +281,7 @@ def count_project(
         failed(entry, error)
 
     def count(entry: ImageEntry) -> None:
-        server = entry.server
-        objects = entry.read()
-        calibration = PixelCalibration()
-        try:
-            record = Record.of(objects.properties, f"image {entry.name}")
-            found, _ = pixel_size(entry, record, pixel_sizes or AskedMpp(mpp))
-            calibration = PixelCalibration(*found)
-        except MppError as error:
-            _log.warning("%s: its areas are left empty; %s", error.what, error.hint)
-        image = CountedImage(
-            project=f"{project.path.parent.name}/{project.path.name}",
-            name=entry.name,
-            objects=objects,
-            calibration=calibration,
-            size=(server.width, server.height) if server.width and server.height else None,
-        )
+        image = counted_image(project, entry, pixel_sizes or AskedMpp(mpp))
         known.update(a.class_name for a in image.objects.annotations if a.class_name is not None)
         rows.extend(
             count_objects(image, by, roi_classes=roi_classes, nucleus_classes=nucleus_classes)
@@ -387,13 +422,10 @@ def _image_row(image: CountedImage, classes: _Classes, *, counts_all: bool) -> R
     """Return the row of a whole image, with the nuclei of its analysed area."""
     detections, record = image.objects.detections, image.record
     area = None if image.size is None else float(image.size[0]) * image.size[1]
-    analysed = record.union
-    if image.size is not None:
-        analysed = shapely.intersection(analysed, shapely.box(0, 0, *image.size))
+    analysed = analysed_area(image)
     rows: npt.NDArray[np.int64] | None = np.arange(len(detections))
     if record.areas:
-        region = Region(None, polygonal(analysed))
-        (rows,) = rows_inside([region], detections.centroids, detections.planes)
+        (rows,) = rows_inside([Region(None, analysed)], detections.centroids, detections.planes)
         changed = any(record.status(a) is Status.CHANGED for a in image.objects.annotations)
         status = Status.CHANGED if changed else Status.ANALYSED
     else:
@@ -492,7 +524,7 @@ def _json(table: Mapping[str, list[Any]]) -> bytes:
 
 
 def _type_of(column: str) -> pa.DataType:
-    if column in _TEXT:
+    if column in TEXT_COLUMNS:
         return pa.string()
     return pa.int64() if column == "nuclei" or column.startswith("Num ") else pa.float64()
 
