@@ -35,7 +35,7 @@ _PARQUET = ".parquet"
 #: The column of a Parquet table that holds outlines, as WKB.
 _GEOMETRY = "geometry"
 #: Columns of such a table that are no measurements.
-_CENTROIDS = ("centroid_x_px", "centroid_y_px")
+_CENTROIDS = tuple(f"centroid_{axis}_{unit}" for axis in "xy" for unit in ("px", "um"))
 
 
 def create_project(
@@ -379,7 +379,7 @@ def train(
 def write_nuclei(
     nuclei: NucleiTable, path: str | os.PathLike[str], class_name: str = NUCLEUS_CLASS
 ) -> None:
-    """Write nuclei as GeoJSON that QuPath opens, or as a Parquet table with outlines as WKB.
+    """Write nuclei as GeoJSON that QuPath opens, or as GeoParquet.
 
     Parameters
     ----------
@@ -412,7 +412,10 @@ def write_nuclei(
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        from qpnuclei.nuclei.exports.geoparquet import geo_metadata
+
         table = pa.table({_GEOMETRY: pa.array(outlines, pa.binary()), **nuclei.measurements})
+        table = table.replace_schema_metadata(geo_metadata(["Polygon"] if outlines else []))
         with atomic_file(path) as stream:
             pq.write_table(table, stream)
         return

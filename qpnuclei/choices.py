@@ -22,6 +22,12 @@ OnExisting: TypeAlias = Literal["replace", "append", "skip", "error"]
 #: Meaning of a row of counts.
 Grouping: TypeAlias = Literal["annotation", "class", "image"]
 
+#: Meaning of a row of an export.
+ExportedRow: TypeAlias = Literal["annotation", "class", "image", "nucleus"]
+
+#: Kind of file for nuclei.
+NucleusFormat: TypeAlias = Literal["csv", "tsv", "parquet", "h5ad", "zarr", "ome-tiff", "geojson"]
+
 #: Class of the detections that a run writes, and that count as nuclei.
 NUCLEUS_CLASS = "Nucleus"
 

@@ -217,6 +217,10 @@ def info_table(content: dict[str, Any]) -> Group:
             count = image["detections"].get(name, 0)
             table.add_row(name or "unclassified", str(row["count"]), area, str(count))
         parts.append(table if table.rows else Text("  no annotations, no detections"))
+        if image["tma_cores"]:
+            parts.append(
+                Text(f"  {image['tma_cores']} TMA cores, {image['missing_tma_cores']} missing")
+            )
         if image["detections_by_qpnuclei"]:
             parts.append(Text(f"  {image['detections_by_qpnuclei']} detections by qpnuclei"))
     return Group(*parts)

@@ -24,7 +24,8 @@ from qpnuclei.pipeline.plan import ImagePlan, RunOptions, plan_images
 from qpnuclei.pipeline.run import Progress, analyse_project
 from qpnuclei.pipeline.selection import RoiSelection
 from qpnuclei.pipeline.summary import RunSummary
-from qpnuclei.qupath.counts import count_project, write_table
+from qpnuclei.qupath.count_table import write_counts
+from qpnuclei.qupath.counts import count_project
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass, Project
@@ -129,7 +130,7 @@ def demonstrate(
     for failure in summary.failures:
         raise failure.error
     counts = directory / "counts.csv"
-    write_table(count_project(project, project.images, mpp=mpp), counts)
+    write_counts(count_project(project, project.images, mpp=mpp), counts)
     say("drawing what was found")
     entry = project.images[0]
     found = entry.read()

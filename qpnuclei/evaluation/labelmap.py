@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.measure.intensity import pixels_of_polygons
+from qpnuclei.nuclei.pixels import pixels_of_polygons
 
 
 def label_map(

@@ -16,15 +16,10 @@ import numpy.typing as npt
 import shapely
 
 from qpnuclei.choices import DEFAULT_MAX_NUCLEUS_UM, DEFAULT_SIMPLIFY_UM, DEFAULT_TILE_PX
-from qpnuclei.measure.intensity import (
-    Pixels,
-    intensity_measurements,
-    mean_measurement,
-    pixels_of_labels,
-    pixels_of_polygons,
-)
+from qpnuclei.measure.intensity import intensity_measurements, mean_measurement
 from qpnuclei.measure.shape import AREA, Measurements, shape_measurements
 from qpnuclei.nuclei.outlines import bounds, polygonise
+from qpnuclei.nuclei.pixels import Pixels, pixels_of_labels, pixels_of_polygons
 from qpnuclei.nuclei.smoothing import junctions, smooth
 from qpnuclei.nuclei.table import NucleiTable, NucleiTables
 from qpnuclei.segmentation.colour import colour_statistics

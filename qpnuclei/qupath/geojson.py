@@ -95,6 +95,8 @@ class GeoJsonObject:
         Its own colour, packed ARGB (int32).
     metadata : mapping of str to str
         Includes QuPath's description of an annotation.
+    more : mapping of str to JSON value
+        Further properties to write, which QuPath does not read.
     """
 
     kind: str
@@ -108,6 +110,7 @@ class GeoJsonObject:
     t: int = 0
     color: int | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -334,7 +337,7 @@ def _properties(written: GeoJsonObject) -> dict[str, Any]:
     ]
     if measurements:
         properties["measurements"] = measurements
-    return properties
+    return {**written.more, **properties}
 
 
 def _on_grid(geometries: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], list[str | None]]:

@@ -7,7 +7,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qpnuclei.errors import ConflictError, FormatError, QpnucleiError, SaveError
 from qpnuclei.qupath import project_file
@@ -18,9 +18,11 @@ from qpnuclei.qupath.backups import (
     list_backups,
 )
 from qpnuclei.qupath.model import Edit, ImageObjects, ImageServer, PathClass
+from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.qpdata.data_file import DataFile, Objects
 from qpnuclei.qupath.qpdata.detections import FileDetections
 from qpnuclei.qupath.qpdata.new_detections import Additions
+from qpnuclei.qupath.regions import one_image
 from qpnuclei.qupath.transaction import (
     Transaction,
     digest_of,
@@ -32,6 +34,9 @@ from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.stains import Stains
 from qpnuclei.system.files import read_regular
 from qpnuclei.system.locks import locked
+
+if TYPE_CHECKING:
+    from qpnuclei.nuclei.exports.rows import NucleusRows
 
 _log = logging.getLogger(__name__)
 
@@ -87,6 +92,13 @@ class NativeProject:
     def classes_path(self) -> Path:
         """Where the class list is stored."""
         return self.path.parent / "classifiers" / "classes.json"
+
+    def nuclei(self, image: str, mpp: float | None = None) -> NucleusRows:
+        """Return the nuclei of an image, whoever wrote them, as a table (see `Project.nuclei`)."""
+        from qpnuclei.qupath.nucleus_rows import nuclei_of
+
+        entry = one_image(self.images, image)
+        return nuclei_of(self, entry, pixel_sizes=AskedMpp(mpp))
 
     def find_image(self, uri: str) -> Path | None:
         """Return the file of an image's URI on this machine; None if it is missing."""
@@ -149,7 +161,11 @@ class NativeImage:
             return ImageObjects((), FileDetections([]), fingerprint)
         objects = self._parse(data).read()
         return ImageObjects(
-            objects.annotations, objects.detections, fingerprint, objects.properties
+            objects.annotations,
+            objects.detections,
+            fingerprint,
+            objects.properties,
+            objects.cores,
         )
 
     def write(self, edit: Edit, fingerprint: str) -> None:

@@ -167,8 +167,14 @@ def export_image(
         (len(chosen) if annotations else 0) - gone,
         len(rows) - (len(left_out) - gone),
         tuple(left_out),
-        _unwritten(table) if len(rows) else (),
+        (*_no_grid(objects), *(_unwritten(table) if len(rows) else ())),
     )
+
+
+def _no_grid(objects: ImageObjects) -> tuple[str, ...]:
+    """Say that a file holds no TMA grid, if the image has one."""
+    number = len(objects.cores)
+    return (f"the TMA grid of the image, with {number} cores",) if number else ()
 
 
 def _unwritten(table: Detections) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from qpnuclei.qupath.counts import (
     counted_nuclei,
 )
 from qpnuclei.qupath.images import open_image
-from qpnuclei.qupath.model import Annotation, ImageEntry, Project
+from qpnuclei.qupath.model import ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.report.density import density_map, viridis
 from qpnuclei.report.histogram import Histogram, histogram
@@ -178,7 +178,7 @@ def image_content(
     qpnuclei.errors.FormatError
         If its objects cannot be read. If its pixels cannot, there are no pictures.
     """
-    image = counted_image(project, entry, pixel_sizes)
+    image = counted_image(entry, pixel_sizes, project)
     others = None
     if nucleus_classes is None and not image.record.areas:
         nucleus_classes = others = _classes_of_others(image)
@@ -254,7 +254,7 @@ def _nuclei(
 def _pictures(
     slide: Slide, image: CountedImage, nuclei: _Nuclei, run: Run | None, of_run: RunOfImage | None
 ) -> dict[str, Any]:
-    made: dict[str, Any] = {"whole": _whole(slide, image.objects.annotations, nuclei.mpp)}
+    made: dict[str, Any] = {"whole": _whole(slide, image.objects, nuclei.mpp)}
     if nuclei.mpp is not None and len(nuclei.centroids):
         density = density_map(nuclei.centroids, nuclei.area, nuclei.mpp)
         if density is not None:
@@ -300,10 +300,9 @@ def _seams(
     return seam_views(xs, ys, nuclei.centroids, area, of_run.mpp)
 
 
-def _whole(
-    slide: Slide, annotations: Sequence[Annotation], mpp: tuple[float, float] | None
-) -> Picture:
-    """Draw the annotations on the whole image."""
+def _whole(slide: Slide, objects: ImageObjects, mpp: tuple[float, float] | None) -> Picture:
+    """Draw the annotations and TMA cores on the whole image."""
+    annotations = (*objects.cores, *objects.annotations)
     rgb = slide.thumbnail(*_WHOLE_PX)
     height, width = rgb.shape[:2]
     scale = width / slide.width, height / slide.height

@@ -27,7 +27,12 @@ _LEARNED = {
 
 
 def methods(
-    runs: Sequence[Run], images: int, annotations: int, classes: Sequence[str], stained: bool
+    runs: Sequence[Run],
+    images: int,
+    annotations: int,
+    cores: int,
+    classes: Sequence[str],
+    stained: bool,
 ) -> tuple[str, list[str]]:
     """Return the paragraph and its numbered references.
 
@@ -35,19 +40,21 @@ def methods(
     ----------
     runs : sequence of Run
         That found the nuclei; none if they come from another program.
-    images, annotations : int
+    images, annotations, cores : int
         How many were counted.
     classes : sequence of str
         Of the annotations.
     stained : bool
         Whether haematoxylin was measured.
     """
-    where = f"{_many(annotations, 'annotation')} on {_many(images, 'H&E image')}"
-    if classes:
-        where = (
-            f"{_many(annotations, 'annotation')} (class{'es' if len(classes) > 1 else ''} "
-            f"{', '.join(classes)}) on {_many(images, 'H&E image')}"
-        )
+    areas = []
+    if annotations or not cores:
+        plural = "es" if len(classes) > 1 else ""
+        of = f" (class{plural} {', '.join(classes)})" if classes else ""
+        areas.append(f"{_many(annotations, 'annotation')}{of}")
+    if cores:
+        areas.append(_many(cores, "TMA core"))
+    where = f"{' and '.join(areas)} on {_many(images, 'H&E image')}"
     references: list[str] = []
 
     def cite(reference: str) -> str:

@@ -15,7 +15,8 @@ from markupsafe import Markup
 
 from qpnuclei._version import __version__
 from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
-from qpnuclei.qupath.counts import TEXT_COLUMNS, Row
+from qpnuclei.qupath.count_table import TEXT_COLUMNS
+from qpnuclei.qupath.counts import Row
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.report.content import ImageContent, image_content
@@ -34,6 +35,7 @@ _MOST_ROWS, _MOST_FULL_ROWS = 200, 40
 #: Columns of the tables that people read, of those of an export, and how they are called there.
 _COLUMNS = (
     ("annotation", "annotation"),
+    ("type", "type"),
     ("class", "class"),
     ("status", "status"),
     ("area_mm2", "mm²"),
@@ -238,9 +240,9 @@ def _kept(content: ImageContent, link: str, counts_all: bool) -> _Shown:
 def _comparison(shown: Sequence[_Shown]) -> dict[str, Any]:
     """Return what the first page compares: classes and annotations over all images."""
     rows = [row for image in shown for row in image.rows]
-    classes = _pooled(shown, rows)
-    densities = [row["nuclei_per_mm2"] for row in rows if _is_number(row["nuclei_per_mm2"])]
-    top = max(densities, default=0.0)
+    annotations = _annotations(rows)
+    classes = _pooled(shown, annotations)
+    top = max(_numbers(row["nuclei_per_mm2"] for row in rows), default=0.0)
     analysed = [image.row["analysed_mm2"] for image in shown]
     return {
         "classes": classes,
@@ -248,10 +250,12 @@ def _comparison(shown: Sequence[_Shown]) -> dict[str, Any]:
         "annotations": rows[:_MOST_ROWS],
         "densest": top,
         "densest_image": max(_numbers(image.row["nuclei_per_mm2"] for image in shown), default=0),
-        **_strips(classes, rows, top),
+        **_strips(classes, annotations),
         "total": {
             "nuclei": sum(image.row["nuclei"] or 0 for image in shown),
-            "annotations": len(rows),
+            "rows": len(rows),
+            "annotations": len(annotations),
+            "cores": len(rows) - len(annotations),
             "mm2": sum(_numbers(analysed)),
             "doubtful": sum(bool(image.doubts) for image in shown),
         },
@@ -288,8 +292,14 @@ def _pooled(shown: Sequence[_Shown], rows: Sequence[Row]) -> list[Row]:
     return list(pooled.values())
 
 
-def _strips(classes: Sequence[Row], rows: Sequence[Row], top: float) -> dict[str, Any]:
+def _annotations(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of annotations, without those of TMA cores."""
+    return [row for row in rows if row["type"] == "annotation"]
+
+
+def _strips(classes: Sequence[Row], rows: Sequence[Row]) -> dict[str, Any]:
     """Return where the annotations of each class stand on an axis of density, in percent."""
+    top = max(_numbers(row["nuclei_per_mm2"] for row in rows), default=0.0)
     if not top > 0:
         return {"strips": [], "strip_ticks": []}
     step = round_length(top / 3)
@@ -321,10 +331,13 @@ def _strips(classes: Sequence[Row], rows: Sequence[Row], top: float) -> dict[str
 
 def _methods(shown: Sequence[_Shown], runs: Sequence[Run]) -> dict[str, Any]:
     rows = [row for image in shown for row in image.rows if row["nuclei"] is not None]
-    classes = dict.fromkeys(row["class"] for row in rows if row["class"])
+    annotations = _annotations(rows)
+    classes = dict.fromkeys(row["class"] for row in annotations if row["class"])
     images = sum(image.row["nuclei"] is not None for image in shown)
     stained = any(image.stained for image in shown)
-    text, references = methods(runs, images, len(rows), list(classes), stained)
+    text, references = methods(
+        runs, images, len(annotations), len(rows) - len(annotations), list(classes), stained
+    )
     return {"methods": text, "references": references}
 
 
@@ -334,7 +347,7 @@ def _tables() -> dict[str, Any]:
         "all_columns": lambda rows: [
             (column, column)
             for column in dict.fromkeys(name for row in rows for name in row)
-            if column not in ("project", "image")
+            if column not in ("project", "image", "image_id")
         ],
         "most_rows": _MOST_ROWS,
         "most_full_rows": _MOST_FULL_ROWS,

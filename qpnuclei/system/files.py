@@ -73,13 +73,40 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         if isinstance(error, SaveError):
             raise
-        raise SaveError(
-            f"{path} cannot be written: {error.strerror or error}",
-            "choose another folder, or free space and check permissions",
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         if partial is not None:
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give the name for a file or folder that replaces `path` if the block succeeds.
+
+    For libraries that write to a name only. Missing folders are created. If the block raises,
+    `path` is unchanged.
+
+    Raises
+    ------
+    SaveError
+        If it cannot be written, naming the file.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent)
+        with tempfile.TemporaryDirectory(
+            dir=path.parent, prefix=temporary_prefix(), ignore_cleanup_errors=True
+        ) as folder:
+            partial = Path(folder, path.name)
+            yield partial
+            take_owner(partial, path if path.exists() else path.parent)
+            if path.is_dir():  # no system call puts a folder in the place of one that is not empty
+                path.rename(Path(folder, "replaced"))
+            partial.replace(path)
+    except OSError as error:
+        if isinstance(error, SaveError):
+            raise
+        raise _unwritable(path, error) from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -180,6 +207,13 @@ def make_writable_folder(folder: Path) -> None:
             f"cannot write to the folder {folder}: {error.strerror or error}",
             "choose another folder, or change its permissions",
         ) from error
+
+
+def _unwritable(path: Path, error: OSError) -> SaveError:
+    return SaveError(
+        f"{path} cannot be written: {error.strerror or error}",
+        "choose another folder, or free space and check permissions",
+    )
 
 
 def _umask() -> int:

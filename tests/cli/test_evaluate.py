@@ -66,7 +66,7 @@ def test_the_scores_are_those_of_what_a_run_finds(
 ) -> None:
     from qpnuclei.evaluation.formats import read_dataset
     from qpnuclei.evaluation.metrics import score
-    from qpnuclei.measure.intensity import rasterise
+    from qpnuclei.nuclei.pixels import rasterise
 
     # Half the resolution of the model: images are enlarged, and nuclei come back smaller.
     output = str(tmp_path / "r.json")

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from qpnuclei.errors import SaveError, UsageError
 from qpnuclei.qupath.analysed import Record, UsedMpp
+from qpnuclei.qupath.count_table import FIRST_COLUMNS, LAST_COLUMNS, write_counts, write_table
 from qpnuclei.qupath.counts import (
     CountedImage,
     count_in_regions,
     count_objects,
     count_project,
-    write_table,
 )
 from qpnuclei.qupath.model import Annotation, Detections, ImageObjects
 from qpnuclei.qupath.project import open_project
@@ -344,7 +344,8 @@ ROWS = [
 
 def test_tables_as_text(tmp_path):
     write_table(ROWS, tmp_path / "t.csv")
-    assert (tmp_path / "t.csv").read_text("utf-8").splitlines() == [
+    assert (tmp_path / "t.csv").read_bytes().startswith(b"\xef\xbb\xbfimage,")
+    assert (tmp_path / "t.csv").read_text("utf-8-sig").splitlines() == [
         "image,class,uuid,nuclei,area_mm2,x (SD),new",
         f'"ä, b",,{OTHER},3,0.5,,',
         "c\td,Tumor,,0,,,1.25",
@@ -354,6 +355,64 @@ def test_tables_as_text(tmp_path):
         rows = list(csv.DictReader(stream, delimiter="\t"))
     assert rows[1]["image"] == "c\td"
     assert rows[0]["nuclei"] == "3"
+
+
+def test_numbers_for_people_have_six_digits_and_others_all(tmp_path):
+    numbers = [123.456789, 0.000123456789, 1234567.891, -2 / 3, 1e-300, math.inf]
+    for suffix in ("csv", "json"):
+        write_table([{"number": number} for number in numbers], tmp_path / f"t.{suffix}")
+    text = (tmp_path / "t.csv").read_text("utf-8-sig").splitlines()[1:]
+    assert text == ["123.457", "0.000123457", "1234568.0", "-0.666667", "1e-300", '""']
+    found = [row["number"] for row in json.loads((tmp_path / "t.json").read_text())]
+    assert found == [*numbers[:-1], None]
+
+
+def test_columns_stand_in_the_same_order_whatever_the_rows_have(tmp_path):
+    first = {"image": "a", "Num Detections": 1, "Area µm^2 (mean)": 1.5, "uuid": None}
+    second = {"image": "b", "Num Detections": 2, "Num Tumor": 2, "Area µm^2 (mean)": 2.5}
+    write_counts([first, second], tmp_path / "t.csv")
+    (header, *_) = (tmp_path / "t.csv").read_text("utf-8-sig").splitlines()
+    between = ("Num Detections", "Num Tumor", "Area µm^2 (mean)")
+    assert tuple(header.split(",")) == (*FIRST_COLUMNS, *between, *LAST_COLUMNS)
+    counted = image([annotation(RECTANGLE)], detections([(15, 15)]))
+    for by in ("annotation", "class", "image"):
+        (row,) = count_objects(counted, by)
+        assert tuple(row) == (
+            *FIRST_COLUMNS, "Num Detections", "Num Nucleus", *LAST_COLUMNS
+        )  # fmt: skip
+
+
+def test_a_table_without_rows_has_its_header(tmp_path):
+    for suffix in ("csv", "tsv", "parquet"):
+        write_counts([], tmp_path / f"t.{suffix}")
+    for suffix, separator in (("csv", ","), ("tsv", "\t")):
+        text = (tmp_path / f"t.{suffix}").read_text("utf-8-sig")
+        assert text == separator.join((*FIRST_COLUMNS, *LAST_COLUMNS)) + "\n"
+    table = pyarrow.parquet.read_table(tmp_path / "t.parquet")
+    assert table.column_names == [*FIRST_COLUMNS, *LAST_COLUMNS]
+    assert table.schema.field("nuclei").type == "int64"
+
+
+@pytest.mark.parametrize("version", sorted(path.name for path in SAMPLES.iterdir()))
+def test_cores_of_a_tma_count_as_qupath_counts_them(version):
+    """Against the centroids, and the cores' ellipses, that QuPath itself states."""
+    project = open_project(SAMPLES / version / "project", backend="native")
+    (entry,) = [entry for entry in project.images if entry.read().cores]
+    rows = count_project(project, [entry], nucleus_classes=["Nucleus"])
+    expected = json.loads((SAMPLES / version / f"expected-{entry.id}.json").read_text("utf-8"))
+    cores = [o for o in expected["root"]["children"] if o["cls"] == "TMACoreObject"]
+    assert len(cores) == 6
+    found = entry.read().detections.centroids
+    for row, core in zip(rows, cores, strict=False):
+        _, _, _, _, (x, y, width, height) = core["roi"]
+        inside = ((found - (x + width / 2, y + height / 2)) / (width / 2, height / 2)) ** 2
+        assert row["annotation"] == core["name"]
+        assert row["type"] == ("missing TMA core" if core["missing"] else "TMA core")
+        assert row["nuclei"] == np.count_nonzero(inside.sum(axis=1) <= 1)
+        assert str(row["uuid"]) == core.get("id", "None")
+    assert sum(row["nuclei"] for row in rows[:6]) > 0
+    assert {row["type"] for row in rows[6:]} == {"annotation"}
+    assert {row["type"] for row in count_project(project, [entry], "class")} == {"class"}
 
 
 def test_tables_with_types(tmp_path):
@@ -405,6 +464,7 @@ def test_counts_in_a_project_of_each_qupath_version(version):
     project = open_project(samples / version / "project", "native")
     rows = count_project(project, project.images, nucleus_classes=["Nucleus"])
     # As QuPath nests them: five detections in the annotation "nested", which lies in "polygon".
+    rows = [row for row in rows if row["type"] == "annotation"]
     found = {row["annotation"]: row["Num Detections"] for row in rows if row["Num Detections"]}
     assert found == {"nested": 5, "polygon": 5, None: 1}
     by_image = count_project(project, project.images, "image", nucleus_classes=["Nucleus"])

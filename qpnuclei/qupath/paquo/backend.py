@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,15 @@ from qpnuclei.errors import (
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath import project_file
 from qpnuclei.qupath.backups import drop_old_backups, kept_backup
-from qpnuclei.qupath.model import Annotation, Detections, Edit, ImageObjects, ImageServer, PathClass
+from qpnuclei.qupath.model import (
+    Annotation,
+    Detections,
+    Edit,
+    ImageObjects,
+    ImageServer,
+    PathClass,
+    TmaCore,
+)
 from qpnuclei.qupath.paquo import jvm
 from qpnuclei.qupath.paquo.jvm import (
     Handle,
@@ -50,11 +58,13 @@ from qpnuclei.qupath.paquo.jvm import (
     pipe,
     static,
 )
+from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.qpdata.data_file import DataFile, annotation_node
 from qpnuclei.qupath.qpdata.java_classes import Catalog
 from qpnuclei.qupath.qpdata.java_stream import Content
 from qpnuclei.qupath.qpdata.new_detections import Additions, NewPart, plane_of, uniform_parts
 from qpnuclei.qupath.qpdata.rois import Plane, polygons
+from qpnuclei.qupath.regions import one_image
 from qpnuclei.qupath.transaction import (
     Transaction,
     remove_leftovers,
@@ -65,6 +75,9 @@ from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.stains import Stains
 from qpnuclei.system.files import TEMPORARY_PREFIX, open_regular
 from qpnuclei.system.locks import locked
+
+if TYPE_CHECKING:
+    from qpnuclei.nuclei.exports.rows import NucleusRows
 
 _log = logging.getLogger(__name__)
 
@@ -171,6 +184,13 @@ class PaquoProject:
     def classes_path(self) -> Path:
         """Where the class list is stored."""
         return self.path.parent / "classifiers" / "classes.json"
+
+    def nuclei(self, image: str, mpp: float | None = None) -> NucleusRows:
+        """Return the nuclei of an image, whoever wrote them, as a table (see `Project.nuclei`)."""
+        from qpnuclei.qupath.nucleus_rows import nuclei_of
+
+        entry = one_image(self.images, image)
+        return nuclei_of(self, entry, pixel_sizes=AskedMpp(mpp))
 
     def loaded(self, image: PaquoImage, fingerprint: str) -> _Loaded | None:
         """Return the image data read last, if it is of this image and this state of its file."""
@@ -318,6 +338,7 @@ class PaquoImage:
             _JavaDetections(objects, annotations, stored),
             loaded.fingerprint,
             self._properties(loaded),
+            _read_cores(_only(objects, "isTMACore"), stored),
         )
 
     def _properties(self, loaded: _Loaded) -> dict[str, str]:
@@ -531,6 +552,13 @@ def _read_annotations(annotations: JavaObject, stored: set[str]) -> tuple[Annota
             )
         )
     return tuple(made)
+
+
+def _read_cores(cores: JavaObject, stored: set[str]) -> tuple[TmaCore, ...]:
+    return tuple(
+        TmaCore(**{**vars(core), "handle": -1 - core.handle}, missing=bool(item.isMissing()))
+        for core, item in zip(_read_annotations(cores, stored), cores, strict=True)
+    )
 
 
 def _metadata(annotation: JavaObject) -> dict[str, str]:

@@ -23,7 +23,7 @@ import numpy as np
 
 from qpnuclei.errors import FormatError, UsageError
 from qpnuclei.nuclei.ids import is_ours
-from qpnuclei.qupath.model import Annotation, Detections, Edit, NewAnnotation
+from qpnuclei.qupath.model import Annotation, Detections, Edit, NewAnnotation, TmaCore
 from qpnuclei.qupath.qpdata import java_classes as jc
 from qpnuclei.qupath.qpdata import java_stream
 from qpnuclei.qupath.qpdata.detections import FileDetections, packed_ids, read_measurements
@@ -82,6 +82,7 @@ class Objects:
     detections: Detections
     type_counts: Mapping[str, int]
     properties: Mapping[str, str]
+    cores: tuple[TmaCore, ...] = ()
 
     def summary(self) -> dict[str, object]:
         """Return the ``hierarchy`` of QuPath's ``summary.json``."""
@@ -432,6 +433,7 @@ class DataFile:
 
     def _read(self) -> Objects:
         annotations: list[Annotation] = []
+        cores: list[TmaCore] = []
         nearest: dict[PathObject, int] = {}  # handle of the annotation that an object is or is in
         detections: list[tuple[PathObject | Packed, int]] = []
         counts: Counter[str] = Counter()
@@ -450,10 +452,13 @@ class DataFile:
                 own_parent = None if parent < 0 else parent
                 with located(item.node.offset):
                     annotations.append(_annotation(item, len(annotations), own_parent))
+            elif item.kind == "core" and item.roi is not None:
+                with located(item.node.offset):
+                    cores.append(_core(item, -1 - len(cores)))
         table = FileDetections(detections, self._errors)
         for kind, count in table.kind_counts().items():
             counts[_TYPE_COUNTS[kind]] += count
-        return Objects(tuple(annotations), table, counts, self.properties)
+        return Objects(tuple(annotations), table, counts, self.properties, tuple(cores))
 
     def _check_free(self, ids: Container[str]) -> None:
         """Raise UsageError if an object of the file has one of some new UUIDs."""
@@ -658,3 +663,7 @@ def _annotation(view: PathObject, handle: int, parent: int | None) -> Annotation
         metadata={key.text: value.text for key, value in view.metadata if key.text != OBJECT_ID},
         measurements=read_measurements(view),
     )
+
+
+def _core(view: PathObject, handle: int) -> TmaCore:
+    return TmaCore(**vars(_annotation(view, handle, None)), missing=view.is_missing)
