@@ -14,6 +14,7 @@ from qpnuclei.cli.demo import demo
 from qpnuclei.cli.doctor import doctor
 from qpnuclei.cli.evaluate import evaluate
 from qpnuclei.cli.export import export
+from qpnuclei.cli.filter import filter_nuclei
 from qpnuclei.cli.geojson import geojson_app
 from qpnuclei.cli.info import info
 from qpnuclei.cli.project import project_app
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(export)
+app.command("filter")(filter_nuclei)
 app.command()(info)
 app.command()(train)
 app.command()(evaluate)
