@@ -14,6 +14,7 @@ from qpnuclei.cli.demo import demo
 from qpnuclei.cli.doctor import doctor
 from qpnuclei.cli.evaluate import evaluate
 from qpnuclei.cli.export import export
+from qpnuclei.cli.filter import filter_nuclei
 from qpnuclei.cli.geojson import geojson_app
 from qpnuclei.cli.info import info
 from qpnuclei.cli.preview import preview
@@ -34,6 +35,7 @@ app.command()(run)
 app.command()(preview)
 app.command()(export)
 app.command()(report)
+app.command("filter")(filter_nuclei)
 app.command()(info)
 app.command()(train)
 app.command()(evaluate)
