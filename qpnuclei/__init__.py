@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         run,
         train,
         write_nuclei,
+        write_report,
     )
     from qpnuclei.nuclei.table import NucleiTable
     from qpnuclei.pipeline.image import segment
@@ -52,6 +53,7 @@ __all__ = [
     "segment",
     "train",
     "write_nuclei",
+    "write_report",
 ]
 
 #: Where the public names live: ``module:name``. They are imported when first asked for, because
@@ -73,6 +75,7 @@ _HOMES = {
     "segment": "qpnuclei.pipeline.image:segment",
     "train": "qpnuclei.api:train",
     "write_nuclei": "qpnuclei.api:write_nuclei",
+    "write_report": "qpnuclei.api:write_report",
 }
 
 

@@ -183,6 +183,61 @@ def count(
     )
 
 
+def write_report(
+    project: str | os.PathLike[str] | Project,
+    path: str | os.PathLike[str],
+    images: Sequence[str] = (),
+    *,
+    nucleus_classes: Sequence[str] | None = None,
+    mpp: float | None = None,
+) -> None:
+    """Write a page that shows what was found: what ``qpnuclei report`` does of a project.
+
+    Parameters
+    ----------
+    project : path-like or Project
+    path : path-like
+        The page, ``.html``. With more than 20 images, each has a page in a folder beside it.
+    images : sequence of str
+        Names or patterns (``*``, ``?``) of images; all by default.
+    nucleus_classes : sequence of str, optional
+        As for `count`; by default, in images where no run has been, all detections count.
+    mpp : float, optional
+        µm/px of all the images, over what the project says.
+
+    Raises
+    ------
+    UsageError, NotFoundError
+        If there is no such project or image, or `path` is not that of a page.
+    qpnuclei.errors.QpnucleiError
+        If an image cannot be read, or the page not be written; the others are in it.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> Image.new("RGB", (640, 480), "white").save("glass.png")
+    >>> project = create_project("project-to-see", ["glass.png"], mpp=0.25)
+    >>> write_report(project, "report.html")
+    >>> Path("report.html").read_text(encoding="utf-8")[:15]
+    '<!doctype html>'
+    """
+    from qpnuclei.qupath.pixel_size import AskedMpp
+    from qpnuclei.report.page import ReportOptions, write_report
+    from qpnuclei.report.runs import runs_of
+
+    opened = _opened(project)
+    classes = None if nucleus_classes is None else tuple(nucleus_classes)
+    failures = write_report(
+        opened,
+        match_images(opened, tuple(images)),
+        Path(path),
+        runs_of(opened.path.parent),
+        ReportOptions(classes, AskedMpp(mpp)),
+    )
+    for _, error in failures:
+        raise error
+
+
 def evaluate(
     dataset: str | os.PathLike[str],
     model: str | None = None,

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import shapely
-from scipy.spatial import cKDTree
 
 from qpnuclei.datasets.synthetic.layout import demo_annotations
 from qpnuclei.datasets.synthetic.slide import make_slide
@@ -31,6 +30,7 @@ from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass, Project
 from qpnuclei.qupath.native import open_project
+from qpnuclei.report.views import busiest
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.tissue import find_tissue
@@ -147,7 +147,9 @@ def demonstrate(
             nuclei,
             picture,
             mpp=plan.scale.mpp[0],
-            zoom_at=_busiest(crossings if len(crossings) else middle, nuclei, _CLOSE_UP_PX),
+            zoom_at=busiest(
+                crossings if len(crossings) else middle, nuclei.centroids(), _CLOSE_UP_PX
+            ),
             seams_x=xs.tolist(),
             seams_y=ys.tolist(),
         )
@@ -197,10 +199,3 @@ def _seams(plan: ImagePlan) -> tuple[Floats, Floats]:
     cores = np.array([tile.core[:2] for tile in plan.tiles], float)
     xs, ys = (np.unique(cores[:, axis])[1:] * plan.scale.downsample[axis] for axis in (0, 1))
     return xs, ys
-
-
-def _busiest(points: Floats, nuclei: NucleiTable, radius: float) -> tuple[float, float]:
-    """Return which of the (N, 2) points has the most nuclei within `radius`, all in level-0 px."""
-    near = cKDTree(nuclei.centroids()).query_ball_point(points, radius, return_length=True)
-    x, y = points[np.argmax(near)].tolist()
-    return x, y

@@ -179,7 +179,7 @@ def find_nuclei(
                 for whole in stitcher.add(
                     of_tile.tile, of_tile.owned, of_tile.cut, of_tile.result, of_tile.junctions
                 ):
-                    found.append(_large_enough(whole, min_area_um2))
+                    found.append(large_enough(whole, min_area_um2))
             count += len(of_tile.owned)
             progress(done, count)
             if done % _TILES_BETWEEN_TRIMS == 0:
@@ -187,7 +187,7 @@ def find_nuclei(
     with clock("stitch"):
         rest, joined, corners = stitcher.finish()
         for whole in rest:
-            found.append(_large_enough(whole, min_area_um2))
+            found.append(large_enough(whole, min_area_um2))
         result = finished(joined, corners)
         kept, duplicates = drop_duplicates(found, result)
         kept &= tiles.answers_for(joined.centroids())
@@ -204,7 +204,7 @@ def find_nuclei(
                     **_scores(seen, inside),
                 }
             )
-            found.append(_large_enough(whole, min_area_um2))
+            found.append(large_enough(whole, min_area_um2))
     return StitchReport(
         stitcher.fragments, stitcher.covered, len(joined), stitcher.overlapping + duplicates
     )
@@ -241,7 +241,8 @@ def _finished(
     )
 
 
-def _large_enough(nuclei: NucleiTable, min_area_um2: float) -> NucleiTable:
+def large_enough(nuclei: NucleiTable, min_area_um2: float) -> NucleiTable:
+    """Return the nuclei whose ``Area µm^2`` is not below a limit."""
     if min_area_um2 <= 0:
         return nuclei
     return nuclei.take(nuclei.measurements[AREA] >= min_area_um2)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qpnuclei.choices import CERTAINTY
 from qpnuclei.models.geometry import NetworkGeometry
 from qpnuclei.models.metadata import ModelMetadata, PostProcessing, model_hash, read_metadata
 from qpnuclei.models.registry import resolve_model
@@ -38,8 +39,7 @@ from qpnuclei.tiling.plan import Box, Tile, TilePlan
 if TYPE_CHECKING:
     from qpnuclei.segmentation.predictor import Predictor
 
-#: The measurement that says how sure the model is of a nucleus.
-ATTENTION = "Attention: Mean"
+ATTENTION = CERTAINTY
 
 
 class MapsEngine:

@@ -634,6 +634,11 @@ class _JavaDetections(Detections):
     def measurements(self) -> dict[str, npt.NDArray[np.float64]]:
         return _measurements(self._detections)
 
+    @cached_property
+    def locked(self) -> npt.NDArray[np.bool_]:
+        locked = set(_ids(_only(self._detections, "isLocked")))
+        return np.array([item in locked for item in _ids(self._detections)], bool)
+
     def unread(self) -> dict[str, int]:
         to_name = method(_PATH_OBJECT, "getName", _STRING)
         to_color = method(_PATH_OBJECT, "getColor", "java.lang.Integer")

@@ -145,6 +145,14 @@ class FileDetections(Detections):
                 columns[name][rows] = values
         return columns
 
+    @cached_property
+    def locked(self) -> npt.NDArray[np.bool_]:
+        """Whether each is locked in QuPath."""
+        locked = np.zeros(len(self), bool)
+        for rows, values in self._read(_locked):
+            locked[rows] = values
+        return locked
+
     def unread(self) -> Counter[str]:
         """Return properties of detections that no column holds, with the number that have them."""
         counts = Counter[str]()
@@ -326,6 +334,13 @@ def _planes(view: PathObject, source: ValueSource) -> npt.NDArray[np.int64]:
     numbers = source.column(part).data
     columns = [jc.primitive_column(part, axis, numbers) for axis in ("z", "t")]
     return np.stack(columns, axis=1).astype(np.int64)
+
+
+def _locked(view: PathObject, source: ValueSource) -> npt.NDArray[np.bool_]:
+    if view.lock is None:
+        return np.zeros(source.count, bool)
+    part = jc.part_with(view.lock, "value")
+    return jc.primitive_column(part, "value", source.column(part).data).astype(bool)
 
 
 def _roi(view: PathObject) -> JavaObject:

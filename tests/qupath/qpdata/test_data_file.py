@@ -15,6 +15,7 @@ from qpnuclei.qupath.qpdata.data_file import DataFile, format_stains, parse_stai
 from qpnuclei.qupath.qpdata.new_detections import Additions
 from qpnuclei.qupath.qpdata.path_objects import split_children
 from qpnuclei.qupath.qpdata.records import Packed
+from qpnuclei.qupath.qpdata.rois import Plane, make_roi
 from qpnuclei.slides.stains import DEFAULT_HE
 from tests.ids import nucleus_id
 from tests.paths import SAMPLES
@@ -288,3 +289,33 @@ def test_hundreds_are_parsed_and_more_are_packed(count, bulk, monkeypatch):
     packed = [c for v in again._annotations() for c in v.children if isinstance(c, Packed)]
     assert bool(packed) == bulk
     assert set(new.ids) <= set(again.read().detections.ids)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_locks_of_packed_detections(shared):
+    """QuPath refers to one TRUE and one FALSE; another writer may spell each out."""
+    catalog = jc.Catalog()
+    locked = [i % 3 == 0 for i in range(40)]
+    nodes = []
+    for i, lock in enumerate(locked):
+        node = catalog.path_object(
+            jc.DETECTION,
+            metadata=data_file_module._id_metadata(catalog, nucleus_id(bytes([i]) * 10)),
+            is_locked=lock,
+            roi=make_roi(catalog, shapely.box(i, 0, i + 1, 1), Plane()),
+        )
+        if not shared:
+            at = next(
+                k for k, item in enumerate(jc.contents(node))
+                if getattr(item, "class_name", None) == jc.BOOLEAN
+            )  # fmt: skip
+            jc.contents(node)[at] = catalog.make(jc.BOOLEAN, {"value": lock})
+        nodes.append(node)
+    data = saved(DataFile.of_objects(catalog, nodes))
+    # The end mark, which objects alone do not need.
+    items = [*js.parse(data, "file").items, js.JavaString(b"EOF")]
+    buffer = bytearray()
+    js.write(items, buffer.extend)
+    detections = DataFile.parse(bytes(buffer), "file").read().detections
+    assert detections.locked.tolist() == locked
+    assert load().read().detections.locked.tolist() == [False] * 7
