@@ -118,7 +118,7 @@ def preview(
         thresholds = [None] if len(models) > 1 or len(areas) > 1 else [*_THRESHOLDS]
 
     from qpnuclei.cli.console import image_progress, print_json, stderr, stdout
-    from qpnuclei.pipeline.selection import RoiSelection, choose_images
+    from qpnuclei.pipeline.selection import Selection, choose_images
     from qpnuclei.qupath.project import open_project
     from qpnuclei.report.page import check_page_name
     from qpnuclei.report.runs import RUNS
@@ -128,7 +128,7 @@ def preview(
     if output is not None:
         check_page_name(output)
     is_slide = source.is_file() and source.suffix.lower() not in (".qpproj", ".json")
-    selection = RoiSelection(
+    selection = Selection(
         classes=tuple(roi or ()),
         derived=roi_derived,
         names=tuple(roi_name or ()),

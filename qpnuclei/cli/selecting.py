@@ -8,7 +8,7 @@ from uuid import UUID
 import typer
 
 if TYPE_CHECKING:
-    from qpnuclei.pipeline.selection import RoiSelection
+    from qpnuclei.pipeline.selection import Selection
 
 Roi = Annotated[
     list[str] | None,
@@ -36,7 +36,7 @@ Tissue = Annotated[
 ]
 
 
-def arguments_of(selection: RoiSelection) -> list[str]:
+def arguments_of(selection: Selection) -> list[str]:
     """Return the options that make a selection, as they are typed."""
     words = [word for name in selection.classes for word in ("--roi", name)]
     words += [word for name in selection.names for word in ("--roi-name", name)]

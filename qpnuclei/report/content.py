@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+from qpnuclei.choices import CERTAINTY
 from qpnuclei.errors import QpnucleiError, standing_alone
 from qpnuclei.measure.shape import AREA
-from qpnuclei.pipeline.plausibility import CERTAINTY
 from qpnuclei.qupath.analysed import Status
 from qpnuclei.qupath.counts import (
     CountedImage,

@@ -396,6 +396,6 @@ class _Watched:
             for score in seen.scores.values():
                 common = wanted.intersection(seen.tile.view)
                 if common is not None:
-                    part = score.codes[common.within(seen.tile.view)]
+                    part = score.levels[common.within(seen.tile.view)]
                     shown[common.within(wanted)] = score.values[part]
         return None if np.isnan(shown).all() else shown

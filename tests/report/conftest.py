@@ -10,7 +10,7 @@ from qpnuclei.datasets.synthetic.layout import demo_annotations
 from qpnuclei.datasets.synthetic.slide import make_slide
 from qpnuclei.pipeline.plan import ImagePlan, RunOptions, plan_images
 from qpnuclei.pipeline.run import analyse_project
-from qpnuclei.pipeline.selection import RoiSelection
+from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass, Project
 from qpnuclei.report.page import write_report_of_run
@@ -42,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         for a in [replace(first, name=NAME), *others]
     ]
     entry.write(Edit(annotations=annotations), entry.read().fingerprint)
-    options = RunOptions(RoiSelection(everything=True), device="cpu", tile_px=320)
+    options = RunOptions(Selection(everything=True), device="cpu", tile_px=320)
     (plan,), _ = plan_images(project.images, options)
     summary = analyse_project(project, project.images, options)
     path, failed = write_report_of_run(project, summary.run_dir)

@@ -17,7 +17,7 @@ from qpnuclei.cli.app import app
 from qpnuclei.errors import SlideError, UsageError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.pipeline.plan import RunOptions
-from qpnuclei.pipeline.selection import RoiSelection
+from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.native import open_project
 from qpnuclei.report.preview import Choice, Field, choices_of, preview_project
@@ -25,7 +25,7 @@ from tests.cli.conftest import tree
 from tests.report.conftest import Made
 from tests.report.pages import Page
 
-EVERYTHING = RunOptions(RoiSelection(everything=True), device="cpu")
+EVERYTHING = RunOptions(Selection(everything=True), device="cpu")
 CHOICES = [Choice("default"), Choice("default", 0.8), Choice("default", None, 40.0)]
 
 
