@@ -149,7 +149,7 @@ def replace(folder: Path, size: int) -> dict[str, Any]:
 
 def write_geojson(folder: Path, size: int) -> dict[str, Any]:
     """Write the detections, as one table, as QuPath GeoJSON."""
-    from qpnuclei.qupath.geojson import write_detections
+    from qpnuclei.qupath.geojson.writing import write_detections
 
     nuclei, ids = _together(Nuclei(0, size, 1))
     start = time.perf_counter()
@@ -189,7 +189,7 @@ def _write_both_ways(folder: Path) -> dict[str, Any]:
 
 def _write_batched(folder: Path, group: DetectionGroup) -> dict[str, float]:
     """Write with the paquo backend, which also makes a backup and verifies."""
-    from qpnuclei.qupath.paquo import backend as paquo_backend
+    from qpnuclei.qupath.paquo.editing import apply_edit
     from qpnuclei.qupath.paquo.jvm import java_class
     from qpnuclei.qupath.qpdata.new_detections import Additions
 
@@ -201,7 +201,7 @@ def _write_batched(folder: Path, group: DetectionGroup) -> dict[str, float]:
     assert len(_entry(folder).read().detections) == len(group.ids)
     hierarchy = java_class("qupath.lib.objects.hierarchy.PathObjectHierarchy")()
     start = time.perf_counter()
-    paquo_backend._apply(*Additions.of(Edit(add=[group])), hierarchy)
+    apply_edit(*Additions.of(Edit(add=[group])), hierarchy)
     return {"make": time.perf_counter() - start, "write": seconds}
 
 

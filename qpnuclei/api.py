@@ -403,7 +403,7 @@ def write_nuclei(
     >>> read_nuclei("nuclei.geojson").measurements["Area µm^2"].tolist()
     [3.5]
     """
-    from qpnuclei.qupath.geojson import write_detections
+    from qpnuclei.qupath.geojson.writing import write_detections
 
     path = Path(path)
     outlines = [polygon.wkb for polygon in nuclei.polygons()]
@@ -457,7 +457,7 @@ def read_nuclei(path: str | os.PathLike[str]) -> NucleiTable:
 
 
 def _from_geojson(path: Path) -> NucleiTable:
-    from qpnuclei.qupath.geojson import read_objects
+    from qpnuclei.qupath.geojson.reading import read_objects
 
     tables = []
     for found in read_objects(path):

@@ -16,12 +16,13 @@ import shapely
 from qpnuclei.choices import NucleusFormat
 from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
 from qpnuclei.nuclei.exports.rows import FIELDS, GEOMETRY, NucleusRows, optional
-from qpnuclei.qupath.geojson import GeoJsonObject, write_objects
+from qpnuclei.qupath.geojson.exporting import check_classes
+from qpnuclei.qupath.geojson.objects import GeoJsonObject
+from qpnuclei.qupath.geojson.writing import write_objects
 from qpnuclei.qupath.model import ImageEntry, PathClass, Project
 from qpnuclei.qupath.names import file_stem
 from qpnuclei.qupath.nucleus_rows import nuclei_of
 from qpnuclei.qupath.pixel_size import AskedMpp
-from qpnuclei.qupath.transfer import check_classes
 
 _SUFFIXES: dict[str, NucleusFormat] = {
     ".csv": "csv",

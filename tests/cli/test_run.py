@@ -27,7 +27,7 @@ from qpnuclei.cli.app import app
 from qpnuclei.errors import LockedError, SaveError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.store import Shards, temporary_shards
-from qpnuclei.qupath.geojson import read_objects
+from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.model import Detections, Edit, ImageObjects, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeImage, open_project
 from qpnuclei.system.locks import LOCK_NAME, locked

@@ -18,7 +18,7 @@ from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.pipeline.commit import NewNuclei, choose_run_dir, new_nuclei, write_back
 from qpnuclei.pipeline.plan import ImagePlan, RunOptions
 from qpnuclei.pipeline.selection import Selection, ours_within, select_regions
-from qpnuclei.qupath.geojson import read_objects
+from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.names import file_stem
 from qpnuclei.qupath.native import NativeImage, NativeProject, open_project
@@ -297,7 +297,7 @@ def test_nothing_can_be_written_anywhere(
     def full(path: Path) -> None:
         raise SaveError(f"{path} cannot be written: No space left on device")
 
-    monkeypatch.setattr("qpnuclei.qupath.geojson.atomic_file", full)
+    monkeypatch.setattr("qpnuclei.qupath.geojson.writing.atomic_file", full)
     plan = plan_of(project.images[0])
     without_first_annotation(project.images[0])
     with pytest.raises(ConflictError, match="could not be saved elsewhere"):

@@ -11,11 +11,13 @@ from qpnuclei.qupath.model import DetectionGroup, Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.qpdata import data_file as data_file_module
 from qpnuclei.qupath.qpdata import java_classes as jc
 from qpnuclei.qupath.qpdata import java_stream as js
-from qpnuclei.qupath.qpdata.data_file import DataFile, format_stains, parse_stains
+from qpnuclei.qupath.qpdata.annotations import id_metadata
+from qpnuclei.qupath.qpdata.data_file import DataFile
 from qpnuclei.qupath.qpdata.new_detections import Additions
 from qpnuclei.qupath.qpdata.path_objects import split_children
 from qpnuclei.qupath.qpdata.records import Packed
 from qpnuclei.qupath.qpdata.rois import Plane, make_roi
+from qpnuclei.qupath.qpdata.stains import format_stains, parse_stains
 from qpnuclei.slides.stains import DEFAULT_HE
 from tests.ids import nucleus_id
 from tests.paths import SAMPLES
@@ -300,7 +302,7 @@ def test_locks_of_packed_detections(shared):
     for i, lock in enumerate(locked):
         node = catalog.path_object(
             jc.DETECTION,
-            metadata=data_file_module._id_metadata(catalog, nucleus_id(bytes([i]) * 10)),
+            metadata=id_metadata(catalog, nucleus_id(bytes([i]) * 10)),
             is_locked=lock,
             roi=make_roi(catalog, shapely.box(i, 0, i + 1, 1), Plane()),
         )

@@ -16,11 +16,14 @@ import shapely
 from qpnuclei.errors import FormatError, UsageError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
-from qpnuclei.qupath.geojson import GeoJsonObject, Oddities, read_objects, write_objects
+from qpnuclei.qupath.geojson.exporting import export_image
+from qpnuclei.qupath.geojson.importing import image_of_file, import_file
+from qpnuclei.qupath.geojson.objects import GeoJsonObject, Oddities
+from qpnuclei.qupath.geojson.reading import read_objects
+from qpnuclei.qupath.geojson.writing import write_objects
 from qpnuclei.qupath.model import DetectionGroup, Edit, ImageObjects, PathClass, Project
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.regions import match_images, one_image
-from qpnuclei.qupath.transfer import export_image, image_of_file, import_file
 from tests.ids import nucleus_id
 from tests.paths import FAULTS, SAMPLES
 
