@@ -34,6 +34,22 @@ DEFAULT_CLASSES = tuple(
 )
 
 
+class ProjectFolder:
+    """The files of a project that both backends read in the same way."""
+
+    path: Path
+
+    @property
+    def classes(self) -> Sequence[PathClass]:
+        """The project's class list."""
+        return read_classes(self.classes_path)
+
+    @property
+    def classes_path(self) -> Path:
+        """The file of the class list."""
+        return self.path.parent / "classifiers" / "classes.json"
+
+
 def read_json(path: Path, what: str) -> Json:
     """Read a JSON object.
 

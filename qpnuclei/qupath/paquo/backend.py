@@ -113,7 +113,7 @@ def open_project(path: str | os.PathLike[str], image_root: Path | None = None) -
     return PaquoProject(file, content, image_root)
 
 
-class PaquoProject:
+class PaquoProject(project_file.ProjectFolder):
     """A QuPath project (see `qpnuclei.qupath.model.Project`), opened by QuPath itself."""
 
     backend = "paquo"
@@ -145,16 +145,6 @@ class PaquoProject:
         """Version of QuPath that wrote the project file."""
         version = self.java_object.getVersion()
         return None if version is None else str(version)
-
-    @property
-    def classes(self) -> Sequence[PathClass]:
-        """The project's class list."""
-        return project_file.read_classes(self.classes_path)
-
-    @property
-    def classes_path(self) -> Path:
-        """Where the class list is stored."""
-        return self.path.parent / "classifiers" / "classes.json"
 
     def nuclei(self, image: str, mpp: float | None = None) -> NucleusRows:
         """Return the nuclei of an image, whoever wrote them, as a table (see `Project.nuclei`)."""
