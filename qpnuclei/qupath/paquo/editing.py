@@ -38,7 +38,7 @@ from qpnuclei.qupath.paquo.objects import (
 from qpnuclei.qupath.qpdata.annotations import annotation_node
 from qpnuclei.qupath.qpdata.data_file import DataFile
 from qpnuclei.qupath.qpdata.java_classes import Catalog
-from qpnuclei.qupath.qpdata.java_stream import Content
+from qpnuclei.qupath.qpdata.java_nodes import Content
 from qpnuclei.qupath.qpdata.new_detections import Additions, NewPart, plane_of, uniform_parts
 from qpnuclei.qupath.qpdata.rois import Plane
 

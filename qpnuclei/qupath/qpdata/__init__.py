@@ -6,8 +6,8 @@ It reads and writes bytes and knows nothing of projects: `qpnuclei.qupath.native
 Where to begin: `data_file` says what a ``data.qpdata`` holds, `path_objects` how an object in it is
 laid out, and `qpnuclei.qupath.native.NativeImage.write` how one is edited. From the bytes up:
 
-1. `java_stream`: any Java object stream to a graph of nodes and back, byte for byte. Handles are
-   numbered anew when a graph is written.
+1. `java_nodes`, `java_parser`, `java_writer`: any Java object stream to a graph of nodes and back,
+   byte for byte. Handles are numbered anew when a graph is written.
 2. `records`: detections come by the million and are alike. They are recognised while the stream is
    parsed and stay byte ranges of it, until someone asks for what they hold. The loops over all
    of them are in `kernels`.

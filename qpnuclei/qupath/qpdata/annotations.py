@@ -12,10 +12,7 @@ from qpnuclei.errors import FormatError
 from qpnuclei.qupath.model import Annotation, NewAnnotation, TmaCore
 from qpnuclei.qupath.qpdata import java_classes as jc
 from qpnuclei.qupath.qpdata.detections import read_measurements
-from qpnuclei.qupath.qpdata.java_stream import (
-    JavaObject,
-    JavaString,
-)
+from qpnuclei.qupath.qpdata.java_nodes import JavaObject, JavaString
 from qpnuclei.qupath.qpdata.path_objects import (
     OBJECT_ID,
     PathObject,

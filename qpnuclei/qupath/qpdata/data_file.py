@@ -24,7 +24,7 @@ from qpnuclei.errors import FormatError, UsageError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.model import Annotation, Detections, Edit, TmaCore
 from qpnuclei.qupath.qpdata import java_classes as jc
-from qpnuclei.qupath.qpdata import java_stream
+from qpnuclei.qupath.qpdata import java_nodes, java_parser, java_writer
 from qpnuclei.qupath.qpdata.annotations import (
     annotation_node,
     check_annotation,
@@ -33,7 +33,7 @@ from qpnuclei.qupath.qpdata.annotations import (
     read_core,
 )
 from qpnuclei.qupath.qpdata.detections import FileDetections, packed_ids
-from qpnuclei.qupath.qpdata.java_stream import (
+from qpnuclei.qupath.qpdata.java_nodes import (
     BlockData,
     Content,
     JavaEnum,
@@ -138,7 +138,7 @@ class DataFile:
             If they are not a Java object stream, are truncated, or hold no image objects.
         """
         with _refused(hint):
-            stream = java_stream.parse(data, source, RecordPacker(is_packable, _FEW))
+            stream = java_parser.parse(data, source, RecordPacker(is_packable, _FEW))
             _check_version(stream.items[0] if stream.items else None, source)
             last = stream.items[-1]
             if not isinstance(last, JavaString) or last.data != b"EOF":
@@ -159,7 +159,7 @@ class DataFile:
         """
         items: list[Content] = []
         with _refused(hint):
-            for item in java_stream.parse_items(data, source):
+            for item in java_parser.parse_items(data, source):
                 _check_version(item if not items else items[0], source)
                 items.append(item)
                 if isinstance(item, JavaObject) and item.class_name in (jc.WORKFLOW, jc.STAINS):
@@ -400,7 +400,7 @@ class DataFile:
 
     def write(self, emit: Callable[[bytes], object]) -> None:
         """Write the file, in pieces, to `emit`."""
-        java_stream.write(self._items, emit)
+        java_writer.write(self._items, emit)
 
     def _errors(self) -> contextlib.AbstractContextManager[None]:
         return _refused(self._hint, self._source)
@@ -540,7 +540,7 @@ def _hierarchy_node(catalog: jc.Catalog) -> JavaObject:
 
 
 def _version_block() -> BlockData:
-    version = java_stream.encode_utf("Data file version 3")
+    version = java_nodes.encode_utf("Data file version 3")
     return BlockData(len(version).to_bytes(2, "big") + version)
 
 

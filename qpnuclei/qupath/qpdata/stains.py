@@ -6,11 +6,7 @@ import struct
 
 from qpnuclei.errors import FormatError
 from qpnuclei.qupath.qpdata import java_classes as jc
-from qpnuclei.qupath.qpdata.java_stream import (
-    BlockData,
-    JavaObject,
-    JavaString,
-)
+from qpnuclei.qupath.qpdata.java_nodes import BlockData, JavaObject, JavaString
 from qpnuclei.slides.stains import Stains
 from qpnuclei.system.json_text import parse_json
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from qpnuclei.qupath.qpdata.java_stream import JavaString, Part
+from qpnuclei.qupath.qpdata.java_nodes import JavaString, Part
 from qpnuclei.qupath.qpdata.records import (
     Column,
     IntArray,

@@ -23,7 +23,7 @@ from qpnuclei.qupath.paquo import jvm
 from qpnuclei.qupath.paquo.editing import apply_edit
 from qpnuclei.qupath.paquo.objects import stored_ids
 from qpnuclei.qupath.project import choose_backend
-from qpnuclei.qupath.qpdata import java_classes, java_stream
+from qpnuclei.qupath.qpdata import java_classes, java_nodes, java_parser
 from qpnuclei.qupath.qpdata.new_detections import Additions
 from tests.ids import nucleus_id
 from tests.qupath.samples import SAMPLES, copy_project
@@ -126,17 +126,17 @@ def saved(objects: list[jvm.JavaObject]) -> Any:
     """
 
     def unfold(node: Any) -> Any:
-        if isinstance(node, java_stream.JavaObject) and node.class_name in UNMODIFIABLE:
+        if isinstance(node, java_nodes.JavaObject) and node.class_name in UNMODIFIABLE:
             return [unfold(item) for item in java_classes.list_items(node)]
-        if isinstance(node, java_stream.JavaObject):
+        if isinstance(node, java_nodes.JavaObject):
             parts = [(p.primitives, p.references, p.contents or []) for p in node.parts]
             return node.class_name, [
                 (values, *([unfold(item) for item in items] for items in rest))
                 for values, *rest in parts
             ]
-        if isinstance(node, java_stream.JavaArray) and node.desc.name == "[B":
+        if isinstance(node, java_nodes.JavaArray) and node.desc.name == "[B":
             return shapely.normalize(shapely.from_wkb(node.data)).wkt
-        if isinstance(node, java_stream.JavaArray):
+        if isinstance(node, java_nodes.JavaArray):
             return node.desc.name, node.data, [unfold(item) for item in node.items or ()]
         return getattr(node, "data", node)
 
@@ -144,7 +144,7 @@ def saved(objects: list[jvm.JavaObject]) -> Any:
     stream = jvm.java_class("java.io.ObjectOutputStream")(buffer)
     stream.writeObject(jvm.java_class("java.util.ArrayList")(objects))
     stream.close()
-    return unfold(java_stream.parse(bytes(buffer.toByteArray()), "saved").items[0])
+    return unfold(java_parser.parse(bytes(buffer.toByteArray()), "saved").items[0])
 
 
 @pytest.mark.qupath

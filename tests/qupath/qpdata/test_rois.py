@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from qpnuclei.errors import FormatError
 from qpnuclei.qupath.qpdata import java_classes as jc
-from qpnuclei.qupath.qpdata.java_stream import (
+from qpnuclei.qupath.qpdata.java_nodes import (
     SC_SERIALIZABLE,
     ClassDesc,
     Field,
