@@ -1,4 +1,4 @@
-"""The whole job on one slide: project, annotations, run, export, pictures and a score."""
+"""A complete analysis of one slide: project, annotations, run, export, pictures and a score."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Demonstration:
-    """What a demonstration made.
+    """The results of a demonstration.
 
     Parameters
     ----------
@@ -81,10 +81,9 @@ def demonstrate(
     say: Callable[[str], None] = _log.info,
     size: tuple[int, int] = (6400, 5200),
 ) -> Demonstration:
-    """Make a slide and a project, or take a slide; find its nuclei, and draw them.
+    """Make a synthetic slide, or use the given one; make a project, find the nuclei, draw them.
 
-    A second call with the same folder takes the slide and the project that are there and replaces
-    the nuclei.
+    A second call with the same folder uses its slide and project, and replaces the nuclei.
 
     Parameters
     ----------
@@ -93,7 +92,7 @@ def demonstrate(
     slide : Path, optional
         The user's own slide; its tissue is annotated automatically.
     say : callable
-        Is told, a line at a time, what is being done.
+        Called with a line of text before each step.
     size : (int, int)
         Width and height of the synthetic slide in px.
 

@@ -1,4 +1,4 @@
-"""Pictures of what was found: outlines on the tissue, whole and close up."""
+"""Pictures of the result: outlines on the tissue, of the whole slide and close up."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from qpnuclei.report.drawing import (
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.slide import Slide
 
-#: What an overlay shows of an annotation: its label (name or class) and its ROI in level-0 px.
+#: An annotation on an overlay: its label (name or class) and its ROI in level-0 px.
 Labelled = tuple[str, shapely.Geometry]
 
 _NUCLEUS: Colour = (0, 230, 60)

@@ -1,4 +1,4 @@
-"""A page to look at: every image with its nuclei, coloured by what became of them.
+"""An HTML page: every image with its nuclei, coloured by kind of match.
 
 One HTML file that needs nothing else: images are JPEG within it, outlines are SVG above them, so
 that they stay sharp and each kind can be switched off.
@@ -100,7 +100,7 @@ def _embedded(rgb: npt.NDArray[np.uint8]) -> str:
 
 
 def _paths(agreement: Agreement) -> list[dict[str, str]]:
-    """Return SVG paths, one for each kind and side; what went wrong is drawn above what did not."""
+    """Return SVG paths, one for each kind and side; errors are drawn above found nuclei."""
     predicted, annotated = outlines(agreement.predicted), outlines(agreement.true)
     paths = []
     for kind in Kind:

@@ -95,7 +95,7 @@ class EngineOptions:
     batch_size : int or None
         Tiles that a GPU takes at once; None lets the engine choose.
     threshold : float or None
-        Attention (of models of others: probability) above which a pixel belongs to a nucleus,
+        Attention (of third-party models: probability) above which a pixel belongs to a nucleus,
         between 0 and 1; None takes the model's own.
 
     Examples

@@ -185,7 +185,7 @@ def test_one_image_has_no_interval(dataset: Path, tmp_path: Path) -> None:
     )
 
     assert set(json.loads(output.read_text())["interval"].values()) == {None}
-    assert "One image, 16 annotated nuclei: it does not tell how good others are." in printed
+    assert "One image, 16 annotated nuclei: too few to judge other images by." in printed
     for text in (printed, output.with_suffix(".html").read_text()):
         assert "interval" not in text
         assert "chance" not in text
