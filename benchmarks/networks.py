@@ -19,13 +19,12 @@ from PIL import Image
 
 from benchmarks.measuring import describe, machine, save, table
 from benchmarks.tissue import paint_field
+from qpnuclei.evaluation.datasets import IMAGE_SUFFIXES
 from qpnuclei.models.metadata import read_metadata
 from qpnuclei.models.registry import WEIGHTS_FOLDER
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.system.memory import keep_freed_memory
 from qpnuclei.system.threads import available_cores
-
-IMAGE_SUFFIXES = (".jpg", ".png", ".tif", ".tiff")
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -129,7 +128,7 @@ def _mask(predictor: Predictor, image: np.ndarray) -> np.ndarray:
 
 
 def _read(folder: Path) -> list[np.ndarray]:
-    paths = sorted(p for p in folder.iterdir() if p.suffix in IMAGE_SUFFIXES)
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
     return [np.asarray(Image.open(path).convert("RGB")) for path in paths]
 
 

@@ -17,7 +17,7 @@ _PLAIN_SUFFIXES = (".jpeg", ".jpg", ".png")
 _OTHER_SUFFIXES = (".bif", ".czi", ".dcm", ".mrxs", ".svslide", ".vms", ".vmu")
 
 #: Suffixes of the files that are found in a folder.
-IMAGE_SUFFIXES = frozenset((*_TIFF_SUFFIXES, *_PLAIN_SUFFIXES, *_OTHER_SUFFIXES))
+SLIDE_SUFFIXES = frozenset((*_TIFF_SUFFIXES, *_PLAIN_SUFFIXES, *_OTHER_SUFFIXES))
 
 _DICOM = ".dcm"
 #: Indexes of Hamamatsu slides: lines ``Key=file`` that name the JPEGs beside them.
@@ -39,11 +39,11 @@ def find_slides(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+            inside = sorted(f for f in path.iterdir() if f.suffix.lower() in SLIDE_SUFFIXES)
             if not inside:
                 raise UsageError(
                     f"folder {path} holds no slide",
-                    f"slides end in {' '.join(sorted(IMAGE_SUFFIXES))}",
+                    f"slides end in {' '.join(sorted(SLIDE_SUFFIXES))}",
                 )
             found += inside
         elif path.exists() or not glob.has_magic(str(path)):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from qpnuclei.errors import MppError
+from qpnuclei.slides.calibration import PixelCalibration
 
 
 @dataclass(frozen=True)
@@ -46,21 +47,9 @@ _AGREEMENT = 0.01
 NATIVE_TOLERANCE = 0.10
 
 
-class Calibration(Protocol):
-    """The interface of `qpnuclei.slides.calibration.PixelCalibration`."""
-
-    @property
-    def width_um(self) -> float | None:
-        """Pixel width in µm."""
-
-    @property
-    def height_um(self) -> float | None:
-        """Pixel height in µm."""
-
-
 def resolve_mpp(
     override: float | None,
-    calibration: Calibration | None,
+    calibration: PixelCalibration | None,
     slide: tuple[float, float] | None,
     name: str = "the slide",
 ) -> tuple[tuple[float, float], MppSource]:
@@ -70,7 +59,7 @@ def resolve_mpp(
     ----------
     override : float or None
         The user's ``--mpp`` in µm/px, for both axes; authoritative.
-    calibration : Calibration or None
+    calibration : PixelCalibration or None
         The project's pixel size of the image.
     slide : (float, float) or None
         The slide file's pixel size, `qpnuclei.slides.Slide.mpp`.
