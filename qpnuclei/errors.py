@@ -3,6 +3,15 @@
 Every error that a user's input or files can cause is one of these. The command line prints
 ``error: <what>`` and ``hint: <what to do>`` and exits with `exit_code`. Each also inherits the
 built-in exception that a Python caller would expect.
+
+Examples
+--------
+>>> from qpnuclei import open_project
+>>> try:
+...     open_project("no-such-project")
+... except NotFoundError as error:
+...     print(f"{error.what}; {error.hint}; exit code {error.exit_code}")
+no-such-project: no such file; name a project.qpproj or its folder; exit code 2
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import open_slide
 
-#: Finds the nuclei of an (H, W, 3) uint8 image of so many µm/px, in its px.
+#: Takes an (H, W, 3) uint8 image and its µm/px; returns its nuclei, in px of the image.
 Finder = Callable[[npt.NDArray[np.uint8], float], NucleiTable]
 
 #: Names of all the scores of an image.

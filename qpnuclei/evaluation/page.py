@@ -58,7 +58,7 @@ def evaluation_page(report: Report, most_pictures: int = 20) -> str:
     ----------
     report : Report
     most_pictures : int
-        Show at most so many images, the worst and the best among them, evenly by rank of AJI.
+        Most images to show: the worst, the best, and others evenly by rank of AJI.
 
     Raises
     ------

@@ -174,7 +174,7 @@ def write_report(report: Report, path: Path, page: str) -> None:
 
 
 def format_score(value: float, digits: int, sign: str = "") -> str:
-    """Return a score with so many decimals; a dash for NaN."""
+    """Format a score with `digits` decimals; a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:{sign}.{digits}f}"
 
 

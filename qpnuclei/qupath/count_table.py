@@ -19,7 +19,7 @@ from qpnuclei.system.files import atomic_file
 
 _Table: TypeAlias = Mapping[str, list[Any]]
 
-#: The columns of every table of counts: those that a person reads first, and those for programs.
+#: The columns of every table of counts: first those for readers, last those for programs.
 FIRST_COLUMNS = (
     "image",
     "annotation",

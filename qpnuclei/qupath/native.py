@@ -84,7 +84,7 @@ class NativeProject(project_file.ProjectFolder):
         return f"NativeProject({str(self.path)!r}, {len(self.images)} images)"
 
     def nuclei(self, image: str, mpp: float | None = None) -> NucleusRows:
-        """Return the nuclei of an image, whoever wrote them, as a table (see `Project.nuclei`)."""
+        """Return the nuclei of an image, from any program, as a table (see `Project.nuclei`)."""
         from qpnuclei.qupath.nucleus_rows import nuclei_of
 
         entry = one_image(self.images, image)

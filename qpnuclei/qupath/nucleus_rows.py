@@ -17,7 +17,7 @@ from qpnuclei.qupath.names import whole_characters
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.regions import Region, rows_inside
 
-#: Between the annotations of ``parents``, from the largest to the smallest.
+#: Separates the annotations of ``parents``.
 SEPARATOR = " > "
 
 
@@ -46,13 +46,13 @@ def nucleus_rows(
     roi_classes: Sequence[str] | None = None,
     nucleus_classes: Sequence[str] | None = None,
 ) -> NucleusRows:
-    """Return a row for each nucleus of an image, whoever wrote it.
+    """Return a row for each nucleus of an image, from any program.
 
     Parameters
     ----------
     image : CountedImage
     roi_classes : sequence of str, optional
-        Only nuclei in annotations of these classes; the others are as if they were not there.
+        Only nuclei in annotations of these classes; other annotations are ignored.
     nucleus_classes : sequence of str, optional
         Only detections of these classes; by default all detections and cells, but no tiles.
 
@@ -145,8 +145,8 @@ def _chains(
     Returns
     -------
     chains : list of tuple of int
-        Sets of annotations that some points are in, each from the largest to the smallest; the
-        first is that of no annotation.
+        Distinct sets of annotations that contain some point, each from the largest to the
+        smallest; the first is empty.
     chain : (N,) int64 ndarray
         The chain of each point.
     """

@@ -1,1 +1,1 @@
-"""Pages to look at: the report of a project, and the preview of a run."""
+"""HTML pages: the report of a project, and the preview of a run."""

@@ -1,4 +1,4 @@
-"""What a report says of one image: the counts as exported, the nuclei, and their pictures."""
+"""The content of a report for one image: counts as exported, nuclei, and pictures."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class ColourBar:
 
 @dataclass(frozen=True)
 class ImageContent:
-    """What a report says of one image.
+    """The content of a report for one image.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ class ImageContent:
 
     @property
     def doubts(self) -> list[str]:
-        """What is doubtful, a line each."""
+        """Reasons for doubt, one per line."""
         lines = [self.row["check"]] if self.row["check"] else []
         for row in self.rows:
             if row["check"] and row["check"] != self.row["check"]:
@@ -156,7 +156,7 @@ class _Nuclei:
 
     @property
     def sizes(self) -> Floats | None:
-        """Areas in µm², measured if nobody has."""
+        """Areas in µm²; computed if there is no such measurement."""
         measured = self.first_of(_SIZE)
         if measured is None and self.mpp is not None and len(self.geometries):
             measured = shapely.area(self.geometries) * self.mpp[0] * self.mpp[1]

@@ -1,4 +1,4 @@
-"""How dense nuclei lie: a map in nuclei per mm², and its colours."""
+"""Density maps, in nuclei per mm², and their colours."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MAP_PX, _DETAIL = 480, 1 / 40
 _SIGMAS_UM = (25.0, 50.0, 100.0, 200.0, 400.0)
 #: Fixed point of OpenCV's drawing: sixteenths of a px.
 _SHIFT = 4
-#: The last colour of the palette stands for what was not analysed.
+#: The last colour of the palette stands for areas that were not analysed.
 _NOWHERE = 255
 
 
@@ -119,13 +119,13 @@ def _rasterised(
             )
             for ring in (part.exterior, *part.interiors)
         ]
-        # Rings of one polygon: what two of them enclose is a hole.
+        # Rings of one polygon together, so that the even-odd rule leaves holes.
         cv2.fillPoly(mask, rings, 1, lineType=cv2.LINE_8, shift=_SHIFT)
     return mask > 0
 
 
 def _round_up(value: float) -> float:
-    """Return the least round number that is not below a value: its quarters are round, too."""
+    """Return the lowest round number not below a value; its quarters are round, too."""
     if not value > 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))

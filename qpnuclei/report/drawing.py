@@ -1,4 +1,4 @@
-"""Outlines, scale bars and words, drawn into the pixels of a picture."""
+"""Draw outlines, scale bars and text into the pixels of a picture."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def draw_lines(
 def _fixed_point(
     points: npt.NDArray[np.floating], origin: tuple[float, float], scale: float
 ) -> npt.NDArray[np.int32]:
-    """Bring level-0 coordinates to OpenCV's, whose integers are pixel centres."""
+    """Convert level-0 coordinates to OpenCV's, whose integers are pixel centres."""
     on_picture = (points - np.asarray(origin, np.float64)) * scale - 0.5
     return np.asarray(np.round(on_picture * 2**_SHIFT), np.int32)
 
@@ -81,7 +81,7 @@ def draw_text(
     *,
     centred: bool = False,
 ) -> None:
-    """Write a text with a white rim, around a point or from it on."""
+    """Draw text with a white rim, centred on a point or starting at it."""
     ImageDraw.Draw(canvas).text(
         at,
         text,

@@ -1,4 +1,4 @@
-"""Histograms as a page draws them: bars in percent of the highest."""
+"""Histograms for a page: bars in percent of the highest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NARROWEST = 1e-9
 
 @dataclass(frozen=True)
 class Histogram:
-    """How often values occur.
+    """The histogram of some values.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class Histogram:
 
     @property
     def median_at(self) -> float:
-        """Where on the axis the median is, in percent."""
+        """Position of the median on the axis, in percent."""
         return 100 * min(max((self.median - self.low) / (self.high - self.low), 0.0), 1.0)
 
 

@@ -1,4 +1,4 @@
-"""A paragraph for the methods of a paper, with what it must cite."""
+"""A paragraph for the methods section of a paper, with its references."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from qpnuclei.system.files import write_atomically
 
 #: Name of the page in the folder of a run.
 PAGE = "report.html"
-#: So many images are on one page; of more, each has its own.
+#: Most images on one page; with more, each image has a page of its own.
 MOST_ON_A_PAGE = 20
 #: Rows of the tables of a page; and rows with all columns.
 _MOST_ROWS, _MOST_FULL_ROWS = 200, 40
@@ -59,7 +59,7 @@ _CLASS_COLUMNS = (
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What a report is asked to show.
+    """Options of a report.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class ReportOptions:
 
 @dataclass(frozen=True)
 class _Shown:
-    """What the first page keeps of an image."""
+    """The data of an image that the first page needs."""
 
     name: str
     link: str
@@ -238,7 +238,7 @@ def _kept(content: ImageContent, link: str, counts_all: bool) -> _Shown:
 
 
 def _comparison(shown: Sequence[_Shown]) -> dict[str, Any]:
-    """Return what the first page compares: classes and annotations over all images."""
+    """Return the comparison on the first page: classes and annotations over all images."""
     rows = [row for image in shown for row in image.rows]
     annotations = _annotations(rows)
     classes = _pooled(shown, annotations)
@@ -263,7 +263,7 @@ def _comparison(shown: Sequence[_Shown]) -> dict[str, Any]:
 
 
 def _pooled(shown: Sequence[_Shown], rows: Sequence[Row]) -> list[Row]:
-    """Return a row for each class over all images: sums of what is exported of it."""
+    """Return a row for each class over all images: sums of the exported counts."""
     pooled: dict[str | None, Row] = {}
     for row, counts_all in ((row, i.counts_all) for i in shown for row in i.class_rows):
         of_class = pooled.setdefault(
@@ -283,7 +283,7 @@ def _pooled(shown: Sequence[_Shown], rows: Sequence[Row]) -> list[Row]:
         of_class["analysed_mm2"] += row["analysed_mm2"]
         if row["nuclei"] is not None:
             of_class["nuclei"] = (of_class["nuclei"] or 0) + row["nuclei"]
-            # What the density of the row refers to.
+            # The area that the density of the row refers to.
             of_class["_of_density"] += row["area_mm2" if counts_all else "analysed_mm2"]
     for row in pooled.values():
         area = row.pop("_of_density")
@@ -298,7 +298,7 @@ def _annotations(rows: Sequence[Row]) -> list[Row]:
 
 
 def _strips(classes: Sequence[Row], rows: Sequence[Row]) -> dict[str, Any]:
-    """Return where the annotations of each class stand on an axis of density, in percent."""
+    """Return the positions of the annotations of each class on an axis of density, in percent."""
     top = max(_numbers(row["nuclei_per_mm2"] for row in rows), default=0.0)
     if not top > 0:
         return {"strips": [], "strip_ticks": []}
@@ -367,7 +367,7 @@ def _numbers(values: Iterable[Any]) -> list[float]:
 
 
 def _shown(value: float | None) -> str:
-    """Return a number as people read it: whole, or with three digits."""
+    """Format a number for readers: whole, or with three significant digits."""
     if value is None or not math.isfinite(value):
         return "–"
     if isinstance(value, int) or abs(value) >= 100 or value == 0:
@@ -404,7 +404,7 @@ def render(template: str, **values: Any) -> str:
 
 def write_page(path: Path, page: str) -> None:
     """Write a page in one step."""
-    # Names of files may hold what no text encoding has.
+    # File names may hold bytes that are not text.
     write_atomically(path, page.encode(errors="backslashreplace"))
 
 

@@ -1,4 +1,4 @@
-"""What a page shows as pictures: embedded images, outlines as SVG paths, scale bars.
+"""Pictures of a page: embedded images, outlines as SVG paths, scale bars.
 
 Outlines lie above the pixels as SVG, so that they stay thin and sharp at every size of the page. An
 image that is shown twice is embedded once.
@@ -19,7 +19,7 @@ from PIL import Image
 
 from qpnuclei.slides.pixels import RGB
 
-#: Quality of WebP: what is lost is not seen, and a crop of 480 px has some 40 KB.
+#: Quality of WebP: the loss is not visible, and a crop of 480 px has some 40 KB.
 _QUALITY = 80
 
 #: Colours that people with any kind of colour vision tell apart (Okabe and Ito), without those
@@ -56,7 +56,7 @@ class Tag:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with what is drawn on it.
+    """An image and the outlines drawn on it.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def embedded(image: Image.Image | RGB, kind: str = "WEBP") -> str:
 
 
 def scale_bar(um: float | None, most: float = 0.3) -> ScaleBar | None:
-    """Return a bar for a picture that is so many µm wide; None if that is not known."""
+    """Return a scale bar for a picture of known width in µm; None if the width is unknown."""
     if um is None or not um > 0:
         return None
     length = round_length(um * most)

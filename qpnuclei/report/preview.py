@@ -1,4 +1,4 @@
-"""What several settings would find in a few fields, before a long run: to choose by eye.
+"""Compare the nuclei that several settings find in a few fields, before a long run.
 
 Nuclei are found as a run finds them, and a run with the same options finds the same ones.
 """
@@ -46,7 +46,7 @@ from qpnuclei.tiling.plan import Box, TilePlan
 if TYPE_CHECKING:
     from qpnuclei.slides.slide import PixelSource
 
-#: So many places of an image are looked at to choose fields, and so many images.
+#: Number of candidate places per image, and of images, from which fields are chosen.
 _MOST_PLACES, _MOST_IMAGES = 24, 8
 #: Places with less tissue are taken only if there are no others.
 _LEAST_TISSUE = 0.3
@@ -67,7 +67,7 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class Field:
-    """A field, and what each of C choices finds in it.
+    """A field, and the nuclei that each of C choices finds in it.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ class Field:
 
     @property
     def area_mm2(self) -> float:
-        """Area of what is analysed in it."""
+        """Analysed area of the field."""
         return float(self.analysed.area * self.mpp[0] * self.mpp[1] * 1e-6)
 
     @property
@@ -267,7 +267,7 @@ def _preview(
 
 
 def _places(source: _Source) -> list[_Place]:
-    """Look at places all over the regions of an image."""
+    """Describe candidate places all over the regions of an image."""
     fields = choose_fields(source.regions, source.mpp)
     fields = fields[:: math.ceil(len(fields) / _MOST_PLACES)]
     places = []
@@ -380,7 +380,7 @@ class _Watched:
         colour: ReinhardStatistics | None,  # noqa: ARG002 - of the field alone
         clock: Stopwatch,
     ) -> Generator[TileInstances, None, None]:
-        """Yield what the engine finds."""
+        """Yield the engine's instances."""
         for seen in self._engine.segment(read, tiles, self._colour, clock):
             self._seen.append(seen)
             yield seen

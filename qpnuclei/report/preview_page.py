@@ -25,7 +25,7 @@ _NUCLEUS: Colour = (0, 229, 255)
 
 
 def options_of(choice: Choice, choices: Sequence[Choice]) -> list[str]:
-    """Return the options of ``qpnuclei run`` that make a choice, given what it is one of."""
+    """Return the options of ``qpnuclei run`` that select one of the choices."""
     options = []
     if choice.model != "default" or any(other.model != choice.model for other in choices):
         options += ["--model", choice.model]
@@ -37,7 +37,7 @@ def options_of(choice: Choice, choices: Sequence[Choice]) -> list[str]:
 
 
 def label_of(choice: Choice, choices: Sequence[Choice]) -> str:
-    """Return what tells a choice from the others."""
+    """Return the settings in which a choice differs from the others."""
     return " ".join(options_of(choice, choices)) or "the model's own settings"
 
 

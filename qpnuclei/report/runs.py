@@ -1,4 +1,4 @@
-"""What earlier runs noted in their ``run.json``, as far as a report tells it.
+"""The parts of earlier runs' ``run.json`` that a report uses.
 
 A record may come from another version: what it does not say is left out.
 """
@@ -25,7 +25,7 @@ RUNS = "qpnuclei"
 
 @dataclass(frozen=True)
 class RunOfImage:
-    """What a run noted of one image; None or empty where it did not."""
+    """A run's record of one image; None or empty for unknown values."""
 
     mpp: tuple[float, float] | None
     mpp_source: str
@@ -45,7 +45,7 @@ class Run:
 
     @property
     def model(self) -> Mapping[str, Any]:
-        """What it noted of its model."""
+        """The record of its model."""
         return _mapping(self.content.get("model"))
 
     @property
@@ -79,7 +79,7 @@ class Run:
         ]
 
     def of_image(self, entry_id: str) -> RunOfImage | None:
-        """Return what it noted of an image; None if it did not finish it."""
+        """Return the record of an image; None if the run did not finish it."""
         for image in _mappings(self.content.get("images")):
             if str(image.get("entry")) == entry_id:
                 return RunOfImage(

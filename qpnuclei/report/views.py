@@ -20,15 +20,15 @@ Floats = npt.NDArray[np.float64]
 SIDE_UM, SIDE_PX = 120.0, 480.0
 #: So much of a place lies in the area, where it is so large.
 _LEAST_SHARE = 0.6
-#: So many places are compared at most.
+#: Most places that are compared.
 _MOST_PLACES = 4000
-#: The certainty of a place is that of at least so many nuclei, where a place has them.
+#: Least number of nuclei for the certainty of a place, if there is such a place.
 _MIN_NUCLEI = 5
 
 
 @dataclass(frozen=True)
 class View:
-    """A part of an image: what it is an example of, and its box (x0, y0, x1, y1) in level-0 px."""
+    """A part of an image: its kind of example, and its box (x0, y0, x1, y1) in level-0 px."""
 
     title: str
     box: tuple[float, float, float, float]

@@ -147,7 +147,7 @@ class PaquoProject(project_file.ProjectFolder):
         return None if version is None else str(version)
 
     def nuclei(self, image: str, mpp: float | None = None) -> NucleusRows:
-        """Return the nuclei of an image, whoever wrote them, as a table (see `Project.nuclei`)."""
+        """Return the nuclei of an image, from any program, as a table (see `Project.nuclei`)."""
         from qpnuclei.qupath.nucleus_rows import nuclei_of
 
         entry = one_image(self.images, image)
