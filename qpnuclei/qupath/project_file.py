@@ -10,7 +10,7 @@ from typing import Any
 
 from qpnuclei.errors import FormatError, NotFoundError
 from qpnuclei.qupath.model import ImageServer, PathClass
-from qpnuclei.qupath.names import without_halves
+from qpnuclei.qupath.names import replace_lone_surrogates_in_json
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.system.files import read_regular
 from qpnuclei.system.json_text import parse_json
@@ -62,7 +62,7 @@ def read_json(path: Path, what: str) -> Json:
     """
     try:
         text = read_regular(path).decode("utf-8-sig")
-        value = without_halves(parse_json(text), text)
+        value = replace_lone_surrogates_in_json(parse_json(text), text)
     except FileNotFoundError:
         raise NotFoundError(f"{path}: no such file") from None
     except OSError as error:

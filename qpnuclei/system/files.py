@@ -66,7 +66,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        take_owner(partial, path if path.exists() else path.parent)
+        copy_owner(partial, path if path.exists() else path.parent)
         partial.chmod(0o666 & ~_umask())  # mkstemp creates files that only the owner can read
         partial.replace(path)
         partial = None
@@ -99,7 +99,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         ) as folder:
             partial = Path(folder, path.name)
             yield partial
-            take_owner(partial, path if path.exists() else path.parent)
+            copy_owner(partial, path if path.exists() else path.parent)
             if path.is_dir():  # no system call puts a folder in the place of one that is not empty
                 path.rename(Path(folder, "replaced"))
             partial.replace(path)
@@ -145,7 +145,7 @@ def make_folder_below(base: Path, folder: Path) -> None:
         for made in reversed([folder, *folder.parents]):
             if made.is_relative_to(there) and made != there and not made.is_dir():
                 made.mkdir(exist_ok=True)
-                take_owner(made, made.parent)
+                copy_owner(made, made.parent)
     except OSError as error:
         raise SaveError(
             f"the folder {folder} cannot be created: {error.strerror or error}",
@@ -173,7 +173,7 @@ def remove_leftovers(folder: Path) -> None:
                     path.unlink(missing_ok=True)
 
 
-def take_owner(path: Path, like: Path) -> None:
+def copy_owner(path: Path, like: Path) -> None:
     """Give a new file the owner and group of another one, where the user may (as root can)."""
     if hasattr(os, "chown"):
         with suppress(OSError):

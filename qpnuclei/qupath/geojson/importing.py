@@ -17,7 +17,7 @@ from qpnuclei._version import __version__
 from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.areas import valid_area
-from qpnuclei.qupath.geojson.objects import GeoJsonObject, Oddities
+from qpnuclei.qupath.geojson.objects import GeoJsonObject, Problems
 from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.model import (
     Annotation,
@@ -29,7 +29,7 @@ from qpnuclei.qupath.model import (
     PathClass,
     Project,
 )
-from qpnuclei.qupath.names import class_of, composed, file_stem
+from qpnuclei.qupath.names import class_of, file_stem, nfc
 from qpnuclei.qupath.regions import Region, region_of, same_outline
 from qpnuclei.system.locks import locked
 
@@ -96,12 +96,12 @@ def import_file(
     with locked(project.path.parent):
         objects = entry.read()
         incoming = _Incoming(project, objects, _checked_class_name(class_name))
-        odd = Oddities()
-        for number, found in enumerate(read_objects(path, odd), 1):
+        problems = Problems()
+        for number, found in enumerate(read_objects(path, problems), 1):
             incoming.add(number, found)
         edit = incoming.edit(path)
-        incoming.result.left_out += odd.features
-        incoming.result.losses += odd.values
+        incoming.result.left_out += problems.features
+        incoming.result.losses += problems.values
         if edit.annotations or edit.add:
             entry.write(edit, objects.fingerprint)
         return incoming.result
@@ -123,14 +123,14 @@ def image_of_file(project: Project, path: Path) -> ImageEntry:
     for suffix in (".zip", ".gz", ".geojson", ".json", ".rescued"):
         if name.lower().endswith(suffix):
             name = name[: -len(suffix)]
-    stem = composed(name)
+    stem = nfc(name)
     for called in (
         file_stem,
         lambda entry: entry.name,
         lambda entry: Path(entry.name).stem,
         lambda entry: _without_suffixes(entry.name),
     ):
-        matching = [entry for entry in project.images if composed(called(entry)) == stem]
+        matching = [entry for entry in project.images if nfc(called(entry)) == stem]
         if len(matching) == 1:
             return matching[0]
         if matching:

@@ -60,7 +60,7 @@ class GeoJsonObject:
 
 
 @dataclass
-class Oddities:
+class Problems:
     """Problems found in a GeoJSON file, feature by feature.
 
     Parameters

@@ -20,9 +20,9 @@ import shapely
 import shapely.geometry
 
 from qpnuclei.errors import FormatError, NotFoundError, quoted
-from qpnuclei.qupath.geojson.objects import GeoJsonObject, Oddities
+from qpnuclei.qupath.geojson.objects import GeoJsonObject, Problems
 from qpnuclei.qupath.model import PathClass
-from qpnuclei.qupath.names import without_halves
+from qpnuclei.qupath.names import replace_lone_surrogates_in_json
 from qpnuclei.system.files import open_regular
 from qpnuclei.system.json_text import refuse_deep, within_recursion
 
@@ -50,7 +50,7 @@ _KINDS = {
 }
 
 
-def read_objects(path: Path, odd: Oddities | None = None) -> Iterator[GeoJsonObject]:
+def read_objects(path: Path, problems: Problems | None = None) -> Iterator[GeoJsonObject]:
     """Read the objects of a GeoJSON file one after the other, children after their parent.
 
     Parameters
@@ -60,7 +60,7 @@ def read_objects(path: Path, odd: Oddities | None = None) -> Iterator[GeoJsonObj
         plain, gzipped, or in a .zip (all its GeoJSON files are read). All dialects of QuPath 0.2 to
         0.7 are supported. A root object stands for the image: it is skipped, and its children are
         read. Bytes that are not UTF-8 are read as Windows-1252 (Latin-1).
-    odd : Oddities, optional
+    problems : Problems, optional
         Collects invalid features and values while the others are read. By default the first one
         raises an error.
 
@@ -69,8 +69,8 @@ def read_objects(path: Path, odd: Oddities | None = None) -> Iterator[GeoJsonObj
     NotFoundError
         If there is no such file.
     FormatError
-        If it is truncated, not JSON, or has an invalid feature and `odd` is not given; names the
-        file and the number of the feature.
+        If it is truncated, not JSON, or has an invalid feature and `problems` is not given. Names
+        the file and the number of the feature.
     """
     path = Path(path)
     index = 0
@@ -79,10 +79,10 @@ def read_objects(path: Path, odd: Oddities | None = None) -> Iterator[GeoJsonObj
             for stream in streams:
                 scanner = _Scanner(stream)
                 for value in _values(scanner):
-                    notes = _Notes(odd, index)
+                    reporter = _Reporter(problems, index)
                     if scanner.was_not_utf8:
-                        notes.odd_value("text that is not UTF-8 was read as Windows-1252")
-                    yield from _objects(value, notes)
+                        reporter.report_value("text that is not UTF-8 was read as Windows-1252")
+                    yield from _objects(value, reporter)
                     index += 1
     except FileNotFoundError as error:
         raise NotFoundError(f"{path} does not exist") from error
@@ -103,21 +103,21 @@ class _GeoJsonError(Exception):
 
 
 @dataclass(frozen=True)
-class _Notes:
+class _Reporter:
     """Record a problem of a feature, or raise it as an error."""
 
-    odd: Oddities | None
+    problems: Problems | None
     index: int
 
-    def odd_value(self, what: str) -> None:
-        if self.odd is None:
+    def report_value(self, what: str) -> None:
+        if self.problems is None:
             raise _GeoJsonError(what)
-        self.odd.values.append(f"feature {self.index}: {_short(what)}")
+        self.problems.values.append(f"feature {self.index}: {_short(what)}")
 
-    def odd_feature(self, what: str) -> None:
-        if self.odd is None:
+    def report_feature(self, what: str) -> None:
+        if self.problems is None:
             raise _GeoJsonError(what)
-        self.odd.features.append(f"feature {self.index}: {_short(what)}")
+        self.problems.features.append(f"feature {self.index}: {_short(what)}")
 
 
 def _short(reason: object) -> str:
@@ -178,7 +178,7 @@ class _Scanner:
                 if self.was_not_utf8:
                     text = _NOT_UTF8.sub(_of_windows, text)
                     value = json.loads(text)
-                return without_halves(value, text)
+                return replace_lone_surrogates_in_json(value, text)
 
     def _more(self) -> bool:
         """Read at least as much again as is buffered; False at the end of the file."""
@@ -272,15 +272,15 @@ def _keys(scanner: _Scanner) -> Iterator[str]:
     scanner.take("}")
 
 
-def _objects(value: Any, notes: _Notes) -> Iterator[GeoJsonObject]:
+def _objects(value: Any, reporter: _Reporter) -> Iterator[GeoJsonObject]:
     """Yield the objects of a feature or geometry: itself, then its children."""
     pending = [value]
     while pending:
         feature = pending.pop()
         try:
-            found = _object(feature, notes)
+            found = _object(feature, reporter)
         except _GeoJsonError as error:
-            notes.odd_feature(str(error))
+            reporter.report_feature(str(error))
         else:
             if found is not None:
                 yield found
@@ -291,7 +291,7 @@ def _objects(value: Any, notes: _Notes) -> Iterator[GeoJsonObject]:
                 pending.extend(reversed(children))
 
 
-def _object(feature: Any, notes: _Notes) -> GeoJsonObject | None:
+def _object(feature: Any, reporter: _Reporter) -> GeoJsonObject | None:
     """Return the object of a feature; None for the root, which stands for the image."""
     if not isinstance(feature, dict):
         raise _GeoJsonError(f"expected a feature, found {quoted(str(feature)[:40])}")
@@ -310,13 +310,13 @@ def _object(feature: Any, notes: _Notes) -> GeoJsonObject | None:
         geometry=geometry,
         id=_uuid(feature.get("id")),
         name=None if properties.get("name") is None else str(properties["name"]),
-        path_class=_path_class(properties.get("classification"), notes),
+        path_class=_path_class(properties.get("classification"), reporter),
         locked=properties.get("isLocked") is True,
-        measurements=_measurements(properties.get("measurements"), notes),
+        measurements=_measurements(properties.get("measurements"), reporter),
         z=z,
         t=t,
-        color=_color(properties, "it", notes),
-        metadata=_metadata(properties.get("metadata"), notes),
+        color=_color(properties, "it", reporter),
+        metadata=_metadata(properties.get("metadata"), reporter),
     )
 
 
@@ -365,25 +365,25 @@ def _geometry(value: Any) -> tuple[shapely.Geometry, int, int]:
     return geometry, z, t
 
 
-def _path_class(value: Any, notes: _Notes) -> PathClass | None:
+def _path_class(value: Any, reporter: _Reporter) -> PathClass | None:
     """Read a class in any version's form: text, name(s) with colour, or with a parent class."""
     if value is None or value == {}:
         return None
     if isinstance(value, str):
         return PathClass(value)
     if not isinstance(value, dict):
-        notes.odd_value(f"classification must be a name or an object, not {quoted(value)}")
+        reporter.report_value(f"classification must be a name or an object, not {quoted(value)}")
         return None
     names = value.get("names")
     name = ": ".join(map(str, names)) if isinstance(names, list) else value.get("name")
     if name is None:
         return None
-    parent = _path_class(value.get("parentClass"), notes)
-    color = _color(value, "its class", notes)
+    parent = _path_class(value.get("parentClass"), reporter)
+    color = _color(value, "its class", reporter)
     return PathClass(f"{parent.name}: {name}" if parent else str(name), color)
 
 
-def _color(value: Mapping[str, Any], whose: str, notes: _Notes) -> int | None:
+def _color(value: Mapping[str, Any], whose: str, reporter: _Reporter) -> int | None:
     """Read a colour: packed (signed or not), or red, green, blue and optional alpha, 0 to 255."""
     packed, rgb = value.get("colorRGB"), value.get("color")
     given = rgb if packed is None else packed
@@ -400,7 +400,7 @@ def _color(value: Mapping[str, Any], whose: str, notes: _Notes) -> int | None:
         if not -(2**31) <= color < 2**32:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
-        notes.odd_value(f"{whose} has an invalid colour {quoted(given)}")
+        reporter.report_value(f"{whose} has an invalid colour {quoted(given)}")
         return None
     return color - 2**32 if color >= 2**31 else color
 
@@ -412,7 +412,7 @@ def _whole_number(value: Any) -> int:
     return number
 
 
-def _measurements(value: Any, notes: _Notes) -> dict[str, float]:
+def _measurements(value: Any, reporter: _Reporter) -> dict[str, float]:
     """Read measurements in any version's form: a map, or a list of names and values."""
     entries: list[tuple[Any, Any]] = []
     if isinstance(value, dict):
@@ -422,28 +422,28 @@ def _measurements(value: Any, notes: _Notes) -> dict[str, float]:
             if isinstance(entry, dict) and "name" in entry:
                 entries.append((entry["name"], entry.get("value")))
             else:
-                notes.odd_value(f"its measurements are not numbers ({quoted(entry)})")
+                reporter.report_value(f"its measurements are not numbers ({quoted(entry)})")
     measurements = {}
     for name, number in entries:
         try:
             measurements[str(name)] = float(number)
         except (TypeError, ValueError, OverflowError):
-            notes.odd_value(
+            reporter.report_value(
                 f"its measurements are not numbers ({quoted(str(name))} is {quoted(number)})"
             )
     return measurements
 
 
-def _metadata(value: Any, notes: _Notes) -> dict[str, str]:
+def _metadata(value: Any, reporter: _Reporter) -> dict[str, str]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        notes.odd_value(f"its metadata is {quoted(value)}, not names and texts")
+        reporter.report_value(f"its metadata is {quoted(value)}, not names and texts")
         return {}
     metadata = {}
     for name, text in value.items():
         if isinstance(text, str | int | float):
             metadata[name] = str(text)
         else:
-            notes.odd_value(f"its metadata {quoted(name)} is {quoted(text)}, not a text")
+            reporter.report_value(f"its metadata {quoted(name)} is {quoted(text)}, not a text")
     return metadata

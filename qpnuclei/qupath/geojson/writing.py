@@ -21,7 +21,7 @@ from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.geojson.objects import GeoJsonObject
 from qpnuclei.qupath.model import DetectionGroup, PathClass
-from qpnuclei.qupath.names import whole_characters
+from qpnuclei.qupath.names import replace_lone_surrogates
 from qpnuclei.system.files import atomic_file
 
 _log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def _features(objects: Iterable[GeoJsonObject], left_out: list[str]) -> Iterator
 def _properties(written: GeoJsonObject) -> dict[str, Any]:
     properties: dict[str, Any] = _object_type(written.kind)
     if written.name is not None:  # 0.3 cannot read a name that is null
-        properties["name"] = whole_characters(written.name)
+        properties["name"] = replace_lone_surrogates(written.name)
     if written.path_class is not None:
         properties["classification"] = _classification(written.path_class)
     if written.color is not None:
@@ -178,11 +178,11 @@ def _properties(written: GeoJsonObject) -> dict[str, Any]:
         properties["isLocked"] = written.locked
     if written.metadata:
         properties["metadata"] = {
-            whole_characters(key): whole_characters(value)
+            replace_lone_surrogates(key): replace_lone_surrogates(value)
             for key, value in written.metadata.items()
         }
     measurements = [
-        {"name": whole_characters(name), "value": value}
+        {"name": replace_lone_surrogates(name), "value": value}
         for name, value in written.measurements.items()
         if math.isfinite(value)
     ]
@@ -224,7 +224,7 @@ def _object_type(kind: str) -> dict[str, Any]:
 
 def _classification(path_class: PathClass) -> dict[str, Any]:
     rgb = _NO_COLOR if path_class.color is None else _rgb(path_class.color)
-    return {"name": whole_characters(path_class.name), "color": rgb}
+    return {"name": replace_lone_surrogates(path_class.name), "color": rgb}
 
 
 def _rgb(color: int) -> tuple[int, int, int]:

@@ -18,7 +18,7 @@ from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.geojson.exporting import export_image
 from qpnuclei.qupath.geojson.importing import image_of_file, import_file
-from qpnuclei.qupath.geojson.objects import GeoJsonObject, Oddities
+from qpnuclei.qupath.geojson.objects import GeoJsonObject, Problems
 from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.geojson.writing import write_objects
 from qpnuclei.qupath.model import DetectionGroup, Edit, ImageObjects, PathClass, Project
@@ -359,7 +359,7 @@ def test_an_invalid_measurement_is_left_out_alone(project: Project, name: str, o
     ],
 )
 def test_colours_of_classes(project: Project, name: str, color: int | None) -> None:
-    (found,) = read_objects(FAULTS / name, Oddities())
+    (found,) = read_objects(FAULTS / name, Problems())
     assert found.path_class == PathClass("Tumor", color)
     done, there = read_fault(project, name)
     assert there.annotations[0].class_name == "Tumor"
