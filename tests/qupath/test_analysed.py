@@ -1,4 +1,4 @@
-"""What runs note of an image, and what it says of its annotations later."""
+"""The record of analysed areas, and the status of annotations that follows from it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_an_edited_outline_is_told_from_one_that_was_saved_less_exactly() -> Non
 
 def test_annotations_that_no_run_has_seen() -> None:
     record = after(annotation(shapely.box(0, 0, 10, 10)), annotation(shapely.box(10, 0, 20, 10), 2))
-    # Drawn afterwards within what was analysed, be it in two pieces.
+    # Drawn afterwards inside the analysed area, even if that is in two pieces.
     assert record.status(annotation(shapely.box(5, 5, 15, 9), 3)) is Status.ANALYSED
     assert record.status(annotation(shapely.box(5, 5, 15, 11), 3)) is Status.NOT_ANALYSED
     assert record.status(annotation(shapely.box(0, 0, 5, 5), 3, z=1)) is Status.NOT_ANALYSED

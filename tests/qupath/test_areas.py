@@ -1,4 +1,4 @@
-"""What outlines of every kind enclose, against counting crossings by hand."""
+"""The areas of outlines of every kind, against counting crossings by hand."""
 
 from __future__ import annotations
 

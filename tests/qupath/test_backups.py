@@ -1,4 +1,4 @@
-"""What runs replaced, and how it comes back."""
+"""Backups of replaced files, and how they are restored."""
 
 import json
 from pathlib import Path

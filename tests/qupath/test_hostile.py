@@ -165,7 +165,7 @@ SAMPLE = (PROJECT / "data" / "1" / "data.qpdata").read_bytes()
 @settings(max_examples=40)
 @given(st.data())
 def test_damaged_data_is_edited_or_refused(folder: Path, data: st.DataObject) -> None:
-    """What still reads after it was damaged is also written, and reads then."""
+    """A damaged file that can still be read can also be edited, and read again."""
     content = bytearray(SAMPLE)
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(4, len(content) - 1))

@@ -92,7 +92,7 @@ def data_file(project: Project, image: int = 0) -> Path:
 
 
 def assert_same_geometry(a: shapely.Geometry, b: shapely.Geometry) -> None:
-    # The order of vertices is nobody's business; shapes that enclose nothing have no difference.
+    # The order of vertices does not matter; shapes without area have no difference.
     assert a.geom_type == b.geom_type
     assert shapely.hausdorff_distance(a, b) <= 2 * GRID_PX
     assert a.area == pytest.approx(b.area, abs=2 * GRID_PX * max(a.length, 1))

@@ -1,4 +1,4 @@
-"""One rule says how large the pixels of a project's image are."""
+"""The rule for the pixel size of a project's image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forward pass on an NVIDIA GPU; what needs none of it is tested everywhere."""
+"""The forward pass on an NVIDIA GPU; parts that need no GPU are tested everywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is left of killed processes, and whose files are."""
+"""Leftovers of killed processes, and owners of files."""
 
 from __future__ import annotations
 

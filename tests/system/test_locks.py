@@ -1,4 +1,4 @@
-"""The lock of a folder, between threads, processes and (as it says) computers."""
+"""The lock of a folder, between threads, processes and (simulated) computers."""
 
 from __future__ import annotations
 

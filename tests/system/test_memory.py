@@ -15,7 +15,7 @@ def test_memory_is_limited_by_every_cgroup_above(tmp_path, monkeypatch: pytest.M
 
 
 class Libc:
-    """Notes what malloc is told."""
+    """Records the calls of mallopt."""
 
     def __init__(self) -> None:
         self.settings: dict[int, int] = {}

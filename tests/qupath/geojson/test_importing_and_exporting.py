@@ -64,7 +64,7 @@ def test_exported_and_imported_objects_are_the_same(version: str, tmp_path: Path
             assert [a[1:] for a in annotations(after)] == [a[1:] for a in annotations(before)]
         for a, b in zip(after.annotations, before.annotations, strict=True):
             assert_same_place(a.geometry, b.geometry)
-        # They come in by class and place, not in the order of the file.
+        # They are imported by class and position, not in the order of the file.
         order = [
             sorted(range(len(o.detections)), key=lambda i, d=o.detections: tuple(d.centroids[i]))
             for o in (after, before)
@@ -414,7 +414,7 @@ def test_outlines_of_every_kind_are_exported_and_imported(project: Project, tmp_
         "name of 1 detections",
     ]
     assert done.left_out == ["object 5, detection unclassified: it encloses no area"]
-    # What has no area is in no file; all else comes back, here and elsewhere.
+    # Objects without area are in no file; all others come back, here and elsewhere.
     exported = export_image(project, project.images[0], tmp_path)
     (left_out,) = exported.left_out
     assert left_out.startswith("annotation zero area")

@@ -1,4 +1,4 @@
-"""What the paquo backend does around QuPath and inside; what it has in common is in test_parity."""
+"""Details of the paquo backend; what both backends share is in test_parity."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def save_badly(folder: Path, error: BaseException) -> None:
-    """What is left of a save by QuPath that failed after it wrote."""
+    """A data file after a save of QuPath that failed after writing."""
     (folder / "data.qpdata").write_bytes(b"new")
     (folder / "data.qpdata.bkp").write_bytes(b"old")
     (folder / "summary.json").write_bytes(b"{}")

@@ -1,4 +1,4 @@
-"""The formats for which OpenSlide is chosen, and what it must not be asked for."""
+"""The formats for which OpenSlide is chosen, and files that it must not open."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Which reader a file goes to, and what none is asked to open."""
+"""The choice of the reader, and files that no reader opens."""
 
 import os
 import zlib

@@ -208,7 +208,7 @@ def _write_stack(path):
 
 
 def _write_unexplained_jpeg_2000(path):
-    """Bio-Formats' number for RGB is Aperio's for YCbCr: without either's word nobody knows."""
+    """Bio-Formats' number for RGB is Aperio's for YCbCr: without either's name it is unknown."""
     encoded = imagecodecs.jpeg2k_encode(picture(64, 64), codecformat="J2K")
     tifffile.imwrite(
         path, iter([encoded]), shape=(64, 64, 3), dtype=np.uint8, photometric="rgb",
