@@ -37,7 +37,7 @@ class AssessmentOptions:
     Parameters
     ----------
     model : str or None
-        Name or file of a model; None for the classical floor alone.
+        Name or file of a model; None for the classical baseline alone.
     mpp : float or None
         µm/px of all images, over whatever data set and files say.
     device : str
@@ -94,8 +94,10 @@ def assess(
         )
         name = _label(options.model, engine.spec.sha256)
         result = _measure(name, partial(segment, engine), images, options, progress)
-        floor = _measure(classical.NAME, classical.haematoxylin_nuclei, images, options, progress)
-        others.append(floor)
+        baseline = _measure(
+            classical.NAME, classical.haematoxylin_nuclei, images, options, progress
+        )
+        others.append(baseline)
         if options.tune:
             if not isinstance(engine, MapsEngine):
                 raise UsageError(
