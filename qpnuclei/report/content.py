@@ -37,7 +37,7 @@ from qpnuclei.report.pictures import (
     scale_bar,
 )
 from qpnuclei.report.runs import Run, RunOfImage
-from qpnuclei.report.views import SIDE_PX, View, choose_views, seam_views, tile_borders
+from qpnuclei.report.views import View, choose_views, moved_inside, seam_views, tile_borders
 from qpnuclei.segmentation.sidecar import PROBABILITY
 
 if TYPE_CHECKING:
@@ -276,6 +276,7 @@ def _pictures(
         certainty = nuclei.first_of(_CERTAINTY)
         views += choose_views(nuclei.centroids, certainty, nuclei.area, nuclei.mpp)
         views += _seams(slide, image, nuclei, run, of_run)
+    views = [moved_inside(view, (slide.width, slide.height)) for view in views]
     made["crops"] = tuple(_crop(slide, nuclei, view) for view in views)
     return made
 
@@ -333,7 +334,7 @@ def _crop(slide: Slide, nuclei: _Nuclei, view: View) -> Crop:
     x0, y0, x1, y1 = view.box
     mpp = nuclei.mpp
     if mpp is None:
-        width = height = int(SIDE_PX)
+        width, height = round(x1 - x0), round(y1 - y0)
     else:
         width, height = (
             min(_VIEW_PX, round(length * um / _VIEW_MPP))

@@ -163,6 +163,14 @@ def seam_views(
     return views
 
 
+def moved_inside(view: View, size: tuple[int, int]) -> View:
+    """Return a view that lies in the image: moved, and smaller where the image is."""
+    limits = np.array(size, float)
+    low, high = np.array(view.box).reshape(2, 2)
+    side = np.minimum(high - low, limits)
+    return View(view.title, _box(np.clip(low, 0, limits - side), side))
+
+
 def busiest(points: Floats, centroids: Floats, radius: float) -> tuple[float, float]:
     """Return which of the (M, 2) points has the most nuclei within `radius`, all in level-0 px."""
     near = cKDTree(centroids.reshape(-1, 2)).query_ball_point(points, radius, return_length=True)

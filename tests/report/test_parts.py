@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from qpnuclei.report.density import density_map, viridis
 from qpnuclei.report.histogram import histogram
 from qpnuclei.report.pictures import outlines, path_data, round_length, scale_bar
-from qpnuclei.report.views import SIDE_UM, choose_views, seam_views, tile_borders
+from qpnuclei.report.views import (
+    SIDE_UM,
+    View,
+    choose_views,
+    moved_inside,
+    seam_views,
+    tile_borders,
+)
 
 MPP = (0.5, 0.5)
 
@@ -81,6 +88,13 @@ def test_a_small_area_is_one_place_and_an_unknown_pixel_size_no_hindrance() -> N
     assert shapely.covers(shapely.box(*view.box), small)
     assert choose_views(lattice(10, 10, 90, 60, 10), None, small, None)
     assert choose_views(np.empty((0, 2)), None, shapely.MultiPolygon(), MPP) == []
+
+
+def test_a_view_shows_nothing_beyond_the_image() -> None:
+    assert moved_inside(View("", (-40, 900, 200, 1140)), (2000, 1000)).box == (0, 760, 240, 1000)
+    assert moved_inside(View("", (-40, -10, 200, 230)), (300, 100)).box == (0, 0, 240, 100)
+    inside = View("", (10.5, 20, 30.5, 40))
+    assert moved_inside(inside, (100, 100)) == inside
 
 
 def test_seams_lie_on_the_borders_of_tiles() -> None:
