@@ -31,6 +31,9 @@ NucleusFormat: TypeAlias = Literal["csv", "tsv", "parquet", "h5ad", "zarr", "ome
 #: Class of the detections that a run writes, and that count as nuclei.
 NUCLEUS_CLASS = "Nucleus"
 
+#: Measurement that says how sure the model was of a nucleus, from 0 to 1.
+CERTAINTY = "Attention: Mean"
+
 #: Core of a tile in px of the working grid: large enough that the halo, which neighbours read and
 #: predict again, adds little (a third); small enough that a run stays below 2 GB with the default
 #: model, below 4 GB with one as large as that of the recipe `student`.

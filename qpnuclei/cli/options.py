@@ -110,8 +110,16 @@ RunDir = Annotated[
     Path | None,
     typer.Option(
         "--run-dir",
-        help="Folder of the run: its plan, what is finished, its record (run.json) and log.",
+        help="Folder of the run: its plan, what is finished, its record (run.json), report.html "
+        "and log.",
         show_default="PROJECT/qpnuclei/<date and time>",
+    ),
+]
+NoReport = Annotated[
+    bool,
+    typer.Option(
+        "--no-report",
+        help="Do not write report.html, the page with pictures and numbers, to the run's folder.",
     ),
 ]
 Resume = Annotated[

@@ -16,6 +16,7 @@ from qpnuclei.cli.options import (
     FailFast,
     ImageRoot,
     Json,
+    NoReport,
     Quiet,
     RetryFailed,
     RunFolderArgument,
@@ -23,11 +24,13 @@ from qpnuclei.cli.options import (
     Wait,
     with_options_of,
 )
-from qpnuclei.cli.run import INTERRUPTED, TERMINATING, asked_for, print_summary, run
+from qpnuclei.cli.run import INTERRUPTED, TERMINATING, asked_for, print_summary, run, write_page
 from qpnuclei.errors import UsageError
 
 
-@with_options_of(run, "device", "batch", "workers", "dry_run", "force", "geojson", "parquet")
+@with_options_of(
+    run, "device", "batch", "workers", "dry_run", "force", "geojson", "parquet", "no_report"
+)
 def plan(**given: Any) -> None:
     """Say in a folder what a run has to do; infer and commit do it.
 
@@ -177,9 +180,11 @@ def commit(
     backend: BackendOption = "auto",
     image_root: ImageRoot = None,
     fail_fast: FailFast = False,
+    no_report: NoReport = False,
     wait: Wait = True,
     break_lock: BreakLock = False,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write the nuclei that infer has found into the project; what is written is left as it is.
 
@@ -208,7 +213,8 @@ def commit(
         ):
             conduct = Conduct(fail_fast=fail_fast, stop=stop)
             summary = commit_run(opened, folder, options, slides_from=slides_from, conduct=conduct)
-    print_summary(summary, json)
+    page = None if no_report or not summary.images else write_page(opened, summary, quiet)
+    print_summary(summary, json, page)
 
 
 def _share(text: str | None) -> tuple[int, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from uuid import UUID
 
 import typer
 
@@ -27,6 +26,7 @@ from qpnuclei.cli.options import (
     Json,
     ModelOption,
     MppTable,
+    NoReport,
     ProjectMppOption,
     ProjectPath,
     Quiet,
@@ -36,6 +36,7 @@ from qpnuclei.cli.options import (
     TtaOption,
     Wait,
 )
+from qpnuclei.cli.selecting import Roi, RoiAll, RoiDerived, RoiId, RoiName, Tissue
 from qpnuclei.models.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -46,32 +47,12 @@ if TYPE_CHECKING:
 
 def run(
     project: ProjectPath,
-    roi: Annotated[
-        list[str] | None,
-        typer.Option("--roi", help="Class of the annotations to analyse; may repeat."),
-    ] = None,
-    roi_derived: Annotated[
-        bool,
-        typer.Option(
-            "--roi-derived",
-            help="Include derived classes: Tumor also selects 'Tumor: Positive' etc.",
-        ),
-    ] = False,
-    roi_name: Annotated[
-        list[str] | None,
-        typer.Option("--roi-name", help="Name of an annotation to analyse; may repeat."),
-    ] = None,
-    roi_id: Annotated[
-        list[UUID] | None,
-        typer.Option("--roi-id", help="UUID of an annotation to analyse; may repeat."),
-    ] = None,
-    roi_all: Annotated[
-        bool, typer.Option("--roi-all", help="Analyse every annotation with an area.")
-    ] = False,
-    tissue: Annotated[
-        bool,
-        typer.Option("--tissue", help="Detect the tissue automatically and analyse it instead."),
-    ] = False,
+    roi: Roi = None,
+    roi_derived: RoiDerived = False,
+    roi_name: RoiName = None,
+    roi_id: RoiId = None,
+    roi_all: RoiAll = False,
+    tissue: Tissue = False,
     no_annotation: Annotated[
         bool,
         typer.Option(
@@ -145,7 +126,8 @@ def run(
             "--min-area-um2",
             min=0,
             max=1000,
-            help="Leave out nuclei with a smaller area, in µm².",
+            help="Leave out nuclei with a smaller area, in µm², beside those that the model "
+            "itself leaves out.",
         ),
     ] = 0.0,
     max_nucleus: Annotated[
@@ -187,6 +169,7 @@ def run(
             "provided that its annotations are unchanged; both states are kept.",
         ),
     ] = False,
+    no_report: NoReport = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, and stop.")] = False,
     wait: Wait = True,
     break_lock: BreakLock = False,
@@ -232,7 +215,8 @@ def run(
     ):
         conduct = Conduct(resume, retry_failed, fail_fast, stop)
         summary = analyse_project(opened, entries, options, progress, conduct)
-    print_summary(summary, json)
+    page = None if no_report or not summary.images else write_page(opened, summary, quiet)
+    print_summary(summary, json, page)
 
 
 INTERRUPTED = "interrupted: what is finished is kept; the same command goes on from here"
@@ -248,13 +232,13 @@ def asked_for(given: dict[str, Any]) -> tuple[Project, list[ImageEntry], RunOpti
         The arguments of `run`.
     """
     from qpnuclei.cli.console import stderr
-    from qpnuclei.pipeline.selection import RoiSelection, choose_images
+    from qpnuclei.pipeline.selection import Selection, choose_images
     from qpnuclei.qupath.pixel_size import read_mpp_table
     from qpnuclei.qupath.project import open_project
     from qpnuclei.system.interrupts import leaving_on_interrupt
 
     images = tuple(given["image"] or ())
-    selection = RoiSelection(
+    selection = Selection(
         classes=tuple(given["roi"] or ()),
         derived=given["roi_derived"],
         names=tuple(given["roi_name"] or ()),
@@ -301,20 +285,46 @@ def asked_for(given: dict[str, Any]) -> tuple[Project, list[ImageEntry], RunOpti
     return opened, entries, options
 
 
-def print_summary(summary: RunSummary, json: bool) -> None:
-    """Print what a run has found, and end with 1 if an image failed."""
+def print_summary(summary: RunSummary, json: bool, page: Path | None) -> None:
+    """Print what a run has found, and where its report is; end with 1 if an image failed."""
     from qpnuclei.cli.console import print_error, print_json, stderr, stdout
     from qpnuclei.cli.tables import print_account, summary_table
 
     if json:
-        print_json(summary.to_json())
+        print_json({**summary.to_json(), "report": None if page is None else str(page)})
     elif summary.images:
         stdout.print(summary_table(summary))
     elif not summary.failures:
         stderr.print("nothing was analysed: all selected annotations were skipped")
     print_account(summary)
+    if page is not None:
+        stderr.print(f"report: {page}", highlight=False, soft_wrap=True)
     for failure in summary.failures:
         known = failure.name in failure.error.what
         print_error(failure.error, "" if known else f"image {failure.name}: ")
     if summary.failures:
         sys.exit(1)
+
+
+def write_page(project: Project, summary: RunSummary, quiet: bool) -> Path | None:
+    """Write the report of a run; where that fails, say so: the nuclei are saved in any case."""
+    from qpnuclei.cli.console import image_progress, print_error
+    from qpnuclei.errors import QpnucleiError, standing_alone
+    from qpnuclei.report.page import write_report_of_run
+    from qpnuclei.system.interrupts import leaving_on_interrupt
+
+    page: Path | None = None
+
+    def fail(error: QpnucleiError) -> None:
+        print_error(error, "no report: ")
+
+    saved = f"interrupted: the nuclei are saved; qpnuclei report {summary.run_dir} shows them"
+    with (
+        leaving_on_interrupt(saved),
+        image_progress("report", len(summary.images), quiet) as progress,
+        standing_alone("the report", fail),
+    ):
+        page, failed = write_report_of_run(project, summary.run_dir, progress)
+        for entry, error in failed:
+            print_error(error, f"not in the report: image {entry.name}: ")
+    return page

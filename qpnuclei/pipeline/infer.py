@@ -30,7 +30,7 @@ from qpnuclei.slides.resolution import Scale
 from qpnuclei.slides.slide import PixelSource
 from qpnuclei.slides.stains import ReinhardStatistics, Stains, separate
 from qpnuclei.system.memory import return_freed_memory
-from qpnuclei.system.threads import in_parallel
+from qpnuclei.system.threads import map_in_threads
 from qpnuclei.system.timing import Stopwatch
 from qpnuclei.tiling.plan import Box, Tile, TilePlan
 from qpnuclei.tiling.stitch import Stitcher, StitchReport, drop_duplicates
@@ -189,7 +189,7 @@ def measure_tiles(
 
     def measure(seen: TileInstances) -> TileNuclei:
         tile = tiles[order[seen.tile.index]]
-        with tiles.naming(tile):
+        with tiles.errors_naming(tile):
             with clock("segment"):
                 origin = tile.view[:2]
                 outlines, ids = polygonise(seen.labels, origin)
@@ -216,7 +216,7 @@ def measure_tiles(
     part = tiles if chosen is None else tiles.part(chosen)
     with (
         closing(engine.segment(read, part, colour, clock)) as segmented,
-        closing(in_parallel(measure, segmented, workers)) as measured,
+        closing(map_in_threads(measure, segmented, workers)) as measured,
     ):
         for done, of_tile in enumerate(measured, start=1):
             yield of_tile
@@ -253,11 +253,11 @@ def join_tiles(
             for whole in stitcher.add(
                 of_tile.tile, of_tile.owned, of_tile.cut, of_tile.result, of_tile.junctions
             ):
-                found.append(_large_enough(whole, min_area_um2))
+                found.append(large_enough(whole, min_area_um2))
     with clock("stitch"):
         rest, joined, corners = stitcher.finish()
         for whole in rest:
-            found.append(_large_enough(whole, min_area_um2))
+            found.append(large_enough(whole, min_area_um2))
         size = pixels.width, pixels.height
         result = _finished(joined, corners, scale, size, simplify_um)
         kept, duplicates = drop_duplicates(found, result)
@@ -279,7 +279,7 @@ def join_tiles(
                         **_scores(seen, inside),
                     }
                 )
-                found.append(_large_enough(whole, min_area_um2))
+                found.append(large_enough(whole, min_area_um2))
     return StitchReport(
         stitcher.fragments, stitcher.covered, len(joined), stitcher.overlapping + duplicates
     )
@@ -323,7 +323,8 @@ def _finished(
     )
 
 
-def _large_enough(nuclei: NucleiTable, min_area_um2: float) -> NucleiTable:
+def large_enough(nuclei: NucleiTable, min_area_um2: float) -> NucleiTable:
+    """Return the nuclei whose ``Area µm^2`` is not below a limit."""
     if min_area_um2 <= 0:
         return nuclei
     return nuclei.take(nuclei.measurements[AREA] >= min_area_um2)
@@ -366,5 +367,5 @@ def _scores(seen: TileInstances, regions: Pixels) -> Measurements:
     """Measure the maps of the engine."""
     measured: Measurements = {}
     for name, score in seen.scores.items():
-        measured |= mean_measurement(name, score.values[regions.of(score.codes)], regions)
+        measured |= mean_measurement(name, score.values[regions.of(score.levels)], regions)
     return measured

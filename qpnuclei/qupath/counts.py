@@ -212,6 +212,29 @@ def counted_image(entry: ImageEntry, pixel_sizes: AskedMpp, project: Project) ->
     )
 
 
+def analysed_area(image: CountedImage) -> shapely.Geometry:
+    """Return the area inside of an image that runs have analysed, in level-0 px."""
+    area = image.record.union
+    if image.size is not None:
+        area = shapely.intersection(area, shapely.box(0, 0, *image.size))
+    return polygonal(area)
+
+
+def counted_nuclei(
+    image: CountedImage, nucleus_classes: Sequence[str] | None = None
+) -> npt.NDArray[np.bool_]:
+    """Return which of an image's N detections count as nuclei, by the rules of `count_objects`."""
+    detections = image.objects.detections
+    nuclei = _Classes.of(detections, nucleus_classes).nuclei
+    if nucleus_classes is not None:
+        return nuclei
+    area = Region(None, analysed_area(image))
+    (inside,) = rows_inside([area], detections.centroids, detections.planes)
+    within = np.zeros(len(detections), bool)
+    within[inside] = True
+    return nuclei & within
+
+
 def count_project(
     project: Project,
     images: Sequence[ImageEntry],
@@ -338,13 +361,10 @@ def _image_row(image: CountedImage, classes: _Classes, *, counts_all: bool) -> R
     """Return the row of a whole image, with the nuclei of its analysed area."""
     detections, record = image.objects.detections, image.record
     area = None if image.size is None else float(image.size[0]) * image.size[1]
-    analysed = record.union
-    if image.size is not None:
-        analysed = shapely.intersection(analysed, shapely.box(0, 0, *image.size))
+    analysed = analysed_area(image)
     rows: npt.NDArray[np.int64] | None = np.arange(len(detections))
     if record.areas:
-        region = Region(None, polygonal(analysed))
-        (rows,) = rows_inside([region], detections.centroids, detections.planes)
+        (rows,) = rows_inside([Region(None, analysed)], detections.centroids, detections.planes)
         changed = any(record.status(a) is Status.CHANGED for a in image.objects.annotations)
         status = Status.CHANGED if changed else Status.ANALYSED
     else:

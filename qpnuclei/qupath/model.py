@@ -187,6 +187,11 @@ class Detections:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @cached_property
+    def locked(self) -> npt.NDArray[np.bool_]:
+        """(N,) Whether each is locked in QuPath, as a user does who accepts one."""
+        return np.zeros(len(self), bool)
+
     def unread(self) -> Mapping[str, int]:
         """Return properties of detections that no column holds, with the number that have them."""
         return {}
@@ -361,7 +366,7 @@ class Project(Protocol):
         """The images, in project order."""
 
     def nuclei(self, image: str, mpp: float | None = None) -> NucleusRows:
-        """Return the nuclei of an image, whoever wrote them, as a table.
+        """Return the nuclei of an image, from any program, as a table.
 
         Parameters
         ----------

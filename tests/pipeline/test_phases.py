@@ -22,7 +22,7 @@ from qpnuclei.errors import FormatError, NotFoundError, QpnucleiError, SlideErro
 from qpnuclei.pipeline import units
 from qpnuclei.pipeline.plan import RunOptions
 from qpnuclei.pipeline.run import analyse_project
-from qpnuclei.pipeline.selection import RoiSelection
+from qpnuclei.pipeline.selection import Selection
 from qpnuclei.pipeline.work import RunPlan
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.native import open_project
@@ -31,7 +31,7 @@ from tests.paths import ROOT
 from tests.pipeline.killing import content, make_project
 
 OPTIONS = RunOptions(
-    RoiSelection(classes=("Tumor",)), device="cpu", tile_px=128, max_nucleus_um=8, workers=1
+    Selection(classes=("Tumor",)), device="cpu", tile_px=128, max_nucleus_um=8, workers=1
 )
 
 

@@ -17,7 +17,7 @@ from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.pipeline import work
 from qpnuclei.pipeline.infer import find_nuclei, join_tiles, measure_tiles, plan_tiles
 from qpnuclei.pipeline.plan import RunOptions
-from qpnuclei.pipeline.selection import RoiSelection
+from qpnuclei.pipeline.selection import Selection
 from qpnuclei.pipeline.shards import About, ImageNuclei, pack_unit, read_unit, write_image
 from qpnuclei.pipeline.work import PlannedImage, PlannedRegion, PlannedSlide, PlannedStains, divide
 from qpnuclei.qupath.regions import Region
@@ -33,7 +33,7 @@ from tests.pipeline.test_infer import assert_same
 SCALE = Scale((0.5, 0.5))
 SIZE = (420, 380)
 SPEC = EngineSpec("dark", "", 0.5, 5, 8, 20, ("Probability: Mean",))
-OPTIONS = RunOptions(RoiSelection(everything=True))
+OPTIONS = RunOptions(Selection(everything=True))
 
 
 def dark(batch: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
@@ -157,7 +157,7 @@ def test_a_change_asks_for_the_units_that_depend_on_it_and_no_others(monkeypatch
     for other in (
         {"workers": 7, "device": "cuda", "class_name": "Cell", "on_existing": "skip"},
         {"model": "elsewhere.safetensors", "min_area_um2": 5.0},
-        {"selection": RoiSelection(tissue=True), "geojson_dir": Path("g")},
+        {"selection": Selection(tissue=True), "geojson_dir": Path("g")},
     ):
         assert keys(tiles, replace(OPTIONS, **other)) == same
     slide = image_of(tiles).slide

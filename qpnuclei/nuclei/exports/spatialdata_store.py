@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,7 +53,9 @@ def write_spatialdata(images: Sequence[NucleusRows], path: Path) -> None:
             table, region=list(shapes), region_key="region", instance_key="label"
         )
     made = library.SpatialData(shapes=shapes, tables=tables)
-    with atomic_path(path) as partial:
+    with atomic_path(path) as partial, warnings.catch_warnings():
+        # How anndata will divide arrays into files in its next version.
+        warnings.filterwarnings("ignore", "zarr v3 autosharding", UserWarning)
         made.write(partial)
 
 
