@@ -18,6 +18,7 @@ from qpnuclei.pipeline import saving
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeImage, open_project
+from qpnuclei.system.locks import LOCK_NAME
 from tests.cli.conftest import Outcome
 from tests.paths import SAMPLES
 
@@ -168,6 +169,7 @@ def test_a_project_that_vanishes_during_the_run(
     away = tmp_path / "away" / ("" if moved == "project" else "p")
     assert [count > 0 for count in ours(away)] == [True, False, False, False]
     # What was found when it vanished is not lost: when it is there again, the run goes on.
+    (away / LOCK_NAME).unlink()  # that of this very process, which could not remove it
     (tmp_path / "away").rename(gone)
     (shard,) = (project / "qpnuclei").glob("*/shards/2-b.tif/00000-*.parquet")
     found = shard.stat()
