@@ -17,18 +17,22 @@ from qpnuclei._version import __version__
 if TYPE_CHECKING:
     from qpnuclei import errors
     from qpnuclei.api import (
+        commit,
         count,
         create_project,
         evaluate,
+        infer,
+        plan,
         read_nuclei,
         run,
         train,
         write_nuclei,
+        write_report,
     )
     from qpnuclei.nuclei.table import NucleiTable
     from qpnuclei.pipeline.image import segment
     from qpnuclei.pipeline.plan import RunOptions
-    from qpnuclei.pipeline.selection import RoiSelection as Selection
+    from qpnuclei.pipeline.selection import Selection
     from qpnuclei.qupath.project import open_project
     from qpnuclei.segmentation.engine import EngineOptions, engines, load_engine
     from qpnuclei.slides.slide import open_slide
@@ -39,19 +43,23 @@ __all__ = [
     "RunOptions",
     "Selection",
     "__version__",
+    "commit",
     "count",
     "create_project",
     "engines",
     "errors",
     "evaluate",
+    "infer",
     "load_engine",
     "open_project",
     "open_slide",
+    "plan",
     "read_nuclei",
     "run",
     "segment",
     "train",
     "write_nuclei",
+    "write_report",
 ]
 
 #: Where the public names live: ``module:name``. They are imported when first asked for, because
@@ -60,19 +68,23 @@ _HOMES = {
     "EngineOptions": "qpnuclei.segmentation.engine:EngineOptions",
     "NucleiTable": "qpnuclei.nuclei.table:NucleiTable",
     "RunOptions": "qpnuclei.pipeline.plan:RunOptions",
-    "Selection": "qpnuclei.pipeline.selection:RoiSelection",
+    "Selection": "qpnuclei.pipeline.selection:Selection",
+    "commit": "qpnuclei.api:commit",
     "count": "qpnuclei.api:count",
     "create_project": "qpnuclei.api:create_project",
     "engines": "qpnuclei.segmentation.engine:engines",
     "evaluate": "qpnuclei.api:evaluate",
+    "infer": "qpnuclei.api:infer",
     "load_engine": "qpnuclei.segmentation.engine:load_engine",
     "open_project": "qpnuclei.qupath.project:open_project",
     "open_slide": "qpnuclei.slides.slide:open_slide",
+    "plan": "qpnuclei.api:plan",
     "read_nuclei": "qpnuclei.api:read_nuclei",
     "run": "qpnuclei.api:run",
     "segment": "qpnuclei.pipeline.image:segment",
     "train": "qpnuclei.api:train",
     "write_nuclei": "qpnuclei.api:write_nuclei",
+    "write_report": "qpnuclei.api:write_report",
 }
 
 

@@ -192,6 +192,20 @@ def tile_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, int]
         yield progress
 
 
+@contextmanager
+def image_progress(what: str, images: int, quiet: bool) -> Iterator[Callable[[int, str], None]]:
+    """Show a progress bar of images, unless standard error is no terminal.
+
+    Yields
+    ------
+    callable
+        Called as ``progress(images done, image that is next)``.
+    """
+    with progress_bar(quiet or not stderr.is_terminal) as bar:
+        task = bar.add_task(what, total=images, note="")
+        yield lambda done, image: bar.update(task, completed=done, note=image)
+
+
 class LinePerMinute:
     """Progress for log files: a line for each minute, and one when an image's tiles are done.
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
-from uuid import UUID
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,49 +20,40 @@ from qpnuclei.cli.options import (
     BackendOption,
     BreakLock,
     DeviceOption,
+    FailFast,
     ImageGlobs,
     ImageRoot,
     Json,
     ModelOption,
     MppTable,
+    NoReport,
     ProjectMppOption,
     ProjectPath,
     Quiet,
+    Resume,
+    RetryFailed,
+    RunDir,
     TtaOption,
     Wait,
     within,
 )
+from qpnuclei.cli.selecting import Roi, RoiAll, RoiDerived, RoiId, RoiName, Tissue
 from qpnuclei.models.registry import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from qpnuclei.pipeline.plan import RunOptions
+    from qpnuclei.pipeline.summary import RunSummary
+    from qpnuclei.qupath.model import ImageEntry, Project
 
 
 def run(
     project: ProjectPath,
-    roi: Annotated[
-        list[str] | None,
-        typer.Option("--roi", help="Class of the annotations to analyse; may repeat."),
-    ] = None,
-    roi_derived: Annotated[
-        bool,
-        typer.Option(
-            "--roi-derived",
-            help="Include derived classes: Tumor also selects 'Tumor: Positive' etc.",
-        ),
-    ] = False,
-    roi_name: Annotated[
-        list[str] | None,
-        typer.Option("--roi-name", help="Name of an annotation to analyse; may repeat."),
-    ] = None,
-    roi_id: Annotated[
-        list[UUID] | None,
-        typer.Option("--roi-id", help="UUID of an annotation to analyse; may repeat."),
-    ] = None,
-    roi_all: Annotated[
-        bool, typer.Option("--roi-all", help="Analyse every annotation with an area.")
-    ] = False,
-    tissue: Annotated[
-        bool,
-        typer.Option("--tissue", help="Detect the tissue automatically and analyse it instead."),
-    ] = False,
+    roi: Roi = None,
+    roi_derived: RoiDerived = False,
+    roi_name: RoiName = None,
+    roi_id: RoiId = None,
+    roi_all: RoiAll = False,
+    tissue: Tissue = False,
     no_annotation: Annotated[
         bool,
         typer.Option(
@@ -140,7 +130,8 @@ def run(
         typer.Option(
             "--min-area-um2",
             callback=within(0, 1000, "µm²"),
-            help="Leave out nuclei with a smaller area, in µm² (0 to 1000).",
+            help="Leave out nuclei with a smaller area, in µm² (0 to 1000), beside those that the "
+            "model itself leaves out.",
         ),
     ] = 0.0,
     max_nucleus: Annotated[
@@ -168,14 +159,10 @@ def run(
         Path | None,
         typer.Option("--parquet", help="Also write the nuclei as Parquet tables to this folder."),
     ] = None,
-    run_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--run-dir",
-            help="Folder for run.json.",
-            show_default="PROJECT/qpnuclei/<date and time>",
-        ),
-    ] = None,
+    run_dir: RunDir = None,
+    resume: Resume = True,
+    retry_failed: RetryFailed = False,
+    fail_fast: FailFast = False,
     force: Annotated[
         bool,
         typer.Option(
@@ -184,6 +171,7 @@ def run(
             "provided that its annotations are unchanged; both states are kept.",
         ),
     ] = False,
+    no_report: NoReport = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, and stop.")] = False,
     wait: Wait = True,
     break_lock: BreakLock = False,
@@ -192,74 +180,24 @@ def run(
 ) -> None:
     """Find the nuclei inside the chosen annotations and write them back as detections.
 
+    A run that was ended before, by whatever, is gone on with by the same command.
+
     For example: qpnuclei run project.qpproj --roi Tumor
     """
-    from qpnuclei.pipeline.selection import RoiSelection
-
-    selection = RoiSelection(
-        classes=tuple(roi or ()),
-        derived=roi_derived,
-        names=tuple(roi_name or ()),
-        ids=tuple(roi_id or ()),
-        everything=roi_all,
-        tissue=tissue,
-    )
-
-    from qpnuclei.cli.console import (
-        describe_error,
-        print_error,
-        print_json,
-        stderr,
-        stdout,
-        tile_progress,
-    )
-    from qpnuclei.cli.tables import (
-        describe_plan,
-        plan_view,
-        print_account,
-        print_failures,
-        summary_table,
-    )
-    from qpnuclei.pipeline.selection import choose_images
-    from qpnuclei.qupath.pixel_size import read_mpp_table
-    from qpnuclei.qupath.project import open_project
-    from qpnuclei.system.interrupts import leaving_on_interrupt
+    given = dict(locals())
+    from qpnuclei.cli.console import describe_error, print_error, print_json, stdout, tile_progress
+    from qpnuclei.cli.tables import describe_plan, plan_view
+    from qpnuclei.system.interrupts import ending_on_terminate, leaving_on_interrupt
     from qpnuclei.system.locks import locked
     from qpnuclei.system.memory import keep_freed_memory
 
+    opened, entries, options = asked_for(given)
+    # Slow imports come after the arguments are checked.
     with leaving_on_interrupt("interrupted: nothing was changed"):
-        opened = open_project(project, backend=backend, image_root=image_root)
-        stderr.print(f"{opened.path}: opened with the {opened.backend} backend", highlight=False)
-        entries = choose_images(opened, tuple(image or ()), selection)
-        by_image = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
+        from qpnuclei.pipeline.plan import plan_images
+        from qpnuclei.pipeline.run import analyse_project
+        from qpnuclei.pipeline.units import Conduct
 
-        # Slow imports come after the arguments are checked.
-        from qpnuclei.pipeline.plan import RunOptions, plan_images
-
-    options = RunOptions(
-        selection=selection,
-        model=model,
-        device=device,
-        mpp=mpp,
-        mpp_only_missing=not image and len(entries) > 1,
-        mpp_by_image=by_image,
-        tissue_annotation=not no_annotation,
-        class_name=class_name,
-        on_existing=on_existing,
-        tile_px=tile,
-        batch_size=batch,
-        precision=precision,
-        tta=tta,
-        **({} if workers is None else {"workers": workers}),
-        max_nucleus_um=max_nucleus,
-        simplify_um=simplify,
-        threshold=threshold,
-        min_area_um2=min_area_um2,
-        geojson_dir=geojson,
-        parquet_dir=parquet,
-        run_dir=run_dir,
-        force=force,
-    )
     if dry_run:
         plans, failed = plan_images(entries, options)
         if json:
@@ -270,24 +208,123 @@ def run(
         for entry, error in failed:
             print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
         sys.exit(1 if failed else 0)
-    with leaving_on_interrupt("interrupted: nothing was changed"):
-        from qpnuclei.pipeline.run import analyse_project
-
-    interrupted = "interrupted: images that were done are saved, the others are unchanged"
     with (
         keep_freed_memory(),
-        leaving_on_interrupt(interrupted),
+        leaving_on_interrupt(INTERRUPTED),
         locked(opened.path.parent, wait=wait, break_lock=break_lock),
+        ending_on_terminate(TERMINATING) as stop,
         tile_progress(quiet) as progress,
     ):
-        summary = analyse_project(opened, entries, options, progress)
+        conduct = Conduct(resume, retry_failed, fail_fast, stop)
+        summary = analyse_project(opened, entries, options, progress, conduct)
+    page = None if no_report or not summary.images else write_page(opened, summary, quiet)
+    print_summary(summary, json, page)
+
+
+INTERRUPTED = "interrupted: what is finished is kept; the same command goes on from here"
+TERMINATING = "terminating: what is being computed is finished first"
+
+
+def asked_for(given: dict[str, Any]) -> tuple[Project, list[ImageEntry], RunOptions]:
+    """Open the project that a command names, and return its images and the options of the run.
+
+    Parameters
+    ----------
+    given : dict
+        The arguments of `run`.
+    """
+    from qpnuclei.cli.console import stderr
+    from qpnuclei.pipeline.selection import Selection, choose_images
+    from qpnuclei.qupath.pixel_size import read_mpp_table
+    from qpnuclei.qupath.project import open_project
+    from qpnuclei.system.interrupts import leaving_on_interrupt
+
+    images = tuple(given["image"] or ())
+    selection = Selection(
+        classes=tuple(given["roi"] or ()),
+        derived=given["roi_derived"],
+        names=tuple(given["roi_name"] or ()),
+        ids=tuple(given["roi_id"] or ()),
+        everything=given["roi_all"],
+        tissue=given["tissue"],
+    )
+    with leaving_on_interrupt("interrupted: nothing was changed"):
+        opened = open_project(
+            given["project"], backend=given["backend"], image_root=given["image_root"]
+        )
+        stderr.print(f"{opened.path}: opened with the {opened.backend} backend", highlight=False)
+        entries = choose_images(opened, images, selection)
+        table = given["mpp_table"]
+        by_image = {} if table is None else read_mpp_table(table, opened.images)
+        from qpnuclei.pipeline.plan import RunOptions
+
+    workers = given["workers"]
+    options = RunOptions(
+        selection=selection,
+        model=given["model"],
+        device=given["device"],
+        mpp=given["mpp"],
+        mpp_only_missing=not images and len(entries) > 1,
+        mpp_by_image=by_image,
+        tissue_annotation=not given["no_annotation"],
+        class_name=given["class_name"],
+        on_existing=given["on_existing"],
+        tile_px=given["tile"],
+        batch_size=given["batch"],
+        precision=given["precision"],
+        tta=given["tta"],
+        **({} if workers is None else {"workers": workers}),
+        max_nucleus_um=given["max_nucleus"],
+        simplify_um=given["simplify"],
+        threshold=given["threshold"],
+        min_area_um2=given["min_area_um2"],
+        geojson_dir=given["geojson"],
+        parquet_dir=given["parquet"],
+        run_dir=given["run_dir"],
+        force=given["force"],
+        images=images,
+    )
+    return opened, entries, options
+
+
+def print_summary(summary: RunSummary, json: bool, page: Path | None) -> None:
+    """Print what a run has found, and where its report is; end with 1 if an image failed."""
+    from qpnuclei.cli.console import print_json, stderr, stdout
+    from qpnuclei.cli.tables import print_account, print_failures, summary_table
+
     if json:
-        print_json(summary.to_json())
+        print_json({**summary.to_json(), "report": None if page is None else str(page)})
     elif summary.images:
         stdout.print(summary_table(summary))
     elif not summary.failures:
         stderr.print("nothing was analysed: all selected annotations were skipped")
     print_account(summary)
+    if page is not None:
+        stderr.print(f"report: {page}", highlight=False, soft_wrap=True)
     if summary.failures:
         print_failures(summary)
         sys.exit(1)
+
+
+def write_page(project: Project, summary: RunSummary, quiet: bool) -> Path | None:
+    """Write the report of a run; where that fails, say so: the nuclei are saved in any case."""
+    from qpnuclei.cli.console import image_progress, print_error
+    from qpnuclei.errors import QpnucleiError, standing_alone
+    from qpnuclei.report.page import write_report_of_run
+    from qpnuclei.system.interrupts import leaving_on_interrupt
+
+    page: Path | None = None
+
+    def fail(error: QpnucleiError) -> None:
+        print_error(error, "no report: ")
+
+    saved = f"interrupted: the nuclei are saved; qpnuclei report {summary.run_dir} shows them"
+    with (
+        leaving_on_interrupt(saved),
+        image_progress("report", len(summary.images), quiet) as progress,
+        standing_alone("the report", fail),
+    ):
+        page, failed = write_report_of_run(project, summary.run_dir, progress)
+        for entry, error in failed:
+            print_error(error, f"not in the report: image {entry.name}: ")
+    return page

@@ -1,14 +1,15 @@
-"""The tile plan: which tiles cover a region of interest, and which of them owns a nucleus.
+"""The tile plan: which tiles cover a region of interest, and which tile owns a nucleus.
 
-All coordinates are px of the working resolution, in the image's frame.
+All coordinates are in px of the working grid, in the image's frame.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -49,7 +50,7 @@ class Box(NamedTuple):
 
     @classmethod
     def around(cls, boxes: Sequence[Box]) -> Box:
-        """Return the smallest rectangle that holds all of some rectangles."""
+        """Return the bounding box of some rectangles."""
         x0, y0, x1, y1 = zip(*boxes, strict=True)
         return cls(min(x0), min(y0), max(x1), max(y1))
 
@@ -58,7 +59,7 @@ class Box(NamedTuple):
         return Box(self.x0 - margin, self.y0 - margin, self.x1 + margin, self.y1 + margin)
 
     def within(self, other: Box) -> tuple[slice, slice]:
-        """Return its slices (rows first) in an array that shows an enclosing rectangle."""
+        """Return its slices (rows first) in an array of the pixels of an enclosing rectangle."""
         return (
             slice(self.y0 - other.y0, self.y1 - other.y0),
             slice(self.x0 - other.x0, self.x1 - other.x0),
@@ -204,6 +205,34 @@ class TilePlan(Sequence[Tile]):
         limits = (box.x1 + size, box.y1 + size)
         return cls(box.polygon(), limits, size, 1, alignment, (box.x0, box.y0))
 
+    def part(self, indices: Sequence[int]) -> TilePlan:
+        """Return a plan of some of the tiles alone, numbered anew in the order given.
+
+        Each tile has the core and the view that it has here. Who owns a nucleus, however, is
+        decided by all the tiles: ask the whole plan.
+
+        Parameters
+        ----------
+        indices : sequence of int
+            Of tiles of this plan, each once.
+        """
+        part = copy.copy(self)
+        part._tiles = [replace(self._tiles[i], index=new) for new, i in enumerate(indices)]
+        part._grid = np.full_like(self._grid, -1)
+        for tile in part._tiles:
+            part._grid[tile.row, tile.column] = tile.index
+        chosen = np.asarray(indices, np.int64)
+        part._core_low, part._core_high = self._core_low[chosen], self._core_high[chosen]
+        part._low, part._high = self._low[chosen], self._high[chosen]
+        return part
+
+    def blocks(self, side: int) -> list[list[int]]:
+        """Return the indices of the tiles in squares of `side` by `side`, from left to right."""
+        blocks: dict[tuple[int, int], list[int]] = {}
+        for tile in self:
+            blocks.setdefault((tile.row // side, tile.column // side), []).append(tile.index)
+        return [blocks[place] for place in sorted(blocks)]
+
     def __len__(self) -> int:
         return len(self._tiles)
 
@@ -304,7 +333,7 @@ class TilePlan(Sequence[Tile]):
     def owner(
         self, box: tuple[float, float, float, float], centroid: tuple[float, float]
     ) -> int | None:
-        """Return the index of the tile that owns one nucleus; None if no tile sees it whole."""
+        """Return the index of the tile that owns a nucleus; None if no tile sees it whole."""
         index = int(self.owners(np.array([box], float), np.array([centroid], float))[0])
         return None if index < 0 else index
 
@@ -349,7 +378,7 @@ class TilePlan(Sequence[Tile]):
         return parts
 
     @contextmanager
-    def naming(self, tile: Tile) -> Iterator[None]:
+    def errors_naming(self, tile: Tile) -> Iterator[None]:
         """Add the tile's position to errors of the ``with`` block."""
         where = f"tile {tile.index + 1} of {len(self)} at {tile.core[:2]}"
         try:

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import tifffile
 
 from qpnuclei.errors import SlideError
-from qpnuclei.slides.readers.source import positive, positive_pair, reading, warn_once
+from qpnuclei.slides.readers.reader import positive, positive_pair, reading, warn_once
 from qpnuclei.slides.readers.tiffslide import vendor_properties
 
 _log = logging.getLogger(__name__)
@@ -138,11 +138,16 @@ def read_metadata(
 def _read_metadata(
     path: Path, tiff: tifffile.TiffFile, page: Any, ome: OmeXml | None, series: int
 ) -> Metadata:
-    """OME, Aperio and ImageJ know better than the resolution tags."""
+    """Prefer the metadata of OME, Aperio and ImageJ to the resolution tags."""
     vendor, mpp, magnification = None, None, None
     if ome is not None:
         mpp, magnification = ome.mpp(series), ome.magnification(series)
-    elif tiff.pages.first.description.startswith("Aperio") or tiff.is_ndpi:
+    elif tiff.pages.first.description.startswith("Aperio"):
+        vendor = "aperio"
+        aperio = _aperio_properties(tiff.pages.first.description)
+        mpp = positive_pair(aperio.get("MPP"), aperio.get("MPP"))
+        magnification = positive(aperio.get("AppMag"))
+    elif tiff.is_ndpi:
         properties: Mapping[str, Any] = {}
         try:
             with reading(path, "has damaged metadata"):
@@ -167,6 +172,12 @@ def icc_profile(page: Any) -> bytes | None:
     """Return the colour profile of a page."""
     tag = page.tags.get("InterColorProfile")
     return bytes(tag.value) if tag is not None and isinstance(tag.value, bytes) else None
+
+
+def _aperio_properties(description: str) -> dict[str, str]:
+    """Return what Aperio writes as ``header|AppMag = 20|MPP = 0.4990|...``."""
+    pairs = (part.partition("=") for part in description.split("|")[1:])
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _micrometres(unit: str) -> float | None:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from qpnuclei.slides.morphology import disk
+from qpnuclei.slides.masks import disk
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.stains import DEFAULT_HE, Stains, optical_density, separate
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from qpnuclei.slides.morphology import disk
+from qpnuclei.slides.masks import disk
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.stains import DEFAULT_HE, optical_density, stain_matrix
 from qpnuclei.training.student.pseudo_labels import (
