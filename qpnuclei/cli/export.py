@@ -91,12 +91,13 @@ def export(
     from qpnuclei.qupath.analysed import Status
     from qpnuclei.qupath.count_table import check_table_name, write_counts
     from qpnuclei.qupath.counts import count_project
-    from qpnuclei.qupath.nucleus_files import format_of, write_nuclei_of
     from qpnuclei.qupath.pixel_size import AskedMpp, read_mpp_table
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.regions import match_images
 
     if by == "nucleus":
+        from qpnuclei.qupath.nucleus_files import format_of, write_nuclei_of
+
         format_of(output, kind)
     elif kind is not None:
         raise UsageError("--format is of nuclei", "add --by nucleus, or leave it out")

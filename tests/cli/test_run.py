@@ -519,8 +519,8 @@ def test_dry_run_changes_nothing(sample: Sample, qpnuclei: Call) -> None:
     ("option", "needed"),
     [
         ("--dry-run", set()),
-        # SciPy comes with Numba.
-        ("--quiet", {"torch", "numba", "scipy"}),
+        # SciPy comes with Numba, and pandas with PyArrow.
+        ("--quiet", {"torch", "numba", "scipy", "pyarrow", "pandas"}),
     ],
 )
 def test_what_a_run_does_not_need_is_not_loaded(
@@ -554,8 +554,9 @@ SLOW = (
 
 
 def started(project: Path, *options: str, program: str = "") -> subprocess.Popen[str]:
-    """Start a run, after some lines of Python in its process."""
-    code = f"from qpnuclei.__main__ import main\n{program}\nmain()"
+    """Start a run that tells of every tile, after some lines of Python in its process."""
+    every_tile = "from qpnuclei.cli import console\nconsole._LINE_EVERY_S = 0.0"
+    code = f"from qpnuclei.__main__ import main\n{every_tile}\n{program}\nmain()"
     return subprocess.Popen(
         [sys.executable, "-c", code, "run", str(project), *options],
         stderr=subprocess.PIPE,
