@@ -28,6 +28,15 @@ ImageRoot = Annotated[
         show_default="beside the project, as QuPath does",
     ),
 ]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude",
+        help="Class of annotations to leave out of the analysed area and of all counts, with * and "
+        "? as wildcards; may repeat. '' excludes nothing.",
+        show_default="'Ignore*', QuPath's class for what is to be ignored",
+    ),
+]
 ImageGlobs = Annotated[
     list[str] | None,
     typer.Option(

@@ -21,6 +21,7 @@ from qpnuclei.cli.options import (
     BackendOption,
     BreakLock,
     DeviceOption,
+    Exclude,
     ImageGlobs,
     ImageRoot,
     Json,
@@ -63,6 +64,7 @@ def run(
         bool,
         typer.Option("--tissue", help="Detect the tissue automatically and analyse it instead."),
     ] = False,
+    exclude: Exclude = None,
     no_annotation: Annotated[
         bool,
         typer.Option(
@@ -201,6 +203,7 @@ def run(
         ids=tuple(roi_id or ()),
         everything=roi_all,
         tissue=tissue,
+        **({} if exclude is None else {"excluded": tuple(filter(None, exclude))}),
     )
 
     from qpnuclei.cli.console import (
