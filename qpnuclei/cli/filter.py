@@ -69,10 +69,10 @@ def filter_nuclei(
     from qpnuclei.cli.console import describe_error, print_error, print_json, stdout
     from qpnuclei.cli.tables import sensitivity_table
     from qpnuclei.errors import UsageError, standing_alone
+    from qpnuclei.qupath.geojson.exporting import check_classes
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.regions import match_images
     from qpnuclei.qupath.sensitivity import STEPS, OwnNuclei
-    from qpnuclei.qupath.transfer import check_classes
     from qpnuclei.system.locks import locked
 
     if min_certainty is None and not dry_run:

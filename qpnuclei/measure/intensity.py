@@ -1,7 +1,7 @@
-"""What the pixels of an outline have: named and defined as QuPath does.
+"""Intensity statistics of the pixels inside outlines, with QuPath's names and definitions.
 
 The definitions are those of QuPath's ``ObjectMeasurements`` at downsample 1. Values differ from
-QuPath's by its float32 arithmetic only.
+QuPath's only by its float32 arithmetic.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def intensity_measurements(
     Parameters
     ----------
     values : (M, C) float32 ndarray
-        What the pixels have in C channels (`Pixels.of`), for example stain densities.
+        Values of the pixels in C channels (`Pixels.of`), for example stain densities.
     names : sequence of C str
         For example ``("Hematoxylin", "Eosin")``.
     pixels : Pixels
@@ -36,14 +36,14 @@ def intensity_measurements(
     Returns
     -------
     dict of str to (N,) float32 ndarray
-        ``"Hematoxylin: Mean"`` and so on, for all of `STATISTICS`. The standard deviation is that
-        with n - 1, and 0 for one pixel. Without any pixel, or with a value that is not finite, all
-        are NaN.
+        ``"Hematoxylin: Mean"`` and so on, for all of `STATISTICS`. The standard deviation is the
+        sample's (n - 1), and 0 for one pixel. A region without pixels, or with a value that is not
+        finite, has NaN.
 
     Raises
     ------
     ValueError
-        If there are not as many names as channels.
+        If the numbers of names and channels differ.
     """
     if values.ndim != 2 or values.shape[1] != len(names):
         raise ValueError(f"values of shape {values.shape} do not fit the names {names!r}")
@@ -56,7 +56,7 @@ def intensity_measurements(
 
 
 def mean_measurement(name: str, values: npt.NDArray[np.float32], pixels: Pixels) -> Measurements:
-    """Return the mean of the (M,) values of the pixels of N regions, as a column `name`."""
+    """Return the mean of (M,) pixel values in N regions, as a column `name`."""
     filled = pixels.counts > 0
     n = pixels.counts[filled]
     mean = np.full(len(filled), np.nan, np.float32)
@@ -69,7 +69,7 @@ def mean_measurement(name: str, values: npt.NDArray[np.float32], pixels: Pixels)
 def _statistics(
     values: npt.NDArray[np.float32], counts: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32]:
-    """Return the `STATISTICS` of N regions, (C, 5, N), whose (M, C) values follow each other."""
+    """Return the (C, 5, N) `STATISTICS` of N regions; their (M, C) values follow each other."""
     statistics = np.full((values.shape[1], 5, len(counts)), np.float32(np.nan))
     stop = 0
     for region, n in enumerate(counts):
@@ -95,12 +95,12 @@ def _statistics(
 
 @compiled
 def _median(values: npt.NDArray[np.float32], low: float, high: float) -> float:
-    """Return the median of values from `low` to `high`; of an even number, the middle of two.
+    """Return the median of values from `low` to `high`; for an even number, the mean of two.
 
     Notes
     -----
-    Values are counted in steps from low to high. Then only those of the step, or two, in which
-    the median lies must be sorted.
+    A histogram of 256 bins tells in which bin (or two) the median lies. Only the values of these
+    bins are sorted.
     """
     if low == high:
         return low

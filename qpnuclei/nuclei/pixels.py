@@ -1,4 +1,4 @@
-"""Which pixels an outline holds, by QuPath's rule."""
+"""The pixels inside outlines and labels, by QuPath's rule."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Pixels:
 def pixels_of_labels(labels: npt.NDArray[np.integer[Any]], ids: npt.ArrayLike) -> Pixels:
     """Return the pixels of the N labels `ids` in an (H, W) label map.
 
-    They are those that `pixels_of_polygons` finds inside the outlines along pixel edges.
+    They are the same that `pixels_of_polygons` finds for outlines along pixel edges.
     """
     ids = np.asarray(ids, dtype=np.int64)
     runs = runs_of_labels(labels)
@@ -54,7 +54,7 @@ def pixels_of_labels(labels: npt.NDArray[np.integer[Any]], ids: npt.ArrayLike) -
     order = order[regions[order] >= 0]
     lengths = runs.lengths[order]
     counts = np.bincount(regions[order], weights=lengths, minlength=len(ids)).astype(np.int64)
-    # The n-th pixel of all lies n behind what is repeated for its run.
+    # Pixel n of all is the start of its run, plus n, minus the pixels before its run.
     before = np.cumsum(lengths) - lengths
     indices = np.repeat(runs.starts[order] - before, lengths)
     indices += np.arange(len(indices))
@@ -64,25 +64,24 @@ def pixels_of_labels(labels: npt.NDArray[np.integer[Any]], ids: npt.ArrayLike) -
 def pixels_of_polygons(
     polygons: npt.NDArray[Any], shape: tuple[int, int], origin: tuple[int, int] = (0, 0)
 ) -> Pixels:
-    """Return the pixels that QuPath counts to N polygons.
+    """Return the pixels that QuPath counts as inside N polygons.
 
     Parameters
     ----------
     polygons : (N,) object ndarray of shapely.Polygon
-        In px; holes are allowed. What lies outside of the image is left out.
+        In px; holes are allowed. Pixels outside of the image are left out.
     shape : (H, W) of int
         Of the image.
     origin : (x, y) of int
-        Where the upper left corner of the image lies. It plays no part in what is inside, not even
-        where centres lie on an outline.
+        Upper left corner of the image. It does not change which pixels are inside, not even where
+        centres lie on an outline.
 
     Notes
     -----
-    Scan lines run through the pixel centres. An edge counts for a row if its lower end lies above
-    the centre line and its upper end not; a pixel is inside if its centre lies right of an odd
-    number of edges, or on the last of them: centres on a left or upper edge are out, on a right or
-    lower edge in. QuPath makes a RectangleROI of a rectangle with sides along x and y, which
-    covers ``ceil(width)`` columns from ``floor(x)`` on, and rows likewise.
+    Scan lines run through the pixel centres, and a centre is inside if it lies right of an odd
+    number of edges. Centres on a left or upper edge are outside, on a right or lower edge inside.
+    QuPath turns a rectangle with sides along x and y into a RectangleROI, which covers
+    ``ceil(width)`` columns from ``floor(x)`` on, and rows likewise.
     """
     is_rectangle = _rectangles(polygons)
     region, row, x0, x1 = _scan(polygons)
@@ -108,7 +107,7 @@ def pixels_of_polygons(
 
 
 def rasterise(polygon: shapely.Polygon, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Return the (H, W) mask of the pixels that QuPath counts to a polygon."""
+    """Return the (H, W) mask of the pixels that QuPath counts as inside a polygon."""
     mask = np.zeros(shape, bool)
     mask.ravel()[pixels_of_polygons(np.array([polygon], dtype=object), shape).indices] = True
     return mask

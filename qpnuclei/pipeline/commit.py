@@ -27,7 +27,7 @@ from qpnuclei.pipeline.plausibility import Check
 from qpnuclei.pipeline.selection import TISSUE_CLASS
 from qpnuclei.qupath.analysed import UsedMpp
 from qpnuclei.qupath.backups import list_backups
-from qpnuclei.qupath.geojson import write_groups
+from qpnuclei.qupath.geojson.writing import write_groups
 from qpnuclei.qupath.model import (
     Annotation,
     DetectionGroup,

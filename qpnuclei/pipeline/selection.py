@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RoiSelection:
+class Selection:
     """How the user names the annotations to analyse.
 
     Parameters
@@ -61,9 +61,9 @@ class RoiSelection:
 
     Examples
     --------
-    >>> RoiSelection(classes=("Tumor", "Stroma"), derived=True).classes
+    >>> Selection(classes=("Tumor", "Stroma"), derived=True).classes
     ('Tumor', 'Stroma')
-    >>> RoiSelection()
+    >>> Selection()
     Traceback (most recent call last):
     ...
     qpnuclei.errors.UsageError: nothing chosen to analyse ...
@@ -121,7 +121,7 @@ class RoiSelection:
 
 
 def choose_images(
-    project: Project, patterns: Sequence[str], selection: RoiSelection
+    project: Project, patterns: Sequence[str], selection: Selection
 ) -> list[ImageEntry]:
     """Return the images of those names in which annotations are chosen.
 
@@ -157,7 +157,7 @@ def choose_images(
     return concerned
 
 
-def check_selection(selection: RoiSelection, annotations: Iterable[Annotation], where: str) -> None:
+def check_selection(selection: Selection, annotations: Iterable[Annotation], where: str) -> None:
     """Refuse classes, names and UUIDs that no annotation has, naming those that exist.
 
     Parameters
@@ -181,7 +181,7 @@ def check_selection(selection: RoiSelection, annotations: Iterable[Annotation], 
             "draw some in QuPath and save, take them in with geojson import, or use --tissue",
         )
     for wanted in selection.classes:
-        alone = RoiSelection(classes=(wanted,), derived=selection.derived)
+        alone = Selection(classes=(wanted,), derived=selection.derived)
         if not any(alone.matches(a) for a in annotations):
             present = sorted({a.class_name for a in annotations if a.class_name})
             derived = [name for name in present if name.startswith(f"{wanted}: ")]
@@ -223,7 +223,7 @@ def check_selection(selection: RoiSelection, annotations: Iterable[Annotation], 
 
 
 def select_regions(
-    selection: RoiSelection, annotations: Sequence[Annotation], width: int, height: int
+    selection: Selection, annotations: Sequence[Annotation], width: int, height: int
 ) -> list[Region]:
     """Return the regions of one image that the selection means, in the annotations' order.
 
@@ -279,7 +279,7 @@ def select_regions(
 
 
 def without_excluded(
-    regions: Sequence[Region], selection: RoiSelection, annotations: Sequence[Annotation]
+    regions: Sequence[Region], selection: Selection, annotations: Sequence[Annotation]
 ) -> list[Region]:
     """Return regions without what lies in annotations of excluded classes.
 

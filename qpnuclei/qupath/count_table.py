@@ -19,7 +19,7 @@ from qpnuclei.system.files import atomic_file
 
 _Table: TypeAlias = Mapping[str, list[Any]]
 
-#: The columns of every table of counts: those that a person reads first, and those for programs.
+#: The columns of every table of counts: first those for readers, last those for programs.
 FIRST_COLUMNS = (
     "image",
     "annotation",
@@ -35,7 +35,8 @@ FIRST_COLUMNS = (
 LAST_COLUMNS = ("uuid", "image_id", "project")
 
 _NUMBERS = ("nuclei_per_mm2", "area_mm2", "analysed_mm2")
-_TEXT = frozenset((*FIRST_COLUMNS, *LAST_COLUMNS)) - {"nuclei", *_NUMBERS}
+#: Columns of text.
+TEXT_COLUMNS = frozenset((*FIRST_COLUMNS, *LAST_COLUMNS)) - {"nuclei", *_NUMBERS}
 _CLASS_COUNT = "Num "
 
 
@@ -143,7 +144,7 @@ def _json(table: _Table) -> bytes:
 
 
 def _type_of(column: str) -> pa.DataType:
-    if column in _TEXT:
+    if column in TEXT_COLUMNS:
         return pa.string()
     is_count = column == "nuclei" or column.startswith(_CLASS_COUNT)
     return pa.int64() if is_count else pa.float64()

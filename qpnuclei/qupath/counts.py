@@ -213,6 +213,29 @@ def counted_image(entry: ImageEntry, pixel_sizes: AskedMpp, project: Project) ->
     )
 
 
+def analysed_area(image: CountedImage) -> shapely.Geometry:
+    """Return the area inside of an image that runs have analysed, in level-0 px."""
+    area = image.record.union
+    if image.size is not None:
+        area = shapely.intersection(area, shapely.box(0, 0, *image.size))
+    return polygonal(area)
+
+
+def counted_nuclei(
+    image: CountedImage, nucleus_classes: Sequence[str] | None = None
+) -> npt.NDArray[np.bool_]:
+    """Return which of an image's N detections count as nuclei, by the rules of `count_objects`."""
+    detections = image.objects.detections
+    nuclei = _Classes.of(detections, nucleus_classes).nuclei
+    if nucleus_classes is not None:
+        return nuclei
+    area = Region(None, analysed_area(image))
+    (inside,) = rows_inside([area], detections.centroids, detections.planes)
+    within = np.zeros(len(detections), bool)
+    within[inside] = True
+    return nuclei & within
+
+
 def count_project(
     project: Project,
     images: Sequence[ImageEntry],
@@ -324,28 +347,29 @@ class _Classes:
 
 def _analysed_px2(record: Record, members: Sequence[tuple[Annotation, Status]]) -> float:
     """Return the analysed area of annotations, in level-0 px²."""
-    if all(status is Status.ANALYSED for _, status in members) and record.left_out.is_empty:
-        return area_px2([annotation for annotation, _ in members])
-    parts = []
-    for annotation, status in members:
-        region = record.analysed_part(Region.of(annotation))
-        if status is not Status.ANALYSED:
-            region = Region(annotation, shapely.intersection(region.geometry, record.union))
-        parts.append(region)
-    return covered_px2(parts)
+    parts = [record.analysed_part(Region.of(annotation)) for annotation, _ in members]
+    if all(status is Status.ANALYSED for _, status in members):
+        if not any(part.is_part for part in parts):
+            return area_px2([annotation for annotation, _ in members])
+        return covered_px2(parts)
+    return covered_px2(
+        [
+            part
+            if status is Status.ANALYSED
+            else Region(part.annotation, shapely.intersection(part.geometry, record.union))
+            for part, (_, status) in zip(parts, members, strict=True)
+        ]
+    )
 
 
 def _image_row(image: CountedImage, classes: _Classes, *, counts_all: bool) -> Row:
     """Return the row of a whole image, with the nuclei of its analysed area."""
     detections, record = image.objects.detections, image.record
     area = None if image.size is None else float(image.size[0]) * image.size[1]
-    analysed = record.union
-    if image.size is not None:
-        analysed = shapely.intersection(analysed, shapely.box(0, 0, *image.size))
+    analysed = analysed_area(image)
     rows: npt.NDArray[np.int64] | None = np.arange(len(detections))
     if record.areas:
-        region = Region(None, polygonal(analysed))
-        (rows,) = rows_inside([region], detections.centroids, detections.planes)
+        (rows,) = rows_inside([Region(None, analysed)], detections.centroids, detections.planes)
         changed = any(record.status(a) is Status.CHANGED for a in image.objects.annotations)
         status = Status.CHANGED if changed else Status.ANALYSED
     else:

@@ -366,7 +366,7 @@ class Project(Protocol):
         """The images, in project order."""
 
     def nuclei(self, image: str, mpp: float | None = None) -> NucleusRows:
-        """Return the nuclei of an image, whoever wrote them, as a table.
+        """Return the nuclei of an image, from any program, as a table.
 
         Parameters
         ----------

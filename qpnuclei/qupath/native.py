@@ -17,7 +17,7 @@ from qpnuclei.qupath.backups import (
     kept_backup,
     list_backups,
 )
-from qpnuclei.qupath.model import Edit, ImageObjects, ImageServer, PathClass
+from qpnuclei.qupath.model import Edit, ImageObjects, ImageServer
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.qpdata.data_file import DataFile, Objects
 from qpnuclei.qupath.qpdata.detections import FileDetections
@@ -64,7 +64,7 @@ def open_project(path: str | Path, image_root: str | Path | None = None) -> Nati
     return NativeProject(project_file.find_project_file(Path(path)), root)
 
 
-class NativeProject:
+class NativeProject(project_file.ProjectFolder):
     """A QuPath project; see `qpnuclei.qupath.model.Project`."""
 
     backend = "native"
@@ -83,18 +83,8 @@ class NativeProject:
     def __repr__(self) -> str:
         return f"NativeProject({str(self.path)!r}, {len(self.images)} images)"
 
-    @property
-    def classes(self) -> Sequence[PathClass]:
-        """The project's class list."""
-        return project_file.read_classes(self.classes_path)
-
-    @property
-    def classes_path(self) -> Path:
-        """Where the class list is stored."""
-        return self.path.parent / "classifiers" / "classes.json"
-
     def nuclei(self, image: str, mpp: float | None = None) -> NucleusRows:
-        """Return the nuclei of an image, whoever wrote them, as a table (see `Project.nuclei`)."""
+        """Return the nuclei of an image, from any program, as a table (see `Project.nuclei`)."""
         from qpnuclei.qupath.nucleus_rows import nuclei_of
 
         entry = one_image(self.images, image)

@@ -16,12 +16,13 @@ import shapely
 from qpnuclei.choices import NucleusFormat
 from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
 from qpnuclei.nuclei.exports.rows import FIELDS, GEOMETRY, NucleusRows, optional
-from qpnuclei.qupath.geojson import GeoJsonObject, write_objects
+from qpnuclei.qupath.geojson.exporting import check_classes
+from qpnuclei.qupath.geojson.objects import GeoJsonObject
+from qpnuclei.qupath.geojson.writing import write_objects
 from qpnuclei.qupath.model import ImageEntry, PathClass, Project
 from qpnuclei.qupath.names import file_stem
 from qpnuclei.qupath.nucleus_rows import nuclei_of
 from qpnuclei.qupath.pixel_size import AskedMpp
-from qpnuclei.qupath.transfer import check_classes
 
 _SUFFIXES: dict[str, NucleusFormat] = {
     ".csv": "csv",
@@ -41,7 +42,7 @@ _QUPATH_HAS = frozenset({"uuid", "type", "class", "z", "t"})
 
 @dataclass
 class WrittenNuclei:
-    """What was written.
+    """The result of an export.
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ class WrittenNuclei:
 
 
 def format_of(path: Path, asked: NucleusFormat | None = None) -> NucleusFormat:
-    """Return the format that is asked for, else that of the file's suffix.
+    """Return the requested format, or else that of the file's suffix.
 
     Raises
     ------
@@ -94,7 +95,7 @@ def write_nuclei_of(
     pixel_sizes: AskedMpp | None = None,
     failed: Callable[[ImageEntry, QpnucleiError], object] | None = None,
 ) -> WrittenNuclei:
-    """Write the nuclei of images of a project, whoever made them, in one step.
+    """Write the nuclei of images of a project, from any program, in one step.
 
     One image is in memory at a time, except for ``h5ad`` and ``zarr``, which hold all.
 
@@ -117,7 +118,7 @@ def write_nuclei_of(
         If the format is unknown or its package missing, no annotation has one of the
         `roi_classes`, or `path` does not fit.
     qpnuclei.errors.FormatError, qpnuclei.errors.SaveError
-        If an image cannot be read, or the file not be written.
+        If an image cannot be read, or the file cannot be written.
     """
     kind = format_of(path, asked)
     check_classes(project, entries, tuple(roi_classes or ()))
@@ -211,14 +212,14 @@ def _write_geojson(
     done: WrittenNuclei,
 ) -> None:
     colors = {path_class.name: path_class.color for path_class in project.classes}
-    for first in images:  # not for an empty file if no image can be read
+    for first in images:  # writes no file if no image can be read
         objects = (_features(rows, colors) for _, rows in chain([first], images))
         done.left_out += write_objects(path, chain.from_iterable(objects))
         done.files.append(path)
 
 
 def _features(rows: NucleusRows, colors: Mapping[str, int | None]) -> Iterator[GeoJsonObject]:
-    """Yield features as QuPath reads them, with what else is known as further properties."""
+    """Yield features as QuPath reads them, with the other columns as further properties."""
     more = [name for name in FIELDS.names if name not in _QUPATH_HAS]
     measured = rows.measurements
     for batch in rows.batches(outlines=True):
@@ -238,5 +239,5 @@ def _features(rows: NucleusRows, colors: Mapping[str, int | None]) -> Iterator[G
 
 
 def _finite(value: Any) -> Any:
-    """Return a value as JSON has it."""
+    """Return a value, with None for numbers that JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

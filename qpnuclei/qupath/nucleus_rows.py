@@ -13,11 +13,11 @@ from qpnuclei.nuclei.exports.rows import FIELDS, NucleusRows, shared_texts
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.counts import CountedImage, counted_image
 from qpnuclei.qupath.model import Annotation, ImageEntry, Project
-from qpnuclei.qupath.names import whole_characters
+from qpnuclei.qupath.names import replace_lone_surrogates
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.regions import Region, rows_inside
 
-#: Between the annotations of ``parents``, from the largest to the smallest.
+#: Separates the annotations of ``parents``.
 SEPARATOR = " > "
 
 
@@ -46,13 +46,13 @@ def nucleus_rows(
     roi_classes: Sequence[str] | None = None,
     nucleus_classes: Sequence[str] | None = None,
 ) -> NucleusRows:
-    """Return a row for each nucleus of an image, whoever wrote it.
+    """Return a row for each nucleus of an image, from any program.
 
     Parameters
     ----------
     image : CountedImage
     roi_classes : sequence of str, optional
-        Only nuclei in annotations of these classes; the others are as if they were not there.
+        Only nuclei in annotations of these classes; other annotations are ignored.
     nucleus_classes : sequence of str, optional
         Only detections of these classes; by default all detections and cells, but no tiles.
 
@@ -87,14 +87,14 @@ def nucleus_rows(
     x_um, y_um = (x * np.nan, y * np.nan) if mpp is None else (x * mpp[0], y * mpp[1])
 
     def of_image(text: str | None) -> pa.DictionaryArray:
-        return shared_texts([text and whole_characters(text)], np.zeros(len(rows), np.int64))
+        return shared_texts([text and replace_lone_surrogates(text)], np.zeros(len(rows), np.int64))
 
     def of_chain(texts: list[str | None]) -> pa.DictionaryArray:
-        return shared_texts([text and whole_characters(text) for text in texts], chain[rows])
+        return shared_texts([text and replace_lone_surrogates(text) for text in texts], chain[rows])
 
     def of_rows(texts: npt.NDArray[Any]) -> pa.DictionaryArray:
         values, codes = np.unique([text or "" for text in texts[rows]], return_inverse=True)
-        return shared_texts([whole_characters(v) or None for v in values.tolist()], codes)
+        return shared_texts([replace_lone_surrogates(v) or None for v in values.tolist()], codes)
 
     columns: dict[str, Any] = {
         "image": of_image(image.name),
@@ -127,7 +127,7 @@ def nucleus_rows(
     table = pa.Table.from_arrays(arrays, schema=FIELDS)
     taken = set(FIELDS.names)
     for name, column in found.measurements.items():
-        called = whole_characters(name)
+        called = replace_lone_surrogates(name)
         while called in taken or called == "geometry":
             called += " (measurement)"
         taken.add(called)
@@ -145,8 +145,8 @@ def _chains(
     Returns
     -------
     chains : list of tuple of int
-        Sets of annotations that some points are in, each from the largest to the smallest; the
-        first is that of no annotation.
+        Distinct sets of annotations that contain some point, each from the largest to the
+        smallest; the first is empty.
     chain : (N,) int64 ndarray
         The chain of each point.
     """

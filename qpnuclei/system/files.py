@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from qpnuclei.errors import SaveError
-from qpnuclei.system.processes import Process, made_by_the_dead
+from qpnuclei.system.processes import Process, made_by_ended_process
 
 #: Temporary files and folders begin with this, and say next which process made them.
 TEMPORARY_PREFIX = ".qpnuclei-"
@@ -66,7 +66,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        take_owner(partial, path if path.exists() else path.parent)
+        copy_owner(partial, path if path.exists() else path.parent)
         partial.chmod(0o666 & ~_umask())  # mkstemp creates files that only the owner can read
         partial.replace(path)
         partial = None
@@ -99,7 +99,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         ) as folder:
             partial = Path(folder, path.name)
             yield partial
-            take_owner(partial, path if path.exists() else path.parent)
+            copy_owner(partial, path if path.exists() else path.parent)
             if path.is_dir():  # no system call puts a folder in the place of one that is not empty
                 path.rename(Path(folder, "replaced"))
             partial.replace(path)
@@ -145,7 +145,7 @@ def make_folder_below(base: Path, folder: Path) -> None:
         for made in reversed([folder, *folder.parents]):
             if made.is_relative_to(there) and made != there and not made.is_dir():
                 made.mkdir(exist_ok=True)
-                take_owner(made, made.parent)
+                copy_owner(made, made.parent)
     except OSError as error:
         raise SaveError(
             f"the folder {folder} cannot be created: {error.strerror or error}",
@@ -154,18 +154,18 @@ def make_folder_below(base: Path, folder: Path) -> None:
 
 
 def temporary_prefix() -> str:
-    """Return how the name of a temporary file or folder of this process begins."""
+    """Return the prefix of the names of this process's temporary files and folders."""
     return f"{TEMPORARY_PREFIX}{Process.this().tag}-"
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what processes of this computer that were killed left in a folder, as far as it goes.
+    """Remove temporary files that killed processes of this computer left in a folder.
 
-    What a process that still runs, or one of another computer, has made is recognised by its name,
-    and stays.
+    Files of running processes, and of other computers, are recognised by their names and kept. A
+    file that cannot be removed is kept, too.
     """
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        if made_by_the_dead(path.name):
+        if made_by_ended_process(path.name):
             with suppress(OSError):  # a leftover does no harm
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
@@ -173,8 +173,8 @@ def remove_leftovers(folder: Path) -> None:
                     path.unlink(missing_ok=True)
 
 
-def take_owner(path: Path, like: Path) -> None:
-    """Give a new file the owner and group of another one, where the user may: root above all."""
+def copy_owner(path: Path, like: Path) -> None:
+    """Give a new file the owner and group of another one, where the user may (as root can)."""
     if hasattr(os, "chown"):
         with suppress(OSError):
             wanted, has = like.stat(), path.stat()

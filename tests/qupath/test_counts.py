@@ -101,7 +101,7 @@ ELLIPSE = shapely.Polygon(np.stack([20 + 10 * np.cos(ANGLES), 10 + 5 * np.sin(AN
         (ELLIPSE, "EllipseROI", (20, 10), True),
         (ELLIPSE, "EllipseROI", (30, 10), True),
         (ELLIPSE, "EllipseROI", (29, 14), False),
-        # What encloses no area holds nothing.
+        # An annotation without area contains nothing.
         (shapely.LineString([(0, 0), (10, 10)]), "LineROI", (5, 5), False),
         (shapely.MultiPoint([(5, 5)]), "PointsROI", (5, 5), False),
         # Self-intersecting: both triangles of a bow tie are inside.
@@ -151,13 +151,13 @@ def test_a_run_counts_as_export_does():
         assert row["analysed_mm2"] == pytest.approx(area, rel=1e-3)
         assert row["nuclei"] == number
         assert row["nuclei_per_mm2"] == pytest.approx(density, rel=1e-3)
-    assert nuclei(rows) == [2, 0, 1]
+    assert nuclei(rows) == [2, 1, 1]  # (20, 10) lies on the border of Tumor
     # Tissue without an annotation.
     (alone,) = count_in_regions(counted, [Region(None, shapely.box(0, 0, 8, 8))])
     assert alone[:2] == (pytest.approx(64 / 8e6), 1)
 
 
-def test_planes_are_apart():
+def test_planes_are_counted_separately():
     deep = [
         annotation(RECTANGLE),
         annotation(RECTANGLE, handle=1, z=2),
@@ -167,13 +167,13 @@ def test_planes_are_apart():
     found = detections([(15, 15)] * 3, planes=[(0, 0), (2, 0), (2, 0)])
     rows = count_objects(image(deep, found), nucleus_classes=["Nucleus"])
     assert nuclei(rows) == [1, 2, 0, 2]
-    # What lies above each other adds up, what overlaps on one plane does not.
+    # Areas on different planes add up, overlaps on one plane do not.
     (row,) = count_objects(image(deep, found), "class", nucleus_classes=["Nucleus"])
     assert row["nuclei"] == 3
     assert row["area_mm2"] == pytest.approx((100 + 150 + 100) / 8e6)
 
 
-def test_what_nobody_looked_at_is_not_zero():
+def test_an_area_that_was_not_analysed_has_no_count():
     outer = annotation(shapely.box(0, 0, 100, 100), "Outer")
     inner = annotation(shapely.box(10, 10, 50, 50), "Inner", handle=1)
     found = detections([(20, 20), (30, 30)], measurements={"Area µm^2": np.array([1.0, 3.0])})
@@ -186,7 +186,7 @@ def test_what_nobody_looked_at_is_not_zero():
     assert first["area_mm2"] == pytest.approx(1e4 / 8e6)
     assert first["analysed_mm2"] == 0
     assert (second["nuclei"], second["analysed_mm2"]) == (2, second["area_mm2"])
-    # Whoever names a class counts what is there, and the status still says what it is.
+    # With a class, all detections are counted, and the status is unchanged.
     asked = count_objects(counted, nucleus_classes=["Nucleus"])
     assert nuclei(asked) == [2, 2]
     assert asked[0]["status"] == "not analysed"

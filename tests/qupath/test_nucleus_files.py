@@ -26,7 +26,7 @@ from qpnuclei.nuclei.exports.label_image import write_label_image
 from qpnuclei.nuclei.exports.rows import FIELDS, NucleusRows
 from qpnuclei.nuclei.exports.spatialdata_store import write_spatialdata
 from qpnuclei.qupath.counts import count_objects
-from qpnuclei.qupath.geojson import read_objects
+from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.native import NativeProject
 from qpnuclei.qupath.nucleus_files import write_nuclei_of
 from qpnuclei.qupath.nucleus_rows import nucleus_rows

@@ -6,7 +6,6 @@ import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ class GatheredRows:
     Parameters
     ----------
     folder : Path
-        On whose disk the temporary file is; it may yet have to be made.
+        Folder of the temporary file. If it does not exist, the nearest parent that does.
     outlines : bool
         Whether outlines are kept.
 
@@ -57,12 +56,7 @@ class GatheredRows:
     def __enter__(self) -> GatheredRows:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def __len__(self) -> int:
@@ -150,7 +144,7 @@ class GatheredRows:
 
 
 def _printed(column: pa.Array) -> pa.Array:
-    """Return a column as a spreadsheet shows it."""
+    """Return a column as it is written to a .csv: safe text, rounded numbers."""
     if pa.types.is_dictionary(column.type):
         safe = [no_formula(text) for text in column.dictionary.to_pylist()]
         return pa.DictionaryArray.from_arrays(column.indices, pa.array(safe, pa.string())).cast(

@@ -1,4 +1,4 @@
-"""Metadata by which a Parquet table of outlines is GeoParquet."""
+"""The metadata that makes a Parquet table of outlines GeoParquet."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def _tiles(
     empty = zlib.compress(bytes(4 * TILE * TILE), _LEVEL)
     for y in range(0, height, TILE):
         for x in range(0, width, TILE):
-            # Later ones first, so that the first has the last word.
+            # Draw later ones first, so that the first one wins.
             near = np.sort(tree.query(shapely.box(x, y, x + TILE, y + TILE)))[::-1]
             if len(near) == 0:
                 yield empty
@@ -104,6 +104,6 @@ def _tiles(
             tile = np.zeros((TILE, TILE), "<u4")
             pixels = pixels_of_polygons(polygons[near], tile.shape, (x, y))
             tile.ravel()[pixels.indices] = np.repeat(labels[near], pixels.counts)
-            # What reaches beyond the image is no part of it.
+            # Clear the part of the tile beyond the image.
             tile[max(height - y, 0) :], tile[:, max(width - x, 0) :] = 0, 0
             yield zlib.compress(tile.tobytes(), _LEVEL)

@@ -1,4 +1,4 @@
-"""Nuclei of an image as a table that takes along all that is known of them, one row each."""
+"""The nuclei of an image as a table with everything known about them, one row each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
 
-#: Columns of text, of which many rows have the same.
+#: Columns of text in which many rows are equal.
 SHARED_TEXTS = (
     "image",
     "image_id",
@@ -35,7 +35,7 @@ SHARED_TEXTS = (
     "status",
     "check",
 )
-#: Every column that is no measurement, in order.
+#: All columns that are not measurements, in order.
 FIELDS = pa.schema(
     [
         *((name, pa.dictionary(pa.int32(), pa.string())) for name in SHARED_TEXTS[:2]),
@@ -56,7 +56,7 @@ FIELDS = pa.schema(
 #: The column of outlines, as WKB in level-0 px, after all others.
 GEOMETRY = "geometry"
 
-#: Rows that a batch has at most.
+#: Most rows of a batch.
 BATCH = 20_000
 
 _SHOWN = 5

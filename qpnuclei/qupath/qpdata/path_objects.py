@@ -17,7 +17,7 @@ from typing import Any
 
 from qpnuclei.errors import FormatError
 from qpnuclei.qupath.qpdata import java_classes as jc
-from qpnuclei.qupath.qpdata.java_stream import (
+from qpnuclei.qupath.qpdata.java_nodes import (
     BlockData,
     Bulk,
     Content,
