@@ -34,6 +34,10 @@ NucleusFormat: TypeAlias = Literal["csv", "tsv", "parquet", "h5ad", "zarr", "ome
 #: Class of the detections that a run writes, and that count as nuclei.
 NUCLEUS_CLASS = "Nucleus"
 
+#: Classes whose annotations a run leaves out unless told otherwise: QuPath's own name for what is
+#: to be ignored, and what begins like it.
+DEFAULT_EXCLUDED = ("Ignore*",)
+
 #: Measurement that says how sure the model was of a nucleus, from 0 to 1.
 CERTAINTY = "Attention: Mean"
 

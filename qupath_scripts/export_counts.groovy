@@ -24,6 +24,7 @@ import java.nio.file.Files
 import java.nio.file.Path
 import org.apache.commons.math3.stat.StatUtils
 import org.locationtech.jts.algorithm.distance.DiscreteHausdorffDistance
+import org.locationtech.jts.geom.Coordinate
 import org.locationtech.jts.geom.Geometry
 import qupath.lib.io.GsonTools
 import qupath.lib.objects.PathDetectionObject
@@ -105,14 +106,17 @@ List<Map> count(hierarchy, pixels, record, annotationClasses, nucleusClasses) {
         def isKnown = nucleusClasses || status != "not analysed"
         def area = size == null ? Double.NaN : roi.isArea() ? roi.getScaledArea(size[0], size[1]) : 0d
         def analysed = size == null ? Double.NaN : 0d
+        // What runs left out, because it lies in an annotation of an excluded class.
+        def isPart = isKnown && roi.isArea() && record.leftOut != null && roi.getGeometry().intersection(record.leftOut).getArea() > 0
+        def part = isPart ? GeometryTools.homogenizeGeometryCollection(roi.getGeometry().difference(record.leftOut)) : null
         if (status == "analysed")
-            analysed = area
+            analysed = isPart && size != null ? part.getArea() * size[0] * size[1] : area
         else if (size != null && status == "changed since")
             analysed = GeometryTools.homogenizeGeometryCollection(roi.getGeometry().intersection(record.union)).getArea() * size[0] * size[1]
         def densityOf = nucleusClasses ? area : analysed
         // As QuPath counts, for the numbers that it shows itself.
         def inside = isKnown ? hierarchy.getObjectsForROI(PathDetectionObject, roi) : []
-        def nuclei = inside.findAll { isNucleus(it, nucleusClasses) }
+        def nuclei = inside.findAll { isNucleus(it, nucleusClasses) && (nucleusClasses || !isPart || part.covers(it.getROI().getGeometry().getFactory().createPoint(new Coordinate(it.getROI().getCentroidX(), it.getROI().getCentroidY())))) }
         def row = [
             annotation: annotation.getName(),
             type: annotation.isAnnotation() ? "annotation" : annotation.isMissing() ? "missing TMA core" : "TMA core",
@@ -144,14 +148,19 @@ List<Map> count(hierarchy, pixels, record, annotationClasses, nucleusClasses) {
 /** What runs have noted of an image: the areas they analysed, by ID, and the pixel size they used. */
 Map readRecord(text) {
     if (text == null)
-        return [areas: [], union: null, used: null]
+        return [areas: [], covered: null, union: null, leftOut: null, used: null]
     def gson = GsonTools.getInstance()
     def content = gson.fromJson(text as String, Map)
     def areas = content.areas.collect { area ->
         def shape = gson.toJson([type: "MultiPolygon", coordinates: area.coordinates])
-        return [id: area.id, check: area.check, geometry: gson.fromJson(shape, Geometry)]
+        def geometry = gson.fromJson(shape, Geometry)
+        def excluded = area.excluded ? gson.fromJson(gson.toJson([type: "MultiPolygon", coordinates: area.excluded]), Geometry) : null
+        return [id: area.id, check: area.check, geometry: geometry, analysed: excluded == null ? geometry : geometry.difference(excluded)]
     }
-    return [areas: areas, union: GeometryTools.union(areas.collect { it.geometry }), used: content["pixel size"]]
+    def covered = GeometryTools.union(areas.collect { it.geometry })
+    def union = GeometryTools.union(areas.collect { it.analysed })
+    def leftOut = content.areas.any { it.excluded } ? covered.difference(union) : null
+    return [areas: areas, covered: covered, union: union, leftOut: leftOut, used: content["pixel size"]]
 }
 
 /** Width and height of a pixel in mm: what the last run used, unless QuPath's has changed since. */
@@ -174,7 +183,7 @@ String statusOf(annotation, record) {
         return isSame(own.geometry, geometry) ? "analysed" : "changed since"
     if (record.areas.any { isSame(it.geometry, geometry) })
         return "analysed"
-    return geometry.difference(record.union).getArea() <= 0.02 * geometry.getLength() ? "analysed" : "not analysed"
+    return geometry.difference(record.covered).getArea() <= 0.02 * geometry.getLength() ? "analysed" : "not analysed"
 }
 
 /** What the run found doubtful about an annotation, or about the areas that it lies in. */

@@ -23,6 +23,7 @@ from qpnuclei.cli.options import (
     TtaOption,
 )
 from qpnuclei.cli.selecting import (
+    Exclude,
     Roi,
     RoiAll,
     RoiDerived,
@@ -30,6 +31,7 @@ from qpnuclei.cli.selecting import (
     RoiName,
     Tissue,
     arguments_of,
+    excluded_classes,
 )
 from qpnuclei.errors import UsageError
 from qpnuclei.models.registry import DEFAULT_MODEL
@@ -56,6 +58,7 @@ def preview(
     roi_id: RoiId = None,
     roi_all: RoiAll = False,
     tissue: Tissue = False,
+    exclude: Exclude = None,
     threshold: Annotated[
         list[str] | None,
         typer.Option(
@@ -135,6 +138,7 @@ def preview(
         ids=tuple(roi_id or ()),
         everything=roi_all,
         tissue=tissue or is_slide,
+        excluded=excluded_classes(exclude),
     )
     with leaving_on_interrupt("interrupted: no preview was written"):
         if is_slide:

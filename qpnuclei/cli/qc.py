@@ -42,9 +42,8 @@ def qc(
 ) -> None:
     """Mark pen, folds and tissue out of focus with annotations of class Ignore*.
 
-    Each can be edited or deleted in QuPath. Where a run is told so (--exclude 'Ignore*'), these
-    areas are left out of the regions and of their areas. Once more, it replaces what it marked and
-    nobody has changed.
+    Each can be edited or deleted in QuPath. A run leaves these areas out of its regions (see its
+    option --exclude). Run again, qc replaces the annotations that it made and nobody has changed.
 
     For example: qpnuclei qc project.qpproj
     """

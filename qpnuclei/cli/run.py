@@ -37,7 +37,16 @@ from qpnuclei.cli.options import (
     Wait,
     within,
 )
-from qpnuclei.cli.selecting import Roi, RoiAll, RoiDerived, RoiId, RoiName, Tissue
+from qpnuclei.cli.selecting import (
+    Exclude,
+    Roi,
+    RoiAll,
+    RoiDerived,
+    RoiId,
+    RoiName,
+    Tissue,
+    excluded_classes,
+)
 from qpnuclei.models.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -54,6 +63,7 @@ def run(
     roi_id: RoiId = None,
     roi_all: RoiAll = False,
     tissue: Tissue = False,
+    exclude: Exclude = None,
     no_annotation: Annotated[
         bool,
         typer.Option(
@@ -247,6 +257,7 @@ def asked_for(given: dict[str, Any]) -> tuple[Project, list[ImageEntry], RunOpti
         ids=tuple(given["roi_id"] or ()),
         everything=given["roi_all"],
         tissue=given["tissue"],
+        excluded=excluded_classes(given["exclude"]),
     )
     with leaving_on_interrupt("interrupted: nothing was changed"):
         opened = open_project(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import typer
+
+from qpnuclei.choices import DEFAULT_EXCLUDED
 
 if TYPE_CHECKING:
     from qpnuclei.pipeline.selection import Selection
@@ -34,6 +37,20 @@ Tissue = Annotated[
     bool,
     typer.Option("--tissue", help="Detect the tissue automatically and analyse it instead."),
 ]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude",
+        help="Class of annotations to leave out of the analysed area and of all counts, with * and "
+        "? as wildcards; may repeat. '' excludes nothing.",
+        show_default="'Ignore*', QuPath's class for what is to be ignored",
+    ),
+]
+
+
+def excluded_classes(exclude: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the classes that ``--exclude`` means; an empty one stands for none at all."""
+    return DEFAULT_EXCLUDED if exclude is None else tuple(filter(None, exclude))
 
 
 def arguments_of(selection: Selection) -> list[str]:
@@ -47,4 +64,6 @@ def arguments_of(selection: Selection) -> list[str]:
         (selection.tissue, "--tissue"),
     ):
         words += [option] if wanted else []
+    if selection.excluded != DEFAULT_EXCLUDED:
+        words += [word for name in selection.excluded or ("",) for word in ("--exclude", name)]
     return words

@@ -38,13 +38,14 @@ from qpnuclei.pipeline.selection import (
     ours_within,
     select_regions,
     tissue_region,
+    without_excluded,
 )
 from qpnuclei.qupath.analysed import Record, Status
 from qpnuclei.qupath.areas import polygonal
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Annotation, ImageEntry, ImageObjects
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
-from qpnuclei.qupath.regions import Region, area_px2, same_outline
+from qpnuclei.qupath.regions import Region, same_outline
 from qpnuclei.segmentation.engine import EngineOptions, EngineSpec, engine_spec
 from qpnuclei.slides.resolution import Scale, working_downsample
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
@@ -183,8 +184,7 @@ class ImagePlan:
 
     def area_mm2(self, region: Region) -> float:
         """Area of a region in mm²."""
-        area = area_px2([region.annotation]) if region.annotation else region.geometry.area
-        return float(area * self.scale.mpp[0] * self.scale.mpp[1] * 1e-6)
+        return float(region.area_px2 * self.scale.mpp[0] * self.scale.mpp[1] * 1e-6)
 
 
 class NothingToDo(Exception):  # noqa: N818 - no error
@@ -254,7 +254,9 @@ def plan_image(
     tissue = None
     outdated: list[Annotation] = []
     if options.selection.tissue:
-        regions = tissue_region(slide, mpp)
+        regions = without_excluded(
+            tissue_region(slide, mpp), options.selection, objects.annotations
+        )
         if regions and options.tissue_annotation:
             outdated = our_tissue(objects.annotations, record)
             regions, tissue = _annotated(regions[0], outdated, objects, entry)
@@ -264,7 +266,7 @@ def plan_image(
         raise NothingToDo(
             "no tissue was found"
             if options.selection.tissue
-            else "no chosen annotation encloses an area"
+            else "no chosen annotation encloses an area that is not excluded"
         )
     existing = ours_within(regions, objects.detections)
     if regions and outdated:

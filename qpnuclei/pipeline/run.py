@@ -372,8 +372,9 @@ def _plan_image(
         file = PlannedSlide.of(slide)
         selection = options.selection
         chosen = [a for a in objects.annotations if not selection.tissue and selection.matches(a)]
+        excluded = [a for a in objects.annotations if selection.excludes(a)]
         inputs = inputs_of(
-            options, spec, file, chosen, [repr(entry.calibration), repr(entry.stains)]
+            options, spec, file, chosen, excluded, [repr(entry.calibration), repr(entry.stains)]
         )
         if earlier is not None and earlier.inputs == inputs:
             record = Record.of(objects.properties, f"image {entry.name}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -12,6 +14,7 @@ import numpy as np
 import shapely
 from shapely.validation import explain_validity
 
+from qpnuclei.choices import DEFAULT_EXCLUDED
 from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.analysed import Record, Status
@@ -46,11 +49,15 @@ class Selection:
         Every annotation that encloses an area.
     tissue : bool
         No annotation but the tissue, found automatically.
+    excluded : tuple of str
+        Classes whose annotations are left out of all others, and are not chosen by `everything`;
+        patterns (``*``, ``?``) are allowed. Those chosen by their class, name or UUID are not
+        excluded by default.
 
     Raises
     ------
     UsageError
-        If nothing is chosen, or tissue together with annotations.
+        If nothing is chosen, tissue together with annotations, or a class both chosen and excluded.
 
     Examples
     --------
@@ -68,6 +75,7 @@ class Selection:
     ids: tuple[UUID, ...] = ()
     everything: bool = False
     tissue: bool = False
+    excluded: tuple[str, ...] = DEFAULT_EXCLUDED
 
     def __post_init__(self) -> None:
         by_annotation = bool(self.classes or self.names or self.ids or self.everything)
@@ -81,10 +89,27 @@ class Selection:
                 "choose annotations with --roi CLASS, --roi-name NAME, --roi-id UUID or --roi-all, "
                 "or --tissue",
             )
+        for name in self.classes:
+            if self.excluded != DEFAULT_EXCLUDED and self._is_excluded(name):
+                raise UsageError(f"the class {name!r} is both chosen and excluded")
 
     def matches(self, annotation: Annotation) -> bool:
         """Tell whether the annotation is meant, by its class, name and UUID alone."""
-        if self.everything or (annotation.name in self.names and annotation.name is not None):
+        return self._is_named(annotation) or (
+            self.everything and not self._is_excluded(annotation.class_name)
+        )
+
+    def excludes(self, annotation: Annotation) -> bool:
+        """Tell whether what lies in the annotation is left out."""
+        return self._is_excluded(annotation.class_name) and not self._is_named(annotation)
+
+    def _is_excluded(self, class_name: str | None) -> bool:
+        return class_name is not None and any(
+            fnmatchcase(class_name, pattern) for pattern in self.excluded
+        )
+
+    def _is_named(self, annotation: Annotation) -> bool:
+        if annotation.name in self.names and annotation.name is not None:
             return True
         if annotation.id in self.ids and annotation.id is not None:
             return True
@@ -166,6 +191,13 @@ def check_selection(selection: Selection, annotations: Iterable[Annotation], whe
             if derived:
                 hint += f"; --roi-derived makes {wanted} stand for {', '.join(derived)} too"
             raise UsageError(f"no annotation of class {wanted!r} in {where}", hint)
+    for pattern in selection.excluded:
+        present = sorted({a.class_name for a in annotations if a.class_name})
+        if pattern not in DEFAULT_EXCLUDED and not fnmatch.filter(present, pattern):
+            raise UsageError(
+                f"no annotation of class {pattern!r} to exclude in {where}",
+                f"classes there: {', '.join(present)}" if present else "none has a class",
+            )
     names = sorted({a.name for a in annotations if a.name})
     for wanted in selection.names:
         if wanted not in names:
@@ -243,7 +275,34 @@ def select_regions(
             f"no area inside of the image in {', '.join(areas)}",
             "the chosen annotations lie outside of the image or on other planes than the first",
         )
-    return regions
+    return without_excluded(regions, selection, annotations)
+
+
+def without_excluded(
+    regions: Sequence[Region], selection: Selection, annotations: Sequence[Annotation]
+) -> list[Region]:
+    """Return regions without what lies in annotations of excluded classes.
+
+    A region of which nothing is left is left out, with a warning.
+    """
+    excluded = [
+        a for a in annotations if a.is_area and (a.z, a.t) == (0, 0) and selection.excludes(a)
+    ]
+    if not excluded:
+        return list(regions)
+    area = shapely.union_all([annotation.area for annotation in excluded])
+    left = []
+    for region in regions:
+        rest = region.geometry
+        if shapely.intersects(rest, area):
+            rest = polygonal(shapely.difference(rest, area))
+        if rest.is_empty:
+            _log.warning("%s is wholly excluded: skipped", region.label)
+        else:
+            left.append(Region(region.annotation, rest))
+    classes = sorted({annotation.class_name or "" for annotation in excluded})
+    _log.info("excluded: %d annotations of class %s", len(excluded), ", ".join(classes))
+    return left
 
 
 def our_tissue(annotations: Sequence[Annotation], record: Record) -> list[Annotation]:
@@ -274,5 +333,7 @@ def ours_within(regions: Sequence[Region], detections: Detections) -> list[froze
     if len(ours) == 0:  # centroids cost more than UUIDs
         return [frozenset()] * len(regions)
     ids = np.array(detections.ids, dtype=object)[ours]
-    held = rows_inside(regions, detections.centroids[ours], detections.planes[ours])
+    # Of an annotation of which a part is excluded, those in that part too: they would be counted.
+    whole = [r if r.annotation is None else Region.of(r.annotation) for r in regions]
+    held = rows_inside(whole, detections.centroids[ours], detections.planes[ours])
     return [frozenset(ids[rows].tolist()) for rows in held]

@@ -505,6 +505,7 @@ def inputs_of(
     spec: EngineSpec,
     slide: PlannedSlide,
     annotations: Sequence[Annotation],
+    excluded: Sequence[Annotation],
     entry: Sequence[object],
 ) -> str:
     """Return a hash of all that was chosen and given for an image.
@@ -513,6 +514,8 @@ def inputs_of(
     ----------
     annotations : sequence of Annotation
         Those that are chosen.
+    excluded : sequence of Annotation
+        Those that are left out of the chosen.
     entry : sequence
         What the project says of the image: pixel size and stains.
     """
@@ -524,6 +527,7 @@ def inputs_of(
             asdict(spec),
             slide.model_dump(exclude={"path"}),
             chosen,
+            [shapely.to_wkb(a.geometry, hex=True) for a in excluded],
             list(entry),
         ]
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
@@ -34,6 +34,8 @@ PROPERTY = "qpnuclei analysed"
 _RIM_PX = 0.02
 
 Mpp = tuple[float, float]
+
+_NONE = shapely.MultiPolygon()
 
 
 class Status(StrEnum):
@@ -59,11 +61,30 @@ class AnalysedArea:
         The annotation's area at the time of the run, level-0 px.
     check : str
         Why the run found the result doubtful; empty if it did not.
+    excluded : shapely.MultiPolygon
+        The part of it that was left out, because it lies in an annotation of an excluded class (or
+        off the image).
     """
 
     id: UUID | None
     geometry: shapely.MultiPolygon
     check: str = ""
+    excluded: shapely.MultiPolygon = _NONE
+
+    @property
+    def analysed(self) -> shapely.Geometry:
+        """What was analysed of it: a valid geometry."""
+        whole = valid_area(self.geometry)
+        if self.excluded.is_empty:
+            return whole
+        return valid_area(shapely.difference(whole, valid_area(self.excluded)))
+
+    def without(self, gone: shapely.Geometry) -> AnalysedArea:
+        """Return the area with a part that counts as excluded from now on."""
+        part = shapely.intersection(valid_area(self.geometry), gone)
+        if part.area == 0:
+            return self
+        return replace(self, excluded=_multi(shapely.union(valid_area(self.excluded), part)))
 
 
 @dataclass(frozen=True)
@@ -109,8 +130,9 @@ class Record:
             areas = tuple(
                 AnalysedArea(
                     None if area["id"] is None else UUID(area["id"]),
-                    shapely.MultiPolygon([(p[0], p[1:]) for p in area["coordinates"]]),
+                    _from_rings(area["coordinates"]),
                     str(area.get("check", "")),
+                    _from_rings(area.get("excluded", [])),
                 )
                 for area in content["areas"]
             )
@@ -132,14 +154,9 @@ class Record:
             "areas": [
                 {
                     "id": None if area.id is None else str(area.id),
-                    "coordinates": [
-                        [
-                            np.round(shapely.get_coordinates(ring), 3).tolist()
-                            for ring in (polygon.exterior, *polygon.interiors)
-                        ]
-                        for polygon in area.geometry.geoms
-                    ],
+                    "coordinates": _rings(area.geometry),
                     **({"check": area.check} if area.check else {}),
+                    **({} if area.excluded.is_empty else {"excluded": _rings(area.excluded)}),
                 }
                 for area in self.areas
             ],
@@ -174,20 +191,44 @@ class Record:
                 region.annotation.id if region.annotation else None,
                 _multi(region.annotation.area if region.annotation else region.geometry),
                 doubt,
+                _left_out_of(region),
             )
             for region, doubt in zip(regions, checks or [""] * len(regions), strict=True)
         )
         again = removed | {area.id for area in new if area.id is not None}
         run = Record(new)
+        # The run removed what it found in a part before, for whichever annotation.
+        gone = shapely.union_all([valid_area(area.excluded) for area in new])
         kept = (
-            area for area in self.areas if area.id not in again and not run._alike(area.geometry)
+            area if gone.is_empty else area.without(gone)
+            for area in self.areas
+            if area.id not in again and not run._alike(area.geometry)
         )
         return Record((*kept, *new), used, check, marker)
 
     @cached_property
+    def covered(self) -> shapely.Geometry:
+        """The areas that runs were asked to analyse, on the first plane: a valid geometry."""
+        return shapely.union_all([valid_area(area.geometry) for area in self.areas])
+
+    @cached_property
     def union(self) -> shapely.Geometry:
         """The analysed area of the first plane: a valid geometry, level-0 px."""
-        return shapely.union_all([valid_area(area.geometry) for area in self.areas])
+        return shapely.union_all([area.analysed for area in self.areas])
+
+    @cached_property
+    def left_out(self) -> shapely.Geometry:
+        """What is covered, but was excluded: a valid geometry, mostly empty."""
+        if all(area.excluded.is_empty for area in self.areas):
+            return _NONE
+        return valid_area(shapely.difference(self.covered, self.union))
+
+    def analysed_part(self, region: Region) -> Region:
+        """Return a region without what was excluded."""
+        if self.left_out.is_empty or not shapely.intersects(region.geometry, self.left_out):
+            return region
+        rest = valid_area(shapely.difference(region.geometry, self.left_out))
+        return Region(region.annotation, rest)
 
     def status(self, annotation: Annotation) -> Status:
         """Say whether an annotation was analysed as it is now.
@@ -203,7 +244,7 @@ class Record:
                 return Status.ANALYSED if is_same else Status.CHANGED
         if self._alike(annotation.area):
             return Status.ANALYSED  # QuPath adds missing UUIDs, so compare outlines
-        missing = shapely.difference(region.geometry, self.union).area
+        missing = shapely.difference(region.geometry, self.covered).area
         if missing <= _RIM_PX * region.geometry.length:
             return Status.ANALYSED
         return Status.NOT_ANALYSED
@@ -267,6 +308,26 @@ def _same(a: shapely.Geometry, b: shapely.Geometry) -> bool:
 def _multi(geometry: shapely.Geometry) -> shapely.MultiPolygon:
     parts = shapely.get_parts(shapely.get_parts(geometry))
     return shapely.MultiPolygon([p for p in parts if p.geom_type == "Polygon" and not p.is_empty])
+
+
+def _left_out_of(region: Region) -> shapely.MultiPolygon:
+    if region.annotation is None or not region.is_part:
+        return _NONE
+    return _multi(shapely.difference(region.annotation.area, region.geometry))
+
+
+def _rings(geometry: shapely.MultiPolygon) -> list[list[list[list[float]]]]:
+    return [
+        [
+            np.round(shapely.get_coordinates(ring), 3).tolist()
+            for ring in (polygon.exterior, *polygon.interiors)
+        ]
+        for polygon in geometry.geoms
+    ]
+
+
+def _from_rings(polygons: Any) -> shapely.MultiPolygon:
+    return shapely.MultiPolygon([(rings[0], rings[1:]) for rings in polygons])
 
 
 def _pair(values: Any) -> Mpp:

@@ -117,7 +117,8 @@ def count_objects(
     As in QuPath, lines and points contain no detections. The area of a class is the area of the
     union of its annotations. Density refers to the analysed area. That is only a part of the
     annotation if it was changed later, of a class if some of its annotations were not analysed, and
-    usually of an image.
+    usually of an image. What a run left out, because it lies in an annotation of an excluded class,
+    is not analysed: neither its area counts nor nuclei there, but QuPath's columns have both.
     """
     detections, record = image.objects.detections, image.record
     classes = _Classes.of(detections, nucleus_classes)
@@ -130,9 +131,12 @@ def count_objects(
     if by == "image":
         return [_image_row(image, classes, counts_all=nucleus_classes is not None)]
     statuses = [record.status(annotation) for annotation in annotations]
-    inside = rows_inside(
-        [Region.of(a) for a in annotations], detections.centroids, detections.planes
-    )
+    regions = [Region.of(a) for a in annotations]
+    inside = rows_inside(regions, detections.centroids, detections.planes)
+    analysed_in = inside
+    if nucleus_classes is None and not record.left_out.is_empty:
+        parts = [record.analysed_part(region) for region in regions]
+        analysed_in = rows_inside(parts, detections.centroids, detections.planes)
     groups: dict[int | str | None, list[int]] = {}
     for i, annotation in enumerate(annotations):
         groups.setdefault(i if by == "annotation" else annotation.class_name, []).append(i)
@@ -152,7 +156,8 @@ def count_objects(
                 overall([statuses[i] for i in members]),
                 together(record.doubts(annotations[i]) for i in looked_at),
                 (area, analysed, area if nucleus_classes is not None else analysed),
-                np.unique(np.concatenate([inside[i] for i in counted])) if counted else None,
+                _union(inside, counted),
+                _union(analysed_in, counted),
                 classes,
             )
         )
@@ -172,14 +177,10 @@ def count_in_regions(
     detections = image.objects.detections
     nuclei = _Classes.of(detections, nucleus_classes).nuclei
     counted = []
-    whole = [r if r.annotation is None else Region.of(r.annotation) for r in regions]
     for region, inside in zip(
-        whole, rows_inside(whole, detections.centroids, detections.planes), strict=True
+        regions, rows_inside(regions, detections.centroids, detections.planes), strict=True
     ):
-        annotation = region.annotation
-        area = image.mm2(
-            float(region.geometry.area) if annotation is None else area_px2([annotation])
-        )
+        area = image.mm2(region.area_px2)
         number = int(np.count_nonzero(nuclei[inside]))
         counted.append((area, number, number / area if area > 0 else math.nan))
     return counted
@@ -346,15 +347,19 @@ class _Classes:
 
 def _analysed_px2(record: Record, members: Sequence[tuple[Annotation, Status]]) -> float:
     """Return the analysed area of annotations, in level-0 px²."""
+    parts = [record.analysed_part(Region.of(annotation)) for annotation, _ in members]
     if all(status is Status.ANALYSED for _, status in members):
-        return area_px2([annotation for annotation, _ in members])
-    parts = []
-    for annotation, status in members:
-        region = Region.of(annotation)
-        if status is not Status.ANALYSED:
-            region = Region(annotation, shapely.intersection(region.geometry, record.union))
-        parts.append(region)
-    return covered_px2(parts)
+        if not any(part.is_part for part in parts):
+            return area_px2([annotation for annotation, _ in members])
+        return covered_px2(parts)
+    return covered_px2(
+        [
+            part
+            if status is Status.ANALYSED
+            else Region(part.annotation, shapely.intersection(part.geometry, record.union))
+            for part, (_, status) in zip(parts, members, strict=True)
+        ]
+    )
 
 
 def _image_row(image: CountedImage, classes: _Classes, *, counts_all: bool) -> Row:
@@ -372,7 +377,7 @@ def _image_row(image: CountedImage, classes: _Classes, *, counts_all: bool) -> R
         rows = rows if counts_all else None
     areas = (area, float(analysed.area), float(analysed.area))
     check = record.check or together(area.check for area in record.areas)
-    row = _row(image, (None, None, None), "image", status, check, areas, rows, classes)
+    row = _row(image, (None, None, None), "image", status, check, areas, rows, rows, classes)
     if rows is not None:  # QuPath's own columns count the whole image
         row |= _class_counts(np.arange(len(detections)), classes)
     return row
@@ -386,18 +391,20 @@ def _row(
     check: str,
     areas_px2: tuple[float | None, float, float],
     inside: npt.NDArray[np.int64] | None,
+    analysed_in: npt.NDArray[np.int64] | None,
     classes: _Classes,
 ) -> Row:
     """Return a row.
 
     `of` are name, class and UUID of its annotation. `areas_px2` are the whole area, the analysed
-    area, and that of the density. `inside` are the detections that count; None if the area was not
-    analysed.
+    area, and that of the density. `inside` are the detections in it, `analysed_in` those in what
+    was analysed of it, which may be nuclei; None if nothing was.
     """
     area, analysed, density_of = map(image.mm2, areas_px2)
     is_known = inside is not None
     inside = np.empty(0, np.int64) if inside is None else inside
-    chosen = inside[classes.nuclei[inside]]
+    analysed_in = np.empty(0, np.int64) if analysed_in is None else analysed_in
+    chosen = analysed_in[classes.nuclei[analysed_in]]
     name, class_name, own_id = of
     row: Row = {
         "image": image.name,
@@ -420,6 +427,12 @@ def _row(
         for summary, value in zip(_SUMMARIES, _summaries(values), strict=True):
             row[f"{measurement} ({summary})"] = value
     return row | {"uuid": own_id, "image_id": image.id, "project": image.project}
+
+
+def _union(
+    rows: Sequence[npt.NDArray[np.int64]], members: Sequence[int]
+) -> npt.NDArray[np.int64] | None:
+    return np.unique(np.concatenate([rows[i] for i in members])) if members else None
 
 
 def _class_counts(rows: npt.NDArray[np.int64], classes: _Classes) -> dict[str, int]:

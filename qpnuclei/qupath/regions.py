@@ -19,6 +19,8 @@ from qpnuclei.qupath.names import nfc
 #: Largest difference between coordinates of the same outline: GeoJSON and some ROIs keep 0.01 px,
 #: others float32.
 _SAME_PX = 0.02
+#: Share of an area that is due to rounding.
+_NOTHING = 1e-9
 
 
 Entry = TypeVar("Entry", bound=ImageEntry)
@@ -95,6 +97,21 @@ class Region:
     def of(cls, annotation: Annotation) -> Region:
         """Return the area of an annotation as a region; empty for lines and points."""
         return cls(annotation, annotation.area)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is less than its annotation: a part was excluded, or lies off the image."""
+        if self.annotation is None:
+            return False
+        whole = self.annotation.area.area
+        return bool(whole - self.geometry.area > _NOTHING * whole)
+
+    @property
+    def area_px2(self) -> float:
+        """Its area in level-0 px²; that of a whole annotation is as QuPath computes it."""
+        if self.annotation is None or self.is_part:
+            return float(self.geometry.area)
+        return area_px2([self.annotation])
 
     @property
     def plane(self) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.pipeline.work import RunPlan
 from qpnuclei.qupath.create import create_from_slides
+from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import open_project
 from tests.cli.test_one_bad_apple import IMAGE, annotate
 from tests.paths import ROOT
@@ -144,6 +146,23 @@ def test_a_changed_annotation_concerns_its_image_alone(tmp_path: Path) -> None:
     assert {name: now[name] for name in before} == before
     # A finished run is not gone on with: the same command begins anew.
     assert qpnuclei.plan(place / "project", OPTIONS) != folder
+
+
+def test_a_new_excluded_annotation_concerns_its_image_alone(tmp_path: Path) -> None:
+    place = make_project(tmp_path / "place", 2)
+    folder = qpnuclei.infer(qpnuclei.plan(place / "project", OPTIONS), device="cpu")
+    before = shards(folder)
+    image = open_project(place / "project").images[1]
+    fold = NewAnnotation(
+        shapely.box(30, 30, 90, 90), uuid.UUID(int=9), path_class=PathClass("Ignore*")
+    )
+    image.write(Edit(annotations=[fold]), image.read().fingerprint)
+    assert qpnuclei.plan(place / "project", OPTIONS) == folder
+    plan = RunPlan.read(folder / "plan.json")
+    there = [[f"{i.folder}/{name}" in before for name in i.units] for i in plan.images]
+    assert all(there[0])
+    assert not all(there[1])
+    assert qpnuclei.run(place / "project", OPTIONS).failures == []
 
 
 def test_a_unit_that_fails_is_tried_three_times_and_the_rest_goes_on(tmp_path: Path) -> None:

@@ -151,3 +151,25 @@ def test_doubts_are_recorded_and_read_back() -> None:
     again = record.with_run([Region.of(right)], USED, checks=[""])
     assert (again.check, again.doubts(right)) == ("", "")
     assert together(["a", "", "b", "a"]) == "a; b"
+
+
+def test_what_is_excluded_is_covered_but_not_analysed_and_survives_the_file():
+    whole = annotation(shapely.box(0, 0, 100, 100))
+    fold = shapely.box(40, 40, 60, 60)
+    part = Region(whole, shapely.difference(whole.area, fold))
+    before = Record().with_run(
+        [Region.of(annotation(shapely.box(50, 0, 150, 100), number=2))], USED
+    )
+    record = Record.of(before.with_run([part], USED).to_properties())
+    assert record.status(whole) is Status.ANALYSED
+    assert record.covered.area == 15_000
+    # Of the other annotation too: the run removed what was found in the fold.
+    assert record.union.area == 15_000 - 400
+    assert record.left_out.equals(fold)
+    assert record.analysed_part(Region.of(whole)).geometry.area == 10_000 - 400
+    # An annotation drawn later around the fold lies in what runs were asked to analyse.
+    assert record.status(annotation(shapely.box(30, 30, 70, 70), number=3)) is Status.ANALYSED
+    # Analysed again without exclusion.
+    again = record.with_run([Region.of(whole)], USED)
+    assert again.left_out.is_empty
+    assert again.union.area == 15_000

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -139,14 +140,18 @@ def test_a_run_counts_as_export_does():
         annotation(ELLIPSE, "Stroma", "EllipseROI", handle=2),
     ]
     found = detections([(5, 5), (45, 45), (45, 45.5), (20, 10), (200, 200)])
-    counted = image(nested, found)
-    rows = count_objects(counted)
-    # A run clips outlines, but counts in whole annotations.
+    # A run has analysed what lies in the image alone, and both say so.
     clip = shapely.box(0, 0, 30, 99)
     regions = [Region(a, shapely.intersection(a.geometry, clip)) for a in nested]
-    assert [(row["area_mm2"], row["nuclei"], row["nuclei_per_mm2"]) for row in rows] == (
-        count_in_regions(counted, regions)
-    )
+    record = Record().with_run(regions, UsedMpp((0.5, 0.25), "project", (0.5, 0.25)))
+    objects = ImageObjects(tuple(nested), found, "", record.to_properties())
+    counted = replace(image(nested, found), objects=objects)
+    rows = count_objects(counted)
+    for row, (area, number, density) in zip(rows, count_in_regions(counted, regions), strict=True):
+        assert row["analysed_mm2"] == pytest.approx(area, rel=1e-3)
+        assert row["nuclei"] == number
+        assert row["nuclei_per_mm2"] == pytest.approx(density, rel=1e-3)
+    assert nuclei(rows) == [2, 1, 1]  # (20, 10) lies on the border of Tumor
     # Tissue without an annotation.
     (alone,) = count_in_regions(counted, [Region(None, shapely.box(0, 0, 8, 8))])
     assert alone[:2] == (pytest.approx(64 / 8e6), 1)

@@ -1,0 +1,96 @@
+"""Annotations of excluded classes are left out of the run, its record, and counts."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+from PIL import Image
+
+from qpnuclei import create_project
+from qpnuclei.errors import UsageError
+from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
+from tests.cli.conftest import Outcome
+
+Call = Callable[..., Outcome]
+
+RUN = ("--device", "cpu", "--backend", "native", "--quiet")
+NUCLEI = ((80, 80), (170, 160))
+PX_MM2 = 0.25e-3**2
+TUMOR = shapely.box(10, 10, 250, 250)
+FOLD = shapely.box(140, 130, 200, 190)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Return a project with two nuclei in a Tumor annotation, one of them in an Ignore* one."""
+    x, y = np.meshgrid(np.arange(256), np.arange(256))
+    rgb = np.full((256, 256, 3), (235, 200, 225), np.uint8)
+    for cx, cy in NUCLEI:
+        rgb[(x - cx) ** 2 + (y - cy) ** 2 < 256] = (90, 60, 140)
+    Image.fromarray(rgb).save(tmp_path / "tissue.png")
+    made = create_project(tmp_path / "project", [tmp_path / "tissue.png"], mpp=0.25)
+    (entry,) = made.images
+    annotations = [
+        NewAnnotation(
+            shapely.box(10, 10, 250, 250), uuid.UUID(int=1), path_class=PathClass("Tumor")
+        ),
+        NewAnnotation(FOLD, uuid.UUID(int=2), path_class=PathClass("Ignore*")),
+    ]
+    entry.write(Edit(annotations=annotations), entry.read().fingerprint)
+    return made.path
+
+
+def tumor(qpnuclei: Call, project: Path) -> dict[str, object]:
+    table = project.parent / "counts.json"
+    assert qpnuclei("export", project, "-o", table, "--backend", "native").exit_code == 0
+    return next(row for row in json.loads(table.read_text()) if row["class"] == "Tumor")
+
+
+def test_what_is_excluded_has_neither_nuclei_nor_area(qpnuclei: Call, project: Path) -> None:
+    whole = 240 * 240 * PX_MM2
+    all_of_it = qpnuclei("run", project, "--roi", "Tumor", "--exclude", "", *RUN, "--json")
+    assert json.loads(all_of_it.stdout)["nuclei"] == 2
+    row = tumor(qpnuclei, project)
+    assert (row["nuclei"], row["status"]) == (2, "analysed")
+    assert row["analysed_mm2"] == pytest.approx(whole)
+
+    # Again, by default without it: what the first run found there is gone.
+    done = json.loads(qpnuclei("run", project, "--roi", "Tumor", *RUN, "--json").stdout)
+    assert done["nuclei"] == 1
+    row = tumor(qpnuclei, project)
+    assert (row["nuclei"], row["Num Detections"], row["status"]) == (1, 1, "analysed")
+    assert row["area_mm2"] == pytest.approx(whole)
+    left = whole - FOLD.area * PX_MM2
+    assert row["analysed_mm2"] == pytest.approx(left)
+    assert row["nuclei_per_mm2"] == pytest.approx(1 / left)
+
+    # Chosen by its class, it is not excluded; with --roi-all it is, and not chosen either.
+    assert (
+        json.loads(qpnuclei("run", project, "--roi", "Ignore*", *RUN, "--json").stdout)["nuclei"]
+        == 1
+    )
+    done = json.loads(qpnuclei("run", project, "--roi-all", *RUN, "--json").stdout)
+    assert done["nuclei"] == 1
+    assert (row := tumor(qpnuclei, project))["nuclei"] == 1
+    assert row["analysed_mm2"] == pytest.approx(left)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--roi", "Tumor", "--exclude", "Fold"), "no annotation of class 'Fold' to exclude"),
+        (("--roi", "Tumor", "--exclude", "Tum*"), "both chosen and excluded"),
+    ],
+)
+def test_wrong_requests(
+    qpnuclei: Call, project: Path, arguments: tuple[str, ...], reason: str
+) -> None:
+    done = qpnuclei("run", project, *arguments, *RUN)
+    assert isinstance(done.error, UsageError)
+    assert reason in str(done.error)
