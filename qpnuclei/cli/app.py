@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from qpnuclei._version import __version__
+from qpnuclei.cli.adapt import adapt
 from qpnuclei.cli.demo import demo
 from qpnuclei.cli.doctor import doctor
 from qpnuclei.cli.evaluate import evaluate
@@ -32,6 +33,7 @@ app.command()(run)
 app.command()(export)
 app.command()(info)
 app.command()(train)
+app.command()(adapt)
 app.command()(evaluate)
 app.command()(demo)
 app.command()(doctor)
