@@ -119,6 +119,26 @@ def run(
         ),
     ] = "auto",
     tta: TtaOption = False,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--threshold",
+            min=0.01,
+            max=0.99,
+            help="Attention (0 to 1) above which a pixel belongs to a nucleus: lower finds more "
+            "nuclei and larger ones. Compare values with preview.",
+            show_default="that of the model",
+        ),
+    ] = None,
+    min_area_um2: Annotated[
+        float,
+        typer.Option(
+            "--min-area-um2",
+            min=0,
+            max=1000,
+            help="Leave out nuclei with a smaller area, in µm².",
+        ),
+    ] = 0.0,
     max_nucleus: Annotated[
         float,
         typer.Option(
@@ -226,6 +246,8 @@ def run(
         **({} if workers is None else {"workers": workers}),
         max_nucleus_um=max_nucleus,
         simplify_um=simplify,
+        threshold=threshold,
+        min_area_um2=min_area_um2,
         geojson_dir=geojson,
         parquet_dir=parquet,
         run_dir=run_dir,

@@ -17,6 +17,9 @@ from qpnuclei.slides.calibration import PixelCalibration
 
 Measurements = dict[str, npt.NDArray[np.float32]]
 
+#: Name of the area of a nucleus where the pixel size is known, as QuPath has it.
+AREA = "Area µm^2"
+
 
 def shape_measurements(polygons: npt.NDArray[Any], calibration: PixelCalibration) -> Measurements:
     """Measure N outlines.

@@ -23,7 +23,7 @@ from qpnuclei.measure.intensity import (
     pixels_of_labels,
     pixels_of_polygons,
 )
-from qpnuclei.measure.shape import Measurements, shape_measurements
+from qpnuclei.measure.shape import AREA, Measurements, shape_measurements
 from qpnuclei.nuclei.outlines import bounds, polygonise
 from qpnuclei.nuclei.smoothing import junctions, smooth
 from qpnuclei.nuclei.table import NucleiTable, NucleiTables
@@ -109,6 +109,7 @@ def find_nuclei(
     found: NucleiTables,
     *,
     simplify_um: float = DEFAULT_SIMPLIFY_UM,
+    min_area_um2: float = 0.0,
     workers: int = 1,
     clock: Stopwatch | None = None,
     progress: Callable[[int, int], None] = lambda done, found: None,
@@ -129,6 +130,8 @@ def find_nuclei(
     simplify_um : float
         Outlines are smooth, and vertices left out that lie within about so many µm; with 0, they
         run along the edges of working pixels.
+    min_area_um2 : float
+        Nuclei with a smaller ``Area µm^2`` are left out.
     workers : int
         Tiles that are measured at the same time. The result does not depend on it.
     progress : callable
@@ -181,7 +184,7 @@ def find_nuclei(
                 for whole in stitcher.add(
                     of_tile.tile, of_tile.owned, of_tile.cut, of_tile.result, of_tile.junctions
                 ):
-                    found.append(whole)
+                    found.append(_large_enough(whole, min_area_um2))
             count += len(of_tile.owned)
             progress(done, count)
             if done % _TILES_BETWEEN_TRIMS == 0:
@@ -189,7 +192,7 @@ def find_nuclei(
     with clock("stitch"):
         rest, joined, corners = stitcher.finish()
         for whole in rest:
-            found.append(whole)
+            found.append(_large_enough(whole, min_area_um2))
         result = finished(joined, corners)
         kept, duplicates = drop_duplicates(found, result)
         kept &= tiles.answers_for(joined.centroids())
@@ -199,15 +202,14 @@ def find_nuclei(
             seen = _seen_whole(joined.take([row]), engine, read, colour)
             stairs, nucleus = joined.take([row]).polygons(), result.take([row])
             inside = pixels_of_polygons(stairs, seen.labels.shape, seen.tile.view[:2])
-            found.append(
-                nucleus.with_measurements(
-                    {
-                        **_shapes(nucleus, scale),
-                        **_intensities_at_level_0(nucleus, pixels, stains),
-                        **_scores(seen, inside),
-                    }
-                )
+            whole = nucleus.with_measurements(
+                {
+                    **_shapes(nucleus, scale),
+                    **_intensities_at_level_0(nucleus, pixels, stains),
+                    **_scores(seen, inside),
+                }
             )
+            found.append(_large_enough(whole, min_area_um2))
     return StitchReport(
         stitcher.fragments, stitcher.covered, len(joined), stitcher.overlapping + duplicates
     )
@@ -242,6 +244,12 @@ def _finished(
         outlines.polygon_offsets,
         outlines.measurements,
     )
+
+
+def _large_enough(nuclei: NucleiTable, min_area_um2: float) -> NucleiTable:
+    if min_area_um2 <= 0:
+        return nuclei
+    return nuclei.take(nuclei.measurements[AREA] >= min_area_um2)
 
 
 def _shapes(nuclei: NucleiTable, scale: Scale) -> Measurements:

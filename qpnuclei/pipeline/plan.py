@@ -89,6 +89,8 @@ class RunOptions:
     workers: int = field(default_factory=available_cores)
     max_nucleus_um: float = DEFAULT_MAX_NUCLEUS_UM
     simplify_um: float = DEFAULT_SIMPLIFY_UM
+    threshold: float | None = None
+    min_area_um2: float = 0.0
     geojson_dir: Path | None = None
     parquet_dir: Path | None = None
     run_dir: Path | None = None
@@ -107,7 +109,12 @@ class RunOptions:
     def engine(self) -> EngineOptions:
         """How the engine is to work."""
         return EngineOptions(
-            self.device, 8 if self.tta else 1, self.precision, self.workers, self.batch_size
+            self.device,
+            8 if self.tta else 1,
+            self.precision,
+            self.workers,
+            self.batch_size,
+            self.threshold,
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -20,14 +20,15 @@ import shapely
 from skimage.filters import threshold_otsu
 
 from qpnuclei.errors import SlideError
+from qpnuclei.measure.shape import AREA
 from qpnuclei.nuclei.table import NucleiTable, NucleiTables
 from qpnuclei.qupath.regions import Region, region_of, rows_inside
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.slide import PixelSource
 from qpnuclei.slides.stains import Stains, estimate_macenko, separate
 
-#: Measurements that are looked at; the second is there where the model makes a map of attention.
-AREA, CERTAINTY = "Area µm^2", "Attention: Mean"
+#: The measurement that is there where the model makes a map of attention.
+CERTAINTY = "Attention: Mean"
 #: Side of a field, and at which resolution it is looked at.
 FIELD_UM, FIELD_MPP = 128.0, 0.5
 #: How much of a region the fields cover, and how many there are: the time of a run must not change.

@@ -148,6 +148,7 @@ def analyse_image(
             plan.stains,
             found,
             simplify_um=options.simplify_um,
+            min_area_um2=options.min_area_um2,
             workers=options.workers,
             clock=clock,
             progress=lambda done, n: progress(plan.entry.name, done, len(plan.tiles), n),

@@ -79,7 +79,7 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine works; what it finds depends on `views` and `precision` alone.
+    """How an engine works; what it finds depends on `views`, `precision` and `threshold` alone.
 
     Parameters
     ----------
@@ -93,11 +93,14 @@ class EngineOptions:
         Processor cores to use.
     batch_size : int or None
         Tiles that a GPU takes at once; None lets the engine choose.
+    threshold : float or None
+        Attention (of models of others: probability) above which a pixel belongs to a nucleus,
+        between 0 and 1; None takes the model's own.
 
     Examples
     --------
-    >>> EngineOptions(device="cpu", views=8, workers=2)
-    EngineOptions(device='cpu', views=8, precision='auto', workers=2, batch_size=None)
+    >>> EngineOptions(device="cpu", views=8, workers=2, threshold=0.6)
+    EngineOptions(device='cpu', views=8, ..., workers=2, batch_size=None, threshold=0.6)
     """
 
     device: str = "auto"
@@ -105,6 +108,7 @@ class EngineOptions:
     precision: Precision = "auto"
     workers: int = field(default_factory=available_cores)
     batch_size: int | None = None
+    threshold: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

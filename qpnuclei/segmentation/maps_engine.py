@@ -173,6 +173,11 @@ class MapsEngineFactory:
         from qpnuclei.segmentation.predictor import Predictor
 
         predictor = Predictor.load(model, options.device, options.views, options.precision)
+        if options.threshold is not None:
+            own = predictor.metadata.post_processing
+            predictor = predictor.with_post_processing(
+                own.model_copy(update={"threshold": options.threshold})
+            )
         return MapsEngine(predictor, options, model_hash(resolve_model(model)))
 
 

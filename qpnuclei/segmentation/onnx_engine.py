@@ -12,7 +12,7 @@ import numpy.typing as npt
 from qpnuclei.errors import ModelError, UsageError
 from qpnuclei.segmentation.engine import EngineOptions, EngineSpec
 from qpnuclei.segmentation.foreign_engine import ForeignEngine
-from qpnuclei.segmentation.sidecar import read_sidecar, refuse_options, spec_of
+from qpnuclei.segmentation.sidecar import read_sidecar, spec_of, with_options
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -33,8 +33,8 @@ class OnnxEngineFactory:
                 "--model onnx: needs ONNX Runtime", "pip install 'qpnuclei[onnx]'"
             ) from error
         path = Path(model)
-        sidecar, spec = read_sidecar(path), spec_of(path)
-        refuse_options("onnx", options)
+        sidecar = with_options(read_sidecar(path), "onnx", options)
+        spec = spec_of(path, sidecar)
         session_options = onnxruntime.SessionOptions()
         session_options.intra_op_num_threads = 1  # see qpnuclei.segmentation.threads
         session_options.inter_op_num_threads = 1

@@ -107,9 +107,12 @@ def read_sidecar(model: Path) -> Sidecar:
         raise ModelError(f"{path}: {where}: {first['msg']}", "see docs/engines.md") from error
 
 
-def spec_of(model: Path) -> EngineSpec:
-    """Return what a run must know of a model of others; see `read_sidecar` for the errors."""
-    sidecar = read_sidecar(model)
+def spec_of(model: Path, sidecar: Sidecar | None = None) -> EngineSpec:
+    """Return what a run must know of a model of others; see `read_sidecar` for the errors.
+
+    The sidecar is read unless it is given.
+    """
+    sidecar = sidecar or read_sidecar(model)
     interaction = interaction_radius_px(sidecar.post_processing) if sidecar.output == "maps" else 0
     return EngineSpec(
         name=sidecar.name or model.stem,
@@ -120,6 +123,30 @@ def spec_of(model: Path) -> EngineSpec:
         interaction_px=interaction,
         columns=(PROBABILITY,) if sidecar.scored else (),
         details={"sidecar": sidecar.model_dump()},
+    )
+
+
+def with_options(sidecar: Sidecar, engine: str, options: EngineOptions) -> Sidecar:
+    """Return a sidecar with the threshold that the options ask for.
+
+    Raises
+    ------
+    UsageError
+        If the options ask for what only our own models can do, or for a threshold where the model
+        gives nuclei and no probability.
+    """
+    refuse_options(engine, options)
+    if options.threshold is None:
+        return sidecar
+    if sidecar.output == "maps":
+        parameters = sidecar.post_processing.model_copy(update={"threshold": options.threshold})
+        return sidecar.model_copy(update={"post_processing": parameters})
+    if sidecar.output == "stardist":
+        stardist = sidecar.stardist.model_copy(update={"probability": options.threshold})
+        return sidecar.model_copy(update={"stardist": stardist})
+    raise UsageError(
+        f"--threshold: a model with the output {sidecar.output!r} gives nuclei, no probability",
+        "leave the option out",
     )
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from qpnuclei.errors import ModelError
 from qpnuclei.segmentation.engine import EngineOptions, EngineSpec
 from qpnuclei.segmentation.foreign_engine import ForeignEngine
-from qpnuclei.segmentation.sidecar import read_sidecar, refuse_options, spec_of
+from qpnuclei.segmentation.sidecar import read_sidecar, spec_of, with_options
 
 
 class TorchScriptEngineFactory:
@@ -34,8 +34,8 @@ class TorchScriptEngineFactory:
         from qpnuclei.models.device import resolve_device
 
         path = Path(model)
-        sidecar, spec = read_sidecar(path), spec_of(path)
-        refuse_options("torchscript", options)
+        sidecar = with_options(read_sidecar(path), "torchscript", options)
+        spec = spec_of(path, sidecar)
         device = resolve_device(options.device)
         try:
             with warnings.catch_warnings():

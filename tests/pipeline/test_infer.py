@@ -40,12 +40,27 @@ def tissue() -> ImageInMemory:
     return ImageInMemory(rgb + rng.integers(-9, 10, rgb.shape).astype(np.uint8), (0.25, 0.25))
 
 
-def found(engine: Engine, tissue: ImageInMemory, tile_px: int, workers: int = 1) -> NucleiTable:
+def found(
+    engine: Engine,
+    tissue: ImageInMemory,
+    tile_px: int,
+    workers: int = 1,
+    min_area_um2: float = 0.0,
+) -> NucleiTable:
     size = tissue.width, tissue.height
     roi = shapely.Polygon([(20, 10), (400, 60), (350, 370), (60, 300)])
     tiles = plan_tiles(roi, size, SCALE, engine.spec, tile_px, max_nucleus_um=10)
     tables: list[NucleiTable] = []
-    find_nuclei(tissue, tiles, engine, SCALE, DEFAULT_HE, tables, workers=workers)
+    find_nuclei(
+        tissue,
+        tiles,
+        engine,
+        SCALE,
+        DEFAULT_HE,
+        tables,
+        min_area_um2=min_area_um2,
+        workers=workers,
+    )
     return concatenate(tables)
 
 
@@ -77,6 +92,28 @@ def test_any_number_of_workers_gives_the_same_table_bit_for_bit(
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
+
+
+def test_small_nuclei_are_left_out_and_the_others_stay_as_they_are(
+    engine: Engine, tissue: ImageInMemory
+) -> None:
+    # Nuclei larger than 10 µm are joined from several tiles, so both ways to the result count.
+    everything = found(engine, tissue, 130)
+    areas = everything.measurements["Area µm^2"]
+    least = float(np.median(areas))
+    assert_same(everything.take(areas >= least), found(engine, tissue, 130, min_area_um2=least))
+
+
+def test_a_higher_threshold_shrinks_nuclei(engine: Engine, tissue: ImageInMemory) -> None:
+    options = EngineOptions(device="cpu", threshold=0.9)
+    stricter = load_engine("default", options)
+    assert stricter.spec.sha256 == engine.spec.sha256
+    assert stricter.spec.details["post_processing"]["threshold"] == 0.9
+    few, many = (found(e, tissue, 400).measurements["Area µm^2"].sum() for e in (stricter, engine))
+    assert 0 < few < many
+    as_of_the_model = engine.spec.details["post_processing"]["threshold"]
+    same = load_engine("default", EngineOptions(device="cpu", threshold=as_of_the_model))
+    assert_same(found(same, tissue, 400), found(engine, tissue, 400))
 
 
 class FailsAt(ImageInMemory):

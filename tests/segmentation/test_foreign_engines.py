@@ -234,3 +234,14 @@ def test_a_wrong_kind_of_output_is_refused(
     engine = load_engine(script(tmp_path, network, output=output), CPU)
     with pytest.raises(ModelError, match=what):
         segment(engine, DISCS, mpp=0.5)
+
+
+def test_a_threshold_is_that_of_the_kind_of_output(tmp_path: Path) -> None:
+    strict = EngineOptions(device="cpu", threshold=0.75)
+    maps = load_engine(script(tmp_path, DarkIsNucleus(), output="maps"), strict)
+    assert maps.spec.details["sidecar"]["post_processing"]["threshold"] == 0.75
+    stars = script(tmp_path, StarDist(), output="stardist", stardist={"grid": 2})
+    assert load_engine(stars, strict).spec.details["sidecar"]["stardist"]["probability"] == 0.75
+    labels = script(tmp_path, BlocksAreLabels(), output="labels")
+    with pytest.raises(UsageError, match="--threshold: a model with the output 'labels'"):
+        load_engine(labels, strict)
