@@ -290,7 +290,7 @@ class _Run:
         self._draw(number, known)
         if nuclei == 0:
             raise TrainingError(
-                f"round {number}: nothing in {len(self.samples)} images looks like a nucleus",
+                f"round {number}: nothing in any of the images looks like a nucleus",
                 "check --mpp and that the slides are H&E; see pseudo-labels/ in the run folder",
             )
         learnt = fit(
