@@ -1,4 +1,4 @@
-"""What all benchmarks share: the machine in words, work in child processes, tables."""
+"""Shared by all benchmarks: a description of the machine, child processes, tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """Return what results depend on: processor, cores, memory, load, versions. No paths."""
+    """Describe the machine: processor, cores, memory, load, versions. No paths."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
         "processor": _processor(),

@@ -1,4 +1,4 @@
-"""That the memory of ``qpnuclei run`` does not grow with the slide.
+"""Peak memory of ``qpnuclei run`` on a small and a large slide: it should hardly grow.
 
 ``python -m benchmarks.memory`` analyses synthetic tissue of 10,000 x 10,000 and of 40,000 x 40,000
 px, each in a process of its own. The large one takes about ten minutes of two cores.

@@ -1,9 +1,8 @@
-"""How fast the networks of the package are, by themselves, and what bfloat16 changes.
+"""Speed of the packaged networks alone, and the effect of bfloat16.
 
-``python -m benchmarks.networks`` measures on the CPU, forward passes alone (pixels in, maps out),
-all models and precisions in turn in one process: on a machine that does other things too, the
-ratios between them hold. With ``--images FOLDER`` (JPEG, PNG, TIFF of the models' resolution) the
-masks are those of real tissue.
+``python -m benchmarks.networks`` measures forward passes on the CPU (pixels in, maps out), all
+models and precisions in turn in one process, so that their ratios hold on a busy machine, too. With
+``--images FOLDER`` (JPEG, PNG, TIFF at the models' resolution) it compares masks of real tissue.
 """
 
 from __future__ import annotations
@@ -20,13 +19,12 @@ from PIL import Image
 
 from benchmarks.measuring import describe, machine, save, table
 from benchmarks.tissue import paint_field
+from qpnuclei.evaluation.datasets import IMAGE_SUFFIXES
 from qpnuclei.models.metadata import read_metadata
 from qpnuclei.models.registry import WEIGHTS_FOLDER
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.system.memory import keep_freed_memory
 from qpnuclei.system.threads import available_cores
-
-IMAGE_SUFFIXES = (".jpg", ".png", ".tif", ".tiff")
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -130,7 +128,7 @@ def _mask(predictor: Predictor, image: np.ndarray) -> np.ndarray:
 
 
 def _read(folder: Path) -> list[np.ndarray]:
-    paths = sorted(p for p in folder.iterdir() if p.suffix in IMAGE_SUFFIXES)
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
     return [np.asarray(Image.open(path).convert("RGB")) for path in paths]
 
 

@@ -16,15 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.measuring import table
-from qpnuclei.evaluation.datasets import read_rgb
+from qpnuclei.evaluation.datasets import IMAGE_SUFFIXES, read_rgb
 from qpnuclei.evaluation.tuning import resample
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
+from qpnuclei.slides.pixels import RGB
 
-RGB = npt.NDArray[np.uint8]
-
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff"}
-#: A fifth of an octave and a bit: finer than nuclei tell.
+#: A factor of some 1.16 apart: finer than the sizes of nuclei can tell.
 _CANDIDATES = tuple(0.12 * 1.2**step for step in range(10))
 
 
@@ -60,7 +58,7 @@ def crossing(sizes: Sequence[float], areas: Sequence[float], wanted: float) -> f
 
 def read_some(folder: Path, limit: int, side_px: int) -> list[RGB]:
     """Read the middle of `limit` evenly spaced images of a folder, at most `side_px` wide."""
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in _SUFFIXES)
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
     chosen = files[:: max(1, len(files) // limit)][:limit]
     return [_middle(read_rgb(file), side_px) for file in chosen]
 

@@ -1,9 +1,9 @@
-"""How fast detections go into a QuPath project and out of it, with what memory.
+"""Time and peak memory of reading and writing detections of a QuPath project.
 
 ``python -m benchmarks.qupath_io`` measures 10,000, 100,000 and a million detections of 24
-vertices and 10 measurements, without QuPath. They come in groups of 20,000 that are made when they
-are asked for, as those of a run are read from disk. Every step is a process of its own, so that
-its peak memory is known; times are without imports.
+vertices and 10 measurements, without QuPath. They come in groups of 20,000 that are created on
+access, as those of a run are read from disk. Every step is a process of its own, to measure its
+peak memory. Times exclude imports.
 
 Where a QuPath is present (``PAQUO_QUPATH_DIR``), the paquo backend is compared with paquo's own
 ``add_detection``, called for one detection after the other: in turn, several times, in one process.
@@ -149,7 +149,7 @@ def replace(folder: Path, size: int) -> dict[str, Any]:
 
 def write_geojson(folder: Path, size: int) -> dict[str, Any]:
     """Write the detections, as one table, as QuPath GeoJSON."""
-    from qpnuclei.qupath.geojson import write_detections
+    from qpnuclei.qupath.geojson.writing import write_detections
 
     nuclei, ids = _together(Nuclei(0, size, 1))
     start = time.perf_counter()
@@ -189,7 +189,7 @@ def _write_both_ways(folder: Path) -> dict[str, Any]:
 
 def _write_batched(folder: Path, group: DetectionGroup) -> dict[str, float]:
     """Write with the paquo backend, which also makes a backup and verifies."""
-    from qpnuclei.qupath.paquo import backend as paquo_backend
+    from qpnuclei.qupath.paquo.editing import apply_edit
     from qpnuclei.qupath.paquo.jvm import java_class
     from qpnuclei.qupath.qpdata.new_detections import Additions
 
@@ -201,7 +201,7 @@ def _write_batched(folder: Path, group: DetectionGroup) -> dict[str, float]:
     assert len(_entry(folder).read().detections) == len(group.ids)
     hierarchy = java_class("qupath.lib.objects.hierarchy.PathObjectHierarchy")()
     start = time.perf_counter()
-    paquo_backend._apply(*Additions.of(Edit(add=[group])), hierarchy)
+    apply_edit(*Additions.of(Edit(add=[group])), hierarchy)
     return {"make": time.perf_counter() - start, "write": seconds}
 
 

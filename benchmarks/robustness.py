@@ -1,4 +1,4 @@
-"""What changes of colour, sharpness and compression cost a model, on annotated images.
+"""Accuracy of a model under changes of colour, sharpness and compression, on annotated images.
 
 ``python -m benchmarks.robustness DATA`` prints the table of the model cards: ``DATA`` is a folder
 with ``images/`` and ``labels/``; with ``splits.json``, its split ``val``. The post-processing is
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks.measuring import table
 from qpnuclei.evaluation.tuning import (
@@ -26,9 +25,8 @@ from qpnuclei.evaluation.tuning import (
 )
 from qpnuclei.models.registry import DEFAULT_MODEL
 from qpnuclei.segmentation.predictor import Predictor
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.stains import DEFAULT_HE, optical_density, stain_matrix
-
-RGB = npt.NDArray[np.uint8]
 
 
 def blurred(rgb: RGB) -> RGB:

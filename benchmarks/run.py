@@ -1,9 +1,8 @@
-"""How fast ``qpnuclei run`` is: against two rivals, and as the region grows.
+"""How fast ``qpnuclei run`` is: against two baselines, and as the region grows.
 
 ``python -m benchmarks.run`` (or ``make bench``) takes some minutes on two cores. All programs
 analyse the same synthetic tissue on the CPU, each time in a process of its own, one after the
-other and in turn; times are without imports, the loading of the model and its first look (at a
-black image).
+other and in turn. Times exclude imports, loading the model, and its first forward pass.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks import rivals
+from benchmarks import baselines
 from benchmarks.measuring import describe, in_child, machine, save, table
 from benchmarks.tissue import MPP, make_project, paint_field
 from qpnuclei.models.registry import DEFAULT_MODEL
@@ -73,9 +72,9 @@ def compare(project: Path, folder: Path, model: str) -> dict[str, dict[str, Any]
 
     return {
         "qpnuclei run": in_child(ours, fresh(), model),
-        "literal": in_child(rivals.literal, fresh(), side, model),
-        "classical": in_child(rivals.classical, fresh(), side),
-        "paper's network": in_child(rivals.paper_network),
+        "literal": in_child(baselines.literal, fresh(), side, model),
+        "classical": in_child(baselines.classical, fresh(), side),
+        "paper's network": in_child(baselines.paper_network),
     }
 
 
@@ -89,14 +88,14 @@ def ours(
     from qpnuclei.pipeline.image import segment
     from qpnuclei.pipeline.plan import RunOptions
     from qpnuclei.pipeline.run import analyse_project
-    from qpnuclei.pipeline.selection import RoiSelection
+    from qpnuclei.pipeline.selection import Selection
     from qpnuclei.qupath.project import open_project
     from qpnuclei.segmentation.engine import load_engine
     from qpnuclei.system.memory import keep_freed_memory
 
     opened = open_project(project, backend="native")
     options = RunOptions(
-        RoiSelection(classes=("Tumor",)),
+        Selection(classes=("Tumor",)),
         model=model,
         device="cpu",
         workers=workers or available_cores(),
@@ -149,9 +148,9 @@ def report(results: dict[str, Any]) -> str:
         "project.",
         table(("program", *columns, "× the time of qpnuclei"), rows),
         f"The network of the paper (64 channels, full resolution) takes {paper:.3g} s per Mpx "
-        f"here, measured on one tile of {rivals.TILE_PX} px with random weights, the fastest of as "
-        "many rounds. There are no trained weights of it, so the line with it is computed: the "
-        "literal program without its network, and that.",
+        f"here, measured on one tile of {baselines.TILE_PX} px with random weights, the fastest of "
+        "as many rounds. It has no trained weights, so its row is computed: the time of the "
+        "literal program without its network, plus this.",
         "Seconds of each stage per Mpx (those of `qpnuclei run` overlap), and processor time:",
         table(
             ("program", *STAGES, "processor"),

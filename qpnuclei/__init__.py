@@ -24,11 +24,12 @@ if TYPE_CHECKING:
         run,
         train,
         write_nuclei,
+        write_report,
     )
     from qpnuclei.nuclei.table import NucleiTable
     from qpnuclei.pipeline.image import segment
     from qpnuclei.pipeline.plan import RunOptions
-    from qpnuclei.pipeline.selection import RoiSelection as Selection
+    from qpnuclei.pipeline.selection import Selection
     from qpnuclei.qupath.project import open_project
     from qpnuclei.segmentation.engine import EngineOptions, engines, load_engine
     from qpnuclei.slides.slide import open_slide
@@ -52,6 +53,7 @@ __all__ = [
     "segment",
     "train",
     "write_nuclei",
+    "write_report",
 ]
 
 #: Where the public names live: ``module:name``. They are imported when first asked for, because
@@ -60,7 +62,7 @@ _HOMES = {
     "EngineOptions": "qpnuclei.segmentation.engine:EngineOptions",
     "NucleiTable": "qpnuclei.nuclei.table:NucleiTable",
     "RunOptions": "qpnuclei.pipeline.plan:RunOptions",
-    "Selection": "qpnuclei.pipeline.selection:RoiSelection",
+    "Selection": "qpnuclei.pipeline.selection:Selection",
     "count": "qpnuclei.api:count",
     "create_project": "qpnuclei.api:create_project",
     "engines": "qpnuclei.segmentation.engine:engines",
@@ -73,6 +75,7 @@ _HOMES = {
     "segment": "qpnuclei.pipeline.image:segment",
     "train": "qpnuclei.api:train",
     "write_nuclei": "qpnuclei.api:write_nuclei",
+    "write_report": "qpnuclei.api:write_report",
 }
 
 

@@ -1,7 +1,6 @@
-"""The public functions that put packages together; each is a few lines over them.
+"""The public functions that combine several packages, a few lines each.
 
-They are imported from `qpnuclei` itself, as are the other public names, which live where their work
-is done: see `qpnuclei.__all__`.
+Import them from `qpnuclei` itself, as all public names: see `qpnuclei.__all__`.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ if TYPE_CHECKING:
 _PARQUET = ".parquet"
 #: The column of a Parquet table that holds outlines, as WKB.
 _GEOMETRY = "geometry"
-#: Columns of such a table that are no measurements.
-_CENTROIDS = ("centroid_x_px", "centroid_y_px")
+#: Columns of such a table that are not measurements.
+_CENTROIDS = tuple(f"centroid_{axis}_{unit}" for axis in "xy" for unit in ("px", "um"))
 
 
 def create_project(
@@ -51,7 +50,7 @@ def create_project(
         New, or an empty folder.
     slides : sequence of path-like
     mpp : float, optional
-        Pixel size in µm/px of all the slides; by default what each says.
+        Pixel size in µm/px of all slides; by default, that of each slide file.
 
     Raises
     ------
@@ -144,7 +143,7 @@ def count(
     ----------
     project : path-like or Project
     by : {"annotation", "class", "image"}
-        What a row is of.
+        Meaning of a row.
     images : sequence of str
         Names or patterns (``*``, ``?``) of images; all by default.
     roi_classes, nucleus_classes : sequence of str, optional
@@ -164,7 +163,7 @@ def count(
 
     Examples
     --------
-    Nobody has looked for nuclei in a new project, which is not the same as none being there:
+    A new project was not analysed yet, so the number of nuclei is unknown rather than 0:
 
     >>> from PIL import Image
     >>> Image.new("RGB", (640, 480), "white").save("glass.png")
@@ -182,6 +181,61 @@ def count(
         nucleus_classes=nucleus_classes,
         mpp=mpp,
     )
+
+
+def write_report(
+    project: str | os.PathLike[str] | Project,
+    path: str | os.PathLike[str],
+    images: Sequence[str] = (),
+    *,
+    nucleus_classes: Sequence[str] | None = None,
+    mpp: float | None = None,
+) -> None:
+    """Write a page that shows what was found: what ``qpnuclei report`` does of a project.
+
+    Parameters
+    ----------
+    project : path-like or Project
+    path : path-like
+        The page, ``.html``. With more than 20 images, each has a page in a folder beside it.
+    images : sequence of str
+        Names or patterns (``*``, ``?``) of images; all by default.
+    nucleus_classes : sequence of str, optional
+        As for `count`; by default, in images where no run has been, all detections count.
+    mpp : float, optional
+        µm/px of all the images, over what the project says.
+
+    Raises
+    ------
+    UsageError, NotFoundError
+        If there is no such project or image, or `path` is not that of a page.
+    qpnuclei.errors.QpnucleiError
+        If an image cannot be read, or the page not be written; the others are in it.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> Image.new("RGB", (640, 480), "white").save("glass.png")
+    >>> project = create_project("project-to-see", ["glass.png"], mpp=0.25)
+    >>> write_report(project, "report.html")
+    >>> Path("report.html").read_text(encoding="utf-8")[:15]
+    '<!doctype html>'
+    """
+    from qpnuclei.qupath.pixel_size import AskedMpp
+    from qpnuclei.report.page import ReportOptions, write_report
+    from qpnuclei.report.runs import runs_of
+
+    opened = _opened(project)
+    classes = None if nucleus_classes is None else tuple(nucleus_classes)
+    failures = write_report(
+        opened,
+        match_images(opened, tuple(images)),
+        Path(path),
+        runs_of(opened.path.parent),
+        ReportOptions(classes, AskedMpp(mpp)),
+    )
+    for _, error in failures:
+        raise error
 
 
 def evaluate(
@@ -251,14 +305,14 @@ def train(
     resume: bool = False,
     watcher: Watcher | None = None,
 ) -> TrainingResult:
-    """Learn to find nuclei from unlabelled tissue: what ``qpnuclei train`` does, in one process.
+    """Train a model on unlabelled tissue: what ``qpnuclei train`` does, in one process.
 
     Parameters
     ----------
     sources : sequence of path-like
         Slides, images, folders of them, or QuPath projects.
     folder : path-like
-        For the model and all else that the training writes.
+        For the model and all other output.
     config : str
         Name of a recipe, or its YAML file.
     settings : mapping, optional
@@ -273,7 +327,7 @@ def train(
     validation : path-like, optional
         Labelled images that choose the epoch and the post-processing.
     resume : bool
-        Go on with the training in `folder`.
+        Continue the training in `folder`.
     watcher : Watcher, optional
         Is told of the progress, and may stop the training.
 
@@ -320,7 +374,7 @@ def train(
 def write_nuclei(
     nuclei: NucleiTable, path: str | os.PathLike[str], class_name: str = NUCLEUS_CLASS
 ) -> None:
-    """Write nuclei as GeoJSON that QuPath opens, or as a Parquet table with outlines as WKB.
+    """Write nuclei as GeoJSON that QuPath opens, or as GeoParquet.
 
     Parameters
     ----------
@@ -345,7 +399,7 @@ def write_nuclei(
     >>> read_nuclei("nuclei.geojson").measurements["Area µm^2"].tolist()
     [3.5]
     """
-    from qpnuclei.qupath.geojson import write_detections
+    from qpnuclei.qupath.geojson.writing import write_detections
 
     path = Path(path)
     outlines = [polygon.wkb for polygon in nuclei.polygons()]
@@ -353,7 +407,10 @@ def write_nuclei(
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        from qpnuclei.nuclei.exports.geoparquet import geo_metadata
+
         table = pa.table({_GEOMETRY: pa.array(outlines, pa.binary()), **nuclei.measurements})
+        table = table.replace_schema_metadata(geo_metadata(["Polygon"] if outlines else []))
         with atomic_file(path) as stream:
             pq.write_table(table, stream)
         return
@@ -396,7 +453,7 @@ def read_nuclei(path: str | os.PathLike[str]) -> NucleiTable:
 
 
 def _from_geojson(path: Path) -> NucleiTable:
-    from qpnuclei.qupath.geojson import read_objects
+    from qpnuclei.qupath.geojson.reading import read_objects
 
     tables = []
     for found in read_objects(path):

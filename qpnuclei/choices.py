@@ -22,8 +22,17 @@ OnExisting: TypeAlias = Literal["replace", "append", "skip", "error"]
 #: Meaning of a row of counts.
 Grouping: TypeAlias = Literal["annotation", "class", "image"]
 
+#: Meaning of a row of an export.
+ExportedRow: TypeAlias = Literal["annotation", "class", "image", "nucleus"]
+
+#: Kind of file for nuclei.
+NucleusFormat: TypeAlias = Literal["csv", "tsv", "parquet", "h5ad", "zarr", "ome-tiff", "geojson"]
+
 #: Class of the detections that a run writes, and that count as nuclei.
 NUCLEUS_CLASS = "Nucleus"
+
+#: Measurement that says how sure the model was of a nucleus, from 0 to 1.
+CERTAINTY = "Attention: Mean"
 
 #: Core of a tile in px of the working grid: large enough that the halo, which neighbours read and
 #: predict again, adds little (a third); small enough that a run stays below 2 GB with the default

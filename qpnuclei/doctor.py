@@ -1,4 +1,4 @@
-"""Is everything in place, and if not, what to do: what ``qpnuclei doctor`` shows."""
+"""Checks of an installation and of a project, as ``qpnuclei doctor`` shows them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qpnuclei.system.versions import versions
 
 
 class Status(StrEnum):
-    """How a check came out; only `BAD` makes ``doctor`` exit with 1."""
+    """The outcome of a check; only `BAD` makes ``doctor`` exit with 1."""
 
     OK = "ok"
     NOTE = "note"
@@ -26,7 +26,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at, what was found, and what to do about it."""
+    """The result of one check, and what to do about it."""
 
     name: str
     status: Status
@@ -35,7 +35,7 @@ class Check:
 
 
 def check_installation() -> list[Check]:
-    """Look at Python, the libraries, the device, the models and QuPath."""
+    """Check Python, the libraries, the device, the models and QuPath."""
     return [
         Check("Python", Status.OK, f"{platform.python_version()} at {sys.executable}"),
         _guarded("libraries", _check_libraries),
@@ -49,7 +49,7 @@ def check_installation() -> list[Check]:
 
 
 def check_project(project: Project) -> list[Check]:
-    """Look at every image of a project: is its slide found and readable, has it a pixel size."""
+    """Check every image of a project: its slide is found and readable, and has a pixel size."""
     from qpnuclei.qupath.analysed import Record
     from qpnuclei.qupath.images import open_image
     from qpnuclei.qupath.pixel_size import pixel_size
@@ -72,7 +72,7 @@ def check_project(project: Project) -> list[Check]:
 
 
 def _guarded(name: str, check: Callable[[], Check]) -> Check:
-    """Turn an import that fails into a finding: telling what is broken is the doctor's work."""
+    """Turn an import that fails into a bad check, rather than an error of the command."""
     try:
         return check()
     except (ImportError, OSError, RuntimeError, QpnucleiError) as error:

@@ -1,8 +1,17 @@
-"""What can go wrong, said in one line: what, with which file or object, and what to do.
+"""The errors. Each says in one line what went wrong, with which file or object, and what to do.
 
 Every error that a user's input or files can cause is one of these. The command line prints
-``error: <what>`` and ``hint: <what to do>`` and exits with `exit_code`; nothing else of them is
-shown. Each also inherits the built-in exception that a Python caller would expect.
+``error: <what>`` and ``hint: <what to do>`` and exits with `exit_code`. Each also inherits the
+built-in exception that a Python caller would expect.
+
+Examples
+--------
+>>> from qpnuclei import open_project
+>>> try:
+...     open_project("no-such-project")
+... except NotFoundError as error:
+...     print(f"{error.what}; {error.hint}; exit code {error.exit_code}")
+no-such-project: no such file; name a project.qpproj or its folder; exit code 2
 """
 
 from __future__ import annotations
@@ -78,7 +87,7 @@ class ModelError(QpnucleiError, ValueError):
 
 
 class TrainingError(QpnucleiError, RuntimeError):
-    """Learning went wrong: the loss is not a number, or the attention holds nothing."""
+    """Training went wrong: the loss is NaN, or the attention is empty."""
 
 
 class DeviceError(QpnucleiError, RuntimeError):
@@ -103,20 +112,20 @@ class LockedError(SaveError):
 
 
 class UnexpectedError(QpnucleiError):
-    """A fault of the program itself, or of a library, met while it worked on one image."""
+    """A bug in the program itself, or in a library, that occurred while working on one image."""
 
 
 @contextmanager
 def standing_alone(where: str, report: Callable[[QpnucleiError], object]) -> Iterator[None]:
-    """Report whatever exception the block raises, so that the program goes on after it.
+    """Report any exception of the block, so that the program continues after it.
 
     Parameters
     ----------
     where : str
         What is being worked on, for example an image.
     report : callable
-        Called with the error. One that is not raised on purpose becomes an `UnexpectedError`;
-        where it came from is logged.
+        Called with the error. An exception that is not a `QpnucleiError` becomes an
+        `UnexpectedError`; its traceback is logged.
     """
     try:
         yield

@@ -3,7 +3,7 @@
  *
  * What it does
  *   Writes a CSV file with the rows, columns and numbers of "qpnuclei export -o counts.csv",
- *   computed by QuPath: for each annotation of each image its area, the nuclei whose centroid lies
+ *   computed by QuPath: for each TMA core and annotation of each image its area, the nuclei whose centroid lies
  *   inside, their density, all detections inside by class, and for each measurement the mean,
  *   median and standard deviation over the nuclei. Nuclei are the detections that qpnuclei wrote,
  *   and others of the class Nucleus. What is not known (an area without pixel size, the nuclei
@@ -62,9 +62,10 @@ for (entry in project.getImageList()) {
                 "or use \"qpnuclei export\", which needs no images", e)
     }
     try {
-        def image = [project: projectName, image: entry.getImageName()]
+        def image = [image: entry.getImageName()]
+        def origin = [image_id: entry.getID(), project: projectName]
         def record = readRecord(imageData.getProperty("qpnuclei analysed"))
-        rows += count(imageData.getHierarchy(), pixels, record, annotationClasses, nucleusClasses).collect { image + it }
+        rows += count(imageData.getHierarchy(), pixels, record, annotationClasses, nucleusClasses).collect { image + it + origin }
     } finally {
         // Until 0.5 it is the image's server that is closed, not the image.
         if (!isCurrent)
@@ -75,10 +76,15 @@ for (wanted in annotationClasses)
     if (!rows.any { it["class"] == wanted })
         throw new IllegalArgumentException("no annotation has the class '$wanted'")
 
-def columns = rows.collectMany(new LinkedHashSet()) { it.keySet() }
+// First what a person reads, last what programs need.
+def first = ["image", "annotation", "type", "class", "nuclei", "nuclei_per_mm2", "area_mm2", "analysed_mm2", "status", "check"]
+def last = ["uuid", "image_id", "project"]
+def between = rows.collectMany(new LinkedHashSet()) { it.keySet() } - first - last
+def columns = first + between.findAll { it.startsWith("Num ") } + between.findAll { !it.startsWith("Num ") } + last
 def table = [columns, *rows.collect { row -> columns.collect { row[it] } }]
 def path = Path.of(resolvePath(binding.hasVariable("args") && args ? args[0] : output))
-Files.writeString(path, table.collect { line -> line.collect { cell(it) }.join(",") + "\n" }.join(""))
+// The mark by which Excel knows that the file is UTF-8, and shows µ.
+Files.writeString(path, "\ufeff" + table.collect { line -> line.collect { cell(it) }.join(",") + "\n" }.join(""))
 println "${path.toAbsolutePath()}: ${rows.size()} rows"
 
 
@@ -89,8 +95,8 @@ List<Map> count(hierarchy, pixels, record, annotationClasses, nucleusClasses) {
     def classes = detections.collect { className(it) }.findAll().toSet().sort()
     def bases = classes.collect { baseOfIntensity(it) }.findAll().toSet().sort()
     def measurements = detections.collectMany(new LinkedHashSet()) { it.getMeasurementList().getMeasurementNames() }
-    def annotations = objects.findAll {
-        it.isAnnotation() && (!annotationClasses || className(it) in annotationClasses)
+    def annotations = (objects.findAll { it.isTMACore() } + objects.findAll { it.isAnnotation() }).findAll {
+        !annotationClasses || className(it) in annotationClasses
     }
     def size = pixelSizeMm(record, pixels)
     return annotations.collect { annotation ->
@@ -109,14 +115,14 @@ List<Map> count(hierarchy, pixels, record, annotationClasses, nucleusClasses) {
         def nuclei = inside.findAll { isNucleus(it, nucleusClasses) }
         def row = [
             annotation: annotation.getName(),
+            type: annotation.isAnnotation() ? "annotation" : annotation.isMissing() ? "missing TMA core" : "TMA core",
             "class": className(annotation),
-            uuid: annotation.getID(),
-            status: status,
-            check: status == "not analysed" ? null : doubtsOf(annotation, record),
-            area_mm2: area,
-            analysed_mm2: analysed,
             nuclei: isKnown ? nuclei.size() : null,
             nuclei_per_mm2: isKnown && densityOf > 0 ? nuclei.size() / densityOf : Double.NaN,
+            area_mm2: area,
+            analysed_mm2: analysed,
+            status: status,
+            check: status == "not analysed" ? null : doubtsOf(annotation, record),
             "Num Detections": isKnown ? inside.size() : null,
         ]
         def numbers = inside.countBy { className(it) }
@@ -130,6 +136,7 @@ List<Map> count(hierarchy, pixels, record, annotationClasses, nucleusClasses) {
             row[name + " (median)"] = StatUtils.percentile(values, 50)
             row[name + " (SD)"] = values.length > 1 ? Math.sqrt(StatUtils.variance(values)) : Double.NaN
         }
+        row.uuid = annotation.getID()
         return row
     }
 }

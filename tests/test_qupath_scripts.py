@@ -26,8 +26,9 @@ import typer.main
 from qpnuclei.cli.app import app
 from qpnuclei.nuclei.ids import ID_PREFIX, is_ours
 from qpnuclei.pipeline.commit import file_stem
+from qpnuclei.qupath.count_table import write_counts
 from qpnuclei.qupath.counts import count_project
-from qpnuclei.qupath.geojson import read_objects
+from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.model import Detections, ImageEntry
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.paquo.installation import find_qupath
@@ -134,7 +135,7 @@ def test_export_writes_the_columns_of_the_command() -> None:
         (project := open_project(SAMPLES / "0.5.1" / "project")), list(project.images)
     )
     columns = list(rows[0])
-    fixed = columns[: columns.index("Num Detections") + 1]
+    fixed = [*columns[: columns.index("Num Detections") + 1], "image_id", "project"]
     places = [re.search(rf"[\[ \"]{re.escape(name)}\"?: ", script) for name in fixed]
     assert all(places), list(zip(fixed, places, strict=True))
     assert all(f"({summary})" in script for summary in ("mean", "median", "SD"))
@@ -233,11 +234,13 @@ def test_counts_are_those_of_the_command(
     path = project("counted")
     analyse(path)
     run_script(qupath, "export_counts.groovy", path, tmp_path / "counts.csv")
-    with (tmp_path / "counts.csv").open(encoding="utf-8", newline="") as stream:
+    with (tmp_path / "counts.csv").open(encoding="utf-8-sig", newline="") as stream:
         found = list(csv.DictReader(stream))
     opened = open_project(path)
     expected = count_project(opened, list(opened.images))
-    assert list(found[0]) == list(dict.fromkeys(name for row in expected for name in row))
+    write_counts(expected, tmp_path / "expected.csv")
+    with (tmp_path / "expected.csv").open(encoding="utf-8-sig", newline="") as stream:
+        assert list(found[0]) == next(csv.reader(stream))
     assert len(found) == len(expected)
     assert sum(int(row["nuclei"]) for row in found) > 0
     for row, wanted in zip(found, expected, strict=True):

@@ -15,9 +15,12 @@ from qpnuclei.cli.demo import demo
 from qpnuclei.cli.doctor import doctor
 from qpnuclei.cli.evaluate import evaluate
 from qpnuclei.cli.export import export
+from qpnuclei.cli.filter import filter_nuclei
 from qpnuclei.cli.geojson import geojson_app
 from qpnuclei.cli.info import info
+from qpnuclei.cli.preview import preview
 from qpnuclei.cli.project import project_app
+from qpnuclei.cli.report import report
 from qpnuclei.cli.run import run
 from qpnuclei.cli.train import train
 from qpnuclei.errors import QpnucleiError
@@ -30,7 +33,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(run)
+app.command()(preview)
 app.command()(export)
+app.command()(report)
+app.command("filter")(filter_nuclei)
 app.command()(info)
 app.command()(train)
 app.command()(adapt)

@@ -172,6 +172,20 @@ def tile_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, int]
         yield progress
 
 
+@contextmanager
+def image_progress(what: str, images: int, quiet: bool) -> Iterator[Callable[[int, str], None]]:
+    """Show a progress bar of images, unless standard error is no terminal.
+
+    Yields
+    ------
+    callable
+        Called as ``progress(images done, image that is next)``.
+    """
+    with progress_bar(quiet or not stderr.is_terminal) as bar:
+        task = bar.add_task(what, total=images, note="")
+        yield lambda done, image: bar.update(task, completed=done, note=image)
+
+
 def _print_twentieths(image: str, done: int, tiles: int, nuclei: int) -> None:
     if done * 20 // tiles > (done - 1) * 20 // tiles:
         line = f"{image}: {done} of {tiles} tiles, {nuclei} nuclei in them"

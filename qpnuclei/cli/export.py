@@ -1,14 +1,15 @@
-"""``qpnuclei export``: nuclei counts per annotation."""
+"""``qpnuclei export``: counts of nuclei, or the nuclei themselves."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qpnuclei.choices import Grouping
+from qpnuclei.choices import ExportedRow, NucleusFormat
 from qpnuclei.cli.options import (
     BackendOption,
     ImageGlobs,
@@ -22,6 +23,10 @@ from qpnuclei.cli.options import (
 if TYPE_CHECKING:
     from qpnuclei.errors import QpnucleiError
     from qpnuclei.qupath.model import ImageEntry
+    from qpnuclei.qupath.nucleus_files import WrittenNuclei
+
+#: Number of nuclei left out that are named; for the others only their number is shown.
+_NAMED = 10
 
 
 def export(
@@ -31,13 +36,24 @@ def export(
         typer.Option(
             "--output",
             "-o",
-            help="Table to write; the suffix chooses: .csv, .tsv, .json or .parquet.",
+            help="File to write; the suffix chooses. Counts: .csv, .tsv, .json, .parquet. "
+            "Nuclei: .csv, .tsv, .parquet (GeoParquet), .h5ad (AnnData), .zarr (SpatialData), "
+            ".geojson, .geojson.gz, or .ome.tif (label image; of several images, a folder).",
             show_default=False,
         ),
     ],
     by: Annotated[
-        Grouping, typer.Option("--by", help="One row per annotation, class or image.")
+        ExportedRow,
+        typer.Option("--by", help="One row per annotation, class or image; or every nucleus."),
     ] = "annotation",
+    kind: Annotated[
+        NucleusFormat | None,
+        typer.Option(
+            "--format",
+            help="Format of the nuclei, with --by nucleus.",
+            show_default="from the suffix",
+        ),
+    ] = None,
     roi: Annotated[
         list[str] | None,
         typer.Option(
@@ -50,7 +66,8 @@ def export(
             "--class",
             help="Class of the detections that count as nuclei, from any program and also where "
             "qpnuclei did not analyse; may repeat.",
-            show_default="detections by qpnuclei, and class Nucleus",
+            show_default="detections by qpnuclei, and class Nucleus; with --by nucleus all "
+            "detections and cells",
         ),
     ] = None,
     image: ImageGlobs = None,
@@ -60,21 +77,31 @@ def export(
     backend: BackendOption = "auto",
     json: Json = False,
 ) -> None:
-    """Write the number of nuclei per annotation, with area, density and measurements.
+    """Write nuclei per annotation, with area, density and measurements; or every nucleus.
 
-    A nucleus counts for every annotation that contains its centroid, as in QuPath. Annotations that
-    no run has analysed have the status "not analysed" and no counts.
+    A nucleus counts for every annotation and TMA core that contains its centroid, as in QuPath.
+    Those that no run has analysed have the status "not analysed" and no counts.
 
     For example: qpnuclei export project.qpproj -o counts.csv
+
+    Every nucleus: qpnuclei export project.qpproj --by nucleus -o nuclei.parquet
     """
     from qpnuclei.cli.console import describe_error, print_error, print_json, stderr
+    from qpnuclei.errors import UsageError
     from qpnuclei.qupath.analysed import Status
-    from qpnuclei.qupath.counts import check_table_name, count_project, write_table
+    from qpnuclei.qupath.count_table import check_table_name, write_counts
+    from qpnuclei.qupath.counts import count_project
+    from qpnuclei.qupath.nucleus_files import format_of, write_nuclei_of
     from qpnuclei.qupath.pixel_size import AskedMpp, read_mpp_table
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.regions import match_images
 
-    check_table_name(output)
+    if by == "nucleus":
+        format_of(output, kind)
+    elif kind is not None:
+        raise UsageError("--format is of nuclei", "add --by nucleus, or leave it out")
+    else:
+        check_table_name(output)
     opened = open_project(project, backend=backend, image_root=image_root)
     entries = match_images(opened, tuple(image or ()))
     by_image = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
@@ -84,18 +111,32 @@ def export(
         failures.append(describe_error(error, entry))
         print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
 
+    pixel_sizes = AskedMpp(mpp, not image and len(entries) > 1, by_image)
+    if by == "nucleus":
+        done = write_nuclei_of(
+            opened,
+            entries,
+            output,
+            kind,
+            roi_classes=roi,
+            nucleus_classes=class_name,
+            pixel_sizes=pixel_sizes,
+            failed=failed,
+        )
+        _print_nuclei(done, entries, failures, json)
+        sys.exit(1 if failures or done.left_out else 0)
     rows = count_project(
         opened,
         entries,
         by,
         roi_classes=roi,
         nucleus_classes=class_name,
-        pixel_sizes=AskedMpp(mpp, not image and len(entries) > 1, by_image),
+        pixel_sizes=pixel_sizes,
         failed=failed,
     )
     written = len(failures) < len(entries)
     if written:
-        write_table(rows, output)
+        write_counts(rows, output)
     if json:
         print_json({"table": str(output) if written else None, "rows": rows, "failures": failures})
     if not written:
@@ -121,3 +162,33 @@ def export(
         without = f"without {len(failures)} of {len(entries)} images, which could not be counted"
         stderr.print(f"{output}: {without}", highlight=False, soft_wrap=True)
         sys.exit(1)
+
+
+def _print_nuclei(
+    done: WrittenNuclei,
+    entries: Sequence[ImageEntry],
+    failures: Sequence[dict[str, str]],
+    json: bool,
+) -> None:
+    from qpnuclei.cli.console import print_json, stderr
+
+    images = [
+        {"image": entry.name, "image_id": entry.id, "nuclei": done.nuclei[entry.id]}
+        for entry in entries
+        if entry.id in done.nuclei
+    ]
+    if json:
+        content = {"files": list(map(str, done.files)), "images": images}
+        print_json({**content, "left_out": done.left_out, "failures": list(failures)})
+    total = sum(done.nuclei.values())
+    for path in done.files:
+        number = total if len(done.files) == 1 else None
+        said = "" if number is None else f": {number} nuclei of {len(images)} images"
+        stderr.print(f"{path}{said}", highlight=False, soft_wrap=True)
+    for reason in done.left_out[:_NAMED]:
+        stderr.print(f"not written: {reason}", highlight=False, markup=False, soft_wrap=True)
+    if len(done.left_out) > _NAMED:
+        stderr.print(f"not written: {len(done.left_out) - _NAMED} more", highlight=False)
+    if failures and done.files:
+        without = f"without {len(failures)} of {len(entries)} images, which could not be read"
+        stderr.print(without, highlight=False, soft_wrap=True)

@@ -23,8 +23,9 @@ from qpnuclei.cli.options import (
 
 if TYPE_CHECKING:
     from qpnuclei.errors import QpnucleiError
+    from qpnuclei.qupath.geojson.exporting import Exported
+    from qpnuclei.qupath.geojson.importing import Imported
     from qpnuclei.qupath.model import ImageEntry
-    from qpnuclei.qupath.transfer import Exported, Imported
 
 geojson_app = typer.Typer(
     help="Export annotations and detections to GeoJSON, and import them.",
@@ -68,9 +69,9 @@ def export_geojson(
     """
     from qpnuclei.cli.console import describe_error, print_error, print_json, stdout
     from qpnuclei.errors import standing_alone
+    from qpnuclei.qupath.geojson.exporting import check_classes, export_image
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.regions import match_images
-    from qpnuclei.qupath.transfer import check_classes, export_image
 
     opened = open_project(project, backend=backend)
     entries = match_images(opened, tuple(image or ()))
@@ -149,9 +150,9 @@ def import_geojson(
     """
     from qpnuclei.cli.console import describe_error, print_error, print_json
     from qpnuclei.errors import standing_alone
+    from qpnuclei.qupath.geojson.importing import image_of_file, import_file
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.regions import one_image
-    from qpnuclei.qupath.transfer import image_of_file, import_file
     from qpnuclei.system.locks import locked
 
     opened = open_project(project, backend=backend)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
-from uuid import UUID
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,37 +31,22 @@ from qpnuclei.cli.options import (
     TtaOption,
     Wait,
 )
+from qpnuclei.cli.selecting import Roi, RoiAll, RoiDerived, RoiId, RoiName, Tissue
 from qpnuclei.models.registry import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from qpnuclei.pipeline.summary import RunSummary
+    from qpnuclei.qupath.model import Project
 
 
 def run(
     project: ProjectPath,
-    roi: Annotated[
-        list[str] | None,
-        typer.Option("--roi", help="Class of the annotations to analyse; may repeat."),
-    ] = None,
-    roi_derived: Annotated[
-        bool,
-        typer.Option(
-            "--roi-derived",
-            help="Include derived classes: Tumor also selects 'Tumor: Positive' etc.",
-        ),
-    ] = False,
-    roi_name: Annotated[
-        list[str] | None,
-        typer.Option("--roi-name", help="Name of an annotation to analyse; may repeat."),
-    ] = None,
-    roi_id: Annotated[
-        list[UUID] | None,
-        typer.Option("--roi-id", help="UUID of an annotation to analyse; may repeat."),
-    ] = None,
-    roi_all: Annotated[
-        bool, typer.Option("--roi-all", help="Analyse every annotation with an area.")
-    ] = False,
-    tissue: Annotated[
-        bool,
-        typer.Option("--tissue", help="Detect the tissue automatically and analyse it instead."),
-    ] = False,
+    roi: Roi = None,
+    roi_derived: RoiDerived = False,
+    roi_name: RoiName = None,
+    roi_id: RoiId = None,
+    roi_all: RoiAll = False,
+    tissue: Tissue = False,
     no_annotation: Annotated[
         bool,
         typer.Option(
@@ -136,7 +120,8 @@ def run(
             "--min-area-um2",
             min=0,
             max=1000,
-            help="Leave out nuclei with a smaller area, in µm².",
+            help="Leave out nuclei with a smaller area, in µm², beside those that the model "
+            "itself leaves out.",
         ),
     ] = 0.0,
     max_nucleus: Annotated[
@@ -170,7 +155,7 @@ def run(
         Path | None,
         typer.Option(
             "--run-dir",
-            help="Folder for run.json.",
+            help="Folder for run.json and report.html.",
             show_default="PROJECT/qpnuclei/<date and time>",
         ),
     ] = None,
@@ -180,6 +165,14 @@ def run(
             "--force",
             help="Write even if another program (QuPath) saved the image during the run, "
             "provided that its annotations are unchanged; both states are kept.",
+        ),
+    ] = False,
+    no_report: Annotated[
+        bool,
+        typer.Option(
+            "--no-report",
+            help="Do not write report.html, the page with pictures and numbers, to the run's "
+            "folder.",
         ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, and stop.")] = False,
@@ -192,9 +185,9 @@ def run(
 
     For example: qpnuclei run project.qpproj --roi Tumor
     """
-    from qpnuclei.pipeline.selection import RoiSelection
+    from qpnuclei.pipeline.selection import Selection
 
-    selection = RoiSelection(
+    selection = Selection(
         classes=tuple(roi or ()),
         derived=roi_derived,
         names=tuple(roi_name or ()),
@@ -271,15 +264,42 @@ def run(
         tile_progress(quiet) as progress,
     ):
         summary = analyse_project(opened, entries, options, progress)
+    page = None if no_report or not summary.images else _report(opened, summary, quiet)
     if json:
-        print_json(summary.to_json())
+        print_json({**summary.to_json(), "report": None if page is None else str(page)})
     elif summary.images:
         stdout.print(summary_table(summary))
     elif not summary.failures:
         stderr.print("nothing was analysed: all selected annotations were skipped")
     print_account(summary)
+    if page is not None:
+        stderr.print(f"report: {page}", highlight=False, soft_wrap=True)
     for failure in summary.failures:
         known = failure.name in failure.error.what
         print_error(failure.error, "" if known else f"image {failure.name}: ")
     if summary.failures:
         sys.exit(1)
+
+
+def _report(project: Project, summary: RunSummary, quiet: bool) -> Path | None:
+    """Write the report of a run; where that fails, say so: the nuclei are saved in any case."""
+    from qpnuclei.cli.console import image_progress, print_error
+    from qpnuclei.errors import QpnucleiError, standing_alone
+    from qpnuclei.report.page import write_report_of_run
+    from qpnuclei.system.interrupts import leaving_on_interrupt
+
+    page: Path | None = None
+
+    def fail(error: QpnucleiError) -> None:
+        print_error(error, "no report: ")
+
+    saved = f"interrupted: the nuclei are saved; qpnuclei report {summary.run_dir} shows them"
+    with (
+        leaving_on_interrupt(saved),
+        image_progress("report", len(summary.images), quiet) as progress,
+        standing_alone("the report", fail),
+    ):
+        page, failed = write_report_of_run(project, summary.run_dir, progress)
+        for entry, error in failed:
+            print_error(error, f"not in the report: image {entry.name}: ")
+    return page

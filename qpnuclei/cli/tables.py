@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qpnuclei.pipeline.summary import RunSummary
     from qpnuclei.qupath.backups import Backup
     from qpnuclei.qupath.native import NativeImage
+    from qpnuclei.qupath.sensitivity import OwnNuclei
 
 
 def plan_view(plans: list[ImagePlan]) -> Group:
@@ -217,9 +218,24 @@ def info_table(content: dict[str, Any]) -> Group:
             count = image["detections"].get(name, 0)
             table.add_row(name or "unclassified", str(row["count"]), area, str(count))
         parts.append(table if table.rows else Text("  no annotations, no detections"))
+        if image["tma_cores"]:
+            parts.append(
+                Text(f"  {image['tma_cores']} TMA cores, {image['missing_tma_cores']} missing")
+            )
         if image["detections_by_qpnuclei"]:
             parts.append(Text(f"  {image['detections_by_qpnuclei']} detections by qpnuclei"))
     return Group(*parts)
+
+
+def sensitivity_table(images: Sequence[OwnNuclei], steps: Sequence[float]) -> Table:
+    """Return how many nuclei of ours stay in each image for each least certainty."""
+    table = Table("image", title="nuclei by qpnuclei that stay for each --min-certainty")
+    for column in ("now", *(f"{step:g}" for step in steps)):
+        table.add_column(column, justify="right")
+    for own in images:
+        stay = [len(own) - int(own.below(step).sum()) for step in steps]
+        table.add_row(own.entry.name, str(len(own)), *map(str, stay))
+    return table
 
 
 def _pixels(image: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The whole job on one slide: project, annotations, run, export, pictures and a score."""
+"""A complete analysis of one slide: project, annotations, run, export, pictures and a score."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import shapely
-from scipy.spatial import cKDTree
 
 from qpnuclei.datasets.synthetic.layout import demo_annotations
 from qpnuclei.datasets.synthetic.slide import make_slide
@@ -23,13 +22,15 @@ from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.pipeline.plan import ImagePlan, RunOptions, plan_images
 from qpnuclei.pipeline.run import Progress, analyse_project
-from qpnuclei.pipeline.selection import RoiSelection
+from qpnuclei.pipeline.selection import Selection
 from qpnuclei.pipeline.summary import RunSummary
-from qpnuclei.qupath.counts import count_project, write_table
+from qpnuclei.qupath.count_table import write_counts
+from qpnuclei.qupath.counts import count_project
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass, Project
 from qpnuclei.qupath.native import open_project
+from qpnuclei.report.views import busiest
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.tissue import find_tissue
@@ -48,7 +49,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Demonstration:
-    """What a demonstration made.
+    """The results of a demonstration.
 
     Parameters
     ----------
@@ -80,10 +81,9 @@ def demonstrate(
     say: Callable[[str], None] = _log.info,
     size: tuple[int, int] = (6400, 5200),
 ) -> Demonstration:
-    """Make a slide and a project, or take a slide; find its nuclei, and draw them.
+    """Make a synthetic slide, or use the given one; make a project, find the nuclei, draw them.
 
-    A second call with the same folder takes the slide and the project that are there and replaces
-    the nuclei.
+    A second call with the same folder uses its slide and project, and replaces the nuclei.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def demonstrate(
     slide : Path, optional
         The user's own slide; its tissue is annotated automatically.
     say : callable
-        Is told, a line at a time, what is being done.
+        Called with a line of text before each step.
     size : (int, int)
         Width and height of the synthetic slide in px.
 
@@ -120,7 +120,7 @@ def demonstrate(
     with interrupt_postponed():
         project = _project(directory / "project", slide, mpp, annotations)
     say(f"finding the nuclei in {len(annotations)} annotations of {project.path}")
-    options = RunOptions(RoiSelection(everything=True), model=model, device=device, mpp=mpp)
+    options = RunOptions(Selection(everything=True), model=model, device=device, mpp=mpp)
     plans, failed = plan_images(project.images, options)
     for _, error in failed:
         raise error
@@ -129,7 +129,7 @@ def demonstrate(
     for failure in summary.failures:
         raise failure.error
     counts = directory / "counts.csv"
-    write_table(count_project(project, project.images, mpp=mpp), counts)
+    write_counts(count_project(project, project.images, mpp=mpp), counts)
     say("drawing what was found")
     entry = project.images[0]
     found = entry.read()
@@ -146,7 +146,9 @@ def demonstrate(
             nuclei,
             picture,
             mpp=plan.scale.mpp[0],
-            zoom_at=_busiest(crossings if len(crossings) else middle, nuclei, _CLOSE_UP_PX),
+            zoom_at=busiest(
+                crossings if len(crossings) else middle, nuclei.centroids(), _CLOSE_UP_PX
+            ),
             seams_x=xs.tolist(),
             seams_y=ys.tolist(),
         )
@@ -196,10 +198,3 @@ def _seams(plan: ImagePlan) -> tuple[Floats, Floats]:
     cores = np.array([tile.core[:2] for tile in plan.tiles], float)
     xs, ys = (np.unique(cores[:, axis])[1:] * plan.scale.downsample[axis] for axis in (0, 1))
     return xs, ys
-
-
-def _busiest(points: Floats, nuclei: NucleiTable, radius: float) -> tuple[float, float]:
-    """Return which of the (N, 2) points has the most nuclei within `radius`, all in level-0 px."""
-    near = cKDTree(nuclei.centroids()).query_ball_point(points, radius, return_length=True)
-    x, y = points[np.argmax(near)].tolist()
-    return x, y

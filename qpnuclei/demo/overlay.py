@@ -1,4 +1,4 @@
-"""Pictures of what was found: outlines on the tissue, whole and close up."""
+"""Pictures of the result: outlines on the tissue, of the whole slide and close up."""
 
 from __future__ import annotations
 
@@ -7,23 +7,27 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import shapely
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from qpnuclei.errors import SaveError
 from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.report.drawing import (
+    INK,
+    Colour,
+    draw_lines,
+    draw_rings,
+    draw_scale_bar,
+    draw_text,
+)
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.slide import Slide
 
-Colour = tuple[int, int, int]
-
-#: What an overlay shows of an annotation: its label (name or class) and its ROI in level-0 px.
+#: An annotation on an overlay: its label (name or class) and its ROI in level-0 px.
 Labelled = tuple[str, shapely.Geometry]
 
 _NUCLEUS: Colour = (0, 230, 60)
 _SEAM: Colour = (255, 230, 0)
-_INK: Colour = (20, 20, 20)
 #: One per label, in order of appearance.
 _PALETTE: tuple[Colour, ...] = (
     (200, 0, 0), (0, 90, 220), (240, 120, 0), (130, 0, 170), (0, 120, 120), (110, 80, 30),
@@ -33,8 +37,6 @@ _CLOSE_UP_MPP = 0.25
 #: Smaller nuclei (in px of the picture) are shown as density.
 _MIN_OUTLINED_PX = 3.0
 _DENSITY_SIGMA_UM = 25.0
-
-_SHIFT = 4  # OpenCV draws with 1/16 px
 
 
 def draw_overlay(
@@ -111,17 +113,17 @@ def overview(
     picture = slide.thumbnail(*max_size)
     scale = picture.shape[1] / slide.width
     if _median_size(nuclei) * scale >= _MIN_OUTLINED_PX:
-        _draw_rings(picture, nuclei, (0, 0), scale, _NUCLEUS, 1)
+        draw_rings(picture, nuclei, (0, 0), scale, _NUCLEUS, 1)
     else:
         _draw_density(picture, nuclei, scale, mpp)
     colours = _colours(annotations)
     for label, geometry in annotations:
-        _draw_geometry(picture, geometry, (0, 0), scale, colours[label])
+        draw_lines(picture, shapely.boundary(geometry), (0, 0), scale, colours[label], 3)
     canvas = Image.fromarray(picture)
     for label, geometry in annotations:
         point = shapely.point_on_surface(geometry)
-        _text(canvas, label, (point.x * scale, point.y * scale), colours[label], centred=True)
-    _scale_bar(canvas, mpp / scale)
+        draw_text(canvas, label, (point.x * scale, point.y * scale), colours[label], centred=True)
+    draw_scale_bar(canvas, mpp / scale)
     return np.asarray(canvas)
 
 
@@ -158,10 +160,10 @@ def close_up(
     origin = left / zoom, top / zoom
     view = shapely.box(*origin, (left + width) / zoom, (top + height) / zoom)
     visible = shapely.intersects(view, nuclei.polygons())
-    _draw_rings(picture, nuclei.take(visible), origin, zoom, _NUCLEUS, 2)
+    draw_rings(picture, nuclei.take(visible), origin, zoom, _NUCLEUS, 2)
     colours = _colours(annotations)
     for label, geometry in annotations:
-        _draw_geometry(picture, geometry, origin, zoom, colours[label])
+        draw_lines(picture, shapely.boundary(geometry), origin, zoom, colours[label], 3)
     for x in seams_x:
         if 0 <= round(x * zoom - left) < width:
             _dashed(picture, round(x * zoom - left), vertical=True)
@@ -170,34 +172,9 @@ def close_up(
             _dashed(picture, round(y * zoom - top), vertical=False)
     canvas = Image.fromarray(picture)
     if len(seams_x) or len(seams_y):
-        _text(canvas, "- - -  tile border", (14, 10), _INK)
-    _scale_bar(canvas, mpp / zoom)
+        draw_text(canvas, "- - -  tile border", (14, 10), INK)
+    draw_scale_bar(canvas, mpp / zoom)
     return np.asarray(canvas)
-
-
-def _draw_rings(
-    picture: RGB,
-    nuclei: NucleiTable,
-    origin: tuple[float, float],
-    scale: float,
-    colour: Colour,
-    thickness: int,
-) -> None:
-    vertices = _fixed_point(nuclei.vertices, origin, scale)
-    rings = np.split(vertices, nuclei.ring_offsets[1:-1]) if len(nuclei) else []
-    cv2.polylines(picture, rings, True, colour, thickness, cv2.LINE_AA, _SHIFT)
-
-
-def _draw_geometry(
-    picture: RGB,
-    geometry: shapely.Geometry,
-    origin: tuple[float, float],
-    scale: float,
-    colour: Colour,
-) -> None:
-    for line in shapely.get_parts(shapely.boundary(geometry)):
-        points = _fixed_point(shapely.get_coordinates(line), origin, scale)
-        cv2.polylines(picture, [points], False, colour, 3, cv2.LINE_AA, _SHIFT)
 
 
 def _draw_density(picture: RGB, nuclei: NucleiTable, scale: float, mpp: float) -> None:
@@ -225,14 +202,6 @@ def _median_size(nuclei: NucleiTable) -> float:
     return 2 * float(np.sqrt(np.median(shapely.area(sample.polygons())) / np.pi))
 
 
-def _fixed_point(
-    points: npt.NDArray[np.floating], origin: tuple[float, float], scale: float
-) -> npt.NDArray[np.int32]:
-    """Bring level-0 coordinates to OpenCV's, whose integers are pixel centres."""
-    on_picture = (points - np.asarray(origin, np.float64)) * scale - 0.5
-    return np.asarray(np.round(on_picture * 2**_SHIFT), np.int32)
-
-
 def _colours(annotations: Sequence[Labelled]) -> dict[str, Colour]:
     labels = dict.fromkeys(label for label, _ in annotations)
     return {label: _PALETTE[i % len(_PALETTE)] for i, label in enumerate(labels)}
@@ -244,36 +213,5 @@ def _dashed(picture: RGB, position: int, *, vertical: bool) -> None:
         ends = [(position, start), (position, start + 12)]
         if not vertical:
             ends = [(y, x) for x, y in ends]
-        cv2.line(picture, ends[0], ends[1], _INK, 4)
+        cv2.line(picture, ends[0], ends[1], INK, 4)
         cv2.line(picture, ends[0], ends[1], _SEAM, 2)
-
-
-def _scale_bar(canvas: Image.Image, um_per_px: float) -> None:
-    """Draw a bar of a round length, about a sixth of the width, at the lower left."""
-    target = canvas.width * um_per_px / 6
-    power = 10 ** np.floor(np.log10(target))
-    length = float(max(step * power for step in (1, 2, 5) if step * power <= target))
-    # Millimetres: Pillow's font has no µ.
-    label = f"{length / 1000:g} mm"
-    y = canvas.height - 16
-    ImageDraw.Draw(canvas).rectangle((14, y, 14 + length / um_per_px, y + 5), fill=_INK)
-    _text(canvas, label, (14, y - 26), _INK)
-
-
-def _text(
-    canvas: Image.Image,
-    text: str,
-    at: tuple[float, float],
-    colour: Colour,
-    *,
-    centred: bool = False,
-) -> None:
-    ImageDraw.Draw(canvas).text(
-        at,
-        text,
-        fill=colour,
-        font=ImageFont.load_default(17),
-        anchor="mm" if centred else "la",
-        stroke_width=3,
-        stroke_fill=(255, 255, 255),
-    )

@@ -1,4 +1,4 @@
-"""How many nuclei were found: precision and recall against known outlines."""
+"""Precision and recall of nuclei against known outlines."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MAX_DISTANCE_UM = 3.0
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """Counts under one criterion; pairs are one to one, and as many as possible."""
+class MatchCounts:
+    """Counts under one criterion; matched pairs are one to one, and as many as possible."""
 
     n_matched: int
     n_predicted: int
@@ -50,16 +50,16 @@ class NucleiScore:
 
     Parameters
     ----------
-    iou : Agreement
+    iou : MatchCounts
         Pairs with an intersection over union of at least 0.5: found and well outlined.
-    centroid : Agreement
+    centroid : MatchCounts
         Pairs with centroids at most 3 µm apart: found, however outlined.
     mean_iou : float
         Over the pairs of `iou`; NaN if there are none.
     """
 
-    iou: Agreement
-    centroid: Agreement
+    iou: MatchCounts
+    centroid: MatchCounts
     mean_iou: float
 
 
@@ -93,8 +93,8 @@ def match_nuclei(
     value = dict(zip(zip(i.tolist(), j.tolist(), strict=True), iou.tolist(), strict=True))
     near = _neighbours(predicted.centroids(), truth.centroids(), MAX_DISTANCE_UM / mpp)
     return NucleiScore(
-        Agreement(len(pairs), *n),
-        Agreement(len(_match(*near, n)), *n),
+        MatchCounts(len(pairs), *n),
+        MatchCounts(len(_match(*near, n)), *n),
         float(np.mean([value[pair] for pair in pairs])) if pairs else float("nan"),
     )
 
@@ -131,7 +131,7 @@ def _match(
     """Choose as many of the pairs (i, j) as possible so that none shares a member."""
     if len(i) == 0:
         return []
-    # scipy's matching wants 32-bit indices, and did not always convert them itself.
+    # scipy's matching needs 32-bit indices, and did not always convert them itself.
     pairs = i.astype(np.int32), j.astype(np.int32)
     graph = scipy.sparse.csr_array((np.ones(len(i), np.int8), pairs), shape=n)
     partner = scipy.sparse.csgraph.maximum_bipartite_matching(graph, perm_type="column")

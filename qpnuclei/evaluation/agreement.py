@@ -1,4 +1,4 @@
-"""What went wrong with each nucleus: missed, false, split, merged, or badly outlined."""
+"""Classify each nucleus by its match: found, missed, false, split, merged, or inexact."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qpnuclei.evaluation.metrics import LabelMap, overlap
 
 
 class Kind(StrEnum):
-    """What became of a nucleus.
+    """Kind of match of a nucleus.
 
     One nucleus lies *in* another if more than half of its pixels do.
     """
@@ -31,7 +31,7 @@ KindArray = npt.NDArray[np.object_]
 
 @dataclass(frozen=True, eq=False)
 class Agreement:
-    """The nuclei of one image, by what became of them.
+    """The nuclei of one image, by kind of match.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class Agreement:
 
 
 def classify(true: LabelMap, predicted: LabelMap) -> Agreement:
-    """Tell what became of every annotated and every predicted nucleus of one image.
+    """Classify every annotated and every predicted nucleus of one image.
 
     Parameters
     ----------
@@ -67,13 +67,13 @@ def classify(true: LabelMap, predicted: LabelMap) -> Agreement:
 
     Notes
     -----
-    Pairs of IoU > 0.5, which are the ones that PQ and F1 count, come first: they are found, even
-    if a further small prediction lies in the same nucleus (that one is then split off it).
+    Pairs of IoU > 0.5, which PQ and F1 count, come first: they are found, even if a further small
+    prediction lies in the same nucleus (that one is then split).
     """
     o = overlap(true, predicted)
     t, p = o.pair_true, o.pair_predicted
     matched = 2 * o.pair_area > o.pair_union
-    # Of a matched pair either lies in the other, so it counts among the "several", too.
+    # In a matched pair, one lies in the other, so it counts among the "several", too.
     true_inside = 2 * o.pair_area > o.true_area[t]
     predicted_inside = 2 * o.pair_area > o.predicted_area[p]
     splits = np.bincount(t[predicted_inside], minlength=len(o.true_area)) > 1

@@ -1,4 +1,4 @@
-"""A model measured beside the classical floor, and its post-processing tuned where asked for."""
+"""Evaluate a model beside the classical baseline, and tune its post-processing on request."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class AssessmentOptions:
     Parameters
     ----------
     model : str or None
-        Name or file of a model; None for the classical floor alone.
+        Name or file of a model; None for the classical baseline alone.
     mpp : float or None
         µm/px of all images, over whatever data set and files say.
     device : str
@@ -71,7 +71,7 @@ def assess(
     images : sequence of AnnotatedImage
         At least one.
     dataset : dict
-        What the report says of the data: ``path``, ``format``, ``split``.
+        Description of the data for the report: ``path``, ``format``, ``split``.
     options : AssessmentOptions
     progress : callable
 
@@ -94,8 +94,10 @@ def assess(
         )
         name = _label(options.model, engine.spec.sha256)
         result = _measure(name, partial(segment, engine), images, options, progress)
-        floor = _measure(classical.NAME, classical.haematoxylin_nuclei, images, options, progress)
-        others.append(floor)
+        baseline = _measure(
+            classical.NAME, classical.haematoxylin_nuclei, images, options, progress
+        )
+        others.append(baseline)
         if options.tune:
             if not isinstance(engine, MapsEngine):
                 raise UsageError(
@@ -137,7 +139,7 @@ def _check_target(options: AssessmentOptions) -> None:
 
 
 def _label(model: str, sha256: str) -> str:
-    """Return what tables call a model: its name; of a file also the hash, as many share a name."""
+    """Return the name of a model in tables; of a file also its hash, as many share a name."""
     path = Path(model)
     return f"{path.name} ({sha256[:8]})" if path.suffix else model
 

@@ -1,4 +1,4 @@
-"""How far a mean over few images can be trusted."""
+"""Bootstrap intervals of a mean over images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import bootstrap
 
-#: Samples that are drawn, and where their drawing starts: the same figures give the same interval.
+#: Number of resamples, and a fixed seed: the same figures give the same interval.
 RESAMPLES, SEED = 10_000, 0
 
 

@@ -20,7 +20,7 @@ from qpnuclei.slides.resolution import working_downsample
 from qpnuclei.slides.slide import ImageInMemory
 from qpnuclei.slides.stains import Stains, estimate_macenko, separate
 
-#: How tables and reports call the method.
+#: Name of the method in tables and reports.
 NAME = "hematoxylin + Otsu"
 
 #: µm/px that the post-processing's radii are meant for.
@@ -46,7 +46,7 @@ def haematoxylin_attention(
     Returns
     -------
     (H, W) float32 ndarray
-        0..1, 1 being the most there is; all 0 in an image of one colour.
+        0..1, with 1 for the maximum; all 0 in an image of one colour.
     """
     haematoxylin = separate(rgb, stains or estimate_macenko(rgb))[..., 0]
     if sigma_px > 0:

@@ -21,7 +21,7 @@ LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """One image and where its annotated nuclei are; pixels are read when asked for.
+    """One image and the file of its annotated nuclei; pixels are read on demand.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class AnnotatedImage:
     image_path, labels_path : Path
         The RGB image and its instance map.
     mpp : float or None
-        µm/px where the data set's description says it; None where each file must say it itself.
+        µm/px, if the data set's description states it; None if each file must state it.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Measure a method on annotated images, along the path that a run takes."""
+"""Evaluate a method on annotated images, with the same steps as a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import open_slide
 
-#: Finds the nuclei of an (H, W, 3) uint8 image of so many µm/px, in its px.
+#: Takes an (H, W, 3) uint8 image and its µm/px; returns its nuclei, in px of the image.
 Finder = Callable[[npt.NDArray[np.uint8], float], NucleiTable]
 
 #: Names of all the scores of an image.
@@ -28,7 +28,7 @@ SCORES = tuple(f.name for f in fields(Scores))
 
 @dataclass(frozen=True, eq=False)
 class ImageResult:
-    """What a method found in one image, and how good it is.
+    """The nuclei that a method found in one image, and their scores.
 
     Parameters
     ----------
@@ -75,9 +75,9 @@ class Evaluation:
 
     @property
     def pooled_count_error(self) -> float:
-        """Count error of all images together: what a sum over a slide would be off; NaN for none.
+        """Count error of all images together, as for a total over a slide; NaN without nuclei.
 
-        The mean over images gives a few nuclei in one image as much say as hundreds in another.
+        In the mean over images, a few nuclei in one image weigh as much as hundreds in another.
         """
         true = sum(result.scores.true_count for result in self.images)
         predicted = sum(result.scores.predicted_count for result in self.images)
@@ -85,7 +85,7 @@ class Evaluation:
 
     @property
     def errors(self) -> dict[str, int]:
-        """Nuclei by what became of them, over all images."""
+        """Number of nuclei by kind of match, over all images."""
         return {
             kind: sum(result.errors[kind] for result in self.images)
             for kind in self.images[0].errors
@@ -156,7 +156,7 @@ def evaluate(
     Parameters
     ----------
     name : str
-        What the report calls the method.
+        Name of the method in the report.
     find : callable
         For example `qpnuclei.pipeline.image.segment` with an engine, which resamples, tiles and
         segments as ``qpnuclei run`` does.

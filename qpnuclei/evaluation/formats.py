@@ -165,7 +165,7 @@ def read_dataset(
     ----------
     folder : pathlib.Path
     layout : {"auto", "folder", "monuseg", "tnbc", "consep"}
-        How files are laid out; ``"auto"`` looks.
+        Layout of the files; ``"auto"`` recognises it.
     split : str, optional
         Only the images of this split.
     splits : pathlib.Path, optional
@@ -186,7 +186,7 @@ def read_dataset(
     NotFoundError
         If the folder, an image's other half, or an image of the split is missing.
     FormatError
-        If nothing tells the layout, or two images have one name.
+        If the layout is not recognised, or two images have the same name.
     UsageError
         If there is no such split, or no image, or the layout has no masks for `components`.
     """
@@ -268,7 +268,7 @@ def _check_pairs(
 
 
 def _regions(path: Path) -> Sequence[shapely.Polygon]:
-    """Return the outlines of ImageScope's regions in px, but those that enclose nothing."""
+    """Return the outlines of ImageScope's regions in px, except those that enclose nothing."""
     try:
         root = ElementTree.parse(path).getroot()
         outlines = [

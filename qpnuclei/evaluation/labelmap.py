@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.measure.intensity import pixels_of_polygons
+from qpnuclei.nuclei.pixels import pixels_of_polygons
 
 
 def label_map(
@@ -20,7 +20,7 @@ def label_map(
     Parameters
     ----------
     polygons : sequence of shapely.Polygon
-        In px of the map. They may cross themselves: inside is what an odd number of edges encloses.
+        In px of the map. They may cross themselves: the even-odd rule decides what is inside.
     shape : (H, W) of int
 
     Returns
@@ -32,7 +32,7 @@ def label_map(
     labels = np.zeros(shape, np.int32)
     if len(polygons) == 0:
         return labels
-    # Later ones first, so that the first has the last word.
+    # Draw later ones first, so that the first one wins.
     pixels = pixels_of_polygons(np.asarray(polygons, dtype=object)[::-1], shape)
     labels.ravel()[pixels.indices] = np.repeat(np.arange(len(polygons), 0, -1), pixels.counts)
     return labels

@@ -1,7 +1,7 @@
-"""How well predicted nuclei agree with annotated ones: AJI, ADC, AHD, PQ, F1, count.
+"""Agreement of predicted with annotated nuclei: AJI, ADC, AHD, PQ, F1, count.
 
-Both sides are instance maps: integer arrays of one shape in which 0 is background and every other
-value is one nucleus (the values need not be consecutive). All of it follows from one table, the
+Both are instance maps: integer arrays of the same shape in which 0 is background and every other
+value is one nucleus (the values need not be consecutive). All scores follow from one table, the
 number of pixels that each annotated nucleus shares with each predicted one.
 """
 
@@ -31,8 +31,8 @@ class Scores:
         Mean over the annotated nuclei that a prediction overlaps of the directed Hausdorff
         distance in px (see `average_hausdorff_distance`); NaN where none is overlapped.
     AHD_within : float
-        The same to what of each prediction lies within the nucleus, as the code of Sahasrabudhe
-        et al. measures it: never smaller. Comparisons with their figures want this one.
+        The same, but to the part of each prediction within the nucleus, as in the code of
+        Sahasrabudhe et al.; never smaller. Use it to compare with their figures.
     PQ, DQ, SQ : float
         Panoptic, detection and segmentation quality at IoU > 0.5 [2]_; ``PQ = DQ * SQ``.
     F1, precision, recall : float
@@ -153,9 +153,9 @@ def aggregated_jaccard_index(true: LabelMap, predicted: LabelMap) -> float:
 
     Notes
     -----
-    As in the code its authors published: every true nucleus is matched to the prediction of
-    largest IoU (the first of equals), whether or not another true nucleus took it already.
-    Predictions that no true nucleus took count whole in the denominator.
+    As in the code that its authors published: every true nucleus is matched to the prediction of
+    largest IoU (the first of equals), even if another true nucleus is matched to it, too. Unmatched
+    predictions add their area to the denominator.
     """
     return _aji(overlap(true, predicted))
 
@@ -280,7 +280,7 @@ def score(true: LabelMap, predicted: LabelMap) -> Scores:
 
 
 def mean_scores(images: Iterable[Scores]) -> Mapping[str, float]:
-    """Return the mean of every score over images, each image counting the same.
+    """Return the mean of every score over images, with equal weights.
 
     Scores that an image does not have (NaN) are left out of that mean; a score that no image has
     is NaN.

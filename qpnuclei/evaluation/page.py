@@ -1,4 +1,4 @@
-"""A page to look at: every image with its nuclei, coloured by what became of them.
+"""An HTML page: every image with its nuclei, coloured by kind of match.
 
 One HTML file that needs nothing else: images are JPEG within it, outlines are SVG above them, so
 that they stay sharp and each kind can be switched off.
@@ -6,9 +6,6 @@ that they stay sharp and each kind can be switched off.
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -23,6 +20,7 @@ from qpnuclei.evaluation.agreement import Agreement, Kind, classify
 from qpnuclei.evaluation.evaluate import ImageResult
 from qpnuclei.evaluation.labelmap import label_map
 from qpnuclei.evaluation.report import COLUMNS, Report, format_score
+from qpnuclei.report.pictures import embedded, path_data
 
 #: Colours that differ from each other and from haematoxylin and eosin.
 COLOURS = {
@@ -44,7 +42,6 @@ _MEANING = {
 }
 
 _MAX_PX = 1000
-_JPEG_QUALITY = 75
 #: Outlines may be off by this much. A step of one pixel in a slanted side is smoothed away, the
 #: corner of a square is not.
 _TOLERANCE_PX = 0.3
@@ -61,7 +58,7 @@ def evaluation_page(report: Report, most_pictures: int = 20) -> str:
     ----------
     report : Report
     most_pictures : int
-        Show at most so many images, the worst and the best among them, evenly by rank of AJI.
+        Most images to show: the worst, the best, and others evenly by rank of AJI.
 
     Raises
     ------
@@ -91,21 +88,19 @@ def _picture(result: ImageResult) -> dict[str, object]:
         "errors": result.errors,
         "width": width,
         "height": height,
-        "jpeg": _jpeg(rgb),
+        "url": _embedded(rgb),
         "paths": _paths(classify(true, label_map(result.nuclei.polygons(), true.shape))),
     }
 
 
-def _jpeg(rgb: npt.NDArray[np.uint8]) -> str:
+def _embedded(rgb: npt.NDArray[np.uint8]) -> str:
     picture = Image.fromarray(rgb)
     picture.thumbnail((_MAX_PX, _MAX_PX))
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=_JPEG_QUALITY)
-    return base64.b64encode(stream.getvalue()).decode()
+    return embedded(picture, "JPEG")
 
 
 def _paths(agreement: Agreement) -> list[dict[str, str]]:
-    """Return SVG paths, one for each kind and side; what went wrong is drawn above what did not."""
+    """Return SVG paths, one for each kind and side; errors are drawn above found nuclei."""
     predicted, annotated = outlines(agreement.predicted), outlines(agreement.true)
     paths = []
     for kind in Kind:
@@ -141,14 +136,3 @@ def outlines(labels: npt.NDArray[np.int32]) -> list[npt.NDArray[np.float64]]:
         line = shapely.simplify(shapely.LineString(xy), _TOLERANCE_PX)
         found.append(shapely.get_coordinates(line))
     return found
-
-
-def path_data(ring: npt.NDArray[np.float64]) -> str:
-    """Return a closed ring as SVG path data in tenths of a px, all but its start relative."""
-    tenths = np.rint(ring[:-1] * 10).astype(int)
-    first, steps = tenths[0] / 10, np.diff(tenths, axis=0) / 10
-    return f"M{first[0]:g} {first[1]:g}l{_joined(steps)}z"
-
-
-def _joined(steps: Sequence[Sequence[float]] | npt.NDArray[np.float64]) -> str:
-    return " ".join(f"{x:g} {y:g}" for x, y in steps)

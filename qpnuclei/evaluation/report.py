@@ -30,18 +30,18 @@ COLUMNS = (
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What an evaluation found, and everything needed to repeat it.
+    """The results of an evaluation, and everything needed to repeat it.
 
     Parameters
     ----------
     result : Evaluation
         Of the method asked for.
     others : tuple of Evaluation
-        What it is shown beside: the classical floor, and the model before tuning.
+        Shown beside it: the classical baseline, and the model before tuning.
     dataset : dict
         Folder, layout and split.
     notes : tuple of str
-        What a reader of the figures must know.
+        Remarks that a reader of the figures must know.
     provenance : dict
         Model, device, arguments, versions.
     """
@@ -107,7 +107,7 @@ class Report:
             "",
             *(f"- {note}" for note in (*self._pooled(), *self.notes)),
             "",
-            "## Annotated nuclei by what became of them",
+            "## Annotated nuclei by kind of match",
             "",
             *_table(
                 ["method", *self.result.errors],
@@ -141,11 +141,11 @@ class Report:
 
     @property
     def about(self) -> str:
-        """How many images and nuclei the figures are of, and what stands in brackets."""
+        """Number of images and nuclei behind the figures, and the meaning of the brackets."""
         nuclei = sum(result.scores.true_count for result in self.result.images)
         count = len(self.result.images)
         if count == 1:
-            return f"One image, {nuclei} annotated nuclei: it does not tell how good others are."
+            return f"One image, {nuclei} annotated nuclei: too few to judge other images by."
         return (
             f"{count} images, {nuclei} annotated nuclei. Mean over images [95 % bootstrap interval "
             "over images]."
@@ -153,7 +153,7 @@ class Report:
 
     @property
     def title(self) -> str:
-        """What was measured on what."""
+        """The method and the data set."""
         split = self.dataset["split"]
         where = Path(self.dataset["path"]).name + (f", split {split}" if split else "")
         return f"{self.result.name} on {where}"
@@ -174,7 +174,7 @@ def write_report(report: Report, path: Path, page: str) -> None:
 
 
 def format_score(value: float, digits: int, sign: str = "") -> str:
-    """Return a score with so many decimals; a dash for NaN."""
+    """Format a score with `digits` decimals; a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:{sign}.{digits}f}"
 
 

@@ -1,4 +1,4 @@
-"""Validation images: how good a model is on them, and the post-processing that suits it best.
+"""Validation images: score a model on them, and choose its post-processing.
 
 Labels are used for nothing else.
 """
@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 FloatMap = npt.NDArray[np.float32]
 
-#: How often validation images are recoloured, beside being looked at as they are.
+#: Number of recoloured copies of each validation image, in addition to the image itself.
 RECOLOURINGS = 2
 
 
@@ -143,7 +143,7 @@ def recoloured(images: Sequence[LabelledImage], seed: int = 0) -> list[LabelledI
 
 @dataclass(frozen=True, eq=False)
 class PredictedImage:
-    """What a model sees in a labelled image.
+    """The maps that a model predicts for a labelled image.
 
     Parameters
     ----------
@@ -195,8 +195,8 @@ def summarise(images: Sequence[PredictedImage], parameters: PostProcessing) -> d
     }
 
 
-#: What `tune_post_processing` tries, one group of parameters after the other. Coarse on purpose:
-#: a handful of images tells no more.
+#: The values that `tune_post_processing` tries, one group of parameters after the other. Coarse on
+#: purpose: a few images do not support more.
 _GRIDS: tuple[dict[str, tuple[float, ...]], ...] = (
     {"threshold": (0.3, 0.4, 0.5, 0.6, 0.7), "min_mean_attention": (0.0, 0.65, 0.8)},
     {"smoothing_sigma_px": (1.0, 2.0, 3.0), "maxima_radius_px": (4, 6, 9)},
@@ -205,9 +205,9 @@ _GRIDS: tuple[dict[str, tuple[float, ...]], ...] = (
     {"min_area_px": (0, 40, 80, 120)},
 )
 
-#: What decides how faint or small a nucleus may be, the most harmful to others' slides first. So
-#: much quality is given up for the least strict choice: on a few images of one kind the strictest
-#: looks best, and loses the nuclei of paler slides.
+#: The parameters that decide how faint or small a nucleus may be, the one most harmful on other
+#: slides first, and the loss of quality that is accepted for less strict values. On a few similar
+#: images the strictest values look best, but they lose the nuclei of paler slides.
 _STRICTNESS = ("min_mean_attention", "threshold", "min_area_px")
 _GIVEN_UP = 0.01
 
@@ -217,13 +217,13 @@ def tune_post_processing(
     start: PostProcessing,
     on_trial: Callable[[PostProcessing, float], None] = lambda _p, _s: None,
 ) -> PostProcessing:
-    """Choose the post-processing by the mean of AJI and PQ, the least strict that is good enough.
+    """Choose the post-processing by the mean of AJI and PQ; of good ones, the least strict.
 
     Parameters
     ----------
     images : sequence of PredictedImage
     start : PostProcessing
-        What is not varied stays as it is here.
+        Parameters that are not varied keep these values.
     on_trial : callable
         Called with every choice that was tried, and its score.
 
@@ -234,9 +234,8 @@ def tune_post_processing(
     Notes
     -----
     Coordinate search over a few coarse values of the parameters, in groups that depend on each
-    other. A best value at the end of what was tried is logged. Then minimum mean attention,
-    threshold and minimum area, in this order, go as low as all of them together cost less than
-    0.01.
+    other. A best value at the end of its range is logged. Then minimum mean attention, threshold
+    and minimum area, in this order, are lowered as far as this costs less than 0.01 in all.
     """
     tried: dict[PostProcessing, float] = {}
 
@@ -261,7 +260,7 @@ def tune_post_processing(
     for name, values in tried_values.items():
         value = getattr(best, name)
         if value == max(values) or (value == min(values) and value > 0):
-            _log.info("the best %s, %g, lies at the end of what was tried", name, value)
+            _log.info("the best %s, %g, is at the end of the tried range", name, value)
     least = quality(best) - _GIVEN_UP
     for name in _STRICTNESS:
         for value in sorted(v for v in tried_values[name] if v < getattr(best, name)):

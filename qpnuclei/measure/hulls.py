@@ -1,4 +1,4 @@
-"""Convex hulls of many small sets of points, and what is measured on them, compiled."""
+"""Convex hulls of many small sets of points, and their measurements, in compiled loops."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def measure_hulls(points: FloatArray, counts: npt.NDArray[np.integer]) -> FloatA
     Parameters
     ----------
     points : (P, 2) float64 ndarray
-        The sets one after the other, in any order within a set. Points that are nearer to each
-        other than a billionth of the size of the set should be one and the same.
+        The sets one after the other, in any order within a set. Points nearer to each other than a
+        billionth of the size of their set must be equal.
     counts : (N,) int ndarray
         Number of points of each set.
 
@@ -28,7 +28,8 @@ def measure_hulls(points: FloatArray, counts: npt.NDArray[np.integer]) -> FloatA
     -------
     (N, 3) float64 ndarray
         Area; diameter of the smallest enclosing circle; width, the smallest distance of two
-        parallel lines that enclose the points. All are 0 without points.
+        parallel lines that enclose the points. In units of `points` (the area squared); 0 for a
+        set without points.
     """
     measured = np.zeros((len(counts), 3))
     stop = 0
@@ -53,7 +54,7 @@ def _convex_hull(points: FloatArray) -> FloatArray:
     .. [1] Andrew: Another efficient algorithm for convex hulls in two dimensions. Information
        Processing Letters 9 (1979).
     """
-    # Of the points with one x, the hull meets the lowest and the highest only.
+    # Of the points with the same x, only the lowest and the highest can be on the hull.
     low, high = np.empty_like(points), np.empty_like(points)
     size = 0
     for i in np.argsort(points[:, 0]):
@@ -65,7 +66,7 @@ def _convex_hull(points: FloatArray) -> FloatArray:
         low[size - 1, 1] = min(low[size - 1, 1], y)
         high[size - 1, 1] = max(high[size - 1, 1], y)
     lower, upper = _chain(low[:size]), _chain(high[:size][::-1].copy())
-    # They share the points where the first or the last x has one point only.
+    # Both chains hold the first (or last) point if only one point has that x.
     begin = 1 if lower[-1, 1] == upper[0, 1] else 0
     end = len(upper) - 1 if lower[0, 1] == upper[-1, 1] else len(upper)
     return np.concatenate((lower, upper[begin:end]))
@@ -73,7 +74,7 @@ def _convex_hull(points: FloatArray) -> FloatArray:
 
 @compiled
 def _chain(points: FloatArray) -> FloatArray:
-    """Keep of points in order of x, rising or falling, those where the chain turns left."""
+    """Keep those points (in rising or falling order of x) at which the chain turns left."""
     chain = np.empty_like(points)
     size = 0
     for i in range(len(points)):
@@ -87,14 +88,14 @@ def _chain(points: FloatArray) -> FloatArray:
 
 @compiled
 def _cross(points: FloatArray, corner: int, a: int, b: int) -> float:
-    """Return the cross product of the ways from a corner to two other points."""
+    """Return the cross product of the vectors from a corner to two other points."""
     x, y = points[corner, 0], points[corner, 1]
     return float((points[a, 0] - x) * (points[b, 1] - y) - (points[a, 1] - y) * (points[b, 0] - x))
 
 
 @compiled
 def _dot(points: FloatArray, corner: int, a: int, b: int) -> float:
-    """Return the scalar product of the ways from a corner to two other points."""
+    """Return the dot product of the vectors from a corner to two other points."""
     x, y = points[corner, 0], points[corner, 1]
     return float((points[a, 0] - x) * (points[b, 0] - x) + (points[a, 1] - y) * (points[b, 1] - y))
 
@@ -109,7 +110,7 @@ def _area(hull: FloatArray) -> float:
 
 @compiled
 def _width(hull: FloatArray) -> float:
-    """Return the smallest width, which is one across an edge."""
+    """Return the smallest width, which is always perpendicular to an edge."""
     if len(hull) < 3:
         return 0.0
     smallest = np.inf
@@ -127,9 +128,9 @@ def _enclosing_diameter(hull: FloatArray) -> float:
 
     Notes
     -----
-    The circle through both ends of an edge, and the corner that sees it at the smallest angle,
-    encloses all corners. If the three make an obtuse triangle, its longest side takes the place
-    of the edge: the circle does not grow, and the side does, so there is a last one.
+    The circle through both ends of an edge and the corner from which the edge spans the smallest
+    angle encloses all corners. If the three form an obtuse triangle, continue with its longest side
+    in place of the edge. The side grows and the circle does not, so this ends.
 
     References
     ----------
@@ -138,7 +139,7 @@ def _enclosing_diameter(hull: FloatArray) -> float:
     """
     a, b = len(hull) - 1, 0
     while True:
-        # The smallest angle below 90 degrees; cross products of 0 are those of the ends.
+        # The smallest angle below 90 degrees. A cross product of 0 belongs to an end of the edge.
         c, cotangent = -1, 0.0
         for i in range(len(hull)):
             cross, dot = abs(_cross(hull, i, a, b)), _dot(hull, i, a, b)

@@ -1,7 +1,7 @@
-"""Shapes of outlines, named and defined as QuPath does.
+"""Shape measurements of outlines, with QuPath's names and definitions.
 
-The definitions are those of QuPath's ``ObjectMeasurements``. Values differ from QuPath's by its
-float32 vertices only: up to 1e-5 (relative) near the origin, 2e-3 far away from it.
+The definitions are those of QuPath's ``ObjectMeasurements``. Values differ from QuPath's only by
+its float32 vertices: by up to 1e-5 (relative) near the origin, 2e-3 far away from it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def shape_measurements(polygons: npt.NDArray[Any], calibration: PixelCalibration
     polygons : (N,) object ndarray of shapely.Polygon
         In level-0 px; holes are allowed.
     calibration : PixelCalibration
-        Vertices are scaled by it first. Without it, names and values are in px.
+        Vertices are scaled by it first. If it has no size, names and values are in px.
 
     Returns
     -------
@@ -39,9 +39,10 @@ def shape_measurements(polygons: npt.NDArray[Any], calibration: PixelCalibration
 
     Notes
     -----
-    Length is the perimeter with that of the holes; circularity is of the outer ring alone;
-    solidity is the area over that of the convex hull; the diameters are those of the smallest
-    enclosing circle, and the smallest distance of two parallel lines that enclose the outline.
+    Length is the perimeter, including that of holes. Circularity, 4 pi area / length², is of the
+    outer ring alone. Solidity is the area over that of the convex hull. The maximum diameter is
+    that of the smallest enclosing circle; the minimum diameter is the smallest distance of two
+    parallel lines that enclose the outline.
     """
     unit = "px"
     if calibration.width_um is not None and calibration.height_um is not None:

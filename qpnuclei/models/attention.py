@@ -38,7 +38,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionNet(nn.Module):
-    """F: confidence map of the nuclei, fully convolutional, with growing dilations [1]_ (figure 1).
+    """F: a fully convolutional network with growing dilations; confidence map ([1]_, figure 1).
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def batch_tau(a: Tensor, eta: float) -> Tensor:
     a : (B, 1, H, W) float Tensor
         Confidence maps.
     eta : float
-        Share of the pixels that the attention is meant to hold, 0 to 1 (0.07 in the paper).
+        Share of the pixels that the attention should cover, 0 to 1 (0.07 in the paper).
 
     Returns
     -------
@@ -155,15 +155,15 @@ def compressed_sigmoid(a: Tensor, tau: Tensor | float, gain: float) -> Tensor:
 
 
 class AttentionActivation(nn.Module):
-    """From the confidence map to the attention A; remembers tau for test time.
+    """From the confidence map to the attention A; keeps tau for evaluation.
 
-    While training, tau is the batch's own and a running value follows it (the first batch sets
+    In training mode, tau is that of the batch, and a running value follows it (the first batch sets
     it, then 0.9·old + 0.1·new). In evaluation mode the running value is used.
 
     Parameters
     ----------
     eta : float
-        Share of the pixels that the attention is meant to hold (0.07 in the paper).
+        Share of the pixels that the attention should cover (0.07 in the paper).
     gain : float
         r of the sigmoid (20 in the paper).
     sparse : bool

@@ -106,8 +106,8 @@ def load_model(path: Path) -> tuple[nn.Module, ModelMetadata]:
         network = build_network(metadata)
     if metadata.network_geometry() != _geometry(network):
         raise ModelError(
-            f"model file {path} says that its network has {metadata.network_geometry()}; the one "
-            f"that it describes has {_geometry(network)}",
+            f"model file {path} states {metadata.network_geometry()}, but its network has "
+            f"{_geometry(network)}",
             RETRAIN,
         )
     try:

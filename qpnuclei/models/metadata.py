@@ -146,8 +146,8 @@ class ModelMetadata(_Frozen):
             return geometry_of(self.family, self.architecture)
         except (TypeError, ValueError) as error:
             raise ModelError(
-                f"model {self.name!r}: its architecture {self.architecture!r} does not say how far "
-                f"it looks: {error}",
+                f"model {self.name!r}: its receptive field cannot be derived from its architecture "
+                f"{self.architecture!r}: {error}",
                 RETRAIN,
             ) from error
 

@@ -1,4 +1,4 @@
-"""UUIDs by which the nuclei, and the tissue, that qpnuclei wrote are known."""
+"""UUIDs that mark the nuclei and the tissue annotations that qpnuclei wrote."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-#: First six bytes of the UUID of every detection that qpnuclei writes ("qpnucl" in ASCII). It is
-#: how our own detections are told from others, without guessing: the UUID survives QuPath 0.2 to
-#: 0.7, GeoJSON, copies of the project and a change of class, and a duplicate made by hand in
-#: QuPath gets a new one.
+#: First six bytes of the UUID of every detection that qpnuclei writes ("qpnucl" in ASCII). They
+#: tell our own detections from others. The UUID survives QuPath 0.2 to 0.7, GeoJSON, copies of the
+#: project and a change of class; a duplicate made by hand in QuPath gets a new one.
 ID_PREFIX = b"qpnucl"
 
-#: The bits of a UUID that say so: the prefix, version 8 and the RFC's variant.
+#: The fixed bits of our UUIDs: the prefix, version 8 and the RFC's variant.
 _MARK_BITS = 0xFFFFFFFFFFFF << 80 | 0xF << 76 | 0b11 << 62
 _MARK = int.from_bytes(ID_PREFIX, "big") << 80 | 8 << 76 | 0b10 << 62
 
@@ -26,23 +25,25 @@ def is_ours(detection_id: uuid.UUID | None) -> bool:
 
 
 def made_id(digest: bytes) -> uuid.UUID:
-    """Return the UUID of ours that 10 bytes make; see `NucleusIds`."""
+    """Return one of our UUIDs, made from 10 bytes; see `NucleusIds`."""
     return NucleusIds(np.frombuffer(digest, np.uint8).reshape(1, -1))[0]
 
 
 class NucleusIds(Sequence[uuid.UUID]):
-    """UUIDs of version 8 (RFC 9562) that mark N detections as ours; objects when asked for.
+    """UUIDs of version 8 (RFC 9562) that mark N detections as ours.
+
+    They are stored as bytes; `uuid.UUID` objects are made when asked for.
 
     Parameters
     ----------
     digests : (N, 10) uint8 ndarray
-        Bytes that are unique to each nucleus, for example a hash of its image and vertices: equal
+        Bytes that are unique to each nucleus, for example a hash of its image and vertices. Equal
         digests give equal UUIDs.
 
     Raises
     ------
     ValueError
-        If they have not 10 bytes each.
+        If a digest does not have 10 bytes.
     """
 
     def __init__(self, digests: npt.NDArray[np.uint8]) -> None:
@@ -70,7 +71,7 @@ class NucleusIds(Sequence[uuid.UUID]):
         return NucleusIds(self._octets[np.asarray(indices, np.int64), 6:])
 
     def texts(self) -> list[str]:
-        """Return all of them as they are written."""
+        """Return all of them as text, with hyphens."""
         digits = np.frombuffer(self._octets.tobytes().hex().encode(), np.uint8).reshape(-1, 32)
         text = np.insert(digits, (8, 12, 16, 20), ord("-"), axis=1).tobytes().decode()
         return [text[i : i + 36] for i in range(0, len(text), 36)]

@@ -1,7 +1,7 @@
-"""Outlines of instances along pixel edges, in one canonical form.
+"""Outlines of instances along pixel edges, in canonical form.
 
-A ring starts at its upper, then leftmost vertex, runs to the right first, and has a vertex only
-where it turns: the same nucleus gives the same vertices, whichever tile it was seen in.
+A ring starts at its uppermost, then leftmost vertex, runs to the right first, and has a vertex only
+where it turns. So the same nucleus has the same vertices in every tile.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from qpnuclei.nuclei.run_lengths import IntArray, runs_of_labels
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.system.compiled import compiled
 
-#: Instead of a number of sides: the label touches itself at a corner.
+#: In place of a number of sides: the label touches itself at a corner.
 _PINCHED = -1
 
 
@@ -31,14 +31,14 @@ def polygonise(
         0 is background. Every label is one region with a simple outline, as
         `qpnuclei.segmentation.postprocess.segment_instances` makes them.
     origin : (x, y) of int
-        Where the upper left corner of the map lies.
+        Upper left corner of the map.
 
     Returns
     -------
     nuclei : NucleiTable
         N closed rings in px of the map (shifted by `origin`), by rising label. The area of a
-        polygon is the number of its pixels. Rings have a positive signed area in (x, y), as
-        GeoJSON wants of exteriors.
+        polygon is the number of its pixels. The signed area in (x, y) is positive, as GeoJSON
+        requires of exteriors.
     ids : (N,) int64 ndarray
         The labels.
 
@@ -49,8 +49,8 @@ def polygonise(
 
     Notes
     -----
-    A ring is walked from the first pixel of its label on. It is the whole outline if it has both
-    ends of every run of the label: what encloses another part, or a hole, has some of them too.
+    A ring is traced from the first pixel of its label on. It is the whole outline if it passes both
+    ends of every run of the label. Another part, or a hole, would have some of these ends.
     """
     runs = runs_of_labels(labels)
     ids, first, n_runs = np.unique(runs.labels, return_index=True, return_counts=True)
@@ -71,22 +71,22 @@ def polygonise(
 def _walk(
     labels: IntArray, firsts: npt.NDArray[np.int64], capacity: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Walk around the regions of N pixels, each the first of its label in reading order.
+    """Trace the regions of N pixels, each the first of its label in row-major order.
 
     Returns
     -------
     vertices : (V, 2) int64 ndarray
         x and y of the corners where the rings turn, the first of each repeated at its end.
     ring_offsets : (N + 1,) int64 ndarray
-        Into them.
+        Offsets of the rings in `vertices`.
     n_sides : (N,) int64 ndarray
-        Number of pixel edges along y that a ring has, or `_PINCHED`.
+        Number of vertical pixel edges of each ring, or `_PINCHED`.
 
     Notes
     -----
-    The region is on the right hand; the pixels ahead on the right and on the left tell where to
-    go on. `capacity` is four for every run, and one for every region: a run has two edges along
-    y, an edge two ends, and a ring one vertex twice.
+    The region is on the right hand. The two pixels ahead, on the right and on the left, decide the
+    next direction. `capacity`, the most vertices there can be, is four per run and one per region:
+    a run has two vertical edges with two ends each, and a ring repeats one vertex.
     """
     height, width = labels.shape
     vertices = np.empty((capacity, 2), np.int64)
@@ -100,7 +100,7 @@ def _walk(
         size += 1
         x, y, dx, dy = x0 + 1, y0, 1, 0
         while x != x0 or y != y0:
-            # Half a pixel on and half a pixel aside lie the centres of the two pixels ahead.
+            # The centres of the two pixels ahead lie half a pixel on and half a pixel aside.
             right_x, right_y = x + (dx - dy - 1) // 2, y + (dy + dx - 1) // 2
             left_x, left_y = x + (dx + dy - 1) // 2, y + (dy - dx - 1) // 2
             right = 0 <= right_x < width and 0 <= right_y < height
@@ -123,9 +123,9 @@ def _walk(
 
 
 def canonical(polygons: npt.NDArray[Any]) -> NucleiTable:
-    """Bring the exteriors of N Shapely polygons along pixel edges into the form of `polygonise`.
+    """Bring the exteriors of N Shapely polygons along pixel edges into canonical form.
 
-    Holes are filled: only the exteriors are taken.
+    Holes are filled: only the exteriors are used.
     """
     rings = []
     for exterior in shapely.get_exterior_ring(polygons):

@@ -1,4 +1,4 @@
-"""Label maps as runs: pixels side by side in a row that have the same label."""
+"""Run-length encoding of label maps: a run is adjacent pixels of a row with the same label."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Runs:
     Parameters
     ----------
     labels : (R,) int ndarray
-        None is 0.
+        Never 0.
     starts : (R,) int64 ndarray
         Row-major index of the first pixel.
     lengths : (R,) int64 ndarray

@@ -1,4 +1,4 @@
-"""Nuclei on disk: what a run finds, in tables of bounded size that are read when asked for."""
+"""Nuclei on disk: tables of bounded size (shards) that are read when asked for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from qpnuclei.errors import SaveError
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 
-#: Nuclei of a shard at least: some 10 MB.
+#: Least number of nuclei of a shard: some 10 MB.
 SHARD_NUCLEI = 20_000
 
 _VERTEX_BYTES = 8
@@ -22,21 +22,21 @@ _VERTEX_BYTES = 8
 
 @contextmanager
 def temporary_shards(parent: Path, size: int = SHARD_NUCLEI) -> Iterator[Shards]:
-    """Keep nuclei in a temporary file that is gone when the block ends, or the process.
+    """Keep nuclei in a temporary file that is removed when the block or the process ends.
 
     The file has no name: the system frees it even if the process is killed.
 
     Parameters
     ----------
     parent : Path
-        Folder on whose disk it is, or which may yet be made there.
+        Folder of the file. If it does not exist, the nearest parent that does.
     size : int
         See `Shards`.
 
     Raises
     ------
     SaveError
-        If it cannot be made.
+        If the file cannot be created.
     """
     folder = next(path for path in (parent, *parent.absolute().parents) if path.is_dir())
     try:
@@ -48,7 +48,7 @@ def temporary_shards(parent: Path, size: int = SHARD_NUCLEI) -> Iterator[Shards]
 
 
 class _Place(NamedTuple):
-    """Where a table is in the file, in bytes; what takes its place may have up to `room`."""
+    """Position and size of a table in the file, in bytes; a replacement may have up to `room`."""
 
     start: int
     size: int
@@ -59,19 +59,19 @@ _NOWHERE = _Place(0, 0, 0)
 
 
 class Shards(Sequence[NucleiTable]):
-    """A growing sequence of tables: in Parquet in a file, and the last one in memory.
+    """A growing sequence of tables: the last one in memory, the others as Parquet in a file.
 
-    Whatever is appended goes to the last table; when that is large enough it goes to disk. So
-    what is in memory does not grow with the number of nuclei, and few nuclei touch no disk.
+    Nuclei are appended to the last table, which is written to disk when it is large enough. So
+    memory does not grow with the number of nuclei, and a few nuclei need no disk.
 
     Parameters
     ----------
     file : binary file
         Empty, unbuffered, open for reading and writing.
     folder : Path
-        Where it is, for messages.
+        Of the file, for messages.
     size : int
-        Nuclei from which on a table is written to disk.
+        A table of this many nuclei is written to disk.
     """
 
     def __init__(self, file: BinaryIO, folder: Path, size: int = SHARD_NUCLEI) -> None:
@@ -107,7 +107,7 @@ class Shards(Sequence[NucleiTable]):
         Raises
         ------
         SaveError
-            If it cannot be read again.
+            If it cannot be read.
         """
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
@@ -117,7 +117,7 @@ class Shards(Sequence[NucleiTable]):
         return concatenate(self._last)
 
     def __setitem__(self, index: int, nuclei: NucleiTable) -> None:
-        """Put a table in the place of one that is there.
+        """Replace a table.
 
         Raises
         ------
@@ -131,7 +131,7 @@ class Shards(Sequence[NucleiTable]):
             self._last = [nuclei]
 
     def _write(self, nuclei: NucleiTable, before: _Place) -> _Place:
-        """Write a table where another was, or at the end of the file if it is too large."""
+        """Write a table in place of another, or at the end of the file if it is too large."""
         rest = _to_parquet(nuclei)
         size = len(rest)
         fits = size <= before.room
@@ -156,7 +156,7 @@ def _to_parquet(nuclei: NucleiTable) -> memoryview:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # The outlines of a nucleus are one value, not lists of lists of numbers: they are copied.
+    # The outlines of a nucleus are one binary value: faster than lists of lists of numbers.
     ends = _VERTEX_BYTES * nuclei.ring_offsets[nuclei.polygon_offsets]
     vertices = np.ascontiguousarray(nuclei.vertices)
     buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(vertices)]
@@ -167,7 +167,7 @@ def _to_parquet(nuclei: NucleiTable) -> memoryview:
         ),
     }
     sink = pa.BufferOutputStream()
-    # Compressing half of it away would take three times as long as writing all.
+    # Compression would halve the size, but take three times as long as writing.
     pq.write_table(
         pa.table({**columns, **nuclei.measurements}),
         sink,

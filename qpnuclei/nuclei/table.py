@@ -1,8 +1,8 @@
-"""The one table: nuclei as ragged polygons with measurement columns.
+"""The table of nuclei: ragged polygons with measurement columns.
 
-Nuclei travel through the program as one columnar table, never as a million Python objects. The
-polygons use the GeoArrow layout that `shapely.to_ragged_array` also speaks: vertices, offsets of
-the rings into the vertices, offsets of the polygons into the rings.
+The whole program passes nuclei as one columnar table, never as a million Python objects. The
+polygons use the GeoArrow layout of `shapely.to_ragged_array`: vertices, offsets of the rings into
+the vertices, offsets of the polygons into the rings.
 """
 
 from __future__ import annotations
@@ -189,8 +189,8 @@ class NucleiTable:
 
         Notes
         -----
-        Those of the triangles between each edge and the first vertex of its ring, weighted by
-        their signed areas, as in GEOS; with whole numbers the result is the same to the last bit.
+        As in GEOS: the mean of the centroids of the triangles between each edge and the first
+        vertex of its ring, weighted by their signed areas. Bit-identical for integer vertices.
         """
         if len(self) == 0:
             return np.empty((0, 2))
@@ -201,7 +201,7 @@ class NucleiTable:
         area = np.add.reduceat(twice, starts)
         moments = [np.add.reduceat(twice * (u[:-1] + u[1:]), starts) for u in (x, y)]
         sums = np.stack([area, *(moments + 3 * first * area)])
-        # Whichever way they run, exteriors count and holes are taken away.
+        # Exteriors are added and holes subtracted, whatever their orientation.
         exteriors = self.polygon_offsets[:-1]
         sums *= -np.sign(sums[0])
         sums[:, exteriors] *= -1
@@ -215,7 +215,7 @@ class NucleiTable:
 
 
 class NucleiTables(Protocol):
-    """Nuclei in tables one after the other: a list of them, or `qpnuclei.nuclei.store.Shards`."""
+    """A sequence of tables of nuclei: a list, or `qpnuclei.nuclei.store.Shards`."""
 
     def append(self, nuclei: NucleiTable, /) -> None:
         """Add nuclei after all others."""

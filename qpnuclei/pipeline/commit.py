@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from qpnuclei._version import __version__
 from qpnuclei.errors import ConflictError, QpnucleiError, SaveError
+from qpnuclei.nuclei.exports.geoparquet import geo_metadata
 from qpnuclei.nuclei.ids import NucleusIds
 from qpnuclei.nuclei.table import NucleiTable, NucleiTables
 from qpnuclei.pipeline.plan import ImagePlan, RunOptions, plan_again
@@ -26,7 +27,7 @@ from qpnuclei.pipeline.plausibility import Check
 from qpnuclei.pipeline.selection import TISSUE_CLASS
 from qpnuclei.qupath.analysed import UsedMpp
 from qpnuclei.qupath.backups import list_backups
-from qpnuclei.qupath.geojson import write_groups
+from qpnuclei.qupath.geojson.writing import write_groups
 from qpnuclei.qupath.model import (
     Annotation,
     DetectionGroup,
@@ -346,7 +347,7 @@ def choose_run_dir(project: Project, options: RunOptions) -> Path:
 
 
 def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei) -> None:
-    """Write nuclei as a Parquet table: one row each, outlines as WKB, measurements as columns.
+    """Write nuclei as GeoParquet: one row each, outlines as WKB, measurements as columns.
 
     Raises
     ------
@@ -374,10 +375,11 @@ def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei) -> None:
         )
 
     first = part(0)
-    with atomic_file(path) as stream, pq.ParquetWriter(stream, first.schema) as writer:
-        writer.write_table(first)
+    schema = first.schema.with_metadata(geo_metadata(["Polygon"] if len(first) else []))
+    with atomic_file(path) as stream, pq.ParquetWriter(stream, schema) as writer:
+        writer.write_table(first.cast(schema))
         for number in range(1, len(nuclei.tables)):
-            writer.write_table(part(number))
+            writer.write_table(part(number).cast(schema))
 
 
 def _ids(table: NucleiTable, entry: ImageEntry) -> NucleusIds:

@@ -16,15 +16,10 @@ import numpy.typing as npt
 import shapely
 
 from qpnuclei.choices import DEFAULT_MAX_NUCLEUS_UM, DEFAULT_SIMPLIFY_UM, DEFAULT_TILE_PX
-from qpnuclei.measure.intensity import (
-    Pixels,
-    intensity_measurements,
-    mean_measurement,
-    pixels_of_labels,
-    pixels_of_polygons,
-)
+from qpnuclei.measure.intensity import intensity_measurements, mean_measurement
 from qpnuclei.measure.shape import AREA, Measurements, shape_measurements
 from qpnuclei.nuclei.outlines import bounds, polygonise
+from qpnuclei.nuclei.pixels import Pixels, pixels_of_labels, pixels_of_polygons
 from qpnuclei.nuclei.smoothing import junctions, smooth
 from qpnuclei.nuclei.table import NucleiTable, NucleiTables
 from qpnuclei.segmentation.colour import colour_statistics
@@ -35,7 +30,7 @@ from qpnuclei.slides.resolution import Scale
 from qpnuclei.slides.slide import PixelSource
 from qpnuclei.slides.stains import ReinhardStatistics, Stains, separate
 from qpnuclei.system.memory import return_freed_memory
-from qpnuclei.system.threads import in_parallel
+from qpnuclei.system.threads import map_in_threads
 from qpnuclei.system.timing import Stopwatch
 from qpnuclei.tiling.plan import Box, Tile, TilePlan
 from qpnuclei.tiling.stitch import Stitcher, StitchReport, drop_duplicates
@@ -151,7 +146,7 @@ def find_nuclei(
         return _finished(outlines, corners, scale, (pixels.width, pixels.height), simplify_um)
 
     def measure(seen: TileInstances) -> _Measured:
-        with tiles.naming(seen.tile):
+        with tiles.errors_naming(seen.tile):
             with clock("segment"):
                 origin = seen.tile.view[:2]
                 outlines, ids = polygonise(seen.labels, origin)
@@ -177,14 +172,14 @@ def find_nuclei(
     count = 0
     with (
         closing(engine.segment(read, tiles, colour, clock)) as segmented,
-        closing(in_parallel(measure, segmented, workers)) as measured_tiles,
+        closing(map_in_threads(measure, segmented, workers)) as measured_tiles,
     ):
         for done, of_tile in enumerate(measured_tiles, start=1):
             with clock("stitch"):
                 for whole in stitcher.add(
                     of_tile.tile, of_tile.owned, of_tile.cut, of_tile.result, of_tile.junctions
                 ):
-                    found.append(_large_enough(whole, min_area_um2))
+                    found.append(large_enough(whole, min_area_um2))
             count += len(of_tile.owned)
             progress(done, count)
             if done % _TILES_BETWEEN_TRIMS == 0:
@@ -192,7 +187,7 @@ def find_nuclei(
     with clock("stitch"):
         rest, joined, corners = stitcher.finish()
         for whole in rest:
-            found.append(_large_enough(whole, min_area_um2))
+            found.append(large_enough(whole, min_area_um2))
         result = finished(joined, corners)
         kept, duplicates = drop_duplicates(found, result)
         kept &= tiles.answers_for(joined.centroids())
@@ -209,7 +204,7 @@ def find_nuclei(
                     **_scores(seen, inside),
                 }
             )
-            found.append(_large_enough(whole, min_area_um2))
+            found.append(large_enough(whole, min_area_um2))
     return StitchReport(
         stitcher.fragments, stitcher.covered, len(joined), stitcher.overlapping + duplicates
     )
@@ -246,7 +241,8 @@ def _finished(
     )
 
 
-def _large_enough(nuclei: NucleiTable, min_area_um2: float) -> NucleiTable:
+def large_enough(nuclei: NucleiTable, min_area_um2: float) -> NucleiTable:
+    """Return the nuclei whose ``Area µm^2`` is not below a limit."""
     if min_area_um2 <= 0:
         return nuclei
     return nuclei.take(nuclei.measurements[AREA] >= min_area_um2)
@@ -289,5 +285,5 @@ def _scores(seen: TileInstances, regions: Pixels) -> Measurements:
     """Measure the maps of the engine."""
     measured: Measurements = {}
     for name, score in seen.scores.items():
-        measured |= mean_measurement(name, score.values[regions.of(score.codes)], regions)
+        measured |= mean_measurement(name, score.values[regions.of(score.levels)], regions)
     return measured

@@ -33,7 +33,7 @@ from qpnuclei.nuclei.ids import made_id
 from qpnuclei.pipeline.infer import plan_tiles
 from qpnuclei.pipeline.selection import (
     TISSUE_CLASS,
-    RoiSelection,
+    Selection,
     our_tissue,
     ours_within,
     select_regions,
@@ -68,12 +68,12 @@ class RunOptions:
 
     Examples
     --------
-    >>> options = RunOptions(RoiSelection(classes=("Tumor",)), model="default", device="cpu")
+    >>> options = RunOptions(Selection(classes=("Tumor",)), model="default", device="cpu")
     >>> options.class_name, options.on_existing
     ('Nucleus', 'replace')
     """
 
-    selection: RoiSelection
+    selection: Selection
     model: str = DEFAULT_MODEL
     device: str = "auto"
     precision: Precision = "auto"

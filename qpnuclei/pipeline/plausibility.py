@@ -19,6 +19,7 @@ import numpy.typing as npt
 import shapely
 from skimage.filters import threshold_otsu
 
+from qpnuclei.choices import CERTAINTY
 from qpnuclei.errors import SlideError
 from qpnuclei.measure.shape import AREA
 from qpnuclei.nuclei.table import NucleiTable, NucleiTables
@@ -27,8 +28,6 @@ from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.slide import PixelSource
 from qpnuclei.slides.stains import Stains, estimate_macenko, separate
 
-#: The measurement that is there where the model makes a map of attention.
-CERTAINTY = "Attention: Mean"
 #: Side of a field, and at which resolution it is looked at.
 FIELD_UM, FIELD_MPP = 128.0, 0.5
 #: How much of a region the fields cover, and how many there are: the time of a run must not change.

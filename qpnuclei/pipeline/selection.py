@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RoiSelection:
+class Selection:
     """How the user names the annotations to analyse.
 
     Parameters
@@ -54,9 +54,9 @@ class RoiSelection:
 
     Examples
     --------
-    >>> RoiSelection(classes=("Tumor", "Stroma"), derived=True).classes
+    >>> Selection(classes=("Tumor", "Stroma"), derived=True).classes
     ('Tumor', 'Stroma')
-    >>> RoiSelection()
+    >>> Selection()
     Traceback (most recent call last):
     ...
     qpnuclei.errors.UsageError: nothing chosen to analyse ...
@@ -96,7 +96,7 @@ class RoiSelection:
 
 
 def choose_images(
-    project: Project, patterns: Sequence[str], selection: RoiSelection
+    project: Project, patterns: Sequence[str], selection: Selection
 ) -> list[ImageEntry]:
     """Return the images of those names in which annotations are chosen.
 
@@ -132,7 +132,7 @@ def choose_images(
     return concerned
 
 
-def check_selection(selection: RoiSelection, annotations: Iterable[Annotation], where: str) -> None:
+def check_selection(selection: Selection, annotations: Iterable[Annotation], where: str) -> None:
     """Refuse classes, names and UUIDs that no annotation has, naming those that exist.
 
     Parameters
@@ -156,7 +156,7 @@ def check_selection(selection: RoiSelection, annotations: Iterable[Annotation], 
             "draw some in QuPath and save, take them in with geojson import, or use --tissue",
         )
     for wanted in selection.classes:
-        alone = RoiSelection(classes=(wanted,), derived=selection.derived)
+        alone = Selection(classes=(wanted,), derived=selection.derived)
         if not any(alone.matches(a) for a in annotations):
             present = sorted({a.class_name for a in annotations if a.class_name})
             derived = [name for name in present if name.startswith(f"{wanted}: ")]
@@ -191,7 +191,7 @@ def check_selection(selection: RoiSelection, annotations: Iterable[Annotation], 
 
 
 def select_regions(
-    selection: RoiSelection, annotations: Sequence[Annotation], width: int, height: int
+    selection: Selection, annotations: Sequence[Annotation], width: int, height: int
 ) -> list[Region]:
     """Return the regions of one image that the selection means, in the annotations' order.
 

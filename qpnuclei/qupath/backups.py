@@ -11,7 +11,7 @@ from pathlib import Path
 
 from qpnuclei.errors import SaveError, UsageError
 from qpnuclei.qupath.transaction import copy_durably, temporary_beside
-from qpnuclei.system.files import take_owner
+from qpnuclei.system.files import copy_owner
 
 #: Folder of the backups, beside an image's data.qpdata. QuPath ignores it.
 BACKUP_FOLDER = "qpnuclei-backups"
@@ -118,7 +118,7 @@ def kept_backup(data_file: Path) -> Iterator[None]:
             for path in (data_file.with_name(f"{data_file.name}.bkp"), data_file):
                 if path.exists():
                     folder.mkdir(exist_ok=True)
-                    take_owner(folder, data_file.parent)
+                    copy_owner(folder, data_file.parent)
                     copies.append(folder / f"{name}-{path.name}")
                     _copy_whole(path, copies[-1])
         except OSError as error:

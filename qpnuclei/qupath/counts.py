@@ -7,21 +7,16 @@ a run uses the same function, so that an annotation has only one count.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, TypeAlias
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet
 import shapely
 
 from qpnuclei.choices import NUCLEUS_CLASS, Grouping
@@ -33,13 +28,11 @@ from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, ImageObjec
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
 from qpnuclei.qupath.regions import Region, area_px2, covered_px2, rows_inside
 from qpnuclei.slides.calibration import PixelCalibration
-from qpnuclei.system.files import atomic_file
 
 _log = logging.getLogger(__name__)
 
 Row: TypeAlias = dict[str, Any]
 
-_TEXT = ("project", "image", "annotation", "class", "uuid", "status", "check")
 #: Last part of the class names that QuPath treats as staining intensities.
 _INTENSITIES = ("Positive", "Negative", "1+", "2+", "3+")
 _ALL_DETECTIONS = "Num Detections"
@@ -61,6 +54,8 @@ class CountedImage:
         As decided by `qpnuclei.qupath.pixel_size`.
     size : (width, height) of int, or None
         In level-0 px, for the area of the whole image.
+    id : str or None
+        ID of the image's entry in the project.
     """
 
     project: str
@@ -68,6 +63,7 @@ class CountedImage:
     objects: ImageObjects
     calibration: PixelCalibration
     size: tuple[int, int] | None = None
+    id: str | None = None
 
     @cached_property
     def record(self) -> Record:
@@ -95,10 +91,10 @@ def count_objects(
     ----------
     image : CountedImage
     by : {"annotation", "class", "image"}
-        One row per annotation; one row per class of annotations, where a nucleus in several
-        annotations of the class counts once; or one row for the whole image.
+        One row per annotation and TMA core, cores first; one row per class of annotations, where a
+        nucleus in several annotations of the class counts once; or one row for the whole image.
     roi_classes : sequence of str, optional
-        Only annotations of these classes.
+        Only annotations (and TMA cores) of these classes.
     nucleus_classes : sequence of str, optional
         Count all detections of these classes, from any program, in analysed areas and elsewhere. By
         default, count the detections that qpnuclei wrote (whatever their class is now) and others
@@ -107,13 +103,14 @@ def count_objects(
     Returns
     -------
     list of dict
-        Columns ``project``, ``image``, ``annotation`` (its name), ``class``, ``uuid``, ``status``
-        (a `Status`), ``check`` (why the run found it doubtful, see ``docs/plausibility.md``),
-        ``area_mm2``, ``analysed_mm2``, ``nuclei``, ``nuclei_per_mm2``; ``Num
-        Detections``, ``Num <class>`` and ``Num <class> (base)`` for the classes of detections, as
-        QuPath calls and counts them; and for every measurement its mean, median and standard
-        deviation (with n - 1) over the nuclei. NaN or None where there is no value: without
-        calibration, without nuclei, or where nothing was analysed.
+        Columns ``image``, ``annotation`` (its name), ``type`` (``"annotation"``, ``"TMA core"``,
+        ``"missing TMA core"``, ``"class"`` or ``"image"``), ``class``, ``nuclei``,
+        ``nuclei_per_mm2``, ``area_mm2``, ``analysed_mm2``, ``status`` (a `Status`), ``check`` (why
+        the run found it doubtful, see ``docs/plausibility.md``); ``Num Detections``, ``Num
+        <class>`` and ``Num <class> (base)`` for the classes of detections, as QuPath calls and
+        counts them; for every measurement its mean, median and standard deviation (with n - 1) over
+        the nuclei; and ``uuid``, ``image_id`` and ``project``. NaN or None where there is no value:
+        without calibration, without nuclei, or where nothing was analysed.
 
     Notes
     -----
@@ -124,9 +121,10 @@ def count_objects(
     """
     detections, record = image.objects.detections, image.record
     classes = _Classes.of(detections, nucleus_classes)
+    cores = image.objects.cores if by == "annotation" else ()
     annotations = [
         annotation
-        for annotation in image.objects.annotations
+        for annotation in (*cores, *image.objects.annotations)
         if roi_classes is None or annotation.class_name in roi_classes
     ]
     if by == "image":
@@ -149,9 +147,8 @@ def count_objects(
         rows.append(
             _row(
                 image,
-                first.name if of_one else None,
-                first.class_name,
-                first.id if of_one else None,
+                (first.name if of_one else None, first.class_name, first.id if of_one else None),
+                first.kind if of_one else "class",
                 overall([statuses[i] for i in members]),
                 together(record.doubts(annotations[i]) for i in looked_at),
                 (area, analysed, area if nucleus_classes is not None else analysed),
@@ -186,6 +183,56 @@ def count_in_regions(
         number = int(np.count_nonzero(nuclei[inside]))
         counted.append((area, number, number / area if area > 0 else math.nan))
     return counted
+
+
+def counted_image(entry: ImageEntry, pixel_sizes: AskedMpp, project: Project) -> CountedImage:
+    """Read an image to count its objects; without a pixel size, a warning says so.
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        If its objects cannot be read.
+    """
+    server = entry.server
+    objects = entry.read()
+    calibration = PixelCalibration()
+    try:
+        record = Record.of(objects.properties, f"image {entry.name}")
+        found, _ = pixel_size(entry, record, pixel_sizes)
+        calibration = PixelCalibration(*found)
+    except MppError as error:
+        _log.warning("%s: its areas are left empty; %s", error.what, error.hint)
+    return CountedImage(
+        project=f"{project.path.parent.name}/{project.path.name}",
+        name=entry.name,
+        objects=objects,
+        calibration=calibration,
+        size=(server.width, server.height) if server.width and server.height else None,
+        id=entry.id,
+    )
+
+
+def analysed_area(image: CountedImage) -> shapely.Geometry:
+    """Return the area inside of an image that runs have analysed, in level-0 px."""
+    area = image.record.union
+    if image.size is not None:
+        area = shapely.intersection(area, shapely.box(0, 0, *image.size))
+    return polygonal(area)
+
+
+def counted_nuclei(
+    image: CountedImage, nucleus_classes: Sequence[str] | None = None
+) -> npt.NDArray[np.bool_]:
+    """Return which of an image's N detections count as nuclei, by the rules of `count_objects`."""
+    detections = image.objects.detections
+    nuclei = _Classes.of(detections, nucleus_classes).nuclei
+    if nucleus_classes is not None:
+        return nuclei
+    area = Region(None, analysed_area(image))
+    (inside,) = rows_inside([area], detections.centroids, detections.planes)
+    within = np.zeros(len(detections), bool)
+    within[inside] = True
+    return nuclei & within
 
 
 def count_project(
@@ -231,23 +278,9 @@ def count_project(
         failed(entry, error)
 
     def count(entry: ImageEntry) -> None:
-        server = entry.server
-        objects = entry.read()
-        calibration = PixelCalibration()
-        try:
-            record = Record.of(objects.properties, f"image {entry.name}")
-            found, _ = pixel_size(entry, record, pixel_sizes or AskedMpp(mpp))
-            calibration = PixelCalibration(*found)
-        except MppError as error:
-            _log.warning("%s: its areas are left empty; %s", error.what, error.hint)
-        image = CountedImage(
-            project=f"{project.path.parent.name}/{project.path.name}",
-            name=entry.name,
-            objects=objects,
-            calibration=calibration,
-            size=(server.width, server.height) if server.width and server.height else None,
-        )
-        known.update(a.class_name for a in image.objects.annotations if a.class_name is not None)
+        image = counted_image(entry, pixel_sizes or AskedMpp(mpp), project)
+        areas = (*image.objects.annotations, *image.objects.cores)
+        known.update(a.class_name for a in areas if a.class_name is not None)
         rows.extend(
             count_objects(image, by, roi_classes=roi_classes, nucleus_classes=nucleus_classes)
         )
@@ -262,65 +295,6 @@ def count_project(
                 f"classes there: {', '.join(sorted(known)) or 'none'}",
             )
     return rows
-
-
-#: First characters that make a spreadsheet program read text as a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
-
-def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write rows as .csv, .tsv, .json or .parquet, in one step.
-
-    Parameters
-    ----------
-    rows : sequence of mapping of str to str, int, float, UUID or None
-        Rows may have different columns; columns keep the order of first appearance. NaN and None
-        become empty cells (null in JSON and Parquet). In .csv and .tsv, text that a spreadsheet
-        program would read as a formula gets a leading apostrophe.
-    path : Path
-        The suffix chooses the format.
-
-    Raises
-    ------
-    UsageError
-        If the suffix is none of these.
-    SaveError
-        If the file cannot be written.
-    """
-    path = Path(path)
-    write = _writer_of(path)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    table = {name: [_cell(row.get(name)) for row in rows] for name in columns}
-    content = write(table)
-    with atomic_file(path) as stream:
-        stream.write(content)
-
-
-def check_table_name(path: Path) -> None:
-    """Refuse a file name that `write_table` would refuse, before anything is counted.
-
-    Raises
-    ------
-    UsageError
-        If its suffix is none of a table.
-    """
-    _writer_of(path)
-
-
-def _writer_of(path: Path) -> Callable[[Mapping[str, list[Any]]], bytes]:
-    writers: dict[str, Callable[[Mapping[str, list[Any]]], bytes]] = {
-        ".csv": lambda table: _separated(table, ","),
-        ".tsv": lambda table: _separated(table, "\t"),
-        ".json": _json,
-        ".parquet": _parquet,
-    }
-    write = writers.get(path.suffix.lower())
-    if write is None:
-        raise UsageError(
-            f"{str(path)!r}: unsupported kind of table",
-            f"use one of {', '.join(writers)}",
-        )
-    return write
 
 
 @dataclass(frozen=True, eq=False)
@@ -387,13 +361,10 @@ def _image_row(image: CountedImage, classes: _Classes, *, counts_all: bool) -> R
     """Return the row of a whole image, with the nuclei of its analysed area."""
     detections, record = image.objects.detections, image.record
     area = None if image.size is None else float(image.size[0]) * image.size[1]
-    analysed = record.union
-    if image.size is not None:
-        analysed = shapely.intersection(analysed, shapely.box(0, 0, *image.size))
+    analysed = analysed_area(image)
     rows: npt.NDArray[np.int64] | None = np.arange(len(detections))
     if record.areas:
-        region = Region(None, polygonal(analysed))
-        (rows,) = rows_inside([region], detections.centroids, detections.planes)
+        (rows,) = rows_inside([Region(None, analysed)], detections.centroids, detections.planes)
         changed = any(record.status(a) is Status.CHANGED for a in image.objects.annotations)
         status = Status.CHANGED if changed else Status.ANALYSED
     else:
@@ -401,7 +372,7 @@ def _image_row(image: CountedImage, classes: _Classes, *, counts_all: bool) -> R
         rows = rows if counts_all else None
     areas = (area, float(analysed.area), float(analysed.area))
     check = record.check or together(area.check for area in record.areas)
-    row = _row(image, None, None, None, status, check, areas, rows, classes)
+    row = _row(image, (None, None, None), "image", status, check, areas, rows, classes)
     if rows is not None:  # QuPath's own columns count the whole image
         row |= _class_counts(np.arange(len(detections)), classes)
     return row
@@ -409,35 +380,36 @@ def _image_row(image: CountedImage, classes: _Classes, *, counts_all: bool) -> R
 
 def _row(
     image: CountedImage,
-    name: str | None,
-    class_name: str | None,
-    identifier: Any,
+    of: tuple[str | None, str | None, UUID | None],
+    kind: str,
     status: Status,
     check: str,
     areas_px2: tuple[float | None, float, float],
     inside: npt.NDArray[np.int64] | None,
     classes: _Classes,
 ) -> Row:
-    """Return a row; `areas_px2` are the whole area, the analysed area, and that of the density.
+    """Return a row.
 
-    `inside` are the detections that count; None if the area was not analysed.
+    `of` are name, class and UUID of its annotation. `areas_px2` are the whole area, the analysed
+    area, and that of the density. `inside` are the detections that count; None if the area was not
+    analysed.
     """
     area, analysed, density_of = map(image.mm2, areas_px2)
     is_known = inside is not None
     inside = np.empty(0, np.int64) if inside is None else inside
     chosen = inside[classes.nuclei[inside]]
+    name, class_name, own_id = of
     row: Row = {
-        "project": image.project,
         "image": image.name,
         "annotation": name,
+        "type": kind,
         "class": class_name,
-        "uuid": identifier,
-        "status": str(status),
-        "check": check or None,
-        "area_mm2": area,
-        "analysed_mm2": analysed,
         "nuclei": len(chosen) if is_known else None,
         "nuclei_per_mm2": len(chosen) / density_of if is_known and density_of > 0 else math.nan,
+        "area_mm2": area,
+        "analysed_mm2": analysed,
+        "status": str(status),
+        "check": check or None,
     }
     numbers = _class_counts(inside, classes)
     row |= numbers if is_known else dict.fromkeys(numbers)
@@ -447,7 +419,7 @@ def _row(
         values = values[~np.isnan(values)]
         for summary, value in zip(_SUMMARIES, _summaries(values), strict=True):
             row[f"{measurement} ({summary})"] = value
-    return row
+    return row | {"uuid": own_id, "image_id": image.id, "project": image.project}
 
 
 def _class_counts(rows: npt.NDArray[np.int64], classes: _Classes) -> dict[str, int]:
@@ -460,53 +432,3 @@ def _summaries(values: npt.NDArray[np.float64]) -> Iterator[float]:
     yield float(np.mean(values)) if len(values) else math.nan
     yield float(np.median(values)) if len(values) else math.nan
     yield float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-
-
-def _cell(value: Any) -> str | int | float | None:
-    if value is None or isinstance(value, (str, int)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return str(value)
-
-
-def _separated(table: Mapping[str, list[Any]], separator: str) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, delimiter=separator, lineterminator="\n")
-    writer.writerow(map(_no_formula, table))
-    writer.writerows(map(_no_formula, row) for row in zip(*table.values(), strict=True))
-    return text.getvalue().encode(errors="backslashreplace")
-
-
-def _no_formula(cell: Any) -> Any:
-    """Return a cell that no spreadsheet program reads as a formula.
-
-    Programs show the apostrophe or hide it; numbers are never changed.
-    """
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
-
-
-def _json(table: Mapping[str, list[Any]]) -> bytes:
-    rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
-    return (json.dumps(rows, ensure_ascii=False, indent=2) + "\n").encode(errors="backslashreplace")
-
-
-def _type_of(column: str) -> pa.DataType:
-    if column in _TEXT:
-        return pa.string()
-    return pa.int64() if column == "nuclei" or column.startswith("Num ") else pa.float64()
-
-
-def _parquet(table: Mapping[str, list[Any]]) -> bytes:
-    arrays = {
-        # Give empty columns a type as well, so that tables can be joined.
-        name: pa.array(
-            values,
-            type=_type_of(name) if all(value is None for value in values) else None,
-        )
-        for name, values in table.items()
-    }
-    sink = pa.BufferOutputStream()
-    pyarrow.parquet.write_table(pa.table(arrays), sink)
-    content: bytes = sink.getvalue().to_pybytes()
-    return content

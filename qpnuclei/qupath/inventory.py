@@ -83,6 +83,8 @@ def _describe_objects(entry: ImageEntry) -> dict[str, Any]:
         "annotations": annotations,
         "detections": dict(Counter(name or "" for name in detections.class_names)),
         "detections_by_qpnuclei": sum(map(is_ours, detections.ids)),
+        "tma_cores": len(objects.cores),
+        "missing_tma_cores": sum(core.missing for core in objects.cores),
     }
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.areas import valid_area
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.stains import Stains
+
+if TYPE_CHECKING:
+    from qpnuclei.nuclei.exports.rows import NucleusRows
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,35 @@ class Annotation:
         return not self.area.is_empty
 
     @property
+    def kind(self) -> str:
+        """What it is, in a table."""
+        return "annotation"
+
+    @property
     def label(self) -> str:
         """Name for messages: name or class, and the start of the UUID."""
         text = self.name or self.class_name or "unclassified"
         return f"{text} ({str(self.id)[:8]})" if self.id else f"{text} (#{self.handle})"
+
+
+@dataclass(frozen=True)
+class TmaCore(Annotation):
+    """One core of the TMA grid of an image, which counts like an annotation.
+
+    Its handle means nothing: detections are never written under a core.
+
+    Parameters
+    ----------
+    missing : bool
+        Whether QuPath shows it as missing.
+    """
+
+    missing: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What it is, in a table."""
+        return "missing TMA core" if self.missing else "TMA core"
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +187,11 @@ class Detections:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @cached_property
+    def locked(self) -> npt.NDArray[np.bool_]:
+        """(N,) Whether each is locked in QuPath, as a user does who accepts one."""
+        return np.zeros(len(self), bool)
+
     def unread(self) -> Mapping[str, int]:
         """Return properties of detections that no column holds, with the number that have them."""
         return {}
@@ -170,13 +203,14 @@ class ImageObjects:
 
     `fingerprint` identifies the state of the file on disk, absence included: `ImageEntry.write`
     refuses if the file has changed since. `properties` are the image's text properties, which
-    QuPath keeps when it saves.
+    QuPath keeps when it saves. `cores` are those of the TMA grid, row by row.
     """
 
     annotations: tuple[Annotation, ...]
     detections: Detections
     fingerprint: str
     properties: Mapping[str, str] = field(default_factory=dict)
+    cores: tuple[TmaCore, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,3 +364,21 @@ class Project(Protocol):
     @property
     def images(self) -> Sequence[ImageEntry]:
         """The images, in project order."""
+
+    def nuclei(self, image: str, mpp: float | None = None) -> NucleusRows:
+        """Return the nuclei of an image, from any program, as a table.
+
+        Parameters
+        ----------
+        image : str
+            Name or entry ID.
+        mpp : float, optional
+            µm per level-0 px, over what the project says.
+
+        Raises
+        ------
+        qpnuclei.errors.UsageError
+            If there is no such image.
+        qpnuclei.errors.FormatError
+            If its objects cannot be read.
+        """

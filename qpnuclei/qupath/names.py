@@ -14,7 +14,7 @@ NEW_CLASS_COLOR = -16732080
 #: File systems allow names of 255 bytes; this leaves room for suffixes.
 _MAX_BYTES = 120
 
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def file_stem(entry: ImageEntry) -> str:
@@ -23,8 +23,8 @@ def file_stem(entry: ImageEntry) -> str:
     return f"{entry.id}-{safe}".encode()[:_MAX_BYTES].decode(errors="ignore").rstrip(". ")
 
 
-def composed(text: str) -> str:
-    """Return composed (NFC) text: macOS stores decomposed file names, other systems do not."""
+def nfc(text: str) -> str:
+    """Return composed (NFC) text: macOS decomposes file names, other systems do not."""
     return unicodedata.normalize("NFC", text)
 
 
@@ -37,12 +37,12 @@ def class_of(project: Project, name: str, color: int | None = None) -> PathClass
     return PathClass(name, NEW_CLASS_COLOR if color is None else color)
 
 
-def whole_characters(text: str) -> str:
+def replace_lone_surrogates(text: str) -> str:
     """Replace lone surrogates, which Java and JSON allow but UTF-8 does not, with U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def without_halves(value: Any, text: str) -> Any:
+def replace_lone_surrogates_in_json(value: Any, text: str) -> Any:
     """Return a JSON value without lone surrogates.
 
     Parameters
@@ -51,6 +51,6 @@ def without_halves(value: Any, text: str) -> Any:
     text : str
         The JSON text: only an escape can produce a lone surrogate.
     """
-    if _HALF.search(text) is None:
+    if _SURROGATE_ESCAPE.search(text) is None:
         return value
-    return json.loads(whole_characters(json.dumps(value, ensure_ascii=False)))
+    return json.loads(replace_lone_surrogates(json.dumps(value, ensure_ascii=False)))

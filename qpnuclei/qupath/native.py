@@ -7,7 +7,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qpnuclei.errors import ConflictError, FormatError, QpnucleiError, SaveError
 from qpnuclei.qupath import project_file
@@ -17,10 +17,12 @@ from qpnuclei.qupath.backups import (
     kept_backup,
     list_backups,
 )
-from qpnuclei.qupath.model import Edit, ImageObjects, ImageServer, PathClass
+from qpnuclei.qupath.model import Edit, ImageObjects, ImageServer
+from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.qpdata.data_file import DataFile, Objects
 from qpnuclei.qupath.qpdata.detections import FileDetections
 from qpnuclei.qupath.qpdata.new_detections import Additions
+from qpnuclei.qupath.regions import one_image
 from qpnuclei.qupath.transaction import (
     Transaction,
     digest_of,
@@ -32,6 +34,9 @@ from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.stains import Stains
 from qpnuclei.system.files import read_regular
 from qpnuclei.system.locks import locked
+
+if TYPE_CHECKING:
+    from qpnuclei.nuclei.exports.rows import NucleusRows
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +64,7 @@ def open_project(path: str | Path, image_root: str | Path | None = None) -> Nati
     return NativeProject(project_file.find_project_file(Path(path)), root)
 
 
-class NativeProject:
+class NativeProject(project_file.ProjectFolder):
     """A QuPath project; see `qpnuclei.qupath.model.Project`."""
 
     backend = "native"
@@ -78,15 +83,12 @@ class NativeProject:
     def __repr__(self) -> str:
         return f"NativeProject({str(self.path)!r}, {len(self.images)} images)"
 
-    @property
-    def classes(self) -> Sequence[PathClass]:
-        """The project's class list."""
-        return project_file.read_classes(self.classes_path)
+    def nuclei(self, image: str, mpp: float | None = None) -> NucleusRows:
+        """Return the nuclei of an image, from any program, as a table (see `Project.nuclei`)."""
+        from qpnuclei.qupath.nucleus_rows import nuclei_of
 
-    @property
-    def classes_path(self) -> Path:
-        """Where the class list is stored."""
-        return self.path.parent / "classifiers" / "classes.json"
+        entry = one_image(self.images, image)
+        return nuclei_of(self, entry, pixel_sizes=AskedMpp(mpp))
 
     def find_image(self, uri: str) -> Path | None:
         """Return the file of an image's URI on this machine; None if it is missing."""
@@ -149,7 +151,11 @@ class NativeImage:
             return ImageObjects((), FileDetections([]), fingerprint)
         objects = self._parse(data).read()
         return ImageObjects(
-            objects.annotations, objects.detections, fingerprint, objects.properties
+            objects.annotations,
+            objects.detections,
+            fingerprint,
+            objects.properties,
+            objects.cores,
         )
 
     def write(self, edit: Edit, fingerprint: str) -> None:

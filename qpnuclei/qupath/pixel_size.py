@@ -13,6 +13,7 @@ from qpnuclei.errors import FormatError, MppError, NotFoundError, QpnucleiError,
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry
+from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.resolution import resolve_mpp
 
 _log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def pixel_size(
     project = project_mpp(entry)
     says_more = used is not None and used.project == project != used.mpp
     if asked.mpp is None and used is not None and says_more:
-        return resolve_mpp(None, _Stated(*used.mpp), None, name)[0], "an earlier run"
+        return resolve_mpp(None, PixelCalibration(*used.mpp), None, name)[0], "an earlier run"
     try:
         slide = None
         if project is None:
@@ -162,14 +163,6 @@ def read_mpp_table(path: Path, entries: Sequence[ImageEntry]) -> dict[str, float
             ) from None
         resolve_mpp(table[name], None, None, f"{where}: {name}")  # refuse implausible values
     return table
-
-
-@dataclass(frozen=True)
-class _Stated:
-    """A pixel size as `resolve_mpp` takes it."""
-
-    width_um: float
-    height_um: float
 
 
 def _of_file(entry: ImageEntry) -> Mpp | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from qpnuclei.errors import FormatError, NotFoundError
 from qpnuclei.qupath.model import ImageServer, PathClass
-from qpnuclei.qupath.names import without_halves
+from qpnuclei.qupath.names import replace_lone_surrogates_in_json
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.system.files import read_regular
 from qpnuclei.system.json_text import parse_json
@@ -34,6 +34,22 @@ DEFAULT_CLASSES = tuple(
 )
 
 
+class ProjectFolder:
+    """The files of a project that both backends read in the same way."""
+
+    path: Path
+
+    @property
+    def classes(self) -> Sequence[PathClass]:
+        """The project's class list."""
+        return read_classes(self.classes_path)
+
+    @property
+    def classes_path(self) -> Path:
+        """The file of the class list."""
+        return self.path.parent / "classifiers" / "classes.json"
+
+
 def read_json(path: Path, what: str) -> Json:
     """Read a JSON object.
 
@@ -46,7 +62,7 @@ def read_json(path: Path, what: str) -> Json:
     """
     try:
         text = read_regular(path).decode("utf-8-sig")
-        value = without_halves(parse_json(text), text)
+        value = replace_lone_surrogates_in_json(parse_json(text), text)
     except FileNotFoundError:
         raise NotFoundError(f"{path}: no such file") from None
     except OSError as error:

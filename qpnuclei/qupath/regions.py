@@ -14,7 +14,7 @@ import shapely
 
 from qpnuclei.errors import UsageError
 from qpnuclei.qupath.model import Annotation, ImageEntry, Project
-from qpnuclei.qupath.names import composed
+from qpnuclei.qupath.names import nfc
 
 #: Largest difference between coordinates of the same outline: GeoJSON and some ROIs keep 0.01 px,
 #: others float32.
@@ -56,7 +56,7 @@ def match_images(project: Project, patterns: Sequence[str]) -> list[ImageEntry]:
 
 
 def _is_called(entry: ImageEntry, wanted: str) -> bool:
-    name, wanted = composed(entry.name), composed(wanted)
+    name, wanted = nfc(entry.name), nfc(wanted)
     return name == wanted or fnmatchcase(name, wanted)
 
 
@@ -68,7 +68,7 @@ def one_image(images: Sequence[Entry], name: str) -> Entry:
     UsageError
         If there is no such image, or several of that name.
     """
-    named = [entry for entry in images if composed(entry.name) == composed(name)]
+    named = [entry for entry in images if nfc(entry.name) == nfc(name)]
     found = named or [entry for entry in images if entry.id == name]
     if len(found) == 1:
         return found[0]

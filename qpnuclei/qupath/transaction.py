@@ -14,15 +14,14 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 from qpnuclei.errors import SaveError
 from qpnuclei.system import files
 from qpnuclei.system.files import (
     TEMPORARY_PREFIX,
+    copy_owner,
     make_folder_below,
     open_regular,
-    take_owner,
     temporary_prefix,
 )
 
@@ -59,12 +58,7 @@ class Transaction:
     def __enter__(self) -> Transaction:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         leftovers = [temporary for temporary, _ in self._staged]
         leftovers += [copy for copy in self._kept.values() if copy is not None]
         for path in leftovers:
@@ -93,7 +87,7 @@ class Transaction:
                 write(emit)
                 stream.flush()
                 os.fsync(stream.fileno())
-            take_owner(temporary, target if target.exists() else target.parent)
+            copy_owner(temporary, target if target.exists() else target.parent)
             if target.exists():
                 shutil.copymode(target, temporary)
         except SaveError:
@@ -133,7 +127,7 @@ class Transaction:
 def copy_durably(source: Path, target: Path) -> None:
     """Copy a file and flush the copy to the disk."""
     shutil.copyfile(source, target)
-    take_owner(target, source)
+    copy_owner(target, source)
     shutil.copystat(source, target)
     with target.open("rb+") as stream:
         os.fsync(stream.fileno())

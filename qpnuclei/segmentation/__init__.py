@@ -1,1 +1,1 @@
-"""From pixels to instances: the network, its maps, the watershed that separates nuclei."""
+"""From pixels to instances: engines, the network and its maps, the watershed that splits nuclei."""

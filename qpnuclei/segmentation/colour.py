@@ -1,4 +1,4 @@
-"""The colours of a region, measured once: never per tile, which makes seams."""
+"""Colour statistics of a whole region. Statistics of single tiles would make seams."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from qpnuclei.slides.stains import ReinhardStatistics, reinhard_statistics
 from qpnuclei.slides.tissue import tissue_fraction
 from qpnuclei.tiling.plan import Box, TilePlan
 
-#: Colours are measured as in training: on fields of the size of its tiles, spread over the
-#: region, that show enough tissue.
+#: As in training, colours are measured on fields of the size of a training tile. The fields are
+#: spread over the region and show enough tissue.
 _FIELDS, _FIELD_PX, _MIN_TISSUE = 64, 224, 0.7
 
 

@@ -1,8 +1,8 @@
 """The forward pass of a run on an NVIDIA GPU.
 
-Three CUDA streams copy pixels to the device, compute, and copy codes back: with two threads that
-call it, one batch is copied while another is computed. Only codes, 3 bytes for each pixel, come
-back.
+Three CUDA streams copy pixels to the device, compute, and copy maps back: with two threads that
+call it, one batch is copied while another is computed. Only quantised maps, 3 bytes per pixel, are
+copied back.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from qpnuclei.segmentation.forward import Forward
 from qpnuclei.segmentation.quantised import (
     ATTENTION_STEPS,
     CENTRE_STEPS,
-    NOT_A_NUMBER,
-    AttentionCodes,
-    CentreCodes,
+    NAN_LEVEL,
+    QuantisedAttention,
+    QuantisedCentre,
 )
 
 _log = logging.getLogger(__name__)
 
-#: Larger batches are no faster; they keep the stages that wait for them idle.
+#: Larger batches are no faster, and the stages after the network would wait for them.
 TILES_AT_ONCE = 8
 
 _WHITE = 255
 
-#: Of a batch of tiles, (B, H, W, 3) uint8; returns tensors with B rows each.
+#: Takes a batch of tiles, (B, H, W, 3) uint8; returns tensors with B rows each.
 Function = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 class CudaForward:
-    """A network on an NVIDIA GPU, from batches of tiles to codes. Threads may share it.
+    """A network on an NVIDIA GPU: batches of tiles to quantised maps. Threads may share it.
 
     Parameters
     ----------
@@ -54,28 +54,30 @@ class CudaForward:
         self._device = device
         self._stride = stride
         self._queueing = threading.Lock()
-        self._fitting = FittingBatches(self._codes, torch.cuda.empty_cache)
+        self._splitter = BatchSplitter(self._quantised_maps, torch.cuda.empty_cache)
         self._copying_in, self._computing, self._copying_out = (
             torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             for _ in range(3)
         )
-        # The weights came on another stream.
+        # The weights were copied on another stream: wait for them.
         torch.cuda.synchronize(device)
 
     @torch.inference_mode()
-    def codes(self, rgb: npt.NDArray[np.uint8]) -> tuple[AttentionCodes, CentreCodes | None]:
-        """Return the codes of a batch of tiles.
+    def quantised_maps(
+        self, rgb: npt.NDArray[np.uint8]
+    ) -> tuple[QuantisedAttention, QuantisedCentre | None]:
+        """Return the quantised maps of a batch of tiles.
 
         Parameters
         ----------
         rgb : (B, H, W, 3) uint8 ndarray
-            Continued with white, at the lower and right borders, to whole strides.
+            Padded with white, at the lower and right borders, to a multiple of the stride.
 
         Returns
         -------
         attention : (B, H, W) uint8 ndarray
         centre : (B, H, W) uint16 ndarray or None
-            Both in pinned memory: let go of them soon.
+            Both in pinned memory, which is scarce: do not keep them for long.
 
         Raises
         ------
@@ -95,24 +97,24 @@ class CudaForward:
         return attention, centre[0].view(np.uint16) if centre else None
 
     def _queue(self, pixels: Tensor) -> tuple[list[Tensor], torch.cuda.Event]:
-        """Queue the work of a batch; return where the codes will be, and when.
+        """Queue the work of a batch; return the maps, and an event that says when they are there.
 
-        `record_stream`, and the like for pinned memory, which `copy_` and `to` do by themselves,
-        keep memory from being used anew before the work that was queued for it is done.
+        `record_stream` keeps memory from being reused before the work queued on it is done. For
+        pinned memory, `copy_` and `to` do the same by themselves.
         """
         with torch.cuda.stream(self._copying_in):
             x = pixels.to(self._device, non_blocking=True)
         self._computing.wait_stream(self._copying_in)
         with torch.cuda.stream(self._computing):
             x.record_stream(self._computing)
-            codes = self._fitting(x)
+            maps = self._splitter(x)
         self._copying_out.wait_stream(self._computing)
         copies = []
         with torch.cuda.stream(self._copying_out):
-            for code in codes:
-                code.record_stream(self._copying_out)
-                copies.append(_pinned(code.shape, code.dtype).copy_(code, non_blocking=True))
-            # Threads sleep until it happens, rather than keeping a core busy each.
+            for map_ in maps:
+                map_.record_stream(self._copying_out)
+                copies.append(_pinned(map_.shape, map_.dtype).copy_(map_, non_blocking=True))
+            # Blocking: a thread that waits sleeps, rather than keeping a core busy.
             done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             done.record()
         return copies, done
@@ -120,18 +122,18 @@ class CudaForward:
     def _whole(self, length: int) -> int:
         return -(-length // self._stride) * self._stride
 
-    def _codes(self, rgb: Tensor) -> tuple[Tensor, ...]:
-        return codes_of_maps(self._forward.maps(rgb))
+    def _quantised_maps(self, rgb: Tensor) -> tuple[Tensor, ...]:
+        return quantise_maps(self._forward.maps(rgb))
 
 
-class FittingBatches:
-    """A function that is given no more of a batch at once than fits the device's memory.
+class BatchSplitter:
+    """Calls a function with parts of a batch where the whole does not fit the device's memory.
 
     Parameters
     ----------
     function : callable
     release : callable
-        Called after the memory did not suffice: gives back what is kept but not needed.
+        Called after the device ran out of memory, to free cached memory.
     """
 
     def __init__(self, function: Function, release: Callable[[], None]) -> None:
@@ -160,8 +162,8 @@ class FittingBatches:
                 done += len(part)
             elif len(part) == 1:
                 raise DeviceError(
-                    f"a tile of {width}x{height} px, with its surroundings, does not fit into the "
-                    f"memory of {batch.device}",
+                    f"a tile of {width}x{height} px, with its margin, does not fit into the memory "
+                    f"of {batch.device}",
                     "give a smaller --tile, or --device cpu",
                 )
             else:
@@ -175,13 +177,13 @@ class FittingBatches:
     def _attempt(self, part: Tensor) -> tuple[Tensor, ...] | None:
         with suppress(torch.cuda.OutOfMemoryError):
             return self._function(part)
-        # Free the failed attempt's memory after the exception, which refers to it, is released.
+        # Only now: the exception referred to the failed attempt's memory.
         self._release()
         return None
 
 
-def codes_of_maps(maps: Tensor) -> tuple[Tensor, ...]:
-    """Return, on the device, what `qpnuclei.segmentation.quantised` makes of maps.
+def quantise_maps(maps: Tensor) -> tuple[Tensor, ...]:
+    """Quantise maps on the device, exactly as `qpnuclei.segmentation.quantised` does.
 
     Parameters
     ----------
@@ -192,10 +194,10 @@ def codes_of_maps(maps: Tensor) -> tuple[Tensor, ...]:
     -------
     attention : (B, H, W) uint8 Tensor
     centre : (B, H, W) int16 Tensor
-        With the bits of uint16, with which torch can do little. Only if there is a centre map.
+        The bits of uint16, a type that torch hardly supports. Only if there is a centre map.
     """
     steps = maps[:, 0].mul(ATTENTION_STEPS).ceil_().sub_(1).clamp_(min=0)
-    attention = steps.masked_fill_(maps.isnan().any(dim=1), NOT_A_NUMBER).to(torch.uint8)
+    attention = steps.masked_fill_(maps.isnan().any(dim=1), NAN_LEVEL).to(torch.uint8)
     if maps.shape[1] == 1:
         return (attention,)
     return attention, maps[:, 1].mul(CENTRE_STEPS).round_().to(torch.int32).to(torch.int16)

@@ -1,8 +1,8 @@
-"""What finds instances in pixels: the seam between a run and the models it can use.
+"""The `Engine` protocol: the interface between a run and the models it can use.
 
 A run knows an `Engine` and nothing of what is behind it. Engines are found by name through the
-entry-point group ``qpnuclei.engines``; each entry is an `EngineFactory`. A model is asked for as
-``ENGINE:MODEL`` (``onnx:nuclei.onnx``), or without prefix, which is the engine of our own models.
+entry-point group ``qpnuclei.engines``; each entry is an `EngineFactory`. A model is named
+``ENGINE:MODEL`` (``onnx:nuclei.onnx``). Without a prefix, it is one of our own models.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from qpnuclei.system.threads import available_cores
 from qpnuclei.system.timing import Stopwatch
 from qpnuclei.tiling.plan import Box, Tile, TilePlan
 
-#: Gives the (H, W, 3) pixels of a box of the working grid; the box may reach beyond the slide.
+#: Reads the (H, W, 3) pixels of a box of the working grid; the box may extend beyond the slide.
 ReadPixels: TypeAlias = Callable[[Box], RGB]
 
 #: The engine of the models that `qpnuclei train` makes.
@@ -34,30 +34,31 @@ _GROUP = "qpnuclei.engines"
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What a run must know of an engine with its model, before any weight is loaded.
+    """What a run must know of an engine and its model, before any weights are loaded.
 
     Parameters
     ----------
     name : str
         Of the model.
     sha256 : str
-        Hash of the model's file: what tells two models of one name apart.
+        Hash of the model file; tells models of the same name apart.
     mpp : float
-        µm per px of the working grid that it is given.
+        µm/px of the working grid, on which it is given pixels.
     context_px : int
-        How far, in px of the working grid, a pixel of its result looks.
+        Receptive radius: how far from a pixel, in px of the working grid, its result depends on
+        the image.
     stride : int
-        Two tiles give the same result where both see it whole if their origins differ by it.
+        Where two tiles overlap, their results agree if their origins differ by a multiple of it.
     interaction_px : int
-        How far beyond a nucleus something can change its outline, the network aside.
+        How far beyond a nucleus post-processing can change its outline, in px.
     columns : tuple of str
         Names of the measurements it makes of each nucleus, for example ``("Attention: Mean",)``.
     classes : tuple of str
-        Names of the classes it tells apart; empty if it tells none.
+        Names of the classes it predicts; empty if it predicts none.
     needs_colour : bool
-        Whether it wants the colour statistics of the whole region.
+        Whether it needs the colour statistics of the whole region.
     details : mapping
-        JSON types for the run's record, for example its post-processing.
+        Further facts for the run's record (JSON types), for example its post-processing.
     """
 
     name: str
@@ -73,20 +74,20 @@ class EngineSpec:
 
     @property
     def margin_px(self) -> int:
-        """`context_px` in whole strides: what is read around a box so that all of it is right."""
+        """`context_px`, rounded up to the stride: the margin to read around a box, in px."""
         return -(-self.context_px // self.stride) * self.stride
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine works; what it finds depends on `views`, `precision` and `threshold` alone.
+    """How an engine runs. Only `views`, `precision` and `threshold` can change what it finds.
 
     Parameters
     ----------
     device : str
         See `qpnuclei.models.device.resolve_device`.
     views : {1, 8}
-        With 8, results for the flips and right-angle rotations of every tile are averaged.
+        With 8, results over the flips and right-angle rotations of every tile are averaged.
     precision : {"auto", "float32", "bfloat16"}
         Of the network.
     workers : int
@@ -94,7 +95,7 @@ class EngineOptions:
     batch_size : int or None
         Tiles that a GPU takes at once; None lets the engine choose.
     threshold : float or None
-        Attention (of models of others: probability) above which a pixel belongs to a nucleus,
+        Attention (of third-party models: probability) above which a pixel belongs to a nucleus,
         between 0 and 1; None takes the model's own.
 
     Examples
@@ -113,16 +114,17 @@ class EngineOptions:
 
 @dataclass(frozen=True, eq=False)
 class ScoreMap:
-    """A map whose mean under a nucleus is one of its measurements, kept as codes.
+    """A quantised map whose mean over a nucleus is one of its measurements.
 
     Parameters
     ----------
-    codes : (H, W) unsigned integer ndarray
+    levels : (H, W) unsigned integer ndarray
+        Indices into `values`.
     values : (K,) float32 ndarray
-        What each code stands for.
+        The value that each level stands for.
     """
 
-    codes: npt.NDArray[np.unsignedinteger[Any]]
+    levels: npt.NDArray[np.unsignedinteger[Any]]
     values: npt.NDArray[np.float32]
 
 
@@ -138,9 +140,9 @@ class TileInstances:
     labels : (H, W) int32 ndarray
         0 is background, 1 to N are instances. Each is one 4-connected region without holes.
     scores : mapping of str to ScoreMap
-        By the names of `EngineSpec.columns`.
+        Keyed by `EngineSpec.columns`.
     classes : (N,) int ndarray or None
-        Index into `EngineSpec.classes` of instance 1, 2, ...; None if the engine tells none.
+        Indices into `EngineSpec.classes` of instances 1 to N; None if it predicts no classes.
     """
 
     tile: Tile
@@ -170,24 +172,24 @@ class Engine(Protocol):
     ) -> Generator[TileInstances, None, None]:
         """Yield the instances of every tile, in the order of the plan.
 
-        What it finds in a tile depends on the pixels of the tile and their surroundings alone:
-        neither on other tiles nor on `EngineOptions.workers`.
+        What it finds in a tile depends only on the pixels of the tile and its margin: neither on
+        other tiles nor on `EngineOptions.workers`.
 
         Parameters
         ----------
         read : callable
-            Gives pixels of the working grid; may be called from a thread.
+            Reads pixels of the working grid; may be called from another thread.
         tiles : TilePlan
             On the working grid.
         colour : ReinhardStatistics or None
-            Of the whole region, where `EngineSpec.needs_colour`.
+            Of the whole region; given if `EngineSpec.needs_colour`.
         clock : Stopwatch
-            Takes the seconds of the stages ``read``, ``predict`` and ``segment``.
+            Adds up the seconds of the stages ``read``, ``predict`` and ``segment``.
 
         Raises
         ------
         qpnuclei.errors.QpnucleiError
-            Whatever goes wrong, with the tile it happened in.
+            If a tile cannot be read or segmented; the message names the tile.
         """
 
 
@@ -209,7 +211,7 @@ class EngineFactory(Protocol):
         Raises
         ------
         qpnuclei.errors.QpnucleiError
-            As `spec`; and if the device is not there, or a library that it needs.
+            As `spec`; also if the device or a library that it needs is missing.
         """
 
 
@@ -225,7 +227,7 @@ def engines() -> tuple[str, ...]:
 
 
 def split_model(model: str) -> tuple[str, str]:
-    """Return the engine and the model that a text asks for.
+    """Split ``ENGINE:MODEL`` into the engine and the model.
 
     Examples
     --------
@@ -246,7 +248,7 @@ def split_model(model: str) -> tuple[str, str]:
 
 
 def engine_spec(model: str) -> EngineSpec:
-    """Return what planning needs of a model, without loading its weights.
+    """Return what planning must know of a model, without loading its weights.
 
     Raises
     ------
@@ -265,7 +267,8 @@ def load_engine(model: str, options: EngineOptions | None = None) -> Engine:
     Parameters
     ----------
     model : str
-        ``ENGINE:MODEL``, or a model of our own: a name in the package or a ``.safetensors`` file.
+        ``ENGINE:MODEL``, or one of our own models: a packaged one's name, or a ``.safetensors``
+        file.
     options : EngineOptions, optional
 
     Raises
@@ -295,4 +298,6 @@ def _find(model: str) -> tuple[EngineFactory, str]:
                 f"the engine {engine!r} cannot be loaded: {error}",
                 f"install what {entry.value} needs, or name another engine",
             ) from error
-    raise UsageError(f"no engine is called {engine!r}", f"engines there: {', '.join(engines())}")
+    raise UsageError(
+        f"no engine is called {engine!r}", f"the installed engines are {', '.join(engines())}"
+    )

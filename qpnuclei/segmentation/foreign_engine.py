@@ -1,4 +1,4 @@
-"""The engine of models that others made: a network in a file, and a sidecar that explains it."""
+"""The engine of third-party models: a network in a file, and a sidecar that describes it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import numpy.typing as npt
 from qpnuclei.segmentation.engine import EngineOptions, EngineSpec, ReadPixels, TileInstances
 from qpnuclei.segmentation.outputs import instances
 from qpnuclei.segmentation.sidecar import Sidecar
-from qpnuclei.segmentation.threads import networks_at_once, one_thread_each
+from qpnuclei.segmentation.threads import networks_at_once, one_thread_per_network
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.stains import ReinhardStatistics
-from qpnuclei.system.threads import ahead, in_parallel
+from qpnuclei.system.threads import map_in_threads, prefetch
 from qpnuclei.system.timing import Stopwatch
 from qpnuclei.tiling.plan import Tile, TilePlan
 
-#: Runs a network on a (1, C, H, W) or (1, H, W, C) float32 ndarray; gives its outputs.
+#: Runs a network on a (1, C, H, W) or (1, H, W, C) float32 ndarray; returns its outputs.
 Network: TypeAlias = Callable[[npt.NDArray[np.float32]], Sequence[npt.NDArray[Any]]]
 
 
 class ForeignEngine:
-    """A network of others, tile by tile.
+    """A third-party network, run tile by tile.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class ForeignEngine:
         self,
         read: ReadPixels,
         tiles: TilePlan,
-        colour: ReinhardStatistics | None,  # noqa: ARG002 - such models take colours as they are
+        colour: ReinhardStatistics | None,  # noqa: ARG002 - such models take the original colours
         clock: Stopwatch,
     ) -> Generator[TileInstances, None, None]:
         """Yield the instances of every tile; see `qpnuclei.segmentation.engine.Engine.segment`."""
@@ -73,14 +73,14 @@ class ForeignEngine:
 
         def pixels() -> Iterator[tuple[Tile, RGB]]:
             for tile in tiles:
-                with clock("read"), tiles.naming(tile):
+                with clock("read"), tiles.errors_naming(tile):
                     rgb = read(tile.view.grown(margin))
                 yield tile, rgb
 
         def find(seen: tuple[Tile, RGB]) -> TileInstances:
             tile, rgb = seen
             inner = tile.view.within(tile.view.grown(margin))
-            with tiles.naming(tile):
+            with tiles.errors_naming(tile):
                 with clock("predict"):
                     outputs = [
                         self._inner(output, rgb.shape[:2], margin)
@@ -93,14 +93,14 @@ class ForeignEngine:
 
         at_once = networks_at_once(self._workers)
         with (
-            one_thread_each(),
-            closing(ahead(pixels(), 2)) as seen,
-            closing(in_parallel(find, seen, at_once)) as found,
+            one_thread_per_network(),
+            closing(prefetch(pixels(), 2)) as seen,
+            closing(map_in_threads(find, seen, at_once)) as found,
         ):
             yield from found
 
     def _input(self, rgb: RGB) -> npt.NDArray[np.float32]:
-        """Return what the network is given: normalised, continued to whole strides."""
+        """Return the network's input: normalised, and padded to a multiple of the stride."""
         bottom, right = (-length % self._spec.stride for length in rgb.shape[:2])
         rgb = np.pad(rgb, ((0, bottom), (0, right), (0, 0)), mode="symmetric")
         how = self._sidecar.normalisation
@@ -113,12 +113,12 @@ class ForeignEngine:
     def _inner(
         self, output: npt.NDArray[Any], shape: tuple[int, ...], margin: int
     ) -> npt.NDArray[Any]:
-        """Return an output with its channels first, of the view without what was read around it."""
+        """Return an output with its channels first and without the margin."""
         output = np.asarray(output)
         if self._sidecar.channels == "last" and output.ndim == 4:
             output = output.transpose(0, 3, 1, 2)
         if output.ndim < 2:
-            return output  # refused by what decodes it
+            return output  # `instances` refuses it
         grid = self._sidecar.stardist.grid if self._sidecar.output == "stardist" else 1
         low, height, width = (-(-n // grid) for n in (margin, *shape))
         return output[..., low : height - margin // grid, low : width - margin // grid]

@@ -1,4 +1,4 @@
-"""Pixels through a network: normalised, predicted, and made maps or codes of maps."""
+"""The forward pass: pixels are normalised, predicted, and made into maps or quantised maps."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from qpnuclei.models.student import StudentNet
 from qpnuclei.segmentation.quantised import (
     ATTENTION_STEPS,
     CENTRE_STEPS,
-    NOT_A_NUMBER,
-    AttentionCodes,
-    CentreCodes,
+    NAN_LEVEL,
     FloatMap,
+    QuantisedAttention,
+    QuantisedCentre,
 )
 from qpnuclei.system.compiled import compiled
 
-Code = TypeVar("Code", np.uint8, np.uint16)
+Level = TypeVar("Level", np.uint8, np.uint16)
 
-#: oneDNN computes as many outputs of a convolution at once.
+#: oneDNN computes this many output channels of a convolution at once.
 _LEAST_OUTPUTS = 16
 
 _BITS_OF_ONE = int(np.float32(1).view(np.uint32))
 
-#: Numbers whose sigmoid is taken at once: few enough to stay in the processor's cache.
+#: Values whose sigmoid is computed at once: few enough to stay in the processor's cache.
 _SIGMOID_BLOCK = 32768
 
 
 class Forward:
-    """A network on a device, from the pixels to the sigmoid.
+    """A network on a device, from pixels to the sigmoid of its output.
 
     Parameters
     ----------
@@ -69,13 +69,13 @@ class Forward:
             self._network, self._cell_px = network.cells, network.cell_px
         mean, std = torch.tensor([metadata.input_mean, metadata.input_std])
         levels = (torch.arange(256.0)[:, None] / 255 - mean) / std
-        self._levels = levels.numpy()
+        self._lookup = levels.numpy()
         self._mean = mean.to(device)
         self._std = std.to(device)
 
     @torch.inference_mode()
     def maps(self, rgb: Tensor) -> Tensor:
-        """Return what the network sees in tiles whose sizes are multiples of its stride.
+        """Return the maps of tiles whose sizes are multiples of the network's stride.
 
         Parameters
         ----------
@@ -99,8 +99,8 @@ class Forward:
         return total / 8
 
     @torch.inference_mode()
-    def codes(self, rgb: Tensor) -> tuple[AttentionCodes, CentreCodes | None]:
-        """Return `maps` as codes (see `qpnuclei.segmentation.quantised`).
+    def quantised_maps(self, rgb: Tensor) -> tuple[QuantisedAttention, QuantisedCentre | None]:
+        """Return `maps`, quantised (see `qpnuclei.segmentation.quantised`).
 
         Parameters
         ----------
@@ -115,7 +115,7 @@ class Forward:
         batch, height, width = rgb.shape[:3]
         side = self._cell_px if self._views == 1 else 1
         if side > 1:
-            # Arranging codes is faster than arranging numbers.
+            # Rearranging levels is faster than rearranging floats.
             activated = self._activated(self._normalised(rgb))
             rows = activated.cpu().numpy().reshape(-1, activated.shape[3])
             length = side * side
@@ -124,27 +124,27 @@ class Forward:
             length = height * width
         attention = np.empty((len(rows), length), np.uint8)
         centre = np.empty((len(rows), rows.shape[1] - length), np.uint16)
-        _write_codes(rows, attention, centre)
+        _quantise_rows(rows, attention, centre)
         shape = batch, height, width
         return (
-            _pixels_of_cells(attention, shape, side),
-            _pixels_of_cells(centre, shape, side) if centre.size else None,
+            _arrange_cells(attention, shape, side),
+            _arrange_cells(centre, shape, side) if centre.size else None,
         )
 
     def _normalised(self, rgb: Tensor) -> Tensor:
         """(B, H, W, 3) uint8 -> (B, 3, H, W) float32, channels last."""
         if self._device.type == "cpu":
             x = torch.empty(rgb.shape)
-            _look_up(rgb.numpy().reshape(-1, 3), self._levels, x.numpy().reshape(-1, 3))
+            _look_up(rgb.numpy().reshape(-1, 3), self._lookup, x.numpy().reshape(-1, 3))
         else:
             x = rgb.float().div_(255).sub_(self._mean).div_(self._std)
         return x.permute(0, 3, 1, 2)
 
     def _activated(self, x: Tensor) -> Tensor:
-        """Return the sigmoid of what the network predicts of normalised pixels.
+        """Return the sigmoid of the network's output, contiguous.
 
-        Contiguous: (B, H, W, C·c·c) of cells of c px if the network predicts cells, else
-        (B, C, H, W).
+        Its shape is (B, C, H, W). A network that predicts cells of c x c px at once gives
+        (B, H/c, W/c, C·c·c).
         """
         reduced = self._dtype != torch.float32
         with torch.autocast(self._device.type, self._dtype, reduced):
@@ -165,21 +165,28 @@ class Forward:
         return functional.pixel_shuffle(activated.permute(0, 3, 1, 2), self._cell_px)
 
 
-def prepared(network: nn.Module, device: torch.device) -> nn.Module:
-    """Change a network, in place, into one that computes the same faster and repeatably.
+def optimise_for_inference(network: nn.Module, device: torch.device) -> nn.Module:
+    """Change a network, in place, into one that computes the same faster and reproducibly.
 
-    Every BatchNorm is folded into the convolution before it. On CPUs, a convolution of few outputs
-    is computed as one of 16: for fewer, oneDNN divides the sum over the inputs among the threads,
-    and the last bit depends on how many there are. And one of 1x1 px is called dilated, which
-    changes nothing, or a single thread would not do it with oneDNN but three times slower.
+    Every BatchNorm is folded into the convolution before it. Two changes are for CPUs only:
+
+    * A convolution with fewer than 16 outputs is widened to 16. With fewer, oneDNN splits the sum
+      over the inputs among the threads, and the last bit depends on their number.
+    * A 1x1 convolution is declared dilated, which does not change its result. Otherwise a single
+      thread computes it without oneDNN, three times slower.
 
     Parameters
     ----------
     network : torch.nn.Module
-        In evaluation mode, of `qpnuclei.models`: there, a BatchNorm follows its convolution in
-        their parent.
+        From `qpnuclei.models`, in evaluation mode. Every BatchNorm must directly follow its
+        convolution among the children of their parent.
     device : torch.device
         Where it will run.
+
+    Returns
+    -------
+    torch.nn.Module
+        `network` itself.
     """
     for parent in network.modules():
         children = list(parent.named_children())
@@ -199,7 +206,7 @@ def prepared(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 class _Widened(nn.Module):
-    """A convolution with outputs of zero added, which are left out again."""
+    """A convolution with outputs of zero added, which are cut off again."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
@@ -218,10 +225,10 @@ class _Widened(nn.Module):
 
 
 def _sigmoid(logits: FloatMap) -> None:
-    """Take the sigmoid of an array of one axis, in place.
+    """Replace the values of a 1-D array by their sigmoid.
 
-    On CPUs, torch computes the end of each thread's share in another way: the last bit would
-    depend on the number of threads and on where in its tile a pixel lies. NumPy does not.
+    On CPUs, torch computes the end of each thread's share differently: the last bit would depend
+    on the number of threads and on the position of a pixel in its tile. With NumPy it does not.
     """
     with np.errstate(over="ignore"):
         for start in range(0, len(logits), _SIGMOID_BLOCK):
@@ -236,47 +243,47 @@ def _sigmoid(logits: FloatMap) -> None:
 def _look_up(
     rgb: npt.NDArray[np.uint8], levels: npt.NDArray[np.float32], out: npt.NDArray[np.float32]
 ) -> None:
-    """Write what each of (N, 3) channel values stands for in a (256, 3) table."""
+    """Replace (N, 3) uint8 channel values by their entries in a (256, 3) table."""
     for row in range(rgb.shape[0]):
         for channel in range(3):
             out[row, channel] = levels[rgb[row, channel], channel]
 
 
 @compiled
-def _write_codes(
+def _quantise_rows(
     rows: npt.NDArray[np.float32],
     attention: npt.NDArray[np.uint8],
     centre: npt.NDArray[np.uint16],
 ) -> None:
-    """Write the codes of (N, n + m) numbers: n of attention, then m of the centre map.
+    """Quantise (N, n + m) values: n of attention, then m of the centre map.
 
-    A row that is not all numbers is `NOT_A_NUMBER`.
+    The attention of a row with a NaN becomes `NAN_LEVEL`.
     """
     steps, one, zero = np.float32(ATTENTION_STEPS), np.float32(1), np.float32(0)
     centre_steps = np.float32(CENTRE_STEPS)
-    bits = rows.view(np.uint32)  # of NaN, they are more than of any number from 0 to 1
+    bits = rows.view(np.uint32)  # as integers, those of NaN exceed those of all floats in 0..1
     length = attention.shape[1]
     for row in range(rows.shape[0]):
         highest = np.uint32(0)
         for column in range(length):
-            code = np.ceil(rows[row, column] * steps) - one
-            attention[row, column] = np.uint8(max(code, zero))
+            level = np.ceil(rows[row, column] * steps) - one
+            attention[row, column] = np.uint8(max(level, zero))
             highest = max(highest, bits[row, column])
         for column in range(centre.shape[1]):
             centre[row, column] = np.uint16(np.rint(rows[row, length + column] * centre_steps))
             highest = max(highest, bits[row, length + column])
         if highest > _BITS_OF_ONE:
-            attention[row] = NOT_A_NUMBER
+            attention[row] = NAN_LEVEL
 
 
-def _pixels_of_cells(
-    codes: npt.NDArray[Code], shape: tuple[int, int, int], side: int
-) -> npt.NDArray[Code]:
-    """Arrange cells of `side` px, one in each row, as (B, H, W)."""
+def _arrange_cells(
+    levels: npt.NDArray[Level], shape: tuple[int, int, int], side: int
+) -> npt.NDArray[Level]:
+    """Rearrange cells of `side` x `side` px, one per row, to (B, H, W)."""
     if side == 1:
-        return codes.reshape(shape)
+        return levels.reshape(shape)
     batch, height, width = shape
-    # One row of a cell is moved as one number.
-    whole = np.dtype(f"u{side * codes.itemsize}")
-    cells = codes.view(whole).reshape(batch, height // side, width // side, side)
-    return cast("npt.NDArray[Code]", cells.swapaxes(2, 3).copy().view(codes.dtype).reshape(shape))
+    # Move each row of a cell as one integer.
+    whole = np.dtype(f"u{side * levels.itemsize}")
+    cells = levels.view(whole).reshape(batch, height // side, width // side, side)
+    return cast("npt.NDArray[Level]", cells.swapaxes(2, 3).copy().view(levels.dtype).reshape(shape))

@@ -1,4 +1,4 @@
-"""Label maps as outlines need them: each instance one 4-connected region without holes."""
+"""Clean label maps: each instance becomes one 4-connected region without holes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from qpnuclei.system.compiled import compiled
 
 
 def clean_labels(labels: npt.NDArray[np.integer[Any]]) -> LabelArray:
-    """Return a label map of anybody's with each instance in one piece and without holes.
+    """Return a label map in which each instance is one 4-connected region without holes.
 
-    Of an instance in several pieces (4-connected) the largest stays, of equal ones the first in
-    row-major order; holes are filled, and an instance that another one encloses becomes part of it.
+    Of an instance in several pieces, the largest stays; of equally large ones, the first in
+    row-major order. Holes are filled. An instance that another one encloses becomes part of it.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def clean_labels(labels: npt.NDArray[np.integer[Any]]) -> LabelArray:
     Raises
     ------
     ValueError
-        If it is not 2-D, or a label is negative.
+        If `labels` is not 2-D, or a label is negative.
 
     Examples
     --------
@@ -55,7 +55,7 @@ def clean_labels(labels: npt.NDArray[np.integer[Any]]) -> LabelArray:
     first = np.unique(pieces.ravel(), return_index=True)[1]
     first = first if len(first) == len(size) else np.concatenate([[0], first])
     owner = labels.ravel()[first]
-    # The largest piece of each label, of equal ones the first: pieces are numbered row by row.
+    # Keep the largest piece of each label, of equals the first: pieces are numbered row by row.
     order = np.lexsort((np.arange(len(size)), -size, owner))
     order = order[order > 0]
     keep = order[np.unique(owner[order], return_index=True)[1]]
@@ -70,9 +70,11 @@ def clean_labels(labels: npt.NDArray[np.integer[Any]]) -> LabelArray:
 
 
 def fill_holes(labels: LabelArray) -> None:
-    """Give each 4-connected label, in place, what it separates 4-connectedly from the outside.
+    """Fill, in place, the holes of each label with that label.
 
-    Two labels are apart or one encloses the other, so the order does not matter.
+    A hole is what the label cuts off from the outside, through 4-neighbours. Other labels inside
+    are overwritten. Of two labels, neither encloses the other or just one does, so the order of
+    filling does not matter.
 
     Parameters
     ----------
@@ -90,15 +92,14 @@ def fill_holes(labels: LabelArray) -> None:
 
 @compiled
 def _holes(framed: LabelArray) -> npt.NDArray[np.int64]:
-    """Count the holes of each 4-connected label of a map with a frame of zeros around it.
-
-    Holes are 4-connected, too.
+    """Count the (4-connected) holes of each label of a map framed by zeros.
 
     Notes
     -----
-    One minus the Euler number of 8-connected objects, from counts of 2x2 windows (Gray, "Local
-    Properties of Binary Images in Two Dimensions", IEEE Trans. Computers, 1971): those with one
-    pixel of the label, less those with three, less twice those with two on a diagonal; over four.
+    The number of holes is one minus the 8-connected Euler number, which follows from 2x2 windows
+    (Gray, "Local Properties of Binary Images in Two Dimensions", IEEE Trans. Computers, 1971):
+    ``(n1 - n3 - 2 nd) / 4`` with windows that hold one pixel of the label (n1), three (n3), or two
+    on a diagonal (nd).
     """
     height, width = framed.shape
     total = np.zeros(framed.max() + 1, np.int64)
@@ -110,7 +111,8 @@ def _holes(framed: LabelArray) -> npt.NDArray[np.int64]:
                 continue
             for pixel, diagonal, p, q in ((a, d, b, c), (b, c, a, d), (c, b, a, d), (d, a, b, c)):
                 same = int(pixel == diagonal) + int(pixel == p) + int(pixel == q)
-                # Three pixels share a window of three, two a diagonal one: 12 times the number.
+                # The loop visits each pixel of a window: n1 windows once, n3 three times, nd
+                # twice. So the weights 3, -1, -3 add up to 12 times the Euler number.
                 if same == 0:
                     total[pixel] += 3
                 elif same == 2:

@@ -1,6 +1,6 @@
-"""The landscape that the watershed floods: distances, mixed with a centre map, smoothed.
+"""The landscape of the watershed: the distance to the background, with the centre map, smoothed.
 
-Loops over whole rows, which the compiler turns into vector instructions.
+Inner loops run over whole rows, so that the compiler turns them into vector instructions.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.models.metadata import PostProcessing
-from qpnuclei.segmentation.quantised import CENTRE_STEPS, CentreCodes
+from qpnuclei.segmentation.quantised import CENTRE_STEPS, QuantisedCentre
 from qpnuclei.system.compiled import compiled
 
-#: Heights are compared in steps of 1/8192 px. Rounding errors of floating-point sums are far
-#: below it, so that neither they nor the order of summation decide between two pixels.
+#: Heights are whole steps of 1/8192 px. The rounding errors of floating-point sums are far smaller,
+#: so neither they nor the order of summation can decide which of two pixels is higher.
 STEPS_PER_PX = 8192
 #: Where the Gaussian is cut off, in standard deviations (the default of SciPy).
 _TRUNCATE = 4.0
 
 MaskArray = npt.NDArray[np.uint8]
-HeightArray = npt.NDArray[np.int32]
+LandscapeArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float64]
 
 
-def height_steps(
-    mask: MaskArray, parameters: PostProcessing, centre: CentreCodes | None
-) -> HeightArray:
+def build_landscape(
+    mask: MaskArray, parameters: PostProcessing, centre: QuantisedCentre | None
+) -> LandscapeArray:
     """Return the smoothed distance to the background, mixed with the centre map.
 
     Parameters
@@ -35,8 +35,7 @@ def height_steps(
         Foreground (1) and background (0).
     parameters : PostProcessing
     centre : (H, W) uint16 ndarray or None
-        Codes of the centre map; see `qpnuclei.segmentation.postprocess.segment_instances` for
-        the mixture.
+        Quantised; see `qpnuclei.segmentation.postprocess.segment_instances` for the formula.
 
     Returns
     -------
@@ -45,22 +44,22 @@ def height_steps(
     """
     everywhere = bool(mask.all())
     if centre is None:
-        heights = np.ones(mask.shape) if everywhere else _distances(mask)
+        landscape = np.ones(mask.shape) if everywhere else _distances(mask)
     else:
         weight, radius = parameters.centre_weight, parameters.maxima_radius_px
         squared = np.ones(mask.shape, np.float32) if everywhere else _squared(mask, radius)
         of_square = (1 - weight) * np.sqrt(np.arange(radius**2 + 1))
-        heights = _mixed(squared, of_square, centre, weight * 2.0 * radius / CENTRE_STEPS)
-    return _smooth_steps(heights, mask, _gaussian(parameters.smoothing_sigma_px))
+        landscape = _mixed(squared, of_square, centre, weight * 2.0 * radius / CENTRE_STEPS)
+    return _smooth_steps(landscape, mask, _gaussian(parameters.smoothing_sigma_px))
 
 
 def gaussian_radius(sigma: float) -> int:
-    """Return how far, in px, the Gaussian reaches."""
+    """Return the radius, in px, at which the Gaussian is cut off."""
     return int(_TRUNCATE * sigma + 0.5)
 
 
 def _gaussian(sigma: float) -> FloatArray:
-    """Return the weights from one end of the Gaussian to the other."""
+    """Return the weights of the Gaussian, which add up to 1."""
     if sigma == 0:
         return np.ones(1)
     x = np.arange(-gaussian_radius(sigma), gaussian_radius(sigma) + 1)
@@ -71,16 +70,16 @@ def _gaussian(sigma: float) -> FloatArray:
 
 def _distances(mask: MaskArray) -> FloatArray:
     rounded = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    # OpenCV rounds the root to float32; the squared distance is a whole number.
+    # OpenCV rounds the root to float32. The squared distance is an integer: recover it.
     distances: FloatArray = np.sqrt(np.rint(np.square(rounded, dtype=np.float64)))
     return distances
 
 
 @compiled
 def _squared(mask: MaskArray, radius: int) -> npt.NDArray[np.float32]:
-    """Return the squared distance to the nearest zero of a mask, or `radius` squared if less.
+    """Return the squared distance to the nearest zero of a mask, at most `radius` squared.
 
-    Along columns first, then along rows. Beyond the array there are no zeros.
+    Distances are taken along columns first, then along rows. Beyond the array there are no zeros.
     """
     height, width = mask.shape
     zero, one, limit = np.float32(0), np.float32(1), np.float32(radius)
@@ -112,19 +111,19 @@ def _squared(mask: MaskArray, radius: int) -> npt.NDArray[np.float32]:
 
 @compiled
 def _mixed(
-    squared: npt.NDArray[np.float32], of_square: FloatArray, centre: CentreCodes, scale: float
+    squared: npt.NDArray[np.float32], of_square: FloatArray, centre: QuantisedCentre, scale: float
 ) -> FloatArray:
-    """Return a function of the squared distance plus the scaled centre map."""
+    """Return ``of_square[squared] + scale * centre``."""
     height, width = squared.shape
-    heights = np.empty((height, width))
+    landscape = np.empty((height, width))
     for y in range(height):
         for x in range(width):
-            heights[y, x] = of_square[int(squared[y, x])] + scale * centre[y, x]
-    return heights
+            landscape[y, x] = of_square[int(squared[y, x])] + scale * centre[y, x]
+    return landscape
 
 
 @compiled
-def _smooth_steps(heights: FloatArray, mask: MaskArray, weights: FloatArray) -> HeightArray:
+def _smooth_steps(landscape: FloatArray, mask: MaskArray, weights: FloatArray) -> LandscapeArray:
     """Convolve with symmetric weights along both axes, reflecting at borders; round to steps."""
     height, width = mask.shape
     reach = len(weights) // 2
@@ -136,11 +135,11 @@ def _smooth_steps(heights: FloatArray, mask: MaskArray, weights: FloatArray) -> 
             continue
         middle = row[reach : reach + width]
         for x in range(width):
-            middle[x] = weights[reach] * heights[y, x]
+            middle[x] = weights[reach] * landscape[y, x]
         for step in range(1, reach + 1):
             above, below = (
-                heights[_reflected(y - step, height)],
-                heights[_reflected(y + step, height)],
+                landscape[_reflected(y - step, height)],
+                landscape[_reflected(y + step, height)],
             )
             weight = weights[reach + step]
             for x in range(width):
@@ -163,6 +162,6 @@ def _smooth_steps(heights: FloatArray, mask: MaskArray, weights: FloatArray) -> 
 
 @compiled
 def _reflected(index: int, length: int) -> int:
-    """Return where an index beyond the ends of an axis falls: ``c b a | a b c | c b a``."""
+    """Return the index that stands for one beyond the axis: ``c b a | a b c | c b a``."""
     index %= 2 * length
     return min(index, 2 * length - 1 - index)

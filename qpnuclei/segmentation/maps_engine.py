@@ -1,10 +1,9 @@
 """The engine of our own models: attention and centre maps, split into instances.
 
-Neighbouring tiles overlap, and a network looks far beyond what it answers for. So the maps of what
-two tiles share are computed once (`qpnuclei.tiling.plan.TilePlan.new_parts`), and strips of them
-are kept for the tiles to come. Reading works ahead in a separate thread, and several tiles are
-predicted and split at the same time: threads do, because decoders, networks and compiled loops
-release the interpreter lock.
+Neighbouring tiles overlap. The maps of the area that they share are computed once
+(`qpnuclei.tiling.plan.TilePlan.new_parts`), and strips of them are kept for later tiles. A
+separate thread reads ahead, and several tiles are predicted and split at the same time. Threads
+suffice: image decoders, networks and compiled loops release the interpreter lock.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qpnuclei.choices import CERTAINTY
 from qpnuclei.models.geometry import NetworkGeometry
 from qpnuclei.models.metadata import ModelMetadata, PostProcessing, model_hash, read_metadata
 from qpnuclei.models.registry import resolve_model
@@ -28,19 +28,18 @@ from qpnuclei.segmentation.engine import (
     TileInstances,
 )
 from qpnuclei.segmentation.postprocess import interaction_radius_px, segment_instances
-from qpnuclei.segmentation.quantised import ATTENTION_OF_CODE, AttentionCodes, CentreCodes
-from qpnuclei.segmentation.threads import networks_at_once, one_thread_each
+from qpnuclei.segmentation.quantised import ATTENTION_OF_LEVEL, QuantisedAttention, QuantisedCentre
+from qpnuclei.segmentation.threads import networks_at_once, one_thread_per_network
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.stains import ReinhardStatistics
-from qpnuclei.system.threads import ahead, in_parallel
+from qpnuclei.system.threads import map_in_threads, prefetch
 from qpnuclei.system.timing import Stopwatch
 from qpnuclei.tiling.plan import Box, Tile, TilePlan
 
 if TYPE_CHECKING:
     from qpnuclei.segmentation.predictor import Predictor
 
-#: The measurement that says how sure the model was of a nucleus.
-ATTENTION = "Attention: Mean"
+ATTENTION = CERTAINTY
 
 
 class MapsEngine:
@@ -50,9 +49,9 @@ class MapsEngine:
     ----------
     predictor : Predictor
     options : EngineOptions
-        Its `workers` and `batch_size`; the rest is what the predictor was made with.
+        Only `workers` and `batch_size` are used; the rest is settled in the predictor.
     sha256 : str
-        Of the model's file; empty for a network that comes from none.
+        Of the model file; empty for a network that was not loaded from one.
     """
 
     def __init__(
@@ -92,26 +91,27 @@ class MapsEngine:
 
         def split(seen: tuple[Tile, _View]) -> TileInstances:
             tile, view = seen
-            with clock("segment"), tiles.naming(tile):
+            with clock("segment"), tiles.errors_naming(tile):
                 labels = segment_instances(view.attention, parameters, view.centre)
-            scores = {ATTENTION: ScoreMap(view.attention, ATTENTION_OF_CODE)}
+            scores = {ATTENTION: ScoreMap(view.attention, ATTENTION_OF_LEVEL)}
             return TileInstances(tile, view.rgb, labels, scores)
 
         batch_size = self._tiles_at_once()
-        parts = ahead(_read(read, tiles, self._spec.margin_px, clock), 2 * batch_size)
-        with one_thread_each(), closing(parts) as parts_read:
+        parts = prefetch(_read(read, tiles, self._spec.margin_px, clock), 2 * batch_size)
+        with one_thread_per_network(), closing(parts) as parts_read:
             views = self._predict(parts_read, tiles, colour, batch_size, clock)
             with closing(views) as predicted:
-                split_tiles = in_parallel(
+                split_tiles = map_in_threads(
                     split, _assemble(tiles, predicted, clock), self._options.workers
                 )
                 with closing(split_tiles) as instances:
                     yield from instances
 
     def _tiles_at_once(self) -> int:
-        """Return how many tiles the network takes at once.
+        """Return the batch size.
 
-        On a CPU it is one: nothing is gained by more, and the result would depend on which.
+        On a CPU it is 1: more is no faster, and a result would depend on the other tiles in its
+        batch.
         """
         if self.predictor.device.type == "cpu":
             return 1
@@ -140,9 +140,9 @@ class MapsEngine:
                 yield batch
 
         def predict(batch: list[_Part]) -> list[_View]:
-            with clock("predict"), tiles.naming(batch[0].tile):
+            with clock("predict"), tiles.errors_naming(batch[0].tile):
                 rgb = _stacked([part.rgb for part in batch])
-                attention, centre = self.predictor.predict_codes(rgb, colour)
+                attention, centre = self.predictor.predict_quantised(rgb, colour)
             return [
                 _View(
                     part.box.grown(margin),
@@ -154,7 +154,7 @@ class MapsEngine:
             ]
 
         at_once = networks_at_once(self._options.workers)
-        with closing(in_parallel(predict, batches(), at_once)) as predicted:
+        with closing(map_in_threads(predict, batches(), at_once)) as predicted:
             for views in predicted:
                 yield from views
 
@@ -200,7 +200,7 @@ def _spec(metadata: ModelMetadata, geometry: NetworkGeometry, sha256: str) -> En
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """What a tile adds (`TilePlan.new_parts`), with the pixels that the network sees around it."""
+    """The new part of a tile (`TilePlan.new_parts`), and its pixels with their margin."""
 
     tile: Tile
     box: Box
@@ -213,26 +213,26 @@ class _View:
 
     box: Box
     rgb: RGB
-    attention: AttentionCodes
-    centre: CentreCodes | None
+    attention: QuantisedAttention
+    centre: QuantisedCentre | None
 
     def cut(self, box: Box) -> _View:
-        """Return what is seen of a box inside this one."""
+        """Return the pixels and maps of a box inside this one."""
         inner = box.within(self.box)
         centre = None if self.centre is None else self.centre[inner]
         return _View(box, self.rgb[inner], self.attention[inner], centre)
 
     def copy(self) -> _View:
-        """Return the same without holding on to what it was cut from."""
+        """Return a copy, which does not keep the arrays alive that it was cut from."""
         centre = None if self.centre is None else self.centre.copy()
         return _View(self.box, self.rgb.copy(), self.attention.copy(), centre)
 
 
 def _read(read: ReadPixels, tiles: TilePlan, margin: int, clock: Stopwatch) -> Iterator[_Part]:
-    """Yield what each tile adds."""
+    """Yield the new part of each tile that has one."""
     for tile, box in zip(tiles, tiles.new_parts(), strict=True):
         if box is not None:
-            with clock("read"), tiles.naming(tile):
+            with clock("read"), tiles.errors_naming(tile):
                 rgb = read(box.grown(margin))
             yield _Part(tile, box, rgb)
 
@@ -240,9 +240,9 @@ def _read(read: ReadPixels, tiles: TilePlan, margin: int, clock: Stopwatch) -> I
 def _assemble(
     tiles: TilePlan, predicted: Iterator[_View], clock: Stopwatch
 ) -> Iterator[tuple[Tile, _View]]:
-    """Put the view of each tile together from what it and the tiles before it added.
+    """Assemble the view of each tile from its new part and those of earlier tiles.
 
-    Of what a tile added, only what tiles yet to come will see is kept: strips along its border.
+    Of each new part, only what later tiles will need is kept: strips along its border.
     """
     kept: dict[int, _View] = {}
     for tile, part in zip(tiles, tiles.new_parts(), strict=True):
@@ -255,8 +255,8 @@ def _assemble(
             if index not in kept:
                 continue
             box = kept[index].box
-            ahead_of = [n.view for n in tiles.neighbours(tiles[index]) if n.index > tile.index]
-            wanted = [common for view in ahead_of if (common := view.intersection(box))]
+            later = [n.view for n in tiles.neighbours(tiles[index]) if n.index > tile.index]
+            wanted = [common for view in later if (common := view.intersection(box))]
             if not wanted:
                 del kept[index]
             elif 2 * (hull := Box.around(wanted)).area < box.area:
@@ -264,7 +264,7 @@ def _assemble(
 
 
 def _composed(box: Box, pieces: list[_View]) -> _View:
-    """Return what is seen of a box that some views cover together."""
+    """Return the pixels and maps of a box that some views cover together."""
     rgb = np.empty((box.height, box.width, 3), np.uint8)
     attention = np.empty((box.height, box.width), np.uint8)
     centre = None if pieces[0].centre is None else np.empty(attention.shape, np.uint16)
@@ -280,9 +280,9 @@ def _composed(box: Box, pieces: list[_View]) -> _View:
 
 
 def _stacked(tiles: list[RGB]) -> RGB:
-    """Stack tiles of different sizes, white beyond their right and lower borders.
+    """Stack tiles of different sizes, padded with white on the right and below.
 
-    What the network sees there is farther than its receptive field from any view.
+    The padding lies beyond the margin, so it changes no result that is used.
     """
     if len(tiles) == 1:
         return tiles[0][None]

@@ -51,7 +51,7 @@ class OnnxEngineFactory:
             ) from error
         inputs = session.get_inputs()
         if len(inputs) != 1:
-            raise ModelError(f"{path} wants {len(inputs)} inputs; models here take one image")
+            raise ModelError(f"{path} has {len(inputs)} inputs; one image is the only one allowed")
         name = inputs[0].name
 
         def run(pixels: npt.NDArray[np.float32]) -> Sequence[npt.NDArray[Any]]:
@@ -76,7 +76,7 @@ def _providers(onnxruntime: Any, device: str) -> list[str]:
     provider = _PROVIDERS.get(wanted)
     if provider is None or provider not in there:
         raise UsageError(
-            f"--device {device}: ONNX Runtime has it not here",
+            f"--device {device}: this ONNX Runtime does not have it",
             f"it has {', '.join(there)}",
         )
     return [provider]

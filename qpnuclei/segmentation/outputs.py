@@ -1,4 +1,4 @@
-"""From what a network of others gives to instances: one function per kind of output."""
+"""Decode the outputs of third-party networks into instances: one function per kind of output."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from qpnuclei.segmentation.engine import ScoreMap
 from qpnuclei.segmentation.labels import clean_labels
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.quantised import (
-    ATTENTION_OF_CODE,
-    AttentionCodes,
-    attention_codes,
-    check_codes,
+    ATTENTION_OF_LEVEL,
+    QuantisedAttention,
+    check_finite,
+    quantise_attention,
 )
 from qpnuclei.segmentation.sidecar import PROBABILITY, Sidecar, StarDistOutput
 from qpnuclei.segmentation.watershed import LabelArray
@@ -26,7 +26,7 @@ from qpnuclei.segmentation.watershed import LabelArray
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Found: TypeAlias = tuple[LabelArray, dict[str, ScoreMap]]
 
-#: A label above it cannot be told from its neighbour in float32.
+#: float32 cannot represent every integer above it.
 _LARGEST_LABEL = 1 << 24
 
 
@@ -40,14 +40,14 @@ def instances(
     outputs : sequence of ndarray
         Of the network, channels first, with a batch axis of 1 (see `Sidecar`).
     shape : (H, W) of int
-        Of the tile. Outputs may be larger, to the right and below.
+        Of the tile. Outputs may be larger; the surplus on the right and below is cut off.
     sidecar : Sidecar
 
     Returns
     -------
     labels : (H, W) int32 ndarray
     scores : dict of str to ScoreMap
-        Empty if the output does not tell how sure the model is.
+        Empty if the output has no probability.
 
     Raises
     ------
@@ -68,9 +68,9 @@ def _from_maps(
     if not 1 <= len(maps) <= 2:
         raise ModelError(f"maps have one or two channels, but this model gives {len(maps)}")
     maps = _cropped(maps, shape)
-    codes = _codes(maps[0])
+    levels = _quantised(maps[0])
     centre = np.clip(maps[1], 0, 1).astype(np.float32) if len(maps) == 2 else None
-    return segment_instances(codes, sidecar.post_processing, centre), _score(codes)
+    return segment_instances(levels, sidecar.post_processing, centre), _score(levels)
 
 
 def _from_labels(outputs: Sequence[npt.NDArray[Any]], shape: tuple[int, int]) -> LabelArray:
@@ -98,16 +98,16 @@ def _from_stardist(
 
     Notes
     -----
-    Schmidt et al., "Cell Detection with Star-Convex Polygons", MICCAI 2018: candidates in the order
-    of their probability; one is dropped where its overlap with one that was kept, relative to the
-    smaller of the two, is too large. Of equal probabilities the upper, then the left one is first.
+    Schmidt et al., "Cell Detection with Star-Convex Polygons", MICCAI 2018, section 2. Candidates
+    are taken in the order of their probability; of equal ones, the upper, then the left one first.
+    A candidate is dropped if it overlaps one that was kept by too much of the smaller of the two.
     """
     probability = _array(outputs, 0, "probability (1, 1, h, w)", 4)[0, 0]
     distances = _array(outputs, 1, "distances (1, R, h, w)", 4)[0]
     if distances.shape[0] < 3 or distances.shape[1:] != probability.shape:
         raise ModelError(
             f"distances of shape {distances.shape} do not fit a probability of "
-            f"{probability.shape}: (R, h, w) with at least 3 rays is wanted"
+            f"{probability.shape}: they must be (R, h, w) with at least 3 rays"
         )
     grid = parameters.grid
     rows, columns = np.nonzero(probability > parameters.probability)
@@ -120,15 +120,15 @@ def _from_stardist(
     polygons = shapely.make_valid(shapely.polygons(np.stack([x, y], axis=2)))
     kept = _suppressed(polygons, parameters.overlap)
     labels = np.zeros(shape, np.int32)
-    for number, candidate in reversed(list(enumerate(kept, start=1))):  # the surest is on top
+    for number, candidate in reversed(list(enumerate(kept, start=1))):  # the most probable on top
         ring = np.rint(np.stack([x[candidate], y[candidate]], axis=1)).astype(np.int32)
         cv2.fillPoly(labels, [ring], number)
-    codes = _codes(_cropped(np.kron(probability, np.ones((grid, grid)))[None], shape)[0])
-    return clean_labels(labels), _score(codes)
+    levels = _quantised(_cropped(np.kron(probability, np.ones((grid, grid)))[None], shape)[0])
+    return clean_labels(labels), _score(levels)
 
 
 def _suppressed(polygons: npt.NDArray[Any], overlap: float) -> list[int]:
-    """Return the indices of the polygons that no earlier one that was kept covers too much."""
+    """Return the indices of the polygons that greedy non-maximum suppression keeps, in order."""
     if len(polygons) == 0:
         return []
     areas = shapely.area(polygons)
@@ -165,16 +165,16 @@ def _cropped(maps: npt.NDArray[Any], shape: tuple[int, int]) -> npt.NDArray[Any]
     if maps.shape[1] < shape[0] or maps.shape[2] < shape[1]:
         raise ModelError(
             f"the output is {maps.shape[2]} x {maps.shape[1]} px for {shape[1]} x {shape[0]} px",
-            "models must answer for every pixel of their input",
+            "a model must predict every pixel of its input",
         )
     return maps[:, : shape[0], : shape[1]]
 
 
-def _codes(probability: FloatArray) -> AttentionCodes:
-    codes = attention_codes(np.clip(probability, 0, 1).astype(np.float32))
-    check_codes(codes)
-    return codes
+def _quantised(probability: FloatArray) -> QuantisedAttention:
+    levels = quantise_attention(np.clip(probability, 0, 1).astype(np.float32))
+    check_finite(levels)
+    return levels
 
 
-def _score(codes: AttentionCodes) -> dict[str, ScoreMap]:
-    return {PROBABILITY: ScoreMap(codes, ATTENTION_OF_CODE)}
+def _score(levels: QuantisedAttention) -> dict[str, ScoreMap]:
+    return {PROBABILITY: ScoreMap(levels, ATTENTION_OF_LEVEL)}

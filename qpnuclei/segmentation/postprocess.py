@@ -1,11 +1,10 @@
-"""From an attention map to instances: post-processing of section 3.4, made fast and local.
+"""From an attention map to instances: the post-processing of section 3.4 of the paper.
 
-Every step looks at a bounded neighbourhood of a pixel, or at the connected component of the
-foreground that the pixel belongs to, and every tie is broken by the order of rows and columns. So
-an instance comes out the same from a tile as from the whole image, as long as the tile shows its
-component with `interaction_radius_px` around it (and what encloses it, if anything does). Of a
-component that the tile cuts, the instances that lie more than about one nucleus away from the cut
-do not notice it either.
+Every step depends on a bounded neighbourhood of a pixel, or on the connected component of the
+foreground around it, and every tie is broken by the order of rows and columns. So an instance is
+the same in a tile and in the whole image if the tile shows its component with a margin of
+`interaction_radius_px` (and whatever encloses it). If the tile cuts the component, instances more
+than about one nucleus away from the cut are still the same.
 """
 
 from __future__ import annotations
@@ -17,17 +16,22 @@ from skimage.morphology import disk
 
 from qpnuclei.models.metadata import PostProcessing
 from qpnuclei.segmentation.labels import fill_holes
-from qpnuclei.segmentation.landscape import STEPS_PER_PX, MaskArray, gaussian_radius, height_steps
+from qpnuclei.segmentation.landscape import (
+    STEPS_PER_PX,
+    MaskArray,
+    build_landscape,
+    gaussian_radius,
+)
 from qpnuclei.segmentation.quantised import (
     ATTENTION_STEPS,
-    AttentionCodes,
     AttentionMap,
-    CentreCodes,
     CentreMap,
-    attention_codes,
-    centre_codes,
-    check_codes,
-    first_code_above,
+    QuantisedAttention,
+    QuantisedCentre,
+    check_finite,
+    first_level_above,
+    quantise_attention,
+    quantise_centre,
 )
 from qpnuclei.segmentation.watershed import LabelArray, find_peaks, renumbered, watershed
 from qpnuclei.system.compiled import compiled
@@ -43,20 +47,19 @@ def segment_instances(
     Parameters
     ----------
     attention : (H, W) float32 or uint8 ndarray
-        In 0..1, or the codes of such attention (`qpnuclei.segmentation.quantised`), in which the
-        work is done.
+        In 0..1, or already quantised (`qpnuclei.segmentation.quantised`).
     parameters : PostProcessing
         Threshold and radii, in px of `attention`.
     centre : (H, W) float32 or uint16 ndarray, optional
-        Map that rises from 0 at the border of a nucleus to 1 at its centre, where the model has
-        one; or its codes.
+        Rises from 0 at the border of a nucleus to 1 at its centre, or is already quantised. Given
+        if the model predicts it.
 
     Returns
     -------
     (H, W) int32 ndarray
-        0 is background, the N instances are 1 to N. Every instance is one 4-connected region, and
-        so is what it leaves of the plane: its outline along pixel edges is one simple ring. An
-        instance that another one encloses becomes part of it.
+        0 is background, the N instances are 1 to N. Every instance is one 4-connected region
+        without holes, so its outline along pixel edges is one simple ring. An instance that another
+        one encloses becomes part of it.
 
     Raises
     ------
@@ -69,23 +72,22 @@ def segment_instances(
     -----
     The steps of section 3.4 of [1]_: threshold; binary opening and closing with a disk of the
     coarse, then of the fine radius; Euclidean distance transform, smoothed by a Gaussian; its
-    maxima in a disk are the markers of a watershed of the negated distance. What the paper leaves
-    open is settled here:
+    maxima in a disk are the markers of a watershed of the negated distance. The paper leaves some
+    details open. They are settled as follows:
 
-    * Beyond the array is neither foreground nor background: no erosion eats into the foreground
-      there, and no distance ends there. (Where there is no background at all, it is 1.)
-    * A maximum must be one among the pixels of its own 4-connected component, so that a small
-      nucleus beside a large one is not lost. Adjacent maxima (there are such on a plateau) are one
-      marker.
-    * The watershed floods through 4-neighbours. Of two pixels of equal height the upper, then the
-      left one is flooded first.
-    * With a centre map, heights are ``(1 - w) * min(distance, r) + w * 2 * r * centre`` with
-      ``r = maxima_radius_px``. Distances end at r because where nuclei crowd together the farthest
-      pixels from the background lie between them.
+    * Beyond the array is neither foreground nor background: nothing is eroded from there, and no
+      distance is measured to there. (If there is no background at all, every distance is 1.)
+    * A maximum is compared with the pixels of its own 4-connected component only, so that a small
+      nucleus beside a large one is not lost. Adjacent maxima (on a plateau) are one marker.
+    * The watershed spreads through 4-neighbours. Of two pixels of equal height the upper, then the
+      left one is taken first.
+    * With a centre map, the height is ``(1 - w) * min(distance, r) + w * 2 * r * centre`` with
+      ``r = maxima_radius_px``. Distances are limited to r because in a crowd of nuclei the pixels
+      farthest from the background lie between nuclei.
     * Not in the paper, and off by default: the basin of a maximum that rises less than
       `min_prominence_px` above the highest saddle on the way to a higher one (its *dynamics*, [2]_)
-      joins what lies beyond that saddle. Along the ridge of an elongated nucleus, maxima lie far
-      apart but hardly rise.
+      is merged with the basin beyond that saddle. Along the ridge of an elongated nucleus, maxima
+      lie far apart but hardly rise.
 
     References
     ----------
@@ -97,22 +99,22 @@ def segment_instances(
         raise ValueError(f"attention must be (H, W), not {attention.shape}")
     if centre is not None and centre.shape != attention.shape:
         raise ValueError(f"centre has shape {centre.shape}, attention {attention.shape}")
-    codes = attention_codes(attention)
-    check_codes(codes)
-    mask = foreground_mask(codes, parameters)
+    levels = quantise_attention(attention)
+    check_finite(levels)
+    mask = foreground_mask(levels, parameters)
     if not mask.any():
-        return np.zeros(codes.shape, np.int32)
+        return np.zeros(levels.shape, np.int32)
     if mask.all() and centre is None:
-        labels = np.ones(codes.shape, np.int32)
+        labels = np.ones(levels.shape, np.int32)
     else:
-        labels = _split(mask, parameters, None if centre is None else centre_codes(centre))
+        labels = _split(mask, parameters, None if centre is None else quantise_centre(centre))
         fill_holes(labels)
-    return _drop(labels, codes, parameters)
+    return _drop(labels, levels, parameters)
 
 
-def foreground_mask(codes: AttentionCodes, parameters: PostProcessing) -> MaskArray:
+def foreground_mask(levels: QuantisedAttention, parameters: PostProcessing) -> MaskArray:
     """Return the (H, W) uint8 foreground (0 or 1): threshold, openings and closings."""
-    mask = (codes >= first_code_above(parameters.threshold)).view(np.uint8)
+    mask = (levels >= first_level_above(parameters.threshold)).view(np.uint8)
     for radius in (parameters.coarse_radius_px, parameters.fine_radius_px):
         if radius:
             element: MaskArray = disk(radius)  # type: ignore[no-untyped-call]
@@ -124,25 +126,26 @@ def foreground_mask(codes: AttentionCodes, parameters: PostProcessing) -> MaskAr
 def interaction_radius_px(parameters: PostProcessing) -> int:
     """Return how far beyond its connected component the attention can change an instance, in px.
 
-    Two openings and two closings reach four times the two radii. The Gaussian lets the distances
-    of a neighbouring component leak in from as far as it reaches; across the gap between the two,
-    these depend on the mask as far again.
+    Two openings and two closings reach four times the two radii. The Gaussian mixes in distances of
+    a neighbouring component as far as it reaches, and those depend on the mask as far again.
     """
     morphology = 4 * (parameters.coarse_radius_px + parameters.fine_radius_px)
     return morphology + 2 * gaussian_radius(parameters.smoothing_sigma_px) + 1
 
 
-def _split(mask: MaskArray, parameters: PostProcessing, centre: CentreCodes | None) -> LabelArray:
-    """Divide the foreground among the maxima of its landscape."""
-    heights = height_steps(mask, parameters, centre)
+def _split(
+    mask: MaskArray, parameters: PostProcessing, centre: QuantisedCentre | None
+) -> LabelArray:
+    """Divide the foreground among the maxima of the landscape."""
+    landscape = build_landscape(mask, parameters, centre)
     components = np.asarray(cv2.connectedComponents(mask, connectivity=4)[1], np.int32)
-    peaks = find_peaks(heights, components, parameters.maxima_radius_px)
-    return watershed(components, heights, peaks, parameters.min_prominence_px * STEPS_PER_PX)
+    peaks = find_peaks(landscape, components, parameters.maxima_radius_px)
+    return watershed(components, landscape, peaks, parameters.min_prominence_px * STEPS_PER_PX)
 
 
-def _drop(labels: LabelArray, codes: AttentionCodes, parameters: PostProcessing) -> LabelArray:
+def _drop(labels: LabelArray, levels: QuantisedAttention, parameters: PostProcessing) -> LabelArray:
     """Drop what is too small or too faint and number the others without gaps."""
-    area, total = _areas_and_sums(labels, codes)
+    area, total = _areas_and_sums(labels, levels)
     keep = area >= max(1, parameters.min_area_px)
     keep &= total + 0.5 * area >= parameters.min_mean_attention * ATTENTION_STEPS * area
     keep[0] = False
@@ -153,14 +156,14 @@ def _drop(labels: LabelArray, codes: AttentionCodes, parameters: PostProcessing)
 
 @compiled
 def _areas_and_sums(
-    labels: LabelArray, codes: AttentionCodes
+    labels: LabelArray, levels: QuantisedAttention
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the number of pixels of each label, and the sum of their codes."""
+    """Return the number of pixels of each label, and the sum of their levels."""
     height, width = labels.shape
     area = np.zeros(labels.max() + 1, np.int64)
     total = np.zeros(len(area), np.int64)
     for y in range(height):
         for x in range(width):
             area[labels[y, x]] += 1
-            total[labels[y, x]] += codes[y, x]
+            total[labels[y, x]] += levels[y, x]
     return area, total

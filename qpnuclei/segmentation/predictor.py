@@ -1,4 +1,4 @@
-"""The one way to run a network of ours: image in, attention (and centre map) out."""
+"""Run one of our networks: image in, attention (and centre map) out."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from qpnuclei.models.device import resolve_device
 from qpnuclei.models.metadata import ModelMetadata, PostProcessing
 from qpnuclei.models.registry import DEFAULT_MODEL, resolve_model
 from qpnuclei.segmentation.cuda import TILES_AT_ONCE, CudaForward
-from qpnuclei.segmentation.forward import Forward, prepared
-from qpnuclei.segmentation.quantised import AttentionCodes, CentreCodes, FloatMap
+from qpnuclei.segmentation.forward import Forward, optimise_for_inference
+from qpnuclei.segmentation.quantised import FloatMap, QuantisedAttention, QuantisedCentre
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.stains import ReinhardStatistics, reinhard_transfer
 
-#: Height and width of the tiles in which `Predictor.predict_image` looks at a large image.
+#: Height and width of the tiles into which `Predictor.predict_image` cuts a large image, in px.
 _TILE_PX = 1024
 
 _DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -37,12 +37,12 @@ class Predictor:
     metadata : ModelMetadata
     device : torch.device
     views : {1, 8}
-        With 8, the results for the image's flips and right-angle rotations are averaged: what the
+        With 8, results over the flips and right-angle rotations of the image are averaged, as the
         paper's code does at test time. Eight times slower.
     precision : {"auto", "float32", "bfloat16"}
-        Of the convolutions. Auto is float16 on CUDA, float32 elsewhere. On CPUs that compute in
-        bfloat16, it takes less than half the time; about 1 of 4000 pixels of the default model's
-        mask then changes sides, and the last bits of the attention everywhere.
+        Of the convolutions. Auto is float16 on CUDA, float32 elsewhere. CPUs with bfloat16
+        arithmetic take less than half the time with it; then about 1 of 4000 pixels of the default
+        model's mask changes sides, and the last bits of the attention change everywhere.
 
     Examples
     --------
@@ -107,10 +107,12 @@ class Predictor:
         """
         resolved = resolve_device(device)
         network, metadata = load_model(resolve_model(name_or_path))
-        return cls(prepared(network.eval(), resolved), metadata, resolved, views, precision)
+        return cls(
+            optimise_for_inference(network.eval(), resolved), metadata, resolved, views, precision
+        )
 
     def with_post_processing(self, parameters: PostProcessing) -> Predictor:
-        """Return a predictor with the same network whose metadata name other parameters."""
+        """Return a predictor with the same network and another post-processing."""
         metadata = self._metadata.model_copy(update={"post_processing": parameters})
         return Predictor(self._network, metadata, self._device, self._views, self._precision)
 
@@ -126,22 +128,22 @@ class Predictor:
 
     @property
     def receptive_radius_px(self) -> int:
-        """How far, in px of the model's resolution, a pixel of the result looks."""
+        """How far from a pixel its result depends on the image, in px of the model's resolution."""
         return cast(Network, self._network).receptive_radius_px
 
     @property
     def stride(self) -> int:
-        """Two tiles give the same result where both see it whole if their origins differ by it."""
+        """Overlapping tiles agree if their origins differ by a multiple of it, in px."""
         return cast(Network, self._network).stride
 
     @property
     def precision(self) -> str:
-        """What the convolutions compute in, for example ``"float32"``."""
+        """Number format of the convolutions, for example ``"float32"``."""
         return str(self._dtype).removeprefix("torch.")
 
     @property
     def views(self) -> int:
-        """How many flips and rotations of a tile it looks at: 1 or 8."""
+        """Number of flips and rotations of a tile that are averaged: 1 or 8."""
         return self._views
 
     @property
@@ -151,7 +153,7 @@ class Predictor:
 
     @property
     def tiles_at_once(self) -> int:
-        """Best batch size for `predict_codes`: several tiles on a GPU, else one."""
+        """Best batch size for `predict_quantised`: several tiles on a GPU, else one."""
         return 1 if self._on_cuda is None else TILES_AT_ONCE
 
     def predict(
@@ -163,17 +165,17 @@ class Predictor:
         ----------
         rgb : (B, H, W, 3) uint8 ndarray
             Tiles at `mpp`. Within `receptive_radius_px` of their border the result depends on
-            where the border is: give them a halo.
+            the border: give them a margin and cut it off.
         statistics : ReinhardStatistics, optional
-            Of the whole slide (never of the tile: that makes seams). Needed by models whose
-            metadata ask for the Reinhard colour transfer, ignored by others.
+            Of the whole slide, never of the tile, which would make seams. Needed by models whose
+            metadata ask for Reinhard's colour transfer, ignored by others.
 
         Returns
         -------
         attention : (B, H, W) float32 ndarray
             0..1.
         centre : (B, H, W) float32 ndarray or None
-            0..1, high in the middle of nuclei; None for models that have none.
+            0..1, high in the middle of nuclei; None for models without one.
 
         Raises
         ------
@@ -184,12 +186,12 @@ class Predictor:
         maps = self._forward.maps(self._pixels(rgb, statistics)).cpu().numpy()[..., :height, :width]
         return maps[:, 0], maps[:, 1] if maps.shape[1] > 1 else None
 
-    def predict_codes(
+    def predict_quantised(
         self, rgb: RGB, statistics: ReinhardStatistics | None = None
-    ) -> tuple[AttentionCodes, CentreCodes | None]:
-        """Return what `predict` returns of a batch of tiles, as codes.
+    ) -> tuple[QuantisedAttention, QuantisedCentre | None]:
+        """Return quantised attention and centre map of a batch of tiles.
 
-        See `qpnuclei.segmentation.quantised` for the codes.
+        See `qpnuclei.segmentation.quantised` for the levels.
 
         Threads may call it at the same time. On a GPU, one batch is then copied while another is
         computed; batches should mostly have the same shape.
@@ -203,7 +205,7 @@ class Predictor:
         -------
         attention : (B, H, W) uint8 ndarray
         centre : (B, H, W) uint16 ndarray or None
-            None for models that have none.
+            None for models without one.
 
         Raises
         ------
@@ -213,9 +215,9 @@ class Predictor:
             If one tile does not fit into the memory of a GPU.
         """
         if self._on_cuda is not None:
-            return self._on_cuda.codes(self._checked(rgb, statistics))
+            return self._on_cuda.quantised_maps(self._checked(rgb, statistics))
         height, width = rgb.shape[1:3]
-        attention, centre = self._forward.codes(self._pixels(rgb, statistics))
+        attention, centre = self._forward.quantised_maps(self._pixels(rgb, statistics))
         within = np.s_[:, :height, :width]
         return attention[within], None if centre is None else centre[within]
 
@@ -227,7 +229,7 @@ class Predictor:
         Parameters
         ----------
         rgb : (H, W, 3) uint8 ndarray
-            At `mpp`. Beyond its border it is continued by reflection.
+            At `mpp`. Reflected beyond its border.
         statistics : ReinhardStatistics, optional
             As for `predict`.
 
@@ -243,7 +245,7 @@ class Predictor:
         """
         _check_image(rgb)
         height, width = rgb.shape[:2]
-        # A halo and a core that are multiples of the stride: every tile sees the same grid.
+        # Halo and core are multiples of the stride, so the strides of all tiles coincide.
         halo = -(-self.receptive_radius_px // self.stride) * self.stride
         core = max((_TILE_PX - 2 * halo) // self.stride, 1) * self.stride
         padded = np.pad(rgb, ((halo, halo), (halo, halo), (0, 0)), mode="symmetric")
@@ -266,7 +268,7 @@ class Predictor:
         return normalise_colour(rgb, self._metadata, statistics)
 
     def _pixels(self, rgb: RGB, statistics: ReinhardStatistics | None) -> Tensor:
-        """Return tiles on the device, with normalised colours, continued to whole strides."""
+        """Return tiles on the device: colours normalised, sizes padded to the stride."""
         rgb = self._checked(rgb, statistics)
         bottom, right = (-length % self.stride for length in rgb.shape[1:3])
         if bottom or right:
@@ -277,19 +279,19 @@ class Predictor:
 def normalise_colour(
     rgb: RGB, metadata: ModelMetadata, statistics: ReinhardStatistics | None
 ) -> RGB:
-    """Bring the colours of a slide's pixels to those the model was trained on.
+    """Transfer the colours of a slide to those that the model was trained on.
 
     Parameters
     ----------
     rgb : (..., 3) uint8 ndarray
     metadata : ModelMetadata
     statistics : ReinhardStatistics or None
-        Of the slide; None only if the model wants no colour transfer.
+        Of the slide; may be None if the model needs no colour transfer.
 
     Raises
     ------
     ValueError
-        If the model wants the transfer and `statistics` is None.
+        If the model needs the transfer and `statistics` is None.
     """
     if metadata.colour.method == "none":
         return rgb

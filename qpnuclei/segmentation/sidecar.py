@@ -1,4 +1,4 @@
-"""What must be said of a model of others: its pixel size, what it wants, and what it gives.
+"""The sidecar of a third-party model: its pixel size, its input, and its output.
 
 A sidecar is a JSON file beside the model, of the same name: ``nuclei.onnx`` has ``nuclei.json``.
 """
@@ -16,10 +16,10 @@ from qpnuclei.segmentation.engine import EngineOptions, EngineSpec
 from qpnuclei.segmentation.postprocess import interaction_radius_px
 from qpnuclei.system.files import read_regular
 
-#: The measurement that says how sure a model of others was of a nucleus.
+#: The measurement that says how sure a third-party model is of a nucleus.
 PROBABILITY = "Probability: Mean"
 
-#: Larger sidecars are none.
+#: A larger file is not a sidecar.
 _MOST_BYTES = 1 << 20
 
 _Deviation = Annotated[float, Field(gt=0)]
@@ -30,7 +30,7 @@ class _Part(BaseModel):
 
 
 class Normalisation(_Part):
-    """What the network is given: ``(rgb / scale - mean) / std``, channel by channel."""
+    """The network's input: ``(rgb / scale - mean) / std``, channel by channel."""
 
     scale: _Deviation = Field(255.0, description="what 8-bit values are divided by first")
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -38,11 +38,11 @@ class Normalisation(_Part):
 
 
 class StarDistOutput(_Part):
-    """How polygons are made of a StarDist network's probability and radial distances."""
+    """How a StarDist network's probability and radial distances become polygons."""
 
     probability: float = Field(0.5, gt=0, lt=1, description="candidates lie above it")
     overlap: float = Field(
-        0.3, ge=0, le=1, description="a candidate is dropped if one that is surer covers this much"
+        0.3, ge=0, le=1, description="a candidate is dropped if a better one covers this much of it"
     )
     grid: int = Field(1, ge=1, le=16, description="input px per px of the output")
 
@@ -50,15 +50,15 @@ class StarDistOutput(_Part):
 class Sidecar(_Part):
     """The content of a sidecar.
 
-    ``output`` says what the network gives:
+    ``output`` says what the network predicts:
 
     * ``maps``: (1, C, H, W), channel 0 the probability of nucleus in 0..1; channel 1, if there is
-      one, rises from 0 at the border of a nucleus to 1 at its centre. Split as `post_processing`
-      says.
+      one, rises from 0 at the border of a nucleus to 1 at its centre. `post_processing` splits it
+      into nuclei.
     * ``labels``: (1, 1, H, W) or (1, H, W), a number for every nucleus, 0 for background.
     * ``stardist``: two outputs, probability (1, 1, h, w) and distances (1, R, h, w) in input px
       along R rays, which turn from the x axis to the y axis, downwards (StarDist's order).
-    * ``instanseg``: as ``labels``; of several channels the first is that of the nuclei.
+    * ``instanseg``: as ``labels``; the first of several channels holds the nuclei.
 
     With ``channels: last``, input and output have their channels last, as TensorFlow has them.
     """
@@ -68,19 +68,19 @@ class Sidecar(_Part):
     output: Literal["maps", "labels", "stardist", "instanseg"]
     channels: Literal["first", "last"] = "first"
     normalisation: Normalisation = Normalisation()
-    context_px: int = Field(ge=0, le=1024, description="how far a pixel of the output looks")
+    context_px: int = Field(ge=0, le=1024, description="receptive radius, in px of the input")
     stride: int = Field(1, ge=1, le=256, description="height and width must be multiples of it")
     post_processing: PostProcessing = PostProcessing()
     stardist: StarDistOutput = StarDistOutput()
 
     @property
     def scored(self) -> bool:
-        """Whether the output tells how sure the model is."""
+        """Whether the output has a probability."""
         return self.output in ("maps", "stardist")
 
 
 def read_sidecar(model: Path) -> Sidecar:
-    """Return what the sidecar of a model file says.
+    """Read the sidecar of a model file.
 
     Raises
     ------
@@ -95,10 +95,10 @@ def read_sidecar(model: Path) -> Sidecar:
     if not path.is_file():
         raise NotFoundError(
             f"{model} has no sidecar {path.name}",
-            "it says the model's µm/px, what it wants and what it gives: see docs/engines.md",
+            "it says the model's µm/px, its input and its output: see docs/engines.md",
         )
     if path.stat().st_size > _MOST_BYTES:
-        raise ModelError(f"{path} has {path.stat().st_size} bytes: it is no sidecar")
+        raise ModelError(f"{path} has {path.stat().st_size} bytes: that is too large for a sidecar")
     try:
         return Sidecar.model_validate_json(read_regular(path))
     except ValidationError as error:
@@ -108,7 +108,7 @@ def read_sidecar(model: Path) -> Sidecar:
 
 
 def spec_of(model: Path, sidecar: Sidecar | None = None) -> EngineSpec:
-    """Return what a run must know of a model of others; see `read_sidecar` for the errors.
+    """Return the spec of a third-party model; see `read_sidecar` for the errors.
 
     The sidecar is read unless it is given.
     """
@@ -132,8 +132,8 @@ def with_options(sidecar: Sidecar, engine: str, options: EngineOptions) -> Sidec
     Raises
     ------
     UsageError
-        If the options ask for what only our own models can do, or for a threshold where the model
-        gives nuclei and no probability.
+        If the options are supported by our own models only, or have a threshold though the model
+        predicts labels rather than a probability.
     """
     refuse_options(engine, options)
     if options.threshold is None:
@@ -145,13 +145,13 @@ def with_options(sidecar: Sidecar, engine: str, options: EngineOptions) -> Sidec
         stardist = sidecar.stardist.model_copy(update={"probability": options.threshold})
         return sidecar.model_copy(update={"stardist": stardist})
     raise UsageError(
-        f"--threshold: a model with the output {sidecar.output!r} gives nuclei, no probability",
+        f"--threshold: a model with the output {sidecar.output!r} predicts no probability",
         "leave the option out",
     )
 
 
 def refuse_options(engine: str, options: EngineOptions) -> None:
-    """Refuse what only our own models can do, rather than ignore it.
+    """Refuse options that only our own models support, rather than ignore them.
 
     Raises
     ------
@@ -159,9 +159,9 @@ def refuse_options(engine: str, options: EngineOptions) -> None:
         If the options ask for several views or a precision.
     """
     if options.views != 1:
-        raise UsageError(f"--tta: the {engine} engine takes every tile once")
+        raise UsageError(f"--tta: the {engine} engine does not average over flips and rotations")
     if options.precision not in ("auto", "float32"):
         raise UsageError(
-            f"--precision {options.precision}: a model of the {engine} engine computes in what it "
-            "was exported with"
+            f"--precision {options.precision}: a model of the {engine} engine computes in the "
+            "precision it was exported with"
         )

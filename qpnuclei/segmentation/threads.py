@@ -1,7 +1,7 @@
-"""How networks share the processor's cores, so that the result does not depend on their number.
+"""How networks share the processor's cores, without the result depending on their number.
 
-A sum that several threads share depends in its last bits on how many they are. So one thread
-computes a tile, whatever the number of workers, and several tiles side by side use the cores.
+The last bits of a sum that several threads share depend on the number of threads. So one thread
+computes a tile, and several tiles at a time keep the cores busy.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from contextlib import contextmanager
 
 from qpnuclei.system.memory import available_memory
 
-#: What a network may take for one tile of the default size: the paper's, of full width and
-#: resolution, takes the most.
+#: Memory of a network for one tile of the default size, at most. The paper's network, at full width
+#: and resolution, needs the most.
 _BYTES_OF_A_NETWORK = 2 << 30
 
 
 def networks_at_once(workers: int) -> int:
-    """Return how many tiles networks look at side by side: as many as cores and memory allow."""
+    """Return how many tiles are predicted at the same time: as cores and memory allow."""
     memory = available_memory()
     affordable = workers if memory is None else memory // 2 // _BYTES_OF_A_NETWORK
     return max(1, min(workers, affordable))
 
 
 @contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Let every call of a network within the block use one thread; restore the setting after it.
+def one_thread_per_network() -> Iterator[None]:
+    """Limit torch to one thread per call within the block; restore the setting after it.
 
-    OpenCV's own threads are turned off likewise: tiles are what is done in parallel.
+    OpenCV's own threads are turned off, too: tiles are processed in parallel instead.
     """
     import cv2
     import torch

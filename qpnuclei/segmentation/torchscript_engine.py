@@ -1,7 +1,7 @@
 """The engine of TorchScript models: ``--model torchscript:FILE``.
 
-A TorchScript file is a program. It cannot call Python, but it can compute for ever or fill the
-memory: use only files that you trust.
+A TorchScript file is a program. It cannot call Python, but it can run forever or fill the memory:
+use only files that you trust.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class TorchScriptEngineFactory:
         device = resolve_device(options.device)
         try:
             with warnings.catch_warnings():
-                # torch would rather have another format; files in this one are what labs have.
+                # torch prefers a newer format, but TorchScript is what many published models use.
                 warnings.filterwarnings("ignore", message=".*deprecated", category=FutureWarning)
                 network = torch.jit.load(  # type: ignore[no-untyped-call]
                     str(path), map_location=device

@@ -1,7 +1,7 @@
 """The watershed from the maxima of a landscape, within connected components.
 
-Of two pixels of equal height the upper, then the left one is the higher: every pixel has a rank of
-its own, and the result does not depend on what else is in the landscape.
+Of two pixels of equal height, the upper, then the left one counts as higher. So no two pixels have
+the same rank, and the basins of a component do not depend on other components.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from skimage.morphology import disk
 
 from qpnuclei.system.compiled import compiled
 
-HeightArray = npt.NDArray[np.int32]
+LandscapeArray = npt.NDArray[np.int32]
 LabelArray = npt.NDArray[np.int32]
 IndexArray = npt.NDArray[np.int64]
 
 
-def find_peaks(heights: HeightArray, components: LabelArray, radius: int) -> IndexArray:
-    """Find the maxima in a disk among the pixels of their own component.
+def find_peaks(landscape: LandscapeArray, components: LabelArray, radius: int) -> IndexArray:
+    """Find the pixels that are maxima within a disk, among the pixels of their own component.
 
     Parameters
     ----------
-    heights : (H, W) int32 ndarray
+    landscape : (H, W) int32 ndarray
     components : (H, W) int32 ndarray
         Number of the component of each pixel; 0 is background.
     radius : int
@@ -31,22 +31,21 @@ def find_peaks(heights: HeightArray, components: LabelArray, radius: int) -> Ind
     Returns
     -------
     (N,) int64 ndarray
-        Row-major indices in rising order; the first one of maxima that are adjacent, also over
-        corners.
+        Row-major indices in rising order. Of adjacent (8-connected) maxima, only the first.
     """
     y, x = np.nonzero(disk(radius)) - np.array(radius)  # type: ignore[no-untyped-call]
-    # The nearest first: they rule out most pixels.
+    # Compare with the nearest pixels first: they rule out most candidates.
     near_first = np.argsort(np.hypot(y, x), kind="stable")[1:]
-    maxima = _maxima(heights, components, y[near_first], x[near_first])
+    maxima = _maxima(landscape, components, y[near_first], x[near_first])
     return _first_of_plateaus(maxima, components)
 
 
 @compiled
 def _maxima(
-    heights: HeightArray, components: LabelArray, dy: IndexArray, dx: IndexArray
+    landscape: LandscapeArray, components: LabelArray, dy: IndexArray, dx: IndexArray
 ) -> IndexArray:
-    """Find the pixels that are as high as all of their component at some offsets from them."""
-    height, width = heights.shape
+    """Find the pixels that no pixel of their component at one of the offsets exceeds."""
+    height, width = landscape.shape
     found = []
     for y in range(height):
         for x in range(width):
@@ -59,7 +58,7 @@ def _maxima(
                 if (
                     0 <= v < height
                     and 0 <= u < width
-                    and heights[v, u] > heights[y, x]
+                    and landscape[v, u] > landscape[y, x]
                     and components[v, u] == own
                 ):
                     is_maximum = False
@@ -71,7 +70,7 @@ def _maxima(
 
 @compiled
 def _first_of_plateaus(maxima: IndexArray, components: LabelArray) -> IndexArray:
-    """Keep the first one of maxima (in rising order) of one component that are 8-connected."""
+    """Keep the first of 8-connected maxima of one component; maxima come in rising order."""
     width = components.shape[1]
     component = components.ravel()
     first = np.arange(len(maxima))
@@ -93,7 +92,10 @@ def _first_of_plateaus(maxima: IndexArray, components: LabelArray) -> IndexArray
 
 
 def watershed(
-    components: LabelArray, heights: HeightArray, peaks: IndexArray, least_prominence: float = 0.0
+    components: LabelArray,
+    landscape: LandscapeArray,
+    peaks: IndexArray,
+    least_prominence: float = 0.0,
 ) -> LabelArray:
     """Divide components among the peaks: Meyer's watershed, through 4-neighbours.
 
@@ -101,13 +103,13 @@ def watershed(
     ----------
     components : (H, W) int32 ndarray
         4-connected; 0 is background.
-    heights : (H, W) int32 ndarray
+    landscape : (H, W) int32 ndarray
         Not negative.
     peaks : (N,) int64 ndarray
         Row-major indices in rising order; at least one in every component.
     least_prominence : float
         The basin of a peak that rises less than this above the highest saddle to a higher peak
-        joins the one beyond that saddle.
+        is merged with the basin beyond that saddle.
 
     Returns
     -------
@@ -116,22 +118,25 @@ def watershed(
 
     Notes
     -----
-    A pixel joins the first of its neighbours that is taken from the queue, highest pixels first
-    (F. Meyer, "Color image segmentation", ICIP 1992).
+    Pixels are taken from a priority queue, the highest first. A pixel joins the basin of the first
+    of its neighbours that is taken (F. Meyer, "Color image segmentation", IEE Int. Conf. on Image
+    Processing and its Applications, 1992).
     """
     by_component = np.argsort(components.ravel()[peaks], kind="stable")
-    labels, crossings = _flood(components, heights, peaks, by_component)
+    labels, crossings = _flood(components, landscape, peaks, by_component)
     if least_prominence > 0:
-        # The highest saddle first: of two pixels where basins touch, the lower one.
+        # The highest saddle first. A saddle is the lower one of two pixels where basins touch.
         crossings = crossings[np.lexsort(crossings.T)]
-        numbers = _joined(labels.ravel(), heights.ravel(), peaks, crossings, least_prominence)
+        numbers = _merge_shallow_basins(
+            labels.ravel(), landscape.ravel(), peaks, crossings, least_prominence
+        )
         labels = renumbered(labels, numbers)
     return labels
 
 
 @compiled
 def _flood(
-    components: LabelArray, heights: HeightArray, peaks: IndexArray, by_component: IndexArray
+    components: LabelArray, landscape: LandscapeArray, peaks: IndexArray, by_component: IndexArray
 ) -> tuple[LabelArray, IndexArray]:
     """Return the basins, and the pairs of pixels of two basins that touch.
 
@@ -148,7 +153,7 @@ def _flood(
         Ranks of the higher and of the lower pixel.
     """
     height, width = components.shape
-    component, height_of = components.ravel(), heights.ravel()
+    component, height_of = components.ravel(), landscape.ravel()
     area = np.zeros(components.max() + 1, np.int64)
     for pixel in range(len(component)):
         area[component[pixel]] += 1
@@ -171,14 +176,14 @@ def _flood(
             continue
         peak = peaks[by_component[i]]
         labels[peak] = by_component[i] + 1
-        _rise(queue, queued, _rank(height_of[peak], peak))
+        _heap_push(queue, queued, _rank(height_of[peak], peak))
         queued += 1
         if i + 1 < len(by_component) and component[peaks[by_component[i + 1]]] == own:
             continue
-        # All peaks of a component are in, and no others: short queues are served faster.
+        # The queue now holds all peaks of one component and no others: short queues are faster.
         while queued > 0:
             rank = queue[0]
-            pixel = _pixel(rank)
+            pixel = _pixel_of_rank(rank)
             x = pixel % width
             taken = False
             for side in range(4):
@@ -196,17 +201,18 @@ def _flood(
                 if labels[neighbour] == 0:
                     labels[neighbour] = labels[pixel]
                     if taken:
-                        _rise(queue, queued, other)
+                        _heap_push(queue, queued, other)
                         queued += 1
                     else:
-                        # Its place is often near the one of the pixel that it follows.
-                        _sink(queue, queued, other)
+                        # Replacing is faster than removing and adding: it often belongs near the
+                        # pixel that it follows.
+                        _heap_replace_least(queue, queued, other)
                         taken = True
                 elif labels[neighbour] != labels[pixel] and other < rank:
                     crossings.append((other, rank))
             if not taken:
                 queued -= 1
-                _sink(queue, queued, queue[queued])
+                _heap_replace_least(queue, queued, queue[queued])
     pairs = np.empty((len(crossings), 2), np.int64)
     for i in range(len(crossings)):
         pairs[i, 0], pairs[i, 1] = crossings[i]
@@ -214,21 +220,21 @@ def _flood(
 
 
 @compiled
-def _joined(
+def _merge_shallow_basins(
     label_of: LabelArray,
-    height_of: HeightArray,
+    height_of: LandscapeArray,
     peaks: IndexArray,
     crossings: IndexArray,
     least: float,
 ) -> LabelArray:
-    """Return, for each basin, the number of the one it becomes part of; 0 for 0.
+    """Return, for each basin, the number of the one it is merged into; 0 for 0.
 
-    The crossing from one basin to another that comes first decides: at lower ones, a peak that
-    was prominent there is so all the more.
+    The highest crossing between two basins decides: a peak that is prominent there is even more
+    prominent at lower ones.
     """
     taken_by = np.arange(len(peaks))
     for i in range(len(crossings)):
-        high, low = _pixel(crossings[i, 0]), _pixel(crossings[i, 1])
+        high, low = _pixel_of_rank(crossings[i, 0]), _pixel_of_rank(crossings[i, 1])
         a, b = _root(taken_by, label_of[high] - 1), _root(taken_by, label_of[low] - 1)
         if _rank(height_of[peaks[a]], peaks[a]) < _rank(height_of[peaks[b]], peaks[b]):
             a, b = b, a
@@ -257,8 +263,8 @@ def renumbered(labels: LabelArray, numbers: LabelArray) -> LabelArray:
 
 
 @compiled
-def _rise(heap: IndexArray, size: int, value: int) -> None:
-    """Add a value to a binary heap of some size, the least first."""
+def _heap_push(heap: IndexArray, size: int, value: int) -> None:
+    """Add a value to a binary heap of `size` values, the least first."""
     at = size
     while at > 0 and heap[(at - 1) >> 1] > value:
         heap[at] = heap[(at - 1) >> 1]
@@ -267,8 +273,8 @@ def _rise(heap: IndexArray, size: int, value: int) -> None:
 
 
 @compiled
-def _sink(heap: IndexArray, size: int, value: int) -> None:
-    """Replace the least value of a binary heap."""
+def _heap_replace_least(heap: IndexArray, size: int, value: int) -> None:
+    """Replace the least value of a binary heap of `size` values."""
     at, child = 0, 1
     while child + 1 < size:
         child += heap[child + 1] < heap[child]
@@ -284,19 +290,19 @@ def _sink(heap: IndexArray, size: int, value: int) -> None:
 
 @compiled
 def _rank(height: int, pixel: int) -> int:
-    """Return a number that is the less the higher a pixel is, then the earlier it comes."""
+    """Return a number that is lower for higher pixels, and for the earlier of equal ones."""
     return ((0x7FFFFFFF - height) << 32) | pixel
 
 
 @compiled
-def _pixel(rank: int) -> int:
-    """Return whose rank it is."""
+def _pixel_of_rank(rank: int) -> int:
+    """Return the pixel of a rank."""
     return rank & 0xFFFFFFFF
 
 
 @compiled
 def _root(parents: IndexArray, node: int) -> int:
-    """Follow the parents to the node that is its own."""
+    """Follow the parents to the root, which is its own parent."""
     while parents[node] != node:
         node = parents[node]
     return node

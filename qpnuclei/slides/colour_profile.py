@@ -1,4 +1,4 @@
-"""Colours of a scanner brought to sRGB by its ICC profile, as QuPath's ``--icc-profile`` does."""
+"""Convert a scanner's colours to sRGB by its ICC profile, as QuPath's ``--icc-profile`` does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qpnuclei.slides.pixels import RGB
 
 
 def to_srgb(path: Path, profile: bytes | None) -> Callable[[RGB], RGB]:
-    """Return the conversion of a slide's pixels by its profile, with the profile's own intent.
+    """Return a function that converts a slide's pixels to sRGB, with the profile's own intent.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def to_srgb(path: Path, profile: bytes | None) -> Callable[[RGB], RGB]:
     Raises
     ------
     qpnuclei.errors.SlideError
-        If there is none, or it is no profile of RGB colours.
+        If there is none, or it is not a profile of RGB colours.
     """
     if profile is None:
         raise SlideError(

@@ -1,4 +1,4 @@
-"""Files that belong to one slide are one image."""
+"""Find slide files, and keep one file per slide."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from qpnuclei.errors import NotFoundError, QpnucleiError, UsageError
-from qpnuclei.slides.readers import check_regular_file, open_source
+from qpnuclei.slides.readers import check_regular_file, open_reader
 
 _log = logging.getLogger(__name__)
 
@@ -16,8 +16,8 @@ _TIFF_SUFFIXES = (".svs", ".tif", ".tiff", ".scn", ".ndpi")
 _PLAIN_SUFFIXES = (".jpeg", ".jpg", ".png")
 _OTHER_SUFFIXES = (".bif", ".czi", ".dcm", ".mrxs", ".svslide", ".vms", ".vmu")
 
-#: What a folder is searched for.
-IMAGE_SUFFIXES = frozenset((*_TIFF_SUFFIXES, *_PLAIN_SUFFIXES, *_OTHER_SUFFIXES))
+#: Suffixes of the files that are found in a folder.
+SLIDE_SUFFIXES = frozenset((*_TIFF_SUFFIXES, *_PLAIN_SUFFIXES, *_OTHER_SUFFIXES))
 
 _DICOM = ".dcm"
 #: Indexes of Hamamatsu slides: lines ``Key=file`` that name the JPEGs beside them.
@@ -25,7 +25,7 @@ _INDEXES = (".vms", ".vmu")
 
 
 def find_slides(paths: Sequence[Path]) -> list[Path]:
-    """Return the slides that match files, folders and patterns (``*``, ``?``, ``**``).
+    """Return the slides that files, folders and patterns (``*``, ``?``, ``**``) name.
 
     Shells without globbing, such as those of Windows, pass patterns on as they are.
 
@@ -39,10 +39,11 @@ def find_slides(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+            inside = sorted(f for f in path.iterdir() if f.suffix.lower() in SLIDE_SUFFIXES)
             if not inside:
                 raise UsageError(
-                    f"folder {path} holds no slide", f"known are {' '.join(sorted(IMAGE_SUFFIXES))}"
+                    f"folder {path} holds no slide",
+                    f"slides end in {' '.join(sorted(SLIDE_SUFFIXES))}",
                 )
             found += inside
         elif path.exists() or not glob.has_magic(str(path)):
@@ -58,8 +59,8 @@ def find_slides(paths: Sequence[Path]) -> list[Path]:
 def one_per_slide(paths: Sequence[Path]) -> list[Path]:
     """Return one file per slide, without further files of the same slide.
 
-    Of the DICOM files of one series (levels, label, overview) the first is kept; of a Hamamatsu
-    slide its index. Files that cannot be read are kept: opening them says why.
+    Of the DICOM files of one series (levels, label, overview), the first is kept; of a Hamamatsu
+    slide, its index. Files that cannot be read are kept: opening them later says why.
 
     Parameters
     ----------
@@ -75,11 +76,11 @@ def one_per_slide(paths: Sequence[Path]) -> list[Path]:
     series: dict[str, Path] = {}
     for path in paths:
         slide_id = _series_of_dicom(path)
-        stands_for = path if slide_id is None else series.setdefault(slide_id, path)
+        first = path if slide_id is None else series.setdefault(slide_id, path)
         if path.absolute() in parts:
             _log.info("%s: a part of a slide that is given as well", path)
-        elif stands_for != path:
-            _log.info("%s: a part of the same slide as %s", path, stands_for)
+        elif first != path:
+            _log.info("%s: a part of the same slide as %s", path, first)
         else:
             kept.append(path)
     return kept
@@ -89,11 +90,11 @@ def _series_of_dicom(path: Path) -> str | None:
     if path.suffix.lower() != _DICOM:
         return None
     try:
-        source = open_source(path)
+        reader = open_reader(path)
     except QpnucleiError:
         return None
-    slide_id = source.slide_id
-    source.close()
+    slide_id = reader.slide_id
+    reader.close()
     return slide_id
 
 

@@ -1,4 +1,4 @@
-"""The one type of pixels."""
+"""The type of RGB pixels."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-#: (..., 3) uint8 array: red, green and blue of brightfield light.
+#: (..., 3) uint8 array: red, green and blue.
 RGB: TypeAlias = npt.NDArray[np.uint8]

@@ -13,7 +13,7 @@ _UNMIX = np.linalg.inv(_STAINS)
 
 
 def recolour(rgb: RGB, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Change stains, intensity and white balance by more than most laboratories differ.
+    """Change stains, intensity and white balance, by more than most laboratories differ.
 
     Parameters
     ----------
@@ -28,10 +28,14 @@ def recolour(rgb: RGB, rng: np.random.Generator) -> npt.NDArray[np.float32]:
 
     Notes
     -----
-    Optical densities are divided among haematoxylin, eosin and the residual by QuPath's default
-    vectors. Each stain is multiplied by 0.5 to 1.5 and gets a vector turned a little (normal
-    deviates of 0.05 in each component); a density of up to ±0.05 is added to each channel; all
-    are multiplied by e^-0.5 to e^0.5; and then the intensities of each channel by 0.9 to 1.08.
+    Optical densities are unmixed into haematoxylin, eosin and the residual by QuPath's default
+    stain vectors. Then:
+
+    * each stain is multiplied by 0.5 to 1.5;
+    * each component of its vector changes by a normal deviate of 0.05;
+    * up to ±0.05 is added to the density of each channel;
+    * all densities are multiplied by e^-0.5 to e^0.5;
+    * the intensities of each channel are multiplied by 0.9 to 1.08.
     """
     factors = rng.uniform(0.5, 1.5, 3)
     vectors = _STAINS + rng.normal(0, 0.05, (3, 3))

@@ -1,9 +1,8 @@
-"""Resample between pixel grids so that a pixel's value depends on its own position alone.
+"""Resample between pixel grids so that a pixel's value depends only on its own position.
 
-Pixels must not depend on the tiling. A resampler that starts at the tile's corner breaks this at
-every tile border. So here the weights of an output pixel depend only on its index in the slide-wide
-grid, and the arithmetic is exact: weights are multiples of 2^-12, so that float32 sums never round
-and their order does not matter.
+Pixels must not depend on the tiling, so a resampler must not start at the corner of a tile. Here,
+the weights of an output pixel depend only on its index in the slide-wide grid. The arithmetic is
+exact: weights are multiples of 2^-12, so float32 sums never round and their order does not matter.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ class AxisWeights:
 
     @property
     def copied(self) -> slice | None:
-        """Which output pixels are the source pixels, one by one, if the others see none of them.
+        """The output pixels that equal the source pixels, one by one; the others have no source.
 
-        None if any output pixel is a mixture.
+        None if any output pixel mixes source pixels.
         """
         width = self.stop - self.first
         outputs = np.flatnonzero(np.diff(self.matrix.indptr))
@@ -69,10 +68,10 @@ def axis_weights(
 ) -> AxisWeights:
     """Weights for output pixels ``start`` to ``start + count - 1``, of size `scale`.
 
-    Lengths are in level-0 px. Source pixel ``s`` covers ``[s, s + 1) * pixel_size - origin``;
-    the visible image is ``[0, extent)``, and the last source pixel is taken to reach to its end
-    (levels are often cut to whole pixels). Where output pixels are at least as large as source
-    pixels, weights are shares of area; where smaller, linear interpolation between centres.
+    Lengths are in level-0 px. Source pixel ``s`` covers ``[s, s + 1) * pixel_size - origin``. The
+    visible image is ``[0, extent)``; the last source pixel is extended to its end, because levels
+    are often cut to whole pixels. If output pixels are at least as large as source pixels, weights
+    are shares of area; otherwise they interpolate linearly between centres.
 
     Parameters
     ----------
@@ -143,7 +142,7 @@ def _linear(
 def resample(
     source: npt.NDArray[np.uint8], rows: AxisWeights, columns: AxisWeights
 ) -> npt.NDArray[np.uint8]:
-    """Apply row and column weights to the source pixels that they name; beyond is white.
+    """Apply row and column weights to source pixels; white beyond the image.
 
     Parameters
     ----------
@@ -158,7 +157,7 @@ def resample(
         copy = np.full((rows.matrix.shape[0], columns.matrix.shape[0], 3), 255, np.uint8)
         copy[rows.copied, columns.copied] = source
         return copy
-    # Darkness rather than brightness, so that missing weight is white.
+    # Weigh darkness rather than brightness, so that missing weight becomes white.
     darkness = np.subtract(255, source, dtype=np.float32)
     tall = _weigh_rows(darkness, rows)
     np.rint(np.multiply(tall, _FRACTION_ONE, out=tall), out=tall)

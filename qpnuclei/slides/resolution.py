@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from qpnuclei.errors import MppError
+from qpnuclei.slides.calibration import PixelCalibration
 
 
 @dataclass(frozen=True)
@@ -35,32 +36,20 @@ _log = logging.getLogger(__name__)
 
 MppSource = Literal["--mpp", "project", "slide"]
 
-#: Beyond these, a pixel size is a unit error or a placeholder (72 dpi is 353 µm/px).
+#: Outside of these limits, a pixel size is a unit error or a placeholder (72 dpi is 353 µm/px).
 MIN_MPP, MAX_MPP = 0.05, 2.5
 
-#: Two statements of one pixel size that differ by less agree.
+#: Two pixel sizes agree if their relative difference is less.
 _AGREEMENT = 0.01
 
-#: Networks do not notice 10 % of scale, nuclei vary more; but resampling 0.2526 to 0.25 µm/px
-#: interpolates every pixel, which blurs chromatin, costs time and gains nothing.
+#: A change of scale by 10 % does not matter to a network, as nuclei vary more. Resampling 0.2526 to
+#: 0.25 µm/px would interpolate every pixel, which blurs chromatin and costs time.
 NATIVE_TOLERANCE = 0.10
-
-
-class Calibration(Protocol):
-    """What `qpnuclei.slides.calibration.PixelCalibration` offers."""
-
-    @property
-    def width_um(self) -> float | None:
-        """Pixel width in µm."""
-
-    @property
-    def height_um(self) -> float | None:
-        """Pixel height in µm."""
 
 
 def resolve_mpp(
     override: float | None,
-    calibration: Calibration | None,
+    calibration: PixelCalibration | None,
     slide: tuple[float, float] | None,
     name: str = "the slide",
 ) -> tuple[tuple[float, float], MppSource]:
@@ -70,7 +59,7 @@ def resolve_mpp(
     ----------
     override : float or None
         The user's ``--mpp`` in µm/px, for both axes; authoritative.
-    calibration : Calibration or None
+    calibration : PixelCalibration or None
         The project's pixel size of the image.
     slide : (float, float) or None
         The slide file's pixel size, `qpnuclei.slides.Slide.mpp`.
@@ -117,8 +106,8 @@ def resolve_mpp(
 def working_downsample(slide_mpp: tuple[float, float], model_mpp: float) -> tuple[float, float]:
     """Level-0 px per pixel of the grid that a model works on, in x and y.
 
-    Exactly ``(1.0, 1.0)`` where both axes are within 10 % of the model's resolution: so small a
-    change of scale is harmless to a network, and resampling would only blur.
+    Exactly ``(1.0, 1.0)`` if both axes are within 10 % of the model's resolution
+    (`NATIVE_TOLERANCE`).
 
     Parameters
     ----------

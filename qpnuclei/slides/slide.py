@@ -6,7 +6,6 @@ import math
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -14,14 +13,14 @@ import numpy.typing as npt
 
 from qpnuclei.slides.colour_profile import to_srgb
 from qpnuclei.slides.pixels import RGB
-from qpnuclei.slides.readers import open_source
-from qpnuclei.slides.readers.memory import ArraySource
-from qpnuclei.slides.readers.source import Source, reading
+from qpnuclei.slides.readers import open_reader
+from qpnuclei.slides.readers.memory import ArrayReader
+from qpnuclei.slides.readers.reader import SlideReader, reading
 from qpnuclei.slides.resample import AxisWeights, axis_weights, resample
 
 
 class PixelSource(Protocol):
-    """Where pixels come from: `qpnuclei.slides.slide.Slide`, or an array in memory."""
+    """Anything that regions can be read from: a `Slide`, or an image in memory."""
 
     width: int
     height: int
@@ -64,7 +63,7 @@ def open_slide(
         Which image of an OME-TIFF that has several, from 0. By default the first, which is refused
         if it is a label or an overview.
     apply_icc : bool
-        Whether colours are brought to sRGB by the colour profile that lies in the file.
+        Whether colours are converted to sRGB by the ICC profile in the file.
 
     Raises
     ------
@@ -83,11 +82,11 @@ def open_slide(
     (640, 480, (64, 64, 3))
     """
     path = Path(path)
-    source = open_source(path, series)
+    reader = open_reader(path, series)
     try:
-        return Slide(path, source, crop_to_bounds, series=series, apply_icc=apply_icc)
+        return Slide(path, reader, crop_to_bounds, series=series, apply_icc=apply_icc)
     except BaseException:
-        source.close()
+        reader.close()
         raise
 
 
@@ -120,32 +119,32 @@ class Slide:
     def __init__(
         self,
         path: Path,
-        source: Source,
+        reader: SlideReader,
         crop_to_bounds: bool,
         *,
         series: int | None = None,
         apply_icc: bool = False,
     ) -> None:
         self.path = path
-        self.mpp = source.mpp
-        self.magnification = source.magnification
-        self.vendor = source.vendor
-        self.slide_id = source.slide_id
-        self._source = source
+        self.mpp = reader.mpp
+        self.magnification = reader.magnification
+        self.vendor = reader.vendor
+        self.slide_id = reader.slide_id
+        self._reader = reader
         self.crop_to_bounds, self.series, self.apply_icc = crop_to_bounds, series, apply_icc
-        self._to_srgb = to_srgb(path, source.icc_profile) if apply_icc else None
+        self._to_srgb = to_srgb(path, reader.icc_profile) if apply_icc else None
         self._lock = threading.Lock()
-        full_width, full_height = source.sizes[0]
+        full_width, full_height = reader.sizes[0]
         x, y, self.width, self.height = (0, 0, full_width, full_height)
-        if crop_to_bounds and source.bounds is not None:
-            x, y, self.width, self.height = source.bounds
+        if crop_to_bounds and reader.bounds is not None:
+            x, y, self.width, self.height = reader.bounds
         self._origin = x, y
-        self._pixel_sizes = [_pixel_size((full_width, full_height), size) for size in source.sizes]
+        self._pixel_sizes = [_pixel_size((full_width, full_height), size) for size in reader.sizes]
         self.levels = tuple(
             Level((sx + sy) / 2, width, height)
             if (self.width, self.height) == (full_width, full_height)
             else Level((sx + sy) / 2, round(self.width / sx), round(self.height / sy))
-            for (sx, sy), (width, height) in zip(self._pixel_sizes, source.sizes, strict=True)
+            for (sx, sy), (width, height) in zip(self._pixel_sizes, reader.sizes, strict=True)
         )
 
     def __repr__(self) -> str:
@@ -157,18 +156,13 @@ class Slide:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Close the file."""
         with self._lock:
-            self._source.close()
+            self._reader.close()
 
     def read(
         self,
@@ -181,9 +175,9 @@ class Slide:
         """Read a region of the working grid.
 
         Working pixel ``(i, j)`` covers the level-0 area ``[i * sx, (i + 1) * sx)`` by
-        ``[j * sy, (j + 1) * sy)``. Its value depends on nothing else: not on the region it is
-        read with. Reductions weigh by area, from the smallest level that is fine enough;
-        enlargements interpolate linearly between pixel centres.
+        ``[j * sy, (j + 1) * sy)``. Its value does not depend on the region it is read with.
+        Reductions weigh by area, from the smallest level that is fine enough; enlargements
+        interpolate linearly between pixel centres.
 
         Parameters
         ----------
@@ -254,7 +248,7 @@ class Slide:
                 self._read_into(region[:, half:], x + half, y, downsample, level)
             return
         with self._lock, reading(self.path, "cannot be decoded"):
-            source = self._source.read(
+            source = self._reader.read(
                 level, columns.first, rows.first, source_width, source_height
             )
         if self._to_srgb is not None:
@@ -269,7 +263,7 @@ class Slide:
             count,
             downsample[axis],
             pixel_size=self._pixel_sizes[level][axis],
-            n_pixels=self._source.sizes[level][axis],
+            n_pixels=self._reader.sizes[level][axis],
             origin=self._origin[axis],
             extent=(self.width, self.height)[axis],
         )
@@ -286,7 +280,7 @@ class ImageInMemory:
     """
 
     def __init__(self, rgb: RGB, mpp: tuple[float, float]) -> None:
-        self._slide = Slide(Path("image in memory"), ArraySource(rgb, mpp=mpp), False)
+        self._slide = Slide(Path("image in memory"), ArrayReader(rgb, mpp=mpp), False)
         self.width, self.height = self._slide.width, self._slide.height
 
     def read(
@@ -305,7 +299,7 @@ class ImageInMemory:
 
 
 def _reflected(start: int, count: int, size: int) -> npt.NDArray[np.int64]:
-    """Map px of a line that goes on as its reflection (c b a | a b c | c b a) to those it has."""
+    """Map pixel indices beyond a line to those inside, by reflection (c b a | a b c | c b a)."""
     phase = np.arange(start, start + count) % (2 * size)
     return np.minimum(phase, 2 * size - 1 - phase)
 
@@ -317,7 +311,7 @@ def _reopen(path: Path, crop_to_bounds: bool, series: int | None, apply_icc: boo
 def _pixel_size(full: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:
     """Level-0 px per pixel of a level, in x and y.
 
-    Pyramids are made with whole factors, and the odd rest of a row is cut off or filled up; the
+    Pyramids are made with integer factors, and the rest of a row is cut off or filled up. The
     quotient of the sizes (4443 / 2221) would stretch the level and shift its far end.
     """
     factor = round((full[0] / size[0] + full[1] / size[1]) / 2)

@@ -1,7 +1,7 @@
 """Stains: optical density, colour deconvolution, stain vectors, colour transfer.
 
-Statistics are estimated once per slide from a sample of its tissue, and then applied to any tile;
-everything that is applied works pixel by pixel in a fixed order, so that tiles agree to the bit.
+Statistics are estimated once per slide from a sample of its tissue, and then applied to its tiles.
+They are applied pixel by pixel in a fixed order, so that tiles agree to the bit.
 """
 
 from __future__ import annotations
@@ -148,16 +148,16 @@ def estimate_macenko(
     background : (float, float, float)
         White of the slide in 8-bit values.
     min_density : float
-        Pixels with an optical density below this in any channel are too pale to tell a colour.
-        It is Macenko's beta; his is in natural, this in decadic logarithms.
+        Pixels with an optical density below this in any channel are too pale and left out.
+        Macenko's beta, but with decadic rather than natural logarithms.
     percentile : float
         Share of outliers, in percent, at both ends of the range of angles (Macenko's alpha).
 
     Returns
     -------
     Stains
-        Unit vectors; QuPath's default vectors where the sample has fewer than 100 such pixels or
-        shows one stain only, so that nothing can be told from it: its name then says so.
+        Unit vectors. QuPath's default vectors, with their name, if the sample has fewer than 100
+        stained pixels or shows only one stain.
 
     References
     ----------
@@ -177,7 +177,7 @@ def estimate_macenko(
     vectors = np.stack([np.cos(extremes), np.sin(extremes)], axis=1) @ plane.T
     if np.any(vectors <= 0) or np.degrees(np.ptp(extremes)) < 5:
         return _default_stains(background)
-    # Haematoxylin takes more red out of the light than eosin does.
+    # Haematoxylin absorbs more red than eosin does.
     order = np.argsort(-vectors[:, 0] / vectors.sum(axis=1))
     haematoxylin, eosin = (tuple(float(c) for c in vectors[i]) for i in order)
     return Stains(

@@ -23,8 +23,8 @@ _MASK_MPP = 8.0
 # slide is all tissue or all glass and its histogram has no two classes.
 _MIN_CHROMA, _MAX_CHROMA = 10, 24
 
-# Ink takes more red than green out of the light (blue and green pens), or all colours alike
-# (black); haematoxylin and eosin take green most.
+# Ink absorbs more red than green (blue and green pens), or all colours alike (black).
+# Haematoxylin and eosin absorb green most.
 _INK_DENSITY = 0.25
 _INK_RED_TO_GREEN = 1.35
 _BLACK_INK_DENSITY = 0.6
@@ -57,8 +57,8 @@ def find_tissue(
     mpp : (float, float)
         Level-0 µm/px in x and y.
     min_area_um2 : float
-        Smaller pieces are dropped, in µm²; but on a picture of a single field, only those below
-        a twentieth of it.
+        Smaller pieces are dropped, in µm². On a small image, only pieces below a twentieth of the
+        image are.
     min_hole_um2 : float
         Smaller holes are filled, in µm².
 
@@ -80,7 +80,7 @@ def find_tissue(
 
 
 def tissue_mask(rgb: RGB) -> Mask:
-    """Tell stained tissue from glass and pen, pixel by pixel, on a whole reduced slide.
+    """Classify the pixels of a whole, reduced slide: stained tissue, or glass and pen.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def tissue_mask(rgb: RGB) -> Mask:
 
 
 def tissue_fraction(tiles: RGB) -> npt.NDArray[np.float64]:
-    """Share of tissue per tile, by thresholds in HSV as section 4.1 of the paper has it.
+    """Share of tissue per tile, by thresholds in HSV (section 4.1 of the paper).
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def tissue_fraction(tiles: RGB) -> npt.NDArray[np.float64]:
     Returns
     -------
     (...) float64 ndarray
-        0 to 1. Tissue is what has some saturation and is not black.
+        0 to 1. A pixel is tissue if it has some saturation and is not black.
     """
     return np.asarray(_is_stained(tiles).mean(axis=(-2, -1)))
 
@@ -143,8 +143,8 @@ def _ink(rgb: RGB) -> Mask:
 def _outline(mask: Mask, min_area: float, min_hole: float) -> shapely.Geometry:
     """Outline a mask in its own pixel coordinates, without small pieces and holes.
 
-    Tissue that touches the border is drawn beyond it, for the caller to cut off: outlines are
-    rounded and simplified, the picture's border must not be.
+    Tissue that touches the border is extended beyond it, and the caller cuts it off. So the
+    outline is rounded and simplified, but not along the border of the image.
     """
     rings = find_contours(  # type: ignore[no-untyped-call]
         np.pad(np.pad(mask.astype(np.uint8), _RIM_PX, "edge"), 1), 0.5

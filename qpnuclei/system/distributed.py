@@ -15,7 +15,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 #: Time that the other processes wait while rank 0 validates and draws pictures.
-_PATIENCE = timedelta(hours=1)
+_TIMEOUT = timedelta(hours=1)
 
 
 def world_size() -> int:
@@ -43,7 +43,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
     try:
         yield device
         # A process that exits while another one is still working may abort.

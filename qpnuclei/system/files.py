@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from qpnuclei.errors import SaveError
-from qpnuclei.system.processes import Process, made_by_the_dead
+from qpnuclei.system.processes import Process, made_by_ended_process
 
 #: Temporary files and folders begin with this, and say next which process made them.
 TEMPORARY_PREFIX = ".qpnuclei-"
@@ -66,20 +66,47 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        take_owner(partial, path if path.exists() else path.parent)
+        copy_owner(partial, path if path.exists() else path.parent)
         partial.chmod(0o666 & ~_umask())  # mkstemp creates files that only the owner can read
         partial.replace(path)
         partial = None
     except OSError as error:
         if isinstance(error, SaveError):
             raise
-        raise SaveError(
-            f"{path} cannot be written: {error.strerror or error}",
-            "choose another folder, or free space and check permissions",
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         if partial is not None:
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give the name for a file or folder that replaces `path` if the block succeeds.
+
+    For libraries that write to a name only. Missing folders are created. If the block raises,
+    `path` is unchanged.
+
+    Raises
+    ------
+    SaveError
+        If it cannot be written, naming the file.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent)
+        with tempfile.TemporaryDirectory(
+            dir=path.parent, prefix=temporary_prefix(), ignore_cleanup_errors=True
+        ) as folder:
+            partial = Path(folder, path.name)
+            yield partial
+            copy_owner(partial, path if path.exists() else path.parent)
+            if path.is_dir():  # no system call puts a folder in the place of one that is not empty
+                path.rename(Path(folder, "replaced"))
+            partial.replace(path)
+    except OSError as error:
+        if isinstance(error, SaveError):
+            raise
+        raise _unwritable(path, error) from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -118,7 +145,7 @@ def make_folder_below(base: Path, folder: Path) -> None:
         for made in reversed([folder, *folder.parents]):
             if made.is_relative_to(there) and made != there and not made.is_dir():
                 made.mkdir(exist_ok=True)
-                take_owner(made, made.parent)
+                copy_owner(made, made.parent)
     except OSError as error:
         raise SaveError(
             f"the folder {folder} cannot be created: {error.strerror or error}",
@@ -127,18 +154,18 @@ def make_folder_below(base: Path, folder: Path) -> None:
 
 
 def temporary_prefix() -> str:
-    """Return how the name of a temporary file or folder of this process begins."""
+    """Return the prefix of the names of this process's temporary files and folders."""
     return f"{TEMPORARY_PREFIX}{Process.this().tag}-"
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what processes of this computer that were killed left in a folder, as far as it goes.
+    """Remove temporary files that killed processes of this computer left in a folder.
 
-    What a process that still runs, or one of another computer, has made is recognised by its name,
-    and stays.
+    Files of running processes, and of other computers, are recognised by their names and kept. A
+    file that cannot be removed is kept, too.
     """
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        if made_by_the_dead(path.name):
+        if made_by_ended_process(path.name):
             with suppress(OSError):  # a leftover does no harm
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
@@ -146,8 +173,8 @@ def remove_leftovers(folder: Path) -> None:
                     path.unlink(missing_ok=True)
 
 
-def take_owner(path: Path, like: Path) -> None:
-    """Give a new file the owner and group of another one, where the user may: root above all."""
+def copy_owner(path: Path, like: Path) -> None:
+    """Give a new file the owner and group of another one, where the user may (as root can)."""
     if hasattr(os, "chown"):
         with suppress(OSError):
             wanted, has = like.stat(), path.stat()
@@ -180,6 +207,13 @@ def make_writable_folder(folder: Path) -> None:
             f"cannot write to the folder {folder}: {error.strerror or error}",
             "choose another folder, or change its permissions",
         ) from error
+
+
+def _unwritable(path: Path, error: OSError) -> SaveError:
+    return SaveError(
+        f"{path} cannot be written: {error.strerror or error}",
+        "choose another folder, or free space and check permissions",
+    )
 
 
 def _umask() -> int:

@@ -5,9 +5,9 @@ during another clean-up, inside an import. Long commands with several threads th
 without unwinding (`leaving_on_interrupt`), except from blocks that must be completed
 (`interrupt_postponed`), or at a point where they can save (`asking_to_stop`). Other commands unwind
 (`ending_on_interrupt`). In both cases the interpreter is not shut down while threads compute, which
-would crash, and does not wait for them: a network may need a minute for its current batch. SIGTERM
-is what batch systems send before they kill: it is heard as Ctrl-C is, and 143 says that the command
-is to be run again.
+would crash, and does not wait for them: a network may need a minute for its current batch. Batch
+systems send SIGTERM before they kill a job. It is treated like Ctrl-C, and exit code 143 says that
+the command should be run again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
-#: As shells have it for what SIGINT and SIGTERM ended.
+#: The exit codes of shells for programs that SIGINT and SIGTERM ended.
 EXIT_CODE = 130
 TERMINATED_EXIT_CODE = 143
 
@@ -29,7 +29,7 @@ _STOPS = (signal.SIGINT, signal.SIGTERM)
 _STDERR = 2
 _SHOW_CURSOR = "\x1b[?25h"
 
-#: What is done before the process ends at once, the last first.
+#: Clean-ups before the process exits at once, the last first.
 _BEFORE_LEAVING: list[Callable[[int], object]] = []
 
 
@@ -63,10 +63,10 @@ def ending_on_interrupt() -> Iterator[None]:
 
 @contextmanager
 def leaving_on_interrupt(message: str) -> Iterator[None]:
-    """End the process with a message when Ctrl-C or SIGTERM comes within the block, at once.
+    """Exit at once, with a message, if Ctrl-C or SIGTERM comes within the block.
 
-    No clean-up runs but those of `before_leaving`: what the block does must not need one, or
-    postpone the interrupt.
+    No clean-ups run except those of `before_leaving`. Work that needs one must postpone the
+    interrupt.
     """
     heard = False
 
@@ -86,12 +86,12 @@ def leaving_on_interrupt(message: str) -> Iterator[None]:
 
 @contextmanager
 def before_leaving(clean_up: Callable[[int], object]) -> Iterator[None]:
-    """Do something quick before a signal within the block ends the process without unwinding.
+    """Run a quick clean-up before a signal within the block ends the process without unwinding.
 
     Parameters
     ----------
     clean_up : callable
-        Called with the signal's number. What it raises is ignored.
+        Called with the signal's number. Its exceptions are ignored.
     """
     _BEFORE_LEAVING.append(clean_up)
     try:

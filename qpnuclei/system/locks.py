@@ -1,8 +1,8 @@
-"""One process at a time on a folder, also on drives that several computers share.
+"""Lock a folder for one process at a time, also on drives that several computers share.
 
-The lock is a file in the folder that says who holds it. It is made in one step, by a hard link or
-exclusively, which holds on network drives too, where locks of the system (``flock``) may not. What
-a process that was killed leaves is recognised by its number and start, and removed.
+The lock is a file in the folder that says who holds it. It is created in one step, by a hard link
+or by exclusive creation. Unlike locks of the system (``flock``), this works on network drives, too.
+The lock of a killed process is recognised by its process ID and start time, and removed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock: a process, since when (UTC), and a mark that is unique to this lock."""
+    """The holder of a lock: a process, since when (UTC), and a mark unique to this lock."""
 
     process: Process
     since: str
@@ -46,7 +46,7 @@ class Holder:
 
 @dataclass
 class _Held:
-    """What this process has of a folder's lock."""
+    """How this process holds a folder: the lock between its threads, and the nesting depth."""
 
     thread: threading.RLock
     depth: int = 0
@@ -57,17 +57,19 @@ _HELD: dict[Path, _Held] = {}
 
 @contextlib.contextmanager
 def locked(folder: Path, *, wait: bool = True, break_lock: bool = False) -> Iterator[None]:
-    """Hold a folder within the block; no other process, or thread, then does.
+    """Hold a folder within the block, alone among processes and threads.
 
-    Within the block it may be held again. Where the user may write nothing into the folder there
-    is no lock, and a warning. QuPath pays no heed to it.
+    Within the block the same thread may hold it again. If the user may not write into the folder,
+    a warning takes the place of the lock. QuPath does not know of this lock.
 
     Parameters
     ----------
+    folder : Path
     wait : bool
-        Wait while another process holds it, and say for whom; else refuse.
+        Wait while another process holds it, and say for whom; otherwise refuse.
     break_lock : bool
-        Remove the lock of a process of another computer, which may be gone: nobody can tell here.
+        Remove the lock of a process of another computer. Whether that process still runs cannot be
+        known here.
 
     Raises
     ------
@@ -96,7 +98,7 @@ def locked(folder: Path, *, wait: bool = True, break_lock: bool = False) -> Iter
 
 
 def holder_of(folder: Path) -> Holder | None:
-    """Return who holds a folder, be it alive or not; None if nobody does.
+    """Return the holder of a folder, whether it still runs or not; None if there is none.
 
     Raises
     ------
@@ -112,7 +114,7 @@ def holder_of(folder: Path) -> Holder | None:
         process = {name: kind(content[name]) for name, kind in _FIELDS.items()}
         return Holder(Process(**process), str(content["since"]), str(content["mark"]))
     except (ValueError, KeyError, TypeError):
-        # Cut off where a disk was full; whose it was is not to be known.
+        # Truncated by a full disk: its holder cannot be known.
         return Holder(Process("an unknown computer", "", 0, ""), "an unknown time", repr(text[:99]))
 
 
@@ -120,7 +122,7 @@ _FIELDS = {"host": str, "machine": str, "pid": int, "begun": str}
 
 
 def _acquire(lock: Path, wait: bool, break_lock: bool) -> Holder | None:
-    """Make the lock, and return what it says; None where the user may make none."""
+    """Create the lock and return its content; None if the user may not write there."""
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
     mine = Holder(Process.this(), now, uuid.uuid4().hex)
     told = None
@@ -148,7 +150,7 @@ def _acquire(lock: Path, wait: bool, break_lock: bool) -> Holder | None:
         if other is None:  # released just now
             continue
         if other.process.is_gone:
-            _log.warning("%s: the lock of %s, which is gone, is removed", lock.parent, other)
+            _log.warning("%s: removing the lock of %s, which has ended", lock.parent, other)
             _break(lock, other)
             continue
         if break_lock and other.process.is_here:
@@ -157,11 +159,11 @@ def _acquire(lock: Path, wait: bool, break_lock: bool) -> Holder | None:
                 "end that process; its lock goes with it",
             )
         if break_lock:
-            _log.warning("%s: the lock of %s is removed, as you ask", lock.parent, other)
+            _log.warning("%s: removing the lock of %s (--break-lock)", lock.parent, other)
             _break(lock, other)
             break_lock = False
             continue
-        hint = "if that process runs no more there, add --break-lock"
+        hint = "if that process no longer runs there, add --break-lock"
         if not wait:
             hint = "wait until it is done" if other.process.is_here else hint
             raise LockedError(f"{lock.parent} is in use by {other}", hint)
@@ -173,16 +175,16 @@ def _acquire(lock: Path, wait: bool, break_lock: bool) -> Holder | None:
 
 
 def _make(lock: Path, mine: Holder) -> bool:
-    """Make the lock with all that it says, in one step; tell whether it was not there."""
+    """Create the lock with its content in one step; return whether there was none."""
     content = json.dumps({**asdict(mine.process), "since": mine.since, "mark": mine.mark}).encode()
-    # By its name a later save knows what a process that was killed here leaves.
+    # If this process is killed here, a later one recognises the leftover by its name.
     whole = lock.with_name(f".qpnuclei-{mine.process.tag}-{mine.mark}.tmp")
     try:
         whole.write_bytes(content)
         try:
             os.link(whole, lock)
         except FileExistsError:
-            # A network drive may have done it and lost its answer.
+            # A network drive may have made the link, but lost its answer.
             return whole.stat().st_nlink == 2
         except (OSError, NotImplementedError):  # a drive without links
             return _make_exclusively(lock, content)
@@ -207,7 +209,7 @@ def _make_exclusively(lock: Path, content: bytes) -> bool:
 
 
 def _release(lock: Path, mine: Holder | None) -> None:
-    """Remove the lock, if it is still ours: someone may have broken it."""
+    """Remove the lock if it is still ours: another process may have broken it."""
     if mine is None:
         return
     with contextlib.suppress(OSError):  # its drive may be gone
@@ -216,7 +218,7 @@ def _release(lock: Path, mine: Holder | None) -> None:
 
 
 def _break(lock: Path, other: Holder) -> None:
-    """Remove the lock of another process, if it is still that one's."""
+    """Remove the lock of another process if it is still that process's."""
     try:
         with _alone_here(lock.parent):
             if holder_of(lock.parent) == other:
@@ -231,8 +233,9 @@ def _break(lock: Path, other: Holder) -> None:
 def _alone_here(folder: Path) -> Iterator[None]:
     """Keep out other processes of this computer, where the system can (Windows cannot).
 
-    Two that find the same dead lock must not both remove it: the second would remove the lock that
-    the first has made since. Locks of other computers are removed by hand alone.
+    Two processes that find the lock of an ended one must not both remove it: the second would
+    remove the lock that the first has created since. Locks of other computers are only removed on
+    request.
     """
     try:
         import fcntl

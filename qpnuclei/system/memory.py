@@ -24,9 +24,9 @@ _SETTINGS = (
 def keep_freed_memory() -> Iterator[None]:
     """Make this process keep freed memory for later allocations, where glibc is used.
 
-    Otherwise the system provides the memory of every large array anew, zeroed page by page, which
-    takes 5 to 17 % of a network's processor time (measured). All threads then share one arena,
-    because only the main arena can keep large blocks.
+    Otherwise every large array gets new memory from the system, zeroed page by page, which takes 5
+    to 17 % of a network's processor time (measured). All threads share one arena, because only the
+    main arena can keep large blocks.
 
     This is a process-wide setting. After the block, glibc's defaults are set again: glibc does not
     report earlier values, and no longer adapts its thresholds by itself.

@@ -10,25 +10,25 @@ from hashlib import blake2b
 from pathlib import Path
 
 _PROC = Path("/proc")
-#: Of the namespace in which a Linux system numbers its processes, outside of all containers.
+#: The PID namespace of a Linux system outside of all containers.
 _OUTSIDE_OF_CONTAINERS = "pid:[4026531836]"
 _TAG = re.compile(r"([0-9a-f]{8})-(\d{1,10})-([0-9a-f]{8})")
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process of some computer.
+    """A process of this or another computer.
 
     Parameters
     ----------
     host : str
         Name of the computer.
     machine : str
-        Eight hexadecimal digits that tell computers of one name, and their containers, apart.
+        Eight hexadecimal digits that tell computers (and containers) of the same name apart.
     pid : int
-        Its number there.
+        Its process ID there.
     begun : str
-        Eight hexadecimal digits that tell it from a later process of the same number.
+        Eight hexadecimal digits that tell it from a later process with the same ID.
     """
 
     host: str
@@ -38,12 +38,12 @@ class Process:
 
     @classmethod
     def this(cls) -> Process:
-        """Return the process that asks."""
+        """Return the current process."""
         return cls(socket.gethostname(), _machine(), os.getpid(), _begun(os.getpid()) or "0" * 8)
 
     @property
     def tag(self) -> str:
-        """What names of files hold to say whose they are."""
+        """Identifies the process in the names of its files."""
         return f"{self.machine}-{self.pid}-{self.begun}"
 
     @property
@@ -53,11 +53,11 @@ class Process:
 
     @property
     def is_gone(self) -> bool:
-        """Whether it surely runs no more. Of other computers nobody can tell here."""
+        """Whether it has certainly ended. False for other computers, where this is unknown."""
         return self.is_here and _begun(self.pid) != self.begun
 
 
-def made_by_the_dead(name: str) -> bool:
+def made_by_ended_process(name: str) -> bool:
     """Tell whether a file's name holds the tag of a process of this computer that is gone."""
     found = _TAG.search(name)
     return found is not None and Process("", found[1], int(found[2]), found[3]).is_gone
@@ -68,7 +68,7 @@ def _machine() -> str:
     if _PROC.is_dir():
         namespace = _link(_PROC / "self/ns/pid")
         machine_id = _text(Path("/etc/machine-id"))
-        # Containers share their image's machine ID, and those of two computers may have one name.
+        # Containers share the machine ID of their image, and two computers may have one name.
         inside = namespace != _OUTSIDE_OF_CONTAINERS
         if inside or not machine_id:
             parts += [namespace, _text(_PROC / "sys/kernel/random/boot_id")]
@@ -78,14 +78,14 @@ def _machine() -> str:
 
 
 def _begun(pid: int) -> str | None:
-    """Identify the process that has a number now; None if none has."""
+    """Identify the process that has a process ID now; None if there is none."""
     if _PROC.is_dir():
-        # Ticks since the system was started, which setting the clock does not change.
+        # Ticks since the system was started: setting the clock does not change them.
         state, *fields = _text(_PROC / str(pid) / "stat").rpartition(")")[2].split() or [""]
         if state in ("", "Z", "X"):  # no process, or one that has ended
             return None
         return _digest(f"{_text(_PROC / 'sys/kernel/random/boot_id')}/{fields[18]}")
-    import psutil  # not on Linux, which need not wait for it
+    import psutil  # not needed on Linux
 
     try:
         process = psutil.Process(pid)

@@ -23,7 +23,7 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def in_parallel(
+def map_in_threads(
     function: Callable[[T], R], items: Iterable[T], workers: int
 ) -> Generator[R, None, None]:
     """Yield ``function(item)`` for each item, in their order, computed by threads.
@@ -52,7 +52,7 @@ def in_parallel(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def ahead(items: Iterable[T], size: int) -> Generator[T, None, None]:
+def prefetch(items: Iterable[T], size: int) -> Generator[T, None, None]:
     """Yield from `items`, which a separate thread computes up to `size` items ahead.
 
     Use it where the work of computing an item releases the interpreter lock (reading a slide,

@@ -1,6 +1,6 @@
-"""The tile plan: which tiles cover a region of interest, and which of them owns a nucleus.
+"""The tile plan: which tiles cover a region of interest, and which tile owns a nucleus.
 
-All coordinates are px of the working resolution, in the image's frame.
+All coordinates are in px of the working grid, in the image's frame.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Box(NamedTuple):
 
     @classmethod
     def around(cls, boxes: Sequence[Box]) -> Box:
-        """Return the smallest rectangle that holds all of some rectangles."""
+        """Return the bounding box of some rectangles."""
         x0, y0, x1, y1 = zip(*boxes, strict=True)
         return cls(min(x0), min(y0), max(x1), max(y1))
 
@@ -58,7 +58,7 @@ class Box(NamedTuple):
         return Box(self.x0 - margin, self.y0 - margin, self.x1 + margin, self.y1 + margin)
 
     def within(self, other: Box) -> tuple[slice, slice]:
-        """Return its slices (rows first) in an array that shows an enclosing rectangle."""
+        """Return its slices (rows first) in an array of the pixels of an enclosing rectangle."""
         return (
             slice(self.y0 - other.y0, self.y1 - other.y0),
             slice(self.x0 - other.x0, self.x1 - other.x0),
@@ -304,7 +304,7 @@ class TilePlan(Sequence[Tile]):
     def owner(
         self, box: tuple[float, float, float, float], centroid: tuple[float, float]
     ) -> int | None:
-        """Return the index of the tile that owns one nucleus; None if no tile sees it whole."""
+        """Return the index of the tile that owns a nucleus; None if no tile sees it whole."""
         index = int(self.owners(np.array([box], float), np.array([centroid], float))[0])
         return None if index < 0 else index
 
@@ -349,7 +349,7 @@ class TilePlan(Sequence[Tile]):
         return parts
 
     @contextmanager
-    def naming(self, tile: Tile) -> Iterator[None]:
+    def errors_naming(self, tile: Tile) -> Iterator[None]:
         """Add the tile's position to errors of the ``with`` block."""
         where = f"tile {tile.index + 1} of {len(self)} at {tile.core[:2]}"
         try:

@@ -2,8 +2,8 @@
 
 A nucleus that some tile sees whole is taken only from the tile that owns it (`TilePlan.owners`). A
 nucleus that no tile sees whole is found in fragments, which are cut to disjoint areas and joined
-with Shapely. All others are compared in compiled code: outlines follow pixel edges, so the
-intersection area of two outlines is a sum over their vertical edges.
+with Shapely. Nuclei of neighbouring tiles are compared by the area of their intersection. Outlines
+follow pixel edges, so that area is a sum over vertical edges, computed in compiled loops.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Stitcher:
         cut : NucleiTable
             Nuclei that the border of its view cuts, likewise.
         result : NucleiTable, optional
-            What to give out for `own`, row by row: smooth and measured, for example. If not given,
+            Returned in place of `own`, row by row, for example smoothed and measured; by default
             `own` itself.
         junctions : (J, 2) int64 ndarray, optional
             Where the outlines of `cut` meet others (`qpnuclei.nuclei.smoothing.junctions`).
@@ -339,9 +339,9 @@ def _areas_in_common(
 ) -> FloatArray:
     """Return the area in common of rings ``first[k]`` of a and ``second[k]`` of b.
 
-    Both run along pixel edges. On every line across, a ring is the sum of steps down from 1 to 0
-    at its vertical edges, with the sign of their direction; the product of two such steps ends at
-    the edge farther left.
+    Both run along pixel edges. In every pixel row, a ring's indicator function is a sum of step
+    functions, from 1 to 0 at each vertical edge, with the sign of the edge's direction. The product
+    of two such steps ends at the edge farther left.
     """
     common = np.empty(len(first))
     for pair in range(len(first)):

@@ -19,7 +19,7 @@ from qpnuclei.errors import (
 )
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Annotation, ImageEntry
-from qpnuclei.slides.files import IMAGE_SUFFIXES, one_per_slide
+from qpnuclei.slides.files import SLIDE_SUFFIXES, one_per_slide
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import Slide, open_slide
 from qpnuclei.system.json_text import parse_json
@@ -171,10 +171,10 @@ def _files(path: Path) -> list[Path]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    files = one_per_slide(sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES))
+    files = one_per_slide(sorted(f for f in folder.iterdir() if f.suffix.lower() in SLIDE_SUFFIXES))
     if not files:
         raise UsageError(
-            f"folder {folder} holds no image", f"known are {' '.join(sorted(IMAGE_SUFFIXES))}"
+            f"folder {folder} holds no image", f"known are {' '.join(sorted(SLIDE_SUFFIXES))}"
         )
     return files
 

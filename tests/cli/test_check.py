@@ -47,7 +47,7 @@ def blind(tmp_path: Path) -> Path:
 def test_a_model_that_finds_nothing_is_doubted_everywhere(
     project: Path, blind: Path, tmp_path: Path
 ) -> None:
-    command = ["run", str(project), "--tissue", "--device", "cpu", "--quiet"]
+    command = ["run", str(project), "--tissue", "--device", "cpu", "--quiet", "--no-report"]
 
     result = CliRunner().invoke(app, [*command, "--backend", "native", "--model", str(blind)])
 

@@ -69,7 +69,7 @@ def test_the_scores_are_those_of_what_a_run_finds(
 ) -> None:
     from qpnuclei.evaluation.formats import read_dataset
     from qpnuclei.evaluation.metrics import score
-    from qpnuclei.measure.intensity import rasterise
+    from qpnuclei.nuclei.pixels import rasterise
 
     # Half the resolution of the model: images are enlarged, and nuclei come back smaller.
     output = str(tmp_path / "r.json")
@@ -87,8 +87,8 @@ def test_the_scores_are_those_of_what_a_run_finds(
     assert reported["AJI"] == pytest.approx(score(true, found).AJI, abs=1e-3)
 
 
-def test_the_floor_alone(dataset: Path, tmp_path: Path) -> None:
-    output = tmp_path / "floor.json"
+def test_the_baseline_alone(dataset: Path, tmp_path: Path) -> None:
+    output = tmp_path / "baseline.json"
     arguments = ("--method", "hematoxylin", "--mpp", "0.25", "--limit", "1", "--pictures", "0")
     evaluate(dataset, *arguments, "-o", str(output))
 
@@ -194,7 +194,7 @@ def test_one_image_has_no_interval(dataset: Path, tmp_path: Path) -> None:
     )
 
     assert set(json.loads(output.read_text())["interval"].values()) == {None}
-    assert "One image, 16 annotated nuclei: it does not tell how good others are." in printed
+    assert "One image, 16 annotated nuclei: too few to judge other images by." in printed
     for text in (printed, output.with_suffix(".html").read_text()):
         assert "interval" not in text
         assert "chance" not in text

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import shapely
 
-from qpnuclei.qupath.geojson import GeoJsonObject, write_objects
+from qpnuclei.qupath.geojson.objects import GeoJsonObject
+from qpnuclei.qupath.geojson.writing import write_objects
 from qpnuclei.qupath.native import open_project
 from tests.cli.conftest import Outcome, tree
 

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from qpnuclei.cli.console import LineHandler, PlainConsole, visible
 from qpnuclei.errors import UsageError
-from qpnuclei.qupath.counts import write_table
+from qpnuclei.qupath.count_table import write_table
 from tests.cli.conftest import Outcome
 
 Call = Callable[..., Outcome]
@@ -206,7 +206,7 @@ def test_no_cell_begins_a_formula(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"t{suffix}"
     evil = ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\rx", "\t=1"]
     write_table([{"=name": text, "number": -1.5, "plain": "a=b"} for text in evil], path)
-    text = path.read_bytes().decode()
+    text = path.read_bytes().decode("utf-8-sig")
     separator = "," if suffix == ".csv" else "\t"
     for line in text.splitlines():
         assert not line.startswith(("=", "+", "@"))

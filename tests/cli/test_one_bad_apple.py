@@ -24,7 +24,7 @@ from tests.paths import SAMPLES
 Call = Callable[..., Outcome]
 
 IMAGE = SAMPLES / "0.5.1" / "images" / "plain.tif"
-RUN = ("--device", "cpu", "--quiet", "--backend", "native")
+RUN = ("--device", "cpu", "--quiet", "--backend", "native", "--no-report")
 SQUARE = shapely.box(60, 60, 190, 190)
 CLICK = shapely.Polygon([(60, 60), (160, 60), (60, 60), (60, 60)])
 

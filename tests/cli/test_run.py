@@ -27,7 +27,7 @@ from qpnuclei.cli.app import app
 from qpnuclei.errors import LockedError, SaveError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.store import Shards, temporary_shards
-from qpnuclei.qupath.geojson import read_objects
+from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.model import Detections, Edit, ImageObjects, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeImage, open_project
 from qpnuclei.system.locks import LOCK_NAME, locked
@@ -38,7 +38,10 @@ Call = Callable[..., Outcome]
 Sample = Callable[[str], Path]
 
 # The sample images are not calibrated, except the pyramid, whose file says 0.5.
-RUN = ("--roi", "Tumor", "--mpp", "0.5", "--device", "cpu", "--quiet", "--backend", "native")
+RUN = (
+    *("--roi", "Tumor", "--mpp", "0.5", "--device", "cpu", "--quiet"),
+    *("--backend", "native", "--no-report"),
+)
 
 
 def objects(project: Path) -> list[ImageObjects]:
@@ -187,7 +190,7 @@ def test_an_annotation_by_its_id_alone_and_progress_without_a_terminal(
     chosen = next(a for a in objects(project)[0].annotations if a.name == "polygon")
     done = shell(
         "run", project, "--roi-id", chosen.id, "--mpp", "0.5", "--device", "cpu",
-        "--backend", "native", "--tile", "128",
+        "--backend", "native", "--tile", "128", "--no-report",
     )  # fmt: skip
     assert done.returncode == 0
     first, *others = objects(project)
@@ -395,7 +398,7 @@ def test_nested_annotations_of_a_real_slide(qpnuclei: Call, tmp_path: Path) -> N
     assert [row["status"] for row in before] == ["not analysed"] * 2
     assert [row["nuclei"] for row in before] == [None] * 2
 
-    quiet = ("--device", "cpu", "--quiet", "--backend", "native")
+    quiet = ("--device", "cpu", "--quiet", "--backend", "native", "--no-report")
     assert qpnuclei("run", project, "--roi-all", *quiet).exit_code == 0
 
     record = json.loads(next((project / "qpnuclei").glob("*/run.json")).read_text())

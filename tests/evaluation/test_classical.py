@@ -1,4 +1,4 @@
-"""The floor finds dark discs, at any resolution, and repeats its figures on real images."""
+"""The classical baseline finds dark discs, and repeats its figures on real images."""
 
 from __future__ import annotations
 

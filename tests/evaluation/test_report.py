@@ -20,10 +20,11 @@ from qpnuclei.evaluation.agreement import Kind
 from qpnuclei.evaluation.datasets import AnnotatedImage
 from qpnuclei.evaluation.evaluate import Comparison, Evaluation, evaluate, image_mpp
 from qpnuclei.evaluation.formats import read_dataset
-from qpnuclei.evaluation.page import COLOURS, evaluation_page, outlines, path_data
+from qpnuclei.evaluation.page import COLOURS, evaluation_page, outlines
 from qpnuclei.evaluation.report import Report
 from qpnuclei.nuclei.outlines import polygonise
 from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.report.pictures import path_data
 from tests.evaluation.images import painted, write_folder
 
 

@@ -10,16 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from qpnuclei.measure.intensity import (
-    Pixels,
-    intensity_measurements,
-    mean_measurement,
-    pixels_of_labels,
-    pixels_of_polygons,
-    rasterise,
-)
+from qpnuclei.measure.intensity import intensity_measurements, mean_measurement
 from qpnuclei.measure.shape import shape_measurements
 from qpnuclei.nuclei.outlines import polygonise
+from qpnuclei.nuclei.pixels import Pixels, pixels_of_labels, pixels_of_polygons, rasterise
 from qpnuclei.nuclei.smoothing import junctions, smooth
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.slides.calibration import PixelCalibration

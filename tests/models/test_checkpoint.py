@@ -63,7 +63,7 @@ def test_the_file_says_how_far_its_network_looks(model_file: Path) -> None:
 
 def test_a_file_that_says_less_than_its_network_sees_is_refused(model_file: Path) -> None:
     rewrite_header(model_file, {"geometry": {"receptive_radius_px": 6, "stride": 1}})
-    with pytest.raises(ModelError, match=r"radius_px=6.* describes has .*radius_px=7"):
+    with pytest.raises(ModelError, match=r"radius_px=6.* its network has .*radius_px=7"):
         load_model(model_file)
 
 
@@ -79,7 +79,7 @@ def test_a_file_that_says_less_than_its_network_sees_is_refused(model_file: Path
 def test_an_older_file_whose_architecture_does_not_say_it(
     family: str, architecture: dict[str, object]
 ) -> None:
-    with pytest.raises(ModelError, match="does not say how far"):
+    with pytest.raises(ModelError, match="cannot be derived"):
         metadata(family=family, architecture=architecture).network_geometry()
 
 

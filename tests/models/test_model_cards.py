@@ -1,4 +1,4 @@
-"""What the cards of the shipped models say is what was measured."""
+"""The figures on the model cards are those in the model files."""
 
 from qpnuclei.models.metadata import read_metadata
 from qpnuclei.models.registry import resolve_model

@@ -91,7 +91,7 @@ def test_output_has_the_size_of_the_input_and_two_channels(shape):
 
 
 def test_a_cell_predicts_its_pixels_in_their_places():
-    """A stem of stride 4 that looks at one pixel of its cell, and a head that draws it there."""
+    """A stem of stride 4 that reads one pixel of its cell, and a head that writes it there."""
     network = StudentNet(16, 2, stem_stride=4, decoder="adding").double().eval()
     with torch.no_grad():
         for parameter in network.parameters():

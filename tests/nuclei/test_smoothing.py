@@ -8,8 +8,8 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpnuclei.measure.intensity import pixels_of_labels, pixels_of_polygons
 from qpnuclei.nuclei.outlines import polygonise
+from qpnuclei.nuclei.pixels import pixels_of_labels, pixels_of_polygons
 from qpnuclei.nuclei.smoothing import junctions, smooth
 from qpnuclei.nuclei.table import NucleiTable
 from tests.segmentation.images import random_mask, regions

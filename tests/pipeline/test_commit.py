@@ -17,8 +17,8 @@ from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.pipeline.commit import NewNuclei, choose_run_dir, new_nuclei, write_back
 from qpnuclei.pipeline.plan import ImagePlan, RunOptions
-from qpnuclei.pipeline.selection import RoiSelection, ours_within, select_regions
-from qpnuclei.qupath.geojson import read_objects
+from qpnuclei.pipeline.selection import Selection, ours_within, select_regions
+from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.names import file_stem
 from qpnuclei.qupath.native import NativeImage, NativeProject, open_project
@@ -33,7 +33,7 @@ from tests.ids import nucleus_id
 from tests.paths import SAMPLES
 
 #: Of the sample's nine annotations, the fourth ("nested") and fifth are of class Stroma.
-OPTIONS = RunOptions(RoiSelection(classes=("Stroma",)))
+OPTIONS = RunOptions(Selection(classes=("Stroma",)))
 
 
 @pytest.fixture(params=["0.5.1", "0.3.2"])  # with UUIDs, and without
@@ -102,7 +102,7 @@ def test_every_nucleus_goes_under_its_region_from_whatever_table(
     image = project.images[0]
     options = replace(
         OPTIONS,
-        selection=RoiSelection(everything=True),
+        selection=Selection(everything=True),
         geojson_dir=tmp_path / "geojson",
         parquet_dir=tmp_path / "parquet",
     )
@@ -297,7 +297,7 @@ def test_nothing_can_be_written_anywhere(
     def full(path: Path) -> None:
         raise SaveError(f"{path} cannot be written: No space left on device")
 
-    monkeypatch.setattr("qpnuclei.qupath.geojson.atomic_file", full)
+    monkeypatch.setattr("qpnuclei.qupath.geojson.writing.atomic_file", full)
     plan = plan_of(project.images[0])
     without_first_annotation(project.images[0])
     with pytest.raises(ConflictError, match="could not be saved elsewhere"):

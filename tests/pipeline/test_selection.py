@@ -9,7 +9,7 @@ import pytest
 import shapely
 
 from qpnuclei.errors import UsageError
-from qpnuclei.pipeline.selection import RoiSelection, check_selection, ours_within, select_regions
+from qpnuclei.pipeline.selection import Selection, check_selection, ours_within, select_regions
 from qpnuclei.qupath.model import (
     Annotation,
     Detections,
@@ -36,43 +36,43 @@ LINE = shapely.LineString([(0, 0), (5, 5)])
 @pytest.mark.parametrize(
     ("selection", "class_name", "name", "expected"),
     [
-        (RoiSelection(classes=("Tumor",)), "Tumor", None, True),
-        (RoiSelection(classes=("Tumor",)), "Tumor: Positive", None, False),
-        (RoiSelection(classes=("Tumor",), derived=True), "Tumor: Positive", None, True),
+        (Selection(classes=("Tumor",)), "Tumor", None, True),
+        (Selection(classes=("Tumor",)), "Tumor: Positive", None, False),
+        (Selection(classes=("Tumor",), derived=True), "Tumor: Positive", None, True),
         # "Tumorous" starts with "Tumor" but is not derived from it.
-        (RoiSelection(classes=("Tumor",), derived=True), "Tumorous", None, False),
-        (RoiSelection(classes=("Tumor", "Stroma")), "Stroma", None, True),
-        (RoiSelection(classes=("Tumor",)), None, "Tumor", False),
-        (RoiSelection(names=("A1",)), "Stroma", "A1", True),
-        (RoiSelection(names=("A1",)), "A1", None, False),
-        (RoiSelection(ids=(uuid.UUID(int=1),)), "Tumor", "A1", False),
-        (RoiSelection(everything=True), None, None, True),
-        (RoiSelection(tissue=True), "Tumor", None, False),
+        (Selection(classes=("Tumor",), derived=True), "Tumorous", None, False),
+        (Selection(classes=("Tumor", "Stroma")), "Stroma", None, True),
+        (Selection(classes=("Tumor",)), None, "Tumor", False),
+        (Selection(names=("A1",)), "Stroma", "A1", True),
+        (Selection(names=("A1",)), "A1", None, False),
+        (Selection(ids=(uuid.UUID(int=1),)), "Tumor", "A1", False),
+        (Selection(everything=True), None, None, True),
+        (Selection(tissue=True), "Tumor", None, False),
     ],
 )
 def test_matches(
-    selection: RoiSelection, class_name: str | None, name: str | None, expected: bool
+    selection: Selection, class_name: str | None, name: str | None, expected: bool
 ) -> None:
     assert selection.matches(annotation(SQUARE, class_name, name)) is expected
 
 
 def test_nothing_chosen_and_contradictions_are_refused() -> None:
     with pytest.raises(UsageError, match="nothing chosen"):
-        RoiSelection()
+        Selection()
     with pytest.raises(UsageError, match="--tissue"):
-        RoiSelection(classes=("Tumor",), tissue=True)
+        Selection(classes=("Tumor",), tissue=True)
 
 
 def test_a_project_without_annotations_is_told_how_to_get_some() -> None:
     with pytest.raises(UsageError, match=r"no annotation in p\.qpproj") as caught:
-        check_selection(RoiSelection(classes=("Tumor",)), [], "p.qpproj")
+        check_selection(Selection(classes=("Tumor",)), [], "p.qpproj")
     assert "--tissue" in caught.value.hint
 
 
 def test_unknown_class_lists_those_that_exist() -> None:
     present = [annotation(SQUARE, "Stroma"), annotation(SQUARE, "Tumor: Positive")]
     with pytest.raises(UsageError) as caught:
-        check_selection(RoiSelection(classes=("Tumor",)), present, "p.qpproj")
+        check_selection(Selection(classes=("Tumor",)), present, "p.qpproj")
     assert "'Tumor'" in caught.value.what
     assert "p.qpproj" in caught.value.what
     assert "Stroma, Tumor: Positive" in caught.value.hint
@@ -81,19 +81,19 @@ def test_unknown_class_lists_those_that_exist() -> None:
 
 def test_one_unknown_class_among_known_ones_is_refused() -> None:
     with pytest.raises(UsageError, match="'Tumour'"):
-        check_selection(RoiSelection(classes=("Tumor", "Tumour")), [annotation(SQUARE)], "p")
+        check_selection(Selection(classes=("Tumor", "Tumour")), [annotation(SQUARE)], "p")
 
 
 def test_unknown_name_lists_those_that_exist() -> None:
     with pytest.raises(UsageError, match="'B'") as caught:
-        check_selection(RoiSelection(names=("B",)), [annotation(SQUARE, name="A")], "p")
+        check_selection(Selection(names=("B",)), [annotation(SQUARE, name="A")], "p")
     assert "A" in caught.value.hint
 
 
 def test_an_id_chooses_one_annotation_of_several_alike() -> None:
     alike = [Annotation(i, uuid.UUID(int=i), "A", "Tumor", "PolygonROI", SQUARE) for i in range(3)]
     # One without UUID, as QuPath 0.3 wrote it, is not meant by any.
-    chosen = RoiSelection(ids=(uuid.UUID(int=1),))
+    chosen = Selection(ids=(uuid.UUID(int=1),))
     regions = select_regions(chosen, [*alike, annotation(SQUARE)], 100, 100)
     assert [region.handle for region in regions] == [1]
 
@@ -102,23 +102,23 @@ def test_unknown_id_is_named_with_a_remedy() -> None:
     missing = uuid.UUID(int=9)
     known = Annotation(0, uuid.UUID(int=1), None, None, "PolygonROI", SQUARE)
     with pytest.raises(UsageError, match=str(missing)) as caught:
-        check_selection(RoiSelection(ids=(known.id, missing)), [known], "p")  # type: ignore[arg-type]
+        check_selection(Selection(ids=(known.id, missing)), [known], "p")  # type: ignore[arg-type]
     assert "saved" in caught.value.hint
     with pytest.raises(UsageError, match=str(missing)) as caught:
-        check_selection(RoiSelection(ids=(missing,)), [annotation(SQUARE)], "p")
+        check_selection(Selection(ids=(missing,)), [annotation(SQUARE)], "p")
     assert "0.4" in caught.value.hint
 
 
 def test_class_of_lines_only_is_refused_by_kind() -> None:
     line = annotation(LINE, roi_type="LineROI")
     with pytest.raises(UsageError, match="LineROI"):
-        check_selection(RoiSelection(classes=("Tumor",)), [line], "p")
+        check_selection(Selection(classes=("Tumor",)), [line], "p")
 
 
 def test_line_beside_an_area_is_skipped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     chosen = [annotation(LINE, roi_type="LineROI"), annotation(SQUARE)]
     with caplog.at_level(logging.WARNING):
-        regions = select_regions(RoiSelection(classes=("Tumor",)), chosen, 100, 100)
+        regions = select_regions(Selection(classes=("Tumor",)), chosen, 100, 100)
     assert [r.geometry for r in regions] == [SQUARE]
     assert "LineROI" in caplog.text
 
@@ -126,7 +126,7 @@ def test_line_beside_an_area_is_skipped_with_a_warning(caplog: pytest.LogCapture
 def test_bow_tie_is_mended_to_its_two_triangles(caplog: pytest.LogCaptureFixture) -> None:
     bow_tie = shapely.Polygon([(0, 0), (10, 10), (10, 0), (0, 10)])
     with caplog.at_level(logging.WARNING):
-        (region,) = select_regions(RoiSelection(everything=True), [annotation(bow_tie)], 100, 100)
+        (region,) = select_regions(Selection(everything=True), [annotation(bow_tie)], 100, 100)
     assert region.geometry.is_valid
     assert region.geometry.area == pytest.approx(50)  # two triangles of base 10 and height 5
     assert "mended" in caplog.text
@@ -135,7 +135,7 @@ def test_bow_tie_is_mended_to_its_two_triangles(caplog: pytest.LogCaptureFixture
 def test_annotation_is_clipped_to_the_image(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         (region,) = select_regions(
-            RoiSelection(everything=True), [annotation(shapely.box(-5, 5, 5, 15))], 100, 10
+            Selection(everything=True), [annotation(shapely.box(-5, 5, 5, 15))], 100, 10
         )
     assert region.geometry.equals(shapely.box(0, 5, 5, 10))
     assert "clipped" in caplog.text
@@ -143,7 +143,7 @@ def test_annotation_is_clipped_to_the_image(caplog: pytest.LogCaptureFixture) ->
 
 def test_annotation_outside_the_image_is_skipped(caplog: pytest.LogCaptureFixture) -> None:
     far = annotation(shapely.box(200, 0, 210, 9))
-    everything = RoiSelection(everything=True)
+    everything = Selection(everything=True)
     with caplog.at_level(logging.WARNING):
         regions = select_regions(everything, [far, annotation(SQUARE)], 100, 100)
     assert [region.geometry for region in regions] == [SQUARE]
@@ -154,7 +154,7 @@ def test_annotation_outside_the_image_is_skipped(caplog: pytest.LogCaptureFixtur
 
 def test_other_planes_are_skipped() -> None:
     regions = select_regions(
-        RoiSelection(everything=True), [annotation(SQUARE, z=2), annotation(SQUARE)], 100, 100
+        Selection(everything=True), [annotation(SQUARE, z=2), annotation(SQUARE)], 100, 100
     )
     assert len(regions) == 1
 

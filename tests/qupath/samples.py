@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qpnuclei.qupath.qpdata import java_classes as jc
-from qpnuclei.qupath.qpdata import java_stream as js
+from qpnuclei.qupath.qpdata import java_nodes, java_parser
 from qpnuclei.qupath.qpdata.path_objects import OBJECT_ID, PathObject, is_packable, walk
 from qpnuclei.qupath.qpdata.records import Packed, RecordPacker
 from tests.paths import SAMPLES, SHARED
@@ -27,9 +27,9 @@ def copy_project(version: str, folder: Path) -> Path:
 
 def dump(data: bytes) -> dict[str, Any]:
     """Return what a data file holds, in the form of expected-*.json."""
-    stream = js.parse(data, "test", RecordPacker(is_packable))
+    stream = java_parser.parse(data, "test", RecordPacker(is_packable))
     by_class = {getattr(item, "class_name", None): item for item in stream.items}
-    image_type = next(i for i in stream.items if isinstance(i, js.JavaEnum))
+    image_type = next(i for i in stream.items if isinstance(i, java_nodes.JavaEnum))
     hierarchy = by_class[jc.HIERARCHY]
     return {
         "type": image_type.name.text,
@@ -41,30 +41,31 @@ def dump(data: bytes) -> dict[str, Any]:
     }
 
 
-def _step(node: js.JavaObject) -> list[str | None]:
+def _step(node: java_nodes.JavaObject) -> list[str | None]:
     if node.class_name == jc.SCRIPT_STEP:
         return [jc.string_field(node, "name").text, jc.string_field(node, "script").text]
     _, name, plugin, argument, _, _ = jc.contents(node)
     return [name.text, f"runPlugin('{plugin.text}', '{argument.text}');"]
 
 
-def _properties(node: js.JavaObject) -> list[list[str]]:
+def _properties(node: java_nodes.JavaObject) -> list[list[str]]:
     _, *items = jc.contents(node)
     texts = [
-        i.text if isinstance(i, js.JavaString) else str(jc.primitive(i, "value")) for i in items
+        i.text if isinstance(i, java_nodes.JavaString) else str(jc.primitive(i, "value"))
+        for i in items
     ]
     return [list(pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
 
 
-def _tma(grid: js.JavaObject | None) -> list[Any] | None:
+def _tma(grid: java_nodes.JavaObject | None) -> list[Any] | None:
     if grid is None:
         return None
     cores = [PathObject.of(c).name.text for c in jc.list_items(jc.reference(grid, "cores"))]
     return [jc.primitive(grid, "gridWidth"), jc.primitive(grid, "gridHeight"), cores]
 
 
-def _tree(root: js.JavaObject) -> dict[str, Any]:
-    made: dict[js.JavaObject | None, dict[str, Any]] = {}
+def _tree(root: java_nodes.JavaObject) -> dict[str, Any]:
+    made: dict[java_nodes.JavaObject | None, dict[str, Any]] = {}
     top: list[dict[str, Any]] = []
     for item, ancestors in walk(root):
         nodes = (
@@ -103,7 +104,7 @@ def _object(view: PathObject, level: int) -> dict[str, Any]:
     return made
 
 
-def _path_class(node: js.JavaObject | None) -> list[Any] | None:
+def _path_class(node: java_nodes.JavaObject | None) -> list[Any] | None:
     if node is None:
         return None
     return [
@@ -116,7 +117,7 @@ def _number(value: float) -> float | str:
     return "nan" if np.isnan(value) else float(value)
 
 
-def _roi(node: js.JavaObject | None) -> list[Any] | None:
+def _roi(node: java_nodes.JavaObject | None) -> list[Any] | None:
     if node is None:
         return None
     name = node.class_name.rpartition(".")[2].partition("$")[0]
@@ -134,7 +135,7 @@ def _roi(node: js.JavaObject | None) -> list[Any] | None:
     return [name, *plane, data]
 
 
-def _measurements(node: js.JavaObject | None) -> list[list[Any]]:
+def _measurements(node: java_nodes.JavaObject | None) -> list[list[Any]]:
     if node is None:
         return []
     if node.class_name == jc.DEFAULT_LIST:

@@ -1,4 +1,4 @@
-"""What runs note of an image, and what it says of its annotations later."""
+"""The record of analysed areas, and the status of annotations that follows from it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def after(*annotations: Annotation) -> Record:
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 10**7)] * 4), max_size=3), st.booleans())
-def test_what_is_noted_is_read_back(boxes: list[tuple[int, ...]], has_mpp: bool) -> None:
+def test_a_record_is_read_back(boxes: list[tuple[int, ...]], has_mpp: bool) -> None:
     areas = tuple(
         AnalysedArea(
             uuid.UUID(int=k) if k else None,
@@ -81,7 +81,7 @@ def test_an_edited_outline_is_told_from_one_that_was_saved_less_exactly() -> Non
 
 def test_annotations_that_no_run_has_seen() -> None:
     record = after(annotation(shapely.box(0, 0, 10, 10)), annotation(shapely.box(10, 0, 20, 10), 2))
-    # Drawn afterwards within what was analysed, be it in two pieces.
+    # Drawn afterwards inside the analysed area, even if that is in two pieces.
     assert record.status(annotation(shapely.box(5, 5, 15, 9), 3)) is Status.ANALYSED
     assert record.status(annotation(shapely.box(5, 5, 15, 11), 3)) is Status.NOT_ANALYSED
     assert record.status(annotation(shapely.box(0, 0, 5, 5), 3, z=1)) is Status.NOT_ANALYSED
@@ -116,13 +116,13 @@ def test_a_run_replaces_what_it_did_again_and_keeps_the_rest() -> None:
         '{"areas": [], "pixel size": {"um": [1], "source": "", "project": null}}',
     ],
 )  # fmt: skip
-def test_a_damaged_note_counts_as_none(text: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_record_counts_as_none(text: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert Record.of({PROPERTY: text}, "image a.svs") == Record()
     assert "image a.svs: the record of earlier runs is damaged" in caplog.text
 
 
-def test_notes_are_json_that_scripts_can_read() -> None:
+def test_records_are_json_that_scripts_can_read() -> None:
     content = json.loads(after(annotation(shapely.box(0, 0, 2, 1))).to_properties()[PROPERTY])
     assert content["areas"][0]["id"] == str(uuid.UUID(int=1))
     assert sorted(content["areas"][0]["coordinates"][0][0][:4]) == [[0, 0], [0, 1], [2, 0], [2, 1]]
@@ -137,7 +137,7 @@ def test_status_of_several() -> None:
     assert overall([]) is missing
 
 
-def test_doubts_are_noted_and_read_back() -> None:
+def test_doubts_are_recorded_and_read_back() -> None:
     left, right = annotation(shapely.box(0, 0, 10, 10)), annotation(shapely.box(20, 0, 30, 10), 2)
     regions = [Region.of(left), Region.of(right)]
     noted = Record().with_run(regions, USED, check="all of it", checks=["", "few nuclei"])

@@ -1,4 +1,4 @@
-"""What outlines of every kind enclose, against counting crossings by hand."""
+"""The areas of outlines of every kind, against counting crossings by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpnuclei.pipeline.selection import RoiSelection, select_regions
+from qpnuclei.pipeline.selection import Selection, select_regions
 from qpnuclei.qupath.areas import valid_area
 from qpnuclei.qupath.counts import CountedImage, count_objects
 from qpnuclei.qupath.inventory import _describe_image
@@ -90,7 +90,7 @@ def test_an_outline_beside_a_good_one_never_stops_it(
 ) -> None:
     geometry, expected = OUTLINES[name]
     good = annotation(shapely.box(300, 300, 400, 400))
-    regions = select_regions(RoiSelection(everything=True), [annotation(geometry), good], 500, 500)
+    regions = select_regions(Selection(everything=True), [annotation(geometry), good], 500, 500)
     assert [r.geometry.area for r in regions] == [*([expected] if expected else []), 10_000]
     assert all(r.geometry.is_valid for r in regions)
     assert ("encloses no area" in caplog.text) == (expected == 0)

@@ -1,4 +1,4 @@
-"""What runs replaced, and how it comes back."""
+"""Backups of replaced files, and how they are restored."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def edited_image(version, tmp_path, times=1):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_restoring_gives_the_same_bytes_and_can_be_taken_back(version, tmp_path):
+def test_restoring_gives_the_same_bytes_and_can_be_undone(version, tmp_path):
     image, (original,) = edited_image(version, tmp_path)
     edited = image.data_path.read_bytes()
     before = json.loads((tmp_path / version / "project/data/1/summary.json").read_text())
@@ -122,7 +122,7 @@ def test_a_backup_is_whole_or_not_there(tmp_path, monkeypatch):
     assert len(image.backups()) == 2
 
 
-def test_what_was_made_last_is_kept_and_restored_whatever_the_clock_said(tmp_path):
+def test_the_last_backup_is_kept_and_restored_whatever_the_clock(tmp_path):
     """Backups of a computer whose clock was ahead look newer than any made now."""
     image, _ = edited_image("0.5.1", tmp_path, BACKUP_COUNT)
     for backup in image.backups():

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from qpnuclei.errors import SaveError, UsageError
 from qpnuclei.qupath.analysed import Record, UsedMpp
+from qpnuclei.qupath.count_table import FIRST_COLUMNS, LAST_COLUMNS, write_counts, write_table
 from qpnuclei.qupath.counts import (
     CountedImage,
     count_in_regions,
     count_objects,
     count_project,
-    write_table,
 )
 from qpnuclei.qupath.model import Annotation, Detections, ImageObjects
 from qpnuclei.qupath.project import open_project
@@ -100,7 +100,7 @@ ELLIPSE = shapely.Polygon(np.stack([20 + 10 * np.cos(ANGLES), 10 + 5 * np.sin(AN
         (ELLIPSE, "EllipseROI", (20, 10), True),
         (ELLIPSE, "EllipseROI", (30, 10), True),
         (ELLIPSE, "EllipseROI", (29, 14), False),
-        # What encloses no area holds nothing.
+        # An annotation without area contains nothing.
         (shapely.LineString([(0, 0), (10, 10)]), "LineROI", (5, 5), False),
         (shapely.MultiPoint([(5, 5)]), "PointsROI", (5, 5), False),
         # Self-intersecting: both triangles of a bow tie are inside.
@@ -141,7 +141,7 @@ def test_a_run_counts_as_export_does():
     found = detections([(5, 5), (45, 45), (45, 45.5), (20, 10), (200, 200)])
     counted = image(nested, found)
     rows = count_objects(counted)
-    # A run has clipped outlines; what is counted are the annotations.
+    # A run clips outlines, but counts in whole annotations.
     clip = shapely.box(0, 0, 30, 99)
     regions = [Region(a, shapely.intersection(a.geometry, clip)) for a in nested]
     assert [(row["area_mm2"], row["nuclei"], row["nuclei_per_mm2"]) for row in rows] == (
@@ -152,7 +152,7 @@ def test_a_run_counts_as_export_does():
     assert alone[:2] == (pytest.approx(64 / 8e6), 1)
 
 
-def test_planes_are_apart():
+def test_planes_are_counted_separately():
     deep = [
         annotation(RECTANGLE),
         annotation(RECTANGLE, handle=1, z=2),
@@ -162,13 +162,13 @@ def test_planes_are_apart():
     found = detections([(15, 15)] * 3, planes=[(0, 0), (2, 0), (2, 0)])
     rows = count_objects(image(deep, found), nucleus_classes=["Nucleus"])
     assert nuclei(rows) == [1, 2, 0, 2]
-    # What lies above each other adds up, what overlaps on one plane does not.
+    # Areas on different planes add up, overlaps on one plane do not.
     (row,) = count_objects(image(deep, found), "class", nucleus_classes=["Nucleus"])
     assert row["nuclei"] == 3
     assert row["area_mm2"] == pytest.approx((100 + 150 + 100) / 8e6)
 
 
-def test_what_nobody_looked_at_is_not_zero():
+def test_an_area_that_was_not_analysed_has_no_count():
     outer = annotation(shapely.box(0, 0, 100, 100), "Outer")
     inner = annotation(shapely.box(10, 10, 50, 50), "Inner", handle=1)
     found = detections([(20, 20), (30, 30)], measurements={"Area µm^2": np.array([1.0, 3.0])})
@@ -181,7 +181,7 @@ def test_what_nobody_looked_at_is_not_zero():
     assert first["area_mm2"] == pytest.approx(1e4 / 8e6)
     assert first["analysed_mm2"] == 0
     assert (second["nuclei"], second["analysed_mm2"]) == (2, second["area_mm2"])
-    # Whoever names a class counts what is there, and the status still says what it is.
+    # With a class, all detections are counted, and the status is unchanged.
     asked = count_objects(counted, nucleus_classes=["Nucleus"])
     assert nuclei(asked) == [2, 2]
     assert asked[0]["status"] == "not analysed"
@@ -344,7 +344,8 @@ ROWS = [
 
 def test_tables_as_text(tmp_path):
     write_table(ROWS, tmp_path / "t.csv")
-    assert (tmp_path / "t.csv").read_text("utf-8").splitlines() == [
+    assert (tmp_path / "t.csv").read_bytes().startswith(b"\xef\xbb\xbfimage,")
+    assert (tmp_path / "t.csv").read_text("utf-8-sig").splitlines() == [
         "image,class,uuid,nuclei,area_mm2,x (SD),new",
         f'"ä, b",,{OTHER},3,0.5,,',
         "c\td,Tumor,,0,,,1.25",
@@ -354,6 +355,64 @@ def test_tables_as_text(tmp_path):
         rows = list(csv.DictReader(stream, delimiter="\t"))
     assert rows[1]["image"] == "c\td"
     assert rows[0]["nuclei"] == "3"
+
+
+def test_numbers_for_people_have_six_digits_and_others_all(tmp_path):
+    numbers = [123.456789, 0.000123456789, 1234567.891, -2 / 3, 1e-300, math.inf]
+    for suffix in ("csv", "json"):
+        write_table([{"number": number} for number in numbers], tmp_path / f"t.{suffix}")
+    text = (tmp_path / "t.csv").read_text("utf-8-sig").splitlines()[1:]
+    assert text == ["123.457", "0.000123457", "1234568.0", "-0.666667", "1e-300", '""']
+    found = [row["number"] for row in json.loads((tmp_path / "t.json").read_text())]
+    assert found == [*numbers[:-1], None]
+
+
+def test_columns_stand_in_the_same_order_whatever_the_rows_have(tmp_path):
+    first = {"image": "a", "Num Detections": 1, "Area µm^2 (mean)": 1.5, "uuid": None}
+    second = {"image": "b", "Num Detections": 2, "Num Tumor": 2, "Area µm^2 (mean)": 2.5}
+    write_counts([first, second], tmp_path / "t.csv")
+    (header, *_) = (tmp_path / "t.csv").read_text("utf-8-sig").splitlines()
+    between = ("Num Detections", "Num Tumor", "Area µm^2 (mean)")
+    assert tuple(header.split(",")) == (*FIRST_COLUMNS, *between, *LAST_COLUMNS)
+    counted = image([annotation(RECTANGLE)], detections([(15, 15)]))
+    for by in ("annotation", "class", "image"):
+        (row,) = count_objects(counted, by)
+        assert tuple(row) == (
+            *FIRST_COLUMNS, "Num Detections", "Num Nucleus", *LAST_COLUMNS
+        )  # fmt: skip
+
+
+def test_a_table_without_rows_has_its_header(tmp_path):
+    for suffix in ("csv", "tsv", "parquet"):
+        write_counts([], tmp_path / f"t.{suffix}")
+    for suffix, separator in (("csv", ","), ("tsv", "\t")):
+        text = (tmp_path / f"t.{suffix}").read_text("utf-8-sig")
+        assert text == separator.join((*FIRST_COLUMNS, *LAST_COLUMNS)) + "\n"
+    table = pyarrow.parquet.read_table(tmp_path / "t.parquet")
+    assert table.column_names == [*FIRST_COLUMNS, *LAST_COLUMNS]
+    assert table.schema.field("nuclei").type == "int64"
+
+
+@pytest.mark.parametrize("version", sorted(path.name for path in SAMPLES.iterdir()))
+def test_cores_of_a_tma_count_as_qupath_counts_them(version):
+    """Against the centroids, and the cores' ellipses, that QuPath itself states."""
+    project = open_project(SAMPLES / version / "project", backend="native")
+    (entry,) = [entry for entry in project.images if entry.read().cores]
+    rows = count_project(project, [entry], nucleus_classes=["Nucleus"])
+    expected = json.loads((SAMPLES / version / f"expected-{entry.id}.json").read_text("utf-8"))
+    cores = [o for o in expected["root"]["children"] if o["cls"] == "TMACoreObject"]
+    assert len(cores) == 6
+    found = entry.read().detections.centroids
+    for row, core in zip(rows, cores, strict=False):
+        _, _, _, _, (x, y, width, height) = core["roi"]
+        inside = ((found - (x + width / 2, y + height / 2)) / (width / 2, height / 2)) ** 2
+        assert row["annotation"] == core["name"]
+        assert row["type"] == ("missing TMA core" if core["missing"] else "TMA core")
+        assert row["nuclei"] == np.count_nonzero(inside.sum(axis=1) <= 1)
+        assert str(row["uuid"]) == core.get("id", "None")
+    assert sum(row["nuclei"] for row in rows[:6]) > 0
+    assert {row["type"] for row in rows[6:]} == {"annotation"}
+    assert {row["type"] for row in count_project(project, [entry], "class")} == {"class"}
 
 
 def test_tables_with_types(tmp_path):
@@ -405,6 +464,7 @@ def test_counts_in_a_project_of_each_qupath_version(version):
     project = open_project(samples / version / "project", "native")
     rows = count_project(project, project.images, nucleus_classes=["Nucleus"])
     # As QuPath nests them: five detections in the annotation "nested", which lies in "polygon".
+    rows = [row for row in rows if row["type"] == "annotation"]
     found = {row["annotation"]: row["Num Detections"] for row in rows if row["Num Detections"]}
     assert found == {"nested": 5, "polygon": 5, None: 1}
     by_image = count_project(project, project.images, "image", nucleus_classes=["Nucleus"])

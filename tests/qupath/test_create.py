@@ -79,7 +79,7 @@ def test_reader_is_chosen_as_qupath_does(name, downsamples, provider, tmp_path):
     assert size == {"value": 1.0, "unit": "px"}  # no calibration is no calibration
 
 
-def test_never_over_something_else(tmp_path):
+def test_a_folder_with_content_is_refused(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious.txt").touch()
     with pytest.raises(UsageError, match="not an empty folder"):

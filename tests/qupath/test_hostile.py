@@ -17,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpnuclei.errors import FormatError, QpnucleiError, SlideError
-from qpnuclei.qupath import geojson
-from qpnuclei.qupath.geojson import read_objects
+from qpnuclei.qupath.geojson import reading
+from qpnuclei.qupath.geojson.exporting import export_image
+from qpnuclei.qupath.geojson.importing import import_file
+from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.inventory import describe_project
 from qpnuclei.qupath.model import (
     Detections,
@@ -28,7 +30,6 @@ from qpnuclei.qupath.model import (
 )
 from qpnuclei.qupath.names import file_stem
 from qpnuclei.qupath.native import open_project
-from qpnuclei.qupath.transfer import export_image, import_file
 from qpnuclei.qupath.uris import candidates, find_image
 from tests.ids import nucleus_id
 from tests.paths import MEASUREMENTS, SAMPLES
@@ -164,7 +165,7 @@ SAMPLE = (PROJECT / "data" / "1" / "data.qpdata").read_bytes()
 @settings(max_examples=40)
 @given(st.data())
 def test_damaged_data_is_edited_or_refused(folder: Path, data: st.DataObject) -> None:
-    """What still reads after it was damaged is also written, and reads then."""
+    """A damaged file that can still be read can also be edited, and read again."""
     content = bytearray(SAMPLE)
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(4, len(content) - 1))
@@ -224,8 +225,8 @@ def test_small_files_that_unpack_to_large_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gzip makes a thousandth of repeated text: memory is bounded by what a feature may take."""
-    monkeypatch.setattr(geojson, "_LONGEST_VALUE", 1 << 19)
-    monkeypatch.setattr(geojson, "_LONGEST_STRING", 1 << 19)
+    monkeypatch.setattr(reading, "_LONGEST_VALUE", 1 << 19)
+    monkeypatch.setattr(reading, "_LONGEST_STRING", 1 << 19)
     path = tmp_path / "bomb.geojson.gz"
     for bomb in (
         b'{"type":"LineString","coordinates":[' + b"[0,0]," * (1 << 18),

@@ -312,7 +312,7 @@ def test_groups_made_on_demand_are_written_as_those_in_memory(entry, tmp_path):
     assert {table.ids[i] for i in ours} == {own_id for g in groups for own_id in g.ids}
 
 
-def test_groups_that_change_between_two_looks_are_not_written(tmp_path):
+def test_groups_that_change_between_two_accesses_are_not_written(tmp_path):
     class Fickle(Groups):
         def __getitem__(self, index):
             made = super().__getitem__(index)

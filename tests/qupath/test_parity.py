@@ -92,7 +92,7 @@ def data_file(project: Project, image: int = 0) -> Path:
 
 
 def assert_same_geometry(a: shapely.Geometry, b: shapely.Geometry) -> None:
-    # The order of vertices is nobody's business; shapes that enclose nothing have no difference.
+    # The order of vertices does not matter; shapes without area have no difference.
     assert a.geom_type == b.geom_type
     assert shapely.hausdorff_distance(a, b) <= 2 * GRID_PX
     assert a.area == pytest.approx(b.area, abs=2 * GRID_PX * max(a.length, 1))
@@ -314,7 +314,7 @@ def test_properties_of_an_image(backend: str, project_file: Path) -> None:
     assert after == before
 
 
-def test_an_annotation_of_ours_gives_way_to_another(backend: str, project_file: Path) -> None:
+def test_an_annotation_of_ours_is_replaced(backend: str, project_file: Path) -> None:
     image = open_project(project_file, backend).images[0]
     objects = image.read()
     count = len(objects.annotations)

@@ -1,4 +1,4 @@
-"""One rule says how large the pixels of a project's image are."""
+"""The rule for the pixel size of a project's image."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def used(mpp: float, project: float | None) -> Record:
     return Record((), UsedMpp((mpp, mpp), "--mpp", project and (project, project)))
 
 
-def test_who_is_asked_first() -> None:
+def test_order_of_precedence() -> None:
     assert found(entry(0.5), slide=0.25) == (0.5, "project")
     assert found(entry(), slide=0.25) == (0.25, "slide")
     assert found(entry(0.5), asked=AskedMpp(0.3), slide=0.25) == (0.3, "--mpp")
@@ -48,7 +48,7 @@ def test_who_is_asked_first() -> None:
     assert found(entry(0.5, "c.svs", "3"), asked=table) == (0.3, "--mpp")
 
 
-def test_what_a_run_was_told_holds_until_the_project_is_changed() -> None:
+def test_the_pixel_size_of_the_last_run_holds_until_the_project_changes() -> None:
     assert found(entry(), used(0.3, None)) == (0.3, "an earlier run")
     assert found(entry(0.5), used(0.3, 0.5)) == (0.3, "an earlier run")
     assert found(entry(0.25), used(0.3, 0.5)) == (0.25, "project")
@@ -58,7 +58,7 @@ def test_what_a_run_was_told_holds_until_the_project_is_changed() -> None:
     assert found(entry(), used(0.3, None), AskedMpp(0.4, only_missing=True)) == (0.4, "--mpp")
 
 
-def test_one_for_all_leaves_good_pixel_sizes_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_mpp_for_all_images_keeps_valid_pixel_sizes(caplog: pytest.LogCaptureFixture) -> None:
     for_all = AskedMpp(0.25, only_missing=True)
     assert found(entry(), asked=for_all) == (0.25, "--mpp")
     assert found(entry(353.0), asked=for_all) == (0.25, "--mpp")  # 72 dpi is no pixel size

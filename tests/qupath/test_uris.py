@@ -80,7 +80,7 @@ def test_a_moved_project_finds_its_images_where_they_were_relative_to_it(uri, pr
         ("file:/C:/im/x.svs", None),
     ],
 )
-def test_no_way_between_different_drives_or_machines(uri, project_uri):
+def test_no_relative_path_between_drives_or_machines(uri, project_uri):
     assert places(uri, project_uri) == []
 
 

@@ -23,7 +23,7 @@ def random_attention(seed, shape, nuclei_per_px=1 / 300, radius=(3, 9), noise=0.
 
 
 def regions(mask):
-    """Number the 4-connected regions of a mask, holes (and what lies in them) filled."""
+    """Number the 4-connected regions of a mask, with holes (and anything in them) filled."""
     labels, _ = ndimage.label(mask)
     sizes = np.bincount(labels.ravel())
     for label in np.argsort(-sizes[1:], kind="stable") + 1:

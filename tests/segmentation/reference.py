@@ -25,7 +25,7 @@ def closing(mask, element):
 
 
 def reference_instances(attention, parameters, centre=None):
-    """Return what `segment_instances` must, up to numbering."""
+    """Return the expected result of `segment_instances`, up to numbering."""
     mask = attention > parameters.threshold
     for radius in (parameters.coarse_radius_px, parameters.fine_radius_px):
         mask = closing(opening(mask, disk(radius)), disk(radius))

@@ -1,4 +1,4 @@
-"""The forward pass on an NVIDIA GPU; what needs none of it is tested everywhere."""
+"""The forward pass on an NVIDIA GPU; parts that need no GPU are tested everywhere."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
@@ -14,14 +13,13 @@ from torch import Tensor
 from qpnuclei.datasets.synthetic.slide import make_slide
 from qpnuclei.errors import DeviceError
 from qpnuclei.evaluation.metrics import aggregated_jaccard_index
-from qpnuclei.segmentation.cuda import FittingBatches, codes_of_maps
+from qpnuclei.segmentation.cuda import BatchSplitter, quantise_maps
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
-from qpnuclei.segmentation.quantised import NOT_A_NUMBER, attention_codes, centre_codes
+from qpnuclei.segmentation.quantised import NAN_LEVEL, quantise_attention, quantise_centre
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.slide import open_slide
-from qpnuclei.system.threads import in_parallel
-
-RGB = npt.NDArray[np.uint8]
+from qpnuclei.system.threads import map_in_threads
 
 needs_gpu = [
     pytest.mark.cuda,
@@ -30,20 +28,20 @@ needs_gpu = [
 
 
 def every_boundary(steps: int) -> np.ndarray:
-    """Numbers in 0..1 around the limits of every code, and between them."""
+    """Numbers in 0..1 around the limits of every level, and between them."""
     limits = (np.arange(2 * steps + 1) / (2 * steps)).astype(np.float32)
     around = [np.nextafter(limits, np.float32(to)) for to in (0, 1)]
     return np.clip(np.stack([limits, *around]), 0, 1)[None]
 
 
-def test_codes_made_on_the_device_are_those_made_of_maps() -> None:
+def test_maps_quantised_on_the_device_equal_those_quantised_by_numpy() -> None:
     attention = every_boundary(240)
-    (found,) = codes_of_maps(torch.from_numpy(attention[:, None]))
-    np.testing.assert_array_equal(found.numpy(), attention_codes(attention))
+    (found,) = quantise_maps(torch.from_numpy(attention[:, None]))
+    np.testing.assert_array_equal(found.numpy(), quantise_attention(attention))
     centre = every_boundary(65535)
     both = torch.from_numpy(np.stack([centre, centre], axis=1))
-    _, seeds = codes_of_maps(both)
-    np.testing.assert_array_equal(seeds.numpy().view(np.uint16), centre_codes(centre))
+    _, seeds = quantise_maps(both)
+    np.testing.assert_array_equal(seeds.numpy().view(np.uint16), quantise_centre(centre))
 
 
 def inverted(batch: Tensor) -> tuple[Tensor, ...]:
@@ -80,7 +78,7 @@ class Memory:
 
 def test_a_batch_that_does_not_fit_is_halved_until_it_does() -> None:
     memory = Memory(fitting=3)
-    run = FittingBatches(memory.run, memory.release)
+    run = BatchSplitter(memory.run, memory.release)
     assert same(run(tiles(9)), inverted(tiles(9)))
     assert memory.asked == [9, 4, 2, 2, 2, 2, 1]
     assert memory.released == 2
@@ -94,7 +92,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does() -> None:
 def test_a_tile_that_does_not_fit_is_an_error_with_a_remedy() -> None:
     memory = Memory(fitting=0)
     with pytest.raises(DeviceError, match="a tile of 4x4 px") as caught:
-        FittingBatches(memory.run, memory.release)(tiles(2))
+        BatchSplitter(memory.run, memory.release)(tiles(2))
     assert "--tile" in caught.value.hint
     assert "--device cpu" in caught.value.hint
     assert memory.asked == [2, 1]
@@ -105,13 +103,13 @@ def test_other_errors_pass() -> None:
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        FittingBatches(fail, lambda: None)(tiles(2))
+        BatchSplitter(fail, lambda: None)(tiles(2))
 
 
-def test_what_is_no_number_is_marked_on_the_device() -> None:
+def test_nan_is_marked_on_the_device() -> None:
     maps = torch.full((1, 2, 1, 3), 0.5)
     maps[0, 0, 0, 1] = maps[0, 1, 0, 2] = torch.nan
-    assert codes_of_maps(maps)[0].tolist() == [[[119, NOT_A_NUMBER, NOT_A_NUMBER]]]
+    assert quantise_maps(maps)[0].tolist() == [[[119, NAN_LEVEL, NAN_LEVEL]]]
 
 
 @pytest.fixture(scope="module")
@@ -146,35 +144,33 @@ class TestOnAGPU:
         parameters = predictor.metadata.post_processing
         labels, masks = [], []
         for made in (on_cpu, predictor):
-            attention, centre = made.predict_codes(tissue[None])
+            attention, centre = made.predict_quantised(tissue[None])
             assert centre is not None
             masks.append(attention[inner] >= round(parameters.threshold * 240))
             labels.append(segment_instances(attention[inner], parameters, centre[inner]))
         assert (masks[0] != masks[1]).mean() < 1e-4
         assert aggregated_jaccard_index(*labels) > 0.999
 
-    def test_codes_are_those_of_its_maps(self, predictor: Predictor, tissue: RGB) -> None:
+    def test_quantised_maps_are_the_maps_quantised(self, predictor: Predictor, tissue: RGB) -> None:
         rgb = tissue[None, :512, :512]  # a size that is not padded
         attention, centre = predictor.predict(rgb)
-        found, seeds = predictor.predict_codes(rgb)
-        np.testing.assert_array_equal(found, attention_codes(attention))
+        found, seeds = predictor.predict_quantised(rgb)
+        np.testing.assert_array_equal(found, quantise_attention(attention))
         assert centre is not None
-        np.testing.assert_array_equal(seeds, centre_codes(centre))
+        np.testing.assert_array_equal(seeds, quantise_centre(centre))
 
-    def test_threads_get_the_codes_of_their_batches(
-        self, predictor: Predictor, tissue: RGB
-    ) -> None:
+    def test_threads_get_the_maps_of_their_batches(self, predictor: Predictor, tissue: RGB) -> None:
         batches = tiles_of(tissue, 8) + tiles_of(tissue, 8, (300, 320))
-        one_by_one = [predictor.predict_codes(rgb) for rgb in batches]
+        one_by_one = [predictor.predict_quantised(rgb) for rgb in batches]
         for _ in range(3):
-            side_by_side = list(in_parallel(predictor.predict_codes, batches, 3))
+            side_by_side = list(map_in_threads(predictor.predict_quantised, batches, 3))
             for found, expected in zip(side_by_side, one_by_one, strict=True):
                 np.testing.assert_array_equal(found[0], expected[0])
                 np.testing.assert_array_equal(found[1], expected[1])  # type: ignore[arg-type]
 
     def test_odd_sizes_come_back_as_they_were(self, predictor: Predictor, tissue: RGB) -> None:
         (rgb,) = tiles_of(tissue, 1, (301, 333))
-        attention, centre = predictor.predict_codes(rgb)
+        attention, centre = predictor.predict_quantised(rgb)
         assert attention.shape == (1, 301, 333)
         assert centre is not None
         assert centre.shape == (1, 301, 333)
@@ -183,9 +179,9 @@ class TestOnAGPU:
         self, predictor: Predictor, tissue: RGB
     ) -> None:
         tiles = tiles_of(tissue, predictor.tiles_at_once)
-        together = predictor.predict_codes(np.concatenate(tiles))
+        together = predictor.predict_quantised(np.concatenate(tiles))
         for number, rgb in enumerate(tiles):
-            for found, alone in zip(together, predictor.predict_codes(rgb), strict=True):
+            for found, alone in zip(together, predictor.predict_quantised(rgb), strict=True):
                 assert found is not None
                 assert alone is not None
                 # cuDNN may choose another algorithm for another batch size: the last bit differs.
@@ -199,7 +195,7 @@ class TestOnAGPU:
         torch.cuda.set_per_process_memory_fraction(enough_for_pixels / total)
         try:
             with pytest.raises(DeviceError, match="a tile of 2048x2048 px"):
-                predictor.predict_codes(np.tile(tissue[None], (1, 2, 2, 1)))
+                predictor.predict_quantised(np.tile(tissue[None], (1, 2, 2, 1)))
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)
-        assert predictor.predict_codes(tissue[None, :256, :256])[0].shape == (1, 256, 256)
+        assert predictor.predict_quantised(tissue[None, :256, :256])[0].shape == (1, 256, 256)

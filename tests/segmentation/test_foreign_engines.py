@@ -183,7 +183,7 @@ def test_labels_are_taken_one_by_one_and_cleaned(tmp_path: Path, output: str) ->
     assert PROBABILITY not in found.measurements
 
 
-def test_stardist_keeps_the_surest_of_overlapping_polygons(tmp_path: Path) -> None:
+def test_stardist_keeps_the_most_probable_of_overlapping_polygons(tmp_path: Path) -> None:
     rgb = np.full((80, 80, 3), 255, np.uint8)
     #        x   y  1 - probability  radius
     for x, y, unsure, radius in ((20, 20, 10, 8), (24, 20, 60, 8), (60, 50, 30, 12)):
@@ -198,7 +198,7 @@ def test_stardist_keeps_the_surest_of_overlapping_polygons(tmp_path: Path) -> No
     np.testing.assert_allclose(found.measurements["Area µm^2"][order], expected, rtol=0.25)
 
 
-def test_what_is_wrong_with_a_model_is_said(tmp_path: Path) -> None:
+def test_errors_name_what_is_wrong_with_a_model(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no model file"):
         engine_spec(f"onnx:{tmp_path / 'gone.onnx'}")
     alone = tmp_path / "alone.onnx"

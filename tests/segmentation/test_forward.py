@@ -11,9 +11,9 @@ from qpnuclei.errors import ModelError
 from qpnuclei.models.attention import AttentionNet
 from qpnuclei.models.metadata import ModelMetadata, PostProcessing
 from qpnuclei.models.student import StudentNet
-from qpnuclei.segmentation.forward import Forward, prepared
+from qpnuclei.segmentation.forward import Forward, optimise_for_inference
 from qpnuclei.segmentation.postprocess import segment_instances
-from qpnuclei.segmentation.quantised import check_codes
+from qpnuclei.segmentation.quantised import check_finite
 
 CPU = torch.device("cpu")
 
@@ -35,7 +35,7 @@ def forward(network: torch.nn.Module, **metadata: object) -> Forward:
 
 
 @pytest.mark.parametrize("network", [AttentionNet(4, dilations=[1, 2]), StudentNet(4, 2, 8)])
-def test_a_prepared_network_computes_the_same(network: torch.nn.Module) -> None:
+def test_an_optimised_network_computes_the_same(network: torch.nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -45,7 +45,7 @@ def test_a_prepared_network_computes_the_same(network: torch.nn.Module) -> None:
     x = torch.randn(1, 3, 24, 32, generator=generator)
     with torch.inference_mode():
         expected = network.eval()(x)
-        fused = prepared(network, CPU)
+        fused = optimise_for_inference(network, CPU)
         torch.testing.assert_close(fused(x), expected, rtol=1e-4, atol=1e-4)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
 
@@ -69,9 +69,9 @@ def test_cells_are_arranged_as_the_network_does() -> None:
         expected = torch.sigmoid(network(x.permute(0, 3, 1, 2)))
     made = forward(network)
     torch.testing.assert_close(made.maps(rgb), expected, rtol=1e-4, atol=1e-4)
-    attention, centre = made.codes(rgb)
+    attention, centre = made.quantised_maps(rgb)
     assert centre is not None
-    # An attention within half of its steps is coded right; so is a centre map within 1e-4 of it.
+    # Half a step of tolerance for attention, 2e-4 for the centre map.
     np.testing.assert_allclose((attention + 0.5) / 240, expected[:, 0], atol=0.51 / 240)
     np.testing.assert_allclose(centre / 65535, expected[:, 1], atol=2e-4)
 
@@ -80,26 +80,26 @@ def test_logits_far_from_zero_saturate_without_a_warning() -> None:
     made = forward(Shown(), tau=0.0, sigmoid_gain=1000.0)
     rgb = torch.tensor([0, 255], dtype=torch.uint8)[None, :, None, None].expand(1, 2, 1, 3)
     assert made.maps(rgb.contiguous())[0, 0].flatten().tolist() == [0, 1]
-    attention, _ = made.codes(rgb.contiguous())
+    attention, _ = made.quantised_maps(rgb.contiguous())
     assert attention.flatten().tolist() == [0, 239]
 
 
 @pytest.mark.parametrize("channel", [0, 1])
 @pytest.mark.parametrize("network", [Shown(), StudentNet(4, 2, 8, stem_stride=4)])
 @torch.inference_mode()
-def test_what_is_not_finite_is_never_made_nuclei_of(network: torch.nn.Module, channel: int) -> None:
+def test_maps_with_nan_never_give_nuclei(network: torch.nn.Module, channel: int) -> None:
     rgb = torch.randint(0, 256, (2, 16, 24, 3), dtype=torch.uint8)
     made = forward(network)
-    attention, centre = made.codes(rgb)
-    check_codes(attention)
+    attention, centre = made.quantised_maps(rgb)
+    check_finite(attention)
     activated = made._activated(made._normalised(rgb))
     if isinstance(network, StudentNet):
         activated[1, 2, 3, 16 * channel + 5] = torch.nan  # of (B, H / 4, W / 4, 2 * 4 * 4)
     else:
         activated[1, channel, 9, 13] = torch.nan
     made._activated = lambda _: activated  # type: ignore[method-assign]
-    broken, _ = made.codes(rgb)
-    check_codes(broken[0])
+    broken, _ = made.quantised_maps(rgb)
+    check_finite(broken[0])
     np.testing.assert_array_equal(broken[0], attention[0])
     with pytest.raises(ModelError, match="not finite"):
         segment_instances(broken[1], PostProcessing(), None if centre is None else centre[1])

@@ -21,7 +21,7 @@ def test_every_instance_is_one_piece_without_holes(labels: np.ndarray) -> None:
         mask = cleaned == number
         assert ndimage.label(mask)[1] == 1
         np.testing.assert_array_equal(ndimage.binary_fill_holes(mask), mask)
-    # Nothing grows but into holes, and a label without pieces or holes stays as it is.
+    # Labels grow only into holes, and a single piece without holes is unchanged.
     for label in np.unique(labels[labels > 0]):
         mask = labels == label
         n = ndimage.label(mask)[1]

@@ -23,18 +23,18 @@ from qpnuclei.system.timing import Stopwatch
 from qpnuclei.tiling.plan import Box, TilePlan
 from tests.segmentation.models import model_of
 
-RGB = np.random.default_rng(5).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+PICTURE = np.random.default_rng(5).integers(0, 256, (64, 96, 3), dtype=np.uint8)
 
 
 def read(box: Box) -> np.ndarray:
     """Give the picture, which repeats itself over the whole plane."""
     y, x = np.arange(box.y0, box.y1) % 64, np.arange(box.x0, box.x1) % 96
-    return RGB[np.ix_(y, x)]
+    return PICTURE[np.ix_(y, x)]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["default", "concatenating"])
-def test_labels_and_codes_do_not_depend_on_workers_or_threads(
+def test_labels_and_scores_do_not_depend_on_workers_or_threads(
     kind: str, precision: str, tmp_path: Path
 ) -> None:
     model = str(model_of(kind, tmp_path))
@@ -55,7 +55,7 @@ def test_labels_and_codes_do_not_depend_on_workers_or_threads(
             assert one.tile == same.tile
             np.testing.assert_array_equal(one.labels, same.labels)
             for name, score in one.scores.items():
-                np.testing.assert_array_equal(score.codes, same.scores[name].codes)
+                np.testing.assert_array_equal(score.levels, same.scores[name].levels)
 
 
 def test_the_spec_is_that_of_the_loaded_network(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_predictor_of_an_engine_with_other_post_processing() -> None:
     assert engine.with_post_processing(other).spec.details["post_processing"]["min_area_px"] == 7
 
 
-def test_views_are_put_together_from_what_each_tile_adds() -> None:
+def test_views_are_assembled_from_new_parts() -> None:
     rng = np.random.default_rng(0)
     rgb = rng.integers(0, 256, (330, 500, 3)).astype(np.uint8)
     attention = rng.integers(0, 240, (330, 500), np.uint8)

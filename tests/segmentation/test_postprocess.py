@@ -17,10 +17,10 @@ from qpnuclei.segmentation.postprocess import (
     segment_instances,
 )
 from qpnuclei.segmentation.quantised import (
-    ATTENTION_OF_CODE,
+    ATTENTION_OF_LEVEL,
     CENTRE_STEPS,
-    attention_codes,
-    centre_codes,
+    quantise_attention,
+    quantise_centre,
 )
 from tests.paths import SHARED
 from tests.segmentation.images import random_attention
@@ -42,10 +42,12 @@ parameter_sets = st.builds(
 
 
 def transcription(attention, parameters, centre=None):
-    """Section 3.4 on what the codes of attention and centre map stand for."""
+    """Section 3.4 on quantised attention and centre maps."""
     if centre is not None:
-        centre = centre_codes(centre) / CENTRE_STEPS
-    return reference_instances(ATTENTION_OF_CODE[attention_codes(attention)], parameters, centre)
+        centre = quantise_centre(centre) / CENTRE_STEPS
+    return reference_instances(
+        ATTENTION_OF_LEVEL[quantise_attention(attention)], parameters, centre
+    )
 
 
 def picture(text):
@@ -231,11 +233,11 @@ def test_numbers_have_no_gaps_when_basins_are_joined():
     np.testing.assert_array_equal(np.unique(labels), np.arange(labels.max() + 1))
 
 
-def test_codes_give_the_same_nuclei_as_what_they_stand_for():
+def test_quantised_maps_give_the_same_nuclei():
     attention = random_attention(5, (90, 80))
     centre = random_attention(6, (90, 80), radius=(2, 5))
     np.testing.assert_array_equal(
-        segment_instances(attention_codes(attention), PostProcessing(), centre_codes(centre)),
+        segment_instances(quantise_attention(attention), PostProcessing(), quantise_centre(centre)),
         segment_instances(attention, PostProcessing(), centre),
     )
 
@@ -261,7 +263,9 @@ def test_an_instance_depends_on_its_component_and_the_interaction_radius_only(se
     rng = np.random.default_rng(seed)
     attention = random_attention(seed, (120, 120), nuclei_per_px=1 / 900)
     whole = segment_instances(attention, parameters)
-    components, count = ndimage.label(foreground_mask(attention_codes(attention), parameters), FOUR)
+    components, count = ndimage.label(
+        foreground_mask(quantise_attention(attention), parameters), FOUR
+    )
     boxes = ndimage.find_objects(components)
     radius = interaction_radius_px(parameters)
     for component in rng.permutation(count)[:4] + 1:

@@ -16,7 +16,7 @@ from qpnuclei.models.device import resolve_device
 from qpnuclei.models.metadata import ColourNormalisation, ModelMetadata, PostProcessing
 from qpnuclei.models.registry import resolve_model
 from qpnuclei.segmentation.predictor import Predictor
-from qpnuclei.segmentation.quantised import attention_codes, centre_codes
+from qpnuclei.segmentation.quantised import quantise_attention, quantise_centre
 from qpnuclei.slides.stains import ReinhardStatistics, reinhard_transfer
 from tests.segmentation.models import model_of
 
@@ -104,17 +104,17 @@ def test_a_second_channel_is_the_centre_map() -> None:
     ],
     ids=["default", "bfloat16", "views", "one channel"],
 )
-def test_codes_are_those_of_the_maps(made: Callable[[], Predictor]) -> None:
+def test_quantised_maps_are_the_maps_quantised(made: Callable[[], Predictor]) -> None:
     it = made()
     rgb = np.kron(noise(2, 9, 12, 1), np.ones((1, 8, 8, 3), np.uint8))[:, :67, :90]
     attention, centre = it.predict(rgb)
-    found, seeds = it.predict_codes(rgb)
+    found, seeds = it.predict_quantised(rgb)
     assert found.dtype == np.uint8
-    np.testing.assert_array_equal(found, attention_codes(attention))
+    np.testing.assert_array_equal(found, quantise_attention(attention))
     assert (centre is None) == (seeds is None)
     if centre is not None and seeds is not None:
         assert seeds.dtype == np.uint16
-        np.testing.assert_array_equal(seeds, centre_codes(centre))
+        np.testing.assert_array_equal(seeds, quantise_centre(centre))
 
 
 def test_sizes_that_are_no_multiple_of_the_stride_come_back_as_they_were() -> None:

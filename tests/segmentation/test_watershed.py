@@ -9,63 +9,63 @@ from skimage.segmentation import watershed as skimage_watershed
 from qpnuclei.segmentation.watershed import find_peaks, renumbered, watershed
 
 
-def landscape(*rows):
-    heights = np.array(rows, np.int32)
-    return heights, ndimage.label(heights)[0].astype(np.int32)
+def literal(*rows):
+    landscape = np.array(rows, np.int32)
+    return landscape, ndimage.label(landscape)[0].astype(np.int32)
 
 
 def test_a_peak_is_as_high_as_all_of_its_component_in_the_disk():
-    heights, components = landscape([3, 1, 2, 1, 1, 1, 2, 0, 9])
-    assert find_peaks(heights, components, 1).tolist() == [0, 2, 4, 6, 8]
-    assert find_peaks(heights, components, 2).tolist() == [0, 6, 8]
-    assert find_peaks(heights, components, 9).tolist() == [0, 8]
+    landscape, components = literal([3, 1, 2, 1, 1, 1, 2, 0, 9])
+    assert find_peaks(landscape, components, 1).tolist() == [0, 2, 4, 6, 8]
+    assert find_peaks(landscape, components, 2).tolist() == [0, 6, 8]
+    assert find_peaks(landscape, components, 9).tolist() == [0, 8]
 
 
 def test_adjacent_peaks_are_one_also_over_corners():
-    heights, components = landscape([1, 5, 1], [5, 1, 1], [1, 1, 5])
-    assert find_peaks(heights, components, 1).tolist() == [1, 8]
+    landscape, components = literal([1, 5, 1], [5, 1, 1], [1, 1, 5])
+    assert find_peaks(landscape, components, 1).tolist() == [1, 8]
 
 
 def test_the_ends_of_two_rows_are_not_adjacent():
-    heights, components = landscape([5, 1, 5], [2, 1, 2], [5, 1, 5])
-    assert find_peaks(heights, components, 1).tolist() == [0, 2, 6, 8]
+    landscape, components = literal([5, 1, 5], [2, 1, 2], [5, 1, 5])
+    assert find_peaks(landscape, components, 1).tolist() == [0, 2, 6, 8]
 
 
 def test_equal_peaks_of_components_that_touch_at_a_corner_are_two():
-    heights, components = landscape([5, 0], [0, 5])
-    assert find_peaks(heights, components, 2).tolist() == [0, 3]
+    landscape, components = literal([5, 0], [0, 5])
+    assert find_peaks(landscape, components, 2).tolist() == [0, 3]
 
 
 def test_a_pixel_joins_the_basin_that_reaches_it_first():
-    heights, components = landscape([9, 4, 3, 2, 5, 8])
-    peaks = find_peaks(heights, components, 2)
-    assert watershed(components, heights, peaks).tolist() == [[1, 1, 1, 2, 2, 2]]
+    landscape, components = literal([9, 4, 3, 2, 5, 8])
+    peaks = find_peaks(landscape, components, 2)
+    assert watershed(components, landscape, peaks).tolist() == [[1, 1, 1, 2, 2, 2]]
 
 
 def test_a_basin_joins_the_one_beyond_its_highest_saddle():
     # The middle peak rises 2 above the saddle on its right, 3 above the one on its left.
-    heights, components = landscape([9, 3, 6, 4, 8])
-    peaks = find_peaks(heights, components, 1)
-    assert watershed(components, heights, peaks, 2).tolist() == [[1, 1, 2, 3, 3]]
-    assert watershed(components, heights, peaks, 3).tolist() == [[1, 1, 2, 2, 2]]
-    assert watershed(components, heights, peaks, 6).tolist() == [[1, 1, 1, 1, 1]]
+    landscape, components = literal([9, 3, 6, 4, 8])
+    peaks = find_peaks(landscape, components, 1)
+    assert watershed(components, landscape, peaks, 2).tolist() == [[1, 1, 2, 3, 3]]
+    assert watershed(components, landscape, peaks, 3).tolist() == [[1, 1, 2, 2, 2]]
+    assert watershed(components, landscape, peaks, 6).tolist() == [[1, 1, 1, 1, 1]]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 30), st.integers(1, 30), st.integers(1, 1000))
 def test_basins_are_those_of_scikit_image(seed, height, width, highest):
     rng = np.random.default_rng(seed)
-    heights = rng.integers(0, highest, (height, width), np.int32, endpoint=True)
+    landscape = rng.integers(0, highest, (height, width), np.int32, endpoint=True)
     mask = rng.random((height, width)) < 0.8
     components = ndimage.label(mask)[0].astype(np.int32)
-    peaks = find_peaks(heights, components, 3)
+    peaks = find_peaks(landscape, components, 3)
     markers = np.zeros(mask.shape, np.int32)
     markers.ravel()[peaks] = np.arange(1, len(peaks) + 1)
     # Of two equal heights, the earlier pixel is flooded first.
     ranks = np.empty(mask.size)
-    ranks[np.argsort(-heights.ravel(), kind="stable")] = np.arange(mask.size)
+    ranks[np.argsort(-landscape.ravel(), kind="stable")] = np.arange(mask.size)
     expected = skimage_watershed(ranks.reshape(mask.shape), markers, mask=mask)
-    np.testing.assert_array_equal(watershed(components, heights, peaks), expected)
+    np.testing.assert_array_equal(watershed(components, landscape, peaks), expected)
 
 
 def test_labels_are_renumbered():

@@ -1,4 +1,4 @@
-"""Pictures whose pixels say where they come from, and small slides of them."""
+"""Images whose pixels encode their position, and small slides of them."""
 
 import numpy as np
 import tifffile
@@ -6,7 +6,7 @@ from PIL import Image
 
 
 def picture(width, height, seed=0):
-    """Smooth colours: what a sub-pixel shift would change visibly."""
+    """Smooth colours, which a sub-pixel shift would change visibly."""
     y, x = np.mgrid[:height, :width]
     phase = np.random.default_rng(seed).uniform(0, 6, 3)
     waves = [127 + 120 * np.sin(x / 37 + y / 53 * (k + 1) + phase[k]) for k in range(3)]
@@ -14,7 +14,7 @@ def picture(width, height, seed=0):
 
 
 def reduced(pixels, factor):
-    """Mean of whole blocks, as scanners make their levels: odd rests are cut off."""
+    """Mean of whole blocks, as scanners make their levels: the rest is cut off."""
     h, w = pixels.shape[0] // factor, pixels.shape[1] // factor
     blocks = pixels[: h * factor, : w * factor].reshape(h, factor, w, factor, 3)
     return np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)

@@ -53,7 +53,7 @@ def test_a_contradiction_is_said_once(caplog):
     assert "0.5" in record.getMessage()
 
 
-def test_agreement_within_a_percent_is_not_worth_a_word(caplog):
+def test_agreement_within_a_percent_gives_no_warning(caplog):
     resolve_mpp(0.25, PixelCalibration(0.2499, 0.2499), (0.252, 0.252))
     assert not caplog.records
 

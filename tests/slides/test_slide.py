@@ -408,7 +408,7 @@ def test_real_slides(name, size, mpp):
 @pytest.mark.shared
 @pytest.mark.skipif(not SLIDES.exists(), reason="the development data is not beside the checkout")
 def test_real_jpeg_2000_levels_fit_each_other():
-    """Level 1 of this slide is 2221 px wide, level 0 4443: what is cut off is not spread."""
+    """Level 1 of this slide is 2221 px wide, level 0 4443: the rest is cut off, not spread."""
     openslide = pytest.importorskip("openslide")
     path = SLIDES / "TCGA-CR-7395-01A-01-TS1_reduced.svs"
     with open_slide(path) as slide, openslide.OpenSlide(path) as reference_reader:

@@ -1,4 +1,4 @@
-"""Compiled functions compute what they say, wherever they lie."""
+"""Compiled functions: order of sums, and caching."""
 
 import numpy as np
 

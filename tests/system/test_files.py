@@ -1,4 +1,4 @@
-"""What is left of killed processes, and whose files are."""
+"""Leftovers of killed processes, and owners of files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AS_ROOT = pytest.mark.skipif(
 )
 
 
-def test_only_what_the_dead_of_this_computer_left_is_removed(tmp_path: Path) -> None:
+def test_only_leftovers_of_ended_processes_of_this_computer_are_removed(tmp_path: Path) -> None:
     here = Process.this()
     dead = replace(here, begun="00000000").tag
     stay = [

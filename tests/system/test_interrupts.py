@@ -61,7 +61,7 @@ def test_cleaning_up_is_not_interrupted_a_second_time() -> None:
 
 
 @pytest.mark.parametrize("error", ["ImportError('half imported')", "SystemExit(1)"])
-def test_what_libraries_make_of_it_is_still_an_interrupt(error: str) -> None:
+def test_an_interrupt_that_libraries_convert_is_still_one(error: str) -> None:
     program = f"""
         with ending_on_interrupt():
             try:
@@ -72,14 +72,14 @@ def test_what_libraries_make_of_it_is_still_an_interrupt(error: str) -> None:
     assert end_of(program) == (130, "", "interrupted\n")
 
 
-def test_other_ends_are_as_they_were() -> None:
+def test_other_exceptions_pass() -> None:
     assert end_of("with ending_on_interrupt(): sys.exit(2)") == (2, "", "")
     code, _, message = end_of("with ending_on_interrupt(): 1 / 0")
     assert code == 1
     assert message.endswith("ZeroDivisionError: division by zero\n")
 
 
-def test_too_late_is_not_heard() -> None:
+def test_an_interrupt_after_the_block_is_ignored() -> None:
     program = """
         atexit.register(lambda: (ctrl_c(), say("tidy")))
         with ending_on_interrupt():
@@ -160,7 +160,7 @@ def test_leaving_waits_for_what_must_be_completed() -> None:
     assert end_of(program) == (130, "completed\n", "away\n")
 
 
-def test_a_batch_system_that_ends_a_program_is_told_that_it_was() -> None:
+def test_sigterm_gives_an_exit_code_of_its_own() -> None:
     program = """
         with before_leaving(lambda number: say(number == signal.SIGTERM)):
             with before_leaving(lambda number: 1 / 0):

@@ -33,7 +33,7 @@ def test_what_is_shallow_is_read_as_it_is(value: object) -> None:
 
 @pytest.mark.usefixtures("_recursion_limit")
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}"), ('[0,{"a":', "}]")])
-def test_the_limit_is_ours(opening: str, closing: str) -> None:
+def test_the_limit_does_not_depend_on_the_interpreter(opening: str, closing: str) -> None:
     per_level = sum(c in "[{" for c in opening)
 
     def nested(levels: int) -> str:
@@ -45,7 +45,7 @@ def test_the_limit_is_ours(opening: str, closing: str) -> None:
             parse_json(nested(levels))
 
 
-def test_what_the_caller_checks_itself_is_not_looked_at() -> None:
+def test_values_that_the_caller_checks_are_not_checked() -> None:
     deep: list[object] = []
     for _ in range(MAX_DEPTH):
         deep = [deep]

@@ -1,4 +1,4 @@
-"""The lock of a folder, between threads, processes and (as it says) computers."""
+"""The lock of a folder, between threads, processes and (simulated) computers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pytest
 from qpnuclei.errors import LockedError, SaveError
 from qpnuclei.system import locks, processes
 from qpnuclei.system.locks import LOCK_NAME, holder_of, locked
-from qpnuclei.system.processes import Process, made_by_the_dead
+from qpnuclei.system.processes import Process, made_by_ended_process
 
 
 def started(folder: Path, program: str) -> subprocess.Popen[str]:
@@ -88,7 +88,7 @@ def test_only_one_thread_holds_a_folder_and_nothing_is_left(tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
-def test_who_holds_a_folder_may_hold_it_again(tmp_path: Path) -> None:
+def test_the_holder_of_a_folder_may_lock_it_again(tmp_path: Path) -> None:
     with locked(tmp_path):
         with locked(tmp_path, wait=False):
             pass
@@ -114,7 +114,7 @@ def test_a_second_process_is_refused_with_the_first_ones_name(tmp_path: Path) ->
 @pytest.mark.skipif(sys.platform == "win32", reason="signals work differently there")
 @pytest.mark.usefixtures("interrupts_are_heard")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_who_waits_says_so_hears_signals_and_leaves_nothing(
+def test_a_waiting_process_says_so_reacts_to_signals_and_leaves_nothing(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     waiting = """
@@ -139,7 +139,9 @@ def test_who_waits_says_so_hears_signals_and_leaves_nothing(
 @pytest.mark.skipif(sys.platform == "win32", reason="signals work differently there")
 @pytest.mark.usefixtures("interrupts_are_heard")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_who_leaves_at_once_takes_the_lock_along(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_process_that_exits_at_once_removes_its_lock(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     with started(tmp_path, HOLDING) as first:
         first.send_signal(number)
     assert not list(tmp_path.iterdir())
@@ -153,7 +155,7 @@ def test_the_lock_of_a_killed_process_is_named_and_removed(
     assert holder_of(tmp_path) is not None
     with locked(tmp_path, wait=False):
         assert f"lock of process {first.pid} on " in caplog.text
-        assert "gone" in caplog.text
+        assert "which has ended" in caplog.text
     assert not list(tmp_path.iterdir())
 
 
@@ -164,7 +166,7 @@ def test_a_later_process_of_the_same_number_is_another(tmp_path: Path) -> None:
     assert holder_of(tmp_path) is None
 
 
-def test_another_computers_lock_is_broken_by_the_users_word_alone(
+def test_another_computers_lock_is_broken_only_on_request(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     put_lock(tmp_path, Process("node-7", "0123abcd", 1, "12345678"))
@@ -173,14 +175,16 @@ def test_another_computers_lock_is_broken_by_the_users_word_alone(
         pass
     assert "--break-lock" in raised.value.hint
     with locked(tmp_path, wait=False, break_lock=True):
-        assert "as you ask" in caplog.text
+        assert "--break-lock" in caplog.text
         found = holder_of(tmp_path)
         assert found is not None
         assert found.process == Process.this()
 
 
 @pytest.mark.parametrize("content", ["", '{"pid": ', "[1]", '{"pid": "x"}', "null"])
-def test_a_lock_that_cannot_be_read_is_some_others(tmp_path: Path, content: str) -> None:
+def test_a_lock_that_cannot_be_read_belongs_to_another_process(
+    tmp_path: Path, content: str
+) -> None:
     (tmp_path / LOCK_NAME).write_text(content)
     with pytest.raises(LockedError, match="unknown computer"), locked(tmp_path, wait=False):
         pass
@@ -213,7 +217,7 @@ def test_a_drive_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not list(tmp_path.iterdir())
 
 
-def test_where_nothing_may_be_written_a_warning_takes_its_place(
+def test_in_a_read_only_folder_a_warning_takes_the_place_of_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object) -> NoReturn:
@@ -268,23 +272,23 @@ def test_of_many_processes_one_at_a_time(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["number"]
 
 
-def test_names_say_whose_they_are() -> None:
+def test_file_names_identify_their_process() -> None:
     here = Process.this()
     assert not here.is_gone
-    assert not made_by_the_dead(f".x.{here.tag}-0.part")
-    assert made_by_the_dead(f".x.{replace(here, begun='00000000').tag}-0.part")
-    assert not made_by_the_dead(f".x.{replace(here, machine='00000000').tag}-0.part")
-    assert not made_by_the_dead(".x.part")
+    assert not made_by_ended_process(f".x.{here.tag}-0.part")
+    assert made_by_ended_process(f".x.{replace(here, begun='00000000').tag}-0.part")
+    assert not made_by_ended_process(f".x.{replace(here, machine='00000000').tag}-0.part")
+    assert not made_by_ended_process(".x.part")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are none there")
-def test_who_has_ended_but_was_not_waited_for_is_gone() -> None:
+def test_a_zombie_is_gone() -> None:
     with started(Path(), 'print("ready", flush=True); time.sleep(100)') as child:
         tag = replace(Process.this(), pid=child.pid, begun=begun_of(child.pid)).tag
-        assert not made_by_the_dead(tag)
+        assert not made_by_ended_process(tag)
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie from now on
-        assert made_by_the_dead(tag)
+        assert made_by_ended_process(tag)
 
 
 def begun_of(pid: int) -> str:

@@ -15,7 +15,7 @@ def test_memory_is_limited_by_every_cgroup_above(tmp_path, monkeypatch: pytest.M
 
 
 class Libc:
-    """Notes what malloc is told."""
+    """Records the calls of mallopt."""
 
     def __init__(self) -> None:
         self.settings: dict[int, int] = {}
@@ -28,7 +28,7 @@ class Libc:
         self.trimmed += 1
 
 
-def test_what_malloc_keeps_is_given_back_after_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_kept_by_malloc_is_returned_after_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     libc = Libc()
     monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: libc)

@@ -31,7 +31,7 @@ def test_a_tile_sees_only_what_the_region_in_it_needs():
     assert [tile.core for tile in plan] == [Box(0, 0, 90, 100), Box(120, 10, 160, 41)]
     assert plan[1].extent == Box(104, 0, 176, 56)
     assert plan[1].view == Box(104, 0, 176, 56)
-    # The first tile sees to 112, the second from 104 on; what it does not answer for is nobody's.
+    # The first tile sees to 112, the second from 104 on; others have no tile.
     assert plan.owner((118, 20, 126, 30), (121, 25)) == 1
     assert plan.owner((114, 20, 124, 30), (119, 25)) == 1
     assert plan.owner((165, 20, 180, 30), (170, 25)) is None
@@ -54,7 +54,7 @@ def test_only_tiles_whose_core_shares_an_area_with_the_region_are_planned():
     roi = shapely.union(shapely.box(0, 0, 100, 300), shapely.box(0, 200, 300, 300))
     plan = TilePlan(roi, (1000, 1000), 100, 10)
     assert [(tile.row, tile.column) for tile in plan] == [(0, 0), (1, 0), (2, 0), (2, 1), (2, 2)]
-    # Parts of the region beyond the image are nobody's.
+    # Parts of the region beyond the image belong to no tile.
     assert len(TilePlan(roi, (100, 250), 100, 10)) == 3
     assert len(TilePlan(shapely.box(2000, 0, 2100, 100), (1000, 1000), 100, 10)) == 0
 
@@ -71,7 +71,7 @@ PLAN = TilePlan(shapely.box(0, 0, 300, 300), (300, 300), core_size=100, halo=10)
         ((95, 95, 105, 105), (100, 100), 4),
         # It reaches the border of tile 0's view (110), but lies strictly inside tile 1's (90).
         ((91, 40, 110, 50), (99, 45), 1),
-        # At the border of both views: nobody sees it whole.
+        # At the border of both views: no tile sees it whole.
         ((90, 40, 110, 50), (99, 45), None),
         # The border of the image cuts nothing that could be seen elsewhere.
         ((0, 0, 50, 50), (25, 25), 0),
@@ -179,7 +179,7 @@ def test_sizes_are_checked(change, message):
         TilePlan(shapely.box(0, 0, 10, 10), **arguments)
 
 
-def test_what_the_tiles_of_a_grid_add_by_hand():
+def test_new_parts_of_a_grid_by_hand():
     plan = TilePlan(shapely.box(100, 100, 300, 300), (400, 400), 100, 10)
     # The first sees 90..210; the others what lies right of, and below, what was seen before.
     assert plan.new_parts() == [

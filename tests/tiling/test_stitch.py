@@ -104,7 +104,7 @@ def test_tiles_give_what_the_whole_image_gives_polygon_for_polygon(
     order = np.random.default_rng(seed).permutation(len(plan))
     nuclei, joined, _ = stitched(plan, lambda view: regions(mask[view]), order)
     assert rings(nuclei) == rings(expected)
-    # Whole ones keep what was measured, joined ones have nothing yet.
+    # Whole nuclei keep their measurements, joined ones have none yet.
     pixels = nuclei.measurements["Pixels"]
     area = shapely.area(nuclei.polygons())
     whole = len(nuclei) - joined
@@ -179,7 +179,7 @@ def test_in_a_region_of_interest_every_nucleus_with_its_centroid_inside_is_found
     wanted = expected.take(shapely.contains_xy(roi, expected.centroids()))
     found = nuclei.take(shapely.contains_xy(roi, nuclei.centroids()))
     assert rings(found) == rings(wanted)
-    # What was seen around the region, in part at its outer border, is not in the result.
+    # Nuclei around the region, some at its outer border, are not in the result.
     assert plan.answers_for(nuclei.centroids()).all()
     assert len(rings(nuclei)) == len({str(ring) for ring in rings(nuclei)})
 

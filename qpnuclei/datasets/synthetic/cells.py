@@ -1,4 +1,4 @@
-"""The nuclei of the synthetic slide: how large, how shaped, how dark, and where."""
+"""The nuclei of the synthetic slide: sizes, shapes, stain and positions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _N_VERTICES = 48
 
 @dataclass(frozen=True)
 class CellType:
-    """What the nuclei of one type have in common; lengths in level-0 px, stain as density.
+    """The properties of one type of nuclei; lengths in level-0 px, stain as density.
 
     Parameters
     ----------
@@ -39,9 +39,9 @@ class CellType:
     clumps : float
         Contrast of the chromatin.
     spacing : float
-        Distance of the grid on which places are tried.
+        Spacing of the grid of candidate positions.
     gap : float
-        Median distance to a neighbour that is not touched.
+        Median distance to the next nucleus that it does not touch.
     """
 
     name: str

@@ -1,8 +1,8 @@
-"""Where things lie on the synthetic slide: tissue, tumour, stroma, vessels, fat, pen, glass.
+"""The layout of the synthetic slide: tissue, tumour, stroma, vessels, fat, pen, glass.
 
 The layout is drawn once, in fractions of the slide, so that the annotations of the demonstration
-fit it whatever the size; only the outlines' small waves depend on the seed. Regions are fields of
-signed distance in level-0 px (positive inside) on a grid 16 times coarser than the slide.
+fit it whatever the size. Only the small waves of the outlines depend on the seed. Regions are
+fields of signed distance in level-0 px (positive inside) on a grid 16 times coarser than the slide.
 """
 
 from __future__ import annotations
@@ -95,19 +95,7 @@ class Layout:
 
     def rows(self, field: Float, top: int, count: int, step: int = 1) -> Float:
         """Enlarge `count` rows of a field, from row `top`, to pixels of `step` level-0 px."""
-        scale = step / COARSE
-        shift = scale / 2 - 0.5
-        matrix = np.array([[scale, 0, shift], [0, scale, top * scale + shift]])
-        return np.asarray(
-            cv2.warpAffine(
-                field,
-                matrix,
-                (self.width // step, count),
-                flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                borderMode=cv2.BORDER_REPLICATE,
-            ),
-            np.float32,
-        )
+        return enlarge(field, step / COARSE, top, count, self.width // step)
 
 
 def make_layout(size: tuple[int, int], rng: np.random.Generator) -> Layout:
@@ -221,6 +209,22 @@ def demo_annotations(size: tuple[int, int]) -> tuple[DemoAnnotation, ...]:
             ),
         ),
     )  # fmt: skip
+
+
+def enlarge(field: Float, scale: float, top: int, count: int, width: int) -> Float:
+    """Return `count` rows, from row `top`, of a field enlarged by ``1 / scale``."""
+    shift = scale / 2 - 0.5
+    matrix = np.array([[scale, 0, shift], [0, scale, top * scale + shift]])
+    return np.asarray(
+        cv2.warpAffine(
+            field,
+            matrix,
+            (width, count),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        ),
+        np.float32,
+    )
 
 
 def smooth_noise(shape: tuple[int, int], sigma: float, rng: np.random.Generator) -> Float:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from qpnuclei.datasets.synthetic.cells import CELL_TYPES, TUMOUR, Nuclei
-from qpnuclei.datasets.synthetic.layout import Float, Layout, smooth_noise
+from qpnuclei.datasets.synthetic.layout import Float, Layout, enlarge, smooth_noise
 from qpnuclei.slides.pixels import RGB
 
 # Optical density of red, green and blue per unit of stain.
@@ -137,10 +137,10 @@ class Painter:
         nest = _step(layout.rows(layout.nest, y0, n) + 1.5 * grain, 14)
         lymphoid = _step(layout.rows(layout.lymphoid, y0, n), 90)
         fat = _step(layout.rows(layout.fat, y0, n), 25)
-        fibres = _enlarge(self._fibres, _FIBRE_STEP, y0, n, width)
-        bundles = _enlarge(self._bundles, _FIBRE_STEP, y0, n, width)
-        borders = _enlarge(self._borders, _CELL_STEP, y0, n, width)
-        tint = _enlarge(self._cell_tint, _CELL_STEP, y0, n, width)
+        fibres = enlarge(self._fibres, 1 / _FIBRE_STEP, y0, n, width)
+        bundles = enlarge(self._bundles, 1 / _FIBRE_STEP, y0, n, width)
+        borders = enlarge(self._borders, 1 / _CELL_STEP, y0, n, width)
+        tint = enlarge(self._cell_tint, 1 / _CELL_STEP, y0, n, width)
 
         # Collagen: bundles of fibrils, with clefts between them.
         cleft = _step(-bundles - 1.35 + 0.3 * fibres, 0.7)
@@ -305,23 +305,6 @@ def _cells(layout: Layout, nuclei: Nuclei, rng: np.random.Generator) -> tuple[Fl
     borders[y, x] = np.exp(-((apart / 4.0) ** 2))
     tint[y, x] = np.clip(rng.standard_normal(len(centres)), -2, 2)[nearest[:, 0]]
     return borders, np.asarray(cv2.GaussianBlur(tint, (0, 0), 1.0), np.float32)
-
-
-def _enlarge(image: Float, step: int, top: int, count: int, width: int) -> Float:
-    """Return `count` level-0 rows of a texture that is `step` times coarser."""
-    scale = 1 / step
-    shift = scale / 2 - 0.5
-    matrix = np.array([[scale, 0, shift], [0, scale, top * scale + shift]])
-    return np.asarray(
-        cv2.warpAffine(
-            image,
-            matrix,
-            (width, count),
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REPLICATE,
-        ),
-        np.float32,
-    )
 
 
 def _cover(outline: npt.NDArray[np.float64], size: npt.NDArray[np.int64], soften: float) -> Float:

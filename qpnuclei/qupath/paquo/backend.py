@@ -12,22 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import mmap
 import os
-import re
 import shutil
-import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-import shapely
+from typing import TYPE_CHECKING, Any
 
 from qpnuclei.errors import (
     ConflictError,
@@ -40,21 +32,32 @@ from qpnuclei.errors import (
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath import project_file
 from qpnuclei.qupath.backups import drop_old_backups, kept_backup
-from qpnuclei.qupath.model import Annotation, Detections, Edit, ImageObjects, ImageServer, PathClass
-from qpnuclei.qupath.paquo import jvm
-from qpnuclei.qupath.paquo.jvm import (
-    Handle,
-    JavaObject,
-    bind,
-    method,
-    pipe,
-    static,
+from qpnuclei.qupath.model import (
+    Edit,
+    ImageObjects,
+    ImageServer,
+    PathClass,
 )
-from qpnuclei.qupath.qpdata.data_file import DataFile, annotation_node
-from qpnuclei.qupath.qpdata.java_classes import Catalog
-from qpnuclei.qupath.qpdata.java_stream import Content
-from qpnuclei.qupath.qpdata.new_detections import Additions, NewPart, plane_of, uniform_parts
-from qpnuclei.qupath.qpdata.rois import Plane, polygons
+from qpnuclei.qupath.paquo import jvm
+from qpnuclei.qupath.paquo.editing import HierarchySnapshot, apply_edit
+from qpnuclei.qupath.paquo.jvm import (
+    JavaObject,
+)
+from qpnuclei.qupath.paquo.objects import (
+    HIERARCHY,
+    PATH_IO,
+    STRING,
+    JavaDetections,
+    all_objects,
+    only,
+    read_annotations,
+    read_cores,
+    stored_ids,
+)
+from qpnuclei.qupath.pixel_size import AskedMpp
+from qpnuclei.qupath.qpdata.data_file import DataFile
+from qpnuclei.qupath.qpdata.new_detections import Additions
+from qpnuclei.qupath.regions import one_image
 from qpnuclei.qupath.transaction import (
     Transaction,
     remove_leftovers,
@@ -66,39 +69,20 @@ from qpnuclei.slides.stains import Stains
 from qpnuclei.system.files import TEMPORARY_PREFIX, open_regular
 from qpnuclei.system.locks import locked
 
+if TYPE_CHECKING:
+    from qpnuclei.nuclei.exports.rows import NucleusRows
+
 _log = logging.getLogger(__name__)
 
-_PATH_IO = "qupath.lib.io.PathIO"
-_PATH_OBJECT = "qupath.lib.objects.PathObject"
-_OBJECT_TOOLS = "qupath.lib.objects.PathObjectTools"
-_HIERARCHY = "qupath.lib.objects.hierarchy.PathObjectHierarchy"
-_PATH_CLASS = "qupath.lib.objects.classes.PathClass"
-_ROI = "qupath.lib.roi.interfaces.ROI"
-_MEASUREMENTS = "qupath.lib.measurements.MeasurementList"
-_GEOMETRY = "org.locationtech.jts.geom.Geometry"
-_STRING = "java.lang.String"
-_UUID = "java.util.UUID"
-_POINT = "qupath.lib.geom.Point2"
 
-# How a UUID and the end of the file look in a Java object stream: a string and its length.
-_UUID_STRING = re.compile(rb"t\0\x24([0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12})")
+#: The end of the file in a Java object stream: a string and its length.
 _END_MARK = b"t\0\3EOF"
 
-#: Under which key of the metadata QuPath keeps the description of an annotation.
-_DESCRIPTION = "ANNOTATION_DESCRIPTION"
 #: The copy that QuPath keeps while it saves, and leaves if the save fails.
 _BACKUP = "data.qpdata.bkp"
 
-#: QuPath's Java class -> our kind.
-_KINDS = {
-    "PathDetectionObject": "detection",
-    "PathCellObject": "cell",
-    "PathTileObject": "tile",
-}
 #: QuPath 0.6 and newer round vertices to this grid, except in simple polygons.
 _GRID_PX = 0.01
-#: ROIs that are read as stored vertices; QuPath would repair a polygon that crosses itself.
-_TYPES_OF_VERTICES = ("PolygonROI", "PolylineROI", "LineROI", "PointsROI")
 #: Since this release QuPath opens an image only when its pixels are needed, so that objects of an
 #: image that is missing can be saved.
 _LAZY_IMAGES = (0, 6)
@@ -129,7 +113,7 @@ def open_project(path: str | os.PathLike[str], image_root: Path | None = None) -
     return PaquoProject(file, content, image_root)
 
 
-class PaquoProject:
+class PaquoProject(project_file.ProjectFolder):
     """A QuPath project (see `qpnuclei.qupath.model.Project`), opened by QuPath itself."""
 
     backend = "paquo"
@@ -162,15 +146,12 @@ class PaquoProject:
         version = self.java_object.getVersion()
         return None if version is None else str(version)
 
-    @property
-    def classes(self) -> Sequence[PathClass]:
-        """The project's class list."""
-        return project_file.read_classes(self.classes_path)
+    def nuclei(self, image: str, mpp: float | None = None) -> NucleusRows:
+        """Return the nuclei of an image, from any program, as a table (see `Project.nuclei`)."""
+        from qpnuclei.qupath.nucleus_rows import nuclei_of
 
-    @property
-    def classes_path(self) -> Path:
-        """Where the class list is stored."""
-        return self.path.parent / "classifiers" / "classes.json"
+        entry = one_image(self.images, image)
+        return nuclei_of(self, entry, pixel_sizes=AskedMpp(mpp))
 
     def loaded(self, image: PaquoImage, fingerprint: str) -> _Loaded | None:
         """Return the image data read last, if it is of this image and this state of its file."""
@@ -310,14 +291,15 @@ class PaquoImage:
     def read(self) -> ImageObjects:
         """Read annotations and detections from disk (see `ImageEntry.read`)."""
         loaded = self._load()
-        objects = _flat(loaded.hierarchy)
-        stored = _stored_ids(self.data_file)
-        annotations = _only(objects, "isAnnotation")
+        objects = all_objects(loaded.hierarchy)
+        stored = stored_ids(self.data_file)
+        annotations = only(objects, "isAnnotation")
         return ImageObjects(
-            _read_annotations(annotations, stored),
-            _JavaDetections(objects, annotations, stored),
+            read_annotations(annotations, stored),
+            JavaDetections(objects, annotations, stored),
             loaded.fingerprint,
             self._properties(loaded),
+            read_cores(only(objects, "isTMACore"), stored),
         )
 
     def _properties(self, loaded: _Loaded) -> dict[str, str]:
@@ -326,7 +308,7 @@ class PaquoImage:
             if not self.data_file.exists():
                 return {}
             return DataFile.parse(self.data_file.read_bytes(), str(self.data_file)).properties
-        string = jvm.java_class(_STRING)
+        string = jvm.java_class(STRING)
         return {
             str(item.getKey()): str(item.getValue())
             for item in loaded.data.getProperties().entrySet()
@@ -356,7 +338,7 @@ class PaquoImage:
         hierarchy = loaded.hierarchy
         additions, new_ids = Additions.of(edit)
         with jvm.quiet(), _java_errors(SaveError, f"{self.name}: QuPath refuses the edit"):
-            before = _apply(additions, new_ids, hierarchy)
+            before = apply_edit(additions, new_ids, hierarchy)
             if edit.workflow_step is not None:
                 step = jvm.java_class("qupath.lib.plugins.workflow.DefaultScriptableWorkflowStep")
                 data.getHistoryWorkflow().addStep(step(*edit.workflow_step))
@@ -371,7 +353,7 @@ class PaquoImage:
             self._verify(before, additions)
             self._project.add_classes(additions.path_classes)
 
-    def _verify(self, before: _Content, additions: Additions) -> None:
+    def _verify(self, before: HierarchySnapshot, additions: Additions) -> None:
         """Verify the saved file: new objects from its bytes, all others through QuPath."""
         what = f"{self.data_file}: what QuPath saved does not read back as written"
         rest = temporary_beside(self.data_file)
@@ -384,7 +366,7 @@ class PaquoImage:
             with rest.open("wb") as stream:
                 saved.write(stream.write)
             with jvm.quiet(), _java_errors(SaveError, what):
-                difference = before.difference(_Content.of(_read_hierarchy(rest)))
+                difference = before.difference(HierarchySnapshot.of(_read_hierarchy(rest)))
         except FormatError as error:
             difference = error.what
         finally:
@@ -423,7 +405,7 @@ class PaquoImage:
                 with jvm.quiet(), self._corrupt_errors():
                     hierarchy = _read_hierarchy(self.data_file)
             else:
-                hierarchy = jvm.java_class(_HIERARCHY)()
+                hierarchy = jvm.java_class(HIERARCHY)()
             loaded = _Loaded(self, current, hierarchy, data)
             self._project.keep(loaded)
         return loaded
@@ -476,368 +458,6 @@ class PaquoImage:
             return None
 
 
-# Reading -----------------------------------------------------------------------------------------
-
-
-def _flat(hierarchy: JavaObject) -> JavaObject:
-    """Return the Java list of all objects but the root, each before its children."""
-    objects = hierarchy.getFlattenedObjectList(None)
-    return objects.subList(1, objects.size())
-
-
-def _only(objects: JavaObject, test: str) -> JavaObject:
-    return jvm.keep_if(objects, method(_PATH_OBJECT, test, "boolean"))
-
-
-def _stored_ids(file: Path) -> set[str]:
-    """Return the UUIDs in a data file; QuPath invents UUIDs for objects without one."""
-    if not file.exists():
-        return set()
-    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return {match[1].decode() for match in _UUID_STRING.finditer(data)}
-
-
-def _read_annotations(annotations: JavaObject, stored: set[str]) -> tuple[Annotation, ...]:
-    handles = {str(item.getID()): handle for handle, item in enumerate(annotations)}
-    geometries = _geometries(annotations)
-    measured = _measurements(annotations)
-    made = []
-    for handle, item in enumerate(annotations):
-        roi = item.getROI()
-        own_id = str(item.getID())
-        path_class = item.getPathClass()
-        above = item.getParent()
-        while above is not None and not above.isAnnotation():
-            above = above.getParent()
-        made.append(
-            Annotation(
-                handle=handle,
-                id=uuid.UUID(own_id) if own_id in stored else None,
-                name=None if item.getName() is None else str(item.getName()),
-                class_name=None if path_class is None else str(path_class.toString()),
-                roi_type=_roi_type(str(roi.getClass().getSimpleName())),
-                geometry=geometries[handle],
-                locked=bool(item.isLocked()),
-                color=None if item.getColor() is None else int(item.getColor()),
-                parent=None if above is None else handles[str(above.getID())],
-                z=int(roi.getZ()),
-                t=int(roi.getT()),
-                metadata=_metadata(item),
-                measurements={
-                    name: float(column[handle])
-                    for name, column in measured.items()
-                    if not np.isnan(column[handle])
-                },
-            )
-        )
-    return tuple(made)
-
-
-def _metadata(annotation: JavaObject) -> dict[str, str]:
-    """Return the metadata of an annotation, its description among it."""
-    # Before QuPath 0.5, only the description is the user's metadata.
-    found = annotation.getMetadata() if hasattr(annotation, "getMetadata") else {}
-    metadata = {str(key): str(found[key]) for key in found if found[key] is not None}
-    if annotation.getDescription() is not None:
-        metadata[_DESCRIPTION] = str(annotation.getDescription())
-    return metadata
-
-
-class _JavaDetections(Detections):
-    """Detections in QuPath; expensive columns are fetched on first access.
-
-    Parents are fetched at once, because an edit changes them in QuPath's objects.
-
-    Parameters
-    ----------
-    objects : Java list
-        All objects of the image.
-    annotations : Java list
-        Those that are annotations, in the order of their handles.
-    stored : set of str
-        The UUIDs in the file.
-    """
-
-    _detections: JavaObject
-
-    def __init__(self, objects: JavaObject, annotations: JavaObject, stored: set[str]) -> None:
-        # Not the dataclass's __init__, which would set all columns.
-        detections = _only(objects, "isDetection")
-        vars(self).update(
-            _detections=detections,
-            ids=[uuid.UUID(item) if item in stored else None for item in _ids(detections)],
-            parents=_parents(objects, annotations, detections),
-        )
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self)} detections)"
-
-    @cached_property
-    def kinds(self) -> list[str]:
-        to_class_name = pipe(
-            method(_PATH_OBJECT, "getClass", "java.lang.Class"),
-            method("java.lang.Class", "getSimpleName", _STRING),
-        )
-        names = jvm.texts(self._detections, to_class_name)
-        return [_KINDS.get(name, "detection") for name in names]
-
-    @cached_property
-    def class_names(self) -> list[str | None]:
-        names = jvm.texts(self._detections, method(_PATH_OBJECT, "getPathClass", _PATH_CLASS))
-        return [name or None for name in names]
-
-    @cached_property
-    def geometries(self) -> npt.NDArray[Any]:
-        return _geometries(self._detections)
-
-    @cached_property
-    def centroids(self) -> npt.NDArray[np.float64]:
-        return _centroids(self._detections)
-
-    @cached_property
-    def planes(self) -> npt.NDArray[np.int64]:
-        to_roi = method(_PATH_OBJECT, "getROI", _ROI)
-        axes = [pipe(to_roi, method(_ROI, f"get{axis}", "int")) for axis in "ZT"]
-        return np.stack([jvm.ints(self._detections, axis) for axis in axes], axis=1).astype(
-            np.int64
-        )
-
-    @cached_property
-    def measurements(self) -> dict[str, npt.NDArray[np.float64]]:
-        return _measurements(self._detections)
-
-    def unread(self) -> dict[str, int]:
-        to_name = method(_PATH_OBJECT, "getName", _STRING)
-        to_color = method(_PATH_OBJECT, "getColor", "java.lang.Integer")
-        counts = {
-            "name": sum(map(bool, jvm.texts(self._detections, to_name))),
-            "own colour": sum(map(bool, jvm.texts(self._detections, to_color))),
-            "lock": int(_only(self._detections, "isLocked").size()),
-            "outline of a nucleus": self.kinds.count("cell"),
-        }
-        return {what: count for what, count in counts.items() if count}
-
-
-def _measurements(objects: JavaObject) -> dict[str, npt.NDArray[np.float64]]:
-    own_list = method(_PATH_OBJECT, "getMeasurementList", _MEASUREMENTS)
-    get = method(_MEASUREMENTS, "get", "double", _STRING)
-    return {
-        str(name): jvm.doubles(objects, pipe(own_list, bind(get, 1, name)))
-        for name in jvm.java_class(_OBJECT_TOOLS).getAvailableFeatures(objects)
-    }
-
-
-def _to_id() -> Handle:
-    return method(_PATH_OBJECT, "getID", _UUID)
-
-
-def _to_parent_id() -> Handle:
-    return pipe(method(_PATH_OBJECT, "getParent", _PATH_OBJECT), _to_id())
-
-
-def _ids(objects: JavaObject) -> list[str]:
-    return jvm.texts(objects, _to_id())
-
-
-def _parent_ids(objects: JavaObject) -> list[str]:
-    return jvm.texts(objects, _to_parent_id())
-
-
-def _centroids(objects: JavaObject) -> npt.NDArray[np.float64]:
-    # QuPath (to 0.5) locates a cell by its nucleus, where it has one.
-    to_roi = bind(static(_OBJECT_TOOLS, "getROI", _ROI, _PATH_OBJECT, "boolean"), 1, True)
-    axes = [pipe(to_roi, method(_ROI, f"getCentroid{axis}", "double")) for axis in "XY"]
-    return np.stack([jvm.doubles(objects, axis) for axis in axes], axis=1)
-
-
-def _parents(
-    objects: JavaObject, annotations: JavaObject, detections: JavaObject
-) -> npt.NDArray[np.int64]:
-    """Return the handle of the nearest annotation above each detection, -1 for none."""
-    handle_of = {item: handle for handle, item in enumerate(_ids(annotations))}
-    parent_of = dict(zip(_ids(objects), _parent_ids(objects), strict=True))
-
-    def nearest(item: str | None) -> int:
-        while item is not None and item not in handle_of:
-            item = parent_of.get(item)  # the root is not among the objects
-        return -1 if item is None else handle_of[item]
-
-    return np.array([nearest(item) for item in _parent_ids(detections)], dtype=np.int64)
-
-
-def _geometries(objects: JavaObject) -> npt.NDArray[Any]:
-    """Return the (N,) Shapely geometries of the ROIs of Java objects."""
-    rois = jvm.map_list(objects, method(_PATH_OBJECT, "getROI", _ROI))
-    to_type = pipe(
-        method("java.lang.Object", "getClass", "java.lang.Class"),
-        method("java.lang.Class", "getSimpleName", _STRING),
-    )
-    types = np.array(jvm.texts(rois, to_type), dtype=object)
-    made = np.empty(len(types), dtype=object)
-    for roi_type in dict.fromkeys(types):
-        indices = np.flatnonzero(types == roi_type)
-        chosen = rois if len(indices) == len(types) else jvm.take(rois, indices)
-        make = _from_vertices if roi_type in _TYPES_OF_VERTICES else _from_geometry
-        made[indices] = make(chosen, roi_type)
-    return made
-
-
-def _from_vertices(rois: JavaObject, roi_type: str) -> npt.NDArray[Any]:
-    """Build geometries from the stored vertices, valid or not."""
-    to_points = method(_ROI, "getAllPoints", "java.util.List")
-    axes = [method(_POINT, f"get{axis}", "double") for axis in "XY"]
-    coordinates = np.stack([jvm.flat_doubles(rois, to_points, axis) for axis in axes], axis=1)
-    counts = jvm.ints(rois, pipe(to_points, method("java.util.List", "size", "int")))
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    if roi_type == "PolygonROI":
-        return polygons(coordinates, offsets)
-    make = shapely.multipoints if roi_type == "PointsROI" else shapely.linestrings
-    made = np.empty(len(counts), dtype=object)
-    made[:] = [make(coordinates[a:b]) for a, b in pairwise(offsets)]
-    return made
-
-
-def _from_geometry(rois: JavaObject, _: str) -> npt.NDArray[Any]:
-    """Let QuPath build the geometries; they are transferred as one collection."""
-    import jpype
-
-    made = jvm.map_list(rois, method(_ROI, "getGeometry", _GEOMETRY))
-    collection = jvm.java_class("org.locationtech.jts.geom.GeometryFactory")()
-    wkb = jvm.java_class("org.locationtech.jts.io.WKBWriter")(2).write(
-        collection.createGeometryCollection(
-            made.toArray(jpype.JArray(jvm.java_class(_GEOMETRY))(0))
-        )
-    )
-    parts: npt.NDArray[Any] = shapely.get_parts(shapely.from_wkb(bytes(wkb)))
-    return parts
-
-
-# Writing -----------------------------------------------------------------------------------------
-
-
-def _apply(additions: Additions, new_ids: Collection[str], hierarchy: JavaObject) -> _Content:
-    """Apply an edit to a hierarchy, with one event at its end; return the previous objects."""
-    edit = additions.edit
-    objects = _flat(hierarchy)
-    annotations = _only(objects, "isAnnotation")
-    root = hierarchy.getRootObject()
-    if edit.remove:
-        _remove(edit.remove, objects, hierarchy)
-        annotations = _only(_flat(hierarchy), "isAnnotation")
-    before = _Content.of(hierarchy)
-    if new_ids:
-        taken = [own_id for own_id in _ids(_flat(hierarchy)) if own_id in new_ids]
-        if taken:
-            raise UsageError(f"the image already has an object {taken[0]}")
-    for path_class in additions.path_classes:
-        _define(path_class)
-    catalog = Catalog()
-    new = _make(catalog, [annotation_node(catalog, new) for new in edit.annotations])
-    parents: dict[int | None, JavaObject] = {None: root, **dict(enumerate([*annotations, *new]))}
-    for parent in additions.counts:
-        if parent not in parents:
-            raise UsageError(f"the image has no annotation number {parent}")
-        plane = _plane_of(parents[parent])
-        for group in additions.groups(parent):
-            for part in uniform_parts(group):
-                new_part = NewPart(catalog, part, plane_of(part, plane))
-                parents[parent].addChildObjects(_make(catalog, [new_part]))
-    root.addChildObjects(new)
-    hierarchy.fireHierarchyChangedEvent(root)
-    return before
-
-
-def _make(catalog: Catalog, nodes: Sequence[Content]) -> JavaObject:
-    """Return the Java list of new objects, decoded by QuPath from their saved form.
-
-    One call suffices for any number of objects; QuPath's methods need dozens per object.
-    """
-    data = bytearray()
-    DataFile.of_objects(catalog, nodes).write(data.extend)
-    stream = jvm.java_class("java.io.ByteArrayInputStream")(jvm.byte_array(data))
-    root = jvm.java_class(_PATH_IO).readHierarchy(stream).getRootObject()
-    made = jvm.java_class("java.util.ArrayList")(root.getChildObjects())
-    root.clearChildObjects()
-    return made
-
-
-def _plane_of(parent: JavaObject) -> Plane:
-    """Return the channel, z-slice and time point of an object; the first ones for the root."""
-    roi = parent.getROI()
-    return Plane() if roi is None else Plane(int(roi.getC()), int(roi.getZ()), int(roi.getT()))
-
-
-def _remove(remove: frozenset[uuid.UUID], objects: JavaObject, hierarchy: JavaObject) -> None:
-    """Remove detections and annotations; their children move up."""
-    wanted = {str(item) for item in remove}
-    indices = np.flatnonzero([item in wanted for item in _ids(objects)])
-    found = jvm.take(objects, indices)
-    missing = wanted - set(_ids(found))
-    if missing:
-        raise UsageError(f"the image has no object {min(missing)} to remove")
-    allowed = _only(found, "isDetection").size() + _only(found, "isAnnotation").size()
-    if allowed < found.size():
-        raise UsageError("only detections and annotations are removed")
-    hierarchy.removeObjects(found, True)
-
-
-def _define(path_class: PathClass) -> None:
-    """Create QuPath's class of that name, in our colour if it is new."""
-    color = path_class.color
-    jvm.java_class(_PATH_CLASS).fromString(
-        path_class.name, None if color is None else jvm.box(color)
-    )
-
-
-# Saving ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Content:
-    """Properties of a hierarchy that must be the same after saving and reading back."""
-
-    count: int
-    digests: Mapping[str, bytes]
-    measurement_counts: npt.NDArray[np.int64]
-    centroids: npt.NDArray[np.float64]
-
-    @classmethod
-    def of(cls, hierarchy: JavaObject) -> _Content:
-        """Record the objects of a hierarchy."""
-        objects = _flat(hierarchy)
-        count = pipe(
-            method(_PATH_OBJECT, "getMeasurementList", _MEASUREMENTS),
-            method(_MEASUREMENTS, "size", "int"),
-        )
-        root = str(hierarchy.getRootObject().getID())  # differs at every read
-        texts = {
-            "ids": jvm.joined_texts(objects, _to_id()),
-            "parents": jvm.joined_texts(objects, _to_parent_id()).replace(root, ""),
-            "classes": jvm.joined_texts(objects, method(_PATH_OBJECT, "getPathClass", _PATH_CLASS)),
-        }
-        return cls(
-            count=int(objects.size()),
-            # The texts of a million objects take hundreds of megabytes.
-            digests={name: hashlib.sha256(t.encode()).digest() for name, t in texts.items()},
-            measurement_counts=jvm.ints(objects, count),
-            centroids=_centroids(objects),
-        )
-
-    def difference(self, other: _Content) -> str | None:
-        """Say what differs; None if nothing does."""
-        if self.count != other.count:
-            return f"{other.count} objects instead of {self.count}"
-        for what, digest in self.digests.items():
-            if digest != other.digests[what]:
-                return f"other {what}"
-        if not np.array_equal(self.measurement_counts, other.measurement_counts):
-            return "other measurements"
-        # QuPath 0.6 and newer round some geometries to 0.01 px when they read them.
-        if not np.allclose(self.centroids, other.centroids, rtol=0, atol=0.05, equal_nan=True):
-            return "other places"
-        return None
-
-
 @contextmanager
 def _kept_on_failure(data_file: Path) -> Iterator[None]:
     """Restore the data file and its summary if the body fails."""
@@ -862,9 +482,6 @@ def _kept_on_failure(data_file: Path) -> Iterator[None]:
     finally:
         for copy in copies.values():
             copy.unlink(missing_ok=True)
-
-
-# Errors and small things -------------------------------------------------------------------------
 
 
 @contextmanager
@@ -898,7 +515,7 @@ def _opens_lazily() -> bool:
 
 
 def _read_hierarchy(file: Path) -> JavaObject:
-    return jvm.java_class(_PATH_IO).readHierarchy(_file(file))
+    return jvm.java_class(PATH_IO).readHierarchy(_file(file))
 
 
 def _file(path: Path) -> JavaObject:
@@ -910,10 +527,6 @@ def _stored_path(uri: str) -> Path | None:
         return Path(parse_file_uri(uri))
     except SlideError:
         return None
-
-
-def _roi_type(java_name: str) -> str:
-    return "GeometryROI" if java_name == "AreaROI" else java_name
 
 
 def _check_complete(file: Path) -> None:

@@ -6,15 +6,15 @@ It reads and writes bytes and knows nothing of projects: `qpnuclei.qupath.native
 Where to begin: `data_file` says what a ``data.qpdata`` holds, `path_objects` how an object in it is
 laid out, and `qpnuclei.qupath.native.NativeImage.write` how one is edited. From the bytes up:
 
-1. `java_stream`: any Java object stream to a graph of nodes and back, byte for byte. Handles are
-   numbered anew when a graph is written.
+1. `java_nodes`, `java_parser`, `java_writer`: any Java object stream to a graph of nodes and back,
+   byte for byte. Handles are numbered anew when a graph is written.
 2. `records`: detections come by the million and are alike. They are recognised while the stream is
    parsed and stay byte ranges of it, until someone asks for what they hold. The loops over all
    of them are in `kernels`.
 3. `java_classes`: fields of the Java and QuPath classes, and new instances.
 4. `path_objects`: the tree of QuPath's objects as views of nodes.
 5. `values`, `rois`, `detections`: values of one object, or of all records alike, as columns,
-   each made when it is first asked for.
+   each made when it is first asked for. `annotations` and `stains` are read one by one.
 6. `new_detections`: what an `Edit` adds, group by group: written from tables, and compared with
    what reads back.
 7. `data_file`: the whole file: read, remove, add, write.

@@ -16,18 +16,24 @@ from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import is_not
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from qpnuclei.errors import FormatError, UsageError
 from qpnuclei.nuclei.ids import is_ours
-from qpnuclei.qupath.model import Annotation, Detections, Edit, NewAnnotation
+from qpnuclei.qupath.model import Annotation, Detections, Edit, TmaCore
 from qpnuclei.qupath.qpdata import java_classes as jc
-from qpnuclei.qupath.qpdata import java_stream
-from qpnuclei.qupath.qpdata.detections import FileDetections, packed_ids, read_measurements
-from qpnuclei.qupath.qpdata.java_stream import (
+from qpnuclei.qupath.qpdata import java_nodes, java_parser, java_writer
+from qpnuclei.qupath.qpdata.annotations import (
+    annotation_node,
+    check_annotation,
+    id_metadata,
+    read_annotation,
+    read_core,
+)
+from qpnuclei.qupath.qpdata.detections import FileDetections, packed_ids
+from qpnuclei.qupath.qpdata.java_nodes import (
     BlockData,
     Content,
     JavaEnum,
@@ -43,20 +49,17 @@ from qpnuclei.qupath.qpdata.new_detections import (
 )
 from qpnuclei.qupath.qpdata.path_objects import (
     DETECTION_KINDS,
-    OBJECT_ID,
     PathObject,
     is_packable,
     located,
     object_count,
-    parse_uuid,
     split_children,
     walk,
 )
 from qpnuclei.qupath.qpdata.records import Packed, RecordPacker
-from qpnuclei.qupath.qpdata.rois import Plane, make_roi, read_rois
-from qpnuclei.qupath.qpdata.values import Single
+from qpnuclei.qupath.qpdata.rois import Plane
+from qpnuclei.qupath.qpdata.stains import parse_stains, stains_node
 from qpnuclei.slides.stains import Stains
-from qpnuclei.system.json_text import parse_json
 
 #: Up to this many detections, parsing takes less time than loading the compiled loops.
 _FEW = 500
@@ -82,6 +85,7 @@ class Objects:
     detections: Detections
     type_counts: Mapping[str, int]
     properties: Mapping[str, str]
+    cores: tuple[TmaCore, ...] = ()
 
     def summary(self) -> dict[str, object]:
         """Return the ``hierarchy`` of QuPath's ``summary.json``."""
@@ -134,7 +138,7 @@ class DataFile:
             If they are not a Java object stream, are truncated, or hold no image objects.
         """
         with _refused(hint):
-            stream = java_stream.parse(data, source, RecordPacker(is_packable, _FEW))
+            stream = java_parser.parse(data, source, RecordPacker(is_packable, _FEW))
             _check_version(stream.items[0] if stream.items else None, source)
             last = stream.items[-1]
             if not isinstance(last, JavaString) or last.data != b"EOF":
@@ -155,7 +159,7 @@ class DataFile:
         """
         items: list[Content] = []
         with _refused(hint):
-            for item in java_stream.parse_items(data, source):
+            for item in java_parser.parse_items(data, source):
                 _check_version(item if not items else items[0], source)
                 items.append(item)
                 if isinstance(item, JavaObject) and item.class_name in (jc.WORKFLOW, jc.STAINS):
@@ -209,7 +213,7 @@ class DataFile:
                 JavaString.of(server_json),
                 locale,
                 catalog.image_type(image_type),
-                None if stains is None else _stains_node(catalog, stains),
+                None if stains is None else stains_node(catalog, stains),
                 catalog.make(jc.WORKFLOW, extra=[BlockData(struct.pack(">ii", 1, 0))]),
                 _hierarchy_node(catalog),
                 catalog.hash_map(
@@ -378,7 +382,7 @@ class DataFile:
                 if [view.node for view in views] != nodes:
                     raise FormatError("a new annotation is missing, or in another place")
                 for view, new in zip(views, edit.annotations, strict=True):
-                    _check_annotation(_annotation(view, 0, None), new)
+                    check_annotation(read_annotation(view, 0, None), new)
                 root.set_children(kept)
             parents: dict[int | None, PathObject] = {None: root, **dict(enumerate(annotations))}
             for parent, counts in additions.counts.items():
@@ -396,7 +400,7 @@ class DataFile:
 
     def write(self, emit: Callable[[bytes], object]) -> None:
         """Write the file, in pieces, to `emit`."""
-        java_stream.write(self._items, emit)
+        java_writer.write(self._items, emit)
 
     def _errors(self) -> contextlib.AbstractContextManager[None]:
         return _refused(self._hint, self._source)
@@ -432,6 +436,7 @@ class DataFile:
 
     def _read(self) -> Objects:
         annotations: list[Annotation] = []
+        cores: list[TmaCore] = []
         nearest: dict[PathObject, int] = {}  # handle of the annotation that an object is or is in
         detections: list[tuple[PathObject | Packed, int]] = []
         counts: Counter[str] = Counter()
@@ -449,11 +454,14 @@ class DataFile:
                 nearest[item] = len(annotations)
                 own_parent = None if parent < 0 else parent
                 with located(item.node.offset):
-                    annotations.append(_annotation(item, len(annotations), own_parent))
+                    annotations.append(read_annotation(item, len(annotations), own_parent))
+            elif item.kind == "core" and item.roi is not None:
+                with located(item.node.offset):
+                    cores.append(read_core(item, -1 - len(cores)))
         table = FileDetections(detections, self._errors)
         for kind, count in table.kind_counts().items():
             counts[_TYPE_COUNTS[kind]] += count
-        return Objects(tuple(annotations), table, counts, self.properties)
+        return Objects(tuple(annotations), table, counts, self.properties, tuple(cores))
 
     def _check_free(self, ids: Container[str]) -> None:
         """Raise UsageError if an object of the file has one of some new UUIDs."""
@@ -525,89 +533,20 @@ def _refused(hint: Callable[[], str], source: str = "") -> Iterator[None]:
         raise FormatError(what, error.hint or hint()) from None
 
 
-def parse_stains(text: str) -> Stains:
-    """Parse QuPath's text form of colour deconvolution stains.
-
-    Raises
-    ------
-    qpnuclei.errors.FormatError
-        If it is not as QuPath writes it.
-    """
-    try:
-        fields = parse_json(text)
-        numbers = [k for k in (1, 2, 3) if f"Stain {k}" in fields]
-        stains = Stains(
-            fields["Name"],
-            tuple(fields[f"Stain {k}"] for k in numbers),
-            tuple(_triple(fields[f"Values {k}"]) for k in numbers),
-            _triple(fields["Background"]),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise FormatError(f"stains {text[:200]!r} are not as QuPath writes them") from None
-    if len(numbers) < 2:
-        raise FormatError(f"stains {text[:200]!r}: at least two are needed")
-    return stains
-
-
-def format_stains(stains: Stains) -> str:
-    """Return QuPath's text form of colour deconvolution stains."""
-    parts = [f'"Name" : "{stains.name}"']
-    for k, (name, vector) in enumerate(zip(stains.stain_names, stains.vectors, strict=True), 1):
-        parts.append(f'"Stain {k}" : "{name}"')
-        parts.append(f'"Values {k}" : "{" ".join(f"{v:.8g}" for v in vector)}"')
-    parts.append(f'"Background" : " {" ".join(f"{v:g}" for v in stains.background)}"')
-    return "{" + ", ".join(parts) + "}"
-
-
-def annotation_node(catalog: jc.Catalog, new: NewAnnotation) -> JavaObject:
-    """Make a new annotation."""
-    path_class = None
-    if new.path_class is not None:
-        path_class = catalog.path_class(new.path_class.name, new.path_class.color)
-    return catalog.path_object(
-        jc.ANNOTATION,
-        metadata=_id_metadata(catalog, new.id, new.metadata),
-        name=new.name,
-        color=new.color,
-        measurements=catalog.measurements(new.measurements) if new.measurements else None,
-        is_locked=new.locked,
-        path_class=path_class,
-        roi=make_roi(catalog, new.geometry, Plane(z=new.z, t=new.t)),
-    )
-
-
 def _hierarchy_node(catalog: jc.Catalog) -> JavaObject:
     """Make the hierarchy of an image without objects."""
-    root = catalog.path_object(jc.ROOT, metadata=_id_metadata(catalog, uuid.uuid4()))
+    root = catalog.path_object(jc.ROOT, metadata=id_metadata(catalog, uuid.uuid4()))
     return catalog.make(jc.HIERARCHY, {"rootObject": root})
 
 
-def _id_metadata(
-    catalog: jc.Catalog, own_id: uuid.UUID, others: Mapping[str, str] = MappingProxyType({})
-) -> JavaObject:
-    pairs = [(catalog.string(OBJECT_ID), JavaString.of(str(own_id)))]
-    pairs += [(catalog.string(k), JavaString.of(v)) for k, v in others.items() if k != OBJECT_ID]
-    return catalog.metadata(pairs)
-
-
 def _version_block() -> BlockData:
-    version = java_stream.encode_utf("Data file version 3")
+    version = java_nodes.encode_utf("Data file version 3")
     return BlockData(len(version).to_bytes(2, "big") + version)
 
 
 def _check_version(item: Content, source: str) -> None:
     if not isinstance(item, BlockData) or item.data[2:19] != _VERSION_PREFIX:
         raise FormatError(f"{source}: a Java object stream, but no QuPath data file")
-
-
-def _triple(text: str) -> tuple[float, float, float]:
-    red, green, blue = map(float, text.split())
-    return red, green, blue
-
-
-def _stains_node(catalog: jc.Catalog, stains: Stains) -> JavaObject:
-    text = JavaString.of(format_stains(stains))
-    return catalog.make(jc.STAINS, extra=[BlockData(struct.pack(">i", 1)), text])
 
 
 def _split_last(children: Sequence[Content], count: int) -> tuple[list[Content], list[Content]]:
@@ -619,42 +558,3 @@ def _read_items(items: Sequence[Content]) -> FileDetections:
     """Read detections."""
     views = (PathObject.of(item) if isinstance(item, JavaObject) else item for item in items)
     return FileDetections([(i, -1) for i in views if isinstance(i, PathObject | Packed)])
-
-
-def _check_annotation(found: Annotation, new: NewAnnotation) -> None:
-    """Raise FormatError unless the annotation found is the one that was added."""
-    class_name = None if new.path_class is None else new.path_class.name
-    if (found.id, found.name, found.class_name, found.locked, found.z, found.t, found.color) != (
-        new.id, new.name, class_name, new.locked, new.z, new.t, new.color
-    ):  # fmt: skip
-        raise FormatError("a new annotation is missing, or has other values")
-    metadata = {name: value for name, value in new.metadata.items() if name != OBJECT_ID}
-    if found.metadata != metadata or found.measurements.keys() != new.measurements.keys():
-        raise FormatError("a new annotation has other metadata or measurements")
-    for name, value in new.measurements.items():
-        if not np.isclose(found.measurements[name], value, rtol=1e-6, atol=0, equal_nan=True):
-            raise FormatError("a new annotation has other measurements")
-
-
-def _annotation(view: PathObject, handle: int, parent: int | None) -> Annotation:
-    if view.roi is None:
-        raise FormatError("an annotation has no ROI")
-    rois = read_rois(view.roi, Single())
-    own_id = view.id_string
-    return Annotation(
-        handle=handle,
-        id=None if own_id is None else parse_uuid(own_id.text),
-        name=None if view.name is None else view.name.text,
-        class_name=None
-        if view.path_class is None
-        else ": ".join(jc.path_class_names(view.path_class)),
-        roi_type=rois.roi_type,
-        geometry=rois.geometries[0],
-        locked=view.is_locked,
-        color=None if view.color is None else int(jc.primitive(view.color, "value")),
-        parent=parent,
-        z=int(rois.z[0]),
-        t=int(rois.t[0]),
-        metadata={key.text: value.text for key, value in view.metadata if key.text != OBJECT_ID},
-        measurements=read_measurements(view),
-    )

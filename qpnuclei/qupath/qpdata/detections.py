@@ -19,11 +19,11 @@ from qpnuclei.errors import FormatError
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.qupath.model import Detections
 from qpnuclei.qupath.qpdata import java_classes as jc
-from qpnuclei.qupath.qpdata.java_stream import JavaObject, JavaString
+from qpnuclei.qupath.qpdata.java_nodes import JavaObject, JavaString
 from qpnuclei.qupath.qpdata.path_objects import KINDS, OBJECT_ID, PathObject, located, parse_uuid
 from qpnuclei.qupath.qpdata.records import CHUNK, Column, IntArray, KnownShape, Packed
 from qpnuclei.qupath.qpdata.rois import read_outlines, read_rois
-from qpnuclei.qupath.qpdata.values import Many, NotConstantError, Single, Source, text
+from qpnuclei.qupath.qpdata.values import Many, NotConstantError, Single, ValueSource, text
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ FloatArray = npt.NDArray[np.float64]
 _T = TypeVar("_T")
 
 #: Reads one property of all objects of a source, given the view of their example.
-_Reader = Callable[[PathObject, Source], _T]
+_Reader = Callable[[PathObject, ValueSource], _T]
 
 
 class FileDetections(Detections):
@@ -144,6 +144,14 @@ class FileDetections(Detections):
                     columns[name] = np.full(len(self), np.nan)
                 columns[name][rows] = values
         return columns
+
+    @cached_property
+    def locked(self) -> npt.NDArray[np.bool_]:
+        """Whether each is locked in QuPath."""
+        locked = np.zeros(len(self), bool)
+        for rows, values in self._read(_locked):
+            locked[rows] = values
+        return locked
 
     def unread(self) -> Counter[str]:
         """Return properties of detections that no column holds, with the number that have them."""
@@ -278,7 +286,7 @@ def _count(item: PathObject | Packed) -> int:
     return len(item) if isinstance(item, Packed) else 1
 
 
-def _check_structure(view: PathObject, source: Source) -> None:
+def _check_structure(view: PathObject, source: ValueSource) -> None:
     """Raise `NotConstantError` unless the view of the example is that of every object."""
     for key, _ in view.metadata:
         if source.constant(key) != key.data:
@@ -290,42 +298,49 @@ def _check_structure(view: PathObject, source: Source) -> None:
         source.constant(name)
 
 
-def _class_name(view: PathObject, source: Source) -> str | None:
+def _class_name(view: PathObject, source: ValueSource) -> str | None:
     if view.path_class is None:
         return None
     names = (jc.string_field(part, "name") for part in jc.path_class_chain(view.path_class))
     return ": ".join("" if name is None else text(name, source) for name in names)
 
 
-def _id_texts(view: PathObject, source: Source) -> list[str | None]:
+def _id_texts(view: PathObject, source: ValueSource) -> list[str | None]:
     string = view.id_string
     return [None] * source.count if string is None else [*_texts(source.column(string))]
 
 
-def _ids(view: PathObject, source: Source) -> list[uuid.UUID | None]:
+def _ids(view: PathObject, source: ValueSource) -> list[uuid.UUID | None]:
     return [None if text is None else parse_uuid(text) for text in _id_texts(view, source)]
 
 
-def _geometries(view: PathObject, source: Source) -> npt.NDArray[Any]:
+def _geometries(view: PathObject, source: ValueSource) -> npt.NDArray[Any]:
     return read_rois(_roi(view), source).geometries
 
 
-def _outlines(view: PathObject, source: Source) -> NucleiTable | None:
+def _outlines(view: PathObject, source: ValueSource) -> NucleiTable | None:
     return read_outlines(_roi(view), source)
 
 
-def _centroids(view: PathObject, source: Source) -> FloatArray:
+def _centroids(view: PathObject, source: ValueSource) -> FloatArray:
     # QuPath locates a cell by its nucleus, where it has one.
     roi = _roi(view) if view.nucleus is None else view.nucleus
     return read_rois(roi, source).centroids()
 
 
-def _planes(view: PathObject, source: Source) -> npt.NDArray[np.int64]:
+def _planes(view: PathObject, source: ValueSource) -> npt.NDArray[np.int64]:
     roi = _roi(view)
     part = jc.part_with(roi, "z")
     numbers = source.column(part).data
     columns = [jc.primitive_column(part, axis, numbers) for axis in ("z", "t")]
     return np.stack(columns, axis=1).astype(np.int64)
+
+
+def _locked(view: PathObject, source: ValueSource) -> npt.NDArray[np.bool_]:
+    if view.lock is None:
+        return np.zeros(source.count, bool)
+    part = jc.part_with(view.lock, "value")
+    return jc.primitive_column(part, "value", source.column(part).data).astype(bool)
 
 
 def _roi(view: PathObject) -> JavaObject:
@@ -360,7 +375,7 @@ def read_measurements(view: PathObject) -> dict[str, float]:
     return {name: float(values[0]) for name, values in _measurements(view, Single())}
 
 
-def _measurements(view: PathObject, source: Source) -> list[tuple[str, FloatArray]]:
+def _measurements(view: PathObject, source: ValueSource) -> list[tuple[str, FloatArray]]:
     """Return every measurement's name and its value in each object (NaN where it has none)."""
     node = view.measurements
     names = [text(name, source) for name in _measurement_names(node)]

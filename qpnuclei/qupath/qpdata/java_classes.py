@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.errors import FormatError
-from qpnuclei.qupath.qpdata.java_stream import (
+from qpnuclei.qupath.qpdata.java_nodes import (
     SC_BLOCK_DATA,
     SC_ENUM,
     SC_EXTERNALIZABLE,

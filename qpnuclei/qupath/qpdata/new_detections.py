@@ -17,14 +17,8 @@ from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.model import DetectionGroup, Edit, PathClass
 from qpnuclei.qupath.qpdata import java_classes as jc
 from qpnuclei.qupath.qpdata.detections import FileDetections
-from qpnuclei.qupath.qpdata.java_stream import (
-    Bulk,
-    JavaArray,
-    JavaObject,
-    JavaString,
-    Step,
-    StreamWriter,
-)
+from qpnuclei.qupath.qpdata.java_nodes import Bulk, JavaArray, JavaObject, JavaString, Step
+from qpnuclei.qupath.qpdata.java_writer import StreamWriter
 from qpnuclei.qupath.qpdata.path_objects import OBJECT_ID
 from qpnuclei.qupath.qpdata.records import CHUNK, Column, NewRecords, Shape
 from qpnuclei.qupath.qpdata.rois import Plane, geometry_roi, vertices_roi

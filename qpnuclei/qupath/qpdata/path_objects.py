@@ -17,7 +17,7 @@ from typing import Any
 
 from qpnuclei.errors import FormatError
 from qpnuclei.qupath.qpdata import java_classes as jc
-from qpnuclei.qupath.qpdata.java_stream import (
+from qpnuclei.qupath.qpdata.java_nodes import (
     BlockData,
     Bulk,
     Content,
@@ -56,6 +56,8 @@ class PathObject:
     metadata : list of (JavaString, JavaString)
         Keys and values, the UUID included.
     is_locked : bool
+    lock : JavaObject or None
+        The Boolean that says so; the oldest files have none.
     class_probability : float
         NaN where there is none.
     """
@@ -67,6 +69,7 @@ class PathObject:
     metadata: list[tuple[JavaString, JavaString]] = field(default_factory=list)
     measurements: JavaObject | None = None
     is_locked: bool = False
+    lock: JavaObject | None = None
     path_class: JavaObject | None = None
     roi: JavaObject | None = None
     class_probability: float = float("nan")
@@ -107,7 +110,7 @@ class PathObject:
             return view
         item = reader.object()
         if item is not None and item.class_name == jc.BOOLEAN:  # absent in the oldest files
-            view.is_locked = bool(jc.primitive(item, "value"))
+            view.lock, view.is_locked = item, bool(jc.primitive(item, "value"))
             item = reader.object()
         if item is not None and item.class_name != jc.PATH_CLASS:
             raise FormatError(f"a {item.class_name} stands where a class should")

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from qpnuclei.qupath.qpdata.java_stream import (
+from qpnuclei.qupath.qpdata.java_nodes import (
     BLOCK_DATA,
     OBJECT,
     PRIMITIVE_SIZE,
@@ -34,11 +34,10 @@ from qpnuclei.qupath.qpdata.java_stream import (
     Node,
     Part,
     Step,
-    StreamWriter,
-    handle_bytes,
-    parse_object,
     run,
 )
+from qpnuclei.qupath.qpdata.java_parser import parse_object
+from qpnuclei.qupath.qpdata.java_writer import StreamWriter, handle_bytes
 
 IntArray = npt.NDArray[np.int64]
 

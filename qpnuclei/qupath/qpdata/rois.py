@@ -20,9 +20,9 @@ import shapely
 from qpnuclei.errors import FormatError
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.qpdata import java_classes as jc
-from qpnuclei.qupath.qpdata.java_stream import JavaArray, JavaObject
+from qpnuclei.qupath.qpdata.java_nodes import JavaArray, JavaObject
 from qpnuclei.qupath.qpdata.records import Column, IntArray
-from qpnuclei.qupath.qpdata.values import Source
+from qpnuclei.qupath.qpdata.values import ValueSource
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ _WKB_POINT, _WKB_LINE, _WKB_POLYGON = 1, 2, 3
 _MAX_WKB_LEVELS = 16
 
 
-def read_rois(node: JavaObject, source: Source) -> Rois:
+def read_rois(node: JavaObject, source: ValueSource) -> Rois:
     """Read the ROIs of all objects of a source whose example has the ROI `node`.
 
     Raises
@@ -87,7 +87,7 @@ def read_rois(node: JavaObject, source: Source) -> Rois:
         return _read_rois(node, source)
 
 
-def _read_rois(node: JavaObject, source: Source) -> Rois:
+def _read_rois(node: JavaObject, source: ValueSource) -> Rois:
     roi_type = node.class_name.removeprefix(jc.ROI).partition("$")[0]
     plane = jc.part_with(node, "z")
     numbers = source.column(plane).data
@@ -120,7 +120,7 @@ def _read_rois(node: JavaObject, source: Source) -> Rois:
     return Rois(roi_type, np.asarray(geometries, dtype=object), z, t, bounds)
 
 
-def read_outlines(node: JavaObject, source: Source) -> NucleiTable | None:
+def read_outlines(node: JavaObject, source: ValueSource) -> NucleiTable | None:
     """Read PolygonROIs vertex for vertex, without making geometries of them.
 
     Returns
@@ -276,7 +276,7 @@ def _of_vertices(catalog: jc.Catalog, name: str, plane: Plane, xy: FloatArray) -
     return vertices_roi(catalog, name, plane, x, y)
 
 
-def _vertices(node: JavaObject, source: Source) -> tuple[npt.NDArray[np.float32], IntArray]:
+def _vertices(node: JavaObject, source: ValueSource) -> tuple[npt.NDArray[np.float32], IntArray]:
     x = source.column(jc.array_field(node, "x", jc.FLOAT_ARRAY))
     y = source.column(jc.array_field(node, "y", jc.FLOAT_ARRAY))
     if not np.array_equal(x.offsets, y.offsets):

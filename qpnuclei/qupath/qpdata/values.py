@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from qpnuclei.qupath.qpdata.java_stream import JavaString, Part
+from qpnuclei.qupath.qpdata.java_nodes import JavaString, Part
 from qpnuclei.qupath.qpdata.records import (
     Column,
     IntArray,
@@ -26,7 +26,7 @@ class NotConstantError(Exception):
     """Records of one shape differ in a value that must be the same to read them together."""
 
 
-class Source(Protocol):
+class ValueSource(Protocol):
     """Where the values of an example's strings, arrays and fields come from."""
 
     @property
@@ -92,6 +92,6 @@ class Many:
         return first
 
 
-def text(string: JavaString, source: Source) -> str:
+def text(string: JavaString, source: ValueSource) -> str:
     """Return the text that a string has in all objects of a source."""
     return JavaString(source.constant(string)).text

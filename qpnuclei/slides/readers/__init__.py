@@ -11,12 +11,12 @@ module         reads
 `memory`       arrays
 =============  ==================================================================================
 
-The format decides on the reader, by what the file says of itself. Never is one reader tried
-because another failed: what the right one refuses, another might open as a wrong picture.
+The format of a file, by its content, decides which reader opens it. No other reader is tried if
+that one fails: a file that the right reader refuses, another might open as a wrong image.
 
-To add a reader, write a module with a class that has what `source.Source` asks for, and name the
-files that it reads in `open_source`. The tests of `tests/slides/readers` show what is expected of
-it; docs/formats.md lists what is read.
+To add a reader, write a module with a class that implements `reader.SlideReader`, and add its files
+to `open_reader`. The tests in `tests/slides/readers` show what is expected of it; docs/formats.md
+lists what is read.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from pathlib import Path
 
 from qpnuclei.errors import NotFoundError, SlideError
 from qpnuclei.slides.readers import openslide, plain, tiff
-from qpnuclei.slides.readers.source import CONVERT, Source, reading
+from qpnuclei.slides.readers.reader import CONVERT, SlideReader, reading
 
-__all__ = ["check_regular_file", "open_source"]
+__all__ = ["check_regular_file", "open_reader"]
 
 #: Formats that no reader knows, by suffix. Some begin like a TIFF or hold an overview that is one.
 _NOT_READ = {
@@ -48,7 +48,7 @@ _NOT_READ = {
 }
 
 
-def open_source(path: Path, series: int | None = None) -> Source:
+def open_reader(path: Path, series: int | None = None) -> SlideReader:
     """Open a file with the reader of its format.
 
     Parameters
@@ -60,7 +60,7 @@ def open_source(path: Path, series: int | None = None) -> Source:
     Raises
     ------
     qpnuclei.errors.SlideError
-        If no reader knows it, or it is refused; the message says what the file is.
+        If no reader knows the file, or its reader refuses it; the message says what the file is.
     qpnuclei.errors.NotFoundError
         If there is no such file.
     """
@@ -82,14 +82,14 @@ def open_source(path: Path, series: int | None = None) -> Source:
 
 
 def check_regular_file(path: Path) -> None:
-    """Refuse folders, pipes and devices: opening one of the latter may wait for ever.
+    """Refuse folders, pipes and devices: opening a pipe or a device may wait forever.
 
     Raises
     ------
     qpnuclei.errors.NotFoundError
-        If there is nothing.
+        If there is no such file.
     qpnuclei.errors.SlideError
-        If there is something else.
+        If it is not a regular file.
     """
     try:
         mode = path.stat().st_mode

@@ -1,6 +1,6 @@
-"""Which pages of a file are levels of its pyramid: size and pixels have to agree.
+"""Decide which pages of a file are levels of its pyramid: their sizes and pixels must agree.
 
-Any page of half the size is a level to the libraries, also one that shows something else.
+The libraries take any page of half the size for a level, even one that shows something else.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.errors import SlideError
-from qpnuclei.slides.readers.source import reading, warn_once
+from qpnuclei.slides.readers.reader import reading, warn_once
 from qpnuclei.slides.readers.tiff_level import TiffLevel
 
 _log = logging.getLogger(__name__)
 
-#: Windows that are compared, per side of a grid over the level; their side in px of the level;
-#: the number of means that are compared per side of a window.
+#: Windows are compared on a grid of `_GRID` x `_GRID` over the level. A window has `_WINDOW` px per
+#: side, of which `_MEANS` x `_MEANS` means are compared.
 _GRID = 3
 _WINDOW = 32
 _MEANS = 4
-#: Largest mean difference of a window's means, in grey levels. Levels that scanners made by leaving
-#: out pixels or with another sharpness differ by up to 4; pictures of other tissue by 20 and more.
+#: Largest mean difference of a window's means, in grey levels. True levels differ by up to 4, if
+#: the scanner subsampled or sharpened; images of other tissue differ by 20 and more.
 _MOST_DIFFERENCE = 10.0
-#: Pixels by which the sides of a level may differ from a common factor: cut off or filled up rests.
+#: Pixels by which the sides of a level may differ from a common factor, because of rounding.
 _ROUNDING = 2.0
 #: Largest side of a window in the finer level, in px.
 _MOST_FINE = 1024
 
 
 def matching_levels(path: Path, levels: Sequence[TiffLevel]) -> list[TiffLevel]:
-    """Return the levels that show the same as the first, each coarser than the one before."""
+    """Return the levels that show the same image as the first, each smaller than the one before."""
     matching = [levels[0]]
     for level in levels[1:]:
         reason = _mismatch(path, matching[-1], level, levels[0].size)
@@ -66,7 +66,7 @@ def _mismatch(path: Path, finer: TiffLevel, level: TiffLevel, full: tuple[int, i
 
 
 def _difference(path: Path, finer: TiffLevel, level: TiffLevel) -> float:
-    """Return the largest mean difference of windows that lie all over the level, in grey levels.
+    """Return the largest mean difference of windows spread over the level, in grey levels.
 
     Windows that cannot be decoded are ignored here; reading them later raises the error.
     """

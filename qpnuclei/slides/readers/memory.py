@@ -5,8 +5,8 @@ from __future__ import annotations
 from qpnuclei.slides.pixels import RGB
 
 
-class ArraySource:
-    """An array that is read as a file is.
+class ArrayReader:
+    """Reads from an array in memory.
 
     Parameters
     ----------

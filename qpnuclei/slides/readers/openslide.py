@@ -1,7 +1,7 @@
-"""The formats for which OpenSlide is the reader.
+"""The formats that are read with OpenSlide.
 
-OpenSlide is chosen by format, and has to recognise the format itself: what it takes for a generic
-TIFF, for example, is not read with it.
+OpenSlide is chosen by format, and must itself recognise that format. A file that it takes for a
+generic TIFF, for example, is not read with it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from PIL import ImageCms
 
 from qpnuclei.errors import SlideError
 from qpnuclei.slides.pixels import RGB
-from qpnuclei.slides.readers.source import (
+from qpnuclei.slides.readers.reader import (
     CONVERT,
-    Source,
+    SlideReader,
     over_white,
     positive,
     positive_pair,
@@ -30,10 +30,10 @@ from qpnuclei.slides.readers.source import (
 
 @dataclass(frozen=True)
 class Format:
-    """A format: its name in messages, OpenSlide's name of the vendor, where its files lie.
+    """A format: its name in messages, OpenSlide's name of the vendor, and the folder of its files.
 
-    `folder` is ``"beside"`` where OpenSlide opens files of the slide's own folder, ``"below"``
-    where it opens those of the folder that is called like the slide.
+    `folder` is ``"beside"`` if OpenSlide opens files of the slide's own folder, ``"below"`` if it
+    opens those of the folder named like the slide.
     """
 
     name: str
@@ -52,7 +52,7 @@ FORMATS = {
     ".bif": Format("a Ventana slide", "ventana"),
     ".scn": Format("a Leica SCN slide", "leica"),
 }
-#: TIFFs with any suffix, by what their metadata say.
+#: TIFFs with any suffix, recognised by their metadata.
 VENTANA = FORMATS[".bif"]
 LEICA = FORMATS[".scn"]
 PHILIPS = Format("a Philips TIFF", "philips")
@@ -60,12 +60,12 @@ TRESTLE = Format("a Trestle slide", "trestle")
 APERIO_YCBCR = Format("an Aperio slide in JPEG 2000 YCbCr", "aperio")
 
 
-def open_format(path: Path, suffix: str, series: int | None = None) -> Source:
+def open_format(path: Path, suffix: str, series: int | None = None) -> SlideReader:
     """Open a file of the format that has a suffix."""
     return open_with_openslide(path, FORMATS[suffix], series)
 
 
-def open_with_openslide(path: Path, kind: Format, series: int | None = None) -> Source:
+def open_with_openslide(path: Path, kind: Format, series: int | None = None) -> SlideReader:
     """Open a file of a known format.
 
     Raises
@@ -94,7 +94,7 @@ def open_with_openslide(path: Path, kind: Format, series: int | None = None) -> 
             raise SlideError(
                 f"{path} is a fluorescence slide", "qpnuclei reads brightfield images (H&E)"
             )
-        return OpenSlideSource(slide)
+        return OpenSlideReader(slide)
     except BaseException:
         slide.close()
         raise
@@ -120,7 +120,7 @@ def _check_folder(path: Path, kind: Format) -> None:
                 )
 
 
-class OpenSlideSource:
+class OpenSlideReader:
     """A slide read by OpenSlide."""
 
     #: Level pixels per side of the blocks in which levels of fractional downsample are read.
@@ -140,7 +140,7 @@ class OpenSlideSource:
 
     @property
     def icc_profile(self) -> bytes | None:
-        """The colour profile that lies in the file."""
+        """The ICC profile in the file; None if there is none."""
         try:
             profile = self._slide.color_profile
         except (ImageCms.PyCMSError, openslide.OpenSlideError):
@@ -162,8 +162,8 @@ class OpenSlideSource:
         downsample = self._slide.level_downsamples[level]
         if downsample == round(downsample):
             return self._read_at(level, x, y, width, height)
-        # OpenSlide takes level-0 integers and would interpolate at the rest; fixed blocks keep
-        # what is left of the shift (half a level-0 pixel) from depending on the region.
+        # OpenSlide takes level-0 integers, so regions may be shifted by half a level-0 pixel.
+        # Reading fixed blocks makes the shift independent of the region.
         step = self._BLOCK
         x0, y0 = x // step * step, y // step * step
         level_width, level_height = self.sizes[level]

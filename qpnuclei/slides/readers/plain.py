@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from qpnuclei.errors import SlideError
-from qpnuclei.slides.readers.memory import ArraySource
-from qpnuclei.slides.readers.source import (
+from qpnuclei.slides.readers.memory import ArrayReader
+from qpnuclei.slides.readers.reader import (
     CONVERT,
     CONVERT_TO_8_BIT,
-    Source,
+    SlideReader,
     over_white,
     reading,
     refuse_series,
@@ -26,11 +26,11 @@ _log = logging.getLogger(__name__)
 _PNG = b"\x89PNG\r\n\x1a\n"
 SIGNATURES = (_PNG, b"\xff\xd8\xff", b"BM")
 _FORMATS = ("PNG", "JPEG", "BMP")
-#: Where a PNG says its bits per sample.
+#: Offset of the bits per sample in a PNG.
 _PNG_BIT_DEPTH = 24
 
 
-def open_plain(path: Path, series: int | None = None) -> Source:
+def open_plain(path: Path, series: int | None = None) -> SlideReader:
     """Decode an image into memory.
 
     Raises
@@ -52,7 +52,7 @@ def open_plain(path: Path, series: int | None = None) -> Source:
             return _decoded(path, image)
 
 
-def _decoded(path: Path, image: Image.Image) -> Source:
+def _decoded(path: Path, image: Image.Image) -> SlideReader:
     if image.mode in ("I", "F") or image.mode.startswith("I;") or _has_16_bit(path):
         raise SlideError(
             f"{path} has {image.mode} pixels (16 or 32 bit), not 8-bit RGB", CONVERT_TO_8_BIT
@@ -64,14 +64,14 @@ def _decoded(path: Path, image: Image.Image) -> Source:
     transparent = image.has_transparency_data
     pixels = np.asarray(image.convert("RGBA" if transparent else "RGB"))
     # A printing resolution (dpi) in PNG or JPEG says nothing about the tissue.
-    return ArraySource(
+    return ArrayReader(
         over_white(pixels) if transparent else pixels,
         icc_profile=image.info.get("icc_profile") or None,
     )
 
 
 def _has_16_bit(path: Path) -> bool:
-    """Whether a PNG has 16 bit per sample, of which Pillow would drop the lower eight unsaid."""
+    """Whether a PNG has 16 bit per sample. Pillow would silently drop the lower eight."""
     with path.open("rb") as file:
         head = file.read(_PNG_BIT_DEPTH + 1)
     return head.startswith(_PNG) and head[_PNG_BIT_DEPTH] > 8

@@ -15,8 +15,8 @@ from qpnuclei.errors import SlideError
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.readers import openslide
 from qpnuclei.slides.readers.levels import matching_levels
-from qpnuclei.slides.readers.memory import ArraySource
-from qpnuclei.slides.readers.source import CONVERT_TO_8_BIT, Source, reading, warn_once
+from qpnuclei.slides.readers.memory import ArrayReader
+from qpnuclei.slides.readers.reader import CONVERT_TO_8_BIT, SlideReader, reading, warn_once
 from qpnuclei.slides.readers.tiff_colour import conversion_to_rgb, enum_name
 from qpnuclei.slides.readers.tiff_level import MAX_DECODED_PIXELS, TiffLevel
 from qpnuclei.slides.readers.tiff_metadata import OmeXml, icc_profile, read_metadata
@@ -27,14 +27,14 @@ _log = logging.getLogger(__name__)
 
 _APERIO_YCBCR = 33003
 _PALETTE = 3
-#: What tifffile calls the axes that an image may have: grey, colours together, colours apart.
+#: tifffile's axes that an image may have: grey, interleaved colours, separate colour planes.
 _KNOWN_AXES = ("YX", "YXS", "SYX", "CYX")
 #: Names of series that show the glass rather than the tissue.
 _APERIO_LABEL = re.compile(r"\n(label|macro) ")
 _NOT_THE_SLIDE = ("label", "macro", "overview", "thumbnail", "slide preview")
 
 
-def open_tiff(path: Path, series: int | None = None) -> Source:
+def open_tiff(path: Path, series: int | None = None) -> SlideReader:
     """Open a TIFF, or hand it to OpenSlide where its maker's format is one of OpenSlide's.
 
     Raises
@@ -57,7 +57,7 @@ def open_tiff(path: Path, series: int | None = None) -> Source:
 
 def _open_file(path: Path) -> tuple[tifffile.TiffFile, OmeXml | None]:
     """Open the file, and its OME-XML where it has some that can be read."""
-    # tifffile would open further files that OME-XML names, wherever they lie and whatever they are.
+    # Without this, tifffile would open any further files that the OME-XML names.
     tiff = tifffile.TiffFile(path, _multifile=False)
     try:
         if tiff.is_ome:
@@ -90,7 +90,7 @@ def _format_of_openslide(tiff: tifffile.TiffFile) -> openslide.Format | None:
 
 def _open_series(
     path: Path, tiff: tifffile.TiffFile, ome: OmeXml | None, number: int | None
-) -> Source:
+) -> SlideReader:
     series = _chosen_series(path, tiff, ome, number)
     index = number or 0
     _check_complete(path, series.levels)
@@ -103,18 +103,18 @@ def _open_series(
             rgb = images[0].read(0, 0, width, height)
             profile = icc_profile(series.keyframe)
             tiff.close()
-            return ArraySource(
+            return ArrayReader(
                 rgb,
                 vendor=metadata.vendor,
                 mpp=metadata.mpp,
                 magnification=metadata.magnification,
                 icc_profile=profile,
             )
-    source = TiffSource(tiff, matching_levels(path, images))
-    source.vendor, source.mpp = metadata.vendor, metadata.mpp
-    source.magnification = metadata.magnification
-    source.icc_profile = icc_profile(series.keyframe)
-    return source
+    reader = TiffReader(tiff, matching_levels(path, images))
+    reader.vendor, reader.mpp = metadata.vendor, metadata.mpp
+    reader.magnification = metadata.magnification
+    reader.icc_profile = icc_profile(series.keyframe)
+    return reader
 
 
 def _chosen_series(
@@ -176,10 +176,10 @@ def _check_first_is_the_slide(
 def _level(
     path: Path, level: tifffile.TiffPageSeries, ome: OmeXml | None, series: int
 ) -> TiffLevel:
-    """Check that a level is a brightfield image, and say how its pixels become RGB."""
+    """Check that a level is a brightfield image, and choose how its pixels become RGB."""
     page = level.keyframe
     pages = [page for page in level.pages if page is not None]
-    # Axes of length 1 say nothing.
+    # Ignore axes of length 1.
     shape = [(axis, size) for axis, size in zip(level.axes, level.shape, strict=True) if size > 1]
     long_axes = "".join(axis for axis, _ in shape)
     axes = "".join(axis for axis in level.axes if axis in "YX" or axis in long_axes)
@@ -209,7 +209,7 @@ def _level(
 
 
 def _planes_are_red_green_blue(page: Any, ome: OmeXml | None, series: int) -> bool:
-    """Whether OME's channel names or ImageJ's slice labels say so."""
+    """Whether OME's channel names or ImageJ's slice labels are red, green and blue."""
     names: Sequence[object] = ()
     if ome is not None:
         names = ome.channel_names(series)
@@ -236,12 +236,11 @@ def _check_complete(path: Path, levels: Sequence[tifffile.TiffPageSeries]) -> No
         )
 
 
-class TiffSource:
+class TiffReader:
     """A tiled or pyramidal TIFF.
 
-    Tiles are decoded by tifffile. ``TiffSlide.read_region`` would divide a level-0 location by
-    the mean downsample and truncate (a shift of up to a pixel), and fill with black what the file
-    leaves out.
+    Tiles are decoded by tifffile. ``TiffSlide.read_region`` divides a level-0 location by the mean
+    downsample and truncates it (a shift of up to a pixel), and fills missing tiles with black.
     """
 
     bounds = None

@@ -12,19 +12,19 @@ import tifffile
 
 from qpnuclei.errors import SlideError
 from qpnuclei.slides.pixels import RGB
-from qpnuclei.slides.readers.source import CONVERT, over_white
+from qpnuclei.slides.readers.reader import CONVERT, over_white
 
 Conversion = Callable[[npt.NDArray[np.uint8]], RGB]
 
-#: Compressions that give the samples as they were stored: none, LZW, deflate (old number),
-#: deflate, PackBits, LZMA, Zstandard (old number), Zstandard.
+#: Lossless compressions, which do not convert colours: none, LZW, deflate (old number), deflate,
+#: PackBits, LZMA, Zstandard (old number), Zstandard.
 _LOSSLESS = frozenset({1, 5, 8, 32946, 32773, 34925, 34926, 50000})
 #: JPEG and Bio-Formats' number for it: the decoder turns YCbCr into RGB.
 _JPEG = frozenset({7, 33007})
 #: Decoders that give RGB: JPEG XR (two numbers), Aperio's JPEG 2000 in RGB, JPEG 2000, PNG,
 #: WebP (two numbers), JPEG XL.
 _RGB_CODECS = frozenset({22610, 34934, 33005, 34712, 34933, 34927, 50001, 50002})
-#: What Bio-Formats calls JPEG 2000 in OME-TIFFs, lossless and lossy, and writes as RGB.
+#: Bio-Formats' numbers for JPEG 2000 in OME-TIFFs, lossless and lossy, with RGB inside.
 #: The first number is also Aperio's, for YCbCr.
 _BIO_FORMATS_JPEG_2000 = frozenset({33003, 33004})
 _APERIO_RGB = 33005
@@ -37,7 +37,7 @@ _ASSOCIATED_ALPHA, _UNASSOCIATED_ALPHA = 1, 2
 def conversion_to_rgb(
     path: Path, page: Any, planes: int, *, apart: bool, named_rgb: bool
 ) -> Conversion:
-    """Return what turns the decoded pixels of a page into RGB.
+    """Return a function that converts the decoded pixels of a page to RGB.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def conversion_to_rgb(
     planes : int
         Number of samples of a pixel, or of grey pages that make up the image.
     apart : bool
-        Whether the samples of a pixel do not lie side by side.
+        Whether the samples of a pixel are stored in separate planes.
     named_rgb : bool
         Whether the file says that three grey planes are red, green and blue.
 

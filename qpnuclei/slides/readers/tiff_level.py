@@ -17,14 +17,14 @@ from qpnuclei.slides.pixels import RGB
 
 #: Largest tile, strip or untiled image that is decoded at once, in px.
 MAX_DECODED_PIXELS = 200_000_000
-#: Decoded tiles of a level that are kept.
+#: Size of the cache of decoded tiles, per level.
 _KEPT_BYTES = 64 * 2**20
 
 
 class TiffLevel:
     """The tiles (or strips) of a level.
 
-    Those decoded last are kept: the regions that are read one after the other overlap.
+    The tiles decoded last are cached, because consecutive regions overlap.
 
     Parameters
     ----------
@@ -33,14 +33,14 @@ class TiffLevel:
     pages : sequence of tifffile pages
         One, or three grey ones that are red, green and blue.
     n_planes : int
-        Number of planes that lie apart from each other: 1, or the number of colours.
+        Number of separate planes: 1, or the number of colours.
     to_rgb : callable
         From (height, width, samples) as decoded to (height, width, 3).
 
     Raises
     ------
     qpnuclei.errors.SlideError
-        If the file has not as many tiles as its size needs, or absurdly large ones.
+        If the file has fewer tiles than its size needs, or absurdly large ones.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class TiffLevel:
         self._tile = lru_cache(kept)(self._decoded)
 
     def read(self, x: int, y: int, width: int, height: int) -> RGB:
-        """Return a region that lies inside of the level; white where tiles are left out."""
+        """Return a region inside of the level; white where the file leaves out tiles."""
         region = np.full((height, width, 3), 255, np.uint8)
         columns = range(x // self._tile_width, -(-(x + width) // self._tile_width))
         rows = range(y // self._tile_height, -(-(y + height) // self._tile_height))
@@ -105,7 +105,7 @@ class TiffLevel:
         if any(plane is None for plane in planes):
             return None
         pixels = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
-        # Tiles at the right and bottom are filled up with anything.
+        # Tiles at the right and bottom are padded with arbitrary pixels.
         width = self.size[0] - column * self._tile_width
         height = self.size[1] - row * self._tile_height
         return self._to_rgb(pixels[:height, :width])
@@ -124,12 +124,12 @@ class TiffLevel:
 
 
 def _jpeg_pixels(data: bytes) -> int:
-    """Return width times height of a JPEG as its header has them; 0 if it is none, or has none."""
+    """Return width times height from the header of a JPEG; 0 if it is not one, or has no size."""
     if not data.startswith(b"\xff\xd8"):
         return 0
     at = 2
     while at + 9 <= len(data) and data[at] == 0xFF:
-        # C0 to CF are frame headers, but for Huffman tables, extensions and arithmetic coding.
+        # C0 to CF are frame headers, except Huffman tables, extensions and arithmetic coding.
         if 0xC0 <= data[at + 1] <= 0xCF and data[at + 1] not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", data, at + 5)
             return int(height) * int(width)

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import tifffile
 
 from qpnuclei.errors import SlideError
-from qpnuclei.slides.readers.source import positive, positive_pair, reading, warn_once
+from qpnuclei.slides.readers.reader import positive, positive_pair, reading, warn_once
 from qpnuclei.slides.readers.tiffslide import vendor_properties
 
 _log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ def read_metadata(
 def _read_metadata(
     path: Path, tiff: tifffile.TiffFile, page: Any, ome: OmeXml | None, series: int
 ) -> Metadata:
-    """OME, Aperio and ImageJ know better than the resolution tags."""
+    """Prefer the metadata of OME, Aperio and ImageJ to the resolution tags."""
     vendor, mpp, magnification = None, None, None
     if ome is not None:
         mpp, magnification = ome.mpp(series), ome.magnification(series)

@@ -1,4 +1,4 @@
-"""What the paquo backend does around QuPath and inside; what it has in common is in test_parity."""
+"""Details of the paquo backend; what both backends share is in test_parity."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from qpnuclei.qupath.model import (
 )
 from qpnuclei.qupath.paquo import backend as paquo_backend
 from qpnuclei.qupath.paquo import jvm
+from qpnuclei.qupath.paquo.editing import apply_edit
+from qpnuclei.qupath.paquo.objects import stored_ids
 from qpnuclei.qupath.project import choose_backend
-from qpnuclei.qupath.qpdata import java_classes, java_stream
+from qpnuclei.qupath.qpdata import java_classes, java_nodes, java_parser
 from qpnuclei.qupath.qpdata.new_detections import Additions
 from tests.ids import nucleus_id
 from tests.qupath.samples import SAMPLES, copy_project
@@ -32,7 +34,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def save_badly(folder: Path, error: BaseException) -> None:
-    """What is left of a save by QuPath that failed after it wrote."""
+    """A data file after a save of QuPath that failed after writing."""
     (folder / "data.qpdata").write_bytes(b"new")
     (folder / "data.qpdata.bkp").write_bytes(b"old")
     (folder / "summary.json").write_bytes(b"{}")
@@ -72,9 +74,7 @@ def test_uuids_in_files_of_all_versions() -> None:
     # Entry 2 holds a root, an annotation, 50 detections and 6 TMA cores, in files of QuPath 0.4
     # and newer each with a UUID. Those of 0.2 and 0.3 have none.
     numbers = {
-        folder.name: len(
-            paquo_backend._stored_ids(folder / "project" / "data" / "2" / "data.qpdata")
-        )
+        folder.name: len(stored_ids(folder / "project" / "data" / "2" / "data.qpdata"))
         for folder in SAMPLES.iterdir()
     }
     assert {version for version, n in numbers.items() if n == 58} == {
@@ -126,17 +126,17 @@ def saved(objects: list[jvm.JavaObject]) -> Any:
     """
 
     def unfold(node: Any) -> Any:
-        if isinstance(node, java_stream.JavaObject) and node.class_name in UNMODIFIABLE:
+        if isinstance(node, java_nodes.JavaObject) and node.class_name in UNMODIFIABLE:
             return [unfold(item) for item in java_classes.list_items(node)]
-        if isinstance(node, java_stream.JavaObject):
+        if isinstance(node, java_nodes.JavaObject):
             parts = [(p.primitives, p.references, p.contents or []) for p in node.parts]
             return node.class_name, [
                 (values, *([unfold(item) for item in items] for items in rest))
                 for values, *rest in parts
             ]
-        if isinstance(node, java_stream.JavaArray) and node.desc.name == "[B":
+        if isinstance(node, java_nodes.JavaArray) and node.desc.name == "[B":
             return shapely.normalize(shapely.from_wkb(node.data)).wkt
-        if isinstance(node, java_stream.JavaArray):
+        if isinstance(node, java_nodes.JavaArray):
             return node.desc.name, node.data, [unfold(item) for item in node.items or ()]
         return getattr(node, "data", node)
 
@@ -144,7 +144,7 @@ def saved(objects: list[jvm.JavaObject]) -> Any:
     stream = jvm.java_class("java.io.ObjectOutputStream")(buffer)
     stream.writeObject(jvm.java_class("java.util.ArrayList")(objects))
     stream.close()
-    return unfold(java_stream.parse(bytes(buffer.toByteArray()), "saved").items[0])
+    return unfold(java_parser.parse(bytes(buffer.toByteArray()), "saved").items[0])
 
 
 @pytest.mark.qupath
@@ -172,7 +172,7 @@ def test_new_objects_are_as_qupath_makes_them() -> None:
         ],
     )
     hierarchy = jvm.java_class("qupath.lib.objects.hierarchy.PathObjectHierarchy")()
-    paquo_backend._apply(*Additions.of(edit), hierarchy)
+    apply_edit(*Additions.of(edit), hierarchy)
     annotations = list(hierarchy.getRootObject().getChildObjects())
     detections = list(annotations[0].getChildObjects())
     assert hierarchy.nObjects() == 5
@@ -221,18 +221,17 @@ def test_what_is_saved_otherwise_than_meant_is_put_back(
     spoil: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def apply_and_spoil(additions: Any, new_ids: Any, hierarchy: jvm.JavaObject) -> Any:
-        before = apply(additions, new_ids, hierarchy)
+        before = apply_edit(additions, new_ids, hierarchy)
         spoil(hierarchy)
         return before
 
-    apply = paquo_backend._apply
     image = paquo_backend.open_project(copy_project("0.5.1", tmp_path)).images[0]
     nuclei = NucleiTable.from_polygons([shapely.box(i, 0, i + 4, 4) for i in range(3)])
     ids = [nucleus_id(b"%10d" % number) for number in range(3)]
     edit = Edit(add=[DetectionGroup(None, nuclei, ids, PathClass("Nucleus", -1))])
     found = image.read()
     before = contents(image.data_file.parent)
-    monkeypatch.setattr(paquo_backend, "_apply", apply_and_spoil)
+    monkeypatch.setattr(paquo_backend, "apply_edit", apply_and_spoil)
     with pytest.raises(SaveError, match=message):
         image.write(edit, found.fingerprint)
     assert contents(image.data_file.parent) == before

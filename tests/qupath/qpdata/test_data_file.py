@@ -10,11 +10,14 @@ from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.model import DetectionGroup, Edit, NewAnnotation, PathClass, Project
 from qpnuclei.qupath.qpdata import data_file as data_file_module
 from qpnuclei.qupath.qpdata import java_classes as jc
-from qpnuclei.qupath.qpdata import java_stream as js
-from qpnuclei.qupath.qpdata.data_file import DataFile, format_stains, parse_stains
+from qpnuclei.qupath.qpdata import java_nodes, java_parser, java_writer
+from qpnuclei.qupath.qpdata.annotations import id_metadata
+from qpnuclei.qupath.qpdata.data_file import DataFile
 from qpnuclei.qupath.qpdata.new_detections import Additions
 from qpnuclei.qupath.qpdata.path_objects import split_children
 from qpnuclei.qupath.qpdata.records import Packed
+from qpnuclei.qupath.qpdata.rois import Plane, make_roi
+from qpnuclei.qupath.qpdata.stains import format_stains, parse_stains
 from qpnuclei.slides.stains import DEFAULT_HE
 from tests.ids import nucleus_id
 from tests.paths import SAMPLES
@@ -163,19 +166,19 @@ def test_an_error_in_an_object_names_its_byte():
     """One of many packed detections has one y less than x."""
     data_file = load()
     data_file.add(Edit(add=[group(50)]))
-    items = js.parse(saved(data_file), "file").items
+    items = java_parser.parse(saved(data_file), "file").items
     wanted = str(group(50).ids[30]).encode()
 
     def detections(stream):
         return [
             node
-            for node in js.parse(stream, "file").nodes
-            if isinstance(node, js.JavaObject) and node.class_name == jc.DETECTION
+            for node in java_parser.parse(stream, "file").nodes
+            if isinstance(node, java_nodes.JavaObject) and node.class_name == jc.DETECTION
         ]
 
-    data = js.dump(items)
+    data = java_writer.dump(items)
     index, node = next(
-        (i, node) for i, node in enumerate(detections(data)) if wanted in js.dump([node])
+        (i, node) for i, node in enumerate(detections(data)) if wanted in java_writer.dump([node])
     )
     start = data.index(wanted)
     points = len(group(50).nuclei.polygons()[30].exterior.coords) - 1
@@ -198,7 +201,7 @@ def test_children_are_split_anywhere(at):
     first, rest = split_children(children, at)
     sizes = [[len(c) if isinstance(c, Packed) else 1 for c in part] for part in (first, rest)]
     assert [sum(s) for s in sizes] == [at, sum(map(sum, sizes)) - at]
-    assert js.dump([*first, *rest]) == js.dump(children)
+    assert java_writer.dump([*first, *rest]) == java_writer.dump(children)
     with pytest.raises(FormatError, match="1 objects are missing"):
         split_children(children, sum(map(sum, sizes)) + 1)
 
@@ -230,12 +233,14 @@ def test_new_class_descriptors_are_qupaths():
     catalog = jc.Catalog()
     theirs = {}
     for path in SAMPLES.glob("*/project/data/*/data.qpdata"):
-        for node in js.parse(path.read_bytes(), "file").nodes:
-            if isinstance(node, js.ClassDesc):
+        for node in java_parser.parse(path.read_bytes(), "file").nodes:
+            if isinstance(node, java_nodes.ClassDesc):
                 theirs[node.name] = node
     for name in jc._KNOWN:
         ours, real = catalog.desc(name), theirs[name]
-        assert js.dump([js.JavaArray(ours, None, [])]) == js.dump([js.JavaArray(real, None, [])])
+        assert java_writer.dump([java_nodes.JavaArray(ours, None, [])]) == java_writer.dump(
+            [java_nodes.JavaArray(real, None, [])]
+        )
 
 
 @pytest.mark.parametrize(
@@ -263,8 +268,8 @@ def test_no_cycle_in_the_hierarchy():
 def test_wrong_number_of_children():
     data_file = load()
     contents = jc.contents(data_file._root())
-    index = next(i for i, c in enumerate(contents) if isinstance(c, js.BlockData))
-    contents[index] = js.BlockData(b"\x7f\xff\xff\xff")
+    index = next(i for i, c in enumerate(contents) if isinstance(c, java_nodes.BlockData))
+    contents[index] = java_nodes.BlockData(b"\x7f\xff\xff\xff")
     with pytest.raises(FormatError, match=r"file: .*the number of its children is wrong"):
         data_file.read()
 
@@ -288,3 +293,33 @@ def test_hundreds_are_parsed_and_more_are_packed(count, bulk, monkeypatch):
     packed = [c for v in again._annotations() for c in v.children if isinstance(c, Packed)]
     assert bool(packed) == bulk
     assert set(new.ids) <= set(again.read().detections.ids)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_locks_of_packed_detections(shared):
+    """QuPath refers to one TRUE and one FALSE; another writer may spell each out."""
+    catalog = jc.Catalog()
+    locked = [i % 3 == 0 for i in range(40)]
+    nodes = []
+    for i, lock in enumerate(locked):
+        node = catalog.path_object(
+            jc.DETECTION,
+            metadata=id_metadata(catalog, nucleus_id(bytes([i]) * 10)),
+            is_locked=lock,
+            roi=make_roi(catalog, shapely.box(i, 0, i + 1, 1), Plane()),
+        )
+        if not shared:
+            at = next(
+                k for k, item in enumerate(jc.contents(node))
+                if getattr(item, "class_name", None) == jc.BOOLEAN
+            )  # fmt: skip
+            jc.contents(node)[at] = catalog.make(jc.BOOLEAN, {"value": lock})
+        nodes.append(node)
+    data = saved(DataFile.of_objects(catalog, nodes))
+    # The end mark, which objects alone do not need.
+    items = [*java_parser.parse(data, "file").items, java_nodes.JavaString(b"EOF")]
+    buffer = bytearray()
+    java_writer.write(items, buffer.extend)
+    detections = DataFile.parse(bytes(buffer), "file").read().detections
+    assert detections.locked.tolist() == locked
+    assert load().read().detections.locked.tolist() == [False] * 7

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpnuclei.errors import FormatError
-from qpnuclei.qupath.qpdata import java_stream as js
+from qpnuclei.qupath.qpdata import java_nodes, java_parser, java_writer
 from tests.qupath.samples import DATA_FILES, REAL_DATA_FILES
 
 HEADER = "aced 0005"
@@ -18,7 +18,7 @@ def stream(*hexes):
 
 
 def parse(data):
-    return js.parse(data, "file").items
+    return java_parser.parse(data, "file").items
 
 
 @pytest.mark.parametrize(
@@ -67,13 +67,13 @@ def test_literal_streams(hexes, check):
     data = stream(*hexes)
     items = parse(data)
     assert check(items)
-    assert js.dump(items) == data
+    assert java_writer.dump(items) == data
 
 
 @pytest.mark.parametrize("path", DATA_FILES, ids=lambda p: "-".join(p.parts[-5:-1:3]))
 def test_sample_files_round_trip(path):
     data = path.read_bytes()
-    assert js.dump(parse(data)) == data
+    assert java_writer.dump(parse(data)) == data
 
 
 @pytest.mark.shared
@@ -81,7 +81,7 @@ def test_sample_files_round_trip(path):
 def test_real_files_round_trip():
     for path in REAL_DATA_FILES:
         data = path.read_bytes()
-        assert js.dump(parse(data)) == data, path
+        assert java_writer.dump(parse(data)) == data, path
 
 
 @pytest.mark.parametrize(
@@ -131,13 +131,13 @@ def test_nesting_costs_no_recursion():
     levels = 40_000
     first = "75 72 0002 5b4c 0000000000000000 02 0000 78 70 00000001"
     data = stream(first, "75 71 007e0000 00000001" * (levels - 1), "70")
-    assert js.dump(parse(data)) == data
+    assert java_writer.dump(parse(data)) == data
 
 
 def test_nesting_without_end_is_refused():
     first = "75 72 0002 5b4c 0000000000000000 02 0000 78 70 00000001"
     with pytest.raises(FormatError, match="nested deeper than"):
-        parse(stream(first, "75 71 007e0000 00000001" * js.MAX_STEPS))
+        parse(stream(first, "75 71 007e0000 00000001" * java_parser.MAX_STEPS))
 
 
 def test_superclasses_do_not_multiply_memory():
@@ -150,71 +150,71 @@ def test_superclasses_do_not_multiply_memory():
 @given(st.text())
 def test_modified_utf8_round_trip(text):
     # Lone surrogates cannot come from st.text(); NUL and other planes can.
-    data = js.encode_utf(text)
+    data = java_nodes.encode_utf(text)
     assert b"\0" not in data
-    assert js.decode_utf(data) == text
+    assert java_nodes.decode_utf(data) == text
 
 
 def test_modified_utf8_is_javas():
     # U+0000 as C0 80; U+1D11E as the surrogates D834 DD1E, three bytes each.
-    assert js.encode_utf("\0") == b"\xc0\x80"
-    assert js.encode_utf("\U0001d11e") == bytes.fromhex("eda0b4 edb49e")
+    assert java_nodes.encode_utf("\0") == b"\xc0\x80"
+    assert java_nodes.encode_utf("\U0001d11e") == bytes.fromhex("eda0b4 edb49e")
 
 
 def string():
-    return st.builds(js.JavaString.of, st.text(max_size=5))
+    return st.builds(java_nodes.JavaString.of, st.text(max_size=5))
 
 
 @st.composite
 def graphs(draw):
     """Draw top-level items that share and contain each other."""
-    object_array = js.ClassDesc("[Ljava.lang.Object;", 1, js.SC_SERIALIZABLE)
-    doubles = js.ClassDesc("[D", 2, js.SC_SERIALIZABLE)
-    base = js.ClassDesc("B", 3, js.SC_SERIALIZABLE, (js.Field("I", "i"),))
-    plain = js.ClassDesc(
+    object_array = java_nodes.ClassDesc("[Ljava.lang.Object;", 1, java_nodes.SC_SERIALIZABLE)
+    doubles = java_nodes.ClassDesc("[D", 2, java_nodes.SC_SERIALIZABLE)
+    base = java_nodes.ClassDesc("B", 3, java_nodes.SC_SERIALIZABLE, (java_nodes.Field("I", "i"),))
+    plain = java_nodes.ClassDesc(
         "P",
         -4,
-        js.SC_SERIALIZABLE | js.SC_WRITE_METHOD,
-        (js.Field("D", "d"), js.Field("L", "o", js.JavaString(b"LP;"))),
+        java_nodes.SC_SERIALIZABLE | java_nodes.SC_WRITE_METHOD,
+        (java_nodes.Field("D", "d"), java_nodes.Field("L", "o", java_nodes.JavaString(b"LP;"))),
         super_desc=base,
     )
-    external = js.ClassDesc("E", 5, js.SC_EXTERNALIZABLE | js.SC_BLOCK_DATA)
-    color = js.ClassDesc("C", 0, js.SC_SERIALIZABLE | js.SC_ENUM)
-    nodes = [js.JavaString(b"first")]
+    external = java_nodes.ClassDesc("E", 5, java_nodes.SC_EXTERNALIZABLE | java_nodes.SC_BLOCK_DATA)
+    color = java_nodes.ClassDesc("C", 0, java_nodes.SC_SERIALIZABLE | java_nodes.SC_ENUM)
+    nodes = [java_nodes.JavaString(b"first")]
     for _ in range(draw(st.integers(0, 12))):
 
         def value():
             return draw(st.none() | st.sampled_from(nodes))
 
         def extra():
-            blocks = st.builds(js.BlockData, st.binary(max_size=4))
+            blocks = st.builds(java_nodes.BlockData, st.binary(max_size=4))
             return draw(st.lists(blocks | st.none() | st.sampled_from(nodes), max_size=4))
 
         kind = draw(st.integers(0, 5))
         if kind == 0:
             node = draw(string())
         elif kind == 1:
-            node = js.JavaArray(object_array, None, [value() for _ in range(3)])
+            node = java_nodes.JavaArray(object_array, None, [value() for _ in range(3)])
         elif kind == 2:
-            node = js.JavaArray(doubles, struct.pack(">d", draw(st.floats())), None)
+            node = java_nodes.JavaArray(doubles, struct.pack(">d", draw(st.floats())), None)
         elif kind == 3:
-            parts = [js.Part(base, draw(st.binary(min_size=4, max_size=4)), [], None)]
-            parts.append(js.Part(plain, struct.pack(">d", 1.5), [value()], extra()))
-            node = js.JavaObject(plain, parts)
+            parts = [java_nodes.Part(base, draw(st.binary(min_size=4, max_size=4)), [], None)]
+            parts.append(java_nodes.Part(plain, struct.pack(">d", 1.5), [value()], extra()))
+            node = java_nodes.JavaObject(plain, parts)
         elif kind == 4:
-            node = js.JavaObject(external, [js.Part(external, b"", [], extra())])
+            node = java_nodes.JavaObject(external, [java_nodes.Part(external, b"", [], extra())])
         else:
-            node = js.JavaEnum(color, draw(string()))
+            node = java_nodes.JavaEnum(color, draw(string()))
         nodes.append(node)
-    array = js.JavaArray(object_array, None, list(nodes))
+    array = java_nodes.JavaArray(object_array, None, list(nodes))
     array.items.append(array)  # and a cycle
     return [array, *draw(st.lists(st.sampled_from(nodes), max_size=3))]
 
 
 @given(graphs())
 def test_graphs_round_trip(items):
-    data = js.dump(items)
-    assert js.dump(parse(data)) == data
+    data = java_writer.dump(items)
+    assert java_writer.dump(parse(data)) == data
 
 
 SMALL = (next(p for p in DATA_FILES if "0.5.1" in p.parts)).read_bytes()
@@ -229,7 +229,7 @@ def test_mutated_files_are_read_or_refused(position, patch, truncate):
     except FormatError as error:
         refusal = str(error)
     else:
-        refusal = "file: byte" if js.dump(items) == data else "written differently"
+        refusal = "file: byte" if java_writer.dump(items) == data else "written differently"
     assert "file: byte" in refusal
 
 

@@ -3,28 +3,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpnuclei.qupath.qpdata import java_stream as js
+from qpnuclei.qupath.qpdata import java_nodes, java_parser, java_writer
 from qpnuclei.qupath.qpdata.records import Column, NewRecords, Packed, RecordPacker, Shape
 from tests.qupath.samples import DATA_FILES
 
-HOLDER = js.ClassDesc("Holder", 1, js.SC_EXTERNALIZABLE | js.SC_BLOCK_DATA)
-RECORD = js.ClassDesc("Record", 1, js.SC_EXTERNALIZABLE | js.SC_BLOCK_DATA)
-FLOATS = js.ClassDesc("[F", 1, js.SC_SERIALIZABLE)
+HOLDER = java_nodes.ClassDesc("Holder", 1, java_nodes.SC_EXTERNALIZABLE | java_nodes.SC_BLOCK_DATA)
+RECORD = java_nodes.ClassDesc("Record", 1, java_nodes.SC_EXTERNALIZABLE | java_nodes.SC_BLOCK_DATA)
+FLOATS = java_nodes.ClassDesc("[F", 1, java_nodes.SC_SERIALIZABLE)
 
 
 def record(text, floats, shared, probability=b"\x7f\xf8"):
-    array = js.JavaArray(FLOATS, np.asarray(floats, ">f4").tobytes(), None)
-    contents = [shared, js.JavaString.of(text), array, js.BlockData(probability)]
-    return js.JavaObject(RECORD, [js.Part(RECORD, b"", [], contents)])
+    array = java_nodes.JavaArray(FLOATS, np.asarray(floats, ">f4").tobytes(), None)
+    contents = [shared, java_nodes.JavaString.of(text), array, java_nodes.BlockData(probability)]
+    return java_nodes.JavaObject(RECORD, [java_nodes.Part(RECORD, b"", [], contents)])
 
 
 def holder(items):
-    return js.JavaObject(HOLDER, [js.Part(HOLDER, b"", [], list(items))])
+    return java_nodes.JavaObject(HOLDER, [java_nodes.Part(HOLDER, b"", [], list(items))])
 
 
 def parse(data):
     packer = RecordPacker(lambda node: node.class_name == "Record")
-    return js.parse(data, "file", packer).items
+    return java_parser.parse(data, "file", packer).items
 
 
 def contents(item):
@@ -32,16 +32,16 @@ def contents(item):
 
 
 def test_similar_objects_are_packed_and_come_back():
-    a, b = js.JavaString(b"class a"), js.JavaString(b"class b")
+    a, b = java_nodes.JavaString(b"class a"), java_nodes.JavaString(b"class b")
     shared = [a, a, b, a, b, b, a, a]
     items = [holder(record(f"r{i}" * i, range(i), s) for i, s in enumerate(shared))]
-    data = js.dump(items)
+    data = java_writer.dump(items)
     parsed = parse(data)
     # The first defines the classes and `a`, the second is learned; the third defines `b`.
     kinds = [type(c).__name__ for c in contents(parsed[0])]
     assert kinds == ["JavaObject", "JavaObject", "JavaObject", "Packed", "JavaObject", "Packed"]
     assert [len(c) for c in contents(parsed[0]) if isinstance(c, Packed)] == [1, 3]
-    assert js.dump(parsed) == data
+    assert java_writer.dump(parsed) == data
 
 
 @given(
@@ -51,48 +51,48 @@ def test_similar_objects_are_packed_and_come_back():
     )
 )
 def test_packing_changes_no_byte(rows):
-    shared = [js.JavaString(b"a"), js.JavaString(b"b"), None]
+    shared = [java_nodes.JavaString(b"a"), java_nodes.JavaString(b"b"), None]
     made = []
     for which, text, size, again in rows:
         made.append(record(text, range(size), shared[which], b"\x7f\xf8"[: 1 + size % 2]))
         if again:  # something later refers to a string inside a record, or to a whole one
             shared[1] = contents(made[-1])[1]
             made.append(made[0])
-    data = js.dump([holder(made), *made[-1:], shared[1]])
-    assert js.dump(parse(data)) == data
-    assert js.dump(js.parse(data, "file").items) == data
+    data = java_writer.dump([holder(made), *made[-1:], shared[1]])
+    assert java_writer.dump(parse(data)) == data
+    assert java_writer.dump(java_parser.parse(data, "file").items) == data
 
 
 def test_reference_into_a_packed_record():
-    shared = js.JavaString(b"a")
+    shared = java_nodes.JavaString(b"a")
     made = [record(str(i), [i], shared) for i in range(6)]
     inner = contents(made[4])[1]
-    data = js.dump([holder(made), inner])
+    data = java_writer.dump([holder(made), inner])
     items = parse(data)
     packed = contents(items[0])[2]
     assert isinstance(packed, Packed)
     assert list(packed.nodes) == [2]
     assert contents(packed.nodes[2])[1] is items[1]
-    assert js.dump(items) == data
+    assert java_writer.dump(items) == data
 
 
 def test_records_left_over_define_what_the_removed_ones_defined():
-    shared = js.JavaString(b"shared by all")
-    items = parse(js.dump([holder(record(str(i), range(i), shared) for i in range(6))]))
+    shared = java_nodes.JavaString(b"shared by all")
+    items = parse(java_writer.dump([holder(record(str(i), range(i), shared) for i in range(6))]))
     packed = contents(items[0])[2]
     kept = packed.take(np.array([False, True, False, True]))
     contents(items[0])[:] = [kept]
     expected = [holder(record(str(i), range(i), shared) for i in (3, 5))]
-    assert js.dump(items) == js.dump(expected)
+    assert java_writer.dump(items) == java_writer.dump(expected)
 
 
 def test_new_records_are_written_like_nodes():
-    shared = js.JavaString(b"a")
+    shared = java_nodes.JavaString(b"a")
     texts, arrays = ["x", "", "zzz"], [[1.0], [2.0, 3.0], []]
     first = record("first", [0.5], shared)
     made = [record(t, a, shared) for t, a in zip(texts, arrays, strict=True)]
-    defined = js.StreamWriter(lambda _: None)
-    js.run(defined.value(first))
+    defined = java_writer.StreamWriter(lambda _: None)
+    java_nodes.run(defined.value(first))
     shape = Shape(made[0], defined.handles)
     _, string, array, _ = contents(made[0])
     columns = {
@@ -102,13 +102,13 @@ def test_new_records_are_written_like_nodes():
         ),
     }
     new = NewRecords(shape, columns, 3)
-    after = js.JavaString(b"after")  # handles go on after the records
-    as_records = js.dump([holder([first, new, after]), after])
-    assert as_records == js.dump([holder([first, *made, after]), after])
+    after = java_nodes.JavaString(b"after")  # handles go on after the records
+    as_records = java_writer.dump([holder([first, new, after]), after])
+    assert as_records == java_writer.dump([holder([first, *made, after]), after])
 
 
 @pytest.mark.parametrize("path", DATA_FILES, ids=lambda p: "-".join(p.parts[-5:-1:3]))
 def test_sample_files_round_trip_packed(path):
     data = path.read_bytes()
     packer = RecordPacker(lambda node: node.class_name.endswith(("DetectionObject", "CellObject")))
-    assert js.dump(js.parse(data, "file", packer).items) == data
+    assert java_writer.dump(java_parser.parse(data, "file", packer).items) == data

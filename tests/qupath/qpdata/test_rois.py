@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from qpnuclei.errors import FormatError
 from qpnuclei.qupath.qpdata import java_classes as jc
-from qpnuclei.qupath.qpdata.java_stream import (
+from qpnuclei.qupath.qpdata.java_nodes import (
     SC_SERIALIZABLE,
     ClassDesc,
     Field,
@@ -139,7 +139,7 @@ def test_legacy_area_is_filled_by_even_odd():
     assert area.equals((parts[0] - parts[1]) | parts[2])
 
 
-def test_not_a_number_is_no_warning():
+def test_nan_gives_no_warning():
     catalog = jc.Catalog()
     roi = catalog.make(jc.POLYGON, {k: catalog.floats([np.nan, np.inf, 0]) for k in "xy"})
     assert read(roi)[1].is_empty

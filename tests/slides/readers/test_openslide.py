@@ -1,4 +1,4 @@
-"""The formats for which OpenSlide is chosen, and what it must not be asked for."""
+"""The formats for which OpenSlide is chosen, and files that it must not open."""
 
 import os
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from qpnuclei.errors import SlideError
 from qpnuclei.slides.files import one_per_slide
-from qpnuclei.slides.readers.openslide import OpenSlideSource
+from qpnuclei.slides.readers.openslide import OpenSlideReader
 from qpnuclei.slides.slide import Slide, open_slide
 from tests.slides.dicom import write_series
 from tests.slides.pictures import picture, reduced, write_png, write_pyramid
@@ -23,7 +23,7 @@ def test_openslide_reads_the_same(tmp_path):
     with open_slide(write_png(tmp_path / "full.png", full)) as plain:
         level = plain.read(0, 0, 410, 256, (1024 / 410, 2.5))
     path = write_pyramid(tmp_path / "x.tif", [full, level])
-    source = OpenSlideSource(openslide.OpenSlide(path))
+    source = OpenSlideReader(openslide.OpenSlide(path))
     assert source.mpp == pytest.approx((0.5, 0.5))
     slide = Slide(path, source, crop_to_bounds=False)
     np.testing.assert_array_equal(slide.read(100, 50, 300, 200), full[50:250, 100:400])

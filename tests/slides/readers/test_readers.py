@@ -1,4 +1,4 @@
-"""Which reader a file goes to, and what none is asked to open."""
+"""The choice of the reader, and files that no reader opens."""
 
 import os
 import zlib
@@ -89,7 +89,7 @@ def test_plain_images_have_one_series(tmp_path):
 
 
 def test_a_large_transparent_image_is_composed_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr("qpnuclei.slides.readers.source._COMPOSED_PIXELS", 100)
+    monkeypatch.setattr("qpnuclei.slides.readers.reader._COMPOSED_PIXELS", 100)
     rgba = np.random.default_rng(0).integers(0, 256, (48, 64, 4), np.uint8)
     Image.fromarray(rgba).save(tmp_path / "x.png")
     white = Image.new("RGBA", (64, 48), "white")

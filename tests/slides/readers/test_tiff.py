@@ -208,7 +208,7 @@ def _write_stack(path):
 
 
 def _write_unexplained_jpeg_2000(path):
-    """Bio-Formats' number for RGB is Aperio's for YCbCr: without either's word nobody knows."""
+    """Bio-Formats' number for RGB is Aperio's for YCbCr: without either's name it is unknown."""
     encoded = imagecodecs.jpeg2k_encode(picture(64, 64), codecformat="J2K")
     tifffile.imwrite(
         path, iter([encoded]), shape=(64, 64, 3), dtype=np.uint8, photometric="rgb",
@@ -286,7 +286,7 @@ def test_a_broken_aperio_description_does_not_condemn_the_pixels(tmp_path, text)
         np.testing.assert_array_equal(slide.read(0, 0, 128, 96), picture(128, 96))
 
 
-def test_broken_ome_xml_is_said_and_not_used(tmp_path, caplog):
+def test_broken_ome_xml_is_reported_and_not_used(tmp_path, caplog):
     rgb = picture(128, 96)
     tifffile.imwrite(
         tmp_path / "x.ome.tif", rgb, photometric="rgb", tile=(32, 32), metadata=None,

@@ -1,4 +1,4 @@
-"""Objects of a project to GeoJSON files and back: ``qpnuclei geojson export`` and ``import``."""
+"""Import the objects of a GeoJSON file into a project: ``qpnuclei geojson import``."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import numpy as np
-import numpy.typing as npt
 import shapely
 
 from qpnuclei._version import __version__
-from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
+from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.areas import valid_area
-from qpnuclei.qupath.geojson import GeoJsonObject, Oddities, read_objects, write_objects
+from qpnuclei.qupath.geojson.objects import GeoJsonObject, Problems
+from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.model import (
     Annotation,
     DetectionGroup,
-    Detections,
     Edit,
     ImageEntry,
     ImageObjects,
@@ -30,12 +29,10 @@ from qpnuclei.qupath.model import (
     PathClass,
     Project,
 )
-from qpnuclei.qupath.names import class_of, composed, file_stem
-from qpnuclei.qupath.regions import Region, region_of, rows_inside, same_outline
+from qpnuclei.qupath.names import class_of, file_stem, nfc
+from qpnuclei.qupath.regions import Region, region_of, same_outline
 from qpnuclei.system.locks import locked
 
-#: Kinds of object that are detections, in QuPath and in a file.
-_DETECTION_KINDS = ("detection", "cell", "tile")
 #: A largest part with this much less than the whole area still counts as the whole.
 _SAME_SHARE = 1e-4
 #: Largest coordinate: QuPath's image sizes are 32-bit integers.
@@ -43,25 +40,6 @@ _FARTHEST_PX = 2.0**31
 
 #: A group of detections that can be written together: class, z, t, names of the measurements.
 _Key = tuple[str | None, int, int, tuple[str, ...]]
-
-
-@dataclass(frozen=True)
-class Exported:
-    """The GeoJSON file of one image, and how many annotations and detections it holds.
-
-    Parameters
-    ----------
-    left_out : tuple of str
-        Objects that are not in the file, and why.
-    losses : tuple of str
-        Properties of the written objects that are not in the file.
-    """
-
-    path: Path
-    annotations: int
-    detections: int
-    left_out: tuple[str, ...] = ()
-    losses: tuple[str, ...] = ()
 
 
 @dataclass
@@ -88,92 +66,6 @@ class Imported:
     already_there: int = 0
     left_out: list[str] = field(default_factory=list)
     losses: list[str] = field(default_factory=list)
-
-
-def check_classes(project: Project, entries: Sequence[ImageEntry], classes: Sequence[str]) -> None:
-    """Raise if no annotation of the images has one of the classes, naming those that exist.
-
-    Images that cannot be read may have any class.
-
-    Raises
-    ------
-    UsageError
-        If there is such a class.
-    """
-    if not classes:
-        return
-    present: set[str | None] = set()
-    unreadable: list[QpnucleiError] = []
-    for entry in entries:
-        with standing_alone(f"image {entry.name}", unreadable.append):
-            present.update(a.class_name for a in entry.read().annotations)
-    for name in classes:
-        if name not in present and not unreadable:
-            known = ", ".join(sorted(filter(None, present)))
-            raise UsageError(
-                f"no annotation of class {name!r} in {project.path}",
-                f"classes there: {known}" if known else "no annotation has a class",
-            )
-
-
-def export_image(
-    project: Project,
-    entry: ImageEntry,
-    folder: Path,
-    *,
-    annotations: bool = True,
-    detections: bool = True,
-    classes: Sequence[str] = (),
-) -> Exported:
-    """Write the objects of an image to ``<entry ID>-<image name>.geojson.gz``.
-
-    Parameters
-    ----------
-    folder : Path
-        Made if missing; a file of that name is replaced.
-    annotations, detections : bool
-        Which objects are written.
-    classes : sequence of str
-        Only annotations of these classes, and the detections whose centroid lies in one of them;
-        empty for everything.
-
-    Raises
-    ------
-    FormatError
-        If the image's data cannot be read.
-    SaveError
-        If the file cannot be written.
-    """
-    objects = entry.read()
-    chosen = [a for a in objects.annotations if not classes or a.class_name in classes]
-    table = objects.detections
-    rows = np.arange(len(table) if detections else 0)
-    if classes and len(rows):
-        held = rows_inside([Region.of(a) for a in chosen], table.centroids, table.planes)
-        rows = np.unique(np.concatenate([rows[:0], *held]))
-    path = folder / f"{file_stem(entry)}.geojson.gz"
-    colors = {path_class.name: path_class.color for path_class in project.classes}
-
-    def features() -> Iterator[GeoJsonObject]:
-        if annotations:
-            yield from (_annotation_feature(a, colors) for a in chosen)
-        if len(rows):
-            yield from _detection_features(table, rows, colors)
-
-    left_out = write_objects(path, features())
-    gone = sum(text.startswith("annotation ") for text in left_out)
-    return Exported(
-        path,
-        (len(chosen) if annotations else 0) - gone,
-        len(rows) - (len(left_out) - gone),
-        tuple(left_out),
-        _unwritten(table) if len(rows) else (),
-    )
-
-
-def _unwritten(table: Detections) -> tuple[str, ...]:
-    """Describe the properties of detections that a file cannot hold."""
-    return tuple(f"{what} of {n} detections of the image" for what, n in table.unread().items())
 
 
 def import_file(
@@ -204,12 +96,12 @@ def import_file(
     with locked(project.path.parent):
         objects = entry.read()
         incoming = _Incoming(project, objects, _checked_class_name(class_name))
-        odd = Oddities()
-        for number, found in enumerate(read_objects(path, odd), 1):
+        problems = Problems()
+        for number, found in enumerate(read_objects(path, problems), 1):
             incoming.add(number, found)
         edit = incoming.edit(path)
-        incoming.result.left_out += odd.features
-        incoming.result.losses += odd.values
+        incoming.result.left_out += problems.features
+        incoming.result.losses += problems.values
         if edit.annotations or edit.add:
             entry.write(edit, objects.fingerprint)
         return incoming.result
@@ -231,14 +123,14 @@ def image_of_file(project: Project, path: Path) -> ImageEntry:
     for suffix in (".zip", ".gz", ".geojson", ".json", ".rescued"):
         if name.lower().endswith(suffix):
             name = name[: -len(suffix)]
-    stem = composed(name)
+    stem = nfc(name)
     for called in (
         file_stem,
         lambda entry: entry.name,
         lambda entry: Path(entry.name).stem,
         lambda entry: _without_suffixes(entry.name),
     ):
-        matching = [entry for entry in project.images if composed(called(entry)) == stem]
+        matching = [entry for entry in project.images if nfc(called(entry)) == stem]
         if len(matching) == 1:
             return matching[0]
         if matching:
@@ -512,41 +404,3 @@ def _checked_class_name(name: str | None) -> str | None:
     if checked is None:
         raise UsageError(f"{name!r} is not a class name", "name the class with --class")
     return checked
-
-
-def _annotation_feature(annotation: Annotation, colors: dict[str, int | None]) -> GeoJsonObject:
-    name = annotation.class_name
-    return GeoJsonObject(
-        "annotation",
-        annotation.geometry,
-        annotation.id,
-        annotation.name,
-        None if name is None else PathClass(name, colors.get(name)),
-        annotation.locked,
-        annotation.measurements,
-        annotation.z,
-        annotation.t,
-        annotation.color,
-        annotation.metadata,
-    )
-
-
-def _detection_features(
-    table: Detections,
-    rows: npt.NDArray[np.int64],
-    colors: dict[str, int | None],
-) -> Iterator[GeoJsonObject]:
-    names = list(table.measurements)
-    for row in rows.tolist():
-        class_name = table.class_names[row]
-        yield GeoJsonObject(
-            table.kinds[row],
-            table.geometries[row],
-            table.ids[row],
-            path_class=None
-            if class_name is None
-            else PathClass(class_name, colors.get(class_name)),
-            measurements={name: float(table.measurements[name][row]) for name in names},
-            z=int(table.planes[row, 0]),
-            t=int(table.planes[row, 1]),
-        )

@@ -16,11 +16,14 @@ import shapely
 from qpnuclei.errors import FormatError, UsageError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
-from qpnuclei.qupath.geojson import GeoJsonObject, Oddities, read_objects, write_objects
+from qpnuclei.qupath.geojson.exporting import export_image
+from qpnuclei.qupath.geojson.importing import image_of_file, import_file
+from qpnuclei.qupath.geojson.objects import GeoJsonObject, Problems
+from qpnuclei.qupath.geojson.reading import read_objects
+from qpnuclei.qupath.geojson.writing import write_objects
 from qpnuclei.qupath.model import DetectionGroup, Edit, ImageObjects, PathClass, Project
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.regions import match_images, one_image
-from qpnuclei.qupath.transfer import export_image, image_of_file, import_file
 from tests.ids import nucleus_id
 from tests.paths import FAULTS, SAMPLES
 
@@ -61,7 +64,7 @@ def test_exported_and_imported_objects_are_the_same(version: str, tmp_path: Path
             assert [a[1:] for a in annotations(after)] == [a[1:] for a in annotations(before)]
         for a, b in zip(after.annotations, before.annotations, strict=True):
             assert_same_place(a.geometry, b.geometry)
-        # They come in by class and place, not in the order of the file.
+        # They are imported by class and position, not in the order of the file.
         order = [
             sorted(range(len(o.detections)), key=lambda i, d=o.detections: tuple(d.centroids[i]))
             for o in (after, before)
@@ -214,7 +217,7 @@ def test_planes(project: Project, tmp_path: Path) -> None:
     assert sorted(planes)[-2:] == [(1, 0), (2, 1)]
 
 
-def test_what_cannot_come_in_is_named(project: Project, tmp_path: Path) -> None:
+def test_objects_that_cannot_be_imported_are_named(project: Project, tmp_path: Path) -> None:
     before = project.images[0].read()
     far = shapely.transform(square(0, 0), lambda xy: xy + 3e9)
     line = shapely.LineString([(0, 0), (9, 9)])
@@ -236,7 +239,7 @@ def test_what_cannot_come_in_is_named(project: Project, tmp_path: Path) -> None:
     assert project.images[0].read().fingerprint == before.fingerprint
 
 
-def test_hostile_names_come_in_harmless(project: Project, tmp_path: Path) -> None:
+def test_hostile_names_are_imported_harmlessly(project: Project, tmp_path: Path) -> None:
     imported(
         project,
         tmp_path,
@@ -291,7 +294,7 @@ def test_files_of_no_or_several_images(tmp_path: Path) -> None:
     assert "renamed pyramid" in error.value.hint
 
 
-def test_qupaths_default_name_finds_an_ome_tiff_and_letters_are_what_they_look(
+def test_qupaths_default_name_finds_an_ome_tiff_and_decomposed_letters_are_equal(
     tmp_path: Path,
 ) -> None:
     folder = Path(shutil.copytree(SAMPLES / "0.5.1" / "project", tmp_path / "p"))
@@ -325,7 +328,7 @@ def read_fault(project: Project, name: str) -> tuple[Any, ImageObjects]:
     return done, there
 
 
-def test_a_root_object_is_the_image_and_its_children_come_in(project: Project) -> None:
+def test_a_root_object_is_the_image_and_its_children_are_imported(project: Project) -> None:
     done, there = read_fault(project, "a_root_child.geojson")
     assert (done.annotations, done.detections, done.left_out) == (1, 1, [])
     assert there.annotations[0].name == "good"
@@ -338,7 +341,7 @@ def test_a_root_object_is_the_image_and_its_children_come_in(project: Project) -
         ("meas_nested.geojson", "feature 0: .*'Area' is {'mean': 1}"),
     ],
 )
-def test_an_odd_measurement_spoils_itself_alone(project: Project, name: str, odd: str) -> None:
+def test_an_invalid_measurement_is_left_out_alone(project: Project, name: str, odd: str) -> None:
     done, there = read_fault(project, name)
     (loss,) = done.losses
     assert re.match(odd, loss)
@@ -356,7 +359,7 @@ def test_an_odd_measurement_spoils_itself_alone(project: Project, name: str, odd
     ],
 )
 def test_colours_of_classes(project: Project, name: str, color: int | None) -> None:
-    (found,) = read_objects(FAULTS / name, Oddities())
+    (found,) = read_objects(FAULTS / name, Problems())
     assert found.path_class == PathClass("Tumor", color)
     done, there = read_fault(project, name)
     assert there.annotations[0].class_name == "Tumor"
@@ -378,7 +381,7 @@ def test_text_that_is_not_utf8_and_a_zip(project: Project, name: str) -> None:
     assert ["not UTF-8" in loss for loss in done.losses] == [True] * name.startswith("l")
 
 
-def test_what_annotations_have_to_say_survives_and_what_detections_lose_is_listed(
+def test_annotations_keep_their_properties_and_losses_of_detections_are_listed(
     project: Project, tmp_path: Path
 ) -> None:
     done, there = read_fault(project, "n_metadata.geojson")
@@ -399,7 +402,7 @@ def test_what_annotations_have_to_say_survives_and_what_detections_lose_is_liste
         assert not annotation.locked
 
 
-def test_outlines_of_every_kind_go_out_and_come_in_again(project: Project, tmp_path: Path) -> None:
+def test_outlines_of_every_kind_are_exported_and_imported(project: Project, tmp_path: Path) -> None:
     done, there = read_fault(project, "u_bowtie.geojson")
     assert [a.name for a in there.annotations] == ["bow", "spike", "zero area"]
     assert [a.area.area for a in there.annotations] == [5000, 10_000, 0]
@@ -411,7 +414,7 @@ def test_outlines_of_every_kind_go_out_and_come_in_again(project: Project, tmp_p
         "name of 1 detections",
     ]
     assert done.left_out == ["object 5, detection unclassified: it encloses no area"]
-    # What has no area is in no file; all else comes back, here and elsewhere.
+    # Objects without area are in no file; all others come back, here and elsewhere.
     exported = export_image(project, project.images[0], tmp_path)
     (left_out,) = exported.left_out
     assert left_out.startswith("annotation zero area")
@@ -441,7 +444,9 @@ def test_a_detection_of_two_parts_that_the_image_has_is_exported_and_imported(
     assert any("50% of its area" in loss for loss in elsewhere.losses)
 
 
-def test_what_detections_have_and_no_file_keeps_is_said(project: Project, tmp_path: Path) -> None:
+def test_properties_of_detections_that_no_file_keeps_are_reported(
+    project: Project, tmp_path: Path
+) -> None:
     exported = export_image(project, project.images[0], tmp_path)
     # Of the two cells one has a nucleus.
     assert exported.losses == ("outline of a nucleus of 1 detections of the image",)

@@ -1,55 +1,61 @@
-"""Java Object Serialization Stream, protocol 2: bytes to a graph and back, byte for byte.
+"""Parse a Java Object Serialization Stream, protocol 2, to a graph of nodes.
 
-`parse` turns a stream into the list of its top-level items; `write` turns such a list into bytes
-again. A node that occurs more than once in the graph is the same Python object each time. The
-writer defines it at its first occurrence and writes back-references after that. Handle numbers are
-not stored, so an edited graph is numbered anew.
-
-This module knows nothing of QuPath and never loads a class or runs code from the file. Nesting uses
-no Python recursion, and a length from the file is checked against the bytes that exist.
-
-References
-----------
-"Object Serialization Stream Protocol", chapter 6 of the Java Object Serialization Specification.
+The parser never loads a class or runs code from the file. Nesting uses no Python recursion, and a
+length from the file is checked against the bytes that exist.
 """
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NoReturn, Protocol
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NoReturn, Protocol
 
 from qpnuclei.errors import FormatError
-
-MAGIC = b"\xac\xed\x00\x05"
-FIRST_HANDLE = 0x7E0000
-
-NULL = 0x70
-REFERENCE = 0x71
-CLASS_DESC = 0x72
-OBJECT = 0x73
-STRING = 0x74
-ARRAY = 0x75
-CLASS = 0x76
-BLOCK_DATA = 0x77
-END_BLOCK_DATA = 0x78
-RESET = 0x79
-BLOCK_DATA_LONG = 0x7A
-EXCEPTION = 0x7B
-LONG_STRING = 0x7C
-PROXY_CLASS_DESC = 0x7D
-ENUM = 0x7E
-
-SC_WRITE_METHOD = 0x01
-SC_SERIALIZABLE = 0x02
-SC_EXTERNALIZABLE = 0x04
-SC_BLOCK_DATA = 0x08
-SC_ENUM = 0x10
-
-#: Bytes of a primitive value, by its type code in class descriptors and array class names.
-PRIMITIVE_SIZE = {"B": 1, "C": 2, "D": 8, "F": 4, "I": 4, "J": 8, "S": 2, "Z": 1}
+from qpnuclei.qupath.qpdata.java_nodes import (
+    ARRAY,
+    BLOCK_DATA,
+    BLOCK_DATA_LONG,
+    CLASS,
+    CLASS_DESC,
+    END_BLOCK_DATA,
+    ENUM,
+    EXCEPTION,
+    FIRST_HANDLE,
+    LONG_STRING,
+    MAGIC,
+    NULL,
+    OBJECT,
+    PRIMITIVE_SIZE,
+    PROXY_CLASS_DESC,
+    REFERENCE,
+    RESET,
+    SC_BLOCK_DATA,
+    SC_ENUM,
+    SC_EXTERNALIZABLE,
+    SC_SERIALIZABLE,
+    SC_WRITE_METHOD,
+    STRING,
+    AnyClassDesc,
+    BlockData,
+    Bulk,
+    ClassDesc,
+    Content,
+    Field,
+    JavaArray,
+    JavaClass,
+    JavaEnum,
+    JavaException,
+    JavaObject,
+    JavaString,
+    Node,
+    Part,
+    ProxyClassDesc,
+    Reset,
+    Step,
+    decode_utf,
+    encode_utf,
+    run,
+)
 
 #: Largest number of nested parser steps, two or three per nested object. Java's own recursion
 #: overflows its stack after some thousands of levels, so no file written by Java is nested deeper;
@@ -57,176 +63,6 @@ PRIMITIVE_SIZE = {"B": 1, "C": 2, "D": 8, "F": 4, "I": 4, "J": 8, "S": 2, "Z": 1
 MAX_STEPS = 120_000
 #: Limit against forged files: empty superclasses add parts to every object at no cost in bytes.
 MAX_SUPERCLASSES = 64
-
-
-@dataclass(eq=False, slots=True)
-class JavaString:
-    """A string, kept as the modified UTF-8 of the file (`is_long`: with an 8-byte length)."""
-
-    data: bytes
-    is_long: bool = False
-
-    @property
-    def text(self) -> str:
-        """The decoded text.
-
-        Raises
-        ------
-        qpnuclei.errors.FormatError
-            If the bytes are not modified UTF-8.
-        """
-        return decode_utf(self.data)
-
-    @classmethod
-    def of(cls, text: str) -> JavaString:
-        """Return a new string (a new object: Java's strings have identity) with this text."""
-        data = encode_utf(text)
-        return cls(data, len(data) > 0xFFFF)
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """A field of a class: type code, name, and for ``L`` and ``[`` its type's name."""
-
-    code: str
-    name: str
-    type_name: JavaString | None = None
-
-
-@dataclass(eq=False, slots=True)
-class ClassDesc:
-    """Descriptor of a class: what the instances that follow it hold."""
-
-    name: str
-    uid: int
-    flags: int
-    fields: tuple[Field, ...] = ()
-    annotation: list[Content] = field(default_factory=list)
-    super_desc: AnyClassDesc | None = None
-
-    @property
-    def primitives_size(self) -> int:
-        """Bytes of the primitive fields, which precede the object fields."""
-        return sum(PRIMITIVE_SIZE.get(f.code, 0) for f in self.fields)
-
-    @property
-    def object_fields(self) -> list[Field]:
-        """The fields that hold objects or arrays."""
-        return [f for f in self.fields if f.code in "L["]
-
-
-@dataclass(eq=False, slots=True)
-class ProxyClassDesc:
-    """Descriptor of a dynamic proxy class."""
-
-    interfaces: tuple[str, ...]
-    annotation: list[Content] = field(default_factory=list)
-    super_desc: AnyClassDesc | None = None
-
-
-AnyClassDesc = ClassDesc | ProxyClassDesc
-
-
-@dataclass(eq=False, slots=True)
-class Part:
-    """The data that one class of an object's hierarchy wrote.
-
-    Parameters
-    ----------
-    desc : ClassDesc
-    primitives : bytes
-        Values of the primitive fields, big endian, in the order of ``desc.fields``.
-    references : list
-        Values of the object fields, in the order of ``desc.fields``.
-    contents : list or None
-        Data of a ``writeObject`` or ``writeExternal`` method; None if the class has none.
-    """
-
-    desc: ClassDesc
-    primitives: bytes
-    references: list[Value]
-    contents: list[Content] | None
-
-
-@dataclass(eq=False, slots=True)
-class JavaObject:
-    """An instance: one `Part` per serialised class, superclasses first.
-
-    `offset` is the byte at which it begins in the stream it was read from; None for a new one.
-    """
-
-    desc: AnyClassDesc
-    parts: list[Part]
-    offset: int | None = None
-
-    @property
-    def class_name(self) -> str:
-        """Fully qualified name of its class; empty for a dynamic proxy."""
-        return self.desc.name if isinstance(self.desc, ClassDesc) else ""
-
-
-@dataclass(eq=False, slots=True)
-class JavaArray:
-    """An array: `data` of primitives (big endian), or `items` of objects; the other is None."""
-
-    desc: ClassDesc
-    data: bytes | None
-    items: list[Value] | None
-
-
-@dataclass(eq=False, slots=True)
-class JavaEnum:
-    """An enum constant."""
-
-    desc: ClassDesc
-    name: JavaString
-
-
-@dataclass(eq=False, slots=True)
-class JavaClass:
-    """A ``java.lang.Class`` object."""
-
-    desc: AnyClassDesc | None
-
-
-@dataclass(eq=False, slots=True)
-class BlockData:
-    """Bytes that a class wrote as primitives (`is_long`: with a 4-byte length)."""
-
-    data: bytes
-    is_long: bool = False
-
-
-@dataclass(eq=False, slots=True)
-class Reset:
-    """Handles start anew from here (top level only)."""
-
-
-@dataclass(eq=False, slots=True)
-class JavaException:
-    """Java failed while it wrote the stream; `throwable` says why (top level only)."""
-
-    throwable: Value
-
-
-class Bulk(ABC):
-    """Many objects of a contents list, kept in a more compact form than as nodes."""
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """Return the number of objects."""
-
-    @abstractmethod
-    def write(self, writer: StreamWriter) -> Step:
-        """Write all of them, as a step of `writer`."""
-
-
-Node = JavaString | ClassDesc | ProxyClassDesc | JavaObject | JavaArray | JavaEnum | JavaClass
-Value = Node | None
-Content = Value | BlockData | Reset | JavaException | Bulk
-
-#: A step of the parser or writer: a generator that yields nested steps and receives their results.
-Step = Generator["Step", Any, Any]
 
 
 class Packer(Protocol):
@@ -246,29 +82,6 @@ class Packer(Protocol):
 
     def unpacked(self, handle: int, node: JavaObject) -> None:
         """Receive the parsed object that `unpack` asked for."""
-
-
-def run(step: Step, max_steps: float = math.inf) -> Any:
-    """Run a step and all steps nested in it, however deep, and return its result.
-
-    Raises
-    ------
-    RecursionError
-        If more than `max_steps` wait for each other.
-    """
-    stack, result = [step], None
-    while stack:
-        try:
-            nested = stack[-1].send(result)
-        except StopIteration as stop:
-            stack.pop()
-            result = stop.value
-        else:
-            if len(stack) >= max_steps:
-                raise RecursionError
-            stack.append(nested)
-            result = None
-    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,20 +124,6 @@ def parse_items(data: bytes, source: str) -> Iterator[Content]:
     return _Parser(data, source, None).items()
 
 
-def write(items: Iterable[Content], emit: Callable[[bytes], object]) -> None:
-    """Write a stream whose top-level items are `items`, in pieces, to `emit`."""
-    emit(MAGIC)
-    writer = StreamWriter(emit)
-    run(writer.contents(items))
-
-
-def dump(items: Iterable[Content]) -> bytes:
-    """Return the stream whose top-level items are `items`."""
-    buffer = bytearray()
-    write(items, buffer.extend)
-    return bytes(buffer)
-
-
 def parse_object(data: bytes, start: int, nodes: Mapping[int, Node]) -> JavaObject:
     """Parse one object of a stream, given the nodes by handle that it refers to outside itself."""
     parser = _Parser(data, "object", None)
@@ -333,35 +132,6 @@ def parse_object(data: bytes, start: int, nodes: Mapping[int, Node]) -> JavaObje
     parser.next_handle = max(nodes, default=-1) + 1
     node: JavaObject = run(parser.step())
     return node
-
-
-def decode_utf(data: bytes) -> str:
-    """Decode Java's modified UTF-8 (NUL as two bytes, other planes as surrogate pairs).
-
-    Half a pair, which Java allows, becomes U+FFFD.
-
-    Raises
-    ------
-    qpnuclei.errors.FormatError
-        If `data` is not modified UTF-8.
-    """
-    try:
-        text = data.replace(b"\xc0\x80", b"\0").decode("utf-8", "surrogatepass")
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{data[:40]!r} is not modified UTF-8: {error.reason}") from None
-    if any("\ud800" <= c <= "\udfff" for c in text):
-        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
-
-
-def encode_utf(text: str) -> bytes:
-    """Encode text as Java's modified UTF-8."""
-    if any(c > "\uffff" for c in text):
-        units = text.encode("utf-16-le", "surrogatepass")
-        text = "".join(
-            chr(int.from_bytes(units[i : i + 2], "little")) for i in range(0, len(units), 2)
-        )
-    return text.encode("utf-8", "surrogatepass").replace(b"\0", b"\xc0\x80")
 
 
 class _Parser:
@@ -660,155 +430,3 @@ class _Parser:
             self.fail(f"a constant of {desc.name} without a name", offset)
         node.name = name
         return node
-
-
-class StreamWriter:
-    """Writes nodes: the definition at the first occurrence, then back-references.
-
-    Parameters
-    ----------
-    emit : callable
-        Takes the next bytes of the stream.
-    """
-
-    def __init__(self, emit: Callable[[bytes], object]) -> None:
-        self.emit = emit
-        self.handles: dict[Node, int] = {}
-        self.next_handle = 0
-
-    def contents(self, items: Iterable[Content]) -> Step:
-        """Write items one after the other."""
-        for item in items:
-            if isinstance(item, Bulk):
-                yield item.write(self)
-            elif isinstance(item, BlockData):
-                self.block_data(item)
-            elif isinstance(item, Reset):
-                self.emit(bytes([RESET]))
-                self.reset()
-            elif isinstance(item, JavaException):
-                self.emit(bytes([EXCEPTION]))
-                self.reset()
-                yield self.value(item.throwable)
-                self.reset()
-            else:
-                yield self.value(item)
-
-    def value(self, node: Value) -> Step:
-        """Write a node, a reference to it, or null."""
-        if node is None:
-            self.emit(bytes([NULL]))
-        elif self.is_defined(node):
-            self.reference(node)
-        elif isinstance(node, JavaString):
-            self.define(node)
-            self.string(node)
-        elif isinstance(node, JavaObject):
-            self.emit(bytes([OBJECT]))
-            yield self.value(node.desc)
-            self.define(node)
-            yield self.parts(node.parts)
-        elif isinstance(node, JavaArray):
-            self.emit(bytes([ARRAY]))
-            yield self.value(node.desc)
-            self.define(node)
-            if node.data is not None:
-                self.primitive_array(node)
-            else:
-                items = node.items or []
-                self.emit(len(items).to_bytes(4, "big"))
-                for item in items:
-                    yield self.value(item)
-        elif isinstance(node, JavaEnum):
-            self.emit(bytes([ENUM]))
-            yield self.value(node.desc)
-            self.define(node)
-            yield self.value(node.name)
-        elif isinstance(node, JavaClass):
-            self.emit(bytes([CLASS]))
-            yield self.value(node.desc)
-            self.define(node)
-        else:
-            yield self.class_desc(node)
-
-    def class_desc(self, desc: AnyClassDesc) -> Step:
-        """Define a class descriptor."""
-        if isinstance(desc, ClassDesc):
-            self.emit(bytes([CLASS_DESC]) + _utf(desc.name))
-            self.emit(desc.uid.to_bytes(8, "big", signed=True))
-            self.define(desc)
-            self.emit(bytes([desc.flags]) + len(desc.fields).to_bytes(2, "big"))
-            for f in desc.fields:
-                self.emit(f.code.encode() + _utf(f.name))
-                if f.type_name is not None:
-                    yield self.value(f.type_name)
-        else:
-            self.emit(bytes([PROXY_CLASS_DESC]))
-            self.define(desc)
-            self.emit(len(desc.interfaces).to_bytes(4, "big"))
-            self.emit(b"".join(map(_utf, desc.interfaces)))
-        yield self.contents(desc.annotation)
-        self.emit(bytes([END_BLOCK_DATA]))
-        yield self.value(desc.super_desc)
-
-    def parts(self, parts: Sequence[Part]) -> Step:
-        """Write what the classes of an object hold."""
-        for part in parts:
-            if part.primitives:
-                self.primitives(part)
-            for value in part.references:
-                yield self.value(value)
-            if part.contents is not None:
-                yield self.contents(part.contents)
-                self.emit(bytes([END_BLOCK_DATA]))
-
-    # The methods below are overridden by a subclass that analyses the structure: handles, and the
-    # bytes that vary between objects of one structure.
-
-    def is_defined(self, node: Node) -> bool:
-        """Tell whether the stream has the node already."""
-        return node in self.handles
-
-    def define(self, node: Node) -> None:
-        """Give the next handle to a node."""
-        self.handles[node] = self.next_handle
-        self.next_handle += 1
-
-    def reset(self) -> None:
-        """Forget all handles."""
-        self.handles.clear()
-        self.next_handle = 0
-
-    def reference(self, node: Node) -> None:
-        """Write a back-reference."""
-        self.emit(bytes([REFERENCE]) + handle_bytes(self.handles[node]))
-
-    def string(self, node: JavaString) -> None:
-        """Write the string item itself."""
-        tag, size = (LONG_STRING, 8) if node.is_long else (STRING, 2)
-        self.emit(bytes([tag]) + len(node.data).to_bytes(size, "big") + node.data)
-
-    def primitive_array(self, node: JavaArray) -> None:
-        """Write length and values of a primitive array."""
-        data = node.data or b""
-        length = len(data) // PRIMITIVE_SIZE[node.desc.name[1]]
-        self.emit(length.to_bytes(4, "big") + data)
-
-    def primitives(self, part: Part) -> None:
-        """Write the primitive fields of a class."""
-        self.emit(part.primitives)
-
-    def block_data(self, block: BlockData) -> None:
-        """Write a block of data."""
-        tag, size = (BLOCK_DATA_LONG, 4) if block.is_long else (BLOCK_DATA, 1)
-        self.emit(bytes([tag]) + len(block.data).to_bytes(size, "big") + block.data)
-
-
-def handle_bytes(handle: int) -> bytes:
-    """Return a handle as a back-reference writes it."""
-    return (FIRST_HANDLE + handle).to_bytes(4, "big")
-
-
-def _utf(text: str) -> bytes:
-    data = encode_utf(text)
-    return len(data).to_bytes(2, "big") + data

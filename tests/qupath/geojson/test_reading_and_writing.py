@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from qpnuclei.errors import FormatError, NotFoundError, SaveError, UsageError
 from qpnuclei.nuclei.table import NucleiTable
-from qpnuclei.qupath.geojson import GeoJsonObject, read_objects, write_detections, write_objects
+from qpnuclei.qupath.geojson.objects import GeoJsonObject
+from qpnuclei.qupath.geojson.reading import read_objects
+from qpnuclei.qupath.geojson.writing import write_detections, write_objects
 from qpnuclei.qupath.model import PathClass
 from tests.paths import MEASUREMENTS
 

@@ -1,4 +1,4 @@
-"""What `qpnuclei run` is compared with: two plain programs, written as one would in a notebook."""
+"""The baselines of `benchmarks.run`: two plain programs, as one would write them in a notebook."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def paper_network(side: int = TILE_PX) -> dict[str, Any]:
     import torch
 
     from qpnuclei.models.attention import AttentionNet
-    from qpnuclei.segmentation.forward import prepared
+    from qpnuclei.segmentation.forward import optimise_for_inference
 
-    network = prepared(AttentionNet(width=64).eval(), torch.device("cpu")).to(
+    network = optimise_for_inference(AttentionNet(width=64).eval(), torch.device("cpu")).to(
         memory_format=torch.channels_last
     )
     image = torch.rand(1, 3, side, side).contiguous(memory_format=torch.channels_last)

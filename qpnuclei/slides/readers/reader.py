@@ -44,10 +44,10 @@ _UNREADABLE = (
 _COMPOSED_PIXELS = 2**22
 
 
-class Source(Protocol):
-    """A file opened for reading: whole level pixels, 8-bit RGB, strictly inside of a level.
+class SlideReader(Protocol):
+    """An open slide file: reads regions of whole level pixels, as 8-bit RGB, inside of a level.
 
-    Everything else (working grids, padding, cropping) is done once, in `qpnuclei.slides.slide`.
+    Everything else (working grids, padding, cropping) is done in `qpnuclei.slides.slide`.
     """
 
     @property
@@ -68,11 +68,11 @@ class Source(Protocol):
 
     @property
     def bounds(self) -> tuple[int, int, int, int] | None:
-        """x, y, width, height of the scanned part of level 0, where the file has all four."""
+        """x, y, width, height of the scanned part of level 0; None if the file does not say it."""
 
     @property
     def icc_profile(self) -> bytes | None:
-        """The colour profile that lies in the file."""
+        """The ICC profile in the file; None if there is none."""
 
     @property
     def slide_id(self) -> str | None:
@@ -87,7 +87,7 @@ class Source(Protocol):
 
 @contextmanager
 def reading(path: Path, trouble: str = "cannot be read", hint: str = "") -> Iterator[None]:
-    """Turn exceptions of the file libraries into one line that names the file."""
+    """Turn exceptions of the file libraries into a `SlideError` that names the file."""
     try:
         yield
     except SlideError:
@@ -130,7 +130,7 @@ def over_white(rgba: npt.NDArray[np.uint8], *, premultiplied: bool = False) -> R
 
 
 def positive(value: object) -> float | None:
-    """Return a number that metadata hold, with a decimal point or comma; None unless positive."""
+    """Parse a number of a file's metadata, with decimal point or comma; None unless positive."""
     try:
         number = float(value.strip().replace(",", ".") if isinstance(value, str) else value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
@@ -145,7 +145,7 @@ def positive_pair(x: object, y: object) -> tuple[float, float] | None:
 
 
 def refuse_series(path: Path, series: int | None) -> None:
-    """Refuse any series but the first, of files whose further images are not numbered.
+    """Refuse any series but the first, for formats whose images are not numbered.
 
     Raises
     ------

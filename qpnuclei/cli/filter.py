@@ -1,0 +1,143 @@
+"""``qpnuclei filter``: remove the nuclei of which the model was least sure."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qpnuclei.cli.options import (
+    BackendOption,
+    BreakLock,
+    ImageGlobs,
+    ImageRoot,
+    Json,
+    ProjectPath,
+    Wait,
+)
+
+if TYPE_CHECKING:
+    from qpnuclei.errors import QpnucleiError
+    from qpnuclei.qupath.model import ImageEntry
+    from qpnuclei.qupath.sensitivity import OwnNuclei
+
+
+def filter_nuclei(
+    project: ProjectPath,
+    min_certainty: Annotated[
+        float | None,
+        typer.Option(
+            "--min-certainty",
+            min=0,
+            max=1,
+            help="Remove the nuclei whose measurement 'Attention: Mean' is below this value, from "
+            "0 to 1.",
+            show_default=False,
+        ),
+    ] = None,
+    roi: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--roi",
+            help="Only in annotations of this class; may repeat.",
+            show_default="everywhere",
+        ),
+    ] = None,
+    image: ImageGlobs = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Change nothing; count what would stay for several values."),
+    ] = False,
+    image_root: ImageRoot = None,
+    backend: BackendOption = "auto",
+    wait: Wait = True,
+    break_lock: BreakLock = False,
+    json: Json = False,
+) -> None:
+    """Remove nuclei of which the model was not sure, without another run.
+
+    Only detections that qpnuclei wrote are removed; those that are locked in QuPath stay. A backup
+    is kept: qpnuclei project restore brings them back.
+
+    For example: qpnuclei filter project.qpproj --dry-run
+
+    Then: qpnuclei filter project.qpproj --min-certainty 0.8
+    """
+    from qpnuclei.cli.console import describe_error, print_error, print_json, stdout
+    from qpnuclei.cli.tables import sensitivity_table
+    from qpnuclei.errors import UsageError, standing_alone
+    from qpnuclei.qupath.geojson.exporting import check_classes
+    from qpnuclei.qupath.project import open_project
+    from qpnuclei.qupath.regions import match_images
+    from qpnuclei.qupath.sensitivity import STEPS, OwnNuclei
+    from qpnuclei.system.locks import locked
+
+    if min_certainty is None and not dry_run:
+        raise UsageError("nothing to do", "give --min-certainty, or --dry-run to see what it does")
+    opened = open_project(project, backend=backend, image_root=image_root)
+    entries = match_images(opened, tuple(image or ()))
+    classes = tuple(roi or ())
+    check_classes(opened, entries, classes)
+    failures: list[dict[str, str]] = []
+    said: list[dict[str, Any]] = []
+    seen: list[OwnNuclei] = []
+
+    def fail(entry: ImageEntry, error: QpnucleiError) -> None:
+        failures.append(describe_error(error, entry))
+        print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
+
+    steps = sorted({*STEPS, *(() if min_certainty is None else (min_certainty,))})
+    if dry_run:
+        for entry in entries:
+            with standing_alone(f"image {entry.name}", partial(fail, entry)):
+                own = OwnNuclei.of(entry, classes)
+                seen.append(own)
+                stay = {f"{step:g}": len(own) - int(own.below(step).sum()) for step in steps}
+                said.append({**_described(own), "stay": stay})
+        if not json and seen:
+            stdout.print(sensitivity_table(seen, steps))
+    else:
+        assert min_certainty is not None
+        with locked(opened.path.parent, wait=wait, break_lock=break_lock):
+            for entry in entries:
+                with standing_alone(f"image {entry.name}", partial(fail, entry)):
+                    own = OwnNuclei.of(entry, classes)
+                    removed = own.remove_below(min_certainty)
+                    said.append({**_described(own), "removed": removed})
+                    if not json:
+                        _print_removed(own, removed, str(opened.path))
+    if json:
+        print_json({"images": said, "failures": failures})
+    sys.exit(1 if failures else 0)
+
+
+def _described(own: OwnNuclei) -> dict[str, Any]:
+    return {
+        "image": own.entry.name,
+        "image_id": own.entry.id,
+        "nuclei": len(own),
+        "locked": int(own.locked.sum()),
+        "without_certainty": own.unknown,
+    }
+
+
+def _print_removed(own: OwnNuclei, removed: int, project: str) -> None:
+    from qpnuclei.cli.console import stderr, stdout
+
+    notes = [f"{own.unknown} have no certainty and stay"] if own.unknown else []
+    if own.locked.any():
+        notes.append(f"{int(own.locked.sum())} are locked and stay")
+    more = f" ({'; '.join(notes)})" if notes else ""
+    stdout.print(
+        f"{own.entry.name}: removed {removed} of {len(own)} nuclei by qpnuclei{more}",
+        soft_wrap=True,
+    )
+    if removed:
+        name = shlex.quote(own.entry.name)
+        stderr.print(
+            f"undo: qpnuclei project restore {shlex.quote(project)} --image {name} --latest",
+            soft_wrap=True,
+        )

@@ -1,0 +1,251 @@
+"""``qpnuclei preview``: compare settings on a few fields, before a long run."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from qpnuclei.cli.options import (
+    BackendOption,
+    DeviceOption,
+    ImageGlobs,
+    ImageRoot,
+    Json,
+    ProjectMppOption,
+    Quiet,
+    TtaOption,
+)
+from qpnuclei.cli.selecting import (
+    Roi,
+    RoiAll,
+    RoiDerived,
+    RoiId,
+    RoiName,
+    Tissue,
+    arguments_of,
+)
+from qpnuclei.errors import UsageError
+from qpnuclei.models.registry import DEFAULT_MODEL
+
+T = TypeVar("T")
+
+#: What is compared if nothing is named.
+_THRESHOLDS = (0.35, None, 0.65)
+
+
+def preview(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PROJECT|SLIDE",
+            help="QuPath project (the .qpproj file or its folder), or a slide: then fields of its "
+            "tissue.",
+            show_default=False,
+        ),
+    ],
+    roi: Roi = None,
+    roi_derived: RoiDerived = False,
+    roi_name: RoiName = None,
+    roi_id: RoiId = None,
+    roi_all: RoiAll = False,
+    tissue: Tissue = False,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--threshold",
+            help="Attention (0 to 1) above which a pixel belongs to a nucleus; may repeat, or name "
+            "several: 0.4,0.5,0.6.",
+            show_default="0.35, that of the model, and 0.65; that of the model if something else "
+            "is compared",
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            help="Model, as for run; may repeat, or name several with commas.",
+            show_default=DEFAULT_MODEL,
+        ),
+    ] = None,
+    min_area_um2: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--min-area-um2",
+            help="Leave out nuclei with a smaller area, in µm²; may repeat, or name several: "
+            "0,10,20.",
+            show_default="0",
+        ),
+    ] = None,
+    fields: Annotated[
+        int, typer.Option("--fields", min=1, max=12, help="Fields to show, of 128 µm.")
+    ] = 4,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE.html",
+            help="Page to write; a picture (.png) is written beside it.",
+            show_default="PROJECT/qpnuclei/preview.html, or SLIDE-preview.html in this folder",
+        ),
+    ] = None,
+    image: ImageGlobs = None,
+    device: DeviceOption = "auto",
+    tta: TtaOption = False,
+    mpp: ProjectMppOption = None,
+    image_root: ImageRoot = None,
+    backend: BackendOption = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what several settings find in a few fields, as a page and a picture, in seconds.
+
+    Nothing is written to the project. The page has the command that runs each setting.
+
+    For example: qpnuclei preview project.qpproj --roi Tumor --threshold 0.4,0.5,0.6
+    """
+    models = _several("--model", model, str) or [DEFAULT_MODEL]
+    areas = _several("--min-area-um2", min_area_um2, _area) or [0.0]
+    thresholds: list[float | None] = [*_several("--threshold", threshold, _threshold)]
+    if not thresholds:
+        thresholds = [None] if len(models) > 1 or len(areas) > 1 else [*_THRESHOLDS]
+
+    from qpnuclei.cli.console import image_progress, print_json, stderr, stdout
+    from qpnuclei.pipeline.selection import Selection, choose_images
+    from qpnuclei.qupath.project import open_project
+    from qpnuclei.report.page import check_page_name
+    from qpnuclei.report.runs import RUNS
+    from qpnuclei.system.interrupts import leaving_on_interrupt
+    from qpnuclei.system.memory import keep_freed_memory
+
+    if output is not None:
+        check_page_name(output)
+    is_slide = source.is_file() and source.suffix.lower() not in (".qpproj", ".json")
+    selection = Selection(
+        classes=tuple(roi or ()),
+        derived=roi_derived,
+        names=tuple(roi_name or ()),
+        ids=tuple(roi_id or ()),
+        everything=roi_all,
+        tissue=tissue or is_slide,
+    )
+    with leaving_on_interrupt("interrupted: no preview was written"):
+        if is_slide:
+            if image or image_root:
+                raise UsageError("--image and --image-root are for projects", "leave them out")
+            path = output or Path(f"{source.stem}-preview.html")
+        else:
+            opened = open_project(source, backend=backend, image_root=image_root)
+            entries = choose_images(opened, tuple(image or ()), selection)
+            path = output or opened.path.parent / RUNS / "preview.html"
+
+        # Slow imports come after the arguments are checked.
+        from qpnuclei.pipeline.plan import RunOptions
+        from qpnuclei.report.preview import choices_of, preview_project, preview_slide
+        from qpnuclei.report.preview_page import label_of, options_of, write_preview
+
+        choices = choices_of(models, thresholds, areas)
+        options = RunOptions(
+            selection,
+            device=device,
+            tta=tta,
+            mpp=mpp,
+            mpp_only_missing=not is_slide and not image and len(entries) > 1,
+        )
+        total = fields * len(dict.fromkeys((choice.model, choice.threshold) for choice in choices))
+        with keep_freed_memory(), image_progress("preview", total, quiet) as progress:
+            if is_slide:
+                shown = preview_slide(source, mpp, options, choices, fields, progress)
+            else:
+                shown = preview_project(entries, options, choices, fields, progress)
+        common = arguments_of(selection)
+        for name in image or ():
+            common += ["--image", name]
+        if mpp is not None:
+            common += ["--mpp", f"{mpp:g}"]
+        if tta:
+            common += ["--tta"]
+        if image_root is not None:
+            common += ["--image-root", str(image_root)]
+        project = "my-project" if is_slide else str(source)
+        commands = [
+            _typed(["qpnuclei", "run", project, *common, *options_of(choice, choices)])
+            for choice in choices
+        ]
+        if is_slide:
+            made = _typed(["qpnuclei", "project", "create", project, str(source)])
+            commands = [f"{made}\n{command}" for command in commands]
+        write_preview(shown, choices, path, source.name, commands)
+    if json:
+        print_json(
+            {
+                "page": str(path),
+                "picture": str(path.with_suffix(".png")),
+                "fields": [
+                    {"image": f.image, "region": f.region, "box_px": f.box, "mm2": f.area_mm2}
+                    for f in shown
+                ],
+                "settings": [
+                    {
+                        "model": choice.model,
+                        "threshold": choice.threshold,
+                        "min_area_um2": choice.min_area_um2,
+                        "nuclei": [field.counts[number] for field in shown],
+                        "command": command,
+                    }
+                    for number, (choice, command) in enumerate(zip(choices, commands, strict=True))
+                ],
+            }
+        )
+        return
+    for number, choice in enumerate(choices):
+        counts = ", ".join(str(field.counts[number]) for field in shown)
+        stdout.print(f"{label_of(choice, choices)}: {counts} nuclei", soft_wrap=True)
+    stderr.print(f"page:    {path}", soft_wrap=True)
+    stderr.print(f"picture: {path.with_suffix('.png')}", soft_wrap=True)
+
+
+def _several(option: str, texts: Sequence[str] | None, read: Callable[[str], T]) -> list[T]:
+    """Return the values of an option that may repeat, each of which may be several."""
+    values = []
+    for text in (part.strip() for whole in texts or () for part in whole.split(",")):
+        try:
+            values.append(read(text))
+        except ValueError as error:
+            raise UsageError(f"{option}: {text!r} {error}", f"see --help for {option}") from None
+    return values
+
+
+def _threshold(text: str) -> float:
+    value = _number(text)
+    if not 0.01 <= value <= 0.99:
+        raise ValueError("is not between 0.01 and 0.99")
+    return value
+
+
+def _area(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value <= 1000:
+        raise ValueError("is not between 0 and 1000")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError("is not a number") from None
+    if not math.isfinite(value):
+        raise ValueError("is not a number")
+    return value
+
+
+def _typed(words: Sequence[str]) -> str:
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)

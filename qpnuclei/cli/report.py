@@ -1,0 +1,112 @@
+"""``qpnuclei report``: a page that shows what was found, from a project or a run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qpnuclei.cli.options import (
+    BackendOption,
+    ImageGlobs,
+    ImageRoot,
+    Json,
+    MppTable,
+    ProjectMppOption,
+    Quiet,
+)
+
+
+def report(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PROJECT|RUN_DIR",
+            help="QuPath project (the .qpproj file or its folder), or the folder of a run: then "
+            "only its images.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE.html",
+            help="Page to write. With more than 20 images it is an index, and each image has a "
+            "page in a folder beside it.",
+            show_default="report.html in RUN_DIR, or in PROJECT/qpnuclei",
+        ),
+    ] = None,
+    class_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class",
+            help="Class of the detections that count as nuclei, as for export; may repeat.",
+            show_default="detections by qpnuclei, and class Nucleus; in images without a run, all "
+            "detections",
+        ),
+    ] = None,
+    image: ImageGlobs = None,
+    mpp: ProjectMppOption = None,
+    mpp_table: MppTable = None,
+    image_root: ImageRoot = None,
+    backend: BackendOption = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a page with pictures and numbers: what was found where, and what is doubtful.
+
+    It is one file that needs no network. A run writes one into its folder.
+
+    For example: qpnuclei report project.qpproj -o report.html
+    """
+    from qpnuclei.cli.console import describe_error, image_progress, print_error, print_json, stderr
+    from qpnuclei.qupath.pixel_size import AskedMpp, read_mpp_table
+    from qpnuclei.qupath.project import open_project
+    from qpnuclei.qupath.regions import match_images
+    from qpnuclei.report.page import PAGE, ReportOptions, check_page_name, write_report
+    from qpnuclei.report.runs import (
+        RUNS,
+        images_of,
+        is_run_folder,
+        project_of,
+        read_run,
+        runs_of,
+    )
+    from qpnuclei.system.interrupts import leaving_on_interrupt
+
+    if output is not None:
+        check_page_name(output)
+    run = read_run(source) if is_run_folder(source) else None
+    opened = open_project(
+        source if run is None else project_of(run), backend=backend, image_root=image_root
+    )
+    entries = match_images(opened, tuple(image or ()))
+    if run is None:
+        runs = runs_of(opened.path.parent)
+        path = output or opened.path.parent / RUNS / PAGE
+    else:
+        runs = [run]
+        entries = images_of(run, entries)
+        path = output or run.path.with_name(PAGE)
+    by_image = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
+    options = ReportOptions(
+        None if class_name is None else tuple(class_name),
+        AskedMpp(mpp, not image and len(entries) > 1, by_image),
+    )
+    with (
+        leaving_on_interrupt("interrupted: no report was written"),
+        image_progress("report", len(entries), quiet) as progress,
+    ):
+        failed = write_report(opened, entries, path, runs, options, progress)
+    if json:
+        failures = [describe_error(error, entry) for entry, error in failed]
+        print_json({"report": str(path), "images": len(entries), "failures": failures})
+    stderr.print(f"report: {path}", highlight=False, soft_wrap=True)
+    for entry, error in failed:
+        print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
+    if failed:
+        sys.exit(1)

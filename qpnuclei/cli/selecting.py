@@ -1,0 +1,50 @@
+"""Options that choose annotations, for `run` and `preview`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+from uuid import UUID
+
+import typer
+
+if TYPE_CHECKING:
+    from qpnuclei.pipeline.selection import Selection
+
+Roi = Annotated[
+    list[str] | None,
+    typer.Option("--roi", help="Class of the annotations to analyse; may repeat."),
+]
+RoiDerived = Annotated[
+    bool,
+    typer.Option(
+        "--roi-derived",
+        help="Include derived classes: Tumor also selects 'Tumor: Positive' etc.",
+    ),
+]
+RoiName = Annotated[
+    list[str] | None,
+    typer.Option("--roi-name", help="Name of an annotation to analyse; may repeat."),
+]
+RoiId = Annotated[
+    list[UUID] | None,
+    typer.Option("--roi-id", help="UUID of an annotation to analyse; may repeat."),
+]
+RoiAll = Annotated[bool, typer.Option("--roi-all", help="Analyse every annotation with an area.")]
+Tissue = Annotated[
+    bool,
+    typer.Option("--tissue", help="Detect the tissue automatically and analyse it instead."),
+]
+
+
+def arguments_of(selection: Selection) -> list[str]:
+    """Return the options that make a selection, as they are typed."""
+    words = [word for name in selection.classes for word in ("--roi", name)]
+    words += [word for name in selection.names for word in ("--roi-name", name)]
+    words += [word for identifier in selection.ids for word in ("--roi-id", str(identifier))]
+    for wanted, option in (
+        (selection.derived, "--roi-derived"),
+        (selection.everything, "--roi-all"),
+        (selection.tissue, "--tissue"),
+    ):
+        words += [option] if wanted else []
+    return words

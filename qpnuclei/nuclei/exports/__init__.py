@@ -1,0 +1,1 @@
+"""Files that take nuclei to other programs, one module for each kind."""

@@ -1,0 +1,83 @@
+"""Nuclei as AnnData: a matrix of measurements, and what is known of every nucleus."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from qpnuclei.nuclei.exports.rows import FIELDS, NucleusRows, optional
+from qpnuclei.system.files import atomic_path
+
+if TYPE_CHECKING:
+    import anndata
+
+_CENTROIDS = [f"centroid_{axis}_{unit}" for unit in ("px", "um") for axis in "xy"]
+
+
+def to_anndata(images: Sequence[NucleusRows]) -> anndata.AnnData:
+    """Return the nuclei of images as AnnData.
+
+    Returns
+    -------
+    anndata.AnnData
+        ``X`` are the measurements; ``obs`` all other columns, its index the UUIDs (or, if not all
+        have one of their own, entry ID and label); ``obsm["spatial"]`` the centroids in level-0 px
+        (y goes down), as squidpy takes them, and ``obsm["spatial_um"]`` in µm.
+
+    Raises
+    ------
+    UsageError
+        If anndata is not installed.
+    """
+    library = optional("anndata", "export")
+    names = list(dict.fromkeys(name for rows in images for name in rows.measurements))
+    table = pa.concat_tables(
+        [FIELDS.empty_table(), *(rows.table.select(FIELDS.names) for rows in images)]
+    ).unify_dictionaries()
+    frame = table.drop_columns(_CENTROIDS).to_pandas()
+    frame.index = _index(table)
+    values = np.concatenate([np.empty((0, len(names))), *(_matrix(rows, names) for rows in images)])
+    narrow = values.astype(np.float32)
+    is_same = bool(np.array_equal(narrow, values, equal_nan=True))
+    made = library.AnnData(narrow if is_same else values, obs=frame)
+    made.var_names = names
+    spatial = np.stack([table[name].to_numpy() for name in _CENTROIDS], axis=1)
+    made.obsm["spatial"], made.obsm["spatial_um"] = spatial[:, :2], spatial[:, 2:]
+    return made
+
+
+def write_anndata(images: Sequence[NucleusRows], path: Path) -> None:
+    """Write an .h5ad, in one step; see `to_anndata`.
+
+    Raises
+    ------
+    UsageError
+        If anndata is not installed.
+    qpnuclei.errors.SaveError
+        If it cannot be written.
+    """
+    made = to_anndata(images)
+    with atomic_path(path) as partial:
+        made.write_h5ad(partial, compression="gzip")
+
+
+def _index(table: pa.Table) -> list[str]:
+    own: list[str | None] = table["uuid"].to_pylist()
+    if None not in own and len(set(own)) == len(own):
+        return [text for text in own if text is not None]
+    pairs = zip(table["image_id"].to_pylist(), table["label"].to_pylist(), strict=True)
+    return [f"{image_id}-{label}" for image_id, label in pairs]
+
+
+def _matrix(rows: NucleusRows, names: Sequence[str]) -> npt.NDArray[Any]:
+    there = set(rows.measurements)
+    values = np.full((len(rows), len(names)), np.nan)
+    for index, name in enumerate(names):
+        if name in there:
+            values[:, index] = rows.table[name].to_numpy()
+    return values

@@ -1,0 +1,156 @@
+"""Nuclei of many images in one table, of which only a batch is in memory."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import shapely
+
+from qpnuclei.errors import SaveError
+from qpnuclei.nuclei.exports.geoparquet import geo_metadata
+from qpnuclei.nuclei.exports.rows import FIELDS, GEOMETRY, NucleusRows
+from qpnuclei.nuclei.exports.spreadsheet import BOM, no_formula, rounded
+from qpnuclei.system.files import atomic_file
+
+
+class GatheredRows:
+    """Rows of images one after the other, kept on disk until all measurements are known.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the temporary file. If it does not exist, the nearest parent that does.
+    outlines : bool
+        Whether outlines are kept.
+
+    Raises
+    ------
+    SaveError
+        If it cannot be made.
+    """
+
+    def __init__(self, folder: Path, *, outlines: bool) -> None:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+        try:
+            self._file = tempfile.TemporaryFile(dir=there)  # noqa: SIM115 - closed by __exit__
+        except OSError as error:
+            raise SaveError(
+                f"cannot write to the folder {there}: {error.strerror or error}",
+                "choose another folder, or free space and check permissions",
+            ) from error
+        self._outlines = outlines
+        self._starts: list[int] = []
+        self._names: dict[str, None] = {}
+        self._types: set[str] = set()
+        self._bounds = np.array([math.inf, math.inf, -math.inf, -math.inf])
+        self._count = 0
+
+    def __enter__(self) -> GatheredRows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, rows: NucleusRows) -> None:
+        """Add the nuclei of an image after all others."""
+        self._names |= dict.fromkeys(rows.measurements)
+        if len(rows) == 0:
+            return
+        self._count += len(rows)
+        if self._outlines:
+            self._types |= set(np.unique([shape.geom_type for shape in rows.geometries]).tolist())
+            x0, y0, x1, y1 = shapely.total_bounds(rows.geometries)
+            low, high = self._bounds[:2], self._bounds[2:]
+            self._bounds = np.concatenate([np.fmin(low, (x0, y0)), np.fmax(high, (x1, y1))])
+        self._starts.append(self._file.tell())
+        batches = rows.batches(outlines=self._outlines)
+        first = next(batches)
+        with pa.ipc.new_stream(self._file, first.schema) as writer:
+            writer.write_batch(first)
+            for batch in batches:
+                writer.write_batch(batch)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns: `FIELDS`, every measurement of any image, and the outlines."""
+        measured = [pa.field(name, pa.float64()) for name in self._names]
+        outlines = [pa.field(GEOMETRY, pa.binary())] if self._outlines else []
+        return pa.schema([*FIELDS, *measured, *outlines])
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield all rows with the columns of `schema`; NaN for what an image does not measure."""
+        schema = self.schema
+        for start in self._starts:
+            self._file.seek(start)
+            for batch in pa.ipc.open_stream(self._file):
+                there = set(batch.schema.names)
+                columns = [
+                    batch.column(field.name)
+                    if field.name in there
+                    else pa.array(np.full(len(batch), np.nan))
+                    for field in schema
+                ]
+                yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+    def write_parquet(self, path: Path) -> None:
+        """Write GeoParquet, in one step.
+
+        Raises
+        ------
+        qpnuclei.errors.SaveError
+            If it cannot be written.
+        """
+        bounds: tuple[Any, ...] = tuple(self._bounds.tolist())
+        known = (bounds[0], bounds[1], bounds[2], bounds[3]) if math.isfinite(bounds[0]) else None
+        schema = self.schema.with_metadata(geo_metadata(self._types, known))
+        with atomic_file(path) as stream, pq.ParquetWriter(stream, schema) as writer:
+            for batch in self.batches():
+                writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+
+    def write_separated(self, path: Path, separator: str) -> None:
+        """Write .csv or .tsv as `qpnuclei.qupath.count_table` does, in one step.
+
+        Raises
+        ------
+        qpnuclei.errors.SaveError
+            If it cannot be written.
+        """
+        schema = self.schema
+        texts = [
+            pa.field(
+                no_formula(field.name),
+                pa.string() if pa.types.is_dictionary(field.type) else field.type,
+            )
+            for field in schema
+        ]
+        options = pa.csv.WriteOptions(delimiter=separator)
+        with atomic_file(path) as stream:
+            stream.write(BOM if separator == "," else b"")
+            with pa.csv.CSVWriter(stream, pa.schema(texts), write_options=options) as writer:
+                for batch in self.batches():
+                    columns = [_printed(column) for column in batch.columns]
+                    writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=pa.schema(texts)))
+
+
+def _printed(column: pa.Array) -> pa.Array:
+    """Return a column as it is written to a .csv: safe text, rounded numbers."""
+    if pa.types.is_dictionary(column.type):
+        safe = [no_formula(text) for text in column.dictionary.to_pylist()]
+        return pa.DictionaryArray.from_arrays(column.indices, pa.array(safe, pa.string())).cast(
+            pa.string()
+        )
+    if pa.types.is_floating(column.type):
+        numbers = rounded(column.to_numpy(zero_copy_only=False))
+        return pa.array(numbers, mask=~np.isfinite(numbers))
+    return column

@@ -1,0 +1,42 @@
+"""The metadata that makes a Parquet table of outlines GeoParquet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from typing import Any
+
+#: Of the specification, https://geoparquet.org/releases/v1.1.0/
+VERSION = "1.1.0"
+
+
+def geo_metadata(
+    geometry_types: Collection[str],
+    bounds: tuple[float, float, float, float] | None = None,
+    column: str = "geometry",
+) -> dict[bytes, bytes]:
+    """Return the metadata of a file whose outlines are WKB in level-0 px.
+
+    Parameters
+    ----------
+    geometry_types : collection of str
+        As GeoJSON calls them; empty if not known.
+    bounds : (x0, y0, x1, y1) of float, optional
+        Of all outlines.
+    column : str
+        Name of the column of outlines.
+
+    Notes
+    -----
+    Without a ``crs``, readers would take px for degrees: it is null, which means unknown.
+    """
+    described: dict[str, Any] = {
+        "encoding": "WKB",
+        "geometry_types": sorted(geometry_types),
+        "crs": None,
+        "edges": "planar",
+    }
+    if bounds is not None:
+        described["bbox"] = list(bounds)
+    geo = {"version": VERSION, "primary_column": column, "columns": {column: described}}
+    return {b"geo": json.dumps(geo).encode()}

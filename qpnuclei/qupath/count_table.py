@@ -1,0 +1,165 @@
+"""Counts as a file: .csv, .tsv, .json or .parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from qpnuclei.errors import UsageError
+from qpnuclei.nuclei.exports.spreadsheet import BOM, no_formula, rounded
+from qpnuclei.system.files import atomic_file
+
+_Table: TypeAlias = Mapping[str, list[Any]]
+
+#: The columns of every table of counts: first those for readers, last those for programs.
+FIRST_COLUMNS = (
+    "image",
+    "annotation",
+    "type",
+    "class",
+    "nuclei",
+    "nuclei_per_mm2",
+    "area_mm2",
+    "analysed_mm2",
+    "status",
+    "check",
+)
+LAST_COLUMNS = ("uuid", "image_id", "project")
+
+_NUMBERS = ("nuclei_per_mm2", "area_mm2", "analysed_mm2")
+#: Columns of text.
+TEXT_COLUMNS = frozenset((*FIRST_COLUMNS, *LAST_COLUMNS)) - {"nuclei", *_NUMBERS}
+_CLASS_COUNT = "Num "
+
+
+def write_counts(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write rows of `qpnuclei.qupath.counts`, in one step.
+
+    The columns are `FIRST_COLUMNS`, the counts of classes, the measurements, and `LAST_COLUMNS`;
+    without any row, the first and the last ones alone. Otherwise as `write_table`.
+
+    Raises
+    ------
+    UsageError, SaveError
+        As `write_table`.
+    """
+    found = dict.fromkeys(name for row in rows for name in row)
+    between = [name for name in found if name not in (*FIRST_COLUMNS, *LAST_COLUMNS)]
+    classes = [name for name in between if name.startswith(_CLASS_COUNT)]
+    others = [name for name in between if not name.startswith(_CLASS_COUNT)]
+    write_table(rows, path, [*FIRST_COLUMNS, *classes, *others, *LAST_COLUMNS])
+
+
+def write_table(
+    rows: Sequence[Mapping[str, Any]], path: Path, columns: Sequence[str] | None = None
+) -> None:
+    """Write rows as .csv, .tsv, .json or .parquet, in one step.
+
+    Parameters
+    ----------
+    rows : sequence of mapping of str to str, int, float, UUID or None
+        Rows may have different columns. NaN and None become empty cells (null in JSON and Parquet).
+        In .csv and .tsv, numbers have 6 significant digits, and text that a spreadsheet program
+        would read as a formula gets a leading apostrophe. A .csv begins with a byte order mark, by
+        which Excel knows that it is UTF-8.
+    path : Path
+        The suffix chooses the format.
+    columns : sequence of str, optional
+        Names in order; by default in the order of first appearance.
+
+    Raises
+    ------
+    UsageError
+        If the suffix is none of these.
+    SaveError
+        If the file cannot be written.
+    """
+    path = Path(path)
+    write = _writer_of(path)
+    if columns is None:
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+    content = write({name: [_cell(row.get(name)) for row in rows] for name in columns})
+    with atomic_file(path) as stream:
+        stream.write(content)
+
+
+def check_table_name(path: Path) -> None:
+    """Refuse a file name that `write_table` would refuse, before anything is counted.
+
+    Raises
+    ------
+    UsageError
+        If its suffix is none of a table.
+    """
+    _writer_of(path)
+
+
+def _writer_of(path: Path) -> Callable[[_Table], bytes]:
+    writers: dict[str, Callable[[_Table], bytes]] = {
+        ".csv": lambda table: BOM + _separated(table, ","),
+        ".tsv": lambda table: _separated(table, "\t"),
+        ".json": _json,
+        ".parquet": _parquet,
+    }
+    write = writers.get(path.suffix.lower())
+    if write is None:
+        raise UsageError(
+            f"{str(path)!r}: unsupported kind of table",
+            f"use one of {', '.join(writers)}",
+        )
+    return write
+
+
+def _cell(value: Any) -> str | int | float | None:
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value)
+
+
+def _separated(table: _Table, separator: str) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=separator, lineterminator="\n")
+    writer.writerow(map(no_formula, table))
+    writer.writerows(map(_printed, row) for row in zip(*table.values(), strict=True))
+    return text.getvalue().encode(errors="backslashreplace")
+
+
+def _printed(cell: Any) -> Any:
+    return float(rounded(cell)) if isinstance(cell, float) else no_formula(cell)
+
+
+def _json(table: _Table) -> bytes:
+    rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    return (json.dumps(rows, ensure_ascii=False, indent=2) + "\n").encode(errors="backslashreplace")
+
+
+def _type_of(column: str) -> pa.DataType:
+    if column in TEXT_COLUMNS:
+        return pa.string()
+    is_count = column == "nuclei" or column.startswith(_CLASS_COUNT)
+    return pa.int64() if is_count else pa.float64()
+
+
+def _parquet(table: _Table) -> bytes:
+    arrays = {
+        # Give empty columns a type as well, so that tables can be joined.
+        name: pa.array(
+            values,
+            type=_type_of(name) if all(value is None for value in values) else None,
+        )
+        for name, values in table.items()
+    }
+    sink = pa.BufferOutputStream()
+    pyarrow.parquet.write_table(pa.table(arrays), sink)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content

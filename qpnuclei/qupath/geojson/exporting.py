@@ -1,0 +1,173 @@
+"""Export the objects of a project to GeoJSON files: ``qpnuclei geojson export``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
+from qpnuclei.qupath.geojson.objects import GeoJsonObject
+from qpnuclei.qupath.geojson.writing import write_objects
+from qpnuclei.qupath.model import (
+    Annotation,
+    Detections,
+    ImageEntry,
+    ImageObjects,
+    PathClass,
+    Project,
+)
+from qpnuclei.qupath.names import file_stem
+from qpnuclei.qupath.regions import Region, rows_inside
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The GeoJSON file of one image, and how many annotations and detections it holds.
+
+    Parameters
+    ----------
+    left_out : tuple of str
+        Objects that are not in the file, and why.
+    losses : tuple of str
+        Properties of the written objects that are not in the file.
+    """
+
+    path: Path
+    annotations: int
+    detections: int
+    left_out: tuple[str, ...] = ()
+    losses: tuple[str, ...] = ()
+
+
+def check_classes(project: Project, entries: Sequence[ImageEntry], classes: Sequence[str]) -> None:
+    """Raise if no annotation of the images has one of the classes, naming those that exist.
+
+    Images that cannot be read may have any class.
+
+    Raises
+    ------
+    UsageError
+        If there is such a class.
+    """
+    if not classes:
+        return
+    present: set[str | None] = set()
+    unreadable: list[QpnucleiError] = []
+    for entry in entries:
+        with standing_alone(f"image {entry.name}", unreadable.append):
+            present.update(a.class_name for a in entry.read().annotations)
+    for name in classes:
+        if name not in present and not unreadable:
+            known = ", ".join(sorted(filter(None, present)))
+            raise UsageError(
+                f"no annotation of class {name!r} in {project.path}",
+                f"classes there: {known}" if known else "no annotation has a class",
+            )
+
+
+def export_image(
+    project: Project,
+    entry: ImageEntry,
+    folder: Path,
+    *,
+    annotations: bool = True,
+    detections: bool = True,
+    classes: Sequence[str] = (),
+) -> Exported:
+    """Write the objects of an image to ``<entry ID>-<image name>.geojson.gz``.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if missing; a file of that name is replaced.
+    annotations, detections : bool
+        Which objects are written.
+    classes : sequence of str
+        Only annotations of these classes, and the detections whose centroid lies in one of them;
+        empty for everything.
+
+    Raises
+    ------
+    FormatError
+        If the image's data cannot be read.
+    SaveError
+        If the file cannot be written.
+    """
+    objects = entry.read()
+    chosen = [a for a in objects.annotations if not classes or a.class_name in classes]
+    table = objects.detections
+    rows = np.arange(len(table) if detections else 0)
+    if classes and len(rows):
+        held = rows_inside([Region.of(a) for a in chosen], table.centroids, table.planes)
+        rows = np.unique(np.concatenate([rows[:0], *held]))
+    path = folder / f"{file_stem(entry)}.geojson.gz"
+    colors = {path_class.name: path_class.color for path_class in project.classes}
+
+    def features() -> Iterator[GeoJsonObject]:
+        if annotations:
+            yield from (_annotation_feature(a, colors) for a in chosen)
+        if len(rows):
+            yield from _detection_features(table, rows, colors)
+
+    left_out = write_objects(path, features())
+    gone = sum(text.startswith("annotation ") for text in left_out)
+    return Exported(
+        path,
+        (len(chosen) if annotations else 0) - gone,
+        len(rows) - (len(left_out) - gone),
+        tuple(left_out),
+        (*_no_grid(objects), *(_unwritten(table) if len(rows) else ())),
+    )
+
+
+def _no_grid(objects: ImageObjects) -> tuple[str, ...]:
+    """Say that a file holds no TMA grid, if the image has one."""
+    number = len(objects.cores)
+    return (f"the TMA grid of the image, with {number} cores",) if number else ()
+
+
+def _unwritten(table: Detections) -> tuple[str, ...]:
+    """Describe the properties of detections that a file cannot hold."""
+    return tuple(f"{what} of {n} detections of the image" for what, n in table.unread().items())
+
+
+def _annotation_feature(annotation: Annotation, colors: dict[str, int | None]) -> GeoJsonObject:
+    name = annotation.class_name
+    return GeoJsonObject(
+        "annotation",
+        annotation.geometry,
+        annotation.id,
+        annotation.name,
+        None if name is None else PathClass(name, colors.get(name)),
+        annotation.locked,
+        annotation.measurements,
+        annotation.z,
+        annotation.t,
+        annotation.color,
+        annotation.metadata,
+    )
+
+
+def _detection_features(
+    table: Detections,
+    rows: npt.NDArray[np.int64],
+    colors: dict[str, int | None],
+) -> Iterator[GeoJsonObject]:
+    names = list(table.measurements)
+    for row in rows.tolist():
+        class_name = table.class_names[row]
+        yield GeoJsonObject(
+            table.kinds[row],
+            table.geometries[row],
+            table.ids[row],
+            path_class=None
+            if class_name is None
+            else PathClass(class_name, colors.get(class_name)),
+            measurements={name: float(table.measurements[name][row]) for name in names},
+            z=int(table.planes[row, 0]),
+            t=int(table.planes[row, 1]),
+        )

@@ -1,0 +1,169 @@
+"""The nuclei of an image as rows, with the annotation that each belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from qpnuclei.nuclei.exports.rows import FIELDS, NucleusRows, shared_texts
+from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.qupath.counts import CountedImage, counted_image
+from qpnuclei.qupath.model import Annotation, ImageEntry, Project
+from qpnuclei.qupath.names import replace_lone_surrogates
+from qpnuclei.qupath.pixel_size import AskedMpp
+from qpnuclei.qupath.regions import Region, rows_inside
+
+#: Separates the annotations of ``parents``.
+SEPARATOR = " > "
+
+
+def nuclei_of(
+    project: Project,
+    entry: ImageEntry,
+    *,
+    roi_classes: Sequence[str] | None = None,
+    nucleus_classes: Sequence[str] | None = None,
+    pixel_sizes: AskedMpp | None = None,
+) -> NucleusRows:
+    """Read the nuclei of an image of a project; see `nucleus_rows`.
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        If its objects cannot be read.
+    """
+    image = counted_image(entry, pixel_sizes or AskedMpp(), project)
+    return nucleus_rows(image, roi_classes=roi_classes, nucleus_classes=nucleus_classes)
+
+
+def nucleus_rows(
+    image: CountedImage,
+    *,
+    roi_classes: Sequence[str] | None = None,
+    nucleus_classes: Sequence[str] | None = None,
+) -> NucleusRows:
+    """Return a row for each nucleus of an image, from any program.
+
+    Parameters
+    ----------
+    image : CountedImage
+    roi_classes : sequence of str, optional
+        Only nuclei in annotations of these classes; other annotations are ignored.
+    nucleus_classes : sequence of str, optional
+        Only detections of these classes; by default all detections and cells, but no tiles.
+
+    Notes
+    -----
+    By the counting rule, a nucleus belongs to every annotation that contains its centroid.
+    ``annotation`` is the smallest of them, under which a run stores it; ``parents`` are the others,
+    from the largest to the smallest, so that the two together are all rows of
+    `qpnuclei.qupath.counts.count_objects` in which it counts.
+    """
+    objects = image.objects
+    found = objects.detections
+    names = np.array(found.class_names, dtype=object)
+    kinds = np.array(found.kinds, dtype=object)
+    is_chosen = kinds != "tile"
+    if nucleus_classes is not None:
+        is_chosen = np.array([name in nucleus_classes for name in names], bool)
+    annotations = [
+        a for a in objects.annotations if roi_classes is None or a.class_name in roi_classes
+    ]
+    centroids, planes = found.centroids, found.planes
+    chains, chain = _chains(annotations, centroids, planes)
+    if roi_classes is not None:
+        is_chosen &= chain > 0
+    rows = np.flatnonzero(is_chosen)
+    cores, core = _chains(objects.cores, centroids, planes)
+    owners = [annotations[members[-1]] if members else None for members in chains]
+    parents = [[annotations[i] for i in members[:-1]] for members in chains]
+    x, y = (centroids[rows, axis] for axis in (0, 1))
+    width, height = image.calibration.width_um, image.calibration.height_um
+    mpp = None if not width or not height else (width, height)
+    x_um, y_um = (x * np.nan, y * np.nan) if mpp is None else (x * mpp[0], y * mpp[1])
+
+    def of_image(text: str | None) -> pa.DictionaryArray:
+        return shared_texts([text and replace_lone_surrogates(text)], np.zeros(len(rows), np.int64))
+
+    def of_chain(texts: list[str | None]) -> pa.DictionaryArray:
+        return shared_texts([text and replace_lone_surrogates(text) for text in texts], chain[rows])
+
+    def of_rows(texts: npt.NDArray[Any]) -> pa.DictionaryArray:
+        values, codes = np.unique([text or "" for text in texts[rows]], return_inverse=True)
+        return shared_texts([replace_lone_surrogates(v) or None for v in values.tolist()], codes)
+
+    columns: dict[str, Any] = {
+        "image": of_image(image.name),
+        "image_id": of_image(image.id),
+        "label": np.arange(1, len(rows) + 1, dtype=np.uint32),
+        "uuid": [None if (own := found.ids[i]) is None else str(own) for i in rows.tolist()],
+        "type": of_rows(kinds),
+        "class": of_rows(names),
+        "by_qpnuclei": [is_ours(found.ids[i]) for i in rows.tolist()],
+        "annotation": of_chain([None if a is None else a.name for a in owners]),
+        "annotation_class": of_chain([None if a is None else a.class_name for a in owners]),
+        "annotation_uuid": of_chain([_id(a) for a in owners]),
+        "parents": of_chain([SEPARATOR.join(map(_called, above)) or None for above in parents]),
+        "parent_uuids": of_chain(
+            [" ".join(filter(None, map(_id, above))) or None for above in parents]
+        ),
+        "tma_core": shared_texts(
+            [objects.cores[members[-1]].name if members else None for members in cores], core[rows]
+        ),
+        "centroid_x_px": x,
+        "centroid_y_px": y,
+        "centroid_x_um": x_um,
+        "centroid_y_um": y_um,
+        "z": planes[rows, 0].astype(np.int32),
+        "t": planes[rows, 1].astype(np.int32),
+        "status": of_chain([None if a is None else str(image.record.status(a)) for a in owners]),
+        "check": of_chain([None if a is None else image.record.doubts(a) or None for a in owners]),
+    }
+    arrays = [pa.array(columns[field.name], field.type) for field in FIELDS]
+    table = pa.Table.from_arrays(arrays, schema=FIELDS)
+    taken = set(FIELDS.names)
+    for name, column in found.measurements.items():
+        called = replace_lone_surrogates(name)
+        while called in taken or called == "geometry":
+            called += " (measurement)"
+        taken.add(called)
+        table = table.append_column(called, pa.array(column[rows].astype(np.float64)))
+    return NucleusRows(table, found.geometries[rows], image.size, mpp)
+
+
+def _chains(
+    annotations: Sequence[Annotation],
+    points: npt.NDArray[np.float64],
+    planes: npt.NDArray[np.int64],
+) -> tuple[list[tuple[int, ...]], npt.NDArray[np.int64]]:
+    """Return which annotations contain each of N points.
+
+    Returns
+    -------
+    chains : list of tuple of int
+        Distinct sets of annotations that contain some point, each from the largest to the
+        smallest; the first is empty.
+    chain : (N,) int64 ndarray
+        The chain of each point.
+    """
+    regions = [Region.of(annotation) for annotation in annotations]
+    held = rows_inside(regions, points, planes)
+    chains: list[tuple[int, ...]] = [()]
+    chain = np.zeros(len(points), np.int64)
+    for index in sorted(range(len(regions)), key=lambda i: -regions[i].geometry.area):
+        before, codes = np.unique(chain[held[index]], return_inverse=True)
+        chain[held[index]] = len(chains) + codes
+        chains += [(*chains[i], index) for i in before.tolist()]
+    return chains, chain
+
+
+def _id(annotation: Annotation | None) -> str | None:
+    return None if annotation is None or annotation.id is None else str(annotation.id)
+
+
+def _called(annotation: Annotation) -> str:
+    return annotation.name or annotation.class_name or "unclassified"

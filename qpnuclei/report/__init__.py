@@ -1,0 +1,1 @@
+"""HTML pages: the report of a project, and the preview of a run."""

@@ -1,0 +1,366 @@
+"""The content of a report for one image: counts as exported, nuclei, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from qpnuclei.choices import CERTAINTY
+from qpnuclei.errors import QpnucleiError, standing_alone
+from qpnuclei.measure.shape import AREA
+from qpnuclei.qupath.analysed import Status
+from qpnuclei.qupath.counts import (
+    CountedImage,
+    Row,
+    analysed_area,
+    count_objects,
+    counted_image,
+    counted_nuclei,
+)
+from qpnuclei.qupath.images import open_image
+from qpnuclei.qupath.model import ImageEntry, ImageObjects, Project
+from qpnuclei.qupath.pixel_size import AskedMpp
+from qpnuclei.report.density import density_map, viridis
+from qpnuclei.report.histogram import Histogram, histogram
+from qpnuclei.report.pictures import (
+    PALETTE,
+    Outline,
+    Picture,
+    Tag,
+    embedded,
+    outlines,
+    scale_bar,
+)
+from qpnuclei.report.runs import Run, RunOfImage
+from qpnuclei.report.views import View, choose_views, moved_inside, seam_views, tile_borders
+from qpnuclei.segmentation.sidecar import PROBABILITY
+
+if TYPE_CHECKING:
+    from qpnuclei.slides.slide import Slide
+
+Floats = npt.NDArray[np.float64]
+
+#: Names under which the certainty, size and haematoxylin of nuclei are found: ours, then those of
+#: QuPath's cells and of StarDist.
+_CERTAINTY = (CERTAINTY, PROBABILITY, "Detection probability")
+_SIZE = (AREA, "Nucleus: Area µm^2", "Nucleus: Area")
+_HAEMATOXYLIN = (
+    "Hematoxylin: Mean",
+    "Nucleus: Hematoxylin OD mean",
+    "Hematoxylin: Nucleus: Mean",
+)
+#: Largest width and height of the picture of an image, in px.
+_WHOLE_PX = (1000, 1000)
+#: Px of a view at most, and its resolution in µm/px.
+_VIEW_PX, _VIEW_MPP = 480, 0.25
+#: Nuclei are drawn whose centroid is so far outside of a view, in µm.
+_RIM_UM = 25.0
+#: Annotations whose name is on the picture, and that are drawn, the largest first.
+_MOST_TAGS, _MOST_DRAWN = 25, 500
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A small part of an image: raw, and with the outlines of its nuclei."""
+
+    title: str
+    said: str
+    picture: Picture
+
+
+@dataclass(frozen=True)
+class ColourBar:
+    """The colours of a density map, its ticks (percent, density), and whether some are above."""
+
+    colours: tuple[str, ...]
+    ticks: tuple[tuple[float, float], ...]
+    sigma_um: float
+    cut: bool
+
+
+@dataclass(frozen=True)
+class ImageContent:
+    """The content of a report for one image.
+
+    Parameters
+    ----------
+    rows, class_rows : list of dict
+        As `qpnuclei.qupath.counts.count_objects` counts annotations and classes.
+    row : dict
+        Of the whole image.
+    others : tuple of str
+        Classes of detections of other programs that were counted, where no run has been.
+    problem : str
+        Why there are no pictures; empty if there are.
+    """
+
+    entry: ImageEntry
+    number: int
+    rows: list[Row]
+    class_rows: list[Row]
+    row: Row
+    mpp: tuple[float, float] | None
+    run: RunOfImage | None
+    others: tuple[str, ...] | None = None
+    whole: Picture | None = None
+    density: Picture | None = None
+    colour_bar: ColourBar | None = None
+    crops: tuple[Crop, ...] = ()
+    histograms: tuple[Histogram, ...] = ()
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of the image."""
+        return self.entry.name
+
+    @property
+    def doubts(self) -> list[str]:
+        """Reasons for doubt, one per line."""
+        lines = [self.row["check"]] if self.row["check"] else []
+        for row in self.rows:
+            if row["check"] and row["check"] != self.row["check"]:
+                lines.append(
+                    f"{row['annotation'] or row['class'] or 'unclassified'}: {row['check']}"
+                )
+        return lines
+
+    @property
+    def changed(self) -> int:
+        """How many annotations were edited since they were analysed."""
+        return sum(row["status"] == Status.CHANGED for row in self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class _Nuclei:
+    """The nuclei that count, and the area in which they were looked for."""
+
+    geometries: npt.NDArray[Any]
+    centroids: Floats
+    measurements: dict[str, Floats]
+    area: shapely.Geometry
+    mpp: tuple[float, float] | None = field(default=None)
+
+    def first_of(self, names: Sequence[str]) -> Floats | None:
+        """Return the first of some measurements that any nucleus has."""
+        for name in names:
+            column = self.measurements.get(name)
+            if column is not None and np.isfinite(column).any():
+                return column
+        return None
+
+    @property
+    def sizes(self) -> Floats | None:
+        """Areas in µm²; computed if there is no such measurement."""
+        measured = self.first_of(_SIZE)
+        if measured is None and self.mpp is not None and len(self.geometries):
+            measured = shapely.area(self.geometries) * self.mpp[0] * self.mpp[1]
+        return measured
+
+
+def image_content(
+    project: Project,
+    entry: ImageEntry,
+    number: int,
+    run: Run | None,
+    nucleus_classes: Sequence[str] | None,
+    pixel_sizes: AskedMpp,
+) -> ImageContent:
+    """Count and draw one image.
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        If its objects cannot be read. If its pixels cannot, there are no pictures.
+    """
+    image = counted_image(entry, pixel_sizes, project)
+    others = None
+    if nucleus_classes is None and not image.record.areas:
+        nucleus_classes = others = _classes_of_others(image)
+    of_run = None if run is None else run.of_image(entry.id)
+    calibration = image.calibration
+    mpp = None
+    if calibration.width_um is not None and calibration.height_um is not None:
+        mpp = calibration.width_um, calibration.height_um
+    by = {
+        grouping: count_objects(image, grouping, nucleus_classes=nucleus_classes)
+        for grouping in ("annotation", "class", "image")
+    }
+    nuclei = _nuclei(image, nucleus_classes, mpp)
+    pictures: dict[str, Any] = {}
+    problems: list[QpnucleiError] = []
+    with standing_alone(f"image {entry.name}", problems.append), open_image(entry) as slide:
+        pictures = _pictures(slide, image, nuclei, run, of_run)
+    return ImageContent(
+        entry=entry,
+        number=number,
+        rows=by["annotation"],
+        class_rows=by["class"],
+        row=by["image"][0],
+        mpp=mpp,
+        run=of_run,
+        others=others,
+        histograms=tuple(
+            histogram(title, unit, values)
+            for title, unit, values in (
+                ("Size", "µm²", nuclei.sizes),
+                ("Haematoxylin, mean", "optical density", nuclei.first_of(_HAEMATOXYLIN)),
+            )
+            if values is not None and len(values)
+        ),
+        problem="; ".join(error.what for error in problems),
+        **pictures,
+    )
+
+
+def _classes_of_others(image: CountedImage) -> tuple[str, ...] | None:
+    """Return the classes of all detections and cells; None if there are none."""
+    detections = image.objects.detections
+    names = {
+        name or ""
+        for name, kind in zip(detections.class_names, detections.kinds, strict=True)
+        if kind in ("detection", "cell")
+    }
+    return tuple(sorted(names)) or None
+
+
+def _nuclei(
+    image: CountedImage,
+    nucleus_classes: Sequence[str] | None,
+    mpp: tuple[float, float] | None,
+) -> _Nuclei:
+    rows = np.flatnonzero(counted_nuclei(image, nucleus_classes))
+    detections = image.objects.detections
+    area = analysed_area(image)
+    if area.is_empty:
+        area = shapely.union_all([a.area for a in image.objects.annotations if a.is_area])
+    if area.is_empty and image.size is not None:
+        area = shapely.box(0, 0, *image.size)
+    wanted = {*_CERTAINTY, *_SIZE, *_HAEMATOXYLIN}
+    return _Nuclei(
+        detections.geometries[rows],
+        detections.centroids[rows],
+        {n: c[rows] for n, c in detections.measurements.items() if n in wanted},
+        area,
+        mpp,
+    )
+
+
+def _pictures(
+    slide: Slide, image: CountedImage, nuclei: _Nuclei, run: Run | None, of_run: RunOfImage | None
+) -> dict[str, Any]:
+    made: dict[str, Any] = {"whole": _whole(slide, image.objects, nuclei.mpp)}
+    if nuclei.mpp is not None and len(nuclei.centroids):
+        density = density_map(nuclei.centroids, nuclei.area, nuclei.mpp)
+        if density is not None:
+            picture = density.image()
+            made["density"] = Picture(
+                embedded(picture, "PNG"),
+                *picture.size,
+                scale_bar((density.box[2] - density.box[0]) * nuclei.mpp[0]),
+            )
+            steps = viridis(np.linspace(0, 1, 9))
+            made["colour_bar"] = ColourBar(
+                tuple(f"rgb({r},{g},{b})" for r, g, b in steps.tolist()),
+                tuple((100 * share, share * density.top) for share in (0.0, 0.25, 0.5, 0.75, 1.0)),
+                density.sigma_um,
+                bool(np.nanmax(density.values) > density.top),
+            )
+    views = []
+    if len(nuclei.centroids):
+        certainty = nuclei.first_of(_CERTAINTY)
+        views += choose_views(nuclei.centroids, certainty, nuclei.area, nuclei.mpp)
+        views += _seams(slide, image, nuclei, run, of_run)
+    views = [moved_inside(view, (slide.width, slide.height)) for view in views]
+    made["crops"] = tuple(_crop(slide, nuclei, view) for view in views)
+    return made
+
+
+def _seams(
+    slide: Slide, image: CountedImage, nuclei: _Nuclei, run: Run | None, of_run: RunOfImage | None
+) -> list[View]:
+    """Return views of seams, where the tiles of the last run are known for certain."""
+    tile_px = None if run is None else run.arguments.get("tile_px")
+    if of_run is None or not isinstance(tile_px, int) or of_run.mpp is None:
+        return []
+    if of_run.working_mpp is None or (of_run.tiles or 0) < 2:
+        return []
+    by_id = {str(area.id): area.geometry for area in image.record.areas}
+    areas = [by_id.get(str(identifier)) for identifier in of_run.region_ids]
+    known = [area for area in areas if area is not None]
+    if not known or len(known) < len(areas):
+        return []
+    area = shapely.union_all([shapely.make_valid(part) for part in known])
+    size = slide.width, slide.height
+    xs, ys = tile_borders(area, size, of_run.mpp, of_run.working_mpp, tile_px)
+    return seam_views(xs, ys, nuclei.centroids, area, of_run.mpp)
+
+
+def _whole(slide: Slide, objects: ImageObjects, mpp: tuple[float, float] | None) -> Picture:
+    """Draw the annotations and TMA cores on the whole image."""
+    annotations = (*objects.cores, *objects.annotations)
+    rgb = slide.thumbnail(*_WHOLE_PX)
+    height, width = rgb.shape[:2]
+    scale = width / slide.width, height / slide.height
+    largest = sorted(annotations, key=lambda a: -a.area.area)[:_MOST_DRAWN]
+    classes = list(dict.fromkeys(a.class_name for a in annotations))
+    colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(classes)}
+    paths, tags = [], []
+    for annotation in largest:
+        data = outlines([annotation.geometry], (0, 0), scale, tolerance_px=0.5)
+        if data:
+            paths.append(Outline("annotation", data, colours[annotation.class_name]))
+    for annotation in largest[:_MOST_TAGS]:
+        if annotation.is_area:
+            point = shapely.point_on_surface(annotation.area)
+            tags.append(
+                Tag(
+                    float(np.clip(100 * point.x / slide.width, 2, 98)),
+                    float(np.clip(100 * point.y / slide.height, 2, 98)),
+                    annotation.name or annotation.class_name or "unclassified",
+                    colours[annotation.class_name],
+                )
+            )
+    bar = scale_bar(None if mpp is None else slide.width * mpp[0])
+    return Picture(embedded(rgb), width, height, bar, tuple(paths), tuple(tags))
+
+
+def _crop(slide: Slide, nuclei: _Nuclei, view: View) -> Crop:
+    x0, y0, x1, y1 = view.box
+    mpp = nuclei.mpp
+    if mpp is None:
+        width, height = round(x1 - x0), round(y1 - y0)
+    else:
+        width, height = (
+            min(_VIEW_PX, round(length * um / _VIEW_MPP))
+            for length, um in ((x1 - x0, mpp[0]), (y1 - y0, mpp[1]))
+        )
+    downsample = (x1 - x0) / width, (y1 - y0) / height
+    left, top = round(x0 / downsample[0]), round(y0 / downsample[1])
+    rgb = slide.read(left, top, width, height, downsample)
+    origin = left * downsample[0], top * downsample[1]
+    rim = 0 if mpp is None else np.array([_RIM_UM / mpp[0], _RIM_UM / mpp[1]])
+    low, high = np.array(view.box[:2]), np.array(view.box[2:])
+    near = ((nuclei.centroids > low - rim) & (nuclei.centroids < high + rim)).all(axis=1)
+    inside = ((nuclei.centroids >= low) & (nuclei.centroids < high)).all(axis=1)
+    said = [f"{np.count_nonzero(inside)} nuclei"]
+    certainty = nuclei.first_of(_CERTAINTY)
+    if certainty is not None and np.isfinite(certainty[inside]).any():
+        said.append(f"certainty {np.nanmean(certainty[inside]):.2f}")
+    data = outlines(nuclei.geometries[near], origin, (1 / downsample[0], 1 / downsample[1]))
+    box = shapely.box(*view.box)
+    edge = shapely.difference(shapely.intersection(box, nuclei.area).boundary, box.boundary)
+    picture = Picture(
+        embedded(rgb),
+        width,
+        height,
+        scale_bar(None if mpp is None else (x1 - x0) * mpp[0]),
+        (Outline("nucleus", data),) if data else (),
+        border=outlines([edge], origin, (1 / downsample[0], 1 / downsample[1])),
+    )
+    return Crop(view.title, ", ".join(said), picture)

@@ -1,0 +1,134 @@
+"""Density maps, in nuclei per mm², and their colours."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import shapely
+from PIL import Image
+
+Floats = npt.NDArray[np.float64]
+
+#: Longest side of a map in px; the largest detail is this share of the longest side.
+_MAP_PX, _DETAIL = 480, 1 / 40
+#: Standard deviations of the Gaussian in µm that are used: a finer one shows single nuclei.
+_SIGMAS_UM = (25.0, 50.0, 100.0, 200.0, 400.0)
+#: Fixed point of OpenCV's drawing: sixteenths of a px.
+_SHIFT = 4
+#: The last colour of the palette stands for areas that were not analysed.
+_NOWHERE = 255
+
+
+@dataclass(frozen=True, eq=False)
+class DensityMap:
+    """Nuclei per mm² over an area.
+
+    Parameters
+    ----------
+    values : (H, W) float64 ndarray
+        NaN outside of the area.
+    box : (x0, y0, x1, y1)
+        What the map shows, in level-0 px.
+    sigma_um : float
+        Standard deviation of the Gaussian that smooths it.
+    top : float
+        Density of the last colour, a round number: the densest hundredth may be above it.
+    """
+
+    values: Floats
+    box: tuple[float, float, float, float]
+    sigma_um: float
+    top: float
+
+    def image(self) -> Image.Image:
+        """Return the map in colours (viridis), transparent outside of the area."""
+        inside = ~np.isnan(self.values)
+        levels = np.full(self.values.shape, _NOWHERE, np.uint8)
+        levels[inside] = np.rint(np.minimum(self.values[inside] / self.top, 1) * (_NOWHERE - 1))
+        picture = Image.fromarray(levels)
+        picture.putpalette([*viridis(np.linspace(0, 1, _NOWHERE)).ravel().tolist(), 0, 0, 0])
+        picture.info["transparency"] = _NOWHERE
+        return picture
+
+
+def density_map(
+    centroids: Floats, area: shapely.Geometry, mpp: tuple[float, float]
+) -> DensityMap | None:
+    """Return the density of nuclei over an area; None if there is none.
+
+    Counts are smoothed by a Gaussian, and so is the area, by which they are divided: at the border
+    of an area nothing is missing.
+
+    Parameters
+    ----------
+    centroids : (N, 2) float64 ndarray
+        In level-0 px; those outside of the area are not counted.
+    area : shapely.Polygon or shapely.MultiPolygon
+        In level-0 px.
+    mpp : (float, float)
+        µm per level-0 px.
+    """
+    if area.is_empty or not area.area > 0:
+        return None
+    um = np.array(mpp)
+    x0, y0, x1, y1 = area.bounds
+    extent = np.array([x1 - x0, y1 - y0]) * um
+    pixel = float(extent.max()) / _MAP_PX
+    width, height = (max(1, math.ceil(length / pixel - 1e-9)) for length in extent)
+    sigma = min(_SIGMAS_UM, key=lambda s: abs(math.log(s / (float(extent.max()) * _DETAIL))))
+    scale = um / pixel
+    mask = _rasterised(area, (x0, y0), scale, (height, width))
+    inside = centroids[shapely.intersects_xy(area, centroids)] if len(centroids) else centroids
+    cells = ((inside - (x0, y0)) * scale).astype(np.int64)
+    cells = np.clip(cells, 0, (width - 1, height - 1))
+    count = np.zeros((height, width))
+    np.add.at(count, (cells[:, 1], cells[:, 0]), 1)
+    blurred, share = (
+        np.asarray(
+            cv2.GaussianBlur(of, (0, 0), max(sigma / pixel, 0.5), borderType=cv2.BORDER_CONSTANT)
+        )
+        for of in (count, mask.astype(np.float64))
+    )
+    values = np.full(mask.shape, np.nan)
+    values[mask] = blurred[mask] / (share[mask] * (pixel / 1000) ** 2)
+    top = _round_up(float(np.nanquantile(values, 0.99))) if mask.any() else 1.0
+    corner = (x0 + width * pixel / mpp[0], y0 + height * pixel / mpp[1])
+    return DensityMap(values, (x0, y0, *corner), sigma, top)
+
+
+def viridis(levels: Floats) -> npt.NDArray[np.uint8]:
+    """Return the (N, 3) RGB colours of N levels in 0 to 1: even in brightness, for all eyes."""
+    steps = np.rint(np.clip(levels, 0, 1) * 255).astype(np.uint8)
+    colours = cv2.applyColorMap(steps[:, None], cv2.COLORMAP_VIRIDIS)
+    return np.asarray(colours[:, 0, ::-1], np.uint8)
+
+
+def _rasterised(
+    area: shapely.Geometry, origin: tuple[float, float], scale: Floats, shape: tuple[int, int]
+) -> npt.NDArray[np.bool_]:
+    """Return the px of a map that an area covers; never none."""
+    mask = np.zeros(shape, np.uint8)
+    for part in shapely.get_parts(area):
+        rings = [
+            np.rint(((shapely.get_coordinates(ring) - origin) * scale - 0.5) * 2**_SHIFT).astype(
+                np.int32
+            )
+            for ring in (part.exterior, *part.interiors)
+        ]
+        # Rings of one polygon together, so that the even-odd rule leaves holes.
+        cv2.fillPoly(mask, rings, 1, lineType=cv2.LINE_8, shift=_SHIFT)
+    return mask > 0
+
+
+def _round_up(value: float) -> float:
+    """Return the lowest round number not below a value; its quarters are round, too."""
+    if not value > 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(
+        step * power for step in (1, 1.2, 1.6, 2, 3, 4, 6, 8, 10, 20) if step * power >= value
+    )

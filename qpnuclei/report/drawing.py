@@ -1,0 +1,93 @@
+"""Draw outlines, scale bars and text into the pixels of a picture."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import shapely
+from PIL import Image, ImageDraw, ImageFont
+
+from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.report.pictures import round_length
+from qpnuclei.slides.pixels import RGB
+
+Colour = tuple[int, int, int]
+
+INK: Colour = (20, 20, 20)
+#: OpenCV draws with 1/16 px.
+_SHIFT = 4
+
+
+def draw_rings(
+    picture: RGB,
+    nuclei: NucleiTable,
+    origin: tuple[float, float],
+    scale: float,
+    colour: Colour,
+    thickness: int,
+) -> None:
+    """Draw the outlines of nuclei.
+
+    Parameters
+    ----------
+    origin : (float, float)
+        The picture's upper left corner in level-0 px.
+    scale : float
+        Px of the picture per level-0 px.
+    """
+    vertices = _fixed_point(nuclei.vertices, origin, scale)
+    rings = np.split(vertices, nuclei.ring_offsets[1:-1]) if len(nuclei) else []
+    cv2.polylines(picture, rings, True, colour, thickness, cv2.LINE_AA, _SHIFT)
+
+
+def draw_lines(
+    picture: RGB,
+    lines: shapely.Geometry,
+    origin: tuple[float, float],
+    scale: float,
+    colour: Colour,
+    thickness: int,
+) -> None:
+    """Draw lines, for example the boundary of an area; see `draw_rings`."""
+    for line in shapely.get_parts(lines):
+        points = _fixed_point(shapely.get_coordinates(line), origin, scale)
+        cv2.polylines(picture, [points], False, colour, thickness, cv2.LINE_AA, _SHIFT)
+
+
+def _fixed_point(
+    points: npt.NDArray[np.floating], origin: tuple[float, float], scale: float
+) -> npt.NDArray[np.int32]:
+    """Convert level-0 coordinates to OpenCV's, whose integers are pixel centres."""
+    on_picture = (points - np.asarray(origin, np.float64)) * scale - 0.5
+    return np.asarray(np.round(on_picture * 2**_SHIFT), np.int32)
+
+
+def draw_scale_bar(canvas: Image.Image, um_per_px: float) -> None:
+    """Draw a bar of a round length, about a sixth of the width, at the lower left."""
+    length = round_length(canvas.width * um_per_px / 6)
+    # Millimetres: Pillow's font has no µ.
+    label = f"{length / 1000:g} mm"
+    y = canvas.height - 16
+    ImageDraw.Draw(canvas).rectangle((14, y, 14 + length / um_per_px, y + 5), fill=INK)
+    draw_text(canvas, label, (14, y - 26), INK)
+
+
+def draw_text(
+    canvas: Image.Image,
+    text: str,
+    at: tuple[float, float],
+    colour: Colour,
+    *,
+    centred: bool = False,
+) -> None:
+    """Draw text with a white rim, centred on a point or starting at it."""
+    ImageDraw.Draw(canvas).text(
+        at,
+        text,
+        fill=colour,
+        font=ImageFont.load_default(17),
+        anchor="mm" if centred else "la",
+        stroke_width=3,
+        stroke_fill=(255, 255, 255),
+    )

@@ -1,0 +1,96 @@
+"""A paragraph for the methods section of a paper, with its references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qpnuclei._version import __version__
+from qpnuclei.report.runs import Run
+
+_PAPER = (
+    "Sahasrabudhe M, Christodoulidis S, Salgado R, Michiels S, Loi S, André F, Paragios N, "
+    "Vakalopoulou M. Self-Supervised Nuclei Segmentation in Histopathological Images Using "
+    "Attention. MICCAI 2020. doi:10.1007/978-3-030-59722-1_38"
+)
+_QUPATH = (
+    "Bankhead P, Loughrey MB, Fernández JA, et al. QuPath: Open source software for digital "
+    "pathology image analysis. Scientific Reports 2017;7:16878. doi:10.1038/s41598-017-17204-5"
+)
+_DECONVOLUTION = (
+    "Ruifrok AC, Johnston DA. Quantification of histochemical staining by color deconvolution. "
+    "Analytical and Quantitative Cytology and Histology 2001;23:291–299."
+)
+_LEARNED = {
+    "attention": "a network that learned from unlabelled tissue by the attention of a classifier",
+    "student": "a network that was trained without outlined nuclei, on pseudo-labels of its own",
+}
+
+
+def methods(
+    runs: Sequence[Run],
+    images: int,
+    annotations: int,
+    cores: int,
+    classes: Sequence[str],
+    stained: bool,
+) -> tuple[str, list[str]]:
+    """Return the paragraph and its numbered references.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        That found the nuclei; none if they come from another program.
+    images, annotations, cores : int
+        How many were counted.
+    classes : sequence of str
+        Of the annotations.
+    stained : bool
+        Whether haematoxylin was measured.
+    """
+    areas = []
+    if annotations or not cores:
+        plural = "es" if len(classes) > 1 else ""
+        of = f" (class{plural} {', '.join(classes)})" if classes else ""
+        areas.append(f"{_many(annotations, 'annotation')}{of}")
+    if cores:
+        areas.append(_many(cores, "TMA core"))
+    where = f"{' and '.join(areas)} on {_many(images, 'H&E image')}"
+    references: list[str] = []
+
+    def cite(reference: str) -> str:
+        if reference not in references:
+            references.append(reference)
+        return f"[{references.index(reference) + 1}]"
+
+    sentences = []
+    for run in runs:
+        model = run.model
+        name, sha = str(model.get("name") or "unknown"), str(model.get("sha256") or "")
+        version = run.versions.get("qpnuclei") or __version__
+        family = _LEARNED.get(str(model.get("family") or ""))
+        learned = f", {family} {cite(_PAPER)}" if family else ""
+        mpp = model.get("mpp")
+        at = f", at {mpp:g} µm/px" if isinstance(mpp, int | float) else ""
+        hashed = f" (SHA-256 {sha[:12]}…)" if sha else ""
+        sentences.append(
+            f"Nuclei were segmented with qpnuclei {version}, model '{name}'{hashed}{learned}{at}."
+        )
+    if not runs:
+        sentences.append(
+            f"Detections in a QuPath project {cite(_QUPATH)} were counted with qpnuclei "
+            f"{__version__}."
+        )
+    sentences.append(
+        f"Counts were taken in {where} of a QuPath project {cite(_QUPATH)}. A nucleus was counted "
+        "in every annotation that contains its centroid; densities refer to the analysed area."
+    )
+    if stained:
+        sentences.append(
+            "Area and mean haematoxylin of each nucleus follow QuPath's definitions, stains "
+            f"separated by colour deconvolution {cite(_DECONVOLUTION)}."
+        )
+    return " ".join(sentences), references
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

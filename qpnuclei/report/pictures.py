@@ -1,0 +1,160 @@
+"""Pictures of a page: embedded images, outlines as SVG paths, scale bars.
+
+Outlines lie above the pixels as SVG, so that they stay thin and sharp at every size of the page. An
+image that is shown twice is embedded once.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+from PIL import Image
+
+from qpnuclei.slides.pixels import RGB
+
+#: Quality of WebP: the loss is not visible, and a crop of 480 px has some 40 KB.
+_QUALITY = 80
+
+#: Colours that people with any kind of colour vision tell apart (Okabe and Ito), without those
+#: that vanish on white or on H&E.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#f0e442", "#56b4e9", "#e69f00", "#000000")
+
+
+@dataclass(frozen=True)
+class ScaleBar:
+    """A bar of a round length: its share of the picture's width, and its label."""
+
+    percent: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Outlines that are drawn in one way: a class of the page's style, SVG path data, a colour."""
+
+    style: str
+    data: str
+    colour: str = ""
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A word on a picture, in percent of its width and height."""
+
+    left: float
+    top: float
+    text: str
+    colour: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image and the outlines drawn on it.
+
+    Parameters
+    ----------
+    url : str
+        The embedded image.
+    width, height : int
+        In px; paths are in these, too.
+    border : str
+        SVG path data of where the analysed area ends.
+    """
+
+    url: str
+    width: int
+    height: int
+    scale: ScaleBar | None = None
+    paths: tuple[Outline, ...] = ()
+    tags: tuple[Tag, ...] = ()
+    border: str = ""
+
+
+def embedded(image: Image.Image | RGB, kind: str = "WEBP") -> str:
+    """Return an image as a ``data:`` URL.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image or (H, W, 3) uint8 ndarray
+    kind : {"WEBP", "JPEG", "PNG"}
+    """
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    stream = io.BytesIO()
+    options = {"optimize": True} if kind == "PNG" else {"quality": _QUALITY}
+    picture.save(stream, kind, **options)
+    content = base64.b64encode(stream.getvalue()).decode()
+    return f"data:image/{kind.lower()};base64,{content}"
+
+
+def scale_bar(um: float | None, most: float = 0.3) -> ScaleBar | None:
+    """Return a scale bar for a picture of known width in µm; None if the width is unknown."""
+    if um is None or not um > 0:
+        return None
+    length = round_length(um * most)
+    label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
+    return ScaleBar(100 * length / um, label)
+
+
+def round_length(most: float) -> float:
+    """Return the largest of 1, 2, 5, 10, 20, ... (and their tenths and so on) up to `most`."""
+    power = 10.0 ** math.floor(math.log10(most))
+    return max((step * power for step in (1, 2, 5) if step * power <= most), default=power)
+
+
+def path_data(ring: npt.NDArray[np.float64]) -> str:
+    """Return a closed ring as SVG path data in tenths of a px, all but its start relative."""
+    tenths = np.rint(ring[:-1] * 10).astype(int)
+    first, steps = tenths[0] / 10, np.diff(tenths, axis=0) / 10
+    return f"M{first[0]:g} {first[1]:g}l{_joined(steps)}z"
+
+
+def outlines(
+    geometries: Iterable[shapely.Geometry],
+    origin: tuple[float, float],
+    scale: tuple[float, float],
+    tolerance_px: float = 0.0,
+) -> str:
+    """Return SVG path data of areas and lines on a picture.
+
+    Parameters
+    ----------
+    geometries : iterable of shapely geometry
+        In level-0 px; points are left out.
+    origin : (float, float)
+        The picture's upper left corner in level-0 px.
+    scale : (float, float)
+        Px of the picture per level-0 px.
+    tolerance_px : float
+        How far vertices that are left out may lie from the outline, in px of the picture.
+    """
+    drawn = []
+    for geometry in geometries:
+        on_picture = shapely.transform(geometry, lambda xy: (xy - origin) * scale)
+        if tolerance_px:
+            on_picture = shapely.simplify(on_picture, tolerance_px)
+        for part in shapely.get_parts(on_picture):
+            if part.geom_type == "Polygon":
+                rings = [part.exterior, *part.interiors]
+            elif part.geom_type in ("LineString", "LinearRing"):
+                rings = [part]
+            else:
+                continue
+            drawn += [_line(shapely.get_coordinates(ring)) for ring in rings if not ring.is_empty]
+    return "".join(drawn)
+
+
+def _line(points: npt.NDArray[np.float64]) -> str:
+    if len(points) > 2 and np.array_equal(points[0], points[-1]):
+        return path_data(points)
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+
+
+def _joined(steps: Sequence[Sequence[float]] | npt.NDArray[np.float64]) -> str:
+    return " ".join(f"{x:g} {y:g}" for x, y in steps)

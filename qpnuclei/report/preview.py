@@ -1,0 +1,401 @@
+"""Compare the nuclei that several settings find in a few fields, before a long run.
+
+Nuclei are found as a run finds them, and a run with the same options finds the same ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from qpnuclei.errors import SlideError, UsageError
+from qpnuclei.nuclei.table import NucleiTable, concatenate
+from qpnuclei.pipeline.infer import find_nuclei, large_enough, plan_tiles
+from qpnuclei.pipeline.plan import NothingToDo, RunOptions, plan_image
+from qpnuclei.pipeline.plausibility import choose_fields, read_field
+from qpnuclei.pipeline.selection import tissue_region
+from qpnuclei.qupath.images import open_image
+from qpnuclei.qupath.model import ImageEntry
+from qpnuclei.qupath.regions import Region, rows_inside
+from qpnuclei.segmentation.colour import colour_statistics
+from qpnuclei.segmentation.engine import (
+    Engine,
+    EngineSpec,
+    ReadPixels,
+    TileInstances,
+    engine_spec,
+    load_engine,
+)
+from qpnuclei.slides.pixels import RGB
+from qpnuclei.slides.resolution import Scale, resolve_mpp, working_downsample
+from qpnuclei.slides.slide import Slide, open_slide
+from qpnuclei.slides.stains import DEFAULT_HE, ReinhardStatistics, Stains, separate
+from qpnuclei.slides.tissue import tissue_fraction
+from qpnuclei.system.timing import Stopwatch
+from qpnuclei.tiling.plan import Box, TilePlan
+
+if TYPE_CHECKING:
+    from qpnuclei.slides.slide import PixelSource
+
+#: Number of candidate places per image, and of images, from which fields are chosen.
+_MOST_PLACES, _MOST_IMAGES = 24, 8
+#: Places with less tissue are taken only if there are no others.
+_LEAST_TISSUE = 0.3
+#: Settings that are compared at most.
+MOST_CHOICES = 12
+#: Resolution of the pictures in µm/px.
+SHOWN_MPP = 0.25
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One setting; `threshold` None is the model's own."""
+
+    model: str
+    threshold: float | None = None
+    min_area_um2: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """A field, and the nuclei that each of C choices finds in it.
+
+    Parameters
+    ----------
+    image, region : str
+        Where it lies.
+    box : (x0, y0, x1, y1)
+        In level-0 px.
+    mpp : (float, float)
+        µm per level-0 px.
+    analysed : shapely geometry
+        The part of it that is analysed, in level-0 px.
+    tissue : (H, W, 3) uint8 ndarray
+        At `SHOWN_MPP`.
+    certainty : mapping of str to (h, w) float32 ndarray
+        By model: its map in 0..1, where it makes one.
+    found : (C,) list of NucleiTable
+        The nuclei whose centroid lies in the analysed part of the field, in level-0 px.
+    """
+
+    image: str
+    region: str
+    box: tuple[float, float, float, float]
+    mpp: tuple[float, float]
+    analysed: shapely.Geometry
+    tissue: RGB
+    certainty: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    found: list[NucleiTable] = field(default_factory=list)
+
+    @property
+    def area_mm2(self) -> float:
+        """Analysed area of the field."""
+        return float(self.analysed.area * self.mpp[0] * self.mpp[1] * 1e-6)
+
+    @property
+    def border(self) -> shapely.Geometry:
+        """Where the region ends inside the field; empty if it does not."""
+        return shapely.difference(self.analysed.boundary, shapely.box(*self.box).boundary)
+
+    @property
+    def counts(self) -> list[int]:
+        """Nuclei for each choice."""
+        return [len(nuclei) for nuclei in self.found]
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """An image whose fields are shown."""
+
+    name: str
+    slide: Slide
+    mpp: tuple[float, float]
+    stains: Stains
+    regions: Sequence[Region]
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """A candidate for a field; `box` is in level-0 px."""
+
+    source: _Source
+    region: Region
+    box: tuple[float, float, float, float]
+    haematoxylin: float
+    tissue: float
+
+
+def choices_of(
+    models: Sequence[str], thresholds: Sequence[float | None], min_areas_um2: Sequence[float]
+) -> list[Choice]:
+    """Return every combination.
+
+    Raises
+    ------
+    UsageError
+        If they are more than anyone can compare.
+    """
+    choices = [
+        Choice(model, threshold, area)
+        for model in dict.fromkeys(models)
+        for threshold in dict.fromkeys(thresholds)
+        for area in dict.fromkeys(min_areas_um2)
+    ]
+    if len(choices) > MOST_CHOICES:
+        raise UsageError(
+            f"{len(choices)} combinations of --model, --threshold and --min-area-um2 are too many "
+            f"to compare (at most {MOST_CHOICES})",
+            "vary one option at a time",
+        )
+    return choices
+
+
+def preview_project(
+    entries: Sequence[ImageEntry],
+    options: RunOptions,
+    choices: Sequence[Choice],
+    n_fields: int,
+    progress: Callable[[int, str], object] = lambda done, image: None,
+) -> list[Field]:
+    """Try settings on a few fields of the regions that a run would analyse.
+
+    Parameters
+    ----------
+    entries : sequence of ImageEntry
+        As `qpnuclei.pipeline.selection.choose_images` returns them.
+    options : RunOptions
+        What the run will be asked to do; model, threshold and smallest area are those of `choices`.
+    n_fields : int
+        Spread over the regions from little haematoxylin to much.
+    progress : callable
+        Called as ``progress(fields done in all settings, image)``.
+
+    Raises
+    ------
+    UsageError
+        If no image has anything to analyse.
+    qpnuclei.errors.QpnucleiError
+        If an image, a model or the device cannot be used.
+    """
+    spread = np.unique(np.linspace(0, len(entries) - 1, _MOST_IMAGES).round().astype(int))
+    spec = engine_spec(choices[0].model)
+    with ExitStack() as stack:
+        sources = []
+        for entry in [entries[i] for i in spread]:
+            slide = stack.enter_context(open_image(entry))
+            try:
+                plan = plan_image(entry, slide, spec, options)
+            except NothingToDo:
+                continue
+            sources.append(_Source(entry.name, slide, plan.scale.mpp, plan.stains, plan.regions))
+        if not sources:
+            raise UsageError("there is nothing to analyse in these images")
+        return _preview(sources, options, choices, n_fields, progress)
+
+
+def preview_slide(
+    path: Path,
+    mpp: float | None,
+    options: RunOptions,
+    choices: Sequence[Choice],
+    n_fields: int,
+    progress: Callable[[int, str], object] = lambda done, image: None,
+) -> list[Field]:
+    """Try settings on a few fields of a slide's tissue; see `preview_project`.
+
+    Raises
+    ------
+    SlideError
+        If there is no tissue.
+    """
+    with open_slide(path, crop_to_bounds=True) as slide:
+        resolved, _ = resolve_mpp(mpp, None, slide.mpp, str(path))
+        regions = tissue_region(slide, resolved)
+        if not regions:
+            raise SlideError(f"no tissue found in {path}", "make a project, and annotate it")
+        source = _Source(path.name, slide, resolved, DEFAULT_HE, regions)
+        return _preview([source], options, choices, n_fields, progress)
+
+
+def _preview(
+    sources: Sequence[_Source],
+    options: RunOptions,
+    choices: Sequence[Choice],
+    n_fields: int,
+    progress: Callable[[int, str], object],
+) -> list[Field]:
+    places = _chosen([place for source in sources for place in _places(source)], n_fields)
+    made = [_field(place) for place in places]
+    settings = list(dict.fromkeys((choice.model, choice.threshold) for choice in choices))
+    colours: dict[tuple[str, int], ReinhardStatistics | None] = {}
+    done = 0
+    found: dict[tuple[str, float | None], list[NucleiTable]] = {}
+    for model, threshold in settings:
+        asked = dataclasses.replace(options.engine, threshold=threshold)
+        engine = load_engine(model, asked)
+        found[model, threshold] = []
+        for place, shown in zip(places, made, strict=True):
+            progress(done, place.source.name)
+            done += 1
+            source = place.source
+            scale = Scale(source.mpp, working_downsample(source.mpp, engine.spec.mpp))
+            key = model, id(source)
+            if key not in colours:
+                colours[key] = _colours(source, scale, engine.spec)
+            watched = _Watched(engine, colours[key])
+            nuclei = _nuclei_in(place, watched, scale, options)
+            found[model, threshold].append(nuclei)
+            if model not in shown.certainty:
+                certainty = watched.certainty(place.box, scale)
+                if certainty is not None:
+                    shown.certainty[model] = certainty
+    progress(done, "")
+    for number, shown in enumerate(made):
+        shown.found.extend(
+            large_enough(found[c.model, c.threshold][number], c.min_area_um2) for c in choices
+        )
+    return made
+
+
+def _places(source: _Source) -> list[_Place]:
+    """Describe candidate places all over the regions of an image."""
+    fields = choose_fields(source.regions, source.mpp)
+    fields = fields[:: math.ceil(len(fields) / _MOST_PLACES)]
+    places = []
+    for candidate in fields:
+        rgb = read_field(source.slide, candidate, source.mpp)
+        stained = np.maximum(separate(rgb, source.stains)[..., 0], 0)
+        places.append(
+            _Place(
+                source,
+                source.regions[candidate.region],
+                _on_grid(candidate.box, source.mpp),
+                float(stained.mean()),
+                float(tissue_fraction(rgb)),
+            )
+        )
+    return places
+
+
+def _chosen(places: Sequence[_Place], n_fields: int) -> list[_Place]:
+    """Choose fields from little haematoxylin to much, at even ranks."""
+    with_tissue = [place for place in places if place.tissue >= _LEAST_TISSUE] or list(places)
+    ranked = sorted(with_tissue, key=lambda place: place.haematoxylin)
+    count = min(n_fields, len(ranked))
+    return [ranked[int((i + 0.5) * len(ranked) / count)] for i in range(count)]
+
+
+def _field(place: _Place) -> Field:
+    mpp, (x0, y0, x1, y1) = place.source.mpp, place.box
+    x, y = SHOWN_MPP / mpp[0], SHOWN_MPP / mpp[1]
+    left, top, right, bottom = (round(v / s) for v, s in zip(place.box, (x, y, x, y), strict=True))
+    return Field(
+        image=place.source.name,
+        region=place.region.label,
+        box=(x0, y0, x1, y1),
+        mpp=mpp,
+        analysed=_analysed(place),
+        tissue=place.source.slide.read(left, top, right - left, bottom - top, (x, y)),
+    )
+
+
+def _on_grid(box: tuple[float, ...], mpp: tuple[float, float]) -> tuple[float, float, float, float]:
+    """Return a box with corners on the grid of px in which it is shown."""
+    x, y = SHOWN_MPP / mpp[0], SHOWN_MPP / mpp[1]
+    x0, y0, x1, y1 = (round(v / s) * s for v, s in zip(box, (x, y, x, y), strict=True))
+    return x0, y0, x1, y1
+
+
+def _analysed(place: _Place) -> shapely.Geometry:
+    return shapely.intersection(shapely.box(*place.box), place.region.geometry)
+
+
+def _nuclei_in(place: _Place, engine: _Watched, scale: Scale, options: RunOptions) -> NucleiTable:
+    """Find the nuclei whose centroid lies in the analysed part of a field."""
+    slide, area = place.source.slide, _analysed(place)
+    tiles = plan_tiles(
+        area,
+        (slide.width, slide.height),
+        scale,
+        engine.spec,
+        tile_px=options.tile_px,
+        max_nucleus_um=options.max_nucleus_um,
+    )
+    tables: list[NucleiTable] = []
+    find_nuclei(
+        slide,
+        tiles,
+        engine,
+        scale,
+        place.source.stains,
+        tables,
+        simplify_um=options.simplify_um,
+        workers=options.workers,
+    )
+    nuclei = concatenate(tables)
+    (inside,) = rows_inside([Region(None, area)], nuclei.centroids())
+    return nuclei.take(inside)
+
+
+def _colours(source: _Source, scale: Scale, spec: EngineSpec) -> ReinhardStatistics | None:
+    """Measure the colours of all the regions, as a run does."""
+    if not spec.needs_colour:
+        return None
+    slide = source.slide
+    area = shapely.union_all([region.geometry for region in source.regions])
+    tiles = plan_tiles(area, (slide.width, slide.height), scale, spec)
+    return colour_statistics(_reader(slide, scale), tiles)
+
+
+def _reader(slide: PixelSource, scale: Scale) -> ReadPixels:
+    def read(box: Box) -> RGB:
+        return slide.read(box.x0, box.y0, box.width, box.height, scale.downsample)
+
+    return read
+
+
+class _Watched:
+    """An engine that knows the colours of the whole region, and keeps the maps of what it saw."""
+
+    def __init__(self, engine: Engine, colour: ReinhardStatistics | None) -> None:
+        self._engine = engine
+        self._colour = colour
+        self._seen: list[TileInstances] = []
+        self.spec = dataclasses.replace(engine.spec, needs_colour=False)
+        self.execution = engine.execution
+
+    def segment(
+        self,
+        read: ReadPixels,
+        tiles: TilePlan,
+        colour: ReinhardStatistics | None,  # noqa: ARG002 - of the field alone
+        clock: Stopwatch,
+    ) -> Generator[TileInstances, None, None]:
+        """Yield the engine's instances."""
+        for seen in self._engine.segment(read, tiles, self._colour, clock):
+            self._seen.append(seen)
+            yield seen
+
+    def certainty(
+        self, box: tuple[float, float, float, float], scale: Scale
+    ) -> npt.NDArray[np.float32] | None:
+        """Return the map of a field; NaN where nothing was seen, None if the engine has none."""
+        sx, sy = scale.downsample
+        wanted = Box(*(round(v / s) for v, s in zip(box, (sx, sy, sx, sy), strict=True)))
+        shown = np.full((wanted.height, wanted.width), np.nan, np.float32)
+        for seen in self._seen:
+            for score in seen.scores.values():
+                common = wanted.intersection(seen.tile.view)
+                if common is not None:
+                    part = score.levels[common.within(seen.tile.view)]
+                    shown[common.within(wanted)] = score.values[part]
+        return None if np.isnan(shown).all() else shown

@@ -1,0 +1,182 @@
+"""The parts of earlier runs' ``run.json`` that a report uses.
+
+A record may come from another version: what it does not say is left out.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qpnuclei.errors import FormatError, NotFoundError, UsageError
+from qpnuclei.qupath.model import ImageEntry
+from qpnuclei.system.files import read_regular
+from qpnuclei.system.json_text import parse_json
+
+_log = logging.getLogger(__name__)
+
+RECORD = "run.json"
+#: Folder of the runs in a project's folder.
+RUNS = "qpnuclei"
+
+
+@dataclass(frozen=True)
+class RunOfImage:
+    """A run's record of one image; None or empty for unknown values."""
+
+    mpp: tuple[float, float] | None
+    mpp_source: str
+    working_mpp: tuple[float, float] | None
+    tiles: int | None
+    joined: int | None
+    region_ids: tuple[str | None, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: where its record lies, and its content."""
+
+    path: Path
+    content: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """The record of its model."""
+        return _mapping(self.content.get("model"))
+
+    @property
+    def versions(self) -> Mapping[str, Any]:
+        """Versions of programs and libraries."""
+        return _mapping(self.content.get("versions"))
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """Its options."""
+        return _mapping(self.content.get("arguments"))
+
+    @property
+    def started(self) -> str:
+        """When it began, to the minute; empty if that is not known."""
+        return str(self.content.get("started") or "")[:16].replace("T", " ")
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it took."""
+        value = self.content.get("seconds")
+        return float(value) if isinstance(value, int | float) else None
+
+    @property
+    def unfinished(self) -> list[tuple[str, str, str]]:
+        """Entry ID and name of each image that failed or was not done, and why."""
+        return [
+            (str(image.get("entry")), str(image.get("image") or ""), str(image.get(why) or ""))
+            for part, why in (("failures", "error"), ("not_done", "reason"))
+            for image in _mappings(self.content.get(part))
+        ]
+
+    def of_image(self, entry_id: str) -> RunOfImage | None:
+        """Return the record of an image; None if the run did not finish it."""
+        for image in _mappings(self.content.get("images")):
+            if str(image.get("entry")) == entry_id:
+                return RunOfImage(
+                    mpp=_pair(image.get("mpp")),
+                    mpp_source=str(image.get("mpp_source") or ""),
+                    working_mpp=_pair(image.get("working_mpp")),
+                    tiles=_number(image.get("tiles")),
+                    joined=_number(image.get("joined")),
+                    region_ids=tuple(r.get("id") for r in _mappings(image.get("regions"))),
+                    notes=tuple(map(str, _sequence(image.get("notes")))),
+                )
+        return None
+
+
+def read_run(folder: Path) -> Run:
+    """Read the record of a run from its folder.
+
+    Raises
+    ------
+    NotFoundError, FormatError
+        If it is not there, or cannot be read.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        raise NotFoundError(f"{folder} has no {RECORD}", "give the folder of a run, or a project")
+    try:
+        content = parse_json(read_regular(path).decode())
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path} cannot be read: {error}", "give the project instead") from error
+    if not isinstance(content, dict):
+        raise FormatError(f"{path} is not the record of a run", "give the project instead")
+    return Run(path, content)
+
+
+def runs_of(project_folder: Path) -> list[Run]:
+    """Return the runs in a project's folder, the newest first; unreadable ones are left out."""
+    found = []
+    for path in sorted((project_folder / RUNS).glob(f"*/{RECORD}"), reverse=True):
+        try:
+            found.append(read_run(path.parent))
+        except (FormatError, NotFoundError) as error:
+            _log.info("not in the report: %s", error.what)
+    return sorted(found, key=lambda run: str(run.content.get("started") or ""), reverse=True)
+
+
+def project_of(run: Run) -> Path:
+    """Return the project of a run: the one in whose folder it lies, else the one it names."""
+    folder = run.path.parent.absolute().parent
+    if folder.name == RUNS and any(folder.parent.glob("*.qpproj")):
+        return folder.parent
+    named = Path(str(run.content.get("project") or ""))
+    if not named.name or not named.exists():
+        raise NotFoundError(
+            f"{run.path}: its project {str(named)!r} is not there", "give the project instead"
+        )
+    return named
+
+
+def images_of(run: Run, entries: Sequence[ImageEntry]) -> list[ImageEntry]:
+    """Return the images that a run has done.
+
+    Raises
+    ------
+    UsageError
+        If none of `entries` is among them.
+    """
+    done = [entry for entry in entries if run.of_image(entry.id) is not None]
+    if not done:
+        raise UsageError(
+            f"{run.path}: it has done none of these images", "give the project instead"
+        )
+    return done
+
+
+def is_run_folder(path: Path) -> bool:
+    """Tell whether a path is the folder of a run, and not that of a project."""
+    return (path / RECORD).is_file() and not any(path.glob("*.qpproj"))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _sequence(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _mappings(value: Any) -> list[Mapping[str, Any]]:
+    return [part for part in _sequence(value) if isinstance(part, dict)]
+
+
+def _number(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _pair(value: Any) -> tuple[float, float] | None:
+    parts = _sequence(value)
+    if len(parts) != 2 or not all(isinstance(part, int | float) and part > 0 for part in parts):
+        return None
+    return float(parts[0]), float(parts[1])

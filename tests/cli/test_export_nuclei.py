@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qpnuclei.errors import UsageError
+from tests.cli.conftest import Outcome
+
+Call = Callable[..., Outcome]
+Sample = Callable[..., Path]
+
+NATIVE = ("--backend", "native")
+
+
+def test_export_of_nuclei_says_what_it_wrote(
+    qpnuclei: Call, sample: Sample, tmp_path: Path
+) -> None:
+    project, path = sample(), tmp_path / "nuclei.csv"
+    done = qpnuclei("export", project, "--by", "nucleus", "-o", path, "--json", *NATIVE)
+    assert done.exit_code == 0
+    said = json.loads(done.stdout)
+    assert said["files"] == [str(path)]
+    assert [image["nuclei"] for image in said["images"]] == [6, 50, 0]
+    assert len(path.read_text("utf-8-sig").splitlines()) == 57
+    one = qpnuclei(
+        "export", project, "--by", "nucleus", "-o", tmp_path / "one", "--format", "ome-tiff",
+        "--image", "2", *NATIVE,
+    )  # fmt: skip
+    assert one.exit_code == 0
+    assert len(list((tmp_path / "one").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--by", "nucleus", "-o", "n.xlsx"), r"n\.xlsx.*\.h5ad"),
+        (("--by", "image", "-o", "n.csv", "--format", "csv"), "--format is of nuclei"),
+        (
+            ("--by", "nucleus", "-o", "n.csv", "--roi", "Nowhere"),
+            "no annotation of class 'Nowhere'",
+        ),
+    ],
+)
+def test_wrong_requests(
+    qpnuclei: Call, sample: Sample, arguments: tuple[str, ...], reason: str
+) -> None:
+    done = qpnuclei("export", sample(), *arguments, *NATIVE)
+    assert isinstance(done.error, UsageError)
+    assert done.exit_code == 2
+    assert re.search(reason, str(done.error))
+    assert not Path("n.csv").exists()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "geojson", "h5ad"])
+def test_images_that_cannot_be_read_are_named_and_the_others_written(
+    qpnuclei: Call, sample: Sample, tmp_path: Path, suffix: str
+) -> None:
+    project, path = sample(), tmp_path / f"nuclei.{suffix}"
+    data = sorted((project / "data").glob("*/data.qpdata"))
+    data[0].write_bytes(data[0].read_bytes()[:500])
+    done = qpnuclei("export", project, "--by", "nucleus", "-o", path, "--json", *NATIVE)
+    assert done.exit_code == 1
+    said = json.loads(done.stdout)
+    assert [image["image_id"] for image in said["images"]] == ["2", "3"]
+    assert [failure["image_id"] for failure in said["failures"]] == ["1"]
+    assert path.exists()
+    path.unlink()
+    for file in data[1:]:
+        file.write_bytes(file.read_bytes()[:500])
+    done = qpnuclei("export", project, "--by", "nucleus", "-o", path, *NATIVE)
+    assert done.exit_code == 1
+    assert not path.exists()
+
+
+def test_counts_without_annotations_have_a_header(
+    qpnuclei: Call, sample: Sample, tmp_path: Path
+) -> None:
+    project, path = sample(), tmp_path / "counts.csv"
+    for file in (project / "data").glob("*/data.qpdata"):
+        file.unlink()
+    assert qpnuclei("export", project, "-o", path, *NATIVE).exit_code == 0
+    assert path.read_text("utf-8-sig").startswith("image,annotation,type,class,nuclei,")

@@ -1,0 +1,136 @@
+"""What a preview shows is what a run with the same options finds."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+from PIL import Image
+from typer.testing import CliRunner
+
+from qpnuclei.cli.app import app
+from qpnuclei.errors import SlideError, UsageError
+from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.pipeline.plan import RunOptions
+from qpnuclei.pipeline.selection import Selection
+from qpnuclei.qupath.model import Project
+from qpnuclei.qupath.native import open_project
+from qpnuclei.report.preview import Choice, Field, choices_of, preview_project
+from tests.cli.conftest import tree
+from tests.report.conftest import Made
+from tests.report.pages import Page
+
+EVERYTHING = RunOptions(Selection(everything=True), device="cpu")
+CHOICES = [Choice("default"), Choice("default", 0.8), Choice("default", None, 40.0)]
+
+
+def areas_in(project: Project, field: shapely.Geometry) -> list[float]:
+    """Areas of the nuclei that a run left inside of a part of the image, sorted."""
+    detections = project.images[0].read().detections
+    ours = np.array([is_ours(identity) for identity in detections.ids])
+    inside = shapely.intersects_xy(field, detections.centroids)
+    return sorted(detections.measurements["Area µm^2"][ours & inside].tolist())
+
+
+@pytest.fixture(scope="module")
+def fields(made: Made) -> list[Field]:
+    return preview_project(made.project.images, EVERYTHING, CHOICES, 2)
+
+
+def test_it_finds_what_the_run_found(made: Made, fields: list[Field]) -> None:
+    assert len(fields) == 2
+    for field in fields:
+        of_run = areas_in(made.project, field.analysed)
+        own, strict, large = (sorted(n.measurements["Area µm^2"].tolist()) for n in field.found)
+        assert own == pytest.approx(of_run)
+        assert large == pytest.approx([area for area in of_run if area >= 40])
+        assert sum(strict) < sum(own)
+        assert field.certainty["default"].shape == field.tissue.shape[:2] == (512, 512)
+    assert sum(field.counts[0] for field in fields) > 20
+
+
+def test_fields_go_from_little_haematoxylin_to_much(fields: list[Field]) -> None:
+    darkness = [255 - field.tissue[..., 0].mean() for field in fields]
+    assert darkness == sorted(darkness)
+
+
+def test_too_many_settings_are_refused() -> None:
+    assert len(choices_of(["default"], [0.3, 0.5, 0.3], [0, 10])) == 4
+    with pytest.raises(UsageError, match="15 combinations"):
+        choices_of(["default"], [0.1, 0.2, 0.3, 0.4, 0.5], [0, 1, 2])
+
+
+def call(*arguments: object) -> tuple[int, str, BaseException | None]:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    return result.exit_code, result.stdout, result.exception
+
+
+def test_its_command_is_the_run_that_it_shows(made: Made, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made.project.path.parent, tmp_path / "project"))
+    before = tree(folder)
+    page, one = tmp_path / "page.html", ("--fields", 1, "--device", "cpu", "--quiet", "--json")
+    asked = ("--roi", "Tumor", "--threshold", "0.5,0.8", "--min-area-um2", "30", "-o", page)
+    code, said, _ = call("preview", folder, *asked, *one)
+    assert code == 0
+    assert tree(folder) == before
+    shown = json.loads(said)
+    setting = shown["settings"][1]
+    assert (setting["threshold"], setting["min_area_um2"]) == (0.8, 30)
+    command = shlex.split(setting["command"])
+    assert command[2:] == [
+        *(str(folder), "--roi", "Tumor", "--threshold", "0.8", "--min-area-um2", "30")
+    ]
+    parsed = Page.of(page)
+    assert setting["command"] in parsed.text
+    rows = parsed.table("setting", "field 1", "together")
+    assert [row["together"].value for row in rows] == [sum(s["nuclei"]) for s in shown["settings"]]
+    for tag, name, value in parsed.attributes:
+        if name in ("href", "src"):
+            assert value.startswith(("data:image/", "#")), (tag, value[:80])
+    with Image.open(shown["picture"]) as picture:
+        assert picture.width > picture.height  # tissue, certainty and two settings in a row
+
+    assert call(*command[1:], "--device", "cpu", "--quiet", "--no-report")[0] == 0
+
+    (field,) = shown["fields"]
+    project = open_project(folder)
+    tumor = [a.area for a in project.images[0].read().annotations if a.class_name == "Tumor"]
+    wanted = next(a for a in tumor if shapely.intersects(a, shapely.box(*field["box_px"])))
+    part = shapely.intersection(wanted, shapely.box(*field["box_px"]))
+    assert len(areas_in(project, part)) == setting["nuclei"][0] > 0
+
+
+def test_a_slide_alone_is_looked_at_in_its_tissue(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    slide = made.project.images[0].path
+    code, _, _ = call("preview", slide, "--threshold", 0.5, "--fields", 1, "--device", "cpu")
+    assert code == 0
+    text = Page.of(tmp_path / "synthetic-preview.html").text
+    assert f"qpnuclei project create my-project {slide}" in text
+    assert "qpnuclei run my-project --tissue --threshold 0.5" in text
+    Image.new("RGB", (300, 300), "white").save("glass.png")
+    assert isinstance(call("preview", "glass.png", "--mpp", 0.25)[2], SlideError)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--threshold", "0.5,1.5"), "--threshold: '1.5' is not between 0.01 and 0.99"),
+        (("--threshold", "high"), "--threshold: 'high' is not a number"),
+        (("--min-area-um2", "nan"), "--min-area-um2: 'nan' is not a number"),
+        (("--roi", "Tumour"), "no annotation of class 'Tumour'"),
+        (("-o", "page.pdf"), "'page.pdf' is not the name of a page"),
+    ],
+)
+def test_a_mistake_is_one_error(made: Made, options: tuple[str, ...], said: str) -> None:
+    roi = () if "--roi" in options else ("--roi", "Tumor")
+    error = call("preview", made.project.path, *roi, *options)[2]
+    assert isinstance(error, UsageError)
+    assert said in error.what

@@ -1,0 +1,313 @@
+"""The report of a run: what it says is what is exported, and what it shows is what was found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import shapely
+from typer.testing import CliRunner
+
+from qpnuclei.cli.app import app
+from qpnuclei.errors import FormatError, NotFoundError, UsageError
+from qpnuclei.qupath.counts import count_project
+from qpnuclei.qupath.model import Detections, ImageObjects
+from qpnuclei.qupath.native import NativeImage, open_project
+from qpnuclei.qupath.pixel_size import AskedMpp
+from qpnuclei.report import content
+from qpnuclei.report.page import ReportOptions, write_report
+from qpnuclei.report.runs import project_of, read_run, runs_of
+from tests.paths import SAMPLES
+from tests.report.conftest import NAME, Made
+from tests.report.pages import Page, same
+
+
+def test_numbers_are_those_of_the_export(made: Made) -> None:
+    rows = count_project(made.project, made.project.images)
+    shown = made.page.table("annotation", "per mm²", "check")
+    assert len(rows) == len(shown) == 3
+    names = {
+        "annotation": "annotation",
+        "type": "type",
+        "class": "class",
+        "status": "status",
+        "mm²": "area_mm2",
+        "analysed mm²": "analysed_mm2",
+        "nuclei": "nuclei",
+        "per mm²": "nuclei_per_mm2",
+        "median µm²": "Area µm^2 (median)",
+        "haematoxylin": "Hematoxylin: Mean (mean)",
+        "check": "check",
+    }
+    for row, cells in zip(rows, shown, strict=True):
+        assert {h for h, column in names.items() if not same(cells[h], row[column])} == set()
+    everything = made.page.table("annotation", "uuid", "Solidity (SD)")
+    for row, cells in zip(rows, everything, strict=True):
+        assert set(cells) == set(row) - {"project", "image", "image_id"}
+        assert all(same(cell, row[column]) for column, cell in cells.items())
+
+
+def test_classes_are_sums_of_the_export(made: Made) -> None:
+    by_class = {r["class"]: r for r in count_project(made.project, made.project.images, "class")}
+    shown = made.page.table("class", "annotations", "per mm²")
+    assert {row["class"].text for row in shown} == set(by_class)
+    for row in shown:
+        expected = by_class[row["class"].text]
+        assert row["nuclei"].value == expected["nuclei"]
+        assert row["per mm²"].value == expected["nuclei_per_mm2"]
+    assert sum(row["annotations"].value or 0 for row in shown) == 3
+    (of_image,) = count_project(made.project, made.project.images, "image")
+    assert ("dd", "title", str(of_image["nuclei"])) in made.page.attributes
+
+
+def test_it_needs_nothing_from_elsewhere_and_is_small(made: Made) -> None:
+    for tag, name, value in made.page.attributes:
+        if name in ("href", "src"):
+            assert value.startswith(("data:image/", "#")), (tag, value[:80])
+    assert not {"script", "link", "iframe", "object"} & set(made.page.tags)
+    style = made.page.html[: made.page.html.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert len(made.page.html) < 1_000_000
+
+
+def test_names_are_text(made: Made) -> None:
+    assert NAME in made.page.text
+    assert "img" not in made.page.tags
+    assert not [name for _, name, _ in made.page.attributes if name.startswith("on")]
+
+
+def test_each_kind_of_place_is_shown_once(made: Made) -> None:
+    shown = " ".join(made.page.captions)
+    for title in (
+        "densest",
+        "typical",
+        "sparsest",
+        "least certain",
+        "seam: two tiles side by side",
+        "seam: two tiles one above the other",
+        "seam: a corner of four tiles",
+    ):
+        assert shown.count(title) == 1, title
+    # Every view is embedded once and shown twice.
+    uses = [value for tag, name, value in made.page.attributes if (tag, name) == ("use", "href")]
+    ids = [value for tag, name, value in made.page.attributes if (tag, name) == ("image", "id")]
+    assert sorted(uses) == sorted(f"#{identity}" for identity in ids)
+
+
+def test_seams_are_where_the_tiles_of_the_run_met(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    borders: list[Any] = []
+    real = content.seam_views
+
+    def watched(*args: Any) -> Any:
+        borders.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(content, "seam_views", watched)
+    run = read_run(made.path.parent)
+    content.image_content(made.project, made.project.images[0], 1, run, None, AskedMpp())
+    ((xs, ys, *_),) = borders
+    scale = made.plan.scale.downsample
+    lefts = {tile.core.x0 * scale[0] for tile in made.plan.tiles}
+    tops = {tile.core.y0 * scale[1] for tile in made.plan.tiles}
+    assert len(xs) > 0
+    assert len(ys) > 0
+    assert set(xs) <= lefts
+    assert set(ys) <= tops
+
+
+def test_it_says_what_was_run_and_how_to_cite_it(made: Made) -> None:
+    record = json.loads((made.path.parent / "run.json").read_text())
+    text = " ".join(made.page.text.split())
+    assert record["model"]["sha256"] in text
+    assert f"torch {record['versions']['torch']}" in text
+    assert "Nuclei were segmented with qpnuclei" in text
+    assert "3 annotations (classes Tumor, Stroma) on 1 H&E image of a QuPath project" in text
+    assert "doi:10.1007/978-3-030-59722-1_38" in text
+
+
+def test_a_project_is_reported_with_what_its_runs_noted(made: Made, tmp_path: Path) -> None:
+    path = tmp_path / "again.html"
+    runs = runs_of(made.project.path.parent)
+    assert [run.path.parent for run in runs] == [made.path.parent]
+    assert project_of(runs[0]) == made.project.path.parent
+    write_report(made.project, made.project.images, path, runs)
+    assert Page.of(path).captions == made.page.captions
+    # Without a record, the nuclei are the same, and there are no seams.
+    write_report(made.project, made.project.images, path)
+    bare = Page.of(path)
+    assert not any("seam" in caption for caption in bare.captions)
+    assert bare.table("annotation", "check") == made.page.table("annotation", "check")
+    assert "No run of qpnuclei is recorded" in bare.text
+
+
+def test_detections_of_other_programs_count_where_no_run_was(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(SAMPLES / "0.5.1", tmp_path / "0.5.1")) / "project"
+    project = open_project(folder)
+    path = tmp_path / "page.html"
+    assert write_report(project, project.images, path) == []
+    page = Page.of(path)
+    assert "No run of qpnuclei is recorded for this image" in page.text
+    rows = []
+    for entry in project.images:
+        detections = entry.read().detections
+        kinds = zip(detections.class_names, detections.kinds, strict=True)
+        classes = {name or "" for name, kind in kinds if kind != "tile"}
+        rows += count_project(project, [entry], nucleus_classes=sorted(classes) or None)
+    shown = page.table("image", "annotation", "check")
+    assert len(shown) == len(rows)
+    assert sum(row["nuclei"] or 0 for row in rows) > 0
+    assert all(same(c["nuclei"], r["nuclei"]) for c, r in zip(shown, rows, strict=True))
+    # The same classes for all images, as for export.
+    write_report(project, project.images, path, options=ReportOptions(("Immune cells",)))
+    rows = count_project(project, project.images, nucleus_classes=("Immune cells",))
+    shown = Page.of(path).table("image", "annotation", "check")
+    assert all(same(c["nuclei"], r["nuclei"]) for c, r in zip(shown, rows, strict=True))
+
+
+def test_an_image_that_is_gone_has_numbers_and_no_pictures(made: Made, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made.project.path.parent, tmp_path / "moved"))
+    project = open_project(folder)
+    slide = project.images[0].path
+    assert slide is not None
+    hidden = slide.rename(slide.with_suffix(".hidden"))
+    try:
+        project = open_project(folder)
+        assert write_report(project, project.images, tmp_path / "page.html") == []
+    finally:
+        hidden.rename(slide)
+    page = Page.of(tmp_path / "page.html")
+    assert "No pictures: image 'synthetic.tif'" in page.text
+    assert "image" not in page.tags
+    assert page.table("annotation", "check") == made.page.table("annotation", "check")
+
+
+@dataclass
+class Many:
+    """A project of many images without slides."""
+
+    path: Path
+    images: list[Any]
+
+
+def test_many_images_have_a_page_each(made: Made, tmp_path: Path) -> None:
+    (entry,) = made.project.images
+    objects = entry.read()
+    nothing = Detections(
+        *([], [], [], np.empty(0, object), np.empty((0, 2)), np.empty((0, 2), int), np.empty(0))
+    )
+    square = replace(objects.annotations[0], geometry=shapely.box(0, 0, 9, 9))
+    bare = ImageObjects((square,), nothing, "")
+
+    class Stub(NativeImage):
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        id = property(lambda self: str(self.number))
+        name = property(lambda self: f"<{self.number}>.svs")
+        server = entry.server
+        calibration = entry.calibration
+        image_type = None
+        path = None
+
+        def read(self) -> ImageObjects:
+            if self.number == 7:
+                raise FormatError("data.qpdata is damaged")
+            return bare
+
+    project = Many(made.project.path, [Stub(number) for number in range(1, 501)])
+    path = tmp_path / "all images.html"
+    ((failed, _),) = write_report(project, project.images, path)
+    assert failed.name == "<7>.svs"
+    index = Page.of(path)
+    assert "data.qpdata is damaged" in index.text
+    links = [v for t, n, v in index.attributes if (t, n) == ("a", "href")]
+    assert len(links) == 499
+    assert all((tmp_path / link.replace("%20", " ")).is_file() for link in links)
+    assert path.stat().st_size < 500_000
+    second = Page.of(tmp_path / "all images-images" / "0002.html")
+    assert "<2>.svs" in second.text
+    back = [v for t, n, v in second.attributes if (t, n) == ("a", "href")]
+    assert back == ["0001.html", "../all%20images.html", "0003.html"]
+
+
+def call(*arguments: object) -> tuple[int, str, BaseException | None]:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    return result.exit_code, result.stdout + result.stderr, result.exception
+
+
+def test_the_command_takes_a_project_or_a_run(made: Made, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made.project.path.parent, tmp_path / "project"))
+    run = next(folder.glob("qpnuclei/*/run.json")).parent
+    (run / "report.html").unlink()
+    code, said, _ = call("report", run, "--quiet", "--json")
+    assert code == 0
+    assert json.loads(said[: said.rindex("}") + 1])["report"] == str(run / "report.html")
+    assert Page.of(run / "report.html").captions == made.page.captions
+    assert call("report", folder, "--quiet")[0] == 0
+    assert (folder / "qpnuclei" / "report.html").is_file()
+    wrong = call("report", folder, "-o", tmp_path / "page.pdf")[2]
+    assert isinstance(wrong, UsageError)
+    assert ".html" in wrong.hint
+    assert isinstance(call("report", tmp_path / "nothing")[2], NotFoundError)
+    (run / "run.json").write_text("{")
+    assert isinstance(call("report", run)[2], FormatError)
+    # A damaged record does not keep the project from being reported.
+    assert call("report", folder, "--quiet")[0] == 0
+
+
+def test_a_run_writes_its_report_and_does_not_need_it(made: Made, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made.project.path.parent, tmp_path / "project"))
+    run = ("run", folder, "--roi", "Stroma", "--device", "cpu", "--quiet")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    code, said, _ = call(*run, "--run-dir", tmp_path / "one")
+    assert code == 0
+    assert f"report: {tmp_path / 'one' / 'report.html'}" in said
+    page = Page.of(tmp_path / "one" / "report.html")
+    assert len(page.table("annotation", "check")) == 3  # those of earlier runs, too
+    assert call(*run, "--run-dir", tmp_path / "two", "--no-report")[0] == 0
+    assert not (tmp_path / "two" / "report.html").exists()
+    (tmp_path / "three" / "report.html").mkdir(parents=True)
+    code, said, _ = call(*run, "--run-dir", tmp_path / "three")
+    assert code == 0
+    assert "error: no report: " in said
+    assert (tmp_path / "three" / "run.json").is_file()
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+_DECODE = """<script>
+const images = [...document.querySelectorAll("image")];
+let decoded = 0;
+for (const image of images) {
+  const alone = new Image();
+  alone.onload = () => document.body.dataset.decoded = `${++decoded} of ${images.length}`;
+  alone.src = image.getAttribute("href");
+}
+document.body.dataset.overflow = document.documentElement.scrollWidth - innerWidth;
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
+def test_a_browser_shows_it_from_a_file_without_complaint(made: Made, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(made.page.html.replace("</body>", f"{_DECODE}</body>"), encoding="utf-8")
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=390,800"]
+    command = [CHROMIUM, *options, "--enable-logging=stderr", "--virtual-time-budget=9000"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert "CONSOLE" not in done.stderr
+    attributes = Page(done.stdout).attributes
+    shown = {name: value for tag, name, value in attributes if tag == "body"}
+    images = made.page.tags.count("image")
+    assert images > 5
+    assert shown["data-decoded"] == f"{images} of {images}"
+    assert int(shown["data-overflow"]) <= 0  # nothing is wider than a phone
