@@ -111,6 +111,12 @@ class LockedError(SaveError):
     """Another process works on the project; nothing was changed."""
 
 
+class TerminatedError(QpnucleiError):
+    """A batch system has asked the command to end; what is finished is kept."""
+
+    exit_code = 143
+
+
 class UnexpectedError(QpnucleiError):
     """A bug in the program itself, or in a library, that occurred while working on one image."""
 

@@ -18,8 +18,10 @@ from qpnuclei.cli.export import export
 from qpnuclei.cli.filter import filter_nuclei
 from qpnuclei.cli.geojson import geojson_app
 from qpnuclei.cli.info import info
+from qpnuclei.cli.phases import commit, infer, plan
 from qpnuclei.cli.preview import preview
 from qpnuclei.cli.project import project_app
+from qpnuclei.cli.qc import qc
 from qpnuclei.cli.report import report
 from qpnuclei.cli.run import run
 from qpnuclei.cli.train import train
@@ -33,6 +35,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(run)
+app.command()(qc)
+app.command()(plan)
+app.command()(infer)
+app.command()(commit)
 app.command()(preview)
 app.command()(export)
 app.command()(report)

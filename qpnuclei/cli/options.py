@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -104,3 +106,72 @@ Json = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON document instead of text to standard output."),
 ]
+RunDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--run-dir",
+        help="Folder of the run: its plan, what is finished, its record (run.json), report.html "
+        "and log.",
+        show_default="PROJECT/qpnuclei/<date and time>",
+    ),
+]
+NoReport = Annotated[
+    bool,
+    typer.Option(
+        "--no-report",
+        help="Do not write report.html, the page with pictures and numbers, to the run's folder.",
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume/--no-resume",
+        help="Go on with the run of the same options that was not finished: what it has finished "
+        "is not done again. Or begin anew.",
+    ),
+]
+RetryFailed = Annotated[
+    bool,
+    typer.Option(
+        "--retry-failed",
+        help="Also try again what failed three times before (failures.jsonl in the run's folder).",
+    ),
+]
+FailFast = Annotated[
+    bool,
+    typer.Option("--fail-fast", help="Stop at the first error instead of going on without it."),
+]
+RunFolderArgument = Annotated[
+    Path,
+    typer.Argument(metavar="RUN_DIR", help="Folder that plan has made.", show_default=False),
+]
+SlidesFrom = Annotated[
+    Path | None,
+    typer.Option(
+        "--slides-from",
+        help="Folder that holds the slides here, below it too; they are known by name and content.",
+        show_default="where the plan says",
+    ),
+]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def with_options_of(other: Callable[..., Any], *without: str) -> Callable[[Command], Command]:
+    """Give a command, whose one parameter is ``**given``, the options of another one.
+
+    Parameters
+    ----------
+    other : callable
+    *without : str
+        Parameters of it that the command does not have.
+    """
+
+    def change(command: Command) -> Command:
+        whole = signature(other, eval_str=True)
+        kept = [p for name, p in whole.parameters.items() if name not in without]
+        command.__signature__ = whole.replace(parameters=kept)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in kept}
+        return command
+
+    return change

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,14 +20,19 @@ from qpnuclei.cli.options import (
     BackendOption,
     BreakLock,
     DeviceOption,
+    FailFast,
     ImageGlobs,
     ImageRoot,
     Json,
     ModelOption,
     MppTable,
+    NoReport,
     ProjectMppOption,
     ProjectPath,
     Quiet,
+    Resume,
+    RetryFailed,
+    RunDir,
     TtaOption,
     Wait,
 )
@@ -35,8 +40,9 @@ from qpnuclei.cli.selecting import Roi, RoiAll, RoiDerived, RoiId, RoiName, Tiss
 from qpnuclei.models.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from qpnuclei.pipeline.plan import RunOptions
     from qpnuclei.pipeline.summary import RunSummary
-    from qpnuclei.qupath.model import Project
+    from qpnuclei.qupath.model import ImageEntry, Project
 
 
 def run(
@@ -151,14 +157,10 @@ def run(
         Path | None,
         typer.Option("--parquet", help="Also write the nuclei as Parquet tables to this folder."),
     ] = None,
-    run_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--run-dir",
-            help="Folder for run.json and report.html.",
-            show_default="PROJECT/qpnuclei/<date and time>",
-        ),
-    ] = None,
+    run_dir: RunDir = None,
+    resume: Resume = True,
+    retry_failed: RetryFailed = False,
+    fail_fast: FailFast = False,
     force: Annotated[
         bool,
         typer.Option(
@@ -167,14 +169,7 @@ def run(
             "provided that its annotations are unchanged; both states are kept.",
         ),
     ] = False,
-    no_report: Annotated[
-        bool,
-        typer.Option(
-            "--no-report",
-            help="Do not write report.html, the page with pictures and numbers, to the run's "
-            "folder.",
-        ),
-    ] = False,
+    no_report: NoReport = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, and stop.")] = False,
     wait: Wait = True,
     break_lock: BreakLock = False,
@@ -183,69 +178,24 @@ def run(
 ) -> None:
     """Find the nuclei inside the chosen annotations and write them back as detections.
 
+    A run that was ended before, by whatever, is gone on with by the same command.
+
     For example: qpnuclei run project.qpproj --roi Tumor
     """
-    from qpnuclei.pipeline.selection import Selection
-
-    selection = Selection(
-        classes=tuple(roi or ()),
-        derived=roi_derived,
-        names=tuple(roi_name or ()),
-        ids=tuple(roi_id or ()),
-        everything=roi_all,
-        tissue=tissue,
-    )
-
-    from qpnuclei.cli.console import (
-        describe_error,
-        print_error,
-        print_json,
-        stderr,
-        stdout,
-        tile_progress,
-    )
-    from qpnuclei.cli.tables import describe_plan, plan_view, print_account, summary_table
-    from qpnuclei.pipeline.selection import choose_images
-    from qpnuclei.qupath.pixel_size import read_mpp_table
-    from qpnuclei.qupath.project import open_project
-    from qpnuclei.system.interrupts import leaving_on_interrupt
+    given = dict(locals())
+    from qpnuclei.cli.console import describe_error, print_error, print_json, stdout, tile_progress
+    from qpnuclei.cli.tables import describe_plan, plan_view
+    from qpnuclei.system.interrupts import ending_on_terminate, leaving_on_interrupt
     from qpnuclei.system.locks import locked
     from qpnuclei.system.memory import keep_freed_memory
 
+    opened, entries, options = asked_for(given)
+    # Slow imports come after the arguments are checked.
     with leaving_on_interrupt("interrupted: nothing was changed"):
-        opened = open_project(project, backend=backend, image_root=image_root)
-        stderr.print(f"{opened.path}: opened with the {opened.backend} backend", highlight=False)
-        entries = choose_images(opened, tuple(image or ()), selection)
-        by_image = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
-
-        # Slow imports come after the arguments are checked.
-        from qpnuclei.pipeline.plan import RunOptions, plan_images
+        from qpnuclei.pipeline.plan import plan_images
         from qpnuclei.pipeline.run import analyse_project
+        from qpnuclei.pipeline.units import Conduct
 
-    options = RunOptions(
-        selection=selection,
-        model=model,
-        device=device,
-        mpp=mpp,
-        mpp_only_missing=not image and len(entries) > 1,
-        mpp_by_image=by_image,
-        tissue_annotation=not no_annotation,
-        class_name=class_name,
-        on_existing=on_existing,
-        tile_px=tile,
-        batch_size=batch,
-        precision=precision,
-        tta=tta,
-        **({} if workers is None else {"workers": workers}),
-        max_nucleus_um=max_nucleus,
-        simplify_um=simplify,
-        threshold=threshold,
-        min_area_um2=min_area_um2,
-        geojson_dir=geojson,
-        parquet_dir=parquet,
-        run_dir=run_dir,
-        force=force,
-    )
     if dry_run:
         plans, failed = plan_images(entries, options)
         if json:
@@ -256,15 +206,90 @@ def run(
         for entry, error in failed:
             print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
         sys.exit(1 if failed else 0)
-    interrupted = "interrupted: images that were done are saved, the others are unchanged"
     with (
         keep_freed_memory(),
-        leaving_on_interrupt(interrupted),
+        leaving_on_interrupt(INTERRUPTED),
         locked(opened.path.parent, wait=wait, break_lock=break_lock),
+        ending_on_terminate(TERMINATING) as stop,
         tile_progress(quiet) as progress,
     ):
-        summary = analyse_project(opened, entries, options, progress)
-    page = None if no_report or not summary.images else _report(opened, summary, quiet)
+        conduct = Conduct(resume, retry_failed, fail_fast, stop)
+        summary = analyse_project(opened, entries, options, progress, conduct)
+    page = None if no_report or not summary.images else write_page(opened, summary, quiet)
+    print_summary(summary, json, page)
+
+
+INTERRUPTED = "interrupted: what is finished is kept; the same command goes on from here"
+TERMINATING = "terminating: what is being computed is finished first"
+
+
+def asked_for(given: dict[str, Any]) -> tuple[Project, list[ImageEntry], RunOptions]:
+    """Open the project that a command names, and return its images and the options of the run.
+
+    Parameters
+    ----------
+    given : dict
+        The arguments of `run`.
+    """
+    from qpnuclei.cli.console import stderr
+    from qpnuclei.pipeline.selection import Selection, choose_images
+    from qpnuclei.qupath.pixel_size import read_mpp_table
+    from qpnuclei.qupath.project import open_project
+    from qpnuclei.system.interrupts import leaving_on_interrupt
+
+    images = tuple(given["image"] or ())
+    selection = Selection(
+        classes=tuple(given["roi"] or ()),
+        derived=given["roi_derived"],
+        names=tuple(given["roi_name"] or ()),
+        ids=tuple(given["roi_id"] or ()),
+        everything=given["roi_all"],
+        tissue=given["tissue"],
+    )
+    with leaving_on_interrupt("interrupted: nothing was changed"):
+        opened = open_project(
+            given["project"], backend=given["backend"], image_root=given["image_root"]
+        )
+        stderr.print(f"{opened.path}: opened with the {opened.backend} backend", highlight=False)
+        entries = choose_images(opened, images, selection)
+        table = given["mpp_table"]
+        by_image = {} if table is None else read_mpp_table(table, opened.images)
+        from qpnuclei.pipeline.plan import RunOptions
+
+    workers = given["workers"]
+    options = RunOptions(
+        selection=selection,
+        model=given["model"],
+        device=given["device"],
+        mpp=given["mpp"],
+        mpp_only_missing=not images and len(entries) > 1,
+        mpp_by_image=by_image,
+        tissue_annotation=not given["no_annotation"],
+        class_name=given["class_name"],
+        on_existing=given["on_existing"],
+        tile_px=given["tile"],
+        batch_size=given["batch"],
+        precision=given["precision"],
+        tta=given["tta"],
+        **({} if workers is None else {"workers": workers}),
+        max_nucleus_um=given["max_nucleus"],
+        simplify_um=given["simplify"],
+        threshold=given["threshold"],
+        min_area_um2=given["min_area_um2"],
+        geojson_dir=given["geojson"],
+        parquet_dir=given["parquet"],
+        run_dir=given["run_dir"],
+        force=given["force"],
+        images=images,
+    )
+    return opened, entries, options
+
+
+def print_summary(summary: RunSummary, json: bool, page: Path | None) -> None:
+    """Print what a run has found, and where its report is; end with 1 if an image failed."""
+    from qpnuclei.cli.console import print_error, print_json, stderr, stdout
+    from qpnuclei.cli.tables import print_account, summary_table
+
     if json:
         print_json({**summary.to_json(), "report": None if page is None else str(page)})
     elif summary.images:
@@ -281,7 +306,7 @@ def run(
         sys.exit(1)
 
 
-def _report(project: Project, summary: RunSummary, quiet: bool) -> Path | None:
+def write_page(project: Project, summary: RunSummary, quiet: bool) -> Path | None:
     """Write the report of a run; where that fails, say so: the nuclei are saved in any case."""
     from qpnuclei.cli.console import image_progress, print_error
     from qpnuclei.errors import QpnucleiError, standing_alone

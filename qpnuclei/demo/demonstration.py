@@ -21,9 +21,10 @@ from qpnuclei.models.registry import DEFAULT_MODEL
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.pipeline.plan import ImagePlan, RunOptions, plan_images
-from qpnuclei.pipeline.run import Progress, analyse_project
+from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.pipeline.summary import RunSummary
+from qpnuclei.pipeline.units import Progress
 from qpnuclei.qupath.count_table import write_counts
 from qpnuclei.qupath.counts import count_project
 from qpnuclei.qupath.create import create_from_slides

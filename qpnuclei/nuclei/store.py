@@ -7,12 +7,15 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, overload
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, overload
 
 import numpy as np
 
 from qpnuclei.errors import SaveError
 from qpnuclei.nuclei.table import NucleiTable, concatenate
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 #: Least number of nuclei of a shard: some 10 MB.
 SHARD_NUCLEI = 20_000
@@ -156,24 +159,9 @@ def _to_parquet(nuclei: NucleiTable) -> memoryview:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # The outlines of a nucleus are one binary value: faster than lists of lists of numbers.
-    ends = _VERTEX_BYTES * nuclei.ring_offsets[nuclei.polygon_offsets]
-    vertices = np.ascontiguousarray(nuclei.vertices)
-    buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(vertices)]
-    columns = {
-        "outline": pa.Array.from_buffers(pa.binary(), len(nuclei), buffers),
-        "rings": pa.ListArray.from_arrays(
-            nuclei.polygon_offsets.astype(np.int32), np.diff(nuclei.ring_offsets).astype(np.int32)
-        ),
-    }
     sink = pa.BufferOutputStream()
     # Compression would halve the size, but take three times as long as writing.
-    pq.write_table(
-        pa.table({**columns, **nuclei.measurements}),
-        sink,
-        use_dictionary=False,
-        compression="none",
-    )
+    pq.write_table(to_arrow(nuclei), sink, use_dictionary=False, compression="none")
     return memoryview(sink.getvalue())
 
 
@@ -181,15 +169,52 @@ def _from_parquet(content: bytes) -> NucleiTable:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(pa.BufferReader(content), use_threads=False, partitioning=None)
-    outlines, rings = (column.combine_chunks() for column in table.columns[:2])
+    return from_arrow(pq.read_table(pa.BufferReader(content), use_threads=False, partitioning=None))
+
+
+def to_arrow(nuclei: NucleiTable) -> pa.Table:
+    """Return nuclei as an Arrow table of N rows.
+
+    Column ``outline`` has the vertices of a nucleus (x, y, x, ... as little-endian float32),
+    ``rings`` how many of them each of its rings has; the others are the measurements.
+    """
+    import pyarrow as pa
+
+    # The outlines of a nucleus are one binary value: faster than lists of lists of numbers.
+    ends = _VERTEX_BYTES * nuclei.ring_offsets[nuclei.polygon_offsets]
+    vertices = np.ascontiguousarray(nuclei.vertices, "<f4")
+    buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(vertices)]
+    return pa.table(
+        {
+            "outline": pa.Array.from_buffers(pa.binary(), len(nuclei), buffers),
+            "rings": pa.ListArray.from_arrays(
+                nuclei.polygon_offsets.astype(np.int32),
+                np.diff(nuclei.ring_offsets).astype(np.int32),
+            ),
+            **nuclei.measurements,
+        }
+    )
+
+
+def from_arrow(table: pa.Table) -> NucleiTable:
+    """Return the nuclei of a table that `to_arrow` made.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    outlines, rings = (table[name].combine_chunks() for name in ("outline", "rings"))
+    if outlines.null_count or rings.null_count or outlines.offset or rings.offset:
+        raise ValueError("an outline is missing")
     return NucleiTable(
-        np.frombuffer(outlines.buffers()[2], np.float32).reshape(-1, 2),
+        np.frombuffer(outlines.buffers()[2] or b"", "<f4").reshape(-1, 2),
         np.concatenate([[0], np.cumsum(rings.values.to_numpy(), dtype=np.int64)]),
         rings.offsets.to_numpy().astype(np.int64),
         {
-            name: column.to_numpy()
-            for name, column in zip(table.column_names[2:], table.columns[2:], strict=True)
+            name: table[name].to_numpy()
+            for name in table.column_names
+            if name not in ("outline", "rings")
         },
     )
 

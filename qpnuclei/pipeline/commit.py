@@ -6,10 +6,9 @@ import logging
 import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import count, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import overload
 from uuid import UUID
@@ -21,7 +20,7 @@ from qpnuclei._version import __version__
 from qpnuclei.errors import ConflictError, QpnucleiError, SaveError
 from qpnuclei.nuclei.exports.geoparquet import geo_metadata
 from qpnuclei.nuclei.ids import NucleusIds
-from qpnuclei.nuclei.table import NucleiTable, NucleiTables
+from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.pipeline.plan import ImagePlan, RunOptions, plan_again
 from qpnuclei.pipeline.plausibility import Check
 from qpnuclei.pipeline.selection import TISSUE_CLASS
@@ -44,7 +43,6 @@ from qpnuclei.system.files import (
     atomic_file,
     folders_of_last_resort,
     make_folder_below,
-    make_writable_folder,
 )
 
 _log = logging.getLogger(__name__)
@@ -63,7 +61,7 @@ class NewNuclei:
     ----------
     entry : ImageEntry
         The image.
-    tables : NucleiTables
+    tables : sequence of NucleiTable
         S tables in which the nuclei are sorted by region.
     counts : (S, R) int64 ndarray
         How many of each table belong to each of the plan's regions.
@@ -74,7 +72,7 @@ class NewNuclei:
     """
 
     entry: ImageEntry
-    tables: NucleiTables
+    tables: Sequence[NucleiTable]
     counts: npt.NDArray[np.int64]
     outside: int
     doubts: Check = _NO_DOUBTS
@@ -147,7 +145,10 @@ class _Groups(Sequence[DetectionGroup]):
 
 
 def new_nuclei(
-    plan: ImagePlan, found: NucleiTables, options: RunOptions, doubts: Check = _NO_DOUBTS
+    plan: ImagePlan,
+    found: Sequence[NucleiTable],
+    options: RunOptions,
+    doubts: Check = _NO_DOUBTS,
 ) -> NewNuclei:
     """Say which region each nucleus found belongs to, and leave out what belongs to none.
 
@@ -156,11 +157,12 @@ def new_nuclei(
 
     Parameters
     ----------
-    found : NucleiTables
-        In level-0 px. Changed in place, one table after the other: they are the result's `tables`.
+    found : sequence of NucleiTable
+        In level-0 px. Read one after the other, and again when they are written.
     """
     known = plan.taken if options.on_existing == "append" else frozenset[UUID]()
     counts = np.zeros((len(found), len(plan.regions)), np.int64)
+    orders: list[npt.NDArray[np.int64] | None] = []
     outside = 0
     for number, of_table in enumerate(counts):
         table = found[number]
@@ -169,10 +171,33 @@ def new_nuclei(
         if known:
             region[[own_id in known for own_id in _ids(table, plan.entry)]] = -1
         by_region = np.argsort(region, kind="stable")[np.count_nonzero(region < 0) :]
-        if not np.array_equal(by_region, np.arange(len(table))):
-            found[number] = table.take(by_region)
+        as_it_is = np.array_equal(by_region, np.arange(len(table)))
+        orders.append(None if as_it_is else by_region)
         of_table += np.bincount(region[by_region], minlength=len(of_table))
-    return NewNuclei(plan.entry, found, counts, outside, doubts)
+    return NewNuclei(plan.entry, _Sorted(found, orders), counts, outside, doubts)
+
+
+class _Sorted(Sequence[NucleiTable]):
+    """Tables in which the nuclei are put into an order when they are asked for."""
+
+    def __init__(
+        self, tables: Sequence[NucleiTable], orders: Sequence[npt.NDArray[np.int64] | None]
+    ) -> None:
+        self._tables = tables
+        self._orders = orders
+
+    def __len__(self) -> int:
+        return len(self._tables)
+
+    @overload
+    def __getitem__(self, index: int) -> NucleiTable: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[NucleiTable]: ...
+    def __getitem__(self, index: int | slice) -> NucleiTable | list[NucleiTable]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        table, order = self._tables[index], self._orders[index]
+        return table if order is None else table.take(order)
 
 
 def write_back(
@@ -201,6 +226,20 @@ def write_back(
         path_class = PathClass(options.class_name, NEW_CLASS_COLOR)
         groups = nuclei.groups([None] * len(plan.regions), path_class)
         raise _rescued(error, f"{stem}.rescued.geojson.gz", groups, project, run_dir) from error
+    write_copies(project, plan, nuclei, options)
+    return replaced
+
+
+def write_copies(project: Project, plan: ImagePlan, nuclei: NewNuclei, options: RunOptions) -> None:
+    """Write the copies of nuclei that are asked for beside the project.
+
+    Raises
+    ------
+    SaveError
+        If one cannot be written.
+    """
+    stem = file_stem(plan.entry)
+    path_class = class_of(project, options.class_name)
     for folder in (options.geojson_dir, options.parquet_dir):
         if folder is not None:  # it was there when the run began
             make_folder_below(folder.absolute().parent, folder)
@@ -209,7 +248,6 @@ def write_back(
         write_groups(path, nuclei.groups([None] * len(plan.regions), path_class))
     if options.parquet_dir is not None:
         write_parquet(options.parquet_dir / f"{stem}.parquet", plan, nuclei)
-    return replaced
 
 
 def _save(
@@ -249,7 +287,7 @@ def _write(
     tissue = [] if plan.tissue is None else [_tissue(project, plan.tissue)]
     used = UsedMpp(plan.scale.mpp, plan.mpp_source, project_mpp(plan.entry))
     record = plan.record.with_run(
-        plan.regions, used, plan.outdated, nuclei.doubts.image, nuclei.doubts.regions
+        plan.regions, used, plan.outdated, nuclei.doubts.image, nuclei.doubts.regions, plan.marker
     )
     # A run meanwhile may have found the same nucleus.
     groups = nuclei.groups(parents, path_class, plan.taken - replaced)
@@ -320,30 +358,6 @@ def _rescued(
         f"{error.what}; the project is unchanged, and the nuclei could not be saved elsewhere",
         error.hint or "make room, and run again",
     )
-
-
-def choose_run_dir(project: Project, options: RunOptions) -> Path:
-    """Return the folder for ``run.json``, and make those that the user named.
-
-    The default one in the project is made by what is first written to it: a run that is ended
-    before, by whatever, leaves no empty folder.
-
-    Raises
-    ------
-    SaveError
-        If a folder cannot be made or written to.
-    """
-    for wanted in (options.run_dir, options.geojson_dir, options.parquet_dir):
-        if wanted is not None:
-            make_writable_folder(wanted)
-    if options.run_dir is not None:
-        return options.run_dir
-    runs = project.path.parent / "qpnuclei"
-    make_writable_folder(runs if runs.exists() else runs.parent)
-    # The project is locked: no other run takes the same.
-    name = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
-    return next(runs / name for name in names if not (runs / name).exists())
 
 
 def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei) -> None:

@@ -7,7 +7,7 @@ not by the size of the region.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -43,8 +43,21 @@ _TILES_BETWEEN_TRIMS = 16
 
 
 @dataclass(frozen=True, eq=False)
-class _Measured:
-    """Outlines of one tile along pixel edges, and what becomes of those that it owns."""
+class TileNuclei:
+    """What was found in one tile.
+
+    Parameters
+    ----------
+    tile : Tile
+    owned : NucleiTable
+        The N nuclei that the tile owns, along the edges of working pixels.
+    cut : NucleiTable
+        Those that the border of its view cuts, likewise.
+    result : NucleiTable
+        What becomes of `owned`, row by row: smooth, measured, in level-0 px.
+    junctions : (J, 2) int64 ndarray
+        Where the outlines of `cut` meet others.
+    """
 
     tile: Tile
     owned: NucleiTable
@@ -106,8 +119,6 @@ def find_nuclei(
     simplify_um: float = DEFAULT_SIMPLIFY_UM,
     min_area_um2: float = 0.0,
     workers: int = 1,
-    clock: Stopwatch | None = None,
-    progress: Callable[[int, int], None] = lambda done, found: None,
 ) -> StitchReport:
     """Find the nuclei that the tiles of a plan own, each once, and measure them.
 
@@ -129,30 +140,64 @@ def find_nuclei(
         Nuclei with a smaller ``Area µm^2`` are left out.
     workers : int
         Tiles that are measured at the same time. The result does not depend on it.
-    progress : callable
-        Called as ``progress(tiles done, nuclei so far)``.
 
     Returns
     -------
     StitchReport
         What happened at the seams.
     """
+    measured = measure_tiles(
+        pixels, tiles, engine, scale, stains, simplify_um=simplify_um, workers=workers
+    )
+    with closing(measured):
+        return join_tiles(
+            measured,
+            pixels,
+            tiles,
+            lambda: engine,
+            scale,
+            stains,
+            found,
+            simplify_um=simplify_um,
+            min_area_um2=min_area_um2,
+        )
+
+
+def measure_tiles(
+    pixels: PixelSource,
+    tiles: TilePlan,
+    engine: Engine,
+    scale: Scale,
+    stains: Stains,
+    *,
+    chosen: Sequence[int] | None = None,
+    simplify_um: float = DEFAULT_SIMPLIFY_UM,
+    workers: int = 1,
+    clock: Stopwatch | None = None,
+) -> Generator[TileNuclei, None, None]:
+    """Yield the nuclei of tiles, measured; what the arguments mean, `find_nuclei` says.
+
+    Parameters
+    ----------
+    chosen : sequence of int, optional
+        Which tiles of the plan, in their order; all by default. What is found in a tile does not
+        depend on it: only how many pixels the network sees, as neighbours share theirs.
+    """
     clock = clock or Stopwatch()
+    order = range(len(tiles)) if chosen is None else chosen
+    read = _reader(pixels, scale)
 
-    def read(box: Box) -> RGB:
-        return pixels.read(box.x0, box.y0, box.width, box.height, scale.downsample)
-
-    def finished(outlines: NucleiTable, corners: npt.NDArray[np.int64]) -> NucleiTable:
-        return _finished(outlines, corners, scale, (pixels.width, pixels.height), simplify_um)
-
-    def measure(seen: TileInstances) -> _Measured:
-        with tiles.errors_naming(seen.tile):
+    def measure(seen: TileInstances) -> TileNuclei:
+        tile = tiles[order[seen.tile.index]]
+        with tiles.errors_naming(tile):
             with clock("segment"):
-                origin = seen.tile.view[:2]
+                origin = tile.view[:2]
                 outlines, ids = polygonise(seen.labels, origin)
-                own, cut = tiles.divide(seen.tile, outlines)
+                own, cut = tiles.divide(tile, outlines)
                 owned, fragments = outlines.take(own), outlines.take(cut)
-                result = finished(owned, junctions(owned, seen.labels, origin))
+                size = pixels.width, pixels.height
+                corners = junctions(owned, seen.labels, origin)
+                result = _finished(owned, corners, scale, size, simplify_um)
                 corners = junctions(fragments, seen.labels, origin)
             with clock("measure"):
                 inside = pixels_of_labels(seen.labels, ids[own])
@@ -165,49 +210,86 @@ def find_nuclei(
                 result = result.with_measurements(
                     {**_shapes(result, scale), **stained, **_scores(seen, inside)}
                 )
-        return _Measured(seen.tile, owned, fragments, result, corners)
+        return TileNuclei(tile, owned, fragments, result, corners)
 
     colour = colour_statistics(read, tiles) if engine.spec.needs_colour else None
-    stitcher = Stitcher(tiles)
-    count = 0
+    part = tiles if chosen is None else tiles.part(chosen)
     with (
-        closing(engine.segment(read, tiles, colour, clock)) as segmented,
-        closing(map_in_threads(measure, segmented, workers)) as measured_tiles,
+        closing(engine.segment(read, part, colour, clock)) as segmented,
+        closing(map_in_threads(measure, segmented, workers)) as measured,
     ):
-        for done, of_tile in enumerate(measured_tiles, start=1):
-            with clock("stitch"):
-                for whole in stitcher.add(
-                    of_tile.tile, of_tile.owned, of_tile.cut, of_tile.result, of_tile.junctions
-                ):
-                    found.append(large_enough(whole, min_area_um2))
-            count += len(of_tile.owned)
-            progress(done, count)
+        for done, of_tile in enumerate(measured, start=1):
+            yield of_tile
             if done % _TILES_BETWEEN_TRIMS == 0:
                 return_freed_memory()
+
+
+def join_tiles(
+    measured: Iterable[TileNuclei],
+    pixels: PixelSource,
+    tiles: TilePlan,
+    engine: Callable[[], Engine],
+    scale: Scale,
+    stains: Stains,
+    found: NucleiTables,
+    *,
+    simplify_um: float = DEFAULT_SIMPLIFY_UM,
+    min_area_um2: float = 0.0,
+    clock: Stopwatch | None = None,
+) -> StitchReport:
+    """Put together what all tiles of a plan found; what the arguments mean, `find_nuclei` says.
+
+    Parameters
+    ----------
+    measured : iterable of TileNuclei
+        Of every tile once, in any order: the result is in that of the plan.
+    engine : callable
+        Gives the engine, which is asked for only if a nucleus was joined: no tile saw it whole.
+    """
+    clock = clock or Stopwatch()
+    stitcher = Stitcher(tiles)
+    for of_tile in measured:
+        with clock("stitch"):
+            for whole in stitcher.add(
+                of_tile.tile, of_tile.owned, of_tile.cut, of_tile.result, of_tile.junctions
+            ):
+                found.append(large_enough(whole, min_area_um2))
     with clock("stitch"):
         rest, joined, corners = stitcher.finish()
         for whole in rest:
             found.append(large_enough(whole, min_area_um2))
-        result = finished(joined, corners)
+        size = pixels.width, pixels.height
+        result = _finished(joined, corners, scale, size, simplify_um)
         kept, duplicates = drop_duplicates(found, result)
         kept &= tiles.answers_for(joined.centroids())
         joined, result = joined.take(kept), result.take(kept)
-    with clock("measure"):
-        for row in range(len(joined)):
-            seen = _seen_whole(joined.take([row]), engine, read, colour)
-            stairs, nucleus = joined.take([row]).polygons(), result.take([row])
-            inside = pixels_of_polygons(stairs, seen.labels.shape, seen.tile.view[:2])
-            whole = nucleus.with_measurements(
-                {
-                    **_shapes(nucleus, scale),
-                    **_intensities_at_level_0(nucleus, pixels, stains),
-                    **_scores(seen, inside),
-                }
-            )
-            found.append(large_enough(whole, min_area_um2))
+    if len(joined):
+        read = _reader(pixels, scale)
+        seeing = engine()
+        with clock("measure"):
+            colour = colour_statistics(read, tiles) if seeing.spec.needs_colour else None
+            for row in range(len(joined)):
+                seen = _seen_whole(joined.take([row]), seeing, read, colour)
+                stairs, nucleus = joined.take([row]).polygons(), result.take([row])
+                inside = pixels_of_polygons(stairs, seen.labels.shape, seen.tile.view[:2])
+                whole = nucleus.with_measurements(
+                    {
+                        **_shapes(nucleus, scale),
+                        **_intensities_at_level_0(nucleus, pixels, stains),
+                        **_scores(seen, inside),
+                    }
+                )
+                found.append(large_enough(whole, min_area_um2))
     return StitchReport(
         stitcher.fragments, stitcher.covered, len(joined), stitcher.overlapping + duplicates
     )
+
+
+def _reader(pixels: PixelSource, scale: Scale) -> ReadPixels:
+    def read(box: Box) -> RGB:
+        return pixels.read(box.x0, box.y0, box.width, box.height, scale.downsample)
+
+    return read
 
 
 def _seen_whole(

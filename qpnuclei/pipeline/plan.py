@@ -39,7 +39,7 @@ from qpnuclei.pipeline.selection import (
     select_regions,
     tissue_region,
 )
-from qpnuclei.qupath.analysed import Record
+from qpnuclei.qupath.analysed import Record, Status
 from qpnuclei.qupath.areas import polygonal
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Annotation, ImageEntry, ImageObjects
@@ -95,6 +95,7 @@ class RunOptions:
     parquet_dir: Path | None = None
     run_dir: Path | None = None
     force: bool = False
+    images: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.class_name.strip():
@@ -155,6 +156,8 @@ class ImagePlan:
         The region's annotation where the run makes it, and does not only find it.
     outdated : frozenset of UUID
         Annotations of tissue that earlier runs made, which the run removes.
+    marker : str
+        What the run leaves in the image to be known by.
     """
 
     entry: ImageEntry
@@ -170,6 +173,7 @@ class ImagePlan:
     tissue: Annotation | None = None
     outdated: frozenset[UUID] = frozenset()
     notes: tuple[str, ...] = ()
+    marker: str = ""
 
     @property
     def megapixels(self) -> float:
@@ -219,8 +223,19 @@ def plan_images(
     return plans, failures
 
 
-def plan_image(entry: ImageEntry, slide: Slide, spec: EngineSpec, options: RunOptions) -> ImagePlan:
+def plan_image(
+    entry: ImageEntry,
+    slide: Slide,
+    spec: EngineSpec,
+    options: RunOptions,
+    objects: ImageObjects | None = None,
+) -> ImagePlan:
     """Return what is to be done in one image.
+
+    Parameters
+    ----------
+    objects : ImageObjects, optional
+        Of the image, where they have just been read.
 
     Raises
     ------
@@ -233,7 +248,7 @@ def plan_image(entry: ImageEntry, slide: Slide, spec: EngineSpec, options: RunOp
     FormatError
         If its data cannot be read.
     """
-    objects = entry.read()
+    objects = objects or entry.read()
     record = Record.of(objects.properties, f"image {entry.name}")
     mpp, mpp_source = pixel_size(entry, record, options.pixel_sizes, lambda: slide.mpp)
     tissue = None
@@ -263,10 +278,14 @@ def plan_image(entry: ImageEntry, slide: Slide, spec: EngineSpec, options: RunOp
             "choose --on-existing replace, append or skip",
         )
     if options.on_existing == "skip":
-        regions = [r for r, ids in zip(regions, existing, strict=True) if not ids]
+        regions = [
+            region
+            for region, ids in zip(regions, existing, strict=True)
+            if not ids and not _is_analysed(region, record)
+        ]
         existing = [frozenset[UUID]() for _ in regions]
         if not regions:
-            raise NothingToDo("all chosen annotations hold detections of an earlier run")
+            raise NothingToDo("all chosen annotations were analysed by an earlier run")
     notes = []
     if entry.image_type not in (None, "BRIGHTFIELD_H_E", "UNSET"):
         notes.append(f"image type is {entry.image_type}; the models were trained on H&E")
@@ -375,6 +394,12 @@ def _annotated(
         locked=True,
     )
     return [Region(tissue, geometry)], tissue
+
+
+def _is_analysed(region: Region, record: Record) -> bool:
+    """Return whether a run has analysed an annotation as it is now: it may have found nothing."""
+    known = region.annotation
+    return known is not None and record.status(known) is Status.ANALYSED
 
 
 def _ids(objects: ImageObjects) -> frozenset[UUID]:

@@ -1,54 +1,55 @@
-"""The whole run on one screen: plan -> find nuclei -> write them back, image by image.
+"""A run in three phases: plan -> infer -> commit, each of which can be gone on with.
 
-`analyse_project` is what ``qpnuclei run`` calls. `qpnuclei.pipeline.plan` decides what is to be
-done, `qpnuclei.pipeline.infer` works on the pixels (read -> predict -> segment -> measure ->
-stitch), `qpnuclei.pipeline.plausibility` compares what was found with the stain, and
-`qpnuclei.pipeline.commit` writes the result into the project.
+`plan_run` says what is to be done, from the project alone. `infer_run` computes the nuclei into the
+run's folder, from slides and model alone. `commit_run` writes them into the project. What is
+finished is a file there, and nothing finished is done again. `analyse_project`, which is what
+``qpnuclei run`` calls, is the three of them; it writes each image as soon as it is done.
 """
 
 from __future__ import annotations
 
 import logging
-import signal
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from qpnuclei.errors import SaveError, standing_alone
-from qpnuclei.nuclei.store import temporary_shards
-from qpnuclei.pipeline.commit import choose_run_dir, loss_note, new_nuclei, write_back
-from qpnuclei.pipeline.infer import find_nuclei
+from qpnuclei._version import __version__
+from qpnuclei.errors import (
+    QpnucleiError,
+    SaveError,
+    TerminatedError,
+    UsageError,
+    standing_alone,
+)
+from qpnuclei.pipeline.executors import compute_here
+from qpnuclei.pipeline.folder import RunFolder, choose_folder
+from qpnuclei.pipeline.join import join_image
 from qpnuclei.pipeline.plan import (
-    ImagePlan,
     NothingToDo,
     RunOptions,
     plan_image,
-    regions_now,
 )
-from qpnuclei.pipeline.plausibility import Check, check
-from qpnuclei.pipeline.summary import (
-    ImageResult,
-    RegionResult,
-    RunSummary,
-    describe_model,
+from qpnuclei.pipeline.saving import commit_image, committed_image
+from qpnuclei.pipeline.shards import ImageNuclei
+from qpnuclei.pipeline.summary import RunSummary, describe_model
+from qpnuclei.pipeline.units import Conduct, Progress, check_complete, infer_images
+from qpnuclei.pipeline.work import (
+    PlannedImage,
+    PlannedSlide,
+    RunPlan,
+    inputs_of,
+    planned_image,
+    request_of,
 )
-from qpnuclei.qupath.counts import CountedImage, count_in_regions
+from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry, Project
-from qpnuclei.segmentation.engine import Engine, load_engine
-from qpnuclei.slides.calibration import PixelCalibration
-from qpnuclei.system.interrupts import before_leaving, interrupt_postponed
+from qpnuclei.segmentation.engine import EngineSpec, engine_spec, load_engine
+from qpnuclei.system.interrupts import interrupt_postponed
 from qpnuclei.system.locks import locked
-from qpnuclei.system.timing import Stopwatch
-
-if TYPE_CHECKING:
-    from qpnuclei.slides.slide import Slide
 
 _log = logging.getLogger(__name__)
-
-#: Called as ``progress(image name, tiles done, tiles in all, nuclei so far)``.
-Progress = Callable[[str, int, int, int], None]
 
 
 def analyse_project(
@@ -56,6 +57,7 @@ def analyse_project(
     entries: Sequence[ImageEntry],
     options: RunOptions,
     progress: Progress = lambda image, done, tiles, nuclei: None,
+    conduct: Conduct | None = None,
 ) -> RunSummary:
     """Find the nuclei in the chosen annotations of some images and write them back.
 
@@ -74,125 +76,338 @@ def analyse_project(
         If the model or device is wrong, the result folder cannot be written, or another process
         works on the project; nothing was changed.
     """
+    conduct = conduct or Conduct()
     with locked(project.path.parent):
-        return _analyse(project, entries, options, progress)
-
-
-def _analyse(
-    project: Project, entries: Sequence[ImageEntry], options: RunOptions, progress: Progress
-) -> RunSummary:
-    engine = load_engine(options.model, options.engine)
-    run_dir = choose_run_dir(project, options)
-    summary = RunSummary(
-        project=project.path,
-        backend=project.backend,
-        arguments=options.to_json(),
-        model=describe_model(engine.spec),
-        device=engine.execution,
-        run_dir=run_dir,
-        planned=tuple(entries),
-    )
-
-    def record(number: int) -> None:
-        if number == signal.SIGTERM:  # by a batch system: whoever looks sees what is not done
-            summary.save()
-
-    with before_leaving(record):
-        for entry in entries:
-            with standing_alone(f"image {entry.name}", partial(summary.fail, entry)):
-                try:
-                    with open_image(entry) as slide:
-                        plan = plan_image(entry, slide, engine.spec, options)
-                        result = analyse_image(
-                            project, plan, slide, engine, options, run_dir, progress
-                        )
-                        summary.images.append(result)
-                except NothingToDo as nothing:
-                    summary.nothing_to_do[entry.id] = str(nothing)
-                    _log.info("image %s: not analysed: %s", entry.name, nothing)
+        engine = load_engine(options.model, options.engine)
+        folder = choose_folder(project, options, request_of(options), conduct.resume)
+        with folder.logging():
+            planned = _plan(project, entries, options, folder, conduct)
+            plan = planned.plan
+            summary = _summary(project, entries, plan, folder, options)
             summary.device = engine.execution
+            _save_soon(summary)
+            by_id = {entry.id: entry for entry in entries}
+
+            def fail(image: PlannedImage, error: QpnucleiError) -> None:
+                summary.fail(by_id[image.entry], error)
+                _save_soon(summary)
+                if conduct.fail_fast:
+                    raise error
+
+            for entry_id, error in planned.errors.items():
+                summary.fail(by_id[entry_id], error)
+            try:
+                todo = [image for image in plan.images if image.entry not in planned.committed]
+                for image in plan.images:
+                    if image.entry in planned.committed:
+                        done = committed_image(
+                            project, by_id[image.entry], image, folder, plan.spec(), options
+                        )
+                        summary.images.append(done)
+                        summary.resumed += 1
+                for image, layout in infer_images(
+                    folder,
+                    plan,
+                    todo,
+                    partial(compute_here, engine=engine, options=options),
+                    lambda: engine,
+                    fail,
+                    conduct,
+                    options,
+                    progress=progress,
+                ):
+                    with standing_alone(f"image {image.name}", partial(fail, image)):
+                        summary.images.append(
+                            commit_image(
+                                project, by_id[image.entry], image, layout, folder, options
+                            )
+                        )
+                    summary.device = engine.execution
+                    _save_soon(summary)
+            except TerminatedError:
+                summary.state = "stopped"
+                _save_soon(summary)
+                raise
+            order = [entry.id for entry in entries]
+            summary.images.sort(key=lambda result: order.index(result.entry))
+            summary.failures.sort(key=lambda failure: order.index(failure.entry))
+            summary.finish()
+            folder.note("%s: %d nuclei", summary.state, summary.nuclei)
             with interrupt_postponed():
-                try:
-                    summary.save()
-                except SaveError as error:
-                    _log.debug("no record yet: %s", error)
-    with interrupt_postponed():
-        summary.save_somewhere()
+                summary.save_somewhere()
     return summary
 
 
-def analyse_image(
+def plan_run(
     project: Project,
-    plan: ImagePlan,
-    slide: Slide,
-    engine: Engine,
+    entries: Sequence[ImageEntry],
     options: RunOptions,
-    run_dir: Path,
-    progress: Progress,
-) -> ImageResult:
-    """Find the nuclei of one image's regions, write them into the project, and report.
+    conduct: Conduct | None = None,
+) -> tuple[RunFolder, RunPlan, RunSummary]:
+    """Write into a run's folder what is to be done; neither torch nor weights are loaded.
 
     Raises
     ------
     QpnucleiError
-        If the slide cannot be read or the result not saved; the project is as it was. A result
-        that could not be saved lies as GeoJSON in `run_dir`, as the error says.
+        As `analyse_project`.
     """
-    clock = Stopwatch()
-    with temporary_shards(run_dir) as found:
-        stitching = find_nuclei(
-            slide,
-            plan.tiles,
-            engine,
-            plan.scale,
-            plan.stains,
-            found,
-            simplify_um=options.simplify_um,
-            min_area_um2=options.min_area_um2,
-            workers=options.workers,
-            clock=clock,
-            progress=lambda done, n: progress(plan.entry.name, done, len(plan.tiles), n),
+    conduct = conduct or Conduct()
+    with locked(project.path.parent):
+        folder = choose_folder(project, options, request_of(options), conduct.resume)
+        with folder.logging():
+            planned = _plan(project, entries, options, folder, conduct)
+            summary = _summary(project, entries, planned.plan, folder, options)
+            by_id = {entry.id: entry for entry in entries}
+            for entry_id, error in planned.errors.items():
+                summary.fail(by_id[entry_id], error)
+            summary.state = "planned"
+            summary.save()
+    return folder, planned.plan, summary
+
+
+def infer_run(
+    folder: RunFolder,
+    options: RunOptions,
+    *,
+    share: tuple[int, int] = (1, 1),
+    slides_from: Path | None = None,
+    conduct: Conduct | None = None,
+    progress: Progress = lambda image, done, tiles, nuclei: None,
+) -> list[tuple[PlannedImage, QpnucleiError]]:
+    """Compute the nuclei of a plan into its folder; the project is not needed.
+
+    Parameters
+    ----------
+    options : RunOptions
+        Those of the plan, with the device, workers and model of this machine.
+    share : (int, int)
+        Which of so many shares of the units, from 1.
+    slides_from : Path, optional
+        Folder in which the slides are here.
+
+    Returns
+    -------
+    list of (PlannedImage, QpnucleiError)
+        Images of which units failed.
+
+    Raises
+    ------
+    QpnucleiError
+        If there is no plan, or the model or the device cannot be used.
+    """
+    conduct = conduct or Conduct()
+    plan = folder.plan()
+    engine = load_engine(options.model, options.engine)
+    failures: list[tuple[PlannedImage, QpnucleiError]] = []
+
+    def fail(image: PlannedImage, error: QpnucleiError) -> None:
+        _log.error("image %s: %s", image.name, error.what)
+        failures.append((image, error))
+        if conduct.fail_fast:
+            raise error
+
+    with folder.logging():
+        for _ in infer_images(
+            folder,
+            plan,
+            plan.images,
+            partial(compute_here, engine=engine, options=options, slides_from=slides_from),
+            lambda: engine,
+            fail,
+            conduct,
+            options,
+            share=share,
+            slides_from=slides_from,
+            progress=progress,
+        ):
+            pass
+    return failures
+
+
+def commit_run(
+    project: Project,
+    folder: RunFolder,
+    options: RunOptions,
+    *,
+    slides_from: Path | None = None,
+    conduct: Conduct | None = None,
+) -> RunSummary:
+    """Write what was computed into the project; what was written before is left as it is.
+
+    Parameters
+    ----------
+    options : RunOptions
+        Those of the plan.
+
+    Raises
+    ------
+    QpnucleiError
+        If there is no plan, or another process works on the project.
+    """
+    conduct = conduct or Conduct()
+    plan = folder.plan()
+    by_id = {entry.id: entry for entry in project.images}
+    entries = [by_id[image.entry] for image in plan.images if image.entry in by_id]
+    engine = cache(lambda: load_engine(options.model, options.engine))
+    with locked(project.path.parent), folder.logging():
+        summary = _summary(project, entries, plan, folder, options)
+        spec, failed = plan.spec(), folder.failed()
+        for image in plan.images:
+            entry = by_id.get(image.entry)
+            if entry is None or entry.name != image.name:
+                raise UsageError(
+                    f"{project.path} has no image {image.name} (ID {image.entry}), of which the "
+                    f"plan in {folder.path} is",
+                    "name the project that was planned with --project",
+                )
+
+            def fail(error: QpnucleiError, entry: ImageEntry = entry) -> None:
+                summary.fail(entry, error)
+                if conduct.fail_fast:
+                    raise error
+
+            with standing_alone(f"image {image.name}", fail):
+                if Record.of(entry.read().properties).run == image.marker:
+                    done = committed_image(project, entry, image, folder, spec, options)
+                    summary.images.append(done)
+                    summary.resumed += 1
+                    continue
+                layout = image.layout(spec, options)
+                if not folder.shard(image, layout.name).exists():
+                    check_complete(folder, image, layout, failed)
+                    join_image(folder, image, layout, engine, options, slides_from)
+                result = commit_image(project, entry, image, layout, folder, options)
+                summary.images.append(result)
+                summary.device = ImageNuclei(
+                    folder.shard(image, layout.name), layout.key
+                ).about.device
+            _save_soon(summary)
+            conduct.check_stop()
+        summary.device = summary.device or str(folder.record().get("device", ""))
+        summary.finish()
+        folder.note("%s: %d nuclei", summary.state, summary.nuclei)
+        with interrupt_postponed():
+            summary.save_somewhere()
+    return summary
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A plan, the images of it that are in the project already, and what could not be planned."""
+
+    plan: RunPlan
+    committed: frozenset[str]
+    errors: dict[str, QpnucleiError]
+
+
+def _plan(
+    project: Project,
+    entries: Sequence[ImageEntry],
+    options: RunOptions,
+    folder: RunFolder,
+    conduct: Conduct,
+) -> _Planned:
+    """Plan the images, and write the plan."""
+    spec = engine_spec(options.model)
+    earlier: dict[str, PlannedImage] = {}
+    if conduct.resume and folder.plan_path.exists() and not folder.is_done:
+        earlier = {image.entry: image for image in folder.plan().images}
+    images, committed = [], set()
+    errors: dict[str, QpnucleiError] = {}
+    nothing: dict[str, str] = {}
+    for entry in entries:
+
+        def fail(error: QpnucleiError, entry: ImageEntry = entry) -> None:
+            errors[entry.id] = error
+            if conduct.fail_fast:
+                raise error
+
+        with standing_alone(f"image {entry.name}", fail):
+            try:
+                image, is_done = _plan_image(entry, spec, options, earlier.get(entry.id))
+            except NothingToDo as reason:
+                nothing[entry.id] = str(reason)
+                _log.info("image %s: not analysed: %s", entry.name, reason)
+            else:
+                images.append(image)
+                if is_done:
+                    committed.add(entry.id)
+        conduct.check_stop()
+    plan = RunPlan(
+        project=str(project.path),
+        backend=project.backend,
+        request=request_of(options),
+        arguments=options.to_json(),
+        engine=asdict(spec),
+        images=tuple(images),
+        failures=tuple(
+            {"entry": entry_id, "error": error.what, "hint": error.hint}
+            for entry_id, error in errors.items()
+        ),
+        nothing_to_do=nothing,
+    )
+    folder.save_plan(plan)
+    folder.note("qpnuclei %s: %d images are planned", __version__, len(images))
+    if conduct.retry_failed:
+        folder.forget_failures()
+    if earlier:
+        units = [folder.shard(image, name) for image in images for name in image.units]
+        _log.info(
+            "going on with %s: %d of %d images are in the project, %d of %d units are there",
+            folder.path,
+            len(committed),
+            len(images),
+            sum(unit.exists() for unit in units),
+            len(units),
         )
-        with clock("check"):
-            doubts = check(slide, plan.regions, plan.scale.mpp, found)
-        with clock("write"):
-            nuclei = new_nuclei(plan, found, options, doubts)
-            with interrupt_postponed():
-                replaced = write_back(project, plan, nuclei, options, run_dir)
-        with clock("count"):
-            regions = _counted(plan, doubts)
-    loss = loss_note(project, plan.entry, replaced, len(nuclei))
-    return ImageResult(
-        name=plan.entry.name,
-        entry=plan.entry.id,
-        mpp=plan.scale.mpp,
-        mpp_source=plan.mpp_source,
-        working_mpp=plan.scale.working_mpp,
-        stains=plan.stains.name,
-        tiles=len(plan.tiles),
-        megapixels=plan.megapixels,
-        regions=regions,
-        nuclei=len(nuclei),
-        check=doubts.image,
-        replaced=replaced,
-        outside=nuclei.outside,
-        joined=stitching.joined,
-        covered=stitching.covered,
-        overlapping=stitching.overlapping,
-        seconds=clock.seconds,
-        waited=clock.waited,
-        notes=plan.notes if loss is None else (*plan.notes, loss),
+    return _Planned(plan, frozenset(committed), errors)
+
+
+def _plan_image(
+    entry: ImageEntry, spec: EngineSpec, options: RunOptions, earlier: PlannedImage | None
+) -> tuple[PlannedImage, bool]:
+    """Plan an image; tell whether it is one of the same run that is in the project already."""
+    objects = entry.read()
+    with open_image(entry) as slide:
+        file = PlannedSlide.of(slide)
+        selection = options.selection
+        chosen = [a for a in objects.annotations if not selection.tissue and selection.matches(a)]
+        inputs = inputs_of(
+            options, spec, file, chosen, [repr(entry.calibration), repr(entry.stains)]
+        )
+        if earlier is not None and earlier.inputs == inputs:
+            record = Record.of(objects.properties, f"image {entry.name}")
+            if record.run == earlier.marker:
+                return earlier, True
+        plan = plan_image(entry, slide, spec, options, objects)
+    return planned_image(plan, file, inputs, spec, options), False
+
+
+def _summary(
+    project: Project,
+    entries: Sequence[ImageEntry],
+    plan: RunPlan,
+    folder: RunFolder,
+    options: RunOptions,
+) -> RunSummary:
+    """Return the record of a run that begins."""
+    return RunSummary(
+        project=project.path,
+        backend=project.backend,
+        arguments=options.to_json(),
+        model=describe_model(plan.spec()),
+        device="",
+        run_dir=folder.path,
+        planned=tuple(entries),
+        nothing_to_do=dict(plan.nothing_to_do),
+        request=plan.request,
     )
 
 
-def _counted(plan: ImagePlan, doubts: Check) -> tuple[RegionResult, ...]:
-    """Count the nuclei of each region in what was saved, as export does."""
-    objects = plan.entry.read()
-    calibration = PixelCalibration(*plan.scale.mpp)
-    image = CountedImage("", plan.entry.name, objects, calibration)
-    regions = regions_now(plan, objects)
-    counts = count_in_regions(image, regions)
-    return tuple(
-        RegionResult.of(region, *count, doubt)
-        for region, count, doubt in zip(regions, counts, doubts.regions, strict=True)
-    )
+def _save_soon(summary: RunSummary) -> None:
+    """Write the record; if that is not possible now, it is tried again later."""
+    with interrupt_postponed():
+        try:
+            summary.save()
+        except SaveError as error:
+            _log.debug("no record yet: %s", error)

@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from qpnuclei.errors import QpnucleiError, SaveError
 from qpnuclei.segmentation.engine import EngineSpec
-from qpnuclei.system.files import folders_of_last_resort, make_folder_below, write_atomically
+from qpnuclei.system.files import (
+    folders_of_last_resort,
+    make_folder_below,
+    read_regular,
+    write_atomically,
+)
 from qpnuclei.system.timing import peak_memory_mib
 from qpnuclei.system.versions import versions
 
@@ -110,6 +115,34 @@ class ImageResult:
     waited: dict[str, float]
     notes: tuple[str, ...] = ()
 
+    def save(self, path: Path, is_saved: bool) -> None:
+        """Write it to a file of its own.
+
+        Parameters
+        ----------
+        is_saved : bool
+            Whether the project is saved, and the regions are counted.
+
+        Raises
+        ------
+        SaveError
+            If it cannot be written.
+        """
+        content = {"is_saved": is_saved, "result": dataclasses.asdict(self)}
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        write_atomically(path, text.encode(errors="backslashreplace"))
+
+    @classmethod
+    def read(cls, path: Path) -> tuple[ImageResult, bool] | None:
+        """Read what `save` wrote; None if that is not there, or damaged."""
+        from pydantic import TypeAdapter
+
+        try:
+            content = json.loads(read_regular(path))
+            return TypeAdapter(cls).validate_python(content["result"]), bool(content["is_saved"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+
     @property
     def doubts(self) -> tuple[str, ...]:
         """What is doubtful, a line each: of the image, and of regions where it is another thing."""
@@ -136,6 +169,12 @@ class RunSummary:
         Each ends among the `images` that were done, the `failures` or the others, `not_done`.
     nothing_to_do : mapping of str to str
         By entry ID, why there was nothing to do in an image.
+    state : str
+        ``"planned"``, ``"running"``, ``"stopped"``, ``"failed"`` (some images) or ``"done"``.
+    request : str
+        Hash of what the run was asked for; the same command goes on with a run that is not done.
+    resumed : int
+        Images that were in the project when the run was gone on with.
     """
 
     project: Path
@@ -148,6 +187,9 @@ class RunSummary:
     images: list[ImageResult] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     nothing_to_do: dict[str, str] = field(default_factory=dict)
+    state: str = "running"
+    request: str = ""
+    resumed: int = 0
     started: float = field(default_factory=time.time)
     seconds: float = 0.0
 
@@ -155,6 +197,10 @@ class RunSummary:
     def nuclei(self) -> int:
         """Nuclei written in all the images."""
         return sum(image.nuclei for image in self.images)
+
+    def finish(self) -> None:
+        """Note that the run has come to its end."""
+        self.state = "failed" if self.failures else "done"
 
     def fail(self, entry: ImageEntry, error: QpnucleiError) -> None:
         """Note, and say at once, that an image was left as it was."""
@@ -219,11 +265,14 @@ class RunSummary:
         started = datetime.fromtimestamp(self.started).astimezone()
         return {
             "project": str(self.project),
+            "state": self.state,
+            "request": self.request,
             "backend": self.backend,
             "started": started.isoformat(timespec="seconds"),
             "seconds": round(self.seconds, 2),
             "peak_memory_mib": peak_memory_mib(),
             "nuclei": self.nuclei,
+            "resumed": self.resumed,
             "images": [dataclasses.asdict(image) for image in self.images],
             "failures": [
                 {"image": f.name, "entry": f.entry, "error": f.error.what, "hint": f.error.hint}

@@ -87,11 +87,16 @@ class UsedMpp:
 
 @dataclass(frozen=True)
 class Record:
-    """The record of one image; `check` is why the last run found the whole image doubtful."""
+    """The record of one image.
+
+    `check` is why the last run found the whole image doubtful; `run` tells which run it was: one
+    that is gone on with knows by it what it had written before.
+    """
 
     areas: tuple[AnalysedArea, ...] = ()
     used: UsedMpp | None = None
     check: str = ""
+    run: str = ""
 
     @classmethod
     def of(cls, properties: Mapping[str, str], name: str = "the image") -> Record:
@@ -114,6 +119,7 @@ class Record:
                 areas,
                 UsedMpp(_pair(used["um"]), str(used["source"]), _pair_or_none(used["project"])),
                 str(content.get("check", "")),
+                str(content.get("run", "")),
             )
         except (ValueError, TypeError, KeyError, IndexError, RecursionError, AttributeError):
             _log.warning("%s: the record of earlier runs is damaged and was ignored", name)
@@ -139,6 +145,7 @@ class Record:
             ],
             "pixel size": used and {"um": used.mpp, "source": used.source, "project": used.project},
             **({"check": self.check} if self.check else {}),
+            **({"run": self.run} if self.run else {}),
         }
         return {PROPERTY: json.dumps(content, separators=(",", ":"))}
 
@@ -149,6 +156,7 @@ class Record:
         removed: frozenset[UUID] = frozenset(),
         check: str = "",
         checks: Sequence[str] = (),
+        marker: str = "",
     ) -> Record:
         """Return the record after a run of some regions.
 
@@ -158,6 +166,8 @@ class Record:
             Annotations that the run removed.
         check, checks : str, sequence of str
             Why the run found the image, and each region, doubtful.
+        marker : str
+            What the run is known by.
         """
         new = tuple(
             AnalysedArea(
@@ -172,7 +182,7 @@ class Record:
         kept = (
             area for area in self.areas if area.id not in again and not run._alike(area.geometry)
         )
-        return Record((*kept, *new), used, check)
+        return Record((*kept, *new), used, check, marker)
 
     @cached_property
     def union(self) -> shapely.Geometry:

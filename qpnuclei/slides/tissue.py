@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
 import numpy.typing as npt
 import shapely
-from skimage.measure import find_contours
 
+from qpnuclei.slides.masks import Mask, disk, outline_mask, polygons_of
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.slide import Slide
-
-Mask = npt.NDArray[np.bool_]
 
 #: Tissue has no finer outline than this, and at this size most slides fit into memory.
 _MASK_MPP = 8.0
@@ -32,9 +28,6 @@ _BLACK_INK_SPREAD = 0.3
 
 # Gaps up to twice the first radius are bridged, strands up to twice the second are dropped.
 _CLOSING_PX, _OPENING_PX = 2, 1
-
-_RIM_PX = 2
-
 
 _HSV_MIN_SATURATION = 0.07
 _HSV_MIN_VALUE = 0.15
@@ -72,11 +65,11 @@ def find_tissue(
     downsample = slide.width / width, slide.height / height
     mask = tissue_mask(slide.read(0, 0, width, height, downsample))
     pixel_um2 = downsample[0] * mpp[0] * downsample[1] * mpp[1]
-    outline = _outline(
+    outline = outline_mask(
         mask, min(min_area_um2 / pixel_um2, mask.size / 20), min_hole_um2 / pixel_um2
     )
     scaled = shapely.transform(outline, lambda xy: xy * downsample)
-    return _multi(shapely.intersection(scaled, shapely.box(0, 0, slide.width, slide.height)))
+    return polygons_of(shapely.intersection(scaled, shapely.box(0, 0, slide.width, slide.height)))
 
 
 def tissue_mask(rgb: RGB) -> Mask:
@@ -93,7 +86,7 @@ def tissue_mask(rgb: RGB) -> Mask:
     """
     smooth = np.asarray(cv2.GaussianBlur(rgb, (0, 0), 1.0), np.uint8)
     chroma = (smooth.max(axis=2) - smooth.min(axis=2)).astype(np.uint8)
-    ink = _dilate(_ink(smooth), 3)
+    ink = _dilate(_strokes(ink_of(smooth)), 3)
     candidates = chroma[~ink]
     threshold = _MIN_CHROMA
     if candidates.size:
@@ -102,8 +95,8 @@ def tissue_mask(rgb: RGB) -> Mask:
     stained = ((chroma > threshold) & ~ink).astype(np.uint8)
     # Closing treats the outside of the image as tissue: add a rim of glass.
     rim = 2 * _CLOSING_PX
-    closed = cv2.morphologyEx(np.pad(stained, rim), cv2.MORPH_CLOSE, _disk(_CLOSING_PX))
-    opened = cv2.morphologyEx(closed[rim:-rim, rim:-rim], cv2.MORPH_OPEN, _disk(_OPENING_PX))
+    closed = cv2.morphologyEx(np.pad(stained, rim), cv2.MORPH_CLOSE, disk(_CLOSING_PX))
+    opened = cv2.morphologyEx(closed[rim:-rim, rim:-rim], cv2.MORPH_OPEN, disk(_OPENING_PX))
     return np.asarray(opened > 0) & ~ink
 
 
@@ -129,52 +122,29 @@ def _is_stained(rgb: RGB) -> Mask:
     return np.asarray(saturated & (value >= 255 * _HSV_MIN_VALUE))
 
 
-def _ink(rgb: RGB) -> Mask:
+def ink_of(rgb: RGB) -> Mask:
+    """Tell which pixels have the colours of a blue, green or black pen.
+
+    Parameters
+    ----------
+    rgb : (H, W, 3) uint8 ndarray
+
+    Returns
+    -------
+    (H, W) bool ndarray
+    """
     density = -np.log10(np.maximum(rgb, 1) / np.float32(255))
     red, green = density[..., 0], density[..., 1]
     coloured = (red > _INK_DENSITY) & (red > _INK_RED_TO_GREEN * green)
     low, high = density.min(axis=2), density.max(axis=2)
     black = (low > _BLACK_INK_DENSITY) & (high - low < _BLACK_INK_SPREAD * high)
-    # A stroke is broad; single dark pixels are pigment or folds.
-    strokes = cv2.morphologyEx((coloured | black).astype(np.uint8), cv2.MORPH_OPEN, _disk(2))
-    return np.asarray(strokes > 0)
+    return np.asarray(coloured | black)
 
 
-def _outline(mask: Mask, min_area: float, min_hole: float) -> shapely.Geometry:
-    """Outline a mask in its own pixel coordinates, without small pieces and holes.
-
-    Tissue that touches the border is extended beyond it, and the caller cuts it off. So the
-    outline is rounded and simplified, but not along the border of the image.
-    """
-    rings = find_contours(  # type: ignore[no-untyped-call]
-        np.pad(np.pad(mask.astype(np.uint8), _RIM_PX, "edge"), 1), 0.5
-    )
-    if not rings:
-        return shapely.MultiPolygon()
-    # From (row, column) of padded pixel centres to x, y of pixel corners.
-    lines = [shapely.LineString(ring[:, ::-1] - (_RIM_PX + 0.5)) for ring in rings]
-    pieces = shapely.get_parts(shapely.build_area(shapely.MultiLineString(lines)))
-    kept = [
-        shapely.Polygon(
-            piece.exterior,
-            [hole for hole in piece.interiors if shapely.Polygon(hole).area >= min_hole],
-        )
-        for piece in pieces
-        if piece.area >= min_area
-    ]
-    return shapely.simplify(shapely.union_all(kept), 0.5)
-
-
-def _multi(geometry: shapely.Geometry) -> shapely.MultiPolygon:
-    """Keep the polygons of any geometry."""
-    parts = shapely.get_parts(geometry)
-    return shapely.MultiPolygon([p for p in parts if p.geom_type == "Polygon" and not p.is_empty])
+def _strokes(ink: Mask) -> Mask:
+    """Keep what is broad: single dark pixels are pigment or folds."""
+    return np.asarray(cv2.morphologyEx(ink.astype(np.uint8), cv2.MORPH_OPEN, disk(2)) > 0)
 
 
 def _dilate(mask: Mask, radius: int) -> Mask:
-    return np.asarray(cv2.dilate(mask.astype(np.uint8), _disk(radius)) > 0)
-
-
-def _disk(radius: int) -> npt.NDArray[Any]:
-    y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
-    return np.asarray(x * x + y * y <= radius * radius, np.uint8)
+    return np.asarray(cv2.dilate(mask.astype(np.uint8), disk(radius)) > 0)

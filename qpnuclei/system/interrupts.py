@@ -133,6 +133,36 @@ def asking_to_stop(message: str) -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
+def ending_on_terminate(message: str) -> Iterator[Callable[[], bool]]:
+    """Treat the first SIGTERM as a request to end soon; the second ends the process.
+
+    Parameters
+    ----------
+    message : str
+        Printed at the first.
+
+    Yields
+    ------
+    callable
+        Returns whether the end was requested.
+    """
+    asked = False
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            _leave("terminated at once", number)
+        asked = True
+        _say(message)
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def interrupt_postponed() -> Iterator[None]:
     """Let a Ctrl-C or SIGTERM that comes within the block act at its end.
 

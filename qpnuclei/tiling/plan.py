@@ -5,10 +5,11 @@ All coordinates are in px of the working grid, in the image's frame.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -203,6 +204,34 @@ class TilePlan(Sequence[Tile]):
         size = max(box.width, box.height)
         limits = (box.x1 + size, box.y1 + size)
         return cls(box.polygon(), limits, size, 1, alignment, (box.x0, box.y0))
+
+    def part(self, indices: Sequence[int]) -> TilePlan:
+        """Return a plan of some of the tiles alone, numbered anew in the order given.
+
+        Each tile has the core and the view that it has here. Who owns a nucleus, however, is
+        decided by all the tiles: ask the whole plan.
+
+        Parameters
+        ----------
+        indices : sequence of int
+            Of tiles of this plan, each once.
+        """
+        part = copy.copy(self)
+        part._tiles = [replace(self._tiles[i], index=new) for new, i in enumerate(indices)]
+        part._grid = np.full_like(self._grid, -1)
+        for tile in part._tiles:
+            part._grid[tile.row, tile.column] = tile.index
+        chosen = np.asarray(indices, np.int64)
+        part._core_low, part._core_high = self._core_low[chosen], self._core_high[chosen]
+        part._low, part._high = self._low[chosen], self._high[chosen]
+        return part
+
+    def blocks(self, side: int) -> list[list[int]]:
+        """Return the indices of the tiles in squares of `side` by `side`, from left to right."""
+        blocks: dict[tuple[int, int], list[int]] = {}
+        for tile in self:
+            blocks.setdefault((tile.row // side, tile.column // side), []).append(tile.index)
+        return [blocks[place] for place in sorted(blocks)]
 
     def __len__(self) -> int:
         return len(self._tiles)

@@ -14,10 +14,11 @@ import pytest
 import shapely
 
 from qpnuclei.nuclei.ids import is_ours
-from qpnuclei.pipeline import run as pipeline_run
+from qpnuclei.pipeline import saving
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeImage, open_project
+from qpnuclei.system.locks import LOCK_NAME
 from tests.cli.conftest import Outcome
 from tests.paths import SAMPLES
 
@@ -87,14 +88,14 @@ def test_bad_images_are_reported_and_the_others_written(
     # No chosen annotation concerns it: that it has neither pixels nor their size is no matter.
     (tmp_path / "other.tif").unlink()
     annotate(last, SQUARE)
-    real = pipeline_run.new_nuclei
+    real = saving.new_nuclei
 
     def faulty(plan: Any, *rest: Any) -> Any:
         if plan.entry.name == "fault.tif":
             raise ZeroDivisionError("division by zero")
         return real(plan, *rest)
 
-    monkeypatch.setattr(pipeline_run, "new_nuclei", faulty)
+    monkeypatch.setattr(saving, "new_nuclei", faulty)
     outcome = qpnuclei("run", project, "--roi", "Tumor", *RUN)
     assert outcome.exit_code == 1
     content = record(project)
@@ -149,25 +150,32 @@ def test_a_project_that_vanishes_during_the_run(
     for image in open_project(project).images:
         annotate(image, SQUARE)
     gone = project if moved == "project" else tmp_path / "slides"
-    real = pipeline_run.new_nuclei
+    real = saving.new_nuclei
 
     def vanishing(plan: Any, *rest: Any) -> Any:
         if plan.entry.name == "b.tif":
             gone.rename(tmp_path / "away")
         return real(plan, *rest)
 
-    monkeypatch.setattr(pipeline_run, "new_nuclei", vanishing)
-    assert qpnuclei("run", project, "--roi", "Tumor", *RUN).exit_code == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(saving, "new_nuclei", vanishing)
+        assert qpnuclei("run", project, "--roi", "Tumor", *RUN).exit_code == 1
     assert not gone.exists()
     (path,) = (tmp_path / "here").glob("qpnuclei-*/run.json")
     content = json.loads(path.read_text("utf-8"))
     assert [image["name"] for image in content["images"]] == ["a.tif"]
     assert [f["image"] for f in content["failures"]] == ["b.tif", "c.tif", "d.tif"]
     assert content["not_done"] == []
-    # What was found when it vanished is not lost.
-    (rescued,) = (tmp_path / "here").glob("*.rescued.geojson.gz")
-    assert str(rescued) in content["failures"][0]["error"]
-    assert ours(tmp_path / "away" / ("" if moved == "project" else "p"))[0] > 0
+    away = tmp_path / "away" / ("" if moved == "project" else "p")
+    assert [count > 0 for count in ours(away)] == [True, False, False, False]
+    # What was found when it vanished is not lost: when it is there again, the run goes on.
+    (away / LOCK_NAME).unlink()  # that of this very process, which could not remove it
+    (tmp_path / "away").rename(gone)
+    (shard,) = (project / "qpnuclei").glob("*/shards/2-b.tif/00000-*.parquet")
+    found = shard.stat()
+    assert qpnuclei("run", project, "--roi", "Tumor", *RUN).exit_code == 0
+    assert shard.stat() == found
+    assert all(ours(project))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no such files there")

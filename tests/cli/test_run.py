@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager, contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
-from unittest.mock import ANY
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -435,7 +434,7 @@ def test_nuclei_kept_on_disk_meanwhile_are_the_same(
 ) -> None:
     project, copies, tables = sample("0.5.1"), [], []
     for size in (20_000, 3):
-        monkeypatch.setattr("qpnuclei.pipeline.run.temporary_shards", watched(size, tables))
+        monkeypatch.setattr("qpnuclei.pipeline.join.temporary_shards", watched(size, tables))
         copy = tmp_path / f"{size}"
         arguments = ("--roi-all", "--mpp", "0.5", "--device", "cpu", "--quiet", "--tile", "128")
         outcome = qpnuclei("run", project, *arguments, "--backend", "native", "--parquet", copy)
@@ -452,7 +451,7 @@ def test_nuclei_on_disk_are_rescued_when_the_project_cannot_be_saved(
     sample: Sample, qpnuclei: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project, tables = sample("0.5.1"), []
-    monkeypatch.setattr("qpnuclei.pipeline.run.temporary_shards", watched(3, tables))
+    monkeypatch.setattr("qpnuclei.pipeline.join.temporary_shards", watched(3, tables))
 
     def full(*_: object) -> None:
         raise SaveError("disk full")
@@ -557,7 +556,11 @@ def everything(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
 
 
-LEFT = "interrupted: images that were done are saved, the others are unchanged\n"
+LEFT = "interrupted: what is finished is kept; the same command goes on from here\n"
+
+
+def outside_of_runs(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in files.items() if not name.startswith("qpnuclei/")}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals work differently there")
@@ -577,8 +580,8 @@ def test_ctrl_c_leaves_the_project_untouched(sample: Sample, pause: float) -> No
     assert [line for line in stderr.splitlines(keepends=True) if " tiles, " not in line] == [LEFT]
     assert stderr.endswith(LEFT)
     assert stdout == ""
-    assert tree(project) == before
-    assert everything(project) == paths
+    assert outside_of_runs(tree(project)) == before
+    assert everything(project) - everything(project / "qpnuclei") - {project / "qpnuclei"} == paths
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal there")
@@ -597,29 +600,40 @@ def test_a_run_that_is_killed_leaves_its_lock_alone_and_the_next_removes_it(
         run.communicate(timeout=60)
     assert run.returncode == -signal.SIGKILL
     lock = project / LOCK_NAME
-    assert everything(project) - paths == {lock}
+    left = everything(project) - paths - everything(project / "qpnuclei")
+    assert left == {lock, project / "qpnuclei"}
     with locked(project, wait=False):
         pass
-    assert tree(project) == before
-    assert everything(project) == paths
+    assert outside_of_runs(tree(project)) == before
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals work differently there")
-def test_a_batch_system_ends_a_run(sample: Sample) -> None:
+def test_a_batch_system_ends_a_run_and_the_next_goes_on(sample: Sample, qpnuclei: Call) -> None:
     project = sample("0.5.1")
     before = tree(project)
-    with started(project, *SLOW) as run:
+    units_of_one_tile = "from qpnuclei.pipeline import work\nwork.UNIT_SIDE = 1"
+    with started(project, *SLOW, program=units_of_one_tile) as run:
         assert run.stderr is not None
         assert any(" 1 of " in line for line in run.stderr)
         run.terminate()
         _, stderr = run.communicate(timeout=60)
     assert run.returncode == 143, stderr
-    assert stderr.endswith(LEFT.replace("interrupted", "terminated"))
-    (record_path,) = (project / "qpnuclei").glob("*/run.json")
-    assert tree(project) == before | {str(record_path.relative_to(project)): ANY}
-    record = json.loads(record_path.read_text())
-    assert record["images"] == []
+    assert "terminating: what is being computed is finished first\n" in stderr
+    assert "error: terminated: what is finished is kept\n" in stderr
+    assert outside_of_runs(tree(project)) == before
+    (folder,) = (project / "qpnuclei").iterdir()
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["state"], record["images"]) == ("stopped", [])
     assert [image["reason"] for image in record["not_done"]] == ["the run ended before"]
+    # The unit at hand was finished. Another device and other workers are no other run.
+    shards = {path: path.stat() for path in folder.glob("shards/*/*.parquet")}
+    assert 0 < len(shards) < 15
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("qpnuclei.pipeline.work.UNIT_SIDE", 1)
+        assert qpnuclei("run", project, *SLOW, "--quiet", "--workers", "1").exit_code == 0
+    assert list((project / "qpnuclei").iterdir()) == [folder]
+    assert {path: path.stat() for path in shards} == shards
+    assert json.loads((folder / "run.json").read_text())["state"] == "done"
 
 
 def test_ctrl_c_while_an_image_is_being_saved_waits_for_it(sample: Sample) -> None:

@@ -15,7 +15,8 @@ import shapely
 from qpnuclei.errors import ConflictError, FormatError, QpnucleiError, SaveError, UsageError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
-from qpnuclei.pipeline.commit import NewNuclei, choose_run_dir, new_nuclei, write_back
+from qpnuclei.pipeline.commit import NewNuclei, new_nuclei, write_back
+from qpnuclei.pipeline.folder import choose_folder
 from qpnuclei.pipeline.plan import ImagePlan, RunOptions
 from qpnuclei.pipeline.selection import Selection, ours_within, select_regions
 from qpnuclei.qupath.geojson.reading import read_objects
@@ -264,7 +265,7 @@ def test_nuclei_are_saved_wherever_there_is_room(
 def test_runs_of_one_second_have_a_folder_each(project: NativeProject) -> None:
     folders = []
     for _ in range(5):
-        folders.append(choose_run_dir(project, OPTIONS))
+        folders.append(choose_folder(project, OPTIONS).path)
         folders[-1].mkdir(parents=True)
     assert len(set(folders)) == 5
 

@@ -3,8 +3,8 @@
 =============  ==================================================================================
 module         reads
 =============  ==================================================================================
-`tiff`         TIFF, BigTIFF, OME-TIFF and ImageJ TIFF, with tifffile
-`tiffslide`    the metadata of Aperio SVS and Hamamatsu NDPI, whose pixels `tiff` reads
+`tiff`         TIFF, BigTIFF, OME-TIFF, ImageJ TIFF, Aperio SVS and Hamamatsu NDPI, with tifffile
+`tiffslide`    the metadata of Hamamatsu NDPI, whose pixels `tiff` reads
 `openslide`    MIRAX, DICOM, Ventana BIF, Hamamatsu VMS, Leica SCN, Philips, Trestle, Sakura,
                Zeiss CZI, and Aperio JPEG 2000 in YCbCr, with OpenSlide
 `plain`        PNG, JPEG and BMP, with Pillow

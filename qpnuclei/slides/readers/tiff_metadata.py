@@ -142,7 +142,12 @@ def _read_metadata(
     vendor, mpp, magnification = None, None, None
     if ome is not None:
         mpp, magnification = ome.mpp(series), ome.magnification(series)
-    elif tiff.pages.first.description.startswith("Aperio") or tiff.is_ndpi:
+    elif tiff.pages.first.description.startswith("Aperio"):
+        vendor = "aperio"
+        aperio = _aperio_properties(tiff.pages.first.description)
+        mpp = positive_pair(aperio.get("MPP"), aperio.get("MPP"))
+        magnification = positive(aperio.get("AppMag"))
+    elif tiff.is_ndpi:
         properties: Mapping[str, Any] = {}
         try:
             with reading(path, "has damaged metadata"):
@@ -167,6 +172,12 @@ def icc_profile(page: Any) -> bytes | None:
     """Return the colour profile of a page."""
     tag = page.tags.get("InterColorProfile")
     return bytes(tag.value) if tag is not None and isinstance(tag.value, bytes) else None
+
+
+def _aperio_properties(description: str) -> dict[str, str]:
+    """Return what Aperio writes as ``header|AppMag = 20|MPP = 0.4990|...``."""
+    pairs = (part.partition("=") for part in description.split("|")[1:])
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _micrometres(unit: str) -> float | None:

@@ -1,4 +1,4 @@
-"""The metadata of Aperio SVS and Hamamatsu NDPI, with TiffSlide."""
+"""The metadata of Hamamatsu NDPI, with TiffSlide."""
 
 from __future__ import annotations
 

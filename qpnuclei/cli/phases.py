@@ -1,0 +1,233 @@
+"""``qpnuclei plan``, ``infer`` and ``commit``: the three phases of a run, each on its own."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qpnuclei.cli.options import (
+    BackendOption,
+    BreakLock,
+    DeviceOption,
+    FailFast,
+    ImageRoot,
+    Json,
+    NoReport,
+    Quiet,
+    RetryFailed,
+    RunFolderArgument,
+    SlidesFrom,
+    Wait,
+    with_options_of,
+)
+from qpnuclei.cli.run import INTERRUPTED, TERMINATING, asked_for, print_summary, run, write_page
+from qpnuclei.errors import UsageError
+
+
+@with_options_of(
+    run, "device", "batch", "workers", "dry_run", "force", "geojson", "parquet", "no_report"
+)
+def plan(**given: Any) -> None:
+    """Say in a folder what a run has to do; infer and commit do it.
+
+    It needs the project and its slides, neither the network nor its library. The same command goes
+    on with a folder that is not finished. The folder is printed.
+
+    For example: qpnuclei plan project.qpproj --roi Tumor --run-dir the-run
+    """
+    from qpnuclei.cli.console import print_error, print_json, stderr, stdout
+    from qpnuclei.system.interrupts import leaving_on_interrupt
+    from qpnuclei.system.locks import locked
+
+    defaults = {"device": "auto", "batch": None, "workers": None, "force": False}
+    opened, entries, options = asked_for({**defaults, "geojson": None, "parquet": None, **given})
+    with leaving_on_interrupt(INTERRUPTED):
+        from qpnuclei.pipeline.run import plan_run
+        from qpnuclei.pipeline.units import Conduct
+
+        conduct = Conduct(given["resume"], given["retry_failed"], given["fail_fast"])
+        with locked(opened.path.parent, wait=given["wait"], break_lock=given["break_lock"]):
+            folder, planned, summary = plan_run(opened, entries, options, conduct)
+    units = sum(len(image.units) for image in planned.images)
+    if given["json"]:
+        content = {"run_dir": str(folder.path), "images": len(planned.images), "units": units}
+        print_json({**content, "failures": summary.to_json()["failures"]})
+    else:
+        stdout.print(str(folder.path), soft_wrap=True)
+    stderr.print(f"{units} units in {len(planned.images)} images", highlight=False)
+    for failure in summary.failures:
+        known = failure.name in failure.error.what
+        print_error(failure.error, "" if known else f"image {failure.name}: ")
+    if summary.failures:
+        sys.exit(1)
+
+
+def infer(
+    run_dir: RunFolderArgument,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="Only the I-th of N equal parts of the units, from 1: one for each of N jobs.",
+            show_default="all of them",
+        ),
+    ] = None,
+    slides_from: SlidesFrom = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="Where the model that was planned for lies here.",
+            show_default="as it was planned",
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch",
+            min=1,
+            help="Tiles per batch of the network.",
+            show_default="on a GPU as many as fit into its memory, at most 8; 1 on a CPU",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, help="Processor cores to use.", show_default="all cores"),
+    ] = None,
+    retry_failed: RetryFailed = False,
+    fail_fast: FailFast = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the nuclei of a plan, and keep them in its folder.
+
+    It needs the slides and the model, neither the project nor Java. What is there already is not
+    done again. Folders that were computed in parts, on whatever machines, may be copied together.
+
+    For example: qpnuclei infer the-run --shard 3/20
+    """
+    from qpnuclei.cli.console import print_error, tile_progress
+    from qpnuclei.system.interrupts import ending_on_terminate, leaving_on_interrupt
+    from qpnuclei.system.memory import keep_freed_memory
+    from qpnuclei.system.threads import available_cores
+
+    share = _share(shard)
+    with leaving_on_interrupt(INTERRUPTED):
+        from qpnuclei.pipeline.folder import RunFolder
+        from qpnuclei.pipeline.run import infer_run
+        from qpnuclei.pipeline.units import Conduct
+
+        folder = RunFolder(run_dir)
+        planned = folder.plan().options()
+        options = replace(
+            planned,
+            model=model or planned.model,
+            device=device,
+            batch_size=batch,
+            workers=workers or available_cores(),
+        )
+        with (
+            keep_freed_memory(),
+            ending_on_terminate(TERMINATING) as stop,
+            tile_progress(quiet) as progress,
+        ):
+            failures = infer_run(
+                folder,
+                options,
+                share=share,
+                slides_from=slides_from,
+                conduct=Conduct(retry_failed=retry_failed, fail_fast=fail_fast, stop=stop),
+                progress=progress,
+            )
+    for image, error in failures:
+        print_error(error, "" if image.name in error.what else f"image {image.name}: ")
+    if failures:
+        sys.exit(1)
+
+
+def commit(
+    run_dir: RunFolderArgument,
+    project: Annotated[
+        Path | None,
+        typer.Option(
+            "--project",
+            help="QuPath project to write into: the .qpproj file or its folder.",
+            show_default="the one that was planned",
+        ),
+    ] = None,
+    slides_from: SlidesFrom = None,
+    geojson: Annotated[
+        Path | None,
+        typer.Option("--geojson", help="Also write QuPath GeoJSON (.geojson.gz) to this folder."),
+    ] = None,
+    parquet: Annotated[
+        Path | None,
+        typer.Option("--parquet", help="Also write the nuclei as Parquet tables to this folder."),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Write even if another program (QuPath) saved the image since it was planned, "
+            "provided that its annotations are unchanged; both states are kept.",
+        ),
+    ] = False,
+    backend: BackendOption = "auto",
+    image_root: ImageRoot = None,
+    fail_fast: FailFast = False,
+    no_report: NoReport = False,
+    wait: Wait = True,
+    break_lock: BreakLock = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the nuclei that infer has found into the project; what is written is left as it is.
+
+    It needs the project, and neither slides nor model where infer has finished the images.
+
+    For example: qpnuclei commit the-run
+    """
+    from qpnuclei.qupath.project import open_project
+    from qpnuclei.system.interrupts import ending_on_terminate, leaving_on_interrupt
+    from qpnuclei.system.locks import locked
+
+    with leaving_on_interrupt(INTERRUPTED):
+        from qpnuclei.pipeline.folder import RunFolder
+        from qpnuclei.pipeline.run import commit_run
+        from qpnuclei.pipeline.units import Conduct
+
+        folder = RunFolder(run_dir)
+        planned = folder.plan()
+        opened = open_project(
+            project or Path(planned.project), backend=backend, image_root=image_root
+        )
+        options = replace(planned.options(), force=force, geojson_dir=geojson, parquet_dir=parquet)
+        with (
+            locked(opened.path.parent, wait=wait, break_lock=break_lock),
+            ending_on_terminate(TERMINATING) as stop,
+        ):
+            conduct = Conduct(fail_fast=fail_fast, stop=stop)
+            summary = commit_run(opened, folder, options, slides_from=slides_from, conduct=conduct)
+    page = None if no_report or not summary.images else write_page(opened, summary, quiet)
+    print_summary(summary, json, page)
+
+
+def _share(text: str | None) -> tuple[int, int]:
+    """Read ``I/N``.
+
+    Raises
+    ------
+    UsageError
+        If it is none.
+    """
+    if text is None:
+        return 1, 1
+    part, separator, parts = text.partition("/")
+    if separator and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts):
+        return int(part), int(parts)
+    raise UsageError(f"--shard {text!r} is no part", "name the third of twenty parts as 3/20")

@@ -1,0 +1,84 @@
+"""``qpnuclei qc``: mark pen, folds and blur."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qpnuclei.cli.options import (
+    BackendOption,
+    BreakLock,
+    ImageGlobs,
+    ImageRoot,
+    Json,
+    MppTable,
+    ProjectMppOption,
+    ProjectPath,
+    Wait,
+)
+
+if TYPE_CHECKING:
+    from qpnuclei.errors import QpnucleiError
+    from qpnuclei.qupath.model import ImageEntry
+
+
+def qc(
+    project: ProjectPath,
+    image: ImageGlobs = None,
+    mpp: ProjectMppOption = None,
+    mpp_table: MppTable = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Find them, but leave the project as it is.")
+    ] = False,
+    image_root: ImageRoot = None,
+    backend: BackendOption = "auto",
+    wait: Wait = True,
+    break_lock: BreakLock = False,
+    json: Json = False,
+) -> None:
+    """Mark pen, folds and tissue out of focus with annotations of class Ignore*.
+
+    Each can be edited or deleted in QuPath. Where a run is told so (--exclude 'Ignore*'), these
+    areas are left out of the regions and of their areas. Once more, it replaces what it marked and
+    nobody has changed.
+
+    For example: qpnuclei qc project.qpproj
+    """
+    from qpnuclei.cli.console import describe_error, print_error, print_json, stdout
+    from qpnuclei.errors import standing_alone
+    from qpnuclei.pipeline.artefacts import mark_artefacts
+    from qpnuclei.qupath.pixel_size import AskedMpp, read_mpp_table
+    from qpnuclei.qupath.project import open_project
+    from qpnuclei.qupath.regions import match_images
+    from qpnuclei.system.locks import locked
+
+    opened = open_project(project, backend=backend, image_root=image_root)
+    entries = match_images(opened, tuple(image or ()))
+    by_image = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
+    asked = AskedMpp(mpp, not image and len(entries) > 1, by_image)
+    failed = False
+    said: list[dict[str, Any]] = []
+
+    def fail(entry: ImageEntry, error: QpnucleiError) -> None:
+        nonlocal failed
+        failed = True
+        said.append(describe_error(error, entry))
+        print_error(error, f"image {entry.name}: ")
+
+    with locked(opened.path.parent, wait=wait, break_lock=break_lock):
+        for entry in entries:
+            with standing_alone(f"image {entry.name}", partial(fail, entry)):
+                done = mark_artefacts(opened, entry, asked, write=not dry_run)
+                said.append({"image": entry.name, "image_id": entry.id, **asdict(done)})
+                if not json:
+                    areas = ", ".join(f"{k} {v:.3f} mm²" for k, v in done.area_mm2.items())
+                    changed = f"{done.added} added, {done.removed} removed, {done.kept} kept"
+                    text = f"{entry.name}: {areas}; annotations: {changed}"
+                    stdout.print(text, highlight=False, markup=False, soft_wrap=True)
+    if json:
+        print_json(said)
+    sys.exit(failed)

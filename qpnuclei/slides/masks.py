@@ -1,0 +1,62 @@
+"""From masks of a reduced slide to outlines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+from skimage.measure import find_contours
+
+Mask = npt.NDArray[np.bool_]
+
+_RIM_PX = 2
+
+
+def outline_mask(mask: Mask, min_area: float, min_hole: float) -> shapely.Geometry:
+    """Outline a mask in its own pixel coordinates, without small pieces and holes.
+
+    What touches the border is drawn beyond it, for the caller to cut off: outlines are rounded and
+    simplified, the picture's border must not be.
+
+    Parameters
+    ----------
+    mask : (H, W) bool ndarray
+    min_area, min_hole : float
+        Smaller pieces are dropped and smaller holes filled, in px of the mask.
+
+    Returns
+    -------
+    shapely.Geometry
+        Pixel (row, column) covers the square from (column, row) to (column + 1, row + 1).
+    """
+    rings = find_contours(  # type: ignore[no-untyped-call]
+        np.pad(np.pad(mask.astype(np.uint8), _RIM_PX, "edge"), 1), 0.5
+    )
+    if not rings:
+        return shapely.MultiPolygon()
+    # From (row, column) of padded pixel centres to x, y of pixel corners.
+    lines = [shapely.LineString(ring[:, ::-1] - (_RIM_PX + 0.5)) for ring in rings]
+    pieces = shapely.get_parts(shapely.build_area(shapely.MultiLineString(lines)))
+    kept = [
+        shapely.Polygon(
+            piece.exterior,
+            [hole for hole in piece.interiors if shapely.Polygon(hole).area >= min_hole],
+        )
+        for piece in pieces
+        if piece.area >= min_area
+    ]
+    return shapely.simplify(shapely.union_all(kept), 0.5)
+
+
+def polygons_of(geometry: shapely.Geometry) -> shapely.MultiPolygon:
+    """Return the polygons of any geometry."""
+    parts = shapely.get_parts(geometry)
+    return shapely.MultiPolygon([p for p in parts if p.geom_type == "Polygon" and not p.is_empty])
+
+
+def disk(radius: int) -> npt.NDArray[Any]:
+    """Return a disk as a (2 radius + 1)² uint8 ndarray, for morphology."""
+    y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
+    return np.asarray(x * x + y * y <= radius * radius, np.uint8)

@@ -1,0 +1,278 @@
+"""A run in phases, on several machines, ended and gone on with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import qpnuclei
+from qpnuclei.errors import FormatError, NotFoundError, QpnucleiError, SlideError
+from qpnuclei.pipeline import units
+from qpnuclei.pipeline.plan import RunOptions
+from qpnuclei.pipeline.run import analyse_project
+from qpnuclei.pipeline.selection import Selection
+from qpnuclei.pipeline.work import RunPlan
+from qpnuclei.qupath.create import create_from_slides
+from qpnuclei.qupath.native import open_project
+from tests.cli.test_one_bad_apple import IMAGE, annotate
+from tests.paths import ROOT
+from tests.pipeline.killing import content, make_project
+
+OPTIONS = RunOptions(
+    Selection(classes=("Tumor",)), device="cpu", tile_px=128, max_nucleus_um=8.0, workers=1
+)
+
+
+@pytest.fixture(autouse=True)
+def units_of_one_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have four units in each of the small images."""
+    monkeypatch.setattr("qpnuclei.pipeline.work.UNIT_SIDE", 1)
+
+
+def shards(folder: Path, image: str = "*") -> dict[str, float]:
+    found = folder.glob(f"shards/{image}/0*.parquet")
+    return {f"{path.parent.name}/{path.stem}": path.stat().st_mtime_ns for path in found}
+
+
+def test_phases_on_several_machines_are_one_run(tmp_path: Path) -> None:
+    place = make_project(tmp_path / "place", 2)
+    shutil.copytree(place, tmp_path / "pristine")
+    project = place / "project"
+    options = replace(OPTIONS, run_dir=tmp_path / "run")
+    assert qpnuclei.plan(project, options) == tmp_path / "run"
+    assert shards(tmp_path / "run") == {}
+
+    # Other machines have neither the project, nor the slides where they were.
+    (tmp_path / "archive").mkdir()
+    place.rename(tmp_path / "archive" / "cohort")
+    machines = [Path(shutil.copytree(tmp_path / "run", tmp_path / f"machine-{n}")) for n in (1, 2)]
+    qpnuclei.infer(machines[0], shard=(1, 2), device="cpu")
+    first = json.loads((machines[0] / "failures.jsonl").read_text().splitlines()[0])
+    assert first["error"] == f"the slide {place / '0.tif'} is not here"
+    assert "--slides-from" in first["hint"]
+    for number, machine in enumerate(machines, start=1):
+        qpnuclei.infer(machine, shard=(number, 2), device="cpu", slides_from=tmp_path / "archive")
+    assert [len(shards(machine)) for machine in machines] == [4, 4]
+    (tmp_path / "archive" / "cohort").rename(place)
+
+    # What is missing is named, and nothing is written of that image.
+    summary = qpnuclei.commit(machines[0])
+    assert [image.name for image in summary.images] == ["0.tif"]
+    (failure,) = summary.failures
+    assert "4 of 4 shards are missing, the first is" in failure.error.what
+    assert str(machines[0] / "shards" / "2-1.tif" / "00000-") in failure.error.what
+
+    # Copied together they are whole; a damaged one is named, one of another run as well.
+    shutil.copytree(machines[1] / "shards", machines[0] / "shards", dirs_exist_ok=True)
+    for path in (machines[0] / "shards").glob("2-*/image-*"):
+        path.unlink()
+    one, other, *_ = sorted((machines[0] / "shards" / "2-1.tif").iterdir())
+    whole = one.read_bytes()
+    for wrong, what in ((whole[:-9], "is damaged"), (other.read_bytes(), "of something else")):
+        one.write_bytes(wrong)
+        (failure,) = qpnuclei.commit(machines[0]).failures
+        assert str(one) in failure.error.what
+        assert what in failure.error.what
+    one.write_bytes(whole)
+    assert qpnuclei.commit(machines[0]).failures == []
+    committed = content(place)
+
+    # Once more changes nothing.
+    again = qpnuclei.commit(machines[0])
+    assert (again.state, again.resumed, again.nuclei) == ("done", 2, summary.nuclei * 2)
+    assert content(place) == committed
+
+    # It is what one command does.
+    shutil.rmtree(place)
+    shutil.copytree(tmp_path / "pristine", place)
+    directly = qpnuclei.run(project, options, resume=False)
+    assert [i.regions for i in directly.images] == [i.regions for i in again.images]
+    assert content(place) == committed
+    # And it says what it did.
+    log = (tmp_path / "run" / "run.log").read_text().splitlines()
+    assert sum("unit 0000" in line for line in log) == 8
+    assert log[-1].endswith(f"done: {directly.nuclei} nuclei")
+
+
+def test_planning_loads_neither_torch_nor_weights(tmp_path: Path) -> None:
+    place = make_project(tmp_path / "place", 1)
+    code = """
+import sys
+from qpnuclei.cli.app import app
+app(sys.argv[1:], standalone_mode=False)
+print(*sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "paquo", "jpype"}))
+"""
+    command = [sys.executable, "-c", code, "plan", str(place / "project"), "--roi", "Tumor"]
+    command += ["--backend", "native", "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [str(tmp_path / "run"), ""]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["state"] == "planned"
+
+
+def test_a_changed_annotation_concerns_its_image_alone(tmp_path: Path) -> None:
+    place = make_project(tmp_path / "place", 2)
+    folder = qpnuclei.infer(qpnuclei.plan(place / "project", OPTIONS), device="cpu")
+    before = shards(folder)
+    assert len(before) == 8
+    # The second annotation gets smaller, which changes the grid of tiles.
+    (place / "project" / "data" / "2" / "data.qpdata").unlink()
+    image = open_project(place / "project").images[1]
+    annotate(image, shapely.box(20, 20, 140, 230), shapely.box(150, 60, 200, 240))
+    # The same request goes on with the same folder.
+    assert qpnuclei.plan(place / "project", OPTIONS) == folder
+    plan = RunPlan.read(folder / "plan.json")
+    there = [[f"{i.folder}/{name}" in before for name in i.units] for i in plan.images]
+    assert all(there[0])
+    assert not any(there[1])
+    summary = qpnuclei.run(place / "project", OPTIONS)
+    assert summary.run_dir == folder
+    assert summary.failures == []
+    now = shards(folder)
+    assert {name: now[name] for name in before} == before
+    # A finished run is not gone on with: the same command begins anew.
+    assert qpnuclei.plan(place / "project", OPTIONS) != folder
+
+
+def test_a_unit_that_fails_is_tried_three_times_and_the_rest_goes_on(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.tif", tmp_path / "bad.tif"
+    rgb = np.tile(np.asarray(Image.open(IMAGE).convert("RGB")), (2, 2, 1))
+    for path in (bad, good):
+        tifffile.imwrite(
+            path, rgb, tile=(64, 64), photometric="rgb", compression="deflate", metadata=None
+        )
+    project = create_from_slides(tmp_path / "p", [bad, good], mpp=0.25)
+    for image in open_project(project.path).images:
+        annotate(image, shapely.box(20, 20, 500, 500))
+    with tifffile.TiffFile(bad) as file:
+        start, size = file.pages[0].dataoffsets[-1], file.pages[0].databytecounts[-1]
+    content = bytearray(bad.read_bytes())
+    content[start : start + size] = b"\xff" * size
+    bad.write_bytes(content)
+
+    summary = qpnuclei.run(project, OPTIONS)
+
+    assert [image.name for image in summary.images] == ["good.tif"]
+    assert [failure.name for failure in summary.failures] == ["bad.tif"]
+    error = summary.failures[0].error
+    assert isinstance(error, SlideError)
+    assert "more of 16 units" in error.what
+    failures = (summary.run_dir / "failures.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in failures]
+    assert [entry["image"] for entry in entries] == ["bad.tif"] * len(entries)
+    assert [entry["tries"] for entry in entries] == [3] * len(entries)
+    done = shards(summary.run_dir, "1-bad.tif")
+    assert len(done) + len(entries) == 16
+    assert len(done) > len(entries) > 0
+    # It is not tried again, unless that is asked for; what was done stays.
+    again = qpnuclei.run(project, OPTIONS)
+    assert (again.run_dir, again.resumed, again.state) == (summary.run_dir, 1, "failed")
+    assert "failed before: " in again.failures[0].error.what
+    assert "--retry-failed" in again.failures[0].error.hint
+    assert (summary.run_dir / "failures.jsonl").read_text().splitlines() == failures
+    assert shards(summary.run_dir, "1-bad.tif") == done
+    qpnuclei.infer(summary.run_dir, device="cpu", retry_failed=True)
+    retried = (summary.run_dir / "failures.jsonl").read_text().splitlines()
+    assert len(retried) == len(failures)
+    opened = open_project(project.path)
+    with pytest.raises(QpnucleiError, match="failed before: "):
+        analyse_project(opened, opened.images, OPTIONS, conduct=units.Conduct(fail_fast=True))
+
+
+def test_annotations_without_nuclei_are_not_analysed_again(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), (243, 243, 243)).save(tmp_path / "glass.png")
+    project = create_from_slides(tmp_path / "p", [tmp_path / "glass.png"], mpp=0.5)
+    annotate(open_project(project.path).images[0], shapely.box(9, 9, 50, 50))
+    assert qpnuclei.run(project, OPTIONS).nuclei == 0
+    skipping = replace(OPTIONS, on_existing="skip")
+    summary = qpnuclei.run(project, skipping)
+    assert (summary.images, summary.state) == ([], "done")
+    assert [entry["reason"] for entry in summary.not_done] == [
+        "all chosen annotations were analysed by an earlier run"
+    ]
+
+
+@pytest.fixture(scope="module")
+def a_plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = make_project(tmp_path_factory.mktemp("planned") / "place", 1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("qpnuclei.pipeline.work.UNIT_SIDE", 1)
+        return qpnuclei.plan(place / "project", OPTIONS) / "plan.json"
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/x", "..", "a/b", "a\\b", "C:x", ""])
+@pytest.mark.parametrize("place", ["folder", "units"])
+def test_no_name_in_a_plan_leads_out_of_its_folder(
+    a_plan: Path, tmp_path: Path, name: str, place: str
+) -> None:
+    plan = json.loads(a_plan.read_text())
+    plan["images"][0][place] = [name] if place == "units" else name
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(FormatError, match=r"plan\.json is no plan of a run: images\.0\."):
+        qpnuclei.infer(tmp_path)
+
+
+def test_nor_does_a_link(a_plan: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(a_plan, run)
+    (tmp_path / "outside").mkdir()
+    (run / "shards").symlink_to(tmp_path / "outside")
+    qpnuclei.infer(run, device="cpu")
+    assert list((tmp_path / "outside").iterdir()) == []
+    summary = qpnuclei.commit(run)
+    assert "lies outside of the run's folder" in summary.failures[0].error.what
+
+
+def test_a_plan_of_other_regions_than_it_says_is_refused(a_plan: Path, tmp_path: Path) -> None:
+    plan = json.loads(a_plan.read_text())
+    plan["images"][0]["regions"] = plan["images"][0]["regions"][:1]
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    summary = qpnuclei.commit(tmp_path)
+    assert "the plan contradicts itself" in summary.failures[0].error.what
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_damaged_plan_is_one_error(
+    tmp_path_factory: pytest.TempPathFactory, a_plan: Path, data: st.DataObject
+) -> None:
+    text = a_plan.read_bytes()
+    at = data.draw(st.integers(0, len(text) - 1))
+    damaged = text[:at] + data.draw(st.binary(max_size=3)) + text[at + 1 :]
+    path = tmp_path_factory.mktemp("damaged") / "plan.json"
+    path.write_bytes(damaged)
+    try:
+        plan = RunPlan.read(path)
+        for image in plan.images:
+            image.layout(plan.spec(), plan.options())
+    except FormatError as error:
+        assert error.what  # noqa: PT017 - not all damage is an error
+
+
+def test_a_folder_without_a_plan_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"plan\.json does not exist"):
+        qpnuclei.infer(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.pipeline.killing", str(tmp_path), "6", "3", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stderr.splitlines()[-1])
+    assert summary["killed"] >= 3
+    assert summary["runs"] == 1
