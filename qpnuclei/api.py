@@ -549,28 +549,24 @@ def train(
     (1, 'model.safetensors')
     """
     from qpnuclei.models.device import resolve_device
-    from qpnuclei.training.config import attention_recipe, read_recipe
+    from qpnuclei.training.config import read_recipe
     from qpnuclei.training.sources import find_sources
+    from qpnuclei.training.train import train_model
 
-    fields = {**read_recipe(config), **(settings or {})}
     found = find_sources(
         [Path(source) for source in sources], mpp=() if mpp is None else [mpp], roi=roi
     )
-    common: dict[str, Any] = {
-        "device": resolve_device(device),
-        "seed": seed,
-        "validation": None if validation is None else Path(validation),
-        "mpp": mpp,
-        "resume": resume,
-        "watcher": watcher,
-    }
-    if fields.get("family") == "student":
-        from qpnuclei.training.student.rounds import train_student
-
-        return train_student(fields, found, Path(folder), **common)
-    from qpnuclei.training.attention.loop import train_attention
-
-    return train_attention(attention_recipe(fields), found, Path(folder), **common)
+    return train_model(
+        {**read_recipe(config), **(settings or {})},
+        found,
+        Path(folder),
+        device=resolve_device(device),
+        seed=seed,
+        validation=None if validation is None else Path(validation),
+        mpp=mpp,
+        resume=resume,
+        watcher=watcher,
+    )
 
 
 def write_nuclei(

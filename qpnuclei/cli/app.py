@@ -11,6 +11,7 @@ import typer
 
 from qpnuclei._version import __version__
 from qpnuclei.choices import LogLevel
+from qpnuclei.cli.adapt import adapt
 from qpnuclei.cli.demo import demo
 from qpnuclei.cli.doctor import doctor
 from qpnuclei.cli.evaluate import evaluate
@@ -45,6 +46,7 @@ app.command()(report)
 app.command("filter")(filter_nuclei)
 app.command()(info)
 app.command()(train)
+app.command()(adapt)
 app.command()(evaluate)
 app.command()(demo)
 app.command()(doctor)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: Number of batches from which the duration of the training is estimated.
 _TIMED = 4
 
-_STOPPING = "stopping: saving after this step; Ctrl-C again ends at once, without saving"
+STOPPING = "stopping: saving after this step; Ctrl-C again ends at once, without saving"
 
 
 def train(
@@ -161,9 +161,10 @@ def train(
     For example: qpnuclei train project.qpproj -o runs/ours
     """
     from qpnuclei.training.config import attention_recipe, read_recipe
+    from qpnuclei.training.train import is_student, train_model
 
     fields = read_recipe(config, settings or ())
-    student = fields.get("family") == "student"
+    student = is_student(fields)
     for option, value, instead in (
         ("--epochs", epochs, "it learns in rounds: --set rounds=N"),
         ("--scales", scales, "it learns at one resolution: --set mpp=0.25"),
@@ -175,7 +176,8 @@ def train(
         fields["epochs"] = epochs
     if scales is not None:
         fields["scales"] = _numbers(scales)
-    recipe = None if student else attention_recipe(fields)
+    if not student:
+        attention_recipe(fields)  # what is wrong with it is said before any slide is opened
 
     from qpnuclei.training.sources import find_sources
 
@@ -192,8 +194,8 @@ def train(
     with (
         keep_freed_memory(),
         process_group(resolve_device(device)) as torch_device,
-        _progress_bar(quiet or rank() > 0) as bar,  # only rank 0 prints
-        asking_to_stop(_STOPPING if rank() == 0 else "") as interrupted,
+        training_bar(quiet or rank() > 0) as bar,  # only rank 0 prints
+        asking_to_stop(STOPPING if rank() == 0 else "") as interrupted,
     ):
         if student and world_size() > 1:
             raise UsageError(
@@ -207,41 +209,22 @@ def train(
         if speaks:
             several = f" and {world_size() - 1} more" if world_size() > 1 else ""
             stderr.print(
-                f"training on {len(found)} images on {torch_device}{several}", highlight=False
+                f"training on {number_of(len(found), 'image')} on {torch_device}{several}",
+                highlight=False,
             )
-        watcher = ConsoleWatcher(bar, interrupted)
-        if recipe is None:
-            from qpnuclei.training.student.rounds import train_student
-
-            result = train_student(
-                fields,
-                found,
-                output,
-                device=torch_device,
-                seed=seed,
-                validation=validation,
-                mpp=validation_mpp,
-                resume=resume,
-                workers=workers,
-                watcher=watcher,
-            )
-        else:
-            from qpnuclei.training.attention.loop import train_attention
-
-            watcher.expect(recipe.epochs, recipe.batches_per_epoch)
-            result = train_attention(
-                recipe,
-                found,
-                output,
-                device=torch_device,
-                seed=seed,
-                validation=validation,
-                mpp=validation_mpp,
-                resume=resume,
-                backbone_weights=backbone_weights,
-                workers=workers,
-                watcher=watcher,
-            )
+        result = train_model(
+            fields,
+            found,
+            output,
+            device=torch_device,
+            seed=seed,
+            validation=validation,
+            mpp=validation_mpp,
+            resume=resume,
+            backbone_weights=backbone_weights,
+            workers=workers,
+            watcher=ConsoleWatcher(bar, interrupted),
+        )
     if not speaks:
         sys.exit(EXIT_CODE if result.stopped else 0)
     if json:
@@ -332,7 +315,8 @@ class ConsoleWatcher(Watcher):
         return self._interrupted()
 
 
-def _progress_bar(quiet: bool) -> Progress:
+def training_bar(quiet: bool) -> Progress:
+    """Return a progress bar on standard error for `ConsoleWatcher`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from qpnuclei.cli.console import stderr
@@ -362,6 +346,11 @@ def _summary(metrics: Mapping[str, float]) -> str:
     return "  ".join(
         f"{short} {metrics[name]:.3f}" for name, short in _SHORT_NAMES.items() if name in metrics
     )
+
+
+def number_of(count: int, noun: str) -> str:
+    """Return ``"1 image"``, ``"2 images"``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _numbers(text: str) -> list[float]:

@@ -15,7 +15,7 @@ from qpnuclei.evaluation import classical
 from qpnuclei.evaluation.datasets import AnnotatedImage
 from qpnuclei.evaluation.evaluate import Evaluation, Finder, ImageResult, evaluate
 from qpnuclei.evaluation.report import Report, json_intervals, json_numbers
-from qpnuclei.evaluation.tuning import at_resolution, predict, tune_post_processing
+from qpnuclei.evaluation.tuning import at_resolution, predict, recoloured, tune_post_processing
 from qpnuclei.models.checkpoint import load_model, save_model
 from qpnuclei.models.metadata import ModelMetadata, PostProcessing
 from qpnuclei.models.registry import DEFAULT_MODEL, WEIGHTS_FOLDER, resolve_model
@@ -175,7 +175,9 @@ def _tune(
         trials, best = trials + 1, max(best, quality)
         progress("tuning", trials, None, f"trials, best (AJI + PQ) / 2: {best:.3f}")
 
-    predicted = predict(predictor, at_resolution(images, options.mpp, predictor.mpp))
+    labelled = at_resolution(images, options.mpp, predictor.mpp)
+    # In other colours as well: what suits a few images of one kind best loses nuclei on others.
+    predicted = predict(predictor, [*labelled, *recoloured(labelled)])
     return tune_post_processing(predicted, predictor.metadata.post_processing, on_trial)
 
 

@@ -10,6 +10,9 @@ from pathlib import Path
 class Watcher:
     """What a run tells while it goes on, and whether it is asked to stop; does nothing itself."""
 
+    def expect(self, epochs: int, batches_per_epoch: int) -> None:
+        """Take note of how long the training of an attention recipe is."""
+
     def tiles(self, done: int, total: int) -> None:
         """Take note of how many sources have been cut into tiles."""
 

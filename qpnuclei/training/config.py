@@ -197,6 +197,18 @@ def read_recipe(name_or_path: str, settings: Sequence[str] = ()) -> dict[str, An
         raise FormatError(f"recipe {path} is no YAML: {error}") from error
     if not isinstance(fields, dict):
         raise FormatError(f"recipe {path} is not a mapping of names to values")
+    return fields | read_settings(settings)
+
+
+def read_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Read ``key=value`` settings, whose values are YAML.
+
+    Raises
+    ------
+    qpnuclei.errors.UsageError
+        If one is not ``key=value``.
+    """
+    fields = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key:

@@ -80,6 +80,7 @@ def find_sources(
     mpp: Sequence[float] = (),
     roi: Sequence[str] = (),
     image_root: Path | None = None,
+    images: Sequence[str] = (),
 ) -> list[Source]:
     """Find every image that the arguments of ``qpnuclei train`` name.
 
@@ -97,6 +98,8 @@ def find_sources(
         images without one are left out. Without `roi`, whole images are used.
     image_root : pathlib.Path, optional
         Where to look for the slides of projects that were moved.
+    images : sequence of str
+        Names or patterns (``*``, ``?``) of images of the projects; all by default.
 
     Raises
     ------
@@ -122,6 +125,11 @@ def find_sources(
             f"--roi {roi[0]!r} was given, but no source is a QuPath project",
             "only projects have annotations",
         )
+    if images and not projects:
+        raise UsageError(
+            f"--image {images[0]!r} was given, but no source is a QuPath project",
+            "name the slides themselves",
+        )
     if len(mpp) not in (0, 1, len(paths)):
         raise UsageError(
             f"--mpp was given {len(mpp)} times for {len(paths)} sources",
@@ -133,7 +141,7 @@ def find_sources(
         if path.is_file() and path not in projects and path not in slides:
             continue  # another file of the same slide
         if path in projects:
-            sources += _project_sources(path, resolution, roi, image_root)
+            sources += _project_sources(path, resolution, roi, image_root, images)
         else:
             sources += [_file_source(file, resolution) for file in _files(path)]
     if projects and roi and not any(source.roi is not None for source in sources):
@@ -191,13 +199,18 @@ def _file_source(path: Path, mpp: float | None) -> Source:
 
 
 def _project_sources(
-    path: Path, mpp: float | None, roi: Sequence[str], image_root: Path | None
+    path: Path,
+    mpp: float | None,
+    roi: Sequence[str],
+    image_root: Path | None,
+    images: Sequence[str],
 ) -> list[Source]:
     from qpnuclei.qupath.project import open_project
+    from qpnuclei.qupath.regions import match_images
 
     sources = []
     unusable: QpnucleiError | None = None
-    for entry in open_project(path, image_root=image_root).images:
+    for entry in match_images(open_project(path, image_root=image_root), images):
         geometry = None
         if roi:
             annotations = [a for a in entry.read().annotations if a.class_name in roi]

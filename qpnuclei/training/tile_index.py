@@ -138,6 +138,7 @@ def build_tile_index(
     tile_px: int,
     min_tissue: float,
     on_source: Callable[[int], None] = lambda _: None,
+    max_enlargement: float = MAX_ENLARGEMENT,
 ) -> TileIndex:
     """Cut every source into tiles at every scale, and keep those with enough tissue.
 
@@ -145,7 +146,7 @@ def build_tile_index(
     ----------
     sources : sequence of Source
     scales : sequence of float
-        In µm/px. A source gives no tiles at scales that are finer than itself.
+        In µm/px.
     tile_px : int
         Side of the tiles. They cover the whole image: the last ones overlap where it is no
         multiple of the tile.
@@ -153,6 +154,8 @@ def build_tile_index(
         Least share of tissue, 0 to 1 (section 4.1: 0.7).
     on_source : callable
         Called with the number of sources done.
+    max_enlargement : float
+        A source gives tiles at scales that are up to so many times finer than itself.
 
     Raises
     ------
@@ -165,7 +168,7 @@ def build_tile_index(
         with source.open() as slide:
             overview = _TissueOverview(slide, source)
         for scale, mpp in enumerate(scales):
-            if mpp * MAX_ENLARGEMENT < max(source.mpp):
+            if mpp * max_enlargement < max(source.mpp):
                 _log.warning(
                     "%s: too coarse (%.3g µm/px) for the scale of %g µm/px: no tiles of it there",
                     *(source.name, max(source.mpp), mpp),

@@ -61,7 +61,7 @@ def refuse(error: type[QpnucleiError], match: str, *extra: str) -> None:
 def test_from_patches_to_a_model_and_on(patches: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     output = run(str(patches), "-o", str(folder), "--config", "anchored")
-    assert "training on 1 images on cpu" in output
+    assert "training on 1 image on cpu" in output
     assert f"{folder / 'model.safetensors'} (epoch 1)" in output
     more = run(str(patches), "-o", str(folder), "--config", "anchored", "--resume", "--epochs", "2")
     assert "(epoch 2)" in more

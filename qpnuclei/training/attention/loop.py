@@ -124,6 +124,7 @@ def train_attention(
         If the run folder, the sources or the backbone do not allow the run.
     """
     watcher = watcher or Watcher()
+    watcher.expect(recipe.epochs, recipe.batches_per_epoch)
     _check_sources(recipe, sources)
     _check_shares(recipe)
     if rank() == 0:

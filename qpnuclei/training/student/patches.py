@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,8 +14,6 @@ from qpnuclei.slides.resolution import working_downsample
 from qpnuclei.slides.stains import Stains, estimate_macenko
 from qpnuclei.training.sources import Source
 from qpnuclei.training.tile_index import MAX_ENLARGEMENT, build_tile_index
-
-_log = logging.getLogger(__name__)
 
 _Window = tuple[int, int, int, int]  # x, y, width, height
 
@@ -51,6 +48,7 @@ def sample_slides(
     patches_per_slide: int,
     max_patches: int,
     min_tissue: float,
+    max_enlargement: float = MAX_ENLARGEMENT,
     seed: int,
     on_source: Callable[[int], None] = lambda _: None,
 ) -> list[SlideSample]:
@@ -70,6 +68,8 @@ def sample_slides(
         At most so many in all, drawn from all slides alike.
     min_tissue : float
         Least share of tissue in a patch of a whole slide, 0 to 1.
+    max_enlargement : float
+        Images that are coarser than so many `mpp` are refused.
     seed : int
         Of the sample.
     on_source : callable
@@ -83,11 +83,11 @@ def sample_slides(
     Raises
     ------
     qpnuclei.errors.UsageError
-        If a whole slide has no tissue, or an image is coarser than `mpp`.
+        If a whole slide has no tissue, or an image is too coarse.
     qpnuclei.errors.SlideError
         If an image cannot be read.
     """
-    _check_resolution(sources, mpp)
+    _check_resolution(sources, mpp, max_enlargement)
     rng = np.random.default_rng(seed)
     candidates: list[tuple[Source, _Window]] = []
     for number, source in enumerate(sources):
@@ -97,13 +97,14 @@ def sample_slides(
             width, height = int(source.width / downsample[0]), int(source.height / downsample[1])
             windows = _equal_parts(width, height, patch_px)
         else:
-            index = build_tile_index([source], [mpp], patch_px, min_tissue)
+            index = build_tile_index(
+                [source], [mpp], patch_px, min_tissue, max_enlargement=max_enlargement
+            )
             chosen = rng.permutation(len(index))[:patches_per_slide]
             windows = [(int(index.x[i]), int(index.y[i]), patch_px, patch_px) for i in chosen]
         candidates += [(source, window) for window in windows]
     on_source(len(sources))
     if len(candidates) > max_patches:
-        _log.info("learning from %d of %d patches", max_patches, len(candidates))
         kept = sorted(rng.permutation(len(candidates))[:max_patches])
         candidates = [candidates[i] for i in kept]
     return [
@@ -112,9 +113,9 @@ def sample_slides(
     ]
 
 
-def _check_resolution(sources: Sequence[Source], mpp: float) -> None:
+def _check_resolution(sources: Sequence[Source], mpp: float, max_enlargement: float) -> None:
     """Refuse enlarged pixels: a student of blurred nuclei would look for such."""
-    coarse = [source for source in sources if max(source.mpp) > mpp * MAX_ENLARGEMENT]
+    coarse = [source for source in sources if max(source.mpp) > mpp * max_enlargement]
     if coarse:
         coarsest = max(max(source.mpp) for source in coarse)
         more = f" and {len(coarse) - 1} more" if len(coarse) > 1 else ""

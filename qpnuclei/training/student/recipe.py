@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qpnuclei.models.metadata import Decoder
 from qpnuclei.training.config import validated
+from qpnuclei.training.tile_index import MAX_ENLARGEMENT
 
 _ARCHITECTURE = {
     "base_channels",
@@ -50,6 +51,9 @@ class StudentRecipe(BaseModel):
         96, ge=1, description="of all slides together; each takes about 30 MB of memory"
     )
     min_tissue: float = Field(0.7, ge=0, le=1, description="patches with less tissue are not taken")
+    max_enlargement: float = Field(
+        MAX_ENLARGEMENT, ge=1, description="images that are coarser than so many `mpp` are refused"
+    )
 
     base_channels: int = Field(24, ge=4, description="channels of the finest level")
     levels: int = Field(4, ge=2, description="resolutions of the U-Net")
@@ -73,6 +77,14 @@ class StudentRecipe(BaseModel):
         None,
         description="name or file of a student of the same architecture to go on from; random "
         "weights if there is none",
+    )
+
+    start_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="after each round, weights move back towards the start by this share of the "
+        "way: so less is forgotten",
     )
 
     rounds: int = Field(4, ge=1, description="more brought nothing on MoNuSeg")
@@ -128,6 +140,8 @@ class StudentRecipe(BaseModel):
         stride = self.stem_stride * 2 ** (self.levels - 1)
         if self.crop_px % stride:
             raise ValueError(f"crop_px {self.crop_px} must be a multiple of {stride}")
+        if self.start_share and self.start is None:
+            raise ValueError("start_share has no effect without a start")
         if self.teacher is not None and (unused := self.model_fields_set & _OF_SELF_TRAINING):
             raise ValueError(
                 f"{', '.join(sorted(unused))}: has no effect on what is learnt from a teacher"

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import io
 import itertools
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,10 +41,8 @@ from qpnuclei.models.checkpoint import library_versions, load_model, save_model
 from qpnuclei.models.metadata import ModelMetadata, PostProcessing, model_hash, read_metadata
 from qpnuclei.models.registry import resolve_model
 from qpnuclei.models.student import StudentNet
-from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.pixels import RGB
-from qpnuclei.slides.stains import Stains, separate
 from qpnuclei.system.files import write_atomically
 from qpnuclei.training.callbacks import TrainingResult, Watcher
 from qpnuclei.training.run_folder import (
@@ -59,37 +57,25 @@ from qpnuclei.training.run_folder import (
     write_metrics,
 )
 from qpnuclei.training.sources import Source
-from qpnuclei.training.student.batches import Lesson, make_lessons
 from qpnuclei.training.student.distillation import Distillation
 from qpnuclei.training.student.fit import Unfinished, fit, seconds_per_batch
 from qpnuclei.training.student.patches import SlideSample, sample_slides
 from qpnuclei.training.student.pseudo_labels import (
     PseudoLabels,
-    blur,
-    fill_holes,
-    haematoxylin_votes,
-    snap_to_edges,
-    trusted_labels,
 )
 from qpnuclei.training.student.recipe import StudentRecipe, student_recipe
+from qpnuclei.training.student.self_training import STUDENT_INSTANCES, Curriculum, SelfTraining
 from qpnuclei.training.tile_index import sources_digest
 
 FloatMap = npt.NDArray[np.float32]
+
+_log = logging.getLogger(__name__)
 
 #: How much of the pseudo-labels the picture of a round shows.
 _PICTURE_PATCHES, _PICTURE_PX = 9, 512
 
 #: Where the state of a run has its unfinished round, beside the weights of the student before it.
 _UNFINISHED = "unfinished round"
-
-#: From a vote of haematoxylin masks to candidate nuclei. Here and below the seeds are smoother and
-#: rarer than the paper's: half a nucleus looks like a nucleus and would be learnt as one.
-VOTE_INSTANCES = PostProcessing(smoothing_sigma_px=2.0, maxima_radius_px=9, min_area_px=60)
-
-#: From a student's maps to candidate nuclei, and of a model that no validation images tune.
-STUDENT_INSTANCES = PostProcessing(
-    maxima_radius_px=6, min_prominence_px=1.0, centre_weight=0.65, min_area_px=80
-)
 
 
 def train_student(
@@ -102,7 +88,6 @@ def train_student(
     validation: Path | None = None,
     mpp: float | None = None,
     resume: bool = False,
-    workers: int = 0,
     watcher: Watcher | None = None,
 ) -> TrainingResult:
     """Train a student on unlabelled tissue.
@@ -127,8 +112,6 @@ def train_student(
         Resolution of the validation images, where their files do not know it.
     resume : bool
         Go on with the run in `folder`, where it was stopped.
-    workers : int
-        Has no effect: the patches are held in memory.
     watcher : Watcher, optional
         A round is an epoch to it.
 
@@ -140,7 +123,6 @@ def train_student(
     qpnuclei.errors.UsageError, qpnuclei.errors.NotFoundError
         If the recipe, the run folder or the sources do not allow the run.
     """
-    del workers
     watcher = watcher or Watcher()
     recipe = student_recipe(fields)
     open_run_folder(folder, resume)
@@ -162,15 +144,25 @@ def train_student(
         patches_per_slide=recipe.patches_per_slide,
         max_patches=recipe.max_patches,
         min_tissue=recipe.min_tissue,
+        max_enlargement=recipe.max_enlargement,
         seed=seed,
         on_source=lambda done: watcher.tiles(done, len(sources)),
+    )
+    _log.info(
+        "learning from %d patches of %d of %d images",
+        sum(len(sample.patches) for sample in samples),
+        len(samples),
+        len(sources),
     )
     curriculum: Curriculum
     if recipe.teacher is None:
         curriculum = SelfTraining(recipe, samples)
     else:
         curriculum = Distillation(recipe, samples, device)
-    network = StudentNet(**recipe.architecture) if recipe.start is None else _started(recipe)
+    start = None if recipe.start is None else _started(recipe)
+    network = StudentNet(**recipe.architecture)
+    if start is not None:
+        network.load_state_dict(start[0].state_dict())
     learner = {} if state is None else dict(state.learner)
     begun = learner.pop(_UNFINISHED, None)
     if state is not None:
@@ -186,13 +178,14 @@ def train_student(
         watcher=watcher,
         progress=Progress() if state is None else state.progress,
         student=network,
+        start=start,
         begun=begun,
     )
     return run.go()
 
 
-def _started(recipe: StudentRecipe) -> StudentNet:
-    """Return the network that a recipe goes on from."""
+def _started(recipe: StudentRecipe) -> tuple[StudentNet, ModelMetadata]:
+    """Return the model that a recipe goes on from."""
     assert recipe.start is not None
     network, metadata = load_model(resolve_model(recipe.start))
     if not isinstance(network, StudentNet) or metadata.architecture != recipe.architecture:
@@ -206,61 +199,41 @@ def _started(recipe: StudentRecipe) -> StudentNet:
             f"start {recipe.start!r} sees {metadata.mpp} µm/px, but mpp is {recipe.mpp}",
             f"leave --set mpp out, or say mpp={metadata.mpp}",
         )
-    return network
+    return network, metadata
+
+
+@torch.no_grad()
+def move_back(student: StudentNet, start: StudentNet, share: float) -> None:
+    """Move weights and statistics of BatchNorm back towards the start, by a share of the way.
+
+    Parameters
+    ----------
+    student : StudentNet
+        Changed in place.
+    start : StudentNet
+        What it went on from.
+    share : float
+        0 leaves the student as it is, 1 makes it the start.
+
+    Notes
+    -----
+    Two networks of which one went on from the other can be averaged: what lies between them knows
+    most of the new and forgets little of the old [1]_.
+
+    References
+    ----------
+    .. [1] M. Wortsman et al., "Robust Fine-Tuning of Zero-Shot Models", CVPR 2022.
+    """
+    old = start.state_dict()
+    for name, value in student.state_dict().items():
+        if value.dtype.is_floating_point:
+            value.lerp_(old[name].to(value), share)
 
 
 def _without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Names, not paths: a model travels further than the folders it was made from."""
     named = {key: Path(recipe[key]).name for key in ("teacher", "start") if recipe[key]}
     return {**recipe, **named}
-
-
-class Curriculum(Protocol):
-    """Where the lessons of a round come from."""
-
-    def known(self, student: Predictor | None) -> list[PseudoLabels]:
-        """Return what each patch teaches; `student` is that of the round before, if any."""
-
-    def lessons(self, known: Sequence[PseudoLabels], rng: np.random.Generator) -> Iterator[Lesson]:
-        """Turn it into lessons, with whatever is drawn anew in each round."""
-
-
-@dataclass(eq=False)
-class SelfTraining:
-    """Lessons from a vote of haematoxylin masks, then from the student of the round before.
-
-    Parameters
-    ----------
-    recipe : StudentRecipe
-    samples : sequence of SlideSample
-    """
-
-    recipe: StudentRecipe
-    samples: Sequence[SlideSample]
-
-    @cached_property
-    def _votes(self) -> list[FloatMap]:
-        return [
-            vote
-            for sample in self.samples
-            for vote in haematoxylin_votes(sample.patches, sample.stains)
-        ]
-
-    def known(self, student: Predictor | None) -> list[PseudoLabels]:
-        """Return what each patch teaches; without `student`, by the vote alone."""
-        patches = ((sample, patch) for sample in self.samples for patch in sample.patches)
-        return [
-            labels_from_vote(patch, vote, sample.stains, self.recipe)
-            if student is None
-            else labels_from_teacher(student, patch, vote, self.recipe)
-            for (sample, patch), vote in zip(patches, self._votes, strict=True)
-        ]
-
-    def lessons(self, known: Sequence[PseudoLabels], rng: np.random.Generator) -> Iterator[Lesson]:
-        """Return the patches and their renditions."""
-        patches = (patch for sample in self.samples for patch in sample.patches)
-        for patch, labels in zip(patches, known, strict=True):
-            yield from make_lessons(patch, labels, self.recipe, rng)
 
 
 @dataclass(eq=False)
@@ -278,6 +251,7 @@ class _Run:
     progress: Progress
     student: StudentNet  # of the last round done; before the first, what it starts from
 
+    start: tuple[StudentNet, ModelMetadata] | None = None  # of the first round
     begun: Mapping[str, Any] | None = None  # of the next round, if it was stopped
 
     def go(self) -> TrainingResult:
@@ -316,7 +290,7 @@ class _Run:
         self._draw(number, known)
         if nuclei == 0:
             raise TrainingError(
-                f"round {number}: nothing in {len(self.samples)} images looks like a nucleus",
+                f"round {number}: nothing in any of the images looks like a nucleus",
                 "check --mpp and that the slides are H&E; see pseudo-labels/ in the run folder",
             )
         learnt = fit(
@@ -334,6 +308,8 @@ class _Run:
             self._save(learnt)
             return False
         self.student, loss = learnt
+        if self.start is not None and self.recipe.start_share:
+            move_back(self.student, self.start[0], self.recipe.start_share)
         self.begun = None
         self._finish(number, loss, nuclei, time.monotonic() - start)
         return True
@@ -347,7 +323,7 @@ class _Run:
         if self.labelled:
             predictor = Predictor(self.student, self._metadata(), self.device)
             predicted, changed = self._predict(predictor)
-            measured = self._measured(predicted, changed, STUDENT_INSTANCES)
+            measured = self._measured(predicted, changed, self._post_processing)
             means = measured["mean"], measured["recoloured"]
             score = float(np.mean([mean["AJI"] for mean in means]))
             for name, mean in zip(("validation", "recoloured"), means, strict=True):
@@ -399,6 +375,11 @@ class _Run:
         update = {"post_processing": parameters, "validation": measured}
         save_model(path, network.cpu(), metadata.model_copy(update=update))
 
+    @property
+    def _post_processing(self) -> PostProcessing:
+        """That of the model it goes on from: this was tuned, if on other images."""
+        return STUDENT_INSTANCES if self.start is None else self.start[1].post_processing
+
     def _metadata(self, measured: Mapping[str, Any] | None = None) -> ModelMetadata:
         versions = library_versions()
         if git := git_state():
@@ -408,7 +389,7 @@ class _Run:
             family="student",
             architecture=dict(self.recipe.architecture),
             mpp=self.recipe.mpp,
-            post_processing=STUDENT_INSTANCES,
+            post_processing=self._post_processing,
             recipe={
                 **_without_folders(self.identity["recipe"]),
                 "seed": self.identity["seed"],
@@ -451,68 +432,3 @@ class _Run:
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, "PNG")
         write_atomically(path, buffer.getvalue())
-
-
-def labels_from_vote(
-    rgb: RGB, vote: FloatMap, stains: Stains, recipe: StudentRecipe
-) -> PseudoLabels:
-    """Return what the haematoxylin vote teaches about one patch.
-
-    Parameters
-    ----------
-    rgb : (H, W, 3) uint8 ndarray
-    vote : (H, W) float32 ndarray
-        See `haematoxylin_votes`.
-    stains : Stains
-        Of the slide.
-    recipe : StudentRecipe
-    """
-    candidates = segment_instances(_filled(vote, VOTE_INSTANCES, recipe), VOTE_INSTANCES)
-    haematoxylin = np.ascontiguousarray(separate(rgb, stains)[..., 0])
-    snapped = snap_to_edges(candidates, blur(haematoxylin, 1.0))
-    # Outlines have moved: what has come apart is two candidates, what touches is split anew.
-    foreground = _filled((snapped > 0).astype(np.float32), VOTE_INSTANCES, recipe)
-    candidates = segment_instances(foreground, VOTE_INSTANCES)
-    return _trusted(candidates, vote, recipe, min_probability=0.0)
-
-
-def labels_from_teacher(
-    teacher: Predictor, rgb: RGB, vote: FloatMap, recipe: StudentRecipe
-) -> PseudoLabels:
-    """Return what the student of the round before teaches about one patch.
-
-    Parameters
-    ----------
-    teacher : Predictor
-    rgb : (H, W, 3) uint8 ndarray
-    vote : (H, W) float32 ndarray
-        See `haematoxylin_votes`; mixed in, so that no round forgets where the stain is.
-    recipe : StudentRecipe
-    """
-    attention, centre = teacher.predict_image(rgb)
-    probability = (1 - recipe.vote_share) * attention + recipe.vote_share * vote
-    filled = _filled(probability, STUDENT_INSTANCES, recipe)
-    candidates = segment_instances(filled, STUDENT_INSTANCES, centre)
-    return _trusted(candidates, probability, recipe, min_probability=recipe.min_probability)
-
-
-def _filled(probability: FloatMap, parameters: PostProcessing, recipe: StudentRecipe) -> FloatMap:
-    max_area_px = round(recipe.max_hole_um2 / recipe.mpp**2)
-    return fill_holes(probability, parameters.threshold, max_area_px)
-
-
-def _trusted(
-    candidates: npt.NDArray[np.int32],
-    probability: FloatMap,
-    recipe: StudentRecipe,
-    min_probability: float,
-) -> PseudoLabels:
-    return trusted_labels(
-        candidates,
-        probability,
-        min_solidity=recipe.min_solidity,
-        min_area_px=round(recipe.min_area_um2 / recipe.mpp**2),
-        max_area_px=round(recipe.max_area_um2 / recipe.mpp**2),
-        min_probability=min_probability,
-        max_background=recipe.max_background,
-    )

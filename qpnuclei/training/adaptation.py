@@ -1,0 +1,327 @@
+"""A model learns the slides of one laboratory, without labels, and says what that changed.
+
+`adapt` is what ``qpnuclei adapt`` calls. It goes on from a trained student by the recipe
+``adapted`` (`qpnuclei.training.student.rounds`), and then counts with both models on patches of
+the same slides.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+import scipy.stats
+import torch
+from PIL import Image, ImageDraw
+from skimage.segmentation import find_boundaries
+
+from qpnuclei.errors import UsageError
+from qpnuclei.models.metadata import ModelMetadata, model_hash, read_metadata
+from qpnuclei.models.registry import DEFAULT_MODEL, resolve_model
+from qpnuclei.segmentation.postprocess import segment_instances
+from qpnuclei.segmentation.predictor import Predictor
+from qpnuclei.slides.pixels import RGB
+from qpnuclei.slides.stains import separate
+from qpnuclei.system.files import write_atomically
+from qpnuclei.training.callbacks import TrainingResult, Watcher
+from qpnuclei.training.config import read_recipe
+from qpnuclei.training.sources import Source
+from qpnuclei.training.student.patches import SlideSample, sample_slides
+from qpnuclei.training.student.pseudo_labels import blur
+from qpnuclei.training.student.recipe import StudentRecipe, student_recipe
+from qpnuclei.training.student.rounds import train_student
+
+RECIPE = "adapted"
+CARD_FILE, CHANGES_FILE, PICTURE_FILE = "card.md", "changes.json", "changes.png"
+
+#: So many patches are compared of each of so many images.
+_COMPARED_PATCHES, _COMPARED_IMAGES = 2, 24
+_PICTURE_IMAGES, _PICTURE_PX = 6, 512
+
+#: Agreement with haematoxylin is compared on every such pixel.
+_STEP = 4
+
+#: An agreement that falls by more than this, or a count that changes by more than this share, is
+#: a change for the worse more often than not.
+_LESS_AGREEMENT, _OTHER_COUNT = 0.03, 0.5
+
+_BOTH, _ONLY_BEFORE, _ONLY_AFTER = (255, 255, 0), (255, 0, 0), (0, 255, 0)
+
+_CARD = jinja2.Environment(
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+    keep_trailing_newline=True,
+).from_string(Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8"))
+
+_LabelMap = npt.NDArray[np.int32]
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class ImageChange:
+    """What both models make of some patches of one image.
+
+    Parameters
+    ----------
+    image : str
+    area_mm2 : float
+        Of the patches that were compared.
+    nuclei_before, nuclei_after : int
+        On these patches.
+    agreement_before, agreement_after : float or None
+        Rank correlation of nuclear probability and haematoxylin over their pixels, mean over the
+        patches; None where every pixel is the same.
+    """
+
+    image: str
+    area_mm2: float
+    nuclei_before: int
+    nuclei_after: int
+    agreement_before: float | None
+    agreement_after: float | None
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What an adaptation came to.
+
+    Parameters
+    ----------
+    training : TrainingResult
+    changes : list of ImageChange
+        Empty if it was stopped.
+    doubts : list of str
+        Why the new model may be worse than the one it started from.
+    """
+
+    training: TrainingResult
+    changes: list[ImageChange]
+    doubts: list[str]
+
+
+def adapt(
+    sources: Sequence[Source],
+    folder: Path,
+    *,
+    model: str = DEFAULT_MODEL,
+    settings: Mapping[str, Any] | None = None,
+    device: torch.device,
+    seed: int = 0,
+    resume: bool = False,
+    watcher: Watcher | None = None,
+) -> Adaptation:
+    """Adapt a student to slides, and compare it with what it was.
+
+    Parameters
+    ----------
+    sources : sequence of Source
+    folder : pathlib.Path
+        For the model, its card, the changes as JSON and as a picture, and the state of the run.
+    model : str
+        Name or file of the student to start from.
+    settings : mapping, optional
+        Fields of the recipe ``adapted`` to change.
+    device : torch.device
+    seed : int
+    resume : bool
+        Go on with the run in `folder`.
+    watcher : Watcher, optional
+        Is told of the progress, and may stop the run.
+
+    Raises
+    ------
+    qpnuclei.errors.UsageError
+        If the model is no student, or the sources or the folder do not allow the run.
+    qpnuclei.errors.QpnucleiError
+        If the model or an image cannot be read, or the training went wrong.
+    """
+    watcher = watcher or Watcher()
+    start = resolve_model(model)
+    metadata = read_metadata(start)
+    if metadata.family != "student":
+        raise UsageError(
+            f"model {model!r} is of the family {metadata.family!r}: only students are adapted",
+            "leave --model out, or name a model of train --config student",
+        )
+    licence = str(metadata.data.get("licence") or "not stated")
+    fields = {
+        **read_recipe(RECIPE),
+        **metadata.architecture,
+        "mpp": metadata.mpp,
+        "start": model,
+        "data_licence": f"of the model it started from: {licence}; and that of its own images",
+        **(settings or {}),
+    }
+    training = train_student(
+        fields, sources, folder, device=device, seed=seed, resume=resume, watcher=watcher
+    )
+    if training.stopped or training.model is None:
+        return Adaptation(training, [], [])
+    recipe = student_recipe(fields)
+    before = Predictor.load(start, str(device))
+    after = Predictor.load(training.model, str(device))
+    changes, views = [], []
+    compared = _evenly(sources, _COMPARED_IMAGES)
+    for number, source in enumerate(compared):
+        watcher.tiles(number, len(compared))
+        if watcher.stop_requested():
+            return Adaptation(replace(training, stopped=True), [], [])
+        change, view = _compare(_sample(source, recipe, seed), before, after)
+        changes.append(change)
+        views.append(view)
+    watcher.tiles(len(compared), len(compared))
+    doubts = find_doubts(changes)
+    _write(folder, start, metadata, after.metadata, Adaptation(training, changes, doubts))
+    _write_picture(folder / PICTURE_FILE, _evenly(views, _PICTURE_IMAGES))
+    return Adaptation(training, changes, doubts)
+
+
+def find_doubts(changes: Sequence[ImageChange]) -> list[str]:
+    """Return why a new model may be worse than the one it started from, in sentences."""
+    doubts = []
+    before, after = (sum(getattr(c, f"nuclei_{when}") for c in changes) for when in _WHEN)
+    if abs(after - before) > _OTHER_COUNT * before:
+        doubts.append(f"it counts {after} nuclei where the model before it counted {before}")
+    known = [c for c in changes if c.agreement_before is not None and c.agreement_after is not None]
+    if known:
+        was, now = (np.mean([getattr(c, f"agreement_{when}") for c in known]) for when in _WHEN)
+        if now < was - _LESS_AGREEMENT:
+            doubts.append(f"its agreement with haematoxylin fell from {was:.2f} to {now:.2f}")
+    return doubts
+
+
+_WHEN = ("before", "after")
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """A patch as both models see it."""
+
+    title: str
+    rgb: RGB
+    before: _LabelMap
+    after: _LabelMap
+
+
+def _evenly(items: Sequence[_Item], most: int) -> Sequence[_Item]:
+    """Return at most so many of the items, evenly spread."""
+    return items[:: math.ceil(len(items) / most)]
+
+
+def _sample(source: Source, recipe: StudentRecipe, seed: int) -> SlideSample:
+    """Return a few patches of an image."""
+    (sample,) = sample_slides(
+        [source],
+        mpp=recipe.mpp,
+        patch_px=recipe.patch_px,
+        patches_per_slide=_COMPARED_PATCHES,
+        max_patches=_COMPARED_PATCHES,
+        min_tissue=recipe.min_tissue,
+        max_enlargement=recipe.max_enlargement,
+        seed=seed,
+    )
+    return sample
+
+
+def _compare(sample: SlideSample, before: Predictor, after: Predictor) -> tuple[ImageChange, _View]:
+    patches = sample.patches
+    counts = dict.fromkeys(_WHEN, 0)
+    agreements: dict[str, list[float]] = {when: [] for when in _WHEN}
+    first: dict[str, _LabelMap] = {}
+    for rgb in patches:
+        haematoxylin = blur(np.ascontiguousarray(separate(rgb, sample.stains)[..., 0]), 1.0)
+        for when, predictor in zip(_WHEN, (before, after), strict=True):
+            attention, centre = predictor.predict_image(rgb)
+            labels = segment_instances(attention, predictor.metadata.post_processing, centre)
+            counts[when] += int(labels.max(initial=0))
+            first.setdefault(when, labels)
+            pair = attention[::_STEP, ::_STEP].ravel(), haematoxylin[::_STEP, ::_STEP].ravel()
+            if all(np.ptp(values) > 0 for values in pair):
+                agreements[when].append(float(scipy.stats.spearmanr(*pair).statistic))
+    mean = {
+        when: round(float(np.mean(values)), 4) if values else None
+        for when, values in agreements.items()
+    }
+    area = sum(rgb.shape[0] * rgb.shape[1] for rgb in patches) * (before.mpp / 1000) ** 2
+    change = ImageChange(
+        sample.name,
+        round(area, 4),
+        counts["before"],
+        counts["after"],
+        mean["before"],
+        mean["after"],
+    )
+    return change, _View(sample.name, patches[0], first["before"], first["after"])
+
+
+def _write(
+    folder: Path,
+    start: Path,
+    was: ModelMetadata,
+    now: ModelMetadata,
+    adaptation: Adaptation,
+) -> None:
+    """Write the changes as JSON, and the card of the new model."""
+    content = {
+        "changes": [asdict(change) for change in adaptation.changes],
+        "doubts": adaptation.doubts,
+    }
+    write_atomically(folder / CHANGES_FILE, (json.dumps(content, indent=2) + "\n").encode())
+    card = _CARD.render(was=was, now=now, start_sha256=model_hash(start), **content)
+    write_atomically(folder / CARD_FILE, card.encode())
+
+
+def _write_picture(path: Path, views: Sequence[_View]) -> None:
+    """Write patches with the outlines of both models: before on the left, after on the right."""
+    rows = []
+    for view in views:
+        y, x = _busiest_corner(view.after)
+        window = slice(y, y + _PICTURE_PX), slice(x, x + _PICTURE_PX)
+        before, after = view.before[window], view.after[window]
+        row = Image.new("RGB", (2 * _PICTURE_PX + 4, _PICTURE_PX + 16), "white")
+        pair = ((before, after, _ONLY_BEFORE), (after, before, _ONLY_AFTER))
+        for number, (own, other, colour) in enumerate(pair):
+            left = number * (_PICTURE_PX + 4)
+            row.paste(Image.fromarray(_outlined(view.rgb[window], own, other, colour)), (left, 16))
+            text = f"{_WHEN[number]}: {len(np.unique(own)) - 1} nuclei"
+            title = view.title.encode("latin-1", "replace").decode("latin-1")
+            ImageDraw.Draw(row).text((left + 2, 2), f"{title}, {text}", fill="black")
+        rows.append(np.asarray(row))
+    buffer = io.BytesIO()
+    Image.fromarray(np.vstack(rows)).save(buffer, "PNG")
+    write_atomically(path, buffer.getvalue())
+
+
+def _busiest_corner(labels: _LabelMap) -> tuple[int, int]:
+    """Return the upper left corner of the window, of those in a grid, with most nuclear pixels."""
+    corners = [
+        (y, x)
+        for y in range(0, max(1, labels.shape[0] - _PICTURE_PX + 1), _PICTURE_PX // 2)
+        for x in range(0, max(1, labels.shape[1] - _PICTURE_PX + 1), _PICTURE_PX // 2)
+    ]
+    return max(
+        corners,
+        key=lambda at: int(
+            np.count_nonzero(labels[at[0] : at[0] + _PICTURE_PX, at[1] : at[1] + _PICTURE_PX])
+        ),
+    )
+
+
+def _outlined(rgb: RGB, own: _LabelMap, other: _LabelMap, only_own: tuple[int, int, int]) -> RGB:
+    """Draw outlines: in `only_own` of what the other model has nothing of, else in yellow."""
+    shown = rgb.copy()
+    met = np.zeros(int(own.max(initial=0)) + 1, bool)
+    met[np.unique(own[other > 0])] = True
+    edge = find_boundaries(own, mode="inner")  # type: ignore[no-untyped-call]
+    shown[edge & met[own]] = _BOTH
+    shown[edge & ~met[own]] = only_own
+    return shown

@@ -1,0 +1,152 @@
+"""What a student is taught that has no teacher: the stain's vote, then what it finds itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from qpnuclei.models.metadata import PostProcessing
+from qpnuclei.segmentation.postprocess import segment_instances
+from qpnuclei.segmentation.predictor import Predictor
+from qpnuclei.slides.pixels import RGB
+from qpnuclei.slides.stains import Stains, separate
+from qpnuclei.training.student.batches import Lesson, make_lessons
+from qpnuclei.training.student.patches import SlideSample
+from qpnuclei.training.student.pseudo_labels import (
+    PseudoLabels,
+    blur,
+    fill_holes,
+    haematoxylin_votes,
+    snap_to_edges,
+    trusted_labels,
+)
+from qpnuclei.training.student.recipe import StudentRecipe
+
+FloatMap = npt.NDArray[np.float32]
+
+#: From a vote of haematoxylin masks to candidate nuclei. Here and below the seeds are smoother and
+#: rarer than the paper's: half a nucleus looks like a nucleus and would be learnt as one.
+VOTE_INSTANCES = PostProcessing(smoothing_sigma_px=2.0, maxima_radius_px=9, min_area_px=60)
+
+#: From a student's maps to candidate nuclei, and of a model that no validation images tune.
+STUDENT_INSTANCES = PostProcessing(
+    maxima_radius_px=6, min_prominence_px=1.0, centre_weight=0.65, min_area_px=80
+)
+
+
+class Curriculum(Protocol):
+    """Where the lessons of a round come from."""
+
+    def known(self, student: Predictor | None) -> list[PseudoLabels]:
+        """Return what each patch teaches; `student` is that of the round before, if any."""
+
+    def lessons(self, known: Sequence[PseudoLabels], rng: np.random.Generator) -> Iterator[Lesson]:
+        """Turn it into lessons, with whatever is drawn anew in each round."""
+
+
+@dataclass(eq=False)
+class SelfTraining:
+    """Lessons from a vote of haematoxylin masks, then from the student of the round before.
+
+    Parameters
+    ----------
+    recipe : StudentRecipe
+    samples : sequence of SlideSample
+    """
+
+    recipe: StudentRecipe
+    samples: Sequence[SlideSample]
+
+    @cached_property
+    def _votes(self) -> list[FloatMap]:
+        return [
+            vote
+            for sample in self.samples
+            for vote in haematoxylin_votes(sample.patches, sample.stains)
+        ]
+
+    def known(self, student: Predictor | None) -> list[PseudoLabels]:
+        """Return what each patch teaches; without `student`, by the vote alone."""
+        patches = ((sample, patch) for sample in self.samples for patch in sample.patches)
+        return [
+            labels_from_vote(patch, vote, sample.stains, self.recipe)
+            if student is None
+            else labels_from_teacher(student, patch, vote, self.recipe)
+            for (sample, patch), vote in zip(patches, self._votes, strict=True)
+        ]
+
+    def lessons(self, known: Sequence[PseudoLabels], rng: np.random.Generator) -> Iterator[Lesson]:
+        """Return the patches and their renditions."""
+        patches = (patch for sample in self.samples for patch in sample.patches)
+        for patch, labels in zip(patches, known, strict=True):
+            yield from make_lessons(patch, labels, self.recipe, rng)
+
+
+def labels_from_vote(
+    rgb: RGB, vote: FloatMap, stains: Stains, recipe: StudentRecipe
+) -> PseudoLabels:
+    """Return what the haematoxylin vote teaches about one patch.
+
+    Parameters
+    ----------
+    rgb : (H, W, 3) uint8 ndarray
+    vote : (H, W) float32 ndarray
+        See `haematoxylin_votes`.
+    stains : Stains
+        Of the slide.
+    recipe : StudentRecipe
+    """
+    candidates = segment_instances(_filled(vote, VOTE_INSTANCES, recipe), VOTE_INSTANCES)
+    haematoxylin = np.ascontiguousarray(separate(rgb, stains)[..., 0])
+    snapped = snap_to_edges(candidates, blur(haematoxylin, 1.0))
+    # Outlines have moved: what has come apart is two candidates, what touches is split anew.
+    foreground = _filled((snapped > 0).astype(np.float32), VOTE_INSTANCES, recipe)
+    candidates = segment_instances(foreground, VOTE_INSTANCES)
+    return _trusted(candidates, vote, recipe, min_probability=0.0)
+
+
+def labels_from_teacher(
+    teacher: Predictor, rgb: RGB, vote: FloatMap, recipe: StudentRecipe
+) -> PseudoLabels:
+    """Return what the student of the round before teaches about one patch.
+
+    Parameters
+    ----------
+    teacher : Predictor
+    rgb : (H, W, 3) uint8 ndarray
+    vote : (H, W) float32 ndarray
+        See `haematoxylin_votes`; mixed in, so that no round forgets where the stain is.
+    recipe : StudentRecipe
+    """
+    attention, centre = teacher.predict_image(rgb)
+    probability = (1 - recipe.vote_share) * attention + recipe.vote_share * vote
+    filled = _filled(probability, STUDENT_INSTANCES, recipe)
+    candidates = segment_instances(filled, STUDENT_INSTANCES, centre)
+    return _trusted(candidates, probability, recipe, min_probability=recipe.min_probability)
+
+
+def _filled(probability: FloatMap, parameters: PostProcessing, recipe: StudentRecipe) -> FloatMap:
+    max_area_px = round(recipe.max_hole_um2 / recipe.mpp**2)
+    return fill_holes(probability, parameters.threshold, max_area_px)
+
+
+def _trusted(
+    candidates: npt.NDArray[np.int32],
+    probability: FloatMap,
+    recipe: StudentRecipe,
+    min_probability: float,
+) -> PseudoLabels:
+    return trusted_labels(
+        candidates,
+        probability,
+        min_solidity=recipe.min_solidity,
+        min_area_px=round(recipe.min_area_um2 / recipe.mpp**2),
+        max_area_px=round(recipe.max_area_um2 / recipe.mpp**2),
+        min_probability=min_probability,
+        max_background=recipe.max_background,
+    )

@@ -1,0 +1,85 @@
+"""Training by any recipe: `train_model` calls the training of the recipe's family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qpnuclei.training.callbacks import TrainingResult, Watcher
+from qpnuclei.training.config import attention_recipe
+from qpnuclei.training.sources import Source
+
+if TYPE_CHECKING:
+    import torch
+
+
+def train_model(
+    fields: Mapping[str, Any],
+    sources: Sequence[Source],
+    folder: Path,
+    *,
+    device: torch.device,
+    seed: int = 0,
+    validation: Path | None = None,
+    mpp: float | None = None,
+    resume: bool = False,
+    backbone_weights: Path | None = None,
+    workers: int = 0,
+    watcher: Watcher | None = None,
+) -> TrainingResult:
+    """Train the model that a recipe describes.
+
+    Parameters
+    ----------
+    fields : mapping of str to Any
+        Of the recipe; ``family`` says whose it is, see `qpnuclei.training.config.read_recipe`.
+    sources : sequence of Source
+    folder : pathlib.Path
+        For everything that the run writes.
+    device : torch.device
+    seed : int
+    validation : pathlib.Path, optional
+        Labelled images that choose the epoch or round, and the post-processing.
+    mpp : float, optional
+        Resolution of the validation images, where their files do not know it.
+    resume : bool
+        Go on with the run in `folder`.
+    backbone_weights : pathlib.Path, optional
+        What the scale network of the attention family starts from.
+    workers : int
+        Processes that read tiles for the attention family; 0 reads in this one.
+    watcher : Watcher, optional
+
+    Raises
+    ------
+    qpnuclei.errors.QpnucleiError
+        If recipe, sources or folder do not allow the run, or it went wrong.
+    """
+    common: dict[str, Any] = {
+        "device": device,
+        "seed": seed,
+        "validation": validation,
+        "mpp": mpp,
+        "resume": resume,
+        "watcher": watcher,
+    }
+    if is_student(fields):
+        from qpnuclei.training.student.rounds import train_student
+
+        return train_student(fields, sources, folder, **common)
+    from qpnuclei.training.attention.loop import train_attention
+
+    return train_attention(
+        attention_recipe(fields),
+        sources,
+        folder,
+        backbone_weights=backbone_weights,
+        workers=workers,
+        **common,
+    )
+
+
+def is_student(fields: Mapping[str, Any]) -> bool:
+    """Tell whether a recipe is a student's; else it is of the attention family."""
+    return fields.get("family") == "student"

@@ -1,0 +1,203 @@
+"""`qpnuclei adapt`: what it leaves behind, and that it forgets less than it could."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from qpnuclei.cli.app import app
+from qpnuclei.errors import UsageError
+from qpnuclei.models.checkpoint import load_model, save_model
+from qpnuclei.models.metadata import PostProcessing, model_hash, read_metadata
+from qpnuclei.models.student import StudentNet
+from qpnuclei.qupath.create import create_from_slides
+from qpnuclei.training.adaptation import (
+    CARD_FILE,
+    CHANGES_FILE,
+    PICTURE_FILE,
+    Adaptation,
+    ImageChange,
+    adapt,
+    find_doubts,
+)
+from qpnuclei.training.callbacks import Watcher
+from qpnuclei.training.sources import find_sources
+from qpnuclei.training.student.rounds import move_back, train_student
+from tests.training.student.test_rounds import TINY, tissue
+
+CPU = torch.device("cpu")
+SHORT = {"first_round_batches": 3, "batch_size": 2, "crop_px": 64, "renditions": 0}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of two images of 320x320 px, at 0.5 µm/px."""
+    folder = tmp_path_factory.mktemp("slides")
+    for seed in range(2):
+        rgb = np.tile(tissue(seed)[0], (2, 2, 1))
+        Image.fromarray(rgb).save(folder / f"ward {seed}.png")
+    create_from_slides(folder / "project", sorted(folder.glob("*.png")), 0.5)
+    return folder / "project"
+
+
+@pytest.fixture(scope="module")
+def start(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny student with a licence and a post-processing of its own."""
+    folder = tmp_path_factory.mktemp("start")
+    fields = {**TINY, "rounds": 1, "data_licence": "CC BY 4.0"}
+    result = train_student(
+        fields, find_sources([project.parent / "ward 0.png"], mpp=[0.25]), folder, device=CPU
+    )
+    assert result.model is not None
+    network, metadata = load_model(result.model)
+    path = folder / "tuned.safetensors"
+    post_processing = PostProcessing(threshold=0.4, min_area_px=30)
+    save_model(path, network, metadata.model_copy(update={"post_processing": post_processing}))
+    return path
+
+
+def command(project: Path, folder: Path, start: Path, *extra: str) -> str:
+    settings = [part for k, v in SHORT.items() for part in ("--set", f"{k}={v}")]
+    arguments = ["adapt", str(project), "-o", str(folder), "--model", str(start), *settings]
+    result = CliRunner().invoke(
+        app, [*arguments, "--device", "cpu", "--quiet", *extra], catch_exceptions=False
+    )
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_it_leaves_a_model_with_card_licence_and_what_changed(
+    project: Path, start: Path, tmp_path: Path
+) -> None:
+    output = command(project, tmp_path / "run", start, "--image", "ward 1*")
+
+    model = tmp_path / "run" / "model.safetensors"
+    assert str(model) in output
+    metadata = read_metadata(model)
+    assert metadata.name == "adapted"
+    assert metadata.data["images"] == ["ward 1.png"]  # --image left the other out
+    assert "CC BY 4.0" in metadata.data["licence"]
+    assert metadata.recipe["start_sha256"] == model_hash(start)
+    # As tuned as the model before it: counts of the two can be compared.
+    assert metadata.post_processing == read_metadata(start).post_processing
+    card = (tmp_path / "run" / CARD_FILE).read_text(encoding="utf-8")
+    assert "ward 1.png" in card
+    assert "CC BY 4.0" in card
+    assert model_hash(start)[:12] in card
+    content = json.loads((tmp_path / "run" / CHANGES_FILE).read_text())
+    (change,) = content["changes"]
+    assert change["image"] == "ward 1.png"
+    assert change["area_mm2"] == pytest.approx((320 * 0.5 / 1000) ** 2)
+    assert change["nuclei_before"] > 0
+    assert f"| {change['nuclei_before']} | {change['nuclei_after']} |" in card
+    with Image.open(tmp_path / "run" / PICTURE_FILE) as picture:
+        assert picture.size == (2 * 512 + 4, 512 + 16)
+
+
+class _StopAtOnce(Watcher):
+    def stop_requested(self) -> bool:
+        return True
+
+
+def test_a_stopped_run_goes_on_to_the_same_model(
+    project: Path, start: Path, tmp_path: Path
+) -> None:
+    sources = find_sources([project])
+
+    def run(folder: str, resume: bool = False, watcher: Watcher | None = None) -> Adaptation:
+        return adapt(
+            sources,
+            tmp_path / folder,
+            model=str(start),
+            settings=SHORT,
+            device=CPU,
+            resume=resume,
+            watcher=watcher,
+        )
+
+    whole = run("whole")
+    stopped = run("stopped", watcher=_StopAtOnce())
+    assert stopped.training.stopped
+    assert not (tmp_path / "stopped" / CARD_FILE).exists()
+    # Once more, when the training is done and the comparison is not.
+    resumed = run("stopped", resume=True)
+    again = run("stopped", resume=True, watcher=_StopAtOnce())
+
+    assert again.training.stopped
+    assert resumed.changes == whole.changes
+    assert len(whole.changes) == 2
+    models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert models[0] == models[1]
+
+
+def test_weights_lie_between_the_start_and_what_was_learnt(
+    project: Path, start: Path, tmp_path: Path
+) -> None:
+    def weights(share: float) -> torch.Tensor:
+        folder = tmp_path / str(share)
+        fields = {**SHORT, "start_share": share, "max_patches": 1}
+        result = adapt(
+            find_sources([project]), folder, model=str(start), settings=fields, device=CPU
+        )
+        assert result.training.model is not None
+        network, _ = load_model(result.training.model)
+        return torch.cat([parameter.detach().ravel() for parameter in network.parameters()])
+
+    learnt, between = weights(0.0), weights(0.75)
+    network, _ = load_model(start)
+    before = torch.cat([parameter.detach().ravel() for parameter in network.parameters()])
+    assert (learnt - before).abs().max() > 1e-5
+    torch.testing.assert_close(between, before + 0.25 * (learnt - before), rtol=0, atol=1e-7)
+
+
+def test_moving_back_leaves_counters_alone_and_the_start_as_it_was() -> None:
+    torch.manual_seed(0)
+    one, other = (StudentNet(base_channels=4, levels=2, max_channels=8) for _ in range(2))
+    kept = {name: value.clone() for name, value in other.state_dict().items()}
+    move_back(one, other, 1.0)
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(value, kept[name])
+    for name, value in other.state_dict().items():
+        assert torch.equal(value, kept[name])
+
+
+def test_a_change_for_the_worse_is_said() -> None:
+    def change(
+        nuclei: tuple[int, int], agreement: tuple[float | None, float | None]
+    ) -> ImageChange:
+        return ImageChange("a", 1.0, *nuclei, *agreement)
+
+    assert find_doubts([change((100, 120), (0.5, 0.49))]) == []
+    assert find_doubts([change((0, 0), (None, None))]) == []
+    (fewer,) = find_doubts([change((100, 40), (0.5, 0.5))])
+    assert "counts 40 nuclei where the model before it counted 100" in fewer
+    (less,) = find_doubts([change((100, 100), (0.5, 0.3)), change((9, 9), (None, 0.1))])
+    assert "fell from 0.50 to 0.30" in less
+
+
+def test_what_cannot_be_adapted_is_refused(project: Path, start: Path, tmp_path: Path) -> None:
+    sources = find_sources([project])
+    attention = tmp_path / "attention.safetensors"
+    network, metadata = load_model(start)
+    save_model(attention, network, metadata.model_copy(update={"family": "attention"}))
+
+    def refuse(match: str, **options: object) -> None:
+        with pytest.raises(UsageError, match=match):
+            adapt(sources, tmp_path / "run", **{"model": str(start), "device": CPU, **options})
+
+    refuse("of the family 'attention'", model=str(attention))
+    refuse("no field 'epochs'", settings={"epochs": 3})
+    refuse("sees 0.25 µm/px, but mpp is 0.5", settings={"mpp": 0.5})
+    with pytest.raises(UsageError, match="no source is a QuPath project"):
+        find_sources([project.parent / "ward 0.png"], images=["*"])
+    with pytest.raises(UsageError, match=r"no image of .* matches 'ward 7'"):
+        find_sources([project], images=["ward 7"])
+    coarse = find_sources([project], mpp=[0.6])
+    with pytest.raises(UsageError, match=r"coarser than the 0\.25 µm/px"):
+        adapt(coarse, tmp_path / "run", model=str(start), device=CPU)
