@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
+import os
 import sys
 from typing import Annotated
 
@@ -26,7 +28,7 @@ from qpnuclei.cli.qc import qc
 from qpnuclei.cli.report import report
 from qpnuclei.cli.run import run
 from qpnuclei.cli.train import train
-from qpnuclei.errors import QpnucleiError, UsageError
+from qpnuclei.errors import QpnucleiError, SaveError, UsageError
 
 app = typer.Typer(
     name="qpnuclei",
@@ -102,9 +104,25 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # file names may hold undecodable bytes
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:
+                # Python's own, at the very end, could only fail with a traceback.
+                sys.stdout.flush()
     except QpnucleiError as error:
         from qpnuclei.cli.console import print_error
 
         print_error(error)
         sys.exit(error.exit_code)
+    except OSError as error:
+        # Errors of files name them.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename is not None:
+            raise
+        from qpnuclei.cli.console import print_error
+
+        hint = "free space where standard output and temporary files are written to"
+        print_error(SaveError(f"output cannot be written: {error.strerror}", hint))
+        # What is still buffered cannot be written either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -13,7 +13,7 @@ from qpnuclei.slides.readers import check_regular_file, open_reader
 _log = logging.getLogger(__name__)
 
 _TIFF_SUFFIXES = (".svs", ".tif", ".tiff", ".scn", ".ndpi")
-_PLAIN_SUFFIXES = (".jpeg", ".jpg", ".png")
+_PLAIN_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png")
 _OTHER_SUFFIXES = (".bif", ".czi", ".dcm", ".mrxs", ".svslide", ".vms", ".vmu")
 
 #: Suffixes of the files that are found in a folder.

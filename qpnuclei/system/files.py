@@ -210,10 +210,24 @@ def make_writable_folder(folder: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> SaveError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SaveError(
+            f"{path} cannot be written: {error.strerror}{_free_space(path.parent)}",
+            "free space there (old files of runs and backups, in the folders qpnuclei and "
+            "qpnuclei-backups, may be removed), or choose another folder",
+        )
     return SaveError(
         f"{path} cannot be written: {error.strerror or error}",
         "choose another folder, or free space and check permissions",
     )
+
+
+def _free_space(folder: Path) -> str:
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return ""
+    return f" ({free / 1e6:.0f} MB are free on the disk of {folder})"
 
 
 def _umask() -> int:

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import subprocess
+import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -317,3 +318,18 @@ def test_a_table_of_pixel_sizes_has_an_end(sample: Sample, tmp_path: Path, qpnuc
         )
         assert outcome.exit_code == 1
         assert f"{path}: cannot be read: not a regular file" in str(outcome.error)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no such device there")
+@pytest.mark.parametrize("option", [(), ("--json",)])
+def test_output_to_a_full_disk_is_one_error(sample: Sample, option: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "qpnuclei", "info", str(sample("0.5.1")), *option]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-2:] == [
+        "error: output cannot be written: No space left on device",
+        "hint: free space where standard output and temporary files are written to",
+    ]
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr

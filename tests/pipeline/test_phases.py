@@ -148,21 +148,26 @@ def test_a_changed_annotation_concerns_its_image_alone(tmp_path: Path) -> None:
     assert qpnuclei.plan(place / "project", OPTIONS) != folder
 
 
-def test_a_new_excluded_annotation_concerns_its_image_alone(tmp_path: Path) -> None:
+def test_a_new_excluded_annotation_is_heard_and_its_image_alone_is_done_again(
+    tmp_path: Path,
+) -> None:
     place = make_project(tmp_path / "place", 2)
     folder = qpnuclei.infer(qpnuclei.plan(place / "project", OPTIONS), device="cpu")
-    before = shards(folder)
+    earlier = RunPlan.read(folder / "plan.json")
     image = open_project(place / "project").images[1]
-    fold = NewAnnotation(
-        shapely.box(30, 30, 90, 90), uuid.UUID(int=9), path_class=PathClass("Ignore*")
-    )
+    area = shapely.box(30, 30, 120, 220)
+    fold = NewAnnotation(area, uuid.UUID(int=9), path_class=PathClass("Ignore*"))
     image.write(Edit(annotations=[fold]), image.read().fingerprint)
+    # The same request goes on with the same folder; the units hold whole tiles, and may stay.
     assert qpnuclei.plan(place / "project", OPTIONS) == folder
     plan = RunPlan.read(folder / "plan.json")
-    there = [[f"{i.folder}/{name}" in before for name in i.units] for i in plan.images]
-    assert all(there[0])
-    assert not all(there[1])
+    assert plan.images[0] == earlier.images[0]
+    assert plan.images[1].inputs != earlier.images[1].inputs
     assert qpnuclei.run(place / "project", OPTIONS).failures == []
+    first, second = (i.read().detections.centroids for i in open_project(place / "project").images)
+    assert shapely.contains_xy(area, *first.T).any()
+    assert not shapely.contains_xy(area, *second.T).any()
+    assert len(second) > 0
 
 
 def test_a_unit_that_fails_is_tried_three_times_and_the_rest_goes_on(tmp_path: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from qpnuclei.errors import SaveError
 from qpnuclei.system.files import (
     TEMPORARY_PREFIX,
+    atomic_file,
     make_folder_below,
     remove_leftovers,
     temporary_prefix,
@@ -69,3 +72,22 @@ def test_what_root_saves_stays_its_owners(tmp_path: Path) -> None:
     os.chown(path, 111, 222)
     write_atomically(path, b"2")
     assert (path.stat().st_uid, path.stat().st_gid) == (111, 222)
+
+
+def test_a_full_disk_is_told_with_what_is_free_and_where(tmp_path: Path) -> None:
+    path = tmp_path / "data.qpdata"
+    path.write_bytes(b"before")
+
+    def fill() -> None:
+        with atomic_file(path) as stream:
+            stream.write(b"after")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(SaveError) as caught:
+        fill()
+    assert caught.value.what.startswith(f"{path} cannot be written: No space left on device (")
+    assert caught.value.what.endswith(f" MB are free on the disk of {tmp_path})")
+    assert "qpnuclei-backups" in caught.value.hint
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [
+        ("data.qpdata", b"before")
+    ]

@@ -1,6 +1,8 @@
 """Odd but legal TIFFs: colours, axes, metadata, levels, series."""
 
 import logging
+import struct
+import tracemalloc
 
 import imagecodecs
 import numpy as np
@@ -589,3 +591,25 @@ def test_the_odd_slides_against_other_readers():
 def test_odd_slides_that_are_refused_by_name(name, message):
     with pytest.raises(SlideError, match=message):
         open_slide(ODD / name)
+
+
+@pytest.mark.parametrize("tags", [
+    {278: 1, 273: 300, 279: 100},
+    {278: 2_000_000_000, 273: 300, 279: 100},
+    {278: 1, 273: 300},
+    {322: 256, 323: 256, 324: 300, 325: 100},
+    {322: 2_000_000_000, 323: 2_000_000_000, 324: 300, 325: 100},
+])  # fmt: skip
+def test_an_absurd_size_is_refused_before_memory_is_asked_for(tmp_path, tags):
+    tags = {256: 2_000_000_000, 257: 2_000_000_000, 258: 8, 259: 1, 262: 1, 277: 1, **tags}
+    entries = [struct.pack("<HHQQ", tag, 16, 1, value) for tag, value in sorted(tags.items())]
+    header = struct.pack("<2sHHHQQ", b"II", 43, 8, 0, 16, len(entries))
+    path = tmp_path / "absurd.tif"
+    path.write_bytes(header + b"".join(entries) + bytes(10_000))
+    tracemalloc.start()
+    try:
+        with pytest.raises(SlideError, match=r"absurd\.tif (is|has) "):
+            open_slide(path)
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()

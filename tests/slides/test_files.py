@@ -1,0 +1,21 @@
+"""Which files of a folder are slides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from qpnuclei.slides.files import find_slides
+from qpnuclei.slides.slide import open_slide
+
+
+def test_plain_images_of_a_folder_are_found_and_can_be_opened(tmp_path: Path) -> None:
+    for name in ("a.bmp", "b.PNG", "c.jpg", "d.jpeg", "e.tif"):
+        Image.new("RGB", (8, 6), (200, 150, 180)).save(tmp_path / name)
+    (tmp_path / "notes.txt").touch()
+    found = find_slides([tmp_path])
+    assert [path.name for path in found] == ["a.bmp", "b.PNG", "c.jpg", "d.jpeg", "e.tif"]
+    for path in found:
+        with open_slide(path) as slide:
+            assert (slide.width, slide.height) == (8, 6)
