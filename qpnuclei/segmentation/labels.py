@@ -100,8 +100,8 @@ def _holes(framed: LabelArray) -> npt.NDArray[np.int64]:
     -----
     The number of holes is one minus the 8-connected Euler number, which follows from 2x2 windows
     (Gray, "Local Properties of Binary Images in Two Dimensions", IEEE Trans. Computers, 1971):
-    ``(n1 - n3 - 2 nd) / 4`` with windows that hold one pixel of the label (n1), three (n3), or two
-    on a diagonal (nd).
+    ``(n1 - n3 - 2 n2) / 4`` with windows that hold one pixel of the label (n1), three (n3), or two
+    on a diagonal (n2).
     """
     height, width = framed.shape
     total = np.zeros(framed.max() + 1, np.int64)
@@ -113,7 +113,7 @@ def _holes(framed: LabelArray) -> npt.NDArray[np.int64]:
                 continue
             for pixel, diagonal, p, q in ((a, d, b, c), (b, c, a, d), (c, b, a, d), (d, a, b, c)):
                 same = int(pixel == diagonal) + int(pixel == p) + int(pixel == q)
-                # The loop visits each pixel of a window: n1 windows once, n3 three times, nd
+                # The loop visits each pixel of a window: n1 windows once, n3 three times, n2
                 # twice. So the weights 3, -1, -3 add up to 12 times the Euler number.
                 if same == 0:
                     total[pixel] += 3
