@@ -266,7 +266,12 @@ def plan_image(
         raise NothingToDo(
             "no tissue was found"
             if options.selection.tissue
-            else "no chosen annotation encloses an area that is not excluded"
+            else "no chosen annotation encloses an area"
+            + (
+                " that is not excluded"
+                if any(map(options.selection.excludes, objects.annotations))
+                else ""
+            )
         )
     existing = ours_within(regions, objects.detections)
     if regions and outdated:
