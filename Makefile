@@ -39,7 +39,7 @@ demo: setup
 
 test: setup
 	@echo "== running the tests"
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 coverage: setup
 	@echo "== running the tests, with the lines that none of them runs"

@@ -102,7 +102,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(patches: Path, tmp_path: Path) -> None
 #: A student whose first round takes long, and whose every step is short.
 SMALL_STUDENT = (
     *("base_channels=4", "levels=2", "max_channels=8", "rounds=1", "batch_size=2", "crop_px=64"),
-    *("learning_rate=0.02", "renditions=0", "first_round_batches=300"),
+    *("learning_rate=0.02", "renditions=0", "first_round_batches=100"),
 )
 
 
@@ -120,7 +120,7 @@ def test_a_student_stopped_in_its_first_round_goes_on_by_the_hint(tmp_path: Path
     process = subprocess.Popen([*program, *command], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     said = ""
-    while "300 batches of about" not in said:
+    while "100 batches of about" not in said:
         line = process.stderr.readline()
         assert line, said
         said += line
