@@ -12,7 +12,8 @@ import typer
 from qpnuclei.cli.options import (
     BackendOption,
     BreakLock,
-    DeviceOption,
+    Dask,
+    DevicesOption,
     FailFast,
     ImageRoot,
     Json,
@@ -21,6 +22,7 @@ from qpnuclei.cli.options import (
     RetryFailed,
     RunFolderArgument,
     SlidesFrom,
+    UnitMinutes,
     Wait,
     with_options_of,
 )
@@ -29,7 +31,9 @@ from qpnuclei.errors import UsageError
 
 
 @with_options_of(
-    run, "device", "batch", "workers", "dry_run", "force", "geojson", "parquet", "no_report"
+    run,
+    *("device", "dask", "unit_minutes", "batch", "workers"),
+    *("dry_run", "force", "geojson", "parquet", "no_report"),
 )
 def plan(**given: Any) -> None:
     """Say in a folder what a run has to do; infer and commit do it.
@@ -86,7 +90,9 @@ def infer(
             show_default="as it was planned",
         ),
     ] = None,
-    device: DeviceOption = "auto",
+    device: DevicesOption = "auto",
+    dask: Dask = None,
+    unit_minutes: UnitMinutes = None,
     batch: Annotated[
         int | None,
         typer.Option(
@@ -141,7 +147,13 @@ def infer(
                 options,
                 share=share,
                 slides_from=slides_from,
-                conduct=Conduct(retry_failed=retry_failed, fail_fast=fail_fast, stop=stop),
+                conduct=Conduct(
+                    retry_failed=retry_failed,
+                    fail_fast=fail_fast,
+                    stop=stop,
+                    dask=dask,
+                    unit_minutes=unit_minutes,
+                ),
                 progress=progress,
             )
     for image, error in failures:

@@ -19,7 +19,8 @@ from qpnuclei.choices import (
 from qpnuclei.cli.options import (
     BackendOption,
     BreakLock,
-    DeviceOption,
+    Dask,
+    DevicesOption,
     FailFast,
     ImageGlobs,
     ImageRoot,
@@ -34,6 +35,7 @@ from qpnuclei.cli.options import (
     RetryFailed,
     RunDir,
     TtaOption,
+    UnitMinutes,
     Wait,
     within,
 )
@@ -73,7 +75,9 @@ def run(
     ] = False,
     image: ImageGlobs = None,
     model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "auto",
+    device: DevicesOption = "auto",
+    dask: Dask = None,
+    unit_minutes: UnitMinutes = None,
     mpp: ProjectMppOption = None,
     mpp_table: MppTable = None,
     image_root: ImageRoot = None,
@@ -225,7 +229,7 @@ def run(
         ending_on_terminate(TERMINATING) as stop,
         tile_progress(quiet) as progress,
     ):
-        conduct = Conduct(resume, retry_failed, fail_fast, stop)
+        conduct = Conduct(resume, retry_failed, fail_fast, stop, dask, unit_minutes)
         summary = analyse_project(opened, entries, options, progress, conduct)
     page = None if no_report or not summary.images else write_page(opened, summary, quiet)
     print_summary(summary, json, page)
