@@ -14,7 +14,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import shapely
+from typer.testing import CliRunner
 
+from qpnuclei.cli.app import app
 from qpnuclei.errors import ModelError, WorkerError
 from qpnuclei.pipeline import processes, remote
 from qpnuclei.pipeline.plan import RunOptions
@@ -22,7 +24,6 @@ from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.pipeline.units import Conduct
 from qpnuclei.qupath.native import open_project
-from tests.cli.conftest import Outcome
 from tests.pipeline.killing import make_project
 from tests.segmentation.test_foreign_engines import dark_in_onnx
 
@@ -131,6 +132,7 @@ def test_a_unit_fails_after_three_times_and_a_bad_model_ends_the_run() -> None:
 
 
 @pytest.mark.parametrize("devices", ["gpu", "cpu,", "cuda:0,cuda:x", ""])
-def test_a_device_that_does_not_exist_is_a_wrong_option(qpnuclei, devices: str) -> None:
-    outcome: Outcome = qpnuclei("infer", "nowhere", "--device", devices)
+def test_a_device_that_does_not_exist_is_a_wrong_option(devices: str) -> None:
+    outcome = CliRunner().invoke(app, ["infer", "nowhere", "--device", devices])
     assert outcome.exit_code == 2
+    assert "is none of auto" in outcome.stderr
