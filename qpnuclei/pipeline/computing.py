@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
-from qpnuclei.models.device import resolve_device
 from qpnuclei.pipeline.executors import Executor, compute_here
 from qpnuclei.pipeline.plan import RunOptions
 from qpnuclei.pipeline.units import Conduct
@@ -55,6 +54,8 @@ def computing(
         here = partial(compute_here, engine=engine(), options=options, slides_from=slides_from)
         yield Computing(here, engine, execution)
         return
+    # Planning loads no torch.
+    from qpnuclei.models.device import resolve_device
     from qpnuclei.pipeline.processes import compute_in_processes
 
     for device in devices:
