@@ -19,7 +19,6 @@ from qpnuclei.choices import (
 from qpnuclei.cli.options import (
     BackendOption,
     BreakLock,
-    Dask,
     DevicesOption,
     FailFast,
     ImageGlobs,
@@ -88,7 +87,6 @@ def run(
     image: ImageGlobs = None,
     model: ModelOption = DEFAULT_MODEL,
     device: DevicesOption = "auto",
-    dask: Dask = None,
     unit_minutes: UnitMinutes = None,
     mpp: ProjectMppOption = None,
     mpp_table: MppTable = None,

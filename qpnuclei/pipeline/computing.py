@@ -1,4 +1,4 @@
-"""Who computes the units of a run: this process, one for each device, or a cluster."""
+"""Who computes the units of a run: this process, or one for each device."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Computing:
 def computing(
     options: RunOptions, conduct: Conduct, slides_from: Path | None = None
 ) -> Iterator[Computing]:
-    """Choose who computes, as the device, the cluster and the limit of time ask for.
+    """Choose who computes, as the devices and the limit of time ask for.
 
     Only a process of its own can be ended where a unit takes too long.
 
     Raises
     ------
     QpnucleiError
-        If the model, a device or the cluster cannot be used.
+        If the model or a device cannot be used.
     """
     devices = options.device.split(",")
     limit_s = None if conduct.unit_minutes is None else 60 * conduct.unit_minutes
