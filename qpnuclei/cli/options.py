@@ -115,6 +115,16 @@ DevicesOption = Annotated[
         "mps. Several, as cuda:0,cuda:1, work side by side, a process each.",
     ),
 ]
+Dask = Annotated[
+    str | None,
+    typer.Option(
+        "--dask",
+        metavar="ADDRESS",
+        help="Compute on a Dask cluster: the address of its scheduler or the file that it wrote, "
+        "or local:N for N workers on this machine (docs/cluster.md).",
+        show_default="on this machine",
+    ),
+]
 UnitMinutes = Annotated[
     float | None,
     typer.Option(

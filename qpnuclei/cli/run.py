@@ -19,6 +19,7 @@ from qpnuclei.choices import (
 from qpnuclei.cli.options import (
     BackendOption,
     BreakLock,
+    Dask,
     DevicesOption,
     FailFast,
     ImageGlobs,
@@ -87,6 +88,7 @@ def run(
     image: ImageGlobs = None,
     model: ModelOption = DEFAULT_MODEL,
     device: DevicesOption = "auto",
+    dask: Dask = None,
     unit_minutes: UnitMinutes = None,
     mpp: ProjectMppOption = None,
     mpp_table: MppTable = None,
