@@ -37,6 +37,9 @@ _GPU = "GPU"
 #: A folder on a network may show a new file late, in seconds.
 _SEEN_AFTER_S = 90.0
 
+#: How long to look for a scheduler, in seconds.
+_CONNECTED_AFTER_S = 30
+
 _LOCAL = "local:"
 
 _log = logging.getLogger(__name__)
@@ -70,7 +73,7 @@ def compute_on_cluster(
 
     todo = iter(tasks)
     again: deque[Job] = deque()
-    #: Units of which all workers died. It may have been another unit of theirs: each is tried alone.
+    #: Units that workers died with. It may have been for another unit: each is tried alone.
     suspects: deque[Job] = deque()
     running: dict[Future, Job] = {}
     alone: Job | None = None
@@ -163,39 +166,59 @@ def cluster_of(address: str) -> Iterator[Client]:
     NotFoundError
         If there is no scheduler.
     """
+    number = address.removeprefix(_LOCAL)
+    if number != address and (not number.isdecimal() or int(number) < 1):
+        raise UsageError(f"--dask {address!r}: how many workers?", "for example local:4")
     try:
-        import dask
-        from distributed import Client, LocalCluster
+        import distributed
     except ImportError as error:
         raise UsageError(
             "--dask needs Dask, which is not installed", "pip install 'qpnuclei[dask]'"
         ) from error
-    if address.startswith(_LOCAL):
-        number = address.removeprefix(_LOCAL)
-        if not number.isdecimal() or int(number) < 1:
-            raise UsageError(f"--dask {address!r}: how many workers?", "for example local:4")
-        with (
-            dask.config.set({"distributed.scheduler.allowed-failures": TRIES - 1}),
-            LocalCluster(
-                n_workers=int(number), threads_per_worker=1, dashboard_address=":0"
-            ) as own,
-            Client(own) as client,
-        ):
-            yield client
-        return
-    file = Path(address)
-    try:
-        client = Client(scheduler_file=address) if file.is_file() else Client(address, timeout=30)
-    except (OSError, ValueError) as error:
-        raise NotFoundError(
-            f"no Dask scheduler at {address}: {' '.join(str(error).split())[:200]}",
-            "give the address that dask scheduler prints, or the file that it wrote",
-        ) from error
-    with client:
-        if not client.nthreads():
-            _log.info("the Dask scheduler at %s has no workers yet: waiting for them", address)
-            client.wait_for_workers(1)
+    with _quiet(), ExitStack() as stack:
+        if number != address:
+            client = stack.enter_context(_local_workers(int(number)))
+        else:
+            where = {"scheduler_file" if Path(address).is_file() else "address": address}
+            try:
+                client = stack.enter_context(
+                    distributed.Client(**where, timeout=_CONNECTED_AFTER_S)
+                )
+            except (OSError, ValueError, KeyError) as error:
+                raise NotFoundError(
+                    f"no Dask scheduler at {address}: {_short(error)}",
+                    "give the address that dask scheduler prints, or the file that it wrote",
+                ) from error
+            if not _workers(client):
+                _log.info("the Dask scheduler has no workers yet: waiting for the first")
+                client.wait_for_workers(1)
+        _log.info("Dask: %d workers; progress: %s", len(_workers(client)), client.dashboard_link)
         yield client
+
+
+@contextmanager
+def _local_workers(number: int) -> Iterator[Client]:
+    import dask
+    from distributed import Client, LocalCluster
+
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": TRIES - 1}),
+        LocalCluster(n_workers=number, threads_per_worker=1, dashboard_address=":0") as own,
+        Client(own) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let Dask say only what is wrong: what becomes of workers and units is said here."""
+    logger = logging.getLogger("distributed")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def cores_of_worker(address: str, cores: int) -> int:
@@ -225,9 +248,9 @@ def _slots(client: Client, gpus: bool) -> int:
     return max(int(sum(slots)), 1)
 
 
-def _workers(client: Client) -> Iterable[dict[str, Any]]:
+def _workers(client: Client) -> list[dict[str, Any]]:
     workers: dict[str, dict[str, Any]] = client.scheduler_info(n_workers=-1)["workers"]
-    return workers.values()
+    return list(workers.values())
 
 
 def _wait_for(task: Task) -> None:
@@ -256,6 +279,10 @@ def _killed(error: KilledWorker, limit_s: float | None) -> WorkerError:
 
 def _unexpected(error: Exception) -> WorkerError:
     return WorkerError(
-        f"a worker failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
+        f"a worker failed: {type(error).__name__}: {_short(error)}",
         "is the same qpnuclei installed for all workers?",
     )
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
