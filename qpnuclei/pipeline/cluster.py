@@ -75,7 +75,7 @@ def compute_on_cluster(
     again: deque[Job] = deque()
     #: Units that workers died with. It may have been for another unit: each is tried alone.
     suspects: deque[Job] = deque()
-    running: dict[Future, Job] = {}
+    running: dict[Future[Delivery], Job] = {}
     alone: Job | None = None
     completed = as_completed()
     mark, number = uuid4().hex[:8], count()

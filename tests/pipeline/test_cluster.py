@@ -20,26 +20,10 @@ from qpnuclei.pipeline.computing import computing
 from qpnuclei.pipeline.executors import Task
 from qpnuclei.pipeline.plan import RunOptions
 from qpnuclei.pipeline.run import analyse_project, plan_run
-from qpnuclei.pipeline.selection import Selection
 from qpnuclei.pipeline.units import Conduct
 from qpnuclei.qupath.native import open_project
 from tests.paths import ROOT
-from tests.pipeline.killing import make_project
-from tests.segmentation.test_foreign_engines import dark_in_onnx
-
-
-@pytest.fixture
-def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunOptions:
-    """Options of a run with a small network that is loaded quickly, and with small units."""
-    monkeypatch.setattr("qpnuclei.pipeline.work.UNIT_SIDE", 1)
-    return RunOptions(
-        Selection(classes=("Tumor",)),
-        model=dark_in_onnx(tmp_path),
-        device="cpu",
-        tile_px=64,
-        max_nucleus_um=8.0,
-        workers=1,
-    )
+from tests.pipeline.killing import found, make_project
 
 
 @contextmanager
@@ -77,14 +61,14 @@ def processes(folder: Path, workers: int) -> Iterator[tuple[str, list[subprocess
 
 @pytest.mark.slow
 def test_a_worker_of_a_cluster_that_is_killed_changes_nothing(
-    tmp_path: Path, options: RunOptions
+    tmp_path: Path, quick: RunOptions
 ) -> None:
     place, other = (make_project(tmp_path / name, 2) for name in ("place", "other"))
     undisturbed = open_project(other / "project")
     project = open_project(place / "project")
     seen: list[str] = []
     with processes(tmp_path, 2) as (address, workers):
-        assert analyse_project(undisturbed, undisturbed.images, options).nuclei > 0
+        assert analyse_project(undisturbed, undisturbed.images, quick).nuclei > 0
 
         def kill_one(image: str, *_: object) -> None:
             if not seen:
@@ -92,46 +76,36 @@ def test_a_worker_of_a_cluster_that_is_killed_changes_nothing(
             seen.append(image)
 
         conduct = Conduct(dask=address)
-        summary = analyse_project(project, project.images, options, kill_one, conduct)
+        summary = analyse_project(project, project.images, quick, kill_one, conduct)
     assert (summary.failures, summary.state) == ([], "done")
     assert set(seen) == {"0.tif", "1.tif"}
-    one, all_at_once = (
-        {
-            path.parent.name: path.read_bytes()
-            for path in (of / "project").glob("data/*/data.qpdata")
-        }
-        for of in (place, other)
-    )
-    # They say where the slides are.
-    assert one == {
-        entry: data.replace(b"/other/", b"/place/") for entry, data in all_at_once.items()
-    }
+    assert found(place) == found(other)
     # Where workers see the folder, nothing but the shards is left of it.
     assert [path.name for path in summary.run_dir.iterdir() if path.name.startswith(".")] == []
 
 
 def test_where_a_worker_does_not_see_the_folder_it_sends_the_shard(
-    tmp_path: Path, options: RunOptions
+    tmp_path: Path, quick: RunOptions
 ) -> None:
     place = make_project(tmp_path / "place", 1)
     project = open_project(place / "project")
-    folder, plan, _ = plan_run(project, project.images, options)
+    folder, plan, _ = plan_run(project, project.images, quick)
     (image,) = plan.images
-    layout = image.layout(plan.spec(), options)
+    layout = image.layout(plan.spec(), quick)
     task = Task(image, layout, layout.units[0], folder)
     path = folder.shard(image, layout.units[0].name)
 
-    sent = remote.compute_unit(remote.Job(task).order(plan.spec(), options, None, "no such file"))
+    sent = remote.compute_unit(remote.Job(task).order(plan.spec(), quick, None, "no such file"))
     assert sent.error is None
     assert sent.shard is not None
     assert not path.exists()
     (folder.path / "token").touch()
-    kept = remote.compute_unit(remote.Job(task).order(plan.spec(), options, None, "token"))
+    kept = remote.compute_unit(remote.Job(task).order(plan.spec(), quick, None, "token"))
     assert (kept.shard, kept.error, kept.nuclei) == (None, None, sent.nuclei)
     assert path.exists()
 
     # A version of qpnuclei, or a model, that is another one is an error of the whole run.
-    order = remote.Job(task).order(plan.spec(), options, None)
+    order = remote.Job(task).order(plan.spec(), quick, None)
     other = remote.compute_unit(replace(order, version="0.0"))
     assert isinstance(other.error, UsageError)
     wrong = remote.compute_unit(replace(order, spec=replace(plan.spec(), sha256="0" * 64)))
@@ -161,7 +135,7 @@ def test_without_a_scheduler_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None
         pass
 
 
-def test_devices_and_a_cluster_exclude_each_other(options: RunOptions) -> None:
-    two = replace(options, device="cpu,cpu")
+def test_devices_and_a_cluster_exclude_each_other(quick: RunOptions) -> None:
+    two = replace(quick, device="cpu,cpu")
     with pytest.raises(UsageError, match="exclude"), computing(two, Conduct(dask="local:1")):
         pass
