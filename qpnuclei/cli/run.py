@@ -144,6 +144,15 @@ def run(
             "model itself leaves out.",
         ),
     ] = 0.0,
+    cell_expansion: Annotated[
+        float,
+        typer.Option(
+            "--cell-expansion",
+            callback=within(0, 50, "µm"),
+            help="Write QuPath cells: each nucleus with the outline of a cell that reaches so many "
+            "µm (0 to 50) beyond it, and no nearer to another nucleus; 0 writes nuclei alone.",
+        ),
+    ] = 0.0,
     max_nucleus: Annotated[
         float,
         typer.Option(
@@ -289,6 +298,7 @@ def asked_for(given: dict[str, Any]) -> tuple[Project, list[ImageEntry], RunOpti
         simplify_um=given["simplify"],
         threshold=given["threshold"],
         min_area_um2=given["min_area_um2"],
+        cell_expansion_um=given["cell_expansion"],
         geojson_dir=given["geojson"],
         parquet_dir=given["parquet"],
         run_dir=given["run_dir"],
