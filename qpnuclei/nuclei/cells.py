@@ -57,7 +57,9 @@ def cell_outlines(
     every = np.concatenate([nuclei.polygons(), others.polygons()])
     every = shapely.transform(every, lambda xy: xy * scale)
     shapely.prepare(every)
+    width, height = image_size * scale
     cells = shapely.buffer(every[:n], distance_um, quad_segs=_QUARTER)
+    cells = _areas(shapely.intersection(cells, shapely.box(0, 0, width, height)))
     tree = shapely.STRtree(every)
     one, other = tree.query(every, predicate="dwithin", distance=2 * distance_um)
     crowded = np.unique(one[one != other])
@@ -66,8 +68,6 @@ def cell_outlines(
         faces = _nearest(every, crowded)[: len(bounded)]
         cells[bounded] = _areas(shapely.intersection(cells[bounded], faces))
     cells = _apart(cells, every, tree)
-    width, height = image_size * scale
-    cells = _areas(shapely.intersection(cells, shapely.box(0, 0, width, height)))
     points = shapely.point_on_surface(every)
     cells = _without_empty_holes(_parts_with(cells, points[:n]), points)
     return _rounded(shapely.transform(cells, lambda xy: xy / scale))
@@ -78,24 +78,21 @@ def _nearest(every: Geometries, chosen: npt.NDArray[np.int64]) -> Geometries:
 
     It is unbounded where no other is near: the result then ends far away.
     """
-    from scipy.spatial import Delaunay, cKDTree
+    from scipy.spatial import Voronoi, cKDTree
 
     points, owner = _points(every[chosen])
     begin, end = points.min(axis=0), points.max(axis=0)
     centre, reach = (begin + end) / 2, 10 * (np.max(end - begin) + 1)
     # Four points far away bound all others.
     corners = centre + reach * np.array([(-1, -1), (-1, 1), (1, -1), (1, 1)])
-    triangles = Delaunay(np.concatenate([points, corners]) - centre)
+    diagram = Voronoi(np.concatenate([points, corners]) - centre)
     owner = np.append(owner, [-1] * 4)
-    # Between two triangles, the border of the Voronoi diagram runs from one centre to the other.
-    side, corner = np.nonzero(triangles.neighbors > np.arange(len(triangles.simplices))[:, None])
-    ends = np.stack([side, triangles.neighbors[side, corner]], axis=1)
-    common = [triangles.simplices[side, (corner + step) % 3] for step in (1, 2)]
-    ends = ends[owner[common[0]] != owner[common[1]]]
-    lines = shapely.linestrings(_circumcentres(triangles.points[triangles.simplices])[ends])
+    ends = np.array(diagram.ridge_vertices)
+    ends = ends[np.ptp(owner[diagram.ridge_points], axis=1) > 0]
+    lines = shapely.linestrings(diagram.vertices[ends[(ends >= 0).all(axis=1)]])
     faces = shapely.get_parts(shapely.polygonize(lines))
     inside = shapely.get_coordinates(shapely.point_on_surface(faces))
-    of_face = owner[cKDTree(triangles.points).query(inside)[1]]
+    of_face = owner[cKDTree(diagram.points).query(inside)[1]]
     order = np.flatnonzero(of_face >= 0)
     order = order[np.argsort(of_face[order], kind="stable")]
     of, starts = np.unique(of_face[order], return_index=True)
@@ -116,20 +113,6 @@ def _points(outlines: Geometries) -> tuple[FloatArray, npt.NDArray[np.int64]]:
     starts = np.flatnonzero(np.append(True, np.any(points[1:] != points[:-1], axis=1)))
     alone = np.minimum.reduceat(owner, starts) == np.maximum.reduceat(owner, starts)
     return points[starts[alone]], owner[starts[alone]]
-
-
-def _circumcentres(corners: FloatArray) -> FloatArray:
-    """Return the (N, 2) centres of the circles through the corners (N, 3, 2) of triangles."""
-    origin = corners[:, 0]
-    (ax, ay), (bx, by) = ((corners[:, i] - origin).T for i in (1, 2))
-    a, b = ax * ax + ay * ay, bx * bx + by * by
-    with np.errstate(divide="ignore", invalid="ignore"):
-        centres = np.stack([by * a - ay * b, ax * b - bx * a], axis=1)
-        centres /= 2 * (ax * by - ay * bx)[:, None]
-    # A triangle without area has no circle; its neighbours meet in it.
-    flat = ~np.isfinite(centres).all(axis=1)
-    centres[flat] = (corners[flat].max(axis=1) + corners[flat].min(axis=1)) / 2 - origin[flat]
-    return centres + origin
 
 
 def _apart(cells: Geometries, every: Geometries, tree: shapely.STRtree) -> Geometries:

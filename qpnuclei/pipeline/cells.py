@@ -49,7 +49,7 @@ def add_cells(
         nuclei = found[number]
         others = concatenate([*_near(found, boxes, number, reach)])
         cells = cell_outlines(nuclei, others, distance_um, mpp, size)
-        found[number] = _measured(nuclei, cells, pixels, PixelCalibration(*mpp), stains)
+        found[number] = measured_cells(nuclei, cells, pixels, PixelCalibration(*mpp), stains)
 
 
 def _near(
@@ -70,7 +70,7 @@ def _outlines(nuclei: NucleiTable) -> NucleiTable:
     return NucleiTable(nuclei.vertices, nuclei.ring_offsets, nuclei.polygon_offsets)
 
 
-def _measured(
+def measured_cells(
     nuclei: NucleiTable,
     cells: NucleiTable,
     pixels: PixelSource,
