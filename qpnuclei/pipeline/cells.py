@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +53,7 @@ def add_cells(
 
 
 def _near(
-    found: Shards, boxes: list[FloatArray], number: int, reach: FloatArray
+    found: Shards, boxes: Sequence[FloatArray], number: int, reach: FloatArray
 ) -> Iterator[NucleiTable]:
     """Yield the outlines in other tables that may be within reach of those of a table."""
     if len(boxes[number]) == 0:

@@ -381,9 +381,7 @@ def measured_at_level_0(
             order = np.argsort(boxes[rows, along], kind="stable")
             parts = [of(rows[half]) for half in np.array_split(order, 2)]
             back = np.argsort(order)
-            return {
-                name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]
-            }
+            return {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
         return measure(rows, pixels.read(x0, y0, width, height, (1.0, 1.0)), (x0, y0))
 
     return of(np.arange(len(outlines)))

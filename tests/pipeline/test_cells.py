@@ -47,7 +47,8 @@ def test_parts_of_cells_as_qupath_measures_them(feature: dict[str, object]) -> N
     name, calibration = feature["properties"]["name"], "0.25um_x_0.26um"  # type: ignore[index]
     slide = ImageInMemory(image(), (0.25, 0.26))
     nuclei, cells = (
-        NucleiTable.from_polygons([outline(feature, key)]) for key in ("nucleusGeometry", "geometry")
+        NucleiTable.from_polygons([outline(feature, key)])
+        for key in ("nucleusGeometry", "geometry")
     )
     size: PixelCalibration = CALIBRATIONS[calibration]
     inside = pixels_of_polygons(nuclei.polygons(), (slide.height, slide.width))
@@ -175,7 +176,9 @@ def test_copies_of_a_run_hold_cells(done: NativeProject, tmp_path: Path) -> None
     imported = import_file(target, image_of_file(target, path), path)
     assert (imported.detections, imported.outlines, imported.losses) == (len(cells), 0, [])
     found = cells_of(target)
-    order = [sorted(range(len(cells)), key=lambda row, d=d: str(d.ids[row])) for d in (found, cells)]
+    order = [
+        sorted(range(len(cells)), key=lambda row, d=d: str(d.ids[row])) for d in (found, cells)
+    ]
     for one, other in zip(*order, strict=True):
         assert shapely.hausdorff_distance(found.geometries[one], cells.geometries[other]) < 0.02
         assert found.centroids[one] == pytest.approx(cells.centroids[other], abs=0.02)
@@ -209,4 +212,3 @@ def test_another_distance_needs_no_new_units(
     assert {p: p.stat().st_mtime_ns for p in units} == units
     found, cells = cells_of(project), cells_of(done)
     assert shapely.equals_exact(found.geometries, cells.geometries, 1e-4).all()
-

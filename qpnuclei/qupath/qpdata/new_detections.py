@@ -219,9 +219,7 @@ def _same_vertices(outlines: NucleiTable | None, nuclei: NucleiTable) -> bool:
     )
 
 
-def _same_geometries(
-    geometries: npt.NDArray[Any], nuclei: NucleiTable, grid_px: float
-) -> bool:
+def _same_geometries(geometries: npt.NDArray[Any], nuclei: NucleiTable, grid_px: float) -> bool:
     polygons = nuclei.polygons()
     differ = np.flatnonzero(~shapely.equals_exact(geometries, polygons))
     found, expected = geometries[differ], polygons[differ]

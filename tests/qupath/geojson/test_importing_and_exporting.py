@@ -84,7 +84,10 @@ def test_exported_and_imported_objects_are_the_same(version: str, tmp_path: Path
             found = after.detections.measurements.get(name, nothing)
             np.testing.assert_allclose(found[order[0]], column[order[1]], rtol=1e-6)
         # A tile and a cell without a nucleus are imported as outlines; a cell with one is a cell.
-        kinds = [[o.detections.kinds[i] for i in rows] for o, rows in zip((after, before), order)]
+        kinds = [
+            [o.detections.kinds[i] for i in rows]
+            for o, rows in zip((after, before), order, strict=True)
+        ]
         assert imported.outlines == sum(a != b for a, b in zip(*kinds, strict=True))
         for i, j in zip(*order, strict=True):
             if after.detections.kinds[i] == "cell":
