@@ -17,6 +17,7 @@ from qpnuclei._version import __version__
 if TYPE_CHECKING:
     from qpnuclei import errors
     from qpnuclei.api import (
+        add_slides,
         commit,
         count,
         create_project,
@@ -43,6 +44,7 @@ __all__ = [
     "RunOptions",
     "Selection",
     "__version__",
+    "add_slides",
     "commit",
     "count",
     "create_project",
@@ -69,6 +71,7 @@ _HOMES = {
     "NucleiTable": "qpnuclei.nuclei.table:NucleiTable",
     "RunOptions": "qpnuclei.pipeline.plan:RunOptions",
     "Selection": "qpnuclei.pipeline.selection:Selection",
+    "add_slides": "qpnuclei.api:add_slides",
     "commit": "qpnuclei.api:commit",
     "count": "qpnuclei.api:count",
     "create_project": "qpnuclei.api:create_project",

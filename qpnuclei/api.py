@@ -77,6 +77,46 @@ def create_project(
     return create_from_slides(Path(directory), [Path(slide) for slide in slides], mpp)
 
 
+def add_slides(
+    project: str | os.PathLike[str],
+    slides: Sequence[str | os.PathLike[str]],
+    mpp: float | None = None,
+) -> Project:
+    """Add slides to a project as Brightfield (H&E) images: what ``qpnuclei project add`` does.
+
+    Those that it has already are passed over. Close the project in QuPath first.
+
+    Parameters
+    ----------
+    project : path-like
+    slides : sequence of path-like
+    mpp : float, optional
+        Pixel size in µm/px of the new slides; by default, that of each slide file.
+
+    Raises
+    ------
+    NotFoundError, qpnuclei.errors.SlideError
+        If there is no such project, or a slide is missing or cannot be read; nothing is added.
+    qpnuclei.errors.MppError
+        If `mpp` is absurd.
+    qpnuclei.errors.SaveError
+        If the project cannot be written; it is as it was.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> for name in ("first.png", "second.png"):
+    ...     Image.new("RGB", (640, 480), "white").save(name)
+    >>> project = create_project("growing", ["first.png"], mpp=0.25)
+    >>> project = add_slides("growing", ["first.png", "second.png"], mpp=0.25)
+    >>> [image.name for image in project.images]
+    ['first.png', 'second.png']
+    """
+    from qpnuclei.qupath import adding
+
+    return adding.add_slides(Path(project), [Path(slide) for slide in slides], mpp)[0]
+
+
 def run(
     project: str | os.PathLike[str] | Project,
     options: RunOptions | None = None,

@@ -142,6 +142,13 @@ def _parser() -> argparse.ArgumentParser:
         "%(default)s)",
     )
     parser.add_argument(
+        "--recipes",
+        nargs="+",
+        choices=[row.recipe for row in ROWS],
+        default=[row.recipe for row in ROWS],
+        help="rows of the table to train and measure; the others stay empty (default: all)",
+    )
+    parser.add_argument(
         "--set",
         dest="settings",
         metavar="KEY=VALUE",
@@ -173,10 +180,12 @@ def _reproduce(options: argparse.Namespace) -> None:
         )
     # A run that collapses is a result of this table, and no reason to stop.
     settings = [f"width={options.width}", "stop_on_collapse=false", *options.settings]
-    recipes = [row.recipe for row in ROWS]
-    if not options.slides:
+    recipes = [row.recipe for row in ROWS if row.recipe in options.recipes]
+    if not options.slides and "no-wsi" in recipes:
         # On patches, no-wsi is proposed to the bit.
         recipes.remove("no-wsi")
+    if not recipes:
+        raise UsageError("without whole slides, no-wsi is proposed", "name proposed, too")
     runs: list[Run] = []
     for seed in range(options.seeds):
         for recipe in recipes:

@@ -174,7 +174,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def with_options_of(other: Callable[..., Any], *without: str) -> Callable[[Command], Command]:
-    """Give a command, whose one parameter is ``**given``, the options of another one.
+    """Give a command, which takes ``**given``, the options of another one after its own.
 
     Parameters
     ----------
@@ -185,7 +185,8 @@ def with_options_of(other: Callable[..., Any], *without: str) -> Callable[[Comma
 
     def change(command: Command) -> Command:
         whole = signature(other, eval_str=True)
-        kept = [p for name, p in whole.parameters.items() if name not in without]
+        kept = list(signature(command, eval_str=True).parameters.values())[:-1]
+        kept += [p for name, p in whole.parameters.items() if name not in without]
         command.__signature__ = whole.replace(parameters=kept)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in kept}
         return command

@@ -17,6 +17,7 @@ from qpnuclei.cli.options import (
     ImageRoot,
     Json,
     NoReport,
+    ProjectPath,
     Quiet,
     RetryFailed,
     RunFolderArgument,
@@ -24,14 +25,17 @@ from qpnuclei.cli.options import (
     Wait,
     with_options_of,
 )
-from qpnuclei.cli.run import INTERRUPTED, TERMINATING, asked_for, print_summary, run, write_page
+from qpnuclei.cli.run import run
+from qpnuclei.cli.running import INTERRUPTED, TERMINATING, asked_for, print_summary, write_page
 from qpnuclei.errors import UsageError
 
 
 @with_options_of(
-    run, "device", "batch", "workers", "dry_run", "force", "geojson", "parquet", "no_report"
+    run,
+    *("inputs", "output", "device", "batch", "workers", "dry_run", "force"),
+    *("geojson", "parquet", "no_report"),
 )
-def plan(**given: Any) -> None:
+def plan(project: ProjectPath, **given: Any) -> None:
     """Say in a folder what a run has to do; infer and commit do it.
 
     It needs the project and its slides, neither the network nor its library. The same command goes
@@ -44,7 +48,9 @@ def plan(**given: Any) -> None:
     from qpnuclei.system.locks import locked
 
     defaults = {"device": "auto", "batch": None, "workers": None, "force": False}
-    opened, entries, options = asked_for({**defaults, "geojson": None, "parquet": None, **given})
+    opened, entries, options = asked_for(
+        project, {**defaults, "geojson": None, "parquet": None, **given}
+    )
     with leaving_on_interrupt(INTERRUPTED):
         from qpnuclei.pipeline.run import plan_run
         from qpnuclei.pipeline.units import Conduct
@@ -192,6 +198,7 @@ def commit(
 
     For example: qpnuclei commit the-run
     """
+    from qpnuclei.cli.console import print_json
     from qpnuclei.qupath.project import open_project
     from qpnuclei.system.interrupts import ending_on_terminate, leaving_on_interrupt
     from qpnuclei.system.locks import locked
@@ -214,7 +221,11 @@ def commit(
             conduct = Conduct(fail_fast=fail_fast, stop=stop)
             summary = commit_run(opened, folder, options, slides_from=slides_from, conduct=conduct)
     page = None if no_report or not summary.images else write_page(opened, summary, quiet)
-    print_summary(summary, json, page)
+    content = print_summary(summary, json, page)
+    if json:
+        print_json(content)
+    if summary.failures:
+        sys.exit(1)
 
 
 def _share(text: str | None) -> tuple[int, int]:

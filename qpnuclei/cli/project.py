@@ -1,19 +1,23 @@
-"""``qpnuclei project``: create QuPath projects, and restore backups."""
+"""``qpnuclei project``: create and extend QuPath projects, and restore backups."""
 
 from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qpnuclei.cli.options import BreakLock, Json, MppOption, ProjectPath, Wait
 from qpnuclei.errors import QpnucleiError
 
+if TYPE_CHECKING:
+    from qpnuclei.qupath.model import ImageEntry
+
 project_app = typer.Typer(
-    help="Create QuPath projects without QuPath, and restore backups.",
+    help="Create and extend QuPath projects without QuPath, and restore backups.",
     no_args_is_help=True,
 )
 
@@ -60,7 +64,75 @@ def create(
         print_json({"project": str(project.path), "images": images, "failures": failures})
         sys.exit(1 if failures else 0)
     stdout.print(f"{project.path}, images: {len(project.images)}", highlight=False, soft_wrap=True)
-    for entry in project.images:
+    _print_without_mpp(project.images)
+    if failures:
+        stdout.print(f"left out: {len(failures)} slides, see above", highlight=False)
+        sys.exit(1)
+
+
+@project_app.command()
+def add(
+    project: ProjectPath,
+    slides: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Slides to add, in this order: files, folders of them, or patterns (*, ?, **). "
+            "Those that the project has already are passed over.",
+            show_default=False,
+        ),
+    ],
+    mpp: Annotated[
+        float | None,
+        typer.Option(
+            "--mpp",
+            help="Pixel size of the new slides at full resolution in µm/px, over what they say.",
+            show_default="what each slide says",
+        ),
+    ] = None,
+    wait: Wait = True,
+    break_lock: BreakLock = False,
+    json: Json = False,
+) -> None:
+    """Add slides to a project, as Brightfield (H&E) images. Close it in QuPath first.
+
+    For example: qpnuclei project add project.qpproj more-slides/
+    """
+    from qpnuclei.cli.console import print_error, print_json, stdout
+    from qpnuclei.qupath.adding import add_slides
+    from qpnuclei.qupath.project_file import find_project_file
+    from qpnuclei.slides.files import find_slides
+    from qpnuclei.system.locks import locked
+
+    failures: list[dict[str, str]] = []
+
+    def failed(slide: Path, error: QpnucleiError) -> None:
+        failures.append({"slide": str(slide), "error": error.what, "hint": error.hint})
+        print_error(error, "" if str(slide) in error.what else f"{slide}: ")
+
+    found = find_slides(slides)
+    path = find_project_file(project)
+    with locked(path.parent, wait=wait, break_lock=break_lock):
+        opened, added = add_slides(path, found, mpp, failed=failed)
+    new = [entry for entry in opened.images if entry.id in added]
+    if json:
+        images = [{"id": e.id, "name": e.name, "mpp": e.calibration.mpp} for e in new]
+        print_json({"project": str(opened.path), "added": images, "failures": failures})
+        sys.exit(1 if failures else 0)
+    stdout.print(
+        f"{opened.path}, images: {len(opened.images)}, of which {len(new)} are new",
+        highlight=False,
+        soft_wrap=True,
+    )
+    _print_without_mpp(new)
+    if failures:
+        stdout.print(f"left out: {len(failures)} slides, see above", highlight=False)
+        sys.exit(1)
+
+
+def _print_without_mpp(images: Sequence[ImageEntry]) -> None:
+    from qpnuclei.cli.console import stdout
+
+    for entry in images:
         if entry.calibration.mpp is None:
             stdout.print(
                 f"{entry.name} has no pixel size: set it in QuPath, or pass to run "
@@ -69,9 +141,6 @@ def create(
                 highlight=False,
                 soft_wrap=True,
             )
-    if failures:
-        stdout.print(f"left out: {len(failures)} slides, see above", highlight=False)
-        sys.exit(1)
 
 
 @project_app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -28,7 +28,6 @@ from qpnuclei.cli.options import (
     MppTable,
     NoReport,
     ProjectMppOption,
-    ProjectPath,
     Quiet,
     Resume,
     RetryFailed,
@@ -45,18 +44,31 @@ from qpnuclei.cli.selecting import (
     RoiId,
     RoiName,
     Tissue,
-    excluded_classes,
 )
 from qpnuclei.models.registry import DEFAULT_MODEL
 
-if TYPE_CHECKING:
-    from qpnuclei.pipeline.plan import RunOptions
-    from qpnuclei.pipeline.summary import RunSummary
-    from qpnuclei.qupath.model import ImageEntry, Project
-
 
 def run(
-    project: ProjectPath,
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PROJECT... | SLIDES...",
+            help="QuPath projects: .qpproj files or their folders. Or slides: files, folders of "
+            "them, or patterns (*, ?, **); then --output is needed.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Of slides: folder for the results, a QuPath project with counts.csv and "
+            "report.html. The tissue is found unless annotations are chosen. The same command "
+            "again goes on, and adds new slides.",
+        ),
+    ] = None,
     roi: Roi = None,
     roi_derived: RoiDerived = False,
     roi_name: RoiName = None,
@@ -202,150 +214,27 @@ def run(
     A run that was ended before, by whatever, is gone on with by the same command.
 
     For example: qpnuclei run project.qpproj --roi Tumor
+
+    Without a project: qpnuclei run slides/ -o results
     """
     given = dict(locals())
-    from qpnuclei.cli.console import describe_error, print_error, print_json, stdout, tile_progress
-    from qpnuclei.cli.tables import describe_plan, plan_view
-    from qpnuclei.system.interrupts import ending_on_terminate, leaving_on_interrupt
-    from qpnuclei.system.locks import locked
-    from qpnuclei.system.memory import keep_freed_memory
+    from qpnuclei.cli.console import print_json
+    from qpnuclei.cli.inputs import Inputs
 
-    opened, entries, options = asked_for(given)
-    # Slow imports come after the arguments are checked.
-    with leaving_on_interrupt("interrupted: nothing was changed"):
-        from qpnuclei.pipeline.plan import plan_images
-        from qpnuclei.pipeline.run import analyse_project
-        from qpnuclei.pipeline.units import Conduct
+    chosen = Inputs.of(inputs, output)
+    if chosen.results is not None:
+        from qpnuclei.cli.slides import run_slides
 
-    if dry_run:
-        plans, failed = plan_images(entries, options)
-        if json:
-            failures = [describe_error(error, entry) for entry, error in failed]
-            print_json({"plan": describe_plan(plans), "failures": failures})
-        else:
-            stdout.print(plan_view(plans), soft_wrap=True)
-        for entry, error in failed:
-            print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
-        sys.exit(1 if failed else 0)
-    with (
-        keep_freed_memory(),
-        leaving_on_interrupt(INTERRUPTED),
-        locked(opened.path.parent, wait=wait, break_lock=break_lock),
-        ending_on_terminate(TERMINATING) as stop,
-        tile_progress(quiet) as progress,
-    ):
-        conduct = Conduct(resume, retry_failed, fail_fast, stop)
-        summary = analyse_project(opened, entries, options, progress, conduct)
-    page = None if no_report or not summary.images else write_page(opened, summary, quiet)
-    print_summary(summary, json, page)
+        content, failed = run_slides(chosen.slides, chosen.results, given)
+    elif len(chosen.projects) == 1:
+        from qpnuclei.cli.running import run_project
 
+        content, failed = run_project(chosen.projects[0], given)
+    else:
+        from qpnuclei.cli.several import run_each
 
-INTERRUPTED = "interrupted: what is finished is kept; the same command goes on from here"
-TERMINATING = "terminating: what is being computed is finished first"
-
-
-def asked_for(given: dict[str, Any]) -> tuple[Project, list[ImageEntry], RunOptions]:
-    """Open the project that a command names, and return its images and the options of the run.
-
-    Parameters
-    ----------
-    given : dict
-        The arguments of `run`.
-    """
-    from qpnuclei.cli.console import stderr
-    from qpnuclei.pipeline.selection import Selection, choose_images
-    from qpnuclei.qupath.pixel_size import read_mpp_table
-    from qpnuclei.qupath.project import open_project
-    from qpnuclei.system.interrupts import leaving_on_interrupt
-
-    images = tuple(given["image"] or ())
-    selection = Selection(
-        classes=tuple(given["roi"] or ()),
-        derived=given["roi_derived"],
-        names=tuple(given["roi_name"] or ()),
-        ids=tuple(given["roi_id"] or ()),
-        everything=given["roi_all"],
-        tissue=given["tissue"],
-        excluded=excluded_classes(given["exclude"]),
-    )
-    with leaving_on_interrupt("interrupted: nothing was changed"):
-        opened = open_project(
-            given["project"], backend=given["backend"], image_root=given["image_root"]
-        )
-        stderr.print(f"{opened.path}: opened with the {opened.backend} backend", highlight=False)
-        entries = choose_images(opened, images, selection)
-        table = given["mpp_table"]
-        by_image = {} if table is None else read_mpp_table(table, opened.images)
-        from qpnuclei.pipeline.plan import RunOptions
-
-    workers = given["workers"]
-    options = RunOptions(
-        selection=selection,
-        model=given["model"],
-        device=given["device"],
-        mpp=given["mpp"],
-        mpp_only_missing=not images and len(entries) > 1,
-        mpp_by_image=by_image,
-        tissue_annotation=not given["no_annotation"],
-        class_name=given["class_name"],
-        on_existing=given["on_existing"],
-        tile_px=given["tile"],
-        batch_size=given["batch"],
-        precision=given["precision"],
-        tta=given["tta"],
-        **({} if workers is None else {"workers": workers}),
-        max_nucleus_um=given["max_nucleus"],
-        simplify_um=given["simplify"],
-        threshold=given["threshold"],
-        min_area_um2=given["min_area_um2"],
-        cell_expansion_um=given["cell_expansion"],
-        geojson_dir=given["geojson"],
-        parquet_dir=given["parquet"],
-        run_dir=given["run_dir"],
-        force=given["force"],
-        images=images,
-    )
-    return opened, entries, options
-
-
-def print_summary(summary: RunSummary, json: bool, page: Path | None) -> None:
-    """Print what a run has found, and where its report is; end with 1 if an image failed."""
-    from qpnuclei.cli.console import print_json, stderr, stdout
-    from qpnuclei.cli.tables import print_account, print_failures, summary_table
-
+        content, failed = run_each(chosen.projects, given)
     if json:
-        print_json({**summary.to_json(), "report": None if page is None else str(page)})
-    elif summary.images:
-        stdout.print(summary_table(summary))
-    elif not summary.failures:
-        stderr.print("nothing was analysed: all selected annotations were skipped")
-    print_account(summary)
-    if page is not None:
-        stderr.print(f"report: {page}", highlight=False, soft_wrap=True)
-    if summary.failures:
-        print_failures(summary)
+        print_json(content)
+    if failed:
         sys.exit(1)
-
-
-def write_page(project: Project, summary: RunSummary, quiet: bool) -> Path | None:
-    """Write the report of a run; where that fails, say so: the nuclei are saved in any case."""
-    from qpnuclei.cli.console import image_progress, print_error
-    from qpnuclei.errors import QpnucleiError, standing_alone
-    from qpnuclei.report.page import write_report_of_run
-    from qpnuclei.system.interrupts import leaving_on_interrupt
-
-    page: Path | None = None
-
-    def fail(error: QpnucleiError) -> None:
-        print_error(error, "no report: ")
-
-    saved = f"interrupted: the nuclei are saved; qpnuclei report {summary.run_dir} shows them"
-    with (
-        leaving_on_interrupt(saved),
-        image_progress("report", len(summary.images), quiet) as progress,
-        standing_alone("the report", fail),
-    ):
-        page, failed = write_report_of_run(project, summary.run_dir, progress)
-        for entry, error in failed:
-            print_error(error, f"not in the report: image {entry.name}: ")
-    return page

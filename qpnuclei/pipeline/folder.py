@@ -249,7 +249,11 @@ class _Log(logging.FileHandler):
 
 
 def choose_folder(
-    project: Project, options: RunOptions, request: str = "", resume: bool = False
+    project: Project,
+    options: RunOptions,
+    request: str = "",
+    resume: bool = False,
+    extend: bool = False,
 ) -> RunFolder:
     """Return the folder for a run, and make those that the user named.
 
@@ -263,6 +267,8 @@ def choose_folder(
         What the run is asked for, as `qpnuclei.pipeline.work.request_of` says it.
     resume : bool
         Take the newest folder of the project that a run of this request did not finish.
+    extend : bool
+        Then take also one that it did finish.
 
     Raises
     ------
@@ -287,7 +293,7 @@ def choose_folder(
     if resume:
         for path in sorted(runs.glob("*/plan.json"), reverse=True):
             folder = RunFolder(path.parent, project.path.parent)
-            if folder.record().get("request") == request and not folder.is_done:
+            if folder.record().get("request") == request and (extend or not folder.is_done):
                 return folder
     # The project is locked: no other run takes the same.
     name = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")

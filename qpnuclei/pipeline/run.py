@@ -79,7 +79,9 @@ def analyse_project(
     conduct = conduct or Conduct()
     with locked(project.path.parent):
         engine = load_engine(options.model, options.engine)
-        folder = choose_folder(project, options, request_of(options), conduct.resume)
+        folder = choose_folder(
+            project, options, request_of(options), conduct.resume, conduct.extend
+        )
         with folder.logging():
             planned = _plan(project, entries, options, folder, conduct)
             plan = planned.plan
@@ -153,7 +155,9 @@ def plan_run(
     """
     conduct = conduct or Conduct()
     with locked(project.path.parent):
-        folder = choose_folder(project, options, request_of(options), conduct.resume)
+        folder = choose_folder(
+            project, options, request_of(options), conduct.resume, conduct.extend
+        )
         with folder.logging():
             planned = _plan(project, entries, options, folder, conduct)
             summary = _summary(project, entries, planned.plan, folder, options)
@@ -310,7 +314,8 @@ def _plan(
     """Plan the images, and write the plan."""
     spec = engine_spec(options.model)
     earlier: dict[str, PlannedImage] = {}
-    if conduct.resume and folder.plan_path.exists() and not folder.is_done:
+    goes_on = conduct.resume and (conduct.extend or not folder.is_done)
+    if goes_on and folder.plan_path.exists():
         earlier = {image.entry: image for image in folder.plan().images}
     images, committed = [], set()
     errors: dict[str, QpnucleiError] = {}

@@ -35,6 +35,9 @@ class Conduct:
     ----------
     resume : bool
         Go on with the run of the same request that was not finished.
+    extend : bool
+        Go on also with one that is finished: only images that were added since are analysed, and
+        those of which the slide, the annotations or the pixel size are others.
     retry_failed : bool
         Try the units again that failed before.
     fail_fast : bool
@@ -44,6 +47,7 @@ class Conduct:
     """
 
     resume: bool = True
+    extend: bool = False
     retry_failed: bool = False
     fail_fast: bool = False
     stop: Callable[[], bool] = lambda: False

@@ -2,90 +2,38 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
-from qpnuclei.errors import MppError, QpnucleiError, SaveError, UsageError, standing_alone
+from qpnuclei.errors import QpnucleiError, SaveError, UsageError
 from qpnuclei.qupath import project_file
 from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.native import NativeProject, open_project
-from qpnuclei.qupath.qpdata.data_file import DataFile
+from qpnuclei.qupath.new_image import (
+    QUPATH_VERSION,
+    NewImage,
+    describe_slides,
+    entry_json,
+    stage_bytes,
+    stage_image,
+)
+from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.transaction import Transaction, sync_folder
 from qpnuclei.qupath.uris import file_uri
-from qpnuclei.slides.calibration import PixelCalibration
-from qpnuclei.slides.files import one_per_slide
-from qpnuclei.slides.resolution import resolve_mpp
-from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
 from qpnuclei.system.files import remove_leftovers, temporary_prefix
-
-#: QuPath version that the files state; QuPath 0.4 to 0.7 open them.
-QUPATH_VERSION = "0.5.1"
-#: Largest size of QuPath's thumbnails, width and height in px.
-THUMBNAIL_SIZE = (1000, 600)
-
-_OPENSLIDE = "qupath.lib.images.servers.openslide.OpenslideServerBuilder"
-_BIO_FORMATS = "qupath.lib.images.servers.bioformats.BioFormatsServerBuilder"
-#: Formats that QuPath opens with OpenSlide; it uses Bio-Formats for all others.
-_OPENSLIDE_SUFFIXES = frozenset(
-    {".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".svslide"}
-)
-_TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
-_RGB_CHANNELS = (("Red", 255, 0, 0), ("Green", 0, 255, 0), ("Blue", 0, 0, 255))
-
-
-@dataclass(frozen=True, eq=False)
-class NewImage:
-    """A brightfield RGB slide to add to a project.
-
-    Parameters
-    ----------
-    path : Path
-    width, height : int
-        Level-0 size in QuPath's frame, px.
-    thumbnail : (h, w, 3) uint8 ndarray
-        Overview of the slide; reduced if larger than QuPath's thumbnails.
-    calibration : PixelCalibration
-    downsamples : sequence of float
-        Of each pyramid level, 1.0 first.
-    magnification : float or None
-        Objective magnification, where the slide states it.
-    tile_width, tile_height : int
-        Of the slide's tiles, px.
-    name : str, optional
-        Name in QuPath's image list; the file name by default.
-    """
-
-    path: Path
-    width: int
-    height: int
-    thumbnail: npt.NDArray[np.uint8]
-    calibration: PixelCalibration = field(default_factory=PixelCalibration)
-    downsamples: Sequence[float] = (1.0,)
-    magnification: float | None = None
-    tile_width: int = 512
-    tile_height: int = 512
-    name: str | None = None
 
 
 def create_from_slides(
     directory: Path,
     slides: Sequence[Path],
-    mpp: float | None = None,
+    mpp: float | AskedMpp | None = None,
     *,
     failed: Callable[[Path, QpnucleiError], object] | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> Project:
     """Create a project of Brightfield (H&E) images in a new folder, for QuPath 0.4 to 0.7.
 
@@ -97,8 +45,10 @@ def create_from_slides(
     directory : Path
         New, or an empty folder.
     slides : sequence of Path
-    mpp : float, optional
-        Pixel size in µm/px of all slides; by default each slide's own.
+    mpp : float or AskedMpp, optional
+        Pixel size in µm/px of all slides, or of some by file name; by default each slide's own.
+    files : mapping of str to bytes, optional
+        Content of more files that the folder holds from the start, by path in it.
     failed : callable, optional
         Called for a slide that is missing or cannot be read, with the reason; the project is made
         of the others. By default the first such error is raised.
@@ -114,43 +64,13 @@ def create_from_slides(
     SaveError
         If the project cannot be written; nothing is left behind.
     """
-    if mpp is not None:
-        resolve_mpp(mpp, None, None, "each slide")  # no slide is to blame for an absurd one
-    images: list[NewImage] = []
-    errors: list[tuple[Path, QpnucleiError]] = []
-    for path in one_per_slide(slides):
-        with standing_alone(str(path), partial(_keep, errors, path)):
-            images.append(_describe(path, mpp))
+    images, errors = describe_slides(slides, mpp)
     if errors and (failed is None or not images):
         raise errors[0][1]
     if failed is not None:
         for path, error in errors:
             failed(path, error)
-    return create_project(directory, images)
-
-
-def _keep(errors: list[tuple[Path, QpnucleiError]], path: Path, error: QpnucleiError) -> None:
-    errors.append((path, error))
-
-
-def _describe(path: Path, mpp: float | None) -> NewImage:
-    # QuPath crops to the bounds of the slide where OpenSlide knows them.
-    with open_slide(path, crop_to_bounds=True) as slide:
-        calibration = PixelCalibration()
-        try:
-            calibration = PixelCalibration(*resolve_mpp(mpp, None, slide.mpp, str(path))[0])
-        except MppError:
-            if mpp is not None:
-                raise
-        return NewImage(
-            path=path.absolute(),
-            width=slide.width,
-            height=slide.height,
-            thumbnail=slide.thumbnail(*THUMBNAIL_SIZE),
-            calibration=calibration,
-            downsamples=[level.downsample for level in slide.levels],
-            magnification=slide.magnification,
-        )
+    return create_project(directory, images, files=files)
 
 
 def create_project(
@@ -159,6 +79,7 @@ def create_project(
     *,
     image_type: str = "BRIGHTFIELD_H_E",
     stains: Stains | None = DEFAULT_HE,
+    files: Mapping[str, bytes] | None = None,
 ) -> NativeProject:
     """Create a QuPath project of slides, for QuPath 0.4 to 0.7.
 
@@ -171,6 +92,8 @@ def create_project(
         Name of QuPath's ``ImageType``.
     stains : Stains or None
         Colour deconvolution stains.
+    files : mapping of str to bytes, optional
+        As for `create_from_slides`.
 
     Raises
     ------
@@ -196,7 +119,7 @@ def create_project(
         raise SaveError(f"{directory} cannot be created: {error.strerror}") from error
     try:
         temporary.chmod(0o755)
-        _write_project(temporary, directory, images, image_type, stains)
+        _write_project(temporary, directory, images, image_type, stains, files or {})
         if directory.exists():
             directory.rmdir()
         temporary.replace(directory)
@@ -218,133 +141,27 @@ def _write_project(
     images: Sequence[NewImage],
     image_type: str,
     stains: Stains | None,
+    files: Mapping[str, bytes],
 ) -> None:
     """Write the project into `folder`, with the paths that it will have in `final`."""
     project_path = final / "project.qpproj"
     now = int(time.time() * 1000)
-    entries = []
     with Transaction(folder) as transaction:
         for number, image in enumerate(images, 1):
-            builder = server_builder(image)
-            name = image.name or image.path.name
-            data_file = DataFile.new(
-                builder,
-                image_type,
-                stains,
-                qupath_version=QUPATH_VERSION,
-                entry_property=f"{project_path}::{number}",
-            )
-            entry = folder / "data" / str(number)
-            staged, _ = transaction.stage(entry / "data.qpdata", data_file.write)
-            summary = {
-                "timestamp": staged.stat().st_mtime_ns // 1_000_000,
-                "imageType": image_type,
-                "server": {
-                    "width": image.width,
-                    "height": image.height,
-                    "sizeC": 3,
-                    "sizeZ": 1,
-                    "sizeT": 1,
-                },
-                "hierarchy": data_file.read().summary(),
-            }
-            server = {"builder": builder, "metadata": builder["metadata"]}
-            for file_name, content in (
-                ("summary.json", project_file.to_json(summary, pretty=False)),
-                ("server.json", project_file.to_json(server, pretty=False)),
-                ("thumbnail.jpg", _jpeg(image.thumbnail)),
-            ):
-                _stage(transaction, entry / file_name, content)
-            entries.append(
-                {
-                    "serverBuilder": builder,
-                    "entryID": number,
-                    "randomizedName": str(uuid.uuid4()),
-                    "imageName": name,
-                    "metadata": {},
-                }
-            )
+            stage_image(transaction, folder, project_path, number, image, image_type, stains)
         project = {
             "version": QUPATH_VERSION,
             "createTimestamp": now,
             "modifyTimestamp": now,
             "uri": file_uri(project_path),
-            "lastID": len(entries),
-            "images": entries,
+            "lastID": len(images),
+            "images": [entry_json(number, image) for number, image in enumerate(images, 1)],
         }
         classes = {"pathClasses": [*map(project_file.class_json, project_file.DEFAULT_CLASSES)]}
-        _stage(transaction, folder / "classifiers" / "classes.json", project_file.to_json(classes))
-        _stage(transaction, folder / project_path.name, project_file.to_json(project))
+        stage_bytes(
+            transaction, folder / "classifiers" / "classes.json", project_file.to_json(classes)
+        )
+        for name, content in files.items():
+            stage_bytes(transaction, folder / name, content)
+        stage_bytes(transaction, folder / project_path.name, project_file.to_json(project))
         transaction.commit()
-
-
-def server_builder(image: NewImage) -> dict[str, Any]:
-    """Return the ``serverBuilder`` JSON of a slide, with the reader that QuPath would choose."""
-    suffix = image.path.suffix.lower()
-    openslide = suffix in _OPENSLIDE_SUFFIXES or (
-        # OpenSlide reads only tiled TIFFs; TIFFs with a pyramid are tiled. QuPath opens OME-TIFF
-        # with Bio-Formats.
-        suffix in _TIFF_SUFFIXES
-        and len(image.downsamples) > 1
-        and not image.path.stem.lower().endswith(".ome")
-    )
-    return {
-        "builderType": "uri",
-        "providerClassName": _OPENSLIDE if openslide else _BIO_FORMATS,
-        "uri": file_uri(image.path),
-        "args": [] if openslide else ["--series", "0"],
-        "metadata": _metadata(image),
-    }
-
-
-def _metadata(image: NewImage) -> dict[str, Any]:
-    calibration = image.calibration
-    magnification = {} if image.magnification is None else {"magnification": image.magnification}
-    return {
-        "name": image.name or image.path.name,
-        "width": image.width,
-        "height": image.height,
-        "sizeZ": 1,
-        "sizeT": 1,
-        "channelType": "DEFAULT",
-        "isRGB": True,
-        "pixelType": "UINT8",
-        "levels": [
-            {
-                "downsample": float(downsample),
-                "width": int(image.width / downsample),
-                "height": int(image.height / downsample),
-            }
-            for downsample in image.downsamples
-        ],
-        "channels": [
-            {"name": name, "color": (0xFF << 24 | red << 16 | green << 8 | blue) - (1 << 32)}
-            for name, red, green, blue in _RGB_CHANNELS
-        ],
-        "pixelCalibration": {
-            "pixelWidth": _size(calibration.width_um),
-            "pixelHeight": _size(calibration.height_um),
-            "zSpacing": {"value": 1.0, "unit": "z-slice"},
-            "timeUnit": "SECONDS",
-            "timepoints": [],
-        },
-        **magnification,
-        "preferredTileWidth": image.tile_width,
-        "preferredTileHeight": image.tile_height,
-    }
-
-
-def _size(um: float | None) -> Mapping[str, Any]:
-    return {"value": 1.0, "unit": "px"} if um is None else {"value": um, "unit": "\u00b5m"}
-
-
-def _jpeg(rgb: npt.NDArray[np.uint8]) -> bytes:
-    picture = Image.fromarray(rgb)
-    picture.thumbnail(THUMBNAIL_SIZE)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
-
-
-def _stage(transaction: Transaction, path: Path, content: bytes) -> None:
-    transaction.stage(path, lambda emit: emit(content))

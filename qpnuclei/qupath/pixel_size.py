@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -135,6 +135,20 @@ def read_mpp_table(path: Path, entries: Sequence[ImageEntry]) -> dict[str, float
     UsageError
         If it names an image that the project does not have, or one twice.
     """
+    names = [entry.name for entry in entries]
+    return read_named_mpp(path, names, {entry.id for entry in entries})
+
+
+def read_named_mpp(
+    path: Path, names: Sequence[str], others: Collection[str] = ()
+) -> dict[str, float]:
+    """Read a table of pixel sizes, of images of these names, or known by others.
+
+    Raises
+    ------
+    NotFoundError, FormatError, UsageError
+        As `read_mpp_table`.
+    """
     try:
         text = read_regular(path).decode("utf-8-sig")
     except FileNotFoundError:
@@ -147,14 +161,14 @@ def read_mpp_table(path: Path, entries: Sequence[ImageEntry]) -> dict[str, float
     reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
     if not {"image", "mpp"} <= set(reader.fieldnames or ()):
         raise FormatError(f"{path}: has no columns image and mpp", "its first line must name them")
-    known = {entry.id for entry in entries} | {entry.name for entry in entries}
+    known = {*names, *others}
     table: dict[str, float] = {}
     for row in reader:
         name, value = (row["image"] or "").strip(), (row["mpp"] or "").strip()
         where = f"{path}, line {reader.line_num}"
         if name not in known:
-            names = ", ".join(entry.name for entry in entries) or "none"
-            raise UsageError(f"{where}: no image is called {name!r}", f"images: {names}")
+            listed = ", ".join(names) or "none"
+            raise UsageError(f"{where}: no image is called {name!r}", f"images: {listed}")
         if name in table:
             raise UsageError(f"{where}: {name!r} occurs twice")
         try:

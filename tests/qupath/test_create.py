@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from qpnuclei.errors import SaveError, UsageError
-from qpnuclei.qupath.create import NewImage, create_project, server_builder
+from qpnuclei.qupath.create import create_project
 from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.new_image import NewImage, server_builder
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.stains import DEFAULT_HE
 from tests.qupath.samples import dump

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from qpnuclei.slides.files import find_slides
+from qpnuclei.slides.files import SLIDE_SUFFIXES, find_slides
+from qpnuclei.slides.readers import openslide
 from qpnuclei.slides.slide import open_slide
 
 
@@ -19,3 +20,7 @@ def test_plain_images_of_a_folder_are_found_and_can_be_opened(tmp_path: Path) ->
     for path in found:
         with open_slide(path) as slide:
             assert (slide.width, slide.height) == (8, 6)
+
+
+def test_what_a_reader_knows_by_its_suffix_is_found_in_a_folder() -> None:
+    assert set(openslide.FORMATS) <= SLIDE_SUFFIXES

@@ -1,0 +1,82 @@
+"""What a run is given: projects, or slides whose results go into a folder."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qpnuclei.errors import NotFoundError, UsageError
+
+_PROJECT = ".qpproj"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Either projects or slides.
+
+    Parameters
+    ----------
+    projects : tuple of Path
+        Files or folders.
+    slides : tuple of Path
+        Files, folders or patterns, as `qpnuclei.slides.files.find_slides` takes them.
+    results : Path or None
+        Folder for what is made of slides.
+    """
+
+    projects: tuple[Path, ...]
+    slides: tuple[Path, ...]
+    results: Path | None
+
+    @classmethod
+    def of(cls, paths: Sequence[Path], results: Path | None) -> Inputs:
+        """Tell what the arguments of a command are.
+
+        Raises
+        ------
+        NotFoundError
+            If there is no such file or folder, or nothing that a pattern matches.
+        UsageError
+            If there are projects and slides, or slides and no folder of results, or the reverse.
+        """
+        found = [place for path in paths for place in _expanded(path)]
+        projects = tuple(dict.fromkeys(path for path in found if _is_project(path)))
+        slides = tuple(path for path in found if path not in projects)
+        if projects and slides:
+            raise UsageError(
+                f"{projects[0]} is a QuPath project, {slides[0]} is not",
+                "run projects and slides one after the other; qpnuclei project add adds slides "
+                "to a project",
+            )
+        if slides and results is None:
+            if len(slides) == 1 and not slides[0].exists():
+                raise NotFoundError(
+                    f"{slides[0]}: no such file", "name a project.qpproj or its folder, or slides"
+                )
+            raise UsageError(
+                f"{slides[0]} is no QuPath project (*.qpproj)",
+                "of slides, name a folder for the results: -o results",
+            )
+        if projects and results is not None:
+            raise UsageError(
+                "--output is for slides: the results of a project are written into it",
+                "leave it out; qpnuclei export writes tables",
+            )
+        return cls(projects, slides, results)
+
+
+def _expanded(path: Path) -> list[Path]:
+    """Return what a pattern means where a shell has not said it; slides are found later."""
+    if path.exists() or not glob.has_magic(str(path)):
+        return [path]
+    matching = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
+    projects = [match for match in matching if _is_project(match)]
+    return projects if projects and len(projects) == len(matching) else [path]
+
+
+def _is_project(path: Path) -> bool:
+    if path.suffix.lower() == _PROJECT:
+        return True
+    return path.is_dir() and any(path.glob(f"*{_PROJECT}"))

@@ -1,0 +1,200 @@
+"""What commands that run something share: arguments to options, and what is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qpnuclei.cli.selecting import excluded_classes
+
+if TYPE_CHECKING:
+    from qpnuclei.pipeline.plan import RunOptions
+    from qpnuclei.pipeline.summary import RunSummary
+    from qpnuclei.qupath.model import ImageEntry, Project
+
+UNCHANGED = "interrupted: nothing was changed"
+INTERRUPTED = "interrupted: what is finished is kept; the same command goes on from here"
+TERMINATING = "terminating: what is being computed is finished first"
+
+
+def run_project(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Run one project, and print what was found.
+
+    Parameters
+    ----------
+    path : Path
+    given : dict
+        The arguments of `run`.
+
+    Returns
+    -------
+    (dict, bool)
+        What was found as JSON types, and whether an image failed.
+    """
+    opened, entries, options = asked_for(path, given)
+    if given["dry_run"]:
+        return show_plan(entries, options, given["json"])
+    summary = analyse(opened, entries, options, given)
+    shown = summary.images and not given["no_report"]
+    page = write_page(opened, summary, given["quiet"]) if shown else None
+    return print_summary(summary, given["json"], page), bool(summary.failures)
+
+
+def show_plan(
+    entries: Sequence[ImageEntry], options: RunOptions, json: bool
+) -> tuple[dict[str, Any], bool]:
+    """Print what would be done; return it as JSON types, and whether an image would fail."""
+    from qpnuclei.cli.console import describe_error, print_error, stdout
+    from qpnuclei.cli.tables import describe_plan, plan_view
+    from qpnuclei.system.interrupts import leaving_on_interrupt
+
+    with leaving_on_interrupt(UNCHANGED):
+        from qpnuclei.pipeline.plan import plan_images
+
+        plans, failed = plan_images(entries, options)
+    if not json:
+        stdout.print(plan_view(plans), soft_wrap=True)
+    for entry, error in failed:
+        print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
+    failures = [describe_error(error, entry) for entry, error in failed]
+    return {"plan": describe_plan(plans), "failures": failures}, bool(failed)
+
+
+def analyse(
+    opened: Project,
+    entries: Sequence[ImageEntry],
+    options: RunOptions,
+    given: dict[str, Any],
+    extend: bool = False,
+) -> RunSummary:
+    """Run with a progress bar, alone in the project; `extend` as `Conduct` explains it."""
+    from qpnuclei.cli.console import tile_progress
+    from qpnuclei.system.interrupts import ending_on_terminate, leaving_on_interrupt
+    from qpnuclei.system.locks import locked
+    from qpnuclei.system.memory import keep_freed_memory
+
+    # Slow imports come after the arguments are checked.
+    with leaving_on_interrupt(UNCHANGED):
+        from qpnuclei.pipeline.run import analyse_project
+        from qpnuclei.pipeline.units import Conduct
+    with (
+        keep_freed_memory(),
+        leaving_on_interrupt(INTERRUPTED),
+        locked(opened.path.parent, wait=given["wait"], break_lock=given["break_lock"]),
+        ending_on_terminate(TERMINATING) as stop,
+        tile_progress(given["quiet"]) as progress,
+    ):
+        conduct = Conduct(given["resume"], extend, given["retry_failed"], given["fail_fast"], stop)
+        return analyse_project(opened, entries, options, progress, conduct)
+
+
+def asked_for(
+    path: Path, given: dict[str, Any], **changes: Any
+) -> tuple[Project, list[ImageEntry], RunOptions]:
+    """Open a project, and return its images that are meant and the options of the run.
+
+    Parameters
+    ----------
+    path : Path
+    given : dict
+        The arguments of `run`.
+    **changes
+        Fields of the options that are others than the arguments say.
+    """
+    from qpnuclei.cli.console import stderr
+    from qpnuclei.pipeline.selection import Selection, choose_images
+    from qpnuclei.qupath.pixel_size import read_mpp_table
+    from qpnuclei.qupath.project import open_project
+    from qpnuclei.system.interrupts import leaving_on_interrupt
+
+    images = tuple(given["image"] or ())
+    selection = Selection(
+        classes=tuple(given["roi"] or ()),
+        derived=given["roi_derived"],
+        names=tuple(given["roi_name"] or ()),
+        ids=tuple(given["roi_id"] or ()),
+        everything=given["roi_all"],
+        tissue=given["tissue"],
+        excluded=excluded_classes(given["exclude"]),
+    )
+    with leaving_on_interrupt(UNCHANGED):
+        opened = open_project(path, backend=given["backend"], image_root=given["image_root"])
+        stderr.print(f"{opened.path}: opened with the {opened.backend} backend", highlight=False)
+        entries = choose_images(opened, images, selection)
+        table = given["mpp_table"]
+        by_image = {} if table is None else read_mpp_table(table, opened.images)
+        from qpnuclei.pipeline.plan import RunOptions
+
+    workers = given["workers"]
+    options = RunOptions(
+        selection=selection,
+        model=given["model"],
+        device=given["device"],
+        mpp=given["mpp"],
+        mpp_only_missing=not images and len(entries) > 1,
+        mpp_by_image=by_image,
+        tissue_annotation=not given["no_annotation"],
+        class_name=given["class_name"],
+        on_existing=given["on_existing"],
+        tile_px=given["tile"],
+        batch_size=given["batch"],
+        precision=given["precision"],
+        tta=given["tta"],
+        **({} if workers is None else {"workers": workers}),
+        max_nucleus_um=given["max_nucleus"],
+        simplify_um=given["simplify"],
+        threshold=given["threshold"],
+        min_area_um2=given["min_area_um2"],
+        cell_expansion_um=given["cell_expansion"],
+        geojson_dir=given["geojson"],
+        parquet_dir=given["parquet"],
+        run_dir=given["run_dir"],
+        force=given["force"],
+        images=images,
+    )
+    return opened, entries, replace(options, **changes)
+
+
+def print_summary(summary: RunSummary, json: bool, page: Path | None) -> dict[str, Any]:
+    """Print what a run has found, and where its report is; return it as JSON types."""
+    from qpnuclei.cli.console import stderr, stdout
+    from qpnuclei.cli.tables import print_account, print_failures, summary_table
+
+    if json:
+        pass
+    elif summary.images:
+        stdout.print(summary_table(summary))
+    elif not summary.failures:
+        stderr.print("nothing was analysed: all selected annotations were skipped")
+    print_account(summary)
+    if page is not None:
+        stderr.print(f"report: {page}", highlight=False, soft_wrap=True)
+    if summary.failures:
+        print_failures(summary)
+    return {**summary.to_json(), "report": None if page is None else str(page)}
+
+
+def write_page(project: Project, summary: RunSummary, quiet: bool) -> Path | None:
+    """Write the report of a run; where that fails, say so: the nuclei are saved in any case."""
+    from qpnuclei.cli.console import image_progress, print_error
+    from qpnuclei.errors import QpnucleiError, standing_alone
+    from qpnuclei.report.page import write_report_of_run
+    from qpnuclei.system.interrupts import leaving_on_interrupt
+
+    page: Path | None = None
+
+    def fail(error: QpnucleiError) -> None:
+        print_error(error, "no report: ")
+
+    saved = f"interrupted: the nuclei are saved; qpnuclei report {summary.run_dir} shows them"
+    with (
+        leaving_on_interrupt(saved),
+        image_progress("report", len(summary.images), quiet) as progress,
+        standing_alone("the report", fail),
+    ):
+        page, failed = write_report_of_run(project, summary.run_dir, progress)
+        for entry, error in failed:
+            print_error(error, f"not in the report: image {entry.name}: ")
+    return page

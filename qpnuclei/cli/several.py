@@ -1,0 +1,66 @@
+"""A run of several projects: each stands alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qpnuclei.cli.running import run_project
+from qpnuclei.errors import QpnucleiError, TerminatedError, UsageError, standing_alone
+
+
+def run_each(projects: Sequence[Path], given: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Run projects one after the other.
+
+    Parameters
+    ----------
+    projects : sequence of Path
+    given : dict
+        The arguments of `qpnuclei.cli.run.run`.
+
+    Returns
+    -------
+    (dict, bool)
+        What was found as JSON types, and whether a project, or an image, failed.
+
+    Raises
+    ------
+    UsageError
+        If an option is of one project only.
+    QpnucleiError
+        With ``--fail-fast``, the first error.
+    """
+    from qpnuclei.cli.console import print_error, stderr
+
+    for name in ("run_dir", "geojson", "parquet"):
+        if given[name] is not None:
+            raise UsageError(
+                f"--{name.replace('_', '-')} names a folder of one project, and there are "
+                f"{len(projects)}",
+                "run them one by one, or leave it out",
+            )
+    contents: list[dict[str, Any]] = []
+    failed: list[str] = []
+    for path in projects:
+
+        def fail(error: QpnucleiError, path: Path = path) -> None:
+            if given["fail_fast"] or isinstance(error, TerminatedError):
+                raise error
+            failed.append(str(path))
+            contents.append({"project": str(path), "error": error.what, "hint": error.hint})
+            print_error(error, "" if str(path) in error.what else f"{path}: ")
+
+        with standing_alone(f"project {path}", fail):
+            content, has_failures = run_project(path, given)
+            contents.append({"project": str(path), **content})
+            if has_failures:
+                failed.append(str(path))
+    if failed:
+        stderr.print(
+            f"failed, wholly or in part, for the reasons above: {len(failed)} of {len(projects)} "
+            f"projects: {', '.join(failed)}",
+            style="bold red",
+            soft_wrap=True,
+        )
+    return {"projects": contents}, bool(failed)

@@ -1,0 +1,123 @@
+"""Add slides to a project that exists, without QuPath."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from qpnuclei.errors import ConflictError, FormatError, QpnucleiError
+from qpnuclei.qupath import project_file
+from qpnuclei.qupath.model import Project
+from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.new_image import (
+    QUPATH_VERSION,
+    describe_slides,
+    entry_json,
+    stage_bytes,
+    stage_image,
+)
+from qpnuclei.qupath.pixel_size import AskedMpp
+from qpnuclei.qupath.transaction import Transaction, digest_of_file, remove_leftovers
+from qpnuclei.system.files import read_regular
+from qpnuclei.system.locks import locked
+
+
+def add_slides(
+    path: Path,
+    slides: Sequence[Path],
+    mpp: float | AskedMpp | None = None,
+    *,
+    failed: Callable[[Path, QpnucleiError], object] | None = None,
+) -> tuple[Project, list[str]]:
+    """Add slides to a project as Brightfield (H&E) images; what it has already is left as it is.
+
+    Parameters
+    ----------
+    path : Path
+        The ``.qpproj`` file, or its folder.
+    slides : sequence of Path
+        Those that are in the project already are passed over.
+    mpp : float or AskedMpp, optional
+        Pixel size in µm/px of all new slides, or of some by file name; by default each slide's own.
+    failed : callable, optional
+        Called for a slide that is missing or cannot be read, with the reason; the others are added.
+        By default the first such error is raised, and nothing is added.
+
+    Returns
+    -------
+    (Project, list of str)
+        The project, and the IDs of the images that are new.
+
+    Raises
+    ------
+    NotFoundError, FormatError
+        If there is no such project, or it cannot be read.
+    NotFoundError, SlideError
+        If a slide is missing or cannot be read, without `failed`.
+    MppError
+        If a pixel size is absurd.
+    ConflictError
+        If another program saved the project meanwhile.
+    SaveError
+        If the project cannot be written; it is as it was.
+    """
+    path = project_file.find_project_file(path)
+    folder = path.parent
+    with locked(folder):
+        project = open_project(path)
+        before = digest_of_file(path)
+        content = project_file.read_project(path)
+        images, errors = describe_slides(
+            new_ones(project, slides), mpp, taken={entry.name for entry in project.images}
+        )
+        for slide, error in errors:
+            if failed is None:
+                raise error
+            failed(slide, error)
+        if not images:
+            return project, []
+        added = dict(enumerate(images, _free_id(folder, content)))
+        content["images"] = [*content["images"], *(entry_json(n, i) for n, i in added.items())]
+        content["lastID"] = max(added)
+        content["modifyTimestamp"] = int(time.time() * 1000)
+        remove_leftovers(folder)
+        with Transaction(folder) as transaction:
+            # What is staged first takes effect last: the list names no image that is not there.
+            stage_bytes(transaction, path, project_file.to_json(content))
+            # As QuPath does, the list before is kept beside it.
+            stage_bytes(transaction, path.with_name(f"{path.name}.backup"), read_regular(path))
+            version = project.version or QUPATH_VERSION
+            for number, image in added.items():
+                stage_image(
+                    transaction, folder, path.absolute(), number, image, qupath_version=version
+                )
+            if digest_of_file(path) != before:
+                raise ConflictError(
+                    f"{path} was saved by another program meanwhile",
+                    "close the project in QuPath, and run again",
+                )
+            transaction.commit()
+        return open_project(path), [str(number) for number in added]
+
+
+def new_ones(project: Project, slides: Sequence[Path]) -> list[Path]:
+    """Return the slides that the project does not have yet."""
+    known = {_real(entry.path) for entry in project.images if entry.path is not None}
+    return [slide for slide in slides if _real(slide) not in known]
+
+
+def _real(path: Path) -> str:
+    return str(path.resolve())
+
+
+def _free_id(folder: Path, content: project_file.Json) -> int:
+    """Return an ID from which on none was used, nor has data that QuPath left of removed images."""
+    last = content.get("lastID")
+    used = [last if isinstance(last, int) else 0]
+    used += [int(project_file.entry_id(entry) or 0) for entry in content["images"]]
+    data = folder / "data"
+    used += [int(p.name) for p in data.glob("*") if p.name.isascii() and p.name.isdigit()]
+    if max(used) >= 2**62:  # a Java long
+        raise FormatError(f"{folder}: its images have absurd IDs", "restore it from a backup")
+    return max(used) + 1

@@ -1,0 +1,304 @@
+"""New images of a project: slides as QuPath's project and data files describe them."""
+
+from __future__ import annotations
+
+import io
+import uuid
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from qpnuclei.errors import MppError, QpnucleiError, standing_alone
+from qpnuclei.qupath import project_file
+from qpnuclei.qupath.pixel_size import AskedMpp
+from qpnuclei.qupath.qpdata.data_file import DataFile
+from qpnuclei.qupath.transaction import Transaction
+from qpnuclei.qupath.uris import file_uri
+from qpnuclei.slides.calibration import PixelCalibration
+from qpnuclei.slides.files import one_per_slide
+from qpnuclei.slides.resolution import resolve_mpp
+from qpnuclei.slides.slide import open_slide
+from qpnuclei.slides.stains import DEFAULT_HE, Stains
+
+#: QuPath version that the files state; QuPath 0.4 to 0.7 open them.
+QUPATH_VERSION = "0.5.1"
+#: Largest size of QuPath's thumbnails, width and height in px.
+THUMBNAIL_SIZE = (1000, 600)
+
+_OPENSLIDE = "qupath.lib.images.servers.openslide.OpenslideServerBuilder"
+_BIO_FORMATS = "qupath.lib.images.servers.bioformats.BioFormatsServerBuilder"
+#: Formats that QuPath opens with OpenSlide; it uses Bio-Formats for all others.
+_OPENSLIDE_SUFFIXES = frozenset(
+    {".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".svslide"}
+)
+_TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
+_RGB_CHANNELS = (("Red", 255, 0, 0), ("Green", 0, 255, 0), ("Blue", 0, 0, 255))
+
+
+@dataclass(frozen=True, eq=False)
+class NewImage:
+    """A brightfield RGB slide to add to a project.
+
+    Parameters
+    ----------
+    path : Path
+    width, height : int
+        Level-0 size in QuPath's frame, px.
+    thumbnail : (h, w, 3) uint8 ndarray
+        Overview of the slide; reduced if larger than QuPath's thumbnails.
+    calibration : PixelCalibration
+    downsamples : sequence of float
+        Of each pyramid level, 1.0 first.
+    magnification : float or None
+        Objective magnification, where the slide states it.
+    tile_width, tile_height : int
+        Of the slide's tiles, px.
+    name : str, optional
+        Name in QuPath's image list; the file name by default.
+    """
+
+    path: Path
+    width: int
+    height: int
+    thumbnail: npt.NDArray[np.uint8]
+    calibration: PixelCalibration = field(default_factory=PixelCalibration)
+    downsamples: Sequence[float] = (1.0,)
+    magnification: float | None = None
+    tile_width: int = 512
+    tile_height: int = 512
+    name: str | None = None
+
+
+def describe_slides(
+    slides: Sequence[Path],
+    mpp: float | AskedMpp | None = None,
+    *,
+    taken: Collection[str] = (),
+) -> tuple[list[NewImage], list[tuple[Path, QpnucleiError]]]:
+    """Read what a project has to know of slides; several files of one slide (DICOM) are one.
+
+    Parameters
+    ----------
+    slides : sequence of Path
+    mpp : float or AskedMpp, optional
+        Pixel size in µm/px of all slides, or of some by file name; by default each slide's own.
+    taken : collection of str
+        Names that other images have. Of slides that would have the same name, the folders are
+        part of it.
+
+    Returns
+    -------
+    (list of NewImage, list of (Path, QpnucleiError))
+        The images, and the slides that are missing or cannot be read, with the reason.
+
+    Raises
+    ------
+    MppError
+        If a pixel size is absurd.
+    """
+    asked = mpp if isinstance(mpp, AskedMpp) else AskedMpp(mpp)
+    for given in (asked.mpp, *asked.by_image.values()):
+        if given is not None:
+            resolve_mpp(given, None, None, "each slide")  # no slide is to blame for an absurd one
+    images: list[NewImage] = []
+    errors: list[tuple[Path, QpnucleiError]] = []
+    chosen = one_per_slide(slides)
+    for path, name in zip(chosen, names_of(chosen, taken), strict=True):
+        with standing_alone(str(path), partial(_keep, errors, path)):
+            images.append(_describe(path, name, asked))
+    return images, errors
+
+
+def names_of(paths: Sequence[Path], taken: Collection[str] = ()) -> list[str]:
+    """Return names for slides: those of the files, with as many folders as make them differ.
+
+    Examples
+    --------
+    >>> names_of([Path("a/1.svs"), Path("b/1.svs"), Path("b/2.svs")])
+    ['a/1.svs', 'b/1.svs', '2.svs']
+    """
+    whole = [path.absolute().parts for path in paths]
+    ends = cache(lambda length: Counter(parts[-length:] for parts in whole))
+    names = []
+    for parts in whole:
+        for length in range(1, len(parts)):
+            name = "/".join(parts[-length:])
+            if ends(length)[parts[-length:]] == 1 and name not in taken:
+                break
+        names.append(name)
+    return names
+
+
+def _keep(errors: list[tuple[Path, QpnucleiError]], path: Path, error: QpnucleiError) -> None:
+    errors.append((path, error))
+
+
+def _describe(path: Path, name: str, asked: AskedMpp) -> NewImage:
+    # QuPath crops to the bounds of the slide where OpenSlide knows them.
+    with open_slide(path, crop_to_bounds=True) as slide:
+        calibration = PixelCalibration()
+        given = asked.by_image.get(name, asked.by_image.get(path.name))
+        if given is None and (slide.mpp is None or not asked.only_missing):
+            given = asked.mpp
+        try:
+            calibration = PixelCalibration(*resolve_mpp(given, None, slide.mpp, str(path))[0])
+        except MppError:
+            if given is not None:
+                raise
+        return NewImage(
+            path=path.absolute(),
+            width=slide.width,
+            height=slide.height,
+            thumbnail=slide.thumbnail(*THUMBNAIL_SIZE),
+            calibration=calibration,
+            downsamples=[level.downsample for level in slide.levels],
+            magnification=slide.magnification,
+            name=name,
+        )
+
+
+def stage_image(
+    transaction: Transaction,
+    folder: Path,
+    project_path: Path,
+    number: int,
+    image: NewImage,
+    image_type: str = "BRIGHTFIELD_H_E",
+    stains: Stains | None = DEFAULT_HE,
+    qupath_version: str = QUPATH_VERSION,
+) -> None:
+    """Stage the files of a new image.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the project, where it is written.
+    project_path : Path
+        The ``.qpproj`` file, where it will be.
+    number : int
+        ID of the entry.
+    image_type, stains
+        As for `create_project`.
+    qupath_version : str
+        That the data file states.
+
+    Raises
+    ------
+    qpnuclei.errors.SaveError
+        If something could not be written.
+    """
+    builder = server_builder(image)
+    data_file = DataFile.new(
+        builder,
+        image_type,
+        stains,
+        qupath_version=qupath_version,
+        entry_property=f"{project_path}::{number}",
+    )
+    entry = folder / "data" / str(number)
+    staged, _ = transaction.stage(entry / "data.qpdata", data_file.write)
+    size = {"width": image.width, "height": image.height, "sizeC": 3, "sizeZ": 1, "sizeT": 1}
+    summary = {
+        "timestamp": staged.stat().st_mtime_ns // 1_000_000,
+        "imageType": image_type,
+        "server": size,
+        "hierarchy": data_file.read().summary(),
+    }
+    server = {"builder": builder, "metadata": builder["metadata"]}
+    for file_name, content in (
+        ("summary.json", project_file.to_json(summary, pretty=False)),
+        ("server.json", project_file.to_json(server, pretty=False)),
+        ("thumbnail.jpg", _jpeg(image.thumbnail)),
+    ):
+        stage_bytes(transaction, entry / file_name, content)
+
+
+def entry_json(number: int, image: NewImage) -> dict[str, Any]:
+    """Return the element of a project's list of images for a new one, given its ID."""
+    return {
+        "serverBuilder": server_builder(image),
+        "entryID": number,
+        "randomizedName": str(uuid.uuid4()),
+        "imageName": image.name or image.path.name,
+        "metadata": {},
+    }
+
+
+def server_builder(image: NewImage) -> dict[str, Any]:
+    """Return the ``serverBuilder`` JSON of a slide, with the reader that QuPath would choose."""
+    suffix = image.path.suffix.lower()
+    openslide = suffix in _OPENSLIDE_SUFFIXES or (
+        # OpenSlide reads only tiled TIFFs; TIFFs with a pyramid are tiled. QuPath opens OME-TIFF
+        # with Bio-Formats.
+        suffix in _TIFF_SUFFIXES
+        and len(image.downsamples) > 1
+        and not image.path.stem.lower().endswith(".ome")
+    )
+    return {
+        "builderType": "uri",
+        "providerClassName": _OPENSLIDE if openslide else _BIO_FORMATS,
+        "uri": file_uri(image.path),
+        "args": [] if openslide else ["--series", "0"],
+        "metadata": _metadata(image),
+    }
+
+
+def _metadata(image: NewImage) -> dict[str, Any]:
+    calibration = image.calibration
+    magnification = {} if image.magnification is None else {"magnification": image.magnification}
+    return {
+        "name": image.name or image.path.name,
+        "width": image.width,
+        "height": image.height,
+        "sizeZ": 1,
+        "sizeT": 1,
+        "channelType": "DEFAULT",
+        "isRGB": True,
+        "pixelType": "UINT8",
+        "levels": [
+            {
+                "downsample": float(downsample),
+                "width": int(image.width / downsample),
+                "height": int(image.height / downsample),
+            }
+            for downsample in image.downsamples
+        ],
+        "channels": [
+            {"name": name, "color": (0xFF << 24 | red << 16 | green << 8 | blue) - (1 << 32)}
+            for name, red, green, blue in _RGB_CHANNELS
+        ],
+        "pixelCalibration": {
+            "pixelWidth": _size(calibration.width_um),
+            "pixelHeight": _size(calibration.height_um),
+            "zSpacing": {"value": 1.0, "unit": "z-slice"},
+            "timeUnit": "SECONDS",
+            "timepoints": [],
+        },
+        **magnification,
+        "preferredTileWidth": image.tile_width,
+        "preferredTileHeight": image.tile_height,
+    }
+
+
+def _size(um: float | None) -> Mapping[str, Any]:
+    return {"value": 1.0, "unit": "px"} if um is None else {"value": um, "unit": "\u00b5m"}
+
+
+def _jpeg(rgb: npt.NDArray[np.uint8]) -> bytes:
+    picture = Image.fromarray(rgb)
+    picture.thumbnail(THUMBNAIL_SIZE)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def stage_bytes(transaction: Transaction, path: Path, content: bytes) -> None:
+    """Stage a file of this content."""
+    transaction.stage(path, lambda emit: emit(content))

@@ -1,0 +1,230 @@
+"""Slides in, results out: `run slides/ -o results`, `project add`, and several projects at once."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import shapely
+from PIL import Image
+
+import qpnuclei as package
+from qpnuclei.errors import MppError, NotFoundError, UsageError
+from qpnuclei.qupath.native import open_project
+from tests.cli.conftest import Outcome, tree
+from tests.cli.test_one_bad_apple import annotate
+
+Call = Callable[..., Outcome]
+
+RUN = ("--device", "cpu", "--backend", "native", "--quiet", "--workers", "1")
+
+
+def paint(path: Path, *nuclei: tuple[int, int]) -> Path:
+    """Paint a slide of 256 x 256 px with nuclei of 32 px across."""
+    x, y = np.meshgrid(np.arange(256), np.arange(256))
+    rgb = np.full((256, 256, 3), (235, 200, 225), np.uint8)
+    for cx, cy in nuclei:
+        rgb[(x - cx) ** 2 + (y - cy) ** 2 < 256] = (90, 60, 140)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rgb).save(path)
+    return path
+
+
+def counts(path: Path) -> dict[str, int]:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        return {row["image"]: int(row["nuclei"] or -1) for row in csv.DictReader(stream)}
+
+
+def record(results: Path) -> dict[str, Any]:
+    (path,) = (results / "qpnuclei").glob("*/run.json")
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+@pytest.fixture
+def slides(tmp_path: Path) -> Path:
+    paint(tmp_path / "slides" / "a.bmp", (80, 80), (170, 160))
+    paint(tmp_path / "slides" / "b.png", (120, 120))
+    return tmp_path / "slides"
+
+
+def test_slides_in_results_out_and_the_same_command_adds_new_ones(
+    slides: Path, tmp_path: Path, qpnuclei: Call
+) -> None:
+    results = tmp_path / "new" / "results"
+    command = ("run", slides, "-o", results, "--mpp", "0.25", *RUN)
+    (slides / "broken.tif").write_bytes(b"II*\0")
+
+    assert qpnuclei(*command, "--dry-run").exit_code == 1  # the broken one
+    assert not results.exists()
+    assert qpnuclei(*command).exit_code == 1
+
+    assert counts(results / "counts.csv") == {"a.bmp": 2, "b.png": 1}
+    page = (results / "report.html").read_text(encoding="utf-8")
+    assert "a.bmp" in page
+    assert "b.png" in page
+    project = open_project(results)
+    assert [entry.calibration.mpp for entry in project.images] == [0.25, 0.25]
+    first = project.images[0].data_path.read_bytes()
+
+    (slides / "broken.tif").unlink()
+    paint(slides / "c.png", (60, 60), (160, 60), (110, 180))
+    again = qpnuclei(*command, "--json")
+    assert again.exit_code == 0
+    said = json.loads(again.stdout)
+    assert (said["resumed"], len(said["images"]), said["unreadable"]) == (2, 3, [])
+    assert (said["counts"], said["report"]) == (
+        str(results / "counts.csv"),
+        str(results / "report.html"),
+    )
+    assert counts(results / "counts.csv") == {"a.bmp": 2, "b.png": 1, "c.png": 3}
+    assert project.images[0].data_path.read_bytes() == first
+    assert record(results)["resumed"] == 2
+    assert json.loads((results / "project.qpproj.backup").read_text())["lastID"] == 2
+
+
+def test_other_options_do_the_slides_anew(slides: Path, tmp_path: Path, qpnuclei: Call) -> None:
+    results = tmp_path / "results"
+    command = ("run", slides / "b.png", "-o", results, *RUN, "--no-report", "--json")
+    qpnuclei(*command, "--mpp", "0.25")
+    same = json.loads(qpnuclei(*command).stdout)
+    assert same["resumed"] == 1
+    other = json.loads(qpnuclei(*command, "--mpp", "0.3").stdout)
+    assert (other["resumed"], other["images"][0]["mpp"]) == (0, [0.3, 0.3])
+    assert (other["nuclei"], other["images"][0]["replaced"]) == (1, 1)
+
+
+def test_a_table_that_someone_has_changed_is_kept(
+    slides: Path, tmp_path: Path, qpnuclei: Call
+) -> None:
+    results = tmp_path / "results"
+    command = ("run", slides / "b.png", "-o", results, "--mpp", "0.25", *RUN, "--no-report")
+    qpnuclei(*command)
+    (results / "counts.csv").write_text("mine")
+    for _ in range(2):
+        assert qpnuclei(*command).exit_code == 0
+    assert (results / "counts.csv").read_text() == "mine"
+    assert counts(results / "counts-2.csv") == {"b.png": 1}
+    assert not (results / "counts-3.csv").exists()
+
+
+def test_annotations_drawn_in_the_results_are_analysed_where_they_are_named(
+    slides: Path, tmp_path: Path, qpnuclei: Call
+) -> None:
+    results = tmp_path / "results"
+    command = ("run", slides / "a.bmp", "-o", results, "--mpp", "0.25", *RUN, "--no-report")
+    qpnuclei(*command)
+    annotate(open_project(results).images[0], shapely.box(40, 40, 120, 120))
+    assert qpnuclei(*command, "--roi", "Tumor").exit_code == 0
+    with (results / "counts.csv").open(encoding="utf-8-sig", newline="") as stream:
+        rows = {row["class"]: row["nuclei"] for row in csv.DictReader(stream)}
+    assert rows == {"Tumor": "1"}
+
+
+def test_the_pixel_sizes_of_slides_come_from_a_table_by_name(
+    slides: Path, tmp_path: Path, qpnuclei: Call
+) -> None:
+    (tmp_path / "t.csv").write_text("image,mpp\na.bmp,0.25\nb.png,0.5\n")
+    command = ("run", slides, "-o", tmp_path / "r", *RUN, "--no-report")
+    assert isinstance(qpnuclei(*command, "--mpp", "250").error, MppError)
+    assert not (tmp_path / "r").exists()
+    assert qpnuclei(*command, "--mpp-table", tmp_path / "t.csv").exit_code == 0
+    images = open_project(tmp_path / "r").images
+    assert [entry.calibration.mpp for entry in images] == [0.25, 0.5]
+    (tmp_path / "t.csv").write_text("image,mpp\nother.svs,0.25\n")
+    error = qpnuclei(*command, "--mpp-table", tmp_path / "t.csv").error
+    assert "no image is called 'other.svs'" in str(error)
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(
+    slides: Path, tmp_path: Path, qpnuclei: Call
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "counts.csv").write_text("precious")
+    package.create_project(tmp_path / "project", [slides / "a.bmp"])
+    before = tree(tmp_path)
+    for name, said in (("full", "not an empty folder"), ("project", "not made from slides")):
+        error = qpnuclei("run", slides, "-o", tmp_path / name, *RUN).error
+        assert isinstance(error, UsageError)
+        assert said in error.what
+    assert tree(tmp_path) == before
+
+
+def test_what_is_neither_projects_nor_slides(slides: Path, tmp_path: Path, qpnuclei: Call) -> None:
+    project = package.create_project(tmp_path / "p", [slides / "a.bmp"]).path
+    results = tmp_path / "r"
+    for arguments, kind, said in (
+        ([slides], UsageError, "is no QuPath project"),
+        ([project, slides, "-o", results], UsageError, "is not"),
+        ([project, "--tissue", "-o", results], UsageError, "--output is for slides"),
+        ([tmp_path / "absent.svs"], NotFoundError, "no such file"),
+        ([tmp_path / "absent.svs", "-o", results], NotFoundError, "no such slide"),
+        ([tmp_path / "*.svs", "-o", results], NotFoundError, "no file matches"),
+    ):
+        error = qpnuclei("run", *arguments, *RUN).error
+        assert isinstance(error, kind)
+        assert said in error.what
+    assert not results.exists()
+
+
+def test_several_projects_stand_alone(slides: Path, tmp_path: Path, qpnuclei: Call) -> None:
+    for name in "ab":
+        slide = next(slides.glob(f"{name}.*"))
+        package.create_project(tmp_path / name, [slide], mpp=0.25)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "project.qpproj").write_text("{")
+    tissue = ("--tissue", *RUN, "--no-report", "--json")
+
+    done = qpnuclei("run", tmp_path / "a", tmp_path / "c", tmp_path / "b", *tissue)
+
+    assert done.exit_code == 1
+    a, c, b = json.loads(done.stdout)["projects"]
+    assert (a["nuclei"], b["nuclei"]) == (2, 1)
+    assert "is broken" in c["error"]
+    assert c["project"] == str(tmp_path / "c")
+    pattern = qpnuclei("run", tmp_path / "[ab]" / "project.qpproj", *tissue, "--dry-run")
+    assert pattern.exit_code == 0
+    assert len(json.loads(pattern.stdout)["projects"]) == 2
+    folder = qpnuclei("run", tmp_path / "a", tmp_path / "b", "--run-dir", tmp_path / "d", *tissue)
+    assert isinstance(folder.error, UsageError)
+    hasty = qpnuclei("run", tmp_path / "c", tmp_path / "a", "--fail-fast", *tissue)
+    assert "is broken" in str(hasty.error)
+
+
+def test_project_add(slides: Path, tmp_path: Path, qpnuclei: Call) -> None:
+    project = package.create_project(tmp_path / "p", [slides / "a.bmp"], mpp=0.25).path
+    annotate(open_project(project).images[0], shapely.box(1, 1, 9, 9))
+    content = json.loads(project.read_text(encoding="utf-8"))
+    project.write_text(json.dumps({**content, "ours": "kept"}), encoding="utf-8")
+    # QuPath leaves the data of images that were removed from the list.
+    (project.parent / "data" / "7").mkdir()
+    other = shutil.copy(slides / "a.bmp", slides.parent / "a.bmp")
+    before = tree(project.parent / "data")
+
+    added = qpnuclei("project", "add", project, slides, other, "--mpp", "0.5", "--json")
+
+    assert added.exit_code == 0
+    assert json.loads(added.stdout)["added"] == [
+        {"id": "8", "name": "b.png", "mpp": 0.5},
+        {"id": "9", "name": f"{tmp_path.name}/a.bmp", "mpp": 0.5},
+    ]
+    after = tree(project.parent / "data")
+    assert {name: after[name] for name in before} == before
+    assert json.loads(project.read_text(encoding="utf-8"))["ours"] == "kept"
+    images = open_project(project).images
+    assert [entry.path for entry in images] == [slides / "a.bmp", slides / "b.png", Path(other)]
+    assert images[1].image_type == "BRIGHTFIELD_H_E"
+    again = qpnuclei("project", "add", project, slides)
+    assert (again.exit_code, again.stdout.strip()) == (
+        0,
+        f"{project}, images: 3, of which 0 are new",
+    )
+    (slides / "broken.tif").write_bytes(b"II*\0")
+    assert qpnuclei("project", "add", project, slides).exit_code == 1
+    assert len(open_project(project).images) == 3
