@@ -179,7 +179,7 @@ def run(
             "--simplify",
             callback=within(0, 5, "µm"),
             help="How far in µm (0 to 5), about, the vertices left out of the smooth outlines may "
-            "lie from them; 0 keeps the stairs along pixel edges.",
+            "lie from them; 0 keeps the outline along pixel edges.",
         ),
     ] = DEFAULT_SIMPLIFY_UM,
     geojson: Annotated[

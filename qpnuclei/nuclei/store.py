@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from qpnuclei.errors import SaveError
 from qpnuclei.nuclei.table import NucleiTable, concatenate
+from qpnuclei.system.files import nameless_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,12 +32,10 @@ _CELL = ("cell outline", "cell rings")
 def temporary_shards(parent: Path, size: int = SHARD_NUCLEI) -> Iterator[Shards]:
     """Keep nuclei in a temporary file that is removed when the block or the process ends.
 
-    The file has no name: the system frees it even if the process is killed.
-
     Parameters
     ----------
     parent : Path
-        Folder of the file. If it does not exist, the nearest parent that does.
+        Folder of the file: see `qpnuclei.system.files.nameless_file`.
     size : int
         See `Shards`.
 
@@ -46,11 +44,7 @@ def temporary_shards(parent: Path, size: int = SHARD_NUCLEI) -> Iterator[Shards]
     SaveError
         If the file cannot be created.
     """
-    folder = next(path for path in (parent, *parent.absolute().parents) if path.is_dir())
-    try:
-        file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise _unusable(folder, error) from error
+    file, folder = nameless_file(parent)
     with file:
         yield Shards(file, folder, size)
 

@@ -270,8 +270,8 @@ def join_tiles(
             colour = colour_statistics(read, tiles) if seeing.spec.needs_colour else None
             for row in range(len(joined)):
                 seen = _seen_whole(joined.take([row]), seeing, read, colour)
-                stairs, nucleus = joined.take([row]).polygons(), result.take([row])
-                inside = pixels_of_polygons(stairs, seen.labels.shape, seen.tile.view[:2])
+                pixel_outlines, nucleus = joined.take([row]).polygons(), result.take([row])
+                inside = pixels_of_polygons(pixel_outlines, seen.labels.shape, seen.tile.view[:2])
                 whole = nucleus.with_measurements(
                     {
                         **_shapes(nucleus, scale),
