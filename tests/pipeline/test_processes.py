@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -109,7 +110,7 @@ def test_processes_that_die_or_hang_change_nothing(
 
 
 def test_a_unit_fails_after_three_times_and_a_bad_model_ends_the_run() -> None:
-    task = SimpleNamespace()
+    task: Any = SimpleNamespace()
     late = remote.Delivery(error=WorkerError("late"))
     job = remote.Job(task)
     assert job.outcome(late) is None
