@@ -19,7 +19,7 @@ from qpnuclei.choices import (
 from qpnuclei.cli.options import (
     BackendOption,
     BreakLock,
-    DeviceOption,
+    DevicesOption,
     FailFast,
     ImageGlobs,
     ImageRoot,
@@ -33,6 +33,7 @@ from qpnuclei.cli.options import (
     RetryFailed,
     RunDir,
     TtaOption,
+    UnitMinutes,
     Wait,
     within,
 )
@@ -85,7 +86,8 @@ def run(
     ] = False,
     image: ImageGlobs = None,
     model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "auto",
+    device: DevicesOption = "auto",
+    unit_minutes: UnitMinutes = None,
     mpp: ProjectMppOption = None,
     mpp_table: MppTable = None,
     image_root: ImageRoot = None,

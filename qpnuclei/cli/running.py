@@ -86,7 +86,14 @@ def analyse(
         ending_on_terminate(TERMINATING) as stop,
         tile_progress(given["quiet"]) as progress,
     ):
-        conduct = Conduct(given["resume"], extend, given["retry_failed"], given["fail_fast"], stop)
+        conduct = Conduct(
+            given["resume"],
+            extend,
+            given["retry_failed"],
+            given["fail_fast"],
+            stop,
+            given["unit_minutes"],
+        )
         return analyse_project(opened, entries, options, progress, conduct)
 
 
