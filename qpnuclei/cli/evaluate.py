@@ -211,7 +211,7 @@ def evaluate(
         tune=tune,
         write_model=write_model,
     )
-    for note in read.notes:
+    for note in read.notes[:1]:  # the report has all of them
         stderr.print(note, highlight=False, markup=False, soft_wrap=True)
     described = {**read.described, "limit": limit}
     with progress_bar(quiet) as bar:
