@@ -117,6 +117,10 @@ class TerminatedError(QpnucleiError):
     exit_code = 143
 
 
+class WorkerError(QpnucleiError, RuntimeError):
+    """A process that computed a part of a run has died, or was ended; the rest goes on."""
+
+
 class UnexpectedError(QpnucleiError):
     """A bug in the program itself, or in a library, that occurred while working on one image."""
 

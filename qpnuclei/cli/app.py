@@ -26,6 +26,7 @@ from qpnuclei.cli.phases import commit, infer, plan
 from qpnuclei.cli.preview import preview
 from qpnuclei.cli.project import project_app
 from qpnuclei.cli.qc import qc
+from qpnuclei.cli.qupath import qupath_app
 from qpnuclei.cli.report import report
 from qpnuclei.cli.run import run
 from qpnuclei.cli.train import train
@@ -56,6 +57,7 @@ app.command(cls=Command)(demo)
 app.command(cls=Command)(doctor)
 app.add_typer(geojson_app, name="geojson")
 app.add_typer(project_app, name="project")
+app.add_typer(qupath_app, name="qupath")
 
 
 def _show_version(wanted: bool) -> None:

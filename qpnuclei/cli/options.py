@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
@@ -12,6 +13,8 @@ import typer
 
 from qpnuclei.choices import Backend, Device
 from qpnuclei.cli.completing import complete_image
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 
 Number = TypeVar("Number", int, float, int | None, float | None)
 
@@ -92,6 +95,36 @@ ModelOption = Annotated[
 DeviceOption = Annotated[
     Device,
     typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda or mps."),
+]
+
+
+def _check_devices(value: str) -> str:
+    """Check the names of devices, separated by commas."""
+    for name in value.split(","):
+        if not _DEVICE.fullmatch(name):
+            raise typer.BadParameter(f"{name!r} is none of auto, cpu, cuda, cuda:N and mps")
+    return value
+
+
+DevicesOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="DEVICES",
+        callback=_check_devices,
+        help="auto (a GPU if there is one), cpu, cuda, cuda:N or mps; several at once: "
+        "cuda:0,cuda:1.",
+    ),
+]
+UnitMinutes = Annotated[
+    float | None,
+    typer.Option(
+        "--unit-minutes",
+        callback=within(0.01, 10_000, "minutes"),
+        help="Minutes that a unit (some 25 tiles) may take; then its process is ended, and after "
+        "three times the unit is reported, and the rest goes on.",
+        show_default="no limit",
+    ),
 ]
 TtaOption = Annotated[
     bool,

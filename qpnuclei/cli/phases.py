@@ -12,7 +12,7 @@ import typer
 from qpnuclei.cli.options import (
     BackendOption,
     BreakLock,
-    DeviceOption,
+    DevicesOption,
     FailFast,
     ImageRoot,
     Json,
@@ -22,6 +22,7 @@ from qpnuclei.cli.options import (
     RetryFailed,
     RunFolderArgument,
     SlidesFrom,
+    UnitMinutes,
     Wait,
     with_options_of,
     within,
@@ -33,8 +34,8 @@ from qpnuclei.errors import UsageError
 
 @with_options_of(
     run,
-    *("inputs", "output", "device", "batch", "workers", "dry_run", "force"),
-    *("geojson", "parquet", "no_report"),
+    *("inputs", "output", "device", "unit_minutes", "batch", "workers"),
+    *("dry_run", "force", "geojson", "parquet", "no_report"),
 )
 def plan(project: ProjectPath, **given: Any) -> None:
     """Say in a folder what a run has to do; infer and commit do it.
@@ -56,7 +57,11 @@ def plan(project: ProjectPath, **given: Any) -> None:
         from qpnuclei.pipeline.run import plan_run
         from qpnuclei.pipeline.units import Conduct
 
-        conduct = Conduct(given["resume"], given["retry_failed"], given["fail_fast"])
+        conduct = Conduct(
+            given["resume"],
+            retry_failed=given["retry_failed"],
+            fail_fast=given["fail_fast"],
+        )
         with locked(opened.path.parent, wait=given["wait"], break_lock=given["break_lock"]):
             folder, planned, summary = plan_run(opened, entries, options, conduct)
     units = sum(len(image.units) for image in planned.images)
@@ -93,7 +98,8 @@ def infer(
             show_default="as it was planned",
         ),
     ] = None,
-    device: DeviceOption = "auto",
+    device: DevicesOption = "auto",
+    unit_minutes: UnitMinutes = None,
     batch: Annotated[
         int | None,
         typer.Option(
@@ -153,7 +159,12 @@ def infer(
                 options,
                 share=share,
                 slides_from=slides_from,
-                conduct=Conduct(retry_failed=retry_failed, fail_fast=fail_fast, stop=stop),
+                conduct=Conduct(
+                    retry_failed=retry_failed,
+                    fail_fast=fail_fast,
+                    stop=stop,
+                    unit_minutes=unit_minutes,
+                ),
                 progress=progress,
             )
     for image, error in failures:

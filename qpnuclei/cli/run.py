@@ -20,7 +20,7 @@ from qpnuclei.cli.completing import complete_class
 from qpnuclei.cli.options import (
     BackendOption,
     BreakLock,
-    DeviceOption,
+    DevicesOption,
     FailFast,
     ImageGlobs,
     ImageRoot,
@@ -34,6 +34,7 @@ from qpnuclei.cli.options import (
     RetryFailed,
     RunDir,
     TtaOption,
+    UnitMinutes,
     Wait,
     within,
 )
@@ -83,7 +84,8 @@ def run(
     ] = False,
     image: ImageGlobs = None,
     model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "auto",
+    device: DevicesOption = "auto",
+    unit_minutes: UnitMinutes = None,
     mpp: ProjectMppOption = None,
     mpp_table: MppTable = None,
     image_root: ImageRoot = None,
@@ -154,6 +156,15 @@ def run(
             help="Leave out smaller nuclei, in µm² (0 to 1000).",
         ),
     ] = 0.0,
+    cell_expansion: Annotated[
+        float,
+        typer.Option(
+            "--cell-expansion",
+            callback=within(0, 50, "µm"),
+            help="Write QuPath cells: each nucleus with the outline of a cell that reaches so many "
+            "µm (0 to 50) beyond it, and no nearer to another nucleus; 0 writes nuclei alone.",
+        ),
+    ] = 0.0,
     max_nucleus: Annotated[
         float,
         typer.Option(
@@ -168,7 +179,7 @@ def run(
             "--simplify",
             callback=within(0, 5, "µm"),
             help="How far in µm (0 to 5), about, the vertices left out of the smooth outlines may "
-            "lie from them; 0 keeps the stairs along pixel edges.",
+            "lie from them; 0 keeps the outline along pixel edges.",
         ),
     ] = DEFAULT_SIMPLIFY_UM,
     geojson: Annotated[

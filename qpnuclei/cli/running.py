@@ -86,7 +86,14 @@ def analyse(
         ending_on_terminate(TERMINATING) as stop,
         tile_progress(given["quiet"]) as progress,
     ):
-        conduct = Conduct(given["resume"], extend, given["retry_failed"], given["fail_fast"], stop)
+        conduct = Conduct(
+            given["resume"],
+            extend,
+            given["retry_failed"],
+            given["fail_fast"],
+            stop,
+            given["unit_minutes"],
+        )
         return analyse_project(opened, entries, options, progress, conduct)
 
 
@@ -147,6 +154,7 @@ def asked_for(
         simplify_um=given["simplify"],
         threshold=given["threshold"],
         min_area_um2=given["min_area_um2"],
+        cell_expansion_um=given["cell_expansion"],
         geojson_dir=given["geojson"],
         parquet_dir=given["parquet"],
         run_dir=given["run_dir"],

@@ -1,4 +1,4 @@
-"""Smooth outlines in place of pixel stairs, without moving a single pixel to another nucleus.
+"""Smooth outlines in place of pixel edges, without moving a single pixel to another nucleus.
 
 A *gate* is the line between the centres of two 4-neighbours of different labels. An outline along
 pixel edges crosses one gate with each of its edges, in the middle. A smooth outline may cross it
@@ -315,7 +315,7 @@ def _smooth_arc(
             if kept.all():
                 break
             kept[:] = True
-    return _stairs(points)
+    return _pixel_edges(points)
 
 
 @compiled
@@ -505,9 +505,9 @@ def _add_where_missed(
 
 
 @compiled
-def _stairs(points: IndexArray) -> FloatArray:
+def _pixel_edges(points: IndexArray) -> FloatArray:
     """Return the ends of an arc and the points where its pixel edges turn."""
-    stairs = np.empty((len(points), 2))
+    corners = np.empty((len(points), 2))
     size = 0
     for i in range(len(points)):
         inner = i > 0 and i < len(points) - 1
@@ -517,6 +517,6 @@ def _stairs(points: IndexArray) -> FloatArray:
             and points[i + 1, 1] - points[i, 1] == points[i, 1] - points[i - 1, 1]
         ):
             continue
-        stairs[size, 0], stairs[size, 1] = points[i, 0], points[i, 1]
+        corners[size, 0], corners[size, 1] = points[i, 0], points[i, 1]
         size += 1
-    return stairs[:size]
+    return corners[:size]

@@ -1,6 +1,7 @@
 """Who computes the units of a run: a function that takes units and yields what became of them.
 
-`compute_here` is the one of this process.
+`compute_here` is the one of this process, `processes` has that of several devices; `computing`
+chooses.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 
 from qpnuclei.errors import QpnucleiError, standing_alone
-from qpnuclei.pipeline.folder import TRIES
+from qpnuclei.pipeline.folder import TRIES, RunFolder
 from qpnuclei.pipeline.infer import TileNuclei, measure_tiles
 from qpnuclei.pipeline.plan import RunOptions
 from qpnuclei.pipeline.shards import About, pack_unit
@@ -27,16 +28,23 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A unit to compute, and what is needed to do so."""
+    """A unit to compute, what is needed to do so, and the run's folder that it is for."""
 
     image: PlannedImage
     layout: Layout
     unit: WorkUnit
+    folder: RunFolder
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What became of a unit: the bytes of its shard, or an error after so many tries."""
+    """What became of a unit: its shard, or an error after so many tries.
+
+    Parameters
+    ----------
+    shard : bytes or None
+        None without an error: who computed it has written it into the folder.
+    """
 
     task: Task
     shard: bytes | None

@@ -26,6 +26,7 @@ from qpnuclei.system.files import (
     read_regular,
     write_atomically,
 )
+from qpnuclei.system.interrupts import interrupt_postponed
 
 #: A unit that has failed so often is not tried again, unless the user asks for it.
 TRIES = 3
@@ -129,6 +130,18 @@ class RunFolder:
         """
         make_folder_below(self._base, path.parent)
         return path
+
+    def store(self, image: PlannedImage, unit: WorkUnit, shard: bytes) -> None:
+        """Write the shard of a unit: with that, the unit is done.
+
+        Raises
+        ------
+        SaveError
+            If it cannot be written.
+        """
+        path = self.make_for(self.shard(image, unit.name))
+        with interrupt_postponed():
+            write_atomically(path, shard)
 
     def failed(self) -> dict[str, dict[str, Any]]:
         """Return by key the units that failed as often as they are tried.

@@ -22,7 +22,7 @@ from qpnuclei.errors import (
     UsageError,
     standing_alone,
 )
-from qpnuclei.pipeline.executors import compute_here
+from qpnuclei.pipeline.computing import computing
 from qpnuclei.pipeline.folder import RunFolder, choose_folder
 from qpnuclei.pipeline.join import join_image
 from qpnuclei.pipeline.plan import (
@@ -35,6 +35,7 @@ from qpnuclei.pipeline.shards import ImageNuclei
 from qpnuclei.pipeline.summary import RunSummary, describe_model
 from qpnuclei.pipeline.units import Conduct, Progress, check_complete, infer_images
 from qpnuclei.pipeline.work import (
+    Layout,
     PlannedImage,
     PlannedSlide,
     RunPlan,
@@ -77,8 +78,7 @@ def analyse_project(
         works on the project; nothing was changed.
     """
     conduct = conduct or Conduct()
-    with locked(project.path.parent):
-        engine = load_engine(options.model, options.engine)
+    with locked(project.path.parent), computing(options, conduct) as computer:
         folder = choose_folder(
             project, options, request_of(options), conduct.resume, conduct.extend
         )
@@ -86,7 +86,7 @@ def analyse_project(
             planned = _plan(project, entries, options, folder, conduct)
             plan = planned.plan
             summary = _summary(project, entries, plan, folder, options)
-            summary.device = engine.execution
+            summary.device = computer.device
             _save_soon(summary)
             by_id = {entry.id: entry for entry in entries}
 
@@ -111,8 +111,8 @@ def analyse_project(
                     folder,
                     plan,
                     todo,
-                    partial(compute_here, engine=engine, options=options),
-                    lambda: engine,
+                    computer.executor,
+                    computer.engine,
                     fail,
                     conduct,
                     options,
@@ -124,7 +124,7 @@ def analyse_project(
                                 project, by_id[image.entry], image, layout, folder, options
                             )
                         )
-                    summary.device = engine.execution
+                        summary.device = _device_of(folder, image, layout)
                     _save_soon(summary)
             except TerminatedError:
                 summary.state = "stopped"
@@ -201,7 +201,6 @@ def infer_run(
     """
     conduct = conduct or Conduct()
     plan = folder.plan()
-    engine = load_engine(options.model, options.engine)
     failures: list[tuple[PlannedImage, QpnucleiError]] = []
 
     def fail(image: PlannedImage, error: QpnucleiError) -> None:
@@ -210,13 +209,13 @@ def infer_run(
         if conduct.fail_fast:
             raise error
 
-    with folder.logging():
+    with computing(options, conduct, slides_from) as computer, folder.logging():
         for _ in infer_images(
             folder,
             plan,
             plan.images,
-            partial(compute_here, engine=engine, options=options, slides_from=slides_from),
-            lambda: engine,
+            computer.executor,
+            computer.engine,
             fail,
             conduct,
             options,
@@ -282,9 +281,7 @@ def commit_run(
                     join_image(folder, image, layout, engine, options, slides_from)
                 result = commit_image(project, entry, image, layout, folder, options)
                 summary.images.append(result)
-                summary.device = ImageNuclei(
-                    folder.shard(image, layout.name), layout.key
-                ).about.device
+                summary.device = _device_of(folder, image, layout)
             _save_soon(summary)
             conduct.check_stop()
         summary.device = summary.device or str(folder.record().get("device", ""))
@@ -408,6 +405,11 @@ def _summary(
         nothing_to_do=dict(plan.nothing_to_do),
         request=plan.request,
     )
+
+
+def _device_of(folder: RunFolder, image: PlannedImage, layout: Layout) -> str:
+    """Return where the network ran on an image, whoever did it and when."""
+    return ImageNuclei(folder.shard(image, layout.name), layout.key).about.device
 
 
 def _save_soon(summary: RunSummary) -> None:

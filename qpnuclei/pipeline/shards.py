@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 #: Key of the metadata of a file that holds what `About` has, and the digest.
 _ABOUT = b"qpnuclei"
-_COLUMNS_OF_TILES = ("tile", "cut", "stairs", "junctions")
+_COLUMNS_OF_TILES = ("tile", "cut", "pixel_outlines", "junctions")
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ def pack_unit(tiles: Sequence[TileNuclei], about: About) -> bytes:
                 ]
             ).astype(np.int32),
             "cut": np.arange(len(owned) + len(cut)) >= len(owned),
-            "stairs": to_arrow(concatenate([owned, cut]))["outline"],
+            "pixel_outlines": to_arrow(concatenate([owned, cut]))["outline"],
             "junctions": pa.array(junctions, pa.binary()),
             **dict(_columns(to_arrow(results))),
         }
@@ -121,7 +121,7 @@ def read_unit(
         _check(table, digests, 0)
         results = from_arrow(table.drop_columns(list(_COLUMNS_OF_TILES)))
         tile, cut = (table[name].to_numpy() for name in ("tile", "cut"))
-        stairs = _rings(table["stairs"].combine_chunks())
+        pixel_outlines = _rings(table["pixel_outlines"].combine_chunks())
         junctions = table["junctions"]
         if not set(np.unique(tile).tolist()) <= set(indices):
             raise ValueError("it has nuclei of other tiles")
@@ -133,8 +133,8 @@ def read_unit(
             found.append(
                 TileNuclei(
                     plan[index],
-                    stairs.take(own),
-                    stairs.take(others),
+                    pixel_outlines.take(own),
+                    pixel_outlines.take(others),
                     results.take(own),
                     np.frombuffer(corners, "<i8").astype(np.int64).reshape(-1, 2),
                 )

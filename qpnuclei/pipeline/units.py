@@ -14,9 +14,7 @@ from qpnuclei.pipeline.folder import RunFolder
 from qpnuclei.pipeline.join import DamagedUnitError, join_image
 from qpnuclei.pipeline.plan import RunOptions
 from qpnuclei.pipeline.work import Layout, PlannedImage, RunPlan
-from qpnuclei.segmentation.engine import Engine
-from qpnuclei.system.files import write_atomically
-from qpnuclei.system.interrupts import interrupt_postponed
+from qpnuclei.segmentation.engine import Engine, engine_spec
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +42,8 @@ class Conduct:
         End with the first error, instead of going on with the other images.
     stop : callable
         Asked after each unit whether to end.
+    unit_minutes : float, optional
+        A unit that takes longer fails.
     """
 
     resume: bool = True
@@ -51,6 +51,7 @@ class Conduct:
     retry_failed: bool = False
     fail_fast: bool = False
     stop: Callable[[], bool] = lambda: False
+    unit_minutes: float | None = None
 
     def check_stop(self) -> None:
         """End the run if that is asked for.
@@ -81,7 +82,7 @@ def infer_images(
     progress: Progress,
 ) -> Iterator[tuple[PlannedImage, Layout]]:
     """Compute the units that are not there yet; yield images as soon as all theirs are."""
-    plan.check_model(engine().spec)
+    plan.check_model(engine_spec(options.model))
     if conduct.retry_failed:
         folder.forget_failures()
     spec, failed = plan.spec(), folder.failed()
@@ -128,7 +129,7 @@ def infer_images(
                             )
                         )
                     elif of_mine:
-                        pending.append(Task(image, layout, unit))
+                        pending.append(Task(image, layout, unit, folder))
                 told[image.entry] = [tiles, 0]
                 waiting[image.entry] = len(pending)
                 if not pending:
@@ -158,11 +159,12 @@ def infer_images(
             except DamagedUnitError as error:
                 _log.warning("%s; it is computed anew", error.what)
                 folder.shard(image, error.unit.name).unlink(missing_ok=True)
-                again = [Task(image, layout, error.unit)]
+                again = [Task(image, layout, error.unit, folder)]
                 for outcome in executor(again, lambda image, tiles, nuclei: None):
-                    if outcome.shard is None:
-                        raise outcome.error or error from error
-                    _put(folder, outcome.task, outcome.shard)
+                    if outcome.error is not None:
+                        raise outcome.error from error
+                    if outcome.shard is not None:
+                        folder.store(image, error.unit, outcome.shard)
         return join_image(folder, image, layout, engine, options, slides_from)
 
     for outcome in executor(tasks(), advance):
@@ -170,23 +172,18 @@ def infer_images(
         waiting[image.entry] -= 1
         errors = bad[image.entry]
         with standing_alone(f"image {image.name}", errors.append):
-            if outcome.shard is not None:
-                _put(folder, outcome.task, outcome.shard)
-                folder.note("image %s: unit %s is done", image.name, unit.name)
-            elif outcome.error is not None:
+            if outcome.error is not None:
                 errors.append(outcome.error)
                 folder.add_failure(image, unit, outcome.tries, outcome.error)
+            else:
+                if outcome.shard is not None:
+                    folder.store(image, unit, outcome.shard)
+                folder.note("image %s: unit %s is done", image.name, unit.name)
         if waiting[image.entry] == 0:
             ready.append((image, layout))
         yield from finished()
         conduct.check_stop()
     yield from finished()
-
-
-def _put(folder: RunFolder, task: Task, shard: bytes) -> None:
-    path = folder.make_for(folder.shard(task.image, task.unit.name))
-    with interrupt_postponed():
-        write_atomically(path, shard)
 
 
 def _failed(errors: Sequence[QpnucleiError], layout: Layout) -> QpnucleiError:

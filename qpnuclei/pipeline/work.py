@@ -45,7 +45,8 @@ _NOT_OF_UNITS = frozenset(
         *("mpp", "mpp_only_missing", "mpp_by_image"),
         *("tissue_annotation", "class_name", "on_existing", "force"),
         *("tile_px", "max_nucleus_um"),  # the tiles themselves are part of it
-        "min_area_um2",  # what is too small is left out when units are put together
+        # What is too small is left out, and cells are made, when units are put together.
+        *("min_area_um2", "cell_expansion_um"),
         *("geojson_dir", "parquet_dir", "run_dir"),
     }
 )
@@ -296,6 +297,23 @@ class PlannedImage(_Part):
             raise FormatError("a region of the plan is no area", "plan the run again")
         return regions
 
+    def tile_plan(self, spec: EngineSpec, options: RunOptions) -> TilePlan:
+        """Cover the regions with tiles.
+
+        Raises
+        ------
+        FormatError
+            If one is no area.
+        """
+        return plan_tiles(
+            shapely.union_all([region.geometry for region in self.areas()]),
+            (self.slide.width, self.slide.height),
+            self.scale,
+            spec,
+            tile_px=options.tile_px,
+            max_nucleus_um=options.max_nucleus_um,
+        )
+
     def layout(self, spec: EngineSpec, options: RunOptions) -> Layout:
         """Divide the image into tiles and units.
 
@@ -304,16 +322,7 @@ class PlannedImage(_Part):
         FormatError
             If the plan says something else: it was damaged, or made by another version.
         """
-        regions = self.areas()
-        tiles = plan_tiles(
-            shapely.union_all([region.geometry for region in regions]),
-            (self.slide.width, self.slide.height),
-            self.scale,
-            spec,
-            tile_px=options.tile_px,
-            max_nucleus_um=options.max_nucleus_um,
-        )
-        layout = divide(tiles, self, spec, options)
+        layout = divide(self.tile_plan(spec, options), self, spec, options)
         if tuple(unit.name for unit in layout.units) != self.units:
             raise FormatError(
                 "the plan contradicts itself, or is of another version",
@@ -351,7 +360,7 @@ def divide(tiles: TilePlan, image: PlannedImage, spec: EngineSpec, options: RunO
         units.append(WorkUnit(f"{number:05d}-{key[:20]}", key, tuple(indices)))
     whole = _hash(
         [
-            [given, options.min_area_um2],
+            [given, options.min_area_um2, options.cell_expansion_um],
             [unit.key for unit in units],
             [region.geometry for region in image.regions],
         ]
@@ -459,13 +468,23 @@ class RunPlan(_Part):
         ModelError
             If it is.
         """
-        planned = self.spec()
-        if (spec.sha256, spec.mpp, spec.stride) != (planned.sha256, planned.mpp, planned.stride):
-            raise ModelError(
-                f"the model {spec.name} here ({spec.sha256[:12] or 'no hash'}) is another than the "
-                f"one that was planned for ({str(self.engine.get('sha256'))[:12]})",
-                "give that model with --model, or plan the run again",
-            )
+        check_same_model(spec, self.spec())
+
+
+def check_same_model(spec: EngineSpec, planned: EngineSpec) -> None:
+    """Refuse a model that is another than the one that was planned for.
+
+    Raises
+    ------
+    ModelError
+        If it is.
+    """
+    if (spec.sha256, spec.mpp, spec.stride) != (planned.sha256, planned.mpp, planned.stride):
+        raise ModelError(
+            f"the model {spec.name} here ({spec.sha256[:12] or 'no hash'}) is another than the one "
+            f"that was planned for ({planned.sha256[:12]})",
+            "give that model with --model, or plan the run again",
+        )
 
 
 def planned_image(

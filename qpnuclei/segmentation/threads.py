@@ -6,6 +6,7 @@ computes a tile, and several tiles at a time keep the cores busy.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,13 +31,17 @@ def one_thread_per_network() -> Iterator[None]:
     OpenCV's own threads are turned off, too: tiles are processed in parallel instead.
     """
     import cv2
-    import torch
 
-    before = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(1)
+    # A network that is not torch's has not loaded it, which would take seconds.
+    torch = sys.modules.get("torch")
+    threads = None if torch is None else torch.get_num_threads()
+    of_cv2 = cv2.getNumThreads()
+    if torch is not None:
+        torch.set_num_threads(1)
     cv2.setNumThreads(0)
     try:
         yield
     finally:
-        torch.set_num_threads(before[0])
-        cv2.setNumThreads(before[1])
+        if torch is not None:
+            torch.set_num_threads(threads)
+        cv2.setNumThreads(of_cv2)

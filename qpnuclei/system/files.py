@@ -121,6 +121,28 @@ def write_atomically(path: Path, content: bytes) -> None:
         stream.write(content)
 
 
+def nameless_file(parent: Path) -> tuple[BinaryIO, Path]:
+    """Create an unbuffered temporary file without a name, and return it with its folder.
+
+    The system frees it when it is closed, even if the process is killed.
+
+    Parameters
+    ----------
+    parent : Path
+        Folder of the file. If it does not exist, the nearest parent that does.
+
+    Raises
+    ------
+    SaveError
+        If it cannot be created.
+    """
+    folder = next(path for path in (parent, *parent.absolute().parents) if path.is_dir())
+    try:
+        return tempfile.TemporaryFile(dir=folder, buffering=0), folder
+    except OSError as error:
+        raise _unwritable(folder / "temporary file", error) from error
+
+
 def make_folder_below(base: Path, folder: Path) -> None:
     """Create a folder and its missing parents, but require that `base` exists.
 

@@ -36,7 +36,7 @@ def shown(*words: str) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
+@pytest.mark.parametrize("words", [*commands()], ids=" ".join)
 def test_help_names_no_type_of_a_flag(words: tuple[str, ...]) -> None:
     text = shown(*words)
     assert "<bool>" not in text
@@ -53,6 +53,23 @@ def test_the_options_that_most_need_are_on_the_first_screen() -> None:
     for option in ("--roi", "--tissue", "--model", "--device", "--mpp", "--output", "--dry-run"):
         assert option in screen
     assert screen.count("qpnuclei run ") == 3  # the usage, and two examples
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("preview p --fields 20", "20 fields is not in the range: 1 to 12 fields"),
+        ("infer d --batch 0", "0 tiles is not in the range: at least 1 tiles"),
+        ("infer d --workers 0", "0 cores is not in the range: at least 1 cores"),
+        ("filter p --min-certainty 1.5", "1.5 is not in the range: 0 to 1"),
+        ("train s -o d --seed -1", "-1 is not in the range: at least 0"),
+        ("adapt s -o d --seed -1", "-1 is not in the range: at least 0"),
+    ],
+)
+def test_a_value_out_of_range_is_told_with_its_unit(words: str, said: str) -> None:
+    result = CliRunner().invoke(app, words.split(), env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert said in result.stderr
 
 
 class Context:

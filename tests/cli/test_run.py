@@ -673,19 +673,19 @@ Transaction.commit = interrupted
     assert not any(ours(other.detections).any() for other in others)
 
 
-def test_smooth_outlines_stay_near_the_stairs(sample: Sample, qpnuclei: Call) -> None:
+def test_smooth_outlines_stay_near_the_pixel_edges(sample: Sample, qpnuclei: Call) -> None:
     polygons = []
     for version, extra in (("0.5.1", ("--simplify", "0")), ("0.7.0", ())):
         project = sample(version)
         qpnuclei("run", project, *RUN, "--image", "renamed*", *extra)
         detections = objects(project)[1].detections
         polygons.append(detections.geometries[ours(detections)])
-    stairs, smooth = polygons
-    assert len(stairs) == len(smooth) > 0
+    pixel_outlines, smooth = polygons
+    assert len(pixel_outlines) == len(smooth) > 0
     vertices = [shapely.get_num_coordinates(outlines).sum() for outlines in polygons]
     assert vertices[1] < 0.6 * vertices[0]
     # Working pixels are half as large as the slide's; the nuclei come in the same order.
-    assert shapely.hausdorff_distance(stairs, smooth).max() <= 0.5
-    np.testing.assert_allclose(shapely.area(smooth), shapely.area(stairs), rtol=0.01)
+    assert shapely.hausdorff_distance(pixel_outlines, smooth).max() <= 0.5
+    np.testing.assert_allclose(shapely.area(smooth), shapely.area(pixel_outlines), rtol=0.01)
     circularity = [4 * np.pi * shapely.area(p) / np.square(shapely.length(p)) for p in polygons]
     assert np.median(circularity[0]) < 0.65 < np.median(circularity[1])

@@ -56,9 +56,13 @@ label_maps = st.builds(
 
 
 def smoothed(labels, tolerance=TOLERANCE, origin=(0, 0), image=None):
-    stairs, ids = polygonise(labels, origin)
-    corners = junctions(stairs, labels, origin)
-    return smooth(stairs, corners, tolerance, *([] if image is None else [image])), stairs, ids
+    pixel_outlines, ids = polygonise(labels, origin)
+    corners = junctions(pixel_outlines, labels, origin)
+    return (
+        smooth(pixel_outlines, corners, tolerance, *([] if image is None else [image])),
+        pixel_outlines,
+        ids,
+    )
 
 
 def circularity(nuclei):
@@ -74,12 +78,14 @@ def disc(x, y, radius, size):
 @settings(max_examples=60, deadline=None)
 @given(label_maps, st.sampled_from([0.05, 0.25, 2]))
 def test_outlines_are_valid_keep_their_area_and_do_not_overlap(labels, tolerance):
-    nuclei, stairs, ids = smoothed(labels, tolerance)
+    nuclei, pixel_outlines, ids = smoothed(labels, tolerance)
     assert len(nuclei) == len(ids) == len(np.unique(labels[labels > 0]))
     polygons = nuclei.polygons()
     assert shapely.is_valid(polygons).all()
     assert (shapely.get_num_interior_rings(polygons) == 0).all()
-    np.testing.assert_allclose(shapely.area(polygons), shapely.area(stairs.polygons()), rtol=0.01)
+    np.testing.assert_allclose(
+        shapely.area(polygons), shapely.area(pixel_outlines.polygons()), rtol=0.01
+    )
     for a, b in itertools.combinations(polygons, 2):
         # Vertices are float32: where two outlines touch, they may do so by its rounding.
         assert shapely.area(shapely.intersection(a, b)) < 1e-5
@@ -100,7 +106,7 @@ def test_outlines_hold_the_pixels_of_their_labels(labels, tolerance, shift):
 @settings(max_examples=40, deadline=None)
 @given(label_maps, st.integers(0, 50), st.integers(0, 50))
 def test_an_outline_depends_on_nothing_but_the_labels_at_its_own_border(labels, x, y):
-    nuclei, stairs, ids = smoothed(labels)
+    nuclei, pixel_outlines, ids = smoothed(labels)
     # Elsewhere, among others, and with other numbers.
     around = np.zeros((labels.shape[0] + y + 2, labels.shape[1] + x + 2), np.int32)
     around[y + 1 : -1, x + 1 : -1] = np.where(labels > 0, labels.max() + 1 - labels, 0)
@@ -109,17 +115,17 @@ def test_an_outline_depends_on_nothing_but_the_labels_at_its_own_border(labels, 
     again = moved.take(np.arange(len(ids))[::-1])
     np.testing.assert_array_equal(again.vertices, nuclei.vertices)
     # One at a time, with the junctions of all.
-    corners = junctions(stairs, labels, (0, 0))
+    corners = junctions(pixel_outlines, labels, (0, 0))
     for i in range(len(ids)):
-        alone = smooth(stairs.take([i]), corners, TOLERANCE)
+        alone = smooth(pixel_outlines.take([i]), corners, TOLERANCE)
         np.testing.assert_array_equal(alone.vertices, nuclei.take([i]).vertices)
 
 
 @settings(max_examples=40, deadline=None)
 @given(label_maps)
 def test_neighbours_share_every_vertex_of_their_border(labels):
-    nuclei, stairs, _ = smoothed(labels)
-    shared = shapely.intersection(*pairs(stairs))
+    nuclei, pixel_outlines, _ = smoothed(labels)
+    shared = shapely.intersection(*pairs(pixel_outlines))
     lengths = shapely.length(shared)
     smooth_lengths = shapely.length(shapely.intersection(*pairs(nuclei)))
     # A border of two nuclei is a line, on both grids; a corner is none.
@@ -137,10 +143,10 @@ def pairs(nuclei):
 def test_a_disc_is_round(radius):
     for x, y in itertools.product((0.0, 0.3, 0.5), (0.0, 0.25, 0.5)):
         labels = disc(radius + 2 + x, radius + 2 + y, radius, 2 * radius + 5)
-        nuclei, stairs, _ = smoothed(labels)
-        assert circularity(stairs)[0] < 0.75
+        nuclei, pixel_outlines, _ = smoothed(labels)
+        assert circularity(pixel_outlines)[0] < 0.75
         assert circularity(nuclei)[0] >= 0.95
-        assert len(nuclei.vertices) <= 0.65 * len(stairs.vertices)
+        assert len(nuclei.vertices) <= 0.65 * len(pixel_outlines.vertices)
         # Where the disc is, not only as large.
         (centre,) = nuclei.centroids()
         np.testing.assert_allclose(centre, (radius + 2 + x, radius + 2 + y), atol=0.35)
@@ -149,10 +155,10 @@ def test_a_disc_is_round(radius):
 def test_two_halves_of_a_disc_share_a_straight_border():
     labels = disc(12, 12, 10, 24)
     labels[:, 12:] *= 2
-    stairs, _ = polygonise(labels)
-    corners = junctions(stairs, labels, (0, 0))
+    pixel_outlines, _ = polygonise(labels)
+    corners = junctions(pixel_outlines, labels, (0, 0))
     np.testing.assert_array_equal(corners, [[12, 2], [12, 22]])
-    left, right = smooth(stairs, corners, TOLERANCE).polygons()
+    left, right = smooth(pixel_outlines, corners, TOLERANCE).polygons()
     assert shapely.equals(shapely.intersection(left, right), shapely.LineString(corners))
     whole = shapely.union(left, right)
     assert 4 * np.pi * whole.area / whole.length**2 > 0.95
@@ -167,29 +173,29 @@ def test_junctions_by_hand():
             [3, 3, 0, 4],
         ]
     )
-    stairs, ids = polygonise(labels, (10, 20))
+    pixel_outlines, ids = polygonise(labels, (10, 20))
     np.testing.assert_array_equal(
         # 1, 2 and the outside; 1, 3 and the outside; 1, 3 and 0; 1, 2 and 0.
         # Not where 1 and 3, or 2 and 4, only touch at a corner.
-        junctions(stairs, labels, (10, 20)),
+        junctions(pixel_outlines, labels, (10, 20)),
         [[12, 20], [10, 22], [11, 22], [12, 22]],
     )
-    of_last = junctions(stairs.take(ids == 4), labels, (10, 20))
+    of_last = junctions(pixel_outlines.take(ids == 4), labels, (10, 20))
     assert of_last.shape == (0, 2)
 
 
 def test_nothing_leaves_the_image():
     labels = disc(0, 9, 8, 18)
-    free, stairs, _ = smoothed(labels)
+    free, pixel_outlines, _ = smoothed(labels)
     assert free.vertices.min() < 0
     within, _, _ = smoothed(labels, image=(0, 0, 18, 18))
     assert within.vertices.min() == 0
     np.testing.assert_allclose(
-        shapely.area(within.polygons()), shapely.area(stairs.polygons()), rtol=0.01
+        shapely.area(within.polygons()), shapely.area(pixel_outlines.polygons()), rtol=0.01
     )
     full = np.ones((7, 9), np.int32)
-    everything, stairs, _ = smoothed(full, image=(0, 0, 9, 7))
-    assert shapely.equals(everything.polygons(), stairs.polygons()).all()
+    everything, pixel_outlines, _ = smoothed(full, image=(0, 0, 9, 7))
+    assert shapely.equals(everything.polygons(), pixel_outlines.polygons()).all()
     assert len(everything.vertices) == 5
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import shapely
 
-from qpnuclei.errors import SaveError
 from qpnuclei.nuclei.exports.geoparquet import geo_metadata
 from qpnuclei.nuclei.exports.rows import FIELDS, GEOMETRY, NucleusRows
 from qpnuclei.nuclei.exports.spreadsheet import BOM, no_formula, rounded
-from qpnuclei.system.files import atomic_file
+from qpnuclei.system.files import atomic_file, nameless_file
 
 
 class GatheredRows:
@@ -27,25 +25,18 @@ class GatheredRows:
     Parameters
     ----------
     folder : Path
-        Folder of the temporary file. If it does not exist, the nearest parent that does.
+        Folder of the temporary file: see `qpnuclei.system.files.nameless_file`.
     outlines : bool
         Whether outlines are kept.
 
     Raises
     ------
-    SaveError
+    qpnuclei.errors.SaveError
         If it cannot be made.
     """
 
     def __init__(self, folder: Path, *, outlines: bool) -> None:
-        there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-        try:
-            self._file = tempfile.TemporaryFile(dir=there)  # noqa: SIM115 - closed by __exit__
-        except OSError as error:
-            raise SaveError(
-                f"cannot write to the folder {there}: {error.strerror or error}",
-                "choose another folder, or free space and check permissions",
-            ) from error
+        self._file, _ = nameless_file(folder)
         self._outlines = outlines
         self._starts: list[int] = []
         self._names: dict[str, None] = {}

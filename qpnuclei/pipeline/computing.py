@@ -1,0 +1,71 @@
+"""Who computes the units of a run: this process, or one for each device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+
+from qpnuclei.pipeline.executors import Executor, compute_here
+from qpnuclei.pipeline.plan import RunOptions
+from qpnuclei.pipeline.units import Conduct
+from qpnuclei.segmentation.engine import Engine, engine_spec, load_engine
+
+
+@dataclass(frozen=True)
+class Computing:
+    """Who computes units, and gives the engine to this process where it needs one itself.
+
+    Parameters
+    ----------
+    device : str
+        Where units are computed, for the record.
+    """
+
+    executor: Executor
+    engine: Callable[[], Engine]
+    device: str
+
+
+@contextmanager
+def computing(
+    options: RunOptions, conduct: Conduct, slides_from: Path | None = None
+) -> Iterator[Computing]:
+    """Choose who computes, as the devices and the limit of time ask for.
+
+    Only a process of its own can be ended where a unit takes too long.
+
+    Raises
+    ------
+    QpnucleiError
+        If the model or a device cannot be used.
+    """
+    devices = options.device.split(",")
+    limit_s = None if conduct.unit_minutes is None else 60 * conduct.unit_minutes
+
+    def engine_on(device: str) -> Callable[[], Engine]:
+        return cache(lambda: load_engine(options.model, replace(options.engine, device=device)))
+
+    if len(devices) == 1 and limit_s is None:
+        engine = engine_on(options.device)
+        execution = engine().execution
+        here = partial(compute_here, engine=engine(), options=options, slides_from=slides_from)
+        yield Computing(here, engine, execution)
+        return
+    # Planning loads no torch.
+    from qpnuclei.models.device import resolve_device
+    from qpnuclei.pipeline.processes import compute_in_processes
+
+    for device in devices:
+        resolve_device(device)
+    there = partial(
+        compute_in_processes,
+        devices=devices,
+        spec=engine_spec(options.model),
+        options=options,
+        slides_from=slides_from,
+        limit_s=limit_s,
+    )
+    yield Computing(there, engine_on(devices[0]), options.device)
