@@ -81,8 +81,7 @@ def test_a_job_that_is_asked_to_end_is_queued_again(tmp_path: Path) -> None:
     # It hears SIGTERM, finishes its unit and says so, as `qpnuclei infer` does.
     infer = """#!/bin/bash
 trap 'sleep 0.2; exit 143' TERM
-kill -TERM $PPID
-while true; do sleep 0.05; done
+for _ in $(seq 100); do kill -TERM $PPID; sleep 0.2; done
 """
     command(tmp_path, "qpnuclei", infer)
     command(tmp_path, "scontrol", '#!/bin/bash\necho "$*" > requeued\n')

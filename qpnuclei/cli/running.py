@@ -155,6 +155,7 @@ def asked_for(
         simplify_um=given["simplify"],
         threshold=given["threshold"],
         min_area_um2=given["min_area_um2"],
+        cell_expansion_um=given["cell_expansion"],
         geojson_dir=given["geojson"],
         parquet_dir=given["parquet"],
         run_dir=given["run_dir"],

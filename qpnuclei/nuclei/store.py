@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from qpnuclei.errors import SaveError
 from qpnuclei.nuclei.table import NucleiTable, concatenate
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 SHARD_NUCLEI = 20_000
 
 _VERTEX_BYTES = 8
+
+#: Columns of the outlines, and of those of the cells.
+_OUTLINE = ("outline", "rings")
+_CELL = ("cell outline", "cell rings")
 
 
 @contextmanager
@@ -170,23 +175,29 @@ def to_arrow(nuclei: NucleiTable) -> pa.Table:
     """Return nuclei as an Arrow table of N rows.
 
     Column ``outline`` has the vertices of a nucleus (x, y, x, ... as little-endian float32),
-    ``rings`` how many of them each of its rings has; the others are the measurements.
+    ``rings`` how many of them each of its rings has. Where there are cells, ``cell outline`` and
+    ``cell rings`` have the same of them. The others are the measurements.
     """
+    import pyarrow as pa
+
+    columns = dict(zip(_OUTLINE, _outlines_to_arrow(nuclei), strict=True))
+    if nuclei.cells is not None:
+        columns |= zip(_CELL, _outlines_to_arrow(nuclei.cells), strict=True)
+    return pa.table({**columns, **nuclei.measurements})
+
+
+def _outlines_to_arrow(nuclei: NucleiTable) -> tuple[pa.Array, pa.Array]:
     import pyarrow as pa
 
     # The outlines of a nucleus are one binary value: faster than lists of lists of numbers.
     ends = _VERTEX_BYTES * nuclei.ring_offsets[nuclei.polygon_offsets]
     vertices = np.ascontiguousarray(nuclei.vertices, "<f4")
     buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(vertices)]
-    return pa.table(
-        {
-            "outline": pa.Array.from_buffers(pa.binary(), len(nuclei), buffers),
-            "rings": pa.ListArray.from_arrays(
-                nuclei.polygon_offsets.astype(np.int32),
-                np.diff(nuclei.ring_offsets).astype(np.int32),
-            ),
-            **nuclei.measurements,
-        }
+    return (
+        pa.Array.from_buffers(pa.binary(), len(nuclei), buffers),
+        pa.ListArray.from_arrays(
+            nuclei.polygon_offsets.astype(np.int32), np.diff(nuclei.ring_offsets).astype(np.int32)
+        ),
     )
 
 
@@ -198,18 +209,29 @@ def from_arrow(table: pa.Table) -> NucleiTable:
     ValueError
         If it is none.
     """
-    outlines, rings = (table[name].combine_chunks() for name in ("outline", "rings"))
+    outlines = _outlines_from_arrow(table, _OUTLINE)
+    measurements = {
+        name: table[name].to_numpy()
+        for name in table.column_names
+        if name not in (*_OUTLINE, *_CELL)
+    }
+    cells = None
+    if _CELL[0] in table.column_names:
+        cells = NucleiTable(*_outlines_from_arrow(table, _CELL))
+    return NucleiTable(*outlines, measurements, cells)
+
+
+def _outlines_from_arrow(
+    table: pa.Table, names: tuple[str, str]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return vertices, offsets of rings, and offsets of polygons."""
+    outlines, rings = (table[name].combine_chunks() for name in names)
     if outlines.null_count or rings.null_count or outlines.offset or rings.offset:
         raise ValueError("an outline is missing")
-    return NucleiTable(
+    return (
         np.frombuffer(outlines.buffers()[2] or b"", "<f4").reshape(-1, 2),
         np.concatenate([[0], np.cumsum(rings.values.to_numpy(), dtype=np.int64)]),
         rings.offsets.to_numpy().astype(np.int64),
-        {
-            name: table[name].to_numpy()
-            for name in table.column_names
-            if name not in ("outline", "rings")
-        },
     )
 
 

@@ -38,6 +38,8 @@ class NucleiTable:
         exterior first, then its holes (a nucleus that qpnuclei finds has none).
     measurements : mapping of str to (N,) float32 ndarray
         Columns by QuPath's measurement name; NaN where a nucleus has no value.
+    cells : NucleiTable or None
+        The outline of the cell around each nucleus, without measurements; None if there are none.
 
     Raises
     ------
@@ -56,6 +58,7 @@ class NucleiTable:
     ring_offsets: npt.NDArray[np.int64]
     polygon_offsets: npt.NDArray[np.int64]
     measurements: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    cells: NucleiTable | None = None
 
     def __post_init__(self) -> None:
         if self.vertices.ndim != 2 or self.vertices.shape[1] != 2:
@@ -71,6 +74,8 @@ class NucleiTable:
         for name, column in self.measurements.items():
             if column.shape != (len(self),):
                 raise ValueError(f"measurement {name!r} has shape {column.shape}, not {len(self)}")
+        if self.cells is not None and len(self.cells) != len(self):
+            raise ValueError(f"there are {len(self.cells)} cells, not {len(self)}")
 
     def __len__(self) -> int:
         return len(self.polygon_offsets) - 1
@@ -172,6 +177,7 @@ class NucleiTable:
             _offsets(np.diff(self.ring_offsets)[rings]),
             _offsets(np.diff(self.polygon_offsets)[chosen]),
             {name: column[chosen] for name, column in self.measurements.items()},
+            None if self.cells is None else self.cells.take(chosen),
         )
 
     def with_measurements(self, measurements: Mapping[str, npt.ArrayLike]) -> NucleiTable:
@@ -182,6 +188,7 @@ class NucleiTable:
             self.ring_offsets,
             self.polygon_offsets,
             {**self.measurements, **columns},
+            self.cells,
         )
 
     def centroids(self) -> npt.NDArray[np.float64]:
@@ -228,7 +235,13 @@ class NucleiTables(Protocol):
 
 
 def concatenate(tables: Sequence[NucleiTable]) -> NucleiTable:
-    """Join tables one after the other; a column that one of them lacks is NaN there."""
+    """Join tables one after the other; a column that one of them lacks is NaN there.
+
+    Raises
+    ------
+    ValueError
+        If some have cells, and others none.
+    """
     tables = list(tables)
     if not tables:
         return NucleiTable.empty()
@@ -238,11 +251,15 @@ def concatenate(tables: Sequence[NucleiTable]) -> NucleiTable:
         values = table.measurements.get(name)
         return np.full(len(table), np.nan, np.float32) if values is None else values
 
+    cells = [t.cells for t in tables if t.cells is not None]
+    if cells and sum(map(len, cells)) < sum(map(len, tables)):
+        raise ValueError("either all tables have cells, or none")
     return NucleiTable(
         np.concatenate([t.vertices for t in tables]),
         _offsets(np.concatenate([np.diff(t.ring_offsets) for t in tables])),
         _offsets(np.concatenate([np.diff(t.polygon_offsets) for t in tables])),
         {name: np.concatenate([column(t, name) for t in tables]) for name in names},
+        concatenate(cells) if cells else None,
     )
 
 

@@ -363,6 +363,8 @@ def _rescued(
 def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei) -> None:
     """Write nuclei as GeoParquet: one row each, outlines as WKB, measurements as columns.
 
+    The outlines of cells are in ``cell_geometry``.
+
     Raises
     ------
     SaveError
@@ -383,13 +385,19 @@ def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei) -> None:
                 "annotation": pa.array(np.repeat(labels, nuclei.counts[number]), pa.string()),
                 "centroid_x_px": centroids[:, 0],
                 "centroid_y_px": centroids[:, 1],
-                "geometry": pa.array(shapely.to_wkb(table.polygons()), pa.binary()),
+                **{
+                    name: pa.array(shapely.to_wkb(outlines.polygons()), pa.binary())
+                    for name, outlines in (("geometry", table), ("cell_geometry", table.cells))
+                    if outlines is not None
+                },
                 **table.measurements,
             }
         )
 
     first = part(0)
-    schema = first.schema.with_metadata(geo_metadata(["Polygon"] if len(first) else []))
+    types = ["Polygon"] if len(first) else []
+    columns = [name for name in ("geometry", "cell_geometry") if name in first.column_names]
+    schema = first.schema.with_metadata(geo_metadata(types, columns=columns))
     with atomic_file(path) as stream, pq.ParquetWriter(stream, schema) as writer:
         writer.write_table(first.cast(schema))
         for number in range(1, len(nuclei.tables)):

@@ -203,7 +203,7 @@ def measure_tiles(
                 inside = pixels_of_labels(seen.labels, ids[own])
                 if scale.downsample == (1.0, 1.0):
                     # An outline holds the pixels that it was made of, smooth or not.
-                    stained = _intensities(seen.rgb, inside, stains)
+                    stained = intensities(seen.rgb, inside, stains)
                 else:
                     stained = _intensities_at_level_0(result, pixels, stains)
                 # QuPath lists shapes first.
@@ -334,7 +334,8 @@ def _shapes(nuclei: NucleiTable, scale: Scale) -> Measurements:
     return shape_measurements(nuclei.polygons(), PixelCalibration(*scale.mpp))
 
 
-def _intensities(rgb: RGB, regions: Pixels, stains: Stains) -> Measurements:
+def intensities(rgb: RGB, regions: Pixels, stains: Stains) -> Measurements:
+    """Measure the stains in regions of an RGB image."""
     densities = separate(regions.of(rgb), stains)
     return intensity_measurements(densities, stains.stain_names[:2], regions)
 
@@ -342,25 +343,48 @@ def _intensities(rgb: RGB, regions: Pixels, stains: Stains) -> Measurements:
 def _intensities_at_level_0(
     nuclei: NucleiTable, pixels: PixelSource, stains: Stains
 ) -> Measurements:
-    """Measure the stains under outlines in level-0 px, in what the slide has there.
+    """Measure the stains under outlines in level-0 px, in what the slide has there."""
+
+    def measure(rows: npt.NDArray[np.int64], rgb: RGB, origin: tuple[int, int]) -> Measurements:
+        some = nuclei.take(rows).polygons()
+        return intensities(rgb, pixels_of_polygons(some, rgb.shape[:2], origin), stains)
+
+    return measured_at_level_0(nuclei, pixels, measure)
+
+
+def measured_at_level_0(
+    outlines: NucleiTable,
+    pixels: PixelSource,
+    measure: Callable[[npt.NDArray[np.int64], RGB, tuple[int, int]], Measurements],
+) -> Measurements:
+    """Measure N outlines in the slide's own pixels.
 
     One box around all of them is read. Where that is too large, it is halved.
+
+    Parameters
+    ----------
+    outlines : NucleiTable
+        In level-0 px.
+    measure : callable
+        Gets the rows of some outlines, the pixels of a box around them, and its upper left corner;
+        returns the columns of these rows.
     """
-    boxes = bounds(nuclei)
+    boxes = bounds(outlines)
     size = np.array([pixels.width, pixels.height])
-    low = np.clip(np.floor(boxes[:, :2]).min(axis=0, initial=np.inf), 0, size)
-    high = np.clip(np.ceil(boxes[:, 2:]).max(axis=0, initial=0), low, size)
-    x0, y0, width, height = (int(v) for v in (*low, *(high - low)))
-    if width * height > _MAX_MEASURED_PX and len(nuclei) > 1:
-        along = 0 if width > height else 1
-        order = np.argsort(boxes[:, along], kind="stable")
-        halves = np.array_split(order, 2)
-        parts = [_intensities_at_level_0(nuclei.take(half), pixels, stains) for half in halves]
-        back = np.argsort(order)
-        return {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
-    rgb = pixels.read(x0, y0, width, height, (1.0, 1.0))
-    inside = pixels_of_polygons(nuclei.polygons(), (height, width), (x0, y0))
-    return _intensities(rgb, inside, stains)
+
+    def of(rows: npt.NDArray[np.int64]) -> Measurements:
+        low = np.clip(np.floor(boxes[rows, :2]).min(axis=0, initial=np.inf), 0, size)
+        high = np.clip(np.ceil(boxes[rows, 2:]).max(axis=0, initial=0), low, size)
+        x0, y0, width, height = (int(v) for v in (*low, *(high - low)))
+        if width * height > _MAX_MEASURED_PX and len(rows) > 1:
+            along = 0 if width > height else 1
+            order = np.argsort(boxes[rows, along], kind="stable")
+            parts = [of(rows[half]) for half in np.array_split(order, 2)]
+            back = np.argsort(order)
+            return {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
+        return measure(rows, pixels.read(x0, y0, width, height, (1.0, 1.0)), (x0, y0))
+
+    return of(np.arange(len(outlines)))
 
 
 def _scores(seen: TileInstances, regions: Pixels) -> Measurements:

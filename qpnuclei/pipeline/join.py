@@ -1,4 +1,4 @@
-"""From the units of an image to all of its nuclei: seams, and the comparison with the stain."""
+"""From the units of an image to all of its nuclei: seams, comparison with the stain, cells."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qpnuclei.errors import FormatError
 from qpnuclei.nuclei.store import temporary_shards
+from qpnuclei.pipeline.cells import add_cells
 from qpnuclei.pipeline.folder import RunFolder
 from qpnuclei.pipeline.infer import TileNuclei, join_tiles
 from qpnuclei.pipeline.plan import RunOptions
@@ -82,6 +83,10 @@ def join_image(
         )
         with clock("check"):
             doubts = check(slide, image.areas(), image.mpp, kept)
+        if options.cell_expansion_um > 0:
+            with clock("cells"):
+                distance = options.cell_expansion_um
+                add_cells(kept, slide, image.mpp, image.stain_vectors, distance)
         seconds.update(clock.seconds)
         about = About(
             layout.key,

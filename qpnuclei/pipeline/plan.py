@@ -92,6 +92,7 @@ class RunOptions:
     simplify_um: float = DEFAULT_SIMPLIFY_UM
     threshold: float | None = None
     min_area_um2: float = 0.0
+    cell_expansion_um: float = 0.0
     geojson_dir: Path | None = None
     parquet_dir: Path | None = None
     run_dir: Path | None = None

@@ -45,7 +45,8 @@ _NOT_OF_UNITS = frozenset(
         *("mpp", "mpp_only_missing", "mpp_by_image"),
         *("tissue_annotation", "class_name", "on_existing", "force"),
         *("tile_px", "max_nucleus_um"),  # the tiles themselves are part of it
-        "min_area_um2",  # what is too small is left out when units are put together
+        # What is too small is left out, and cells are made, when units are put together.
+        *("min_area_um2", "cell_expansion_um"),
         *("geojson_dir", "parquet_dir", "run_dir"),
     }
 )
@@ -359,7 +360,7 @@ def divide(tiles: TilePlan, image: PlannedImage, spec: EngineSpec, options: RunO
         units.append(WorkUnit(f"{number:05d}-{key[:20]}", key, tuple(indices)))
     whole = _hash(
         [
-            [given, options.min_area_um2],
+            [given, options.min_area_um2, options.cell_expansion_um],
             [unit.key for unit in units],
             [region.geometry for region in image.regions],
         ]

@@ -188,6 +188,11 @@ class Detections:
         return len(self.ids)
 
     @cached_property
+    def nucleus_geometries(self) -> npt.NDArray[Any]:
+        """(N,) Outlines of the nuclei of cells; of all others, and of cells without, their own."""
+        return self.geometries
+
+    @cached_property
     def locked(self) -> npt.NDArray[np.bool_]:
         """(N,) Whether each is locked in QuPath, as a user does who accepts one."""
         return np.zeros(len(self), bool)
@@ -223,7 +228,7 @@ class DetectionGroup:
         Handle of an annotation; None for directly under the image. Handles count the annotations
         that remain after the edit's removals; the edit's new annotations follow them in order.
     nuclei : NucleiTable
-        N polygons with their measurements.
+        N polygons with their measurements. If it has cells, QuPath's cells are written.
     ids : (N,) sequence of uuid.UUID
     path_class : PathClass or None
         None leaves them unclassified.
@@ -236,6 +241,11 @@ class DetectionGroup:
     ids: Sequence[uuid.UUID]
     path_class: PathClass | None
     plane: tuple[int, int] | None = None
+
+    @property
+    def kind(self) -> str:
+        """``"cell"`` or ``"detection"``."""
+        return "detection" if self.nuclei.cells is None else "cell"
 
     @cached_property
     def id_texts(self) -> list[str]:

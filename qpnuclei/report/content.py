@@ -51,6 +51,7 @@ _CERTAINTY = (CERTAINTY, PROBABILITY, "Detection probability")
 _SIZE = (AREA, "Nucleus: Area µm^2", "Nucleus: Area")
 _HAEMATOXYLIN = (
     "Hematoxylin: Mean",
+    "Nucleus: Hematoxylin: Mean",
     "Nucleus: Hematoxylin OD mean",
     "Hematoxylin: Nucleus: Mean",
 )
@@ -243,7 +244,7 @@ def _nuclei(
         area = shapely.box(0, 0, *image.size)
     wanted = {*_CERTAINTY, *_SIZE, *_HAEMATOXYLIN}
     return _Nuclei(
-        detections.geometries[rows],
+        detections.nucleus_geometries[rows],
         detections.centroids[rows],
         {n: c[rows] for n, c in detections.measurements.items() if n in wanted},
         area,

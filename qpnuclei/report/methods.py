@@ -75,6 +75,12 @@ def methods(
         sentences.append(
             f"Nuclei were segmented with qpnuclei {version}, model '{name}'{hashed}{learned}{at}."
         )
+        expansion = run.arguments.get("cell_expansion_um")
+        if isinstance(expansion, int | float) and expansion > 0:
+            sentences.append(
+                f"Cells reach up to {expansion:g} µm beyond their nuclei, and half way to the next "
+                "one."
+            )
     if not runs:
         sentences.append(
             f"Detections in a QuPath project {cite(_QUPATH)} were counted with qpnuclei "

@@ -46,6 +46,10 @@ _COLUMNS = (
     ("Hematoxylin: Mean (mean)", "haematoxylin"),
     ("check", "check"),
 )
+#: How they are called where the nuclei are those of cells.
+_OF_CELLS = {
+    name: f"Nucleus: {name}" for name in ("Area µm^2 (median)", "Hematoxylin: Mean (mean)")
+}
 _CLASS_COLUMNS = (
     ("class", "class"),
     ("images", "images"),
@@ -341,9 +345,16 @@ def _methods(shown: Sequence[_Shown], runs: Sequence[Run]) -> dict[str, Any]:
     return {"methods": text, "references": references}
 
 
+def _columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Return the columns of a table that people read, and how they are called there."""
+    of_cells = any(name in row for row in rows for name in _OF_CELLS.values())
+    names = _OF_CELLS if of_cells else {}
+    return [(names.get(name, name), heading) for name, heading in _COLUMNS]
+
+
 def _tables() -> dict[str, Any]:
     return {
-        "columns": list(_COLUMNS),
+        "columns": _columns,
         "all_columns": lambda rows: [
             (column, column)
             for column in dict.fromkeys(name for row in rows for name in row)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 #: Of the specification, https://geoparquet.org/releases/v1.1.0/
@@ -13,7 +13,7 @@ VERSION = "1.1.0"
 def geo_metadata(
     geometry_types: Collection[str],
     bounds: tuple[float, float, float, float] | None = None,
-    column: str = "geometry",
+    columns: Sequence[str] = ("geometry",),
 ) -> dict[bytes, bytes]:
     """Return the metadata of a file whose outlines are WKB in level-0 px.
 
@@ -23,8 +23,8 @@ def geo_metadata(
         As GeoJSON calls them; empty if not known.
     bounds : (x0, y0, x1, y1) of float, optional
         Of all outlines.
-    column : str
-        Name of the column of outlines.
+    columns : sequence of str
+        Names of the columns of outlines, the most important first.
 
     Notes
     -----
@@ -38,5 +38,9 @@ def geo_metadata(
     }
     if bounds is not None:
         described["bbox"] = list(bounds)
-    geo = {"version": VERSION, "primary_column": column, "columns": {column: described}}
+    geo = {
+        "version": VERSION,
+        "primary_column": columns[0],
+        "columns": dict.fromkeys(columns, described),
+    }
     return {b"geo": json.dumps(geo).encode()}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import shapely
 
 from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
 from qpnuclei.qupath.geojson.objects import GeoJsonObject
@@ -170,4 +171,13 @@ def _detection_features(
             measurements={name: float(table.measurements[name][row]) for name in names},
             z=int(table.planes[row, 0]),
             t=int(table.planes[row, 1]),
+            nucleus=_nucleus(table, row),
         )
+
+
+def _nucleus(table: Detections, row: int) -> shapely.Geometry | None:
+    """Return the outline of the nucleus of a cell; None if it has none."""
+    if table.kinds[row] != "cell":
+        return None
+    nucleus: shapely.Geometry = table.nucleus_geometries[row]
+    return None if shapely.equals_exact(nucleus, table.geometries[row]) else nucleus

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -38,8 +38,9 @@ _SAME_SHARE = 1e-4
 #: Largest coordinate: QuPath's image sizes are 32-bit integers.
 _FARTHEST_PX = 2.0**31
 
-#: A group of detections that can be written together: class, z, t, names of the measurements.
-_Key = tuple[str | None, int, int, tuple[str, ...]]
+#: A group of detections that can be written together: class, z, t, names of the measurements, and
+#: whether they are cells with a nucleus.
+_Key = tuple[str | None, int, int, tuple[str, ...], bool]
 
 
 @dataclass
@@ -51,7 +52,8 @@ class Imported:
     annotations, detections : int
         Number of imported objects.
     outlines : int
-        How many of the detections were cells or tiles, of which only the outline was imported.
+        How many of the detections were tiles, or cells without a nucleus, of which only the outline
+        was imported.
     already_there : int
         How many the image already has: same UUID, same place.
     left_out : list of str
@@ -205,10 +207,13 @@ class _Incoming:
             self._unread.update(_unread(found))
             path_class = self._class(found.path_class)
             class_name = None if path_class is None else path_class.name
-            key = (class_name, found.z, found.t, tuple(found.measurements))
+            nucleus = _nucleus(found)
+            key = (class_name, found.z, found.t, tuple(found.measurements), nucleus is not None)
             group = self._groups.setdefault(key, _Group(path_class))
             group.ids.append(self._own_id(found.id))
-            group.polygons.append(polygon)
+            group.polygons.append(polygon if nucleus is None else nucleus)
+            if nucleus is not None:
+                group.cells.append(polygon)
             group.values.extend(found.measurements.values())
             group.kinds.append(found.kind)
 
@@ -225,13 +230,14 @@ class _Incoming:
                 parents.append(Region.of(made))
                 handles.append(handle)
         groups = []
-        for (_, z, t, names), group in self._groups.items():
+        for (_, z, t, names, is_cell), group in self._groups.items():
             table = group.table(names)
             owner = region_of(table.centroids(), parents, np.tile([z, t], (len(table), 1)))
             for index in np.unique(owner).tolist():
                 chosen = np.flatnonzero(owner == index)
                 self.result.detections += len(chosen)
-                self.result.outlines += sum(group.kinds[row] != "detection" for row in chosen)
+                if not is_cell:
+                    self.result.outlines += sum(group.kinds[row] != "detection" for row in chosen)
                 groups.append(
                     DetectionGroup(
                         None if index < 0 else handles[index],
@@ -316,14 +322,25 @@ class _Group:
     ids: list[UUID] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
     polygons: list[shapely.Polygon] = field(default_factory=list)
+    cells: list[shapely.Polygon] = field(default_factory=list)
     values: array[float] = field(default_factory=lambda: array("d"))
 
     def table(self, names: Sequence[str]) -> NucleiTable:
         with np.errstate(over="ignore"):  # values too large for float32 become infinite
             values = np.array(self.values).reshape(len(self.ids), len(names)).astype(np.float32)
-        return NucleiTable.from_polygons(
+        table = NucleiTable.from_polygons(
             self.polygons, {name: values[:, k] for k, name in enumerate(names)}
         )
+        return replace(table, cells=NucleiTable.from_polygons(self.cells)) if self.cells else table
+
+
+def _nucleus(found: GeoJsonObject) -> shapely.Polygon | None:
+    """Return the outline of the nucleus of a cell; None if it has none that is an area."""
+    if found.nucleus is None or found.nucleus.geom_type not in ("Polygon", "MultiPolygon"):
+        return None
+    nucleus = _only_part(found.nucleus)
+    is_area = nucleus.is_valid or not valid_area(nucleus).is_empty
+    return _one_polygon(nucleus)[0] if is_area else None
 
 
 def _obstacle(found: GeoJsonObject, geometry: shapely.Geometry) -> str | None:

@@ -37,6 +37,8 @@ class GeoJsonObject:
         Includes QuPath's description of an annotation.
     more : mapping of str to JSON value
         Further properties to write, which QuPath does not read.
+    nucleus : shapely geometry or None
+        Outline of the nucleus of a cell.
     """
 
     kind: str
@@ -51,6 +53,7 @@ class GeoJsonObject:
     color: int | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
+    nucleus: shapely.Geometry | None = None
 
     @property
     def label(self) -> str:

@@ -305,8 +305,15 @@ def _object(feature: Any, reporter: _Reporter) -> GeoJsonObject | None:
     if kind == "root":
         return None
     geometry, z, t = _geometry(feature.get("geometry"))
+    nucleus = None
+    if kind == "cell" and feature.get("nucleusGeometry") is not None:
+        try:
+            nucleus, _, _ = _geometry(feature["nucleusGeometry"])
+        except _GeoJsonError as error:
+            reporter.report_value(f"the outline of its nucleus is not read: {error}")
     return GeoJsonObject(
         kind=kind,
+        nucleus=nucleus,
         geometry=geometry,
         id=_uuid(feature.get("id")),
         name=None if properties.get("name") is None else str(properties["name"]),

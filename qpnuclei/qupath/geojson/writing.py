@@ -115,20 +115,23 @@ def _write_collection(stream: BinaryIO, features: Iterable[bytes]) -> None:
 def _detections(
     nuclei: NucleiTable, ids: Sequence[UUID], path_class: PathClass | None
 ) -> Iterator[bytes]:
-    """Yield encoded features, many per chunk."""
-    properties = _object_type("detection")
+    """Yield encoded features, many per chunk: of cells, if the nuclei have some."""
+    properties = _object_type("detection" if nuclei.cells is None else "cell")
     if path_class is not None:
         properties["classification"] = _classification(path_class)
     names = list(nuclei.measurements)
     for start in range(0, len(nuclei), _CHUNK):
         part = nuclei.take(np.arange(start, min(start + _CHUNK, len(nuclei))))
-        coordinates = _coordinates(part)
+        of_nuclei = _polygon_json(part)
+        geometries, nucleus = of_nuclei, [None] * len(part)
+        if part.cells is not None:
+            geometries, nucleus = _polygon_json(part.cells), of_nuclei
         columns = [_digits(part.measurements[name]).tolist() for name in names]
         rows = zip(*columns, strict=True) if columns else [()] * len(part)
         features = (
             _feature(
                 identifier,
-                {"type": "Polygon", "coordinates": rings},
+                geometry,
                 {
                     **properties,
                     "measurements": [
@@ -137,9 +140,10 @@ def _detections(
                         if math.isfinite(value)
                     ],
                 },
+                inner,
             )
-            for identifier, rings, row in zip(
-                ids[start : start + len(part)], coordinates, rows, strict=True
+            for identifier, geometry, inner, row in zip(
+                ids[start : start + len(part)], geometries, nucleus, rows, strict=True
             )
         )
         yield b",\n".join(features)
@@ -154,9 +158,17 @@ def _features(objects: Iterable[GeoJsonObject], left_out: list[str]) -> Iterator
         # Coordinates of a damaged file may overflow.
         with np.errstate(over="ignore", invalid="ignore"):
             geometries, texts = _on_grid(geometries)
+            nuclei = np.empty(len(chunk), dtype=object)
+            nuclei[:] = [shapely.Point() if o.nucleus is None else o.nucleus for o in chunk]
+            _, inner = _on_grid(nuclei)
         features = [
-            _feature(o.id, _geometry_json(text, o.z, o.t), _properties(o))
-            for o, text in zip(chunk, texts, strict=True)
+            _feature(
+                o.id,
+                _geometry_json(text, o.z, o.t),
+                _properties(o),
+                None if within is None else _geometry_json(within, o.z, o.t),
+            )
+            for o, text, within in zip(chunk, texts, inner, strict=True)
             if text is not None
         ]
         for o in compress(chunk, shapely.is_empty(geometries)):
@@ -209,10 +221,13 @@ def _geometry_json(text: str, z: int, t: int) -> orjson.Fragment:
     return orjson.Fragment(text.removesuffix("}") + plane)
 
 
-def _feature(identifier: UUID | None, geometry: Any, properties: dict[str, Any]) -> bytes:
+def _feature(
+    identifier: UUID | None, geometry: Any, properties: dict[str, Any], nucleus: Any = None
+) -> bytes:
     own_id = {} if identifier is None else {"id": str(identifier)}
+    outlines = {"geometry": geometry, **({} if nucleus is None else {"nucleusGeometry": nucleus})}
     return orjson.dumps(
-        {"type": "Feature", **own_id, "geometry": geometry, "properties": properties},
+        {"type": "Feature", **own_id, **outlines, "properties": properties},
         option=orjson.OPT_SERIALIZE_NUMPY,
     )
 
@@ -229,6 +244,10 @@ def _classification(path_class: PathClass) -> dict[str, Any]:
 
 def _rgb(color: int) -> tuple[int, int, int]:
     return color >> 16 & 255, color >> 8 & 255, color & 255
+
+
+def _polygon_json(nuclei: NucleiTable) -> list[Any]:
+    return [{"type": "Polygon", "coordinates": rings} for rings in _coordinates(nuclei)]
 
 
 def _coordinates(nuclei: NucleiTable) -> list[list[npt.NDArray[np.float64]]]:

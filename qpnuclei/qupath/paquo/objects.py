@@ -84,7 +84,7 @@ def stored_ids(file: Path) -> set[str]:
 def read_annotations(annotations: JavaObject, stored: set[str]) -> tuple[Annotation, ...]:
     """Read annotations; `stored` are the UUIDs in the file, as QuPath invents missing ones."""
     handles = {str(item.getID()): handle for handle, item in enumerate(annotations)}
-    geometries = _geometries(annotations)
+    geometries = _geometries(jvm.map_list(annotations, method(PATH_OBJECT, "getROI", _ROI)))
     measured = _measurements(annotations)
     made = []
     for handle, item in enumerate(annotations):
@@ -184,7 +184,12 @@ class JavaDetections(Detections):
     @cached_property
     def geometries(self) -> npt.NDArray[Any]:
         """Shapely geometries, level-0 px."""
-        return _geometries(self._detections)
+        return _geometries(jvm.map_list(self._detections, method(PATH_OBJECT, "getROI", _ROI)))
+
+    @cached_property
+    def nucleus_geometries(self) -> npt.NDArray[Any]:
+        """Outlines of the nuclei of cells; of all others, and of cells without one, their own."""
+        return _geometries(jvm.map_list(self._detections, _to_nucleus()))
 
     @cached_property
     def centroids(self) -> npt.NDArray[np.float64]:
@@ -219,7 +224,6 @@ class JavaDetections(Detections):
             "name": sum(map(bool, jvm.texts(self._detections, to_name))),
             "own colour": sum(map(bool, jvm.texts(self._detections, to_color))),
             "lock": int(only(self._detections, "isLocked").size()),
-            "outline of a nucleus": self.kinds.count("cell"),
         }
         return {what: count for what, count in counts.items() if count}
 
@@ -255,9 +259,13 @@ def _parent_ids(objects: JavaObject) -> list[str]:
 def centroids_of(objects: JavaObject) -> npt.NDArray[np.float64]:
     """Return the (N, 2) centroids of Java objects, level-0 px."""
     # QuPath (to 0.5) locates a cell by its nucleus, where it has one.
-    to_roi = bind(static(_OBJECT_TOOLS, "getROI", _ROI, PATH_OBJECT, "boolean"), 1, True)
-    axes = [pipe(to_roi, method(_ROI, f"getCentroid{axis}", "double")) for axis in "XY"]
+    axes = [pipe(_to_nucleus(), method(_ROI, f"getCentroid{axis}", "double")) for axis in "XY"]
     return np.stack([jvm.doubles(objects, axis) for axis in axes], axis=1)
+
+
+def _to_nucleus() -> Handle:
+    """Return the Java function from an object to the ROI of its nucleus, else to its own."""
+    return bind(static(_OBJECT_TOOLS, "getROI", _ROI, PATH_OBJECT, "boolean"), 1, True)
 
 
 def _parents(
@@ -275,9 +283,8 @@ def _parents(
     return np.array([nearest(item) for item in _parent_ids(detections)], dtype=np.int64)
 
 
-def _geometries(objects: JavaObject) -> npt.NDArray[Any]:
-    """Return the (N,) Shapely geometries of the ROIs of Java objects."""
-    rois = jvm.map_list(objects, method(PATH_OBJECT, "getROI", _ROI))
+def _geometries(rois: JavaObject) -> npt.NDArray[Any]:
+    """Return the (N,) Shapely geometries of Java's ROIs."""
     to_type = pipe(
         method("java.lang.Object", "getClass", "java.lang.Class"),
         method("java.lang.Class", "getSimpleName", STRING),

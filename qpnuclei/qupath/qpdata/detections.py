@@ -100,10 +100,28 @@ class FileDetections(Detections):
         return geometries
 
     @cached_property
+    def nucleus_geometries(self) -> npt.NDArray[Any]:
+        """Outlines of the nuclei of cells; of all others, and of cells without one, their own."""
+        if "cell" not in self.kinds:
+            return self.geometries
+        geometries = np.empty(len(self), dtype=object)
+        for rows, values in self._read(_nucleus_geometries):
+            geometries[rows] = values
+        return geometries
+
+    @cached_property
     def outlines(self) -> NucleiTable | None:
         """Their outlines as stored; None if one is not a polygon, or has a hole."""
+        return self._vertices(_outlines)
+
+    @cached_property
+    def nucleus_outlines(self) -> NucleiTable | None:
+        """The same of what `nucleus_geometries` has."""
+        return self._vertices(_nucleus_outlines)
+
+    def _vertices(self, reader: _Reader[NucleiTable | None]) -> NucleiTable | None:
         rows, tables = [], []
-        for some, table in self._read(_outlines):
+        for some, table in self._read(reader):
             if table is None:
                 return None
             rows.append(some)
@@ -163,7 +181,6 @@ class FileDetections(Detections):
                 "own colour": view.color is not None,
                 "lock": view.is_locked,
                 "metadata": any(key.text != OBJECT_ID for key, _ in view.metadata),
-                "outline of a nucleus": view.nucleus is not None,
             }
             counts.update({what: len(batch.rows) for what, it_has in has.items() if it_has})
         return counts
@@ -318,14 +335,21 @@ def _geometries(view: PathObject, source: ValueSource) -> npt.NDArray[Any]:
     return read_rois(_roi(view), source).geometries
 
 
+def _nucleus_geometries(view: PathObject, source: ValueSource) -> npt.NDArray[Any]:
+    return read_rois(_nucleus(view), source).geometries
+
+
 def _outlines(view: PathObject, source: ValueSource) -> NucleiTable | None:
     return read_outlines(_roi(view), source)
 
 
+def _nucleus_outlines(view: PathObject, source: ValueSource) -> NucleiTable | None:
+    return read_outlines(_nucleus(view), source)
+
+
 def _centroids(view: PathObject, source: ValueSource) -> FloatArray:
     # QuPath locates a cell by its nucleus, where it has one.
-    roi = _roi(view) if view.nucleus is None else view.nucleus
-    return read_rois(roi, source).centroids()
+    return read_rois(_nucleus(view), source).centroids()
 
 
 def _planes(view: PathObject, source: ValueSource) -> npt.NDArray[np.int64]:
@@ -347,6 +371,10 @@ def _roi(view: PathObject) -> JavaObject:
     if view.roi is None:
         raise FormatError("a detection has no ROI")
     return view.roi
+
+
+def _nucleus(view: PathObject) -> JavaObject:
+    return _roi(view) if view.nucleus is None else view.nucleus
 
 
 def _texts(column: Column) -> list[str]:

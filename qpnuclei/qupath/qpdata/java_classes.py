@@ -141,6 +141,7 @@ _KNOWN: dict[str, tuple[int, int, str | None, tuple[tuple[str, str, str], ...]]]
     ROOT: (1, _EXTERNAL, _PATH_OBJECT, ()),
     ANNOTATION: (1, _EXTERNAL, _ROI_OBJECT, ()),
     DETECTION: (1, _EXTERNAL, _ROI_OBJECT, ()),
+    CELL: (1, _EXTERNAL, DETECTION, ()),
     METADATA_MAP: (1, _EXTERNAL, None, ()),
     PATH_CLASS: (
         1,
@@ -471,8 +472,9 @@ class Catalog:
         is_locked: bool = False,
         path_class: JavaObject | None = None,
         roi: JavaObject | None = None,
+        nucleus: JavaObject | None = None,
     ) -> JavaObject:
-        """Return a new PathObject without children; the root object has no ROI."""
+        """Return a new PathObject without children; only a cell has a nucleus, the root no ROI."""
         extra: list[Content] = [
             None if name is None else JavaString.of(name),
             None if color is None else self.boxed(INTEGER, color),
@@ -483,6 +485,8 @@ class Catalog:
         if class_name != ROOT:
             no_probability = BlockData(np.array(np.nan, ">f8").tobytes())
             extra += [self.boxed(BOOLEAN, is_locked), path_class, roi, no_probability]
+        if class_name == CELL:
+            extra.append(nucleus)
         return self.make(class_name, extra=extra)
 
     def path_class(self, name: str, color: int | None) -> JavaObject:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import shapely
 
 from qpnuclei.errors import FormatError, UsageError
@@ -113,7 +116,7 @@ class NewDetections(Bulk):
 
 @dataclass(eq=False)
 class NewPart(Bulk):
-    """New detections that all have holes or all have none; see `uniform_parts`."""
+    """New detections or cells that are all written alike; see `uniform_parts`."""
 
     catalog: jc.Catalog
     part: DetectionGroup
@@ -136,7 +139,8 @@ def uniform_parts(group: DetectionGroup) -> Iterator[DetectionGroup]:
     """Divide a group into parts of bounded size, in the order in which they are written.
 
     Those without holes (PolygonROI) come first, those with holes (GeometryROI) after them, each in
-    the order of the table; no part has both.
+    the order of the table; no part has both. Where there are cells, the same holds for their
+    outlines.
 
     Raises
     ------
@@ -144,17 +148,11 @@ def uniform_parts(group: DetectionGroup) -> Iterator[DetectionGroup]:
         If a ring is not closed or encloses nothing, or a vertex is not finite.
     """
     nuclei = group.nuclei
-    rings = np.diff(nuclei.polygon_offsets)
-    if np.any(rings < 1):
-        raise ValueError("every nucleus must have an outline")
-    first, last = nuclei.ring_offsets[:-1], nuclei.ring_offsets[1:] - 1
-    if np.any(last - first < 3) or not np.array_equal(
-        nuclei.vertices[first], nuclei.vertices[last]
-    ):
-        raise ValueError("every ring must be closed and have at least three vertices")
-    if not np.all(np.isfinite(nuclei.vertices)):
-        raise ValueError("every vertex must be finite")
-    for indices in (np.flatnonzero(rings == 1), np.flatnonzero(rings > 1)):
+    kinds = _has_hole(nuclei).astype(np.int64)
+    if nuclei.cells is not None:
+        kinds = 2 * kinds + _has_hole(nuclei.cells)
+    for kind in range(4):
+        indices = np.flatnonzero(kinds == kind)
         for begin in range(0, len(indices), CHUNK):
             chosen = indices[begin : begin + CHUNK]
             if len(chosen) == len(nuclei):
@@ -166,17 +164,41 @@ def uniform_parts(group: DetectionGroup) -> Iterator[DetectionGroup]:
             )
 
 
+def _has_hole(outlines: NucleiTable) -> npt.NDArray[np.bool_]:
+    """Tell which outlines have a hole, once all are known to be in order."""
+    rings = np.diff(outlines.polygon_offsets)
+    if np.any(rings < 1):
+        raise ValueError("every nucleus must have an outline")
+    first, last = outlines.ring_offsets[:-1], outlines.ring_offsets[1:] - 1
+    if np.any(last - first < 3) or not np.array_equal(
+        outlines.vertices[first], outlines.vertices[last]
+    ):
+        raise ValueError("every ring must be closed and have at least three vertices")
+    if not np.all(np.isfinite(outlines.vertices)):
+        raise ValueError("every vertex must be finite")
+    has_hole: npt.NDArray[np.bool_] = rings > 1
+    return has_hole
+
+
 def check_same(found: FileDetections, part: DetectionGroup, grid_px: float = 0.0) -> None:
     """Raise FormatError unless the detections found are those of a part, with the same values.
 
     Outlines with holes may have vertices that are rounded to a grid.
     """
     nuclei = part.nuclei
-    if found.id_texts != part.id_texts or set(found.kinds) != {"detection"}:
+    if found.id_texts != part.id_texts or set(found.kinds) != {part.kind}:
         raise FormatError("a new detection is missing, or in another place")
     # Nearly always all vertices are equal, so that no geometries are needed.
-    if not (_same_vertices(found, nuclei) or _same_geometries(found, nuclei, grid_px)):
+    if not (
+        _same_vertices(found.nucleus_outlines, nuclei)
+        or _same_geometries(found.nucleus_geometries, nuclei, grid_px)
+    ):
         raise FormatError("a new detection has another outline")
+    if nuclei.cells is not None and not (
+        _same_vertices(found.outlines, nuclei.cells)
+        or _same_geometries(found.geometries, nuclei.cells, grid_px)
+    ):
+        raise FormatError("a new cell has another outline")
     if set(found.class_names) != {None if part.path_class is None else part.path_class.name}:
         raise FormatError("a new detection has another class")
     if part.plane is not None and np.any(found.planes != part.plane):
@@ -188,8 +210,7 @@ def check_same(found: FileDetections, part: DetectionGroup, grid_px: float = 0.0
             raise FormatError(f"{name!r} of a new detection has another value")
 
 
-def _same_vertices(found: FileDetections, nuclei: NucleiTable) -> bool:
-    outlines = found.outlines
+def _same_vertices(outlines: NucleiTable | None, nuclei: NucleiTable) -> bool:
     return (
         outlines is not None
         and np.array_equal(outlines.vertices, nuclei.vertices)
@@ -198,8 +219,8 @@ def _same_vertices(found: FileDetections, nuclei: NucleiTable) -> bool:
     )
 
 
-def _same_geometries(detections: FileDetections, nuclei: NucleiTable, grid_px: float) -> bool:
-    geometries, polygons = detections.geometries, nuclei.polygons()
+def _same_geometries(geometries: npt.NDArray[Any], nuclei: NucleiTable, grid_px: float) -> bool:
+    polygons = nuclei.polygons()
     differ = np.flatnonzero(~shapely.equals_exact(geometries, polygons))
     found, expected = geometries[differ], polygons[differ]
     # A ring that repeats its first vertex at the end is read back without the repetition.
@@ -214,41 +235,39 @@ def _same_geometries(detections: FileDetections, nuclei: NucleiTable, grid_px: f
 def _write(writer: StreamWriter, catalog: jc.Catalog, part: DetectionGroup, plane: Plane) -> Step:
     nuclei = part.nuclei
     count = len(nuclei)
-    has_hole = nuclei.polygon_offsets[1] > 1
     values = np.stack([*nuclei.measurements.values()], axis=1) if nuclei.measurements else None
     value_bytes = b"" if values is None else values.astype(">f4").tobytes()
     names, index_map = catalog.measurement_names(tuple(nuclei.measurements))
     path_class = None
     if part.path_class is not None:
         path_class = catalog.path_class(part.path_class.name, part.path_class.color)
+    # QuPath writes the outline of a cell first, and that of its nucleus at the end.
+    outlines = [nuclei] if nuclei.cells is None else [nuclei.cells, nuclei]
+    of_rois = [_roi_columns(table) for table in outlines]
     columns = [
         Column("".join(part.id_texts).encode(), _UUID_LENGTH * np.arange(count + 1)),
         Column(value_bytes, 4 * len(nuclei.measurements) * np.arange(count + 1)),
-        *([_wkb_column(nuclei)] if has_hole else _vertex_columns(nuclei)),
+        *chain.from_iterable(of_rois),
     ]
 
     def detection(index: int) -> tuple[JavaObject, list[JavaString | JavaArray]]:
-        own = [c.data[c.offsets[index] : c.offsets[index + 1]] for c in columns]
-        id_string = JavaString(own[0])
-        floats = catalog.desc(jc.FLOAT_ARRAY)
-        array = JavaArray(floats, own[1], None)
+        own_id, floats = (_cut(column, index) for column in columns[:2])
+        id_string = JavaString(own_id)
+        array = JavaArray(catalog.desc(jc.FLOAT_ARRAY), floats, None)
         measurements = catalog.make(
             jc.FLOAT_LIST, {"isClosed": True, "map": index_map, "names": names, "values": array}
         )
-        arrays = [JavaArray(floats, data, None) for data in own[2:]]
-        if has_hole:
-            arrays = [JavaArray(catalog.desc(jc.BYTE_ARRAY), own[2], None)]
-            roi = geometry_roi(catalog, arrays[0], plane)
-        else:
-            roi = vertices_roi(catalog, jc.POLYGON, plane, *arrays)
+        made = [_roi(catalog, [_cut(c, index) for c in of_roi], plane) for of_roi in of_rois]
+        (roi, _), *nucleus = made
         node = catalog.path_object(
-            jc.DETECTION,
+            jc.CELL if nucleus else jc.DETECTION,
             metadata=catalog.metadata([(catalog.string(OBJECT_ID), id_string)]),
             measurements=measurements,
             path_class=path_class,
             roi=roi,
+            nucleus=nucleus[0][0] if nucleus else None,
         )
-        return node, [id_string, array, *arrays]
+        return node, [id_string, array, *chain.from_iterable(arrays for _, arrays in made)]
 
     first, _ = detection(0)
     yield writer.value(first)
@@ -261,6 +280,27 @@ def _write(writer: StreamWriter, catalog: jc.Catalog, part: DetectionGroup, plan
         for owner, column in zip(owners, columns, strict=True)
     }
     yield NewRecords(shape, rest, count - 1).write(writer)
+
+
+def _cut(column: Column, index: int) -> bytes:
+    return column.data[column.offsets[index] : column.offsets[index + 1]]
+
+
+def _roi(
+    catalog: jc.Catalog, data: Sequence[bytes], plane: Plane
+) -> tuple[JavaObject, list[JavaArray]]:
+    """Return a ROI of what `_roi_columns` has of it, and the arrays that hold this."""
+    if len(data) == 1:
+        arrays = [JavaArray(catalog.desc(jc.BYTE_ARRAY), data[0], None)]
+        return geometry_roi(catalog, arrays[0], plane), arrays
+    arrays = [JavaArray(catalog.desc(jc.FLOAT_ARRAY), part, None) for part in data]
+    return vertices_roi(catalog, jc.POLYGON, plane, arrays[0], arrays[1]), arrays
+
+
+def _roi_columns(outlines: NucleiTable) -> list[Column]:
+    """Return what is written of outlines: x and y, or for those with holes well-known binary."""
+    has_hole = outlines.polygon_offsets[1] > 1
+    return [_wkb_column(outlines)] if has_hole else _vertex_columns(outlines)
 
 
 def _vertex_columns(nuclei: NucleiTable) -> list[Column]:

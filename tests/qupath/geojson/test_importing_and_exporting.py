@@ -23,6 +23,10 @@ from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.geojson.writing import write_objects
 from qpnuclei.qupath.model import DetectionGroup, Edit, ImageObjects, PathClass, Project
 from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.qpdata import java_classes as jc
+from qpnuclei.qupath.qpdata.data_file import DataFile
+from qpnuclei.qupath.qpdata.java_nodes import JavaString
+from qpnuclei.qupath.qpdata.path_objects import PathObject, walk
 from qpnuclei.qupath.regions import match_images, one_image
 from tests.ids import nucleus_id
 from tests.paths import FAULTS, SAMPLES
@@ -79,7 +83,19 @@ def test_exported_and_imported_objects_are_the_same(version: str, tmp_path: Path
         for name, column in before.detections.measurements.items():
             found = after.detections.measurements.get(name, nothing)
             np.testing.assert_allclose(found[order[0]], column[order[1]], rtol=1e-6)
-        assert imported.outlines == sum(k != "detection" for k in before.detections.kinds)
+        # A tile and a cell without a nucleus are imported as outlines; a cell with one is a cell.
+        kinds = [
+            [o.detections.kinds[i] for i in rows]
+            for o, rows in zip((after, before), order, strict=True)
+        ]
+        assert imported.outlines == sum(a != b for a, b in zip(*kinds, strict=True))
+        for i, j in zip(*order, strict=True):
+            if after.detections.kinds[i] == "cell":
+                found, expected = (
+                    o.detections.nucleus_geometries[k] for o, k in ((after, i), (before, j))
+                )
+                assert_same_place(found, expected)
+        assert kinds[0].count("cell") == (1 if image.name == "he small.png" else 0)
 
 
 def test_importing_again_adds_nothing(tmp_path: Path) -> None:
@@ -447,7 +463,18 @@ def test_a_detection_of_two_parts_that_the_image_has_is_exported_and_imported(
 def test_properties_of_detections_that_no_file_keeps_are_reported(
     project: Project, tmp_path: Path
 ) -> None:
-    exported = export_image(project, project.images[0], tmp_path)
-    # Of the two cells one has a nucleus.
-    assert exported.losses == ("outline of a nucleus of 1 detections of the image",)
+    image = project.images[0]
+    data = image.data_path.read_bytes()
+    data_file = DataFile.parse(data, "data")
+    (view, *_) = [
+        view
+        for view, _ in walk(data_file._root())
+        if isinstance(view, PathObject) and view.kind == "cell"
+    ]
+    contents = jc.contents(view.node)
+    contents[contents.index(view.name)] = JavaString.of("a name")
+    with image.data_path.open("wb") as stream:
+        data_file.write(stream.write)
+    exported = export_image(project, image, tmp_path)
+    assert exported.losses == ("name of 1 detections of the image",)
     assert export_image(project, project.images[0], tmp_path, detections=False).losses == ()
