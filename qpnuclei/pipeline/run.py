@@ -104,11 +104,12 @@ def analyse_project(
             try:
                 for image in plan.images:
                     if image.entry in planned.committed:
-                        done = committed_image(
-                            project, by_id[image.entry], image, folder, plan.spec(), options
-                        )
-                        summary.images.append(done)
-                        summary.resumed += 1
+                        with standing_alone(f"image {image.name}", partial(fail, image)):
+                            done = committed_image(
+                                project, by_id[image.entry], image, folder, plan.spec(), options
+                            )
+                            summary.images.append(done)
+                            summary.resumed += 1
                 for image, layout in infer_images(
                     folder,
                     plan,
