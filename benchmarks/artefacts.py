@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             drawn = shapely.union_all([a for (own, _), a in AREAS.items() if own == slide])
             outside = [counted(found[slide, qc], drawn)[1] for qc in (False, True)]
             print(f"{slide}: nuclei elsewhere {outside[0]}, with --qc {outside[1]}")
-    print(table(rows))
+    print(table(list(rows[0]), [list(row.values()) for row in rows]))
 
 
 if __name__ == "__main__":
