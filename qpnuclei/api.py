@@ -482,6 +482,8 @@ def evaluate(
     *,
     split: str | None = None,
     layout: str = "auto",
+    roi: Sequence[str] = (),
+    truth_class: Sequence[str] = (),
     **options: Any,
 ) -> Report:
     """Measure a model on annotated images: what ``qpnuclei evaluate`` does.
@@ -489,13 +491,17 @@ def evaluate(
     Parameters
     ----------
     dataset : path-like
-        Folder of the images and their labels.
+        Folder of the images and their labels; or a project, with `roi`.
     model : str, optional
         As for ``qpnuclei run``; the default model if not given.
     split : str, optional
         Only the images of this split.
     layout : str
         Of the folder; see ``qpnuclei evaluate --format``.
+    roi : sequence of str
+        Of a project: classes of the annotations in which all nuclei are drawn.
+    truth_class : sequence of str
+        Classes of the drawn nuclei; see ``qpnuclei evaluate --truth-class``.
     **options
         Further fields of `qpnuclei.evaluation.assessment.AssessmentOptions`.
 
@@ -521,12 +527,13 @@ def evaluate(
     1.0
     """
     from qpnuclei.evaluation.assessment import AssessmentOptions, assess
-    from qpnuclei.evaluation.formats import read_dataset
+    from qpnuclei.evaluation.reading import read_annotated
 
     chosen = AssessmentOptions(**options) if model is None else AssessmentOptions(model, **options)
-    found, images = read_dataset(Path(dataset), layout, split, None)
-    described = {"path": str(dataset), "format": found, "split": split, "limit": None}
-    return assess(images, described, chosen)
+    read = read_annotated(
+        Path(dataset), layout, split, roi=roi, truth_classes=truth_class, mpp=chosen.mpp
+    )
+    return assess(read.images, {**read.described, "limit": None}, chosen, notes=read.notes)
 
 
 def train(
@@ -664,7 +671,7 @@ def read_nuclei(path: str | os.PathLike[str]) -> NucleiTable:
     ----------
     path : path-like
         ``.geojson``, ``.geojson.gz`` or ``.parquet``. Of GeoJSON, detections
-        and cells are read, by their outline.
+        are read, and cells by their nucleus, if they have one.
 
     Raises
     ------
@@ -697,7 +704,8 @@ def _from_geojson(path: Path) -> NucleiTable:
     for found in read_objects(path):
         if found.kind in ("detection", "cell"):
             columns = {name: [value] for name, value in found.measurements.items()}
-            tables.append(NucleiTable.from_polygons([found.geometry], columns))
+            outline = found.geometry if found.nucleus is None else found.nucleus
+            tables.append(NucleiTable.from_polygons([outline], columns))
     return concatenate(tables)
 
 

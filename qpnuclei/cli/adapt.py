@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qpnuclei.cli.options import DeviceOption, ImageGlobs, ImageRoot, Json, MppOption, Quiet
+from qpnuclei.cli.completing import complete_class
+from qpnuclei.cli.options import DeviceOption, ImageGlobs, ImageRoot, Json, MppOption, Quiet, Seed
 from qpnuclei.cli.train import STOPPING, ConsoleWatcher, number_of, training_bar
 from qpnuclei.models.registry import DEFAULT_MODEL
 
@@ -43,6 +44,7 @@ def adapt(
         list[str] | None,
         typer.Option(
             "--roi",
+            autocompletion=complete_class,
             metavar="CLASS",
             help="Learn only inside annotations of this class; may repeat.",
             show_default="whole images",
@@ -71,7 +73,7 @@ def adapt(
         bool,
         typer.Option("--resume", help="Continue the run in RUN_DIR with exactly the same result."),
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of all random choices.")] = 0,
+    seed: Seed = 0,
     device: DeviceOption = "auto",
     json: Json = False,
     quiet: Quiet = False,

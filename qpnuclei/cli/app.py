@@ -14,6 +14,7 @@ import typer
 from qpnuclei._version import __version__
 from qpnuclei.choices import LogLevel
 from qpnuclei.cli.adapt import adapt
+from qpnuclei.cli.command import Command, Group
 from qpnuclei.cli.demo import demo
 from qpnuclei.cli.doctor import doctor
 from qpnuclei.cli.evaluate import evaluate
@@ -33,26 +34,27 @@ from qpnuclei.errors import QpnucleiError, SaveError, UsageError
 
 app = typer.Typer(
     name="qpnuclei",
+    cls=Group,
     help="Nuclei in whole-slide images without labels: headless detection for QuPath projects.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(run)
-app.command()(qc)
-app.command()(plan)
-app.command()(infer)
-app.command()(commit)
-app.command()(preview)
-app.command()(export)
-app.command()(report)
-app.command("filter")(filter_nuclei)
-app.command()(info)
-app.command()(train)
-app.command()(adapt)
-app.command()(evaluate)
-app.command()(demo)
-app.command()(doctor)
+app.command(cls=Command)(run)
+app.command(cls=Command)(qc)
+app.command(cls=Command)(plan)
+app.command(cls=Command)(infer)
+app.command(cls=Command)(commit)
+app.command(cls=Command)(preview)
+app.command(cls=Command)(export)
+app.command(cls=Command)(report)
+app.command("filter", cls=Command)(filter_nuclei)
+app.command(cls=Command)(info)
+app.command(cls=Command)(train)
+app.command(cls=Command)(adapt)
+app.command(cls=Command)(evaluate)
+app.command(cls=Command)(demo)
+app.command(cls=Command)(doctor)
 app.add_typer(geojson_app, name="geojson")
 app.add_typer(project_app, name="project")
 app.add_typer(qupath_app, name="qupath")

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qpnuclei.cli.options import DeviceOption, Json, Quiet, TtaOption, within
+from qpnuclei.cli.options import (
+    DeviceOption,
+    ImageGlobs,
+    ImageRoot,
+    Json,
+    Quiet,
+    TtaOption,
+    within,
+)
 from qpnuclei.errors import UsageError
 from qpnuclei.models.registry import DEFAULT_MODEL
 
@@ -37,8 +45,8 @@ def evaluate(
     dataset: Annotated[
         Path,
         typer.Argument(
-            help="Folder of annotated images: images/ and labels/ (instance maps), or MoNuSeg, "
-            "TNBC or CoNSeP as published.",
+            help="Folder of annotated images: images/ and labels/ (instance maps or GeoJSON), or "
+            "MoNuSeg, TNBC or CoNSeP as published; or a QuPath project with --roi.",
             show_default=False,
         ),
     ],
@@ -52,6 +60,26 @@ def evaluate(
             show_default=False,
         ),
     ],
+    roi: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--roi",
+            help="Of a project: class of the annotations in which every nucleus is drawn; may "
+            "repeat.",
+            show_default=False,
+        ),
+    ] = None,
+    truth_class: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--truth-class",
+            help="Class of the drawn nuclei: detections, cells or annotations, of a project or "
+            "GeoJSON; may repeat.",
+            show_default="Nucleus in a project; every object of a GeoJSON file",
+        ),
+    ] = None,
+    image: ImageGlobs = None,
+    image_root: ImageRoot = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -135,6 +163,8 @@ def evaluate(
     """Measure how well nuclei are found on annotated images, with intervals and pictures.
 
     For example: qpnuclei evaluate monuseg-train --split val --mpp 0.25 -o report.json
+
+    On drawn nuclei: qpnuclei evaluate project.qpproj --roi Box -o report.json
     """
     if method is Method.HEMATOXYLIN and (model is not None or tune or tta):
         raise UsageError(
@@ -151,9 +181,20 @@ def evaluate(
             "the table (.md) and the page (.html) are written beside it",
         )
 
-    from qpnuclei.evaluation.formats import read_dataset
+    from qpnuclei.evaluation.reading import read_annotated
 
-    found, images = read_dataset(dataset, layout.value, split, splits, components=components)
+    read = read_annotated(
+        dataset,
+        layout.value,
+        split,
+        splits,
+        components=components,
+        roi=roi or (),
+        truth_classes=truth_class or (),
+        images=image or (),
+        mpp=mpp,
+        image_root=image_root,
+    )
 
     from rich.text import Text
 
@@ -170,9 +211,9 @@ def evaluate(
         tune=tune,
         write_model=write_model,
     )
-    described = {"path": str(dataset), "format": found, "split": split, "limit": limit}
-    if components:
-        described["components"] = True
+    for note in read.notes[:1]:  # the report has all of them
+        stderr.print(note, highlight=False, markup=False, soft_wrap=True)
+    described = {**read.described, "limit": limit}
     with progress_bar(quiet) as bar:
         tasks: dict[str, TaskID] = {}
 
@@ -181,7 +222,7 @@ def evaluate(
                 tasks[stage] = bar.add_task(stage, total=total, note="")
             bar.update(tasks[stage], completed=done, total=total, note=note)
 
-        report = assess(images[:limit], described, options, progress)
+        report = assess(read.images[:limit], described, options, progress, read.notes)
     write_report(report, output, evaluation_page(report, pictures))
     if json:
         print_json(report.to_json())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qpnuclei.choices import ExportedRow, NucleusFormat
+from qpnuclei.cli.completing import complete_class
 from qpnuclei.cli.options import (
     BackendOption,
     ImageGlobs,
@@ -57,13 +58,17 @@ def export(
     roi: Annotated[
         list[str] | None,
         typer.Option(
-            "--roi", help="Only annotations of this class; may repeat.", show_default="all"
+            "--roi",
+            autocompletion=complete_class,
+            help="Only annotations of this class; may repeat.",
+            show_default="all",
         ),
     ] = None,
     class_name: Annotated[
         list[str] | None,
         typer.Option(
             "--class",
+            autocompletion=complete_class,
             help="Class of the detections that count as nuclei, from any program and also where "
             "qpnuclei did not analyse; may repeat.",
             show_default="detections by qpnuclei, and class Nucleus; with --by nucleus all "

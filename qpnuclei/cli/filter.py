@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qpnuclei.cli.completing import complete_class
 from qpnuclei.cli.options import (
     BackendOption,
     BreakLock,
@@ -17,6 +18,7 @@ from qpnuclei.cli.options import (
     Json,
     ProjectPath,
     Wait,
+    within,
 )
 
 if TYPE_CHECKING:
@@ -31,8 +33,7 @@ def filter_nuclei(
         float | None,
         typer.Option(
             "--min-certainty",
-            min=0,
-            max=1,
+            callback=within(0, 1),
             help="Remove the nuclei whose measurement 'Attention: Mean' is below this value, from "
             "0 to 1.",
             show_default=False,
@@ -42,6 +43,7 @@ def filter_nuclei(
         list[str] | None,
         typer.Option(
             "--roi",
+            autocompletion=complete_class,
             help="Only in annotations of this class; may repeat.",
             show_default="everywhere",
         ),

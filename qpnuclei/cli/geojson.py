@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qpnuclei.cli.command import Command, Group
+from qpnuclei.cli.completing import complete_class, complete_image
 from qpnuclei.cli.options import (
     BackendOption,
     BreakLock,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from qpnuclei.qupath.model import ImageEntry
 
 geojson_app = typer.Typer(
+    cls=Group,
     help="Export annotations and detections to GeoJSON, and import them.",
     no_args_is_help=True,
 )
@@ -44,7 +47,7 @@ class Objects(StrEnum):
     ALL = "all"
 
 
-@geojson_app.command("export")
+@geojson_app.command("export", cls=Command)
 def export_geojson(
     project: ProjectPath,
     output: Annotated[
@@ -56,6 +59,7 @@ def export_geojson(
         list[str] | None,
         typer.Option(
             "--roi",
+            autocompletion=complete_class,
             help="Only annotations of this class, and the detections in them; may repeat.",
             show_default="all",
         ),
@@ -110,7 +114,7 @@ def export_geojson(
     sys.exit(failed)
 
 
-@geojson_app.command("import")
+@geojson_app.command("import", cls=Command)
 def import_geojson(
     project: ProjectPath,
     files: Annotated[
@@ -125,6 +129,7 @@ def import_geojson(
         str | None,
         typer.Option(
             "--image",
+            autocompletion=complete_image,
             help="Name (or ID) of the image that the files belong to.",
             show_default="from the file names",
         ),
@@ -133,6 +138,7 @@ def import_geojson(
         str | None,
         typer.Option(
             "--class",
+            autocompletion=complete_class,
             help="Class of everything that is imported.",
             show_default="the classes in the file",
         ),

@@ -12,19 +12,21 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from qpnuclei.choices import Backend, Device
+from qpnuclei.cli.completing import complete_image
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 
 Number = TypeVar("Number", int, float, int | None, float | None)
 
 
-def within(low: float, high: float | None, unit: str) -> Callable[[Number], Number]:
-    """Return the check of an option whose value has a range and a unit (not so: NaN)."""
+def within(low: float, high: float | None, unit: str = "") -> Callable[[Number], Number]:
+    """Return the check of an option whose value has a range and mostly a unit (not so: NaN)."""
     ends = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
+    unit = f" {unit}" if unit else ""
 
     def check(value: Number) -> Number:
         if value is not None and not low <= value <= (math.inf if high is None else high):
-            raise typer.BadParameter(f"{value:g} {unit} is not in the range: {ends} {unit}")
+            raise typer.BadParameter(f"{value:g}{unit} is not in the range: {ends}{unit}")
         return value
 
     return check
@@ -53,8 +55,8 @@ ImageGlobs = Annotated[
     list[str] | None,
     typer.Option(
         "--image",
-        help="Only images whose name matches this pattern (*, ?), or the image of this ID, which "
-        "info shows; may repeat.",
+        autocompletion=complete_image,
+        help="Only images of this name (* and ? match any) or ID; may repeat.",
         show_default="all images",
     ),
 ]
@@ -62,9 +64,9 @@ ProjectMppOption = Annotated[
     float | None,
     typer.Option(
         "--mpp",
-        help="Pixel size at full resolution in µm/px, for the images named with --image or for the "
-        "only image; otherwise only for images without a pixel size.",
-        show_default="that of the last run, else the project, else the slide",
+        help="Pixel size at full resolution in µm/px; of several images, unless --image names "
+        "them, for those without one.",
+        show_default="of the last run, project, or slide",
     ),
 ]
 MppTable = Annotated[
@@ -87,13 +89,12 @@ ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
-        help="Model: default, a .safetensors file made by train, or another model: "
-        "torchscript:FILE or onnx:FILE with a sidecar (docs/engines.md).",
+        help="default, a .safetensors file of train, or torchscript:FILE, onnx:FILE.",
     ),
 ]
 DeviceOption = Annotated[
     Device,
-    typer.Option("--device", help="Device that runs the network; auto uses a GPU if there is one."),
+    typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda or mps."),
 ]
 
 
@@ -111,8 +112,8 @@ DevicesOption = Annotated[
         "--device",
         metavar="DEVICES",
         callback=_check_devices,
-        help="Device that runs the network: auto (a GPU if there is one), cpu, cuda, cuda:N or "
-        "mps. Several, as cuda:0,cuda:1, work side by side, a process each.",
+        help="auto (a GPU if there is one), cpu, cuda, cuda:N or mps; several at once: "
+        "cuda:0,cuda:1.",
     ),
 ]
 UnitMinutes = Annotated[
@@ -150,10 +151,18 @@ BreakLock = Annotated[
         "process surely runs no more: of this computer's, that is seen without this option.",
     ),
 ]
+Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed",
+        callback=within(0, None),
+        help="Seed of the initial weights and all random choices, from 0.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 Json = Annotated[
     bool,
-    typer.Option("--json", help="Print one JSON document instead of text to standard output."),
+    typer.Option("--json", help="Print one JSON document instead of text."),
 ]
 RunDir = Annotated[
     Path | None,
@@ -168,7 +177,7 @@ NoReport = Annotated[
     bool,
     typer.Option(
         "--no-report",
-        help="Do not write report.html, the page with pictures and numbers, to the run's folder.",
+        help="Write no report.html.",
     ),
 ]
 Resume = Annotated[

@@ -25,6 +25,7 @@ from qpnuclei.cli.options import (
     UnitMinutes,
     Wait,
     with_options_of,
+    within,
 )
 from qpnuclei.cli.run import run
 from qpnuclei.cli.running import INTERRUPTED, TERMINATING, asked_for, print_summary, write_page
@@ -103,14 +104,19 @@ def infer(
         int | None,
         typer.Option(
             "--batch",
-            min=1,
+            callback=within(1, None, "tiles"),
             help="Tiles per batch of the network.",
             show_default="on a GPU as many as fit into its memory, at most 8; 1 on a CPU",
         ),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=1, help="Processor cores to use.", show_default="all cores"),
+        typer.Option(
+            "--workers",
+            callback=within(1, None, "cores"),
+            help="Processor cores to use.",
+            show_default="all cores",
+        ),
     ] = None,
     retry_failed: RetryFailed = False,
     fail_fast: FailFast = False,

@@ -21,6 +21,7 @@ from qpnuclei.cli.options import (
     ProjectMppOption,
     Quiet,
     TtaOption,
+    within,
 )
 from qpnuclei.cli.selecting import (
     Exclude,
@@ -63,8 +64,8 @@ def preview(
         list[str] | None,
         typer.Option(
             "--threshold",
-            help="Attention (0 to 1) above which a pixel belongs to a nucleus; may repeat, or name "
-            "several: 0.4,0.5,0.6.",
+            help="Attention (0.01 to 0.99) above which a pixel belongs to a nucleus; may repeat, "
+            "or name several: 0.4,0.5,0.6.",
             show_default="0.35, that of the model, and 0.65; that of the model if something else "
             "is compared",
         ),
@@ -87,7 +88,12 @@ def preview(
         ),
     ] = None,
     fields: Annotated[
-        int, typer.Option("--fields", min=1, max=12, help="Fields to show, of 128 µm.")
+        int,
+        typer.Option(
+            "--fields",
+            callback=within(1, 12, "fields"),
+            help="Fields to show, 1 to 12, of 128 µm each.",
+        ),
     ] = 4,
     output: Annotated[
         Path | None,
@@ -230,14 +236,14 @@ def _several(option: str, texts: Sequence[str] | None, read: Callable[[str], T])
 def _threshold(text: str) -> float:
     value = _number(text)
     if not 0.01 <= value <= 0.99:
-        raise ValueError("is not between 0.01 and 0.99")
+        raise ValueError("attention is not between 0.01 and 0.99")
     return value
 
 
 def _area(text: str) -> float:
     value = _number(text)
     if not 0 <= value <= 1000:
-        raise ValueError("is not between 0 and 1000")
+        raise ValueError("µm² is not between 0 and 1000 µm²")
     return value
 
 

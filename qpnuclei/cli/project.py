@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qpnuclei.cli.command import Command, Group
+from qpnuclei.cli.completing import complete_image
 from qpnuclei.cli.options import BreakLock, Json, MppOption, ProjectPath, Wait
 from qpnuclei.errors import QpnucleiError
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from qpnuclei.qupath.model import ImageEntry
 
 project_app = typer.Typer(
+    cls=Group,
     help="Create and extend QuPath projects without QuPath, and restore backups.",
     no_args_is_help=True,
 )
@@ -27,7 +30,7 @@ def _project() -> None:
     pass
 
 
-@project_app.command()
+@project_app.command(cls=Command)
 def create(
     directory: Annotated[
         Path, typer.Argument(help="Folder of the new project; created if missing.")
@@ -70,7 +73,7 @@ def create(
         sys.exit(1)
 
 
-@project_app.command()
+@project_app.command(cls=Command)
 def add(
     project: ProjectPath,
     slides: Annotated[
@@ -143,7 +146,7 @@ def _print_without_mpp(images: Sequence[ImageEntry]) -> None:
             )
 
 
-@project_app.command()
+@project_app.command(cls=Command)
 def backups(
     project: ProjectPath,
     count: Annotated[
@@ -168,11 +171,17 @@ def backups(
         stdout.print("no backups: no run has replaced anything", highlight=False)
 
 
-@project_app.command()
+@project_app.command(cls=Command)
 def restore(
     project: ProjectPath,
     image: Annotated[
-        str, typer.Option("--image", help="Name (or ID) of the image.", show_default=False)
+        str,
+        typer.Option(
+            "--image",
+            autocompletion=complete_image,
+            help="Name (or ID) of the image.",
+            show_default=False,
+        ),
     ],
     backup: Annotated[
         str | None,

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qpnuclei.cli.command import Command, Group
 from qpnuclei.cli.options import Json
 
 if TYPE_CHECKING:
     from qpnuclei.qupath.scripts import Change
 
 qupath_app = typer.Typer(
-    help="Put a menu into QuPath that runs qpnuclei, or remove it.", no_args_is_help=True
+    cls=Group, help="Put a menu into QuPath that runs qpnuclei, or remove it.", no_args_is_help=True
 )
 
 _To = Annotated[
@@ -33,7 +34,7 @@ def _qupath() -> None:
     pass
 
 
-@qupath_app.command()
+@qupath_app.command(cls=Command)
 def install(
     to: _To = None,
     dry_run: _DryRun = False,
@@ -60,7 +61,7 @@ def install(
         stderr.print("the path of the program qpnuclei is not known: set it in QuPath")
 
 
-@qupath_app.command()
+@qupath_app.command(cls=Command)
 def uninstall(
     to: _To = None,
     dry_run: _DryRun = False,

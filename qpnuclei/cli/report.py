@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from qpnuclei.cli.completing import complete_class
 from qpnuclei.cli.options import (
     BackendOption,
     ImageGlobs,
@@ -44,6 +45,7 @@ def report(
         list[str] | None,
         typer.Option(
             "--class",
+            autocompletion=complete_class,
             help="Class of the detections that count as nuclei, as for export; may repeat.",
             show_default="detections by qpnuclei, and class Nucleus; in images without a run, all "
             "detections",

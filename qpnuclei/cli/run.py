@@ -16,6 +16,7 @@ from qpnuclei.choices import (
     OnExisting,
     Precision,
 )
+from qpnuclei.cli.completing import complete_class
 from qpnuclei.cli.options import (
     BackendOption,
     BreakLock,
@@ -53,9 +54,8 @@ def run(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="PROJECT... | SLIDES...",
-            help="QuPath projects: .qpproj files or their folders. Or slides: files, folders of "
-            "them, or patterns (*, ?, **); then --output is needed.",
+            metavar="PROJECT|SLIDES",
+            help="QuPath projects (.qpproj or folder), or slides: files, folders, patterns.",
             show_default=False,
         ),
     ],
@@ -65,9 +65,7 @@ def run(
             "--output",
             "-o",
             metavar="FOLDER",
-            help="Of slides: folder for the results, a QuPath project with counts.csv and "
-            "report.html. The tissue is found unless annotations are chosen. The same command "
-            "again goes on, and adds new slides.",
+            help="Of slides, needed: for all results.",
         ),
     ] = None,
     roi: Roi = None,
@@ -101,14 +99,16 @@ def run(
     image_root: ImageRoot = None,
     backend: BackendOption = "auto",
     class_name: Annotated[
-        str, typer.Option("--class", help="QuPath class of the detections.")
+        str,
+        typer.Option(
+            "--class", autocompletion=complete_class, help="QuPath class of the detections."
+        ),
     ] = NUCLEUS_CLASS,
     on_existing: Annotated[
         OnExisting,
         typer.Option(
             "--on-existing",
-            help="What to do where qpnuclei has written detections before (others are never "
-            "touched): replace them, append to them, skip the annotation, or stop with an error.",
+            help="Of an earlier run: replace, append, skip, or error.",
         ),
     ] = "replace",
     tile: Annotated[
@@ -133,17 +133,17 @@ def run(
         typer.Option(
             "--workers",
             callback=within(1, None, "cores"),
-            help="Processor cores to use; the result does not depend on it.",
-            show_default="all cores",
+            help="Processor cores to use; results do not depend on it.",
+            show_default="all",
         ),
     ] = None,
     precision: Annotated[
         Precision,
         typer.Option(
             "--precision",
-            help="Number format of the network; auto: float16 on CUDA, float32 elsewhere. "
-            "bfloat16 takes half the time on CPUs that have it, and moves a few outlines by a "
-            "pixel.",
+            help="Number format of the network: auto (float16 on CUDA, float32 elsewhere), float32 "
+            "or bfloat16, which takes half the time on CPUs that have it, and moves a few outlines "
+            "by a pixel.",
         ),
     ] = "auto",
     tta: TtaOption = False,
@@ -152,9 +152,8 @@ def run(
         typer.Option(
             "--threshold",
             callback=within(0.01, 0.99, "attention"),
-            help="Attention (0.01 to 0.99) above which a pixel belongs to a nucleus: lower finds "
-            "more nuclei and larger ones. Compare values with preview.",
-            show_default="that of the model",
+            help="Attention (0.01 to 0.99) from which a pixel is nucleus.",
+            show_default="the model's",
         ),
     ] = None,
     min_area_um2: Annotated[
@@ -162,8 +161,7 @@ def run(
         typer.Option(
             "--min-area-um2",
             callback=within(0, 1000, "µm²"),
-            help="Leave out nuclei with a smaller area, in µm² (0 to 1000), beside those that the "
-            "model itself leaves out.",
+            help="Leave out smaller nuclei, in µm² (0 to 1000).",
         ),
     ] = 0.0,
     cell_expansion: Annotated[
@@ -219,9 +217,7 @@ def run(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find the nuclei inside the chosen annotations and write them back as detections.
-
-    A run that was ended before, by whatever, is gone on with by the same command.
+    """Find nuclei in annotations or slides; the same command goes on where it ended.
 
     For example: qpnuclei run project.qpproj --roi Tumor
 

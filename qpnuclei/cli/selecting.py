@@ -9,13 +9,18 @@ from uuid import UUID
 import typer
 
 from qpnuclei.choices import DEFAULT_EXCLUDED
+from qpnuclei.cli.completing import complete_class
 
 if TYPE_CHECKING:
     from qpnuclei.pipeline.selection import Selection
 
 Roi = Annotated[
     list[str] | None,
-    typer.Option("--roi", help="Class of the annotations to analyse; may repeat."),
+    typer.Option(
+        "--roi",
+        autocompletion=complete_class,
+        help="Class of the annotations to analyse; may repeat.",
+    ),
 ]
 RoiDerived = Annotated[
     bool,
@@ -35,15 +40,15 @@ RoiId = Annotated[
 RoiAll = Annotated[bool, typer.Option("--roi-all", help="Analyse every annotation with an area.")]
 Tissue = Annotated[
     bool,
-    typer.Option("--tissue", help="Detect the tissue automatically and analyse it instead."),
+    typer.Option("--tissue", help="Find the tissue, and analyse it instead."),
 ]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(
         "--exclude",
-        help="Class of annotations to leave out of the analysed area and of all counts, with * and "
-        "? as wildcards; may repeat. '' excludes nothing.",
-        show_default="'Ignore*', QuPath's class for what is to be ignored",
+        autocompletion=complete_class,
+        help="Class to leave out of areas and counts; may repeat; '' for none.",
+        show_default="'Ignore*'",
     ),
 ]
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qpnuclei.cli.options import ImageRoot, Json, Quiet, within
+from qpnuclei.cli.completing import complete_class
+from qpnuclei.cli.options import ImageRoot, Json, Quiet, Seed, within
 from qpnuclei.errors import UsageError
 from qpnuclei.training.callbacks import Watcher
 
@@ -97,6 +98,7 @@ def train(
         list[str] | None,
         typer.Option(
             "--roi",
+            autocompletion=complete_class,
             metavar="CLASS",
             help="Train only inside annotations of this class in QuPath projects; may repeat.",
             show_default="whole images",
@@ -134,10 +136,7 @@ def train(
             show_default="ImageNet weights, downloaded once",
         ),
     ] = None,
-    seed: Annotated[
-        int,
-        typer.Option("--seed", min=0, help="Seed of the initial weights and all random choices."),
-    ] = 0,
+    seed: Seed = 0,
     device: Annotated[
         str,
         typer.Option("--device", help="auto (a GPU where there is one), cpu, cuda, cuda:N or mps."),

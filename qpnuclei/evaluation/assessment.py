@@ -63,6 +63,7 @@ def assess(
     dataset: dict[str, Any],
     options: AssessmentOptions,
     progress: ProgressCallback = lambda stage, done, total, note: None,
+    notes: Sequence[str] = (),
 ) -> Report:
     """Measure a model on annotated images, beside haematoxylin and Otsu on the same images.
 
@@ -74,6 +75,8 @@ def assess(
         Description of the data for the report: ``path``, ``format``, ``split``.
     options : AssessmentOptions
     progress : callable
+    notes : sequence of str
+        Remarks on the data that a reader of the figures must know.
 
     Raises
     ------
@@ -85,7 +88,7 @@ def assess(
     _check_target(options)
     provenance: dict[str, Any] = {"arguments": asdict(options)}
     others: list[Evaluation] = []
-    notes: list[str] = []
+    notes = list(notes)
     if options.model is None:
         result = _measure(classical.NAME, classical.haematoxylin_nuclei, images, options, progress)
     else:
@@ -108,7 +111,7 @@ def assess(
             others.append(result)
             name = f"{name}, tuned"
             result = _measure(name, partial(segment, engine), images, options, progress)
-            notes = _tuning_notes(name, parameters)
+            notes += _tuning_notes(name, parameters)
             if options.write_model is not None:
                 _write_tuned(
                     options.write_model, options.model, engine.predictor.metadata, dataset, result

@@ -13,10 +13,12 @@ import tifffile
 from PIL import Image
 
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
+from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.system.json_text import parse_json
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
+GEOJSON_SUFFIXES = (".geojson", ".geojson.gz")
+LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".npy", *GEOJSON_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,14 @@ class AnnotatedImage:
                 f"fit the image {self.image_path.name} of {rgb.shape[1]} x {rgb.shape[0]} px"
             )
         return rgb, labels
+
+    def read_alone(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+        """Return image and instance map without anything that lies around what is annotated."""
+        return self.read()
+
+    def counted(self, nuclei: NucleiTable) -> NucleiTable:
+        """Return those of the nuclei found in the image that are to be scored: here, all."""
+        return nuclei
 
     def read_image(self) -> npt.NDArray[np.uint8]:
         """Return the image as (H, W, 3) uint8 RGB.
@@ -149,7 +159,7 @@ def read_folder(
     ----------
     folder : Path
         ``images/STEM.{png,jpg,tif}`` are RGB images, ``labels/STEM.{png,tif,npy}`` their instance
-        maps (uint16; 0 = background).
+        maps (uint16; 0 = background), or ``labels/STEM.geojson`` (or ``.geojson.gz``) outlines.
     split : str, optional
         Only the stems that ``splits.json`` in `folder` (a mapping of split to stems) lists there.
     names : sequence of str, optional
@@ -194,7 +204,14 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
         raise NotFoundError(
             f"{folder}: no such folder", "a data set is a folder with images/ and labels/"
         )
-    return {path.stem: path for path in folder.iterdir() if path.suffix.lower() in suffixes}
+    found = ((path, label_suffix(path)) for path in sorted(folder.iterdir()))
+    return {path.name[: -len(suffix)]: path for path, suffix in found if suffix in suffixes}
+
+
+def label_suffix(path: Path) -> str:
+    """Return the suffix of a file in small letters, ``.gz`` with the one before it."""
+    count = 2 if path.suffix.lower() == ".gz" else 1
+    return "".join(path.suffixes[-count:]).lower()
 
 
 def read_split(path: Path, split: str) -> list[str]:

@@ -177,7 +177,7 @@ def evaluate(
     for image in images:
         true_mpp = image_mpp(image, mpp)
         rgb, true = image.read()
-        nuclei = find(rgb, true_mpp)
+        nuclei = image.counted(find(rgb, true_mpp))
         predicted = label_map(nuclei.polygons(), true.shape)
         result = ImageResult(
             image, true_mpp, nuclei, score(true, predicted), classify(true, predicted).counts()

@@ -16,13 +16,16 @@ import skimage.measure
 
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
 from qpnuclei.evaluation.datasets import (
+    GEOJSON_SUFFIXES,
     IMAGE_SUFFIXES,
     AnnotatedImage,
+    label_suffix,
     read_folder,
     read_instance_map,
     read_split,
 )
 from qpnuclei.evaluation.labelmap import label_map
+from qpnuclei.qupath.geojson.reading import read_objects
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +75,41 @@ class MaskImage(AnnotatedImage):
             read_instance_map(self.labels_path), connectivity=2
         ).astype(np.int32)
         return components
+
+
+@dataclass(frozen=True)
+class GeojsonImage(AnnotatedImage):
+    """An image with outlines as QuPath exports them: annotations, detections or cells.
+
+    Parameters
+    ----------
+    classes : tuple of str
+        Only objects of these classes; empty for all.
+    """
+
+    classes: tuple[str, ...] = ()
+
+    def read_labels(self) -> npt.NDArray[np.int32]:
+        """Return the (H, W) int32 instance map: of a cell its nucleus, of overlaps the first.
+
+        Raises
+        ------
+        FormatError
+            If it is no GeoJSON, or holds no area of these classes.
+        """
+        shapes = []
+        for found in read_objects(self.labels_path):
+            name = None if found.path_class is None else found.path_class.name
+            if not self.classes or name in self.classes:
+                shape = found.nucleus or found.geometry
+                if shape.geom_type in ("Polygon", "MultiPolygon"):
+                    shapes.append(shape)
+        if not shapes:
+            of = f" of class {' or '.join(map(repr, self.classes))}" if self.classes else ""
+            raise FormatError(f"{self.labels_path}: holds no outline{of} with an area")
+        parts, owners = shapely.get_parts(np.array(shapes, dtype=object), return_index=True)
+        labels = label_map(parts, self.read_image().shape[:2])
+        return np.append(0, owners + 1).astype(np.int32)[labels]
 
 
 @dataclass(frozen=True)
@@ -158,6 +196,7 @@ def read_dataset(
     splits: Path | None = None,
     *,
     components: bool = False,
+    truth_classes: Sequence[str] = (),
 ) -> tuple[str, list[AnnotatedImage]]:
     """Find the annotated images of a data set in any layout that is known.
 
@@ -173,6 +212,8 @@ def read_dataset(
         given.
     components : bool
         Whether the labels of the layout ``"folder"`` are masks whose connected parts are nuclei.
+    truth_classes : sequence of str
+        Only objects of these classes, where labels of the layout ``"folder"`` are GeoJSON.
 
     Returns
     -------
@@ -197,10 +238,15 @@ def read_dataset(
         _log.info("%s: read as %s", folder, layout)
     names = None if split is None else read_split(splits or folder / "splits.json", split)
     if layout == "folder":
-        found = list(read_folder(folder, names=names))
-        if components:
-            found = [MaskImage(i.name, i.image_path, i.labels_path, i.mpp) for i in found]
-        return layout, found
+        return layout, [
+            _of_folder(image, components, truth_classes)
+            for image in read_folder(folder, names=names)
+        ]
+    if truth_classes:
+        raise UsageError(
+            f"--truth-class is for projects and GeoJSON, and {folder} has the layout of {layout}",
+            "leave it out",
+        )
     if components:
         raise UsageError(
             f"--components is for masks in labels/, and {folder} has the layout of {layout}",
@@ -222,6 +268,24 @@ _READERS: Mapping[str, Callable[[Path], list[AnnotatedImage]]] = {
     "tnbc": read_tnbc,
     "consep": read_consep,
 }
+
+
+def _of_folder(
+    image: AnnotatedImage, components: bool, truth_classes: Sequence[str]
+) -> AnnotatedImage:
+    """Return an image of a plain folder by the kind of its labels."""
+    is_geojson = label_suffix(image.labels_path) in GEOJSON_SUFFIXES
+    if components and is_geojson:
+        raise UsageError(f"--components is for masks, not for {image.labels_path}", "leave it out")
+    if truth_classes and not is_geojson:
+        raise UsageError(
+            f"--truth-class is for outlines with classes, not for {image.labels_path}",
+            "leave it out",
+        )
+    same = (image.name, image.image_path, image.labels_path, image.mpp)
+    if is_geojson:
+        return GeojsonImage(*same, tuple(truth_classes))
+    return MaskImage(*same) if components else image
 
 
 def _detect(folder: Path) -> str:

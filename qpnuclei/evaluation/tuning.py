@@ -108,7 +108,7 @@ def at_resolution(
     """
     made = []
     for image in images:
-        rgb, labels = image.read()
+        rgb, labels = image.read_alone()
         true_mpp = image_mpp(image, mpp)
         rgb = resample(rgb, 1 / working_downsample((true_mpp, true_mpp), model_mpp)[0])
         if rgb.shape[:2] != labels.shape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,20 +65,27 @@ def train_model(
         "resume": resume,
         "watcher": watcher,
     }
-    if is_student(fields):
-        from qpnuclei.training.student.rounds import train_student
+    existed = folder.exists()
+    try:
+        if is_student(fields):
+            from qpnuclei.training.student.rounds import train_student
 
-        return train_student(fields, sources, folder, **common)
-    from qpnuclei.training.attention.loop import train_attention
+            return train_student(fields, sources, folder, **common)
+        from qpnuclei.training.attention.loop import train_attention
 
-    return train_attention(
-        attention_recipe(fields),
-        sources,
-        folder,
-        backbone_weights=backbone_weights,
-        workers=workers,
-        **common,
-    )
+        return train_attention(
+            attention_recipe(fields),
+            sources,
+            folder,
+            backbone_weights=backbone_weights,
+            workers=workers,
+            **common,
+        )
+    finally:
+        # A run that was refused leaves no empty folder.
+        if not existed:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def is_student(fields: Mapping[str, Any]) -> bool:

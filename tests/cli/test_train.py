@@ -157,6 +157,7 @@ def test_a_slide_too_coarse_for_the_student_is_refused(patches: Path, tmp_path: 
     call = ["train", str(patches), "-o", str(tmp_path / "run"), "--mpp", "0.5", "--device", "cpu"]
     with pytest.raises(UsageError, match=r"p\.png: up to 0\.5 µm/px, coarser than the 0\.25 µm/px"):
         CliRunner().invoke(app, call, catch_exceptions=False)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

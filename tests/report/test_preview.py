@@ -122,7 +122,7 @@ def test_a_slide_alone_is_looked_at_in_its_tissue(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--threshold", "0.5,1.5"), "--threshold: '1.5' is not between 0.01 and 0.99"),
+        (("--threshold", "0.5,1.5"), "--threshold: '1.5' attention is not between 0.01 and 0.99"),
         (("--threshold", "high"), "--threshold: 'high' is not a number"),
         (("--min-area-um2", "nan"), "--min-area-um2: 'nan' is not a number"),
         (("--roi", "Tumour"), "no annotation of class 'Tumour'"),

@@ -122,7 +122,8 @@ def _check_resolution(sources: Sequence[Source], mpp: float, max_enlargement: fl
         raise UsageError(
             f"{coarse[0].name}{more}: up to {coarsest:.3g} µm/px, coarser than the {mpp:g} µm/px "
             "that the recipe learns at",
-            f"leave them out, or train a model for such slides: --set mpp={coarsest:.3g}",
+            "leave them out, or train a model for such slides: "
+            f"qpnuclei train --set mpp={coarsest:.3g}",
         )
 
 

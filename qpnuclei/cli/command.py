@@ -1,0 +1,118 @@
+"""How the help of a command is laid out: options in groups, those that few need last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+#: Groups in the order in which they are shown, and the parameters in them; the others are the last.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "What": (
+        *("image", "images", "mpp", "dataset", "split", "components", "shard"),
+        *("slides_from", "by"),
+    ),
+    "Where": ("roi", "roi_all", "tissue", "exclude", "validation"),
+    "How": (
+        *("model", "device", "threshold", "min_area_um2", "min_certainty"),
+        *("on_existing", "config", "settings", "epochs", "fields", "method", "tune"),
+    ),
+    "Output": ("output", "no_report", "dry_run", "json"),
+}
+LAST = "Advanced"
+#: Commands with fewer options are shown without groups.
+_FEW = 9
+
+#: What stands for the value of an option in its help: its unit, or what it names.
+_VALUES = {
+    **dict.fromkeys(("image", "images", "roi_name"), "NAME"),
+    **dict.fromkeys(("roi", "exclude", "class_name", "nucleus_class"), "CLASS"),
+    **dict.fromkeys(("image_root", "slides_from", "run_dir", "geojson", "parquet"), "FOLDER"),
+    **dict.fromkeys(("mpp", "validation_mpp"), "µm/px"),
+    **dict.fromkeys(("max_nucleus", "simplify", "cell_expansion"), "µm"),
+    **dict.fromkeys(("workers", "epochs", "seed", "limit", "fields"), "N"),
+    **dict.fromkeys(("threshold", "min_certainty"), "0..1"),
+    "min_area_um2": "µm²",
+    "tile": "px",
+    "batch": "TILES",
+    "unit_minutes": "MIN",
+    "mpp_table": "FILE.csv",
+    "roi_id": "UUID",
+    "model": "MODEL",
+    "device": "DEVICE",
+    "precision": "TYPE",
+    "on_existing": "WHAT",
+    "backend": "NAME",
+    "backup": "ID",
+    "config": "RECIPE",
+    "by": "ROW",
+    "kind": "FORMAT",
+    "layout": "FORMAT",
+    "method": "NAME",
+    "split": "NAME",
+    "project": "PROJECT",
+    "scales": "LIST",
+}
+
+_GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
+_ORDER = [*GROUPS, LAST]
+
+
+class _Laid:
+    """What commands and groups of them have in common."""
+
+    params: list[Any]
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        listed = [param for param in self.params if param.param_type_name == "option"]
+        for param in self.params:
+            if param not in listed:  # Python's name of its type, which the text says better
+                param.display_type_rich = lambda ctx: ""
+                param.metavar = param.metavar or (param.name or "").upper()
+        for param in listed:
+            if param.metavar is None and not getattr(param, "is_flag", False):
+                param.metavar = _VALUES.get(param.name or "")
+            _say_default(param)
+        self._is_grouped = len(listed) > _FEW
+        if self._is_grouped:
+            for param in listed:
+                _put(param, _GROUP_OF.get(param.name or "", LAST))
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters, those of a group together."""
+        found: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in found:
+            if getattr(param, "is_flag", False) and param.metavar is None:
+                param.metavar = ""
+            if param.name == "help" and self._is_grouped:
+                _put(param, LAST)
+        return sorted(found, key=_place)
+
+
+class Command(_Laid, TyperCommand):
+    """A command whose many options are in groups, with units and no types of Python."""
+
+
+class Group(_Laid, TyperGroup):
+    """A command of commands, laid out alike."""
+
+
+def _put(param: Any, group: str) -> None:
+    param.rich_help_panel = group
+
+
+def _say_default(param: Any) -> None:
+    """Say the default in the text itself, where it needs no line of its own."""
+    said = param.show_default
+    if said is True and param.default is not None and not getattr(param, "is_flag", False):
+        said = getattr(param.default, "value", param.default)
+        said = f"{said:g}" if isinstance(said, float) else str(said)
+    if isinstance(said, str) and said:
+        param.help = f"{param.help} (default: {said})"
+        param.show_default = False
+
+
+def _place(param: Any) -> int:
+    group = getattr(param, "rich_help_panel", None)
+    return _ORDER.index(group) if group in _ORDER else -1

@@ -1,0 +1,354 @@
+"""Nuclei drawn or mended in QuPath inside boxes: annotated images of a project.
+
+A box is an annotation in which somebody made every nucleus right. What counts is decided nucleus
+by nucleus, so that none is cut: a drawn nucleus counts if its centroid lies in the box, as in
+QuPath. A predicted one counts if the drawn nucleus that it shares most with does; one without such
+a nucleus, if its centroid lies in the box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from qpnuclei.choices import NUCLEUS_CLASS
+from qpnuclei.errors import MppError, UsageError
+from qpnuclei.evaluation.datasets import AnnotatedImage
+from qpnuclei.evaluation.labelmap import label_map
+from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.qupath.analysed import Record
+from qpnuclei.qupath.areas import valid_area
+from qpnuclei.qupath.images import open_image
+from qpnuclei.qupath.model import Annotation, ImageEntry, ImageObjects, Project
+from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
+from qpnuclei.qupath.project import open_project
+from qpnuclei.qupath.regions import Region, match_images, rows_inside
+
+#: The network sees so much beyond a box: more than the largest nuclei.
+_MARGIN_UM = 30.0
+#: A box with its margin is read at once.
+_MOST_PX = 2**27
+#: Colour outside a box that is looked at alone: glass.
+_GLASS = 255
+
+Geometries = npt.NDArray[Any]
+
+#: The rule, for reports.
+RULE = (
+    "A drawn nucleus counts if its centroid lies in the box. A predicted one counts if the drawn "
+    "nucleus with which it shares more than half of the smaller of the two does; without such a "
+    "nucleus, if its centroid lies in the box."
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BoxImage(AnnotatedImage):
+    """A box in an image of a project, with the nuclei drawn there.
+
+    Parameters
+    ----------
+    entry : ImageEntry
+    frame : (int, int, int, int)
+        x0, y0, x1, y1 of what is read, in level-0 px.
+    box : shapely geometry
+        Polygon or MultiPolygon, in px of the frame.
+    drawn : (N,) object ndarray of shapely.Polygon
+        All nuclei drawn in the frame, in px of it.
+    counts : (N,) bool ndarray
+        Which of them count.
+    """
+
+    entry: ImageEntry
+    frame: tuple[int, int, int, int]
+    box: shapely.Geometry
+    drawn: Geometries
+    counts: npt.NDArray[np.bool_]
+
+    def read_image(self) -> npt.NDArray[np.uint8]:
+        """Return the frame as (H, W, 3) uint8 RGB.
+
+        Raises
+        ------
+        qpnuclei.errors.SlideError
+            If the slide cannot be read.
+        """
+        x0, y0, x1, y1 = self.frame
+        with open_image(self.entry) as slide:
+            return np.ascontiguousarray(slide.read(x0, y0, x1 - x0, y1 - y0, (1.0, 1.0)))
+
+    def read_labels(self) -> npt.NDArray[np.int32]:
+        """Return the (H, W) int32 instance map of the nuclei that count."""
+        return label_map(self.drawn[self.counts], self._shape)
+
+    def read_alone(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+        """Return what lies in the box alone, nuclei cut at its border; outside of it is glass."""
+        rgb, labels = self.read_image(), label_map(self.drawn, self._shape)
+        inside = label_map(shapely.get_parts(self.box), self._shape) > 0
+        rgb[~inside], labels[~inside] = _GLASS, 0
+        x0, y0, x1, y1 = (round(v) for v in self.box.bounds)
+        window = slice(y0, y1), slice(x0, x1)
+        return np.ascontiguousarray(rgb[window]), np.ascontiguousarray(labels[window])
+
+    def counted(self, nuclei: NucleiTable) -> NucleiTable:
+        """Return those of the nuclei found in the frame that count."""
+        found = nuclei.polygons()
+        keep = shapely.intersects_xy(self.box, nuclei.centroids())
+        own, other = shapely.STRtree(self.drawn).query(found, predicate="intersects")
+        shared = shapely.area(shapely.intersection(found[own], self.drawn[other]))
+        smaller = np.minimum(shapely.area(found[own]), shapely.area(self.drawn[other]))
+        met = shared > smaller / 2
+        order = np.argsort(shared[met], kind="stable")
+        keep[own[met][order]] = self.counts[other[met][order]]  # the largest comes last
+        return nuclei.take(keep)
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        x0, y0, x1, y1 = self.frame
+        return y1 - y0, x1 - x0
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was read of the boxes of a project.
+
+    Parameters
+    ----------
+    images : sequence of BoxImage
+        One for each box.
+    described : dict
+        For a report: the classes, and how many boxes and nuclei.
+    notes : tuple of str
+        What is compared, in words.
+    """
+
+    images: Sequence[BoxImage]
+    described: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def is_project(path: Path) -> bool:
+    """Tell whether a path is a QuPath project, or the folder of one."""
+    return path.suffix == ".qpproj" or (path.is_dir() and any(path.glob("*.qpproj")))
+
+
+def read_boxes(
+    path: Path,
+    roi: Sequence[str],
+    truth_classes: Sequence[str] = (),
+    *,
+    images: Sequence[str] = (),
+    mpp: float | None = None,
+    image_root: Path | None = None,
+) -> Drawn:
+    """Read the nuclei that were drawn in boxes of a project.
+
+    Parameters
+    ----------
+    path : Path
+        Project.
+    roi : sequence of str
+        Classes of the annotations that are boxes, of any shape.
+    truth_classes : sequence of str
+        Classes of the drawn nuclei: detections, cells (their nuclei) and annotations with an area,
+        by whomever; ``Nucleus`` by default. Where a detection of qpnuclei and something else share
+        more than half of the smaller, the detection was mended, and does not count.
+    images : sequence of str
+        Names or patterns of images; all by default.
+    mpp : float, optional
+        µm per level-0 px of all of them.
+    image_root : Path, optional
+        Where to look for the slides of a project that was moved.
+
+    Raises
+    ------
+    UsageError
+        If no class of boxes is given or there is no box, if nothing is drawn in one, or if by
+        default all that is there is what qpnuclei found.
+    MppError
+        If the pixel size is not known, or pixels are not square.
+    QpnucleiError
+        If the project or an image cannot be read.
+    """
+    if not roi:
+        raise UsageError(
+            f"{path} is a project: say in which annotations all nuclei are drawn",
+            "name their class with --roi, and that of the nuclei with --truth-class",
+        )
+    classes = tuple(truth_classes) or (NUCLEUS_CLASS,)
+    project = open_project(path, image_root=image_root)
+    boxes: list[BoxImage] = []
+    ours = mended = left_out = 0
+    for entry in match_images(project, images):
+        objects = entry.read()
+        areas = [a for a in objects.annotations if a.class_name in roi and a.is_area]
+        if not areas:
+            continue
+        nuclei = _drawn(objects, classes, roi)
+        left_out += nuclei.left_out
+        (mpp_x, mpp_y), _ = pixel_size(
+            entry, Record.of(objects.properties, f"image {entry.name}"), AskedMpp(mpp)
+        )
+        if abs(mpp_x / mpp_y - 1) > 0.01:
+            raise MppError(
+                f"image {entry.name} has pixels of {mpp_x:.4g} x {mpp_y:.4g} µm, which are not "
+                "square",
+                "give one --mpp for both",
+            )
+        with open_image(entry) as slide:
+            size = slide.width, slide.height
+        for box in areas:
+            made, of_ours, of_mended = _box(path, entry, box, nuclei, mpp_x, size, classes)
+            boxes.append(made)
+            ours, mended = ours + of_ours, mended + of_mended
+    if not boxes:
+        raise UsageError(
+            f"{path}: no annotation with an area has the class {' or '.join(map(repr, roi))}",
+            f"classes there: {_classes(project, images) or 'none'}",
+        )
+    total = sum(int(np.count_nonzero(box.counts)) for box in boxes)
+    if ours == total and not truth_classes:
+        raise UsageError(
+            f"{path}: all {total} nuclei of class {classes[0]!r} in the boxes are as qpnuclei "
+            "found them: a model would be compared with itself",
+            "draw or mend nuclei in QuPath, or name the class of those that are right with "
+            "--truth-class",
+        )
+    written = f", {ours} of them as qpnuclei found them" if ours else ""
+    notes = [
+        f"Truth: {total} nuclei of class {', '.join(classes)} in {len(boxes)} "
+        f"{'box' if len(boxes) == 1 else 'boxes'} of class {', '.join(roi)}{written}.",
+        RULE,
+    ]
+    if mended:
+        notes.append(f"{mended} detections of qpnuclei were mended, and do not count themselves.")
+    if left_out:
+        notes.append(f"{left_out} objects of class {', '.join(classes)} enclose no area.")
+    described = {
+        "roi": list(roi),
+        "truth_class": list(classes),
+        "boxes": len(boxes),
+        "nuclei": total,
+        "nuclei_by_qpnuclei": ours,
+        "mended": mended,
+    }
+    return Drawn(boxes, described, tuple(notes))
+
+
+@dataclass(frozen=True, eq=False)
+class _Nuclei:
+    """The drawn nuclei of an image: outlines, places, planes, and which qpnuclei wrote."""
+
+    outlines: Geometries
+    centroids: npt.NDArray[np.float64]
+    planes: npt.NDArray[np.int64]
+    ours: npt.NDArray[np.bool_]
+    left_out: int
+
+
+def _drawn(objects: ImageObjects, classes: Sequence[str], roi: Sequence[str]) -> _Nuclei:
+    """Return what is drawn in an image: detections, cells and annotations of some classes."""
+    found = objects.detections
+    rows = [row for row, name in enumerate(found.class_names) if name in classes]
+    annotations = [
+        a for a in objects.annotations if a.class_name in classes and a.class_name not in roi
+    ]
+    shapes = [*found.nucleus_geometries[rows], *(a.area for a in annotations)]
+    planes = [*found.planes[rows].tolist(), *([a.z, a.t] for a in annotations)]
+    ours = [*(is_ours(found.ids[row]) for row in rows), *([False] * len(annotations))]
+    outlines = np.full(len(shapes), shapely.Polygon(), dtype=object)
+    outlines[:] = [_largest(shape) for shape in shapes]
+    solid = ~shapely.is_empty(outlines)
+    centroids = shapely.get_coordinates(shapely.centroid(outlines[solid]))
+    return _Nuclei(
+        outlines[solid],
+        centroids,
+        np.array(planes, np.int64).reshape(-1, 2)[solid],
+        np.array(ours, bool)[solid],
+        int(np.count_nonzero(~solid)),
+    )
+
+
+def _largest(shape: shapely.Geometry) -> shapely.Polygon:
+    """Return the largest valid polygon of an outline; empty if it encloses nothing."""
+    if shape.geom_type not in ("Polygon", "MultiPolygon"):
+        return shapely.Polygon()
+    parts = shapely.get_parts(valid_area(shape))
+    return max(parts, key=shapely.area) if len(parts) else shapely.Polygon()
+
+
+def _box(
+    path: Path,
+    entry: ImageEntry,
+    annotation: Annotation,
+    nuclei: _Nuclei,
+    mpp: float,
+    size: tuple[int, int],
+    classes: Sequence[str],
+) -> tuple[BoxImage, int, int]:
+    """Return a box; how many of its nuclei qpnuclei wrote; and how many of those were mended."""
+    what = f"image {entry.name}, box {annotation.label}"
+    area = shapely.intersection(annotation.area, shapely.box(0, 0, *size))
+    if area.is_empty:
+        raise UsageError(f"{what}: it lies beside the image", "move it")
+    margin = _MARGIN_UM / mpp
+    low = np.maximum(np.floor(np.array(area.bounds[:2]) - margin), 0).astype(int)
+    high = np.minimum(np.ceil(np.array(area.bounds[2:]) + margin), size).astype(int)
+    frame = (int(low[0]), int(low[1]), int(high[0]), int(high[1]))
+    if np.prod(high - low) > _MOST_PX:
+        raise UsageError(
+            f"{what}: it is larger than {_MOST_PX // 10**6} megapixels", "draw smaller boxes"
+        )
+    here = np.flatnonzero((nuclei.planes == (annotation.z, annotation.t)).all(axis=1))
+    here = here[shapely.intersects(nuclei.outlines[here], shapely.box(*frame))]
+    outlines, ours = nuclei.outlines[here], nuclei.ours[here]
+    mended = _mended(outlines, ours)
+    (held,) = rows_inside([Region.of(annotation)], nuclei.centroids[here], nuclei.planes[here])
+    counts = np.zeros(len(here), bool)
+    counts[held] = True
+    of_mended = int(np.count_nonzero(counts & mended))
+    outlines, counts, ours = outlines[~mended], counts[~mended], ours[~mended]
+    if not counts.any():
+        raise UsageError(
+            f"{what}: no nucleus of class {' or '.join(map(repr, classes))} is drawn in it",
+            "draw all nuclei in it, name their class with --truth-class, or give the box another "
+            "class",
+        )
+
+    def shifted(geometries: Any) -> Any:
+        return shapely.transform(geometries, lambda xy: xy - low)
+
+    made = BoxImage(
+        f"{entry.name}, {annotation.label}",
+        Path(entry.path or entry.name),
+        path,
+        mpp,
+        entry=entry,
+        frame=frame,
+        box=shifted(area),
+        drawn=shifted(outlines),
+        counts=counts,
+    )
+    return made, int(np.count_nonzero(counts & ours)), of_mended
+
+
+def _mended(outlines: Geometries, ours: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Tell which nuclei of qpnuclei share more than half of the smaller with one of others."""
+    own, other = np.flatnonzero(ours), np.flatnonzero(~ours)
+    a, b = shapely.STRtree(outlines[other]).query(outlines[own], predicate="intersects")
+    one, two = outlines[own[a]], outlines[other[b]]
+    shared = shapely.area(shapely.intersection(one, two))
+    mended = np.zeros(len(ours), bool)
+    mended[own[a[shared > np.minimum(shapely.area(one), shapely.area(two)) / 2]]] = True
+    return mended
+
+
+def _classes(project: Project, images: Iterable[str]) -> str:
+    found = {a.class_name for e in match_images(project, [*images]) for a in e.read().annotations}
+    return ", ".join(sorted(filter(None, found)))

@@ -1,0 +1,79 @@
+"""Annotated images, wherever they are: a data set of any layout, or boxes in a project."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qpnuclei.errors import UsageError
+from qpnuclei.evaluation.boxes import is_project, read_boxes
+from qpnuclei.evaluation.datasets import AnnotatedImage
+from qpnuclei.evaluation.formats import read_dataset
+
+
+@dataclass(frozen=True)
+class AnnotatedSet:
+    """Annotated images, their description for a report, and what is to be known of them."""
+
+    images: Sequence[AnnotatedImage]
+    described: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def read_annotated(
+    path: Path,
+    layout: str = "auto",
+    split: str | None = None,
+    splits: Path | None = None,
+    *,
+    components: bool = False,
+    roi: Sequence[str] = (),
+    truth_classes: Sequence[str] = (),
+    images: Sequence[str] = (),
+    mpp: float | None = None,
+    image_root: Path | None = None,
+) -> AnnotatedSet:
+    """Find annotated images, in a data set or in a project.
+
+    Parameters
+    ----------
+    path : Path
+        A folder as `qpnuclei.evaluation.formats.read_dataset` reads it, or a project as
+        `qpnuclei.evaluation.boxes.read_boxes` does. The other parameters are theirs.
+
+    Raises
+    ------
+    UsageError
+        If something was asked for that the one or the other does not have.
+    QpnucleiError
+        As these functions.
+    """
+    if is_project(path):
+        given = {
+            "--split": split is not None,
+            "--splits": splits is not None,
+            "--components": components,
+            "--format": layout != "auto",
+        }
+        for option, is_given in given.items():
+            if is_given:
+                raise UsageError(f"{option} is for data sets, and {path} is a project")
+        drawn = read_boxes(path, roi, truth_classes, images=images, mpp=mpp, image_root=image_root)
+        described = {"path": str(path), "format": "project", "split": None, **drawn.described}
+        return AnnotatedSet(drawn.images, described, drawn.notes)
+    for option, values in (("--roi", roi), ("--image", images), ("--image-root", image_root)):
+        if values:
+            raise UsageError(
+                f"{option} is for QuPath projects, and {path} is none", "name a project.qpproj"
+            )
+    found, annotated = read_dataset(
+        path, layout, split, splits, components=components, truth_classes=truth_classes
+    )
+    described = {"path": str(path), "format": found, "split": split}
+    if components:
+        described["components"] = True
+    if truth_classes:
+        described["truth_class"] = list(truth_classes)
+    return AnnotatedSet(annotated, described)
