@@ -20,6 +20,7 @@ from qpnuclei.cli.completing import complete_class
 from qpnuclei.cli.options import (
     BackendOption,
     BreakLock,
+    Dask,
     DevicesOption,
     FailFast,
     ImageGlobs,
@@ -93,6 +94,7 @@ def run(
     image: ImageGlobs = None,
     model: ModelOption = DEFAULT_MODEL,
     device: DevicesOption = "auto",
+    dask: Dask = None,
     unit_minutes: UnitMinutes = None,
     mpp: ProjectMppOption = None,
     mpp_table: MppTable = None,

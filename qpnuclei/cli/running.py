@@ -92,6 +92,7 @@ def analyse(
             given["retry_failed"],
             given["fail_fast"],
             stop,
+            given["dask"],
             given["unit_minutes"],
         )
         return analyse_project(opened, entries, options, progress, conduct)

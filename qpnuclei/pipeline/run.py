@@ -32,6 +32,7 @@ from qpnuclei.pipeline.plan import (
 )
 from qpnuclei.pipeline.saving import commit_image, committed_image
 from qpnuclei.pipeline.shards import ImageNuclei
+from qpnuclei.pipeline.space import check_space
 from qpnuclei.pipeline.summary import RunSummary, describe_model
 from qpnuclei.pipeline.units import Conduct, Progress, check_complete, infer_images
 from qpnuclei.pipeline.work import (
@@ -85,6 +86,8 @@ def analyse_project(
         with folder.logging():
             planned = _plan(project, entries, options, folder, conduct)
             plan = planned.plan
+            todo = [image for image in plan.images if image.entry not in planned.committed]
+            check_space(project, folder.path, todo, options)
             summary = _summary(project, entries, plan, folder, options)
             summary.device = computer.device
             _save_soon(summary)
@@ -99,7 +102,6 @@ def analyse_project(
             for entry_id, error in planned.errors.items():
                 summary.fail(by_id[entry_id], error)
             try:
-                todo = [image for image in plan.images if image.entry not in planned.committed]
                 for image in plan.images:
                     if image.entry in planned.committed:
                         done = committed_image(
