@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for (slide, name), area in AREAS.items():
             mpp = entries[slide].calibration.mpp
             assert mpp is not None
-            mm2 = area.area * mpp[0] * mpp[1] * 1e-6
+            mm2 = area.area * mpp**2 * 1e-6
             excluded = shapely.union_all(
                 [a.area for a in found[slide, True].annotations if a.class_name == "Ignore*"]
             )
