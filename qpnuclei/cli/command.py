@@ -46,8 +46,6 @@ _VALUES = {
     "backup": "ID",
     "config": "RECIPE",
     "by": "ROW",
-    "kind": "FORMAT",
-    "layout": "FORMAT",
     "method": "NAME",
     "split": "NAME",
     "project": "PROJECT",
