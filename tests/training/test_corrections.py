@@ -58,7 +58,8 @@ def test_a_box_is_known_inside_and_nothing_around_it(drawn: Path, mpp: float) ->
     # 30 µm around, as far as the image goes.
     assert correction.rgb.shape == (210 * factor, 210 * factor, 3)
     weight, labels = correction.known.weight, correction.known.labels
-    assert (weight.shape, weight.dtype) == (correction.rgb.shape[:2], np.float32)
+    assert weight.shape == correction.rgb.shape[:2]
+    assert weight.dtype == np.float32
     assert weight.sum() == (140 * factor) ** 2
     assert weight[10 * factor : 150 * factor, 10 * factor : 150 * factor].all()
     area = np.count_nonzero(tissue(0)[1] == 5) * factor**2

@@ -53,11 +53,11 @@ def read_corrections(boxes: Iterable[BoxImage], model_mpp: float) -> list[Correc
         rgb, labels, inside = box.read_around()
         mpp = image_mpp(box, None)
         rgb = resample(rgb, 1 / working_downsample((mpp, mpp), model_mpp)[0])
-        labels, weight = (
+        scaled, weight = (
             cv2.resize(values, rgb.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
             for values in (labels.astype(np.float32), inside.astype(np.float32))
         )
-        known = PseudoLabels(labels.astype(np.int32), weight.astype(np.float32))
+        known = PseudoLabels(scaled.astype(np.int32), weight.astype(np.float32))
         made.append(Correction(box.name, rgb, known, int(np.count_nonzero(box.counts))))
     return made
 
@@ -95,4 +95,5 @@ def correction_lessons(
 
 
 def _area(lesson: Lesson) -> int:
-    return lesson.rgb.shape[0] * lesson.rgb.shape[1]
+    height, width = lesson.targets.shape[:2]
+    return int(height * width)
