@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -112,6 +113,17 @@ def test_the_reference_has_every_public_name() -> None:
     page = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
     listed = re.findall(r"^::: qpnuclei\.(\w+)$", page, re.MULTILINE)
     assert sorted(listed) == sorted(set(qpnuclei.__all__) - {"__version__"})
+
+
+def test_the_notebook_was_executed_and_names_what_exists() -> None:
+    notebook = json.loads((ROOT / "docs" / "from-python.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == [*range(1, len(cells) + 1)]
+    for cell in cells:
+        assert cell["outputs"]
+        assert "error" not in {output["output_type"] for output in cell["outputs"]}
+        for name in re.findall(r"qpnuclei\.(\w+)[(.]", "".join(cell["source"])):
+            assert name in {*qpnuclei.__all__, "datasets"}
 
 
 def templates() -> str:

@@ -76,6 +76,14 @@ def run(
     roi_all: RoiAll = False,
     tissue: Tissue = False,
     exclude: Exclude = None,
+    qc: Annotated[
+        bool,
+        typer.Option(
+            "--qc",
+            help="First mark pen, folds and tissue out of focus, as qpnuclei qc does, and leave "
+            "them out. Reads each slide as a whole with 1 µm/px, with --dry-run, too.",
+        ),
+    ] = False,
     no_annotation: Annotated[
         bool,
         typer.Option(
