@@ -67,4 +67,5 @@ def as_h_and_e(rgb: _RGB, stains: Stains) -> _RGB:
     haematoxylin, eosin = stain_matrix(DEFAULT_HE)[:2]
     mixed = (haematoxylin + _EOSIN_SHARE * eosin).astype(np.float32)
     density = densities.sum(axis=-1, keepdims=True) * mixed
-    return np.rint(255 * np.power(np.float32(10), -density)).astype(np.uint8)
+    remixed: _RGB = np.rint(255 * np.power(np.float32(10), -density)).astype(np.uint8)
+    return remixed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -9,13 +11,18 @@ import shapely
 
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.pipeline.infer import find_nuclei, plan_tiles
+from qpnuclei.pipeline.plan import RunOptions
 from qpnuclei.pipeline.plausibility import check
+from qpnuclei.pipeline.run import analyse_project
+from qpnuclei.pipeline.selection import Selection
+from qpnuclei.qupath.native import NativeImage, open_project
 from qpnuclei.qupath.regions import Region
 from qpnuclei.segmentation.engine import EngineOptions, load_engine
 from qpnuclei.slides.remix import as_h_and_e, has_dab, seen_by_network
 from qpnuclei.slides.resolution import Scale
 from qpnuclei.slides.slide import ImageInMemory
 from qpnuclei.slides.stains import DEFAULT_HE, Stains, separate, stain_matrix
+from tests.pipeline.killing import make_project
 
 #: QuPath's default for Brightfield (H-DAB).
 H_DAB = Stains(
@@ -88,3 +95,16 @@ def test_brown_and_blue_nuclei_are_found_and_measured_apart(mpp: float) -> None:
     assert haematoxylin[is_brown].max() < 0.3 < haematoxylin[~is_brown].min()
     seen = seen_by_network(image, H_DAB)
     assert "stain" not in check(seen, [Region(None, area)], (mpp, mpp), tables).image
+
+
+def test_a_run_says_that_it_is_experimental(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NativeImage, "stains", property(lambda _: H_DAB))
+    project = open_project(make_project(tmp_path / "place", 1) / "project")
+    options = RunOptions(Selection(classes=("Tumor",)), device="cpu", workers=1)
+    (image,) = analyse_project(project, project.images, options).images
+    assert any("shown to the network as H&E: experimental" in note for note in image.notes)
+    measured = project.images[0].read().detections.measurements
+    assert np.isfinite(measured["DAB: Mean"]).all()
+    assert "Eosin: Mean" not in measured
