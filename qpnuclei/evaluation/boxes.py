@@ -87,10 +87,16 @@ class BoxImage(AnnotatedImage):
         """Return the (H, W) int32 instance map of the nuclei that count."""
         return label_map(self.drawn[self.counts], self._shape)
 
+    def read_around(
+        self,
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+        """Return the frame, all nuclei drawn in it, and which pixels lie in the box."""
+        inside = label_map(shapely.get_parts(self.box), self._shape) > 0
+        return self.read_image(), label_map(self.drawn, self._shape), inside
+
     def read_alone(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
         """Return what lies in the box alone, nuclei cut at its border; outside of it is glass."""
-        rgb, labels = self.read_image(), label_map(self.drawn, self._shape)
-        inside = label_map(shapely.get_parts(self.box), self._shape) > 0
+        rgb, labels, inside = self.read_around()
         rgb[~inside], labels[~inside] = _GLASS, 0
         x0, y0, x1, y1 = (round(v) for v in self.box.bounds)
         window = slice(y0, y1), slice(x0, x1)
@@ -239,6 +245,39 @@ def read_boxes(
         "mended": mended,
     }
     return Drawn(boxes, described, tuple(notes))
+
+
+def read_corrected(
+    paths: Sequence[Path],
+    roi: Sequence[str],
+    truth_classes: Sequence[str] = (),
+    *,
+    images: Sequence[str] = (),
+    mpp: float | None = None,
+    image_root: Path | None = None,
+) -> Drawn:
+    """Read the boxes of all projects among some paths, to learn from; none without `roi`.
+
+    Raises
+    ------
+    UsageError
+        If boxes are asked for, but no path is a project; and as `read_boxes`, as all others.
+    """
+    projects = [path for path in paths if is_project(path)] if roi else []
+    if roi and not projects:
+        raise UsageError(
+            f"--corrections {roi[0]!r} was given, but no source is a QuPath project",
+            "only projects have annotations",
+        )
+    drawn = [
+        read_boxes(path, roi, truth_classes, images=images, mpp=mpp, image_root=image_root)
+        for path in projects
+    ]
+    return Drawn(
+        [box for of_project in drawn for box in of_project.images],
+        {},
+        tuple(of_project.notes[0] for of_project in drawn),
+    )
 
 
 @dataclass(frozen=True, eq=False)
