@@ -10,7 +10,7 @@ TABLE1 ?=
 # Options of benchmarks/run.py.
 BENCH ?=
 
-.PHONY: help setup demo test coverage mutants table1 lint bench clean
+.PHONY: help setup demo test coverage mutants table1 lint bench docs clean
 
 help:
 	@echo "make demo   set up, then find and count nuclei on a synthetic slide (into $(DEMO_DIR)/)"
@@ -22,6 +22,7 @@ help:
 	@echo "make lint   set up, then ruff, mypy, codespell and the layers of packages"
 	@echo "make bench  set up, then measure speed and memory (into benchmarks/results/;"
 	@echo "            BENCH='--model light --repeat 5': more options, see benchmarks/run.py)"
+	@echo "make docs   set up, then build the documentation as a site (into site/)"
 	@echo "make clean  remove the virtual environment and the demo's output"
 
 setup: $(STAMP)
@@ -67,5 +68,11 @@ bench: setup
 	$(BIN)/python -m benchmarks.run $(BENCH)
 	$(BIN)/python -m benchmarks.qupath_io --sizes 10000 100000
 
+docs: setup
+	@$(BIN)/python -c "import material, mkdocstrings" 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	@echo "== mkdocs, into site/"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) $(DEMO_DIR)
+	rm -rf $(VENV) $(DEMO_DIR) site

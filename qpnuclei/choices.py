@@ -34,6 +34,9 @@ NucleusFormat: TypeAlias = Literal["csv", "tsv", "parquet", "h5ad", "zarr", "ome
 #: Class of the detections that a run writes, and that count as nuclei.
 NUCLEUS_CLASS = "Nucleus"
 
+#: QuPath's class for what is not to be analysed. It ignores all classes whose name ends so.
+IGNORE_CLASS = "Ignore*"
+
 #: Classes whose annotations a run leaves out unless told otherwise: QuPath's own name for what is
 #: to be ignored, and what begins like it.
 DEFAULT_EXCLUDED = ("Ignore*",)

@@ -20,14 +20,15 @@
 
 import static qupath.lib.scripting.QP.*
 
-// The qpnuclei program. Empty: what the environment variable QPNUCLEI says, else "qpnuclei" from the
-// PATH (which programs started from a desktop often do not have).
+// The qpnuclei program. Empty: what settings.conf beside this script says, else the environment variable
+// QPNUCLEI, else "qpnuclei" from the PATH (which programs started from a desktop often do not have).
 def program = ""
 
 // Which annotations to analyse when none is selected: ["--roi", "Tumor"], ["--tissue"], ...
 def unselected = ["--roi-all"]
 
-// More options of "qpnuclei run", for example ["--mpp", "0.25", "--on-existing", "skip"].
+// More options of "qpnuclei run", for example ["--mpp", "0.25", "--on-existing", "skip"], before those
+// in settings.conf.
 def options = []
 
 
@@ -42,34 +43,64 @@ if (project.getImageList().count { it.getImageName() == name } > 1)
 
 def selected = getSelectedObjects().findAll { it.isAnnotation() }.collect { it.getID() }
 def choice = selected.collectMany { ["--roi-id", it.toString()] } ?: unselected
-def given = binding.hasVariable("args") && args ? args as List : choice + options
+def given = binding.hasVariable("args") && args ? args as List : choice + options + settings().options.tokenize()
 
 // What qpnuclei reads is what is saved, the pixel size in the project file included.
 entry.saveImageData(imageData)
 project.syncChanges()
 
-program = program ?: System.getenv("QPNUCLEI") ?: "qpnuclei"
 // --image takes a pattern; in brackets, its special characters stand for themselves.
 def image = name.replaceAll(/[\[*?]/) { "[$it]" }
-execute([program, "run", project.getPath(), "--image=$image", *given])
+execute([program ?: programPath(), "run", project.getPath(), "--image=$image", *given])
 
-// The image in memory takes over what was saved: it is shown, and a later save keeps it.
-def saved = entry.readImageData()
-try {
-    def hierarchy = imageData.getHierarchy()
-    hierarchy.getSelectionModel().clearSelection()
-    hierarchy.setHierarchy(saved.getHierarchy())
-    selectObjects(hierarchy.getAnnotationObjects().findAll { it.getID() in selected })
-    def runs = { workflow -> workflow.getSteps().findAll { it.getName() == "qpnuclei run" } }
-    def history = imageData.getHistoryWorkflow()
-    history.addSteps(runs(saved.getHistoryWorkflow()).drop(runs(history).size()))
-    imageData.setChanged(false)
-} finally {
-    // Until 0.5 it is the image's server that is closed, not the image.
-    saved instanceof AutoCloseable ? saved.close() : saved.getServer().close()
-}
+reload(entry, imageData, selected)
 println "$name: saved in the project, loaded here; elsewhere choose File > Reload data"
 
+
+// Other scripts use what follows, too.
+
+/** File with what is set for all scripts in this folder; there is none without a folder. */
+File settingsFile() {
+    def file = binding.hasVariable("qupath.script.file") ? getProperty("qupath.script.file") : null
+    return file == null ? null : new File(new File(file as String).getParentFile(), "settings.conf")
+}
+
+/** Settings: the program, and options for every run. */
+Map settings() {
+    def properties = new Properties()
+    def file = settingsFile()
+    if (file?.isFile())
+        file.withReader("UTF-8") { properties.load(it) }
+    return [program: properties.getProperty("program", ""), options: properties.getProperty("options", "")]
+}
+
+void saveSettings(Map settings) {
+    def properties = new Properties()
+    properties.putAll(settings)
+    settingsFile().withWriter("UTF-8") { properties.store(it, "Settings of the scripts of qpnuclei for QuPath") }
+}
+
+String programPath() {
+    return settings().program ?: System.getenv("QPNUCLEI") ?: "qpnuclei"
+}
+
+/** Has the image in memory take over what was saved: it is shown, and a later save keeps it. */
+void reload(entry, imageData, selected = []) {
+    def saved = entry.readImageData()
+    try {
+        def hierarchy = imageData.getHierarchy()
+        hierarchy.getSelectionModel().clearSelection()
+        hierarchy.setHierarchy(saved.getHierarchy())
+        selectObjects(hierarchy.getAnnotationObjects().findAll { it.getID() in selected })
+        def runs = { workflow -> workflow.getSteps().findAll { it.getName().startsWith("qpnuclei ") } }
+        def history = imageData.getHistoryWorkflow()
+        history.addSteps(runs(saved.getHistoryWorkflow()).drop(runs(history).size()))
+        imageData.setChanged(false)
+    } finally {
+        // Until 0.5 it is the image's server that is closed, not the image.
+        saved instanceof AutoCloseable ? saved.close() : saved.getServer().close()
+    }
+}
 
 /** Runs a command, its output going to the log; fails with what it says if it fails. */
 void execute(List command) {
@@ -79,8 +110,8 @@ void execute(List command) {
     try {
         process = builder.start()
     } catch (IOException e) {
-        throw new IOException("cannot start '${command[0]}': set `program` at the top of this " +
-                "script, or the environment variable QPNUCLEI, to the path of qpnuclei", e)
+        throw new IOException("cannot start '${command[0]}': give the path of qpnuclei in " +
+                "qpnuclei > Settings, at the top of this script, or in the environment variable QPNUCLEI", e)
     }
     def lines = [].asSynchronized()
     // Read in a thread of its own: waiting for a process can be interrupted, reading cannot.

@@ -32,16 +32,24 @@ from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.model import Detections, ImageEntry
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.paquo.installation import find_qupath
+from qpnuclei.qupath.scripts import first_settings
 from tests.cli.conftest import SAMPLES
 from tests.paths import ROOT
 
 FOLDER = ROOT / "qupath_scripts"
 SCRIPTS = sorted(FOLDER.glob("*.groovy"))
 RUNNER = Path(__file__).with_name("run_in_qupath.groovy")
-#: What compiles without QuPath: all but the names of its classes.
+#: Names of classes that come with QuPath.
 _QUPATH_IMPORT = re.compile(
-    r"^import (static )?(qupath|org\.apache\.commons|org\.locationtech)\..*$", re.MULTILINE
+    r"^import (?:static )?"
+    r"((?:qupath|javafx|org\.apache\.commons|org\.locationtech)\.[\w.]+?)(?:\.\*)?$",
+    re.MULTILINE,
 )
+#: Scripts that work in an image that is shown.
+SHOWN = {
+    *("accept_nuclei.groovy", "add_menu.groovy", "colour_by_measurement.groovy"),
+    *("preview_view.groovy", "reject_nuclei.groovy", "sensitivity.groovy", "settings.groovy"),
+}
 
 
 @dataclass(frozen=True)
@@ -112,9 +120,10 @@ def text_of(name: str) -> str:
 def test_header_says_what_it_does_and_how_to_run_it(script: Path) -> None:
     header, end, _ = text_of(script.name).partition("*/")
     assert end
-    for part in ("What it does", "In QuPath (0.4 to 0.7)", "Headless", "QuPath script -p "):
+    for part in ("What it does", "In QuPath (0.4 to 0.7)", "Headless"):
         assert part in header
-    assert f" {script.name}" in header
+    is_shown = script.name in SHOWN
+    assert ("QuPath script -p " in header) == (f" {script.name}" in header) == (not is_shown)
 
 
 def test_readme_lists_the_scripts() -> None:
@@ -127,6 +136,22 @@ def test_options_used_are_those_of_the_command() -> None:
     known = {option for parameter in command.params for option in parameter.opts}
     assert used - known == {"--save"}  # of QuPath's own command
     assert {"--image", "--roi-id", "--roi-all"} <= used
+
+
+def test_the_menu_has_the_scripts() -> None:
+    named = re.findall(r'"(\w+\.groovy)"', text_of("add_menu.groovy"))
+    of_the_script_editor = {"add_menu.groovy", "export_counts.groovy", "import_detections.groovy"}
+    assert set(named) == {script.name for script in SCRIPTS} - of_the_script_editor
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_that_scripts_use_are_there_and_have_the_methods(script: Path) -> None:
+    text = text_of(script.name)
+    used = set(re.findall(r"qpnuclei\.(\w+)\(", text))
+    if used:
+        assert '"run_qpnuclei.groovy"' in text
+    defined = re.findall(r"^\w+ (\w+)\(.*\) \{$", text_of("run_qpnuclei.groovy"), re.MULTILINE)
+    assert used <= set(defined)
 
 
 def test_export_writes_the_columns_of_the_command() -> None:
@@ -150,12 +175,44 @@ def test_export_knows_our_detections() -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_script_compiles(groovy: Groovy, script: Path, tmp_path: Path) -> None:
-    source = tmp_path / script.name
+    sources = [tmp_path / script.name]
     text = text_of(script.name)
-    source.write_text(text if groovy.has_qupath else _QUPATH_IMPORT.sub("", text), encoding="utf-8")
+    sources[0].write_text(text, encoding="utf-8")
+    if not groovy.has_qupath:
+        # Empty classes stand in: what is checked is the script's own text.
+        for name in set(_QUPATH_IMPORT.findall(text)):
+            package, _, own = name.rpartition(".")
+            stub = tmp_path / "stubs" / Path(*package.split(".")) / f"{own}.groovy"
+            stub.parent.mkdir(parents=True, exist_ok=True)
+            stub.write_text(f"package {package}\nclass {own} {{}}\n", encoding="utf-8")
+            sources.append(stub)
     out = tmp_path / "classes"
-    groovy.java("org.codehaus.groovy.tools.FileSystemCompiler", "-d", out, source)
+    groovy.java("org.codehaus.groovy.tools.FileSystemCompiler", "-d", out, *sources)
     assert (out / script.with_suffix(".class").name).exists()
+
+
+def test_settings_are_kept_and_read_by_all_scripts(groovy: Groovy, tmp_path: Path) -> None:
+    source = tmp_path / "run_qpnuclei.groovy"
+    source.write_text(_QUPATH_IMPORT.sub("", text_of(source.name)), encoding="utf-8")
+    caller = tmp_path / "caller.groovy"
+    caller.write_text(
+        'def variables = new Binding(["qupath.script.file": args[0]])\n'
+        "def run = new GroovyShell(variables).parse(new File(args[0]))\n"
+        "println run.settings()\n"
+        'run.saveSettings([program: "C:\\\\µ\\\\qpnuclei.exe", options: "--mpp 0.25"])\n'
+        "println run.settings()\n"
+        "println run.programPath()\n",
+        encoding="utf-8",
+    )
+    written = tmp_path / "settings.conf"
+    program = tmp_path / "bin" / "a program"
+    written.write_bytes(first_settings(program))
+    found = groovy.java("groovy.ui.GroovyMain", caller, source).splitlines()
+    assert found == [
+        f"[program:{program}, options:]",
+        "[program:C:\\µ\\qpnuclei.exe, options:--mpp 0.25]",
+        "C:\\µ\\qpnuclei.exe",
+    ]
 
 
 def test_files_are_looked_for_under_the_names_that_run_gives_them(

@@ -116,6 +116,16 @@ DevicesOption = Annotated[
         "cuda:0,cuda:1.",
     ),
 ]
+Dask = Annotated[
+    str | None,
+    typer.Option(
+        "--dask",
+        metavar="ADDRESS",
+        help="Compute on a Dask cluster: the address of its scheduler or the file that it wrote, "
+        "or local:N for N workers on this machine (docs/cluster.md).",
+        show_default="on this machine",
+    ),
+]
 UnitMinutes = Annotated[
     float | None,
     typer.Option(

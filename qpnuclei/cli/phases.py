@@ -12,6 +12,7 @@ import typer
 from qpnuclei.cli.options import (
     BackendOption,
     BreakLock,
+    Dask,
     DevicesOption,
     FailFast,
     ImageRoot,
@@ -34,7 +35,7 @@ from qpnuclei.errors import UsageError
 
 @with_options_of(
     run,
-    *("inputs", "output", "device", "unit_minutes", "batch", "workers"),
+    *("inputs", "output", "device", "dask", "unit_minutes", "batch", "workers"),
     *("dry_run", "force", "geojson", "parquet", "no_report"),
 )
 def plan(project: ProjectPath, **given: Any) -> None:
@@ -99,6 +100,7 @@ def infer(
         ),
     ] = None,
     device: DevicesOption = "auto",
+    dask: Dask = None,
     unit_minutes: UnitMinutes = None,
     batch: Annotated[
         int | None,
@@ -163,6 +165,7 @@ def infer(
                     retry_failed=retry_failed,
                     fail_fast=fail_fast,
                     stop=stop,
+                    dask=dask,
                     unit_minutes=unit_minutes,
                 ),
                 progress=progress,

@@ -20,6 +20,7 @@ from qpnuclei.cli.completing import complete_class
 from qpnuclei.cli.options import (
     BackendOption,
     BreakLock,
+    Dask,
     DevicesOption,
     FailFast,
     ImageGlobs,
@@ -75,6 +76,14 @@ def run(
     roi_all: RoiAll = False,
     tissue: Tissue = False,
     exclude: Exclude = None,
+    qc: Annotated[
+        bool,
+        typer.Option(
+            "--qc",
+            help="First mark pen, folds and tissue out of focus, as qpnuclei qc does, and leave "
+            "them out. Reads each slide as a whole with 1 µm/px, with --dry-run, too.",
+        ),
+    ] = False,
     no_annotation: Annotated[
         bool,
         typer.Option(
@@ -85,6 +94,7 @@ def run(
     image: ImageGlobs = None,
     model: ModelOption = DEFAULT_MODEL,
     device: DevicesOption = "auto",
+    dask: Dask = None,
     unit_minutes: UnitMinutes = None,
     mpp: ProjectMppOption = None,
     mpp_table: MppTable = None,

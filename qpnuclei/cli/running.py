@@ -92,6 +92,7 @@ def analyse(
             given["retry_failed"],
             given["fail_fast"],
             stop,
+            given["dask"],
             given["unit_minutes"],
         )
         return analyse_project(opened, entries, options, progress, conduct)
@@ -143,6 +144,7 @@ def asked_for(
         mpp_only_missing=not images and len(entries) > 1,
         mpp_by_image=by_image,
         tissue_annotation=not given["no_annotation"],
+        qc=given["qc"],
         class_name=given["class_name"],
         on_existing=given["on_existing"],
         tile_px=given["tile"],

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from uuid import UUID
 
 import shapely
 
 from qpnuclei._version import __version__
+from qpnuclei.choices import IGNORE_CLASS
 from qpnuclei.nuclei.ids import is_ours, made_id
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.areas import polygonal
 from qpnuclei.qupath.images import open_image
-from qpnuclei.qupath.model import Annotation, Edit, ImageEntry, NewAnnotation, Project
+from qpnuclei.qupath.model import (
+    Annotation,
+    Edit,
+    ImageEntry,
+    ImageObjects,
+    NewAnnotation,
+    Project,
+)
 from qpnuclei.qupath.names import class_of
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
 from qpnuclei.slides.artefacts import find_artefacts
+from qpnuclei.slides.slide import Slide
 
-#: QuPath's class for what is not to be analysed. It ignores all classes whose name ends so.
-IGNORE_CLASS = "Ignore*"
+_log = logging.getLogger(__name__)
 
 #: Packed ARGB: QuPath's own colour of that class.
 _IGNORE_COLOR = -4934476
@@ -51,6 +60,82 @@ class Marked:
     kept: int = 0
 
 
+@dataclass(frozen=True)
+class Marks:
+    """The artefacts of an image, as annotations that it has not yet, and what they replace.
+
+    Parameters
+    ----------
+    area_mm2 : dict of str to float
+        As in `Marked`.
+    new : sequence of (UUID, str, Polygon)
+        Annotations to add: UUID, name and outline in level-0 px.
+    outdated : frozenset of UUID
+        Annotations that were made here earlier, and are not found any more.
+    kept : int
+        As in `Marked`.
+    """
+
+    area_mm2: dict[str, float]
+    new: Sequence[tuple[UUID, str, shapely.Polygon]]
+    outdated: frozenset[UUID]
+    kept: int
+
+    def applied_to(self, objects: ImageObjects) -> ImageObjects:
+        """Return an image's objects as they would be with the new annotations."""
+        stay = [a for a in objects.annotations if a.id is None or a.id not in self.outdated]
+        handle = max((a.handle for a in objects.annotations), default=-1) + 1
+        new = [
+            Annotation(handle + place, own_id, name, IGNORE_CLASS, "PolygonROI", outline)
+            for place, (own_id, name, outline) in enumerate(self.new)
+        ]
+        return replace(objects, annotations=(*stay, *new))
+
+
+def find_marks(entry: ImageEntry, objects: ImageObjects, slide: Slide, asked: AskedMpp) -> Marks:
+    """Find the artefacts of an image; nothing is changed.
+
+    Parameters
+    ----------
+    objects : ImageObjects
+        Of the image.
+    slide : Slide
+        Of the image; it is read as a whole, with 1 µm/px.
+    asked : AskedMpp
+        What the user says about pixel sizes.
+
+    Raises
+    ------
+    qpnuclei.errors.SlideError, qpnuclei.errors.MppError
+        If the slide cannot be read, or its pixel size is unknown.
+    """
+    record = Record.of(objects.properties, f"image {entry.name}")
+    mpp, _ = pixel_size(entry, record, asked, lambda: slide.mpp)
+    found = find_artefacts(slide, mpp)
+    ours = {a.id: a for a in objects.annotations if a.id is not None and _is_as_made(a, entry)}
+    theirs = shapely.union_all(
+        [
+            a.area
+            for a in objects.annotations
+            if a.is_area and a.class_name == IGNORE_CLASS and a.id not in ours
+        ]
+    )
+    # Whole coordinates survive whatever QuPath rounds.
+    wanted = {
+        _id(piece, _NAMES[kind], entry): (_NAMES[kind], piece)
+        for kind, area in found.items()
+        for piece in _pieces(polygonal(shapely.set_precision(area, 1.0)))
+        if shapely.intersection(piece, theirs).area < _KNOWN_SHARE * piece.area
+    }
+    outdated = frozenset(ours) - frozenset(wanted)
+    return Marks(
+        {kind: area.area * mpp[0] * mpp[1] * 1e-6 for kind, area in found.items()},
+        [(own_id, *marked) for own_id, marked in wanted.items() if own_id not in ours],
+        outdated,
+        sum(a.class_name == IGNORE_CLASS for a in objects.annotations) - len(outdated),
+    )
+
+
 def mark_artefacts(
     project: Project, entry: ImageEntry, asked: AskedMpp, *, write: bool = True
 ) -> Marked:
@@ -74,46 +159,21 @@ def mark_artefacts(
         If the image cannot be saved; the project is as it was.
     """
     objects = entry.read()
-    record = Record.of(objects.properties, f"image {entry.name}")
     with open_image(entry) as slide:
-        mpp, _ = pixel_size(entry, record, asked, lambda: slide.mpp)
-        found = find_artefacts(slide, mpp)
-    area_mm2 = {kind: area.area * mpp[0] * mpp[1] * 1e-6 for kind, area in found.items()}
-    ours = {a.id: a for a in objects.annotations if a.id is not None and _is_as_made(a, entry)}
-    theirs = shapely.union_all(
-        [
-            a.area
-            for a in objects.annotations
-            if a.is_area and a.class_name == IGNORE_CLASS and a.id not in ours
-        ]
-    )
-    wanted = {
-        own_id: annotation
-        for own_id, annotation in _annotations(project, entry, found).items()
-        if shapely.intersection(annotation.geometry, theirs).area
-        < _KNOWN_SHARE * annotation.geometry.area
-    }
-    added = [annotation for own_id, annotation in wanted.items() if own_id not in ours]
-    outdated = frozenset(ours) - frozenset(wanted)
-    if write and (added or outdated):
+        marks = find_marks(entry, objects, slide, asked)
+    if write and (marks.new or marks.outdated):
+        path_class = class_of(project, IGNORE_CLASS, _IGNORE_COLOR)
+        new = [NewAnnotation(outline, own, name, path_class) for own, name, outline in marks.new]
         step = ("qpnuclei qc", f"// qpnuclei {__version__}: pen, folds and blur marked")
-        edit = Edit(remove=outdated, annotations=added, workflow_step=step)
+        edit = Edit(remove=marks.outdated, annotations=new, workflow_step=step)
         entry.write(edit, objects.fingerprint)
-    kept = sum(a.class_name == IGNORE_CLASS for a in objects.annotations) - len(outdated)
-    return Marked(area_mm2, len(added), len(outdated), kept)
+    return Marked(marks.area_mm2, len(marks.new), len(marks.outdated), marks.kept)
 
 
-def _annotations(
-    project: Project, entry: ImageEntry, found: dict[str, shapely.MultiPolygon]
-) -> dict[UUID, NewAnnotation]:
-    """Return an annotation for each piece; whole coordinates survive whatever QuPath rounds."""
-    path_class = class_of(project, IGNORE_CLASS, _IGNORE_COLOR)
-    made = {}
-    for kind, area in found.items():
-        for piece in _pieces(polygonal(shapely.set_precision(area, 1.0))):
-            own_id = _id(piece, _NAMES[kind], entry)
-            made[own_id] = NewAnnotation(piece, own_id, _NAMES[kind], path_class)
-    return made
+def report_marks(entry: ImageEntry, area_mm2: Mapping[str, float]) -> None:
+    """Say how large the artefacts of an image are."""
+    areas = ", ".join(f"{kind} {area:.3f} mm²" for kind, area in area_mm2.items())
+    _log.info("image %s: looked at with 1 µm/px for artefacts: %s", entry.name, areas)
 
 
 def _pieces(area: shapely.Geometry) -> Sequence[shapely.Polygon]:

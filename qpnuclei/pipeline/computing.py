@@ -1,4 +1,4 @@
-"""Who computes the units of a run: this process, or one for each device."""
+"""Who computes the units of a run: this process, one for each device, or a cluster."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
+from qpnuclei.errors import UsageError
 from qpnuclei.pipeline.executors import Executor, compute_here
 from qpnuclei.pipeline.plan import RunOptions
 from qpnuclei.pipeline.units import Conduct
@@ -33,14 +34,14 @@ class Computing:
 def computing(
     options: RunOptions, conduct: Conduct, slides_from: Path | None = None
 ) -> Iterator[Computing]:
-    """Choose who computes, as the devices and the limit of time ask for.
+    """Choose who computes, as the devices, the cluster and the limit of time ask for.
 
     Only a process of its own can be ended where a unit takes too long.
 
     Raises
     ------
     QpnucleiError
-        If the model or a device cannot be used.
+        If the model, a device or the cluster cannot be used.
     """
     devices = options.device.split(",")
     limit_s = None if conduct.unit_minutes is None else 60 * conduct.unit_minutes
@@ -48,6 +49,26 @@ def computing(
     def engine_on(device: str) -> Callable[[], Engine]:
         return cache(lambda: load_engine(options.model, replace(options.engine, device=device)))
 
+    if conduct.dask is not None:
+        from qpnuclei.pipeline.cluster import cluster_of, compute_on_cluster, cores_of_worker
+
+        if len(devices) > 1:
+            raise UsageError(
+                f"--device {options.device} and --dask exclude each other",
+                "begin a worker for each device, with its CUDA_VISIBLE_DEVICES",
+            )
+        with cluster_of(conduct.dask) as client:
+            on_cluster = partial(
+                compute_on_cluster,
+                client=client,
+                spec=engine_spec(options.model),
+                options=replace(options, workers=cores_of_worker(conduct.dask, options.workers)),
+                slides_from=slides_from,
+                limit_s=limit_s,
+            )
+            # This machine need not have what the workers have.
+            yield Computing(on_cluster, engine_on("auto"), f"Dask, {conduct.dask}")
+        return
     if len(devices) == 1 and limit_s is None:
         engine = engine_on(options.device)
         execution = engine().execution

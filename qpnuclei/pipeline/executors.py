@@ -1,7 +1,7 @@
 """Who computes the units of a run: a function that takes units and yields what became of them.
 
-`compute_here` is the one of this process, `processes` has that of several devices; `computing`
-chooses.
+`compute_here` is the one of this process. Others are in `processes` (several devices of this
+machine) and `cluster` (Dask); `computing` chooses.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from qpnuclei.choices import (
     DEFAULT_MAX_NUCLEUS_UM,
     DEFAULT_SIMPLIFY_UM,
     DEFAULT_TILE_PX,
+    IGNORE_CLASS,
     NUCLEUS_CLASS,
     OnExisting,
     Precision,
@@ -65,7 +66,7 @@ class RunOptions:
     Raises
     ------
     UsageError
-        If the class of the detections is empty.
+        If the class of the detections is empty, or what `qc` marks would not be excluded.
 
     Examples
     --------
@@ -83,6 +84,7 @@ class RunOptions:
     mpp_only_missing: bool = False
     mpp_by_image: Mapping[str, float] = field(default_factory=dict)
     tissue_annotation: bool = True
+    qc: bool = False
     class_name: str = NUCLEUS_CLASS
     on_existing: OnExisting = "replace"
     tile_px: int = DEFAULT_TILE_PX
@@ -102,6 +104,11 @@ class RunOptions:
     def __post_init__(self) -> None:
         if not self.class_name.strip():
             raise UsageError("the class of the detections is empty", "name it with --class")
+        if self.qc and not self.selection.excludes_class(IGNORE_CLASS):
+            raise UsageError(
+                f"--qc marks areas as {IGNORE_CLASS}, and --exclude does not leave them out",
+                f"add --exclude '{IGNORE_CLASS}'",
+            )
 
     @property
     def pixel_sizes(self) -> AskedMpp:
@@ -218,10 +225,24 @@ def plan_images(
         with standing_alone(f"image {entry.name}", fail):
             try:
                 with open_image(entry) as slide:
-                    plans.append(plan_image(entry, slide, spec, options))
+                    objects = entry.read()
+                    if options.qc:
+                        objects = _as_marked(entry, objects, slide, options)
+                    plans.append(plan_image(entry, slide, spec, options, objects))
             except NothingToDo as nothing:
                 _log.info("image %s: nothing to do: %s", entry.name, nothing)
     return plans, failures
+
+
+def _as_marked(
+    entry: ImageEntry, objects: ImageObjects, slide: Slide, options: RunOptions
+) -> ImageObjects:
+    """Return the objects of an image as they will be when its artefacts are marked."""
+    from qpnuclei.pipeline.artefacts import find_marks, report_marks
+
+    marks = find_marks(entry, objects, slide, options.pixel_sizes)
+    report_marks(entry, marks.area_mm2)
+    return marks.applied_to(objects)
 
 
 def plan_image(

@@ -46,7 +46,7 @@ from qpnuclei.pipeline.work import (
 )
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.images import open_image
-from qpnuclei.qupath.model import ImageEntry, Project
+from qpnuclei.qupath.model import ImageEntry, ImageObjects, Project
 from qpnuclei.segmentation.engine import EngineSpec, engine_spec, load_engine
 from qpnuclei.system.interrupts import interrupt_postponed
 from qpnuclei.system.locks import locked
@@ -328,7 +328,8 @@ def _plan(
 
         with standing_alone(f"image {entry.name}", fail):
             try:
-                image, is_done = _plan_image(entry, spec, options, earlier.get(entry.id))
+                known = earlier.get(entry.id)
+                image, is_done = _plan_image(project, entry, spec, options, known)
             except NothingToDo as reason:
                 nothing[entry.id] = str(reason)
                 _log.info("image %s: not analysed: %s", entry.name, reason)
@@ -368,24 +369,45 @@ def _plan(
 
 
 def _plan_image(
-    entry: ImageEntry, spec: EngineSpec, options: RunOptions, earlier: PlannedImage | None
+    project: Project,
+    entry: ImageEntry,
+    spec: EngineSpec,
+    options: RunOptions,
+    earlier: PlannedImage | None,
 ) -> tuple[PlannedImage, bool]:
     """Plan an image; tell whether it is one of the same run that is in the project already."""
     objects = entry.read()
     with open_image(entry) as slide:
         file = PlannedSlide.of(slide)
-        selection = options.selection
-        chosen = [a for a in objects.annotations if not selection.tissue and selection.matches(a)]
-        excluded = [a for a in objects.annotations if selection.excludes(a)]
-        inputs = inputs_of(
-            options, spec, file, chosen, excluded, [repr(entry.calibration), repr(entry.stains)]
-        )
-        if earlier is not None and earlier.inputs == inputs:
+        inputs = _inputs(entry, objects, spec, options, file)
+        is_same = earlier is not None and earlier.inputs == inputs
+        if earlier is not None and is_same:
             record = Record.of(objects.properties, f"image {entry.name}")
             if record.run == earlier.marker:
                 return earlier, True
+        # What an earlier try of this run marked is among its inputs.
+        if options.qc and not is_same:
+            from qpnuclei.pipeline.artefacts import mark_artefacts, report_marks
+
+            report_marks(entry, mark_artefacts(project, entry, options.pixel_sizes).area_mm2)
+            objects = entry.read()
+            inputs = _inputs(entry, objects, spec, options, file)
         plan = plan_image(entry, slide, spec, options, objects)
     return planned_image(plan, file, inputs, spec, options), False
+
+
+def _inputs(
+    entry: ImageEntry,
+    objects: ImageObjects,
+    spec: EngineSpec,
+    options: RunOptions,
+    file: PlannedSlide,
+) -> str:
+    selection = options.selection
+    chosen = [a for a in objects.annotations if not selection.tissue and selection.matches(a)]
+    excluded = [a for a in objects.annotations if selection.excludes(a)]
+    known = [repr(entry.calibration), repr(entry.stains)]
+    return inputs_of(options, spec, file, chosen, excluded, known)
 
 
 def _summary(

@@ -90,20 +90,21 @@ class Selection:
                 "or --tissue",
             )
         for name in self.classes:
-            if self.excluded != DEFAULT_EXCLUDED and self._is_excluded(name):
+            if self.excluded != DEFAULT_EXCLUDED and self.excludes_class(name):
                 raise UsageError(f"the class {name!r} is both chosen and excluded")
 
     def matches(self, annotation: Annotation) -> bool:
         """Tell whether the annotation is meant, by its class, name and UUID alone."""
         return self._is_named(annotation) or (
-            self.everything and not self._is_excluded(annotation.class_name)
+            self.everything and not self.excludes_class(annotation.class_name)
         )
 
     def excludes(self, annotation: Annotation) -> bool:
         """Tell whether what lies in the annotation is left out."""
-        return self._is_excluded(annotation.class_name) and not self._is_named(annotation)
+        return self.excludes_class(annotation.class_name) and not self._is_named(annotation)
 
-    def _is_excluded(self, class_name: str | None) -> bool:
+    def excludes_class(self, class_name: str | None) -> bool:
+        """Tell whether a class is left out; its annotations may be chosen otherwise."""
         return class_name is not None and any(
             fnmatchcase(class_name, pattern) for pattern in self.excluded
         )

@@ -42,6 +42,8 @@ class Conduct:
         End with the first error, instead of going on with the other images.
     stop : callable
         Asked after each unit whether to end.
+    dask : str, optional
+        Compute on a cluster; see `qpnuclei.pipeline.cluster.cluster_of`.
     unit_minutes : float, optional
         A unit that takes longer fails.
     """
@@ -51,6 +53,7 @@ class Conduct:
     retry_failed: bool = False
     fail_fast: bool = False
     stop: Callable[[], bool] = lambda: False
+    dask: str | None = None
     unit_minutes: float | None = None
 
     def check_stop(self) -> None:

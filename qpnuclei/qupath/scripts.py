@@ -81,6 +81,13 @@ def program_here() -> Path | None:
     return program if program.is_file() else None
 
 
+def first_settings(program: Path | None) -> bytes:
+    """Return the settings with the path of the program, as Java reads properties."""
+    path = str(program or "").replace("\\", "\\\\")
+    text = f"#Settings of the scripts of qpnuclei for QuPath\nprogram={path}\noptions=\n"
+    return text.encode()
+
+
 @dataclass(frozen=True)
 class Change:
     """What is done, or would be, in one folder of scripts.
@@ -131,7 +138,7 @@ def install(user_folder: Path, *, force: bool = False, write: bool = True) -> Ch
     if not force:
         _check_ours(folder, [*changed, *outdated], listed)
     if not (folder / SETTINGS).exists():
-        changed[SETTINGS] = _first_settings()
+        changed[SETTINGS] = first_settings(program_here())
     if write:
         for name, content in changed.items():
             make_folder_below(user_folder, (folder / name).parent)
@@ -228,13 +235,3 @@ def _remove(folder: Path, names: Sequence[str]) -> None:
         for parent in path.relative_to(folder).parents:
             with suppress(OSError):  # it is not empty
                 (folder / parent).rmdir()
-
-
-def _first_settings() -> bytes:
-    """Return the settings with the path of this program, as Java reads properties."""
-    program = str(program_here() or "").replace("\\", "\\\\")
-    return (
-        "# Settings of the scripts of qpnuclei for QuPath; see docs/qupath-menu.md.\n"
-        f"program={program}\n"
-        "options=\n"
-    ).encode()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -52,6 +53,15 @@ def content(folder: Path) -> dict[str, object]:
         if path.name == "summary.json":
             found[name] = {**json.loads(path.read_text()), "timestamp": None}
     return found
+
+
+def found(folder: Path) -> list[object]:
+    """Return all detections in the images of a project."""
+    nuclei = [image.read().detections for image in open_project(folder / "project").images]
+    return [
+        (list(d.ids), shapely.to_wkb(d.geometries).tolist(), pickle.dumps(dict(d.measurements)))
+        for d in nuclei
+    ]
 
 
 def tables(folder: Path) -> list[dict[str, object]]:

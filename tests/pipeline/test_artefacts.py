@@ -1,12 +1,18 @@
 """Artefacts become annotations that belong to whoever changes them."""
 
+from uuid import uuid4
+
 import numpy as np
 import pytest
 import shapely
 from PIL import Image
 
-from qpnuclei.errors import MppError
-from qpnuclei.pipeline.artefacts import IGNORE_CLASS, mark_artefacts
+from qpnuclei.choices import IGNORE_CLASS
+from qpnuclei.errors import MppError, UsageError
+from qpnuclei.pipeline.artefacts import mark_artefacts
+from qpnuclei.pipeline.plan import RunOptions, plan_images
+from qpnuclei.pipeline.run import plan_run
+from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.pixel_size import AskedMpp
@@ -97,3 +103,55 @@ def test_a_pixel_size_is_needed(tmp_path):
     with pytest.raises(MppError, match=r"x\.png"):
         mark_artefacts(project, project.images[0], NOTHING_SAID)
     assert mark_artefacts(project, project.images[0], AskedMpp(1.0)).added == 0
+
+
+# --- run --qc ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def boxed(project):
+    """The same with an annotation of all the image."""
+    entry = project.images[0]
+    box = NewAnnotation(shapely.box(0, 0, 480, 320), uuid4(), path_class=PathClass("Box"))
+    entry.write(Edit(annotations=[box]), entry.read().fingerprint)
+    return project
+
+
+QC = RunOptions(Selection(classes=("Box",)), qc=True, device="cpu", workers=1)
+
+
+def test_a_run_leaves_out_what_it_marks_first_and_a_dry_run_knows_it(boxed):
+    before = boxed.images[0].read()
+    (shown,), failures = plan_images(boxed.images, QC)
+    assert not failures
+    assert boxed.images[0].read().fingerprint == before.fingerprint
+    _, plan, summary = plan_run(boxed, boxed.images, QC)
+    assert not summary.failures
+    marked = [a for a in annotations(boxed) if a.class_name == IGNORE_CLASS]
+    assert len(marked) == 2
+    (planned,) = plan.images[0].regions
+    ink = shapely.union_all([a.geometry for a in marked])
+    assert planned.region().geometry.equals(shapely.box(0, 0, 480, 320) - ink)
+    assert shown.regions[0].geometry.equals(planned.region().geometry)
+
+
+def test_a_run_that_goes_on_keeps_what_it_marked(boxed):
+    folder, plan, _ = plan_run(boxed, boxed.images, QC)
+    state = boxed.images[0].read()
+    again, same, _ = plan_run(boxed, boxed.images, QC)
+    assert again.path == folder.path
+    assert same.images == plan.images
+    assert boxed.images[0].read().fingerprint == state.fingerprint
+    # What someone takes away meanwhile is another run, and is marked again.
+    gone = next(a.id for a in state.annotations if a.class_name == IGNORE_CLASS)
+    boxed.images[0].write(Edit(remove=frozenset({gone})), state.fingerprint)
+    _, anew, _ = plan_run(boxed, boxed.images, QC)
+    (old,), (new,) = plan.images[0].regions, anew.images[0].regions
+    assert new.region().geometry.equals(old.region().geometry)
+    assert {a.id for a in annotations(boxed)} == {a.id for a in state.annotations}
+
+
+def test_marking_what_is_not_excluded_is_refused():
+    with pytest.raises(UsageError, match="does not leave them out"):
+        RunOptions(Selection(tissue=True, excluded=("Necrosis",)), qc=True)
+    assert RunOptions(Selection(tissue=True, excluded=("Necrosis", "Ignore*")), qc=True).qc

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import signal
 import sys
 import time
@@ -14,7 +13,6 @@ from typing import Any
 
 import psutil
 import pytest
-import shapely
 from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
@@ -22,11 +20,9 @@ from qpnuclei.errors import ModelError, WorkerError
 from qpnuclei.pipeline import processes, remote
 from qpnuclei.pipeline.plan import RunOptions
 from qpnuclei.pipeline.run import analyse_project
-from qpnuclei.pipeline.selection import Selection
 from qpnuclei.pipeline.units import Conduct
 from qpnuclei.qupath.native import open_project
-from tests.pipeline.killing import make_project
-from tests.segmentation.test_foreign_engines import dark_in_onnx
+from tests.pipeline.killing import found, make_project
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no signals")
 
@@ -37,36 +33,13 @@ def workers() -> list[psutil.Process]:
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
-@pytest.fixture
-def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunOptions:
-    """Options of a run with a small network that is loaded quickly, and with small units."""
-    monkeypatch.setattr("qpnuclei.pipeline.work.UNIT_SIDE", 1)
-    return RunOptions(
-        Selection(classes=("Tumor",)),
-        model=dark_in_onnx(tmp_path),
-        device="cpu",
-        tile_px=64,
-        max_nucleus_um=8.0,
-        workers=1,
-    )
-
-
-def found(place: Path) -> list[object]:
-    """Return all that was found in the images of a project."""
-    nuclei = [image.read().detections for image in open_project(place / "project").images]
-    return [
-        (list(d.ids), shapely.to_wkb(d.geometries).tolist(), pickle.dumps(dict(d.measurements)))
-        for d in nuclei
-    ]
-
-
 @pytest.mark.slow
 def test_processes_that_die_or_hang_change_nothing(
-    tmp_path: Path, options: RunOptions, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, quick: RunOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, other = (make_project(tmp_path / name, 2) for name in ("place", "other"))
     undisturbed = open_project(other / "project")
-    assert analyse_project(undisturbed, undisturbed.images, options).nuclei > 0
+    assert analyse_project(undisturbed, undisturbed.images, quick).nuclei > 0
 
     # Two processes, of which one is killed; what it was at is reported, the rest is done.
     victims: list[psutil.Process] = []
@@ -78,7 +51,7 @@ def test_processes_that_die_or_hang_change_nothing(
 
     monkeypatch.setattr(remote, "TRIES", 1)
     project = open_project(place / "project")
-    twice = replace(options, device="cpu,cpu")
+    twice = replace(quick, device="cpu,cpu")
     summary = analyse_project(project, project.images, twice, kill_one)
     (failure,) = summary.failures
     assert isinstance(failure.error, WorkerError)
@@ -102,7 +75,7 @@ def test_processes_that_die_or_hang_change_nothing(
             worker.send_signal(signal.SIGSTOP)
             later[0] = 3600.0
 
-    again = analyse_project(project, project.images, options, stop_it, Conduct(unit_minutes=30.0))
+    again = analyse_project(project, project.images, quick, stop_it, Conduct(unit_minutes=30.0))
     assert later[0]
     assert (again.failures, again.state, again.run_dir) == ([], "done", summary.run_dir)
     assert found(place) == found(other)

@@ -1,0 +1,103 @@
+"""What `make docs` does beside mkdocs: links out of ``docs/``, and the reference of commands.
+
+The pages are written for a code host: their links may lead to any file of the repository. On the
+site, the pages that lie outside of ``docs/`` are put below ``repository/``; a link to anything
+else, such as a module, becomes plain text.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from qpnuclei.cli.app import app
+
+ROOT = Path(__file__).resolve().parents[1]
+
+#: Pages outside of docs/ that the site shows, and pages that it has no need of.
+ELSEWHERE = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "benchmarks/results/memory.md",
+    "benchmarks/results/networks.md",
+    "benchmarks/results/qupath_io.md",
+    "benchmarks/results/run.md",
+    "qupath_scripts/README.md",
+    "training/README.md",
+    "training/model-cards/default.md",
+    "training/results/table1.md",
+)
+_PREFIX = "repository/"
+_COMMANDS = "reference/cli.md"
+
+_LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]*)(#[^)\s]*)?\)")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that lie outside of ``docs/``."""
+    for path in ELSEWHERE:
+        text = (ROOT / path).read_text(encoding="utf-8")
+        files.append(File.generated(config, _PREFIX + path, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    """Mend the links of a page, and write the reference of commands."""
+    source = page.file.src_uri
+    if source == _COMMANDS:
+        markdown += "\n\n" + "\n\n".join(command_reference())
+    return _LINK.sub(lambda link: _mended(link, source), markdown)
+
+
+def _mended(link: re.Match[str], source: str) -> str:
+    image, text, target, anchor = link[1], link[2], link[3], link[4] or ""
+    if not target or ":" in target:
+        return link[0]
+    generated = source.startswith(_PREFIX)
+    here = source.removeprefix(_PREFIX) if generated else f"docs/{source}"
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(here), target))
+    if path.startswith("docs/"):
+        wanted = path.removeprefix("docs/")
+    elif path in ELSEWHERE:
+        wanted = _PREFIX + path
+    elif path == "README.md":
+        wanted, anchor = "README.md", ""
+    elif (ROOT / path).exists():
+        return text
+    else:
+        return link[0]  # mkdocs says that it leads nowhere
+    relative = posixpath.relpath(wanted, posixpath.dirname(source) or ".")
+    return f"{image}[{text}]({relative}{anchor})"
+
+
+def command_reference() -> Iterator[str]:
+    """Yield the commands as Markdown: what each does, and its arguments and options."""
+    yield from _described(typer.main.get_command(app), "qpnuclei")
+
+
+def _described(command: Any, name: str) -> Iterator[str]:
+    context = command.context_class(command, info_name=name)
+    yield f"## {name}"
+    yield _plain(command.help or "")
+    if not getattr(command, "commands", None):
+        usage = " ".join(command.collect_usage_pieces(context))
+        yield f"```\n{name} {usage}\n```"
+    for parameter in command.params:
+        record = parameter.get_help_record(context)
+        if record is not None:
+            yield f"`{record[0]}`\n:   {_plain(record[1])}"
+    for child, below in getattr(command, "commands", {}).items():
+        yield from _described(below, f"{name} {child}")
+
+
+def _plain(text: str) -> str:
+    """Return text in which nothing is Markdown."""
+    return re.sub(r"([*_<>\[\]`#|\\])", r"\\\1", text)

@@ -1,0 +1,145 @@
+"""What the documentation says exists: commands, options, links, messages, names."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+import qpnuclei
+from qpnuclei.cli.app import app
+from tests.paths import ROOT
+
+pytestmark = pytest.mark.skipif(not (ROOT / "mkdocs.yml").is_file(), reason="not in a checkout")
+
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "qupath_scripts" / "README.md",
+    *sorted((ROOT / "training").rglob("*.md")),
+]
+#: How a command line may begin, up to the words that qpnuclei itself gets.
+_START = re.compile(r"(?:\$ )?(?:\S*/)?(?:(?:python|torchrun) (?:.* )?-m )?qpnuclei (?=\S)")
+_LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
+_QUOTED = re.compile(r"`([^`]+)`")
+
+
+def code_blocks(text: str) -> Iterator[str]:
+    """Yield the lines of fenced and indented code, those that end in a backslash joined."""
+    fenced, joined = False, ""
+    for line in text.splitlines():
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    "):
+            joined += line.strip()
+            if joined.endswith("\\"):
+                joined = joined[:-1]
+                continue
+            yield joined
+            joined = ""
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Yield the words of each command line of qpnuclei in the code of a page."""
+    for line in code_blocks(text):
+        if start := _START.match(line):
+            yield shlex.split(
+                line[start.end() :].replace("[", " ").replace("]", " "), comments=True
+            )
+
+
+@cache
+def program() -> Any:
+    return typer.main.get_command(app)
+
+
+def parse(words: list[str]) -> None:
+    """Raise what the program would say of a command line that it does not understand."""
+    command = program()
+    while getattr(command, "commands", None) and not words[0].startswith("-"):
+        assert words[0] in command.commands, f"no command {words[0]!r}"
+        command, words = command.commands[words[0]], words[1:]
+    context = command.context_class(command, info_name="qpnuclei")
+    _, left, _ = command.make_parser(context).parse_args(list(words))
+    assert not left, f"{left} is more than the command takes"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_options_and_links_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for words in commands(text):
+        try:
+            parse(words)
+        except Exception as error:
+            raise AssertionError(f"qpnuclei {shlex.join(words)}: {error}") from error
+    for target in _LINK.findall(text):
+        if ":" not in target:
+            assert (page.parent / target).exists(), f"a link leads nowhere: {target}"
+
+
+def test_the_commands_of_pages_are_found_and_wrong_ones_noticed() -> None:
+    page = "    qpnuclei run p.qpproj \\\n        --roi Tumor   # a comment\n\nqpnuclei is it.\n"
+    assert list(commands(page)) == [["run", "p.qpproj", "--roi", "Tumor"]]
+    parse(["run", "p.qpproj", "--roi", "Tumor"])
+    for wrong in (["run", "p.qpproj", "--rio", "Tumor"], ["project", "creat"], ["info", "p", "q"]):
+        with pytest.raises(Exception, match=r"rio|creat|more than"):
+            parse(wrong)
+
+
+def test_the_site_has_every_page() -> None:
+    # The tag is mkdocs' way to name a function; here it is only text.
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").replace("!!python/name:", "")
+    listed = re.findall(r"'([^']+\.(?:md|ipynb))'", str(yaml.safe_load(text)["nav"]))
+    there = {
+        str(path.relative_to(ROOT / "docs"))
+        for path in (ROOT / "docs").rglob("*")
+        if path.suffix in (".md", ".ipynb")
+    }
+    assert set(listed) >= {name for name in there if name.endswith(".md")}
+    assert set(listed) <= there
+    assert len(listed) == len(set(listed))
+
+
+def test_the_reference_has_every_public_name() -> None:
+    page = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^::: qpnuclei\.(\w+)$", page, re.MULTILINE)
+    assert sorted(listed) == sorted(set(qpnuclei.__all__) - {"__version__"})
+
+
+def test_the_notebook_was_executed_and_names_what_exists() -> None:
+    notebook = json.loads((ROOT / "docs" / "from-python.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == [*range(1, len(cells) + 1)]
+    for cell in cells:
+        assert cell["outputs"]
+        assert "error" not in {output["output_type"] for output in cell["outputs"]}
+        for name in re.findall(r"qpnuclei\.(\w+)[(.]", "".join(cell["source"])):
+            assert name in {*qpnuclei.__all__, "datasets"}
+
+
+def templates() -> str:
+    """Return the code with its broken strings joined, and ``…`` where a value is put in."""
+    files = sorted((ROOT / "qpnuclei").rglob("*.py"))
+    code = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    code = re.sub(r'"\s+f?"', "", code)
+    return re.sub(r"\{[^{}]*\}|%[.\d]*[sdgf]", "…", code)
+
+
+def test_the_messages_that_the_docs_explain_are_those_of_the_program() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    messages = [_QUOTED.findall(row)[0] for row in rows]
+    assert len(messages) > 30
+    strings = templates()
+    for message in messages:
+        for part in filter(None, (part.strip(" …()") for part in message.split("…"))):
+            assert part in strings, f"the program never says {part!r} ({message})"
