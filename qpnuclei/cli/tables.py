@@ -48,7 +48,7 @@ def plan_view(plans: list[ImagePlan]) -> Group:
         table = Table("annotation", "class", box=None, padding=(0, 2))
         for column in ("mm²", "ours there"):
             table.add_column(column, justify="right")
-        rows = [
+        rows: list[_Line] = [
             (
                 region.label,
                 region.annotation.class_name if region.annotation else None,
