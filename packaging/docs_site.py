@@ -22,10 +22,11 @@ from qpnuclei.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[1]
 
-#: Pages outside of docs/ that the site shows, and pages that it has no need of.
+#: Pages outside of docs/ that the site shows.
 ELSEWHERE = (
     "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "README.md",
     "benchmarks/results/memory.md",
     "benchmarks/results/networks.md",
     "benchmarks/results/qupath_io.md",
@@ -68,8 +69,6 @@ def _mended(link: re.Match[str], source: str) -> str:
         wanted = path.removeprefix("docs/")
     elif path in ELSEWHERE:
         wanted = _PREFIX + path
-    elif path == "README.md":
-        wanted, anchor = "README.md", ""
     elif (ROOT / path).exists():
         return text
     else:

@@ -17,6 +17,7 @@ from qpnuclei._version import __version__
 if TYPE_CHECKING:
     from qpnuclei import errors
     from qpnuclei.api import (
+        adapt,
         add_slides,
         commit,
         count,
@@ -44,6 +45,7 @@ __all__ = [
     "RunOptions",
     "Selection",
     "__version__",
+    "adapt",
     "add_slides",
     "commit",
     "count",
@@ -71,6 +73,7 @@ _HOMES = {
     "NucleiTable": "qpnuclei.nuclei.table:NucleiTable",
     "RunOptions": "qpnuclei.pipeline.plan:RunOptions",
     "Selection": "qpnuclei.pipeline.selection:Selection",
+    "adapt": "qpnuclei.api:adapt",
     "add_slides": "qpnuclei.api:add_slides",
     "commit": "qpnuclei.api:commit",
     "count": "qpnuclei.api:count",

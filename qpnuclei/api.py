@@ -16,6 +16,7 @@ import numpy as np
 
 from qpnuclei.choices import NUCLEUS_CLASS, Grouping
 from qpnuclei.errors import FormatError, NotFoundError
+from qpnuclei.models.registry import DEFAULT_MODEL
 from qpnuclei.nuclei.ids import NucleusIds
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.qupath.counts import Row, count_project
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from qpnuclei.evaluation.report import Report
     from qpnuclei.pipeline.plan import RunOptions
     from qpnuclei.pipeline.summary import RunSummary
+    from qpnuclei.training.adaptation import Adaptation
     from qpnuclei.training.callbacks import TrainingResult, Watcher
 
 _PARQUET = ".parquet"
@@ -613,6 +615,95 @@ def train(
         mpp=mpp,
         resume=resume,
         watcher=watcher,
+    )
+
+
+def adapt(
+    sources: Sequence[str | os.PathLike[str]],
+    folder: str | os.PathLike[str],
+    model: str = DEFAULT_MODEL,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    images: Sequence[str] = (),
+    roi: Sequence[str] = (),
+    corrections: Sequence[str] = (),
+    truth_class: Sequence[str] = (),
+    mpp: float | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    resume: bool = False,
+    watcher: Watcher | None = None,
+) -> Adaptation:
+    """Adapt a model to slides of one's own: what ``qpnuclei adapt`` does.
+
+    Parameters
+    ----------
+    sources : sequence of path-like
+        Projects, slides, image patches or folders of them.
+    folder : path-like
+        New, for the model, its card, and what changed.
+    model : str
+        To start from: a name, or the file of a student.
+    settings : mapping, optional
+        Fields of the recipe ``adapted`` to change.
+    images : sequence of str
+        Names or patterns of images of the projects; all by default.
+    roi : sequence of str
+        Learn only inside annotations of these classes.
+    corrections : sequence of str
+        Classes of the annotations of the projects in which every nucleus is drawn: learn from
+        these nuclei as well.
+    truth_class : sequence of str
+        Classes of the drawn nuclei; ``Nucleus`` by default.
+    mpp : float, optional
+        µm/px of all sources, over whatever they say.
+    device : str
+        See `qpnuclei.segmentation.engine.EngineOptions`.
+    seed : int
+        Of all random choices.
+    resume : bool
+        Go on with the run in `folder`.
+    watcher : Watcher, optional
+        Is told of the progress, and may stop it.
+
+    Raises
+    ------
+    qpnuclei.errors.QpnucleiError
+        If the model, the sources, the boxes or the folder do not allow it, or it went wrong.
+
+    Examples
+    --------
+    Far too short to learn anything:
+
+    >>> import numpy as np
+    >>> from PIL import Image
+    >>> y, x = np.mgrid[:320, :320]
+    >>> rgb = np.full((320, 320, 3), (225, 165, 200), np.uint8)
+    >>> rgb[(y % 64 - 32) ** 2 + (x % 64 - 32) ** 2 < 200] = (95, 60, 140)
+    >>> Image.fromarray(rgb).save("ours.png")
+    >>> short = {"first_round_batches": 1, "batch_size": 2, "crop_px": 64, "renditions": 0}
+    >>> result = adapt(["ours.png"], "adapted", settings=short, mpp=0.25, device="cpu")
+    >>> result.training.model.name, len(result.changes)
+    ('model.safetensors', 1)
+    """
+    from qpnuclei.evaluation.boxes import read_corrected
+    from qpnuclei.models.device import resolve_device
+    from qpnuclei.training.adaptation import adapt as adapt_model
+    from qpnuclei.training.sources import find_sources
+
+    paths = [Path(source) for source in sources]
+    found = find_sources(paths, mpp=() if mpp is None else [mpp], roi=roi, images=images)
+    drawn = read_corrected(paths, corrections, truth_class, images=images, mpp=mpp)
+    return adapt_model(
+        found,
+        Path(folder),
+        model=model,
+        settings=settings,
+        device=resolve_device(device),
+        seed=seed,
+        resume=resume,
+        watcher=watcher,
+        corrections=drawn.images,
     )
 
 

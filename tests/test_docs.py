@@ -30,6 +30,8 @@ PAGES = [
 #: How a command line may begin, up to the words that qpnuclei itself gets.
 _START = re.compile(r"(?:\$ )?(?:\S*/)?(?:(?:python|torchrun) (?:.* )?-m )?qpnuclei (?=\S)")
 _LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
+#: Begins like a command, but is the name of a property in a project.
+NO_COMMANDS = ("qpnuclei analysed",)
 _QUOTED = re.compile(r"`([^`]+)`")
 
 
@@ -73,6 +75,24 @@ def parse(words: list[str]) -> None:
     assert not left, f"{left} is more than the command takes"
 
 
+def options(words: list[str]) -> list[str]:
+    return [word.partition("=")[0] for word in words if word.startswith("-")]
+
+
+def known_options(words: list[str]) -> set[str]:
+    """Return the options of a command that is named in running text, perhaps without arguments."""
+    command = program()
+    for word in words:
+        if not getattr(command, "commands", None) or word.startswith("-"):
+            break
+        assert word in command.commands, f"no command {word!r}"
+        command = command.commands[word]
+    found = {"--help"}
+    for parameter in command.params:
+        found.update(parameter.opts, parameter.secondary_opts)
+    return found
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_options_and_links_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
@@ -81,6 +101,10 @@ def test_commands_options_and_links_exist(page: Path) -> None:
             parse(words)
         except Exception as error:
             raise AssertionError(f"qpnuclei {shlex.join(words)}: {error}") from error
+    for quoted in _QUOTED.findall(text):
+        if quoted.startswith("qpnuclei ") and quoted not in NO_COMMANDS:
+            words = shlex.split(quoted)[1:]
+            assert not (unknown := set(options(words)) - known_options(words)), (quoted, unknown)
     for target in _LINK.findall(text):
         if ":" not in target:
             assert (page.parent / target).exists(), f"a link leads nowhere: {target}"
@@ -100,7 +124,7 @@ def test_the_site_has_every_page() -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").replace("!!python/name:", "")
     listed = re.findall(r"'([^']+\.(?:md|ipynb))'", str(yaml.safe_load(text)["nav"]))
     there = {
-        str(path.relative_to(ROOT / "docs"))
+        path.relative_to(ROOT / "docs").as_posix()
         for path in (ROOT / "docs").rglob("*")
         if path.suffix in (".md", ".ipynb")
     }

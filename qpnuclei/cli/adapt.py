@@ -12,6 +12,7 @@ import typer
 from qpnuclei.cli.completing import complete_class
 from qpnuclei.cli.options import DeviceOption, ImageGlobs, ImageRoot, Json, MppOption, Quiet, Seed
 from qpnuclei.cli.train import STOPPING, ConsoleWatcher, number_of, training_bar
+from qpnuclei.errors import UsageError
 from qpnuclei.models.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -50,6 +51,24 @@ def adapt(
             show_default="whole images",
         ),
     ] = None,
+    corrections: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--corrections",
+            metavar="CLASS",
+            help="Also learn from the nuclei drawn in annotations of this class, in which every "
+            "nucleus is right, as for evaluate --roi; may repeat.",
+            show_default="no labels are used",
+        ),
+    ] = None,
+    truth_class: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--truth-class",
+            help="With --corrections: class of the drawn nuclei; may repeat.",
+            show_default="Nucleus",
+        ),
+    ] = None,
     model: Annotated[
         str,
         typer.Option(
@@ -78,15 +97,19 @@ def adapt(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Adapt the model to the slides of a project, without labels, and say what changed.
+    """Adapt the model to the slides of a project, and say what changed. It needs no labels.
 
     Takes minutes without a GPU. Ctrl-C saves and stops. Use the new model with run --model.
 
     For example: qpnuclei adapt project.qpproj --image "ward 3*" -o runs/ours
+
+    With drawn nuclei: qpnuclei adapt project.qpproj --corrections Box -o runs/ours
     """
     from qpnuclei.training.config import read_settings
     from qpnuclei.training.sources import find_sources
 
+    if truth_class and not corrections:
+        raise UsageError("--truth-class needs --corrections", "name the class of the boxes")
     fields = read_settings(settings or ())
     found = find_sources(
         sources,
@@ -97,11 +120,22 @@ def adapt(
     )
 
     from qpnuclei.cli.console import print_json, stderr, this_command
+    from qpnuclei.evaluation.boxes import read_corrected
     from qpnuclei.models.device import resolve_device
     from qpnuclei.system.interrupts import EXIT_CODE, asking_to_stop
     from qpnuclei.system.memory import keep_freed_memory
     from qpnuclei.training.adaptation import adapt as adapt_model
 
+    drawn = read_corrected(
+        sources,
+        corrections or (),
+        truth_class or (),
+        images=images or (),
+        mpp=mpp,
+        image_root=image_root,
+    )
+    for note in drawn.notes:
+        stderr.print(note, highlight=False, markup=False, soft_wrap=True)
     chosen = resolve_device(device)
     stderr.print(f"adapting {model} to {number_of(len(found), 'image')} on {chosen}")
     with (
@@ -118,6 +152,7 @@ def adapt(
             seed=seed,
             resume=resume,
             watcher=ConsoleWatcher(bar, interrupted),
+            corrections=drawn.images,
         )
     if json:
         print_json(asdict(result))

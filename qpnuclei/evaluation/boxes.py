@@ -30,6 +30,8 @@ from qpnuclei.qupath.model import Annotation, ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
 from qpnuclei.qupath.project import open_project
 from qpnuclei.qupath.regions import Region, match_images, rows_inside
+from qpnuclei.slides.remix import seen_by_network
+from qpnuclei.slides.stains import DEFAULT_HE
 
 #: The network sees so much beyond a box: more than the largest nuclei.
 _MARGIN_UM = 30.0
@@ -72,7 +74,7 @@ class BoxImage(AnnotatedImage):
     counts: npt.NDArray[np.bool_]
 
     def read_image(self) -> npt.NDArray[np.uint8]:
-        """Return the frame as (H, W, 3) uint8 RGB.
+        """Return the frame as (H, W, 3) uint8 RGB, as a run shows it to a network.
 
         Raises
         ------
@@ -81,16 +83,23 @@ class BoxImage(AnnotatedImage):
         """
         x0, y0, x1, y1 = self.frame
         with open_image(self.entry) as slide:
-            return np.ascontiguousarray(slide.read(x0, y0, x1 - x0, y1 - y0, (1.0, 1.0)))
+            seen = seen_by_network(slide, self.entry.stains or DEFAULT_HE)
+            return np.ascontiguousarray(seen.read(x0, y0, x1 - x0, y1 - y0, (1.0, 1.0)))
 
     def read_labels(self) -> npt.NDArray[np.int32]:
         """Return the (H, W) int32 instance map of the nuclei that count."""
         return label_map(self.drawn[self.counts], self._shape)
 
+    def read_around(
+        self,
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+        """Return the frame, all nuclei drawn in it, and which pixels lie in the box."""
+        inside = label_map(shapely.get_parts(self.box), self._shape) > 0
+        return self.read_image(), label_map(self.drawn, self._shape), inside
+
     def read_alone(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
         """Return what lies in the box alone, nuclei cut at its border; outside of it is glass."""
-        rgb, labels = self.read_image(), label_map(self.drawn, self._shape)
-        inside = label_map(shapely.get_parts(self.box), self._shape) > 0
+        rgb, labels, inside = self.read_around()
         rgb[~inside], labels[~inside] = _GLASS, 0
         x0, y0, x1, y1 = (round(v) for v in self.box.bounds)
         window = slice(y0, y1), slice(x0, x1)
@@ -239,6 +248,39 @@ def read_boxes(
         "mended": mended,
     }
     return Drawn(boxes, described, tuple(notes))
+
+
+def read_corrected(
+    paths: Sequence[Path],
+    roi: Sequence[str],
+    truth_classes: Sequence[str] = (),
+    *,
+    images: Sequence[str] = (),
+    mpp: float | None = None,
+    image_root: Path | None = None,
+) -> Drawn:
+    """Read the boxes of all projects among some paths, to learn from; none without `roi`.
+
+    Raises
+    ------
+    UsageError
+        If boxes are asked for, but no path is a project; and as `read_boxes`, as all others.
+    """
+    projects = [path for path in paths if is_project(path)] if roi else []
+    if roi and not projects:
+        raise UsageError(
+            f"--corrections {roi[0]!r} was given, but no source is a QuPath project",
+            "only projects have annotations",
+        )
+    drawn = [
+        read_boxes(path, roi, truth_classes, images=images, mpp=mpp, image_root=image_root)
+        for path in projects
+    ]
+    return Drawn(
+        [box for of_project in drawn for box in of_project.images],
+        {},
+        tuple(of_project.notes[0] for of_project in drawn),
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ from qpnuclei.segmentation.colour import colour_statistics
 from qpnuclei.segmentation.engine import Engine, ReadPixels, TileInstances
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.pixels import RGB
+from qpnuclei.slides.remix import has_dab, seen_by_network
 from qpnuclei.slides.resolution import Scale
 from qpnuclei.slides.slide import PixelSource
 from qpnuclei.slides.stains import ReinhardStatistics, Stains, separate
@@ -141,7 +142,7 @@ def measure_tiles(
     """
     clock = clock or Stopwatch()
     order = range(len(tiles)) if chosen is None else chosen
-    read = _reader(pixels, scale)
+    read = _reader(seen_by_network(pixels, stains), scale)
 
     def measure(seen: TileInstances) -> TileNuclei:
         tile = tiles[order[seen.tile.index]]
@@ -157,7 +158,7 @@ def measure_tiles(
                 corners = junctions(fragments, seen.labels, origin)
             with clock("measure"):
                 inside = pixels_of_labels(seen.labels, ids[own])
-                if scale.downsample == (1.0, 1.0):
+                if scale.downsample == (1.0, 1.0) and not has_dab(stains):
                     # An outline holds the pixels that it was made of, smooth or not.
                     stained = intensities(seen.rgb, inside, stains)
                 else:
@@ -220,7 +221,7 @@ def join_tiles(
         kept &= tiles.answers_for(joined.centroids())
         joined, result = joined.take(kept), result.take(kept)
     if len(joined):
-        read = _reader(pixels, scale)
+        read = _reader(seen_by_network(pixels, stains), scale)
         seeing = engine()
         with clock("measure"):
             colour = colour_statistics(read, tiles) if seeing.spec.needs_colour else None

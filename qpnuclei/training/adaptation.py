@@ -24,6 +24,7 @@ from PIL import Image, ImageDraw
 from skimage.segmentation import find_boundaries
 
 from qpnuclei.errors import UsageError
+from qpnuclei.evaluation.boxes import BoxImage
 from qpnuclei.models.metadata import ModelMetadata, model_hash, read_metadata
 from qpnuclei.models.registry import DEFAULT_MODEL, resolve_model
 from qpnuclei.segmentation.postprocess import segment_instances
@@ -118,6 +119,7 @@ def adapt(
     seed: int = 0,
     resume: bool = False,
     watcher: Watcher | None = None,
+    corrections: Sequence[BoxImage] = (),
 ) -> Adaptation:
     """Adapt a student to slides, and compare it with what it was.
 
@@ -136,6 +138,8 @@ def adapt(
         Go on with the run in `folder`.
     watcher : Watcher, optional
         Is told of the progress, and may stop the run.
+    corrections : sequence of BoxImage
+        Boxes in which nuclei were drawn, to learn from beside.
 
     Raises
     ------
@@ -162,7 +166,14 @@ def adapt(
         **(settings or {}),
     }
     training = train_student(
-        fields, sources, folder, device=device, seed=seed, resume=resume, watcher=watcher
+        fields,
+        sources,
+        folder,
+        device=device,
+        seed=seed,
+        resume=resume,
+        watcher=watcher,
+        corrections=corrections,
     )
     if training.stopped or training.model is None:
         return Adaptation(training, [], [])

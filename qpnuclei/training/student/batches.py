@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,10 +41,13 @@ class Lesson:
     rgb : (H, W, 3) uint8 ndarray
     targets : (H, W, 3) uint8 ndarray
         Foreground, centre map and weight, each 0..1 times 255.
+    likelihood : float
+        It is drawn so many times as often as its size says.
     """
 
     rgb: RGB
     targets: npt.NDArray[np.uint8]
+    likelihood: float = 1.0
 
     @cached_property
     def colours(self) -> npt.NDArray[np.float32]:
@@ -93,7 +97,7 @@ def random_batch(
     strong_colours: float = 0.0,
     borrowed_colours: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Draw a batch of crops; a lesson is as likely as it is large.
+    """Draw a batch of crops; a lesson is as likely as it is large, times its likelihood.
 
     Parameters
     ----------
@@ -119,7 +123,7 @@ def random_batch(
     offset, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     images = np.empty((size, crop_px, crop_px, 3), np.float32)
     targets = np.empty((size, crop_px, crop_px, 3), np.float32)
-    areas = np.array([lesson.rgb.shape[0] * lesson.rgb.shape[1] for lesson in lessons], float)
+    areas = np.array([math.prod(lesson.rgb.shape[:2]) * lesson.likelihood for lesson in lessons])
     share = areas / areas.sum()
     for i in range(size):
         lesson = lessons[int(rng.choice(len(lessons), p=share))]

@@ -87,6 +87,10 @@ class StudentRecipe(BaseModel):
         "way: so less is forgotten",
     )
 
+    corrections_share: float = Field(
+        0.5, gt=0, lt=1, description="of the crops, from boxes in which nuclei were drawn, if any"
+    )
+
     rounds: int = Field(4, ge=1, description="more brought nothing on MoNuSeg")
     first_round_batches: int = Field(600, ge=1)
     batches_per_round: int = Field(800, ge=1, description="of the later rounds")

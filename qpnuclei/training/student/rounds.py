@@ -27,6 +27,7 @@ from PIL import Image
 from skimage.segmentation import find_boundaries
 
 from qpnuclei.errors import TrainingError, UsageError
+from qpnuclei.evaluation.boxes import BoxImage
 from qpnuclei.evaluation.tuning import (
     RECOLOURINGS,
     LabelledImage,
@@ -57,6 +58,12 @@ from qpnuclei.training.run_folder import (
     write_metrics,
 )
 from qpnuclei.training.sources import Source
+from qpnuclei.training.student.corrections import (
+    Correction,
+    correction_lessons,
+    digest,
+    read_corrections,
+)
 from qpnuclei.training.student.distillation import Distillation
 from qpnuclei.training.student.fit import Unfinished, fit, seconds_per_batch
 from qpnuclei.training.student.patches import SlideSample, sample_slides
@@ -89,6 +96,7 @@ def train_student(
     mpp: float | None = None,
     resume: bool = False,
     watcher: Watcher | None = None,
+    corrections: Sequence[BoxImage] = (),
 ) -> TrainingResult:
     """Train a student on unlabelled tissue.
 
@@ -114,6 +122,8 @@ def train_student(
         Go on with the run in `folder`, where it was stopped.
     watcher : Watcher, optional
         A round is an epoch to it.
+    corrections : sequence of BoxImage
+        Boxes in which nuclei were drawn: they are learned beside what needs no labels.
 
     Raises
     ------
@@ -126,12 +136,14 @@ def train_student(
     watcher = watcher or Watcher()
     recipe = student_recipe(fields)
     open_run_folder(folder, resume)
+    corrected = read_corrections(corrections, recipe.mpp)
     identity = {
         "recipe": recipe.model_dump(mode="json"),
         "teacher": recipe.teacher and model_hash(resolve_model(recipe.teacher)),
         "start": recipe.start and model_hash(resolve_model(recipe.start)),
         "seed": seed,
         "images": sources_digest(sources, [recipe.mpp], recipe.patch_px, recipe.min_tissue),
+        **({"corrections": digest(corrected)} if corrected else {}),
     }
     state = load_state(folder) if resume else None
     if state is not None:
@@ -173,6 +185,7 @@ def train_student(
         identity=identity,
         samples=samples,
         curriculum=curriculum,
+        corrections=corrected,
         labelled=labelled,
         device=device,
         watcher=watcher,
@@ -245,6 +258,7 @@ class _Run:
     identity: Mapping[str, Any]
     samples: Sequence[SlideSample]
     curriculum: Curriculum
+    corrections: Sequence[Correction]
     labelled: Sequence[LabelledImage]
     device: torch.device
     watcher: Watcher
@@ -293,9 +307,12 @@ class _Run:
                 f"round {number}: nothing in any of the images looks like a nucleus",
                 "check --mpp and that the slides are H&E; see pseudo-labels/ in the run folder",
             )
+        lessons = list(self.curriculum.lessons(known, rng))
+        if self.corrections:
+            lessons += correction_lessons(self.corrections, lessons, self.recipe, rng)
         learnt = fit(
             self.recipe,
-            list(self.curriculum.lessons(known, rng)),
+            lessons,
             number,
             self.student if begun else None,
             seed=self.identity["seed"],
@@ -400,12 +417,22 @@ class _Run:
             data={
                 "images": [sample.name for sample in self.samples],
                 "mpx": round(sum(p.shape[0] * p.shape[1] for p in self._patches()) / 1e6, 1),
-                "labels": "none",
+                **self._labels(),
                 "licence": self.recipe.data_licence,
             },
             validation=dict(measured or {}),
             versions=versions,
         )
+
+    def _labels(self) -> dict[str, Any]:
+        """Return what labels were learned from, for the metadata."""
+        if not self.corrections:
+            return {"labels": "none"}
+        nuclei = sum(correction.nuclei for correction in self.corrections)
+        return {
+            "labels": f"{nuclei} nuclei drawn in {len(self.corrections)} boxes",
+            "corrections": {"boxes": len(self.corrections), "nuclei": nuclei},
+        }
 
     def _patches(self) -> Iterator[RGB]:
         for sample in self.samples:

@@ -1,0 +1,99 @@
+"""Nuclei that somebody drew, as lessons beside those without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+
+import cv2
+import numpy as np
+
+from qpnuclei.evaluation.boxes import BoxImage
+from qpnuclei.evaluation.evaluate import image_mpp
+from qpnuclei.evaluation.tuning import resample
+from qpnuclei.slides.pixels import RGB
+from qpnuclei.slides.resolution import working_downsample
+from qpnuclei.training.student.batches import Lesson, make_lessons
+from qpnuclei.training.student.pseudo_labels import PseudoLabels
+from qpnuclei.training.student.recipe import StudentRecipe
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """A box in which all nuclei were drawn, with what lies around it.
+
+    Parameters
+    ----------
+    name : str
+    rgb : (H, W, 3) uint8 ndarray
+        At the model's resolution.
+    known : PseudoLabels
+        Of weight 1 in the box, and 0 around it.
+    nuclei : int
+        How many lie in the box.
+    """
+
+    name: str
+    rgb: RGB
+    known: PseudoLabels
+    nuclei: int
+
+
+def read_corrections(boxes: Iterable[BoxImage], model_mpp: float) -> list[Correction]:
+    """Read boxes, and bring them to a model's resolution, unless within 10 % of it.
+
+    Raises
+    ------
+    qpnuclei.errors.QpnucleiError
+        If an image cannot be read.
+    """
+    made = []
+    for box in boxes:
+        rgb, labels, inside = box.read_around()
+        mpp = image_mpp(box, None)
+        rgb = resample(rgb, 1 / working_downsample((mpp, mpp), model_mpp)[0])
+        scaled, weight = (
+            cv2.resize(values, rgb.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+            for values in (labels.astype(np.float32), inside.astype(np.float32))
+        )
+        known = PseudoLabels(scaled.astype(np.int32), weight.astype(np.float32))
+        made.append(Correction(box.name, rgb, known, int(np.count_nonzero(box.counts))))
+    return made
+
+
+def digest(corrections: Iterable[Correction]) -> str:
+    """Hash what is drawn and what it is drawn on."""
+    known = blake2b(digest_size=16)
+    for correction in corrections:
+        for values in (correction.rgb, correction.known.labels, correction.known.weight):
+            known.update(repr(values.shape).encode())
+            known.update(np.ascontiguousarray(values).tobytes())
+    return known.hexdigest()
+
+
+def correction_lessons(
+    corrections: Sequence[Correction],
+    others: Sequence[Lesson],
+    recipe: StudentRecipe,
+    rng: np.random.Generator,
+) -> Iterator[Lesson]:
+    """Return the boxes and their renditions as lessons.
+
+    Together they are drawn as often, compared with `others`, as ``corrections_share`` says: by
+    their size alone, a few boxes would hardly be seen.
+    """
+    lessons = [
+        lesson
+        for correction in corrections
+        for lesson in make_lessons(correction.rgb, correction.known, recipe, rng)
+    ]
+    area, of_others = (sum(_area(lesson) for lesson in some) for some in (lessons, others))
+    share = recipe.corrections_share
+    for lesson in lessons:
+        yield replace(lesson, likelihood=share / (1 - share) * of_others / area)
+
+
+def _area(lesson: Lesson) -> int:
+    height, width = lesson.targets.shape[:2]
+    return int(height * width)
