@@ -31,7 +31,6 @@ from qpnuclei.errors import (
 )
 from qpnuclei.models.registry import DEFAULT_MODEL
 from qpnuclei.nuclei.ids import made_id
-from qpnuclei.pipeline.infer import plan_tiles
 from qpnuclei.pipeline.selection import (
     TISSUE_CLASS,
     Selection,
@@ -41,6 +40,7 @@ from qpnuclei.pipeline.selection import (
     tissue_region,
     without_excluded,
 )
+from qpnuclei.pipeline.tiles import plan_tiles
 from qpnuclei.qupath.analysed import Record, Status
 from qpnuclei.qupath.areas import polygonal
 from qpnuclei.qupath.images import open_image
