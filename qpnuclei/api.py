@@ -243,6 +243,8 @@ def infer(
     workers: int | None = None,
     slides_from: str | os.PathLike[str] | None = None,
     retry_failed: bool = False,
+    dask: str | None = None,
+    unit_minutes: float | None = None,
     progress: Callable[[str, int, int, int], None] = lambda image, done, tiles, nuclei: None,
 ) -> Path:
     """Find the nuclei of a plan, and keep them in its folder: what ``qpnuclei infer`` does.
@@ -257,13 +259,18 @@ def infer(
     shard : (int, int)
         Which of so many equal parts of the work, from 1.
     device : str
-        See `qpnuclei.models.device.resolve_device`.
+        See `qpnuclei.models.device.resolve_device`. Several, separated by commas, work side by
+        side.
     workers : int, optional
         Processor cores to use; all by default.
     slides_from : path-like, optional
         Folder that holds the slides here.
     retry_failed : bool
         Try again what failed three times before.
+    dask : str, optional
+        Compute on a Dask cluster: the address of its scheduler, or ``local:N``.
+    unit_minutes : float, optional
+        A unit of the work that takes longer fails.
     progress : callable
         As for `run`.
 
@@ -306,7 +313,7 @@ def infer(
         options,
         share=shard,
         slides_from=None if slides_from is None else Path(slides_from),
-        conduct=Conduct(retry_failed=retry_failed),
+        conduct=Conduct(retry_failed=retry_failed, dask=dask, unit_minutes=unit_minutes),
         progress=progress,
     )
     return folder.path

@@ -10,7 +10,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
+import qpnuclei
 from qpnuclei.qupath.scripts import script_files
 from tests.paths import ROOT
 
@@ -31,6 +33,28 @@ def test_a_recipe_copies_what_the_wheel_is_built_from(recipe: str) -> None:
     # Its Python is one that is supported.
     (python,) = set(re.findall(r"python:(3\.\d+)-slim", text))
     assert f"Programming Language :: Python :: {python}" in project["project"]["classifiers"]
+
+
+#: Names of conda-forge for packages that PyPI calls otherwise.
+ON_CONDA = {
+    "opencv-python-headless": "py-opencv",
+    "openslide-bin": "openslide",
+    "torch": "pytorch",
+}
+
+
+def test_the_conda_recipe_has_the_dependencies_and_the_version_of_the_package() -> None:
+    recipe = yaml.safe_load((ROOT / "packaging" / "conda" / "recipe.yaml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {f"python{project['requires-python']}"}
+    for dependency in project["dependencies"]:
+        name, version = re.fullmatch(r"([\w-]+)(.*)", dependency).groups()
+        wanted.add(ON_CONDA.get(name, name) + version)
+    assert {line.replace(" ", "") for line in recipe["requirements"]["run"]} == wanted
+    assert recipe["package"]["version"] == qpnuclei.__version__
+    copied = {name.removesuffix("/**") for name in recipe["source"]["filter"]}
+    assert {"pyproject.toml", "README.md", "LICENSE", "qpnuclei", "qupath_scripts"} <= copied
+    assert all((ROOT / name).exists() for name in copied)
 
 
 def test_a_wheel_carries_the_scripts_for_qupath(tmp_path: Path) -> None:

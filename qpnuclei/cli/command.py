@@ -26,7 +26,7 @@ _FEW = 9
 #: What stands for the value of an option in its help: its unit, or what it names.
 _VALUES = {
     **dict.fromkeys(("image", "images", "roi_name"), "NAME"),
-    **dict.fromkeys(("roi", "exclude", "class_name", "nucleus_class"), "CLASS"),
+    **dict.fromkeys(("roi", "exclude", "class_name", "truth_class"), "CLASS"),
     **dict.fromkeys(("image_root", "slides_from", "run_dir", "geojson", "parquet"), "FOLDER"),
     **dict.fromkeys(("mpp", "validation_mpp"), "µm/px"),
     **dict.fromkeys(("max_nucleus", "simplify", "cell_expansion"), "µm"),
@@ -36,6 +36,8 @@ _VALUES = {
     "tile": "px",
     "batch": "TILES",
     "unit_minutes": "MIN",
+    "output": "FILE",
+    "pictures": "N",
     "mpp_table": "FILE.csv",
     "roi_id": "UUID",
     "model": "MODEL",

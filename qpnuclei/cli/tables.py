@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Images that are named in one line.
 _NAMED = 10
+#: Annotations of an image that are listed one by one.
+_MOST_LINES = 200
 
 
 def plan_view(plans: list[ImagePlan]) -> Group:
@@ -45,16 +48,36 @@ def plan_view(plans: list[ImagePlan]) -> Group:
         table = Table("annotation", "class", box=None, padding=(0, 2))
         for column in ("mm²", "ours there"):
             table.add_column(column, justify="right")
-        for region, existing in zip(plan.regions, plan.existing, strict=True):
-            class_name = region.annotation.class_name if region.annotation else None
-            table.add_row(
-                in_one_line(region.label),
-                in_one_line(class_name or "–"),
-                f"{plan.area_mm2(region):.3f}",
-                str(len(existing)),
+        rows: list[_Line] = [
+            (
+                region.label,
+                region.annotation.class_name if region.annotation else None,
+                (plan.area_mm2(region), len(existing)),
             )
+            for region, existing in zip(plan.regions, plan.existing, strict=True)
+        ]
+        for label, class_name, (area, there) in _shortened(rows):
+            name = in_one_line(class_name or "–")
+            table.add_row(in_one_line(label), name, f"{area:.3f}", f"{there:.0f}")
         parts.append(table)
     return Group(*parts)
+
+
+#: What a table says of an annotation: its name, its class, and numbers that may be added up.
+_Line = tuple[str, str | None, tuple[float, ...]]
+
+
+def _shortened(rows: list[_Line]) -> list[_Line]:
+    """Return the lines of an image, or one for each class where they are more than anyone reads."""
+    if len(rows) <= _MOST_LINES:
+        return rows
+    classes: dict[str | None, list[tuple[float, ...]]] = {}
+    for _, class_name, numbers in rows:
+        classes.setdefault(class_name, []).append(numbers)
+    return [
+        (f"{len(all_of_it)} annotations", name, tuple(map(sum, zip(*all_of_it, strict=True))))
+        for name, all_of_it in classes.items()
+    ]
 
 
 def describe_backups(images: Sequence[NativeImage], count: bool) -> list[dict[str, Any]]:
@@ -142,14 +165,21 @@ def summary_table(summary: RunSummary) -> Table:
     for column in ("mm²", "nuclei", "per mm²"):
         table.add_column(column, justify="right")
     for image in summary.images:
-        for index, region in enumerate(image.regions):
+        rows: list[_Line] = [
+            (region.name, region.class_name, (region.area_mm2, region.nuclei, region.per_mm2))
+            for region in image.regions
+        ]
+        lines = _shortened(rows)
+        for index, (name, class_name, (area, nuclei, density)) in enumerate(lines):
+            if lines is not rows:  # densities do not add up
+                density = nuclei / area if area else math.nan
             table.add_row(
                 in_one_line(image.name) if index == 0 else "",
-                in_one_line(region.name),
-                in_one_line(region.class_name or "–"),
-                f"{region.area_mm2:.3f}",
-                str(region.nuclei),
-                f"{region.per_mm2:.0f}",
+                in_one_line(name),
+                in_one_line(class_name or "–"),
+                f"{area:.3f}",
+                f"{nuclei:.0f}",
+                f"{density:.0f}",
             )
     return table
 

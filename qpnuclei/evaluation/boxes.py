@@ -30,6 +30,8 @@ from qpnuclei.qupath.model import Annotation, ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
 from qpnuclei.qupath.project import open_project
 from qpnuclei.qupath.regions import Region, match_images, rows_inside
+from qpnuclei.slides.remix import seen_by_network
+from qpnuclei.slides.stains import DEFAULT_HE
 
 #: The network sees so much beyond a box: more than the largest nuclei.
 _MARGIN_UM = 30.0
@@ -72,7 +74,7 @@ class BoxImage(AnnotatedImage):
     counts: npt.NDArray[np.bool_]
 
     def read_image(self) -> npt.NDArray[np.uint8]:
-        """Return the frame as (H, W, 3) uint8 RGB.
+        """Return the frame as (H, W, 3) uint8 RGB, as a run shows it to a network.
 
         Raises
         ------
@@ -81,7 +83,8 @@ class BoxImage(AnnotatedImage):
         """
         x0, y0, x1, y1 = self.frame
         with open_image(self.entry) as slide:
-            return np.ascontiguousarray(slide.read(x0, y0, x1 - x0, y1 - y0, (1.0, 1.0)))
+            seen = seen_by_network(slide, self.entry.stains or DEFAULT_HE)
+            return np.ascontiguousarray(seen.read(x0, y0, x1 - x0, y1 - y0, (1.0, 1.0)))
 
     def read_labels(self) -> npt.NDArray[np.int32]:
         """Return the (H, W) int32 instance map of the nuclei that count."""

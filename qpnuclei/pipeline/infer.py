@@ -6,16 +6,14 @@ not by the size of the region.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import shapely
 
-from qpnuclei.choices import DEFAULT_MAX_NUCLEUS_UM, DEFAULT_SIMPLIFY_UM, DEFAULT_TILE_PX
+from qpnuclei.choices import DEFAULT_SIMPLIFY_UM
 from qpnuclei.measure.intensity import intensity_measurements, mean_measurement
 from qpnuclei.measure.shape import AREA, Measurements, shape_measurements
 from qpnuclei.nuclei.outlines import bounds, polygonise
@@ -23,9 +21,10 @@ from qpnuclei.nuclei.pixels import Pixels, pixels_of_labels, pixels_of_polygons
 from qpnuclei.nuclei.smoothing import junctions, smooth
 from qpnuclei.nuclei.table import NucleiTable, NucleiTables
 from qpnuclei.segmentation.colour import colour_statistics
-from qpnuclei.segmentation.engine import Engine, EngineSpec, ReadPixels, TileInstances
+from qpnuclei.segmentation.engine import Engine, ReadPixels, TileInstances
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.pixels import RGB
+from qpnuclei.slides.remix import has_dab, seen_by_network
 from qpnuclei.slides.resolution import Scale
 from qpnuclei.slides.slide import PixelSource
 from qpnuclei.slides.stains import ReinhardStatistics, Stains, separate
@@ -64,48 +63,6 @@ class TileNuclei:
     cut: NucleiTable
     result: NucleiTable
     junctions: npt.NDArray[np.int64]
-
-
-def plan_tiles(
-    roi: shapely.Geometry,
-    image_size: tuple[int, int],
-    scale: Scale,
-    spec: EngineSpec,
-    tile_px: int = DEFAULT_TILE_PX,
-    max_nucleus_um: float = DEFAULT_MAX_NUCLEUS_UM,
-) -> TilePlan:
-    """Cover a region with tiles on the working grid.
-
-    Tiles overlap by the largest nucleus and what can change its outline. What the engine looks at
-    beyond that it reads in addition.
-
-    Parameters
-    ----------
-    roi : shapely geometry
-        In level-0 px.
-    image_size : (int, int)
-        Width and height in level-0 px.
-    spec : EngineSpec
-        Of the engine that will segment them.
-    tile_px : int
-        Largest edge of a tile's core in px of the working grid.
-    """
-    sx, sy = scale.downsample
-    largest_px = math.ceil(max_nucleus_um / min(scale.working_mpp))
-    roi = shapely.transform(roi, lambda xy: xy / (sx, sy))
-    x0, y0, x1, y1 = (0.0, 0.0, 1.0, 1.0) if roi.is_empty else roi.bounds
-    # The fewest tiles along the longer side, all of them used in full: a small region gets a small
-    # tile, not a corner of a large one.
-    side = max(x1 - x0, y1 - y0, 1)
-    core = math.ceil(side / math.ceil(side / tile_px))
-    return TilePlan(
-        roi,
-        (math.ceil(image_size[0] / sx), math.ceil(image_size[1] / sy)),
-        core_size=core,
-        halo=largest_px + spec.interaction_px,
-        alignment=spec.stride,
-        origin=(math.floor(x0), math.floor(y0)),
-    )
 
 
 def find_nuclei(
@@ -185,7 +142,7 @@ def measure_tiles(
     """
     clock = clock or Stopwatch()
     order = range(len(tiles)) if chosen is None else chosen
-    read = _reader(pixels, scale)
+    read = _reader(seen_by_network(pixels, stains), scale)
 
     def measure(seen: TileInstances) -> TileNuclei:
         tile = tiles[order[seen.tile.index]]
@@ -201,7 +158,7 @@ def measure_tiles(
                 corners = junctions(fragments, seen.labels, origin)
             with clock("measure"):
                 inside = pixels_of_labels(seen.labels, ids[own])
-                if scale.downsample == (1.0, 1.0):
+                if scale.downsample == (1.0, 1.0) and not has_dab(stains):
                     # An outline holds the pixels that it was made of, smooth or not.
                     stained = intensities(seen.rgb, inside, stains)
                 else:
@@ -264,7 +221,7 @@ def join_tiles(
         kept &= tiles.answers_for(joined.centroids())
         joined, result = joined.take(kept), result.take(kept)
     if len(joined):
-        read = _reader(pixels, scale)
+        read = _reader(seen_by_network(pixels, stains), scale)
         seeing = engine()
         with clock("measure"):
             colour = colour_statistics(read, tiles) if seeing.spec.needs_colour else None

@@ -16,6 +16,7 @@ from qpnuclei.pipeline.plausibility import check
 from qpnuclei.pipeline.shards import About, read_unit, write_image
 from qpnuclei.pipeline.work import Layout, PlannedImage, WorkUnit
 from qpnuclei.segmentation.engine import Engine
+from qpnuclei.slides.remix import seen_by_network
 from qpnuclei.system.interrupts import interrupt_postponed
 from qpnuclei.system.timing import Stopwatch
 
@@ -82,7 +83,8 @@ def join_image(
             clock=clock,
         )
         with clock("check"):
-            doubts = check(slide, image.areas(), image.mpp, kept)
+            seen = seen_by_network(slide, image.stain_vectors)
+            doubts = check(seen, image.areas(), image.mpp, kept)
         if options.cell_expansion_um > 0:
             with clock("cells"):
                 distance = options.cell_expansion_um

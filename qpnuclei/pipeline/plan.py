@@ -31,7 +31,6 @@ from qpnuclei.errors import (
 )
 from qpnuclei.models.registry import DEFAULT_MODEL
 from qpnuclei.nuclei.ids import made_id
-from qpnuclei.pipeline.infer import plan_tiles
 from qpnuclei.pipeline.selection import (
     TISSUE_CLASS,
     Selection,
@@ -41,6 +40,7 @@ from qpnuclei.pipeline.selection import (
     tissue_region,
     without_excluded,
 )
+from qpnuclei.pipeline.tiles import plan_tiles
 from qpnuclei.qupath.analysed import Record, Status
 from qpnuclei.qupath.areas import polygonal
 from qpnuclei.qupath.images import open_image
@@ -48,6 +48,7 @@ from qpnuclei.qupath.model import Annotation, ImageEntry, ImageObjects
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
 from qpnuclei.qupath.regions import Region, same_outline
 from qpnuclei.segmentation.engine import EngineOptions, EngineSpec, engine_spec
+from qpnuclei.slides.remix import has_dab
 from qpnuclei.slides.resolution import Scale, working_downsample
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
 from qpnuclei.system.threads import available_cores
@@ -316,7 +317,9 @@ def plan_image(
         if not regions:
             raise NothingToDo("all chosen annotations were analysed by an earlier run")
     notes = []
-    if entry.image_type not in (None, "BRIGHTFIELD_H_E", "UNSET"):
+    if entry.stains is not None and has_dab(entry.stains):
+        notes.append("haematoxylin and DAB are shown to the network as H&E: experimental")
+    elif entry.image_type not in (None, "BRIGHTFIELD_H_E", "UNSET"):
         notes.append(f"image type is {entry.image_type}; the models were trained on H&E")
     if entry.stains is None:
         notes.append(f"no stain vectors are set: measured with {DEFAULT_HE.name}")

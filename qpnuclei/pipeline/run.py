@@ -65,7 +65,7 @@ def analyse_project(
 
     Each image stands alone. It is saved as soon as it is done; one that fails, for whatever
     reason, is left as it was and reported in the summary's `failures`, and the others go on. The
-    record is written after each, so that it is there whatever ends the run.
+    record is written again and again (`is_due`), so that it is there whatever ends the run.
 
     Parameters
     ----------
@@ -90,12 +90,12 @@ def analyse_project(
             check_space(project, folder.path, todo, options)
             summary = _summary(project, entries, plan, folder, options)
             summary.device = computer.device
-            _save_soon(summary)
+            _save_soon(summary, always=True)
             by_id = {entry.id: entry for entry in entries}
 
             def fail(image: PlannedImage, error: QpnucleiError) -> None:
                 summary.fail(by_id[image.entry], error)
-                _save_soon(summary)
+                _save_soon(summary, conduct.fail_fast)
                 if conduct.fail_fast:
                     raise error
 
@@ -104,11 +104,12 @@ def analyse_project(
             try:
                 for image in plan.images:
                     if image.entry in planned.committed:
-                        done = committed_image(
-                            project, by_id[image.entry], image, folder, plan.spec(), options
-                        )
-                        summary.images.append(done)
-                        summary.resumed += 1
+                        with standing_alone(f"image {image.name}", partial(fail, image)):
+                            done = committed_image(
+                                project, by_id[image.entry], image, folder, plan.spec(), options
+                            )
+                            summary.images.append(done)
+                            summary.resumed += 1
                 for image, layout in infer_images(
                     folder,
                     plan,
@@ -130,7 +131,7 @@ def analyse_project(
                     _save_soon(summary)
             except TerminatedError:
                 summary.state = "stopped"
-                _save_soon(summary)
+                _save_soon(summary, always=True)
                 raise
             order = [entry.id for entry in entries]
             summary.images.sort(key=lambda result: order.index(result.entry))
@@ -436,8 +437,19 @@ def _device_of(folder: RunFolder, image: PlannedImage, layout: Layout) -> str:
     return ImageNuclei(folder.shard(image, layout.name), layout.key).about.device
 
 
-def _save_soon(summary: RunSummary) -> None:
-    """Write the record; if that is not possible now, it is tried again later."""
+def is_due(images: int) -> bool:
+    """Return whether to write the record after so many images.
+
+    It is after each of the first 200, and then after each percent: it holds all of them, and would
+    take longer than the analysis of ten thousand small slides.
+    """
+    return images % max(images // 100, 1) == 0
+
+
+def _save_soon(summary: RunSummary, always: bool = False) -> None:
+    """Write the record if it is due; if that is not possible now, it is tried again later."""
+    if not (always or is_due(len(summary.images) + len(summary.failures))):
+        return
     with interrupt_postponed():
         try:
             summary.save()

@@ -13,6 +13,7 @@ from qpnuclei.pipeline.executors import Executor, Task
 from qpnuclei.pipeline.folder import RunFolder
 from qpnuclei.pipeline.join import DamagedUnitError, join_image
 from qpnuclei.pipeline.plan import RunOptions
+from qpnuclei.pipeline.shards import ImageNuclei
 from qpnuclei.pipeline.work import Layout, PlannedImage, RunPlan
 from qpnuclei.segmentation.engine import Engine, engine_spec
 
@@ -119,7 +120,7 @@ def infer_images(
                 pending = []
                 tiles = 0
                 errors = bad.setdefault(image.entry, [])
-                is_done = folder.shard(image, layout.name).exists()
+                is_done = _is_joined(folder, image, layout)
                 for unit, of_mine in zip(layout.units, is_mine, strict=True):
                     if is_done or folder.shard(image, unit.name).exists():
                         tiles += len(unit.tiles)
@@ -187,6 +188,22 @@ def infer_images(
         yield from finished()
         conduct.check_stop()
     yield from finished()
+
+
+def _is_joined(folder: RunFolder, image: PlannedImage, layout: Layout) -> bool:
+    """Return whether an image was put together before; where the file is damaged, remove it."""
+    path = folder.shard(image, layout.name)
+    if not path.exists():
+        return False
+    try:
+        nuclei = ImageNuclei(path, layout.key)
+        for number in range(len(nuclei)):
+            nuclei[number]
+    except FormatError as error:
+        _log.warning("%s; it is put together anew", error.what)
+        path.unlink(missing_ok=True)
+        return False
+    return True
 
 
 def _failed(errors: Sequence[QpnucleiError], layout: Layout) -> QpnucleiError:

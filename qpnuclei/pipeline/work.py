@@ -20,8 +20,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, Validat
 
 from qpnuclei._version import __version__
 from qpnuclei.errors import FormatError, ModelError, NotFoundError, SlideError
-from qpnuclei.pipeline.infer import plan_tiles
 from qpnuclei.pipeline.plan import ImagePlan, RunOptions
+from qpnuclei.pipeline.tiles import plan_tiles
 from qpnuclei.qupath.model import Annotation
 from qpnuclei.qupath.names import file_stem
 from qpnuclei.qupath.regions import Region

@@ -19,10 +19,11 @@ import shapely
 
 from qpnuclei.errors import SlideError, UsageError
 from qpnuclei.nuclei.table import NucleiTable, concatenate
-from qpnuclei.pipeline.infer import find_nuclei, large_enough, plan_tiles
+from qpnuclei.pipeline.infer import find_nuclei, large_enough
 from qpnuclei.pipeline.plan import NothingToDo, RunOptions, plan_image
 from qpnuclei.pipeline.plausibility import choose_fields, read_field
 from qpnuclei.pipeline.selection import tissue_region
+from qpnuclei.pipeline.tiles import plan_tiles
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry
 from qpnuclei.qupath.regions import Region, rows_inside

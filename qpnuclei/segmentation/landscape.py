@@ -5,7 +5,6 @@ Inner loops run over whole rows, so that the compiler turns them into vector ins
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -69,6 +68,8 @@ def _gaussian(sigma: float) -> FloatArray:
 
 
 def _distances(mask: MaskArray) -> FloatArray:
+    import cv2  # a dry run plans without it
+
     rounded = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     # OpenCV rounds the root to float32. The squared distance is an integer: recover it.
     distances: FloatArray = np.sqrt(np.rint(np.square(rounded, dtype=np.float64)))

@@ -9,7 +9,6 @@ than about one nucleus away from the cut are still the same.
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -114,6 +113,8 @@ def segment_instances(
 
 def foreground_mask(levels: QuantisedAttention, parameters: PostProcessing) -> MaskArray:
     """Return the (H, W) uint8 foreground (0 or 1): threshold, openings and closings."""
+    import cv2  # a dry run plans without it
+
     mask = (levels >= first_level_above(parameters.threshold)).view(np.uint8)
     for radius in (parameters.coarse_radius_px, parameters.fine_radius_px):
         if radius:
@@ -137,6 +138,8 @@ def _split(
     mask: MaskArray, parameters: PostProcessing, centre: QuantisedCentre | None
 ) -> LabelArray:
     """Divide the foreground among the maxima of the landscape."""
+    import cv2
+
     landscape = build_landscape(mask, parameters, centre)
     components = np.asarray(cv2.connectedComponents(mask, connectivity=4)[1], np.int32)
     peaks = find_peaks(landscape, components, parameters.maxima_radius_px)

@@ -10,7 +10,8 @@ import torch
 
 from qpnuclei.errors import SlideError
 from qpnuclei.nuclei.table import NucleiTable, concatenate
-from qpnuclei.pipeline.infer import find_nuclei, plan_tiles
+from qpnuclei.pipeline.infer import find_nuclei
+from qpnuclei.pipeline.tiles import plan_tiles
 from qpnuclei.segmentation.engine import Engine, EngineOptions, load_engine
 from qpnuclei.slides.resolution import Scale
 from qpnuclei.slides.slide import ImageInMemory

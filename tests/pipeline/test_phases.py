@@ -22,7 +22,7 @@ import qpnuclei
 from qpnuclei.errors import FormatError, NotFoundError, QpnucleiError, SlideError
 from qpnuclei.pipeline import units
 from qpnuclei.pipeline.plan import RunOptions
-from qpnuclei.pipeline.run import analyse_project
+from qpnuclei.pipeline.run import analyse_project, is_due
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.pipeline.work import RunPlan
 from qpnuclei.qupath.create import create_from_slides
@@ -226,6 +226,30 @@ def test_annotations_without_nuclei_are_not_analysed_again(tmp_path: Path) -> No
     assert [entry["reason"] for entry in summary.not_done] == [
         "all chosen annotations were analysed by an earlier run"
     ]
+
+
+def test_what_is_damaged_is_made_anew_by_the_run_that_goes_on(tmp_path: Path) -> None:
+    place = make_project(tmp_path / "place", 1)
+    folder = qpnuclei.infer(qpnuclei.plan(place / "project", OPTIONS), device="cpu")
+    whole = {path: path.read_bytes() for path in folder.glob("shards/*/*.parquet")}
+    (joined,) = (path for path in whole if path.name.startswith("image-"))
+    (unit, *_) = (path for path in whole if path != joined)
+    for path in (joined, unit):
+        content = bytearray(whole[path])
+        content[len(content) // 3] ^= 255
+        path.write_bytes(content)
+    summary = qpnuclei.run(place / "project", OPTIONS)
+    assert (summary.state, summary.run_dir) == ("done", folder)
+    (image,) = open_project(place / "project").images
+    assert len(image.read().detections) == summary.nuclei > 0
+    # It is what another run finds.
+    again = qpnuclei.run(place / "project", OPTIONS, resume=False)
+    assert [i.regions for i in again.images] == [i.regions for i in summary.images]
+
+
+def test_the_record_of_many_images_is_not_written_for_each() -> None:
+    assert all(map(is_due, range(200)))
+    assert sum(map(is_due, range(10_000))) < 1000
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import shapely
 
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.pipeline import infer
-from qpnuclei.pipeline.infer import find_nuclei, plan_tiles
+from qpnuclei.pipeline.infer import find_nuclei
+from qpnuclei.pipeline.tiles import plan_tiles
 from qpnuclei.segmentation.engine import Engine, EngineOptions, load_engine
 from qpnuclei.slides.resolution import Scale, working_downsample
 from qpnuclei.slides.slide import ImageInMemory

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from qpnuclei.errors import FormatError
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.pipeline import work
-from qpnuclei.pipeline.infer import find_nuclei, join_tiles, measure_tiles, plan_tiles
+from qpnuclei.pipeline.infer import find_nuclei, join_tiles, measure_tiles
 from qpnuclei.pipeline.plan import RunOptions
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.pipeline.shards import About, ImageNuclei, pack_unit, read_unit, write_image
+from qpnuclei.pipeline.tiles import plan_tiles
 from qpnuclei.pipeline.work import PlannedImage, PlannedRegion, PlannedSlide, PlannedStains, divide
 from qpnuclei.qupath.regions import Region
 from qpnuclei.segmentation.engine import EngineOptions, EngineSpec, engine_spec

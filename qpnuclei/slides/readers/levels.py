@@ -11,7 +11,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -90,5 +89,7 @@ def _difference(path: Path, finer: TiffLevel, level: TiffLevel) -> float:
 
 def _means(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     size = (_MEANS, _MEANS)
+    import cv2  # many commands open slides and read no pixels
+
     means = cv2.resize(pixels.astype(np.float32), size, interpolation=cv2.INTER_AREA)
     return np.asarray(means, np.float32)

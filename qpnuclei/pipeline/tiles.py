@@ -1,0 +1,54 @@
+"""The tiles of a region: what planning needs, without what computes in them."""
+
+from __future__ import annotations
+
+import math
+
+import shapely
+
+from qpnuclei.choices import DEFAULT_MAX_NUCLEUS_UM, DEFAULT_TILE_PX
+from qpnuclei.segmentation.engine import EngineSpec
+from qpnuclei.slides.resolution import Scale
+from qpnuclei.tiling.plan import TilePlan
+
+
+def plan_tiles(
+    roi: shapely.Geometry,
+    image_size: tuple[int, int],
+    scale: Scale,
+    spec: EngineSpec,
+    tile_px: int = DEFAULT_TILE_PX,
+    max_nucleus_um: float = DEFAULT_MAX_NUCLEUS_UM,
+) -> TilePlan:
+    """Cover a region with tiles on the working grid.
+
+    Tiles overlap by the largest nucleus and what can change its outline. What the engine looks at
+    beyond that it reads in addition.
+
+    Parameters
+    ----------
+    roi : shapely geometry
+        In level-0 px.
+    image_size : (int, int)
+        Width and height in level-0 px.
+    spec : EngineSpec
+        Of the engine that will segment them.
+    tile_px : int
+        Largest edge of a tile's core in px of the working grid.
+    """
+    sx, sy = scale.downsample
+    largest_px = math.ceil(max_nucleus_um / min(scale.working_mpp))
+    roi = shapely.transform(roi, lambda xy: xy / (sx, sy))
+    x0, y0, x1, y1 = (0.0, 0.0, 1.0, 1.0) if roi.is_empty else roi.bounds
+    # The fewest tiles along the longer side, all of them used in full: a small region gets a small
+    # tile, not a corner of a large one.
+    side = max(x1 - x0, y1 - y0, 1)
+    core = math.ceil(side / math.ceil(side / tile_px))
+    return TilePlan(
+        roi,
+        (math.ceil(image_size[0] / sx), math.ceil(image_size[1] / sy)),
+        core_size=core,
+        halo=largest_px + spec.interaction_px,
+        alignment=spec.stride,
+        origin=(math.floor(x0), math.floor(y0)),
+    )

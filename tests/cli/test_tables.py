@@ -1,0 +1,47 @@
+"""Tables for the terminal stay readable, however many annotations there are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from qpnuclei.cli import tables
+from qpnuclei.pipeline.summary import ImageResult, RegionResult, RunSummary
+
+
+def summary(regions: list[RegionResult]) -> RunSummary:
+    nothing = dict.fromkeys(
+        ("tiles", "nuclei", "replaced", "outside", "joined", "covered", "overlapping"), 0
+    )
+    image = ImageResult(
+        "a.svs", "1", (0.25, 0.25), "slide", (0.25, 0.25), "H&E",
+        megapixels=1.0, regions=tuple(regions), check="", seconds={}, waited={}, **nothing,
+    )  # fmt: skip
+    made = RunSummary(Path("p"), "native", {}, {}, "cpu", Path("r"))
+    return replace(made, images=[image])
+
+
+def text(found: RunSummary) -> list[str]:
+    out = StringIO()
+    Console(file=out, width=120).print(tables.summary_table(found))
+    return [line for line in out.getvalue().splitlines() if line.startswith("│")]
+
+
+def test_many_annotations_are_a_line_for_each_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "_MOST_LINES", 3)
+    regions = [
+        RegionResult(f"a{i}", "Tumor" if i % 2 else None, None, 0.5, 100 * i, 200.0 * i, "")
+        for i in range(5)
+    ]
+    few = text(summary(regions[:3]))
+    assert [line.split("│")[2].strip() for line in few] == ["a0", "a1", "a2"]
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text(summary(regions))]
+    # Nuclei and areas are added up, densities are not.
+    assert lines == [
+        ["a.svs", "3 annotations", "–", "1.500", "600", "400"],
+        ["", "2 annotations", "Tumor", "1.000", "400", "400"],
+    ]
