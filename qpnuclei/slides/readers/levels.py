@@ -88,8 +88,8 @@ def _difference(path: Path, finer: TiffLevel, level: TiffLevel) -> float:
 
 
 def _means(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    size = (_MEANS, _MEANS)
     import cv2  # many commands open slides and read no pixels
 
+    size = (_MEANS, _MEANS)
     means = cv2.resize(pixels.astype(np.float32), size, interpolation=cv2.INTER_AREA)
     return np.asarray(means, np.float32)
