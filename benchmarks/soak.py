@@ -69,9 +69,10 @@ def main() -> None:
         for place in (quiet, disturbed):
             make_slides(place, field, arguments.slides)
         undisturbed = in_child(run_quietly, quiet, arguments.model)
-        faults, seconds = run_disturbed(disturbed, arguments.model, chance, undisturbed["seconds"])
+        faults, seconds = run_disturbed(disturbed, arguments.model, chance, undisturbed)
         same = found(quiet) == found(disturbed)
-        runs = len(list((disturbed / "project" / "qpnuclei").glob("*/run.json")))
+        records = sorted((disturbed / "project" / "qpnuclei").glob("*/run.json"))
+        states = [json.loads(path.read_text())["state"] for path in records]
         left = [path.name for path in disturbed.rglob(".qpnuclei*") if path.suffix == ".part"]
     content = {
         "machine": about,
@@ -81,11 +82,11 @@ def main() -> None:
         "faults": dict(faults),
         "seconds": seconds,
         "same": same,
-        "runs": runs,
+        "states": states,
         "left": left,
     }
     save("soak", content, report(content))
-    if not same or runs != 1:
+    if not same or states[-1] != "done":
         sys.exit("the disturbed run is not the undisturbed one")
 
 
@@ -152,7 +153,7 @@ def mean_of(values: list[float], part: tuple[float, float]) -> float:
 
 
 def run_disturbed(
-    place: Path, model: str, chance: random.Random, lasts: float
+    place: Path, model: str, chance: random.Random, undisturbed: dict[str, Any]
 ) -> tuple[Counter[str], float]:
     """Run again and again while things fail, and then to the end; return what failed."""
     begun = time.monotonic()
@@ -164,12 +165,13 @@ def run_disturbed(
     for path, content in hidden.items():
         path.write_bytes(damage(content, chance) if path in damaged else b"no slide")
         faults["unreadable slides"] += 1
+    begins, lasts = undisturbed["before_first"], undisturbed["seconds"]
     for turn in range(ROUNDS):
         full = turn == ROUNDS // 2
         process = start(place, model, full=full)
-        end = time.monotonic() + chance.uniform(0.3, 0.8) * (lasts / 2 + 20)
+        end = time.monotonic() + 2 * begins + chance.uniform(0.1, 0.4) * lasts
         while process.poll() is None and time.monotonic() < end:
-            time.sleep(chance.uniform(0.5, 1.0) * (lasts / 20 + 2))
+            time.sleep(chance.uniform(0.5, 1.5) * begins)
             faults["killed workers"] += kill_a_worker(process.pid, chance)
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
@@ -177,7 +179,7 @@ def run_disturbed(
         process.wait()
         faults["runs on a full disk"] += full
         for shard in place.glob("project/qpnuclei/*/shards/*/*.parquet"):
-            if chance.random() < 0.1:
+            if chance.random() < 0.2:
                 shard.write_bytes(damage(shard.read_bytes(), chance))
                 faults["damaged shards"] += 1
     # Where nothing fails any more but the slides, all others are done.
@@ -257,7 +259,7 @@ def report(content: dict[str, Any]) -> str:
         f"`python -m benchmarks.soak --slides {content['slides']} --seed {content['seed']}`: "
         f"{content['slides']} slides of {SIDE} x {SIDE} and {LARGE_SIDE} x {LARGE_SIDE} px, "
         f"{quiet['nuclei']} nuclei. The nuclei after the disturbed run are **{same}** as after the "
-        f"undisturbed one, in {content['runs']} run folder(s), with {len(content['left'])} "
+        f"undisturbed one, in {len(content['states'])} run folder(s), with {len(content['left'])} "
         "temporary files left behind.",
         table(("what failed", "how often"), list(content["faults"].items())),
         f"Undisturbed: {quiet['seconds']:.0f} s, {quiet['before_first']:.1f} s until the first "

@@ -111,7 +111,7 @@ def export_geojson(
             failed |= bool(done.left_out)
     if json:
         print_json(said)
-    sys.exit(failed)
+    sys.exit(1 if failed else 0)
 
 
 @geojson_app.command("import", cls=Command)
@@ -184,7 +184,7 @@ def import_geojson(
                 _print_import(entry, path, done, quiet=json)
     if json:
         print_json(said)
-    sys.exit(failed)
+    sys.exit(1 if failed else 0)
 
 
 def _described(entry: ImageEntry, done: Exported | Imported) -> dict[str, Any]:

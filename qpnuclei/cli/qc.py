@@ -80,4 +80,4 @@ def qc(
                     stdout.print(text, highlight=False, markup=False, soft_wrap=True)
     if json:
         print_json(said)
-    sys.exit(failed)
+    sys.exit(1 if failed else 0)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -144,7 +144,8 @@ class _Worker:
         spawn = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawn.Pipe()
         self._process = spawn.Process(target=_work, args=(theirs, self._options), daemon=True)
-        self._process.start()
+        with _deaf_to_ctrl_c():
+            self._process.start()
         theirs.close()
         self.is_running, self._is_late = True, False
         self.since = math.inf  # it loads the network first
@@ -197,6 +198,20 @@ class _Worker:
             self.pipe.close()
             self._process.kill()
             self._process.join()
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Have a process that is begun within the block ignore Ctrl-C from its first moment."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or (before := signal.getsignal(signal.SIGINT)) is None:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _death(device: str, code: int | None, limit_s: float | None) -> WorkerError:

@@ -360,15 +360,17 @@ def _plan(
     if conduct.retry_failed:
         folder.forget_failures()
     if earlier:
-        units = [folder.shard(image, name) for image in images for name in image.units]
-        _log.info(
-            "going on with %s: %d of %d images are in the project, %d of %d units are there",
-            folder.path,
-            len(committed),
-            len(images),
-            sum(unit.exists() for unit in units),
-            len(units),
-        )
+        there = [folder.shard(image, name).exists() for image in images for name in image.units]
+        # Otherwise something has changed that all of it depends on: it is a new run.
+        if committed or any(there):
+            _log.info(
+                "going on with %s: %d of %d images are in the project, %d of %d units are there",
+                folder.path,
+                len(committed),
+                len(images),
+                sum(there),
+                len(there),
+            )
     return _Planned(plan, frozenset(committed), errors)
 
 
