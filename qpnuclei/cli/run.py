@@ -179,9 +179,9 @@ def run(
         list[float] | None,
         typer.Option(
             "--positive-threshold",
-            help="Of haematoxylin and DAB (experimental): mean optical density of DAB (0 to 5) from "
-            "which a nucleus is Positive, else Negative; given three times, from which it is 1+, "
-            "2+ and 3+.",
+            help="Mean optical density of DAB (0 to 5) from which a nucleus is Positive, else "
+            "Negative; given three times, from which it is 1+, 2+ and 3+. For images of "
+            "haematoxylin and DAB; experimental.",
             show_default="no such classes",
         ),
     ] = None,
