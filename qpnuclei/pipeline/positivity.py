@@ -130,7 +130,7 @@ def require_dab(entry: ImageEntry, thresholds: Sequence[float]) -> None:
     """
     if thresholds and not _has_dab(entry):
         stains = "no stain vectors" if entry.stains is None else entry.stains.name
-        raise UsageError(f"image {entry.name!r} is not of haematoxylin and DAB: {stains}", _HINT)
+        raise UsageError(f"image {entry.name} is not of haematoxylin and DAB: {stains}", _HINT)
 
 
 def require_some_dab(entries: Sequence[ImageEntry], thresholds: Sequence[float]) -> None:
