@@ -33,6 +33,7 @@ _VALUES = {
     **dict.fromkeys(("workers", "epochs", "seed", "limit", "fields"), "N"),
     **dict.fromkeys(("threshold", "min_certainty"), "0..1"),
     "min_area_um2": "µm²",
+    "positive_threshold": "DENSITY",
     "tile": "px",
     "batch": "TILES",
     "unit_minutes": "MIN",

@@ -175,6 +175,16 @@ def run(
             "µm (0 to 50) beyond it, and no nearer to another nucleus; 0 writes nuclei alone.",
         ),
     ] = 0.0,
+    positive_threshold: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--positive-threshold",
+            help="Mean optical density of DAB (0 to 5) from which a nucleus is Positive, else "
+            "Negative; given three times, from which it is 1+, 2+ and 3+. For images of "
+            "haematoxylin and DAB; experimental.",
+            show_default="no such classes",
+        ),
+    ] = None,
     max_nucleus: Annotated[
         float,
         typer.Option(

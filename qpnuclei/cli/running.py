@@ -157,6 +157,7 @@ def asked_for(
         threshold=given["threshold"],
         min_area_um2=given["min_area_um2"],
         cell_expansion_um=given["cell_expansion"],
+        positive_thresholds=tuple(given["positive_threshold"] or ()),
         geojson_dir=given["geojson"],
         parquet_dir=given["parquet"],
         run_dir=given["run_dir"],

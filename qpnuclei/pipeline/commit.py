@@ -23,6 +23,7 @@ from qpnuclei.nuclei.ids import NucleusIds
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.pipeline.plan import ImagePlan, RunOptions, plan_again
 from qpnuclei.pipeline.plausibility import Check
+from qpnuclei.pipeline.positivity import NucleusClasses, classes_of_nuclei
 from qpnuclei.pipeline.selection import TISSUE_CLASS
 from qpnuclei.qupath.analysed import UsedMpp
 from qpnuclei.qupath.backups import list_backups
@@ -33,10 +34,9 @@ from qpnuclei.qupath.model import (
     Edit,
     ImageEntry,
     NewAnnotation,
-    PathClass,
     Project,
 )
-from qpnuclei.qupath.names import NEW_CLASS_COLOR, class_of, file_stem
+from qpnuclei.qupath.names import class_of, file_stem
 from qpnuclei.qupath.pixel_size import project_mpp
 from qpnuclei.qupath.regions import region_of
 from qpnuclei.system.files import (
@@ -83,7 +83,7 @@ class NewNuclei:
     def groups(
         self,
         parents: Sequence[int | None],
-        path_class: PathClass,
+        classes: NucleusClasses,
         taken: Collection[UUID] = frozenset(),
     ) -> Sequence[DetectionGroup]:
         """Return detections for a project, made when asked for, table by table.
@@ -92,30 +92,37 @@ class NewNuclei:
         ----------
         parents : (R,) sequence of int or None
             Handles of the regions' annotations.
+        classes : NucleusClasses
+            By which the nuclei of a table and region are divided.
         taken : collection of UUID
             Nuclei that are left out.
         """
-        return _Groups(self, parents, path_class, taken)
+        return _Groups(self, parents, classes, taken)
 
 
 class _Groups(Sequence[DetectionGroup]):
-    """The groups of `NewNuclei.groups`: one for each table and region that have any."""
+    """The groups of `NewNuclei.groups`: one for each table and region that have any, and class."""
 
     def __init__(
         self,
         nuclei: NewNuclei,
         parents: Sequence[int | None],
-        path_class: PathClass,
+        classes: NucleusClasses,
         taken: Collection[UUID],
     ) -> None:
         self._nuclei = nuclei
         self._parents = parents
-        self._class = path_class
+        self._classes = classes
         self._taken = taken
-        self._at = np.argwhere(nuclei.counts).tolist()
+        self._at = [
+            (*at, code)
+            for at in np.argwhere(nuclei.counts).tolist()
+            for code in range(len(classes))
+        ]
         # Regions of one table follow each other: it is read once for all of them. A group that is
         # the only one is made once, however often it is asked for.
         self._table = lru_cache(1)(nuclei.tables.__getitem__)
+        self._codes = lru_cache(1)(lambda number: classes.codes(self._table(number)))
         self._ids: dict[int, NucleusIds] = {}
         self._group = lru_cache(1)(self._make)
 
@@ -131,17 +138,18 @@ class _Groups(Sequence[DetectionGroup]):
             return [self[i] for i in range(*index.indices(len(self)))]
         return self._group(*self._at[index])
 
-    def _make(self, number: int, region: int) -> DetectionGroup:
+    def _make(self, number: int, region: int, code: int) -> DetectionGroup:
         table = self._table(number)
         if number not in self._ids:
             self._ids[number] = _ids(table, self._nuclei.entry)
         ids = self._ids[number]
         stop = int(self._nuclei.counts[number, : region + 1].sum())
         start = stop - int(self._nuclei.counts[number, region])
-        rows = list(range(start, stop))
+        rows = (start + np.flatnonzero(self._codes(number)[start:stop] == code)).tolist()
         if self._taken:
             rows = [row for row in rows if ids[row] not in self._taken]
-        return DetectionGroup(self._parents[region], table.take(rows), ids.take(rows), self._class)
+        path_class = self._classes.classes[code]
+        return DetectionGroup(self._parents[region], table.take(rows), ids.take(rows), path_class)
 
 
 def new_nuclei(
@@ -219,12 +227,14 @@ def write_back(
     """
     stem = file_stem(plan.entry)
     try:
-        path_class = class_of(project, options.class_name)
-        replaced = _save(project, plan, nuclei, path_class, options)
+        classes = classes_of_nuclei(options.class_name, options.positive_thresholds, project)
+        replaced = _save(project, plan, nuclei, classes, options)
     except QpnucleiError as error:
         # Whatever went wrong: what took hours to find is not lost.
-        path_class = PathClass(options.class_name, NEW_CLASS_COLOR)
-        groups = nuclei.groups([None] * len(plan.regions), path_class)
+        groups = nuclei.groups(
+            [None] * len(plan.regions),
+            classes_of_nuclei(options.class_name, options.positive_thresholds),
+        )
         raise _rescued(error, f"{stem}.rescued.geojson.gz", groups, project, run_dir) from error
     write_copies(project, plan, nuclei, options)
     return replaced
@@ -239,13 +249,13 @@ def write_copies(project: Project, plan: ImagePlan, nuclei: NewNuclei, options: 
         If one cannot be written.
     """
     stem = file_stem(plan.entry)
-    path_class = class_of(project, options.class_name)
+    classes = classes_of_nuclei(options.class_name, options.positive_thresholds, project)
     for folder in (options.geojson_dir, options.parquet_dir):
         if folder is not None:  # it was there when the run began
             make_folder_below(folder.absolute().parent, folder)
     if options.geojson_dir is not None:
         path = options.geojson_dir / f"{stem}.geojson.gz"
-        write_groups(path, nuclei.groups([None] * len(plan.regions), path_class))
+        write_groups(path, nuclei.groups([None] * len(plan.regions), classes))
     if options.parquet_dir is not None:
         write_parquet(options.parquet_dir / f"{stem}.parquet", plan, nuclei)
 
@@ -254,16 +264,16 @@ def _save(
     project: Project,
     plan: ImagePlan,
     nuclei: NewNuclei,
-    path_class: PathClass,
+    classes: NucleusClasses,
     options: RunOptions,
 ) -> int:
     """Write nuclei into the project; with `force` also if the image changed meanwhile."""
     try:
-        return _write(project, plan, nuclei, path_class, options)
+        return _write(project, plan, nuclei, classes, options)
     except ConflictError:
         if not options.force:
             raise
-        replaced = _write(project, plan_again(plan, options), nuclei, path_class, options)
+        replaced = _write(project, plan_again(plan, options), nuclei, classes, options)
         _log.warning(
             "image %s was changed meanwhile: the nuclei are in it as it is now, and what was "
             "there without them is its newest backup",
@@ -276,7 +286,7 @@ def _write(
     project: Project,
     plan: ImagePlan,
     nuclei: NewNuclei,
-    path_class: PathClass,
+    classes: NucleusClasses,
     options: RunOptions,
 ) -> int:
     """Write nuclei into the project; return how many of earlier runs were replaced."""
@@ -290,7 +300,7 @@ def _write(
         plan.regions, used, plan.outdated, nuclei.doubts.image, nuclei.doubts.regions, plan.marker
     )
     # A run meanwhile may have found the same nucleus.
-    groups = nuclei.groups(parents, path_class, plan.taken - replaced)
+    groups = nuclei.groups(parents, classes, plan.taken - replaced)
     step = ("qpnuclei run", f"// qpnuclei {__version__}: run with {options.to_json()}")
     edit = Edit(
         remove=replaced | plan.outdated,

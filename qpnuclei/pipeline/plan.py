@@ -31,6 +31,7 @@ from qpnuclei.errors import (
 )
 from qpnuclei.models.registry import DEFAULT_MODEL
 from qpnuclei.nuclei.ids import made_id
+from qpnuclei.pipeline.positivity import check_thresholds, require_dab, require_some_dab
 from qpnuclei.pipeline.selection import (
     TISSUE_CLASS,
     Selection,
@@ -67,7 +68,8 @@ class RunOptions:
     Raises
     ------
     UsageError
-        If the class of the detections is empty, or what `qc` marks would not be excluded.
+        If the class of the detections is empty, the thresholds of positive nuclei make no classes,
+        or what `qc` marks would not be excluded.
 
     Examples
     --------
@@ -96,6 +98,7 @@ class RunOptions:
     threshold: float | None = None
     min_area_um2: float = 0.0
     cell_expansion_um: float = 0.0
+    positive_thresholds: tuple[float, ...] = ()
     geojson_dir: Path | None = None
     parquet_dir: Path | None = None
     run_dir: Path | None = None
@@ -105,6 +108,7 @@ class RunOptions:
     def __post_init__(self) -> None:
         if not self.class_name.strip():
             raise UsageError("the class of the detections is empty", "name it with --class")
+        check_thresholds(self.positive_thresholds, self.class_name)
         if self.qc and not self.selection.excludes_class(IGNORE_CLASS):
             raise UsageError(
                 f"--qc marks areas as {IGNORE_CLASS}, and --exclude does not leave them out",
@@ -215,6 +219,7 @@ def plan_images(
     QpnucleiError
         Whatever would stop the run.
     """
+    require_some_dab(entries, options.positive_thresholds)
     spec = engine_spec(options.model)
     plans = []
     failures: list[tuple[ImageEntry, QpnucleiError]] = []
@@ -267,10 +272,12 @@ def plan_image(
     MppError
         If its pixel size is missing or absurd.
     UsageError
-        If ``on_existing="error"`` and qpnuclei wrote into a chosen annotation before.
+        If ``on_existing="error"`` and qpnuclei wrote into a chosen annotation before, or nuclei are
+        to be told apart by DAB and it has none.
     FormatError
         If its data cannot be read.
     """
+    require_dab(entry, options.positive_thresholds)
     objects = objects or entry.read()
     record = Record.of(objects.properties, f"image {entry.name}")
     mpp, mpp_source = pixel_size(entry, record, options.pixel_sizes, lambda: slide.mpp)

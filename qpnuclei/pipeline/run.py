@@ -30,6 +30,7 @@ from qpnuclei.pipeline.plan import (
     RunOptions,
     plan_image,
 )
+from qpnuclei.pipeline.positivity import require_some_dab
 from qpnuclei.pipeline.saving import commit_image, committed_image
 from qpnuclei.pipeline.shards import ImageNuclei
 from qpnuclei.pipeline.space import check_space
@@ -79,6 +80,7 @@ def analyse_project(
         works on the project; nothing was changed.
     """
     conduct = conduct or Conduct()
+    require_some_dab(entries, options.positive_thresholds)
     with locked(project.path.parent), computing(options, conduct) as computer:
         folder = choose_folder(
             project, options, request_of(options), conduct.resume, conduct.extend
@@ -157,6 +159,7 @@ def plan_run(
         As `analyse_project`.
     """
     conduct = conduct or Conduct()
+    require_some_dab(entries, options.positive_thresholds)
     with locked(project.path.parent):
         folder = choose_folder(
             project, options, request_of(options), conduct.resume, conduct.extend

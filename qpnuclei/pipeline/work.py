@@ -43,7 +43,7 @@ _NOT_OF_UNITS = frozenset(
     {
         *("selection", "images", "model", "device", "batch_size", "workers"),
         *("mpp", "mpp_only_missing", "mpp_by_image"),
-        *("tissue_annotation", "class_name", "on_existing", "force"),
+        *("tissue_annotation", "class_name", "on_existing", "force", "positive_thresholds"),
         *("tile_px", "max_nucleus_um"),  # the tiles themselves are part of it
         # What is too small is left out, and cells are made, when units are put together.
         *("min_area_um2", "cell_expansion_um"),

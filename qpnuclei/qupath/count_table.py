@@ -38,13 +38,16 @@ _NUMBERS = ("nuclei_per_mm2", "area_mm2", "analysed_mm2")
 #: Columns of text.
 TEXT_COLUMNS = frozenset((*FIRST_COLUMNS, *LAST_COLUMNS)) - {"nuclei", *_NUMBERS}
 _CLASS_COUNT = "Num "
+#: How the names of columns end that are computed from counts of classes.
+_CLASS_SHARES = ("Positive %", "H-score")
 
 
 def write_counts(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write rows of `qpnuclei.qupath.counts`, in one step.
 
-    The columns are `FIRST_COLUMNS`, the counts of classes, the measurements, and `LAST_COLUMNS`;
-    without any row, the first and the last ones alone. Otherwise as `write_table`.
+    The columns are `FIRST_COLUMNS`, the counts of classes and what QuPath makes of them, the
+    measurements, and `LAST_COLUMNS`; without any row, the first and the last ones alone. Otherwise
+    as `write_table`.
 
     Raises
     ------
@@ -54,8 +57,9 @@ def write_counts(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     found = dict.fromkeys(name for row in rows for name in row)
     between = [name for name in found if name not in (*FIRST_COLUMNS, *LAST_COLUMNS)]
     classes = [name for name in between if name.startswith(_CLASS_COUNT)]
-    others = [name for name in between if not name.startswith(_CLASS_COUNT)]
-    write_table(rows, path, [*FIRST_COLUMNS, *classes, *others, *LAST_COLUMNS])
+    rest = [name for name in between if name not in classes]
+    rest.sort(key=lambda name: not name.endswith(_CLASS_SHARES))  # these first
+    write_table(rows, path, [*FIRST_COLUMNS, *classes, *rest, *LAST_COLUMNS])
 
 
 def write_table(

@@ -19,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.choices import NUCLEUS_CLASS, Grouping
+from qpnuclei.choices import Grouping
 from qpnuclei.errors import MppError, QpnucleiError, UsageError, standing_alone
-from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.analysed import Record, Status, overall, together
 from qpnuclei.qupath.areas import polygonal
-from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, ImageObjects, Project
+from qpnuclei.qupath.classes import Classes
+from qpnuclei.qupath.model import Annotation, ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
 from qpnuclei.qupath.regions import Region, area_px2, covered_px2, rows_inside
 from qpnuclei.slides.calibration import PixelCalibration
@@ -33,9 +33,6 @@ _log = logging.getLogger(__name__)
 
 Row: TypeAlias = dict[str, Any]
 
-#: Last part of the class names that QuPath treats as staining intensities.
-_INTENSITIES = ("Positive", "Negative", "1+", "2+", "3+")
-_ALL_DETECTIONS = "Num Detections"
 _SUMMARIES = ("mean", "median", "SD")
 
 
@@ -107,10 +104,12 @@ def count_objects(
         ``"missing TMA core"``, ``"class"`` or ``"image"``), ``class``, ``nuclei``,
         ``nuclei_per_mm2``, ``area_mm2``, ``analysed_mm2``, ``status`` (a `Status`), ``check`` (why
         the run found it doubtful, see ``docs/plausibility.md``); ``Num Detections``, ``Num
-        <class>`` and ``Num <class> (base)`` for the classes of detections, as QuPath calls and
-        counts them; for every measurement its mean, median and standard deviation (with n - 1) over
-        the nuclei; and ``uuid``, ``image_id`` and ``project``. NaN or None where there is no value:
-        without calibration, without nuclei, or where nothing was analysed.
+        <class>`` and ``Num <class> (base)`` for the classes of detections, and of those with
+        positive and negative subclasses ``<class>: Positive %`` and ``<class>: H-score`` (where
+        there are 1+, 2+ or 3+), as QuPath calls and counts them; for every measurement its mean,
+        median and standard deviation (with n - 1) over the nuclei; and ``uuid``, ``image_id`` and
+        ``project``. NaN or None where there is no value: without calibration, without nuclei, or
+        where nothing was analysed.
 
     Notes
     -----
@@ -121,7 +120,7 @@ def count_objects(
     is not analysed: neither its area counts nor nuclei there, but QuPath's columns have both.
     """
     detections, record = image.objects.detections, image.record
-    classes = _Classes.of(detections, nucleus_classes)
+    classes = Classes.of(detections, nucleus_classes)
     cores = image.objects.cores if by == "annotation" else ()
     annotations = [
         annotation
@@ -175,7 +174,7 @@ def count_in_regions(
         For each region: area in mm², nuclei, nuclei per mm².
     """
     detections = image.objects.detections
-    nuclei = _Classes.of(detections, nucleus_classes).nuclei
+    nuclei = Classes.of(detections, nucleus_classes).nuclei
     counted = []
     for region, inside in zip(
         regions, rows_inside(regions, detections.centroids, detections.planes), strict=True
@@ -226,7 +225,7 @@ def counted_nuclei(
 ) -> npt.NDArray[np.bool_]:
     """Return which of an image's N detections count as nuclei, by the rules of `count_objects`."""
     detections = image.objects.detections
-    nuclei = _Classes.of(detections, nucleus_classes).nuclei
+    nuclei = Classes.of(detections, nucleus_classes).nuclei
     if nucleus_classes is not None:
         return nuclei
     area = Region(None, analysed_area(image))
@@ -298,53 +297,6 @@ def count_project(
     return rows
 
 
-@dataclass(frozen=True, eq=False)
-class _Classes:
-    """Classes of N detections: sorted names (``""``: none), codes, and which are nuclei."""
-
-    names: list[str]
-    codes: npt.NDArray[np.int64]
-    nuclei: npt.NDArray[np.bool_]
-
-    @property
-    def columns(self) -> dict[str, list[int]]:
-        """QuPath's columns for the classes, in its order: name, and the codes that it counts.
-
-        ``(base)`` stands for a class with positive, negative or graded subclasses, and counts them
-        all.
-        """
-        bases = {
-            parent
-            for name in self.names
-            for parent, _, last in [name.rpartition(": ")]
-            if parent and last in _INTENSITIES
-        }
-        columns = {
-            f"Num {base} (base)": [
-                code for code, name in enumerate(self.names) if f"{name}: ".startswith(f"{base}: ")
-            ]
-            for base in sorted(bases)
-        }
-        for code, name in enumerate(self.names):
-            # A class may have the name of another column; keep both columns.
-            column = f"Num {name}"
-            if name:
-                is_taken = column in columns or column == _ALL_DETECTIONS
-                columns[f"{column} (class)" if is_taken else column] = [code]
-        return columns
-
-    @classmethod
-    def of(cls, detections: Detections, nucleus_classes: Sequence[str] | None) -> _Classes:
-        names = sorted({name or "" for name in detections.class_names})
-        code = {name: i for i, name in enumerate(names)}
-        codes = np.array([code[name or ""] for name in detections.class_names], np.int64)
-        chosen = (NUCLEUS_CLASS,) if nucleus_classes is None else nucleus_classes
-        nuclei = np.array([name in chosen for name in names], bool)[codes]
-        if nucleus_classes is None:
-            nuclei |= np.array([is_ours(identifier) for identifier in detections.ids], bool)
-        return cls(names, codes, nuclei)
-
-
 def _analysed_px2(record: Record, members: Sequence[tuple[Annotation, Status]]) -> float:
     """Return the analysed area of annotations, in level-0 px²."""
     parts = [record.analysed_part(Region.of(annotation)) for annotation, _ in members]
@@ -362,7 +314,7 @@ def _analysed_px2(record: Record, members: Sequence[tuple[Annotation, Status]]) 
     )
 
 
-def _image_row(image: CountedImage, classes: _Classes, *, counts_all: bool) -> Row:
+def _image_row(image: CountedImage, classes: Classes, *, counts_all: bool) -> Row:
     """Return the row of a whole image, with the nuclei of its analysed area."""
     detections, record = image.objects.detections, image.record
     area = None if image.size is None else float(image.size[0]) * image.size[1]
@@ -379,7 +331,7 @@ def _image_row(image: CountedImage, classes: _Classes, *, counts_all: bool) -> R
     check = record.check or together(area.check for area in record.areas)
     row = _row(image, (None, None, None), "image", status, check, areas, rows, rows, classes)
     if rows is not None:  # QuPath's own columns count the whole image
-        row |= _class_counts(np.arange(len(detections)), classes)
+        row |= classes.numbers(np.arange(len(detections)))
     return row
 
 
@@ -392,7 +344,7 @@ def _row(
     areas_px2: tuple[float | None, float, float],
     inside: npt.NDArray[np.int64] | None,
     analysed_in: npt.NDArray[np.int64] | None,
-    classes: _Classes,
+    classes: Classes,
 ) -> Row:
     """Return a row.
 
@@ -418,7 +370,7 @@ def _row(
         "status": str(status),
         "check": check or None,
     }
-    numbers = _class_counts(inside, classes)
+    numbers = classes.numbers(inside)
     row |= numbers if is_known else dict.fromkeys(numbers)
     detections = image.objects.detections
     for measurement, column in detections.measurements.items():
@@ -433,12 +385,6 @@ def _union(
     rows: Sequence[npt.NDArray[np.int64]], members: Sequence[int]
 ) -> npt.NDArray[np.int64] | None:
     return np.unique(np.concatenate([rows[i] for i in members])) if members else None
-
-
-def _class_counts(rows: npt.NDArray[np.int64], classes: _Classes) -> dict[str, int]:
-    counts = np.bincount(classes.codes[rows], minlength=len(classes.names))
-    of_classes = {column: int(counts[codes].sum()) for column, codes in classes.columns.items()}
-    return {_ALL_DETECTIONS: len(rows), **of_classes}
 
 
 def _summaries(values: npt.NDArray[np.float64]) -> Iterator[float]:

@@ -81,6 +81,14 @@ def methods(
                 f"Cells reach up to {expansion:g} µm beyond their nuclei, and half way to the next "
                 "one."
             )
+        thresholds = run.arguments.get("positive_thresholds")
+        if isinstance(thresholds, list | tuple) and thresholds:
+            values = ", ".join(f"{value:g}" for value in thresholds)
+            sentences.append(
+                f"Nuclei whose mean optical density of DAB is at least {values} are "
+                f"{'positive' if len(thresholds) == 1 else '1+, 2+, 3+'}, others negative "
+                "(experimental)."
+            )
     if not runs:
         sentences.append(
             f"Detections in a QuPath project {cite(_QUPATH)} were counted with qpnuclei "

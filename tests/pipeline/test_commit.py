@@ -18,6 +18,7 @@ from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.pipeline.commit import NewNuclei, new_nuclei, write_back
 from qpnuclei.pipeline.folder import choose_folder
 from qpnuclei.pipeline.plan import ImagePlan, RunOptions
+from qpnuclei.pipeline.positivity import NucleusClasses
 from qpnuclei.pipeline.selection import Selection, ours_within, select_regions
 from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
@@ -77,7 +78,8 @@ def grid(step: int) -> NucleiTable:
 
 
 def ids_of(nuclei: NewNuclei) -> list[UUID]:
-    groups = nuclei.groups([None] * nuclei.counts.shape[1], PathClass("Nucleus"))
+    classes = NucleusClasses([PathClass("Nucleus")])
+    groups = nuclei.groups([None] * nuclei.counts.shape[1], classes)
     return [own_id for group in groups for own_id in group.ids]
 
 

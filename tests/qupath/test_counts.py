@@ -233,6 +233,38 @@ def test_classes_of_intensity_have_the_base_that_qupath_gives_them():
     ]  # fmt: skip
 
 
+def test_shares_of_positive_nuclei_as_qupath_computes_them(tmp_path: Path):
+    graded = ["Tumor: Negative"] * 4 + ["Tumor: 1+"] * 3 + ["Tumor: 2+"] * 2 + ["Tumor: 3+"]
+    stroma = ["Stroma: Positive", "Stroma: Negative", "Stroma: Negative", "Stroma", "Nucleus"]
+    outside = [*[(15, 15)] * 15, (90, 90)]
+    found = detections(outside, [*graded, *stroma, "Tumor: 3+"])
+    counted = image([annotation(RECTANGLE), annotation(shapely.box(0, 0, 1, 1))], found)
+    row, empty = count_objects(counted)
+    shares = {n: v for n, v in row.items() if n.endswith(("Positive %", "H-score"))}
+    # By hand: 6 of 10, 1 of 3, 7 of 13; (3 + 2 * 2 + 3 * 1) / 10. Stroma has no grades.
+    assert shares == {
+        "Stroma: Positive %": pytest.approx(100 / 3), "Tumor: Positive %": 60,
+        "Stroma + Tumor: Positive %": pytest.approx(700 / 13), "Tumor: H-score": 100,
+    }  # fmt: skip
+    assert (row["Num Tumor (base)"], row["Num Tumor: 1+"]) == (10, 3)
+    assert all(math.isnan(empty[name]) for name in shares)
+    # Beside the counts, even if the first image has none of them; empty where there are none.
+    plain = {"image": "b", "Num Detections": 0, "Area µm^2 (mean)": 1.5}
+    write_counts([plain, row, empty], tmp_path / "t.csv")
+    header, *rows = csv.reader((tmp_path / "t.csv").read_text("utf-8-sig").splitlines())
+    at = header.index("Stroma: Positive %")
+    assert header[at - 1].startswith("Num ")
+    assert header[at : at + 4] == list(shares)
+    assert [cells[at + 1] for cells in rows] == ["", "60.0", ""]
+
+
+def test_positive_without_a_base_class():
+    names = ["Positive", "Negative", "Negative", "Negative", "Tumor: Negative"]
+    (row,) = count_objects(image([annotation(RECTANGLE)], detections([(15, 15)] * 5, names)))
+    assert (row["Positive %"], row["Tumor: Positive %"], row[" + Tumor: Positive %"]) == (25, 0, 20)
+    assert not any(name.endswith("H-score") for name in row)
+
+
 def test_a_class_called_as_another_column_takes_nothing_over():
     names = ["Detections", "Tumor (base)", "Tumor: Positive", "Nucleus"]
     (row,) = count_objects(

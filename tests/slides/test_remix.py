@@ -10,11 +10,12 @@ import pytest
 import shapely
 
 from qpnuclei.nuclei.table import NucleiTable, concatenate
-from qpnuclei.pipeline.infer import find_nuclei, plan_tiles
+from qpnuclei.pipeline.infer import find_nuclei
 from qpnuclei.pipeline.plan import RunOptions
 from qpnuclei.pipeline.plausibility import check
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
+from qpnuclei.pipeline.tiles import plan_tiles
 from qpnuclei.qupath.native import NativeImage, open_project
 from qpnuclei.qupath.regions import Region
 from qpnuclei.segmentation.engine import EngineOptions, load_engine

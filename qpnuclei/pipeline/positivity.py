@@ -1,0 +1,155 @@
+"""Positive and negative nuclei, by how much DAB they hold: the classes that QuPath gives them.
+
+Experimental, as all of haematoxylin and DAB (docs/qupath.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from qpnuclei.errors import QpnucleiError, UsageError
+from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.qupath.model import ImageEntry, PathClass, Project
+from qpnuclei.qupath.names import NEW_CLASS_COLOR, class_of
+from qpnuclei.slides.remix import DAB, has_dab
+
+#: The largest threshold, in optical density: darker pixels are black.
+_DARKEST = 5.0
+
+#: QuPath's colours of these classes where it does not shade that of the base: packed ARGB.
+_COLORS = {
+    "Negative": -10855756,
+    "Positive": -3657166,
+    "1+": -10496,
+    "2+": -1993166,
+    "3+": -3657166,
+}
+_NAMES = {0: (), 1: ("Negative", "Positive"), 3: ("Negative", "1+", "2+", "3+")}
+
+_OPTION = "--positive-threshold"
+_HINT = f"set type and stain vectors in QuPath: Brightfield (H-DAB); or run without {_OPTION}"
+
+
+@dataclass(frozen=True)
+class NucleusClasses:
+    """The classes of the nuclei of an image.
+
+    Parameters
+    ----------
+    classes : sequence of PathClass
+        The base class; with thresholds also negative, and positive or three grades of it.
+    thresholds : sequence of float
+        Optical densities of DAB, rising: none, one or three.
+    """
+
+    classes: Sequence[PathClass]
+    thresholds: Sequence[float] = ()
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def codes(self, nuclei: NucleiTable) -> npt.NDArray[np.int64]:
+        """Return for each of N nuclei the index of its class.
+
+        QuPath's rule: from the threshold on it is positive. Without a value it keeps the base.
+        """
+        if not self.thresholds:
+            return np.zeros(len(nuclei), np.int64)
+        name = f"{DAB}: Mean" if nuclei.cells is None else f"Nucleus: {DAB}: Mean"
+        # Compared as double, like QuPath does: as float32, 0.7 would be less than 0.7.
+        values = nuclei.measurements[name].astype(np.float64)
+        grades = np.searchsorted(np.asarray(self.thresholds), values, side="right")
+        return np.where(np.isnan(values), 0, 1 + grades)
+
+
+def classes_of_nuclei(
+    base: str, thresholds: Sequence[float], project: Project | None = None
+) -> NucleusClasses:
+    """Return the classes of nuclei, in the colours of a project that has them.
+
+    Parameters
+    ----------
+    base : str
+        Name of the base class.
+    thresholds : sequence of float
+        As `check_thresholds` has checked them.
+    """
+    colors = {base: NEW_CLASS_COLOR}
+    colors |= {f"{base}: {name}": _COLORS[name] for name in _NAMES[len(thresholds)]}
+    classes = [
+        PathClass(name, color) if project is None else class_of(project, name, color)
+        for name, color in colors.items()
+    ]
+    return NucleusClasses(classes, thresholds)
+
+
+def check_thresholds(thresholds: Sequence[float], base: str) -> None:
+    """Refuse thresholds that make no classes.
+
+    Raises
+    ------
+    UsageError
+        If they are not one or three rising optical densities, or QuPath would not derive positive
+        and negative from the base class.
+    """
+    if not thresholds:
+        return
+    if len(thresholds) not in _NAMES:
+        raise UsageError(
+            f"{_OPTION} is given {len(thresholds)} times",
+            "give one value for positive and negative, or three for 1+, 2+ and 3+",
+        )
+    shown = ", ".join(f"{value:g}" for value in thresholds)
+    if not all(0 < value <= _DARKEST for value in thresholds):
+        raise UsageError(
+            f"{_OPTION} {shown}: an optical density is above 0 and at most {_DARKEST:g}",
+            "0.2, for example",
+        )
+    if list(thresholds) != sorted(set(thresholds)):
+        raise UsageError(f"{_OPTION} {shown}: the values do not rise", "give the least one first")
+    if base.endswith("*") or base.rpartition(": ")[2] in _COLORS:
+        raise UsageError(
+            f"QuPath makes no positive and negative of the class {base!r}",
+            "name another one with --class",
+        )
+
+
+def require_dab(entry: ImageEntry, thresholds: Sequence[float]) -> None:
+    """Refuse an image without DAB, if there are thresholds.
+
+    Raises
+    ------
+    UsageError
+        If its second stain is not DAB.
+    FormatError
+        If its data cannot be read.
+    """
+    if thresholds and not _has_dab(entry):
+        stains = "no stain vectors" if entry.stains is None else entry.stains.name
+        raise UsageError(f"image {entry.name} is not of haematoxylin and DAB: {stains}", _HINT)
+
+
+def require_some_dab(entries: Sequence[ImageEntry], thresholds: Sequence[float]) -> None:
+    """Refuse images of which none has DAB, if there are thresholds.
+
+    Raises
+    ------
+    UsageError
+        If none has; one that cannot be read may have it.
+    """
+    if not thresholds or not entries:
+        return
+    try:
+        is_there = any(map(_has_dab, entries))
+    except QpnucleiError:
+        return
+    if not is_there:
+        raise UsageError(f"{_OPTION}: no chosen image is of haematoxylin and DAB", _HINT)
+
+
+def _has_dab(entry: ImageEntry) -> bool:
+    return entry.stains is not None and has_dab(entry.stains)

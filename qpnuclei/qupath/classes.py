@@ -1,0 +1,113 @@
+"""Counts of detections by class, and what QuPath computes from those of positive ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from qpnuclei.choices import NUCLEUS_CLASS
+from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.qupath.model import Detections
+
+#: Last part of the class names that QuPath treats as staining intensities.
+_GRADES = ("1+", "2+", "3+")
+_INTENSITIES = ("Positive", "Negative", *_GRADES)
+_ALL_DETECTIONS = "Num Detections"
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """Classes of N detections: sorted names (``""``: none), codes, and which are nuclei."""
+
+    names: list[str]
+    codes: npt.NDArray[np.int64]
+    nuclei: npt.NDArray[np.bool_]
+
+    @property
+    def columns(self) -> dict[str, list[int]]:
+        """QuPath's columns for the classes, in its order: name, and the codes that it counts.
+
+        ``(base)`` stands for a class with positive, negative or graded subclasses, and counts them
+        all.
+        """
+        columns = {
+            f"Num {base} (base)": self._derived(base)
+            for base in sorted(self._bases(_INTENSITIES) - {""})
+        }
+        for code, name in enumerate(self.names):
+            # A class may have the name of another column; keep both columns.
+            column = f"Num {name}"
+            if name:
+                is_taken = column in columns or column == _ALL_DETECTIONS
+                columns[f"{column} (class)" if is_taken else column] = [code]
+        return columns
+
+    def numbers(self, rows: npt.NDArray[np.int64]) -> dict[str, int | float]:
+        """Return QuPath's columns of some detections: counts, and what is computed from them."""
+        counts = np.bincount(self.codes[rows], minlength=len(self.names))
+        of_classes = {column: int(counts[codes].sum()) for column, codes in self.columns.items()}
+        return {_ALL_DETECTIONS: len(rows), **of_classes, **self._shares(counts)}
+
+    def _shares(self, counts: npt.NDArray[np.int64]) -> dict[str, float]:
+        """Return QuPath's percentages of positive detections, and H-scores from 0 to 300.
+
+        They are of every base class that has such subclasses, and of all of these together. NaN
+        where there are no such detections.
+
+        Parameters
+        ----------
+        counts : (C,) int64 ndarray
+            How many detections each class has.
+        """
+        found: dict[str, float] = {}
+        for column, intensities, weights in (
+            ("Positive %", _INTENSITIES, {**dict.fromkeys(_INTENSITIES, 100), "Negative": 0}),
+            ("H-score", _GRADES, {"Negative": 0, "1+": 100, "2+": 200, "3+": 300}),
+        ):
+            bases = sorted(self._bases(intensities))
+            for members in [*([base] for base in bases), *([bases] if len(bases) > 1 else [])]:
+                weighted = total = 0
+                for code in (code for base in members for code in self._derived(base)):
+                    last = self.names[code].rpartition(": ")[2]
+                    if last in weights:
+                        total += int(counts[code])
+                        weighted += int(counts[code]) * weights[last]
+                name = _called_as_qupath(column, members)
+                if name in found:  # QuPath names two columns alike
+                    name = f"{' + '.join(members)}: {column}"
+                found[name] = weighted / total if total else math.nan
+        return found
+
+    def _bases(self, intensities: Sequence[str]) -> set[str]:
+        """Return the names of the classes that have such subclasses; empty for no class."""
+        parts = [name.rpartition(": ") for name in self.names]
+        return {parent for parent, _, last in parts if last in intensities}
+
+    def _derived(self, base: str) -> list[int]:
+        """Return the codes of a class and its subclasses; without a name, of all base classes."""
+        if not base:
+            return [code for code, name in enumerate(self.names) if ": " not in name]
+        return [code for code, name in enumerate(self.names) if f"{name}: ".startswith(f"{base}: ")]
+
+    @classmethod
+    def of(cls, detections: Detections, nucleus_classes: Sequence[str] | None) -> Classes:
+        """Return those of detections; see `qpnuclei.qupath.counts.count_objects`."""
+        names = sorted({name or "" for name in detections.class_names})
+        code = {name: i for i, name in enumerate(names)}
+        codes = np.array([code[name or ""] for name in detections.class_names], np.int64)
+        chosen = (NUCLEUS_CLASS,) if nucleus_classes is None else nucleus_classes
+        nuclei = np.array([name in chosen for name in names], bool)[codes]
+        if nucleus_classes is None:
+            nuclei |= np.array([is_ours(identifier) for identifier in detections.ids], bool)
+        return cls(names, codes, nuclei)
+
+
+def _called_as_qupath(column: str, bases: Sequence[str]) -> str:
+    """Return QuPath's name for a value of some base classes together."""
+    if len(bases) > 1:
+        return f"{' + '.join(sorted(base.rpartition(': ')[2] for base in bases))}: {column}"
+    return f"{bases[0].partition(': ')[0]}: {column}" if bases[0] else column

@@ -1,0 +1,158 @@
+"""Positive and negative nuclei, by DAB."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+import tifffile
+from typer.testing import CliRunner
+
+from qpnuclei.cli.app import app
+from qpnuclei.errors import UsageError
+from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.pipeline.plan import RunOptions, plan_images
+from qpnuclei.pipeline.positivity import classes_of_nuclei
+from qpnuclei.pipeline.run import analyse_project
+from qpnuclei.pipeline.selection import Selection
+from qpnuclei.qupath.counts import count_project
+from qpnuclei.qupath.create import create_from_slides
+from qpnuclei.qupath.geojson.reading import read_objects
+from qpnuclei.qupath.model import PathClass
+from qpnuclei.qupath.native import NativeImage, NativeProject, open_project
+from qpnuclei.slides.stains import DEFAULT_HE
+from tests.cli.test_one_bad_apple import annotate
+from tests.pipeline.killing import make_project
+from tests.slides.test_remix import H_DAB, SIZE, tissue
+
+OPTIONS = RunOptions(
+    Selection(classes=("Tumor",)), device="cpu", workers=1, positive_thresholds=(0.3,)
+)
+
+
+@pytest.mark.parametrize("with_cells", [False, True])
+def test_from_the_threshold_on_a_nucleus_is_positive(with_cells: bool) -> None:
+    # As float32, 0.7 is a little less; QuPath compares it as double.
+    values = np.array([0.1, 0.25, 0.26, 0.5, 0.7, 0.9, np.nan], np.float32)
+    nuclei = NucleiTable.from_polygons([shapely.box(0, 0, 4, 4)] * 7)
+    if with_cells:
+        nuclei = replace(nuclei, measurements={"Nucleus: DAB: Mean": values}, cells=nuclei)
+    else:
+        nuclei = replace(nuclei, measurements={"DAB: Mean": values})
+
+    def names(*thresholds: float) -> list[str]:
+        classes = classes_of_nuclei("Nucleus", thresholds)
+        found = [classes.classes[code].name for code in classes.codes(nuclei)]
+        return [name.removeprefix("Nucleus: ") for name in found]
+
+    assert names() == ["Nucleus"] * 7
+    assert names(0.25) == ["Negative", *["Positive"] * 5, "Nucleus"]
+    assert names(0.25, 0.5, 0.7) == ["Negative", "1+", "1+", "2+", "2+", "3+", "Nucleus"]
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "class_name", "said"),
+    [
+        ((0.2, 0.4), "Nucleus", "is given 2 times"),
+        ((0.4, 0.2, 0.6), "Nucleus", "do not rise"),
+        ((0.2, 0.2, 0.6), "Nucleus", "do not rise"),
+        ((0.0,), "Nucleus", "above 0 and at most 5"),
+        ((float("nan"),), "Nucleus", "above 0 and at most 5"),
+        ((0.2,), "Tumor: Positive", "no positive and negative of the class 'Tumor: Positive'"),
+        ((0.2,), "Ignore*", "no positive and negative of the class"),
+    ],
+)
+def test_thresholds_that_make_no_classes_are_refused(
+    thresholds: tuple[float, ...], class_name: str, said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        replace(OPTIONS, positive_thresholds=thresholds, class_name=class_name)
+
+
+@pytest.fixture
+def stained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NativeProject:
+    """Return a project with a picture of blue and brown nuclei."""
+    monkeypatch.setattr(NativeImage, "stains", property(lambda _: H_DAB))
+    picture, _, _ = tissue()
+    path = tmp_path / "stained.tif"
+    tifffile.imwrite(path, picture.read(0, 0, SIZE, SIZE, (1.0, 1.0)), photometric="rgb")
+    created = create_from_slides(tmp_path / "project", [path], mpp=0.25)
+    project = open_project(created.path)
+    annotate(project.images[0], shapely.box(0, 0, SIZE, SIZE), shapely.box(400, 400, 401, 401))
+    return project
+
+
+def test_shares_of_a_picture_with_known_nuclei(stained: NativeProject, tmp_path: Path) -> None:
+    _, brown, centres = tissue()
+    options = replace(OPTIONS, geojson_dir=tmp_path / "geojson")
+    summary = analyse_project(stained, stained.images, options)
+    assert (summary.nuclei, summary.failures) == (25, [])
+    found = stained.images[0].read().detections
+    nearest = np.hypot(*(found.centroids[:, None] - centres).transpose(2, 0, 1)).argmin(axis=1)
+    expected = ["Nucleus: Positive" if brown[i] else "Nucleus: Negative" for i in nearest]
+    assert list(found.class_names) == expected
+    positive = int(brown.sum())
+    assert 5 < positive < 20
+    (row,) = count_project(stained, stained.images, "image")
+    assert row["nuclei"] == row["Num Nucleus (base)"] == 25
+    assert (row["Num Nucleus: Positive"], row["Num Nucleus: Negative"]) == (positive, 25 - positive)
+    assert row["Nucleus: Positive %"] == pytest.approx(100 * positive / 25)
+    assert "Nucleus: H-score" not in row
+    # QuPath's red and blue.
+    classes = {
+        PathClass("Nucleus: Positive", -3657166), PathClass("Nucleus: Negative", -10855756)
+    }  # fmt: skip
+    assert classes <= set(open_project(stained.path).classes)
+    (path,) = (tmp_path / "geojson").iterdir()
+    written = Counter(item.path_class.name for item in read_objects(path))
+    assert written == Counter(expected)
+
+    # Another run, with grades and cells, has them in place of these, in the project's colours.
+    classes_path = stained.classes_path
+    content = json.loads(classes_path.read_text())
+    content["pathClasses"].append({"name": "Nucleus: 2+", "color": -1})
+    classes_path.write_text(json.dumps(content))
+    stained = open_project(stained.path)
+    # All brown nuclei are some 0.6: 2+.
+    graded = replace(OPTIONS, positive_thresholds=(0.2, 0.4, 0.8), cell_expansion_um=2.0)
+    summary = analyse_project(stained, stained.images, graded)
+    assert (summary.nuclei, summary.images[0].replaced) == (25, 25)
+    cells = stained.images[0].read().detections
+    assert set(cells.kinds) == {"cell"}
+    assert all(map(is_ours, cells.ids))
+    assert set(cells.ids) == set(found.ids)
+    names = Counter(cells.class_names)
+    assert names == {"Nucleus: 2+": positive, "Nucleus: Negative": 25 - positive}
+    (row,) = count_project(stained, stained.images, "image")
+    assert row["nuclei"] == 25
+    assert row["Nucleus: H-score"] == pytest.approx(2 * 100 * positive / 25)
+    assert row["Nucleus: Positive %"] == pytest.approx(100 * positive / 25)
+    assert [c.color for c in stained.classes if c.name == "Nucleus: 2+"] == [-1]
+
+
+def test_an_image_without_dab_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = open_project(make_project(tmp_path / "place", 2) / "project")
+    with pytest.raises(UsageError, match="no chosen image is of haematoxylin and DAB"):
+        analyse_project(project, project.images, OPTIONS)
+    asked = ["run", str(project.path), "--backend", "native", "--roi", "Tumor", "--dry-run"]
+    error = CliRunner().invoke(app, [*asked, "--positive-threshold", "0.2"]).exception
+    assert isinstance(error, UsageError)
+    assert "Brightfield (H-DAB)" in error.hint
+    error = CliRunner().invoke(app, [*asked, *("--positive-threshold", "0.2") * 2]).exception
+    assert isinstance(error, UsageError)
+    assert "is given 2 times" in error.what
+    assert not (project.path.parent / "qpnuclei").exists()
+    first = project.images[0].id
+    stains = property(lambda image: H_DAB if image.id == first else DEFAULT_HE)
+    monkeypatch.setattr(NativeImage, "stains", stains)
+    plans, failed = plan_images(project.images, OPTIONS)
+    assert [plan.entry.id for plan in plans] == [first]
+    ((entry, error),) = failed
+    assert entry.id != first
+    assert "is not of haematoxylin and DAB" in error.what
