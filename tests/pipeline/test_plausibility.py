@@ -270,7 +270,6 @@ def default_model() -> Engine:
 
 @pytest.mark.shared
 @pytest.mark.slow
-@pytest.mark.skipif(not (SHARED / "data" / "monuseg-train").is_dir(), reason="needs ../shared")
 def test_no_monuseg_image_is_doubted(default_model: Engine) -> None:
     for path in sorted((SHARED / "data" / "monuseg-train" / "images").iterdir()):
         image = ImageInMemory(np.asarray(Image.open(path).convert("RGB")), MPP)
@@ -279,7 +278,6 @@ def test_no_monuseg_image_is_doubted(default_model: Engine) -> None:
 
 @pytest.mark.shared
 @pytest.mark.slow
-@pytest.mark.skipif(not (SHARED / "data" / "slides").is_dir(), reason="needs ../shared")
 @pytest.mark.parametrize(
     ("name", "x", "y", "side"),
     [
@@ -296,7 +294,6 @@ def test_no_ordinary_slide_is_doubted(
 
 @pytest.mark.shared
 @pytest.mark.slow
-@pytest.mark.skipif(not (SHARED / "data" / "slides").is_dir(), reason="needs ../shared")
 def test_a_slide_at_a_guessed_pixel_size_is_doubted(default_model: Engine) -> None:
     part = part_of("TCGA-CR-7395-01A-01-TS1_reduced.svs", 1600, 1300, 800)
     line = looked_at(default_model, *part).image

@@ -825,9 +825,6 @@ def test_a_read_only_folder(tmp_path):
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(
-    not (SHARED / "data/qupath-real").exists(), reason="no ../shared/data/qupath-real"
-)
 def test_real_projects():
     fish = open_project(SHARED / "data/qupath-real" / "hepatovac_fish_liver_v0.7.0")
     assert [len(i.read().annotations) for i in fish.images] == [1] * 4

@@ -387,7 +387,6 @@ def test_a_broken_tile_is_an_error_that_names_the_slide(tmp_path):
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not SLIDES.exists(), reason="the development data is not beside the checkout")
 @pytest.mark.parametrize(
     ("name", "size", "mpp"),
     [
@@ -406,7 +405,6 @@ def test_real_slides(name, size, mpp):
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not SLIDES.exists(), reason="the development data is not beside the checkout")
 def test_real_jpeg_2000_levels_fit_each_other():
     """Level 1 of this slide is 2221 px wide, level 0 4443: the rest is cut off, not spread."""
     openslide = pytest.importorskip("openslide")

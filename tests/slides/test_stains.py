@@ -19,8 +19,6 @@ from qpnuclei.slides.stains import (
 )
 from tests.paths import MEASUREMENTS
 
-QUPATH = MEASUREMENTS
-
 
 def test_optical_density_by_hand():
     rgb = np.array([[255, 0, 51], [254, 128, 1]], np.uint8)
@@ -52,12 +50,10 @@ def test_impossible_stains_are_named(vectors, message):
         stain_matrix(Stains("x", ("A", "B", "C")[: len(vectors)], vectors))
 
 
-@pytest.mark.shared
-@pytest.mark.skipif(not QUPATH.exists(), reason="the development data is not beside the checkout")
 @pytest.mark.parametrize("name", ["default_HE", "custom_HE_243", "custom_HE_243_240_246"])
 def test_stains_equal_qupath(name):
-    oracle = json.loads((QUPATH / "expected.json").read_text())
-    rgb = np.asarray(Image.open(QUPATH / "image.png").convert("RGB"))
+    oracle = json.loads((MEASUREMENTS / "expected.json").read_text())
+    rgb = np.asarray(Image.open(MEASUREMENTS / "image.png").convert("RGB"))
     stated = oracle["stains"][name]
     stains = Stains(
         name,

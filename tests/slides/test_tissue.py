@@ -94,7 +94,6 @@ def test_tissue_fraction_of_tiles():
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not DATA.exists(), reason="the development data is not beside the checkout")
 @pytest.mark.parametrize(
     ("name", "low", "high"),
     [
@@ -114,7 +113,6 @@ def test_share_of_tissue_on_real_slides(name, low, high):
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not DATA.exists(), reason="the development data is not beside the checkout")
 def test_real_tiles_chosen_for_tissue_pass_as_tissue():
     paths = sorted((DATA / "tissue-unlabelled-20x").glob("*.jpg"))[::10]
     tiles = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])

@@ -532,13 +532,8 @@ def test_a_tile_that_is_a_huge_jpeg_is_not_decoded(tmp_path):
 
 # --- the development data ----------------------------------------------------------------------
 
-shared = pytest.mark.skipif(
-    not ODD.exists(), reason="the development data is not beside the checkout"
-)
-
 
 @pytest.mark.shared
-@shared
 @pytest.mark.parametrize(
     ("name", "size", "mpp"),
     [
@@ -565,7 +560,6 @@ def test_odd_slides_are_read(name, size, mpp):
 
 
 @pytest.mark.shared
-@shared
 def test_the_odd_slides_against_other_readers():
     with open_slide(ODD / "aperio33003.svs") as a, open_slide(ODD / "aperio33005.svs") as b:
         twins = [slide.read(0, 0, 1800, 1536).astype(int) for slide in (a, b)]
@@ -578,7 +572,6 @@ def test_the_odd_slides_against_other_readers():
 
 
 @pytest.mark.shared
-@shared
 @pytest.mark.parametrize(
     ("name", "message"),
     [
