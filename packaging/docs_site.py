@@ -34,6 +34,7 @@ ELSEWHERE = (
     "qupath_scripts/README.md",
     "training/README.md",
     "training/model-cards/default.md",
+    "training/results/table1-from-scratch.md",
     "training/results/table1.md",
 )
 _PREFIX = "repository/"
