@@ -37,9 +37,7 @@ def entry = getProjectEntry()
 if (entry == null)
     throw new IllegalStateException("qpnuclei needs a project: open an image of one")
 def imageData = getCurrentImageData()
-def name = entry.getImageName()
-if (project.getImageList().count { it.getImageName() == name } > 1)
-    throw new IllegalStateException("the project has several images called '$name': rename them")
+def image = imagePattern(project, entry)
 
 def selected = getSelectedObjects().findAll { it.isAnnotation() }.collect { it.getID() }
 def choice = selected.collectMany { ["--roi-id", it.toString()] } ?: unselected
@@ -49,15 +47,21 @@ def given = binding.hasVariable("args") && args ? args as List : choice + option
 entry.saveImageData(imageData)
 project.syncChanges()
 
-// --image takes a pattern; in brackets, its special characters stand for themselves.
-def image = name.replaceAll(/[\[*?]/) { "[$it]" }
 execute([program ?: programPath(), "run", project.getPath(), "--image=$image", *given])
 
 reload(entry, imageData, selected)
-println "$name: saved in the project, loaded here; elsewhere choose File > Reload data"
+println "${entry.getImageName()}: saved in the project, loaded here; elsewhere choose File > Reload data"
 
 
 // Other scripts use what follows, too.
+
+/** What --image takes for this image and no other: in brackets, special characters stand for themselves. */
+String imagePattern(project, entry) {
+    def name = entry.getImageName()
+    if (project.getImageList().count { it.getImageName() == name } > 1)
+        throw new IllegalStateException("the project has several images called '$name': rename them")
+    return name.replaceAll(/[\[*?]/) { "[$it]" }
+}
 
 /** File with what is set for all scripts in this folder; there is none without a folder. */
 File settingsFile() {
