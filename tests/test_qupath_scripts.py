@@ -29,9 +29,10 @@ from qpnuclei.pipeline.commit import file_stem
 from qpnuclei.qupath.count_table import write_counts
 from qpnuclei.qupath.counts import count_project
 from qpnuclei.qupath.geojson.reading import read_objects
-from qpnuclei.qupath.model import Detections, ImageEntry
+from qpnuclei.qupath.model import Detections, ImageEntry, Project
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.paquo.installation import find_qupath
+from qpnuclei.qupath.regions import match_images
 from qpnuclei.qupath.scripts import first_settings
 from tests.cli.conftest import SAMPLES
 from tests.paths import ROOT
@@ -213,6 +214,34 @@ def test_settings_are_kept_and_read_by_all_scripts(groovy: Groovy, tmp_path: Pat
         "[program:C:\\µ\\qpnuclei.exe, options:--mpp 0.25]",
         "C:\\µ\\qpnuclei.exe",
     ]
+
+
+def test_an_image_is_named_so_that_no_other_is_meant(groovy: Groovy, tmp_path: Path) -> None:
+    names = ["he small.png", "*.svs", "a?[1].tif", "a1.tif", "x[*].tif"]
+    source = tmp_path / "run_qpnuclei.groovy"
+    source.write_text(_QUPATH_IMPORT.sub("", text_of(source.name)), encoding="utf-8")
+    caller = tmp_path / "caller.groovy"
+    caller.write_text(
+        "def run = new GroovyShell().parse(new File(args[0]))\n"
+        "def entry = { name -> [getImageName: { name }] as Named }\n"
+        "interface Named { String getImageName() }\n"
+        "interface Images { List getImageList() }\n"
+        "def images = args[1..-1].collect(entry)\n"
+        "images.each { println run.imagePattern([getImageList: { images }] as Images, it) }\n"
+        "def twice = [getImageList: { [images[0], images[0]] }] as Images\n"
+        "try { run.imagePattern(twice, images[0]) }\n"
+        "catch (IllegalStateException e) { println e.message }\n",
+        encoding="utf-8",
+    )
+    *patterns, refused = groovy.java("groovy.ui.GroovyMain", caller, source, *names).splitlines()
+    project = SimpleNamespace(
+        path=tmp_path,
+        images=[SimpleNamespace(id=str(i), name=name) for i, name in enumerate(names)],
+    )
+    for name, pattern in zip(names, patterns, strict=True):
+        (found,) = match_images(cast(Project, project), [pattern])
+        assert found.name == name
+    assert "several images called 'he small.png'" in refused
 
 
 def test_files_are_looked_for_under_the_names_that_run_gives_them(
