@@ -312,8 +312,8 @@ def doubt(found: Finding, appearance: Appearance, mpp: tuple[float, float]) -> s
     said = []
     if found.objects >= MIN_SAMPLE and found.nuclei < MIN_NUCLEI_PER_OBJECT * found.objects:
         said.append(
-            f"{found.nuclei} nuclei where the stain shows {found.objects} dark objects (likely "
-            f"cause: {_likely_causes(appearance, mpp)})"
+            f"in the fields compared, {found.nuclei} nuclei where the stain shows {found.objects} "
+            f"dark objects (likely cause: {_likely_causes(appearance, mpp)})"
         )
     areas = found.areas_um2[np.isfinite(found.areas_um2)]
     if len(areas) >= MIN_SAMPLE:

@@ -53,7 +53,7 @@ def test_a_model_that_finds_nothing_is_doubted_everywhere(
 
     assert result.exit_code == 0
     (said,) = [line for line in result.stderr.splitlines() if line.startswith("doubtful:")]
-    assert "painted.tif: 0 nuclei where the stain shows" in said
+    assert "painted.tif: in the fields compared, 0 nuclei where the stain shows" in said
     assert "likely cause: a model that does not suit this tissue" in said
     record = json.loads(next((project / "qpnuclei").glob("*/run.json")).read_text())
     (image,) = record["images"]

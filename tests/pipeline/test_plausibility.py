@@ -93,8 +93,14 @@ def test_what_agrees_is_not_doubted() -> None:
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        (some(nuclei=39), "39 nuclei where the stain shows 100 dark objects"),
-        (some(nuclei=0, n=0), "0 nuclei where the stain shows 100 dark objects"),
+        (
+            some(nuclei=39),
+            "in the fields compared, 39 nuclei where the stain shows 100 dark objects",
+        ),
+        (
+            some(nuclei=0, n=0),
+            "in the fields compared, 0 nuclei where the stain shows 100 dark objects",
+        ),
         (some(nuclei=40), ""),
         (some(objects=19, nuclei=0), ""),  # too few to conclude anything from
         (some(area=9), "the median nucleus has 9 µm²"),
@@ -125,7 +131,10 @@ def test_rules_about_nuclei(found: Finding, said: str) -> None:
 )
 def test_the_likely_cause_is_what_is_unusual(changed: dict[str, float], cause: str) -> None:
     line = doubt(some(nuclei=3), replace(ORDINARY, **changed), MPP)  # type: ignore[arg-type]
-    assert line == f"3 nuclei where the stain shows 100 dark objects (likely cause: {cause})"
+    assert line == (
+        "in the fields compared, 3 nuclei where the stain shows 100 dark objects "
+        f"(likely cause: {cause})"
+    )
 
 
 def test_unusual_alone_is_no_contradiction_but_another_stain_is() -> None:
@@ -195,7 +204,7 @@ def test_each_region_is_checked_by_itself() -> None:
     table = discs(left, 14, 0.95)
     found = check(image, regions, MPP, [table])
     assert found.regions[0] == ""
-    assert found.regions[1].startswith("0 nuclei where the stain shows")
+    assert found.regions[1].startswith("in the fields compared, 0 nuclei where the stain shows")
 
 
 def test_pixels_that_cannot_be_read_again_end_nothing() -> None:
