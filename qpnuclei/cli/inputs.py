@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qpnuclei.errors import NotFoundError, UsageError
-
-_PROJECT = ".qpproj"
+from qpnuclei.qupath.project_file import is_project
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Inputs:
             If there are projects and slides, or slides and no folder of results, or the reverse.
         """
         found = [place for path in paths for place in _expanded(path)]
-        projects = tuple(dict.fromkeys(path for path in found if _is_project(path)))
+        projects = tuple(dict.fromkeys(path for path in found if is_project(path)))
         slides = tuple(path for path in found if path not in projects)
         if projects and slides:
             raise UsageError(
@@ -72,11 +71,5 @@ def _expanded(path: Path) -> list[Path]:
     if path.exists() or not glob.has_magic(str(path)):
         return [path]
     matching = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
-    projects = [match for match in matching if _is_project(match)]
+    projects = [match for match in matching if is_project(match)]
     return projects if projects and len(projects) == len(matching) else [path]
-
-
-def _is_project(path: Path) -> bool:
-    if path.suffix.lower() == _PROJECT:
-        return True
-    return path.is_dir() and any(path.glob(f"*{_PROJECT}"))

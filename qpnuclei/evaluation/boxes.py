@@ -29,6 +29,7 @@ from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Annotation, ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
 from qpnuclei.qupath.project import open_project
+from qpnuclei.qupath.project_file import is_project
 from qpnuclei.qupath.regions import Region, match_images, rows_inside
 from qpnuclei.slides.remix import seen_by_network
 from qpnuclei.slides.stains import DEFAULT_HE
@@ -140,11 +141,6 @@ class Drawn:
     images: Sequence[BoxImage]
     described: dict[str, Any]
     notes: tuple[str, ...]
-
-
-def is_project(path: Path) -> bool:
-    """Tell whether a path is a QuPath project, or the folder of one."""
-    return path.suffix == ".qpproj" or (path.is_dir() and any(path.glob("*.qpproj")))
 
 
 def read_boxes(

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from qpnuclei.errors import UsageError
-from qpnuclei.evaluation.boxes import is_project, read_boxes
+from qpnuclei.evaluation.boxes import read_boxes
 from qpnuclei.evaluation.datasets import AnnotatedImage
 from qpnuclei.evaluation.formats import read_dataset
+from qpnuclei.qupath.project_file import is_project
 
 
 @dataclass(frozen=True)

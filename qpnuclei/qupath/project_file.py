@@ -97,6 +97,13 @@ def to_json(value: Mapping[str, Any], *, pretty: bool = True) -> bytes:
     return text.encode()
 
 
+def is_project(path: Path) -> bool:
+    """Tell whether a path is a QuPath project: a ``.qpproj`` file, or a folder that holds one."""
+    if path.is_dir():
+        return any(path.glob("*.qpproj"))
+    return path.suffix.lower() == ".qpproj"
+
+
 def find_project_file(path: Path) -> Path:
     """Return `path` if it is a ``.qpproj`` file, else the only ``.qpproj`` in that folder.
 

@@ -19,6 +19,7 @@ from qpnuclei.errors import (
 )
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Annotation, ImageEntry
+from qpnuclei.qupath.project_file import is_project
 from qpnuclei.slides.files import SLIDE_SUFFIXES, one_per_slide
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import Slide, open_slide
@@ -119,7 +120,7 @@ def find_sources(
     long as another one is left.
     """
     sources: list[Source] = []
-    projects = [path for path in paths if _is_project(path)]
+    projects = [path for path in paths if is_project(path)]
     if roi and not projects:
         raise UsageError(
             f"--roi {roi[0]!r} was given, but no source is a QuPath project",
@@ -152,10 +153,6 @@ def find_sources(
     if not sources:
         raise UsageError("there is no image to train on", "name slides, folders or projects")
     return sources
-
-
-def _is_project(path: Path) -> bool:
-    return path.suffix == ".qpproj" or (path / "project.qpproj").is_file()
 
 
 def _files(path: Path) -> list[Path]:

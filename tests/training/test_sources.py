@@ -67,6 +67,8 @@ def test_projects_give_their_calibrated_images(
 ) -> None:
     folder = SAMPLES / version
     # Of its three images only the pyramid has a pixel size; it was moved since.
+    # QuPath calls it project.qpproj, but it may be renamed.
+    (folder / "project" / "project.qpproj").rename(folder / "project" / "study.qpproj")
     (whole,) = find_sources([folder / "project"], image_root=folder / "images")
     assert (whole.path.name, whole.mpp) == ("pyramid.tif", (0.5, 0.5))
     assert (whole.width, whole.height) == (1536, 1024)
