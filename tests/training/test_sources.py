@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,14 +62,20 @@ def test_splits_that_cannot_be_understood(tmp_path: Path) -> None:
             find_sources([tmp_path])
 
 
+def test_a_project_of_another_name_is_a_project(tmp_path: Path) -> None:
+    shutil.copytree(SAMPLES / "0.5.1", tmp_path / "sample")
+    project = tmp_path / "sample" / "project"
+    (project / "project.qpproj").rename(project / "study.qpproj")
+    (found,) = find_sources([project], image_root=tmp_path / "sample" / "images")
+    assert found.path.name == "pyramid.tif"
+
+
 @pytest.mark.parametrize("version", ["0.2.3", "0.5.1", "0.7.0"])
 def test_projects_give_their_calibrated_images(
     version: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = SAMPLES / version
     # Of its three images only the pyramid has a pixel size; it was moved since.
-    # QuPath calls it project.qpproj, but it may be renamed.
-    (folder / "project" / "project.qpproj").rename(folder / "project" / "study.qpproj")
     (whole,) = find_sources([folder / "project"], image_root=folder / "images")
     assert (whole.path.name, whole.mpp) == ("pyramid.tif", (0.5, 0.5))
     assert (whole.width, whole.height) == (1536, 1024)
