@@ -22,7 +22,7 @@ from qpnuclei.qupath.native import NativeImage, open_project
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.report import content
 from qpnuclei.report.page import ReportOptions, write_report
-from qpnuclei.report.runs import project_of, read_run, runs_of
+from qpnuclei.report.runs import Run, project_of, read_run, runs_of
 from tests.paths import SAMPLES
 from tests.report.conftest import NAME, Made
 from tests.report.pages import Page, same
@@ -34,7 +34,6 @@ def test_numbers_are_those_of_the_export(made: Made) -> None:
     assert len(rows) == len(shown) == 3
     names = {
         "annotation": "annotation",
-        "type": "type",
         "class": "class",
         "status": "status",
         "mm²": "area_mm2",
@@ -147,6 +146,27 @@ def test_a_project_is_reported_with_what_its_runs_noted(made: Made, tmp_path: Pa
     assert not any("seam" in caption for caption in bare.captions)
     assert bare.table("annotation", "check") == made.page.table("annotation", "check")
     assert "No run of qpnuclei is recorded" in bare.text
+
+
+def test_an_image_that_the_last_run_did_not_finish_says_so(made: Made, tmp_path: Path) -> None:
+    (entry,) = made.project.images
+    failed = {"entry": entry.id, "image": entry.name, "error": "its tiles <cannot> be read"}
+    failing = Run(tmp_path / "run.json", {"failures": [failed]})
+    (done,) = runs_of(made.project.path.parent)
+    path = tmp_path / "page.html"
+
+    def text(*runs: Run) -> str:
+        write_report(made.project, made.project.images, path, runs)
+        return " ".join(Page.of(path).text.split())
+
+    after = text(failing, done)
+    assert "its tiles <cannot> be read (its numbers are those of an earlier run)" in after
+    assert "did not finish this image: its tiles <cannot> be read. What is shown is of" in after
+    never = text(failing)
+    assert "its tiles <cannot> be read" in never
+    assert "earlier run" not in never
+    # What failed first and was done later is done.
+    assert "its tiles" not in text(done, failing)
 
 
 def test_detections_of_other_programs_count_where_no_run_was(tmp_path: Path) -> None:
