@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from qpnuclei._version import __version__
 from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
-from qpnuclei.qupath.count_table import TEXT_COLUMNS
+from qpnuclei.qupath.count_table import CLASS_SHARES, TEXT_COLUMNS
 from qpnuclei.qupath.counts import Row
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.pixel_size import AskedMpp
@@ -375,11 +375,13 @@ def _columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
     names = _OF_CELLS if of_cells else {}
     # Most projects have annotations and nothing else.
     one_type = all(row["type"] == "annotation" for row in rows)
-    return [
+    shares = dict.fromkeys(name for row in rows for name in row if name.endswith(CLASS_SHARES))
+    columns = [
         (names.get(name, name), heading)
         for name, heading in _COLUMNS
         if not (name == "type" and one_type)
     ]
+    return [*columns[:-1], *((name, name) for name in shares), columns[-1]]
 
 
 def _tables() -> dict[str, Any]:
