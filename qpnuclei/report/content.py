@@ -253,7 +253,7 @@ def _nuclei(
         detections.nucleus_geometries[rows],
         detections.centroids[rows],
         {n: c[rows] for n, c in detections.measurements.items() if n in wanted},
-        np.array([is_positive(detections.class_names[row]) for row in rows], bool),
+        np.array([is_positive(detections.class_names[row]) for row in rows.tolist()], bool),
         area,
         mpp,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass, replace
@@ -121,6 +122,42 @@ def test_seams_are_where_the_tiles_of_the_run_met(
     assert len(ys) > 0
     assert set(xs) <= lefts
     assert set(ys) <= tops
+
+
+def test_positive_nuclei_are_counted_and_drawn_apart(
+    made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = content.counted_image
+
+    def graded(*args: Any) -> Any:
+        image = real(*args)
+        detections = image.objects.detections
+        number = len(detections.ids)
+        names = ["Nucleus: Positive" if i % 3 == 0 else "Nucleus: Negative" for i in range(number)]
+        dab = {**detections.measurements, "DAB: Mean": np.linspace(0, 1, number)}
+        changed = Detections(
+            *(detections.ids, detections.kinds, names, detections.geometries),
+            *(detections.centroids, detections.planes, detections.parents, dab),
+        )
+        return replace(image, objects=replace(image.objects, detections=changed))
+
+    monkeypatch.setattr(content, "counted_image", graded)
+    path = tmp_path / "page.html"
+    runs = runs_of(made.project.path.parent)
+    assert write_report(made.project, made.project.images, path, runs) == []
+    page = Page.of(path)
+    drawn = [value for tag, name, value in page.attributes if (tag, name) == ("path", "class")]
+    assert {"nucleus", "nucleus positive"} <= set(drawn)
+    crops = [caption for caption in page.captions if " positive" in caption]
+    assert crops
+    for caption in crops:
+        nuclei, positive = re.findall(r"(\d+) (?:nuclei|positive)", caption)
+        assert 0 < int(positive) < int(nuclei)
+    assert any("DAB, mean" in caption for caption in page.captions)
+    shares = [row["Nucleus: Positive %"].value for row in page.table("annotation", "per mm²")]
+    assert all(share == pytest.approx(100 / 3, abs=10) for share in shares)
+    assert "outlined in yellow" in page.text
+    assert "outlined in yellow" not in made.page.text
 
 
 def test_it_says_what_was_run_and_how_to_cite_it(made: Made) -> None:
