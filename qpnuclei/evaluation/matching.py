@@ -68,11 +68,9 @@ class Overlaps:
     @property
     def pair_union(self) -> npt.NDArray[Any]:
         """Area of either nucleus of each pair."""
-        return (
-            self.true_area[self.pair_true]
-            + self.predicted_area[self.pair_predicted]
-            - self.pair_area
-        )
+        both = self.true_area[self.pair_true] + self.predicted_area[self.pair_predicted]
+        union: npt.NDArray[Any] = both - self.pair_area
+        return union
 
     @property
     def pair_smaller(self) -> npt.NDArray[Any]:
