@@ -55,7 +55,7 @@ def plan(project: ProjectPath, **given: Any) -> None:
         project, {**defaults, "geojson": None, "parquet": None, **given}
     )
     with leaving_on_interrupt(INTERRUPTED):
-        from qpnuclei.pipeline.run import plan_run
+        from qpnuclei.pipeline.phases import plan_run
         from qpnuclei.pipeline.units import Conduct
 
         conduct = Conduct(
@@ -139,7 +139,7 @@ def infer(
     share = _share(shard)
     with leaving_on_interrupt(INTERRUPTED):
         from qpnuclei.pipeline.folder import RunFolder
-        from qpnuclei.pipeline.run import infer_run
+        from qpnuclei.pipeline.phases import infer_run
         from qpnuclei.pipeline.units import Conduct
 
         folder = RunFolder(run_dir)
@@ -225,7 +225,7 @@ def commit(
 
     with leaving_on_interrupt(INTERRUPTED):
         from qpnuclei.pipeline.folder import RunFolder
-        from qpnuclei.pipeline.run import commit_run
+        from qpnuclei.pipeline.phases import commit_run
         from qpnuclei.pipeline.units import Conduct
 
         folder = RunFolder(run_dir)

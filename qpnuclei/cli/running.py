@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qpnuclei.cli.selecting import excluded_classes
 
 if TYPE_CHECKING:
-    from qpnuclei.pipeline.plan import RunOptions
+    from qpnuclei.pipeline.options import RunOptions
     from qpnuclei.pipeline.summary import RunSummary
     from qpnuclei.qupath.model import ImageEntry, Project
 
@@ -51,7 +51,7 @@ def show_plan(
     from qpnuclei.system.interrupts import leaving_on_interrupt
 
     with leaving_on_interrupt(UNCHANGED):
-        from qpnuclei.pipeline.plan import plan_images
+        from qpnuclei.pipeline.image_plan import plan_images
 
         plans, failed = plan_images(entries, options)
     if not json:
@@ -133,7 +133,7 @@ def asked_for(
         entries = choose_images(opened, images, selection)
         table = given["mpp_table"]
         by_image = {} if table is None else read_mpp_table(table, opened.images)
-        from qpnuclei.pipeline.plan import RunOptions
+        from qpnuclei.pipeline.options import RunOptions
 
     workers = given["workers"]
     options = RunOptions(

@@ -19,7 +19,7 @@ from uuid import uuid4
 from qpnuclei.errors import NotFoundError, SaveError, UsageError, WorkerError
 from qpnuclei.pipeline.executors import Advance, Outcome, Task
 from qpnuclei.pipeline.folder import TRIES, RunFolder
-from qpnuclei.pipeline.plan import RunOptions
+from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.remote import Delivery, Job, compute_unit
 from qpnuclei.segmentation.engine import EngineSpec
 from qpnuclei.system.files import temporary_prefix, write_atomically

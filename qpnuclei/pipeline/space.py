@@ -12,8 +12,8 @@ import shapely
 from rich.filesize import decimal
 
 from qpnuclei.errors import SaveError
-from qpnuclei.pipeline.plan import RunOptions
-from qpnuclei.pipeline.work import PlannedImage
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.plan_file import PlannedImage
 from qpnuclei.qupath.model import Project
 
 #: Nuclei that are expected, and bytes of each: measured on H&E, where there are 2,000 to 10,000.

@@ -18,8 +18,10 @@ from qpnuclei.pipeline import remote
 from qpnuclei.pipeline.cluster import cluster_of
 from qpnuclei.pipeline.computing import computing
 from qpnuclei.pipeline.executors import Task
-from qpnuclei.pipeline.plan import RunOptions
-from qpnuclei.pipeline.run import analyse_project, plan_run
+from qpnuclei.pipeline.layout import layout_of
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.phases import plan_run
+from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.units import Conduct
 from qpnuclei.qupath.native import open_project
 from tests.paths import ROOT
@@ -91,7 +93,7 @@ def test_where_a_worker_does_not_see_the_folder_it_sends_the_shard(
     project = open_project(place / "project")
     folder, plan, _ = plan_run(project, project.images, quick)
     (image,) = plan.images
-    layout = image.layout(plan.spec(), quick)
+    layout = layout_of(image, plan.spec(), quick)
     task = Task(image, layout, layout.units[0], folder)
     path = folder.shard(image, layout.units[0].name)
 

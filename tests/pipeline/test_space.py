@@ -11,7 +11,7 @@ import pytest
 import shapely
 
 from qpnuclei.errors import SaveError
-from qpnuclei.pipeline.plan import RunOptions
+from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.pipeline.space import space_needed

@@ -15,11 +15,13 @@ import shapely
 from qpnuclei.errors import ConflictError, FormatError, QpnucleiError, SaveError, UsageError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
-from qpnuclei.pipeline.commit import NewNuclei, new_nuclei, write_back
 from qpnuclei.pipeline.folder import choose_folder
-from qpnuclei.pipeline.plan import ImagePlan, RunOptions
+from qpnuclei.pipeline.image_plan import ImagePlan
+from qpnuclei.pipeline.new_nuclei import NewNuclei, new_nuclei
+from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.positivity import NucleusClasses
 from qpnuclei.pipeline.selection import Selection, ours_within, select_regions
+from qpnuclei.pipeline.write_back import write_back
 from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.names import file_stem
