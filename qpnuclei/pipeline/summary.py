@@ -232,7 +232,8 @@ class RunSummary:
     def fail(self, entry: ImageEntry, error: QpnucleiError) -> None:
         """Note, and say at once, that an image was left as it was."""
         self.failures.append(Failure(entry.name, entry.id, error))
-        _log.error("image %s: not analysed: %s", entry.name, error)
+        image = "" if entry.name in error.what else f"image {entry.name}: "
+        _log.error("%snot analysed: %s", image, error)
 
     @property
     def not_done(self) -> list[dict[str, str]]:
