@@ -350,7 +350,8 @@ class Locked:
         # Whether they are locked costs more than UUIDs.
         if not wanted or not detections.locked.any():
             return cls()
-        rows = [row for row in np.flatnonzero(detections.locked) if detections.ids[row] in wanted]
+        locked = np.flatnonzero(detections.locked).tolist()
+        rows = [row for row in locked if detections.ids[row] in wanted]
         ids = frozenset(own_id for row in rows if (own_id := detections.ids[row]) is not None)
         outlines = np.empty(len(rows), dtype=object)
         outlines[:] = [valid_area(outline) for outline in detections.nucleus_geometries[rows]]

@@ -122,7 +122,7 @@ def test_locked_nuclei_stay_and_nothing_is_written_in_their_place(
 
 
 def test_nuclei_that_were_locked_meanwhile_stay_too(
-    project: NativeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: NativeProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (image,) = project.images
     run(project)
