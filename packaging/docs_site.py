@@ -1,4 +1,4 @@
-"""What `make docs` does beside mkdocs: links out of ``docs/``, notebooks, the reference of commands.
+"""What `make docs` does beside mkdocs: links out of ``docs/``, notebooks, reference of commands.
 
 The pages are written for a code host: their links may lead to any file of the repository. On the
 site, the pages that lie outside of ``docs/`` are put below ``repository/``; a link to anything
@@ -62,7 +62,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def _converted(notebook: Path) -> tuple[str, dict[str, bytes]]:
     """Return a notebook as Markdown, and its pictures by the path that the page gives them."""
-    page, resources = MarkdownExporter().from_filename(str(notebook))
+    page, resources = MarkdownExporter().from_filename(str(notebook), {"unique_key": notebook.stem})
     # The site has a style for tables.
     return re.sub(r"<style scoped>.*?</style>", "", page, flags=re.DOTALL), resources["outputs"]
 
