@@ -17,6 +17,7 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.positivity import require_dab, require_some_dab
 from qpnuclei.pipeline.selection import (
     TISSUE_CLASS,
+    Locked,
     our_tissue,
     ours_within,
     select_regions,
@@ -72,6 +73,8 @@ class ImagePlan:
         Annotations of tissue that earlier runs made, which the run removes.
     marker : str
         What the run leaves in the image to be known by.
+    locked : Locked
+        Those of `existing` that stay, because a user has locked them.
     """
 
     entry: ImageEntry
@@ -88,6 +91,12 @@ class ImagePlan:
     outdated: frozenset[UUID] = frozenset()
     notes: tuple[str, ...] = ()
     marker: str = ""
+    locked: Locked = field(default_factory=Locked)
+
+    @property
+    def replaceable(self) -> frozenset[UUID]:
+        """The detections of earlier runs that a run with ``on_existing="replace"`` removes."""
+        return frozenset[UUID]().union(*self.existing) - self.locked.ids
 
     @property
     def megapixels(self) -> float:
@@ -252,6 +261,7 @@ def plan_image(
         tissue=tissue,
         outdated=frozenset(a.id for a in outdated if a.id is not None),
         notes=tuple(notes),
+        locked=Locked.of(objects.detections, existing),
     )
 
 

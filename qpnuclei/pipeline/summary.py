@@ -86,6 +86,9 @@ class ImageResult:
         What is doubtful about all of them together, as for a region.
     replaced : int
         Detections of earlier runs that were removed.
+    locked, as_locked : int
+        Detections of earlier runs in the regions that a user has locked, and that stay; and nuclei
+        found where one of these is, which are not written.
     outside : int
         Nuclei found in the tiles whose centroid lies outside of the regions: not written.
     joined : int
@@ -119,6 +122,8 @@ class ImageResult:
     seconds: dict[str, float]
     waited: dict[str, float]
     notes: tuple[str, ...] = ()
+    locked: int = 0
+    as_locked: int = 0
 
     def save(self, path: Path, is_saved: bool) -> None:
         """Write it to a file of its own.
