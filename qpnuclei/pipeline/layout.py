@@ -17,6 +17,9 @@ from qpnuclei.tiling.plan import Tile, TilePlan
 #: 4.7 % more pixels than in one sweep over a large slide; with 4 it would be 6 %.
 UNIT_SIDE = 5
 
+#: How the names of files begin that hold all nuclei of an image; those of units are numbers.
+JOINED = "image-"
+
 #: Options that change neither the outlines nor the measurements of a nucleus. What is not named
 #: here is part of the key of every unit.
 _NOT_OF_UNITS = frozenset(
@@ -62,7 +65,7 @@ class Layout:
     @property
     def name(self) -> str:
         """Name of the file with all nuclei of the image."""
-        return f"image-{self.key[:20]}"
+        return f"{JOINED}{self.key[:20]}"
 
 
 def layout_of(image: PlannedImage, spec: EngineSpec, options: RunOptions) -> Layout:

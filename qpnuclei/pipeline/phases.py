@@ -23,6 +23,7 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.plan_file import PlannedImage, RunPlan
 from qpnuclei.pipeline.planning import plan_project
 from qpnuclei.pipeline.positivity import require_some_dab
+from qpnuclei.pipeline.space import check_space, need_of_results, need_of_shards
 from qpnuclei.pipeline.summary import RunSummary
 from qpnuclei.pipeline.units import Conduct, Progress, check_complete, infer_images
 from qpnuclei.qupath.analysed import Record
@@ -55,6 +56,8 @@ def plan_run(
         )
         with folder.logging():
             planned = plan_project(project, entries, options, folder, conduct)
+            todo = [i for i in planned.plan.images if i.entry not in planned.committed]
+            check_space(need_of_shards(folder, todo))
             summary = RunSummary.begun(project, entries, planned.plan, options, folder.path)
             by_id = {entry.id: entry for entry in entries}
             for entry_id, error in planned.errors.items():
@@ -104,6 +107,7 @@ def infer_run(
         if conduct.fail_fast:
             raise error
 
+    check_space(need_of_shards(folder, plan.images, share))
     with computing(options, conduct, slides_from) as computer, folder.logging():
         for _ in infer_images(
             folder,
@@ -148,6 +152,8 @@ def commit_run(
     entries = [by_id[image.entry] for image in plan.images if image.entry in by_id]
     engine = cache(lambda: load_engine(options.model, options.engine))
     with locked(project.path.parent), folder.logging():
+        todo = [image for image in plan.images if not folder.result_path(image).exists()]
+        check_space(need_of_results(project, todo, options))
         summary = RunSummary.begun(project, entries, plan, options, folder.path)
         spec, failed = plan.spec(), folder.failed()
         for image in plan.images:
