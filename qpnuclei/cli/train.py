@@ -155,6 +155,8 @@ def train(
 ) -> None:
     """Train a model on unlabelled slides, patches or projects.
 
+    It reads no labels: nuclei drawn or mended in QuPath are learned by qpnuclei adapt --corrections.
+
     Prints the estimated duration first. Ctrl-C saves and stops.
 
     For example: qpnuclei train project.qpproj -o runs/ours
