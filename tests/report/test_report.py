@@ -129,8 +129,8 @@ def test_positive_nuclei_are_counted_and_drawn_apart(
 ) -> None:
     real = content.counted_image
 
-    def graded(*args: Any) -> Any:
-        image = real(*args)
+    def graded(*args: Any, **options: Any) -> Any:
+        image = real(*args, **options)
         detections = image.objects.detections
         number = len(detections.ids)
         names = ["Nucleus: Positive" if i % 3 == 0 else "Nucleus: Negative" for i in range(number)]
