@@ -234,14 +234,13 @@ def _kept(images: Sequence[ImageResult]) -> list[str]:
     ]
 
 
-def print_failures(summary: RunSummary) -> None:
+def print_failures(names: Sequence[str], images: int) -> None:
     """Print which of several images failed; why was said when it happened."""
-    if len(summary.planned) == 1:
+    if images == 1:
         return
-    names = [failure.name for failure in summary.failures]
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     stderr.print(
-        f"not analysed: {len(names)} of {len(summary.planned)} images, for the reasons above: "
+        f"not analysed: {len(names)} of {images} images, for the reasons above: "
         f"{', '.join(names[:_NAMED])}{more}",
         style="bold red",
         soft_wrap=True,

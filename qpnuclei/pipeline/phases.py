@@ -102,7 +102,8 @@ def infer_run(
     failures: list[tuple[PlannedImage, QpnucleiError]] = []
 
     def fail(image: PlannedImage, error: QpnucleiError) -> None:
-        _log.error("image %s: %s", image.name, error.what)
+        name = "" if image.name in error.what else f"image {image.name}: "
+        _log.error("%snot analysed: %s", name, error)
         failures.append((image, error))
         if conduct.fail_fast:
             raise error

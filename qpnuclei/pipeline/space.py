@@ -15,7 +15,7 @@ from pathlib import Path
 import shapely
 from rich.filesize import decimal
 
-from qpnuclei.errors import SaveError
+from qpnuclei.errors import FormatError, SaveError
 from qpnuclei.pipeline.folder import RunFolder
 from qpnuclei.pipeline.layout import JOINED
 from qpnuclei.pipeline.options import RunOptions
@@ -105,7 +105,10 @@ def check_space(needs: Iterable[Need]) -> None:
 
 def _part_left(folder: RunFolder, image: PlannedImage) -> float:
     """Return the part of an image's units of which there is no shard."""
-    shards = folder.shard(image, "any").parent
+    try:
+        shards = folder.shard(image, "any").parent
+    except FormatError:
+        return 1.0  # it is said when the image is begun
     names = {path.stem for path in shards.glob("*.parquet")}
     if any(name.startswith(JOINED) for name in names):
         return 0.0
