@@ -155,7 +155,7 @@ def train(
 ) -> None:
     """Train a model on unlabelled slides, patches or projects.
 
-    It reads no labels: nuclei drawn or mended in QuPath are learned by qpnuclei adapt --corrections.
+    It reads no labels. To learn from nuclei drawn in QuPath: qpnuclei adapt --corrections.
 
     Prints the estimated duration first. Ctrl-C saves and stops.
 
