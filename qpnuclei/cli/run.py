@@ -34,6 +34,7 @@ from qpnuclei.cli.options import (
     Resume,
     RetryFailed,
     RunDir,
+    SpeedOption,
     TtaOption,
     UnitMinutes,
     Wait,
@@ -93,6 +94,7 @@ def run(
     ] = False,
     image: ImageGlobs = None,
     model: ModelOption = DEFAULT_MODEL,
+    speed: SpeedOption = "auto",
     device: DevicesOption = "auto",
     dask: Dask = None,
     unit_minutes: UnitMinutes = None,
@@ -110,7 +112,7 @@ def run(
         OnExisting,
         typer.Option(
             "--on-existing",
-            help="Of an earlier run: replace, append, skip, or error.",
+            help="Nuclei of an earlier run: replace (but for locked ones), append, skip, or error.",
         ),
     ] = "replace",
     tile: Annotated[

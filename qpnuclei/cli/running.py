@@ -99,7 +99,7 @@ def analyse(
 
 
 def asked_for(
-    path: Path, given: dict[str, Any], **changes: Any
+    path: Path, given: dict[str, Any], is_temporary: bool = False, **changes: Any
 ) -> tuple[Project, list[ImageEntry], RunOptions]:
     """Open a project, and return its images that are meant and the options of the run.
 
@@ -108,6 +108,8 @@ def asked_for(
     path : Path
     given : dict
         The arguments of `run`.
+    is_temporary : bool
+        Whether the project is one that will not be kept: it is not named.
     **changes
         Fields of the options that are others than the arguments say.
     """
@@ -129,7 +131,10 @@ def asked_for(
     )
     with leaving_on_interrupt(UNCHANGED):
         opened = open_project(path, backend=given["backend"], image_root=given["image_root"])
-        stderr.print(f"{opened.path}: opened with the {opened.backend} backend", highlight=False)
+        if not is_temporary:
+            stderr.print(
+                f"{opened.path}: opened with the {opened.backend} backend", highlight=False
+            )
         entries = choose_images(opened, images, selection)
         table = given["mpp_table"]
         by_image = {} if table is None else read_mpp_table(table, opened.images)
@@ -139,6 +144,7 @@ def asked_for(
     options = RunOptions(
         selection=selection,
         model=given["model"],
+        speed=given["speed"],
         device=given["device"],
         mpp=given["mpp"],
         mpp_only_missing=not images and len(entries) > 1,
@@ -182,7 +188,7 @@ def print_summary(summary: RunSummary, json: bool, page: Path | None) -> dict[st
     if page is not None:
         stderr.print(f"report: {page}", highlight=False, soft_wrap=True)
     if summary.failures:
-        print_failures(summary)
+        print_failures([failure.name for failure in summary.failures], len(summary.planned))
     return {**summary.to_json(), "report": None if page is None else str(page)}
 
 

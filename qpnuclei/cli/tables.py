@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -20,7 +21,7 @@ from qpnuclei.system.timing import peak_memory_mib
 if TYPE_CHECKING:
     from qpnuclei.doctor import Check
     from qpnuclei.pipeline.image_plan import ImagePlan
-    from qpnuclei.pipeline.summary import RunSummary
+    from qpnuclei.pipeline.summary import ImageResult, RunSummary
     from qpnuclei.qupath.backups import Backup
     from qpnuclei.qupath.native import NativeImage
     from qpnuclei.qupath.sensitivity import OwnNuclei
@@ -40,8 +41,9 @@ def plan_view(plans: list[ImagePlan]) -> Group:
         parts.append(Text(f"\n{in_one_line(plan.entry.name)}", style="bold"))
         parts.append(
             Text(
-                f"  {plan.scale.mpp[0]:.4g} µm/px from {plan.mpp_source}, seen at {read_at} µm/px: "
-                f"{plan.megapixels:.2f} Mpx, tiles: {len(plan.tiles)}"
+                f"  {plan.scale.mpp[0]:.4g} µm/px from {plan.mpp_source}, seen at {read_at} µm/px "
+                f"by {in_one_line(Path(plan.model).name)}: {plan.megapixels:.2f} Mpx, "
+                f"tiles: {len(plan.tiles)}"
             )
         )
         parts.extend(Text(f"  {in_one_line(note)}") for note in plan.notes)
@@ -108,6 +110,7 @@ def describe_plan(plans: list[ImagePlan]) -> list[dict[str, Any]]:
         {
             "image": plan.entry.name,
             "image_id": plan.entry.id,
+            "model": plan.model,
             "mpp": plan.scale.mpp,
             "mpp_from": plan.mpp_source,
             "working_mpp": plan.scale.working_mpp,
@@ -159,7 +162,9 @@ def _counts(image: NativeImage, backup: Backup) -> tuple[str, str, str]:
 
 def summary_table(summary: RunSummary) -> Table:
     """Return the nuclei found, one line per annotation."""
-    table = Table(title=f"{summary.nuclei} nuclei")
+    locked = sum(image.locked for image in summary.images)
+    kept = f" and {locked} locked ones of earlier runs" if locked else ""
+    table = Table(title=f"{summary.nuclei} nuclei{kept}")
     for column in ("image", "annotation", "class"):
         table.add_column(column)
     for column in ("mm²", "nuclei", "per mm²"):
@@ -206,11 +211,12 @@ def print_account(summary: RunSummary) -> None:
     )
     memory = peak_memory_mib()
     lines = [
-        f"network: {summary.model['name']} on {summary.device}",
+        f"network: {' and '.join(m['name'] for m in summary.models)} on {summary.device}",
         f"seams: {sum(i.joined for i in images)} nuclei joined from several tiles, "
         f"{sum(i.covered for i in images)} cut pieces and "
         f"{sum(i.overlapping for i in images)} duplicates dropped",
         f"replaced: {sum(i.replaced for i in images)} detections of earlier runs",
+        *_kept(images),
         f"seconds: {summary.seconds:.1f} in all; stages, which overlap: {stages}",
         f"peak memory: {'not known' if memory is None else f'{memory:.0f} MiB'}",
         f"record: {summary.run_dir / 'run.json'}",
@@ -219,14 +225,25 @@ def print_account(summary: RunSummary) -> None:
         stderr.print(line, highlight=False, soft_wrap=True)
 
 
-def print_failures(summary: RunSummary) -> None:
+def _kept(images: Sequence[ImageResult]) -> list[str]:
+    """Say what stayed because a user has locked it."""
+    locked = sum(image.locked for image in images)
+    found_again = sum(image.as_locked for image in images)
+    if not locked:
+        return []
+    return [
+        f"kept: {locked} locked detections of earlier runs; "
+        f"{found_again} nuclei in their place were not written"
+    ]
+
+
+def print_failures(names: Sequence[str], images: int) -> None:
     """Print which of several images failed; why was said when it happened."""
-    if len(summary.planned) == 1:
+    if images == 1:
         return
-    names = [failure.name for failure in summary.failures]
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     stderr.print(
-        f"not analysed: {len(names)} of {len(summary.planned)} images, for the reasons above: "
+        f"not analysed: {len(names)} of {images} images, for the reasons above: "
         f"{', '.join(names[:_NAMED])}{more}",
         style="bold red",
         soft_wrap=True,

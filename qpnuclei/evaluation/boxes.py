@@ -23,6 +23,7 @@ from qpnuclei.evaluation.datasets import AnnotatedImage
 from qpnuclei.evaluation.labelmap import label_map
 from qpnuclei.evaluation.matching import overlaps_of_outlines
 from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.nuclei.overlap import are_among
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.areas import valid_area
@@ -379,9 +380,8 @@ def _box(
 def _mended(outlines: Geometries, ours: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Tell which nuclei of qpnuclei share more than half of the smaller with one of others."""
     own, other = np.flatnonzero(ours), np.flatnonzero(~ours)
-    o = overlaps_of_outlines(outlines[other], outlines[own])
     mended = np.zeros(len(ours), bool)
-    mended[own[o.pair_predicted[o.pair_area > o.pair_smaller / 2]]] = True
+    mended[own] = are_among(outlines[own], outlines[other])
     return mended
 
 

@@ -15,6 +15,8 @@ import scipy.sparse
 import shapely
 from scipy.spatial import cKDTree
 
+from qpnuclei.nuclei.overlap import shared_areas
+
 LabelMap = npt.NDArray[np.integer]
 Indices = npt.NDArray[np.int64]
 
@@ -189,14 +191,8 @@ def overlaps_of_outlines(true: npt.NDArray[Any], predicted: npt.NDArray[Any]) ->
     ([4.0], [0.33])
     """
     true, predicted = np.asarray(true, dtype=object), np.asarray(predicted, dtype=object)
-    i, j = shapely.STRtree(true).query(predicted, predicate="intersects")
-    return Overlaps(
-        shapely.area(true),
-        shapely.area(predicted),
-        j,
-        i,
-        shapely.area(shapely.intersection(predicted[i], true[j])),
-    )
+    i, j, area = shared_areas(predicted, true)
+    return Overlaps(shapely.area(true), shapely.area(predicted), j, i, area)
 
 
 def neighbours(

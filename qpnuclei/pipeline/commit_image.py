@@ -15,7 +15,7 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.plan_file import PlannedImage
 from qpnuclei.pipeline.plausibility import Check
 from qpnuclei.pipeline.replan import regions_now
-from qpnuclei.pipeline.selection import ours_within
+from qpnuclei.pipeline.selection import Locked, ours_within
 from qpnuclei.pipeline.shards import About, ImageNuclei
 from qpnuclei.pipeline.summary import ImageResult, RegionResult
 from qpnuclei.pipeline.write_back import loss_note, write_back
@@ -51,11 +51,7 @@ def commit_image(
     doubts = Check(about.checks[0], tuple(about.checks[1:]))
     nuclei = new_nuclei(of_image, found, options, doubts)
     result = _result(image, layout, of_image, nuclei, about)
-    replaced = (
-        len(frozenset[object]().union(*of_image.existing))
-        if options.on_existing == "replace"
-        else 0
-    )
+    replaced = len(of_image.replaceable) if options.on_existing == "replace" else 0
     # A run that is killed once the project is saved knows by it what it has done.
     path = folder.result_path(image)
     with suppress(SaveError):
@@ -118,6 +114,7 @@ def _result(
     return ImageResult(
         name=image.name,
         entry=image.entry,
+        model=image.model,
         mpp=image.mpp,
         mpp_source=image.mpp_source,
         working_mpp=image.scale.working_mpp,
@@ -135,6 +132,8 @@ def _result(
         seconds=dict(about.seconds or {}),
         waited=dict(about.waited or {}),
         notes=image.notes,
+        locked=len(plan.locked.ids),
+        as_locked=nuclei.as_locked,
     )
 
 
@@ -150,6 +149,7 @@ def _image_plan(
         existing = [existing[0].union(*within)]
     return ImagePlan(
         entry=entry,
+        model=image.model,
         # If that is another one now, the save is refused.
         fingerprint=image.data,
         taken=ids_of_detections(objects),
@@ -164,6 +164,7 @@ def _image_plan(
         outdated=frozenset(image.outdated),
         notes=image.notes,
         marker=image.marker,
+        locked=Locked.of(objects.detections, existing),
     )
 
 

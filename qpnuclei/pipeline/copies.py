@@ -10,7 +10,7 @@ from qpnuclei.nuclei.exports.geoparquet import geo_metadata
 from qpnuclei.pipeline.image_plan import ImagePlan
 from qpnuclei.pipeline.new_nuclei import NewNuclei, ids_of
 from qpnuclei.pipeline.options import RunOptions
-from qpnuclei.pipeline.positivity import classes_of_nuclei
+from qpnuclei.pipeline.positivity import NucleusClasses, classes_of_nuclei
 from qpnuclei.qupath.geojson.writing import write_groups
 from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.names import file_stem
@@ -34,10 +34,10 @@ def write_copies(project: Project, plan: ImagePlan, nuclei: NewNuclei, options: 
         path = options.geojson_dir / f"{stem}.geojson.gz"
         write_groups(path, nuclei.groups([None] * len(plan.regions), classes))
     if options.parquet_dir is not None:
-        write_parquet(options.parquet_dir / f"{stem}.parquet", plan, nuclei)
+        write_parquet(options.parquet_dir / f"{stem}.parquet", plan, nuclei, classes)
 
 
-def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei) -> None:
+def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei, classes: NucleusClasses) -> None:
     """Write nuclei as GeoParquet: one row each, outlines as WKB, measurements as columns.
 
     The outlines of cells are in ``cell_geometry``.
@@ -52,6 +52,7 @@ def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei) -> None:
     import shapely
 
     labels = [region.label for region in plan.regions]
+    class_names = np.array([path_class.name for path_class in classes.classes], dtype=object)
 
     def part(number: int) -> pa.Table:
         table = nuclei.tables[number]
@@ -59,6 +60,7 @@ def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei) -> None:
         return pa.table(
             {
                 "id": pa.array(ids_of(table, plan.entry).texts(), pa.string()),
+                "class": pa.array(class_names[classes.codes(table)], pa.string()),
                 "annotation": pa.array(np.repeat(labels, nuclei.counts[number]), pa.string()),
                 "centroid_x_px": centroids[:, 0],
                 "centroid_y_px": centroids[:, 1],

@@ -17,11 +17,14 @@ from qpnuclei.tiling.plan import Tile, TilePlan
 #: 4.7 % more pixels than in one sweep over a large slide; with 4 it would be 6 %.
 UNIT_SIDE = 5
 
+#: How the names of files begin that hold all nuclei of an image; those of units are numbers.
+JOINED = "image-"
+
 #: Options that change neither the outlines nor the measurements of a nucleus. What is not named
 #: here is part of the key of every unit.
 _NOT_OF_UNITS = frozenset(
     {
-        *("selection", "images", "model", "device", "batch_size", "workers"),
+        *("selection", "images", "model", "speed", "device", "batch_size", "workers"),
         *("mpp", "mpp_only_missing", "mpp_by_image"),
         *("tissue_annotation", "class_name", "on_existing", "force", "positive_thresholds"),
         *("tile_px", "max_nucleus_um"),  # the tiles themselves are part of it
@@ -62,7 +65,7 @@ class Layout:
     @property
     def name(self) -> str:
         """Name of the file with all nuclei of the image."""
-        return f"image-{self.key[:20]}"
+        return f"{JOINED}{self.key[:20]}"
 
 
 def layout_of(image: PlannedImage, spec: EngineSpec, options: RunOptions) -> Layout:

@@ -12,8 +12,10 @@ from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
+import shapely
 
 from qpnuclei.nuclei.ids import NucleusIds
+from qpnuclei.nuclei.overlap import are_among
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.pipeline.image_plan import ImagePlan
 from qpnuclei.pipeline.options import RunOptions
@@ -41,6 +43,8 @@ class NewNuclei:
         Nuclei that were found in none of the regions, and left out.
     doubts : Check
         What is doubtful about what was found.
+    as_locked : int
+        Nuclei that were left out, because a locked one of an earlier run is in their place.
     """
 
     entry: ImageEntry
@@ -48,6 +52,7 @@ class NewNuclei:
     counts: npt.NDArray[np.int64]
     outside: int
     doubts: Check = _NO_DOUBTS
+    as_locked: int = 0
 
     def __len__(self) -> int:
         return int(self.counts.sum())
@@ -132,8 +137,9 @@ def new_nuclei(
 ) -> NewNuclei:
     """Say which region each nucleus found belongs to, and leave out what belongs to none.
 
-    With ``on_existing="append"`` those already there are left out, too. The UUID of a nucleus is
-    made from the image and its outline: found again, it has the same.
+    With ``on_existing="append"`` those already there are left out, too; with ``"replace"`` those
+    that share more than half of the smaller of the two with a locked one of an earlier run. The
+    UUID of a nucleus is made from the image and its outline: found again, it has the same.
 
     Parameters
     ----------
@@ -143,18 +149,23 @@ def new_nuclei(
     known = plan.taken if options.on_existing == "append" else frozenset[UUID]()
     counts = np.zeros((len(found), len(plan.regions)), np.int64)
     orders: list[npt.NDArray[np.int64] | None] = []
-    outside = 0
+    locked = plan.locked.outlines if options.on_existing == "replace" else ()
+    outside = as_locked = 0
     for number, of_table in enumerate(counts):
         table = found[number]
         region = region_of(table.centroids(), plan.regions)
         outside += int(np.count_nonzero(region < 0))
         if known:
             region[[own_id in known for own_id in ids_of(table, plan.entry)]] = -1
+        if len(locked):
+            in_place = are_among(shapely.make_valid(table.polygons()), plan.locked.outlines)
+            as_locked += int(np.count_nonzero(in_place & (region >= 0)))
+            region[in_place] = -1
         by_region = np.argsort(region, kind="stable")[np.count_nonzero(region < 0) :]
         as_it_is = np.array_equal(by_region, np.arange(len(table)))
         orders.append(None if as_it_is else by_region)
         of_table += np.bincount(region[by_region], minlength=len(of_table))
-    return NewNuclei(plan.entry, _Sorted(found, orders), counts, outside, doubts)
+    return NewNuclei(plan.entry, _Sorted(found, orders), counts, outside, doubts, as_locked)
 
 
 class _Sorted(Sequence[NucleiTable]):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
@@ -23,6 +23,7 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.plan_file import PlannedImage, RunPlan
 from qpnuclei.pipeline.planning import plan_project
 from qpnuclei.pipeline.positivity import require_some_dab
+from qpnuclei.pipeline.space import check_space, need_of_results, need_of_shards
 from qpnuclei.pipeline.summary import RunSummary
 from qpnuclei.pipeline.units import Conduct, Progress, check_complete, infer_images
 from qpnuclei.qupath.analysed import Record
@@ -55,6 +56,8 @@ def plan_run(
         )
         with folder.logging():
             planned = plan_project(project, entries, options, folder, conduct)
+            todo = [i for i in planned.plan.images if i.entry not in planned.committed]
+            check_space(need_of_shards(folder, todo))
             summary = RunSummary.begun(project, entries, planned.plan, options, folder.path)
             by_id = {entry.id: entry for entry in entries}
             for entry_id, error in planned.errors.items():
@@ -99,11 +102,13 @@ def infer_run(
     failures: list[tuple[PlannedImage, QpnucleiError]] = []
 
     def fail(image: PlannedImage, error: QpnucleiError) -> None:
-        _log.error("image %s: %s", image.name, error.what)
+        name = "" if image.name in error.what else f"image {image.name}: "
+        _log.error("%snot analysed: %s", name, error)
         failures.append((image, error))
         if conduct.fail_fast:
             raise error
 
+    check_space(need_of_shards(folder, plan.images, share))
     with computing(options, conduct, slides_from) as computer, folder.logging():
         for _ in infer_images(
             folder,
@@ -146,10 +151,12 @@ def commit_run(
     plan = folder.plan()
     by_id = {entry.id: entry for entry in project.images}
     entries = [by_id[image.entry] for image in plan.images if image.entry in by_id]
-    engine = cache(lambda: load_engine(options.model, options.engine))
+    engine = cache(lambda model: load_engine(model, options.engine))
     with locked(project.path.parent), folder.logging():
+        todo = [image for image in plan.images if not folder.result_path(image).exists()]
+        check_space(need_of_results(project, todo, options))
         summary = RunSummary.begun(project, entries, plan, options, folder.path)
-        spec, failed = plan.spec(), folder.failed()
+        failed = folder.failed()
         for image in plan.images:
             entry = by_id.get(image.entry)
             if entry is None or entry.name != image.name:
@@ -165,6 +172,7 @@ def commit_run(
                     raise error
 
             with standing_alone(f"image {image.name}", fail):
+                spec = plan.spec(image)
                 if Record.of(entry.read().properties).run == image.marker:
                     done = committed_image(project, entry, image, folder, spec, options)
                     summary.images.append(done)
@@ -173,7 +181,8 @@ def commit_run(
                 layout = layout_of(image, spec, options)
                 if not folder.shard(image, layout.name).exists():
                     check_complete(folder, image, layout, failed)
-                    join_image(folder, image, layout, engine, options, slides_from)
+                    seeing = partial(engine, options.model_for(image.mpp))
+                    join_image(folder, image, layout, seeing, options, slides_from)
                 result = commit_image(project, entry, image, layout, folder, options)
                 summary.images.append(result)
                 summary.device = device_of(folder, image, layout)

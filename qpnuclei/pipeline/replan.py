@@ -7,7 +7,7 @@ import dataclasses
 from qpnuclei.errors import ConflictError, FormatError
 from qpnuclei.pipeline.image_plan import ImagePlan, ids_of_detections
 from qpnuclei.pipeline.options import RunOptions
-from qpnuclei.pipeline.selection import ours_within
+from qpnuclei.pipeline.selection import Locked, ours_within
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import Annotation, ImageObjects
 from qpnuclei.qupath.regions import Region, same_outline
@@ -50,6 +50,7 @@ def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
         record=Record.of(objects.properties, f"image {plan.entry.name}"),
         tissue=tissue,
         outdated=outdated,
+        locked=Locked.of(objects.detections, existing),
     )
 
 

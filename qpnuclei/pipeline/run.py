@@ -15,7 +15,7 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.plan_file import PlannedImage
 from qpnuclei.pipeline.planning import plan_project
 from qpnuclei.pipeline.positivity import require_some_dab
-from qpnuclei.pipeline.space import check_space
+from qpnuclei.pipeline.space import check_space, need_of_results, need_of_shards
 from qpnuclei.pipeline.summary import RunSummary
 from qpnuclei.pipeline.units import Conduct, Progress, infer_images
 from qpnuclei.qupath.model import ImageEntry, Project
@@ -59,7 +59,7 @@ def analyse_project(
             planned = plan_project(project, entries, options, folder, conduct)
             plan = planned.plan
             todo = [image for image in plan.images if image.entry not in planned.committed]
-            check_space(project, folder.path, todo, options)
+            check_space(need_of_shards(folder, todo) + need_of_results(project, todo, options))
             summary = RunSummary.begun(project, entries, plan, options, folder.path)
             summary.device = computer.device
             summary.save_soon(always=True)
@@ -77,9 +77,8 @@ def analyse_project(
                 for image in plan.images:
                     if image.entry in planned.committed:
                         with standing_alone(f"image {image.name}", partial(fail, image)):
-                            done = committed_image(
-                                project, by_id[image.entry], image, folder, plan.spec(), options
-                            )
+                            entry, spec = by_id[image.entry], plan.spec(image)
+                            done = committed_image(project, entry, image, folder, spec, options)
                             summary.images.append(done)
                             summary.resumed += 1
                 for image, layout in infer_images(

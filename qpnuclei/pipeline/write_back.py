@@ -12,7 +12,7 @@ from qpnuclei._version import __version__
 from qpnuclei.errors import ConflictError, QpnucleiError, SaveError
 from qpnuclei.pipeline.copies import write_copies
 from qpnuclei.pipeline.image_plan import ImagePlan
-from qpnuclei.pipeline.new_nuclei import NewNuclei
+from qpnuclei.pipeline.new_nuclei import NewNuclei, new_nuclei
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.positivity import NucleusClasses, classes_of_nuclei
 from qpnuclei.pipeline.replan import plan_again
@@ -83,7 +83,10 @@ def _save(
     except ConflictError:
         if not options.force:
             raise
-        replaced = _write(project, plan_again(plan, options), nuclei, classes, options)
+        plan = plan_again(plan, options)
+        # Nuclei may have been locked meanwhile.
+        nuclei = new_nuclei(plan, nuclei.tables, options, nuclei.doubts)
+        replaced = _write(project, plan, nuclei, classes, options)
         _log.warning(
             "image %s was changed meanwhile: the nuclei are in it as it is now, and what was "
             "there without them is its newest backup",
@@ -100,9 +103,7 @@ def _write(
     options: RunOptions,
 ) -> int:
     """Write nuclei into the project; return how many of earlier runs were replaced."""
-    replaced: frozenset[UUID] = frozenset()
-    if options.on_existing == "replace":
-        replaced = replaced.union(*plan.existing)
+    replaced = plan.replaceable if options.on_existing == "replace" else frozenset[UUID]()
     parents = [region.handle for region in plan.regions]
     tissue = [] if plan.tissue is None else [_tissue(project, plan.tissue)]
     used = UsedMpp(plan.scale.mpp, plan.mpp_source, project_mpp(plan.entry))

@@ -183,7 +183,7 @@ def image_content(
     qpnuclei.errors.FormatError
         If its objects cannot be read. If its pixels cannot, there are no pictures.
     """
-    image = counted_image(entry, pixel_sizes, project)
+    image = counted_image(entry, pixel_sizes, project, warns=False)  # the page says it
     others = None
     if nucleus_classes is None and not image.record.areas:
         nucleus_classes = others = _classes_of_others(image)

@@ -240,6 +240,17 @@ def test_every_command_goes_on_after_a_damaged_image(qpnuclei: Call, tmp_path: P
     assert "BAD  image 1: bad.tif" in outcome.stdout
     assert "ok   image 2: good.tif" in outcome.stdout
 
+    # Why is said once, and which of several images once more at the end.
+    outcome = qpnuclei("plan", project, "--roi", "Tumor", "--run-dir", tmp_path / "run", *native)
+    assert outcome.exit_code == 1
+    assert "not analysed: 1 of 2 images, for the reasons above: bad.tif" in outcome.stderr
+    assert "error:" not in outcome.stderr
+    (tmp_path / "good.tif").rename(tmp_path / "away.tif")
+    outcome = qpnuclei("infer", tmp_path / "run", "--device", "cpu")
+    assert outcome.exit_code == 1
+    assert "error:" not in outcome.stderr
+    (tmp_path / "away.tif").rename(tmp_path / "good.tif")
+
     folder = tmp_path / "geojson"
     outcome = qpnuclei("geojson", "export", project, "-o", folder, "--roi", "Tumor", *native)
     assert outcome.exit_code == 1

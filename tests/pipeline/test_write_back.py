@@ -55,6 +55,7 @@ def plan_of(image: NativeImage, options: RunOptions = OPTIONS) -> ImagePlan:
     taken = frozenset(own_id for own_id in objects.detections.ids if own_id is not None)
     return ImagePlan(
         image,
+        "default-40x",
         objects.fingerprint,
         taken,
         scale,
@@ -141,6 +142,7 @@ def test_every_nucleus_goes_under_its_region_from_whatever_table(
     number = copy["Area µm^2"].to_numpy().astype(int)
     labels = np.array([region.label for region in plan.regions])
     assert copy["annotation"].to_pylist() == labels[owner[number]].tolist()
+    assert set(copy["class"].to_pylist()) == {"Nucleus"}
     outlines = shapely.from_wkb(np.array(copy["geometry"].to_pylist(), dtype=object))
     assert shapely.equals(outlines, whole.take(number).polygons()).all()
     np.testing.assert_array_equal(copy["centroid_x_px"].to_numpy(), whole.centroids()[number, 0])
