@@ -28,6 +28,7 @@ _LAPTOP = {
     "batch_size": 12,
     "batches_per_epoch": 50,
     "epochs": 5,
+    "average_decay": 0.98,
 }
 _HALF_RESOLUTION_DILATIONS = (1, 1, 2, 3, 5, 10)
 
@@ -108,6 +109,16 @@ class AttentionRecipe(BaseModel):
     lr_steps: tuple[int, ...] = Field((300, 600), description="epochs at which the rate drops")
     lr_factor: float = Field(0.1, gt=0, le=1, description="by how much it drops")
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    average_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="of the running mean of F's weights that is measured and saved (ours); "
+        "0 saves the weights themselves; 0.98 for width below 32",
+    )
+    average_batches: int = Field(
+        20, ge=1, description="batches on which BatchNorm and tau of this mean are measured"
+    )
     starts: int = Field(
         1,
         ge=1,
