@@ -72,7 +72,7 @@ def test_batchnorm_and_tau_of_the_mean_are_those_of_the_batches_it_is_measured_o
     outputs = [convolution(normalise(rgb.float() / 255)).detach() for rgb in batches]
     means = torch.stack([x.mean(dim=(0, 2, 3)) for x in outputs]).mean(dim=0)
     torch.testing.assert_close(norm.running_mean, means, rtol=1e-4, atol=1e-5)
-    # tau, as equation 1 has it, is such that the share eta of the pixels lies above it, more or less.
+    # tau (equation 1) is such that about the share eta of the pixels lies above it.
     network.eval()
     confidence = torch.cat([network(normalise(rgb.float() / 255)) for rgb in batches])
     share = (confidence > learner.kept_activation.tau).float().mean().item()
