@@ -28,6 +28,9 @@ _LAPTOP = {
     "batch_size": 12,
     "batches_per_epoch": 50,
     "epochs": 5,
+    # A step that turns random weights into attention within 50 batches turns it away again.
+    "lr_steps": [0],
+    "lr_factor": 0.2,
     "average_decay": 0.98,
 }
 _HALF_RESOLUTION_DILATIONS = (1, 1, 2, 3, 5, 10)
@@ -106,8 +109,13 @@ class AttentionRecipe(BaseModel):
     scale_learning_rate: float = Field(2e-4, gt=0, description="of G")
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(1e-4, ge=0)
-    lr_steps: tuple[int, ...] = Field((300, 600), description="epochs at which the rate drops")
-    lr_factor: float = Field(0.1, gt=0, le=1, description="by how much it drops")
+    lr_steps: tuple[int, ...] = Field(
+        (300, 600),
+        description="epochs at which the rate drops; 0, which is after the starts, for width below 32",
+    )
+    lr_factor: float = Field(
+        0.1, gt=0, le=1, description="by how much it drops; 0.2 for width below 32"
+    )
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
     average_decay: float = Field(
         0.0,
