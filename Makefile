@@ -69,7 +69,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.qupath_io --sizes 10000 100000
 
 docs: setup
-	@$(BIN)/python -c "import material, mkdocstrings" 2>/dev/null || \
+	@$(BIN)/python -c "import material, mkdocstrings, nbconvert" 2>/dev/null || \
 		$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	@echo "== mkdocs, into site/"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

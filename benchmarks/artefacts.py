@@ -19,7 +19,7 @@ import shapely
 
 import qpnuclei
 from benchmarks.measuring import table
-from qpnuclei.pipeline.plan import RunOptions
+from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Edit, ImageObjects, NewAnnotation, PathClass

@@ -86,7 +86,7 @@ def ours(
 ) -> dict[str, Any]:
     """Run ``qpnuclei run`` on a project; nuclei of an earlier run are replaced."""
     from qpnuclei.pipeline.image import segment
-    from qpnuclei.pipeline.plan import RunOptions
+    from qpnuclei.pipeline.options import RunOptions
     from qpnuclei.pipeline.run import analyse_project
     from qpnuclei.pipeline.selection import Selection
     from qpnuclei.qupath.project import open_project

@@ -32,7 +32,7 @@ import shapely
 from benchmarks.measuring import describe, in_child, machine, save, table
 from benchmarks.tissue import FIELD_PX, paint_field
 from qpnuclei.datasets.synthetic.slide import SYNTHETIC_MPP, write_slide
-from qpnuclei.pipeline.plan import RunOptions
+from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass

@@ -1,8 +1,8 @@
-"""What `make docs` does beside mkdocs: links out of ``docs/``, and the reference of commands.
+"""What `make docs` does beside mkdocs: links out of ``docs/``, notebooks, reference of commands.
 
 The pages are written for a code host: their links may lead to any file of the repository. On the
 site, the pages that lie outside of ``docs/`` are put below ``repository/``; a link to anything
-else, such as a module, becomes plain text.
+else, such as a module, becomes plain text. Notebooks become pages with the output that they hold.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from nbconvert import MarkdownExporter
 
 from qpnuclei.cli.app import app
 
@@ -39,16 +40,31 @@ ELSEWHERE = (
 )
 _PREFIX = "repository/"
 _COMMANDS = "reference/cli.md"
+_NOTEBOOK = ".ipynb"
 
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]*)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that lie outside of ``docs/``."""
+    """Add the pages that lie outside of ``docs/``, and those of notebooks."""
     for path in ELSEWHERE:
         text = (ROOT / path).read_text(encoding="utf-8")
         files.append(File.generated(config, _PREFIX + path, content=text))
+    for notebook in [file for file in files if file.src_uri.endswith(_NOTEBOOK)]:
+        page, pictures = _converted(Path(notebook.abs_src_path or ""))
+        stem = notebook.src_uri.removesuffix(_NOTEBOOK)
+        files.append(File.generated(config, f"{stem}.md", content=page))
+        for name, content in pictures.items():
+            place = (Path(notebook.src_uri).parent / name).as_posix()
+            files.append(File.generated(config, place, content=content))
     return files
+
+
+def _converted(notebook: Path) -> tuple[str, dict[str, bytes]]:
+    """Return a notebook as Markdown, and its pictures by the path that the page gives them."""
+    page, resources = MarkdownExporter().from_filename(str(notebook), {"unique_key": notebook.stem})
+    # The site has a style for tables.
+    return re.sub(r"<style scoped>.*?</style>", "", page, flags=re.DOTALL), resources["outputs"]
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
@@ -68,6 +84,8 @@ def _mended(link: re.Match[str], source: str) -> str:
     path = posixpath.normpath(posixpath.join(posixpath.dirname(here), target))
     if path.startswith("docs/"):
         wanted = path.removeprefix("docs/")
+        if wanted.endswith(_NOTEBOOK):
+            wanted = f"{wanted.removesuffix(_NOTEBOOK)}.md"
     elif path in ELSEWHERE:
         wanted = _PREFIX + path
     elif (ROOT / path).exists():

@@ -16,24 +16,13 @@ from qpnuclei._version import __version__
 
 if TYPE_CHECKING:
     from qpnuclei import errors
-    from qpnuclei.api import (
-        adapt,
-        add_slides,
-        commit,
-        count,
-        create_project,
-        evaluate,
-        infer,
-        plan,
-        read_nuclei,
-        run,
-        train,
-        write_nuclei,
-        write_report,
-    )
+    from qpnuclei.api.models import adapt, evaluate, train
+    from qpnuclei.api.nuclei import read_nuclei, write_nuclei
+    from qpnuclei.api.projects import add_slides, count, create_project, write_report
+    from qpnuclei.api.runs import commit, infer, plan, run
     from qpnuclei.nuclei.table import NucleiTable
     from qpnuclei.pipeline.image import segment
-    from qpnuclei.pipeline.plan import RunOptions
+    from qpnuclei.pipeline.options import RunOptions
     from qpnuclei.pipeline.selection import Selection
     from qpnuclei.qupath.project import open_project
     from qpnuclei.segmentation.engine import EngineOptions, engines, load_engine
@@ -71,26 +60,26 @@ __all__ = [
 _HOMES = {
     "EngineOptions": "qpnuclei.segmentation.engine:EngineOptions",
     "NucleiTable": "qpnuclei.nuclei.table:NucleiTable",
-    "RunOptions": "qpnuclei.pipeline.plan:RunOptions",
+    "RunOptions": "qpnuclei.pipeline.options:RunOptions",
     "Selection": "qpnuclei.pipeline.selection:Selection",
-    "adapt": "qpnuclei.api:adapt",
-    "add_slides": "qpnuclei.api:add_slides",
-    "commit": "qpnuclei.api:commit",
-    "count": "qpnuclei.api:count",
-    "create_project": "qpnuclei.api:create_project",
+    "adapt": "qpnuclei.api.models:adapt",
+    "add_slides": "qpnuclei.api.projects:add_slides",
+    "commit": "qpnuclei.api.runs:commit",
+    "count": "qpnuclei.api.projects:count",
+    "create_project": "qpnuclei.api.projects:create_project",
     "engines": "qpnuclei.segmentation.engine:engines",
-    "evaluate": "qpnuclei.api:evaluate",
-    "infer": "qpnuclei.api:infer",
+    "evaluate": "qpnuclei.api.models:evaluate",
+    "infer": "qpnuclei.api.runs:infer",
     "load_engine": "qpnuclei.segmentation.engine:load_engine",
     "open_project": "qpnuclei.qupath.project:open_project",
     "open_slide": "qpnuclei.slides.slide:open_slide",
-    "plan": "qpnuclei.api:plan",
-    "read_nuclei": "qpnuclei.api:read_nuclei",
-    "run": "qpnuclei.api:run",
+    "plan": "qpnuclei.api.runs:plan",
+    "read_nuclei": "qpnuclei.api.nuclei:read_nuclei",
+    "run": "qpnuclei.api.runs:run",
     "segment": "qpnuclei.pipeline.image:segment",
-    "train": "qpnuclei.api:train",
-    "write_nuclei": "qpnuclei.api:write_nuclei",
-    "write_report": "qpnuclei.api:write_report",
+    "train": "qpnuclei.api.models:train",
+    "write_nuclei": "qpnuclei.api.nuclei:write_nuclei",
+    "write_report": "qpnuclei.api.projects:write_report",
 }
 
 

@@ -3,8 +3,8 @@
  *
  * What it does
  *   Locks the selected detections, and those in the selected annotations. What is locked is not
- *   removed by "qpnuclei filter", nor by the scripts beside this one. A new run on the same annotation
- *   does replace it: it brings new nuclei.
+ *   removed by "qpnuclei filter", nor by the scripts beside this one, nor by a new run on the same
+ *   annotation, which writes no second nucleus in its place.
  *
  * In QuPath (0.4 to 0.7)
  *   Select nuclei or annotations, and choose qpnuclei > Accept nuclei; or Automate > User scripts >

@@ -17,7 +17,9 @@ import java.util.concurrent.atomic.AtomicBoolean
 
 def entries = [
     "Run on the selection": "run_qpnuclei.groovy",
-    "Preview of the view": "preview_view.groovy",
+    "Preview in the view...": "preview_view.groovy",
+    "Remove the preview": "remove_preview.groovy",
+    "Compare settings": "compare_settings.groovy",
     "Sensitivity...": "sensitivity.groovy",
     "Colour by measurement...": "colour_by_measurement.groovy",
     "Accept nuclei": "accept_nuclei.groovy",

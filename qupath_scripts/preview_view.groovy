@@ -1,62 +1,94 @@
 /*
- * Shows what several thresholds find in the part of the image that is in view.
+ * Draws the nuclei that a run would find in the part of the image that is in view.
  *
  * What it does
- *   Runs "qpnuclei preview" on the selected annotations or, where none is selected, on what the
- *   viewer shows, and opens its page in the browser: a few fields with outlines, for each threshold.
- *   No nuclei are written. While it works, an annotation "preview" of the view is in the project.
+ *   Asks for options of "qpnuclei run" (to try a threshold, say), runs it on the selected annotations
+ *   or, where none is selected, on what the viewer shows, and draws the nuclei as detections of class
+ *   "Preview". It works on a project of its own, which it deletes: nothing is saved, neither the
+ *   image nor the project. Done again, it replaces the preview. Edit > Undo or qpnuclei > Remove the
+ *   preview takes it away; saved with the image, it stays, and qpnuclei does not count it.
+ *   Annotations that a run leaves out (Ignore*) are not left out here.
  *
  * In QuPath (0.4 to 0.7)
- *   Choose qpnuclei > Preview of the view; or Automate > User scripts > qpnuclei, then Run > Run.
+ *   Choose qpnuclei > Preview in the view; or Automate > User scripts > qpnuclei, then Run > Run.
  *
  * Headless
- *   Use "qpnuclei preview" itself.
+ *   Use "qpnuclei preview", which makes a page.
  */
 
 import static qupath.lib.gui.scripting.QPEx.*
 import java.awt.geom.Rectangle2D
+import java.awt.image.BufferedImage
+import java.nio.file.Files
+import qupath.lib.io.PathIO
 import qupath.lib.objects.PathObjects
+import qupath.lib.objects.classes.PathClass
+import qupath.lib.projects.Projects
 import qupath.lib.regions.ImagePlane
 import qupath.lib.roi.ROIs
+
+// More than this takes minutes.
+def MOST_MEGAPIXELS = 200
 
 def qpnuclei = new GroovyShell(getClass().getClassLoader(), binding).parse(
         new File(new File(getProperty("qupath.script.file") as String).getParentFile(), "run_qpnuclei.groovy"))
 
-def project = getProject()
-def entry = getProjectEntry()
-if (entry == null)
-    throw new IllegalStateException("qpnuclei needs a project: open an image of one")
 def imageData = getCurrentImageData()
+if (imageData == null)
+    throw new IllegalStateException("open an image")
+def server = imageData.getServer()
 def hierarchy = imageData.getHierarchy()
 
-def chosen = getSelectedObjects().findAll { it.isAnnotation() }
-def temporary = []
-if (!chosen) {
-    def server = imageData.getServer()
+def rois = getSelectedObjects().findAll { it.isAnnotation() }.collect { it.getROI() }
+if (!rois) {
     def all = new Rectangle2D.Double(0, 0, server.getWidth(), server.getHeight())
     def view = getCurrentViewer().getDisplayedRegionShape().getBounds2D().createIntersection(all)
     if (view.isEmpty())
         throw new IllegalStateException("nothing of the image is in view")
-    def roi = ROIs.createRectangleROI(view.getX(), view.getY(), view.getWidth(), view.getHeight(), ImagePlane.getDefaultPlane())
-    def annotation = PathObjects.createAnnotationObject(roi)
-    annotation.setName("preview")
-    temporary << annotation
-    hierarchy.addObject(annotation)
+    rois = [ROIs.createRectangleROI(view.getX(), view.getY(), view.getWidth(), view.getHeight(), ImagePlane.getDefaultPlane())]
 }
-def folder = new File(project.getPath().getParent().toFile(), "qpnuclei")
-folder.mkdirs()
-def page = new File(folder, "preview.html")
+def megapixels = rois.sum { it.getArea() } / 1e6
+if (megapixels > MOST_MEGAPIXELS)
+    throw new IllegalStateException("these are ${Math.round(megapixels)} megapixels, and at most $MOST_MEGAPIXELS are shown: zoom in")
+
+def options = Dialogs.showInputDialog("qpnuclei", "Options of this preview, for example: --threshold 0.4", qpnuclei.settings().options)
+if (options == null)
+    return
+
+def folder = Files.createTempDirectory("qpnuclei").toFile()
+def found = []
 try {
-    // What qpnuclei reads is what is saved.
-    entry.saveImageData(imageData)
+    def place = new File(folder, "project")
+    place.mkdirs()
+    def project = Projects.createProject(place, BufferedImage)
+    def entry = project.addImage(server.getBuilder())
+    entry.setImageName(server.getMetadata().getName())
+    def copy = entry.readImageData()
+    copy.setImageType(imageData.getImageType())
+    if (imageData.getColorDeconvolutionStains() != null)
+        copy.setColorDeconvolutionStains(imageData.getColorDeconvolutionStains())
+    // It says which pixel size an earlier run was given.
+    def known = imageData.getProperty("qpnuclei analysed")
+    if (known != null)
+        copy.setProperty("qpnuclei analysed", known)
+    rois.each { copy.getHierarchy().addObject(PathObjects.createAnnotationObject(it)) }
+    entry.saveImageData(copy)
     project.syncChanges()
-    def ids = (chosen ?: temporary).collectMany { ["--roi-id", it.getID().toString()] }
-    def image = qpnuclei.imagePattern(project, entry)
-    qpnuclei.execute([qpnuclei.programPath(), "preview", project.getPath(), "--image=$image", *ids, "-o", page])
+    copy.getServer().close()
+
+    def nuclei = new File(folder, "nuclei")
+    qpnuclei.execute([qpnuclei.programPath(), "run", project.getPath(), "--roi-all", "--no-report", "--geojson", nuclei, *options.tokenize()])
+    nuclei.listFiles().each { found.addAll(PathIO.readObjects(it)) }
 } finally {
-    if (temporary) {
-        hierarchy.removeObjects(temporary, true)
-        entry.saveImageData(imageData)
-    }
+    folder.deleteDir()
 }
-GuiTools.browseURI(page.toURI())
+
+def preview = PathClass.fromString("Preview", getColorRGB(255, 213, 0))
+hierarchy.removeObjects(hierarchy.getDetectionObjects().findAll { it.getPathClass()?.toString() == "Preview" }, true)
+found.each {
+    // With an ID of qpnuclei it would be counted, and replaced by a run.
+    it.refreshID()
+    it.setPathClass(preview)
+}
+hierarchy.addObjects(found)
+println "preview: ${found.size()} nuclei"

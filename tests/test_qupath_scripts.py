@@ -25,11 +25,12 @@ import typer.main
 
 from qpnuclei.cli.app import app
 from qpnuclei.nuclei.ids import ID_PREFIX, is_ours
-from qpnuclei.pipeline.commit import file_stem
+from qpnuclei.qupath.analysed import PROPERTY
 from qpnuclei.qupath.count_table import write_counts
 from qpnuclei.qupath.counts import count_project
 from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.model import Detections, ImageEntry, Project
+from qpnuclei.qupath.names import file_stem
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.paquo.installation import find_qupath
 from qpnuclei.qupath.regions import match_images
@@ -49,7 +50,8 @@ _QUPATH_IMPORT = re.compile(
 #: Scripts that work in an image that is shown.
 SHOWN = {
     *("accept_nuclei.groovy", "add_menu.groovy", "colour_by_measurement.groovy"),
-    *("preview_view.groovy", "reject_nuclei.groovy", "sensitivity.groovy", "settings.groovy"),
+    *("compare_settings.groovy", "preview_view.groovy", "reject_nuclei.groovy"),
+    *("remove_preview.groovy", "sensitivity.groovy", "settings.groovy"),
 }
 
 
@@ -133,10 +135,12 @@ def test_readme_lists_the_scripts() -> None:
 
 def test_options_used_are_those_of_the_command() -> None:
     used = set(re.findall(r"--[a-z][a-z-]*", text_of("run_qpnuclei.groovy")))
+    of_preview = set(re.findall(r"--[a-z][a-z-]*", text_of("preview_view.groovy")))
     command = cast(typer.main.TyperGroup, typer.main.get_command(app)).commands["run"]  # type: ignore[name-defined]
     known = {option for parameter in command.params for option in parameter.opts}
     assert used - known == {"--save"}  # of QuPath's own command
     assert {"--image", "--roi-id", "--roi-all"} <= used
+    assert {"--geojson", "--no-report", "--roi-all"} <= of_preview <= known
 
 
 def test_the_menu_has_the_scripts() -> None:
@@ -165,6 +169,12 @@ def test_export_writes_the_columns_of_the_command() -> None:
     places = [re.search(rf"[\[ \"]{re.escape(name)}\"?: ", script) for name in fixed]
     assert all(places), list(zip(fixed, places, strict=True))
     assert all(f"({summary})" in script for summary in ("mean", "median", "SD"))
+
+
+def test_a_preview_is_not_counted_but_keeps_the_pixel_size_of_an_earlier_run() -> None:
+    script = text_of("preview_view.groovy")
+    assert f'getProperty("{PROPERTY}")' in script
+    assert script.index("it.refreshID()") < script.index("hierarchy.addObjects(found)")
 
 
 def test_export_knows_our_detections() -> None:

@@ -7,57 +7,53 @@ import io
 import logging
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from qpnuclei._version import __version__
 from qpnuclei.choices import LogLevel
-from qpnuclei.cli.adapt import adapt
-from qpnuclei.cli.command import Command, Group
-from qpnuclei.cli.demo import demo
-from qpnuclei.cli.doctor import doctor
-from qpnuclei.cli.evaluate import evaluate
-from qpnuclei.cli.export import export
-from qpnuclei.cli.filter import filter_nuclei
-from qpnuclei.cli.geojson import geojson_app
-from qpnuclei.cli.info import info
-from qpnuclei.cli.phases import commit, infer, plan
-from qpnuclei.cli.preview import preview
-from qpnuclei.cli.project import project_app
-from qpnuclei.cli.qc import qc
-from qpnuclei.cli.qupath import qupath_app
-from qpnuclei.cli.report import report
-from qpnuclei.cli.run import run
-from qpnuclei.cli.train import train
+from qpnuclei.cli.command import Group, Lazy
 from qpnuclei.errors import QpnucleiError, SaveError, UsageError
+
+#: The commands in the order of the help. The module of one is imported when it is called.
+_COMMANDS = {
+    "run": "qpnuclei.cli.run:run",
+    "qc": "qpnuclei.cli.qc:qc",
+    "plan": "qpnuclei.cli.phases:plan",
+    "infer": "qpnuclei.cli.phases:infer",
+    "commit": "qpnuclei.cli.phases:commit",
+    "preview": "qpnuclei.cli.preview:preview",
+    "export": "qpnuclei.cli.export:export",
+    "report": "qpnuclei.cli.report:report",
+    "filter": "qpnuclei.cli.filter:filter_nuclei",
+    "info": "qpnuclei.cli.info:info",
+    "train": "qpnuclei.cli.train:train",
+    "adapt": "qpnuclei.cli.adapt:adapt",
+    "evaluate": "qpnuclei.cli.evaluate:evaluate",
+    "demo": "qpnuclei.cli.demo:demo",
+    "doctor": "qpnuclei.cli.doctor:doctor",
+    "geojson": "qpnuclei.cli.geojson:geojson_app",
+    "project": "qpnuclei.cli.project:project_app",
+    "qupath": "qpnuclei.cli.qupath:qupath_app",
+}
+
+
+class _AllCommands(Group):
+    """The group of all commands."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "commands": Lazy(_COMMANDS)})
+
 
 app = typer.Typer(
     name="qpnuclei",
-    cls=Group,
+    cls=_AllCommands,
     help="Nuclei in whole-slide images without labels: headless detection for QuPath projects.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(cls=Command)(run)
-app.command(cls=Command)(qc)
-app.command(cls=Command)(plan)
-app.command(cls=Command)(infer)
-app.command(cls=Command)(commit)
-app.command(cls=Command)(preview)
-app.command(cls=Command)(export)
-app.command(cls=Command)(report)
-app.command("filter", cls=Command)(filter_nuclei)
-app.command(cls=Command)(info)
-app.command(cls=Command)(train)
-app.command(cls=Command)(adapt)
-app.command(cls=Command)(evaluate)
-app.command(cls=Command)(demo)
-app.command(cls=Command)(doctor)
-app.add_typer(geojson_app, name="geojson")
-app.add_typer(project_app, name="project")
-app.add_typer(qupath_app, name="qupath")
 
 
 def _show_version(wanted: bool) -> None:

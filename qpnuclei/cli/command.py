@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
 #: Groups in the order in which they are shown, and the parameters in them; the others are the last.
@@ -97,6 +100,41 @@ class Command(_Laid, TyperCommand):
 
 class Group(_Laid, TyperGroup):
     """A command of commands, laid out alike."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - as in the class above
+        """Return the names of its commands, without loading these."""
+        return list(self.commands)
+
+
+class Lazy(Mapping[str, Any]):
+    """Commands that are imported when they are asked for: a call needs one of them.
+
+    Parameters
+    ----------
+    homes : mapping of str to str
+        Where each lives: ``module:name`` of a function, or of a `typer.Typer` of commands.
+    """
+
+    def __init__(self, homes: Mapping[str, str]) -> None:
+        self._homes = homes
+        self._loaded: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._loaded:
+            module, _, attribute = self._homes[name].partition(":")
+            found = getattr(importlib.import_module(module), attribute)
+            if not isinstance(found, typer.Typer):
+                single = typer.Typer(add_completion=False)
+                single.command(name, cls=Command)(found)
+                found = single
+            self._loaded[name] = typer.main.get_command(found)
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._homes)
+
+    def __len__(self) -> int:
+        return len(self._homes)
 
 
 def _put(param: Any, group: str) -> None:

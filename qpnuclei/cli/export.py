@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qpnuclei.choices import ExportedRow, NucleusFormat
+from qpnuclei.choices import DEFAULT_EXCLUDED, ExportedRow, NucleusFormat
 from qpnuclei.cli.completing import complete_class
 from qpnuclei.cli.options import (
     BackendOption,
@@ -149,11 +149,19 @@ def export(
         sys.exit(1)
     hint = "" if rows else " (no annotations; --by image counts the analysed area of each image)"
     stderr.print(f"{output}: {len(rows)} rows{hint}", highlight=False, soft_wrap=True)
-    missing = sum(row["status"] == Status.NOT_ANALYSED for row in rows)
-    if missing and not class_name:
+    missing = [row["class"] for row in rows if row["status"] == Status.NOT_ANALYSED]
+    left_out = sum(name in DEFAULT_EXCLUDED for name in missing)
+    if left_out and not class_name:
         stderr.print(
-            f"{missing} of them were not analysed and have no counts: run qpnuclei run, or count "
-            "existing detections with --class Nucleus",
+            f"{left_out} of them have no counts: a run leaves out the class "
+            f"{', '.join(DEFAULT_EXCLUDED)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if len(missing) > left_out and not class_name:
+        stderr.print(
+            f"{len(missing) - left_out} of them were not analysed and have no counts: run qpnuclei "
+            "run, or count existing detections with --class Nucleus",
             highlight=False,
             soft_wrap=True,
         )
@@ -189,7 +197,11 @@ def _print_nuclei(
     total = sum(done.nuclei.values())
     for path in done.files:
         number = total if len(done.files) == 1 else None
-        said = "" if number is None else f": {number} nuclei of {len(images)} images"
+        said = (
+            ""
+            if number is None
+            else f": {number} nuclei of {len(images)} image{'s' * (len(images) != 1)}"
+        )
         stderr.print(f"{path}{said}", highlight=False, soft_wrap=True)
     for reason in done.left_out[:_NAMED]:
         stderr.print(f"not written: {reason}", highlight=False, markup=False, soft_wrap=True)

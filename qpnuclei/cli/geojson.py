@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from qpnuclei.qupath.model import ImageEntry
 
 geojson_app = typer.Typer(
+    name="geojson",
+    add_completion=False,
     cls=Group,
     help="Export annotations and detections to GeoJSON, and import them.",
     no_args_is_help=True,

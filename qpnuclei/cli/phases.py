@@ -46,7 +46,8 @@ def plan(project: ProjectPath, **given: Any) -> None:
 
     For example: qpnuclei plan project.qpproj --roi Tumor --run-dir the-run
     """
-    from qpnuclei.cli.console import print_error, print_json, stderr, stdout
+    from qpnuclei.cli.console import print_json, stderr, stdout
+    from qpnuclei.cli.tables import print_failures
     from qpnuclei.system.interrupts import leaving_on_interrupt
     from qpnuclei.system.locks import locked
 
@@ -55,7 +56,7 @@ def plan(project: ProjectPath, **given: Any) -> None:
         project, {**defaults, "geojson": None, "parquet": None, **given}
     )
     with leaving_on_interrupt(INTERRUPTED):
-        from qpnuclei.pipeline.run import plan_run
+        from qpnuclei.pipeline.phases import plan_run
         from qpnuclei.pipeline.units import Conduct
 
         conduct = Conduct(
@@ -72,10 +73,8 @@ def plan(project: ProjectPath, **given: Any) -> None:
     else:
         stdout.print(str(folder.path), soft_wrap=True)
     stderr.print(f"{units} units in {len(planned.images)} images", highlight=False)
-    for failure in summary.failures:
-        known = failure.name in failure.error.what
-        print_error(failure.error, "" if known else f"image {failure.name}: ")
     if summary.failures:
+        print_failures([failure.name for failure in summary.failures], len(summary.planned))
         sys.exit(1)
 
 
@@ -131,7 +130,8 @@ def infer(
 
     For example: qpnuclei infer the-run --shard 3/20
     """
-    from qpnuclei.cli.console import print_error, tile_progress
+    from qpnuclei.cli.console import tile_progress
+    from qpnuclei.cli.tables import print_failures
     from qpnuclei.system.interrupts import ending_on_terminate, leaving_on_interrupt
     from qpnuclei.system.memory import keep_freed_memory
     from qpnuclei.system.threads import available_cores
@@ -139,7 +139,7 @@ def infer(
     share = _share(shard)
     with leaving_on_interrupt(INTERRUPTED):
         from qpnuclei.pipeline.folder import RunFolder
-        from qpnuclei.pipeline.run import infer_run
+        from qpnuclei.pipeline.phases import infer_run
         from qpnuclei.pipeline.units import Conduct
 
         folder = RunFolder(run_dir)
@@ -170,9 +170,8 @@ def infer(
                 ),
                 progress=progress,
             )
-    for image, error in failures:
-        print_error(error, "" if image.name in error.what else f"image {image.name}: ")
     if failures:
+        print_failures([image.name for image, _ in failures], len(folder.plan().images))
         sys.exit(1)
 
 
@@ -225,7 +224,7 @@ def commit(
 
     with leaving_on_interrupt(INTERRUPTED):
         from qpnuclei.pipeline.folder import RunFolder
-        from qpnuclei.pipeline.run import commit_run
+        from qpnuclei.pipeline.phases import commit_run
         from qpnuclei.pipeline.units import Conduct
 
         folder = RunFolder(run_dir)

@@ -157,7 +157,7 @@ def preview(
             path = output or opened.path.parent / RUNS / "preview.html"
 
         # Slow imports come after the arguments are checked.
-        from qpnuclei.pipeline.plan import RunOptions
+        from qpnuclei.pipeline.options import RunOptions
         from qpnuclei.report.preview import choices_of, preview_project, preview_slide
         from qpnuclei.report.preview_page import label_of, options_of, write_preview
 

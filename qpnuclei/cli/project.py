@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from qpnuclei.qupath.model import ImageEntry
 
 project_app = typer.Typer(
+    name="project",
+    add_completion=False,
     cls=Group,
     help="Create and extend QuPath projects without QuPath, and restore backups.",
     no_args_is_help=True,

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from qpnuclei.qupath.scripts import Change
 
 qupath_app = typer.Typer(
-    cls=Group, help="Put a menu into QuPath that runs qpnuclei, or remove it.", no_args_is_help=True
+    name="qupath",
+    add_completion=False,
+    cls=Group,
+    help="Put a menu into QuPath that runs qpnuclei, or remove it.",
+    no_args_is_help=True,
 )
 
 _To = Annotated[

@@ -110,7 +110,7 @@ def run(
         OnExisting,
         typer.Option(
             "--on-existing",
-            help="Of an earlier run: replace, append, skip, or error.",
+            help="Nuclei of an earlier run: replace (but for locked ones), append, skip, or error.",
         ),
     ] = "replace",
     tile: Annotated[

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qpnuclei.cli.selecting import excluded_classes
 
 if TYPE_CHECKING:
-    from qpnuclei.pipeline.plan import RunOptions
+    from qpnuclei.pipeline.options import RunOptions
     from qpnuclei.pipeline.summary import RunSummary
     from qpnuclei.qupath.model import ImageEntry, Project
 
@@ -51,7 +51,7 @@ def show_plan(
     from qpnuclei.system.interrupts import leaving_on_interrupt
 
     with leaving_on_interrupt(UNCHANGED):
-        from qpnuclei.pipeline.plan import plan_images
+        from qpnuclei.pipeline.image_plan import plan_images
 
         plans, failed = plan_images(entries, options)
     if not json:
@@ -99,7 +99,7 @@ def analyse(
 
 
 def asked_for(
-    path: Path, given: dict[str, Any], **changes: Any
+    path: Path, given: dict[str, Any], is_temporary: bool = False, **changes: Any
 ) -> tuple[Project, list[ImageEntry], RunOptions]:
     """Open a project, and return its images that are meant and the options of the run.
 
@@ -108,6 +108,8 @@ def asked_for(
     path : Path
     given : dict
         The arguments of `run`.
+    is_temporary : bool
+        Whether the project is one that will not be kept: it is not named.
     **changes
         Fields of the options that are others than the arguments say.
     """
@@ -129,11 +131,14 @@ def asked_for(
     )
     with leaving_on_interrupt(UNCHANGED):
         opened = open_project(path, backend=given["backend"], image_root=given["image_root"])
-        stderr.print(f"{opened.path}: opened with the {opened.backend} backend", highlight=False)
+        if not is_temporary:
+            stderr.print(
+                f"{opened.path}: opened with the {opened.backend} backend", highlight=False
+            )
         entries = choose_images(opened, images, selection)
         table = given["mpp_table"]
         by_image = {} if table is None else read_mpp_table(table, opened.images)
-        from qpnuclei.pipeline.plan import RunOptions
+        from qpnuclei.pipeline.options import RunOptions
 
     workers = given["workers"]
     options = RunOptions(
@@ -182,7 +187,7 @@ def print_summary(summary: RunSummary, json: bool, page: Path | None) -> dict[st
     if page is not None:
         stderr.print(f"report: {page}", highlight=False, soft_wrap=True)
     if summary.failures:
-        print_failures(summary)
+        print_failures([failure.name for failure in summary.failures], len(summary.planned))
     return {**summary.to_json(), "report": None if page is None else str(page)}
 
 

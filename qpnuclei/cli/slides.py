@@ -118,7 +118,7 @@ def _show_plan(
         if new:
             project = create_from_slides(Path(temporary, "new"), new, asked, failed=failed)
             tissue = {**given, **dict.fromkeys(_CHOICES), "tissue": True, "backend": "native"}
-            _, more, of_new = asked_for(project.path, tissue)
+            _, more, of_new = asked_for(project.path, tissue, is_temporary=True)
             entries, options = [*entries, *more], options or of_new
         assert options is not None  # there are slides, new ones or known ones
         return show_plan(entries, options, given["json"])

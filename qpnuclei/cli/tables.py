@@ -19,8 +19,8 @@ from qpnuclei.system.timing import peak_memory_mib
 
 if TYPE_CHECKING:
     from qpnuclei.doctor import Check
-    from qpnuclei.pipeline.plan import ImagePlan
-    from qpnuclei.pipeline.summary import RunSummary
+    from qpnuclei.pipeline.image_plan import ImagePlan
+    from qpnuclei.pipeline.summary import ImageResult, RunSummary
     from qpnuclei.qupath.backups import Backup
     from qpnuclei.qupath.native import NativeImage
     from qpnuclei.qupath.sensitivity import OwnNuclei
@@ -159,7 +159,9 @@ def _counts(image: NativeImage, backup: Backup) -> tuple[str, str, str]:
 
 def summary_table(summary: RunSummary) -> Table:
     """Return the nuclei found, one line per annotation."""
-    table = Table(title=f"{summary.nuclei} nuclei")
+    locked = sum(image.locked for image in summary.images)
+    kept = f" and {locked} locked ones of earlier runs" if locked else ""
+    table = Table(title=f"{summary.nuclei} nuclei{kept}")
     for column in ("image", "annotation", "class"):
         table.add_column(column)
     for column in ("mm²", "nuclei", "per mm²"):
@@ -211,6 +213,7 @@ def print_account(summary: RunSummary) -> None:
         f"{sum(i.covered for i in images)} cut pieces and "
         f"{sum(i.overlapping for i in images)} duplicates dropped",
         f"replaced: {sum(i.replaced for i in images)} detections of earlier runs",
+        *_kept(images),
         f"seconds: {summary.seconds:.1f} in all; stages, which overlap: {stages}",
         f"peak memory: {'not known' if memory is None else f'{memory:.0f} MiB'}",
         f"record: {summary.run_dir / 'run.json'}",
@@ -219,14 +222,25 @@ def print_account(summary: RunSummary) -> None:
         stderr.print(line, highlight=False, soft_wrap=True)
 
 
-def print_failures(summary: RunSummary) -> None:
+def _kept(images: Sequence[ImageResult]) -> list[str]:
+    """Say what stayed because a user has locked it."""
+    locked = sum(image.locked for image in images)
+    found_again = sum(image.as_locked for image in images)
+    if not locked:
+        return []
+    return [
+        f"kept: {locked} locked detections of earlier runs; "
+        f"{found_again} nuclei in their place were not written"
+    ]
+
+
+def print_failures(names: Sequence[str], images: int) -> None:
     """Print which of several images failed; why was said when it happened."""
-    if len(summary.planned) == 1:
+    if images == 1:
         return
-    names = [failure.name for failure in summary.failures]
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     stderr.print(
-        f"not analysed: {len(names)} of {len(summary.planned)} images, for the reasons above: "
+        f"not analysed: {len(names)} of {images} images, for the reasons above: "
         f"{', '.join(names[:_NAMED])}{more}",
         style="bold red",
         soft_wrap=True,

@@ -20,7 +20,8 @@ from qpnuclei.errors import SlideError, UsageError
 from qpnuclei.models.registry import DEFAULT_MODEL
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
-from qpnuclei.pipeline.plan import ImagePlan, RunOptions, plan_images
+from qpnuclei.pipeline.image_plan import ImagePlan, plan_images
+from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.pipeline.summary import RunSummary

@@ -9,7 +9,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from qpnuclei.evaluation.metrics import LabelMap, overlap
+from qpnuclei.evaluation.matching import LabelMap, overlaps_of_maps
 
 
 class Kind(StrEnum):
@@ -70,9 +70,9 @@ def classify(true: LabelMap, predicted: LabelMap) -> Agreement:
     Pairs of IoU > 0.5, which PQ and F1 count, come first: they are found, even if a further small
     prediction lies in the same nucleus (that one is then split).
     """
-    o = overlap(true, predicted)
+    o = overlaps_of_maps(true, predicted)
     t, p = o.pair_true, o.pair_predicted
-    matched = 2 * o.pair_area > o.pair_union
+    matched = o.iou > 0.5
     # In a matched pair, one lies in the other, so it counts among the "several", too.
     true_inside = 2 * o.pair_area > o.true_area[t]
     predicted_inside = 2 * o.pair_area > o.predicted_area[p]

@@ -21,7 +21,9 @@ from qpnuclei.choices import NUCLEUS_CLASS
 from qpnuclei.errors import MppError, UsageError
 from qpnuclei.evaluation.datasets import AnnotatedImage
 from qpnuclei.evaluation.labelmap import label_map
+from qpnuclei.evaluation.matching import overlaps_of_outlines
 from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.nuclei.overlap import are_among
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.areas import valid_area
@@ -110,12 +112,11 @@ class BoxImage(AnnotatedImage):
         """Return those of the nuclei found in the frame that count."""
         found = nuclei.polygons()
         keep = shapely.intersects_xy(self.box, nuclei.centroids())
-        own, other = shapely.STRtree(self.drawn).query(found, predicate="intersects")
-        shared = shapely.area(shapely.intersection(found[own], self.drawn[other]))
-        smaller = np.minimum(shapely.area(found[own]), shapely.area(self.drawn[other]))
-        met = shared > smaller / 2
-        order = np.argsort(shared[met], kind="stable")
-        keep[own[met][order]] = self.counts[other[met][order]]  # the largest comes last
+        o = overlaps_of_outlines(self.drawn, found)
+        met = o.pair_area > o.pair_smaller / 2
+        order = np.argsort(o.pair_area[met], kind="stable")
+        # The largest comes last.
+        keep[o.pair_predicted[met][order]] = self.counts[o.pair_true[met][order]]
         return nuclei.take(keep)
 
     @property
@@ -379,11 +380,8 @@ def _box(
 def _mended(outlines: Geometries, ours: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Tell which nuclei of qpnuclei share more than half of the smaller with one of others."""
     own, other = np.flatnonzero(ours), np.flatnonzero(~ours)
-    a, b = shapely.STRtree(outlines[other]).query(outlines[own], predicate="intersects")
-    one, two = outlines[own[a]], outlines[other[b]]
-    shared = shapely.area(shapely.intersection(one, two))
     mended = np.zeros(len(ours), bool)
-    mended[own[a[shared > np.minimum(shapely.area(one), shapely.area(two)) / 2]]] = True
+    mended[own] = are_among(outlines[own], outlines[other])
     return mended
 
 

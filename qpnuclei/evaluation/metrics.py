@@ -11,10 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage
 
-LabelMap = npt.NDArray[np.integer]
+from qpnuclei.evaluation.matching import LabelMap, MapOverlaps, overlaps_of_maps
 
 
 @dataclass(frozen=True)
@@ -64,80 +63,6 @@ class Scores:
     count_error: float
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """Areas of the T true and P predicted nuclei and of the K pairs that share a pixel.
-
-    Attributes
-    ----------
-    true_area : (T,) int64 ndarray
-    predicted_area : (P,) int64 ndarray
-    pair_true, pair_predicted : (K,) int64 ndarray
-        Indices into the two.
-    pair_area : (K,) int64 ndarray
-        Pixels in common.
-    true, predicted : (H, W) int32 ndarray
-        The maps with consecutive labels: nucleus ``i`` has the label ``i + 1``.
-    """
-
-    true_area: npt.NDArray[np.int64]
-    predicted_area: npt.NDArray[np.int64]
-    pair_true: npt.NDArray[np.int64]
-    pair_predicted: npt.NDArray[np.int64]
-    pair_area: npt.NDArray[np.int64]
-    true: npt.NDArray[np.int32]
-    predicted: npt.NDArray[np.int32]
-
-    @property
-    def pair_union(self) -> npt.NDArray[np.int64]:
-        """Pixels of either nucleus of each pair."""
-        return (
-            self.true_area[self.pair_true]
-            + self.predicted_area[self.pair_predicted]
-            - self.pair_area
-        )
-
-
-def _consecutive(labels: LabelMap, name: str) -> npt.NDArray[np.int32]:
-    labels = np.asarray(labels)
-    if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"{name} must be a 2-D integer array, not {labels.dtype}{labels.shape}")
-    if labels.size == 0:
-        return labels.astype(np.int32)
-    if labels.min() < 0:
-        raise ValueError(f"{name} has the negative label {labels.min()}")
-    present = np.bincount(labels.ravel()) > 0
-    present[0] = False
-    new_label = np.cumsum(present) * present
-    return new_label.astype(np.int32)[labels]
-
-
-def overlap(true: LabelMap, predicted: LabelMap) -> Overlap:
-    """Return which nuclei of two (H, W) instance maps share pixels, and how many.
-
-    Raises
-    ------
-    ValueError
-        If a map is not a 2-D array of non-negative integers, or the shapes differ.
-    """
-    t, p = _consecutive(true, "true"), _consecutive(predicted, "predicted")
-    if t.shape != p.shape:
-        raise ValueError(f"the maps differ in shape: true {t.shape}, predicted {p.shape}")
-    width = int(p.max(initial=0)) + 1
-    height = int(t.max(initial=0)) + 1
-    both = (t > 0) & (p > 0)
-    pair, area = np.unique(t[both].astype(np.int64) * width + p[both], return_counts=True)
-    return Overlap(
-        np.bincount(t.ravel(), minlength=height)[1:],
-        np.bincount(p.ravel(), minlength=width)[1:],
-        pair // width - 1,
-        pair % width - 1,
-        area.astype(np.int64),
-        t,
-        p,
-    )
-
-
 def aggregated_jaccard_index(true: LabelMap, predicted: LabelMap) -> float:
     """Return the aggregated Jaccard index of two instance maps.
 
@@ -157,12 +82,12 @@ def aggregated_jaccard_index(true: LabelMap, predicted: LabelMap) -> float:
     largest IoU (the first of equals), even if another true nucleus is matched to it, too. Unmatched
     predictions add their area to the denominator.
     """
-    return _aji(overlap(true, predicted))
+    return _aji(overlaps_of_maps(true, predicted))
 
 
-def _aji(o: Overlap) -> float:
+def _aji(o: MapOverlaps) -> float:
     # The best pair of each true nucleus: sorted by IoU, the first pair of each is kept.
-    iou = o.pair_area / o.pair_union
+    iou = o.iou
     order = np.lexsort((o.pair_predicted, -iou, o.pair_true))
     matched, first = np.unique(o.pair_true[order], return_index=True)
     best = order[first]
@@ -198,10 +123,10 @@ def average_hausdorff_distance(true: LabelMap, predicted: LabelMap) -> float:
         to each of these (the largest distance of one of its pixels to the nearest pixel of the
         prediction), the largest of these; the mean over such nuclei. NaN where there are none.
     """
-    return _ahd(overlap(true, predicted))
+    return _ahd(overlaps_of_maps(true, predicted))
 
 
-def _ahd(o: Overlap) -> float:
+def _ahd(o: MapOverlaps) -> float:
     if len(o.pair_area) == 0:
         return float("nan")
     true_boxes = ndimage.find_objects(o.true)
@@ -217,7 +142,7 @@ def _ahd(o: Overlap) -> float:
     return float(farthest[np.unique(o.pair_true)].mean())
 
 
-def _ahd_within(o: Overlap) -> float:
+def _ahd_within(o: MapOverlaps) -> float:
     if len(o.pair_area) == 0:
         return float("nan")
     boxes = ndimage.find_objects(o.true)
@@ -255,13 +180,13 @@ def score(true: LabelMap, predicted: LabelMap) -> Scores:
     >>> score(true, np.array([[1, 1, 0, 0]])).AJI  # 2 px agree; nucleus 2 is missed
     0.6666666666666666
     """
-    o = overlap(true, predicted)
-    iou = o.pair_area / o.pair_union
-    matched = iou > 0.5  # such a pair is the only one of both its nuclei
-    hits, n_true, n_predicted = int(matched.sum()), len(o.true_area), len(o.predicted_area)
-    nothing_to_find = n_true + n_predicted == 0
-    dq = 1.0 if nothing_to_find else 2 * hits / (n_true + n_predicted)
-    sq = float(iou[matched].mean()) if hits else float(nothing_to_find)
+    o = overlaps_of_maps(true, predicted)
+    iou = o.iou
+    matched = o.one_to_one(iou > 0.5)  # such a pair is the only one of both its nuclei
+    counts = o.counts(len(matched))
+    nothing_to_find = counts.n_truth + counts.n_predicted == 0
+    dq = 1.0 if nothing_to_find else counts.f1
+    sq = float(iou[matched].mean()) if len(matched) else float(nothing_to_find)
     return Scores(
         AJI=_aji(o),
         ADC=foreground_dice(true, predicted),
@@ -271,11 +196,13 @@ def score(true: LabelMap, predicted: LabelMap) -> Scores:
         DQ=dq,
         SQ=sq,
         F1=dq,
-        precision=hits / n_predicted if n_predicted else float(nothing_to_find),
-        recall=hits / n_true if n_true else float(nothing_to_find),
-        true_count=n_true,
-        predicted_count=n_predicted,
-        count_error=(n_predicted - n_true) / n_true if n_true else float("nan"),
+        precision=counts.precision if counts.n_predicted else float(nothing_to_find),
+        recall=counts.recall if counts.n_truth else float(nothing_to_find),
+        true_count=counts.n_truth,
+        predicted_count=counts.n_predicted,
+        count_error=(counts.n_predicted - counts.n_truth) / counts.n_truth
+        if counts.n_truth
+        else float("nan"),
     )
 
 

@@ -19,7 +19,7 @@ from uuid import uuid4
 from qpnuclei.errors import NotFoundError, SaveError, UsageError, WorkerError
 from qpnuclei.pipeline.executors import Advance, Outcome, Task
 from qpnuclei.pipeline.folder import TRIES, RunFolder
-from qpnuclei.pipeline.plan import RunOptions
+from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.remote import Delivery, Job, compute_unit
 from qpnuclei.segmentation.engine import EngineSpec
 from qpnuclei.system.files import temporary_prefix, write_atomically
@@ -36,6 +36,12 @@ _GPU = "GPU"
 
 #: A folder on a network may show a new file late, in seconds.
 _SEEN_AFTER_S = 90.0
+
+#: How often to look whether a unit is done, and whether there are workers, in seconds.
+_DONE_EVERY_S, _WORKERS_EVERY_S = 0.05, 5.0
+
+#: After how long without a worker that is said, and how often again, in seconds.
+_ALONE_AFTER_S, _ALONE_AGAIN_S = 60.0, 1800.0
 
 #: How long to look for a scheduler, in seconds.
 _CONNECTED_AFTER_S = 30
@@ -118,8 +124,12 @@ def compute_on_cluster(
     with ExitStack() as stack:
         stack.callback(lambda: client.cancel(list(running)))
         resources = {_GPU: 1} if _offers_gpus(client) else None
+        watch = _Watch(client, bool(resources))
         give()
         while running:
+            while not completed.has_ready():
+                watch.look(len(running))
+                time.sleep(_DONE_EVERY_S)
             future = next(completed)
             job = running.pop(future)
             try:
@@ -148,6 +158,42 @@ def compute_on_cluster(
             give()
             if outcome is not None:
                 yield outcome
+
+
+class _Watch:
+    """Says when no worker is left that could compute, and when there is one again."""
+
+    def __init__(self, client: Client, gpus: bool) -> None:
+        self._client = client
+        self._gpus = gpus
+        self._seen = self._looked = time.monotonic()
+        self._said: float | None = None
+
+    def look(self, waiting: int) -> None:
+        """Look whether there are workers, but not too often; so many units wait for them."""
+        now = time.monotonic()
+        if now < self._looked + _WORKERS_EVERY_S:
+            return
+        self._looked = now
+        try:
+            is_alone = _count(self._client, self._gpus) == 0
+        except OSError:  # without a scheduler, all units end
+            return
+        if not is_alone:
+            if self._said is not None:
+                _log.info("the Dask scheduler has workers again: the run goes on")
+            self._seen, self._said = now, None
+        elif now >= (
+            self._seen + _ALONE_AFTER_S if self._said is None else self._said + _ALONE_AGAIN_S
+        ):
+            _log.warning(
+                "the Dask scheduler has no workers%s for %d s: the run waits for one with %d "
+                "units; Ctrl-C ends it, and what is finished is kept",
+                f" with {_GPU}" if self._gpus else "",
+                now - self._seen,
+                waiting,
+            )
+            self._said = now
 
 
 @contextmanager
@@ -243,9 +289,13 @@ def _offers_gpus(client: Client) -> bool:
 
 
 def _slots(client: Client, gpus: bool) -> int:
-    """Return how many units the workers can compute at once, now."""
+    """Return how many units the workers can compute at once, now; at least 1."""
+    return max(_count(client, gpus), 1)
+
+
+def _count(client: Client, gpus: bool) -> int:
     slots = [w["resources"].get(_GPU, 0) if gpus else w["nthreads"] for w in _workers(client)]
-    return max(int(sum(slots)), 1)
+    return int(sum(slots))
 
 
 def _workers(client: Client) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qpnuclei.errors import UsageError
 from qpnuclei.pipeline.executors import Executor, compute_here
-from qpnuclei.pipeline.plan import RunOptions
+from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.units import Conduct
 from qpnuclei.segmentation.engine import Engine, engine_spec, load_engine
 

@@ -17,9 +17,10 @@ from pathlib import Path
 from qpnuclei.errors import QpnucleiError, standing_alone
 from qpnuclei.pipeline.folder import TRIES, RunFolder
 from qpnuclei.pipeline.infer import TileNuclei, measure_tiles
-from qpnuclei.pipeline.plan import RunOptions
+from qpnuclei.pipeline.layout import Layout, WorkUnit
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.plan_file import PlannedImage
 from qpnuclei.pipeline.shards import About, pack_unit
-from qpnuclei.pipeline.work import Layout, PlannedImage, WorkUnit
 from qpnuclei.segmentation.engine import Engine
 from qpnuclei.system.timing import Stopwatch
 

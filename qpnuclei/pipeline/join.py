@@ -11,10 +11,11 @@ from qpnuclei.nuclei.store import temporary_shards
 from qpnuclei.pipeline.cells import add_cells
 from qpnuclei.pipeline.folder import RunFolder
 from qpnuclei.pipeline.infer import TileNuclei, join_tiles
-from qpnuclei.pipeline.plan import RunOptions
+from qpnuclei.pipeline.layout import Layout, WorkUnit
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.plan_file import PlannedImage
 from qpnuclei.pipeline.plausibility import check
 from qpnuclei.pipeline.shards import About, read_unit, write_image
-from qpnuclei.pipeline.work import Layout, PlannedImage, WorkUnit
 from qpnuclei.segmentation.engine import Engine
 from qpnuclei.slides.remix import seen_by_network
 from qpnuclei.system.interrupts import interrupt_postponed

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 from qpnuclei.errors import QpnucleiError, WorkerError
 from qpnuclei.pipeline.executors import Advance, Outcome, Task
 from qpnuclei.pipeline.folder import TRIES
-from qpnuclei.pipeline.plan import RunOptions
+from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.remote import Delivery, Job, Order, compute_unit, engine_of, storing
 from qpnuclei.segmentation.engine import EngineSpec
 from qpnuclei.system.memory import keep_freed_memory

@@ -27,9 +27,10 @@ from qpnuclei.errors import (
 from qpnuclei.pipeline.executors import Outcome, Task
 from qpnuclei.pipeline.folder import TRIES, RunFolder
 from qpnuclei.pipeline.infer import measure_tiles
-from qpnuclei.pipeline.plan import RunOptions
+from qpnuclei.pipeline.layout import WorkUnit
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.plan_file import PlannedImage, check_same_model
 from qpnuclei.pipeline.shards import About, pack_unit
-from qpnuclei.pipeline.work import PlannedImage, WorkUnit, check_same_model
 from qpnuclei.segmentation.engine import Engine, EngineOptions, EngineSpec, load_engine
 from qpnuclei.slides.slide import Slide
 from qpnuclei.system.threads import available_cores

@@ -5,12 +5,13 @@ from __future__ import annotations
 import fnmatch
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import numpy as np
+import numpy.typing as npt
 import shapely
 from shapely.validation import explain_validity
 
@@ -18,7 +19,7 @@ from qpnuclei.choices import DEFAULT_EXCLUDED
 from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.analysed import Record, Status
-from qpnuclei.qupath.areas import polygonal
+from qpnuclei.qupath.areas import polygonal, valid_area
 from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, Project
 from qpnuclei.qupath.regions import Region, match_images, rows_inside
 
@@ -326,6 +327,35 @@ def tissue_region(slide: Slide, mpp: tuple[float, float]) -> list[Region]:
         _log.warning("no tissue found in %s", slide.path)
         return []
     return [Region(None, tissue)]
+
+
+@dataclass(frozen=True, eq=False)
+class Locked:
+    """Detections that qpnuclei wrote and a user locked in QuPath: accepted, so a run keeps them.
+
+    Parameters
+    ----------
+    ids : frozenset of UUID
+    outlines : (N,) object ndarray of valid shapely geometries
+        Of the nuclei, level-0 px.
+    """
+
+    ids: frozenset[UUID] = frozenset()
+    outlines: npt.NDArray[Any] = field(default_factory=lambda: np.empty(0, dtype=object))
+
+    @classmethod
+    def of(cls, detections: Detections, among: Iterable[frozenset[UUID]]) -> Locked:
+        """Return those of some detections that are locked."""
+        wanted = frozenset[UUID]().union(*among)
+        # Whether they are locked costs more than UUIDs.
+        if not wanted or not detections.locked.any():
+            return cls()
+        locked = np.flatnonzero(detections.locked).tolist()
+        rows = [row for row in locked if detections.ids[row] in wanted]
+        ids = frozenset(own_id for row in rows if (own_id := detections.ids[row]) is not None)
+        outlines = np.empty(len(rows), dtype=object)
+        outlines[:] = [valid_area(outline) for outline in detections.nucleus_geometries[rows]]
+        return cls(ids, outlines)
 
 
 def ours_within(regions: Sequence[Region], detections: Detections) -> list[frozenset[UUID]]:

@@ -1,19 +1,25 @@
-"""Whether the disks have room for what a run will write; the rule is in docs/formats.md."""
+"""Whether the disks have room for what a run, or a phase of it, will write.
+
+The rule is in docs/formats.md.
+"""
 
 from __future__ import annotations
 
 import logging
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import shapely
 from rich.filesize import decimal
 
-from qpnuclei.errors import SaveError
-from qpnuclei.pipeline.plan import RunOptions
-from qpnuclei.pipeline.work import PlannedImage
+from qpnuclei.errors import FormatError, SaveError
+from qpnuclei.pipeline.folder import RunFolder
+from qpnuclei.pipeline.layout import JOINED
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.plan_file import PlannedImage
 from qpnuclei.qupath.model import Project
 
 #: Nuclei that are expected, and bytes of each: measured on H&E, where there are 2,000 to 10,000.
@@ -25,55 +31,60 @@ _SURELY_TOO_LITTLE = 0.25
 _log = logging.getLogger(__name__)
 
 
-def space_needed(area_mm2: float, data: Sequence[int], options: RunOptions) -> dict[str, float]:
-    """Return how many bytes a run will write about, by what is written.
+@dataclass(frozen=True)
+class Need:
+    """Bytes that will be written below a folder."""
+
+    folder: Path
+    size: float
+
+
+def need_of_shards(
+    folder: RunFolder, images: Iterable[PlannedImage], share: tuple[int, int] = (1, 1)
+) -> list[Need]:
+    """Return what the shards that are not there yet will need.
 
     Parameters
     ----------
-    area_mm2 : float
-        That is analysed.
-    data : sequence of int
-        Bytes of the data file of each image. It is kept as a backup, and written anew.
-    options : RunOptions
+    share : (int, int)
+        Which of so many shares of the units is computed.
     """
-    nuclei = NUCLEI_PER_MM2 * area_mm2
+    area = sum(_area_mm2(image) * _part_left(folder, image) for image in images)
+    return [Need(folder.path, SHARD_BYTES * NUCLEI_PER_MM2 * area / share[1])]
+
+
+def need_of_results(
+    project: Project, images: Iterable[PlannedImage], options: RunOptions
+) -> list[Need]:
+    """Return what the project will need, with its backups, and the copies that are asked for.
+
+    The data file of an image is kept as a backup, and written anew.
+    """
+    todo = list(images)
+    folder = project.path.parent
+    data = [_size(folder / "data" / image.entry / "data.qpdata") for image in todo]
+    nuclei = NUCLEI_PER_MM2 * sum(map(_area_mm2, todo))
     outlines = 1 if options.cell_expansion_um == 0 else 2
-    return {
-        "run": SHARD_BYTES * nuclei,
-        "project": outlines * PROJECT_BYTES * nuclei + sum(data) + max(data, default=0),
-        "parquet": PARQUET_BYTES * nuclei if options.parquet_dir else 0.0,
-        "geojson": GEOJSON_BYTES * nuclei if options.geojson_dir else 0.0,
-    }
+    needs = [Need(folder, outlines * PROJECT_BYTES * nuclei + sum(data) + max(data, default=0))]
+    copies = (options.parquet_dir, PARQUET_BYTES), (options.geojson_dir, GEOJSON_BYTES)
+    return needs + [Need(place, size * nuclei) for place, size in copies if place is not None]
 
 
-def check_space(
-    project: Project, run_dir: Path, images: Iterable[PlannedImage], options: RunOptions
-) -> None:
-    """Warn if the disks may lack the room for images, or refuse if they surely do.
+def check_space(needs: Iterable[Need]) -> None:
+    """Warn if the disks may lack the room, or refuse if they surely do.
 
     Raises
     ------
     SaveError
         If less than a quarter of the bytes that are needed is free.
     """
-    todo = list(images)
-    folder = project.path.parent
-    data = [_size(folder / "data" / image.entry / "data.qpdata") for image in todo]
-    needed = space_needed(sum(map(_area_mm2, todo)), data, options)
-    places = {
-        "run": run_dir,
-        "project": folder,
-        "parquet": options.parquet_dir,
-        "geojson": options.geojson_dir,
-    }
     on_disk: defaultdict[int, float] = defaultdict(float)
     first: dict[int, Path] = {}
-    for what, place in places.items():
-        if place is not None:
-            there = _existing(place)
-            disk = there.stat().st_dev
-            on_disk[disk] += needed[what]
-            first.setdefault(disk, there)
+    for need in needs:
+        there = _existing(need.folder)
+        disk = there.stat().st_dev
+        on_disk[disk] += need.size
+        first.setdefault(disk, there)
     for disk, size in on_disk.items():
         free = shutil.disk_usage(first[disk]).free
         if free >= size:
@@ -90,6 +101,18 @@ def check_space(
                 "is not done again",
             )
         _log.warning("%s: %d nuclei per mm² are assumed", what, NUCLEI_PER_MM2)
+
+
+def _part_left(folder: RunFolder, image: PlannedImage) -> float:
+    """Return the part of an image's units of which there is no shard."""
+    try:
+        shards = folder.shard(image, "any").parent
+    except FormatError:
+        return 1.0  # it is said when the image is begun
+    names = {path.stem for path in shards.glob("*.parquet")}
+    if any(name.startswith(JOINED) for name in names):
+        return 0.0
+    return sum(name not in names for name in image.units) / max(len(image.units), 1)
 
 
 def _area_mm2(image: PlannedImage) -> float:

@@ -20,11 +20,16 @@ from qpnuclei.system.files import (
     read_regular,
     write_atomically,
 )
+from qpnuclei.system.interrupts import interrupt_postponed
 from qpnuclei.system.timing import peak_memory_mib
 from qpnuclei.system.versions import versions
 
 if TYPE_CHECKING:
-    from qpnuclei.qupath.model import ImageEntry
+    from collections.abc import Sequence
+
+    from qpnuclei.pipeline.options import RunOptions
+    from qpnuclei.pipeline.plan_file import RunPlan
+    from qpnuclei.qupath.model import ImageEntry, Project
     from qpnuclei.qupath.regions import Region
 
 _log = logging.getLogger(__name__)
@@ -81,6 +86,9 @@ class ImageResult:
         What is doubtful about all of them together, as for a region.
     replaced : int
         Detections of earlier runs that were removed.
+    locked, as_locked : int
+        Detections of earlier runs in the regions that a user has locked, and that stay; and nuclei
+        found where one of these is, which are not written.
     outside : int
         Nuclei found in the tiles whose centroid lies outside of the regions: not written.
     joined : int
@@ -114,6 +122,8 @@ class ImageResult:
     seconds: dict[str, float]
     waited: dict[str, float]
     notes: tuple[str, ...] = ()
+    locked: int = 0
+    as_locked: int = 0
 
     def save(self, path: Path, is_saved: bool) -> None:
         """Write it to a file of its own.
@@ -193,6 +203,28 @@ class RunSummary:
     started: float = field(default_factory=time.time)
     seconds: float = 0.0
 
+    @classmethod
+    def begun(
+        cls,
+        project: Project,
+        entries: Sequence[ImageEntry],
+        plan: RunPlan,
+        options: RunOptions,
+        run_dir: Path,
+    ) -> RunSummary:
+        """Return the record of a run that begins."""
+        return cls(
+            project=project.path,
+            backend=project.backend,
+            arguments=options.to_json(),
+            model=describe_model(plan.spec()),
+            device="",
+            run_dir=run_dir,
+            planned=tuple(entries),
+            nothing_to_do=dict(plan.nothing_to_do),
+            request=plan.request,
+        )
+
     @property
     def nuclei(self) -> int:
         """Nuclei written in all the images."""
@@ -205,7 +237,8 @@ class RunSummary:
     def fail(self, entry: ImageEntry, error: QpnucleiError) -> None:
         """Note, and say at once, that an image was left as it was."""
         self.failures.append(Failure(entry.name, entry.id, error))
-        _log.error("image %s: not analysed: %s", entry.name, error)
+        image = "" if entry.name in error.what else f"image {entry.name}: "
+        _log.error("%snot analysed: %s", image, error)
 
     @property
     def not_done(self) -> list[dict[str, str]]:
@@ -236,6 +269,16 @@ class RunSummary:
         self.seconds = time.time() - self.started
         content = json.dumps(self.to_json(), indent=2, ensure_ascii=False, default=str)
         write_atomically(self.run_dir / "run.json", content.encode(errors="backslashreplace"))
+
+    def save_soon(self, always: bool = False) -> None:
+        """Write the record if it is due; if that is not possible now, it is tried again later."""
+        if not (always or is_due(len(self.images) + len(self.failures))):
+            return
+        with interrupt_postponed():
+            try:
+                self.save()
+            except SaveError as error:
+                _log.debug("no record yet: %s", error)
 
     def save_somewhere(self) -> None:
         """Write ``run.json`` into `run_dir`, or where that cannot be, into another folder.
@@ -284,6 +327,15 @@ class RunSummary:
             "device": self.device,
             "versions": versions(),
         }
+
+
+def is_due(images: int) -> bool:
+    """Return whether to write the record after so many images.
+
+    It is after each of the first 200, and then after each percent: it holds all of them, and would
+    take longer than the analysis of ten thousand small slides.
+    """
+    return images % max(images // 100, 1) == 0
 
 
 def describe_model(spec: EngineSpec) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from qpnuclei.errors import FormatError, QpnucleiError, TerminatedError, standin
 from qpnuclei.pipeline.executors import Executor, Task
 from qpnuclei.pipeline.folder import RunFolder
 from qpnuclei.pipeline.join import DamagedUnitError, join_image
-from qpnuclei.pipeline.plan import RunOptions
+from qpnuclei.pipeline.layout import Layout, layout_of
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.plan_file import PlannedImage, RunPlan
 from qpnuclei.pipeline.shards import ImageNuclei
-from qpnuclei.pipeline.work import Layout, PlannedImage, RunPlan
 from qpnuclei.segmentation.engine import Engine, engine_spec
 
 _log = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ def infer_images(
             if not any(is_mine):
                 continue
             with standing_alone(f"image {image.name}", partial(report, image)):
-                layout = image.layout(spec, options)
+                layout = layout_of(image, spec, options)
                 pending = []
                 tiles = 0
                 errors = bad.setdefault(image.entry, [])

@@ -19,6 +19,12 @@ _INTENSITIES = ("Positive", "Negative", *_GRADES)
 _ALL_DETECTIONS = "Num Detections"
 
 
+def is_positive(class_name: str | None) -> bool:
+    """Tell whether detections of a class count as positive in QuPath."""
+    last = (class_name or "").rpartition(": ")[2]
+    return last in _INTENSITIES and last != "Negative"
+
+
 @dataclass(frozen=True, eq=False)
 class Classes:
     """Classes of N detections: sorted names (``""``: none), codes, and which are nuclei."""

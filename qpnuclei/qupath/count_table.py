@@ -39,7 +39,7 @@ _NUMBERS = ("nuclei_per_mm2", "area_mm2", "analysed_mm2")
 TEXT_COLUMNS = frozenset((*FIRST_COLUMNS, *LAST_COLUMNS)) - {"nuclei", *_NUMBERS}
 _CLASS_COUNT = "Num "
 #: How the names of columns end that are computed from counts of classes.
-_CLASS_SHARES = ("Positive %", "H-score")
+CLASS_SHARES = ("Positive %", "H-score")
 
 
 def write_counts(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -58,7 +58,7 @@ def write_counts(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     between = [name for name in found if name not in (*FIRST_COLUMNS, *LAST_COLUMNS)]
     classes = [name for name in between if name.startswith(_CLASS_COUNT)]
     rest = [name for name in between if name not in classes]
-    rest.sort(key=lambda name: not name.endswith(_CLASS_SHARES))  # these first
+    rest.sort(key=lambda name: not name.endswith(CLASS_SHARES))  # these first
     write_table(rows, path, [*FIRST_COLUMNS, *classes, *rest, *LAST_COLUMNS])
 
 

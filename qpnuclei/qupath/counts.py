@@ -185,8 +185,10 @@ def count_in_regions(
     return counted
 
 
-def counted_image(entry: ImageEntry, pixel_sizes: AskedMpp, project: Project) -> CountedImage:
-    """Read an image to count its objects; without a pixel size, a warning says so.
+def counted_image(
+    entry: ImageEntry, pixel_sizes: AskedMpp, project: Project, *, warns: bool = True
+) -> CountedImage:
+    """Read an image to count its objects; without a pixel size, a warning may say so.
 
     Raises
     ------
@@ -201,7 +203,8 @@ def counted_image(entry: ImageEntry, pixel_sizes: AskedMpp, project: Project) ->
         found, _ = pixel_size(entry, record, pixel_sizes)
         calibration = PixelCalibration(*found)
     except MppError as error:
-        _log.warning("%s: its areas are left empty; %s", error.what, error.hint)
+        if warns:
+            _log.warning("%s: its areas are left empty; %s", error.what, error.hint)
     return CountedImage(
         project=f"{project.path.parent.name}/{project.path.name}",
         name=entry.name,

@@ -14,6 +14,7 @@ from qpnuclei.choices import CERTAINTY
 from qpnuclei.errors import QpnucleiError, standing_alone
 from qpnuclei.measure.shape import AREA
 from qpnuclei.qupath.analysed import Status
+from qpnuclei.qupath.classes import is_positive
 from qpnuclei.qupath.counts import (
     CountedImage,
     Row,
@@ -55,6 +56,7 @@ _HAEMATOXYLIN = (
     "Nucleus: Hematoxylin OD mean",
     "Hematoxylin: Nucleus: Mean",
 )
+_DAB = ("DAB: Mean", "Nucleus: DAB: Mean", "Nucleus: DAB OD mean", "DAB: Nucleus: Mean")
 #: Largest width and height of the picture of an image, in px.
 _WHOLE_PX = (1000, 1000)
 #: Px of a view at most, and its resolution in µm/px.
@@ -113,6 +115,7 @@ class ImageContent:
     colour_bar: ColourBar | None = None
     crops: tuple[Crop, ...] = ()
     histograms: tuple[Histogram, ...] = ()
+    has_positive: bool = False
     problem: str = ""
 
     @property
@@ -139,11 +142,12 @@ class ImageContent:
 
 @dataclass(frozen=True, eq=False)
 class _Nuclei:
-    """The nuclei that count, and the area in which they were looked for."""
+    """The nuclei that count, which are positive, and the area in which they were looked for."""
 
     geometries: npt.NDArray[Any]
     centroids: Floats
     measurements: dict[str, Floats]
+    positive: npt.NDArray[np.bool_]
     area: shapely.Geometry
     mpp: tuple[float, float] | None = field(default=None)
 
@@ -179,7 +183,7 @@ def image_content(
     qpnuclei.errors.FormatError
         If its objects cannot be read. If its pixels cannot, there are no pictures.
     """
-    image = counted_image(entry, pixel_sizes, project)
+    image = counted_image(entry, pixel_sizes, project, warns=False)  # the page says it
     others = None
     if nucleus_classes is None and not image.record.areas:
         nucleus_classes = others = _classes_of_others(image)
@@ -211,9 +215,11 @@ def image_content(
             for title, unit, values in (
                 ("Size", "µm²", nuclei.sizes),
                 ("Haematoxylin, mean", "optical density", nuclei.first_of(_HAEMATOXYLIN)),
+                ("DAB, mean", "optical density", nuclei.first_of(_DAB)),
             )
             if values is not None and len(values)
         ),
+        has_positive=bool(nuclei.positive.any()),
         problem="; ".join(error.what for error in problems),
         **pictures,
     )
@@ -242,11 +248,12 @@ def _nuclei(
         area = shapely.union_all([a.area for a in image.objects.annotations if a.is_area])
     if area.is_empty and image.size is not None:
         area = shapely.box(0, 0, *image.size)
-    wanted = {*_CERTAINTY, *_SIZE, *_HAEMATOXYLIN}
+    wanted = {*_CERTAINTY, *_SIZE, *_HAEMATOXYLIN, *_DAB}
     return _Nuclei(
         detections.nucleus_geometries[rows],
         detections.centroids[rows],
         {n: c[rows] for n, c in detections.measurements.items() if n in wanted},
+        np.array([is_positive(detections.class_names[row]) for row in rows.tolist()], bool),
         area,
         mpp,
     )
@@ -353,7 +360,14 @@ def _crop(slide: Slide, nuclei: _Nuclei, view: View) -> Crop:
     certainty = nuclei.first_of(_CERTAINTY)
     if certainty is not None and np.isfinite(certainty[inside]).any():
         said.append(f"certainty {np.nanmean(certainty[inside]):.2f}")
-    data = outlines(nuclei.geometries[near], origin, (1 / downsample[0], 1 / downsample[1]))
+    if nuclei.positive.any():
+        said.insert(1, f"{np.count_nonzero(inside & nuclei.positive)} positive")
+    paths = []
+    for style, drawn in (("nucleus", ~nuclei.positive), ("nucleus positive", nuclei.positive)):
+        found = nuclei.geometries[near & drawn]
+        data = outlines(found, origin, (1 / downsample[0], 1 / downsample[1]))
+        if data:
+            paths.append(Outline(style, data))
     box = shapely.box(*view.box)
     edge = shapely.difference(shapely.intersection(box, nuclei.area).boundary, box.boundary)
     picture = Picture(
@@ -361,7 +375,7 @@ def _crop(slide: Slide, nuclei: _Nuclei, view: View) -> Crop:
         width,
         height,
         scale_bar(None if mpp is None else (x1 - x0) * mpp[0]),
-        (Outline("nucleus", data),) if data else (),
+        tuple(paths),
         border=outlines([edge], origin, (1 / downsample[0], 1 / downsample[1])),
     )
     return Crop(view.title, ", ".join(said), picture)

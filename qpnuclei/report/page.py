@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from qpnuclei._version import __version__
 from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
-from qpnuclei.qupath.count_table import TEXT_COLUMNS
+from qpnuclei.qupath.count_table import CLASS_SHARES, TEXT_COLUMNS
 from qpnuclei.qupath.counts import Row
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.pixel_size import AskedMpp
@@ -31,6 +31,9 @@ PAGE = "report.html"
 MOST_ON_A_PAGE = 20
 #: Rows of the tables of a page; and rows with all columns.
 _MOST_ROWS, _MOST_FULL_ROWS = 200, 40
+
+#: What is said of an image that an earlier run has finished, and the newest has not.
+_OF_EARLIER = " (its numbers are those of an earlier run)"
 
 #: Columns of the tables that people read, of those of an export, and how they are called there.
 _COLUMNS = (
@@ -131,6 +134,7 @@ def write_report(
     shown: list[_Shown] = []
     sections: list[Markup] = []
     failures: list[tuple[ImageEntry, QpnucleiError]] = []
+    unfinished: list[tuple[str, str]] = []
     used: dict[Path, Run] = {}
     for number, entry in enumerate(entries, start=1):
         progress(number - 1, entry.name)
@@ -151,8 +155,17 @@ def write_report(
         content = read[0]
         if run is not None and content.run is not None:
             used.setdefault(run.path, run)
+        since = _unfinished_since(runs, entry.id)
+        if since:
+            unfinished.append((entry.name, since + _OF_EARLIER * (run is not None)))
         section = Markup(
-            render("image.html.j2", image=content, only=len(entries) == 1, **_tables())
+            render(
+                "image.html.j2",
+                image=content,
+                unfinished=since,
+                only=len(entries) == 1,
+                **_tables(),
+            )
         )
         if alone:
             before, after = (
@@ -173,9 +186,9 @@ def write_report(
         shown.append(_kept(content, link, options.nucleus_classes is not None))
     progress(len(entries), "")
     there = {entry.id for entry in entries}
-    unfinished = [part for run in used.values() for part in run.unfinished]
-    problems = [(entry.name, error.what) for entry, error in failures]
-    problems += [(image, reason) for entry, image, reason in unfinished if entry not in there]
+    others = [part for run in used.values() for part in run.unfinished]
+    problems = [(entry.name, error.what) for entry, error in failures] + unfinished
+    problems += [(image, reason) for entry, image, reason in others if entry not in there]
     page = render(
         "report.html.j2",
         title=f"Nuclei in {name}",
@@ -191,6 +204,17 @@ def write_report(
     )
     write_page(path, page)
     return failures
+
+
+def _unfinished_since(runs: Sequence[Run], entry_id: str) -> str:
+    """Return why the newest run of an image did not finish it; empty if it did."""
+    for run in runs:
+        if run.of_image(entry_id) is not None:
+            break
+        for identifier, _, reason in run.unfinished:
+            if identifier == entry_id:
+                return reason
+    return ""
 
 
 def write_report_of_run(
@@ -349,7 +373,15 @@ def _columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Return the columns of a table that people read, and how they are called there."""
     of_cells = any(name in row for row in rows for name in _OF_CELLS.values())
     names = _OF_CELLS if of_cells else {}
-    return [(names.get(name, name), heading) for name, heading in _COLUMNS]
+    # Most projects have annotations and nothing else.
+    one_type = all(row["type"] == "annotation" for row in rows)
+    shares = dict.fromkeys(name for row in rows for name in row if name.endswith(CLASS_SHARES))
+    columns = [
+        (names.get(name, name), heading)
+        for name, heading in _COLUMNS
+        if not (name == "type" and one_type)
+    ]
+    return [*columns[:-1], *((name, name) for name in shares), columns[-1]]
 
 
 def _tables() -> dict[str, Any]:

@@ -19,8 +19,9 @@ import shapely
 
 from qpnuclei.errors import SlideError, UsageError
 from qpnuclei.nuclei.table import NucleiTable, concatenate
+from qpnuclei.pipeline.image_plan import NothingToDo, plan_image
 from qpnuclei.pipeline.infer import find_nuclei, large_enough
-from qpnuclei.pipeline.plan import NothingToDo, RunOptions, plan_image
+from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.plausibility import choose_fields, read_field
 from qpnuclei.pipeline.selection import tissue_region
 from qpnuclei.pipeline.tiles import plan_tiles

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -30,6 +30,9 @@ ReadPixels: TypeAlias = Callable[[Box], RGB]
 OWN_ENGINE = "maps"
 
 _GROUP = "qpnuclei.engines"
+
+#: Most runs use it: it is not searched for in what all installed packages say of themselves.
+_OWN = EntryPoint(OWN_ENGINE, "qpnuclei.segmentation.maps_engine:MapsEngineFactory", _GROUP)
 
 
 @dataclass(frozen=True)
@@ -290,7 +293,7 @@ def load_engine(model: str, options: EngineOptions | None = None) -> Engine:
 
 def _find(model: str) -> tuple[EngineFactory, str]:
     engine, name = split_model(model)
-    for entry in entry_points(group=_GROUP, name=engine):
+    for entry in [_OWN] if engine == OWN_ENGINE else entry_points(group=_GROUP, name=engine):
         try:
             return entry.load()(), name
         except ImportError as error:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms
 
 from qpnuclei.errors import SlideError
 from qpnuclei.slides.pixels import RGB
@@ -28,6 +27,8 @@ def to_srgb(path: Path, profile: bytes | None) -> Callable[[RGB], RGB]:
     qpnuclei.errors.SlideError
         If there is none, or it is not a profile of RGB colours.
     """
+    from PIL import Image, ImageCms
+
     if profile is None:
         raise SlideError(
             f"{path} has no colour profile, which the project asks to apply (--icc-profile)",

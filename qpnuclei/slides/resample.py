@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -169,6 +168,8 @@ def resample(
     -------
     (height, width, 3) uint8 ndarray
     """
+    import cv2
+
     if rows.copied is not None and columns.copied is not None:
         copy = np.full((len(rows), len(columns), 3), 255, np.uint8)
         copy[rows.copied, columns.copied] = source

@@ -31,6 +31,7 @@ def sample(tmp_path: Path) -> Callable[[str], Path]:
 class Outcome:
     exit_code: int
     stdout: str
+    stderr: str
     error: QpnucleiError | None
 
 
@@ -42,10 +43,10 @@ def qpnuclei() -> Callable[..., Outcome]:
         result = CliRunner().invoke(app, [str(a) for a in arguments])
         error = result.exception
         if isinstance(error, QpnucleiError):
-            return Outcome(error.exit_code, result.stdout, error)
+            return Outcome(error.exit_code, result.stdout, result.stderr, error)
         if error is not None and not isinstance(error, SystemExit):
             raise error
-        return Outcome(result.exit_code, result.stdout, None)
+        return Outcome(result.exit_code, result.stdout, result.stderr, None)
 
     return call
 

@@ -14,7 +14,7 @@ import pytest
 import shapely
 
 from qpnuclei.nuclei.ids import is_ours
-from qpnuclei.pipeline import saving
+from qpnuclei.pipeline import commit_image
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeImage, open_project
@@ -88,14 +88,14 @@ def test_bad_images_are_reported_and_the_others_written(
     # No chosen annotation concerns it: that it has neither pixels nor their size is no matter.
     (tmp_path / "other.tif").unlink()
     annotate(last, SQUARE)
-    real = saving.new_nuclei
+    real = commit_image.new_nuclei
 
     def faulty(plan: Any, *rest: Any) -> Any:
         if plan.entry.name == "fault.tif":
             raise ZeroDivisionError("division by zero")
         return real(plan, *rest)
 
-    monkeypatch.setattr(saving, "new_nuclei", faulty)
+    monkeypatch.setattr(commit_image, "new_nuclei", faulty)
     outcome = qpnuclei("run", project, "--roi", "Tumor", *RUN)
     assert outcome.exit_code == 1
     content = record(project)
@@ -150,7 +150,7 @@ def test_a_project_that_vanishes_during_the_run(
     for image in open_project(project).images:
         annotate(image, SQUARE)
     gone = project if moved == "project" else tmp_path / "slides"
-    real = saving.new_nuclei
+    real = commit_image.new_nuclei
 
     def vanishing(plan: Any, *rest: Any) -> Any:
         if plan.entry.name == "b.tif":
@@ -158,7 +158,7 @@ def test_a_project_that_vanishes_during_the_run(
         return real(plan, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(saving, "new_nuclei", vanishing)
+        patched.setattr(commit_image, "new_nuclei", vanishing)
         assert qpnuclei("run", project, "--roi", "Tumor", *RUN).exit_code == 1
     assert not gone.exists()
     (path,) = (tmp_path / "here").glob("qpnuclei-*/run.json")
@@ -239,6 +239,17 @@ def test_every_command_goes_on_after_a_damaged_image(qpnuclei: Call, tmp_path: P
     assert outcome.exit_code == 1
     assert "BAD  image 1: bad.tif" in outcome.stdout
     assert "ok   image 2: good.tif" in outcome.stdout
+
+    # Why is said once, and which of several images once more at the end.
+    outcome = qpnuclei("plan", project, "--roi", "Tumor", "--run-dir", tmp_path / "run", *native)
+    assert outcome.exit_code == 1
+    assert "not analysed: 1 of 2 images, for the reasons above: bad.tif" in outcome.stderr
+    assert "error:" not in outcome.stderr
+    (tmp_path / "good.tif").rename(tmp_path / "away.tif")
+    outcome = qpnuclei("infer", tmp_path / "run", "--device", "cpu")
+    assert outcome.exit_code == 1
+    assert "error:" not in outcome.stderr
+    (tmp_path / "away.tif").rename(tmp_path / "good.tif")
 
     folder = tmp_path / "geojson"
     outcome = qpnuclei("geojson", "export", project, "-o", folder, "--roi", "Tumor", *native)

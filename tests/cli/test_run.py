@@ -624,7 +624,7 @@ def test_a_run_that_is_killed_leaves_its_lock_alone_and_the_next_removes_it(
 def test_a_batch_system_ends_a_run_and_the_next_goes_on(sample: Sample, qpnuclei: Call) -> None:
     project = sample("0.5.1")
     before = tree(project)
-    units_of_one_tile = "from qpnuclei.pipeline import work\nwork.UNIT_SIDE = 1"
+    units_of_one_tile = "from qpnuclei.pipeline import layout\nlayout.UNIT_SIDE = 1"
     with started(project, *SLOW, program=units_of_one_tile) as run:
         assert run.stderr is not None
         assert any(" 1 of " in line for line in run.stderr)
@@ -642,7 +642,7 @@ def test_a_batch_system_ends_a_run_and_the_next_goes_on(sample: Sample, qpnuclei
     shards = {path: path.stat() for path in folder.glob("shards/*/*.parquet")}
     assert 0 < len(shards) < 15
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("qpnuclei.pipeline.work.UNIT_SIDE", 1)
+        patched.setattr("qpnuclei.pipeline.layout.UNIT_SIDE", 1)
         assert qpnuclei("run", project, *SLOW, "--quiet", "--workers", "1").exit_code == 0
     assert list((project / "qpnuclei").iterdir()) == [folder]
     assert {path: path.stat() for path in shards} == shards

@@ -61,7 +61,10 @@ def test_slides_in_results_out_and_the_same_command_adds_new_ones(
     command = ("run", slides, "-o", results, "--mpp", "0.25", *RUN)
     (slides / "broken.tif").write_bytes(b"II*\0")
 
-    assert qpnuclei(*command, "--dry-run").exit_code == 1  # the broken one
+    planned = qpnuclei(*command, "--dry-run")
+    assert planned.exit_code == 1  # the broken one
+    # A project that will not be there is not named.
+    assert "project.qpproj" not in planned.stdout + planned.stderr
     assert not results.exists()
     assert qpnuclei(*command).exit_code == 1
 

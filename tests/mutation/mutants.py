@@ -37,6 +37,13 @@ _NATIVE = "tests/qupath/test_native.py"
 MUTANTS = (
     # Saving
     Mutant(
+        "what a user has locked is replaced",
+        "pipeline/image_plan.py",
+        " - self.locked.ids",
+        "",
+        ("tests/pipeline/test_locked.py", "-k", "stay_and_nothing"),
+    ),
+    Mutant(
         "more changes than was asked for",
         "qupath/native.py",
         "if _digest(data_file) != kept:",

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import shapely
 
-from qpnuclei.pipeline import work
+from qpnuclei.pipeline import layout
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.native import open_project
 from tests.cli.test_one_bad_apple import IMAGE, annotate
@@ -123,7 +123,7 @@ def main(workplace: Path, kills: int, seed: int, images: int) -> None:
     import qpnuclei.pipeline.run
     import qpnuclei.segmentation.predictor  # noqa: F401 - what a run imports later
 
-    work.UNIT_SIDE = 1
+    layout.UNIT_SIDE = 1
     pristine = make_project(workplace / "pristine", images)
     place = workplace / "place"
 

@@ -10,8 +10,9 @@ from PIL import Image
 from qpnuclei.choices import IGNORE_CLASS
 from qpnuclei.errors import MppError, UsageError
 from qpnuclei.pipeline.artefacts import mark_artefacts
-from qpnuclei.pipeline.plan import RunOptions, plan_images
-from qpnuclei.pipeline.run import plan_run
+from qpnuclei.pipeline.image_plan import plan_images
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.phases import plan_run
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass

@@ -18,8 +18,9 @@ from qpnuclei.nuclei.store import temporary_shards
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.pipeline.cells import add_cells, measured_cells
 from qpnuclei.pipeline.infer import intensities
-from qpnuclei.pipeline.plan import RunOptions
-from qpnuclei.pipeline.run import analyse_project, commit_run, infer_run, plan_run
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.phases import commit_run, infer_run, plan_run
+from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.counts import count_project
 from qpnuclei.qupath.geojson.importing import image_of_file, import_file
@@ -123,7 +124,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> NativeProject:
     project = open_project(make_project(folder / "place", 2) / "project")
     options = replace(OPTIONS, geojson_dir=folder / "geojson", parquet_dir=folder / "parquet")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qpnuclei.pipeline.work.UNIT_SIDE", 1)  # four units in each image
+        patch.setattr("qpnuclei.pipeline.layout.UNIT_SIDE", 1)  # four units in each image
         summary = analyse_project(project, project.images, options)
     assert summary.failures == []
     assert summary.nuclei > 20
@@ -198,7 +199,7 @@ def test_copies_of_a_run_hold_cells(done: NativeProject, tmp_path: Path) -> None
 def test_another_distance_needs_no_new_units(
     done: NativeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qpnuclei.pipeline.work.UNIT_SIDE", 1)
+    monkeypatch.setattr("qpnuclei.pipeline.layout.UNIT_SIDE", 1)
     project = open_project(make_project(tmp_path / "place", 1) / "project")
     options = replace(OPTIONS, cell_expansion_um=1.0, run_dir=tmp_path / "run")
     folder, plan, _ = plan_run(project, project.images, options)

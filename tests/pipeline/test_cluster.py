@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +16,14 @@ from pathlib import Path
 import pytest
 
 from qpnuclei.errors import NotFoundError, UsageError
-from qpnuclei.pipeline import remote
+from qpnuclei.pipeline import cluster, remote
 from qpnuclei.pipeline.cluster import cluster_of
 from qpnuclei.pipeline.computing import computing
 from qpnuclei.pipeline.executors import Task
-from qpnuclei.pipeline.plan import RunOptions
-from qpnuclei.pipeline.run import analyse_project, plan_run
+from qpnuclei.pipeline.layout import layout_of
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.phases import plan_run
+from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.units import Conduct
 from qpnuclei.qupath.native import open_project
 from tests.paths import ROOT
@@ -27,8 +31,13 @@ from tests.pipeline.killing import found, make_project
 
 
 @contextmanager
-def processes(folder: Path, workers: int) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    """Begin a scheduler, to which a dead worker is enough to give a unit up, and workers."""
+def processes(
+    folder: Path, *options: str
+) -> Iterator[tuple[str, Callable[[], subprocess.Popen[bytes]]]]:
+    """Begin a scheduler, to which a dead worker is enough to give a unit up.
+
+    Yields its address, and what begins a worker.
+    """
     file = folder / "scheduler.json"
     environment = {
         **os.environ,
@@ -51,12 +60,10 @@ def processes(folder: Path, workers: int) -> Iterator[tuple[str, list[subprocess
         here = "--host", "127.0.0.1", "--no-dashboard"
         start("scheduler", *here, "--port", "0", "--scheduler-file", str(file))
         for_gpus = "--nthreads", "1", "--no-nanny", "--resources", "GPU=1"
-        started = [
-            start("worker", *here, *for_gpus, "--scheduler-file", str(file)) for _ in range(workers)
-        ]
         while not file.exists():
             time.sleep(0.05)
-        yield str(file), started
+        of_this = "--scheduler-file", str(file)
+        yield str(file), lambda: start("worker", *here, *for_gpus, *of_this, *options)
 
 
 @pytest.mark.slow
@@ -67,7 +74,8 @@ def test_a_worker_of_a_cluster_that_is_killed_changes_nothing(
     undisturbed = open_project(other / "project")
     project = open_project(place / "project")
     seen: list[str] = []
-    with processes(tmp_path, 2) as (address, workers):
+    with processes(tmp_path) as (address, begin_worker):
+        workers = [begin_worker(), begin_worker()]
         assert analyse_project(undisturbed, undisturbed.images, quick).nuclei > 0
 
         def kill_one(image: str, *_: object) -> None:
@@ -84,6 +92,62 @@ def test_a_worker_of_a_cluster_that_is_killed_changes_nothing(
     assert [path.name for path in summary.run_dir.iterdir() if path.name.startswith(".")] == []
 
 
+#: What a worker runs first, maybe twice: it dies of one unit.
+DEADLY = """
+import os
+from qpnuclei.pipeline import remote
+
+healthy = remote.healthy = getattr(remote, "healthy", remote.compute_unit)
+
+def compute_unit(order):
+    if '"name":"0.tif"' in order.image and order.unit.name.startswith("00000-"):
+        os._exit(1)
+    return healthy(order)
+
+remote.compute_unit = compute_unit
+"""
+
+
+@pytest.mark.slow
+def test_a_unit_that_kills_its_workers_is_reported_and_a_run_without_workers_says_so(
+    tmp_path: Path,
+    quick: RunOptions,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    place = make_project(tmp_path / "place", 2)
+    project = open_project(place / "project")
+    caplog.set_level(logging.INFO, "qpnuclei")
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    monkeypatch.setattr(cluster, "_WORKERS_EVERY_S", 0.1)
+    monkeypatch.setattr(cluster, "_ALONE_AFTER_S", 0.1)
+    with processes(tmp_path, "--preload", str(tmp_path / "deadly.py")) as (address, begin_worker):
+        begin_worker()
+
+        class Listener(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                if "no workers with GPU" in record.getMessage():
+                    begin_worker()
+
+        log = logging.getLogger("qpnuclei.pipeline.cluster")
+        listener = Listener()
+        log.addHandler(listener)
+        conduct = Conduct(dask=address, unit_minutes=60)
+        try:
+            summary = analyse_project(project, project.images, quick, conduct=conduct)
+        finally:
+            log.removeHandler(listener)
+    assert [image.name for image in summary.images] == ["1.tif"]
+    (failure,) = summary.failures
+    assert failure.name == "0.tif"
+    assert "all of 1 workers that computed it have died" in failure.error.what
+    assert "units that take more than 60 minutes" in failure.error.hint
+    (line,) = (summary.run_dir / "failures.jsonl").read_text().splitlines()
+    assert json.loads(line)["tries"] == 3
+    assert "Ctrl-C ends it, and what is finished is kept" in caplog.text
+    assert "the Dask scheduler has workers again: the run goes on" in caplog.text
+
+
 def test_where_a_worker_does_not_see_the_folder_it_sends_the_shard(
     tmp_path: Path, quick: RunOptions
 ) -> None:
@@ -91,7 +155,7 @@ def test_where_a_worker_does_not_see_the_folder_it_sends_the_shard(
     project = open_project(place / "project")
     folder, plan, _ = plan_run(project, project.images, quick)
     (image,) = plan.images
-    layout = image.layout(plan.spec(), quick)
+    layout = layout_of(image, plan.spec(), quick)
     task = Task(image, layout, layout.units[0], folder)
     path = folder.shard(image, layout.units[0].name)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import shapely
 import tifffile
@@ -17,7 +18,8 @@ from qpnuclei.cli.app import app
 from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
-from qpnuclei.pipeline.plan import RunOptions, plan_images
+from qpnuclei.pipeline.image_plan import plan_images
+from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.positivity import classes_of_nuclei
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
@@ -90,7 +92,7 @@ def stained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NativeProject:
 
 def test_shares_of_a_picture_with_known_nuclei(stained: NativeProject, tmp_path: Path) -> None:
     _, brown, centres = tissue()
-    options = replace(OPTIONS, geojson_dir=tmp_path / "geojson")
+    options = replace(OPTIONS, geojson_dir=tmp_path / "geojson", parquet_dir=tmp_path / "tables")
     summary = analyse_project(stained, stained.images, options)
     assert (summary.nuclei, summary.failures) == (25, [])
     found = stained.images[0].read().detections
@@ -112,6 +114,10 @@ def test_shares_of_a_picture_with_known_nuclei(stained: NativeProject, tmp_path:
     (path,) = (tmp_path / "geojson").iterdir()
     written = Counter(item.path_class.name for item in read_objects(path))
     assert written == Counter(expected)
+    (path,) = (tmp_path / "tables").iterdir()
+    table = pq.read_table(path)
+    of_id = dict(zip(map(str, found.ids), found.class_names, strict=True))
+    assert table["class"].to_pylist() == [of_id[own_id] for own_id in table["id"].to_pylist()]
 
     # Another run, with grades and cells, has them in place of these, in the project's colours.
     classes_path = stained.classes_path

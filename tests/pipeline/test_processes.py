@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from qpnuclei.cli.app import app
 from qpnuclei.errors import ModelError, WorkerError
 from qpnuclei.pipeline import processes, remote
-from qpnuclei.pipeline.plan import RunOptions
+from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.units import Conduct
 from qpnuclei.qupath.native import open_project

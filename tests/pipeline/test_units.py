@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 
 from qpnuclei.errors import FormatError
 from qpnuclei.nuclei.table import NucleiTable, concatenate
-from qpnuclei.pipeline import work
+from qpnuclei.pipeline import layout
 from qpnuclei.pipeline.infer import find_nuclei, join_tiles, measure_tiles
-from qpnuclei.pipeline.plan import RunOptions
+from qpnuclei.pipeline.layout import divide
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.plan_file import PlannedImage
+from qpnuclei.pipeline.plan_parts import PlannedRegion, PlannedSlide, PlannedStains
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.pipeline.shards import About, ImageNuclei, pack_unit, read_unit, write_image
 from qpnuclei.pipeline.tiles import plan_tiles
-from qpnuclei.pipeline.work import PlannedImage, PlannedRegion, PlannedSlide, PlannedStains, divide
 from qpnuclei.qupath.regions import Region
 from qpnuclei.segmentation.engine import EngineOptions, EngineSpec, engine_spec
 from qpnuclei.segmentation.foreign_engine import ForeignEngine
@@ -116,7 +118,7 @@ def test_units_on_their_own_see_few_pixels_more_than_one_sweep() -> None:
     assert len(tiles) == 17**2
     apart = sum(
         pixels_of_the_network(tiles.part(unit), spec.margin_px)
-        for unit in tiles.blocks(work.UNIT_SIDE)
+        for unit in tiles.blocks(layout.UNIT_SIDE)
     )
     together = pixels_of_the_network(tiles, spec.margin_px)
     assert 1 < apart / together < 1.06
@@ -149,7 +151,7 @@ def keys(tiles: TilePlan, options: RunOptions = OPTIONS, spec=SPEC, **changes) -
 
 
 def test_a_change_asks_for_the_units_that_depend_on_it_and_no_others(monkeypatch) -> None:
-    monkeypatch.setattr(work, "UNIT_SIDE", 1)
+    monkeypatch.setattr(layout, "UNIT_SIDE", 1)
     everything = [(0, 0, 420, 380)]
     tiles = planned(60, everything)
     same = keys(tiles)

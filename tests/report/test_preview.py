@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from qpnuclei.cli.app import app
 from qpnuclei.errors import SlideError, UsageError
 from qpnuclei.nuclei.ids import is_ours
-from qpnuclei.pipeline.plan import RunOptions
+from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.native import open_project

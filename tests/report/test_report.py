@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from qpnuclei.qupath.native import NativeImage, open_project
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.report import content
 from qpnuclei.report.page import ReportOptions, write_report
-from qpnuclei.report.runs import project_of, read_run, runs_of
+from qpnuclei.report.runs import Run, project_of, read_run, runs_of
 from tests.paths import SAMPLES
 from tests.report.conftest import NAME, Made
 from tests.report.pages import Page, same
@@ -34,7 +35,6 @@ def test_numbers_are_those_of_the_export(made: Made) -> None:
     assert len(rows) == len(shown) == 3
     names = {
         "annotation": "annotation",
-        "type": "type",
         "class": "class",
         "status": "status",
         "mm²": "area_mm2",
@@ -124,6 +124,42 @@ def test_seams_are_where_the_tiles_of_the_run_met(
     assert set(ys) <= tops
 
 
+def test_positive_nuclei_are_counted_and_drawn_apart(
+    made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = content.counted_image
+
+    def graded(*args: Any, **options: Any) -> Any:
+        image = real(*args, **options)
+        detections = image.objects.detections
+        number = len(detections.ids)
+        names = ["Nucleus: Positive" if i % 3 == 0 else "Nucleus: Negative" for i in range(number)]
+        dab = {**detections.measurements, "DAB: Mean": np.linspace(0, 1, number)}
+        changed = Detections(
+            *(detections.ids, detections.kinds, names, detections.geometries),
+            *(detections.centroids, detections.planes, detections.parents, dab),
+        )
+        return replace(image, objects=replace(image.objects, detections=changed))
+
+    monkeypatch.setattr(content, "counted_image", graded)
+    path = tmp_path / "page.html"
+    runs = runs_of(made.project.path.parent)
+    assert write_report(made.project, made.project.images, path, runs) == []
+    page = Page.of(path)
+    drawn = [value for tag, name, value in page.attributes if (tag, name) == ("path", "class")]
+    assert {"nucleus", "nucleus positive"} <= set(drawn)
+    crops = [caption for caption in page.captions if " positive" in caption]
+    assert crops
+    for caption in crops:
+        nuclei, positive = re.findall(r"(\d+) (?:nuclei|positive)", caption)
+        assert 0 < int(positive) < int(nuclei)
+    assert any("DAB, mean" in caption for caption in page.captions)
+    shares = [row["Nucleus: Positive %"].value for row in page.table("annotation", "per mm²")]
+    assert all(share == pytest.approx(100 / 3, abs=10) for share in shares)
+    assert "outlined in yellow" in page.text
+    assert "outlined in yellow" not in made.page.text
+
+
 def test_it_says_what_was_run_and_how_to_cite_it(made: Made) -> None:
     record = json.loads((made.path.parent / "run.json").read_text())
     text = " ".join(made.page.text.split())
@@ -147,6 +183,27 @@ def test_a_project_is_reported_with_what_its_runs_noted(made: Made, tmp_path: Pa
     assert not any("seam" in caption for caption in bare.captions)
     assert bare.table("annotation", "check") == made.page.table("annotation", "check")
     assert "No run of qpnuclei is recorded" in bare.text
+
+
+def test_an_image_that_the_last_run_did_not_finish_says_so(made: Made, tmp_path: Path) -> None:
+    (entry,) = made.project.images
+    failed = {"entry": entry.id, "image": entry.name, "error": "its tiles <cannot> be read"}
+    failing = Run(tmp_path / "run.json", {"failures": [failed]})
+    (done,) = runs_of(made.project.path.parent)
+    path = tmp_path / "page.html"
+
+    def text(*runs: Run) -> str:
+        write_report(made.project, made.project.images, path, runs)
+        return " ".join(Page.of(path).text.split())
+
+    after = text(failing, done)
+    assert "its tiles <cannot> be read (its numbers are those of an earlier run)" in after
+    assert "did not finish this image: its tiles <cannot> be read. What is shown is of" in after
+    never = text(failing)
+    assert "its tiles <cannot> be read" in never
+    assert "earlier run" not in never
+    # What failed first and was done later is done.
+    assert "its tiles" not in text(done, failing)
 
 
 def test_detections_of_other_programs_count_where_no_run_was(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import shapely
 
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.pipeline.infer import find_nuclei
-from qpnuclei.pipeline.plan import RunOptions
+from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.plausibility import check
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection

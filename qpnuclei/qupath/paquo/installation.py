@@ -13,7 +13,6 @@ import os
 import platform
 import re
 import sys
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +131,8 @@ def paquo_settings() -> dict[str, Any]:
 
 
 def _user_settings() -> list[tuple[str, Any]]:
+    import tomllib
+
     path = settings_file()
     try:
         return list(tomllib.loads(path.read_text("utf-8")).items())
@@ -144,6 +145,8 @@ def _user_settings() -> list[tuple[str, Any]]:
 def _from_environment(text: str, default: object) -> Any:
     if isinstance(default, str):
         return text
+    import tomllib
+
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

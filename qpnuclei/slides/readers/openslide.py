@@ -10,10 +10,9 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import openslide
-from PIL import ImageCms
 
 from qpnuclei.errors import SlideError
 from qpnuclei.slides.pixels import RGB
@@ -26,6 +25,9 @@ from qpnuclei.slides.readers.reader import (
     reading,
     refuse_series,
 )
+
+if TYPE_CHECKING:
+    import openslide
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ def open_with_openslide(path: Path, kind: Format, series: int | None = None) -> 
     qpnuclei.errors.SlideError
         If OpenSlide cannot read it, takes it for something else, or it is fluorescence.
     """
+    import openslide
+
     refuse_series(path, series)
     with reading(path):
         _check_folder(path, kind)
@@ -141,6 +145,9 @@ class OpenSlideReader:
     @property
     def icc_profile(self) -> bytes | None:
         """The ICC profile in the file; None if there is none."""
+        import openslide
+        from PIL import ImageCms
+
         try:
             profile = self._slide.color_profile
         except (ImageCms.PyCMSError, openslide.OpenSlideError):
@@ -179,6 +186,8 @@ class OpenSlideReader:
         return region[y - y0 : y - y0 + height, x - x0 : x - x0 + width]
 
     def _read_at(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
+        import openslide
+
         downsample = self._slide.level_downsamples[level]
         location = round(x * downsample), round(y * downsample)
         try:

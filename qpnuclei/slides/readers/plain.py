@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from qpnuclei.errors import SlideError
 from qpnuclei.slides.readers.memory import ArrayReader
@@ -20,6 +20,9 @@ from qpnuclei.slides.readers.reader import (
     refuse_series,
     warn_once,
 )
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +41,8 @@ def open_plain(path: Path, series: int | None = None) -> SlideReader:
     qpnuclei.errors.SlideError
         If it is damaged, too large, or not 8-bit grey or RGB.
     """
+    from PIL import Image
+
     refuse_series(path, series)
     with reading(path, "is damaged"), warnings.catch_warnings():
         # Slides are large; only Pillow's hard limit is kept.

@@ -1,40 +1,23 @@
-"""What a run is asked to do, and what that means for each image of a project."""
+"""What a run has to do in one image of a project."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import shapely
 
-from qpnuclei.choices import (
-    DEFAULT_MAX_NUCLEUS_UM,
-    DEFAULT_SIMPLIFY_UM,
-    DEFAULT_TILE_PX,
-    IGNORE_CLASS,
-    NUCLEUS_CLASS,
-    OnExisting,
-    Precision,
-)
-from qpnuclei.errors import (
-    ConflictError,
-    FormatError,
-    QpnucleiError,
-    UsageError,
-    standing_alone,
-)
-from qpnuclei.models.registry import DEFAULT_MODEL
+from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
 from qpnuclei.nuclei.ids import made_id
-from qpnuclei.pipeline.positivity import check_thresholds, require_dab, require_some_dab
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.positivity import require_dab, require_some_dab
 from qpnuclei.pipeline.selection import (
     TISSUE_CLASS,
-    Selection,
+    Locked,
     our_tissue,
     ours_within,
     select_regions,
@@ -46,100 +29,18 @@ from qpnuclei.qupath.analysed import Record, Status
 from qpnuclei.qupath.areas import polygonal
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Annotation, ImageEntry, ImageObjects
-from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
+from qpnuclei.qupath.pixel_size import pixel_size
 from qpnuclei.qupath.regions import Region, same_outline
-from qpnuclei.segmentation.engine import EngineOptions, EngineSpec, engine_spec
+from qpnuclei.segmentation.engine import EngineSpec, engine_spec
 from qpnuclei.slides.remix import has_dab
 from qpnuclei.slides.resolution import Scale, working_downsample
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
-from qpnuclei.system.threads import available_cores
 from qpnuclei.tiling.plan import TilePlan
 
 if TYPE_CHECKING:
     from qpnuclei.slides.slide import Slide
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What ``qpnuclei run`` is asked to do; the command's help explains each option.
-
-    Raises
-    ------
-    UsageError
-        If the class of the detections is empty, the thresholds of positive nuclei make no classes,
-        or what `qc` marks would not be excluded.
-
-    Examples
-    --------
-    >>> options = RunOptions(Selection(classes=("Tumor",)), model="default", device="cpu")
-    >>> options.class_name, options.on_existing
-    ('Nucleus', 'replace')
-    """
-
-    selection: Selection
-    model: str = DEFAULT_MODEL
-    device: str = "auto"
-    precision: Precision = "auto"
-    tta: bool = False
-    mpp: float | None = None
-    mpp_only_missing: bool = False
-    mpp_by_image: Mapping[str, float] = field(default_factory=dict)
-    tissue_annotation: bool = True
-    qc: bool = False
-    class_name: str = NUCLEUS_CLASS
-    on_existing: OnExisting = "replace"
-    tile_px: int = DEFAULT_TILE_PX
-    batch_size: int | None = None
-    workers: int = field(default_factory=available_cores)
-    max_nucleus_um: float = DEFAULT_MAX_NUCLEUS_UM
-    simplify_um: float = DEFAULT_SIMPLIFY_UM
-    threshold: float | None = None
-    min_area_um2: float = 0.0
-    cell_expansion_um: float = 0.0
-    positive_thresholds: tuple[float, ...] = ()
-    geojson_dir: Path | None = None
-    parquet_dir: Path | None = None
-    run_dir: Path | None = None
-    force: bool = False
-    images: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.class_name.strip():
-            raise UsageError("the class of the detections is empty", "name it with --class")
-        check_thresholds(self.positive_thresholds, self.class_name)
-        if self.qc and not self.selection.excludes_class(IGNORE_CLASS):
-            raise UsageError(
-                f"--qc marks areas as {IGNORE_CLASS}, and --exclude does not leave them out",
-                f"add --exclude '{IGNORE_CLASS}'",
-            )
-
-    @property
-    def pixel_sizes(self) -> AskedMpp:
-        """What the user says about pixel sizes."""
-        return AskedMpp(self.mpp, self.mpp_only_missing, self.mpp_by_image)
-
-    @property
-    def engine(self) -> EngineOptions:
-        """How the engine is to work."""
-        return EngineOptions(
-            self.device,
-            8 if self.tta else 1,
-            self.precision,
-            self.workers,
-            self.batch_size,
-            self.threshold,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the options as JSON types."""
-        content: dict[str, Any] = {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in dataclasses.asdict(self).items()
-        }
-        content["selection"]["ids"] = [str(identifier) for identifier in self.selection.ids]
-        return content
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +73,8 @@ class ImagePlan:
         Annotations of tissue that earlier runs made, which the run removes.
     marker : str
         What the run leaves in the image to be known by.
+    locked : Locked
+        Those of `existing` that stay, because a user has locked them.
     """
 
     entry: ImageEntry
@@ -188,6 +91,12 @@ class ImagePlan:
     outdated: frozenset[UUID] = frozenset()
     notes: tuple[str, ...] = ()
     marker: str = ""
+    locked: Locked = field(default_factory=Locked)
+
+    @property
+    def replaceable(self) -> frozenset[UUID]:
+        """The detections of earlier runs that a run with ``on_existing="replace"`` removes."""
+        return frozenset[UUID]().union(*self.existing) - self.locked.ids
 
     @property
     def megapixels(self) -> float:
@@ -334,7 +243,7 @@ def plan_image(
     return ImagePlan(
         entry=entry,
         fingerprint=objects.fingerprint,
-        taken=_ids(objects),
+        taken=ids_of_detections(objects),
         scale=scale,
         mpp_source=mpp_source,
         stains=entry.stains or DEFAULT_HE,
@@ -352,57 +261,8 @@ def plan_image(
         tissue=tissue,
         outdated=frozenset(a.id for a in outdated if a.id is not None),
         notes=tuple(notes),
+        locked=Locked.of(objects.detections, existing),
     )
-
-
-def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
-    """Return the plan for an image that was saved by someone else after it was planned.
-
-    The tiles and with them the nuclei are as before, so that the annotations must be where they
-    were; everything else of the image may have changed.
-
-    Raises
-    ------
-    ConflictError
-        If an annotation is gone or has another outline, the file cannot be read, or another run
-        has written into an annotation that ``on_existing`` protects.
-    """
-    try:
-        objects = plan.entry.read()
-    except FormatError as error:
-        raise ConflictError(error.what, error.hint) from error
-    there = {annotation.id for annotation in objects.annotations}
-    outdated = plan.outdated & there
-    tissue = plan.tissue
-    if tissue is None:
-        regions = [Region(_same_annotation(r, objects), r.geometry) for r in plan.regions]
-    else:
-        tissue = dataclasses.replace(tissue, handle=len(objects.annotations) - len(outdated))
-        regions = [Region(tissue, plan.regions[0].geometry)]
-    existing = ours_within(regions, objects.detections)
-    if options.on_existing in ("skip", "error") and any(existing):
-        name = next(r.label for r, ids in zip(regions, existing, strict=True) if ids)
-        raise ConflictError(f"qpnuclei wrote detections into {name} meanwhile")
-    return dataclasses.replace(
-        plan,
-        fingerprint=objects.fingerprint,
-        taken=_ids(objects),
-        regions=regions,
-        existing=existing,
-        record=Record.of(objects.properties, f"image {plan.entry.name}"),
-        tissue=tissue,
-        outdated=outdated,
-    )
-
-
-def regions_now(plan: ImagePlan, objects: ImageObjects) -> list[Region]:
-    """Return a plan's regions with their annotations as a later state of the image has them."""
-    return [
-        Region(_find_annotation(region.annotation, objects) or region.annotation, region.geometry)
-        if region.annotation
-        else region
-        for region in plan.regions
-    ]
 
 
 def _annotated(
@@ -441,27 +301,6 @@ def _is_analysed(region: Region, record: Record) -> bool:
     return known is not None and record.status(known) is Status.ANALYSED
 
 
-def _ids(objects: ImageObjects) -> frozenset[UUID]:
+def ids_of_detections(objects: ImageObjects) -> frozenset[UUID]:
+    """Return the UUIDs of the detections of an image that have one."""
     return frozenset(own_id for own_id in objects.detections.ids if own_id is not None)
-
-
-def _same_annotation(region: Region, objects: ImageObjects) -> Annotation | None:
-    """Find the annotation of a region among the objects of a later state of the image."""
-    wanted = region.annotation
-    if wanted is None:
-        return None
-    found = _find_annotation(wanted, objects)
-    if found is None:
-        raise ConflictError(
-            f"the annotation {wanted.label} is gone, or has another outline meanwhile"
-        )
-    return found
-
-
-def _find_annotation(wanted: Annotation, objects: ImageObjects) -> Annotation | None:
-    for found in objects.annotations:
-        # QuPath gives a UUID to what was saved without one.
-        is_wanted = found.id == wanted.id if wanted.id else found.name == wanted.name
-        if is_wanted and same_outline(found.geometry, wanted.geometry):
-            return found
-    return None

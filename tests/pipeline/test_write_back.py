@@ -15,11 +15,13 @@ import shapely
 from qpnuclei.errors import ConflictError, FormatError, QpnucleiError, SaveError, UsageError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
-from qpnuclei.pipeline.commit import NewNuclei, new_nuclei, write_back
 from qpnuclei.pipeline.folder import choose_folder
-from qpnuclei.pipeline.plan import ImagePlan, RunOptions
+from qpnuclei.pipeline.image_plan import ImagePlan
+from qpnuclei.pipeline.new_nuclei import NewNuclei, new_nuclei
+from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.positivity import NucleusClasses
 from qpnuclei.pipeline.selection import Selection, ours_within, select_regions
+from qpnuclei.pipeline.write_back import write_back
 from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.names import file_stem
@@ -139,6 +141,7 @@ def test_every_nucleus_goes_under_its_region_from_whatever_table(
     number = copy["Area µm^2"].to_numpy().astype(int)
     labels = np.array([region.label for region in plan.regions])
     assert copy["annotation"].to_pylist() == labels[owner[number]].tolist()
+    assert set(copy["class"].to_pylist()) == {"Nucleus"}
     outlines = shapely.from_wkb(np.array(copy["geometry"].to_pylist(), dtype=object))
     assert shapely.equals(outlines, whole.take(number).polygons()).all()
     np.testing.assert_array_equal(copy["centroid_x_px"].to_numpy(), whole.centroids()[number, 0])

@@ -6,14 +6,19 @@ from contextlib import suppress
 from dataclasses import replace
 
 from qpnuclei.errors import SaveError
-from qpnuclei.pipeline.commit import NewNuclei, loss_note, new_nuclei, write_back, write_copies
+from qpnuclei.pipeline.copies import write_copies
 from qpnuclei.pipeline.folder import RunFolder
-from qpnuclei.pipeline.plan import ImagePlan, RunOptions, regions_now
+from qpnuclei.pipeline.image_plan import ImagePlan, ids_of_detections
+from qpnuclei.pipeline.layout import Layout, layout_of
+from qpnuclei.pipeline.new_nuclei import NewNuclei, new_nuclei
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.plan_file import PlannedImage
 from qpnuclei.pipeline.plausibility import Check
-from qpnuclei.pipeline.selection import ours_within
+from qpnuclei.pipeline.replan import regions_now
+from qpnuclei.pipeline.selection import Locked, ours_within
 from qpnuclei.pipeline.shards import About, ImageNuclei
 from qpnuclei.pipeline.summary import ImageResult, RegionResult
-from qpnuclei.pipeline.work import Layout, PlannedImage
+from qpnuclei.pipeline.write_back import loss_note, write_back
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.counts import CountedImage, count_in_regions
 from qpnuclei.qupath.model import ImageEntry, ImageObjects, Project
@@ -46,11 +51,7 @@ def commit_image(
     doubts = Check(about.checks[0], tuple(about.checks[1:]))
     nuclei = new_nuclei(of_image, found, options, doubts)
     result = _result(image, layout, of_image, nuclei, about)
-    replaced = (
-        len(frozenset[object]().union(*of_image.existing))
-        if options.on_existing == "replace"
-        else 0
-    )
+    replaced = len(of_image.replaceable) if options.on_existing == "replace" else 0
     # A run that is killed once the project is saved knows by it what it has done.
     path = folder.result_path(image)
     with suppress(SaveError):
@@ -85,7 +86,7 @@ def committed_image(
     if known is not None and known[1]:
         return known[0]
     # A kill came between the save and what follows it.
-    layout = image.layout(spec, options)
+    layout = layout_of(image, spec, options)
     found = ImageNuclei(folder.shard(image, layout.name), layout.key)
     about = found.about
     doubts = Check(about.checks[0], tuple(about.checks[1:]))
@@ -98,6 +99,11 @@ def committed_image(
         with suppress(SaveError):
             result.save(folder.make_for(path), is_saved=True)
     return result
+
+
+def device_of(folder: RunFolder, image: PlannedImage, layout: Layout) -> str:
+    """Return where the network ran on an image, whoever did it and when."""
+    return ImageNuclei(folder.shard(image, layout.name), layout.key).about.device
 
 
 def _result(
@@ -125,6 +131,8 @@ def _result(
         seconds=dict(about.seconds or {}),
         waited=dict(about.waited or {}),
         notes=image.notes,
+        locked=len(plan.locked.ids),
+        as_locked=nuclei.as_locked,
     )
 
 
@@ -142,7 +150,7 @@ def _image_plan(
         entry=entry,
         # If that is another one now, the save is refused.
         fingerprint=image.data,
-        taken=frozenset(own_id for own_id in objects.detections.ids if own_id is not None),
+        taken=ids_of_detections(objects),
         scale=image.scale,
         mpp_source=image.mpp_source,
         stains=image.stain_vectors,
@@ -154,6 +162,7 @@ def _image_plan(
         outdated=frozenset(image.outdated),
         notes=image.notes,
         marker=image.marker,
+        locked=Locked.of(objects.detections, existing),
     )
 
 

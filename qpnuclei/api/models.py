@@ -1,0 +1,244 @@
+"""Models in Python: train, adapt, evaluate."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qpnuclei.models.registry import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from qpnuclei.evaluation.report import Report
+    from qpnuclei.training.adaptation import Adaptation
+    from qpnuclei.training.callbacks import TrainingResult, Watcher
+
+
+def train(
+    sources: Sequence[str | os.PathLike[str]],
+    folder: str | os.PathLike[str],
+    config: str = "student",
+    settings: Mapping[str, Any] | None = None,
+    *,
+    mpp: float | None = None,
+    roi: Sequence[str] = (),
+    device: str = "auto",
+    seed: int = 0,
+    validation: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    watcher: Watcher | None = None,
+) -> TrainingResult:
+    """Train a model on unlabelled tissue: what ``qpnuclei train`` does, in one process.
+
+    Parameters
+    ----------
+    sources : sequence of path-like
+        Slides, images, folders of them, or QuPath projects.
+    folder : path-like
+        For the model and all other output.
+    config : str
+        Name of a recipe, or its YAML file.
+    settings : mapping, optional
+        Fields of the recipe to change.
+    mpp : float, optional
+        µm/px of all sources and validation images, over what the files say.
+    roi : sequence of str
+        Of projects, only what lies in annotations of these classes.
+    device : str
+        See `qpnuclei.models.device.resolve_device`.
+    seed : int
+    validation : path-like, optional
+        Labelled images that choose the epoch and the post-processing.
+    resume : bool
+        Continue the training in `folder`.
+    watcher : Watcher, optional
+        Is told of the progress, and may stop the training.
+
+    Raises
+    ------
+    qpnuclei.errors.QpnucleiError
+        If the recipe, the sources or the folder do not allow the training, or it went wrong.
+
+    Examples
+    --------
+    Far too small and short to learn anything:
+
+    >>> import numpy as np
+    >>> from PIL import Image
+    >>> noise = np.random.default_rng(0).normal((200, 130, 170), 25, (256, 256, 3))
+    >>> Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save("patch.png")
+    >>> tiny = {"width": 4, "dilations": [1], "scale_width": 4, "scales": [0.25, 0.5],
+    ...     "tile_px": 112, "crop_px": 64, "batch_size": 2, "batches_per_epoch": 1, "epochs": 1}
+    >>> result = train(["patch.png"], "training", "anchored", tiny, mpp=0.25, device="cpu")
+    >>> result.epochs, result.model.name
+    (1, 'model.safetensors')
+    """
+    from qpnuclei.models.device import resolve_device
+    from qpnuclei.training.config import read_recipe
+    from qpnuclei.training.sources import find_sources
+    from qpnuclei.training.train import train_model
+
+    found = find_sources(
+        [Path(source) for source in sources], mpp=() if mpp is None else [mpp], roi=roi
+    )
+    return train_model(
+        {**read_recipe(config), **(settings or {})},
+        found,
+        Path(folder),
+        device=resolve_device(device),
+        seed=seed,
+        validation=None if validation is None else Path(validation),
+        mpp=mpp,
+        resume=resume,
+        watcher=watcher,
+    )
+
+
+def adapt(
+    sources: Sequence[str | os.PathLike[str]],
+    folder: str | os.PathLike[str],
+    model: str = DEFAULT_MODEL,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    images: Sequence[str] = (),
+    roi: Sequence[str] = (),
+    corrections: Sequence[str] = (),
+    truth_class: Sequence[str] = (),
+    mpp: float | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    resume: bool = False,
+    watcher: Watcher | None = None,
+) -> Adaptation:
+    """Adapt a model to slides of one's own: what ``qpnuclei adapt`` does.
+
+    Parameters
+    ----------
+    sources : sequence of path-like
+        Projects, slides, image patches or folders of them.
+    folder : path-like
+        New, for the model, its card, and what changed.
+    model : str
+        To start from: a name, or the file of a student.
+    settings : mapping, optional
+        Fields of the recipe ``adapted`` to change.
+    images : sequence of str
+        Names or patterns of images of the projects; all by default.
+    roi : sequence of str
+        Learn only inside annotations of these classes.
+    corrections : sequence of str
+        Classes of the annotations of the projects in which every nucleus is drawn: learn from
+        these nuclei as well.
+    truth_class : sequence of str
+        Classes of the drawn nuclei; ``Nucleus`` by default.
+    mpp : float, optional
+        µm/px of all sources, over whatever they say.
+    device : str
+        See `qpnuclei.segmentation.engine.EngineOptions`.
+    seed : int
+        Of all random choices.
+    resume : bool
+        Go on with the run in `folder`.
+    watcher : Watcher, optional
+        Is told of the progress, and may stop it.
+
+    Raises
+    ------
+    qpnuclei.errors.QpnucleiError
+        If the model, the sources, the boxes or the folder do not allow it, or it went wrong.
+
+    Examples
+    --------
+    Far too short to learn anything:
+
+    >>> import numpy as np
+    >>> from PIL import Image
+    >>> y, x = np.mgrid[:320, :320]
+    >>> rgb = np.full((320, 320, 3), (225, 165, 200), np.uint8)
+    >>> rgb[(y % 64 - 32) ** 2 + (x % 64 - 32) ** 2 < 200] = (95, 60, 140)
+    >>> Image.fromarray(rgb).save("ours.png")
+    >>> short = {"first_round_batches": 1, "batch_size": 2, "crop_px": 64, "renditions": 0}
+    >>> result = adapt(["ours.png"], "adapted", settings=short, mpp=0.25, device="cpu")
+    >>> result.training.model.name, len(result.changes)
+    ('model.safetensors', 1)
+    """
+    from qpnuclei.evaluation.boxes import read_corrected
+    from qpnuclei.models.device import resolve_device
+    from qpnuclei.training.adaptation import adapt as adapt_model
+    from qpnuclei.training.sources import find_sources
+
+    paths = [Path(source) for source in sources]
+    found = find_sources(paths, mpp=() if mpp is None else [mpp], roi=roi, images=images)
+    drawn = read_corrected(paths, corrections, truth_class, images=images, mpp=mpp)
+    return adapt_model(
+        found,
+        Path(folder),
+        model=model,
+        settings=settings,
+        device=resolve_device(device),
+        seed=seed,
+        resume=resume,
+        watcher=watcher,
+        corrections=drawn.images,
+    )
+
+
+def evaluate(
+    dataset: str | os.PathLike[str],
+    model: str | None = None,
+    *,
+    split: str | None = None,
+    layout: str = "auto",
+    roi: Sequence[str] = (),
+    truth_class: Sequence[str] = (),
+    **options: Any,
+) -> Report:
+    """Measure a model on annotated images: what ``qpnuclei evaluate`` does.
+
+    Parameters
+    ----------
+    dataset : path-like
+        Folder of the images and their labels; or a project, with `roi`.
+    model : str, optional
+        As for ``qpnuclei run``; the default model if not given.
+    split : str, optional
+        Only the images of this split.
+    layout : str
+        Of the folder; see ``qpnuclei evaluate --format``.
+    roi : sequence of str
+        Of a project: classes of the annotations in which all nuclei are drawn.
+    truth_class : sequence of str
+        Classes of the drawn nuclei; see ``qpnuclei evaluate --truth-class``.
+    **options
+        Further fields of `qpnuclei.evaluation.assessment.AssessmentOptions`.
+
+    Raises
+    ------
+    qpnuclei.errors.QpnucleiError
+        If the model, the device, an image or its labels are not there or not usable.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> y, x = np.mgrid[:256, :256]
+    >>> nucleus = (y - 120) ** 2 + (x - 130) ** 2 < 256
+    >>> rgb = np.full((256, 256, 3), (235, 200, 225), np.uint8)
+    >>> rgb[nucleus] = (90, 60, 140)
+    >>> for folder, picture in (("images", rgb), ("labels", nucleus.astype(np.uint16))):
+    ...     Path("labelled", folder).mkdir(parents=True)
+    ...     Image.fromarray(picture).save(f"labelled/{folder}/one.png")
+    >>> report = evaluate("labelled", mpp=0.25, device="cpu")
+    >>> report.result.mean["recall"]
+    1.0
+    """
+    from qpnuclei.evaluation.assessment import AssessmentOptions, assess
+    from qpnuclei.evaluation.reading import read_annotated
+
+    chosen = AssessmentOptions(**options) if model is None else AssessmentOptions(model, **options)
+    read = read_annotated(
+        Path(dataset), layout, split, roi=roi, truth_classes=truth_class, mpp=chosen.mpp
+    )
+    return assess(read.images, {**read.described, "limit": None}, chosen, notes=read.notes)

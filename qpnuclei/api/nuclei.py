@@ -1,0 +1,143 @@
+"""Tables of nuclei and their files."""
+
+from __future__ import annotations
+
+import os
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qpnuclei.choices import NUCLEUS_CLASS
+from qpnuclei.errors import FormatError, NotFoundError
+from qpnuclei.nuclei.ids import NucleusIds
+from qpnuclei.nuclei.table import NucleiTable, concatenate
+from qpnuclei.qupath.model import PathClass
+from qpnuclei.qupath.names import NEW_CLASS_COLOR
+from qpnuclei.system.files import atomic_file
+
+if TYPE_CHECKING:
+    pass
+
+_PARQUET = ".parquet"
+#: The column of a Parquet table that holds outlines, as WKB.
+_GEOMETRY = "geometry"
+#: Columns of such a table that are not measurements.
+_CENTROIDS = tuple(f"centroid_{axis}_{unit}" for axis in "xy" for unit in ("px", "um"))
+
+
+def write_nuclei(
+    nuclei: NucleiTable, path: str | os.PathLike[str], class_name: str = NUCLEUS_CLASS
+) -> None:
+    """Write nuclei as GeoJSON that QuPath opens, or as GeoParquet.
+
+    Parameters
+    ----------
+    nuclei : NucleiTable
+    path : path-like
+        ``.geojson``, ``.geojson.gz`` or ``.parquet``. Replaced in one step.
+    class_name : str
+        Of the detections in QuPath; a Parquet table has none.
+
+    Raises
+    ------
+    UsageError
+        If the suffix is none of these.
+    qpnuclei.errors.SaveError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> import shapely
+    >>> nuclei = NucleiTable.from_polygons([shapely.box(2, 3, 9, 11)], {"Area µm^2": [3.5]})
+    >>> write_nuclei(nuclei, "nuclei.geojson")
+    >>> read_nuclei("nuclei.geojson").measurements["Area µm^2"].tolist()
+    [3.5]
+    """
+    from qpnuclei.qupath.geojson.writing import write_detections
+
+    path = Path(path)
+    outlines = [polygon.wkb for polygon in nuclei.polygons()]
+    if path.suffix.lower() == _PARQUET:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from qpnuclei.nuclei.exports.geoparquet import geo_metadata
+
+        table = pa.table({_GEOMETRY: pa.array(outlines, pa.binary()), **nuclei.measurements})
+        table = table.replace_schema_metadata(geo_metadata(["Polygon"] if outlines else []))
+        with atomic_file(path) as stream:
+            pq.write_table(table, stream)
+        return
+    digests = b"".join(blake2b(outline, digest_size=10).digest() for outline in outlines)
+    ids = NucleusIds(np.frombuffer(digests, np.uint8).reshape(-1, 10))
+    write_detections(path, nuclei, ids, PathClass(class_name, NEW_CLASS_COLOR))
+
+
+def read_nuclei(path: str | os.PathLike[str]) -> NucleiTable:
+    """Read nuclei from a file of `write_nuclei` or of a run, or GeoJSON that QuPath exported.
+
+    Parameters
+    ----------
+    path : path-like
+        ``.geojson``, ``.geojson.gz`` or ``.parquet``. Of GeoJSON, detections
+        are read, and cells by their nucleus, if they have one.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such file.
+    FormatError
+        If it cannot be read, or a nucleus is not one polygon.
+
+    Examples
+    --------
+    >>> import shapely
+    >>> nuclei = NucleiTable.from_polygons([shapely.box(2, 3, 9, 11)], {"Area µm^2": [3.5]})
+    >>> write_nuclei(nuclei, "nuclei.parquet")
+    >>> read_nuclei("nuclei.parquet").polygons()[0].bounds
+    (2.0, 3.0, 9.0, 11.0)
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise NotFoundError(f"{path} does not exist")
+    try:
+        return _from_parquet(path) if path.suffix.lower() == _PARQUET else _from_geojson(path)
+    except ValueError as error:
+        raise FormatError(f"{path}: {error}", "give detections, each one polygon") from error
+
+
+def _from_geojson(path: Path) -> NucleiTable:
+    from qpnuclei.qupath.geojson.reading import read_objects
+
+    tables = []
+    for found in read_objects(path):
+        if found.kind in ("detection", "cell"):
+            columns = {name: [value] for name, value in found.measurements.items()}
+            outline = found.geometry if found.nucleus is None else found.nucleus
+            tables.append(NucleiTable.from_polygons([outline], columns))
+    return concatenate(tables)
+
+
+def _from_parquet(path: Path) -> NucleiTable:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import shapely
+
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise FormatError(f"{path} is no Parquet table: {error}", "copy it again") from error
+    if _GEOMETRY not in table.column_names:
+        raise FormatError(
+            f"{path} has no column {_GEOMETRY!r}, but {', '.join(table.column_names)}",
+            "give a table that qpnuclei wrote",
+        )
+    measurements = {
+        field.name: table[field.name].to_numpy()
+        for field in table.schema
+        if pa.types.is_floating(field.type) and field.name not in _CENTROIDS
+    }
+    outlines = shapely.from_wkb(table[_GEOMETRY].to_pylist())
+    return NucleiTable.from_polygons(outlines, measurements)

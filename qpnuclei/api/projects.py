@@ -1,0 +1,213 @@
+"""Projects in Python: make, extend, count, report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qpnuclei.choices import Grouping
+from qpnuclei.qupath.counts import Row, count_project
+from qpnuclei.qupath.model import Project
+from qpnuclei.qupath.project import open_project
+from qpnuclei.qupath.regions import match_images
+
+if TYPE_CHECKING:
+    pass
+
+
+def create_project(
+    directory: str | os.PathLike[str],
+    slides: Sequence[str | os.PathLike[str]],
+    mpp: float | None = None,
+) -> Project:
+    """Make a QuPath project of Brightfield (H&E) images in a new folder.
+
+    Parameters
+    ----------
+    directory : path-like
+        New, or an empty folder.
+    slides : sequence of path-like
+    mpp : float, optional
+        Pixel size in µm/px of all slides; by default, that of each slide file.
+
+    Raises
+    ------
+    NotFoundError, qpnuclei.errors.SlideError
+        If a slide is missing or cannot be read.
+    qpnuclei.errors.MppError
+        If `mpp` is absurd.
+    UsageError
+        If the folder holds anything.
+    qpnuclei.errors.SaveError
+        If the project cannot be written; nothing is left behind.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> Image.new("RGB", (640, 480), "white").save("slide.png")
+    >>> project = create_project("project", ["slide.png"], mpp=0.25)
+    >>> [(image.name, image.calibration.mpp) for image in project.images]
+    [('slide.png', 0.25)]
+    """
+    from qpnuclei.qupath.create import create_from_slides
+
+    return create_from_slides(Path(directory), [Path(slide) for slide in slides], mpp)
+
+
+def add_slides(
+    project: str | os.PathLike[str],
+    slides: Sequence[str | os.PathLike[str]],
+    mpp: float | None = None,
+) -> Project:
+    """Add slides to a project as Brightfield (H&E) images: what ``qpnuclei project add`` does.
+
+    Those that it has already are passed over. Close the project in QuPath first.
+
+    Parameters
+    ----------
+    project : path-like
+    slides : sequence of path-like
+    mpp : float, optional
+        Pixel size in µm/px of the new slides; by default, that of each slide file.
+
+    Raises
+    ------
+    NotFoundError, qpnuclei.errors.SlideError
+        If there is no such project, or a slide is missing or cannot be read; nothing is added.
+    qpnuclei.errors.MppError
+        If `mpp` is absurd.
+    qpnuclei.errors.SaveError
+        If the project cannot be written; it is as it was.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> for name in ("first.png", "second.png"):
+    ...     Image.new("RGB", (640, 480), "white").save(name)
+    >>> project = create_project("growing", ["first.png"], mpp=0.25)
+    >>> project = add_slides("growing", ["first.png", "second.png"], mpp=0.25)
+    >>> [image.name for image in project.images]
+    ['first.png', 'second.png']
+    """
+    from qpnuclei.qupath import adding
+
+    return adding.add_slides(Path(project), [Path(slide) for slide in slides], mpp)[0]
+
+
+def count(
+    project: str | os.PathLike[str] | Project,
+    by: Grouping = "annotation",
+    *,
+    images: Sequence[str] = (),
+    roi_classes: Sequence[str] | None = None,
+    nucleus_classes: Sequence[str] | None = None,
+    mpp: float | None = None,
+) -> list[Row]:
+    """Count the detections of a project, as ``qpnuclei export`` does.
+
+    Parameters
+    ----------
+    project : path-like or Project
+    by : {"annotation", "class", "image"}
+        Meaning of a row.
+    images : sequence of str
+        Names or patterns (``*``, ``?``) of images; all by default.
+    roi_classes, nucleus_classes : sequence of str, optional
+        Only annotations, or detections, of these classes.
+    mpp : float, optional
+        µm/px of all the images, over what the project says.
+
+    Returns
+    -------
+    list of dict
+        One for each row of the table.
+
+    Raises
+    ------
+    UsageError, NotFoundError, FormatError
+        If there is no such project, image or class, or it cannot be read.
+
+    Examples
+    --------
+    A new project was not analysed yet, so the number of nuclei is unknown rather than 0:
+
+    >>> from PIL import Image
+    >>> Image.new("RGB", (640, 480), "white").save("glass.png")
+    >>> project = create_project("project-to-count", ["glass.png"], mpp=0.25)
+    >>> (row,) = count(project, by="image")
+    >>> row["image"], row["nuclei"]
+    ('glass.png', None)
+    """
+    opened = opened_project(project)
+    return count_project(
+        opened,
+        match_images(opened, tuple(images)),
+        by,
+        roi_classes=roi_classes,
+        nucleus_classes=nucleus_classes,
+        mpp=mpp,
+    )
+
+
+def write_report(
+    project: str | os.PathLike[str] | Project,
+    path: str | os.PathLike[str],
+    images: Sequence[str] = (),
+    *,
+    nucleus_classes: Sequence[str] | None = None,
+    mpp: float | None = None,
+) -> None:
+    """Write a page that shows what was found: what ``qpnuclei report`` does of a project.
+
+    Parameters
+    ----------
+    project : path-like or Project
+    path : path-like
+        The page, ``.html``. With more than 20 images, each has a page in a folder beside it.
+    images : sequence of str
+        Names or patterns (``*``, ``?``) of images; all by default.
+    nucleus_classes : sequence of str, optional
+        As for `count`; by default, in images where no run has been, all detections count.
+    mpp : float, optional
+        µm/px of all the images, over what the project says.
+
+    Raises
+    ------
+    UsageError, NotFoundError
+        If there is no such project or image, or `path` is not that of a page.
+    qpnuclei.errors.QpnucleiError
+        If an image cannot be read, or the page not be written; the others are in it.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> Image.new("RGB", (640, 480), "white").save("glass.png")
+    >>> project = create_project("project-to-see", ["glass.png"], mpp=0.25)
+    >>> write_report(project, "report.html")
+    >>> Path("report.html").read_text(encoding="utf-8")[:15]
+    '<!doctype html>'
+    """
+    from qpnuclei.qupath.pixel_size import AskedMpp
+    from qpnuclei.report.page import ReportOptions, write_report
+    from qpnuclei.report.runs import runs_of
+
+    opened = opened_project(project)
+    classes = None if nucleus_classes is None else tuple(nucleus_classes)
+    failures = write_report(
+        opened,
+        match_images(opened, tuple(images)),
+        Path(path),
+        runs_of(opened.path.parent),
+        ReportOptions(classes, AskedMpp(mpp)),
+    )
+    for _, error in failures:
+        raise error
+
+
+def opened_project(project: str | os.PathLike[str] | Project) -> Project:
+    """Open a project that is not open yet."""
+    if isinstance(project, str | os.PathLike):
+        return open_project(project)
+    return project

@@ -1,0 +1,272 @@
+"""Runs in Python: all of one, and its phases."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qpnuclei.api.projects import opened_project
+from qpnuclei.qupath.model import Project
+
+if TYPE_CHECKING:
+    from qpnuclei.pipeline.options import RunOptions
+    from qpnuclei.pipeline.summary import RunSummary
+
+
+def run(
+    project: str | os.PathLike[str] | Project,
+    options: RunOptions | None = None,
+    images: Sequence[str] = (),
+    progress: Callable[[str, int, int, int], None] = lambda image, done, tiles, nuclei: None,
+    *,
+    roi: Sequence[str] = (),
+    resume: bool = True,
+) -> RunSummary:
+    """Find the nuclei in the chosen annotations of a project and write them back as detections.
+
+    It is what ``qpnuclei run`` does: `plan`, `infer` and `commit`, image by image. Images that fail
+    are in the summary's `failures`.
+
+    Parameters
+    ----------
+    project : path-like or Project
+    options : RunOptions, optional
+        Which annotations, and how.
+    images : sequence of str
+        Names or patterns (``*``, ``?``) of images; all by default.
+    progress : callable
+        Called as ``progress(image name, tiles done, tiles in all, nuclei so far)``.
+    roi : sequence of str
+        Classes of the annotations to analyse, where no options are given.
+    resume : bool
+        Go on with a run of the same options that was not finished.
+
+    Raises
+    ------
+    qpnuclei.errors.QpnucleiError
+        If nothing was changed, because the request, the model or the device is wrong.
+
+    Examples
+    --------
+    A slide with two nuclei of 8 µm, and all of its tissue:
+
+    >>> import numpy as np
+    >>> from PIL import Image
+    >>> from qpnuclei import RunOptions, Selection, count, create_project
+    >>> y, x = np.mgrid[:256, :256]
+    >>> rgb = np.full((256, 256, 3), (235, 200, 225), np.uint8)
+    >>> rgb[((y - 80) ** 2 + (x - 80) ** 2 < 256) | ((y - 160) ** 2 + (x - 170) ** 2 < 256)] = (
+    ...     90, 60, 140)
+    >>> Image.fromarray(rgb).save("tissue.png")
+    >>> project = create_project("project-of-tissue", ["tissue.png"], mpp=0.25)
+    >>> summary = run(project, RunOptions(Selection(tissue=True), device="cpu"))
+    >>> summary.nuclei, summary.failures
+    (2, [])
+    >>> [row["nuclei"] for row in count(project, by="image")]
+    [2]
+    """
+    from qpnuclei.pipeline.run import analyse_project
+    from qpnuclei.pipeline.selection import choose_images
+    from qpnuclei.pipeline.units import Conduct
+
+    options = _options(options, images, roi)
+    opened = opened_project(project)
+    entries = choose_images(opened, options.images, options.selection)
+    return analyse_project(opened, entries, options, progress, Conduct(resume=resume))
+
+
+def plan(
+    project: str | os.PathLike[str] | Project,
+    options: RunOptions | None = None,
+    images: Sequence[str] = (),
+    *,
+    roi: Sequence[str] = (),
+    resume: bool = True,
+) -> Path:
+    """Say in a folder what a run has to do: what ``qpnuclei plan`` does.
+
+    Parameters
+    ----------
+    project, options, images, roi, resume
+        As for `run`.
+
+    Returns
+    -------
+    Path
+        The folder, for `infer` and `commit`.
+
+    Raises
+    ------
+    qpnuclei.errors.QpnucleiError
+        If nothing was planned, because the request is wrong, or for the first image that cannot be
+        planned.
+
+    Examples
+    --------
+    A run in its three phases, of which the second may be on other machines:
+
+    >>> import numpy as np
+    >>> from PIL import Image
+    >>> from qpnuclei import RunOptions, Selection, create_project
+    >>> y, x = np.mgrid[:256, :256]
+    >>> rgb = np.full((256, 256, 3), (235, 200, 225), np.uint8)
+    >>> rgb[(y - 80) ** 2 + (x - 80) ** 2 < 256] = (90, 60, 140)
+    >>> Image.fromarray(rgb).save("planned.png")
+    >>> project = create_project("project-to-plan", ["planned.png"], mpp=0.25)
+    >>> folder = plan(project, RunOptions(Selection(tissue=True)))
+    >>> summary = commit(infer(folder, device="cpu"))
+    >>> summary.nuclei, summary.state
+    (1, 'done')
+    """
+    from qpnuclei.pipeline.phases import plan_run
+    from qpnuclei.pipeline.selection import choose_images
+    from qpnuclei.pipeline.units import Conduct
+
+    options = _options(options, images, roi)
+    opened = opened_project(project)
+    entries = choose_images(opened, options.images, options.selection)
+    conduct = Conduct(resume=resume, fail_fast=True)
+    return plan_run(opened, entries, options, conduct)[0].path
+
+
+def infer(
+    run_dir: str | os.PathLike[str],
+    *,
+    shard: tuple[int, int] = (1, 1),
+    device: str = "auto",
+    workers: int | None = None,
+    slides_from: str | os.PathLike[str] | None = None,
+    retry_failed: bool = False,
+    dask: str | None = None,
+    unit_minutes: float | None = None,
+    progress: Callable[[str, int, int, int], None] = lambda image, done, tiles, nuclei: None,
+) -> Path:
+    """Find the nuclei of a plan, and keep them in its folder: what ``qpnuclei infer`` does.
+
+    What is there already is not done again. Units that fail are in ``failures.jsonl``; `commit`
+    says which images lack them.
+
+    Parameters
+    ----------
+    run_dir : path-like
+        From `plan`.
+    shard : (int, int)
+        Which of so many equal parts of the work, from 1.
+    device : str
+        See `qpnuclei.models.device.resolve_device`. Several, separated by commas, work side by
+        side.
+    workers : int, optional
+        Processor cores to use; all by default.
+    slides_from : path-like, optional
+        Folder that holds the slides here.
+    retry_failed : bool
+        Try again what failed three times before.
+    dask : str, optional
+        Compute on a Dask cluster: the address of its scheduler, or ``local:N``.
+    unit_minutes : float, optional
+        A unit of the work that takes longer fails.
+    progress : callable
+        As for `run`.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    qpnuclei.errors.QpnucleiError
+        If there is no plan, or the model or the device cannot be used.
+
+    Examples
+    --------
+    Where there is nothing to do, nothing is done:
+
+    >>> from PIL import Image
+    >>> from qpnuclei import RunOptions, Selection, create_project
+    >>> Image.new("RGB", (640, 480), "white").save("empty.png")
+    >>> project = create_project("project-of-glass", ["empty.png"], mpp=0.25)
+    >>> folder = infer(plan(project, RunOptions(Selection(tissue=True))), device="cpu")
+    >>> sorted(path.name for path in folder.iterdir())
+    ['plan.json', 'run.json', 'run.log']
+    """
+    from qpnuclei.pipeline.folder import RunFolder
+    from qpnuclei.pipeline.phases import infer_run
+    from qpnuclei.pipeline.units import Conduct
+    from qpnuclei.system.threads import available_cores
+
+    folder = RunFolder(Path(run_dir))
+    options = replace(
+        folder.plan().options(),
+        device=device,
+        batch_size=None,
+        workers=workers or available_cores(),
+    )
+    infer_run(
+        folder,
+        options,
+        share=shard,
+        slides_from=None if slides_from is None else Path(slides_from),
+        conduct=Conduct(retry_failed=retry_failed, dask=dask, unit_minutes=unit_minutes),
+        progress=progress,
+    )
+    return folder.path
+
+
+def commit(
+    run_dir: str | os.PathLike[str],
+    project: str | os.PathLike[str] | Project | None = None,
+    *,
+    force: bool = False,
+) -> RunSummary:
+    """Write the nuclei that `infer` has found into the project: what ``qpnuclei commit`` does.
+
+    What was written before is left as it is.
+
+    Parameters
+    ----------
+    run_dir : path-like
+    project : path-like or Project, optional
+        The one that was planned by default.
+    force : bool
+        Write even if the image was saved by another program meanwhile; see ``--force``.
+
+    Raises
+    ------
+    qpnuclei.errors.QpnucleiError
+        If there is no plan, or no such project.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from PIL import Image
+    >>> from qpnuclei import RunOptions, Selection, create_project
+    >>> y, x = np.mgrid[:256, :256]
+    >>> rgb = np.full((256, 256, 3), (235, 200, 225), np.uint8)
+    >>> rgb[(y - 80) ** 2 + (x - 80) ** 2 < 256] = (90, 60, 140)
+    >>> Image.fromarray(rgb).save("twice.png")
+    >>> project = create_project("project-to-commit", ["twice.png"], mpp=0.25)
+    >>> folder = infer(plan(project, RunOptions(Selection(tissue=True))), device="cpu")
+    >>> first, second = commit(folder), commit(folder)
+    >>> first.nuclei == second.nuclei == 1, first.resumed, second.resumed
+    (True, 0, 1)
+    """
+    from qpnuclei.pipeline.folder import RunFolder
+    from qpnuclei.pipeline.phases import commit_run
+
+    folder = RunFolder(Path(run_dir))
+    planned = folder.plan()
+    options = replace(planned.options(), force=force, geojson_dir=None, parquet_dir=None)
+    return commit_run(opened_project(project or planned.project), folder, options)
+
+
+def _options(options: RunOptions | None, images: Sequence[str], roi: Sequence[str]) -> RunOptions:
+    """Return the options of a run of some images, or of annotations of some classes."""
+    from qpnuclei.pipeline.options import RunOptions
+    from qpnuclei.pipeline.selection import Selection
+
+    chosen = options or RunOptions(Selection(classes=tuple(roi)))
+    return replace(chosen, images=tuple(images) or chosen.images)

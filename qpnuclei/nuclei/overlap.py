@@ -1,0 +1,53 @@
+"""How much area outlines share, and which are of the same nucleus."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+Outlines = npt.NDArray[Any]
+Indices = npt.NDArray[np.int64]
+
+
+def shared_areas(
+    outlines: Outlines, others: Outlines
+) -> tuple[Indices, Indices, npt.NDArray[np.float64]]:
+    """Return which of N and M outlines meet, and how much area they share.
+
+    Parameters
+    ----------
+    outlines, others : (N,) and (M,) object ndarray of valid shapely geometries
+
+    Returns
+    -------
+    ((K,) int64 ndarray, (K,) int64 ndarray, (K,) float64 ndarray)
+        For each pair the indices of both, and the area in common: 0 if they only touch.
+    """
+    a, b = shapely.STRtree(others).query(outlines, predicate="intersects")
+    return a, b, shapely.area(shapely.intersection(outlines[a], others[b]))
+
+
+def are_among(outlines: Outlines, others: Outlines) -> npt.NDArray[np.bool_]:
+    """Tell which of N outlines share more than half of the smaller of the two with one of others.
+
+    Parameters
+    ----------
+    outlines, others : (N,) and (M,) object ndarray of valid shapely geometries
+
+    Examples
+    --------
+    >>> import numpy as np, shapely
+    >>> nuclei = np.array([shapely.box(0, 0, 4, 4), shapely.box(3, 0, 7, 4)])
+    >>> are_among(nuclei, np.array([shapely.box(1, 1, 3, 9)])).tolist()
+    [False, False]
+    >>> are_among(nuclei, np.array([shapely.box(1, 1, 3, 4)])).tolist()
+    [True, False]
+    """
+    a, b, shared = shared_areas(outlines, others)
+    smaller = np.minimum(shapely.area(outlines)[a], shapely.area(others)[b])
+    found = np.zeros(len(outlines), bool)
+    found[a[shared > smaller / 2]] = True
+    return found

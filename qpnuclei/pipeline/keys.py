@@ -1,0 +1,65 @@
+"""Hashes of what a result depends on: whether something may be used again is decided by them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from hashlib import blake2b
+from typing import Any
+
+import shapely
+
+from qpnuclei._version import __version__
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.plan_parts import PlannedSlide
+from qpnuclei.qupath.model import Annotation
+from qpnuclei.segmentation.engine import EngineSpec
+
+#: Options that may be others when a run is gone on with.
+_NOT_OF_REQUEST = frozenset({"device", "batch_size", "workers", "force", "run_dir"})
+
+
+def request_of(options: RunOptions) -> str:
+    """Return a hash of what a run is asked for: the same for all that go on with it."""
+    content = options.to_json()
+    return hash_of({name: content[name] for name in content if name not in _NOT_OF_REQUEST})
+
+
+def inputs_of(
+    options: RunOptions,
+    spec: EngineSpec,
+    slide: PlannedSlide,
+    annotations: Sequence[Annotation],
+    excluded: Sequence[Annotation],
+    entry: Sequence[object],
+) -> str:
+    """Return a hash of all that was chosen and given for an image.
+
+    Parameters
+    ----------
+    annotations : sequence of Annotation
+        Those that are chosen.
+    excluded : sequence of Annotation
+        Those that are left out of the chosen.
+    entry : sequence
+        What the project says of the image: pixel size and stains.
+    """
+    chosen = [[str(a.id), a.name, shapely.to_wkb(a.geometry, hex=True)] for a in annotations]
+    return hash_of(
+        [
+            __version__,
+            request_of(options),
+            asdict(spec),
+            slide.model_dump(exclude={"path"}),
+            chosen,
+            [shapely.to_wkb(a.geometry, hex=True) for a in excluded],
+            list(entry),
+        ]
+    )
+
+
+def hash_of(content: Any) -> str:
+    """Return a hash of JSON types; of what is none, of its text."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return blake2b(text.encode(errors="surrogatepass"), digest_size=20).hexdigest()

@@ -1,0 +1,107 @@
+"""What a run is asked to do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qpnuclei.choices import (
+    DEFAULT_MAX_NUCLEUS_UM,
+    DEFAULT_SIMPLIFY_UM,
+    DEFAULT_TILE_PX,
+    IGNORE_CLASS,
+    NUCLEUS_CLASS,
+    OnExisting,
+    Precision,
+)
+from qpnuclei.errors import UsageError
+from qpnuclei.models.registry import DEFAULT_MODEL
+from qpnuclei.pipeline.positivity import check_thresholds
+from qpnuclei.pipeline.selection import Selection
+from qpnuclei.qupath.pixel_size import AskedMpp
+from qpnuclei.segmentation.engine import EngineOptions
+from qpnuclei.system.threads import available_cores
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What ``qpnuclei run`` is asked to do; the command's help explains each option.
+
+    Raises
+    ------
+    UsageError
+        If the class of the detections is empty, the thresholds of positive nuclei make no classes,
+        or what `qc` marks would not be excluded.
+
+    Examples
+    --------
+    >>> options = RunOptions(Selection(classes=("Tumor",)), model="default", device="cpu")
+    >>> options.class_name, options.on_existing
+    ('Nucleus', 'replace')
+    """
+
+    selection: Selection
+    model: str = DEFAULT_MODEL
+    device: str = "auto"
+    precision: Precision = "auto"
+    tta: bool = False
+    mpp: float | None = None
+    mpp_only_missing: bool = False
+    mpp_by_image: Mapping[str, float] = field(default_factory=dict)
+    tissue_annotation: bool = True
+    qc: bool = False
+    class_name: str = NUCLEUS_CLASS
+    on_existing: OnExisting = "replace"
+    tile_px: int = DEFAULT_TILE_PX
+    batch_size: int | None = None
+    workers: int = field(default_factory=available_cores)
+    max_nucleus_um: float = DEFAULT_MAX_NUCLEUS_UM
+    simplify_um: float = DEFAULT_SIMPLIFY_UM
+    threshold: float | None = None
+    min_area_um2: float = 0.0
+    cell_expansion_um: float = 0.0
+    positive_thresholds: tuple[float, ...] = ()
+    geojson_dir: Path | None = None
+    parquet_dir: Path | None = None
+    run_dir: Path | None = None
+    force: bool = False
+    images: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.class_name.strip():
+            raise UsageError("the class of the detections is empty", "name it with --class")
+        check_thresholds(self.positive_thresholds, self.class_name)
+        if self.qc and not self.selection.excludes_class(IGNORE_CLASS):
+            raise UsageError(
+                f"--qc marks areas as {IGNORE_CLASS}, and --exclude does not leave them out",
+                f"add --exclude '{IGNORE_CLASS}'",
+            )
+
+    @property
+    def pixel_sizes(self) -> AskedMpp:
+        """What the user says about pixel sizes."""
+        return AskedMpp(self.mpp, self.mpp_only_missing, self.mpp_by_image)
+
+    @property
+    def engine(self) -> EngineOptions:
+        """How the engine is to work."""
+        return EngineOptions(
+            self.device,
+            8 if self.tta else 1,
+            self.precision,
+            self.workers,
+            self.batch_size,
+            self.threshold,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options as JSON types."""
+        content: dict[str, Any] = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+        content["selection"]["ids"] = [str(identifier) for identifier in self.selection.ids]
+        return content

@@ -1,0 +1,194 @@
+"""The phases of a run, each on its own: plan, infer, commit.
+
+`plan_run` says what is to be done, from the project alone. `infer_run` computes the nuclei into the
+run's folder, from slides and model alone. `commit_run` writes them into the project. What is
+finished is a file there, and nothing finished is done again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
+from qpnuclei.pipeline.commit_image import commit_image, committed_image, device_of
+from qpnuclei.pipeline.computing import computing
+from qpnuclei.pipeline.folder import RunFolder, choose_folder
+from qpnuclei.pipeline.join import join_image
+from qpnuclei.pipeline.keys import request_of
+from qpnuclei.pipeline.layout import layout_of
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.plan_file import PlannedImage, RunPlan
+from qpnuclei.pipeline.planning import plan_project
+from qpnuclei.pipeline.positivity import require_some_dab
+from qpnuclei.pipeline.space import check_space, need_of_results, need_of_shards
+from qpnuclei.pipeline.summary import RunSummary
+from qpnuclei.pipeline.units import Conduct, Progress, check_complete, infer_images
+from qpnuclei.qupath.analysed import Record
+from qpnuclei.qupath.model import ImageEntry, Project
+from qpnuclei.segmentation.engine import load_engine
+from qpnuclei.system.interrupts import interrupt_postponed
+from qpnuclei.system.locks import locked
+
+_log = logging.getLogger(__name__)
+
+
+def plan_run(
+    project: Project,
+    entries: Sequence[ImageEntry],
+    options: RunOptions,
+    conduct: Conduct | None = None,
+) -> tuple[RunFolder, RunPlan, RunSummary]:
+    """Write into a run's folder what is to be done; neither torch nor weights are loaded.
+
+    Raises
+    ------
+    QpnucleiError
+        As `analyse_project`.
+    """
+    conduct = conduct or Conduct()
+    require_some_dab(entries, options.positive_thresholds)
+    with locked(project.path.parent):
+        folder = choose_folder(
+            project, options, request_of(options), conduct.resume, conduct.extend
+        )
+        with folder.logging():
+            planned = plan_project(project, entries, options, folder, conduct)
+            todo = [i for i in planned.plan.images if i.entry not in planned.committed]
+            check_space(need_of_shards(folder, todo))
+            summary = RunSummary.begun(project, entries, planned.plan, options, folder.path)
+            by_id = {entry.id: entry for entry in entries}
+            for entry_id, error in planned.errors.items():
+                summary.fail(by_id[entry_id], error)
+            summary.state = "planned"
+            summary.save()
+    return folder, planned.plan, summary
+
+
+def infer_run(
+    folder: RunFolder,
+    options: RunOptions,
+    *,
+    share: tuple[int, int] = (1, 1),
+    slides_from: Path | None = None,
+    conduct: Conduct | None = None,
+    progress: Progress = lambda image, done, tiles, nuclei: None,
+) -> list[tuple[PlannedImage, QpnucleiError]]:
+    """Compute the nuclei of a plan into its folder; the project is not needed.
+
+    Parameters
+    ----------
+    options : RunOptions
+        Those of the plan, with the device, workers and model of this machine.
+    share : (int, int)
+        Which of so many shares of the units, from 1.
+    slides_from : Path, optional
+        Folder in which the slides are here.
+
+    Returns
+    -------
+    list of (PlannedImage, QpnucleiError)
+        Images of which units failed.
+
+    Raises
+    ------
+    QpnucleiError
+        If there is no plan, or the model or the device cannot be used.
+    """
+    conduct = conduct or Conduct()
+    plan = folder.plan()
+    failures: list[tuple[PlannedImage, QpnucleiError]] = []
+
+    def fail(image: PlannedImage, error: QpnucleiError) -> None:
+        name = "" if image.name in error.what else f"image {image.name}: "
+        _log.error("%snot analysed: %s", name, error)
+        failures.append((image, error))
+        if conduct.fail_fast:
+            raise error
+
+    check_space(need_of_shards(folder, plan.images, share))
+    with computing(options, conduct, slides_from) as computer, folder.logging():
+        for _ in infer_images(
+            folder,
+            plan,
+            plan.images,
+            computer.executor,
+            computer.engine,
+            fail,
+            conduct,
+            options,
+            share=share,
+            slides_from=slides_from,
+            progress=progress,
+        ):
+            pass
+    return failures
+
+
+def commit_run(
+    project: Project,
+    folder: RunFolder,
+    options: RunOptions,
+    *,
+    slides_from: Path | None = None,
+    conduct: Conduct | None = None,
+) -> RunSummary:
+    """Write what was computed into the project; what was written before is left as it is.
+
+    Parameters
+    ----------
+    options : RunOptions
+        Those of the plan.
+
+    Raises
+    ------
+    QpnucleiError
+        If there is no plan, or another process works on the project.
+    """
+    conduct = conduct or Conduct()
+    plan = folder.plan()
+    by_id = {entry.id: entry for entry in project.images}
+    entries = [by_id[image.entry] for image in plan.images if image.entry in by_id]
+    engine = cache(lambda: load_engine(options.model, options.engine))
+    with locked(project.path.parent), folder.logging():
+        todo = [image for image in plan.images if not folder.result_path(image).exists()]
+        check_space(need_of_results(project, todo, options))
+        summary = RunSummary.begun(project, entries, plan, options, folder.path)
+        spec, failed = plan.spec(), folder.failed()
+        for image in plan.images:
+            entry = by_id.get(image.entry)
+            if entry is None or entry.name != image.name:
+                raise UsageError(
+                    f"{project.path} has no image {image.name} (ID {image.entry}), of which the "
+                    f"plan in {folder.path} is",
+                    "name the project that was planned with --project",
+                )
+
+            def fail(error: QpnucleiError, entry: ImageEntry = entry) -> None:
+                summary.fail(entry, error)
+                if conduct.fail_fast:
+                    raise error
+
+            with standing_alone(f"image {image.name}", fail):
+                if Record.of(entry.read().properties).run == image.marker:
+                    done = committed_image(project, entry, image, folder, spec, options)
+                    summary.images.append(done)
+                    summary.resumed += 1
+                    continue
+                layout = layout_of(image, spec, options)
+                if not folder.shard(image, layout.name).exists():
+                    check_complete(folder, image, layout, failed)
+                    join_image(folder, image, layout, engine, options, slides_from)
+                result = commit_image(project, entry, image, layout, folder, options)
+                summary.images.append(result)
+                summary.device = device_of(folder, image, layout)
+            summary.save_soon()
+            conduct.check_stop()
+        summary.device = summary.device or str(folder.record().get("device", ""))
+        summary.finish()
+        folder.note("%s: %d nuclei", summary.state, summary.nuclei)
+        with interrupt_postponed():
+            summary.save_somewhere()
+    return summary

@@ -1,0 +1,165 @@
+"""What ``plan.json`` says of an image's slide, annotations and stains."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+from uuid import UUID
+
+import shapely
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from qpnuclei.errors import NotFoundError, SlideError
+from qpnuclei.qupath.model import Annotation
+from qpnuclei.qupath.regions import Region
+from qpnuclei.slides.fingerprint import slide_fingerprint
+from qpnuclei.slides.slide import Slide, open_slide
+
+_NOT_IN_NAMES = re.compile(r"[^\w\-. ]")
+
+
+def as_file_name(name: str) -> str:
+    """Return a name without the characters that a file system may refuse."""
+    return _NOT_IN_NAMES.sub("_", name)
+
+
+def _plain_name(name: str) -> str:
+    if not name.strip(". ") or _NOT_IN_NAMES.search(name):
+        raise ValueError(f"{name!r} is no name of a file")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_plain_name)]
+
+
+class Part(BaseModel):
+    """A part of ``plan.json``: it is written once, and has no fields but its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PlannedSlide(Part):
+    """A slide, and how it is opened; its fingerprint tells whether it is still the same."""
+
+    path: str
+    bytes: int
+    fingerprint: str
+    width: int
+    height: int
+    crop_to_bounds: bool = False
+    series: int | None = None
+    apply_icc: bool = False
+
+    @classmethod
+    def of(cls, slide: Slide) -> PlannedSlide:
+        """Describe an open slide."""
+        return cls(
+            path=str(slide.path.absolute()),
+            bytes=slide.path.stat().st_size,
+            fingerprint=slide_fingerprint(slide.path),
+            width=slide.width,
+            height=slide.height,
+            crop_to_bounds=slide.crop_to_bounds,
+            series=slide.series,
+            apply_icc=slide.apply_icc,
+        )
+
+    def open(self, elsewhere: Path | None = None) -> Slide:
+        """Open it where the plan says, or by its name below another folder.
+
+        Raises
+        ------
+        NotFoundError
+            If it is not there.
+        SlideError
+            If it is another slide than the one that was planned, or cannot be read.
+        """
+        path = Path(self.path)
+        if elsewhere is not None:
+            name = re.split(r"[\\/]", self.path)[-1]
+            places = [elsewhere / name, *sorted(elsewhere.rglob(name))]
+            found = next((place for place in places if place.is_file()), None)
+            if found is None:
+                raise NotFoundError(f"no slide {name} in {elsewhere}", "copy it there")
+            path = found
+        elif not path.exists():
+            raise NotFoundError(
+                f"the slide {path} is not here", "name the folder it is in with --slides-from"
+            )
+        if slide_fingerprint(path) != self.fingerprint:
+            raise SlideError(
+                f"{path} is another slide than the one that was planned", "plan the run again"
+            )
+        return open_slide(
+            path,
+            crop_to_bounds=self.crop_to_bounds,
+            series=self.series,
+            apply_icc=self.apply_icc,
+        )
+
+
+class PlannedAnnotation(Part):
+    """What is known of a region's annotation; its outline only if the region is another."""
+
+    handle: int
+    id: UUID | None
+    name: str | None
+    class_name: str | None
+    roi_type: str
+    locked: bool
+    outline: str | None
+
+
+class PlannedRegion(Part):
+    """A region: its geometry in level-0 px, as WKB in hexadecimal digits."""
+
+    geometry: str
+    annotation: PlannedAnnotation | None
+
+    @classmethod
+    def of(cls, region: Region) -> PlannedRegion:
+        """Describe a region of an image's plan."""
+        geometry = shapely.to_wkb(region.geometry, hex=True)
+        annotation = region.annotation
+        if annotation is None:
+            return cls(geometry=geometry, annotation=None)
+        outline = shapely.to_wkb(annotation.geometry, hex=True)
+        return cls(
+            geometry=geometry,
+            annotation=PlannedAnnotation(
+                handle=annotation.handle,
+                id=annotation.id,
+                name=annotation.name,
+                class_name=annotation.class_name,
+                roi_type=annotation.roi_type,
+                locked=annotation.locked,
+                outline=None if outline == geometry else outline,
+            ),
+        )
+
+    def region(self) -> Region:
+        """Return the region with what is known of its annotation."""
+        geometry = shapely.from_wkb(self.geometry)
+        known = self.annotation
+        if known is None:
+            return Region(None, geometry)
+        annotation = Annotation(
+            handle=known.handle,
+            id=known.id,
+            name=known.name,
+            class_name=known.class_name,
+            roi_type=known.roi_type,
+            geometry=geometry if known.outline is None else shapely.from_wkb(known.outline),
+            locked=known.locked,
+        )
+        return Region(annotation, geometry)
+
+
+class PlannedStains(Part):
+    """Stain vectors; see `qpnuclei.slides.stains.Stains`."""
+
+    name: str
+    stain_names: tuple[str, ...]
+    vectors: tuple[tuple[float, float, float], ...]
+    background: tuple[float, float, float]

@@ -1,0 +1,157 @@
+"""What a user has accepted by locking it in QuPath stays, whatever a run finds there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import numpy as np
+import pytest
+import shapely
+
+from qpnuclei.cli.tables import print_account, summary_table
+from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.nuclei.overlap import are_among
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.run import analyse_project
+from qpnuclei.pipeline.selection import Selection
+from qpnuclei.pipeline.summary import RunSummary
+from qpnuclei.qupath.counts import count_project
+from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
+from qpnuclei.qupath.native import NativeImage, NativeProject, open_project
+from qpnuclei.qupath.qpdata import java_classes as jc
+from qpnuclei.qupath.qpdata.data_file import DataFile, walk
+from qpnuclei.qupath.qpdata.path_objects import PathObject
+from tests.pipeline.killing import content, make_project
+
+OPTIONS = RunOptions(Selection(classes=("Tumor",)), device="cpu", workers=1)
+
+
+def lock(image: NativeImage, ids: Iterable[UUID]) -> None:
+    """Lock detections as QuPath does when it saves."""
+    data_file = DataFile.parse(image.data_path.read_bytes(), "file")
+    wanted = {str(own_id) for own_id in ids}
+    for item, _ in walk(data_file._root()):
+        if isinstance(item, PathObject) and item.id_string and item.id_string.text in wanted:
+            contents = jc.contents(item.node)
+            at = next(i for i, part in enumerate(contents) if part is item.lock)
+            contents[at] = data_file._catalog.boxed(jc.BOOLEAN, True)
+            wanted.remove(item.id_string.text)
+    assert not wanted
+    with image.data_path.open("wb") as stream:
+        data_file.write(stream.write)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> NativeProject:
+    return open_project(make_project(tmp_path / "place", 1) / "project")
+
+
+def run(project: NativeProject, options: RunOptions = OPTIONS) -> RunSummary:
+    summary = analyse_project(project, project.images, options)
+    assert summary.failures == []
+    return summary
+
+
+def test_locked_nuclei_stay_and_nothing_is_written_in_their_place(
+    project: NativeProject, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (image,) = project.images
+    earlier = run(project)
+    ids = [own_id for own_id in image.read().detections.ids if own_id and is_ours(own_id)]
+    chosen = set(ids[::5])
+    assert len(chosen) > 2
+    lock(image, chosen)
+    before = image.read().detections
+    assert {i for i, locked in zip(before.ids, before.locked, strict=True) if locked} == chosen
+
+    # With another threshold all outlines are others.
+    options = replace(OPTIONS, threshold=0.3, geojson_dir=tmp_path / "copies")
+    again = run(project, options)
+    (result,) = again.images
+    assert result.locked == len(chosen)
+    assert result.as_locked >= len(chosen)
+    assert result.replaced == earlier.nuclei - len(chosen)
+    after = image.read().detections
+    locked = np.array([own_id in chosen for own_id in after.ids])
+    assert locked.sum() == len(chosen)
+    np.testing.assert_array_equal(after.locked, locked)
+    kept = dict(zip(before.ids, shapely.to_wkb(before.geometries), strict=True))
+    shapes = dict(zip(after.ids, shapely.to_wkb(after.geometries), strict=True))
+    assert all(shapes[own_id] == kept[own_id] for own_id in chosen)
+    new = np.array([own_id is not None and is_ours(own_id) for own_id in after.ids]) & ~locked
+    assert new.sum() == result.nuclei
+    assert not are_among(after.geometries[new], after.geometries[locked]).any()
+
+    # Everything counts, locked or not.
+    rows = [row for row in count_project(project, project.images) if row["class"] == "Tumor"]
+    assert [region.nuclei for region in result.regions] == [row["nuclei"] for row in rows]
+    assert sum(row["nuclei"] for row in rows) == result.nuclei + len(chosen)
+    said = f"{result.nuclei} nuclei and {len(chosen)} locked ones of earlier runs"
+    assert summary_table(again).title == said
+    print_account(again)
+    said = f"kept: {len(chosen)} locked detections of earlier runs; {result.as_locked} nuclei in"
+    assert said in " ".join(capsys.readouterr().err.split())
+
+    # The same command once more: the same nuclei.
+    assert run(project, options).images[0].nuclei == result.nuclei
+    same = image.read().detections
+    assert set(same.ids) == set(after.ids)
+    assert {i for i, locked in zip(same.ids, same.locked, strict=True) if locked} == chosen
+
+    # It was killed after it had saved, and goes on.
+    there = content(project.path.parent.parent)
+    (copy,) = (tmp_path / "copies").iterdir()
+    written = copy.read_bytes()
+    newest = max((project.path.parent / "qpnuclei").glob("*/run.json"))
+    record = json.loads(newest.read_text())
+    newest.write_text(json.dumps({**record, "state": "running", "images": []}))
+    copy.unlink()
+    for path in newest.parent.rglob("*.json"):
+        if '"is_saved"' in path.read_text():
+            path.unlink()
+    resumed = run(project, options)
+    assert resumed.resumed == 1
+    assert copy.read_bytes() == written
+    assert (resumed.images[0].nuclei, resumed.images[0].locked) == (result.nuclei, len(chosen))
+    assert content(project.path.parent.parent) == there
+
+
+def test_nuclei_that_were_locked_meanwhile_stay_too(
+    project: NativeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (image,) = project.images
+    run(project)
+    chosen = {next(filter(is_ours, image.read().detections.ids))}
+    real = NativeImage.write
+
+    def locked_first(self: NativeImage, *arguments: Any) -> None:
+        monkeypatch.undo()
+        lock(image, chosen)
+        real(self, *arguments)
+
+    monkeypatch.setattr(NativeImage, "write", locked_first)
+    run(project, replace(OPTIONS, threshold=0.3, force=True))
+    after = image.read().detections
+    assert {i for i, locked in zip(after.ids, after.locked, strict=True) if locked} == chosen
+    others = np.array([own_id not in chosen for own_id in after.ids])
+    assert not are_among(after.geometries[others], after.geometries[~others]).any()
+
+
+def test_they_stay_when_the_tissue_around_them_is_another(project: NativeProject) -> None:
+    (image,) = project.images
+    tissue = RunOptions(Selection(tissue=True), device="cpu", workers=1)
+    run(project, tissue)
+    chosen = set(list(filter(is_ours, image.read().detections.ids))[:3])
+    lock(image, chosen)
+    hole = NewAnnotation(shapely.box(150, 60, 240, 240), uuid4(), None, PathClass("Ignore*"))
+    image.write(Edit(annotations=[hole]), image.read().fingerprint)
+    (result,) = run(project, tissue).images
+    assert result.locked == 3
+    after = image.read()
+    assert chosen < set(after.detections.ids)
+    assert [a.class_name for a in after.annotations].count("Tissue") == 1
