@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 #: What commands read at run time, which an editable installation would find in the checkout.
 DATA = (
     "py.typed",
-    "weights/default.safetensors",
+    "weights/default-20x.safetensors",
+    "weights/default-40x.safetensors",
     "training/configs/student.yaml",
     "training/card.md.jinja",
     "report/templates/report.html.j2",

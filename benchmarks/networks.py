@@ -21,7 +21,7 @@ from benchmarks.measuring import describe, machine, save, table
 from benchmarks.tissue import paint_field
 from qpnuclei.evaluation.datasets import IMAGE_SUFFIXES
 from qpnuclei.models.metadata import read_metadata
-from qpnuclei.models.registry import WEIGHTS_FOLDER
+from qpnuclei.models.registry import FINE_NETWORK, WEIGHTS_FOLDER
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.system.memory import keep_freed_memory
 from qpnuclei.system.threads import available_cores
@@ -42,7 +42,7 @@ def main() -> None:
 def _measure(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     about = machine()
     torch.set_num_threads(arguments.threads)
-    images = _read(arguments.images) if arguments.images else _painted()
+    images = read_images(arguments.images) if arguments.images else painted()
     if not images:
         parser.error(f"no images in {arguments.images}")
     predictors = {
@@ -74,7 +74,7 @@ def measure(
             start = time.perf_counter()
             predictor.predict(images[0][None])
             best[key] = min(best[key], time.perf_counter() - start)
-    reference = best["default", "float32"]
+    reference = best[FINE_NETWORK, "float32"]
     return [
         {
             "model": name,
@@ -96,7 +96,7 @@ def report(results: dict[str, Any]) -> str:
         "model",
         "precision",
         "Mpx/s",
-        "times `default`",
+        f"times `{FINE_NETWORK}`",
         "mask pixels changed, of 10^4: mean, most",
         "radius, px",
         "AJI / Dice (its metadata)",
@@ -116,8 +116,8 @@ def report(results: dict[str, Any]) -> str:
     return (
         "# The networks alone\n\n"
         f"Forward passes on {results['threads']} threads: uint8 pixels in, attention and centre "
-        f"map out. {results['images']} images. {describe(results['machine'])}.\n\n"
-        + table(columns, rows)
+        f"map out; Mpx are of the network's own resolution. {results['images']} images. "
+        f"{describe(results['machine'])}.\n\n" + table(columns, rows)
     )
 
 
@@ -127,12 +127,14 @@ def _mask(predictor: Predictor, image: np.ndarray) -> np.ndarray:
     return mask
 
 
-def _read(folder: Path) -> list[np.ndarray]:
+def read_images(folder: Path) -> list[np.ndarray]:
+    """Return the images of a folder, (H, W, 3) uint8."""
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
     return [np.asarray(Image.open(path).convert("RGB")) for path in paths]
 
 
-def _painted() -> list[np.ndarray]:
+def painted() -> list[np.ndarray]:
+    """Return two images of painted tissue, (1024, 1024, 3) uint8."""
     with tempfile.TemporaryDirectory() as temporary:
         field = paint_field(Path(temporary))
     return [field[:1024, :1024], field[1024:, 1024:]]

@@ -114,7 +114,7 @@ def ours(
         "waited": image.waited,
         "nuclei": image.nuclei,
         "megapixels": image.megapixels,
-        "network": summary.model["name"],
+        "network": summary.models[0]["name"],
     }
 
 

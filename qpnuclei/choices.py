@@ -16,6 +16,9 @@ Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
 #: Number format of the network's convolutions.
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 
+#: Which network of the default model: by the slide's pixel size, or the coarse one for all.
+Speed: TypeAlias = Literal["auto", "fast"]
+
 #: What to do with nuclei that an earlier run wrote into the same annotations.
 OnExisting: TypeAlias = Literal["replace", "append", "skip", "error"]
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from qpnuclei.errors import QpnucleiError, standing_alone
-from qpnuclei.models.registry import DEFAULT_MODEL
+from qpnuclei.models.registry import DEFAULT_MODEL, networks_of
 from qpnuclei.qupath.model import Project
 from qpnuclei.system.versions import versions
 
@@ -42,7 +42,10 @@ def check_installation() -> list[Check]:
         _guarded("torch", _check_torch),
         _guarded("torchvision", _check_torchvision),
         _guarded("device", _check_device),
-        _guarded(f"model {DEFAULT_MODEL}", partial(_check_model, DEFAULT_MODEL)),
+        *(
+            _guarded(f"model {name}", partial(_check_model, name))
+            for name in networks_of(DEFAULT_MODEL)
+        ),
         _guarded("OpenSlide", _check_openslide),
         _guarded("QuPath", _check_qupath),
     ]

@@ -47,6 +47,7 @@ _VALUES = {
     "model": "MODEL",
     "device": "DEVICE",
     "precision": "TYPE",
+    "speed": "WHAT",
     "on_existing": "WHAT",
     "backend": "NAME",
     "backup": "ID",

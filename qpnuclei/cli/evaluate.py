@@ -14,6 +14,7 @@ from qpnuclei.cli.options import (
     ImageRoot,
     Json,
     Quiet,
+    SpeedOption,
     TtaOption,
     within,
 )
@@ -88,6 +89,7 @@ def evaluate(
             show_default=DEFAULT_MODEL,
         ),
     ] = None,
+    speed: SpeedOption = "auto",
     components: Annotated[
         bool,
         typer.Option(
@@ -205,6 +207,7 @@ def evaluate(
 
     options = AssessmentOptions(
         model=None if method is Method.HEMATOXYLIN else model or DEFAULT_MODEL,
+        speed=speed,
         mpp=mpp,
         device=device,
         tta=tta,

@@ -148,7 +148,8 @@ def export(
     if not written:
         sys.exit(1)
     hint = "" if rows else " (no annotations; --by image counts the analysed area of each image)"
-    stderr.print(f"{output}: {len(rows)} rows{hint}", highlight=False, soft_wrap=True)
+    number = "1 row" if len(rows) == 1 else f"{len(rows)} rows"
+    stderr.print(f"{output}: {number}{hint}", highlight=False, soft_wrap=True)
     missing = [row["class"] for row in rows if row["status"] == Status.NOT_ANALYSED]
     left_out = sum(name in DEFAULT_EXCLUDED for name in missing)
     if left_out and not class_name:

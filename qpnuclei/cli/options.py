@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from qpnuclei.choices import Backend, Device
+from qpnuclei.choices import Backend, Device, Speed
 from qpnuclei.cli.completing import complete_image
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
@@ -89,7 +89,17 @@ ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
-        help="default, a .safetensors file of train, or torchscript:FILE, onnx:FILE.",
+        help="default, default-40x, default-20x, a .safetensors file, or torchscript:FILE, "
+        "onnx:FILE.",
+    ),
+]
+SpeedOption = Annotated[
+    Speed,
+    typer.Option(
+        "--speed",
+        help="Network of the default model: auto takes default-20x for slides of more than 0.36 "
+        "µm/px and default-40x for others, fast default-20x for all: 1/1.8 of the processor time "
+        "for 40x slides, and .015 less AJI on the validation images.",
     ),
 ]
 DeviceOption = Annotated[

@@ -20,6 +20,7 @@ from qpnuclei.cli.options import (
     Json,
     ProjectMppOption,
     Quiet,
+    SpeedOption,
     TtaOption,
     within,
 )
@@ -35,7 +36,7 @@ from qpnuclei.cli.selecting import (
     excluded_classes,
 )
 from qpnuclei.errors import UsageError
-from qpnuclei.models.registry import DEFAULT_MODEL
+from qpnuclei.models.registry import COARSE_NETWORK, DEFAULT_MODEL
 
 T = TypeVar("T")
 
@@ -78,6 +79,7 @@ def preview(
             show_default=DEFAULT_MODEL,
         ),
     ] = None,
+    speed: SpeedOption = "auto",
     min_area_um2: Annotated[
         list[str] | None,
         typer.Option(
@@ -121,6 +123,13 @@ def preview(
     For example: qpnuclei preview project.qpproj --roi Tumor --threshold 0.4,0.5,0.6
     """
     models = _several("--model", model, str) or [DEFAULT_MODEL]
+    if speed == "fast":
+        if models != [DEFAULT_MODEL]:
+            raise UsageError(
+                "--speed fast chooses a network of the default model, and --model names others",
+                f"leave out one of the two, or name {COARSE_NETWORK} among the models",
+            )
+        models = [COARSE_NETWORK]
     areas = _several("--min-area-um2", min_area_um2, _area) or [0.0]
     thresholds: list[float | None] = [*_several("--threshold", threshold, _threshold)]
     if not thresholds:

@@ -44,15 +44,25 @@ def create(
         ),
     ],
     mpp: MppOption = None,
+    hdab: Annotated[
+        bool,
+        typer.Option(
+            "--hdab",
+            help="The slides are of haematoxylin and DAB: type Brightfield (H-DAB), with QuPath's "
+            "default stain vectors. Experimental.",
+            show_default="H&E",
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Create a QuPath project of Brightfield (H&E) images.
+    """Create a QuPath project of slides, as Brightfield (H&E) images.
 
     For example: qpnuclei project create my-project slides/*.svs
     """
     from qpnuclei.cli.console import print_error, print_json, stdout
     from qpnuclei.qupath.create import create_from_slides
     from qpnuclei.slides.files import find_slides
+    from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE
 
     failures: list[dict[str, str]] = []
 
@@ -60,7 +70,9 @@ def create(
         failures.append({"slide": str(slide), "error": error.what, "hint": error.hint})
         print_error(error, "" if str(slide) in error.what else f"{slide}: ")
 
-    project = create_from_slides(directory, find_slides(slides), mpp, failed=failed)
+    stains = DEFAULT_H_DAB if hdab else DEFAULT_HE
+    found = find_slides(slides)
+    project = create_from_slides(directory, found, mpp, stains=stains, failed=failed)
     if json:
         images = [
             {"id": entry.id, "name": entry.name, "mpp": entry.calibration.mpp}

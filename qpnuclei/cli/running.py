@@ -144,6 +144,7 @@ def asked_for(
     options = RunOptions(
         selection=selection,
         model=given["model"],
+        speed=given["speed"],
         device=given["device"],
         mpp=given["mpp"],
         mpp_only_missing=not images and len(entries) > 1,

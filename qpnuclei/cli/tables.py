@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -40,8 +41,9 @@ def plan_view(plans: list[ImagePlan]) -> Group:
         parts.append(Text(f"\n{in_one_line(plan.entry.name)}", style="bold"))
         parts.append(
             Text(
-                f"  {plan.scale.mpp[0]:.4g} µm/px from {plan.mpp_source}, seen at {read_at} µm/px: "
-                f"{plan.megapixels:.2f} Mpx, tiles: {len(plan.tiles)}"
+                f"  {plan.scale.mpp[0]:.4g} µm/px from {plan.mpp_source}, seen at {read_at} µm/px "
+                f"by {in_one_line(Path(plan.model).name)}: {plan.megapixels:.2f} Mpx, "
+                f"tiles: {len(plan.tiles)}"
             )
         )
         parts.extend(Text(f"  {in_one_line(note)}") for note in plan.notes)
@@ -108,6 +110,7 @@ def describe_plan(plans: list[ImagePlan]) -> list[dict[str, Any]]:
         {
             "image": plan.entry.name,
             "image_id": plan.entry.id,
+            "model": plan.model,
             "mpp": plan.scale.mpp,
             "mpp_from": plan.mpp_source,
             "working_mpp": plan.scale.working_mpp,
@@ -208,7 +211,7 @@ def print_account(summary: RunSummary) -> None:
     )
     memory = peak_memory_mib()
     lines = [
-        f"network: {summary.model['name']} on {summary.device}",
+        f"network: {' and '.join(m['name'] for m in summary.models)} on {summary.device}",
         f"seams: {sum(i.joined for i in images)} nuclei joined from several tiles, "
         f"{sum(i.covered for i in images)} cut pieces and "
         f"{sum(i.overlapping for i in images)} duplicates dropped",

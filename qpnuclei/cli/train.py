@@ -155,6 +155,8 @@ def train(
 ) -> None:
     """Train a model on unlabelled slides, patches or projects.
 
+    It reads no labels. To learn from nuclei drawn in QuPath: qpnuclei adapt --corrections.
+
     Prints the estimated duration first. Ctrl-C saves and stops.
 
     For example: qpnuclei train project.qpproj -o runs/ours

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from qpnuclei.choices import Speed
 from qpnuclei.errors import UsageError
 from qpnuclei.evaluation import classical
 from qpnuclei.evaluation.datasets import AnnotatedImage
@@ -18,12 +19,27 @@ from qpnuclei.evaluation.report import Report, json_intervals, json_numbers
 from qpnuclei.evaluation.tuning import at_resolution, predict, recoloured, tune_post_processing
 from qpnuclei.models.checkpoint import load_model, save_model
 from qpnuclei.models.metadata import ModelMetadata, PostProcessing
-from qpnuclei.models.registry import DEFAULT_MODEL, WEIGHTS_FOLDER, resolve_model
+from qpnuclei.models.registry import (
+    DEFAULT_MODEL,
+    WEIGHTS_FOLDER,
+    network_for,
+    networks_of,
+    resolve_model,
+)
+from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.pipeline.image import segment
 from qpnuclei.pipeline.summary import describe_model
-from qpnuclei.segmentation.engine import EngineOptions, load_engine, split_model
+from qpnuclei.segmentation.engine import (
+    Engine,
+    EngineOptions,
+    engine_spec,
+    engine_specs,
+    load_engine,
+    split_model,
+)
 from qpnuclei.segmentation.maps_engine import MapsEngine
 from qpnuclei.segmentation.predictor import Predictor
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.system.versions import versions
 
 #: Called as ``progress(stage, done, total or None, note)``.
@@ -38,6 +54,8 @@ class AssessmentOptions:
     ----------
     model : str or None
         Name or file of a model; None for the classical baseline alone.
+    speed : {"auto", "fast"}
+        Which network of the default model; see `qpnuclei.models.registry.network_for`.
     mpp : float or None
         µm/px of all images, over whatever data set and files say.
     device : str
@@ -51,6 +69,7 @@ class AssessmentOptions:
     """
 
     model: str | None = DEFAULT_MODEL
+    speed: Speed = "auto"
     mpp: float | None = None
     device: str = "auto"
     tta: bool = False
@@ -92,16 +111,29 @@ def assess(
     if options.model is None:
         result = _measure(classical.NAME, classical.haematoxylin_nuclei, images, options, progress)
     else:
-        engine = load_engine(
-            options.model, EngineOptions(options.device, views=8 if options.tta else 1)
-        )
-        name = _label(options.model, engine.spec.sha256)
-        result = _measure(name, partial(segment, engine), images, options, progress)
+        engine_specs(networks_of(options.model, options.speed))  # a wrong name is told at once
+        asked = EngineOptions(options.device, views=8 if options.tta else 1)
+        engines: dict[str, Engine] = {}
+
+        def find(rgb: RGB, mpp: float) -> NucleiTable:
+            """Find nuclei as a run does: of the default, the pixel size chooses the network."""
+            model = network_for(str(options.model), mpp, options.speed)
+            if model not in engines:
+                engines[model] = load_engine(model, asked)
+            return segment(engines[model], rgb, mpp)
+
+        result = _measure(_label(options), find, images, options, progress)
+        engine, *others_used = engines.values()
         baseline = _measure(
             classical.NAME, classical.haematoxylin_nuclei, images, options, progress
         )
         others.append(baseline)
         if options.tune:
+            if others_used:
+                raise UsageError(
+                    f"--tune: the images need several models, {' and '.join(engines)}",
+                    "name one with --model",
+                )
             if not isinstance(engine, MapsEngine):
                 raise UsageError(
                     f"--tune {options.model}: only models of qpnuclei have this post-processing"
@@ -109,15 +141,19 @@ def assess(
             parameters = _tune(engine.predictor, images, options, progress)
             engine = engine.with_post_processing(parameters)
             others.append(result)
-            name = f"{name}, tuned"
+            name = f"{result.name}, tuned"
             result = _measure(name, partial(segment, engine), images, options, progress)
             notes += _tuning_notes(name, parameters)
             if options.write_model is not None:
                 _write_tuned(
-                    options.write_model, options.model, engine.predictor.metadata, dataset, result
+                    options.write_model,
+                    next(iter(engines)),
+                    engine.predictor.metadata,
+                    dataset,
+                    result,
                 )
                 notes.append(f"Model with this post-processing: {options.write_model}")
-        provenance["model"] = describe_model(engine.spec)
+        provenance["models"] = [describe_model(e.spec) for e in (engine, *others_used)]
         provenance["device"] = engine.execution
     provenance["versions"] = versions()
     provenance["started"] = datetime.fromtimestamp(started).astimezone().isoformat(" ", "seconds")
@@ -141,10 +177,13 @@ def _check_target(options: AssessmentOptions) -> None:
         )
 
 
-def _label(model: str, sha256: str) -> str:
+def _label(options: AssessmentOptions) -> str:
     """Return the name of a model in tables; of a file also its hash, as many share a name."""
+    model = str(options.model)
     path = Path(model)
-    return f"{path.name} ({sha256[:8]})" if path.suffix else model
+    if path.suffix:
+        return f"{path.name} ({engine_spec(model).sha256[:8]})"
+    return model if options.speed == "auto" else f"{model}, {options.speed}"
 
 
 def _measure(
@@ -181,7 +220,8 @@ def _tune(
     labelled = at_resolution(images, options.mpp, predictor.mpp)
     # In other colours as well: what suits a few images of one kind best loses nuclei on others.
     predicted = predict(predictor, [*labelled, *recoloured(labelled)])
-    return tune_post_processing(predicted, predictor.metadata.post_processing, on_trial)
+    start = predictor.metadata.post_processing
+    return tune_post_processing(predicted, start, on_trial, mpp=predictor.mpp)
 
 
 def _tuning_notes(name: str, parameters: PostProcessing) -> list[str]:

@@ -195,8 +195,9 @@ def summarise(images: Sequence[PredictedImage], parameters: PostProcessing) -> d
     }
 
 
-#: The values that `tune_post_processing` tries, one group of parameters after the other. Coarse on
-#: purpose: a few images do not support more.
+#: The values that `tune_post_processing` tries, one group of parameters after the other, in px of
+#: 0.25 µm. Coarse on purpose: a few images do not support more.
+_GRIDS_MPP = 0.25
 _GRIDS: tuple[dict[str, tuple[float, ...]], ...] = (
     {"threshold": (0.3, 0.4, 0.5, 0.6, 0.7), "min_mean_attention": (0.0, 0.65, 0.8)},
     {"smoothing_sigma_px": (1.0, 2.0, 3.0), "maxima_radius_px": (4, 6, 9)},
@@ -212,10 +213,27 @@ _STRICTNESS = ("min_mean_attention", "threshold", "min_area_px")
 _GIVEN_UP = 0.01
 
 
+def _grids(mpp: float) -> list[dict[str, list[float]]]:
+    """Return the values to try at `mpp` µm/px; those that rounding makes equal, once."""
+    if mpp == _GRIDS_MPP:
+        return [{name: list(values) for name, values in grid.items()} for grid in _GRIDS]
+
+    def scaled(name: str, value: float) -> Any:
+        one = PostProcessing().model_copy(update={name: value})
+        return getattr(one.at_resolution(_GRIDS_MPP, mpp), name)
+
+    return [
+        {name: sorted({scaled(name, value) for value in values}) for name, values in grid.items()}
+        for grid in _GRIDS
+    ]
+
+
 def tune_post_processing(
     images: Sequence[PredictedImage],
     start: PostProcessing,
     on_trial: Callable[[PostProcessing, float], None] = lambda _p, _s: None,
+    *,
+    mpp: float = _GRIDS_MPP,
 ) -> PostProcessing:
     """Choose the post-processing by the mean of AJI and PQ; of good ones, the least strict.
 
@@ -226,6 +244,8 @@ def tune_post_processing(
         Parameters that are not varied keep these values.
     on_trial : callable
         Called with every choice that was tried, and its score.
+    mpp : float
+        µm/px of the images, on which sizes in px depend.
 
     Returns
     -------
@@ -248,8 +268,8 @@ def tune_post_processing(
 
     best = start
     has_centre = images[0].centre is not None
-    tried_values: dict[str, tuple[float, ...]] = {}
-    for grid in _GRIDS:
+    tried_values: dict[str, list[float]] = {}
+    for grid in _grids(mpp):
         values_of = {k: v for k, v in grid.items() if has_centre or k != "centre_weight"}
         tried_values |= values_of
         choices = [

@@ -64,6 +64,7 @@ def geometry_of(family: str, architecture: Mapping[str, Any]) -> NetworkGeometry
         architecture.get("encoder_convolutions") or (2,) * architecture.get("levels", 4),
         architecture.get("stem_stride", 2),
         1 if architecture.get("decoder") == "adding" else 2,
+        subpixel=architecture.get("subpixel", False),
     )
 
 
@@ -75,7 +76,11 @@ def attention_geometry(dilations: Sequence[int], stride: int) -> NetworkGeometry
 
 
 def student_geometry(
-    encoder_convolutions: Sequence[int], stem_stride: int, decoder_convolutions: int
+    encoder_convolutions: Sequence[int],
+    stem_stride: int,
+    decoder_convolutions: int,
+    *,
+    subpixel: bool = False,
 ) -> NetworkGeometry:
     """Return the geometry of a `StudentNet`.
 
@@ -88,12 +93,14 @@ def student_geometry(
     stem_stride : {2, 4}
     decoder_convolutions : int
         3x3 convolutions of each level of the decoder.
+    subpixel : bool
+        Whether cells predict their own pixels; they always do with a stem stride of 4.
     """
 
     def upsample(span: _Span) -> _Span:
         return (span[0] - 1) // 2, (span[1] + 1) // 2
 
-    def subpixel(span: _Span) -> _Span:
+    def to_cell(span: _Span) -> _Span:
         return span[0] // stem_stride, span[1] // stem_stride
 
     def convolve(span: _Span) -> _Span:
@@ -106,7 +113,7 @@ def student_geometry(
         return stem_stride * span[0] - 1, stem_stride * (span[1] + 1)
 
     halvings = len(encoder_convolutions) - 1
-    steps = [upsample if stem_stride == 2 else subpixel]
+    steps = [to_cell if subpixel or stem_stride == 4 else upsample]
     steps += [*[convolve] * decoder_convolutions, upsample] * halvings
     for convolutions in reversed(encoder_convolutions):
         steps += [*[convolve] * convolutions, pool]

@@ -7,6 +7,7 @@ without the weights.
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -73,6 +74,26 @@ class PostProcessing(_Frozen):
     )
     min_area_px: int = Field(0, ge=0, le=1_000_000, description="smaller instances are dropped")
     min_mean_attention: float = Field(0.0, ge=0, le=1, description="fainter instances are dropped")
+
+    def at_resolution(self, mpp: float, new_mpp: float) -> Self:
+        """Return the same sizes in px of `new_mpp` µm/px, instead of px of `mpp`; disks rounded up.
+
+        Examples
+        --------
+        >>> halved = PostProcessing(coarse_radius_px=1, min_area_px=80).at_resolution(0.25, 0.5)
+        >>> halved.coarse_radius_px, halved.min_area_px
+        (1, 20)
+        """
+        ratio = mpp / new_mpp
+        disks = ("coarse_radius_px", "fine_radius_px", "maxima_radius_px")
+        lengths = ("smoothing_sigma_px", "min_prominence_px")
+        return self.model_copy(
+            update={
+                **{name: math.ceil(getattr(self, name) * ratio) for name in disks},
+                **{name: getattr(self, name) * ratio for name in lengths},
+                "min_area_px": round(self.min_area_px * ratio**2),
+            }
+        )
 
 
 class ColourNormalisation(_Frozen):

@@ -4,17 +4,54 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qpnuclei.choices import Speed
 from qpnuclei.errors import NotFoundError
 
 #: Folder of the packaged models, ``<name>.safetensors``.
 WEIGHTS_FOLDER = Path(__file__).resolve().parents[1] / "weights"
 
-#: The default model: the same on every machine, so that counts are comparable.
+#: The default model: the same on every machine, so that counts are comparable. It is two networks,
+#: and the pixel size of a slide decides between them (`network_for`).
 DEFAULT_MODEL = "default"
+
+#: Its networks, for 0.25 and for 0.5 µm/px. By their own names they take slides of any pixel size.
+FINE_NETWORK, COARSE_NETWORK = "default-40x", "default-20x"
+
+#: The coarse one takes slides of more µm/px than this (halfway between the two, as ratios go).
+COARSE_ABOVE_MPP = 0.36
+
+
+def network_for(model: str, mpp: float, speed: Speed = "auto") -> str:
+    """Return the model that finds the nuclei of a slide: a network of the default, else `model`.
+
+    Parameters
+    ----------
+    model : str
+        As the user names it.
+    mpp : float
+        µm/px of the slide at full resolution.
+    speed : {"auto", "fast"}
+        With fast, the default's coarse network takes every slide.
+
+    Examples
+    --------
+    >>> network_for("default", 0.25), network_for("default", 0.5)
+    ('default-40x', 'default-20x')
+    >>> network_for("default", 0.25, "fast"), network_for("ours.safetensors", 0.5)
+    ('default-20x', 'ours.safetensors')
+    """
+    if model != DEFAULT_MODEL:
+        return model
+    return COARSE_NETWORK if speed == "fast" or mpp > COARSE_ABOVE_MPP else FINE_NETWORK
+
+
+def networks_of(model: str, speed: Speed = "auto") -> tuple[str, ...]:
+    """Return all models that `network_for` may choose, whatever the slide."""
+    return tuple(dict.fromkeys(network_for(model, mpp, speed) for mpp in (0.0, float("inf"))))
 
 
 def resolve_model(name_or_path: str | Path) -> Path:
-    """Return the file of a packaged model, or of a path.
+    """Return the file of a packaged model, or of a path; of the default, its fine network.
 
     Raises
     ------
@@ -26,11 +63,12 @@ def resolve_model(name_or_path: str | Path) -> Path:
         if not path.is_file():
             raise NotFoundError(f"no model file at {path}", "give a name or a .safetensors file")
         return path
-    packaged = WEIGHTS_FOLDER / f"{name_or_path}.safetensors"
+    name = FINE_NETWORK if name_or_path == DEFAULT_MODEL else name_or_path
+    packaged = WEIGHTS_FOLDER / f"{name}.safetensors"
     if not packaged.is_file():
-        names = sorted(p.stem for p in WEIGHTS_FOLDER.glob("*.safetensors"))
+        names = [DEFAULT_MODEL, *sorted(p.stem for p in WEIGHTS_FOLDER.glob("*.safetensors"))]
         raise NotFoundError(
             f"no model named {str(name_or_path)!r} comes with qpnuclei",
-            f"there are: {', '.join(names) or 'none'}; or give the path of a .safetensors file",
+            f"there are: {', '.join(names)}; or give the path of a .safetensors file",
         )
     return packaged

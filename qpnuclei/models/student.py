@@ -26,9 +26,7 @@ class StudentNet(nn.Module):
     max_channels : int
         Channels double from level to level up to this number.
     stem_stride : {2, 4}
-        The finest level has ``1 / stem_stride`` of the resolution. With 2, logits are interpolated
-        to full resolution; with 4, which would blur outlines, each cell of the finest level
-        predicts its 4x4 pixels by itself (sub-pixel convolution [1]_).
+        The finest level has ``1 / stem_stride`` of the resolution.
     encoder_convolutions : sequence of int, optional
         3x3 convolutions of each level of the encoder, finest first; two each if not given.
     decoder : {"concatenating", "adding"}
@@ -36,6 +34,10 @@ class StudentNet(nn.Module):
         concatenation followed by two convolutions; or, at less than half the cost, by addition
         followed by one. In the latter case, the last convolution of the coarser level has the
         channels of the finer level.
+    subpixel : bool
+        Whether each cell of the finest level predicts its own pixels (sub-pixel convolution [1]_),
+        which keeps outlines sharp. Else logits are interpolated to full resolution. A stem stride
+        of 4 is always with it: interpolation would blur outlines.
 
     Attributes
     ----------
@@ -43,8 +45,8 @@ class StudentNet(nn.Module):
         Height and width of the input must be multiples of it. Two inputs whose origins differ by
         multiples of it give the same result, shifted.
     cell_px : int
-        Size of the output patch of one cell of the finest level, in px: `stem_stride` if that is 4,
-        else 1.
+        Size of the output patch of one cell of the finest level, in px: `stem_stride` if cells
+        predict their own pixels, else 1.
     receptive_radius_px : int
         An output pixel depends on no input pixel that is farther away, in rows or in columns.
 
@@ -75,6 +77,7 @@ class StudentNet(nn.Module):
         stem_stride: int = 2,
         encoder_convolutions: Sequence[int] | None = None,
         decoder: Decoder = "concatenating",
+        subpixel: bool = False,
     ) -> None:
         super().__init__()
         depths = (2,) * levels if encoder_convolutions is None else tuple(encoder_convolutions)
@@ -93,7 +96,7 @@ class StudentNet(nn.Module):
         if decoder not in get_args(Decoder):
             raise ValueError(f"decoder must be one of {get_args(Decoder)}, not {decoder!r}")
         widths = [min(base_channels * 2**level, max_channels) for level in range(levels)]
-        self.cell_px = 1 if stem_stride == 2 else stem_stride
+        self.cell_px = stem_stride if subpixel or stem_stride == 4 else 1
         self._adding = decoder == "adding"
         self.stem = _conv(3, widths[0], kernel=stem_stride + 2, stride=stem_stride)
         above = [widths[max(level - 1, 0)] for level in range(levels)]
@@ -111,7 +114,9 @@ class StudentNet(nn.Module):
             for level in range(levels - 1)
         )
         self.head = nn.Conv2d(widths[0], 2 * self.cell_px**2, 1)
-        geometry = student_geometry(depths, stem_stride, 1 if self._adding else 2)
+        geometry = student_geometry(
+            depths, stem_stride, 1 if self._adding else 2, subpixel=self.cell_px > 1
+        )
         self.stride = geometry.stride
         self.receptive_radius_px = geometry.receptive_radius_px
 

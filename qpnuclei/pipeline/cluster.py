@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -55,7 +55,7 @@ def compute_on_cluster(
     tasks: Iterable[Task],
     advance: Advance,
     client: Client,
-    spec: EngineSpec,
+    specs: Mapping[str, EngineSpec],
     options: RunOptions,
     slides_from: Path | None = None,
     limit_s: float | None = None,
@@ -91,7 +91,7 @@ def compute_on_cluster(
         task = job.task
         if task.folder.path not in tokens:
             tokens[task.folder.path] = stack.enter_context(_token(task.folder))
-        order = job.order(spec, options, slides_from, tokens[task.folder.path], limit_s)
+        order = job.order(specs, options, slides_from, tokens[task.folder.path], limit_s)
         future = client.submit(
             compute_unit,
             order,

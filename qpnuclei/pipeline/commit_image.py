@@ -114,6 +114,7 @@ def _result(
     return ImageResult(
         name=image.name,
         entry=image.entry,
+        model=image.model,
         mpp=image.mpp,
         mpp_source=image.mpp_source,
         working_mpp=image.scale.working_mpp,
@@ -148,6 +149,7 @@ def _image_plan(
         existing = [existing[0].union(*within)]
     return ImagePlan(
         entry=entry,
+        model=image.model,
         # If that is another one now, the save is refused.
         fingerprint=image.data,
         taken=ids_of_detections(objects),

@@ -12,12 +12,12 @@ from qpnuclei.errors import UsageError
 from qpnuclei.pipeline.executors import Executor, compute_here
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.units import Conduct
-from qpnuclei.segmentation.engine import Engine, engine_spec, load_engine
+from qpnuclei.segmentation.engine import Engine, engine_specs, load_engine
 
 
 @dataclass(frozen=True)
 class Computing:
-    """Who computes units, and gives the engine to this process where it needs one itself.
+    """Who computes units, and gives engines, by model, to this process where it needs one itself.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class Computing:
     """
 
     executor: Executor
-    engine: Callable[[], Engine]
+    engine: Callable[[str], Engine]
     device: str
 
 
@@ -46,8 +46,8 @@ def computing(
     devices = options.device.split(",")
     limit_s = None if conduct.unit_minutes is None else 60 * conduct.unit_minutes
 
-    def engine_on(device: str) -> Callable[[], Engine]:
-        return cache(lambda: load_engine(options.model, replace(options.engine, device=device)))
+    def engine_on(device: str) -> Callable[[str], Engine]:
+        return cache(lambda model: load_engine(model, replace(options.engine, device=device)))
 
     if conduct.dask is not None:
         from qpnuclei.pipeline.cluster import cluster_of, compute_on_cluster, cores_of_worker
@@ -61,7 +61,7 @@ def computing(
             on_cluster = partial(
                 compute_on_cluster,
                 client=client,
-                spec=engine_spec(options.model),
+                specs=engine_specs(options.models),
                 options=replace(options, workers=cores_of_worker(conduct.dask, options.workers)),
                 slides_from=slides_from,
                 limit_s=limit_s,
@@ -71,8 +71,9 @@ def computing(
         return
     if len(devices) == 1 and limit_s is None:
         engine = engine_on(options.device)
-        execution = engine().execution
-        here = partial(compute_here, engine=engine(), options=options, slides_from=slides_from)
+        # What cannot be loaded is an error before anything is planned.
+        execution = " and ".join(dict.fromkeys(engine(m).execution for m in options.models))
+        here = partial(compute_here, engine=engine, options=options, slides_from=slides_from)
         yield Computing(here, engine, execution)
         return
     # Planning loads no torch.
@@ -84,7 +85,7 @@ def computing(
     there = partial(
         compute_in_processes,
         devices=devices,
-        spec=engine_spec(options.model),
+        specs=engine_specs(options.models),
         options=options,
         slides_from=slides_from,
         limit_s=limit_s,

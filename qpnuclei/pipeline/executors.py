@@ -63,7 +63,7 @@ Executor = Callable[[Iterable[Task], Advance], Iterator[Outcome]]
 def compute_here(
     tasks: Iterable[Task],
     advance: Advance,
-    engine: Engine,
+    engine: Callable[[str], Engine],
     options: RunOptions,
     slides_from: Path | None = None,
 ) -> Iterator[Outcome]:
@@ -73,7 +73,9 @@ def compute_here(
     without units. Where a sweep fails, each of the units that are left is tried alone.
     """
     for _, of_image in groupby(tasks, key=lambda task: task.image.entry):
-        yield from _compute_image(list(of_image), advance, engine, options, slides_from)
+        of_one = list(of_image)
+        seeing = engine(options.model_for(of_one[0].image.mpp))
+        yield from _compute_image(of_one, advance, seeing, options, slides_from)
 
 
 def _compute_image(

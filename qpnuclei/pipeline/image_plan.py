@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -31,7 +31,7 @@ from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Annotation, ImageEntry, ImageObjects
 from qpnuclei.qupath.pixel_size import pixel_size
 from qpnuclei.qupath.regions import Region, same_outline
-from qpnuclei.segmentation.engine import EngineSpec, engine_spec
+from qpnuclei.segmentation.engine import EngineSpec, engine_specs
 from qpnuclei.slides.remix import has_dab
 from qpnuclei.slides.resolution import Scale, working_downsample
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
@@ -50,6 +50,8 @@ class ImagePlan:
     Parameters
     ----------
     entry : ImageEntry
+    model : str
+        Of ``RunOptions.models``, that finds its nuclei.
     fingerprint : str
         Says in which state the image's data was when it was planned.
     taken : frozenset of UUID
@@ -78,6 +80,7 @@ class ImagePlan:
     """
 
     entry: ImageEntry
+    model: str
     fingerprint: str
     taken: frozenset[UUID]
     scale: Scale
@@ -129,7 +132,7 @@ def plan_images(
         Whatever would stop the run.
     """
     require_some_dab(entries, options.positive_thresholds)
-    spec = engine_spec(options.model)
+    specs = engine_specs(options.models)
     plans = []
     failures: list[tuple[ImageEntry, QpnucleiError]] = []
     for entry in entries:
@@ -143,7 +146,7 @@ def plan_images(
                     objects = entry.read()
                     if options.qc:
                         objects = _as_marked(entry, objects, slide, options)
-                    plans.append(plan_image(entry, slide, spec, options, objects))
+                    plans.append(plan_image(entry, slide, specs, options, objects))
             except NothingToDo as nothing:
                 _log.info("image %s: nothing to do: %s", entry.name, nothing)
     return plans, failures
@@ -163,7 +166,7 @@ def _as_marked(
 def plan_image(
     entry: ImageEntry,
     slide: Slide,
-    spec: EngineSpec,
+    specs: Mapping[str, EngineSpec],
     options: RunOptions,
     objects: ImageObjects | None = None,
 ) -> ImagePlan:
@@ -171,6 +174,8 @@ def plan_image(
 
     Parameters
     ----------
+    specs : mapping of str to EngineSpec
+        Of ``options.models``; the pixel size of the image chooses one.
     objects : ImageObjects, optional
         Of the image, where they have just been read.
 
@@ -239,9 +244,11 @@ def plan_image(
         notes.append(f"image type is {entry.image_type}; the models were trained on H&E")
     if entry.stains is None:
         notes.append(f"no stain vectors are set: measured with {DEFAULT_HE.name}")
-    scale = Scale(mpp, working_downsample(mpp, spec.mpp))
+    model = options.model_for(mpp)
+    scale = Scale(mpp, working_downsample(mpp, specs[model].mpp))
     return ImagePlan(
         entry=entry,
+        model=model,
         fingerprint=objects.fingerprint,
         taken=ids_of_detections(objects),
         scale=scale,
@@ -253,7 +260,7 @@ def plan_image(
             shapely.union_all([region.geometry for region in regions]),
             (slide.width, slide.height),
             scale,
-            spec,
+            specs[model],
             tile_px=options.tile_px,
             max_nucleus_um=options.max_nucleus_um,
         ),

@@ -28,7 +28,7 @@ def request_of(options: RunOptions) -> str:
 
 def inputs_of(
     options: RunOptions,
-    spec: EngineSpec,
+    specs: Sequence[EngineSpec],
     slide: PlannedSlide,
     annotations: Sequence[Annotation],
     excluded: Sequence[Annotation],
@@ -38,6 +38,8 @@ def inputs_of(
 
     Parameters
     ----------
+    specs : sequence of EngineSpec
+        Of the models that its pixel size chooses from.
     annotations : sequence of Annotation
         Those that are chosen.
     excluded : sequence of Annotation
@@ -50,7 +52,7 @@ def inputs_of(
         [
             __version__,
             request_of(options),
-            asdict(spec),
+            [asdict(spec) for spec in specs],
             slide.model_dump(exclude={"path"}),
             chosen,
             [shapely.to_wkb(a.geometry, hex=True) for a in excluded],

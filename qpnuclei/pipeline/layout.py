@@ -24,7 +24,7 @@ JOINED = "image-"
 #: here is part of the key of every unit.
 _NOT_OF_UNITS = frozenset(
     {
-        *("selection", "images", "model", "device", "batch_size", "workers"),
+        *("selection", "images", "model", "speed", "device", "batch_size", "workers"),
         *("mpp", "mpp_only_missing", "mpp_by_image"),
         *("tissue_annotation", "class_name", "on_existing", "force", "positive_thresholds"),
         *("tile_px", "max_nucleus_um"),  # the tiles themselves are part of it

@@ -16,9 +16,10 @@ from qpnuclei.choices import (
     NUCLEUS_CLASS,
     OnExisting,
     Precision,
+    Speed,
 )
 from qpnuclei.errors import UsageError
-from qpnuclei.models.registry import DEFAULT_MODEL
+from qpnuclei.models.registry import DEFAULT_MODEL, network_for, networks_of
 from qpnuclei.pipeline.positivity import check_thresholds
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.pixel_size import AskedMpp
@@ -34,7 +35,8 @@ class RunOptions:
     ------
     UsageError
         If the class of the detections is empty, the thresholds of positive nuclei make no classes,
-        or what `qc` marks would not be excluded.
+        what `qc` marks would not be excluded, or `speed` is asked for of another model than the
+        default.
 
     Examples
     --------
@@ -45,6 +47,7 @@ class RunOptions:
 
     selection: Selection
     model: str = DEFAULT_MODEL
+    speed: Speed = "auto"
     device: str = "auto"
     precision: Precision = "auto"
     tta: bool = False
@@ -79,6 +82,22 @@ class RunOptions:
                 f"--qc marks areas as {IGNORE_CLASS}, and --exclude does not leave them out",
                 f"add --exclude '{IGNORE_CLASS}'",
             )
+
+        if self.speed != "auto" and self.model != DEFAULT_MODEL:
+            raise UsageError(
+                f"--speed {self.speed} chooses a network of the default model, and --model names "
+                f"{self.model}",
+                "leave out one of the two",
+            )
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All models that images may need, whatever their pixel size."""
+        return networks_of(self.model, self.speed)
+
+    def model_for(self, mpp: tuple[float, float]) -> str:
+        """Return the model for an image of this pixel size in µm."""
+        return network_for(self.model, sum(mpp) / 2, self.speed)
 
     @property
     def pixel_sizes(self) -> AskedMpp:

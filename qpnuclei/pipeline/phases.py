@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
@@ -151,12 +151,12 @@ def commit_run(
     plan = folder.plan()
     by_id = {entry.id: entry for entry in project.images}
     entries = [by_id[image.entry] for image in plan.images if image.entry in by_id]
-    engine = cache(lambda: load_engine(options.model, options.engine))
+    engine = cache(lambda model: load_engine(model, options.engine))
     with locked(project.path.parent), folder.logging():
         todo = [image for image in plan.images if not folder.result_path(image).exists()]
         check_space(need_of_results(project, todo, options))
         summary = RunSummary.begun(project, entries, plan, options, folder.path)
-        spec, failed = plan.spec(), folder.failed()
+        failed = folder.failed()
         for image in plan.images:
             entry = by_id.get(image.entry)
             if entry is None or entry.name != image.name:
@@ -172,6 +172,7 @@ def commit_run(
                     raise error
 
             with standing_alone(f"image {image.name}", fail):
+                spec = plan.spec(image)
                 if Record.of(entry.read().properties).run == image.marker:
                     done = committed_image(project, entry, image, folder, spec, options)
                     summary.images.append(done)
@@ -180,7 +181,8 @@ def commit_run(
                 layout = layout_of(image, spec, options)
                 if not folder.shard(image, layout.name).exists():
                     check_complete(folder, image, layout, failed)
-                    join_image(folder, image, layout, engine, options, slides_from)
+                    seeing = partial(engine, options.model_for(image.mpp))
+                    join_image(folder, image, layout, seeing, options, slides_from)
                 result = commit_image(project, entry, image, layout, folder, options)
                 summary.images.append(result)
                 summary.device = device_of(folder, image, layout)

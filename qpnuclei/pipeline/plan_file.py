@@ -20,7 +20,7 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.plan_parts import Name, Part, PlannedRegion, PlannedSlide, PlannedStains
 from qpnuclei.pipeline.tiles import plan_tiles
 from qpnuclei.qupath.regions import Region
-from qpnuclei.segmentation.engine import EngineSpec
+from qpnuclei.segmentation.engine import EngineSpec, engine_specs
 from qpnuclei.slides.resolution import Scale
 from qpnuclei.slides.stains import Stains
 from qpnuclei.system.files import read_regular
@@ -37,6 +37,8 @@ class PlannedImage(Part):
     ----------
     folder : str
         Below ``shards``.
+    model : str
+        That finds its nuclei: one of `RunPlan.engines`.
     data : str
         State of the image's data in the project when it was planned.
     inputs : str
@@ -53,6 +55,7 @@ class PlannedImage(Part):
     name: str
     folder: Name
     slide: PlannedSlide
+    model: str
     mpp: tuple[float, float]
     mpp_source: str
     downsample: tuple[float, float]
@@ -125,8 +128,8 @@ class RunPlan(Part):
         Version that made it.
     request : str
         Hash of what the run was asked for.
-    engine : dict
-        The `EngineSpec` of the model.
+    engines : dict of str to dict
+        The `EngineSpec` of each model.
     failures : list of dict
         Images that could not be planned: ``image``, ``entry``, ``error``, ``hint``.
     nothing_to_do : dict of str to str
@@ -139,7 +142,7 @@ class RunPlan(Part):
     backend: str
     request: str
     arguments: dict[str, Any]
-    engine: dict[str, Any]
+    engines: dict[str, dict[str, Any]]
     images: tuple[PlannedImage, ...]
     failures: tuple[dict[str, str], ...] = ()
     nothing_to_do: dict[str, str] = Field(default_factory=dict)
@@ -195,28 +198,44 @@ class RunPlan(Part):
         except ValidationError as error:
             raise FormatError(f"the plan of {self.project} has no arguments of a run") from error
 
-    def spec(self) -> EngineSpec:
-        """Return what was known of the model.
+    def spec(self, image: PlannedImage) -> EngineSpec:
+        """Return what was known of the model of an image.
 
         Raises
         ------
         FormatError
-            If it says nothing of it.
+            If the plan says nothing of it.
         """
+        return self._spec(image.model)
+
+    @property
+    def models_used(self) -> list[EngineSpec]:
+        """What was known of the models of all images; of all models, if no image is planned."""
+        used = {image.model: None for image in self.images} or self.engines
+        return [self._spec(model) for model in used]
+
+    def _spec(self, model: str) -> EngineSpec:
         try:
-            return TypeAdapter(EngineSpec).validate_python(self.engine)
-        except ValidationError as error:
+            return TypeAdapter(EngineSpec).validate_python(self.engines[model])
+        except (KeyError, ValidationError) as error:
             raise FormatError(f"the plan of {self.project} does not describe its model") from error
 
-    def check_model(self, spec: EngineSpec) -> None:
-        """Refuse a model that is another than the one that was planned for.
+    def check_models(self, options: RunOptions) -> None:
+        """Refuse models that are others than those that were planned for.
+
+        Parameters
+        ----------
+        options : RunOptions
+            With the model of this machine.
 
         Raises
         ------
         ModelError
-            If it is.
+            If one is.
         """
-        check_same_model(spec, self.spec())
+        here = engine_specs(options.models)
+        for planned, mpp in {image.model: image.mpp for image in self.images}.items():
+            check_same_model(here[options.model_for(mpp)], self._spec(planned))
 
 
 def check_same_model(spec: EngineSpec, planned: EngineSpec) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from qpnuclei._version import __version__
@@ -20,7 +20,7 @@ from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.names import file_stem
-from qpnuclei.segmentation.engine import EngineSpec, engine_spec
+from qpnuclei.segmentation.engine import EngineSpec, engine_specs
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def plan_project(
     conduct: Conduct,
 ) -> Planned:
     """Plan the images, and write the plan."""
-    spec = engine_spec(options.model)
+    specs = engine_specs(options.models)
     earlier: dict[str, PlannedImage] = {}
     goes_on = conduct.resume and (conduct.extend or not folder.is_done)
     if goes_on and folder.plan_path.exists():
@@ -60,7 +60,7 @@ def plan_project(
         with standing_alone(f"image {entry.name}", fail):
             try:
                 known = earlier.get(entry.id)
-                image, is_done = _plan_image(project, entry, spec, options, known)
+                image, is_done = _plan_image(project, entry, specs, options, known)
             except NothingToDo as reason:
                 nothing[entry.id] = str(reason)
                 _log.info("image %s: not analysed: %s", entry.name, reason)
@@ -74,7 +74,7 @@ def plan_project(
         backend=project.backend,
         request=request_of(options),
         arguments=options.to_json(),
-        engine=asdict(spec),
+        engines={model: asdict(spec) for model, spec in specs.items()},
         images=tuple(images),
         failures=tuple(
             {"entry": entry_id, "error": error.what, "hint": error.hint}
@@ -104,7 +104,7 @@ def plan_project(
 def _plan_image(
     project: Project,
     entry: ImageEntry,
-    spec: EngineSpec,
+    specs: Mapping[str, EngineSpec],
     options: RunOptions,
     earlier: PlannedImage | None,
 ) -> tuple[PlannedImage, bool]:
@@ -112,7 +112,7 @@ def _plan_image(
     objects = entry.read()
     with open_image(entry) as slide:
         file = PlannedSlide.of(slide)
-        inputs = _inputs(entry, objects, spec, options, file)
+        inputs = _inputs(entry, objects, specs, options, file)
         is_same = earlier is not None and earlier.inputs == inputs
         if earlier is not None and is_same:
             record = Record.of(objects.properties, f"image {entry.name}")
@@ -124,9 +124,9 @@ def _plan_image(
 
             report_marks(entry, mark_artefacts(project, entry, options.pixel_sizes).area_mm2)
             objects = entry.read()
-            inputs = _inputs(entry, objects, spec, options, file)
-        plan = plan_image(entry, slide, spec, options, objects)
-    return _planned_image(plan, file, inputs, spec, options), False
+            inputs = _inputs(entry, objects, specs, options, file)
+        plan = plan_image(entry, slide, specs, options, objects)
+    return _planned_image(plan, file, inputs, specs[plan.model], options), False
 
 
 def _planned_image(
@@ -138,6 +138,7 @@ def _planned_image(
         name=plan.entry.name,
         folder=as_file_name(file_stem(plan.entry)),
         slide=slide,
+        model=plan.model,
         mpp=plan.scale.mpp,
         mpp_source=plan.mpp_source,
         downsample=plan.scale.downsample,
@@ -158,7 +159,7 @@ def _planned_image(
 def _inputs(
     entry: ImageEntry,
     objects: ImageObjects,
-    spec: EngineSpec,
+    specs: Mapping[str, EngineSpec],
     options: RunOptions,
     file: PlannedSlide,
 ) -> str:
@@ -166,4 +167,4 @@ def _inputs(
     chosen = [a for a in objects.annotations if not selection.tissue and selection.matches(a)]
     excluded = [a for a in objects.annotations if selection.excludes(a)]
     known = [repr(entry.calibration), repr(entry.stains)]
-    return inputs_of(options, spec, file, chosen, excluded, known)
+    return inputs_of(options, list(specs.values()), file, chosen, excluded, known)

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import wait
@@ -36,7 +36,7 @@ def compute_in_processes(
     tasks: Iterable[Task],
     advance: Advance,
     devices: Sequence[str],
-    spec: EngineSpec,
+    specs: Mapping[str, EngineSpec],
     options: RunOptions,
     slides_from: Path | None = None,
     limit_s: float | None = None,
@@ -71,7 +71,7 @@ def compute_in_processes(
                         job = again.popleft() if again else _job(next(todo, None))
                         if job is None:
                             return
-                        worker.take(job, spec, slides_from)
+                        worker.take(job, specs, slides_from)
 
         give()
         while busy := [worker for worker in workers if worker.jobs]:
@@ -129,7 +129,7 @@ class _Worker:
         self._is_late = False
         self._failed_starts = 0
 
-    def take(self, job: Job, spec: EngineSpec, slides_from: Path | None) -> None:
+    def take(self, job: Job, specs: Mapping[str, EngineSpec], slides_from: Path | None) -> None:
         """Give it another unit."""
         if not self.is_running:
             self._begin()
@@ -137,7 +137,7 @@ class _Worker:
             self.since = time.monotonic()
         self.jobs.append(job)
         with suppress(OSError):  # it has died: that is seen when it is asked
-            self.pipe.send(job.order(spec, self._options, slides_from))
+            self.pipe.send(job.order(specs, self._options, slides_from))
 
     def _begin(self) -> None:
         # Forked, it would have threads and a GPU that are not its own.
@@ -240,7 +240,8 @@ def _work(pipe: _Pipe, options: RunOptions) -> None:
     threading.Thread(target=_receive, args=(pipe, orders), daemon=True).start()
     with keep_freed_memory():
         try:
-            engine_of(options.model, options.engine)
+            for model in options.models:
+                engine_of(model, options.engine)
         except QpnucleiError as error:
             pipe.send(type(error)(error.what, error.hint))
             return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -109,7 +109,7 @@ class Job:
 
     def order(
         self,
-        spec: EngineSpec,
+        specs: Mapping[str, EngineSpec],
         options: RunOptions,
         slides_from: Path | None,
         token: str = "",
@@ -119,7 +119,9 @@ class Job:
         task = self.task
         image = task.image.model_dump_json()
         folder = task.folder.path.absolute()
-        return Order(image, task.unit, spec, options, slides_from, folder, token, limit_s)
+        model = options.model_for(task.image.mpp)
+        exact = replace(options, model=model, speed="auto")
+        return Order(image, task.unit, specs[model], exact, slides_from, folder, token, limit_s)
 
     def outcome(self, delivery: Delivery, tries: int = 1) -> Outcome | None:
         """Return what became of the unit; None if it is to be tried again.
@@ -142,7 +144,7 @@ class Job:
 def compute_unit(order: Order) -> Delivery:
     """Compute one unit; what goes wrong is part of what is delivered.
 
-    The engine, and the slide worked on last, are kept for the next unit.
+    Engines, and the slide worked on last, are kept for the next unit.
     """
     errors: list[QpnucleiError] = []
     delivery = None
@@ -151,7 +153,7 @@ def compute_unit(order: Order) -> Delivery:
     return delivery or Delivery(error=errors[0])
 
 
-@lru_cache(1)
+@lru_cache(2)
 def engine_of(model: str, options: EngineOptions) -> Engine:
     """Load the engine, which is kept."""
     return load_engine(model, options)

@@ -77,9 +77,8 @@ def analyse_project(
                 for image in plan.images:
                     if image.entry in planned.committed:
                         with standing_alone(f"image {image.name}", partial(fail, image)):
-                            done = committed_image(
-                                project, by_id[image.entry], image, folder, plan.spec(), options
-                            )
+                            entry, spec = by_id[image.entry], plan.spec(image)
+                            done = committed_image(project, entry, image, folder, spec, options)
                             summary.images.append(done)
                             summary.resumed += 1
                 for image, layout in infer_images(

@@ -74,6 +74,8 @@ class ImageResult:
 
     Parameters
     ----------
+    model : str
+        That found them: a name or a file.
     mpp : (float, float)
         µm per level-0 px; `mpp_source` says who said so.
     working_mpp : (float, float)
@@ -105,6 +107,7 @@ class ImageResult:
 
     name: str
     entry: str
+    model: str
     mpp: tuple[float, float]
     mpp_source: str
     working_mpp: tuple[float, float]
@@ -175,6 +178,8 @@ class RunSummary:
 
     Parameters
     ----------
+    models : list of dict
+        The models of its images, see `describe_model`: of the default, one network or both.
     planned : tuple of ImageEntry
         Each ends among the `images` that were done, the `failures` or the others, `not_done`.
     nothing_to_do : mapping of str to str
@@ -190,7 +195,7 @@ class RunSummary:
     project: Path
     backend: str
     arguments: dict[str, Any]
-    model: dict[str, Any]
+    models: list[dict[str, Any]]
     device: str
     run_dir: Path
     planned: tuple[ImageEntry, ...] = ()
@@ -217,7 +222,7 @@ class RunSummary:
             project=project.path,
             backend=project.backend,
             arguments=options.to_json(),
-            model=describe_model(plan.spec()),
+            models=[describe_model(spec) for spec in plan.models_used],
             device="",
             run_dir=run_dir,
             planned=tuple(entries),
@@ -323,7 +328,7 @@ class RunSummary:
             ],
             "not_done": self.not_done,
             "arguments": self.arguments,
-            "model": self.model,
+            "models": self.models,
             "device": self.device,
             "versions": versions(),
         }

@@ -16,7 +16,7 @@ from qpnuclei.pipeline.layout import Layout, layout_of
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.plan_file import PlannedImage, RunPlan
 from qpnuclei.pipeline.shards import ImageNuclei
-from qpnuclei.segmentation.engine import Engine, engine_spec
+from qpnuclei.segmentation.engine import Engine
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def infer_images(
     plan: RunPlan,
     images: Iterable[PlannedImage],
     executor: Executor,
-    engine: Callable[[], Engine],
+    engine: Callable[[str], Engine],
     report: Report,
     conduct: Conduct,
     options: RunOptions,
@@ -87,10 +87,10 @@ def infer_images(
     progress: Progress,
 ) -> Iterator[tuple[PlannedImage, Layout]]:
     """Compute the units that are not there yet; yield images as soon as all theirs are."""
-    plan.check_model(engine_spec(options.model))
+    plan.check_models(options)
     if conduct.retry_failed:
         folder.forget_failures()
-    spec, failed = plan.spec(), folder.failed()
+    failed = folder.failed()
     total = sum(len(image.units) for image in plan.images)
     mine = range(total * (share[0] - 1) // share[1], total * share[0] // share[1])
     first = {}
@@ -117,7 +117,7 @@ def infer_images(
             if not any(is_mine):
                 continue
             with standing_alone(f"image {image.name}", partial(report, image)):
-                layout = layout_of(image, spec, options)
+                layout = layout_of(image, plan.spec(image), options)
                 pending = []
                 tiles = 0
                 errors = bad.setdefault(image.entry, [])
@@ -158,9 +158,10 @@ def infer_images(
                 # Else others compute the rest; whoever is last puts it together.
 
     def _join(image: PlannedImage, layout: Layout) -> None:
+        seeing = partial(engine, options.model_for(image.mpp))
         for _ in layout.units:
             try:
-                return join_image(folder, image, layout, engine, options, slides_from)
+                return join_image(folder, image, layout, seeing, options, slides_from)
             except DamagedUnitError as error:
                 _log.warning("%s; it is computed anew", error.what)
                 folder.shard(image, error.unit.name).unlink(missing_ok=True)
@@ -170,7 +171,7 @@ def infer_images(
                         raise outcome.error from error
                     if outcome.shard is not None:
                         folder.store(image, error.unit, outcome.shard)
-        return join_image(folder, image, layout, engine, options, slides_from)
+        return join_image(folder, image, layout, seeing, options, slides_from)
 
     for outcome in executor(tasks(), advance):
         image, layout, unit = outcome.task.image, outcome.task.layout, outcome.task.unit

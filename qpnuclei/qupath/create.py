@@ -23,6 +23,7 @@ from qpnuclei.qupath.new_image import (
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.transaction import Transaction, sync_folder
 from qpnuclei.qupath.uris import file_uri
+from qpnuclei.slides.remix import has_dab
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
 from qpnuclei.system.files import remove_leftovers, temporary_prefix
 
@@ -32,10 +33,11 @@ def create_from_slides(
     slides: Sequence[Path],
     mpp: float | AskedMpp | None = None,
     *,
+    stains: Stains = DEFAULT_HE,
     failed: Callable[[Path, QpnucleiError], object] | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> Project:
-    """Create a project of Brightfield (H&E) images in a new folder, for QuPath 0.4 to 0.7.
+    """Create a project of brightfield images in a new folder, for QuPath 0.4 to 0.7.
 
     A slide without a pixel size is added uncalibrated, as QuPath would. Several files of one slide
     (DICOM) become one image.
@@ -47,6 +49,8 @@ def create_from_slides(
     slides : sequence of Path
     mpp : float or AskedMpp, optional
         Pixel size in µm/px of all slides, or of some by file name; by default each slide's own.
+    stains : Stains
+        Colour deconvolution stains. With DAB the type is Brightfield (H-DAB), else (H&E).
     files : mapping of str to bytes, optional
         Content of more files that the folder holds from the start, by path in it.
     failed : callable, optional
@@ -70,7 +74,8 @@ def create_from_slides(
     if failed is not None:
         for path, error in errors:
             failed(path, error)
-    return create_project(directory, images, files=files)
+    image_type = "BRIGHTFIELD_H_DAB" if has_dab(stains) else "BRIGHTFIELD_H_E"
+    return create_project(directory, images, image_type=image_type, stains=stains, files=files)
 
 
 def create_project(

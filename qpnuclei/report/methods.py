@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from qpnuclei._version import __version__
+from qpnuclei.models.registry import COARSE_ABOVE_MPP
 from qpnuclei.report.runs import Run
 
 _PAPER = (
@@ -22,7 +24,7 @@ _DECONVOLUTION = (
 )
 _LEARNED = {
     "attention": "a network that learned from unlabelled tissue by the attention of a classifier",
-    "student": "a network that was trained without outlined nuclei, on pseudo-labels of its own",
+    "student": "a network that was trained without outlined nuclei, on pseudo-labels",
 }
 
 
@@ -64,17 +66,15 @@ def methods(
 
     sentences = []
     for run in runs:
-        model = run.model
-        name, sha = str(model.get("name") or "unknown"), str(model.get("sha256") or "")
         version = run.versions.get("qpnuclei") or __version__
-        family = _LEARNED.get(str(model.get("family") or ""))
-        learned = f", {family} {cite(_PAPER)}" if family else ""
-        mpp = model.get("mpp")
-        at = f", at {mpp:g} µm/px" if isinstance(mpp, int | float) else ""
-        hashed = f" (SHA-256 {sha[:12]}…)" if sha else ""
-        sentences.append(
-            f"Nuclei were segmented with qpnuclei {version}, model '{name}'{hashed}{learned}{at}."
-        )
+        used = " and ".join(_model(model, cite) for model in run.models)
+        plural = "s" if len(run.models) > 1 else ""
+        sentences.append(f"Nuclei were segmented with qpnuclei {version}, model{plural} {used}.")
+        if plural:
+            sentences.append(
+                f"The pixel size of an image decided which of these models it was given "
+                f"(above {COARSE_ABOVE_MPP} µm/px the coarser one)."
+            )
         expansion = run.arguments.get("cell_expansion_um")
         if isinstance(expansion, int | float) and expansion > 0:
             sentences.append(
@@ -104,6 +104,17 @@ def methods(
             f"separated by colour deconvolution {cite(_DECONVOLUTION)}."
         )
     return " ".join(sentences), references
+
+
+def _model(model: Mapping[str, Any], cite: Callable[[str], str]) -> str:
+    """Return which model it was, what it is, and its resolution."""
+    name, sha = str(model.get("name") or "unknown"), str(model.get("sha256") or "")
+    family = _LEARNED.get(str(model.get("family") or ""))
+    learned = f", {family} {cite(_PAPER)}" if family else ""
+    mpp = model.get("mpp")
+    at = f", at {mpp:g} µm/px" if isinstance(mpp, int | float) else ""
+    hashed = f" (SHA-256 {sha[:12]}…)" if sha else ""
+    return f"'{name}'{hashed}{learned}{at}"
 
 
 def _many(number: int, what: str) -> str:

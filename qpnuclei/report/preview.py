@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ import numpy.typing as npt
 import shapely
 
 from qpnuclei.errors import SlideError, UsageError
+from qpnuclei.models.registry import network_for
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.pipeline.image_plan import NothingToDo, plan_image
 from qpnuclei.pipeline.infer import find_nuclei, large_enough
@@ -34,7 +36,7 @@ from qpnuclei.segmentation.engine import (
     EngineSpec,
     ReadPixels,
     TileInstances,
-    engine_spec,
+    engine_specs,
     load_engine,
 )
 from qpnuclei.slides.pixels import RGB
@@ -189,13 +191,13 @@ def preview_project(
         If an image, a model or the device cannot be used.
     """
     spread = np.unique(np.linspace(0, len(entries) - 1, _MOST_IMAGES).round().astype(int))
-    spec = engine_spec(choices[0].model)
+    specs = engine_specs(options.models)
     with ExitStack() as stack:
         sources = []
         for entry in [entries[i] for i in spread]:
             slide = stack.enter_context(open_image(entry))
             try:
-                plan = plan_image(entry, slide, spec, options)
+                plan = plan_image(entry, slide, specs, options)
             except NothingToDo:
                 continue
             sources.append(_Source(entry.name, slide, plan.scale.mpp, plan.stains, plan.regions))
@@ -243,12 +245,13 @@ def _preview(
     found: dict[tuple[str, float | None], list[NucleiTable]] = {}
     for model, threshold in settings:
         asked = dataclasses.replace(options.engine, threshold=threshold)
-        engine = load_engine(model, asked)
+        engines = cache(partial(load_engine, options=asked))
         found[model, threshold] = []
         for place, shown in zip(places, made, strict=True):
             progress(done, place.source.name)
             done += 1
             source = place.source
+            engine = engines(network_for(model, sum(source.mpp) / 2))
             scale = Scale(source.mpp, working_downsample(source.mpp, engine.spec.mpp))
             key = model, id(source)
             if key not in colours:

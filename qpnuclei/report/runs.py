@@ -44,9 +44,9 @@ class Run:
     content: Mapping[str, Any] = field(repr=False)
 
     @property
-    def model(self) -> Mapping[str, Any]:
-        """The record of its model."""
-        return _mapping(self.content.get("model"))
+    def models(self) -> Sequence[Mapping[str, Any]]:
+        """The records of its models; older runs have one."""
+        return _mappings(self.content.get("models")) or [_mapping(self.content.get("model"))]
 
     @property
     def versions(self) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ entry-point group ``qpnuclei.engines``; each entry is an `EngineFactory`. A mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, TypeAlias
@@ -264,6 +264,11 @@ def engine_spec(model: str) -> EngineSpec:
     return factory.spec(name)
 
 
+def engine_specs(models: Iterable[str]) -> dict[str, EngineSpec]:
+    """Return what planning must know of each of several models; see `engine_spec`."""
+    return {model: engine_spec(model) for model in models}
+
+
 def load_engine(model: str, options: EngineOptions | None = None) -> Engine:
     """Load a model with its engine.
 
@@ -271,7 +276,7 @@ def load_engine(model: str, options: EngineOptions | None = None) -> Engine:
     ----------
     model : str
         ``ENGINE:MODEL``, or one of our own models: a packaged one's name, or a ``.safetensors``
-        file.
+        file. A run gives 20x slides to ``default-20x``; here ``default`` is ``default-40x``.
     options : EngineOptions, optional
 
     Raises

@@ -44,6 +44,13 @@ DEFAULT_HE = Stains(
     ((0.65111, 0.70119, 0.29049), (0.2159, 0.8012, 0.5581)),
 )
 
+#: QuPath's default for Brightfield (H-DAB).
+DEFAULT_H_DAB = Stains(
+    "H-DAB default",
+    ("Hematoxylin", "DAB"),
+    ((0.65111, 0.70119, 0.29049), (0.26917, 0.56824, 0.77759)),
+)
+
 
 Float = npt.NDArray[np.float32]
 

@@ -55,7 +55,7 @@ def test_a_model_is_shown_beside_the_floor(dataset: Path, tmp_path: Path) -> Non
     assert content["dataset"] == {
         "path": str(dataset), "format": "folder", "split": None, "limit": None
     }  # fmt: skip
-    assert content["model"]["sha256"]
+    assert content["models"][0]["sha256"]
     assert content["arguments"]["mpp"] == 0.25
     assert content["versions"]["torch"]
     assert printed.strip() == output.with_suffix(".md").read_text().strip()
@@ -63,22 +63,25 @@ def test_a_model_is_shown_beside_the_floor(dataset: Path, tmp_path: Path) -> Non
     assert output.with_suffix(".html").read_text().count("<figure") == 2
 
 
-@pytest.mark.parametrize(("views", "options"), [(1, ()), (8, ("--tta",))])
+@pytest.mark.parametrize(
+    ("model", "views", "options"),
+    [("default-40x", 1, ("--model", "default-40x")), ("default-20x", 8, ("--tta",))],
+)
 def test_the_scores_are_those_of_what_a_run_finds(
-    dataset: Path, tmp_path: Path, views: int, options: tuple[str, ...]
+    dataset: Path, tmp_path: Path, model: str, views: int, options: tuple[str, ...]
 ) -> None:
     from qpnuclei.evaluation.formats import read_dataset
     from qpnuclei.evaluation.metrics import score
     from qpnuclei.nuclei.pixels import rasterise
 
-    # Half the resolution of the model: images are enlarged, and nuclei come back smaller.
+    # Half the resolution of the first: images are enlarged, and nuclei come back smaller.
     output = str(tmp_path / "r.json")
     evaluate(dataset, "--mpp", "0.5", "--split", "val", "-o", output, *options)
 
     (image,) = read_dataset(dataset, split="val")[1]
     rgb, true = image.read()
     found = true * 0
-    engine = load_engine("default", EngineOptions("cpu", views))
+    engine = load_engine(model, EngineOptions("cpu", views))
     nuclei = segment(engine, rgb, 0.5)
     for label, polygon in enumerate(nuclei.polygons(), start=1):
         found[rasterise(polygon, true.shape)] = label
@@ -113,7 +116,7 @@ def test_tuning_goes_into_a_copy_of_the_model(dataset: Path, tmp_path: Path) -> 
     assert set(content["others"]) == {FLOOR, "default"}
     assert "chosen on these very images" in printed
     shipped, tuned = read_metadata(resolve_model("default")), read_metadata(model)
-    assert tuned.post_processing.model_dump() == content["model"]["post_processing"]
+    assert tuned.post_processing.model_dump() == content["models"][0]["post_processing"]
     assert tuned.validation["post_processing"] == "tuned on these images"
     assert tuned.validation["mean"]["AJI"] == pytest.approx(content["mean"]["AJI"])
     # Tuning looks at the images as they are and recoloured, and gives up .01 for a less strict
@@ -132,7 +135,7 @@ def test_tuning_goes_into_a_copy_of_the_model(dataset: Path, tmp_path: Path) -> 
     # The copy is a model like any other, and gives these figures.
     evaluate(dataset, *one, "--model", str(model))
     again = json.loads(output.read_text())
-    assert again["method"] == f"tuned.safetensors ({again['model']['sha256'][:8]})"
+    assert again["method"] == f"tuned.safetensors ({again['models'][0]['sha256'][:8]})"
     assert again["mean"] == content["mean"]
 
 

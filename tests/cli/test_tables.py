@@ -18,10 +18,10 @@ def summary(regions: list[RegionResult]) -> RunSummary:
         ("tiles", "nuclei", "replaced", "outside", "joined", "covered", "overlapping"), 0
     )
     image = ImageResult(
-        "a.svs", "1", (0.25, 0.25), "slide", (0.25, 0.25), "H&E",
+        "a.svs", "1", "default", (0.25, 0.25), "slide", (0.25, 0.25), "H&E",
         megapixels=1.0, regions=tuple(regions), check="", seconds={}, waited={}, **nothing,
     )  # fmt: skip
-    made = RunSummary(Path("p"), "native", {}, {}, "cpu", Path("r"))
+    made = RunSummary(Path("p"), "native", {}, [], "cpu", Path("r"))
     return replace(made, images=[image])
 
 

@@ -78,6 +78,18 @@ def test_of_what_is_as_good_tuning_takes_the_least_strict():
     assert (tuned.threshold, tuned.min_mean_attention, tuned.min_area_px) == (0.3, 0.0, 0)
 
 
+def test_sizes_that_are_tried_are_as_large_in_coarser_pixels():
+    """At 0.5 µm/px, 22 px are a nucleus, and 11 px are dropped."""
+    seen = {}
+    start = PostProcessing().at_resolution(0.25, 0.5)
+
+    tune_post_processing([_image(specks=True, threshold=0.5)], start, seen.__setitem__, mpp=0.5)
+
+    assert {p.min_area_px for p in seen} == {0, 10, 20, 30}
+    assert {p.maxima_radius_px for p in seen} == {2, 3, 4, 5}
+    assert {p.smoothing_sigma_px for p in seen} == {0.5, 1.0, 1.5}
+
+
 def test_a_best_value_at_the_end_of_the_grid_is_logged(caplog):
     """Attention of .72 in nuclei and .68 around: the highest threshold tried is the best."""
     with caplog.at_level("INFO", "qpnuclei"):

@@ -1,13 +1,18 @@
 """The figures on the model cards are those in the model files."""
 
+import pytest
+
 from qpnuclei.models.metadata import read_metadata
 from qpnuclei.models.registry import resolve_model
 from tests.paths import ROOT
 
 
-def test_the_model_card_says_what_was_measured():
-    card = (ROOT / "training/model-cards/default.md").read_text(encoding="utf-8")
-    measured = read_metadata(resolve_model("default")).validation
+@pytest.mark.parametrize(
+    ("page", "model"), [("default.md", "default-40x"), ("default-20x.md", "default-20x")]
+)
+def test_the_model_card_says_what_was_measured(page: str, model: str):
+    card = (ROOT / "training/model-cards" / page).read_text(encoding="utf-8")
+    measured = read_metadata(resolve_model(model)).validation
     for key, title in (("AJI", "AJI"), ("ADC", "Dice (ADC)"), ("PQ", "PQ")):
         low, high = measured["interval"][key]
         row = f"| {title} | {measured['mean'][key]:.3f} | {measured['sd'][key]:.3f} "

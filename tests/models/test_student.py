@@ -8,6 +8,7 @@ SHAPES = {
     "2 levels": {"levels": 2},
     "3 levels": {"levels": 3},
     "2 levels, adding": {"levels": 2, "decoder": "adding"},
+    "2 levels, subpixel": {"levels": 2, "subpixel": True},
     "2 levels from 1/4": {"levels": 2, "stem_stride": 4},
     "2 levels from 1/4, adding": {"levels": 2, "stem_stride": 4, "decoder": "adding"},
     "3 levels from 1/4, adding": {

@@ -26,6 +26,7 @@ from qpnuclei.pipeline.phases import plan_run
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.units import Conduct
 from qpnuclei.qupath.native import open_project
+from qpnuclei.segmentation.engine import engine_specs
 from tests.paths import ROOT
 from tests.pipeline.killing import found, make_project
 
@@ -155,24 +156,26 @@ def test_where_a_worker_does_not_see_the_folder_it_sends_the_shard(
     project = open_project(place / "project")
     folder, plan, _ = plan_run(project, project.images, quick)
     (image,) = plan.images
-    layout = layout_of(image, plan.spec(), quick)
+    layout = layout_of(image, plan.spec(image), quick)
     task = Task(image, layout, layout.units[0], folder)
     path = folder.shard(image, layout.units[0].name)
 
-    sent = remote.compute_unit(remote.Job(task).order(plan.spec(), quick, None, "no such file"))
+    specs = engine_specs(quick.models)
+
+    sent = remote.compute_unit(remote.Job(task).order(specs, quick, None, "no such file"))
     assert sent.error is None
     assert sent.shard is not None
     assert not path.exists()
     (folder.path / "token").touch()
-    kept = remote.compute_unit(remote.Job(task).order(plan.spec(), quick, None, "token"))
+    kept = remote.compute_unit(remote.Job(task).order(specs, quick, None, "token"))
     assert (kept.shard, kept.error, kept.nuclei) == (None, None, sent.nuclei)
     assert path.exists()
 
     # A version of qpnuclei, or a model, that is another one is an error of the whole run.
-    order = remote.Job(task).order(plan.spec(), quick, None)
+    order = remote.Job(task).order(specs, quick, None)
     other = remote.compute_unit(replace(order, version="0.0"))
     assert isinstance(other.error, UsageError)
-    wrong = remote.compute_unit(replace(order, spec=replace(plan.spec(), sha256="0" * 64)))
+    wrong = remote.compute_unit(replace(order, spec=replace(order.spec, sha256="0" * 64)))
     assert "is another than the one" in wrong.error.what
     # A slide that is not there is none of the unit.
     lost = remote.compute_unit(replace(order, slides_from=tmp_path / "place" / "project"))

@@ -307,7 +307,7 @@ def test_a_damaged_plan_is_one_error(
     try:
         plan = RunPlan.read(path)
         for image in plan.images:
-            layout_of(image, plan.spec(), plan.options())
+            layout_of(image, plan.spec(image), plan.options())
     except FormatError as error:
         assert error.what  # noqa: PT017 - not all damage is an error
 

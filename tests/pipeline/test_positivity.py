@@ -24,14 +24,13 @@ from qpnuclei.pipeline.positivity import classes_of_nuclei
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.counts import count_project
-from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.model import PathClass
 from qpnuclei.qupath.native import NativeImage, NativeProject, open_project
-from qpnuclei.slides.stains import DEFAULT_HE
+from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE
 from tests.cli.test_one_bad_apple import annotate
 from tests.pipeline.killing import make_project
-from tests.slides.test_remix import H_DAB, SIZE, tissue
+from tests.slides.test_remix import SIZE, tissue
 
 OPTIONS = RunOptions(
     Selection(classes=("Tumor",)), device="cpu", workers=1, positive_thresholds=(0.3,)
@@ -78,15 +77,18 @@ def test_thresholds_that_make_no_classes_are_refused(
 
 
 @pytest.fixture
-def stained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NativeProject:
+def stained(tmp_path: Path) -> NativeProject:
     """Return a project with a picture of blue and brown nuclei."""
-    monkeypatch.setattr(NativeImage, "stains", property(lambda _: H_DAB))
     picture, _, _ = tissue()
     path = tmp_path / "stained.tif"
     tifffile.imwrite(path, picture.read(0, 0, SIZE, SIZE, (1.0, 1.0)), photometric="rgb")
-    created = create_from_slides(tmp_path / "project", [path], mpp=0.25)
-    project = open_project(created.path)
-    annotate(project.images[0], shapely.box(0, 0, SIZE, SIZE), shapely.box(400, 400, 401, 401))
+    command = ["project", "create", str(tmp_path / "project"), str(path), "--mpp", "0.25", "--hdab"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    project = open_project(tmp_path / "project")
+    (image,) = project.images
+    assert image.image_type == "BRIGHTFIELD_H_DAB"
+    assert image.stains == DEFAULT_H_DAB
+    annotate(image, shapely.box(0, 0, SIZE, SIZE), shapely.box(400, 400, 401, 401))
     return project
 
 
@@ -155,7 +157,7 @@ def test_an_image_without_dab_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     assert "is given 2 times" in error.what
     assert not (project.path.parent / "qpnuclei").exists()
     first = project.images[0].id
-    stains = property(lambda image: H_DAB if image.id == first else DEFAULT_HE)
+    stains = property(lambda image: DEFAULT_H_DAB if image.id == first else DEFAULT_HE)
     monkeypatch.setattr(NativeImage, "stains", stains)
     plans, failed = plan_images(project.images, OPTIONS)
     assert [plan.entry.id for plan in plans] == [first]

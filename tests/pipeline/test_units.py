@@ -129,6 +129,7 @@ def image_of(tiles: TilePlan, **changes: object) -> PlannedImage:
         entry="1",
         name="a.tif",
         folder="1-a.tif",
+        model="default-20x",
         slide=PlannedSlide(path="a.tif", bytes=9, fingerprint="f", width=SIZE[0], height=SIZE[1]),
         mpp=(0.5, 0.5),
         mpp_source="--mpp",

@@ -55,6 +55,7 @@ def plan_of(image: NativeImage, options: RunOptions = OPTIONS) -> ImagePlan:
     taken = frozenset(own_id for own_id in objects.detections.ids if own_id is not None)
     return ImagePlan(
         image,
+        "default-40x",
         objects.fingerprint,
         taken,
         scale,

@@ -43,6 +43,7 @@ def test_numbers_are_those_of_the_export(made: Made) -> None:
         "per mm²": "nuclei_per_mm2",
         "median µm²": "Area µm^2 (median)",
         "haematoxylin": "Hematoxylin: Mean (mean)",
+        "certainty": "Attention: Mean (mean)",
         "check": "check",
     }
     for row, cells in zip(rows, shown, strict=True):
@@ -163,7 +164,7 @@ def test_positive_nuclei_are_counted_and_drawn_apart(
 def test_it_says_what_was_run_and_how_to_cite_it(made: Made) -> None:
     record = json.loads((made.path.parent / "run.json").read_text())
     text = " ".join(made.page.text.split())
-    assert record["model"]["sha256"] in text
+    assert record["models"][0]["sha256"] in text
     assert f"torch {record['versions']['torch']}" in text
     assert "Nuclei were segmented with qpnuclei" in text
     assert "3 annotations (classes Tumor, Stroma) on 1 H&E image of a QuPath project" in text

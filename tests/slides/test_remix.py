@@ -22,26 +22,20 @@ from qpnuclei.segmentation.engine import EngineOptions, load_engine
 from qpnuclei.slides.remix import as_h_and_e, has_dab, seen_by_network
 from qpnuclei.slides.resolution import Scale
 from qpnuclei.slides.slide import ImageInMemory
-from qpnuclei.slides.stains import DEFAULT_HE, Stains, separate, stain_matrix
+from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE, separate, stain_matrix
 from tests.pipeline.killing import make_project
 
-#: QuPath's default for Brightfield (H-DAB).
-H_DAB = Stains(
-    "H-DAB default",
-    ("Hematoxylin", "DAB"),
-    ((0.65111, 0.70119, 0.29049), (0.26917, 0.56824, 0.77759)),
-)
 SIZE = 320
 
 
 def stained(densities: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
     """Return the colours of (..., 2) densities of haematoxylin and DAB."""
-    return np.rint(255 * 10 ** -(densities @ stain_matrix(H_DAB)[:2])).astype(np.uint8)
+    return np.rint(255 * 10 ** -(densities @ stain_matrix(DEFAULT_H_DAB)[:2])).astype(np.uint8)
 
 
 @pytest.mark.parametrize("densities", [(0.4, 0.0), (0.0, 0.4), (0.1, 0.3), (0.0, 0.0)])
 def test_what_is_stained_by_either_becomes_haematoxylin(densities: tuple[float, float]) -> None:
-    remixed = as_h_and_e(stained(np.full((2, 3, 2), densities)), H_DAB)
+    remixed = as_h_and_e(stained(np.full((2, 3, 2), densities)), DEFAULT_H_DAB)
     assert remixed.shape == (2, 3, 3)
     haematoxylin, eosin = separate(remixed, DEFAULT_HE)[0, 0]
     assert haematoxylin == pytest.approx(sum(densities), abs=0.02)
@@ -51,10 +45,10 @@ def test_what_is_stained_by_either_becomes_haematoxylin(densities: tuple[float, 
 def test_only_dab_is_remixed() -> None:
     image = ImageInMemory(np.full((4, 4, 3), 200, np.uint8), (0.25, 0.25))
     assert seen_by_network(image, DEFAULT_HE) is image
-    assert (has_dab(DEFAULT_HE), has_dab(H_DAB)) == (False, True)
-    seen = seen_by_network(image, H_DAB)
+    assert (has_dab(DEFAULT_HE), has_dab(DEFAULT_H_DAB)) == (False, True)
+    seen = seen_by_network(image, DEFAULT_H_DAB)
     assert (seen.width, seen.height) == (4, 4)
-    expected = as_h_and_e(image.read(1, 0, 2, 3), H_DAB)
+    expected = as_h_and_e(image.read(1, 0, 2, 3), DEFAULT_H_DAB)
     np.testing.assert_array_equal(seen.read(1, 0, 2, 3, (1.0, 1.0)), expected)
 
 
@@ -81,7 +75,7 @@ def test_brown_and_blue_nuclei_are_found_and_measured_apart(mpp: float) -> None:
     area = shapely.box(0, 0, SIZE, SIZE)
     tiles = plan_tiles(area, (SIZE, SIZE), scale, engine.spec)
     tables: list[NucleiTable] = []
-    find_nuclei(image, tiles, engine, scale, H_DAB, tables)
+    find_nuclei(image, tiles, engine, scale, DEFAULT_H_DAB, tables)
     found = concatenate(tables)
     # Every disc is one nucleus, and there are no others.
     away = np.hypot(*(found.centroids()[:, None] - centres[None]).transpose(2, 0, 1))
@@ -94,14 +88,14 @@ def test_brown_and_blue_nuclei_are_found_and_measured_apart(mpp: float) -> None:
     # Measured in the slide's own colours.
     haematoxylin = found.measurements["Hematoxylin: Mean"]
     assert haematoxylin[is_brown].max() < 0.3 < haematoxylin[~is_brown].min()
-    seen = seen_by_network(image, H_DAB)
+    seen = seen_by_network(image, DEFAULT_H_DAB)
     assert "stain" not in check(seen, [Region(None, area)], (mpp, mpp), tables).image
 
 
 def test_a_run_says_that_it_is_experimental(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(NativeImage, "stains", property(lambda _: H_DAB))
+    monkeypatch.setattr(NativeImage, "stains", property(lambda _: DEFAULT_H_DAB))
     project = open_project(make_project(tmp_path / "place", 1) / "project")
     options = RunOptions(Selection(classes=("Tumor",)), device="cpu", workers=1)
     (image,) = analyse_project(project, project.images, options).images

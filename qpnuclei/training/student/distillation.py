@@ -5,6 +5,9 @@ sharpness and scale. What it is taught are not the teacher's nuclei but its prob
 more [1]_: how sure it is, and of what it is unsure. Only where a nucleus was pasted into a patch,
 of which the teacher knows nothing, does that nucleus itself take their place.
 
+A teacher may see finer pixels than its student: patches, and what they teach, are made at the
+teacher's resolution and then reduced together.
+
 References
 ----------
 .. [1] G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", NIPS
@@ -16,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -38,13 +42,14 @@ class Distillation:
     recipe : StudentRecipe
         Names the teacher.
     samples : sequence of SlideSample
+        At the teacher's resolution.
     device : torch.device
         Where the teacher runs; on a CPU that has it, in bfloat16.
 
     Raises
     ------
     qpnuclei.errors.UsageError
-        If the teacher has no centre map, or another resolution than the recipe.
+        If the teacher has no centre map, or a coarser resolution than the recipe.
     qpnuclei.errors.NotFoundError, qpnuclei.errors.ModelError
         If there is no such teacher, or it cannot be loaded.
     """
@@ -66,12 +71,13 @@ class Distillation:
                 "map to teach",
                 "take a model that train --config student made",
             )
-        if teacher.mpp != recipe.mpp:
+        if teacher.mpp > recipe.mpp:
             raise UsageError(
-                f"teacher {name!r} sees {teacher.mpp} µm/px, but mpp is {recipe.mpp}",
+                f"teacher {name!r} sees {teacher.mpp} µm/px, coarser than mpp, {recipe.mpp}",
                 f"leave --set mpp out, or say mpp={teacher.mpp}",
             )
-        self._recipe = recipe
+        self._recipe = recipe.model_copy(update={"mpp": teacher.mpp})
+        self._ratio = recipe.mpp / teacher.mpp
         self._patches = [patch for sample in samples for patch in sample.patches]
         self._known: list[PseudoLabels] = []
         self._maps: list[npt.NDArray[np.uint8]] = []
@@ -91,7 +97,7 @@ class Distillation:
         for patch, labels, maps in zip(self._patches, known, self._maps, strict=True):
             original, *renditions = make_lessons(patch, labels, self._recipe, rng)
             for lesson in (original, *renditions):
-                yield soften(lesson, original, maps)
+                yield reduced(soften(lesson, original, maps), self._ratio)
 
 
 def soften(lesson: Lesson, original: Lesson, maps: npt.NDArray[np.uint8]) -> Lesson:
@@ -110,6 +116,25 @@ def soften(lesson: Lesson, original: Lesson, maps: npt.NDArray[np.uint8]) -> Les
     targets = lesson.targets.copy()
     targets[as_it_was, :2] = maps[as_it_was]
     return replace(lesson, targets=targets)
+
+
+def reduced(lesson: Lesson, ratio: float) -> Lesson:
+    """Return a lesson at a coarser resolution: pixels and what they teach are averaged.
+
+    Parameters
+    ----------
+    lesson : Lesson
+    ratio : float
+        Of the µm/px after to those before, at least 1.
+    """
+    if ratio == 1:
+        return lesson
+    size = tuple(max(1, round(length / ratio)) for length in lesson.rgb.shape[1::-1])
+    rgb, targets = (
+        cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+        for image in (lesson.rgb, lesson.targets)
+    )
+    return replace(lesson, rgb=rgb, targets=targets)
 
 
 def _eight_bits(*maps: npt.NDArray[np.float32] | None) -> npt.NDArray[np.uint8]:

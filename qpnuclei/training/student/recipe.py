@@ -19,6 +19,7 @@ _ARCHITECTURE = {
     "stem_stride",
     "encoder_convolutions",
     "decoder",
+    "subpixel",
 }
 
 #: Fields that decide what a student believes that has no teacher.
@@ -45,7 +46,12 @@ class StudentRecipe(BaseModel):
     data_licence: str = Field("", description="of the images, as the model's metadata record it")
 
     mpp: float = Field(0.25, gt=0.05, lt=2.5, description="resolution of the model in µm/px")
-    patch_px: int = Field(1024, ge=256, description="side of the patches it learns from")
+    patch_px: int = Field(
+        1024,
+        ge=256,
+        description="side of the patches it learns from, at the resolution of the teacher if it "
+        "has one",
+    )
     patches_per_slide: int = Field(8, ge=1, description="sample of a whole slide")
     max_patches: int = Field(
         96, ge=1, description="of all slides together; each takes about 30 MB of memory"
@@ -63,11 +69,14 @@ class StudentRecipe(BaseModel):
         None, description="of each level of the encoder, finest first; two each"
     )
     decoder: Decoder = Field("concatenating", description="adding costs less than half of it")
+    subpixel: bool = Field(
+        False, description="cells predict their own pixels; with stem_stride 4 they always do"
+    )
 
     teacher: str | None = Field(
         None,
-        description="name or file of the model that teaches it (distillation); its own votes and "
-        "rounds if there is none",
+        description="name or file of the model that teaches it (distillation), at `mpp` or finer; "
+        "its own votes and rounds if there is none",
     )
     teacher_views: Literal[1, 8] = Field(
         8, description="flips and rotations over which the teacher's maps are averaged"
@@ -75,8 +84,9 @@ class StudentRecipe(BaseModel):
 
     start: str | None = Field(
         None,
-        description="name or file of a student of the same architecture to go on from; random "
-        "weights if there is none",
+        description="name or file of a student to go on from, of the same architecture or of one "
+        "that this one can inherit from (qpnuclei.training.student.inheritance); random weights if "
+        "there is none",
     )
 
     start_share: float = Field(
@@ -144,6 +154,8 @@ class StudentRecipe(BaseModel):
         stride = self.stem_stride * 2 ** (self.levels - 1)
         if self.crop_px % stride:
             raise ValueError(f"crop_px {self.crop_px} must be a multiple of {stride}")
+        if self.stem_stride == 4 and "subpixel" in self.model_fields_set and not self.subpixel:
+            raise ValueError("subpixel must be true with a stem_stride of 4")
         if self.start_share and self.start is None:
             raise ValueError("start_share has no effect without a start")
         if self.teacher is not None and (unused := self.model_fields_set & _OF_SELF_TRAINING):
@@ -155,7 +167,9 @@ class StudentRecipe(BaseModel):
     @property
     def architecture(self) -> dict[str, Any]:
         """Keyword arguments of `StudentNet`."""
-        return self.model_dump(mode="json", include=_ARCHITECTURE)
+        given = self.model_dump(mode="json", include=_ARCHITECTURE)
+        # Models that are older than this field have none: theirs stay comparable.
+        return given if self.subpixel else {k: v for k, v in given.items() if k != "subpixel"}
 
 
 def student_recipe(fields: Mapping[str, Any]) -> StudentRecipe:

@@ -66,12 +66,18 @@ from qpnuclei.training.student.corrections import (
 )
 from qpnuclei.training.student.distillation import Distillation
 from qpnuclei.training.student.fit import Unfinished, fit, seconds_per_batch
+from qpnuclei.training.student.inheritance import inherited
 from qpnuclei.training.student.patches import SlideSample, sample_slides
 from qpnuclei.training.student.pseudo_labels import (
     PseudoLabels,
 )
 from qpnuclei.training.student.recipe import StudentRecipe, student_recipe
-from qpnuclei.training.student.self_training import STUDENT_INSTANCES, Curriculum, SelfTraining
+from qpnuclei.training.student.self_training import (
+    STUDENT_INSTANCES,
+    STUDENT_INSTANCES_MPP,
+    Curriculum,
+    SelfTraining,
+)
 from qpnuclei.training.tile_index import sources_digest
 
 FloatMap = npt.NDArray[np.float32]
@@ -149,9 +155,12 @@ def train_student(
     if state is not None:
         check_identity(state, identity)
     labelled = [] if validation is None else read_validation(validation, mpp, recipe.mpp)
+    finest = recipe.mpp
+    if recipe.teacher is not None:
+        finest = min(finest, read_metadata(resolve_model(recipe.teacher)).mpp)
     samples = sample_slides(
         sources,
-        mpp=recipe.mpp,
+        mpp=finest,
         patch_px=recipe.patch_px,
         patches_per_slide=recipe.patches_per_slide,
         max_patches=recipe.max_patches,
@@ -201,18 +210,15 @@ def _started(recipe: StudentRecipe) -> tuple[StudentNet, ModelMetadata]:
     """Return the model that a recipe goes on from."""
     assert recipe.start is not None
     network, metadata = load_model(resolve_model(recipe.start))
-    if not isinstance(network, StudentNet) or metadata.architecture != recipe.architecture:
+    heir = inherited(network, metadata, recipe) if isinstance(network, StudentNet) else None
+    if heir is None:
         raise UsageError(
             f"start {recipe.start!r} is another network ({metadata.family}, "
-            f"{metadata.architecture}) than the recipe's ({recipe.architecture})",
+            f"{metadata.architecture}, {metadata.mpp} µm/px) than the recipe's "
+            f"({recipe.architecture}, {recipe.mpp} µm/px)",
             "take a model that the same recipe made, or --set the fields that differ",
         )
-    if metadata.mpp != recipe.mpp:
-        raise UsageError(
-            f"start {recipe.start!r} sees {metadata.mpp} µm/px, but mpp is {recipe.mpp}",
-            f"leave --set mpp out, or say mpp={metadata.mpp}",
-        )
-    return network, metadata
+    return heir, metadata
 
 
 @torch.no_grad()
@@ -387,7 +393,7 @@ class _Run:
         predicted, changed = self._predict(Predictor(network, metadata, self.device))
         # Once in their own colours and once in others: a second time would cost more than it tells.
         both = [*predicted, *changed[: len(predicted)]]
-        parameters = tune_post_processing(both, metadata.post_processing)
+        parameters = tune_post_processing(both, metadata.post_processing, mpp=metadata.mpp)
         measured = self._measured(predicted, changed, parameters)
         update = {"post_processing": parameters, "validation": measured}
         save_model(path, network.cpu(), metadata.model_copy(update=update))
@@ -395,7 +401,10 @@ class _Run:
     @property
     def _post_processing(self) -> PostProcessing:
         """That of the model it goes on from: this was tuned, if on other images."""
-        return STUDENT_INSTANCES if self.start is None else self.start[1].post_processing
+        if self.start is None:
+            return STUDENT_INSTANCES.at_resolution(STUDENT_INSTANCES_MPP, self.recipe.mpp)
+        metadata = self.start[1]
+        return metadata.post_processing.at_resolution(metadata.mpp, self.recipe.mpp)
 
     def _metadata(self, measured: Mapping[str, Any] | None = None) -> ModelMetadata:
         versions = library_versions()

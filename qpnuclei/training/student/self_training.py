@@ -37,6 +37,7 @@ VOTE_INSTANCES = PostProcessing(smoothing_sigma_px=2.0, maxima_radius_px=9, min_
 STUDENT_INSTANCES = PostProcessing(
     maxima_radius_px=6, min_prominence_px=1.0, centre_weight=0.65, min_area_px=80
 )
+STUDENT_INSTANCES_MPP = 0.25  # µm/px for which these are
 
 
 class Curriculum(Protocol):

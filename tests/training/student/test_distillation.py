@@ -160,8 +160,25 @@ def attention_model(tmp_path: Path) -> Path:
 def test_teachers_that_cannot_teach_it_are_refused(patches: Path, attention_model: Path) -> None:
     with pytest.raises(UsageError, match="'paper' is of the family 'attention': it has no centre"):
         distillation(patches, teacher=str(attention_model))
-    with pytest.raises(UsageError, match=r"'default' sees 0\.25 µm/px, but mpp is 0\.5"):
-        distillation(patches, mpp=0.5)
+    with pytest.raises(UsageError, match=r"'default-40x' sees 0\.25 µm/px, coarser than mpp, 0\.2"):
+        distillation(patches, mpp=0.2)
+
+
+def test_a_teacher_of_finer_pixels_teaches_their_means(patches: Path) -> None:
+    fine = distillation(patches, renditions=1)
+    coarse = distillation(patches, renditions=1, mpp=0.5)
+    rng = np.random.default_rng
+
+    pairs = zip(
+        fine.lessons(fine.known(None), rng(0)),
+        coarse.lessons(coarse.known(None), rng(0)),
+        strict=True,
+    )
+
+    for lesson, reduced in pairs:
+        for before, after in ((lesson.rgb, reduced.rgb), (lesson.targets, reduced.targets)):
+            means = before.reshape(80, 2, 80, 2, 3).mean(axis=(1, 3))
+            np.testing.assert_allclose(after, means, atol=0.51)
 
 
 def test_fields_without_effect_are_refused() -> None:

@@ -212,7 +212,7 @@ def test_a_run_goes_on_from_a_model(run, patches, tmp_path):
     ("changes", "message"),
     [
         ({"levels": 3}, "is another network"),
-        ({"mpp": 0.5}, "sees 0.25 µm/px, but mpp is 0.5"),
+        ({"mpp": 0.5}, r"is another network .* 0\.25 µm/px\) than the recipe's .* 0\.5 µm/px"),
         ({"start": "nonesuch"}, "no model named 'nonesuch'"),
     ],
 )
@@ -245,9 +245,12 @@ def test_the_recipe_that_comes_with_the_package_is_valid():
     assert recipe == StudentRecipe(name="student", description=recipe.description)
 
 
-def test_the_packaged_model_can_be_continued(patches, tmp_path):
-    """Of one batch: the recipe's network is that of the weights it names."""
-    fields = {**read_recipe("continued"), "rounds": 1, "first_round_batches": 1, "batch_size": 2}
+@pytest.mark.parametrize(("name", "made"), [("continued", "default-40x"), ("fast", "default-20x")])
+def test_recipes_that_begin_with_the_packaged_model_make_its_networks(
+    patches, tmp_path, name, made
+):
+    """Of one batch: the recipe's network is that of the weights it names, or inherits from it."""
+    fields = {**read_recipe(name), "rounds": 1, "first_round_batches": 1, "batch_size": 2}
     sources = find_sources([patches], mpp=[0.25])
 
     result = train_student(fields, sources, tmp_path, device=CPU)
@@ -255,7 +258,8 @@ def test_the_packaged_model_can_be_continued(patches, tmp_path):
     metadata = read_metadata(result.model)
     assert metadata.recipe["start"] == "default"
     assert metadata.recipe["start_sha256"] == model_hash(resolve_model("default"))
-    assert metadata.architecture == read_metadata(resolve_model("default")).architecture
+    packaged = read_metadata(resolve_model(made))
+    assert (metadata.architecture, metadata.mpp) == (packaged.architecture, packaged.mpp)
 
 
 def test_a_model_travels_without_the_folders_of_its_makers(run, patches, tmp_path):
