@@ -14,6 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from qpnuclei._version import __version__
+from qpnuclei.choices import CERTAINTY
 from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
 from qpnuclei.qupath.count_table import CLASS_SHARES, TEXT_COLUMNS
 from qpnuclei.qupath.counts import Row
@@ -47,6 +48,7 @@ _COLUMNS = (
     ("nuclei_per_mm2", "per mm²"),
     ("Area µm^2 (median)", "median µm²"),
     ("Hematoxylin: Mean (mean)", "haematoxylin"),
+    (f"{CERTAINTY} (mean)", "certainty"),
     ("check", "check"),
 )
 #: How they are called where the nuclei are those of cells.
@@ -267,7 +269,8 @@ def _kept(content: ImageContent, link: str, counts_all: bool) -> _Shown:
 
 def _comparison(shown: Sequence[_Shown]) -> dict[str, Any]:
     """Return the comparison on the first page: classes and annotations over all images."""
-    rows = [row for image in shown for row in image.rows]
+    # What was not analysed, such as areas that a run left out, says nothing.
+    rows = sorted((row for i in shown for row in i.rows), key=lambda row: row["nuclei"] is None)
     annotations = _annotations(rows)
     classes = _pooled(shown, annotations)
     top = max(_numbers(row["nuclei_per_mm2"] for row in rows), default=0.0)

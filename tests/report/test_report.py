@@ -43,6 +43,7 @@ def test_numbers_are_those_of_the_export(made: Made) -> None:
         "per mm²": "nuclei_per_mm2",
         "median µm²": "Area µm^2 (median)",
         "haematoxylin": "Hematoxylin: Mean (mean)",
+        "certainty": "Attention: Mean (mean)",
         "check": "check",
     }
     for row, cells in zip(rows, shown, strict=True):
