@@ -19,7 +19,7 @@ help:
 	@echo "make mutants   set up, then break what guards users' data: a test must notice each"
 	@echo "make table1 DATA=FOLDER  set up, then train and measure the paper's models and ablations"
 	@echo "            (TABLE1='--width 64 --seeds 3': more options, see docs/training.md)"
-	@echo "make lint   set up, then ruff, mypy, codespell and the layers of packages"
+	@echo "make lint   set up, then ruff, mypy, codespell, the layers of packages, Dockerfile, scripts"
 	@echo "make bench  set up, then measure speed and memory (into benchmarks/results/;"
 	@echo "            BENCH='--model light --repeat 5': more options, see benchmarks/run.py)"
 	@echo "make docs   set up, then build the documentation as a site (into site/)"
@@ -56,12 +56,14 @@ table1: setup
 	PYTHON=$(BIN)/python training/reproduce.sh $(DATA) $(TABLE1)
 
 lint: setup
-	@echo "== ruff, mypy, import-linter, codespell"
+	@echo "== ruff, mypy, import-linter, codespell, hadolint, shellcheck"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/hadolint packaging/Dockerfile
+	$(BIN)/shellcheck packaging/slurm/*
 
 bench: setup
 	@echo "== benchmarks: qpnuclei run, then detections in QuPath projects (some minutes)"

@@ -28,6 +28,7 @@ ELSEWHERE = (
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "README.md",
+    "benchmarks/results/eight_bit.md",
     "benchmarks/results/memory.md",
     "benchmarks/results/networks.md",
     "benchmarks/results/qupath_io.md",

@@ -30,6 +30,8 @@ def test_a_recipe_copies_what_the_wheel_is_built_from(recipe: str) -> None:
     assert all((ROOT / name).exists() for name in copied)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert "qpnuclei" in project["project"]["scripts"]
+    torch = [line for line in project["project"]["dependencies"] if line.startswith("torch")]
+    assert all(f'"{line}"' in text for line in torch)
     # Its Python is one that is supported.
     (python,) = set(re.findall(r"python:(3\.\d+)-slim", text))
     assert f"Programming Language :: Python :: {python}" in project["project"]["classifiers"]

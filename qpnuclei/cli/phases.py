@@ -29,7 +29,13 @@ from qpnuclei.cli.options import (
     within,
 )
 from qpnuclei.cli.run import run
-from qpnuclei.cli.running import INTERRUPTED, TERMINATING, asked_for, print_summary, write_page
+from qpnuclei.cli.running import (
+    INTERRUPTED,
+    asked_for,
+    print_summary,
+    stopping_between_units,
+    write_page,
+)
 from qpnuclei.errors import UsageError
 
 
@@ -48,24 +54,22 @@ def plan(project: ProjectPath, **given: Any) -> None:
     """
     from qpnuclei.cli.console import print_json, stderr, stdout
     from qpnuclei.cli.tables import print_failures
-    from qpnuclei.system.interrupts import leaving_on_interrupt
     from qpnuclei.system.locks import locked
 
     defaults = {"device": "auto", "batch": None, "workers": None, "force": False}
     opened, entries, options = asked_for(
         project, {**defaults, "geojson": None, "parquet": None, **given}
     )
-    with leaving_on_interrupt(INTERRUPTED):
-        from qpnuclei.pipeline.phases import plan_run
-        from qpnuclei.pipeline.units import Conduct
+    from qpnuclei.pipeline.phases import plan_run
+    from qpnuclei.pipeline.units import Conduct
 
-        conduct = Conduct(
-            given["resume"],
-            retry_failed=given["retry_failed"],
-            fail_fast=given["fail_fast"],
-        )
-        with locked(opened.path.parent, wait=given["wait"], break_lock=given["break_lock"]):
-            folder, planned, summary = plan_run(opened, entries, options, conduct)
+    conduct = Conduct(
+        given["resume"],
+        retry_failed=given["retry_failed"],
+        fail_fast=given["fail_fast"],
+    )
+    with locked(opened.path.parent, wait=given["wait"], break_lock=given["break_lock"]):
+        folder, planned, summary = plan_run(opened, entries, options, conduct)
     units = sum(len(image.units) for image in planned.images)
     if given["json"]:
         content = {"run_dir": str(folder.path), "images": len(planned.images), "units": units}
@@ -132,7 +136,7 @@ def infer(
     """
     from qpnuclei.cli.console import tile_progress
     from qpnuclei.cli.tables import print_failures
-    from qpnuclei.system.interrupts import ending_on_terminate, leaving_on_interrupt
+    from qpnuclei.system.interrupts import leaving_on_interrupt
     from qpnuclei.system.memory import keep_freed_memory
     from qpnuclei.system.threads import available_cores
 
@@ -153,7 +157,7 @@ def infer(
         )
         with (
             keep_freed_memory(),
-            ending_on_terminate(TERMINATING) as stop,
+            stopping_between_units() as stop,
             tile_progress(quiet) as progress,
         ):
             failures = infer_run(
@@ -219,7 +223,7 @@ def commit(
     """
     from qpnuclei.cli.console import print_json
     from qpnuclei.qupath.project import open_project
-    from qpnuclei.system.interrupts import ending_on_terminate, leaving_on_interrupt
+    from qpnuclei.system.interrupts import leaving_on_interrupt
     from qpnuclei.system.locks import locked
 
     with leaving_on_interrupt(INTERRUPTED):
@@ -235,7 +239,7 @@ def commit(
         options = replace(planned.options(), force=force, geojson_dir=geojson, parquet_dir=parquet)
         with (
             locked(opened.path.parent, wait=wait, break_lock=break_lock),
-            ending_on_terminate(TERMINATING) as stop,
+            stopping_between_units() as stop,
         ):
             conduct = Conduct(fail_fast=fail_fast, stop=stop)
             summary = commit_run(opened, folder, options, slides_from=slides_from, conduct=conduct)

@@ -78,7 +78,6 @@ def report(
         read_run,
         runs_of,
     )
-    from qpnuclei.system.interrupts import leaving_on_interrupt
 
     if output is not None:
         check_page_name(output)
@@ -99,10 +98,7 @@ def report(
         None if class_name is None else tuple(class_name),
         AskedMpp(mpp, not image and len(entries) > 1, by_image),
     )
-    with (
-        leaving_on_interrupt("interrupted: no report was written"),
-        image_progress("report", len(entries), quiet) as progress,
-    ):
+    with image_progress("report", len(entries), quiet) as progress:
         failed = write_report(opened, entries, path, runs, options, progress)
     if json:
         failures = [describe_error(error, entry) for entry, error in failed]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +16,7 @@ if TYPE_CHECKING:
     from qpnuclei.pipeline.summary import RunSummary
     from qpnuclei.qupath.model import ImageEntry, Project
 
-UNCHANGED = "interrupted: nothing was changed"
 INTERRUPTED = "interrupted: what is finished is kept; the same command goes on from here"
-TERMINATING = "terminating: what is being computed is finished first"
 
 
 def run_project(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -48,18 +48,23 @@ def show_plan(
     """Print what would be done; return it as JSON types, and whether an image would fail."""
     from qpnuclei.cli.console import describe_error, print_error, stdout
     from qpnuclei.cli.tables import describe_plan, plan_view
-    from qpnuclei.system.interrupts import leaving_on_interrupt
+    from qpnuclei.pipeline.image_plan import plan_images
 
-    with leaving_on_interrupt(UNCHANGED):
-        from qpnuclei.pipeline.image_plan import plan_images
-
-        plans, failed = plan_images(entries, options)
+    plans, failed = plan_images(entries, options)
     if not json:
         stdout.print(plan_view(plans), soft_wrap=True)
     for entry, error in failed:
         print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
     failures = [describe_error(error, entry) for entry, error in failed]
     return {"plan": describe_plan(plans), "failures": failures}, bool(failed)
+
+
+def stopping_between_units() -> AbstractContextManager[Callable[[], bool]]:
+    """Have the first SIGTERM end the command after the unit at hand; the second ends it."""
+    from qpnuclei.system.interrupts import asking_to_stop
+
+    message = "terminating: what is being computed is finished first"
+    return asking_to_stop(message, [signal.SIGTERM], end="terminated at once")
 
 
 def analyse(
@@ -71,19 +76,17 @@ def analyse(
 ) -> RunSummary:
     """Run with a progress bar, alone in the project; `extend` as `Conduct` explains it."""
     from qpnuclei.cli.console import tile_progress
-    from qpnuclei.system.interrupts import ending_on_terminate, leaving_on_interrupt
+    from qpnuclei.pipeline.run import analyse_project
+    from qpnuclei.pipeline.units import Conduct
+    from qpnuclei.system.interrupts import leaving_on_interrupt
     from qpnuclei.system.locks import locked
     from qpnuclei.system.memory import keep_freed_memory
 
-    # Slow imports come after the arguments are checked.
-    with leaving_on_interrupt(UNCHANGED):
-        from qpnuclei.pipeline.run import analyse_project
-        from qpnuclei.pipeline.units import Conduct
     with (
         keep_freed_memory(),
         leaving_on_interrupt(INTERRUPTED),
         locked(opened.path.parent, wait=given["wait"], break_lock=given["break_lock"]),
-        ending_on_terminate(TERMINATING) as stop,
+        stopping_between_units() as stop,
         tile_progress(given["quiet"]) as progress,
     ):
         conduct = Conduct(
@@ -114,10 +117,10 @@ def asked_for(
         Fields of the options that are others than the arguments say.
     """
     from qpnuclei.cli.console import stderr
+    from qpnuclei.pipeline.options import RunOptions
     from qpnuclei.pipeline.selection import Selection, choose_images
     from qpnuclei.qupath.pixel_size import read_mpp_table
     from qpnuclei.qupath.project import open_project
-    from qpnuclei.system.interrupts import leaving_on_interrupt
 
     images = tuple(given["image"] or ())
     selection = Selection(
@@ -129,16 +132,12 @@ def asked_for(
         tissue=given["tissue"],
         excluded=excluded_classes(given["exclude"]),
     )
-    with leaving_on_interrupt(UNCHANGED):
-        opened = open_project(path, backend=given["backend"], image_root=given["image_root"])
-        if not is_temporary:
-            stderr.print(
-                f"{opened.path}: opened with the {opened.backend} backend", highlight=False
-            )
-        entries = choose_images(opened, images, selection)
-        table = given["mpp_table"]
-        by_image = {} if table is None else read_mpp_table(table, opened.images)
-        from qpnuclei.pipeline.options import RunOptions
+    opened = open_project(path, backend=given["backend"], image_root=given["image_root"])
+    if not is_temporary:
+        stderr.print(f"{opened.path}: opened with the {opened.backend} backend", highlight=False)
+    entries = choose_images(opened, images, selection)
+    table = given["mpp_table"]
+    by_image = {} if table is None else read_mpp_table(table, opened.images)
 
     workers = given["workers"]
     options = RunOptions(
@@ -197,16 +196,13 @@ def write_page(project: Project, summary: RunSummary, quiet: bool) -> Path | Non
     from qpnuclei.cli.console import image_progress, print_error
     from qpnuclei.errors import QpnucleiError, standing_alone
     from qpnuclei.report.page import write_report_of_run
-    from qpnuclei.system.interrupts import leaving_on_interrupt
 
     page: Path | None = None
 
     def fail(error: QpnucleiError) -> None:
         print_error(error, "no report: ")
 
-    saved = f"interrupted: the nuclei are saved; qpnuclei report {summary.run_dir} shows them"
     with (
-        leaving_on_interrupt(saved),
         image_progress("report", len(summary.images), quiet) as progress,
         standing_alone("the report", fail),
     ):

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qpnuclei.cli.running import (
-    INTERRUPTED,
-    UNCHANGED,
     analyse,
     asked_for,
     print_summary,
@@ -51,7 +49,6 @@ def run_slides(
     from qpnuclei.cli.console import print_error
     from qpnuclei.qupath.results import ResultsFolder, changed_pixel_sizes
     from qpnuclei.slides.files import find_slides
-    from qpnuclei.system.interrupts import leaving_on_interrupt
 
     folder = ResultsFolder(results)
     folder.check()
@@ -72,19 +69,17 @@ def run_slides(
     if given["dry_run"]:
         content, has_failures = _show_plan(folder, slides, asked, given, failed)
         return {**content, "unreadable": unread}, has_failures or bool(unread)
-    with leaving_on_interrupt(UNCHANGED):
-        known = {path.resolve() for path in slides}
-        project = folder.project_of(slides, asked, failed)
+    known = {path.resolve() for path in slides}
+    project = folder.project_of(slides, asked, failed)
 
-        def is_given(entry: ImageEntry) -> bool:
-            return entry.path is not None and entry.path.resolve() in known
+    def is_given(entry: ImageEntry) -> bool:
+        return entry.path is not None and entry.path.resolve() in known
 
-        changed = changed_pixel_sizes(list(filter(is_given, project.images)), asked)
+    changed = changed_pixel_sizes(list(filter(is_given, project.images)), asked)
     opened, entries, options = asked_for(project.path, given, mpp_by_image=changed)
     summary = analyse(opened, entries, options, given, extend=True)
     content = print_summary(summary, given["json"], None)
-    with leaving_on_interrupt(INTERRUPTED):
-        files = _write_results(folder, opened, given)
+    files = _write_results(folder, opened, given)
     content = {**content, **files, "unreadable": unread}
     return content, bool(summary.failures or unread or None in files.values())
 

@@ -27,6 +27,8 @@ def valid_area(geometry: shapely.Geometry) -> shapely.Geometry:
     """
     if shapely.get_dimensions(geometry) < 2:
         return shapely.MultiPolygon()
+    if geometry.geom_type == "Polygon" and shapely.is_valid(geometry):
+        return geometry  # as nearly all are
     with np.errstate(over="ignore", invalid="ignore"):  # a damaged file may hold any number
         if not np.isfinite(shapely.get_coordinates(geometry)).all():
             return shapely.MultiPolygon()

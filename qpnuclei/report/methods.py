@@ -24,7 +24,7 @@ _DECONVOLUTION = (
 )
 _LEARNED = {
     "attention": "a network that learned from unlabelled tissue by the attention of a classifier",
-    "student": "a network that was trained without outlined nuclei, on pseudo-labels of its own",
+    "student": "a network that was trained without outlined nuclei, on pseudo-labels",
 }
 
 

@@ -1,13 +1,19 @@
 """Ctrl-C and SIGTERM at any moment: one line, exit code 130 or 143, and nothing half done.
 
-A `KeyboardInterrupt` can come between any two steps of the program: while a thread is started,
-during another clean-up, inside an import. Long commands with several threads therefore exit at once
-without unwinding (`leaving_on_interrupt`), except from blocks that must be completed
-(`interrupt_postponed`), or at a point where they can save (`asking_to_stop`). Other commands unwind
-(`ending_on_interrupt`). In both cases the interpreter is not shut down while threads compute, which
-would crash, and does not wait for them: a network may need a minute for its current batch. Batch
-systems send SIGTERM before they kill a job. It is treated like Ctrl-C, and exit code 143 says that
-the command should be run again.
+Commands unwind with a plain `KeyboardInterrupt` (`ending_on_interrupt`): planning, dry runs,
+reports, exports, imports. At the end of that the interpreter is not shut down, which would crash
+while threads of torch compute, and no second Ctrl-C disturbs the clean-ups.
+
+Three things need more. Where a network or threads compute, unwinding would wait for them, up to a
+minute for a network's batch: `run`, `infer`, `commit`, `preview` and `demo` exit at once
+(`leaving_on_interrupt`), which loses nothing, as what is finished are files that were put in their
+place by rename; locks are released before (`before_leaving`). The save of an image is several files
+that belong together, and QuPath's Java must not see an exception of Python: there an interrupt
+waits until the block is done (`interrupt_postponed`). Training stops where it can save, and a run
+told by a batch system to end finishes what it is at (`asking_to_stop`).
+
+Batch systems send SIGTERM before they kill a job. It is treated like Ctrl-C, and exit code 143 says
+that the command should be run again.
 """
 
 from __future__ import annotations
@@ -15,7 +21,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
@@ -101,13 +107,21 @@ def before_leaving(clean_up: Callable[[int], object]) -> Iterator[None]:
 
 
 @contextmanager
-def asking_to_stop(message: str) -> Iterator[Callable[[], bool]]:
-    """Treat the first Ctrl-C (or SIGTERM) as a request to stop; the second ends the process.
+def asking_to_stop(
+    message: str,
+    signals: Sequence[signal.Signals] = _STOPS,
+    end: str = "ended at once: the last save is kept",
+) -> Iterator[Callable[[], bool]]:
+    """Treat the first Ctrl-C or SIGTERM as a request to stop; the second ends the process.
 
     Parameters
     ----------
     message : str
         Printed at the first; empty for no message.
+    signals : sequence of signal.Signals
+        Which of the two; the other is left as it is.
+    end : str
+        Printed at the second.
 
     Yields
     ------
@@ -119,47 +133,17 @@ def asking_to_stop(message: str) -> Iterator[Callable[[], bool]]:
     def handle(number: int, _frame: FrameType | None) -> None:
         nonlocal asked
         if asked:
-            _leave("ended at once: the last save is kept", number)
+            _leave(end, number)
         asked = True
         if message:
             _say(message)
 
-    before = {number: signal.signal(number, handle) for number in _STOPS}
+    before = {number: signal.signal(number, handle) for number in signals}
     try:
         yield lambda: asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def ending_on_terminate(message: str) -> Iterator[Callable[[], bool]]:
-    """Treat the first SIGTERM as a request to end soon; the second ends the process.
-
-    Parameters
-    ----------
-    message : str
-        Printed at the first.
-
-    Yields
-    ------
-    callable
-        Returns whether the end was requested.
-    """
-    asked = False
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            _leave("terminated at once", number)
-        asked = True
-        _say(message)
-
-    before = signal.signal(signal.SIGTERM, handle)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -28,6 +28,9 @@ _LAPTOP = {
     "batch_size": 12,
     "batches_per_epoch": 50,
     "epochs": 5,
+    # Steps that turn random weights into attention within 50 batches lead it away again later.
+    "lr_factor": 0.2,
+    "average_decay": 0.98,
 }
 _HALF_RESOLUTION_DILATIONS = (1, 1, 2, 3, 5, 10)
 
@@ -105,9 +108,25 @@ class AttentionRecipe(BaseModel):
     scale_learning_rate: float = Field(2e-4, gt=0, description="of G")
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(1e-4, ge=0)
-    lr_steps: tuple[int, ...] = Field((300, 600), description="epochs at which the rate drops")
-    lr_factor: float = Field(0.1, gt=0, le=1, description="by how much it drops")
+    lr_steps: tuple[int, ...] = Field(
+        (300, 600),
+        description="epochs after which the rate drops; 0, after the starts, for width below 32 "
+        "(1 if there is one start)",
+    )
+    lr_factor: float = Field(
+        0.1, gt=0, le=1, description="by how much it drops; 0.2 for width below 32"
+    )
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    average_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="of the running mean of F's weights that is measured and saved (ours); "
+        "0 saves the weights themselves; 0.98 for width below 32",
+    )
+    average_batches: int = Field(
+        20, ge=1, description="batches on which BatchNorm and tau of this mean are measured"
+    )
     starts: int = Field(
         1,
         ge=1,
@@ -124,7 +143,9 @@ class AttentionRecipe(BaseModel):
     def _fill_in_what_other_fields_decide(cls, fields: dict[str, Any]) -> dict[str, Any]:
         width = fields.get("width")
         if isinstance(width, int) and width < _LAPTOP_WIDTH:
-            fields = _LAPTOP | fields
+            # Without starts to choose from, the first epoch is what a start would be.
+            first_drop = 1 if fields.get("starts") == 1 else 0
+            fields = _LAPTOP | {"lr_steps": [first_drop]} | fields
         if fields.get("stride") == 2:
             fields = {"dilations": _HALF_RESOLUTION_DILATIONS} | fields
         if fields.get("scale_network") == "resnet10":

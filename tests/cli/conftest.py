@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from qpnuclei.cli.app import app
+from qpnuclei.cli.app import app, main
 from qpnuclei.errors import QpnucleiError
 from tests.paths import SAMPLES
 
@@ -62,6 +63,32 @@ def shell() -> Callable[..., subprocess.CompletedProcess[str]]:
             text=True,
             check=False,
         )
+
+    return call
+
+
+@pytest.fixture
+def program(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Call the command line as `shell` does, but in this process, which has its libraries."""
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        words = ["qpnuclei", *map(str, arguments)]
+        root = logging.getLogger()
+        capsys.readouterr()
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "argv", words)
+            # The command line adds its own handler where there is none: pytest's are in its way.
+            patched.setattr(root, "handlers", [])
+            try:
+                main()
+            except SystemExit as end:
+                code = int(end.code or 0)
+            else:
+                code = 0
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, said.out, said.err)
 
     return call
 

@@ -28,9 +28,12 @@ from tests.paths import ROOT, SHARED
 
 Call = Callable[..., Outcome]
 Sample = Callable[[str], Path]
-Shell = Callable[..., subprocess.CompletedProcess[str]]
+Program = Callable[..., subprocess.CompletedProcess[str]]
 
-QUICK = ("--mpp", "0.5", "--device", "cpu", "--quiet", "--backend", "native")
+QUICK = (
+    *("--mpp", "0.5", "--device", "cpu", "--quiet"),
+    *("--backend", "native", "--no-report"),
+)
 WEIGHTS = ROOT / "qpnuclei" / "weights" / "default.safetensors"
 
 
@@ -109,9 +112,9 @@ def test_only_lines_and_points(qpnuclei: Call, project: Path) -> None:
     refused(qpnuclei("run", project, "--roi", "Axis", *QUICK), 2, "PolylineROI")
 
 
-def test_annotation_outside_of_the_image(shell: Shell, project: Path) -> None:
+def test_annotation_outside_of_the_image(program: Program, project: Path) -> None:
     annotate(project, shapely.box(9000, 9000, 9100, 9100), "Far")
-    text = run_fails(shell, project, "--roi", "Far", *QUICK)
+    text = run_fails(program, project, "--roi", "Far", *QUICK)
     assert text.startswith("1 ")
     assert "Far" in text
     assert "outside" in text
@@ -134,16 +137,16 @@ def test_image_pattern_that_matches_nothing(qpnuclei: Call, project: Path) -> No
 # --- the slide -----------------------------------------------------------------------------------
 
 
-def run_fails(shell: Shell, *arguments: object) -> str:
-    done = shell("run", *arguments)
+def run_fails(program: Program, *arguments: object) -> str:
+    done = program("run", *arguments)
     assert "Traceback" not in done.stderr
     assert done.returncode in (1, 2)
     return f"{done.returncode} {' '.join(done.stderr.split())}"
 
 
-def test_missing_slide_is_named_and_the_others_go_on(shell: Shell, project: Path) -> None:
+def test_missing_slide_is_named_and_the_others_go_on(program: Program, project: Path) -> None:
     (project.parent / "images" / "plain.tif").unlink()
-    text = run_fails(shell, project, "--roi", "Tumor", *QUICK)
+    text = run_fails(program, project, "--roi", "Tumor", *QUICK)
     assert text.startswith("1 ")
     assert "plain.tif" in text
     assert "--image-root" in text
@@ -160,14 +163,14 @@ def test_image_root_finds_it_again(qpnuclei: Call, project: Path, tmp_path: Path
     assert qpnuclei("run", project, *arguments).exit_code == 0
 
 
-def test_unreadable_slide(shell: Shell, project: Path) -> None:
+def test_unreadable_slide(program: Program, project: Path) -> None:
     slide = project.parent / "images" / "plain.tif"
     slide.write_bytes(b"this is no image")
-    text = run_fails(shell, project, "--roi", "Tumor", "--image", "plain.tif", *QUICK)
+    text = run_fails(program, project, "--roi", "Tumor", "--image", "plain.tif", *QUICK)
     assert "plain.tif" in text
 
 
-def test_unsupported_server_is_refused_by_name(shell: Shell, project: Path) -> None:
+def test_unsupported_server_is_refused_by_name(program: Program, project: Path) -> None:
     file = project / "project.qpproj"
     content = json.loads(file.read_text())
     inner = content["images"][2]["serverBuilder"]
@@ -175,28 +178,28 @@ def test_unsupported_server_is_refused_by_name(shell: Shell, project: Path) -> N
         "builderType": "rotated", "builder": inner, "rotation": "ROTATE_90",
     }  # fmt: skip
     file.write_text(json.dumps(content))
-    text = run_fails(shell, project, "--roi", "Tumor", "--image", "plain.tif", *QUICK)
+    text = run_fails(program, project, "--roi", "Tumor", "--image", "plain.tif", *QUICK)
     assert "rotated" in text
 
 
-def test_missing_and_absurd_pixel_sizes(shell: Shell, project: Path) -> None:
+def test_missing_and_absurd_pixel_sizes(program: Program, project: Path) -> None:
     only = ("--roi", "Tumor", "--image", "plain.tif", "--device", "cpu", "--backend", "native")
-    text = run_fails(shell, project, *only)
+    text = run_fails(program, project, *only)
     assert text.startswith("1 ")
     assert "--mpp" in text
-    text = run_fails(shell, project, *only, "--mpp", "25")
+    text = run_fails(program, project, *only, "--mpp", "25")
     assert text.startswith("1 ")
     assert "25" in text
 
 
 @pytest.mark.shared
-def test_real_slide_without_mpp(shell: Shell, tmp_path: Path) -> None:
+def test_real_slide_without_mpp(program: Program, tmp_path: Path) -> None:
     shared = SHARED / "data" / "slides"
     slide = shared / "TCGA-CR-7395-01A-01-TS1_reduced.svs"
     if not slide.exists():
         pytest.skip(f"the development data is not at {shared}")
-    assert shell("project", "create", tmp_path / "p", slide).returncode == 0
-    text = run_fails(shell, tmp_path / "p", "--tissue", "--device", "cpu")
+    assert program("project", "create", tmp_path / "p", slide).returncode == 0
+    text = run_fails(program, tmp_path / "p", "--tissue", "--device", "cpu")
     assert text.startswith("1 ")
     assert "--mpp" in text
 
@@ -238,10 +241,10 @@ def test_output_folders_that_cannot_be_written(
     assert tree(project) == {**before, "qpnuclei": b"in the way"}
 
 
-def test_a_run_in_which_every_image_fails_shows_no_table(shell: Shell, project: Path) -> None:
+def test_a_run_in_which_every_image_fails_shows_no_table(program: Program, project: Path) -> None:
     (project.parent / "images" / "he small.png").unlink()
     only = ("--roi", "Tumor", "--image", "he small.png", *QUICK)
-    done = shell("run", project, *only)
+    done = program("run", project, *only)
     assert done.returncode == 1
     assert done.stdout == ""
     assert "he small.png" in done.stderr
@@ -300,45 +303,45 @@ def test_project_changed_since_it_was_read(project: Path) -> None:
 # --- cheap to ask --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("arguments", "exit_code"),
-    [
-        (["--help"], 0),
-        (["run", "--help"], 0),
-        (["train", "--help"], 0),
-        (["run"], 2),
-        (["run", "nowhere.qpproj", "--roi", "Tumor"], 2),
-        (["run", "PROJECT", "--roi", "Tumour"], 2),
-        (["run", "PROJECT", "--roi", "Tumor", "--on-existing", "perhaps"], 2),
-        (["run", "PROJECT"], 2),
-        (["export", "PROJECT", "-o", "counts.docx"], 2),
-        (["export", "PROJECT", "-o", "COUNTS"], 0),
-        (["info", "PROJECT"], 0),
-    ],
+CHEAP = (
+    (["--help"], 0),
+    (["run", "--help"], 0),
+    (["train", "--help"], 0),
+    (["run"], 2),
+    (["run", "nowhere.qpproj", "--roi", "Tumor"], 2),
+    (["run", "PROJECT", "--roi", "Tumour"], 2),
+    (["run", "PROJECT", "--roi", "Tumor", "--on-existing", "perhaps"], 2),
+    (["run", "PROJECT"], 2),
+    (["export", "PROJECT", "-o", "counts.docx"], 2),
+    (["export", "PROJECT", "-o", "COUNTS"], 0),
+    (["info", "PROJECT"], 0),
 )
-def test_answers_without_importing_the_heavy_libraries(
-    arguments: list[str], exit_code: int, project: Path
-) -> None:
-    code = (
-        "import sys\n"
-        "from qpnuclei.cli.app import main\n"
-        "try:\n    main()\n"
-        "except SystemExit as end:\n    status = end.code or 0\n"
-        "else:\n    status = 0\n"
-        "heavy = {'torch', 'jpype', 'tiffslide', 'skimage', 'scipy', 'numba', 'pyarrow'}\n"
-        "print('LOADED', sorted(heavy & set(sys.modules)), 'STATUS', status)\n"
-    )
+
+
+def test_answers_without_importing_the_heavy_libraries(project: Path) -> None:
+    """In one process for all: what one of them loads would be there for the others, too."""
+    code = """
+import json, sys
+from qpnuclei.cli.app import main
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["qpnuclei", *words]
+    try:
+        main()
+    except SystemExit as end:
+        status = end.code or 0
+    else:
+        status = 0
+    heavy = {"torch", "jpype", "tiffslide", "skimage", "scipy", "numba", "pyarrow"}
+    print("LOADED", sorted(heavy & set(sys.modules)), "STATUS", status)
+"""
+    places = {"PROJECT": str(project), "COUNTS": str(project / "counts.csv")}
+    calls = [[places.get(word, word) for word in words] for words, _ in CHEAP]
     done = subprocess.run(
-        [
-            *(sys.executable, "-c", code),
-            *(
-                a.replace("PROJECT", str(project)).replace("COUNTS", str(project / "counts.csv"))
-                for a in arguments
-            ),
-        ],
+        [sys.executable, "-c", code, json.dumps(calls)],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert f"LOADED [] STATUS {exit_code}" in done.stdout, done.stdout + done.stderr
+    answers = [line for line in done.stdout.splitlines() if line.startswith("LOADED")]
+    assert answers == [f"LOADED [] STATUS {code}" for _, code in CHEAP], done.stdout + done.stderr
     assert "Traceback" not in done.stderr

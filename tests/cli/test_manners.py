@@ -26,7 +26,7 @@ from tests.cli.conftest import Outcome
 
 Call = Callable[..., Outcome]
 Sample = Callable[[str], Path]
-Shell = Callable[..., subprocess.CompletedProcess[str]]
+Program = Callable[..., subprocess.CompletedProcess[str]]
 
 #: Clears the screen, sets the title of the window, and turns the reading order around.
 NAME = "\x1b[2Jslide\x1b]0;owned\x07\u202egnp.\x9b2J [bold]x[/bold] :smile:"
@@ -59,28 +59,28 @@ def rename(project: Path, names: list[str]) -> Path:
     return file
 
 
-def test_names_reach_neither_the_terminal_nor_markup(sample: Sample, shell: Shell) -> None:
+def test_names_reach_neither_the_terminal_nor_markup(sample: Sample, program: Program) -> None:
     project = rename(sample("0.5.1"), [NAME])
     for arguments in (["info"], ["info", "--json"], ["doctor"], ["doctor", "--json"]):
-        done = shell(arguments[0], project, *arguments[1:], "--backend", "native")
+        done = program(arguments[0], project, *arguments[1:], "--backend", "native")
         assert not steers(done.stdout)
         assert not steers(done.stderr)
         assert "[bold]x[/bold] :smile:" in done.stdout
         if "--json" in arguments and arguments[0] == "info":
             assert json.loads(done.stdout)["images"][0]["name"] == NAME
-    unknown = shell("export", project, "-o", "x.csv", "--image", "none", "--backend", "native")
+    unknown = program("export", project, "-o", "x.csv", "--image", "none", "--backend", "native")
     assert unknown.returncode == 2
     assert not steers(unknown.stderr)
 
 
-def test_brackets_in_paths_are_no_markup(sample: Sample, tmp_path: Path, shell: Shell) -> None:
+def test_brackets_in_paths_are_no_markup(sample: Sample, tmp_path: Path, program: Program) -> None:
     folder = tmp_path / "slides [old] [/red]"
     shutil.copytree(sample("0.5.1").parent, folder)
     output = folder / "counts [b].csv"
-    done = shell("export", folder / "project", "-o", output, "--backend", "native")
+    done = program("export", folder / "project", "-o", output, "--backend", "native")
     assert done.returncode == 0, done.stderr
     assert str(output) in done.stderr
-    missing = shell("info", folder / "nothing [i]there[/i]")
+    missing = program("info", folder / "nothing [i]there[/i]")
     assert "nothing [i]there[/i]" in missing.stderr
     assert missing.returncode == 2
 

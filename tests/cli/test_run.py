@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,6 +66,22 @@ def rows(detections: Detections, chosen: np.ndarray) -> list[tuple[object, ...]]
 
 def ours(detections: Detections) -> np.ndarray:
     return np.array([is_ours(identity) for identity in detections.ids], bool)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run once on the sample of QuPath 0.5.1, for all tests that begin with such a run."""
+    folder = tmp_path_factory.mktemp("finished") / "0.5.1"
+    shutil.copytree(SAMPLES / "0.5.1", folder)
+    result = CliRunner().invoke(app, ["run", str(folder / "project"), *RUN])
+    assert result.exit_code == 0, result.exception
+    return folder
+
+
+@pytest.fixture
+def analysed(finished: Path, tmp_path: Path) -> Path:
+    """Copy the project of `finished`."""
+    return Path(shutil.copytree(finished, tmp_path / "analysed")) / "project"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -131,9 +148,8 @@ def test_the_summary_says_which_model_was_taken(sample: Sample) -> None:
     assert [model["name"] for model in record["models"]] == ["default-20x"]
 
 
-def test_second_run_replaces_the_first_and_nothing_else(sample: Sample, qpnuclei: Call) -> None:
-    project = sample("0.5.1")
-    qpnuclei("run", project, *RUN)
+def test_second_run_replaces_the_first_and_nothing_else(analysed: Path, qpnuclei: Call) -> None:
+    project = analysed
     first = objects(project)
     assert qpnuclei("run", project, *RUN).exit_code == 0
     second = objects(project)
@@ -144,17 +160,15 @@ def test_second_run_replaces_the_first_and_nothing_else(sample: Sample, qpnuclei
         assert len(a.detections) == len(b.detections)
 
 
-def test_append_adds_nothing_that_is_there(sample: Sample, qpnuclei: Call) -> None:
-    project = sample("0.5.1")
-    qpnuclei("run", project, *RUN)
+def test_append_adds_nothing_that_is_there(analysed: Path, qpnuclei: Call) -> None:
+    project = analysed
     first = [len(o.detections) for o in objects(project)]
     assert qpnuclei("run", project, *RUN, "--on-existing", "append").exit_code == 0
     assert [len(o.detections) for o in objects(project)] == first
 
 
-def test_skip_and_error_leave_existing_ones(sample: Sample, qpnuclei: Call) -> None:
-    project = sample("0.5.1")
-    qpnuclei("run", project, *RUN)
+def test_skip_and_error_leave_existing_ones(analysed: Path, qpnuclei: Call) -> None:
+    project = analysed
     before = {k: v for k, v in tree(project).items() if not k.startswith("qpnuclei")}
     skipped = qpnuclei("run", project, *RUN, "--on-existing", "skip")
     assert (skipped.exit_code, skipped.stdout) == (0, "")
@@ -165,12 +179,10 @@ def test_skip_and_error_leave_existing_ones(sample: Sample, qpnuclei: Call) -> N
     assert after == before
 
 
-def test_another_class_does_not_touch_the_first(sample: Sample, qpnuclei: Call) -> None:
-    project = sample("0.5.1")
-    qpnuclei("run", project, *RUN)
+def test_another_class_does_not_touch_the_first(analysed: Path, qpnuclei: Call) -> None:
+    project = analysed
     tumor = [set(o.detections.ids) for o in objects(project)]
-    stroma = ("--roi", "Stroma", "--mpp", "0.5", "--device", "cpu", "--quiet")
-    assert qpnuclei("run", project, *stroma, "--backend", "native").exit_code == 0
+    assert qpnuclei("run", project, "--roi", "Stroma", *RUN[2:]).exit_code == 0
     for old, new in zip(tumor, objects(project), strict=True):
         assert old <= set(new.detections.ids)
 
@@ -185,11 +197,11 @@ def test_derived_classes_only_when_asked(sample: Sample, qpnuclei: Call) -> None
 
 
 def test_an_annotation_by_its_id_alone_and_progress_without_a_terminal(
-    sample: Sample, shell: Callable[..., subprocess.CompletedProcess[str]]
+    sample: Sample, program: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     project = sample("0.5.1")
     chosen = next(a for a in objects(project)[0].annotations if a.name == "polygon")
-    done = shell(
+    done = program(
         "run", project, "--roi-id", chosen.id, "--mpp", "0.5", "--device", "cpu",
         "--backend", "native", "--tile", "128", "--no-report",
     )  # fmt: skip
@@ -437,8 +449,10 @@ def test_nuclei_kept_on_disk_meanwhile_are_the_same(
     for size in (20_000, 2):
         monkeypatch.setattr("qpnuclei.pipeline.join.temporary_shards", watched(size, tables))
         copy = tmp_path / f"{size}"
-        arguments = ("--roi-all", "--mpp", "0.5", "--device", "cpu", "--quiet", "--tile", "128")
-        outcome = qpnuclei("run", project, *arguments, "--backend", "native", "--parquet", copy)
+        outcome = qpnuclei(
+            "run", project, "--roi-all", *RUN[2:], "--image", "renamed*", "--tile", "128",
+            "--parquet", copy,
+        )  # fmt: skip
         assert outcome.exit_code == 0
         copies.append([pq.read_table(path).to_pylist() for path in sorted(copy.iterdir())])
     assert tables[0] == 1
@@ -551,7 +565,7 @@ print("loaded:", *sorted(loaded & {heavy}))
 #: Fifteen tiles of the slowest network there is. Not --quiet: it says how far it is.
 SLOW = (
     *("--roi", "Tumor", "--mpp", "0.5", "--device", "cpu", "--backend", "native"),
-    *("--image", "renamed*", "--tile", "128", "--model", "default", "--tta"),
+    *("--image", "renamed*", "--tile", "128", "--model", "default", "--tta", "--no-report"),
 )
 
 

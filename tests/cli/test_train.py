@@ -132,9 +132,9 @@ def test_a_student_stopped_in_its_first_round_goes_on_by_the_hint(tmp_path: Path
     assert hint is not None, rest
     assert not (tmp_path / "run [b]" / "model.safetensors").exists()
 
-    again = subprocess.run([*program, *command], capture_output=True, text=True, check=False)
-    assert again.returncode == 2
-    assert "continue it with --resume" in again.stderr
+    with pytest.raises(UsageError) as again:
+        CliRunner().invoke(app, command, catch_exceptions=False)
+    assert "continue it with --resume" in f"{again.value}"
 
     python = shlex.join(program)
     done = subprocess.run(

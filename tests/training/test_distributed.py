@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from qpnuclei.errors import UsageError
@@ -27,6 +28,7 @@ from qpnuclei.training.attention.learner import Learner
 from qpnuclei.training.attention.losses import TRANSFORMS
 from qpnuclei.training.config import attention_recipe
 from tests.training.attention.test_loop import TINY
+from tests.training.conftest import paint_tissue
 
 CPU = torch.device("cpu")
 
@@ -141,8 +143,12 @@ def test_a_resumed_run_of_two_processes_equals_an_uninterrupted_one(
         "cpu",
     ]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
+    rgb, labels = paint_tissue(4, size=160)
+    for kind, pixels in (("images", rgb), ("labels", labels)):
+        (tmp_path / "labelled" / kind).mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "labelled" / kind / "one.png")
     # Validation takes longer than the training, and changes nothing in it: once is enough.
-    validated = ("--validation", str(dataset))
+    validated = ("--validation", str(tmp_path / "labelled"))
     for folder, epochs, more in ((whole, 2, validated), (parts, 1, ()), (parts, 2, ("--resume",))):
         finished = torchrun(*common, "-o", str(folder), "--epochs", str(epochs), *more)
         assert finished.returncode == 0, finished.stderr

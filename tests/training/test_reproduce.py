@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from qpnuclei.cli.app import app
 from tests.paths import ROOT, SHARED
 
 SCRIPT = ROOT / "training" / "reproduce.py"
@@ -123,7 +127,20 @@ def test_the_recipes_named_are_trained_measured_and_not_trained_again(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    in_a_process_of_its_own, calls = subprocess.run, []
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
+        calls.append(command)
+        if len(calls) == 1:  # the others would only start it again
+            return in_a_process_of_its_own(command, **options)
+        result = CliRunner().invoke(app, command[3:], catch_exceptions=False)
+        return subprocess.CompletedProcess(command, result.exit_code)
+
+    monkeypatch.setattr(
+        reproduce, "subprocess", SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL)
+    )
     arguments = [str(dataset), "--width", "4", "--seeds", "1", "--device", "cpu"]
     arguments += ["--recipes", "anchored", "no-smooth"]
     arguments += ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]

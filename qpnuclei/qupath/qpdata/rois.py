@@ -68,6 +68,8 @@ class Rois:
         return centroids
 
 
+_EMPTY = shapely.Polygon()
+
 _EWKB_Z, _EWKB_M, _EWKB_SRID = 0x80000000, 0x40000000, 0x20000000
 _EWKB_FLAGS = _EWKB_Z | _EWKB_M | _EWKB_SRID
 _WKB_POINT, _WKB_LINE, _WKB_POLYGON = 1, 2, 3
@@ -99,7 +101,7 @@ def _read_rois(node: JavaObject, source: ValueSource) -> Rois:
                 for name in ("x", "y", "x2", "y2")
             ]
         )
-        geometries = np.full(source.count, shapely.Polygon(), dtype=object)
+        geometries = np.full(source.count, _EMPTY, dtype=object)
         finite = np.isfinite(bounds).all(axis=0)
         geometries[finite] = _BOUNDED[roi_type](*bounds[:, finite])
     elif roi_type in ("PolygonROI", "PolylineROI", "PointsROI"):
@@ -164,7 +166,7 @@ def polygons(xy: npt.NDArray[np.floating[Any]], offsets: IntArray) -> npt.NDArra
         usable[np.searchsorted(offsets, wrong, side="right") - 1] = False
         _log.warning("%d vertices are not finite: their polygons are read as empty", len(wrong))
     filled = np.flatnonzero(usable)
-    result = np.full(len(counts), shapely.Polygon(), dtype=object)
+    result = np.full(len(counts), _EMPTY, dtype=object)
     if len(filled) == 0:
         return result
     vertices, rings = _closed(xy, begins[filled], counts[filled])
@@ -355,7 +357,7 @@ def _legacy_area(node: JavaObject) -> shapely.Geometry:
         if not all(isinstance(a, JavaArray) and a.desc.name == jc.FLOAT_ARRAY for a in arrays):
             raise FormatError(f"AreaROI: field {name!r} should be a float[][]")
         rings.append([jc.array_values(a) for a in arrays if isinstance(a, JavaArray)])
-    area: shapely.Geometry = shapely.Polygon()
+    area: shapely.Geometry = _EMPTY
     if [len(a) for a in rings[0]] != [len(a) for a in rings[1]]:
         raise FormatError("AreaROI: x and y have different lengths")
     for x, y in zip(*rings, strict=True):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from qpnuclei.models.attention import AttentionActivation, AttentionNet
 from qpnuclei.system.distributed import average_over_ranks, mean_over_ranks, world_size
@@ -16,7 +18,7 @@ from qpnuclei.training.config import AttentionRecipe
 
 
 class Learner:
-    """F, sigma and G with their Adam.
+    """F, sigma and G with their Adam, and the running mean of F's weights if the recipe wants it.
 
     On CUDA they run in channels_last and mixed precision. On the CPU they stay in float32 and in
     the usual layout: there, bfloat16 with channels_last and dilation has given gradients that are
@@ -61,6 +63,15 @@ class Learner:
             )
         self.activation = AttentionActivation(recipe.eta, recipe.sigmoid_gain, recipe.sparse)
         self._recipe = recipe
+        # The running mean of F's weights, and the sigma that goes with it.
+        self._average: AveragedModel | None = None
+        if recipe.average_decay:
+            self._average = AveragedModel(
+                self.attention_net,
+                device=device,
+                multi_avg_fn=get_ema_multi_avg_fn(recipe.average_decay),  # type: ignore[no-untyped-call]
+            )
+            self._average_activation = copy.deepcopy(self.activation).to(device)
         self._modules: dict[str, nn.Module] = {
             "attention_net": self.attention_net,
             "activation": self.activation,
@@ -149,19 +160,50 @@ class Learner:
         self._scaler.update()
         buffers = [b for m in self._modules.values() for b in m.buffers()]
         average_over_ranks(b for b in buffers if b.is_floating_point())
+        if self._average is not None:
+            self._average.update_parameters(self.attention_net)
         return metrics
+
+    def measure_average(self, batches: Iterable[Tensor]) -> None:
+        """Measure BatchNorm's statistics and tau of the averaged F on some batches.
+
+        They are not the averages of those of F: the mean of two networks has activations of its
+        own. Without an average in the recipe, nothing is done. Processes must call it together.
+
+        Parameters
+        ----------
+        batches : iterable of (B, 3, H, W) uint8 Tensor
+        """
+        if self._average is None:
+            return
+        self._average_activation.batches_seen.zero_()
+        network = nn.Sequential(self._average.module, self._average_activation).eval()
+        update_bn((normalise(self._to_device(rgb)) for rgb in batches), network)
+        average_over_ranks(b for b in network.buffers() if b.is_floating_point())
+
+    @property
+    def kept_net(self) -> nn.Module:
+        """The F that is measured and saved: averaged, if the recipe says so."""
+        return self.attention_net if self._average is None else self._average.module
+
+    @property
+    def kept_activation(self) -> AttentionActivation:
+        """The sigma of `kept_net`."""
+        return self.activation if self._average is None else self._average_activation
 
     def predict(self, rgb: Tensor) -> Tensor:
         """Return the (B, 1, H, W) attention of (B, 3, H, W) uint8 crops as at test time."""
-        self.attention_net.eval()
-        self.activation.eval()
+        network = nn.Sequential(self.kept_net, self.kept_activation).eval()
         with torch.inference_mode():
-            attention: Tensor = self.activation(self.attention_net(normalise(self._to_device(rgb))))
+            attention: Tensor = network(normalise(self._to_device(rgb)))
         return attention.cpu()
 
     def state(self) -> dict[str, Any]:
         """Return all that a later `load_state` needs to go on as if nothing had happened."""
         state: dict[str, Any] = {name: m.state_dict() for name, m in self._modules.items()}
+        if self._average is not None:
+            state["average"] = self._average.state_dict()
+            state["average_activation"] = self._average_activation.state_dict()
         return state | {
             "optimiser": self._optimiser.state_dict(),
             "scaler": self._scaler.state_dict(),
@@ -171,6 +213,9 @@ class Learner:
         """Go back to a `state` of a learner of the same recipe."""
         for name, module in self._modules.items():
             module.load_state_dict(state[name])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+            self._average_activation.load_state_dict(state["average_activation"])
         self._optimiser.load_state_dict(state["optimiser"])
         self._scaler.load_state_dict(state["scaler"])
 

@@ -271,6 +271,9 @@ class _Run:
                     "--config anchored (--set stop_on_collapse=false goes on all the same)",
                 )
         progress.epoch, progress.batch, progress.sums = epoch, 0, {}
+        seen = epoch * recipe.batches_per_epoch
+        numbers = range(max(0, seen - recipe.average_batches), seen)
+        self.learner.measure_average(self.batches[number][0] for number in numbers)
         return metrics
 
     def _keep_epoch(self, metrics: dict[str, float], board: SummaryWriter, seconds: float) -> None:
@@ -287,7 +290,7 @@ class _Run:
         validation = {}
         if self.labelled:
             validation = validate(
-                self.learner.attention_net, self._metadata({}), self.labelled, self.learner.device
+                self.learner.kept_net, self._metadata({}), self.labelled, self.learner.device
             )
             metrics |= {f"validation {name}": value for name, value in validation.items()}
         score = validation.get("dice")
@@ -295,9 +298,7 @@ class _Run:
         if kept:
             progress.best_epoch, progress.best_score = epoch, score
             measured = {"images": len(self.labelled), **validation} if validation else {}
-            save_model(
-                self.folder / MODEL_FILE, self.learner.attention_net, self._metadata(measured)
-            )
+            save_model(self.folder / MODEL_FILE, self.learner.kept_net, self._metadata(measured))
         row = {"epoch": float(epoch), "seconds": round(seconds, 1)}
         rate = recipe.learning_rate * learning_rate_factor(recipe, epoch - 1)
         row |= {"learning rate": rate, **metrics}
@@ -349,8 +350,8 @@ class _Run:
             family="attention",
             architecture=learner.architecture,
             mpp=self.recipe.model_mpp,
-            tau=float(learner.activation.tau),
-            sigmoid_gain=learner.activation.gain,
+            tau=float(learner.kept_activation.tau),
+            sigmoid_gain=learner.kept_activation.gain,
             colour=self.colour,
             recipe={
                 **self.identity["recipe"],
