@@ -155,7 +155,7 @@ def infer_images(
                     yield image, layout
                 elif share == (1, 1):
                     check_complete(folder, image, layout, failed)
-                # Else others compute the rest; whoever is last puts it together.
+                # Otherwise other machines compute the rest, and the last of them joins the units.
 
     def _join(image: PlannedImage, layout: Layout) -> None:
         seeing = partial(engine, options.model_for(image.mpp))
