@@ -152,7 +152,9 @@ class TilePlan(Sequence[Tile]):
         self.core_size = core_size
         self.halo = halo
         self.alignment = alignment
-        roi = shapely.intersection(roi, shapely.box(0, 0, *image_size))
+        image = shapely.box(0, 0, *image_size)
+        if not shapely.covers(image, roi):
+            roi = shapely.intersection(roi, image)
         axes = [
             _Axis.covering(*limits, core_size, halo, alignment, start, size)
             for limits, start, size in zip(_ranges(roi), origin, image_size, strict=True)
@@ -166,7 +168,12 @@ class TilePlan(Sequence[Tile]):
         )
         self._grid = np.full(squares.shape, -1, np.int64)
         self._grid[rows, columns] = np.arange(len(rows))
-        parts = shapely.bounds(shapely.intersection(roi, squares[rows, columns])).reshape(-1, 4)
+        # Most tiles of a large region lie in it: they need not be cut, which takes long for a
+        # region of many vertices.
+        cut = squares[rows, columns]
+        crossed = ~shapely.covers(roi, cut)
+        cut[crossed] = shapely.intersection(roi, cut[crossed])
+        parts = shapely.bounds(cut).reshape(-1, 4)
         # (n, 2) each: the corners of cores, of extents, and of views, open where the image ends.
         size = np.array(image_size)
         self._core_low, self._core_high = np.floor(parts[:, :2]), np.ceil(parts[:, 2:])
