@@ -114,7 +114,7 @@ def asked_for(
     is_temporary : bool
         Whether the project is one that will not be kept: it is not named.
     **changes
-        Fields of the options that are others than the arguments say.
+        Fields of the options that override the arguments.
     """
     from qpnuclei.cli.console import stderr
     from qpnuclei.pipeline.options import RunOptions

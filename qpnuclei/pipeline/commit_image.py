@@ -52,7 +52,7 @@ def commit_image(
     nuclei = new_nuclei(of_image, found, options, doubts)
     result = _result(image, layout, of_image, nuclei, about)
     replaced = len(of_image.replaceable) if options.on_existing == "replace" else 0
-    # A run that is killed once the project is saved knows by it what it has done.
+    # If the run is killed after the save, the next one reads here what was done.
     path = folder.result_path(image)
     with suppress(SaveError):
         folder.make_for(path)
@@ -150,7 +150,7 @@ def _image_plan(
     return ImagePlan(
         entry=entry,
         model=image.model,
-        # If that is another one now, the save is refused.
+        # If the image has another fingerprint by now, the save is refused.
         fingerprint=image.data,
         taken=ids_of_detections(objects),
         scale=image.scale,

@@ -33,7 +33,7 @@ from qpnuclei.system.interrupts import interrupt_postponed
 TRIES = 3
 
 _log = logging.getLogger(__name__)
-#: What is of interest to whoever reads the log, but not on the terminal.
+#: Messages for the log that the terminal does not show.
 _journal = logging.getLogger(f"{__name__}.journal")
 
 

@@ -1,4 +1,4 @@
-"""Hashes of what a result depends on: whether something may be used again is decided by them."""
+"""Hashes of what results depend on: they decide whether a stored result may be used again."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from qpnuclei.pipeline.plan_parts import PlannedSlide
 from qpnuclei.qupath.model import Annotation
 from qpnuclei.segmentation.engine import EngineSpec
 
-#: Options that may be others when a run is gone on with.
+#: Options that may change when a run is continued.
 _NOT_OF_REQUEST = frozenset({"device", "batch_size", "workers", "force", "run_dir"})
 
 
 def request_of(options: RunOptions) -> str:
-    """Return a hash of what a run is asked for: the same for all that go on with it."""
+    """Return a hash of what a run is asked for. A run that continues it has the same hash."""
     content = options.to_json()
     return hash_of({name: content[name] for name in content if name not in _NOT_OF_REQUEST})
 
@@ -62,6 +62,6 @@ def inputs_of(
 
 
 def hash_of(content: Any) -> str:
-    """Return a hash of JSON types; of what is none, of its text."""
+    """Return a hash of JSON content; values of other types count as their text."""
     text = json.dumps(content, sort_keys=True, default=str)
     return blake2b(text.encode(errors="surrogatepass"), digest_size=20).hexdigest()

@@ -1,4 +1,4 @@
-"""How an image is divided into units: what is computed, kept and repeated as one."""
+"""How an image is divided into units: each is computed, stored and repeated as a whole."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _NOT_OF_UNITS = frozenset(
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """Some neighbouring tiles of an image: what is done, kept and repeated as one.
+    """Neighbouring tiles of an image that are computed, stored and repeated together.
 
     Parameters
     ----------

@@ -96,8 +96,8 @@ class _Groups(Sequence[DetectionGroup]):
             for at in np.argwhere(nuclei.counts).tolist()
             for code in range(len(classes))
         ]
-        # Regions of one table follow each other: it is read once for all of them. A group that is
-        # the only one is made once, however often it is asked for.
+        # Groups of one table are asked for one after the other: cache the table that was read last.
+        # The last group is cached, too: an image with only one asks for it repeatedly.
         self._table = lru_cache(1)(nuclei.tables.__getitem__)
         self._codes = lru_cache(1)(lambda number: classes.codes(self._table(number)))
         self._ids: dict[int, NucleusIds] = {}
@@ -144,7 +144,7 @@ def new_nuclei(
     Parameters
     ----------
     found : sequence of NucleiTable
-        In level-0 px. Read one after the other, and again when they are written.
+        In level-0 px. They are read in order, and again when they are written.
     """
     known = plan.taken if options.on_existing == "append" else frozenset[UUID]()
     counts = np.zeros((len(found), len(plan.regions)), np.int64)

@@ -1,6 +1,6 @@
-"""The content of ``plan.json``: whoever computes a run needs it, the slides and the model.
+"""The content of ``plan.json``.
 
-Neither the project nor Java is needed.
+To compute a run, this file, the slides and the model are enough: no project and no Java is needed.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ class RunPlan(Part):
             raise FormatError(f"the plan of {self.project} does not describe its model") from error
 
     def check_models(self, options: RunOptions) -> None:
-        """Refuse models that are others than those that were planned for.
+        """Refuse models other than those of the plan.
 
         Parameters
         ----------

@@ -37,7 +37,7 @@ from qpnuclei.system.threads import available_cores
 from qpnuclei.system.timing import Stopwatch
 from qpnuclei.tiling.plan import TilePlan
 
-#: Held while a shard is written: whoever ends this process waits for it.
+#: Held while a shard is written; ending this process waits for it.
 storing = threading.Lock()
 
 #: Dask may give a process several units at once; network and memory are for one.

@@ -189,7 +189,7 @@ class RunSummary:
     request : str
         Hash of what the run was asked for; the same command goes on with a run that is not done.
     resumed : int
-        Images that were in the project when the run was gone on with.
+        Images that were in the project already when the run was continued.
     """
 
     project: Path
@@ -276,7 +276,7 @@ class RunSummary:
         write_atomically(self.run_dir / "run.json", content.encode(errors="backslashreplace"))
 
     def save_soon(self, always: bool = False) -> None:
-        """Write the record if it is due; if that is not possible now, it is tried again later."""
+        """Write the record if it is due; if that fails, a later call tries again."""
         if not (always or is_due(len(self.images) + len(self.failures))):
             return
         with interrupt_postponed():
@@ -337,8 +337,8 @@ class RunSummary:
 def is_due(images: int) -> bool:
     """Return whether to write the record after so many images.
 
-    It is after each of the first 200, and then after each percent: it holds all of them, and would
-    take longer than the analysis of ten thousand small slides.
+    It is written after each of the first 200, then after each percent. The record holds all images:
+    writing it after each of ten thousand small slides would take longer than their analysis.
     """
     return images % max(images // 100, 1) == 0
 

@@ -1,4 +1,4 @@
-"""The units of a run that are still to do, and what becomes of those that fail."""
+"""Compute the units of a run that are not done yet, and record those that fail."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class Conduct:
     Parameters
     ----------
     resume : bool
-        Go on with the run of the same request that was not finished.
+        Continue an unfinished run of the same request.
     extend : bool
-        Go on also with one that is finished: only images that were added since are analysed, and
-        those of which the slide, the annotations or the pixel size are others.
+        Continue a finished run, too: analyse only images that were added since, or whose slide,
+        annotations or pixel size changed.
     retry_failed : bool
-        Try the units again that failed before.
+        Try units again that failed before.
     fail_fast : bool
-        End with the first error, instead of going on with the other images.
+        End at the first error, instead of continuing with the other images.
     stop : callable
-        Asked after each unit whether to end.
+        Asked after each unit whether the run should end.
     dask : str, optional
         Compute on a cluster; see `qpnuclei.pipeline.cluster.cluster_of`.
     unit_minutes : float, optional
@@ -155,7 +155,7 @@ def infer_images(
                     yield image, layout
                 elif share == (1, 1):
                     check_complete(folder, image, layout, failed)
-                # Else others compute the rest; whoever is last puts it together.
+                # Otherwise other machines compute the rest, and the last of them joins the units.
 
     def _join(image: PlannedImage, layout: Layout) -> None:
         seeing = partial(engine, options.model_for(image.mpp))

@@ -40,7 +40,7 @@ class AttentionRecipe(BaseModel):
 
     The defaults are M_proposed, but for two that the paper does not give: the number of epochs
     (it only says that quality flattens after about 30) and reflection at the border. With `width`
-    below 32 the defaults of some fields are others, for machines without a GPU: F at half
+    below 32 some fields have other defaults, for machines without a GPU: F at half
     resolution and with larger steps, EfficientNet-Lite0 as G, small batches, several starts.
     """
 
