@@ -68,9 +68,9 @@ def run(
     >>> [row["nuclei"] for row in count(project, by="image")]
     [2]
     """
+    from qpnuclei.pipeline.inference.units import Conduct
     from qpnuclei.pipeline.run import analyse_project
     from qpnuclei.pipeline.selection import choose_images
-    from qpnuclei.pipeline.units import Conduct
 
     options = _options(options, images, roi)
     opened = opened_project(project)
@@ -121,9 +121,9 @@ def plan(
     >>> summary.nuclei, summary.state
     (1, 'done')
     """
+    from qpnuclei.pipeline.inference.units import Conduct
     from qpnuclei.pipeline.phases import plan_run
     from qpnuclei.pipeline.selection import choose_images
-    from qpnuclei.pipeline.units import Conduct
 
     options = _options(options, images, roi)
     opened = opened_project(project)
@@ -194,8 +194,8 @@ def infer(
     ['plan.json', 'run.json', 'run.log']
     """
     from qpnuclei.pipeline.folder import RunFolder
+    from qpnuclei.pipeline.inference.units import Conduct
     from qpnuclei.pipeline.phases import infer_run
-    from qpnuclei.pipeline.units import Conduct
     from qpnuclei.system.threads import available_cores
 
     folder = RunFolder(Path(run_dir))

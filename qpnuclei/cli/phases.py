@@ -60,8 +60,8 @@ def plan(project: ProjectPath, **given: Any) -> None:
     opened, entries, options = asked_for(
         project, {**defaults, "geojson": None, "parquet": None, **given}
     )
+    from qpnuclei.pipeline.inference.units import Conduct
     from qpnuclei.pipeline.phases import plan_run
-    from qpnuclei.pipeline.units import Conduct
 
     conduct = Conduct(
         given["resume"],
@@ -143,8 +143,8 @@ def infer(
     share = _share(shard)
     with leaving_on_interrupt(INTERRUPTED):
         from qpnuclei.pipeline.folder import RunFolder
+        from qpnuclei.pipeline.inference.units import Conduct
         from qpnuclei.pipeline.phases import infer_run
-        from qpnuclei.pipeline.units import Conduct
 
         folder = RunFolder(run_dir)
         planned = folder.plan().options()
@@ -228,8 +228,8 @@ def commit(
 
     with leaving_on_interrupt(INTERRUPTED):
         from qpnuclei.pipeline.folder import RunFolder
+        from qpnuclei.pipeline.inference.units import Conduct
         from qpnuclei.pipeline.phases import commit_run
-        from qpnuclei.pipeline.units import Conduct
 
         folder = RunFolder(run_dir)
         planned = folder.plan()

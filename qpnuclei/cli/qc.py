@@ -49,7 +49,7 @@ def qc(
     """
     from qpnuclei.cli.console import describe_error, print_error, print_json, stdout
     from qpnuclei.errors import standing_alone
-    from qpnuclei.pipeline.artefacts import mark_artefacts
+    from qpnuclei.pipeline.planning.artefacts import mark_artefacts
     from qpnuclei.qupath.pixel_size import AskedMpp, read_mpp_table
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.regions import match_images

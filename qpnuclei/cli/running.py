@@ -48,7 +48,7 @@ def show_plan(
     """Print what would be done; return it as JSON types, and whether an image would fail."""
     from qpnuclei.cli.console import describe_error, print_error, stdout
     from qpnuclei.cli.tables import describe_plan, plan_view
-    from qpnuclei.pipeline.image_plan import plan_images
+    from qpnuclei.pipeline.planning.image_plan import plan_images
 
     plans, failed = plan_images(entries, options)
     if not json:
@@ -76,8 +76,8 @@ def analyse(
 ) -> RunSummary:
     """Run with a progress bar, alone in the project; `extend` as `Conduct` explains it."""
     from qpnuclei.cli.console import tile_progress
+    from qpnuclei.pipeline.inference.units import Conduct
     from qpnuclei.pipeline.run import analyse_project
-    from qpnuclei.pipeline.units import Conduct
     from qpnuclei.system.interrupts import leaving_on_interrupt
     from qpnuclei.system.locks import locked
     from qpnuclei.system.memory import keep_freed_memory

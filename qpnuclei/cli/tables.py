@@ -20,7 +20,7 @@ from qpnuclei.system.timing import peak_memory_mib
 
 if TYPE_CHECKING:
     from qpnuclei.doctor import Check
-    from qpnuclei.pipeline.image_plan import ImagePlan
+    from qpnuclei.pipeline.planning.image_plan import ImagePlan
     from qpnuclei.pipeline.summary import ImageResult, RunSummary
     from qpnuclei.qupath.backups import Backup
     from qpnuclei.qupath.native import NativeImage

@@ -20,12 +20,12 @@ from qpnuclei.errors import SlideError, UsageError
 from qpnuclei.models.registry import DEFAULT_MODEL
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
-from qpnuclei.pipeline.image_plan import ImagePlan, plan_images
+from qpnuclei.pipeline.inference.units import Progress
 from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.planning.image_plan import ImagePlan, plan_images
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.pipeline.summary import RunSummary
-from qpnuclei.pipeline.units import Progress
 from qpnuclei.qupath.count_table import write_counts
 from qpnuclei.qupath.counts import count_project
 from qpnuclei.qupath.create import create_from_slides

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from qpnuclei.errors import FormatError, SaveError, UsageError
-from qpnuclei.pipeline.layout import WorkUnit
 from qpnuclei.pipeline.options import RunOptions
-from qpnuclei.pipeline.plan_file import PlannedImage, RunPlan
+from qpnuclei.pipeline.planning.layout import WorkUnit
+from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan
 from qpnuclei.qupath.model import Project
 from qpnuclei.system.files import (
     make_folder_below,
@@ -278,7 +278,7 @@ def choose_folder(
     Parameters
     ----------
     request : str
-        What the run is asked for, as `qpnuclei.pipeline.keys.request_of` says it.
+        What the run is asked for, as `qpnuclei.pipeline.planning.keys.request_of` says it.
     resume : bool
         Take the newest folder of the project that a run of this request did not finish.
     extend : bool

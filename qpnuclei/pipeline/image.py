@@ -6,8 +6,8 @@ import numpy as np
 import shapely
 
 from qpnuclei.nuclei.table import NucleiTable, concatenate
-from qpnuclei.pipeline.infer import find_nuclei
-from qpnuclei.pipeline.tiles import plan_tiles
+from qpnuclei.pipeline.inference.infer import find_nuclei
+from qpnuclei.pipeline.planning.tiles import plan_tiles
 from qpnuclei.segmentation.engine import Engine
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.resolution import Scale, resolve_mpp, working_downsample

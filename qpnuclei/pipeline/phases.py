@@ -13,19 +13,19 @@ from functools import cache, partial
 from pathlib import Path
 
 from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
-from qpnuclei.pipeline.commit_image import commit_image, committed_image, device_of
-from qpnuclei.pipeline.computing import computing
+from qpnuclei.pipeline.commit.commit_image import commit_image, committed_image, device_of
 from qpnuclei.pipeline.folder import RunFolder, choose_folder
-from qpnuclei.pipeline.join import join_image
-from qpnuclei.pipeline.keys import request_of
-from qpnuclei.pipeline.layout import layout_of
+from qpnuclei.pipeline.inference.computing import computing
+from qpnuclei.pipeline.inference.join import join_image
+from qpnuclei.pipeline.inference.units import Conduct, Progress, check_complete, infer_images
 from qpnuclei.pipeline.options import RunOptions
-from qpnuclei.pipeline.plan_file import PlannedImage, RunPlan
-from qpnuclei.pipeline.planning import plan_project
+from qpnuclei.pipeline.plan_project import plan_project
+from qpnuclei.pipeline.planning.keys import request_of
+from qpnuclei.pipeline.planning.layout import layout_of
+from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan
 from qpnuclei.pipeline.positivity import require_some_dab
 from qpnuclei.pipeline.space import check_space, need_of_results, need_of_shards
 from qpnuclei.pipeline.summary import RunSummary
-from qpnuclei.pipeline.units import Conduct, Progress, check_complete, infer_images
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.segmentation.engine import load_engine

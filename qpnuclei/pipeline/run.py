@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from functools import partial
 
 from qpnuclei.errors import QpnucleiError, TerminatedError, standing_alone
-from qpnuclei.pipeline.commit_image import commit_image, committed_image, device_of
-from qpnuclei.pipeline.computing import computing
+from qpnuclei.pipeline.commit.commit_image import commit_image, committed_image, device_of
 from qpnuclei.pipeline.folder import choose_folder
-from qpnuclei.pipeline.keys import request_of
+from qpnuclei.pipeline.inference.computing import computing
+from qpnuclei.pipeline.inference.units import Conduct, Progress, infer_images
 from qpnuclei.pipeline.options import RunOptions
-from qpnuclei.pipeline.plan_file import PlannedImage
-from qpnuclei.pipeline.planning import plan_project
+from qpnuclei.pipeline.plan_project import plan_project
+from qpnuclei.pipeline.planning.keys import request_of
+from qpnuclei.pipeline.planning.plan_file import PlannedImage
 from qpnuclei.pipeline.positivity import require_some_dab
 from qpnuclei.pipeline.space import check_space, need_of_results, need_of_shards
 from qpnuclei.pipeline.summary import RunSummary
-from qpnuclei.pipeline.units import Conduct, Progress, infer_images
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.system.interrupts import interrupt_postponed
 from qpnuclei.system.locks import locked

@@ -17,9 +17,9 @@ from rich.filesize import decimal
 
 from qpnuclei.errors import FormatError, SaveError
 from qpnuclei.pipeline.folder import RunFolder
-from qpnuclei.pipeline.layout import JOINED
 from qpnuclei.pipeline.options import RunOptions
-from qpnuclei.pipeline.plan_file import PlannedImage
+from qpnuclei.pipeline.planning.layout import JOINED
+from qpnuclei.pipeline.planning.plan_file import PlannedImage
 from qpnuclei.qupath.model import Project
 
 #: Nuclei that are expected, and bytes of each: measured on H&E, where there are 2,000 to 10,000.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qpnuclei.pipeline.options import RunOptions
-    from qpnuclei.pipeline.plan_file import RunPlan
+    from qpnuclei.pipeline.planning.plan_file import RunPlan
     from qpnuclei.qupath.model import ImageEntry, Project
     from qpnuclei.qupath.regions import Region
 
@@ -40,7 +40,8 @@ class RegionResult:
     """Nuclei in one annotation, as export counts them, or in tissue without one (and so no id).
 
     Where annotations overlap, a nucleus counts in each that holds it.
-    `check` is what is doubtful about them, see `qpnuclei.pipeline.plausibility`; empty if nothing.
+    `check` is what is doubtful about them, see `qpnuclei.pipeline.inference.plausibility`; empty
+    if nothing.
     """
 
     name: str

@@ -21,12 +21,12 @@ import shapely
 from qpnuclei.errors import SlideError, UsageError
 from qpnuclei.models.registry import network_for
 from qpnuclei.nuclei.table import NucleiTable, concatenate
-from qpnuclei.pipeline.image_plan import NothingToDo, plan_image
-from qpnuclei.pipeline.infer import find_nuclei, large_enough
+from qpnuclei.pipeline.inference.infer import find_nuclei, large_enough
+from qpnuclei.pipeline.inference.plausibility import choose_fields, read_field
 from qpnuclei.pipeline.options import RunOptions
-from qpnuclei.pipeline.plausibility import choose_fields, read_field
+from qpnuclei.pipeline.planning.image_plan import NothingToDo, plan_image
+from qpnuclei.pipeline.planning.tiles import plan_tiles
 from qpnuclei.pipeline.selection import tissue_region
-from qpnuclei.pipeline.tiles import plan_tiles
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry
 from qpnuclei.qupath.regions import Region, rows_inside

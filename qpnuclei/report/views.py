@@ -10,7 +10,7 @@ import numpy.typing as npt
 import shapely
 from scipy.spatial import cKDTree
 
-from qpnuclei.pipeline.tiles import plan_tiles
+from qpnuclei.pipeline.planning.tiles import plan_tiles
 from qpnuclei.segmentation.engine import EngineSpec
 from qpnuclei.slides.resolution import Scale
 

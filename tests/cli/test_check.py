@@ -16,7 +16,7 @@ from qpnuclei.models.attention import AttentionNet
 from qpnuclei.models.checkpoint import save_model
 from qpnuclei.models.metadata import ModelMetadata
 from tests.cli.conftest import Outcome
-from tests.pipeline.test_plausibility import painted
+from tests.pipeline.inference.test_plausibility import painted
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 import shapely
 
 from qpnuclei.nuclei.ids import is_ours
-from qpnuclei.pipeline import commit_image
+from qpnuclei.pipeline.commit import commit_image
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeImage, open_project

@@ -447,7 +447,9 @@ def test_nuclei_kept_on_disk_meanwhile_are_the_same(
 ) -> None:
     project, copies, tables = sample("0.5.1"), [], []
     for size in (20_000, 2):
-        monkeypatch.setattr("qpnuclei.pipeline.join.temporary_shards", watched(size, tables))
+        monkeypatch.setattr(
+            "qpnuclei.pipeline.inference.join.temporary_shards", watched(size, tables)
+        )
         copy = tmp_path / f"{size}"
         outcome = qpnuclei(
             "run", project, "--roi-all", *RUN[2:], "--image", "renamed*", "--tile", "128",
@@ -466,7 +468,7 @@ def test_nuclei_on_disk_are_rescued_when_the_project_cannot_be_saved(
     sample: Sample, qpnuclei: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project, tables = sample("0.5.1"), []
-    monkeypatch.setattr("qpnuclei.pipeline.join.temporary_shards", watched(3, tables))
+    monkeypatch.setattr("qpnuclei.pipeline.inference.join.temporary_shards", watched(3, tables))
 
     def full(*_: object) -> None:
         raise SaveError("disk full")
@@ -640,7 +642,7 @@ def test_a_run_that_is_killed_leaves_its_lock_alone_and_the_next_removes_it(
 def test_a_batch_system_ends_a_run_and_the_next_goes_on(sample: Sample, qpnuclei: Call) -> None:
     project = sample("0.5.1")
     before = tree(project)
-    units_of_one_tile = "from qpnuclei.pipeline import layout\nlayout.UNIT_SIDE = 1"
+    units_of_one_tile = "from qpnuclei.pipeline.planning import layout\nlayout.UNIT_SIDE = 1"
     with started(project, *SLOW, program=units_of_one_tile) as run:
         assert run.stderr is not None
         assert any(" 1 of " in line for line in run.stderr)
@@ -658,7 +660,7 @@ def test_a_batch_system_ends_a_run_and_the_next_goes_on(sample: Sample, qpnuclei
     shards = {path: path.stat() for path in folder.glob("shards/*/*.parquet")}
     assert 0 < len(shards) < 15
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("qpnuclei.pipeline.layout.UNIT_SIDE", 1)
+        patched.setattr("qpnuclei.pipeline.planning.layout.UNIT_SIDE", 1)
         assert qpnuclei("run", project, *SLOW, "--quiet", "--workers", "1").exit_code == 0
     assert list((project / "qpnuclei").iterdir()) == [folder]
     assert {path: path.stat() for path in shards} == shards

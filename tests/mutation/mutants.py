@@ -38,10 +38,10 @@ MUTANTS = (
     # Saving
     Mutant(
         "what a user has locked is replaced",
-        "pipeline/image_plan.py",
+        "pipeline/planning/image_plan.py",
         " - self.locked.ids",
         "",
-        ("tests/pipeline/test_locked.py", "-k", "stay_and_nothing"),
+        ("tests/pipeline/commit/test_locked.py", "-k", "stay_and_nothing"),
     ),
     Mutant(
         "more changes than was asked for",

@@ -12,7 +12,7 @@ from tests.segmentation.test_foreign_engines import dark_in_onnx
 @pytest.fixture
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunOptions:
     """Options of a run with a small network that is loaded quickly, and with small units."""
-    monkeypatch.setattr("qpnuclei.pipeline.layout.UNIT_SIDE", 1)
+    monkeypatch.setattr("qpnuclei.pipeline.planning.layout.UNIT_SIDE", 1)
     return RunOptions(
         Selection(classes=("Tumor",)),
         model=dark_in_onnx(tmp_path),

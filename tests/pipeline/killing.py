@@ -20,7 +20,7 @@ from pathlib import Path
 
 import shapely
 
-from qpnuclei.pipeline import layout
+from qpnuclei.pipeline.planning import layout
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.native import open_project
 from tests.cli.test_one_bad_apple import IMAGE, annotate

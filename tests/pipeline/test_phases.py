@@ -20,10 +20,10 @@ from PIL import Image
 
 import qpnuclei
 from qpnuclei.errors import FormatError, NotFoundError, QpnucleiError, SlideError
-from qpnuclei.pipeline import units
-from qpnuclei.pipeline.layout import layout_of
+from qpnuclei.pipeline.inference import units
 from qpnuclei.pipeline.options import RunOptions
-from qpnuclei.pipeline.plan_file import RunPlan
+from qpnuclei.pipeline.planning.layout import layout_of
+from qpnuclei.pipeline.planning.plan_file import RunPlan
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.pipeline.summary import is_due
@@ -42,7 +42,7 @@ OPTIONS = RunOptions(
 @pytest.fixture(autouse=True)
 def units_of_one_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have four units in each of the small images."""
-    monkeypatch.setattr("qpnuclei.pipeline.layout.UNIT_SIDE", 1)
+    monkeypatch.setattr("qpnuclei.pipeline.planning.layout.UNIT_SIDE", 1)
 
 
 def shards(folder: Path, image: str = "*") -> dict[str, float]:
@@ -258,7 +258,7 @@ def test_the_record_of_many_images_is_not_written_for_each() -> None:
 def a_plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = make_project(tmp_path_factory.mktemp("planned") / "place", 1)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("qpnuclei.pipeline.layout.UNIT_SIDE", 1)
+        patched.setattr("qpnuclei.pipeline.planning.layout.UNIT_SIDE", 1)
         return qpnuclei.plan(place / "project", OPTIONS) / "plan.json"
 
 

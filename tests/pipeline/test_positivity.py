@@ -18,8 +18,8 @@ from qpnuclei.cli.app import app
 from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
-from qpnuclei.pipeline.image_plan import plan_images
 from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.planning.image_plan import plan_images
 from qpnuclei.pipeline.positivity import classes_of_nuclei
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection

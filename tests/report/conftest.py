@@ -8,8 +8,8 @@ import pytest
 
 from qpnuclei.datasets.synthetic.layout import demo_annotations
 from qpnuclei.datasets.synthetic.slide import make_slide
-from qpnuclei.pipeline.image_plan import ImagePlan, plan_images
 from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.planning.image_plan import ImagePlan, plan_images
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.create import create_from_slides

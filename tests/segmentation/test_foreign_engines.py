@@ -17,8 +17,8 @@ from onnx import TensorProto, helper
 from qpnuclei.errors import ModelError, NotFoundError, UsageError
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.pipeline.image import segment
-from qpnuclei.pipeline.infer import find_nuclei
-from qpnuclei.pipeline.tiles import plan_tiles
+from qpnuclei.pipeline.inference.infer import find_nuclei
+from qpnuclei.pipeline.planning.tiles import plan_tiles
 from qpnuclei.segmentation.engine import Engine, EngineOptions, engine_spec, load_engine
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.sidecar import PROBABILITY

@@ -10,12 +10,12 @@ import pytest
 import shapely
 
 from qpnuclei.nuclei.table import NucleiTable, concatenate
-from qpnuclei.pipeline.infer import find_nuclei
+from qpnuclei.pipeline.inference.infer import find_nuclei
+from qpnuclei.pipeline.inference.plausibility import check
 from qpnuclei.pipeline.options import RunOptions
-from qpnuclei.pipeline.plausibility import check
+from qpnuclei.pipeline.planning.tiles import plan_tiles
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
-from qpnuclei.pipeline.tiles import plan_tiles
 from qpnuclei.qupath.native import NativeImage, open_project
 from qpnuclei.qupath.regions import Region
 from qpnuclei.segmentation.engine import EngineOptions, load_engine

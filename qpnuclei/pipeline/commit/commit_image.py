@@ -1,0 +1,181 @@
+"""The last step of an image: its nuclei from the run's folder into the project, once."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+
+from qpnuclei.errors import SaveError
+from qpnuclei.pipeline.commit.copies import write_copies
+from qpnuclei.pipeline.commit.new_nuclei import NewNuclei, new_nuclei
+from qpnuclei.pipeline.commit.replan import regions_now
+from qpnuclei.pipeline.commit.write_back import loss_note, write_back
+from qpnuclei.pipeline.folder import RunFolder
+from qpnuclei.pipeline.inference.plausibility import Check
+from qpnuclei.pipeline.inference.shards import About, ImageNuclei
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.planning.image_plan import ImagePlan, ids_of_detections
+from qpnuclei.pipeline.planning.layout import Layout, layout_of
+from qpnuclei.pipeline.planning.plan_file import PlannedImage
+from qpnuclei.pipeline.selection import Locked, ours_within
+from qpnuclei.pipeline.summary import ImageResult, RegionResult
+from qpnuclei.qupath.analysed import Record
+from qpnuclei.qupath.counts import CountedImage, count_in_regions
+from qpnuclei.qupath.model import ImageEntry, ImageObjects, Project
+from qpnuclei.qupath.regions import Region
+from qpnuclei.segmentation.engine import EngineSpec
+from qpnuclei.slides.calibration import PixelCalibration
+from qpnuclei.system.interrupts import interrupt_postponed
+
+
+def commit_image(
+    project: Project,
+    entry: ImageEntry,
+    image: PlannedImage,
+    layout: Layout,
+    folder: RunFolder,
+    options: RunOptions,
+) -> ImageResult:
+    """Write the nuclei of one image into the project, and report.
+
+    Raises
+    ------
+    QpnucleiError
+        If the result cannot be read or not be saved; the project is as it was. A result that could
+        not be saved lies as GeoJSON in the folder, as the error says.
+    """
+    found = ImageNuclei(folder.shard(image, layout.name), layout.key)
+    objects = entry.read()
+    of_image = _image_plan(entry, objects, image, layout)
+    about = found.about
+    doubts = Check(about.checks[0], tuple(about.checks[1:]))
+    nuclei = new_nuclei(of_image, found, options, doubts)
+    result = _result(image, layout, of_image, nuclei, about)
+    replaced = len(of_image.replaceable) if options.on_existing == "replace" else 0
+    # If the run is killed after the save, the next one reads here what was done.
+    path = folder.result_path(image)
+    with suppress(SaveError):
+        folder.make_for(path)
+        replace(result, replaced=replaced).save(path, is_saved=False)
+    with interrupt_postponed():
+        replaced = write_back(project, of_image, nuclei, options, folder.path)
+        loss = loss_note(project, entry, replaced, len(nuclei))
+        result = replace(
+            result,
+            replaced=replaced,
+            regions=_counted(of_image, doubts),
+            notes=image.notes if loss is None else (*image.notes, loss),
+        )
+        with suppress(SaveError):
+            result.save(path, is_saved=True)
+    folder.note("image %s: %d nuclei are in the project", image.name, result.nuclei)
+    return result
+
+
+def committed_image(
+    project: Project,
+    entry: ImageEntry,
+    image: PlannedImage,
+    folder: RunFolder,
+    spec: EngineSpec,
+    options: RunOptions,
+) -> ImageResult:
+    """Return what was written into the project for an image before, by this very run."""
+    path = folder.result_path(image)
+    known = ImageResult.read(path)
+    if known is not None and known[1]:
+        return known[0]
+    # A kill came between the save and what follows it.
+    layout = layout_of(image, spec, options)
+    found = ImageNuclei(folder.shard(image, layout.name), layout.key)
+    about = found.about
+    doubts = Check(about.checks[0], tuple(about.checks[1:]))
+    of_image = replace(_image_plan(entry, entry.read(), image, layout), taken=frozenset())
+    nuclei = new_nuclei(of_image, found, options, doubts)
+    with interrupt_postponed():
+        write_copies(project, of_image, nuclei, options)
+        result = known[0] if known else _result(image, layout, of_image, nuclei, found.about)
+        result = replace(result, regions=_counted(of_image, doubts))
+        with suppress(SaveError):
+            result.save(folder.make_for(path), is_saved=True)
+    return result
+
+
+def device_of(folder: RunFolder, image: PlannedImage, layout: Layout) -> str:
+    """Return where the network ran on an image, whoever did it and when."""
+    return ImageNuclei(folder.shard(image, layout.name), layout.key).about.device
+
+
+def _result(
+    image: PlannedImage, layout: Layout, plan: ImagePlan, nuclei: NewNuclei, about: About
+) -> ImageResult:
+    """Return what is known of an image before the project is saved."""
+    counts = about.counts or {}
+    return ImageResult(
+        name=image.name,
+        entry=image.entry,
+        model=image.model,
+        mpp=image.mpp,
+        mpp_source=image.mpp_source,
+        working_mpp=image.scale.working_mpp,
+        stains=image.stains.name,
+        tiles=len(layout.tiles),
+        megapixels=plan.megapixels,
+        regions=(),
+        nuclei=len(nuclei),
+        check=nuclei.doubts.image,
+        replaced=0,
+        outside=nuclei.outside,
+        joined=counts.get("joined", 0),
+        covered=counts.get("covered", 0),
+        overlapping=counts.get("overlapping", 0),
+        seconds=dict(about.seconds or {}),
+        waited=dict(about.waited or {}),
+        notes=image.notes,
+        locked=len(plan.locked.ids),
+        as_locked=nuclei.as_locked,
+    )
+
+
+def _image_plan(
+    entry: ImageEntry, objects: ImageObjects, image: PlannedImage, layout: Layout
+) -> ImagePlan:
+    """Return the plan of an image with what is in the project now."""
+    regions = image.areas()
+    existing = ours_within(regions, objects.detections)
+    outdated = [a for a in objects.annotations if a.id in image.outdated]
+    if regions and outdated:
+        within = ours_within([Region.of(a) for a in outdated], objects.detections)
+        existing = [existing[0].union(*within)]
+    return ImagePlan(
+        entry=entry,
+        model=image.model,
+        # If the image has another fingerprint by now, the save is refused.
+        fingerprint=image.data,
+        taken=ids_of_detections(objects),
+        scale=image.scale,
+        mpp_source=image.mpp_source,
+        stains=image.stain_vectors,
+        regions=regions,
+        existing=existing,
+        tiles=layout.tiles,
+        record=Record.of(objects.properties, f"image {entry.name}"),
+        tissue=regions[0].annotation if image.tissue else None,
+        outdated=frozenset(image.outdated),
+        notes=image.notes,
+        marker=image.marker,
+        locked=Locked.of(objects.detections, existing),
+    )
+
+
+def _counted(plan: ImagePlan, doubts: Check) -> tuple[RegionResult, ...]:
+    """Count the nuclei of each region in what was saved, as export does."""
+    objects = plan.entry.read()
+    calibration = PixelCalibration(*plan.scale.mpp)
+    image = CountedImage("", plan.entry.name, objects, calibration)
+    regions = regions_now(plan, objects)
+    counts = count_in_regions(image, regions)
+    return tuple(
+        RegionResult.of(region, *count, doubt)
+        for region, count, doubt in zip(regions, counts, doubts.regions, strict=True)
+    )

@@ -1,0 +1,202 @@
+"""The nuclei found in an image, divided by region and class as the project will hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from itertools import pairwise
+from typing import overload
+from uuid import UUID
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from qpnuclei.nuclei.ids import NucleusIds
+from qpnuclei.nuclei.overlap import are_among
+from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.pipeline.inference.plausibility import Check
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.planning.image_plan import ImagePlan
+from qpnuclei.pipeline.positivity import NucleusClasses
+from qpnuclei.qupath.model import DetectionGroup, ImageEntry
+from qpnuclei.qupath.regions import region_of
+
+_NO_DOUBTS = Check()
+
+
+@dataclass(frozen=True, eq=False)
+class NewNuclei:
+    """The N nuclei that are to be written into an image.
+
+    Parameters
+    ----------
+    entry : ImageEntry
+        The image.
+    tables : sequence of NucleiTable
+        S tables in which the nuclei are sorted by region.
+    counts : (S, R) int64 ndarray
+        How many of each table belong to each of the plan's regions.
+    outside : int
+        Nuclei that were found in none of the regions, and left out.
+    doubts : Check
+        What is doubtful about what was found.
+    as_locked : int
+        Nuclei that were left out, because a locked one of an earlier run is in their place.
+    """
+
+    entry: ImageEntry
+    tables: Sequence[NucleiTable]
+    counts: npt.NDArray[np.int64]
+    outside: int
+    doubts: Check = _NO_DOUBTS
+    as_locked: int = 0
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    def groups(
+        self,
+        parents: Sequence[int | None],
+        classes: NucleusClasses,
+        taken: Collection[UUID] = frozenset(),
+    ) -> Sequence[DetectionGroup]:
+        """Return detections for a project, made when asked for, table by table.
+
+        Parameters
+        ----------
+        parents : (R,) sequence of int or None
+            Handles of the regions' annotations.
+        classes : NucleusClasses
+            By which the nuclei of a table and region are divided.
+        taken : collection of UUID
+            Nuclei that are left out.
+        """
+        return _Groups(self, parents, classes, taken)
+
+
+class _Groups(Sequence[DetectionGroup]):
+    """The groups of `NewNuclei.groups`: one for each table and region that have any, and class."""
+
+    def __init__(
+        self,
+        nuclei: NewNuclei,
+        parents: Sequence[int | None],
+        classes: NucleusClasses,
+        taken: Collection[UUID],
+    ) -> None:
+        self._nuclei = nuclei
+        self._parents = parents
+        self._classes = classes
+        self._taken = taken
+        self._at = [
+            (*at, code)
+            for at in np.argwhere(nuclei.counts).tolist()
+            for code in range(len(classes))
+        ]
+        # Groups of one table are asked for one after the other: cache the table that was read last.
+        # The last group is cached, too: an image with only one asks for it repeatedly.
+        self._table = lru_cache(1)(nuclei.tables.__getitem__)
+        self._codes = lru_cache(1)(lambda number: classes.codes(self._table(number)))
+        self._ids: dict[int, NucleusIds] = {}
+        self._group = lru_cache(1)(self._make)
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    @overload
+    def __getitem__(self, index: int) -> DetectionGroup: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[DetectionGroup]: ...
+    def __getitem__(self, index: int | slice) -> DetectionGroup | list[DetectionGroup]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._group(*self._at[index])
+
+    def _make(self, number: int, region: int, code: int) -> DetectionGroup:
+        table = self._table(number)
+        if number not in self._ids:
+            self._ids[number] = ids_of(table, self._nuclei.entry)
+        ids = self._ids[number]
+        stop = int(self._nuclei.counts[number, : region + 1].sum())
+        start = stop - int(self._nuclei.counts[number, region])
+        rows = (start + np.flatnonzero(self._codes(number)[start:stop] == code)).tolist()
+        if self._taken:
+            rows = [row for row in rows if ids[row] not in self._taken]
+        path_class = self._classes.classes[code]
+        return DetectionGroup(self._parents[region], table.take(rows), ids.take(rows), path_class)
+
+
+def new_nuclei(
+    plan: ImagePlan,
+    found: Sequence[NucleiTable],
+    options: RunOptions,
+    doubts: Check = _NO_DOUBTS,
+) -> NewNuclei:
+    """Say which region each nucleus found belongs to, and leave out what belongs to none.
+
+    With ``on_existing="append"`` those already there are left out, too; with ``"replace"`` those
+    that share more than half of the smaller of the two with a locked one of an earlier run. The
+    UUID of a nucleus is made from the image and its outline: found again, it has the same.
+
+    Parameters
+    ----------
+    found : sequence of NucleiTable
+        In level-0 px. They are read in order, and again when they are written.
+    """
+    known = plan.taken if options.on_existing == "append" else frozenset[UUID]()
+    counts = np.zeros((len(found), len(plan.regions)), np.int64)
+    orders: list[npt.NDArray[np.int64] | None] = []
+    locked = plan.locked.outlines if options.on_existing == "replace" else ()
+    outside = as_locked = 0
+    for number, of_table in enumerate(counts):
+        table = found[number]
+        region = region_of(table.centroids(), plan.regions)
+        outside += int(np.count_nonzero(region < 0))
+        if known:
+            region[[own_id in known for own_id in ids_of(table, plan.entry)]] = -1
+        if len(locked):
+            in_place = are_among(shapely.make_valid(table.polygons()), plan.locked.outlines)
+            as_locked += int(np.count_nonzero(in_place & (region >= 0)))
+            region[in_place] = -1
+        by_region = np.argsort(region, kind="stable")[np.count_nonzero(region < 0) :]
+        as_it_is = np.array_equal(by_region, np.arange(len(table)))
+        orders.append(None if as_it_is else by_region)
+        of_table += np.bincount(region[by_region], minlength=len(of_table))
+    return NewNuclei(plan.entry, _Sorted(found, orders), counts, outside, doubts, as_locked)
+
+
+class _Sorted(Sequence[NucleiTable]):
+    """Tables in which the nuclei are put into an order when they are asked for."""
+
+    def __init__(
+        self, tables: Sequence[NucleiTable], orders: Sequence[npt.NDArray[np.int64] | None]
+    ) -> None:
+        self._tables = tables
+        self._orders = orders
+
+    def __len__(self) -> int:
+        return len(self._tables)
+
+    @overload
+    def __getitem__(self, index: int) -> NucleiTable: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[NucleiTable]: ...
+    def __getitem__(self, index: int | slice) -> NucleiTable | list[NucleiTable]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        table, order = self._tables[index], self._orders[index]
+        return table if order is None else table.take(order)
+
+
+def ids_of(table: NucleiTable, entry: ImageEntry) -> NucleusIds:
+    """Return UUIDs that are made of the image and the outlines."""
+    salt = f"{entry.id}/{entry.name}".encode()
+    ends = 8 * table.ring_offsets[table.polygon_offsets]
+    outlines = table.vertices.astype("<f4").tobytes()
+    digests = b"".join(
+        blake2b(salt + outlines[a:b], digest_size=10).digest() for a, b in pairwise(ends.tolist())
+    )
+    return NucleusIds(np.frombuffer(digests, np.uint8).reshape(-1, 10))

@@ -1,0 +1,181 @@
+"""How the nuclei of an image are saved in the project, or rescued where that fails."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from uuid import UUID
+
+from qpnuclei._version import __version__
+from qpnuclei.errors import ConflictError, QpnucleiError, SaveError
+from qpnuclei.pipeline.commit.copies import write_copies
+from qpnuclei.pipeline.commit.new_nuclei import NewNuclei, new_nuclei
+from qpnuclei.pipeline.commit.replan import plan_again
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.planning.image_plan import ImagePlan
+from qpnuclei.pipeline.positivity import NucleusClasses, classes_of_nuclei
+from qpnuclei.pipeline.selection import TISSUE_CLASS
+from qpnuclei.qupath.analysed import UsedMpp
+from qpnuclei.qupath.backups import list_backups
+from qpnuclei.qupath.geojson.writing import write_groups
+from qpnuclei.qupath.model import (
+    Annotation,
+    DetectionGroup,
+    Edit,
+    ImageEntry,
+    NewAnnotation,
+    Project,
+)
+from qpnuclei.qupath.names import class_of, file_stem
+from qpnuclei.qupath.pixel_size import project_mpp
+from qpnuclei.system.files import folders_of_last_resort, make_folder_below
+
+_log = logging.getLogger(__name__)
+
+#: Packed ARGB, light grey: tissue is no finding.
+_TISSUE_COLOR = -3355444
+
+
+def write_back(
+    project: Project, plan: ImagePlan, nuclei: NewNuclei, options: RunOptions, run_dir: Path
+) -> int:
+    """Write nuclei into the project, and the copies asked for beside it.
+
+    Returns
+    -------
+    int
+        How many detections of earlier runs were replaced.
+
+    Raises
+    ------
+    QpnucleiError
+        If the project could not be saved and is as it was; the error says where the nuclei are.
+    SaveError
+        If a copy could not be written; the project is saved.
+    """
+    stem = file_stem(plan.entry)
+    try:
+        classes = classes_of_nuclei(options.class_name, options.positive_thresholds, project)
+        replaced = _save(project, plan, nuclei, classes, options)
+    except QpnucleiError as error:
+        # Whatever went wrong: what took hours to find is not lost.
+        groups = nuclei.groups(
+            [None] * len(plan.regions),
+            classes_of_nuclei(options.class_name, options.positive_thresholds),
+        )
+        raise _rescued(error, f"{stem}.rescued.geojson.gz", groups, project, run_dir) from error
+    write_copies(project, plan, nuclei, options)
+    return replaced
+
+
+def _save(
+    project: Project,
+    plan: ImagePlan,
+    nuclei: NewNuclei,
+    classes: NucleusClasses,
+    options: RunOptions,
+) -> int:
+    """Write nuclei into the project; with `force` also if the image changed meanwhile."""
+    try:
+        return _write(project, plan, nuclei, classes, options)
+    except ConflictError:
+        if not options.force:
+            raise
+        plan = plan_again(plan, options)
+        # Nuclei may have been locked meanwhile.
+        nuclei = new_nuclei(plan, nuclei.tables, options, nuclei.doubts)
+        replaced = _write(project, plan, nuclei, classes, options)
+        _log.warning(
+            "image %s was changed meanwhile: the nuclei are in it as it is now, and what was "
+            "there without them is its newest backup",
+            plan.entry.name,
+        )
+        return replaced
+
+
+def _write(
+    project: Project,
+    plan: ImagePlan,
+    nuclei: NewNuclei,
+    classes: NucleusClasses,
+    options: RunOptions,
+) -> int:
+    """Write nuclei into the project; return how many of earlier runs were replaced."""
+    replaced = plan.replaceable if options.on_existing == "replace" else frozenset[UUID]()
+    parents = [region.handle for region in plan.regions]
+    tissue = [] if plan.tissue is None else [_tissue(project, plan.tissue)]
+    used = UsedMpp(plan.scale.mpp, plan.mpp_source, project_mpp(plan.entry))
+    record = plan.record.with_run(
+        plan.regions, used, plan.outdated, nuclei.doubts.image, nuclei.doubts.regions, plan.marker
+    )
+    # A run meanwhile may have found the same nucleus.
+    groups = nuclei.groups(parents, classes, plan.taken - replaced)
+    step = ("qpnuclei run", f"// qpnuclei {__version__}: run with {options.to_json()}")
+    edit = Edit(
+        remove=replaced | plan.outdated,
+        add=groups,
+        annotations=tissue,
+        workflow_step=step,
+        properties=record.to_properties(),
+    )
+    plan.entry.write(edit, plan.fingerprint)
+    return len(replaced)
+
+
+def _tissue(project: Project, found: Annotation) -> NewAnnotation:
+    """Return the annotation that a run of the tissue leaves."""
+    if found.id is None:
+        raise ValueError("an annotation of ours has a UUID")
+    path_class = class_of(project, TISSUE_CLASS, _TISSUE_COLOR)
+    return NewAnnotation(found.geometry, found.id, None, path_class, locked=True)
+
+
+def loss_note(project: Project, entry: ImageEntry, replaced: int, written: int) -> str | None:
+    """Say so if a run replaced most of what earlier ones had found by nothing, and how to undo it.
+
+    Parameters
+    ----------
+    replaced, written : int
+        Nuclei of earlier runs that were removed, and those that came in their place.
+    """
+    if written >= replaced / 2:
+        return None
+    said = f"{replaced} nuclei of earlier runs were replaced by {written}"
+    backups = list_backups(project.path.parent / "data" / entry.id / "data.qpdata")
+    if not backups:
+        return said
+    alike = [other for other in project.images if other.name == entry.name]
+    image = entry.name if len(alike) == 1 else entry.id
+    command = ["qpnuclei", "project", "restore", str(project.path), "--image", image]
+    command += ["--backup", backups[0].id]
+    return (
+        f"{said}; they are in the backup {backups[0].id}, and come back with: {shlex.join(command)}"
+    )
+
+
+def _rescued(
+    error: QpnucleiError,
+    name: str,
+    groups: Sequence[DetectionGroup],
+    project: Project,
+    run_dir: Path,
+) -> QpnucleiError:
+    """Write nuclei that could not be saved where it is possible; return the error that says so."""
+    # The disk of the project may be full, or its drive gone: no folder is made in its place then.
+    for folder in (run_dir, *folders_of_last_resort()):
+        try:
+            make_folder_below(project.path.parent, folder)
+            write_groups(folder / name, groups)
+        except SaveError as refused:
+            _log.warning("%s", refused)
+            continue
+        return type(error)(
+            f"{error.what}; the project is unchanged, the nuclei are in {folder / name}",
+            error.hint or "run again, or import that file with: qpnuclei geojson import",
+        )
+    return type(error)(
+        f"{error.what}; the project is unchanged, and the nuclei could not be saved elsewhere",
+        error.hint or "make room, and run again",
+    )

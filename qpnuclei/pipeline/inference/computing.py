@@ -1,0 +1,97 @@
+"""Who computes the units of a run: this process, one for each device, or a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+
+from qpnuclei.errors import UsageError
+from qpnuclei.pipeline.inference.executors import Executor, compute_here
+from qpnuclei.pipeline.inference.units import Conduct
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.segmentation.engine import Engine, engine_specs, load_engine
+
+
+@dataclass(frozen=True)
+class Computing:
+    """Who computes units, and gives engines, by model, to this process where it needs one itself.
+
+    Parameters
+    ----------
+    device : str
+        Where units are computed, for the record.
+    """
+
+    executor: Executor
+    engine: Callable[[str], Engine]
+    device: str
+
+
+@contextmanager
+def computing(
+    options: RunOptions, conduct: Conduct, slides_from: Path | None = None
+) -> Iterator[Computing]:
+    """Choose who computes, as the devices, the cluster and the limit of time ask for.
+
+    Only a process of its own can be ended where a unit takes too long.
+
+    Raises
+    ------
+    QpnucleiError
+        If the model, a device or the cluster cannot be used.
+    """
+    devices = options.device.split(",")
+    limit_s = None if conduct.unit_minutes is None else 60 * conduct.unit_minutes
+
+    def engine_on(device: str) -> Callable[[str], Engine]:
+        return cache(lambda model: load_engine(model, replace(options.engine, device=device)))
+
+    if conduct.dask is not None:
+        from qpnuclei.pipeline.inference.cluster import (
+            cluster_of,
+            compute_on_cluster,
+            cores_of_worker,
+        )
+
+        if len(devices) > 1:
+            raise UsageError(
+                f"--device {options.device} and --dask exclude each other",
+                "begin a worker for each device, with its CUDA_VISIBLE_DEVICES",
+            )
+        with cluster_of(conduct.dask) as client:
+            on_cluster = partial(
+                compute_on_cluster,
+                client=client,
+                specs=engine_specs(options.models),
+                options=replace(options, workers=cores_of_worker(conduct.dask, options.workers)),
+                slides_from=slides_from,
+                limit_s=limit_s,
+            )
+            # This machine need not have what the workers have.
+            yield Computing(on_cluster, engine_on("auto"), f"Dask, {conduct.dask}")
+        return
+    if len(devices) == 1 and limit_s is None:
+        engine = engine_on(options.device)
+        # What cannot be loaded is an error before anything is planned.
+        execution = " and ".join(dict.fromkeys(engine(m).execution for m in options.models))
+        here = partial(compute_here, engine=engine, options=options, slides_from=slides_from)
+        yield Computing(here, engine, execution)
+        return
+    # Planning loads no torch.
+    from qpnuclei.models.device import resolve_device
+    from qpnuclei.pipeline.inference.processes import compute_in_processes
+
+    for device in devices:
+        resolve_device(device)
+    there = partial(
+        compute_in_processes,
+        devices=devices,
+        specs=engine_specs(options.models),
+        options=options,
+        slides_from=slides_from,
+        limit_s=limit_s,
+    )
+    yield Computing(there, engine_on(devices[0]), options.device)

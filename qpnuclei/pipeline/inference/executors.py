@@ -1,0 +1,159 @@
+"""Who computes the units of a run: a function that takes units and yields what became of them.
+
+`compute_here` is the one of this process. Others are in `processes` (several devices of this
+machine) and `cluster` (Dask); `computing` chooses.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from qpnuclei.errors import QpnucleiError, standing_alone
+from qpnuclei.pipeline.folder import TRIES, RunFolder
+from qpnuclei.pipeline.inference.infer import TileNuclei, measure_tiles
+from qpnuclei.pipeline.inference.shards import About, pack_unit
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.planning.layout import Layout, WorkUnit
+from qpnuclei.pipeline.planning.plan_file import PlannedImage
+from qpnuclei.segmentation.engine import Engine
+from qpnuclei.system.timing import Stopwatch
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A unit to compute, what is needed to do so, and the run's folder that it is for."""
+
+    image: PlannedImage
+    layout: Layout
+    unit: WorkUnit
+    folder: RunFolder
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What became of a unit: its shard, or an error after so many tries.
+
+    Parameters
+    ----------
+    shard : bytes or None
+        None without an error: who computed it has written it into the folder.
+    """
+
+    task: Task
+    shard: bytes | None
+    error: QpnucleiError | None = None
+    tries: int = 1
+
+
+#: Called as ``progress(image, tiles, nuclei)`` with what was done since the last call.
+Advance = Callable[[PlannedImage, int, int], None]
+
+#: Takes the units in the order in which they are best computed. Yields each once, in any order.
+Executor = Callable[[Iterable[Task], Advance], Iterator[Outcome]]
+
+
+def compute_here(
+    tasks: Iterable[Task],
+    advance: Advance,
+    engine: Callable[[str], Engine],
+    options: RunOptions,
+    slides_from: Path | None = None,
+) -> Iterator[Outcome]:
+    """Compute units in this process, image by image.
+
+    All units of an image are one sweep of the network, so that it sees no pixel more often than
+    without units. Where a sweep fails, each of the units that are left is tried alone.
+    """
+    for _, of_image in groupby(tasks, key=lambda task: task.image.entry):
+        of_one = list(of_image)
+        seeing = engine(options.model_for(of_one[0].image.mpp))
+        yield from _compute_image(of_one, advance, seeing, options, slides_from)
+
+
+def _compute_image(
+    tasks: Sequence[Task],
+    advance: Advance,
+    engine: Engine,
+    options: RunOptions,
+    slides_from: Path | None,
+) -> Iterator[Outcome]:
+    image, layout = tasks[0].image, tasks[0].layout
+    where = f"image {image.name}"
+    errors: list[QpnucleiError] = []
+    waiting = deque(tasks)
+    alone = False
+    with standing_alone(where, errors.append), image.slide.open(slides_from) as slide:
+        while waiting:
+            chosen = [waiting[0]] if alone else list(waiting)
+            clock = Stopwatch()
+            measured = measure_tiles(
+                slide,
+                layout.tiles,
+                engine,
+                image.scale,
+                image.stain_vectors,
+                chosen=[index for task in chosen for index in task.unit.tiles],
+                simplify_um=options.simplify_um,
+                workers=options.workers,
+                clock=clock,
+            )
+            failed: list[QpnucleiError] = []
+            with standing_alone(where, failed.append):
+                for outcome in _collected(chosen, measured, advance, engine, clock):
+                    errors.clear()
+                    waiting.popleft()
+                    yield outcome
+            if not failed:
+                continue
+            if not alone:
+                # Tiles are computed ahead: which unit it was is not known.
+                alone = True
+                _log.debug("%s: %s; the units that are left are tried alone", where, failed[0])
+                continue
+            errors += failed
+            if len(errors) == TRIES:
+                yield Outcome(waiting.popleft(), None, failed[0], TRIES)
+                errors.clear()
+    # What is left could not even be begun.
+    for task in waiting:
+        yield Outcome(task, None, errors[0])
+
+
+def _collected(
+    tasks: Iterable[Task],
+    measured: Generator[TileNuclei, None, None],
+    advance: Advance,
+    engine: Engine,
+    clock: Stopwatch,
+) -> Iterator[Outcome]:
+    """Collect tiles to units, in the order of both."""
+    with closing(measured):
+        for task in tasks:
+            tiles: list[TileNuclei] = []
+            worked, waited = dict(clock.seconds), dict(clock.waited)
+            try:
+                for _ in task.unit.tiles:
+                    tiles.append(next(measured))
+                    advance(task.image, 1, len(tiles[-1].owned))
+            except BaseException:
+                advance(task.image, -len(tiles), -sum(len(tile.owned) for tile in tiles))
+                raise
+            about = About(
+                task.unit.key,
+                engine.execution,
+                _since(worked, clock.seconds),
+                _since(waited, clock.waited),
+            )
+            yield Outcome(task, pack_unit(tiles, about))
+
+
+def _since(before: dict[str, float], now: dict[str, float]) -> dict[str, float]:
+    return {stage: seconds - before.get(stage, 0.0) for stage, seconds in dict(now).items()}

@@ -1,0 +1,272 @@
+"""Units on several devices of this machine: a process for each."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from multiprocessing.connection import wait
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TypeAlias
+
+from qpnuclei.errors import QpnucleiError, WorkerError
+from qpnuclei.pipeline.folder import TRIES
+from qpnuclei.pipeline.inference.executors import Advance, Outcome, Task
+from qpnuclei.pipeline.inference.remote import (
+    Delivery,
+    Job,
+    Order,
+    compute_unit,
+    engine_of,
+    storing,
+)
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.segmentation.engine import EngineSpec
+from qpnuclei.system.memory import keep_freed_memory
+
+#: Units that a process has: it goes on while what it found is put together here.
+_AHEAD = 2
+
+#: A connection of `multiprocessing`, whose class has another name on Windows.
+_Pipe: TypeAlias = Any
+
+
+def compute_in_processes(
+    tasks: Iterable[Task],
+    advance: Advance,
+    devices: Sequence[str],
+    specs: Mapping[str, EngineSpec],
+    options: RunOptions,
+    slides_from: Path | None = None,
+    limit_s: float | None = None,
+) -> Iterator[Outcome]:
+    """Compute units on several devices, a process each; a process that dies is replaced.
+
+    Parameters
+    ----------
+    devices : sequence of str
+        Names as `qpnuclei.models.device.resolve_device` takes them; one may be there twice.
+    limit_s : float, optional
+        A process that works longer on a unit is ended, in seconds.
+
+    Raises
+    ------
+    ModelError, DeviceError
+        If the model or a device cannot be used.
+    """
+    cores = max(options.workers // len(devices), 1)
+    todo = iter(tasks)
+    again: deque[Job] = deque()
+    with ExitStack() as stack:
+        workers = [_Worker(replace(options, device=name, workers=cores)) for name in devices]
+        for worker in workers:
+            stack.callback(worker.end)
+
+        def give() -> None:
+            """Give units out: to each process one, and then each another one."""
+            for many in range(1, _AHEAD + 1):
+                for worker in workers:
+                    if len(worker.jobs) < many:
+                        job = again.popleft() if again else _job(next(todo, None))
+                        if job is None:
+                            return
+                        worker.take(job, specs, slides_from)
+
+        give()
+        while busy := [worker for worker in workers if worker.jobs]:
+            for worker in _ready(busy, limit_s):
+                job, delivery = worker.delivered(limit_s)
+                outcome = None if job is None else job.outcome(delivery)
+                if job is not None and outcome is None:
+                    again.append(job)
+                if not worker.is_running:
+                    again.extend(worker.jobs)
+                    worker.jobs.clear()
+                give()
+                if outcome is not None:
+                    if outcome.error is None:
+                        task = outcome.task
+                        advance(task.image, len(task.unit.tiles), delivery.nuclei)
+                    yield outcome
+
+
+def _job(task: Task | None) -> Job | None:
+    return None if task is None else Job(task)
+
+
+def _ready(workers: Sequence[_Worker], limit_s: float | None) -> list[_Worker]:
+    """Wait until some processes have something to say; end those that take too long."""
+    left = None
+    if limit_s is not None:
+        left = max(min(worker.since for worker in workers) + limit_s - time.monotonic(), 0.05)
+    by_pipe = {worker.pipe: worker for worker in workers}
+    ready = wait(list(by_pipe), None if left == math.inf else left)
+    for pipe, worker in by_pipe.items():
+        if pipe not in ready and limit_s is not None:
+            worker.end_after(limit_s)
+    return [by_pipe[pipe] for pipe in by_pipe if pipe in ready]
+
+
+class _Worker:
+    """A process that computes units on a device. It is begun with its first unit.
+
+    Parameters
+    ----------
+    options : RunOptions
+        With its device and cores.
+    """
+
+    pipe: _Pipe
+
+    def __init__(self, options: RunOptions) -> None:
+        self._options = options
+        #: Units that it has, in the order in which it computes them.
+        self.jobs: deque[Job] = deque()
+        self.is_running = False
+        #: When it began with the first of them.
+        self.since = math.inf
+        self._is_late = False
+        self._failed_starts = 0
+
+    def take(self, job: Job, specs: Mapping[str, EngineSpec], slides_from: Path | None) -> None:
+        """Give it another unit."""
+        if not self.is_running:
+            self._begin()
+        elif not self.jobs and self.since < math.inf:
+            self.since = time.monotonic()
+        self.jobs.append(job)
+        with suppress(OSError):  # it has died: that is seen when it is asked
+            self.pipe.send(job.order(specs, self._options, slides_from))
+
+    def _begin(self) -> None:
+        # Forked, it would have threads and a GPU that are not its own.
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, theirs = spawn.Pipe()
+        self._process = spawn.Process(target=_work, args=(theirs, self._options), daemon=True)
+        with _deaf_to_ctrl_c():
+            self._process.start()
+        theirs.close()
+        self.is_running, self._is_late = True, False
+        self.since = math.inf  # it loads the network first
+
+    def delivered(self, limit_s: float | None) -> tuple[Job | None, Delivery]:
+        """Return the first of its units and what came of it; no unit if there is none.
+
+        Raises
+        ------
+        QpnucleiError
+            If it cannot be begun.
+        """
+        try:
+            message = self.pipe.recv()
+        except (EOFError, OSError):
+            return self._died(limit_s)
+        if isinstance(message, QpnucleiError):
+            raise message
+        self.since = time.monotonic()
+        if isinstance(message, Delivery):
+            return self.jobs.popleft(), message
+        self._failed_starts = 0
+        return None, Delivery()
+
+    def _died(self, limit_s: float | None) -> tuple[Job | None, Delivery]:
+        self.end()
+        code = self._process.exitcode
+        error = _death(self._options.device, code, limit_s if self._is_late else None)
+        if self.since < math.inf:
+            return self.jobs.popleft(), Delivery(error=error)
+        # It had not begun with any.
+        self._failed_starts += 1
+        if self._failed_starts == TRIES:
+            raise WorkerError(
+                f"no process for the device {self._options.device} can be begun: {error.what}",
+                "a script that calls qpnuclei needs: if __name__ == '__main__':",
+            )
+        return None, Delivery()
+
+    def end_after(self, seconds: float) -> None:
+        """End it if it works on a unit for longer."""
+        if time.monotonic() - self.since > seconds:
+            self._is_late = True
+            self._process.kill()
+
+    def end(self) -> None:
+        """End it, whatever it does."""
+        if self.is_running:
+            self.is_running = False
+            self.pipe.close()
+            self._process.kill()
+            self._process.join()
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Have a process that is begun within the block ignore Ctrl-C from its first moment."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or (before := signal.getsignal(signal.SIGINT)) is None:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _death(device: str, code: int | None, limit_s: float | None) -> WorkerError:
+    """Say why a process has ended."""
+    if limit_s is not None:
+        return WorkerError(
+            f"not done after {limit_s / 60:g} minutes: its process was ended",
+            "allow more with --unit-minutes, or look at the slide",
+        )
+    ended = f"exit code {code}"
+    if code is not None and code < 0:
+        ended = f"signal {-code}"
+    return WorkerError(
+        f"the process on {device} has ended by itself ({ended})",
+        "where memory is short, the system ends it: use fewer --workers, or a smaller --tile",
+    )
+
+
+def _work(pipe: _Pipe, options: RunOptions) -> None:
+    """Compute what comes through a pipe, until it is closed."""
+    # Ctrl-C and SIGTERM are for the process that began this one.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    _offer_to_killer()
+    orders: SimpleQueue[Order] = SimpleQueue()
+    threading.Thread(target=_receive, args=(pipe, orders), daemon=True).start()
+    with keep_freed_memory():
+        try:
+            for model in options.models:
+                engine_of(model, options.engine)
+        except QpnucleiError as error:
+            pipe.send(type(error)(error.what, error.hint))
+            return
+        pipe.send(None)
+        while True:
+            pipe.send(compute_unit(orders.get()))
+
+
+def _receive(pipe: _Pipe, orders: SimpleQueue[Order]) -> None:
+    """Receive while units are computed, and end with the process that began this one."""
+    with suppress(EOFError, OSError):
+        while True:
+            orders.put(pipe.recv())
+    with storing:
+        os._exit(0)
+
+
+def _offer_to_killer() -> None:
+    """Have Linux, where memory is short, end this process before the one that began it."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")

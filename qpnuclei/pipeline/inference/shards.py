@@ -1,0 +1,291 @@
+"""What units of work find, in files: Parquet that says what it is of, and proves to be whole.
+
+A file has the key of what it was computed from in its metadata, and a digest of its content. It is
+read only if both are right.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from qpnuclei.errors import FormatError
+from qpnuclei.nuclei.store import from_arrow, to_arrow
+from qpnuclei.nuclei.table import NucleiTable, concatenate
+from qpnuclei.pipeline.inference.infer import TileNuclei
+from qpnuclei.system.files import atomic_file
+from qpnuclei.tiling.plan import TilePlan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
+#: Key of the metadata of a file that holds what `About` has, and the digest.
+_ABOUT = b"qpnuclei"
+_COLUMNS_OF_TILES = ("tile", "cut", "pixel_outlines", "junctions")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class About:
+    """What a file is of.
+
+    Parameters
+    ----------
+    key : str
+        Of all that its content depends on.
+    device : str
+        Where and how the network ran.
+    seconds, waited : mapping of str to float
+        Time that each stage worked, and had nothing to do.
+    counts : mapping of str to int
+        Of what was found at the seams.
+    checks : sequence of str
+        What is doubtful about the image, and then about each region.
+    """
+
+    key: str
+    device: str = ""
+    seconds: Mapping[str, float] | None = None
+    waited: Mapping[str, float] | None = None
+    counts: Mapping[str, int] | None = None
+    checks: Sequence[str] = ()
+
+
+def pack_unit(tiles: Sequence[TileNuclei], about: About) -> bytes:
+    """Return the nuclei of a unit's tiles as the bytes of a Parquet file.
+
+    A row is a nucleus: one that the tile owns, or one that the border of its view cuts.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    owned = concatenate([of_tile.owned for of_tile in tiles])
+    cut = concatenate([of_tile.cut for of_tile in tiles])
+    # A cut nucleus has no smooth outline, and no measurement.
+    nothing = NucleiTable(
+        np.empty((0, 2), np.float32), np.zeros(1, np.int64), np.zeros(len(cut) + 1, np.int64)
+    )
+    results = concatenate([*(of_tile.result for of_tile in tiles), nothing])
+    # The junctions of a tile are with its first cut nucleus.
+    junctions = [b""] * len(owned)
+    for of_tile in tiles:
+        if len(of_tile.cut):
+            junctions += [of_tile.junctions.astype("<i8").tobytes()]
+            junctions += [b""] * (len(of_tile.cut) - 1)
+    numbers = [of_tile.tile.index for of_tile in tiles]
+    table = pa.table(
+        {
+            "tile": np.concatenate(
+                [
+                    np.repeat(numbers, [len(of_tile.owned) for of_tile in tiles]),
+                    np.repeat(numbers, [len(of_tile.cut) for of_tile in tiles]),
+                ]
+            ).astype(np.int32),
+            "cut": np.arange(len(owned) + len(cut)) >= len(owned),
+            "pixel_outlines": to_arrow(concatenate([owned, cut]))["outline"],
+            "junctions": pa.array(junctions, pa.binary()),
+            **dict(_columns(to_arrow(results))),
+        }
+    )
+    sink = pa.BufferOutputStream()
+    told = json.dumps({**asdict(about), "digests": [_digest(table)]})
+    table = table.replace_schema_metadata({_ABOUT: told})
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def read_unit(
+    path: Path, key: str, plan: TilePlan, indices: Sequence[int]
+) -> tuple[list[TileNuclei], About]:
+    """Read what `pack_unit` made of some tiles of a plan.
+
+    Raises
+    ------
+    FormatError
+        If the file is missing, damaged or of something else.
+    """
+
+    def read(file: ParquetFile, digests: list[str]) -> list[TileNuclei]:
+        table = file.read(use_threads=False)
+        _check(table, digests, 0)
+        results = from_arrow(table.drop_columns(list(_COLUMNS_OF_TILES)))
+        tile, cut = (table[name].to_numpy() for name in ("tile", "cut"))
+        pixel_outlines = _rings(table["pixel_outlines"].combine_chunks())
+        junctions = table["junctions"]
+        if not set(np.unique(tile).tolist()) <= set(indices):
+            raise ValueError("it has nuclei of other tiles")
+        found = []
+        for index in indices:
+            own = np.flatnonzero((tile == index) & ~cut)
+            others = np.flatnonzero((tile == index) & cut)
+            corners = junctions[int(others[0])].as_py() if len(others) else b""
+            found.append(
+                TileNuclei(
+                    plan[index],
+                    pixel_outlines.take(own),
+                    pixel_outlines.take(others),
+                    results.take(own),
+                    np.frombuffer(corners, "<i8").astype(np.int64).reshape(-1, 2),
+                )
+            )
+        return found
+
+    return _opened(path, key, read)
+
+
+def write_image(path: Path, tables: Sequence[NucleiTable], about: About) -> None:
+    """Write all nuclei of an image, a row group for each table that has any.
+
+    Parameters
+    ----------
+    tables : sequence of NucleiTable
+        At least one, all with the same measurements.
+
+    Raises
+    ------
+    SaveError
+        If it cannot be written.
+    """
+    import pyarrow.parquet as pq
+
+    first = to_arrow(tables[0])
+    digests = []
+    with (
+        atomic_file(path) as stream,
+        pq.ParquetWriter(stream, first.schema, compression="zstd") as writer,
+    ):
+        for number in range(len(tables)):
+            table = to_arrow(tables[number]).select(first.schema.names)
+            if table.num_rows:
+                writer.write_table(table, row_group_size=table.num_rows)
+                digests.append(_digest(table))
+        told = json.dumps({**asdict(about), "digests": digests})
+        writer.add_key_value_metadata({_ABOUT: told})
+
+
+class ImageNuclei(Sequence[NucleiTable]):
+    """The nuclei of an image in a file of `write_image`: tables that are read when asked for.
+
+    Raises
+    ------
+    FormatError
+        Also when a table is asked for: if it is missing, damaged or of something else.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self._path, self._key = path, key
+        self._groups, self.about = _opened(path, key, lambda file, *_: int(file.num_row_groups))
+
+    def __len__(self) -> int:
+        # Of none there is one table without rows, which has all columns.
+        return max(self._groups, 1)
+
+    @overload
+    def __getitem__(self, index: int) -> NucleiTable: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[NucleiTable]: ...
+    def __getitem__(self, index: int | slice) -> NucleiTable | list[NucleiTable]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row_group = range(len(self))[index]
+
+        def read(file: ParquetFile, digests: list[str]) -> NucleiTable:
+            if file.num_row_groups == 0:
+                return from_arrow(file.schema_arrow.empty_table())
+            table = file.read_row_group(row_group, use_threads=False)
+            _check(table, digests, row_group)
+            return from_arrow(table)
+
+        return _opened(self._path, self._key, read)[0]
+
+
+def _opened(path: Path, key: str, read: Callable[[ParquetFile, list[str]], T]) -> tuple[T, About]:
+    """Open a file of this module, and read it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    hint = "delete it and run infer again, which computes it anew"
+    try:
+        with pq.ParquetFile(path) as file:
+            told = json.loads((file.metadata.metadata or {}).get(_ABOUT, b"{}"))
+            if told.get("key") != key:
+                raise FormatError(f"{path} is of something else than this plan wants there", hint)
+            digests = [str(digest) for digest in told.pop("digests")]
+            about = About(**told)
+            return read(file, digests), about
+    except FileNotFoundError as error:
+        raise FormatError(f"{path} is missing", "run infer again, or copy it there") from error
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        MemoryError,
+        RecursionError,
+    ) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(f"{path} is damaged: {_short(error)}", hint) from error
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _check(table: pa.Table, digests: list[str], number: int) -> None:
+    if _digest(table) != digests[number]:
+        raise ValueError("its content is not what was written")
+
+
+def _columns(table: pa.Table) -> Iterator[tuple[str, Any]]:
+    return zip(table.column_names, table.columns, strict=True)
+
+
+def _digest(table: pa.Table) -> str:
+    """Return a digest of all values, whatever pages and buffers they are in."""
+    import pyarrow as pa
+
+    digest = blake2b(digest_size=16)
+    for name, column in _columns(table):
+        values = column.combine_chunks()
+        digest.update(f"{name}:{len(values)}:{values.null_count};".encode())
+        if pa.types.is_list(values.type):
+            digest.update(np.diff(values.offsets.to_numpy()).astype("<i4").tobytes())
+            values = values.flatten()
+        if pa.types.is_binary(values.type):
+            ends = _ends(values)
+            digest.update(np.diff(ends).astype("<i4").tobytes())
+            digest.update(memoryview(values.buffers()[2] or b"")[ends[0] : ends[-1]])
+        else:
+            digest.update(np.ascontiguousarray(values.to_numpy(zero_copy_only=False)).tobytes())
+    return digest.hexdigest()
+
+
+def _ends(values: pa.BinaryArray) -> npt.NDArray[np.int32]:
+    """Return where the values of a binary array begin and end in their buffer."""
+    if len(values) == 0:
+        return np.zeros(1, np.int32)
+    every = np.frombuffer(values.buffers()[1], np.int32)
+    return every[values.offset : values.offset + len(values) + 1]
+
+
+def _rings(values: pa.BinaryArray) -> NucleiTable:
+    """Return nuclei of one ring each."""
+    ends = _ends(values)
+    vertices = np.frombuffer(values.buffers()[2] or b"", "<f4").reshape(-1, 2)
+    offsets = ends.astype(np.int64) // 8
+    return NucleiTable(vertices[: offsets[-1]], offsets, np.arange(len(offsets)))

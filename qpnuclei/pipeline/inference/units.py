@@ -1,0 +1,237 @@
+"""Compute the units of a run that are not done yet, and record those that fail."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from qpnuclei.errors import FormatError, QpnucleiError, TerminatedError, standing_alone
+from qpnuclei.pipeline.folder import RunFolder
+from qpnuclei.pipeline.inference.executors import Executor, Task
+from qpnuclei.pipeline.inference.join import DamagedUnitError, join_image
+from qpnuclei.pipeline.inference.shards import ImageNuclei
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.planning.layout import Layout, layout_of
+from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan
+from qpnuclei.segmentation.engine import Engine
+
+_log = logging.getLogger(__name__)
+
+#: Called as ``progress(image name, tiles done, tiles in all, nuclei so far)``.
+Progress = Callable[[str, int, int, int], None]
+
+#: Called with an image that fails, and why.
+Report = Callable[[PlannedImage, QpnucleiError], object]
+
+
+@dataclass(frozen=True)
+class Conduct:
+    """How a run goes on; what it finds does not depend on it.
+
+    Parameters
+    ----------
+    resume : bool
+        Continue an unfinished run of the same request.
+    extend : bool
+        Continue a finished run, too: analyse only images that were added since, or whose slide,
+        annotations or pixel size changed.
+    retry_failed : bool
+        Try units again that failed before.
+    fail_fast : bool
+        End at the first error, instead of continuing with the other images.
+    stop : callable
+        Asked after each unit whether the run should end.
+    dask : str, optional
+        Compute on a cluster; see `qpnuclei.pipeline.inference.cluster.cluster_of`.
+    unit_minutes : float, optional
+        A unit that takes longer fails.
+    """
+
+    resume: bool = True
+    extend: bool = False
+    retry_failed: bool = False
+    fail_fast: bool = False
+    stop: Callable[[], bool] = lambda: False
+    dask: str | None = None
+    unit_minutes: float | None = None
+
+    def check_stop(self) -> None:
+        """End the run if that is asked for.
+
+        Raises
+        ------
+        TerminatedError
+            If it is.
+        """
+        if self.stop():
+            raise TerminatedError(
+                "terminated: what is finished is kept", "the same command goes on from here"
+            )
+
+
+def infer_images(
+    folder: RunFolder,
+    plan: RunPlan,
+    images: Iterable[PlannedImage],
+    executor: Executor,
+    engine: Callable[[str], Engine],
+    report: Report,
+    conduct: Conduct,
+    options: RunOptions,
+    *,
+    share: tuple[int, int] = (1, 1),
+    slides_from: Path | None = None,
+    progress: Progress,
+) -> Iterator[tuple[PlannedImage, Layout]]:
+    """Compute the units that are not there yet; yield images as soon as all theirs are."""
+    plan.check_models(options)
+    if conduct.retry_failed:
+        folder.forget_failures()
+    failed = folder.failed()
+    total = sum(len(image.units) for image in plan.images)
+    mine = range(total * (share[0] - 1) // share[1], total * share[0] // share[1])
+    first = {}
+    number = 0
+    for image in plan.images:
+        first[image.entry] = number
+        number += len(image.units)
+    told: dict[str, list[int]] = {}
+    waiting: dict[str, int] = {}
+    ready: list[tuple[PlannedImage, Layout]] = []
+    bad: dict[str, list[QpnucleiError]] = {}
+
+    def advance(image: PlannedImage, tiles: int, nuclei: int) -> None:
+        so_far = told[image.entry]
+        so_far[0] += tiles
+        so_far[1] += nuclei
+        if tiles > 0:
+            progress(image.name, so_far[0], image.tiles, so_far[1])
+
+    def tasks() -> Iterator[Task]:
+        for image in images:
+            start = first[image.entry]
+            is_mine = [number in mine for number in range(start, start + len(image.units))]
+            if not any(is_mine):
+                continue
+            with standing_alone(f"image {image.name}", partial(report, image)):
+                layout = layout_of(image, plan.spec(image), options)
+                pending = []
+                tiles = 0
+                errors = bad.setdefault(image.entry, [])
+                is_done = _is_joined(folder, image, layout)
+                for unit, of_mine in zip(layout.units, is_mine, strict=True):
+                    if is_done or folder.shard(image, unit.name).exists():
+                        tiles += len(unit.tiles)
+                    elif of_mine and unit.key in failed:
+                        known = failed[unit.key]
+                        errors.append(
+                            FormatError(
+                                f"unit {unit.name} failed before: {known.get('error')}",
+                                "try it again with --retry-failed",
+                            )
+                        )
+                    elif of_mine:
+                        pending.append(Task(image, layout, unit, folder))
+                told[image.entry] = [tiles, 0]
+                waiting[image.entry] = len(pending)
+                if not pending:
+                    ready.append((image, layout))
+                yield from pending
+
+    def finished() -> Iterator[tuple[PlannedImage, Layout]]:
+        while ready:
+            image, layout = ready.pop(0)
+            errors = bad[image.entry]
+            with standing_alone(f"image {image.name}", partial(report, image)):
+                if errors:
+                    raise _failed(errors, layout)
+                if folder.shard(image, layout.name).exists():
+                    yield image, layout
+                elif all(folder.shard(image, unit.name).exists() for unit in layout.units):
+                    _join(image, layout)
+                    yield image, layout
+                elif share == (1, 1):
+                    check_complete(folder, image, layout, failed)
+                # Otherwise other machines compute the rest, and the last of them joins the units.
+
+    def _join(image: PlannedImage, layout: Layout) -> None:
+        seeing = partial(engine, options.model_for(image.mpp))
+        for _ in layout.units:
+            try:
+                return join_image(folder, image, layout, seeing, options, slides_from)
+            except DamagedUnitError as error:
+                _log.warning("%s; it is computed anew", error.what)
+                folder.shard(image, error.unit.name).unlink(missing_ok=True)
+                again = [Task(image, layout, error.unit, folder)]
+                for outcome in executor(again, lambda image, tiles, nuclei: None):
+                    if outcome.error is not None:
+                        raise outcome.error from error
+                    if outcome.shard is not None:
+                        folder.store(image, error.unit, outcome.shard)
+        return join_image(folder, image, layout, seeing, options, slides_from)
+
+    for outcome in executor(tasks(), advance):
+        image, layout, unit = outcome.task.image, outcome.task.layout, outcome.task.unit
+        waiting[image.entry] -= 1
+        errors = bad[image.entry]
+        with standing_alone(f"image {image.name}", errors.append):
+            if outcome.error is not None:
+                errors.append(outcome.error)
+                folder.add_failure(image, unit, outcome.tries, outcome.error)
+            else:
+                if outcome.shard is not None:
+                    folder.store(image, unit, outcome.shard)
+                folder.note("image %s: unit %s is done", image.name, unit.name)
+        if waiting[image.entry] == 0:
+            ready.append((image, layout))
+        yield from finished()
+        conduct.check_stop()
+    yield from finished()
+
+
+def _is_joined(folder: RunFolder, image: PlannedImage, layout: Layout) -> bool:
+    """Return whether an image was put together before; where the file is damaged, remove it."""
+    path = folder.shard(image, layout.name)
+    if not path.exists():
+        return False
+    try:
+        nuclei = ImageNuclei(path, layout.key)
+        for number in range(len(nuclei)):
+            nuclei[number]
+    except FormatError as error:
+        _log.warning("%s; it is put together anew", error.what)
+        path.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def _failed(errors: Sequence[QpnucleiError], layout: Layout) -> QpnucleiError:
+    """Return the first of an image's errors, and say how many units there are of the kind."""
+    first = errors[0]
+    if len(layout.units) == 1 or len(errors) == 1:
+        return first
+    what = f"{first.what} (and {len(errors) - 1} more of {len(layout.units)} units)"
+    return type(first)(what, first.hint)
+
+
+def check_complete(
+    folder: RunFolder, image: PlannedImage, layout: Layout, failed: dict[str, dict[str, object]]
+) -> None:
+    """Raise an error that names the shards of an image that are missing."""
+    missing = [unit for unit in layout.units if not folder.shard(image, unit.name).exists()]
+    if not missing:
+        return
+    known = next((failed[unit.key] for unit in missing if unit.key in failed), None)
+    if known is not None:
+        raise FormatError(
+            f"unit {known.get('unit')} failed: {known.get('error')}",
+            "try it again with qpnuclei infer --retry-failed",
+        )
+    paths = folder.shard(image, missing[0].name)
+    raise FormatError(
+        f"{len(missing)} of {len(layout.units)} shards are missing, the first is {paths}",
+        "compute them with qpnuclei infer, or copy them there",
+    )

@@ -1,0 +1,175 @@
+"""The plan of all images of a run: what is to be done, and what is in the project already."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from qpnuclei._version import __version__
+from qpnuclei.errors import QpnucleiError, standing_alone
+from qpnuclei.pipeline.folder import RunFolder
+from qpnuclei.pipeline.inference.units import Conduct
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.planning.image_plan import ImagePlan, NothingToDo, plan_image
+from qpnuclei.pipeline.planning.keys import inputs_of, request_of
+from qpnuclei.pipeline.planning.layout import divide
+from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan
+from qpnuclei.pipeline.planning.plan_parts import (
+    PlannedRegion,
+    PlannedSlide,
+    PlannedStains,
+    as_file_name,
+)
+from qpnuclei.qupath.analysed import Record
+from qpnuclei.qupath.images import open_image
+from qpnuclei.qupath.model import ImageEntry, ImageObjects, Project
+from qpnuclei.qupath.names import file_stem
+from qpnuclei.segmentation.engine import EngineSpec, engine_specs
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, the images of it that are in the project already, and what could not be planned."""
+
+    plan: RunPlan
+    committed: frozenset[str]
+    errors: dict[str, QpnucleiError]
+
+
+def plan_project(
+    project: Project,
+    entries: Sequence[ImageEntry],
+    options: RunOptions,
+    folder: RunFolder,
+    conduct: Conduct,
+) -> Planned:
+    """Plan the images, and write the plan."""
+    specs = engine_specs(options.models)
+    earlier: dict[str, PlannedImage] = {}
+    goes_on = conduct.resume and (conduct.extend or not folder.is_done)
+    if goes_on and folder.plan_path.exists():
+        earlier = {image.entry: image for image in folder.plan().images}
+    images, committed = [], set()
+    errors: dict[str, QpnucleiError] = {}
+    nothing: dict[str, str] = {}
+    for entry in entries:
+
+        def fail(error: QpnucleiError, entry: ImageEntry = entry) -> None:
+            errors[entry.id] = error
+            if conduct.fail_fast:
+                raise error
+
+        with standing_alone(f"image {entry.name}", fail):
+            try:
+                known = earlier.get(entry.id)
+                image, is_done = _plan_image(project, entry, specs, options, known)
+            except NothingToDo as reason:
+                nothing[entry.id] = str(reason)
+                _log.info("image %s: not analysed: %s", entry.name, reason)
+            else:
+                images.append(image)
+                if is_done:
+                    committed.add(entry.id)
+        conduct.check_stop()
+    plan = RunPlan(
+        project=str(project.path),
+        backend=project.backend,
+        request=request_of(options),
+        arguments=options.to_json(),
+        engines={model: asdict(spec) for model, spec in specs.items()},
+        images=tuple(images),
+        failures=tuple(
+            {"entry": entry_id, "error": error.what, "hint": error.hint}
+            for entry_id, error in errors.items()
+        ),
+        nothing_to_do=nothing,
+    )
+    folder.save_plan(plan)
+    folder.note("qpnuclei %s: %d images are planned", __version__, len(images))
+    if conduct.retry_failed:
+        folder.forget_failures()
+    if earlier:
+        there = [folder.shard(image, name).exists() for image in images for name in image.units]
+        # Otherwise something has changed that all of it depends on: it is a new run.
+        if committed or any(there):
+            _log.info(
+                "going on with %s: %d of %d images are in the project, %d of %d units are there",
+                folder.path,
+                len(committed),
+                len(images),
+                sum(there),
+                len(there),
+            )
+    return Planned(plan, frozenset(committed), errors)
+
+
+def _plan_image(
+    project: Project,
+    entry: ImageEntry,
+    specs: Mapping[str, EngineSpec],
+    options: RunOptions,
+    earlier: PlannedImage | None,
+) -> tuple[PlannedImage, bool]:
+    """Plan an image; tell whether it is one of the same run that is in the project already."""
+    objects = entry.read()
+    with open_image(entry) as slide:
+        file = PlannedSlide.of(slide)
+        inputs = _inputs(entry, objects, specs, options, file)
+        is_same = earlier is not None and earlier.inputs == inputs
+        if earlier is not None and is_same:
+            record = Record.of(objects.properties, f"image {entry.name}")
+            if record.run == earlier.marker:
+                return earlier, True
+        # What an earlier try of this run marked is among its inputs.
+        if options.qc and not is_same:
+            from qpnuclei.pipeline.planning.artefacts import mark_artefacts, report_marks
+
+            report_marks(entry, mark_artefacts(project, entry, options.pixel_sizes).area_mm2)
+            objects = entry.read()
+            inputs = _inputs(entry, objects, specs, options, file)
+        plan = plan_image(entry, slide, specs, options, objects)
+    return _planned_image(plan, file, inputs, specs[plan.model], options), False
+
+
+def _planned_image(
+    plan: ImagePlan, slide: PlannedSlide, inputs: str, spec: EngineSpec, options: RunOptions
+) -> PlannedImage:
+    """Return the plan of an image as data."""
+    image = PlannedImage(
+        entry=plan.entry.id,
+        name=plan.entry.name,
+        folder=as_file_name(file_stem(plan.entry)),
+        slide=slide,
+        model=plan.model,
+        mpp=plan.scale.mpp,
+        mpp_source=plan.mpp_source,
+        downsample=plan.scale.downsample,
+        stains=PlannedStains(**asdict(plan.stains)),
+        regions=tuple(PlannedRegion.of(region) for region in plan.regions),
+        tissue=plan.tissue is not None,
+        outdated=tuple(sorted(plan.outdated)),
+        notes=plan.notes,
+        data=plan.fingerprint,
+        inputs=inputs,
+        tiles=len(plan.tiles),
+        units=(),
+    )
+    units = divide(plan.tiles, image, spec, options).units
+    return image.model_copy(update={"units": tuple(unit.name for unit in units)})
+
+
+def _inputs(
+    entry: ImageEntry,
+    objects: ImageObjects,
+    specs: Mapping[str, EngineSpec],
+    options: RunOptions,
+    file: PlannedSlide,
+) -> str:
+    selection = options.selection
+    chosen = [a for a in objects.annotations if not selection.tissue and selection.matches(a)]
+    excluded = [a for a in objects.annotations if selection.excludes(a)]
+    known = [repr(entry.calibration), repr(entry.stains)]
+    return inputs_of(options, list(specs.values()), file, chosen, excluded, known)

@@ -1,0 +1,264 @@
+"""The content of ``plan.json``.
+
+To compute a run, this file, the slides and the model are enough: no project and no Java is needed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import shapely
+from pydantic import Field, TypeAdapter, ValidationError
+
+from qpnuclei._version import __version__
+from qpnuclei.errors import FormatError, ModelError, NotFoundError
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.planning.keys import hash_of
+from qpnuclei.pipeline.planning.plan_parts import (
+    Name,
+    Part,
+    PlannedRegion,
+    PlannedSlide,
+    PlannedStains,
+)
+from qpnuclei.pipeline.planning.tiles import plan_tiles
+from qpnuclei.qupath.regions import Region
+from qpnuclei.segmentation.engine import EngineSpec, engine_specs
+from qpnuclei.slides.resolution import Scale
+from qpnuclei.slides.stains import Stains
+from qpnuclei.system.files import read_regular
+from qpnuclei.tiling.plan import TilePlan
+
+#: Of ``plan.json`` and the shards: another one is not read.
+FORMAT = 1
+
+
+class PlannedImage(Part):
+    """What is to be done in one image.
+
+    Parameters
+    ----------
+    folder : str
+        Below ``shards``.
+    model : str
+        That finds its nuclei: one of `RunPlan.engines`.
+    data : str
+        State of the image's data in the project when it was planned.
+    inputs : str
+        Hash of everything that was chosen and given: options, annotations, slide, model.
+    tissue : bool
+        Whether the region's annotation is to be made by the run.
+    outdated : tuple of UUID
+        Annotations that the run removes.
+    units : tuple of str
+        Names of the units.
+    """
+
+    entry: str
+    name: str
+    folder: Name
+    slide: PlannedSlide
+    model: str
+    mpp: tuple[float, float]
+    mpp_source: str
+    downsample: tuple[float, float]
+    stains: PlannedStains
+    regions: tuple[PlannedRegion, ...]
+    tissue: bool
+    outdated: tuple[UUID, ...]
+    notes: tuple[str, ...]
+    data: str
+    inputs: str
+    tiles: int
+    units: tuple[Name, ...]
+
+    @property
+    def scale(self) -> Scale:
+        """Pixel size, and the grid that the network sees."""
+        return Scale(self.mpp, self.downsample)
+
+    @property
+    def stain_vectors(self) -> Stains:
+        """For the measurements."""
+        return Stains(**self.stains.model_dump())
+
+    @property
+    def marker(self) -> str:
+        """What the project says of an image that this plan's nuclei were written into."""
+        # The size and time of the file are no part: they may be others in a copy of it.
+        return hash_of([self.inputs, self.units, self.data.rpartition("-")[2]])
+
+    def areas(self) -> list[Region]:
+        """Return the regions.
+
+        Raises
+        ------
+        FormatError
+            If one is no area.
+        """
+        try:
+            regions = [planned.region() for planned in self.regions]
+        except shapely.errors.ShapelyError as error:
+            raise FormatError("a region of the plan is damaged", "plan the run again") from error
+        if not all(_is_area(region.geometry) for region in regions):
+            raise FormatError("a region of the plan is no area", "plan the run again")
+        return regions
+
+    def tile_plan(self, spec: EngineSpec, options: RunOptions) -> TilePlan:
+        """Cover the regions with tiles.
+
+        Raises
+        ------
+        FormatError
+            If one is no area.
+        """
+        return plan_tiles(
+            shapely.union_all([region.geometry for region in self.areas()]),
+            (self.slide.width, self.slide.height),
+            self.scale,
+            spec,
+            tile_px=options.tile_px,
+            max_nucleus_um=options.max_nucleus_um,
+        )
+
+
+class RunPlan(Part):
+    """The content of ``plan.json``.
+
+    Parameters
+    ----------
+    qpnuclei : str
+        Version that made it.
+    request : str
+        Hash of what the run was asked for.
+    engines : dict of str to dict
+        The `EngineSpec` of each model.
+    failures : list of dict
+        Images that could not be planned: ``image``, ``entry``, ``error``, ``hint``.
+    nothing_to_do : dict of str to str
+        By entry, why there is nothing to do in an image.
+    """
+
+    format: int = FORMAT
+    qpnuclei: str = __version__
+    project: str
+    backend: str
+    request: str
+    arguments: dict[str, Any]
+    engines: dict[str, dict[str, Any]]
+    images: tuple[PlannedImage, ...]
+    failures: tuple[dict[str, str], ...] = ()
+    nothing_to_do: dict[str, str] = Field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> RunPlan:
+        """Read ``plan.json``.
+
+        Raises
+        ------
+        NotFoundError
+            If it is not there.
+        FormatError
+            If it is no plan, or one of another version.
+        """
+        try:
+            text = read_regular(path)
+        except FileNotFoundError as error:
+            raise NotFoundError(
+                f"{path} does not exist", "give the folder that qpnuclei plan made"
+            ) from error
+        except OSError as error:
+            raise FormatError(f"{path} cannot be read: {error.strerror}") from error
+        try:
+            content = json.loads(text)
+            made_by = content["qpnuclei"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise FormatError(f"{path} is no plan of a run", "plan the run again") from error
+        if made_by != __version__ or content.get("format") != FORMAT:
+            raise FormatError(
+                f"{path} was made by another version of qpnuclei than {__version__}",
+                "plan the run again, or use the version that it names",
+            )
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise FormatError(
+                f"{path} is no plan of a run: {where}: {first['msg']}", "plan the run again"
+            ) from error
+
+    def options(self) -> RunOptions:
+        """Return what the run was asked for.
+
+        Raises
+        ------
+        FormatError
+            If the arguments are none.
+        """
+        try:
+            return TypeAdapter(RunOptions).validate_python(self.arguments)
+        except ValidationError as error:
+            raise FormatError(f"the plan of {self.project} has no arguments of a run") from error
+
+    def spec(self, image: PlannedImage) -> EngineSpec:
+        """Return what was known of the model of an image.
+
+        Raises
+        ------
+        FormatError
+            If the plan says nothing of it.
+        """
+        return self._spec(image.model)
+
+    @property
+    def models_used(self) -> list[EngineSpec]:
+        """What was known of the models of all images; of all models, if no image is planned."""
+        used = {image.model: None for image in self.images} or self.engines
+        return [self._spec(model) for model in used]
+
+    def _spec(self, model: str) -> EngineSpec:
+        try:
+            return TypeAdapter(EngineSpec).validate_python(self.engines[model])
+        except (KeyError, ValidationError) as error:
+            raise FormatError(f"the plan of {self.project} does not describe its model") from error
+
+    def check_models(self, options: RunOptions) -> None:
+        """Refuse models other than those of the plan.
+
+        Parameters
+        ----------
+        options : RunOptions
+            With the model of this machine.
+
+        Raises
+        ------
+        ModelError
+            If one is.
+        """
+        here = engine_specs(options.models)
+        for planned, mpp in {image.model: image.mpp for image in self.images}.items():
+            check_same_model(here[options.model_for(mpp)], self._spec(planned))
+
+
+def check_same_model(spec: EngineSpec, planned: EngineSpec) -> None:
+    """Refuse a model that is another than the one that was planned for.
+
+    Raises
+    ------
+    ModelError
+        If it is.
+    """
+    if (spec.sha256, spec.mpp, spec.stride) != (planned.sha256, planned.mpp, planned.stride):
+        raise ModelError(
+            f"the model {spec.name} here ({spec.sha256[:12] or 'no hash'}) is another than the one "
+            f"that was planned for ({planned.sha256[:12]})",
+            "give that model with --model, or plan the run again",
+        )
+
+
+def _is_area(geometry: shapely.Geometry) -> bool:
+    return isinstance(geometry, shapely.Polygon | shapely.MultiPolygon) and not geometry.is_empty

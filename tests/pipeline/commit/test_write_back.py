@@ -1,0 +1,326 @@
+"""How nuclei reach the project when something is in the way."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from uuid import UUID
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import shapely
+
+from qpnuclei.errors import ConflictError, FormatError, QpnucleiError, SaveError, UsageError
+from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.pipeline.commit.new_nuclei import NewNuclei, new_nuclei
+from qpnuclei.pipeline.commit.write_back import write_back
+from qpnuclei.pipeline.folder import choose_folder
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.planning.image_plan import ImagePlan
+from qpnuclei.pipeline.positivity import NucleusClasses
+from qpnuclei.pipeline.selection import Selection, ours_within, select_regions
+from qpnuclei.qupath.geojson.reading import read_objects
+from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
+from qpnuclei.qupath.names import file_stem
+from qpnuclei.qupath.native import NativeImage, NativeProject, open_project
+from qpnuclei.qupath.qpdata.data_file import DataFile
+from qpnuclei.qupath.qpdata.path_objects import PathObject
+from qpnuclei.qupath.regions import region_of
+from qpnuclei.slides.resolution import Scale
+from qpnuclei.slides.stains import DEFAULT_HE
+from qpnuclei.system.files import atomic_file
+from qpnuclei.tiling.plan import TilePlan
+from tests.ids import nucleus_id
+from tests.paths import SAMPLES
+
+#: Of the sample's nine annotations, the fourth ("nested") and fifth are of class Stroma.
+OPTIONS = RunOptions(Selection(classes=("Stroma",)))
+
+
+@pytest.fixture(params=["0.5.1", "0.3.2"])  # with UUIDs, and without
+def project(request: pytest.FixtureRequest, tmp_path: Path) -> NativeProject:
+    return open_project(Path(shutil.copytree(SAMPLES / request.param, tmp_path / "p")) / "project")
+
+
+def plan_of(image: NativeImage, options: RunOptions = OPTIONS) -> ImagePlan:
+    """Plan the image as a run does, without tiles: they are done with when nuclei are written."""
+    objects = image.read()
+    regions = select_regions(options.selection, objects.annotations, 512, 384)
+    existing = ours_within(regions, objects.detections)
+    scale = Scale((0.5, 0.5), (1.0, 1.0))
+    tiles = TilePlan(shapely.box(0, 0, 512, 384), (512, 384), 512, 32)
+    taken = frozenset(own_id for own_id in objects.detections.ids if own_id is not None)
+    return ImagePlan(
+        image,
+        "default-40x",
+        objects.fingerprint,
+        taken,
+        scale,
+        "--mpp",
+        DEFAULT_HE,
+        regions,
+        existing,
+        tiles,
+    )
+
+
+def nuclei_of(plan: ImagePlan, options: RunOptions = OPTIONS) -> NewNuclei:
+    """Return two nuclei in "nested", each in a table of its own."""
+    tables = [NucleiTable.from_polygons([shapely.box(x, 180, x + 5, 186)]) for x in (50, 60)]
+    return new_nuclei(plan, tables, options)
+
+
+def grid(step: int) -> NucleiTable:
+    """Return small nuclei all over the sample image."""
+    y, x = np.mgrid[2:380:step, 2:508:step].reshape(2, -1)
+    columns = {"Area µm^2": np.arange(len(x))}
+    return NucleiTable.from_polygons(shapely.box(x, y, x + 4, y + 5), columns)
+
+
+def ids_of(nuclei: NewNuclei) -> list[UUID]:
+    classes = NucleusClasses([PathClass("Nucleus")])
+    groups = nuclei.groups([None] * nuclei.counts.shape[1], classes)
+    return [own_id for group in groups for own_id in group.ids]
+
+
+def without_first_annotation(image: NativeImage) -> None:
+    """Save the image as someone else does who has deleted the first annotation."""
+    data_file = DataFile.parse(image.data_path.read_bytes(), "file")
+    root = PathObject.of(data_file._root())
+    root.set_children(root.children[1:])
+    with image.data_path.open("wb") as stream:
+        data_file.write(stream.write)
+
+
+def written_into(image: NativeImage) -> list[str | None]:
+    """Return the names of the annotations that our detections are in."""
+    objects = image.read()
+    rows = [row for row, own_id in enumerate(objects.detections.ids) if is_ours(own_id)]
+    return [objects.annotations[p].name for p in objects.detections.parents[rows].tolist()]
+
+
+def test_every_nucleus_goes_under_its_region_from_whatever_table(
+    project: NativeProject, tmp_path: Path
+) -> None:
+    image = project.images[0]
+    options = replace(
+        OPTIONS,
+        selection=Selection(everything=True),
+        geojson_dir=tmp_path / "geojson",
+        parquet_dir=tmp_path / "parquet",
+    )
+    plan = plan_of(image, options)
+    whole = grid(9)
+    owner = region_of(whole.centroids(), plan.regions)
+    assert len(np.unique(owner)) > 3
+    assert np.any(owner < 0)
+    split = np.random.default_rng(0).integers(0, 5, len(whole))
+    tables = [whole.take(split == i) for i in range(5)]
+    nuclei = new_nuclei(plan, tables, options)
+    assert nuclei.outside == np.count_nonzero(owner < 0)
+    assert len(nuclei) == len(whole) - nuclei.outside
+    expected = [np.count_nonzero(owner == i) for i in range(len(plan.regions))]
+    np.testing.assert_array_equal(nuclei.counts.sum(axis=0), expected)
+    write_back(project, plan, nuclei, options, tmp_path)
+
+    objects = image.read()
+    rows = [row for row, own_id in enumerate(objects.detections.ids) if is_ours(own_id)]
+    number = objects.detections.measurements["Area µm^2"][rows].astype(int)
+    handles = np.array([region.handle for region in plan.regions])
+    np.testing.assert_array_equal(objects.detections.parents[rows], handles[owner[number]])
+    assert sorted(number) == np.flatnonzero(owner >= 0).tolist()
+    # The copies hold the same, in the same order.
+    written = ids_of(nuclei)
+    (geojson,) = (tmp_path / "geojson").iterdir()
+    assert [o.id for o in read_objects(geojson)] == written
+    (parquet,) = (tmp_path / "parquet").iterdir()
+    copy = pq.read_table(parquet)
+    assert copy["id"].to_pylist() == list(map(str, written))
+    number = copy["Area µm^2"].to_numpy().astype(int)
+    labels = np.array([region.label for region in plan.regions])
+    assert copy["annotation"].to_pylist() == labels[owner[number]].tolist()
+    assert set(copy["class"].to_pylist()) == {"Nucleus"}
+    outlines = shapely.from_wkb(np.array(copy["geometry"].to_pylist(), dtype=object))
+    assert shapely.equals(outlines, whole.take(number).polygons()).all()
+    np.testing.assert_array_equal(copy["centroid_x_px"].to_numpy(), whole.centroids()[number, 0])
+
+
+def test_append_leaves_out_what_is_there(project: NativeProject, tmp_path: Path) -> None:
+    image = project.images[0]
+    write_back(project, plan_of(image), nuclei_of(plan_of(image)), OPTIONS, tmp_path)
+    options = replace(OPTIONS, on_existing="append")
+    plan = plan_of(image, options)
+    tables = [NucleiTable.from_polygons(shapely.box([50, 70], 180, [55, 75], 186))]
+    nuclei = new_nuclei(plan, tables, options)
+    assert (len(nuclei), nuclei.outside) == (1, 0)
+    write_back(project, plan, nuclei, options, tmp_path)
+    assert written_into(image) == ["nested"] * 3
+
+
+def test_an_image_without_nuclei_has_an_empty_parquet_table(
+    project: NativeProject, tmp_path: Path
+) -> None:
+    options = replace(OPTIONS, parquet_dir=tmp_path / "parquet")
+    plan = plan_of(project.images[0], options)
+    none = NucleiTable.empty(["Area µm^2"])
+    write_back(project, plan, new_nuclei(plan, [none], options), options, tmp_path)
+    (parquet,) = (tmp_path / "parquet").iterdir()
+    copy = pq.read_table(parquet)
+    assert copy.num_rows == 0
+    assert copy.column_names[-2:] == ["geometry", "Area µm^2"]
+
+
+def test_a_conflict_leaves_the_project_and_saves_the_nuclei(
+    project: NativeProject, tmp_path: Path
+) -> None:
+    image = project.images[0]
+    plan = plan_of(image)
+    without_first_annotation(image)
+    theirs = image.data_path.read_bytes()
+    with pytest.raises(ConflictError, match=r"changed on disk.*the nuclei are in") as error:
+        write_back(project, plan, nuclei_of(plan), OPTIONS, tmp_path)
+    assert image.data_path.read_bytes() == theirs
+    rescued = tmp_path / "1-he small.png.rescued.geojson.gz"
+    assert str(rescued) in error.value.what
+    assert [o.id for o in read_objects(rescued)] == ids_of(nuclei_of(plan))
+
+
+def test_force_writes_into_the_image_as_it_is_now_and_keeps_both(
+    project: NativeProject, tmp_path: Path
+) -> None:
+    image = project.images[0]
+    plan = plan_of(image)
+    without_first_annotation(image)  # all handles are others now
+    theirs, objects = image.data_path.read_bytes(), image.read()
+    options = replace(OPTIONS, force=True)
+    assert write_back(project, plan, nuclei_of(plan), options, tmp_path) == 0
+    assert written_into(image) == ["nested", "nested"]
+    assert image.read().annotations == objects.annotations
+    assert image.backups()[0].path.read_bytes() == theirs
+
+
+def test_force_replaces_what_another_run_wrote_meanwhile(
+    project: NativeProject, tmp_path: Path
+) -> None:
+    image = project.images[0]
+    plan = plan_of(image)
+    write_back(project, plan, nuclei_of(plan), OPTIONS, tmp_path)  # the same nuclei
+    options = replace(OPTIONS, force=True)
+    assert write_back(project, plan, nuclei_of(plan), options, tmp_path) == 2
+    assert written_into(image) == ["nested", "nested"]
+    options = replace(options, on_existing="append")
+    assert write_back(project, plan, nuclei_of(plan, options), options, tmp_path) == 0
+    assert written_into(image) == ["nested", "nested"]
+    with pytest.raises(ConflictError, match=r"wrote detections into nested .* meanwhile"):
+        write_back(project, plan, nuclei_of(plan), replace(options, on_existing="skip"), tmp_path)
+
+
+@pytest.mark.parametrize("geometry", [None, shapely.box(40, 170, 121, 230)])
+def test_force_refuses_when_an_annotation_is_not_where_it_was(
+    project: NativeProject, tmp_path: Path, geometry: shapely.Geometry | None
+) -> None:
+    image = project.images[0]
+    plan = plan_of(image)
+    data_file = DataFile.parse(image.data_path.read_bytes(), "file")
+    polygon = data_file._annotations()[2]
+    polygon.set_children([])
+    with image.data_path.open("wb") as stream:
+        data_file.write(stream.write)
+    if geometry is not None:
+        own_id = next(
+            r.annotation.id for r in plan.regions if r.label.startswith("nested")
+        ) or nucleus_id(b"0123456789")
+        new = NewAnnotation(geometry, own_id, "nested")
+        image.write(Edit(annotations=[new]), image.read().fingerprint)
+    theirs = image.data_path.read_bytes()
+    with pytest.raises(ConflictError, match=r"nested .* is gone, or has another"):
+        write_back(project, plan, nuclei_of(plan), replace(OPTIONS, force=True), tmp_path)
+    assert image.data_path.read_bytes() == theirs
+    assert (tmp_path / "1-he small.png.rescued.geojson.gz").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [SaveError("disk full"), FormatError("gone"), UsageError("there already")]
+)
+def test_nuclei_are_saved_wherever_there_is_room(
+    project: NativeProject,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: QpnucleiError,
+) -> None:
+    image = project.images[0]
+    plan = plan_of(image)
+    (tmp_path / "run").write_text("no folder: nothing can be written below it")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(NativeImage, "write", fail)
+    with pytest.raises(type(error), match=error.what) as raised:
+        write_back(project, plan, nuclei_of(plan), OPTIONS, tmp_path / "run")
+    (rescued,) = (tmp_path / "here").iterdir()
+    assert str(rescued) in raised.value.what
+    assert len(list(read_objects(rescued))) == 2
+
+
+def test_runs_of_one_second_have_a_folder_each(project: NativeProject) -> None:
+    folders = []
+    for _ in range(5):
+        folders.append(choose_folder(project, OPTIONS).path)
+        folders[-1].mkdir(parents=True)
+    assert len(set(folders)) == 5
+
+
+@pytest.mark.parametrize("saved_before", [True, False])
+def test_a_drive_that_is_gone(
+    project: NativeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved_before: bool
+) -> None:
+    plan = plan_of(project.images[0])
+    nuclei = nuclei_of(plan)
+    if not saved_before:
+        project.images[0].data_path.unlink()
+        fingerprint = project.images[0].read().fingerprint
+        plan = replace(plan, fingerprint=fingerprint, taken=frozenset(), existing=[])
+    folder = project.path.parent
+    (folder / "qpnuclei").mkdir()
+    folder.rename(tmp_path / "away")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(SaveError, match=r"project\.qpproj is no longer there") as raised:
+        write_back(project, plan, nuclei, OPTIONS, folder / "qpnuclei")
+    assert "drive" in raised.value.hint
+    assert not folder.exists()
+    assert len(list(read_objects(tmp_path / "here" / "1-he small.png.rescued.geojson.gz"))) == 2
+
+
+def test_nothing_can_be_written_anywhere(
+    project: NativeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path) -> None:
+        raise SaveError(f"{path} cannot be written: No space left on device")
+
+    monkeypatch.setattr("qpnuclei.qupath.geojson.writing.atomic_file", full)
+    plan = plan_of(project.images[0])
+    without_first_annotation(project.images[0])
+    with pytest.raises(ConflictError, match="could not be saved elsewhere"):
+        write_back(project, plan, nuclei_of(plan), OPTIONS, tmp_path)
+
+
+def test_file_names_of_images(project: NativeProject, tmp_path: Path) -> None:
+    image = project.images[0]
+    for name in ("../../etc/passwd", "a\\b:c*?.svs", "组织" * 200, "end. ", "half \ud800", "\0\n"):
+        image.name = name
+        stem = file_stem(image)
+        assert stem.startswith("1-")
+        path = tmp_path / f"{stem}.rescued.geojson.gz"
+        assert path.parent == tmp_path
+        with atomic_file(path) as stream:  # its temporary name is longer still
+            stream.write(b"x")
+        assert path.exists()
+    image.name = "end. "
+    assert file_stem(image) == "1-end"
