@@ -140,7 +140,8 @@ def test_an_unreadable_tile_is_named_and_ends_all_threads(
 
 
 @pytest.mark.parametrize(
-    "stage", ["segmentation.maps_engine.segment_instances", "pipeline.inference.infer.pixels_of_labels"]
+    "stage",
+    ["segmentation.maps_engine.segment_instances", "pipeline.inference.infer.pixels_of_labels"],
 )
 def test_a_fault_in_a_later_stage_names_its_tile_too(
     engine: Engine, tissue: ImageInMemory, stage: str, monkeypatch: pytest.MonkeyPatch
