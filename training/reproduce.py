@@ -362,7 +362,8 @@ class Table:
             "Anchor agreement (no labels: rank correlation of attention and haematoxylin) below 0, "
             "or pixel AUC below 0.5, means that the attention is on the background; near 0.5, that "
             "it has nothing to do with nuclei.",
-            "Minutes are wall time of the training, of a machine that may have had other work.",
+            "Minutes are wall time of the epochs (not of starts and validation), of a machine that "
+            "may have had other work.",
         ]
         if not self.slides:
             notes.append(
