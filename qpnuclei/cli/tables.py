@@ -164,6 +164,8 @@ def summary_table(summary: RunSummary) -> Table:
     """Return the nuclei found, one line per annotation."""
     locked = sum(image.locked for image in summary.images)
     kept = f" and {locked} locked ones of earlier runs" if locked else ""
+    if summary.arguments.get("on_existing") == "append":
+        kept = " besides those of earlier runs"
     table = Table(title=f"{summary.nuclei} nuclei{kept}")
     for column in ("image", "annotation", "class"):
         table.add_column(column)

@@ -22,6 +22,7 @@ from qpnuclei.models.metadata import ModelMetadata, PostProcessing
 from qpnuclei.models.registry import (
     DEFAULT_MODEL,
     WEIGHTS_FOLDER,
+    check_speed,
     network_for,
     networks_of,
     resolve_model,
@@ -111,6 +112,7 @@ def assess(
     if options.model is None:
         result = _measure(classical.NAME, classical.haematoxylin_nuclei, images, options, progress)
     else:
+        check_speed(options.model, options.speed)
         engine_specs(networks_of(options.model, options.speed))  # a wrong name is told at once
         asked = EngineOptions(options.device, views=8 if options.tta else 1)
         engines: dict[str, Engine] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qpnuclei.choices import Speed
-from qpnuclei.errors import NotFoundError
+from qpnuclei.errors import NotFoundError, UsageError
 
 #: Folder of the packaged models, ``<name>.safetensors``.
 WEIGHTS_FOLDER = Path(__file__).resolve().parents[1] / "weights"
@@ -48,6 +48,21 @@ def network_for(model: str, mpp: float, speed: Speed = "auto") -> str:
 def networks_of(model: str, speed: Speed = "auto") -> tuple[str, ...]:
     """Return all models that `network_for` may choose, whatever the slide."""
     return tuple(dict.fromkeys(network_for(model, mpp, speed) for mpp in (0.0, float("inf"))))
+
+
+def check_speed(model: str | None, speed: Speed) -> None:
+    """Refuse a speed where there are no networks to choose from.
+
+    Raises
+    ------
+    qpnuclei.errors.UsageError
+        If `speed` is not auto and the model is not the default one.
+    """
+    if speed != "auto" and model != DEFAULT_MODEL:
+        raise UsageError(
+            f"--speed {speed} chooses a network of the default model, and --model names {model}",
+            "leave out one of the two",
+        )
 
 
 def resolve_model(name_or_path: str | Path) -> Path:

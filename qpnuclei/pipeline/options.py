@@ -19,7 +19,7 @@ from qpnuclei.choices import (
     Speed,
 )
 from qpnuclei.errors import UsageError
-from qpnuclei.models.registry import DEFAULT_MODEL, network_for, networks_of
+from qpnuclei.models.registry import DEFAULT_MODEL, check_speed, network_for, networks_of
 from qpnuclei.pipeline.positivity import check_thresholds
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.pixel_size import AskedMpp
@@ -82,13 +82,7 @@ class RunOptions:
                 f"--qc marks areas as {IGNORE_CLASS}, and --exclude does not leave them out",
                 f"add --exclude '{IGNORE_CLASS}'",
             )
-
-        if self.speed != "auto" and self.model != DEFAULT_MODEL:
-            raise UsageError(
-                f"--speed {self.speed} chooses a network of the default model, and --model names "
-                f"{self.model}",
-                "leave out one of the two",
-            )
+        check_speed(self.model, self.speed)
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -156,6 +156,8 @@ def commit_run(
         todo = [image for image in plan.images if not folder.result_path(image).exists()]
         check_space(need_of_results(project, todo, options))
         summary = RunSummary.begun(project, entries, plan, options, folder.path)
+        # What is committed already was computed there.
+        summary.device = str(folder.record().get("device", ""))
         failed = folder.failed()
         for image in plan.images:
             entry = by_id.get(image.entry)
@@ -188,7 +190,6 @@ def commit_run(
                 summary.device = device_of(folder, image, layout)
             summary.save_soon()
             conduct.check_stop()
-        summary.device = summary.device or str(folder.record().get("device", ""))
         summary.finish()
         folder.note("%s: %d nuclei", summary.state, summary.nuclei)
         with interrupt_postponed():

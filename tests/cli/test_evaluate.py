@@ -150,6 +150,8 @@ def test_what_is_asked_for_wrongly_is_refused(dataset: Path, tmp_path: Path) -> 
     refuse(UsageError, "without --split", dataset, *out, "--splits", "s.json")
     refuse(UsageError, "no split 'test'", dataset, *out, "--split", "test")
     refuse(NotFoundError, "no model named 'best'", dataset, *out, "--model", "best")
+    named = ("--speed", "fast", "--model", "default-40x", "--mpp", "0.25")
+    refuse(UsageError, "chooses a network of the default model", dataset, *out, *named)
     refuse(MppError, "has no pixel size", dataset, *out)
     tune = (*out, "--tune", "--mpp", "0.25", "--write-model")
     packaged = WEIGHTS_FOLDER / "mine.safetensors"

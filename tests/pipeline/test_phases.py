@@ -86,7 +86,9 @@ def test_phases_on_several_machines_are_one_run(tmp_path: Path) -> None:
     whole = one.read_bytes()
     for wrong, what in ((whole[:-9], "is damaged"), (other.read_bytes(), "of something else")):
         one.write_bytes(wrong)
-        (failure,) = qpnuclei.commit(machines[0]).failures
+        refused = qpnuclei.commit(machines[0])
+        (failure,) = refused.failures
+        assert refused.device == summary.device == "cpu, float32"  # of the committed image
         assert str(one) in failure.error.what
         assert what in failure.error.what
     one.write_bytes(whole)

@@ -137,9 +137,9 @@ def new_nuclei(
 ) -> NewNuclei:
     """Say which region each nucleus found belongs to, and leave out what belongs to none.
 
-    With ``on_existing="append"`` those already there are left out, too; with ``"replace"`` those
-    that share more than half of the smaller of the two with a locked one of an earlier run. The
-    UUID of a nucleus is made from the image and its outline: found again, it has the same.
+    Left out, too, are those that share more than half of the smaller of the two with a locked one
+    of an earlier run, and with ``on_existing="append"`` those already there. The UUID of a nucleus
+    is made from the image and its outline: found again, it has the same.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def new_nuclei(
     known = plan.taken if options.on_existing == "append" else frozenset[UUID]()
     counts = np.zeros((len(found), len(plan.regions)), np.int64)
     orders: list[npt.NDArray[np.int64] | None] = []
-    locked = plan.locked.outlines if options.on_existing == "replace" else ()
+    locked = plan.locked.outlines
     outside = as_locked = 0
     for number, of_table in enumerate(counts):
         table = found[number]
@@ -158,7 +158,7 @@ def new_nuclei(
         if known:
             region[[own_id in known for own_id in ids_of(table, plan.entry)]] = -1
         if len(locked):
-            in_place = are_among(shapely.make_valid(table.polygons()), plan.locked.outlines)
+            in_place = are_among(shapely.make_valid(table.polygons()), locked)
             as_locked += int(np.count_nonzero(in_place & (region >= 0)))
             region[in_place] = -1
         by_region = np.argsort(region, kind="stable")[np.count_nonzero(region < 0) :]

@@ -121,6 +121,22 @@ def test_locked_nuclei_stay_and_nothing_is_written_in_their_place(
     assert content(project.path.parent.parent) == there
 
 
+def test_nothing_is_appended_in_the_place_of_locked_nuclei(project: NativeProject) -> None:
+    (image,) = project.images
+    run(project)
+    chosen = set(filter(is_ours, image.read().detections.ids))
+    lock(image, chosen)
+    again = run(project, replace(OPTIONS, threshold=0.3, on_existing="append"))
+    (result,) = again.images
+    assert result.as_locked > 0
+    after = image.read().detections
+    new = np.array([own_id is not None and own_id not in chosen for own_id in after.ids])
+    new &= np.array([own_id is not None and is_ours(own_id) for own_id in after.ids])
+    assert new.sum() == result.nuclei < len(chosen) / 2
+    assert not are_among(after.geometries[new], after.geometries[~new]).any()
+    assert summary_table(again).title == f"{result.nuclei} nuclei besides those of earlier runs"
+
+
 def test_nuclei_that_were_locked_meanwhile_stay_too(
     project: NativeProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
