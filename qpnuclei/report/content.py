@@ -37,7 +37,7 @@ from qpnuclei.report.pictures import (
     outlines,
     scale_bar,
 )
-from qpnuclei.report.runs import Run, RunOfImage
+from qpnuclei.report.runs import Run, RunOfImage, run_that_wrote
 from qpnuclei.report.views import View, choose_views, moved_inside, seam_views, tile_borders
 from qpnuclei.segmentation.sidecar import PROBABILITY
 
@@ -96,6 +96,10 @@ class ImageContent:
         As `qpnuclei.qupath.counts.count_objects` counts annotations and classes.
     row : dict
         Of the whole image.
+    written_by : Run
+        Which run wrote the nuclei, and `run`, what its record says of the image.
+    is_unrecorded : bool
+        Whether a run wrote them whose record is not here.
     others : tuple of str
         Classes of detections of other programs that were counted, where no run has been.
     problem : str
@@ -108,7 +112,9 @@ class ImageContent:
     class_rows: list[Row]
     row: Row
     mpp: tuple[float, float] | None
+    written_by: Run | None
     run: RunOfImage | None
+    is_unrecorded: bool = False
     others: tuple[str, ...] | None = None
     whole: Picture | None = None
     density: Picture | None = None
@@ -172,11 +178,16 @@ def image_content(
     project: Project,
     entry: ImageEntry,
     number: int,
-    run: Run | None,
+    runs: Sequence[Run],
     nucleus_classes: Sequence[str] | None,
     pixel_sizes: AskedMpp,
 ) -> ImageContent:
     """Count and draw one image.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        The newest first. The one that wrote the nuclei may be none of them.
 
     Raises
     ------
@@ -187,6 +198,8 @@ def image_content(
     others = None
     if nucleus_classes is None and not image.record.areas:
         nucleus_classes = others = _classes_of_others(image)
+    record = image.record
+    run = run_that_wrote(runs, entry.id, record.run) if record.areas else None
     of_run = None if run is None else run.of_image(entry.id)
     calibration = image.calibration
     mpp = None
@@ -208,7 +221,9 @@ def image_content(
         class_rows=by["class"],
         row=by["image"][0],
         mpp=mpp,
+        written_by=run,
         run=of_run,
+        is_unrecorded=bool(record.areas) and run is None,
         others=others,
         histograms=tuple(
             histogram(title, unit, values)

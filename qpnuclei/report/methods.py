@@ -30,6 +30,7 @@ _LEARNED = {
 
 def methods(
     runs: Sequence[Run],
+    unrecorded: int,
     images: int,
     annotations: int,
     cores: int,
@@ -42,6 +43,8 @@ def methods(
     ----------
     runs : sequence of Run
         That found the nuclei; none if they come from another program.
+    unrecorded : int
+        Images whose nuclei a run found of which there is no record.
     images, annotations, cores : int
         How many were counted.
     classes : sequence of str
@@ -89,6 +92,11 @@ def methods(
                 f"{'positive' if len(thresholds) == 1 else '1+, 2+, 3+'}, others negative "
                 "(experimental)."
             )
+    if unrecorded:
+        sentences.append(
+            f"The nuclei of {_many(unrecorded, 'image')} were segmented by a run of qpnuclei whose "
+            "record is not here: name its model."
+        )
     if not runs:
         sentences.append(
             f"Detections in a QuPath project {cite(_QUPATH)} were counted with qpnuclei "

@@ -95,6 +95,7 @@ class _Shown:
     doubts: list[str]
     counts_all: bool
     stained: bool
+    is_unrecorded: bool
 
 
 def write_report(
@@ -140,7 +141,6 @@ def write_report(
     used: dict[Path, Run] = {}
     for number, entry in enumerate(entries, start=1):
         progress(number - 1, entry.name)
-        run = next((run for run in runs if run.of_image(entry.id) is not None), None)
 
         def fail(error: QpnucleiError, entry: ImageEntry = entry) -> None:
             failures.append((entry, error))
@@ -149,17 +149,19 @@ def write_report(
         with standing_alone(f"image {entry.name}", fail):
             read.append(
                 image_content(
-                    project, entry, number, run, options.nucleus_classes, options.pixel_sizes
+                    project, entry, number, runs, options.nucleus_classes, options.pixel_sizes
                 )
             )
         if not read:
             continue
         content = read[0]
-        if run is not None and content.run is not None:
+        run = content.written_by
+        if run is not None:
             used.setdefault(run.path, run)
         since = _unfinished_since(runs, entry.id)
         if since:
-            unfinished.append((entry.name, since + _OF_EARLIER * (run is not None)))
+            is_earlier = run is not None or content.is_unrecorded
+            unfinished.append((entry.name, since + _OF_EARLIER * is_earlier))
         section = Markup(
             render(
                 "image.html.j2",
@@ -199,6 +201,7 @@ def write_report(
         images=shown,
         sections=sections,
         runs=list(used.values()),
+        unrecorded=[image.name for image in shown if image.is_unrecorded],
         problems=problems,
         **_comparison(shown),
         **_methods(shown, list(used.values())),
@@ -264,6 +267,7 @@ def _kept(content: ImageContent, link: str, counts_all: bool) -> _Shown:
         doubts=content.doubts,
         counts_all=counts_all or content.others is not None,
         stained=any("aematoxylin" in histogram.title for histogram in content.histograms),
+        is_unrecorded=content.is_unrecorded,
     )
 
 
@@ -366,8 +370,10 @@ def _methods(shown: Sequence[_Shown], runs: Sequence[Run]) -> dict[str, Any]:
     classes = dict.fromkeys(row["class"] for row in annotations if row["class"])
     images = sum(image.row["nuclei"] is not None for image in shown)
     stained = any(image.stained for image in shown)
+    unrecorded = sum(image.is_unrecorded for image in shown)
+    cores = len(rows) - len(annotations)
     text, references = methods(
-        runs, images, len(annotations), len(rows) - len(annotations), list(classes), stained
+        runs, unrecorded, images, len(annotations), cores, list(classes), stained
     )
     return {"methods": text, "references": references}
 

@@ -17,13 +17,14 @@ from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
+from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.counts import count_project
 from qpnuclei.qupath.model import Detections, ImageObjects
 from qpnuclei.qupath.native import NativeImage, open_project
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.report import content
 from qpnuclei.report.page import ReportOptions, write_report
-from qpnuclei.report.runs import Run, project_of, read_run, runs_of
+from qpnuclei.report.runs import Run, project_of, read_run, run_that_wrote, runs_of
 from tests.paths import SAMPLES
 from tests.report.conftest import NAME, Made
 from tests.report.pages import Page, same
@@ -114,7 +115,7 @@ def test_seams_are_where_the_tiles_of_the_run_met(
 
     monkeypatch.setattr(content, "seam_views", watched)
     run = read_run(made.path.parent)
-    content.image_content(made.project, made.project.images[0], 1, run, None, AskedMpp())
+    content.image_content(made.project, made.project.images[0], 1, [run], None, AskedMpp())
     ((xs, ys, *_),) = borders
     scale = made.plan.scale.downsample
     lefts = {tile.core.x0 * scale[0] for tile in made.plan.tiles}
@@ -202,9 +203,44 @@ def test_an_image_that_the_last_run_did_not_finish_says_so(made: Made, tmp_path:
     assert "did not finish this image: its tiles <cannot> be read. What is shown is of" in after
     never = text(failing)
     assert "its tiles <cannot> be read" in never
-    assert "earlier run" not in never
+    assert "are of a run of qpnuclei whose record is not here" in never
     # What failed first and was done later is done.
     assert "its tiles" not in text(done, failing)
+
+
+def test_an_image_is_of_the_run_that_wrote_its_nuclei(made: Made, tmp_path: Path) -> None:
+    (entry,) = made.project.images
+    (done,) = runs_of(made.project.path.parent)
+    marker = Record.of(entry.read().properties).run
+    (of_image,) = done.content["images"]
+    assert of_image["marker"] == marker != ""
+    # Its nuclei were replaced since, and the run after that did not find the image.
+    other = {**of_image, "marker": "another"}
+    replaced = Run(tmp_path / "other.json", {"images": [other], "models": [{"name": "wrong"}]})
+    failed = {"entry": entry.id, "image": entry.name, "error": "no file"}
+    failing = Run(tmp_path / "run.json", {"failures": [failed]})
+    path = tmp_path / "page.html"
+    write_report(made.project, made.project.images, path, [failing, replaced])
+    text = " ".join(Page.of(path).text.split())
+    assert "wrong" not in text
+    assert "of 1 image were segmented by a run of qpnuclei whose record is not here" in text
+    assert "The nuclei are of a run of qpnuclei whose record is not here" in text
+    assert "Of a run whose record is not here: synthetic.tif." in text
+    assert "no file. What is shown is of an earlier run" in text
+    assert run_that_wrote([failing, replaced, done], entry.id, marker) is done
+
+
+def test_a_record_without_markers_is_of_the_newest_run_alone() -> None:
+    def run(**content: Any) -> Run:
+        return Run(Path("run.json"), content)
+
+    old = run(images=[{"entry": "1"}])
+    older = run(images=[{"entry": "1"}])
+    unrelated = run(images=[{"entry": "2", "marker": "m"}], failures=[{"entry": "3"}])
+    assert run_that_wrote([unrelated, old, older], "1", "m") is old
+    assert run_that_wrote([run(failures=[{"entry": "1"}]), old], "1", "m") is None
+    assert run_that_wrote([run(images=[{"entry": "1", "marker": "n"}]), old], "1", "m") is None
+    assert run_that_wrote([unrelated], "1", "m") is None
 
 
 def test_detections_of_other_programs_count_where_no_run_was(tmp_path: Path) -> None:
