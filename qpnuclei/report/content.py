@@ -158,20 +158,24 @@ class _Nuclei:
     mpp: tuple[float, float] | None = field(default=None)
 
     def first_of(self, names: Sequence[str]) -> Floats | None:
-        """Return the first of some measurements that any nucleus has."""
+        """Return of each nucleus the first of some measurements that it has; None if none has.
+
+        Nuclei of cells have other names for the same.
+        """
+        values = np.full(len(self.geometries), np.nan)
         for name in names:
-            column = self.measurements.get(name)
-            if column is not None and np.isfinite(column).any():
-                return column
-        return None
+            if name in self.measurements:
+                values = np.where(np.isfinite(values), values, self.measurements[name])
+        return values if np.isfinite(values).any() else None
 
     @property
     def sizes(self) -> Floats | None:
-        """Areas in µm²; computed if there is no such measurement."""
+        """Areas in µm²; computed of nuclei without such a measurement."""
         measured = self.first_of(_SIZE)
-        if measured is None and self.mpp is not None and len(self.geometries):
-            measured = shapely.area(self.geometries) * self.mpp[0] * self.mpp[1]
-        return measured
+        if self.mpp is None or not len(self.geometries):
+            return measured
+        computed: Floats = shapely.area(self.geometries) * self.mpp[0] * self.mpp[1]
+        return computed if measured is None else np.where(np.isfinite(measured), measured, computed)
 
 
 def image_content(

@@ -22,7 +22,8 @@ from qpnuclei.qupath.counts import count_project
 from qpnuclei.qupath.model import Detections, ImageObjects
 from qpnuclei.qupath.native import NativeImage, open_project
 from qpnuclei.qupath.pixel_size import AskedMpp
-from qpnuclei.report import content
+from qpnuclei.report import content, page
+from qpnuclei.report.methods import methods
 from qpnuclei.report.page import ReportOptions, write_report
 from qpnuclei.report.runs import Run, project_of, read_run, run_that_wrote, runs_of
 from tests.paths import SAMPLES
@@ -160,6 +161,46 @@ def test_positive_nuclei_are_counted_and_drawn_apart(
     assert all(share == pytest.approx(100 / 3, abs=10) for share in shares)
     assert "outlined in yellow" in page.text
     assert "outlined in yellow" not in made.page.text
+
+
+def test_nuclei_with_and_without_cells_are_summarised_together() -> None:
+    # Nuclei of cells have names of their own; 3 of 4 are measured, and the last is 2 x 2 px.
+    squares = shapely.box(0, 0, [1, 1, 1, 2], [1, 1, 1, 2])
+    unknown = np.nan
+    measured = {
+        "Area µm^2": np.array([10.0, unknown, unknown, unknown]),
+        "Nucleus: Area µm^2": np.array([unknown, 30.0, 50.0, unknown]),
+    }
+    nowhere = np.zeros((4, 2))
+    nuclei = content._Nuclei(
+        squares, nowhere, measured, np.zeros(4, bool), shapely.Point(), (0.5, 0.5)
+    )
+    assert nuclei.sizes is not None
+    assert nuclei.sizes.tolist() == [10, 30, 50, 1]
+    assert nuclei.first_of(("DAB: Mean",)) is None
+    size, of_cells = "Area µm^2 (median)", "Nucleus: Area µm^2 (median)"
+    stain, stain_of_cells = "Hematoxylin: Mean (mean)", "Nucleus: Hematoxylin: Mean (mean)"
+    rows = [
+        {size: 40.0, of_cells: unknown, stain: 0.4, stain_of_cells: unknown},
+        {size: unknown, of_cells: 50.0, stain: unknown, stain_of_cells: 0.5},
+        {size: 40.0, of_cells: 50.0, stain: unknown, stain_of_cells: 0.5},
+        {size: 60.0},
+    ]
+    shown = [(row.get(size), row.get(stain)) for row in page._readable(rows)]
+    assert shown == [(40, 0.4), (50, 0.5), (None, None), (60, None)]
+
+
+def test_the_methods_name_stains_and_say_nothing_twice(tmp_path: Path) -> None:
+    def run(model: str, expansion: float) -> Run:
+        arguments = {"cell_expansion_um": expansion}
+        return Run(tmp_path / "run.json", {"models": [{"name": model}], "arguments": arguments})
+
+    types = {"BRIGHTFIELD_H_DAB": 2, "BRIGHTFIELD_H_E": 1, "UNSET": 3, None: 1}
+    runs = [run("a", 5), run("a", 5), run("b", 5), run("b", 5)]
+    text, _ = methods(runs, 0, types, 8, 0, [], stained=False)
+    assert "on 1 H&E image, 2 H-DAB images and 4 other images of a QuPath project" in text
+    assert [text.count(f"model '{name}'") for name in "ab"] == [1, 1]
+    assert text.count("Cells reach up to 5 µm") == 2  # of either model
 
 
 def test_it_says_what_was_run_and_how_to_cite_it(made: Made) -> None:
