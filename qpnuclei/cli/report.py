@@ -86,11 +86,12 @@ def report(
         source if run is None else project_of(run), backend=backend, image_root=image_root
     )
     entries = match_images(opened, tuple(image or ()))
+    runs = runs_of(opened.path.parent)
     if run is None:
-        runs = runs_of(opened.path.parent)
         path = output or opened.path.parent / RUNS / PAGE
     else:
-        runs = [run]
+        # Another run may have replaced what it wrote.
+        runs = [run, *(other for other in runs if not other.path.samefile(run.path))]
         entries = images_of(run, entries)
         path = output or run.path.with_name(PAGE)
     by_image = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)

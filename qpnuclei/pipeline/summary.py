@@ -104,6 +104,8 @@ class ImageResult:
         Time that each stage worked; they overlap, so they add up to more than the run took.
     waited : mapping of str to float
         Time that a stage had nothing to do, because the one before it was not done.
+    marker : str
+        By which the image's record in the project names the run that wrote its nuclei.
     """
 
     name: str
@@ -128,6 +130,7 @@ class ImageResult:
     notes: tuple[str, ...] = ()
     locked: int = 0
     as_locked: int = 0
+    marker: str = ""
 
     def save(self, path: Path, is_saved: bool) -> None:
         """Write it to a file of its own.

@@ -33,6 +33,9 @@ PROPERTY = "qpnuclei analysed"
 #: An outline may exceed the analysed area by this much, because of rounding.
 _RIM_PX = 0.02
 
+#: Before a doubt about nuclei some of which were removed since.
+_BEFORE_FILTER = "before the filter: "
+
 Mpp = tuple[float, float]
 
 _NONE = shapely.MultiPolygon()
@@ -206,6 +209,11 @@ class Record:
         )
         return Record((*kept, *new), used, check, marker)
 
+    def filtered(self) -> Record:
+        """Return the record after some nuclei were removed: its doubts are about those before."""
+        areas = tuple(replace(area, check=_of_before(area.check)) for area in self.areas)
+        return replace(self, areas=areas, check=_of_before(self.check))
+
     @cached_property
     def covered(self) -> shapely.Geometry:
         """The areas that runs were asked to analyse, on the first plane: a valid geometry."""
@@ -281,6 +289,11 @@ class Record:
 def together(doubts: Iterable[str]) -> str:
     """Join reasons for doubt in one line, without duplicates."""
     return "; ".join(dict.fromkeys(filter(None, doubts)))
+
+
+def _of_before(check: str) -> str:
+    """Return a doubt, marked as one about the nuclei before the filter."""
+    return check if not check or check.startswith(_BEFORE_FILTER) else _BEFORE_FILTER + check
 
 
 def overall(statuses: Sequence[Status]) -> Status:

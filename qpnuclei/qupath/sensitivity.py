@@ -12,6 +12,7 @@ import numpy.typing as npt
 from qpnuclei._version import __version__
 from qpnuclei.choices import CERTAINTY
 from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import Edit, ImageEntry
 from qpnuclei.qupath.regions import Region, rows_inside
 
@@ -31,6 +32,8 @@ class OwnNuclei:
         `qpnuclei.choices.CERTAINTY`; NaN where one has no such measurement.
     locked : (N,) bool ndarray
         Those that a user has locked, and so accepted.
+    record : Record
+        Of earlier runs on the image.
     fingerprint : str
         Of the objects as read.
     """
@@ -39,6 +42,7 @@ class OwnNuclei:
     ids: npt.NDArray[Any]
     certainty: npt.NDArray[np.float64]
     locked: npt.NDArray[np.bool_]
+    record: Record
     fingerprint: str
 
     @classmethod
@@ -62,7 +66,8 @@ class OwnNuclei:
         known = found.measurements.get(CERTAINTY)
         certainty = np.full(len(rows), np.nan) if known is None else known[rows]
         locked = found.locked[rows]
-        return cls(entry, ids, certainty.astype(np.float64), locked, objects.fingerprint)
+        record = Record.of(objects.properties, f"image {entry.name}")
+        return cls(entry, ids, certainty.astype(np.float64), locked, record, objects.fingerprint)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -92,7 +97,12 @@ class OwnNuclei:
                 f"// qpnuclei {__version__}: removed {len(removed)} of {len(self)} detections by "
                 f"qpnuclei, whose {CERTAINTY!r} is below {least:g}"
             )
-            self.entry.write(
-                Edit(remove=removed, workflow_step=("qpnuclei filter", said)), self.fingerprint
+            # What a run doubted was said of the nuclei with these.
+            filtered = self.record.filtered()
+            edit = Edit(
+                remove=removed,
+                workflow_step=("qpnuclei filter", said),
+                properties={} if filtered == self.record else filtered.to_properties(),
             )
+            self.entry.write(edit, self.fingerprint)
         return len(removed)

@@ -37,7 +37,7 @@ from qpnuclei.report.pictures import (
     outlines,
     scale_bar,
 )
-from qpnuclei.report.runs import Run, RunOfImage
+from qpnuclei.report.runs import Run, RunOfImage, run_that_wrote
 from qpnuclei.report.views import View, choose_views, moved_inside, seam_views, tile_borders
 from qpnuclei.segmentation.sidecar import PROBABILITY
 
@@ -96,6 +96,10 @@ class ImageContent:
         As `qpnuclei.qupath.counts.count_objects` counts annotations and classes.
     row : dict
         Of the whole image.
+    written_by : Run
+        Which run wrote the nuclei, and `run`, what its record says of the image.
+    is_unrecorded : bool
+        Whether a run wrote them whose record is not here.
     others : tuple of str
         Classes of detections of other programs that were counted, where no run has been.
     problem : str
@@ -108,7 +112,9 @@ class ImageContent:
     class_rows: list[Row]
     row: Row
     mpp: tuple[float, float] | None
+    written_by: Run | None
     run: RunOfImage | None
+    is_unrecorded: bool = False
     others: tuple[str, ...] | None = None
     whole: Picture | None = None
     density: Picture | None = None
@@ -152,31 +158,40 @@ class _Nuclei:
     mpp: tuple[float, float] | None = field(default=None)
 
     def first_of(self, names: Sequence[str]) -> Floats | None:
-        """Return the first of some measurements that any nucleus has."""
+        """Return of each nucleus the first of some measurements that it has; None if none has.
+
+        Nuclei of cells have other names for the same.
+        """
+        values = np.full(len(self.geometries), np.nan)
         for name in names:
-            column = self.measurements.get(name)
-            if column is not None and np.isfinite(column).any():
-                return column
-        return None
+            if name in self.measurements:
+                values = np.where(np.isfinite(values), values, self.measurements[name])
+        return values if np.isfinite(values).any() else None
 
     @property
     def sizes(self) -> Floats | None:
-        """Areas in µm²; computed if there is no such measurement."""
+        """Areas in µm²; computed of nuclei without such a measurement."""
         measured = self.first_of(_SIZE)
-        if measured is None and self.mpp is not None and len(self.geometries):
-            measured = shapely.area(self.geometries) * self.mpp[0] * self.mpp[1]
-        return measured
+        if self.mpp is None or not len(self.geometries):
+            return measured
+        computed: Floats = shapely.area(self.geometries) * self.mpp[0] * self.mpp[1]
+        return computed if measured is None else np.where(np.isfinite(measured), measured, computed)
 
 
 def image_content(
     project: Project,
     entry: ImageEntry,
     number: int,
-    run: Run | None,
+    runs: Sequence[Run],
     nucleus_classes: Sequence[str] | None,
     pixel_sizes: AskedMpp,
 ) -> ImageContent:
     """Count and draw one image.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        The newest first. The one that wrote the nuclei may be none of them.
 
     Raises
     ------
@@ -187,6 +202,8 @@ def image_content(
     others = None
     if nucleus_classes is None and not image.record.areas:
         nucleus_classes = others = _classes_of_others(image)
+    record = image.record
+    run = run_that_wrote(runs, entry.id, record.run) if record.areas else None
     of_run = None if run is None else run.of_image(entry.id)
     calibration = image.calibration
     mpp = None
@@ -208,7 +225,9 @@ def image_content(
         class_rows=by["class"],
         row=by["image"][0],
         mpp=mpp,
+        written_by=run,
         run=of_run,
+        is_unrecorded=bool(record.areas) and run is None,
         others=others,
         histograms=tuple(
             histogram(title, unit, values)

@@ -22,6 +22,8 @@ _DECONVOLUTION = (
     "Ruifrok AC, Johnston DA. Quantification of histochemical staining by color deconvolution. "
     "Analytical and Quantitative Cytology and Histology 2001;23:291–299."
 )
+#: Images by QuPath's image type; of others, only their number is said.
+_STAINED = {"BRIGHTFIELD_H_E": "H&E image", "BRIGHTFIELD_H_DAB": "H-DAB image"}
 _LEARNED = {
     "attention": "a network that learned from unlabelled tissue by the attention of a classifier",
     "student": "a network that was trained without outlined nuclei, on pseudo-labels",
@@ -30,7 +32,8 @@ _LEARNED = {
 
 def methods(
     runs: Sequence[Run],
-    images: int,
+    unrecorded: int,
+    images: Mapping[str | None, int],
     annotations: int,
     cores: int,
     classes: Sequence[str],
@@ -42,7 +45,11 @@ def methods(
     ----------
     runs : sequence of Run
         That found the nuclei; none if they come from another program.
-    images, annotations, cores : int
+    unrecorded : int
+        Images whose nuclei a run found of which there is no record.
+    images : mapping of str or None to int
+        How many of each of QuPath's image types were counted.
+    annotations, cores : int
         How many were counted.
     classes : sequence of str
         Of the annotations.
@@ -56,7 +63,7 @@ def methods(
         areas.append(f"{_many(annotations, 'annotation')}{of}")
     if cores:
         areas.append(_many(cores, "TMA core"))
-    where = f"{' and '.join(areas)} on {_many(images, 'H&E image')}"
+    where = f"{' and '.join(areas)} on {_images(images)}"
     references: list[str] = []
 
     def cite(reference: str) -> str:
@@ -65,30 +72,41 @@ def methods(
         return f"[{references.index(reference) + 1}]"
 
     sentences = []
+    # Runs that were alike are told once.
+    told: list[list[str]] = []
     for run in runs:
+        of_run: list[str] = []
         version = run.versions.get("qpnuclei") or __version__
         used = " and ".join(_model(model, cite) for model in run.models)
         plural = "s" if len(run.models) > 1 else ""
-        sentences.append(f"Nuclei were segmented with qpnuclei {version}, model{plural} {used}.")
+        of_run.append(f"Nuclei were segmented with qpnuclei {version}, model{plural} {used}.")
         if plural:
-            sentences.append(
+            of_run.append(
                 f"The pixel size of an image decided which of these models it was given "
                 f"(above {COARSE_ABOVE_MPP} µm/px the coarser one)."
             )
         expansion = run.arguments.get("cell_expansion_um")
         if isinstance(expansion, int | float) and expansion > 0:
-            sentences.append(
+            of_run.append(
                 f"Cells reach up to {expansion:g} µm beyond their nuclei, and half way to the next "
                 "one."
             )
         thresholds = run.arguments.get("positive_thresholds")
         if isinstance(thresholds, list | tuple) and thresholds:
             values = ", ".join(f"{value:g}" for value in thresholds)
-            sentences.append(
+            of_run.append(
                 f"Nuclei whose mean optical density of DAB is at least {values} are "
                 f"{'positive' if len(thresholds) == 1 else '1+, 2+, 3+'}, others negative "
                 "(experimental)."
             )
+        if of_run not in told:
+            told.append(of_run)
+            sentences += of_run
+    if unrecorded:
+        sentences.append(
+            f"The nuclei of {_many(unrecorded, 'image')} were segmented by a run of qpnuclei whose "
+            "record is not here: name its model."
+        )
     if not runs:
         sentences.append(
             f"Detections in a QuPath project {cite(_QUPATH)} were counted with qpnuclei "
@@ -115,6 +133,15 @@ def _model(model: Mapping[str, Any], cite: Callable[[str], str]) -> str:
     at = f", at {mpp:g} µm/px" if isinstance(mpp, int | float) else ""
     hashed = f" (SHA-256 {sha[:12]}…)" if sha else ""
     return f"'{name}'{hashed}{learned}{at}"
+
+
+def _images(by_type: Mapping[str | None, int]) -> str:
+    """Return how many images there are of each stain."""
+    parts = [_many(by_type[t], what) for t, what in _STAINED.items() if by_type.get(t)]
+    others = sum(by_type.values()) - sum(by_type.get(t, 0) for t in _STAINED)
+    if others or not parts:
+        parts.append(_many(others, "other image" if parts else "image"))
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
 
 
 def _many(number: int, what: str) -> str:

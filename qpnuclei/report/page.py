@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -95,6 +96,8 @@ class _Shown:
     doubts: list[str]
     counts_all: bool
     stained: bool
+    is_unrecorded: bool
+    image_type: str | None
 
 
 def write_report(
@@ -140,7 +143,6 @@ def write_report(
     used: dict[Path, Run] = {}
     for number, entry in enumerate(entries, start=1):
         progress(number - 1, entry.name)
-        run = next((run for run in runs if run.of_image(entry.id) is not None), None)
 
         def fail(error: QpnucleiError, entry: ImageEntry = entry) -> None:
             failures.append((entry, error))
@@ -149,17 +151,19 @@ def write_report(
         with standing_alone(f"image {entry.name}", fail):
             read.append(
                 image_content(
-                    project, entry, number, run, options.nucleus_classes, options.pixel_sizes
+                    project, entry, number, runs, options.nucleus_classes, options.pixel_sizes
                 )
             )
         if not read:
             continue
         content = read[0]
-        if run is not None and content.run is not None:
+        run = content.written_by
+        if run is not None:
             used.setdefault(run.path, run)
         since = _unfinished_since(runs, entry.id)
         if since:
-            unfinished.append((entry.name, since + _OF_EARLIER * (run is not None)))
+            is_earlier = run is not None or content.is_unrecorded
+            unfinished.append((entry.name, since + _OF_EARLIER * is_earlier))
         section = Markup(
             render(
                 "image.html.j2",
@@ -199,6 +203,7 @@ def write_report(
         images=shown,
         sections=sections,
         runs=list(used.values()),
+        unrecorded=[image.name for image in shown if image.is_unrecorded],
         problems=problems,
         **_comparison(shown),
         **_methods(shown, list(used.values())),
@@ -264,6 +269,8 @@ def _kept(content: ImageContent, link: str, counts_all: bool) -> _Shown:
         doubts=content.doubts,
         counts_all=counts_all or content.others is not None,
         stained=any("aematoxylin" in histogram.title for histogram in content.histograms),
+        is_unrecorded=content.is_unrecorded,
+        image_type=content.entry.image_type,
     )
 
 
@@ -364,32 +371,45 @@ def _methods(shown: Sequence[_Shown], runs: Sequence[Run]) -> dict[str, Any]:
     rows = [row for image in shown for row in image.rows if row["nuclei"] is not None]
     annotations = _annotations(rows)
     classes = dict.fromkeys(row["class"] for row in annotations if row["class"])
-    images = sum(image.row["nuclei"] is not None for image in shown)
+    images = Counter(image.image_type for image in shown if image.row["nuclei"] is not None)
     stained = any(image.stained for image in shown)
+    unrecorded = sum(image.is_unrecorded for image in shown)
+    cores = len(rows) - len(annotations)
     text, references = methods(
-        runs, images, len(annotations), len(rows) - len(annotations), list(classes), stained
+        runs, unrecorded, images, len(annotations), cores, list(classes), stained
     )
-    return {"methods": text, "references": references}
+    models = dict.fromkeys(str(m.get("name") or "unknown") for run in runs for m in run.models)
+    return {"methods": text, "references": references, "models": list(models)}
 
 
 def _columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Return the columns of a table that people read, and how they are called there."""
-    of_cells = any(name in row for row in rows for name in _OF_CELLS.values())
-    names = _OF_CELLS if of_cells else {}
     # Most projects have annotations and nothing else.
     one_type = all(row["type"] == "annotation" for row in rows)
     shares = dict.fromkeys(name for row in rows for name in row if name.endswith(CLASS_SHARES))
-    columns = [
-        (names.get(name, name), heading)
-        for name, heading in _COLUMNS
-        if not (name == "type" and one_type)
-    ]
+    columns = [part for part in _COLUMNS if not (part[0] == "type" and one_type)]
     return [*columns[:-1], *((name, name) for name in shares), columns[-1]]
+
+
+def _readable(rows: Iterable[Row]) -> list[Row]:
+    """Return rows where the nuclei of cells and other nuclei have the same columns.
+
+    Where a row has both, each summary is of a part of its nuclei: it gets none.
+    """
+    readable = []
+    for row in rows:
+        of_cells = {name: row.get(of_cell) for name, of_cell in _OF_CELLS.items()}
+        if any(map(_is_number, of_cells.values())):
+            is_mixed = any(_is_number(row.get(name)) for name in of_cells)
+            row = {**row, **(dict.fromkeys(of_cells) if is_mixed else of_cells)}
+        readable.append(row)
+    return readable
 
 
 def _tables() -> dict[str, Any]:
     return {
         "columns": _columns,
+        "readable": _readable,
         "all_columns": lambda rows: [
             (column, column)
             for column in dict.fromkeys(name for row in rows for name in row)

@@ -34,6 +34,7 @@ class RunOfImage:
     joined: int | None
     region_ids: tuple[str | None, ...]
     notes: tuple[str, ...]
+    marker: str
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Run:
                     joined=_number(image.get("joined")),
                     region_ids=tuple(r.get("id") for r in _mappings(image.get("regions"))),
                     notes=tuple(map(str, _sequence(image.get("notes")))),
+                    marker=str(image.get("marker") or ""),
                 )
         return None
 
@@ -123,6 +125,31 @@ def runs_of(project_folder: Path) -> list[Run]:
         except (FormatError, NotFoundError) as error:
             _log.info("not in the report: %s", error.what)
     return sorted(found, key=lambda run: str(run.content.get("started") or ""), reverse=True)
+
+
+def run_that_wrote(runs: Sequence[Run], entry_id: str, marker: str) -> Run | None:
+    """Return the run that wrote the nuclei of an image; None if its record is not among `runs`.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        The newest first.
+    marker : str
+        What the image's record in the project calls the run.
+    """
+    for run in runs:
+        found = run.of_image(entry_id)
+        if found is not None and found.marker and found.marker == marker:
+            return run
+    # Records of older versions have no markers. A run that is started again replaces its record: an
+    # image that it had done before may be among those that it has not finished now.
+    for run in runs:
+        found = run.of_image(entry_id)
+        if found is not None:
+            return None if found.marker else run
+        if any(identifier == entry_id for identifier, _, _ in run.unfinished):
+            return None
+    return None
 
 
 def project_of(run: Run) -> Path:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import shapely
+import shapely.affinity
 
 from qpnuclei.choices import CERTAINTY
 from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.qupath.analysed import AnalysedArea, Record, UsedMpp
 from qpnuclei.qupath.model import DetectionGroup, Edit, PathClass
 from qpnuclei.qupath.native import NativeImage, open_project
 from tests.cli.conftest import Outcome, tree
@@ -66,6 +69,26 @@ def test_only_our_own_below_the_value_go_and_a_backup_brings_them_back(
     assert FOREIGN in after.detections.ids
     qpnuclei("project", "restore", project, "--image", "1", "--latest")
     assert first_image(project).read().detections.ids == before.detections.ids
+
+
+def test_a_doubt_is_about_the_nuclei_before(qpnuclei: Call, project: Path) -> None:
+    entry = first_image(project)
+    outline = shapely.MultiPolygon([shapely.box(0, 0, 60, 5)])
+    doubted = AnalysedArea(None, outline, "specks")
+    certain = AnalysedArea(None, shapely.affinity.translate(outline, 0, 90))
+    record = Record((doubted, certain), UsedMpp((0.5, 0.5), "file", None), "specks", "a run")
+    entry.write(Edit(properties=record.to_properties()), entry.read().fingerprint)
+
+    def now() -> Record:
+        return Record.of(first_image(project).read().properties)
+
+    qpnuclei("filter", project, "--min-certainty", "0.5", *NATIVE)
+    assert now() == record  # none was removed
+    said = "before the filter: specks"
+    expected = replace(record, areas=(replace(doubted, check=said), certain), check=said)
+    for least in ("0.6", "0.7"):  # it is said once
+        assert qpnuclei("filter", project, "--min-certainty", least, *NATIVE).exit_code == 0
+        assert now() == expected
 
 
 def test_a_dry_run_counts_and_changes_nothing(qpnuclei: Call, project: Path) -> None:

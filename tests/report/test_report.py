@@ -17,13 +17,15 @@ from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
+from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.counts import count_project
 from qpnuclei.qupath.model import Detections, ImageObjects
 from qpnuclei.qupath.native import NativeImage, open_project
 from qpnuclei.qupath.pixel_size import AskedMpp
-from qpnuclei.report import content
+from qpnuclei.report import content, page
+from qpnuclei.report.methods import methods
 from qpnuclei.report.page import ReportOptions, write_report
-from qpnuclei.report.runs import Run, project_of, read_run, runs_of
+from qpnuclei.report.runs import Run, project_of, read_run, run_that_wrote, runs_of
 from tests.paths import SAMPLES
 from tests.report.conftest import NAME, Made
 from tests.report.pages import Page, same
@@ -114,7 +116,7 @@ def test_seams_are_where_the_tiles_of_the_run_met(
 
     monkeypatch.setattr(content, "seam_views", watched)
     run = read_run(made.path.parent)
-    content.image_content(made.project, made.project.images[0], 1, run, None, AskedMpp())
+    content.image_content(made.project, made.project.images[0], 1, [run], None, AskedMpp())
     ((xs, ys, *_),) = borders
     scale = made.plan.scale.downsample
     lefts = {tile.core.x0 * scale[0] for tile in made.plan.tiles}
@@ -161,6 +163,46 @@ def test_positive_nuclei_are_counted_and_drawn_apart(
     assert "outlined in yellow" not in made.page.text
 
 
+def test_nuclei_with_and_without_cells_are_summarised_together() -> None:
+    # Nuclei of cells have names of their own; 3 of 4 are measured, and the last is 2 x 2 px.
+    squares = shapely.box(0, 0, [1, 1, 1, 2], [1, 1, 1, 2])
+    unknown = np.nan
+    measured = {
+        "Area µm^2": np.array([10.0, unknown, unknown, unknown]),
+        "Nucleus: Area µm^2": np.array([unknown, 30.0, 50.0, unknown]),
+    }
+    nowhere = np.zeros((4, 2))
+    nuclei = content._Nuclei(
+        squares, nowhere, measured, np.zeros(4, bool), shapely.Point(), (0.5, 0.5)
+    )
+    assert nuclei.sizes is not None
+    assert nuclei.sizes.tolist() == [10, 30, 50, 1]
+    assert nuclei.first_of(("DAB: Mean",)) is None
+    size, of_cells = "Area µm^2 (median)", "Nucleus: Area µm^2 (median)"
+    stain, stain_of_cells = "Hematoxylin: Mean (mean)", "Nucleus: Hematoxylin: Mean (mean)"
+    rows = [
+        {size: 40.0, of_cells: unknown, stain: 0.4, stain_of_cells: unknown},
+        {size: unknown, of_cells: 50.0, stain: unknown, stain_of_cells: 0.5},
+        {size: 40.0, of_cells: 50.0, stain: unknown, stain_of_cells: 0.5},
+        {size: 60.0},
+    ]
+    shown = [(row.get(size), row.get(stain)) for row in page._readable(rows)]
+    assert shown == [(40, 0.4), (50, 0.5), (None, None), (60, None)]
+
+
+def test_the_methods_name_stains_and_say_nothing_twice(tmp_path: Path) -> None:
+    def run(model: str, expansion: float) -> Run:
+        arguments = {"cell_expansion_um": expansion}
+        return Run(tmp_path / "run.json", {"models": [{"name": model}], "arguments": arguments})
+
+    types = {"BRIGHTFIELD_H_DAB": 2, "BRIGHTFIELD_H_E": 1, "UNSET": 3, None: 1}
+    runs = [run("a", 5), run("a", 5), run("b", 5), run("b", 5)]
+    text, _ = methods(runs, 0, types, 8, 0, [], stained=False)
+    assert "on 1 H&E image, 2 H-DAB images and 4 other images of a QuPath project" in text
+    assert [text.count(f"model '{name}'") for name in "ab"] == [1, 1]
+    assert text.count("Cells reach up to 5 µm") == 2  # of either model
+
+
 def test_it_says_what_was_run_and_how_to_cite_it(made: Made) -> None:
     record = json.loads((made.path.parent / "run.json").read_text())
     text = " ".join(made.page.text.split())
@@ -202,9 +244,44 @@ def test_an_image_that_the_last_run_did_not_finish_says_so(made: Made, tmp_path:
     assert "did not finish this image: its tiles <cannot> be read. What is shown is of" in after
     never = text(failing)
     assert "its tiles <cannot> be read" in never
-    assert "earlier run" not in never
+    assert "are of a run of qpnuclei whose record is not here" in never
     # What failed first and was done later is done.
     assert "its tiles" not in text(done, failing)
+
+
+def test_an_image_is_of_the_run_that_wrote_its_nuclei(made: Made, tmp_path: Path) -> None:
+    (entry,) = made.project.images
+    (done,) = runs_of(made.project.path.parent)
+    marker = Record.of(entry.read().properties).run
+    (of_image,) = done.content["images"]
+    assert of_image["marker"] == marker != ""
+    # Its nuclei were replaced since, and the run after that did not find the image.
+    other = {**of_image, "marker": "another"}
+    replaced = Run(tmp_path / "other.json", {"images": [other], "models": [{"name": "wrong"}]})
+    failed = {"entry": entry.id, "image": entry.name, "error": "no file"}
+    failing = Run(tmp_path / "run.json", {"failures": [failed]})
+    path = tmp_path / "page.html"
+    write_report(made.project, made.project.images, path, [failing, replaced])
+    text = " ".join(Page.of(path).text.split())
+    assert "wrong" not in text
+    assert "of 1 image were segmented by a run of qpnuclei whose record is not here" in text
+    assert "The nuclei are of a run of qpnuclei whose record is not here" in text
+    assert "Of a run whose record is not here: synthetic.tif." in text
+    assert "no file. What is shown is of an earlier run" in text
+    assert run_that_wrote([failing, replaced, done], entry.id, marker) is done
+
+
+def test_a_record_without_markers_is_of_the_newest_run_alone() -> None:
+    def run(**content: Any) -> Run:
+        return Run(Path("run.json"), content)
+
+    old = run(images=[{"entry": "1"}])
+    older = run(images=[{"entry": "1"}])
+    unrelated = run(images=[{"entry": "2", "marker": "m"}], failures=[{"entry": "3"}])
+    assert run_that_wrote([unrelated, old, older], "1", "m") is old
+    assert run_that_wrote([run(failures=[{"entry": "1"}]), old], "1", "m") is None
+    assert run_that_wrote([run(images=[{"entry": "1", "marker": "n"}]), old], "1", "m") is None
+    assert run_that_wrote([unrelated], "1", "m") is None
 
 
 def test_detections_of_other_programs_count_where_no_run_was(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def committed_image(
     path = folder.result_path(image)
     known = ImageResult.read(path)
     if known is not None and known[1]:
-        return known[0]
+        return replace(known[0], marker=image.marker)
     # A kill came between the save and what follows it.
     layout = layout_of(image, spec, options)
     found = ImageNuclei(folder.shard(image, layout.name), layout.key)
@@ -95,7 +95,7 @@ def committed_image(
     with interrupt_postponed():
         write_copies(project, of_image, nuclei, options)
         result = known[0] if known else _result(image, layout, of_image, nuclei, found.about)
-        result = replace(result, regions=_counted(of_image, doubts))
+        result = replace(result, regions=_counted(of_image, doubts), marker=image.marker)
         with suppress(SaveError):
             result.save(folder.make_for(path), is_saved=True)
     return result
@@ -134,6 +134,7 @@ def _result(
         notes=image.notes,
         locked=len(plan.locked.ids),
         as_locked=nuclei.as_locked,
+        marker=image.marker,
     )
 
 
