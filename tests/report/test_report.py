@@ -267,6 +267,7 @@ def test_an_image_is_of_the_run_that_wrote_its_nuclei(made: Made, tmp_path: Path
     assert "of 1 image were segmented by a run of qpnuclei whose record is not here" in text
     assert "The nuclei are of a run of qpnuclei whose record is not here" in text
     assert "Of a run whose record is not here: synthetic.tif." in text
+    assert "· model not recorded" in text
     assert "no file. What is shown is of an earlier run" in text
     assert run_that_wrote([failing, replaced, done], entry.id, marker) is done
 
