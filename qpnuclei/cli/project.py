@@ -26,6 +26,16 @@ project_app = typer.Typer(
     no_args_is_help=True,
 )
 
+Hdab = Annotated[
+    bool,
+    typer.Option(
+        "--hdab",
+        help="The slides are of haematoxylin and DAB: type Brightfield (H-DAB), with QuPath's "
+        "default stain vectors. Experimental.",
+        show_default="H&E",
+    ),
+]
+
 
 @project_app.callback()
 def _project() -> None:
@@ -44,15 +54,7 @@ def create(
         ),
     ],
     mpp: MppOption = None,
-    hdab: Annotated[
-        bool,
-        typer.Option(
-            "--hdab",
-            help="The slides are of haematoxylin and DAB: type Brightfield (H-DAB), with QuPath's "
-            "default stain vectors. Experimental.",
-            show_default="H&E",
-        ),
-    ] = False,
+    hdab: Hdab = False,
     json: Json = False,
 ) -> None:
     """Create a QuPath project of slides, as Brightfield (H&E) images.
@@ -106,11 +108,12 @@ def add(
             show_default="what each slide says",
         ),
     ] = None,
+    hdab: Hdab = False,
     wait: Wait = True,
     break_lock: BreakLock = False,
     json: Json = False,
 ) -> None:
-    """Add slides to a project, as Brightfield (H&E) images. Close it in QuPath first.
+    """Add slides to a project, by default as Brightfield (H&E) images. Close it in QuPath first.
 
     For example: qpnuclei project add project.qpproj more-slides/
     """
@@ -118,6 +121,7 @@ def add(
     from qpnuclei.qupath.adding import add_slides
     from qpnuclei.qupath.project_file import find_project_file
     from qpnuclei.slides.files import find_slides
+    from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE
     from qpnuclei.system.locks import locked
 
     failures: list[dict[str, str]] = []
@@ -129,7 +133,8 @@ def add(
     found = find_slides(slides)
     path = find_project_file(project)
     with locked(path.parent, wait=wait, break_lock=break_lock):
-        opened, added = add_slides(path, found, mpp, failed=failed)
+        stains = DEFAULT_H_DAB if hdab else DEFAULT_HE
+        opened, added = add_slides(path, found, mpp, stains=stains, failed=failed)
     new = [entry for entry in opened.images if entry.id in added]
     if json:
         images = [{"id": e.id, "name": e.name, "mpp": e.calibration.mpp} for e in new]

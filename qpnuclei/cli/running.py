@@ -117,37 +117,44 @@ def asked_for(
         Fields of the options that override the arguments.
     """
     from qpnuclei.cli.console import stderr
-    from qpnuclei.pipeline.options import RunOptions
-    from qpnuclei.pipeline.selection import Selection, choose_images
+    from qpnuclei.pipeline.selection import choose_images
     from qpnuclei.qupath.pixel_size import read_mpp_table
     from qpnuclei.qupath.project import open_project
 
-    images = tuple(given["image"] or ())
-    selection = Selection(
-        classes=tuple(given["roi"] or ()),
-        derived=given["roi_derived"],
-        names=tuple(given["roi_name"] or ()),
-        ids=tuple(given["roi_id"] or ()),
-        everything=given["roi_all"],
-        tissue=given["tissue"],
-        excluded=excluded_classes(given["exclude"]),
-    )
+    options = options_of(given)
     opened = open_project(path, backend=given["backend"], image_root=given["image_root"])
     if not is_temporary:
         stderr.print(f"{opened.path}: opened with the {opened.backend} backend", highlight=False)
-    entries = choose_images(opened, images, selection)
+    entries = choose_images(opened, options.images, options.selection)
     table = given["mpp_table"]
     by_image = {} if table is None else read_mpp_table(table, opened.images)
+    said: dict[str, Any] = {
+        "mpp_only_missing": not options.images and len(entries) > 1,
+        "mpp_by_image": by_image,
+    }
+    return opened, entries, replace(options, **(said | changes))
+
+
+def options_of(given: dict[str, Any]) -> RunOptions:
+    """Return the options of a run, which check themselves, as far as no project is needed."""
+    from qpnuclei.pipeline.options import RunOptions
+    from qpnuclei.pipeline.selection import Selection
 
     workers = given["workers"]
-    options = RunOptions(
-        selection=selection,
+    return RunOptions(
+        selection=Selection(
+            classes=tuple(given["roi"] or ()),
+            derived=given["roi_derived"],
+            names=tuple(given["roi_name"] or ()),
+            ids=tuple(given["roi_id"] or ()),
+            everything=given["roi_all"],
+            tissue=given["tissue"],
+            excluded=excluded_classes(given["exclude"]),
+        ),
         model=given["model"],
         speed=given["speed"],
         device=given["device"],
         mpp=given["mpp"],
-        mpp_only_missing=not images and len(entries) > 1,
-        mpp_by_image=by_image,
         tissue_annotation=not given["no_annotation"],
         qc=given["qc"],
         class_name=given["class_name"],
@@ -167,9 +174,8 @@ def asked_for(
         parquet_dir=given["parquet"],
         run_dir=given["run_dir"],
         force=given["force"],
-        images=images,
+        images=tuple(given["image"] or ()),
     )
-    return opened, entries, replace(options, **changes)
 
 
 def print_summary(summary: RunSummary, json: bool, page: Path | None) -> dict[str, Any]:

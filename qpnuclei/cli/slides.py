@@ -13,6 +13,7 @@ from qpnuclei.cli.running import (
     print_summary,
     show_plan,
 )
+from qpnuclei.cli.slide_inputs import SlideInputs, refuse_early
 from qpnuclei.errors import QpnucleiError, standing_alone
 
 if TYPE_CHECKING:
@@ -47,36 +48,37 @@ def run_slides(
         What was found as JSON types, and whether a slide failed.
     """
     from qpnuclei.cli.console import print_error
-    from qpnuclei.qupath.results import ResultsFolder, changed_pixel_sizes
+    from qpnuclei.qupath.results import ResultsFolder
     from qpnuclei.slides.files import find_slides
 
     folder = ResultsFolder(results)
     folder.check()
-    slides = find_slides(paths)
-    asked = _pixel_sizes(folder, slides, given)
+    if not any(given[name] for name in _CHOICES):
+        given = {**given, "tissue": True}
+    inputs = SlideInputs.of(folder, find_slides(paths), given["image"] or ())
+    refuse_early(inputs, given)
+    asked = inputs.pixel_sizes(given["mpp"], given["mpp_table"])
+    hoped = set(inputs.chosen_new.values())
     unread: list[dict[str, str]] = []
 
     def failed(slide: Path, error: QpnucleiError) -> None:
-        if given["fail_fast"]:
+        hoped.discard(slide)
+        if given["fail_fast"] or not (hoped or inputs.chosen):
             raise error
         unread.append({"slide": str(slide), "error": error.what, "hint": error.hint})
         print_error(error, "" if str(slide) in error.what else f"{slide}: ")
 
-    if not any(given[name] for name in _CHOICES):
-        given = {**given, "tissue": True}
     # What is said of pixel sizes is kept in the project.
     given = {**given, "mpp": None, "mpp_table": None}
     if given["dry_run"]:
-        content, has_failures = _show_plan(folder, slides, asked, given, failed)
+        content, has_failures = _show_plan(inputs, asked, given, failed)
         return {**content, "unreadable": unread}, has_failures or bool(unread)
-    known = {path.resolve() for path in slides}
-    project = folder.project_of(slides, asked, failed)
-
-    def is_given(entry: ImageEntry) -> bool:
-        return entry.path is not None and entry.path.resolve() in known
-
-    changed = changed_pixel_sizes(list(filter(is_given, project.images)), asked)
+    project = folder.project_of(inputs.slides, asked, failed)
+    inputs.warn_of_kept_sizes(asked, project.images)
+    changed = inputs.changed_pixel_sizes(asked)
     opened, entries, options = asked_for(project.path, given, mpp_by_image=changed)
+    if inputs.new and not given["tissue"]:
+        _say_not_analysed(inputs)
     summary = analyse(opened, entries, options, given, extend=True)
     content = print_summary(summary, given["json"], None)
     files = _write_results(folder, opened, given)
@@ -84,37 +86,46 @@ def run_slides(
     return content, bool(summary.failures or unread or None in files.values())
 
 
-def _pixel_sizes(folder: ResultsFolder, slides: list[Path], given: dict[str, Any]) -> AskedMpp:
-    from qpnuclei.qupath.native import open_project
-    from qpnuclei.qupath.new_image import names_of
-    from qpnuclei.qupath.pixel_size import AskedMpp, read_named_mpp
+def _say_not_analysed(inputs: SlideInputs) -> None:
+    from qpnuclei.cli.console import stderr
 
-    table = given["mpp_table"]
-    by_name: dict[str, float] = {}
-    if table is not None:
-        images = open_project(folder.path).images if folder.is_made else []
-        others = [*(path.name for path in slides), *(entry.name for entry in images)]
-        by_name = read_named_mpp(table, names_of(slides), others)
-    return AskedMpp(given["mpp"], len(slides) > 1, by_name)
+    stderr.print(
+        f"new slides have no annotations and are not analysed: {', '.join(inputs.new)}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _show_plan(
-    folder: ResultsFolder, slides: list[Path], asked: AskedMpp, given: dict[str, Any], failed: Any
+    inputs: SlideInputs, asked: AskedMpp, given: dict[str, Any], failed: Any
 ) -> tuple[dict[str, Any], bool]:
     """Show what would be done with the images that are there, and with new slides."""
-    from qpnuclei.qupath.create import create_from_slides
+    from qpnuclei.qupath.create import create_project
+    from qpnuclei.qupath.new_image import describe_slides
 
-    new = folder.new_ones(slides)
     entries: list[ImageEntry] = []
+    made: Sequence[ImageEntry] = []
     options = None
     with tempfile.TemporaryDirectory() as temporary:
-        if folder.is_made:
-            _, entries, options = asked_for(folder.path, given)
-        if new:
-            project = create_from_slides(Path(temporary, "new"), new, asked, failed=failed)
-            tissue = {**given, **dict.fromkeys(_CHOICES), "tissue": True, "backend": "native"}
-            _, more, of_new = asked_for(project.path, tissue, is_temporary=True)
-            entries, options = [*entries, *more], options or of_new
+        if inputs.chosen:
+            changed = inputs.changed_pixel_sizes(asked)
+            _, entries, options = asked_for(inputs.folder.path, given, mpp_by_image=changed)
+        if inputs.new and not given["tissue"]:
+            _say_not_analysed(inputs)
+        elif inputs.chosen_new:
+            taken = {entry.name for entry in inputs.images}
+            described, errors = describe_slides(list(inputs.new.values()), asked, taken=taken)
+            for path, error in errors:
+                failed(path, error)
+            if described:
+                project = create_project(Path(temporary, "new"), described)
+                made = project.images
+            if any(entry.name in inputs.chosen_new for entry in made):
+                native = {**given, "backend": "native"}
+                _, more, of_new = asked_for(project.path, native, is_temporary=True)
+                entries, options = [*entries, *more], options or of_new
+        inputs.warn_of_kept_sizes(asked, [*inputs.images, *made])
         assert options is not None  # there are slides, new ones or known ones
         return show_plan(entries, options, given["json"])
 

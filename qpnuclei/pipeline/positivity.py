@@ -31,7 +31,10 @@ _COLORS = {
 _NAMES = {0: (), 1: ("Negative", "Positive"), 3: ("Negative", "1+", "2+", "3+")}
 
 _OPTION = "--positive-threshold"
-_HINT = f"set type and stain vectors in QuPath: Brightfield (H-DAB); or run without {_OPTION}"
+_HINT = (
+    "make the project with qpnuclei project create --hdab, or set type and stain vectors in "
+    f"QuPath: Brightfield (H-DAB); or run without {_OPTION}"
+)
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,12 @@ def require_some_dab(entries: Sequence[ImageEntry], thresholds: Sequence[float])
     except QpnucleiError:
         return
     if not is_there:
-        raise UsageError(f"{_OPTION}: no chosen image is of haematoxylin and DAB", _HINT)
+        raise without_dab()
+
+
+def without_dab() -> UsageError:
+    """Return the error of thresholds for images of which none has DAB."""
+    return UsageError(f"{_OPTION}: no chosen image is of haematoxylin and DAB", _HINT)
 
 
 def _has_dab(entry: ImageEntry) -> bool:

@@ -14,11 +14,13 @@ from qpnuclei.qupath.new_image import (
     QUPATH_VERSION,
     describe_slides,
     entry_json,
+    image_type_of,
     stage_bytes,
     stage_image,
 )
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.transaction import Transaction, digest_of_file, remove_leftovers
+from qpnuclei.slides.stains import DEFAULT_HE, Stains
 from qpnuclei.system.files import read_regular
 from qpnuclei.system.locks import locked
 
@@ -28,9 +30,10 @@ def add_slides(
     slides: Sequence[Path],
     mpp: float | AskedMpp | None = None,
     *,
+    stains: Stains = DEFAULT_HE,
     failed: Callable[[Path, QpnucleiError], object] | None = None,
 ) -> tuple[Project, list[str]]:
-    """Add slides to a project as Brightfield (H&E) images; what it has already is left as it is.
+    """Add slides to a project as brightfield images; what it has already is left as it is.
 
     Parameters
     ----------
@@ -39,7 +42,10 @@ def add_slides(
     slides : sequence of Path
         Those that are in the project already are passed over.
     mpp : float or AskedMpp, optional
-        Pixel size in µm/px of all new slides, or of some by file name; by default each slide's own.
+        Pixel size in µm/px of all new slides, or of some by image name; by default each slide's
+        own.
+    stains : Stains
+        As for `create_from_slides`.
     failed : callable, optional
         Called for a slide that is missing or cannot be read, with the reason; the others are added.
         By default the first such error is raised, and nothing is added.
@@ -90,7 +96,14 @@ def add_slides(
             version = project.version or QUPATH_VERSION
             for number, image in added.items():
                 stage_image(
-                    transaction, folder, path.absolute(), number, image, qupath_version=version
+                    transaction,
+                    folder,
+                    path.absolute(),
+                    number,
+                    image,
+                    image_type_of(stains),
+                    stains,
+                    version,
                 )
             if digest_of_file(path) != before:
                 raise ConflictError(

@@ -17,13 +17,13 @@ from qpnuclei.qupath.new_image import (
     NewImage,
     describe_slides,
     entry_json,
+    image_type_of,
     stage_bytes,
     stage_image,
 )
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.transaction import Transaction, sync_folder
 from qpnuclei.qupath.uris import file_uri
-from qpnuclei.slides.remix import has_dab
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
 from qpnuclei.system.files import remove_leftovers, temporary_prefix
 
@@ -48,7 +48,7 @@ def create_from_slides(
         New, or an empty folder.
     slides : sequence of Path
     mpp : float or AskedMpp, optional
-        Pixel size in µm/px of all slides, or of some by file name; by default each slide's own.
+        Pixel size in µm/px of all slides, or of some by image name; by default each slide's own.
     stains : Stains
         Colour deconvolution stains. With DAB the type is Brightfield (H-DAB), else (H&E).
     files : mapping of str to bytes, optional
@@ -74,7 +74,7 @@ def create_from_slides(
     if failed is not None:
         for path, error in errors:
             failed(path, error)
-    image_type = "BRIGHTFIELD_H_DAB" if has_dab(stains) else "BRIGHTFIELD_H_E"
+    image_type = image_type_of(stains)
     return create_project(directory, images, image_type=image_type, stains=stains, files=files)
 
 

@@ -23,6 +23,7 @@ from qpnuclei.qupath.transaction import Transaction
 from qpnuclei.qupath.uris import file_uri
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.files import one_per_slide
+from qpnuclei.slides.remix import has_dab
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
@@ -88,7 +89,7 @@ def describe_slides(
     ----------
     slides : sequence of Path
     mpp : float or AskedMpp, optional
-        Pixel size in µm/px of all slides, or of some by file name; by default each slide's own.
+        Pixel size in µm/px of all slides, or of some by image name; by default each slide's own.
     taken : collection of str
         Names that other images have. Of slides that would have the same name, the folders are
         part of it.
@@ -136,6 +137,11 @@ def names_of(paths: Sequence[Path], taken: Collection[str] = ()) -> list[str]:
     return names
 
 
+def image_type_of(stains: Stains) -> str:
+    """Return the name of QuPath's ``ImageType`` for brightfield images of these stains."""
+    return "BRIGHTFIELD_H_DAB" if has_dab(stains) else "BRIGHTFIELD_H_E"
+
+
 def _keep(errors: list[tuple[Path, QpnucleiError]], path: Path, error: QpnucleiError) -> None:
     errors.append((path, error))
 
@@ -144,7 +150,7 @@ def _describe(path: Path, name: str, asked: AskedMpp) -> NewImage:
     # QuPath crops to the bounds of the slide where OpenSlide knows them.
     with open_slide(path, crop_to_bounds=True) as slide:
         calibration = PixelCalibration()
-        given = asked.by_image.get(name, asked.by_image.get(path.name))
+        given = asked.by_image.get(name)
         if given is None and (slide.mpp is None or not asked.only_missing):
             given = asked.mpp
         try:

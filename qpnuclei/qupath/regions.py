@@ -36,16 +36,7 @@ def match_images(project: Project, patterns: Sequence[str]) -> list[ImageEntry]:
     UsageError
         If there is no such image.
     """
-    names = {entry.name for entry in project.images}
-    entries = [
-        entry
-        for entry in project.images
-        if not patterns
-        or any(
-            _is_called(entry, wanted) or (entry.id == wanted and wanted not in names)
-            for wanted in patterns
-        )
-    ]
+    entries = images_called(project.images, patterns)
     if not entries:
         there = ", ".join(f"{entry.name} (ID {entry.id})" for entry in project.images)
         raise UsageError(
@@ -57,9 +48,21 @@ def match_images(project: Project, patterns: Sequence[str]) -> list[ImageEntry]:
     return entries
 
 
-def _is_called(entry: ImageEntry, wanted: str) -> bool:
-    name, wanted = nfc(entry.name), nfc(wanted)
-    return name == wanted or fnmatchcase(name, wanted)
+def images_called(images: Sequence[Entry], patterns: Sequence[str]) -> list[Entry]:
+    """Return the images that `match_images` means; it may be none."""
+    names = {entry.name for entry in images}
+    return [
+        entry
+        for entry in images
+        if is_called(entry.name, patterns)
+        or any(entry.id == wanted and wanted not in names for wanted in patterns)
+    ]
+
+
+def is_called(name: str, patterns: Sequence[str]) -> bool:
+    """Tell whether a name is among names and patterns; without any, every name is."""
+    name = nfc(name)
+    return not patterns or any(name == nfc(p) or fnmatchcase(name, nfc(p)) for p in patterns)
 
 
 def one_image(images: Sequence[Entry], name: str) -> Entry:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from qpnuclei._version import __version__
 from qpnuclei.errors import FormatError, QpnucleiError, UsageError
 from qpnuclei.qupath.adding import add_slides, new_ones
+from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.native import open_project
-from qpnuclei.qupath.pixel_size import AskedMpp, project_mpp
+from qpnuclei.qupath.new_image import names_of
+from qpnuclei.qupath.pixel_size import AskedMpp, Mpp, project_mpp
 from qpnuclei.qupath.transaction import digest_of_file
+from qpnuclei.slides.files import one_per_slide
 from qpnuclei.system.files import make_folder_below, read_regular, write_atomically
 
 #: Says that the project was made from slides, and which files beside it are the program's own.
 MARK = "qpnuclei/results.json"
+
+_log = logging.getLogger(__name__)
 
 Failed = Callable[[Path, QpnucleiError], object]
 
@@ -62,7 +69,7 @@ class ResultsFolder:
         ----------
         slides : sequence of Path
         mpp : AskedMpp
-            Pixel sizes of slides, by file name.
+            Pixel sizes of new slides, by image name.
         failed : callable
             Called for a slide that is missing or cannot be read, with the reason.
 
@@ -81,9 +88,16 @@ class ResultsFolder:
         mark = {MARK: _mark({})}
         return create_from_slides(self.path, slides, mpp, failed=failed, files=mark)
 
-    def new_ones(self, slides: Sequence[Path]) -> list[Path]:
-        """Return the slides that its project does not have yet."""
-        return new_ones(open_project(self.path), slides) if self.is_made else list(slides)
+    def images(self) -> Sequence[ImageEntry]:
+        """Return the images of its project; none if there is no project yet."""
+        return open_project(self.path).images if self.is_made else []
+
+    def new_ones(self, slides: Sequence[Path]) -> dict[str, Path]:
+        """Return the slides that its project does not have yet, by the names they will have."""
+        new = new_ones(open_project(self.path), slides) if self.is_made else slides
+        chosen = one_per_slide(new)
+        taken = {entry.name for entry in self.images()}
+        return dict(zip(names_of(chosen, taken), chosen, strict=True))
 
     def write(self, name: str, write: Callable[[Path], object]) -> Path:
         """Write a file of results; one that someone else has made or changed is kept.
@@ -127,21 +141,50 @@ def _mark(files: dict[str, str]) -> bytes:
     return json.dumps({"qpnuclei": __version__, "files": files}, indent=1).encode()
 
 
-def changed_pixel_sizes(images: Sequence[ImageEntry], asked: AskedMpp) -> dict[str, float]:
-    """Return by ID what the user says of pixel sizes that is not what the project says.
+def changed_pixel_sizes(
+    images: Sequence[ImageEntry], by_image: Mapping[str, float]
+) -> dict[str, float]:
+    """Return by ID those pixel sizes that are not what a run would take without being told.
 
     Parameters
     ----------
-    asked : AskedMpp
-        As it was given for the slides that the images were made from.
+    by_image : mapping of str to float
+        What the user says, in µm/px by ID.
     """
-    changed = {}
-    for entry in images:
-        own = project_mpp(entry)
-        file_name = entry.path.name if entry.path is not None else entry.name
-        given = asked.by_image.get(entry.name, asked.by_image.get(file_name))
-        if given is None and (own is None or not asked.only_missing):
-            given = asked.mpp
-        if given is not None and (own is None or any(abs(axis - given) > 1e-9 for axis in own)):
-            changed[entry.id] = given
-    return changed
+    return {
+        entry.id: by_image[entry.id]
+        for entry in images
+        if entry.id in by_image and _is_changed(entry, by_image[entry.id])
+    }
+
+
+def _is_changed(entry: ImageEntry, given: float) -> bool:
+    sizes = [project_mpp(entry)]
+    # One that cannot be read fails in the run.
+    with contextlib.suppress(QpnucleiError):
+        used = Record.of(entry.read().properties, f"image {entry.name}").used
+        sizes += [] if used is None else [used.mpp]
+    return any(own is None or any(abs(axis - given) > 1e-9 for axis in own) for own in sizes)
+
+
+def warn_of_kept_sizes(sizes: Sequence[Mpp | None], mpp: float) -> None:
+    """Say how many slides keep another pixel size than that for slides without one, if any do.
+
+    Parameters
+    ----------
+    sizes : sequence of (float, float) or None
+        Of each slide, in µm/px.
+    mpp : float
+        That for slides without one.
+    """
+    kept = [own for own in sizes if own and any(abs(axis / mpp - 1) > 0.01 for axis in own)]
+    if kept:
+        _log.warning(
+            "--mpp %g is used for %s of %d slides: %d have another pixel size, and keep it; "
+            "to override it, name the slides: --image NAME --mpp %g",
+            mpp,
+            len(sizes) - len(kept) or "none",
+            len(sizes),
+            len(kept),
+            mpp,
+        )

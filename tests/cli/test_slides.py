@@ -17,6 +17,7 @@ from PIL import Image
 import qpnuclei as package
 from qpnuclei.errors import MppError, NotFoundError, UsageError
 from qpnuclei.qupath.native import open_project
+from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE
 from tests.cli.conftest import Outcome, tree
 from tests.cli.test_one_bad_apple import annotate
 
@@ -231,3 +232,11 @@ def test_project_add(slides: Path, tmp_path: Path, qpnuclei: Call) -> None:
     (slides / "broken.tif").write_bytes(b"II*\0")
     assert qpnuclei("project", "add", project, slides).exit_code == 1
     assert len(open_project(project).images) == 3
+
+
+def test_project_add_of_haematoxylin_and_dab(slides: Path, tmp_path: Path, qpnuclei: Call) -> None:
+    project = package.create_project(tmp_path / "p", [slides / "a.bmp"]).path
+    assert qpnuclei("project", "add", project, slides, "--hdab").exit_code == 0
+    first, added = open_project(project).images
+    assert (first.image_type, first.stains) == ("BRIGHTFIELD_H_E", DEFAULT_HE)
+    assert (added.image_type, added.stains) == ("BRIGHTFIELD_H_DAB", DEFAULT_H_DAB)

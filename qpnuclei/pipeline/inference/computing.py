@@ -56,11 +56,7 @@ def computing(
             cores_of_worker,
         )
 
-        if len(devices) > 1:
-            raise UsageError(
-                f"--device {options.device} and --dask exclude each other",
-                "begin a worker for each device, with its CUDA_VISIBLE_DEVICES",
-            )
+        _refuse_several(options.device)
         with cluster_of(conduct.dask) as client:
             on_cluster = partial(
                 compute_on_cluster,
@@ -95,3 +91,27 @@ def computing(
         limit_s=limit_s,
     )
     yield Computing(there, engine_on(devices[0]), options.device)
+
+
+def check_computing(options: RunOptions, conduct: Conduct) -> None:
+    """Refuse models and devices that `computing` would refuse; a cluster is not asked yet.
+
+    Raises
+    ------
+    QpnucleiError
+        If a model or a device cannot be used.
+    """
+    if conduct.dask is not None:
+        _refuse_several(options.device)
+        return
+    with computing(options, conduct):
+        pass
+
+
+def _refuse_several(device: str) -> None:
+    """Refuse several devices for a cluster."""
+    if "," in device:
+        raise UsageError(
+            f"--device {device} and --dask exclude each other",
+            "begin a worker for each device, with its CUDA_VISIBLE_DEVICES",
+        )

@@ -1,0 +1,137 @@
+"""A run of slides: which pixel sizes it takes, and that a refusal leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import shapely
+import tifffile
+
+from qpnuclei.errors import QpnucleiError
+from qpnuclei.qupath.native import open_project
+from tests.cli.conftest import Outcome, tree
+from tests.cli.test_one_bad_apple import annotate
+from tests.cli.test_slides import RUN, paint
+
+Call = Callable[..., Outcome]
+
+QUIET = (*RUN, "--no-report", "--json")
+
+
+def scan(path: Path, mpp: float) -> Path:
+    """Write a small slide that states its pixel size."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rgb = np.full((96, 96, 3), (200, 120, 180), np.uint8)
+    resolution = (1e4 / mpp, 1e4 / mpp)
+    tifffile.imwrite(path, rgb, photometric="rgb", resolution=resolution, resolutionunit=3)
+    return path
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    scan(tmp_path / "u" / "m0.4.tif", 0.4)
+    scan(tmp_path / "u" / "m0.5.tif", 0.5)
+    return tmp_path / "u"
+
+
+def taken(outcome: Outcome) -> dict[str, float]:
+    """Return the pixel sizes that a run or a plan has taken, by image."""
+    content: dict[str, Any] = json.loads(outcome.stdout)
+    images = content.get("images") or content["plan"]
+    return {i.get("name", i.get("image")): pytest.approx(i["mpp"][0]) for i in images}
+
+
+def test_mpp_is_for_the_slides_that_image_names(
+    scans: Path, tmp_path: Path, qpnuclei: Call, caplog: pytest.LogCaptureFixture
+) -> None:
+    named = ("run", scans, "-o", tmp_path / "zz", "--image", "m0.5.tif", *QUIET)
+    assert taken(qpnuclei(*named, "--mpp", "0.3", "--dry-run")) == {"m0.5.tif": 0.3}
+    assert not (tmp_path / "zz").exists()
+    with caplog.at_level(logging.WARNING):
+        assert taken(qpnuclei(*named, "--mpp", "0.3")) == {"m0.5.tif": 0.3}
+    assert "--mpp 0.3 is used, although the slide file says 0.5" in caplog.text
+    sizes = [entry.calibration.mpp for entry in open_project(tmp_path / "zz").images]
+    assert sizes == pytest.approx([0.4, 0.3])
+
+    # The folder has a project now: also with a pixel size that the project says, but no run took.
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        planned = qpnuclei(*named, "--mpp", "0.35", "--dry-run")
+    assert taken(planned) == {"m0.5.tif": 0.35}
+    assert "--mpp 0.35 is used, although the project says 0.3" in caplog.text
+    for mpp in (0.35, 0.3):
+        assert taken(qpnuclei(*named, "--mpp", mpp)) == {"m0.5.tif": mpp}
+
+
+def test_mpp_for_slides_without_one_says_where_it_is_not_used(
+    scans: Path, tmp_path: Path, qpnuclei: Call, caplog: pytest.LogCaptureFixture
+) -> None:
+    command = ("run", scans, "-o", tmp_path / "r", *QUIET, "--mpp", "0.25", "--dry-run")
+    with caplog.at_level(logging.WARNING):
+        assert taken(qpnuclei(*command)) == {"m0.4.tif": 0.4, "m0.5.tif": 0.5}
+        paint(scans / "none.png")
+        qpnuclei(*command)
+    said = [line for line in caplog.messages if line.startswith("--mpp")]
+    assert [line.partition(":")[0] for line in said] == [
+        "--mpp 0.25 is used for none of 2 slides",
+        "--mpp 0.25 is used for 1 of 3 slides",
+    ]
+
+
+REFUSED = {
+    "annotations of new slides": (("--roi", "Tumor"), "no annotations"),
+    "annotations and tissue": (("--roi-all", "--tissue"), "--tissue replaces"),
+    "model": (("--model", "nosuch.safetensors"), "no model file"),
+    "two networks": (("--speed", "fast", "--model", "default-40x"), "--speed fast"),
+    "DAB": (("--positive-threshold", "0.2"), "haematoxylin and DAB"),
+    "image": (("--image", "nomatch"), "no slide matches 'nomatch'"),
+    "broken image": (("--image", "broken.tif"), "broken.tif"),
+}
+
+
+@pytest.mark.parametrize(("options", "said"), REFUSED.values(), ids=REFUSED)
+def test_a_refusal_leaves_nothing_behind(
+    options: tuple[str, ...], said: str, scans: Path, tmp_path: Path, qpnuclei: Call
+) -> None:
+    (scans / "broken.tif").write_bytes(b"II*\0")
+    before = tree(tmp_path)
+    for more in ((), ("--dry-run",)):
+        error = qpnuclei("run", scans, "-o", tmp_path / "new", *QUIET, *options, *more).error
+        assert isinstance(error, QpnucleiError)
+        assert said in error.what
+        assert "--positive-threshold" not in options or "project create --hdab" in error.hint
+    assert tree(tmp_path) == before
+
+
+def test_a_device_that_is_not_there_leaves_nothing_behind(
+    scans: Path, tmp_path: Path, qpnuclei: Call
+) -> None:
+    before = tree(tmp_path)
+    asked = ("run", scans, "-o", tmp_path / "new", *QUIET, "--device", "cuda:99")
+    assert "'cuda:99' was requested" in str(qpnuclei(*asked).error)
+    assert tree(tmp_path) == before
+
+
+def test_new_slides_are_not_added_where_no_annotation_is_meant(
+    scans: Path, tmp_path: Path, qpnuclei: Call
+) -> None:
+    results = tmp_path / "r"
+    qpnuclei("run", scans / "m0.4.tif", "-o", results, *QUIET)
+    named = ("run", scans, "-o", results, *QUIET, "--roi", "Tumor")
+    before = tree(results)
+    for more in ((), ("--dry-run",)):
+        assert "no annotation of class 'Tumor'" in str(qpnuclei(*named, *more).error)
+    assert tree(results) == before
+
+    annotate(open_project(results).images[0], shapely.box(10, 10, 60, 60))
+    for more in (("--dry-run",), ()):
+        outcome = qpnuclei(*named, *more)
+        assert taken(outcome) == {"m0.4.tif": 0.4}
+        assert "new slides have no annotations and are not analysed: m0.5.tif" in outcome.stderr
+    assert len(open_project(results).images) == 2
