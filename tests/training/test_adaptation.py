@@ -193,7 +193,7 @@ def test_what_cannot_be_adapted_is_refused(project: Path, start: Path, tmp_path:
 
     refuse("of the family 'attention'", model=str(attention))
     refuse("no field 'epochs'", settings={"epochs": 3})
-    refuse("sees 0.25 µm/px, but mpp is 0.5", settings={"mpp": 0.5})
+    refuse(r"0\.25 µm/px\) than the recipe.s .* 0\.5 µm/px\)", settings={"mpp": 0.5})
     with pytest.raises(UsageError, match="no source is a QuPath project"):
         find_sources([project.parent / "ward 0.png"], images=["*"])
     with pytest.raises(UsageError, match=r"no image of .* matches 'ward 7'"):
