@@ -33,7 +33,10 @@ OPTIONS = RunOptions(Selection(classes=("Tumor",)), device="cpu", workers=1)
 
 def lock(image: NativeImage, ids: Iterable[UUID]) -> None:
     """Lock detections as QuPath does when it saves."""
-    data_file = DataFile.parse(image.data_path.read_bytes(), "file")
+    with pytest.MonkeyPatch.context() as patched:
+        # Packed detections, as many files have them, cannot be changed one by one.
+        patched.setattr("qpnuclei.qupath.qpdata.data_file.is_packable", lambda *_: False)
+        data_file = DataFile.parse(image.data_path.read_bytes(), "file")
     wanted = {str(own_id) for own_id in ids}
     for item, _ in walk(data_file._root()):
         if isinstance(item, PathObject) and item.id_string and item.id_string.text in wanted:
