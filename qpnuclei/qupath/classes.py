@@ -27,11 +27,15 @@ def is_positive(class_name: str | None) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Classes:
-    """Classes of N detections: sorted names (``""``: none), codes, and which are nuclei."""
+    """Classes of N detections: sorted names (``""``: none), codes, and which are nuclei.
+
+    `ours` are those that qpnuclei wrote, whatever their class is now.
+    """
 
     names: list[str]
     codes: npt.NDArray[np.int64]
     nuclei: npt.NDArray[np.bool_]
+    ours: npt.NDArray[np.bool_]
 
     @property
     def columns(self) -> dict[str, list[int]]:
@@ -107,9 +111,10 @@ class Classes:
         codes = np.array([code[name or ""] for name in detections.class_names], np.int64)
         chosen = (NUCLEUS_CLASS,) if nucleus_classes is None else nucleus_classes
         nuclei = np.array([name in chosen for name in names], bool)[codes]
+        ours = np.array([is_ours(identifier) for identifier in detections.ids], bool)
         if nucleus_classes is None:
-            nuclei |= np.array([is_ours(identifier) for identifier in detections.ids], bool)
-        return cls(names, codes, nuclei)
+            nuclei |= ours
+        return cls(names, codes, nuclei, ours)
 
 
 def _called_as_qupath(column: str, bases: Sequence[str]) -> str:

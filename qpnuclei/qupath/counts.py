@@ -21,10 +21,11 @@ import shapely
 
 from qpnuclei.choices import Grouping
 from qpnuclei.errors import MppError, QpnucleiError, UsageError, standing_alone
+from qpnuclei.nuclei.overlap import are_among
 from qpnuclei.qupath.analysed import Record, Status, overall, together
-from qpnuclei.qupath.areas import polygonal
+from qpnuclei.qupath.areas import polygonal, valid_area
 from qpnuclei.qupath.classes import Classes
-from qpnuclei.qupath.model import Annotation, ImageEntry, ImageObjects, Project
+from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
 from qpnuclei.qupath.regions import Region, area_px2, covered_px2, rows_inside
 from qpnuclei.slides.calibration import PixelCalibration
@@ -103,7 +104,8 @@ def count_objects(
         Columns ``image``, ``annotation`` (its name), ``type`` (``"annotation"``, ``"TMA core"``,
         ``"missing TMA core"``, ``"class"`` or ``"image"``), ``class``, ``nuclei``,
         ``nuclei_per_mm2``, ``area_mm2``, ``analysed_mm2``, ``status`` (a `Status`), ``check`` (why
-        the run found it doubtful, see ``docs/plausibility.md``); ``Num Detections``, ``Num
+        the run found it doubtful, see ``docs/plausibility.md``, or how many nuclei of other
+        programs lie on counted ones of qpnuclei); ``Num Detections``, ``Num
         <class>`` and ``Num <class> (base)`` for the classes of detections, and of those with
         positive and negative subclasses ``<class>: Positive %`` and ``<class>: H-score`` (where
         there are 1+, 2+ or 3+), as QuPath calls and counts them; for every measurement its mean,
@@ -121,6 +123,7 @@ def count_objects(
     """
     detections, record = image.objects.detections, image.record
     classes = Classes.of(detections, nucleus_classes)
+    repeated = repeated_nuclei(detections, classes)
     cores = image.objects.cores if by == "annotation" else ()
     annotations = [
         annotation
@@ -128,7 +131,7 @@ def count_objects(
         if roi_classes is None or annotation.class_name in roi_classes
     ]
     if by == "image":
-        return [_image_row(image, classes, counts_all=nucleus_classes is not None)]
+        return [_image_row(image, classes, repeated, counts_all=nucleus_classes is not None)]
     statuses = [record.status(annotation) for annotation in annotations]
     regions = [Region.of(a) for a in annotations]
     inside = rows_inside(regions, detections.centroids, detections.planes)
@@ -158,30 +161,73 @@ def count_objects(
                 _union(inside, counted),
                 _union(analysed_in, counted),
                 classes,
+                repeated,
             )
         )
     return rows
 
 
+def repeated_nuclei(detections: Detections, classes: Classes) -> npt.NDArray[np.bool_]:
+    """Tell which nuclei of other programs lie on one that qpnuclei wrote: it is counted twice.
+
+    Parameters
+    ----------
+    detections : Detections
+        N of them.
+    classes : Classes
+        What counts as a nucleus.
+
+    Returns
+    -------
+    (N,) bool ndarray
+        Those that share more than half of the smaller of the two with one of qpnuclei's.
+    """
+    repeated = np.zeros(len(detections), bool)
+    others, ours = classes.nuclei & ~classes.ours, classes.nuclei & classes.ours
+    if not others.any() or not ours.any():
+        return repeated  # outlines cost more than UUIDs
+    for plane in np.unique(detections.planes[others], axis=0):
+        here = (detections.planes == plane).all(axis=1)
+        outlines = detections.nucleus_geometries
+        repeated[here & others] = are_among(
+            _areas(outlines[here & others]), _areas(outlines[here & ours])
+        )
+    return repeated
+
+
+def _areas(outlines: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    areas = np.empty(len(outlines), dtype=object)
+    areas[:] = [valid_area(outline) for outline in outlines]
+    return areas
+
+
+def _note_of_repeated(number: int) -> str:
+    if not number:
+        return ""
+    return f"counted twice: nuclei of other programs on nuclei of qpnuclei ({number})"
+
+
 def count_in_regions(
     image: CountedImage, regions: Sequence[Region], nucleus_classes: Sequence[str] | None = None
-) -> list[tuple[float, int, float]]:
+) -> list[tuple[float, int, float, str]]:
     """Count the nuclei in regions, by the rules of `count_objects`.
 
     Returns
     -------
-    list of (float, int, float)
-        For each region: area in mm², nuclei, nuclei per mm².
+    list of (float, int, float, str)
+        For each region: area in mm², nuclei, nuclei per mm², and whether some are counted twice.
     """
     detections = image.objects.detections
-    nuclei = Classes.of(detections, nucleus_classes).nuclei
+    classes = Classes.of(detections, nucleus_classes)
+    nuclei, repeated = classes.nuclei, repeated_nuclei(detections, classes)
     counted = []
     for region, inside in zip(
         regions, rows_inside(regions, detections.centroids, detections.planes), strict=True
     ):
         area = image.mm2(region.area_px2)
         number = int(np.count_nonzero(nuclei[inside]))
-        counted.append((area, number, number / area if area > 0 else math.nan))
+        note = _note_of_repeated(int(np.count_nonzero(repeated[inside])))
+        counted.append((area, number, number / area if area > 0 else math.nan, note))
     return counted
 
 
@@ -317,7 +363,9 @@ def _analysed_px2(record: Record, members: Sequence[tuple[Annotation, Status]]) 
     )
 
 
-def _image_row(image: CountedImage, classes: Classes, *, counts_all: bool) -> Row:
+def _image_row(
+    image: CountedImage, classes: Classes, repeated: npt.NDArray[np.bool_], *, counts_all: bool
+) -> Row:
     """Return the row of a whole image, with the nuclei of its analysed area."""
     detections, record = image.objects.detections, image.record
     area = None if image.size is None else float(image.size[0]) * image.size[1]
@@ -332,7 +380,8 @@ def _image_row(image: CountedImage, classes: Classes, *, counts_all: bool) -> Ro
         rows = rows if counts_all else None
     areas = (area, float(analysed.area), float(analysed.area))
     check = record.check or together(area.check for area in record.areas)
-    row = _row(image, (None, None, None), "image", status, check, areas, rows, rows, classes)
+    own = (None, None, None)
+    row = _row(image, own, "image", status, check, areas, rows, rows, classes, repeated)
     if rows is not None:  # QuPath's own columns count the whole image
         row |= classes.numbers(np.arange(len(detections)))
     return row
@@ -348,6 +397,7 @@ def _row(
     inside: npt.NDArray[np.int64] | None,
     analysed_in: npt.NDArray[np.int64] | None,
     classes: Classes,
+    repeated: npt.NDArray[np.bool_],
 ) -> Row:
     """Return a row.
 
@@ -371,7 +421,7 @@ def _row(
         "area_mm2": area,
         "analysed_mm2": analysed,
         "status": str(status),
-        "check": check or None,
+        "check": together([check, _note_of_repeated(int(repeated[chosen].sum()))]) or None,
     }
     numbers = classes.numbers(inside)
     row |= numbers if is_known else dict.fromkeys(numbers)

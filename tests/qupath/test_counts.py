@@ -32,6 +32,7 @@ from tests.ids import nucleus_id
 from tests.paths import SAMPLES
 
 OTHER = uuid.UUID("0f8fad5b-d9cb-469f-a165-70867728950e")
+OURS = uuid.UUID("71706e75-636c-8123-8123-000000000000")
 
 
 def annotation(geometry, class_name="Tumor", roi_type="PolygonROI", handle=0, **more):
@@ -147,7 +148,9 @@ def test_a_run_counts_as_export_does():
     objects = ImageObjects(tuple(nested), found, "", record.to_properties())
     counted = replace(image(nested, found), objects=objects)
     rows = count_objects(counted)
-    for row, (area, number, density) in zip(rows, count_in_regions(counted, regions), strict=True):
+    for row, (area, number, density, _) in zip(
+        rows, count_in_regions(counted, regions), strict=True
+    ):
         assert row["analysed_mm2"] == pytest.approx(area, rel=1e-3)
         assert row["nuclei"] == number
         assert row["nuclei_per_mm2"] == pytest.approx(density, rel=1e-3)
@@ -155,6 +158,32 @@ def test_a_run_counts_as_export_does():
     # Tissue without an annotation.
     (alone,) = count_in_regions(counted, [Region(None, shapely.box(0, 0, 8, 8))])
     assert alone[:2] == (pytest.approx(64 / 8e6), 1)
+
+
+def test_nuclei_that_two_programs_found_are_said_to_be_counted_twice():
+    # Discs of radius 1: the second lies on the first, the third beside it, the fourth elsewhere.
+    points = [(12, 12), (12.4, 12), (14.5, 12), (40, 40), (40.2, 40), (60, 60), (60, 60)]
+    ids = [OURS, OTHER, OTHER, OURS, OTHER, OTHER, OURS]
+    planes = [(0, 0)] * 5 + [(0, 0), (1, 0)]  # the last two lie in two planes
+    found = detections(points, ids=ids, planes=planes)
+    two = [annotation(RECTANGLE), annotation(shapely.box(30, 30, 70, 70), handle=1)]
+    counted = image(two, found)
+    said = "counted twice: nuclei of other programs on nuclei of qpnuclei ({})"
+    rows = count_objects(counted)
+    assert [(row["nuclei"], row["check"]) for row in rows] == [
+        (3, said.format(1)),
+        (3, said.format(1)),
+    ]
+    assert [row["check"] for row in count_objects(counted, "image")] == [said.format(2)]
+    assert [count[3] for count in count_in_regions(counted, [Region.of(a) for a in two])] == [
+        said.format(1)
+    ] * 2
+    # Who asks for a class of one program counts nothing twice.
+    found = detections(
+        points, ["ours" if i == OURS else "Nucleus" for i in ids], ids, planes=planes
+    )
+    rows = count_objects(image(two, found), nucleus_classes=["Nucleus"])
+    assert [(row["nuclei"], row["check"]) for row in rows] == [(2, None), (2, None)]
 
 
 def test_planes_are_counted_separately():

@@ -19,7 +19,7 @@ from qpnuclei.pipeline.planning.layout import Layout, layout_of
 from qpnuclei.pipeline.planning.plan_file import PlannedImage
 from qpnuclei.pipeline.selection import Locked, ours_within
 from qpnuclei.pipeline.summary import ImageResult, RegionResult
-from qpnuclei.qupath.analysed import Record
+from qpnuclei.qupath.analysed import Record, together
 from qpnuclei.qupath.counts import CountedImage, count_in_regions
 from qpnuclei.qupath.model import ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.regions import Region
@@ -177,6 +177,8 @@ def _counted(plan: ImagePlan, doubts: Check) -> tuple[RegionResult, ...]:
     regions = regions_now(plan, objects)
     counts = count_in_regions(image, regions)
     return tuple(
-        RegionResult.of(region, *count, doubt)
-        for region, count, doubt in zip(regions, counts, doubts.regions, strict=True)
+        RegionResult.of(region, area, number, density, together([doubt, twice]))
+        for region, (area, number, density, twice), doubt in zip(
+            regions, counts, doubts.regions, strict=True
+        )
     )
