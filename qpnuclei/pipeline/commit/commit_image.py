@@ -58,12 +58,12 @@ def commit_image(
         folder.make_for(path)
         replace(result, replaced=replaced).save(path, is_saved=False)
     with interrupt_postponed():
-        replaced = write_back(project, of_image, nuclei, options, folder.path)
-        loss = loss_note(project, entry, replaced, len(nuclei))
+        written = write_back(project, of_image, nuclei, options, folder.path)
+        loss = loss_note(project, entry, written.replaced, len(written.nuclei))
         result = replace(
-            result,
-            replaced=replaced,
-            regions=_counted(of_image, doubts),
+            _result(image, layout, written.plan, written.nuclei, about),
+            replaced=written.replaced,
+            regions=_counted(written.plan, doubts),
             notes=image.notes if loss is None else (*image.notes, loss),
         )
         with suppress(SaveError):

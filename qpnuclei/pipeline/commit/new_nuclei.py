@@ -45,6 +45,8 @@ class NewNuclei:
         What is doubtful about what was found.
     as_locked : int
         Nuclei that were left out, because a locked one of an earlier run is in their place.
+    found : sequence of NucleiTable
+        All that was found, also what is left out.
     """
 
     entry: ImageEntry
@@ -53,6 +55,7 @@ class NewNuclei:
     outside: int
     doubts: Check = _NO_DOUBTS
     as_locked: int = 0
+    found: Sequence[NucleiTable] = ()
 
     def __len__(self) -> int:
         return int(self.counts.sum())
@@ -165,7 +168,8 @@ def new_nuclei(
         as_it_is = np.array_equal(by_region, np.arange(len(table)))
         orders.append(None if as_it_is else by_region)
         of_table += np.bincount(region[by_region], minlength=len(of_table))
-    return NewNuclei(plan.entry, _Sorted(found, orders), counts, outside, doubts, as_locked)
+    tables = _Sorted(found, orders)
+    return NewNuclei(plan.entry, tables, counts, outside, doubts, as_locked, found)
 
 
 class _Sorted(Sequence[NucleiTable]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
@@ -38,15 +39,29 @@ _log = logging.getLogger(__name__)
 _TISSUE_COLOR = -3355444
 
 
+@dataclass(frozen=True, eq=False)
+class Written:
+    """What was saved in the project: if it was changed meanwhile, not all that was planned.
+
+    Parameters
+    ----------
+    replaced : int
+        Detections of earlier runs that were removed.
+    nuclei : NewNuclei
+        What was added.
+    plan : ImagePlan
+        Of the image as it was when it was saved.
+    """
+
+    replaced: int
+    nuclei: NewNuclei
+    plan: ImagePlan
+
+
 def write_back(
     project: Project, plan: ImagePlan, nuclei: NewNuclei, options: RunOptions, run_dir: Path
-) -> int:
+) -> Written:
     """Write nuclei into the project, and the copies asked for beside it.
-
-    Returns
-    -------
-    int
-        How many detections of earlier runs were replaced.
 
     Raises
     ------
@@ -58,7 +73,7 @@ def write_back(
     stem = file_stem(plan.entry)
     try:
         classes = classes_of_nuclei(options.class_name, options.positive_thresholds, project)
-        replaced = _save(project, plan, nuclei, classes, options)
+        written = _save(project, plan, nuclei, classes, options)
     except QpnucleiError as error:
         # Whatever went wrong: what took hours to find is not lost.
         groups = nuclei.groups(
@@ -66,8 +81,8 @@ def write_back(
             classes_of_nuclei(options.class_name, options.positive_thresholds),
         )
         raise _rescued(error, f"{stem}.rescued.geojson.gz", groups, project, run_dir) from error
-    write_copies(project, plan, nuclei, options)
-    return replaced
+    write_copies(project, written.plan, written.nuclei, options)
+    return written
 
 
 def _save(
@@ -76,7 +91,7 @@ def _save(
     nuclei: NewNuclei,
     classes: NucleusClasses,
     options: RunOptions,
-) -> int:
+) -> Written:
     """Write nuclei into the project; with `force` also if the image changed meanwhile."""
     try:
         return _write(project, plan, nuclei, classes, options)
@@ -84,15 +99,15 @@ def _save(
         if not options.force:
             raise
         plan = plan_again(plan, options)
-        # Nuclei may have been locked meanwhile.
-        nuclei = new_nuclei(plan, nuclei.tables, options, nuclei.doubts)
-        replaced = _write(project, plan, nuclei, classes, options)
+        # Nuclei may have been locked meanwhile, or unlocked.
+        nuclei = new_nuclei(plan, nuclei.found, options, nuclei.doubts)
+        written = _write(project, plan, nuclei, classes, options)
         _log.warning(
             "image %s was changed meanwhile: the nuclei are in it as it is now, and what was "
             "there without them is its newest backup",
             plan.entry.name,
         )
-        return replaced
+        return written
 
 
 def _write(
@@ -101,8 +116,8 @@ def _write(
     nuclei: NewNuclei,
     classes: NucleusClasses,
     options: RunOptions,
-) -> int:
-    """Write nuclei into the project; return how many of earlier runs were replaced."""
+) -> Written:
+    """Write nuclei into the project, if it is as it was planned."""
     replaced = plan.replaceable if options.on_existing == "replace" else frozenset[UUID]()
     parents = [region.handle for region in plan.regions]
     tissue = [] if plan.tissue is None else [_tissue(project, plan.tissue)]
@@ -121,7 +136,7 @@ def _write(
         properties=record.to_properties(),
     )
     plan.entry.write(edit, plan.fingerprint)
-    return len(replaced)
+    return Written(len(replaced), nuclei, plan)
 
 
 def _tissue(project: Project, found: Annotation) -> NewAnnotation:

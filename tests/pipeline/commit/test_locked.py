@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import shapely
 
@@ -21,6 +22,7 @@ from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.pipeline.summary import RunSummary
 from qpnuclei.qupath.counts import count_project
+from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeImage, NativeProject, open_project
 from qpnuclei.qupath.qpdata import java_classes as jc
@@ -31,8 +33,8 @@ from tests.pipeline.killing import content, make_project
 OPTIONS = RunOptions(Selection(classes=("Tumor",)), device="cpu", workers=1)
 
 
-def lock(image: NativeImage, ids: Iterable[UUID]) -> None:
-    """Lock detections as QuPath does when it saves."""
+def lock(image: NativeImage, ids: Iterable[UUID], is_locked: bool = True) -> None:
+    """Lock detections, or unlock them, as QuPath does when it saves."""
     with pytest.MonkeyPatch.context() as patched:
         # Packed detections, as many files have them, cannot be changed one by one.
         patched.setattr("qpnuclei.qupath.qpdata.data_file.is_packable", lambda *_: False)
@@ -42,7 +44,7 @@ def lock(image: NativeImage, ids: Iterable[UUID]) -> None:
         if isinstance(item, PathObject) and item.id_string and item.id_string.text in wanted:
             contents = jc.contents(item.node)
             at = next(i for i, part in enumerate(contents) if part is item.lock)
-            contents[at] = data_file._catalog.boxed(jc.BOOLEAN, True)
+            contents[at] = data_file._catalog.boxed(jc.BOOLEAN, is_locked)
             wanted.remove(item.id_string.text)
     assert not wanted
     with image.data_path.open("wb") as stream:
@@ -141,24 +143,43 @@ def test_nothing_is_appended_in_the_place_of_locked_nuclei(project: NativeProjec
 
 
 def test_nuclei_that_were_locked_meanwhile_stay_too(
-    project: NativeProject, monkeypatch: pytest.MonkeyPatch
+    project: NativeProject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (image,) = project.images
-    run(project)
-    chosen = {next(filter(is_ours, image.read().detections.ids))}
+    earlier = run(project)
+    locked, unlocked, *_ = filter(is_ours, image.read().detections.ids)
+    chosen = {locked}
+    lock(image, {unlocked})
+    before = image.read().detections
     real = NativeImage.write
 
     def locked_first(self: NativeImage, *arguments: Any) -> None:
         monkeypatch.undo()
         lock(image, chosen)
+        lock(image, {unlocked}, is_locked=False)
         real(self, *arguments)
 
     monkeypatch.setattr(NativeImage, "write", locked_first)
-    run(project, replace(OPTIONS, threshold=0.3, force=True))
+    copies = {"geojson_dir": tmp_path / "geojson", "parquet_dir": tmp_path / "parquet"}
+    summary = run(project, replace(OPTIONS, threshold=0.3, force=True, **copies))
     after = image.read().detections
-    assert {i for i, locked in zip(after.ids, after.locked, strict=True) if locked} == chosen
+    assert {i for i, is_kept in zip(after.ids, after.locked, strict=True) if is_kept} == chosen
     others = np.array([own_id not in chosen for own_id in after.ids])
     assert not are_among(after.geometries[others], after.geometries[~others]).any()
+    # What is no longer locked is replaced by what was found in its place.
+    gone = before.geometries[[own_id == unlocked for own_id in before.ids]]
+    assert are_among(gone, after.geometries[others]).all()
+
+    # What is told of the run, and the copies, are what is in the project.
+    new = {own_id for own_id in after.ids if own_id and is_ours(own_id)} - chosen
+    (result,) = summary.images
+    assert (result.locked, result.replaced) == (1, earlier.nuclei - 1)
+    assert result.as_locked > 0
+    assert summary.nuclei == result.nuclei == len(new)
+    (geojson,) = (tmp_path / "geojson").iterdir()
+    assert sorted(found.id for found in read_objects(geojson) if found.id) == sorted(new)
+    (parquet,) = (tmp_path / "parquet").iterdir()
+    assert sorted(pq.read_table(parquet)["id"].to_pylist()) == sorted(map(str, new))
 
 
 def test_they_stay_when_the_tissue_around_them_is_another(project: NativeProject) -> None:

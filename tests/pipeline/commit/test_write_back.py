@@ -196,7 +196,7 @@ def test_force_writes_into_the_image_as_it_is_now_and_keeps_both(
     without_first_annotation(image)  # all handles are others now
     theirs, objects = image.data_path.read_bytes(), image.read()
     options = replace(OPTIONS, force=True)
-    assert write_back(project, plan, nuclei_of(plan), options, tmp_path) == 0
+    assert write_back(project, plan, nuclei_of(plan), options, tmp_path).replaced == 0
     assert written_into(image) == ["nested", "nested"]
     assert image.read().annotations == objects.annotations
     assert image.backups()[0].path.read_bytes() == theirs
@@ -209,10 +209,10 @@ def test_force_replaces_what_another_run_wrote_meanwhile(
     plan = plan_of(image)
     write_back(project, plan, nuclei_of(plan), OPTIONS, tmp_path)  # the same nuclei
     options = replace(OPTIONS, force=True)
-    assert write_back(project, plan, nuclei_of(plan), options, tmp_path) == 2
+    assert write_back(project, plan, nuclei_of(plan), options, tmp_path).replaced == 2
     assert written_into(image) == ["nested", "nested"]
     options = replace(options, on_existing="append")
-    assert write_back(project, plan, nuclei_of(plan, options), options, tmp_path) == 0
+    assert write_back(project, plan, nuclei_of(plan, options), options, tmp_path).replaced == 0
     assert written_into(image) == ["nested", "nested"]
     with pytest.raises(ConflictError, match=r"wrote detections into nested .* meanwhile"):
         write_back(project, plan, nuclei_of(plan), replace(options, on_existing="skip"), tmp_path)
