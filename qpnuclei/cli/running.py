@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from qpnuclei.cli.selecting import excluded_classes
 
 if TYPE_CHECKING:
+    from qpnuclei.errors import QpnucleiError
     from qpnuclei.pipeline.options import RunOptions
     from qpnuclei.pipeline.summary import RunSummary
     from qpnuclei.qupath.model import ImageEntry, Project
@@ -35,7 +36,7 @@ def run_project(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], bool
     """
     opened, entries, options = asked_for(path, given)
     if given["dry_run"]:
-        return show_plan(entries, options, given["json"])
+        return show_plan([(entries, options)], given["json"])
     summary = analyse(opened, entries, options, given)
     shown = summary.images and not given["no_report"]
     page = write_page(opened, summary, given["quiet"]) if shown else None
@@ -43,14 +44,28 @@ def run_project(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], bool
 
 
 def show_plan(
-    entries: Sequence[ImageEntry], options: RunOptions, json: bool
+    parts: Sequence[tuple[Sequence[ImageEntry], RunOptions]], json: bool
 ) -> tuple[dict[str, Any], bool]:
-    """Print what would be done; return it as JSON types, and whether an image would fail."""
+    """Print what would be done; return it as JSON types, and whether an image would fail.
+
+    Parameters
+    ----------
+    parts : sequence of (sequence of ImageEntry, RunOptions)
+        Images of one or more projects, and the options that are for them.
+    """
     from qpnuclei.cli.console import describe_error, print_error, stdout
     from qpnuclei.cli.tables import describe_plan, plan_view
-    from qpnuclei.pipeline.planning.image_plan import plan_images
+    from qpnuclei.pipeline.planning.image_plan import ImagePlan, plan_images
+    from qpnuclei.pipeline.positivity import require_some_dab
 
-    plans, failed = plan_images(entries, options)
+    thresholds = parts[0][1].positive_thresholds  # the same for all
+    require_some_dab([entry for entries, _ in parts for entry in entries], thresholds)
+    plans: list[ImagePlan] = []
+    failed: list[tuple[ImageEntry, QpnucleiError]] = []
+    for entries, options in parts:
+        planned, unplanned = plan_images(entries, options)
+        plans += planned
+        failed += unplanned
     if not json:
         stdout.print(plan_view(plans), soft_wrap=True)
     for entry, error in failed:
@@ -200,7 +215,7 @@ def print_summary(summary: RunSummary, json: bool, page: Path | None) -> dict[st
 def write_page(project: Project, summary: RunSummary, quiet: bool) -> Path | None:
     """Write the report of a run; where that fails, say so: the nuclei are saved in any case."""
     from qpnuclei.cli.console import image_progress, print_error
-    from qpnuclei.errors import QpnucleiError, standing_alone
+    from qpnuclei.errors import standing_alone
     from qpnuclei.report.page import write_report_of_run
 
     page: Path | None = None

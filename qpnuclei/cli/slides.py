@@ -17,6 +17,7 @@ from qpnuclei.cli.slide_inputs import SlideInputs, refuse_early
 from qpnuclei.errors import QpnucleiError, standing_alone
 
 if TYPE_CHECKING:
+    from qpnuclei.pipeline.options import RunOptions
     from qpnuclei.qupath.model import ImageEntry, Project
     from qpnuclei.qupath.pixel_size import AskedMpp
     from qpnuclei.qupath.results import ResultsFolder
@@ -104,13 +105,14 @@ def _show_plan(
     from qpnuclei.qupath.create import create_project
     from qpnuclei.qupath.new_image import describe_slides
 
-    entries: list[ImageEntry] = []
+    # Both projects number their images from 1: what is said by ID is for those of one.
+    parts: list[tuple[list[ImageEntry], RunOptions]] = []
     made: Sequence[ImageEntry] = []
-    options = None
     with tempfile.TemporaryDirectory() as temporary:
         if inputs.chosen:
             changed = inputs.changed_pixel_sizes(asked)
             _, entries, options = asked_for(inputs.folder.path, given, mpp_by_image=changed)
+            parts.append((entries, options))
         if inputs.new and not given["tissue"]:
             _say_not_analysed(inputs)
         elif inputs.chosen_new:
@@ -123,11 +125,10 @@ def _show_plan(
                 made = project.images
             if any(entry.name in inputs.chosen_new for entry in made):
                 native = {**given, "backend": "native"}
-                _, more, of_new = asked_for(project.path, native, is_temporary=True)
-                entries, options = [*entries, *more], options or of_new
+                _, entries, options = asked_for(project.path, native, is_temporary=True)
+                parts.append((entries, options))
         inputs.warn_of_kept_sizes(asked, [*inputs.images, *made])
-        assert options is not None  # there are slides, new ones or known ones
-        return show_plan(entries, options, given["json"])
+        return show_plan(parts, given["json"])
 
 
 def _write_results(

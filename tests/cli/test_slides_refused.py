@@ -14,7 +14,8 @@ import shapely
 import tifffile
 
 from qpnuclei.errors import QpnucleiError
-from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.native import NativeImage, open_project
+from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE
 from tests.cli.conftest import Outcome, tree
 from tests.cli.test_one_bad_apple import annotate
 from tests.cli.test_slides import RUN, paint
@@ -82,6 +83,28 @@ def test_mpp_for_slides_without_one_says_where_it_is_not_used(
         "--mpp 0.25 is used for none of 2 slides",
         "--mpp 0.25 is used for 1 of 3 slides",
     ]
+
+
+def test_the_plan_of_a_new_slide_takes_nothing_that_is_said_of_another(
+    scans: Path, tmp_path: Path, qpnuclei: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "r"
+    qpnuclei("run", scans / "m0.4.tif", "-o", results, *QUIET)
+    (tmp_path / "t.csv").write_text("image,mpp\nm0.4.tif,0.3\n")
+    # Each is the first image of its project: that of the results, and that of the plan alone.
+    command = ("run", scans, "-o", results, *QUIET, "--mpp-table", tmp_path / "t.csv")
+    planned = qpnuclei(*command, "--dry-run")
+    assert taken(planned) == {"m0.4.tif": 0.3, "m0.5.tif": 0.5}
+    models = [image["model"] for image in json.loads(planned.stdout)["plan"]]
+    assert models == ["default-40x", "default-20x"]
+
+    # That one of them is not of DAB does not stop the others.
+    stains = property(lambda image: DEFAULT_H_DAB if image.name == "m0.4.tif" else DEFAULT_HE)
+    monkeypatch.setattr(NativeImage, "stains", stains)
+    planned = qpnuclei(*command, "--dry-run", "--positive-threshold", "0.2")
+    assert taken(planned) == {"m0.4.tif": 0.3}
+    (failure,) = json.loads(planned.stdout)["failures"]
+    assert "m0.5.tif is not of haematoxylin and DAB" in failure["error"]
 
 
 REFUSED = {

@@ -15,7 +15,7 @@ from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
 from qpnuclei.nuclei.ids import made_id
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.tiles import plan_tiles
-from qpnuclei.pipeline.positivity import require_dab, require_some_dab
+from qpnuclei.pipeline.positivity import require_dab
 from qpnuclei.pipeline.selection import (
     TISSUE_CLASS,
     Locked,
@@ -129,9 +129,8 @@ def plan_images(
     Raises
     ------
     QpnucleiError
-        Whatever would stop the run.
+        If a model cannot be used.
     """
-    require_some_dab(entries, options.positive_thresholds)
     specs = engine_specs(options.models)
     plans = []
     failures: list[tuple[ImageEntry, QpnucleiError]] = []
