@@ -25,7 +25,7 @@ from qpnuclei.pipeline.planning.layout import layout_of
 from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan
 from qpnuclei.pipeline.positivity import require_some_dab
 from qpnuclei.pipeline.space import check_space, need_of_results, need_of_shards
-from qpnuclei.pipeline.summary import RunSummary
+from qpnuclei.pipeline.summary import ImageResult, RunSummary
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.segmentation.engine import load_engine
@@ -153,7 +153,7 @@ def commit_run(
     entries = [by_id[image.entry] for image in plan.images if image.entry in by_id]
     engine = cache(lambda model: load_engine(model, options.engine))
     with locked(project.path.parent), folder.logging():
-        todo = [image for image in plan.images if not folder.result_path(image).exists()]
+        todo = [image for image in plan.images if not _is_saved(folder, image)]
         check_space(need_of_results(project, todo, options))
         summary = RunSummary.begun(project, entries, plan, options, folder.path)
         # What is committed already was computed there.
@@ -195,3 +195,9 @@ def commit_run(
         with interrupt_postponed():
             summary.save_somewhere()
     return summary
+
+
+def _is_saved(folder: RunFolder, image: PlannedImage) -> bool:
+    """Return whether the folder says that the nuclei of an image are in the project."""
+    known = ImageResult.read(folder.result_path(image))
+    return known is not None and known[1]

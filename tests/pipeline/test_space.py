@@ -18,7 +18,7 @@ from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.pipeline.space import Need, need_of_results, need_of_shards
 from qpnuclei.qupath.model import Project
-from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.native import NativeImage, open_project
 from tests.cli.conftest import tree
 from tests.cli.test_one_bad_apple import annotate, make_project
 
@@ -71,6 +71,19 @@ def test_each_phase_is_refused_where_it_cannot_fit(
     assert infer_run(folder, OPTIONS) == []
     free = 0
     infer_run(folder, OPTIONS)  # nothing is left to be computed
+    with pytest.raises(SaveError, match="the run needs about"):
+        commit_run(project, folder, OPTIONS)
+    # A save that failed is still to be done.
+    free = 1_000_000_000
+
+    def refused(*_: object) -> None:
+        raise SaveError("the disk was full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(NativeImage, "write", refused)
+        (failure,) = commit_run(project, folder, OPTIONS).failures
+    assert "the disk was full" in failure.error.what
+    free = 0
     with pytest.raises(SaveError, match="the run needs about"):
         commit_run(project, folder, OPTIONS)
     free = 1_000_000_000
