@@ -51,3 +51,19 @@ def are_among(outlines: Outlines, others: Outlines) -> npt.NDArray[np.bool_]:
     found = np.zeros(len(outlines), bool)
     found[a[shared > smaller / 2]] = True
     return found
+
+
+def are_in_place_of(outlines: Outlines, others: shapely.STRtree) -> npt.NDArray[np.bool_]:
+    """Tell the same as `are_among` of N outlines that need not be valid, most of them far away.
+
+    Parameters
+    ----------
+    outlines : (N,) object ndarray of shapely geometries
+        Those that are near others are mended: that takes far longer than to look for them.
+    others : STRtree
+        Of valid geometries.
+    """
+    near, met = map(np.unique, others.query(outlines))
+    found = np.zeros(len(outlines), bool)
+    found[near] = are_among(shapely.make_valid(outlines[near]), others.geometries[met])
+    return found

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import shapely
 
 from qpnuclei.nuclei.ids import NucleusIds
-from qpnuclei.nuclei.overlap import are_among
+from qpnuclei.nuclei.overlap import are_in_place_of
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.pipeline.inference.plausibility import Check
 from qpnuclei.pipeline.options import RunOptions
@@ -152,7 +152,7 @@ def new_nuclei(
     known = plan.taken if options.on_existing == "append" else frozenset[UUID]()
     counts = np.zeros((len(found), len(plan.regions)), np.int64)
     orders: list[npt.NDArray[np.int64] | None] = []
-    locked = plan.locked.outlines
+    locked = shapely.STRtree(plan.locked.outlines)
     outside = as_locked = 0
     for number, of_table in enumerate(counts):
         table = found[number]
@@ -161,8 +161,9 @@ def new_nuclei(
         if known:
             region[[own_id in known for own_id in ids_of(table, plan.entry)]] = -1
         if len(locked):
-            in_place = are_among(shapely.make_valid(table.polygons()), locked)
-            as_locked += int(np.count_nonzero(in_place & (region >= 0)))
+            rows = np.flatnonzero(region >= 0)
+            in_place = rows[are_in_place_of(table.polygons()[rows], locked)]
+            as_locked += len(in_place)
             region[in_place] = -1
         by_region = np.argsort(region, kind="stable")[np.count_nonzero(region < 0) :]
         as_it_is = np.array_equal(by_region, np.arange(len(table)))
