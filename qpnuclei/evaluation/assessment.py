@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
@@ -14,7 +14,13 @@ from qpnuclei.choices import Speed
 from qpnuclei.errors import UsageError
 from qpnuclei.evaluation import classical
 from qpnuclei.evaluation.datasets import AnnotatedImage
-from qpnuclei.evaluation.evaluate import Evaluation, Finder, ImageResult, evaluate
+from qpnuclei.evaluation.evaluate import (
+    Evaluation,
+    Finder,
+    ImageResult,
+    evaluate,
+    image_mpp,
+)
 from qpnuclei.evaluation.report import Report, json_intervals, json_numbers
 from qpnuclei.evaluation.tuning import at_resolution, predict, recoloured, tune_post_processing
 from qpnuclei.models.checkpoint import load_model, save_model
@@ -31,9 +37,8 @@ from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.pipeline.image import segment
 from qpnuclei.pipeline.summary import describe_model
 from qpnuclei.segmentation.engine import (
-    Engine,
     EngineOptions,
-    engine_spec,
+    EngineSpec,
     engine_specs,
     load_engine,
     split_model,
@@ -113,44 +118,41 @@ def assess(
         result = _measure(classical.NAME, classical.haematoxylin_nuclei, images, options, progress)
     else:
         check_speed(options.model, options.speed)
-        engine_specs(networks_of(options.model, options.speed))  # a wrong name is told at once
+        specs = engine_specs(networks_of(options.model, options.speed))
+        name = _label(options, specs)
+        # Whatever is refused is so before the first image is measured.
+        models = _models_for(images, options)
         asked = EngineOptions(options.device, views=8 if options.tta else 1)
-        engines: dict[str, Engine] = {}
+        engines = {model: load_engine(model, asked) for model in models}
+        engine, *others_used = engines.values()
+        to_tune = engine if options.tune and isinstance(engine, MapsEngine) else None
+        if options.tune and to_tune is None:
+            raise UsageError(
+                f"--tune {options.model}: only models of qpnuclei have this post-processing"
+            )
 
         def find(rgb: RGB, mpp: float) -> NucleiTable:
             """Find nuclei as a run does: of the default, the pixel size chooses the network."""
             model = network_for(str(options.model), mpp, options.speed)
-            if model not in engines:
-                engines[model] = load_engine(model, asked)
             return segment(engines[model], rgb, mpp)
 
-        result = _measure(_label(options), find, images, options, progress)
-        engine, *others_used = engines.values()
+        result = _measure(name, find, images, options, progress)
         baseline = _measure(
             classical.NAME, classical.haematoxylin_nuclei, images, options, progress
         )
         others.append(baseline)
-        if options.tune:
-            if others_used:
-                raise UsageError(
-                    f"--tune: the images need several models, {' and '.join(engines)}",
-                    "name one with --model",
-                )
-            if not isinstance(engine, MapsEngine):
-                raise UsageError(
-                    f"--tune {options.model}: only models of qpnuclei have this post-processing"
-                )
-            parameters = _tune(engine.predictor, images, options, progress)
-            engine = engine.with_post_processing(parameters)
+        if to_tune is not None:
+            parameters = _tune(to_tune.predictor, images, options, progress)
+            engine = tuned = to_tune.with_post_processing(parameters)
             others.append(result)
-            name = f"{result.name}, tuned"
+            name = f"{name}, tuned"
             result = _measure(name, partial(segment, engine), images, options, progress)
             notes += _tuning_notes(name, parameters)
             if options.write_model is not None:
                 _write_tuned(
                     options.write_model,
-                    next(iter(engines)),
-                    engine.predictor.metadata,
+                    models[0],
+                    tuned.predictor.metadata,
                     dataset,
                     result,
                 )
@@ -179,12 +181,33 @@ def _check_target(options: AssessmentOptions) -> None:
         )
 
 
-def _label(options: AssessmentOptions) -> str:
+def _models_for(images: Sequence[AnnotatedImage], options: AssessmentOptions) -> list[str]:
+    """Return the models that a run would take for the images.
+
+    Raises
+    ------
+    UsageError
+        If they are several, and one is to be tuned.
+    qpnuclei.errors.MppError
+        As `image_mpp`.
+    """
+    sizes = [image_mpp(image, options.mpp) for image in images]
+    named = (network_for(str(options.model), mpp, options.speed) for mpp in sizes)
+    models = list(dict.fromkeys(named))
+    if options.tune and len(models) > 1:
+        raise UsageError(
+            f"--tune: the images need several models, {' and '.join(models)}",
+            "name one with --model",
+        )
+    return models
+
+
+def _label(options: AssessmentOptions, specs: Mapping[str, EngineSpec]) -> str:
     """Return the name of a model in tables; of a file also its hash, as many share a name."""
     model = str(options.model)
     path = Path(model)
     if path.suffix:
-        return f"{path.name} ({engine_spec(model).sha256[:8]})"
+        return f"{path.name} ({specs[model].sha256[:8]})"
     return model if options.speed == "auto" else f"{model}, {options.speed}"
 
 
