@@ -218,9 +218,9 @@ def _unfinished_since(runs: Sequence[Run], entry_id: str) -> str:
     for run in runs:
         if run.of_image(entry_id) is not None:
             break
-        for identifier, _, reason in run.unfinished:
-            if identifier == entry_id:
-                return reason
+        reason = run.why_unfinished(entry_id)
+        if reason is not None:
+            return reason
     return ""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class Run:
         value = self.content.get("seconds")
         return float(value) if isinstance(value, int | float) else None
 
-    @property
+    @cached_property
     def unfinished(self) -> list[tuple[str, str, str]]:
         """Entry ID and name of each image that failed or was not done, and why."""
         return [
@@ -79,21 +80,34 @@ class Run:
             for image in _mappings(self.content.get(part))
         ]
 
+    def why_unfinished(self, entry_id: str) -> str | None:
+        """Return why an image failed or was not done; None if it is not among these."""
+        return self._reasons.get(entry_id)
+
     def of_image(self, entry_id: str) -> RunOfImage | None:
         """Return the record of an image; None if the run did not finish it."""
-        for image in _mappings(self.content.get("images")):
-            if str(image.get("entry")) == entry_id:
-                return RunOfImage(
-                    mpp=_pair(image.get("mpp")),
-                    mpp_source=str(image.get("mpp_source") or ""),
-                    working_mpp=_pair(image.get("working_mpp")),
-                    tiles=_number(image.get("tiles")),
-                    joined=_number(image.get("joined")),
-                    region_ids=tuple(r.get("id") for r in _mappings(image.get("regions"))),
-                    notes=tuple(map(str, _sequence(image.get("notes")))),
-                    marker=str(image.get("marker") or ""),
-                )
-        return None
+        return self._of_images.get(entry_id)
+
+    @cached_property
+    def _reasons(self) -> dict[str, str]:
+        # Backwards, so that of several the first stays.
+        return {identifier: reason for identifier, _, reason in reversed(self.unfinished)}
+
+    @cached_property
+    def _of_images(self) -> dict[str, RunOfImage]:
+        return {
+            str(image.get("entry")): RunOfImage(
+                mpp=_pair(image.get("mpp")),
+                mpp_source=str(image.get("mpp_source") or ""),
+                working_mpp=_pair(image.get("working_mpp")),
+                tiles=_number(image.get("tiles")),
+                joined=_number(image.get("joined")),
+                region_ids=tuple(r.get("id") for r in _mappings(image.get("regions"))),
+                notes=tuple(map(str, _sequence(image.get("notes")))),
+                marker=str(image.get("marker") or ""),
+            )
+            for image in reversed(_mappings(self.content.get("images")))
+        }
 
 
 def read_run(folder: Path) -> Run:
@@ -147,7 +161,7 @@ def run_that_wrote(runs: Sequence[Run], entry_id: str, marker: str) -> Run | Non
         found = run.of_image(entry_id)
         if found is not None:
             return None if found.marker else run
-        if any(identifier == entry_id for identifier, _, _ in run.unfinished):
+        if run.why_unfinished(entry_id) is not None:
             return None
     return None
 

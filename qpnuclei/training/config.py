@@ -121,8 +121,9 @@ class AttentionRecipe(BaseModel):
         0.0,
         ge=0,
         lt=1,
-        description="of the running mean of F's weights that is measured and saved (ours); "
-        "0 saves the weights themselves; 0.98 for width below 32",
+        description="of the running mean of F's weights that is measured and saved (ours, after "
+        "Tarvainen and Valpola, see Learner); 0 saves the weights themselves; 0.98 for width below "
+        "32",
     )
     average_batches: int = Field(
         20, ge=1, description="batches on which BatchNorm and tau of this mean are measured"

@@ -285,6 +285,32 @@ def test_a_record_without_markers_is_of_the_newest_run_alone() -> None:
     assert run_that_wrote([unrelated], "1", "m") is None
 
 
+def test_a_record_of_many_images_is_gone_through_once() -> None:
+    asked: list[str] = []
+
+    class Watched(dict[str, Any]):
+        def get(self, key: str, default: Any = None) -> Any:
+            asked.append(key)
+            return super().get(key, default)
+
+    images = [{"entry": str(number), "tiles": number} for number in range(9)]
+    failures = [{"entry": str(number), "error": f"reason {number}"} for number in range(9, 12)]
+    content = Watched(
+        images=[*images, {"entry": "0", "tiles": 99}],  # one has two records: the first counts
+        failures=failures,
+        not_done=[{"entry": "9", "reason": "stopped"}],
+    )
+    run = Run(Path("run.json"), content)
+
+    found = [run.of_image(str(number)) for number in range(12)]
+    reasons = [run.why_unfinished(str(number)) for number in range(12)]
+
+    assert [None if one is None else one.tiles for one in found] == [*range(9), None, None, None]
+    assert reasons == [None] * 9 + [f"reason {number}" for number in range(9, 12)]
+    assert len(run.unfinished) == 4
+    assert sorted(asked) == ["failures", "images", "not_done"]
+
+
 def test_detections_of_other_programs_count_where_no_run_was(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(SAMPLES / "0.5.1", tmp_path / "0.5.1")) / "project"
     project = open_project(folder)

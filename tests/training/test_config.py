@@ -34,6 +34,7 @@ def test_proposed_is_the_paper() -> None:
     assert (recipe.batch_size, recipe.batches_per_epoch) == (32, 100)
     assert (recipe.learning_rate, recipe.weight_decay, recipe.betas) == (2e-4, 1e-4, (0.9, 0.999))
     assert (recipe.lr_steps, recipe.lr_factor) == ((300, 600), 0.1)
+    assert (recipe.starts, recipe.average_decay) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,11 @@ def test_a_narrow_network_is_made_for_a_laptop() -> None:
     assert (recipe.stride, recipe.scale_network) == (2, "efficientnet-lite0")
     assert (recipe.scale_weights, recipe.learning_rate) == ("imagenet", 1e-3)
     assert recipe.starts == 1  # anchored, the attention has its sign from the first batch
-    assert attention_recipe(read_recipe("proposed", ["width=16"])).starts == 4
+    several = attention_recipe(read_recipe("proposed", ["width=16"]))
+    assert several.starts == 4
+    # Where there is one start, the first epoch is what a start would be.
+    for laptop, steps in ((several, (0,)), (recipe, (1,))):
+        assert (laptop.lr_steps, laptop.lr_factor, laptop.average_decay) == (steps, 0.2, 0.98)
     assert recipe.epochs is not None
     assert recipe.batches_per_epoch is not None
     assert recipe.epochs * recipe.batches_per_epoch == 250

@@ -155,7 +155,7 @@ def test_a_resumed_run_of_two_processes_equals_an_uninterrupted_one(
         assert finished.stderr.count("training on 2 images on cpu and 1 more") == 1
         assert finished.stdout.count("model.safetensors") == 1  # rank 0 alone speaks
     states = [torch.load(f / "state.pt", weights_only=True)["learner"] for f in (whole, parts)]
-    for part in ("attention_net", "activation", "scale_net"):
+    for part in ("attention_net", "activation", "scale_net", "average", "average_activation"):
         assert all(torch.equal(states[0][part][k], states[1][part][k]) for k in states[0][part])
     with (parts / "metrics.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2

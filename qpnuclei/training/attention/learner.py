@@ -38,6 +38,18 @@ class Learner:
     imagenet : bool
         Whether G may start from ImageNet weights, if the recipe says so; False spares the
         download where its weights will be replaced anyway.
+
+    Notes
+    -----
+    The mean of the weights on the way varies less than the last ones [1]_; this one is exponential,
+    as a mean teacher's [2]_. BatchNorm and tau of the mean are undefined until `measure_average`
+    was called.
+
+    References
+    ----------
+    .. [1] B. T. Polyak, A. B. Juditsky, "Acceleration of Stochastic Approximation by Averaging",
+       SIAM Journal on Control and Optimization 30(4), 1992.
+    .. [2] A. Tarvainen, H. Valpola, "Mean Teachers Are Better Role Models", NIPS 2017.
     """
 
     def __init__(
@@ -168,11 +180,17 @@ class Learner:
         """Measure BatchNorm's statistics and tau of the averaged F on some batches.
 
         They are not the averages of those of F: the mean of two networks has activations of its
-        own. Without an average in the recipe, nothing is done. Processes must call it together.
+        own [1]_. Without an average in the recipe, nothing is done. Processes must call it
+        together.
 
         Parameters
         ----------
         batches : iterable of (B, 3, H, W) uint8 Tensor
+
+        References
+        ----------
+        .. [1] P. Izmailov et al., "Averaging Weights Leads to Wider Optima and Better
+           Generalization", UAI 2018: `torch.optim.swa_utils.update_bn`.
         """
         if self._average is None:
             return

@@ -272,6 +272,7 @@ class _Run:
                 )
         progress.epoch, progress.batch, progress.sums = epoch, 0, {}
         seen = epoch * recipe.batches_per_epoch
+        # Read again, not kept from the epoch: a run that was resumed has not seen all of them.
         numbers = range(max(0, seen - recipe.average_batches), seen)
         self.learner.measure_average(self.batches[number][0] for number in numbers)
         return metrics

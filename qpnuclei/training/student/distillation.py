@@ -19,12 +19,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from qpnuclei.errors import UsageError
+from qpnuclei.evaluation.tuning import resample
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.training.student.batches import Lesson, make_lessons
@@ -124,16 +124,16 @@ def reduced(lesson: Lesson, ratio: float) -> Lesson:
     Parameters
     ----------
     lesson : Lesson
+        Of (H, W) px.
     ratio : float
         Of the µm/px after to those before, at least 1.
+
+    Returns
+    -------
+    Lesson
+        Of (H / ratio, W / ratio) px, each rounded, at least 1.
     """
-    if ratio == 1:
-        return lesson
-    size = tuple(max(1, round(length / ratio)) for length in lesson.rgb.shape[1::-1])
-    rgb, targets = (
-        cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
-        for image in (lesson.rgb, lesson.targets)
-    )
+    rgb, targets = (resample(image, 1 / ratio) for image in (lesson.rgb, lesson.targets))
     return replace(lesson, rgb=rgb, targets=targets)
 
 

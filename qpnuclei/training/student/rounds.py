@@ -74,9 +74,9 @@ from qpnuclei.training.student.pseudo_labels import (
 from qpnuclei.training.student.recipe import StudentRecipe, student_recipe
 from qpnuclei.training.student.self_training import (
     STUDENT_INSTANCES,
-    STUDENT_INSTANCES_MPP,
     Curriculum,
     SelfTraining,
+    instances_at,
 )
 from qpnuclei.training.tile_index import sources_digest
 
@@ -402,7 +402,7 @@ class _Run:
     def _post_processing(self) -> PostProcessing:
         """That of the model it goes on from: this was tuned, if on other images."""
         if self.start is None:
-            return STUDENT_INSTANCES.at_resolution(STUDENT_INSTANCES_MPP, self.recipe.mpp)
+            return instances_at(STUDENT_INSTANCES, self.recipe.mpp)
         metadata = self.start[1]
         return metadata.post_processing.at_resolution(metadata.mpp, self.recipe.mpp)
 

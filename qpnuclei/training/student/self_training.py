@@ -37,7 +37,21 @@ VOTE_INSTANCES = PostProcessing(smoothing_sigma_px=2.0, maxima_radius_px=9, min_
 STUDENT_INSTANCES = PostProcessing(
     maxima_radius_px=6, min_prominence_px=1.0, centre_weight=0.65, min_area_px=80
 )
-STUDENT_INSTANCES_MPP = 0.25  # µm/px for which these are
+
+#: The µm/px of which both have their sizes in px.
+INSTANCES_MPP = 0.25
+
+
+def instances_at(parameters: PostProcessing, mpp: float) -> PostProcessing:
+    """Return `VOTE_INSTANCES` or `STUDENT_INSTANCES` for a model of `mpp` µm/px.
+
+    Parameters
+    ----------
+    parameters : PostProcessing
+        In px of `INSTANCES_MPP` µm/px.
+    mpp : float
+    """
+    return parameters.at_resolution(INSTANCES_MPP, mpp)
 
 
 class Curriculum(Protocol):
@@ -102,12 +116,13 @@ def labels_from_vote(
         Of the slide.
     recipe : StudentRecipe
     """
-    candidates = segment_instances(_filled(vote, VOTE_INSTANCES, recipe), VOTE_INSTANCES)
+    parameters = instances_at(VOTE_INSTANCES, recipe.mpp)
+    candidates = segment_instances(_filled(vote, parameters, recipe), parameters)
     haematoxylin = np.ascontiguousarray(separate(rgb, stains)[..., 0])
     snapped = snap_to_edges(candidates, blur(haematoxylin, 1.0))
     # Outlines have moved: what has come apart is two candidates, what touches is split anew.
-    foreground = _filled((snapped > 0).astype(np.float32), VOTE_INSTANCES, recipe)
-    candidates = segment_instances(foreground, VOTE_INSTANCES)
+    foreground = _filled((snapped > 0).astype(np.float32), parameters, recipe)
+    candidates = segment_instances(foreground, parameters)
     return _trusted(candidates, vote, recipe, min_probability=0.0)
 
 
@@ -126,8 +141,9 @@ def labels_from_teacher(
     """
     attention, centre = teacher.predict_image(rgb)
     probability = (1 - recipe.vote_share) * attention + recipe.vote_share * vote
-    filled = _filled(probability, STUDENT_INSTANCES, recipe)
-    candidates = segment_instances(filled, STUDENT_INSTANCES, centre)
+    parameters = instances_at(STUDENT_INSTANCES, recipe.mpp)
+    filled = _filled(probability, parameters, recipe)
+    candidates = segment_instances(filled, parameters, centre)
     return _trusted(candidates, probability, recipe, min_probability=recipe.min_probability)
 
 

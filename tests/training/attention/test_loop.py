@@ -160,7 +160,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     one, other = (safetensors.torch.load_file(f / "model.safetensors") for f in (whole, folder))
     assert all(torch.equal(one[name], other[name]) for name in one)
     states = [torch.load(f / "state.pt", weights_only=True) for f in (whole, folder)]
-    for part in ("scale_net", "activation", "attention_net"):
+    for part in ("scale_net", "activation", "attention_net", "average", "average_activation"):
         one, other = (s["learner"][part] for s in states)
         assert all(torch.equal(one[name], other[name]) for name in one)
     rows = []
@@ -185,6 +185,25 @@ def test_a_finished_run_can_be_given_more_epochs(tmp_path: Path, sources: list[S
     more = train(tmp_path, sources, recipe=recipe(epochs=2), resume=True)
     assert more.epochs == 2
     assert more.best_epoch == 2  # without validation the last epoch is kept
+
+
+def test_what_is_saved_is_the_running_mean_and_its_tau(
+    tmp_path: Path, sources: list[Source]
+) -> None:
+    train(tmp_path, sources, recipe=recipe(epochs=1))
+    saved = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    learner = torch.load(tmp_path / "state.pt", weights_only=True)["learner"]
+    average = {
+        name.removeprefix("module."): value
+        for name, value in learner["average"].items()
+        if name.startswith("module.")
+    }
+    assert saved.keys() == average.keys()
+    assert all(torch.equal(saved[name], average[name]) for name in saved)
+    weights = [name for name in saved if name.endswith(".weight")]
+    assert not any(torch.equal(saved[name], learner["attention_net"][name]) for name in weights)
+    tau = read_metadata(tmp_path / "model.safetensors").tau
+    assert tau == float(learner["average_activation"]["tau"]) != float(learner["activation"]["tau"])
 
 
 def test_resuming_with_another_recipe_is_refused(tmp_path: Path, sources: list[Source]) -> None:
