@@ -70,7 +70,10 @@ def measure(name: str, data: Path, tissue: Sequence[RGB], folder: Path) -> list[
     }
     scores: dict[str, list[float]] = {variant: [] for variant in variants}
     seconds = dict.fromkeys(variants, 0.0)
-    for image in read_validation(data, MPP, predictor.mpp):
+    images = read_validation(data, MPP, predictor.mpp)
+    for predicting in variants.values():
+        predicting.predict_image(images[0].rgb)  # the first time, some of it is compiled
+    for image in images:
         for variant, predicting in variants.items():
             start = time.process_time()
             attention, centre = predicting.predict_image(image.rgb)
@@ -138,7 +141,9 @@ class _InOnnxRuntime(Predictor):
         )
 
     def predict(
-        self, rgb: RGB, statistics: ReinhardStatistics | None = None
+        self,
+        rgb: RGB,
+        statistics: ReinhardStatistics | None = None,  # noqa: ARG002 - neither network has a use
     ) -> tuple[FloatMap, FloatMap | None]:
         height, width = rgb.shape[1:3]
         (logits,) = self._session.run(None, {"rgb": _normalised(rgb[0], self.metadata)})
