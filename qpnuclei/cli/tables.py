@@ -164,9 +164,10 @@ def summary_table(summary: RunSummary) -> Table:
     """Return the nuclei found, one line per annotation."""
     locked = sum(image.locked for image in summary.images)
     kept = f" and {locked} locked ones of earlier runs" if locked else ""
+    title = f"{summary.nuclei} nuclei{kept}"
     if summary.arguments.get("on_existing") == "append":
-        kept = " besides those of earlier runs"
-    table = Table(title=f"{summary.nuclei} nuclei{kept}")
+        title = f"{summary.nuclei} new nuclei; counted here with those of earlier runs"
+    table = Table(title=title)
     for column in ("image", "annotation", "class"):
         table.add_column(column)
     for column in ("mm²", "nuclei", "per mm²"):
