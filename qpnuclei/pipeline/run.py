@@ -104,9 +104,9 @@ def analyse_project(
                 summary.state = "stopped"
                 summary.save_soon(always=True)
                 raise
-            order = [entry.id for entry in entries]
-            summary.images.sort(key=lambda result: order.index(result.entry))
-            summary.failures.sort(key=lambda failure: order.index(failure.entry))
+            place = {entry.id: number for number, entry in enumerate(entries)}
+            summary.images.sort(key=lambda result: place[result.entry])
+            summary.failures.sort(key=lambda failure: place[failure.entry])
             summary.finish()
             folder.note("%s: %d nuclei", summary.state, summary.nuclei)
             with interrupt_postponed():
