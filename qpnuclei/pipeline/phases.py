@@ -177,8 +177,7 @@ def commit_run(
                 spec = plan.spec(image)
                 if Record.of(entry.read().properties).run == image.marker:
                     done = committed_image(project, entry, image, folder, spec, options)
-                    summary.images.append(done)
-                    summary.resumed += 1
+                    summary.add_earlier(done)
                     continue
                 layout = layout_of(image, spec, options)
                 if not folder.shard(image, layout.name).exists():

@@ -79,8 +79,7 @@ def analyse_project(
                         with standing_alone(f"image {image.name}", partial(fail, image)):
                             entry, spec = by_id[image.entry], plan.spec(image)
                             done = committed_image(project, entry, image, folder, spec, options)
-                            summary.images.append(done)
-                            summary.resumed += 1
+                            summary.add_earlier(done)
                 for image, layout in infer_images(
                     folder,
                     plan,

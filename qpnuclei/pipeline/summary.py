@@ -192,8 +192,8 @@ class RunSummary:
         ``"planned"``, ``"running"``, ``"stopped"``, ``"failed"`` (some images) or ``"done"``.
     request : str
         Hash of what the run was asked for; the same command goes on with a run that is not done.
-    resumed : int
-        Images that were in the project already when the run was continued.
+    earlier : set of str
+        Entry IDs of the `images` that were in the project already when the run was continued.
     """
 
     project: Path
@@ -208,7 +208,7 @@ class RunSummary:
     nothing_to_do: dict[str, str] = field(default_factory=dict)
     state: str = "running"
     request: str = ""
-    resumed: int = 0
+    earlier: set[str] = field(default_factory=set)
     started: float = field(default_factory=time.time)
     seconds: float = 0.0
 
@@ -238,6 +238,21 @@ class RunSummary:
     def nuclei(self) -> int:
         """Nuclei written in all the images."""
         return sum(image.nuclei for image in self.images)
+
+    @property
+    def resumed(self) -> int:
+        """How many images were in the project already when the run was continued."""
+        return len(self.earlier)
+
+    @property
+    def done_now(self) -> list[ImageResult]:
+        """The images that this start of the run has written."""
+        return [image for image in self.images if image.entry not in self.earlier]
+
+    def add_earlier(self, image: ImageResult) -> None:
+        """Note an image that was in the project already."""
+        self.images.append(image)
+        self.earlier.add(image.entry)
 
     def finish(self) -> None:
         """Note that the run has come to its end."""

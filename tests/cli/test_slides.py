@@ -99,9 +99,17 @@ def test_other_options_do_the_slides_anew(slides: Path, tmp_path: Path, qpnuclei
     qpnuclei(*command, "--mpp", "0.25")
     same = json.loads(qpnuclei(*command).stdout)
     assert same["resumed"] == 1
-    other = json.loads(qpnuclei(*command, "--mpp", "0.3").stdout)
+    done = qpnuclei(*command, "--mpp", "0.3")
+    other = json.loads(done.stdout)
     assert (other["resumed"], other["images"][0]["mpp"]) == (0, [0.3, 0.3])
     assert (other["nuclei"], other["images"][0]["replaced"]) == (1, 1)
+    assert "replaced: 1 detections of earlier runs" in done.stderr
+
+    # Once more is told as what it is; the record stays that of the whole run.
+    again = qpnuclei(*command, "--mpp", "0.3")
+    assert json.loads(again.stdout)["images"] == other["images"]
+    assert "nothing to do: the nuclei of 1 image are in the project already" in again.stderr
+    assert not {"replaced:", "seams:", "predict"} & set(again.stderr.split())
 
 
 def test_a_table_that_someone_has_changed_is_kept(
