@@ -61,7 +61,7 @@ def plan_run(
             summary = RunSummary.begun(project, entries, planned.plan, options, folder.path)
             by_id = {entry.id: entry for entry in entries}
             for entry_id, error in planned.errors.items():
-                summary.fail(by_id[entry_id], error)
+                summary.fail(by_id[entry_id], error, entry_id in planned.committed)
             summary.state = "planned"
             summary.save()
     return folder, planned.plan, summary

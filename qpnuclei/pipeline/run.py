@@ -72,7 +72,7 @@ def analyse_project(
                     raise error
 
             for entry_id, error in planned.errors.items():
-                summary.fail(by_id[entry_id], error)
+                summary.fail(by_id[entry_id], error, entry_id in planned.committed)
             try:
                 for image in plan.images:
                     if image.entry in planned.committed:

@@ -185,7 +185,8 @@ class RunSummary:
     models : list of dict
         The models of its images, see `describe_model`: of the default, one network or both.
     planned : tuple of ImageEntry
-        Each ends among the `images` that were done, the `failures` or the others, `not_done`.
+        Each ends among the `images` that were done, the `failures` or the others, `not_done`; one
+        that was done by an earlier start and cannot be looked at again, among the first two.
     nothing_to_do : mapping of str to str
         By entry ID, why there was nothing to do in an image.
     state : str
@@ -258,11 +259,18 @@ class RunSummary:
         """Note that the run has come to its end."""
         self.state = "failed" if self.failures else "done"
 
-    def fail(self, entry: ImageEntry, error: QpnucleiError) -> None:
-        """Note, and say at once, that an image was left as it was."""
+    def fail(self, entry: ImageEntry, error: QpnucleiError, is_written: bool = False) -> None:
+        """Note, and say at once, that an image was left as it was.
+
+        Parameters
+        ----------
+        is_written : bool
+            Whether an earlier start of this run has written its nuclei.
+        """
         self.failures.append(Failure(entry.name, entry.id, error))
         image = "" if entry.name in error.what else f"image {entry.name}: "
-        _log.error("%snot analysed: %s", image, error)
+        again = " again, its nuclei of before stay" if is_written else ""
+        _log.error("%snot analysed%s: %s", image, again, error)
 
     @property
     def not_done(self) -> list[dict[str, str]]:

@@ -112,6 +112,35 @@ def test_other_options_do_the_slides_anew(slides: Path, tmp_path: Path, qpnuclei
     assert not {"replaced:", "seams:", "predict"} & set(again.stderr.split())
 
 
+def test_what_was_found_in_a_slide_that_is_gone_stays_in_the_record(
+    slides: Path, tmp_path: Path, qpnuclei: Call, caplog: pytest.LogCaptureFixture
+) -> None:
+    results = tmp_path / "results"
+    command = ("run", slides, "-o", results, "--mpp", "0.25", *RUN, "--no-report")
+    qpnuclei(*command)
+    (before,) = (image for image in record(results)["images"] if image["name"] == "b.png")
+    (slides / "b.png").rename(tmp_path / "b.png")
+    paint(slides / "c.png", (60, 60), (160, 60), (110, 180))
+
+    assert qpnuclei(*command).exit_code == 1
+
+    now = record(results)
+    assert {image["name"]: image["nuclei"] for image in now["images"]} == {
+        "a.bmp": 2,
+        "b.png": 1,
+        "c.png": 3,
+    }
+    assert now["images"][1] == before
+    assert [failure["image"] for failure in now["failures"]] == ["b.png"]
+    assert "not analysed again, its nuclei of before stay: image 'b.png'" in caplog.text
+    assert counts(results / "counts.csv") == {"a.bmp": 2, "b.png": 1, "c.png": 3}
+
+    # When it is there again, nothing of it is done again.
+    (tmp_path / "b.png").rename(slides / "b.png")
+    again = qpnuclei(*command, "--json")
+    assert (again.exit_code, json.loads(again.stdout)["resumed"]) == (0, 3)
+
+
 def test_a_table_that_someone_has_changed_is_kept(
     slides: Path, tmp_path: Path, qpnuclei: Call
 ) -> None:
