@@ -93,6 +93,7 @@ def export(
     """
     from qpnuclei.cli.console import describe_error, print_error, print_json, stderr
     from qpnuclei.errors import UsageError
+    from qpnuclei.pipeline.selection import is_excluded
     from qpnuclei.qupath.analysed import Status
     from qpnuclei.qupath.count_table import check_table_name, write_counts
     from qpnuclei.qupath.counts import count_project
@@ -151,7 +152,7 @@ def export(
     number = "1 row" if len(rows) == 1 else f"{len(rows)} rows"
     stderr.print(f"{output}: {number}{hint}", highlight=False, soft_wrap=True)
     missing = [row["class"] for row in rows if row["status"] == Status.NOT_ANALYSED]
-    left_out = sum(name in DEFAULT_EXCLUDED for name in missing)
+    left_out = sum(map(is_excluded, missing))
     if left_out and not class_name:
         stderr.print(
             f"{left_out} of them have no counts: a run leaves out the class "

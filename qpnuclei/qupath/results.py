@@ -88,16 +88,9 @@ class ResultsFolder:
         mark = {MARK: _mark({})}
         return create_from_slides(self.path, slides, mpp, failed=failed, files=mark)
 
-    def images(self) -> Sequence[ImageEntry]:
-        """Return the images of its project; none if there is no project yet."""
-        return open_project(self.path).images if self.is_made else []
-
-    def new_ones(self, slides: Sequence[Path]) -> dict[str, Path]:
-        """Return the slides that its project does not have yet, by the names they will have."""
-        new = new_ones(open_project(self.path), slides) if self.is_made else slides
-        chosen = one_per_slide(new)
-        taken = {entry.name for entry in self.images()}
-        return dict(zip(names_of(chosen, taken), chosen, strict=True))
+    def project(self) -> Project | None:
+        """Open its project; None if there is none yet."""
+        return open_project(self.path) if self.is_made else None
 
     def write(self, name: str, write: Callable[[Path], object]) -> Path:
         """Write a file of results; one that someone else has made or changed is kept.
@@ -139,6 +132,19 @@ class ResultsFolder:
 
 def _mark(files: dict[str, str]) -> bytes:
     return json.dumps({"qpnuclei": __version__, "files": files}, indent=1).encode()
+
+
+def named_new_ones(images: Sequence[ImageEntry], slides: Sequence[Path]) -> dict[str, Path]:
+    """Return the slides that a project does not have yet, by the names they will have.
+
+    Parameters
+    ----------
+    images : sequence of ImageEntry
+        Of the project.
+    slides : sequence of Path
+    """
+    chosen = one_per_slide(new_ones(images, slides))
+    return dict(zip(names_of(chosen, {entry.name for entry in images}), chosen, strict=True))
 
 
 def changed_pixel_sizes(

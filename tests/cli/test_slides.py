@@ -99,9 +99,46 @@ def test_other_options_do_the_slides_anew(slides: Path, tmp_path: Path, qpnuclei
     qpnuclei(*command, "--mpp", "0.25")
     same = json.loads(qpnuclei(*command).stdout)
     assert same["resumed"] == 1
-    other = json.loads(qpnuclei(*command, "--mpp", "0.3").stdout)
+    done = qpnuclei(*command, "--mpp", "0.3")
+    other = json.loads(done.stdout)
     assert (other["resumed"], other["images"][0]["mpp"]) == (0, [0.3, 0.3])
     assert (other["nuclei"], other["images"][0]["replaced"]) == (1, 1)
+    assert "replaced: 1 detections of earlier runs" in done.stderr
+
+    # Once more is told as what it is; the record stays that of the whole run.
+    again = qpnuclei(*command, "--mpp", "0.3")
+    assert json.loads(again.stdout)["images"] == other["images"]
+    assert "nothing to do: the nuclei of 1 image are in the project already" in again.stderr
+    assert not {"replaced:", "seams:", "predict"} & set(again.stderr.split())
+
+
+def test_what_was_found_in_a_slide_that_is_gone_stays_in_the_record(
+    slides: Path, tmp_path: Path, qpnuclei: Call, caplog: pytest.LogCaptureFixture
+) -> None:
+    results = tmp_path / "results"
+    command = ("run", slides, "-o", results, "--mpp", "0.25", *RUN, "--no-report")
+    qpnuclei(*command)
+    (before,) = (image for image in record(results)["images"] if image["name"] == "b.png")
+    (slides / "b.png").rename(tmp_path / "b.png")
+    paint(slides / "c.png", (60, 60), (160, 60), (110, 180))
+
+    assert qpnuclei(*command).exit_code == 1
+
+    now = record(results)
+    assert {image["name"]: image["nuclei"] for image in now["images"]} == {
+        "a.bmp": 2,
+        "b.png": 1,
+        "c.png": 3,
+    }
+    assert now["images"][1] == before
+    assert [failure["image"] for failure in now["failures"]] == ["b.png"]
+    assert "not analysed again, its nuclei of before stay: image 'b.png'" in caplog.text
+    assert counts(results / "counts.csv") == {"a.bmp": 2, "b.png": 1, "c.png": 3}
+
+    # When it is there again, nothing of it is done again.
+    (tmp_path / "b.png").rename(slides / "b.png")
+    again = qpnuclei(*command, "--json")
+    assert (again.exit_code, json.loads(again.stdout)["resumed"]) == (0, 3)
 
 
 def test_a_table_that_someone_has_changed_is_kept(
