@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,39 +152,41 @@ def train_attention(
     reader = TileReader(sources, index, recipe.scales, recipe.tile_px)
     colour = None
     if recipe.colour == "reinhard":
-        colour = ColourTransfer.measured(reader)
+        with closing(reader):
+            colour = ColourTransfer.measured(reader)
         reader = reader.with_colour(colour)
-    batches = Batches(
-        reader,
-        n_scales=len(recipe.scales),
-        batch_size=recipe.batch_size,
-        crop_px=recipe.crop_px,
-        hed_jitter=recipe.hed_jitter,
-        seed=seed,
-        rank=rank(),
-        world_size=world_size(),
-    )
-    learner: Learner | None
-    if state is None:
-        learner = first_learner(recipe, batches, device, seed, backbone_weights, watcher)
-        if learner is None:
-            return TrainingResult(None, 0, None, None, True)
-    else:
-        learner = Learner(recipe, device, seed, imagenet=False)
-        learner.load_state(state.learner)
-    run = _Run(
-        recipe=recipe,
-        folder=folder,
-        identity=identity,
-        learner=learner,
-        progress=Progress() if state is None else state.progress,
-        batches=batches,
-        colour=_colour_metadata(colour),
-        data=_data_metadata(sources, index, recipe),
-        labelled=labelled,
-        watcher=watcher,
-    )
-    return run.train(workers)
+    with closing(reader):
+        batches = Batches(
+            reader,
+            n_scales=len(recipe.scales),
+            batch_size=recipe.batch_size,
+            crop_px=recipe.crop_px,
+            hed_jitter=recipe.hed_jitter,
+            seed=seed,
+            rank=rank(),
+            world_size=world_size(),
+        )
+        learner: Learner | None
+        if state is None:
+            learner = first_learner(recipe, batches, device, seed, backbone_weights, watcher)
+            if learner is None:
+                return TrainingResult(None, 0, None, None, True)
+        else:
+            learner = Learner(recipe, device, seed, imagenet=False)
+            learner.load_state(state.learner)
+        run = _Run(
+            recipe=recipe,
+            folder=folder,
+            identity=identity,
+            learner=learner,
+            progress=Progress() if state is None else state.progress,
+            batches=batches,
+            colour=_colour_metadata(colour),
+            data=_data_metadata(sources, index, recipe),
+            labelled=labelled,
+            watcher=watcher,
+        )
+        return run.train(workers)
 
 
 @dataclass
