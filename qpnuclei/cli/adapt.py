@@ -1,4 +1,4 @@
-"""``qpnuclei adapt``: fit the packaged model to slides of one's own, without labels."""
+"""``qpnuclei adapt``: fit the packaged model to the user's slides, without labels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def adapt(
         list[Path],
         typer.Argument(
             metavar="PROJECT",
-            help="QuPath project; or slides, image patches and folders of them. No labels are "
+            help="QuPath project; or slides, image patches and folders of them. Labels are not "
             "used.",
             show_default=False,
         ),
@@ -35,8 +35,8 @@ def adapt(
             "--output",
             "-o",
             metavar="RUN_DIR",
-            help="New folder for the model, its card, a picture of what changed, and the state of "
-            "the run.",
+            help="New folder for the model, its model card, a picture of what changed, and the "
+            "state of the run.",
             show_default=False,
         ),
     ],
@@ -56,8 +56,8 @@ def adapt(
         typer.Option(
             "--corrections",
             metavar="CLASS",
-            help="Also learn from the nuclei drawn in annotations of this class, in which every "
-            "nucleus is right, as for evaluate --roi; may repeat.",
+            help="Also learn from the nuclei in annotations of this class, in which somebody has "
+            "drawn or corrected every nucleus, as for evaluate --roi; may repeat.",
             show_default="no labels are used",
         ),
     ] = None,
@@ -81,8 +81,8 @@ def adapt(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Change a field of the recipe adapted; may repeat. --set start_share=0.2 learns "
-            "more of these slides, and forgets more of others.",
+            help="Change a field of the recipe adapted; may repeat. --set start_share=0.2 adapts "
+            "more to these slides, and may do worse on others.",
             show_default="as in the recipe",
         ),
     ] = None,
@@ -109,7 +109,10 @@ def adapt(
     from qpnuclei.training.sources import find_sources
 
     if truth_class and not corrections:
-        raise UsageError("--truth-class needs --corrections", "name the class of the boxes")
+        raise UsageError(
+            "--truth-class was given without --corrections",
+            "add --corrections with the class of the annotations around the drawn nuclei",
+        )
     fields = read_settings(settings or ())
     found = find_sources(
         sources,

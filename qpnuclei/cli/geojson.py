@@ -56,7 +56,9 @@ def export_geojson(
         Path, typer.Option("--output", "-o", help="Folder of the files.", show_default=False)
     ],
     image: ImageGlobs = None,
-    objects: Annotated[Objects, typer.Option("--objects", help="What to export.")] = Objects.ALL,
+    objects: Annotated[
+        Objects, typer.Option("--objects", help="Which objects to export.")
+    ] = Objects.ALL,
     roi: Annotated[
         list[str] | None,
         typer.Option(
@@ -122,8 +124,8 @@ def import_geojson(
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="GeoJSON files (.geojson, .geojson.gz), each named as its image or as export "
-            "calls it.",
+            help="GeoJSON files (.geojson, .geojson.gz), each named after its image or as geojson "
+            "export names it.",
             show_default=False,
         ),
     ],

@@ -61,7 +61,7 @@ def report(
 ) -> None:
     """Write a page with pictures and numbers: what was found where, and what is doubtful.
 
-    It is one file that needs no network. A run writes one into its folder.
+    The page needs no network connection. Each run writes one into its folder.
 
     For example: qpnuclei report project.qpproj -o report.html
     """

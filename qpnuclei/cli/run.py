@@ -67,7 +67,7 @@ def run(
             "--output",
             "-o",
             metavar="FOLDER",
-            help="Of slides, needed: for all results.",
+            help="Folder for all results of slides; required for slides.",
         ),
     ] = None,
     roi: Roi = None,
@@ -82,7 +82,7 @@ def run(
         typer.Option(
             "--qc",
             help="First mark pen, folds and tissue out of focus, as qpnuclei qc does, and leave "
-            "them out. Reads each slide as a whole with 1 µm/px, with --dry-run, too.",
+            "them out. Reads each whole slide at 1 µm/px, also with --dry-run.",
         ),
     ] = False,
     no_annotation: Annotated[
@@ -112,7 +112,8 @@ def run(
         OnExisting,
         typer.Option(
             "--on-existing",
-            help="Nuclei of an earlier run: replace (but for locked ones), append, skip, or error.",
+            help="If an annotation has nuclei of an earlier run: replace them (locked ones stay), "
+            "append, skip the annotation, or stop with an error.",
         ),
     ] = "replace",
     tile: Annotated[
@@ -120,7 +121,7 @@ def run(
         typer.Option(
             "--tile",
             callback=within(128, 8192, "px"),
-            help="Core of a tile in px of the model, 128 to 8192.",
+            help="Side of a tile without its overlap, in px of the model, 128 to 8192.",
         ),
     ] = DEFAULT_TILE_PX,
     batch: Annotated[
@@ -156,7 +157,7 @@ def run(
         typer.Option(
             "--threshold",
             callback=within(0.01, 0.99, "attention"),
-            help="Attention (0.01 to 0.99) from which a pixel is nucleus.",
+            help="Attention from which a pixel counts as nucleus, 0.01 to 0.99.",
             show_default="the model's",
         ),
     ] = None,
@@ -173,16 +174,17 @@ def run(
         typer.Option(
             "--cell-expansion",
             callback=within(0, 50, "µm"),
-            help="Write QuPath cells: each nucleus with the outline of a cell that reaches so many "
-            "µm (0 to 50) beyond it, and no nearer to another nucleus; 0 writes nuclei alone.",
+            help="Write QuPath cells: each nucleus gets a cell outline that reaches at most this "
+            "far beyond it, in µm (0 to 50), and ends halfway to a neighbouring nucleus. 0 writes "
+            "nuclei without cells.",
         ),
     ] = 0.0,
     positive_threshold: Annotated[
         list[float] | None,
         typer.Option(
             "--positive-threshold",
-            help="Mean optical density of DAB (0 to 5) from which a nucleus is Positive, else "
-            "Negative; given three times, from which it is 1+, 2+ and 3+. For images of "
+            help="Mean optical density of DAB in a nucleus (0 to 5) from which it is Positive, "
+            "else Negative. Give it three times for 1+, 2+ and 3+. Only for images stained with "
             "haematoxylin and DAB; experimental.",
             show_default="no such classes",
         ),
@@ -200,8 +202,8 @@ def run(
         typer.Option(
             "--simplify",
             callback=within(0, 5, "µm"),
-            help="How far in µm (0 to 5), about, the vertices left out of the smooth outlines may "
-            "lie from them; 0 keeps the outline along pixel edges.",
+            help="Leave out vertices that lie within about this distance of the smooth outline, in "
+            "µm (0 to 5). 0 keeps outlines along pixel edges.",
         ),
     ] = DEFAULT_SIMPLIFY_UM,
     geojson: Annotated[
@@ -220,8 +222,8 @@ def run(
         bool,
         typer.Option(
             "--force",
-            help="Write even if another program (QuPath) saved the image during the run, "
-            "provided that its annotations are unchanged; both states are kept.",
+            help="Write even if QuPath or another program saved the image during the run, as long "
+            "as its annotations are unchanged. A backup of that state is kept.",
         ),
     ] = False,
     no_report: NoReport = False,
@@ -231,7 +233,7 @@ def run(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find nuclei in annotations or slides; the same command goes on where it ended.
+    """Find nuclei in annotations or slides. After an interruption, run the same command again.
 
     For example: qpnuclei run project.qpproj --roi Tumor
 

@@ -103,21 +103,23 @@ def check_thresholds(thresholds: Sequence[float], base: str) -> None:
         return
     if len(thresholds) not in _NAMES:
         raise UsageError(
-            f"{_OPTION} is given {len(thresholds)} times",
+            f"{_OPTION} was given {len(thresholds)} times",
             "give one value for positive and negative, or three for 1+, 2+ and 3+",
         )
     shown = ", ".join(f"{value:g}" for value in thresholds)
     if not all(0 < value <= _DARKEST for value in thresholds):
         raise UsageError(
-            f"{_OPTION} {shown}: an optical density is above 0 and at most {_DARKEST:g}",
-            "0.2, for example",
+            f"{_OPTION} {shown} is not in the range: above 0, at most {_DARKEST:g}",
+            "for example 0.2",
         )
     if list(thresholds) != sorted(set(thresholds)):
-        raise UsageError(f"{_OPTION} {shown}: the values do not rise", "give the least one first")
+        raise UsageError(
+            f"{_OPTION} {shown}: the values must increase", "give the smallest one first"
+        )
     if base.endswith("*") or base.rpartition(": ")[2] in _COLORS:
         raise UsageError(
-            f"QuPath makes no positive and negative of the class {base!r}",
-            "name another one with --class",
+            f"QuPath has no Positive and Negative classes of the class {base!r}",
+            "name another class with --class",
         )
 
 
@@ -133,7 +135,9 @@ def require_dab(entry: ImageEntry, thresholds: Sequence[float]) -> None:
     """
     if thresholds and not _has_dab(entry):
         stains = "no stain vectors" if entry.stains is None else entry.stains.name
-        raise UsageError(f"image {entry.name} is not of haematoxylin and DAB: {stains}", _HINT)
+        raise UsageError(
+            f"image {entry.name} is not stained with haematoxylin and DAB: {stains}", _HINT
+        )
 
 
 def require_some_dab(entries: Sequence[ImageEntry], thresholds: Sequence[float]) -> None:

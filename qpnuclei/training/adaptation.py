@@ -201,7 +201,7 @@ def find_doubts(changes: Sequence[ImageChange]) -> list[str]:
     doubts = []
     before, after = (sum(getattr(c, f"nuclei_{when}") for c in changes) for when in _WHEN)
     if abs(after - before) > _OTHER_COUNT * before:
-        doubts.append(f"it counts {after} nuclei where the model before it counted {before}")
+        doubts.append(f"it finds {after} nuclei where the original model finds {before}")
     known = [c for c in changes if c.agreement_before is not None and c.agreement_after is not None]
     if known:
         was, now = (np.mean([getattr(c, f"agreement_{when}") for c in known]) for when in _WHEN)

@@ -148,7 +148,7 @@ def find_sources(
     if projects and roi and not any(source.roi is not None for source in sources):
         raise UsageError(
             f"no annotation has the class {' or '.join(map(repr, roi))}",
-            "`qpnuclei info PROJECT` lists the classes there are",
+            "qpnuclei info PROJECT lists the classes",
         )
     if not sources:
         raise UsageError("there is no image to train on", "name slides, folders or projects")
@@ -171,7 +171,7 @@ def _images_in(folder: Path) -> list[Path]:
     files = one_per_slide(sorted(f for f in folder.iterdir() if f.suffix.lower() in SLIDE_SUFFIXES))
     if not files:
         raise UsageError(
-            f"folder {folder} holds no image", f"known are {' '.join(sorted(SLIDE_SUFFIXES))}"
+            f"folder {folder} holds no image", f"known suffixes: {' '.join(sorted(SLIDE_SUFFIXES))}"
         )
     return files
 

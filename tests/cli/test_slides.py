@@ -164,9 +164,9 @@ def test_what_is_neither_projects_nor_slides(slides: Path, tmp_path: Path, qpnuc
     project = package.create_project(tmp_path / "p", [slides / "a.bmp"]).path
     results = tmp_path / "r"
     for arguments, kind, said in (
-        ([slides], UsageError, "is no QuPath project"),
+        ([slides], UsageError, "is not a QuPath project"),
         ([project, slides, "-o", results], UsageError, "is not"),
-        ([project, "--tissue", "-o", results], UsageError, "--output is for slides"),
+        ([project, "--tissue", "-o", results], UsageError, "--output is only for slides"),
         ([tmp_path / "absent.svs"], NotFoundError, "no such file"),
         ([tmp_path / "absent.svs", "-o", results], NotFoundError, "no such slide"),
         ([tmp_path / "*.svs", "-o", results], NotFoundError, "no file matches"),

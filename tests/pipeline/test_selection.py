@@ -148,7 +148,7 @@ def test_annotation_outside_the_image_is_skipped(caplog: pytest.LogCaptureFixtur
         regions = select_regions(everything, [far, annotation(SQUARE)], 100, 100)
     assert [region.geometry for region in regions] == [SQUARE]
     assert "outside" in caplog.text
-    with pytest.raises(UsageError, match="no area inside of the image"):
+    with pytest.raises(UsageError, match="no area inside the image"):
         select_regions(everything, [far], 100, 100)
 
 

@@ -176,7 +176,7 @@ def test_a_change_for_the_worse_is_said() -> None:
     assert find_doubts([change((100, 120), (0.5, 0.49))]) == []
     assert find_doubts([change((0, 0), (None, None))]) == []
     (fewer,) = find_doubts([change((100, 40), (0.5, 0.5))])
-    assert "counts 40 nuclei where the model before it counted 100" in fewer
+    assert "finds 40 nuclei where the original model finds 100" in fewer
     (less,) = find_doubts([change((100, 100), (0.5, 0.3)), change((9, 9), (None, 0.1))])
     assert "fell from 0.50 to 0.30" in less
 

@@ -110,7 +110,7 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     [
         ({"widht": 16}, "no field 'widht'"),
         ({"eta": 7}, "'eta' = 7"),
-        ({"scales": [1.0, 0.5]}, "scales must rise"),
+        ({"scales": [1.0, 0.5]}, "scales must increase"),
         ({"scales": [0.01, 0.5]}, "scales must be 0.05 to 2.5"),
         ({"crop_px": 300}, "crop_px 300"),
         ({"model_scale": 0.3}, "model_scale 0.3"),

@@ -40,7 +40,7 @@ def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
     existing = ours_within(regions, objects.detections)
     if options.on_existing in ("skip", "error") and any(existing):
         name = next(r.label for r, ids in zip(regions, existing, strict=True) if ids)
-        raise ConflictError(f"qpnuclei wrote detections into {name} meanwhile")
+        raise ConflictError(f"qpnuclei wrote detections into {name} since it was planned")
     return dataclasses.replace(
         plan,
         fingerprint=objects.fingerprint,
@@ -72,7 +72,7 @@ def _same_annotation(region: Region, objects: ImageObjects) -> Annotation | None
     found = _find_annotation(wanted, objects)
     if found is None:
         raise ConflictError(
-            f"the annotation {wanted.label} is gone, or has another outline meanwhile"
+            f"the annotation {wanted.label} was deleted or its outline changed since it was planned"
         )
     return found
 

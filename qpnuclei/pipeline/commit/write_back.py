@@ -103,8 +103,8 @@ def _save(
         nuclei = new_nuclei(plan, nuclei.found, options, nuclei.doubts)
         written = _write(project, plan, nuclei, classes, options)
         _log.warning(
-            "image %s was changed meanwhile: the nuclei are in it as it is now, and what was "
-            "there without them is its newest backup",
+            "image %s was changed since it was planned: the nuclei are added to its present state, "
+            "and that state without them is the newest backup",
             plan.entry.name,
         )
         return written

@@ -214,7 +214,9 @@ def cluster_of(address: str) -> Iterator[Client]:
     """
     number = address.removeprefix(_LOCAL)
     if number != address and (not number.isdecimal() or int(number) < 1):
-        raise UsageError(f"--dask {address!r}: how many workers?", "for example local:4")
+        raise UsageError(
+            f"--dask {address!r} does not say how many workers", "for example --dask local:4"
+        )
     try:
         import distributed
     except ImportError as error:
@@ -233,7 +235,7 @@ def cluster_of(address: str) -> Iterator[Client]:
             except (OSError, ValueError, KeyError) as error:
                 raise NotFoundError(
                     f"no Dask scheduler at {address}: {_short(error)}",
-                    "give the address that dask scheduler prints, or the file that it wrote",
+                    "give the address that dask scheduler prints, or its --scheduler-file",
                 ) from error
             if not _workers(client):
                 _log.info("the Dask scheduler has no workers yet: waiting for the first")
@@ -310,8 +312,8 @@ def _wait_for(task: Task) -> None:
     while not path.exists():
         if time.monotonic() > end:
             raise SaveError(
-                f"a worker has written {path}, which is not seen here",
-                "is the run's folder on a drive that all machines share?",
+                f"a worker has written {path}, but this machine does not see it",
+                "put the run's folder on a drive that all machines share (--run-dir)",
             )
         time.sleep(0.2)
         with suppress(OSError):
@@ -323,14 +325,14 @@ def _killed(error: KilledWorker, limit_s: float | None) -> WorkerError:
     return WorkerError(
         f"all of {error.allowed_failures + 1} workers that computed it have died; the last was "
         f"{error.last_worker.address}",
-        f"the logs of the workers say why: too little memory{limit}",
+        f"see the logs of the workers; likely too little memory{limit}",
     )
 
 
 def _unexpected(error: Exception) -> WorkerError:
     return WorkerError(
         f"a worker failed: {type(error).__name__}: {_short(error)}",
-        "is the same qpnuclei installed for all workers?",
+        "check that all workers have the same qpnuclei installed",
     )
 
 

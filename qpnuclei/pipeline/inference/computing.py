@@ -113,5 +113,5 @@ def _refuse_several(device: str) -> None:
     if "," in device:
         raise UsageError(
             f"--device {device} and --dask exclude each other",
-            "begin a worker for each device, with its CUDA_VISIBLE_DEVICES",
+            "start a Dask worker for each device, with its CUDA_VISIBLE_DEVICES",
         )

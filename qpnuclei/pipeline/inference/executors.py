@@ -116,7 +116,7 @@ def _compute_image(
             if not alone:
                 # Tiles are computed ahead: which unit it was is not known.
                 alone = True
-                _log.debug("%s: %s; the units that are left are tried alone", where, failed[0])
+                _log.debug("%s: %s; the remaining units are tried one by one", where, failed[0])
                 continue
             errors += failed
             if len(errors) == TRIES:

@@ -187,7 +187,7 @@ class _Worker:
         self._failed_starts += 1
         if self._failed_starts == TRIES:
             raise WorkerError(
-                f"no process for the device {self._options.device} can be begun: {error.what}",
+                f"cannot start a process for the device {self._options.device}: {error.what}",
                 "a script that calls qpnuclei needs: if __name__ == '__main__':",
             )
         return None, Delivery()
@@ -225,15 +225,16 @@ def _death(device: str, code: int | None, limit_s: float | None) -> WorkerError:
     """Say why a process has ended."""
     if limit_s is not None:
         return WorkerError(
-            f"not done after {limit_s / 60:g} minutes: its process was ended",
-            "allow more with --unit-minutes, or look at the slide",
+            f"not finished after {limit_s / 60:g} minutes: its process was stopped",
+            "allow more with --unit-minutes, or check the slide and its drive",
         )
     ended = f"exit code {code}"
     if code is not None and code < 0:
         ended = f"signal {-code}"
     return WorkerError(
-        f"the process on {device} has ended by itself ({ended})",
-        "where memory is short, the system ends it: use fewer --workers, or a smaller --tile",
+        f"the process on {device} ended unexpectedly ({ended})",
+        "the system may have stopped it for lack of memory: use fewer --workers or a smaller "
+        "--tile",
     )
 
 

@@ -215,17 +215,19 @@ def _opened(path: Path, key: str, read: Callable[[ParquetFile, list[str]], T]) -
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    hint = "delete it and run infer again, which computes it anew"
+    hint = "delete it and run infer again, which computes it again"
     try:
         with pq.ParquetFile(path) as file:
             told = json.loads((file.metadata.metadata or {}).get(_ABOUT, b"{}"))
             if told.get("key") != key:
-                raise FormatError(f"{path} is of something else than this plan wants there", hint)
+                raise FormatError(f"{path} does not belong to this plan", hint)
             digests = [str(digest) for digest in told.pop("digests")]
             about = About(**told)
             return read(file, digests), about
     except FileNotFoundError as error:
-        raise FormatError(f"{path} is missing", "run infer again, or copy it there") from error
+        raise FormatError(
+            f"{path} is missing", "run infer again, or copy it from where it was computed"
+        ) from error
     except (
         pa.ArrowException,
         OSError,
@@ -248,7 +250,7 @@ def _short(error: BaseException) -> str:
 
 def _check(table: pa.Table, digests: list[str], number: int) -> None:
     if _digest(table) != digests[number]:
-        raise ValueError("its content is not what was written")
+        raise ValueError("its content has changed since it was written")
 
 
 def _columns(table: pa.Table) -> Iterator[tuple[str, Any]]:

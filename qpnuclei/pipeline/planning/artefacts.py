@@ -173,7 +173,7 @@ def mark_artefacts(
 def report_marks(entry: ImageEntry, area_mm2: Mapping[str, float]) -> None:
     """Say how large the artefacts of an image are."""
     areas = ", ".join(f"{kind} {area:.3f} mm²" for kind, area in area_mm2.items())
-    _log.info("image %s: looked at with 1 µm/px for artefacts: %s", entry.name, areas)
+    _log.info("image %s: searched for artefacts at 1 µm/px: %s", entry.name, areas)
 
 
 def _pieces(area: shapely.Geometry) -> Sequence[shapely.Polygon]:

@@ -224,7 +224,7 @@ def plan_image(
     if options.on_existing == "error" and any(existing):
         name = next(r.label for r, ids in zip(regions, existing, strict=True) if ids)
         raise UsageError(
-            f"qpnuclei has written detections into {name} of image {entry.name!r} before",
+            f"qpnuclei has already written detections into {name} of image {entry.name!r}",
             "choose --on-existing replace, append or skip",
         )
     if options.on_existing == "skip":

@@ -79,7 +79,7 @@ def layout_of(image: PlannedImage, spec: EngineSpec, options: RunOptions) -> Lay
     layout = divide(image.tile_plan(spec, options), image, spec, options)
     if tuple(unit.name for unit in layout.units) != image.units:
         raise FormatError(
-            "the plan contradicts itself, or is of another version", "plan the run again"
+            "the plan is damaged, or was made by another version", "plan the run again"
         )
     return layout
 

@@ -158,7 +158,7 @@ class Learner:
         metrics = dict(zip(named, values, strict=True))
         broken = [name for name in metrics if not torch.isfinite(torch.tensor(metrics[name]))]
         if broken:
-            raise FloatingPointError(f"{', '.join(broken)} is no longer a number")
+            raise FloatingPointError(f"{', '.join(broken)} became NaN or infinite")
         self._optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(losses.total).backward()  # type: ignore[no-untyped-call]
         average_over_ranks(p.grad for p in self._parameters if p.grad is not None)
@@ -167,7 +167,7 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(self._parameters, limit)
         # With mixed precision a gradient may overflow: the scaler skips that step and adapts.
         if not self._scaler.is_enabled() and not norm.isfinite():
-            raise FloatingPointError("the gradient is no longer a number")
+            raise FloatingPointError("the gradient became NaN or infinite")
         self._scaler.step(self._optimiser)
         self._scaler.update()
         buffers = [b for m in self._modules.values() for b in m.buffers()]

@@ -73,8 +73,9 @@ class Distillation:
             )
         if teacher.mpp > recipe.mpp:
             raise UsageError(
-                f"teacher {name!r} sees {teacher.mpp} µm/px, coarser than mpp, {recipe.mpp}",
-                f"leave --set mpp out, or say mpp={teacher.mpp}",
+                f"teacher {name!r} works at {teacher.mpp} µm/px, coarser than the recipe's mpp "
+                f"{recipe.mpp}",
+                f"leave --set mpp out, or give --set mpp={teacher.mpp}",
             )
         self._recipe = recipe.model_copy(update={"mpp": teacher.mpp})
         self._ratio = recipe.mpp / teacher.mpp

@@ -159,9 +159,7 @@ class StudentRecipe(BaseModel):
         if self.start_share and self.start is None:
             raise ValueError("start_share has no effect without a start")
         if self.teacher is not None and (unused := self.model_fields_set & _OF_SELF_TRAINING):
-            raise ValueError(
-                f"{', '.join(sorted(unused))}: has no effect on what is learnt from a teacher"
-            )
+            raise ValueError(f"{', '.join(sorted(unused))}: has no effect with a teacher")
         return self
 
     @property
