@@ -129,7 +129,7 @@ def test_bow_tie_is_mended_to_its_two_triangles(caplog: pytest.LogCaptureFixture
         (region,) = select_regions(Selection(everything=True), [annotation(bow_tie)], 100, 100)
     assert region.geometry.is_valid
     assert region.geometry.area == pytest.approx(50)  # two triangles of base 10 and height 5
-    assert "mended" in caplog.text
+    assert "repaired" in caplog.text
 
 
 def test_annotation_is_clipped_to_the_image(caplog: pytest.LogCaptureFixture) -> None:
