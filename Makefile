@@ -30,8 +30,8 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml
 	@echo "== setting up $(VENV) (once; torch is a large download)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-compile --upgrade pip
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[dev]"
 	@touch $(STAMP)
 
 demo: setup
