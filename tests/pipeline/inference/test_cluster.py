@@ -176,7 +176,7 @@ def test_where_a_worker_does_not_see_the_folder_it_sends_the_shard(
     other = remote.compute_unit(replace(order, version="0.0"))
     assert isinstance(other.error, UsageError)
     wrong = remote.compute_unit(replace(order, spec=replace(order.spec, sha256="0" * 64)))
-    assert "is another than the one" in wrong.error.what
+    assert "is not the one that was planned" in wrong.error.what
     # A slide that is not there is none of the unit.
     lost = remote.compute_unit(replace(order, slides_from=tmp_path / "place" / "project"))
     assert isinstance(lost.error, NotFoundError)
