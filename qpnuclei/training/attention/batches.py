@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from qpnuclei.training.attention.augment import jitter_stains, random_crop, random_flip_and_rotation
-from qpnuclei.training.tile_index import TileReader
+from qpnuclei.training.tile_reader import TileReader
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]]):

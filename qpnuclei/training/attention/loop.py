@@ -52,13 +52,8 @@ from qpnuclei.training.run_folder import (
     write_metrics,
 )
 from qpnuclei.training.sources import Source
-from qpnuclei.training.tile_index import (
-    ColourTransfer,
-    TileIndex,
-    TileReader,
-    cached_tile_index,
-    sources_digest,
-)
+from qpnuclei.training.tile_index import TileIndex, cached_tile_index, sources_digest
+from qpnuclei.training.tile_reader import ColourTransfer, TileReader
 
 _log = logging.getLogger(__name__)
 
