@@ -29,7 +29,8 @@ from qpnuclei.training.adaptation import (
 )
 from qpnuclei.training.callbacks import Watcher
 from qpnuclei.training.sources import find_sources
-from qpnuclei.training.student.rounds import move_back, train_student
+from qpnuclei.training.student.inheritance import move_back
+from qpnuclei.training.student.rounds import train_student
 from tests.colour_vision import least_difference
 from tests.training.student.test_rounds import TINY, tissue
 

@@ -258,8 +258,8 @@ class _Run:
                 )
         progress.epoch, progress.batch, progress.sums = epoch, 0, {}
         seen = epoch * recipe.batches_per_epoch
-        # The mean of the weights has no statistics of BatchNorm of its own: they are measured anew, on
-        # the last batches. These are read again, not kept from the epoch: a run that was resumed
+        # The mean of the weights has no statistics of BatchNorm of its own: they are measured anew,
+        # on the last batches. These are read again, not kept from the epoch: a run that was resumed
         # within it has not seen all of them.
         numbers = range(max(0, seen - recipe.average_batches), seen)
         self.learner.measure_average(self.batches[number][0] for number in numbers)
