@@ -118,7 +118,7 @@ class TerminatedError(QpnucleiError):
 
 
 class WorkerError(QpnucleiError, RuntimeError):
-    """A process that computed a part of a run has died, or was ended; the rest goes on."""
+    """A process that computes a part of a run, or gives them out, is gone or does not answer."""
 
 
 class UnexpectedError(QpnucleiError):
