@@ -103,6 +103,7 @@ def _show_plan(
     inputs: SlideInputs, asked: AskedMpp, given: dict[str, Any], failed: Any
 ) -> tuple[dict[str, Any], bool]:
     """Show what would be done with the images that are there, and with new slides."""
+    from qpnuclei.cli.console import stderr
     from qpnuclei.qupath.create import create_project
     from qpnuclei.qupath.new_image import describe_slides
 
@@ -128,6 +129,8 @@ def _show_plan(
                 native = {**given, "backend": "native"}
                 _, entries, options = asked_for(project.path, native, is_temporary=True)
                 parts.append((entries, options))
+        if inputs.project is None:
+            stderr.print(f"{inputs.folder.new_project}: would be made", soft_wrap=True)
         inputs.warn_of_kept_sizes(asked, [*inputs.images, *made])
         return show_plan(parts, given["json"])
 

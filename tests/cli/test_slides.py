@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -64,8 +65,9 @@ def test_slides_in_results_out_and_the_same_command_adds_new_ones(
 
     planned = qpnuclei(*command, "--dry-run")
     assert planned.exit_code == 1  # the broken one
-    # A project that will not be there is not named.
-    assert "project.qpproj" not in planned.stdout + planned.stderr
+    # Only the project that will be there is named.
+    named = set(re.findall(r"\S*project\.qpproj\S*", planned.stdout + planned.stderr))
+    assert named == {f"{results / 'project.qpproj'}:"}
     assert not results.exists()
     assert qpnuclei(*command).exit_code == 1
 
