@@ -49,6 +49,18 @@ class QpnucleiError(Exception):
     def __str__(self) -> str:
         return f"{self.what} ({self.hint})" if self.hint else self.what
 
+    def naming(self, kind: str, name: str) -> str:
+        """Return what to put before the message, so that it names what it is of, but once.
+
+        Examples
+        --------
+        >>> QpnucleiError("no pixel size").naming("image", "a.svs")
+        'image a.svs: '
+        >>> QpnucleiError("image a.svs has no pixel size").naming("image", "a.svs")
+        ''
+        """
+        return "" if name in self.what else f"{kind} {name}: ".lstrip()
+
 
 class UsageError(QpnucleiError, ValueError):
     """The request itself is wrong: a contradictory option, a class that no annotation has."""

@@ -117,7 +117,7 @@ def export(
 
     def failed(entry: ImageEntry, error: QpnucleiError) -> None:
         failures.append(describe_error(error, entry))
-        print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
+        print_error(error, error.naming("image", entry.name))
 
     pixel_sizes = AskedMpp(mpp, not image and len(entries) > 1, by_image)
     if by == "nucleus":

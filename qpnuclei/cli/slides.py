@@ -68,7 +68,7 @@ def run_slides(
         if given["fail_fast"] or not (hoped or inputs.chosen):
             raise error
         unread.append({"slide": str(slide), "error": error.what, "hint": error.hint})
-        print_error(error, "" if str(slide) in error.what else f"{slide}: ")
+        print_error(error, error.naming("", str(slide)))
 
     # What is said of pixel sizes is kept in the project.
     given = {**given, "mpp": None, "mpp_table": None}
@@ -166,7 +166,7 @@ def _write_results(
     def left_out(entry: ImageEntry, error: QpnucleiError) -> None:
         if (entry.id, error.what) not in said:
             said.add((entry.id, error.what))
-            print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
+            print_error(error, error.naming("image", entry.name))
 
     def uncountable(entry: ImageEntry, error: QpnucleiError) -> None:
         uncounted.add(entry.id)

@@ -151,6 +151,9 @@ def test_why_an_image_was_not_analysed_is_said_once(
     outcome = qpnuclei(*command)
     assert outcome.exit_code == 1
     assert (outcome.stderr + caplog.text).count("image b.png has no pixel size") == 1
+    # Other commands name it once, too.
+    marked = qpnuclei("qc", results, "--backend", "native")
+    assert "error: image b.png has no pixel size" in marked.stderr
 
     damaged = open_project(results).images[1].data_path
     damaged.write_bytes(b"damaged")
