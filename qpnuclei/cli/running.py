@@ -112,6 +112,7 @@ def analyse(
             stop,
             given["dask"],
             given["unit_minutes"],
+            given["unit_gib"],
         )
         return analyse_project(opened, entries, options, progress, conduct)
 

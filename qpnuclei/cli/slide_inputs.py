@@ -188,5 +188,7 @@ def refuse_early(inputs: SlideInputs, given: Mapping[str, Any]) -> None:
         from qpnuclei.pipeline.inference.computing import check_computing
         from qpnuclei.pipeline.inference.units import Conduct
 
-        conduct = Conduct(dask=given["dask"], unit_minutes=given["unit_minutes"])
+        conduct = Conduct(
+            dask=given["dask"], unit_minutes=given["unit_minutes"], unit_gib=given["unit_gib"]
+        )
         check_computing(options, conduct)
