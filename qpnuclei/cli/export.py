@@ -219,7 +219,7 @@ def _print_nuclei(
         stderr.print(f"{path}{said}", highlight=False, soft_wrap=True)
     print_empty(
         "nuclei of those asked for" if is_limited else "nuclei",
-        [image["image"] for image in images if not image["nuclei"]],
+        [entry.name for entry in entries if done.nuclei.get(entry.id) == 0],
         len(entries),
         "without --roi and --class there may be some" if is_limited else "qpnuclei run finds them",
     )
