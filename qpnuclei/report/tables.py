@@ -43,26 +43,26 @@ def _columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
     return [*columns[:-1], *((name, name) for name in shares), columns[-1]]
 
 
-def _readable(rows: Iterable[Row]) -> list[Row]:
+def readable(rows: Iterable[Row]) -> list[Row]:
     """Return rows where the nuclei of cells and other nuclei have the same columns.
 
     Where a row has both, each summary is of a part of its nuclei: it gets none.
     """
-    readable = []
+    made = []
     for row in rows:
         of_cells = {name: row.get(of_cell) for name, of_cell in _OF_CELLS.items()}
         if any(map(is_number, of_cells.values())):
             is_mixed = any(is_number(row.get(name)) for name in of_cells)
             row = {**row, **(dict.fromkeys(of_cells) if is_mixed else of_cells)}
-        readable.append(row)
-    return readable
+        made.append(row)
+    return made
 
 
 def table_values() -> dict[str, Any]:
     """Return what the templates need to draw tables."""
     return {
         "columns": _columns,
-        "readable": _readable,
+        "readable": readable,
         "all_columns": lambda rows: [
             (column, column)
             for column in dict.fromkeys(name for row in rows for name in row)
