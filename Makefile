@@ -21,7 +21,7 @@ help:
 	@echo "            (TABLE1='--width 64 --seeds 3': more options, see docs/training.md)"
 	@echo "make lint   set up, then ruff, mypy, codespell, the layers of packages, Dockerfile, scripts"
 	@echo "make bench  set up, then measure speed and memory (into benchmarks/results/;"
-	@echo "            BENCH='--model light --repeat 5': more options, see benchmarks/run.py)"
+	@echo "            BENCH='--model default-40x --repeat 5': more options, see benchmarks/run.py)"
 	@echo "make docs   set up, then build the documentation as a site (into site/)"
 	@echo "make clean  remove the virtual environment and the demo's output"
 

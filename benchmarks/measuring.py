@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from qpnuclei.models.metadata import model_hash
+from qpnuclei.models.registry import WEIGHTS_FOLDER
 from qpnuclei.system.timing import peak_memory_mib
 from qpnuclei.system.versions import versions
 
@@ -18,7 +20,10 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """Describe the machine: processor, cores, memory, load, versions. No paths."""
+    """Describe the machine: processor, cores, memory, load, versions, packaged weights. No paths.
+
+    The weights are beginnings of the SHA-256 of their files: names stay where weights change.
+    """
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
         "processor": _processor(),
@@ -27,6 +32,10 @@ def machine() -> dict[str, Any]:
         "system": platform.system(),
         "load_before": load,
         "versions": versions(),
+        "weights": {
+            path.stem: model_hash(path)[:12]
+            for path in sorted(WEIGHTS_FOLDER.glob("*.safetensors"))
+        },
     }
 
 
@@ -75,6 +84,8 @@ def describe(about: dict[str, Any]) -> str:
         f"{about['processor']}, {about['cores']} cores, {about['memory_gib']} GiB, "
         f"{about['system']}; load before the run {'unknown' if load is None else f'{load:.1f}'}; "
         + ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+        + "; weights (SHA-256) "
+        + ", ".join(f"{name} {sha256}" for name, sha256 in about["weights"].items())
     )
 
 

@@ -14,10 +14,7 @@
  */
 
 import static qupath.lib.gui.scripting.QPEx.*
-import java.awt.geom.Rectangle2D
 import qupath.lib.objects.PathObjects
-import qupath.lib.regions.ImagePlane
-import qupath.lib.roi.ROIs
 
 def qpnuclei = new GroovyShell(getClass().getClassLoader(), binding).parse(
         new File(new File(getProperty("qupath.script.file") as String).getParentFile(), "run_qpnuclei.groovy"))
@@ -32,13 +29,7 @@ def hierarchy = imageData.getHierarchy()
 def chosen = getSelectedObjects().findAll { it.isAnnotation() }
 def temporary = []
 if (!chosen) {
-    def server = imageData.getServer()
-    def all = new Rectangle2D.Double(0, 0, server.getWidth(), server.getHeight())
-    def view = getCurrentViewer().getDisplayedRegionShape().getBounds2D().createIntersection(all)
-    if (view.isEmpty())
-        throw new IllegalStateException("nothing of the image is in view")
-    def roi = ROIs.createRectangleROI(view.getX(), view.getY(), view.getWidth(), view.getHeight(), ImagePlane.getDefaultPlane())
-    def annotation = PathObjects.createAnnotationObject(roi)
+    def annotation = PathObjects.createAnnotationObject(qpnuclei.viewRoi(getCurrentViewer(), imageData.getServer()))
     annotation.setName("preview")
     temporary << annotation
     hierarchy.addObject(annotation)

@@ -17,15 +17,12 @@
  */
 
 import static qupath.lib.gui.scripting.QPEx.*
-import java.awt.geom.Rectangle2D
 import java.awt.image.BufferedImage
 import java.nio.file.Files
 import qupath.lib.io.PathIO
 import qupath.lib.objects.PathObjects
 import qupath.lib.objects.classes.PathClass
 import qupath.lib.projects.Projects
-import qupath.lib.regions.ImagePlane
-import qupath.lib.roi.ROIs
 
 // More than this takes minutes.
 def MOST_MEGAPIXELS = 200
@@ -40,13 +37,8 @@ def server = imageData.getServer()
 def hierarchy = imageData.getHierarchy()
 
 def rois = getSelectedObjects().findAll { it.isAnnotation() }.collect { it.getROI() }
-if (!rois) {
-    def all = new Rectangle2D.Double(0, 0, server.getWidth(), server.getHeight())
-    def view = getCurrentViewer().getDisplayedRegionShape().getBounds2D().createIntersection(all)
-    if (view.isEmpty())
-        throw new IllegalStateException("nothing of the image is in view")
-    rois = [ROIs.createRectangleROI(view.getX(), view.getY(), view.getWidth(), view.getHeight(), ImagePlane.getDefaultPlane())]
-}
+if (!rois)
+    rois = [qpnuclei.viewRoi(getCurrentViewer(), server)]
 def megapixels = rois.sum { it.getArea() } / 1e6
 if (megapixels > MOST_MEGAPIXELS)
     throw new IllegalStateException("these are ${Math.round(megapixels)} megapixels, and at most $MOST_MEGAPIXELS are shown: zoom in")

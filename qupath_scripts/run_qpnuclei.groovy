@@ -19,6 +19,9 @@
  */
 
 import static qupath.lib.scripting.QP.*
+import java.awt.geom.Rectangle2D
+import qupath.lib.regions.ImagePlane
+import qupath.lib.roi.ROIs
 
 // The qpnuclei program. Empty: what settings.conf beside this script says, else the environment variable
 // QPNUCLEI, else "qpnuclei" from the PATH (which programs started from a desktop often do not have).
@@ -61,6 +64,15 @@ String imagePattern(project, entry) {
     if (project.getImageList().count { it.getImageName() == name } > 1)
         throw new IllegalStateException("the project has several images called '$name': rename them")
     return name.replaceAll(/[\[*?]/) { "[$it]" }
+}
+
+/** The part of an image that a viewer shows, as a rectangle. */
+def viewRoi(viewer, server) {
+    def all = new Rectangle2D.Double(0, 0, server.getWidth(), server.getHeight())
+    def view = viewer.getDisplayedRegionShape().getBounds2D().createIntersection(all)
+    if (view.isEmpty())
+        throw new IllegalStateException("nothing of the image is in view")
+    return ROIs.createRectangleROI(view.getX(), view.getY(), view.getWidth(), view.getHeight(), ImagePlane.getDefaultPlane())
 }
 
 /** File with what is set for all scripts in this folder; there is none without a folder. */

@@ -254,6 +254,46 @@ def test_an_image_is_named_so_that_no_other_is_meant(groovy: Groovy, tmp_path: P
     assert "several images called 'he small.png'" in refused
 
 
+def test_what_is_in_view_ends_where_the_image_ends(groovy: Groovy, tmp_path: Path) -> None:
+    source = tmp_path / "run_qpnuclei.groovy"
+    source.write_text(_QUPATH_IMPORT.sub("", text_of(source.name)), encoding="utf-8")
+    caller = tmp_path / "caller.groovy"
+    # What QuPath would make of a rectangle is printed instead.
+    caller.write_text(
+        "import java.awt.Rectangle\n"
+        "import java.awt.geom.AffineTransform\n"
+        "def variables = new Binding([\n"
+        '    ROIs: [createRectangleROI: { Object... box -> box.join(" ") }] as Shapes,\n'
+        '    ImagePlane: [getDefaultPlane: { "plane" }] as Planes])\n'
+        "interface Shapes { Object createRectangleROI(Object... box) }\n"
+        "interface Planes { Object getDefaultPlane() }\n"
+        "interface Viewer { Object getDisplayedRegionShape() }\n"
+        "interface Server { int getWidth(); int getHeight() }\n"
+        "def run = new GroovyShell(variables).parse(new File(args[0]))\n"
+        "def image = [getWidth: { 100 }, getHeight: { 50 }] as Server\n"
+        "def viewer = { shape -> [getDisplayedRegionShape: { shape }] as Viewer }\n"
+        "def turned = AffineTransform.getQuadrantRotateInstance(1, 20, 20)\n"
+        "def shapes = [new Rectangle(10, 20, 30, 10), new Rectangle(-5, 40, 500, 400),\n"
+        "              turned.createTransformedShape(new Rectangle(20, 10, 20, 5))]\n"
+        "shapes.each { println run.viewRoi(viewer(it), image) }\n"
+        "try { run.viewRoi(viewer(new Rectangle(200, 0, 10, 10)), image) }\n"
+        "catch (IllegalStateException e) { println e.message }\n",
+        encoding="utf-8",
+    )
+    found = groovy.java("groovy.ui.GroovyMain", caller, source).splitlines()
+    assert found == [
+        "10.0 20.0 30.0 10.0 plane",
+        "0.0 40.0 100.0 10.0 plane",
+        "25.0 20.0 5.0 20.0 plane",
+        "nothing of the image is in view",
+    ]
+
+
+def test_only_one_script_knows_what_is_in_view() -> None:
+    knowing = {s.name for s in SCRIPTS if "getDisplayedRegionShape" in text_of(s.name)}
+    assert knowing == {"run_qpnuclei.groovy"}
+
+
 def test_files_are_looked_for_under_the_names_that_run_gives_them(
     groovy: Groovy, tmp_path: Path
 ) -> None:

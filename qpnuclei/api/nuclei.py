@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,9 +15,6 @@ from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.qupath.model import PathClass
 from qpnuclei.qupath.names import NEW_CLASS_COLOR
 from qpnuclei.system.files import atomic_file
-
-if TYPE_CHECKING:
-    pass
 
 _PARQUET = ".parquet"
 #: The column of a Parquet table that holds outlines, as WKB.

@@ -5,16 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qpnuclei.choices import Grouping
 from qpnuclei.qupath.counts import Row, count_project
 from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.project import open_project
 from qpnuclei.qupath.regions import match_images
-
-if TYPE_CHECKING:
-    pass
 
 
 def create_project(

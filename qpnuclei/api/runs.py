@@ -142,6 +142,7 @@ def infer(
     retry_failed: bool = False,
     dask: str | None = None,
     unit_minutes: float | None = None,
+    unit_gib: float | None = None,
     progress: Callable[[str, int, int, int], None] = lambda image, done, tiles, nuclei: None,
 ) -> Path:
     """Find the nuclei of a plan, and keep them in its folder: what ``qpnuclei infer`` does.
@@ -168,6 +169,8 @@ def infer(
         Compute on a Dask cluster: the address of its scheduler, or ``local:N``.
     unit_minutes : float, optional
         A unit of the work that takes longer fails.
+    unit_gib : float, optional
+        A unit of the work fails whose process needs more GiB of memory.
     progress : callable
         As for `run`.
 
@@ -210,7 +213,9 @@ def infer(
         options,
         share=shard,
         slides_from=None if slides_from is None else Path(slides_from),
-        conduct=Conduct(retry_failed=retry_failed, dask=dask, unit_minutes=unit_minutes),
+        conduct=Conduct(
+            retry_failed=retry_failed, dask=dask, unit_minutes=unit_minutes, unit_gib=unit_gib
+        ),
         progress=progress,
     )
     return folder.path

@@ -40,6 +40,7 @@ _VALUES = {
     "tile": "px",
     "batch": "TILES",
     "unit_minutes": "MIN",
+    "unit_gib": "GiB",
     "output": "FILE",
     "pictures": "N",
     "mpp_table": "FILE.csv",

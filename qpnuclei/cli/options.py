@@ -147,6 +147,16 @@ UnitMinutes = Annotated[
         show_default="no limit",
     ),
 ]
+UnitGib = Annotated[
+    float | None,
+    typer.Option(
+        "--unit-gib",
+        callback=within(0.1, 10_000, "GiB"),
+        help="Memory in GiB that the process of a unit (some 25 tiles) may need, its network "
+        "included; beyond it the process is ended, as with --unit-minutes.",
+        show_default="no limit",
+    ),
+]
 TtaOption = Annotated[
     bool,
     typer.Option(

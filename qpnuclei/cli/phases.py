@@ -23,6 +23,7 @@ from qpnuclei.cli.options import (
     RetryFailed,
     RunFolderArgument,
     SlidesFrom,
+    UnitGib,
     UnitMinutes,
     Wait,
     with_options_of,
@@ -41,7 +42,7 @@ from qpnuclei.errors import UsageError
 
 @with_options_of(
     run,
-    *("inputs", "output", "device", "dask", "unit_minutes", "batch", "workers"),
+    *("inputs", "output", "device", "dask", "unit_minutes", "unit_gib", "batch", "workers"),
     *("dry_run", "force", "geojson", "parquet", "no_report"),
 )
 def plan(project: ProjectPath, **given: Any) -> None:
@@ -105,6 +106,7 @@ def infer(
     device: DevicesOption = "auto",
     dask: Dask = None,
     unit_minutes: UnitMinutes = None,
+    unit_gib: UnitGib = None,
     batch: Annotated[
         int | None,
         typer.Option(
@@ -171,6 +173,7 @@ def infer(
                     stop=stop,
                     dask=dask,
                     unit_minutes=unit_minutes,
+                    unit_gib=unit_gib,
                 ),
                 progress=progress,
             )

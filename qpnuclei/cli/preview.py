@@ -36,7 +36,7 @@ from qpnuclei.cli.selecting import (
     excluded_classes,
 )
 from qpnuclei.errors import UsageError
-from qpnuclei.models.registry import COARSE_NETWORK, DEFAULT_MODEL
+from qpnuclei.models.registry import DEFAULT_MODEL, check_speed, networks_of
 
 T = TypeVar("T")
 
@@ -123,13 +123,10 @@ def preview(
     For example: qpnuclei preview project.qpproj --roi Tumor --threshold 0.4,0.5,0.6
     """
     models = _several("--model", model, str) or [DEFAULT_MODEL]
-    if speed == "fast":
-        if models != [DEFAULT_MODEL]:
-            raise UsageError(
-                "--speed fast chooses a network of the default model, and --model names others",
-                f"leave out one of the two, or name {COARSE_NETWORK} among the models",
-            )
-        models = [COARSE_NETWORK]
+    for name in models:
+        check_speed(name, speed)
+    if speed != "auto":
+        models = [*networks_of(DEFAULT_MODEL, speed)]
     areas = _several("--min-area-um2", min_area_um2, _area) or [0.0]
     thresholds: list[float | None] = [*_several("--threshold", threshold, _threshold)]
     if not thresholds:

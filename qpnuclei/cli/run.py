@@ -36,6 +36,7 @@ from qpnuclei.cli.options import (
     RunDir,
     SpeedOption,
     TtaOption,
+    UnitGib,
     UnitMinutes,
     Wait,
     within,
@@ -98,6 +99,7 @@ def run(
     device: DevicesOption = "auto",
     dask: Dask = None,
     unit_minutes: UnitMinutes = None,
+    unit_gib: UnitGib = None,
     mpp: ProjectMppOption = None,
     mpp_table: MppTable = None,
     image_root: ImageRoot = None,
@@ -244,6 +246,10 @@ def run(
     from qpnuclei.cli.inputs import Inputs
 
     chosen = Inputs.of(inputs, output)
+    if dask is not None:
+        from qpnuclei.pipeline.inference.scheduler import check_scheduler
+
+        check_scheduler(dask, asks=not dry_run)
     if chosen.results is not None:
         from qpnuclei.cli.slides import run_slides
 

@@ -12,7 +12,7 @@ from qpnuclei.cli.running import options_of
 from qpnuclei.errors import UsageError
 
 if TYPE_CHECKING:
-    from qpnuclei.qupath.model import ImageEntry
+    from qpnuclei.qupath.model import ImageEntry, Project
     from qpnuclei.qupath.pixel_size import AskedMpp
     from qpnuclei.qupath.results import ResultsFolder
 
@@ -25,8 +25,8 @@ class SlideInputs:
     ----------
     folder : ResultsFolder
     slides : sequence of Path
-    images : sequence of ImageEntry
-        Of the folder's project, also of slides that are not given now.
+    project : Project or None
+        Of the folder, if there is one yet.
     new : mapping of str to Path
         Slides that it does not have yet, by the names that they will have.
     patterns : sequence of str
@@ -35,7 +35,7 @@ class SlideInputs:
 
     folder: ResultsFolder
     slides: Sequence[Path]
-    images: Sequence[ImageEntry]
+    project: Project | None
     new: Mapping[str, Path]
     patterns: Sequence[str]
 
@@ -44,7 +44,16 @@ class SlideInputs:
         cls, folder: ResultsFolder, slides: Sequence[Path], images: Sequence[str]
     ) -> SlideInputs:
         """Find out which slides the folder has already."""
-        return cls(folder, slides, folder.images(), folder.new_ones(slides), images)
+        from qpnuclei.qupath.results import named_new_ones
+
+        project = folder.project()
+        there = [] if project is None else project.images
+        return cls(folder, slides, project, named_new_ones(there, slides), images)
+
+    @property
+    def images(self) -> Sequence[ImageEntry]:
+        """The images that are there, also of slides that are not given now."""
+        return [] if self.project is None else self.project.images
 
     @cached_property
     def chosen(self) -> list[ImageEntry]:
@@ -84,11 +93,12 @@ class SlideInputs:
             names = [*(entry.name for entry in self.images), *self.new]
             listed = read_named_mpp(table, names, {path.name for path in self.slides})
         by_image: dict[str, float | None] = {}
+        chosen = {entry.id for entry in self.chosen}
         for entry in self.images:
             by_image[entry.id] = listed.get(entry.name)
             if by_image[entry.id] is None and entry.path is not None:
                 by_image[entry.id] = listed.get(entry.path.name)
-            is_meant = entry in self.chosen if self.patterns else self._is_given(entry)
+            is_meant = entry.id in chosen if self.patterns else self._is_given(entry)
             is_kept = is_for_missing and project_mpp(entry) is not None
             if by_image[entry.id] is None and is_meant and not is_kept:
                 by_image[entry.id] = mpp
@@ -148,7 +158,6 @@ def refuse_early(inputs: SlideInputs, given: Mapping[str, Any]) -> None:
     """
     from qpnuclei.pipeline.positivity import require_some_dab, without_dab
     from qpnuclei.pipeline.selection import choose_images
-    from qpnuclei.qupath.native import open_project
     from qpnuclei.qupath.project import choose_backend
     from qpnuclei.segmentation.engine import engine_specs
 
@@ -159,7 +168,7 @@ def refuse_early(inputs: SlideInputs, given: Mapping[str, Any]) -> None:
             f"no slide matches {' or '.join(map(repr, inputs.patterns))}",
             f"slides: {', '.join(names)}",
         )
-    if not inputs.folder.is_made and not options.selection.tissue:
+    if inputs.project is None and not options.selection.tissue:
         raise UsageError(
             "new slides have no annotations to choose",
             "run them without --roi options, which finds the tissue; or make a project with "
@@ -170,9 +179,8 @@ def refuse_early(inputs: SlideInputs, given: Mapping[str, Any]) -> None:
     choose_backend(given["backend"])
     engine_specs(options.models)
     chosen = inputs.chosen
-    if not options.selection.tissue:
-        project = open_project(inputs.folder.path)
-        chosen = choose_images(project, options.images, options.selection)
+    if inputs.project is not None and not options.selection.tissue:
+        chosen = choose_images(inputs.project, options.images, options.selection)
     if options.positive_thresholds and not chosen:
         raise without_dab()
     require_some_dab(chosen, options.positive_thresholds)
@@ -180,5 +188,7 @@ def refuse_early(inputs: SlideInputs, given: Mapping[str, Any]) -> None:
         from qpnuclei.pipeline.inference.computing import check_computing
         from qpnuclei.pipeline.inference.units import Conduct
 
-        conduct = Conduct(dask=given["dask"], unit_minutes=given["unit_minutes"])
+        conduct = Conduct(
+            dask=given["dask"], unit_minutes=given["unit_minutes"], unit_gib=given["unit_gib"]
+        )
         check_computing(options, conduct)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from qpnuclei.pipeline.planning.image_plan import ImagePlan
     from qpnuclei.pipeline.summary import ImageResult, RunSummary
     from qpnuclei.qupath.backups import Backup
+    from qpnuclei.qupath.model import ImageEntry
     from qpnuclei.qupath.native import NativeImage
     from qpnuclei.qupath.sensitivity import OwnNuclei
 
@@ -164,9 +165,10 @@ def summary_table(summary: RunSummary) -> Table:
     """Return the nuclei found, one line per annotation."""
     locked = sum(image.locked for image in summary.images)
     kept = f" and {locked} locked ones of earlier runs" if locked else ""
+    title = f"{summary.nuclei} nuclei{kept}"
     if summary.arguments.get("on_existing") == "append":
-        kept = " besides those of earlier runs"
-    table = Table(title=f"{summary.nuclei} nuclei{kept}")
+        title = f"{summary.nuclei} new nuclei; counted here with those of earlier runs"
+    table = Table(title=title)
     for column in ("image", "annotation", "class"):
         table.add_column(column)
     for column in ("mm²", "nuclei", "per mm²"):
@@ -192,16 +194,18 @@ def summary_table(summary: RunSummary) -> Table:
 
 
 def print_account(summary: RunSummary) -> None:
-    """Print the joins at tile borders, the time of each stage, and the path of the record."""
+    """Print what this start of a run did at tile borders and in which time, and its record."""
     images = summary.images
     if not images:
         stderr.print(f"record: {summary.run_dir / 'run.json'}", soft_wrap=True)
         return
     seconds: Counter[str] = Counter()
     waited: Counter[str] = Counter()
-    for image in images:
+    done = summary.done_now
+    for image in done:
         seconds.update(image.seconds)
         waited.update(image.waited)
+    for image in images:
         for note in image.notes:
             stderr.print(f"{image.name}: {note}", highlight=False, soft_wrap=True)
         for doubt in image.doubts:
@@ -211,20 +215,38 @@ def print_account(summary: RunSummary) -> None:
         f"{stage} {time:.1f}" + (f" (waited {waited[stage]:.1f})" if stage in waited else "")
         for stage, time in seconds.items()
     )
+    overlapping = f"; stages, which overlap: {stages}" if stages else ""
     memory = peak_memory_mib()
     lines = [
         f"network: {' and '.join(m['name'] for m in summary.models)} on {summary.device}",
-        f"seams: {sum(i.joined for i in images)} nuclei joined from several tiles, "
-        f"{sum(i.covered for i in images)} cut pieces and "
-        f"{sum(i.overlapping for i in images)} duplicates dropped",
-        f"replaced: {sum(i.replaced for i in images)} detections of earlier runs",
-        *_kept(images),
-        f"seconds: {summary.seconds:.1f} in all; stages, which overlap: {stages}",
+        *_written_before(summary),
+        *(_written(done) if done else []),
+        f"seconds: {summary.seconds:.1f} in all{overlapping}",
         f"peak memory: {'not known' if memory is None else f'{memory:.0f} MiB'}",
         f"record: {summary.run_dir / 'run.json'}",
     ]
     for line in lines:
         stderr.print(line, highlight=False, soft_wrap=True)
+
+
+def _written_before(summary: RunSummary) -> list[str]:
+    """Say of how many images there was nothing left to do."""
+    if not summary.earlier:
+        return []
+    number = "1 image" if summary.resumed == 1 else f"{summary.resumed} images"
+    is_all = not summary.done_now and not summary.failures
+    start = "nothing to do" if is_all else "done before"
+    return [f"{start}: the nuclei of {number} are in the project already"]
+
+
+def _written(images: Sequence[ImageResult]) -> list[str]:
+    return [
+        f"seams: {sum(i.joined for i in images)} nuclei joined from several tiles, "
+        f"{sum(i.covered for i in images)} cut pieces and "
+        f"{sum(i.overlapping for i in images)} duplicates dropped",
+        f"replaced: {sum(i.replaced for i in images)} detections of earlier runs",
+        *_kept(images),
+    ]
 
 
 def _kept(images: Sequence[ImageResult]) -> list[str]:
@@ -243,13 +265,40 @@ def print_failures(names: Sequence[str], images: int) -> None:
     """Print which of several images failed; why was said when it happened."""
     if images == 1:
         return
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     stderr.print(
-        f"not analysed: {len(names)} of {images} images, for the reasons above: "
-        f"{', '.join(names[:_NAMED])}{more}",
+        f"not analysed: {len(names)} of {images} images, for the reasons above: {_some(names)}",
         style="bold red",
         soft_wrap=True,
     )
+
+
+def print_empty(what: str, names: Sequence[str], images: int, remedy: str) -> None:
+    """Print in one line in which images there is nothing to export, if in any."""
+    if names:
+        number = f"{len(names)} of {images} images: {_some(names)}"
+        stderr.print(f"no {what} in {number} ({remedy})", soft_wrap=True)
+
+
+def print_without_row(images: Sequence[ImageEntry], of: int, classes: Sequence[str] | None) -> None:
+    """Print which images have no row in a table of counts, as they have no annotations.
+
+    Parameters
+    ----------
+    images : sequence of ImageEntry
+    of : int
+        Number of all images.
+    classes : sequence of str or None
+        Of the annotations that were asked for; None for all.
+    """
+    what = f"annotations of class {' or '.join(classes)}" if classes else "annotations"
+    names = [entry.name for entry in images]
+    print_empty(what, names, of, "export --by image counts the analysed area of each")
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return names in one line, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}"
 
 
 def print_check(check: Check) -> None:

@@ -61,7 +61,7 @@ def plan_run(
             summary = RunSummary.begun(project, entries, planned.plan, options, folder.path)
             by_id = {entry.id: entry for entry in entries}
             for entry_id, error in planned.errors.items():
-                summary.fail(by_id[entry_id], error)
+                summary.fail(by_id[entry_id], error, entry_id in planned.committed)
             summary.state = "planned"
             summary.save()
     return folder, planned.plan, summary
@@ -102,8 +102,7 @@ def infer_run(
     failures: list[tuple[PlannedImage, QpnucleiError]] = []
 
     def fail(image: PlannedImage, error: QpnucleiError) -> None:
-        name = "" if image.name in error.what else f"image {image.name}: "
-        _log.error("%snot analysed: %s", name, error)
+        _log.error("%snot analysed: %s", error.naming("image", image.name), error)
         failures.append((image, error))
         if conduct.fail_fast:
             raise error
@@ -177,8 +176,7 @@ def commit_run(
                 spec = plan.spec(image)
                 if Record.of(entry.read().properties).run == image.marker:
                     done = committed_image(project, entry, image, folder, spec, options)
-                    summary.images.append(done)
-                    summary.resumed += 1
+                    summary.add_earlier(done)
                     continue
                 layout = layout_of(image, spec, options)
                 if not folder.shard(image, layout.name).exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from qpnuclei._version import __version__
@@ -32,7 +33,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan, its images that are already in the project, and images that could not be planned."""
+    """A plan, its images that are already in the project, and images that could not be planned.
+
+    An image that is in the project and could not be looked at again is among all three.
+    """
 
     plan: RunPlan
     committed: frozenset[str]
@@ -59,6 +63,10 @@ def plan_project(
 
         def fail(error: QpnucleiError, entry: ImageEntry = entry) -> None:
             errors[entry.id] = error
+            known = earlier.get(entry.id)
+            if known is not None and _is_as_written(entry, known, specs, options):
+                images.append(known)
+                committed.add(entry.id)
             if conduct.fail_fast:
                 raise error
 
@@ -132,6 +140,21 @@ def _plan_image(
             inputs = _inputs(entry, objects, specs, options, file)
         plan = plan_image(entry, slide, specs, options, objects)
     return _planned_image(plan, file, inputs, specs[plan.model], options), False
+
+
+def _is_as_written(
+    entry: ImageEntry,
+    image: PlannedImage,
+    specs: Mapping[str, EngineSpec],
+    options: RunOptions,
+) -> bool:
+    """Tell, without the slide, whether what was planned of an image is in the project."""
+    with suppress(QpnucleiError):
+        objects = entry.read()
+        record = Record.of(objects.properties, f"image {entry.name}")
+        inputs = _inputs(entry, objects, specs, options, image.slide)
+        return record.run == image.marker and inputs == image.inputs
+    return False
 
 
 def _planned_image(

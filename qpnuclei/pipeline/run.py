@@ -72,15 +72,14 @@ def analyse_project(
                     raise error
 
             for entry_id, error in planned.errors.items():
-                summary.fail(by_id[entry_id], error)
+                summary.fail(by_id[entry_id], error, entry_id in planned.committed)
             try:
                 for image in plan.images:
                     if image.entry in planned.committed:
                         with standing_alone(f"image {image.name}", partial(fail, image)):
                             entry, spec = by_id[image.entry], plan.spec(image)
                             done = committed_image(project, entry, image, folder, spec, options)
-                            summary.images.append(done)
-                            summary.resumed += 1
+                            summary.add_earlier(done)
                 for image, layout in infer_images(
                     folder,
                     plan,
@@ -104,9 +103,9 @@ def analyse_project(
                 summary.state = "stopped"
                 summary.save_soon(always=True)
                 raise
-            order = [entry.id for entry in entries]
-            summary.images.sort(key=lambda result: order.index(result.entry))
-            summary.failures.sort(key=lambda failure: order.index(failure.entry))
+            place = {entry.id: number for number, entry in enumerate(entries)}
+            summary.images.sort(key=lambda result: place[result.entry])
+            summary.failures.sort(key=lambda failure: place[failure.entry])
             summary.finish()
             folder.note("%s: %d nuclei", summary.state, summary.nuclei)
             with interrupt_postponed():

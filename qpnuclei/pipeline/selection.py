@@ -32,6 +32,17 @@ TISSUE_CLASS = "Tissue"
 _log = logging.getLogger(__name__)
 
 
+def is_excluded(class_name: str | None, patterns: Iterable[str] = DEFAULT_EXCLUDED) -> bool:
+    """Tell whether a class is one of those that patterns (``*``, ``?``) leave out.
+
+    Examples
+    --------
+    >>> is_excluded("Ignore*"), is_excluded("Ignored"), is_excluded("Tumor"), is_excluded(None)
+    (True, True, False, False)
+    """
+    return class_name is not None and any(fnmatchcase(class_name, p) for p in patterns)
+
+
 @dataclass(frozen=True)
 class Selection:
     """How the user names the annotations to analyse.
@@ -106,9 +117,7 @@ class Selection:
 
     def excludes_class(self, class_name: str | None) -> bool:
         """Tell whether a class is excluded; its annotations may still be chosen by name or UUID."""
-        return class_name is not None and any(
-            fnmatchcase(class_name, pattern) for pattern in self.excluded
-        )
+        return is_excluded(class_name, self.excluded)
 
     def _is_named(self, annotation: Annotation) -> bool:
         if annotation.name in self.names and annotation.name is not None:

@@ -185,15 +185,16 @@ class RunSummary:
     models : list of dict
         The models of its images, see `describe_model`: of the default, one network or both.
     planned : tuple of ImageEntry
-        Each ends among the `images` that were done, the `failures` or the others, `not_done`.
+        Each ends among the `images` that were done, the `failures` or the others, `not_done`; one
+        that was done by an earlier start and cannot be looked at again, among the first two.
     nothing_to_do : mapping of str to str
         By entry ID, why there was nothing to do in an image.
     state : str
         ``"planned"``, ``"running"``, ``"stopped"``, ``"failed"`` (some images) or ``"done"``.
     request : str
         Hash of what the run was asked for; the same command goes on with a run that is not done.
-    resumed : int
-        Images that were in the project already when the run was continued.
+    earlier : set of str
+        Entry IDs of the `images` that were in the project already when the run was continued.
     """
 
     project: Path
@@ -208,7 +209,7 @@ class RunSummary:
     nothing_to_do: dict[str, str] = field(default_factory=dict)
     state: str = "running"
     request: str = ""
-    resumed: int = 0
+    earlier: set[str] = field(default_factory=set)
     started: float = field(default_factory=time.time)
     seconds: float = 0.0
 
@@ -239,15 +240,36 @@ class RunSummary:
         """Nuclei written in all the images."""
         return sum(image.nuclei for image in self.images)
 
+    @property
+    def resumed(self) -> int:
+        """How many images were in the project already when the run was continued."""
+        return len(self.earlier)
+
+    @property
+    def done_now(self) -> list[ImageResult]:
+        """The images that this start of the run has written."""
+        return [image for image in self.images if image.entry not in self.earlier]
+
+    def add_earlier(self, image: ImageResult) -> None:
+        """Note an image that was in the project already."""
+        self.images.append(image)
+        self.earlier.add(image.entry)
+
     def finish(self) -> None:
         """Note that the run has come to its end."""
         self.state = "failed" if self.failures else "done"
 
-    def fail(self, entry: ImageEntry, error: QpnucleiError) -> None:
-        """Note, and say at once, that an image was left as it was."""
+    def fail(self, entry: ImageEntry, error: QpnucleiError, is_written: bool = False) -> None:
+        """Note, and say at once, that an image was left as it was.
+
+        Parameters
+        ----------
+        is_written : bool
+            Whether an earlier start of this run has written its nuclei.
+        """
         self.failures.append(Failure(entry.name, entry.id, error))
-        image = "" if entry.name in error.what else f"image {entry.name}: "
-        _log.error("%snot analysed: %s", image, error)
+        again = " again, its nuclei of before stay" if is_written else ""
+        _log.error("%snot analysed%s: %s", error.naming("image", entry.name), again, error)
 
     @property
     def not_done(self) -> list[dict[str, str]]:

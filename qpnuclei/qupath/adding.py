@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qpnuclei.errors import ConflictError, FormatError, QpnucleiError
 from qpnuclei.qupath import project_file
-from qpnuclei.qupath.model import Project
+from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.new_image import (
     QUPATH_VERSION,
@@ -75,7 +75,7 @@ def add_slides(
         before = digest_of_file(path)
         content = project_file.read_project(path)
         images, errors = describe_slides(
-            new_ones(project, slides), mpp, taken={entry.name for entry in project.images}
+            new_ones(project.images, slides), mpp, taken={entry.name for entry in project.images}
         )
         for slide, error in errors:
             if failed is None:
@@ -114,9 +114,9 @@ def add_slides(
         return open_project(path), [str(number) for number in added]
 
 
-def new_ones(project: Project, slides: Sequence[Path]) -> list[Path]:
-    """Return the slides that the project does not have yet."""
-    known = {_real(entry.path) for entry in project.images if entry.path is not None}
+def new_ones(images: Sequence[ImageEntry], slides: Sequence[Path]) -> list[Path]:
+    """Return the slides that are not among the images of a project yet."""
+    known = {_real(entry.path) for entry in images if entry.path is not None}
     return [slide for slide in slides if _real(slide) not in known]
 
 

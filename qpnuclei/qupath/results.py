@@ -13,7 +13,7 @@ from qpnuclei._version import __version__
 from qpnuclei.errors import FormatError, QpnucleiError, UsageError
 from qpnuclei.qupath.adding import add_slides, new_ones
 from qpnuclei.qupath.analysed import Record
-from qpnuclei.qupath.create import create_from_slides
+from qpnuclei.qupath.create import PROJECT_NAME, create_from_slides
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.new_image import names_of
@@ -40,6 +40,11 @@ class ResultsFolder:
     def is_made(self) -> bool:
         """Whether it has a project that was made here."""
         return (self.path / MARK).is_file() and any(self.path.glob("*.qpproj"))
+
+    @property
+    def new_project(self) -> Path:
+        """Where its project will be."""
+        return self.path.absolute() / PROJECT_NAME
 
     def check(self) -> None:
         """Refuse a folder that holds something else.
@@ -88,16 +93,9 @@ class ResultsFolder:
         mark = {MARK: _mark({})}
         return create_from_slides(self.path, slides, mpp, failed=failed, files=mark)
 
-    def images(self) -> Sequence[ImageEntry]:
-        """Return the images of its project; none if there is no project yet."""
-        return open_project(self.path).images if self.is_made else []
-
-    def new_ones(self, slides: Sequence[Path]) -> dict[str, Path]:
-        """Return the slides that its project does not have yet, by the names they will have."""
-        new = new_ones(open_project(self.path), slides) if self.is_made else slides
-        chosen = one_per_slide(new)
-        taken = {entry.name for entry in self.images()}
-        return dict(zip(names_of(chosen, taken), chosen, strict=True))
+    def project(self) -> Project | None:
+        """Open its project; None if there is none yet."""
+        return open_project(self.path) if self.is_made else None
 
     def write(self, name: str, write: Callable[[Path], object]) -> Path:
         """Write a file of results; one that someone else has made or changed is kept.
@@ -139,6 +137,19 @@ class ResultsFolder:
 
 def _mark(files: dict[str, str]) -> bytes:
     return json.dumps({"qpnuclei": __version__, "files": files}, indent=1).encode()
+
+
+def named_new_ones(images: Sequence[ImageEntry], slides: Sequence[Path]) -> dict[str, Path]:
+    """Return the slides that a project does not have yet, by the names they will have.
+
+    Parameters
+    ----------
+    images : sequence of ImageEntry
+        Of the project.
+    slides : sequence of Path
+    """
+    chosen = one_per_slide(new_ones(images, slides))
+    return dict(zip(names_of(chosen, {entry.name for entry in images}), chosen, strict=True))
 
 
 def changed_pixel_sizes(

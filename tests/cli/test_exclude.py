@@ -15,6 +15,7 @@ from PIL import Image
 from qpnuclei import create_project
 from qpnuclei.errors import UsageError
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
+from qpnuclei.qupath.native import open_project
 from tests.cli.conftest import Outcome
 
 Call = Callable[..., Outcome]
@@ -79,6 +80,16 @@ def test_what_is_excluded_has_neither_nuclei_nor_area(qpnuclei: Call, project: P
     assert done["nuclei"] == 1
     assert (row := tumor(qpnuclei, project))["nuclei"] == 1
     assert row["analysed_mm2"] == pytest.approx(left)
+
+
+def test_what_a_run_leaves_out_is_not_told_to_be_analysed(qpnuclei: Call, project: Path) -> None:
+    (entry,) = open_project(project).images
+    ignored = NewAnnotation(FOLD, uuid.UUID(int=3), path_class=PathClass("Ignored"))
+    entry.write(Edit(annotations=[ignored]), entry.read().fingerprint)
+    table = project.parent / "counts.csv"
+    said = " ".join(qpnuclei("export", project, "-o", table, "--backend", "native").stderr.split())
+    assert "2 of them have no counts: a run leaves out the class Ignore*" in said
+    assert "1 of them were not analysed and have no counts" in said
 
 
 @pytest.mark.parametrize(

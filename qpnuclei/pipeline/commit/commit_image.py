@@ -48,7 +48,7 @@ def commit_image(
     objects = entry.read()
     of_image = _image_plan(entry, objects, image, layout)
     about = found.about
-    doubts = Check(about.checks[0], tuple(about.checks[1:]))
+    doubts = Check.of(about.checks)
     nuclei = new_nuclei(of_image, found, options, doubts)
     result = _result(image, layout, of_image, nuclei, about)
     replaced = len(of_image.replaceable) if options.on_existing == "replace" else 0
@@ -89,7 +89,7 @@ def committed_image(
     layout = layout_of(image, spec, options)
     found = ImageNuclei(folder.shard(image, layout.name), layout.key)
     about = found.about
-    doubts = Check(about.checks[0], tuple(about.checks[1:]))
+    doubts = Check.of(about.checks)
     of_image = replace(_image_plan(entry, entry.read(), image, layout), taken=frozenset())
     nuclei = new_nuclei(of_image, found, options, doubts)
     with interrupt_postponed():

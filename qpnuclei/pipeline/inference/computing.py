@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qpnuclei.errors import UsageError
 from qpnuclei.pipeline.inference.executors import Executor, compute_here
-from qpnuclei.pipeline.inference.units import Conduct
+from qpnuclei.pipeline.inference.units import NO_LIMITS, Conduct
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.segmentation.engine import Engine, engine_specs, load_engine
 
@@ -34,9 +34,9 @@ class Computing:
 def computing(
     options: RunOptions, conduct: Conduct, slides_from: Path | None = None
 ) -> Iterator[Computing]:
-    """Choose who computes, as the devices, the cluster and the limit of time ask for.
+    """Choose who computes, as the devices, the cluster and the limits of a unit ask for.
 
-    Only a process of its own can be ended where a unit takes too long.
+    Only a process of its own can be ended where a unit takes too much time or memory.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def computing(
         If the model, a device or the cluster cannot be used.
     """
     devices = options.device.split(",")
-    limit_s = None if conduct.unit_minutes is None else 60 * conduct.unit_minutes
+    limits = conduct.limits
 
     def engine_on(device: str) -> Callable[[str], Engine]:
         return cache(lambda model: load_engine(model, replace(options.engine, device=device)))
@@ -56,7 +56,7 @@ def computing(
             cores_of_worker,
         )
 
-        _refuse_several(options.device)
+        _refuse_with_dask(options.device, conduct)
         with cluster_of(conduct.dask) as client:
             on_cluster = partial(
                 compute_on_cluster,
@@ -64,12 +64,12 @@ def computing(
                 specs=engine_specs(options.models),
                 options=replace(options, workers=cores_of_worker(conduct.dask, options.workers)),
                 slides_from=slides_from,
-                limit_s=limit_s,
+                limit_s=limits.seconds,
             )
             # This machine need not have what the workers have.
             yield Computing(on_cluster, engine_on("auto"), f"Dask, {conduct.dask}")
         return
-    if len(devices) == 1 and limit_s is None:
+    if len(devices) == 1 and limits == NO_LIMITS:
         engine = engine_on(options.device)
         # What cannot be loaded is an error before anything is planned.
         execution = " and ".join(dict.fromkeys(engine(m).execution for m in options.models))
@@ -88,7 +88,7 @@ def computing(
         specs=engine_specs(options.models),
         options=options,
         slides_from=slides_from,
-        limit_s=limit_s,
+        limits=limits,
     )
     yield Computing(there, engine_on(devices[0]), options.device)
 
@@ -102,16 +102,21 @@ def check_computing(options: RunOptions, conduct: Conduct) -> None:
         If a model or a device cannot be used.
     """
     if conduct.dask is not None:
-        _refuse_several(options.device)
+        _refuse_with_dask(options.device, conduct)
         return
     with computing(options, conduct):
         pass
 
 
-def _refuse_several(device: str) -> None:
-    """Refuse several devices for a cluster."""
+def _refuse_with_dask(device: str, conduct: Conduct) -> None:
+    """Refuse what a cluster decides by itself: several devices, and the memory of a worker."""
     if "," in device:
         raise UsageError(
             f"--device {device} and --dask exclude each other",
             "start a Dask worker for each device, with its CUDA_VISIBLE_DEVICES",
+        )
+    if conduct.unit_gib is not None:
+        raise UsageError(
+            "--unit-gib and --dask exclude each other",
+            "Dask ends workers that need too much memory: dask worker --memory-limit",
         )

@@ -101,7 +101,7 @@ def join_image(
                 "covered": stitching.covered,
                 "overlapping": stitching.overlapping,
             },
-            (doubts.image, *doubts.regions),
+            doubts.lines,
         )
         with interrupt_postponed():
             write_image(path, kept, about)

@@ -137,6 +137,23 @@ class Check:
     image: str = ""
     regions: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, lines: Sequence[str]) -> Check:
+        """Return what `lines` were of.
+
+        Examples
+        --------
+        >>> Check.of(Check("dark", ("", "pale")).lines)
+        Check(image='dark', regions=('', 'pale'))
+        """
+        image, *regions = lines
+        return cls(image, tuple(regions))
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The line for the image, and then those for its regions."""
+        return (self.image, *self.regions)
+
 
 def check(
     pixels: PixelSource,

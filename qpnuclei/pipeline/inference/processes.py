@@ -17,6 +17,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeAlias
 
+import psutil
+
 from qpnuclei.errors import QpnucleiError, WorkerError
 from qpnuclei.pipeline.folder import TRIES
 from qpnuclei.pipeline.inference.executors import Advance, Outcome, Task
@@ -28,12 +30,16 @@ from qpnuclei.pipeline.inference.remote import (
     engine_of,
     storing,
 )
+from qpnuclei.pipeline.inference.units import NO_LIMITS, Limits
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.segmentation.engine import EngineSpec
 from qpnuclei.system.memory import keep_freed_memory
 
 #: Units that a process has: it goes on while what it found is put together here.
 _AHEAD = 2
+
+#: How often processes are asked for their memory, where that has a limit.
+_LOOK_AT_MEMORY_S = 0.2
 
 #: A connection of `multiprocessing`, whose class has another name on Windows.
 _Pipe: TypeAlias = Any
@@ -46,7 +52,7 @@ def compute_in_processes(
     specs: Mapping[str, EngineSpec],
     options: RunOptions,
     slides_from: Path | None = None,
-    limit_s: float | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> Iterator[Outcome]:
     """Compute units on several devices, a process each; a process that dies is replaced.
 
@@ -54,8 +60,8 @@ def compute_in_processes(
     ----------
     devices : sequence of str
         Names as `qpnuclei.models.device.resolve_device` takes them; one may be there twice.
-    limit_s : float, optional
-        A process that works longer on a unit is ended, in seconds.
+    limits : Limits
+        A process that works longer on a unit, or needs more memory, is ended.
 
     Raises
     ------
@@ -82,8 +88,8 @@ def compute_in_processes(
 
         give()
         while busy := [worker for worker in workers if worker.jobs]:
-            for worker in _ready(busy, limit_s):
-                job, delivery = worker.delivered(limit_s)
+            for worker in _ready(busy, limits):
+                job, delivery = worker.delivered()
                 outcome = None if job is None else job.outcome(delivery)
                 if job is not None and outcome is None:
                     again.append(job)
@@ -102,16 +108,19 @@ def _job(task: Task | None) -> Job | None:
     return None if task is None else Job(task)
 
 
-def _ready(workers: Sequence[_Worker], limit_s: float | None) -> list[_Worker]:
-    """Wait until some processes have something to say; end those that take too long."""
-    left = None
-    if limit_s is not None:
-        left = max(min(worker.since for worker in workers) + limit_s - time.monotonic(), 0.05)
+def _ready(workers: Sequence[_Worker], limits: Limits) -> list[_Worker]:
+    """Wait until some processes have something to say; end those that take too much."""
+    left = math.inf
+    if limits.seconds is not None:
+        since = min(worker.since for worker in workers)
+        left = max(since + limits.seconds - time.monotonic(), 0.05)
+    if limits.bytes is not None:
+        left = min(left, _LOOK_AT_MEMORY_S)
     by_pipe = {worker.pipe: worker for worker in workers}
     ready = wait(list(by_pipe), None if left == math.inf else left)
     for pipe, worker in by_pipe.items():
-        if pipe not in ready and limit_s is not None:
-            worker.end_after(limit_s)
+        if pipe not in ready:
+            worker.end_beyond(limits)
     return [by_pipe[pipe] for pipe in by_pipe if pipe in ready]
 
 
@@ -133,7 +142,8 @@ class _Worker:
         self.is_running = False
         #: When it began with the first of them.
         self.since = math.inf
-        self._is_late = False
+        #: Why it was ended from here.
+        self._ended: WorkerError | None = None
         self._failed_starts = 0
 
     def take(self, job: Job, specs: Mapping[str, EngineSpec], slides_from: Path | None) -> None:
@@ -154,10 +164,10 @@ class _Worker:
         with _deaf_to_ctrl_c():
             self._process.start()
         theirs.close()
-        self.is_running, self._is_late = True, False
+        self.is_running, self._ended = True, None
         self.since = math.inf  # it loads the network first
 
-    def delivered(self, limit_s: float | None) -> tuple[Job | None, Delivery]:
+    def delivered(self) -> tuple[Job | None, Delivery]:
         """Return the first of its units and what came of it; no unit if there is none.
 
         Raises
@@ -168,7 +178,7 @@ class _Worker:
         try:
             message = self.pipe.recv()
         except (EOFError, OSError):
-            return self._died(limit_s)
+            return self._died()
         if isinstance(message, QpnucleiError):
             raise message
         self.since = time.monotonic()
@@ -177,10 +187,9 @@ class _Worker:
         self._failed_starts = 0
         return None, Delivery()
 
-    def _died(self, limit_s: float | None) -> tuple[Job | None, Delivery]:
+    def _died(self) -> tuple[Job | None, Delivery]:
         self.end()
-        code = self._process.exitcode
-        error = _death(self._options.device, code, limit_s if self._is_late else None)
+        error = self._ended or _death(self._options.device, self._process.exitcode)
         if self.since < math.inf:
             return self.jobs.popleft(), Delivery(error=error)
         # It had not begun with any.
@@ -188,15 +197,34 @@ class _Worker:
         if self._failed_starts == TRIES:
             raise WorkerError(
                 f"cannot start a process for the device {self._options.device}: {error.what}",
-                "a script that calls qpnuclei needs: if __name__ == '__main__':",
+                self._ended.hint
+                if self._ended
+                else "a script that calls qpnuclei needs: if __name__ == '__main__':",
             )
         return None, Delivery()
 
-    def end_after(self, seconds: float) -> None:
-        """End it if it works on a unit for longer."""
-        if time.monotonic() - self.since > seconds:
-            self._is_late = True
-            self._process.kill()
+    def end_beyond(self, limits: Limits) -> None:
+        """End it if it works longer on a unit, or needs more memory."""
+        if limits.seconds is not None and time.monotonic() - self.since > limits.seconds:
+            self._ended = WorkerError(
+                f"not done after {limits.seconds / 60:g} minutes: its process was ended",
+                "allow more with --unit-minutes, or look at the slide",
+            )
+        elif limits.bytes is not None and self._memory() > limits.bytes:
+            self._ended = WorkerError(
+                f"its process needs more than {limits.bytes / 2**30:g} GiB and was ended",
+                "allow more with --unit-gib, or use fewer --workers or a smaller --tile",
+            )
+        else:
+            return
+        self._process.kill()
+
+    def _memory(self) -> int:
+        """Return the bytes of memory that its process has now; 0 if there is none."""
+        try:
+            return int(psutil.Process(self._process.pid).memory_info().rss)
+        except psutil.Error:
+            return 0
 
     def end(self) -> None:
         """End it, whatever it does."""
@@ -221,13 +249,8 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _death(device: str, code: int | None, limit_s: float | None) -> WorkerError:
-    """Say why a process has ended."""
-    if limit_s is not None:
-        return WorkerError(
-            f"not finished after {limit_s / 60:g} minutes: its process was stopped",
-            "allow more with --unit-minutes, or check the slide and its drive",
-        )
+def _death(device: str, code: int | None) -> WorkerError:
+    """Say why a process has ended by itself."""
     ended = f"exit code {code}"
     if code is not None and code < 0:
         ended = f"signal {-code}"

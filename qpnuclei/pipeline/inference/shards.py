@@ -51,7 +51,7 @@ class About:
     counts : mapping of str to int
         Of what was found at the seams.
     checks : sequence of str
-        What is doubtful about the image, and then about each region.
+        The lines of what is doubtful, `qpnuclei.pipeline.inference.plausibility.Check`.
     """
 
     key: str

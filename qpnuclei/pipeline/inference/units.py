@@ -28,6 +28,17 @@ Report = Callable[[PlannedImage, QpnucleiError], object]
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What the process that computes a unit may need; None is no limit."""
+
+    seconds: float | None = None
+    bytes: float | None = None
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
 class Conduct:
     """How a run proceeds; its results do not depend on it.
 
@@ -48,6 +59,8 @@ class Conduct:
         Compute on a cluster; see `qpnuclei.pipeline.inference.cluster.cluster_of`.
     unit_minutes : float, optional
         A unit that takes longer fails.
+    unit_gib : float, optional
+        A unit fails whose process needs more GiB of memory.
     """
 
     resume: bool = True
@@ -57,6 +70,15 @@ class Conduct:
     stop: Callable[[], bool] = lambda: False
     dask: str | None = None
     unit_minutes: float | None = None
+    unit_gib: float | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """What a unit may need."""
+        return Limits(
+            None if self.unit_minutes is None else 60 * self.unit_minutes,
+            None if self.unit_gib is None else 2**30 * self.unit_gib,
+        )
 
     def check_stop(self) -> None:
         """End the run if `stop` says so.

@@ -6,7 +6,6 @@ import hashlib
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -41,9 +40,6 @@ from qpnuclei.qupath.qpdata.java_classes import Catalog
 from qpnuclei.qupath.qpdata.java_nodes import Content
 from qpnuclei.qupath.qpdata.new_detections import Additions, NewPart, plane_of, uniform_parts
 from qpnuclei.qupath.qpdata.rois import Plane
-
-if TYPE_CHECKING:
-    pass
 
 
 def apply_edit(

@@ -8,7 +8,7 @@ import uuid
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +29,6 @@ from qpnuclei.qupath.paquo.jvm import (
     static,
 )
 from qpnuclei.qupath.qpdata.rois import polygons
-
-if TYPE_CHECKING:
-    pass
 
 PATH_IO = "qupath.lib.io.PathIO"
 PATH_OBJECT = "qupath.lib.objects.PathObject"

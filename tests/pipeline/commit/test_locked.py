@@ -139,7 +139,8 @@ def test_nothing_is_appended_in_the_place_of_locked_nuclei(project: NativeProjec
     new &= np.array([own_id is not None and is_ours(own_id) for own_id in after.ids])
     assert new.sum() == result.nuclei < len(chosen) / 2
     assert not are_among(after.geometries[new], after.geometries[~new]).any()
-    assert summary_table(again).title == f"{result.nuclei} nuclei besides those of earlier runs"
+    said = f"{result.nuclei} new nuclei; counted here with those of earlier runs"
+    assert summary_table(again).title == said
 
 
 def test_nuclei_that_were_locked_meanwhile_stay_too(

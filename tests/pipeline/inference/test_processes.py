@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -16,9 +18,10 @@ import pytest
 from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
-from qpnuclei.errors import ModelError, WorkerError
+from qpnuclei.errors import ModelError, UsageError, WorkerError
 from qpnuclei.pipeline.inference import processes, remote
-from qpnuclei.pipeline.inference.units import Conduct
+from qpnuclei.pipeline.inference.computing import check_computing
+from qpnuclei.pipeline.inference.units import Conduct, Limits
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.qupath.native import open_project
@@ -65,21 +68,72 @@ def test_processes_that_die_or_hang_change_nothing(
     monkeypatch.setattr(remote, "TRIES", 3)
     for path in summary.run_dir.glob(f"shards/*{failure.name}/*"):
         path.unlink()
-    later = [0.0]
-    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + later[0])
-    monkeypatch.setattr(processes, "time", clock)
+    stopped: list[psutil.Process] = []
+    later = 0.0
+
+    def monotonic() -> float:
+        # Hours pass while it hangs. It may have finished some units just before.
+        nonlocal later
+        if stopped and stopped[0].is_running():
+            later += 3600.0
+        return time.monotonic() + later
+
+    monkeypatch.setattr(processes, "time", SimpleNamespace(monotonic=monotonic))
 
     def stop_it(*_: object) -> None:
-        if not later[0]:
-            (worker,) = workers()
-            worker.send_signal(signal.SIGSTOP)
-            later[0] = 3600.0
+        if not stopped:
+            stopped.extend(workers())
+            stopped[0].send_signal(signal.SIGSTOP)
 
     again = analyse_project(project, project.images, quick, stop_it, Conduct(unit_minutes=30.0))
-    assert later[0]
+    assert later
     assert (again.failures, again.state, again.run_dir) == ([], "done", summary.run_dir)
     assert found(place) == found(other)
     assert workers() == []
+
+
+def test_a_process_that_needs_too_much_memory_is_ended(tmp_path: Path, quick: RunOptions) -> None:
+    place = make_project(tmp_path / "place", 1)
+    project = open_project(place / "project")
+    # Python alone needs more, so that none can be begun.
+    with pytest.raises(WorkerError, match=r"needs more than 0\.01 GiB and was ended") as caught:
+        analyse_project(project, project.images, quick, conduct=Conduct(unit_gib=0.01))
+    assert "--unit-gib" in (caught.value.hint or "")
+    assert workers() == []
+    assert len(project.images[0].read().detections.ids) == 0
+
+
+def test_dask_has_a_limit_of_memory_of_its_own(quick: RunOptions) -> None:
+    with pytest.raises(UsageError, match="--unit-gib and --dask exclude each other"):
+        check_computing(quick, Conduct(dask="local:1", unit_gib=4))
+
+
+def test_the_memory_of_a_process_has_a_limit_also_while_it_computes(quick: RunOptions) -> None:
+    worker = processes._Worker(quick)
+    theirs = multiprocessing.Pipe()
+    worker.pipe, worker.is_running, worker.since = theirs[0], True, time.monotonic()
+    worker._process = multiprocessing.get_context("spawn").Process(
+        target=_fill, args=(theirs[1],), daemon=True
+    )
+    worker._process.start()
+    theirs[1].close()
+    worker.jobs.append(remote.Job(SimpleNamespace()))  # type: ignore[arg-type]
+    assert worker.pipe.recv() == "filled"
+    worker.end_beyond(Limits(bytes=2**40))
+    assert worker._process.is_alive()
+    worker.end_beyond(Limits(bytes=2**28))
+    job, delivery = worker.delivered()
+    assert job is not None
+    assert delivery.error is not None
+    assert delivery.error.what == "its process needs more than 0.25 GiB and was ended"
+    assert not worker._process.is_alive()
+
+
+def _fill(pipe: Any) -> None:
+    memory = bytearray(os.urandom(1)) * 2**29
+    pipe.send("filled")
+    time.sleep(600)
+    memory.clear()
 
 
 def test_a_unit_fails_after_three_times_and_a_bad_model_ends_the_run() -> None:
