@@ -1,7 +1,7 @@
-"""What units of work find, in files: Parquet that says what it is of, and proves to be whole.
+"""Files with the nuclei of units: Parquet with a key and a digest.
 
-A file has the key of what it was computed from in its metadata, and a digest of its content. It is
-read only if both are right.
+The metadata of a file holds the key of its inputs and a digest of its content. It is read only if
+both are right.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class About:
-    """What a file is of.
+    """The origin of a file.
 
     Parameters
     ----------
     key : str
-        Of all that its content depends on.
+        Hash of all that its content depends on.
     device : str
-        Where and how the network ran.
+        Device and number format of the network.
     seconds, waited : mapping of str to float
-        Time that each stage worked, and had nothing to do.
+        Working and waiting time of each stage.
     counts : mapping of str to int
-        Of what was found at the seams.
+        Counts at the seams of tiles.
     checks : sequence of str
         The lines of what is doubtful, `qpnuclei.pipeline.inference.plausibility.Check`.
     """
@@ -113,7 +113,7 @@ def read_unit(
     Raises
     ------
     FormatError
-        If the file is missing, damaged or of something else.
+        If the file is missing, damaged or does not belong to this plan.
     """
 
     def read(file: ParquetFile, digests: list[str]) -> list[TileNuclei]:
@@ -175,12 +175,12 @@ def write_image(path: Path, tables: Sequence[NucleiTable], about: About) -> None
 
 
 class ImageNuclei(Sequence[NucleiTable]):
-    """The nuclei of an image in a file of `write_image`: tables that are read when asked for.
+    """The nuclei of an image in a file of `write_image`: tables that are read on demand.
 
     Raises
     ------
     FormatError
-        Also when a table is asked for: if it is missing, damaged or of something else.
+        Also when a table is requested: if the file is missing, damaged or of another plan.
     """
 
     def __init__(self, path: Path, key: str) -> None:
@@ -188,7 +188,7 @@ class ImageNuclei(Sequence[NucleiTable]):
         self._groups, self.about = _opened(path, key, lambda file, *_: int(file.num_row_groups))
 
     def __len__(self) -> int:
-        # Of none there is one table without rows, which has all columns.
+        # An image without nuclei has one table without rows but with all columns.
         return max(self._groups, 1)
 
     @overload
@@ -258,7 +258,7 @@ def _columns(table: pa.Table) -> Iterator[tuple[str, Any]]:
 
 
 def _digest(table: pa.Table) -> str:
-    """Return a digest of all values, whatever pages and buffers they are in."""
+    """Return a digest of all values, independent of pages and buffers."""
     import pyarrow as pa
 
     digest = blake2b(digest_size=16)

@@ -1,6 +1,6 @@
 """The content of ``plan.json``.
 
-To compute a run, this file, the slides and the model are enough: no project and no Java is needed.
+This file, the slides and the model are enough to compute a run, without project and Java.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from qpnuclei.slides.stains import Stains
 from qpnuclei.system.files import read_regular
 from qpnuclei.tiling.plan import TilePlan
 
-#: Of ``plan.json`` and the shards: another one is not read.
+#: Version of ``plan.json`` and the shards: no other is read.
 FORMAT = 1
 
 
@@ -87,8 +87,8 @@ class PlannedImage(Part):
 
     @property
     def marker(self) -> str:
-        """What the project says of an image that this plan's nuclei were written into."""
-        # The size and time of the file are no part: they may be others in a copy of it.
+        """The mark in the project of an image into which this plan's nuclei were written."""
+        # File size and time are left out: a copy may have others.
         return hash_of([self.inputs, self.units, self.data.rpartition("-")[2]])
 
     def areas(self) -> list[Region]:
@@ -162,7 +162,7 @@ class RunPlan(Part):
         NotFoundError
             If it is not there.
         FormatError
-            If it is no plan, or one of another version.
+            If it is not a plan, or was made by another version.
         """
         try:
             text = read_regular(path)
@@ -249,7 +249,7 @@ class RunPlan(Part):
 
 
 def check_same_model(spec: EngineSpec, planned: EngineSpec) -> None:
-    """Refuse a model that is another than the one that was planned for.
+    """Refuse a model other than the planned one.
 
     Raises
     ------

@@ -73,7 +73,7 @@ class PlannedSlide(Part):
         NotFoundError
             If it is not there.
         SlideError
-            If it is another slide than the one that was planned, or cannot be read.
+            If it is not the slide that was planned, or cannot be read.
         """
         path = Path(self.path)
         if elsewhere is not None:
