@@ -37,7 +37,7 @@ geojson_app = typer.Typer(
     no_args_is_help=True,
 )
 
-#: Number of objects left out that are named; for the others only their number is shown.
+#: Number of skipped objects that are named; of the others only the number is shown.
 _NAMED = 10
 
 

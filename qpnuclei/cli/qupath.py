@@ -89,7 +89,7 @@ def uninstall(
 
 
 def _in_each(to: Path | None, act: Callable[[Path], Change], *, dry_run: bool, json: bool) -> None:
-    """Act in the folder that is named, or in all that are found."""
+    """Act in the given folder, or in all user folders of QuPath."""
     from qpnuclei.cli.console import print_json, stdout
     from qpnuclei.errors import NotFoundError
     from qpnuclei.qupath.scripts import user_folders

@@ -1,4 +1,4 @@
-"""A run of slides: a project is made of them, and its results are written into a folder."""
+"""A run of slides: it makes a project of them, and writes the results into a folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: Names of the table and the page in the folder of results.
 COUNTS, PAGE = "counts.csv", "report.html"
 
-#: Arguments that choose annotations; without any, the tissue is found.
+#: Arguments that choose annotations; without any, the tissue is analysed.
 _CHOICES = ("roi", "roi_name", "roi_id", "roi_all")
 
 

@@ -1,8 +1,7 @@
-"""A model learns the slides of one laboratory, without labels, and says what that changed.
+"""Adapt a model to the slides of one laboratory, without labels, and report what changed.
 
-`adapt` is what ``qpnuclei adapt`` calls. It goes on from a trained student by the recipe
-``adapted`` (`qpnuclei.training.student.rounds`), and then counts with both models on patches of
-the same slides.
+``qpnuclei adapt`` calls `adapt`. It continues the training of a student with the recipe ``adapted``
+(`qpnuclei.training.student.rounds`), then compares both models on patches of the same slides.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from qpnuclei.training.student.rounds import train_student
 RECIPE = "adapted"
 CARD_FILE, CHANGES_FILE, PICTURE_FILE = "card.md", "changes.json", "changes.png"
 
-#: So many patches are compared of each of so many images.
+#: Number of images that are compared, and of patches of each.
 _COMPARED_PATCHES, _COMPARED_IMAGES = 2, 24
 _PICTURE_IMAGES, _PICTURE_PX = 6, 512
 
@@ -71,13 +70,13 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class ImageChange:
-    """What both models make of some patches of one image.
+    """The results of both models on some patches of one image.
 
     Parameters
     ----------
     image : str
     area_mm2 : float
-        Of the patches that were compared.
+        Area of the compared patches.
     nuclei_before, nuclei_after : int
         On these patches.
     agreement_before, agreement_after : float or None
@@ -95,7 +94,7 @@ class ImageChange:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What an adaptation came to.
+    """The result of an adaptation.
 
     Parameters
     ----------
@@ -137,16 +136,16 @@ def adapt(
     device : torch.device
     seed : int
     resume : bool
-        Go on with the run in `folder`.
+        Continue the run in `folder`.
     watcher : Watcher, optional
-        Is told of the progress, and may stop the run.
+        Receives the progress, and may stop the run.
     corrections : sequence of BoxImage
-        Boxes in which nuclei were drawn, to learn from beside.
+        Boxes in which nuclei were drawn, to learn from as well.
 
     Raises
     ------
     qpnuclei.errors.UsageError
-        If the model is no student, or the sources or the folder do not allow the run.
+        If the model is not a student, or the sources or the folder do not allow the run.
     qpnuclei.errors.QpnucleiError
         If the model or an image cannot be read, or the training went wrong.
     """

@@ -17,8 +17,8 @@ Recipe = TypeVar("Recipe", bound=BaseModel)
 #: The recipes that come with the package, as ``<name>.yaml``.
 CONFIGS_FOLDER = Path(__file__).with_name("configs")
 
-#: Networks narrower than this are meant for two cores and a few minutes; what a recipe leaves
-#: open is then this, instead of the paper's.
+#: Networks narrower than this are meant for two cores and a few minutes; fields that a recipe
+#: leaves open then have these defaults instead of the paper's.
 _LAPTOP_WIDTH = 32
 _LAPTOP = {
     "stride": 2,
@@ -144,7 +144,7 @@ class AttentionRecipe(BaseModel):
     def _fill_in_what_other_fields_decide(cls, fields: dict[str, Any]) -> dict[str, Any]:
         width = fields.get("width")
         if isinstance(width, int) and width < _LAPTOP_WIDTH:
-            # Without starts to choose from, the first epoch is what a start would be.
+            # With a single start, the first epoch takes the place of the starts.
             first_drop = 1 if fields.get("starts") == 1 else 0
             fields = _LAPTOP | {"lr_steps": [first_drop]} | fields
         if fields.get("stride") == 2:
@@ -185,7 +185,7 @@ def recipe_names() -> list[str]:
 def read_recipe(name_or_path: str, settings: Sequence[str] = ()) -> dict[str, Any]:
     """Read a recipe's fields, with ``key=value`` settings put over them, unvalidated.
 
-    Its field ``family`` says whose recipe it is: ``attention`` is `AttentionRecipe`.
+    Its field ``family`` says which kind of recipe it is: ``attention`` is `AttentionRecipe`.
 
     Parameters
     ----------
@@ -257,7 +257,7 @@ def attention_recipe(fields: Mapping[str, Any]) -> AttentionRecipe:
 
 
 def validated(recipe: type[Recipe], fields: Mapping[str, Any]) -> Recipe:
-    """Make a recipe of its fields.
+    """Make a recipe from its fields.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Initial weights from a model of another resolution or width, so that training is short.
 
-What is inherited already finds nuclei; training makes up for what was left out. Afterwards the
-weights can be moved back towards where they were.
+A network with inherited weights already finds nuclei; training makes up for the weights that were
+left out. Afterwards the weights can be moved back towards their start.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MAPS = "maps"
 
 
 def starting_model(recipe: StudentRecipe) -> tuple[StudentNet, ModelMetadata]:
-    """Return the network that a recipe goes on from, and the metadata of the model it is made of.
+    """Return the network that a recipe starts from, and the metadata of its model.
 
     Raises
     ------
@@ -187,14 +187,14 @@ def move_back(student: StudentNet, start: StudentNet, share: float) -> None:
     student : StudentNet
         Changed in place.
     start : StudentNet
-        What it went on from.
+        The network from which its training started.
     share : float
         0 leaves the student as it is, 1 makes it the start.
 
     Notes
     -----
-    Two networks of which one went on from the other can be averaged: what lies between them knows
-    most of the new and forgets little of the old [1]_.
+    If the training of one network started from the other, the two can be averaged: networks between
+    them know most of the new data and forget little of the old [1]_.
 
     References
     ----------
