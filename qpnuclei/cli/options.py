@@ -64,9 +64,9 @@ ProjectMppOption = Annotated[
     float | None,
     typer.Option(
         "--mpp",
-        help="Pixel size at full resolution in µm/px. Several images without --image: only for "
-        "those that have none.",
-        show_default="from the last run, else the project, else the slide",
+        help="Pixel size at full resolution in µm/px. For several images without --image: only "
+        "where none is known.",
+        show_default="from the last run, project or slide",
     ),
 ]
 MppTable = Annotated[
@@ -152,8 +152,8 @@ UnitGib = Annotated[
     typer.Option(
         "--unit-gib",
         callback=within(0.1, 10_000, "GiB"),
-        help="Memory in GiB that the process of a unit (some 25 tiles) may need, its network "
-        "included; beyond it the process is ended, as with --unit-minutes.",
+        help="Memory limit in GiB for the process of a unit (some 25 tiles), its network included. "
+        "A process that needs more is stopped, as with --unit-minutes.",
         show_default="no limit",
     ),
 ]

@@ -68,7 +68,7 @@ def run(
             "--output",
             "-o",
             metavar="FOLDER",
-            help="Folder for all results of slides; required for slides.",
+            help="Folder for all results; required for slides.",
         ),
     ] = None,
     roi: Roi = None,
@@ -114,8 +114,8 @@ def run(
         OnExisting,
         typer.Option(
             "--on-existing",
-            help="If an annotation has nuclei of an earlier run: replace them (locked ones stay), "
-            "append, skip the annotation, or stop with an error.",
+            help="With nuclei of an earlier run: replace them (locked ones stay), append, skip the "
+            "annotation, or error.",
         ),
     ] = "replace",
     tile: Annotated[
@@ -188,7 +188,7 @@ def run(
             help="Mean optical density of DAB in a nucleus (0 to 5) from which it is Positive, "
             "else Negative. Give it three times for 1+, 2+ and 3+. Only for images stained with "
             "haematoxylin and DAB; experimental.",
-            show_default="no such classes",
+            show_default="no Positive and Negative",
         ),
     ] = None,
     max_nucleus: Annotated[
@@ -235,7 +235,7 @@ def run(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find nuclei in annotations or slides. After an interruption, run the same command again.
+    """Find nuclei in annotations or slides. Run it again to continue a stopped run.
 
     For example: qpnuclei run project.qpproj --roi Tumor
 

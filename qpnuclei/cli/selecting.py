@@ -40,15 +40,14 @@ RoiId = Annotated[
 RoiAll = Annotated[bool, typer.Option("--roi-all", help="Analyse every annotation with an area.")]
 Tissue = Annotated[
     bool,
-    typer.Option("--tissue", help="Detect the tissue and analyse it instead of annotations."),
+    typer.Option("--tissue", help="Analyse the tissue, found automatically."),
 ]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(
         "--exclude",
         autocompletion=complete_class,
-        help="Class of annotations to leave out of areas and counts; may repeat; '' leaves out "
-        "none.",
+        help="Class to leave out of areas and counts; may repeat; '' leaves out none.",
         show_default="'Ignore*'",
     ),
 ]

@@ -215,7 +215,7 @@ def _opened(path: Path, key: str, read: Callable[[ParquetFile, list[str]], T]) -
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    hint = "delete it and run infer again, which computes it again"
+    hint = "delete it and run infer again"
     try:
         with pq.ParquetFile(path) as file:
             told = json.loads((file.metadata.metadata or {}).get(_ABOUT, b"{}"))
