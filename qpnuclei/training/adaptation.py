@@ -55,7 +55,7 @@ _STEP = 4
 #: a change for the worse more often than not.
 _LESS_AGREEMENT, _OTHER_COUNT = 0.03, 0.5
 
-#: Yellow, vermillion and sky blue: people with any kind of colour vision tell them apart.
+#: Yellow, vermilion and sky blue: people with any kind of colour vision tell them apart.
 COLOURS = {"both": PALETTE[3], "before": PALETTE[1], "after": PALETTE[4]}
 
 _CARD = jinja2.Environment(
