@@ -89,7 +89,7 @@ def filter_nuclei(
 
     def fail(entry: ImageEntry, error: QpnucleiError) -> None:
         failures.append(describe_error(error, entry))
-        print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
+        print_error(error, error.naming("image", entry.name))
 
     steps = sorted({*STEPS, *(() if min_certainty is None else (min_certainty,))})
     if dry_run:

@@ -89,7 +89,7 @@ def export_geojson(
         nonlocal failed
         failed = True
         said.append(describe_error(error, entry))
-        print_error(error, f"image {entry.name}: ")
+        print_error(error, error.naming("image", entry.name))
 
     for entry in entries:
         where = f"image {entry.name}"
@@ -174,7 +174,7 @@ def import_geojson(
         nonlocal failed
         failed = True
         said.append(describe_error(error, entry))
-        print_error(error, f"image {entry.name}: ")
+        print_error(error, error.naming("image", entry.name))
 
     with locked(opened.path.parent, wait=wait, break_lock=break_lock):
         for path, entry in zip(files, entries, strict=True):

@@ -70,7 +70,7 @@ def create(
 
     def failed(slide: Path, error: QpnucleiError) -> None:
         failures.append({"slide": str(slide), "error": error.what, "hint": error.hint})
-        print_error(error, "" if str(slide) in error.what else f"{slide}: ")
+        print_error(error, error.naming("", str(slide)))
 
     stains = DEFAULT_H_DAB if hdab else DEFAULT_HE
     found = find_slides(slides)
@@ -128,7 +128,7 @@ def add(
 
     def failed(slide: Path, error: QpnucleiError) -> None:
         failures.append({"slide": str(slide), "error": error.what, "hint": error.hint})
-        print_error(error, "" if str(slide) in error.what else f"{slide}: ")
+        print_error(error, error.naming("", str(slide)))
 
     found = find_slides(slides)
     path = find_project_file(project)

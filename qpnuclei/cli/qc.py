@@ -66,7 +66,7 @@ def qc(
         nonlocal failed
         failed = True
         said.append(describe_error(error, entry))
-        print_error(error, f"image {entry.name}: ")
+        print_error(error, error.naming("image", entry.name))
 
     with locked(opened.path.parent, wait=wait, break_lock=break_lock):
         for entry in entries:

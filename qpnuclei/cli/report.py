@@ -106,6 +106,6 @@ def report(
         print_json({"report": str(path), "images": len(entries), "failures": failures})
     stderr.print(f"report: {path}", highlight=False, soft_wrap=True)
     for entry, error in failed:
-        print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
+        print_error(error, error.naming("image", entry.name))
     if failed:
         sys.exit(1)

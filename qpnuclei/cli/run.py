@@ -244,6 +244,10 @@ def run(
     from qpnuclei.cli.inputs import Inputs
 
     chosen = Inputs.of(inputs, output)
+    if dask is not None:
+        from qpnuclei.pipeline.inference.scheduler import check_scheduler
+
+        check_scheduler(dask, asks=not dry_run)
     if chosen.results is not None:
         from qpnuclei.cli.slides import run_slides
 

@@ -69,7 +69,7 @@ def show_plan(
     if not json:
         stdout.print(plan_view(plans), soft_wrap=True)
     for entry, error in failed:
-        print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
+        print_error(error, error.naming("image", entry.name))
     failures = [describe_error(error, entry) for entry, error in failed]
     return {"plan": describe_plan(plans), "failures": failures}, bool(failed)
 
@@ -230,5 +230,5 @@ def write_page(project: Project, summary: RunSummary, quiet: bool) -> Path | Non
     ):
         page, failed = write_report_of_run(project, summary.run_dir, progress)
         for entry, error in failed:
-            print_error(error, f"not in the report: image {entry.name}: ")
+            print_error(error, f"not in the report: {error.naming('image', entry.name)}")
     return page

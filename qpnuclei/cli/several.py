@@ -49,7 +49,7 @@ def run_each(projects: Sequence[Path], given: dict[str, Any]) -> tuple[dict[str,
                 raise error
             failed.append(str(path))
             contents.append({"project": str(path), "error": error.what, "hint": error.hint})
-            print_error(error, "" if str(path) in error.what else f"{path}: ")
+            print_error(error, error.naming("", str(path)))
 
         with standing_alone(f"project {path}", fail):
             content, has_failures = run_project(path, given)

@@ -102,8 +102,7 @@ def infer_run(
     failures: list[tuple[PlannedImage, QpnucleiError]] = []
 
     def fail(image: PlannedImage, error: QpnucleiError) -> None:
-        name = "" if image.name in error.what else f"image {image.name}: "
-        _log.error("%snot analysed: %s", name, error)
+        _log.error("%snot analysed: %s", error.naming("image", image.name), error)
         failures.append((image, error))
         if conduct.fail_fast:
             raise error

@@ -268,9 +268,8 @@ class RunSummary:
             Whether an earlier start of this run has written its nuclei.
         """
         self.failures.append(Failure(entry.name, entry.id, error))
-        image = "" if entry.name in error.what else f"image {entry.name}: "
         again = " again, its nuclei of before stay" if is_written else ""
-        _log.error("%snot analysed%s: %s", image, again, error)
+        _log.error("%snot analysed%s: %s", error.naming("image", entry.name), again, error)
 
     @property
     def not_done(self) -> list[dict[str, str]]:

@@ -20,13 +20,14 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 from skimage.segmentation import find_boundaries
 
 from qpnuclei.errors import UsageError
 from qpnuclei.evaluation.boxes import BoxImage
 from qpnuclei.models.metadata import ModelMetadata, model_hash, read_metadata
 from qpnuclei.models.registry import DEFAULT_MODEL, FINE_NETWORK, network_for, resolve_model
+from qpnuclei.report.pictures import PALETTE
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.pixels import RGB
@@ -57,7 +58,8 @@ _STEP = 4
 #: a change for the worse more often than not.
 _LESS_AGREEMENT, _OTHER_COUNT = 0.03, 0.5
 
-_BOTH, _ONLY_BEFORE, _ONLY_AFTER = (255, 255, 0), (255, 0, 0), (0, 255, 0)
+#: Yellow, vermilion and sky blue: people with any kind of colour vision tell them apart.
+COLOURS = {"both": PALETTE[3], "before": PALETTE[1], "after": PALETTE[4]}
 
 _CARD = jinja2.Environment(
     trim_blocks=True,
@@ -320,11 +322,12 @@ def _write_picture(path: Path, views: Sequence[_View]) -> None:
         window = slice(y, y + _PICTURE_PX), slice(x, x + _PICTURE_PX)
         before, after = view.before[window], view.after[window]
         row = Image.new("RGB", (2 * _PICTURE_PX + 4, _PICTURE_PX + 16), "white")
-        pair = ((before, after, _ONLY_BEFORE), (after, before, _ONLY_AFTER))
-        for number, (own, other, colour) in enumerate(pair):
+        pair = (("before", before, after), ("after", after, before))
+        for number, (when, own, other) in enumerate(pair):
             left = number * (_PICTURE_PX + 4)
-            row.paste(Image.fromarray(_outlined(view.rgb[window], own, other, colour)), (left, 16))
-            text = f"{_WHEN[number]}: {len(np.unique(own)) - 1} nuclei"
+            shown = _outlined(view.rgb[window], own, other, COLOURS[when])
+            row.paste(Image.fromarray(shown), (left, 16))
+            text = f"{when}: {len(np.unique(own)) - 1} nuclei"
             title = view.title.encode("latin-1", "replace").decode("latin-1")
             ImageDraw.Draw(row).text((left + 2, 2), f"{title}, {text}", fill="black")
         rows.append(np.asarray(row))
@@ -348,12 +351,12 @@ def _busiest_corner(labels: _LabelMap) -> tuple[int, int]:
     )
 
 
-def _outlined(rgb: RGB, own: _LabelMap, other: _LabelMap, only_own: tuple[int, int, int]) -> RGB:
-    """Draw outlines: in `only_own` of what the other model has nothing of, else in yellow."""
+def _outlined(rgb: RGB, own: _LabelMap, other: _LabelMap, only_own: str) -> RGB:
+    """Draw outlines: in `only_own` of what the other model has nothing of, else as of both."""
     shown = rgb.copy()
     met = np.zeros(int(own.max(initial=0)) + 1, bool)
     met[np.unique(own[other > 0])] = True
     edge = find_boundaries(own, mode="inner")  # type: ignore[no-untyped-call]
-    shown[edge & met[own]] = _BOTH
-    shown[edge & ~met[own]] = only_own
+    shown[edge & met[own]] = ImageColor.getrgb(COLOURS["both"])
+    shown[edge & ~met[own]] = ImageColor.getrgb(only_own)
     return shown

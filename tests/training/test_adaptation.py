@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
@@ -20,6 +20,7 @@ from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.training.adaptation import (
     CARD_FILE,
     CHANGES_FILE,
+    COLOURS,
     PICTURE_FILE,
     Adaptation,
     ImageChange,
@@ -29,7 +30,9 @@ from qpnuclei.training.adaptation import (
 )
 from qpnuclei.training.callbacks import Watcher
 from qpnuclei.training.sources import find_sources
-from qpnuclei.training.student.rounds import move_back, train_student
+from qpnuclei.training.student.inheritance import move_back
+from qpnuclei.training.student.rounds import train_student
+from tests.colour_vision import least_difference
 from tests.training.student.test_rounds import TINY, tissue
 
 CPU = torch.device("cpu")
@@ -99,6 +102,9 @@ def test_it_leaves_a_model_with_card_licence_and_what_changed(
     assert f"| {change['nuclei_before']} | {change['nuclei_after']} |" in card
     with Image.open(tmp_path / "run" / PICTURE_FILE) as picture:
         assert picture.size == (2 * 512 + 4, 512 + 16)
+        drawn = {pixel for _, pixel in picture.getcolors(picture.width * picture.height) or []}
+    assert ImageColor.getrgb(COLOURS["both"]) in drawn
+    assert least_difference(COLOURS.values()) > 11
 
 
 def test_slides_of_20x_adapt_the_network_that_a_run_gives_them(

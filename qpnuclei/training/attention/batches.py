@@ -7,7 +7,7 @@ nor where a run was interrupted, changes what the networks see.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from qpnuclei.training.attention.augment import jitter_stains, random_crop, random_flip_and_rotation
-from qpnuclei.training.tile_index import TileReader
+from qpnuclei.training.attention.losses import TRANSFORMS
+from qpnuclei.training.tile_reader import TileReader
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]]):
@@ -96,6 +97,13 @@ def batch_rng(
 ) -> np.random.Generator:
     """Return the random numbers of one batch, independent of every other batch and purpose."""
     return np.random.default_rng([seed, number, ("tiles", "transform").index(purpose)])
+
+
+def draw_transform(seed: int, number: int) -> Callable[[Tensor], Tensor]:
+    """Draw t of the equivariance loss for one batch."""
+    # The tiles of this batch were drawn from (seed, number): this stream is another one.
+    rng = batch_rng(seed, number, "transform")
+    return TRANSFORMS[str(rng.choice(list(TRANSFORMS)))]
 
 
 def draw_tiles(
