@@ -73,7 +73,8 @@ def adapt(
         str,
         typer.Option(
             "--model",
-            help="Model to start from: default, or the .safetensors file of a student.",
+            help="Model to start from: default, of which it is the network for slides of this "
+            "pixel size; its name; or the .safetensors file of a student.",
         ),
     ] = DEFAULT_MODEL,
     settings: Annotated[
@@ -128,6 +129,7 @@ def adapt(
     from qpnuclei.system.interrupts import EXIT_CODE, asking_to_stop
     from qpnuclei.system.memory import keep_freed_memory
     from qpnuclei.training.adaptation import adapt as adapt_model
+    from qpnuclei.training.adaptation import network_to_adapt
 
     drawn = read_corrected(
         sources,
@@ -140,7 +142,8 @@ def adapt(
     for note in drawn.notes:
         stderr.print(note, highlight=False, markup=False, soft_wrap=True)
     chosen = resolve_device(device)
-    stderr.print(f"adapting {model} to {number_of(len(found), 'image')} on {chosen}")
+    start = network_to_adapt(model, found)
+    stderr.print(f"adapting {start} to {number_of(len(found), 'image')} on {chosen}")
     with (
         keep_freed_memory(),
         training_bar(quiet) as bar,
@@ -149,7 +152,7 @@ def adapt(
         result = adapt_model(
             found,
             output,
-            model=model,
+            model=start,
             settings=fields,
             device=chosen,
             seed=seed,

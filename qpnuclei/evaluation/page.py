@@ -22,13 +22,13 @@ from qpnuclei.evaluation.labelmap import label_map
 from qpnuclei.evaluation.report import COLUMNS, Report, format_score
 from qpnuclei.report.pictures import PALETTE, embedded, path_data
 
-_BLUE, _VERMILLION, _GREEN, _YELLOW, _SKY, _ORANGE, _ = PALETTE
+_BLUE, _VERMILION, _GREEN, _YELLOW, _SKY, _ORANGE, _ = PALETTE
 
 #: What was found stays quiet, and errors stand out, with any kind of colour vision.
 COLOURS = {
     Kind.FOUND: _SKY,
     Kind.MISSED: _BLUE,
-    Kind.FALSE: _VERMILLION,
+    Kind.FALSE: _VERMILION,
     Kind.SPLIT: _GREEN,
     Kind.MERGED: _YELLOW,
     Kind.INEXACT: _ORANGE,

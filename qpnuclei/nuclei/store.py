@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, overload
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from qpnuclei.errors import SaveError
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.system.files import nameless_file
+from qpnuclei.system.sequences import MadeOnDemand
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,7 +61,7 @@ class _Place(NamedTuple):
 _NOWHERE = _Place(0, 0, 0)
 
 
-class Shards(Sequence[NucleiTable]):
+class Shards(MadeOnDemand[NucleiTable]):
     """A growing sequence of tables: the last one in memory, the others as Parquet in a file.
 
     Nuclei are appended to the last table, which is written to disk when it is large enough. So
@@ -99,11 +100,7 @@ class Shards(Sequence[NucleiTable]):
     def __len__(self) -> int:
         return len(self._places) + bool(self._last)
 
-    @overload
-    def __getitem__(self, index: int) -> NucleiTable: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[NucleiTable]: ...
-    def __getitem__(self, index: int | slice) -> NucleiTable | list[NucleiTable]:
+    def _item(self, index: int) -> NucleiTable:
         """Return a table, read from disk unless it is the last one.
 
         Raises
@@ -111,9 +108,6 @@ class Shards(Sequence[NucleiTable]):
         SaveError
             If it cannot be read.
         """
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
         if index < len(self._places):
             return self._read(self._places[index])
         return concatenate(self._last)

@@ -25,7 +25,7 @@ from skimage.segmentation import find_boundaries
 from qpnuclei.errors import UsageError
 from qpnuclei.evaluation.boxes import BoxImage
 from qpnuclei.models.metadata import ModelMetadata, model_hash, read_metadata
-from qpnuclei.models.registry import DEFAULT_MODEL, resolve_model
+from qpnuclei.models.registry import DEFAULT_MODEL, FINE_NETWORK, network_for, resolve_model
 from qpnuclei.report.pictures import PALETTE
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
@@ -47,6 +47,9 @@ CARD_FILE, CHANGES_FILE, PICTURE_FILE = "card.md", "changes.json", "changes.png"
 _COMPARED_PATCHES, _COMPARED_IMAGES = 2, 24
 _PICTURE_IMAGES, _PICTURE_PX = 6, 512
 
+#: Side of the crops in µm: 192 px of 0.25 µm.
+_CROP_UM = 48.0
+
 #: Agreement with haematoxylin is compared on every such pixel.
 _STEP = 4
 
@@ -54,7 +57,7 @@ _STEP = 4
 #: a change for the worse more often than not.
 _LESS_AGREEMENT, _OTHER_COUNT = 0.03, 0.5
 
-#: Yellow, vermillion and sky blue: people with any kind of colour vision tell them apart.
+#: Yellow, vermilion and sky blue: people with any kind of colour vision tell them apart.
 COLOURS = {"both": PALETTE[3], "before": PALETTE[1], "after": PALETTE[4]}
 
 _CARD = jinja2.Environment(
@@ -130,7 +133,8 @@ def adapt(
     folder : pathlib.Path
         For the model, its card, the changes as JSON and as a picture, and the state of the run.
     model : str
-        Name or file of the student to start from.
+        Name or file of the student to start from. Of the default model, it is the network that
+        `network_to_adapt` names.
     settings : mapping, optional
         Fields of the recipe ``adapted`` to change.
     device : torch.device
@@ -150,6 +154,7 @@ def adapt(
         If the model or an image cannot be read, or the training went wrong.
     """
     watcher = watcher or Watcher()
+    model = network_to_adapt(model, sources)
     start = resolve_model(model)
     metadata = read_metadata(start)
     if metadata.family != "student":
@@ -162,6 +167,7 @@ def adapt(
         **read_recipe(RECIPE),
         **metadata.architecture,
         "mpp": metadata.mpp,
+        "crop_px": _crop_px(metadata.mpp),
         "start": model,
         "data_licence": f"of the model it started from: {licence}; and that of its own images",
         **(settings or {}),
@@ -195,6 +201,21 @@ def adapt(
     _write(folder, start, metadata, after.metadata, Adaptation(training, changes, doubts))
     _write_picture(folder / PICTURE_FILE, _evenly(views, _PICTURE_IMAGES))
     return Adaptation(training, changes, doubts)
+
+
+def network_to_adapt(model: str, sources: Sequence[Source]) -> str:
+    """Return the model to start from: of the default, the network that a run gives these slides.
+
+    An adapted model is one network. Where slides are of both kinds, it is the fine one, for which
+    the coarse slides are enlarged.
+    """
+    networks = {network_for(model, sum(source.mpp) / 2) for source in sources}
+    return networks.pop() if len(networks) == 1 else FINE_NETWORK
+
+
+def _crop_px(mpp: float) -> int:
+    """Return the side of crops that are as large in µm for any network; strides divide it."""
+    return max(64, 32 * round(_CROP_UM / mpp / 32))
 
 
 def find_doubts(changes: Sequence[ImageChange]) -> list[str]:

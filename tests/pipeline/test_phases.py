@@ -84,7 +84,7 @@ def test_phases_on_several_machines_are_one_run(tmp_path: Path) -> None:
         path.unlink()
     one, other, *_ = sorted((machines[0] / "shards" / "2-1.tif").iterdir())
     whole = one.read_bytes()
-    for wrong, what in ((whole[:-9], "is damaged"), (other.read_bytes(), "of something else")):
+    for wrong, what in ((whole[:-9], "is damaged"), (other.read_bytes(), "does not belong")):
         one.write_bytes(wrong)
         refused = qpnuclei.commit(machines[0])
         (failure,) = refused.failures

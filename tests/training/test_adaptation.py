@@ -26,6 +26,7 @@ from qpnuclei.training.adaptation import (
     ImageChange,
     adapt,
     find_doubts,
+    network_to_adapt,
 )
 from qpnuclei.training.callbacks import Watcher
 from qpnuclei.training.sources import find_sources
@@ -104,6 +105,25 @@ def test_it_leaves_a_model_with_card_licence_and_what_changed(
         drawn = {pixel for _, pixel in picture.getcolors(picture.width * picture.height) or []}
     assert ImageColor.getrgb(COLOURS["both"]) in drawn
     assert least_difference(COLOURS.values()) > 11
+
+
+def test_slides_of_20x_adapt_the_network_that_a_run_gives_them(
+    project: Path, tmp_path: Path
+) -> None:
+    fine = find_sources([project.parent / "ward 0.png"], mpp=[0.25])
+    coarse = find_sources([project])
+    assert network_to_adapt("default", coarse) == "default-20x"
+    assert network_to_adapt("default", fine) == "default-40x"
+    assert network_to_adapt("default", [*fine, *coarse]) == "default-40x"
+    assert network_to_adapt("default-40x", coarse) == "default-40x"
+
+    short = {"first_round_batches": 1, "batch_size": 2, "renditions": 0}
+    result = adapt(coarse[:1], tmp_path / "run", settings=short, device=CPU)
+    assert result.training.model is not None
+    metadata = read_metadata(result.training.model)
+    assert metadata.mpp == 0.5
+    assert metadata.recipe["start"] == "default-20x"
+    assert metadata.recipe["crop_px"] * metadata.mpp == 192 * 0.25
 
 
 class _StopAtOnce(Watcher):

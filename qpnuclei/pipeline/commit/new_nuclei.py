@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import pairwise
-from typing import overload
 from uuid import UUID
 
 import numpy as np
@@ -23,6 +22,7 @@ from qpnuclei.pipeline.planning.image_plan import ImagePlan
 from qpnuclei.pipeline.positivity import NucleusClasses
 from qpnuclei.qupath.model import DetectionGroup, ImageEntry
 from qpnuclei.qupath.regions import region_of
+from qpnuclei.system.sequences import MadeOnDemand
 
 _NO_DOUBTS = Check()
 
@@ -80,7 +80,7 @@ class NewNuclei:
         return _Groups(self, parents, classes, taken)
 
 
-class _Groups(Sequence[DetectionGroup]):
+class _Groups(MadeOnDemand[DetectionGroup]):
     """The groups of `NewNuclei.groups`: one for each table and region that have any, and class."""
 
     def __init__(
@@ -109,13 +109,7 @@ class _Groups(Sequence[DetectionGroup]):
     def __len__(self) -> int:
         return len(self._at)
 
-    @overload
-    def __getitem__(self, index: int) -> DetectionGroup: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[DetectionGroup]: ...
-    def __getitem__(self, index: int | slice) -> DetectionGroup | list[DetectionGroup]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _item(self, index: int) -> DetectionGroup:
         return self._group(*self._at[index])
 
     def _make(self, number: int, region: int, code: int) -> DetectionGroup:
@@ -173,7 +167,7 @@ def new_nuclei(
     return NewNuclei(plan.entry, tables, counts, outside, doubts, as_locked, found)
 
 
-class _Sorted(Sequence[NucleiTable]):
+class _Sorted(MadeOnDemand[NucleiTable]):
     """Tables whose nuclei are sorted on demand."""
 
     def __init__(
@@ -185,13 +179,7 @@ class _Sorted(Sequence[NucleiTable]):
     def __len__(self) -> int:
         return len(self._tables)
 
-    @overload
-    def __getitem__(self, index: int) -> NucleiTable: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[NucleiTable]: ...
-    def __getitem__(self, index: int | slice) -> NucleiTable | list[NucleiTable]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _item(self, index: int) -> NucleiTable:
         table, order = self._tables[index], self._orders[index]
         return table if order is None else table.take(order)
 

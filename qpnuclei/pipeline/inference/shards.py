@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from qpnuclei.nuclei.store import from_arrow, to_arrow
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.pipeline.inference.infer import TileNuclei
 from qpnuclei.system.files import atomic_file
+from qpnuclei.system.sequences import MadeOnDemand
 from qpnuclei.tiling.plan import TilePlan
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def write_image(path: Path, tables: Sequence[NucleiTable], about: About) -> None
         writer.add_key_value_metadata({_ABOUT: told})
 
 
-class ImageNuclei(Sequence[NucleiTable]):
+class ImageNuclei(MadeOnDemand[NucleiTable]):
     """The nuclei of an image in a file of `write_image`: tables that are read on demand.
 
     Raises
@@ -191,20 +192,12 @@ class ImageNuclei(Sequence[NucleiTable]):
         # An image without nuclei has one table without rows but with all columns.
         return max(self._groups, 1)
 
-    @overload
-    def __getitem__(self, index: int) -> NucleiTable: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[NucleiTable]: ...
-    def __getitem__(self, index: int | slice) -> NucleiTable | list[NucleiTable]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        row_group = range(len(self))[index]
-
+    def _item(self, index: int) -> NucleiTable:
         def read(file: ParquetFile, digests: list[str]) -> NucleiTable:
             if file.num_row_groups == 0:
                 return from_arrow(file.schema_arrow.empty_table())
-            table = file.read_row_group(row_group, use_threads=False)
-            _check(table, digests, row_group)
+            table = file.read_row_group(index, use_threads=False)
+            _check(table, digests, index)
             return from_arrow(table)
 
         return _opened(self._path, self._key, read)[0]
