@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.errors import SaveError
+from qpnuclei.nuclei import arrow_arrays
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.system.files import nameless_file
 from qpnuclei.system.sequences import MadeOnDemand
@@ -162,7 +163,8 @@ def _from_parquet(content: bytes) -> NucleiTable:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return from_arrow(pq.read_table(pa.BufferReader(content), use_threads=False, partitioning=None))
+    with pq.ParquetFile(pa.BufferReader(content)) as file:
+        return from_arrow(file.read(use_threads=False))
 
 
 def to_arrow(nuclei: NucleiTable) -> pa.Table:
@@ -177,7 +179,8 @@ def to_arrow(nuclei: NucleiTable) -> pa.Table:
     columns = dict(zip(_OUTLINE, _outlines_to_arrow(nuclei), strict=True))
     if nuclei.cells is not None:
         columns |= zip(_CELL, _outlines_to_arrow(nuclei.cells), strict=True)
-    return pa.table({**columns, **nuclei.measurements})
+    values = {n: arrow_arrays.from_numbers(v) for n, v in nuclei.measurements.items()}
+    return pa.table({**columns, **values})
 
 
 def _outlines_to_arrow(nuclei: NucleiTable) -> tuple[pa.Array, pa.Array]:
@@ -186,11 +189,11 @@ def _outlines_to_arrow(nuclei: NucleiTable) -> tuple[pa.Array, pa.Array]:
     # The outlines of a nucleus are one binary value: faster than lists of lists of numbers.
     ends = _VERTEX_BYTES * nuclei.ring_offsets[nuclei.polygon_offsets]
     vertices = np.ascontiguousarray(nuclei.vertices, "<f4")
-    buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(vertices)]
     return (
-        pa.Array.from_buffers(pa.binary(), len(nuclei), buffers),
+        arrow_arrays.from_spans(vertices, ends),
         pa.ListArray.from_arrays(
-            nuclei.polygon_offsets.astype(np.int32), np.diff(nuclei.ring_offsets).astype(np.int32)
+            arrow_arrays.from_numbers(nuclei.polygon_offsets.astype(np.int32)),
+            arrow_arrays.from_numbers(np.diff(nuclei.ring_offsets).astype(np.int32)),
         ),
     )
 
@@ -205,7 +208,7 @@ def from_arrow(table: pa.Table) -> NucleiTable:
     """
     outlines = _outlines_from_arrow(table, _OUTLINE)
     measurements = {
-        name: table[name].to_numpy()
+        name: arrow_arrays.to_numbers(table[name])
         for name in table.column_names
         if name not in (*_OUTLINE, *_CELL)
     }
@@ -224,8 +227,8 @@ def _outlines_from_arrow(
         raise ValueError("an outline is missing")
     return (
         np.frombuffer(outlines.buffers()[2] or b"", "<f4").reshape(-1, 2),
-        np.concatenate([[0], np.cumsum(rings.values.to_numpy(), dtype=np.int64)]),
-        rings.offsets.to_numpy().astype(np.int64),
+        np.concatenate([[0], np.cumsum(arrow_arrays.to_numbers(rings.values), dtype=np.int64)]),
+        arrow_arrays.to_numbers(rings.offsets).astype(np.int64),
     )
 
 

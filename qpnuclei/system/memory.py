@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -53,6 +54,22 @@ def return_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Do not search for cyclic garbage during a block.
+
+    An import makes many objects and no garbage: without the search, that of torch takes 0.85 times
+    as long.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def available_memory() -> int | None:

@@ -537,8 +537,8 @@ def test_dry_run_changes_nothing(sample: Sample, qpnuclei: Call) -> None:
     ("option", "needed"),
     [
         ("--dry-run", set()),
-        # SciPy comes with Numba, and pandas with PyArrow.
-        ("--quiet", {"torch", "numba", "scipy", "pyarrow", "pandas"}),
+        # SciPy comes with Numba.
+        ("--quiet", {"torch", "numba", "scipy", "pyarrow"}),
     ],
 )
 def test_what_a_run_does_not_need_is_not_loaded(

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.errors import FormatError
+from qpnuclei.nuclei import arrow_arrays
 from qpnuclei.nuclei.store import from_arrow, to_arrow
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.pipeline.inference.infer import TileNuclei
@@ -87,15 +88,19 @@ def pack_unit(tiles: Sequence[TileNuclei], about: About) -> bytes:
     numbers = [of_tile.tile.index for of_tile in tiles]
     table = pa.table(
         {
-            "tile": np.concatenate(
-                [
-                    np.repeat(numbers, [len(of_tile.owned) for of_tile in tiles]),
-                    np.repeat(numbers, [len(of_tile.cut) for of_tile in tiles]),
-                ]
-            ).astype(np.int32),
-            "cut": np.arange(len(owned) + len(cut)) >= len(owned),
+            "tile": arrow_arrays.from_numbers(
+                np.concatenate(
+                    [
+                        np.repeat(numbers, [len(of_tile.owned) for of_tile in tiles]),
+                        np.repeat(numbers, [len(of_tile.cut) for of_tile in tiles]),
+                    ]
+                ).astype(np.int32)
+            ),
+            "cut": arrow_arrays.from_flags(np.arange(len(owned) + len(cut)) >= len(owned)),
             "pixel_outlines": to_arrow(concatenate([owned, cut]))["outline"],
-            "junctions": pa.array(junctions, pa.binary()),
+            "junctions": arrow_arrays.from_spans(
+                b"".join(junctions), np.cumsum([0, *map(len, junctions)])
+            ),
             **dict(_columns(to_arrow(results))),
         }
     )
@@ -121,7 +126,7 @@ def read_unit(
         table = file.read(use_threads=False)
         _check(table, digests, 0)
         results = from_arrow(table.drop_columns(list(_COLUMNS_OF_TILES)))
-        tile, cut = (table[name].to_numpy() for name in ("tile", "cut"))
+        tile, cut = arrow_arrays.to_numbers(table["tile"]), arrow_arrays.to_flags(table["cut"])
         pixel_outlines = _rings(table["pixel_outlines"].combine_chunks())
         junctions = table["junctions"]
         if not set(np.unique(tile).tolist()) <= set(indices):
@@ -259,14 +264,17 @@ def _digest(table: pa.Table) -> str:
         values = column.combine_chunks()
         digest.update(f"{name}:{len(values)}:{values.null_count};".encode())
         if pa.types.is_list(values.type):
-            digest.update(np.diff(values.offsets.to_numpy()).astype("<i4").tobytes())
-            values = values.flatten()
+            ends = arrow_arrays.to_numbers(values.offsets)
+            digest.update(np.diff(ends).astype("<i4").tobytes())
+            values = values.values[ends[0] : ends[-1]]
         if pa.types.is_binary(values.type):
             ends = _ends(values)
             digest.update(np.diff(ends).astype("<i4").tobytes())
             digest.update(memoryview(values.buffers()[2] or b"")[ends[0] : ends[-1]])
+        elif pa.types.is_boolean(values.type):
+            digest.update(arrow_arrays.to_flags(values).tobytes())
         else:
-            digest.update(np.ascontiguousarray(values.to_numpy(zero_copy_only=False)).tobytes())
+            digest.update(arrow_arrays.to_numbers(values).tobytes())
     return digest.hexdigest()
 
 

@@ -60,8 +60,9 @@ from qpnuclei.qupath.qpdata.records import Packed, RecordPacker
 from qpnuclei.qupath.qpdata.rois import Plane
 from qpnuclei.qupath.qpdata.stains import parse_stains, stains_node
 from qpnuclei.slides.stains import Stains
+from qpnuclei.system.compiled import loops_are_loaded
 
-#: Up to this many detections, parsing takes less time than loading the compiled loops.
+#: Up to this many detections, parsing takes less time than loading Numba for the compiled loops.
 _FEW = 500
 _VERSION_PREFIX = b"Data file version"
 _TYPE_COUNTS = {
@@ -138,7 +139,8 @@ class DataFile:
             If they are not a Java object stream, are truncated, or hold no image objects.
         """
         with _refused(hint):
-            stream = java_parser.parse(data, source, RecordPacker(is_packable, _FEW))
+            few = 0 if loops_are_loaded() else _FEW
+            stream = java_parser.parse(data, source, RecordPacker(is_packable, few))
             _check_version(stream.items[0] if stream.items else None, source)
             last = stream.items[-1]
             if not isinstance(last, JavaString) or last.data != b"EOF":
