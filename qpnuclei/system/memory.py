@@ -60,8 +60,8 @@ def return_freed_memory() -> None:
 def no_collection() -> Iterator[None]:
     """Do not search for cyclic garbage during a block.
 
-    An import makes many objects and no garbage: without the search, that of torch takes 0.85 times
-    as long.
+    An import makes many objects and no garbage, and so does reading thousands of annotations:
+    without the search, torch is imported in 0.85 of the time, and they are read in 0.8 of it.
     """
     was_on = gc.isenabled()
     gc.disable()

@@ -61,6 +61,7 @@ from qpnuclei.qupath.qpdata.rois import Plane
 from qpnuclei.qupath.qpdata.stains import parse_stains, stains_node
 from qpnuclei.slides.stains import Stains
 from qpnuclei.system.compiled import loops_are_loaded
+from qpnuclei.system.memory import no_collection
 
 #: Up to this many detections, parsing takes less time than loading Numba for the compiled loops.
 _FEW = 500
@@ -138,7 +139,7 @@ class DataFile:
         qpnuclei.errors.FormatError
             If they are not a Java object stream, are truncated, or hold no image objects.
         """
-        with _refused(hint):
+        with _refused(hint), no_collection():
             few = 0 if loops_are_loaded() else _FEW
             stream = java_parser.parse(data, source, RecordPacker(is_packable, few))
             _check_version(stream.items[0] if stream.items else None, source)
