@@ -17,9 +17,9 @@ import gc
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import shapely
@@ -30,6 +30,7 @@ from qpnuclei.nuclei.ids import NucleusIds, is_ours
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.qupath.model import DetectionGroup, Edit, ImageEntry, NewAnnotation, PathClass
 from qpnuclei.qupath.project import choose_backend, find_qupath, open_project
+from qpnuclei.system.sequences import MadeOnDemand
 
 VERTICES = 24
 MEASUREMENTS = 10
@@ -279,7 +280,7 @@ def _entry(folder: Path) -> ImageEntry:
     return open_project(folder / "project", "native").images[0]
 
 
-class Nuclei(Sequence[DetectionGroup]):
+class Nuclei(MadeOnDemand[DetectionGroup]):
     """Circles on a grid of 40 px, with measurements, in groups that are made on demand.
 
     Parameters
@@ -299,15 +300,7 @@ class Nuclei(Sequence[DetectionGroup]):
     def __len__(self) -> int:
         return -(-self._size // GROUP)
 
-    @overload
-    def __getitem__(self, index: int) -> DetectionGroup: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[DetectionGroup]: ...
-    def __getitem__(self, index: int | slice) -> DetectionGroup | Sequence[DetectionGroup]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def _item(self, index: int) -> DetectionGroup:
         rows = np.arange(index * GROUP, min((index + 1) * GROUP, self._size))
         rng = np.random.default_rng([self._salt, index])
         angles = np.linspace(0, 2 * np.pi, VERTICES + 1)

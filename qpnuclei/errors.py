@@ -49,6 +49,18 @@ class QpnucleiError(Exception):
     def __str__(self) -> str:
         return f"{self.what} ({self.hint})" if self.hint else self.what
 
+    def naming(self, kind: str, name: str) -> str:
+        """Return what to put before the message, so that it names what it is of, but once.
+
+        Examples
+        --------
+        >>> QpnucleiError("no pixel size").naming("image", "a.svs")
+        'image a.svs: '
+        >>> QpnucleiError("image a.svs has no pixel size").naming("image", "a.svs")
+        ''
+        """
+        return "" if name in self.what else f"{kind} {name}: ".lstrip()
+
 
 class UsageError(QpnucleiError, ValueError):
     """The request itself is wrong: a contradictory option, a class that no annotation has."""
@@ -118,7 +130,7 @@ class TerminatedError(QpnucleiError):
 
 
 class WorkerError(QpnucleiError, RuntimeError):
-    """A process that computed a part of a run has died, or was ended; the rest goes on."""
+    """A process that computes a part of a run, or gives them out, is gone or does not answer."""
 
 
 class UnexpectedError(QpnucleiError):

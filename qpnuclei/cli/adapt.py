@@ -1,4 +1,4 @@
-"""``qpnuclei adapt``: fit the packaged model to slides of one's own, without labels."""
+"""``qpnuclei adapt``: fit the packaged model to the user's slides, without labels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def adapt(
         list[Path],
         typer.Argument(
             metavar="PROJECT",
-            help="QuPath project; or slides, image patches and folders of them. No labels are "
+            help="QuPath project; or slides, image patches and folders of them. Labels are not "
             "used.",
             show_default=False,
         ),
@@ -35,8 +35,8 @@ def adapt(
             "--output",
             "-o",
             metavar="RUN_DIR",
-            help="New folder for the model, its card, a picture of what changed, and the state of "
-            "the run.",
+            help="New folder for the model, its model card, a picture of what changed, and the "
+            "state of the run.",
             show_default=False,
         ),
     ],
@@ -56,8 +56,8 @@ def adapt(
         typer.Option(
             "--corrections",
             metavar="CLASS",
-            help="Also learn from the nuclei drawn in annotations of this class, in which every "
-            "nucleus is right, as for evaluate --roi; may repeat.",
+            help="Also learn from the nuclei in annotations of this class, in which somebody has "
+            "drawn or corrected every nucleus, as for evaluate --roi; may repeat.",
             show_default="no labels are used",
         ),
     ] = None,
@@ -73,7 +73,8 @@ def adapt(
         str,
         typer.Option(
             "--model",
-            help="Model to start from: default, or the .safetensors file of a student.",
+            help="Model to start from: default, of which it is the network for slides of this "
+            "pixel size; its name; or the .safetensors file of a student.",
         ),
     ] = DEFAULT_MODEL,
     settings: Annotated[
@@ -81,8 +82,8 @@ def adapt(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Change a field of the recipe adapted; may repeat. --set start_share=0.2 learns "
-            "more of these slides, and forgets more of others.",
+            help="Change a field of the recipe adapted; may repeat. --set start_share=0.2 adapts "
+            "more to these slides, and may do worse on others.",
             show_default="as in the recipe",
         ),
     ] = None,
@@ -109,7 +110,10 @@ def adapt(
     from qpnuclei.training.sources import find_sources
 
     if truth_class and not corrections:
-        raise UsageError("--truth-class needs --corrections", "name the class of the boxes")
+        raise UsageError(
+            "--truth-class was given without --corrections",
+            "add --corrections with the class of the annotations around the drawn nuclei",
+        )
     fields = read_settings(settings or ())
     found = find_sources(
         sources,
@@ -125,6 +129,7 @@ def adapt(
     from qpnuclei.system.interrupts import EXIT_CODE, asking_to_stop
     from qpnuclei.system.memory import keep_freed_memory
     from qpnuclei.training.adaptation import adapt as adapt_model
+    from qpnuclei.training.adaptation import network_to_adapt
 
     drawn = read_corrected(
         sources,
@@ -137,7 +142,8 @@ def adapt(
     for note in drawn.notes:
         stderr.print(note, highlight=False, markup=False, soft_wrap=True)
     chosen = resolve_device(device)
-    stderr.print(f"adapting {model} to {number_of(len(found), 'image')} on {chosen}")
+    start = network_to_adapt(model, found)
+    stderr.print(f"adapting {start} to {number_of(len(found), 'image')} on {chosen}")
     with (
         keep_freed_memory(),
         training_bar(quiet) as bar,
@@ -146,7 +152,7 @@ def adapt(
         result = adapt_model(
             found,
             output,
-            model=model,
+            model=start,
             settings=fields,
             device=chosen,
             seed=seed,

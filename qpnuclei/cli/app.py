@@ -72,27 +72,27 @@ def _common(
         LogLevel | None,
         typer.Option(
             "--log-level",
-            help="Least severe messages that are printed to standard error.",
+            help="Level of the messages printed to standard error.",
             show_default="info",
         ),
     ] = None,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="The same as --log-level debug: every step.")
+        bool, typer.Option("--verbose", "-v", help="Print every step (--log-level debug).")
     ] = False,
     quiet: Annotated[
         bool,
-        typer.Option("--quiet", "-q", help="The same as --log-level warning: only what matters."),
+        typer.Option("--quiet", "-q", help="Print only warnings and errors (--log-level warning)."),
     ] = False,
 ) -> None:
     if (log_level is not None) + verbose + quiet > 1:
-        raise UsageError("--log-level, --verbose and --quiet exclude each other", "give one")
+        raise UsageError("--log-level, --verbose and --quiet exclude each other", "give only one")
     level = log_level or ("debug" if verbose else "warning" if quiet else "info")
     from qpnuclei.cli.console import LineHandler
 
     logging.basicConfig(format="%(message)s", handlers=[LineHandler()], level=logging.WARNING)
     logging.getLogger("qpnuclei").setLevel(level.upper())
     verbose = level == "debug"
-    # Many of QuPath's warnings concern only its developers.
+    # Many of QuPath's warnings are only for its developers.
     logging.getLogger("qupath").setLevel(logging.INFO if verbose else logging.ERROR)
     # The reader reports problems of a file that matter; tifffile's warnings add nothing.
     logging.getLogger("tifffile").setLevel(logging.INFO if verbose else logging.CRITICAL)
@@ -108,7 +108,7 @@ def main() -> None:
             app()
         finally:
             if sys.stdout is not None:
-                # Python's own, at the very end, could only fail with a traceback.
+                # If Python's own flush at exit failed, it would print a traceback.
                 sys.stdout.flush()
     except QpnucleiError as error:
         from qpnuclei.cli.console import print_error
@@ -116,12 +116,12 @@ def main() -> None:
         print_error(error)
         sys.exit(error.exit_code)
     except OSError as error:
-        # Errors of files name them.
+        # Errors of output streams name no file; other errors are not handled here.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename is not None:
             raise
         from qpnuclei.cli.console import print_error
 
-        hint = "free space where standard output and temporary files are written to"
+        hint = "free space on the disk of standard output and temporary files"
         print_error(SaveError(f"output cannot be written: {error.strerror}", hint))
         # What is still buffered cannot be written either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

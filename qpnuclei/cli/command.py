@@ -1,4 +1,4 @@
-"""How the help of a command is laid out: options in groups, those that few need last."""
+"""Layout of the help of commands: options in groups, rarely needed ones last."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-#: Groups in the order in which they are shown, and the parameters in them; the others are the last.
+#: Groups in the order in which they are shown, with their parameters; all others come last.
 GROUPS: dict[str, tuple[str, ...]] = {
     "What": (
         *("image", "images", "mpp", "dataset", "split", "components", "shard"),
@@ -26,7 +26,7 @@ LAST = "Advanced"
 #: Commands with fewer options are shown without groups.
 _FEW = 9
 
-#: What stands for the value of an option in its help: its unit, or what it names.
+#: Placeholder for the value of an option in the help: its unit or meaning.
 _VALUES = {
     **dict.fromkeys(("image", "images", "roi_name"), "NAME"),
     **dict.fromkeys(("roi", "exclude", "class_name", "truth_class"), "CLASS"),
@@ -65,7 +65,7 @@ _ORDER = [*GROUPS, LAST]
 
 
 class _Laid:
-    """What commands and groups of them have in common."""
+    """Common part of commands and groups of commands."""
 
     params: list[Any]
 
@@ -73,7 +73,7 @@ class _Laid:
         super().__init__(*arguments, **options)
         listed = [param for param in self.params if param.param_type_name == "option"]
         for param in self.params:
-            if param not in listed:  # Python's name of its type, which the text says better
+            if param not in listed:  # not the name of its Python type; the text says it better
                 param.display_type_rich = lambda ctx: ""
                 param.metavar = param.metavar or (param.name or "").upper()
         for param in listed:
@@ -86,7 +86,7 @@ class _Laid:
                 _put(param, _GROUP_OF.get(param.name or "", LAST))
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Return the parameters, those of a group together."""
+        """Return the parameters, sorted by group."""
         found: list[Any] = super().get_params(ctx)  # type: ignore[misc]
         for param in found:
             if getattr(param, "is_flag", False) and param.metavar is None:
@@ -97,11 +97,11 @@ class _Laid:
 
 
 class Command(_Laid, TyperCommand):
-    """A command whose many options are in groups, with units and no types of Python."""
+    """A command with its options in groups, and with units instead of Python types."""
 
 
 class Group(_Laid, TyperGroup):
-    """A command of commands, laid out alike."""
+    """A group of commands with the same layout."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - as in the class above
         """Return the names of its commands, without loading these."""
@@ -109,12 +109,12 @@ class Group(_Laid, TyperGroup):
 
 
 class Lazy(Mapping[str, Any]):
-    """Commands that are imported when they are asked for: a call needs one of them.
+    """Commands that are imported on demand: a call needs only one of them.
 
     Parameters
     ----------
     homes : mapping of str to str
-        Where each lives: ``module:name`` of a function, or of a `typer.Typer` of commands.
+        Location of each: ``module:name`` of a function, or of a `typer.Typer` of commands.
     """
 
     def __init__(self, homes: Mapping[str, str]) -> None:
@@ -144,7 +144,7 @@ def _put(param: Any, group: str) -> None:
 
 
 def _say_default(param: Any) -> None:
-    """Say the default in the text itself, where it needs no line of its own."""
+    """Put the default into the help text, where it needs no separate line."""
     said = param.show_default
     if said is True and param.default is not None and not getattr(param, "is_flag", False):
         said = getattr(param.default, "value", param.default)

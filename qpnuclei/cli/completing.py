@@ -1,4 +1,4 @@
-"""What a shell completes: classes and images of the project in the command line."""
+"""Shell completion: classes and images of the project in the command line."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _PROJECTS = ("inputs", "project", "source", "sources")
 
 
 def complete_class(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the classes of the project that begin like a word; none where that is not known."""
+    """Return the classes of the project that begin with a word; none if it cannot be read."""
     try:
         from qpnuclei.qupath.project_file import DEFAULT_CLASSES, read_classes
 
         found: list[str] = []
         for project in _projects(ctx):
             path = project.parent / "classifiers" / "classes.json"
-            # Without a list of its own, a project has QuPath's.
+            # A project without a list has QuPath's default classes.
             classes = read_classes(path) if path.exists() else DEFAULT_CLASSES
             found += [path_class.name for path_class in classes]
         return _like(incomplete, found)
@@ -31,7 +31,7 @@ def complete_class(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def complete_image(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the names of the project's images that begin like a word."""
+    """Return the names of the project's images that begin with a word."""
     try:
         from qpnuclei.qupath.project_file import read_project
 
@@ -46,7 +46,7 @@ def complete_image(ctx: typer.Context, incomplete: str) -> list[str]:
 def _projects(ctx: typer.Context) -> Iterator[Path]:
     from qpnuclei.qupath.project_file import find_project_file
 
-    # While an option still lacks its value, what else was typed is not parsed yet.
+    # While an option lacks its value, other arguments are not parsed yet.
     words = list(ctx.args)
     for name in _PROJECTS:
         given = ctx.params.get(name) or ()

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 #: Control characters (C0 except line feed, DEL, C1) and those that change the text direction.
 _STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
-#: Outside of terminals, progress is a line after so many seconds.
+#: Outside of terminals, progress is printed as a line at this interval.
 _LINE_EVERY_S = 60.0
 
 #: Wider than any table, so that tables in files and pipes are not truncated.
@@ -46,15 +46,15 @@ def visible(text: str) -> str:
 
 
 def in_one_line(text: str) -> str:
-    """Return text with line feeds escaped as well, so that a name cannot feign a line."""
+    """Return text with line feeds also escaped, so that a name cannot imitate a line of output."""
     return visible(text).replace("\n", "\\n")
 
 
 class PlainConsole(Console):
     """A console without markup and control characters, with full-width tables in pipes.
 
-    A ``str`` is printed as one line. `Text` and tables may have more: whoever makes them has to
-    pass names through `in_one_line`.
+    A ``str`` is printed as one line. `Text` and tables may have more lines: their callers must pass
+    names through `in_one_line`.
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
@@ -91,7 +91,7 @@ class LineHandler(logging.Handler):
         """Print the message, and the traceback of an error that is logged with one."""
         try:
             level = (f"{record.levelname:8}", f"logging.level.{record.levelname.lower()}")
-            # The lines of a traceback are lines.
+            # A traceback keeps its lines.
             message, *traceback = self.format(record).split("\nTraceback ", 1)
             text = "\nTraceback ".join([in_one_line(message), *traceback])
             stderr.print(Text.assemble(level, " ", text), soft_wrap=True)
@@ -168,8 +168,8 @@ def progress_bar(quiet: bool = False) -> Progress:
 def tile_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, int], None]]:
     """Show a progress bar of tiles per image, with nuclei so far and remaining time.
 
-    If standard error is not a terminal, print a line every minute instead.
-    Tiles reach beyond the annotations: the run keeps fewer nuclei than these.
+    If standard error is not a terminal, print a line every minute instead. Tiles extend beyond the
+    annotations, so the run keeps fewer nuclei than are counted here.
 
     Yields
     ------
@@ -194,7 +194,7 @@ def tile_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, int]
 
 @contextmanager
 def image_progress(what: str, images: int, quiet: bool) -> Iterator[Callable[[int, str], None]]:
-    """Show a progress bar of images, unless standard error is no terminal.
+    """Show a progress bar of images if standard error is a terminal.
 
     Yields
     ------
@@ -224,7 +224,7 @@ class LinePerMinute:
         """Tell that a tile is done; see `tile_progress`."""
         now = self._now()
         if image != self._image:
-            # Its first tile has taken some time already: since the last one of the image before.
+            # Its first tile was begun when the last tile of the previous image was done.
             self._image, self._begun = image, self._last
         self._last = now
         if done < tiles and now - self._said < _LINE_EVERY_S:

@@ -41,7 +41,7 @@ def demo(
     def say(line: str) -> None:
         stderr.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    interrupted = "interrupted: run the same command again to continue"
+    interrupted = "interrupted: finished work is kept; run the same command again to continue"
     with (
         keep_freed_memory(),
         leaving_on_interrupt(interrupted),

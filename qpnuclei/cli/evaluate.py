@@ -65,7 +65,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--roi",
-            help="Of a project: class of the annotations in which every nucleus is drawn; may "
+            help="For a project: class of the annotations in which every nucleus is drawn; may "
             "repeat.",
             show_default=False,
         ),
@@ -74,8 +74,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--truth-class",
-            help="Class of the drawn nuclei: detections, cells or annotations, of a project or "
-            "GeoJSON; may repeat.",
+            help="Class of the drawn nuclei (detections, cells or annotations) in a project or "
+            "GeoJSON file; may repeat.",
             show_default="Nucleus in a project; every object of a GeoJSON file",
         ),
     ] = None,
@@ -94,8 +94,8 @@ def evaluate(
         bool,
         typer.Option(
             "--components",
-            help="Labels are masks: each connected part is one nucleus. Nuclei that touch "
-            "become one.",
+            help="The labels are binary masks: each connected component is one nucleus, so that "
+            "touching nuclei become one.",
         ),
     ] = False,
     method: Annotated[
@@ -154,7 +154,7 @@ def evaluate(
         typer.Option(
             "--pictures",
             callback=within(0, None, "images"),
-            help="Largest number of images on the page.",
+            help="Show at most N images on the page.",
         ),
     ] = 20,
     device: DeviceOption = "auto",
@@ -170,8 +170,8 @@ def evaluate(
     """
     if method is Method.HEMATOXYLIN and (model is not None or tune or tta):
         raise UsageError(
-            "--method hematoxylin has no model: it excludes --model, --tune and --tta",
-            "remove one of them",
+            "--method hematoxylin uses no model: it excludes --model, --tune and --tta",
+            "leave out --method, or the other options",
         )
     if write_model is not None and not tune:
         raise UsageError("--write-model needs --tune", "add --tune")

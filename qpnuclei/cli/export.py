@@ -92,11 +92,12 @@ def export(
     Every nucleus: qpnuclei export project.qpproj --by nucleus -o nuclei.parquet
     """
     from qpnuclei.cli.console import describe_error, print_error, print_json, stderr
+    from qpnuclei.cli.tables import print_without_row
     from qpnuclei.errors import UsageError
     from qpnuclei.pipeline.selection import is_excluded
     from qpnuclei.qupath.analysed import Status
     from qpnuclei.qupath.count_table import check_table_name, write_counts
-    from qpnuclei.qupath.counts import count_project
+    from qpnuclei.qupath.counts import count_project, without_row
     from qpnuclei.qupath.pixel_size import AskedMpp, read_mpp_table
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.regions import match_images
@@ -116,7 +117,7 @@ def export(
 
     def failed(entry: ImageEntry, error: QpnucleiError) -> None:
         failures.append(describe_error(error, entry))
-        print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
+        print_error(error, error.naming("image", entry.name))
 
     pixel_sizes = AskedMpp(mpp, not image and len(entries) > 1, by_image)
     if by == "nucleus":
@@ -130,7 +131,7 @@ def export(
             pixel_sizes=pixel_sizes,
             failed=failed,
         )
-        _print_nuclei(done, entries, failures, json)
+        _print_nuclei(done, entries, failures, json, is_limited=bool(roi or class_name))
         sys.exit(1 if failures or done.left_out else 0)
     rows = count_project(
         opened,
@@ -144,13 +145,21 @@ def export(
     written = len(failures) < len(entries)
     if written:
         write_counts(rows, output)
+    empty = without_row(entries, rows, {failure["image_id"] for failure in failures})
     if json:
-        print_json({"table": str(output) if written else None, "rows": rows, "failures": failures})
+        print_json(
+            {
+                "table": str(output) if written else None,
+                "rows": rows,
+                "failures": failures,
+                "without_annotations": [{"image": e.name, "image_id": e.id} for e in empty],
+            }
+        )
     if not written:
         sys.exit(1)
-    hint = "" if rows else " (no annotations; --by image counts the analysed area of each image)"
     number = "1 row" if len(rows) == 1 else f"{len(rows)} rows"
-    stderr.print(f"{output}: {number}{hint}", highlight=False, soft_wrap=True)
+    stderr.print(f"{output}: {number}", highlight=False, soft_wrap=True)
+    print_without_row(empty, len(entries), roi)
     missing = [row["class"] for row in rows if row["status"] == Status.NOT_ANALYSED]
     left_out = sum(map(is_excluded, missing))
     if left_out and not class_name:
@@ -185,8 +194,11 @@ def _print_nuclei(
     entries: Sequence[ImageEntry],
     failures: Sequence[dict[str, str]],
     json: bool,
+    is_limited: bool,
 ) -> None:
+    """Print what was written; `is_limited` says that only some nuclei were asked for."""
     from qpnuclei.cli.console import print_json, stderr
+    from qpnuclei.cli.tables import print_empty
 
     images = [
         {"image": entry.name, "image_id": entry.id, "nuclei": done.nuclei[entry.id]}
@@ -205,6 +217,12 @@ def _print_nuclei(
             else f": {number} nuclei of {len(images)} image{'s' * (len(images) != 1)}"
         )
         stderr.print(f"{path}{said}", highlight=False, soft_wrap=True)
+    print_empty(
+        "nuclei of those asked for" if is_limited else "nuclei",
+        [entry.name for entry in entries if done.nuclei.get(entry.id) == 0],
+        len(entries),
+        "without --roi and --class there may be some" if is_limited else "qpnuclei run finds them",
+    )
     for reason in done.left_out[:_NAMED]:
         stderr.print(f"not written: {reason}", highlight=False, markup=False, soft_wrap=True)
     if len(done.left_out) > _NAMED:

@@ -1,4 +1,4 @@
-"""``qpnuclei filter``: remove the nuclei of which the model was least sure."""
+"""``qpnuclei filter``: remove the nuclei that the model was least sure of."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def filter_nuclei(
         typer.Option(
             "--min-certainty",
             callback=within(0, 1),
-            help="Remove the nuclei whose measurement 'Attention: Mean' is below this value, from "
-            "0 to 1.",
+            help="Remove the nuclei whose measurement 'Attention: Mean' is below this value (0 to "
+            "1).",
             show_default=False,
         ),
     ] = None,
@@ -51,7 +51,9 @@ def filter_nuclei(
     image: ImageGlobs = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Change nothing; count what would stay for several values."),
+        typer.Option(
+            "--dry-run", help="Change nothing; count the nuclei that would stay for several values."
+        ),
     ] = False,
     image_root: ImageRoot = None,
     backend: BackendOption = "auto",
@@ -59,10 +61,10 @@ def filter_nuclei(
     break_lock: BreakLock = False,
     json: Json = False,
 ) -> None:
-    """Remove nuclei of which the model was not sure, without another run.
+    """Remove nuclei that the model was not sure of, without another run.
 
-    Only detections that qpnuclei wrote are removed; those that are locked in QuPath stay. A backup
-    is kept: qpnuclei project restore brings them back.
+    Only detections that qpnuclei wrote are removed; those locked in QuPath stay. A backup is kept:
+    qpnuclei project restore brings them back.
 
     For example: qpnuclei filter project.qpproj --dry-run
 
@@ -78,7 +80,10 @@ def filter_nuclei(
     from qpnuclei.system.locks import locked
 
     if min_certainty is None and not dry_run:
-        raise UsageError("nothing to do", "give --min-certainty, or --dry-run to see what it does")
+        raise UsageError(
+            "--min-certainty was not given",
+            "give it, or --dry-run to see how many nuclei would stay for several values",
+        )
     opened = open_project(project, backend=backend, image_root=image_root)
     entries = match_images(opened, tuple(image or ()))
     classes = tuple(roi or ())
@@ -89,7 +94,7 @@ def filter_nuclei(
 
     def fail(entry: ImageEntry, error: QpnucleiError) -> None:
         failures.append(describe_error(error, entry))
-        print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
+        print_error(error, error.naming("image", entry.name))
 
     steps = sorted({*STEPS, *(() if min_certainty is None else (min_certainty,))})
     if dry_run:

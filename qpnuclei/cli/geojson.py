@@ -37,7 +37,7 @@ geojson_app = typer.Typer(
     no_args_is_help=True,
 )
 
-#: Number of objects left out that are named; for the others only their number is shown.
+#: Number of skipped objects that are named; of the others only the number is shown.
 _NAMED = 10
 
 
@@ -56,7 +56,9 @@ def export_geojson(
         Path, typer.Option("--output", "-o", help="Folder of the files.", show_default=False)
     ],
     image: ImageGlobs = None,
-    objects: Annotated[Objects, typer.Option("--objects", help="What to export.")] = Objects.ALL,
+    objects: Annotated[
+        Objects, typer.Option("--objects", help="Which objects to export.")
+    ] = Objects.ALL,
     roi: Annotated[
         list[str] | None,
         typer.Option(
@@ -89,7 +91,7 @@ def export_geojson(
         nonlocal failed
         failed = True
         said.append(describe_error(error, entry))
-        print_error(error, f"image {entry.name}: ")
+        print_error(error, error.naming("image", entry.name))
 
     for entry in entries:
         where = f"image {entry.name}"
@@ -122,8 +124,8 @@ def import_geojson(
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="GeoJSON files (.geojson, .geojson.gz), each named as its image or as export "
-            "calls it.",
+            help="GeoJSON files (.geojson, .geojson.gz), each named after its image or as geojson "
+            "export names it.",
             show_default=False,
         ),
     ],
@@ -174,7 +176,7 @@ def import_geojson(
         nonlocal failed
         failed = True
         said.append(describe_error(error, entry))
-        print_error(error, f"image {entry.name}: ")
+        print_error(error, error.naming("image", entry.name))
 
     with locked(opened.path.parent, wait=wait, break_lock=break_lock):
         for path, entry in zip(files, entries, strict=True):

@@ -1,4 +1,4 @@
-"""What a run is given: projects, or slides whose results go into a folder."""
+"""The inputs of a run: projects, or slides whose results go into a folder."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ class Inputs:
 
     @classmethod
     def of(cls, paths: Sequence[Path], results: Path | None) -> Inputs:
-        """Tell what the arguments of a command are.
+        """Sort the arguments of a command into projects and slides.
 
         Raises
         ------
         NotFoundError
-            If there is no such file or folder, or nothing that a pattern matches.
+            If there is no such file or folder, or a pattern matches nothing.
         UsageError
-            If there are projects and slides, or slides and no folder of results, or the reverse.
+            If there are both projects and slides, slides without a folder for the results, or
+            projects with one.
         """
         found = [place for path in paths for place in _expanded(path)]
         projects = tuple(dict.fromkeys(path for path in found if is_project(path)))
@@ -55,19 +56,22 @@ class Inputs:
                     f"{slides[0]}: no such file", "name a project.qpproj or its folder, or slides"
                 )
             raise UsageError(
-                f"{slides[0]} is no QuPath project (*.qpproj)",
-                "of slides, name a folder for the results: -o results",
+                f"{slides[0]} is not a QuPath project (*.qpproj)",
+                "for slides, name a folder for the results: -o results",
             )
         if projects and results is not None:
             raise UsageError(
-                "--output is for slides: the results of a project are written into it",
-                "leave it out; qpnuclei export writes tables",
+                "--output is only for slides: results of a project are written into the project",
+                "leave --output out; qpnuclei export writes tables",
             )
         return cls(projects, slides, results)
 
 
 def _expanded(path: Path) -> list[Path]:
-    """Return what a pattern means where a shell has not said it; slides are found later."""
+    """Expand a pattern that the shell did not, if it matches only projects.
+
+    Patterns of slides are expanded later, by `qpnuclei.slides.files.find_slides`.
+    """
     if path.exists() or not glob.has_magic(str(path)):
         return [path]
     matching = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207

@@ -20,7 +20,7 @@ Number = TypeVar("Number", int, float, int | None, float | None)
 
 
 def within(low: float, high: float | None, unit: str = "") -> Callable[[Number], Number]:
-    """Return the check of an option whose value has a range and mostly a unit (not so: NaN)."""
+    """Return the check that an option's value is in a range; NaN never is."""
     ends = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
     unit = f" {unit}" if unit else ""
 
@@ -64,9 +64,9 @@ ProjectMppOption = Annotated[
     float | None,
     typer.Option(
         "--mpp",
-        help="Pixel size at full resolution in µm/px; of several images, unless --image names "
-        "them, for those without one.",
-        show_default="of the last run, project, or slide",
+        help="Pixel size at full resolution in µm/px. For several images without --image: only "
+        "where none is known.",
+        show_default="from the last run, project or slide",
     ),
 ]
 MppTable = Annotated[
@@ -97,9 +97,9 @@ SpeedOption = Annotated[
     Speed,
     typer.Option(
         "--speed",
-        help="Network of the default model: auto takes default-20x for slides of more than 0.36 "
-        "µm/px and default-40x for others, fast default-20x for all: 1/1.8 of the processor time "
-        "for 40x slides, and .015 less AJI on the validation images.",
+        help="Network of the default model. auto: default-20x for slides of more than 0.36 µm/px, "
+        "default-40x for others. fast: default-20x for all, which takes 1/1.8 of the processor "
+        "time for 40x slides and scores 0.015 less AJI on the validation images.",
     ),
 ]
 DeviceOption = Annotated[
@@ -141,8 +141,9 @@ UnitMinutes = Annotated[
     typer.Option(
         "--unit-minutes",
         callback=within(0.01, 10_000, "minutes"),
-        help="Minutes that a unit (some 25 tiles) may take; then its process is ended, and after "
-        "three times the unit is reported, and the rest goes on.",
+        help="Time limit in minutes for a unit (some 25 tiles). A unit that takes longer is "
+        "stopped and tried again; after three attempts it is reported, and the run continues "
+        "without it.",
         show_default="no limit",
     ),
 ]
@@ -151,8 +152,8 @@ UnitGib = Annotated[
     typer.Option(
         "--unit-gib",
         callback=within(0.1, 10_000, "GiB"),
-        help="Memory in GiB that the process of a unit (some 25 tiles) may need, its network "
-        "included; beyond it the process is ended, as with --unit-minutes.",
+        help="Memory limit in GiB for the process of a unit (some 25 tiles), its network included. "
+        "A process that needs more is stopped, as with --unit-minutes.",
         show_default="no limit",
     ),
 ]
@@ -161,15 +162,15 @@ TtaOption = Annotated[
     typer.Option(
         "--tta",
         help="Average the network over the eight flips and right-angle rotations of every tile "
-        "(test-time augmentation): eight times the network's time. On the validation images it "
-        "gained the models before this one .003 AJI; measure yours with evaluate --tta.",
+        "(test-time augmentation): eight times the network's time. Earlier models gained 0.003 AJI "
+        "by it on the validation images; measure yours with evaluate --tta.",
     ),
 ]
 Wait = Annotated[
     bool,
     typer.Option(
         "--wait/--no-wait",
-        help="While another process works on the project: wait until it is done, or stop with an "
+        help="If another process works on the project: wait until it is done, or stop with an "
         "error that names it.",
     ),
 ]
@@ -177,8 +178,8 @@ BreakLock = Annotated[
     bool,
     typer.Option(
         "--break-lock",
-        help="Work on a project that a process on another computer has locked. Only if that "
-        "process surely runs no more: of this computer's, that is seen without this option.",
+        help="Work on a project that a process on another computer has locked. Use it only if that "
+        "process has surely ended. Processes of this computer need no such option.",
     ),
 ]
 Seed = Annotated[
@@ -198,8 +199,7 @@ RunDir = Annotated[
     Path | None,
     typer.Option(
         "--run-dir",
-        help="Folder of the run: its plan, what is finished, its record (run.json), report.html "
-        "and log.",
+        help="Folder of the run: its plan, finished units, record (run.json), report.html and log.",
         show_default="PROJECT/qpnuclei/<date and time>",
     ),
 ]
@@ -214,31 +214,35 @@ Resume = Annotated[
     bool,
     typer.Option(
         "--resume/--no-resume",
-        help="Go on with the run of the same options that was not finished: what it has finished "
-        "is not done again. Or begin anew.",
+        help="Continue the unfinished run with the same options, without repeating what it has "
+        "finished; or start a new run.",
     ),
 ]
 RetryFailed = Annotated[
     bool,
     typer.Option(
         "--retry-failed",
-        help="Also try again what failed three times before (failures.jsonl in the run's folder).",
+        help="Also try units again that failed three times (listed in failures.jsonl in the run's "
+        "folder).",
     ),
 ]
 FailFast = Annotated[
     bool,
-    typer.Option("--fail-fast", help="Stop at the first error instead of going on without it."),
+    typer.Option(
+        "--fail-fast", help="Stop at the first error instead of continuing with the rest."
+    ),
 ]
 RunFolderArgument = Annotated[
     Path,
-    typer.Argument(metavar="RUN_DIR", help="Folder that plan has made.", show_default=False),
+    typer.Argument(metavar="RUN_DIR", help="Folder that qpnuclei plan made.", show_default=False),
 ]
 SlidesFrom = Annotated[
     Path | None,
     typer.Option(
         "--slides-from",
-        help="Folder that holds the slides here, below it too; they are known by name and content.",
-        show_default="where the plan says",
+        help="Folder of the slides on this machine, searched with its subfolders. Slides are "
+        "recognised by name and content.",
+        show_default="the paths in the plan",
     ),
 ]
 
@@ -246,13 +250,13 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def with_options_of(other: Callable[..., Any], *without: str) -> Callable[[Command], Command]:
-    """Give a command, which takes ``**given``, the options of another one after its own.
+    """Give a command that takes ``**given`` also the options of another command.
 
     Parameters
     ----------
     other : callable
     *without : str
-        Parameters of it that the command does not have.
+        Parameters of `other` that the command does not get.
     """
 
     def change(command: Command) -> Command:

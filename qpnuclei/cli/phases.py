@@ -46,10 +46,10 @@ from qpnuclei.errors import UsageError
     *("dry_run", "force", "geojson", "parquet", "no_report"),
 )
 def plan(project: ProjectPath, **given: Any) -> None:
-    """Say in a folder what a run has to do; infer and commit do it.
+    """Plan a run and save the plan in a folder; infer and commit then carry it out.
 
-    It needs the project and its slides, neither the network nor its library. The same command goes
-    on with a folder that is not finished. The folder is printed.
+    Needs the project and its slides, but loads neither the model's weights nor torch. Prints the
+    folder. The same command again continues a plan that is not finished.
 
     For example: qpnuclei plan project.qpproj --roi Tumor --run-dir the-run
     """
@@ -90,8 +90,8 @@ def infer(
         typer.Option(
             "--shard",
             metavar="I/N",
-            help="Only the I-th of N equal parts of the units, from 1: one for each of N jobs.",
-            show_default="all of them",
+            help="Compute only part I of N equal parts of the units: one part for each of N jobs.",
+            show_default="all units",
         ),
     ] = None,
     slides_from: SlidesFrom = None,
@@ -99,8 +99,8 @@ def infer(
         str | None,
         typer.Option(
             "--model",
-            help="Where the model that was planned for lies here.",
-            show_default="as it was planned",
+            help="Path of the planned model on this machine.",
+            show_default="the path in the plan",
         ),
     ] = None,
     device: DevicesOption = "auto",
@@ -129,10 +129,10 @@ def infer(
     fail_fast: FailFast = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find the nuclei of a plan, and keep them in its folder.
+    """Find the nuclei of a plan and save them in its folder.
 
-    It needs the slides and the model, neither the project nor Java. What is there already is not
-    done again. Folders that were computed in parts, on whatever machines, may be copied together.
+    Needs the slides and the model, but neither the project nor Java. Finished units are not
+    computed again. Parts from different machines are joined by copying their folders together.
 
     For example: qpnuclei infer the-run --shard 3/20
     """
@@ -189,7 +189,7 @@ def commit(
         typer.Option(
             "--project",
             help="QuPath project to write into: the .qpproj file or its folder.",
-            show_default="the one that was planned",
+            show_default="the project in the plan",
         ),
     ] = None,
     slides_from: SlidesFrom = None,
@@ -205,8 +205,8 @@ def commit(
         bool,
         typer.Option(
             "--force",
-            help="Write even if another program (QuPath) saved the image since it was planned, "
-            "provided that its annotations are unchanged; both states are kept.",
+            help="Write even if QuPath or another program saved the image since it was planned, as "
+            "long as its annotations are unchanged. A backup of that state is kept.",
         ),
     ] = False,
     backend: BackendOption = "auto",
@@ -218,9 +218,9 @@ def commit(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the nuclei that infer has found into the project; what is written is left as it is.
+    """Write the nuclei that infer found into the project. Images already written are skipped.
 
-    It needs the project, and neither slides nor model where infer has finished the images.
+    Needs the project, but neither slides nor model for images that infer has finished.
 
     For example: qpnuclei commit the-run
     """
@@ -260,11 +260,14 @@ def _share(text: str | None) -> tuple[int, int]:
     Raises
     ------
     UsageError
-        If it is none.
+        If it is not of this form.
     """
     if text is None:
         return 1, 1
     part, separator, parts = text.partition("/")
     if separator and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts):
         return int(part), int(parts)
-    raise UsageError(f"--shard {text!r} is no part", "name the third of twenty parts as 3/20")
+    raise UsageError(
+        f"--shard {text!r} is not a part I/N with I from 1 to N",
+        "for the third of twenty parts: --shard 3/20",
+    )

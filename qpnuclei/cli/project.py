@@ -30,8 +30,8 @@ Hdab = Annotated[
     bool,
     typer.Option(
         "--hdab",
-        help="The slides are of haematoxylin and DAB: type Brightfield (H-DAB), with QuPath's "
-        "default stain vectors. Experimental.",
+        help="The slides are stained with haematoxylin and DAB: image type Brightfield (H-DAB), "
+        "with QuPath's default stain vectors. Experimental.",
         show_default="H&E",
     ),
 ]
@@ -57,7 +57,7 @@ def create(
     hdab: Hdab = False,
     json: Json = False,
 ) -> None:
-    """Create a QuPath project of slides, as Brightfield (H&E) images.
+    """Create a QuPath project from slides, by default as Brightfield (H&E) images.
 
     For example: qpnuclei project create my-project slides/*.svs
     """
@@ -70,7 +70,7 @@ def create(
 
     def failed(slide: Path, error: QpnucleiError) -> None:
         failures.append({"slide": str(slide), "error": error.what, "hint": error.hint})
-        print_error(error, "" if str(slide) in error.what else f"{slide}: ")
+        print_error(error, error.naming("", str(slide)))
 
     stains = DEFAULT_H_DAB if hdab else DEFAULT_HE
     found = find_slides(slides)
@@ -96,7 +96,7 @@ def add(
         list[Path],
         typer.Argument(
             help="Slides to add, in this order: files, folders of them, or patterns (*, ?, **). "
-            "Those that the project has already are passed over.",
+            "Slides that the project already has are skipped.",
             show_default=False,
         ),
     ],
@@ -104,8 +104,8 @@ def add(
         float | None,
         typer.Option(
             "--mpp",
-            help="Pixel size of the new slides at full resolution in µm/px, over what they say.",
-            show_default="what each slide says",
+            help="Pixel size of the new slides at full resolution in µm/px; overrides the files.",
+            show_default="from each slide",
         ),
     ] = None,
     hdab: Hdab = False,
@@ -128,7 +128,7 @@ def add(
 
     def failed(slide: Path, error: QpnucleiError) -> None:
         failures.append({"slide": str(slide), "error": error.what, "hint": error.hint})
-        print_error(error, "" if str(slide) in error.what else f"{slide}: ")
+        print_error(error, error.naming("", str(slide)))
 
     found = find_slides(slides)
     path = find_project_file(project)

@@ -32,7 +32,7 @@ def qc(
     mpp: ProjectMppOption = None,
     mpp_table: MppTable = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Find them, but leave the project as it is.")
+        bool, typer.Option("--dry-run", help="Say what would be marked; change nothing.")
     ] = False,
     image_root: ImageRoot = None,
     backend: BackendOption = "auto",
@@ -42,8 +42,8 @@ def qc(
 ) -> None:
     """Mark pen, folds and tissue out of focus with annotations of class Ignore*.
 
-    Each can be edited or deleted in QuPath. A run leaves these areas out of its regions (see its
-    option --exclude). Run again, qc replaces the annotations that it made and nobody has changed.
+    They can be edited or deleted in QuPath. Runs leave these areas out (see run --exclude). The
+    same command again replaces these annotations, except those that somebody has changed.
 
     For example: qpnuclei qc project.qpproj
     """
@@ -66,7 +66,7 @@ def qc(
         nonlocal failed
         failed = True
         said.append(describe_error(error, entry))
-        print_error(error, f"image {entry.name}: ")
+        print_error(error, error.naming("image", entry.name))
 
     with locked(opened.path.parent, wait=wait, break_lock=break_lock):
         for entry in entries:

@@ -1,4 +1,4 @@
-"""``qpnuclei qupath``: bring the scripts into QuPath's menu, and remove them again."""
+"""``qpnuclei qupath``: add the scripts to QuPath's menu, and remove them again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ qupath_app = typer.Typer(
     name="qupath",
     add_completion=False,
     cls=Group,
-    help="Put a menu into QuPath that runs qpnuclei, or remove it.",
+    help="Add a menu to QuPath that runs qpnuclei, or remove it.",
     no_args_is_help=True,
 )
 
@@ -44,13 +44,15 @@ def install(
     dry_run: _DryRun = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Replace scripts that are not ours, or were changed."),
+        typer.Option(
+            "--force", help="Replace scripts that were changed or that qpnuclei did not write."
+        ),
     ] = False,
     json: Json = False,
 ) -> None:
     """Copy the scripts into QuPath: they appear under Automate > User scripts > qpnuclei.
 
-    To install a newer version, do it again. Settings that are there stay.
+    To update them, run it again. Existing settings are kept.
 
     For example: qpnuclei qupath install
     """
@@ -62,7 +64,7 @@ def install(
 
     _in_each(to, act, dry_run=dry_run, json=json)
     if program_here() is None:
-        stderr.print("the path of the program qpnuclei is not known: set it in QuPath")
+        stderr.print("the path of the program qpnuclei is unknown: set it in QuPath")
 
 
 @qupath_app.command(cls=Command)
@@ -70,7 +72,7 @@ def uninstall(
     to: _To = None,
     dry_run: _DryRun = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Remove scripts that were changed, too.")
+        bool, typer.Option("--force", help="Also remove scripts that were changed.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -87,7 +89,7 @@ def uninstall(
 
 
 def _in_each(to: Path | None, act: Callable[[Path], Change], *, dry_run: bool, json: bool) -> None:
-    """Act in the folder that is named, or in all that are found."""
+    """Act in the given folder, or in all user folders of QuPath."""
     from qpnuclei.cli.console import print_json, stdout
     from qpnuclei.errors import NotFoundError
     from qpnuclei.qupath.scripts import user_folders

@@ -61,7 +61,7 @@ def report(
 ) -> None:
     """Write a page with pictures and numbers: what was found where, and what is doubtful.
 
-    It is one file that needs no network. A run writes one into its folder.
+    The page needs no network connection. Each run writes one into its folder.
 
     For example: qpnuclei report project.qpproj -o report.html
     """
@@ -106,6 +106,6 @@ def report(
         print_json({"report": str(path), "images": len(entries), "failures": failures})
     stderr.print(f"report: {path}", highlight=False, soft_wrap=True)
     for entry, error in failed:
-        print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
+        print_error(error, error.naming("image", entry.name))
     if failed:
         sys.exit(1)

@@ -68,7 +68,7 @@ def run(
             "--output",
             "-o",
             metavar="FOLDER",
-            help="Of slides, needed: for all results.",
+            help="Folder for all results; required for slides.",
         ),
     ] = None,
     roi: Roi = None,
@@ -83,7 +83,7 @@ def run(
         typer.Option(
             "--qc",
             help="First mark pen, folds and tissue out of focus, as qpnuclei qc does, and leave "
-            "them out. Reads each slide as a whole with 1 µm/px, with --dry-run, too.",
+            "them out. Reads each whole slide at 1 µm/px, also with --dry-run.",
         ),
     ] = False,
     no_annotation: Annotated[
@@ -114,7 +114,8 @@ def run(
         OnExisting,
         typer.Option(
             "--on-existing",
-            help="Nuclei of an earlier run: replace (but for locked ones), append, skip, or error.",
+            help="With nuclei of an earlier run: replace them (locked ones stay), append, skip the "
+            "annotation, or error.",
         ),
     ] = "replace",
     tile: Annotated[
@@ -122,7 +123,7 @@ def run(
         typer.Option(
             "--tile",
             callback=within(128, 8192, "px"),
-            help="Core of a tile in px of the model, 128 to 8192.",
+            help="Side of a tile without its overlap, in px of the model, 128 to 8192.",
         ),
     ] = DEFAULT_TILE_PX,
     batch: Annotated[
@@ -158,7 +159,7 @@ def run(
         typer.Option(
             "--threshold",
             callback=within(0.01, 0.99, "attention"),
-            help="Attention (0.01 to 0.99) from which a pixel is nucleus.",
+            help="Attention from which a pixel counts as nucleus, 0.01 to 0.99.",
             show_default="the model's",
         ),
     ] = None,
@@ -175,18 +176,19 @@ def run(
         typer.Option(
             "--cell-expansion",
             callback=within(0, 50, "µm"),
-            help="Write QuPath cells: each nucleus with the outline of a cell that reaches so many "
-            "µm (0 to 50) beyond it, and no nearer to another nucleus; 0 writes nuclei alone.",
+            help="Write QuPath cells: each nucleus gets a cell outline that reaches at most this "
+            "far beyond it, in µm (0 to 50), and ends halfway to a neighbouring nucleus. 0 writes "
+            "nuclei without cells.",
         ),
     ] = 0.0,
     positive_threshold: Annotated[
         list[float] | None,
         typer.Option(
             "--positive-threshold",
-            help="Mean optical density of DAB (0 to 5) from which a nucleus is Positive, else "
-            "Negative; given three times, from which it is 1+, 2+ and 3+. For images of "
+            help="Mean optical density of DAB in a nucleus (0 to 5) from which it is Positive, "
+            "else Negative. Give it three times for 1+, 2+ and 3+. Only for images stained with "
             "haematoxylin and DAB; experimental.",
-            show_default="no such classes",
+            show_default="no Positive and Negative",
         ),
     ] = None,
     max_nucleus: Annotated[
@@ -202,8 +204,8 @@ def run(
         typer.Option(
             "--simplify",
             callback=within(0, 5, "µm"),
-            help="How far in µm (0 to 5), about, the vertices left out of the smooth outlines may "
-            "lie from them; 0 keeps the outline along pixel edges.",
+            help="Leave out vertices that lie within about this distance of the smooth outline, in "
+            "µm (0 to 5). 0 keeps outlines along pixel edges.",
         ),
     ] = DEFAULT_SIMPLIFY_UM,
     geojson: Annotated[
@@ -222,8 +224,8 @@ def run(
         bool,
         typer.Option(
             "--force",
-            help="Write even if another program (QuPath) saved the image during the run, "
-            "provided that its annotations are unchanged; both states are kept.",
+            help="Write even if QuPath or another program saved the image during the run, as long "
+            "as its annotations are unchanged. A backup of that state is kept.",
         ),
     ] = False,
     no_report: NoReport = False,
@@ -233,7 +235,7 @@ def run(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find nuclei in annotations or slides; the same command goes on where it ended.
+    """Find nuclei in annotations or slides. Run it again to continue a stopped run.
 
     For example: qpnuclei run project.qpproj --roi Tumor
 
@@ -244,6 +246,10 @@ def run(
     from qpnuclei.cli.inputs import Inputs
 
     chosen = Inputs.of(inputs, output)
+    if dask is not None:
+        from qpnuclei.pipeline.inference.scheduler import check_scheduler
+
+        check_scheduler(dask, asks=not dry_run)
     if chosen.results is not None:
         from qpnuclei.cli.slides import run_slides
 

@@ -1,4 +1,4 @@
-"""What commands that run something share: arguments to options, and what is printed."""
+"""Shared by the commands that run something: arguments to options, and what is printed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qpnuclei.pipeline.summary import RunSummary
     from qpnuclei.qupath.model import ImageEntry, Project
 
-INTERRUPTED = "interrupted: what is finished is kept; the same command goes on from here"
+INTERRUPTED = "interrupted: finished work is kept; run the same command again to continue"
 
 
 def run_project(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -46,12 +46,12 @@ def run_project(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], bool
 def show_plan(
     parts: Sequence[tuple[Sequence[ImageEntry], RunOptions]], json: bool
 ) -> tuple[dict[str, Any], bool]:
-    """Print what would be done; return it as JSON types, and whether an image would fail.
+    """Print the plan; return it as JSON types, and whether an image would fail.
 
     Parameters
     ----------
     parts : sequence of (sequence of ImageEntry, RunOptions)
-        Images of one or more projects, and the options that are for them.
+        Images of one or more projects, and the options for them.
     """
     from qpnuclei.cli.console import describe_error, print_error, stdout
     from qpnuclei.cli.tables import describe_plan, plan_view
@@ -69,16 +69,16 @@ def show_plan(
     if not json:
         stdout.print(plan_view(plans), soft_wrap=True)
     for entry, error in failed:
-        print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
+        print_error(error, error.naming("image", entry.name))
     failures = [describe_error(error, entry) for entry, error in failed]
     return {"plan": describe_plan(plans), "failures": failures}, bool(failed)
 
 
 def stopping_between_units() -> AbstractContextManager[Callable[[], bool]]:
-    """Have the first SIGTERM end the command after the unit at hand; the second ends it."""
+    """Let the first SIGTERM end the command after the current unit, a second one at once."""
     from qpnuclei.system.interrupts import asking_to_stop
 
-    message = "terminating: what is being computed is finished first"
+    message = "terminating: the units that are being computed are finished first"
     return asking_to_stop(message, [signal.SIGTERM], end="terminated at once")
 
 
@@ -89,7 +89,7 @@ def analyse(
     given: dict[str, Any],
     extend: bool = False,
 ) -> RunSummary:
-    """Run with a progress bar, alone in the project; `extend` as `Conduct` explains it."""
+    """Run with a progress bar and the project locked; for `extend` see `Conduct`."""
     from qpnuclei.cli.console import tile_progress
     from qpnuclei.pipeline.inference.units import Conduct
     from qpnuclei.pipeline.run import analyse_project
@@ -120,7 +120,7 @@ def analyse(
 def asked_for(
     path: Path, given: dict[str, Any], is_temporary: bool = False, **changes: Any
 ) -> tuple[Project, list[ImageEntry], RunOptions]:
-    """Open a project, and return its images that are meant and the options of the run.
+    """Open a project; return it, its chosen images and the options of the run.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def asked_for(
     given : dict
         The arguments of `run`.
     is_temporary : bool
-        Whether the project is one that will not be kept: it is not named.
+        Whether the project is not kept: then its path is not printed.
     **changes
         Fields of the options that override the arguments.
     """
@@ -152,7 +152,7 @@ def asked_for(
 
 
 def options_of(given: dict[str, Any]) -> RunOptions:
-    """Return the options of a run, which check themselves, as far as no project is needed."""
+    """Return the options of a run; those that need no project are checked."""
     from qpnuclei.pipeline.options import RunOptions
     from qpnuclei.pipeline.selection import Selection
 
@@ -195,7 +195,7 @@ def options_of(given: dict[str, Any]) -> RunOptions:
 
 
 def print_summary(summary: RunSummary, json: bool, page: Path | None) -> dict[str, Any]:
-    """Print what a run has found, and where its report is; return it as JSON types."""
+    """Print what a run found, and where its report is; return it as JSON types."""
     from qpnuclei.cli.console import stderr, stdout
     from qpnuclei.cli.tables import print_account, print_failures, summary_table
 
@@ -214,7 +214,7 @@ def print_summary(summary: RunSummary, json: bool, page: Path | None) -> dict[st
 
 
 def write_page(project: Project, summary: RunSummary, quiet: bool) -> Path | None:
-    """Write the report of a run; where that fails, say so: the nuclei are saved in any case."""
+    """Write the report of a run; print an error if that fails: the nuclei are already saved."""
     from qpnuclei.cli.console import image_progress, print_error
     from qpnuclei.errors import standing_alone
     from qpnuclei.report.page import write_report_of_run
@@ -230,5 +230,5 @@ def write_page(project: Project, summary: RunSummary, quiet: bool) -> Path | Non
     ):
         page, failed = write_report_of_run(project, summary.run_dir, progress)
         for entry, error in failed:
-            print_error(error, f"not in the report: image {entry.name}: ")
+            print_error(error, f"not in the report: {error.naming('image', entry.name)}")
     return page

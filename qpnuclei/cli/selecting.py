@@ -40,21 +40,21 @@ RoiId = Annotated[
 RoiAll = Annotated[bool, typer.Option("--roi-all", help="Analyse every annotation with an area.")]
 Tissue = Annotated[
     bool,
-    typer.Option("--tissue", help="Find the tissue, and analyse it instead."),
+    typer.Option("--tissue", help="Analyse the tissue, found automatically."),
 ]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(
         "--exclude",
         autocompletion=complete_class,
-        help="Class to leave out of areas and counts; may repeat; '' for none.",
+        help="Class to leave out of areas and counts; may repeat; '' leaves out none.",
         show_default="'Ignore*'",
     ),
 ]
 
 
 def excluded_classes(exclude: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the classes that ``--exclude`` means; an empty one stands for none at all."""
+    """Return the classes that ``--exclude`` names; an empty name stands for no class at all."""
     return DEFAULT_EXCLUDED if exclude is None else tuple(filter(None, exclude))
 
 

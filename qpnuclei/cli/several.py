@@ -1,4 +1,4 @@
-"""A run of several projects: each stands alone."""
+"""A run of several projects: an error in one does not stop the others."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run_each(projects: Sequence[Path], given: dict[str, Any]) -> tuple[dict[str,
     Raises
     ------
     UsageError
-        If an option is of one project only.
+        If an option is given that is for one project only.
     QpnucleiError
         With ``--fail-fast``, the first error.
     """
@@ -36,9 +36,9 @@ def run_each(projects: Sequence[Path], given: dict[str, Any]) -> tuple[dict[str,
     for name in ("run_dir", "geojson", "parquet"):
         if given[name] is not None:
             raise UsageError(
-                f"--{name.replace('_', '-')} names a folder of one project, and there are "
-                f"{len(projects)}",
-                "run them one by one, or leave it out",
+                f"--{name.replace('_', '-')} names a folder for one project, and {len(projects)} "
+                "projects were given",
+                "leave the option out, or run the projects one by one",
             )
     contents: list[dict[str, Any]] = []
     failed: list[str] = []
@@ -49,7 +49,7 @@ def run_each(projects: Sequence[Path], given: dict[str, Any]) -> tuple[dict[str,
                 raise error
             failed.append(str(path))
             contents.append({"project": str(path), "error": error.what, "hint": error.hint})
-            print_error(error, "" if str(path) in error.what else f"{path}: ")
+            print_error(error, error.naming("", str(path)))
 
         with standing_alone(f"project {path}", fail):
             content, has_failures = run_project(path, given)

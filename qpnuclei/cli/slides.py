@@ -1,4 +1,4 @@
-"""A run of slides: a project is made of them, and its results are written into a folder."""
+"""A run of slides: it makes a project of them, and writes the results into a folder."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from qpnuclei.errors import QpnucleiError, standing_alone
 
 if TYPE_CHECKING:
     from qpnuclei.pipeline.options import RunOptions
+    from qpnuclei.pipeline.summary import Failure
     from qpnuclei.qupath.model import ImageEntry, Project
     from qpnuclei.qupath.pixel_size import AskedMpp
     from qpnuclei.qupath.results import ResultsFolder
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 #: Names of the table and the page in the folder of results.
 COUNTS, PAGE = "counts.csv", "report.html"
 
-#: Arguments that choose annotations; without any, the tissue is found.
+#: Arguments that choose annotations; without any, the tissue is analysed.
 _CHOICES = ("roi", "roi_name", "roi_id", "roi_all")
 
 
@@ -67,7 +68,7 @@ def run_slides(
         if given["fail_fast"] or not (hoped or inputs.chosen):
             raise error
         unread.append({"slide": str(slide), "error": error.what, "hint": error.hint})
-        print_error(error, "" if str(slide) in error.what else f"{slide}: ")
+        print_error(error, error.naming("", str(slide)))
 
     # What is said of pixel sizes is kept in the project.
     given = {**given, "mpp": None, "mpp_table": None}
@@ -82,7 +83,7 @@ def run_slides(
         _say_not_analysed(inputs)
     summary = analyse(opened, entries, options, given, extend=True)
     content = print_summary(summary, given["json"], None)
-    files = _write_results(folder, opened, given)
+    files = _write_results(folder, opened, given, summary.failures)
     content = {**content, **files, "unreadable": unread}
     return content, bool(summary.failures or unread or None in files.values())
 
@@ -102,6 +103,7 @@ def _show_plan(
     inputs: SlideInputs, asked: AskedMpp, given: dict[str, Any], failed: Any
 ) -> tuple[dict[str, Any], bool]:
     """Show what would be done with the images that are there, and with new slides."""
+    from qpnuclei.cli.console import stderr
     from qpnuclei.qupath.create import create_project
     from qpnuclei.qupath.new_image import describe_slides
 
@@ -127,27 +129,48 @@ def _show_plan(
                 native = {**given, "backend": "native"}
                 _, entries, options = asked_for(project.path, native, is_temporary=True)
                 parts.append((entries, options))
+        if inputs.project is None:
+            stderr.print(f"{inputs.folder.new_project}: would be made", soft_wrap=True)
         inputs.warn_of_kept_sizes(asked, [*inputs.images, *made])
         return show_plan(parts, given["json"])
 
 
 def _write_results(
-    folder: ResultsFolder, project: Project, given: dict[str, Any]
+    folder: ResultsFolder,
+    project: Project,
+    given: dict[str, Any],
+    failures: Sequence[Failure],
 ) -> dict[str, str | None]:
-    """Write the table of counts and the report of all images; say where they are."""
+    """Write the table of counts and the report of all images; say where they are.
+
+    Parameters
+    ----------
+    failures : sequence of Failure
+        Of the run: what it said of an image is not said again.
+    """
     from qpnuclei.cli.console import image_progress, print_error, stderr
+    from qpnuclei.cli.tables import print_without_row
+    from qpnuclei.errors import MppError
     from qpnuclei.qupath.count_table import write_counts
-    from qpnuclei.qupath.counts import count_project
+    from qpnuclei.qupath.counts import count_project, without_row
     from qpnuclei.report.page import write_report
     from qpnuclei.report.runs import runs_of
 
     written: dict[str, str | None] = {"counts": None}
+    said = {(failure.entry, failure.error.what) for failure in failures}
+    uncounted: set[str] = set()
 
     def fail(error: QpnucleiError) -> None:
         print_error(error)
 
     def left_out(entry: ImageEntry, error: QpnucleiError) -> None:
-        print_error(error, "" if entry.name in error.what else f"image {entry.name}: ")
+        if (entry.id, error.what) not in said:
+            said.add((entry.id, error.what))
+            print_error(error, error.naming("image", entry.name))
+
+    def uncountable(entry: ImageEntry, error: QpnucleiError) -> None:
+        uncounted.add(entry.id)
+        left_out(entry, error)
 
     with standing_alone("the table of counts", fail):
         # A row for each slide, also where there is no tissue; else for each chosen annotation.
@@ -156,8 +179,12 @@ def _write_results(
             project.images,
             "image" if given["tissue"] else "annotation",
             roi_classes=given["roi"],
-            failed=left_out,
+            failed=uncountable,
+            warned={f.entry for f in failures if isinstance(f.error, MppError)},
         )
+        if not given["tissue"]:
+            empty = without_row(project.images, rows, uncounted)
+            print_without_row(empty, len(project.images), given["roi"])
         written["counts"] = str(folder.write(COUNTS, lambda path: write_counts(rows, path)))
     if not given["no_report"]:
         written["report"] = None

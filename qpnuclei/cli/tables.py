@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from qpnuclei.pipeline.planning.image_plan import ImagePlan
     from qpnuclei.pipeline.summary import ImageResult, RunSummary
     from qpnuclei.qupath.backups import Backup
+    from qpnuclei.qupath.model import ImageEntry
     from qpnuclei.qupath.native import NativeImage
     from qpnuclei.qupath.sensitivity import OwnNuclei
 
@@ -264,13 +265,40 @@ def print_failures(names: Sequence[str], images: int) -> None:
     """Print which of several images failed; why was said when it happened."""
     if images == 1:
         return
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     stderr.print(
-        f"not analysed: {len(names)} of {images} images, for the reasons above: "
-        f"{', '.join(names[:_NAMED])}{more}",
+        f"not analysed: {len(names)} of {images} images, for the reasons above: {_some(names)}",
         style="bold red",
         soft_wrap=True,
     )
+
+
+def print_empty(what: str, names: Sequence[str], images: int, remedy: str) -> None:
+    """Print in one line in which images there is nothing to export, if in any."""
+    if names:
+        number = f"{len(names)} of {images} images: {_some(names)}"
+        stderr.print(f"no {what} in {number} ({remedy})", soft_wrap=True)
+
+
+def print_without_row(images: Sequence[ImageEntry], of: int, classes: Sequence[str] | None) -> None:
+    """Print which images have no row in a table of counts, as they have no annotations.
+
+    Parameters
+    ----------
+    images : sequence of ImageEntry
+    of : int
+        Number of all images.
+    classes : sequence of str or None
+        Of the annotations that were asked for; None for all.
+    """
+    what = f"annotations of class {' or '.join(classes)}" if classes else "annotations"
+    names = [entry.name for entry in images]
+    print_empty(what, names, of, "export --by image counts the analysed area of each")
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return names in one line, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}"
 
 
 def print_check(check: Check) -> None:

@@ -51,11 +51,11 @@ def train(
         str,
         typer.Option(
             "--config",
-            help="Recipe: student (ours, the best, in hours without a GPU), continued (from the "
-            "packaged model, on your tissue: the quickest), light (a small student of a trained "
-            "model), anchored (ours); proposed (the paper's, for a GPU), its ablations no-smooth, "
-            "no-equiv, no-sparse and no-wsi, scale-equiv (a term of the authors' code); or the "
-            "path of a .yaml file.",
+            help="Recipe, or path of a .yaml file. student: our method, the most accurate; hours "
+            "without a GPU. continued: student that starts from the packaged model; the quickest. "
+            "light: a smaller network that learns from a trained model. anchored: our variant of "
+            "the paper's method. proposed: the paper's method, for a GPU; its ablations no-smooth, "
+            "no-equiv, no-sparse and no-wsi; scale-equiv adds a term of the authors' code.",
         ),
     ] = "student",
     settings: Annotated[
@@ -89,7 +89,7 @@ def train(
         typer.Option(
             "--mpp",
             help="Pixel size at full resolution in µm/px; overrides projects and files. "
-            "Give it once for all sources, or once for each, in their order.",
+            "Give it once for all sources, or once for each source in their order.",
             show_default="from the project, else the file",
         ),
     ] = None,
@@ -178,7 +178,7 @@ def train(
     if scales is not None:
         fields["scales"] = _numbers(scales)
     if not student:
-        attention_recipe(fields)  # what is wrong with it is said before any slide is opened
+        attention_recipe(fields)  # reports a wrong recipe before any slide is opened
 
     from qpnuclei.training.sources import find_sources
 

@@ -20,16 +20,18 @@ from qpnuclei.evaluation.agreement import Agreement, Kind, classify
 from qpnuclei.evaluation.evaluate import ImageResult
 from qpnuclei.evaluation.labelmap import label_map
 from qpnuclei.evaluation.report import COLUMNS, Report, format_score
-from qpnuclei.report.pictures import embedded, path_data
+from qpnuclei.report.pictures import PALETTE, embedded, path_data
 
-#: Colours that differ from each other and from haematoxylin and eosin.
+_BLUE, _VERMILION, _GREEN, _YELLOW, _SKY, _ORANGE, _ = PALETTE
+
+#: What was found stays quiet, and errors stand out, with any kind of colour vision.
 COLOURS = {
-    Kind.FOUND: "#00c81e",
-    Kind.MISSED: "#2846ff",
-    Kind.FALSE: "#ff0000",
-    Kind.SPLIT: "#ffe600",
-    Kind.MERGED: "#ff00d4",
-    Kind.INEXACT: "#00f0ff",
+    Kind.FOUND: _SKY,
+    Kind.MISSED: _BLUE,
+    Kind.FALSE: _VERMILION,
+    Kind.SPLIT: _GREEN,
+    Kind.MERGED: _YELLOW,
+    Kind.INEXACT: _ORANGE,
 }
 
 _MEANING = {

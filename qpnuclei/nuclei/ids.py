@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
-from typing import overload
 
 import numpy as np
 import numpy.typing as npt
+
+from qpnuclei.system.sequences import MadeOnDemand
 
 #: First six bytes of the UUID of every detection that qpnuclei writes ("qpnucl" in ASCII). They
 #: tell our own detections from others. The UUID survives QuPath 0.2 to 0.7, GeoJSON, copies of the
@@ -29,7 +29,7 @@ def made_id(digest: bytes) -> uuid.UUID:
     return NucleusIds(np.frombuffer(digest, np.uint8).reshape(1, -1))[0]
 
 
-class NucleusIds(Sequence[uuid.UUID]):
+class NucleusIds(MadeOnDemand[uuid.UUID]):
     """UUIDs of version 8 (RFC 9562) that mark N detections as ours.
 
     They are stored as bytes; `uuid.UUID` objects are made when asked for.
@@ -57,13 +57,7 @@ class NucleusIds(Sequence[uuid.UUID]):
     def __len__(self) -> int:
         return len(self._octets)
 
-    @overload
-    def __getitem__(self, index: int) -> uuid.UUID: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[uuid.UUID]: ...
-    def __getitem__(self, index: int | slice) -> uuid.UUID | list[uuid.UUID]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _item(self, index: int) -> uuid.UUID:
         return uuid.UUID(bytes=self._octets[index].tobytes())
 
     def take(self, indices: npt.ArrayLike) -> NucleusIds:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, overload
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.errors import SaveError
+from qpnuclei.nuclei import arrow_arrays
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.system.files import nameless_file
+from qpnuclei.system.sequences import MadeOnDemand
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,7 +62,7 @@ class _Place(NamedTuple):
 _NOWHERE = _Place(0, 0, 0)
 
 
-class Shards(Sequence[NucleiTable]):
+class Shards(MadeOnDemand[NucleiTable]):
     """A growing sequence of tables: the last one in memory, the others as Parquet in a file.
 
     Nuclei are appended to the last table, which is written to disk when it is large enough. So
@@ -99,11 +101,7 @@ class Shards(Sequence[NucleiTable]):
     def __len__(self) -> int:
         return len(self._places) + bool(self._last)
 
-    @overload
-    def __getitem__(self, index: int) -> NucleiTable: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[NucleiTable]: ...
-    def __getitem__(self, index: int | slice) -> NucleiTable | list[NucleiTable]:
+    def _item(self, index: int) -> NucleiTable:
         """Return a table, read from disk unless it is the last one.
 
         Raises
@@ -111,9 +109,6 @@ class Shards(Sequence[NucleiTable]):
         SaveError
             If it cannot be read.
         """
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
         if index < len(self._places):
             return self._read(self._places[index])
         return concatenate(self._last)
@@ -168,7 +163,8 @@ def _from_parquet(content: bytes) -> NucleiTable:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return from_arrow(pq.read_table(pa.BufferReader(content), use_threads=False, partitioning=None))
+    with pq.ParquetFile(pa.BufferReader(content)) as file:
+        return from_arrow(file.read(use_threads=False))
 
 
 def to_arrow(nuclei: NucleiTable) -> pa.Table:
@@ -183,7 +179,8 @@ def to_arrow(nuclei: NucleiTable) -> pa.Table:
     columns = dict(zip(_OUTLINE, _outlines_to_arrow(nuclei), strict=True))
     if nuclei.cells is not None:
         columns |= zip(_CELL, _outlines_to_arrow(nuclei.cells), strict=True)
-    return pa.table({**columns, **nuclei.measurements})
+    values = {n: arrow_arrays.from_numbers(v) for n, v in nuclei.measurements.items()}
+    return pa.table({**columns, **values})
 
 
 def _outlines_to_arrow(nuclei: NucleiTable) -> tuple[pa.Array, pa.Array]:
@@ -192,11 +189,11 @@ def _outlines_to_arrow(nuclei: NucleiTable) -> tuple[pa.Array, pa.Array]:
     # The outlines of a nucleus are one binary value: faster than lists of lists of numbers.
     ends = _VERTEX_BYTES * nuclei.ring_offsets[nuclei.polygon_offsets]
     vertices = np.ascontiguousarray(nuclei.vertices, "<f4")
-    buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(vertices)]
     return (
-        pa.Array.from_buffers(pa.binary(), len(nuclei), buffers),
+        arrow_arrays.from_spans(vertices, ends),
         pa.ListArray.from_arrays(
-            nuclei.polygon_offsets.astype(np.int32), np.diff(nuclei.ring_offsets).astype(np.int32)
+            arrow_arrays.from_numbers(nuclei.polygon_offsets.astype(np.int32)),
+            arrow_arrays.from_numbers(np.diff(nuclei.ring_offsets).astype(np.int32)),
         ),
     )
 
@@ -211,7 +208,7 @@ def from_arrow(table: pa.Table) -> NucleiTable:
     """
     outlines = _outlines_from_arrow(table, _OUTLINE)
     measurements = {
-        name: table[name].to_numpy()
+        name: arrow_arrays.to_numbers(table[name])
         for name in table.column_names
         if name not in (*_OUTLINE, *_CELL)
     }
@@ -230,8 +227,8 @@ def _outlines_from_arrow(
         raise ValueError("an outline is missing")
     return (
         np.frombuffer(outlines.buffers()[2] or b"", "<f4").reshape(-1, 2),
-        np.concatenate([[0], np.cumsum(rings.values.to_numpy(), dtype=np.int64)]),
-        rings.offsets.to_numpy().astype(np.int64),
+        np.concatenate([[0], np.cumsum(arrow_arrays.to_numbers(rings.values), dtype=np.int64)]),
+        arrow_arrays.to_numbers(rings.offsets).astype(np.int64),
     )
 
 

@@ -1,6 +1,6 @@
 """The folder of a run: its plan, what is finished, what failed, and its log.
 
-What is in it is data that may come from elsewhere: no name in it leads out of the folder.
+Its files may come from elsewhere and are not trusted: no name in them leads out of the folder.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from qpnuclei.system.files import (
 )
 from qpnuclei.system.interrupts import interrupt_postponed
 
-#: A unit that has failed so often is not tried again, unless the user asks for it.
+#: After this many failures a unit is not tried again, unless the user asks for it.
 TRIES = 3
 
 _log = logging.getLogger(__name__)
-#: Messages for the log that the terminal does not show.
+#: Messages for the log file only.
 _journal = logging.getLogger(f"{__name__}.journal")
 
 
@@ -45,8 +45,8 @@ class RunFolder:
     path : Path
         It need not exist yet.
     base : Path
-        Folder that must exist for it to be made: that of the project. Where a drive is gone,
-        nothing is made at its place.
+        Folder of the project, which must exist before `path` is made: if its drive is gone, no
+        folder is made in its place.
     """
 
     def __init__(self, path: Path, base: Path | None = None) -> None:
@@ -118,7 +118,7 @@ class RunFolder:
 
     def _inside(self, path: Path) -> Path:
         if not path.resolve().is_relative_to(self.path.resolve()):
-            raise FormatError(f"{path} lies outside of the run's folder", "plan the run again")
+            raise FormatError(f"{path} lies outside the run's folder", "plan the run again")
         return path
 
     def make_for(self, path: Path) -> Path:
@@ -145,7 +145,7 @@ class RunFolder:
             write_atomically(path, shard)
 
     def failed(self) -> dict[str, dict[str, Any]]:
-        """Return by key the units that failed as often as they are tried.
+        """Return by key the units that failed `TRIES` times.
 
         Raises
         ------
@@ -170,10 +170,10 @@ class RunFolder:
             try:
                 entry = json.loads(line)
             except (ValueError, RecursionError) as error:
-                if number == len(lines):  # a process was killed while it wrote it
+                if number == len(lines):  # a process was killed while writing it
                     break
                 raise FormatError(
-                    f"{self._failures_path}, line {number}: {error}", "delete that file"
+                    f"{self._failures_path}, line {number}, is damaged: {error}", "delete that file"
                 ) from error
             if isinstance(entry, dict):
                 found.append(entry)
@@ -193,14 +193,14 @@ class RunFolder:
         }
         path = self.make_for(self._inside(self._failures_path))
         try:
-            # One write of one line: several processes may do so.
+            # One write per line, so that lines of several processes do not mix.
             with path.open("ab", buffering=0) as stream:
                 stream.write(b"%s\n" % json.dumps(entry).encode())
         except OSError as refused:
             raise SaveError(f"{path} cannot be written: {refused.strerror}") from refused
 
     def forget_failures(self) -> None:
-        """Have the units that failed tried again.
+        """Let failed units be tried again.
 
         Raises
         ------
@@ -222,12 +222,12 @@ class RunFolder:
 
     @property
     def is_done(self) -> bool:
-        """Whether the run has come to its end, without a failure."""
+        """Whether the run has finished without a failure."""
         return self.record().get("state") == "done"
 
     @contextlib.contextmanager
     def logging(self) -> Iterator[None]:
-        """Add what the program says within the block to ``run.log``, with the time."""
+        """Add the messages logged within the block to ``run.log``, with the time."""
         self.make()
         handler = _Log(self.path / "run.log", mode="a", encoding="utf-8", delay=True)
         handler.setFormatter(
@@ -246,15 +246,15 @@ class RunFolder:
             handler.close()
 
     def note(self, text: str, *arguments: object) -> None:
-        """Add a line to the log alone."""
+        """Add a line to the log file only."""
         _journal.info(text, *arguments)
 
 
 class _Log(logging.FileHandler):
-    """A log that is written where it can be: a full disk ends no run."""
+    """A log whose write errors are ignored: a full disk must not end a run for its log."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        # Where the folder is gone, or not made yet, none is made.
+        # If the folder is gone or not made yet, do not make it.
         if Path(self.baseFilename).parent.is_dir():
             super().emit(record)
 
@@ -269,20 +269,20 @@ def choose_folder(
     resume: bool = False,
     extend: bool = False,
 ) -> RunFolder:
-    """Return the folder for a run, and make those that the user named.
+    """Return the folder for a run, and make the folders that the user named.
 
-    The default one in the project is made by what is first written to it: a run that is ended
-    before, by whatever, leaves no empty folder. A new one takes the place of those of runs that are
-    done: of these only the records stay.
+    The default folder in the project is made by the first file written to it, so that a run that
+    ends before leaves no empty folder. When a new folder is chosen, the shards of finished runs are
+    removed; their records stay.
 
     Parameters
     ----------
     request : str
-        What the run is asked for, as `qpnuclei.pipeline.planning.keys.request_of` says it.
+        Hash of the request, from `qpnuclei.pipeline.planning.keys.request_of`.
     resume : bool
-        Take the newest folder of the project that a run of this request did not finish.
+        Take the newest folder of an unfinished run of this request.
     extend : bool
-        Then take also one that it did finish.
+        With `resume`, also take the folder of a finished run.
 
     Raises
     ------
@@ -299,7 +299,7 @@ def choose_folder(
         of = folder.record().get("project")
         if resume and of is not None and Path(str(of)) != project.path:
             raise UsageError(
-                f"{options.run_dir} is the folder of a run of {of}", "name another --run-dir"
+                f"{options.run_dir} holds a run of another project, {of}", "name another --run-dir"
             )
         return folder
     runs = project.path.parent / "qpnuclei"
@@ -309,7 +309,7 @@ def choose_folder(
             folder = RunFolder(path.parent, project.path.parent)
             if folder.record().get("request") == request and (extend or not folder.is_done):
                 return folder
-    # The project is locked: no other run takes the same.
+    # The project is locked, so no other run takes the same name.
     name = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     names = (name if number == 1 else f"{name}-{number}" for number in count(1))
     free = next(runs / name for name in names if not (runs / name).exists())
@@ -318,7 +318,7 @@ def choose_folder(
 
 
 def _drop_shards(runs: Path) -> None:
-    """Remove the shards of runs that are done; what they hold is in the project."""
+    """Remove the shards of finished runs; their nuclei are in the project."""
     for path in runs.glob("*/shards"):
         if RunFolder(path.parent).is_done and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)  # they do no harm
+            shutil.rmtree(path, ignore_errors=True)  # if it fails, they only take space

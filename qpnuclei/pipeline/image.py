@@ -23,10 +23,11 @@ def segment(engine: Engine, rgb: RGB, mpp: float, stains: Stains = DEFAULT_HE) -
     engine : Engine
         From `qpnuclei.segmentation.engine.load_engine`.
     rgb : (H, W, 3) uint8 ndarray
-        Tissue. Where the engine normalises colours, all of it is taken as the sample. Beyond
-        its border it is continued by reflection.
+        Tissue. An engine that normalises colours takes all of it as the sample. Beyond its border
+        it is continued by reflection.
     mpp : float
-        Its resolution in µm/px. It is resampled to the engine's, unless it is within 10 %.
+        Resolution of `rgb` in µm/px. It is resampled to the engine's resolution unless they differ
+        by less than 10 %.
     stains : Stains
         For the measurements.
 

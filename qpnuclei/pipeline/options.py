@@ -1,4 +1,4 @@
-"""What a run is asked to do."""
+"""The options of a run."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from qpnuclei.system.threads import available_cores
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What ``qpnuclei run`` is asked to do; the command's help explains each option.
+    """The options of ``qpnuclei run``; the command's help explains each.
 
     Raises
     ------
     UsageError
-        If the class of the detections is empty, the thresholds of positive nuclei make no classes,
-        what `qc` marks would not be excluded, or `speed` is asked for of another model than the
+        If the class of the detections is empty, the thresholds of positive nuclei are invalid, the
+        areas that `qc` marks would not be excluded, or `speed` is given with a model other than the
         default.
 
     Examples
@@ -100,7 +100,7 @@ class RunOptions:
 
     @property
     def engine(self) -> EngineOptions:
-        """How the engine is to work."""
+        """The options of the engine."""
         return EngineOptions(
             self.device,
             8 if self.tta else 1,

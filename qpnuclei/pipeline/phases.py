@@ -1,8 +1,8 @@
 """The phases of a run, each on its own: plan, infer, commit.
 
-`plan_run` says what is to be done, from the project alone. `infer_run` computes the nuclei into the
-run's folder, from slides and model alone. `commit_run` writes them into the project. What is
-finished is a file there, and nothing finished is done again.
+`plan_run` plans the run and needs the project and its slides. `infer_run` computes the nuclei into
+the run's folder and needs only slides and model. `commit_run` writes them into the project.
+Finished work is kept as files in the folder and is not repeated.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def plan_run(
     options: RunOptions,
     conduct: Conduct | None = None,
 ) -> tuple[RunFolder, RunPlan, RunSummary]:
-    """Write into a run's folder what is to be done; neither torch nor weights are loaded.
+    """Plan a run and write the plan into its folder; neither torch nor weights are loaded.
 
     Raises
     ------
@@ -83,9 +83,9 @@ def infer_run(
     options : RunOptions
         Those of the plan, with the device, workers and model of this machine.
     share : (int, int)
-        Which of so many shares of the units, from 1.
+        Number of this share, from 1, and number of shares.
     slides_from : Path, optional
-        Folder in which the slides are here.
+        Folder of the slides on this machine.
 
     Returns
     -------
@@ -102,8 +102,7 @@ def infer_run(
     failures: list[tuple[PlannedImage, QpnucleiError]] = []
 
     def fail(image: PlannedImage, error: QpnucleiError) -> None:
-        name = "" if image.name in error.what else f"image {image.name}: "
-        _log.error("%snot analysed: %s", name, error)
+        _log.error("%snot analysed: %s", error.naming("image", image.name), error)
         failures.append((image, error))
         if conduct.fail_fast:
             raise error
@@ -135,7 +134,7 @@ def commit_run(
     slides_from: Path | None = None,
     conduct: Conduct | None = None,
 ) -> RunSummary:
-    """Write what was computed into the project; what was written before is left as it is.
+    """Write the computed nuclei into the project; images already written are skipped.
 
     Parameters
     ----------
@@ -156,16 +155,16 @@ def commit_run(
         todo = [image for image in plan.images if not _is_saved(folder, image)]
         check_space(need_of_results(project, todo, options))
         summary = RunSummary.begun(project, entries, plan, options, folder.path)
-        # What is committed already was computed there.
+        # The device that computed the images already committed.
         summary.device = str(folder.record().get("device", ""))
         failed = folder.failed()
         for image in plan.images:
             entry = by_id.get(image.entry)
             if entry is None or entry.name != image.name:
                 raise UsageError(
-                    f"{project.path} has no image {image.name} (ID {image.entry}), of which the "
-                    f"plan in {folder.path} is",
-                    "name the project that was planned with --project",
+                    f"{project.path} has no image {image.name} (ID {image.entry}), which is in the "
+                    f"plan in {folder.path}",
+                    "give the project that was planned: --project",
                 )
 
             def fail(error: QpnucleiError, entry: ImageEntry = entry) -> None:

@@ -1,4 +1,4 @@
-"""The plan of all images of a run: what is to be done, and what is in the project already."""
+"""The plan of all images of a run: what to do, and what is already in the project."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan, the images of it that are in the project already, and what could not be planned.
+    """A plan, its images that are already in the project, and images that could not be planned.
 
     An image that is in the project and could not be looked at again is among all three.
     """
@@ -50,7 +50,7 @@ def plan_project(
     folder: RunFolder,
     conduct: Conduct,
 ) -> Planned:
-    """Plan the images, and write the plan."""
+    """Plan the images and write the plan."""
     specs = engine_specs(options.models)
     earlier: dict[str, PlannedImage] = {}
     goes_on = conduct.resume and (conduct.extend or not folder.is_done)
@@ -101,10 +101,10 @@ def plan_project(
         folder.forget_failures()
     if earlier:
         there = [folder.shard(image, name).exists() for image in images for name in image.units]
-        # Otherwise something has changed that all of it depends on: it is a new run.
+        # If nothing can be used again, an input of every unit has changed: it is a new run.
         if committed or any(there):
             _log.info(
-                "going on with %s: %d of %d images are in the project, %d of %d units are there",
+                "continuing %s: %d of %d images are in the project, %d of %d units are computed",
                 folder.path,
                 len(committed),
                 len(images),
@@ -121,7 +121,7 @@ def _plan_image(
     options: RunOptions,
     earlier: PlannedImage | None,
 ) -> tuple[PlannedImage, bool]:
-    """Plan an image; tell whether it is one of the same run that is in the project already."""
+    """Plan an image; tell whether this run has already written it into the project."""
     objects = entry.read()
     with open_image(entry) as slide:
         file = PlannedSlide.of(slide)
@@ -131,7 +131,7 @@ def _plan_image(
             record = Record.of(objects.properties, f"image {entry.name}")
             if record.run == earlier.marker:
                 return earlier, True
-        # What an earlier try of this run marked is among its inputs.
+        # The marks of an earlier attempt of this run are among its inputs.
         if options.qc and not is_same:
             from qpnuclei.pipeline.planning.artefacts import mark_artefacts, report_marks
 

@@ -1,6 +1,6 @@
-"""Positive and negative nuclei, by how much DAB they hold: the classes that QuPath gives them.
+"""Positive and negative nuclei by their DAB staining, with the classes that QuPath gives them.
 
-Experimental, as all of haematoxylin and DAB (docs/qupath.md).
+Experimental, as everything for haematoxylin and DAB (docs/qupath.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from qpnuclei.slides.remix import DAB, has_dab
 #: The largest threshold, in optical density: darker pixels are black.
 _DARKEST = 5.0
 
-#: QuPath's colours of these classes where it does not shade that of the base: packed ARGB.
+#: QuPath's colours of these classes unless it shades the base class's colour: packed ARGB.
 _COLORS = {
     "Negative": -10855756,
     "Positive": -3657166,
@@ -58,7 +58,7 @@ class NucleusClasses:
     def codes(self, nuclei: NucleiTable) -> npt.NDArray[np.int64]:
         """Return for each of N nuclei the index of its class.
 
-        QuPath's rule: from the threshold on it is positive. Without a value it keeps the base.
+        As in QuPath, a value equal to the threshold is positive. Without a value it keeps the base.
         """
         if not self.thresholds:
             return np.zeros(len(nuclei), np.int64)
@@ -72,7 +72,7 @@ class NucleusClasses:
 def classes_of_nuclei(
     base: str, thresholds: Sequence[float], project: Project | None = None
 ) -> NucleusClasses:
-    """Return the classes of nuclei, in the colours of a project that has them.
+    """Return the classes of nuclei, in the project's colours for classes that it already has.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def classes_of_nuclei(
 
 
 def check_thresholds(thresholds: Sequence[float], base: str) -> None:
-    """Refuse thresholds that make no classes.
+    """Refuse invalid thresholds.
 
     Raises
     ------
@@ -103,21 +103,23 @@ def check_thresholds(thresholds: Sequence[float], base: str) -> None:
         return
     if len(thresholds) not in _NAMES:
         raise UsageError(
-            f"{_OPTION} is given {len(thresholds)} times",
+            f"{_OPTION} was given {len(thresholds)} times",
             "give one value for positive and negative, or three for 1+, 2+ and 3+",
         )
     shown = ", ".join(f"{value:g}" for value in thresholds)
     if not all(0 < value <= _DARKEST for value in thresholds):
         raise UsageError(
-            f"{_OPTION} {shown}: an optical density is above 0 and at most {_DARKEST:g}",
-            "0.2, for example",
+            f"{_OPTION} {shown} is not in the range: above 0, at most {_DARKEST:g}",
+            "for example 0.2",
         )
     if list(thresholds) != sorted(set(thresholds)):
-        raise UsageError(f"{_OPTION} {shown}: the values do not rise", "give the least one first")
+        raise UsageError(
+            f"{_OPTION} {shown}: the values must increase", "give the smallest one first"
+        )
     if base.endswith("*") or base.rpartition(": ")[2] in _COLORS:
         raise UsageError(
-            f"QuPath makes no positive and negative of the class {base!r}",
-            "name another one with --class",
+            f"QuPath has no Positive and Negative classes of the class {base!r}",
+            "name another class with --class",
         )
 
 
@@ -133,16 +135,18 @@ def require_dab(entry: ImageEntry, thresholds: Sequence[float]) -> None:
     """
     if thresholds and not _has_dab(entry):
         stains = "no stain vectors" if entry.stains is None else entry.stains.name
-        raise UsageError(f"image {entry.name} is not of haematoxylin and DAB: {stains}", _HINT)
+        raise UsageError(
+            f"image {entry.name} is not stained with haematoxylin and DAB: {stains}", _HINT
+        )
 
 
 def require_some_dab(entries: Sequence[ImageEntry], thresholds: Sequence[float]) -> None:
-    """Refuse images of which none has DAB, if there are thresholds.
+    """Refuse the images if there are thresholds and none of them has DAB.
 
     Raises
     ------
     UsageError
-        If none has; one that cannot be read may have it.
+        If none has; an image that cannot be read may have it.
     """
     if not thresholds or not entries:
         return
@@ -155,7 +159,7 @@ def require_some_dab(entries: Sequence[ImageEntry], thresholds: Sequence[float])
 
 
 def without_dab() -> UsageError:
-    """Return the error of thresholds for images of which none has DAB."""
+    """Return the error for thresholds that were given though no image has DAB."""
     return UsageError(f"{_OPTION}: no chosen image is of haematoxylin and DAB", _HINT)
 
 

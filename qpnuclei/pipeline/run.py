@@ -34,9 +34,9 @@ def analyse_project(
 ) -> RunSummary:
     """Find the nuclei in the chosen annotations of some images and write them back.
 
-    Each image stands alone. It is saved as soon as it is done; one that fails, for whatever
-    reason, is left as it was and reported in the summary's `failures`, and the others go on. The
-    record is written again and again (`is_due`), so that it is there whatever ends the run.
+    Each image is saved as soon as it is done. An image that fails is left as it was and reported in
+    the summary's `failures`; the run continues with the others. The record is written repeatedly
+    (`is_due`), so that it exists however the run ends.
 
     Parameters
     ----------

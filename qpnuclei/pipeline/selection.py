@@ -26,7 +26,7 @@ from qpnuclei.qupath.regions import Region, match_images, rows_inside
 if TYPE_CHECKING:
     from qpnuclei.slides.slide import Slide
 
-#: Class of the annotation that a run of the tissue leaves.
+#: Class of the annotation that a run with --tissue adds.
 TISSUE_CLASS = "Tissue"
 
 _log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Selection:
     everything : bool
         Every annotation that encloses an area.
     tissue : bool
-        No annotation but the tissue, found automatically.
+        The tissue, found automatically, instead of annotations.
     excluded : tuple of str
         Classes whose annotations are left out of all others, and are not chosen by `everything`;
         patterns (``*``, ``?``) are allowed. Those chosen by their class, name or UUID are not
@@ -106,17 +106,17 @@ class Selection:
                 raise UsageError(f"the class {name!r} is both chosen and excluded")
 
     def matches(self, annotation: Annotation) -> bool:
-        """Tell whether the annotation is meant, by its class, name and UUID alone."""
+        """Tell whether the annotation is chosen, by its class, name and UUID alone."""
         return self._is_named(annotation) or (
             self.everything and not self.excludes_class(annotation.class_name)
         )
 
     def excludes(self, annotation: Annotation) -> bool:
-        """Tell whether what lies in the annotation is left out."""
+        """Tell whether the area of the annotation is excluded."""
         return self.excludes_class(annotation.class_name) and not self._is_named(annotation)
 
     def excludes_class(self, class_name: str | None) -> bool:
-        """Tell whether a class is left out; its annotations may be chosen otherwise."""
+        """Tell whether a class is excluded; its annotations may still be chosen by name or UUID."""
         return is_excluded(class_name, self.excluded)
 
     def _is_named(self, annotation: Annotation) -> bool:
@@ -134,9 +134,9 @@ class Selection:
 def choose_images(
     project: Project, patterns: Sequence[str], selection: Selection
 ) -> list[ImageEntry]:
-    """Return the images of those names in which annotations are chosen.
+    """Return the images with these names in which an annotation is chosen.
 
-    An image whose data cannot be read is among them: the run will say so, and others go on.
+    Images whose data cannot be read are included: the run reports them and continues with others.
 
     Raises
     ------
@@ -176,7 +176,7 @@ def check_selection(selection: Selection, annotations: Iterable[Annotation], whe
     annotations : iterable of Annotation
         Of all the images that the run concerns.
     where : str
-        What was searched, for the message.
+        Where was searched, for the message.
 
     Raises
     ------
@@ -189,7 +189,8 @@ def check_selection(selection: Selection, annotations: Iterable[Annotation], whe
     if not annotations:
         raise UsageError(
             f"no annotation in {where}",
-            "draw some in QuPath and save, take them in with geojson import, or use --tissue",
+            "draw some in QuPath and save, import them with qpnuclei geojson import, or use "
+            "--tissue",
         )
     for wanted in selection.classes:
         alone = Selection(classes=(wanted,), derived=selection.derived)
@@ -200,14 +201,14 @@ def check_selection(selection: Selection, annotations: Iterable[Annotation], whe
                 f"classes there: {', '.join(present)}" if present else "no annotation has a class"
             )
             if derived:
-                hint += f"; --roi-derived makes {wanted} stand for {', '.join(derived)} too"
+                hint += f"; with --roi-derived, {wanted} also selects {', '.join(derived)}"
             raise UsageError(f"no annotation of class {wanted!r} in {where}", hint)
     for pattern in selection.excluded:
         present = sorted({a.class_name for a in annotations if a.class_name})
         if pattern not in DEFAULT_EXCLUDED and not fnmatch.filter(present, pattern):
             raise UsageError(
                 f"no annotation of class {pattern!r} to exclude in {where}",
-                f"classes there: {', '.join(present)}" if present else "none has a class",
+                f"classes there: {', '.join(present)}" if present else "no annotation has a class",
             )
     names = sorted({a.name for a in annotations if a.name})
     for wanted in selection.names:
@@ -236,10 +237,10 @@ def check_selection(selection: Selection, annotations: Iterable[Annotation], whe
 def select_regions(
     selection: Selection, annotations: Sequence[Annotation], width: int, height: int
 ) -> list[Region]:
-    """Return the regions of one image that the selection means, in the annotations' order.
+    """Return the selected regions of one image, in the order of the annotations.
 
-    A self-intersecting outline is mended, what lies outside of the image is clipped away, and an
-    annotation that encloses no area or lies wholly outside is left out; each with a warning.
+    Self-intersecting outlines are repaired, regions are clipped to the image, and annotations that
+    enclose no area or lie outside the image are skipped; each with a warning.
 
     Parameters
     ----------
@@ -249,7 +250,7 @@ def select_regions(
     Raises
     ------
     UsageError
-        If annotations enclose an area, but none of them one that can be analysed.
+        If annotations enclose an area, but none of it can be analysed.
     """
     image = shapely.box(0, 0, width, height)
     regions = []
@@ -269,7 +270,7 @@ def select_regions(
         geometry = annotation.area
         if not shapely.is_valid(annotation.geometry):
             _log.warning(
-                "%s has an invalid outline (%s): mended",
+                "%s has an invalid outline (%s): repaired",
                 annotation.label,
                 explain_validity(annotation.geometry),
             )
@@ -283,7 +284,7 @@ def select_regions(
     areas = [annotation.label for annotation in meant if annotation.is_area]
     if areas and not regions:
         raise UsageError(
-            f"no area inside of the image in {', '.join(areas)}",
+            f"no area inside the image in {', '.join(areas)}",
             "the chosen annotations lie outside of the image or on other planes than the first",
         )
     return without_excluded(regions, selection, annotations)
@@ -292,9 +293,9 @@ def select_regions(
 def without_excluded(
     regions: Sequence[Region], selection: Selection, annotations: Sequence[Annotation]
 ) -> list[Region]:
-    """Return regions without what lies in annotations of excluded classes.
+    """Return regions without the areas of excluded annotations.
 
-    A region of which nothing is left is left out, with a warning.
+    A region that is wholly excluded is skipped, with a warning.
     """
     excluded = [
         a for a in annotations if a.is_area and (a.z, a.t) == (0, 0) and selection.excludes(a)
@@ -317,7 +318,7 @@ def without_excluded(
 
 
 def our_tissue(annotations: Sequence[Annotation], record: Record) -> list[Annotation]:
-    """Return the annotations of tissue that runs made, and nobody has changed since."""
+    """Return the tissue annotations that runs made and nobody has changed since."""
     return [
         annotation
         for annotation in annotations
@@ -354,9 +355,9 @@ class Locked:
 
     @classmethod
     def of(cls, detections: Detections, among: Iterable[frozenset[UUID]]) -> Locked:
-        """Return those of some detections that are locked."""
+        """Return the locked ones among some detections."""
         wanted = frozenset[UUID]().union(*among)
-        # Whether they are locked costs more than UUIDs.
+        # Reading which are locked takes longer than comparing UUIDs.
         if not wanted or not detections.locked.any():
             return cls()
         locked = np.flatnonzero(detections.locked).tolist()
@@ -370,10 +371,10 @@ class Locked:
 def ours_within(regions: Sequence[Region], detections: Detections) -> list[frozenset[UUID]]:
     """Return for each region the UUIDs of the detections in it that qpnuclei wrote."""
     ours = np.flatnonzero([is_ours(detection) for detection in detections.ids])
-    if len(ours) == 0:  # centroids cost more than UUIDs
+    if len(ours) == 0:  # computing centroids takes longer than comparing UUIDs
         return [frozenset()] * len(regions)
     ids = np.array(detections.ids, dtype=object)[ours]
-    # Of an annotation of which a part is excluded, those in that part too: they would be counted.
+    # Include detections in the excluded part of an annotation: counts would include them too.
     whole = [r if r.annotation is None else Region.of(r.annotation) for r in regions]
     held = rows_inside(whole, detections.centroids[ours], detections.planes[ours])
     return [frozenset(ids[rows].tolist()) for rows in held]

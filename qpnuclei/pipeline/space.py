@@ -1,4 +1,4 @@
-"""Whether the disks have room for what a run, or a phase of it, will write.
+"""Check that the disks have room for what a run, or a phase of it, will write.
 
 The rule is in docs/formats.md.
 """
@@ -22,10 +22,10 @@ from qpnuclei.pipeline.planning.layout import JOINED
 from qpnuclei.pipeline.planning.plan_file import PlannedImage
 from qpnuclei.qupath.model import Project
 
-#: Nuclei that are expected, and bytes of each: measured on H&E, where there are 2,000 to 10,000.
+#: Expected nuclei per mm² (in H&E slides: 2,000 to 10,000) and measured bytes per nucleus.
 NUCLEI_PER_MM2 = 5_000
 SHARD_BYTES, PROJECT_BYTES, PARQUET_BYTES, GEOJSON_BYTES = 700, 430, 300, 440
-#: A run is refused if less than this part of what it needs is free: it would surely fail.
+#: A run is refused if less than this share of the needed space is free: it would surely fail.
 _SURELY_TOO_LITTLE = 0.25
 
 _log = logging.getLogger(__name__)
@@ -42,12 +42,12 @@ class Need:
 def need_of_shards(
     folder: RunFolder, images: Iterable[PlannedImage], share: tuple[int, int] = (1, 1)
 ) -> list[Need]:
-    """Return what the shards that are not there yet will need.
+    """Return the space that the missing shards will need.
 
     Parameters
     ----------
     share : (int, int)
-        Which of so many shares of the units is computed.
+        Number of the share that is computed, from 1, and number of shares.
     """
     area = sum(_area_mm2(image) * _part_left(folder, image) for image in images)
     return [Need(folder.path, SHARD_BYTES * NUCLEI_PER_MM2 * area / share[1])]
@@ -56,7 +56,7 @@ def need_of_shards(
 def need_of_results(
     project: Project, images: Iterable[PlannedImage], options: RunOptions
 ) -> list[Need]:
-    """Return what the project will need, with its backups, and the copies that are asked for.
+    """Return the space that the project, its backups and the requested copies will need.
 
     The data file of an image is kept as a backup, and written anew.
     """
@@ -71,7 +71,7 @@ def need_of_results(
 
 
 def check_space(needs: Iterable[Need]) -> None:
-    """Warn if the disks may lack the room, or refuse if they surely do.
+    """Warn if the disks may have too little space; refuse the run if they surely have.
 
     Raises
     ------
@@ -97,18 +97,18 @@ def check_space(needs: Iterable[Need]) -> None:
             raise SaveError(
                 what,
                 "free space (old files in the folders qpnuclei and qpnuclei-backups may be "
-                "removed), name another disk with --run-dir, or run fewer images; what is done "
-                "is not done again",
+                "removed), name another disk with --run-dir, or run fewer images; finished work "
+                "is kept",
             )
-        _log.warning("%s: %d nuclei per mm² are assumed", what, NUCLEI_PER_MM2)
+        _log.warning("%s (assuming %d nuclei per mm²)", what, NUCLEI_PER_MM2)
 
 
 def _part_left(folder: RunFolder, image: PlannedImage) -> float:
-    """Return the part of an image's units of which there is no shard."""
+    """Return the share of an image's units without a shard."""
     try:
         shards = folder.shard(image, "any").parent
     except FormatError:
-        return 1.0  # it is said when the image is begun
+        return 1.0  # reported when the image is begun
     names = {path.stem for path in shards.glob("*.parquet")}
     if any(name.startswith(JOINED) for name in names):
         return 0.0
@@ -121,7 +121,7 @@ def _area_mm2(image: PlannedImage) -> float:
 
 
 def _existing(path: Path) -> Path:
-    """Return the nearest folder that exists: the run's is made by what it first holds."""
+    """Return the nearest folder that exists: the run's folder may not be made yet."""
     return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 

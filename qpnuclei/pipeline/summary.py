@@ -1,4 +1,4 @@
-"""What a run did: per annotation, per image, and per stage of the work."""
+"""The result of a run: per annotation, per image, and per stage of the work."""
 
 from __future__ import annotations
 
@@ -37,11 +37,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RegionResult:
-    """Nuclei in one annotation, as export counts them, or in tissue without one (and so no id).
+    """Nuclei in one annotation, as export counts them, or in tissue without an annotation (no id).
 
-    Where annotations overlap, a nucleus counts in each that holds it.
-    `check` is what is doubtful about them, see `qpnuclei.pipeline.inference.plausibility`; empty
-    if nothing.
+    Where annotations overlap, a nucleus counts in each that contains it. `check` says what is
+    doubtful (see `qpnuclei.pipeline.inference.plausibility`); empty if nothing.
     """
 
     name: str
@@ -76,17 +75,17 @@ class ImageResult:
     Parameters
     ----------
     model : str
-        That found them: a name or a file.
+        Name or file of the model that found them.
     mpp : (float, float)
         µm per level-0 px; `mpp_source` says who said so.
     working_mpp : (float, float)
-        µm per px that the network saw.
+        µm per px at which the network worked.
     megapixels : float
-        Millions of px that the network saw, without overlap.
+        Millions of px that the network processed, without overlap.
     nuclei : int
         Nuclei written, each once.
     check : str
-        What is doubtful about all of them together, as for a region.
+        What is doubtful about the whole image, as for a region.
     replaced : int
         Detections of earlier runs that were removed.
     locked, as_locked : int
@@ -95,17 +94,18 @@ class ImageResult:
     outside : int
         Nuclei found in the tiles whose centroid lies outside of the regions: not written.
     joined : int
-        Nuclei larger than what a tile sees, put together from several.
+        Nuclei larger than the view of a tile, joined from several.
     covered : int
-        Pieces of nuclei cut by a tile's border that were dropped, another tile seeing it whole.
+        Pieces of nuclei at tile borders that were dropped because another tile saw the whole
+        nucleus.
     overlapping : int
         Nuclei dropped because a larger one from another tile covers more than half of them.
     seconds : mapping of str to float
-        Time that each stage worked; they overlap, so they add up to more than the run took.
+        Working time of each stage; stages overlap, so they add up to more than the run took.
     waited : mapping of str to float
-        Time that a stage had nothing to do, because the one before it was not done.
+        Time that each stage waited for the one before it.
     marker : str
-        By which the image's record in the project names the run that wrote its nuclei.
+        Names the run that wrote the nuclei, in the image's record in the project.
     """
 
     name: str
@@ -133,7 +133,7 @@ class ImageResult:
     marker: str = ""
 
     def save(self, path: Path, is_saved: bool) -> None:
-        """Write it to a file of its own.
+        """Write the result to its own file.
 
         Parameters
         ----------
@@ -162,7 +162,7 @@ class ImageResult:
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """What is doubtful, a line each: of the image, and of regions where it is another thing."""
+        """What is doubtful, a line each: about the image, and about regions if it differs."""
         others = [r for r in self.regions if r.check and r.check != self.check]
         return (*filter(None, [self.check]), *(f"{r.name}: {r.check}" for r in others))
 
@@ -188,11 +188,11 @@ class RunSummary:
         Each ends among the `images` that were done, the `failures` or the others, `not_done`; one
         that was done by an earlier start and cannot be looked at again, among the first two.
     nothing_to_do : mapping of str to str
-        By entry ID, why there was nothing to do in an image.
+        Reason why an image was not analysed, by entry ID.
     state : str
         ``"planned"``, ``"running"``, ``"stopped"``, ``"failed"`` (some images) or ``"done"``.
     request : str
-        Hash of what the run was asked for; the same command goes on with a run that is not done.
+        Hash of the request; the same command continues an unfinished run with the same hash.
     earlier : set of str
         Entry IDs of the `images` that were in the project already when the run was continued.
     """
@@ -256,11 +256,11 @@ class RunSummary:
         self.earlier.add(image.entry)
 
     def finish(self) -> None:
-        """Note that the run has come to its end."""
+        """Mark the run as finished."""
         self.state = "failed" if self.failures else "done"
 
     def fail(self, entry: ImageEntry, error: QpnucleiError, is_written: bool = False) -> None:
-        """Note, and say at once, that an image was left as it was.
+        """Record and report that an image failed and was left as it was.
 
         Parameters
         ----------
@@ -268,9 +268,8 @@ class RunSummary:
             Whether an earlier start of this run has written its nuclei.
         """
         self.failures.append(Failure(entry.name, entry.id, error))
-        image = "" if entry.name in error.what else f"image {entry.name}: "
         again = " again, its nuclei of before stay" if is_written else ""
-        _log.error("%snot analysed%s: %s", image, again, error)
+        _log.error("%snot analysed%s: %s", error.naming("image", entry.name), again, error)
 
     @property
     def not_done(self) -> list[dict[str, str]]:
@@ -313,7 +312,7 @@ class RunSummary:
                 _log.debug("no record yet: %s", error)
 
     def save_somewhere(self) -> None:
-        """Write ``run.json`` into `run_dir`, or where that cannot be, into another folder.
+        """Write ``run.json`` into `run_dir`, or into another folder if that fails.
 
         `run_dir` is then that folder.
 
@@ -336,7 +335,7 @@ class RunSummary:
         raise refused
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON types, with the versions of what computed it."""
+        """Return everything as JSON types, with the versions of the software."""
         started = datetime.fromtimestamp(self.started).astimezone()
         return {
             "project": str(self.project),
@@ -371,7 +370,7 @@ def is_due(images: int) -> bool:
 
 
 def describe_model(spec: EngineSpec) -> dict[str, Any]:
-    """Return which model was used: its name, hash, resolution and what else its engine says."""
+    """Describe the model: name, hash, resolution and further information of its engine."""
     return {
         "name": spec.name,
         "sha256": spec.sha256,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeAlias
@@ -294,6 +294,7 @@ def count_project(
     mpp: float | None = None,
     pixel_sizes: AskedMpp | None = None,
     failed: Callable[[ImageEntry, QpnucleiError], object] | None = None,
+    warned: Collection[str] = (),
 ) -> list[Row]:
     """Count the detections of some images of a project; see `count_objects`.
 
@@ -307,6 +308,8 @@ def count_project(
     pixel_sizes : AskedMpp, optional
         Pixel sizes of single images. Without either, `qpnuclei.qupath.pixel_size` decides; without
         a pixel size, areas and densities are NaN.
+    warned : collection of str
+        IDs of images of which it was said already that they have no pixel size.
 
     Raises
     ------
@@ -327,7 +330,8 @@ def count_project(
         failed(entry, error)
 
     def count(entry: ImageEntry) -> None:
-        image = counted_image(entry, pixel_sizes or AskedMpp(mpp), project)
+        warns = entry.id not in warned
+        image = counted_image(entry, pixel_sizes or AskedMpp(mpp), project, warns=warns)
         areas = (*image.objects.annotations, *image.objects.cores)
         known.update(a.class_name for a in areas if a.class_name is not None)
         rows.extend(
@@ -344,6 +348,20 @@ def count_project(
                 f"classes there: {', '.join(sorted(known)) or 'none'}",
             )
     return rows
+
+
+def without_row(
+    images: Sequence[ImageEntry], rows: Sequence[Row], failed: Collection[str]
+) -> list[ImageEntry]:
+    """Return the images of which a table has no row, but for those that could not be counted.
+
+    Parameters
+    ----------
+    failed : collection of str
+        IDs of the images that could not be counted.
+    """
+    told = {row["image_id"] for row in rows}.union(failed)
+    return [entry for entry in images if entry.id not in told]
 
 
 def _analysed_px2(record: Record, members: Sequence[tuple[Annotation, Status]]) -> float:

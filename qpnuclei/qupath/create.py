@@ -27,6 +27,9 @@ from qpnuclei.qupath.uris import file_uri
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
 from qpnuclei.system.files import remove_leftovers, temporary_prefix
 
+#: File name of a new project.
+PROJECT_NAME = "project.qpproj"
+
 
 def create_from_slides(
     directory: Path,
@@ -149,7 +152,7 @@ def _write_project(
     files: Mapping[str, bytes],
 ) -> None:
     """Write the project into `folder`, with the paths that it will have in `final`."""
-    project_path = final / "project.qpproj"
+    project_path = final / PROJECT_NAME
     now = int(time.time() * 1000)
     with Transaction(folder) as transaction:
         for number, image in enumerate(images, 1):

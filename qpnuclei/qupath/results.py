@@ -13,7 +13,7 @@ from qpnuclei._version import __version__
 from qpnuclei.errors import FormatError, QpnucleiError, UsageError
 from qpnuclei.qupath.adding import add_slides, new_ones
 from qpnuclei.qupath.analysed import Record
-from qpnuclei.qupath.create import create_from_slides
+from qpnuclei.qupath.create import PROJECT_NAME, create_from_slides
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.new_image import names_of
@@ -40,6 +40,11 @@ class ResultsFolder:
     def is_made(self) -> bool:
         """Whether it has a project that was made here."""
         return (self.path / MARK).is_file() and any(self.path.glob("*.qpproj"))
+
+    @property
+    def new_project(self) -> Path:
+        """Where its project will be."""
+        return self.path.absolute() / PROJECT_NAME
 
     def check(self) -> None:
         """Refuse a folder that holds something else.

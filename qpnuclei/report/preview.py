@@ -6,7 +6,6 @@ Nuclei are found as a run finds them, and a run with the same options finds the 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -22,7 +21,6 @@ from qpnuclei.errors import SlideError, UsageError
 from qpnuclei.models.registry import network_for
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.pipeline.inference.infer import find_nuclei, large_enough
-from qpnuclei.pipeline.inference.plausibility import choose_fields, read_field
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import NothingToDo, plan_image
 from qpnuclei.pipeline.planning.tiles import plan_tiles
@@ -30,6 +28,14 @@ from qpnuclei.pipeline.selection import tissue_region
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry
 from qpnuclei.qupath.regions import Region, rows_inside
+from qpnuclei.report.preview_fields import (
+    MOST_IMAGES,
+    SHOWN_MPP,
+    FieldSource,
+    Place,
+    choose_places,
+    places_of,
+)
 from qpnuclei.segmentation.colour import colour_statistics
 from qpnuclei.segmentation.engine import (
     Engine,
@@ -41,23 +47,16 @@ from qpnuclei.segmentation.engine import (
 )
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.resolution import Scale, resolve_mpp, working_downsample
-from qpnuclei.slides.slide import Slide, open_slide
-from qpnuclei.slides.stains import DEFAULT_HE, ReinhardStatistics, Stains, separate
-from qpnuclei.slides.tissue import tissue_fraction
+from qpnuclei.slides.slide import open_slide
+from qpnuclei.slides.stains import DEFAULT_HE, ReinhardStatistics
 from qpnuclei.system.timing import Stopwatch
 from qpnuclei.tiling.plan import Box, TilePlan
 
 if TYPE_CHECKING:
     from qpnuclei.slides.slide import PixelSource
 
-#: Number of candidate places per image, and of images, from which fields are chosen.
-_MOST_PLACES, _MOST_IMAGES = 24, 8
-#: Places with less tissue are taken only if there are no others.
-_LEAST_TISSUE = 0.3
 #: Settings that are compared at most.
 MOST_CHOICES = 12
-#: Resolution of the pictures in µm/px.
-SHOWN_MPP = 0.25
 
 
 @dataclass(frozen=True)
@@ -116,28 +115,6 @@ class Field:
         return [len(nuclei) for nuclei in self.found]
 
 
-@dataclass(frozen=True, eq=False)
-class _Source:
-    """An image whose fields are shown."""
-
-    name: str
-    slide: Slide
-    mpp: tuple[float, float]
-    stains: Stains
-    regions: Sequence[Region]
-
-
-@dataclass(frozen=True, eq=False)
-class _Place:
-    """A candidate for a field; `box` is in level-0 px."""
-
-    source: _Source
-    region: Region
-    box: tuple[float, float, float, float]
-    haematoxylin: float
-    tissue: float
-
-
 def choices_of(
     models: Sequence[str], thresholds: Sequence[float | None], min_areas_um2: Sequence[float]
 ) -> list[Choice]:
@@ -190,7 +167,7 @@ def preview_project(
     qpnuclei.errors.QpnucleiError
         If an image, a model or the device cannot be used.
     """
-    spread = np.unique(np.linspace(0, len(entries) - 1, _MOST_IMAGES).round().astype(int))
+    spread = np.unique(np.linspace(0, len(entries) - 1, MOST_IMAGES).round().astype(int))
     specs = engine_specs(options.models)
     with ExitStack() as stack:
         sources = []
@@ -200,7 +177,9 @@ def preview_project(
                 plan = plan_image(entry, slide, specs, options)
             except NothingToDo:
                 continue
-            sources.append(_Source(entry.name, slide, plan.scale.mpp, plan.stains, plan.regions))
+            sources.append(
+                FieldSource(entry.name, slide, plan.scale.mpp, plan.stains, plan.regions)
+            )
         if not sources:
             raise UsageError("there is nothing to analyse in these images")
         return _preview(sources, options, choices, n_fields, progress)
@@ -226,18 +205,18 @@ def preview_slide(
         regions = tissue_region(slide, resolved)
         if not regions:
             raise SlideError(f"no tissue found in {path}", "make a project, and annotate it")
-        source = _Source(path.name, slide, resolved, DEFAULT_HE, regions)
+        source = FieldSource(path.name, slide, resolved, DEFAULT_HE, regions)
         return _preview([source], options, choices, n_fields, progress)
 
 
 def _preview(
-    sources: Sequence[_Source],
+    sources: Sequence[FieldSource],
     options: RunOptions,
     choices: Sequence[Choice],
     n_fields: int,
     progress: Callable[[int, str], object],
 ) -> list[Field]:
-    places = _chosen([place for source in sources for place in _places(source)], n_fields)
+    places = choose_places([place for source in sources for place in places_of(source)], n_fields)
     made = [_field(place) for place in places]
     settings = list(dict.fromkeys((choice.model, choice.threshold) for choice in choices))
     colours: dict[tuple[str, int], ReinhardStatistics | None] = {}
@@ -271,35 +250,7 @@ def _preview(
     return made
 
 
-def _places(source: _Source) -> list[_Place]:
-    """Describe candidate places all over the regions of an image."""
-    fields = choose_fields(source.regions, source.mpp)
-    fields = fields[:: math.ceil(len(fields) / _MOST_PLACES)]
-    places = []
-    for candidate in fields:
-        rgb = read_field(source.slide, candidate, source.mpp)
-        stained = np.maximum(separate(rgb, source.stains)[..., 0], 0)
-        places.append(
-            _Place(
-                source,
-                source.regions[candidate.region],
-                _on_grid(candidate.box, source.mpp),
-                float(stained.mean()),
-                float(tissue_fraction(rgb)),
-            )
-        )
-    return places
-
-
-def _chosen(places: Sequence[_Place], n_fields: int) -> list[_Place]:
-    """Choose fields from little haematoxylin to much, at even ranks."""
-    with_tissue = [place for place in places if place.tissue >= _LEAST_TISSUE] or list(places)
-    ranked = sorted(with_tissue, key=lambda place: place.haematoxylin)
-    count = min(n_fields, len(ranked))
-    return [ranked[int((i + 0.5) * len(ranked) / count)] for i in range(count)]
-
-
-def _field(place: _Place) -> Field:
+def _field(place: Place) -> Field:
     mpp, (x0, y0, x1, y1) = place.source.mpp, place.box
     x, y = SHOWN_MPP / mpp[0], SHOWN_MPP / mpp[1]
     left, top, right, bottom = (round(v / s) for v, s in zip(place.box, (x, y, x, y), strict=True))
@@ -308,25 +259,14 @@ def _field(place: _Place) -> Field:
         region=place.region.label,
         box=(x0, y0, x1, y1),
         mpp=mpp,
-        analysed=_analysed(place),
+        analysed=place.analysed,
         tissue=place.source.slide.read(left, top, right - left, bottom - top, (x, y)),
     )
 
 
-def _on_grid(box: tuple[float, ...], mpp: tuple[float, float]) -> tuple[float, float, float, float]:
-    """Return a box with corners on the grid of px in which it is shown."""
-    x, y = SHOWN_MPP / mpp[0], SHOWN_MPP / mpp[1]
-    x0, y0, x1, y1 = (round(v / s) * s for v, s in zip(box, (x, y, x, y), strict=True))
-    return x0, y0, x1, y1
-
-
-def _analysed(place: _Place) -> shapely.Geometry:
-    return shapely.intersection(shapely.box(*place.box), place.region.geometry)
-
-
-def _nuclei_in(place: _Place, engine: _Watched, scale: Scale, options: RunOptions) -> NucleiTable:
+def _nuclei_in(place: Place, engine: _Watched, scale: Scale, options: RunOptions) -> NucleiTable:
     """Find the nuclei whose centroid lies in the analysed part of a field."""
-    slide, area = place.source.slide, _analysed(place)
+    slide, area = place.source.slide, place.analysed
     tiles = plan_tiles(
         area,
         (slide.width, slide.height),
@@ -351,7 +291,7 @@ def _nuclei_in(place: _Place, engine: _Watched, scale: Scale, options: RunOption
     return nuclei.take(inside)
 
 
-def _colours(source: _Source, scale: Scale, spec: EngineSpec) -> ReinhardStatistics | None:
+def _colours(source: FieldSource, scale: Scale, spec: EngineSpec) -> ReinhardStatistics | None:
     """Measure the colours of all the regions, as a run does."""
     if not spec.needs_colour:
         return None

@@ -12,9 +12,10 @@ from PIL import Image
 
 from qpnuclei.report.density import viridis
 from qpnuclei.report.drawing import INK, Colour, draw_lines, draw_rings, draw_scale_bar, draw_text
-from qpnuclei.report.page import render, write_page
 from qpnuclei.report.pictures import Outline, Picture, embedded, outlines, scale_bar
-from qpnuclei.report.preview import SHOWN_MPP, Choice, Field
+from qpnuclei.report.preview import Choice, Field
+from qpnuclei.report.preview_fields import SHOWN_MPP
+from qpnuclei.report.rendering import render, write_page
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.system.files import atomic_file
 

@@ -19,6 +19,7 @@ from qpnuclei.choices import Precision
 from qpnuclei.errors import UsageError
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.stains import ReinhardStatistics
+from qpnuclei.system.memory import no_collection
 from qpnuclei.system.threads import available_cores
 from qpnuclei.system.timing import Stopwatch
 from qpnuclei.tiling.plan import Box, Tile, TilePlan
@@ -293,7 +294,8 @@ def load_engine(model: str, options: EngineOptions | None = None) -> Engine:
     0.25
     """
     factory, name = _find(model)
-    return factory.load(name, options or EngineOptions())
+    with no_collection():  # most of the time goes into imports
+        return factory.load(name, options or EngineOptions())
 
 
 def _find(model: str) -> tuple[EngineFactory, str]:

@@ -84,12 +84,30 @@ def fill_holes(labels: LabelArray) -> None:
     holed = np.flatnonzero(_holes(np.pad(labels, 1))[1:] > 0) + 1
     if len(holed) == 0:
         return
-    from scipy import ndimage
+    import cv2  # a dry run plans without it
 
-    boxes = ndimage.find_objects(labels)
-    for label in holed:
-        crop = labels[boxes[label - 1]]
-        crop[ndimage.binary_fill_holes(crop == label)] = label
+    for label, (y0, x0, y1, x1) in zip(holed, _boxes(labels)[holed].tolist(), strict=True):
+        crop = labels[y0:y1, x0:x1]
+        outside = np.pad(crop == label, 1).astype(np.uint8)
+        cv2.floodFill(outside, None, (0, 0), 1, flags=4)
+        crop[outside[1:-1, 1:-1] == 0] = label
+
+
+@compiled
+def _boxes(labels: LabelArray) -> npt.NDArray[np.int64]:
+    """Return the bounding box of each label: first row and column, one past the last ones."""
+    height, width = labels.shape
+    boxes = np.zeros((labels.max() + 1, 4), np.int64)
+    boxes[:, 0], boxes[:, 1] = height, width
+    for y in range(height):
+        for x in range(width):
+            label = labels[y, x]
+            if label > 0:
+                boxes[label, 0] = min(boxes[label, 0], y)
+                boxes[label, 1] = min(boxes[label, 1], x)
+                boxes[label, 2] = y + 1
+                boxes[label, 3] = max(boxes[label, 3], x + 1)
+    return boxes
 
 
 @compiled

@@ -51,6 +51,11 @@ def compiled(function: F) -> F:
     return cast(F, _Compiled(function))
 
 
+def loops_are_loaded() -> bool:
+    """Tell whether this process has Numba already, so that one loop more costs nearly nothing."""
+    return _numba.cache_info().currsize > 0
+
+
 class _Compiled:
     """A function that Numba compiles when it is called."""
 

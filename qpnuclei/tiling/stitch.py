@@ -200,9 +200,6 @@ class Stitcher:
         """Join the fragments of nuclei that no tile sees whole."""
         if not self._fragments:
             return NucleiTable.empty()
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import connected_components
-
         indices = sorted(self._fragments)
         polygons = {index: self._fragments[index].nuclei.polygons() for index in indices}
         sizes = [len(polygons[index]) for index in indices]
@@ -221,11 +218,10 @@ class Stitcher:
             pieces.append(shapely.intersection(fragments, region, grid_size=1))
         total = sum(sizes)
         first, second = np.concatenate(links, axis=1)
-        graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(total, total))
-        count, nucleus = connected_components(graph, directed=False)
+        nucleus = _connected(total, first, second)
         all_pieces = np.concatenate(pieces)
         order = np.argsort(nucleus, kind="stable")
-        groups = np.split(all_pieces[order], np.cumsum(np.bincount(nucleus, minlength=count))[:-1])
+        groups = np.split(all_pieces[order], np.cumsum(np.bincount(nucleus))[:-1])
         unions = [shapely.union_all(group, grid_size=1) for group in groups]
         joined = canonical(_parts(np.array(unions, dtype=object))[0])
         # From top to bottom, then left to right, by the first vertex.
@@ -237,6 +233,18 @@ class Stitcher:
         area = shapely.area(outlines)
         loses = (area[first] < area[second]) | ((area[first] == area[second]) & (first > second))
         return joined.take(np.setdiff1d(np.arange(len(joined)), first[loses]))
+
+
+def _connected(total: int, first: IndexArray, second: IndexArray) -> npt.NDArray[np.integer[Any]]:
+    """Return the number of the group of each of so many things, linked in pairs."""
+    if len(first) == 0:
+        return np.arange(total)
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(total, total))
+    groups: npt.NDArray[np.integer[Any]] = connected_components(graph, directed=False)[1]
+    return groups
 
 
 def drop_duplicates(found: NucleiTables, joined: NucleiTable) -> tuple[npt.NDArray[np.bool_], int]:

@@ -1,8 +1,7 @@
-"""A model learns the slides of one laboratory, without labels, and says what that changed.
+"""Adapt a model to the slides of one laboratory, without labels, and report what changed.
 
-`adapt` is what ``qpnuclei adapt`` calls. It goes on from a trained student by the recipe
-``adapted`` (`qpnuclei.training.student.rounds`), and then counts with both models on patches of
-the same slides.
+``qpnuclei adapt`` calls `adapt`. It continues the training of a student with the recipe ``adapted``
+(`qpnuclei.training.student.rounds`), then compares both models on patches of the same slides.
 """
 
 from __future__ import annotations
@@ -20,13 +19,14 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 from skimage.segmentation import find_boundaries
 
 from qpnuclei.errors import UsageError
 from qpnuclei.evaluation.boxes import BoxImage
 from qpnuclei.models.metadata import ModelMetadata, model_hash, read_metadata
-from qpnuclei.models.registry import DEFAULT_MODEL, resolve_model
+from qpnuclei.models.registry import DEFAULT_MODEL, FINE_NETWORK, network_for, resolve_model
+from qpnuclei.report.pictures import PALETTE
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.pixels import RGB
@@ -43,9 +43,12 @@ from qpnuclei.training.student.rounds import train_student
 RECIPE = "adapted"
 CARD_FILE, CHANGES_FILE, PICTURE_FILE = "card.md", "changes.json", "changes.png"
 
-#: So many patches are compared of each of so many images.
+#: Number of images that are compared, and of patches of each.
 _COMPARED_PATCHES, _COMPARED_IMAGES = 2, 24
 _PICTURE_IMAGES, _PICTURE_PX = 6, 512
+
+#: Side of the crops in µm: 192 px of 0.25 µm.
+_CROP_UM = 48.0
 
 #: Agreement with haematoxylin is compared on every such pixel.
 _STEP = 4
@@ -54,7 +57,8 @@ _STEP = 4
 #: a change for the worse more often than not.
 _LESS_AGREEMENT, _OTHER_COUNT = 0.03, 0.5
 
-_BOTH, _ONLY_BEFORE, _ONLY_AFTER = (255, 255, 0), (255, 0, 0), (0, 255, 0)
+#: Yellow, vermilion and sky blue: people with any kind of colour vision tell them apart.
+COLOURS = {"both": PALETTE[3], "before": PALETTE[1], "after": PALETTE[4]}
 
 _CARD = jinja2.Environment(
     trim_blocks=True,
@@ -69,13 +73,13 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class ImageChange:
-    """What both models make of some patches of one image.
+    """The results of both models on some patches of one image.
 
     Parameters
     ----------
     image : str
     area_mm2 : float
-        Of the patches that were compared.
+        Area of the compared patches.
     nuclei_before, nuclei_after : int
         On these patches.
     agreement_before, agreement_after : float or None
@@ -93,7 +97,7 @@ class ImageChange:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What an adaptation came to.
+    """The result of an adaptation.
 
     Parameters
     ----------
@@ -129,26 +133,28 @@ def adapt(
     folder : pathlib.Path
         For the model, its card, the changes as JSON and as a picture, and the state of the run.
     model : str
-        Name or file of the student to start from.
+        Name or file of the student to start from. Of the default model, it is the network that
+        `network_to_adapt` names.
     settings : mapping, optional
         Fields of the recipe ``adapted`` to change.
     device : torch.device
     seed : int
     resume : bool
-        Go on with the run in `folder`.
+        Continue the run in `folder`.
     watcher : Watcher, optional
-        Is told of the progress, and may stop the run.
+        Receives the progress, and may stop the run.
     corrections : sequence of BoxImage
-        Boxes in which nuclei were drawn, to learn from beside.
+        Boxes in which nuclei were drawn, to learn from as well.
 
     Raises
     ------
     qpnuclei.errors.UsageError
-        If the model is no student, or the sources or the folder do not allow the run.
+        If the model is not a student, or the sources or the folder do not allow the run.
     qpnuclei.errors.QpnucleiError
         If the model or an image cannot be read, or the training went wrong.
     """
     watcher = watcher or Watcher()
+    model = network_to_adapt(model, sources)
     start = resolve_model(model)
     metadata = read_metadata(start)
     if metadata.family != "student":
@@ -161,6 +167,7 @@ def adapt(
         **read_recipe(RECIPE),
         **metadata.architecture,
         "mpp": metadata.mpp,
+        "crop_px": _crop_px(metadata.mpp),
         "start": model,
         "data_licence": f"of the model it started from: {licence}; and that of its own images",
         **(settings or {}),
@@ -196,12 +203,27 @@ def adapt(
     return Adaptation(training, changes, doubts)
 
 
+def network_to_adapt(model: str, sources: Sequence[Source]) -> str:
+    """Return the model to start from: of the default, the network that a run gives these slides.
+
+    An adapted model is one network. Where slides are of both kinds, it is the fine one, for which
+    the coarse slides are enlarged.
+    """
+    networks = {network_for(model, sum(source.mpp) / 2) for source in sources}
+    return networks.pop() if len(networks) == 1 else FINE_NETWORK
+
+
+def _crop_px(mpp: float) -> int:
+    """Return the side of crops that are as large in µm for any network; strides divide it."""
+    return max(64, 32 * round(_CROP_UM / mpp / 32))
+
+
 def find_doubts(changes: Sequence[ImageChange]) -> list[str]:
     """Return why a new model may be worse than the one it started from, in sentences."""
     doubts = []
     before, after = (sum(getattr(c, f"nuclei_{when}") for c in changes) for when in _WHEN)
     if abs(after - before) > _OTHER_COUNT * before:
-        doubts.append(f"it counts {after} nuclei where the model before it counted {before}")
+        doubts.append(f"it finds {after} nuclei where the original model finds {before}")
     known = [c for c in changes if c.agreement_before is not None and c.agreement_after is not None]
     if known:
         was, now = (np.mean([getattr(c, f"agreement_{when}") for c in known]) for when in _WHEN)
@@ -299,11 +321,12 @@ def _write_picture(path: Path, views: Sequence[_View]) -> None:
         window = slice(y, y + _PICTURE_PX), slice(x, x + _PICTURE_PX)
         before, after = view.before[window], view.after[window]
         row = Image.new("RGB", (2 * _PICTURE_PX + 4, _PICTURE_PX + 16), "white")
-        pair = ((before, after, _ONLY_BEFORE), (after, before, _ONLY_AFTER))
-        for number, (own, other, colour) in enumerate(pair):
+        pair = (("before", before, after), ("after", after, before))
+        for number, (when, own, other) in enumerate(pair):
             left = number * (_PICTURE_PX + 4)
-            row.paste(Image.fromarray(_outlined(view.rgb[window], own, other, colour)), (left, 16))
-            text = f"{_WHEN[number]}: {len(np.unique(own)) - 1} nuclei"
+            shown = _outlined(view.rgb[window], own, other, COLOURS[when])
+            row.paste(Image.fromarray(shown), (left, 16))
+            text = f"{when}: {len(np.unique(own)) - 1} nuclei"
             title = view.title.encode("latin-1", "replace").decode("latin-1")
             ImageDraw.Draw(row).text((left + 2, 2), f"{title}, {text}", fill="black")
         rows.append(np.asarray(row))
@@ -327,12 +350,12 @@ def _busiest_corner(labels: _LabelMap) -> tuple[int, int]:
     )
 
 
-def _outlined(rgb: RGB, own: _LabelMap, other: _LabelMap, only_own: tuple[int, int, int]) -> RGB:
-    """Draw outlines: in `only_own` of what the other model has nothing of, else in yellow."""
+def _outlined(rgb: RGB, own: _LabelMap, other: _LabelMap, only_own: str) -> RGB:
+    """Draw outlines: in `only_own` of what the other model has nothing of, else as of both."""
     shown = rgb.copy()
     met = np.zeros(int(own.max(initial=0)) + 1, bool)
     met[np.unique(own[other > 0])] = True
     edge = find_boundaries(own, mode="inner")  # type: ignore[no-untyped-call]
-    shown[edge & met[own]] = _BOTH
-    shown[edge & ~met[own]] = only_own
+    shown[edge & met[own]] = ImageColor.getrgb(COLOURS["both"])
+    shown[edge & ~met[own]] = ImageColor.getrgb(only_own)
     return shown

@@ -8,22 +8,22 @@ from pathlib import Path
 
 
 class Watcher:
-    """What a run tells while it goes on, and whether it is asked to stop; does nothing itself."""
+    """Receives the progress of a training, and may ask it to stop; this one does nothing."""
 
     def expect(self, epochs: int, batches_per_epoch: int) -> None:
-        """Take note of how long the training of an attention recipe is."""
+        """Receive the length of the training of an attention recipe."""
 
     def tiles(self, done: int, total: int) -> None:
-        """Take note of how many sources have been cut into tiles."""
+        """Receive how many sources have been cut into tiles."""
 
     def begins(self, batches: int, seconds_per_batch: float) -> None:
-        """Take note of how many batches are left, and how long each is going to take."""
+        """Receive the number of remaining batches and the expected seconds of each."""
 
     def batch(self, epoch: int, batch: int, metrics: Mapping[str, float]) -> None:
-        """Take note of a batch (both numbers from 1)."""
+        """Receive the metrics of a batch (both numbers from 1)."""
 
     def epoch(self, epoch: int, metrics: Mapping[str, float], kept: bool) -> None:
-        """Take note of an epoch (from 1) and whether its model was kept as the best."""
+        """Receive the metrics of an epoch (from 1), and whether its model was kept as the best."""
 
     def stop_requested(self) -> bool:
         """Tell whether to save and stop before the next batch."""
@@ -32,7 +32,7 @@ class Watcher:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run came to.
+    """The result of a training.
 
     Parameters
     ----------

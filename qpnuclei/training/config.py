@@ -17,8 +17,8 @@ Recipe = TypeVar("Recipe", bound=BaseModel)
 #: The recipes that come with the package, as ``<name>.yaml``.
 CONFIGS_FOLDER = Path(__file__).with_name("configs")
 
-#: Networks narrower than this are meant for two cores and a few minutes; what a recipe leaves
-#: open is then this, instead of the paper's.
+#: Networks narrower than this are meant for two cores and a few minutes; fields that a recipe
+#: leaves open then have these defaults instead of the paper's.
 _LAPTOP_WIDTH = 32
 _LAPTOP = {
     "stride": 2,
@@ -144,7 +144,7 @@ class AttentionRecipe(BaseModel):
     def _fill_in_what_other_fields_decide(cls, fields: dict[str, Any]) -> dict[str, Any]:
         width = fields.get("width")
         if isinstance(width, int) and width < _LAPTOP_WIDTH:
-            # Without starts to choose from, the first epoch is what a start would be.
+            # With a single start, the first epoch takes the place of the starts.
             first_drop = 1 if fields.get("starts") == 1 else 0
             fields = _LAPTOP | {"lr_steps": [first_drop]} | fields
         if fields.get("stride") == 2:
@@ -156,7 +156,7 @@ class AttentionRecipe(BaseModel):
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
         if list(self.scales) != sorted(set(self.scales)):
-            raise ValueError(f"scales must rise: {self.scales!r}")
+            raise ValueError(f"scales must increase: {self.scales!r}")
         if not all(0.05 <= scale <= 2.5 for scale in self.scales):
             raise ValueError(f"scales must be 0.05 to 2.5 µm/px: {self.scales!r}")
         if self.crop_px > self.tile_px or self.crop_px % 2:
@@ -164,9 +164,9 @@ class AttentionRecipe(BaseModel):
                 f"crop_px {self.crop_px} must be even and no larger than tile_px {self.tile_px}"
             )
         if self.model_scale is not None and self.model_scale not in self.scales:
-            raise ValueError(f"model_scale {self.model_scale} is none of {self.scales!r}")
+            raise ValueError(f"model_scale {self.model_scale} is not one of {self.scales!r}")
         if self.scale_equivariance_weight and 2 * self.scales[0] not in self.scales:
-            raise ValueError(f"scale equivariance wants {2 * self.scales[0]} among scales")
+            raise ValueError(f"scale equivariance needs {2 * self.scales[0]} among the scales")
         if self.batch_size < len(self.scales):
             raise ValueError(f"batch_size {self.batch_size} is less than one crop per scale")
         return self
@@ -185,7 +185,7 @@ def recipe_names() -> list[str]:
 def read_recipe(name_or_path: str, settings: Sequence[str] = ()) -> dict[str, Any]:
     """Read a recipe's fields, with ``key=value`` settings put over them, unvalidated.
 
-    Its field ``family`` says whose recipe it is: ``attention`` is `AttentionRecipe`.
+    Its field ``family`` says which kind of recipe it is: ``attention`` is `AttentionRecipe`.
 
     Parameters
     ----------
@@ -199,7 +199,7 @@ def read_recipe(name_or_path: str, settings: Sequence[str] = ()) -> dict[str, An
     qpnuclei.errors.NotFoundError
         If there is no such recipe.
     qpnuclei.errors.FormatError
-        If the file is no YAML mapping.
+        If the file is not a YAML mapping.
     qpnuclei.errors.UsageError
         If a setting is not ``key=value``.
     """
@@ -212,11 +212,14 @@ def read_recipe(name_or_path: str, settings: Sequence[str] = ()) -> dict[str, An
                 f"there are: {', '.join(recipe_names())}; or give a .yaml file",
             )
     if not path.is_file():
-        raise NotFoundError(f"no recipe at {path}", f"or one of: {', '.join(recipe_names())}")
+        raise NotFoundError(
+            f"no recipe at {path}",
+            f"give the path of a .yaml file, or one of: {', '.join(recipe_names())}",
+        )
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise FormatError(f"recipe {path} is no YAML: {error}") from error
+        raise FormatError(f"recipe {path} is not valid YAML: {error}") from error
     if not isinstance(fields, dict):
         raise FormatError(f"recipe {path} is not a mapping of names to values")
     return fields | read_settings(settings)
@@ -238,7 +241,7 @@ def read_settings(settings: Sequence[str]) -> dict[str, Any]:
         try:
             fields[key.strip()] = yaml.safe_load(value)
         except (yaml.YAMLError, RecursionError) as error:
-            raise UsageError(f"the value of --set {setting!r} is no YAML: {error}") from error
+            raise UsageError(f"the value of --set {setting!r} is not YAML: {error}") from error
     return fields
 
 
@@ -254,7 +257,7 @@ def attention_recipe(fields: Mapping[str, Any]) -> AttentionRecipe:
 
 
 def validated(recipe: type[Recipe], fields: Mapping[str, Any]) -> Recipe:
-    """Make a recipe of its fields.
+    """Make a recipe from its fields.
 
     Raises
     ------

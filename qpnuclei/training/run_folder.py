@@ -1,4 +1,4 @@
-"""The run folder: what a training writes, and the state from which it goes on."""
+"""The run folder: the files of a training, and the state from which it is resumed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BEFORE_ANY_STATE = ("tiles-", "pseudo-labels", "tensorboard")
 
 @dataclass
 class Progress:
-    """How far a run is, and what it measured on the way.
+    """The progress of a run, with its metrics so far.
 
     Parameters
     ----------
@@ -57,14 +57,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class RunState:
-    """All that a run needs to go on exactly where it was.
+    """All that a run needs to continue exactly where it stopped.
 
-    There is no state of random numbers: every batch's follow from the seed and its number.
+    There is no state of random numbers: those of a batch depend only on the seed and its number.
 
     Parameters
     ----------
     identity : mapping
-        What must be the same when the run goes on: recipe, seed, hash of the sources.
+        What must be the same when the run is resumed: recipe, seed, hash of the sources.
     progress : Progress
     learner : mapping
         State of the networks and the optimiser.
@@ -76,7 +76,7 @@ class RunState:
 
 
 def open_run_folder(folder: Path, resume: bool) -> None:
-    """Make the run folder, or check that there is a run in it to go on with.
+    """Make the run folder, or check that it holds a run to resume.
 
     Raises
     ------
@@ -101,13 +101,13 @@ def open_run_folder(folder: Path, resume: bool) -> None:
         raise UsageError(
             f"{folder} holds a training run", "continue it with --resume, or name another folder"
         )
-    # These may be left of a run that ended before there was a state to save.
+    # Files of a run that ended before it saved a state.
     if any(not path.name.startswith(_BEFORE_ANY_STATE) for path in folder.iterdir()):
         raise UsageError(f"{folder} is not empty", "name another folder")
 
 
 def save_state(folder: Path, state: RunState) -> None:
-    """Write a run's state; what was there before is replaced in one step."""
+    """Write a run's state; it replaces the earlier one in one step."""
     buffer = io.BytesIO()
     content = {
         "identity": dict(state.identity),
@@ -124,7 +124,7 @@ def load_state(folder: Path) -> RunState:
     Raises
     ------
     qpnuclei.errors.FormatError
-        If the file is torn or something else.
+        If the file is truncated or not a state.
     """
     path = folder / STATE_FILE
     try:
@@ -138,7 +138,7 @@ def load_state(folder: Path) -> RunState:
 
 
 def check_identity(state: RunState, identity: Mapping[str, Any]) -> None:
-    """Refuse to go on with another recipe, seed or images; more epochs are fine.
+    """Refuse to resume with another recipe, seed or images; more epochs are allowed.
 
     Raises
     ------

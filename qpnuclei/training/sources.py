@@ -38,7 +38,7 @@ class Source:
     Parameters
     ----------
     name : str
-        How messages and the model's metadata call it.
+        Name in messages and in the model's metadata.
     path : pathlib.Path
     mpp : (float, float)
         Level-0 µm/px in x and y.
@@ -92,8 +92,8 @@ def find_sources(
         ``splits.json``: then only the images of its ``train`` split); or a QuPath project
         (``.qpproj``, or its folder).
     mpp : sequence of float
-        Their resolution in µm/px, over whatever the files say: one for all, or one for each of
-        `paths`. None is taken from the files.
+        Their resolution in µm/px, which overrides the files: one for all, or one for each of
+        `paths`. By default it is read from the files.
     roi : sequence of str
         Classes of annotations in QuPath projects: only what lies in one of these is used, and
         images without one are left out. Without `roi`, whole images are used.
@@ -148,7 +148,7 @@ def find_sources(
     if projects and roi and not any(source.roi is not None for source in sources):
         raise UsageError(
             f"no annotation has the class {' or '.join(map(repr, roi))}",
-            "`qpnuclei info PROJECT` lists the classes there are",
+            "qpnuclei info PROJECT lists the classes",
         )
     if not sources:
         raise UsageError("there is no image to train on", "name slides, folders or projects")
@@ -171,7 +171,7 @@ def _images_in(folder: Path) -> list[Path]:
     files = one_per_slide(sorted(f for f in folder.iterdir() if f.suffix.lower() in SLIDE_SUFFIXES))
     if not files:
         raise UsageError(
-            f"folder {folder} holds no image", f"known are {' '.join(sorted(SLIDE_SUFFIXES))}"
+            f"folder {folder} holds no image", f"known suffixes: {' '.join(sorted(SLIDE_SUFFIXES))}"
         )
     return files
 
@@ -217,7 +217,7 @@ def _project_sources(
         try:
             sources.append(_entry_source(entry, mpp, geometry))
         except (SlideError, MppError) as error:
-            # One image of a project that cannot be used is no reason not to learn from the rest.
+            # If one image of a project cannot be used, learn from the others.
             _log.warning("%s: an image is left out: %s", path, error)
             unusable = error
     if not sources and unusable is not None:

@@ -34,7 +34,8 @@ def train_model(
     Parameters
     ----------
     fields : mapping of str to Any
-        Of the recipe; ``family`` says whose it is, see `qpnuclei.training.config.read_recipe`.
+        Fields of the recipe; ``family`` says which kind, see
+        `qpnuclei.training.config.read_recipe`.
     sources : sequence of Source
     folder : pathlib.Path
         For everything that the run writes.
@@ -43,11 +44,11 @@ def train_model(
     validation : pathlib.Path, optional
         Labelled images that choose the epoch or round, and the post-processing.
     mpp : float, optional
-        Resolution of the validation images, where their files do not know it.
+        Resolution of the validation images if their files do not state it.
     resume : bool
-        Go on with the run in `folder`.
+        Continue the run in `folder`.
     backbone_weights : pathlib.Path, optional
-        What the scale network of the attention family starts from.
+        Initial weights of the scale network of the attention family.
     workers : int
         Processes that read tiles for the attention family; 0 reads in this one.
     watcher : Watcher, optional
@@ -82,12 +83,12 @@ def train_model(
             **common,
         )
     finally:
-        # A run that was refused leaves no empty folder.
+        # A refused run must leave no empty folder.
         if not existed:
             with suppress(OSError):
                 folder.rmdir()
 
 
 def is_student(fields: Mapping[str, Any]) -> bool:
-    """Tell whether a recipe is a student's; else it is of the attention family."""
+    """Tell whether a recipe is of the student family; otherwise it is of the attention family."""
     return fields.get("family") == "student"

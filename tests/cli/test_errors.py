@@ -126,7 +126,7 @@ def test_self_intersecting_outline_is_mended_and_said(
     annotate(project, shapely.Polygon([(9, 9), (99, 99), (99, 9), (9, 99)]), "Bow")
     outcome = qpnuclei("run", project, "--roi", "Bow", *QUICK)
     assert outcome.exit_code == 0
-    assert "mended" in caplog.text
+    assert "repaired" in caplog.text
 
 
 def test_image_pattern_that_matches_nothing(qpnuclei: Call, project: Path) -> None:

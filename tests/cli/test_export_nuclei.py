@@ -25,6 +25,9 @@ def test_export_of_nuclei_says_what_it_wrote(
     said = json.loads(done.stdout)
     assert said["files"] == [str(path)]
     assert [image["nuclei"] for image in said["images"]] == [6, 50, 0]
+    # Images of which the file has nothing are named.
+    empty = said["images"][2]["image"]
+    assert f"no nuclei in 1 of 3 images: {empty} (qpnuclei run finds them)" in done.stderr
     assert len(path.read_text("utf-8-sig").splitlines()) == 57
     one = qpnuclei(
         "export", project, "--by", "nucleus", "-o", tmp_path / "one", "--format", "ome-tiff",
@@ -82,5 +85,7 @@ def test_counts_without_annotations_have_a_header(
     project, path = sample(), tmp_path / "counts.csv"
     for file in (project / "data").glob("*/data.qpdata"):
         file.unlink()
-    assert qpnuclei("export", project, "-o", path, *NATIVE).exit_code == 0
+    done = qpnuclei("export", project, "-o", path, *NATIVE)
+    assert done.exit_code == 0
     assert path.read_text("utf-8-sig").startswith("image,annotation,type,class,nuclei,")
+    assert "no annotations in 3 of 3 images: " in done.stderr

@@ -329,7 +329,7 @@ def test_output_to_a_full_disk_is_one_error(sample: Sample, option: tuple[str, .
     assert done.returncode == 1
     assert done.stderr.splitlines()[-2:] == [
         "error: output cannot be written: No space left on device",
-        "hint: free space where standard output and temporary files are written to",
+        "hint: free space on the disk of standard output and temporary files",
     ]
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr

@@ -537,8 +537,8 @@ def test_dry_run_changes_nothing(sample: Sample, qpnuclei: Call) -> None:
     ("option", "needed"),
     [
         ("--dry-run", set()),
-        # SciPy comes with Numba, and pandas with PyArrow.
-        ("--quiet", {"torch", "numba", "scipy", "pyarrow", "pandas"}),
+        # SciPy comes with Numba.
+        ("--quiet", {"torch", "numba", "scipy", "pyarrow"}),
     ],
 )
 def test_what_a_run_does_not_need_is_not_loaded(
@@ -587,7 +587,7 @@ def everything(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
 
 
-LEFT = "interrupted: what is finished is kept; the same command goes on from here\n"
+LEFT = "interrupted: finished work is kept; run the same command again to continue\n"
 
 
 def outside_of_runs(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -649,8 +649,8 @@ def test_a_batch_system_ends_a_run_and_the_next_goes_on(sample: Sample, qpnuclei
         run.terminate()
         _, stderr = run.communicate(timeout=60)
     assert run.returncode == 143, stderr
-    assert "terminating: what is being computed is finished first\n" in stderr
-    assert "error: terminated: what is finished is kept\n" in stderr
+    assert "terminating: the units that are being computed are finished first\n" in stderr
+    assert "error: terminated: finished work is kept\n" in stderr
     assert outside_of_runs(tree(project)) == before
     (folder,) = (project / "qpnuclei").iterdir()
     record = json.loads((folder / "run.json").read_text())

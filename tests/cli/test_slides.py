@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -64,8 +65,9 @@ def test_slides_in_results_out_and_the_same_command_adds_new_ones(
 
     planned = qpnuclei(*command, "--dry-run")
     assert planned.exit_code == 1  # the broken one
-    # A project that will not be there is not named.
-    assert "project.qpproj" not in planned.stdout + planned.stderr
+    # Only the project that will be there is named.
+    named = set(re.findall(r"\S*project\.qpproj\S*", planned.stdout + planned.stderr))
+    assert named == {f"{results / 'project.qpproj'}:"}
     assert not results.exists()
     assert qpnuclei(*command).exit_code == 1
 
@@ -141,6 +143,27 @@ def test_what_was_found_in_a_slide_that_is_gone_stays_in_the_record(
     assert (again.exit_code, json.loads(again.stdout)["resumed"]) == (0, 3)
 
 
+def test_why_an_image_was_not_analysed_is_said_once(
+    slides: Path, tmp_path: Path, qpnuclei: Call, caplog: pytest.LogCaptureFixture
+) -> None:
+    results = tmp_path / "results"
+    command = ("run", slides, "-o", results, *RUN, "--no-report")
+    outcome = qpnuclei(*command)
+    assert outcome.exit_code == 1
+    assert (outcome.stderr + caplog.text).count("image b.png has no pixel size") == 1
+    # Other commands name it once, too.
+    marked = qpnuclei("qc", results, "--backend", "native")
+    assert "error: image b.png has no pixel size" in marked.stderr
+
+    damaged = open_project(results).images[1].data_path
+    damaged.write_bytes(b"damaged")
+    caplog.clear()
+    outcome = qpnuclei(*command, "--mpp", "0.25")
+    assert outcome.exit_code == 1
+    assert (outcome.stderr + caplog.text).count(str(damaged)) == 1
+    assert counts(results / "counts.csv") == {"a.bmp": 2}
+
+
 def test_a_table_that_someone_has_changed_is_kept(
     slides: Path, tmp_path: Path, qpnuclei: Call
 ) -> None:
@@ -166,6 +189,16 @@ def test_annotations_drawn_in_the_results_are_analysed_where_they_are_named(
     with (results / "counts.csv").open(encoding="utf-8-sig", newline="") as stream:
         rows = {row["class"]: row["nuclei"] for row in csv.DictReader(stream)}
     assert rows == {"Tumor": "1"}
+
+    # A slide without such annotations has no row; that is said, here and by export.
+    qpnuclei("project", "add", results, slides / "b.png", "--mpp", "0.25")
+    left_out = "no annotations of class Tumor in 1 of 2 images: b.png (export --by image counts"
+    again = qpnuclei(*command, "--roi", "Tumor")
+    assert (again.exit_code, left_out in again.stderr) == (0, True)
+    table = tmp_path / "c.csv"
+    done = qpnuclei("export", results, "-o", table, "--roi", "Tumor", "--json")
+    assert left_out in done.stderr
+    assert [i["image"] for i in json.loads(done.stdout)["without_annotations"]] == ["b.png"]
 
 
 def test_the_pixel_sizes_of_slides_come_from_a_table_by_name(
@@ -201,9 +234,9 @@ def test_what_is_neither_projects_nor_slides(slides: Path, tmp_path: Path, qpnuc
     project = package.create_project(tmp_path / "p", [slides / "a.bmp"]).path
     results = tmp_path / "r"
     for arguments, kind, said in (
-        ([slides], UsageError, "is no QuPath project"),
+        ([slides], UsageError, "is not a QuPath project"),
         ([project, slides, "-o", results], UsageError, "is not"),
-        ([project, "--tissue", "-o", results], UsageError, "--output is for slides"),
+        ([project, "--tissue", "-o", results], UsageError, "--output is only for slides"),
         ([tmp_path / "absent.svs"], NotFoundError, "no such file"),
         ([tmp_path / "absent.svs", "-o", results], NotFoundError, "no such slide"),
         ([tmp_path / "*.svs", "-o", results], NotFoundError, "no file matches"),

@@ -104,7 +104,7 @@ def test_the_plan_of_a_new_slide_takes_nothing_that_is_said_of_another(
     planned = qpnuclei(*command, "--dry-run", "--positive-threshold", "0.2")
     assert taken(planned) == {"m0.4.tif": 0.3}
     (failure,) = json.loads(planned.stdout)["failures"]
-    assert "m0.5.tif is not of haematoxylin and DAB" in failure["error"]
+    assert "m0.5.tif is not stained with haematoxylin and DAB" in failure["error"]
 
 
 REFUSED = {

@@ -16,7 +16,7 @@ from qpnuclei.qupath.native import open_project
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Demonstration:
-    return demonstrate(tmp_path_factory.mktemp("demo"), size=(2200, 1800), device="cpu")
+    return demonstrate(tmp_path_factory.mktemp("demo"), size=(1500, 1200), device="cpu")
 
 
 def test_most_of_the_known_nuclei_are_found(made: Demonstration) -> None:
@@ -46,7 +46,7 @@ def test_the_picture_shows_outlines(made: Demonstration) -> None:
 
 
 def test_again_replaces_the_nuclei(made: Demonstration) -> None:
-    again = demonstrate(made.counts.parent, size=(2200, 1800), device="cpu")
+    again = demonstrate(made.counts.parent, size=(1500, 1200), device="cpu")
     assert again.summary.nuclei == made.summary.nuclei
     (image,) = again.summary.images
     assert image.replaced == made.summary.nuclei

@@ -25,6 +25,7 @@ from qpnuclei.evaluation.report import Report
 from qpnuclei.nuclei.outlines import polygonise
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.report.pictures import path_data
+from tests.colour_vision import least_difference
 from tests.evaluation.images import painted, write_folder
 
 
@@ -157,6 +158,12 @@ def test_fewer_pictures_are_the_worst_and_the_best(images: list[AnnotatedImage])
         html = evaluation_page(made, count)
         shown = [int(n) / 16 for n in re.findall(r"16 annotated,\s+(\d+) predicted", html)]
         assert shown == expected
+
+
+def test_colours_of_the_page_differ_with_any_colour_vision() -> None:
+    # Green and red of the same brightness, as they are often chosen, differ by 7.
+    assert least_difference(["#00c81e", "#ff0000"]) < 8
+    assert least_difference(COLOURS.values()) > 11
 
 
 def test_outlines_run_around_their_pixels() -> None:

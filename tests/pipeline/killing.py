@@ -24,12 +24,12 @@ from qpnuclei.pipeline.planning import layout
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.native import open_project
 from tests.cli.test_one_bad_apple import IMAGE, annotate
+from tests.segmentation.test_foreign_engines import dark_in_onnx
 
 #: Each of its images has four units of one tile.
 OPTIONS = (
     *("--roi", "Tumor", "--device", "cpu", "--quiet", "--backend", "native", "--workers", "1"),
-    "--no-report",
-    *("--tile", "128", "--max-nucleus", "8"),
+    *("--no-report", "--tile", "128", "--max-nucleus", "8"),
 )
 
 
@@ -100,7 +100,8 @@ def start(folder: Path, dies_at: int = -1, after: float = 0.0) -> int:
             rename(*arguments)
 
         os.replace = counted
-        app(["run", str(folder / "project"), *OPTIONS], standalone_mode=False)
+        model = dark_in_onnx(folder)  # it is loaded, and computes, quickly
+        app(["run", str(folder / "project"), *OPTIONS, "--model", model], standalone_mode=False)
         (folder / "renamings").write_text(str(renamings))
         code = 0
     except SystemExit as end:
@@ -120,8 +121,15 @@ def is_done(folder: Path) -> bool:
 
 
 def main(workplace: Path, kills: int, seed: int, images: int) -> None:
+    # What a run imports later.
+    import numba  # noqa: F401
+    import onnxruntime  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
+
+    import qpnuclei.cli.running
+    import qpnuclei.cli.tables
     import qpnuclei.pipeline.run
-    import qpnuclei.segmentation.predictor  # noqa: F401 - what a run imports later
+    import qpnuclei.segmentation.onnx_engine  # noqa: F401
 
     layout.UNIT_SIDE = 1
     pristine = make_project(workplace / "pristine", images)

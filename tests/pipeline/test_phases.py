@@ -84,7 +84,7 @@ def test_phases_on_several_machines_are_one_run(tmp_path: Path) -> None:
         path.unlink()
     one, other, *_ = sorted((machines[0] / "shards" / "2-1.tif").iterdir())
     whole = one.read_bytes()
-    for wrong, what in ((whole[:-9], "is damaged"), (other.read_bytes(), "of something else")):
+    for wrong, what in ((whole[:-9], "is damaged"), (other.read_bytes(), "does not belong")):
         one.write_bytes(wrong)
         refused = qpnuclei.commit(machines[0])
         (failure,) = refused.failures
@@ -272,7 +272,7 @@ def test_no_name_in_a_plan_leads_out_of_its_folder(
     plan = json.loads(a_plan.read_text())
     plan["images"][0][place] = [name] if place == "units" else name
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    with pytest.raises(FormatError, match=r"plan\.json is no plan of a run: images\.0\."):
+    with pytest.raises(FormatError, match=r"plan\.json is not the plan of a run: images\.0\."):
         qpnuclei.infer(tmp_path)
 
 
@@ -285,7 +285,7 @@ def test_nor_does_a_link(a_plan: Path, tmp_path: Path) -> None:
     qpnuclei.infer(run, device="cpu")
     assert list((tmp_path / "outside").iterdir()) == []
     summary = qpnuclei.commit(run)
-    assert "lies outside of the run's folder" in summary.failures[0].error.what
+    assert "lies outside the run's folder" in summary.failures[0].error.what
 
 
 def test_a_plan_of_other_regions_than_it_says_is_refused(a_plan: Path, tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_a_plan_of_other_regions_than_it_says_is_refused(a_plan: Path, tmp_path:
     plan["images"][0]["regions"] = plan["images"][0]["regions"][:1]
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     summary = qpnuclei.commit(tmp_path)
-    assert "the plan contradicts itself" in summary.failures[0].error.what
+    assert "the plan is damaged" in summary.failures[0].error.what
 
 
 @settings(max_examples=60, deadline=None)

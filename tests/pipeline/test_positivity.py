@@ -60,13 +60,13 @@ def test_from_the_threshold_on_a_nucleus_is_positive(with_cells: bool) -> None:
 @pytest.mark.parametrize(
     ("thresholds", "class_name", "said"),
     [
-        ((0.2, 0.4), "Nucleus", "is given 2 times"),
-        ((0.4, 0.2, 0.6), "Nucleus", "do not rise"),
-        ((0.2, 0.2, 0.6), "Nucleus", "do not rise"),
-        ((0.0,), "Nucleus", "above 0 and at most 5"),
-        ((float("nan"),), "Nucleus", "above 0 and at most 5"),
-        ((0.2,), "Tumor: Positive", "no positive and negative of the class 'Tumor: Positive'"),
-        ((0.2,), "Ignore*", "no positive and negative of the class"),
+        ((0.2, 0.4), "Nucleus", "was given 2 times"),
+        ((0.4, 0.2, 0.6), "Nucleus", "must increase"),
+        ((0.2, 0.2, 0.6), "Nucleus", "must increase"),
+        ((0.0,), "Nucleus", "above 0, at most 5"),
+        ((float("nan"),), "Nucleus", "above 0, at most 5"),
+        ((0.2,), "Tumor: Positive", "Negative classes of the class 'Tumor: Positive'"),
+        ((0.2,), "Ignore*", "no Positive and Negative classes of the class"),
     ],
 )
 def test_thresholds_that_make_no_classes_are_refused(
@@ -154,7 +154,7 @@ def test_an_image_without_dab_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     assert "Brightfield (H-DAB)" in error.hint
     error = CliRunner().invoke(app, [*asked, *("--positive-threshold", "0.2") * 2]).exception
     assert isinstance(error, UsageError)
-    assert "is given 2 times" in error.what
+    assert "was given 2 times" in error.what
     assert not (project.path.parent / "qpnuclei").exists()
     first = project.images[0].id
     stains = property(lambda image: DEFAULT_H_DAB if image.id == first else DEFAULT_HE)
@@ -163,4 +163,4 @@ def test_an_image_without_dab_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     assert [plan.entry.id for plan in plans] == [first]
     ((entry, error),) = failed
     assert entry.id != first
-    assert "is not of haematoxylin and DAB" in error.what
+    assert "is not stained with haematoxylin and DAB" in error.what

@@ -113,7 +113,7 @@ def test_a_run_that_cannot_fit_is_refused_and_one_that_may_not_is_warned_of(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, needed // 2))
     with caplog.at_level(logging.WARNING, "qpnuclei"):
         assert analyse_project(project, project.images, OPTIONS).state == "done"
-    assert "5000 nuclei per mm² are assumed" in caplog.text
+    assert "assuming 5000 nuclei per mm²" in caplog.text
 
     caplog.clear()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, needed * 2))

@@ -22,10 +22,11 @@ from qpnuclei.qupath.counts import count_project
 from qpnuclei.qupath.model import Detections, ImageObjects
 from qpnuclei.qupath.native import NativeImage, open_project
 from qpnuclei.qupath.pixel_size import AskedMpp
-from qpnuclei.report import content, page
+from qpnuclei.report import content
 from qpnuclei.report.methods import methods
 from qpnuclei.report.page import ReportOptions, write_report
 from qpnuclei.report.runs import Run, project_of, read_run, run_that_wrote, runs_of
+from qpnuclei.report.tables import readable
 from tests.paths import SAMPLES
 from tests.report.conftest import NAME, Made
 from tests.report.pages import Page, same
@@ -186,7 +187,7 @@ def test_nuclei_with_and_without_cells_are_summarised_together() -> None:
         {size: 40.0, of_cells: 50.0, stain: unknown, stain_of_cells: 0.5},
         {size: 60.0},
     ]
-    shown = [(row.get(size), row.get(stain)) for row in page._readable(rows)]
+    shown = [(row.get(size), row.get(stain)) for row in readable(rows)]
     assert shown == [(40, 0.4), (50, 0.5), (None, None), (60, None)]
 
 

@@ -38,7 +38,7 @@ def test_labels_and_scores_do_not_depend_on_workers_or_threads(
     kind: str, precision: str, tmp_path: Path
 ) -> None:
     model = str(model_of(kind, tmp_path))
-    plan = TilePlan(shapely.box(0, 0, 300, 200), (300, 200), 100, 20, alignment=8)
+    plan = TilePlan(shapely.box(0, 0, 168, 112), (168, 112), 56, 16, alignment=8)
     before = torch.get_num_threads()
     results = []
     try:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from qpnuclei.system import memory
@@ -44,3 +46,15 @@ def test_without_glibc_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     with memory.keep_freed_memory():
         pass
     memory.return_freed_memory()
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_the_search_for_garbage_goes_on_after_the_block_if_it_was_on(was_on: bool) -> None:
+    if not was_on:
+        gc.disable()
+    try:
+        with memory.no_collection():
+            assert not gc.isenabled()
+        assert gc.isenabled() == was_on
+    finally:
+        gc.enable()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
@@ -20,15 +20,19 @@ from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.training.adaptation import (
     CARD_FILE,
     CHANGES_FILE,
+    COLOURS,
     PICTURE_FILE,
     Adaptation,
     ImageChange,
     adapt,
     find_doubts,
+    network_to_adapt,
 )
 from qpnuclei.training.callbacks import Watcher
 from qpnuclei.training.sources import find_sources
-from qpnuclei.training.student.rounds import move_back, train_student
+from qpnuclei.training.student.inheritance import move_back
+from qpnuclei.training.student.rounds import train_student
+from tests.colour_vision import least_difference
 from tests.training.student.test_rounds import TINY, tissue
 
 CPU = torch.device("cpu")
@@ -98,6 +102,28 @@ def test_it_leaves_a_model_with_card_licence_and_what_changed(
     assert f"| {change['nuclei_before']} | {change['nuclei_after']} |" in card
     with Image.open(tmp_path / "run" / PICTURE_FILE) as picture:
         assert picture.size == (2 * 512 + 4, 512 + 16)
+        drawn = {pixel for _, pixel in picture.getcolors(picture.width * picture.height) or []}
+    assert ImageColor.getrgb(COLOURS["both"]) in drawn
+    assert least_difference(COLOURS.values()) > 11
+
+
+def test_slides_of_20x_adapt_the_network_that_a_run_gives_them(
+    project: Path, tmp_path: Path
+) -> None:
+    fine = find_sources([project.parent / "ward 0.png"], mpp=[0.25])
+    coarse = find_sources([project])
+    assert network_to_adapt("default", coarse) == "default-20x"
+    assert network_to_adapt("default", fine) == "default-40x"
+    assert network_to_adapt("default", [*fine, *coarse]) == "default-40x"
+    assert network_to_adapt("default-40x", coarse) == "default-40x"
+
+    short = {"first_round_batches": 1, "batch_size": 2, "renditions": 0}
+    result = adapt(coarse[:1], tmp_path / "run", settings=short, device=CPU)
+    assert result.training.model is not None
+    metadata = read_metadata(result.training.model)
+    assert metadata.mpp == 0.5
+    assert metadata.recipe["start"] == "default-20x"
+    assert metadata.recipe["crop_px"] * metadata.mpp == 192 * 0.25
 
 
 class _StopAtOnce(Watcher):
@@ -176,7 +202,7 @@ def test_a_change_for_the_worse_is_said() -> None:
     assert find_doubts([change((100, 120), (0.5, 0.49))]) == []
     assert find_doubts([change((0, 0), (None, None))]) == []
     (fewer,) = find_doubts([change((100, 40), (0.5, 0.5))])
-    assert "counts 40 nuclei where the model before it counted 100" in fewer
+    assert "finds 40 nuclei where the original model finds 100" in fewer
     (less,) = find_doubts([change((100, 100), (0.5, 0.3)), change((9, 9), (None, 0.1))])
     assert "fell from 0.50 to 0.30" in less
 

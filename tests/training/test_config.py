@@ -110,12 +110,12 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     [
         ({"widht": 16}, "no field 'widht'"),
         ({"eta": 7}, "'eta' = 7"),
-        ({"scales": [1.0, 0.5]}, "scales must rise"),
+        ({"scales": [1.0, 0.5]}, "scales must increase"),
         ({"scales": [0.01, 0.5]}, "scales must be 0.05 to 2.5"),
         ({"crop_px": 300}, "crop_px 300"),
         ({"model_scale": 0.3}, "model_scale 0.3"),
         ({"batch_size": 2}, "batch_size 2"),
-        ({"scales": [0.25, 1.0], "scale_equivariance_weight": 1}, "wants 0.5"),
+        ({"scales": [0.25, 1.0], "scale_equivariance_weight": 1}, "needs 0.5"),
     ],
 )
 def test_bad_fields_are_named_with_their_value(change: dict[str, object], message: str) -> None:

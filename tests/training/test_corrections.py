@@ -135,7 +135,7 @@ def test_the_command(drawn: Path, start: Path, tmp_path: Path) -> None:
     # Going on with other nuclei would be another run.
     with pytest.raises((UsageError, TrainingError), match="corrections"):
         command("--resume")
-    with pytest.raises(UsageError, match="--truth-class needs --corrections"):
+    with pytest.raises(UsageError, match="--truth-class was given without --corrections"):
         command("--truth-class", "Nucleus")
     with pytest.raises(UsageError, match="no annotation with an area has the class 'Bax'"):
         command("--corrections", "Bax")

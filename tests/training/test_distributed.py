@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from qpnuclei.cli.app import app
 from qpnuclei.errors import UsageError
 from qpnuclei.system.distributed import (
     any_rank,
@@ -37,19 +38,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def in_two_processes(work: Callable[..., None], *arguments: object) -> None:
-    """Call ``work(*arguments)`` in two processes, as torchrun would."""
-    torch.multiprocessing.spawn(_as_rank, (free_port(), work, arguments), nprocs=2)
-
-
-def _as_rank(number: int, port: int, work: Callable[..., None], arguments: tuple[object]) -> None:
-    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    with process_group(CPU):
-        work(*arguments)
 
 
 def check_helpers() -> None:
@@ -79,18 +67,54 @@ def learn(folder: Path) -> None:
     torch.save((metrics, learner.state()), folder / f"{rank()}-of-{world_size()}.pt")
 
 
-def check_and_learn(folder: Path) -> None:
-    """In one start of two processes, as that takes longer than all they do."""
-    check_helpers()
-    learn(folder)
-
-
-def learn_alone(folder: Path) -> None:
+def learn_and_put_back(folder: Path) -> None:
     before = nn.BatchNorm2d
     try:
         learn(folder)
     finally:
         nn.BatchNorm2d = before  # type: ignore[misc]
+
+
+def train_in_parts(folder: Path, command: list[str], ports: list[int]) -> None:
+    """Train for an epoch, then resume for one more; each with a process group of its own."""
+    with (folder / f"rank-{os.environ['RANK']}.txt").open("w") as said:
+        for port, more in zip(ports, ("--epochs=1", "--epochs=2"), strict=True):
+            os.environ["MASTER_PORT"] = str(port)
+            resume = [] if more == "--epochs=1" else ["--resume"]
+            # Ranks other than 0 end with code 0.
+            with redirect_stdout(said), redirect_stderr(said), suppress(SystemExit):
+                app([*command, more, *resume], standalone_mode=False)
+
+
+def as_rank(number: int, folder: Path, command: list[str], ports: list[int]) -> None:
+    """Do all that is tested of two processes: starting them takes longer than their work."""
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[0])}
+    torch.set_num_threads(1)
+    with process_group(CPU):
+        check_helpers()
+        learn_and_put_back(folder)
+    train_in_parts(folder, command, ports[1:])
+
+
+@pytest.fixture(scope="module")
+def command(dataset: Path) -> list[str]:
+    """A small training, without folder and epochs."""
+    fields = TINY | {"batches_per_epoch": 2}
+    del fields["name"], fields["origin"], fields["epochs"]
+    settings = [part for key, value in fields.items() for part in ("--set", f"{key}={value}")]
+    options = ["--config", "proposed", "--mpp", "0.25", "--device", "cpu"]
+    return ["train", str(dataset), *options, *settings]
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory, command: list[str]) -> Path:
+    """Start two processes, as torchrun would; return the folder with what they leave."""
+    folder = tmp_path_factory.mktemp("two")
+    arguments = [*command, "-o", str(folder / "parts")]
+    ports = [free_port() for _ in range(3)]
+    torch.multiprocessing.spawn(as_rank, (folder, arguments, ports), nprocs=2)
+    return folder
 
 
 def test_without_torchrun_there_is_one_process() -> None:
@@ -103,13 +127,12 @@ def test_without_torchrun_there_is_one_process() -> None:
 
 @pytest.mark.slow
 def test_means_are_over_all_processes_and_two_halves_of_a_batch_teach_what_the_whole_does(
-    tmp_path: Path,
+    of_two: Path, tmp_path: Path
 ) -> None:
-    learn_alone(tmp_path)
-    in_two_processes(check_and_learn, tmp_path)
+    learn_and_put_back(tmp_path)
     (alone, one), (shared, other), (_, second) = (
-        torch.load(tmp_path / f"{name}.pt", weights_only=True)
-        for name in ("0-of-1", "0-of-2", "1-of-2")
+        torch.load(path, weights_only=True)
+        for path in (tmp_path / "0-of-1.pt", of_two / "0-of-2.pt", of_two / "1-of-2.pt")
     )
     assert shared == pytest.approx(alone, rel=1e-4)
     for part in ("attention_net", "activation", "scale_net"):
@@ -119,41 +142,29 @@ def test_means_are_over_all_processes_and_two_halves_of_a_batch_teach_what_the_w
             assert torch.equal(other[part][name], second[part][name])
 
 
-def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    command += [f"--master-port={free_port()}", "-m", "qpnuclei", "train", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+def check_that_rank_0_alone_speaks(said: str, times: int) -> None:
+    assert said.count("training on 2 images on cpu and 1 more") == times
+    assert said.count("model.safetensors") == times
 
 
 @pytest.mark.slow
-def test_a_resumed_run_of_two_processes_equals_an_uninterrupted_one(
-    dataset: Path, tmp_path: Path
+def test_a_resumed_run_of_two_processes_equals_an_uninterrupted_one_of_torchrun(
+    of_two: Path, command: list[str], tmp_path: Path
 ) -> None:
-    fields = TINY | {"batches_per_epoch": 2}
-    del fields["name"], fields["origin"], fields["epochs"]
-    common = [part for key, value in fields.items() for part in ("--set", f"{key}={value}")]
-    common += [
-        str(dataset),
-        "--config",
-        "proposed",
-        "--mpp",
-        "0.25",
-        "--device",
-        "cpu",
-    ]
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole, parts = tmp_path / "whole", of_two / "parts"
     rgb, labels = paint_tissue(4, size=160)
     for kind, pixels in (("images", rgb), ("labels", labels)):
         (tmp_path / "labelled" / kind).mkdir(parents=True)
         Image.fromarray(pixels).save(tmp_path / "labelled" / kind / "one.png")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    torchrun += [f"--master-port={free_port()}", "-m", "qpnuclei", *command]
     # Validation takes longer than the training, and changes nothing in it: once is enough.
-    validated = ("--validation", str(tmp_path / "labelled"))
-    for folder, epochs, more in ((whole, 2, validated), (parts, 1, ()), (parts, 2, ("--resume",))):
-        finished = torchrun(*common, "-o", str(folder), "--epochs", str(epochs), *more)
-        assert finished.returncode == 0, finished.stderr
-        assert finished.stderr.count("training on 2 images on cpu and 1 more") == 1
-        assert finished.stdout.count("model.safetensors") == 1  # rank 0 alone speaks
+    torchrun += ["-o", str(whole), "--epochs=2", "--validation", str(tmp_path / "labelled")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(torchrun, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    check_that_rank_0_alone_speaks(done.stderr + done.stdout, 1)
+    check_that_rank_0_alone_speaks("".join(p.read_text() for p in of_two.glob("rank-*.txt")), 2)
     states = [torch.load(f / "state.pt", weights_only=True)["learner"] for f in (whole, parts)]
     for part in ("attention_net", "activation", "scale_net", "average", "average_activation"):
         assert all(torch.equal(states[0][part][k], states[1][part][k]) for k in states[0][part])

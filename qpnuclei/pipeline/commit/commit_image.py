@@ -36,13 +36,13 @@ def commit_image(
     folder: RunFolder,
     options: RunOptions,
 ) -> ImageResult:
-    """Write the nuclei of one image into the project, and report.
+    """Write the nuclei of one image into the project; return the result.
 
     Raises
     ------
     QpnucleiError
-        If the result cannot be read or not be saved; the project is as it was. A result that could
-        not be saved lies as GeoJSON in the folder, as the error says.
+        If the result cannot be read or saved; the project is unchanged. A result that could not be
+        saved is kept as GeoJSON in the run's folder, which the error names.
     """
     found = ImageNuclei(folder.shard(image, layout.name), layout.key)
     objects = entry.read()
@@ -52,7 +52,7 @@ def commit_image(
     nuclei = new_nuclei(of_image, found, options, doubts)
     result = _result(image, layout, of_image, nuclei, about)
     replaced = len(of_image.replaceable) if options.on_existing == "replace" else 0
-    # If the run is killed after the save, the next one reads here what was done.
+    # If the run is killed after the save, the next run reads the result here.
     path = folder.result_path(image)
     with suppress(SaveError):
         folder.make_for(path)
@@ -80,12 +80,12 @@ def committed_image(
     spec: EngineSpec,
     options: RunOptions,
 ) -> ImageResult:
-    """Return what was written into the project for an image before, by this very run."""
+    """Return the result of an image that this run has already written into the project."""
     path = folder.result_path(image)
     known = ImageResult.read(path)
     if known is not None and known[1]:
         return replace(known[0], marker=image.marker)
-    # A kill came between the save and what follows it.
+    # The run was killed between the save and this step.
     layout = layout_of(image, spec, options)
     found = ImageNuclei(folder.shard(image, layout.name), layout.key)
     about = found.about
@@ -102,14 +102,14 @@ def committed_image(
 
 
 def device_of(folder: RunFolder, image: PlannedImage, layout: Layout) -> str:
-    """Return where the network ran on an image, whoever did it and when."""
+    """Return the device on which the network ran for an image, from its shards."""
     return ImageNuclei(folder.shard(image, layout.name), layout.key).about.device
 
 
 def _result(
     image: PlannedImage, layout: Layout, plan: ImagePlan, nuclei: NewNuclei, about: About
 ) -> ImageResult:
-    """Return what is known of an image before the project is saved."""
+    """Return the result of an image as far as it is known before the save."""
     counts = about.counts or {}
     return ImageResult(
         name=image.name,
@@ -141,7 +141,7 @@ def _result(
 def _image_plan(
     entry: ImageEntry, objects: ImageObjects, image: PlannedImage, layout: Layout
 ) -> ImagePlan:
-    """Return the plan of an image with what is in the project now."""
+    """Return the plan of an image with the present objects of the project."""
     regions = image.areas()
     existing = ours_within(regions, objects.detections)
     outdated = [a for a in objects.annotations if a.id in image.outdated]
@@ -151,7 +151,7 @@ def _image_plan(
     return ImagePlan(
         entry=entry,
         model=image.model,
-        # If the image has another fingerprint by now, the save is refused.
+        # If the image's fingerprint has changed, the save is refused.
         fingerprint=image.data,
         taken=ids_of_detections(objects),
         scale=image.scale,

@@ -18,7 +18,7 @@ from qpnuclei.system.files import atomic_file, make_folder_below
 
 
 def write_copies(project: Project, plan: ImagePlan, nuclei: NewNuclei, options: RunOptions) -> None:
-    """Write the copies of nuclei that are asked for beside the project.
+    """Write the requested copies of nuclei beside the project.
 
     Raises
     ------
@@ -28,7 +28,7 @@ def write_copies(project: Project, plan: ImagePlan, nuclei: NewNuclei, options: 
     stem = file_stem(plan.entry)
     classes = classes_of_nuclei(options.class_name, options.positive_thresholds, project)
     for folder in (options.geojson_dir, options.parquet_dir):
-        if folder is not None:  # it was there when the run began
+        if folder is not None:  # the run made it at its start
             make_folder_below(folder.absolute().parent, folder)
     if options.geojson_dir is not None:
         path = options.geojson_dir / f"{stem}.geojson.gz"

@@ -1,4 +1,4 @@
-"""The nuclei found in an image, divided by region and class as the project will hold them."""
+"""The nuclei found in an image, grouped by region and class as the project stores them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import pairwise
-from typing import overload
 from uuid import UUID
 
 import numpy as np
@@ -23,6 +22,7 @@ from qpnuclei.pipeline.planning.image_plan import ImagePlan
 from qpnuclei.pipeline.positivity import NucleusClasses
 from qpnuclei.qupath.model import DetectionGroup, ImageEntry
 from qpnuclei.qupath.regions import region_of
+from qpnuclei.system.sequences import MadeOnDemand
 
 _NO_DOUBTS = Check()
 
@@ -40,13 +40,13 @@ class NewNuclei:
     counts : (S, R) int64 ndarray
         How many of each table belong to each of the plan's regions.
     outside : int
-        Nuclei that were found in none of the regions, and left out.
+        Nuclei left out because they lie in none of the regions.
     doubts : Check
         What is doubtful about what was found.
     as_locked : int
-        Nuclei that were left out, because a locked one of an earlier run is in their place.
+        Nuclei left out because a locked nucleus of an earlier run is in their place.
     found : sequence of NucleiTable
-        All that was found, also what is left out.
+        All nuclei found, including those left out.
     """
 
     entry: ImageEntry
@@ -66,21 +66,21 @@ class NewNuclei:
         classes: NucleusClasses,
         taken: Collection[UUID] = frozenset(),
     ) -> Sequence[DetectionGroup]:
-        """Return detections for a project, made when asked for, table by table.
+        """Return detections for a project, made on demand, table by table.
 
         Parameters
         ----------
         parents : (R,) sequence of int or None
             Handles of the regions' annotations.
         classes : NucleusClasses
-            By which the nuclei of a table and region are divided.
+            Classes of the nuclei of a table and region.
         taken : collection of UUID
-            Nuclei that are left out.
+            Nuclei to leave out.
         """
         return _Groups(self, parents, classes, taken)
 
 
-class _Groups(Sequence[DetectionGroup]):
+class _Groups(MadeOnDemand[DetectionGroup]):
     """The groups of `NewNuclei.groups`: one for each table and region that have any, and class."""
 
     def __init__(
@@ -99,8 +99,8 @@ class _Groups(Sequence[DetectionGroup]):
             for at in np.argwhere(nuclei.counts).tolist()
             for code in range(len(classes))
         ]
-        # Groups of one table are asked for one after the other: cache the table that was read last.
-        # The last group is cached, too: an image with only one asks for it repeatedly.
+        # Groups of one table are requested one after the other: cache the table read last. The last
+        # group is cached too: it is requested repeatedly if there is only one.
         self._table = lru_cache(1)(nuclei.tables.__getitem__)
         self._codes = lru_cache(1)(lambda number: classes.codes(self._table(number)))
         self._ids: dict[int, NucleusIds] = {}
@@ -109,13 +109,7 @@ class _Groups(Sequence[DetectionGroup]):
     def __len__(self) -> int:
         return len(self._at)
 
-    @overload
-    def __getitem__(self, index: int) -> DetectionGroup: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[DetectionGroup]: ...
-    def __getitem__(self, index: int | slice) -> DetectionGroup | list[DetectionGroup]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _item(self, index: int) -> DetectionGroup:
         return self._group(*self._at[index])
 
     def _make(self, number: int, region: int, code: int) -> DetectionGroup:
@@ -138,11 +132,11 @@ def new_nuclei(
     options: RunOptions,
     doubts: Check = _NO_DOUBTS,
 ) -> NewNuclei:
-    """Say which region each nucleus found belongs to, and leave out what belongs to none.
+    """Assign each nucleus to its regions; leave out nuclei that are in none.
 
-    Left out, too, are those that share more than half of the smaller of the two with a locked one
-    of an earlier run, and with ``on_existing="append"`` those already there. The UUID of a nucleus
-    is made from the image and its outline: found again, it has the same.
+    Nuclei are also left out if their overlap with a locked nucleus of an earlier run is more than
+    half of the smaller of the two, and with ``on_existing="append"`` if they already exist. The
+    UUID of a nucleus is a hash of the image and its outline, so it is the same if found again.
 
     Parameters
     ----------
@@ -173,8 +167,8 @@ def new_nuclei(
     return NewNuclei(plan.entry, tables, counts, outside, doubts, as_locked, found)
 
 
-class _Sorted(Sequence[NucleiTable]):
-    """Tables in which the nuclei are put into an order when they are asked for."""
+class _Sorted(MadeOnDemand[NucleiTable]):
+    """Tables whose nuclei are sorted on demand."""
 
     def __init__(
         self, tables: Sequence[NucleiTable], orders: Sequence[npt.NDArray[np.int64] | None]
@@ -185,19 +179,13 @@ class _Sorted(Sequence[NucleiTable]):
     def __len__(self) -> int:
         return len(self._tables)
 
-    @overload
-    def __getitem__(self, index: int) -> NucleiTable: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[NucleiTable]: ...
-    def __getitem__(self, index: int | slice) -> NucleiTable | list[NucleiTable]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _item(self, index: int) -> NucleiTable:
         table, order = self._tables[index], self._orders[index]
         return table if order is None else table.take(order)
 
 
 def ids_of(table: NucleiTable, entry: ImageEntry) -> NucleusIds:
-    """Return UUIDs that are made of the image and the outlines."""
+    """Return UUIDs that are hashes of the image and the outlines."""
     salt = f"{entry.id}/{entry.name}".encode()
     ends = 8 * table.ring_offsets[table.polygon_offsets]
     outlines = table.vertices.astype("<f4").tobytes()

@@ -1,4 +1,4 @@
-"""The plan of an image that was saved by someone else after it was planned."""
+"""The plan of an image that another program saved after it was planned."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from qpnuclei.qupath.regions import Region, same_outline
 
 
 def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
-    """Return the plan for an image that was saved by someone else after it was planned.
+    """Return the plan for an image that another program saved after it was planned.
 
-    The tiles and with them the nuclei are as before, so that the annotations must be where they
-    were; everything else of the image may have changed.
+    Tiles and nuclei stay the same, so the annotations must be unchanged; everything else of the
+    image may have changed.
 
     Raises
     ------
     ConflictError
-        If an annotation is gone or has another outline, the file cannot be read, or another run
+        If an annotation was deleted or its outline changed, the file cannot be read, or another run
         has written into an annotation that ``on_existing`` protects.
     """
     try:
@@ -40,7 +40,7 @@ def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
     existing = ours_within(regions, objects.detections)
     if options.on_existing in ("skip", "error") and any(existing):
         name = next(r.label for r, ids in zip(regions, existing, strict=True) if ids)
-        raise ConflictError(f"qpnuclei wrote detections into {name} meanwhile")
+        raise ConflictError(f"qpnuclei wrote detections into {name} since it was planned")
     return dataclasses.replace(
         plan,
         fingerprint=objects.fingerprint,
@@ -55,7 +55,7 @@ def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
 
 
 def regions_now(plan: ImagePlan, objects: ImageObjects) -> list[Region]:
-    """Return a plan's regions with their annotations as a later state of the image has them."""
+    """Return a plan's regions with the annotations of a later state of the image."""
     return [
         Region(_find_annotation(region.annotation, objects) or region.annotation, region.geometry)
         if region.annotation
@@ -72,14 +72,14 @@ def _same_annotation(region: Region, objects: ImageObjects) -> Annotation | None
     found = _find_annotation(wanted, objects)
     if found is None:
         raise ConflictError(
-            f"the annotation {wanted.label} is gone, or has another outline meanwhile"
+            f"the annotation {wanted.label} was deleted or its outline changed since it was planned"
         )
     return found
 
 
 def _find_annotation(wanted: Annotation, objects: ImageObjects) -> Annotation | None:
     for found in objects.annotations:
-        # QuPath gives a UUID to what was saved without one.
+        # QuPath gives UUIDs to objects that were saved without one.
         is_wanted = found.id == wanted.id if wanted.id else found.name == wanted.name
         if is_wanted and same_outline(found.geometry, wanted.geometry):
             return found

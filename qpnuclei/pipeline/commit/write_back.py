@@ -1,4 +1,4 @@
-"""How the nuclei of an image are saved in the project, or rescued where that fails."""
+"""Save the nuclei of an image in the project, or rescue them if that fails."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from qpnuclei.system.files import folders_of_last_resort, make_folder_below
 
 _log = logging.getLogger(__name__)
 
-#: Packed ARGB, light grey: tissue is no finding.
+#: Packed ARGB, light grey: tissue is not a finding.
 _TISSUE_COLOR = -3355444
 
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """What was saved in the project: if it was changed meanwhile, not all that was planned.
+    """What was saved in the project; less than planned if the image changed in between.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class Written:
     nuclei : NewNuclei
         What was added.
     plan : ImagePlan
-        Of the image as it was when it was saved.
+        Plan of the image as it was at the save.
     """
 
     replaced: int
@@ -61,12 +61,12 @@ class Written:
 def write_back(
     project: Project, plan: ImagePlan, nuclei: NewNuclei, options: RunOptions, run_dir: Path
 ) -> Written:
-    """Write nuclei into the project, and the copies asked for beside it.
+    """Write nuclei into the project, and the requested copies beside it.
 
     Raises
     ------
     QpnucleiError
-        If the project could not be saved and is as it was; the error says where the nuclei are.
+        If the project could not be saved; it is unchanged, and the error says where the nuclei are.
     SaveError
         If a copy could not be written; the project is saved.
     """
@@ -75,7 +75,7 @@ def write_back(
         classes = classes_of_nuclei(options.class_name, options.positive_thresholds, project)
         written = _save(project, plan, nuclei, classes, options)
     except QpnucleiError as error:
-        # Whatever went wrong: what took hours to find is not lost.
+        # Whatever went wrong, results of hours of computing must not be lost.
         groups = nuclei.groups(
             [None] * len(plan.regions),
             classes_of_nuclei(options.class_name, options.positive_thresholds),
@@ -99,12 +99,12 @@ def _save(
         if not options.force:
             raise
         plan = plan_again(plan, options)
-        # Nuclei may have been locked meanwhile, or unlocked.
+        # Nuclei may have been locked or unlocked in between.
         nuclei = new_nuclei(plan, nuclei.found, options, nuclei.doubts)
         written = _write(project, plan, nuclei, classes, options)
         _log.warning(
-            "image %s was changed meanwhile: the nuclei are in it as it is now, and what was "
-            "there without them is its newest backup",
+            "image %s was changed since it was planned: the nuclei are added to its present state, "
+            "and that state without them is the newest backup",
             plan.entry.name,
         )
         return written
@@ -117,7 +117,7 @@ def _write(
     classes: NucleusClasses,
     options: RunOptions,
 ) -> Written:
-    """Write nuclei into the project, if it is as it was planned."""
+    """Write nuclei into the project if the image is unchanged since it was planned."""
     replaced = plan.replaceable if options.on_existing == "replace" else frozenset[UUID]()
     parents = [region.handle for region in plan.regions]
     tissue = [] if plan.tissue is None else [_tissue(project, plan.tissue)]
@@ -125,7 +125,7 @@ def _write(
     record = plan.record.with_run(
         plan.regions, used, plan.outdated, nuclei.doubts.image, nuclei.doubts.regions, plan.marker
     )
-    # A run meanwhile may have found the same nucleus.
+    # Another run may have written the same nucleus in between.
     groups = nuclei.groups(parents, classes, plan.taken - replaced)
     step = ("qpnuclei run", f"// qpnuclei {__version__}: run with {options.to_json()}")
     edit = Edit(
@@ -140,7 +140,7 @@ def _write(
 
 
 def _tissue(project: Project, found: Annotation) -> NewAnnotation:
-    """Return the annotation that a run of the tissue leaves."""
+    """Return the annotation that a run with --tissue adds."""
     if found.id is None:
         raise ValueError("an annotation of ours has a UUID")
     path_class = class_of(project, TISSUE_CLASS, _TISSUE_COLOR)
@@ -148,12 +148,12 @@ def _tissue(project: Project, found: Annotation) -> NewAnnotation:
 
 
 def loss_note(project: Project, entry: ImageEntry, replaced: int, written: int) -> str | None:
-    """Say so if a run replaced most of what earlier ones had found by nothing, and how to undo it.
+    """Say if a run removed most of the earlier nuclei without replacement, and how to undo it.
 
     Parameters
     ----------
     replaced, written : int
-        Nuclei of earlier runs that were removed, and those that came in their place.
+        Nuclei of earlier runs that were removed, and nuclei that were written.
     """
     if written >= replaced / 2:
         return None
@@ -177,8 +177,8 @@ def _rescued(
     project: Project,
     run_dir: Path,
 ) -> QpnucleiError:
-    """Write nuclei that could not be saved where it is possible; return the error that says so."""
-    # The disk of the project may be full, or its drive gone: no folder is made in its place then.
+    """Write nuclei that could not be saved to another place; return the error that names it."""
+    # The project's disk may be full or its drive gone: do not make a folder in its place.
     for folder in (run_dir, *folders_of_last_resort()):
         try:
             make_folder_below(project.path.parent, folder)

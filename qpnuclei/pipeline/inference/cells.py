@@ -32,8 +32,8 @@ def add_cells(
 ) -> None:
     """Put a cell around each nucleus of an image, table by table, and measure it.
 
-    The measurements of a nucleus are called ``Nucleus: ...`` then, beside those of ``Cytoplasm:``
-    (the cell without its nucleus) and of ``Cell:``, as QuPath calls and orders them.
+    The measurements are then called ``Nucleus: ...``, ``Cytoplasm: ...`` (the cell without its
+    nucleus) and ``Cell: ...``, named and ordered as in QuPath.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def add_cells(
 def _near(
     found: Shards, boxes: Sequence[FloatArray], number: int, reach: FloatArray
 ) -> Iterator[NucleiTable]:
-    """Yield the outlines in other tables that may be within reach of those of a table."""
+    """Yield the outlines in other tables that may be near those of a table."""
     if len(boxes[number]) == 0:
         return
     tree = shapely.STRtree(shapely.box(*(boxes[number] + reach).T))

@@ -16,10 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from qpnuclei.errors import NotFoundError, SaveError, UsageError, WorkerError
+from qpnuclei.errors import SaveError, WorkerError
 from qpnuclei.pipeline.folder import TRIES, RunFolder
 from qpnuclei.pipeline.inference.executors import Advance, Outcome, Task
 from qpnuclei.pipeline.inference.remote import Delivery, Job, compute_unit
+from qpnuclei.pipeline.inference.scheduler import (
+    connected,
+    quiet,
+    require_dask,
+    short_reason,
+    workers_here,
+)
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.segmentation.engine import EngineSpec
 from qpnuclei.system.files import temporary_prefix, write_atomically
@@ -42,11 +49,6 @@ _DONE_EVERY_S, _WORKERS_EVERY_S = 0.05, 5.0
 
 #: After how long without a worker that is said, and how often again, in seconds.
 _ALONE_AFTER_S, _ALONE_AGAIN_S = 60.0, 1800.0
-
-#: How long to look for a scheduler, in seconds.
-_CONNECTED_AFTER_S = 30
-
-_LOCAL = "local:"
 
 _log = logging.getLogger(__name__)
 
@@ -207,47 +209,26 @@ def cluster_of(address: str) -> Iterator[Client]:
 
     Raises
     ------
-    UsageError
-        If Dask is not installed, or N is no number.
-    NotFoundError
-        If there is no scheduler.
+    UsageError, WorkerError
+        As `qpnuclei.pipeline.inference.scheduler.connected`.
     """
-    number = address.removeprefix(_LOCAL)
-    if number != address and (not number.isdecimal() or int(number) < 1):
-        raise UsageError(f"--dask {address!r}: how many workers?", "for example local:4")
-    try:
-        import distributed
-    except ImportError as error:
-        raise UsageError(
-            "--dask needs Dask, which is not installed", "pip install 'qpnuclei[dask]'"
-        ) from error
-    with _quiet(), ExitStack() as stack:
-        if number != address:
-            client = stack.enter_context(_local_workers(int(number)))
-        else:
-            where = {"scheduler_file" if Path(address).is_file() else "address": address}
-            try:
-                client = stack.enter_context(
-                    distributed.Client(**where, timeout=_CONNECTED_AFTER_S)
-                )
-            except (OSError, ValueError, KeyError) as error:
-                raise NotFoundError(
-                    f"no Dask scheduler at {address}: {_short(error)}",
-                    "give the address that dask scheduler prints, or the file that it wrote",
-                ) from error
-            if not _workers(client):
-                _log.info("the Dask scheduler has no workers yet: waiting for the first")
-                client.wait_for_workers(1)
+    number = workers_here(address)
+    with connected(address) if number is None else _local_workers(number) as client:
+        if not _workers(client):
+            _log.info("the Dask scheduler has no workers yet: waiting for the first")
+            client.wait_for_workers(1)
         _log.info("Dask: %d workers; progress: %s", len(_workers(client)), client.dashboard_link)
         yield client
 
 
 @contextmanager
 def _local_workers(number: int) -> Iterator[Client]:
+    require_dask()
     import dask
     from distributed import Client, LocalCluster
 
     with (
+        quiet(),
         dask.config.set({"distributed.scheduler.allowed-failures": TRIES - 1}),
         LocalCluster(n_workers=number, threads_per_worker=1, dashboard_address=":0") as own,
         Client(own) as client,
@@ -255,22 +236,9 @@ def _local_workers(number: int) -> Iterator[Client]:
         yield client
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Let Dask say only what is wrong: what becomes of workers and units is said here."""
-    logger = logging.getLogger("distributed")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def cores_of_worker(address: str, cores: int) -> int:
     """Return the processor cores of a worker: N on this machine share them."""
-    number = address.removeprefix(_LOCAL)
-    return max(cores // int(number), 1) if number.isdecimal() else cores
+    return max(cores // (workers_here(address) or 1), 1)
 
 
 @contextmanager
@@ -310,8 +278,8 @@ def _wait_for(task: Task) -> None:
     while not path.exists():
         if time.monotonic() > end:
             raise SaveError(
-                f"a worker has written {path}, which is not seen here",
-                "is the run's folder on a drive that all machines share?",
+                f"a worker has written {path}, but this machine does not see it",
+                "put the run's folder on a drive that all machines share (--run-dir)",
             )
         time.sleep(0.2)
         with suppress(OSError):
@@ -323,16 +291,12 @@ def _killed(error: KilledWorker, limit_s: float | None) -> WorkerError:
     return WorkerError(
         f"all of {error.allowed_failures + 1} workers that computed it have died; the last was "
         f"{error.last_worker.address}",
-        f"the logs of the workers say why: too little memory{limit}",
+        f"see the logs of the workers; likely too little memory{limit}",
     )
 
 
 def _unexpected(error: Exception) -> WorkerError:
     return WorkerError(
-        f"a worker failed: {type(error).__name__}: {_short(error)}",
-        "is the same qpnuclei installed for all workers?",
+        f"a worker failed: {type(error).__name__}: {short_reason(error)}",
+        "check that all workers have the same qpnuclei installed",
     )
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

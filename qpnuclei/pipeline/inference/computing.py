@@ -1,4 +1,4 @@
-"""Who computes the units of a run: this process, one for each device, or a cluster."""
+"""Choose what computes the units of a run: this process, one process per device, or a cluster."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def computing(
                 slides_from=slides_from,
                 limit_s=limits.seconds,
             )
-            # This machine need not have what the workers have.
+            # This machine need not have the device and libraries of the workers.
             yield Computing(on_cluster, engine_on("auto"), f"Dask, {conduct.dask}")
         return
     if len(devices) == 1 and limits == NO_LIMITS:
         engine = engine_on(options.device)
-        # What cannot be loaded is an error before anything is planned.
+        # A model that cannot be loaded is an error before anything is planned.
         execution = " and ".join(dict.fromkeys(engine(m).execution for m in options.models))
         here = partial(compute_here, engine=engine, options=options, slides_from=slides_from)
         yield Computing(here, engine, execution)
@@ -113,7 +113,7 @@ def _refuse_with_dask(device: str, conduct: Conduct) -> None:
     if "," in device:
         raise UsageError(
             f"--device {device} and --dask exclude each other",
-            "begin a worker for each device, with its CUDA_VISIBLE_DEVICES",
+            "start a Dask worker for each device, with its CUDA_VISIBLE_DEVICES",
         )
     if conduct.unit_gib is not None:
         raise UsageError(

@@ -1,7 +1,7 @@
-"""Who computes the units of a run: a function that takes units and yields what became of them.
+"""Executors compute the units of a run: functions that take units and yield their outcomes.
 
-`compute_here` is the one of this process. Others are in `processes` (several devices of this
-machine) and `cluster` (Dask); `computing` chooses.
+`compute_here` computes in this process. Others are in `processes` (several devices of this machine)
+and `cluster` (Dask); `computing` chooses one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A unit to compute, what is needed to do so, and the run's folder that it is for."""
+    """A unit to compute, with all that this needs and the run's folder."""
 
     image: PlannedImage
     layout: Layout
@@ -39,7 +39,7 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What became of a unit: its shard, or an error after so many tries.
+    """The outcome of a unit: its shard, or an error after a number of tries.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class Outcome:
 #: Called as ``progress(image, tiles, nuclei)`` with what was done since the last call.
 Advance = Callable[[PlannedImage, int, int], None]
 
-#: Takes the units in the order in which they are best computed. Yields each once, in any order.
+#: Takes the units in the best order to compute them. Yields each once, in any order.
 Executor = Callable[[Iterable[Task], Advance], Iterator[Outcome]]
 
 
@@ -69,8 +69,8 @@ def compute_here(
 ) -> Iterator[Outcome]:
     """Compute units in this process, image by image.
 
-    All units of an image are one sweep of the network, so that it sees no pixel more often than
-    without units. Where a sweep fails, each of the units that are left is tried alone.
+    The network runs over all units of an image in one sweep, so that units cost no additional
+    pixels. If a sweep fails, the remaining units are tried one by one.
     """
     for _, of_image in groupby(tasks, key=lambda task: task.image.entry):
         of_one = list(of_image)
@@ -114,15 +114,15 @@ def _compute_image(
             if not failed:
                 continue
             if not alone:
-                # Tiles are computed ahead: which unit it was is not known.
+                # Tiles are computed ahead, so the unit that failed is unknown.
                 alone = True
-                _log.debug("%s: %s; the units that are left are tried alone", where, failed[0])
+                _log.debug("%s: %s; the remaining units are tried one by one", where, failed[0])
                 continue
             errors += failed
             if len(errors) == TRIES:
                 yield Outcome(waiting.popleft(), None, failed[0], TRIES)
                 errors.clear()
-    # What is left could not even be begun.
+    # The remaining units could not even be started.
     for task in waiting:
         yield Outcome(task, None, errors[0])
 

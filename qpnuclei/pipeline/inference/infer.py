@@ -1,7 +1,7 @@
 """Nuclei from pixels: an engine finds instances tile by tile, which are measured and stitched.
 
-Tiles are worked on side by side, in threads. What is in memory at any moment is bounded by tiles,
-not by the size of the region.
+Tiles are processed in parallel by threads. Memory is bounded by the size of tiles, not of the
+region.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from qpnuclei.system.timing import Stopwatch
 from qpnuclei.tiling.plan import Box, Tile, TilePlan
 from qpnuclei.tiling.stitch import Stitcher, StitchReport, drop_duplicates
 
-#: Level-0 pixels that are read at once to measure nuclei. More of them are measured in parts.
+#: Level-0 pixels that are read at once to measure nuclei; larger areas are measured in parts.
 _MAX_MEASURED_PX = 2**25
 
-#: After so many tiles, freed memory goes back to the system: less than a hundredth of their time.
+#: Freed memory is returned to the system after this many tiles: less than 1 % of their time.
 _TILES_BETWEEN_TRIMS = 16
 
 
@@ -49,11 +49,11 @@ class TileNuclei:
     ----------
     tile : Tile
     owned : NucleiTable
-        The N nuclei that the tile owns, along the edges of working pixels.
+        The N nuclei that the tile owns; outlines along the edges of working pixels.
     cut : NucleiTable
-        Those that the border of its view cuts, likewise.
+        Nuclei cut by the border of the tile's view, likewise.
     result : NucleiTable
-        What becomes of `owned`, row by row: smooth, measured, in level-0 px.
+        The nuclei of `owned`, row by row: smooth, measured, in level-0 px.
     junctions : (J, 2) int64 ndarray
         Where the outlines of `cut` meet others.
     """
@@ -91,8 +91,8 @@ def find_nuclei(
         measurements in µm, the intensities of each stain in the level-0 pixels that QuPath counts
         to the outlines, and the columns of the engine, which are of its own pixels.
     simplify_um : float
-        Outlines are smooth, and vertices left out that lie within about so many µm; with 0, they
-        run along the edges of working pixels.
+        Outlines are smoothed, and vertices within about this distance of the outline are left out;
+        with 0, outlines run along the edges of working pixels.
     min_area_um2 : float
         Nuclei with a smaller ``Area µm^2`` are left out.
     workers : int
@@ -132,13 +132,14 @@ def measure_tiles(
     workers: int = 1,
     clock: Stopwatch | None = None,
 ) -> Generator[TileNuclei, None, None]:
-    """Yield the nuclei of tiles, measured; what the arguments mean, `find_nuclei` says.
+    """Yield the measured nuclei of tiles; for the arguments see `find_nuclei`.
 
     Parameters
     ----------
     chosen : sequence of int, optional
-        Which tiles of the plan, in their order; all by default. What is found in a tile does not
-        depend on it: only how many pixels the network sees, as neighbours share theirs.
+        Tiles of the plan to measure, in their order; all by default. The result of a tile does not
+        depend on this choice; only the number of pixels that the network sees does, because
+        neighbouring tiles share pixels.
     """
     clock = clock or Stopwatch()
     order = range(len(tiles)) if chosen is None else chosen
@@ -159,7 +160,7 @@ def measure_tiles(
             with clock("measure"):
                 inside = pixels_of_labels(seen.labels, ids[own])
                 if scale.downsample == (1.0, 1.0) and not has_dab(stains):
-                    # An outline holds the pixels that it was made of, smooth or not.
+                    # An outline contains the pixels that it was made of, smooth or not.
                     stained = intensities(seen.rgb, inside, stains)
                 else:
                     stained = _intensities_at_level_0(result, pixels, stains)
@@ -194,14 +195,14 @@ def join_tiles(
     min_area_um2: float = 0.0,
     clock: Stopwatch | None = None,
 ) -> StitchReport:
-    """Put together what all tiles of a plan found; what the arguments mean, `find_nuclei` says.
+    """Join the nuclei of all tiles of a plan; for the arguments see `find_nuclei`.
 
     Parameters
     ----------
     measured : iterable of TileNuclei
-        Of every tile once, in any order: the result is in that of the plan.
+        Every tile once, in any order; the result is in the order of the plan.
     engine : callable
-        Gives the engine, which is asked for only if a nucleus was joined: no tile saw it whole.
+        Returns the engine; called only if a nucleus was joined, which no tile saw whole.
     """
     clock = clock or Stopwatch()
     stitcher = Stitcher(tiles)
@@ -267,7 +268,7 @@ def _finished(
     image_size: tuple[int, int],
     simplify_um: float,
 ) -> NucleiTable:
-    """Return outlines along the edges of working pixels as they are shown: smooth, at level 0."""
+    """Return outlines along the edges of working pixels in their final form: smooth, at level 0."""
     downsample = np.asarray(scale.downsample)
     if simplify_um > 0:
         image = (0.0, 0.0, *(image_size / downsample))
@@ -300,7 +301,7 @@ def intensities(rgb: RGB, regions: Pixels, stains: Stains) -> Measurements:
 def _intensities_at_level_0(
     nuclei: NucleiTable, pixels: PixelSource, stains: Stains
 ) -> Measurements:
-    """Measure the stains under outlines in level-0 px, in what the slide has there."""
+    """Measure the stains within outlines in level-0 px, in the slide's own pixels."""
 
     def measure(rows: npt.NDArray[np.int64], rgb: RGB, origin: tuple[int, int]) -> Measurements:
         some = nuclei.take(rows).polygons()

@@ -1,4 +1,4 @@
-"""From the units of an image to all of its nuclei: seams, comparison with the stain, cells."""
+"""Join the units of an image: seams, comparison with the stain, cells."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def join_image(
     options: RunOptions,
     slides_from: Path | None = None,
 ) -> None:
-    """Put the units of an image together, and write all of its nuclei into the folder.
+    """Join the units of an image, and write all of its nuclei into the folder.
 
     Parameters
     ----------
     engine : callable
-        Gives the engine; asked for only if no tile saw some nucleus whole.
+        Returns the engine; called only if a nucleus was seen whole by no tile.
 
     Raises
     ------

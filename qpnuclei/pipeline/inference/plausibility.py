@@ -1,10 +1,9 @@
-"""Doubt: whether what a run found agrees with what the stain shows.
+"""Plausibility: whether the nuclei that a run found agree with the stain.
 
-A wrong pixel size, a stain the model never saw, an unsharp scan or an unfit model end no run: it
-finds little, and says nothing. So some small fields of every region are looked at without the
-model. What haematoxylin shows there is compared with the nuclei: not to correct them, but to say
-so where the two contradict each other. ``docs/plausibility.md`` has the rules and where their
-limits come from.
+With a wrong pixel size, an unknown stain, an unsharp scan or an unsuitable model, a run finds few
+nuclei without an error. So dark objects in the haematoxylin of some small fields of every region
+are counted without the model and compared with the nuclei: not to correct them, but to report a
+contradiction. ``docs/plausibility.md`` explains the rules and the origin of their limits.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.slide import PixelSource
 from qpnuclei.slides.stains import Stains, estimate_macenko, separate
 
-#: Side of a field, and at which resolution it is looked at.
+#: Side of a field, and the resolution at which it is read.
 FIELD_UM, FIELD_MPP = 128.0, 0.5
-#: How much of a region the fields cover, and how many there are: the time of a run must not change.
+#: Share of a region that fields cover, and their number: few enough not to slow a run.
 _SHARE, _LEAST_OF_REGION, _MOST_OF_REGION, _MOST_OF_IMAGE = 0.1, 4, 16, 192
 #: Pixels from which stain vectors are estimated, at most.
 _STAIN_PIXELS = 200_000
@@ -66,7 +65,7 @@ Points = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Field:
-    """A small part of a region that is looked at: `box` is x0, y0, x1, y1 in level-0 px."""
+    """A small part of a region that is examined: `box` is x0, y0, x1, y1 in level-0 px."""
 
     region: int
     box: tuple[float, float, float, float]
@@ -79,7 +78,7 @@ class Appearance:
     Parameters
     ----------
     contrast : float
-        How much optical density of haematoxylin the objects have more than the rest.
+        Optical density of haematoxylin of the objects minus that of the rest.
     object_um2 : float
         Median area of the haematoxylin objects in µm²; NaN without any.
     sharpness : float
@@ -99,7 +98,7 @@ class Appearance:
     @property
     def stain_degrees(self) -> tuple[float, float]:
         """Angles of haematoxylin and eosin to those of the training images."""
-        if len(self.stains.vectors) != 2:  # QuPath's default vectors: nothing could be estimated
+        if len(self.stains.vectors) != 2:  # QuPath's default vectors: none could be estimated
             return 0.0, 0.0
         vectors = np.array(self.stains.vectors)
         cosine = np.sum(_unit(vectors) * _unit(_TRAINED_ON), axis=1)
@@ -118,7 +117,7 @@ class Finding:
     nuclei : int
         Nuclei in its fields.
     areas_um2, certainties : (N,) ndarray
-        Of all its nuclei; NaN where one has no such value.
+        Of all its nuclei; NaN without a value.
     """
 
     objects: int
@@ -129,7 +128,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """What is doubtful: a line for the image and for each of its R regions, empty if nothing is.
+    """What is doubtful: a line for the image and each of its R regions, empty if nothing is.
 
     Without arguments nothing was compared.
     """
@@ -219,7 +218,7 @@ def check(
 def choose_fields(regions: Sequence[Region], mpp: tuple[float, float]) -> list[Field]:
     """Spread fields over regions: at least one in each, unless there are very many.
 
-    Where nothing else decides, the choice is the same every time.
+    The choice is the same every time.
     """
     side = np.array([FIELD_UM / mpp[0], FIELD_UM / mpp[1]])
     places: list[npt.NDArray[np.float64]] = []
@@ -235,7 +234,7 @@ def choose_fields(regions: Sequence[Region], mpp: tuple[float, float]) -> list[F
         share = math.ceil(_SHARE * region.geometry.area / side.prod())
         places.append(centres)
         wanted.append(min(max(share, _LEAST_OF_REGION), _MOST_OF_REGION, len(centres)))
-    # Where they are too many, each region keeps one and they share what is left.
+    # If they are too many, each region keeps one, and the rest is shared among them.
     left = max(_MOST_OF_IMAGE - len(regions), 0)
     beyond_one = max(sum(wanted) - len(regions), 1)
     fields: list[Field] = []
@@ -255,7 +254,7 @@ def read_field(pixels: PixelSource, field: Field, mpp: tuple[float, float]) -> R
 
 
 def look_at(images: Sequence[RGB]) -> tuple[Appearance, list[Points]]:
-    """Find the haematoxylin objects of fields of one slide, without any model.
+    """Find the haematoxylin objects in fields of one slide, without a model.
 
     Haematoxylin is what colour deconvolution by the fields' own vectors (Macenko) says, smoothed by
     0.5 µm; an object is a connected part above Otsu's threshold of all the fields.
@@ -325,7 +324,7 @@ def _otsu(values: npt.NDArray[np.float32]) -> float:
 
 
 def doubt(found: Finding, appearance: Appearance, mpp: tuple[float, float]) -> str:
-    """Say in one line what contradicts the stain, and the likely cause; empty if nothing does."""
+    """Say in one line what contradicts the stain, and the likely cause; empty if nothing."""
     said = []
     if found.objects >= MIN_SAMPLE and found.nuclei < MIN_NUCLEI_PER_OBJECT * found.objects:
         said.append(
@@ -362,7 +361,7 @@ def doubt(found: Finding, appearance: Appearance, mpp: tuple[float, float]) -> s
 
 
 def _likely_causes(appearance: Appearance, mpp: tuple[float, float]) -> str:
-    """Say what is unusual about how the stain looks; if nothing is, the model does not suit."""
+    """Say what is unusual about the stain; if nothing is, the model does not suit the tissue."""
     causes = []
     low, high = _OBJECT_UM2
     if math.isfinite(appearance.object_um2) and not low <= appearance.object_um2 <= high:
@@ -385,7 +384,7 @@ def _size(mpp: tuple[float, float]) -> str:
 
 
 def _held(region: Region, points: Points) -> int:
-    """Return how many of (N, 2) points are in a region."""
+    """Return how many of N points are in a region."""
     return len(rows_inside([region], points)[0])
 
 

@@ -196,7 +196,7 @@ class _Worker:
         self._failed_starts += 1
         if self._failed_starts == TRIES:
             raise WorkerError(
-                f"no process for the device {self._options.device} can be begun: {error.what}",
+                f"cannot start a process for the device {self._options.device}: {error.what}",
                 self._ended.hint
                 if self._ended
                 else "a script that calls qpnuclei needs: if __name__ == '__main__':",
@@ -255,8 +255,9 @@ def _death(device: str, code: int | None) -> WorkerError:
     if code is not None and code < 0:
         ended = f"signal {-code}"
     return WorkerError(
-        f"the process on {device} has ended by itself ({ended})",
-        "where memory is short, the system ends it: use fewer --workers, or a smaller --tile",
+        f"the process on {device} ended unexpectedly ({ended})",
+        "the system may have stopped it for lack of memory: use fewer --workers or a smaller "
+        "--tile",
     )
 
 

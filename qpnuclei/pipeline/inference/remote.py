@@ -162,7 +162,7 @@ def engine_of(model: str, options: EngineOptions) -> Engine:
 def _computed(order: Order) -> Delivery:
     if order.version != __version__:
         raise UsageError(
-            f"a worker has qpnuclei {__version__}, and the run is one of {order.version}",
+            f"a worker has qpnuclei {__version__}, but the run was started with {order.version}",
             "install the same version everywhere",
         )
     options = replace(order.options, workers=min(order.options.workers, available_cores()))

@@ -1,7 +1,7 @@
-"""What units of work find, in files: Parquet that says what it is of, and proves to be whole.
+"""Files with the nuclei of units: Parquet with a key and a digest.
 
-A file has the key of what it was computed from in its metadata, and a digest of its content. It is
-read only if both are right.
+The metadata of a file holds the key of its inputs and a digest of its content. It is read only if
+both are right.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.errors import FormatError
+from qpnuclei.nuclei import arrow_arrays
 from qpnuclei.nuclei.store import from_arrow, to_arrow
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.pipeline.inference.infer import TileNuclei
 from qpnuclei.system.files import atomic_file
+from qpnuclei.system.sequences import MadeOnDemand
 from qpnuclei.tiling.plan import TilePlan
 
 if TYPE_CHECKING:
@@ -38,18 +40,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class About:
-    """What a file is of.
+    """The origin of a file.
 
     Parameters
     ----------
     key : str
-        Of all that its content depends on.
+        Hash of all that its content depends on.
     device : str
-        Where and how the network ran.
+        Device and number format of the network.
     seconds, waited : mapping of str to float
-        Time that each stage worked, and had nothing to do.
+        Working and waiting time of each stage.
     counts : mapping of str to int
-        Of what was found at the seams.
+        Counts at the seams of tiles.
     checks : sequence of str
         The lines of what is doubtful, `qpnuclei.pipeline.inference.plausibility.Check`.
     """
@@ -86,15 +88,19 @@ def pack_unit(tiles: Sequence[TileNuclei], about: About) -> bytes:
     numbers = [of_tile.tile.index for of_tile in tiles]
     table = pa.table(
         {
-            "tile": np.concatenate(
-                [
-                    np.repeat(numbers, [len(of_tile.owned) for of_tile in tiles]),
-                    np.repeat(numbers, [len(of_tile.cut) for of_tile in tiles]),
-                ]
-            ).astype(np.int32),
-            "cut": np.arange(len(owned) + len(cut)) >= len(owned),
+            "tile": arrow_arrays.from_numbers(
+                np.concatenate(
+                    [
+                        np.repeat(numbers, [len(of_tile.owned) for of_tile in tiles]),
+                        np.repeat(numbers, [len(of_tile.cut) for of_tile in tiles]),
+                    ]
+                ).astype(np.int32)
+            ),
+            "cut": arrow_arrays.from_flags(np.arange(len(owned) + len(cut)) >= len(owned)),
             "pixel_outlines": to_arrow(concatenate([owned, cut]))["outline"],
-            "junctions": pa.array(junctions, pa.binary()),
+            "junctions": arrow_arrays.from_spans(
+                b"".join(junctions), np.cumsum([0, *map(len, junctions)])
+            ),
             **dict(_columns(to_arrow(results))),
         }
     )
@@ -113,14 +119,14 @@ def read_unit(
     Raises
     ------
     FormatError
-        If the file is missing, damaged or of something else.
+        If the file is missing, damaged or does not belong to this plan.
     """
 
     def read(file: ParquetFile, digests: list[str]) -> list[TileNuclei]:
         table = file.read(use_threads=False)
         _check(table, digests, 0)
         results = from_arrow(table.drop_columns(list(_COLUMNS_OF_TILES)))
-        tile, cut = (table[name].to_numpy() for name in ("tile", "cut"))
+        tile, cut = arrow_arrays.to_numbers(table["tile"]), arrow_arrays.to_flags(table["cut"])
         pixel_outlines = _rings(table["pixel_outlines"].combine_chunks())
         junctions = table["junctions"]
         if not set(np.unique(tile).tolist()) <= set(indices):
@@ -174,13 +180,13 @@ def write_image(path: Path, tables: Sequence[NucleiTable], about: About) -> None
         writer.add_key_value_metadata({_ABOUT: told})
 
 
-class ImageNuclei(Sequence[NucleiTable]):
-    """The nuclei of an image in a file of `write_image`: tables that are read when asked for.
+class ImageNuclei(MadeOnDemand[NucleiTable]):
+    """The nuclei of an image in a file of `write_image`: tables that are read on demand.
 
     Raises
     ------
     FormatError
-        Also when a table is asked for: if it is missing, damaged or of something else.
+        Also when a table is requested: if the file is missing, damaged or of another plan.
     """
 
     def __init__(self, path: Path, key: str) -> None:
@@ -188,23 +194,15 @@ class ImageNuclei(Sequence[NucleiTable]):
         self._groups, self.about = _opened(path, key, lambda file, *_: int(file.num_row_groups))
 
     def __len__(self) -> int:
-        # Of none there is one table without rows, which has all columns.
+        # An image without nuclei has one table without rows but with all columns.
         return max(self._groups, 1)
 
-    @overload
-    def __getitem__(self, index: int) -> NucleiTable: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[NucleiTable]: ...
-    def __getitem__(self, index: int | slice) -> NucleiTable | list[NucleiTable]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        row_group = range(len(self))[index]
-
+    def _item(self, index: int) -> NucleiTable:
         def read(file: ParquetFile, digests: list[str]) -> NucleiTable:
             if file.num_row_groups == 0:
                 return from_arrow(file.schema_arrow.empty_table())
-            table = file.read_row_group(row_group, use_threads=False)
-            _check(table, digests, row_group)
+            table = file.read_row_group(index, use_threads=False)
+            _check(table, digests, index)
             return from_arrow(table)
 
         return _opened(self._path, self._key, read)[0]
@@ -215,17 +213,19 @@ def _opened(path: Path, key: str, read: Callable[[ParquetFile, list[str]], T]) -
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    hint = "delete it and run infer again, which computes it anew"
+    hint = "delete it and run infer again"
     try:
         with pq.ParquetFile(path) as file:
             told = json.loads((file.metadata.metadata or {}).get(_ABOUT, b"{}"))
             if told.get("key") != key:
-                raise FormatError(f"{path} is of something else than this plan wants there", hint)
+                raise FormatError(f"{path} does not belong to this plan", hint)
             digests = [str(digest) for digest in told.pop("digests")]
             about = About(**told)
             return read(file, digests), about
     except FileNotFoundError as error:
-        raise FormatError(f"{path} is missing", "run infer again, or copy it there") from error
+        raise FormatError(
+            f"{path} is missing", "run infer again, or copy it from where it was computed"
+        ) from error
     except (
         pa.ArrowException,
         OSError,
@@ -248,7 +248,7 @@ def _short(error: BaseException) -> str:
 
 def _check(table: pa.Table, digests: list[str], number: int) -> None:
     if _digest(table) != digests[number]:
-        raise ValueError("its content is not what was written")
+        raise ValueError("its content has changed since it was written")
 
 
 def _columns(table: pa.Table) -> Iterator[tuple[str, Any]]:
@@ -256,7 +256,7 @@ def _columns(table: pa.Table) -> Iterator[tuple[str, Any]]:
 
 
 def _digest(table: pa.Table) -> str:
-    """Return a digest of all values, whatever pages and buffers they are in."""
+    """Return a digest of all values, independent of pages and buffers."""
     import pyarrow as pa
 
     digest = blake2b(digest_size=16)
@@ -264,14 +264,17 @@ def _digest(table: pa.Table) -> str:
         values = column.combine_chunks()
         digest.update(f"{name}:{len(values)}:{values.null_count};".encode())
         if pa.types.is_list(values.type):
-            digest.update(np.diff(values.offsets.to_numpy()).astype("<i4").tobytes())
-            values = values.flatten()
+            ends = arrow_arrays.to_numbers(values.offsets)
+            digest.update(np.diff(ends).astype("<i4").tobytes())
+            values = values.values[ends[0] : ends[-1]]
         if pa.types.is_binary(values.type):
             ends = _ends(values)
             digest.update(np.diff(ends).astype("<i4").tobytes())
             digest.update(memoryview(values.buffers()[2] or b"")[ends[0] : ends[-1]])
+        elif pa.types.is_boolean(values.type):
+            digest.update(arrow_arrays.to_flags(values).tobytes())
         else:
-            digest.update(np.ascontiguousarray(values.to_numpy(zero_copy_only=False)).tobytes())
+            digest.update(arrow_arrays.to_numbers(values).tobytes())
     return digest.hexdigest()
 
 

@@ -40,7 +40,7 @@ NO_LIMITS = Limits()
 
 @dataclass(frozen=True)
 class Conduct:
-    """How a run goes on; what it finds does not depend on it.
+    """How a run proceeds; its results do not depend on it.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class Conduct:
     fail_fast : bool
         End at the first error, instead of continuing with the other images.
     stop : callable
-        Asked after each unit whether the run should end.
+        Called after each unit; returns whether the run should end.
     dask : str, optional
         Compute on a cluster; see `qpnuclei.pipeline.inference.cluster.cluster_of`.
     unit_minutes : float, optional
@@ -81,16 +81,16 @@ class Conduct:
         )
 
     def check_stop(self) -> None:
-        """End the run if that is asked for.
+        """End the run if `stop` says so.
 
         Raises
         ------
         TerminatedError
-            If it is.
+            If it does.
         """
         if self.stop():
             raise TerminatedError(
-                "terminated: what is finished is kept", "the same command goes on from here"
+                "terminated: finished work is kept", "run the same command again to continue"
             )
 
 
@@ -108,7 +108,7 @@ def infer_images(
     slides_from: Path | None = None,
     progress: Progress,
 ) -> Iterator[tuple[PlannedImage, Layout]]:
-    """Compute the units that are not there yet; yield images as soon as all theirs are."""
+    """Compute the missing units; yield each image as soon as all its units are there."""
     plan.check_models(options)
     if conduct.retry_failed:
         folder.forget_failures()
@@ -185,7 +185,7 @@ def infer_images(
             try:
                 return join_image(folder, image, layout, seeing, options, slides_from)
             except DamagedUnitError as error:
-                _log.warning("%s; it is computed anew", error.what)
+                _log.warning("%s; it is computed again", error.what)
                 folder.shard(image, error.unit.name).unlink(missing_ok=True)
                 again = [Task(image, layout, error.unit, folder)]
                 for outcome in executor(again, lambda image, tiles, nuclei: None):
@@ -215,7 +215,7 @@ def infer_images(
 
 
 def _is_joined(folder: RunFolder, image: PlannedImage, layout: Layout) -> bool:
-    """Return whether an image was put together before; where the file is damaged, remove it."""
+    """Return whether all units of an image are joined; remove the file if it is damaged."""
     path = folder.shard(image, layout.name)
     if not path.exists():
         return False
@@ -224,14 +224,14 @@ def _is_joined(folder: RunFolder, image: PlannedImage, layout: Layout) -> bool:
         for number in range(len(nuclei)):
             nuclei[number]
     except FormatError as error:
-        _log.warning("%s; it is put together anew", error.what)
+        _log.warning("%s; it is joined again from its units", error.what)
         path.unlink(missing_ok=True)
         return False
     return True
 
 
 def _failed(errors: Sequence[QpnucleiError], layout: Layout) -> QpnucleiError:
-    """Return the first of an image's errors, and say how many units there are of the kind."""
+    """Return the first error of an image, and add how many of its units failed."""
     first = errors[0]
     if len(layout.units) == 1 or len(errors) == 1:
         return first
@@ -255,5 +255,5 @@ def check_complete(
     paths = folder.shard(image, missing[0].name)
     raise FormatError(
         f"{len(missing)} of {len(layout.units)} shards are missing, the first is {paths}",
-        "compute them with qpnuclei infer, or copy them there",
+        "compute them with qpnuclei infer, or copy them from where they were computed",
     )

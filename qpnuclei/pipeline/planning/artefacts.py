@@ -1,4 +1,4 @@
-"""Mark pen, folds and blur as annotations that can be edited in QuPath, and left out of a run."""
+"""Mark pen, folds and blur as annotations that QuPath can edit and runs leave out."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _log = logging.getLogger(__name__)
 #: Packed ARGB: QuPath's own colour of that class.
 _IGNORE_COLOR = -4934476
 
-#: What the annotations are called.
+#: Names of the annotations.
 _NAMES = {"pen": "Pen", "fold": "Fold", "blur": "Out of focus"}
 
-#: What is found is no news if this share of it lies in an annotation that someone drew or changed.
+#: An artefact is not added if this share of it lies in an annotation that someone drew or changed.
 _KNOWN_SHARE = 0.5
 
 
@@ -50,8 +50,8 @@ class Marked:
     area_mm2 : dict of str to float
         Area of ``pen``, ``fold`` and ``blur`` in mm².
     added, removed, kept : int
-        Annotations that are new; those of an earlier time that were not found again; and those
-        that were there already, or were changed by hand and stay as they are.
+        New annotations; earlier ones that were not found again; and those that were already there
+        or were changed by hand and stay as they are.
     """
 
     area_mm2: dict[str, float] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Marked:
 
 @dataclass(frozen=True)
 class Marks:
-    """The artefacts of an image, as annotations that it has not yet, and what they replace.
+    """The artefacts of an image: annotations to add, and those they replace.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class Marks:
     new : sequence of (UUID, str, Polygon)
         Annotations to add: UUID, name and outline in level-0 px.
     outdated : frozenset of UUID
-        Annotations that were made here earlier, and are not found any more.
+        Annotations of an earlier search that were not found again.
     kept : int
         As in `Marked`.
     """
@@ -100,7 +100,7 @@ def find_marks(entry: ImageEntry, objects: ImageObjects, slide: Slide, asked: As
     objects : ImageObjects
         Of the image.
     slide : Slide
-        Of the image; it is read as a whole, with 1 µm/px.
+        Slide of the image; it is read as a whole, at 1 µm/px.
     asked : AskedMpp
         What the user says about pixel sizes.
 
@@ -120,7 +120,7 @@ def find_marks(entry: ImageEntry, objects: ImageObjects, slide: Slide, asked: As
             if a.is_area and a.class_name == IGNORE_CLASS and a.id not in ours
         ]
     )
-    # Whole coordinates survive whatever QuPath rounds.
+    # Whole coordinates do not change when QuPath rounds them.
     wanted = {
         _id(piece, _NAMES[kind], entry): (_NAMES[kind], piece)
         for kind, area in found.items()
@@ -141,8 +141,8 @@ def mark_artefacts(
 ) -> Marked:
     """Find the artefacts of an image, and add an annotation of class ``Ignore*`` for each.
 
-    Done again, it replaces the annotations that it made. Those that were changed by hand are
-    theirs who changed them: they stay, and nothing is added where they are.
+    A repeated call replaces the annotations of the earlier one. Annotations that were changed by
+    hand stay, and nothing is added in their place.
 
     Parameters
     ----------
@@ -171,9 +171,9 @@ def mark_artefacts(
 
 
 def report_marks(entry: ImageEntry, area_mm2: Mapping[str, float]) -> None:
-    """Say how large the artefacts of an image are."""
+    """Log the areas of an image's artefacts."""
     areas = ", ".join(f"{kind} {area:.3f} mm²" for kind, area in area_mm2.items())
-    _log.info("image %s: looked at with 1 µm/px for artefacts: %s", entry.name, areas)
+    _log.info("image %s: searched for artefacts at 1 µm/px: %s", entry.name, areas)
 
 
 def _pieces(area: shapely.Geometry) -> Sequence[shapely.Polygon]:
@@ -181,7 +181,7 @@ def _pieces(area: shapely.Geometry) -> Sequence[shapely.Polygon]:
 
 
 def _id(outline: shapely.Geometry, name: str | None, entry: ImageEntry) -> UUID:
-    """Return the UUID of an annotation that was made here: a hash of all that matters of it."""
+    """Return the UUID of an annotation made here: a hash of image, name and outline."""
     seed = f"{entry.id}/{entry.name}/{name}/".encode() + shapely.to_wkb(shapely.normalize(outline))
     return made_id(blake2b(seed, digest_size=10).digest())
 

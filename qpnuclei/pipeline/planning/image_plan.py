@@ -51,11 +51,11 @@ class ImagePlan:
     ----------
     entry : ImageEntry
     model : str
-        Of ``RunOptions.models``, that finds its nuclei.
+        The one of ``RunOptions.models`` that finds its nuclei.
     fingerprint : str
-        Says in which state the image's data was when it was planned.
+        Identifies the state of the image's data when it was planned.
     taken : frozenset of UUID
-        Of all detections that the image holds before the run.
+        UUIDs of all detections in the image before the run.
     scale : Scale
         Pixel size, and the grid that the network sees.
     mpp_source : str
@@ -68,13 +68,13 @@ class ImagePlan:
     tiles : TilePlan
         On the grid that the network sees.
     record : Record
-        What earlier runs noted of the image.
+        Record of earlier runs in the image.
     tissue : Annotation or None
-        The region's annotation where the run makes it, and does not only find it.
+        The annotation of the tissue, if the run makes a new one.
     outdated : frozenset of UUID
         Annotations of tissue that earlier runs made, which the run removes.
     marker : str
-        What the run leaves in the image to be known by.
+        Identifies the run in the image's record.
     locked : Locked
         Those of `existing` that stay, because a user has locked them.
     """
@@ -119,12 +119,12 @@ class NothingToDo(Exception):  # noqa: N818 - no error
 def plan_images(
     entries: Sequence[ImageEntry], options: RunOptions
 ) -> tuple[list[ImagePlan], list[tuple[ImageEntry, QpnucleiError]]]:
-    """Return what `qpnuclei.pipeline.run.analyse_project` would do with images, changing nothing.
+    """Return what `qpnuclei.pipeline.run.analyse_project` would do with images; change nothing.
 
     Returns
     -------
     (list of ImagePlan, list of (ImageEntry, QpnucleiError))
-        The plans, and the images that would fail, with the reason.
+        The plans, and the images that would fail with their errors.
 
     Raises
     ------
@@ -174,14 +174,14 @@ def plan_image(
     Parameters
     ----------
     specs : mapping of str to EngineSpec
-        Of ``options.models``; the pixel size of the image chooses one.
+        Specifications of ``options.models``; the pixel size of the image decides which is used.
     objects : ImageObjects, optional
-        Of the image, where they have just been read.
+        Objects of the image, if they have just been read.
 
     Raises
     ------
     NothingToDo
-        If none of its annotations is chosen, encloses an area in the image and is still to do.
+        If no chosen annotation encloses an area in the image and is still to be analysed.
     MppError
         If its pixel size is missing or absurd.
     UsageError
@@ -224,7 +224,7 @@ def plan_image(
     if options.on_existing == "error" and any(existing):
         name = next(r.label for r, ids in zip(regions, existing, strict=True) if ids)
         raise UsageError(
-            f"qpnuclei has written detections into {name} of image {entry.name!r} before",
+            f"qpnuclei has already written detections into {name} of image {entry.name!r}",
             "choose --on-existing replace, append or skip",
         )
     if options.on_existing == "skip":
@@ -274,11 +274,11 @@ def plan_image(
 def _annotated(
     region: Region, earlier: list[Annotation], objects: ImageObjects, entry: ImageEntry
 ) -> tuple[list[Region], Annotation | None]:
-    """Return the tissue as the region of an annotation, and that annotation if it is a new one.
+    """Return the tissue as the region of an annotation, and the annotation if it is new.
 
     One that an earlier run made of the same tissue is taken again, and from `earlier`.
     """
-    # Two decimals are what QuPath keeps of areas, too.
+    # QuPath also stores outlines of areas with two decimals.
     geometry = polygonal(shapely.set_precision(region.geometry, 0.01))
     for annotation in earlier:
         if same_outline(annotation.geometry, geometry):

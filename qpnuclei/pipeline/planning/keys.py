@@ -1,4 +1,4 @@
-"""Hashes of what results depend on: they decide whether a stored result may be used again."""
+"""Hashes of the inputs of results: they decide whether a stored result may be used again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NOT_OF_REQUEST = frozenset({"device", "batch_size", "workers", "force", "run_di
 
 
 def request_of(options: RunOptions) -> str:
-    """Return a hash of what a run is asked for. A run that continues it has the same hash."""
+    """Return a hash of the request of a run. A run that continues it has the same hash."""
     content = options.to_json()
     return hash_of({name: content[name] for name in content if name not in _NOT_OF_REQUEST})
 

@@ -17,7 +17,7 @@ from qpnuclei.tiling.plan import Tile, TilePlan
 #: 4.7 % more pixels than in one sweep over a large slide; with 4 it would be 6 %.
 UNIT_SIDE = 5
 
-#: How the names of files begin that hold all nuclei of an image; those of units are numbers.
+#: Prefix of the files with all nuclei of an image; the names of units are numbers.
 JOINED = "image-"
 
 #: Options that change neither the outlines nor the measurements of a nucleus. What is not named
@@ -28,7 +28,7 @@ _NOT_OF_UNITS = frozenset(
         *("mpp", "mpp_only_missing", "mpp_by_image"),
         *("tissue_annotation", "class_name", "on_existing", "force", "positive_thresholds"),
         *("tile_px", "max_nucleus_um"),  # the tiles themselves are part of it
-        # What is too small is left out, and cells are made, when units are put together.
+        # Small nuclei are left out and cells are added when units are joined.
         *("min_area_um2", "cell_expansion_um"),
         *("geojson_dir", "parquet_dir", "run_dir"),
     }
@@ -79,7 +79,7 @@ def layout_of(image: PlannedImage, spec: EngineSpec, options: RunOptions) -> Lay
     layout = divide(image.tile_plan(spec, options), image, spec, options)
     if tuple(unit.name for unit in layout.units) != image.units:
         raise FormatError(
-            "the plan contradicts itself, or is of another version", "plan the run again"
+            "the plan is damaged, or was made by another version", "plan the run again"
         )
     return layout
 

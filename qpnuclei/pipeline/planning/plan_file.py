@@ -1,6 +1,6 @@
 """The content of ``plan.json``.
 
-To compute a run, this file, the slides and the model are enough: no project and no Java is needed.
+This file, the slides and the model are enough to compute a run, without project and Java.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from qpnuclei.slides.stains import Stains
 from qpnuclei.system.files import read_regular
 from qpnuclei.tiling.plan import TilePlan
 
-#: Of ``plan.json`` and the shards: another one is not read.
+#: Version of ``plan.json`` and the shards: no other is read.
 FORMAT = 1
 
 
@@ -87,8 +87,8 @@ class PlannedImage(Part):
 
     @property
     def marker(self) -> str:
-        """What the project says of an image that this plan's nuclei were written into."""
-        # The size and time of the file are no part: they may be others in a copy of it.
+        """The mark in the project of an image into which this plan's nuclei were written."""
+        # File size and time are left out: a copy may have others.
         return hash_of([self.inputs, self.units, self.data.rpartition("-")[2]])
 
     def areas(self) -> list[Region]:
@@ -104,7 +104,7 @@ class PlannedImage(Part):
         except shapely.errors.ShapelyError as error:
             raise FormatError("a region of the plan is damaged", "plan the run again") from error
         if not all(_is_area(region.geometry) for region in regions):
-            raise FormatError("a region of the plan is no area", "plan the run again")
+            raise FormatError("a region of the plan is not an area", "plan the run again")
         return regions
 
     def tile_plan(self, spec: EngineSpec, options: RunOptions) -> TilePlan:
@@ -162,7 +162,7 @@ class RunPlan(Part):
         NotFoundError
             If it is not there.
         FormatError
-            If it is no plan, or one of another version.
+            If it is not a plan, or was made by another version.
         """
         try:
             text = read_regular(path)
@@ -176,11 +176,11 @@ class RunPlan(Part):
             content = json.loads(text)
             made_by = content["qpnuclei"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise FormatError(f"{path} is no plan of a run", "plan the run again") from error
+            raise FormatError(f"{path} is not the plan of a run", "plan the run again") from error
         if made_by != __version__ or content.get("format") != FORMAT:
             raise FormatError(
-                f"{path} was made by another version of qpnuclei than {__version__}",
-                "plan the run again, or use the version that it names",
+                f"{path} was made by another version of qpnuclei, not by {__version__}",
+                "plan the run again, or use the version named in the file",
             )
         try:
             return cls.model_validate(content)
@@ -188,7 +188,7 @@ class RunPlan(Part):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise FormatError(
-                f"{path} is no plan of a run: {where}: {first['msg']}", "plan the run again"
+                f"{path} is not the plan of a run: {where}: {first['msg']}", "plan the run again"
             ) from error
 
     def options(self) -> RunOptions:
@@ -202,7 +202,9 @@ class RunPlan(Part):
         try:
             return TypeAdapter(RunOptions).validate_python(self.arguments)
         except ValidationError as error:
-            raise FormatError(f"the plan of {self.project} has no arguments of a run") from error
+            raise FormatError(
+                f"the plan of {self.project} has no valid run options", "plan the run again"
+            ) from error
 
     def spec(self, image: PlannedImage) -> EngineSpec:
         """Return what was known of the model of an image.
@@ -224,7 +226,9 @@ class RunPlan(Part):
         try:
             return TypeAdapter(EngineSpec).validate_python(self.engines[model])
         except (KeyError, ValidationError) as error:
-            raise FormatError(f"the plan of {self.project} does not describe its model") from error
+            raise FormatError(
+                f"the plan of {self.project} does not describe its model", "plan the run again"
+            ) from error
 
     def check_models(self, options: RunOptions) -> None:
         """Refuse models other than those of the plan.
@@ -245,7 +249,7 @@ class RunPlan(Part):
 
 
 def check_same_model(spec: EngineSpec, planned: EngineSpec) -> None:
-    """Refuse a model that is another than the one that was planned for.
+    """Refuse a model other than the planned one.
 
     Raises
     ------
@@ -254,9 +258,9 @@ def check_same_model(spec: EngineSpec, planned: EngineSpec) -> None:
     """
     if (spec.sha256, spec.mpp, spec.stride) != (planned.sha256, planned.mpp, planned.stride):
         raise ModelError(
-            f"the model {spec.name} here ({spec.sha256[:12] or 'no hash'}) is another than the one "
-            f"that was planned for ({planned.sha256[:12]})",
-            "give that model with --model, or plan the run again",
+            f"the model {spec.name} (SHA-256 {spec.sha256[:12] or 'unknown'}) is not the one that "
+            f"was planned ({planned.sha256[:12]})",
+            "give the planned model with --model, or plan the run again",
         )
 
 

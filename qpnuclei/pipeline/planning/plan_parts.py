@@ -26,7 +26,7 @@ def as_file_name(name: str) -> str:
 
 def _plain_name(name: str) -> str:
     if not name.strip(". ") or _NOT_IN_NAMES.search(name):
-        raise ValueError(f"{name!r} is no name of a file")
+        raise ValueError(f"{name!r} is not a file name")
     return name
 
 
@@ -73,7 +73,7 @@ class PlannedSlide(Part):
         NotFoundError
             If it is not there.
         SlideError
-            If it is another slide than the one that was planned, or cannot be read.
+            If it is not the slide that was planned, or cannot be read.
         """
         path = Path(self.path)
         if elsewhere is not None:
@@ -88,9 +88,7 @@ class PlannedSlide(Part):
                 f"the slide {path} is not here", "name the folder it is in with --slides-from"
             )
         if slide_fingerprint(path) != self.fingerprint:
-            raise SlideError(
-                f"{path} is another slide than the one that was planned", "plan the run again"
-            )
+            raise SlideError(f"{path} is not the slide that was planned", "plan the run again")
         return open_slide(
             path,
             crop_to_bounds=self.crop_to_bounds,

@@ -1,4 +1,4 @@
-"""The tiles of a region: what planning needs, without what computes in them."""
+"""The tiles of a region."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def plan_tiles(
 ) -> TilePlan:
     """Cover a region with tiles on the working grid.
 
-    Tiles overlap by the largest nucleus and what can change its outline. What the engine looks at
-    beyond that it reads in addition.
+    Tiles overlap by the diameter of the largest nucleus plus the distance that can change its
+    outline. The engine additionally reads the context that its network needs.
 
     Parameters
     ----------

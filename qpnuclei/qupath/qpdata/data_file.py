@@ -60,8 +60,10 @@ from qpnuclei.qupath.qpdata.records import Packed, RecordPacker
 from qpnuclei.qupath.qpdata.rois import Plane
 from qpnuclei.qupath.qpdata.stains import parse_stains, stains_node
 from qpnuclei.slides.stains import Stains
+from qpnuclei.system.compiled import loops_are_loaded
+from qpnuclei.system.memory import no_collection
 
-#: Up to this many detections, parsing takes less time than loading the compiled loops.
+#: Up to this many detections, parsing takes less time than loading Numba for the compiled loops.
 _FEW = 500
 _VERSION_PREFIX = b"Data file version"
 _TYPE_COUNTS = {
@@ -137,8 +139,9 @@ class DataFile:
         qpnuclei.errors.FormatError
             If they are not a Java object stream, are truncated, or hold no image objects.
         """
-        with _refused(hint):
-            stream = java_parser.parse(data, source, RecordPacker(is_packable, _FEW))
+        with _refused(hint), no_collection():
+            few = 0 if loops_are_loaded() else _FEW
+            stream = java_parser.parse(data, source, RecordPacker(is_packable, few))
             _check_version(stream.items[0] if stream.items else None, source)
             last = stream.items[-1]
             if not isinstance(last, JavaString) or last.data != b"EOF":

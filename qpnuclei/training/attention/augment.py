@@ -1,4 +1,4 @@
-"""Random changes of tiles that leave their magnification alone (section 4.2, and the authors')."""
+"""Random changes of tiles that keep their magnification (section 4.2, and the authors' code)."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
 """Batches of random crops, uniform over the magnifications (section 4.2).
 
-A batch is a function of the seed and its number alone: neither how many processes read or learn,
-nor where a run was interrupted, changes what the networks see.
+A batch depends only on the seed and its number: the number of processes that read or learn, and
+interruptions of the run, do not change what the networks see.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from qpnuclei.training.attention.augment import jitter_stains, random_crop, random_flip_and_rotation
-from qpnuclei.training.tile_index import TileReader
+from qpnuclei.training.attention.losses import TRANSFORMS
+from qpnuclei.training.tile_reader import TileReader
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]]):
@@ -32,8 +33,8 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         Standard deviation of the factors on the stain concentrations.
     seed : int
     rank, world_size : int
-        Which share of every batch to give: of `world_size` shares, number `rank`. Each has as
-        many crops of a scale as the others, or one more.
+        The share of every batch that is returned: number `rank` of `world_size` shares. Shares have
+        equally many crops of a scale, or one more.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         """Return this share of a batch: (B, 3, crop, crop) uint8 crops and (B,) int64 scales."""
         rng = batch_rng(self._seed, number)
         tiles, scales = draw_tiles(self._tiles, self._batch_size, rng)
-        # Each crop has random numbers of its own: those of other shares need not be drawn.
+        # Each crop has its own random numbers, so those of other shares need not be drawn.
         drawn = list(zip(tiles, rng.spawn(len(tiles)), strict=True))[self._share]
         crops = np.stack([self._crop(int(tile), own) for tile, own in drawn])
         pixels = torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous()
@@ -75,7 +76,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
             num_workers=workers,
             # Not forked: torch's threads, CUDA and a JVM do not survive a fork.
             multiprocessing_context="spawn" if workers else None,
-            # Ctrl-C reaches every process of a terminal: only the main one is to act on it.
+            # Ctrl-C reaches every process of a terminal; only the main process should react.
             worker_init_fn=_ignore_interrupt if workers else None,
             pin_memory=torch.cuda.is_available(),
         )
@@ -98,6 +99,13 @@ def batch_rng(
     return np.random.default_rng([seed, number, ("tiles", "transform").index(purpose)])
 
 
+def draw_transform(seed: int, number: int) -> Callable[[Tensor], Tensor]:
+    """Draw t of the equivariance loss for one batch."""
+    # The tiles of this batch were drawn from (seed, number): this stream is another one.
+    rng = batch_rng(seed, number, "transform")
+    return TRANSFORMS[str(rng.choice(list(TRANSFORMS)))]
+
+
 def draw_tiles(
     tiles: Sequence[npt.NDArray[np.integer]], batch_size: int, rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -108,7 +116,7 @@ def draw_tiles(
     tiles : sequence of (N_s,) integer ndarray
         Numbers of the tiles of each scale.
     batch_size : int
-        Where it is no multiple of the number of scales, those that get one more are drawn too.
+        If it is not a multiple of the number of scales, those that get one more are random.
     rng : numpy.random.Generator
 
     Returns

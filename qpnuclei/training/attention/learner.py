@@ -21,8 +21,7 @@ class Learner:
     """F, sigma and G with their Adam, and the running mean of F's weights if the recipe wants it.
 
     On CUDA they run in channels_last and mixed precision. On the CPU they stay in float32 and in
-    the usual layout: there, bfloat16 with channels_last and dilation has given gradients that are
-    not numbers.
+    the usual layout: there, bfloat16 with channels_last and dilation has given NaN gradients.
 
     In one of several processes (see `qpnuclei.system.distributed`) they learn from the batches of
     all: gradients, tau and, on CUDA, the statistics of BatchNorm are those of the whole batch. On
@@ -34,10 +33,10 @@ class Learner:
     recipe : AttentionRecipe
     device : torch.device
     seed : int
-        Of the initial weights.
+        Seed of the initial weights.
     imagenet : bool
-        Whether G may start from ImageNet weights, if the recipe says so; False spares the
-        download where its weights will be replaced anyway.
+        Whether G may start from ImageNet weights, if the recipe says so; False avoids the download
+        if its weights will be replaced anyway.
 
     Notes
     -----
@@ -109,7 +108,7 @@ class Learner:
         self._scaler = torch.amp.GradScaler("cuda", enabled=device.type == "cuda")
 
     def set_learning_rate(self, factor: float) -> None:
-        """Set the learning rates of the next step: so many times those of the recipe."""
+        """Set the learning rates of the next step: a factor of those of the recipe."""
         for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
             group["lr"] = factor * rate
 
@@ -152,13 +151,13 @@ class Learner:
         named = {"loss": losses.total}
         named |= {f"{name} loss": term for name, term in losses.terms.items()}
         named |= losses.measures
-        # One transfer for all of them: each waits for the GPU.
-        # All processes see a number that is none in any of them.
+        # Transfer all in one go: each transfer waits for the GPU. A NaN in one process reaches all
+        # of them.
         values = mean_over_ranks(torch.stack([v.float() for v in named.values()])).tolist()
         metrics = dict(zip(named, values, strict=True))
         broken = [name for name in metrics if not torch.isfinite(torch.tensor(metrics[name]))]
         if broken:
-            raise FloatingPointError(f"{', '.join(broken)} is no longer a number")
+            raise FloatingPointError(f"{', '.join(broken)} became NaN or infinite")
         self._optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(losses.total).backward()  # type: ignore[no-untyped-call]
         average_over_ranks(p.grad for p in self._parameters if p.grad is not None)
@@ -167,7 +166,7 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(self._parameters, limit)
         # With mixed precision a gradient may overflow: the scaler skips that step and adapts.
         if not self._scaler.is_enabled() and not norm.isfinite():
-            raise FloatingPointError("the gradient is no longer a number")
+            raise FloatingPointError("the gradient became NaN or infinite")
         self._scaler.step(self._optimiser)
         self._scaler.update()
         buffers = [b for m in self._modules.values() for b in m.buffers()]
@@ -179,9 +178,8 @@ class Learner:
     def measure_average(self, batches: Iterable[Tensor]) -> None:
         """Measure BatchNorm's statistics and tau of the averaged F on some batches.
 
-        They are not the averages of those of F: the mean of two networks has activations of its
-        own [1]_. Without an average in the recipe, nothing is done. Processes must call it
-        together.
+        They are not the averages of F's statistics: the mean of two networks has other activations
+        [1]_. Without an average in the recipe, nothing is done. Processes must call it together.
 
         Parameters
         ----------
@@ -201,7 +199,7 @@ class Learner:
 
     @property
     def kept_net(self) -> nn.Module:
-        """The F that is measured and saved: averaged, if the recipe says so."""
+        """The F that is validated and saved: the average, if the recipe has one."""
         return self.attention_net if self._average is None else self._average.module
 
     @property
@@ -217,7 +215,7 @@ class Learner:
         return attention.cpu()
 
     def state(self) -> dict[str, Any]:
-        """Return all that a later `load_state` needs to go on as if nothing had happened."""
+        """Return all that a later `load_state` needs to continue without any difference."""
         state: dict[str, Any] = {name: m.state_dict() for name, m in self._modules.items()}
         if self._average is not None:
             state["average"] = self._average.state_dict()

@@ -1,21 +1,19 @@
 """Training of the attention network: data, batches, epochs, checkpoints.
 
 `train_attention` is what ``qpnuclei train`` calls; the losses are in
-`qpnuclei.training.attention.losses`.
+`qpnuclei.training.attention.losses`, what it begins with in `qpnuclei.training.attention.starts`.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -32,10 +30,10 @@ from qpnuclei.models.checkpoint import library_versions, load_model, save_model
 from qpnuclei.models.metadata import ColourNormalisation, ModelMetadata, PostProcessing
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.system.distributed import any_rank, rank, rank_0_first, world_size
-from qpnuclei.training.attention.batches import Batches, batch_rng
+from qpnuclei.training.attention.batches import Batches, draw_transform
+from qpnuclei.training.attention.collapse import collapse
 from qpnuclei.training.attention.learner import Learner
-from qpnuclei.training.attention.losses import TRANSFORMS
-from qpnuclei.training.attention.scale import load_backbone
+from qpnuclei.training.attention.starts import first_learner
 from qpnuclei.training.attention.validation import validate
 from qpnuclei.training.callbacks import TrainingResult, Watcher
 from qpnuclei.training.config import AttentionRecipe
@@ -52,22 +50,10 @@ from qpnuclei.training.run_folder import (
     write_metrics,
 )
 from qpnuclei.training.sources import Source
-from qpnuclei.training.tile_index import (
-    ColourTransfer,
-    TileIndex,
-    TileReader,
-    cached_tile_index,
-    sources_digest,
-)
+from qpnuclei.training.tile_index import TileIndex, cached_tile_index, sources_digest
+from qpnuclei.training.tile_reader import ColourTransfer, TileReader
 
 _log = logging.getLogger(__name__)
-
-#: G is said to guess if, after so many batches, it is right hardly more often than by chance.
-_GUESSING_AFTER_BATCHES = 500
-_GUESSING_MARGIN = 0.05
-
-#: Shares of the pixels that the attention of a working model cannot have.
-_HOLDS_NOTHING, _HOLDS_EVERYTHING = 0.001, 0.95
 
 #: Images in the picture of each epoch.
 _PICTURE_IMAGES = 9
@@ -245,7 +231,7 @@ class _Run:
     def _train_batch(self, rgb: Tensor, labels: Tensor) -> None:
         progress = self.progress
         number = progress.epoch * self.recipe.batches_per_epoch + progress.batch
-        transform = _transform(self.identity["seed"], number)
+        transform = draw_transform(self.identity["seed"], number)
         self.learner.set_learning_rate(learning_rate_factor(self.recipe, progress.epoch))
         try:
             metrics = self.learner.step(rgb, labels, transform)
@@ -274,7 +260,9 @@ class _Run:
                 )
         progress.epoch, progress.batch, progress.sums = epoch, 0, {}
         seen = epoch * recipe.batches_per_epoch
-        # Read again, not kept from the epoch: a run that was resumed has not seen all of them.
+        # The mean of the weights has no statistics of BatchNorm of its own: they are measured anew,
+        # on the last batches. These are read again, not kept from the epoch: a run that was resumed
+        # within it has not seen all of them.
         numbers = range(max(0, seen - recipe.average_batches), seen)
         self.learner.measure_average(self.batches[number][0] for number in numbers)
         return metrics
@@ -373,116 +361,6 @@ def learning_rate_factor(recipe: AttentionRecipe, epoch: int) -> float:
     It drops at each of ``recipe.lr_steps``.
     """
     return recipe.lr_factor ** sum(epoch >= step for step in recipe.lr_steps)
-
-
-def _transform(seed: int, number: int) -> Callable[[Tensor], Tensor]:
-    # The tiles of this batch were drawn from (seed, number): this stream is another one.
-    rng = batch_rng(seed, number, "transform")
-    return TRANSFORMS[str(rng.choice(list(TRANSFORMS)))]
-
-
-def first_learner(
-    recipe: AttentionRecipe,
-    batches: Batches,
-    device: torch.device,
-    seed: int,
-    backbone_weights: Path | None,
-    watcher: Watcher,
-) -> Learner | None:
-    """Make what a new run starts with: of several starts, the one that agrees best with the stain.
-
-    Parameters
-    ----------
-    recipe : AttentionRecipe
-    batches : Batches
-        All starts see the same ones, and the run itself does not see them.
-    device : torch.device
-    seed : int
-        The first start has the random weights of this seed.
-    backbone_weights : pathlib.Path or None
-        What G starts from, instead of what the recipe says.
-    watcher : Watcher
-
-    Returns
-    -------
-    Learner or None
-        None if it was asked to stop.
-
-    Raises
-    ------
-    qpnuclei.errors.TrainingError
-        If the losses of no start stayed numbers.
-
-    Notes
-    -----
-    The sign of the attention is decided within some fifty batches, and a start that goes to the
-    background does not come back. The rank correlation of attention and haematoxylin, mean over
-    the second half of these batches, needs no label and tells the two apart.
-    """
-    if recipe.starts == 1:
-        return _new_learner(recipe, device, seed, backbone_weights)
-    first = recipe.epochs * recipe.batches_per_epoch
-    chosen: Learner | None = None
-    best = -math.inf
-    for number in range(recipe.starts):
-        drawn = np.random.SeedSequence((seed, number)).generate_state(1)
-        learner = _new_learner(recipe, device, int(drawn[0]) if number else seed, backbone_weights)
-        agreements = []
-        try:
-            for batch in range(first, first + recipe.start_batches):
-                if any_rank(watcher.stop_requested(), device):
-                    return None
-                metrics = learner.step(*batches[batch], _transform(seed, batch))
-                agreements.append(metrics["anchor agreement"])
-                watcher.batch(0, batch - first + 1, metrics)
-        except FloatingPointError as error:
-            _log.info("start %d of %d: %s", number + 1, recipe.starts, error)
-            continue
-        agreement = float(np.mean(agreements[len(agreements) // 2 :]))
-        _log.info(
-            "start %d of %d: agreement with haematoxylin %.2f", number + 1, recipe.starts, agreement
-        )
-        if agreement > best:
-            chosen, best = learner, agreement
-    if chosen is None:
-        raise TrainingError(
-            f"the losses of none of {recipe.starts} starts stayed numbers",
-            "try a lower --set learning_rate, --set gradient_clip=1, or another --seed",
-        )
-    _log.info("the start of agreement %.2f goes on", best)
-    return chosen
-
-
-def _new_learner(
-    recipe: AttentionRecipe, device: torch.device, seed: int, backbone_weights: Path | None
-) -> Learner:
-    with rank_0_first():
-        learner = Learner(recipe, device, seed, imagenet=backbone_weights is None)
-    if backbone_weights is not None:
-        load_backbone(learner.scale_net, backbone_weights)
-    return learner
-
-
-def collapse(metrics: Mapping[str, float], n_scales: int, batches: int) -> str:
-    """Say why the means over an epoch cannot be those of a model that learns; empty if they can.
-
-    Parameters
-    ----------
-    metrics : mapping of str to float
-    n_scales : int
-    batches : int
-        Seen since the start of the run: G is given time.
-    """
-    fraction = metrics["attention fraction"]
-    if fraction < _HOLDS_NOTHING or fraction > _HOLDS_EVERYTHING:
-        return f"the attention has collapsed: it holds {fraction:.2%} of the pixels"
-    accuracy = metrics["scale accuracy"]
-    if batches >= _GUESSING_AFTER_BATCHES and accuracy < 1 / n_scales + _GUESSING_MARGIN:
-        return (
-            f"after {batches} batches the magnification is guessed right in {accuracy:.0%} of "
-            f"cases, by chance it would be {1 / n_scales:.0%}"
-        )
-    return ""
 
 
 def _check_sources(recipe: AttentionRecipe, sources: Sequence[Source]) -> None:

@@ -1,4 +1,4 @@
-"""The losses, one function each: equations 2 to 5 of the paper, and what is not in its text.
+"""The losses, one function each: equations 2 to 5 of the paper, and further ones.
 
 A researcher who wants another loss changes this file alone: `training_losses` names every term,
 its weight comes from the recipe, and the loop logs whatever it returns.
@@ -144,7 +144,7 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Losses:
-    """What one batch gave.
+    """The losses of one batch.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ class Losses:
     terms : mapping of str to () float Tensor
         Weighted losses.
     measures : mapping of str to () float Tensor
-        What is watched but not minimised; no gradient.
+        Quantities that are logged but not minimised; no gradient.
     """
 
     total: Tensor
@@ -203,7 +203,7 @@ def training_losses(
         terms["scale equivariance"] = recipe.scale_equivariance_weight * equivariance_loss(
             half_size(attention[finest]), target
         )
-    # Optical densities and their quantiles want full precision, whatever the networks run in.
+    # Optical densities and their quantiles need full precision, whatever the networks use.
     with torch.no_grad(), torch.autocast(rgb.device.type, enabled=False):
         haematoxylin = haematoxylin_density(rgb)
     if recipe.anchor_weight:

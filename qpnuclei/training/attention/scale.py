@@ -1,4 +1,4 @@
-"""The scale network G of the paper, which tells the magnification of an predicted image."""
+"""The scale network G of the paper, which predicts the magnification of an attended image."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from qpnuclei.models.checkpoint import load_weights
 
 _log = logging.getLogger(__name__)
 
-#: What the two readers raise for a file that is something else, or torn: torch's unpickler lets
-#: pass whatever its own stack machine meets.
+#: Errors of the two readers for a truncated file or one of another kind: torch's unpickler passes
+#: on whatever its stack machine raises.
 _UNREADABLE = (
     safetensors.SafetensorError,
     pickle.UnpicklingError,
@@ -105,7 +105,7 @@ class _SameConv(nn.Conv2d):
 
 
 class _InvertedResidual(nn.Module):
-    """Widen by 1x1, filter each channel, narrow by 1x1; around it the identity where it fits."""
+    """Widen by 1x1, filter each channel, narrow by 1x1; residual where the shapes agree."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class _InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 [1]_: its ImageNet weights come as a package, without a download.
+    """EfficientNet-Lite0 [1]_; a package provides its ImageNet weights, without a download.
 
     Parameters
     ----------
@@ -172,7 +172,7 @@ def _lite_conv(
     return nn.Sequential(*layers, *([nn.ReLU6(inplace=True)] if activation else []))
 
 
-#: How the weights of the package call the parts of a block of `EfficientNetLite0`.
+#: Names of the parts of a block of `EfficientNetLite0` in the weights of the package.
 _LITE0_NAMES = {
     "_expand_conv": "expand.0",
     "_bn0": "expand.1",
@@ -218,7 +218,7 @@ def build_scale_network(
     imagenet: bool = False,
     width: int = 16,
 ) -> nn.Module:
-    """Build G: (B, 3, H, W) predicted images, normalised to ImageNet, to scores (B, n_scales).
+    """Build G: (B, 3, H, W) attended images, normalised to ImageNet, to scores (B, n_scales).
 
     Parameters
     ----------

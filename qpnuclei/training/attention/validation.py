@@ -1,4 +1,4 @@
-"""How well the attention meets labelled nuclei: it chooses the epoch and teaches nothing."""
+"""Agreement of the attention with labelled nuclei: it selects the epoch, and trains nothing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def validate(
     Dice is that of attention above one half, as the paper records it at intermediate epochs
     (section 3.4).
     """
-    # A copy: the predictor puts its network into evaluation mode and another memory layout.
+    # A copy, because the predictor changes its network to evaluation mode and another memory
+    # layout.
     predictor = Predictor(copy.deepcopy(network), metadata, device)
     dice, auc = [], []
     for image in predict(predictor, images):

@@ -26,9 +26,9 @@ _DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255).astype(np.float32)
 _STAINS = stain_matrix(DEFAULT_HE)
 _UNMIX = np.linalg.inv(_STAINS)
 
-#: What is paler than this in all channels is glass, and has no colour to lend.
+#: Pixels paler than this in all channels are glass; their colour is not used.
 _GLASS = 225
-#: Every so many pixels tell the colours of a patch.
+#: Colours of a patch are measured on every n-th pixel.
 _COLOUR_STEP = 7
 
 
@@ -42,7 +42,7 @@ class Lesson:
     targets : (H, W, 3) uint8 ndarray
         Foreground, centre map and weight, each 0..1 times 255.
     likelihood : float
-        It is drawn so many times as often as its size says.
+        Factor on how often it is drawn; otherwise it is drawn in proportion to its size.
     """
 
     rgb: RGB
@@ -51,7 +51,7 @@ class Lesson:
 
     @cached_property
     def colours(self) -> npt.NDArray[np.float32]:
-        """Mean and standard deviation of L*, a*, b* of its tissue: (2, 3) float32."""
+        """Mean and standard deviation of L*, a*, b* of the tissue: (2, 3) float32."""
         pixels = self.rgb.reshape(-1, 3)[::_COLOUR_STEP]
         tissue = pixels[pixels.min(axis=1) < _GLASS]
         lab = _lab((tissue if len(tissue) else pixels)[None].astype(np.float32) / np.float32(255))
@@ -62,8 +62,8 @@ class Lesson:
         """Make a lesson of a patch and its pseudo-labels.
 
         Between nuclei that touch or nearly do, pixels weigh `seam_weight` (at least 1) times as
-        much as elsewhere: they are few, and it is they that part the nuclei (Ronneberger et al.,
-        "U-Net", MICCAI 2015, equation 2).
+        much as elsewhere: they are few, but they separate the nuclei (Ronneberger et al., "U-Net",
+        MICCAI 2015, equation 2).
         """
         weight = known.weight * np.where(seams(known.labels), 1.0, 1 / seam_weight)
         maps = (known.labels > 0, centre_map(known.labels), weight)
@@ -97,7 +97,7 @@ def random_batch(
     strong_colours: float = 0.0,
     borrowed_colours: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Draw a batch of crops; a lesson is as likely as it is large, times its likelihood.
+    """Draw a batch of crops; a lesson's probability is its size times its likelihood.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def with_colours_of(rgb: RGB, own: npt.NDArray[np.float32], lent: npt.NDArray[np
     -------
     (H, W, 3) uint8 ndarray
     """
-    # A patch of one colour has no spread to scale; and none is blown up beyond all measure.
+    # A patch of one colour has no spread to scale; and the factor is limited.
     gain = np.clip(lent[1] / np.maximum(own[1], np.float32(1)), 0.5, 2)
     lab = (_lab(rgb.astype(np.float32) / np.float32(255)) - own[0]) * gain + lent[0]
     image = cv2.cvtColor(np.asarray(lab, np.float32), cv2.COLOR_Lab2RGB)
@@ -169,9 +169,9 @@ def random_crop_of(
 ) -> tuple[RGB, npt.NDArray[np.uint8]]:
     """Cut a crop out of a lesson, mirrored, turned and scaled at random.
 
-    Half of the crops are turned by right angles only, so that their pixels stay sharp. The image
-    is enlarged up to 1.65 times and reduced to 0.74: nuclei that are larger than those that can be
-    trusted are rarer in pseudo-labels than in tissue. Beyond its border it is mirrored.
+    Half of the crops are rotated by right angles only, so that their pixels stay sharp. The scale
+    is 0.74 to 1.65, with more enlargement than reduction because large nuclei are rarer in
+    pseudo-labels than in tissue. Beyond its border the image is mirrored.
 
     Parameters
     ----------
@@ -217,7 +217,7 @@ def random_crop_of(
 def random_appearance(
     rgb: RGB, rng: np.random.Generator, strong_colours: float = 0.0
 ) -> FloatImage:
-    """Give a crop the colours, brightness, sharpness and noise of some other laboratory.
+    """Give a crop the colours, brightness, sharpness and noise of another laboratory.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Nuclei that somebody drew, as lessons beside those without labels."""
+"""Nuclei that somebody drew, as lessons in addition to those without labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qpnuclei.training.student.recipe import StudentRecipe
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """A box in which all nuclei were drawn, with what lies around it.
+    """A box in which all nuclei were drawn, with its surroundings.
 
     Parameters
     ----------
@@ -29,9 +29,9 @@ class Correction:
     rgb : (H, W, 3) uint8 ndarray
         At the model's resolution.
     known : PseudoLabels
-        Of weight 1 in the box, and 0 around it.
+        Weight 1 in the box, and 0 around it.
     nuclei : int
-        How many lie in the box.
+        Number of nuclei in the box.
     """
 
     name: str
@@ -63,7 +63,7 @@ def read_corrections(boxes: Iterable[BoxImage], model_mpp: float) -> list[Correc
 
 
 def digest(corrections: Iterable[Correction]) -> str:
-    """Hash what is drawn and what it is drawn on."""
+    """Return a hash of the drawn nuclei and their images."""
     known = blake2b(digest_size=16)
     for correction in corrections:
         for values in (correction.rgb, correction.known.labels, correction.known.weight):
@@ -80,8 +80,8 @@ def correction_lessons(
 ) -> Iterator[Lesson]:
     """Return the boxes and their renditions as lessons.
 
-    Together they are drawn as often, compared with `others`, as ``corrections_share`` says: by
-    their size alone, a few boxes would hardly be seen.
+    Together they are sampled as often, relative to `others`, as ``corrections_share`` says: by size
+    alone, a few boxes would hardly be sampled.
     """
     lessons = [
         lesson

@@ -1,11 +1,11 @@
 """Distillation: a student learns what a trained model, its teacher, finds.
 
-The teacher looks at the patches as they are; the student has to find the same in random colours,
-sharpness and scale. What it is taught are not the teacher's nuclei but its probabilities, which say
-more [1]_: how sure it is, and of what it is unsure. Only where a nucleus was pasted into a patch,
-of which the teacher knows nothing, does that nucleus itself take their place.
+The teacher predicts on the original patches; the student has to predict the same in random colours,
+sharpness and scale. It learns the teacher's probabilities rather than its nuclei, because they also
+say where the teacher is unsure [1]_. Only where a nucleus was pasted into a patch, which the
+teacher has not seen, the student learns that nucleus instead.
 
-A teacher may see finer pixels than its student: patches, and what they teach, are made at the
+A teacher may work at a finer resolution than its student: patches and targets are made at the
 teacher's resolution and then reduced together.
 
 References
@@ -73,8 +73,9 @@ class Distillation:
             )
         if teacher.mpp > recipe.mpp:
             raise UsageError(
-                f"teacher {name!r} sees {teacher.mpp} µm/px, coarser than mpp, {recipe.mpp}",
-                f"leave --set mpp out, or say mpp={teacher.mpp}",
+                f"teacher {name!r} works at {teacher.mpp} µm/px, coarser than the recipe's mpp "
+                f"{recipe.mpp}",
+                f"leave --set mpp out, or give --set mpp={teacher.mpp}",
             )
         self._recipe = recipe.model_copy(update={"mpp": teacher.mpp})
         self._ratio = recipe.mpp / teacher.mpp
@@ -88,7 +89,7 @@ class Distillation:
             self._maps.append(_eight_bits(attention, centre))
 
     def known(self, student: Predictor | None) -> list[PseudoLabels]:
-        """Return the nuclei that the teacher finds in each patch; `student` has no say."""
+        """Return the nuclei that the teacher finds in each patch; `student` is not used."""
         del student
         return self._known
 
@@ -106,9 +107,9 @@ def soften(lesson: Lesson, original: Lesson, maps: npt.NDArray[np.uint8]) -> Les
     Parameters
     ----------
     lesson : Lesson
-        What the teacher's nuclei, and those pasted, teach.
+        Targets from the teacher's nuclei and the pasted ones.
     original : Lesson
-        The same of the patch as it is.
+        The same for the original patch.
     maps : (H, W, 2) uint8 ndarray
         The teacher's foreground and centre map of the patch, each 0..1 times 255.
     """
@@ -119,14 +120,14 @@ def soften(lesson: Lesson, original: Lesson, maps: npt.NDArray[np.uint8]) -> Les
 
 
 def reduced(lesson: Lesson, ratio: float) -> Lesson:
-    """Return a lesson at a coarser resolution: pixels and what they teach are averaged.
+    """Return a lesson at a coarser resolution: pixels and targets are averaged.
 
     Parameters
     ----------
     lesson : Lesson
         Of (H, W) px.
     ratio : float
-        Of the µm/px after to those before, at least 1.
+        Ratio of the µm/px after and before, at least 1.
 
     Returns
     -------

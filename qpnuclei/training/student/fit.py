@@ -79,12 +79,12 @@ def has_bfloat16(device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A round that was asked to stop before its end.
+    """A round that was stopped before its end.
 
     Parameters
     ----------
     state : mapping
-        From which `fit` goes on as if nothing had been. Tensors, numbers and texts only.
+        From which `fit` continues without any difference. Tensors, numbers and texts only.
     batches : int
         Batches done.
     """
@@ -104,22 +104,22 @@ def fit(
     watcher: Watcher,
     begun: Mapping[str, Any] | None = None,
 ) -> tuple[StudentNet, float] | Unfinished:
-    """Train a student on what is known.
+    """Train a student on lessons for one round.
 
     Parameters
     ----------
     recipe : StudentRecipe
     lessons : sequence of Lesson
     round_number : int
-        From 1; decides, with `seed`, all that is drawn.
+        From 1; determines, with `seed`, all random choices.
     before : StudentNet or None
-        Whose weights it starts from; None starts from random ones.
+        Initial weights; None starts from random ones.
     seed : int
     device : torch.device
     watcher : Watcher
-        Is told of every batch, and may stop the round.
+        Receives every batch, and may stop the round.
     begun : mapping, optional
-        `Unfinished.state` of the same round, to go on from.
+        `Unfinished.state` of the same round, to continue from.
 
     Returns
     -------
@@ -213,7 +213,7 @@ def seconds_per_batch(recipe: StudentRecipe, device: torch.device) -> float:
     clock = _BatchClock()
     short = recipe.model_copy(update={"first_round_batches": 4})
     fit(short, [Lesson(noise, noise)] * 2, 1, None, seed=0, device=device, watcher=clock)
-    return (clock.ends[-1] - clock.ends[0]) / (len(clock.ends) - 1)  # the first makes ready
+    return (clock.ends[-1] - clock.ends[0]) / (len(clock.ends) - 1)  # the first is a warm-up
 
 
 class _BatchClock(Watcher):

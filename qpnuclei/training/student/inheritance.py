@@ -1,6 +1,7 @@
 """Initial weights from a model of another resolution or width, so that training is short.
 
-What is inherited already finds nuclei; training makes up for what was left out.
+A network with inherited weights already finds nuclei; training makes up for the weights that were
+left out. Afterwards the weights can be moved back towards their start.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qpnuclei.errors import UsageError
+from qpnuclei.models.checkpoint import load_model
 from qpnuclei.models.metadata import ModelMetadata
+from qpnuclei.models.registry import resolve_model
 from qpnuclei.models.student import StudentNet
 from qpnuclei.training.student.recipe import StudentRecipe
 
@@ -22,6 +26,29 @@ _COVERED_BY = (0, 1, 1, 2, 2, 3)
 
 #: The group of channels that is the network's result.
 _MAPS = "maps"
+
+
+def starting_model(recipe: StudentRecipe) -> tuple[StudentNet, ModelMetadata]:
+    """Return the network that a recipe starts from, and the metadata of its model.
+
+    Raises
+    ------
+    qpnuclei.errors.UsageError
+        If the recipe's network cannot inherit the weights of that model.
+    qpnuclei.errors.NotFoundError, qpnuclei.errors.ModelError
+        If there is no such model, or it cannot be read.
+    """
+    assert recipe.start is not None
+    network, metadata = load_model(resolve_model(recipe.start))
+    heir = inherited(network, metadata, recipe) if isinstance(network, StudentNet) else None
+    if heir is None:
+        raise UsageError(
+            f"start {recipe.start!r} is another network ({metadata.family}, "
+            f"{metadata.architecture}, {metadata.mpp} µm/px) than the recipe's "
+            f"({recipe.architecture}, {recipe.mpp} µm/px)",
+            "take a model that the same recipe made, or --set the fields that differ",
+        )
+    return heir, metadata
 
 
 def inherited(
@@ -149,3 +176,31 @@ def _layers(encoder_convolutions: Sequence[int]) -> list[_Layer]:
         writes = f"level {level - 1}" if level else "output"
         layers.append(_Layer(name, f"{name}.0.weight", f"level {level}", writes))
     return [*layers, _Layer("head", "head.weight", "output", _MAPS)]
+
+
+@torch.no_grad()
+def move_back(student: StudentNet, start: StudentNet, share: float) -> None:
+    """Move weights and statistics of BatchNorm back towards the start, by a share of the way.
+
+    Parameters
+    ----------
+    student : StudentNet
+        Changed in place.
+    start : StudentNet
+        The network from which its training started.
+    share : float
+        0 leaves the student as it is, 1 makes it the start.
+
+    Notes
+    -----
+    If the training of one network started from the other, the two can be averaged: networks between
+    them know most of the new data and forget little of the old [1]_.
+
+    References
+    ----------
+    .. [1] M. Wortsman et al., "Robust Fine-Tuning of Zero-Shot Models", CVPR 2022.
+    """
+    old = start.state_dict()
+    for name, value in student.state_dict().items():
+        if value.dtype.is_floating_point:
+            value.lerp_(old[name].to(value), share)

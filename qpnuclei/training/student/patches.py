@@ -63,13 +63,13 @@ def sample_slides(
         Side of the patches, in px of `mpp`. An image patch is cut into equal parts of about this
         size.
     patches_per_slide : int
-        At most so many of a whole slide; of image patches, all.
+        Largest number of patches of a whole slide; image patches are used completely.
     max_patches : int
-        At most so many in all, drawn from all slides alike.
+        Largest number of patches in all, drawn evenly from the slides.
     min_tissue : float
         Least share of tissue in a patch of a whole slide, 0 to 1.
     max_enlargement : float
-        Images that are coarser than so many `mpp` are refused.
+        Images whose µm/px exceed this factor times `mpp` are refused.
     seed : int
         Of the sample.
     on_source : callable
@@ -114,7 +114,7 @@ def sample_slides(
 
 
 def _check_resolution(sources: Sequence[Source], mpp: float, max_enlargement: float) -> None:
-    """Refuse enlarged pixels: a student of blurred nuclei would look for such."""
+    """Refuse images that would be enlarged: the student would learn blurred nuclei."""
     coarse = [source for source in sources if max(source.mpp) > mpp * max_enlargement]
     if coarse:
         coarsest = max(max(source.mpp) for source in coarse)

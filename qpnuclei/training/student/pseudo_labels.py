@@ -1,10 +1,10 @@
-"""Nuclei without labels: which pixels a student may learn from, and as what.
+"""Pseudo-labels: which pixels a student may learn from, and their class.
 
 Two sources say where nuclei are: a vote of many haematoxylin masks, and the previous student. Both
 are wrong often, but where an object comes out well separated and convex it is nearly always one
-nucleus. So only such objects are taught as nuclei. What is dark but of no such shape (dark stroma,
-clumps, fragments of pale nuclei) is neither taught as nucleus nor as background: the student is
-free to decide, and decides by what it learnt from the clear cases.
+nucleus. So only such objects are taught as nuclei. Other dark objects (dark stroma, clumps,
+fragments of pale nuclei) are taught neither as nucleus nor as background: there the student decides
+by what it learnt from the clear cases.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LabelMap = npt.NDArray[np.int32]
 #: Gaussians (px) on the stain before a threshold, and windows (px) of the local thresholds.
 _VOTE_SIGMAS = (1.0, 2.0)
 _LOCAL_SIGMAS = (20.0, 40.0)
-#: A slide whose stain varies by less, in optical density, shows nothing.
+#: A slide whose stain varies by less, in optical density, has no nuclei to find.
 _MIN_CONTRAST = 0.01
 #: A pixel must exceed the local mean by this many local standard deviations.
 _LOCAL_EXCESS = 0.2
@@ -37,14 +37,14 @@ _LOCAL_EXCESS = 0.2
 
 @dataclass(frozen=True, eq=False)
 class PseudoLabels:
-    """What one patch teaches.
+    """The pseudo-labels of one patch.
 
     Parameters
     ----------
     labels : (H, W) int32 ndarray
         The nuclei that are trusted, numbered; 0 elsewhere.
     weight : (H, W) float32 ndarray
-        0..1, how much each pixel counts: 0 where nobody knows.
+        0..1, the weight of each pixel; 0 where the class is unknown.
     """
 
     labels: LabelMap

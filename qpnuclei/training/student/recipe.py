@@ -22,7 +22,7 @@ _ARCHITECTURE = {
     "subpixel",
 }
 
-#: Fields that decide what a student believes that has no teacher.
+#: Fields for pseudo-labels, which a student with a teacher does not use.
 _OF_SELF_TRAINING = {
     "vote_share",
     "min_solidity",
@@ -159,16 +159,14 @@ class StudentRecipe(BaseModel):
         if self.start_share and self.start is None:
             raise ValueError("start_share has no effect without a start")
         if self.teacher is not None and (unused := self.model_fields_set & _OF_SELF_TRAINING):
-            raise ValueError(
-                f"{', '.join(sorted(unused))}: has no effect on what is learnt from a teacher"
-            )
+            raise ValueError(f"{', '.join(sorted(unused))}: has no effect with a teacher")
         return self
 
     @property
     def architecture(self) -> dict[str, Any]:
         """Keyword arguments of `StudentNet`."""
         given = self.model_dump(mode="json", include=_ARCHITECTURE)
-        # Models that are older than this field have none: theirs stay comparable.
+        # Older models lack this field: leave out its default, so that they stay comparable.
         return given if self.subpixel else {k: v for k, v in given.items() if k != "subpixel"}
 
 

@@ -11,8 +11,6 @@ such as ``light``, learns in every round what the teacher finds
 
 from __future__ import annotations
 
-import io
-import itertools
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,30 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
-from skimage.segmentation import find_boundaries
 
-from qpnuclei.errors import TrainingError, UsageError
+from qpnuclei.errors import TrainingError
 from qpnuclei.evaluation.boxes import BoxImage
-from qpnuclei.evaluation.tuning import (
-    RECOLOURINGS,
-    LabelledImage,
-    PredictedImage,
-    predict,
-    read_validation,
-    recoloured,
-    summarise,
-    tune_post_processing,
-)
-from qpnuclei.models.checkpoint import library_versions, load_model, save_model
+from qpnuclei.evaluation.tuning import LabelledImage, read_validation
+from qpnuclei.models.checkpoint import library_versions, save_model
 from qpnuclei.models.metadata import ModelMetadata, PostProcessing, model_hash, read_metadata
 from qpnuclei.models.registry import resolve_model
 from qpnuclei.models.student import StudentNet
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.pixels import RGB
-from qpnuclei.system.files import write_atomically
 from qpnuclei.training.callbacks import TrainingResult, Watcher
 from qpnuclei.training.run_folder import (
     MODEL_FILE,
@@ -66,11 +51,9 @@ from qpnuclei.training.student.corrections import (
 )
 from qpnuclei.training.student.distillation import Distillation
 from qpnuclei.training.student.fit import Unfinished, fit, seconds_per_batch
-from qpnuclei.training.student.inheritance import inherited
+from qpnuclei.training.student.inheritance import move_back, starting_model
 from qpnuclei.training.student.patches import SlideSample, sample_slides
-from qpnuclei.training.student.pseudo_labels import (
-    PseudoLabels,
-)
+from qpnuclei.training.student.picture import write_picture
 from qpnuclei.training.student.recipe import StudentRecipe, student_recipe
 from qpnuclei.training.student.self_training import (
     STUDENT_INSTANCES,
@@ -78,14 +61,10 @@ from qpnuclei.training.student.self_training import (
     SelfTraining,
     instances_at,
 )
+from qpnuclei.training.student.validation import predict_both, quality, tune
 from qpnuclei.training.tile_index import sources_digest
 
-FloatMap = npt.NDArray[np.float32]
-
 _log = logging.getLogger(__name__)
-
-#: How much of the pseudo-labels the picture of a round shows.
-_PICTURE_PATCHES, _PICTURE_PX = 9, 512
 
 #: Where the state of a run has its unfinished round, beside the weights of the student before it.
 _UNFINISHED = "unfinished round"
@@ -180,7 +159,7 @@ def train_student(
         curriculum = SelfTraining(recipe, samples)
     else:
         curriculum = Distillation(recipe, samples, device)
-    start = None if recipe.start is None else _started(recipe)
+    start = None if recipe.start is None else starting_model(recipe)
     network = StudentNet(**recipe.architecture)
     if start is not None:
         network.load_state_dict(start[0].state_dict())
@@ -204,49 +183,6 @@ def train_student(
         begun=begun,
     )
     return run.go()
-
-
-def _started(recipe: StudentRecipe) -> tuple[StudentNet, ModelMetadata]:
-    """Return the model that a recipe goes on from."""
-    assert recipe.start is not None
-    network, metadata = load_model(resolve_model(recipe.start))
-    heir = inherited(network, metadata, recipe) if isinstance(network, StudentNet) else None
-    if heir is None:
-        raise UsageError(
-            f"start {recipe.start!r} is another network ({metadata.family}, "
-            f"{metadata.architecture}, {metadata.mpp} µm/px) than the recipe's "
-            f"({recipe.architecture}, {recipe.mpp} µm/px)",
-            "take a model that the same recipe made, or --set the fields that differ",
-        )
-    return heir, metadata
-
-
-@torch.no_grad()
-def move_back(student: StudentNet, start: StudentNet, share: float) -> None:
-    """Move weights and statistics of BatchNorm back towards the start, by a share of the way.
-
-    Parameters
-    ----------
-    student : StudentNet
-        Changed in place.
-    start : StudentNet
-        What it went on from.
-    share : float
-        0 leaves the student as it is, 1 makes it the start.
-
-    Notes
-    -----
-    Two networks of which one went on from the other can be averaged: what lies between them knows
-    most of the new and forgets little of the old [1]_.
-
-    References
-    ----------
-    .. [1] M. Wortsman et al., "Robust Fine-Tuning of Zero-Shot Models", CVPR 2022.
-    """
-    old = start.state_dict()
-    for name, value in student.state_dict().items():
-        if value.dtype.is_floating_point:
-            value.lerp_(old[name].to(value), share)
 
 
 def _without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -283,7 +219,7 @@ class _Run:
         while self.progress.epoch < self.recipe.rounds and not stopped:
             stopped = not self._round()
         if self.labelled and self.progress.epoch == self.recipe.rounds:
-            self._tune()
+            tune(self.folder / MODEL_FILE, self.labelled, self.device)
         model = self.folder / MODEL_FILE
         progress = self.progress
         if not model.is_file():
@@ -307,7 +243,8 @@ class _Run:
         before = Predictor(self.student, self._metadata(), self.device) if begun else None
         known = self.curriculum.known(before)
         nuclei = sum(len(np.unique(labels.labels)) - 1 for labels in known)
-        self._draw(number, known)
+        picture = self.folder / "pseudo-labels" / f"round-{number:02d}.png"
+        write_picture(picture, self._patches(), known)
         if nuclei == 0:
             raise TrainingError(
                 f"round {number}: nothing in any of the images looks like a nucleus",
@@ -345,8 +282,8 @@ class _Run:
         score = None
         if self.labelled:
             predictor = Predictor(self.student, self._metadata(), self.device)
-            predicted, changed = self._predict(predictor)
-            measured = self._measured(predicted, changed, self._post_processing)
+            predicted, changed = predict_both(predictor, self.labelled)
+            measured = quality(predicted, changed, self._post_processing)
             means = measured["mean"], measured["recoloured"]
             score = float(np.mean([mean["AJI"] for mean in means]))
             for name, mean in zip(("validation", "recoloured"), means, strict=True):
@@ -368,35 +305,6 @@ class _Run:
         if unfinished is not None:
             learner[_UNFINISHED] = unfinished.state
         save_state(self.folder, RunState(self.identity, self.progress, learner))
-
-    def _predict(self, predictor: Predictor) -> tuple[list[PredictedImage], list[PredictedImage]]:
-        """Return what a model sees in the validation images, as they are and recoloured."""
-        changed = [i for seed in range(RECOLOURINGS) for i in recoloured(self.labelled, seed)]
-        return predict(predictor, self.labelled), predict(predictor, changed)
-
-    @staticmethod
-    def _measured(
-        predicted: Sequence[PredictedImage],
-        changed: Sequence[PredictedImage],
-        parameters: PostProcessing,
-    ) -> dict[str, Any]:
-        """Quality on the validation images; below ``recoloured`` the means on those."""
-        return {
-            **summarise(predicted, parameters),
-            "recoloured": summarise(changed, parameters)["mean"],
-        }
-
-    def _tune(self) -> None:
-        """Give the model that was kept the post-processing that suits it best in all colours."""
-        path = self.folder / MODEL_FILE
-        network, metadata = load_model(path)
-        predicted, changed = self._predict(Predictor(network, metadata, self.device))
-        # Once in their own colours and once in others: a second time would cost more than it tells.
-        both = [*predicted, *changed[: len(predicted)]]
-        parameters = tune_post_processing(both, metadata.post_processing, mpp=metadata.mpp)
-        measured = self._measured(predicted, changed, parameters)
-        update = {"post_processing": parameters, "validation": measured}
-        save_model(path, network.cpu(), metadata.model_copy(update=update))
 
     @property
     def _post_processing(self) -> PostProcessing:
@@ -446,25 +354,3 @@ class _Run:
     def _patches(self) -> Iterator[RGB]:
         for sample in self.samples:
             yield from sample.patches
-
-    def _draw(self, number: int, known: Sequence[PseudoLabels]) -> None:
-        """Picture of what the round learns: trusted nuclei in yellow, what is left open in blue."""
-        tiles = []
-        pairs = zip(self._patches(), known, strict=True)
-        for rgb, labels in itertools.islice(pairs, _PICTURE_PATCHES):
-            tile = np.zeros((_PICTURE_PX, _PICTURE_PX, 3), np.uint8)
-            height, width = (min(_PICTURE_PX, length) for length in rgb.shape[:2])
-            crop = slice(height), slice(width)
-            shown = rgb[crop].copy()
-            shown[labels.weight[crop] == 0] //= 2
-            shown[labels.weight[crop] == 0] += np.array([0, 0, 100], np.uint8)
-            shown[find_boundaries(labels.labels[crop], mode="inner")] = (255, 255, 0)  # type: ignore[no-untyped-call]
-            tile[crop] = shown
-            tiles.append(tile)
-        rows = [np.hstack(tiles[i : i + 3]) for i in range(0, len(tiles) - len(tiles) % 3, 3)]
-        picture = np.vstack(rows) if rows else np.hstack(tiles)
-        path = self.folder / "pseudo-labels" / f"round-{number:02d}.png"
-        path.parent.mkdir(exist_ok=True)
-        buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, "PNG")
-        write_atomically(path, buffer.getvalue())

@@ -1,4 +1,4 @@
-"""What a student is taught that has no teacher: the stain's vote, then what it finds itself."""
+"""Lessons for a student without a teacher: first from the stain, then from its own predictions."""
 
 from __future__ import annotations
 
@@ -55,18 +55,18 @@ def instances_at(parameters: PostProcessing, mpp: float) -> PostProcessing:
 
 
 class Curriculum(Protocol):
-    """Where the lessons of a round come from."""
+    """The source of the lessons of a round."""
 
     def known(self, student: Predictor | None) -> list[PseudoLabels]:
-        """Return what each patch teaches; `student` is that of the round before, if any."""
+        """Return the pseudo-labels of each patch; `student` is from the previous round, if any."""
 
     def lessons(self, known: Sequence[PseudoLabels], rng: np.random.Generator) -> Iterator[Lesson]:
-        """Turn it into lessons, with whatever is drawn anew in each round."""
+        """Make lessons from pseudo-labels, with random changes that differ between rounds."""
 
 
 @dataclass(eq=False)
 class SelfTraining:
-    """Lessons from a vote of haematoxylin masks, then from the student of the round before.
+    """Lessons from a vote of haematoxylin masks, then from the student of the previous round.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ class SelfTraining:
         ]
 
     def known(self, student: Predictor | None) -> list[PseudoLabels]:
-        """Return what each patch teaches; without `student`, by the vote alone."""
+        """Return the pseudo-labels of each patch; without `student`, from the vote alone."""
         patches = ((sample, patch) for sample in self.samples for patch in sample.patches)
         return [
             labels_from_vote(patch, vote, sample.stains, self.recipe)
@@ -105,7 +105,7 @@ class SelfTraining:
 def labels_from_vote(
     rgb: RGB, vote: FloatMap, stains: Stains, recipe: StudentRecipe
 ) -> PseudoLabels:
-    """Return what the haematoxylin vote teaches about one patch.
+    """Return the pseudo-labels of one patch from the haematoxylin vote.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def labels_from_vote(
 def labels_from_teacher(
     teacher: Predictor, rgb: RGB, vote: FloatMap, recipe: StudentRecipe
 ) -> PseudoLabels:
-    """Return what the student of the round before teaches about one patch.
+    """Return the pseudo-labels of one patch from the student of the previous round.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
-"""Known nuclei, made harder: repainted pale or clumpy, and pasted beside others.
+"""Make known nuclei harder to find: repaint them pale or clumpy, and paste them beside others.
 
-The nuclei that can be trusted without labels are the easy ones: dark, even, apart. The student has
-to find the others too. So trusted nuclei are repainted within their outline (pale, with a rim and
-clumps of chromatin, with a nucleolus) and pasted elsewhere (larger, turned, stretched, crowding
-others and each other). The outline stays known whatever is painted in it.
+The nuclei that can be trusted without labels are the easy ones: dark, uniform, separate. The
+student has to find the others too. So trusted nuclei are repainted within their outline (pale, with
+a rim and clumps of chromatin, with a nucleolus) and pasted elsewhere (larger, rotated, stretched,
+touching others and each other). Their outline stays known.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ def test_force_replaces_what_another_run_wrote_meanwhile(
     options = replace(options, on_existing="append")
     assert write_back(project, plan, nuclei_of(plan, options), options, tmp_path).replaced == 0
     assert written_into(image) == ["nested", "nested"]
-    with pytest.raises(ConflictError, match=r"wrote detections into nested .* meanwhile"):
+    with pytest.raises(ConflictError, match=r"into nested .* since it was planned"):
         write_back(project, plan, nuclei_of(plan), replace(options, on_existing="skip"), tmp_path)
 
 
@@ -236,7 +236,7 @@ def test_force_refuses_when_an_annotation_is_not_where_it_was(
         new = NewAnnotation(geometry, own_id, "nested")
         image.write(Edit(annotations=[new]), image.read().fingerprint)
     theirs = image.data_path.read_bytes()
-    with pytest.raises(ConflictError, match=r"nested .* is gone, or has another"):
+    with pytest.raises(ConflictError, match=r"nested .* was deleted or its outline changed"):
         write_back(project, plan, nuclei_of(plan), replace(OPTIONS, force=True), tmp_path)
     assert image.data_path.read_bytes() == theirs
     assert (tmp_path / "1-he small.png.rescued.geojson.gz").exists()

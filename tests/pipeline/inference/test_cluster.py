@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from qpnuclei.errors import NotFoundError, UsageError
-from qpnuclei.pipeline.inference import cluster, remote
+from qpnuclei.cli.app import app
+from qpnuclei.errors import NotFoundError, UsageError, WorkerError
+from qpnuclei.pipeline.inference import cluster, remote, scheduler
 from qpnuclei.pipeline.inference.cluster import cluster_of
 from qpnuclei.pipeline.inference.computing import computing
 from qpnuclei.pipeline.inference.executors import Task
+from qpnuclei.pipeline.inference.scheduler import check_scheduler
 from qpnuclei.pipeline.inference.units import Conduct
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.phases import plan_run
@@ -176,7 +178,7 @@ def test_where_a_worker_does_not_see_the_folder_it_sends_the_shard(
     other = remote.compute_unit(replace(order, version="0.0"))
     assert isinstance(other.error, UsageError)
     wrong = remote.compute_unit(replace(order, spec=replace(order.spec, sha256="0" * 64)))
-    assert "is another than the one" in wrong.error.what
+    assert "is not the one that was planned" in wrong.error.what
     # A slide that is not there is none of the unit.
     lost = remote.compute_unit(replace(order, slides_from=tmp_path / "place" / "project"))
     assert isinstance(lost.error, NotFoundError)
@@ -196,10 +198,37 @@ def test_without_dask_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "qpnuclei[dask]" in raised.value.hint
 
 
-def test_without_a_scheduler_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qpnuclei.pipeline.inference.cluster._CONNECTED_AFTER_S", 0.3)
-    with pytest.raises(NotFoundError, match="no Dask scheduler at"), cluster_of("127.0.0.1:9"):
-        pass
+@pytest.mark.parametrize("address", ["head-node", "tcp://head-node:x", "absent.json", ":8786", ""])
+def test_what_is_no_address(address: str) -> None:
+    with pytest.raises(UsageError, match="neither the address of a scheduler nor"):
+        check_scheduler(address)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"address": 5}', '{"address": "a"}'])
+def test_what_is_no_file_of_a_scheduler(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "WRITTEN_AFTER_S", 0.1)
+    path = tmp_path / "scheduler.json"
+    path.write_text(content)
+    with pytest.raises(UsageError, match="nor the file of one"):
+        check_scheduler(str(path))
+
+
+def test_what_dask_cannot_connect_to() -> None:
+    with pytest.raises(UsageError, match="unknown address scheme 'ftp'"):
+        check_scheduler("ftp://head-node:1")
+
+
+def test_without_a_scheduler_it_is_said_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "CONNECTED_AFTER_S", 0.3)
+    command = ["run", str(tmp_path), "-o", str(tmp_path / "results"), "--dask", "127.0.0.1:9"]
+    with pytest.raises(WorkerError, match="no Dask scheduler answers at") as raised:
+        app(command, standalone_mode=False)
+    assert raised.value.exit_code == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_devices_and_a_cluster_exclude_each_other(quick: RunOptions) -> None:

@@ -58,7 +58,7 @@ def test_processes_that_die_or_hang_change_nothing(
     summary = analyse_project(project, project.images, twice, kill_one)
     (failure,) = summary.failures
     assert isinstance(failure.error, WorkerError)
-    assert "the process on cpu has ended by itself (signal 9)" in failure.error.what
+    assert "the process on cpu ended unexpectedly (signal 9)" in failure.error.what
     (entry,) = (summary.run_dir / "failures.jsonl").read_text().splitlines()
     assert json.loads(entry)["image"] == failure.name
     assert len(summary.images) == 1

@@ -263,11 +263,11 @@ def test_damage_anywhere_is_noticed(
 
 def test_a_file_of_something_else_is_named(shards, tmp_path: Path) -> None:
     unit, image, tiles = shards
-    with pytest.raises(FormatError, match=r"unit\.parquet is of something else"):
+    with pytest.raises(FormatError, match=r"unit\.parquet does not belong to this plan"):
         read_unit(unit, "another key", tiles, range(len(tiles)))
     with pytest.raises(FormatError, match=r"unit\.parquet is damaged: it has nuclei of other"):
         read_unit(unit, "key", tiles, [0])
-    with pytest.raises(FormatError, match=r"image\.parquet is of something else"):
+    with pytest.raises(FormatError, match=r"image\.parquet does not belong"):
         ImageNuclei(image, "another key")
     with pytest.raises(FormatError, match=r"gone\.parquet is missing"):
         ImageNuclei(tmp_path / "gone.parquet", "key")

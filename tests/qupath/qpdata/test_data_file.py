@@ -282,10 +282,13 @@ def test_backend_keeps_the_protocol():
     assert members <= set(dir(project))
 
 
-@pytest.mark.parametrize(("count", "bulk"), [(400, False), (700, True)])
-def test_hundreds_are_parsed_and_more_are_packed(count, bulk, monkeypatch):
-    # To load compiled loops takes longer than to parse a few.
+@pytest.mark.parametrize(
+    ("count", "loaded", "bulk"), [(400, False, False), (400, True, True), (700, False, True)]
+)
+def test_hundreds_are_parsed_and_more_are_packed(count, loaded, bulk, monkeypatch):
+    # To load compiled loops takes longer than to parse a few; once they are there, it does not.
     monkeypatch.setattr(data_file_module, "_FEW", 500)
+    monkeypatch.setattr(data_file_module, "loops_are_loaded", lambda: loaded)
     data_file = load()
     new = group(count)
     data_file.add(Edit(add=[new]))

@@ -8,7 +8,8 @@ import torch
 
 from qpnuclei.training.attention.batches import Batches, batch_rng, draw_tiles
 from qpnuclei.training.sources import Source
-from qpnuclei.training.tile_index import TileReader, build_tile_index
+from qpnuclei.training.tile_index import build_tile_index
+from qpnuclei.training.tile_reader import TileReader
 
 TILES = [np.arange(0, 100), np.arange(100, 110), np.arange(110, 112)]
 

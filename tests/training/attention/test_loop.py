@@ -17,8 +17,9 @@ from qpnuclei.models.metadata import PostProcessing, read_metadata
 from qpnuclei.pipeline.image import segment
 from qpnuclei.segmentation.maps_engine import MapsEngine
 from qpnuclei.segmentation.predictor import Predictor
+from qpnuclei.training.attention.collapse import collapse
 from qpnuclei.training.attention.learner import Learner
-from qpnuclei.training.attention.loop import collapse, learning_rate_factor, train_attention
+from qpnuclei.training.attention.loop import learning_rate_factor, train_attention
 from qpnuclei.training.attention.losses import TRANSFORMS
 from qpnuclei.training.callbacks import TrainingResult, Watcher
 from qpnuclei.training.config import AttentionRecipe, attention_recipe
@@ -213,7 +214,7 @@ def test_resuming_with_another_recipe_is_refused(tmp_path: Path, sources: list[S
 
 
 def test_a_diverging_run_stops_and_says_what_is_kept(tmp_path: Path, sources: list[Source]) -> None:
-    with pytest.raises(TrainingError, match=r"epoch 1, batch \d: .* no longer a number") as caught:
+    with pytest.raises(TrainingError, match=r"epoch 1, batch \d: .* became NaN") as caught:
         train(tmp_path, sources, recipe=recipe(smoothness_weight=1e39))
     assert "no epoch was finished" in caught.value.what
 
@@ -224,7 +225,7 @@ def test_a_collapsed_run_keeps_its_last_good_epoch(tmp_path: Path, sources: list
 
     with pytest.MonkeyPatch.context() as patch:
         # Whatever eta makes of it, the attention of the next epoch counts as a collapse.
-        patch.setattr("qpnuclei.training.attention.loop._HOLDS_EVERYTHING", 0.01)
+        patch.setattr("qpnuclei.training.attention.collapse._HOLDS_EVERYTHING", 0.01)
         with pytest.raises(TrainingError, match=r"epoch 2: .*it holds \d+.*of epoch 1") as caught:
             train(tmp_path, sources, recipe=recipe(epochs=2), resume=True)
     assert "anchored" in caught.value.hint

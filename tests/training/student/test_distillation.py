@@ -160,7 +160,7 @@ def attention_model(tmp_path: Path) -> Path:
 def test_teachers_that_cannot_teach_it_are_refused(patches: Path, attention_model: Path) -> None:
     with pytest.raises(UsageError, match="'paper' is of the family 'attention': it has no centre"):
         distillation(patches, teacher=str(attention_model))
-    with pytest.raises(UsageError, match=r"'default-40x' sees 0\.25 µm/px, coarser than mpp, 0\.2"):
+    with pytest.raises(UsageError, match=r"'default-40x' works at 0\.25 µm/px, coarser"):
         distillation(patches, mpp=0.2)
 
 

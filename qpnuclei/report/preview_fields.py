@@ -1,0 +1,85 @@
+"""Which fields a preview shows: with tissue, from little haematoxylin to much."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+
+from qpnuclei.pipeline.inference.plausibility import choose_fields, read_field
+from qpnuclei.qupath.regions import Region
+from qpnuclei.slides.slide import Slide
+from qpnuclei.slides.stains import Stains, separate
+from qpnuclei.slides.tissue import tissue_fraction
+
+#: Number of candidate places per image, and of images, from which fields are chosen.
+_MOST_PLACES, MOST_IMAGES = 24, 8
+#: Places with less tissue are taken only if there are no others.
+_LEAST_TISSUE = 0.3
+#: Resolution of the pictures in µm/px.
+SHOWN_MPP = 0.25
+
+
+@dataclass(frozen=True, eq=False)
+class FieldSource:
+    """An image whose fields are shown."""
+
+    name: str
+    slide: Slide
+    mpp: tuple[float, float]
+    stains: Stains
+    regions: Sequence[Region]
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A candidate for a field; `box` is in level-0 px."""
+
+    source: FieldSource
+    region: Region
+    box: tuple[float, float, float, float]
+    haematoxylin: float
+    tissue: float
+
+    @property
+    def analysed(self) -> shapely.Geometry:
+        """The part of it that is analysed, in level-0 px."""
+        return shapely.intersection(shapely.box(*self.box), self.region.geometry)
+
+
+def places_of(source: FieldSource) -> list[Place]:
+    """Describe candidate places all over the regions of an image."""
+    fields = choose_fields(source.regions, source.mpp)
+    fields = fields[:: math.ceil(len(fields) / _MOST_PLACES)]
+    places = []
+    for candidate in fields:
+        rgb = read_field(source.slide, candidate, source.mpp)
+        stained = np.maximum(separate(rgb, source.stains)[..., 0], 0)
+        places.append(
+            Place(
+                source,
+                source.regions[candidate.region],
+                _on_grid(candidate.box, source.mpp),
+                float(stained.mean()),
+                float(tissue_fraction(rgb)),
+            )
+        )
+    return places
+
+
+def choose_places(places: Sequence[Place], n_fields: int) -> list[Place]:
+    """Choose fields from little haematoxylin to much, at even ranks."""
+    with_tissue = [place for place in places if place.tissue >= _LEAST_TISSUE] or list(places)
+    ranked = sorted(with_tissue, key=lambda place: place.haematoxylin)
+    count = min(n_fields, len(ranked))
+    return [ranked[int((i + 0.5) * len(ranked) / count)] for i in range(count)]
+
+
+def _on_grid(box: tuple[float, ...], mpp: tuple[float, float]) -> tuple[float, float, float, float]:
+    """Return a box with corners on the grid of px in which it is shown."""
+    x, y = SHOWN_MPP / mpp[0], SHOWN_MPP / mpp[1]
+    x0, y0, x1, y1 = (round(v / s) * s for v, s in zip(box, (x, y, x, y), strict=True))
+    return x0, y0, x1, y1

@@ -1,0 +1,41 @@
+"""A picture of what a round of a student learns."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from skimage.segmentation import find_boundaries
+
+from qpnuclei.slides.pixels import RGB
+from qpnuclei.system.files import write_atomically
+from qpnuclei.training.student.pseudo_labels import PseudoLabels
+
+#: How much of the pseudo-labels it shows.
+_PATCHES, _PX = 9, 512
+
+
+def write_picture(path: Path, patches: Iterable[RGB], known: Sequence[PseudoLabels]) -> None:
+    """Draw the first patches: trusted nuclei in yellow, what is left open in blue."""
+    tiles = []
+    pairs = zip(patches, known, strict=True)
+    for rgb, labels in itertools.islice(pairs, _PATCHES):
+        tile = np.zeros((_PX, _PX, 3), np.uint8)
+        height, width = (min(_PX, length) for length in rgb.shape[:2])
+        crop = slice(height), slice(width)
+        shown = rgb[crop].copy()
+        shown[labels.weight[crop] == 0] //= 2
+        shown[labels.weight[crop] == 0] += np.array([0, 0, 100], np.uint8)
+        shown[find_boundaries(labels.labels[crop], mode="inner")] = (255, 255, 0)  # type: ignore[no-untyped-call]
+        tile[crop] = shown
+        tiles.append(tile)
+    rows = [np.hstack(tiles[i : i + 3]) for i in range(0, len(tiles) - len(tiles) % 3, 3)]
+    picture = np.vstack(rows) if rows else np.hstack(tiles)
+    path.parent.mkdir(exist_ok=True)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,57 @@
+"""How good a student is on labelled images, as they are and recoloured.
+
+It chooses the round and the post-processing, and teaches nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qpnuclei.evaluation.tuning import (
+    RECOLOURINGS,
+    LabelledImage,
+    PredictedImage,
+    predict,
+    recoloured,
+    summarise,
+    tune_post_processing,
+)
+from qpnuclei.models.checkpoint import load_model, save_model
+from qpnuclei.models.metadata import PostProcessing
+from qpnuclei.segmentation.predictor import Predictor
+
+
+def predict_both(
+    predictor: Predictor, labelled: Sequence[LabelledImage]
+) -> tuple[list[PredictedImage], list[PredictedImage]]:
+    """Return what a model sees in the validation images, as they are and recoloured."""
+    changed = [i for seed in range(RECOLOURINGS) for i in recoloured(labelled, seed)]
+    return predict(predictor, labelled), predict(predictor, changed)
+
+
+def quality(
+    predicted: Sequence[PredictedImage],
+    changed: Sequence[PredictedImage],
+    parameters: PostProcessing,
+) -> dict[str, Any]:
+    """Return the quality on the validation images; below ``recoloured`` the means on those."""
+    return {
+        **summarise(predicted, parameters),
+        "recoloured": summarise(changed, parameters)["mean"],
+    }
+
+
+def tune(path: Path, labelled: Sequence[LabelledImage], device: torch.device) -> None:
+    """Give a model file the post-processing that suits it best in all colours."""
+    network, metadata = load_model(path)
+    predicted, changed = predict_both(Predictor(network, metadata, device), labelled)
+    # Once in their own colours and once in others: a second time would cost more than it tells.
+    both = [*predicted, *changed[: len(predicted)]]
+    parameters = tune_post_processing(both, metadata.post_processing, mpp=metadata.mpp)
+    measured = quality(predicted, changed, parameters)
+    update = {"post_processing": parameters, "validation": measured}
+    save_model(path, network.cpu(), metadata.model_copy(update=update))
