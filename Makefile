@@ -38,13 +38,14 @@ demo: setup
 	@echo "== qpnuclei demo $(DEMO_DIR)"
 	$(BIN)/qpnuclei demo $(DEMO_DIR)
 
+# A process per core: threads of torch beside them would only wait for each other.
 test: setup
 	@echo "== running the tests"
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 coverage: setup
 	@echo "== running the tests, with the lines that none of them runs"
-	$(BIN)/python -m pytest -n auto --cov --cov-report=term-missing:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --cov --cov-report=term-missing:skip-covered
 
 mutants: setup
 	@echo "== breaking what guards users' data, place by place"
