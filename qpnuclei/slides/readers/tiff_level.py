@@ -53,6 +53,8 @@ class TiffLevel:
         keyframe = pages[0].keyframe
         self._to_rgb = to_rgb
         self.size: tuple[int, int] = keyframe.imagewidth, keyframe.imagelength
+        #: Where in the file it is described.
+        self.place: int = pages[0].offset
         width, height = self.size
         if keyframe.is_tiled:
             self._tile_width, self._tile_height = keyframe.tilewidth, keyframe.tilelength

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qpnuclei.errors import SlideError
+from qpnuclei.slides.readers import levels as levels_module
 from qpnuclei.slides.slide import open_slide
 from tests.paths import SHARED
 from tests.slides.pictures import picture, reduced, write_pyramid
@@ -410,6 +411,24 @@ def test_an_unrelated_page_of_half_the_size_is_no_level(tmp_path, subfiletype, c
     assert (
         "page of 256 x 192 px is not a level of the slide (it shows something else)" in caplog.text
     )
+
+
+def test_pages_are_compared_again_only_if_the_file_has_changed(tmp_path, monkeypatch):
+    full = tissue(512, 384, 1)
+    compared = []
+    compare = levels_module._difference
+    monkeypatch.setattr(
+        levels_module,
+        "_difference",
+        lambda *pages: compared.append(pages) or compare(*pages),
+    )
+    for second, kept in ((reduced(full, 2), [1, 2]), (tissue(256, 192, 2), [1])):
+        write_pyramid(tmp_path / "x.tif", [full, second])
+        before = len(compared)
+        for _ in range(3):
+            with open_slide(tmp_path / "x.tif") as slide:
+                assert [level.downsample for level in slide.levels] == kept
+        assert len(compared) == before + 1
 
 
 def test_a_level_after_a_wrong_one_is_kept(tmp_path):
