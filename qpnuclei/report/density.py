@@ -15,6 +15,8 @@ Floats = npt.NDArray[np.float64]
 
 #: Longest side of a map in px; the largest detail is this share of the longest side.
 _MAP_PX, _DETAIL = 480, 1 / 40
+#: A map of a small area has fewer px: more of them would show no more of what is so smooth.
+_MOST_PX_OF_SIGMA = 24
 #: Standard deviations of the Gaussian in µm that are used: a finer one shows single nuclei.
 _SIGMAS_UM = (25.0, 50.0, 100.0, 200.0, 400.0)
 #: Fixed point of OpenCV's drawing: sixteenths of a px.
@@ -77,9 +79,9 @@ def density_map(
     um = np.array(mpp)
     x0, y0, x1, y1 = area.bounds
     extent = np.array([x1 - x0, y1 - y0]) * um
-    pixel = float(extent.max()) / _MAP_PX
-    width, height = (max(1, math.ceil(length / pixel - 1e-9)) for length in extent)
     sigma = min(_SIGMAS_UM, key=lambda s: abs(math.log(s / (float(extent.max()) * _DETAIL))))
+    pixel = max(float(extent.max()) / _MAP_PX, sigma / _MOST_PX_OF_SIGMA)
+    width, height = (max(1, math.ceil(length / pixel - 1e-9)) for length in extent)
     scale = um / pixel
     mask = _rasterised(area, (x0, y0), scale, (height, width))
     inside = centroids[shapely.intersects_xy(area, centroids)] if len(centroids) else centroids

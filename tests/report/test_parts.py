@@ -57,6 +57,16 @@ def test_nothing_is_said_of_where_nobody_looked() -> None:
     assert density_map(np.empty((0, 2)), shapely.MultiPolygon(), MPP) is None
 
 
+def test_the_map_of_a_small_area_has_no_more_px_than_it_shows() -> None:
+    area = shapely.box(0, 0, 200, 100)
+    found = density_map(lattice(0, 0, 200, 100, 20), area, MPP)
+    assert found is not None
+    height, width = found.values.shape
+    # 24 px in one standard deviation of 25 µm; the area is of 100 x 50 µm.
+    assert (height, width) == (48, 96)
+    np.testing.assert_allclose(found.values, 1e6 / (400 * 0.25), rtol=0.08)
+
+
 def test_the_colours_rise_in_brightness() -> None:
     brightness = viridis(np.linspace(0, 1, 20)).astype(float) @ (0.2126, 0.7152, 0.0722)
     assert (np.diff(brightness) > 0).all()
