@@ -170,10 +170,10 @@ class TilePlan(Sequence[Tile]):
         self._grid[rows, columns] = np.arange(len(rows))
         # Most tiles of a large region lie in it: they need not be cut, which takes long for a
         # region of many vertices.
-        cut = squares[rows, columns]
-        crossed = ~shapely.covers(roi, cut)
-        cut[crossed] = shapely.intersection(roi, cut[crossed])
-        parts = shapely.bounds(cut).reshape(-1, 4)
+        chosen = squares[rows, columns]
+        parts = shapely.bounds(chosen).reshape(-1, 4)
+        crossed = ~shapely.covers(roi, chosen)
+        parts[crossed] = _bounds_inside(roi, chosen[crossed])
         # (n, 2) each: the corners of cores, of extents, and of views, open where the image ends.
         size = np.array(image_size)
         self._core_low, self._core_high = np.floor(parts[:, :2]), np.ceil(parts[:, 2:])
@@ -471,6 +471,23 @@ def _integers(
         np.concatenate([low, high], axis=1).astype(np.int64).tolist()
     )
     return boxes
+
+
+def _bounds_inside(
+    roi: shapely.Geometry, squares: npt.NDArray[np.object_]
+) -> npt.NDArray[np.float64]:
+    """Return the bounds of what lies in each of N squares, as an (N, 4) float64 ndarray.
+
+    Each part of the region is cut with the squares that it may meet: cutting the whole with every
+    square takes time that grows as the square of the number of parts.
+    """
+    parts = shapely.get_parts(roi)
+    square, part = shapely.STRtree(parts).query(squares)
+    cut = shapely.bounds(shapely.intersection(parts[part], squares[square])).reshape(-1, 4)
+    inside = np.full((len(squares), 4), np.nan)
+    np.fmin.at(inside[:, :2], square, cut[:, :2])
+    np.fmax.at(inside[:, 2:], square, cut[:, 2:])
+    return inside
 
 
 def _ranges(roi: shapely.Geometry) -> tuple[tuple[float, float], tuple[float, float]]:

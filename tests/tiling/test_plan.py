@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import shapely
@@ -92,6 +94,30 @@ def test_outside_of_all_cores_the_first_tile_that_sees_it_whole_owns_it():
     assert plan.owner((205, 205, 222, 215), (214, 210)) == 1
     assert plan.owner((305, 150, 315, 160), (310, 155)) == 1
     assert plan.owner((330, 150, 340, 160), (335, 155)) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    number=st.integers(1, 40),
+    core=st.integers(20, 60),
+    origin=st.tuples(st.integers(-90, 90), st.integers(-90, 90)),
+)
+def test_the_core_of_a_tile_is_what_a_region_of_many_parts_has_in_its_square(
+    seed: int, number: int, core: int, origin: tuple[int, int]
+) -> None:
+    rng = np.random.default_rng(seed)
+    low = rng.uniform(-20, 150, (number, 2))
+    # Some lie on the lines of the grid.
+    low[::3] = np.round(low[::3])
+    high = low + rng.choice([0.5, 7, 20, 45], (number, 2))
+    roi = shapely.union_all(shapely.box(*low.T, *high.T))
+    plan = TilePlan(roi, (130, 110), core, 5, 1, origin)
+    inside = roi & shapely.box(0, 0, 130, 110)
+    for tile in plan:
+        x0, y0 = (core * ((tile.core[i] - origin[i]) // core) + origin[i] for i in (0, 1))
+        x0, y0, x1, y1 = (inside & shapely.box(x0, y0, x0 + core, y0 + core)).bounds
+        assert tile.core == Box(math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1))
 
 
 def naive_owner(plan, box, centroid):
