@@ -77,6 +77,13 @@ class Groovy:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def lines(self, folder: Path, script: str, code: str, *arguments: object) -> list[str]:
+        """Run code that is given a script, without QuPath, as args[0]; return what it prints."""
+        source, caller = folder / script, folder / "caller.groovy"
+        source.write_text(_QUPATH_IMPORT.sub("", text_of(script)), encoding="utf-8")
+        caller.write_text(code, encoding="utf-8")
+        return self.java("groovy.ui.GroovyMain", caller, source, *arguments).splitlines()
+
 
 @pytest.fixture(scope="session")
 def groovy() -> Groovy:
@@ -203,22 +210,19 @@ def test_script_compiles(groovy: Groovy, script: Path, tmp_path: Path) -> None:
 
 
 def test_settings_are_kept_and_read_by_all_scripts(groovy: Groovy, tmp_path: Path) -> None:
-    source = tmp_path / "run_qpnuclei.groovy"
-    source.write_text(_QUPATH_IMPORT.sub("", text_of(source.name)), encoding="utf-8")
-    caller = tmp_path / "caller.groovy"
-    caller.write_text(
+    written = tmp_path / "settings.conf"
+    program = tmp_path / "bin" / "a program"
+    written.write_bytes(first_settings(program))
+    found = groovy.lines(
+        tmp_path,
+        "run_qpnuclei.groovy",
         'def variables = new Binding(["qupath.script.file": args[0]])\n'
         "def run = new GroovyShell(variables).parse(new File(args[0]))\n"
         "println run.settings()\n"
         'run.saveSettings([program: "C:\\\\µ\\\\qpnuclei.exe", options: "--mpp 0.25"])\n'
         "println run.settings()\n"
         "println run.programPath()\n",
-        encoding="utf-8",
     )
-    written = tmp_path / "settings.conf"
-    program = tmp_path / "bin" / "a program"
-    written.write_bytes(first_settings(program))
-    found = groovy.java("groovy.ui.GroovyMain", caller, source).splitlines()
     assert found == [
         f"[program:{program}, options:]",
         "[program:C:\\µ\\qpnuclei.exe, options:--mpp 0.25]",
@@ -228,10 +232,9 @@ def test_settings_are_kept_and_read_by_all_scripts(groovy: Groovy, tmp_path: Pat
 
 def test_an_image_is_named_so_that_no_other_is_meant(groovy: Groovy, tmp_path: Path) -> None:
     names = ["he small.png", "*.svs", "a?[1].tif", "a1.tif", "x[*].tif"]
-    source = tmp_path / "run_qpnuclei.groovy"
-    source.write_text(_QUPATH_IMPORT.sub("", text_of(source.name)), encoding="utf-8")
-    caller = tmp_path / "caller.groovy"
-    caller.write_text(
+    *patterns, refused = groovy.lines(
+        tmp_path,
+        "run_qpnuclei.groovy",
         "def run = new GroovyShell().parse(new File(args[0]))\n"
         "def entry = { name -> [getImageName: { name }] as Named }\n"
         "interface Named { String getImageName() }\n"
@@ -241,9 +244,8 @@ def test_an_image_is_named_so_that_no_other_is_meant(groovy: Groovy, tmp_path: P
         "def twice = [getImageList: { [images[0], images[0]] }] as Images\n"
         "try { run.imagePattern(twice, images[0]) }\n"
         "catch (IllegalStateException e) { println e.message }\n",
-        encoding="utf-8",
+        *names,
     )
-    *patterns, refused = groovy.java("groovy.ui.GroovyMain", caller, source, *names).splitlines()
     project = SimpleNamespace(
         path=tmp_path,
         images=[SimpleNamespace(id=str(i), name=name) for i, name in enumerate(names)],
@@ -255,11 +257,10 @@ def test_an_image_is_named_so_that_no_other_is_meant(groovy: Groovy, tmp_path: P
 
 
 def test_what_is_in_view_ends_where_the_image_ends(groovy: Groovy, tmp_path: Path) -> None:
-    source = tmp_path / "run_qpnuclei.groovy"
-    source.write_text(_QUPATH_IMPORT.sub("", text_of(source.name)), encoding="utf-8")
-    caller = tmp_path / "caller.groovy"
     # What QuPath would make of a rectangle is printed instead.
-    caller.write_text(
+    found = groovy.lines(
+        tmp_path,
+        "run_qpnuclei.groovy",
         "import java.awt.Rectangle\n"
         "import java.awt.geom.AffineTransform\n"
         "def variables = new Binding([\n"
@@ -278,9 +279,7 @@ def test_what_is_in_view_ends_where_the_image_ends(groovy: Groovy, tmp_path: Pat
         "shapes.each { println run.viewRoi(viewer(it), image) }\n"
         "try { run.viewRoi(viewer(new Rectangle(200, 0, 10, 10)), image) }\n"
         "catch (IllegalStateException e) { println e.message }\n",
-        encoding="utf-8",
     )
-    found = groovy.java("groovy.ui.GroovyMain", caller, source).splitlines()
     assert found == [
         "10.0 20.0 30.0 10.0 plane",
         "0.0 40.0 100.0 10.0 plane",
@@ -298,17 +297,15 @@ def test_files_are_looked_for_under_the_names_that_run_gives_them(
     groovy: Groovy, tmp_path: Path
 ) -> None:
     names = ["he small.png", "A/B: 20×.svs", "½ mm² 組織 №5.tif", "end. .", "x" * 150, "𝒳" * 150]
-    source = tmp_path / "import_detections.groovy"
-    source.write_text(_QUPATH_IMPORT.sub("", text_of(source.name)), encoding="utf-8")
-    caller = tmp_path / "caller.groovy"
-    caller.write_text(
-        "def script = new GroovyShell().parse(new File(args[0]).getText('UTF-8'))\n"
-        "new File(args[1]).readLines('UTF-8').each { println script.fileStem('12', it) }\n",
-        encoding="utf-8",
-    )
     listing = tmp_path / "names.txt"
     listing.write_text("\n".join(names), encoding="utf-8")
-    found = groovy.java("groovy.ui.GroovyMain", caller, source, listing).splitlines()
+    found = groovy.lines(
+        tmp_path,
+        "import_detections.groovy",
+        "def script = new GroovyShell().parse(new File(args[0]).getText('UTF-8'))\n"
+        "new File(args[1]).readLines('UTF-8').each { println script.fileStem('12', it) }\n",
+        listing,
+    )
     expected = [file_stem(cast(ImageEntry, SimpleNamespace(id="12", name=name))) for name in names]
     assert found == expected
 
