@@ -208,13 +208,20 @@ def network_to_adapt(model: str, sources: Sequence[Source]) -> str:
 
     An adapted model is one network. Where slides are of both kinds, it is the fine one, for which
     the coarse slides are enlarged.
+
+    Parameters
+    ----------
+    model : str
+        As the user names it; any but the default one is returned as it is.
+    sources : sequence of Source
+        Their level-0 µm/px, mean of x and y, choose.
     """
     networks = {network_for(model, sum(source.mpp) / 2) for source in sources}
     return networks.pop() if len(networks) == 1 else FINE_NETWORK
 
 
 def _crop_px(mpp: float) -> int:
-    """Return the side of crops that are as large in µm for any network; strides divide it."""
+    """Return the side of crops of about 48 µm: to the nearest 32 px, and at least 64 px."""
     return max(64, 32 * round(_CROP_UM / mpp / 32))
 
 

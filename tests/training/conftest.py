@@ -7,6 +7,9 @@ import pytest
 from PIL import Image
 
 from qpnuclei.training.sources import Source, find_sources
+from qpnuclei.training.tile_index import TileIndex, build_tile_index
+
+SCALES = (0.25, 0.5)
 
 
 def paint_tissue(seed: int, size: int = 400) -> tuple[np.ndarray, np.ndarray]:
@@ -42,3 +45,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sources(dataset: Path) -> list[Source]:
     return find_sources([dataset], mpp=[0.25])
+
+
+@pytest.fixture
+def index(sources: list[Source]) -> TileIndex:
+    return build_tile_index(sources, SCALES, 160, 0.7)

@@ -20,13 +20,7 @@ from qpnuclei.training.tile_index import (
     cached_tile_index,
     sources_digest,
 )
-
-SCALES = (0.25, 0.5)
-
-
-@pytest.fixture
-def index(sources: list[Source]) -> TileIndex:
-    return build_tile_index(sources, SCALES, 160, 0.7)
+from tests.training.conftest import SCALES
 
 
 def test_tiles_cover_the_image_at_each_scale(index: TileIndex) -> None:

@@ -10,15 +10,9 @@ import pytest
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.stains import reinhard_statistics, reinhard_transfer
 from qpnuclei.training.sources import Source
-from qpnuclei.training.tile_index import TileIndex, build_tile_index
+from qpnuclei.training.tile_index import TileIndex
 from qpnuclei.training.tile_reader import ColourTransfer, TileReader
-
-SCALES = (0.25, 0.5)
-
-
-@pytest.fixture
-def index(sources: list[Source]) -> TileIndex:
-    return build_tile_index(sources, SCALES, 160, 0.7)
+from tests.training.conftest import SCALES
 
 
 def test_tiles_are_read_where_the_index_says(sources: list[Source], index: TileIndex) -> None:

@@ -28,7 +28,10 @@ from qpnuclei.segmentation.predictor import Predictor
 def predict_both(
     predictor: Predictor, labelled: Sequence[LabelledImage]
 ) -> tuple[list[PredictedImage], list[PredictedImage]]:
-    """Return what a model sees in the validation images, as they are and recoloured."""
+    """Return what a model sees in the validation images, as they are and recoloured.
+
+    Of the latter there are `RECOLOURINGS` times as many: all with the first seed come first.
+    """
     changed = [i for seed in range(RECOLOURINGS) for i in recoloured(labelled, seed)]
     return predict(predictor, labelled), predict(predictor, changed)
 
@@ -46,7 +49,15 @@ def quality(
 
 
 def tune(path: Path, labelled: Sequence[LabelledImage], device: torch.device) -> None:
-    """Give a model file the post-processing that suits it best in all colours."""
+    """Give a model file the post-processing that suits it best in all colours.
+
+    The file is replaced; its header then holds the quality, too.
+
+    Raises
+    ------
+    qpnuclei.errors.QpnucleiError
+        If the file is no model or cannot be written.
+    """
     network, metadata = load_model(path)
     predicted, changed = predict_both(Predictor(network, metadata, device), labelled)
     # Once in their own colours and once in others: a second time would cost more than it tells.
