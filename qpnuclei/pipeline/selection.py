@@ -19,7 +19,7 @@ from qpnuclei.choices import DEFAULT_EXCLUDED
 from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.analysed import Record, Status
-from qpnuclei.qupath.areas import polygonal, valid_area
+from qpnuclei.qupath.areas import polygonal, valid_areas
 from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, Project
 from qpnuclei.qupath.regions import Region, match_images, rows_inside
 
@@ -363,9 +363,7 @@ class Locked:
         locked = np.flatnonzero(detections.locked).tolist()
         rows = [row for row in locked if detections.ids[row] in wanted]
         ids = frozenset(own_id for row in rows if (own_id := detections.ids[row]) is not None)
-        outlines = np.empty(len(rows), dtype=object)
-        outlines[:] = [valid_area(outline) for outline in detections.nucleus_geometries[rows]]
-        return cls(ids, outlines)
+        return cls(ids, valid_areas(detections.nucleus_geometries[rows]))
 
 
 def ours_within(regions: Sequence[Region], detections: Detections) -> list[frozenset[UUID]]:

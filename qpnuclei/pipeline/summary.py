@@ -164,7 +164,8 @@ class ImageResult:
     def doubts(self) -> tuple[str, ...]:
         """What is doubtful, a line each: about the image, and about regions if it differs."""
         others = [r for r in self.regions if r.check and r.check != self.check]
-        return (*filter(None, [self.check]), *(f"{r.name}: {r.check}" for r in others))
+        own = (f"{r.name}: {r.check.removeprefix(f'{self.check}; ')}" for r in others)
+        return (*filter(None, [self.check]), *own)
 
 
 @dataclass(frozen=True)

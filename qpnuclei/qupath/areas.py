@@ -7,6 +7,8 @@ everywhere.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import shapely
@@ -39,6 +41,13 @@ def valid_area(geometry: shapely.Geometry) -> shapely.Geometry:
             return polygonal(shapely.union_all([polygonal(part) for part in parts]))
         except shapely.GEOSException:  # coordinates too large to compute with
             return shapely.MultiPolygon()
+
+
+def valid_areas(geometries: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return `valid_area` of each of N geometries, as an (N,) ndarray of objects."""
+    areas = np.empty(len(geometries), dtype=object)
+    areas[:] = [valid_area(geometry) for geometry in geometries]
+    return areas
 
 
 def _polygons(geometry: shapely.Geometry) -> npt.NDArray[np.object_]:

@@ -23,7 +23,7 @@ from qpnuclei.choices import Grouping
 from qpnuclei.errors import MppError, QpnucleiError, UsageError, standing_alone
 from qpnuclei.nuclei.overlap import are_among
 from qpnuclei.qupath.analysed import Record, Status, overall, together
-from qpnuclei.qupath.areas import polygonal, valid_area
+from qpnuclei.qupath.areas import polygonal, valid_areas
 from qpnuclei.qupath.classes import Classes
 from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
@@ -186,19 +186,13 @@ def repeated_nuclei(detections: Detections, classes: Classes) -> npt.NDArray[np.
     others, ours = classes.nuclei & ~classes.ours, classes.nuclei & classes.ours
     if not others.any() or not ours.any():
         return repeated  # outlines cost more than UUIDs
+    outlines = detections.nucleus_geometries
     for plane in np.unique(detections.planes[others], axis=0):
         here = (detections.planes == plane).all(axis=1)
-        outlines = detections.nucleus_geometries
         repeated[here & others] = are_among(
-            _areas(outlines[here & others]), _areas(outlines[here & ours])
+            valid_areas(outlines[here & others]), valid_areas(outlines[here & ours])
         )
     return repeated
-
-
-def _areas(outlines: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    areas = np.empty(len(outlines), dtype=object)
-    areas[:] = [valid_area(outline) for outline in outlines]
-    return areas
 
 
 def _note_of_repeated(number: int) -> str:

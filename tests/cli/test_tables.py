@@ -45,3 +45,12 @@ def test_many_annotations_are_a_line_for_each_class(monkeypatch: pytest.MonkeyPa
         ["a.svs", "3 annotations", "–", "1.500", "600", "400"],
         ["", "2 annotations", "Tumor", "1.000", "400", "400"],
     ]
+
+
+def test_what_is_doubtful_of_image_and_region_is_said_once() -> None:
+    checks = ("few nuclei", "few nuclei; counted twice (1)", "counted twice (2)", "")
+    regions = [RegionResult(f"a{i}", None, None, 0.5, 1, 2.0, c) for i, c in enumerate(checks)]
+    (image,) = summary(regions).images
+    said = replace(image, check="few nuclei").doubts
+    assert said == ("few nuclei", "a1: counted twice (1)", "a2: counted twice (2)")
+    assert image.doubts == tuple(f"a{i}: {checks[i]}" for i in range(3))

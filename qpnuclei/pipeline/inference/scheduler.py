@@ -91,6 +91,8 @@ def check_scheduler(address: str, asks: bool = True) -> None:
         As `connected` does.
     """
     if workers_here(address) is not None:
+        if asks:
+            require_dask()
         return
     if not asks:
         _scheduler_of(address)

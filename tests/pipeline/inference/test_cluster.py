@@ -196,6 +196,10 @@ def test_without_dask_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="not installed") as raised, cluster_of("local:2"):
         pass
     assert "qpnuclei[dask]" in raised.value.hint
+    # Before slides are read and a project is made; a dry run computes nothing.
+    with pytest.raises(UsageError, match="not installed"):
+        check_scheduler("local:2")
+    check_scheduler("local:2", asks=False)
 
 
 @pytest.mark.parametrize("address", ["head-node", "tcp://head-node:x", "absent.json", ":8786", ""])
