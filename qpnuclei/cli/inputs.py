@@ -1,4 +1,4 @@
-"""The inputs of a run: projects, or slides whose results go into a folder."""
+"""The inputs of a run: projects, or slides with a folder for their results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Inputs:
     slides : tuple of Path
         Files, folders or patterns, as `qpnuclei.slides.files.find_slides` takes them.
     results : Path or None
-        Folder for what is made of slides.
+        Folder for the results of slides.
     """
 
     projects: tuple[Path, ...]
@@ -38,8 +38,8 @@ class Inputs:
         NotFoundError
             If there is no such file or folder, or a pattern matches nothing.
         UsageError
-            If there are both projects and slides, slides without a folder for the results, or
-            projects with one.
+            If there are both projects and slides, slides without a folder for their results, or
+            projects with such a folder.
         """
         found = [place for path in paths for place in _expanded(path)]
         projects = tuple(dict.fromkeys(path for path in found if is_project(path)))
@@ -68,7 +68,7 @@ class Inputs:
 
 
 def _expanded(path: Path) -> list[Path]:
-    """Expand a pattern that the shell did not, if it matches only projects.
+    """Expand a pattern that the shell did not expand, if it matches only projects.
 
     Patterns of slides are expanded later, by `qpnuclei.slides.files.find_slides`.
     """

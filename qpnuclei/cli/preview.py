@@ -40,7 +40,7 @@ from qpnuclei.models.registry import DEFAULT_MODEL, check_speed, networks_of
 
 T = TypeVar("T")
 
-#: What is compared if nothing is named.
+#: Thresholds to compare if no setting is given; None is the model's own.
 _THRESHOLDS = (0.35, None, 0.65)
 
 
@@ -49,8 +49,8 @@ def preview(
         Path,
         typer.Argument(
             metavar="PROJECT|SLIDE",
-            help="QuPath project (the .qpproj file or its folder), or a slide: then fields of its "
-            "tissue.",
+            help="QuPath project (the .qpproj file or its folder), or a slide, to show fields of "
+            "its tissue.",
             show_default=False,
         ),
     ],
@@ -116,7 +116,7 @@ def preview(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show what several settings find in a few fields, as a page and a picture, in seconds.
+    """Show the nuclei of several settings in a few fields, as a page and a picture, in seconds.
 
     Nothing is written to the project. The page has the command that runs each setting.
 
@@ -229,7 +229,7 @@ def preview(
 
 
 def _several(option: str, texts: Sequence[str] | None, read: Callable[[str], T]) -> list[T]:
-    """Return the values of an option that may repeat, each of which may be several."""
+    """Return the values of an option that may repeat and may list several with commas."""
     values = []
     for text in (part.strip() for whole in texts or () for part in whole.split(",")):
         try:

@@ -649,7 +649,7 @@ def test_a_batch_system_ends_a_run_and_the_next_goes_on(sample: Sample, qpnuclei
         run.terminate()
         _, stderr = run.communicate(timeout=60)
     assert run.returncode == 143, stderr
-    assert "terminating: the units that are being computed are finished first\n" in stderr
+    assert "terminating: units in progress are finished first\n" in stderr
     assert "error: terminated: finished work is kept\n" in stderr
     assert outside_of_runs(tree(project)) == before
     (folder,) = (project / "qpnuclei").iterdir()
