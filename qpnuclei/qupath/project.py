@@ -35,14 +35,14 @@ def open_project(
         The ``.qpproj`` file, or its folder.
     backend : {"auto", "native", "paquo"}
         ``"native"`` needs neither QuPath nor Java; ``"paquo"`` uses an installed QuPath;
-        ``"auto"`` is ``"paquo"`` where a QuPath is installed. `Project.backend` says which.
+        ``"auto"`` is ``"paquo"`` if a QuPath is installed. `Project.backend` is the chosen one.
     image_root : Path, optional
-        Folder to search for image files that are not where the project says.
+        Folder to search for image files that are not at the path in the project.
 
     Raises
     ------
     qpnuclei.errors.UsageError
-        If `backend` is unknown, or ``"paquo"`` without a QuPath that it can use.
+        If `backend` is unknown, or is ``"paquo"`` and no suitable QuPath is installed.
     qpnuclei.errors.NotFoundError
         If there is no project at `path`.
     qpnuclei.errors.FormatError
@@ -73,7 +73,7 @@ def choose_backend(backend: Backend = "auto") -> Literal["native", "paquo"]:
     Raises
     ------
     qpnuclei.errors.UsageError
-        If `backend` is unknown, or ``"paquo"`` without a QuPath that it can use.
+        If `backend` is unknown, or is ``"paquo"`` and no suitable QuPath is installed.
     """
     if backend == "native":
         return "native"

@@ -26,8 +26,8 @@ from qpnuclei.pipeline.inference.remote import (
     Delivery,
     Job,
     Order,
-    compute_unit,
     cached_engine,
+    compute_unit,
     storing,
 )
 from qpnuclei.pipeline.inference.units import NO_LIMITS, Limits

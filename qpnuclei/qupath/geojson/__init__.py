@@ -1,6 +1,6 @@
 """QuPath's GeoJSON: read and write files, and import and export objects of a project.
 
-`objects` holds the classes, `reading` and `writing` stream files object by object, in constant
+`objects` has the classes, `reading` and `writing` stream files object by object, in constant
 memory. `exporting` and `importing` are ``qpnuclei geojson export`` and ``import``.
 
 QuPath 0.3 to 0.7 read the files that are written here. The versions differ: 0.3 needs

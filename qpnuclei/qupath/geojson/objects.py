@@ -20,7 +20,7 @@ class GeoJsonObject:
     Parameters
     ----------
     kind : str
-        ``"annotation"`` (also where the file does not say), ``"detection"``, ``"cell"``,
+        ``"annotation"`` (also if the file names no kind), ``"detection"``, ``"cell"``,
         ``"tile"``, ``"tmaCore"`` or ``"root"``.
     geometry : shapely geometry
         In level-0 px, as stored: it may be invalid.
@@ -32,7 +32,7 @@ class GeoJsonObject:
     z, t : int
         Plane.
     color : int or None
-        Its own colour, packed ARGB (int32).
+        The object's own colour, packed ARGB (int32).
     metadata : mapping of str to str
         Includes QuPath's description of an annotation.
     more : mapping of str to JSON value
@@ -69,9 +69,9 @@ class Problems:
     Parameters
     ----------
     features : list of str
-        Features that were left out, and why.
+        Messages on features that were left out, with the reason.
     values : list of str
-        Values that were left out of features that were read, and why.
+        Messages on values that were left out of features that were read, with the reason.
     """
 
     features: list[str] = field(default_factory=list)

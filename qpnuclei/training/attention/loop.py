@@ -237,7 +237,8 @@ class _Run:
             metrics = self.learner.step(rgb, labels, transform)
         except FloatingPointError as error:
             raise TrainingError(
-                f"epoch {progress.epoch + 1}, batch {progress.batch + 1}: {error}; {self._kept_model()}",
+                f"epoch {progress.epoch + 1}, batch {progress.batch + 1}: {error}; "
+                f"{self._kept_model()}",
                 "try a lower --set learning_rate, --set gradient_clip=1, or another --seed",
             ) from error
         for name, value in metrics.items():

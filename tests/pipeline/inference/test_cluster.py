@@ -123,7 +123,7 @@ def test_a_unit_that_kills_its_workers_is_reported_and_a_run_without_workers_say
     caplog.set_level(logging.INFO, "qpnuclei")
     (tmp_path / "deadly.py").write_text(DEADLY)
     monkeypatch.setattr(cluster, "_WORKERS_EVERY_S", 0.1)
-    monkeypatch.setattr(cluster, "_ALONE_AFTER_S", 0.1)
+    monkeypatch.setattr(cluster, "_FIRST_WARNING_S", 0.1)
     with processes(tmp_path, "--preload", str(tmp_path / "deadly.py")) as (address, begin_worker):
         begin_worker()
 
@@ -144,10 +144,10 @@ def test_a_unit_that_kills_its_workers_is_reported_and_a_run_without_workers_say
     (failure,) = summary.failures
     assert failure.name == "0.tif"
     assert "all 1 workers that computed it died" in failure.error.what
-    assert "units that take more than 60 minutes" in failure.error.hint
+    assert "a unit that took more than 60 minutes" in failure.error.hint
     (line,) = (summary.run_dir / "failures.jsonl").read_text().splitlines()
     assert json.loads(line)["tries"] == 3
-    assert "Ctrl-C ends it, and what is finished is kept" in caplog.text
+    assert "Ctrl-C ends the run and keeps finished units" in caplog.text
     assert "the Dask scheduler has workers again: the run continues" in caplog.text
 
 

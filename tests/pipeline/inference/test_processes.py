@@ -119,9 +119,9 @@ def test_the_memory_of_a_process_has_a_limit_also_while_it_computes(quick: RunOp
     theirs[1].close()
     worker.jobs.append(remote.Job(SimpleNamespace()))  # type: ignore[arg-type]
     assert worker.pipe.recv() == "filled"
-    worker.end_beyond(Limits(bytes=2**40))
+    worker.kill_beyond(Limits(bytes=2**40))
     assert worker._process.is_alive()
-    worker.end_beyond(Limits(bytes=2**28))
+    worker.kill_beyond(Limits(bytes=2**28))
     job, delivery = worker.receive()
     assert job is not None
     assert delivery.error is not None
