@@ -322,7 +322,7 @@ def test_a_table_in_python(project, monkeypatch):
     rows.plot(ax=axes)
     assert axes.yaxis_inverted()
     matplotlib.pyplot.close("all")
-    with pytest.raises(UsageError, match=r"'area'.*there are: Area, Prob"):
+    with pytest.raises(UsageError, match=r"'area'.*measurements: Area, Prob"):
         rows.plot("area")
     with pytest.raises(UsageError, match="no image is called"):
         project.nuclei("none")
