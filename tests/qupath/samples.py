@@ -10,8 +10,9 @@ import numpy as np
 
 from qpnuclei.qupath.qpdata import java_classes as jc
 from qpnuclei.qupath.qpdata import java_nodes, java_parser
+from qpnuclei.qupath.qpdata.packed_records import Packed
 from qpnuclei.qupath.qpdata.path_objects import OBJECT_ID, PathObject, is_packable, walk
-from qpnuclei.qupath.qpdata.records import Packed, RecordPacker
+from qpnuclei.qupath.qpdata.record_packer import RecordPacker
 from tests.paths import SAMPLES, SHARED
 
 VERSIONS = sorted(p.name for p in SAMPLES.iterdir())

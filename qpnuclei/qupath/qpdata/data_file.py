@@ -47,6 +47,7 @@ from qpnuclei.qupath.qpdata.new_detections import (
     check_same,
     uniform_parts,
 )
+from qpnuclei.qupath.qpdata.packed_records import Packed
 from qpnuclei.qupath.qpdata.path_objects import (
     DETECTION_KINDS,
     PathObject,
@@ -56,7 +57,7 @@ from qpnuclei.qupath.qpdata.path_objects import (
     split_children,
     walk,
 )
-from qpnuclei.qupath.qpdata.records import Packed, RecordPacker
+from qpnuclei.qupath.qpdata.record_packer import RecordPacker
 from qpnuclei.qupath.qpdata.rois import Plane
 from qpnuclei.qupath.qpdata.stains import parse_stains, stains_node
 from qpnuclei.slides.stains import Stains

@@ -20,8 +20,10 @@ from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.qupath.model import Detections
 from qpnuclei.qupath.qpdata import java_classes as jc
 from qpnuclei.qupath.qpdata.java_nodes import JavaObject, JavaString
+from qpnuclei.qupath.qpdata.packed_records import CHUNK, Packed
 from qpnuclei.qupath.qpdata.path_objects import KINDS, OBJECT_ID, PathObject, located, parse_uuid
-from qpnuclei.qupath.qpdata.records import CHUNK, Column, IntArray, KnownShape, Packed
+from qpnuclei.qupath.qpdata.record_columns import Column, IntArray
+from qpnuclei.qupath.qpdata.record_shapes import KnownShape
 from qpnuclei.qupath.qpdata.rois import read_outlines, read_rois
 from qpnuclei.qupath.qpdata.values import Many, NotConstantError, Single, ValueSource, text
 

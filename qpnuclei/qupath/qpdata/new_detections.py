@@ -22,8 +22,11 @@ from qpnuclei.qupath.qpdata import java_classes as jc
 from qpnuclei.qupath.qpdata.detections import FileDetections
 from qpnuclei.qupath.qpdata.java_nodes import Bulk, JavaArray, JavaObject, JavaString, Step
 from qpnuclei.qupath.qpdata.java_writer import StreamWriter
+from qpnuclei.qupath.qpdata.new_records import NewRecords
+from qpnuclei.qupath.qpdata.packed_records import CHUNK
 from qpnuclei.qupath.qpdata.path_objects import OBJECT_ID
-from qpnuclei.qupath.qpdata.records import CHUNK, Column, NewRecords, Shape
+from qpnuclei.qupath.qpdata.record_columns import Column
+from qpnuclei.qupath.qpdata.record_shapes import Shape
 from qpnuclei.qupath.qpdata.rois import Plane, geometry_roi, vertices_roi
 
 _UUID_LENGTH = 36

@@ -25,7 +25,7 @@ from qpnuclei.qupath.qpdata.java_nodes import (
     JavaObject,
     JavaString,
 )
-from qpnuclei.qupath.qpdata.records import Packed
+from qpnuclei.qupath.qpdata.packed_records import Packed
 
 OBJECT_ID = "Object ID"
 

@@ -21,7 +21,7 @@ from qpnuclei.errors import FormatError
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.qpdata import java_classes as jc
 from qpnuclei.qupath.qpdata.java_nodes import JavaArray, JavaObject
-from qpnuclei.qupath.qpdata.records import Column, IntArray
+from qpnuclei.qupath.qpdata.record_columns import Column, IntArray
 from qpnuclei.qupath.qpdata.values import ValueSource
 
 _log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from qpnuclei.qupath.qpdata import java_nodes, java_parser, java_writer
 from qpnuclei.qupath.qpdata.annotations import id_metadata
 from qpnuclei.qupath.qpdata.data_file import DataFile
 from qpnuclei.qupath.qpdata.new_detections import Additions
+from qpnuclei.qupath.qpdata.packed_records import Packed
 from qpnuclei.qupath.qpdata.path_objects import split_children
-from qpnuclei.qupath.qpdata.records import Packed
 from qpnuclei.qupath.qpdata.rois import Plane, make_roi
 from qpnuclei.qupath.qpdata.stains import format_stains, parse_stains
 from qpnuclei.slides.stains import DEFAULT_HE
