@@ -27,8 +27,8 @@ from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeImage, NativeProject, open_project
 from qpnuclei.qupath.qpdata import java_classes as jc
 from qpnuclei.qupath.qpdata import java_fields as jf
-from qpnuclei.qupath.qpdata.data_file import DataFile, walk
-from qpnuclei.qupath.qpdata.path_objects import PathObject
+from qpnuclei.qupath.qpdata.data_file import DataFile
+from qpnuclei.qupath.qpdata.path_objects import PathObject, walk
 from tests.pipeline.killing import content, make_project
 
 OPTIONS = RunOptions(Selection(classes=("Tumor",)), device="cpu", workers=1)
