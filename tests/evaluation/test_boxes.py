@@ -258,7 +258,7 @@ def test_geojson_beside_images_is_truth_as_well(tmp_path: Path) -> None:
     assert len(np.unique(a.read_labels())) == 2
     _, (_, b) = read_dataset(tmp_path, truth_classes=["Other"])
     with pytest.raises(
-        QpnucleiError, match=r"b\.c\.geojson\.gz: holds no outline of class 'Other'"
+        QpnucleiError, match=r"b\.c\.geojson\.gz: contains no outline of class 'Other'"
     ):
         b.read_labels()
     with pytest.raises(UsageError, match="--components is for masks"):
