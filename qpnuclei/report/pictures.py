@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import shapely
-# Without its own import, Pillow would load all of its formats to find WebP.
-from PIL import Image, WebPImagePlugin  # noqa: F401
+from PIL import Image, WebPImagePlugin  # noqa: F401 - or else Pillow loads all of its formats
 
 from qpnuclei.slides.pixels import RGB
 
@@ -90,9 +89,8 @@ def embedded(image: Image.Image | RGB, kind: str = "WEBP") -> str:
     """
     picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     stream = io.BytesIO()
-    options = {"quality": _QUALITY, "method": _EFFORT}
-    if kind != "WEBP":
-        options = {"optimize": True} if kind == "PNG" else {"quality": _QUALITY}
+    compressed = {"quality": _QUALITY, "method": _EFFORT}  # JPEG has no effort and ignores it
+    options = {"optimize": True} if kind == "PNG" else compressed
     picture.save(stream, kind, **options)
     content = base64.b64encode(stream.getvalue()).decode()
     return f"data:image/{kind.lower()};base64,{content}"
