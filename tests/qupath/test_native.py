@@ -360,7 +360,8 @@ def test_a_folder_with_one_project_is_that_project(tmp_path):
     path = copy_project("0.5.1", tmp_path)
     assert open_project(path.parent).path == path
     (path.parent / "other.qpproj").write_text("{}")
-    with pytest.raises(FormatError, match=r"contains 2 QuPath projects: other\.qpproj, project\.qpproj"):
+    match = r"contains 2 QuPath projects: other\.qpproj, project\.qpproj"
+    with pytest.raises(FormatError, match=match):
         open_project(path.parent)
 
 
