@@ -30,6 +30,11 @@ from qpnuclei.qupath.qpdata.data_file import DataFile, walk
 from qpnuclei.qupath.qpdata.path_objects import PathObject
 from tests.pipeline.killing import content, make_project
 
+
+class Killed(BaseException):
+    """Ends a run as a kill does: nothing of it goes on."""
+
+
 OPTIONS = RunOptions(Selection(classes=("Tumor",)), device="cpu", workers=1)
 
 
@@ -143,13 +148,14 @@ def test_nothing_is_appended_in_the_place_of_locked_nuclei(project: NativeProjec
     assert summary_table(again).title == said
 
 
+@pytest.mark.parametrize("is_killed", [False, True])
 def test_nuclei_that_were_locked_meanwhile_stay_too(
-    project: NativeProject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    project: NativeProject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_killed: bool
 ) -> None:
     (image,) = project.images
     earlier = run(project)
-    locked, unlocked, *_ = filter(is_ours, image.read().detections.ids)
-    chosen = {locked}
+    unlocked, *rest = filter(is_ours, image.read().detections.ids)
+    chosen = set(rest[:2])
     lock(image, {unlocked})
     before = image.read().detections
     real = NativeImage.write
@@ -158,11 +164,22 @@ def test_nuclei_that_were_locked_meanwhile_stay_too(
         monkeypatch.undo()
         lock(image, chosen)
         lock(image, {unlocked}, is_locked=False)
+        if is_killed:
+            monkeypatch.setattr("qpnuclei.pipeline.commit.write_back.write_copies", killed)
         real(self, *arguments)
+
+    def killed(*_: Any) -> None:
+        raise Killed
 
     monkeypatch.setattr(NativeImage, "write", locked_first)
     copies = {"geojson_dir": tmp_path / "geojson", "parquet_dir": tmp_path / "parquet"}
-    summary = run(project, replace(OPTIONS, threshold=0.3, force=True, **copies))
+    options = replace(OPTIONS, threshold=0.3, force=True, **copies)
+    if is_killed:
+        with pytest.raises(Killed):
+            run(project, options)
+        monkeypatch.undo()
+    summary = run(project, options)
+    assert summary.resumed == is_killed
     after = image.read().detections
     assert {i for i, is_kept in zip(after.ids, after.locked, strict=True) if is_kept} == chosen
     others = np.array([own_id not in chosen for own_id in after.ids])
@@ -174,7 +191,7 @@ def test_nuclei_that_were_locked_meanwhile_stay_too(
     # What is told of the run, and the copies, are what is in the project.
     new = {own_id for own_id in after.ids if own_id and is_ours(own_id)} - chosen
     (result,) = summary.images
-    assert (result.locked, result.replaced) == (1, earlier.nuclei - 1)
+    assert (result.locked, result.replaced) == (2, earlier.nuclei - 2)
     assert result.as_locked > 0
     assert summary.nuclei == result.nuclei == len(new)
     (geojson,) = (tmp_path / "geojson").iterdir()
