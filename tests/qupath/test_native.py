@@ -20,6 +20,7 @@ from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.backups import BACKUP_COUNT, BACKUP_FOLDER
 from qpnuclei.qupath.model import DetectionGroup, Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.qpdata import java_fields as jf
 from qpnuclei.qupath.qpdata.data_file import DataFile
 from qpnuclei.system.files import temporary_prefix
 from qpnuclei.system.processes import Process
@@ -173,13 +174,12 @@ def test_replacing_part_of_ours(tmp_path):
 
 
 def test_detections_lie_in_the_plane_of_their_annotation(tmp_path):
-    from qpnuclei.qupath.qpdata import java_classes as jc
     from qpnuclei.qupath.qpdata.data_file import DataFile
 
     image = open_project(copy_project("0.5.1", tmp_path)).images[0]
     data_file = DataFile.parse(image.data_path.read_bytes(), "file")
-    part = jc.part_with(data_file._annotations()[1].roi, "z")
-    values = np.frombuffer(part.primitives, jc.primitives_dtype(part.desc)).copy()
+    part = jf.part_with(data_file._annotations()[1].roi, "z")
+    values = np.frombuffer(part.primitives, jf.primitives_dtype(part.desc)).copy()
     values["z"], values["t"] = 3, 2
     part.primitives = values.tobytes()
     with image.data_path.open("wb") as stream:

@@ -10,18 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from qpnuclei.errors import (
-    UsageError,
-)
-from qpnuclei.qupath.model import (
-    PathClass,
-)
+from qpnuclei.errors import UsageError
+from qpnuclei.qupath.model import PathClass
 from qpnuclei.qupath.paquo import jvm
-from qpnuclei.qupath.paquo.jvm import (
-    JavaObject,
-    method,
-    pipe,
-)
+from qpnuclei.qupath.paquo.jvm import JavaObject, method, pipe
 from qpnuclei.qupath.paquo.objects import (
     MEASUREMENT_LIST,
     PATH_CLASS,
@@ -36,7 +28,7 @@ from qpnuclei.qupath.paquo.objects import (
 )
 from qpnuclei.qupath.qpdata.annotations import annotation_node
 from qpnuclei.qupath.qpdata.data_file import DataFile
-from qpnuclei.qupath.qpdata.java_classes import Catalog
+from qpnuclei.qupath.qpdata.java_instances import Catalog
 from qpnuclei.qupath.qpdata.java_nodes import Content
 from qpnuclei.qupath.qpdata.new_detections import Additions, NewPart, plane_of, uniform_parts
 from qpnuclei.qupath.qpdata.rois import Plane

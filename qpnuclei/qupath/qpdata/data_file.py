@@ -24,6 +24,7 @@ from qpnuclei.errors import FormatError, UsageError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.model import Annotation, Detections, Edit, TmaCore
 from qpnuclei.qupath.qpdata import java_classes as jc
+from qpnuclei.qupath.qpdata import java_fields as jf
 from qpnuclei.qupath.qpdata import java_nodes, java_parser, java_writer
 from qpnuclei.qupath.qpdata.annotations import (
     annotation_node,
@@ -33,6 +34,7 @@ from qpnuclei.qupath.qpdata.annotations import (
     read_core,
 )
 from qpnuclei.qupath.qpdata.detections import FileDetections, packed_ids
+from qpnuclei.qupath.qpdata.java_instances import Catalog
 from qpnuclei.qupath.qpdata.java_nodes import (
     BlockData,
     Content,
@@ -47,6 +49,7 @@ from qpnuclei.qupath.qpdata.new_detections import (
     check_same,
     uniform_parts,
 )
+from qpnuclei.qupath.qpdata.packed_records import Packed
 from qpnuclei.qupath.qpdata.path_objects import (
     DETECTION_KINDS,
     PathObject,
@@ -56,7 +59,7 @@ from qpnuclei.qupath.qpdata.path_objects import (
     split_children,
     walk,
 )
-from qpnuclei.qupath.qpdata.records import Packed, RecordPacker
+from qpnuclei.qupath.qpdata.record_packer import RecordPacker
 from qpnuclei.qupath.qpdata.rois import Plane
 from qpnuclei.qupath.qpdata.stains import parse_stains, stains_node
 from qpnuclei.slides.stains import Stains
@@ -121,7 +124,7 @@ class DataFile:
     def __init__(
         self,
         items: list[Content],
-        catalog: jc.Catalog,
+        catalog: Catalog,
         source: str,
         hint: Callable[[], str] = str,
     ) -> None:
@@ -146,7 +149,7 @@ class DataFile:
             last = stream.items[-1]
             if not isinstance(last, JavaString) or last.data != b"EOF":
                 raise FormatError(f"{source}: byte {len(data)}: ends before its end mark")
-        made = cls(stream.items, jc.Catalog(stream.nodes), source, hint)
+        made = cls(stream.items, Catalog(stream.nodes), source, hint)
         with made._errors():
             made._root()
         return made
@@ -167,7 +170,7 @@ class DataFile:
                 items.append(item)
                 if isinstance(item, JavaObject) and item.class_name in (jc.WORKFLOW, jc.STAINS):
                     break
-        return cls(items, jc.Catalog(), source, hint)
+        return cls(items, Catalog(), source, hint)
 
     @classmethod
     def new(
@@ -196,7 +199,7 @@ class DataFile:
         server = {"dataVersion": 3, "qupathVersion": qupath_version, "server": builder}
         server_json = json.dumps(server, ensure_ascii=False, separators=(",", ":"))
         properties = {"PROJECT_ENTRY_ID": entry_property}
-        catalog = jc.Catalog()
+        catalog = Catalog()
         empty = JavaString(b"")
         locale = catalog.make(
             jc.LOCALE,
@@ -229,7 +232,7 @@ class DataFile:
         )
 
     @classmethod
-    def of_objects(cls, catalog: jc.Catalog, objects: Sequence[Content]) -> DataFile:
+    def of_objects(cls, catalog: Catalog, objects: Sequence[Content]) -> DataFile:
         """Make a minimal file from which QuPath can read the given objects.
 
         Parameters
@@ -259,7 +262,7 @@ class DataFile:
         if node is None:
             return None
         with self._errors():
-            for item in jc.contents(node):
+            for item in jf.contents(node):
                 if isinstance(item, JavaString):
                     return parse_stains(item.text)
             raise FormatError("colour deconvolution stains without values")
@@ -420,11 +423,11 @@ class DataFile:
         if node is None:
             node = self._catalog.hash_map({})
             self._items.insert(len(self._items) - 1, node)  # before the end mark
-        return jc.contents(node)
+        return jf.contents(node)
 
     def _root(self) -> JavaObject:
         hierarchy = self._find(jc.HIERARCHY)
-        root = None if hierarchy is None else jc.reference(hierarchy, "rootObject")
+        root = None if hierarchy is None else jf.reference(hierarchy, "rootObject")
         if not isinstance(root, JavaObject) or root.class_name != jc.ROOT:
             raise FormatError("holds no objects of an image")
         return root
@@ -518,7 +521,7 @@ class DataFile:
         workflow = self._find(jc.WORKFLOW)
         if workflow is None:
             raise FormatError("has no workflow")
-        contents = jc.contents(workflow)
+        contents = jf.contents(workflow)
         block = contents[0] if contents else None
         if not isinstance(block, BlockData) or len(block.data) != 8:
             raise FormatError("the workflow's number of steps is missing")
@@ -536,7 +539,7 @@ def _refused(hint: Callable[[], str], source: str = "") -> Iterator[None]:
         raise FormatError(what, error.hint or hint()) from None
 
 
-def _hierarchy_node(catalog: jc.Catalog) -> JavaObject:
+def _hierarchy_node(catalog: Catalog) -> JavaObject:
     """Make the hierarchy of an image without objects."""
     root = catalog.path_object(jc.ROOT, metadata=id_metadata(catalog, uuid.uuid4()))
     return catalog.make(jc.HIERARCHY, {"rootObject": root})

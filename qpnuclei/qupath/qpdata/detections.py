@@ -19,9 +19,13 @@ from qpnuclei.errors import FormatError
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.qupath.model import Detections
 from qpnuclei.qupath.qpdata import java_classes as jc
+from qpnuclei.qupath.qpdata import java_fields as jf
 from qpnuclei.qupath.qpdata.java_nodes import JavaObject, JavaString
+from qpnuclei.qupath.qpdata.packed_records import CHUNK, Packed
+from qpnuclei.qupath.qpdata.path_classes import path_class_chain
 from qpnuclei.qupath.qpdata.path_objects import KINDS, OBJECT_ID, PathObject, located, parse_uuid
-from qpnuclei.qupath.qpdata.records import CHUNK, Column, IntArray, KnownShape, Packed
+from qpnuclei.qupath.qpdata.record_columns import Column, IntArray
+from qpnuclei.qupath.qpdata.record_shapes import KnownShape
 from qpnuclei.qupath.qpdata.rois import read_outlines, read_rois
 from qpnuclei.qupath.qpdata.values import Many, NotConstantError, Single, ValueSource, text
 
@@ -318,7 +322,7 @@ def _check_structure(view: PathObject, source: ValueSource) -> None:
 def _class_name(view: PathObject, source: ValueSource) -> str | None:
     if view.path_class is None:
         return None
-    names = (jc.string_field(part, "name") for part in jc.path_class_chain(view.path_class))
+    names = (jf.string_field(part, "name") for part in path_class_chain(view.path_class))
     return ": ".join("" if name is None else text(name, source) for name in names)
 
 
@@ -354,17 +358,17 @@ def _centroids(view: PathObject, source: ValueSource) -> FloatArray:
 
 def _planes(view: PathObject, source: ValueSource) -> npt.NDArray[np.int64]:
     roi = _roi(view)
-    part = jc.part_with(roi, "z")
+    part = jf.part_with(roi, "z")
     numbers = source.column(part).data
-    columns = [jc.primitive_column(part, axis, numbers) for axis in ("z", "t")]
+    columns = [jf.primitive_column(part, axis, numbers) for axis in ("z", "t")]
     return np.stack(columns, axis=1).astype(np.int64)
 
 
 def _locked(view: PathObject, source: ValueSource) -> npt.NDArray[np.bool_]:
     if view.lock is None:
         return np.zeros(source.count, bool)
-    part = jc.part_with(view.lock, "value")
-    return jc.primitive_column(part, "value", source.column(part).data).astype(bool)
+    part = jf.part_with(view.lock, "value")
+    return jf.primitive_column(part, "value", source.column(part).data).astype(bool)
 
 
 def _roi(view: PathObject) -> JavaObject:
@@ -386,10 +390,10 @@ def _measurement_names(node: JavaObject | None) -> list[JavaString]:
     if node is None:
         return []
     if node.class_name in (jc.FLOAT_LIST, jc.DOUBLE_LIST):
-        names = jc.list_items(jc.reference(node, "names"))
+        names = jf.list_items(jf.reference(node, "names"))
     elif node.class_name == jc.DEFAULT_LIST:
-        items = jc.list_items(jc.reference(node, "list"))
-        names = [jc.string_field(m, "name") for m in items if isinstance(m, JavaObject)]
+        items = jf.list_items(jf.reference(node, "list"))
+        names = [jf.string_field(m, "name") for m in items if isinstance(m, JavaObject)]
     else:
         _log.warning("measurements of unknown class %s are not read", node.class_name)
         return []
@@ -411,15 +415,15 @@ def _measurements(view: PathObject, source: ValueSource) -> list[tuple[str, Floa
         return []
     measured = []
     if node.class_name == jc.DEFAULT_LIST:
-        items = jc.list_items(jc.reference(node, "list"))
+        items = jf.list_items(jf.reference(node, "list"))
         for name, item in zip(names, items, strict=True):
             if isinstance(item, JavaObject):
-                part = jc.part_with(item, "value")
-                values = jc.primitive_column(part, "value", source.column(part).data)
+                part = jf.part_with(item, "value")
+                values = jf.primitive_column(part, "value", source.column(part).data)
                 measured.append((name, values.astype(np.float64)))
         return measured
     class_name = jc.FLOAT_ARRAY if node.class_name == jc.FLOAT_LIST else jc.DOUBLE_ARRAY
-    column = source.column(jc.array_field(node, "values", class_name))
+    column = source.column(jf.array_field(node, "values", class_name))
     values = np.frombuffer(column.data, ">f4" if class_name == jc.FLOAT_ARRAY else ">f8")
     edges = column.offsets // values.itemsize
     for index, name in enumerate(names):

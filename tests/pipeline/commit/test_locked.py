@@ -26,6 +26,7 @@ from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeImage, NativeProject, open_project
 from qpnuclei.qupath.qpdata import java_classes as jc
+from qpnuclei.qupath.qpdata import java_fields as jf
 from qpnuclei.qupath.qpdata.data_file import DataFile, walk
 from qpnuclei.qupath.qpdata.path_objects import PathObject
 from tests.pipeline.killing import content, make_project
@@ -47,7 +48,7 @@ def lock(image: NativeImage, ids: Iterable[UUID], is_locked: bool = True) -> Non
     wanted = {str(own_id) for own_id in ids}
     for item, _ in walk(data_file._root()):
         if isinstance(item, PathObject) and item.id_string and item.id_string.text in wanted:
-            contents = jc.contents(item.node)
+            contents = jf.contents(item.node)
             at = next(i for i, part in enumerate(contents) if part is item.lock)
             contents[at] = data_file._catalog.boxed(jc.BOOLEAN, is_locked)
             wanted.remove(item.id_string.text)
