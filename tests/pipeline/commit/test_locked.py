@@ -102,8 +102,9 @@ def test_locked_nuclei_stay_and_nothing_is_written_in_their_place(
     rows = [row for row in count_project(project, project.images) if row["class"] == "Tumor"]
     assert [region.nuclei for region in result.regions] == [row["nuclei"] for row in rows]
     assert sum(row["nuclei"] for row in rows) == result.nuclei + len(chosen)
-    said = f"{result.nuclei} nuclei and {len(chosen)} locked ones of earlier runs"
-    assert summary_table(again).title == said
+    table = summary_table(again)
+    assert table.title == (f"{result.nuclei} nuclei written, {result.nuclei + len(chosen)} counted")
+    assert f"also locked ones ({len(chosen)}), " in str(table.caption)
     print_account(again)
     said = f"kept: {len(chosen)} locked detections of earlier runs; {result.as_locked} nuclei in"
     assert said in " ".join(capsys.readouterr().err.split())
@@ -145,8 +146,8 @@ def test_nothing_is_appended_in_the_place_of_locked_nuclei(project: NativeProjec
     new &= np.array([own_id is not None and is_ours(own_id) for own_id in after.ids])
     assert new.sum() == result.nuclei < len(chosen) / 2
     assert not are_among(after.geometries[new], after.geometries[~new]).any()
-    said = f"{result.nuclei} new nuclei; counted here with those of earlier runs"
-    assert summary_table(again).title == said
+    counted = result.nuclei + len(chosen)
+    assert summary_table(again).title == f"{result.nuclei} nuclei written, {counted} counted"
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
