@@ -232,7 +232,8 @@ def read_dataset(
         If there is no such split, or no image, or the layout has no masks for `components`.
     """
     if not folder.is_dir():
-        raise NotFoundError(f"{folder}: no such folder", "name the folder of an annotated data set")
+        what = "not a folder" if folder.exists() else "no such folder"
+        raise NotFoundError(f"{folder}: {what}", "name the folder of an annotated data set")
     if layout == "auto":
         layout = _detect(folder)
         _log.info("%s: read as %s", folder, layout)

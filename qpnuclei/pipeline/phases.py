@@ -28,7 +28,7 @@ from qpnuclei.pipeline.space import check_space, need_of_results, need_of_shards
 from qpnuclei.pipeline.summary import ImageResult, RunSummary
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import ImageEntry, Project
-from qpnuclei.segmentation.engine import load_engine
+from qpnuclei.segmentation.engine import engine_specs, load_engine
 from qpnuclei.system.interrupts import interrupt_postponed
 from qpnuclei.system.locks import locked
 
@@ -50,6 +50,7 @@ def plan_run(
     """
     conduct = conduct or Conduct()
     require_some_dab(entries, options.positive_thresholds)
+    engine_specs(options.models)  # refuses them before a folder is made
     with locked(project.path.parent):
         folder = choose_folder(
             project, options, request_of(options), conduct.resume, conduct.extend

@@ -64,6 +64,39 @@ def test_no_such_file(qpnuclei: Call, tmp_path: Path) -> None:
     refused(qpnuclei("run", tmp_path / "no.qpproj", "--roi-all", *QUICK), 2, "no.qpproj")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("run {}", "run {} -o out", "run {} other.qpproj other.tif", "run other {} other2"),
+        *("plan {}", "preview {}", "filter {}", "evaluate {} -o e.json", "qc {}", "info {}"),
+        *("export {} -o t.csv", "report {}", "doctor {}", "geojson export {} -o g"),
+        *("geojson import {} no.geojson", "project backups {}", "project restore {} --image a"),
+        *("project add {} no.tif", "train {} -o t", "adapt {} -o t", "infer {}", "commit {}"),
+    ],
+)
+def test_what_is_not_there_is_said_before_all_else(
+    qpnuclei: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("other", "other.tif"):
+        Path(name).touch()
+    outcome = qpnuclei(*command.format("nowhere.qpproj").split())
+    refused(outcome, 2, "nowhere.qpproj: no such f")
+    assert tree(tmp_path) == {"other": b"", "other.tif": b""}
+
+
+def test_a_slide_has_no_annotations_to_preview(qpnuclei: Call, project: Path) -> None:
+    slide = project.parent / "images" / "plain.tif"
+    refused(qpnuclei("preview", slide, "--roi", "Tumor"), 2, "plain.tif is a slide", "--roi")
+
+
+def test_a_plan_that_is_refused_leaves_no_folder(qpnuclei: Call, project: Path) -> None:
+    folder = project.parent / "the-run"
+    given = ("--roi", "Tumor", "--mpp", "0.5", "--model", "no.safetensors", "--run-dir", folder)
+    refused(qpnuclei("plan", project, *given), 2, "no.safetensors")
+    assert not folder.exists()
+
+
 def test_not_a_project(qpnuclei: Call, tmp_path: Path) -> None:
     other = tmp_path / "notes.qpproj"
     other.write_text('{"hello": 1}')

@@ -166,10 +166,14 @@ class RunPlan(Part):
         """
         try:
             text = read_regular(path)
-        except FileNotFoundError as error:
-            raise NotFoundError(
-                f"{path} does not exist", "give the folder that qpnuclei plan made"
-            ) from error
+        except (FileNotFoundError, NotADirectoryError) as error:
+            folder = path.parent
+            what = (
+                f"{path} does not exist"
+                if folder.is_dir()
+                else f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}"
+            )
+            raise NotFoundError(what, "give the folder that qpnuclei plan made") from error
         except OSError as error:
             raise FormatError(f"{path} cannot be read: {error.strerror}") from error
         try:
