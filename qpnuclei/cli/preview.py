@@ -35,7 +35,7 @@ from qpnuclei.cli.selecting import (
     arguments_of,
     excluded_classes,
 )
-from qpnuclei.errors import UsageError
+from qpnuclei.errors import NotFoundError, UsageError
 from qpnuclei.models.registry import DEFAULT_MODEL, check_speed, networks_of
 
 T = TypeVar("T")
@@ -144,6 +144,10 @@ def preview(
     if output is not None:
         check_page_name(output)
     is_slide = source.is_file() and source.suffix.lower() not in (".qpproj", ".json")
+    if not source.exists():
+        raise NotFoundError(
+            f"{source}: no such file", "name a project.qpproj or its folder, or a slide"
+        )
     if not is_slide:
         find_project_file(source)
     elif roi or roi_name or roi_id or roi_all:

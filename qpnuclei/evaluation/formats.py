@@ -26,6 +26,7 @@ from qpnuclei.evaluation.datasets import (
 )
 from qpnuclei.evaluation.labelmap import label_map
 from qpnuclei.qupath.geojson.reading import read_objects
+from qpnuclei.system.files import check_folder
 
 _log = logging.getLogger(__name__)
 
@@ -231,9 +232,7 @@ def read_dataset(
     UsageError
         If there is no such split, or no image, or the layout has no masks for `components`.
     """
-    if not folder.is_dir():
-        what = "not a folder" if folder.exists() else "no such folder"
-        raise NotFoundError(f"{folder}: {what}", "name the folder of an annotated data set")
+    check_folder(folder, "of an annotated data set")
     if layout == "auto":
         layout = _detect(folder)
         _log.info("%s: read as %s", folder, layout)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qpnuclei.errors import NotFoundError, UsageError
+from qpnuclei.errors import UsageError
 from qpnuclei.evaluation.boxes import read_boxes
 from qpnuclei.evaluation.datasets import AnnotatedImage
 from qpnuclei.evaluation.formats import read_dataset
 from qpnuclei.qupath.project_file import find_project_file, is_project
+from qpnuclei.system.files import check_folder
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,7 @@ def read_annotated(
         drawn = read_boxes(path, roi, truth_classes, images=images, mpp=mpp, image_root=image_root)
         described = {"path": str(path), "format": "project", "split": None, **drawn.described}
         return AnnotatedSet(drawn.images, described, drawn.notes)
-    if not path.exists():
-        raise NotFoundError(f"{path}: no such folder", "name the folder of an annotated data set")
+    check_folder(path, "of an annotated data set")
     for option, values in (("--roi", roi), ("--image", images), ("--image-root", image_root)):
         if values:
             raise UsageError(

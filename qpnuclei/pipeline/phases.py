@@ -29,6 +29,7 @@ from qpnuclei.pipeline.summary import ImageResult, RunSummary
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.segmentation.engine import engine_specs, load_engine
+from qpnuclei.system.files import check_folder
 from qpnuclei.system.interrupts import interrupt_postponed
 from qpnuclei.system.locks import locked
 
@@ -100,6 +101,8 @@ def infer_run(
     """
     conduct = conduct or Conduct()
     plan = folder.plan()
+    if slides_from is not None:
+        check_folder(slides_from, "of the slides on this machine")
     failures: list[tuple[PlannedImage, QpnucleiError]] = []
 
     def fail(image: PlannedImage, error: QpnucleiError) -> None:
@@ -149,6 +152,8 @@ def commit_run(
     """
     conduct = conduct or Conduct()
     plan = folder.plan()
+    if slides_from is not None:
+        check_folder(slides_from, "of the slides on this machine")
     by_id = {entry.id: entry for entry in project.images}
     entries = [by_id[image.entry] for image in plan.images if image.entry in by_id]
     engine = cache(lambda model: load_engine(model, options.engine))

@@ -85,7 +85,7 @@ def read_objects(path: Path, problems: Problems | None = None) -> Iterator[GeoJs
                     yield from _objects(value, reporter)
                     index += 1
     except FileNotFoundError as error:
-        raise NotFoundError(f"{path} does not exist") from error
+        raise NotFoundError(f"{path}: no such file", "check the path") from error
     except _GeoJsonError as error:
         raise FormatError(
             f"{path}, feature {index}: {_short(error)}", "export it again from QuPath"
@@ -95,7 +95,8 @@ def read_objects(path: Path, problems: Problems | None = None) -> Iterator[GeoJs
             f"{path}, feature {index}: {error}", "the file is damaged; export it again"
         ) from error
     except (OSError, RuntimeError, NotImplementedError) as error:  # the last two are from zipfile
-        raise FormatError(f"{path}, feature {index}: cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise FormatError(f"{path}, feature {index}: cannot be read: {reason}") from error
 
 
 class _GeoJsonError(Exception):
