@@ -14,9 +14,9 @@ import jinja2
 from markupsafe import Markup
 
 from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
-from qpnuclei.qupath.counts import warn_of_missing_classes
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.pixel_size import AskedMpp
+from qpnuclei.qupath.project_counts import warn_of_missing_classes
 from qpnuclei.report.comparison import ImageSummary, annotations_of, comparison
 from qpnuclei.report.content import ImageContent, image_content
 from qpnuclei.report.methods import methods

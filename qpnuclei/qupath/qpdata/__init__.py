@@ -15,11 +15,13 @@ laid out, and `qpnuclei.qupath.native.NativeImage.write` how one is edited. From
 3. `java_classes`, `java_fields`, `java_instances`: names and descriptors of the Java and QuPath
    classes, fields of their objects, new instances.
 4. `path_objects`, `path_classes`: the tree of QuPath's objects as views of nodes.
-5. `values`, `rois`, `detections`: values of one object, or of all records alike, as columns,
-   each made when it is first asked for. `annotations` and `stains` are read one by one.
+5. `values`: values of one object, or of all records alike. `rois`, `measurement_lists` and
+   `detection_properties` read them; `detections` has them as columns, each made when it is first
+   asked for, from `detection_batches`. `annotations` and `stains` are read one by one.
 6. `new_detections`: what an `Edit` adds, group by group: written from tables, and compared with
    what reads back.
-7. `data_file`: the whole file: read, remove, add, write.
+7. `hierarchy`, `workflow`, `image_properties`: the items of the file that are read and edited.
+8. `data_file`: the whole file: read, remove, add, write. `new_data_file` makes new ones.
 
 Unknown objects stay nodes and are written back unchanged. Memory holds the bytes of one file (about
 400 MB for a million nuclei), 24 bytes per detection in it, one group of new detections, and the

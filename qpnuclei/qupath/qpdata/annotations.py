@@ -12,9 +12,9 @@ from qpnuclei.errors import FormatError
 from qpnuclei.qupath.model import Annotation, NewAnnotation, TmaCore
 from qpnuclei.qupath.qpdata import java_classes as jc
 from qpnuclei.qupath.qpdata import java_fields as jf
-from qpnuclei.qupath.qpdata.detections import read_measurements
 from qpnuclei.qupath.qpdata.java_instances import Catalog
 from qpnuclei.qupath.qpdata.java_nodes import JavaObject, JavaString
+from qpnuclei.qupath.qpdata.measurement_lists import read_measurements
 from qpnuclei.qupath.qpdata.path_classes import path_class_names
 from qpnuclei.qupath.qpdata.path_objects import OBJECT_ID, PathObject, parse_uuid
 from qpnuclei.qupath.qpdata.rois import Plane, make_roi, read_rois

@@ -21,14 +21,14 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.pipeline.summary import RunSummary
-from qpnuclei.qupath.counts import count_project
 from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeImage, NativeProject, open_project
+from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.qupath.qpdata import java_classes as jc
 from qpnuclei.qupath.qpdata import java_fields as jf
-from qpnuclei.qupath.qpdata.data_file import DataFile, walk
-from qpnuclei.qupath.qpdata.path_objects import PathObject
+from qpnuclei.qupath.qpdata.data_file import DataFile
+from qpnuclei.qupath.qpdata.path_objects import PathObject, walk
 from tests.pipeline.killing import content, make_project
 
 

@@ -18,7 +18,8 @@ from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.geojson.exporting import export_image
 from qpnuclei.qupath.geojson.importing import image_of_file, import_file
-from qpnuclei.qupath.geojson.objects import GeoJsonObject, Problems
+from qpnuclei.qupath.geojson.objects import GeoJsonObject
+from qpnuclei.qupath.geojson.problems import Problems
 from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.geojson.writing import write_objects
 from qpnuclei.qupath.model import DetectionGroup, Edit, ImageObjects, PathClass, Project
