@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 
@@ -16,6 +17,8 @@ def main() -> None:
     # What other packages would add to pydantic is neither searched for nor run.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     collect_later()
+    # Python would search for cyclic garbage several times at its end: the system frees it all.
+    atexit.register(gc.freeze)
     with ending_on_interrupt():
         from qpnuclei.cli.app import main as command_line
 

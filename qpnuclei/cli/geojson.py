@@ -160,7 +160,8 @@ def import_geojson(
     """
     from qpnuclei.cli.console import describe_error, print_error, print_json
     from qpnuclei.errors import NotFoundError, UsageError, standing_alone
-    from qpnuclei.qupath.geojson.importing import image_of_file, import_file
+    from qpnuclei.qupath.geojson.file_names import image_of_file
+    from qpnuclei.qupath.geojson.importing import import_file
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.project_file import find_project_file
     from qpnuclei.qupath.regions import one_image

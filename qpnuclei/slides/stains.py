@@ -7,6 +7,7 @@ They are applied pixel by pixel in a fixed order, so that tiles agree to the bit
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -296,20 +297,18 @@ _LAB_EPSILON = 6 / 29
 _TABLE_MAX = 65535
 
 
+@cache
 def _lab_table() -> Float:
     t = np.arange(_TABLE_MAX + 1) / _TABLE_MAX
     linear = t / (3 * _LAB_EPSILON**2) + 4 / 29
     return np.where(t > _LAB_EPSILON**3, np.cbrt(t), linear).astype(np.float32)
 
 
+@cache
 def _gamma_table() -> RGB:
     linear = np.arange(_TABLE_MAX + 1) / _TABLE_MAX
     encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return np.asarray(np.rint(255 * encoded), np.uint8)
-
-
-_LAB_TABLE = _lab_table()
-_GAMMA_TABLE = _gamma_table()
 
 
 def _rgb_to_lab(rgb: RGB, brightness: float) -> tuple[Float, Float, Float]:
@@ -321,7 +320,7 @@ def _rgb_to_lab(rgb: RGB, brightness: float) -> tuple[Float, Float, Float]:
         amount = tables[0][rgb[..., 0]]
         amount += tables[1][rgb[..., 1]]
         amount += tables[2][rgb[..., 2]]
-        f.append(_LAB_TABLE[_to_index(amount)])
+        f.append(_lab_table()[_to_index(amount)])
     fx, fy, fz = f
     return 116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)
 
@@ -339,7 +338,7 @@ def _lab_to_rgb(lightness: Float, a: Float, b: Float) -> RGB:
         amount = xyz[0] * np.float32(weights[0])
         amount += xyz[1] * np.float32(weights[1])
         amount += xyz[2] * np.float32(weights[2])
-        rgb[..., channel] = _GAMMA_TABLE[_to_index(amount)]
+        rgb[..., channel] = _gamma_table()[_to_index(amount)]
     return rgb
 
 
