@@ -35,7 +35,7 @@ from qpnuclei.cli.selecting import (
     arguments_of,
     excluded_classes,
 )
-from qpnuclei.errors import UsageError
+from qpnuclei.errors import NotFoundError, UsageError
 from qpnuclei.models.registry import DEFAULT_MODEL, check_speed, networks_of
 
 T = TypeVar("T")
@@ -135,6 +135,7 @@ def preview(
     from qpnuclei.cli.console import image_progress, print_json, stderr, stdout
     from qpnuclei.pipeline.selection import Selection, choose_images
     from qpnuclei.qupath.project import open_project
+    from qpnuclei.qupath.project_file import find_project_file
     from qpnuclei.report.page import check_page_name
     from qpnuclei.report.runs import RUNS
     from qpnuclei.system.interrupts import leaving_on_interrupt
@@ -143,6 +144,17 @@ def preview(
     if output is not None:
         check_page_name(output)
     is_slide = source.is_file() and source.suffix.lower() not in (".qpproj", ".json")
+    if not source.exists():
+        raise NotFoundError(
+            f"{source}: no such file", "name a project.qpproj or its folder, or a slide"
+        )
+    if not is_slide:
+        find_project_file(source)
+    elif roi or roi_name or roi_id or roi_all:
+        raise UsageError(
+            f"{source} is a slide: it has no annotations to choose",
+            "leave out the --roi options: the tissue is previewed",
+        )
     selection = Selection(
         classes=tuple(roi or ()),
         derived=roi_derived,

@@ -136,7 +136,9 @@ def asked_for(
     from qpnuclei.pipeline.selection import choose_images
     from qpnuclei.qupath.pixel_size import read_mpp_table
     from qpnuclei.qupath.project import open_project
+    from qpnuclei.qupath.project_file import find_project_file
 
+    find_project_file(path)  # before anything else is refused
     options = options_of(given)
     opened = open_project(path, backend=given["backend"], image_root=given["image_root"])
     if not is_temporary:

@@ -162,13 +162,18 @@ def _counts(image: NativeImage, backup: Backup) -> tuple[str, str, str]:
 
 
 def summary_table(summary: RunSummary) -> Table:
-    """Return the nuclei found, one row per annotation."""
-    locked = sum(image.locked for image in summary.images)
-    kept = f" and {locked} locked ones of earlier runs" if locked else ""
-    title = f"{summary.nuclei} nuclei{kept}"
-    if summary.arguments.get("on_existing") == "append":
-        title = f"{summary.nuclei} new nuclei; counted here with those of earlier runs"
-    table = Table(title=title)
+    """Return the nuclei counted in each annotation; the title has the number written."""
+    counted = sum(region.nuclei for image in summary.images for region in image.regions)
+    title, caption = f"{summary.nuclei} nuclei", None
+    if counted != summary.nuclei:
+        locked = sum(image.locked for image in summary.images)
+        title += f" written, {counted} counted"
+        caption = (
+            f"Every nucleus in an annotation is counted, as in export: also locked ones "
+            f"({locked}), others of earlier runs, and those of other programs. A nucleus in two "
+            "annotations counts in both."
+        )
+    table = Table(title=title, caption=caption)
     for column in ("image", "annotation", "class"):
         table.add_column(column)
     for column in ("mm²", "nuclei", "per mm²"):

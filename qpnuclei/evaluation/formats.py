@@ -26,6 +26,7 @@ from qpnuclei.evaluation.datasets import (
 )
 from qpnuclei.evaluation.labelmap import label_map
 from qpnuclei.qupath.geojson.reading import read_objects
+from qpnuclei.system.files import check_folder
 
 _log = logging.getLogger(__name__)
 
@@ -233,8 +234,7 @@ def read_dataset(
     UsageError
         If there is no such split, or no image, or the layout has no masks for `components`.
     """
-    if not folder.is_dir():
-        raise NotFoundError(f"{folder}: no such folder", "name the folder of an annotated data set")
+    check_folder(folder, "of an annotated data set")
     if layout == "auto":
         layout = _detect(folder)
         _log.info("%s: read as %s", folder, layout)

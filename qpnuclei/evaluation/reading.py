@@ -11,7 +11,8 @@ from qpnuclei.errors import UsageError
 from qpnuclei.evaluation.boxes import read_boxes
 from qpnuclei.evaluation.datasets import AnnotatedImage
 from qpnuclei.evaluation.formats import read_dataset
-from qpnuclei.qupath.project_file import is_project
+from qpnuclei.qupath.project_file import find_project_file, is_project
+from qpnuclei.system.files import check_folder
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def read_annotated(
         As these functions.
     """
     if is_project(path):
+        find_project_file(path)
         given = {
             "--split": split is not None,
             "--splits": splits is not None,
@@ -66,6 +68,7 @@ def read_annotated(
         drawn = read_boxes(path, roi, truth_classes, images=images, mpp=mpp, image_root=image_root)
         described = {"path": str(path), "format": "project", "split": None, **drawn.described}
         return AnnotatedSet(drawn.images, described, drawn.notes)
+    check_folder(path, "of an annotated data set")
     for option, values in (("--roi", roi), ("--image", images), ("--image-root", image_root)):
         if values:
             raise UsageError(

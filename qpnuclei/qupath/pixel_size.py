@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 Mpp = tuple[float, float]
 
+_NO_TABLE = "give a table as text with the columns image and mpp"
+
 
 @dataclass(frozen=True)
 class AskedMpp:
@@ -161,10 +163,10 @@ def read_named_mpp(
     try:
         text = read_regular(path).decode("utf-8-sig")
     except FileNotFoundError:
-        raise NotFoundError(f"there is no {path}") from None
+        raise NotFoundError(f"{path}: no such file", _NO_TABLE) from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise FormatError(f"{path}: cannot be read: {reason}") from None
+        raise FormatError(f"{path}: cannot be read: {reason}", _NO_TABLE) from None
     header = text.partition("\n")[0]
     delimiter = next((mark for mark in ("\t", ";") if mark in header), ",")
     reader = csv.DictReader(text.splitlines(), delimiter=delimiter)

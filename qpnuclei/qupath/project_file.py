@@ -61,7 +61,10 @@ def read_json(path: Path, what: str) -> Json:
         If it is not JSON in UTF-8, or not an object; the error names line and column.
     """
     try:
-        text = read_regular(path).decode("utf-8-sig")
+        content = read_regular(path)
+        if not content:
+            raise FormatError(f"{path}: {what} is empty (0 bytes)", _backup_hint(path))
+        text = content.decode("utf-8-sig")
         value = replace_lone_surrogates_in_json(parse_json(text), text)
     except FileNotFoundError:
         raise NotFoundError(f"{path}: no such file") from None

@@ -368,6 +368,7 @@ def test_a_folder_with_one_project_is_that_project(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("", "is empty (0 bytes)"),
         ("{", "broken at line 1, column 2"),
         ("[]", "is a list, not an object"),
         ("{}", "no list of images"),
