@@ -1,4 +1,4 @@
-"""The objects of a GeoJSON file, and the problems found in one."""
+"""The objects of a GeoJSON file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class GeoJsonObject:
     Parameters
     ----------
     kind : str
-        ``"annotation"`` (also where the file does not say), ``"detection"``, ``"cell"``,
+        ``"annotation"`` (also if the file names no kind), ``"detection"``, ``"cell"``,
         ``"tile"``, ``"tmaCore"`` or ``"root"``.
     geometry : shapely geometry
         In level-0 px, as stored: it may be invalid.
@@ -32,7 +32,7 @@ class GeoJsonObject:
     z, t : int
         Plane.
     color : int or None
-        Its own colour, packed ARGB (int32).
+        The object's own colour, packed ARGB (int32).
     metadata : mapping of str to str
         Includes QuPath's description of an annotation.
     more : mapping of str to JSON value
@@ -60,19 +60,3 @@ class GeoJsonObject:
         """Name for messages: name, class or kind, and UUID."""
         text = self.name or (self.path_class and self.path_class.name) or "unclassified"
         return f"{text} ({self.id})" if self.id else text
-
-
-@dataclass
-class Problems:
-    """Problems found in a GeoJSON file, feature by feature.
-
-    Parameters
-    ----------
-    features : list of str
-        Features that were left out, and why.
-    values : list of str
-        Values that were left out of features that were read, and why.
-    """
-
-    features: list[str] = field(default_factory=list)
-    values: list[str] = field(default_factory=list)
