@@ -1,4 +1,4 @@
-"""One image whose nuclei are counted: its objects, its pixel size, and what of it was analysed."""
+"""An image for counting: its objects, its pixel size, and its analysed area."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CountedImage:
-    """One image whose objects are counted.
+    """An image with the data for counting its objects.
 
     Parameters
     ----------
@@ -36,9 +36,9 @@ class CountedImage:
         Name of the image.
     objects : ImageObjects
     calibration : PixelCalibration
-        As decided by `qpnuclei.qupath.pixel_size`.
+        Pixel size, from `qpnuclei.qupath.pixel_size`.
     size : (width, height) of int, or None
-        In level-0 px, for the area of the whole image.
+        Size in level-0 px, for the area of the whole image.
     id : str or None
         ID of the image's entry in the project.
     """
@@ -56,7 +56,7 @@ class CountedImage:
         return Record.of(self.objects.properties, f"image {self.name}")
 
     def mm2(self, area_px2: float | None) -> float:
-        """Return an area in mm²; NaN where it or the pixel size is unknown."""
+        """Return an area in mm²; NaN if it or the pixel size is unknown."""
         width, height = self.calibration.width_um, self.calibration.height_um
         if area_px2 is None or not width or not height:
             return math.nan
@@ -66,7 +66,12 @@ class CountedImage:
 def counted_image(
     entry: ImageEntry, pixel_sizes: AskedMpp, project: Project, *, warns: bool = True
 ) -> CountedImage:
-    """Read an image to count its objects; without a pixel size, a warning may say so.
+    """Read an image to count its objects.
+
+    Parameters
+    ----------
+    warns : bool
+        Whether to log a warning if the image has no pixel size.
 
     Raises
     ------
@@ -94,7 +99,7 @@ def counted_image(
 
 
 def analysed_area(image: CountedImage) -> shapely.Geometry:
-    """Return the area inside of an image that runs have analysed, in level-0 px."""
+    """Return the area of an image that runs have analysed, in level-0 px."""
     area = image.record.union
     if image.size is not None:
         area = shapely.intersection(area, shapely.box(0, 0, *image.size))

@@ -2,7 +2,7 @@
 
 The numbers are those that QuPath shows for an annotation: a detection counts for every annotation
 that contains its centroid (border included), wherever the two are in the hierarchy. The summary of
-a run uses the same function, so that an annotation has only one count.
+a run uses the same function, so that all counts of an annotation agree.
 """
 
 from __future__ import annotations
@@ -47,32 +47,37 @@ def count_objects(
     roi_classes : sequence of str, optional
         Only annotations (and TMA cores) of these classes.
     nucleus_classes : sequence of str, optional
-        Count all detections of these classes, from any program, in analysed areas and elsewhere. By
+        Count all detections of these classes, from any program, also outside analysed areas. By
         default, count the detections that qpnuclei wrote (whatever their class is now) and others
         of the class ``"Nucleus"``, only in areas that qpnuclei analysed.
 
     Returns
     -------
     list of dict
-        Columns ``image``, ``annotation`` (its name), ``type`` (``"annotation"``, ``"TMA core"``,
-        ``"missing TMA core"``, ``"class"`` or ``"image"``), ``class``, ``nuclei``,
-        ``nuclei_per_mm2``, ``area_mm2``, ``analysed_mm2``, ``status`` (a `Status`), ``check`` (why
-        the run found it doubtful, see ``docs/plausibility.md``, or how many nuclei of other
-        programs lie on counted ones of qpnuclei); ``Num Detections``, ``Num
-        <class>`` and ``Num <class> (base)`` for the classes of detections, and of those with
-        positive and negative subclasses ``<class>: Positive %`` and ``<class>: H-score`` (where
-        there are 1+, 2+ or 3+), as QuPath calls and counts them; for every measurement its mean,
-        median and standard deviation (with n - 1) over the nuclei; and ``uuid``, ``image_id`` and
-        ``project``. NaN or None where there is no value: without calibration, without nuclei, or
-        where nothing was analysed.
+        A row has these columns:
+
+        * ``image``, ``annotation`` (its name), ``type`` (``"annotation"``, ``"TMA core"``,
+          ``"missing TMA core"``, ``"class"`` or ``"image"``), ``class``;
+        * ``nuclei``, ``nuclei_per_mm2``, ``area_mm2``, ``analysed_mm2``, ``status`` (a `Status`);
+        * ``check``: why the run found it doubtful (see ``docs/plausibility.md``), or how many
+          nuclei of other programs overlap counted ones of qpnuclei;
+        * ``Num Detections``, ``Num <class>`` and ``Num <class> (base)`` for the classes of
+          detections, with QuPath's names and counts;
+        * ``<class>: Positive %`` for classes with positive and negative subclasses, and
+          ``<class>: H-score`` for those with 1+, 2+ or 3+, as in QuPath;
+        * mean, median and standard deviation (with n - 1) over the nuclei, for every measurement;
+        * ``uuid``, ``image_id`` and ``project``.
+
+        A missing value is NaN or None: without calibration, without nuclei, or if nothing was
+        analysed.
 
     Notes
     -----
     As in QuPath, lines and points contain no detections. The area of a class is the area of the
-    union of its annotations. Density refers to the analysed area. That is only a part of the
-    annotation if it was changed later, of a class if some of its annotations were not analysed, and
-    usually of an image. What a run left out, because it lies in an annotation of an excluded class,
-    is not analysed: neither its area counts nor nuclei there, but QuPath's columns have both.
+    union of its annotations. Density refers to the analysed area. This may be only a part of an
+    annotation that was changed later, of a class with annotations that were not analysed, or of an
+    image. Parts in an annotation of an excluded class are not analysed: neither their area nor
+    their nuclei count, but QuPath's columns include both.
     """
     detections, record = image.objects.detections, image.record
     classes = Classes.of(detections, nucleus_classes)
@@ -99,17 +104,17 @@ def count_objects(
     for members in groups.values():
         first = annotations[members[0]]
         of_one = by == "annotation"
-        looked_at = [i for i in members if statuses[i] is not Status.NOT_ANALYSED]
-        counted = members if nucleus_classes is not None else looked_at
+        analysed_members = [i for i in members if statuses[i] is not Status.NOT_ANALYSED]
+        counted = members if nucleus_classes is not None else analysed_members
         area = area_px2([annotations[i] for i in members])
-        analysed = _analysed_px2(record, [(annotations[i], statuses[i]) for i in looked_at])
+        analysed = _analysed_px2(record, [(annotations[i], statuses[i]) for i in analysed_members])
         rows.append(
             _row(
                 image,
                 (first.name if of_one else None, first.class_name, first.id if of_one else None),
                 first.kind if of_one else "class",
                 overall([statuses[i] for i in members]),
-                together(record.doubts(annotations[i]) for i in looked_at),
+                together(record.doubts(annotations[i]) for i in analysed_members),
                 (area, analysed, area if nucleus_classes is not None else analysed),
                 _union(inside, counted),
                 _union(analysed_in, counted),
@@ -128,7 +133,7 @@ def count_in_regions(
     Returns
     -------
     list of (float, int, float, str)
-        For each region: area in mm², nuclei, nuclei per mm², and whether some are counted twice.
+        For each region: area in mm², nuclei, nuclei per mm², and a note if some are counted twice.
     """
     detections = image.objects.detections
     classes = Classes.of(detections, nucleus_classes)
@@ -199,9 +204,14 @@ def _row(
 ) -> Row:
     """Return a row.
 
-    `of` are name, class and UUID of its annotation. `areas_px2` are the whole area, the analysed
-    area, and that of the density. `inside` are the detections in it, `analysed_in` those in what
-    was analysed of it, which may be nuclei; None if nothing was.
+    Parameters
+    ----------
+    of : (str or None, str or None, UUID or None)
+        Name, class and UUID of the annotation.
+    areas_px2 : (float or None, float, float)
+        The whole area, the analysed area, and the area of the density.
+    inside, analysed_in : int64 ndarray or None
+        Detections in the annotation, and in its analysed part; None if nothing was analysed.
     """
     area, analysed, density_of = map(image.mm2, areas_px2)
     is_known = inside is not None

@@ -1,4 +1,4 @@
-"""Nuclei that no tile sees whole: their fragments are joined with Shapely."""
+"""Join the fragments of nuclei that no tile contains completely, with Shapely."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GeometryArray = npt.NDArray[Any]
 
 
 def join_fragments(plan: TilePlan, fragments: Mapping[int, NucleiTable]) -> NucleiTable:
-    """Join the fragments of nuclei that no tile sees whole.
+    """Join the fragments of nuclei that no tile contains completely.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def join_fragments(plan: TilePlan, fragments: Mapping[int, NucleiTable]) -> Nucl
     Returns
     -------
     NucleiTable
-        As `Stitcher.finish` returns them.
+        The joined nuclei; see `Stitcher.finish`.
     """
     if not fragments:
         return NucleiTable.empty()
@@ -61,7 +61,7 @@ def join_fragments(plan: TilePlan, fragments: Mapping[int, NucleiTable]) -> Nucl
     # From top to bottom, then left to right, by the first vertex.
     starts = joined.vertices[joined.ring_offsets[:-1]]
     joined = joined.take(np.lexsort((starts[:, 0], starts[:, 1])))
-    # Taking the exterior fills holes, so a nucleus joined inside a hole is part of it.
+    # `canonical` fills holes, so a nucleus inside a hole is now part of the outer one: drop it.
     outlines = joined.polygons()
     first, second = _same(outlines, outlines)
     area = shapely.area(outlines)
@@ -70,7 +70,7 @@ def join_fragments(plan: TilePlan, fragments: Mapping[int, NucleiTable]) -> Nucl
 
 
 def _connected(total: int, first: IndexArray, second: IndexArray) -> npt.NDArray[np.integer[Any]]:
-    """Return the number of the group of each of so many things, linked in pairs."""
+    """Return the connected component of each of `total` items that are linked in pairs."""
     if len(first) == 0:
         return np.arange(total)
     from scipy.sparse import coo_array
@@ -82,19 +82,19 @@ def _connected(total: int, first: IndexArray, second: IndexArray) -> npt.NDArray
 
 
 def drop_duplicates(found: NucleiTables, joined: NucleiTable) -> tuple[npt.NDArray[np.bool_], int]:
-    """Drop the smaller of a joined and a whole nucleus that are the same.
+    """Drop the smaller one of a joined and a complete nucleus that are the same.
 
     Parameters
     ----------
     found : NucleiTables
-        The whole ones, which are changed in place.
+        The complete nuclei, which are changed in place.
     joined : NucleiTable
         N nuclei in the same coordinates.
 
     Returns
     -------
     kept : (N,) bool ndarray
-        Joined nuclei to keep.
+        Whether to keep each joined nucleus.
     dropped : int
         Number of dropped nuclei of both kinds.
     """
@@ -131,10 +131,10 @@ def _same(a: GeometryArray, b: GeometryArray) -> tuple[IndexArray, IndexArray]:
 def _continuations(
     a: GeometryArray, b: GeometryArray, shared: shapely.Polygon
 ) -> tuple[IndexArray, IndexArray]:
-    """Return the pairs of fragments of two tiles that show the same part of the shared area.
+    """Return the pairs of fragments of two tiles that belong together.
 
-    A nucleus may have several parts in the shared area, and different ones in each tile: so parts
-    are compared, not fragments.
+    They share more than half of a part in the area that both tiles see. A nucleus may have several
+    parts there, and different ones in each tile, so parts are compared and not fragments.
     """
     parts_a, rows_a = _parts(shapely.intersection(a, shared, grid_size=1))
     parts_b, rows_b = _parts(shapely.intersection(b, shared, grid_size=1))
@@ -145,7 +145,7 @@ def _continuations(
 def _parts(geometries: GeometryArray) -> tuple[GeometryArray, IndexArray]:
     """Return the polygons of geometries (no points or lines), and the index of their geometry."""
     parts, rows = shapely.get_parts(geometries, return_index=True)
-    # A part of an intersection may be a collection itself.
+    # A part of an intersection may itself be a collection.
     parts, deeper = shapely.get_parts(parts, return_index=True)
     polygonal = shapely.get_type_id(parts) == shapely.GeometryType.POLYGON
     polygonal &= ~shapely.is_empty(parts)

@@ -1,4 +1,4 @@
-"""The grid of squares that tiles are made of, along x and along y, and a region in its squares.
+"""The grid of squares for tiles, along x and along y, and the parts of a region in its squares.
 
 All coordinates are in px of the working grid, in the image's frame.
 """
@@ -22,11 +22,11 @@ class Axis:
     core_size : int
         Length of an interval.
     image_size : int
-        Of the image along this axis.
+        Size of the image along this axis.
     cores : (n,) int64 ndarray
-        Where the intervals start.
+        Starts of the intervals.
     extents : (n,) int64 ndarray
-        Where the largest extent around each of them starts.
+        Start of the largest extent around each interval.
     extent_size : int
         Length of the largest extents.
     """
@@ -48,7 +48,7 @@ class Axis:
         origin: int,
         image_size: int,
     ) -> Axis:
-        """Return the intervals from `origin` on that cover low to high (see `TilePlan`)."""
+        """Return the intervals of the grid through `origin` that cover low to high."""
         first = math.floor((low - origin) / core_size)
         last = math.ceil((high - origin) / core_size)
         cores = np.arange(first, last, dtype=np.int64) * core_size + origin
@@ -56,16 +56,22 @@ class Axis:
         reach = int((cores + core_size + halo - starts).max(initial=0))
         return cls(core_size, image_size, cores, starts, -(-reach // alignment) * alignment)
 
-    def holding(self, x: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        """Return which core holds each x (half-open); -1 or n outside of all."""
+    def interval_of(self, x: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """Return the half-open interval of each x; -1 or n outside all intervals."""
         beyond = x >= self.cores[-1] + self.core_size
         found: npt.NDArray[np.int64] = np.searchsorted(self.cores, x, side="right") - ~beyond
         return found
 
-    def seeing(
+    def enclosing(
         self, intervals: npt.NDArray[np.float64]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return the first and one past the last interval that may see each (x0, x1) whole."""
+        """Return the range of intervals whose extent may contain each (x0, x1).
+
+        Returns
+        -------
+        (first, stop) : (N,) int64 ndarrays
+            First interval, and one past the last.
+        """
         low = np.where(self.extents <= 0, -np.inf, self.extents)
         ends = self.extents + self.extent_size
         high = np.where(ends >= self.image_size, np.inf, ends)
@@ -75,7 +81,7 @@ class Axis:
         )
 
     def overlapping(self, i: int) -> tuple[int, int]:
-        """Return the first and one past the last interval whose view may overlap that of i."""
+        """Return the first interval whose extent may overlap that of i, and one past the last."""
         start = int(self.extents[i])
         stop = start + self.extent_size
         return (
@@ -87,10 +93,10 @@ class Axis:
 def bounds_inside(
     roi: shapely.Geometry, squares: npt.NDArray[np.object_]
 ) -> npt.NDArray[np.float64]:
-    """Return the bounds of what lies in each of N squares, as an (N, 4) float64 ndarray.
+    """Return the bounds of the region within each of N squares, as an (N, 4) float64 ndarray.
 
-    Each part of the region is cut with the squares that it may meet: cutting the whole with every
-    square takes time that grows as the square of the number of parts.
+    Each part of the region is intersected only with the squares near it. The time to intersect the
+    whole region with every square would grow with the square of the number of parts.
     """
     parts = shapely.get_parts(roi)
     square, part = shapely.STRtree(parts).query(squares)

@@ -1,4 +1,4 @@
-"""The tile plan: which tiles cover a region of interest, and which tile owns a nucleus.
+"""The tile plan: the tiles that cover a region of interest, and the tile that owns a nucleus.
 
 All coordinates are in px of the working grid, in the image's frame.
 """
@@ -51,7 +51,7 @@ class Box(NamedTuple):
 
     @classmethod
     def around(cls, boxes: Sequence[Box]) -> Box:
-        """Return the bounding box of some rectangles."""
+        """Return the bounding box of rectangles."""
         x0, y0, x1, y1 = zip(*boxes, strict=True)
         return cls(min(x0), min(y0), max(x1), max(y1))
 
@@ -60,7 +60,7 @@ class Box(NamedTuple):
         return Box(self.x0 - margin, self.y0 - margin, self.x1 + margin, self.y1 + margin)
 
     def within(self, other: Box) -> tuple[slice, slice]:
-        """Return its slices (rows first) in an array of the pixels of an enclosing rectangle."""
+        """Return slices (rows first) of the rectangle in an array of an enclosing rectangle."""
         return (
             slice(self.y0 - other.y0, self.y1 - other.y0),
             slice(self.x0 - other.x0, self.x1 - other.x0),
@@ -106,22 +106,22 @@ class Tile:
 
 
 class TilePlan(Sequence[Tile]):
-    """The tiles that a region of interest meets, in row-major order.
+    """The tiles that intersect a region of interest, in row-major order.
 
     Parameters
     ----------
     roi : shapely geometry
         Region of interest.
     image_size : (width, height) of int
-        Of the image, whose upper left corner is (0, 0).
+        Size of the image; its upper left corner is (0, 0).
     core_size : int
-        Edge of the squares of the grid: the largest size of a core.
+        Width and height of the squares of the grid: the largest size of a core.
     halo : int
-        Minimum margin of a tile around its core, at least 1. Nuclei up to this size are found whole
-        by one tile.
+        Minimum margin of a tile around its core, at least 1. A nucleus up to this size is complete
+        in some tile.
     alignment : int
-        Extents start and end at multiples of it: a network of that stride then sees every pixel
-        in the same phase from every tile.
+        Extents start and end at multiples of it. A network with this stride then sees every pixel
+        in the same phase in every tile.
     origin : (x, y) of int
         A corner of the grid.
 
@@ -169,13 +169,13 @@ class TilePlan(Sequence[Tile]):
         )
         self._grid = np.full(squares.shape, -1, np.int64)
         self._grid[rows, columns] = np.arange(len(rows))
-        # Most tiles of a large region lie in it: they need not be cut, which takes long for a
-        # region of many vertices.
+        # Most tiles of a large region lie inside it. They are not intersected with it, which would
+        # take long for a region with many vertices.
         chosen = squares[rows, columns]
         parts = shapely.bounds(chosen).reshape(-1, 4)
         crossed = ~shapely.covers(roi, chosen)
         parts[crossed] = bounds_inside(roi, chosen[crossed])
-        # (n, 2) each: the corners of cores, of extents, and of views, open where the image ends.
+        # (n, 2) each: the corners of cores and of views. A view is unbounded at the image border.
         size = np.array(image_size)
         self._core_low, self._core_high = np.floor(parts[:, :2]), np.ceil(parts[:, 2:])
         low = (self._core_low - halo) // alignment * alignment
@@ -200,12 +200,12 @@ class TilePlan(Sequence[Tile]):
 
     @classmethod
     def of_box(cls, box: Box, alignment: int) -> TilePlan:
-        """Return a plan of one tile, whose view is a box, enlarged to the alignment.
+        """Return a plan of one tile. Its view is a box, enlarged to the alignment.
 
         Parameters
         ----------
         box : Box
-            Within the image.
+            A box within the image.
         alignment : int
             As for `TilePlan`.
         """
@@ -214,15 +214,15 @@ class TilePlan(Sequence[Tile]):
         return cls(box.polygon(), limits, size, 1, alignment, (box.x0, box.y0))
 
     def part(self, indices: Sequence[int]) -> TilePlan:
-        """Return a plan of some of the tiles alone, numbered anew in the order given.
+        """Return a plan of some tiles, with new numbers in the given order.
 
-        Each tile has the core and the view that it has here. Who owns a nucleus, however, is
-        decided by all the tiles: ask the whole plan.
+        Each tile keeps its core and its view. The owner of a nucleus, however, depends on all
+        tiles, so only the whole plan can determine it.
 
         Parameters
         ----------
         indices : sequence of int
-            Of tiles of this plan, each once.
+            Indices of tiles of this plan, without duplicates.
         """
         part = copy.copy(self)
         part._tiles = [replace(self._tiles[i], index=new) for new, i in enumerate(indices)]
@@ -235,11 +235,11 @@ class TilePlan(Sequence[Tile]):
         return part
 
     def blocks(self, side: int) -> list[list[int]]:
-        """Return the indices of the tiles in squares of `side` by `side`, from left to right."""
+        """Return the indices of the tiles in blocks of `side` by `side` tiles, row by row."""
         blocks: dict[tuple[int, int], list[int]] = {}
         for tile in self:
             blocks.setdefault((tile.row // side, tile.column // side), []).append(tile.index)
-        return [blocks[place] for place in sorted(blocks)]
+        return [blocks[position] for position in sorted(blocks)]
 
     def __len__(self) -> int:
         return len(self._tiles)
@@ -263,29 +263,29 @@ class TilePlan(Sequence[Tile]):
     def owners(
         self, boxes: npt.NDArray[np.float64], centroids: npt.NDArray[np.float64]
     ) -> npt.NDArray[np.int64]:
-        """Return which tile owns each of N nuclei, from their outlines alone.
+        """Return the tile that owns each of N nuclei.
 
-        That is the tile whose half-open core holds the centroid, if it sees the nucleus whole: if
-        the bounding box touches no side of the tile's view but those of the image. Otherwise it
-        is the first tile of the plan that sees it whole.
+        A tile contains a nucleus completely if the bounding box touches no side of the tile's view,
+        except at the image border. The owner is the tile with the centroid in its half-open core,
+        if it contains the nucleus completely. Otherwise it is the first tile of the plan that does.
 
         Parameters
         ----------
         boxes : (N, 4) float64 ndarray
-            x0, y0, x1, y1.
+            Bounding boxes: x0, y0, x1, y1.
         centroids : (N, 2) float64 ndarray
             x, y.
 
         Returns
         -------
         (N,) int64 ndarray
-            Indices of tiles; -1 where no tile sees the nucleus whole.
+            Indices of tiles; -1 if no tile contains the nucleus completely.
         """
         owners = np.full(len(boxes), -1, np.int64)
         if len(self) == 0:
             return owners
-        columns, rows = self._x.seeing(boxes[:, 0::2]), self._y.seeing(boxes[:, 1::2])
-        # Candidates in reverse order, so that the first of the plan is written last.
+        columns, rows = self._x.enclosing(boxes[:, 0::2]), self._y.enclosing(boxes[:, 1::2])
+        # Candidates come in reverse order, so that the first tile of the plan is written last.
         deepest = int((rows[1] - rows[0]).max(initial=0))
         widest = int((columns[1] - columns[0]).max(initial=0))
         for down in reversed(range(deepest)):
@@ -293,7 +293,7 @@ class TilePlan(Sequence[Tile]):
                 row, column = rows[0] + down, columns[0] + right
                 at = np.flatnonzero((row < rows[1]) & (column < columns[1]))
                 self._assign(owners, boxes, at, self._grid[row[at], column[at]])
-        tiles = self._holding(centroids)
+        tiles = self._tile_of(centroids)
         self._assign(owners, boxes, np.arange(len(boxes)), tiles)
         return owners
 
@@ -304,21 +304,21 @@ class TilePlan(Sequence[Tile]):
         at: npt.NDArray[np.int64],
         tiles: npt.NDArray[np.int64],
     ) -> None:
-        """Assign the nuclei `at` to tiles that see them whole, in place."""
-        sees = (tiles >= 0) & self._sees(tiles, boxes[at])
-        owners[at[sees]] = tiles[sees]
+        """Assign the nuclei `at` to `tiles` if these contain them completely, in place."""
+        is_complete = (tiles >= 0) & self._contains(tiles, boxes[at])
+        owners[at[is_complete]] = tiles[is_complete]
 
-    def _sees(
+    def _contains(
         self, tiles: npt.NDArray[np.int64] | int, boxes: npt.NDArray[np.float64]
     ) -> npt.NDArray[np.bool_]:
-        """Return which boxes are not cut by the border of a tile's view."""
+        """Return whether the border of a tile's view does not cut each box."""
         inside = (boxes[:, :2] > self._low[tiles]) & (boxes[:, 2:] < self._high[tiles])
         return np.asarray(inside.all(axis=1), bool)
 
-    def _holding(self, centroids: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        """Return the tile whose core holds each centroid; -1 if none does."""
+    def _tile_of(self, centroids: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """Return the tile with each centroid in its core; -1 if there is none."""
         found = np.full(len(centroids), -1, np.int64)
-        column, row = self._x.holding(centroids[:, 0]), self._y.holding(centroids[:, 1])
+        column, row = self._x.interval_of(centroids[:, 0]), self._y.interval_of(centroids[:, 1])
         rows, columns = self._grid.shape
         at = np.flatnonzero((column >= 0) & (column < columns) & (row >= 0) & (row < rows))
         tiles = self._grid[row[at], column[at]]
@@ -331,17 +331,17 @@ class TilePlan(Sequence[Tile]):
     def answers_for(self, centroids: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
         """Return which of N centroids (x, y) lie in the core of a tile.
 
-        All others lie outside of the region of interest.
+        All others lie outside the region of interest.
         """
         if len(self) == 0:
             return np.zeros(len(centroids), bool)
-        inside: npt.NDArray[np.bool_] = self._holding(centroids) >= 0
+        inside: npt.NDArray[np.bool_] = self._tile_of(centroids) >= 0
         return inside
 
     def owner(
         self, box: tuple[float, float, float, float], centroid: tuple[float, float]
     ) -> int | None:
-        """Return the index of the tile that owns a nucleus; None if no tile sees it whole."""
+        """Return the index of the tile that owns a nucleus; None if no tile contains it."""
         index = int(self.owners(np.array([box], float), np.array([centroid], float))[0])
         return None if index < 0 else index
 
@@ -353,22 +353,22 @@ class TilePlan(Sequence[Tile]):
         Returns
         -------
         own : int64 ndarray
-            Rows of the nuclei that the tile sees whole and owns.
+            Rows of the nuclei that the tile contains completely and owns.
         cut : int64 ndarray
-            Rows of those that the border of its view cuts. All others belong to other tiles.
+            Rows of the nuclei that the border of its view cuts. All others belong to other tiles.
         """
         boxes = bounds(nuclei)
-        whole = self._sees(tile.index, boxes)
+        whole = self._contains(tile.index, boxes)
         own = np.zeros(len(nuclei), bool)
         own[whole] = self.owners(boxes[whole], nuclei.take(whole).centroids()) == tile.index
         return np.flatnonzero(own), np.flatnonzero(~whole)
 
     def new_parts(self) -> list[Box | None]:
-        """Return for each tile the box around the area that no earlier tile's box covers.
+        """Return, for each tile, the box around the area that no earlier tile's box covers.
 
         Together, the boxes of a tile and its earlier neighbours cover its view, so that results of
-        earlier tiles can be reused. They start and end at multiples of the alignment; None where
-        nothing is new.
+        earlier tiles can be reused. They start and end at multiples of the alignment. A tile
+        without a new area has None.
         """
         parts: list[Box | None] = []
         for tile in self:
@@ -398,7 +398,7 @@ class TilePlan(Sequence[Tile]):
             raise
 
     def neighbours(self, tile: Tile) -> list[Tile]:
-        """Return the other tiles whose view shares pixels with this one's, in order."""
+        """Return the other tiles with views that overlap that of a tile, in plan order."""
         columns = self._x.overlapping(tile.column)
         rows = self._y.overlapping(tile.row)
         indices = self._grid[rows[0] : rows[1], columns[0] : columns[1]].ravel()
@@ -411,7 +411,7 @@ class TilePlan(Sequence[Tile]):
 def _integers(
     low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]
 ) -> list[tuple[int, int, int, int]]:
-    """Return the boxes between corners."""
+    """Return boxes from their (n, 2) lower and upper corners."""
     boxes: list[tuple[int, int, int, int]] = (
         np.concatenate([low, high], axis=1).astype(np.int64).tolist()
     )

@@ -1,8 +1,8 @@
-"""Join the nuclei of all tiles, so that every nucleus occurs once and whole.
+"""Join the nuclei of all tiles, so that every nucleus occurs once and is complete.
 
-A nucleus that some tile sees whole is taken only from the tile that owns it (`TilePlan.owners`),
-unless a neighbour sees it differently (`tile_overlaps`). A nucleus that no tile sees whole is found
-in fragments, which are cut to disjoint areas and joined (`fragments`).
+If some tile contains a nucleus completely, the nucleus is taken only from the tile that owns it
+(`TilePlan.owners`), unless a neighbour finds a different outline (`tile_overlaps`). If no tile
+contains it completely, its fragments are cut to disjoint areas and joined (`fragments`).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class StitchReport:
     fragments : int
         Nuclei cut by the border of a tile's view.
     covered : int
-        Fragments that were dropped because another tile saw their nucleus whole.
+        Fragments that were dropped because another tile has the complete nucleus.
     joined : int
         Nuclei that were joined from fragments.
     overlapping : int
         Nuclei that were dropped because they overlap a larger one of another tile by more than
-        half: the two tiles saw the same nucleus differently.
+        half: the two tiles found different outlines of the same nucleus.
     """
 
     fragments: int
@@ -46,8 +46,8 @@ class StitchReport:
 class Stitcher:
     """Collects the nuclei of tiles in any order, and returns final nuclei in plan order.
 
-    Memory holds the nuclei of tiles with missing neighbours, and the fragments of nuclei that no
-    tile sees whole.
+    It keeps only the nuclei of tiles with missing neighbours, and the fragments of nuclei that no
+    tile contains completely.
 
     Parameters
     ----------
@@ -61,12 +61,12 @@ class Stitcher:
         #: Nuclei of the tiles that were added, until the tile and its neighbours are settled.
         self._whole: dict[int, TileOutlines] = {}
         self._fragments: dict[int, TileOutlines] = {}
-        #: What the nuclei of `_whole` become.
+        #: Results for the nuclei of `_whole`, for example smoothed and measured.
         self._results: dict[int, NucleiTable] = {}
         self._junctions: dict[int, IndexArray] = {}
         #: Final nuclei that wait until those of all earlier tiles have been returned.
         self._ready: dict[int, NucleiTable] = {}
-        self._given = 0
+        self._returned = 0
         self.fragments = 0
         self.covered = 0
         self.overlapping = 0
@@ -85,22 +85,23 @@ class Stitcher:
         ----------
         tile : Tile
         own : NucleiTable
-            Nuclei that the tile sees whole and owns, in px of the plan, along pixel edges and
-            without holes, as `polygonise` makes them.
+            Nuclei that the tile contains completely and owns, in px of the plan, along pixel edges
+            and without holes, as from `polygonise`.
         cut : NucleiTable
-            Nuclei that the border of its view cuts, likewise.
+            Nuclei that the border of its view cuts, in the same form.
         result : NucleiTable, optional
-            Returned in place of `own`, row by row, for example smoothed and measured; by default
+            Returned instead of `own`, row by row, for example smoothed and measured; by default
             `own` itself.
         junctions : (J, 2) int64 ndarray, optional
-            Where the outlines of `cut` meet others (`qpnuclei.nuclei.smoothing.junctions`).
+            Points where the outlines of `cut` meet others
+            (`qpnuclei.nuclei.smoothing.junctions`).
 
         Returns
         -------
         list of NucleiTable
-            The nuclei (with their centroid in the core of a tile) of tiles that are now final, one
-            table each. Over all calls and `finish`, tables have the order of the plan, regardless
-            of the order in which tiles are added.
+            The nuclei of tiles that are now final, one table per tile; their centroids lie in the
+            core of a tile. Over all calls and `finish`, tables have the order of the plan, in
+            whatever order tiles are added.
 
         Raises
         ------
@@ -119,11 +120,11 @@ class Stitcher:
         for candidate in (tile, *self._plan.neighbours(tile)):
             if self._all(candidate, self._added):
                 self._settle(candidate)
-        given = []
-        while self._given in self._ready:
-            given.append(self._ready.pop(self._given))
-            self._given += 1
-        return given
+        final = []
+        while self._returned in self._ready:
+            final.append(self._ready.pop(self._returned))
+            self._returned += 1
+        return final
 
     def finish(self) -> tuple[list[NucleiTable], NucleiTable, IndexArray]:
         """Return the remaining nuclei after the last tile.
@@ -136,7 +137,7 @@ class Stitcher:
             Nuclei joined from fragments, along pixel edges, from top to bottom, without
             measurements. Some may be duplicates of whole ones: see `drop_duplicates`.
         junctions : (J, 2) int64 ndarray
-            Where the outlines of their fragments meet others.
+            Points where the outlines of their fragments meet others.
         """
         for index in sorted(self._added - self._settled):
             self._settle(self._plan[index])
@@ -145,7 +146,7 @@ class Stitcher:
         junctions = np.concatenate(
             [nowhere, *(self._junctions[i] for i in sorted(self._junctions))]
         )
-        fragments = {index: of_tile.nuclei for index, of_tile in self._fragments.items()}
+        fragments = {index: outlines.nuclei for index, outlines in self._fragments.items()}
         return ready, join_fragments(self._plan, fragments), junctions
 
     def _all(self, tile: Tile, indices: set[int]) -> bool:
@@ -165,7 +166,7 @@ class Stitcher:
             if neighbour.index not in self._added:
                 continue
             other = self._whole[neighbour.index]
-            # A fragment in this view belongs to a nucleus that crosses its border.
+            # Only nuclei that cross the border of this view can contain its fragments.
             reaching = meets(other.boxes, tile.view) & ~within(other.boxes, tile.view)
             first, _, common = overlaps(fragments, other, np.flatnonzero(reaching))
             covered_area += np.bincount(first, weights=common, minlength=len(covered_area))
@@ -175,7 +176,7 @@ class Stitcher:
             loses = (mine < theirs) | ((mine == theirs) & (tile.index > neighbour.index))
             dropped[first[loses & (common > SAME_SHARE * np.minimum(mine, theirs))]] = True
         self.overlapping += int(dropped.sum())
-        # Views also show nuclei around the region.
+        # Views also contain nuclei outside the region.
         stays = ~dropped & self._plan.answers_for(own.nuclei.centroids())
         self._ready[tile.index] = self._results.pop(tile.index).take(stays)
         covered = covered_area > SAME_SHARE * fragments.areas

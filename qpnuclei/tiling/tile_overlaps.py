@@ -1,6 +1,6 @@
-"""Compare the nuclei of neighbouring tiles by the area that their outlines have in common.
+"""Compare the nuclei of neighbouring tiles by the shared area of their outlines.
 
-Outlines follow pixel edges, so that area is a sum over vertical edges, computed in compiled loops.
+Outlines follow pixel edges, so this area is a sum over vertical edges, computed in compiled loops.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from qpnuclei.tiling.plan import Box
 FloatArray = npt.NDArray[np.float64]
 IndexArray = npt.NDArray[np.int64]
 
-#: Two outlines show the same nucleus if they share more than this part of the smaller one.
+#: Two outlines show the same nucleus if they share more than this share of the smaller area.
 SAME_SHARE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class TileOutlines:
-    """Nuclei of a tile, with the data for comparing them."""
+    """The nuclei of a tile, with cached properties for comparisons."""
 
     nuclei: NucleiTable
 
@@ -36,7 +36,7 @@ class TileOutlines:
 
     @cached_property
     def hull(self) -> FloatArray:
-        """The box around all of them."""
+        """Bounding box of all nuclei."""
         return _hull(self.boxes)
 
     @cached_property
@@ -60,7 +60,7 @@ class TileOutlines:
 def overlaps(
     a: TileOutlines, b: TileOutlines, rows: IndexArray | None = None
 ) -> tuple[IndexArray, IndexArray, FloatArray]:
-    """Return the pairs of rows of `a` and `b` whose boxes overlap, and their common area.
+    """Return the pairs of rows of `a` and `b` whose boxes overlap, and their shared area.
 
     If rows of `b` are given, only those are compared.
     """
@@ -86,11 +86,11 @@ def _areas_in_common(
     b_stops: IndexArray,
     second: IndexArray,
 ) -> FloatArray:
-    """Return the area in common of rings ``first[k]`` of a and ``second[k]`` of b.
+    """Return the shared area of rings ``first[k]`` of a and ``second[k]`` of b.
 
-    Both run along pixel edges. In every pixel row, a ring's indicator function is a sum of step
-    functions, from 1 to 0 at each vertical edge, with the sign of the edge's direction. The product
-    of two such steps ends at the edge farther left.
+    Both follow pixel edges. In every pixel row, the indicator function of a ring is a sum of step
+    functions: each goes from 1 to 0 at a vertical edge, with the sign of the edge's direction. The
+    product of two such steps ends at the edge farther left.
     """
     common = np.empty(len(first))
     for pair in range(len(first)):
@@ -110,14 +110,14 @@ def _areas_in_common(
 
 
 def _hull(boxes: FloatArray) -> FloatArray:
-    """Return the bounding box of boxes; one that intersects nothing if there are none."""
+    """Return the bounding box of boxes; without boxes, one that intersects nothing."""
     low = boxes[:, :2].min(axis=0, initial=np.inf)
     high = boxes[:, 2:].max(axis=0, initial=-np.inf)
     return np.concatenate([low, high])
 
 
 def meets(boxes: FloatArray, other: Box | FloatArray) -> npt.NDArray[np.bool_]:
-    """Return which boxes overlap another one: x0, y0, x1, y1, or an array of each."""
+    """Return which boxes overlap another box: x0, y0, x1, y1, or arrays of these."""
     x0, y0, x1, y1 = other
     meets: npt.NDArray[np.bool_] = (
         (boxes[..., 0] < x1) & (boxes[..., 2] > x0) & (boxes[..., 1] < y1) & (boxes[..., 3] > y0)

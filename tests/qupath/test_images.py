@@ -104,7 +104,7 @@ def test_a_series_that_is_no_number_is_refused(project, args):
 
 def test_a_series_that_is_not_there_is_refused(project):
     set_args(project, ["--series", "2"])
-    with pytest.raises(SlideError, match=r"series 2 of .* is not read"):
+    with pytest.raises(SlideError, match=r"series 2 of .* cannot be read"):
         pixels_of(project)
 
 

@@ -321,7 +321,7 @@ def test_groups_that_change_between_two_accesses_are_not_written(tmp_path):
 
     image = open_project(copy_project("0.5.1", tmp_path)).images[0]
     before = snapshot(tmp_path, ignore="none")
-    with pytest.raises(ValueError, match="group 0 of the edit is not what it was"):
+    with pytest.raises(ValueError, match="group 0 of the edit has changed"):
         image.write(Edit(add=Fickle((0, 5, 0, False))), image.read().fingerprint)
     assert snapshot(tmp_path, ignore="none") == before
 

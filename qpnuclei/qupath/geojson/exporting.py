@@ -27,14 +27,14 @@ from qpnuclei.qupath.regions import Region, rows_inside
 
 @dataclass(frozen=True)
 class Exported:
-    """The GeoJSON file of one image, and how many annotations and detections it holds.
+    """The GeoJSON file of one image, and the numbers of annotations and detections in it.
 
     Parameters
     ----------
     left_out : tuple of str
-        Objects that are not in the file, and why.
+        Messages on objects that are not in the file, with the reason.
     losses : tuple of str
-        Properties of the written objects that are not in the file.
+        Messages on properties of the written objects that are not in the file.
     """
 
     path: Path
@@ -45,14 +45,14 @@ class Exported:
 
 
 def check_classes(project: Project, entries: Sequence[ImageEntry], classes: Sequence[str]) -> None:
-    """Raise if no annotation of the images has one of the classes, naming those that exist.
+    """Check that each class is the class of some annotation of the images.
 
-    Images that cannot be read may have any class.
+    If an image cannot be read, nothing is checked, because it may have any class.
 
     Raises
     ------
     UsageError
-        If there is such a class.
+        If a class has no annotation; the error lists the classes that have.
     """
     if not classes:
         return
@@ -66,7 +66,7 @@ def check_classes(project: Project, entries: Sequence[ImageEntry], classes: Sequ
             known = ", ".join(sorted(filter(None, present)))
             raise UsageError(
                 f"no annotation of class {name!r} in {project.path}",
-                f"classes there: {known}" if known else "no annotation has a class",
+                f"classes of the project: {known}" if known else "no annotation has a class",
             )
 
 
@@ -84,12 +84,12 @@ def export_image(
     Parameters
     ----------
     folder : Path
-        Made if missing; a file of that name is replaced.
+        The folder is made if it is missing; an existing file is replaced.
     annotations, detections : bool
-        Which objects are written.
+        Whether to write these objects.
     classes : sequence of str
-        Only annotations of these classes, and the detections whose centroid lies in one of them;
-        empty for everything.
+        Only annotations of these classes, and detections with their centroid in one of them; empty
+        for all objects.
 
     Raises
     ------
@@ -103,8 +103,8 @@ def export_image(
     table = objects.detections
     rows = np.arange(len(table) if detections else 0)
     if classes and len(rows):
-        held = rows_inside([Region.of(a) for a in chosen], table.centroids, table.planes)
-        rows = np.unique(np.concatenate([rows[:0], *held]))
+        inside = rows_inside([Region.of(a) for a in chosen], table.centroids, table.planes)
+        rows = np.unique(np.concatenate([rows[:0], *inside]))
     path = folder / f"{file_stem(entry)}.geojson.gz"
     colors = {path_class.name: path_class.color for path_class in project.classes}
 
@@ -115,24 +115,24 @@ def export_image(
             yield from _detection_features(table, rows, colors)
 
     left_out = write_objects(path, features())
-    gone = sum(text.startswith("annotation ") for text in left_out)
+    lost_annotations = sum(text.startswith("annotation ") for text in left_out)
     return Exported(
         path,
-        (len(chosen) if annotations else 0) - gone,
-        len(rows) - (len(left_out) - gone),
+        (len(chosen) if annotations else 0) - lost_annotations,
+        len(rows) - (len(left_out) - lost_annotations),
         tuple(left_out),
         (*_no_grid(objects), *(_unwritten(table) if len(rows) else ())),
     )
 
 
 def _no_grid(objects: ImageObjects) -> tuple[str, ...]:
-    """Say that a file holds no TMA grid, if the image has one."""
+    """Return a message if the image has a TMA grid, which the file cannot contain."""
     number = len(objects.cores)
     return (f"the TMA grid of the image, with {number} cores",) if number else ()
 
 
 def _unwritten(table: Detections) -> tuple[str, ...]:
-    """Describe the properties of detections that a file cannot hold."""
+    """Return messages on properties of detections that the file cannot contain."""
     return tuple(f"{what} of {n} detections of the image" for what, n in table.unread().items())
 
 

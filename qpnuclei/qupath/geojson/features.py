@@ -1,4 +1,4 @@
-"""Make objects of the features of a GeoJSON file, in the dialects of QuPath 0.2 to 0.7."""
+"""Convert the features of a GeoJSON file to objects, in the dialects of QuPath 0.2 to 0.7."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qpnuclei.qupath.geojson.objects import GeoJsonObject
 from qpnuclei.qupath.geojson.problems import GeoJsonError, Reporter
 from qpnuclei.qupath.model import PathClass
 
-#: Object types in all QuPath versions -> kind.
+#: Kind of object by the names of its type in all QuPath versions.
 _KINDS = {
     name: kind
     for kind, names in {
@@ -50,7 +50,7 @@ def objects_of(value: Any, reporter: Reporter) -> Iterator[GeoJsonObject]:
 
 
 def _object(feature: Any, reporter: Reporter) -> GeoJsonObject | None:
-    """Return the object of a feature; None for the root, which stands for the image."""
+    """Return the object of a feature; None for the root, which represents the image."""
     if not isinstance(feature, dict):
         raise GeoJsonError(f"expected a feature, found {quoted(str(feature)[:40])}")
     if feature.get("type") != "Feature":
@@ -68,7 +68,7 @@ def _object(feature: Any, reporter: Reporter) -> GeoJsonObject | None:
         try:
             nucleus, _, _ = _geometry(feature["nucleusGeometry"])
         except GeoJsonError as error:
-            reporter.report_value(f"the outline of its nucleus is not read: {error}")
+            reporter.report_value(f"the outline of its nucleus cannot be read: {error}")
     return GeoJsonObject(
         kind=kind,
         nucleus=nucleus,
@@ -86,7 +86,7 @@ def _object(feature: Any, reporter: Reporter) -> GeoJsonObject | None:
 
 
 def _kind(feature: dict[str, Any], properties: dict[str, Any]) -> str:
-    # QuPath 0.2 stores the type in the id. QuPath reads unknown types as annotations.
+    # QuPath 0.2 stores the type as ID. QuPath reads unknown types as annotations.
     legacy = str(feature.get("id"))
     if legacy.endswith("Object") and legacy in _KINDS:
         return _KINDS[legacy]
@@ -131,7 +131,7 @@ def _geometry(value: Any) -> tuple[shapely.Geometry, int, int]:
 
 
 def _path_class(value: Any, reporter: Reporter) -> PathClass | None:
-    """Read a class in any version's form: text, name(s) with colour, or with a parent class."""
+    """Read a class in the form of any version: text, name(s) with colour, or a parent class."""
     if value is None or value == {}:
         return None
     if isinstance(value, str):
@@ -149,7 +149,7 @@ def _path_class(value: Any, reporter: Reporter) -> PathClass | None:
 
 
 def _color(value: Mapping[str, Any], whose: str, reporter: Reporter) -> int | None:
-    """Read a colour: packed (signed or not), or red, green, blue and optional alpha, 0 to 255."""
+    """Read a colour: packed (signed or not), or red, green, blue and optional alpha in 0..255."""
     packed, rgb = value.get("colorRGB"), value.get("color")
     given = rgb if packed is None else packed
     if given is None:
@@ -178,7 +178,7 @@ def _whole_number(value: Any) -> int:
 
 
 def _measurements(value: Any, reporter: Reporter) -> dict[str, float]:
-    """Read measurements in any version's form: a map, or a list of names and values."""
+    """Read measurements in the form of any version: a map, or a list of names and values."""
     entries: list[tuple[Any, Any]] = []
     if isinstance(value, dict):
         entries = list(value.items())

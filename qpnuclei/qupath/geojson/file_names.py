@@ -1,4 +1,4 @@
-"""Which image of a project a GeoJSON file belongs to, from the file's name."""
+"""Find the image of a project that a GeoJSON file belongs to, by the file's name."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from qpnuclei.qupath.names import file_stem, nfc
 
 
 def image_of_file(project: Project, path: Path) -> ImageEntry:
-    """Return the image that a file belongs to, from the file's name.
+    """Return the image that a file belongs to, by the file's name.
 
-    Accepted are names given by `export_image` or a run, and the image's name with or without its
-    suffix (for ``x.ome.tif`` also ``x``, as in QuPath's own exports). Composed and decomposed
+    The name may be that of a file from `export_image` or a run, or the image's name with or without
+    its suffix (for ``x.ome.tif`` also ``x``, as in QuPath's own exports). Composed and decomposed
     letters are equal.
 
     Raises
@@ -26,13 +26,13 @@ def image_of_file(project: Project, path: Path) -> ImageEntry:
         if name.lower().endswith(suffix):
             name = name[: -len(suffix)]
     stem = nfc(name)
-    for called in (
+    for name_of in (
         file_stem,
         lambda entry: entry.name,
         lambda entry: Path(entry.name).stem,
         lambda entry: _without_suffixes(entry.name),
     ):
-        matching = [entry for entry in project.images if nfc(called(entry)) == stem]
+        matching = [entry for entry in project.images if nfc(name_of(entry)) == stem]
         if len(matching) == 1:
             return matching[0]
         if matching:
@@ -44,7 +44,7 @@ def image_of_file(project: Project, path: Path) -> ImageEntry:
     known = ", ".join(entry.name for entry in project.images) or "none"
     raise UsageError(
         f"{path}: no image of {project.path} is called {stem!r}",
-        f"say which with --image; images there: {known}",
+        f"name the image with --image; images of the project: {known}",
     )
 
 

@@ -1,4 +1,4 @@
-"""What of an object of a file can be imported, and whether two outlines are of one object."""
+"""Check whether an object can be imported, and whether two outlines show the same object."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from qpnuclei.qupath.geojson.objects import GeoJsonObject
 from qpnuclei.qupath.model import PathClass
 from qpnuclei.qupath.regions import same_outline
 
-#: A largest part with this much less than the whole area still counts as the whole.
+#: The largest part of an outline counts as the whole if it lacks at most this share of its area.
 WHOLE_TOLERANCE = 1e-4
 #: Largest coordinate: QuPath's image sizes are 32-bit integers.
 _FARTHEST_PX = 2.0**31
 
 
 def nucleus_of(found: GeoJsonObject) -> shapely.Polygon | None:
-    """Return the outline of the nucleus of a cell; None if it has none that is an area."""
+    """Return the outline of the nucleus of a cell; None without one that has an area."""
     if found.nucleus is None or found.nucleus.geom_type not in ("Polygon", "MultiPolygon"):
         return None
     nucleus = only_part(found.nucleus)
@@ -46,7 +46,7 @@ def obstacle(found: GeoJsonObject, geometry: shapely.Geometry) -> str | None:
 
 
 def only_part(geometry: shapely.Geometry) -> shapely.Geometry:
-    """Return the only part of a collection of one."""
+    """Return the only part of a collection with one part; otherwise the geometry itself."""
     parts = shapely.get_parts(geometry)
     is_collection = geometry.geom_type in ("MultiPolygon", "MultiLineString", "GeometryCollection")
     return parts[0] if is_collection and len(parts) == 1 else geometry
@@ -70,17 +70,17 @@ def same_place(a: shapely.Geometry, b: shapely.Geometry) -> bool:
     return same_outline(valid_area(a), valid_area(b))
 
 
-def same_detection(found: shapely.Geometry, there: shapely.Geometry) -> bool:
-    """Tell whether the image has a detection, or the part of it that could be imported."""
-    if same_place(found, there):
+def same_detection(found: shapely.Geometry, existing: shapely.Geometry) -> bool:
+    """Tell whether an existing detection is the found one, or its part that can be imported."""
+    if same_place(found, existing):
         return True
     if found.is_valid and found.geom_type == "Polygon":
         return False
-    return same_outline(one_polygon(found)[0], there)
+    return same_outline(one_polygon(found)[0], existing)
 
 
 def unread_properties(found: GeoJsonObject) -> Iterator[str]:
-    """Yield the properties of a detection that are not imported."""
+    """Yield the properties of a detection that cannot be imported."""
     if found.name is not None:
         yield "name"
     if found.color is not None:
@@ -92,7 +92,7 @@ def unread_properties(found: GeoJsonObject) -> Iterator[str]:
 
 
 def stored_class_name(found: PathClass | None) -> str | None:
-    """Return the name of a class as QuPath would store it; None if it is empty."""
+    """Return the name of a class in QuPath's form; None if it is empty."""
     if found is None:
         return None
     one_line = " ".join(found.name.splitlines())
@@ -100,12 +100,12 @@ def stored_class_name(found: PathClass | None) -> str | None:
 
 
 def checked_class_name(name: str | None) -> str | None:
-    """Return a class name that a user gave as QuPath would store it; None for none.
+    """Return a user's class name in QuPath's form; None if the user gave none.
 
     Raises
     ------
     qpnuclei.errors.UsageError
-        If nothing of it is left.
+        If the name is empty in this form.
     """
     if name is None:
         return None

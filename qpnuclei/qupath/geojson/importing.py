@@ -44,7 +44,7 @@ from qpnuclei.qupath.names import class_of
 from qpnuclei.qupath.regions import Region, region_of
 from qpnuclei.system.locks import locked
 
-#: A group of detections that can be written together: class, z, t, names of the measurements, and
+#: Key of detections that can be written together: class, z, t, names of the measurements, and
 #: whether they are cells with a nucleus.
 _Key = tuple[str | None, int, int, tuple[str, ...], bool]
 
@@ -58,14 +58,14 @@ class Imported:
     annotations, detections : int
         Number of imported objects.
     outlines : int
-        How many of the detections were tiles, or cells without a nucleus, of which only the outline
+        Number of these detections that were tiles, or cells without a nucleus: only their outline
         was imported.
     already_there : int
-        How many the image already has: same UUID, same place.
+        Number of objects that the image already has.
     left_out : list of str
-        Objects that could not be imported, and why.
+        Messages on objects that could not be imported, with the reason.
     losses : list of str
-        Properties of imported objects that could not be imported.
+        Messages on properties of imported objects that could not be imported.
     """
 
     annotations: int = 0
@@ -82,10 +82,10 @@ def import_file(
     """Add the objects of a GeoJSON file to an image, all of them or none.
 
     Annotations are added directly under the image. As in QuPath, detections are added under the
-    smallest annotation (of the image or the file) that contains their centroid, else under the
-    image. Objects keep their UUIDs; without one, or if another object has it, they get a new one.
-    Objects that the image already has are not added again: those of the same UUID and outline, or
-    without UUID but of the same outline (and for annotations, name and class).
+    smallest annotation (of the image or the file) that contains their centroid, or otherwise under
+    the image. Objects keep their UUIDs. An object without UUID, or with the UUID of another object,
+    gets a new one. Objects that the image already has are not added again. These have the same UUID
+    and outline or, without UUID, the same outline (and for annotations, name and class).
 
     Parameters
     ----------
@@ -97,9 +97,9 @@ def import_file(
     NotFoundError, FormatError
         If the file is missing, or not GeoJSON.
     UsageError
-        If the class has no name.
+        If `class_name` is empty.
     ConflictError, SaveError
-        If the image cannot be saved; the project is as it was.
+        If the image cannot be saved; the project is unchanged.
     """
     with locked(project.path.parent):
         objects = entry.read()
@@ -123,11 +123,11 @@ class _Incoming:
         self._objects = objects
         self._class_name = class_name
         self._classes: dict[str, PathClass] = {}
-        # Under which UUIDs there is what; a row of the detections, or an annotation.
-        self._there: dict[UUID, int | Annotation | None] = {
+        # Existing objects by UUID: a row of the detections, an annotation, or None for a new one.
+        self._existing: dict[UUID, int | Annotation | None] = {
             own_id: row for row, own_id in enumerate(objects.detections.ids) if own_id is not None
         }
-        self._there |= {a.id: a for a in objects.annotations if a.id is not None}
+        self._existing |= {a.id: a for a in objects.annotations if a.id is not None}
         self._annotations: list[NewAnnotation] = []
         self._groups: dict[_Key, _Group] = {}
         self._unread: Counter[str] = Counter()
@@ -140,7 +140,7 @@ class _Incoming:
         reason = obstacle(found, geometry)
         if reason is not None:
             self.result.left_out.append(f"{label}: {reason}")
-        elif self._is_there(found, geometry):
+        elif self._is_known(found, geometry):
             self.result.already_there += 1
         elif found.kind == "annotation":
             self._annotations.append(
@@ -233,34 +233,34 @@ class _Incoming:
         return self._classes[name]
 
     def _own_id(self, own_id: UUID | None) -> UUID:
-        """Return the UUID, or a new one if there is none or it is taken; taken from now on."""
-        if own_id is None or own_id in self._there:
+        """Return the UUID, or a new one if there is none or it is in use; then it is in use."""
+        if own_id is None or own_id in self._existing:
             own_id = uuid4()
-        self._there[own_id] = None
+        self._existing[own_id] = None
         return own_id
 
-    def _is_there(self, found: GeoJsonObject, geometry: shapely.Geometry) -> bool:
+    def _is_known(self, found: GeoJsonObject, geometry: shapely.Geometry) -> bool:
         if found.id is None:
-            return self._is_there_without_id(found, geometry)
-        there = self._there.get(found.id)
-        if there is None:
+            return self._is_known_without_id(found, geometry)
+        existing = self._existing.get(found.id)
+        if existing is None:
             return False
-        if isinstance(there, Annotation):
-            return found.kind == "annotation" and same_place(geometry, there.geometry)
+        if isinstance(existing, Annotation):
+            return found.kind == "annotation" and same_place(geometry, existing.geometry)
         return found.kind != "annotation" and same_detection(
-            geometry, self._objects.detections.geometries[there]
+            geometry, self._objects.detections.geometries[existing]
         )
 
-    def _is_there_without_id(self, found: GeoJsonObject, geometry: shapely.Geometry) -> bool:
+    def _is_known_without_id(self, found: GeoJsonObject, geometry: shapely.Geometry) -> bool:
         """Tell whether an object without UUID was imported before."""
         if found.kind == "annotation":
             path_class = self._class(found.path_class)
             wanted = (found.name, None if path_class is None else path_class.name)
             return any(
-                (there.name, there.class_name) == wanted
-                and (there.z, there.t) == (found.z, found.t)
-                and same_place(geometry, there.geometry)
-                for there in self._objects.annotations
+                (existing.name, existing.class_name) == wanted
+                and (existing.z, existing.t) == (found.z, found.t)
+                and same_place(geometry, existing.geometry)
+                for existing in self._objects.annotations
             )
         detections = self._objects.detections
         return any(
@@ -271,13 +271,13 @@ class _Incoming:
 
     @cached_property
     def _tree(self) -> shapely.STRtree:
-        """The image's detections by position."""
+        """Spatial index of the image's detections."""
         return shapely.STRtree(self._objects.detections.geometries)
 
 
 @dataclass
 class _Group:
-    """Detections of one key; their measurements one after the other."""
+    """Detections with the same `_Key`; `values` are their measurements, row by row."""
 
     path_class: PathClass | None
     ids: list[UUID] = field(default_factory=list)

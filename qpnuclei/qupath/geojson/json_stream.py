@@ -19,14 +19,14 @@ from qpnuclei.system.json_text import refuse_deep, within_recursion
 
 _READ_SIZE = 1 << 20
 _LONGEST_STRING = 1 << 24
-#: Longest feature in characters; a longer one is not a real outline and would fill the memory.
+#: Longest feature in characters; a longer one is not a real outline, and would fill the memory.
 _LONGEST_VALUE = 1 << 28
-#: Bytes that are not UTF-8, as Python's "surrogateescape" keeps them.
+#: Surrogates that Python's "surrogateescape" makes of bytes that are not UTF-8.
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 
 
 class Scanner:
-    """Reads JSON values from a stream one by one; holds little more than the current one."""
+    """Reads JSON values from a stream one by one; keeps little more than the current one."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -57,12 +57,12 @@ class Scanner:
         while True:
             try:
                 value, end = within_recursion(self._decoder.raw_decode, self._text, self._at)
-                refuse_deep(value, unless_under="coordinates")  # which `features` checks
+                refuse_deep(value, unless_under="coordinates")  # `features` checks coordinates
             except json.JSONDecodeError as error:
                 if len(self._text) - self._at > _LONGEST_VALUE:
                     raise GeoJsonError(f"is longer than {_LONGEST_VALUE} characters") from error
-                # If the value is only incomplete so far, the error is at the end of the buffer, or
-                # at the start of its last string.
+                # If the value is incomplete, the error is at the end of the buffer, or at the start
+                # of its last string.
                 if len(self._text) - error.pos < _LONGEST_STRING and self._more():
                     continue
                 found = self._text[error.pos : error.pos + 20]
@@ -97,7 +97,7 @@ class Scanner:
 
 
 def _of_windows(found: re.Match[str]) -> str:
-    """Return the Windows-1252 character of a byte that is kept as a surrogate."""
+    """Return the Windows-1252 character of a byte, given as a surrogate."""
     return found[0].encode("utf-8", "surrogateescape").decode("cp1252", "replace")
 
 
@@ -119,7 +119,7 @@ def open_texts(path: Path) -> Iterator[Iterator[TextIO]]:
                 # macOS adds files of metadata to a .zip; skip them.
                 names = [n for n in names if not n.startswith("__MACOSX/")]
                 if not names:
-                    raise GeoJsonError("the .zip holds no .geojson file")
+                    raise GeoJsonError("the .zip contains no .geojson file")
                 yield (text(archive.open(name)) for name in names)
         else:
             yield iter([text(file)])
@@ -142,7 +142,7 @@ def read_values(scanner: Scanner) -> Iterator[Any]:
         if not streamed:
             yield others
     else:
-        raise GeoJsonError("the file holds neither a JSON object nor an array")
+        raise GeoJsonError("the file contains neither a JSON object nor an array")
     if scanner.peek():
         raise GeoJsonError("there is more text after the end of the JSON")
 

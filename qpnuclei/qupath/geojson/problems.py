@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-#: Longest quotation of the file in an error message.
+#: Longest reason in a message, in characters.
 _LONGEST_REASON = 300
 
 
@@ -25,7 +25,7 @@ class Problems:
 
 
 class GeoJsonError(Exception):
-    """Raised with what is wrong with the current feature."""
+    """An error in the current feature."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Reporter:
     Parameters
     ----------
     problems : Problems or None
-        Where they are recorded; None raises them.
+        Collects the problems; if None, they are raised as errors.
     index : int
         Number of the feature.
     """
@@ -44,18 +44,18 @@ class Reporter:
     index: int
 
     def report_value(self, what: str) -> None:
-        """Say what is wrong with a value that is left out; raise GeoJsonError or record it."""
+        """Record a value that is left out, with the reason, or raise a GeoJsonError."""
         if self.problems is None:
             raise GeoJsonError(what)
         self.problems.values.append(f"feature {self.index}: {short(what)}")
 
     def report_feature(self, what: str) -> None:
-        """Say why a feature is left out; raise GeoJsonError or record it."""
+        """Record a feature that is left out, with the reason, or raise a GeoJsonError."""
         if self.problems is None:
             raise GeoJsonError(what)
         self.problems.features.append(f"feature {self.index}: {short(what)}")
 
 
 def short(reason: object) -> str:
-    """Return a reason in one line of bounded length."""
+    """Return a reason as one line of limited length."""
     return " ".join(str(reason).split())[:_LONGEST_REASON]

@@ -21,10 +21,10 @@ def read_objects(path: Path, problems: Problems | None = None) -> Iterator[GeoJs
     Parameters
     ----------
     path : Path
-        A FeatureCollection, a Feature, a bare geometry, or an array of features and geometries;
-        plain, gzipped, or in a .zip (all its GeoJSON files are read). All dialects of QuPath 0.2 to
-        0.7 are supported. A root object stands for the image: it is skipped, and its children are
-        read. Bytes that are not UTF-8 are read as Windows-1252 (Latin-1).
+        A FeatureCollection, a Feature, a geometry, or an array of features and geometries. The file
+        may be plain, gzipped, or in a .zip (all its GeoJSON files are read). All dialects of QuPath
+        0.2 to 0.7 are supported. A root object represents the image: it is skipped, and its
+        children are read. Bytes that are not UTF-8 are read as Windows-1252 (Latin-1).
     problems : Problems, optional
         Collects invalid features and values while the others are read. By default the first one
         raises an error.
@@ -34,8 +34,8 @@ def read_objects(path: Path, problems: Problems | None = None) -> Iterator[GeoJs
     NotFoundError
         If there is no such file.
     FormatError
-        If it is truncated, not JSON, or has an invalid feature and `problems` is not given. Names
-        the file and the number of the feature.
+        If it is truncated, not JSON, or has an invalid feature and `problems` is not given. The
+        error names the file and the number of the feature.
     """
     path = Path(path)
     index = 0

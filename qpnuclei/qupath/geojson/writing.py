@@ -26,14 +26,14 @@ from qpnuclei.system.files import atomic_file
 
 _log = logging.getLogger(__name__)
 
-#: Decimals of coordinates; QuPath keeps no more.
+#: Decimals of coordinates, as in QuPath.
 _DECIMALS = 2
-#: Significant digits of measurements, as float32 has.
+#: Significant digits of measurements, as in float32.
 _SIGNIFICANT = 7
-#: Grey: colour of a class without one, since QuPath 0.4 and later need a colour.
+#: Grey: colour of a class without a colour, because QuPath 0.4 and later need one.
 _NO_COLOR = (128, 128, 128)
 _CHUNK = 4096
-#: Compresses ten times as fast as the default, to a file a quarter larger.
+#: Ten times as fast as the default level; the file is a quarter larger.
 _GZIP_LEVEL = 1
 
 
@@ -45,7 +45,8 @@ def write_detections(
     Parameters
     ----------
     path : Path
-        ``.geojson`` or ``.geojson.gz`` (or ``.json``, ``.json.gz``). Replaced in one step.
+        ``.geojson`` or ``.geojson.gz`` (or ``.json``, ``.json.gz``). The file is replaced in one
+        step.
     nuclei : NucleiTable
         In level-0 px. Coordinates are rounded to 0.01 px; a ring that becomes invalid is repaired
         on that grid. Measurements that are not finite are left out.
@@ -55,12 +56,12 @@ def write_detections(
     Raises
     ------
     UsageError
-        If the suffix is none of these.
+        If the suffix is not one of these.
     SaveError
         If the file cannot be written.
     ValueError
-        If the number of `ids` differs from that of nuclei, or a nucleus vanishes on a grid of 0.01
-        px.
+        If the number of `ids` differs from that of nuclei, or a nucleus has no area on a grid of
+        0.01 px.
     """
     if len(ids) != len(nuclei):
         raise ValueError(f"{len(nuclei)} nuclei, but {len(ids)} ids")
@@ -74,13 +75,13 @@ def write_groups(path: Path, groups: Iterable[DetectionGroup]) -> None:
 
 
 def write_objects(path: Path, objects: Iterable[GeoJsonObject]) -> list[str]:
-    """Write objects of any kind; file and errors as in `write_detections`.
+    """Write objects of any kind; file and errors are as for `write_detections`.
 
     Returns
     -------
     list of str
-        Objects that were left out because no QuPath version reads them: their geometry is empty,
-        not finite, or has no area on the grid of 0.01 px. Each is also logged.
+        Messages on objects that were left out because no QuPath version reads them: their geometry
+        is empty, not finite, or has no area on the grid of 0.01 px. Each one is also logged.
     """
     left_out: list[str] = []
     _write(path, _features(objects, left_out))
@@ -115,17 +116,17 @@ def _write_collection(stream: BinaryIO, features: Iterable[bytes]) -> None:
 def _detections(
     nuclei: NucleiTable, ids: Sequence[UUID], path_class: PathClass | None
 ) -> Iterator[bytes]:
-    """Yield encoded features, many per chunk: of cells, if the nuclei have some."""
+    """Yield encoded features, many per chunk; they are cells if the nuclei have cells."""
     properties = _object_type("detection" if nuclei.cells is None else "cell")
     if path_class is not None:
         properties["classification"] = _classification(path_class)
     names = list(nuclei.measurements)
     for start in range(0, len(nuclei), _CHUNK):
         part = nuclei.take(np.arange(start, min(start + _CHUNK, len(nuclei))))
-        of_nuclei = _polygon_json(part)
-        geometries, nucleus = of_nuclei, [None] * len(part)
+        nucleus_outlines = _polygon_json(part)
+        geometries, nucleus = nucleus_outlines, [None] * len(part)
         if part.cells is not None:
-            geometries, nucleus = _polygon_json(part.cells), of_nuclei
+            geometries, nucleus = _polygon_json(part.cells), nucleus_outlines
         columns = [_digits(part.measurements[name]).tolist() for name in names]
         rows = zip(*columns, strict=True) if columns else [()] * len(part)
         features = (
@@ -150,7 +151,7 @@ def _detections(
 
 
 def _features(objects: Iterable[GeoJsonObject], left_out: list[str]) -> Iterator[bytes]:
-    """Yield encoded features, many per chunk; record which are left out."""
+    """Yield encoded features, many per chunk, and record objects that are left out."""
     iterator = iter(objects)
     while chunk := list(islice(iterator, _CHUNK)):
         geometries = np.empty(len(chunk), dtype=object)
@@ -204,8 +205,11 @@ def _properties(written: GeoJsonObject) -> dict[str, Any]:
 
 
 def _on_grid(geometries: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], list[str | None]]:
-    """Return geometries valid and rounded, and as GeoJSON; empty and None where that fails."""
-    finite = np.isfinite(shapely.bounds(geometries)).all(axis=1)  # NaN for what is empty
+    """Return rounded and valid geometries, and their GeoJSON.
+
+    A geometry that cannot be written is empty, and its GeoJSON is None.
+    """
+    finite = np.isfinite(shapely.bounds(geometries)).all(axis=1)  # NaN for an empty geometry
     rounded: npt.NDArray[Any] = np.full(len(geometries), shapely.Point(), dtype=object)
     rounded[finite] = shapely.transform(geometries[finite], lambda xy: np.round(xy, _DECIMALS))
     for i in np.flatnonzero(~shapely.is_valid(rounded)).tolist():
@@ -233,7 +237,7 @@ def _feature(
 
 
 def _object_type(kind: str) -> dict[str, Any]:
-    # QuPath 0.4 and later read the first, 0.3 reads the second.
+    # QuPath 0.4 and later read the first key, 0.3 reads the second.
     return {"objectType": kind, "object_type": kind}
 
 
@@ -251,7 +255,7 @@ def _polygon_json(nuclei: NucleiTable) -> list[Any]:
 
 
 def _coordinates(nuclei: NucleiTable) -> list[list[npt.NDArray[np.float64]]]:
-    """Return the rounded rings of each nucleus, repaired where rounding made them invalid."""
+    """Return the rounded rings of each nucleus, repaired if rounding made them invalid."""
     vertices: npt.NDArray[np.float64] = nuclei.vertices.astype(np.float64).round(_DECIMALS)
     polygons = shapely.from_ragged_array(
         shapely.GeometryType.POLYGON, vertices, (nuclei.ring_offsets, nuclei.polygon_offsets)
@@ -262,7 +266,7 @@ def _coordinates(nuclei: NucleiTable) -> list[list[npt.NDArray[np.float64]]]:
         parts = shapely.get_parts(_valid_on_grid(polygons[i]))
         if len(parts) == 0:
             at = coordinates[i][0][0].tolist()
-            raise ValueError(f"a nucleus at {at} vanishes on a grid of 0.01 px")
+            raise ValueError(f"a nucleus at {at} has no area on a grid of 0.01 px")
         largest = parts[np.argmax(shapely.area(parts))]
         coordinates[i] = [
             np.round(shapely.get_coordinates(ring), _DECIMALS)
@@ -272,21 +276,21 @@ def _coordinates(nuclei: NucleiTable) -> list[list[npt.NDArray[np.float64]]]:
 
 
 def _valid_on_grid(geometry: shapely.Geometry) -> shapely.Geometry:
-    """Repair an area that rounding made invalid; empty if nothing is left of it.
+    """Repair an area that rounding made invalid; empty if it has no area any more.
 
-    Invalid lines and points (of a single position) are returned unchanged.
+    Invalid lines and points (with a single position) are returned unchanged.
     """
     if shapely.get_dimensions(geometry) < 2:
         return geometry
-    mended = shapely.set_precision(shapely.make_valid(geometry), 10.0**-_DECIMALS)
-    rounded = shapely.transform(mended, lambda points: np.round(points, _DECIMALS))
-    parts = shapely.get_parts(shapely.get_parts(rounded))  # a collection may hold multipolygons
+    repaired = shapely.set_precision(shapely.make_valid(geometry), 10.0**-_DECIMALS)
+    rounded = shapely.transform(repaired, lambda points: np.round(points, _DECIMALS))
+    parts = shapely.get_parts(shapely.get_parts(rounded))  # a collection may contain multipolygons
     areas = parts[shapely.area(parts) > 0]
     return areas[0] if len(areas) == 1 else shapely.multipolygons(areas)
 
 
 def _digits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Round values to the digits of float32, so that they print short."""
+    """Round values to the digits of float32, so that their text is short."""
     exact = values.astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         exponent = np.floor(np.log10(np.abs(exact)))

@@ -37,7 +37,7 @@ def open_project(path: str | os.PathLike[str], image_root: Path | None = None) -
     path : path-like
         The ``.qpproj`` file, or its folder.
     image_root : Path, optional
-        Folder to search for image files that are not where the project says.
+        Folder to search for image files that are not at the path in the project.
 
     Raises
     ------
@@ -95,13 +95,13 @@ class PaquoProject(project_file.ProjectFolder):
         return nuclei_of(self, entry, pixel_sizes=AskedMpp(mpp))
 
     def loaded(self, image: PaquoImage, fingerprint: str) -> Loaded | None:
-        """Return the image data read last, if it is of this image and this state of its file."""
+        """Return the last image data, if it is that of this image in this state of its file."""
         last = self._last
         current = last is not None and last.image is image and last.fingerprint == fingerprint
         return last if current else None
 
     def keep(self, loaded: Loaded) -> None:
-        """Keep the image data read last; close the one kept before."""
+        """Keep the last image data, and close the data kept before."""
         if self._last is not None:
             self._last.close()
         self._last = loaded
@@ -113,7 +113,7 @@ class PaquoProject(project_file.ProjectFolder):
     def add_classes(self, classes: Sequence[PathClass]) -> None:
         """Add missing classes to the project's class list.
 
-        Written directly, because QuPath only logs a failure.
+        The file is written without QuPath, because QuPath only logs a failure.
         """
         with locked(self.path.parent), Transaction(self.path.parent) as transaction:
             content = project_file.with_classes(self.classes_path, classes)

@@ -98,12 +98,12 @@ def _remove(remove: frozenset[uuid.UUID], objects: JavaObject, hierarchy: JavaOb
         raise UsageError(f"the image has no object {min(missing)} to remove")
     allowed = only(found, "isDetection").size() + only(found, "isAnnotation").size()
     if allowed < found.size():
-        raise UsageError("only detections and annotations are removed")
+        raise UsageError("only detections and annotations can be removed")
     hierarchy.removeObjects(found, True)
 
 
 def _define(path_class: PathClass) -> None:
-    """Create QuPath's class of that name, in our colour if it is new."""
+    """Create QuPath's class with this name; a new class gets our colour."""
     color = path_class.color
     jvm.java_class(PATH_CLASS).fromString(
         path_class.name, None if color is None else jvm.box(color)
@@ -142,7 +142,7 @@ class HierarchySnapshot:
         )
 
     def difference(self, other: HierarchySnapshot) -> str | None:
-        """Say what differs; None if nothing does."""
+        """Return the first difference as text; None if there is none."""
         if self.count != other.count:
             return f"{other.count} objects instead of {self.count}"
         for what, digest in self.digests.items():
@@ -152,5 +152,5 @@ class HierarchySnapshot:
             return "other measurements"
         # QuPath 0.6 and newer round some geometries to 0.01 px when they read them.
         if not np.allclose(self.centroids, other.centroids, rtol=0, atol=0.05, equal_nan=True):
-            return "other places"
+            return "other centroids"
         return None

@@ -1,8 +1,9 @@
 """One image of a project, read and written by QuPath.
 
-paquo accesses objects one call at a time, and silently does not save an image that it cannot open.
-So objects are read as columns (see `qpnuclei.qupath.paquo.jvm`); new objects are encoded by
-`qpnuclei.qupath.qpdata` and decoded by QuPath, as when it opens a file; and every save is verified.
+paquo needs a call for each value of an object, and does not save an image that it cannot open,
+without an error. So objects are read as columns (see `qpnuclei.qupath.paquo.jvm`). New objects are
+encoded by `qpnuclei.qupath.qpdata` and decoded by QuPath, as when it opens a file. Every save is
+verified.
 """
 
 from __future__ import annotations
@@ -56,14 +57,14 @@ _log = logging.getLogger(__name__)
 
 #: QuPath 0.6 and newer round vertices to this grid, except in simple polygons.
 _GRID_PX = 0.01
-#: Since this release QuPath opens an image only when its pixels are needed, so that objects of an
-#: image that is missing can be saved.
+#: Since this release, QuPath opens an image only when its pixels are needed. So it can save the
+#: objects of a missing image.
 _LAZY_IMAGES = (0, 6)
 
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """The image data read last, kept because a write follows a read, and reading is slow."""
+    """The last image data. It is kept for the write that follows, because reading is slow."""
 
     image: PaquoImage
     fingerprint: str
@@ -104,9 +105,9 @@ class PaquoImage:
         Parameters
         ----------
         project_uri : str or None
-            Where the project was when it was last saved.
+            URI of the project when it was last saved.
         image_root : Path or None
-            A folder of images that the user names.
+            A folder of images, given by the user.
         """
         java_uri = jvm.java_class("java.net.URI")
         replacements = jvm.java_class("java.util.HashMap")()
@@ -121,7 +122,7 @@ class PaquoImage:
 
     @property
     def data_file(self) -> Path:
-        """Where QuPath keeps the objects of this image; absent until it was saved once."""
+        """The file with the objects of this image; absent until the image is first saved."""
         return Path(str(self._entry.getEntryPath())) / "data.qpdata"
 
     @cached_property
@@ -183,8 +184,8 @@ class PaquoImage:
         )
 
     def _properties(self, loaded: Loaded) -> dict[str, str]:
-        """Return the image's properties that are texts."""
-        if loaded.data is None:  # QuPath reads objects alone where it cannot open the image
+        """Return the text properties of the image."""
+        if loaded.data is None:  # QuPath cannot open the image, so it read only the objects
             if not self.data_file.exists():
                 return {}
             return DataFile.parse(self.data_file.read_bytes(), str(self.data_file)).properties
@@ -199,11 +200,11 @@ class PaquoImage:
         """Apply an edit, save and verify (see `ImageEntry.write`)."""
         foreign = [item for item in edit.remove if not is_ours(item)]
         if foreign:
-            raise UsageError(f"{foreign[0]} was not written by qpnuclei and is not removed")
+            raise UsageError(f"{foreign[0]} was not written by qpnuclei and cannot be removed")
         with locked(self._project.path.parent):
             self._check_unchanged(fingerprint)
             loaded = self._load_for_writing()
-            self._project.release()  # it differs from the file until that is saved and verified
+            self._project.release()  # from now on it differs from the file
             try:
                 self._edit_and_save(loaded, edit, fingerprint)
             except BaseException:
@@ -252,7 +253,7 @@ class PaquoImage:
         finally:
             rest.unlink(missing_ok=True)
         if difference:
-            raise SaveError(f"{what}: {difference}", "the file is as it was; try --backend native")
+            raise SaveError(f"{what}: {difference}", "the file is unchanged; try --backend native")
 
     def _check_unchanged(self, fingerprint: str) -> None:
         if fingerprint_of(self.data_file) != fingerprint:
@@ -264,9 +265,9 @@ class PaquoImage:
     def _load_for_writing(self) -> Loaded:
         if self._is_out_of_reach:
             raise SaveError(
-                f"{self.name}: QuPath {_qupath_version()} saves no image whose file it cannot "
-                f"open: {', '.join(self.server.uris)}",
-                "say where the images are with --image-root, or use --backend native",
+                f"{self.name}: QuPath {_qupath_version()} cannot save an image if it cannot open "
+                f"its file: {', '.join(self.server.uris)}",
+                "name the folder of the images with --image-root, or use --backend native",
             )
         return self._load()
 
@@ -293,7 +294,7 @@ class PaquoImage:
     def _read_image_data(self) -> JavaObject | None:
         """Read the image data without QuPath's recovery, which returns a damaged file as empty.
 
-        None if QuPath cannot open the image and so returns no image data.
+        None if QuPath cannot open the image, and so returns no image data.
         """
         from paquo.java import BufferedImage, PathIO
 
@@ -318,7 +319,7 @@ class PaquoImage:
 
     @cached_property
     def _is_out_of_reach(self) -> bool:
-        """Whether QuPath makes no image data, for want of the image's pixels or metadata."""
+        """Whether QuPath cannot make image data, because it lacks the pixels or the metadata."""
         if _opens_lazily() and project_file.server_metadata(self._builder) is not None:
             return False
         server = self._build_server()

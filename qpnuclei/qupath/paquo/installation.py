@@ -1,10 +1,10 @@
 """Find a QuPath installation on this machine, without starting it.
 
-The location of QuPath decides which code runs. So it comes only from the user and the system:
-``PAQUO_QUPATH_DIR``, ``paquo.toml`` in the user's configuration folder, the folders that each
-operating system installs programs to, a conda environment. It never comes from the working folder
-or a project, which may be from someone else: paquo itself would read a ``.paquo.toml`` there (and
-run a ``dynaconf_hooks.py`` beside it), and in every folder above.
+The location of QuPath decides which code runs, so it comes only from the user and the system. These
+are ``PAQUO_QUPATH_DIR``, ``paquo.toml`` in the user's configuration folder, the folders in which
+each operating system installs programs, and a conda environment. It never comes from the working
+folder or a project, which may be from someone else. paquo itself would read a ``.paquo.toml`` there
+and in every folder above, and run a ``dynaconf_hooks.py`` beside it.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from qpnuclei.errors import FormatError, UsageError
 #: Hint for errors about a missing QuPath.
 HOW_TO_POINT_TO_QUPATH = (
     "set PAQUO_QUPATH_DIR to the folder that QuPath was unpacked or installed to "
-    "(the one that holds bin and lib on Linux, QuPath.app on macOS, "
+    "(the folder with bin and lib on Linux, QuPath.app on macOS, "
     r"%LOCALAPPDATA%\QuPath-0.x.y on Windows), or use --backend native"
 )
 
-# Operating system -> folder of the jars, the Java virtual machine, the conda package in its prefix.
+# For each operating system: folder of the jars, the Java virtual machine, folder in a conda prefix.
 _LAYOUTS = {
     "Linux": ("lib/app", "lib/runtime/lib/server/libjvm.so", "opt/QuPath"),
     "Darwin": ("Contents/app", "Contents/runtime/Contents/Home/lib/libjli.dylib", "bin/QuPath.app"),
     "Windows": ("app", "runtime/bin/server/jvm.dll", "Library/QuPath"),
 }
-# Operating system -> where its users and installers put programs. Not the home folder itself, where
-# people unpack what they receive.
+# For each operating system: folders in which programs are installed. The home folder itself is not
+# among them, because people unpack received files there.
 _USUAL_PLACES = {
     "Linux": ["/opt", "/usr/local"],
     "Darwin": ["/Applications", "~/Applications"],
@@ -53,7 +53,7 @@ class QuPathInstallation:
     Parameters
     ----------
     path : Path
-        Its folder, as ``PAQUO_QUPATH_DIR`` wants it.
+        Its folder, as for ``PAQUO_QUPATH_DIR``.
     version : str or None
         For example ``"0.5.1"``, from the names of its jars.
     """
@@ -74,7 +74,7 @@ def find_qupath() -> QuPathInstallation | None:
     Raises
     ------
     qpnuclei.errors.UsageError
-        If the one named by ``PAQUO_QUPATH_DIR`` or the user's file does not exist.
+        If the QuPath named by ``PAQUO_QUPATH_DIR`` or the user's file does not exist.
     """
     settings = paquo_settings()
     chosen = str(settings["qupath_dir"] or "")
@@ -93,7 +93,7 @@ def settings_file() -> Path:
 
 
 def paquo_settings() -> dict[str, Any]:
-    """Return paquo's settings: its defaults, under the user's file, under ``PAQUO_*`` variables.
+    """Return paquo's settings: defaults, overridden by the user's file and ``PAQUO_*`` variables.
 
     Raises
     ------
@@ -119,7 +119,7 @@ def paquo_settings() -> dict[str, Any]:
             chosen[name] = key, _from_environment(os.environ[name], settings[key])
     for source, (key, value) in chosen.items():
         if key not in settings:
-            raise FormatError(f"{source}: no such setting", f"there are {', '.join(settings)}")
+            raise FormatError(f"{source}: no such setting", f"settings: {', '.join(settings)}")
         kind = type(settings[key])
         fits = isinstance(value, kind) or type(value) is {list: str, bool: int}.get(kind)
         if not fits:

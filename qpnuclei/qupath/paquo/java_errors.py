@@ -1,4 +1,4 @@
-"""Java exceptions as errors of this package."""
+"""Turn Java exceptions into errors of this package."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ def java_errors(error_type: type[QpnucleiError], what: str, hint: str = "") -> I
 
 
 def reason_of(error: Any) -> str:
-    """Return the message of a Java exception in one line."""
+    """Return the message of a Java exception as one line."""
     text = str(error.message() or error.toString()) if hasattr(error, "message") else str(error)
     return " ".join(text.split())[:300]

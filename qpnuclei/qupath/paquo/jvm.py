@@ -1,8 +1,8 @@
 """Start the Java virtual machine, and run loops over many objects inside it.
 
-A call from Python into Java costs microseconds. So many objects are read by loops inside Java:
-method handles (``java.lang.invoke``) of QuPath's public methods are combined into one function,
-which a Java stream applies to all objects; only whole columns are transferred to Python.
+A call from Python into Java takes microseconds. So many objects are read by loops inside Java.
+Method handles (``java.lang.invoke``) of QuPath's public methods are combined into one function. A
+Java stream applies this function to all objects, and only whole columns are transferred to Python.
 
 In signatures, types are named as in Java: ``"double"``, ``"double[]"``, ``"java.lang.String"``.
 """
@@ -34,13 +34,13 @@ from qpnuclei.system.memory import available_memory
 Handle: TypeAlias = Any
 JavaObject: TypeAlias = Any
 
-#: Share of the memory that the virtual machine may take for its objects.
+#: Share of the memory that the virtual machine may use for its objects.
 HEAP_SHARE = 0.5
 #: By default, JPype requests a full Java garbage collection after each of Python's. That is slow
 #: with many objects, and unnecessary.
 NO_FORCED_COLLECTION = "-XX:+DisableExplicitGC"
-#: Java's default collector starts with a small space for new objects, which makes run times vary up
-#: to twofold.
+#: Java's default collector starts with a small space for new objects; run times then vary by up to
+#: a factor of two.
 COLLECTOR = "-XX:+UseParallelGC"
 
 _log = logging.getLogger(__name__)
@@ -49,8 +49,8 @@ _log = logging.getLogger(__name__)
 def start() -> None:
     """Start the virtual machine with QuPath's classes, once per process.
 
-    Its options are those in paquo's settings (``PAQUO_JAVA_OPTS``); where they do not set the heap,
-    it is half of the memory that this process may use.
+    Its options are those in paquo's settings (``PAQUO_JAVA_OPTS``). If they do not set the heap, it
+    is half of the memory that this process may use.
 
     Raises
     ------
@@ -81,8 +81,8 @@ def start() -> None:
                 }
             )
             system = jpype.JClass("java.lang.System")
-            # Standard output is for results; paquo logs to the stream that is current at its
-            # import.
+            # Standard output is for results. paquo logs to the stream that is current when it is
+            # imported.
             system.setOut(system.err)
             importlib.import_module("paquo._logging")  # asks QuPath for debug messages
     except (OSError, RuntimeError, ValueError, TypeError) as error:
@@ -132,7 +132,7 @@ def static(owner: str, name: str, returns: str, *parameters: str) -> Handle:
 
 
 def bind(function: Handle, position: int, *values: JavaObject) -> Handle:
-    """Return `function` with its parameters from `position` on fixed to values."""
+    """Return `function` with its parameters from `position` fixed to values."""
     import jpype
 
     handles = java_class("java.lang.invoke.MethodHandles")
@@ -244,7 +244,7 @@ def _signature(returns: str, *parameters: str) -> JavaObject:
 
 
 def box(value: JavaObject) -> JavaObject:
-    """Return a Python int, bool or str as the Java object that a parameter of that type takes."""
+    """Return a Python int, bool or str as the Java object for a parameter of that type."""
     import jpype
 
     kinds = {bool: "java.lang.Boolean", int: "java.lang.Integer", str: "java.lang.String"}
@@ -256,7 +256,7 @@ def _lookup() -> JavaObject:
 
 
 def _as_interface(interface: str, function: Handle) -> JavaObject:
-    """Wrap a handle as a Java functional interface, of which `Function` is the generic one."""
+    """Wrap a handle as a Java functional interface, for example `java.util.function.Function`."""
     generic = {
         "IntFunction": ("java.lang.Object", "int"),
         "Predicate": ("boolean", "java.lang.Object"),

@@ -1,4 +1,4 @@
-"""QuPath's Java objects, read as columns: one call reads a value of all objects."""
+"""Read QuPath's Java objects as columns: one call reads one value of all objects."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ _POINT = "qupath.lib.geom.Point2"
 #: A UUID in a Java object stream: a string and its length.
 _UUID_STRING = re.compile(rb"t\0\x24([0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12})")
 
-#: Under which key of the metadata QuPath keeps the description of an annotation.
+#: QuPath's metadata key of the description of an annotation.
 _DESCRIPTION = "ANNOTATION_DESCRIPTION"
 
-#: QuPath's Java class -> our kind.
+#: Our kind of object by QuPath's Java class.
 _KINDS = {
     "PathDetectionObject": "detection",
     "PathCellObject": "cell",
@@ -60,18 +60,18 @@ _TYPES_OF_VERTICES = ("PolygonROI", "PolylineROI", "LineROI", "PointsROI")
 
 
 def all_objects(hierarchy: JavaObject) -> JavaObject:
-    """Return the Java list of all objects but the root, each before its children."""
+    """Return the Java list of all objects except the root, each before its children."""
     objects = hierarchy.getFlattenedObjectList(None)
     return objects.subList(1, objects.size())
 
 
 def only(objects: JavaObject, test: str) -> JavaObject:
-    """Return the Java list of the objects for which a method of theirs is true."""
+    """Return the Java list of the objects whose method `test` returns true."""
     return jvm.keep_if(objects, method(PATH_OBJECT, test, "boolean"))
 
 
 def stored_ids(file: Path) -> set[str]:
-    """Return the UUIDs in a data file; QuPath invents UUIDs for objects without one."""
+    """Return the UUIDs in a data file; for other objects, QuPath makes up a UUID when it reads."""
     if not file.exists():
         return set()
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -79,7 +79,7 @@ def stored_ids(file: Path) -> set[str]:
 
 
 def read_annotations(annotations: JavaObject, stored: set[str]) -> tuple[Annotation, ...]:
-    """Read annotations; `stored` are the UUIDs in the file, as QuPath invents missing ones."""
+    """Read annotations; `stored` are the UUIDs in the file, all others were made up by QuPath."""
     handles = {str(item.getID()): handle for handle, item in enumerate(annotations)}
     geometries = _geometries(jvm.map_list(annotations, method(PATH_OBJECT, "getROI", _ROI)))
     measured = _measurements(annotations)
@@ -124,7 +124,7 @@ def read_cores(cores: JavaObject, stored: set[str]) -> tuple[TmaCore, ...]:
 
 
 def _metadata(annotation: JavaObject) -> dict[str, str]:
-    """Return the metadata of an annotation, its description among it."""
+    """Return the metadata of an annotation, including its description."""
     # Before QuPath 0.5, only the description is the user's metadata.
     found = annotation.getMetadata() if hasattr(annotation, "getMetadata") else {}
     metadata = {str(key): str(found[key]) for key in found if found[key] is not None}
@@ -143,7 +143,7 @@ class JavaDetections(Detections):
     objects : Java list
         All objects of the image.
     annotations : Java list
-        Those that are annotations, in the order of their handles.
+        The annotations among them, in the order of their handles.
     stored : set of str
         The UUIDs in the file.
     """
@@ -174,7 +174,7 @@ class JavaDetections(Detections):
 
     @cached_property
     def class_names(self) -> list[str | None]:
-        """Names of the classes; None for those without."""
+        """Names of the classes; None for detections without a class."""
         names = jvm.texts(self._detections, method(PATH_OBJECT, "getPathClass", PATH_CLASS))
         return [name or None for name in names]
 
@@ -185,7 +185,7 @@ class JavaDetections(Detections):
 
     @cached_property
     def nucleus_geometries(self) -> npt.NDArray[Any]:
-        """Outlines of the nuclei of cells; of all others, and of cells without one, their own."""
+        """Outline of the nucleus of each cell; the detection's own outline if it has none."""
         return _geometries(jvm.map_list(self._detections, _to_nucleus()))
 
     @cached_property
@@ -214,7 +214,7 @@ class JavaDetections(Detections):
         return np.array([item in locked for item in ids_of(self._detections)], bool)
 
     def unread(self) -> dict[str, int]:
-        """Return properties of detections that no column holds, with the number that have them."""
+        """Return properties that no column contains, and how many detections have them."""
         to_name = method(PATH_OBJECT, "getName", STRING)
         to_color = method(PATH_OBJECT, "getColor", "java.lang.Integer")
         counts = {
@@ -255,20 +255,20 @@ def _parent_ids(objects: JavaObject) -> list[str]:
 
 def centroids_of(objects: JavaObject) -> npt.NDArray[np.float64]:
     """Return the (N, 2) centroids of Java objects, level-0 px."""
-    # QuPath (to 0.5) locates a cell by its nucleus, where it has one.
+    # Up to 0.5, QuPath uses the centroid of the nucleus, if a cell has one.
     axes = [pipe(_to_nucleus(), method(_ROI, f"getCentroid{axis}", "double")) for axis in "XY"]
     return np.stack([jvm.doubles(objects, axis) for axis in axes], axis=1)
 
 
 def _to_nucleus() -> Handle:
-    """Return the Java function from an object to the ROI of its nucleus, else to its own."""
+    """Return the Java function from an object to the ROI of its nucleus, or else to its own ROI."""
     return bind(static(_OBJECT_TOOLS, "getROI", _ROI, PATH_OBJECT, "boolean"), 1, True)
 
 
 def _parents(
     objects: JavaObject, annotations: JavaObject, detections: JavaObject
 ) -> npt.NDArray[np.int64]:
-    """Return the handle of the nearest annotation above each detection, -1 for none."""
+    """Return the handle of the nearest annotation above each detection; -1 if there is none."""
     handle_of = {item: handle for handle, item in enumerate(ids_of(annotations))}
     parent_of = dict(zip(ids_of(objects), _parent_ids(objects), strict=True))
 

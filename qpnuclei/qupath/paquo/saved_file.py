@@ -1,4 +1,4 @@
-"""The data.qpdata that QuPath saves: its state, whether it is whole, and a failed save undone."""
+"""The data.qpdata that QuPath saves: identify its state, check it, and undo a failed save."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qpnuclei.system.files import TEMPORARY_PREFIX, open_regular
 #: The end of the file in a Java object stream: a string and its length.
 _END_MARK = b"t\0\3EOF"
 
-#: The copy that QuPath keeps while it saves, and leaves if the save fails.
+#: The copy that QuPath makes for a save, and leaves behind if the save fails.
 _BACKUP = "data.qpdata.bkp"
 
 
@@ -46,7 +46,7 @@ def kept_on_failure(data_file: Path) -> Iterator[None]:
 
 
 def check_complete(file: Path) -> None:
-    """Raise for a truncated file, of which QuPath would read the first part."""
+    """Raise for a truncated file: QuPath would read its first part without an error."""
     with file.open("rb") as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(size - len(_END_MARK), 0))
@@ -55,7 +55,7 @@ def check_complete(file: Path) -> None:
 
 
 def backup_hint(file: Path) -> str:
-    """Return what a user can do about a data file that is damaged or missing."""
+    """Return a hint for the user on a damaged or missing data file."""
     if file.with_name(_BACKUP).exists():
         return f"QuPath left {_BACKUP} beside it: copy that to {file.name}"
     return f"QuPath left no {_BACKUP}; restore the file from a backup"

@@ -1,4 +1,4 @@
-"""Annotations and TMA cores of a data file: read them, make new ones, compare after saving."""
+"""Annotations and TMA cores of a data file: read them, make new ones, compare them after saving."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def annotation_node(catalog: Catalog, new: NewAnnotation) -> JavaObject:
 def id_metadata(
     catalog: Catalog, own_id: uuid.UUID, others: Mapping[str, str] = MappingProxyType({})
 ) -> JavaObject:
-    """Make the metadata of an object: its UUID, then the others."""
+    """Make the metadata of an object: first its UUID, then other entries."""
     pairs = [(catalog.string(OBJECT_ID), JavaString.of(str(own_id)))]
     pairs += [(catalog.string(k), JavaString.of(v)) for k, v in others.items() if k != OBJECT_ID]
     return catalog.metadata(pairs)
@@ -84,7 +84,7 @@ def read_core(view: PathObject, handle: int) -> TmaCore:
 
 
 def check_annotation(found: Annotation, new: NewAnnotation) -> None:
-    """Raise FormatError unless the annotation found is the one that was added."""
+    """Raise FormatError unless the found annotation equals the one that was added."""
     class_name = None if new.path_class is None else new.path_class.name
     if (found.id, found.name, found.class_name, found.locked, found.z, found.t, found.color) != (
         new.id, new.name, class_name, new.locked, new.z, new.t, new.color

@@ -64,9 +64,9 @@ class DataFile:
     items : list of contents
         The stream's top-level items.
     catalog : Catalog
-        Creates the new objects.
+        Creates new objects.
     source : str
-        Name of the file in errors.
+        Name of the file, for errors.
     hint : callable, optional
         Returns the hint for errors about a damaged file.
     """
@@ -90,7 +90,7 @@ class DataFile:
         Raises
         ------
         qpnuclei.errors.FormatError
-            If they are not a Java object stream, are truncated, or hold no image objects.
+            If they are not a Java object stream, are truncated, or contain no objects of an image.
         """
         with _refused(hint), no_collection():
             few = 0 if loops_are_loaded() else _FEW
@@ -106,7 +106,7 @@ class DataFile:
 
     @classmethod
     def parse_header(cls, data: bytes, source: str, hint: Callable[[], str] = str) -> DataFile:
-        """Parse only as far as image type and stains, which precede the objects.
+        """Parse only image type and stains, which come before the objects.
 
         Raises
         ------
@@ -145,7 +145,7 @@ class DataFile:
 
     @property
     def properties(self) -> dict[str, str]:
-        """Properties of the image whose values are texts."""
+        """Text properties of the image."""
         node = self._find(jc.HASH_MAP)
         if node is None:
             return {}
@@ -158,7 +158,7 @@ class DataFile:
         Raises
         ------
         qpnuclei.errors.FormatError
-            If objects are not written as QuPath writes them.
+            If objects are not in the form that QuPath writes.
         """
         with self._errors():
             return read_hierarchy(self._root(), self.properties, self._errors)
@@ -169,17 +169,17 @@ class DataFile:
         Raises
         ------
         qpnuclei.errors.UsageError
-            If one of them is not ours or does not exist.
+            If an object is not ours or does not exist.
         """
         foreign = [i for i in ids if not is_ours(i)]
         if foreign:
-            raise UsageError(f"{foreign[0]} was not written by qpnuclei and is not removed")
+            raise UsageError(f"{foreign[0]} was not written by qpnuclei and cannot be removed")
         if ids:
             with self._errors():
                 remove_objects(self._root(), {str(i) for i in ids}, self._source)
 
     def set_properties(self, values: Mapping[str, str]) -> None:
-        """Set properties of the image; the others stay as they are."""
+        """Set properties of the image; all others are unchanged."""
         if not values:
             return
         with self._errors():
@@ -203,7 +203,7 @@ class DataFile:
         Raises
         ------
         qpnuclei.errors.UsageError
-            If the edit has a duplicate UUID, one that is in use, or an unknown annotation.
+            If the edit has a duplicate UUID, a UUID that is in use, or an unknown parent.
         """
         additions, ids = Additions.of(edit)
         with self._errors():
@@ -226,19 +226,19 @@ class DataFile:
         return additions
 
     def withdraw(self, additions: Additions, grid_px: float = 0.0) -> None:
-        """Remove the additions of an edit again, checking that all of them are there.
+        """Check that all additions of an edit are in the file, and remove them.
 
         Parameters
         ----------
         additions : Additions
-            What `add` returned.
+            The result of `add`.
         grid_px : float
             Grid to which the writer may have rounded vertices of outlines with holes.
 
         Raises
         ------
         qpnuclei.errors.FormatError
-            If something is missing or has other values.
+            If an addition is missing or has other values.
         """
         edit = additions.edit
         with self._errors():
@@ -281,7 +281,7 @@ class DataFile:
         hierarchy = self._find(jc.HIERARCHY)
         root = None if hierarchy is None else jf.reference(hierarchy, "rootObject")
         if not isinstance(root, JavaObject) or root.class_name != jc.ROOT:
-            raise FormatError("holds no objects of an image")
+            raise FormatError("contains no objects of an image")
         return root
 
     def _workflow(self) -> JavaObject:
@@ -303,7 +303,7 @@ def _refused(hint: Callable[[], str], source: str = "") -> Iterator[None]:
 
 def _check_version(item: Content, source: str) -> None:
     if not isinstance(item, BlockData) or item.data[2:19] != _VERSION_PREFIX:
-        raise FormatError(f"{source}: a Java object stream, but no QuPath data file")
+        raise FormatError(f"{source}: a Java object stream, but not a QuPath data file")
 
 
 def _split_last(children: Sequence[Content], count: int) -> tuple[list[Content], list[Content]]:

@@ -1,4 +1,4 @@
-"""Batches of detections that are alike, so that one property of all of them is read at once."""
+"""Batches of similar detections, so that one property of all of them is read at once."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Batch:
     rows : (N,) int64 ndarray
         Their positions among all detections.
     view : PathObject
-        The only one, or the example of the packed ones.
+        The only detection, or the example of packed ones.
     packed : (Packed, KnownShape, (N,) int64 ndarray) or None
-        If they are packed: where, their shape, and their indices there.
+        For packed detections: the packed records, their shape, and their indices in the records.
     """
 
     rows: IntArray
@@ -42,7 +42,7 @@ class Batch:
     packed: tuple[Packed, KnownShape, IntArray] | None = None
 
     def read(self, reader: Reader[_T]) -> _T:
-        """Read one property of all of them."""
+        """Read one property of all detections."""
         if self.packed is None:
             with located(self.view.node.offset):
                 return reader(self.view, Single())
@@ -54,7 +54,7 @@ class Batch:
             raise
 
     def singles(self) -> Iterator[Batch]:
-        """Yield a batch for each of the packed ones."""
+        """Yield a batch for each packed detection."""
         if self.packed is not None:
             packed, _, indices = self.packed
             for row, index in zip(self.rows, indices.tolist(), strict=True):
@@ -67,7 +67,7 @@ class Batch:
 def divide(item: PathObject | Packed) -> Iterator[Batch]:
     """Divide detections into batches that are read in the same way.
 
-    Class, metadata keys and names of measurements decide how to read a record. They are nearly
+    Class, metadata keys and names of measurements determine how a record is read. They are nearly
     always shared or equal.
     """
     if isinstance(item, PathObject):
@@ -88,7 +88,7 @@ def divide(item: PathObject | Packed) -> Iterator[Batch]:
 
 
 def _check_structure(view: PathObject, source: ValueSource) -> None:
-    """Raise `NotConstantError` unless the view of the example is that of every object."""
+    """Raise `NotConstantError` unless every object has the structure of the example."""
     for key, _ in view.metadata:
         if source.constant(key) != key.data:
             raise NotConstantError

@@ -1,7 +1,7 @@
-"""The properties of detections: one function each, for a single detection or many alike.
+"""The properties of detections: one function each, for a single detection or many similar ones.
 
-Given the view of an example and a source of N objects, each returns a value for every object, or
-the one value that all of them have.
+Given the view of an example and a source of N objects, each function returns a value for every
+object, or the common value of all objects.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FloatArray = npt.NDArray[np.float64]
 
 
 def class_name(view: PathObject, source: ValueSource) -> str | None:
-    """Return the name that all of them have in common; None without a class."""
+    """Return the name of their common class; None without a class."""
     if view.path_class is None:
         return None
     names = (jf.string_field(part, "name") for part in path_class_chain(view.path_class))
@@ -35,13 +35,13 @@ def class_name(view: PathObject, source: ValueSource) -> str | None:
 
 
 def id_texts(view: PathObject, source: ValueSource) -> list[str | None]:
-    """Return the UUIDs as text; None for those without."""
+    """Return the UUIDs as text; None for objects without a UUID."""
     string = view.id_string
     return [None] * source.count if string is None else [*_texts(source.column(string))]
 
 
 def ids(view: PathObject, source: ValueSource) -> list[uuid.UUID | None]:
-    """Return the UUIDs; None for those without."""
+    """Return the UUIDs; None for objects without a UUID."""
     return [None if text is None else parse_uuid(text) for text in id_texts(view, source)]
 
 
@@ -51,7 +51,7 @@ def geometries(view: PathObject, source: ValueSource) -> npt.NDArray[Any]:
 
 
 def nucleus_geometries(view: PathObject, source: ValueSource) -> npt.NDArray[Any]:
-    """Return the same of the nuclei of cells that have one."""
+    """Return the geometries of the nuclei of cells, and of the ROIs of all other objects."""
     return read_rois(_nucleus(view), source).geometries
 
 
@@ -61,13 +61,13 @@ def outlines(view: PathObject, source: ValueSource) -> NucleiTable | None:
 
 
 def nucleus_outlines(view: PathObject, source: ValueSource) -> NucleiTable | None:
-    """Return the same of the nuclei of cells that have one."""
+    """Return the outlines of the nuclei of cells, and of the ROIs of all other objects."""
     return read_outlines(_nucleus(view), source)
 
 
 def centroids(view: PathObject, source: ValueSource) -> FloatArray:
     """Return the (N, 2) centroids as QuPath computes them, level-0 px."""
-    # QuPath locates a cell by its nucleus, where it has one.
+    # QuPath uses the centroid of the nucleus, if a cell has one.
     return read_rois(_nucleus(view), source).centroids()
 
 
@@ -81,7 +81,7 @@ def planes(view: PathObject, source: ValueSource) -> npt.NDArray[np.int64]:
 
 
 def locked(view: PathObject, source: ValueSource) -> npt.NDArray[np.bool_]:
-    """Return which of the N are locked."""
+    """Return whether each of the N objects is locked."""
     if view.lock is None:
         return np.zeros(source.count, bool)
     part = jf.part_with(view.lock, "value")

@@ -1,4 +1,4 @@
-"""Detections of a data file, read into columns."""
+"""Read the detections of a data file into columns."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ class FileDetections(Detections):
 
     @cached_property
     def ids(self) -> list[uuid.UUID | None]:
-        """UUIDs; None for those without."""
+        """UUIDs; None for detections without a UUID."""
         return self._list(detection_properties.ids)
 
     @cached_property
     def id_texts(self) -> list[str | None]:
-        """UUIDs as text; None for those without."""
+        """UUIDs as text; None for detections without a UUID."""
         return self._list(detection_properties.id_texts)
 
     @cached_property
@@ -80,7 +80,7 @@ class FileDetections(Detections):
 
     @cached_property
     def class_names(self) -> list[str | None]:
-        """Names of the classes; None for those without."""
+        """Names of the classes; None for detections without a class."""
         return self._list(
             lambda view, source: [detection_properties.class_name(view, source)] * source.count
         )
@@ -95,7 +95,7 @@ class FileDetections(Detections):
 
     @cached_property
     def nucleus_geometries(self) -> npt.NDArray[Any]:
-        """Outlines of the nuclei of cells; of all others, and of cells without one, their own."""
+        """Outline of the nucleus of each cell; the detection's own outline if it has none."""
         if "cell" not in self.kinds:
             return self.geometries
         geometries = np.empty(len(self), dtype=object)
@@ -105,20 +105,20 @@ class FileDetections(Detections):
 
     @cached_property
     def outlines(self) -> NucleiTable | None:
-        """Their outlines as stored; None if one is not a polygon, or has a hole."""
+        """Outlines as stored; None if one is not a polygon, or has a hole."""
         return self._vertices(detection_properties.outlines)
 
     @cached_property
     def nucleus_outlines(self) -> NucleiTable | None:
-        """The same of what `nucleus_geometries` has."""
+        """Outlines of `nucleus_geometries` as stored; None as for `outlines`."""
         return self._vertices(detection_properties.nucleus_outlines)
 
     def _vertices(self, reader: Reader[NucleiTable | None]) -> NucleiTable | None:
         rows, tables = [], []
-        for some, table in self._read(reader):
+        for batch_rows, table in self._read(reader):
             if table is None:
                 return None
-            rows.append(some)
+            rows.append(batch_rows)
             tables.append(table)
         if len(self) == 0:
             return NucleiTable.empty()
@@ -143,7 +143,7 @@ class FileDetections(Detections):
 
     @cached_property
     def parents(self) -> npt.NDArray[np.int64]:
-        """Handles of the nearest enclosing annotations, -1 for none."""
+        """Handles of the nearest enclosing annotations; -1 for detections outside all."""
         return np.repeat(np.array([parent for _, parent in self._items], np.int64), self._counts)
 
     @cached_property
@@ -166,7 +166,7 @@ class FileDetections(Detections):
         return locked
 
     def unread(self) -> Counter[str]:
-        """Return properties of detections that no column holds, with the number that have them."""
+        """Return properties that no column contains, and how many detections have them."""
         counts = Counter[str]()
         for batch in self._batches:
             view = batch.view
@@ -194,11 +194,11 @@ class FileDetections(Detections):
         column = np.empty(len(self), dtype=object)
         for rows, values in self._read(reader):
             column[rows] = values
-        made: list[_T] = column.tolist()
-        return made
+        values_of_all: list[_T] = column.tolist()
+        return values_of_all
 
     def _read(self, reader: Reader[_T]) -> Iterator[tuple[IntArray, _T]]:
-        """Yield rows, batch by batch, and what a reader makes of them."""
+        """Yield rows, batch by batch, and the values that a reader returns for them."""
         for batch in self._batches:
             with self._errors():
                 value = batch.read(reader)
@@ -216,12 +216,12 @@ class FileDetections(Detections):
 
 
 def packed_ids(packed: Packed) -> Iterator[tuple[IntArray, list[str]]]:
-    """Yield, batch by batch, the indices of packed detections that have a UUID, and its text.
+    """Yield, batch by batch, the indices of packed detections with a UUID, and their UUIDs.
 
     Raises
     ------
     qpnuclei.errors.FormatError
-        If one of them is inconsistent.
+        If a detection is inconsistent.
     """
     for batch in divide(packed):
         texts = [text for text in batch.read(detection_properties.id_texts) if text is not None]

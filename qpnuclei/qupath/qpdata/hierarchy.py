@@ -1,4 +1,4 @@
-"""The objects of an image: read QuPath's PathObjectHierarchy of a data file, and remove from it."""
+"""The objects of an image: read QuPath's PathObjectHierarchy in a data file, and remove objects."""
 
 from __future__ import annotations
 
@@ -30,10 +30,7 @@ _TYPE_COUNTS = {
 
 @dataclass(frozen=True, eq=False)
 class Objects:
-    """The objects of a file, how many there are of each kind, and the image's properties.
-
-    Only text properties are included.
-    """
+    """The objects of a file, the number of each kind, and the image's text properties."""
 
     annotations: tuple[Annotation, ...]
     detections: Detections
@@ -74,18 +71,18 @@ def read_hierarchy(
     root : JavaObject
         The root object.
     properties : mapping of str to str
-        Of the image.
+        Properties of the image.
     errors : callable
         Returns the context in which a column is read (see `FileDetections`).
 
     Raises
     ------
     qpnuclei.errors.FormatError
-        If objects are not written as QuPath writes them.
+        If objects are not in the form that QuPath writes.
     """
     annotations: list[Annotation] = []
     cores: list[TmaCore] = []
-    nearest: dict[PathObject, int] = {}  # handle of the annotation that an object is or is in
+    nearest: dict[PathObject, int] = {}  # handle of the object itself or of its nearest annotation
     detections: list[tuple[PathObject | Packed, int]] = []
     counts: Counter[str] = Counter()
     for item, ancestors in walk(root):
@@ -113,7 +110,7 @@ def read_hierarchy(
 
 
 def check_free(root: JavaObject, ids: Container[str], source: str) -> None:
-    """Raise UsageError if an object below the root has one of some new UUIDs."""
+    """Raise UsageError if an object below the root has one of the new UUIDs."""
     for item, _ in walk(root) if ids else ():
         if isinstance(item, Packed):
             found = [text for _, texts in packed_ids(item) for text in texts if text in ids]
@@ -130,11 +127,11 @@ def remove_objects(root: JavaObject, ids: set[str], source: str) -> None:
     Raises
     ------
     qpnuclei.errors.UsageError
-        If one of them does not exist, or is neither.
+        If one of the objects does not exist, or is neither an annotation nor a detection.
     """
     left = set(ids)
     parents = [view for view, _ in walk(root) if isinstance(view, PathObject)]
-    for view in reversed(parents):  # innermost first: what moves up is already without ours
+    for view in reversed(parents):  # innermost first, so children that move up are already final
         children: list[Content] = []
         for item in view.children:
             if isinstance(item, Packed):
@@ -151,7 +148,8 @@ def remove_objects(root: JavaObject, ids: set[str], source: str) -> None:
                 children.append(item)
             elif child.kind not in (*DETECTION_KINDS, "annotation"):
                 raise UsageError(
-                    f"{own_id.text} is a {child.kind}: only annotations and detections can be"
+                    f"{own_id.text} is a {child.kind}: only annotations and detections can be "
+                    "removed"
                 )
             else:
                 left.discard(own_id.text)

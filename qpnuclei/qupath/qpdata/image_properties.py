@@ -1,4 +1,4 @@
-"""The properties of an image, a map of which only the texts are read and written."""
+"""The properties of an image, a map; only text properties are read and written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qpnuclei.qupath.qpdata.java_nodes import BlockData, JavaObject, JavaString
 
 
 def read_properties(hash_map: JavaObject) -> dict[str, str]:
-    """Return the properties whose values are texts."""
+    """Return the text properties."""
     items = jf.contents(hash_map)[1:]
     return {
         name.text: value.text
@@ -21,12 +21,12 @@ def read_properties(hash_map: JavaObject) -> dict[str, str]:
 
 
 def set_properties(hash_map: JavaObject, values: Mapping[str, str]) -> None:
-    """Set properties; the others stay as they are.
+    """Set properties; all others are unchanged.
 
     Raises
     ------
     qpnuclei.errors.FormatError
-        If the map is not written as Java writes it.
+        If the map is not in the form that Java writes.
     """
     items = jf.contents(hash_map)  # sizes, then keys and values
     for name, value in values.items():

@@ -57,7 +57,7 @@ _CUSTOM = SC_SERIALIZABLE | SC_WRITE_METHOD
 _STRING = "Ljava/lang/String;"
 _PLANE = (("I", "c", ""), ("I", "t", ""), ("I", "z", ""))
 
-#: Name -> serialVersionUID, flags, superclass, fields (type code, name, type) in stream order.
+#: By name: serialVersionUID, flags, superclass, fields (type code, name, type) in stream order.
 DESCRIPTORS: dict[str, tuple[int, int, str | None, tuple[tuple[str, str, str], ...]]] = {
     BYTE_ARRAY: (-5984413125824719648, _PLAIN, None, ()),
     FLOAT_ARRAY: (836686056779680834, _PLAIN, None, ()),
@@ -177,7 +177,7 @@ DESCRIPTORS: dict[str, tuple[int, int, str | None, tuple[tuple[str, str, str], .
 
 
 def is_known(desc: ClassDesc) -> bool:
-    """Tell whether a descriptor of a file equals the known one."""
+    """Tell whether a descriptor in a file equals the known descriptor of that class."""
     if desc.name not in DESCRIPTORS:
         return False
     uid, flags, super_name, fields = DESCRIPTORS[desc.name]

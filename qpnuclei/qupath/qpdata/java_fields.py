@@ -44,11 +44,11 @@ def primitive_column(part: Part, name: str, data: bytes) -> npt.NDArray[Any]:
     Parameters
     ----------
     part : Part
-        The part of one of them, which defines the fields.
+        The part of one object, which defines the fields.
     name : str
-        Field.
+        Name of the field.
     data : bytes
-        The primitive fields of all of them, one after the other.
+        The primitive fields of all objects, one after the other.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def part_with(node: JavaObject, name: str) -> Part:
     Raises
     ------
     qpnuclei.errors.FormatError
-        If no class of the object has it.
+        If no class of the object has the field.
     """
     for part in node.parts:
         if any(f.name == name for f in part.desc.fields):
@@ -97,7 +97,7 @@ def primitive(node: JavaObject, name: str) -> int | float | bool:
 
 
 def string_field(node: JavaObject, name: str) -> JavaString | None:
-    """Return an object field that holds a string or null."""
+    """Return an object field that contains a string or null."""
     value = reference(node, name)
     if value is not None and not isinstance(value, JavaString):
         raise FormatError(f"field {name!r} of {node.class_name} should be a string")
@@ -105,7 +105,7 @@ def string_field(node: JavaObject, name: str) -> JavaString | None:
 
 
 def array_field(node: JavaObject, name: str, class_name: str) -> JavaArray:
-    """Return an object field that holds an array of class `class_name`."""
+    """Return an object field that contains an array of class `class_name`."""
     value = reference(node, name)
     if not isinstance(value, JavaArray) or value.desc.name != class_name:
         raise FormatError(f"field {name!r} of {node.class_name} should be a {class_name}")
@@ -113,7 +113,7 @@ def array_field(node: JavaObject, name: str, class_name: str) -> JavaArray:
 
 
 def contents(node: JavaObject) -> list[Content]:
-    """Return the data that an object's own class wrote after its fields."""
+    """Return the data that the object's class wrote after its fields."""
     for part in reversed(node.parts):
         if part.contents is not None:
             return part.contents
@@ -121,14 +121,14 @@ def contents(node: JavaObject) -> list[Content]:
 
 
 def list_items(node: Value) -> Sequence[Value]:
-    """Return the elements of a ``java.util.List`` of any class that QuPath's files hold.
+    """Return the elements of a ``java.util.List`` of any class that occurs in QuPath's files.
 
     Raises
     ------
     qpnuclei.errors.FormatError
         If it is not a list of a known class.
     """
-    for _ in range(8):  # lists may wrap lists, though not without end
+    for _ in range(8):  # lists may wrap lists; the limit is for damaged files
         if isinstance(node, JavaArray) and node.items is not None:
             return node.items
         if not isinstance(node, JavaObject):

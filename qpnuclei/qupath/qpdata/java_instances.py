@@ -31,12 +31,12 @@ from qpnuclei.qupath.qpdata.path_classes import path_class_names
 
 
 class Catalog:
-    """Creates instances, sharing strings and descriptors with the file as Java does.
+    """Creates instances. They share strings and descriptors with the file, as in Java.
 
     Parameters
     ----------
     nodes : iterable of nodes
-        Those of the file; empty for a new one.
+        Nodes of the file; empty for a new file.
     """
 
     def __init__(self, nodes: Iterable[Node] = ()) -> None:
@@ -69,7 +69,7 @@ class Catalog:
         return self._descs[name]
 
     def string(self, text: str) -> JavaString:
-        """Return the shared string of this text."""
+        """Return the shared string with this text."""
         if text not in self._strings:
             self._strings[text] = JavaString.of(text)
         return self._strings[text]
@@ -95,10 +95,10 @@ class Catalog:
         chain: list[ClassDesc] = []
         if desc.flags & SC_EXTERNALIZABLE:
             return JavaObject(desc, [Part(desc, b"", [], list(extra or ()))])
-        at: object = desc
-        while isinstance(at, ClassDesc):
-            chain.insert(0, at)
-            at = at.super_desc
+        current: object = desc
+        while isinstance(current, ClassDesc):
+            chain.insert(0, current)
+            current = current.super_desc
         parts = []
         for part_desc in chain:
             dtype = jf.primitives_dtype(part_desc)
@@ -200,7 +200,7 @@ class Catalog:
         return self.make(class_name, extra=extra)
 
     def path_class(self, name: str, color: int | None) -> JavaObject:
-        """Return the ``PathClass`` of a name (``"A: B"`` is B below A), made if need be."""
+        """Return the ``PathClass`` with a name (``"A: B"`` is B below A); make it if necessary."""
         names = tuple(part.strip() for part in name.split(": "))
         if names not in self._path_classes:
             parent = self.path_class(": ".join(names[:-1]), color) if len(names) > 1 else None

@@ -1,7 +1,7 @@
-"""The nodes of a Java object stream: what `java_parser` reads and `java_writer` writes.
+"""The nodes of a Java object stream: `java_parser` reads them, and `java_writer` writes them.
 
 A node that occurs more than once in the graph is the same Python object each time. Handle numbers
-are not stored, so an edited graph is numbered anew. Nothing here knows of QuPath.
+are not stored; the writer assigns new ones. Nothing here is specific to QuPath.
 
 References
 ----------
@@ -77,7 +77,7 @@ class JavaString:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A field of a class: type code, name, and for ``L`` and ``[`` its type's name."""
+    """A field of a class: type code, name, and for ``L`` and ``[`` the name of its type."""
 
     code: str
     name: str
@@ -86,7 +86,7 @@ class Field:
 
 @dataclass(eq=False, slots=True)
 class ClassDesc:
-    """Descriptor of a class: what the instances that follow it hold."""
+    """Descriptor of a class: the fields and data of its instances."""
 
     name: str
     uid: int
@@ -102,7 +102,7 @@ class ClassDesc:
 
     @property
     def object_fields(self) -> list[Field]:
-        """The fields that hold objects or arrays."""
+        """The fields that contain objects or arrays."""
         return [f for f in self.fields if f.code in "L["]
 
 
@@ -143,7 +143,7 @@ class Part:
 class JavaObject:
     """An instance: one `Part` per serialised class, superclasses first.
 
-    `offset` is the byte at which it begins in the stream it was read from; None for a new one.
+    `offset` is its first byte in the stream that it was read from; None for a new object.
     """
 
     desc: AnyClassDesc
@@ -190,18 +190,18 @@ class BlockData:
 
 @dataclass(eq=False, slots=True)
 class Reset:
-    """Handles start anew from here (top level only)."""
+    """A reset of handle numbers (top level only)."""
 
 
 @dataclass(eq=False, slots=True)
 class JavaException:
-    """Java failed while it wrote the stream; `throwable` says why (top level only)."""
+    """An error of Java while it wrote the stream; `throwable` is the reason (top level only)."""
 
     throwable: Value
 
 
 class Bulk(ABC):
-    """Many objects of a contents list, kept in a more compact form than as nodes."""
+    """Many objects of a contents list, in a form that is more compact than nodes."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -209,7 +209,7 @@ class Bulk(ABC):
 
     @abstractmethod
     def write(self, writer: StreamWriter) -> Step:
-        """Write all of them, as a step of `writer`."""
+        """Write all objects, as a step of `writer`."""
 
 
 Node = JavaString | ClassDesc | ProxyClassDesc | JavaObject | JavaArray | JavaEnum | JavaClass
@@ -220,12 +220,12 @@ Step = Generator["Step", Any, Any]
 
 
 def run(step: Step, max_steps: float = math.inf) -> Any:
-    """Run a step and all steps nested in it, however deep, and return its result.
+    """Run a step and all its nested steps, at any depth, and return its result.
 
     Raises
     ------
     RecursionError
-        If more than `max_steps` wait for each other.
+        If more than `max_steps` steps are nested.
     """
     stack, result = [step], None
     while stack:
@@ -245,7 +245,7 @@ def run(step: Step, max_steps: float = math.inf) -> Any:
 def decode_utf(data: bytes) -> str:
     """Decode Java's modified UTF-8 (NUL as two bytes, other planes as surrogate pairs).
 
-    Half a pair, which Java allows, becomes U+FFFD.
+    A lone surrogate, which Java allows, becomes U+FFFD.
 
     Raises
     ------

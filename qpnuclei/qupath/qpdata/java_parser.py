@@ -1,7 +1,7 @@
 """Parse a Java Object Serialization Stream, protocol 2, to a graph of nodes.
 
-The parser never loads a class or runs code from the file. Nesting uses no Python recursion, and a
-length from the file is checked against the bytes that exist.
+The parser never loads a class or runs code from the file. Nesting uses no Python recursion, and
+every length in the file is checked against the number of remaining bytes.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ from qpnuclei.qupath.qpdata.java_nodes import (
 )
 
 #: Largest number of nested parser steps, two or three per nested object. Java's own recursion
-#: overflows its stack after some thousands of levels, so no file written by Java is nested deeper;
-#: the limit keeps a forged file from exhausting the memory.
+#: overflows its stack after some thousands of levels, so Java writes no deeper files. The limit
+#: prevents a malicious file from exhausting the memory.
 MAX_STEPS = 120_000
-#: Limit against forged files: empty superclasses add parts to every object at no cost in bytes.
+#: Limit against malicious files: empty superclasses add parts to every object without any bytes.
 MAX_SUPERCLASSES = 64
 
 
@@ -72,16 +72,16 @@ class Packer(Protocol):
         """Pack the objects at `start`; return them, the end offset and the next handle."""
 
     def learn(self, node: Content, handles: Mapping[Node, int], first_handle: int) -> None:
-        """Look at an object that was parsed, to recognise the next one like it.
+        """Learn the shape of a parsed object, to recognise the next similar one.
 
-        `handles` are those of all nodes so far; the object itself has `first_handle` and above.
+        `handles` are those of all nodes so far; the object itself has handles from `first_handle`.
         """
 
     def unpack(self, handle: int) -> tuple[int, int] | None:
         """Mark the packed object that owns `handle` as needed; return its start and handle."""
 
     def unpacked(self, handle: int, node: JavaObject) -> None:
-        """Receive the parsed object that `unpack` asked for."""
+        """Receive the parsed object that was marked by `unpack`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +99,14 @@ def parse(data: bytes, source: str, packer: Packer | None = None) -> Stream:
     ----------
     data : bytes
     source : str
-        Name of the stream in errors: its path.
+        Name of the stream for errors: its path.
     packer : Packer, optional
-        Keeps runs of similar objects as bytes; without it every object becomes nodes.
+        Keeps runs of similar objects as bytes; without it, every object becomes nodes.
 
     Raises
     ------
     qpnuclei.errors.FormatError
-        Names source, offset and meaning.
+        If the stream is damaged; the error names source, offset and reason.
     """
     parser = _Parser(data, source, packer)
     items = list(parser.items())
@@ -114,7 +114,7 @@ def parse(data: bytes, source: str, packer: Packer | None = None) -> Stream:
 
 
 def parse_items(data: bytes, source: str) -> Iterator[Content]:
-    """Parse the top-level items of a stream one by one, as they are asked for.
+    """Yield the top-level items of a stream; each one is parsed when it is needed.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def parse_items(data: bytes, source: str) -> Iterator[Content]:
 
 
 def parse_object(data: bytes, start: int, nodes: Mapping[int, Node]) -> JavaObject:
-    """Parse one object of a stream, given the nodes by handle that it refers to outside itself."""
+    """Parse one object of a stream; `nodes` are the other nodes that it refers to, by handle."""
     parser = _Parser(data, "object", None)
     parser.pos = start
     parser.nodes.update(nodes)
@@ -153,7 +153,7 @@ class _Parser:
     def take(self, size: int, what: str) -> bytes:
         end = self.pos + size
         if size < 0 or end > len(self.data):
-            self.fail(f"{what} needs {size} bytes, {len(self.data) - self.pos} are left")
+            self.fail(f"{what} needs {size} bytes, but only {len(self.data) - self.pos} are left")
         taken = self.data[self.pos : end]
         self.pos = end
         return taken
@@ -194,11 +194,11 @@ class _Parser:
         return node
 
     def unpack(self, start: int, handle: int) -> None:
-        """Parse a packed object that a later reference points into."""
-        here = self.pos, self.next_handle, self.packer
+        """Parse a packed object that contains the target of a later reference."""
+        state = self.pos, self.next_handle, self.packer
         self.pos, self.next_handle, self.packer = start, handle, None
         node: JavaObject = run(self.step())
-        self.pos, self.next_handle, self.packer = here
+        self.pos, self.next_handle, self.packer = state
         if self.packer is not None:
             self.packer.unpacked(handle, node)
 
@@ -206,7 +206,7 @@ class _Parser:
 
     def items(self) -> Iterator[Content]:
         if self.data[:4] != MAGIC:
-            self.fail(f"starts with {self.data[:4].hex()!r}, not as a Java object stream")
+            self.fail(f"starts with {self.data[:4].hex()!r}, unlike a Java object stream")
         self.pos = 4
         while self.pos < len(self.data):
             try:
@@ -232,7 +232,7 @@ class _Parser:
         self.nodes.clear()
         self.handles.clear()
         self.next_handle = 0
-        # After a reset, one handle could mean two nodes; QuPath's files have no reset.
+        # After a reset, a handle could refer to two nodes; QuPath's files have no reset.
         self.packer = None
 
     def contents(self) -> Step:
@@ -259,7 +259,7 @@ class _Parser:
             items.append((yield self.step(block_data=True)))
 
     def leaf(self, block_data: bool = False) -> Content | None:
-        """Read an item without nested items; None for others, which are left unread."""
+        """Read an item without nested items; for all others, return None without reading."""
         tag = self.data[self.pos] if self.pos < len(self.data) else -1
         if tag == REFERENCE:
             self.pos += 1
@@ -304,7 +304,7 @@ class _Parser:
         if tag == EXCEPTION:
             self.fail("Java reported an error here while it wrote the file", offset)
         if tag in (RESET, BLOCK_DATA, BLOCK_DATA_LONG, END_BLOCK_DATA):
-            self.fail(f"item type 0x{tag:02x} has no place here", offset)
+            self.fail(f"item type 0x{tag:02x} is not allowed here", offset)
         self.fail(f"unknown item type 0x{tag:02x}", offset)
 
     def class_desc(self) -> Step:
@@ -316,7 +316,7 @@ class _Parser:
         if tag == REFERENCE:
             node = self.reference()
             if not isinstance(node, ClassDesc | ProxyClassDesc):
-                self.fail(f"a {type(node).__name__} stands where a class should", offset)
+                self.fail(f"a {type(node).__name__} is not a class", offset)
             return node
         if tag == CLASS_DESC:
             name = self.utf("a class name")
@@ -330,10 +330,10 @@ class _Parser:
             self.define(desc)
             count = self.unsigned(4, "the number of interfaces")
             if 2 * count > len(self.data) - self.pos:
-                self.fail(f"{count} interfaces are more than the file can hold", offset)
+                self.fail(f"{count} interfaces do not fit into the file", offset)
             proxy.interfaces = tuple(self.utf("an interface's name") for _ in range(count))
         else:
-            self.fail(f"item type 0x{tag:02x} stands where a class should", offset)
+            self.fail(f"item type 0x{tag:02x} is not a class", offset)
         desc.annotation = yield self.contents()
         desc.super_desc = yield self.class_desc()
         self.hierarchy(desc, offset)
@@ -384,7 +384,7 @@ class _Parser:
             node.parts.append(Part(desc, b"", [], (yield self.contents())))
             return node
         if isinstance(desc, ClassDesc) and desc.flags & SC_ENUM:
-            self.fail(f"enum {desc.name} stands where an object should", offset)
+            self.fail(f"enum {desc.name} is not an object", offset)
         for part_desc in self.hierarchy(desc, offset):
             if not part_desc.flags & SC_SERIALIZABLE:
                 continue
@@ -410,7 +410,7 @@ class _Parser:
             node.data = self.take(length * PRIMITIVE_SIZE[code], f"an array of {length} values")
         elif code in "L[":
             if length > len(self.data) - self.pos:
-                self.fail(f"an array of {length} objects is more than the file can hold", offset)
+                self.fail(f"an array of {length} objects does not fit into the file", offset)
             node.items = []
             for _ in range(length):
                 node.items.append((yield self.step()))

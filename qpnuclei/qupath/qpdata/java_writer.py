@@ -1,7 +1,7 @@
 """Write a graph of nodes as a Java Object Serialization Stream, protocol 2.
 
-What `java_parser` has read is written byte for byte the same: a node is defined at its first
-occurrence, and referred to after that.
+A stream that `java_parser` has read is written byte for byte the same: a node is defined at its
+first occurrence, and later occurrences are references.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ from qpnuclei.qupath.qpdata.java_nodes import (
 
 
 def write(items: Iterable[Content], emit: Callable[[bytes], object]) -> None:
-    """Write a stream whose top-level items are `items`, in pieces, to `emit`."""
+    """Write a stream with the top-level items `items`, in pieces, to `emit`."""
     emit(MAGIC)
     writer = StreamWriter(emit)
     run(writer.contents(items))
 
 
 def dump(items: Iterable[Content]) -> bytes:
-    """Return the stream whose top-level items are `items`."""
+    """Return the stream with the top-level items `items`."""
     buffer = bytearray()
     write(items, buffer.extend)
     return bytes(buffer)
@@ -68,7 +68,7 @@ class StreamWriter:
     Parameters
     ----------
     emit : callable
-        Takes the next bytes of the stream.
+        Called with the next bytes of the stream.
     """
 
     def __init__(self, emit: Callable[[bytes], object]) -> None:
@@ -152,7 +152,7 @@ class StreamWriter:
         yield self.value(desc.super_desc)
 
     def parts(self, parts: Sequence[Part]) -> Step:
-        """Write what the classes of an object hold."""
+        """Write the data of all classes of an object."""
         for part in parts:
             if part.primitives:
                 self.primitives(part)
@@ -162,15 +162,15 @@ class StreamWriter:
                 yield self.contents(part.contents)
                 self.emit(bytes([END_BLOCK_DATA]))
 
-    # The methods below are overridden by a subclass that analyses the structure: handles, and the
-    # bytes that vary between objects of one structure.
+    # A subclass overrides the methods below to analyse the structure: the handles, and the bytes
+    # that vary between objects of one structure.
 
     def is_defined(self, node: Node) -> bool:
-        """Tell whether the stream has the node already."""
+        """Tell whether the stream already contains the node."""
         return node in self.handles
 
     def define(self, node: Node) -> None:
-        """Give the next handle to a node."""
+        """Assign the next handle to a node."""
         self.handles[node] = self.next_handle
         self.next_handle += 1
 
@@ -205,7 +205,7 @@ class StreamWriter:
 
 
 def handle_bytes(handle: int) -> bytes:
-    """Return a handle as a back-reference writes it."""
+    """Return the bytes of a handle in a back-reference."""
     return (FIRST_HANDLE + handle).to_bytes(4, "big")
 
 

@@ -1,4 +1,4 @@
-"""Loops over the bytes of many records, compiled; imported when there are many."""
+"""Compiled loops over the bytes of many records; imported only when they are needed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def copy_pieces(out: Octets, at: IntArray, data: Octets, begins: IntArray, ends:
     at : (N,) int64 ndarray
     data : (K,) uint8 ndarray
     begins, ends : (N,) int64 ndarray
-        Within `data`; what is copied must lie within `out`.
+        Ranges within `data`; the copies must fit into `out`.
     """
     for i in range(len(at)):
         position = at[i]
@@ -41,30 +41,30 @@ def match_records(
     units: IntArray,
     starts: IntArray,
 ) -> tuple[int, int]:
-    """Find consecutive records that are literals with contents of any length between them.
+    """Find consecutive records: each consists of literals, with contents of any length between.
 
     Parameters
     ----------
     data : (K,) uint8 ndarray
     start : int
-        Where the first record begins.
+        Start of the first record.
     literals : (L,) uint8 ndarray
         The S + 1 literals of a record, one after the other.
     literal_ends : (S + 1,) int64 ndarray
-        Where each of them ends.
+        End of each literal.
     prefixes : (S,) int64 ndarray
-        Bytes of the big-endian length before each content; 0 if the length is fixed.
+        Number of bytes of the big-endian length before each content; 0 if the length is fixed.
     units : (S,) int64 ndarray
-        Bytes that count as one in that length; all bytes of the content if it is fixed.
+        Number of bytes per unit of that length; if it is fixed, the size of the content.
     starts : (C,) int64 ndarray
-        Receives where the records begin.
+        The starts of the records are written into it.
 
     Returns
     -------
     count : int
-        How many were found, at most C.
+        Number of records found, at most C.
     end : int
-        Where the last of them ends.
+        End of the last record.
     """
     for count in range(len(starts)):
         position = start

@@ -1,4 +1,4 @@
-"""Measurements of an object: QuPath's MeasurementList, in each class that its versions write."""
+"""Measurements of an object: QuPath's MeasurementList, in the classes of all QuPath versions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FloatArray = npt.NDArray[np.float64]
 
 
 def measurement_names(node: JavaObject | None) -> list[JavaString]:
-    """Return the nodes of the names in a list; none for a class that QuPath does not write.
+    """Return the nodes of the names in a list; an unknown class of list has none.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def read_measurements(view: PathObject) -> dict[str, float]:
 
 
 def measurement_values(view: PathObject, source: ValueSource) -> list[tuple[str, FloatArray]]:
-    """Return every measurement's name and its value in each object (NaN where it has none)."""
+    """Return the name of every measurement, and its value in each object (NaN without a value)."""
     node = view.measurements
     names = [text(name, source) for name in measurement_names(node)]
     if node is None or not names:

@@ -1,4 +1,4 @@
-"""Make new data files, as QuPath 0.3 to 0.7 lay them out."""
+"""Make new data files in the layout of QuPath 0.3 to 0.7."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def new_data_file(
     qupath_version: str,
     entry_property: str,
 ) -> DataFile:
-    """Make the file of an image without objects, as QuPath 0.3 to 0.7 lay it out.
+    """Make the file of an image without objects, in the layout of QuPath 0.3 to 0.7.
 
     Parameters
     ----------
@@ -37,9 +37,9 @@ def new_data_file(
         ``"BRIGHTFIELD_H_E"``, ``"UNSET"``, ...
     stains : Stains or None
     qupath_version : str
-        QuPath version that the file states.
+        QuPath version to store in the file.
     entry_property : str
-        Project file and entry ID, as QuPath notes them: ``"/path/project.qpproj::1"``.
+        Project file and entry ID in QuPath's form: ``"/path/project.qpproj::1"``.
     """
     server = {"dataVersion": 3, "qupathVersion": qupath_version, "server": builder}
     server_json = json.dumps(server, ensure_ascii=False, separators=(",", ":"))
@@ -83,7 +83,7 @@ def data_file_of_objects(catalog: Catalog, objects: Sequence[Content]) -> DataFi
     catalog : Catalog
         The catalog that created the objects.
     objects : sequence of contents
-        Directly under the image.
+        Objects directly under the image.
     """
     return DataFile([_version_block(), _hierarchy_node(catalog, objects)], catalog, "new objects")
 

@@ -1,7 +1,7 @@
 """Count the detections that an edit adds, write them from tables, and compare them after saving.
 
-An edit may hold millions of detections in lazy groups. So all functions here process the groups one
-by one and keep only one in memory.
+An edit may contain millions of detections in lazy groups. So all functions here process the groups
+one by one, and keep only one in memory.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Additions:
     ----------
     edit : Edit
     counts : mapping of (int or None) to (mapping of int to int)
-        For each parent the indices of its groups, and how many nuclei each of them has.
+        For each parent, the number of nuclei of each of its groups, by the group's index.
     path_classes : list of PathClass
         Distinct classes of the added detections.
     """
@@ -89,7 +89,7 @@ class Additions:
         for index, count in self.counts[parent].items():
             group = self.edit.add[index]
             if (len(group.nuclei), len(group.ids), group.parent) != (count, count, parent):
-                raise ValueError(f"group {index} of the edit is not what it was before")
+                raise ValueError(f"group {index} of the edit has changed")
             yield group
 
 
@@ -106,12 +106,12 @@ class NewDetections(Bulk):
         return sum(self.additions.counts[self.parent].values())
 
     def write(self, writer: StreamWriter) -> Step:
-        """Write all of them.
+        """Write all detections.
 
         Raises
         ------
         ValueError
-            If a ring is not closed or encloses nothing, or a vertex is not finite.
+            If a ring is not closed or has no area, or a vertex is not finite.
         """
         for group in self.additions.groups(self.parent):
             for part in uniform_parts(group):
@@ -120,7 +120,7 @@ class NewDetections(Bulk):
 
 @dataclass(eq=False)
 class NewPart(Bulk):
-    """New detections or cells that are all written alike; see `uniform_parts`."""
+    """New detections or cells with the same structure; see `uniform_parts`."""
 
     catalog: Catalog
     part: DetectionGroup
@@ -130,26 +130,25 @@ class NewPart(Bulk):
         return len(self.part.nuclei)
 
     def write(self, writer: StreamWriter) -> Step:
-        """Write the first as nodes, which defines the shared nodes, and the others as records."""
+        """Write the first object as nodes, which defines shared nodes, and the rest as records."""
         return _write(writer, self.catalog, self.part, self.plane)
 
 
 def plane_of(part: DetectionGroup, parents: Plane) -> Plane:
-    """Return the plane of new detections: their own, else their parent's."""
+    """Return the plane of new detections: their own, otherwise that of their parent."""
     return parents if part.plane is None else Plane(z=part.plane[0], t=part.plane[1])
 
 
 def uniform_parts(group: DetectionGroup) -> Iterator[DetectionGroup]:
     """Divide a group into parts of bounded size, in the order in which they are written.
 
-    Those without holes (PolygonROI) come first, those with holes (GeometryROI) after them, each in
-    the order of the table; no part has both. Where there are cells, the same holds for their
-    outlines.
+    Nuclei without holes (PolygonROI) come first, then those with holes (GeometryROI), each in the
+    order of the table; no part has both. If there are cells, the same applies to their outlines.
 
     Raises
     ------
     ValueError
-        If a ring is not closed or encloses nothing, or a vertex is not finite.
+        If a ring is not closed or has no area, or a vertex is not finite.
     """
     nuclei = group.nuclei
     kinds = _has_hole(nuclei).astype(np.int64)
@@ -157,8 +156,8 @@ def uniform_parts(group: DetectionGroup) -> Iterator[DetectionGroup]:
         kinds = 2 * kinds + _has_hole(nuclei.cells)
     for kind in range(4):
         indices = np.flatnonzero(kinds == kind)
-        for begin in range(0, len(indices), CHUNK):
-            chosen = indices[begin : begin + CHUNK]
+        for start in range(0, len(indices), CHUNK):
+            chosen = indices[start : start + CHUNK]
             if len(chosen) == len(nuclei):
                 yield group
                 return
@@ -169,7 +168,7 @@ def uniform_parts(group: DetectionGroup) -> Iterator[DetectionGroup]:
 
 
 def _has_hole(outlines: NucleiTable) -> npt.NDArray[np.bool_]:
-    """Tell which outlines have a hole, once all are known to be in order."""
+    """Check all outlines, and tell which of them have a hole."""
     rings = np.diff(outlines.polygon_offsets)
     if np.any(rings < 1):
         raise ValueError("every nucleus must have an outline")
@@ -185,14 +184,14 @@ def _has_hole(outlines: NucleiTable) -> npt.NDArray[np.bool_]:
 
 
 def check_same(found: FileDetections, part: DetectionGroup, grid_px: float = 0.0) -> None:
-    """Raise FormatError unless the detections found are those of a part, with the same values.
+    """Raise FormatError unless the found detections equal those of a part.
 
-    Outlines with holes may have vertices that are rounded to a grid.
+    Vertices of outlines with holes may be rounded to a grid.
     """
     nuclei = part.nuclei
     if found.id_texts != part.id_texts or set(found.kinds) != {part.kind}:
         raise FormatError("a new detection is missing, or in another place")
-    # Nearly always all vertices are equal, so that no geometries are needed.
+    # Nearly always all vertices are equal, so geometries are not needed.
     if not (
         _same_vertices(found.nucleus_outlines, nuclei)
         or _same_geometries(found.nucleus_geometries, nuclei, grid_px)
@@ -247,11 +246,11 @@ def _write(writer: StreamWriter, catalog: Catalog, part: DetectionGroup, plane: 
         path_class = catalog.path_class(part.path_class.name, part.path_class.color)
     # QuPath writes the outline of a cell first, and that of its nucleus at the end.
     outlines = [nuclei] if nuclei.cells is None else [nuclei.cells, nuclei]
-    of_rois = [_roi_columns(table) for table in outlines]
+    roi_columns = [_roi_columns(table) for table in outlines]
     columns = [
         Column("".join(part.id_texts).encode(), _UUID_LENGTH * np.arange(count + 1)),
         Column(value_bytes, 4 * len(nuclei.measurements) * np.arange(count + 1)),
-        *chain.from_iterable(of_rois),
+        *chain.from_iterable(roi_columns),
     ]
 
     def detection(index: int) -> tuple[JavaObject, list[JavaString | JavaArray]]:
@@ -261,8 +260,8 @@ def _write(writer: StreamWriter, catalog: Catalog, part: DetectionGroup, plane: 
         measurements = catalog.make(
             jc.FLOAT_LIST, {"isClosed": True, "map": index_map, "names": names, "values": array}
         )
-        made = [_roi(catalog, [_cut(c, index) for c in of_roi], plane) for of_roi in of_rois]
-        (roi, _), *nucleus = made
+        rois = [_roi(catalog, [_cut(c, index) for c in own], plane) for own in roi_columns]
+        (roi, _), *nucleus = rois
         node = catalog.path_object(
             jc.CELL if nucleus else jc.DETECTION,
             metadata=catalog.metadata([(catalog.string(OBJECT_ID), id_string)]),
@@ -271,7 +270,7 @@ def _write(writer: StreamWriter, catalog: Catalog, part: DetectionGroup, plane: 
             roi=roi,
             nucleus=nucleus[0][0] if nucleus else None,
         )
-        return node, [id_string, array, *chain.from_iterable(arrays for _, arrays in made)]
+        return node, [id_string, array, *chain.from_iterable(arrays for _, arrays in rois)]
 
     first, _ = detection(0)
     yield writer.value(first)
@@ -293,7 +292,7 @@ def _cut(column: Column, index: int) -> bytes:
 def _roi(
     catalog: Catalog, data: Sequence[bytes], plane: Plane
 ) -> tuple[JavaObject, list[JavaArray]]:
-    """Return a ROI of what `_roi_columns` has of it, and the arrays that hold this."""
+    """Return a ROI from its values in `_roi_columns`, and the arrays with these values."""
     if len(data) == 1:
         arrays = [JavaArray(catalog.desc(jc.BYTE_ARRAY), data[0], None)]
         return geometry_roi(catalog, arrays[0], plane), arrays
@@ -302,13 +301,13 @@ def _roi(
 
 
 def _roi_columns(outlines: NucleiTable) -> list[Column]:
-    """Return what is written of outlines: x and y, or for those with holes well-known binary."""
+    """Return the stored values of outlines: x and y, or well-known binary if they have holes."""
     has_hole = outlines.polygon_offsets[1] > 1
     return [_wkb_column(outlines)] if has_hole else _vertex_columns(outlines)
 
 
 def _vertex_columns(nuclei: NucleiTable) -> list[Column]:
-    """Return x and y of the exterior rings as float32 bytes, the closing vertex left out."""
+    """Return x and y of the exterior rings as float32 bytes, without the closing vertex."""
     keep = np.ones(len(nuclei.vertices), bool)
     keep[nuclei.ring_offsets[1:] - 1] = False
     offsets = 4 * (nuclei.ring_offsets - np.arange(len(nuclei.ring_offsets)))

@@ -1,4 +1,4 @@
-"""New objects of one shape, written from columns."""
+"""Write new objects of one shape from columns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qpnuclei.qupath.qpdata.record_shapes import Shape, Slot
 class NewRecords(Bulk):
     """N objects of one shape, written from columns at once.
 
-    All nodes that the shape refers to must be defined in the stream before.
+    All nodes that the shape refers to must already be defined in the stream.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ class NewRecords(Bulk):
     columns : mapping of slot index to Column
         Slots without a column have the content of the example.
     count : int
-        N.
+        Number of objects, N.
     """
 
     shape: Shape
@@ -57,7 +57,7 @@ class NewRecords(Bulk):
 
 
 def _with_lengths(column: Column, slot: Slot) -> list[Piece]:
-    """Return the slot content of each record, with its length before it."""
+    """Return the slot content of each record, preceded by its length."""
     begins, ends = column.offsets[:-1], column.offsets[1:]
     contents = Spans(np.frombuffer(column.data, np.uint8), begins, ends)
     if slot.prefix == 0:

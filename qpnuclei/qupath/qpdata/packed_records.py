@@ -1,4 +1,4 @@
-"""Similar objects of a file, kept as byte ranges of it instead of nodes."""
+"""Similar objects of a file, kept as byte ranges instead of nodes."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from qpnuclei.qupath.qpdata.java_writer import StreamWriter
 from qpnuclei.qupath.qpdata.record_columns import IntArray, Piece, Spans, write_pieces
 from qpnuclei.qupath.qpdata.record_shapes import KnownShape
 
-#: Records read or written at once.
+#: Number of records that are read or written at once.
 CHUNK = 20_000
 
 
 @dataclass(eq=False)
 class Packed(Bulk):
-    """N consecutive objects of a contents list as byte ranges of the file they came from.
+    """N consecutive objects of a contents list, as byte ranges of their file.
 
     Parameters
     ----------
     data : bytes
-        The file.
+        Content of the file.
     shapes : sequence of KnownShape
     which : (N,) int64 ndarray
         Index of each record's shape.
     starts, ends : (N,) int64 ndarray
         Byte range of each record.
     nodes : mapping of int to JavaObject
-        Records that became nodes, because something else refers into them.
+        Records that became nodes, because another object refers to a part of them.
     """
 
     data: bytes
@@ -47,21 +47,21 @@ class Packed(Bulk):
         return len(self.starts)
 
     def take(self, chosen: npt.NDArray[Any] | slice) -> Packed:
-        """Return the records that indices, a mask or a slice (no copy) select; none are nodes."""
+        """Return the records selected by indices, a mask or a slice (no copy), without nodes."""
         return Packed(
             self.data, self.shapes, self.which[chosen], self.starts[chosen], self.ends[chosen]
         )
 
     def split(self) -> Iterator[JavaObject | Packed]:
-        """Yield the records in order: those that are nodes, and the stretches between them."""
-        begin = 0
+        """Yield the records in order: each one that is a node, and the packed ones between them."""
+        start = 0
         for index in sorted(self.nodes):
-            if index > begin:
-                yield self.take(slice(begin, index))
+            if index > start:
+                yield self.take(slice(start, index))
             yield self.nodes[index]
-            begin = index + 1
-        if begin < len(self):
-            yield self.take(slice(begin, None)) if begin else self
+            start = index + 1
+        if start < len(self):
+            yield self.take(slice(start, None)) if start else self
 
     def groups(self) -> Iterator[tuple[KnownShape, IntArray]]:
         """Yield every shape that occurs, with the indices of its records."""
@@ -69,21 +69,21 @@ class Packed(Bulk):
             yield self.shapes[index], np.flatnonzero(self.which == index)
 
     def spans(self, known: KnownShape, indices: IntArray) -> list[tuple[IntArray, IntArray]]:
-        """Return begin and end in `data` of each slot's content, for records of one shape."""
+        """Return start and end in `data` of each slot's content, for records of one shape."""
         octets = np.frombuffer(self.data, np.uint8)
-        at = self.starts[indices]
+        position = self.starts[indices]
         spans = []
         for literal, slot in zip(known.literals, known.shape.slots, strict=False):
-            at = at + len(literal)
+            position = position + len(literal)
             size: IntArray | int = slot.size
             if slot.prefix:
-                length = np.zeros(len(at), np.int64)
+                length = np.zeros(len(position), np.int64)
                 for _ in range(slot.prefix):
-                    length = (length << 8) | octets[at]
-                    at = at + 1
+                    length = (length << 8) | octets[position]
+                    position = position + 1
                 size = length * slot.unit
-            spans.append((at, at + size))
-            at = at + size
+            spans.append((position, position + size))
+            position = position + size
         return spans
 
     def node(self, index: int) -> JavaObject:
@@ -100,19 +100,19 @@ class Packed(Bulk):
         done = 0
         while done < len(self):
             # A removed object may have defined a node that a shape refers to. Then the first record
-            # that needs the node is written as nodes and defines it.
+            # with this reference is written as nodes, which define it.
             ready = np.array([all(map(writer.is_defined, k.shape.targets)) for k in self.shapes])
             unready = np.flatnonzero(~ready[self.which[done:]])
             stop = done + int(unready[0]) if len(unready) else len(self)
-            for begin in range(done, stop, CHUNK):
-                self._copy(writer, begin, min(begin + CHUNK, stop))
+            for start in range(done, stop, CHUNK):
+                self._copy(writer, start, min(start + CHUNK, stop))
             done = stop
             if done < len(self):
                 yield writer.value(self.node(done))
                 done += 1
 
-    def _copy(self, writer: StreamWriter, begin: int, end: int) -> None:
-        chunk = self.take(slice(begin, end))
+    def _copy(self, writer: StreamWriter, start: int, end: int) -> None:
+        chunk = self.take(slice(start, end))
         octets = np.frombuffer(self.data, np.uint8)
         # New handle numbers have the same length as the old ones.
         edges = np.concatenate([[0], np.cumsum(chunk.ends - chunk.starts)])

@@ -1,4 +1,4 @@
-"""QuPath's PathClass: a name, and perhaps a parent that it refines."""
+"""QuPath's PathClass: a name and an optional parent class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def path_class_chain(node: JavaObject) -> list[JavaObject]:
     chain = [node]
     while (parent := reference(chain[0], "parentClass")) is not None:
         if not isinstance(parent, JavaObject) or parent in chain:
-            raise FormatError("a class (PathClass) has a parent that is not a class, or is itself")
+            raise FormatError("a class (PathClass) has a parent that is not a class, or itself")
         chain.insert(0, parent)
     return chain
 

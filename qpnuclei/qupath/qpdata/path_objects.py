@@ -1,9 +1,12 @@
 """QuPath's PathObjects (annotations, detections, TMA cores) as views of the nodes of a file.
 
-``writeExternal`` of a PathObject writes, in this order: name, colour, metadata (always since 0.4,
-with the UUID under the key `Object ID`), measurements, the number of children, the children; then
-PathROIObject: locked, class, ROI, class probability; then a cell its nucleus ROI, a TMA core
-whether it is missing. Children stand before their parent's ROI.
+``writeExternal`` of a PathObject writes, in this order:
+
+1. name, colour, metadata (always since 0.4, with the UUID under the key `Object ID`), measurements,
+   the number of children, and the children;
+2. if it is a PathROIObject: locked, class, ROI, class probability. So children come before their
+   parent's ROI;
+3. for a cell the ROI of its nucleus, and for a TMA core whether it is missing.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from qpnuclei.qupath.qpdata.packed_records import Packed
 
 OBJECT_ID = "Object ID"
 
-#: QuPath's class -> kind.
+#: Kind of object by QuPath's class.
 KINDS = {
     jc.ROOT: "root",
     jc.ANNOTATION: "annotation",
@@ -55,12 +58,12 @@ class PathObject:
     kind : str
         A value of `KINDS`.
     metadata : list of (JavaString, JavaString)
-        Keys and values, the UUID included.
+        Keys and values, including the UUID.
     is_locked : bool
     lock : JavaObject or None
-        The Boolean that says so; the oldest files have none.
+        The Boolean for `is_locked`; the oldest files have none.
     class_probability : float
-        NaN where there is none.
+        NaN if there is none.
     """
 
     node: JavaObject
@@ -89,7 +92,7 @@ class PathObject:
             If it is not a PathObject.
         """
         if node.class_name not in KINDS:
-            raise FormatError(f"{node.class_name or 'a proxy'!r} stands where an object should")
+            raise FormatError(f"{node.class_name or 'a proxy'!r} is not an object of QuPath")
         _unfold(jf.contents(node))
         view = cls(node, KINDS[node.class_name])
         reader = _ContentsReader(node)
@@ -114,7 +117,7 @@ class PathObject:
             view.lock, view.is_locked = item, bool(jf.primitive(item, "value"))
             item = reader.object()
         if item is not None and item.class_name != jc.PATH_CLASS:
-            raise FormatError(f"a {item.class_name} stands where a class should")
+            raise FormatError(f"a {item.class_name} is not a class (PathClass)")
         view.path_class = item
         view.roi = reader.object()
         view.class_probability = reader.unpack(">d")
@@ -134,10 +137,10 @@ class PathObject:
 
     @property
     def child_count(self) -> BlockData:
-        """The block that ends with the number of children (QuPath writes it alone)."""
+        """The block that ends with the number of children; QuPath writes only the number."""
         block = jf.contents(self.node)[self._children_begin - 1]
         if not isinstance(block, BlockData):
-            raise FormatError(f"{self.node.class_name}: no number of children before them")
+            raise FormatError(f"{self.node.class_name}: the number of its children is missing")
         return block
 
     @property
@@ -156,7 +159,7 @@ class PathObject:
 
 
 def is_packable(node: JavaObject) -> bool:
-    """Tell whether an object is worth packing: a detection without children."""
+    """Tell whether an object should be packed: it is a detection without children."""
     return node.class_name in PACKED_CLASSES and not any(
         isinstance(item, Bulk) or (isinstance(item, JavaObject) and item.class_name in KINDS)
         for part in node.parts
@@ -175,7 +178,7 @@ def walk(root: JavaObject) -> Iterator[tuple[PathObject | Packed, list[PathObjec
     Raises
     ------
     qpnuclei.errors.FormatError
-        If an object is not written as QuPath writes it, or occurs twice.
+        If an object is not in the form that QuPath writes, or occurs twice.
     """
     seen: set[JavaObject] = set()
     ancestors: list[PathObject] = []
@@ -191,7 +194,7 @@ def walk(root: JavaObject) -> Iterator[tuple[PathObject | Packed, list[PathObjec
             yield item, ancestors
             continue
         if not isinstance(item, JavaObject):
-            raise FormatError(f"a {type(item).__name__} stands where an object should")
+            raise FormatError(f"a {type(item).__name__} is not an object of QuPath")
         if item in seen:
             raise FormatError("an object is its own ancestor, or has two parents")
         seen.add(item)
@@ -203,17 +206,17 @@ def walk(root: JavaObject) -> Iterator[tuple[PathObject | Packed, list[PathObjec
 
 
 def object_count(children: Sequence[Content]) -> int:
-    """Return the number of children, packed ones included."""
+    """Return the number of children, including packed ones."""
     return sum(len(child) if isinstance(child, Bulk) else 1 for child in children)
 
 
 def split_children(children: Sequence[Content], at: int) -> tuple[list[Content], list[Content]]:
-    """Return the first `at` objects of children, and the others; packed ones are divided.
+    """Return the first `at` children, and the others; packed ones are divided.
 
     Raises
     ------
     qpnuclei.errors.FormatError
-        If there are fewer, or `at` is negative.
+        If there are fewer children, or `at` is negative.
     """
     missing = max(-at, at - object_count(children))
     if missing > 0:
@@ -251,7 +254,7 @@ def parse_uuid(text: str) -> uuid.UUID | None:
 
 
 class _ContentsReader:
-    """Reads contents as a Java program does: objects, and primitives across blocks."""
+    """Reads contents as Java does: objects, and primitives from blocks."""
 
     def __init__(self, node: JavaObject) -> None:
         self.name = node.class_name
@@ -264,9 +267,7 @@ class _ContentsReader:
             raise FormatError(f"{self.name} ends early")
         item = self.items[self.index]
         if isinstance(item, BlockData | Bulk):
-            raise FormatError(
-                f"{self.name} holds a {type(item).__name__} where an object should be"
-            )
+            raise FormatError(f"{self.name} has a {type(item).__name__} where an object should be")
         self.index += 1
         return item
 
@@ -274,7 +275,7 @@ class _ContentsReader:
         item = self.next()
         if item is None or (isinstance(item, JavaObject) and class_name in (None, item.class_name)):
             return item
-        raise FormatError(f"{self.name} holds {item!r:.60} where a {class_name} should be")
+        raise FormatError(f"{self.name} has {item!r:.60} where a {class_name} should be")
 
     def unpack(self, code: str) -> Any:
         size = struct.calcsize(code)

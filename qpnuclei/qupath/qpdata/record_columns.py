@@ -1,4 +1,4 @@
-"""Columns of bytes: what N records hold at one place, copied from and to them."""
+"""Columns of bytes: the contents of one slot in N records, copied from and to the records."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Spans:
     ends: IntArray
 
 
-#: A part of N records: the same bytes in all of them, or bytes of each.
+#: A part of N records: the same bytes in all records, or different bytes in each.
 Piece = bytes | Spans
 
 
 def write_pieces(out: npt.NDArray[np.uint8], begins: IntArray, pieces: Iterable[Piece]) -> None:
-    """Write N records, pieces one after the other, to `out` from `begins` on."""
+    """Write N records to `out`, each from ``begins[i]``, with their pieces in order."""
     from qpnuclei.qupath.qpdata.kernels import copy_pieces
 
     at, zeros = begins.copy(), np.zeros_like(begins)

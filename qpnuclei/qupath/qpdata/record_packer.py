@@ -1,4 +1,4 @@
-"""Recognise similar objects while a stream is parsed, so that they stay bytes."""
+"""Recognise similar objects while a stream is parsed, and keep them as bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qpnuclei.qupath.qpdata.record_shapes import KnownShape, NotUniformError, Sh
 
 #: Number of shapes to try on the next object, most recently used first.
 MAX_CANDIDATES = 32
-#: After this many shapes that never recurred, no more are learned from a file.
+#: After this many shapes that never recurred, no more shapes are learned from a file.
 MAX_USELESS = 1_000
 
 
@@ -26,7 +26,7 @@ class RecordPacker:
     is_packable : callable
         Tells whether an object is likely to be one of many.
     few : int
-        Number of such objects that are parsed before the first shape is learned.
+        Number of such objects to parse before the first shape is learned.
     """
 
     def __init__(self, is_packable: Callable[[JavaObject], bool], few: int = 0) -> None:
@@ -46,7 +46,7 @@ class RecordPacker:
         Returns
         -------
         (Packed, int, int) or None
-            The objects, the offset after them and the next handle; None if there is none.
+            The objects, the offset after them and the next handle; None if no shape matches.
         """
         shapes: dict[KnownShape, int] = {}
         starts: list[IntArray] = []
@@ -68,7 +68,7 @@ class RecordPacker:
         return packed, position, handle
 
     def _recognise(self, data: bytes, start: int) -> tuple[KnownShape | None, IntArray, int]:
-        """Return shape, starts and end of a run of records that are alike."""
+        """Return shape, starts and end of a run of similar records."""
         for index, known in enumerate(self._candidates):
             count, end = known.match(data, start, self._starts)
             if count:
@@ -79,7 +79,7 @@ class RecordPacker:
         return None, self._starts[:0], start
 
     def learn(self, node: Content, handles: Mapping[Node, int], first_handle: int) -> None:
-        """Remember the shape of an object that was parsed, if a later one may have it too."""
+        """Remember the shape of a parsed object, if later objects may have the same shape."""
         if (
             not isinstance(node, JavaObject)
             or self._useless > MAX_USELESS
@@ -98,7 +98,7 @@ class RecordPacker:
         del self._candidates[MAX_CANDIDATES:]
 
     def unpack(self, handle: int) -> tuple[int, int] | None:
-        """Return start and first handle of the packed record that owns `handle`, if any."""
+        """Return start and first handle of the packed record with `handle`; None without one."""
         record = self._find(handle)
         if record is None:
             return None
@@ -126,7 +126,7 @@ class RecordPacker:
 
 
 class _Before(Container[Node]):
-    """The nodes defined before a handle."""
+    """The nodes with smaller handles than a given one."""
 
     def __init__(self, handles: Mapping[Node, int], first_handle: int) -> None:
         self._handles = handles

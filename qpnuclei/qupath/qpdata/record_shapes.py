@@ -1,11 +1,13 @@
 """The common structure of millions of similar objects.
 
-The detections of an image are alike: the same classes, the same references to what is shared (a
-PathClass, the names of the measurements), and between them values that differ. A `Shape`, learned
-from one example, is their common structure: literal bytes, which include the references, and slots,
-the bytes that vary. `record_packer` recognises consecutive objects of known shapes while a file is
-parsed and keeps them as byte ranges (`packed_records`); written again, only the handle numbers in
-their literals are renewed. New objects are written from columns in the same way (`new_records`).
+The detections of an image are similar: they have the same classes, the same references to shared
+objects (a PathClass, the names of the measurements), and between these, values that differ. A
+`Shape`, learned from one example, is their common structure. It consists of literal bytes, which
+include the references, and of slots, the bytes that vary.
+
+While a file is parsed, `record_packer` recognises consecutive objects of known shapes and keeps
+them as byte ranges (`packed_records`). When these are written, only the handle numbers in their
+literals change. New objects are written from columns in the same way (`new_records`).
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ SlotOwner = JavaString | JavaArray | Part | BlockData
 
 
 class NotUniformError(Exception):
-    """An object refers to itself or defines a class, so it has no reusable shape."""
+    """An object refers to itself or defines a class, so its shape cannot be reused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +53,11 @@ class Slot:
     Parameters
     ----------
     prefix : int
-        Bytes of the length that precedes the content; 0 where `size` is fixed.
+        Number of bytes of the length before the content; 0 if `size` is fixed.
     unit : int
-        Bytes that count as one in that length.
+        Number of bytes per unit of that length.
     size : int
-        Bytes of the content in the example, and in all records if `prefix` is 0.
+        Number of bytes of the content in the example, and in all records if `prefix` is 0.
     """
 
     prefix: int
@@ -65,7 +67,7 @@ class Slot:
 
 @dataclass(slots=True)
 class _Literal:
-    """Bytes that all records of a shape share, but for the numbers of the nodes referred to."""
+    """Bytes that all records of a shape share, except for the handle numbers of references."""
 
     data: bytearray = field(default_factory=bytearray)
     targets: list[tuple[int, Node]] = field(default_factory=list)
@@ -133,12 +135,12 @@ class _Recorder(StreamWriter):
 
 
 class Shape:
-    """What similar objects have in common.
+    """The common structure of similar objects.
 
     Parameters
     ----------
     example : JavaObject
-        One of them.
+        One of the objects.
     external : container of nodes
         The nodes that are defined outside the example.
 
@@ -166,7 +168,7 @@ class Shape:
         self.targets = {node for literal in self._literals for _, node in literal.targets}
 
     def has_slot(self, owner: SlotOwner) -> bool:
-        """Tell whether `owner` belongs to the example, not to what it refers to."""
+        """Tell whether `owner` is a part of the example, rather than of a shared node."""
         return owner in self._slot_of
 
     def slot_of(self, owner: SlotOwner) -> int:
@@ -181,7 +183,7 @@ class Shape:
         ]
 
     def literals(self, handles: Mapping[Node, int]) -> list[bytes]:
-        """Return the bytes before each slot and after the last, with these handle numbers."""
+        """Return the bytes before each slot and after the last one, with these handle numbers."""
         return [literal.render(handles) for literal in self._literals]
 
 
@@ -200,13 +202,13 @@ class KnownShape:
         self._units = np.array([s.unit if s.prefix else s.size for s in slots], np.int64)
 
     def match(self, data: bytes, start: int, starts: IntArray) -> tuple[int, int]:
-        """Find the consecutive records of this shape from `start` on.
+        """Find the consecutive records of this shape from `start`.
 
         Returns
         -------
         (int, int)
-            Number of records found (at most as many as `starts` holds; their beginnings are now
-            in it), and the end of the last.
+            Number of records found, at most the length of `starts`, and the end of the last record.
+            The starts of the records are written into `starts`.
         """
         from qpnuclei.qupath.qpdata.kernels import match_records
 

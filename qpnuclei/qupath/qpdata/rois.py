@@ -1,8 +1,8 @@
-"""QuPath's ROIs in a data file, to and from Shapely geometries.
+"""Convert QuPath's ROIs in a data file to Shapely geometries, and back.
 
-Every ROI class has a serialisation proxy: `c`, `z`, `t` and either bounds (rectangle, ellipse,
-line), vertices as float32 arrays (polygon, polyline, points, the legacy area) or well-known binary
-(everything with holes or several parts).
+Every ROI class has a serialisation proxy with `c`, `z`, `t` and one of these: bounds (rectangle,
+ellipse, line), vertices as float32 arrays (polygon, polyline, points, the legacy area), or
+well-known binary (areas with holes or several parts).
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _log = logging.getLogger(__name__)
 FloatArray = npt.NDArray[np.float64]
 Scalar = TypeVar("Scalar", bound=np.floating[Any])
 
-#: QuPath turns an ellipse into a polygon of as many vertices (JTS's default) ...
+#: Number of vertices of the polygon that QuPath makes of an ellipse (the default of JTS).
 ELLIPSE_VERTICES = 100
-#: ... rounded to this grid (its GeometryFactory has a PrecisionModel of 100).
+#: Grid to which QuPath rounds these vertices (its GeometryFactory has a PrecisionModel of 100).
 ELLIPSE_GRID_PX = 0.01
 
 
@@ -49,7 +49,7 @@ class Rois:
         Level-0 px.
     z, t : (N,) int ndarray
     bounds : (4, N) float64 ndarray or None
-        x, y, x2, y2 of those that are stored as two corners.
+        x, y, x2, y2 of ROIs that are stored as two corners.
     """
 
     roi_type: str
@@ -60,7 +60,7 @@ class Rois:
 
     def centroids(self) -> FloatArray:
         """Return the (N, 2) centroids as QuPath computes them, level-0 px."""
-        with np.errstate(all="ignore"):  # a ROI of the file may hold NaN and infinity
+        with np.errstate(all="ignore"):  # a ROI in a file may contain NaN and infinity
             if self.bounds is not None:
                 x, y, x2, y2 = self.bounds
                 return np.stack([(x + x2) / 2, (y + y2) / 2], axis=1)
@@ -75,19 +75,19 @@ _EMPTY = shapely.Polygon()
 _EWKB_Z, _EWKB_M, _EWKB_SRID = 0x80000000, 0x40000000, 0x20000000
 _EWKB_FLAGS = _EWKB_Z | _EWKB_M | _EWKB_SRID
 _WKB_POINT, _WKB_LINE, _WKB_POLYGON = 1, 2, 3
-#: Levels of nesting: a multipolygon in a collection has two; QuPath makes no deeper ones.
+#: Limit of nesting: a multipolygon in a collection has two levels; QuPath makes no deeper ones.
 _MAX_WKB_LEVELS = 16
 
 
 def read_rois(node: JavaObject, source: ValueSource) -> Rois:
-    """Read the ROIs of all objects of a source whose example has the ROI `node`.
+    """Read the ROIs of all objects of a source; `node` is the ROI of its example.
 
     Raises
     ------
     qpnuclei.errors.FormatError
-        If the ROI contradicts itself, for example x and y of different lengths.
+        If a ROI is inconsistent, for example if x and y have different lengths.
     """
-    with np.errstate(all="ignore"):  # a ROI of the file may hold NaN and infinity
+    with np.errstate(all="ignore"):  # a ROI in a file may contain NaN and infinity
         return _read_rois(node, source)
 
 
@@ -125,12 +125,12 @@ def _read_rois(node: JavaObject, source: ValueSource) -> Rois:
 
 
 def read_outlines(node: JavaObject, source: ValueSource) -> NucleiTable | None:
-    """Read PolygonROIs vertex for vertex, without making geometries of them.
+    """Read the vertices of PolygonROIs, without making geometries.
 
     Returns
     -------
     NucleiTable or None
-        Closed rings, without measurements; None if ROIs are of another class, or one is empty.
+        Closed rings, without measurements; None if the ROIs have another class, or one is empty.
 
     Raises
     ------
@@ -148,14 +148,14 @@ def read_outlines(node: JavaObject, source: ValueSource) -> NucleiTable | None:
 
 
 def polygons(xy: npt.NDArray[np.floating[Any]], offsets: IntArray) -> npt.NDArray[Any]:
-    """Return polygons without holes from vertices that may or may not repeat the first at the end.
+    """Return polygons without holes from vertices; the first may be repeated at the end.
 
     Parameters
     ----------
     xy : (V, 2) ndarray
     offsets : (N + 1,) int64 ndarray
-        Polygon i has the vertices ``xy[offsets[i]:offsets[i + 1]]``. With fewer than three it
-        encloses no area (and is invalid); with none, or one that is not finite, it is empty.
+        Polygon i has the vertices ``xy[offsets[i]:offsets[i + 1]]``. With fewer than three vertices
+        it is invalid and has no area. It is empty without vertices, or if one is not finite.
 
     Returns
     -------
@@ -183,10 +183,10 @@ def polygons(xy: npt.NDArray[np.floating[Any]], offsets: IntArray) -> npt.NDArra
 def _closed(
     xy: npt.NDArray[Scalar], begins: IntArray, counts: IntArray
 ) -> tuple[npt.NDArray[Scalar], IntArray]:
-    """Return the vertices of closed rings one after the other, and where each begins."""
+    """Return the vertices of closed rings one after the other, and the offsets of the rings."""
     closed = (counts > 1) & np.all(xy[begins] == xy[begins + counts - 1], axis=1)
     counts = counts - closed
-    # A ring needs four coordinates: append the first as often as necessary.
+    # A ring needs four coordinates: the first one is appended as often as necessary.
     lengths = np.maximum(counts + 1, 4)
     rings = np.concatenate([[0], np.cumsum(lengths)])
     within = np.arange(rings[-1]) - np.repeat(rings[:-1], lengths)
@@ -195,12 +195,12 @@ def _closed(
 
 
 def ellipses(x: FloatArray, y: FloatArray, x2: FloatArray, y2: FloatArray) -> npt.NDArray[Any]:
-    """Return ellipses in the given bounds as the polygons that QuPath makes of them.
+    """Return the polygons that QuPath makes of ellipses with the given bounds.
 
     Notes
     -----
-    As ``GeometricShapeFactory.createEllipse`` of JTS: equal steps of the angle from 0, rounded to
-    QuPath's grid (halves up).
+    As in ``GeometricShapeFactory.createEllipse`` of JTS, the angle increases in equal steps from 0.
+    Vertices are rounded to QuPath's grid (halves up).
     """
     angle = np.arange(ELLIPSE_VERTICES) * (2 * np.pi / ELLIPSE_VERTICES)
     radius_x, radius_y = ((x2 - x) / 2)[:, None], ((y2 - y) / 2)[:, None]
@@ -214,7 +214,7 @@ def ellipses(x: FloatArray, y: FloatArray, x2: FloatArray, y2: FloatArray) -> np
 
 @dataclass(frozen=True)
 class Plane:
-    """Where in a stack a ROI lies: channel (-1 for all), z-slice, time point."""
+    """Position of a ROI in a stack: channel (-1 for all), z-slice, time point."""
 
     c: int = -1
     z: int = 0
@@ -240,13 +240,13 @@ _BOUNDED = {"RectangleROI": shapely.box, "EllipseROI": ellipses, "LineROI": _lin
 def make_roi(catalog: Catalog, geometry: shapely.Geometry, plane: Plane = Plane()) -> JavaObject:
     """Return the ROI that QuPath would use for a geometry.
 
-    A polygon without holes becomes a PolygonROI with float32 vertices, the first not repeated;
-    other areas become a GeometryROI, lines a PolylineROI, points a PointsROI.
+    A polygon without holes becomes a PolygonROI with float32 vertices, without the closing one.
+    Other areas become a GeometryROI, lines a PolylineROI, points a PointsROI.
 
     Raises
     ------
     ValueError
-        If the geometry is empty or of another kind.
+        If the geometry is empty or of another type.
     """
     kind = geometry.geom_type
     if geometry.is_empty:
@@ -264,14 +264,14 @@ def make_roi(catalog: Catalog, geometry: shapely.Geometry, plane: Plane = Plane(
 
 
 def geometry_roi(catalog: Catalog, wkb: JavaArray, plane: Plane) -> JavaObject:
-    """Return a GeometryROI of big-endian two-dimensional well-known binary."""
+    """Return a GeometryROI from big-endian two-dimensional well-known binary."""
     return catalog.make(jc.GEOMETRY, {**vars(plane), "wkb": wkb})
 
 
 def vertices_roi(
     catalog: Catalog, name: str, plane: Plane, x: JavaArray, y: JavaArray
 ) -> JavaObject:
-    """Return a ROI of class `name` that is made of vertices."""
+    """Return a ROI of class `name` from the coordinates of its vertices."""
     return catalog.make(name, {**vars(plane), "x": x, "y": y})
 
 
@@ -317,10 +317,10 @@ def _from_wkb(column: Column) -> npt.NDArray[Any]:
 def _check_wkb(data: bytes) -> None:
     """Raise FormatError if geometries are nested so deeply that GEOS would overflow the stack.
 
-    GEOS reads well-known binary by recursion and crashes the interpreter on a forged one.
+    GEOS reads well-known binary by recursion, so malicious data could crash the interpreter.
     """
     position = 0
-    remaining = [1]  # geometries still to come at every level of nesting
+    remaining = [1]  # number of remaining geometries at every level of nesting
     try:
         while remaining:
             if remaining[-1] == 0:
@@ -346,7 +346,7 @@ def _check_wkb(data: bytes) -> None:
             else:
                 remaining.append(count)
                 if len(remaining) > _MAX_WKB_LEVELS:
-                    raise FormatError("GeometryROI with geometries nested without end")
+                    raise FormatError("GeometryROI with geometries that are nested too deeply")
     except (IndexError, struct.error):
         raise FormatError("GeometryROI with broken well-known binary: it ends early") from None
 

@@ -18,7 +18,7 @@ def parse_stains(text: str) -> Stains:
     Raises
     ------
     qpnuclei.errors.FormatError
-        If it is not as QuPath writes it.
+        If the text is not in the form that QuPath writes.
     """
     try:
         fields = parse_json(text)
@@ -30,7 +30,7 @@ def parse_stains(text: str) -> Stains:
             _triple(fields["Background"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise FormatError(f"stains {text[:200]!r} are not as QuPath writes them") from None
+        raise FormatError(f"stains {text[:200]!r} are not in the form of QuPath") from None
     if len(numbers) < 2:
         raise FormatError(f"stains {text[:200]!r}: at least two are needed")
     return stains
@@ -47,7 +47,7 @@ def format_stains(stains: Stains) -> str:
 
 
 def stains_node(catalog: Catalog, stains: Stains) -> JavaObject:
-    """Make the object that holds an image's colour deconvolution stains."""
+    """Make the object of an image's colour deconvolution stains."""
     text = JavaString.of(format_stains(stains))
     return catalog.make(jc.STAINS, extra=[BlockData(struct.pack(">i", 1)), text])
 

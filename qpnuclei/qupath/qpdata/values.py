@@ -1,8 +1,8 @@
-"""Values of one object, or of all packed records like it, through the same interface.
+"""Values of one object, or of all packed records with its shape, through the same interface.
 
-Readers of an object (its ROI, its measurements) work on nodes. Given an example node and a
-source, it gets columns: of length 1 from the node itself (`Single`), of length N from N packed
-records that have the example's shape (`Many`). So there is one reader for both.
+A reader of an object (its ROI, its measurements) works on nodes. It gets an example node and a
+source, and reads columns from the source. Their length is 1 for the node itself (`Single`), and N
+for N packed records with the shape of the example (`Many`). So one reader suffices for both.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from qpnuclei.qupath.qpdata.record_shapes import KnownShape, SlotOwner
 
 
 class NotConstantError(Exception):
-    """Records of one shape differ in a value that must be the same to read them together."""
+    """Records of one shape cannot be read together, because a value differs between them."""
 
 
 class ValueSource(Protocol):
-    """Where the values of an example's strings, arrays and fields come from."""
+    """The values of N objects, for the strings, arrays and fields of an example."""
 
     @property
     def count(self) -> int:
-        """N."""
+        """Number of objects, N."""
 
     def column(self, owner: SlotOwner) -> Column:
-        """Return the value of each of the N objects at the place of `owner` in the example."""
+        """Return the value of each of the N objects in the position of `owner` in the example."""
 
     def constant(self, owner: SlotOwner) -> bytes:
         """Return the common value of all N objects; raise `NotConstantError` if they differ."""
 
 
 class Single:
-    """The example itself."""
+    """The values of the example itself."""
 
     count = 1
 
@@ -51,7 +51,7 @@ class Single:
 
 
 class Many:
-    """N packed records of one shape.
+    """The values of N packed records of one shape.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class Many:
         self._spans = packed.spans(known, indices)
 
     def column(self, owner: SlotOwner) -> Column:
-        """Return the bytes that each record holds in the slot of `owner`."""
+        """Return the bytes of each record in the slot of `owner`."""
         if not self._shape.has_slot(owner):  # shared by all, outside the records
             data = Single().constant(owner)
             return Column(data * self.count, len(data) * np.arange(self.count + 1))
@@ -88,5 +88,5 @@ class Many:
 
 
 def text(string: JavaString, source: ValueSource) -> str:
-    """Return the text that a string has in all objects of a source."""
+    """Return the common text of a string in all objects of a source."""
     return JavaString(source.constant(string)).text

@@ -1,4 +1,4 @@
-"""The workflow of an image: the steps that QuPath's command history shows."""
+"""The workflow of an image: the steps in QuPath's command history."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def add_step(workflow: JavaObject, catalog: Catalog, name: str, script: str) -> 
     Raises
     ------
     qpnuclei.errors.FormatError
-        If the workflow is not written as QuPath writes it.
+        If the workflow is not in the form that QuPath writes.
     """
     contents, version, count = _steps(workflow)
     contents[0] = BlockData(struct.pack(">ii", version, count + 1))
@@ -26,7 +26,13 @@ def add_step(workflow: JavaObject, catalog: Catalog, name: str, script: str) -> 
 
 
 def remove_last_step(workflow: JavaObject) -> None:
-    """Remove the last step; raise FormatError as `add_step`."""
+    """Remove the last step.
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        As `add_step`.
+    """
     contents, version, count = _steps(workflow)
     contents.pop()
     contents[0] = BlockData(struct.pack(">ii", version, count - 1))

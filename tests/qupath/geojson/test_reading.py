@@ -51,8 +51,8 @@ GOOD = json.dumps(feature({}))
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "feature 0: the file holds neither"),
-        ("no json", "feature 0: the file holds neither"),
+        ("", "feature 0: the file contains neither"),
+        ("no json", "feature 0: the file contains neither"),
         (f'{{"features":[{GOOD},{GOOD[:50]}', "feature 1: .*(ends|not JSON)"),
         (f'{{"features":[{GOOD} {GOOD}]}}', "feature 1: expected ']'"),
         (f'{{"features":[{GOOD}', "feature 1: expected ']', found the end of the file"),

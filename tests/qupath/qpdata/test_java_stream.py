@@ -100,14 +100,14 @@ def test_real_files_round_trip():
         ),
         (
             stream("75 72 0002 5b4c 0000000000000000 02 0000 78 70 7fffffff 70"),
-            "an array of 2147483647 objects is more than the file can hold",
+            "an array of 2147483647 objects does not fit into the file",
         ),
         (stream("7a ffffffff"), "a data block needs 4294967295 bytes"),
         (stream("7c 7fffffffffffffff"), "a string needs 9223372036854775807 bytes"),
-        (stream("73 7d 7fffffff"), "2147483647 interfaces are more than the file can hold"),
+        (stream("73 7d 7fffffff"), "2147483647 interfaces do not fit into the file"),
         (stream("73", POINT, "00"), "fields of Point needs 4 bytes"),
         (stream("73 70"), "an object without a class"),
-        (stream("73 74 0001 61"), "item type 0x74 stands where a class should"),
+        (stream("73 74 0001 61"), "item type 0x74 is not a class"),
         (
             stream("73 72 0001 58 0000000000000001 0c 0000 78 70 77 01 ff"),
             "ends within the data of an object",

@@ -102,7 +102,7 @@ def test_nested_well_known_binary_does_not_crash_the_interpreter(kind):
     catalog = Catalog()
     deep = struct.pack(">BII", 0, kind, 1) * 200_000 + struct.pack(">BII", 0, 3, 0)
     wkb = JavaArray(catalog.desc(jc.BYTE_ARRAY), deep, None)
-    with pytest.raises(FormatError, match="nested without end"):
+    with pytest.raises(FormatError, match="nested too deeply"):
         read(catalog.make(jc.GEOMETRY, {"wkb": wkb}))
 
 
