@@ -1,16 +1,16 @@
-"""Smooth outlines in place of pixel edges, without moving a single pixel to another nucleus.
+"""Replace pixel edges by smooth outlines, without moving a single pixel to another nucleus.
 
-A *gate* is the line between the centres of two 4-neighbours of different labels. An outline along
+A *gate* is the line between the centres of two 4-neighbours with different labels. An outline along
 pixel edges crosses one gate with each of its edges, in the middle. A smooth outline may cross it
-elsewhere, but crosses the same gates in the same order, and never at their ends. From this follows:
+elsewhere, but crosses the same gates in the same order, and never at their ends. It follows that:
 
-* Each outline holds the same pixel centres as before.
-* Outlines do not cross each other or themselves: a square between four centres is met by one
-  outline, or by two that cut off opposite corners of it, or has a junction.
-* Where two nuclei touch, they share their border: it is smoothed once, as an *arc* between the two
-  junctions (corners of pixels at which three or more labels meet) where it ends.
+* Each outline contains the same pixel centres as before.
+* Outlines do not cross each other or themselves. In a square between four centres there is one
+  outline, or two that cut off opposite corners, or a junction.
+* Nuclei that touch share their border. It is smoothed once, as an *arc* between the two junctions
+  at its ends. A junction is a corner of pixels at which three or more labels meet.
 
-What an outline looks like depends on the labels at its own pixel edges alone: not on the tile.
+An outline depends only on the labels at its own pixel edges, and not on the tile.
 """
 
 from __future__ import annotations
@@ -28,34 +28,35 @@ FloatArray = npt.NDArray[np.float64]
 IndexArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
-#: Half the length of the part of a gate that may be crossed. More than float32 rounds away.
+#: Largest distance of a crossing from the middle of its gate, in px. The ends of a gate are at 0.5;
+#: the margin is larger than the rounding of float32.
 _REACH = 0.48
-#: Pixel edges on either side of one that its smooth position is fitted to.
+#: The smooth position of a pixel edge is fitted to this many edges on each side.
 _WINDOW = 5
-#: An arc encloses the same area as its pixel edges up to this share of their number. A region has
-#: at most four edges per pixel, so the area of none changes by more than four times as much.
+#: Largest change of the area by an arc, in px² per pixel edge. A region has at most four edges per
+#: pixel, so its area changes by at most four times this share.
 _AREA_PER_EDGE = 0.0025
-#: So many times are vertices moved, added where the outline would miss a gate, and moved again.
+#: Number of attempts to move vertices, and to add a vertex where the outline misses a gate.
 _ATTEMPTS = 12
-#: A vertex is worth this many squared tolerances, summed over the points that it stands for.
+#: Weight of the squared distances of left-out points, in squared tolerances, against one vertex.
 _WEIGHT = 0.3
 
 
 def junctions(nuclei: NucleiTable, labels: IntArray, origin: tuple[int, int]) -> IndexArray:
-    """Return where the outlines of nuclei meet those of two or more others.
+    """Return the points where the outlines of nuclei meet those of two or more others.
 
     Parameters
     ----------
     nuclei : NucleiTable
-        Some or all that `qpnuclei.nuclei.outlines.polygonise` made of `labels` and `origin`.
+        Some or all nuclei that `qpnuclei.nuclei.outlines.polygonise` made of `labels` and `origin`.
     labels : (H, W) int ndarray
     origin : (x, y) of int
 
     Returns
     -------
     (J, 2) int64 ndarray
-        x and y of the corners of pixels that three or more labels share, the background being one,
-        each once. Not those where two labels touch at their corners only.
+        x and y of the corners of pixels that three or more labels share, without duplicates. The
+        background is a label, too. Corners where two labels only touch diagonally are left out.
     """
     vertices = np.rint(nuclei.vertices).astype(np.int64)
     found = _junctions(vertices, nuclei.ring_offsets, np.ascontiguousarray(labels), *origin)
@@ -74,26 +75,26 @@ def smooth(
     Parameters
     ----------
     nuclei : NucleiTable
-        N nuclei without holes, in px, as `qpnuclei.nuclei.outlines.polygonise` makes them.
+        N nuclei without holes, in px, from `qpnuclei.nuclei.outlines.polygonise`.
     junctions : (J, 2) int64 ndarray
-        x and y of the corners of pixels where outlines meet (see `junctions`); there may be others.
+        x and y of the corners of pixels where outlines meet (see `junctions`); may contain others.
     tolerance : float
-        In px: vertices are left out as long as the smooth line stays this near.
+        Tolerance for leaving out vertices of the smooth line, in px.
     image : (x0, y0, x1, y1) of float
-        No outline leaves it that did not before.
+        Bounds of the image. An outline inside these bounds stays inside.
 
     Returns
     -------
     NucleiTable
-        The same nuclei with outlines that hold the same pixel centres, are valid, do not overlap if
-        they did not before, and have the same area up to 1 %. An outline that cannot keep its area
-        (where the border of the image cuts it, for example) keeps its pixel edges there.
+        The same nuclei with smooth, valid outlines. They contain the same pixel centres, do not
+        overlap if they did not before, and have the same area up to 1 %. Where an outline cannot
+        keep its area, for example at the image border, it keeps its pixel edges.
 
     Notes
     -----
-    The middles of the pixel edges are smoothed by local parabolas [1]_, and of the points where
-    that line crosses the gates the best few are kept [2]_. All of these move outwards or inwards by
-    the same length, so that the area is that of the pixels.
+    The middles of the pixel edges are smoothed by local parabolas [1]_. Of the points where that
+    line crosses the gates, the best few are kept [2]_. All of these are moved outwards or inwards
+    by the same distance, so that the area equals that of the pixels.
 
     References
     ----------
@@ -117,13 +118,13 @@ def smooth(
 
 
 def _key(x: IndexArray, y: IndexArray) -> IndexArray:
-    """Return one number for a point."""
+    """Return a unique number for each point."""
     return (y << 32) + x
 
 
 @compiled
 def _edges(ring: IndexArray) -> IndexArray:
-    """Return the (n, 2) ends of the n pixel edges of a closed ring, each once."""
+    """Return the (n, 2) starts of the n pixel edges of a closed ring."""
     count = 0
     for i in range(len(ring) - 1):
         count += abs(ring[i + 1, 0] - ring[i, 0]) + abs(ring[i + 1, 1] - ring[i, 1])
@@ -143,7 +144,7 @@ def _edges(ring: IndexArray) -> IndexArray:
 def _junctions(
     vertices: IndexArray, ring_offsets: IndexArray, labels: IntArray, x0: int, y0: int
 ) -> IndexArray:
-    """Return the junctions of some rings, those that rings share several times."""
+    """Return the junctions of rings; one that several rings share occurs several times."""
     height, width = labels.shape
     found = [(0, 0) for _ in range(0)]
     for ring in range(len(ring_offsets) - 1):
@@ -156,7 +157,7 @@ def _junctions(
             b = labels[row - 1, column] if up and right else 0
             c = labels[row, column - 1] if down and left else 0
             d = labels[row, column] if down and right else 0
-            # Along a border of two labels, two neighbours are equal to the other two or to one.
+            # With only two labels, there are two changes around the corner, or diagonals are equal.
             edges = int(a != b) + int(b != d) + int(d != c) + int(c != a)
             if edges > 2 and not (a == d or b == c):
                 found.append((x, y))
@@ -208,7 +209,7 @@ def _smooth(
             arc = np.empty((stop - start + 1, 2), np.int64)
             for i in range(len(arc)):
                 arc[i] = points[(start + i) % count]
-            # Both nuclei that share the arc must compute the same, to the last bit.
+            # Both nuclei that share the arc must get the same result, bit for bit.
             last = len(arc) - 1
             turned = (arc[last, 1], arc[last, 0]) < (arc[0, 1], arc[0, 0])
             if turned:
@@ -226,7 +227,7 @@ def _smooth(
 
 @compiled
 def _farthest(points: IndexArray) -> int:
-    """Return which point is the farthest from the first one: a good place for a vertex."""
+    """Return the index of the point farthest from the first one: a good place for a vertex."""
     farthest, at = -1, 0
     for i in range(len(points)):
         dx, dy = points[i, 0] - points[0, 0], points[i, 1] - points[0, 1]
@@ -241,24 +242,24 @@ def _smooth_arc(
 ) -> FloatArray:
     """Smooth the arc along n pixel edges, from the first of (n + 1, 2) points to the last.
 
-    An open arc keeps its ends; a closed one, whose ends are the same, need not.
+    An open arc keeps its ends. A closed arc, with equal ends, may move them.
     """
     n = len(points) - 1
-    # The path: the points where the gates are crossed; before and behind them the ends of an open
-    # arc, or the first one once more. Crossings are at `middle + offset * normal`.
+    # The path consists of the points where the gates are crossed, at `middle + offset * normal`. An
+    # open arc also has its two ends; a closed one has its first point again at the end.
     size = n + 1 if closed else n + 2
     shift = 0 if closed else 1
     middle, normal = np.empty((n, 2)), np.empty((n, 2))
     low, high = np.full(n, -_REACH), np.full(n, _REACH)
     for i in range(n):
-        # Relative to the first point: the same to the last bit wherever the arc lies.
+        # Relative to the first point, so that the result does not depend on the arc's position.
         for axis in range(2):
             here, there = points[i, axis] - points[0, axis], points[i + 1, axis] - points[0, axis]
             middle[i, axis] = (here + there) / 2
             normal[i, 1 - axis] = (there - here) * (1 if axis == 0 else -1)
         for axis in range(2):
             if normal[i, axis] != 0:
-                # Along a border of the image, nothing moves outwards.
+                # At the border of the image, nothing moves outwards.
                 at = points[i, axis]
                 if at <= image[axis]:
                     low[i], high[i] = _inwards(low[i], high[i], normal[i, axis] > 0)
@@ -279,7 +280,7 @@ def _smooth_arc(
     moved = 0.0
     for _ in range(_ATTEMPTS):
         chosen = np.flatnonzero(kept)
-        # Newton's method: the area is a polynomial of how far the vertices have moved.
+        # Newton's method: the area is a polynomial of the distance that the vertices have moved.
         rest = np.inf
         for _ in range(4):
             for k in chosen:
@@ -320,7 +321,7 @@ def _smooth_arc(
 
 @compiled
 def _inwards(low: float, high: float, rising: bool) -> tuple[float, float]:
-    """Return the limits without the part on one side of the middle."""
+    """Return the limits without the part on one side of the middle of a gate."""
     if rising:
         return max(low, 0.0), high
     return low, min(high, 0.0)
@@ -337,7 +338,7 @@ def _wanted_offsets(
 ) -> FloatArray:
     """Return where a smooth line through the middles of pixel edges crosses the gates.
 
-    Beyond its ends, an open arc goes on as its mirror image about them.
+    Beyond its ends, an open arc is continued by point reflection.
     """
     n = len(middle)
     h = min(_WINDOW, n // 6 if closed else n // 2)
@@ -377,10 +378,10 @@ def _few(
     shift: int,
     tolerance: float,
 ) -> BoolArray:
-    """Tell which points of a path to keep: few, near all others, and so that no gate is missed.
+    """Tell which points of a path to keep: few ones near all others, so that no gate is missed.
 
-    Of all ways from the first point to the last, that of the least cost is taken: each straight
-    line costs 1, and the squared distances of the points that it leaves out, weighted.
+    The result is the path with the lowest cost from the first point to the last. The cost of each
+    straight line is 1 plus the weighted squared distances of the points that it leaves out.
     """
     size = len(path)
     weight = _WEIGHT / (tolerance * tolerance)
@@ -388,7 +389,7 @@ def _few(
     cost[0] = 0.0
     for a in range(size - 1):
         xa, ya = path[a, 0], path[a, 1]
-        # Lines from here that cross all gates so far lie between these two directions.
+        # Lines from this point that cross all gates so far lie between these two directions.
         bounded = False
         first_x, first_y, last_x, last_y = 0.0, 0.0, 0.0, 0.0
         xx, xy, yy = 0.0, 0.0, 0.0
@@ -408,7 +409,7 @@ def _few(
             if gate < 0 or gate >= len(middle):
                 break
             xx, xy, yy = xx + x * x, xy + x * y, yy + y * y
-            # The normal points to the left of the way (where y points upwards).
+            # The normal points to the left of the path (with y pointing upwards).
             low_x = middle[gate, 0] + low[gate] * normal[gate, 0] - xa
             low_y = middle[gate, 1] + low[gate] * normal[gate, 1] - ya
             high_x = middle[gate, 0] + high[gate] * normal[gate, 0] - xa
@@ -434,7 +435,7 @@ def _few(
 
 @compiled
 def _distance(path: FloatArray, i: int, a: int, b: int) -> float:
-    """Return how far a point is from the line through two others, or from both if they are one."""
+    """Return the distance of a point from the line through two others, which may be equal."""
     dx, dy = path[b, 0] - path[a, 0], path[b, 1] - path[a, 1]
     x, y = path[i, 0] - path[a, 0], path[i, 1] - path[a, 1]
     length = math.sqrt(dx * dx + dy * dy)
@@ -445,7 +446,7 @@ def _distance(path: FloatArray, i: int, a: int, b: int) -> float:
 
 @compiled
 def _area_of_edges(points: IndexArray) -> float:
-    """Return the signed area between a way along pixel edges and the line between its ends."""
+    """Return the signed area between a path along pixel edges and the line between its ends."""
     twice = 0
     for i in range(len(points) - 1):
         x0, y0 = points[i, 0] - points[0, 0], points[i, 1] - points[0, 1]
@@ -474,7 +475,7 @@ def _add_where_missed(
     high: FloatArray,
     shift: int,
 ) -> bool:
-    """Keep one point more, in place, for each line between two kept ones that misses a gate."""
+    """Keep one more point, in place, for each line between two kept points that misses a gate."""
     chosen = np.flatnonzero(kept)
     missed = False
     for j in range(len(chosen) - 1):
@@ -484,12 +485,12 @@ def _add_where_missed(
             gate = k - shift
             along = 0 if normal[gate, 0] != 0 else 1
             across = 1 - along
-            way = path[b, across] - path[a, across]
+            length = path[b, across] - path[a, across]
             share = -1.0
-            if way != 0:
-                share = (middle[gate, across] - path[a, across]) / way
+            if length != 0:
+                share = (middle[gate, across] - path[a, across]) / length
             if share <= crossed or share >= 1:
-                # Gates that are not crossed, or in another order, need a corner between them.
+                # A gate that is not crossed, or in the wrong order, needs a vertex.
                 beyond = 1.0 + _distance(path, k, a, b)
             else:
                 crossed = share
@@ -506,7 +507,7 @@ def _add_where_missed(
 
 @compiled
 def _pixel_edges(points: IndexArray) -> FloatArray:
-    """Return the ends of an arc and the points where its pixel edges turn."""
+    """Return the ends of an arc, and the points where its pixel edges turn."""
     corners = np.empty((len(points), 2))
     size = 0
     for i in range(len(points)):

@@ -289,7 +289,7 @@ class Edit:
         UUIDs of detections and annotations to remove; each must satisfy `is_ours`. Their children
         move up to their parent.
     add : sequence of DetectionGroup
-        May be lazy: each access may produce a group anew, for example read it from disk, but it
+        May be lazy: each access may produce a new group, for example read it from disk, but it
         must be equal each time. Writers access each group more than once, those of one parent in
         order, and keep one group at a time. So only one of many groups of 20,000 nuclei is in
         memory.

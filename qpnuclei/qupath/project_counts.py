@@ -1,4 +1,4 @@
-"""Counts of the images of a project."""
+"""Count the nuclei in the images of a project."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def count_project(
         Called with the reason for each image that cannot be counted; the others are counted. By
         default the first such error is raised.
     mpp : float, optional
-        µm/px of all the images.
+        µm/px of all images.
     pixel_sizes : AskedMpp, optional
-        Pixel sizes of single images. Without either, `qpnuclei.qupath.pixel_size` decides; without
-        a pixel size, areas and densities are NaN.
+        Pixel sizes of single images. By default, `qpnuclei.qupath.pixel_size` decides. Without a
+        pixel size, areas and densities are NaN.
     warned : collection of str
-        IDs of images of which it was said already that they have no pixel size.
+        IDs of images for which a warning about a missing pixel size was already logged.
 
     Raises
     ------
@@ -87,31 +87,31 @@ def count_project(
 
 
 def warn_of_missing_classes(asked: Sequence[str] | None, classes: Collection[str | None]) -> None:
-    """Warn of classes that were asked for and that no detection has: a count of them is 0.
+    """Warn about requested classes that no detection has: their count is 0.
 
     Parameters
     ----------
     asked : sequence of str or None
-        An empty name stands for no class.
+        Requested classes; an empty name means detections without a class.
     classes : collection of str or None
-        Of the detections.
+        Classes of the detections.
     """
-    there = sorted({name or "" for name in classes})
+    existing = sorted({name or "" for name in classes})
     for name in asked or ():
-        if name not in there:
-            names = ", ".join(name or "unclassified" for name in there) or "none"
+        if name not in existing:
+            names = ", ".join(name or "unclassified" for name in existing) or "none"
             _log.warning("no detection has the class %r; classes there: %s", name, names)
 
 
 def without_row(
     images: Sequence[ImageEntry], rows: Sequence[Row], failed: Collection[str]
 ) -> list[ImageEntry]:
-    """Return the images of which a table has no row, but for those that could not be counted.
+    """Return the images without a row in a table, except those that could not be counted.
 
     Parameters
     ----------
     failed : collection of str
         IDs of the images that could not be counted.
     """
-    told = {row["image_id"] for row in rows}.union(failed)
-    return [entry for entry in images if entry.id not in told]
+    known = {row["image_id"] for row in rows}.union(failed)
+    return [entry for entry in images if entry.id not in known]

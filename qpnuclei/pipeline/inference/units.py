@@ -60,7 +60,7 @@ class Conduct:
     unit_minutes : float, optional
         A unit that takes longer fails.
     unit_gib : float, optional
-        A unit fails whose process needs more GiB of memory.
+        A unit fails if its process needs more GiB of memory.
     """
 
     resume: bool = True

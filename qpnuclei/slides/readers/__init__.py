@@ -11,12 +11,12 @@ module         reads
 `memory`       arrays
 =============  ==================================================================================
 
-The format of a file, by its content, decides which reader opens it. No other reader is tried if
-that one fails: a file that the right reader refuses, another might open as a wrong image.
+The content of a file determines its format, and the format determines the reader. If that reader
+refuses the file, no other one is tried: it might open the file as a wrong image.
 
 To add a reader, write a module with a class that implements `reader.SlideReader`, and add its files
-to `open_reader`. The tests in `tests/slides/readers` show what is expected of it; docs/formats.md
-lists what is read.
+to `open_reader`. The tests in `tests/slides/readers` show the requirements; docs/formats.md lists
+the supported formats.
 """
 
 from __future__ import annotations

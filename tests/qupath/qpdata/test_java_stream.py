@@ -89,14 +89,14 @@ def test_real_files_round_trip():
     [
         (b"", "byte 0: starts with ''"),
         (b"PK\3\4", "byte 0: starts with '504b0304'"),
-        (stream("74 0005 6869"), "byte 7: a string needs 5 bytes, 2 are left"),
+        (stream("74 0005 6869"), "byte 7: a string needs 5 bytes, but only 2 are left"),
         (stream("71 007e0000"), "byte 4: reference to object 0"),
         (stream("99"), "byte 4: unknown item type 0x99"),
-        (stream("78"), "byte 4: item type 0x78 has no place here"),
+        (stream("78"), "byte 4: item type 0x78 is not allowed here"),
         # 2 GB announced in a file of some bytes: refused before anything is allocated.
         (
             stream("75 72 0002 5b46 0b9c818922e00c42 02 0000 78 70 7fffffff"),
-            "an array of 2147483647 values needs 8589934588 bytes, 0 are left",
+            "an array of 2147483647 values needs 8589934588 bytes, but only 0 are left",
         ),
         (
             stream("75 72 0002 5b4c 0000000000000000 02 0000 78 70 7fffffff 70"),
