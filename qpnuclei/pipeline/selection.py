@@ -198,7 +198,9 @@ def check_selection(selection: Selection, annotations: Iterable[Annotation], whe
             present = sorted({a.class_name for a in annotations if a.class_name})
             derived = [name for name in present if name.startswith(f"{wanted}: ")]
             hint = (
-                f"classes there: {', '.join(present)}" if present else "no annotation has a class"
+                f"classes of the project: {', '.join(present)}"
+                if present
+                else "no annotation has a class"
             )
             if derived:
                 hint += f"; with --roi-derived, {wanted} also selects {', '.join(derived)}"
@@ -208,7 +210,9 @@ def check_selection(selection: Selection, annotations: Iterable[Annotation], whe
         if pattern not in DEFAULT_EXCLUDED and not fnmatch.filter(present, pattern):
             raise UsageError(
                 f"no annotation of class {pattern!r} to exclude in {where}",
-                f"classes there: {', '.join(present)}" if present else "no annotation has a class",
+                f"classes of the project: {', '.join(present)}"
+                if present
+                else "no annotation has a class",
             )
     names = sorted({a.name for a in annotations if a.name})
     for wanted in selection.names:

@@ -80,7 +80,7 @@ def count_project(
         if name not in known and not left_out:  # an unreadable image may have the class
             raise UsageError(
                 f"no annotation has the class {name!r}",
-                f"classes there: {', '.join(sorted(known)) or 'none'}",
+                f"classes of the project: {', '.join(sorted(known)) or 'none'}",
             )
     warn_of_missing_classes(nucleus_classes, classes)
     return rows
@@ -100,7 +100,9 @@ def warn_of_missing_classes(asked: Sequence[str] | None, classes: Collection[str
     for name in asked or ():
         if name not in existing:
             names = ", ".join(name or "unclassified" for name in existing) or "none"
-            _log.warning("no detection has the class %r; classes there: %s", name, names)
+            _log.warning(
+                "no detection has the class %r; classes of the detections: %s", name, names
+            )
 
 
 def without_row(

@@ -193,7 +193,10 @@ def test_class_that_no_nucleus_has(
     monkeypatch.chdir(project.parent)
     words = (*command.format(project).split(), "--mpp", "0.5", "--class")
     assert qpnuclei(*words, "Nucleu").exit_code == 0
-    assert "no detection has the class 'Nucleu'; classes there: unclassified, " in caplog.text
+    assert (
+        "no detection has the class 'Nucleu'; classes of the detections: unclassified, "
+        in caplog.text
+    )
     caplog.clear()
     assert qpnuclei(*words, "Tumor: Positive").exit_code == 0
     assert "no detection has" not in caplog.text

@@ -27,7 +27,7 @@ def test_images_of_a_project():
     project = SimpleNamespace(path=Path("/data/Study 1/project.qpproj"))
     rows = count_project(project, [Entry(), Entry()], roi_classes=["Tumor"])
     assert [(row["project"], row["nuclei"]) for row in rows] == [("Study 1/project.qpproj", 1)] * 2
-    with pytest.raises(UsageError, match=r"'Stroma'.*classes there: Tumor"):
+    with pytest.raises(UsageError, match=r"'Stroma'.*classes of the project: Tumor"):
         count_project(project, [Entry()], roi_classes=["Tumor", "Stroma"])
 
 
