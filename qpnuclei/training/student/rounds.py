@@ -240,7 +240,9 @@ class _Run:
         number = self.progress.epoch + 1
         rng = np.random.default_rng((self.identity["seed"], number))
         begun = number > 1 or self.recipe.start is not None
-        before = Predictor(self.student, self._metadata(), self.device) if begun else None
+        before = (
+            Predictor.of_network(self.student, self._metadata(), self.device) if begun else None
+        )
         known = self.curriculum.known(before)
         nuclei = sum(len(np.unique(labels.labels)) - 1 for labels in known)
         picture = self.folder / "pseudo-labels" / f"round-{number:02d}.png"
@@ -274,6 +276,9 @@ class _Run:
         self._finish(number, loss, nuclei, time.monotonic() - start)
         return True
 
+    def _predictor(self) -> Predictor:
+        return Predictor.of_network(self.student, self._metadata(), self.device)
+
     def _finish(self, number: int, loss: float, nuclei: int, seconds: float) -> None:
         """Validate, keep what is best, and write down the round that was just done."""
         progress = self.progress
@@ -281,7 +286,7 @@ class _Run:
         measured: dict[str, Any] = {}
         score = None
         if self.labelled:
-            predictor = Predictor(self.student, self._metadata(), self.device)
+            predictor = self._predictor()
             predicted, changed = predict_both(predictor, self.labelled)
             measured = quality(predicted, changed, self._post_processing)
             means = measured["mean"], measured["recoloured"]
