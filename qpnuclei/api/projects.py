@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qpnuclei.choices import Grouping
-from qpnuclei.qupath.counts import Row, count_project
+from qpnuclei.qupath.counts import Row
 from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.project import open_project
+from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.qupath.regions import match_images
 
 

@@ -152,7 +152,7 @@ def _write_results(
     from qpnuclei.cli.tables import print_without_row
     from qpnuclei.errors import MppError
     from qpnuclei.qupath.count_table import write_counts
-    from qpnuclei.qupath.counts import count_project, without_row
+    from qpnuclei.qupath.project_counts import count_project, without_row
     from qpnuclei.report.page import write_report
     from qpnuclei.report.runs import runs_of
 

@@ -27,11 +27,11 @@ from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.pipeline.summary import RunSummary
 from qpnuclei.qupath.count_table import write_counts
-from qpnuclei.qupath.counts import count_project
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass, Project
 from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.report.views import busiest
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import open_slide

@@ -7,11 +7,8 @@ a run uses the same function, so that an annotation has only one count.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 from uuid import UUID
 
@@ -20,60 +17,16 @@ import numpy.typing as npt
 import shapely
 
 from qpnuclei.choices import Grouping
-from qpnuclei.errors import MppError, QpnucleiError, UsageError, standing_alone
-from qpnuclei.nuclei.overlap import are_among
 from qpnuclei.qupath.analysed import Record, Status, overall, together
-from qpnuclei.qupath.areas import polygonal, valid_areas
 from qpnuclei.qupath.classes import Classes
-from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, ImageObjects, Project
-from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
+from qpnuclei.qupath.counted_image import CountedImage, analysed_area
+from qpnuclei.qupath.model import Annotation
 from qpnuclei.qupath.regions import Region, area_px2, covered_px2, rows_inside
-from qpnuclei.slides.calibration import PixelCalibration
-
-_log = logging.getLogger(__name__)
+from qpnuclei.qupath.repeated_nuclei import note_of_repeated, repeated_nuclei
 
 Row: TypeAlias = dict[str, Any]
 
 _SUMMARIES = ("mean", "median", "SD")
-
-
-@dataclass(frozen=True)
-class CountedImage:
-    """One image whose objects are counted.
-
-    Parameters
-    ----------
-    project : str
-        Name or path of the project, for the table.
-    name : str
-        Name of the image.
-    objects : ImageObjects
-    calibration : PixelCalibration
-        As decided by `qpnuclei.qupath.pixel_size`.
-    size : (width, height) of int, or None
-        In level-0 px, for the area of the whole image.
-    id : str or None
-        ID of the image's entry in the project.
-    """
-
-    project: str
-    name: str
-    objects: ImageObjects
-    calibration: PixelCalibration
-    size: tuple[int, int] | None = None
-    id: str | None = None
-
-    @cached_property
-    def record(self) -> Record:
-        """The record of earlier runs on the image."""
-        return Record.of(self.objects.properties, f"image {self.name}")
-
-    def mm2(self, area_px2: float | None) -> float:
-        """Return an area in mm²; NaN where it or the pixel size is unknown."""
-        width, height = self.calibration.width_um, self.calibration.height_um
-        if area_px2 is None or not width or not height:
-            return math.nan
-        return area_px2 * width * height * 1e-6
 
 
 def count_objects(
@@ -167,40 +120,6 @@ def count_objects(
     return rows
 
 
-def repeated_nuclei(detections: Detections, classes: Classes) -> npt.NDArray[np.bool_]:
-    """Tell which nuclei of other programs lie on one that qpnuclei wrote: it is counted twice.
-
-    Parameters
-    ----------
-    detections : Detections
-        N of them.
-    classes : Classes
-        What counts as a nucleus.
-
-    Returns
-    -------
-    (N,) bool ndarray
-        Those that share more than half of the smaller of the two with one of qpnuclei's.
-    """
-    repeated = np.zeros(len(detections), bool)
-    others, ours = classes.nuclei & ~classes.ours, classes.nuclei & classes.ours
-    if not others.any() or not ours.any():
-        return repeated  # outlines cost more than UUIDs
-    outlines = detections.nucleus_geometries
-    for plane in np.unique(detections.planes[others], axis=0):
-        here = (detections.planes == plane).all(axis=1)
-        repeated[here & others] = are_among(
-            valid_areas(outlines[here & others]), valid_areas(outlines[here & ours])
-        )
-    return repeated
-
-
-def _note_of_repeated(number: int) -> str:
-    if not number:
-        return ""
-    return f"counted twice: nuclei of other programs on nuclei of qpnuclei ({number})"
-
-
 def count_in_regions(
     image: CountedImage, regions: Sequence[Region], nucleus_classes: Sequence[str] | None = None
 ) -> list[tuple[float, int, float, str]]:
@@ -220,142 +139,9 @@ def count_in_regions(
     ):
         area = image.mm2(region.area_px2)
         number = int(np.count_nonzero(nuclei[inside]))
-        note = _note_of_repeated(int(np.count_nonzero(repeated[inside])))
+        note = note_of_repeated(int(np.count_nonzero(repeated[inside])))
         counted.append((area, number, number / area if area > 0 else math.nan, note))
     return counted
-
-
-def counted_image(
-    entry: ImageEntry, pixel_sizes: AskedMpp, project: Project, *, warns: bool = True
-) -> CountedImage:
-    """Read an image to count its objects; without a pixel size, a warning may say so.
-
-    Raises
-    ------
-    qpnuclei.errors.FormatError
-        If its objects cannot be read.
-    """
-    server = entry.server
-    objects = entry.read()
-    calibration = PixelCalibration()
-    try:
-        record = Record.of(objects.properties, f"image {entry.name}")
-        found, _ = pixel_size(entry, record, pixel_sizes)
-        calibration = PixelCalibration(*found)
-    except MppError as error:
-        if warns:
-            _log.warning("%s: its areas are left empty; %s", error.what, error.hint)
-    return CountedImage(
-        project=f"{project.path.parent.name}/{project.path.name}",
-        name=entry.name,
-        objects=objects,
-        calibration=calibration,
-        size=(server.width, server.height) if server.width and server.height else None,
-        id=entry.id,
-    )
-
-
-def analysed_area(image: CountedImage) -> shapely.Geometry:
-    """Return the area inside of an image that runs have analysed, in level-0 px."""
-    area = image.record.union
-    if image.size is not None:
-        area = shapely.intersection(area, shapely.box(0, 0, *image.size))
-    return polygonal(area)
-
-
-def counted_nuclei(
-    image: CountedImage, nucleus_classes: Sequence[str] | None = None
-) -> npt.NDArray[np.bool_]:
-    """Return which of an image's N detections count as nuclei, by the rules of `count_objects`."""
-    detections = image.objects.detections
-    nuclei = Classes.of(detections, nucleus_classes).nuclei
-    if nucleus_classes is not None:
-        return nuclei
-    area = Region(None, analysed_area(image))
-    (inside,) = rows_inside([area], detections.centroids, detections.planes)
-    within = np.zeros(len(detections), bool)
-    within[inside] = True
-    return nuclei & within
-
-
-def count_project(
-    project: Project,
-    images: Sequence[ImageEntry],
-    by: Grouping = "annotation",
-    *,
-    roi_classes: Sequence[str] | None = None,
-    nucleus_classes: Sequence[str] | None = None,
-    mpp: float | None = None,
-    pixel_sizes: AskedMpp | None = None,
-    failed: Callable[[ImageEntry, QpnucleiError], object] | None = None,
-    warned: Collection[str] = (),
-) -> list[Row]:
-    """Count the detections of some images of a project; see `count_objects`.
-
-    Parameters
-    ----------
-    failed : callable, optional
-        Called with the reason for each image that cannot be counted; the others are counted. By
-        default the first such error is raised.
-    mpp : float, optional
-        µm/px of all the images.
-    pixel_sizes : AskedMpp, optional
-        Pixel sizes of single images. Without either, `qpnuclei.qupath.pixel_size` decides; without
-        a pixel size, areas and densities are NaN.
-    warned : collection of str
-        IDs of images of which it was said already that they have no pixel size.
-
-    Raises
-    ------
-    UsageError
-        If no annotation has one of the `roi_classes`.
-    qpnuclei.errors.FormatError
-        If the objects of an image cannot be read.
-    """
-    rows: list[Row] = []
-    known: set[str] = set()
-    left_out = False
-
-    def report(entry: ImageEntry, error: QpnucleiError) -> None:
-        nonlocal left_out
-        left_out = True
-        if failed is None:
-            raise error
-        failed(entry, error)
-
-    def count(entry: ImageEntry) -> None:
-        warns = entry.id not in warned
-        image = counted_image(entry, pixel_sizes or AskedMpp(mpp), project, warns=warns)
-        areas = (*image.objects.annotations, *image.objects.cores)
-        known.update(a.class_name for a in areas if a.class_name is not None)
-        rows.extend(
-            count_objects(image, by, roi_classes=roi_classes, nucleus_classes=nucleus_classes)
-        )
-
-    for entry in images:
-        with standing_alone(f"image {entry.name}", partial(report, entry)):
-            count(entry)
-    for name in roi_classes or ():
-        if name not in known and not left_out:  # an unreadable image may have the class
-            raise UsageError(
-                f"no annotation has the class {name!r}",
-                f"classes there: {', '.join(sorted(known)) or 'none'}",
-            )
-    return rows
-
-
-def without_row(
-    images: Sequence[ImageEntry], rows: Sequence[Row], failed: Collection[str]
-) -> list[ImageEntry]:
-    """Return the images of which a table has no row, but for those that could not be counted.
-
-    Parameters
-    ----------
-    failed : collection of str
-        IDs of the images that could not be counted.
-    """
-    told = {row["image_id"] for row in rows}.union(failed)
-    return [entry for entry in images if entry.id not in told]
 
 
 def _analysed_px2(record: Record, members: Sequence[tuple[Annotation, Status]]) -> float:
@@ -433,7 +219,7 @@ def _row(
         "area_mm2": area,
         "analysed_mm2": analysed,
         "status": str(status),
-        "check": together([check, _note_of_repeated(int(repeated[chosen].sum()))]) or None,
+        "check": together([check, note_of_repeated(int(repeated[chosen].sum()))]) or None,
     }
     numbers = classes.numbers(inside)
     row |= numbers if is_known else dict.fromkeys(numbers)

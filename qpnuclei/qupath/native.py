@@ -19,8 +19,10 @@ from qpnuclei.qupath.backups import (
 )
 from qpnuclei.qupath.model import Edit, ImageObjects, ImageServer
 from qpnuclei.qupath.pixel_size import AskedMpp
-from qpnuclei.qupath.qpdata.data_file import DataFile, Objects
+from qpnuclei.qupath.qpdata.data_file import DataFile
 from qpnuclei.qupath.qpdata.detections import FileDetections
+from qpnuclei.qupath.qpdata.hierarchy import Objects
+from qpnuclei.qupath.qpdata.new_data_file import new_data_file
 from qpnuclei.qupath.qpdata.new_detections import Additions
 from qpnuclei.qupath.regions import one_image
 from qpnuclei.qupath.transaction import (
@@ -328,7 +330,7 @@ class NativeImage:
 
     def _new_data_file(self) -> DataFile:
         version = self._project.version or ""
-        return DataFile.new(
+        return new_data_file(
             self._builder,
             "UNSET",
             None,

@@ -18,7 +18,7 @@ from PIL import Image
 from qpnuclei.errors import MppError, QpnucleiError, standing_alone
 from qpnuclei.qupath import project_file
 from qpnuclei.qupath.pixel_size import AskedMpp
-from qpnuclei.qupath.qpdata.data_file import DataFile
+from qpnuclei.qupath.qpdata.new_data_file import new_data_file
 from qpnuclei.qupath.transaction import Transaction
 from qpnuclei.qupath.uris import file_uri
 from qpnuclei.slides.calibration import PixelCalibration
@@ -201,7 +201,7 @@ def stage_image(
         If something could not be written.
     """
     builder = server_builder(image)
-    data_file = DataFile.new(
+    data_file = new_data_file(
         builder,
         image_type,
         stains,

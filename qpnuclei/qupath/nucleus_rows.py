@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from qpnuclei.nuclei.exports.rows import FIELDS, NucleusRows, shared_texts
 from qpnuclei.nuclei.ids import is_ours
-from qpnuclei.qupath.counts import CountedImage, counted_image
+from qpnuclei.qupath.counted_image import CountedImage, counted_image
 from qpnuclei.qupath.model import Annotation, ImageEntry, Project
 from qpnuclei.qupath.names import replace_lone_surrogates
 from qpnuclei.qupath.pixel_size import AskedMpp

@@ -15,14 +15,8 @@ from qpnuclei.errors import QpnucleiError, standing_alone
 from qpnuclei.measure.shape import AREA
 from qpnuclei.qupath.analysed import Status
 from qpnuclei.qupath.classes import is_positive
-from qpnuclei.qupath.counts import (
-    CountedImage,
-    Row,
-    analysed_area,
-    count_objects,
-    counted_image,
-    counted_nuclei,
-)
+from qpnuclei.qupath.counted_image import CountedImage, analysed_area, counted_image, counted_nuclei
+from qpnuclei.qupath.counts import Row, count_objects
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.pixel_size import AskedMpp

@@ -46,6 +46,9 @@ def compiled(function: F) -> F:
     Division by zero is not an error, as in NumPy. The machine code is cached for the next start of
     the program, beside the module or else in the user's cache folder.
 
+    Functions that call each other belong in one module: the kept machine code of a caller contains
+    that of what it calls, but is made anew only when the caller's own file changes.
+
     Numba itself is imported at the first call of any, too: most commands need none.
     """
     return cast(F, _Compiled(function))

@@ -19,6 +19,7 @@ import shapely
 from qpnuclei.errors import QpnucleiError
 from qpnuclei.nuclei.outlines import bounds
 from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.tiling.grid import Axis, bounds_inside, ranges
 
 
 class Box(NamedTuple):
@@ -156,8 +157,8 @@ class TilePlan(Sequence[Tile]):
         if not shapely.covers(image, roi):
             roi = shapely.intersection(roi, image)
         axes = [
-            _Axis.covering(*limits, core_size, halo, alignment, start, size)
-            for limits, start, size in zip(_ranges(roi), origin, image_size, strict=True)
+            Axis.covering(*limits, core_size, halo, alignment, start, size)
+            for limits, start, size in zip(ranges(roi), origin, image_size, strict=True)
         ]
         self._x, self._y = axes
         x0, y0 = np.meshgrid(self._x.cores, self._y.cores)
@@ -173,7 +174,7 @@ class TilePlan(Sequence[Tile]):
         chosen = squares[rows, columns]
         parts = shapely.bounds(chosen).reshape(-1, 4)
         crossed = ~shapely.covers(roi, chosen)
-        parts[crossed] = _bounds_inside(roi, chosen[crossed])
+        parts[crossed] = bounds_inside(roi, chosen[crossed])
         # (n, 2) each: the corners of cores, of extents, and of views, open where the image ends.
         size = np.array(image_size)
         self._core_low, self._core_high = np.floor(parts[:, :2]), np.ceil(parts[:, 2:])
@@ -407,62 +408,6 @@ class TilePlan(Sequence[Tile]):
         return [self._tiles[i] for i in indices[meets].tolist()]
 
 
-@dataclass(frozen=True, eq=False)
-class _Axis:
-    """The grid along x or y: n intervals, and their largest extents."""
-
-    core_size: int
-    image_size: int
-    cores: npt.NDArray[np.int64]
-    extents: npt.NDArray[np.int64]
-    extent_size: int
-
-    @classmethod
-    def covering(
-        cls,
-        low: float,
-        high: float,
-        core_size: int,
-        halo: int,
-        alignment: int,
-        origin: int,
-        image_size: int,
-    ) -> _Axis:
-        first = math.floor((low - origin) / core_size)
-        last = math.ceil((high - origin) / core_size)
-        cores = np.arange(first, last, dtype=np.int64) * core_size + origin
-        starts = (cores - halo) // alignment * alignment
-        reach = int((cores + core_size + halo - starts).max(initial=0))
-        return cls(core_size, image_size, cores, starts, -(-reach // alignment) * alignment)
-
-    def holding(self, x: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        """Return which core holds each x (half-open); -1 or n outside of all."""
-        beyond = x >= self.cores[-1] + self.core_size
-        found: npt.NDArray[np.int64] = np.searchsorted(self.cores, x, side="right") - ~beyond
-        return found
-
-    def seeing(
-        self, intervals: npt.NDArray[np.float64]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return the first and one past the last interval that may see each (x0, x1) whole."""
-        low = np.where(self.extents <= 0, -np.inf, self.extents)
-        ends = self.extents + self.extent_size
-        high = np.where(ends >= self.image_size, np.inf, ends)
-        return (
-            np.searchsorted(high, intervals[:, 1], side="right"),
-            np.searchsorted(low, intervals[:, 0], side="left"),
-        )
-
-    def overlapping(self, i: int) -> tuple[int, int]:
-        """Return the first and one past the last interval whose view may overlap that of i."""
-        start = int(self.extents[i])
-        stop = start + self.extent_size
-        return (
-            int(np.searchsorted(self.extents, start - self.extent_size, side="right")),
-            int(np.searchsorted(self.extents, stop, side="left")),
-        )
-
-
 def _integers(
     low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]
 ) -> list[tuple[int, int, int, int]]:
@@ -471,27 +416,3 @@ def _integers(
         np.concatenate([low, high], axis=1).astype(np.int64).tolist()
     )
     return boxes
-
-
-def _bounds_inside(
-    roi: shapely.Geometry, squares: npt.NDArray[np.object_]
-) -> npt.NDArray[np.float64]:
-    """Return the bounds of what lies in each of N squares, as an (N, 4) float64 ndarray.
-
-    Each part of the region is cut with the squares that it may meet: cutting the whole with every
-    square takes time that grows as the square of the number of parts.
-    """
-    parts = shapely.get_parts(roi)
-    square, part = shapely.STRtree(parts).query(squares)
-    cut = shapely.bounds(shapely.intersection(parts[part], squares[square])).reshape(-1, 4)
-    inside = np.full((len(squares), 4), np.nan)
-    np.fmin.at(inside[:, :2], square, cut[:, :2])
-    np.fmax.at(inside[:, 2:], square, cut[:, 2:])
-    return inside
-
-
-def _ranges(roi: shapely.Geometry) -> tuple[tuple[float, float], tuple[float, float]]:
-    if shapely.is_empty(roi):
-        return (0, 0), (0, 0)
-    x0, y0, x1, y1 = shapely.bounds(roi).tolist()
-    return (x0, x1), (y0, y1)

@@ -130,15 +130,15 @@ MUTANTS = (
     ),
     Mutant(
         "what is nested below a detection is removed with it",
-        "qupath/qpdata/data_file.py",
-        "                    children += child.children\n",
+        "qupath/qpdata/hierarchy.py",
+        "                children += child.children\n",
         "",
         (_NATIVE, "-k", "nested_below"),
     ),
     Mutant(
         "one UUID is there twice",
         "qupath/qpdata/data_file.py",
-        "            self._check_free(ids)\n",
+        "            check_free(self._root(), ids, self._source)\n",
         "",
         (_NATIVE, "-k", "never_there_twice"),
     ),

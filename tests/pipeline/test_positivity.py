@@ -23,10 +23,10 @@ from qpnuclei.pipeline.planning.image_plan import plan_images
 from qpnuclei.pipeline.positivity import classes_of_nuclei
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
-from qpnuclei.qupath.counts import count_project
 from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.model import PathClass
 from qpnuclei.qupath.native import NativeImage, NativeProject, open_project
+from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE
 from tests.cli.test_one_bad_apple import annotate
 from tests.pipeline.killing import make_project

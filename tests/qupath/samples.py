@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 
 from qpnuclei.qupath.qpdata import java_classes as jc
+from qpnuclei.qupath.qpdata import java_fields as jf
 from qpnuclei.qupath.qpdata import java_nodes, java_parser
+from qpnuclei.qupath.qpdata.packed_records import Packed
+from qpnuclei.qupath.qpdata.path_classes import path_class_names
 from qpnuclei.qupath.qpdata.path_objects import OBJECT_ID, PathObject, is_packable, walk
-from qpnuclei.qupath.qpdata.records import Packed, RecordPacker
+from qpnuclei.qupath.qpdata.record_packer import RecordPacker
 from tests.paths import SAMPLES, SHARED
 
 VERSIONS = sorted(p.name for p in SAMPLES.iterdir())
@@ -33,25 +36,25 @@ def dump(data: bytes) -> dict[str, Any]:
     hierarchy = by_class[jc.HIERARCHY]
     return {
         "type": image_type.name.text,
-        "stains": jc.contents(by_class[jc.STAINS])[1].text,
-        "workflow": [_step(s) for s in jc.contents(by_class[jc.WORKFLOW])[1:]],
+        "stains": jf.contents(by_class[jc.STAINS])[1].text,
+        "workflow": [_step(s) for s in jf.contents(by_class[jc.WORKFLOW])[1:]],
         "props": sorted(_properties(by_class[jc.HASH_MAP])),
-        "tma": _tma(jc.reference(hierarchy, "tmaGrid")),
-        "root": _tree(jc.reference(hierarchy, "rootObject")),
+        "tma": _tma(jf.reference(hierarchy, "tmaGrid")),
+        "root": _tree(jf.reference(hierarchy, "rootObject")),
     }
 
 
 def _step(node: java_nodes.JavaObject) -> list[str | None]:
     if node.class_name == jc.SCRIPT_STEP:
-        return [jc.string_field(node, "name").text, jc.string_field(node, "script").text]
-    _, name, plugin, argument, _, _ = jc.contents(node)
+        return [jf.string_field(node, "name").text, jf.string_field(node, "script").text]
+    _, name, plugin, argument, _, _ = jf.contents(node)
     return [name.text, f"runPlugin('{plugin.text}', '{argument.text}');"]
 
 
 def _properties(node: java_nodes.JavaObject) -> list[list[str]]:
-    _, *items = jc.contents(node)
+    _, *items = jf.contents(node)
     texts = [
-        i.text if isinstance(i, java_nodes.JavaString) else str(jc.primitive(i, "value"))
+        i.text if isinstance(i, java_nodes.JavaString) else str(jf.primitive(i, "value"))
         for i in items
     ]
     return [list(pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
@@ -60,8 +63,8 @@ def _properties(node: java_nodes.JavaObject) -> list[list[str]]:
 def _tma(grid: java_nodes.JavaObject | None) -> list[Any] | None:
     if grid is None:
         return None
-    cores = [PathObject.of(c).name.text for c in jc.list_items(jc.reference(grid, "cores"))]
-    return [jc.primitive(grid, "gridWidth"), jc.primitive(grid, "gridHeight"), cores]
+    cores = [PathObject.of(c).name.text for c in jf.list_items(jf.reference(grid, "cores"))]
+    return [jf.primitive(grid, "gridWidth"), jf.primitive(grid, "gridHeight"), cores]
 
 
 def _tree(root: java_nodes.JavaObject) -> dict[str, Any]:
@@ -84,7 +87,7 @@ def _object(view: PathObject, level: int) -> dict[str, Any]:
         "cls": view.node.class_name.rpartition(".")[2],
         "name": None if view.name is None else view.name.text,
         "level": level,
-        "color": None if view.color is None else jc.primitive(view.color, "value"),
+        "color": None if view.color is None else jf.primitive(view.color, "value"),
         "class": _path_class(view.path_class),
         "prob": _number(view.class_probability),
         "locked": view.is_locked,
@@ -108,8 +111,8 @@ def _path_class(node: java_nodes.JavaObject | None) -> list[Any] | None:
     if node is None:
         return None
     return [
-        ": ".join(jc.path_class_names(node)),
-        jc.primitive(jc.reference(node, "colorRGB"), "value"),
+        ": ".join(path_class_names(node)),
+        jf.primitive(jf.reference(node, "colorRGB"), "value"),
     ]
 
 
@@ -121,16 +124,16 @@ def _roi(node: java_nodes.JavaObject | None) -> list[Any] | None:
     if node is None:
         return None
     name = node.class_name.rpartition(".")[2].partition("$")[0]
-    plane = [jc.primitive(node, k) for k in "czt"]
+    plane = [jf.primitive(node, k) for k in "czt"]
     if name in ("RectangleROI", "EllipseROI"):
-        x, y, x2, y2 = (jc.primitive(node, k) for k in ("x", "y", "x2", "y2"))
+        x, y, x2, y2 = (jf.primitive(node, k) for k in ("x", "y", "x2", "y2"))
         data: Any = [x, y, x2 - x, y2 - y]
     elif name == "LineROI":
-        data = [[jc.primitive(node, k) for k in pair] for pair in (("x", "y"), ("x2", "y2"))]
+        data = [[jf.primitive(node, k) for k in pair] for pair in (("x", "y"), ("x2", "y2"))]
     elif name == "GeometryROI":
-        data = jc.array_field(node, "wkb", jc.BYTE_ARRAY).data.hex().upper()
+        data = jf.array_field(node, "wkb", jc.BYTE_ARRAY).data.hex().upper()
     else:
-        x, y = (jc.array_values(jc.array_field(node, k, jc.FLOAT_ARRAY)) for k in "xy")
+        x, y = (jf.array_values(jf.array_field(node, k, jc.FLOAT_ARRAY)) for k in "xy")
         data = np.stack([x, y], axis=1).astype(float).tolist()
     return [name, *plane, data]
 
@@ -139,8 +142,8 @@ def _measurements(node: java_nodes.JavaObject | None) -> list[list[Any]]:
     if node is None:
         return []
     if node.class_name == jc.DEFAULT_LIST:
-        items = jc.list_items(jc.reference(node, "list"))
-        return [[jc.string_field(m, "name").text, jc.primitive(m, "value")] for m in items]
-    names = jc.list_items(jc.reference(node, "names"))
-    values = jc.array_values(jc.reference(node, "values"))
+        items = jf.list_items(jf.reference(node, "list"))
+        return [[jf.string_field(m, "name").text, jf.primitive(m, "value")] for m in items]
+    names = jf.list_items(jf.reference(node, "names"))
+    values = jf.array_values(jf.reference(node, "values"))
     return [[n.text, _number(v)] for n, v in zip(names, values, strict=False)]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from qpnuclei.pipeline.selection import Selection, select_regions
 from qpnuclei.qupath.areas import valid_area
-from qpnuclei.qupath.counts import CountedImage, count_objects
+from qpnuclei.qupath.counted_image import CountedImage
+from qpnuclei.qupath.counts import count_objects
 from qpnuclei.qupath.inventory import _describe_image
 from qpnuclei.qupath.model import Annotation, Detections, ImageObjects, ImageServer
 from qpnuclei.slides.calibration import PixelCalibration

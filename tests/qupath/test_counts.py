@@ -3,78 +3,27 @@ from __future__ import annotations
 import csv
 import json
 import math
-import uuid
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import pyarrow.parquet
 import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpnuclei.errors import SaveError, UsageError
 from qpnuclei.qupath.analysed import Record, UsedMpp
-from qpnuclei.qupath.count_table import FIRST_COLUMNS, LAST_COLUMNS, write_counts, write_table
-from qpnuclei.qupath.counts import (
-    CountedImage,
-    count_in_regions,
-    count_objects,
-    count_project,
-)
-from qpnuclei.qupath.model import Annotation, Detections, ImageObjects
+from qpnuclei.qupath.count_table import write_counts
+from qpnuclei.qupath.counts import count_in_regions, count_objects
+from qpnuclei.qupath.model import ImageObjects
 from qpnuclei.qupath.project import open_project
+from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.qupath.regions import Region
 from qpnuclei.slides.calibration import PixelCalibration
 from tests.ids import nucleus_id
 from tests.paths import SAMPLES
+from tests.qupath.counted import OTHER, RECTANGLE, annotation, detections, image, nuclei
 
-OTHER = uuid.UUID("0f8fad5b-d9cb-469f-a165-70867728950e")
-OURS = uuid.UUID("71706e75-636c-8123-8123-000000000000")
-
-
-def annotation(geometry, class_name="Tumor", roi_type="PolygonROI", handle=0, **more):
-    return Annotation(
-        handle, uuid.UUID(int=handle + 1), None, class_name, roi_type, geometry, **more
-    )
-
-
-def detections(points, class_names=None, ids=None, measurements=None, planes=None):
-    points = np.array(points, float).reshape(-1, 2)
-    n = len(points)
-    return Detections(
-        ids=ids or [OTHER] * n,
-        kinds=["detection"] * n,
-        class_names=class_names or ["Nucleus"] * n,
-        geometries=shapely.buffer(shapely.points(points), 1.0),
-        centroids=points,
-        planes=np.zeros((n, 2), int) if planes is None else np.array(planes),
-        parents=np.full(n, -1),
-        measurements=measurements or {},
-    )
-
-
-def image(
-    annotations,
-    found,
-    calibration=PixelCalibration(0.5, 0.25),  # noqa: B008
-    size=(2000, 1000),
-    analysed=None,
-):
-    """Return an image all of whose annotations a run has analysed, or only those that are named."""
-    regions = [Region.of(a) for a in (annotations if analysed is None else analysed)]
-    record = Record().with_run(regions, UsedMpp((0.5, 0.25), "project", (0.5, 0.25)))
-    objects = ImageObjects(tuple(annotations), found, "", record.to_properties())
-    return CountedImage("p/project.qpproj", "a.svs", objects, calibration, size)
-
-
-def nuclei(rows):
-    return [row["nuclei"] for row in rows]
-
-
-RECTANGLE = shapely.box(10, 10, 20, 20)
 TRIANGLE = shapely.Polygon([(0, 0), (10, 0), (0, 10)])
 RING = shapely.difference(shapely.box(0, 0, 30, 30), shapely.box(10, 10, 20, 20))
 ANGLES = np.linspace(0, 2 * np.pi, 64, endpoint=False)
@@ -158,32 +107,6 @@ def test_a_run_counts_as_export_does():
     # Tissue without an annotation.
     (alone,) = count_in_regions(counted, [Region(None, shapely.box(0, 0, 8, 8))])
     assert alone[:2] == (pytest.approx(64 / 8e6), 1)
-
-
-def test_nuclei_that_two_programs_found_are_said_to_be_counted_twice():
-    # Discs of radius 1: the second lies on the first, the third beside it, the fourth elsewhere.
-    points = [(12, 12), (12.4, 12), (14.5, 12), (40, 40), (40.2, 40), (60, 60), (60, 60)]
-    ids = [OURS, OTHER, OTHER, OURS, OTHER, OTHER, OURS]
-    planes = [(0, 0)] * 5 + [(0, 0), (1, 0)]  # the last two lie in two planes
-    found = detections(points, ids=ids, planes=planes)
-    two = [annotation(RECTANGLE), annotation(shapely.box(30, 30, 70, 70), handle=1)]
-    counted = image(two, found)
-    said = "counted twice: nuclei of other programs on nuclei of qpnuclei ({})"
-    rows = count_objects(counted)
-    assert [(row["nuclei"], row["check"]) for row in rows] == [
-        (3, said.format(1)),
-        (3, said.format(1)),
-    ]
-    assert [row["check"] for row in count_objects(counted, "image")] == [said.format(2)]
-    assert [count[3] for count in count_in_regions(counted, [Region.of(a) for a in two])] == [
-        said.format(1)
-    ] * 2
-    # Who asks for a class of one program counts nothing twice.
-    found = detections(
-        points, ["ours" if i == OURS else "Nucleus" for i in ids], ids, planes=planes
-    )
-    rows = count_objects(image(two, found), nucleus_classes=["Nucleus"])
-    assert [(row["nuclei"], row["check"]) for row in rows] == [(2, None), (2, None)]
 
 
 def test_planes_are_counted_separately():
@@ -395,70 +318,6 @@ def test_counts_equal_those_of_one_test_after_the_other(seed):
     assert nuclei(count_objects(image(annotations, found))) == expected
 
 
-ROWS = [
-    {
-        "image": "ä, b",
-        "class": None,
-        "uuid": OTHER,
-        "nuclei": 3,
-        "area_mm2": 0.5,
-        "x (SD)": math.nan,
-    },
-    {"image": "c\td", "class": "Tumor", "uuid": None, "nuclei": 0, "new": 1.25, "x (SD)": math.nan},
-]
-
-
-def test_tables_as_text(tmp_path):
-    write_table(ROWS, tmp_path / "t.csv")
-    assert (tmp_path / "t.csv").read_bytes().startswith(b"\xef\xbb\xbfimage,")
-    assert (tmp_path / "t.csv").read_text("utf-8-sig").splitlines() == [
-        "image,class,uuid,nuclei,area_mm2,x (SD),new",
-        f'"ä, b",,{OTHER},3,0.5,,',
-        "c\td,Tumor,,0,,,1.25",
-    ]
-    write_table(ROWS, tmp_path / "t.TSV")
-    with (tmp_path / "t.TSV").open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream, delimiter="\t"))
-    assert rows[1]["image"] == "c\td"
-    assert rows[0]["nuclei"] == "3"
-
-
-def test_numbers_for_people_have_six_digits_and_others_all(tmp_path):
-    numbers = [123.456789, 0.000123456789, 1234567.891, -2 / 3, 1e-300, math.inf]
-    for suffix in ("csv", "json"):
-        write_table([{"number": number} for number in numbers], tmp_path / f"t.{suffix}")
-    text = (tmp_path / "t.csv").read_text("utf-8-sig").splitlines()[1:]
-    assert text == ["123.457", "0.000123457", "1234568.0", "-0.666667", "1e-300", '""']
-    found = [row["number"] for row in json.loads((tmp_path / "t.json").read_text())]
-    assert found == [*numbers[:-1], None]
-
-
-def test_columns_stand_in_the_same_order_whatever_the_rows_have(tmp_path):
-    first = {"image": "a", "Num Detections": 1, "Area µm^2 (mean)": 1.5, "uuid": None}
-    second = {"image": "b", "Num Detections": 2, "Num Tumor": 2, "Area µm^2 (mean)": 2.5}
-    write_counts([first, second], tmp_path / "t.csv")
-    (header, *_) = (tmp_path / "t.csv").read_text("utf-8-sig").splitlines()
-    between = ("Num Detections", "Num Tumor", "Area µm^2 (mean)")
-    assert tuple(header.split(",")) == (*FIRST_COLUMNS, *between, *LAST_COLUMNS)
-    counted = image([annotation(RECTANGLE)], detections([(15, 15)]))
-    for by in ("annotation", "class", "image"):
-        (row,) = count_objects(counted, by)
-        assert tuple(row) == (
-            *FIRST_COLUMNS, "Num Detections", "Num Nucleus", *LAST_COLUMNS
-        )  # fmt: skip
-
-
-def test_a_table_without_rows_has_its_header(tmp_path):
-    for suffix in ("csv", "tsv", "parquet"):
-        write_counts([], tmp_path / f"t.{suffix}")
-    for suffix, separator in (("csv", ","), ("tsv", "\t")):
-        text = (tmp_path / f"t.{suffix}").read_text("utf-8-sig")
-        assert text == separator.join((*FIRST_COLUMNS, *LAST_COLUMNS)) + "\n"
-    table = pyarrow.parquet.read_table(tmp_path / "t.parquet")
-    assert table.column_names == [*FIRST_COLUMNS, *LAST_COLUMNS]
-    assert table.schema.field("nuclei").type == "int64"
-
-
 @pytest.mark.parametrize("version", sorted(path.name for path in SAMPLES.iterdir()))
 def test_cores_of_a_tma_count_as_qupath_counts_them(version):
     """Against the centroids, and the cores' ellipses, that QuPath itself states."""
@@ -479,63 +338,3 @@ def test_cores_of_a_tma_count_as_qupath_counts_them(version):
     assert sum(row["nuclei"] for row in rows[:6]) > 0
     assert {row["type"] for row in rows[6:]} == {"annotation"}
     assert {row["type"] for row in count_project(project, [entry], "class")} == {"class"}
-
-
-def test_tables_with_types(tmp_path):
-    write_table(ROWS, tmp_path / "t.json")
-    rows = json.loads((tmp_path / "t.json").read_text("utf-8"))
-    assert rows[0] == {
-        "image": "ä, b", "class": None, "uuid": str(OTHER), "nuclei": 3, "area_mm2": 0.5,
-        "x (SD)": None, "new": None,
-    }  # fmt: skip
-    write_table(ROWS, tmp_path / "t.parquet")
-    table = pyarrow.parquet.read_table(tmp_path / "t.parquet")
-    assert table.to_pylist() == rows
-    assert [str(field.type) for field in table.schema] == [
-        "string", "string", "string", "int64", "double", "double", "double",
-    ]  # fmt: skip
-
-
-def test_an_empty_table_and_an_unknown_format(tmp_path):
-    write_table([], tmp_path / "t.json")
-    assert json.loads((tmp_path / "t.json").read_text()) == []
-    with pytest.raises(UsageError, match=r"t\.xlsx.*\.csv, \.tsv, \.json, \.parquet"):
-        write_table(ROWS, tmp_path / "t.xlsx")
-    (tmp_path / "file").touch()
-    with pytest.raises(SaveError):
-        write_table(ROWS, tmp_path / "file" / "t.csv")
-
-
-class Entry:
-    id = "1"
-    name = "a.svs"
-    calibration = PixelCalibration(0.5, 0.5)
-    server = SimpleNamespace(width=100, height=50)
-
-    def read(self):
-        return image([annotation(RECTANGLE)], detections([(15, 15)])).objects
-
-
-def test_images_of_a_project():
-    project = SimpleNamespace(path=Path("/data/Study 1/project.qpproj"))
-    rows = count_project(project, [Entry(), Entry()], roi_classes=["Tumor"])
-    assert [(row["project"], row["nuclei"]) for row in rows] == [("Study 1/project.qpproj", 1)] * 2
-    with pytest.raises(UsageError, match=r"'Stroma'.*classes there: Tumor"):
-        count_project(project, [Entry()], roi_classes=["Tumor", "Stroma"])
-
-
-@pytest.mark.parametrize("version", ["0.2.3", "0.3.2", "0.4.4", "0.5.1", "0.6.0", "0.7.0"])
-def test_counts_in_a_project_of_each_qupath_version(version):
-    samples = SAMPLES
-    project = open_project(samples / version / "project", "native")
-    rows = count_project(project, project.images, nucleus_classes=["Nucleus"])
-    # As QuPath nests them: five detections in the annotation "nested", which lies in "polygon".
-    rows = [row for row in rows if row["type"] == "annotation"]
-    found = {row["annotation"]: row["Num Detections"] for row in rows if row["Num Detections"]}
-    assert found == {"nested": 5, "polygon": 5, None: 1}
-    by_image = count_project(project, project.images, "image", nucleus_classes=["Nucleus"])
-    assert nuclei(by_image) == [3, 50, 0]
-    # No run of ours has looked there: unless a class is named, there are no numbers.
-    rows = count_project(project, project.images)
-    assert {row["status"] for row in rows} == {"not analysed"}
-    assert {row["nuclei"] for row in rows} == {row["Num Detections"] for row in rows} == {None}

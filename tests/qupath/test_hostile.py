@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpnuclei.errors import FormatError, QpnucleiError, SlideError
-from qpnuclei.qupath.geojson import reading
+from qpnuclei.qupath.geojson import json_stream
 from qpnuclei.qupath.geojson.exporting import export_image
 from qpnuclei.qupath.geojson.importing import import_file
 from qpnuclei.qupath.geojson.reading import read_objects
@@ -225,8 +225,8 @@ def test_small_files_that_unpack_to_large_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gzip makes a thousandth of repeated text: memory is bounded by what a feature may take."""
-    monkeypatch.setattr(reading, "_LONGEST_VALUE", 1 << 19)
-    monkeypatch.setattr(reading, "_LONGEST_STRING", 1 << 19)
+    monkeypatch.setattr(json_stream, "_LONGEST_VALUE", 1 << 19)
+    monkeypatch.setattr(json_stream, "_LONGEST_STRING", 1 << 19)
     path = tmp_path / "bomb.geojson.gz"
     for bomb in (
         b'{"type":"LineString","coordinates":[' + b"[0,0]," * (1 << 18),

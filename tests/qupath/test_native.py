@@ -20,7 +20,10 @@ from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.backups import BACKUP_COUNT, BACKUP_FOLDER
 from qpnuclei.qupath.model import DetectionGroup, Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.qpdata import java_fields as jf
 from qpnuclei.qupath.qpdata.data_file import DataFile
+from qpnuclei.qupath.qpdata.hierarchy import annotations_of, remove_objects
+from qpnuclei.qupath.qpdata.workflow import add_step
 from qpnuclei.system.files import temporary_prefix
 from qpnuclei.system.processes import Process
 from tests.ids import nucleus_id
@@ -173,13 +176,10 @@ def test_replacing_part_of_ours(tmp_path):
 
 
 def test_detections_lie_in_the_plane_of_their_annotation(tmp_path):
-    from qpnuclei.qupath.qpdata import java_classes as jc
-    from qpnuclei.qupath.qpdata.data_file import DataFile
-
     image = open_project(copy_project("0.5.1", tmp_path)).images[0]
     data_file = DataFile.parse(image.data_path.read_bytes(), "file")
-    part = jc.part_with(data_file._annotations()[1].roi, "z")
-    values = np.frombuffer(part.primitives, jc.primitives_dtype(part.desc)).copy()
+    part = jf.part_with(annotations_of(data_file._root())[1].roi, "z")
+    values = np.frombuffer(part.primitives, jf.primitives_dtype(part.desc)).copy()
     values["z"], values["t"] = 3, 2
     part.primitives = values.tobytes()
     with image.data_path.open("wb") as stream:
@@ -477,8 +477,6 @@ def test_not_a_data_file(content, tmp_path):
 @settings(max_examples=150)
 @given(st.integers(4, 9000), st.binary(min_size=1, max_size=8))
 def test_mutated_data_is_read_or_refused(position, patch):
-    from qpnuclei.qupath.qpdata.data_file import DataFile
-
     data = (SAMPLES / "0.5.1" / "project" / "data" / "1" / "data.qpdata").read_bytes()
     data = data[:position] + patch + data[position + len(patch) :]
     try:
@@ -798,9 +796,9 @@ def test_a_file_with_more_changed_than_was_asked_for_is_not_put_in_place(
 
     def faulty(data_file, edit):
         if fault == "a step is added":
-            data_file._add_step("not asked for", "// by anyone")
+            add_step(data_file._workflow(), data_file._catalog, "not asked for", "// by anyone")
         else:
-            data_file._remove({str(objects.detections.ids[0])})
+            remove_objects(data_file._root(), {str(objects.detections.ids[0])}, "file")
         return real(data_file, edit)
 
     monkeypatch.setattr(DataFile, "add", faulty)

@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 from qpnuclei.cli.app import app
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
 from qpnuclei.qupath.analysed import Record
-from qpnuclei.qupath.counts import count_project
 from qpnuclei.qupath.model import Detections, ImageObjects
 from qpnuclei.qupath.native import NativeImage, open_project
 from qpnuclei.qupath.pixel_size import AskedMpp
+from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.report import content
 from qpnuclei.report.methods import methods
 from qpnuclei.report.page import ReportOptions, write_report

@@ -1,11 +1,15 @@
 """Compiled functions: order of sums, and caching."""
 
+import ast
 import importlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from qpnuclei.system.compiled import _say_that_it_takes_long, _warn_no_cache, compiled
+from tests.paths import ROOT
+
+PACKAGE = ROOT / "qpnuclei"
 
 
 def running_sum(values):
@@ -61,3 +65,34 @@ def test_functions_that_are_called_from_many_threads_at_once_are_compiled_once()
         results = list(threads.map(double, [np.ones(5)] * 16))
     np.testing.assert_array_equal(results, [[1, 2, 3, 4, 5]] * 16)
     assert len(double.dispatcher().signatures) == 1
+
+
+def test_compiled_functions_call_none_of_other_modules():
+    """Their kept machine code would not notice that one of another file has changed."""
+    files = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}
+    trees = {
+        name: ast.parse(text)
+        for name, path in files.items()
+        if "@compiled\n" in (text := path.read_text(encoding="utf-8"))
+    }
+    loops = {name: compiled_in(tree) for name, tree in trees.items()}
+    assert "copy_pieces" in {f.name for f in loops["qpnuclei.qupath.qpdata.kernels"]}
+    for name, tree in trees.items():
+        foreign = {
+            alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module in loops
+            for alias in node.names
+            if alias.name in {f.name for f in loops[node.module]}
+        }
+        used = {n.id for f in loops[name] for n in ast.walk(f) if isinstance(n, ast.Name)}
+        assert not foreign & used, name
+
+
+def compiled_in(tree):
+    return [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        and any(isinstance(d, ast.Name) and d.id == "compiled" for d in node.decorator_list)
+    ]

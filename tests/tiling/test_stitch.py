@@ -10,8 +10,9 @@ from qpnuclei.models.metadata import PostProcessing
 from qpnuclei.nuclei.outlines import bounds, polygonise
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.segmentation.postprocess import interaction_radius_px, segment_instances
+from qpnuclei.tiling.fragments import drop_duplicates
 from qpnuclei.tiling.plan import TilePlan
-from qpnuclei.tiling.stitch import Stitcher, _Outlines, _overlaps, drop_duplicates
+from qpnuclei.tiling.stitch import Stitcher
 from tests.segmentation.images import random_attention, random_mask, regions
 
 
@@ -51,36 +52,6 @@ def whole_plan(shape, core, halo, origin=(0, 0), alignment=1):
     return TilePlan(
         shapely.box(0, 0, width, height), (width, height), core, halo, alignment, origin
     )
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    seeds=st.tuples(st.integers(0, 2**32), st.integers(0, 2**32)),
-    shape=st.tuples(st.integers(1, 40), st.integers(1, 40)),
-    density=st.floats(0.05, 0.9),
-    corner=st.tuples(st.integers(-20, 20), st.integers(-20, 20)),
-    turned=st.booleans(),
-)
-def test_areas_in_common_are_those_of_shapely(seeds, shape, density, corner, turned):
-    a, _ = polygonise(regions(random_mask(seeds[0], shape, density, 3)), (100_000, 200_000))
-    b, _ = polygonise(
-        regions(random_mask(seeds[1], (30, 30), density, 2)),
-        (100_000 + corner[0], 200_000 + corner[1]),
-    )
-    polygons, others = a.polygons(), b.polygons()
-    if turned:  # whichever way the outlines run
-        b = NucleiTable.from_polygons(shapely.reverse(others))
-    common = np.zeros((len(a), len(b)))
-    first, second, areas = _overlaps(_Outlines(a), _Outlines(b))
-    common[first, second] = areas
-    expected = shapely.area(shapely.intersection(polygons[:, None], others[None, :]))
-    np.testing.assert_array_equal(common, expected)
-    np.testing.assert_array_equal(_Outlines(b).areas, shapely.area(others))
-    # Of some rows only, the same.
-    rows = np.arange(0, len(b), 2)
-    first, second, areas = _overlaps(_Outlines(a), _Outlines(b), rows)
-    assert np.isin(second, rows).all()
-    assert areas.sum() == expected[:, rows].sum()
 
 
 @settings(max_examples=60, deadline=None)

@@ -20,7 +20,8 @@ from qpnuclei.pipeline.planning.plan_file import PlannedImage
 from qpnuclei.pipeline.selection import Locked, ours_within
 from qpnuclei.pipeline.summary import ImageResult, RegionResult
 from qpnuclei.qupath.analysed import Record, together
-from qpnuclei.qupath.counts import CountedImage, count_in_regions
+from qpnuclei.qupath.counted_image import CountedImage
+from qpnuclei.qupath.counts import count_in_regions
 from qpnuclei.qupath.model import ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.regions import Region
 from qpnuclei.segmentation.engine import EngineSpec

@@ -17,7 +17,8 @@ from qpnuclei._version import __version__
 from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.areas import valid_area
-from qpnuclei.qupath.geojson.objects import GeoJsonObject, Problems
+from qpnuclei.qupath.geojson.objects import GeoJsonObject
+from qpnuclei.qupath.geojson.problems import Problems
 from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.model import (
     Annotation,

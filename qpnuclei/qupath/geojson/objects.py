@@ -1,4 +1,4 @@
-"""The objects of a GeoJSON file, and the problems found in one."""
+"""The objects of a GeoJSON file."""
 
 from __future__ import annotations
 
@@ -60,19 +60,3 @@ class GeoJsonObject:
         """Name for messages: name, class or kind, and UUID."""
         text = self.name or (self.path_class and self.path_class.name) or "unclassified"
         return f"{text} ({self.id})" if self.id else text
-
-
-@dataclass
-class Problems:
-    """Problems found in a GeoJSON file, feature by feature.
-
-    Parameters
-    ----------
-    features : list of str
-        Features that were left out, and why.
-    values : list of str
-        Values that were left out of features that were read, and why.
-    """
-
-    features: list[str] = field(default_factory=list)
-    values: list[str] = field(default_factory=list)

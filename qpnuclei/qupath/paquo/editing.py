@@ -10,18 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from qpnuclei.errors import (
-    UsageError,
-)
-from qpnuclei.qupath.model import (
-    PathClass,
-)
+from qpnuclei.errors import UsageError
+from qpnuclei.qupath.model import PathClass
 from qpnuclei.qupath.paquo import jvm
-from qpnuclei.qupath.paquo.jvm import (
-    JavaObject,
-    method,
-    pipe,
-)
+from qpnuclei.qupath.paquo.jvm import JavaObject, method, pipe
 from qpnuclei.qupath.paquo.objects import (
     MEASUREMENT_LIST,
     PATH_CLASS,
@@ -35,9 +27,9 @@ from qpnuclei.qupath.paquo.objects import (
     to_parent_id,
 )
 from qpnuclei.qupath.qpdata.annotations import annotation_node
-from qpnuclei.qupath.qpdata.data_file import DataFile
-from qpnuclei.qupath.qpdata.java_classes import Catalog
+from qpnuclei.qupath.qpdata.java_instances import Catalog
 from qpnuclei.qupath.qpdata.java_nodes import Content
+from qpnuclei.qupath.qpdata.new_data_file import data_file_of_objects
 from qpnuclei.qupath.qpdata.new_detections import Additions, NewPart, plane_of, uniform_parts
 from qpnuclei.qupath.qpdata.rois import Plane
 
@@ -82,7 +74,7 @@ def _make(catalog: Catalog, nodes: Sequence[Content]) -> JavaObject:
     One call suffices for any number of objects; QuPath's methods need dozens per object.
     """
     data = bytearray()
-    DataFile.of_objects(catalog, nodes).write(data.extend)
+    data_file_of_objects(catalog, nodes).write(data.extend)
     stream = jvm.java_class("java.io.ByteArrayInputStream")(jvm.byte_array(data))
     root = jvm.java_class(PATH_IO).readHierarchy(stream).getRootObject()
     made = jvm.java_class("java.util.ArrayList")(root.getChildObjects())

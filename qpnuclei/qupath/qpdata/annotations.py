@@ -11,18 +11,17 @@ import numpy as np
 from qpnuclei.errors import FormatError
 from qpnuclei.qupath.model import Annotation, NewAnnotation, TmaCore
 from qpnuclei.qupath.qpdata import java_classes as jc
-from qpnuclei.qupath.qpdata.detections import read_measurements
+from qpnuclei.qupath.qpdata import java_fields as jf
+from qpnuclei.qupath.qpdata.java_instances import Catalog
 from qpnuclei.qupath.qpdata.java_nodes import JavaObject, JavaString
-from qpnuclei.qupath.qpdata.path_objects import (
-    OBJECT_ID,
-    PathObject,
-    parse_uuid,
-)
+from qpnuclei.qupath.qpdata.measurement_lists import read_measurements
+from qpnuclei.qupath.qpdata.path_classes import path_class_names
+from qpnuclei.qupath.qpdata.path_objects import OBJECT_ID, PathObject, parse_uuid
 from qpnuclei.qupath.qpdata.rois import Plane, make_roi, read_rois
 from qpnuclei.qupath.qpdata.values import Single
 
 
-def annotation_node(catalog: jc.Catalog, new: NewAnnotation) -> JavaObject:
+def annotation_node(catalog: Catalog, new: NewAnnotation) -> JavaObject:
     """Make the object of a new annotation."""
     path_class = None
     if new.path_class is not None:
@@ -40,7 +39,7 @@ def annotation_node(catalog: jc.Catalog, new: NewAnnotation) -> JavaObject:
 
 
 def id_metadata(
-    catalog: jc.Catalog, own_id: uuid.UUID, others: Mapping[str, str] = MappingProxyType({})
+    catalog: Catalog, own_id: uuid.UUID, others: Mapping[str, str] = MappingProxyType({})
 ) -> JavaObject:
     """Make the metadata of an object: its UUID, then the others."""
     pairs = [(catalog.string(OBJECT_ID), JavaString.of(str(own_id)))]
@@ -66,11 +65,11 @@ def read_annotation(view: PathObject, handle: int, parent: int | None) -> Annota
         name=None if view.name is None else view.name.text,
         class_name=None
         if view.path_class is None
-        else ": ".join(jc.path_class_names(view.path_class)),
+        else ": ".join(path_class_names(view.path_class)),
         roi_type=rois.roi_type,
         geometry=rois.geometries[0],
         locked=view.is_locked,
-        color=None if view.color is None else int(jc.primitive(view.color, "value")),
+        color=None if view.color is None else int(jf.primitive(view.color, "value")),
         parent=parent,
         z=int(rois.z[0]),
         t=int(rois.t[0]),

@@ -66,7 +66,7 @@ MAX_SUPERCLASSES = 64
 
 
 class Packer(Protocol):
-    """Keeps runs of similar objects as bytes while a stream is parsed (see `records`)."""
+    """Keeps runs of similar objects as bytes while a stream is parsed (see `record_packer`)."""
 
     def take(self, data: bytes, start: int, handle: int) -> tuple[Bulk, int, int] | None:
         """Pack the objects at `start`; return them, the end offset and the next handle."""

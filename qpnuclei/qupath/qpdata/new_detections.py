@@ -20,10 +20,14 @@ from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.model import DetectionGroup, Edit, PathClass
 from qpnuclei.qupath.qpdata import java_classes as jc
 from qpnuclei.qupath.qpdata.detections import FileDetections
+from qpnuclei.qupath.qpdata.java_instances import Catalog
 from qpnuclei.qupath.qpdata.java_nodes import Bulk, JavaArray, JavaObject, JavaString, Step
 from qpnuclei.qupath.qpdata.java_writer import StreamWriter
+from qpnuclei.qupath.qpdata.new_records import NewRecords
+from qpnuclei.qupath.qpdata.packed_records import CHUNK
 from qpnuclei.qupath.qpdata.path_objects import OBJECT_ID
-from qpnuclei.qupath.qpdata.records import CHUNK, Column, NewRecords, Shape
+from qpnuclei.qupath.qpdata.record_columns import Column
+from qpnuclei.qupath.qpdata.record_shapes import Shape
 from qpnuclei.qupath.qpdata.rois import Plane, geometry_roi, vertices_roi
 
 _UUID_LENGTH = 36
@@ -93,7 +97,7 @@ class Additions:
 class NewDetections(Bulk):
     """The new detections of one parent, created while they are written."""
 
-    catalog: jc.Catalog
+    catalog: Catalog
     additions: Additions
     parent: int | None
     plane: Plane
@@ -118,7 +122,7 @@ class NewDetections(Bulk):
 class NewPart(Bulk):
     """New detections or cells that are all written alike; see `uniform_parts`."""
 
-    catalog: jc.Catalog
+    catalog: Catalog
     part: DetectionGroup
     plane: Plane
 
@@ -232,7 +236,7 @@ def _same_geometries(geometries: npt.NDArray[Any], nuclei: NucleiTable, grid_px:
     return bool(np.all(same))
 
 
-def _write(writer: StreamWriter, catalog: jc.Catalog, part: DetectionGroup, plane: Plane) -> Step:
+def _write(writer: StreamWriter, catalog: Catalog, part: DetectionGroup, plane: Plane) -> Step:
     nuclei = part.nuclei
     count = len(nuclei)
     values = np.stack([*nuclei.measurements.values()], axis=1) if nuclei.measurements else None
@@ -287,7 +291,7 @@ def _cut(column: Column, index: int) -> bytes:
 
 
 def _roi(
-    catalog: jc.Catalog, data: Sequence[bytes], plane: Plane
+    catalog: Catalog, data: Sequence[bytes], plane: Plane
 ) -> tuple[JavaObject, list[JavaArray]]:
     """Return a ROI of what `_roi_columns` has of it, and the arrays that hold this."""
     if len(data) == 1:

@@ -17,6 +17,7 @@ from typing import Any
 
 from qpnuclei.errors import FormatError
 from qpnuclei.qupath.qpdata import java_classes as jc
+from qpnuclei.qupath.qpdata import java_fields as jf
 from qpnuclei.qupath.qpdata.java_nodes import (
     BlockData,
     Bulk,
@@ -25,7 +26,7 @@ from qpnuclei.qupath.qpdata.java_nodes import (
     JavaObject,
     JavaString,
 )
-from qpnuclei.qupath.qpdata.records import Packed
+from qpnuclei.qupath.qpdata.packed_records import Packed
 
 OBJECT_ID = "Object ID"
 
@@ -89,7 +90,7 @@ class PathObject:
         """
         if node.class_name not in KINDS:
             raise FormatError(f"{node.class_name or 'a proxy'!r} stands where an object should")
-        _unfold(jc.contents(node))
+        _unfold(jf.contents(node))
         view = cls(node, KINDS[node.class_name])
         reader = _ContentsReader(node)
         name = reader.next()
@@ -110,7 +111,7 @@ class PathObject:
             return view
         item = reader.object()
         if item is not None and item.class_name == jc.BOOLEAN:  # absent in the oldest files
-            view.lock, view.is_locked = item, bool(jc.primitive(item, "value"))
+            view.lock, view.is_locked = item, bool(jf.primitive(item, "value"))
             item = reader.object()
         if item is not None and item.class_name != jc.PATH_CLASS:
             raise FormatError(f"a {item.class_name} stands where a class should")
@@ -134,7 +135,7 @@ class PathObject:
     @property
     def child_count(self) -> BlockData:
         """The block that ends with the number of children (QuPath writes it alone)."""
-        block = jc.contents(self.node)[self._children_begin - 1]
+        block = jf.contents(self.node)[self._children_begin - 1]
         if not isinstance(block, BlockData):
             raise FormatError(f"{self.node.class_name}: no number of children before them")
         return block
@@ -142,12 +143,12 @@ class PathObject:
     @property
     def children(self) -> list[Content]:
         """The children; detections are packed."""
-        return jc.contents(self.node)[self._children_begin : self._children_end]
+        return jf.contents(self.node)[self._children_begin : self._children_end]
 
     def set_children(self, children: list[Content]) -> None:
         """Replace the children."""
         count = object_count(children)
-        block, contents = self.child_count, jc.contents(self.node)
+        block, contents = self.child_count, jf.contents(self.node)
         contents[self._children_begin : self._children_end] = children
         self._children_end = self._children_begin + len(children)
         data = block.data[:-4] + struct.pack(">i", count)
@@ -254,7 +255,7 @@ class _ContentsReader:
 
     def __init__(self, node: JavaObject) -> None:
         self.name = node.class_name
-        self.items = jc.contents(node)
+        self.items = jf.contents(node)
         self.index = 0
         self.offset = 0
 
@@ -306,7 +307,7 @@ def _unfold(contents: list[Content]) -> None:
 
 
 def _metadata(node: JavaObject) -> list[tuple[JavaString, JavaString]]:
-    contents = jc.contents(node)
+    contents = jf.contents(node)
     if len(contents) != 3:
         raise FormatError("metadata should be a version, keys and values")
     keys, values = contents[1:]

@@ -20,8 +20,10 @@ import shapely
 from qpnuclei.errors import FormatError
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.qpdata import java_classes as jc
+from qpnuclei.qupath.qpdata import java_fields as jf
+from qpnuclei.qupath.qpdata.java_instances import Catalog
 from qpnuclei.qupath.qpdata.java_nodes import JavaArray, JavaObject
-from qpnuclei.qupath.qpdata.records import Column, IntArray
+from qpnuclei.qupath.qpdata.record_columns import Column, IntArray
 from qpnuclei.qupath.qpdata.values import ValueSource
 
 _log = logging.getLogger(__name__)
@@ -91,13 +93,13 @@ def read_rois(node: JavaObject, source: ValueSource) -> Rois:
 
 def _read_rois(node: JavaObject, source: ValueSource) -> Rois:
     roi_type = node.class_name.removeprefix(jc.ROI).partition("$")[0]
-    plane = jc.part_with(node, "z")
+    plane = jf.part_with(node, "z")
     numbers = source.column(plane).data
     bounds: FloatArray | None = None
     if roi_type in ("RectangleROI", "EllipseROI", "LineROI"):
         bounds = np.stack(
             [
-                jc.primitive_column(plane, name, numbers).astype(float)
+                jf.primitive_column(plane, name, numbers).astype(float)
                 for name in ("x", "y", "x2", "y2")
             ]
         )
@@ -112,13 +114,13 @@ def _read_rois(node: JavaObject, source: ValueSource) -> Rois:
             make = shapely.multipoints if roi_type == "PointsROI" else _polyline
             geometries = _each(make, xy, offsets)
     elif roi_type == "GeometryROI":
-        geometries = _from_wkb(source.column(jc.array_field(node, "wkb", jc.BYTE_ARRAY)))
+        geometries = _from_wkb(source.column(jf.array_field(node, "wkb", jc.BYTE_ARRAY)))
     elif roi_type == "AreaROI":
         geometries = np.array([_legacy_area(node)] * source.count, dtype=object)
     else:
         _log.warning("ROI of unknown class %s: treated as empty", node.class_name)
         geometries = np.array([shapely.GeometryCollection()] * source.count, dtype=object)
-    z, t = (jc.primitive_column(plane, name, numbers) for name in ("z", "t"))
+    z, t = (jf.primitive_column(plane, name, numbers) for name in ("z", "t"))
     return Rois(roi_type, np.asarray(geometries, dtype=object), z, t, bounds)
 
 
@@ -221,7 +223,7 @@ class Plane:
     @classmethod
     def of(cls, roi: JavaObject) -> Plane:
         """Return the plane of a ROI."""
-        return cls(*(int(jc.primitive(roi, name)) for name in ("c", "z", "t")))
+        return cls(*(int(jf.primitive(roi, name)) for name in ("c", "z", "t")))
 
 
 def _lines(x: FloatArray, y: FloatArray, x2: FloatArray, y2: FloatArray) -> npt.NDArray[Any]:
@@ -235,7 +237,7 @@ def _lines(x: FloatArray, y: FloatArray, x2: FloatArray, y2: FloatArray) -> npt.
 _BOUNDED = {"RectangleROI": shapely.box, "EllipseROI": ellipses, "LineROI": _lines}
 
 
-def make_roi(catalog: jc.Catalog, geometry: shapely.Geometry, plane: Plane = Plane()) -> JavaObject:
+def make_roi(catalog: Catalog, geometry: shapely.Geometry, plane: Plane = Plane()) -> JavaObject:
     """Return the ROI that QuPath would use for a geometry.
 
     A polygon without holes becomes a PolygonROI with float32 vertices, the first not repeated;
@@ -261,26 +263,26 @@ def make_roi(catalog: jc.Catalog, geometry: shapely.Geometry, plane: Plane = Pla
     raise ValueError(f"a {kind} cannot be a ROI")
 
 
-def geometry_roi(catalog: jc.Catalog, wkb: JavaArray, plane: Plane) -> JavaObject:
+def geometry_roi(catalog: Catalog, wkb: JavaArray, plane: Plane) -> JavaObject:
     """Return a GeometryROI of big-endian two-dimensional well-known binary."""
     return catalog.make(jc.GEOMETRY, {**vars(plane), "wkb": wkb})
 
 
 def vertices_roi(
-    catalog: jc.Catalog, name: str, plane: Plane, x: JavaArray, y: JavaArray
+    catalog: Catalog, name: str, plane: Plane, x: JavaArray, y: JavaArray
 ) -> JavaObject:
     """Return a ROI of class `name` that is made of vertices."""
     return catalog.make(name, {**vars(plane), "x": x, "y": y})
 
 
-def _of_vertices(catalog: jc.Catalog, name: str, plane: Plane, xy: FloatArray) -> JavaObject:
+def _of_vertices(catalog: Catalog, name: str, plane: Plane, xy: FloatArray) -> JavaObject:
     x, y = catalog.floats(xy[:, 0]), catalog.floats(xy[:, 1])
     return vertices_roi(catalog, name, plane, x, y)
 
 
 def _vertices(node: JavaObject, source: ValueSource) -> tuple[npt.NDArray[np.float32], IntArray]:
-    x = source.column(jc.array_field(node, "x", jc.FLOAT_ARRAY))
-    y = source.column(jc.array_field(node, "y", jc.FLOAT_ARRAY))
+    x = source.column(jf.array_field(node, "x", jc.FLOAT_ARRAY))
+    y = source.column(jf.array_field(node, "y", jc.FLOAT_ARRAY))
     if not np.array_equal(x.offsets, y.offsets):
         raise FormatError(f"{node.class_name}: x and y have different lengths")
     xy = np.empty((len(x.data) // 4, 2), np.float32)
@@ -353,10 +355,10 @@ def _legacy_area(node: JavaObject) -> shapely.Geometry:
     """Read an AreaROI (before QuPath 0.2): rings of float32 vertices, filled by even-odd."""
     rings = []
     for name in ("x", "y"):
-        arrays = jc.list_items(jc.reference(node, name))
+        arrays = jf.list_items(jf.reference(node, name))
         if not all(isinstance(a, JavaArray) and a.desc.name == jc.FLOAT_ARRAY for a in arrays):
             raise FormatError(f"AreaROI: field {name!r} should be a float[][]")
-        rings.append([jc.array_values(a) for a in arrays if isinstance(a, JavaArray)])
+        rings.append([jf.array_values(a) for a in arrays if isinstance(a, JavaArray)])
     area: shapely.Geometry = _EMPTY
     if [len(a) for a in rings[0]] != [len(a) for a in rings[1]]:
         raise FormatError("AreaROI: x and y have different lengths")

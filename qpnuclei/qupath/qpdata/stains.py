@@ -6,6 +6,7 @@ import struct
 
 from qpnuclei.errors import FormatError
 from qpnuclei.qupath.qpdata import java_classes as jc
+from qpnuclei.qupath.qpdata.java_instances import Catalog
 from qpnuclei.qupath.qpdata.java_nodes import BlockData, JavaObject, JavaString
 from qpnuclei.slides.stains import Stains
 from qpnuclei.system.json_text import parse_json
@@ -45,7 +46,7 @@ def format_stains(stains: Stains) -> str:
     return "{" + ", ".join(parts) + "}"
 
 
-def stains_node(catalog: jc.Catalog, stains: Stains) -> JavaObject:
+def stains_node(catalog: Catalog, stains: Stains) -> JavaObject:
     """Make the object that holds an image's colour deconvolution stains."""
     text = JavaString.of(format_stains(stains))
     return catalog.make(jc.STAINS, extra=[BlockData(struct.pack(">i", 1)), text])

@@ -12,14 +12,9 @@ from typing import Protocol
 import numpy as np
 
 from qpnuclei.qupath.qpdata.java_nodes import JavaString, Part
-from qpnuclei.qupath.qpdata.records import (
-    Column,
-    IntArray,
-    KnownShape,
-    Packed,
-    SlotOwner,
-    gather,
-)
+from qpnuclei.qupath.qpdata.packed_records import Packed
+from qpnuclei.qupath.qpdata.record_columns import Column, IntArray, gather
+from qpnuclei.qupath.qpdata.record_shapes import KnownShape, SlotOwner
 
 
 class NotConstantError(Exception):

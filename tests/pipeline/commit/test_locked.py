@@ -21,13 +21,14 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.pipeline.summary import RunSummary
-from qpnuclei.qupath.counts import count_project
 from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeImage, NativeProject, open_project
+from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.qupath.qpdata import java_classes as jc
-from qpnuclei.qupath.qpdata.data_file import DataFile, walk
-from qpnuclei.qupath.qpdata.path_objects import PathObject
+from qpnuclei.qupath.qpdata import java_fields as jf
+from qpnuclei.qupath.qpdata.data_file import DataFile
+from qpnuclei.qupath.qpdata.path_objects import PathObject, walk
 from tests.pipeline.killing import content, make_project
 
 OPTIONS = RunOptions(Selection(classes=("Tumor",)), device="cpu", workers=1)
@@ -42,7 +43,7 @@ def lock(image: NativeImage, ids: Iterable[UUID], is_locked: bool = True) -> Non
     wanted = {str(own_id) for own_id in ids}
     for item, _ in walk(data_file._root()):
         if isinstance(item, PathObject) and item.id_string and item.id_string.text in wanted:
-            contents = jc.contents(item.node)
+            contents = jf.contents(item.node)
             at = next(i for i, part in enumerate(contents) if part is item.lock)
             contents[at] = data_file._catalog.boxed(jc.BOOLEAN, is_locked)
             wanted.remove(item.id_string.text)

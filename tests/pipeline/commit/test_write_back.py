@@ -27,6 +27,7 @@ from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.names import file_stem
 from qpnuclei.qupath.native import NativeImage, NativeProject, open_project
 from qpnuclei.qupath.qpdata.data_file import DataFile
+from qpnuclei.qupath.qpdata.hierarchy import annotations_of
 from qpnuclei.qupath.qpdata.path_objects import PathObject
 from qpnuclei.qupath.regions import region_of
 from qpnuclei.slides.resolution import Scale
@@ -225,7 +226,7 @@ def test_force_refuses_when_an_annotation_is_not_where_it_was(
     image = project.images[0]
     plan = plan_of(image)
     data_file = DataFile.parse(image.data_path.read_bytes(), "file")
-    polygon = data_file._annotations()[2]
+    polygon = annotations_of(data_file._root())[2]
     polygon.set_children([])
     with image.data_path.open("wb") as stream:
         data_file.write(stream.write)

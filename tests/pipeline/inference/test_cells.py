@@ -22,10 +22,10 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.phases import commit_run, infer_run, plan_run
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
-from qpnuclei.qupath.counts import count_project
 from qpnuclei.qupath.geojson.importing import image_of_file, import_file
 from qpnuclei.qupath.model import Detections
 from qpnuclei.qupath.native import NativeProject, open_project
+from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.slide import ImageInMemory
 from qpnuclei.slides.stains import DEFAULT_HE

@@ -18,12 +18,13 @@ from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.geojson.exporting import export_image
 from qpnuclei.qupath.geojson.importing import image_of_file, import_file
-from qpnuclei.qupath.geojson.objects import GeoJsonObject, Problems
+from qpnuclei.qupath.geojson.objects import GeoJsonObject
+from qpnuclei.qupath.geojson.problems import Problems
 from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.geojson.writing import write_objects
 from qpnuclei.qupath.model import DetectionGroup, Edit, ImageObjects, PathClass, Project
 from qpnuclei.qupath.native import open_project
-from qpnuclei.qupath.qpdata import java_classes as jc
+from qpnuclei.qupath.qpdata import java_fields as jf
 from qpnuclei.qupath.qpdata.data_file import DataFile
 from qpnuclei.qupath.qpdata.java_nodes import JavaString
 from qpnuclei.qupath.qpdata.path_objects import PathObject, walk
@@ -471,7 +472,7 @@ def test_properties_of_detections_that_no_file_keeps_are_reported(
         for view, _ in walk(data_file._root())
         if isinstance(view, PathObject) and view.kind == "cell"
     ]
-    contents = jc.contents(view.node)
+    contents = jf.contents(view.node)
     contents[contents.index(view.name)] = JavaString.of("a name")
     with image.data_path.open("wb") as stream:
         data_file.write(stream.write)

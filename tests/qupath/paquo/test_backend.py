@@ -12,18 +12,13 @@ import shapely
 
 from qpnuclei.errors import FormatError, SaveError
 from qpnuclei.nuclei.table import NucleiTable
-from qpnuclei.qupath.model import (
-    DetectionGroup,
-    Edit,
-    NewAnnotation,
-    PathClass,
-)
+from qpnuclei.qupath.model import DetectionGroup, Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.paquo import backend as paquo_backend
 from qpnuclei.qupath.paquo import jvm
 from qpnuclei.qupath.paquo.editing import apply_edit
 from qpnuclei.qupath.paquo.objects import stored_ids
 from qpnuclei.qupath.project import choose_backend
-from qpnuclei.qupath.qpdata import java_classes, java_nodes, java_parser
+from qpnuclei.qupath.qpdata import java_classes, java_fields, java_nodes, java_parser
 from qpnuclei.qupath.qpdata.new_detections import Additions
 from tests.ids import nucleus_id
 from tests.qupath.samples import SAMPLES, copy_project
@@ -127,7 +122,7 @@ def saved(objects: list[jvm.JavaObject]) -> Any:
 
     def unfold(node: Any) -> Any:
         if isinstance(node, java_nodes.JavaObject) and node.class_name in UNMODIFIABLE:
-            return [unfold(item) for item in java_classes.list_items(node)]
+            return [unfold(item) for item in java_fields.list_items(node)]
         if isinstance(node, java_nodes.JavaObject):
             parts = [(p.primitives, p.references, p.contents or []) for p in node.parts]
             return node.class_name, [

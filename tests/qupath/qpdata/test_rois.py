@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from qpnuclei.errors import FormatError
 from qpnuclei.qupath.qpdata import java_classes as jc
+from qpnuclei.qupath.qpdata import java_fields as jf
+from qpnuclei.qupath.qpdata.java_instances import Catalog
 from qpnuclei.qupath.qpdata.java_nodes import (
     SC_SERIALIZABLE,
     ClassDesc,
@@ -27,8 +29,8 @@ def read(roi):
 
 def test_polygon_vertices_are_not_repeated_in_the_file():
     square = shapely.box(1, 2, 4, 6)
-    roi = make_roi(jc.Catalog(), square)
-    x = jc.array_values(jc.array_field(roi, "x", jc.FLOAT_ARRAY))
+    roi = make_roi(Catalog(), square)
+    x = jf.array_values(jf.array_field(roi, "x", jc.FLOAT_ARRAY))
     assert len(x) == 4
     kind, geometry, centroid = read(roi)
     assert kind == "PolygonROI"
@@ -46,19 +48,19 @@ def test_polygon_vertices_are_not_repeated_in_the_file():
     ],
 )
 def test_other_rois_round_trip(geometry, kind):
-    found_kind, found, _ = read(make_roi(jc.Catalog(), geometry))
+    found_kind, found, _ = read(make_roi(Catalog(), geometry))
     assert found_kind == kind
     assert found.equals_exact(geometry)
 
 
 def test_point_becomes_points():
-    assert read(make_roi(jc.Catalog(), shapely.Point(1, 2)))[1].equals(shapely.MultiPoint([(1, 2)]))
+    assert read(make_roi(Catalog(), shapely.Point(1, 2)))[1].equals(shapely.MultiPoint([(1, 2)]))
 
 
 @pytest.mark.parametrize("geometry", [shapely.Polygon(), shapely.GeometryCollection()])
 def test_empty_makes_no_roi(geometry):
     with pytest.raises(ValueError, match="empty"):
-        make_roi(jc.Catalog(), geometry)
+        make_roi(Catalog(), geometry)
 
 
 def test_polygons_of_few_vertices_are_degenerate_not_wrong():
@@ -82,14 +84,14 @@ def test_ellipse_is_the_polygon_of_qupath():
 
 
 def test_x_and_y_of_different_lengths():
-    catalog = jc.Catalog()
+    catalog = Catalog()
     roi = catalog.make(jc.POLYGON, {"x": catalog.floats([1, 2, 3]), "y": catalog.floats([1, 2])})
     with pytest.raises(FormatError, match="x and y have different lengths"):
         read(roi)
 
 
 def test_broken_well_known_binary():
-    catalog = jc.Catalog()
+    catalog = Catalog()
     wkb = JavaArray(catalog.desc(jc.BYTE_ARRAY), b"\0\0\0\0\3\xff\xff\xff\xff", None)
     with pytest.raises(FormatError, match="well-known binary"):
         read(catalog.make(jc.GEOMETRY, {"wkb": wkb}))
@@ -97,7 +99,7 @@ def test_broken_well_known_binary():
 
 @pytest.mark.parametrize("kind", [6, 7])
 def test_nested_well_known_binary_does_not_crash_the_interpreter(kind):
-    catalog = jc.Catalog()
+    catalog = Catalog()
     deep = struct.pack(">BII", 0, kind, 1) * 200_000 + struct.pack(">BII", 0, 3, 0)
     wkb = JavaArray(catalog.desc(jc.BYTE_ARRAY), deep, None)
     with pytest.raises(FormatError, match="nested without end"):
@@ -115,14 +117,14 @@ def test_nested_well_known_binary_does_not_crash_the_interpreter(kind):
 )
 @pytest.mark.parametrize("options", [{"byte_order": 0}, {"byte_order": 1, "flavor": "iso"}])
 def test_every_well_known_binary_is_read(geometry, options):
-    catalog = jc.Catalog()
+    catalog = Catalog()
     wkb = JavaArray(catalog.desc(jc.BYTE_ARRAY), shapely.to_wkb(geometry, **options), None)
     assert read(catalog.make(jc.GEOMETRY, {"wkb": wkb}))[1].equals_exact(geometry)
 
 
 def test_legacy_area_is_filled_by_even_odd():
     """AreaROI of QuPath before 0.2: an outer ring, a hole in it, and a part beside it."""
-    catalog = jc.Catalog()
+    catalog = Catalog()
     parts = [shapely.box(0, 0, 9, 9), shapely.box(3, 3, 6, 6), shapely.box(20, 0, 22, 2)]
     rings = [shapely.get_coordinates(p)[:-1] for p in parts]
     nested = ClassDesc("[[F", 1, SC_SERIALIZABLE)
@@ -140,7 +142,7 @@ def test_legacy_area_is_filled_by_even_odd():
 
 
 def test_nan_gives_no_warning():
-    catalog = jc.Catalog()
+    catalog = Catalog()
     roi = catalog.make(jc.POLYGON, {k: catalog.floats([np.nan, np.inf, 0]) for k in "xy"})
     assert read(roi)[1].is_empty
     points = catalog.make(jc.POINTS, {k: catalog.floats([np.nan, np.inf, 0]) for k in "xy"})
@@ -164,6 +166,6 @@ def test_a_polygon_that_is_not_finite_does_not_harm_its_neighbours():
 )
 def test_any_ring_keeps_its_vertices(vertices):
     polygon = shapely.Polygon(vertices)
-    kind, found, _ = read(make_roi(jc.Catalog(), polygon))
+    kind, found, _ = read(make_roi(Catalog(), polygon))
     assert kind == "PolygonROI"
     np.testing.assert_array_equal(shapely.get_coordinates(found), shapely.get_coordinates(polygon))

@@ -4,31 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qpnuclei.qupath.qpdata import java_nodes, java_parser, java_writer
-from qpnuclei.qupath.qpdata.records import Column, NewRecords, Packed, RecordPacker, Shape
+from qpnuclei.qupath.qpdata.packed_records import Packed
+from qpnuclei.qupath.qpdata.record_packer import RecordPacker
+from tests.qupath.qpdata.record_nodes import contents, holder, record
 from tests.qupath.samples import DATA_FILES
-
-HOLDER = java_nodes.ClassDesc("Holder", 1, java_nodes.SC_EXTERNALIZABLE | java_nodes.SC_BLOCK_DATA)
-RECORD = java_nodes.ClassDesc("Record", 1, java_nodes.SC_EXTERNALIZABLE | java_nodes.SC_BLOCK_DATA)
-FLOATS = java_nodes.ClassDesc("[F", 1, java_nodes.SC_SERIALIZABLE)
-
-
-def record(text, floats, shared, probability=b"\x7f\xf8"):
-    array = java_nodes.JavaArray(FLOATS, np.asarray(floats, ">f4").tobytes(), None)
-    contents = [shared, java_nodes.JavaString.of(text), array, java_nodes.BlockData(probability)]
-    return java_nodes.JavaObject(RECORD, [java_nodes.Part(RECORD, b"", [], contents)])
-
-
-def holder(items):
-    return java_nodes.JavaObject(HOLDER, [java_nodes.Part(HOLDER, b"", [], list(items))])
 
 
 def parse(data):
     packer = RecordPacker(lambda node: node.class_name == "Record")
     return java_parser.parse(data, "file", packer).items
-
-
-def contents(item):
-    return item.parts[0].contents
 
 
 def test_similar_objects_are_packed_and_come_back():
@@ -84,27 +68,6 @@ def test_records_left_over_define_what_the_removed_ones_defined():
     contents(items[0])[:] = [kept]
     expected = [holder(record(str(i), range(i), shared) for i in (3, 5))]
     assert java_writer.dump(items) == java_writer.dump(expected)
-
-
-def test_new_records_are_written_like_nodes():
-    shared = java_nodes.JavaString(b"a")
-    texts, arrays = ["x", "", "zzz"], [[1.0], [2.0, 3.0], []]
-    first = record("first", [0.5], shared)
-    made = [record(t, a, shared) for t, a in zip(texts, arrays, strict=True)]
-    defined = java_writer.StreamWriter(lambda _: None)
-    java_nodes.run(defined.value(first))
-    shape = Shape(made[0], defined.handles)
-    _, string, array, _ = contents(made[0])
-    columns = {
-        shape.slot_of(string): Column(b"xzzz", np.array([0, 1, 1, 4])),
-        shape.slot_of(array): Column(
-            np.array([1, 2, 3], ">f4").tobytes(), np.array([0, 4, 12, 12])
-        ),
-    }
-    new = NewRecords(shape, columns, 3)
-    after = java_nodes.JavaString(b"after")  # handles go on after the records
-    as_records = java_writer.dump([holder([first, new, after]), after])
-    assert as_records == java_writer.dump([holder([first, *made, after]), after])
 
 
 @pytest.mark.parametrize("path", DATA_FILES, ids=lambda p: "-".join(p.parts[-5:-1:3]))

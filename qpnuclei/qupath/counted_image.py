@@ -1,0 +1,116 @@
+"""One image whose nuclei are counted: its objects, its pixel size, and what of it was analysed."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from qpnuclei.errors import MppError
+from qpnuclei.qupath.analysed import Record
+from qpnuclei.qupath.areas import polygonal
+from qpnuclei.qupath.classes import Classes
+from qpnuclei.qupath.model import ImageEntry, ImageObjects, Project
+from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
+from qpnuclei.qupath.regions import Region, rows_inside
+from qpnuclei.slides.calibration import PixelCalibration
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CountedImage:
+    """One image whose objects are counted.
+
+    Parameters
+    ----------
+    project : str
+        Name or path of the project, for the table.
+    name : str
+        Name of the image.
+    objects : ImageObjects
+    calibration : PixelCalibration
+        As decided by `qpnuclei.qupath.pixel_size`.
+    size : (width, height) of int, or None
+        In level-0 px, for the area of the whole image.
+    id : str or None
+        ID of the image's entry in the project.
+    """
+
+    project: str
+    name: str
+    objects: ImageObjects
+    calibration: PixelCalibration
+    size: tuple[int, int] | None = None
+    id: str | None = None
+
+    @cached_property
+    def record(self) -> Record:
+        """The record of earlier runs on the image."""
+        return Record.of(self.objects.properties, f"image {self.name}")
+
+    def mm2(self, area_px2: float | None) -> float:
+        """Return an area in mm²; NaN where it or the pixel size is unknown."""
+        width, height = self.calibration.width_um, self.calibration.height_um
+        if area_px2 is None or not width or not height:
+            return math.nan
+        return area_px2 * width * height * 1e-6
+
+
+def counted_image(
+    entry: ImageEntry, pixel_sizes: AskedMpp, project: Project, *, warns: bool = True
+) -> CountedImage:
+    """Read an image to count its objects; without a pixel size, a warning may say so.
+
+    Raises
+    ------
+    qpnuclei.errors.FormatError
+        If its objects cannot be read.
+    """
+    server = entry.server
+    objects = entry.read()
+    calibration = PixelCalibration()
+    try:
+        record = Record.of(objects.properties, f"image {entry.name}")
+        found, _ = pixel_size(entry, record, pixel_sizes)
+        calibration = PixelCalibration(*found)
+    except MppError as error:
+        if warns:
+            _log.warning("%s: its areas are left empty; %s", error.what, error.hint)
+    return CountedImage(
+        project=f"{project.path.parent.name}/{project.path.name}",
+        name=entry.name,
+        objects=objects,
+        calibration=calibration,
+        size=(server.width, server.height) if server.width and server.height else None,
+        id=entry.id,
+    )
+
+
+def analysed_area(image: CountedImage) -> shapely.Geometry:
+    """Return the area inside of an image that runs have analysed, in level-0 px."""
+    area = image.record.union
+    if image.size is not None:
+        area = shapely.intersection(area, shapely.box(0, 0, *image.size))
+    return polygonal(area)
+
+
+def counted_nuclei(
+    image: CountedImage, nucleus_classes: Sequence[str] | None = None
+) -> npt.NDArray[np.bool_]:
+    """Return which of an image's N detections count as nuclei, by the rules of `count_objects`."""
+    detections = image.objects.detections
+    nuclei = Classes.of(detections, nucleus_classes).nuclei
+    if nucleus_classes is not None:
+        return nuclei
+    area = Region(None, analysed_area(image))
+    (inside,) = rows_inside([area], detections.centroids, detections.planes)
+    within = np.zeros(len(detections), bool)
+    within[inside] = True
+    return nuclei & within
