@@ -14,7 +14,7 @@ from qpnuclei.models.student import StudentNet
 from qpnuclei.segmentation.forward import CpuForward
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.quantised import check_finite
-from qpnuclei.segmentation.torch_forward import optimise_for_inference, torch_forward
+from qpnuclei.segmentation.torch_forward import _OnGpu, optimise_for_inference, torch_forward
 
 CPU = torch.device("cpu")
 
@@ -103,3 +103,26 @@ def test_maps_with_nan_never_give_nuclei(network: torch.nn.Module, channel: int)
     np.testing.assert_array_equal(broken[0], attention[0])
     with pytest.raises(ModelError, match="not finite"):
         segment_instances(broken[1], PostProcessing(), None if centre is None else centre[1])
+
+
+@pytest.mark.parametrize("views", [1, 8])
+@pytest.mark.parametrize(
+    ("network", "tau"), [(AttentionNet(4, dilations=[1, 2]), 0.2), (StudentNet(4, 2, 8), None)]
+)
+def test_what_gpus_compute_is_what_cpus_compute(
+    network: torch.nn.Module, tau: float | None, views: int
+) -> None:
+    metadata = ModelMetadata(name="any", family="student", architecture={}, mpp=0.25, tau=tau)
+    on_cpu = torch_forward(network, metadata, CPU, views)
+    as_on_gpu = _OnGpu(network, metadata, CPU, views, torch.float32)
+    rgb = np.random.default_rng(0).integers(0, 256, (2, 21, 34, 3), np.uint8)
+    np.testing.assert_allclose(as_on_gpu.maps(rgb), on_cpu.maps(rgb), atol=1e-5)
+    for found, expected in zip(
+        as_on_gpu.quantised_maps(rgb), on_cpu.quantised_maps(rgb), strict=True
+    ):
+        assert (found is None) == (expected is None)
+        if found is not None and expected is not None:
+            assert found.shape == (2, 21, 34)
+            # In half-way cases, the last bit of a float decides.
+            assert np.abs(found.astype(int) - expected).max() <= 1
+    assert (as_on_gpu.device, as_on_gpu.tiles_at_once, as_on_gpu.views) == ("cpu", 1, views)
