@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 
@@ -16,6 +17,8 @@ def main() -> None:
     # What other packages would add to pydantic is neither searched for nor run.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     collect_later()
+    # Python would search for cyclic garbage several times at its end: the system frees it all.
+    atexit.register(gc.freeze)
     with ending_on_interrupt():
         from qpnuclei.cli.app import main as command_line
 
@@ -23,12 +26,13 @@ def main() -> None:
 
 
 def collect_later() -> None:
-    """Let Python search for cyclic garbage only after the start, and then as usual."""
+    """Let Python search for cyclic garbage only after the start, and not in what it has made."""
     usual = gc.get_threshold()
 
     def collect_as_usual(*_: object) -> None:
         gc.callbacks.remove(collect_as_usual)
         gc.set_threshold(*usual)
+        gc.freeze()  # what the start has made stays: no later search looks at it
 
     gc.callbacks.append(collect_as_usual)
     gc.set_threshold(_OBJECTS_OF_A_START)

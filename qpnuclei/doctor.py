@@ -69,7 +69,8 @@ def check_project(project: Project) -> list[Check]:
             with open_image(entry) as slide:
                 slide.read(0, 0, 16, 16)
                 mpp, source = pixel_size(entry, record, slide_mpp=lambda: slide.mpp)
-            found = f"{slide.width}x{slide.height} px, {mpp[0]:.4g} µm/px from the {source}"
+            named = source if source == "an earlier run" else f"the {source}"
+            found = f"{slide.width}x{slide.height} px, {mpp[0]:.4g} µm/px from {named}"
             checks.append(Check(name, Status.OK, found))
     return checks
 

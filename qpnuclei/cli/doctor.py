@@ -29,7 +29,10 @@ def doctor(
     from qpnuclei.cli.tables import print_check
     from qpnuclei.doctor import Status, check_installation, check_project
     from qpnuclei.qupath.project import open_project
+    from qpnuclei.qupath.project_file import find_project_file
 
+    if project is not None:
+        find_project_file(project)
     checks = check_installation()
     if project is not None:
         opened = open_project(project, backend=backend, image_root=image_root)

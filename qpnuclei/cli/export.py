@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qpnuclei.qupath.model import ImageEntry
     from qpnuclei.qupath.nucleus_files import WrittenNuclei
 
-#: Number of nuclei left out that are named; for the others only their number is shown.
+#: Number of left-out nuclei that are listed; for the rest only their number is shown.
 _NAMED = 10
 
 
@@ -69,8 +69,8 @@ def export(
         typer.Option(
             "--class",
             autocompletion=complete_class,
-            help="Class of the detections that count as nuclei, from any program and also where "
-            "qpnuclei did not analyse; may repeat.",
+            help="Class of the detections that count as nuclei, from any program, also in "
+            "annotations that qpnuclei did not analyse; may repeat.",
             show_default="detections by qpnuclei, and class Nucleus; with --by nucleus all "
             "detections and cells",
         ),
@@ -85,7 +85,7 @@ def export(
     """Write nuclei per annotation, with area, density and measurements; or every nucleus.
 
     A nucleus counts for every annotation and TMA core that contains its centroid, as in QuPath.
-    Those that no run has analysed have the status "not analysed" and no counts.
+    Annotations and cores that no run has analysed have the status "not analysed" and no counts.
 
     For example: qpnuclei export project.qpproj -o counts.csv
 
@@ -107,7 +107,7 @@ def export(
 
         format_of(output, kind)
     elif kind is not None:
-        raise UsageError("--format is of nuclei", "add --by nucleus, or leave it out")
+        raise UsageError("--format is only for --by nucleus", "add --by nucleus, or leave it out")
     else:
         check_table_name(output)
     opened = open_project(project, backend=backend, image_root=image_root)
@@ -196,7 +196,7 @@ def _print_nuclei(
     json: bool,
     is_limited: bool,
 ) -> None:
-    """Print what was written; `is_limited` says that only some nuclei were asked for."""
+    """Print the written files; `is_limited` means that --roi or --class selected nuclei."""
     from qpnuclei.cli.console import print_json, stderr
     from qpnuclei.cli.tables import print_empty
 
@@ -210,15 +210,12 @@ def _print_nuclei(
         print_json({**content, "left_out": done.left_out, "failures": list(failures)})
     total = sum(done.nuclei.values())
     for path in done.files:
-        number = total if len(done.files) == 1 else None
-        said = (
-            ""
-            if number is None
-            else f": {number} nuclei of {len(images)} image{'s' * (len(images) != 1)}"
-        )
-        stderr.print(f"{path}{said}", highlight=False, soft_wrap=True)
+        counts = ""
+        if len(done.files) == 1:
+            counts = f": {total} nuclei of {len(images)} image{'s' * (len(images) != 1)}"
+        stderr.print(f"{path}{counts}", highlight=False, soft_wrap=True)
     print_empty(
-        "nuclei of those asked for" if is_limited else "nuclei",
+        "selected nuclei" if is_limited else "nuclei",
         [entry.name for entry in entries if done.nuclei.get(entry.id) == 0],
         len(entries),
         "without --roi and --class there may be some" if is_limited else "qpnuclei run finds them",

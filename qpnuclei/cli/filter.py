@@ -75,10 +75,12 @@ def filter_nuclei(
     from qpnuclei.errors import UsageError, standing_alone
     from qpnuclei.qupath.geojson.exporting import check_classes
     from qpnuclei.qupath.project import open_project
+    from qpnuclei.qupath.project_file import find_project_file
     from qpnuclei.qupath.regions import match_images
     from qpnuclei.qupath.sensitivity import STEPS, OwnNuclei
     from qpnuclei.system.locks import locked
 
+    find_project_file(project)
     if min_certainty is None and not dry_run:
         raise UsageError(
             "--min-certainty was not given",

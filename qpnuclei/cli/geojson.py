@@ -159,12 +159,20 @@ def import_geojson(
     For example: qpnuclei geojson import project.qpproj slide-1.svs.geojson
     """
     from qpnuclei.cli.console import describe_error, print_error, print_json
-    from qpnuclei.errors import standing_alone
-    from qpnuclei.qupath.geojson.importing import image_of_file, import_file
+    from qpnuclei.errors import NotFoundError, UsageError, standing_alone
+    from qpnuclei.qupath.geojson.file_names import image_of_file
+    from qpnuclei.qupath.geojson.importing import import_file
     from qpnuclei.qupath.project import open_project
+    from qpnuclei.qupath.project_file import find_project_file
     from qpnuclei.qupath.regions import one_image
     from qpnuclei.system.locks import locked
 
+    find_project_file(project)
+    for path in files:
+        if not path.exists():
+            raise NotFoundError(f"{path}: no such file", "check the path")
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder", "name the GeoJSON files in it")
     opened = open_project(project, backend=backend)
     only = None if image is None else one_image(opened.images, image)
     # Match every file with its image before anything is written.

@@ -1,4 +1,4 @@
-"""The inputs of a run: projects, or slides whose results go into a folder."""
+"""The inputs of a run: projects, or slides with a folder for their results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Inputs:
     slides : tuple of Path
         Files, folders or patterns, as `qpnuclei.slides.files.find_slides` takes them.
     results : Path or None
-        Folder for what is made of slides.
+        Folder for the results of slides.
     """
 
     projects: tuple[Path, ...]
@@ -38,37 +38,56 @@ class Inputs:
         NotFoundError
             If there is no such file or folder, or a pattern matches nothing.
         UsageError
-            If there are both projects and slides, slides without a folder for the results, or
-            projects with one.
+            If there are both projects and slides, slides without a folder for their results, or
+            projects with such a folder.
         """
         found = [place for path in paths for place in _expanded(path)]
         projects = tuple(dict.fromkeys(path for path in found if is_project(path)))
         slides = tuple(path for path in found if path not in projects)
-        if projects and slides:
-            raise UsageError(
-                f"{projects[0]} is a QuPath project, {slides[0]} is not",
-                "run projects and slides one after the other; qpnuclei project add adds slides "
-                "to a project",
-            )
-        if slides and results is None:
-            if len(slides) == 1 and not slides[0].exists():
-                raise NotFoundError(
-                    f"{slides[0]}: no such file", "name a project.qpproj or its folder, or slides"
-                )
-            raise UsageError(
-                f"{slides[0]} is not a QuPath project (*.qpproj)",
-                "for slides, name a folder for the results: -o results",
-            )
-        if projects and results is not None:
-            raise UsageError(
-                "--output is only for slides: results of a project are written into the project",
-                "leave --output out; qpnuclei export writes tables",
-            )
+        try:
+            _check(projects, slides, results)
+        except UsageError:
+            _check_present(found)
+            raise
+        if len(found) == 1:
+            _check_present(found)
         return cls(projects, slides, results)
 
 
+def _check(projects: Sequence[Path], slides: Sequence[Path], results: Path | None) -> None:
+    if projects and slides:
+        raise UsageError(
+            f"{projects[0]} is a QuPath project, {slides[0]} is not",
+            "run projects and slides one after the other; qpnuclei project add adds slides to a "
+            "project",
+        )
+    if slides and results is None:
+        raise UsageError(
+            f"{slides[0]} is not a QuPath project (*.qpproj)",
+            "for slides, name a folder for the results: -o results",
+        )
+    if projects and results is not None:
+        raise UsageError(
+            "--output is only for slides: results of a project are written into the project",
+            "leave --output out; qpnuclei export writes tables",
+        )
+
+
+def _check_present(paths: Sequence[Path]) -> None:
+    """Raise if one of the paths is not there: what else may be wrong with them comes after that."""
+    for path in paths:
+        if path.exists():
+            continue
+        if not glob.has_magic(str(path)):
+            raise NotFoundError(
+                f"{path}: no such file", "name a project.qpproj or its folder, or slides"
+            )
+        if not glob.glob(str(path), recursive=True):  # noqa: PTH207
+            raise NotFoundError(f"no file matches {path}", "check the pattern")
+
+
 def _expanded(path: Path) -> list[Path]:
-    """Expand a pattern that the shell did not, if it matches only projects.
+    """Expand a pattern that the shell did not expand, if it matches only projects.
 
     Patterns of slides are expanded later, by `qpnuclei.slides.files.find_slides`.
     """

@@ -35,12 +35,12 @@ from qpnuclei.cli.selecting import (
     arguments_of,
     excluded_classes,
 )
-from qpnuclei.errors import UsageError
+from qpnuclei.errors import NotFoundError, UsageError
 from qpnuclei.models.registry import DEFAULT_MODEL, check_speed, networks_of
 
 T = TypeVar("T")
 
-#: What is compared if nothing is named.
+#: Thresholds to compare if no setting is given; None is the model's own.
 _THRESHOLDS = (0.35, None, 0.65)
 
 
@@ -49,8 +49,8 @@ def preview(
         Path,
         typer.Argument(
             metavar="PROJECT|SLIDE",
-            help="QuPath project (the .qpproj file or its folder), or a slide: then fields of its "
-            "tissue.",
+            help="QuPath project (the .qpproj file or its folder), or a slide, to show fields of "
+            "its tissue.",
             show_default=False,
         ),
     ],
@@ -116,7 +116,7 @@ def preview(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show what several settings find in a few fields, as a page and a picture, in seconds.
+    """Show the nuclei of several settings in a few fields, as a page and a picture, in seconds.
 
     Nothing is written to the project. The page has the command that runs each setting.
 
@@ -135,6 +135,7 @@ def preview(
     from qpnuclei.cli.console import image_progress, print_json, stderr, stdout
     from qpnuclei.pipeline.selection import Selection, choose_images
     from qpnuclei.qupath.project import open_project
+    from qpnuclei.qupath.project_file import find_project_file
     from qpnuclei.report.page import check_page_name
     from qpnuclei.report.runs import RUNS
     from qpnuclei.system.interrupts import leaving_on_interrupt
@@ -143,6 +144,17 @@ def preview(
     if output is not None:
         check_page_name(output)
     is_slide = source.is_file() and source.suffix.lower() not in (".qpproj", ".json")
+    if not source.exists():
+        raise NotFoundError(
+            f"{source}: no such file", "name a project.qpproj or its folder, or a slide"
+        )
+    if not is_slide:
+        find_project_file(source)
+    elif roi or roi_name or roi_id or roi_all:
+        raise UsageError(
+            f"{source} is a slide: it has no annotations to choose",
+            "leave out the --roi options: the tissue is previewed",
+        )
     selection = Selection(
         classes=tuple(roi or ()),
         derived=roi_derived,
@@ -229,7 +241,7 @@ def preview(
 
 
 def _several(option: str, texts: Sequence[str] | None, read: Callable[[str], T]) -> list[T]:
-    """Return the values of an option that may repeat, each of which may be several."""
+    """Return the values of an option that may repeat and may list several with commas."""
     values = []
     for text in (part.strip() for whole in texts or () for part in whole.split(",")):
         try:

@@ -85,7 +85,7 @@ def create(
     stdout.print(f"{project.path}, images: {len(project.images)}", highlight=False, soft_wrap=True)
     _print_without_mpp(project.images)
     if failures:
-        stdout.print(f"left out: {len(failures)} slides, see above", highlight=False)
+        _print_left_out(len(failures))
         sys.exit(1)
 
 
@@ -147,8 +147,15 @@ def add(
     )
     _print_without_mpp(new)
     if failures:
-        stdout.print(f"left out: {len(failures)} slides, see above", highlight=False)
+        _print_left_out(len(failures))
         sys.exit(1)
+
+
+def _print_left_out(slides: int) -> None:
+    from qpnuclei.cli.console import stdout
+
+    number = "1 slide" if slides == 1 else f"{slides} slides"
+    stdout.print(f"left out: {number}, see above", highlight=False)
 
 
 def _print_without_mpp(images: Sequence[ImageEntry]) -> None:

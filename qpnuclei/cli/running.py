@@ -1,4 +1,4 @@
-"""Shared by the commands that run something: arguments to options, and what is printed."""
+"""Shared by the commands that run something: read their arguments, and print the results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INTERRUPTED = "interrupted: finished work is kept; run the same command again to
 
 
 def run_project(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Run one project, and print what was found.
+    """Run one project, and print the result.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def run_project(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], bool
     Returns
     -------
     (dict, bool)
-        What was found as JSON types, and whether an image failed.
+        The result as JSON types, and whether an image failed.
     """
     opened, entries, options = asked_for(path, given)
     if given["dry_run"]:
@@ -75,10 +75,10 @@ def show_plan(
 
 
 def stopping_between_units() -> AbstractContextManager[Callable[[], bool]]:
-    """Let the first SIGTERM end the command after the current unit, a second one at once."""
+    """Let the first SIGTERM end the command after the current unit, and the second at once."""
     from qpnuclei.system.interrupts import asking_to_stop
 
-    message = "terminating: the units that are being computed are finished first"
+    message = "terminating: units in progress are finished first"
     return asking_to_stop(message, [signal.SIGTERM], end="terminated at once")
 
 
@@ -128,7 +128,7 @@ def asked_for(
     given : dict
         The arguments of `run`.
     is_temporary : bool
-        Whether the project is not kept: then its path is not printed.
+        Whether the project is deleted after the run; if so, its path is not printed.
     **changes
         Fields of the options that override the arguments.
     """
@@ -136,7 +136,9 @@ def asked_for(
     from qpnuclei.pipeline.selection import choose_images
     from qpnuclei.qupath.pixel_size import read_mpp_table
     from qpnuclei.qupath.project import open_project
+    from qpnuclei.qupath.project_file import find_project_file
 
+    find_project_file(path)  # before anything else is refused
     options = options_of(given)
     opened = open_project(path, backend=given["backend"], image_root=given["image_root"])
     if not is_temporary:
@@ -144,15 +146,15 @@ def asked_for(
     entries = choose_images(opened, options.images, options.selection)
     table = given["mpp_table"]
     by_image = {} if table is None else read_mpp_table(table, opened.images)
-    said: dict[str, Any] = {
+    pixel_sizes: dict[str, Any] = {
         "mpp_only_missing": not options.images and len(entries) > 1,
         "mpp_by_image": by_image,
     }
-    return opened, entries, replace(options, **(said | changes))
+    return opened, entries, replace(options, **(pixel_sizes | changes))
 
 
 def options_of(given: dict[str, Any]) -> RunOptions:
-    """Return the options of a run; those that need no project are checked."""
+    """Return the options of a run; check those that need no project."""
     from qpnuclei.pipeline.options import RunOptions
     from qpnuclei.pipeline.selection import Selection
 
@@ -195,7 +197,7 @@ def options_of(given: dict[str, Any]) -> RunOptions:
 
 
 def print_summary(summary: RunSummary, json: bool, page: Path | None) -> dict[str, Any]:
-    """Print what a run found, and where its report is; return it as JSON types."""
+    """Print the results of a run and the path of its report; return them as JSON types."""
     from qpnuclei.cli.console import stderr, stdout
     from qpnuclei.cli.tables import print_account, print_failures, summary_table
 
@@ -214,7 +216,7 @@ def print_summary(summary: RunSummary, json: bool, page: Path | None) -> dict[st
 
 
 def write_page(project: Project, summary: RunSummary, quiet: bool) -> Path | None:
-    """Write the report of a run; print an error if that fails: the nuclei are already saved."""
+    """Write the report of a run; if that fails, only print an error: the nuclei are saved."""
     from qpnuclei.cli.console import image_progress, print_error
     from qpnuclei.errors import standing_alone
     from qpnuclei.report.page import write_report_of_run

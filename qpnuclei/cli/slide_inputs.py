@@ -1,4 +1,4 @@
-"""What a run of slides concerns, and what is refused before anything is made of them."""
+"""The inputs of a run of slides, and the checks before a project is made from them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SlideInputs:
-    """The slides that are given, and the images that the folder of results has.
+    """The slides of a command, and the images that the results folder already has.
 
     Parameters
     ----------
     folder : ResultsFolder
     slides : sequence of Path
     project : Project or None
-        Of the folder, if there is one yet.
+        Project of the results folder; None if there is none yet.
     new : mapping of str to Path
-        Slides that it does not have yet, by the names that they will have.
+        Slides that the project does not have yet, by their future image names.
     patterns : sequence of str
-        What ``--image`` names; all images without it.
+        Patterns of ``--image``; empty for all images.
     """
 
     folder: ResultsFolder
@@ -43,42 +43,42 @@ class SlideInputs:
     def of(
         cls, folder: ResultsFolder, slides: Sequence[Path], images: Sequence[str]
     ) -> SlideInputs:
-        """Find out which slides the folder has already."""
+        """Find out which slides the results folder has already."""
         from qpnuclei.qupath.results import named_new_ones
 
         project = folder.project()
-        there = [] if project is None else project.images
-        return cls(folder, slides, project, named_new_ones(there, slides), images)
+        existing = [] if project is None else project.images
+        return cls(folder, slides, project, named_new_ones(existing, slides), images)
 
     @property
     def images(self) -> Sequence[ImageEntry]:
-        """The images that are there, also of slides that are not given now."""
+        """All images of the project, also of slides that this command does not name."""
         return [] if self.project is None else self.project.images
 
     @cached_property
     def chosen(self) -> list[ImageEntry]:
-        """The images that are there and meant."""
+        """The images of the project that ``--image`` selects."""
         from qpnuclei.qupath.regions import images_called
 
         return images_called(self.images, self.patterns)
 
     @cached_property
     def chosen_new(self) -> dict[str, Path]:
-        """The new slides that are meant."""
+        """The new slides that ``--image`` selects."""
         from qpnuclei.qupath.regions import is_called
 
         return {name: path for name, path in self.new.items() if is_called(name, self.patterns)}
 
     def pixel_sizes(self, mpp: float | None, table: Path | None) -> AskedMpp:
-        """Return what is said of pixel sizes: by ID of images, by name of new slides.
+        """Return the pixel sizes that the user gave: by image ID, or by name of new slides.
 
         Parameters
         ----------
         mpp : float or None
-            µm/px of the images that ``--image`` names, of a single slide, or else of slides
+            µm/px of the images that ``--image`` selects, of a single slide, or otherwise of slides
             without a pixel size.
         table : Path or None
-            The table of ``--mpp-table``; it goes before `mpp`.
+            The table of ``--mpp-table``; it takes precedence over `mpp`.
 
         Raises
         ------
@@ -98,40 +98,40 @@ class SlideInputs:
             by_image[entry.id] = listed.get(entry.name)
             if by_image[entry.id] is None and entry.path is not None:
                 by_image[entry.id] = listed.get(entry.path.name)
-            is_meant = entry.id in chosen if self.patterns else self._is_given(entry)
+            is_chosen = entry.id in chosen if self.patterns else self._is_given(entry)
             is_kept = is_for_missing and project_mpp(entry) is not None
-            if by_image[entry.id] is None and is_meant and not is_kept:
+            if by_image[entry.id] is None and is_chosen and not is_kept:
                 by_image[entry.id] = mpp
         for name, path in self.new.items():
             named = mpp if self.patterns and name in self.chosen_new else None
             by_image[name] = listed.get(name, listed.get(path.name, named))
-        said = {image: value for image, value in by_image.items() if value is not None}
-        return AskedMpp(None if self.patterns else mpp, is_for_missing, said)
+        known = {image: value for image, value in by_image.items() if value is not None}
+        return AskedMpp(None if self.patterns else mpp, is_for_missing, known)
 
     def changed_pixel_sizes(self, asked: AskedMpp) -> dict[str, float]:
-        """Return by ID what is said of images that are there, where a run would take another."""
+        """Return, by image ID, the given pixel sizes that differ from those of the project."""
         from qpnuclei.qupath.results import changed_pixel_sizes
 
         return changed_pixel_sizes(self.images, asked.by_image)
 
     def warn_of_kept_sizes(self, asked: AskedMpp, images: Sequence[ImageEntry]) -> None:
-        """Say where ``--mpp`` is not used, as it is for slides without a pixel size.
+        """Warn about slides that keep their own pixel size although ``--mpp`` is given.
 
         Parameters
         ----------
         images : sequence of ImageEntry
-            Those that were there, and those that were made of new slides.
+            Images that existed before, and images of the new slides.
         """
         from qpnuclei.qupath.pixel_size import project_mpp
         from qpnuclei.qupath.results import warn_of_kept_sizes
 
         if asked.mpp is None or not asked.only_missing:
             return
-        there = {entry.path for entry in self.images}
+        existing = {entry.path for entry in self.images}
         sizes = []
         for entry in filter(self._is_given, images):
-            said = asked.by_image.get(entry.id) if entry.path in there else None
-            sizes.append(project_mpp(entry) if said is None else (said, said))
+            given = asked.by_image.get(entry.id) if entry.path in existing else None
+            sizes.append(project_mpp(entry) if given is None else (given, given))
         warn_of_kept_sizes(sizes, asked.mpp)
 
     @cached_property
@@ -143,7 +143,7 @@ class SlideInputs:
 
 
 def refuse_early(inputs: SlideInputs, given: Mapping[str, Any]) -> None:
-    """Refuse what cannot be run, before a project is made or extended.
+    """Check the arguments of a run before a project is made or extended.
 
     Parameters
     ----------
@@ -171,11 +171,11 @@ def refuse_early(inputs: SlideInputs, given: Mapping[str, Any]) -> None:
     if inputs.project is None and not options.selection.tissue:
         raise UsageError(
             "new slides have no annotations to choose",
-            "run them without --roi options, which finds the tissue; or make a project with "
-            "qpnuclei project create, and draw annotations in QuPath",
+            "run without --roi options to analyse the tissue; or make a project with qpnuclei "
+            "project create, and draw annotations in QuPath",
         )
     if not inputs.new:
-        return  # a run of a project that is there refuses the rest itself
+        return  # the run of the project makes the other checks itself
     choose_backend(given["backend"])
     engine_specs(options.models)
     chosen = inputs.chosen

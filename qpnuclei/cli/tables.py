@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from qpnuclei.qupath.sensitivity import OwnNuclei
 
 
-#: Images that are named in one line.
+#: Maximum number of image names in one line.
 _NAMED = 10
-#: Annotations of an image that are listed one by one.
+#: An image with more annotations gets one line per class.
 _MOST_LINES = 200
 
 
 def plan_view(plans: list[ImagePlan]) -> Group:
-    """Return a run's plan, image by image, with a line for each region."""
+    """Return a run's plan, image by image, with one line per region."""
     parts: list[Text | Table] = [Text("plan (nothing is changed)", style="bold")]
     for plan in plans:
         read_at = " x ".join(f"{mpp:.4g}" for mpp in plan.scale.working_mpp)
@@ -66,20 +66,20 @@ def plan_view(plans: list[ImagePlan]) -> Group:
     return Group(*parts)
 
 
-#: What a table says of an annotation: its name, its class, and numbers that may be added up.
+#: Table row of an annotation: its name, its class, and numbers that can be added up.
 _Line = tuple[str, str | None, tuple[float, ...]]
 
 
 def _shortened(rows: list[_Line]) -> list[_Line]:
-    """Return the lines of an image, or one for each class where they are more than anyone reads."""
+    """Return the rows of an image; of an image with many annotations, one row per class."""
     if len(rows) <= _MOST_LINES:
         return rows
     classes: dict[str | None, list[tuple[float, ...]]] = {}
     for _, class_name, numbers in rows:
         classes.setdefault(class_name, []).append(numbers)
     return [
-        (f"{len(all_of_it)} annotations", name, tuple(map(sum, zip(*all_of_it, strict=True))))
-        for name, all_of_it in classes.items()
+        (f"{len(in_class)} annotations", name, tuple(map(sum, zip(*in_class, strict=True))))
+        for name, in_class in classes.items()
     ]
 
 
@@ -92,14 +92,14 @@ def describe_backups(images: Sequence[NativeImage], count: bool) -> list[dict[st
             "backup": backup.id,
             "saved": backup.saved.isoformat(),
             "bytes": backup.size,
-            **(_held(image, backup) if count else {}),
+            **(_object_counts(image, backup) if count else {}),
         }
         for image in images
         for backup in image.backups()
     ]
 
 
-def _held(image: NativeImage, backup: Backup) -> dict[str, int | None]:
+def _object_counts(image: NativeImage, backup: Backup) -> dict[str, int | None]:
     names = ("annotations", "detections", "ours")
     counts = _counts(image, backup)
     return dict(zip(names, (int(c) if c.isdigit() else None for c in counts), strict=True))
@@ -133,7 +133,7 @@ def describe_plan(plans: list[ImagePlan]) -> list[dict[str, Any]]:
 
 
 def backups_table(images: Sequence[NativeImage], count: bool) -> Table:
-    """Return the backups of images, a line each; with `count` also the number of objects."""
+    """Return the backups of images, one row each; with `count` also the number of objects."""
     table = Table("image")
     table.add_column("backup", no_wrap=True)
     table.add_column("saved", no_wrap=True)
@@ -162,13 +162,18 @@ def _counts(image: NativeImage, backup: Backup) -> tuple[str, str, str]:
 
 
 def summary_table(summary: RunSummary) -> Table:
-    """Return the nuclei found, one line per annotation."""
-    locked = sum(image.locked for image in summary.images)
-    kept = f" and {locked} locked ones of earlier runs" if locked else ""
-    title = f"{summary.nuclei} nuclei{kept}"
-    if summary.arguments.get("on_existing") == "append":
-        title = f"{summary.nuclei} new nuclei; counted here with those of earlier runs"
-    table = Table(title=title)
+    """Return the nuclei counted in each annotation; the title has the number written."""
+    counted = sum(region.nuclei for image in summary.images for region in image.regions)
+    title, caption = f"{summary.nuclei} nuclei", None
+    if counted != summary.nuclei:
+        locked = sum(image.locked for image in summary.images)
+        title += f" written, {counted} counted"
+        caption = (
+            f"Every nucleus in an annotation is counted, as in export: also locked ones "
+            f"({locked}), others of earlier runs, and those of other programs. A nucleus in two "
+            "annotations counts in both."
+        )
+    table = Table(title=title, caption=caption)
     for column in ("image", "annotation", "class"):
         table.add_column(column)
     for column in ("mm²", "nuclei", "per mm²"):
@@ -194,7 +199,7 @@ def summary_table(summary: RunSummary) -> Table:
 
 
 def print_account(summary: RunSummary) -> None:
-    """Print what this start of a run did at tile borders and in which time, and its record."""
+    """Print notes, doubts, seams, times and memory of this run, and the path of its record."""
     images = summary.images
     if not images:
         stderr.print(f"record: {summary.run_dir / 'run.json'}", soft_wrap=True)
@@ -230,7 +235,7 @@ def print_account(summary: RunSummary) -> None:
 
 
 def _written_before(summary: RunSummary) -> list[str]:
-    """Say of how many images there was nothing left to do."""
+    """Return a line with the number of images that were finished before."""
     if not summary.earlier:
         return []
     number = "1 image" if summary.resumed == 1 else f"{summary.resumed} images"
@@ -250,7 +255,7 @@ def _written(images: Sequence[ImageResult]) -> list[str]:
 
 
 def _kept(images: Sequence[ImageResult]) -> list[str]:
-    """Say what stayed because a user has locked it."""
+    """Return a line with the detections that were kept because a user locked them."""
     locked = sum(image.locked for image in images)
     found_again = sum(image.as_locked for image in images)
     if not locked:
@@ -262,25 +267,25 @@ def _kept(images: Sequence[ImageResult]) -> list[str]:
 
 
 def print_failures(names: Sequence[str], images: int) -> None:
-    """Print which of several images failed; why was said when it happened."""
+    """Print which of several images failed; each reason was printed when it happened."""
     if images == 1:
         return
     stderr.print(
-        f"not analysed: {len(names)} of {images} images, for the reasons above: {_some(names)}",
+        f"not analysed: {len(names)} of {images} images, for the reasons above: {_listed(names)}",
         style="bold red",
         soft_wrap=True,
     )
 
 
 def print_empty(what: str, names: Sequence[str], images: int, remedy: str) -> None:
-    """Print in one line in which images there is nothing to export, if in any."""
+    """Print in one line which images have nothing to export, if any."""
     if names:
-        number = f"{len(names)} of {images} images: {_some(names)}"
+        number = f"{len(names)} of {images} images: {_listed(names)}"
         stderr.print(f"no {what} in {number} ({remedy})", soft_wrap=True)
 
 
 def print_without_row(images: Sequence[ImageEntry], of: int, classes: Sequence[str] | None) -> None:
-    """Print which images have no row in a table of counts, as they have no annotations.
+    """Print which images have no row in a table of counts because they have no annotations.
 
     Parameters
     ----------
@@ -288,15 +293,15 @@ def print_without_row(images: Sequence[ImageEntry], of: int, classes: Sequence[s
     of : int
         Number of all images.
     classes : sequence of str or None
-        Of the annotations that were asked for; None for all.
+        Selected classes of annotations; None for all.
     """
     what = f"annotations of class {' or '.join(classes)}" if classes else "annotations"
     names = [entry.name for entry in images]
     print_empty(what, names, of, "export --by image counts the analysed area of each")
 
 
-def _some(names: Sequence[str]) -> str:
-    """Return names in one line, and how many more there are."""
+def _listed(names: Sequence[str]) -> str:
+    """Return the first names in one line, and how many more there are."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return f"{', '.join(names[:_NAMED])}{more}"
 
@@ -348,7 +353,7 @@ def info_table(content: dict[str, Any]) -> Group:
 
 
 def sensitivity_table(images: Sequence[OwnNuclei], steps: Sequence[float]) -> Table:
-    """Return how many nuclei of ours stay in each image for each least certainty."""
+    """Return the nuclei by qpnuclei that stay in each image for each minimum certainty."""
     table = Table("image", title="nuclei by qpnuclei that stay for each --min-certainty")
     for column in ("now", *(f"{step:g}" for step in steps)):
         table.add_column(column, justify="right")

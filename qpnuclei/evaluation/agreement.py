@@ -15,14 +15,15 @@ from qpnuclei.evaluation.matching import LabelMap, overlaps_of_maps
 class Kind(StrEnum):
     """Kind of match of a nucleus.
 
-    One nucleus lies *in* another if more than half of its pixels do.
+    A nucleus is *inside* another one if more than half of its pixels are. Two nuclei are *related*
+    if one is inside the other.
     """
 
     FOUND = "found"  #: annotated and predicted with IoU > 0.5
-    MISSED = "missed"  #: annotated, and no prediction lies in it nor it in one
-    FALSE = "false"  #: predicted, and no annotated nucleus lies in it nor it in one
-    SPLIT = "split"  #: annotated, with several predictions in it; or predicted, one of those
-    MERGED = "merged"  #: predicted, with several annotated nuclei in it; or annotated, one of those
+    MISSED = "missed"  #: annotated, and not related to any prediction
+    FALSE = "false"  #: predicted, and not related to any annotated nucleus
+    SPLIT = "split"  #: annotated, with several predictions inside; or one of these predictions
+    MERGED = "merged"  #: predicted, with several annotated nuclei inside; or one of these nuclei
     INEXACT = "inexact"  #: one to one, but the outlines differ too much (IoU up to 0.5)
 
 
@@ -36,7 +37,7 @@ class Agreement:
     Parameters
     ----------
     true, predicted : (H, W) int32 ndarray
-        The maps, nucleus ``i`` with the label ``i + 1``.
+        The instance maps; nucleus ``i`` has the label ``i + 1``.
     true_kind, predicted_kind : (T,) and (P,) object ndarray of Kind
         Annotated nuclei are never `Kind.FALSE`, predicted ones never `Kind.MISSED`.
     """
@@ -47,7 +48,7 @@ class Agreement:
     predicted_kind: KindArray
 
     def counts(self) -> dict[str, int]:
-        """Count annotated nuclei by kind (together they are all of them), and false predictions."""
+        """Count all annotated nuclei by kind, and false predictions."""
         of_true, of_predicted = Counter(self.true_kind), Counter(self.predicted_kind)
         return {str(kind): (of_predicted if kind is Kind.FALSE else of_true)[kind] for kind in Kind}
 
@@ -67,19 +68,19 @@ def classify(true: LabelMap, predicted: LabelMap) -> Agreement:
 
     Notes
     -----
-    Pairs of IoU > 0.5, which PQ and F1 count, come first: they are found, even if a further small
-    prediction lies in the same nucleus (that one is then split).
+    Pairs with IoU > 0.5, which PQ and F1 count, take precedence. They are found, even if a further
+    small prediction is inside the same nucleus (that one is then split).
     """
     o = overlaps_of_maps(true, predicted)
     t, p = o.pair_true, o.pair_predicted
     matched = o.iou > 0.5
-    # In a matched pair, one lies in the other, so it counts among the "several", too.
+    # In a matched pair, one nucleus is inside the other, so it counts among the "several", too.
     true_inside = 2 * o.pair_area > o.true_area[t]
     predicted_inside = 2 * o.pair_area > o.predicted_area[p]
     splits = np.bincount(t[predicted_inside], minlength=len(o.true_area)) > 1
     merges = np.bincount(p[true_inside], minlength=len(o.predicted_area)) > 1
 
-    # Not np.full: that makes plain strings of them.
+    # Not np.full, which would convert the kinds to plain strings.
     true_kind = np.array([Kind.MISSED] * len(o.true_area), object)
     predicted_kind = np.array([Kind.FALSE] * len(o.predicted_area), object)
     related = true_inside | predicted_inside

@@ -1,4 +1,4 @@
-"""Evaluate a model beside the classical baseline, and tune its post-processing on request."""
+"""Evaluate a model and the classical baseline, and tune the post-processing on request."""
 
 from __future__ import annotations
 
@@ -54,24 +54,24 @@ ProgressCallback = Callable[[str, int, int | None, str], None]
 
 @dataclass(frozen=True)
 class AssessmentOptions:
-    """What to measure, and how.
+    """Options of an evaluation.
 
     Parameters
     ----------
     model : str or None
         Name or file of a model; None for the classical baseline alone.
     speed : {"auto", "fast"}
-        Which network of the default model; see `qpnuclei.models.registry.network_for`.
+        Network of the default model; see `qpnuclei.models.registry.network_for`.
     mpp : float or None
-        µm/px of all images, over whatever data set and files say.
+        µm/px of all images; overrides data set and files.
     device : str
         See `qpnuclei.models.device.resolve_device`.
     tta : bool
-        Average the network over flips and rotations, see `Predictor`.
+        Average predictions over flips and rotations; see `Predictor`.
     tune : bool
-        Choose the model's post-processing on the images.
+        Tune the model's post-processing on the images.
     write_model : pathlib.Path or None
-        Where to write a copy of the model with that choice.
+        File for a copy of the model with the tuned post-processing.
     """
 
     model: str | None = DEFAULT_MODEL
@@ -90,7 +90,7 @@ def assess(
     progress: ProgressCallback = lambda stage, done, total, note: None,
     notes: Sequence[str] = (),
 ) -> Report:
-    """Measure a model on annotated images, beside haematoxylin and Otsu on the same images.
+    """Evaluate a model on annotated images, and haematoxylin and Otsu on the same images.
 
     Parameters
     ----------
@@ -101,13 +101,13 @@ def assess(
     options : AssessmentOptions
     progress : callable
     notes : sequence of str
-        Remarks on the data that a reader of the figures must know.
+        Remarks on the data that are necessary to interpret the figures.
 
     Raises
     ------
     qpnuclei.errors.QpnucleiError
-        If model, device, an image or an annotation is not there or not usable, the resolution is
-        not known, or the tuned model cannot be written or would replace one of the package.
+        If the model, the device, an image or an annotation is missing or unusable, or a resolution
+        is unknown; or if the tuned model cannot be written or would replace a packaged model.
     """
     started = time.time()
     _check_target(options)
@@ -120,7 +120,7 @@ def assess(
         check_speed(options.model, options.speed)
         specs = engine_specs(networks_of(options.model, options.speed))
         name = _label(options, specs)
-        # Whatever is refused is so before the first image is measured.
+        # Check everything before the first image is evaluated.
         models = _models_for(images, options)
         asked = EngineOptions(options.device, views=8 if options.tta else 1)
         engines = {model: load_engine(model, asked) for model in models}
@@ -128,11 +128,12 @@ def assess(
         to_tune = engine if options.tune and isinstance(engine, MapsEngine) else None
         if options.tune and to_tune is None:
             raise UsageError(
-                f"--tune {options.model}: only models of qpnuclei have this post-processing"
+                f"--tune {options.model}: only models of qpnuclei have this post-processing",
+                "leave --tune out, or name a model of qpnuclei",
             )
 
         def find(rgb: RGB, mpp: float) -> NucleiTable:
-            """Find nuclei as a run does: of the default, the pixel size chooses the network."""
+            """Find nuclei as a run does: the pixel size selects the default model's network."""
             model = network_for(str(options.model), mpp, options.speed)
             return segment(engines[model], rgb, mpp)
 
@@ -172,22 +173,22 @@ def _check_target(options: AssessmentOptions) -> None:
         return
     if target.resolve().is_relative_to(WEIGHTS_FOLDER):
         raise UsageError(
-            f"--write-model {target} lies among the models that come with qpnuclei",
+            f"--write-model {target} is in the folder of the models that come with qpnuclei",
             "these are never changed: choose another folder",
         )
     if target.suffix != ".safetensors":
         raise UsageError(
-            f"--write-model {target} does not end in .safetensors", "a model file must"
+            f"--write-model {target} does not end in .safetensors", "give it this suffix"
         )
 
 
 def _models_for(images: Sequence[AnnotatedImage], options: AssessmentOptions) -> list[str]:
-    """Return the models that a run would take for the images.
+    """Return the models that a run would use for the images.
 
     Raises
     ------
     UsageError
-        If they are several, and one is to be tuned.
+        If these are several models, and one should be tuned.
     qpnuclei.errors.MppError
         As `image_mpp`.
     """
@@ -203,7 +204,7 @@ def _models_for(images: Sequence[AnnotatedImage], options: AssessmentOptions) ->
 
 
 def _label(options: AssessmentOptions, specs: Mapping[str, EngineSpec]) -> str:
-    """Return the name of a model in tables; of a file also its hash, as many share a name."""
+    """Return the name of a model in tables; for a file with its hash, as names may be equal."""
     model = str(options.model)
     path = Path(model)
     if path.suffix:
@@ -243,7 +244,7 @@ def _tune(
         progress("tuning", trials, None, f"trials, best (AJI + PQ) / 2: {best:.3f}")
 
     labelled = at_resolution(images, options.mpp, predictor.mpp)
-    # In other colours as well: what suits a few images of one kind best loses nuclei on others.
+    # Recoloured images are used, too: the best values for similar images lose nuclei on others.
     predicted = predict(predictor, [*labelled, *recoloured(labelled)])
     start = predictor.metadata.post_processing
     return tune_post_processing(predicted, start, on_trial, mpp=predictor.mpp)
@@ -252,7 +253,7 @@ def _tune(
 def _tuning_notes(name: str, parameters: PostProcessing) -> list[str]:
     chosen = ", ".join(f"{key} {value:g}" for key, value in parameters.model_dump().items())
     return [
-        f"The post-processing of {name!r} was chosen on these very images: expect less on others.",
+        f"The post-processing of {name!r} was tuned on these images: expect less on others.",
         f"Chosen: {chosen}.",
     ]
 
@@ -271,6 +272,6 @@ def _write_tuned(
         "mean": json_numbers(result.mean),
         "interval": json_intervals(result.interval),
     }
-    # From the file: the engine's own network was rearranged for speed.
+    # Load the network from the file: that of the engine was rearranged for speed.
     network, _ = load_model(resolve_model(split_model(model)[1]))
     save_model(path, network, tuned.model_copy(update={"validation": validation}))

@@ -18,11 +18,11 @@ def bootstrap_interval(
     Parameters
     ----------
     values : (N,) array_like of float
-        One value per image. NaN (the image has none) is left out, as of the mean.
+        One value per image. NaN (an undefined value) is left out, as in the mean.
     level : float
-        Share of the resampled means that lies inside.
+        Share of the resampled means within the interval.
     resamples : int
-        How many times N images are drawn with replacement.
+        Number of times that N images are drawn with replacement.
     seed : int
 
     Returns

@@ -1,9 +1,9 @@
-"""Nuclei drawn or mended in QuPath inside boxes: annotated images of a project.
+"""Boxes of a project in which a user drew or corrected all nuclei, as annotated images.
 
-A box is an annotation in which somebody made every nucleus right. What counts is decided nucleus
-by nucleus, so that none is cut: a drawn nucleus counts if its centroid lies in the box, as in
-QuPath. A predicted one counts if the drawn nucleus that it shares most with does; one without such
-a nucleus, if its centroid lies in the box.
+A box is an annotation in which every nucleus is right. Nuclei are never cut at its border: each
+one counts or does not. A drawn nucleus counts if its centroid is in the box, as in QuPath. A
+predicted nucleus is compared with the drawn nucleus that it overlaps most, and counts if that one
+does. Without such a drawn nucleus, it counts if its centroid is in the box.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from qpnuclei.qupath.regions import Region, match_images, rows_inside
 from qpnuclei.slides.remix import seen_by_network
 from qpnuclei.slides.stains import DEFAULT_HE
 
-#: The network sees so much beyond a box: more than the largest nuclei.
+#: Margin around a box that the network sees: more than the largest nuclei.
 _MARGIN_UM = 30.0
-#: A box with its margin is read at once.
-_MOST_PX = 2**27
-#: Colour outside a box that is looked at alone: glass.
+#: Largest box with its margin, in px: it is read at once.
+_MAX_PX = 2**27
+#: Colour outside a box that is read without its surroundings: glass.
 _GLASS = 255
 
 Geometries = npt.NDArray[Any]
 
 #: The rule, for reports.
 RULE = (
-    "A drawn nucleus counts if its centroid lies in the box. A predicted one counts if the drawn "
-    "nucleus with which it shares more than half of the smaller of the two does; without such a "
-    "nucleus, if its centroid lies in the box."
+    "A drawn nucleus counts if its centroid is in the box. A predicted nucleus that shares more "
+    "than half of the smaller area with a drawn nucleus counts if that one does. Every other "
+    "predicted nucleus counts if its centroid is in the box."
 )
 
 
@@ -61,13 +61,13 @@ class BoxImage(AnnotatedImage):
     ----------
     entry : ImageEntry
     frame : (int, int, int, int)
-        x0, y0, x1, y1 of what is read, in level-0 px.
+        x0, y0, x1, y1 of the box with its margin, in level-0 px.
     box : shapely geometry
         Polygon or MultiPolygon, in px of the frame.
     drawn : (N,) object ndarray of shapely.Polygon
-        All nuclei drawn in the frame, in px of it.
+        All nuclei drawn in the frame, in px of the frame.
     counts : (N,) bool ndarray
-        Which of them count.
+        Whether each drawn nucleus counts.
     """
 
     entry: ImageEntry
@@ -77,7 +77,7 @@ class BoxImage(AnnotatedImage):
     counts: npt.NDArray[np.bool_]
 
     def read_image(self) -> npt.NDArray[np.uint8]:
-        """Return the frame as (H, W, 3) uint8 RGB, as a run shows it to a network.
+        """Return the frame as (H, W, 3) uint8 RGB, with the colours that a network sees in a run.
 
         Raises
         ------
@@ -86,8 +86,8 @@ class BoxImage(AnnotatedImage):
         """
         x0, y0, x1, y1 = self.frame
         with open_image(self.entry) as slide:
-            seen = seen_by_network(slide, self.entry.stains or DEFAULT_HE)
-            return np.ascontiguousarray(seen.read(x0, y0, x1 - x0, y1 - y0, (1.0, 1.0)))
+            pixels = seen_by_network(slide, self.entry.stains or DEFAULT_HE)
+            return np.ascontiguousarray(pixels.read(x0, y0, x1 - x0, y1 - y0, (1.0, 1.0)))
 
     def read_labels(self) -> npt.NDArray[np.int32]:
         """Return the (H, W) int32 instance map of the nuclei that count."""
@@ -96,12 +96,12 @@ class BoxImage(AnnotatedImage):
     def read_around(
         self,
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-        """Return the frame, all nuclei drawn in it, and which pixels lie in the box."""
+        """Return the frame, all nuclei drawn in it, and the mask of the box."""
         inside = label_map(shapely.get_parts(self.box), self._shape) > 0
         return self.read_image(), label_map(self.drawn, self._shape), inside
 
     def read_alone(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-        """Return what lies in the box alone, nuclei cut at its border; outside of it is glass."""
+        """Return the box without its surroundings: nuclei are cut, and the outside is glass."""
         rgb, labels, inside = self.read_around()
         rgb[~inside], labels[~inside] = _GLASS, 0
         x0, y0, x1, y1 = (round(v) for v in self.box.bounds)
@@ -109,13 +109,13 @@ class BoxImage(AnnotatedImage):
         return np.ascontiguousarray(rgb[window]), np.ascontiguousarray(labels[window])
 
     def counted(self, nuclei: NucleiTable) -> NucleiTable:
-        """Return those of the nuclei found in the frame that count."""
+        """Return the found nuclei that count."""
         found = nuclei.polygons()
         keep = shapely.intersects_xy(self.box, nuclei.centroids())
         o = overlaps_of_outlines(self.drawn, found)
         met = o.pair_area > o.pair_smaller / 2
         order = np.argsort(o.pair_area[met], kind="stable")
-        # The largest comes last.
+        # The pair with the largest shared area comes last, so it decides.
         keep[o.pair_predicted[met][order]] = self.counts[o.pair_true[met][order]]
         return nuclei.take(keep)
 
@@ -127,16 +127,16 @@ class BoxImage(AnnotatedImage):
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was read of the boxes of a project.
+    """The boxes of a project.
 
     Parameters
     ----------
     images : sequence of BoxImage
         One for each box.
     described : dict
-        For a report: the classes, and how many boxes and nuclei.
+        For a report: the classes, and the numbers of boxes and nuclei.
     notes : tuple of str
-        What is compared, in words.
+        Sentences for a report on what is compared.
     """
 
     images: Sequence[BoxImage]
@@ -163,20 +163,20 @@ def read_boxes(
         Classes of the annotations that are boxes, of any shape.
     truth_classes : sequence of str
         Classes of the drawn nuclei: detections, cells (their nuclei) and annotations with an area,
-        by whomever; ``Nucleus`` by default. Where a detection of qpnuclei and something else share
-        more than half of the smaller, the detection was mended, and does not count.
+        from any program; ``Nucleus`` by default. A detection of qpnuclei counts as corrected, and
+        is left out, if it shares more than half of the smaller area with another object.
     images : sequence of str
         Names or patterns of images; all by default.
     mpp : float, optional
-        µm per level-0 px of all of them.
+        µm per level-0 px of all images.
     image_root : Path, optional
-        Where to look for the slides of a project that was moved.
+        Folder to search for the slides of a project that was moved.
 
     Raises
     ------
     UsageError
-        If no class of boxes is given or there is no box, if nothing is drawn in one, or if by
-        default all that is there is what qpnuclei found.
+        If no class of boxes is given, there is no box, or no nucleus is drawn in a box. Also if,
+        without `truth_classes`, all nuclei in the boxes are unchanged detections of qpnuclei.
     MppError
         If the pixel size is not known, or pixels are not square.
     QpnucleiError
@@ -184,13 +184,14 @@ def read_boxes(
     """
     if not roi:
         raise UsageError(
-            f"{path} is a project: say in which annotations all nuclei are drawn",
-            "name their class with --roi, and that of the nuclei with --truth-class",
+            f"{path} is a project, and --roi is missing: the class of the annotations in which "
+            "all nuclei are drawn",
+            "name this class with --roi, and that of the nuclei with --truth-class",
         )
     classes = tuple(truth_classes) or (NUCLEUS_CLASS,)
     project = open_project(path, image_root=image_root)
     boxes: list[BoxImage] = []
-    ours = mended = left_out = 0
+    ours = corrected = left_out = 0
     for entry in match_images(project, images):
         objects = entry.read()
         areas = [a for a in objects.annotations if a.class_name in roi and a.is_area]
@@ -210,39 +211,43 @@ def read_boxes(
         with open_image(entry) as slide:
             size = slide.width, slide.height
         for box in areas:
-            made, of_ours, of_mended = _box(path, entry, box, nuclei, mpp_x, size, classes)
+            made, of_ours, of_corrected = _box(path, entry, box, nuclei, mpp_x, size, classes)
             boxes.append(made)
-            ours, mended = ours + of_ours, mended + of_mended
+            ours, corrected = ours + of_ours, corrected + of_corrected
     if not boxes:
         raise UsageError(
             f"{path}: no annotation with an area has the class {' or '.join(map(repr, roi))}",
-            f"classes there: {_classes(project, images) or 'none'}",
+            f"classes of the project: {_classes(project, images) or 'none'}",
         )
     total = sum(int(np.count_nonzero(box.counts)) for box in boxes)
     if ours == total and not truth_classes:
         raise UsageError(
-            f"{path}: all {total} nuclei of class {classes[0]!r} in the boxes are as qpnuclei "
-            "found them: a model would be compared with itself",
-            "draw or mend nuclei in QuPath, or name the class of those that are right with "
+            f"{path}: all {total} nuclei of class {classes[0]!r} in the boxes are unchanged "
+            "detections of qpnuclei: a model would be compared with itself",
+            "draw or correct nuclei in QuPath, or name the class of the right nuclei with "
             "--truth-class",
         )
-    written = f", {ours} of them as qpnuclei found them" if ours else ""
+    written = f", {ours} of them unchanged detections of qpnuclei" if ours else ""
     notes = [
         f"Truth: {total} nuclei of class {', '.join(classes)} in {len(boxes)} "
         f"{'box' if len(boxes) == 1 else 'boxes'} of class {', '.join(roi)}{written}.",
         RULE,
     ]
-    if mended:
-        notes.append(f"{mended} detections of qpnuclei were mended, and do not count themselves.")
+    if corrected:
+        notes.append(
+            f"{corrected} detections of qpnuclei were corrected: the corrections count instead."
+        )
     if left_out:
-        notes.append(f"{left_out} objects of class {', '.join(classes)} enclose no area.")
+        notes.append(
+            f"{left_out} objects of class {', '.join(classes)} were left out: they have no area."
+        )
     described = {
         "roi": list(roi),
         "truth_class": list(classes),
         "boxes": len(boxes),
         "nuclei": total,
         "nuclei_by_qpnuclei": ours,
-        "mended": mended,
+        "mended": corrected,
     }
     return Drawn(boxes, described, tuple(notes))
 
@@ -256,12 +261,12 @@ def read_corrected(
     mpp: float | None = None,
     image_root: Path | None = None,
 ) -> Drawn:
-    """Read the boxes of all projects among some paths, to learn from; none without `roi`.
+    """Read the boxes of all projects among some paths, for training; none without `roi`.
 
     Raises
     ------
     UsageError
-        If boxes are asked for, but no path is a project; and as `read_boxes`, as all others.
+        If `roi` is given, but no path is a project. Also as `read_boxes`, like all other errors.
     """
     projects = [path for path in paths if is_project(path)] if roi else []
     if roi and not projects:
@@ -282,7 +287,7 @@ def read_corrected(
 
 @dataclass(frozen=True, eq=False)
 class _Nuclei:
-    """The drawn nuclei of an image: outlines, places, planes, and which qpnuclei wrote."""
+    """The drawn nuclei of an image; `ours` are detections of qpnuclei."""
 
     outlines: Geometries
     centroids: npt.NDArray[np.float64]
@@ -292,7 +297,7 @@ class _Nuclei:
 
 
 def _drawn(objects: ImageObjects, classes: Sequence[str], roi: Sequence[str]) -> _Nuclei:
-    """Return what is drawn in an image: detections, cells and annotations of some classes."""
+    """Return the drawn nuclei of an image: detections, cells and annotations of some classes."""
     found = objects.detections
     rows = [row for row, name in enumerate(found.class_names) if name in classes]
     annotations = [
@@ -315,7 +320,7 @@ def _drawn(objects: ImageObjects, classes: Sequence[str], roi: Sequence[str]) ->
 
 
 def _largest(shape: shapely.Geometry) -> shapely.Polygon:
-    """Return the largest valid polygon of an outline; empty if it encloses nothing."""
+    """Return the largest valid polygon of an outline; empty if it has no area."""
     if shape.geom_type not in ("Polygon", "MultiPolygon"):
         return shapely.Polygon()
     parts = shapely.get_parts(valid_area(shape))
@@ -331,28 +336,28 @@ def _box(
     size: tuple[int, int],
     classes: Sequence[str],
 ) -> tuple[BoxImage, int, int]:
-    """Return a box; how many of its nuclei qpnuclei wrote; and how many of those were mended."""
+    """Return a box, with its numbers of unchanged and of corrected detections of qpnuclei."""
     what = f"image {entry.name}, box {annotation.label}"
     area = shapely.intersection(annotation.area, shapely.box(0, 0, *size))
     if area.is_empty:
-        raise UsageError(f"{what}: it lies beside the image", "move it")
+        raise UsageError(f"{what}: it lies outside the image", "move or delete it")
     margin = _MARGIN_UM / mpp
     low = np.maximum(np.floor(np.array(area.bounds[:2]) - margin), 0).astype(int)
     high = np.minimum(np.ceil(np.array(area.bounds[2:]) + margin), size).astype(int)
     frame = (int(low[0]), int(low[1]), int(high[0]), int(high[1]))
-    if np.prod(high - low) > _MOST_PX:
+    if np.prod(high - low) > _MAX_PX:
         raise UsageError(
-            f"{what}: it is larger than {_MOST_PX // 10**6} megapixels", "draw smaller boxes"
+            f"{what}: it is larger than {_MAX_PX // 10**6} megapixels", "draw smaller boxes"
         )
-    here = np.flatnonzero((nuclei.planes == (annotation.z, annotation.t)).all(axis=1))
-    here = here[shapely.intersects(nuclei.outlines[here], shapely.box(*frame))]
-    outlines, ours = nuclei.outlines[here], nuclei.ours[here]
-    mended = _mended(outlines, ours)
-    (held,) = rows_inside([Region.of(annotation)], nuclei.centroids[here], nuclei.planes[here])
-    counts = np.zeros(len(here), bool)
-    counts[held] = True
-    of_mended = int(np.count_nonzero(counts & mended))
-    outlines, counts, ours = outlines[~mended], counts[~mended], ours[~mended]
+    rows = np.flatnonzero((nuclei.planes == (annotation.z, annotation.t)).all(axis=1))
+    rows = rows[shapely.intersects(nuclei.outlines[rows], shapely.box(*frame))]
+    outlines, ours = nuclei.outlines[rows], nuclei.ours[rows]
+    corrected = _corrected(outlines, ours)
+    (inside,) = rows_inside([Region.of(annotation)], nuclei.centroids[rows], nuclei.planes[rows])
+    counts = np.zeros(len(rows), bool)
+    counts[inside] = True
+    of_corrected = int(np.count_nonzero(counts & corrected))
+    outlines, counts, ours = outlines[~corrected], counts[~corrected], ours[~corrected]
     if not counts.any():
         raise UsageError(
             f"{what}: no nucleus of class {' or '.join(map(repr, classes))} is drawn in it",
@@ -374,15 +379,15 @@ def _box(
         drawn=shifted(outlines),
         counts=counts,
     )
-    return made, int(np.count_nonzero(counts & ours)), of_mended
+    return made, int(np.count_nonzero(counts & ours)), of_corrected
 
 
-def _mended(outlines: Geometries, ours: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Tell which nuclei of qpnuclei share more than half of the smaller with one of others."""
+def _corrected(outlines: Geometries, ours: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Tell which detections of qpnuclei overlap a correction; see `are_among`."""
     own, other = np.flatnonzero(ours), np.flatnonzero(~ours)
-    mended = np.zeros(len(ours), bool)
-    mended[own] = are_among(outlines[own], outlines[other])
-    return mended
+    corrected = np.zeros(len(ours), bool)
+    corrected[own] = are_among(outlines[own], outlines[other])
+    return corrected
 
 
 def _classes(project: Project, images: Iterable[str]) -> str:

@@ -1,6 +1,6 @@
 """The classical baseline: haematoxylin above Otsu's threshold, without training.
 
-A learned model is worth its weights only where it is better than this.
+A trained model is useful only if it is better than this.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from qpnuclei.slides.stains import Stains, estimate_macenko, separate
 #: Name of the method in tables and reports.
 NAME = "hematoxylin + Otsu"
 
-#: µm/px that the post-processing's radii are meant for.
+#: µm/px for which the radii of the post-processing are defined.
 _MPP = 0.25
 
 
@@ -32,8 +32,8 @@ def haematoxylin_attention(
 ) -> npt.NDArray[np.float32]:
     """Return the haematoxylin of an image, scaled so that Otsu's threshold is 0.5.
 
-    With `qpnuclei.segmentation.postprocess.segment_instances` and its default parameters, which
-    are the paper's, it makes the classical segmentation.
+    `qpnuclei.segmentation.postprocess.segment_instances` with its default parameters, which are the
+    paper's, turns the result into the classical segmentation.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def haematoxylin_attention(
     stains : Stains, optional
         Stain vectors; estimated on this image by Macenko's method if not given.
     sigma_px : float
-        Gaussian before the threshold.
+        Standard deviation of the Gaussian filter before the threshold, in px.
 
     Returns
     -------
@@ -67,9 +67,9 @@ def haematoxylin_nuclei(rgb: npt.NDArray[np.uint8], mpp: float) -> NucleiTable:
     Parameters
     ----------
     rgb : (H, W, 3) uint8 ndarray
-        Tissue; stain vectors and threshold are those of all of it.
+        Tissue; stain vectors and threshold are estimated on the whole image.
     mpp : float
-        Its resolution in µm/px. It is resampled to 0.25, unless it is within 10 %.
+        Resolution in µm/px. The image is resampled to 0.25, unless it is within 10 % of that.
 
     Returns
     -------

@@ -28,11 +28,11 @@ class AnnotatedImage:
     Parameters
     ----------
     name : str
-        The stem that both files share.
+        The common stem of both files.
     image_path, labels_path : Path
         The RGB image and its instance map.
     mpp : float or None
-        µm/px, if the data set's description states it; None if each file must state it.
+        µm/px of the data set, if known; None to read it from each file.
     """
 
     name: str
@@ -46,22 +46,23 @@ class AnnotatedImage:
         Raises
         ------
         FormatError
-            If one of them cannot be read, or they differ in size.
+            If a file cannot be read, or they differ in size.
         """
         rgb, labels = self.read_image(), self.read_labels()
         if rgb.shape[:2] != labels.shape:
             raise FormatError(
                 f"{self.labels_path}: nuclei on {labels.shape[1]} x {labels.shape[0]} px do not "
-                f"fit the image {self.image_path.name} of {rgb.shape[1]} x {rgb.shape[0]} px"
+                f"fit the image {self.image_path.name} of {rgb.shape[1]} x {rgb.shape[0]} px",
+                "give both files the same size",
             )
         return rgb, labels
 
     def read_alone(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-        """Return image and instance map without anything that lies around what is annotated."""
+        """Return image and instance map without the surroundings of the annotated area."""
         return self.read()
 
     def counted(self, nuclei: NucleiTable) -> NucleiTable:
-        """Return those of the nuclei found in the image that are to be scored: here, all."""
+        """Return the found nuclei that are scored: here, all of them."""
         return nuclei
 
     def read_image(self) -> npt.NDArray[np.uint8]:
@@ -80,7 +81,7 @@ class AnnotatedImage:
         Raises
         ------
         FormatError
-            If the file is not a 2-D map of integers, or a mask: all its nuclei would be one.
+            If the file is not a 2-D map of integers, or is a mask without separate nuclei.
         """
         labels = read_instance_map(self.labels_path)
         values = np.unique(labels[labels != 0])
@@ -91,8 +92,8 @@ class AnnotatedImage:
                 raise FormatError(
                     f"{self.labels_path}: a mask of 0 and {values[0]} in {parts} parts, not an "
                     "instance map: all its nuclei would be one",
-                    "give each nucleus a value of its own; or evaluate with --components, which "
-                    "takes each connected part for a nucleus",
+                    "give each nucleus its own value, or evaluate with --components, which treats "
+                    "each connected part as a nucleus",
                 )
         return labels
 
@@ -137,7 +138,7 @@ def read_instance_map(path: Path) -> npt.NDArray[np.int32]:
             labels = tifffile.imread(path)
         else:
             with Image.open(path) as image:
-                # One bit per pixel is a mask, too.
+                # A mask with one bit per pixel.
                 labels = np.asarray(image.convert("L") if image.mode == "1" else image)
     except (OSError, ValueError, tifffile.TiffFileError) as error:
         raise FormatError(f"{path}: cannot be read as an instance map: {error}") from error
@@ -153,7 +154,7 @@ def read_instance_map(path: Path) -> npt.NDArray[np.int32]:
 def read_folder(
     folder: Path, *, split: str | None = None, names: Sequence[str] | None = None
 ) -> Iterator[AnnotatedImage]:
-    """Find the annotated images of a folder that has ``images/`` and ``labels/``.
+    """Find the annotated images of a folder with ``images/`` and ``labels/``.
 
     Parameters
     ----------
@@ -161,7 +162,7 @@ def read_folder(
         ``images/STEM.{png,jpg,tif}`` are RGB images, ``labels/STEM.{png,tif,npy}`` their instance
         maps (uint16; 0 = background), or ``labels/STEM.geojson`` (or ``.geojson.gz``) outlines.
     split : str, optional
-        Only the stems that ``splits.json`` in `folder` (a mapping of split to stems) lists there.
+        Only the stems of this split in `folder`'s ``splits.json``, a mapping of splits to stems.
     names : sequence of str, optional
         Only these stems.
 
@@ -173,7 +174,7 @@ def read_folder(
     Raises
     ------
     NotFoundError
-        If the folder, a subfolder, ``splits.json``, or a file of a wanted stem is missing.
+        If the folder, a subfolder, ``splits.json``, or a file of a selected stem is missing.
     UsageError
         If `split` is not in ``splits.json``, or no image is left.
     FormatError
@@ -209,13 +210,13 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
 
 
 def label_suffix(path: Path) -> str:
-    """Return the suffix of a file in small letters, ``.gz`` with the one before it."""
+    """Return the suffix of a file in lower case; ``.gz`` includes the suffix before it."""
     count = 2 if path.suffix.lower() == ".gz" else 1
     return "".join(path.suffixes[-count:]).lower()
 
 
 def read_split(path: Path, split: str) -> list[str]:
-    """Return the image names that a JSON mapping of splits to names lists for one of them.
+    """Return the image names of a split, from a JSON file that maps splits to names.
 
     Raises
     ------

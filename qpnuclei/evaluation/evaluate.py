@@ -19,10 +19,10 @@ from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import open_slide
 
-#: Takes an (H, W, 3) uint8 image and its µm/px; returns its nuclei, in px of the image.
+#: Finds the nuclei of an (H, W, 3) uint8 image, given its µm/px; returns them in px of the image.
 Finder = Callable[[npt.NDArray[np.uint8], float], NucleiTable]
 
-#: Names of all the scores of an image.
+#: Names of all scores of an image.
 SCORES = tuple(f.name for f in fields(Scores))
 
 
@@ -56,7 +56,7 @@ class Evaluation:
     Parameters
     ----------
     name : str
-        Of the method.
+        Name of the method.
     images : list of ImageResult
     """
 
@@ -65,7 +65,7 @@ class Evaluation:
 
     @property
     def mean(self) -> dict[str, float]:
-        """Mean of every score, each image counting the same; see `mean_scores`."""
+        """Mean of every score, with equal weights of images; see `mean_scores`."""
         return dict(mean_scores(result.scores for result in self.images))
 
     @property
@@ -75,9 +75,9 @@ class Evaluation:
 
     @property
     def pooled_count_error(self) -> float:
-        """Count error of all images together, as for a total over a slide; NaN without nuclei.
+        """Count error of all images together, as for the total of a slide; NaN without nuclei.
 
-        In the mean over images, a few nuclei in one image weigh as much as hundreds in another.
+        In the mean over images, an image with few nuclei has the same weight as one with hundreds.
         """
         true = sum(result.scores.true_count for result in self.images)
         predicted = sum(result.scores.predicted_count for result in self.images)
@@ -98,14 +98,14 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Differences of two methods on the same images: the first minus the second."""
+    """Differences between two methods on the same images: the first minus the second."""
 
     first: Evaluation
     second: Evaluation
 
     @property
     def mean(self) -> dict[str, float]:
-        """Mean difference of every score over the images that have it in both."""
+        """Mean difference of every score, over the images where both methods have it."""
         means = {}
         for name in SCORES:
             known = self._differences(name)
@@ -115,7 +115,7 @@ class Comparison:
 
     @property
     def interval(self) -> dict[str, tuple[float, float]]:
-        """95 % bootstrap interval of every mean difference: images are drawn, not scores."""
+        """95 % bootstrap interval of every mean difference; images are resampled, not scores."""
         return {name: bootstrap_interval(self._differences(name)) for name in SCORES}
 
     def _differences(self, name: str) -> npt.NDArray[np.float64]:
@@ -123,12 +123,12 @@ class Comparison:
 
 
 def image_mpp(image: AnnotatedImage, override: float | None) -> float:
-    """Return an image's µm/px: the user's, else the data set's, else the file's.
+    """Return an image's µm/px: the user's, otherwise the data set's, otherwise the file's.
 
     Raises
     ------
     qpnuclei.errors.MppError
-        If there is none, it is absurd, or pixels are not square.
+        If there is none, it is implausible, or pixels are not square.
     """
     if override is not None or image.mpp is not None:
         stated = override if override is not None else image.mpp
@@ -162,7 +162,7 @@ def evaluate(
         segments as ``qpnuclei run`` does.
     images : sequence of AnnotatedImage
     mpp : float, optional
-        µm/px of all of them, over whatever data set and files say.
+        µm/px of all images; overrides data set and files.
     on_image : callable
         Called with each result.
 

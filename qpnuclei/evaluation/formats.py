@@ -1,4 +1,4 @@
-"""Published data sets as their authors hand them out: MoNuSeg, TNBC, CoNSeP."""
+"""Read published data sets in the layout of their authors: MoNuSeg, TNBC, CoNSeP."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from qpnuclei.evaluation.datasets import (
 )
 from qpnuclei.evaluation.labelmap import label_map
 from qpnuclei.qupath.geojson.reading import read_objects
+from qpnuclei.system.files import check_folder
 
 _log = logging.getLogger(__name__)
 
-#: All three were scanned at 40x.
+#: Resolution of all three in µm/px: they were scanned at 40x.
 _MPP_40X = 0.25
 
 
 @dataclass(frozen=True)
 class MonusegImage(AnnotatedImage):
-    """An image of MoNuSeg [1]_: a TIFF, its nuclei drawn in Aperio ImageScope.
+    """An image of MoNuSeg [1]_: a TIFF, with nuclei drawn in Aperio ImageScope.
 
     References
     ----------
@@ -43,15 +44,15 @@ class MonusegImage(AnnotatedImage):
     """
 
     def read_labels(self) -> npt.NDArray[np.int32]:
-        """Return the (H, W) int32 instance map of the regions of the XML file.
+        """Return the (H, W) int32 instance map of the regions in the XML file.
 
-        A pixel belongs to the outline that its centre lies in, where several overlap to the first
-        of the file, as in the authors' own script.
+        A pixel belongs to the first outline in the file that contains its centre, as in the
+        authors' own script.
 
         Raises
         ------
         FormatError
-            If it is not XML of ImageScope.
+            If the file is not an XML file of ImageScope.
         """
         return label_map(_regions(self.labels_path), self.read_image().shape[:2])
 
@@ -63,13 +64,13 @@ class MaskImage(AnnotatedImage):
     def read_labels(self) -> npt.NDArray[np.int32]:
         """Return the (H, W) int32 instance map: 8-connected components of equal value.
 
-        That is right for masks of 0 and 255, and for those that hold the class or the number of
-        each nucleus.
+        This is right for masks of 0 and 255, and for masks with the class or the number of each
+        nucleus.
 
         Raises
         ------
         FormatError
-            If it is no image of one channel.
+            If the file is not an image with one channel.
         """
         components: npt.NDArray[np.int32] = skimage.measure.label(  # type: ignore[no-untyped-call]
             read_instance_map(self.labels_path), connectivity=2
@@ -79,7 +80,7 @@ class MaskImage(AnnotatedImage):
 
 @dataclass(frozen=True)
 class GeojsonImage(AnnotatedImage):
-    """An image with outlines as QuPath exports them: annotations, detections or cells.
+    """An image with outlines exported from QuPath: annotations, detections or cells.
 
     Parameters
     ----------
@@ -90,12 +91,14 @@ class GeojsonImage(AnnotatedImage):
     classes: tuple[str, ...] = ()
 
     def read_labels(self) -> npt.NDArray[np.int32]:
-        """Return the (H, W) int32 instance map: of a cell its nucleus, of overlaps the first.
+        """Return the (H, W) int32 instance map.
+
+        The nuclei of cells are drawn. Where outlines overlap, the first one counts.
 
         Raises
         ------
         FormatError
-            If it is no GeoJSON, or holds no area of these classes.
+            If the file is not GeoJSON, or has no area of these classes.
         """
         shapes = []
         for found in read_objects(self.labels_path):
@@ -106,7 +109,7 @@ class GeojsonImage(AnnotatedImage):
                     shapes.append(shape)
         if not shapes:
             of = f" of class {' or '.join(map(repr, self.classes))}" if self.classes else ""
-            raise FormatError(f"{self.labels_path}: holds no outline{of} with an area")
+            raise FormatError(f"{self.labels_path}: contains no outline{of} with an area")
         parts, owners = shapely.get_parts(np.array(shapes, dtype=object), return_index=True)
         labels = label_map(parts, self.read_image().shape[:2])
         return np.append(0, owners + 1).astype(np.int32)[labels]
@@ -139,7 +142,7 @@ class ConsepImage(AnnotatedImage):
         Raises
         ------
         FormatError
-            If it is no MATLAB file (before 7.3), or has no such map.
+            If the file is not a MATLAB file (before 7.3), or has no such map.
         """
         try:
             content = scipy.io.loadmat(self.labels_path)
@@ -158,7 +161,7 @@ class ConsepImage(AnnotatedImage):
 
 
 def read_monuseg(folder: Path) -> list[AnnotatedImage]:
-    """Find the images of MoNuSeg: TIFF and XML of one stem, anywhere below a folder."""
+    """Find the images of MoNuSeg: TIFF and XML with the same stem, anywhere below a folder."""
     annotations = _by_stem(folder.rglob("*.xml"))
     images = _by_stem(p for p in folder.rglob("*") if p.suffix.lower() in (".tif", ".tiff"))
     _check_pairs(folder, images, annotations, "XML file of annotations")
@@ -166,7 +169,7 @@ def read_monuseg(folder: Path) -> list[AnnotatedImage]:
 
 
 def read_tnbc(folder: Path) -> list[AnnotatedImage]:
-    """Find the images of TNBC: ``Slide_NN/*.png`` and ``GT_NN/*.png`` of the same name."""
+    """Find the images of TNBC: ``Slide_NN/*.png`` and ``GT_NN/*.png`` with the same name."""
     found: list[AnnotatedImage] = []
     for slide in sorted(folder.glob("Slide_*")):
         truth = slide.with_name(slide.name.replace("Slide_", "GT_"))
@@ -198,7 +201,7 @@ def read_dataset(
     components: bool = False,
     truth_classes: Sequence[str] = (),
 ) -> tuple[str, list[AnnotatedImage]]:
-    """Find the annotated images of a data set in any layout that is known.
+    """Find the annotated images of a data set in any known layout.
 
     Parameters
     ----------
@@ -211,28 +214,27 @@ def read_dataset(
         JSON file that maps splits to lists of image names; ``splits.json`` in `folder` if not
         given.
     components : bool
-        Whether the labels of the layout ``"folder"`` are masks whose connected parts are nuclei.
+        Whether each connected part of a mask is a nucleus, in the layout ``"folder"``.
     truth_classes : sequence of str
-        Only objects of these classes, where labels of the layout ``"folder"`` are GeoJSON.
+        Only objects of these classes, for GeoJSON labels in the layout ``"folder"``.
 
     Returns
     -------
     layout : str
-        As given, or found.
+        The given or recognised layout.
     images : list of AnnotatedImage
-        At least one, by name.
+        At least one, sorted by name.
 
     Raises
     ------
     NotFoundError
-        If the folder, an image's other half, or an image of the split is missing.
+        If the folder, an image, its labels, or an image of the split is missing.
     FormatError
         If the layout is not recognised, or two images have the same name.
     UsageError
         If there is no such split, or no image, or the layout has no masks for `components`.
     """
-    if not folder.is_dir():
-        raise NotFoundError(f"{folder}: no such folder", "name the folder of an annotated data set")
+    check_folder(folder, "of an annotated data set")
     if layout == "auto":
         layout = _detect(folder)
         _log.info("%s: read as %s", folder, layout)
@@ -259,7 +261,7 @@ def read_dataset(
             raise NotFoundError(f"{folder}: no image {missing[0]!r} of the split {split!r}")
         images = [by_name[name] for name in sorted(names)]
     if not images:
-        raise UsageError(f"{folder}: holds no image in the layout of {layout}")
+        raise UsageError(f"{folder}: contains no image in the layout of {layout}")
     return layout, images
 
 
@@ -273,7 +275,7 @@ _READERS: Mapping[str, Callable[[Path], list[AnnotatedImage]]] = {
 def _of_folder(
     image: AnnotatedImage, components: bool, truth_classes: Sequence[str]
 ) -> AnnotatedImage:
-    """Return an image of a plain folder by the kind of its labels."""
+    """Return an image of the layout ``"folder"``, by the kind of its labels."""
     is_geojson = label_suffix(image.labels_path) in GEOJSON_SUFFIXES
     if components and is_geojson:
         raise UsageError(f"--components is for masks, not for {image.labels_path}", "leave it out")
@@ -289,7 +291,7 @@ def _of_folder(
 
 
 def _detect(folder: Path) -> str:
-    # CoNSeP before the plain folder: some file systems do not tell Images from images.
+    # CoNSeP first: some file systems do not distinguish Images from images.
     if _consep_labels(folder):
         return "consep"
     if (folder / "images").is_dir() and (folder / "labels").is_dir():
@@ -299,7 +301,7 @@ def _detect(folder: Path) -> str:
     if any(folder.rglob("*.xml")):
         return "monuseg"
     raise FormatError(
-        f"{folder}: is laid out like no data set that is known",
+        f"{folder}: not in the layout of a known data set",
         "put images into images/ and instance maps of the same names into labels/, or see the "
         "other layouts in docs/evaluation.md",
     )
@@ -312,7 +314,7 @@ def _consep_labels(folder: Path) -> list[Path]:
 
 def _by_stem(paths: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    # Copies to and from a Mac leave a hidden "._name" beside every file.
+    # Copying to and from a Mac leaves a hidden "._name" beside every file.
     for path in sorted(p for p in paths if not p.name.startswith(".")):
         if path.stem in found:
             raise FormatError(
@@ -332,7 +334,7 @@ def _check_pairs(
 
 
 def _regions(path: Path) -> Sequence[shapely.Polygon]:
-    """Return the outlines of ImageScope's regions in px, except those that enclose nothing."""
+    """Return the outlines of ImageScope's regions in px, without those of fewer than 3 points."""
     try:
         root = ElementTree.parse(path).getroot()
         outlines = [

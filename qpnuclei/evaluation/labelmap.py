@@ -1,4 +1,4 @@
-"""Instance maps from outlines."""
+"""Draw outlines into instance maps."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def label_map(
     Parameters
     ----------
     polygons : sequence of shapely.Polygon
-        In px of the map. They may cross themselves: the even-odd rule decides what is inside.
+        In px of the map. They may cross themselves; the even-odd rule applies.
     shape : (H, W) of int
 
     Returns
     -------
     (H, W) int32 ndarray
-        0 is background, polygon ``i`` has the label ``i + 1``. A pixel belongs to the polygon that
-        its centre lies in; of several, to the first.
+        0 is background, polygon ``i`` has the label ``i + 1``. A pixel belongs to the first polygon
+        that contains its centre.
     """
     labels = np.zeros(shape, np.int32)
     if len(polygons) == 0:

@@ -1,7 +1,6 @@
-"""Which nuclei of two sets are the same: shared areas, pairs, precision and recall.
+"""Match the nuclei of two sets: shared areas, pairs, precision and recall.
 
-Instance maps and outlines are both turned into `Overlaps`; whatever counts or pairs nuclei, counts
-and pairs these.
+Both instance maps and outlines are converted to `Overlaps`; all matching and counting uses these.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Counts:
-    """How many nuclei there are, and how many of them are pairs, one to one."""
+    """Numbers of predicted and true nuclei, and of one-to-one pairs of them."""
 
     n_matched: int
     n_predicted: int
@@ -31,34 +30,34 @@ class Counts:
 
     @property
     def precision(self) -> float:
-        """Share of the predicted nuclei that are true; NaN if there are none."""
+        """Share of the predicted nuclei that are true; NaN without predicted nuclei."""
         return self.n_matched / self.n_predicted if self.n_predicted else float("nan")
 
     @property
     def recall(self) -> float:
-        """Share of the true nuclei that were found; NaN if there are none."""
+        """Share of the true nuclei that were found; NaN without true nuclei."""
         return self.n_matched / self.n_truth if self.n_truth else float("nan")
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of precision and recall; NaN if there are no nuclei at all."""
+        """Harmonic mean of precision and recall; NaN without any nuclei."""
         total = self.n_predicted + self.n_truth
         return 2 * self.n_matched / total if total else float("nan")
 
 
 @dataclass(frozen=True, eq=False)
 class Overlaps:
-    """Areas of T true and P predicted nuclei, and of the K pairs that meet.
+    """Areas of T true and P predicted nuclei, and of the K pairs that intersect.
 
     Attributes
     ----------
     true_area : (T,) ndarray
-        In px²: int64 of instance maps, float64 of outlines; so are the other areas.
+        In px². All areas are int64 for instance maps, and float64 for outlines.
     predicted_area : (P,) ndarray
     pair_true, pair_predicted : (K,) int64 ndarray
-        Indices into the two.
+        Indices of both nuclei of each pair.
     pair_area : (K,) ndarray
-        Area in common. Outlines that only touch are a pair of area 0.
+        Shared area. Outlines that only touch are a pair with area 0.
     """
 
     true_area: npt.NDArray[Any]
@@ -69,7 +68,7 @@ class Overlaps:
 
     @property
     def pair_union(self) -> npt.NDArray[Any]:
-        """Area of either nucleus of each pair."""
+        """Area of the union of each pair."""
         both = self.true_area[self.pair_true] + self.predicted_area[self.pair_predicted]
         union: npt.NDArray[Any] = both - self.pair_area
         return union
@@ -89,17 +88,17 @@ class Overlaps:
         return iou
 
     def one_to_one(self, good: npt.NDArray[np.bool_]) -> Indices:
-        """Choose pairs so that none shares a nucleus: as many as possible of the good ones.
+        """Choose as many good pairs as possible so that no two share a nucleus.
 
         Parameters
         ----------
         good : (K,) bool ndarray
-            Which pairs may be chosen.
+            Whether each pair may be chosen.
 
         Returns
         -------
         (M,) int64 ndarray
-            Their indices among the K pairs, in ascending order.
+            Indices of the chosen pairs, in ascending order.
         """
         candidates = np.flatnonzero(good)
         chosen = most_pairs(
@@ -110,7 +109,7 @@ class Overlaps:
         return candidates[chosen]
 
     def counts(self, n_matched: int) -> Counts:
-        """Return the numbers of nuclei, of which so many are pairs."""
+        """Return the numbers of nuclei, with a number of matched pairs."""
         return Counts(n_matched, len(self.predicted_area), len(self.true_area))
 
 
@@ -129,7 +128,7 @@ class MapOverlaps(Overlaps):
 
 
 def overlaps_of_maps(true: LabelMap, predicted: LabelMap) -> MapOverlaps:
-    """Return which nuclei of two (H, W) instance maps share pixels, and how many.
+    """Return which nuclei of two (H, W) instance maps share pixels, and how many pixels.
 
     Raises
     ------
@@ -176,7 +175,7 @@ def _consecutive(labels: LabelMap, name: str) -> npt.NDArray[np.int32]:
 
 
 def overlaps_of_outlines(true: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> Overlaps:
-    """Return which outlines of two sets meet, and how much area they share.
+    """Return which outlines of two sets intersect, and how much area they share.
 
     Parameters
     ----------
@@ -198,7 +197,7 @@ def overlaps_of_outlines(true: npt.NDArray[Any], predicted: npt.NDArray[Any]) ->
 def neighbours(
     a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], distance: float
 ) -> tuple[Indices, Indices]:
-    """Return the indices of all pairs of points, (N, 2) and (M, 2), that are this close."""
+    """Return the indices of all pairs of points, (N, 2) and (M, 2), within a distance."""
     if len(a) == 0 or len(b) == 0:
         return np.empty(0, np.int64), np.empty(0, np.int64)
     found = cKDTree(a).query_ball_tree(cKDTree(b), distance)
@@ -208,14 +207,14 @@ def neighbours(
 
 
 def most_pairs(i: Indices, j: Indices, n: tuple[int, int]) -> Indices:
-    """Choose as many of the K pairs (i, j) as possible so that none shares a member.
+    """Choose as many of the K pairs (i, j) as possible so that no two share a member.
 
     Parameters
     ----------
     i, j : (K,) int64 ndarray
-        Without repeated pairs.
+        Members of each pair; all pairs differ.
     n : (int, int)
-        How many members there are on either side.
+        Number of members on each side.
 
     Returns
     -------

@@ -1,8 +1,8 @@
 """Agreement of predicted with annotated nuclei: AJI, ADC, AHD, PQ, F1, count.
 
 Both are instance maps: integer arrays of the same shape in which 0 is background and every other
-value is one nucleus (the values need not be consecutive). All scores follow from one table, the
-number of pixels that each annotated nucleus shares with each predicted one.
+value is one nucleus (the values need not be consecutive). All scores are computed from one table:
+the number of pixels that each annotated nucleus shares with each predicted one.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ class Scores:
     ADC : float
         Dice coefficient of the two foregrounds.
     AHD : float
-        Mean over the annotated nuclei that a prediction overlaps of the directed Hausdorff
-        distance in px (see `average_hausdorff_distance`); NaN where none is overlapped.
+        Mean directed Hausdorff distance in px, over the annotated nuclei that a prediction overlaps
+        (see `average_hausdorff_distance`). NaN if none is overlapped.
     AHD_within : float
         The same, but to the part of each prediction within the nucleus, as in the code of
-        Sahasrabudhe et al.; never smaller. Use it to compare with their figures.
+        Sahasrabudhe et al.; never smaller. It is comparable with their figures.
     PQ, DQ, SQ : float
         Panoptic, detection and segmentation quality at IoU > 0.5 [2]_; ``PQ = DQ * SQ``.
     F1, precision, recall : float
         Detection of nuclei at IoU > 0.5. F1 is the same number as DQ.
     true_count, predicted_count : int
-        Nuclei in each map.
+        Number of nuclei in each map.
     count_error : float
-        ``(predicted_count - true_count) / true_count``; NaN where there is no annotated nucleus.
+        ``(predicted_count - true_count) / true_count``; NaN without annotated nuclei.
 
     References
     ----------
@@ -74,19 +74,19 @@ def aggregated_jaccard_index(true: LabelMap, predicted: LabelMap) -> float:
     Returns
     -------
     float
-        In 0..1; 1 where both maps are empty.
+        In 0..1; 1 if both maps are empty.
 
     Notes
     -----
-    As in the code that its authors published: every true nucleus is matched to the prediction of
-    largest IoU (the first of equals), even if another true nucleus is matched to it, too. Unmatched
-    predictions add their area to the denominator.
+    As in the code that its authors published, every true nucleus is matched to the prediction with
+    the largest IoU (the first of equals), even if another true nucleus is matched to it, too. The
+    area of unmatched predictions is added to the denominator.
     """
     return _aji(overlaps_of_maps(true, predicted))
 
 
 def _aji(o: MapOverlaps) -> float:
-    # The best pair of each true nucleus: sorted by IoU, the first pair of each is kept.
+    # Pairs are sorted by IoU, so the first one of each true nucleus is its best.
     iou = o.iou
     order = np.lexsort((o.pair_predicted, -iou, o.pair_true))
     matched, first = np.unique(o.pair_true[order], return_index=True)
@@ -100,7 +100,7 @@ def _aji(o: MapOverlaps) -> float:
 
 
 def foreground_dice(true: LabelMap, predicted: LabelMap) -> float:
-    """Return the Dice coefficient of the foregrounds (label > 0); 1 where both are empty."""
+    """Return the Dice coefficient of the foregrounds (label > 0); 1 if both are empty."""
     t, p = np.asarray(true) > 0, np.asarray(predicted) > 0
     if t.shape != p.shape:
         raise ValueError(f"the maps differ in shape: true {t.shape}, predicted {p.shape}")
@@ -119,9 +119,9 @@ def average_hausdorff_distance(true: LabelMap, predicted: LabelMap) -> float:
     Returns
     -------
     float
-        For each true nucleus that predictions overlap: the directed Hausdorff distance from it
-        to each of these (the largest distance of one of its pixels to the nearest pixel of the
-        prediction), the largest of these; the mean over such nuclei. NaN where there are none.
+        Mean over the true nuclei that predictions overlap; NaN without such nuclei. The value of a
+        nucleus is its largest directed Hausdorff distance to one of these predictions: the largest
+        distance from a pixel of the nucleus to the nearest pixel of the prediction.
     """
     return _ahd(overlaps_of_maps(true, predicted))
 
@@ -170,8 +170,8 @@ def score(true: LabelMap, predicted: LabelMap) -> Scores:
 
     Notes
     -----
-    With neither true nor predicted nuclei the agreement is perfect and every quality is 1; where
-    nuclei exist on both sides but none matches, SQ is 0.
+    Without any true or predicted nuclei the agreement is perfect, and every quality is 1. If both
+    maps have nuclei but none matches, SQ is 0.
 
     Examples
     --------
@@ -182,7 +182,7 @@ def score(true: LabelMap, predicted: LabelMap) -> Scores:
     """
     o = overlaps_of_maps(true, predicted)
     iou = o.iou
-    matched = o.one_to_one(iou > 0.5)  # such a pair is the only one of both its nuclei
+    matched = o.one_to_one(iou > 0.5)  # each nucleus has at most one such pair
     counts = o.counts(len(matched))
     nothing_to_find = counts.n_truth + counts.n_predicted == 0
     dq = 1.0 if nothing_to_find else counts.f1
@@ -209,8 +209,8 @@ def score(true: LabelMap, predicted: LabelMap) -> Scores:
 def mean_scores(images: Iterable[Scores]) -> Mapping[str, float]:
     """Return the mean of every score over images, with equal weights.
 
-    Scores that an image does not have (NaN) are left out of that mean; a score that no image has
-    is NaN.
+    Images with an undefined score (NaN) are left out of its mean. The mean is NaN if the score is
+    undefined for all images.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""An HTML page: every image with its nuclei, coloured by kind of match.
+"""An HTML page of images with their nuclei, coloured by kind of match.
 
-One HTML file that needs nothing else: images are JPEG within it, outlines are SVG above them, so
-that they stay sharp and each kind can be switched off.
+The page is one self-contained file. Images are embedded as JPEG, and outlines are SVG above them:
+they stay sharp, and each kind can be switched off.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from qpnuclei.report.pictures import PALETTE, embedded, path_data
 
 _BLUE, _VERMILION, _GREEN, _YELLOW, _SKY, _ORANGE, _ = PALETTE
 
-#: What was found stays quiet, and errors stand out, with any kind of colour vision.
+#: Errors stand out from found nuclei, with any kind of colour vision.
 COLOURS = {
     Kind.FOUND: _SKY,
     Kind.MISSED: _BLUE,
@@ -44,8 +44,8 @@ _MEANING = {
 }
 
 _MAX_PX = 1000
-#: Outlines may be off by this much. A step of one pixel in a slanted side is smoothed away, the
-#: corner of a square is not.
+#: Tolerance for simplified outlines. It smooths steps of one pixel in a slanted side, but keeps the
+#: corners of a square.
 _TOLERANCE_PX = 0.3
 
 _TEMPLATE = jinja2.Environment(
@@ -60,12 +60,13 @@ def evaluation_page(report: Report, most_pictures: int = 20) -> str:
     ----------
     report : Report
     most_pictures : int
-        Most images to show: the worst, the best, and others evenly by rank of AJI.
+        Largest number of images to show: the worst, the best, and others at equal steps of the rank
+        by AJI.
 
     Raises
     ------
     qpnuclei.errors.FormatError
-        If an image cannot be read again.
+        If an image cannot be read.
     """
     ranked = sorted(report.result.images, key=lambda result: result.scores.AJI)
     count = min(most_pictures, len(ranked))
@@ -102,7 +103,10 @@ def _embedded(rgb: npt.NDArray[np.uint8]) -> str:
 
 
 def _paths(agreement: Agreement) -> list[dict[str, str]]:
-    """Return SVG paths, one for each kind and side; errors are drawn above found nuclei."""
+    """Return SVG paths, one for each kind of predicted and of annotated nuclei.
+
+    Found nuclei come first, so that errors are drawn above them.
+    """
     predicted, annotated = outlines(agreement.predicted), outlines(agreement.true)
     paths = []
     for kind in Kind:
@@ -126,14 +130,14 @@ def outlines(labels: npt.NDArray[np.int32]) -> list[npt.NDArray[np.float64]]:
     Returns
     -------
     list of (V, 2) float64 ndarray
-        x and y in px, pixel (0, 0) covering 0..1; closed, and simplified.
+        x and y in px, where pixel (0, 0) covers 0..1; closed and simplified.
     """
     found = []
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
         mask = np.pad((labels[box] == label).astype(np.float32), 1)
         contours = find_contours(mask, 0.5)  # type: ignore[no-untyped-call]
         ring = max(contours, key=len)
-        # The mask's padding is one pixel, its coordinates are those of pixel centres.
+        # The mask is padded by one pixel, and contours refer to pixel centres.
         xy = ring[:, ::-1] + (box[1].start - 0.5, box[0].start - 0.5)
         line = shapely.simplify(shapely.LineString(xy), _TOLERANCE_PX)
         found.append(shapely.get_coordinates(line))

@@ -1,4 +1,4 @@
-"""Annotated images, wherever they are: a data set of any layout, or boxes in a project."""
+"""Read annotated images from a data set of any layout, or from boxes in a project."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from qpnuclei.errors import UsageError
 from qpnuclei.evaluation.boxes import read_boxes
 from qpnuclei.evaluation.datasets import AnnotatedImage
 from qpnuclei.evaluation.formats import read_dataset
-from qpnuclei.qupath.project_file import is_project
+from qpnuclei.qupath.project_file import find_project_file, is_project
+from qpnuclei.system.files import check_folder
 
 
 @dataclass(frozen=True)
 class AnnotatedSet:
-    """Annotated images, their description for a report, and what is to be known of them."""
+    """Annotated images, with their description and remarks for a report."""
 
     images: Sequence[AnnotatedImage]
     described: dict[str, Any]
@@ -41,17 +42,18 @@ def read_annotated(
     Parameters
     ----------
     path : Path
-        A folder as `qpnuclei.evaluation.formats.read_dataset` reads it, or a project as
-        `qpnuclei.evaluation.boxes.read_boxes` does. The other parameters are theirs.
+        A folder for `qpnuclei.evaluation.formats.read_dataset`, or a project for
+        `qpnuclei.evaluation.boxes.read_boxes`. The other parameters are described there.
 
     Raises
     ------
     UsageError
-        If something was asked for that the one or the other does not have.
+        If a parameter does not apply to a data set, or to a project.
     QpnucleiError
         As these functions.
     """
     if is_project(path):
+        find_project_file(path)
         given = {
             "--split": split is not None,
             "--splits": splits is not None,
@@ -60,14 +62,17 @@ def read_annotated(
         }
         for option, is_given in given.items():
             if is_given:
-                raise UsageError(f"{option} is for data sets, and {path} is a project")
+                raise UsageError(
+                    f"{option} is for data sets, and {path} is a project", "leave it out"
+                )
         drawn = read_boxes(path, roi, truth_classes, images=images, mpp=mpp, image_root=image_root)
         described = {"path": str(path), "format": "project", "split": None, **drawn.described}
         return AnnotatedSet(drawn.images, described, drawn.notes)
+    check_folder(path, "of an annotated data set")
     for option, values in (("--roi", roi), ("--image", images), ("--image-root", image_root)):
         if values:
             raise UsageError(
-                f"{option} is for QuPath projects, and {path} is none", "name a project.qpproj"
+                f"{option} is for QuPath projects, and {path} is not one", "name a project.qpproj"
             )
     found, annotated = read_dataset(
         path, layout, split, splits, components=components, truth_classes=truth_classes

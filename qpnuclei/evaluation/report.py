@@ -1,4 +1,4 @@
-"""The result of an evaluation as JSON and as a Markdown table."""
+"""The results of an evaluation as JSON and as Markdown tables."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Report:
     Parameters
     ----------
     result : Evaluation
-        Of the method asked for.
+        Results of the evaluated method.
     others : tuple of Evaluation
-        Shown beside it: the classical baseline, and the model before tuning.
+        Results for comparison: of the classical baseline, and of the model before tuning.
     dataset : dict
         Folder, layout and split.
     notes : tuple of str
-        Remarks that a reader of the figures must know.
+        Remarks that are necessary to interpret the figures.
     provenance : dict
         Model, device, arguments, versions.
     """
@@ -54,11 +54,11 @@ class Report:
 
     @property
     def comparisons(self) -> tuple[Comparison, ...]:
-        """The result against each of the others, on the same images."""
+        """Comparison of the result with each of the others, on the same images."""
         return tuple(Comparison(self.result, other) for other in self.others)
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON types; a score that an image does not have is None."""
+        """Return JSON types; an undefined score is None."""
         return {
             "method": self.result.name,
             "dataset": self.dataset,
@@ -145,7 +145,7 @@ class Report:
         nuclei = sum(result.scores.true_count for result in self.result.images)
         count = len(self.result.images)
         if count == 1:
-            return f"One image, {nuclei} annotated nuclei: too few to judge other images by."
+            return f"One image, {nuclei} annotated nuclei: too few to generalise to other images."
         return (
             f"{count} images, {nuclei} annotated nuclei. Mean over images [95 % bootstrap interval "
             "over images]."
@@ -165,11 +165,11 @@ def write_report(report: Report, path: Path, page: str) -> None:
     Raises
     ------
     qpnuclei.errors.SaveError
-        If one cannot be written.
+        If a file cannot be written.
     """
     content = json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
     for suffix, text in ((".json", content), (".md", report.to_markdown()), (".html", page)):
-        # Names of files need not be text.
+        # File names need not be valid Unicode.
         write_atomically(path.with_suffix(suffix), text.encode(errors="backslashreplace"))
 
 
@@ -185,7 +185,7 @@ def _cells(
 ) -> list[str]:
     cells = []
     for name, _, digits in COLUMNS:
-        # A count error says more or fewer, as every difference does.
+        # A count error always has a sign: more or fewer nuclei.
         signed = "+" if name == "count_error" else sign
         cell = format_score(values[name], digits, signed)
         if intervals is not None and not math.isnan(intervals[name][0]):
@@ -226,10 +226,10 @@ def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def json_numbers(values: Mapping[str, float]) -> dict[str, float | None]:
-    """Return scores with None for NaN, which JSON does not know."""
+    """Return scores with None instead of NaN, which JSON does not allow."""
     return {name: None if math.isnan(v) else v for name, v in values.items()}
 
 
 def json_intervals(values: Mapping[str, tuple[float, float]]) -> dict[str, list[float] | None]:
-    """Return intervals as lists, None where there is none."""
+    """Return intervals as lists, and undefined ones as None."""
     return {name: None if math.isnan(v[0]) else list(v) for name, v in values.items()}

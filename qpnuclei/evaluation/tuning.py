@@ -1,6 +1,6 @@
-"""Validation images: score a model on them, and choose its post-processing.
+"""Score a model on validation images, and choose its post-processing.
 
-Labels are used for nothing else.
+Their labels are used for nothing else.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from qpnuclei.slides.stains import reinhard_statistics
 
 
 def resample(rgb: npt.NDArray[np.uint8], factor: float) -> npt.NDArray[np.uint8]:
-    """Scale an image by `factor`: area averaging when it shrinks, bilinear when it grows."""
+    """Scale an image by `factor`: area averaging to reduce it, bilinear to enlarge it."""
     if factor == 1:
         return rgb
     size = tuple(max(1, round(length * factor)) for length in rgb.shape[1::-1])
@@ -69,9 +69,9 @@ def read_validation(folder: Path, mpp: float | None, model_mpp: float) -> list[L
     ----------
     folder : pathlib.Path
     mpp : float or None
-        Resolution of the images in µm/px; None if the files know it.
+        Resolution of the images in µm/px; None to read it from the files.
     model_mpp : float
-        Resolution to bring them to.
+        Resolution to which the images are resampled, in µm/px.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def read_validation(folder: Path, mpp: float | None, model_mpp: float) -> list[L
         As `qpnuclei.evaluation.datasets.read_folder`, and if labels differ from their image in
         size.
     qpnuclei.errors.MppError
-        If the resolution is not known, or absurd.
+        If the resolution is unknown or implausible.
     """
     split = "val" if (folder / "splits.json").is_file() else None
     images = at_resolution(read_folder(folder, split=split), mpp, model_mpp)
@@ -90,13 +90,13 @@ def read_validation(folder: Path, mpp: float | None, model_mpp: float) -> list[L
 def at_resolution(
     images: Iterable[AnnotatedImage], mpp: float | None, model_mpp: float
 ) -> list[LabelledImage]:
-    """Read annotated images and bring them to a model's resolution, unless within 10 % of it.
+    """Read annotated images, and resample them to a model's resolution unless within 10 % of it.
 
     Parameters
     ----------
     images : iterable of AnnotatedImage
     mpp : float or None
-        µm/px of all of them, over whatever data set and files say.
+        µm/px of all images; overrides data set and files.
     model_mpp : float
 
     Raises
@@ -104,7 +104,7 @@ def at_resolution(
     qpnuclei.errors.FormatError
         If an image or its annotation cannot be read, or they differ in size.
     qpnuclei.errors.MppError
-        If the resolution is not known, or absurd.
+        If the resolution is unknown or implausible.
     """
     made = []
     for image in images:
@@ -120,18 +120,18 @@ def at_resolution(
 
 
 def recoloured(images: Sequence[LabelledImage], seed: int = 0) -> list[LabelledImage]:
-    """Return images as far-off laboratories might have stained and scanned them.
+    """Return images with the stain and scanner of other laboratories simulated.
 
     Parameters
     ----------
     images : sequence of LabelledImage
     seed : int
-        The same seed makes the same changes, another one for each image.
+        The same seed makes the same changes; they differ between images.
 
     Returns
     -------
     list of LabelledImage
-        See `qpnuclei.slides.recolour.recolour`. Nuclei stay where they are.
+        See `qpnuclei.slides.recolour.recolour`. The labels are unchanged.
     """
     made = []
     for number, image in enumerate(images):
@@ -157,7 +157,7 @@ class PredictedImage:
     centre: FloatMap | None
 
     def score(self, parameters: PostProcessing) -> Scores:
-        """Score the instances that these parameters make of the attention."""
+        """Score the instances that result from the attention with these parameters."""
         found = segment_instances(self.attention, parameters, self.centre)
         return score(self.labels, found)
 
@@ -172,13 +172,13 @@ def predict(predictor: Predictor, images: Sequence[LabelledImage]) -> list[Predi
 
 
 def summarise(images: Sequence[PredictedImage], parameters: PostProcessing) -> dict[str, Any]:
-    """Return how good a model is on labelled images, as its metadata records it.
+    """Return the scores of a model on labelled images, for its metadata.
 
     Returns
     -------
     dict
-        ``images`` (their number), ``mean`` (see `mean_scores`), ``sd`` over the images, and
-        ``interval``: the 95 % bootstrap interval of the mean of AJI, ADC and PQ; both are empty
+        ``images`` (their number), ``mean`` (see `mean_scores`), and for AJI, ADC and PQ ``sd`` over
+        the images and ``interval``, the 95 % bootstrap interval of the mean. The last two are empty
         for one image.
     """
     scores = [image.score(parameters) for image in images]
@@ -195,8 +195,8 @@ def summarise(images: Sequence[PredictedImage], parameters: PostProcessing) -> d
     }
 
 
-#: The values that `tune_post_processing` tries, one group of parameters after the other, in px of
-#: 0.25 µm. Coarse on purpose: a few images do not support more.
+#: The values that `tune_post_processing` tries, one group of parameters after the other, in px at
+#: 0.25 µm/px. They are coarse on purpose: a few images do not support a finer choice.
 _GRIDS_MPP = 0.25
 _GRIDS: tuple[dict[str, tuple[float, ...]], ...] = (
     {"threshold": (0.3, 0.4, 0.5, 0.6, 0.7), "min_mean_attention": (0.0, 0.65, 0.8)},
@@ -206,21 +206,21 @@ _GRIDS: tuple[dict[str, tuple[float, ...]], ...] = (
     {"min_area_px": (0, 40, 80, 120)},
 )
 
-#: The parameters that decide how faint or small a nucleus may be, the one most harmful on other
-#: slides first, and the loss of quality that is accepted for less strict values. On a few similar
-#: images the strictest values look best, but they lose the nuclei of paler slides.
+#: Parameters that decide how faint or small a nucleus may be, with the most harmful one first. On a
+#: few similar images the strictest values look best, but they lose nuclei on paler slides.
 _STRICTNESS = ("min_mean_attention", "threshold", "min_area_px")
-_GIVEN_UP = 0.01
+#: Accepted loss of quality for less strict values.
+_ACCEPTED_LOSS = 0.01
 
 
 def _grids(mpp: float) -> list[dict[str, list[float]]]:
-    """Return the values to try at `mpp` µm/px; those that rounding makes equal, once."""
+    """Return the values to try at `mpp` µm/px, without duplicates that result from rounding."""
     if mpp == _GRIDS_MPP:
         return [{name: list(values) for name, values in grid.items()} for grid in _GRIDS]
 
     def scaled(name: str, value: float) -> Any:
-        one = PostProcessing().model_copy(update={name: value})
-        return getattr(one.at_resolution(_GRIDS_MPP, mpp), name)
+        parameters = PostProcessing().model_copy(update={name: value})
+        return getattr(parameters.at_resolution(_GRIDS_MPP, mpp), name)
 
     return [
         {name: sorted({scaled(name, value) for value in values}) for name, values in grid.items()}
@@ -235,7 +235,7 @@ def tune_post_processing(
     *,
     mpp: float = _GRIDS_MPP,
 ) -> PostProcessing:
-    """Choose the post-processing by the mean of AJI and PQ; of good ones, the least strict.
+    """Choose the post-processing with the best mean of AJI and PQ, then make it less strict.
 
     Parameters
     ----------
@@ -245,7 +245,7 @@ def tune_post_processing(
     on_trial : callable
         Called with every choice that was tried, and its score.
     mpp : float
-        µm/px of the images, on which sizes in px depend.
+        µm/px of the images. Sizes in px depend on it.
 
     Returns
     -------
@@ -253,9 +253,10 @@ def tune_post_processing(
 
     Notes
     -----
-    Coordinate search over a few coarse values of the parameters, in groups that depend on each
-    other. A best value at the end of its range is logged. Then minimum mean attention, threshold
-    and minimum area, in this order, are lowered as far as this costs less than 0.01 in all.
+    This is a coordinate search over a few coarse values, in groups of parameters that depend on
+    each other. A best value at the end of its range is logged. Then minimum mean attention,
+    threshold and minimum area are lowered, in this order, while the total loss of quality is at
+    most 0.01.
     """
     tried: dict[PostProcessing, float] = {}
 
@@ -280,8 +281,8 @@ def tune_post_processing(
     for name, values in tried_values.items():
         value = getattr(best, name)
         if value == max(values) or (value == min(values) and value > 0):
-            _log.info("the best %s, %g, is at the end of the tried range", name, value)
-    least = quality(best) - _GIVEN_UP
+            _log.info("the best value of %s, %g, is at the end of its range", name, value)
+    least = quality(best) - _ACCEPTED_LOSS
     for name in _STRICTNESS:
         for value in sorted(v for v in tried_values[name] if v < getattr(best, name)):
             choice = best.model_copy(update={name: value})

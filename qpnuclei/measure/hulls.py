@@ -27,9 +27,9 @@ def measure_hulls(points: FloatArray, counts: npt.NDArray[np.integer]) -> FloatA
     Returns
     -------
     (N, 3) float64 ndarray
-        Area; diameter of the smallest enclosing circle; width, the smallest distance of two
-        parallel lines that enclose the points. In units of `points` (the area squared); 0 for a
-        set without points.
+        Area, diameter of the smallest enclosing circle, and width: the smallest distance between
+        two parallel lines that enclose the points. In units of `points` (squared for the area); 0
+        for a set without points.
     """
     measured = np.zeros((len(counts), 3))
     stop = 0
@@ -45,9 +45,9 @@ def measure_hulls(points: FloatArray, counts: npt.NDArray[np.integer]) -> FloatA
 
 @compiled
 def _convex_hull(points: FloatArray) -> FloatArray:
-    """Return the (H, 2) corners of a convex hull, none of them on a line between two others.
+    """Return the (H, 2) corners of a convex hull; none lies on a line between two others.
 
-    They run counterclockwise where y points upwards.
+    They are in counterclockwise order, with y pointing upwards.
 
     References
     ----------
@@ -66,15 +66,15 @@ def _convex_hull(points: FloatArray) -> FloatArray:
         low[size - 1, 1] = min(low[size - 1, 1], y)
         high[size - 1, 1] = max(high[size - 1, 1], y)
     lower, upper = _chain(low[:size]), _chain(high[:size][::-1].copy())
-    # Both chains hold the first (or last) point if only one point has that x.
-    begin = 1 if lower[-1, 1] == upper[0, 1] else 0
-    end = len(upper) - 1 if lower[0, 1] == upper[-1, 1] else len(upper)
-    return np.concatenate((lower, upper[begin:end]))
+    # Both chains contain the first (or last) point if it is the only one with that x.
+    start = 1 if lower[-1, 1] == upper[0, 1] else 0
+    stop = len(upper) - 1 if lower[0, 1] == upper[-1, 1] else len(upper)
+    return np.concatenate((lower, upper[start:stop]))
 
 
 @compiled
 def _chain(points: FloatArray) -> FloatArray:
-    """Keep those points (in rising or falling order of x) at which the chain turns left."""
+    """Keep the points at which the chain turns left; they are sorted by x, in either order."""
     chain = np.empty_like(points)
     size = 0
     for i in range(len(points)):
@@ -110,7 +110,7 @@ def _area(hull: FloatArray) -> float:
 
 @compiled
 def _width(hull: FloatArray) -> float:
-    """Return the smallest width, which is always perpendicular to an edge."""
+    """Return the smallest width; its direction is always perpendicular to an edge."""
     if len(hull) < 3:
         return 0.0
     smallest = np.inf
@@ -128,9 +128,10 @@ def _enclosing_diameter(hull: FloatArray) -> float:
 
     Notes
     -----
-    The circle through both ends of an edge and the corner from which the edge spans the smallest
-    angle encloses all corners. If the three form an obtuse triangle, continue with its longest side
-    in place of the edge. The side grows and the circle does not, so this ends.
+    Consider the corner from which an edge spans the smallest angle. The circle through this corner
+    and both ends of the edge encloses all corners. If the three points form an obtuse triangle, the
+    search continues with its longest side instead of the edge. The side grows but the circle does
+    not, so this ends.
 
     References
     ----------
@@ -139,7 +140,7 @@ def _enclosing_diameter(hull: FloatArray) -> float:
     """
     a, b = len(hull) - 1, 0
     while True:
-        # The smallest angle below 90 degrees. A cross product of 0 belongs to an end of the edge.
+        # Find the smallest angle below 90°. The ends of the edge have a cross product of 0.
         c, cotangent = -1, 0.0
         for i in range(len(hull)):
             cross, dot = abs(_cross(hull, i, a, b)), _dot(hull, i, a, b)

@@ -36,9 +36,9 @@ def intensity_measurements(
     Returns
     -------
     dict of str to (N,) float32 ndarray
-        ``"Hematoxylin: Mean"`` and so on, for all of `STATISTICS`. The standard deviation is the
-        sample's (n - 1), and 0 for one pixel. A region without pixels, or with a value that is not
-        finite, has NaN.
+        ``"Hematoxylin: Mean"`` and so on, for all of `STATISTICS`. The standard deviation is that
+        of a sample (n - 1), and 0 for one pixel. All are NaN for a region without pixels, or with a
+        value that is not finite.
 
     Raises
     ------
@@ -75,18 +75,18 @@ def _statistics(
     for region, n in enumerate(counts):
         start, stop = stop, stop + n
         for channel in range(values.shape[1]):
-            of_region = values[start:stop, channel]
+            in_region = values[start:stop, channel]
             low, high, total = np.inf, -np.inf, 0.0
-            for value in of_region:
+            for value in in_region:
                 low, high = min(low, value), max(high, value)
                 total += value
             if n == 0 or not np.isfinite(total):
                 continue
             mean, squares = total / n, 0.0
-            for value in of_region:
+            for value in in_region:
                 squares += (value - mean) ** 2
             statistics[channel, 0, region] = mean
-            statistics[channel, 1, region] = _median(of_region, low, high)
+            statistics[channel, 1, region] = _median(in_region, low, high)
             statistics[channel, 2, region] = low
             statistics[channel, 3, region] = high
             statistics[channel, 4, region] = np.sqrt(squares / max(n - 1, 1))
@@ -99,7 +99,7 @@ def _median(values: npt.NDArray[np.float32], low: float, high: float) -> float:
 
     Notes
     -----
-    A histogram of 256 bins tells in which bin (or two) the median lies. Only the values of these
+    A histogram of 256 bins shows in which bin (or two) the median lies. Only the values in these
     bins are sorted.
     """
     if low == high:

@@ -17,7 +17,7 @@ from qpnuclei.slides.calibration import PixelCalibration
 
 Measurements = dict[str, npt.NDArray[np.float32]]
 
-#: Name of the area of a nucleus where the pixel size is known, as QuPath has it.
+#: QuPath's name of the area of a nucleus if the pixel size is known.
 AREA = "Area µm^2"
 
 
@@ -29,7 +29,7 @@ def shape_measurements(polygons: npt.NDArray[Any], calibration: PixelCalibration
     polygons : (N,) object ndarray of shapely.Polygon
         In level-0 px; holes are allowed.
     calibration : PixelCalibration
-        Vertices are scaled by it first. If it has no size, names and values are in px.
+        Pixel size; vertices are scaled by it first. Without one, names and values are in px.
 
     Returns
     -------
@@ -39,10 +39,10 @@ def shape_measurements(polygons: npt.NDArray[Any], calibration: PixelCalibration
 
     Notes
     -----
-    Length is the perimeter, including that of holes. Circularity, 4 pi area / length², is of the
-    outer ring alone. Solidity is the area over that of the convex hull. The maximum diameter is
-    that of the smallest enclosing circle; the minimum diameter is the smallest distance of two
-    parallel lines that enclose the outline.
+    Length is the perimeter, including that of holes. Circularity is 4 pi area / length² of the
+    outer ring alone. Solidity is the area divided by that of the convex hull. The maximum diameter
+    is that of the smallest enclosing circle. The minimum diameter is the smallest distance between
+    two parallel lines that enclose the outline.
     """
     unit = "px"
     if calibration.width_um is not None and calibration.height_um is not None:

@@ -1,7 +1,7 @@
-"""Arrow arrays from NumPy's, and back.
+"""Convert NumPy arrays to Arrow arrays, and back.
 
-pyarrow's own conversions import pandas, where it is installed, even if nothing is made of it: that
-takes longer than a small run writes and reads.
+If pandas is installed, pyarrow's own conversions import it even when they do not need it. That
+takes longer than all reading and writing of a small run.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def from_spans(data: bytes | npt.NDArray[Any], edges: npt.NDArray[np.int64]) -> 
 
 
 def to_numbers(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:
-    """Return an array of numbers; those of a single chunk are not copied.
+    """Return an array of numbers; a single chunk is not copied.
 
     Raises
     ------
     ValueError
-        If one is missing.
+        If a value is missing.
     """
     values = _whole(column)
     dtype = np.dtype(values.type.to_pandas_dtype())
@@ -61,7 +61,7 @@ def to_flags(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
     Raises
     ------
     ValueError
-        If one is missing.
+        If a value is missing.
     """
     values = _whole(column)
     if not len(values):

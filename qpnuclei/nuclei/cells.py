@@ -1,7 +1,7 @@
-"""Cell outlines around nuclei: what lies near a nucleus, and nearer to it than to any other.
+"""Cell outlines around nuclei, by the rule of QuPath (``CellTools``).
 
-So does QuPath (``CellTools``): a nucleus is widened by a distance, and cut along the Voronoi
-diagram of all nuclei. The diagram is that of points on their outlines.
+A nucleus is expanded by a distance, and cut along the Voronoi diagram of all nuclei. The diagram is
+computed from points on their outlines.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import shapely
 
 from qpnuclei.nuclei.table import NucleiTable
 
-#: Points on the outlines are at most so far apart, in µm.
+#: Largest distance between neighbouring points on the outlines, in µm.
 _STEP_UM = 0.5
-#: Vertices for a quarter of a circle around the corner of a nucleus, as in QuPath.
+#: Segments per quarter circle around the corner of a nucleus, as in QuPath.
 _QUARTER = 8
 
 Geometries = npt.NDArray[Any]
@@ -37,13 +37,13 @@ def cell_outlines(
     nuclei : NucleiTable
         In level-0 px. None may overlap another by more than rounding.
     others : NucleiTable
-        Further nuclei that bound the cells: at least those within two distances.
+        Further nuclei that bound the cells: at least those within twice the distance.
     distance_um : float
-        How far cells reach beyond their nuclei, in µm.
+        Expansion of the nuclei, in µm.
     mpp : (float, float)
         Pixel size along x and y, in µm.
     image_size : (int, int)
-        Width and height in px; no cell reaches beyond.
+        Width and height in px; cells are cut at the image border.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def cell_outlines(
     crowded = np.unique(one[one != other])
     bounded = crowded[crowded < n]
     if len(bounded):
-        faces = _nearest(every, crowded)[: len(bounded)]
+        faces = _voronoi_cells(every, crowded)[: len(bounded)]
         cells[bounded] = _areas(shapely.intersection(cells[bounded], faces))
     cells = _apart(cells, every, tree)
     points = shapely.point_on_surface(every)
@@ -73,17 +73,17 @@ def cell_outlines(
     return _rounded(shapely.transform(cells, lambda xy: xy / scale))
 
 
-def _nearest(every: Geometries, chosen: npt.NDArray[np.int64]) -> Geometries:
-    """Return, for each of some outlines, what lies nearer to it than to the others of them.
+def _voronoi_cells(every: Geometries, chosen: npt.NDArray[np.int64]) -> Geometries:
+    """Return, for each chosen outline, the area nearer to it than to the other chosen ones.
 
-    It is unbounded where no other is near: the result then ends far away.
+    An unbounded area is cut far away from all outlines.
     """
     from scipy.spatial import Voronoi, cKDTree
 
     points, owner = _points(every[chosen])
-    begin, end = points.min(axis=0), points.max(axis=0)
-    centre, reach = (begin + end) / 2, 10 * (np.max(end - begin) + 1)
-    # Four points far away bound all others.
+    low, high = points.min(axis=0), points.max(axis=0)
+    centre, reach = (low + high) / 2, 10 * (np.max(high - low) + 1)
+    # Four points far away bound the areas of all others.
     corners = centre + reach * np.array([(-1, -1), (-1, 1), (1, -1), (1, 1)])
     diagram = Voronoi(np.concatenate([points, corners]) - centre)
     owner = np.append(owner, [-1] * 4)
@@ -103,7 +103,10 @@ def _nearest(every: Geometries, chosen: npt.NDArray[np.int64]) -> Geometries:
 
 
 def _points(outlines: Geometries) -> tuple[FloatArray, npt.NDArray[np.int64]]:
-    """Return (M, 2) points on outlines, and whose they are; none that two outlines share."""
+    """Return (M, 2) points on outlines, with the index of each outline.
+
+    Points that two outlines share are left out.
+    """
     points, owner = shapely.get_coordinates(
         shapely.segmentize(outlines, _STEP_UM), return_index=True
     )
@@ -111,26 +114,26 @@ def _points(outlines: Geometries) -> tuple[FloatArray, npt.NDArray[np.int64]]:
     order = np.lexsort(points.T)
     points, owner = points[order], owner[order]
     starts = np.flatnonzero(np.append(True, np.any(points[1:] != points[:-1], axis=1)))
-    alone = np.minimum.reduceat(owner, starts) == np.maximum.reduceat(owner, starts)
-    return points[starts[alone]], owner[starts[alone]]
+    is_unshared = np.minimum.reduceat(owner, starts) == np.maximum.reduceat(owner, starts)
+    return points[starts[is_unshared]], owner[starts[is_unshared]]
 
 
 def _apart(cells: Geometries, every: Geometries, tree: shapely.STRtree) -> Geometries:
-    """Take the other nuclei out of the cells of the first ones, and put their own in."""
+    """Subtract all other nuclei from each cell, and add its own nucleus."""
     cell, nucleus = tree.query(cells, predicate="intersects")
     cell, nucleus = (v[cell != nucleus] for v in (cell, nucleus))
     order = np.argsort(cell, kind="stable")
     cell, nucleus = cell[order], nucleus[order]
     touched, starts = np.unique(cell, return_index=True)
-    strangers = [shapely.union_all(part) for part in np.split(every[nucleus], starts[1:])]
+    others = [shapely.union_all(part) for part in np.split(every[nucleus], starts[1:])]
     cells = cells.copy()
     if len(touched):
-        cells[touched] = shapely.difference(cells[touched], strangers)
+        cells[touched] = shapely.difference(cells[touched], others)
     return np.asarray(shapely.union(cells, every[: len(cells)]), dtype=object)
 
 
 def _areas(geometries: Geometries) -> Geometries:
-    """Return geometries without the lines and points in which two outlines touch."""
+    """Return geometries without lines and points, where two outlines touch."""
     mixed = shapely.get_type_id(geometries) == shapely.GeometryType.GEOMETRYCOLLECTION
     for row in np.flatnonzero(mixed).tolist():
         parts = shapely.get_parts(shapely.get_parts(geometries[row]))
@@ -139,16 +142,16 @@ def _areas(geometries: Geometries) -> Geometries:
 
 
 def _parts_with(areas: Geometries, points: Geometries) -> Geometries:
-    """Return of each area the polygon that holds a point."""
-    parts, of = shapely.get_parts(areas, return_index=True)
-    holding = shapely.contains_properly(parts, points[of])
+    """Return the polygon of each area that contains the point of that area."""
+    parts, area = shapely.get_parts(areas, return_index=True)
+    contains = shapely.contains_properly(parts, points[area])
     result = np.full(len(areas), None, dtype=object)
-    result[of[holding]] = parts[holding]
+    result[area[contains]] = parts[contains]
     return result
 
 
 def _without_empty_holes(cells: Geometries, points: Geometries) -> Geometries:
-    """Fill the holes that hold no point: mostly rounding, between nuclei that touch."""
+    """Fill holes without a point; most come from rounding between nuclei that touch."""
     for row in np.flatnonzero(shapely.get_num_interior_rings(cells)).tolist():
         shell, *holes = shapely.get_rings(cells[row])
         kept = [h for h in holes if shapely.contains_xy(shapely.Polygon(h), *_xy(points)).any()]
@@ -162,7 +165,7 @@ def _xy(points: Geometries) -> FloatArray:
 
 
 def _rounded(cells: Geometries) -> NucleiTable:
-    """Return outlines as float32, valid."""
+    """Round outlines to float32, and make them valid again."""
     polygons = NucleiTable.from_polygons(cells).polygons()
     for row in np.flatnonzero(~shapely.is_valid(polygons)).tolist():
         parts = shapely.get_parts(shapely.make_valid(polygons[row], method="structure"))

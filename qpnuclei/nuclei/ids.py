@@ -1,4 +1,4 @@
-"""UUIDs that mark the nuclei and the tissue annotations that qpnuclei wrote."""
+"""UUIDs that mark the detections and tissue annotations of qpnuclei."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy.typing as npt
 from qpnuclei.system.sequences import MadeOnDemand
 
 #: First six bytes of the UUID of every detection that qpnuclei writes ("qpnucl" in ASCII). They
-#: tell our own detections from others. The UUID survives QuPath 0.2 to 0.7, GeoJSON, copies of the
-#: project and a change of class; a duplicate made by hand in QuPath gets a new one.
+#: distinguish our own detections from others. The UUID survives QuPath 0.2 to 0.7, GeoJSON, copies
+#: of the project and a change of class; a duplicate made by hand in QuPath gets a new UUID.
 ID_PREFIX = b"qpnucl"
 
 #: The fixed bits of our UUIDs: the prefix, version 8 and the RFC's variant.
@@ -32,7 +32,7 @@ def made_id(digest: bytes) -> uuid.UUID:
 class NucleusIds(MadeOnDemand[uuid.UUID]):
     """UUIDs of version 8 (RFC 9562) that mark N detections as ours.
 
-    They are stored as bytes; `uuid.UUID` objects are made when asked for.
+    They are stored as bytes; a `uuid.UUID` object is made on access.
 
     Parameters
     ----------
@@ -61,11 +61,11 @@ class NucleusIds(MadeOnDemand[uuid.UUID]):
         return uuid.UUID(bytes=self._octets[index].tobytes())
 
     def take(self, indices: npt.ArrayLike) -> NucleusIds:
-        """Return those at `indices`, in that order."""
+        """Return the UUIDs at `indices`, in that order."""
         return NucleusIds(self._octets[np.asarray(indices, np.int64), 6:])
 
     def texts(self) -> list[str]:
-        """Return all of them as text, with hyphens."""
+        """Return all UUIDs as text, with hyphens."""
         digits = np.frombuffer(self._octets.tobytes().hex().encode(), np.uint8).reshape(-1, 32)
         text = np.insert(digits, (8, 12, 16, 20), ord("-"), axis=1).tobytes().decode()
         return [text[i : i + 36] for i in range(0, len(text), 36)]

@@ -1,6 +1,6 @@
 """Outlines of instances along pixel edges, in canonical form.
 
-A ring starts at its uppermost, then leftmost vertex, runs to the right first, and has a vertex only
+A ring starts at its uppermost, then leftmost vertex, goes to the right first, and has a vertex only
 where it turns. So the same nucleus has the same vertices in every tile.
 """
 
@@ -16,7 +16,7 @@ from qpnuclei.nuclei.run_lengths import IntArray, runs_of_labels
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.system.compiled import compiled
 
-#: In place of a number of sides: the label touches itself at a corner.
+#: Instead of a number of sides: the label touches itself at a corner.
 _PINCHED = -1
 
 
@@ -36,9 +36,9 @@ def polygonise(
     Returns
     -------
     nuclei : NucleiTable
-        N closed rings in px of the map (shifted by `origin`), by rising label. The area of a
-        polygon is the number of its pixels. The signed area in (x, y) is positive, as GeoJSON
-        requires of exteriors.
+        N closed rings in px of the map (shifted by `origin`), in ascending order of labels. The
+        area of a polygon is the number of its pixels. The signed area in (x, y) is positive, as
+        GeoJSON requires of exteriors.
     ids : (N,) int64 ndarray
         The labels.
 
@@ -49,8 +49,9 @@ def polygonise(
 
     Notes
     -----
-    A ring is traced from the first pixel of its label on. It is the whole outline if it passes both
-    ends of every run of the label. Another part, or a hole, would have some of these ends.
+    A ring is traced from the first pixel of its label. It is the whole outline if it passes both
+    ends of every run of the label. If the label had another part or a hole, the ring would miss
+    some of these ends.
     """
     runs = runs_of_labels(labels)
     ids, first, n_runs = np.unique(runs.labels, return_index=True, return_counts=True)
@@ -71,12 +72,12 @@ def polygonise(
 def _walk(
     labels: IntArray, firsts: npt.NDArray[np.int64], capacity: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Trace the regions of N pixels, each the first of its label in row-major order.
+    """Trace N regions, each from the first pixel of its label in row-major order.
 
     Returns
     -------
     vertices : (V, 2) int64 ndarray
-        x and y of the corners where the rings turn, the first of each repeated at its end.
+        x and y of the corners where the rings turn; each ring ends with its first vertex.
     ring_offsets : (N + 1,) int64 ndarray
         Offsets of the rings in `vertices`.
     n_sides : (N,) int64 ndarray
@@ -84,9 +85,9 @@ def _walk(
 
     Notes
     -----
-    The region is on the right hand. The two pixels ahead, on the right and on the left, decide the
-    next direction. `capacity`, the most vertices there can be, is four per run and one per region:
-    a run has two vertical edges with two ends each, and a ring repeats one vertex.
+    The region is on the right-hand side. The two pixels ahead, right and left, determine the next
+    direction. `capacity` is the largest possible number of vertices, four per run and one per
+    region: a run has two vertical edges with two ends each, and a ring repeats one vertex.
     """
     height, width = labels.shape
     vertices = np.empty((capacity, 2), np.int64)
@@ -100,7 +101,7 @@ def _walk(
         size += 1
         x, y, dx, dy = x0 + 1, y0, 1, 0
         while x != x0 or y != y0:
-            # The centres of the two pixels ahead lie half a pixel on and half a pixel aside.
+            # The centres of the two pixels ahead: half a pixel forward, half a pixel to the side.
             right_x, right_y = x + (dx - dy - 1) // 2, y + (dy + dx - 1) // 2
             left_x, left_y = x + (dx + dy - 1) // 2, y + (dy - dx - 1) // 2
             right = 0 <= right_x < width and 0 <= right_y < height
@@ -123,10 +124,7 @@ def _walk(
 
 
 def canonical(polygons: npt.NDArray[Any]) -> NucleiTable:
-    """Bring the exteriors of N Shapely polygons along pixel edges into canonical form.
-
-    Holes are filled: only the exteriors are used.
-    """
+    """Return N Shapely polygons along pixel edges in canonical form, with their holes filled."""
     rings = []
     for exterior in shapely.get_exterior_ring(polygons):
         points = shapely.get_coordinates(exterior)[:-1]

@@ -1,4 +1,4 @@
-"""How much area outlines share, and which are of the same nucleus."""
+"""The area that outlines share, and which of them outline the same nucleus."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Indices = npt.NDArray[np.int64]
 def shared_areas(
     outlines: Outlines, others: Outlines
 ) -> tuple[Indices, Indices, npt.NDArray[np.float64]]:
-    """Return which of N and M outlines meet, and how much area they share.
+    """Return which of N and M outlines intersect, and how much area they share.
 
     Parameters
     ----------
@@ -24,14 +24,16 @@ def shared_areas(
     Returns
     -------
     ((K,) int64 ndarray, (K,) int64 ndarray, (K,) float64 ndarray)
-        For each pair the indices of both, and the area in common: 0 if they only touch.
+        For each pair the indices of both, and the shared area: 0 if they only touch.
     """
     a, b = shapely.STRtree(others).query(outlines, predicate="intersects")
     return a, b, shapely.area(shapely.intersection(outlines[a], others[b]))
 
 
 def are_among(outlines: Outlines, others: Outlines) -> npt.NDArray[np.bool_]:
-    """Tell which of N outlines share more than half of the smaller of the two with one of others.
+    """Tell which of N outlines show the same nucleus as one of the others.
+
+    Two outlines do if they share more than half of the area of the smaller one.
 
     Parameters
     ----------
@@ -54,14 +56,14 @@ def are_among(outlines: Outlines, others: Outlines) -> npt.NDArray[np.bool_]:
 
 
 def are_in_place_of(outlines: Outlines, others: shapely.STRtree) -> npt.NDArray[np.bool_]:
-    """Tell the same as `are_among` of N outlines that need not be valid, most of them far away.
+    """Return the same as `are_among`, for N outlines that may be invalid and are mostly far away.
 
     Parameters
     ----------
     outlines : (N,) object ndarray of shapely geometries
-        Those that are near others are mended: that takes far longer than to look for them.
+        Only those near others are made valid, because that takes much longer than the query.
     others : STRtree
-        Of valid geometries.
+        Tree of valid geometries.
     """
     near, met = map(np.unique, others.query(outlines))
     found = np.zeros(len(outlines), bool)

@@ -43,7 +43,7 @@ class Pixels:
 def pixels_of_labels(labels: npt.NDArray[np.integer[Any]], ids: npt.ArrayLike) -> Pixels:
     """Return the pixels of the N labels `ids` in an (H, W) label map.
 
-    They are the same that `pixels_of_polygons` finds for outlines along pixel edges.
+    They are the same as those of `pixels_of_polygons` for outlines along pixel edges.
     """
     ids = np.asarray(ids, dtype=np.int64)
     runs = runs_of_labels(labels)
@@ -54,7 +54,7 @@ def pixels_of_labels(labels: npt.NDArray[np.integer[Any]], ids: npt.ArrayLike) -
     order = order[regions[order] >= 0]
     lengths = runs.lengths[order]
     counts = np.bincount(regions[order], weights=lengths, minlength=len(ids)).astype(np.int64)
-    # Pixel n of all is the start of its run, plus n, minus the pixels before its run.
+    # The index of pixel n is the start of its run, plus n, minus the number of pixels before it.
     before = np.cumsum(lengths) - lengths
     indices = np.repeat(runs.starts[order] - before, lengths)
     indices += np.arange(len(indices))
@@ -71,17 +71,17 @@ def pixels_of_polygons(
     polygons : (N,) object ndarray of shapely.Polygon
         In px; holes are allowed. Pixels outside of the image are left out.
     shape : (H, W) of int
-        Of the image.
+        Size of the image.
     origin : (x, y) of int
-        Upper left corner of the image. It does not change which pixels are inside, not even where
-        centres lie on an outline.
+        Upper left corner of the image. It does not change which pixels are inside, not even those
+        with a centre on an outline.
 
     Notes
     -----
-    Scan lines run through the pixel centres, and a centre is inside if it lies right of an odd
-    number of edges. Centres on a left or upper edge are outside, on a right or lower edge inside.
-    QuPath turns a rectangle with sides along x and y into a RectangleROI, which covers
-    ``ceil(width)`` columns from ``floor(x)`` on, and rows likewise.
+    Scan lines go through the pixel centres, and a centre is inside if it lies to the right of an
+    odd number of edges. A centre on a left or upper edge is outside, one on a right or lower edge
+    inside. QuPath turns a rectangle with sides along x and y into a RectangleROI. That covers
+    ``ceil(width)`` columns from ``floor(x)``, and rows in the same way.
     """
     is_rectangle = _rectangles(polygons)
     region, row, x0, x1 = _scan(polygons)

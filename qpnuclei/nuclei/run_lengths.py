@@ -33,11 +33,11 @@ class Runs:
 def runs_of_labels(labels: IntArray) -> Runs:
     """Return the runs of an (H, W) label map; 0 is background."""
     flat = labels.ravel()
-    begins = np.ones(labels.shape, bool)
-    np.not_equal(flat[1:], flat[:-1], out=begins.ravel()[1:])
-    begins[:, :1] = True
-    starts = np.flatnonzero(begins)
+    is_start = np.ones(labels.shape, bool)
+    np.not_equal(flat[1:], flat[:-1], out=is_start.ravel()[1:])
+    is_start[:, :1] = True
+    starts = np.flatnonzero(is_start)
     lengths = np.diff(starts, append=labels.size)
-    of_runs = flat[starts]
-    found = of_runs != 0
-    return Runs(of_runs[found], starts[found], lengths[found])
+    run_labels = flat[starts]
+    found = run_labels != 0
+    return Runs(run_labels[found], starts[found], lengths[found])

@@ -1,4 +1,4 @@
-"""Nuclei on disk: tables of bounded size (shards) that are read when asked for."""
+"""Nuclei on disk: tables of bounded size (shards) that are read on access."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from qpnuclei.system.sequences import MadeOnDemand
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Least number of nuclei of a shard: some 10 MB.
+#: Smallest number of nuclei of a full shard: some 10 MB.
 SHARD_NUCLEI = 20_000
 
 _VERTEX_BYTES = 8
 
-#: Columns of the outlines, and of those of the cells.
+#: Columns for the outlines of nuclei, and for those of cells.
 _OUTLINE = ("outline", "rings")
 _CELL = ("cell outline", "cell rings")
 
@@ -52,7 +52,7 @@ def temporary_shards(parent: Path, size: int = SHARD_NUCLEI) -> Iterator[Shards]
 
 
 class _Place(NamedTuple):
-    """Position and size of a table in the file, in bytes; a replacement may have up to `room`."""
+    """Position and size of a table in the file, in bytes; a replacement fits in `room` bytes."""
 
     start: int
     size: int
@@ -66,16 +66,16 @@ class Shards(MadeOnDemand[NucleiTable]):
     """A growing sequence of tables: the last one in memory, the others as Parquet in a file.
 
     Nuclei are appended to the last table, which is written to disk when it is large enough. So
-    memory does not grow with the number of nuclei, and a few nuclei need no disk.
+    memory does not grow with the number of nuclei, and a few nuclei are never written to disk.
 
     Parameters
     ----------
     file : binary file
         Empty, unbuffered, open for reading and writing.
     folder : Path
-        Of the file, for messages.
+        Folder of the file, for messages.
     size : int
-        A table of this many nuclei is written to disk.
+        A table with at least this many nuclei is written to disk.
     """
 
     def __init__(self, file: BinaryIO, folder: Path, size: int = SHARD_NUCLEI) -> None:
@@ -91,7 +91,7 @@ class Shards(MadeOnDemand[NucleiTable]):
         Raises
         ------
         SaveError
-            If they cannot be written.
+            If the nuclei cannot be written.
         """
         self._last.append(nuclei)
         if sum(map(len, self._last)) >= self._size:
@@ -128,7 +128,7 @@ class Shards(MadeOnDemand[NucleiTable]):
             self._last = [nuclei]
 
     def _write(self, nuclei: NucleiTable, before: _Place) -> _Place:
-        """Write a table in place of another, or at the end of the file if it is too large."""
+        """Write a table over an old one, or at the end of the file if it is too large for that."""
         rest = _to_parquet(nuclei)
         size = len(rest)
         fits = size <= before.room
@@ -154,7 +154,7 @@ def _to_parquet(nuclei: NucleiTable) -> memoryview:
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
-    # Compression would halve the size, but take three times as long as writing.
+    # Compression would halve the size, but take three times as long as the writing.
     pq.write_table(to_arrow(nuclei), sink, use_dictionary=False, compression="none")
     return memoryview(sink.getvalue())
 
@@ -170,9 +170,9 @@ def _from_parquet(content: bytes) -> NucleiTable:
 def to_arrow(nuclei: NucleiTable) -> pa.Table:
     """Return nuclei as an Arrow table of N rows.
 
-    Column ``outline`` has the vertices of a nucleus (x, y, x, ... as little-endian float32),
-    ``rings`` how many of them each of its rings has. Where there are cells, ``cell outline`` and
-    ``cell rings`` have the same of them. The others are the measurements.
+    Column ``outline`` has the vertices of a nucleus (x, y, x, ... as little-endian float32), and
+    ``rings`` the number of vertices of each ring. If the nuclei have cells, ``cell outline`` and
+    ``cell rings`` contain the same for the cells. The other columns are the measurements.
     """
     import pyarrow as pa
 
@@ -186,7 +186,7 @@ def to_arrow(nuclei: NucleiTable) -> pa.Table:
 def _outlines_to_arrow(nuclei: NucleiTable) -> tuple[pa.Array, pa.Array]:
     import pyarrow as pa
 
-    # The outlines of a nucleus are one binary value: faster than lists of lists of numbers.
+    # The outline of a nucleus is one binary value: faster than lists of lists of numbers.
     ends = _VERTEX_BYTES * nuclei.ring_offsets[nuclei.polygon_offsets]
     vertices = np.ascontiguousarray(nuclei.vertices, "<f4")
     return (
@@ -204,7 +204,7 @@ def from_arrow(table: pa.Table) -> NucleiTable:
     Raises
     ------
     ValueError
-        If it is none.
+        If the table has no outlines.
     """
     outlines = _outlines_from_arrow(table, _OUTLINE)
     measurements = {
@@ -234,6 +234,6 @@ def _outlines_from_arrow(
 
 def _unusable(folder: Path, error: OSError) -> SaveError:
     return SaveError(
-        f"nuclei cannot be kept in {folder}: {error.strerror or error}",
+        f"nuclei cannot be stored in {folder}: {error.strerror or error}",
         "free space there, or choose another folder with --run-dir",
     )

@@ -1,15 +1,14 @@
 """The table of nuclei: ragged polygons with measurement columns.
 
-The whole program passes nuclei as one columnar table, never as a million Python objects. The
-polygons use the GeoArrow layout of `shapely.to_ragged_array`: vertices, offsets of the rings into
-the vertices, offsets of the polygons into the rings.
+All code passes nuclei as one columnar table, never as a million Python objects. The polygons use
+the GeoArrow layout of `shapely.to_ragged_array`: vertices, offsets of the rings into the vertices,
+offsets of the polygons into the rings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any, Protocol
 
 import numpy as np
@@ -90,7 +89,9 @@ class NucleiTable:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows: a row for each measurement."""
+        """Return the table that a notebook shows: a row for each measurement."""
+        from html import escape
+
         rows = "".join(
             f"<tr><th>{escape(name)}</th>" + "".join(f"<td>{n:.4g}</td>" for n in numbers) + "</tr>"
             for name, *numbers in self._summary()
@@ -107,7 +108,7 @@ class NucleiTable:
         return title
 
     def _summary(self) -> list[tuple[str, float, float, float]]:
-        """Return name, median, least and most of every measurement; NaN where there is none."""
+        """Return name, median, minimum and maximum of every measurement; NaN without values."""
         summary = []
         for name, column in self.measurements.items():
             known = column[~np.isnan(column)]
@@ -121,7 +122,7 @@ class NucleiTable:
 
     @classmethod
     def empty(cls, measurement_names: Iterable[str] = ()) -> NucleiTable:
-        """Return a table of no nuclei that has the named measurement columns."""
+        """Return a table without nuclei, with the named measurement columns."""
         return cls(
             np.empty((0, 2), np.float32),
             np.zeros(1, np.int64),
@@ -235,12 +236,12 @@ class NucleiTables(Protocol):
 
 
 def concatenate(tables: Sequence[NucleiTable]) -> NucleiTable:
-    """Join tables one after the other; a column that one of them lacks is NaN there.
+    """Join tables one after the other; if a table lacks a column, its values are NaN.
 
     Raises
     ------
     ValueError
-        If some have cells, and others none.
+        If some tables have cells, and others do not.
     """
     tables = list(tables)
     if not tables:

@@ -28,7 +28,8 @@ from qpnuclei.pipeline.space import check_space, need_of_results, need_of_shards
 from qpnuclei.pipeline.summary import ImageResult, RunSummary
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import ImageEntry, Project
-from qpnuclei.segmentation.engine import load_engine
+from qpnuclei.segmentation.engine import engine_specs, load_engine
+from qpnuclei.system.files import check_folder
 from qpnuclei.system.interrupts import interrupt_postponed
 from qpnuclei.system.locks import locked
 
@@ -50,6 +51,7 @@ def plan_run(
     """
     conduct = conduct or Conduct()
     require_some_dab(entries, options.positive_thresholds)
+    engine_specs(options.models)  # refuses them before a folder is made
     with locked(project.path.parent):
         folder = choose_folder(
             project, options, request_of(options), conduct.resume, conduct.extend
@@ -99,6 +101,8 @@ def infer_run(
     """
     conduct = conduct or Conduct()
     plan = folder.plan()
+    if slides_from is not None:
+        check_folder(slides_from, "of the slides on this machine")
     failures: list[tuple[PlannedImage, QpnucleiError]] = []
 
     def fail(image: PlannedImage, error: QpnucleiError) -> None:
@@ -148,6 +152,8 @@ def commit_run(
     """
     conduct = conduct or Conduct()
     plan = folder.plan()
+    if slides_from is not None:
+        check_folder(slides_from, "of the slides on this machine")
     by_id = {entry.id: entry for entry in project.images}
     entries = [by_id[image.entry] for image in plan.images if image.entry in by_id]
     engine = cache(lambda model: load_engine(model, options.engine))

@@ -11,10 +11,10 @@ file                            module             content
 ``data/<id>/data.qpdata``       `qpdata`           a Java object stream: type, stains, workflow,
                                                    objects of one image
 ``data/<id>/summary.json``      `native`           JSON: counts; written by QuPath but never read
-``data/<id>/qpnuclei-backups``  `backups`          what runs of qpnuclei replaced
+``data/<id>/qpnuclei-backups``  `backups`          data files that qpnuclei replaced
 ==============================  =================  ==============================================
 
 `project` opens a project with the best available backend: `native` edits it without QuPath or a
-JVM, `paquo` uses an installed QuPath. `transaction` replaces files all or nothing, `backups` keeps
-the replaced files, `create` makes new projects.
+JVM, `paquo` uses an installed QuPath. `transaction` replaces all files or none, `backups` keeps the
+replaced data files, `create` makes new projects.
 """

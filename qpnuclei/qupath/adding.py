@@ -1,4 +1,4 @@
-"""Add slides to a project that exists, without QuPath."""
+"""Add slides to an existing project, without QuPath."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def add_slides(
     stains: Stains = DEFAULT_HE,
     failed: Callable[[Path, QpnucleiError], object] | None = None,
 ) -> tuple[Project, list[str]]:
-    """Add slides to a project as brightfield images; what it has already is left as it is.
+    """Add slides to a project as brightfield images; existing images are unchanged.
 
     Parameters
     ----------
     path : Path
         The ``.qpproj`` file, or its folder.
     slides : sequence of Path
-        Those that are in the project already are passed over.
+        Slides that the project already has are skipped.
     mpp : float or AskedMpp, optional
         Pixel size in µm/px of all new slides, or of some by image name; by default each slide's
         own.
@@ -53,20 +53,20 @@ def add_slides(
     Returns
     -------
     (Project, list of str)
-        The project, and the IDs of the images that are new.
+        The project, and the IDs of the new images.
 
     Raises
     ------
     NotFoundError, FormatError
         If there is no such project, or it cannot be read.
     NotFoundError, SlideError
-        If a slide is missing or cannot be read, without `failed`.
+        If a slide is missing or cannot be read, and `failed` is None.
     MppError
-        If a pixel size is absurd.
+        If a given pixel size is implausible.
     ConflictError
         If another program saved the project meanwhile.
     SaveError
-        If the project cannot be written; it is as it was.
+        If the project cannot be written; it is unchanged.
     """
     path = project_file.find_project_file(path)
     folder = path.parent
@@ -89,9 +89,9 @@ def add_slides(
         content["modifyTimestamp"] = int(time.time() * 1000)
         remove_leftovers(folder)
         with Transaction(folder) as transaction:
-            # What is staged first takes effect last: the list names no image that is not there.
+            # Staged first, so renamed last: the list never names an image without data.
             stage_bytes(transaction, path, project_file.to_json(content))
-            # As QuPath does, the list before is kept beside it.
+            # As QuPath does, keep the previous list beside it.
             stage_bytes(transaction, path.with_name(f"{path.name}.backup"), read_regular(path))
             version = project.version or QUPATH_VERSION
             for number, image in added.items():
@@ -115,7 +115,7 @@ def add_slides(
 
 
 def new_ones(images: Sequence[ImageEntry], slides: Sequence[Path]) -> list[Path]:
-    """Return the slides that are not among the images of a project yet."""
+    """Return the slides that are not yet among the images of a project."""
     known = {_real(entry.path) for entry in images if entry.path is not None}
     return [slide for slide in slides if _real(slide) not in known]
 
@@ -125,12 +125,14 @@ def _real(path: Path) -> str:
 
 
 def _free_id(folder: Path, content: project_file.Json) -> int:
-    """Return an ID from which on none was used, nor has data that QuPath left of removed images."""
+    """Return the first ID above all used ones, and above data folders of removed images."""
     last = content.get("lastID")
     used = [last if isinstance(last, int) else 0]
     used += [int(project_file.entry_id(entry) or 0) for entry in content["images"]]
     data = folder / "data"
     used += [int(p.name) for p in data.glob("*") if p.name.isascii() and p.name.isdigit()]
     if max(used) >= 2**62:  # a Java long
-        raise FormatError(f"{folder}: its images have absurd IDs", "restore it from a backup")
+        raise FormatError(
+            f"{folder}: the ID {max(used)} of an image is too large", "restore it from a backup"
+        )
     return max(used) + 1

@@ -1,9 +1,10 @@
 """The record of which areas of an image were analysed, and at which pixel size.
 
 An annotation without nuclei is either empty or was never analysed; the nuclei alone do not show
-which. A run therefore stores what it analysed as an image property, a text in ``data.qpdata``.
-QuPath 0.2 to 0.7 keep unknown properties when they save. The next run replaces the property,
-whereas the workflow would grow with every run. The user's annotations stay unchanged.
+which. A run therefore stores the analysed areas as an image property, a text in ``data.qpdata``.
+QuPath 0.2 to 0.7 keep unknown properties when they save. A property is replaced by the next run; an
+entry in QuPath's workflow would instead be added by every run. The user's annotations stay
+unchanged.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ PROPERTY = "qpnuclei analysed"
 #: An outline may exceed the analysed area by this much, because of rounding.
 _RIM_PX = 0.02
 
-#: Before a doubt about nuclei some of which were removed since.
+#: Prefix of a doubt about an image from which nuclei have been removed since.
 _BEFORE_FILTER = "before the filter: "
 
 Mpp = tuple[float, float]
@@ -47,7 +48,7 @@ class Status(StrEnum):
     ANALYSED = "analysed"
     NOT_ANALYSED = "not analysed"
     CHANGED = "changed since"
-    #: Some annotations of several were analysed.
+    #: Of several annotations, only some were analysed.
     PARTLY = "partly analysed"
 
 
@@ -65,8 +66,8 @@ class AnalysedArea:
     check : str
         Why the run found the result doubtful; empty if it did not.
     excluded : shapely.MultiPolygon
-        The part of it that was left out, because it lies in an annotation of an excluded class (or
-        off the image).
+        The part that was not analysed, because it lies in an annotation of an excluded class or
+        outside the image.
     """
 
     id: UUID | None
@@ -76,14 +77,14 @@ class AnalysedArea:
 
     @property
     def analysed(self) -> shapely.Geometry:
-        """What was analysed of it: a valid geometry."""
+        """The analysed part of the area: a valid geometry."""
         whole = valid_area(self.geometry)
         if self.excluded.is_empty:
             return whole
         return valid_area(shapely.difference(whole, valid_area(self.excluded)))
 
     def without(self, gone: shapely.Geometry) -> AnalysedArea:
-        """Return the area with a part that counts as excluded from now on."""
+        """Return the area with `gone` added to its excluded part."""
         part = shapely.intersection(valid_area(self.geometry), gone)
         if part.area == 0:
             return self
@@ -113,8 +114,15 @@ class UsedMpp:
 class Record:
     """The record of one image.
 
-    `check` is why the last run found the whole image doubtful; `run` tells which run it was: one
-    that is gone on with knows by it what it had written before.
+    Parameters
+    ----------
+    areas : tuple of AnalysedArea
+    used : UsedMpp or None
+        None if no run has analysed the image.
+    check : str
+        Why the last run found the whole image doubtful; empty if it did not.
+    run : str
+        Identifies the last run. A run that is resumed recognises its own results by it.
     """
 
     areas: tuple[AnalysedArea, ...] = ()
@@ -124,7 +132,7 @@ class Record:
 
     @classmethod
     def of(cls, properties: Mapping[str, str], name: str = "the image") -> Record:
-        """Read the record among the properties of an image; it is empty if there is none."""
+        """Read the record from the properties of an image; it is empty if there is none."""
         text = properties.get(PROPERTY)
         if text is None:
             return cls()
@@ -151,7 +159,7 @@ class Record:
             return cls()
 
     def to_properties(self) -> dict[str, str]:
-        """Return the property that holds the record."""
+        """Return the record as an image property."""
         used = self.used
         content: dict[str, Any] = {
             "areas": [
@@ -187,7 +195,7 @@ class Record:
         check, checks : str, sequence of str
             Why the run found the image, and each region, doubtful.
         marker : str
-            What the run is known by.
+            Identifies the run.
         """
         new = tuple(
             AnalysedArea(
@@ -198,21 +206,21 @@ class Record:
             )
             for region, doubt in zip(regions, checks or [""] * len(regions), strict=True)
         )
-        again = removed | {area.id for area in new if area.id is not None}
+        replaced = removed | {area.id for area in new if area.id is not None}
         run = Record(new)
-        # The run removed what it found in a part before, for whichever annotation.
+        # The run removed earlier nuclei from excluded parts, whichever annotation they belong to.
         gone = shapely.union_all([valid_area(area.excluded) for area in new])
         kept = (
             area if gone.is_empty else area.without(gone)
             for area in self.areas
-            if area.id not in again and not run._alike(area.geometry)
+            if area.id not in replaced and not run._with_outline(area.geometry)
         )
         return Record((*kept, *new), used, check, marker)
 
     def filtered(self) -> Record:
-        """Return the record after some nuclei were removed: its doubts are about those before."""
-        areas = tuple(replace(area, check=_of_before(area.check)) for area in self.areas)
-        return replace(self, areas=areas, check=_of_before(self.check))
+        """Return the record after nuclei were removed: its doubts are marked as older."""
+        areas = tuple(replace(area, check=_before_filter(area.check)) for area in self.areas)
+        return replace(self, areas=areas, check=_before_filter(self.check))
 
     @cached_property
     def covered(self) -> shapely.Geometry:
@@ -226,20 +234,20 @@ class Record:
 
     @cached_property
     def left_out(self) -> shapely.Geometry:
-        """What is covered, but was excluded: a valid geometry, mostly empty."""
+        """The covered area that was excluded: a valid geometry, usually empty."""
         if all(area.excluded.is_empty for area in self.areas):
             return _NONE
         return valid_area(shapely.difference(self.covered, self.union))
 
     def analysed_part(self, region: Region) -> Region:
-        """Return a region without what was excluded."""
+        """Return a region without its excluded part."""
         if self.left_out.is_empty or not shapely.intersects(region.geometry, self.left_out):
             return region
         rest = valid_area(shapely.difference(region.geometry, self.left_out))
         return Region(region.annotation, rest)
 
     def status(self, annotation: Annotation) -> Status:
-        """Say whether an annotation was analysed as it is now.
+        """Return whether an annotation was analysed with its present outline.
 
         An annotation drawn later counts as analysed if it lies entirely inside the analysed area.
         """
@@ -250,14 +258,14 @@ class Record:
             if area.id is not None and area.id == annotation.id:
                 is_same = _same(area.geometry, annotation.area)
                 return Status.ANALYSED if is_same else Status.CHANGED
-        if self._alike(annotation.area):
+        if self._with_outline(annotation.area):
             return Status.ANALYSED  # QuPath adds missing UUIDs, so compare outlines
         missing = shapely.difference(region.geometry, self.covered).area
         if missing <= _RIM_PX * region.geometry.length:
             return Status.ANALYSED
         return Status.NOT_ANALYSED
 
-    def _alike(self, geometry: shapely.Geometry) -> list[AnalysedArea]:
+    def _with_outline(self, geometry: shapely.Geometry) -> list[AnalysedArea]:
         """Return the areas that have this outline."""
         if not self.areas or geometry.is_empty:
             return []
@@ -272,10 +280,10 @@ class Record:
     def doubts(self, annotation: Annotation) -> str:
         """Return why a run found an annotation doubtful; empty if it did not.
 
-        An annotation drawn later inherits this from the areas that it lies in.
+        An annotation that was drawn later inherits the doubts of the areas that it touches.
         """
         own = [area for area in self.areas if area.id is not None and area.id == annotation.id]
-        own = own or self._alike(annotation.area)
+        own = own or self._with_outline(annotation.area)
         if not own:
             outline = Region.of(annotation).geometry
             own = [
@@ -291,8 +299,8 @@ def together(doubts: Iterable[str]) -> str:
     return "; ".join(dict.fromkeys(filter(None, doubts)))
 
 
-def _of_before(check: str) -> str:
-    """Return a doubt, marked as one about the nuclei before the filter."""
+def _before_filter(check: str) -> str:
+    """Return a doubt, marked as older than the filter."""
     return check if not check or check.startswith(_BEFORE_FILTER) else _BEFORE_FILTER + check
 
 

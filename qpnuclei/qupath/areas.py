@@ -1,7 +1,7 @@
-"""The area that an outline encloses, valid or not.
+"""The area that an outline encloses, whether the outline is valid or not.
 
 Outlines come from a mouse, a file or another program: they may cross themselves, have no extent,
-lie within each other or be empty. All code takes their area from here, so that it is the same
+lie within each other or be empty. All code computes their area here, so that the result is the same
 everywhere.
 """
 
@@ -21,7 +21,7 @@ def polygonal(geometry: shapely.Geometry) -> shapely.Geometry:
 
 
 def valid_area(geometry: shapely.Geometry) -> shapely.Geometry:
-    """Return what a geometry encloses as a valid Polygon or MultiPolygon.
+    """Return the area that a geometry encloses, as a valid Polygon or MultiPolygon.
 
     The even-odd rule applies to a ring that crosses itself: a bow tie is two triangles. Parts that
     overlap or contain each other are merged. A geometry without area (lines, points, a collapsed
@@ -30,8 +30,8 @@ def valid_area(geometry: shapely.Geometry) -> shapely.Geometry:
     if shapely.get_dimensions(geometry) < 2:
         return shapely.MultiPolygon()
     if geometry.geom_type == "Polygon" and shapely.is_valid(geometry):
-        return geometry  # as nearly all are
-    with np.errstate(over="ignore", invalid="ignore"):  # a damaged file may hold any number
+        return geometry  # the usual case
+    with np.errstate(over="ignore", invalid="ignore"):  # a damaged file may contain any number
         if not np.isfinite(shapely.get_coordinates(geometry)).all():
             return shapely.MultiPolygon()
         if shapely.is_valid(geometry):
@@ -51,7 +51,7 @@ def valid_areas(geometries: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _polygons(geometry: shapely.Geometry) -> npt.NDArray[np.object_]:
-    parts = shapely.get_parts(shapely.get_parts(geometry))  # a collection may hold multipolygons
+    parts = shapely.get_parts(shapely.get_parts(geometry))  # a collection may contain multipolygons
     is_area = (shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & ~shapely.is_empty(
         parts
     )

@@ -30,10 +30,10 @@ class Backup:
     ----------
     path : Path
     id : str
-        Unique within the image, for example ``"20260102T030405.678900Z"``; ends in ``".bkp"`` for
-        the file that QuPath keeps while it saves and leaves when a save fails.
+        Unique within the image, for example ``"20260102T030405.678900Z"``. It ends in ``".bkp"``
+        for the file that QuPath makes for a save, and leaves behind if the save fails.
     replaced, saved : datetime
-        When the file was replaced (strictly increasing), and when it had been saved.
+        When the file was replaced (strictly increasing), and when it was last saved before that.
     size : int
         In bytes.
     """
@@ -66,21 +66,21 @@ def list_backups(data_file: Path) -> list[Backup]:
                 status.st_size,
             )
         )
-    # The .bkp of a failed save is older than the data file that it was beside.
+    # The .bkp of a failed save is older than the data file beside it.
     return sorted(found, key=lambda backup: (backup.replaced, -len(backup.id)), reverse=True)
 
 
 def choose_backup(backups: Sequence[Backup], backup_id: str | None) -> Backup:
-    """Return the backup of an ID, or the newest.
+    """Return the backup with an ID, or the newest one.
 
     Raises
     ------
     qpnuclei.errors.UsageError
-        If there is none.
+        If there is no such backup.
     """
     if not backups:
         raise UsageError(
-            "the image has no backups", "qpnuclei project backups lists those of all images"
+            "the image has no backups", "qpnuclei project backups lists the backups of all images"
         )
     if backup_id is None:
         return backups[0]
@@ -88,7 +88,8 @@ def choose_backup(backups: Sequence[Backup], backup_id: str | None) -> Backup:
         if backup.id == backup_id:
             return backup
     raise UsageError(
-        f"the image has no backup {backup_id!r}", f"there are {', '.join(b.id for b in backups)}"
+        f"the image has no backup {backup_id!r}",
+        f"its backups: {', '.join(b.id for b in backups)}",
     )
 
 
@@ -106,7 +107,7 @@ def kept_backup(data_file: Path) -> Iterator[None]:
     Raises
     ------
     qpnuclei.errors.SaveError
-        If there is no room, or the folder is not writable.
+        If the disk is full, or the folder is not writable.
     """
     folder = data_file.parent / BACKUP_FOLDER
     name = _next_name(data_file)
@@ -138,9 +139,10 @@ def kept_backup(data_file: Path) -> Iterator[None]:
 
 
 def _next_name(data_file: Path) -> str:
-    """Return the current time, or just after the newest backup if the clock was set back.
+    """Return a name for a backup: the current time.
 
-    Names therefore sort in the order in which the backups were made.
+    If the clock was set back, this is a time just after the newest backup, so that names sort in
+    the order in which the backups were made.
     """
     now = datetime.datetime.now(datetime.UTC)
     backups = list_backups(data_file)
@@ -149,7 +151,7 @@ def _next_name(data_file: Path) -> str:
             now = backups[0].replaced + datetime.timedelta(microseconds=1)
         except OverflowError as error:
             raise SaveError(
-                f"{backups[0].path}: its name holds the latest time that can be written",
+                f"{backups[0].path}: its name is the latest possible time",
                 "nothing was changed; rename or remove that file, and run again",
             ) from error
     return now.strftime(_TIME_FORMAT)

@@ -1,4 +1,4 @@
-"""Counts of detections by class, and what QuPath computes from those of positive ones."""
+"""Counts of detections by class, and QuPath's percentages and H-scores of positive ones."""
 
 from __future__ import annotations
 
@@ -27,9 +27,18 @@ def is_positive(class_name: str | None) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Classes:
-    """Classes of N detections: sorted names (``""``: none), codes, and which are nuclei.
+    """The classes of N detections.
 
-    `ours` are those that qpnuclei wrote, whatever their class is now.
+    Parameters
+    ----------
+    names : list of str
+        Sorted; ``""`` for detections without a class.
+    codes : (N,) int64 ndarray
+        Class of each detection, as an index into `names`.
+    nuclei : (N,) bool ndarray
+        Whether each detection counts as a nucleus.
+    ours : (N,) bool ndarray
+        Whether qpnuclei wrote it, whatever its class is now.
     """
 
     names: list[str]
@@ -39,10 +48,9 @@ class Classes:
 
     @property
     def columns(self) -> dict[str, list[int]]:
-        """QuPath's columns for the classes, in its order: name, and the codes that it counts.
+        """QuPath's columns for the classes, in its order, with the codes that each one counts.
 
-        ``(base)`` stands for a class with positive, negative or graded subclasses, and counts them
-        all.
+        ``(base)`` marks a class with positive, negative or graded subclasses; it counts them all.
         """
         columns = {
             f"Num {base} (base)": self._derived(base)
@@ -57,7 +65,7 @@ class Classes:
         return columns
 
     def numbers(self, rows: npt.NDArray[np.int64]) -> dict[str, int | float]:
-        """Return QuPath's columns of some detections: counts, and what is computed from them."""
+        """Return QuPath's columns for some detections: counts, percentages and H-scores."""
         counts = np.bincount(self.codes[rows], minlength=len(self.names))
         of_classes = {column: int(counts[codes].sum()) for column, codes in self.columns.items()}
         return {_ALL_DETECTIONS: len(rows), **of_classes, **self._shares(counts)}
@@ -65,13 +73,13 @@ class Classes:
     def _shares(self, counts: npt.NDArray[np.int64]) -> dict[str, float]:
         """Return QuPath's percentages of positive detections, and H-scores from 0 to 300.
 
-        They are of every base class that has such subclasses, and of all of these together. NaN
-        where there are no such detections.
+        There is one of each per base class with such subclasses, and one for all of them together.
+        A value is NaN if there are no such detections.
 
         Parameters
         ----------
         counts : (C,) int64 ndarray
-            How many detections each class has.
+            Number of detections of each class.
         """
         found: dict[str, float] = {}
         for column, intensities, weights in (
@@ -86,8 +94,8 @@ class Classes:
                     if last in weights:
                         total += int(counts[code])
                         weighted += int(counts[code]) * weights[last]
-                name = _called_as_qupath(column, members)
-                if name in found:  # QuPath names two columns alike
+                name = _qupath_name(column, members)
+                if name in found:  # QuPath gives two columns the same name
                     name = f"{' + '.join(members)}: {column}"
                 found[name] = weighted / total if total else math.nan
         return found
@@ -105,7 +113,7 @@ class Classes:
 
     @classmethod
     def of(cls, detections: Detections, nucleus_classes: Sequence[str] | None) -> Classes:
-        """Return those of detections; see `qpnuclei.qupath.counts.count_objects`."""
+        """Return the classes of detections; see `qpnuclei.qupath.counts.count_objects`."""
         names = sorted({name or "" for name in detections.class_names})
         code = {name: i for i, name in enumerate(names)}
         codes = np.array([code[name or ""] for name in detections.class_names], np.int64)
@@ -117,8 +125,8 @@ class Classes:
         return cls(names, codes, nuclei, ours)
 
 
-def _called_as_qupath(column: str, bases: Sequence[str]) -> str:
-    """Return QuPath's name for a value of some base classes together."""
+def _qupath_name(column: str, bases: Sequence[str]) -> str:
+    """Return QuPath's column name for a value of one or more base classes."""
     if len(bases) > 1:
         return f"{' + '.join(sorted(base.rpartition(': ')[2] for base in bases))}: {column}"
     return f"{bases[0].partition(': ')[0]}: {column}" if bases[0] else column

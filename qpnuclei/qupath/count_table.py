@@ -1,4 +1,4 @@
-"""Counts as a file: .csv, .tsv, .json or .parquet."""
+"""Write counts to a file: .csv, .tsv, .json or .parquet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _Table: TypeAlias = Mapping[str, list[Any]]
 
-#: The columns of every table of counts: first those for readers, last those for programs.
+#: Columns of every table of counts: first those for people, last those for programs.
 FIRST_COLUMNS = (
     "image",
     "annotation",
@@ -38,16 +38,16 @@ _NUMBERS = ("nuclei_per_mm2", "area_mm2", "analysed_mm2")
 #: Columns of text.
 TEXT_COLUMNS = frozenset((*FIRST_COLUMNS, *LAST_COLUMNS)) - {"nuclei", *_NUMBERS}
 _CLASS_COUNT = "Num "
-#: How the names of columns end that are computed from counts of classes.
+#: Endings of the names of columns that are computed from counts of classes.
 CLASS_SHARES = ("Positive %", "H-score")
 
 
 def write_counts(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write rows of `qpnuclei.qupath.counts`, in one step.
 
-    The columns are `FIRST_COLUMNS`, the counts of classes and what QuPath makes of them, the
-    measurements, and `LAST_COLUMNS`; without any row, the first and the last ones alone. Otherwise
-    as `write_table`.
+    The columns are `FIRST_COLUMNS`, the counts, percentages and H-scores of classes, the
+    measurements, and `LAST_COLUMNS`. A table without rows has only the first and the last columns.
+    The formats are those of `write_table`.
 
     Raises
     ------
@@ -72,17 +72,17 @@ def write_table(
     rows : sequence of mapping of str to str, int, float, UUID or None
         Rows may have different columns. NaN and None become empty cells (null in JSON and Parquet).
         In .csv and .tsv, numbers have 6 significant digits, and text that a spreadsheet program
-        would read as a formula gets a leading apostrophe. A .csv begins with a byte order mark, by
-        which Excel knows that it is UTF-8.
+        would read as a formula gets a leading apostrophe. A .csv starts with a byte order mark, so
+        that Excel reads it as UTF-8.
     path : Path
-        The suffix chooses the format.
+        The suffix determines the format.
     columns : sequence of str, optional
-        Names in order; by default in the order of first appearance.
+        Names of the columns, in order; by default in the order of first appearance.
 
     Raises
     ------
     UsageError
-        If the suffix is none of these.
+        If the suffix is not one of these.
     SaveError
         If the file cannot be written.
     """
@@ -96,12 +96,12 @@ def write_table(
 
 
 def check_table_name(path: Path) -> None:
-    """Refuse a file name that `write_table` would refuse, before anything is counted.
+    """Check a file name for `write_table`, before anything is counted.
 
     Raises
     ------
     UsageError
-        If its suffix is none of a table.
+        If the suffix is not that of a table.
     """
     _writer_of(path)
 
@@ -116,7 +116,7 @@ def _writer_of(path: Path) -> Callable[[_Table], bytes]:
     write = writers.get(path.suffix.lower())
     if write is None:
         raise UsageError(
-            f"{str(path)!r}: unsupported kind of table",
+            f"{str(path)!r}: unsupported table format",
             f"use one of {', '.join(writers)}",
         )
     return write

@@ -48,14 +48,15 @@ def create_from_slides(
     Parameters
     ----------
     directory : Path
-        New, or an empty folder.
+        A folder that is empty or does not exist yet.
     slides : sequence of Path
     mpp : float or AskedMpp, optional
         Pixel size in µm/px of all slides, or of some by image name; by default each slide's own.
     stains : Stains
-        Colour deconvolution stains. With DAB the type is Brightfield (H-DAB), else (H&E).
+        Colour deconvolution stains. With DAB the image type is Brightfield (H-DAB), otherwise
+        Brightfield (H&E).
     files : mapping of str to bytes, optional
-        Content of more files that the folder holds from the start, by path in it.
+        Content of further files to create in the folder, by relative path.
     failed : callable, optional
         Called for a slide that is missing or cannot be read, with the reason; the project is made
         of the others. By default the first such error is raised.
@@ -63,11 +64,11 @@ def create_from_slides(
     Raises
     ------
     NotFoundError, SlideError
-        If a slide is missing or cannot be read, without `failed`; or if that is so of all.
+        If a slide is missing or cannot be read and `failed` is None, or if no slide can be read.
     MppError
-        If `mpp` is absurd.
+        If `mpp` is implausible.
     UsageError
-        If the folder holds anything.
+        If the folder is not empty.
     SaveError
         If the project cannot be written; nothing is left behind.
     """
@@ -106,13 +107,13 @@ def create_project(
     Raises
     ------
     qpnuclei.errors.UsageError
-        If the folder holds anything, or there is no image.
+        If the folder is not empty, or there is no image.
     qpnuclei.errors.SaveError
-        If something could not be written; the folder is as it was.
+        If a file could not be written; the folder is unchanged.
     """
     directory = Path(directory).absolute()
     if not images:
-        raise UsageError("a project needs at least one slide")
+        raise UsageError("a project needs at least one slide", "name a slide")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError(
             f"{directory} exists already and is not an empty folder",

@@ -1,4 +1,4 @@
-"""From a project's image entry to the slide on disk, read in the frame that QuPath uses."""
+"""Open the slide of a project's image, in the coordinates that QuPath uses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _IMAGEJ = "qupath.imagej.images.servers.ImageJServerBuilder"
 
 
 def open_image(entry: ImageEntry) -> Slide:
-    """Open the slide of a project's image so that its coordinates are QuPath's.
+    """Open the slide of a project's image, with the same coordinates as in QuPath.
 
     Raises
     ------

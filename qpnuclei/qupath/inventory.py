@@ -1,4 +1,4 @@
-"""The content of a project as plain data, as ``qpnuclei info`` shows it."""
+"""Describe the content of a project as plain data, for ``qpnuclei info``."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from qpnuclei.qupath.regions import area_px2
 def describe_project(project: Project) -> dict[str, Any]:
     """Return a project's images with their size, calibration, annotations and detections.
 
-    An image with unreadable objects has an ``"error"``; one whose slide is missing has ``"path":
-    None``.
+    An image with unreadable objects has an ``"error"``. An image with a missing slide has
+    ``"path": None``.
 
     Returns
     -------
     dict
-        JSON types only. Areas in mm², None without a pixel size; the area of a class is that of the
-        union of its annotations. Sizes in px, pixel sizes in µm.
+        JSON types only. Areas are in mm², and None without a pixel size; the area of a class is
+        that of the union of its annotations. Sizes are in px, pixel sizes in µm.
     """
     return {
         "project": str(project.path),

@@ -45,7 +45,7 @@ class ImageServer:
     args : tuple of str
         Server arguments, for example ``("--series", "0")`` or ``("--no-crop",)``.
     width, height : int or None
-        Level-0 size in px, where the project states it.
+        Level-0 size in px; None if the project does not state it.
     size_z, size_t : int
         Number of z-slices and time points.
     """
@@ -122,7 +122,7 @@ class Annotation:
 
     @property
     def kind(self) -> str:
-        """What it is, in a table."""
+        """Type of the object, for tables."""
         return "annotation"
 
     @property
@@ -134,9 +134,9 @@ class Annotation:
 
 @dataclass(frozen=True)
 class TmaCore(Annotation):
-    """One core of the TMA grid of an image, which counts like an annotation.
+    """One core of the TMA grid of an image; its nuclei are counted like those of an annotation.
 
-    Its handle means nothing: detections are never written under a core.
+    The handle has no meaning, because detections are never written under a core.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ class TmaCore(Annotation):
 
     @property
     def kind(self) -> str:
-        """What it is, in a table."""
+        """Type of the object, for tables."""
         return "missing TMA core" if self.missing else "TMA core"
 
 
@@ -189,26 +189,34 @@ class Detections:
 
     @cached_property
     def nucleus_geometries(self) -> npt.NDArray[Any]:
-        """(N,) Outlines of the nuclei of cells; of all others, and of cells without, their own."""
+        """(N,) Outline of the nucleus of each cell; the detection's own outline if it has none."""
         return self.geometries
 
     @cached_property
     def locked(self) -> npt.NDArray[np.bool_]:
-        """(N,) Whether each is locked in QuPath, as a user does who accepts one."""
+        """(N,) Whether each is locked in QuPath; a user locks a detection to accept it."""
         return np.zeros(len(self), bool)
 
     def unread(self) -> Mapping[str, int]:
-        """Return properties of detections that no column holds, with the number that have them."""
+        """Return properties that no column contains, and how many detections have them."""
         return {}
 
 
 @dataclass(frozen=True)
 class ImageObjects:
-    """The objects of an image as read, with a token of the file's state.
+    """The objects of an image as read from disk.
 
-    `fingerprint` identifies the state of the file on disk, absence included: `ImageEntry.write`
-    refuses if the file has changed since. `properties` are the image's text properties, which
-    QuPath keeps when it saves. `cores` are those of the TMA grid, row by row.
+    Parameters
+    ----------
+    annotations : tuple of Annotation
+    detections : Detections
+    fingerprint : str
+        Identifies the state of the file on disk, also if there is none: `ImageEntry.write` refuses
+        to write if the file has changed since.
+    properties : mapping of str to str
+        Text properties of the image, which QuPath keeps when it saves.
+    cores : tuple of TmaCore
+        The TMA grid, row by row.
     """
 
     annotations: tuple[Annotation, ...]
@@ -281,9 +289,9 @@ class Edit:
         UUIDs of detections and annotations to remove; each must satisfy `is_ours`. Their children
         move up to their parent.
     add : sequence of DetectionGroup
-        May be lazy: a group may be produced anew, for example read from disk, at each access, but
+        May be lazy: each access may produce a group anew, for example read it from disk, but it
         must be equal each time. Writers access each group more than once, those of one parent in
-        order, and hold one group at a time. So of many groups of 20,000 nuclei, only one is in
+        order, and keep one group at a time. So only one of many groups of 20,000 nuclei is in
         memory.
     annotations : sequence of NewAnnotation
     workflow_step : (name, Groovy comment or script) or None
@@ -336,7 +344,7 @@ class ImageEntry(Protocol):
         Raises
         ------
         qpnuclei.errors.FormatError
-            If ``data.qpdata`` is truncated or corrupt; the hint offers its ``.bkp`` if that is
+            If ``data.qpdata`` is truncated or corrupt; the hint names its ``.bkp`` if that is
             readable.
         """
 
@@ -346,9 +354,9 @@ class ImageEntry(Protocol):
         Raises
         ------
         qpnuclei.errors.ConflictError
-            If the file on disk is no longer the one with `fingerprint`.
+            If the file on disk has changed since it was read with `fingerprint`.
         qpnuclei.errors.SaveError
-            If it could not be saved; the project is as it was.
+            If it could not be saved; the project is unchanged.
         """
 
 
@@ -383,7 +391,7 @@ class Project(Protocol):
         image : str
             Name or entry ID.
         mpp : float, optional
-            µm per level-0 px, over what the project says.
+            µm per level-0 px; overrides the pixel size of the project.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Names of new files and classes, and clean text."""
+"""Names of files and classes, and Unicode normalisation of text."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def nfc(text: str) -> str:
 
 
 def class_of(project: Project, name: str, color: int | None = None) -> PathClass:
-    """Return the project's class of this name with its colour; a new one gets `color` or green."""
+    """Return the project's class with this name; one without a colour gets `color` or green."""
     known = {path_class.name: path_class for path_class in project.classes}
     found = known.get(name)
     if found is not None and found.color is not None:
@@ -49,7 +49,7 @@ def replace_lone_surrogates_in_json(value: Any, text: str) -> Any:
     ----------
     value : JSON value
     text : str
-        The JSON text: only an escape can produce a lone surrogate.
+        The JSON text of the value. Only an escape in it can produce a lone surrogate.
     """
     if _SURROGATE_ESCAPE.search(text) is None:
         return value

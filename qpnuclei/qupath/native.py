@@ -1,4 +1,4 @@
-"""The native backend: a QuPath project without QuPath, through the Protocols of `model`."""
+"""The native backend: reads and edits a project without QuPath, by the Protocols of `model`."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def open_project(path: str | Path, image_root: str | Path | None = None) -> Nati
     Parameters
     ----------
     path : path
-        The ``.qpproj`` file, or a folder that holds exactly one.
+        The ``.qpproj`` file, or a folder that contains exactly one.
     image_root : path, optional
-        Where to look for images that are no longer where the project says.
+        Folder to search for images that are no longer at the path in the project.
 
     Raises
     ------
@@ -165,16 +165,17 @@ class NativeImage:
 
         Notes
         -----
-        The new file is written beside the old one, flushed, read back and compared; then the old
-        one is copied to a backup folder, and the new one renamed into its place together with
-        ``summary.json`` and, if a class is new to the project, ``classes.json``.
+        The new file is written beside the old one, flushed, read back and compared. Then the old
+        file is copied to a backup folder, and the new one is renamed into its place. The same
+        transaction replaces ``summary.json`` and, if a class is new to the project,
+        ``classes.json``.
 
         Raises
         ------
         qpnuclei.errors.ConflictError
-            If the file on disk is no longer the one with `fingerprint`.
+            If the file on disk has changed since it was read with `fingerprint`.
         qpnuclei.errors.SaveError
-            If it could not be saved; the project is as it was.
+            If it could not be saved; the project is unchanged.
         qpnuclei.errors.UsageError
             If the edit contradicts the file: see `DataFile.remove` and `DataFile.add`.
         ValueError
@@ -185,7 +186,7 @@ class NativeImage:
             self._save(edit, fingerprint)
         # The save is complete: errors of the clean-up are only logged.
         with contextlib.suppress(OSError):
-            self._backup_path.unlink(missing_ok=True)  # as QuPath does; we have a copy
+            self._backup_path.unlink(missing_ok=True)  # as QuPath does; the backup has a copy
             drop_old_backups(self.data_path)
 
     def backups(self) -> list[Backup]:
@@ -210,7 +211,7 @@ class NativeImage:
         qpnuclei.errors.FormatError
             If the backup cannot be read; nothing was changed.
         qpnuclei.errors.SaveError
-            If it could not be saved; the project is as it was.
+            If it could not be saved; the project is unchanged.
         """
         self._check_reachable()
         with locked(self._project.path.parent):
@@ -247,7 +248,7 @@ class NativeImage:
         self._remove_leftovers()
         with Transaction(self._project.path.parent) as transaction:
             staged, digest = transaction.stage(self.data_path, data_file.write)
-            del old, data_file  # frees as much memory as the file is large
+            del old, data_file  # free their memory before the file is read back
             objects = self._verify(staged, digest, additions, kept)
             summary = self._summary(staged, image_type, objects)
             transaction.stage(self.folder / "summary.json", lambda emit: emit(summary))
@@ -280,7 +281,7 @@ class NativeImage:
         return data, fingerprint
 
     def _check_reachable(self) -> None:
-        """Raise if the drive is gone: folders would be created at its mount point."""
+        """Raise if the drive is gone: otherwise folders would be created at its mount point."""
         if not self._project.path.exists():
             raise SaveError(
                 f"{self._project.path} is no longer there", "is its drive still connected?"
@@ -297,7 +298,7 @@ class NativeImage:
 
     @property
     def _backup_path(self) -> Path:
-        """The copy that QuPath keeps while it saves, and leaves if the save fails."""
+        """The copy that QuPath makes for a save, and leaves behind if the save fails."""
         return self.folder / "data.qpdata.bkp"
 
     def _backup_hint(self) -> str:
@@ -339,7 +340,7 @@ class NativeImage:
         )
 
     def _verify(self, staged: Path, digest: str, additions: Additions, kept: str) -> Objects:
-        """Read the new file back from disk and compare it with what it should hold."""
+        """Read the new file back from disk, and compare it with the intended content."""
         try:
             data = staged.read_bytes()
             if digest_of(data) != digest:
@@ -359,7 +360,7 @@ class NativeImage:
     def _summary(self, staged: Path, image_type: str | None, objects: Objects) -> bytes:
         path = self.folder / "summary.json"
         content: dict[str, Any] = {}
-        with contextlib.suppress(QpnucleiError):  # QuPath never reads it: replace a broken one
+        with contextlib.suppress(QpnucleiError):  # QuPath never reads it: a broken one is replaced
             content = project_file.read_json(path, "the summary")
         metadata = project_file.server_metadata(self._builder)
         channels = None if metadata is None else metadata.get("channels")

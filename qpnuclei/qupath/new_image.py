@@ -1,4 +1,4 @@
-"""New images of a project: slides as QuPath's project and data files describe them."""
+"""New images of a project: describe slides in the format of QuPath's files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
 
-#: QuPath version that the files state; QuPath 0.4 to 0.7 open them.
+#: QuPath version in the files; QuPath 0.4 to 0.7 open them.
 QUPATH_VERSION = "0.5.1"
 #: Largest size of QuPath's thumbnails, width and height in px.
 THUMBNAIL_SIZE = (1000, 600)
@@ -56,11 +56,11 @@ class NewImage:
         Overview of the slide; reduced if larger than QuPath's thumbnails.
     calibration : PixelCalibration
     downsamples : sequence of float
-        Of each pyramid level, 1.0 first.
+        Downsample of each pyramid level; the first is 1.0.
     magnification : float or None
-        Objective magnification, where the slide states it.
+        Objective magnification; None if the slide does not state it.
     tile_width, tile_height : int
-        Of the slide's tiles, px.
+        Size of the slide's tiles, px.
     name : str, optional
         Name in QuPath's image list; the file name by default.
     """
@@ -83,7 +83,9 @@ def describe_slides(
     *,
     taken: Collection[str] = (),
 ) -> tuple[list[NewImage], list[tuple[Path, QpnucleiError]]]:
-    """Read what a project has to know of slides; several files of one slide (DICOM) are one.
+    """Read the properties of slides that a project stores.
+
+    Several files of one slide (DICOM) become one image.
 
     Parameters
     ----------
@@ -91,8 +93,8 @@ def describe_slides(
     mpp : float or AskedMpp, optional
         Pixel size in µm/px of all slides, or of some by image name; by default each slide's own.
     taken : collection of str
-        Names that other images have. Of slides that would have the same name, the folders are
-        part of it.
+        Names of other images. If two images would have the same name, their folders become part of
+        it.
 
     Returns
     -------
@@ -102,12 +104,12 @@ def describe_slides(
     Raises
     ------
     MppError
-        If a pixel size is absurd.
+        If a given pixel size is implausible.
     """
     asked = mpp if isinstance(mpp, AskedMpp) else AskedMpp(mpp)
     for given in (asked.mpp, *asked.by_image.values()):
         if given is not None:
-            resolve_mpp(given, None, None, "each slide")  # no slide is to blame for an absurd one
+            resolve_mpp(given, None, None, "each slide")  # one error, not one for each slide
     images: list[NewImage] = []
     errors: list[tuple[Path, QpnucleiError]] = []
     chosen = one_per_slide(slides)
@@ -118,17 +120,17 @@ def describe_slides(
 
 
 def names_of(paths: Sequence[Path], taken: Collection[str] = ()) -> list[str]:
-    """Return names for slides: those of the files, with as many folders as make them differ.
+    """Return names for slides: their file names, with as many folders as make them unique.
 
     Examples
     --------
     >>> names_of([Path("a/1.svs"), Path("b/1.svs"), Path("b/2.svs")])
     ['a/1.svs', 'b/1.svs', '2.svs']
     """
-    whole = [path.absolute().parts for path in paths]
-    ends = cache(lambda length: Counter(parts[-length:] for parts in whole))
+    all_parts = [path.absolute().parts for path in paths]
+    ends = cache(lambda length: Counter(parts[-length:] for parts in all_parts))
     names = []
-    for parts in whole:
+    for parts in all_parts:
         for length in range(1, len(parts)):
             name = "/".join(parts[-length:])
             if ends(length)[parts[-length:]] == 1 and name not in taken:
@@ -138,7 +140,7 @@ def names_of(paths: Sequence[Path], taken: Collection[str] = ()) -> list[str]:
 
 
 def image_type_of(stains: Stains) -> str:
-    """Return the name of QuPath's ``ImageType`` for brightfield images of these stains."""
+    """Return the name of QuPath's ``ImageType`` for brightfield images with these stains."""
     return "BRIGHTFIELD_H_DAB" if has_dab(stains) else "BRIGHTFIELD_H_E"
 
 
@@ -147,7 +149,7 @@ def _keep(errors: list[tuple[Path, QpnucleiError]], path: Path, error: QpnucleiE
 
 
 def _describe(path: Path, name: str, asked: AskedMpp) -> NewImage:
-    # QuPath crops to the bounds of the slide where OpenSlide knows them.
+    # QuPath crops a slide to its bounds if OpenSlide knows them.
     with open_slide(path, crop_to_bounds=True) as slide:
         calibration = PixelCalibration()
         given = asked.by_image.get(name)
@@ -185,20 +187,20 @@ def stage_image(
     Parameters
     ----------
     folder : Path
-        Of the project, where it is written.
+        Folder in which the project is written.
     project_path : Path
-        The ``.qpproj`` file, where it will be.
+        Final path of the ``.qpproj`` file.
     number : int
         ID of the entry.
     image_type, stains
         As for `create_project`.
     qupath_version : str
-        That the data file states.
+        QuPath version to store in the data file.
 
     Raises
     ------
     qpnuclei.errors.SaveError
-        If something could not be written.
+        If a file could not be written.
     """
     builder = server_builder(image)
     data_file = new_data_file(
@@ -227,7 +229,7 @@ def stage_image(
 
 
 def entry_json(number: int, image: NewImage) -> dict[str, Any]:
-    """Return the element of a project's list of images for a new one, given its ID."""
+    """Return the element of a project's list of images for a new image with an ID."""
     return {
         "serverBuilder": server_builder(image),
         "entryID": number,
@@ -306,5 +308,5 @@ def _jpeg(rgb: npt.NDArray[np.uint8]) -> bytes:
 
 
 def stage_bytes(transaction: Transaction, path: Path, content: bytes) -> None:
-    """Stage a file of this content."""
+    """Stage a file with this content."""
     transaction.stage(path, lambda emit: emit(content))

@@ -1,4 +1,4 @@
-"""The nuclei of a project as a file for another program."""
+"""Export the nuclei of a project to a file for another program."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SUFFIXES: dict[str, NucleusFormat] = {
     ".geojson": "geojson",
     ".geojson.gz": "geojson",
 }
-#: Columns of a GeoJSON feature that QuPath's own properties hold.
+#: Columns that QuPath's own GeoJSON properties already contain.
 _QUPATH_HAS = frozenset({"uuid", "type", "class", "z", "t"})
 
 
@@ -50,7 +50,7 @@ class WrittenNuclei:
     nuclei : dict of str to int
         Number of nuclei by entry ID of the image.
     left_out : list of str
-        Nuclei that are not in a file, and why.
+        Messages on nuclei that are not in a file, with the reason.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -59,18 +59,18 @@ class WrittenNuclei:
 
 
 def format_of(path: Path, asked: NucleusFormat | None = None) -> NucleusFormat:
-    """Return the requested format, or else that of the file's suffix.
+    """Return the requested format, or otherwise that of the file's suffix.
 
     Raises
     ------
     UsageError
-        If there is no such format, or a package that writes it is not installed.
+        If there is no such format, or the package for it is not installed.
     """
     name = path.name.lower()
     found = asked or next((kind for end, kind in _SUFFIXES.items() if name.endswith(end)), None)
     if found is None:
         raise UsageError(
-            f"{str(path)!r}: no format of nuclei has this suffix",
+            f"{str(path)!r}: no format for nuclei has this suffix",
             f"use one of {', '.join(_SUFFIXES)}, or --format",
         )
     if found not in get_args(NucleusFormat):
@@ -97,13 +97,13 @@ def write_nuclei_of(
 ) -> WrittenNuclei:
     """Write the nuclei of images of a project, from any program, in one step.
 
-    One image is in memory at a time, except for ``h5ad`` and ``zarr``, which hold all.
+    One image is in memory at a time; for ``h5ad`` and ``zarr`` it is all images.
 
     Parameters
     ----------
     path : Path
-        The file; of label images (``ome-tiff``), of which there is one for each image, the folder,
-        unless there is only one image and the name ends in ``.ome.tif``.
+        The file to write. Label images (``ome-tiff``) are one file per image: `path` is their
+        folder, unless there is only one image and the name ends in ``.ome.tif``.
     asked : str, optional
         The format; by default that of the suffix.
     roi_classes, nucleus_classes
@@ -194,7 +194,7 @@ def _write_label_images(
     is_file = path.name.lower().endswith((".ome.tif", ".ome.tiff"))
     if is_file and not only:
         raise UsageError(
-            f"{path}: a label image holds one image, and several are exported",
+            f"{path}: a label image contains one image, but several are exported",
             "give a folder and --format ome-tiff, or one image with --image",
         )
     for entry, rows in images:
@@ -219,7 +219,7 @@ def _write_geojson(
 
 
 def _features(rows: NucleusRows, colors: Mapping[str, int | None]) -> Iterator[GeoJsonObject]:
-    """Yield features as QuPath reads them, with the other columns as further properties."""
+    """Yield features in QuPath's form, with the other columns as further properties."""
     more = [name for name in FIELDS.names if name not in _QUPATH_HAS]
     measured = rows.measurements
     for batch in rows.batches(outlines=True):
@@ -239,5 +239,5 @@ def _features(rows: NucleusRows, colors: Mapping[str, int | None]) -> Iterator[G
 
 
 def _finite(value: Any) -> Any:
-    """Return a value, with None for numbers that JSON does not have."""
+    """Return a value, or None instead of a number that JSON does not allow."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""The nuclei of an image as rows, with the annotation that each belongs to."""
+"""The nuclei of an image as rows, with the annotation of each nucleus."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def nucleus_rows(
     Notes
     -----
     By the counting rule, a nucleus belongs to every annotation that contains its centroid.
-    ``annotation`` is the smallest of them, under which a run stores it; ``parents`` are the others,
-    from the largest to the smallest, so that the two together are all rows of
-    `qpnuclei.qupath.counts.count_objects` in which it counts.
+    ``annotation`` is the smallest of them; a run stores the nucleus under it. ``parents`` are the
+    others, from the largest to the smallest. The nucleus counts in the rows of these annotations in
+    `qpnuclei.qupath.counts.count_objects`.
     """
     objects = image.objects
     found = objects.detections
@@ -107,7 +107,7 @@ def nucleus_rows(
         "annotation": of_chain([None if a is None else a.name for a in owners]),
         "annotation_class": of_chain([None if a is None else a.class_name for a in owners]),
         "annotation_uuid": of_chain([_id(a) for a in owners]),
-        "parents": of_chain([SEPARATOR.join(map(_called, above)) or None for above in parents]),
+        "parents": of_chain([SEPARATOR.join(map(_label, above)) or None for above in parents]),
         "parent_uuids": of_chain(
             [" ".join(filter(None, map(_id, above))) or None for above in parents]
         ),
@@ -127,11 +127,11 @@ def nucleus_rows(
     table = pa.Table.from_arrays(arrays, schema=FIELDS)
     taken = set(FIELDS.names)
     for name, column in found.measurements.items():
-        called = replace_lone_surrogates(name)
-        while called in taken or called == "geometry":
-            called += " (measurement)"
-        taken.add(called)
-        table = table.append_column(called, pa.array(column[rows].astype(np.float64)))
+        column_name = replace_lone_surrogates(name)
+        while column_name in taken or column_name == "geometry":
+            column_name += " (measurement)"
+        taken.add(column_name)
+        table = table.append_column(column_name, pa.array(column[rows].astype(np.float64)))
     return NucleusRows(table, found.geometries[rows], image.size, mpp)
 
 
@@ -151,12 +151,12 @@ def _chains(
         The chain of each point.
     """
     regions = [Region.of(annotation) for annotation in annotations]
-    held = rows_inside(regions, points, planes)
+    inside = rows_inside(regions, points, planes)
     chains: list[tuple[int, ...]] = [()]
     chain = np.zeros(len(points), np.int64)
     for index in sorted(range(len(regions)), key=lambda i: -regions[i].geometry.area):
-        before, codes = np.unique(chain[held[index]], return_inverse=True)
-        chain[held[index]] = len(chains) + codes
+        before, codes = np.unique(chain[inside[index]], return_inverse=True)
+        chain[inside[index]] = len(chains) + codes
         chains += [(*chains[i], index) for i in before.tolist()]
     return chains, chain
 
@@ -165,5 +165,5 @@ def _id(annotation: Annotation | None) -> str | None:
     return None if annotation is None or annotation.id is None else str(annotation.id)
 
 
-def _called(annotation: Annotation) -> str:
+def _label(annotation: Annotation) -> str:
     return annotation.name or annotation.class_name or "unclassified"

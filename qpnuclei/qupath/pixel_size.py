@@ -1,4 +1,4 @@
-"""One rule for the pixel size of a project's image, for run, export, info and doctor."""
+"""Decide the pixel size of a project's image, by one rule for run, export, info and doctor."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 Mpp = tuple[float, float]
 
+_NO_TABLE = "give a table as text with the columns image and mpp"
+
 
 @dataclass(frozen=True)
 class AskedMpp:
@@ -31,8 +33,8 @@ class AskedMpp:
     mpp : float or None
         ``--mpp``, in µm per level-0 px.
     only_missing : bool
-        Use `mpp` only for images without a pixel size. That is the case where several images are
-        selected without naming them.
+        Use `mpp` only for images without a pixel size. This applies if several images are selected
+        without naming them.
     by_image : mapping of str to float
         Pixel sizes by name or entry ID of the image; they take precedence over all others.
     """
@@ -70,7 +72,7 @@ def pixel_size(
     Raises
     ------
     MppError
-        If there is none, or it is implausible.
+        If no pixel size is known, or it is implausible.
     """
     name = f"image {entry.name}"
     given = asked.by_image.get(entry.id, asked.by_image.get(entry.name))
@@ -81,8 +83,8 @@ def pixel_size(
         return resolve_mpp(asked.mpp, entry.calibration, slide, name)
     used = record.used
     project = project_mpp(entry)
-    says_more = used is not None and used.project == project != used.mpp
-    if asked.mpp is None and used is not None and says_more:
+    is_overridden = used is not None and used.project == project != used.mpp
+    if asked.mpp is None and used is not None and is_overridden:
         return resolve_mpp(None, PixelCalibration(*used.mpp), None, name)[0], "an earlier run"
     try:
         slide = None
@@ -133,7 +135,7 @@ def read_mpp_table(path: Path, entries: Sequence[ImageEntry]) -> dict[str, float
     NotFoundError, FormatError
         If the file is missing, or is not such a table.
     UsageError
-        If it names an image that the project does not have, or one twice.
+        If it names an image that the project does not have, or the same image twice.
     """
     names = [entry.name for entry in entries]
     return read_named_mpp(path, names, {entry.id for entry in entries})
@@ -142,7 +144,16 @@ def read_mpp_table(path: Path, entries: Sequence[ImageEntry]) -> dict[str, float
 def read_named_mpp(
     path: Path, names: Sequence[str], others: Collection[str] = ()
 ) -> dict[str, float]:
-    """Read a table of pixel sizes, of images of these names, or known by others.
+    """Read a table of pixel sizes.
+
+    Parameters
+    ----------
+    path : Path
+        As for `read_mpp_table`.
+    names : sequence of str
+        Names of the images.
+    others : collection of str
+        Other names that the table may use for them, for example entry IDs.
 
     Raises
     ------
@@ -152,10 +163,10 @@ def read_named_mpp(
     try:
         text = read_regular(path).decode("utf-8-sig")
     except FileNotFoundError:
-        raise NotFoundError(f"there is no {path}") from None
+        raise NotFoundError(f"{path}: no such file", _NO_TABLE) from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise FormatError(f"{path}: cannot be read: {reason}") from None
+        raise FormatError(f"{path}: cannot be read: {reason}", _NO_TABLE) from None
     header = text.partition("\n")[0]
     delimiter = next((mark for mark in ("\t", ";") if mark in header), ",")
     reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
@@ -170,7 +181,7 @@ def read_named_mpp(
             listed = ", ".join(names) or "none"
             raise UsageError(f"{where}: no image is called {name!r}", f"images: {listed}")
         if name in table:
-            raise UsageError(f"{where}: {name!r} occurs twice")
+            raise UsageError(f"{where}: {name!r} occurs twice", "remove one of the two lines")
         try:
             table[name] = float(value)
         except ValueError:

@@ -15,6 +15,8 @@ from qpnuclei.qupath.paquo.installation import (
     QuPathInstallation,
     find_qupath,
 )
+from qpnuclei.qupath.project_file import find_project_file
+from qpnuclei.system.files import check_folder
 
 __all__ = ["QuPathInstallation", "choose_backend", "find_qupath", "open_project"]
 
@@ -35,16 +37,16 @@ def open_project(
         The ``.qpproj`` file, or its folder.
     backend : {"auto", "native", "paquo"}
         ``"native"`` needs neither QuPath nor Java; ``"paquo"`` uses an installed QuPath;
-        ``"auto"`` is ``"paquo"`` where a QuPath is installed. `Project.backend` says which.
+        ``"auto"`` is ``"paquo"`` if a QuPath is installed. `Project.backend` is the chosen one.
     image_root : Path, optional
-        Folder to search for image files that are not where the project says.
+        Folder to search for image files that are not at the path in the project.
 
     Raises
     ------
     qpnuclei.errors.UsageError
-        If `backend` is unknown, or ``"paquo"`` without a QuPath that it can use.
+        If `backend` is unknown, or is ``"paquo"`` and no suitable QuPath is installed.
     qpnuclei.errors.NotFoundError
-        If there is no project at `path`.
+        If there is no project at `path`, or no folder `image_root`.
     qpnuclei.errors.FormatError
         If it is not a QuPath project.
 
@@ -58,6 +60,9 @@ def open_project(
     >>> project.backend, [image.name for image in project.images]
     ('native', ['case-7.png'])
     """
+    find_project_file(Path(path))
+    if image_root is not None:
+        check_folder(image_root, "where the slides are now")
     if choose_backend(backend) == "paquo":
         from qpnuclei.qupath.paquo import backend as paquo_backend
 
@@ -73,7 +78,7 @@ def choose_backend(backend: Backend = "auto") -> Literal["native", "paquo"]:
     Raises
     ------
     qpnuclei.errors.UsageError
-        If `backend` is unknown, or ``"paquo"`` without a QuPath that it can use.
+        If `backend` is unknown, or is ``"paquo"`` and no suitable QuPath is installed.
     """
     if backend == "native":
         return "native"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
@@ -11,6 +12,8 @@ from qpnuclei.qupath.counted_image import counted_image
 from qpnuclei.qupath.counts import Row, count_objects
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.pixel_size import AskedMpp
+
+_log = logging.getLogger(__name__)
 
 
 def count_project(
@@ -49,6 +52,7 @@ def count_project(
     """
     rows: list[Row] = []
     known: set[str] = set()
+    classes: set[str | None] = set()
     left_out = False
 
     def report(entry: ImageEntry, error: QpnucleiError) -> None:
@@ -63,6 +67,8 @@ def count_project(
         image = counted_image(entry, pixel_sizes or AskedMpp(mpp), project, warns=warns)
         areas = (*image.objects.annotations, *image.objects.cores)
         known.update(a.class_name for a in areas if a.class_name is not None)
+        if nucleus_classes:
+            classes.update(image.objects.detections.class_names)
         rows.extend(
             count_objects(image, by, roi_classes=roi_classes, nucleus_classes=nucleus_classes)
         )
@@ -76,7 +82,25 @@ def count_project(
                 f"no annotation has the class {name!r}",
                 f"classes there: {', '.join(sorted(known)) or 'none'}",
             )
+    warn_of_missing_classes(nucleus_classes, classes)
     return rows
+
+
+def warn_of_missing_classes(asked: Sequence[str] | None, classes: Collection[str | None]) -> None:
+    """Warn of classes that were asked for and that no detection has: a count of them is 0.
+
+    Parameters
+    ----------
+    asked : sequence of str or None
+        An empty name stands for no class.
+    classes : collection of str or None
+        Of the detections.
+    """
+    there = sorted({name or "" for name in classes})
+    for name in asked or ():
+        if name not in there:
+            names = ", ".join(name or "unclassified" for name in there) or "none"
+            _log.warning("no detection has the class %r; classes there: %s", name, names)
 
 
 def without_row(

@@ -61,7 +61,10 @@ def read_json(path: Path, what: str) -> Json:
         If it is not JSON in UTF-8, or not an object; the error names line and column.
     """
     try:
-        text = read_regular(path).decode("utf-8-sig")
+        content = read_regular(path)
+        if not content:
+            raise FormatError(f"{path}: {what} is empty (0 bytes)", _backup_hint(path))
+        text = content.decode("utf-8-sig")
         value = replace_lone_surrogates_in_json(parse_json(text), text)
     except FileNotFoundError:
         raise NotFoundError(f"{path}: no such file") from None
@@ -89,7 +92,7 @@ def _backup_hint(path: Path) -> str:
 
 
 def to_json(value: Mapping[str, Any], *, pretty: bool = True) -> bytes:
-    """Return JSON as QuPath lays it out."""
+    """Return JSON in QuPath's layout."""
     separators = None if pretty else (",", ":")
     text = json.dumps(
         value, ensure_ascii=False, indent=2 if pretty else None, separators=separators
@@ -98,21 +101,21 @@ def to_json(value: Mapping[str, Any], *, pretty: bool = True) -> bytes:
 
 
 def is_project(path: Path) -> bool:
-    """Tell whether a path is a QuPath project: a ``.qpproj`` file, or a folder that holds one."""
+    """Tell whether a path is a QuPath project: a ``.qpproj`` file, or a folder with one."""
     if path.is_dir():
         return any(path.glob("*.qpproj"))
     return path.suffix.lower() == ".qpproj"
 
 
 def find_project_file(path: Path) -> Path:
-    """Return `path` if it is a ``.qpproj`` file, else the only ``.qpproj`` in that folder.
+    """Return `path` if it is a ``.qpproj`` file, otherwise the only ``.qpproj`` in that folder.
 
     Raises
     ------
     qpnuclei.errors.NotFoundError
-        If there is no such file or folder, or the folder holds no project.
+        If there is no such file or folder, or the folder contains no project.
     qpnuclei.errors.FormatError
-        If it is another kind of file, or the folder holds several projects.
+        If it is another kind of file, or the folder contains several projects.
     """
     if path.is_dir():
         found = sorted(path.glob("*.qpproj"))
@@ -123,14 +126,16 @@ def find_project_file(path: Path) -> Path:
         if len(found) > 1:
             names = ", ".join(file.name for file in found)
             raise FormatError(
-                f"{path}: not one QuPath project but {len(found)}: {names}",
+                f"{path}: contains {len(found)} QuPath projects: {names}",
                 "name the .qpproj file",
             )
         return found[0]
     if not path.exists():
         raise NotFoundError(f"{path}: no such file", "name a project.qpproj or its folder")
     if path.suffix.lower() != ".qpproj":
-        raise FormatError(f"{path}: not a QuPath project", "its file name ends in .qpproj")
+        raise FormatError(
+            f"{path}: not a QuPath project", "name a file that ends in .qpproj, or its folder"
+        )
     return path
 
 
@@ -156,7 +161,9 @@ def read_project(path: Path) -> Json:
         own_id = entry_id(entry)
         if own_id is None:
             # The ID becomes part of a path: allow only digits.
-            raise FormatError(f"{path}: image {number}: entryID {entry.get('entryID')!r:.80}")
+            raise FormatError(
+                f"{path}: image {number}: entryID {entry.get('entryID')!r:.80} is not an integer"
+            )
         if own_id in seen:
             raise FormatError(f"{path}: two images have the entryID {own_id}")
         seen.add(own_id)
@@ -198,9 +205,9 @@ def read_classes(path: Path) -> list[PathClass]:
 
 
 def with_classes(path: Path, classes: Sequence[PathClass]) -> bytes | None:
-    """Return ``classes.json`` with its missing `classes` added; None if none is missing.
+    """Return ``classes.json`` with the missing `classes` added; None if none is missing.
 
-    A project without the file has QuPath's default classes, so these are written as well.
+    A project without the file has QuPath's default classes, so the file gets these, too.
     """
     known = {c.name for c in read_classes(path)}
     if path.exists():
@@ -245,9 +252,10 @@ def image_server(builder: Mapping[str, Any]) -> ImageServer:
 
 
 def _changes_nothing(wrapper: Mapping[str, Any]) -> bool:
-    """Whether level 0 of a wrapped image is that of the image itself, pixel by pixel.
+    """Tell whether a wrapper leaves level 0 of the image unchanged.
 
-    QuPath wraps large flat images in a pyramid on import, and keeps a rotation of 0 as a wrapper.
+    QuPath wraps large images without levels in a pyramid on import, and keeps a rotation by 0° as a
+    wrapper.
     """
     kind = wrapper.get("builderType")
     if kind == "pyramidize":
@@ -263,7 +271,7 @@ def _changes_nothing(wrapper: Mapping[str, Any]) -> bool:
 
 
 def server_metadata(builder: Mapping[str, Any]) -> Json | None:
-    """Return the metadata of the outermost builder that has some."""
+    """Return the metadata of the outermost builder that has metadata."""
     inner: Any = builder
     while isinstance(inner, dict):
         if isinstance(inner.get("metadata"), dict):
@@ -274,7 +282,7 @@ def server_metadata(builder: Mapping[str, Any]) -> Json | None:
 
 
 def pixel_calibration(builder: Mapping[str, Any]) -> PixelCalibration:
-    """Return the pixel size that the project holds for an image."""
+    """Return the pixel size of an image in the project."""
     calibration = (server_metadata(builder) or {}).get("pixelCalibration")
     if not isinstance(calibration, dict):
         return PixelCalibration()
@@ -302,7 +310,7 @@ def _whole(value: object) -> int | None:
 
 
 def _uris(builder: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the URIs of all builders nested anywhere (a sparse image has several)."""
+    """Yield the URIs of all nested builders (a sparse image has several)."""
     pending: list[Any] = [builder]
     while pending:
         value = pending.pop()

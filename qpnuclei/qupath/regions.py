@@ -16,11 +16,11 @@ from qpnuclei.errors import UsageError
 from qpnuclei.qupath.model import Annotation, ImageEntry, Project
 from qpnuclei.qupath.names import nfc
 
-#: Largest difference between coordinates of the same outline: GeoJSON and some ROIs keep 0.01 px,
-#: others float32.
+#: Largest difference between coordinates of the same outline, in px. GeoJSON and some ROIs round to
+#: 0.01 px, others to float32.
 _SAME_PX = 0.02
-#: Share of an area that is due to rounding.
-_NOTHING = 1e-9
+#: A smaller share of an area is a rounding error.
+_ROUNDING = 1e-9
 
 
 Entry = TypeVar("Entry", bound=ImageEntry)
@@ -38,18 +38,18 @@ def match_images(project: Project, patterns: Sequence[str]) -> list[ImageEntry]:
     """
     entries = images_called(project.images, patterns)
     if not entries:
-        there = ", ".join(f"{entry.name} (ID {entry.id})" for entry in project.images)
+        existing = ", ".join(f"{entry.name} (ID {entry.id})" for entry in project.images)
         raise UsageError(
             f"no image of {project.path} matches {' or '.join(map(repr, patterns))}"
-            if there
+            if existing
             else f"{project.path} has no images",
-            f"images there: {there}" if there else "add slides in QuPath",
+            f"images of the project: {existing}" if existing else "add slides in QuPath",
         )
     return entries
 
 
 def images_called(images: Sequence[Entry], patterns: Sequence[str]) -> list[Entry]:
-    """Return the images that `match_images` means; it may be none."""
+    """Return the images that `match_images` selects; the list may be empty."""
     names = {entry.name for entry in images}
     return [
         entry
@@ -60,18 +60,18 @@ def images_called(images: Sequence[Entry], patterns: Sequence[str]) -> list[Entr
 
 
 def is_called(name: str, patterns: Sequence[str]) -> bool:
-    """Tell whether a name is among names and patterns; without any, every name is."""
+    """Tell whether a name matches one of the names and patterns; without any, every name does."""
     name = nfc(name)
     return not patterns or any(name == nfc(p) or fnmatchcase(name, nfc(p)) for p in patterns)
 
 
 def one_image(images: Sequence[Entry], name: str) -> Entry:
-    """Return the image of a name or entry ID.
+    """Return the image with a name or entry ID.
 
     Raises
     ------
     UsageError
-        If there is no such image, or several of that name.
+        If there is no such image, or several have that name.
     """
     named = [entry for entry in images if nfc(entry.name) == nfc(name)]
     found = named or [entry for entry in images if entry.id == name]
@@ -80,7 +80,7 @@ def one_image(images: Sequence[Entry], name: str) -> Entry:
     if found:
         raise UsageError(
             f"{len(found)} images are called {name!r}",
-            f"say which by its ID: {', '.join(entry.id for entry in found)}",
+            f"name one by its ID: {', '.join(entry.id for entry in found)}",
         )
     names = ", ".join(entry.name for entry in images) or "none"
     raise UsageError(f"no image is called {name!r}", f"images of the project: {names}")
@@ -103,22 +103,25 @@ class Region:
 
     @property
     def is_part(self) -> bool:
-        """Whether it is less than its annotation: a part was excluded, or lies off the image."""
+        """Whether the region is only a part of its annotation.
+
+        The rest was excluded, or lies outside the image.
+        """
         if self.annotation is None:
             return False
         whole = self.annotation.area.area
-        return bool(whole - self.geometry.area > _NOTHING * whole)
+        return bool(whole - self.geometry.area > _ROUNDING * whole)
 
     @property
     def area_px2(self) -> float:
-        """Its area in level-0 px²; that of a whole annotation is as QuPath computes it."""
+        """Area in level-0 px²; for a whole annotation, as QuPath computes it."""
         if self.annotation is None or self.is_part:
             return float(self.geometry.area)
         return area_px2([self.annotation])
 
     @property
     def plane(self) -> tuple[int, int]:
-        """z-slice and time point; tissue lies on the first."""
+        """z-slice and time point; (0, 0) for tissue."""
         return (self.annotation.z, self.annotation.t) if self.annotation else (0, 0)
 
     @property
@@ -144,10 +147,11 @@ def rows_inside(
     points: npt.NDArray[np.float64],
     planes: npt.NDArray[np.int64] | None = None,
 ) -> list[npt.NDArray[np.int64]]:
-    """Return which centroids each region contains: the one counting rule.
+    """Return which centroids each region contains. All counts use this rule.
 
-    This is QuPath's rule: a centroid on the border of the ROI, or of a hole in it, is inside. If
-    regions overlap, a centroid is in each that contains it. A centroid on another plane is in none.
+    It is QuPath's rule: a centroid on the border of the ROI, or of a hole in it, is inside. If
+    regions overlap, a centroid counts for each region that contains it. A centroid on another plane
+    is in no region.
 
     Parameters
     ----------
@@ -167,14 +171,14 @@ def rows_inside(
         planes = np.zeros((len(points), 2), np.int64)
     finite = np.isfinite(points).all(axis=1)
     for plane in {region.plane for region in regions}:
-        here = np.flatnonzero(finite & (planes == plane).all(axis=1))
-        if len(here) == 0:
+        on_plane = np.flatnonzero(finite & (planes == plane).all(axis=1))
+        if len(on_plane) == 0:
             continue
-        tree = shapely.STRtree(shapely.points(points[here]))
+        tree = shapely.STRtree(shapely.points(points[on_plane]))
         for index, region in enumerate(regions):
             if region.plane == plane:
-                held = tree.query(region.geometry, predicate="intersects")
-                found[index] = here[np.sort(held)]
+                inside = tree.query(region.geometry, predicate="intersects")
+                found[index] = on_plane[np.sort(inside)]
     return found
 
 
@@ -185,7 +189,7 @@ def region_of(
 ) -> npt.NDArray[np.int64]:
     """Return the region that each point is written under.
 
-    Of overlapping regions it is the smallest, as QuPath nests objects in the innermost annotation.
+    If regions overlap, this is the smallest: QuPath nests objects in the innermost annotation.
 
     Parameters
     ----------
@@ -198,9 +202,9 @@ def region_of(
         Index of the region; -1 for none.
     """
     owner = np.full(len(points), -1, np.int64)
-    held = rows_inside(regions, points, planes)
+    inside = rows_inside(regions, points, planes)
     for index in sorted(range(len(regions)), key=lambda i: -regions[i].geometry.area):
-        owner[held[index]] = index
+        owner[inside[index]] = index
     return owner
 
 
@@ -208,7 +212,7 @@ def area_px2(annotations: Sequence[Annotation]) -> float:
     """Return the area of the union of annotations, level-0 px²."""
     areas = [annotation for annotation in annotations if annotation.is_area]
     if len(areas) == 1 and areas[0].roi_type == "EllipseROI":
-        # QuPath takes the area of the ellipse itself, not of its polygon.
+        # QuPath uses the area of the ellipse itself, not of its polygon.
         x0, y0, x1, y1 = shapely.bounds(areas[0].geometry).tolist()
         return math.pi / 4 * float(x1 - x0) * float(y1 - y0)
     return covered_px2([Region.of(annotation) for annotation in areas])

@@ -1,4 +1,4 @@
-"""A folder of results: a project that was made from slides, with a table and a report beside it."""
+"""A results folder: a project made from slides, with a table and a report beside it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from qpnuclei.qupath.transaction import digest_of_file
 from qpnuclei.slides.files import one_per_slide
 from qpnuclei.system.files import make_folder_below, read_regular, write_atomically
 
-#: Says that the project was made from slides, and which files beside it are the program's own.
+#: Marks a project that was made from slides, and lists the files beside it that qpnuclei wrote.
 MARK = "qpnuclei/results.json"
 
 _log = logging.getLogger(__name__)
@@ -32,27 +32,27 @@ Failed = Callable[[Path, QpnucleiError], object]
 
 @dataclass(frozen=True)
 class ResultsFolder:
-    """A folder of results; it need not exist yet."""
+    """A results folder; it need not exist yet."""
 
     path: Path
 
     @property
     def is_made(self) -> bool:
-        """Whether it has a project that was made here."""
+        """Whether the folder has a project that was made from slides."""
         return (self.path / MARK).is_file() and any(self.path.glob("*.qpproj"))
 
     @property
     def new_project(self) -> Path:
-        """Where its project will be."""
+        """Path of the project that will be made in the folder."""
         return self.path.absolute() / PROJECT_NAME
 
     def check(self) -> None:
-        """Refuse a folder that holds something else.
+        """Check that the folder is a results folder, or can become one.
 
         Raises
         ------
         UsageError
-            If it does.
+            If it contains something else.
         """
         if self.is_made or not self.path.exists():
             return
@@ -68,7 +68,7 @@ class ResultsFolder:
             )
 
     def project_of(self, slides: Sequence[Path], mpp: AskedMpp, failed: Failed) -> Project:
-        """Make the project of some slides, or add those that it does not have yet.
+        """Make a project of the slides, or add those that the project does not have yet.
 
         Parameters
         ----------
@@ -81,9 +81,9 @@ class ResultsFolder:
         Raises
         ------
         UsageError
-            If the folder holds something else.
+            If the folder contains something else.
         NotFoundError, SlideError, MppError
-            If no slide of a new project can be read, or a pixel size is absurd.
+            If no slide of a new project can be read, or a pixel size is implausible.
         SaveError
             If the project cannot be written.
         """
@@ -94,23 +94,23 @@ class ResultsFolder:
         return create_from_slides(self.path, slides, mpp, failed=failed, files=mark)
 
     def project(self) -> Project | None:
-        """Open its project; None if there is none yet."""
+        """Open the project of the folder; None if there is none yet."""
         return open_project(self.path) if self.is_made else None
 
     def write(self, name: str, write: Callable[[Path], object]) -> Path:
-        """Write a file of results; one that someone else has made or changed is kept.
+        """Write a file of results; never replace a file that the user made or changed.
 
         Parameters
         ----------
         name : str
-            Of the file; where it is taken, a number is added to it.
+            Name of the file. If a user's file has this name, a number is added to it.
         write : callable
-            Is given the path to write to.
+            Called with the path to write to.
 
         Returns
         -------
         Path
-            Where it was written.
+            Path of the written file.
         """
         own = self._own()
         wanted = self.path / name
@@ -126,7 +126,7 @@ class ResultsFolder:
         return path
 
     def _own(self) -> dict[str, str]:
-        """Return the digests of the program's own files."""
+        """Return the digests of the files that qpnuclei wrote."""
         path = self.path / MARK
         try:
             files = json.loads(read_regular(path))["files"]
@@ -140,12 +140,12 @@ def _mark(files: dict[str, str]) -> bytes:
 
 
 def named_new_ones(images: Sequence[ImageEntry], slides: Sequence[Path]) -> dict[str, Path]:
-    """Return the slides that a project does not have yet, by the names they will have.
+    """Return the slides that a project does not have yet, by their future image names.
 
     Parameters
     ----------
     images : sequence of ImageEntry
-        Of the project.
+        Images of the project.
     slides : sequence of Path
     """
     chosen = one_per_slide(new_ones(images, slides))
@@ -155,12 +155,12 @@ def named_new_ones(images: Sequence[ImageEntry], slides: Sequence[Path]) -> dict
 def changed_pixel_sizes(
     images: Sequence[ImageEntry], by_image: Mapping[str, float]
 ) -> dict[str, float]:
-    """Return by ID those pixel sizes that are not what a run would take without being told.
+    """Return the given pixel sizes that differ from those that a run would use otherwise.
 
     Parameters
     ----------
     by_image : mapping of str to float
-        What the user says, in µm/px by ID.
+        Pixel sizes that the user gave, in µm/px, by image ID.
     """
     return {
         entry.id: by_image[entry.id]
@@ -171,7 +171,7 @@ def changed_pixel_sizes(
 
 def _is_changed(entry: ImageEntry, given: float) -> bool:
     sizes = [project_mpp(entry)]
-    # One that cannot be read fails in the run.
+    # An image that cannot be read fails in the run.
     with contextlib.suppress(QpnucleiError):
         used = Record.of(entry.read().properties, f"image {entry.name}").used
         sizes += [] if used is None else [used.mpp]
@@ -179,19 +179,19 @@ def _is_changed(entry: ImageEntry, given: float) -> bool:
 
 
 def warn_of_kept_sizes(sizes: Sequence[Mpp | None], mpp: float) -> None:
-    """Say how many slides keep another pixel size than that for slides without one, if any do.
+    """Warn about slides that keep their own pixel size although ``--mpp`` is given.
 
     Parameters
     ----------
     sizes : sequence of (float, float) or None
-        Of each slide, in µm/px.
+        Pixel size of each slide, in µm/px.
     mpp : float
-        That for slides without one.
+        Value of ``--mpp``, which is used for slides without a pixel size.
     """
     kept = [own for own in sizes if own and any(abs(axis / mpp - 1) > 0.01 for axis in own)]
     if kept:
         _log.warning(
-            "--mpp %g is used for %s of %d slides: %d have another pixel size, and keep it; "
+            "--mpp %g is used for %s of %d slides: %d keep their own pixel size, which differs; "
             "to override it, name the slides: --image NAME --mpp %g",
             mpp,
             len(sizes) - len(kept) or "none",

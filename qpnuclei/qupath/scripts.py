@@ -1,8 +1,9 @@
-"""The scripts for QuPath: where they are, and how they come into QuPath's folder of scripts.
+"""The scripts for QuPath: find them, and install them in QuPath's user folder.
 
 QuPath (0.4 to 0.7) shows every script below ``scripts`` of its user folder in the menu
-*Automate > User scripts*. Ours get a folder of their own there, with a list of what was put into
-it: a file that is not on the list, or has another content than the list says, is somebody else's.
+*Automate > User scripts*. The scripts of qpnuclei get their own folder there, with a list of the
+installed files and their hashes. A file that is not on the list, or has another hash, belongs to
+the user.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from pathlib import Path
 from qpnuclei.errors import ConflictError, NotFoundError, SaveError
 from qpnuclei.system.files import make_folder_below, read_regular, write_atomically
 
-#: Name of our folder among QuPath's scripts, and so of the menu.
+#: Folder of the scripts in QuPath's user folder; it is also the name of the menu.
 FOLDER = "qpnuclei"
 
-#: The list, as ``sha256sum`` writes it. QuPath shows no files of this kind in its menu.
+#: The list, in the format of ``sha256sum``. QuPath does not show such files in its menu.
 LISTING = "installed.sha256"
 
-#: What the scripts know of this computer: a file of Java properties.
+#: Settings of the scripts on this computer: a file of Java properties.
 SETTINGS = "settings.conf"
 
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
@@ -38,12 +39,12 @@ def scripts_folder() -> Path:
 
 
 def script_files() -> dict[str, bytes]:
-    """Return the content of all scripts by name; those in folders have a ``/`` in it.
+    """Return the content of all scripts by name; the name of a script in a folder has a ``/``.
 
     Raises
     ------
     NotFoundError
-        If the installation has none.
+        If the installation has no scripts.
     """
     folder = scripts_folder()
     found = {
@@ -59,12 +60,12 @@ def script_files() -> dict[str, bytes]:
 
 
 def user_folders(home: Path | None = None) -> list[Path]:
-    """Return the user folders of QuPath 0.4 and later that are there, each of a version.
+    """Return the existing user folders of QuPath 0.4 and later, one per version.
 
     Parameters
     ----------
     home : Path, optional
-        That of the user by default.
+        Home folder; by default that of the user.
     """
     found = {}
     for path in ((home or Path.home()) / "QuPath").glob("v*"):
@@ -75,14 +76,14 @@ def user_folders(home: Path | None = None) -> list[Path]:
 
 
 def program_here() -> Path | None:
-    """Return the program ``qpnuclei`` of the Python that runs; none if it has none."""
+    """Return the program ``qpnuclei`` of the running Python; None if it has none."""
     name = "qpnuclei.exe" if sys.platform == "win32" else "qpnuclei"
     program = Path(sys.executable).parent / name
     return program if program.is_file() else None
 
 
 def first_settings(program: Path | None) -> bytes:
-    """Return the settings with the path of the program, as Java reads properties."""
+    """Return the initial settings with the path of the program, as a Java properties file."""
     path = str(program or "").replace("\\", "\\\\")
     text = f"#Settings of the scripts of qpnuclei for QuPath\nprogram={path}\noptions=\n"
     return text.encode()
@@ -90,7 +91,7 @@ def first_settings(program: Path | None) -> bytes:
 
 @dataclass(frozen=True)
 class Change:
-    """What is done, or would be, in one folder of scripts.
+    """The changes in one folder of scripts, made or planned.
 
     Parameters
     ----------
@@ -106,23 +107,23 @@ class Change:
 
 
 def install(user_folder: Path, *, force: bool = False, write: bool = True) -> Change:
-    """Put the scripts into a user folder of QuPath; those of an earlier version are replaced.
+    """Put the scripts into a user folder of QuPath, and replace those of an earlier version.
 
-    Settings that are there stay.
+    Existing settings are kept.
 
     Parameters
     ----------
     force : bool
         Whether to replace scripts that are not ours, or were changed.
     write : bool
-        Whether to do it, or only to say what would be done.
+        Whether to make the changes, or only to return them.
 
     Raises
     ------
     NotFoundError
         If there is no such folder.
     ConflictError
-        If a file there is not ours, or was changed; nothing was done.
+        If a file in it is not ours, or was changed; nothing was done.
     SaveError
         If a file cannot be written.
     """
@@ -134,7 +135,7 @@ def install(user_folder: Path, *, force: bool = False, write: bool = True) -> Ch
         for name, content in scripts.items()
         if _hash_of(folder / name) != sha256(content).hexdigest()
     }
-    outdated = _there(folder, [name for name in listed if name not in scripts])
+    outdated = _existing(folder, [name for name in listed if name not in scripts])
     if not force:
         _check_ours(folder, [*changed, *outdated], listed)
     if not (folder / SETTINGS).exists():
@@ -144,21 +145,21 @@ def install(user_folder: Path, *, force: bool = False, write: bool = True) -> Ch
             make_folder_below(user_folder, (folder / name).parent)
             write_atomically(folder / name, content)
         _remove(folder, outdated)
-        # Last: what is there already, and has the content that it gets, is ours in any case.
+        # Written last: if this is interrupted, files with the right content still count as ours.
         lines = [f"{sha256(content).hexdigest()}  {name}\n" for name, content in scripts.items()]
         write_atomically(folder / LISTING, "".join(lines).encode())
     return Change(folder, tuple(sorted(changed)), tuple(outdated))
 
 
 def uninstall(user_folder: Path, *, force: bool = False, write: bool = True) -> Change:
-    """Remove from a user folder of QuPath what `install` put there, with the settings.
+    """Remove the scripts and their settings from a user folder of QuPath.
 
     Parameters
     ----------
     force : bool
-        Whether to remove scripts that were changed, too.
+        Whether to remove also scripts that were changed.
     write : bool
-        Whether to do it, or only to say what would be done.
+        Whether to make the changes, or only to return them.
 
     Raises
     ------
@@ -171,10 +172,10 @@ def uninstall(user_folder: Path, *, force: bool = False, write: bool = True) -> 
     """
     folder = _folder_in(user_folder)
     listed = _listed(folder)
-    scripts = _there(folder, list(listed))
+    scripts = _existing(folder, list(listed))
     if not force:
         _check_ours(folder, scripts, listed)
-    removed = [*scripts, *(_there(folder, [SETTINGS, LISTING]) if listed else ())]
+    removed = [*scripts, *(_existing(folder, [SETTINGS, LISTING]) if listed else ())]
     if write:
         _remove(folder, removed)
     return Change(folder, (), tuple(removed))
@@ -183,14 +184,14 @@ def uninstall(user_folder: Path, *, force: bool = False, write: bool = True) -> 
 def _folder_in(user_folder: Path) -> Path:
     if not user_folder.is_dir():
         raise NotFoundError(
-            f"{user_folder} is no folder",
+            f"{user_folder} is not a folder",
             "name QuPath's user folder: see Edit > Preferences > QuPath user directory",
         )
     return user_folder / "scripts" / FOLDER
 
 
 def _listed(folder: Path) -> dict[str, str]:
-    """Return the hashes of what is on the list, by name; names that lead elsewhere are left out."""
+    """Return the hashes of the listed files, by name, without names that leave the folder."""
     try:
         text = read_regular(folder / LISTING).decode(errors="replace")
     except OSError:
@@ -199,12 +200,12 @@ def _listed(folder: Path) -> dict[str, str]:
     return {m[2]: m[1] for m in found if m and ".." not in m[2].split("/") and m[2][0] != "/"}
 
 
-def _there(folder: Path, names: Sequence[str]) -> list[str]:
+def _existing(folder: Path, names: Sequence[str]) -> list[str]:
     return [name for name in names if (folder / name).exists()]
 
 
 def _hash_of(path: Path) -> str | None:
-    """Return the hash of a file; none if there is no such file."""
+    """Return the hash of a file; None if there is no such file."""
     try:
         return sha256(read_regular(path)).hexdigest()
     except OSError:
@@ -213,24 +214,26 @@ def _hash_of(path: Path) -> str | None:
 
 def _check_ours(folder: Path, names: Sequence[str], listed: Mapping[str, str]) -> None:
     foreign = [
-        name for name in _there(folder, names) if _hash_of(folder / name) != listed.get(name)
+        name for name in _existing(folder, names) if _hash_of(folder / name) != listed.get(name)
     ]
     if foreign:
         raise ConflictError(
-            f"not as qpnuclei put it there: {', '.join(str(folder / name) for name in foreign)}",
-            "keep what you need of it elsewhere, and give --force",
+            "not a script of qpnuclei, or changed: "
+            f"{', '.join(str(folder / name) for name in foreign)}",
+            "copy it elsewhere if you need it, and give --force",
         )
 
 
 def _remove(folder: Path, names: Sequence[str]) -> None:
-    """Remove files, and the folders that are empty then."""
+    """Remove files, and then empty folders."""
     for name in names:
         path = folder / name
         try:
             path.unlink()
         except OSError as error:
             raise SaveError(
-                f"{path} cannot be removed: {error.strerror}", "close what uses it"
+                f"{path} cannot be removed: {error.strerror}",
+                "close the program that uses it, or make its folder writable",
             ) from error
         for parent in path.relative_to(folder).parents:
             with suppress(OSError):  # it is not empty

@@ -1,4 +1,4 @@
-"""A stricter choice of the nuclei that a run found, without another run."""
+"""Remove the less certain nuclei of a run afterwards, without another run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import Edit, ImageEntry
 from qpnuclei.qupath.regions import Region, rows_inside
 
-#: Values for which ``--dry-run`` counts.
+#: Certainties for which ``--dry-run`` counts the nuclei.
 STEPS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
 
@@ -29,13 +29,13 @@ class OwnNuclei:
     entry : ImageEntry
     ids : (N,) object ndarray of UUID
     certainty : (N,) float64 ndarray
-        `qpnuclei.choices.CERTAINTY`; NaN where one has no such measurement.
+        `qpnuclei.choices.CERTAINTY`; NaN for detections without this measurement.
     locked : (N,) bool ndarray
-        Those that a user has locked, and so accepted.
+        Whether a user has locked, and so accepted, the detection.
     record : Record
-        Of earlier runs on the image.
+        Record of earlier runs on the image.
     fingerprint : str
-        Of the objects as read.
+        Fingerprint of the objects as read.
     """
 
     entry: ImageEntry
@@ -47,7 +47,7 @@ class OwnNuclei:
 
     @classmethod
     def of(cls, entry: ImageEntry, roi_classes: Sequence[str] = ()) -> OwnNuclei:
-        """Read them; only those in annotations of some classes if there are any.
+        """Read the detections; with `roi_classes`, only those in annotations of these classes.
 
         Raises
         ------
@@ -59,8 +59,8 @@ class OwnNuclei:
         rows = np.flatnonzero([is_ours(own) for own in found.ids])
         if roi_classes and len(rows):
             regions = [Region.of(a) for a in objects.annotations if a.class_name in roi_classes]
-            held = rows_inside(regions, found.centroids[rows], found.planes[rows])
-            rows = rows[np.unique(np.concatenate([np.empty(0, np.int64), *held]))]
+            inside = rows_inside(regions, found.centroids[rows], found.planes[rows])
+            rows = rows[np.unique(np.concatenate([np.empty(0, np.int64), *inside]))]
         ids = np.empty(len(rows), dtype=object)
         ids[:] = [found.ids[row] for row in rows.tolist()]
         known = found.measurements.get(CERTAINTY)
@@ -74,34 +74,34 @@ class OwnNuclei:
 
     @property
     def unknown(self) -> int:
-        """How many have no certainty: they always stay."""
+        """Number of detections without a certainty: they always stay."""
         return int(np.count_nonzero(np.isnan(self.certainty)))
 
     def below(self, least: float) -> npt.NDArray[np.bool_]:
-        """(N,) Which of them are less certain than `least`, and not locked."""
-        # Compared as the file stores them, so that a value that a user reads there is not below.
+        """(N,) Whether each is less certain than `least`, and not locked."""
+        # Compared as float32, as in the file: a value copied from there is never below itself.
         below: npt.NDArray[np.bool_] = self.certainty.astype(np.float32) < np.float32(least)
         return below & ~self.locked
 
     def remove_below(self, least: float) -> int:
-        """Remove these from the project, keeping a backup; return how many.
+        """Remove the detections below `least` from the project, with a backup; return how many.
 
         Raises
         ------
         qpnuclei.errors.ConflictError, qpnuclei.errors.SaveError
-            If the image cannot be saved; it is as it was.
+            If the image cannot be saved; it is unchanged.
         """
         removed = frozenset(self.ids[self.below(least)].tolist())
         if removed:
-            said = (
+            comment = (
                 f"// qpnuclei {__version__}: removed {len(removed)} of {len(self)} detections by "
                 f"qpnuclei, whose {CERTAINTY!r} is below {least:g}"
             )
-            # What a run doubted was said of the nuclei with these.
+            # The doubts of runs are about the nuclei before the filter.
             filtered = self.record.filtered()
             edit = Edit(
                 remove=removed,
-                workflow_step=("qpnuclei filter", said),
+                workflow_step=("qpnuclei filter", comment),
                 properties={} if filtered == self.record else filtered.to_properties(),
             )
             self.entry.write(edit, self.fingerprint)

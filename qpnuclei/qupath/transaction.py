@@ -1,7 +1,7 @@
-"""Replace several files all or nothing: a failure at any point leaves the old files.
+"""Replace several files, all or none: a failure at any point leaves the old files.
 
 Each new file is written under a temporary name beside its target and flushed to the disk. When all
-are complete they are renamed into place; if one rename fails, the others are undone.
+are complete, they are renamed into place; if one rename fails, the others are undone.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from qpnuclei.system.files import (
     temporary_prefix,
 )
 
-#: After this time a temporary file is what a save left that was killed, on whichever computer.
+#: An older temporary file was left by a save that was killed, on this or another computer.
 LEFTOVER_AGE_S = 3600.0
 
-#: A function that writes a file's content, in pieces, to the function that it receives.
+#: A function that writes a file's content in pieces. Its argument is called with each piece.
 Writer = Callable[[Callable[[bytes], object]], object]
 
 
@@ -36,7 +36,7 @@ class Transaction:
     """Files to replace together, or not at all.
 
     Use it as a context manager: `stage` every file, then `commit`. Without a commit, or if that
-    fails, all targets are as they were.
+    fails, all targets are unchanged.
 
     Parameters
     ----------
@@ -47,13 +47,13 @@ class Transaction:
     Raises
     ------
     qpnuclei.errors.SaveError
-        From `stage` and `commit`, if the system refuses.
+        From `stage` and `commit`, if a file cannot be written or replaced.
     """
 
     def __init__(self, base: Path) -> None:
         self._base = base
         self._staged: list[tuple[Path, Path]] = []  # temporary file, target
-        self._kept: dict[Path, Path | None] = {}  # target, copy of what was there
+        self._kept: dict[Path, Path | None] = {}  # target, copy of the old file
 
     def __enter__(self) -> Transaction:
         return self
@@ -134,7 +134,7 @@ def copy_durably(source: Path, target: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk, where the system can (Windows cannot)."""
+    """Flush a folder's entries to the disk, except on Windows, which cannot do that."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -150,7 +150,7 @@ def temporary_beside(target: Path) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of saves that were killed, or are old enough not to be in use."""
+    """Remove temporary files of saves that were killed, and those too old to be in use."""
     files.remove_leftovers(folder)
     for path in folder.glob(f"{TEMPORARY_PREFIX}*.tmp"):
         with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
 """URIs of image files in QuPath projects, and the search for images of moved projects.
 
-QuPath stores only absolute URIs, of the ``.qpproj`` and of every image. If a project was moved
+QuPath stores absolute URIs only, for the ``.qpproj`` and for every image. If a project was moved
 together with its images, the relative path between them is still valid.
 """
 
@@ -78,7 +78,7 @@ def file_uri(path: Path) -> str:
 def candidates(
     uri: str, project_uri: str | None, project_dir: Path, image_root: Path | None = None
 ) -> Iterator[Path]:
-    """Yield the paths at which to search for an image, in order.
+    """Yield the paths where an image may be, in search order.
 
     Parameters
     ----------
@@ -87,15 +87,15 @@ def candidates(
     project_uri : str or None
         The project's own URI when it was last saved.
     project_dir : Path
-        The folder it lies in now.
+        The project's folder now.
     image_root : Path, optional
         A folder of images, given by the user.
 
     Yields
     ------
     Path
-        The stored path; the same path relative to the project; then paths below `image_root`, with
-        ever fewer of the last folders, ending with the file name alone.
+        The stored path, then the same path relative to the project, then paths below `image_root`.
+        Each of these has one folder less than the one before; the last is only the file name.
 
     Raises
     ------
@@ -115,8 +115,8 @@ def candidates(
             yield Path(os.path.normpath(project_dir.joinpath(*relative)))
     if image_root is not None:
         names = [part for part in image.parts[1:] if part not in ("..", ".")]
-        for begin in range(len(names)):
-            yield image_root.joinpath(*names[begin:])
+        for start in range(len(names)):
+            yield image_root.joinpath(*names[start:])
 
 
 def find_image(
@@ -124,13 +124,13 @@ def find_image(
 ) -> Path | None:
     """Return the first candidate that exists; None if none does or `uri` is not a file."""
     try:
-        places = list(candidates(uri, project_uri, project_dir, image_root))
+        paths = list(candidates(uri, project_uri, project_dir, image_root))
     except SlideError:
         return None
-    for place in places:
+    for path in paths:
         try:
-            if place.exists():
-                return place
+            if path.exists():
+                return path
         except OSError:  # a name that this system does not allow, or a missing share
             continue
     return None

@@ -90,6 +90,8 @@ class ImageContent:
         As `qpnuclei.qupath.counts.count_objects` counts annotations and classes.
     row : dict
         Of the whole image.
+    classes : frozenset of str or None
+        Of its detections.
     written_by : Run
         Which run wrote the nuclei, and `run`, what its record says of the image.
     is_unrecorded : bool
@@ -109,6 +111,7 @@ class ImageContent:
     written_by: Run | None
     run: RunOfImage | None
     is_unrecorded: bool = False
+    classes: frozenset[str | None] = frozenset()
     others: tuple[str, ...] | None = None
     whole: Picture | None = None
     density: Picture | None = None
@@ -222,6 +225,7 @@ def image_content(
         written_by=run,
         run=of_run,
         is_unrecorded=bool(record.areas) and run is None,
+        classes=frozenset(image.objects.detections.class_names),
         others=others,
         histograms=tuple(
             histogram(title, unit, values)

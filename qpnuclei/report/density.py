@@ -87,13 +87,14 @@ def density_map(
     inside = centroids[shapely.intersects_xy(area, centroids)] if len(centroids) else centroids
     cells = ((inside - (x0, y0)) * scale).astype(np.int64)
     cells = np.clip(cells, 0, (width - 1, height - 1))
-    count = np.zeros((height, width))
+    # The blur of float32 takes a quarter of the time of float64.
+    count = np.zeros((height, width), np.float32)
     np.add.at(count, (cells[:, 1], cells[:, 0]), 1)
     blurred, share = (
         np.asarray(
             cv2.GaussianBlur(of, (0, 0), max(sigma / pixel, 0.5), borderType=cv2.BORDER_CONSTANT)
         )
-        for of in (count, mask.astype(np.float64))
+        for of in (count, mask.astype(np.float32))
     )
     values = np.full(mask.shape, np.nan)
     values[mask] = blurred[mask] / (share[mask] * (pixel / 1000) ** 2)

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.pixel_size import AskedMpp
+from qpnuclei.qupath.project_counts import warn_of_missing_classes
 from qpnuclei.report.comparison import ImageSummary, annotations_of, comparison
 from qpnuclei.report.content import ImageContent, image_content
 from qpnuclei.report.methods import methods
@@ -89,6 +90,7 @@ def write_report(
     failures: list[tuple[ImageEntry, QpnucleiError]] = []
     unfinished: list[tuple[str, str]] = []
     used: dict[Path, Run] = {}
+    classes: set[str | None] = set()
     for number, entry in enumerate(entries, start=1):
         progress(number - 1, entry.name)
 
@@ -105,6 +107,7 @@ def write_report(
         if not read:
             continue
         content = read[0]
+        classes |= content.classes
         run = content.written_by
         if run is not None:
             used.setdefault(run.path, run)
@@ -139,6 +142,7 @@ def write_report(
         link = f"{_quoted(folder.name)}/{_page_name(number)}" if alone else f"#image-{number}"
         shown.append(_kept(content, link, options.nucleus_classes is not None))
     progress(len(entries), "")
+    warn_of_missing_classes(options.nucleus_classes, classes)
     there = {entry.id for entry in entries}
     others = [part for run in used.values() for part in run.unfinished]
     problems = [(entry.name, error.what) for entry, error in failures] + unfinished

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import shapely
-from scipy.spatial import cKDTree
 
 from qpnuclei.pipeline.planning.tiles import plan_tiles
 from qpnuclei.segmentation.engine import EngineSpec
@@ -173,6 +172,8 @@ def moved_inside(view: View, size: tuple[int, int]) -> View:
 
 def busiest(points: Floats, centroids: Floats, radius: float) -> tuple[float, float]:
     """Return which of the (M, 2) points has the most nuclei within `radius`, all in level-0 px."""
+    from scipy.spatial import cKDTree  # takes longer than the whole report of one tile
+
     near = cKDTree(centroids.reshape(-1, 2)).query_ball_point(points, radius, return_length=True)
     x, y = points[np.argmax(near)].tolist()
     return x, y

@@ -1,4 +1,4 @@
-"""Pen, folds and blur: where on a slide nuclei cannot be trusted."""
+"""Find pen, folds and blur: areas of a slide where nuclei cannot be trusted."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ from qpnuclei.slides.tissue import ink_of
 
 FloatArray = npt.NDArray[np.float32]
 
-#: The slide is looked at with this many µm/px: fine enough to tell the edges of nuclei.
+#: Working resolution in µm/px: fine enough to show the edges of nuclei.
 _MPP = 1.0
-#: A cell has so many pixels along each side, and is judged as a whole.
+#: Width and height of a cell in px; a cell is classified as a whole.
 _CELL_PX = 16
-#: So many cells along each side are read at once.
+#: Width and height of a block that is read at once, in cells.
 _BLOCK_CELLS = 128
-#: Optical densities are those above glass of this brightness.
+#: Brightness of glass, the background of optical densities.
 _GLASS = 240.0
 
 #: A cell is tissue if this share of its pixels is denser than this (mean of the three channels).
 _TISSUE_SHARE, _TISSUE_DENSITY = 0.5, 0.06
 #: A cell is pen if this share of its pixels is ink.
 _PEN_SHARE = 0.1
-#: In a fold even the lightest tenth of the pixels is this many times as dense as elsewhere on the
-#: slide, and at least so dense. Crowded nuclei leave light gaps.
+#: In a fold, even the lightest tenth of the pixels has at least this density, and is denser than
+#: elsewhere on the slide by this factor. Between crowded nuclei there are light gaps.
 _FOLD_RATIO, _FOLD_DENSITY = 2.2, 0.33
-#: Out of focus, edges are this much softer than elsewhere on the slide, or than on any slide.
+#: Tissue is out of focus if its sharpness is below this share of the usual sharpness: that of the
+#: slide, but at least `_SHARP`.
 _BLUR_RATIO, _SHARP = 0.72, 0.35
-#: Without contrast (standard deviation of the density) a cell shows no edges. So large a share of
-#: its neighbours must have contrast.
+#: A cell shows edges only with this contrast (standard deviation of the density). At least this
+#: share of its neighbours must have it.
 _CONTRAST, _CONTRAST_SHARE = 0.04, 0.3
 
 #: Smaller areas are dropped, in µm².
@@ -46,7 +47,7 @@ _MIN_AREA_UM2 = {"pen": 500.0, "fold": 2500.0, "blur": 2500.0}
 
 @dataclass(frozen=True, eq=False)
 class CellValues:
-    """What is measured of each cell of a slide; (H, W) float32 ndarrays.
+    """Measurements of each cell of a slide; (H, W) float32 ndarrays.
 
     Parameters
     ----------
@@ -70,8 +71,9 @@ class CellValues:
 def find_artefacts(slide: Slide, mpp: tuple[float, float]) -> dict[str, shapely.MultiPolygon]:
     """Outline pen, folds and blurred tissue.
 
-    The slide is looked at with about 1 µm/px, in cells of 16 µm. Folds and blur are judged against
-    the slide's own tissue, so a slide that is one single fold, or a small field, shows none.
+    The slide is read at about 1 µm/px, in cells of 16 µm. Folds and blur are detected by comparison
+    with the rest of the slide's tissue. So none are found on a slide that is one single fold, or on
+    a small field.
 
     Parameters
     ----------
@@ -82,8 +84,8 @@ def find_artefacts(slide: Slide, mpp: tuple[float, float]) -> dict[str, shapely.
     Returns
     -------
     dict of str to shapely.MultiPolygon
-        ``"pen"``: blue, green and black ink. ``"fold"``: tissue lying twice, and keratin, which
-        looks the same. ``"blur"``: tissue out of focus. In level-0 px, each possibly empty.
+        ``"pen"``: blue, green and black ink. ``"fold"``: two layers of tissue, and keratin, which
+        looks the same. ``"blur"``: tissue out of focus. In level-0 px; each may be empty.
 
     Raises
     ------
@@ -118,13 +120,13 @@ def artefact_masks(values: CellValues) -> dict[str, Mask]:
     usual = float(np.median(values.lightest[tissue]))
     lightest = cv2.blur(values.lightest, (3, 3), borderType=cv2.BORDER_REPLICATE)
     fold = tissue & (lightest > max(_FOLD_RATIO * usual, _FOLD_DENSITY))
-    telling = tissue & (values.contrast > _CONTRAST)
-    if not telling.any():
+    has_edges = tissue & (values.contrast > _CONTRAST)
+    if not has_edges.any():
         return {"pen": pen, "fold": fold, "blur": nothing}
-    usual = max(float(np.median(values.sharpness[telling])), _SHARP)
-    share = cv2.blur(telling.astype(np.float32), (5, 5), borderType=cv2.BORDER_REPLICATE)
+    usual = max(float(np.median(values.sharpness[has_edges])), _SHARP)
+    share = cv2.blur(has_edges.astype(np.float32), (5, 5), borderType=cv2.BORDER_REPLICATE)
     around = cv2.blur(
-        np.where(telling, values.sharpness, 0), (5, 5), borderType=cv2.BORDER_REPLICATE
+        np.where(has_edges, values.sharpness, 0), (5, 5), borderType=cv2.BORDER_REPLICATE
     ) / np.maximum(share, 1e-6)
     blur = tissue & ~fold & (share > _CONTRAST_SHARE) & (around < _BLUR_RATIO * usual)
     return {"pen": pen, "fold": fold, "blur": blur}
@@ -166,7 +168,7 @@ def measure_cells(rgb: RGB) -> CellValues:
 def _slide_values(
     slide: Slide, width: int, height: int, downsample: tuple[float, float]
 ) -> CellValues:
-    """Measure all cells of a slide, block by block; cells that its border cuts are left out."""
+    """Measure all cells of a slide, block by block, without cells that its border cuts."""
     size = height // _CELL_PX, width // _CELL_PX
     values = CellValues(*(np.zeros(size, np.float32) for _ in range(5)))
     for row, column in _blocks(size):
@@ -183,7 +185,7 @@ def _slide_values(
 
 
 def _blocks(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Return row and column of the first cell of each block."""
+    """Yield row and column of the first cell of each block."""
     for row in range(0, size[0], _BLOCK_CELLS):
         for column in range(0, size[1], _BLOCK_CELLS):
             yield row, column

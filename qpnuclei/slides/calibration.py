@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PixelCalibration:
-    """Size of a level-0 pixel in µm; None where the image is not calibrated."""
+    """Size of a level-0 pixel in µm; None if the image is not calibrated."""
 
     width_um: float | None = None
     height_um: float | None = None

@@ -13,19 +13,19 @@ from qpnuclei.slides.pixels import RGB
 
 
 def to_srgb(path: Path, profile: bytes | None) -> Callable[[RGB], RGB]:
-    """Return a function that converts a slide's pixels to sRGB, with the profile's own intent.
+    """Return a function that converts pixels to sRGB, with the rendering intent of the profile.
 
     Parameters
     ----------
     path : Path
-        For messages.
+        Path of the slide, for messages.
     profile : bytes or None
         ICC profile.
 
     Raises
     ------
     qpnuclei.errors.SlideError
-        If there is none, or it is not a profile of RGB colours.
+        If there is no profile, or it is not one of RGB colours.
     """
     from PIL import Image, ImageCms
 

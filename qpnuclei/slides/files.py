@@ -16,7 +16,7 @@ _TIFF_SUFFIXES = (".svs", ".tif", ".tiff", ".scn", ".ndpi")
 _PLAIN_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png")
 _OTHER_SUFFIXES = (".bif", ".czi", ".dcm", ".mrxs", ".svslide", ".vms", ".vmu")
 
-#: Suffixes of the files that are found in a folder.
+#: Suffixes of slides: other files of a folder are ignored.
 SLIDE_SUFFIXES = frozenset((*_TIFF_SUFFIXES, *_PLAIN_SUFFIXES, *_OTHER_SUFFIXES))
 
 _DICOM = ".dcm"
@@ -27,14 +27,14 @@ _INDEXES = (".vms", ".vmu")
 def find_slides(paths: Sequence[Path]) -> list[Path]:
     """Return the slides that files, folders and patterns (``*``, ``?``, ``**``) name.
 
-    Shells without globbing, such as those of Windows, pass patterns on as they are.
+    Shells without globbing, such as those of Windows, do not expand patterns.
 
     Raises
     ------
     qpnuclei.errors.NotFoundError
-        If there is no such file or folder, or nothing that a pattern matches.
+        If there is no such file or folder, or a pattern matches no file.
     qpnuclei.errors.UsageError
-        If a folder holds no slide.
+        If a folder contains no slide.
     """
     found: list[Path] = []
     for path in paths:
@@ -42,7 +42,7 @@ def find_slides(paths: Sequence[Path]) -> list[Path]:
             inside = sorted(f for f in path.iterdir() if f.suffix.lower() in SLIDE_SUFFIXES)
             if not inside:
                 raise UsageError(
-                    f"folder {path} holds no slide",
+                    f"folder {path} contains no slide",
                     f"slides end in {' '.join(sorted(SLIDE_SUFFIXES))}",
                 )
             found += inside
@@ -59,8 +59,8 @@ def find_slides(paths: Sequence[Path]) -> list[Path]:
 def one_per_slide(paths: Sequence[Path]) -> list[Path]:
     """Return one file per slide, without further files of the same slide.
 
-    Of the DICOM files of one series (levels, label, overview), the first is kept; of a Hamamatsu
-    slide, its index. Files that cannot be read are kept: opening them later says why.
+    This is the first of the DICOM files of a series (levels, label, overview), and the index of a
+    Hamamatsu slide. Files that cannot be read are kept: opening them later raises the error.
 
     Parameters
     ----------
@@ -78,9 +78,9 @@ def one_per_slide(paths: Sequence[Path]) -> list[Path]:
         slide_id = _series_of_dicom(path)
         first = path if slide_id is None else series.setdefault(slide_id, path)
         if path.absolute() in parts:
-            _log.info("%s: a part of a slide that is given as well", path)
+            _log.info("%s: skipped, as it is part of a slide that is given, too", path)
         elif first != path:
-            _log.info("%s: a part of the same slide as %s", path, first)
+            _log.info("%s: skipped, as it is part of the same slide as %s", path, first)
         else:
             kept.append(path)
     return kept

@@ -1,4 +1,4 @@
-"""Tell slides apart by their content, wherever they lie and without reading all of it."""
+"""Identify slides by their content, whatever their path, without reading the whole file."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from pathlib import Path
 from qpnuclei.errors import NotFoundError, SlideError
 from qpnuclei.system.files import open_regular
 
-#: Bytes at the start and the end of a file, where headers and directories are.
+#: Bytes to read at the start and the end of a file, where headers and directories are.
 _EDGE = 2**20
-#: Places between them, and bytes of each.
-_PLACES, _PLACE = 64, 2**14
+#: Number of samples between them, and bytes of each.
+_SAMPLES, _SAMPLE = 64, 2**14
 
 
 def slide_fingerprint(path: Path) -> str:
-    """Return a digest of a slide: of its size, both ends and 64 places between them.
+    """Return a digest of a slide: of its size, both ends and 64 samples between them.
 
-    Of a slide in several files (MIRAX, DICOM, VMS), names and sizes of the others are part of it.
+    For a slide in several files (MIRAX, DICOM, VMS), the digest includes names and sizes of the
+    other files.
 
     Raises
     ------
@@ -31,11 +32,11 @@ def slide_fingerprint(path: Path) -> str:
         with open_regular(path) as stream:
             size = stream.seek(0, 2)
             digest.update(str(size).encode())
-            step = max((size - 2 * _EDGE) // _PLACES, _PLACE)
+            step = max((size - 2 * _EDGE) // _SAMPLES, _SAMPLE)
             middle = range(_EDGE, max(size - _EDGE, _EDGE), step)
-            for start, many in [(0, _EDGE), *((at, _PLACE) for at in middle)]:
+            for start, length in [(0, _EDGE), *((at, _SAMPLE) for at in middle)]:
                 stream.seek(start)
-                digest.update(stream.read(many))
+                digest.update(stream.read(length))
             stream.seek(max(size - _EDGE, 0))
             digest.update(stream.read(_EDGE))
         for part in _parts(path):
@@ -48,7 +49,7 @@ def slide_fingerprint(path: Path) -> str:
 
 
 def _parts(path: Path) -> list[Path]:
-    """Return the other files that a slide of this name consists of."""
+    """Return the other files of a slide in several files."""
     suffix = path.suffix.lower()
     if suffix == ".mrxs":
         folder, pattern = path.with_suffix(""), "*"

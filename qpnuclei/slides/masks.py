@@ -1,4 +1,4 @@
-"""From masks of a reduced slide to outlines."""
+"""Outline the masks of a reduced slide."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _RIM_PX = 2
 def outline_mask(mask: Mask, min_area: float, min_hole: float) -> shapely.Geometry:
     """Outline a mask in its own pixel coordinates, without small pieces and holes.
 
-    What touches the border is drawn beyond it, for the caller to cut off: outlines are rounded and
-    simplified, the picture's border must not be.
+    A piece that touches the image border extends beyond it; the caller must clip it to the image.
+    Outlines are rounded and simplified, but the image border must stay exact.
 
     Parameters
     ----------
@@ -28,14 +28,14 @@ def outline_mask(mask: Mask, min_area: float, min_hole: float) -> shapely.Geomet
     shapely.Geometry
         Pixel (row, column) covers the square from (column, row) to (column + 1, row + 1).
     """
-    from skimage.measure import find_contours  # brings half of SciPy
+    from skimage.measure import find_contours  # imports half of SciPy
 
     rings = find_contours(  # type: ignore[no-untyped-call]
         np.pad(np.pad(mask.astype(np.uint8), _RIM_PX, "edge"), 1), 0.5
     )
     if not rings:
         return shapely.MultiPolygon()
-    # From (row, column) of padded pixel centres to x, y of pixel corners.
+    # Convert (row, column) of padded pixel centres to x, y of pixel corners.
     lines = [shapely.LineString(ring[:, ::-1] - (_RIM_PX + 0.5)) for ring in rings]
     pieces = shapely.get_parts(shapely.build_area(shapely.MultiLineString(lines)))
     kept = [
@@ -56,9 +56,9 @@ def polygons_of(geometry: shapely.Geometry) -> shapely.MultiPolygon:
 
 
 def disk(radius: int) -> npt.NDArray[np.uint8]:
-    """Return a disk for morphology: 1 where a pixel's centre lies within `radius` px of the middle.
+    """Return a disk for morphology: 1 if a pixel's centre is within `radius` px of the middle.
 
-    scikit-image has the same, and takes most of a second to import.
+    scikit-image has the same function, but takes most of a second to import.
 
     Returns
     -------

@@ -13,7 +13,7 @@ _UNMIX = np.linalg.inv(_STAINS)
 
 
 def recolour(rgb: RGB, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Change stains, intensity and white balance, by more than most laboratories differ.
+    """Change stains, intensity and white balance more than they differ between most laboratories.
 
     Parameters
     ----------

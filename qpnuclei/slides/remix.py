@@ -1,6 +1,6 @@
-"""Haematoxylin and DAB in the colours of H&E: what a network sees that learned from H&E.
+"""Convert H-DAB images to the colours of H&E, for networks that were trained on H&E.
 
-Experimental: judged on synthetic mixtures alone (docs/qupath.md).
+Experimental: evaluated on synthetic mixtures only (docs/qupath.md).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import numpy.typing as npt
 from qpnuclei.slides.slide import PixelSource
 from qpnuclei.slides.stains import DEFAULT_HE, Stains, separate, stain_matrix
 
-#: Name of the stain, as QuPath has it.
+#: QuPath's name of the stain.
 DAB = "DAB"
 
-#: So much eosin is mixed to the haematoxylin: real nuclei hold some, too.
+#: Share of eosin that is added to the haematoxylin: real nuclei contain some, too.
 _EOSIN_SHARE = 0.5
 
 _RGB = npt.NDArray[np.uint8]
@@ -26,7 +26,7 @@ def has_dab(stains: Stains) -> bool:
 
 
 def seen_by_network(pixels: PixelSource, stains: Stains) -> PixelSource:
-    """Return the pixels that a network of H&E is given: remixed if the image has DAB."""
+    """Return the pixels for a network that was trained on H&E: remixed if the image has DAB."""
     return Remixed(pixels, stains) if has_dab(stains) else pixels
 
 
@@ -37,7 +37,7 @@ class Remixed:
     ----------
     pixels : PixelSource
     stains : Stains
-        Of the image: haematoxylin and DAB.
+        Stains of the image: haematoxylin and DAB.
     """
 
     def __init__(self, pixels: PixelSource, stains: Stains) -> None:
@@ -52,10 +52,10 @@ class Remixed:
 
 
 def as_h_and_e(rgb: _RGB, stains: Stains) -> _RGB:
-    """Give haematoxylin and DAB the colours of H&E.
+    """Convert haematoxylin and DAB to the colours of H&E.
 
     A nucleus has haematoxylin, DAB or both. Their sum becomes haematoxylin, and half of it eosin;
-    what is neither is left out. Both have QuPath's default vectors, on white.
+    the residual is left out. The result has QuPath's default H&E vectors, on a white background.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """Resample between pixel grids so that a pixel's value depends only on its own position.
 
-Pixels must not depend on the tiling, so a resampler must not start at the corner of a tile. Here,
+Pixels must not depend on the tiling, so resampling must not start at the corner of a tile. Here,
 the weights of an output pixel depend only on its index in the slide-wide grid. The arithmetic is
 exact: weights are multiples of 2^-12, so float32 sums never round and their order does not matter.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_WEIGHT_ONE = 4096  # 12 bits; 8 bits of pixel, 4 of fraction and 12 of weight fill float32's 24
+_WEIGHT_ONE = 4096  # 12 bits; pixel (8 bits), fraction (4) and weight (12) fill float32's 24 bits
 _FRACTION_ONE = 16
 
 
@@ -27,12 +27,12 @@ class AxisWeights:
     first, stop : int
         The source pixels needed are ``first`` to ``stop - 1``; none if equal.
     row_ends : (count + 1,) int32 ndarray
-        Where the weights of each output pixel begin and end among the N of `sources`.
+        Offsets of the weights of each output pixel in `weights`.
     sources : (N,) int32 ndarray
-        Which source pixel each weight belongs to, counted from `first`.
+        Source pixel of each weight, counted from `first`.
     weights : (N,) float32 ndarray
-        Multiples of 1/4096. Those of an output pixel sum to the share of it that lies within the
-        source: to less than one where it reaches beyond.
+        Multiples of 1/4096. The weights of an output pixel sum to its share that lies within the
+        source: to less than one if it extends beyond.
     """
 
     first: int
@@ -54,9 +54,9 @@ class AxisWeights:
 
     @property
     def copied(self) -> slice | None:
-        """The output pixels that equal the source pixels, one by one; the others have no source.
+        """The output pixels that are copies of the source pixels, in order.
 
-        None if any output pixel mixes source pixels.
+        All other output pixels have no source. None if any output pixel mixes source pixels.
         """
         width = self.stop - self.first
         outputs = np.flatnonzero(np.diff(self.row_ends))
@@ -82,23 +82,23 @@ def axis_weights(
     origin: float,
     extent: float,
 ) -> AxisWeights:
-    """Weights for output pixels ``start`` to ``start + count - 1``, of size `scale`.
+    """Return the weights for output pixels ``start`` to ``start + count - 1``, of size `scale`.
 
     Lengths are in level-0 px. Source pixel ``s`` covers ``[s, s + 1) * pixel_size - origin``. The
-    visible image is ``[0, extent)``; the last source pixel is extended to its end, because levels
-    are often cut to whole pixels. If output pixels are at least as large as source pixels, weights
-    are shares of area; otherwise they interpolate linearly between centres.
+    visible image is ``[0, extent)``. The last source pixel is extended to the end of the image,
+    because levels are often cropped to whole pixels. If output pixels are at least as large as
+    source pixels, weights are shares of area; otherwise they interpolate linearly between centres.
 
     Parameters
     ----------
     start, count : int
-        Run of output pixels; output pixel ``i`` covers ``[i, i + 1) * scale``.
+        First and number of output pixels; output pixel ``i`` covers ``[i, i + 1) * scale``.
     scale : float
         Size of an output pixel.
     pixel_size, n_pixels : float, int
         Size and number of source pixels.
     origin : float
-        Where the visible image starts in the source.
+        Start of the visible image in the source.
     extent : float
         Length of the visible image.
     """
@@ -174,7 +174,7 @@ def resample(
         copy = np.full((len(rows), len(columns), 3), 255, np.uint8)
         copy[rows.copied, columns.copied] = source
         return copy
-    # Weigh darkness rather than brightness, so that missing weight becomes white.
+    # Average darkness rather than brightness, so that missing weight becomes white.
     darkness = np.subtract(255, source, dtype=np.float32)
     tall = _weigh_rows(darkness, rows)
     np.rint(np.multiply(tall, _FRACTION_ONE, out=tall), out=tall)

@@ -36,14 +36,15 @@ _log = logging.getLogger(__name__)
 
 MppSource = Literal["--mpp", "project", "slide"]
 
-#: Outside of these limits, a pixel size is a unit error or a placeholder (72 dpi is 353 µm/px).
+#: Outside these limits, a pixel size has a wrong unit or is a placeholder (72 dpi is 353 µm/px).
 MIN_MPP, MAX_MPP = 0.05, 2.5
 
 #: Two pixel sizes agree if their relative difference is less.
 _AGREEMENT = 0.01
 
-#: A change of scale by 10 % does not matter to a network, as nuclei vary more. Resampling 0.2526 to
-#: 0.25 µm/px would interpolate every pixel, which blurs chromatin and costs time.
+#: A change of scale by 10 % does not matter to a network, as the sizes of nuclei vary more.
+#: Resampling from 0.2526 to 0.25 µm/px would interpolate every pixel: that blurs chromatin and
+#: takes time.
 NATIVE_TOLERANCE = 0.10
 
 
@@ -53,12 +54,12 @@ def resolve_mpp(
     slide: tuple[float, float] | None,
     name: str = "the slide",
 ) -> tuple[tuple[float, float], MppSource]:
-    """Decide the level-0 pixel size: the user's, else the project's, else the slide's.
+    """Decide the level-0 pixel size: the user's, otherwise the project's, otherwise the slide's.
 
     Parameters
     ----------
     override : float or None
-        The user's ``--mpp`` in µm/px, for both axes; authoritative.
+        The user's ``--mpp`` in µm/px, for both axes; it overrides all others.
     calibration : PixelCalibration or None
         The project's pixel size of the image.
     slide : (float, float) or None
@@ -75,7 +76,7 @@ def resolve_mpp(
     Raises
     ------
     qpnuclei.errors.MppError
-        If there is none, or it is outside of 0.05 to 2.5 µm/px.
+        If there is none, or it is outside 0.05 to 2.5 µm/px.
     """
     project = None
     if calibration and calibration.width_um is not None and calibration.height_um is not None:
@@ -104,9 +105,9 @@ def resolve_mpp(
 
 
 def working_downsample(slide_mpp: tuple[float, float], model_mpp: float) -> tuple[float, float]:
-    """Level-0 px per pixel of the grid that a model works on, in x and y.
+    """Return level-0 px per px of a model's working grid, in x and y.
 
-    Exactly ``(1.0, 1.0)`` if both axes are within 10 % of the model's resolution
+    The result is exactly ``(1.0, 1.0)`` if both axes are within 10 % of the model's resolution
     (`NATIVE_TOLERANCE`).
 
     Parameters

@@ -20,7 +20,7 @@ from qpnuclei.slides.resample import AxisWeights, axis_weights, resample
 
 
 class PixelSource(Protocol):
-    """Anything that regions can be read from: a `Slide`, or an image in memory."""
+    """A source of image regions: a `Slide`, or an image in memory."""
 
     width: int
     height: int
@@ -31,7 +31,7 @@ class PixelSource(Protocol):
         """Return a region of the working grid; see `qpnuclei.slides.slide.Slide.read`."""
 
 
-#: Larger regions of source pixels are read in parts, to bound memory.
+#: Larger regions of source pixels are read in parts, to limit memory.
 _MAX_SOURCE_PIXELS = 2**25
 
 
@@ -51,27 +51,27 @@ def open_slide(
     series: int | None = None,
     apply_icc: bool = False,
 ) -> Slide:
-    """Open a slide or image; docs/formats.md lists what is read, and with which library.
+    """Open a slide or image; docs/formats.md lists the formats and their libraries.
 
     Parameters
     ----------
     path : path-like
     crop_to_bounds : bool
-        Whether level 0 is the part inside ``openslide.bounds-*``, as for an image that QuPath
-        opened with OpenSlide and without ``--no-crop``. No effect where a slide has no bounds.
+        Whether to crop level 0 to ``openslide.bounds-*``, as QuPath does if it opens a slide with
+        OpenSlide and without ``--no-crop``. No effect on a slide without bounds.
     series : int, optional
-        Which image of an OME-TIFF that has several, from 0. By default the first, which is refused
-        if it is a label or an overview.
+        Index of the image in an OME-TIFF with several images, from 0. By default the first one,
+        which is refused if it is a label or an overview.
     apply_icc : bool
-        Whether colours are converted to sRGB by the ICC profile in the file.
+        Whether to convert colours to sRGB with the ICC profile in the file.
 
     Raises
     ------
     qpnuclei.errors.NotFoundError
         If there is no such file.
     qpnuclei.errors.SlideError
-        If the file cannot be read, is not an 8-bit RGB image, has no such series, or no colour
-        profile that could be applied.
+        If the file cannot be read, is not an 8-bit RGB image, or has no such series; or if a colour
+        profile is requested but missing or unusable.
 
     Examples
     --------
@@ -93,9 +93,10 @@ def open_slide(
 class Slide:
     """An open slide; made by `open_slide`.
 
-    Any thread may read; reads of one `Slide` take turns, so threads that should read at the same
-    time open one each (milliseconds; a tenth of a second for a pyramid in JPEG 2000). Pickling
-    sends what the slide was opened with, and the receiving process opens the file again.
+    Any thread may read, but reads of one `Slide` take turns. Threads that should read at the same
+    time open one slide each. Opening takes milliseconds, or a tenth of a second for a pyramid in
+    JPEG 2000. A pickled slide contains the arguments of `open_slide`; the receiving process opens
+    the file again.
 
     Attributes
     ----------
@@ -109,7 +110,7 @@ class Slide:
     magnification : float or None
         Magnification of the objective, as stated in the file.
     slide_id : str or None
-        The same for all files of one slide (DICOM); None where a slide is one file.
+        ID shared by all files of one slide (DICOM); None if the slide is a single file.
     levels : tuple of Level
         Largest first.
     vendor : str or None
@@ -175,9 +176,9 @@ class Slide:
         """Read a region of the working grid.
 
         Working pixel ``(i, j)`` covers the level-0 area ``[i * sx, (i + 1) * sx)`` by
-        ``[j * sy, (j + 1) * sy)``. Its value does not depend on the region it is read with.
-        Reductions weigh by area, from the smallest level that is fine enough; enlargements
-        interpolate linearly between pixel centres.
+        ``[j * sy, (j + 1) * sy)``. Its value does not depend on the region that is read. Reductions
+        average by area, from the smallest level that is fine enough; enlargements interpolate
+        linearly between pixel centres.
 
         Parameters
         ----------
@@ -199,7 +200,7 @@ class Slide:
             If pixels cannot be decoded.
         """
         if width < 0 or height < 0:
-            raise ValueError(f"a region cannot be {width} x {height} px")
+            raise ValueError(f"the size of a region must not be negative: {width} x {height} px")
         if not all(math.isfinite(s) and s > 0 for s in downsample):
             raise ValueError(f"downsample must be positive, not {downsample!r}")
         region = np.full((height, width, 3), 255, np.uint8)
@@ -270,7 +271,7 @@ class Slide:
 
 
 class ImageInMemory:
-    """An array with the interface of a slide, reflected beyond its border.
+    """An array with the interface of a slide; beyond its border, the image is reflected.
 
     Parameters
     ----------
@@ -299,7 +300,7 @@ class ImageInMemory:
 
 
 def _reflected(start: int, count: int, size: int) -> npt.NDArray[np.int64]:
-    """Map pixel indices beyond a line to those inside, by reflection (c b a | a b c | c b a)."""
+    """Map indices outside the image to indices inside, by reflection (c b a | a b c | c b a)."""
     phase = np.arange(start, start + count) % (2 * size)
     return np.minimum(phase, 2 * size - 1 - phase)
 
@@ -309,9 +310,9 @@ def _reopen(path: Path, crop_to_bounds: bool, series: int | None, apply_icc: boo
 
 
 def _pixel_size(full: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:
-    """Level-0 px per pixel of a level, in x and y.
+    """Return level-0 px per px of a level, in x and y.
 
-    Pyramids are made with integer factors, and the rest of a row is cut off or filled up. The
+    Pyramids are made with integer factors, and an incomplete last pixel is cropped or padded. The
     quotient of the sizes (4443 / 2221) would stretch the level and shift its far end.
     """
     factor = round((full[0] / size[0] + full[1] / size[1]) / 2)

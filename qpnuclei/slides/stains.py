@@ -1,12 +1,13 @@
 """Stains: optical density, colour deconvolution, stain vectors, colour transfer.
 
-Statistics are estimated once per slide from a sample of its tissue, and then applied to its tiles.
-They are applied pixel by pixel in a fixed order, so that tiles agree to the bit.
+Statistics are estimated once per slide from a sample of its tissue, and then applied to its tiles,
+pixel by pixel and in a fixed order. So overlapping tiles agree bit for bit.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +38,7 @@ class Stains:
     background: tuple[float, float, float] = (255.0, 255.0, 255.0)
 
 
-#: What QuPath assigns to a new Brightfield (H&E) image.
+#: QuPath's default for Brightfield (H&E).
 DEFAULT_HE = Stains(
     "H&E default",
     ("Hematoxylin", "Eosin"),
@@ -58,7 +59,7 @@ _WHITE = (255.0, 255.0, 255.0)
 
 
 def optical_density(rgb: RGB, background: tuple[float, float, float] = _WHITE) -> Float:
-    """Optical density as QuPath computes it: ``max(0, -log10(max(v, 1) / background))``.
+    """Return the optical density as in QuPath: ``max(0, -log10(max(v, 1) / background))``.
 
     Parameters
     ----------
@@ -102,7 +103,7 @@ def stain_matrix(stains: Stains) -> npt.NDArray[np.float64]:
 
 
 def separate(rgb: RGB, stains: Stains = DEFAULT_HE, n_stains: int = 2) -> Float:
-    """Concentration of each stain, as QuPath's colour deconvolution gives it.
+    """Return the concentration of each stain, as QuPath's colour deconvolution computes it.
 
     Parameters
     ----------
@@ -114,7 +115,7 @@ def separate(rgb: RGB, stains: Stains = DEFAULT_HE, n_stains: int = 2) -> Float:
     Returns
     -------
     (..., n_stains) float32 ndarray
-        May be negative where the colour is none of the stains'.
+        May be negative if the colour is not a mixture of the stains.
 
     References
     ----------
@@ -129,7 +130,7 @@ def separate(rgb: RGB, stains: Stains = DEFAULT_HE, n_stains: int = 2) -> Float:
 
 @compiled
 def _summed(tables: Float, rgb: RGB) -> Float:
-    """Look M pixels up in a table per channel, (3, 256, S), and return the (M, S) sums."""
+    """Look up M pixels in one table per channel, (3, 256, S), and return the (M, S) sums."""
     sums = np.empty((len(rgb), tables.shape[2]), np.float32)
     for i, (red, green, blue) in enumerate(rgb):
         for stain in range(tables.shape[2]):
@@ -155,16 +156,16 @@ def estimate_macenko(
     background : (float, float, float)
         White of the slide in 8-bit values.
     min_density : float
-        Pixels with an optical density below this in any channel are too pale and left out.
-        Macenko's beta, but with decadic rather than natural logarithms.
+        Pixels with a smaller optical density in any channel are left out as too pale. This is
+        Macenko's beta, but with decadic logarithms.
     percentile : float
-        Share of outliers, in percent, at both ends of the range of angles (Macenko's alpha).
+        Share of outliers at each end of the range of angles, in percent (Macenko's alpha).
 
     Returns
     -------
     Stains
-        Unit vectors. QuPath's default vectors, with their name, if the sample has fewer than 100
-        stained pixels or shows only one stain.
+        Unit vectors. If the sample has fewer than 100 stained pixels or shows only one stain, these
+        are QuPath's default vectors, with their name.
 
     References
     ----------
@@ -200,7 +201,7 @@ def _default_stains(background: tuple[float, float, float]) -> Stains:
 
 
 def _density_table(background: tuple[float, float, float]) -> npt.NDArray[np.float64]:
-    """Optical density of every 8-bit value, per channel: (3, 256)."""
+    """Return the optical density of every 8-bit value, per channel: (3, 256)."""
     values = np.maximum(np.arange(256), 1)
     return np.maximum(0, -np.log10(values[None] / np.asarray(background, np.float64)[:, None]))
 
@@ -215,8 +216,8 @@ class ReinhardStatistics:
     Parameters
     ----------
     brightness : float
-        90th percentile of the 8-bit values of the sample, all channels together; they are
-        divided by it (times 255) before anything else.
+        90th percentile of the 8-bit values of the sample, over all channels. First of all, values
+        are multiplied by 255 / brightness.
     mean, std : (float, float, float)
         Mean and standard deviation of L*, a*, b* (D65; L* from 0 to 100) after that.
     """
@@ -252,14 +253,14 @@ def reinhard_transfer(
     target_mean: tuple[float, float, float],
     target_std: tuple[float, float, float],
 ) -> RGB:
-    """Give pixels of a slide the colour statistics of the target.
+    """Transfer the target's colour statistics to pixels of a slide.
 
     Parameters
     ----------
     rgb : (..., 3) uint8 ndarray
         Any pixels of the slide that `source` was measured on.
     source : ReinhardStatistics
-        Of the whole slide, never of the tile.
+        Statistics of the whole slide, never of a single tile.
     target_mean, target_std : (float, float, float)
         Mean and standard deviation of L*, a*, b*.
 
@@ -292,24 +293,22 @@ _TO_XYZ = np.array(
 )
 _XYZ_WHITE = _TO_XYZ.sum(axis=1)
 _LAB_EPSILON = 6 / 29
-# 16-bit tables replace the roots: steps of 1.5e-5 of white are finer than an 8-bit colour.
+# 16-bit tables replace the roots: steps of 1.5e-5 of white are finer than 8-bit colours.
 _TABLE_MAX = 65535
 
 
+@cache
 def _lab_table() -> Float:
     t = np.arange(_TABLE_MAX + 1) / _TABLE_MAX
     linear = t / (3 * _LAB_EPSILON**2) + 4 / 29
     return np.where(t > _LAB_EPSILON**3, np.cbrt(t), linear).astype(np.float32)
 
 
+@cache
 def _gamma_table() -> RGB:
     linear = np.arange(_TABLE_MAX + 1) / _TABLE_MAX
     encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return np.asarray(np.rint(255 * encoded), np.uint8)
-
-
-_LAB_TABLE = _lab_table()
-_GAMMA_TABLE = _gamma_table()
 
 
 def _rgb_to_lab(rgb: RGB, brightness: float) -> tuple[Float, Float, Float]:
@@ -321,7 +320,7 @@ def _rgb_to_lab(rgb: RGB, brightness: float) -> tuple[Float, Float, Float]:
         amount = tables[0][rgb[..., 0]]
         amount += tables[1][rgb[..., 1]]
         amount += tables[2][rgb[..., 2]]
-        f.append(_LAB_TABLE[_to_index(amount)])
+        f.append(_lab_table()[_to_index(amount)])
     fx, fy, fz = f
     return 116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)
 
@@ -339,7 +338,7 @@ def _lab_to_rgb(lightness: Float, a: Float, b: Float) -> RGB:
         amount = xyz[0] * np.float32(weights[0])
         amount += xyz[1] * np.float32(weights[1])
         amount += xyz[2] * np.float32(weights[2])
-        rgb[..., channel] = _GAMMA_TABLE[_to_index(amount)]
+        rgb[..., channel] = _gamma_table()[_to_index(amount)]
     return rgb
 
 

@@ -11,22 +11,23 @@ from qpnuclei.slides.masks import Mask, disk, outline_mask, polygons_of
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.slide import Slide
 
-#: Tissue has no finer outline than this, and at this size most slides fit into memory.
+#: Resolution of the tissue mask in µm/px: fine enough for its outline, and most slides fit into
+#: memory.
 _MASK_MPP = 8.0
 
-# Limits for Otsu's threshold on chroma (largest minus smallest 8-bit value). Glass has less than
-# the lower, JPEG noise included; anything above the upper is stained. They decide alone where a
-# slide is all tissue or all glass and its histogram has no two classes.
+# Limits for Otsu's threshold on chroma (largest minus smallest 8-bit value). Glass, even with JPEG
+# noise, is below the lower limit; everything above the upper limit is stained. The limits matter if
+# a slide is all tissue or all glass, so that its histogram does not have two classes.
 _MIN_CHROMA, _MAX_CHROMA = 10, 24
 
-# Ink absorbs more red than green (blue and green pens), or all colours alike (black).
+# Ink absorbs more red than green (blue and green pens), or all colours equally (black).
 # Haematoxylin and eosin absorb green most.
 _INK_DENSITY = 0.25
 _INK_RED_TO_GREEN = 1.35
 _BLACK_INK_DENSITY = 0.6
 _BLACK_INK_SPREAD = 0.3
 
-# Gaps up to twice the first radius are bridged, strands up to twice the second are dropped.
+# Closing bridges gaps up to twice its radius, opening drops strands up to twice its radius.
 _CLOSING_PX, _OPENING_PX = 2, 1
 
 _HSV_MIN_SATURATION = 0.07
@@ -40,9 +41,9 @@ def find_tissue(
     min_area_um2: float = 10_000.0,
     min_hole_um2: float = 10_000.0,
 ) -> shapely.MultiPolygon:
-    """Outline the stained tissue of a slide: neither glass nor pen.
+    """Outline the stained tissue of a slide, without glass and pen.
 
-    The slide is reduced to about 8 µm/px as a whole, so one threshold holds everywhere.
+    The whole slide is reduced to about 8 µm/px, so that one threshold applies everywhere.
 
     Parameters
     ----------
@@ -51,7 +52,7 @@ def find_tissue(
         Level-0 µm/px in x and y.
     min_area_um2 : float
         Smaller pieces are dropped, in µm². On a small image, only pieces below a twentieth of the
-        image are.
+        image are dropped.
     min_hole_um2 : float
         Smaller holes are filled, in µm².
 
@@ -93,7 +94,7 @@ def tissue_mask(rgb: RGB) -> Mask:
         otsu, _ = cv2.threshold(candidates, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
         threshold = int(np.clip(otsu, _MIN_CHROMA, _MAX_CHROMA))
     stained = ((chroma > threshold) & ~ink).astype(np.uint8)
-    # Closing treats the outside of the image as tissue: add a rim of glass.
+    # Closing treats the outside of the image as tissue, so a margin of glass is added.
     rim = 2 * _CLOSING_PX
     closed = cv2.morphologyEx(np.pad(stained, rim), cv2.MORPH_CLOSE, disk(_CLOSING_PX))
     opened = cv2.morphologyEx(closed[rim:-rim, rim:-rim], cv2.MORPH_OPEN, disk(_OPENING_PX))
@@ -101,7 +102,7 @@ def tissue_mask(rgb: RGB) -> Mask:
 
 
 def tissue_fraction(tiles: RGB) -> npt.NDArray[np.float64]:
-    """Share of tissue per tile, by thresholds in HSV (section 4.1 of the paper).
+    """Return the share of tissue in each tile, by thresholds in HSV (section 4.1 of the paper).
 
     Parameters
     ----------
@@ -142,7 +143,7 @@ def ink_of(rgb: RGB) -> Mask:
 
 
 def _strokes(ink: Mask) -> Mask:
-    """Keep what is broad: single dark pixels are pigment or folds."""
+    """Keep broad strokes: single dark pixels are pigment or folds."""
     return np.asarray(cv2.morphologyEx(ink.astype(np.uint8), cv2.MORPH_OPEN, disk(2)) > 0)
 
 

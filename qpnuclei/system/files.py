@@ -13,7 +13,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-from qpnuclei.errors import SaveError
+from qpnuclei.errors import NotFoundError, SaveError
 from qpnuclei.system.processes import Process, made_by_ended_process
 
 #: Temporary files and folders begin with this, and say next which process made them.
@@ -226,9 +226,27 @@ def make_writable_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise SaveError(
-            f"cannot write to the folder {folder}: {error.strerror or error}",
+            f"cannot write to the folder {folder}: {_reason(folder, error)}",
             "choose another folder, or change its permissions",
         ) from error
+
+
+def check_folder(folder: Path, what: str) -> None:
+    """Refuse a folder to read from that is not there.
+
+    Parameters
+    ----------
+    what : str
+        What to name instead, for the hint.
+
+    Raises
+    ------
+    NotFoundError
+        If it is missing, or not a folder.
+    """
+    if not folder.is_dir():
+        problem = "not a folder" if folder.exists() else "no such folder"
+        raise NotFoundError(f"{folder}: {problem}", f"name the folder {what}")
 
 
 def _unwritable(path: Path, error: OSError) -> SaveError:
@@ -239,9 +257,18 @@ def _unwritable(path: Path, error: OSError) -> SaveError:
             "qpnuclei-backups, may be removed), or choose another folder",
         )
     return SaveError(
-        f"{path} cannot be written: {error.strerror or error}",
+        f"{path} cannot be written: {_reason(path.parent, error)}",
         "choose another folder, or free space and check permissions",
     )
+
+
+def _reason(folder: Path, error: OSError) -> str:
+    """Say why nothing can be written into a folder."""
+    with suppress(OSError):
+        there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+        if not there.is_dir():
+            return f"{there} is not a folder"
+    return error.strerror or str(error)
 
 
 def _free_space(folder: Path) -> str:

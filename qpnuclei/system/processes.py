@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
-import socket
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -39,7 +39,7 @@ class Process:
     @classmethod
     def this(cls) -> Process:
         """Return the current process."""
-        return cls(socket.gethostname(), _machine(), os.getpid(), _begun(os.getpid()) or "0" * 8)
+        return cls(platform.node(), _machine(), os.getpid(), _begun(os.getpid()) or "0" * 8)
 
     @property
     def tag(self) -> str:
@@ -64,7 +64,7 @@ def made_by_ended_process(name: str) -> bool:
 
 
 def _machine() -> str:
-    parts = [socket.gethostname()]
+    parts = [platform.node()]
     if _PROC.is_dir():
         namespace = _link(_PROC / "self/ns/pid")
         machine_id = _text(Path("/etc/machine-id"))

@@ -64,6 +64,81 @@ def test_no_such_file(qpnuclei: Call, tmp_path: Path) -> None:
     refused(qpnuclei("run", tmp_path / "no.qpproj", "--roi-all", *QUICK), 2, "no.qpproj")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("run {}", "run {} -o out", "run {} other.qpproj other.tif", "run other {} other2"),
+        *("plan {}", "preview {}", "filter {}", "evaluate {} -o e.json", "qc {}", "info {}"),
+        *("export {} -o t.csv", "report {}", "doctor {}", "geojson export {} -o g"),
+        *(
+            "geojson import {} no.geojson",
+            "geojson import other.qpproj {}",
+            "project backups {}",
+            "project restore {} --image a",
+        ),
+        *("project add {} no.tif", "train {} -o t", "adapt {} -o t", "infer {}", "commit {}"),
+    ],
+)
+def test_what_is_not_there_is_said_before_all_else(
+    qpnuclei: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    there = {"other": b"", "other.qpproj": b"", "other.tif": b""}
+    for name in there:
+        Path(name).touch()
+    outcome = qpnuclei(*command.format("nowhere.qpproj").split())
+    refused(outcome, 2, "nowhere.qpproj: no such f")
+    assert tree(tmp_path) == there
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("info {} --image-root nowhere", "nowhere: no such folder"),
+        ("run {} --roi Tumor --image-root other.tif", "other.tif: not a folder"),
+        ("export {} -o t.csv --mpp-table nowhere", "nowhere: no such file"),
+        ("report {} -o r.html --mpp-table folder", "folder: cannot be read"),
+        ("geojson import {} --image 1 folder", "folder is a folder"),
+        ("run {} --roi Tumor --mpp 0.5 --run-dir other.tif", "other.tif is not a folder"),
+        ("export {} -o other.tif/t.csv", "other.tif is not a folder"),
+        ("evaluate other.tif -o e.json", "other.tif: not a folder"),
+        ("infer other.tif", "other.tif: not a folder"),
+    ],
+)
+def test_files_and_folders_that_are_not_what_they_should_be(
+    qpnuclei: Call, project: Path, monkeypatch: pytest.MonkeyPatch, command: str, said: str
+) -> None:
+    monkeypatch.chdir(project.parent)
+    Path("folder").mkdir()
+    Path("other.tif").touch()
+    before = tree(project)
+    outcome = qpnuclei(*command.format(project).split())
+    assert outcome.exit_code in (1, 2)
+    refused(outcome, outcome.exit_code, said)
+    assert tree(project) == before
+
+
+def test_slides_of_a_plan_that_are_not_there(qpnuclei: Call, project: Path) -> None:
+    folder = project.parent / "the-run"
+    plan = qpnuclei("plan", project, "--roi", "Tumor", "--mpp", "0.5", "--run-dir", folder)
+    assert plan.exit_code == 0
+    for command in ("infer", "commit"):
+        nowhere = project.parent / "nowhere"
+        refused(qpnuclei(command, folder, "--slides-from", nowhere), 2, "nowhere: no such folder")
+
+
+def test_a_slide_has_no_annotations_to_preview(qpnuclei: Call, project: Path) -> None:
+    slide = project.parent / "images" / "plain.tif"
+    refused(qpnuclei("preview", slide, "--roi", "Tumor"), 2, "plain.tif is a slide", "--roi")
+
+
+def test_a_plan_that_is_refused_leaves_no_folder(qpnuclei: Call, project: Path) -> None:
+    folder = project.parent / "the-run"
+    given = ("--roi", "Tumor", "--mpp", "0.5", "--model", "no.safetensors", "--run-dir", folder)
+    refused(qpnuclei("plan", project, *given), 2, "no.safetensors")
+    assert not folder.exists()
+
+
 def test_not_a_project(qpnuclei: Call, tmp_path: Path) -> None:
     other = tmp_path / "notes.qpproj"
     other.write_text('{"hello": 1}')
@@ -105,6 +180,23 @@ def test_nothing_chosen(qpnuclei: Call, project: Path) -> None:
 def test_class_that_no_annotation_has(qpnuclei: Call, project: Path) -> None:
     outcome = qpnuclei("run", project, "--roi", "Tumour", *QUICK)
     refused(outcome, 2, "'Tumour'", "Stroma", "Tumor")
+
+
+@pytest.mark.parametrize("command", ["export {} -o t.csv", "report {} -o r.html"])
+def test_class_that_no_nucleus_has(
+    qpnuclei: Call,
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    command: str,
+) -> None:
+    monkeypatch.chdir(project.parent)
+    words = (*command.format(project).split(), "--mpp", "0.5", "--class")
+    assert qpnuclei(*words, "Nucleu").exit_code == 0
+    assert "no detection has the class 'Nucleu'; classes there: unclassified, " in caplog.text
+    caplog.clear()
+    assert qpnuclei(*words, "Tumor: Positive").exit_code == 0
+    assert "no detection has" not in caplog.text
 
 
 def test_only_lines_and_points(qpnuclei: Call, project: Path) -> None:

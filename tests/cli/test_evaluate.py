@@ -114,7 +114,7 @@ def test_tuning_goes_into_a_copy_of_the_model(dataset: Path, tmp_path: Path) -> 
     content = json.loads(output.read_text())
     assert content["method"] == "default, tuned"
     assert set(content["others"]) == {FLOOR, "default"}
-    assert "chosen on these very images" in printed
+    assert "tuned on these images: expect" in printed
     shipped, tuned = read_metadata(resolve_model("default")), read_metadata(model)
     assert tuned.post_processing.model_dump() == content["models"][0]["post_processing"]
     assert tuned.validation["post_processing"] == "tuned on these images"
@@ -142,7 +142,7 @@ def test_tuning_goes_into_a_copy_of_the_model(dataset: Path, tmp_path: Path) -> 
 def test_what_is_asked_for_wrongly_is_refused(dataset: Path, tmp_path: Path) -> None:
     out = ("-o", str(tmp_path / "r.json"))
     refuse(NotFoundError, "no such folder", tmp_path / "absent", *out)
-    refuse(FormatError, "laid out like no data set", tmp_path, *out)
+    refuse(FormatError, "not in the layout of a known data set", tmp_path, *out)
     refuse(UsageError, r"does not end in \.json", dataset, "-o", str(tmp_path / "r.html"))
     refuse(UsageError, "uses no model", dataset, *out, "--method", "hematoxylin", "--tune")
     refuse(UsageError, "uses no model", dataset, *out, "--method", "hematoxylin", "--model", "x")
@@ -199,7 +199,7 @@ def test_one_image_has_no_interval(dataset: Path, tmp_path: Path) -> None:
     )
 
     assert set(json.loads(output.read_text())["interval"].values()) == {None}
-    assert "One image, 16 annotated nuclei: too few to judge other images by." in printed
+    assert "One image, 16 annotated nuclei: too few to generalise to other images." in printed
     for text in (printed, output.with_suffix(".html").read_text()):
         assert "interval" not in text
         assert "chance" not in text

@@ -41,7 +41,7 @@ def test_export_of_nuclei_says_what_it_wrote(
     ("arguments", "reason"),
     [
         (("--by", "nucleus", "-o", "n.xlsx"), r"n\.xlsx.*\.h5ad"),
-        (("--by", "image", "-o", "n.csv", "--format", "csv"), "--format is of nuclei"),
+        (("--by", "image", "-o", "n.csv", "--format", "csv"), "--format is only for --by nucleus"),
         (
             ("--by", "nucleus", "-o", "n.csv", "--roi", "Nowhere"),
             "no annotation of class 'Nowhere'",

@@ -358,13 +358,20 @@ def test_most_nuclei_gone_is_said_with_the_way_back(sample: Sample, qpnuclei: Ca
     qpnuclei("run", project, *RUN, "--image", "renamed*")
     found = objects(project)[1]
     # Ten times too large a pixel: nuclei of a fifth of a micrometre are none.
-    result = CliRunner().invoke(
-        app, ["run", str(project), *RUN[:2], "--mpp", "0.06", *RUN[4:], "--image", "renamed*"]
-    )
+    again = ["run", str(project), *RUN[:2], "--mpp", "0.06", *RUN[4:], "--image", "renamed*"]
+    result = CliRunner().invoke(app, again)
     said = next(line for line in result.stderr.splitlines() if "come back with: " in line)
     assert f"{ours(found.detections).sum()} nuclei of earlier runs were replaced by" in said
     record = [json.loads(p.read_text()) for p in sorted((project / "qpnuclei").glob("*/run.json"))]
     assert any(note in said for note in record[-1]["images"][0]["notes"])
+    # It is said as well if the run was killed after the save, and goes on.
+    newest = max((project / "qpnuclei").glob("*/run.json"))
+    newest.write_text(json.dumps({**record[-1], "state": "running", "images": []}))
+    (known,) = (p for p in newest.parent.rglob("*.json") if '"is_saved"' in p.read_text())
+    content = json.loads(known.read_text())
+    content["result"]["notes"] = []
+    known.write_text(json.dumps({**content, "is_saved": False}))
+    assert said in CliRunner().invoke(app, again).stderr.splitlines()
     command = shlex.split(said.partition("come back with: qpnuclei ")[2])
     assert qpnuclei(*command).exit_code == 0
     assert objects(project)[1].detections.ids == found.detections.ids
@@ -649,7 +656,7 @@ def test_a_batch_system_ends_a_run_and_the_next_goes_on(sample: Sample, qpnuclei
         run.terminate()
         _, stderr = run.communicate(timeout=60)
     assert run.returncode == 143, stderr
-    assert "terminating: the units that are being computed are finished first\n" in stderr
+    assert "terminating: units in progress are finished first\n" in stderr
     assert "error: terminated: finished work is kept\n" in stderr
     assert outside_of_runs(tree(project)) == before
     (folder,) = (project / "qpnuclei").iterdir()

@@ -238,7 +238,7 @@ def test_what_is_neither_projects_nor_slides(slides: Path, tmp_path: Path, qpnuc
         ([project, slides, "-o", results], UsageError, "is not"),
         ([project, "--tissue", "-o", results], UsageError, "--output is only for slides"),
         ([tmp_path / "absent.svs"], NotFoundError, "no such file"),
-        ([tmp_path / "absent.svs", "-o", results], NotFoundError, "no such slide"),
+        ([tmp_path / "absent.svs", "-o", results], NotFoundError, "no such file"),
         ([tmp_path / "*.svs", "-o", results], NotFoundError, "no file matches"),
     ):
         error = qpnuclei("run", *arguments, *RUN).error

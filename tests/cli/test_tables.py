@@ -47,6 +47,20 @@ def test_many_annotations_are_a_line_for_each_class(monkeypatch: pytest.MonkeyPa
     ]
 
 
+def test_what_was_written_and_what_is_counted_are_told_apart() -> None:
+    regions = [RegionResult(f"a{i}", None, None, 0.5, 3, 6.0, "") for i in range(2)]
+    found = summary(regions)
+    for written, title, is_explained in (
+        (6, "6 nuclei", False),  # each in one annotation
+        (3, "3 nuclei written, 6 counted", True),  # each in both
+    ):
+        found.images = [replace(found.images[0], nuclei=written)]
+        table = tables.summary_table(found)
+        assert table.title == title
+        assert ("in two annotations counts in both" in str(table.caption)) is is_explained
+        assert [cell.strip() for cell in text(found)[0].split("│")][-3:-1] == ["3", "6"]
+
+
 def test_what_is_doubtful_of_image_and_region_is_said_once() -> None:
     checks = ("few nuclei", "few nuclei; counted twice (1)", "counted twice (2)", "")
     regions = [RegionResult(f"a{i}", None, None, 0.5, 1, 2.0, c) for i, c in enumerate(checks)]

@@ -98,9 +98,10 @@ def test_every_kind_of_drawn_nucleus_is_read_and_none_is_cut(project: Project) -
         "nuclei_by_qpnuclei": 1, "mended": 0,
     }  # fmt: skip
     assert drawn.notes[0] == (
-        "Truth: 5 nuclei of class Nucleus in 1 box of class Box, 1 of them as qpnuclei found them."
+        "Truth: 5 nuclei of class Nucleus in 1 box of class Box, 1 of them unchanged detections of "
+        "qpnuclei."
     )
-    assert drawn.notes[-1] == "1 objects of class Nucleus enclose no area."
+    assert drawn.notes[-1] == "1 objects of class Nucleus were left out: they have no area."
     # 30 µm around the box are read, as far as the image goes.
     assert box.frame == (0, 0, 400, 400)
     rgb, labels = box.read()
@@ -168,10 +169,10 @@ def test_what_cannot_be_compared_is_an_error(project: Project, tmp_path: Path) -
         with pytest.raises(error, match=match):
             read_boxes(project.path, *arguments, **more)  # type: ignore[arg-type]
 
-    refuse(UsageError, "say in which annotations", [])
+    refuse(UsageError, "--roi is missing", [])
     refuse(UsageError, "no annotation with an area has the class 'Box'", ["Box"])
     draw(project, [("Box", BOX)], [("Nucleus", disc(150, 150), True), ("Cell", disc(9, 9), True)])
-    refuse(UsageError, "all 1 nuclei of class 'Nucleus' in the boxes are as qpnuclei", ["Box"])
+    refuse(UsageError, "all 1 nuclei of class 'Nucleus' in the boxes are unchanged", ["Box"])
     # With the class named, somebody has looked at them.
     assert read_boxes(project.path, ["Box"], ["Nucleus"]).described["nuclei"] == 1
     refuse(
@@ -179,7 +180,7 @@ def test_what_cannot_be_compared_is_an_error(project: Project, tmp_path: Path) -
     )
     refuse(UsageError, "no image of .* matches 'no'", ["Box"], images=["no"])
     draw(project, [("Aside", shapely.box(-50, -50, -10, -10))])
-    refuse(UsageError, "it lies beside the image", ["Aside"])
+    refuse(UsageError, "it lies outside the image", ["Aside"])
     with pytest.raises(UsageError, match="is a project"):
         qpnuclei.evaluate(project.path, split="val", roi=["Box"])
     with pytest.raises(UsageError, match="--roi is for QuPath projects"):
@@ -225,7 +226,7 @@ def test_evaluate_a_project(tmp_path: Path) -> None:
     assert content["mean"]["precision"] > 0.9
     assert content["mean"]["recall"] > 0.9
     assert content["mean"]["AJI"] > 0.7
-    assert any("centroid lies in the box" in note for note in content["notes"])
+    assert any("centroid is in the box" in note for note in content["notes"])
     assert output.with_suffix(".html").read_text().count("<figure") == 1
 
 
@@ -257,7 +258,7 @@ def test_geojson_beside_images_is_truth_as_well(tmp_path: Path) -> None:
     assert len(np.unique(a.read_labels())) == 2
     _, (_, b) = read_dataset(tmp_path, truth_classes=["Other"])
     with pytest.raises(
-        QpnucleiError, match=r"b\.c\.geojson\.gz: holds no outline of class 'Other'"
+        QpnucleiError, match=r"b\.c\.geojson\.gz: contains no outline of class 'Other'"
     ):
         b.read_labels()
     with pytest.raises(UsageError, match="--components is for masks"):

@@ -96,7 +96,7 @@ def test_a_best_value_at_the_end_of_the_grid_is_logged(caplog):
         tuned = tune_post_processing([_image(specks=False, threshold=0.7)], PostProcessing())
 
     assert tuned.threshold == 0.7
-    assert "the best threshold, 0.7, is at the end of the tried range" in caplog.text
+    assert "the best value of threshold, 0.7, is at the end of its range" in caplog.text
 
 
 def test_recoloured_images_are_others_of_the_same_nuclei_and_repeatable():

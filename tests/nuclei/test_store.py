@@ -113,13 +113,13 @@ def test_a_disk_that_refuses_is_named(file: BinaryIO, tmp_path: Path) -> None:
     table = random_table(np.random.default_rng(4), 2)
     with Path(file.name).open("rb", buffering=0) as cannot_write:
         shards = Shards(cannot_write, tmp_path / "gone", size=2)
-        with pytest.raises(SaveError, match=r"nuclei cannot be kept in .*gone") as caught:
+        with pytest.raises(SaveError, match=r"nuclei cannot be stored in .*gone") as caught:
             shards.append(table)
     assert "--run-dir" in caught.value.hint
     with Path(file.name).open("wb", buffering=0) as cannot_read:
         shards = Shards(cannot_read, tmp_path / "gone", size=2)
         shards.append(table)
-        with pytest.raises(SaveError, match=r"nuclei cannot be kept in .*gone"):
+        with pytest.raises(SaveError, match=r"nuclei cannot be stored in .*gone"):
             shards[0]
 
 

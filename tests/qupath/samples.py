@@ -28,6 +28,11 @@ def copy_project(version: str, folder: Path) -> Path:
     return folder / version / "project" / "project.qpproj"
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of the files of a folder by their names."""
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
 def dump(data: bytes) -> dict[str, Any]:
     """Return what a data file holds, in the form of expected-*.json."""
     stream = java_parser.parse(data, "test", RecordPacker(is_packable))

@@ -145,6 +145,6 @@ def test_a_backup_from_the_end_of_time_is_named(tmp_path):
     (backup,) = image.backups()
     last = backup.path.rename(backup.path.with_name("99991231T235959.999999Z-data.qpdata"))
     before = snapshot(tmp_path)
-    with pytest.raises(SaveError, match=rf"{last.name}: its name holds the latest time"):
+    with pytest.raises(SaveError, match=rf"{last.name}: its name is the latest possible time"):
         image.write(Edit(add=[group(0, 2, 9)]), image.read().fingerprint)
     assert snapshot(tmp_path) == before

@@ -360,13 +360,15 @@ def test_a_folder_with_one_project_is_that_project(tmp_path):
     path = copy_project("0.5.1", tmp_path)
     assert open_project(path.parent).path == path
     (path.parent / "other.qpproj").write_text("{}")
-    with pytest.raises(FormatError, match=r"2: other\.qpproj, project\.qpproj"):
+    match = r"contains 2 QuPath projects: other\.qpproj, project\.qpproj"
+    with pytest.raises(FormatError, match=match):
         open_project(path.parent)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("", "is empty (0 bytes)"),
         ("{", "broken at line 1, column 2"),
         ("[]", "is a list, not an object"),
         ("{}", "no list of images"),

@@ -1,9 +1,19 @@
 from __future__ import annotations
 
-import shapely
+import math
+from dataclasses import replace
+from functools import partial
 
+import numpy as np
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qpnuclei.qupath.areas import valid_area
+from qpnuclei.qupath.classes import Classes
 from qpnuclei.qupath.counts import count_in_regions, count_objects
 from qpnuclei.qupath.regions import Region
+from qpnuclei.qupath.repeated_nuclei import repeated_nuclei
 from tests.qupath.counted import OTHER, OURS, RECTANGLE, annotation, detections, image
 
 
@@ -31,3 +41,49 @@ def test_nuclei_that_two_programs_found_are_said_to_be_counted_twice():
     )
     rows = count_objects(image(two, found), nucleus_classes=["Nucleus"])
     assert [(row["nuclei"], row["check"]) for row in rows] == [(2, None), (2, None)]
+
+
+#: Outlines of nuclei around (0, 0), some as damaged or hand-drawn files have them.
+NUCLEI = [
+    shapely.box(-2, -2, 2, 2),
+    shapely.box(-5, -1, 5, 1),
+    shapely.Polygon([(-3, -3), (3, 3), (3, -3), (-3, 3)]),  # crosses itself
+    shapely.Polygon([(-1, 0), (1, 0), (0, 0)]),  # no area
+    shapely.LineString([(-3, 0), (3, 0)]),
+    shapely.Polygon(),
+    shapely.Polygon([(0, 0), (math.inf, 0), (1, 1)]),
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(NUCLEI), st.integers(0, 12), st.integers(0, 12),
+            st.sampled_from([OURS, OTHER]), st.integers(0, 1),
+        ),
+        max_size=20,
+    )
+)  # fmt: skip
+def test_nuclei_counted_twice_are_those_of_one_comparison_after_the_other(made):
+    found = detections(
+        [(x, y) for _, x, y, _, _ in made],
+        ids=[own_id for *_, own_id, _ in made],
+        planes=np.array([(z, 0) for *_, z in made], int).reshape(-1, 2),
+    )
+    outlines = np.empty(len(made), object)
+    outlines[:] = [shapely.transform(shape, partial(np.add, (x, y))) for shape, x, y, _, _ in made]
+    found = replace(found, geometries=outlines)
+    areas = [valid_area(outline) for outline in outlines]
+
+    def is_repeated(row):
+        return made[row][3] == OTHER and any(
+            made[other][3] == OURS
+            and made[other][4] == made[row][4]
+            and areas[row].intersection(areas[other]).area
+            > min(areas[row].area, areas[other].area) / 2
+            for other in range(len(made))
+        )
+
+    repeated = repeated_nuclei(found, Classes.of(found, None))
+    assert repeated.tolist() == [is_repeated(row) for row in range(len(made))]

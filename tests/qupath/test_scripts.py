@@ -127,5 +127,5 @@ def test_user_folders_are_those_of_versions_that_read_the_scripts(tmp_path: Path
         (tmp_path / "QuPath" / name).mkdir(parents=True)
     (tmp_path / "QuPath" / "v0.7").write_text("no folder")
     assert [path.name for path in user_folders(tmp_path)] == ["v0.4", "v0.6", "v0.10", "v1.0"]
-    with pytest.raises(NotFoundError, match=r"v0\.7 is no folder"):
+    with pytest.raises(NotFoundError, match=r"v0\.7 is not a folder"):
         install(tmp_path / "QuPath" / "v0.7")

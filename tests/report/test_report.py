@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -310,6 +311,22 @@ def test_a_record_of_many_images_is_gone_through_once() -> None:
     assert reasons == [None] * 9 + [f"reason {number}" for number in range(9, 12)]
     assert len(run.unfinished) == 4
     assert sorted(asked) == ["failures", "images", "not_done"]
+
+
+def test_what_a_report_without_seams_does_not_need_is_not_loaded(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(SAMPLES / "0.5.1", tmp_path / "0.5.1")) / "project"
+    page = tmp_path / "page.html"
+    code = """
+import sys
+from qpnuclei.cli.app import app
+app(["report", *sys.argv[1:]], standalone_mode=False)
+unneeded = {"torch", "numba", "scipy.spatial", "pyarrow", "PIL.TiffImagePlugin"}
+print(*sorted(unneeded & set(sys.modules)))
+"""
+    command = [sys.executable, "-c", code, str(folder), "-o", str(page)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+    assert Page.of(page).tags.count("image") > 0
 
 
 def test_detections_of_other_programs_count_where_no_run_was(tmp_path: Path) -> None:

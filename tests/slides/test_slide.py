@@ -329,7 +329,7 @@ def _cut_short(path):
     [
         ("zero.svs", lambda p: p.write_bytes(b""), "is empty"),
         ("text.svs", lambda p: p.write_text("not a slide at all"), "not a known image format"),
-        ("truncated.tif", _truncated, "is truncated: it holds"),
+        ("truncated.tif", _truncated, "is truncated: it has"),
         ("cut.tif", _cut_short, "is a damaged TIFF|is truncated"),
         ("broken.png", lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\nrubbish"), "is damaged|no image"),
         ("folder.svs", lambda p: p.mkdir(), "is a folder"),

@@ -1,1 +1,1 @@
-"""Files that take nuclei to other programs, one module for each kind."""
+"""Export nuclei to files for other programs, one module per format."""

@@ -1,4 +1,4 @@
-"""Nuclei as AnnData: a matrix of measurements, and what is known of every nucleus."""
+"""Nuclei as AnnData: a matrix of measurements, and a table of the other columns."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ def to_anndata(images: Sequence[NucleusRows]) -> anndata.AnnData:
     Returns
     -------
     anndata.AnnData
-        ``X`` are the measurements; ``obs`` all other columns, its index the UUIDs (or, if not all
-        have one of their own, entry ID and label); ``obsm["spatial"]`` the centroids in level-0 px
-        (y goes down), as squidpy takes them, and ``obsm["spatial_um"]`` in µm.
+        ``X`` has the measurements and ``obs`` all other columns. The index of ``obs`` is the UUID,
+        or entry ID and label if not all nuclei have a unique UUID. ``obsm["spatial"]`` has the
+        centroids in level-0 px (y goes down), as squidpy expects them, and ``obsm["spatial_um"]``
+        has them in µm.
 
     Raises
     ------
@@ -44,11 +45,11 @@ def to_anndata(images: Sequence[NucleusRows]) -> anndata.AnnData:
     values = np.concatenate([np.empty((0, len(names))), *(_matrix(rows, names) for rows in images)])
     narrow = values.astype(np.float32)
     is_same = bool(np.array_equal(narrow, values, equal_nan=True))
-    made = library.AnnData(narrow if is_same else values, obs=frame)
-    made.var_names = names
+    data = library.AnnData(narrow if is_same else values, obs=frame)
+    data.var_names = names
     spatial = np.stack([table[name].to_numpy() for name in _CENTROIDS], axis=1)
-    made.obsm["spatial"], made.obsm["spatial_um"] = spatial[:, :2], spatial[:, 2:]
-    return made
+    data.obsm["spatial"], data.obsm["spatial_um"] = spatial[:, :2], spatial[:, 2:]
+    return data
 
 
 def write_anndata(images: Sequence[NucleusRows], path: Path) -> None:
@@ -61,9 +62,9 @@ def write_anndata(images: Sequence[NucleusRows], path: Path) -> None:
     qpnuclei.errors.SaveError
         If it cannot be written.
     """
-    made = to_anndata(images)
+    data = to_anndata(images)
     with atomic_path(path) as partial:
-        made.write_h5ad(partial, compression="gzip")
+        data.write_h5ad(partial, compression="gzip")
 
 
 def _index(table: pa.Table) -> list[str]:
@@ -75,9 +76,9 @@ def _index(table: pa.Table) -> list[str]:
 
 
 def _matrix(rows: NucleusRows, names: Sequence[str]) -> npt.NDArray[Any]:
-    there = set(rows.measurements)
+    measured = set(rows.measurements)
     values = np.full((len(rows), len(names)), np.nan)
     for index, name in enumerate(names):
-        if name in there:
+        if name in measured:
             values[:, index] = rows.table[name].to_numpy()
     return values

@@ -1,4 +1,4 @@
-"""Nuclei of many images in one table, of which only a batch is in memory."""
+"""Nuclei of many images in one table; only one batch of it is in memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qpnuclei.system.files import atomic_file, nameless_file
 
 
 class GatheredRows:
-    """Rows of images one after the other, kept on disk until all measurements are known.
+    """Rows of several images, kept on disk until the measurements of all images are known.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class GatheredRows:
     Raises
     ------
     qpnuclei.errors.SaveError
-        If it cannot be made.
+        If the file cannot be created.
     """
 
     def __init__(self, folder: Path, *, outlines: bool) -> None:
@@ -80,15 +80,15 @@ class GatheredRows:
         return pa.schema([*FIELDS, *measured, *outlines])
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield all rows with the columns of `schema`; NaN for what an image does not measure."""
+        """Yield all rows with the columns of `schema`; a missing measurement is NaN."""
         schema = self.schema
         for start in self._starts:
             self._file.seek(start)
             for batch in pa.ipc.open_stream(self._file):
-                there = set(batch.schema.names)
+                present = set(batch.schema.names)
                 columns = [
                     batch.column(field.name)
-                    if field.name in there
+                    if field.name in present
                     else pa.array(np.full(len(batch), np.nan))
                     for field in schema
                 ]

@@ -1,4 +1,4 @@
-"""The metadata that makes a Parquet table of outlines GeoParquet."""
+"""The metadata of a GeoParquet file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
-#: Of the specification, https://geoparquet.org/releases/v1.1.0/
+#: Version of the specification, https://geoparquet.org/releases/v1.1.0/
 VERSION = "1.1.0"
 
 
@@ -15,20 +15,20 @@ def geo_metadata(
     bounds: tuple[float, float, float, float] | None = None,
     columns: Sequence[str] = ("geometry",),
 ) -> dict[bytes, bytes]:
-    """Return the metadata of a file whose outlines are WKB in level-0 px.
+    """Return the metadata of a file with outlines as WKB in level-0 px.
 
     Parameters
     ----------
     geometry_types : collection of str
-        As GeoJSON calls them; empty if not known.
+        GeoJSON's names of the types; empty if not known.
     bounds : (x0, y0, x1, y1) of float, optional
-        Of all outlines.
+        Bounding box of all outlines.
     columns : sequence of str
-        Names of the columns of outlines, the most important first.
+        Names of the columns with outlines, the most important first.
 
     Notes
     -----
-    Without a ``crs``, readers would take px for degrees: it is null, which means unknown.
+    ``crs`` is null, which means unknown. Without the key, readers would take px for degrees.
     """
     described: dict[str, Any] = {
         "encoding": "WKB",

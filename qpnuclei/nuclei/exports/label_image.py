@@ -17,18 +17,18 @@ from qpnuclei.nuclei.pixels import pixels_of_polygons
 from qpnuclei.system.files import atomic_path
 
 TILE = 512
-#: The smallest level of the pyramid fits into this many px.
+#: Largest width and height of the smallest pyramid level, in px.
 _SMALLEST = 1024
-_LEVEL = 1  # of compression: fast, and labels are mostly 0
+#: Compression level: fast, and labels are mostly 0.
+_LEVEL = 1
 
 
 def write_label_image(rows: NucleusRows, path: Path) -> int:
-    """Write an image of uint32 labels as large as level 0, in one step.
+    """Write an image of uint32 labels with the size of level 0, in one step.
 
-    A pixel has the label of the nucleus whose outline holds its centre (of several, of the first),
-    and 0 where there is none; labels are those of the column ``label``. Each further level has half
-    the size, and the label at the centre of each of its pixels. Nuclei on other planes than the
-    first are not in it.
+    The value of a pixel is the ``label`` of the nucleus that contains its centre, or 0. If several
+    nuclei contain it, the first one counts. Each further level has half the size; its pixels have
+    the label at their centre. Only nuclei on the first plane are written.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def write_label_image(rows: NucleusRows, path: Path) -> int:
     name = rows.table["image"][0].as_py() if len(rows) else path.name
     if rows.size is None:
         raise FormatError(
-            f"image {name}: the project does not say how large it is",
+            f"image {name}: the project does not contain its size",
             "open and save the image in QuPath",
         )
     on_first = (rows.table["z"].to_numpy() == 0) & (rows.table["t"].to_numpy() == 0)

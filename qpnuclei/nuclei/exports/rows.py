@@ -1,4 +1,4 @@
-"""The nuclei of an image as a table with everything known about them, one row each."""
+"""The nuclei of an image as a table with all their properties, one row per nucleus."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
 
-#: Columns of text in which many rows are equal.
+#: Text columns with many equal values: they are dictionary-encoded.
 SHARED_TEXTS = (
     "image",
     "image_id",
@@ -56,7 +56,7 @@ FIELDS = pa.schema(
 #: The column of outlines, as WKB in level-0 px, after all others.
 GEOMETRY = "geometry"
 
-#: Most rows of a batch.
+#: Largest number of rows of a batch.
 BATCH = 20_000
 
 _SHOWN = 5
@@ -69,12 +69,12 @@ class NucleusRows:
     Parameters
     ----------
     table : pyarrow.Table
-        N rows of the columns `FIELDS`, then measurements by QuPath's name as float64; null or NaN
-        where there is none. ``label`` counts from 1 and is the value in a label image.
+        N rows with the columns `FIELDS`, then the measurements as float64, with QuPath's names. A
+        missing value is null or NaN. ``label`` counts from 1 and is the value in a label image.
     geometries : (N,) object ndarray of shapely geometries
         Outlines in level-0 px.
     size : (width, height) of int, or None
-        Of the image in level-0 px.
+        Size of the image in level-0 px.
     mpp : (x, y) of float, or None
         µm per level-0 px.
     """
@@ -107,7 +107,7 @@ class NucleusRows:
             yield part.combine_chunks().to_batches()[0]
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return the table without outlines; texts that rows share are categories.
+        """Return the table without outlines; columns with many equal texts are categories.
 
         Raises
         ------
@@ -129,14 +129,14 @@ class NucleusRows:
         return frames.GeoDataFrame(self.to_pandas(), geometry=self.geometries)
 
     def plot(self, column: str | None = None, ax: Axes | None = None, **style: Any) -> Axes:
-        """Draw the outlines, as they lie in the image.
+        """Draw the outlines, in the coordinates of the image.
 
         Parameters
         ----------
         column : str, optional
-            Measurement that colours them.
+            Measurement that determines the colours.
         ax : matplotlib Axes, optional
-            Drawn into; a new one by default.
+            Axes to draw into; new ones by default.
         **style
             Options of `matplotlib.collections.PolyCollection`.
 
@@ -151,7 +151,7 @@ class NucleusRows:
         """
         if column is not None and column not in self.measurements:
             names = ", ".join(self.measurements) or "none"
-            raise UsageError(f"no measurement is called {column!r}", f"there are: {names}")
+            raise UsageError(f"no measurement is called {column!r}", f"measurements: {names}")
         collections = optional("matplotlib.collections", "export")
         pyplot = optional("matplotlib.pyplot", "export")
         if ax is None:
@@ -177,7 +177,7 @@ class NucleusRows:
 
 
 def shared_texts(values: Sequence[str | None], codes: npt.NDArray[np.int64]) -> pa.DictionaryArray:
-    """Return the column of texts ``values[codes]``, each text kept once."""
+    """Return ``values[codes]`` as a column that stores each text once."""
     kept = list(dict.fromkeys(value for value in values if value is not None))
     place = {value: index for index, value in enumerate(kept)}
     index = np.array([place.get(value, -1) if value is not None else -1 for value in values])
@@ -188,12 +188,12 @@ def shared_texts(values: Sequence[str | None], codes: npt.NDArray[np.int64]) -> 
 
 
 def optional(module: str, extra: str) -> ModuleType:
-    """Import a package that is not always installed.
+    """Import an optional package.
 
     Raises
     ------
     UsageError
-        If it is missing, naming the extra that brings it.
+        If it is not installed; the error names the extra that installs it.
     """
     try:
         return importlib.import_module(module)

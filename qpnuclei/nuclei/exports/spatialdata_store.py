@@ -1,4 +1,4 @@
-"""Nuclei as SpatialData: outlines of every image, and one table of all."""
+"""Nuclei as SpatialData: the outlines of each image, and one table of all nuclei."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from qpnuclei.system.files import atomic_path
 def write_spatialdata(images: Sequence[NucleusRows], path: Path) -> None:
     """Write a .zarr store that `spatialdata.read_zarr` opens, in one step.
 
-    It has the outlines of each image as shapes ``nuclei_<entry ID>``, in the coordinate systems
-    ``global`` (level-0 px) and, with a pixel size, ``um``; and the table ``nuclei`` of
-    `to_anndata`, whose column ``region`` names the shapes and ``label`` the outline. Images without
-    nuclei are not in it.
+    The store has the outlines of each image as shapes ``nuclei_<entry ID>``, in the coordinate
+    systems ``global`` (level-0 px) and, with a pixel size, ``um``. Its table ``nuclei`` is that of
+    `to_anndata`: the column ``region`` names the shapes and ``label`` the outline. Images without
+    nuclei are left out.
 
     Raises
     ------
     UsageError
-        If spatialdata is not installed, or `path` is there and no such store.
+        If spatialdata is not installed, or `path` exists and is not a Zarr store.
     qpnuclei.errors.SaveError
         If it cannot be written.
     """
@@ -52,21 +52,21 @@ def write_spatialdata(images: Sequence[NucleusRows], path: Path) -> None:
         tables["nuclei"] = models.TableModel.parse(
             table, region=list(shapes), region_key="region", instance_key="label"
         )
-    made = library.SpatialData(shapes=shapes, tables=tables)
+    data = library.SpatialData(shapes=shapes, tables=tables)
     with atomic_path(path) as partial, warnings.catch_warnings():
-        # How anndata will divide arrays into files in its next version.
+        # anndata warns that its next version will divide arrays into files in another way.
         warnings.filterwarnings("ignore", "zarr v3 autosharding", UserWarning)
-        made.write(partial)
+        data.write(partial)
 
 
 def check_store(path: Path) -> None:
-    """Refuse to replace a folder or file that is no Zarr store.
+    """Check that nothing but a Zarr store or an empty folder would be replaced.
 
     Raises
     ------
     UsageError
-        If it is one.
+        If `path` is another file or folder.
     """
     is_store = any((path / name).is_file() for name in ("zarr.json", ".zgroup"))
     if path.exists() and not is_store and not (path.is_dir() and not any(path.iterdir())):
-        raise UsageError(f"{path} is there, and no Zarr store", "choose another name")
+        raise UsageError(f"{path} exists and is not a Zarr store", "choose another name")

@@ -1,4 +1,4 @@
-"""Tables as text that spreadsheet programs open as they are meant."""
+"""Text of tables that spreadsheet programs open correctly."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-#: Makes Excel read UTF-8, and so show µ.
+#: Byte order mark. Without it, Excel does not read UTF-8, and shows µ wrongly.
 BOM = "\ufeff".encode()
 
 #: Significant digits of numbers.
@@ -20,13 +20,13 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def no_formula(cell: Any) -> Any:
     """Return a cell that no spreadsheet program reads as a formula.
 
-    Programs show the apostrophe or hide it; numbers are never changed.
+    Text that looks like a formula gets a leading apostrophe; numbers are unchanged.
     """
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def rounded(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Round numbers to `DIGITS` significant digits, but never before the decimal point.
+    """Round numbers to `DIGITS` significant digits, but never the digits of the integer part.
 
     Examples
     --------

@@ -9,7 +9,7 @@ from qpnuclei.errors import SaveError
 from qpnuclei.pipeline.commit.copies import write_copies
 from qpnuclei.pipeline.commit.new_nuclei import NewNuclei, new_nuclei
 from qpnuclei.pipeline.commit.replan import regions_now
-from qpnuclei.pipeline.commit.write_back import loss_note, write_back
+from qpnuclei.pipeline.commit.write_back import Written, loss_note, write_back
 from qpnuclei.pipeline.folder import RunFolder
 from qpnuclei.pipeline.inference.plausibility import Check
 from qpnuclei.pipeline.inference.shards import About, ImageNuclei
@@ -51,15 +51,17 @@ def commit_image(
     about = found.about
     doubts = Check.of(about.checks)
     nuclei = new_nuclei(of_image, found, options, doubts)
-    result = _result(image, layout, of_image, nuclei, about)
-    replaced = len(of_image.replaceable) if options.on_existing == "replace" else 0
-    # If the run is killed after the save, the next run reads the result here.
     path = folder.result_path(image)
-    with suppress(SaveError):
-        folder.make_for(path)
-        replace(result, replaced=replaced).save(path, is_saved=False)
+
+    def note(planned: Written) -> None:
+        """Note the result: if the run is killed after the save, the next run reads it here."""
+        result = _result(image, layout, planned.plan, planned.nuclei, about)
+        with suppress(SaveError):
+            folder.make_for(path)
+            replace(result, replaced=planned.replaced).save(path, is_saved=False)
+
     with interrupt_postponed():
-        written = write_back(project, of_image, nuclei, options, folder.path)
+        written = write_back(project, of_image, nuclei, options, folder.path, note)
         loss = loss_note(project, entry, written.replaced, len(written.nuclei))
         result = replace(
             _result(image, layout, written.plan, written.nuclei, about),
@@ -84,8 +86,10 @@ def committed_image(
     """Return the result of an image that this run has already written into the project."""
     path = folder.result_path(image)
     known = ImageResult.read(path)
+    if known is not None and known[0].marker != image.marker:
+        known = None  # of an earlier attempt of this run
     if known is not None and known[1]:
-        return replace(known[0], marker=image.marker)
+        return known[0]
     # The run was killed between the save and this step.
     layout = layout_of(image, spec, options)
     found = ImageNuclei(folder.shard(image, layout.name), layout.key)
@@ -95,8 +99,13 @@ def committed_image(
     nuclei = new_nuclei(of_image, found, options, doubts)
     with interrupt_postponed():
         write_copies(project, of_image, nuclei, options)
-        result = known[0] if known else _result(image, layout, of_image, nuclei, found.about)
-        result = replace(result, regions=_counted(of_image, doubts), marker=image.marker)
+        result = known[0] if known else _result(image, layout, of_image, nuclei, about)
+        loss = loss_note(project, entry, result.replaced, result.nuclei)
+        result = replace(
+            result,
+            regions=_counted(of_image, doubts),
+            notes=image.notes if loss is None else (*image.notes, loss),
+        )
         with suppress(SaveError):
             result.save(folder.make_for(path), is_saved=True)
     return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -41,7 +41,7 @@ _TISSUE_COLOR = -3355444
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """What was saved in the project; less than planned if the image changed in between.
+    """What is saved in the project; not what was planned if the image changed in between.
 
     Parameters
     ----------
@@ -59,9 +59,19 @@ class Written:
 
 
 def write_back(
-    project: Project, plan: ImagePlan, nuclei: NewNuclei, options: RunOptions, run_dir: Path
+    project: Project,
+    plan: ImagePlan,
+    nuclei: NewNuclei,
+    options: RunOptions,
+    run_dir: Path,
+    before: Callable[[Written], object] = lambda planned: None,
 ) -> Written:
     """Write nuclei into the project, and the requested copies beside it.
+
+    Parameters
+    ----------
+    before : callable
+        Called with what will be saved, before each attempt to save it.
 
     Raises
     ------
@@ -73,7 +83,7 @@ def write_back(
     stem = file_stem(plan.entry)
     try:
         classes = classes_of_nuclei(options.class_name, options.positive_thresholds, project)
-        written = _save(project, plan, nuclei, classes, options)
+        written = _save(project, plan, nuclei, classes, options, before)
     except QpnucleiError as error:
         # Whatever went wrong, results of hours of computing must not be lost.
         groups = nuclei.groups(
@@ -91,17 +101,18 @@ def _save(
     nuclei: NewNuclei,
     classes: NucleusClasses,
     options: RunOptions,
+    before: Callable[[Written], object],
 ) -> Written:
     """Write nuclei into the project; with `force` also if the image changed meanwhile."""
     try:
-        return _write(project, plan, nuclei, classes, options)
+        return _write(project, plan, nuclei, classes, options, before)
     except ConflictError:
         if not options.force:
             raise
         plan = plan_again(plan, options)
         # Nuclei may have been locked or unlocked in between.
         nuclei = new_nuclei(plan, nuclei.found, options, nuclei.doubts)
-        written = _write(project, plan, nuclei, classes, options)
+        written = _write(project, plan, nuclei, classes, options, before)
         _log.warning(
             "image %s was changed since it was planned: the nuclei are added to its present state, "
             "and that state without them is the newest backup",
@@ -116,6 +127,7 @@ def _write(
     nuclei: NewNuclei,
     classes: NucleusClasses,
     options: RunOptions,
+    before: Callable[[Written], object],
 ) -> Written:
     """Write nuclei into the project if the image is unchanged since it was planned."""
     replaced = plan.replaceable if options.on_existing == "replace" else frozenset[UUID]()
@@ -135,8 +147,10 @@ def _write(
         workflow_step=step,
         properties=record.to_properties(),
     )
+    planned = Written(len(replaced), nuclei, plan)
+    before(planned)
     plan.entry.write(edit, plan.fingerprint)
-    return Written(len(replaced), nuclei, plan)
+    return planned
 
 
 def _tissue(project: Project, found: Annotation) -> NewAnnotation:

@@ -1,7 +1,7 @@
-"""Units on a cluster that Dask runs: one task for each.
+"""Compute units on a Dask cluster: one Dask task per unit.
 
-The workers need the slides, the model and the same qpnuclei. Where they see the run's folder they
-write the shards there; otherwise these come back through the scheduler.
+The workers need the slides, the model and the same version of qpnuclei. A worker that sees the
+run's folder writes the shard there; otherwise the shard comes back through the scheduler.
 """
 
 from __future__ import annotations
@@ -34,21 +34,20 @@ from qpnuclei.system.files import temporary_prefix, write_atomically
 if TYPE_CHECKING:
     from distributed import Client, Future, KilledWorker
 
-#: Units at once for each that the workers can compute: they go on while images are put together
-#: here.
+#: Units submitted per slot of the workers: they keep computing while images are joined here.
 _AHEAD = 3
 
-#: A worker that offers this resource is given as many units at once as it has of it.
+#: Dask resource. A worker that offers it gets as many units at once as it offers.
 _GPU = "GPU"
 
-#: A folder on a network may show a new file late, in seconds.
-_SEEN_AFTER_S = 90.0
+#: Longest wait for a new file to appear on a network drive, in seconds.
+_VISIBLE_AFTER_S = 90.0
 
-#: How often to look whether a unit is done, and whether there are workers, in seconds.
+#: How often to check for finished units and for workers, in seconds.
 _DONE_EVERY_S, _WORKERS_EVERY_S = 0.05, 5.0
 
-#: After how long without a worker that is said, and how often again, in seconds.
-_ALONE_AFTER_S, _ALONE_AGAIN_S = 60.0, 1800.0
+#: Time without a worker until the first warning, and between warnings, in seconds.
+_FIRST_WARNING_S, _NEXT_WARNING_S = 60.0, 1800.0
 
 _log = logging.getLogger(__name__)
 
@@ -62,31 +61,31 @@ def compute_on_cluster(
     slides_from: Path | None = None,
     limit_s: float | None = None,
 ) -> Iterator[Outcome]:
-    """Compute units on a cluster; those of a worker that dies are computed by others.
+    """Compute units on a cluster; if a worker dies, others compute its units.
 
     Parameters
     ----------
     client : distributed.Client
     limit_s : float, optional
-        A worker that takes longer for a unit ends itself, in seconds.
+        Time limit per unit, in seconds. A worker that needs longer ends itself.
 
     Raises
     ------
     WorkerError
-        If the scheduler is gone.
+        If the connection to the scheduler is lost.
     ModelError, DeviceError, UsageError
         If the model, the device or the version of qpnuclei is wrong on the workers.
     """
     from distributed import KilledWorker, as_completed
 
-    todo = iter(tasks)
-    again: deque[Job] = deque()
-    #: Units that workers died with. It may have been for another unit: each is tried alone.
+    remaining = iter(tasks)
+    to_retry: deque[Job] = deque()
+    #: Units whose workers died. Another unit may have caused it, so each is tried alone.
     suspects: deque[Job] = deque()
     running: dict[Future[Delivery], Job] = {}
     alone: Job | None = None
     completed = as_completed()
-    mark, number = uuid4().hex[:8], count()
+    run_tag, number = uuid4().hex[:8], count()
     tokens: dict[Path, str] = {}
 
     def submit(job: Job) -> None:
@@ -97,9 +96,9 @@ def compute_on_cluster(
         future = client.submit(
             compute_unit,
             order,
-            # What Dask's pages show.
+            # Shown on Dask's dashboard.
             key=f"{task.image.folder} unit {task.unit.name.partition('-')[0]}"
-            f"-{mark}{next(number):08x}",
+            f"-{run_tag}{next(number):08x}",
             pure=False,
             resources=resources,
         )
@@ -108,9 +107,9 @@ def compute_on_cluster(
 
     def next_job() -> Job | None:
         nonlocal alone
-        if again:
-            return again.popleft()
-        task = next(todo, None)
+        if to_retry:
+            return to_retry.popleft()
+        task = next(remaining, None)
         if task is not None:
             return Job(task)
         if suspects and not running:
@@ -118,7 +117,7 @@ def compute_on_cluster(
             return alone
         return None
 
-    def give() -> None:
+    def submit_more() -> None:
         slots = _slots(client, bool(resources))
         while len(running) < slots * _AHEAD and (job := next_job()) is not None:
             submit(job)
@@ -126,86 +125,94 @@ def compute_on_cluster(
     with ExitStack() as stack:
         stack.callback(lambda: client.cancel(list(running)))
         resources = {_GPU: 1} if _offers_gpus(client) else None
-        watch = _Watch(client, bool(resources))
-        give()
+        watch = _WorkerWatch(client, bool(resources))
+        submit_more()
         while running:
             while not completed.has_ready():
-                watch.look(len(running))
+                watch.check(len(running))
                 time.sleep(_DONE_EVERY_S)
             future = next(completed)
             job = running.pop(future)
             try:
                 delivery, tries = future.result(), 1
             except KilledWorker as error:
-                delivery, tries = Delivery(error=_killed(error, limit_s)), TRIES
+                delivery, tries = Delivery(error=_death_of_workers(error, limit_s)), TRIES
                 if job is not alone:
                     suspects.append(job)
-                    give()
+                    submit_more()
                     continue
             except Exception as error:
                 if client.status != "running":
                     raise WorkerError(
-                        "the Dask scheduler is gone; what is finished is kept",
-                        "start it again, and then the same command, which goes on from here",
+                        "the Dask scheduler is gone; finished units are kept",
+                        "start it again, then run the same command again to continue",
                     ) from error
-                delivery, tries = Delivery(error=_unexpected(error), is_begun=False), 1
+                delivery, tries = Delivery(error=_unexpected(error), is_unit_error=False), 1
             outcome = job.outcome(delivery, tries)
             if outcome is None:
-                again.append(job)
+                to_retry.append(job)
             elif outcome.error is None:
                 if outcome.shard is None:
-                    _wait_for(job.task)
+                    _wait_for_shard(job.task)
                 advance(job.task.image, len(job.task.unit.tiles), delivery.nuclei)
             future.release()
-            give()
+            submit_more()
             if outcome is not None:
                 yield outcome
 
 
-class _Watch:
-    """Says when no worker is left that could compute, and when there is one again."""
+class _WorkerWatch:
+    """Warns when no worker is left, and reports when there is one to_retry."""
 
     def __init__(self, client: Client, gpus: bool) -> None:
         self._client = client
         self._gpus = gpus
-        self._seen = self._looked = time.monotonic()
-        self._said: float | None = None
+        self._seen = self._checked = time.monotonic()
+        self._warned: float | None = None
 
-    def look(self, waiting: int) -> None:
-        """Look whether there are workers, but not too often; so many units wait for them."""
+    def check(self, waiting: int) -> None:
+        """Check for workers, at most every few seconds.
+
+        Parameters
+        ----------
+        waiting : int
+            Number of units that wait for a worker, for the warning.
+        """
         now = time.monotonic()
-        if now < self._looked + _WORKERS_EVERY_S:
+        if now < self._checked + _WORKERS_EVERY_S:
             return
-        self._looked = now
+        self._checked = now
         try:
-            is_alone = _count(self._client, self._gpus) == 0
-        except OSError:  # without a scheduler, all units end
+            has_workers = _slot_count(self._client, self._gpus) > 0
+        except OSError:  # the scheduler is gone: every unit ends with an error
             return
-        if not is_alone:
-            if self._said is not None:
-                _log.info("the Dask scheduler has workers again: the run goes on")
-            self._seen, self._said = now, None
+        if has_workers:
+            if self._warned is not None:
+                _log.info("the Dask scheduler has workers again: the run continues")
+            self._seen, self._warned = now, None
         elif now >= (
-            self._seen + _ALONE_AFTER_S if self._said is None else self._said + _ALONE_AGAIN_S
+            self._seen + _FIRST_WARNING_S
+            if self._warned is None
+            else self._warned + _NEXT_WARNING_S
         ):
             _log.warning(
-                "the Dask scheduler has no workers%s for %d s: the run waits for one with %d "
-                "units; Ctrl-C ends it, and what is finished is kept",
+                "the Dask scheduler has had no workers%s for %d s: %d units wait for one; "
+                "Ctrl-C ends the run and keeps finished units",
                 f" with {_GPU}" if self._gpus else "",
                 now - self._seen,
                 waiting,
             )
-            self._said = now
+            self._warned = now
 
 
 @contextmanager
 def cluster_of(address: str) -> Iterator[Client]:
-    """Connect to a scheduler, or begin workers on this machine.
+    """Connect to a scheduler, or start workers on this machine.
 
     Parameters
     ----------
     address : str
-        Of the scheduler (``tcp://host:8786``), the file that it wrote, or ``local:N``.
+        Address of the scheduler (``tcp://host:8786``), its scheduler file, or ``local:N``.
 
     Raises
     ------
@@ -237,13 +244,13 @@ def _local_workers(number: int) -> Iterator[Client]:
 
 
 def cores_of_worker(address: str, cores: int) -> int:
-    """Return the processor cores of a worker: N on this machine share them."""
+    """Return the processor cores per worker: the workers of ``local:N`` share them."""
     return max(cores // (workers_here(address) or 1), 1)
 
 
 @contextmanager
 def _token(folder: RunFolder) -> Iterator[str]:
-    """Put a file into a run's folder by which a worker knows that it sees the same folder."""
+    """Put a file into a run's folder: a worker that finds it sees the same folder."""
     name = f"{temporary_prefix()}{uuid4().hex}"
     write_atomically(folder.path / name, b"")
     try:
@@ -257,11 +264,11 @@ def _offers_gpus(client: Client) -> bool:
 
 
 def _slots(client: Client, gpus: bool) -> int:
-    """Return how many units the workers can compute at once, now; at least 1."""
-    return max(_count(client, gpus), 1)
+    """Return how many units the workers can compute at once; at least 1."""
+    return max(_slot_count(client, gpus), 1)
 
 
-def _count(client: Client, gpus: bool) -> int:
+def _slot_count(client: Client, gpus: bool) -> int:
     slots = [w["resources"].get(_GPU, 0) if gpus else w["nthreads"] for w in _workers(client)]
     return int(sum(slots))
 
@@ -271,10 +278,10 @@ def _workers(client: Client) -> list[dict[str, Any]]:
     return list(workers.values())
 
 
-def _wait_for(task: Task) -> None:
-    """Wait until a shard that a worker has written is seen here, too."""
+def _wait_for_shard(task: Task) -> None:
+    """Wait until a shard that a worker has written is visible on this machine."""
     path = task.folder.shard(task.image, task.unit.name)
-    end = time.monotonic() + _SEEN_AFTER_S
+    end = time.monotonic() + _VISIBLE_AFTER_S
     while not path.exists():
         if time.monotonic() > end:
             raise SaveError(
@@ -283,15 +290,15 @@ def _wait_for(task: Task) -> None:
             )
         time.sleep(0.2)
         with suppress(OSError):
-            list(path.parent.iterdir())  # asks the drive again what is there
+            list(path.parent.iterdir())  # makes a network drive refresh its listing
 
 
-def _killed(error: KilledWorker, limit_s: float | None) -> WorkerError:
-    limit = "" if limit_s is None else f", or units that take more than {limit_s / 60:g} minutes"
+def _death_of_workers(error: KilledWorker, limit_s: float | None) -> WorkerError:
+    limit = "" if limit_s is None else f", or a unit that took more than {limit_s / 60:g} minutes"
     return WorkerError(
-        f"all of {error.allowed_failures + 1} workers that computed it have died; the last was "
+        f"all {error.allowed_failures + 1} workers that computed it died; the last was "
         f"{error.last_worker.address}",
-        f"see the logs of the workers; likely too little memory{limit}",
+        f"see the logs of the workers; the likely cause is too little memory{limit}",
     )
 
 

@@ -18,12 +18,15 @@ from qpnuclei.segmentation.engine import Engine, engine_specs, load_engine
 
 @dataclass(frozen=True)
 class Computing:
-    """Who computes units, and gives engines, by model, to this process where it needs one itself.
+    """The executor of a run, and the engines for this process.
 
     Parameters
     ----------
+    executor : Executor
+    engine : callable
+        Loads the engine of a model in this process, for example to join units.
     device : str
-        Where units are computed, for the record.
+        Where units are computed, for the record of the run.
     """
 
     executor: Executor
@@ -35,9 +38,10 @@ class Computing:
 def computing(
     options: RunOptions, conduct: Conduct, slides_from: Path | None = None
 ) -> Iterator[Computing]:
-    """Choose who computes, as the devices, the cluster and the limits of a unit ask for.
+    """Choose the executor, by the devices, the cluster and the limits of a unit.
 
-    Only a process of its own can be ended where a unit takes too much time or memory.
+    Limits need a separate process: only that can be killed if a unit takes too long or too much
+    memory.
 
     Raises
     ------
@@ -81,7 +85,7 @@ def computing(
 
     for device in devices:
         takes_cpu(device)  # raises if it is not there
-    there = partial(
+    in_processes = partial(
         compute_in_processes,
         devices=devices,
         specs=engine_specs(options.models),
@@ -89,11 +93,11 @@ def computing(
         slides_from=slides_from,
         limits=limits,
     )
-    yield Computing(there, engine_on(devices[0]), options.device)
+    yield Computing(in_processes, engine_on(devices[0]), options.device)
 
 
 def check_computing(options: RunOptions, conduct: Conduct) -> None:
-    """Refuse models and devices that `computing` would refuse; a cluster is not asked yet.
+    """Check models and devices as `computing` does; a cluster is not contacted yet.
 
     Raises
     ------
@@ -108,7 +112,7 @@ def check_computing(options: RunOptions, conduct: Conduct) -> None:
 
 
 def _refuse_with_dask(device: str, conduct: Conduct) -> None:
-    """Refuse what a cluster decides by itself: several devices, and the memory of a worker."""
+    """Refuse options that a cluster sets itself: several devices, and the memory of a worker."""
     if "," in device:
         raise UsageError(
             f"--device {device} and --dask exclude each other",

@@ -1,7 +1,7 @@
 """Executors compute the units of a run: functions that take units and yield their outcomes.
 
-`compute_here` computes in this process. Others are in `processes` (several devices of this machine)
-and `cluster` (Dask); `computing` chooses one.
+`compute_here` computes in this process. Other executors are in `processes` (several devices of this
+machine) and `cluster` (Dask); `computing` chooses one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A unit to compute, with all that this needs and the run's folder."""
+    """A unit to compute, with its image, its layout and the run's folder."""
 
     image: PlannedImage
     layout: Layout
@@ -44,7 +44,7 @@ class Outcome:
     Parameters
     ----------
     shard : bytes or None
-        None without an error: who computed it has written it into the folder.
+        None without an error if the process that computed it has written it into the folder.
     """
 
     task: Task
@@ -53,10 +53,10 @@ class Outcome:
     tries: int = 1
 
 
-#: Called as ``progress(image, tiles, nuclei)`` with what was done since the last call.
+#: Called as ``advance(image, tiles, nuclei)`` with the work done since the last call.
 Advance = Callable[[PlannedImage, int, int], None]
 
-#: Takes the units in the best order to compute them. Yields each once, in any order.
+#: Takes the units, sorted in the best order to compute them. Yields each once, in any order.
 Executor = Callable[[Iterable[Task], Advance], Iterator[Outcome]]
 
 
@@ -73,9 +73,9 @@ def compute_here(
     pixels. If a sweep fails, the remaining units are tried one by one.
     """
     for _, of_image in groupby(tasks, key=lambda task: task.image.entry):
-        of_one = list(of_image)
-        seeing = engine(options.model_for(of_one[0].image.mpp))
-        yield from _compute_image(of_one, advance, seeing, options, slides_from)
+        image_tasks = list(of_image)
+        loaded = engine(options.model_for(image_tasks[0].image.mpp))
+        yield from _compute_image(image_tasks, advance, loaded, options, slides_from)
 
 
 def _compute_image(
@@ -134,7 +134,7 @@ def _collected(
     engine: Engine,
     clock: Stopwatch,
 ) -> Iterator[Outcome]:
-    """Collect tiles to units, in the order of both."""
+    """Group tiles into units; both come in order."""
     with closing(measured):
         for task in tasks:
             tiles: list[TileNuclei] = []

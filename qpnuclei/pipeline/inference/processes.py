@@ -1,4 +1,4 @@
-"""Units on several devices of this machine: a process for each."""
+"""Compute units on several devices of this machine: one process per device."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from qpnuclei.pipeline.inference.remote import (
     Delivery,
     Job,
     Order,
+    cached_engine,
     compute_unit,
-    engine_of,
     storing,
 )
 from qpnuclei.pipeline.inference.units import NO_LIMITS, Limits
@@ -35,13 +35,13 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.segmentation.engine import EngineSpec
 from qpnuclei.system.memory import keep_freed_memory
 
-#: Units that a process has: it goes on while what it found is put together here.
+#: Units per process: it computes the next one while its last result is handled here.
 _AHEAD = 2
 
-#: How often processes are asked for their memory, where that has a limit.
-_LOOK_AT_MEMORY_S = 0.2
+#: How often the memory of processes is checked, where it is limited, in seconds.
+_CHECK_MEMORY_S = 0.2
 
-#: A connection of `multiprocessing`, whose class has another name on Windows.
+#: A `multiprocessing` connection; its class has another name on Windows.
 _Pipe: TypeAlias = Any
 
 
@@ -54,14 +54,14 @@ def compute_in_processes(
     slides_from: Path | None = None,
     limits: Limits = NO_LIMITS,
 ) -> Iterator[Outcome]:
-    """Compute units on several devices, a process each; a process that dies is replaced.
+    """Compute units on several devices, one process each; a process that dies is replaced.
 
     Parameters
     ----------
     devices : sequence of str
-        Names as `qpnuclei.models.device.resolve_device` takes them; one may be there twice.
+        Names as `qpnuclei.models.device.resolve_device` takes them; may contain duplicates.
     limits : Limits
-        A process that works longer on a unit, or needs more memory, is ended.
+        A process that takes longer for a unit, or needs more memory, is killed.
 
     Raises
     ------
@@ -69,34 +69,34 @@ def compute_in_processes(
         If the model or a device cannot be used.
     """
     cores = max(options.workers // len(devices), 1)
-    todo = iter(tasks)
-    again: deque[Job] = deque()
+    remaining = iter(tasks)
+    to_retry: deque[Job] = deque()
     with ExitStack() as stack:
         workers = [_Worker(replace(options, device=name, workers=cores)) for name in devices]
         for worker in workers:
             stack.callback(worker.end)
 
-        def give() -> None:
-            """Give units out: to each process one, and then each another one."""
-            for many in range(1, _AHEAD + 1):
+        def submit_more() -> None:
+            """Hand out units: one to each process first, then a second one."""
+            for jobs_each in range(1, _AHEAD + 1):
                 for worker in workers:
-                    if len(worker.jobs) < many:
-                        job = again.popleft() if again else _job(next(todo, None))
+                    if len(worker.jobs) < jobs_each:
+                        job = to_retry.popleft() if to_retry else _job(next(remaining, None))
                         if job is None:
                             return
-                        worker.take(job, specs, slides_from)
+                        worker.submit(job, specs, slides_from)
 
-        give()
+        submit_more()
         while busy := [worker for worker in workers if worker.jobs]:
             for worker in _ready(busy, limits):
-                job, delivery = worker.delivered()
+                job, delivery = worker.receive()
                 outcome = None if job is None else job.outcome(delivery)
                 if job is not None and outcome is None:
-                    again.append(job)
+                    to_retry.append(job)
                 if not worker.is_running:
-                    again.extend(worker.jobs)
+                    to_retry.extend(worker.jobs)
                     worker.jobs.clear()
-                give()
+                submit_more()
                 if outcome is not None:
                     if outcome.error is None:
                         task = outcome.task
@@ -109,71 +109,71 @@ def _job(task: Task | None) -> Job | None:
 
 
 def _ready(workers: Sequence[_Worker], limits: Limits) -> list[_Worker]:
-    """Wait until some processes have something to say; end those that take too much."""
+    """Wait until some processes have a message; kill those beyond the limits."""
     left = math.inf
     if limits.seconds is not None:
         since = min(worker.since for worker in workers)
         left = max(since + limits.seconds - time.monotonic(), 0.05)
     if limits.bytes is not None:
-        left = min(left, _LOOK_AT_MEMORY_S)
+        left = min(left, _CHECK_MEMORY_S)
     by_pipe = {worker.pipe: worker for worker in workers}
     ready = wait(list(by_pipe), None if left == math.inf else left)
     for pipe, worker in by_pipe.items():
         if pipe not in ready:
-            worker.end_beyond(limits)
+            worker.kill_beyond(limits)
     return [by_pipe[pipe] for pipe in by_pipe if pipe in ready]
 
 
 class _Worker:
-    """A process that computes units on a device. It is begun with its first unit.
+    """A process that computes units on a device. It is started with its first unit.
 
     Parameters
     ----------
     options : RunOptions
-        With its device and cores.
+        Options of the run, with the device and the cores of this process.
     """
 
     pipe: _Pipe
 
     def __init__(self, options: RunOptions) -> None:
         self._options = options
-        #: Units that it has, in the order in which it computes them.
+        #: Units of this process, in the order in which it computes them.
         self.jobs: deque[Job] = deque()
         self.is_running = False
-        #: When it began with the first of them.
+        #: When it started to compute the first of them; infinity while it loads the network.
         self.since = math.inf
-        #: Why it was ended from here.
-        self._ended: WorkerError | None = None
+        #: Why this class killed it.
+        self._kill_reason: WorkerError | None = None
         self._failed_starts = 0
 
-    def take(self, job: Job, specs: Mapping[str, EngineSpec], slides_from: Path | None) -> None:
-        """Give it another unit."""
+    def submit(self, job: Job, specs: Mapping[str, EngineSpec], slides_from: Path | None) -> None:
+        """Send another unit to the process; start the process if necessary."""
         if not self.is_running:
-            self._begin()
+            self._start()
         elif not self.jobs and self.since < math.inf:
             self.since = time.monotonic()
         self.jobs.append(job)
-        with suppress(OSError):  # it has died: that is seen when it is asked
+        with suppress(OSError):  # it has died: `receive` notices that
             self.pipe.send(job.order(specs, self._options, slides_from))
 
-    def _begin(self) -> None:
-        # Forked, it would have threads and a GPU that are not its own.
+    def _start(self) -> None:
+        # A forked process would inherit threads and a GPU context that it cannot use.
         spawn = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawn.Pipe()
         self._process = spawn.Process(target=_work, args=(theirs, self._options), daemon=True)
-        with _deaf_to_ctrl_c():
+        with _ignoring_ctrl_c():
             self._process.start()
         theirs.close()
-        self.is_running, self._ended = True, None
-        self.since = math.inf  # it loads the network first
+        self.is_running, self._kill_reason = True, None
+        self.since = math.inf
 
-    def delivered(self) -> tuple[Job | None, Delivery]:
-        """Return the first of its units and what came of it; no unit if there is none.
+    def receive(self) -> tuple[Job | None, Delivery]:
+        """Return the first of its units and the result; no unit if no unit ended.
 
         Raises
         ------
         QpnucleiError
-            If it cannot be begun.
+            If the process cannot be started.
         """
         try:
             message = self.pipe.recv()
@@ -189,29 +189,29 @@ class _Worker:
 
     def _died(self) -> tuple[Job | None, Delivery]:
         self.end()
-        error = self._ended or _death(self._options.device, self._process.exitcode)
+        error = self._kill_reason or _death(self._options.device, self._process.exitcode)
         if self.since < math.inf:
             return self.jobs.popleft(), Delivery(error=error)
-        # It had not begun with any.
+        # It died before it was ready to compute.
         self._failed_starts += 1
         if self._failed_starts == TRIES:
             raise WorkerError(
                 f"cannot start a process for the device {self._options.device}: {error.what}",
-                self._ended.hint
-                if self._ended
+                self._kill_reason.hint
+                if self._kill_reason
                 else "a script that calls qpnuclei needs: if __name__ == '__main__':",
             )
         return None, Delivery()
 
-    def end_beyond(self, limits: Limits) -> None:
-        """End it if it works longer on a unit, or needs more memory."""
+    def kill_beyond(self, limits: Limits) -> None:
+        """Kill the process if it takes longer for a unit, or needs more memory."""
         if limits.seconds is not None and time.monotonic() - self.since > limits.seconds:
-            self._ended = WorkerError(
+            self._kill_reason = WorkerError(
                 f"not done after {limits.seconds / 60:g} minutes: its process was ended",
                 "allow more with --unit-minutes, or look at the slide",
             )
         elif limits.bytes is not None and self._memory() > limits.bytes:
-            self._ended = WorkerError(
+            self._kill_reason = WorkerError(
                 f"its process needs more than {limits.bytes / 2**30:g} GiB and was ended",
                 "allow more with --unit-gib, or use fewer --workers or a smaller --tile",
             )
@@ -220,14 +220,14 @@ class _Worker:
         self._process.kill()
 
     def _memory(self) -> int:
-        """Return the bytes of memory that its process has now; 0 if there is none."""
+        """Return the memory of the process now, in bytes; 0 if it has ended."""
         try:
             return int(psutil.Process(self._process.pid).memory_info().rss)
         except psutil.Error:
             return 0
 
     def end(self) -> None:
-        """End it, whatever it does."""
+        """Kill the process if it is running."""
         if self.is_running:
             self.is_running = False
             self.pipe.close()
@@ -236,8 +236,8 @@ class _Worker:
 
 
 @contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Have a process that is begun within the block ignore Ctrl-C from its first moment."""
+def _ignoring_ctrl_c() -> Iterator[None]:
+    """Have processes that are started in the block ignore Ctrl-C from the start."""
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or (before := signal.getsignal(signal.SIGINT)) is None:
         yield
@@ -250,29 +250,29 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
 
 
 def _death(device: str, code: int | None) -> WorkerError:
-    """Say why a process has ended by itself."""
-    ended = f"exit code {code}"
+    """Return the error for a process that ended by itself."""
+    reason = f"exit code {code}"
     if code is not None and code < 0:
-        ended = f"signal {-code}"
+        reason = f"signal {-code}"
     return WorkerError(
-        f"the process on {device} ended unexpectedly ({ended})",
+        f"the process on {device} ended unexpectedly ({reason})",
         "the system may have stopped it for lack of memory: use fewer --workers or a smaller "
         "--tile",
     )
 
 
 def _work(pipe: _Pipe, options: RunOptions) -> None:
-    """Compute what comes through a pipe, until it is closed."""
-    # Ctrl-C and SIGTERM are for the process that began this one.
+    """Compute the units that come through a pipe, until it is closed."""
+    # The parent process handles Ctrl-C and SIGTERM.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    _offer_to_killer()
+    _prefer_for_oom_killer()
     orders: SimpleQueue[Order] = SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, orders), daemon=True).start()
     with keep_freed_memory():
         try:
             for model in options.models:
-                engine_of(model, options.engine)
+                cached_engine(model, options.engine)
         except QpnucleiError as error:
             pipe.send(type(error)(error.what, error.hint))
             return
@@ -282,7 +282,7 @@ def _work(pipe: _Pipe, options: RunOptions) -> None:
 
 
 def _receive(pipe: _Pipe, orders: SimpleQueue[Order]) -> None:
-    """Receive while units are computed, and end with the process that began this one."""
+    """Receive orders while units are computed; exit when the parent process ends."""
     with suppress(EOFError, OSError):
         while True:
             orders.put(pipe.recv())
@@ -290,7 +290,7 @@ def _receive(pipe: _Pipe, orders: SimpleQueue[Order]) -> None:
         os._exit(0)
 
 
-def _offer_to_killer() -> None:
-    """Have Linux, where memory is short, end this process before the one that began it."""
+def _prefer_for_oom_killer() -> None:
+    """Have Linux kill this process before its parent when memory runs out."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")

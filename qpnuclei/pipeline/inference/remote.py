@@ -1,7 +1,7 @@
-"""A unit computed in another process, of this machine or of another one.
+"""Compute a unit in another process, on this machine or on another one.
 
-What goes there is an `Order`, what comes back a `Delivery`. The shard itself is written by the
-process that computed it, where that process sees the run's folder.
+An `Order` is sent to the process, and a `Delivery` comes back. The process writes the shard itself
+if it sees the run's folder; otherwise the delivery contains the shard.
 """
 
 from __future__ import annotations
@@ -37,34 +37,35 @@ from qpnuclei.system.threads import available_cores
 from qpnuclei.system.timing import Stopwatch
 from qpnuclei.tiling.plan import TilePlan
 
-#: Held while a shard is written; ending this process waits for it.
+#: Held while a shard is written: the process exits only after that.
 storing = threading.Lock()
 
-#: Dask may give a process several units at once; network and memory are for one.
+#: Dask may give a process several units at once; network and memory suffice for one.
 _one_at_a_time = threading.Lock()
 
-#: Errors that are those of every unit, so that a run ends with them.
-_OF_ALL = (ModelError, DeviceError, UsageError)
+#: Errors that would stop every unit: they end the run.
+_FATAL = (ModelError, DeviceError, UsageError)
 
 
 @dataclass(frozen=True)
 class Order:
-    """All that another process must know to compute a unit. It can be pickled.
+    """Everything that another process needs to compute a unit. It can be pickled.
 
     Parameters
     ----------
     image : str
         The `PlannedImage` as JSON.
     spec : EngineSpec
-        Of the model that was planned for.
+        Specification of the model in the plan; a worker with another model refuses the order.
     options : RunOptions
-        With the model, the device and the cores of that process.
+        Options of the run, with the model, the device and the cores of that process.
     folder : Path
-        The run's folder, as it is called here.
+        The run's folder, as a path of the machine that gives the order.
     token : str
-        Name of a file in it that proves that a folder there is the same; empty on one machine.
+        Name of a file in the run's folder. A worker that finds it sees the same folder. Empty on
+        one machine.
     limit_s : float, optional
-        The process ends after so many seconds. None where whoever gave the order sees to that.
+        The process ends itself after so many seconds. None if its parent limits the time.
     """
 
     image: str
@@ -80,29 +81,31 @@ class Order:
 
 @dataclass(frozen=True)
 class Delivery:
-    """What came of an order.
+    """The result of an order.
 
     Parameters
     ----------
     nuclei : int
-        That the unit's tiles own.
+        Number of nuclei that the unit's tiles own.
     shard : bytes, optional
-        Where the process does not see the run's folder; otherwise it has written it there.
+        The shard, if the process does not see the run's folder; otherwise the process has written
+        it there.
     error : QpnucleiError, optional
         Why there is no shard.
-    is_begun : bool
-        Whether the unit itself failed, and not what is needed to begin or to keep it.
+    is_unit_error : bool
+        Whether computing the unit failed; False if the slide could not be opened, the shard could
+        not be saved, or the worker was lost.
     """
 
     nuclei: int = 0
     shard: bytes | None = None
     error: QpnucleiError | None = None
-    is_begun: bool = True
+    is_unit_error: bool = True
 
 
 @dataclass(eq=False)
 class Job:
-    """A unit that is to be computed elsewhere, and how often that was tried."""
+    """A unit to compute in another process, and how often that was tried."""
 
     task: Task
     tries: int = 0
@@ -115,7 +118,7 @@ class Job:
         token: str = "",
         limit_s: float | None = None,
     ) -> Order:
-        """Return what another process must know."""
+        """Return what is sent to the other process."""
         task = self.task
         image = task.image.model_dump_json()
         folder = task.folder.path.absolute()
@@ -124,42 +127,42 @@ class Job:
         return Order(image, task.unit, specs[model], exact, slides_from, folder, token, limit_s)
 
     def outcome(self, delivery: Delivery, tries: int = 1) -> Outcome | None:
-        """Return what became of the unit; None if it is to be tried again.
+        """Return the outcome of the unit; None if it should be tried again.
 
         Raises
         ------
         ModelError, DeviceError, UsageError
-            If the model or the device cannot be used there.
+            If the process cannot use the model or the device.
         """
         if delivery.error is None:
             return Outcome(self.task, delivery.shard)
         self.tries += tries
         if self.tries < TRIES:
             return None
-        if isinstance(delivery.error, _OF_ALL):
+        if isinstance(delivery.error, _FATAL):
             raise delivery.error
-        return Outcome(self.task, None, delivery.error, self.tries if delivery.is_begun else 1)
+        return Outcome(self.task, None, delivery.error, self.tries if delivery.is_unit_error else 1)
 
 
 def compute_unit(order: Order) -> Delivery:
-    """Compute one unit; what goes wrong is part of what is delivered.
+    """Compute one unit; an error becomes part of the delivery.
 
-    Engines, and the slide worked on last, are kept for the next unit.
+    Engines and the last slide stay open for the next unit.
     """
     errors: list[QpnucleiError] = []
     delivery = None
     with _one_at_a_time, standing_alone(f"unit {order.unit.name}", errors.append):
-        delivery = _computed(order)
+        delivery = _compute(order)
     return delivery or Delivery(error=errors[0])
 
 
 @lru_cache(2)
-def engine_of(model: str, options: EngineOptions) -> Engine:
-    """Load the engine, which is kept."""
+def cached_engine(model: str, options: EngineOptions) -> Engine:
+    """Load the engine of a model, and cache it."""
     return load_engine(model, options)
 
 
-def _computed(order: Order) -> Delivery:
+def _compute(order: Order) -> Delivery:
     if order.version != __version__:
         raise UsageError(
             f"a worker has qpnuclei {__version__}, but the run was started with {order.version}",
@@ -167,14 +170,14 @@ def _computed(order: Order) -> Delivery:
         )
     options = replace(order.options, workers=min(order.options.workers, available_cores()))
     try:
-        engine = engine_of(options.model, options.engine)
+        engine = cached_engine(options.model, options.engine)
     except NotFoundError as error:
         raise ModelError(error.what, error.hint) from error
     check_same_model(engine.spec, order.spec)
     try:
         image, tiles, slide = _opened(order)
     except QpnucleiError as error:
-        return Delivery(error=error, is_begun=False)
+        return Delivery(error=error, is_unit_error=False)
     clock = Stopwatch()
     with _ending_after(order.limit_s):
         measured = list(
@@ -199,16 +202,16 @@ def _computed(order: Order) -> Delivery:
         with storing:
             RunFolder(order.folder).store(image, order.unit, shard)
     except SaveError as error:
-        return Delivery(error=error, is_begun=False)
+        return Delivery(error=error, is_unit_error=False)
     return Delivery(nuclei)
 
 
-#: What `_opened` has opened last: one slide at a time is open.
+#: The last result of `_opened`: only one slide is open at a time.
 _last: list[tuple[tuple[str, Path | None], tuple[PlannedImage, TilePlan, Slide]]] = []
 
 
 def _opened(order: Order) -> tuple[PlannedImage, TilePlan, Slide]:
-    """Open the slide of an image, unless it is the one that is open."""
+    """Open the slide of an image, unless it is open already."""
     wanted = order.image, order.slides_from
     if _last and _last[0][0] == wanted:
         return _last[0][1]
@@ -227,7 +230,7 @@ def _opened(order: Order) -> tuple[PlannedImage, TilePlan, Slide]:
 
 @contextmanager
 def _ending_after(seconds: float | None) -> Iterator[None]:
-    """End this process if the block takes longer, even where it holds Python's lock."""
+    """End this process if the block takes longer, even while it holds the GIL."""
     if seconds is None:
         yield
         return

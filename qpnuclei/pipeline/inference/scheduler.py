@@ -1,4 +1,4 @@
-"""The scheduler of a Dask cluster: its address, and the connection to it."""
+"""The scheduler of a Dask cluster: read its address, and connect to it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from qpnuclei.system.files import read_regular
 if TYPE_CHECKING:
     from distributed import Client
 
-#: How long to look for a scheduler, and how long one may take to write its file, in seconds.
+#: Time to connect to a scheduler, and time for it to finish its scheduler file, in seconds.
 CONNECTED_AFTER_S, WRITTEN_AFTER_S = 10, 1.0
 
 _LOCAL = "local:"
 
 
 def workers_here(address: str) -> int | None:
-    """Return N of ``local:N``, workers to begin on this machine; None for a scheduler's address.
+    """Return N of ``local:N``, the workers to start here; None for a scheduler's address.
 
     Raises
     ------
     UsageError
-        If N is no number.
+        If N is not a positive integer.
 
     Examples
     --------
@@ -39,24 +39,30 @@ def workers_here(address: str) -> int | None:
     number = address.removeprefix(_LOCAL)
     if number != address:
         if not number.isdecimal() or int(number) < 1:
-            raise UsageError(f"--dask {address!r}: how many workers?", "for example local:4")
+            raise UsageError(
+                f"--dask {address!r}: the number of workers is not a positive integer",
+                "for example local:4",
+            )
         return int(number)
     return None
 
 
 def _scheduler_of(address: str) -> str:
-    """Return an address, or that which is in a file that a scheduler wrote."""
+    """Return the address; of a scheduler file, return the address in it."""
     found = _in_file(Path(address)) if Path(address).is_file() else address
     if not isinstance(found, str) or not _has_host_and_port(found):
         raise UsageError(
-            f"--dask {address!r} is neither the address of a scheduler nor the file of one",
+            f"--dask {address!r} is neither the address of a scheduler nor a scheduler file",
             "for example tcp://head-node:8786, or local:4 for workers on this machine",
         )
     return found
 
 
 def _in_file(path: Path) -> object:
-    """Return the address in a file, which the scheduler may still be writing; None without one."""
+    """Return the address in a scheduler file; None without one.
+
+    The scheduler may still be writing the file, so a file that is not valid JSON is read again.
+    """
     end = time.monotonic() + WRITTEN_AFTER_S
     while True:
         try:
@@ -73,17 +79,17 @@ def _has_host_and_port(address: str) -> bool:
     try:
         parts = urlsplit(address if "://" in address else f"tcp://{address}")
         return bool(parts.hostname and parts.port)
-    except ValueError:  # the port is no number
+    except ValueError:  # the port is not a number
         return False
 
 
 def check_scheduler(address: str, asks: bool = True) -> None:
-    """Refuse what `connected` would refuse.
+    """Check that `connected` would succeed.
 
     Parameters
     ----------
     asks : bool
-        Whether the scheduler is asked; otherwise only the form of the address is looked at.
+        Whether to connect to the scheduler; otherwise only the form of the address is checked.
 
     Raises
     ------
@@ -108,12 +114,12 @@ def connected(address: str) -> Iterator[Client]:
     Parameters
     ----------
     address : str
-        ``tcp://host:8786``, or the file that it wrote.
+        ``tcp://host:8786``, or a scheduler file.
 
     Raises
     ------
     UsageError
-        If Dask is not installed, or the address is none.
+        If Dask is not installed, or the address is not valid.
     WorkerError
         If no scheduler answers.
     """
@@ -127,28 +133,27 @@ def connected(address: str) -> Iterator[Client]:
         except OSError as error:
             raise WorkerError(
                 f"no Dask scheduler answers at {address}: {short_reason(error)}",
-                "start it, and give the address that dask scheduler prints, or the file that it "
-                "wrote",
+                "start it, and give the address that dask scheduler prints, or its scheduler file",
             ) from error
         except ValueError as error:
             raise UsageError(
                 f"--dask {address!r}: {short_reason(error)}",
-                "give the address that dask scheduler prints, or the file that it wrote",
+                "give the address that dask scheduler prints, or its scheduler file",
             ) from error
         with client:
             yield client
 
 
 def require_dask() -> None:
-    """Refuse a cluster where Dask is missing.
+    """Check that Dask is installed.
 
     Raises
     ------
     UsageError
-        If it is.
+        If it is not.
     """
     try:
-        import distributed  # noqa: F401 - whether it is there
+        import distributed  # noqa: F401 - only to see whether it is installed
     except ImportError as error:
         raise UsageError(
             "--dask needs Dask, which is not installed", "pip install 'qpnuclei[dask]'"
@@ -157,7 +162,7 @@ def require_dask() -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let Dask say only what is wrong: what becomes of workers and units is said here."""
+    """Let Dask log only errors: this package reports on workers and units itself."""
     logger = logging.getLogger("distributed")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -168,5 +173,5 @@ def quiet() -> Iterator[None]:
 
 
 def short_reason(error: Exception) -> str:
-    """Return the text of an error of Dask in one line, and not all of it."""
+    """Return the text of an error of Dask as one line of at most 200 characters."""
     return " ".join(str(error).split())[:200]

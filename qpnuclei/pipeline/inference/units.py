@@ -20,7 +20,7 @@ from qpnuclei.segmentation.engine import Engine
 
 _log = logging.getLogger(__name__)
 
-#: Called as ``progress(image name, tiles done, tiles in all, nuclei so far)``.
+#: Called as ``progress(image name, tiles done, number of tiles, nuclei so far)``.
 Progress = Callable[[str, int, int, int], None]
 
 #: Called with an image that fails, and why.
@@ -29,7 +29,7 @@ Report = Callable[[PlannedImage, QpnucleiError], object]
 
 @dataclass(frozen=True)
 class Limits:
-    """What the process that computes a unit may need; None is no limit."""
+    """Time and memory that a process may need for a unit; None means no limit."""
 
     seconds: float | None = None
     bytes: float | None = None
@@ -47,8 +47,8 @@ class Conduct:
     resume : bool
         Continue an unfinished run of the same request.
     extend : bool
-        Continue a finished run, too: analyse only images that were added since, or whose slide,
-        annotations or pixel size changed.
+        Continue a finished run, too: analyse only new images, and images with a changed slide,
+        annotations or pixel size.
     retry_failed : bool
         Try units again that failed before.
     fail_fast : bool
@@ -74,19 +74,19 @@ class Conduct:
 
     @property
     def limits(self) -> Limits:
-        """What a unit may need."""
+        """The limits of a unit."""
         return Limits(
             None if self.unit_minutes is None else 60 * self.unit_minutes,
             None if self.unit_gib is None else 2**30 * self.unit_gib,
         )
 
     def check_stop(self) -> None:
-        """End the run if `stop` says so.
+        """Check whether the run should end.
 
         Raises
         ------
         TerminatedError
-            If it does.
+            If `stop` returns True.
         """
         if self.stop():
             raise TerminatedError(
@@ -120,13 +120,13 @@ def infer_images(
     for image in plan.images:
         first[image.entry] = number
         number += len(image.units)
-    told: dict[str, list[int]] = {}
+    counted: dict[str, list[int]] = {}
     waiting: dict[str, int] = {}
     ready: list[tuple[PlannedImage, Layout]] = []
     bad: dict[str, list[QpnucleiError]] = {}
 
     def advance(image: PlannedImage, tiles: int, nuclei: int) -> None:
-        so_far = told[image.entry]
+        so_far = counted[image.entry]
         so_far[0] += tiles
         so_far[1] += nuclei
         if tiles > 0:
@@ -135,8 +135,8 @@ def infer_images(
     def tasks() -> Iterator[Task]:
         for image in images:
             start = first[image.entry]
-            is_mine = [number in mine for number in range(start, start + len(image.units))]
-            if not any(is_mine):
+            units_are_mine = [number in mine for number in range(start, start + len(image.units))]
+            if not any(units_are_mine):
                 continue
             with standing_alone(f"image {image.name}", partial(report, image)):
                 layout = layout_of(image, plan.spec(image), options)
@@ -144,10 +144,10 @@ def infer_images(
                 tiles = 0
                 errors = bad.setdefault(image.entry, [])
                 is_done = _is_joined(folder, image, layout)
-                for unit, of_mine in zip(layout.units, is_mine, strict=True):
+                for unit, unit_is_mine in zip(layout.units, units_are_mine, strict=True):
                     if is_done or folder.shard(image, unit.name).exists():
                         tiles += len(unit.tiles)
-                    elif of_mine and unit.key in failed:
+                    elif unit_is_mine and unit.key in failed:
                         known = failed[unit.key]
                         errors.append(
                             FormatError(
@@ -155,9 +155,9 @@ def infer_images(
                                 "try it again with --retry-failed",
                             )
                         )
-                    elif of_mine:
+                    elif unit_is_mine:
                         pending.append(Task(image, layout, unit, folder))
-                told[image.entry] = [tiles, 0]
+                counted[image.entry] = [tiles, 0]
                 waiting[image.entry] = len(pending)
                 if not pending:
                     ready.append((image, layout))
@@ -177,23 +177,23 @@ def infer_images(
                     yield image, layout
                 elif share == (1, 1):
                     check_complete(folder, image, layout, failed)
-                # Otherwise other machines compute the rest, and the last of them joins the units.
+                # Otherwise other machines compute the rest, and the last one joins the units.
 
     def _join(image: PlannedImage, layout: Layout) -> None:
-        seeing = partial(engine, options.model_for(image.mpp))
+        load = partial(engine, options.model_for(image.mpp))
         for _ in layout.units:
             try:
-                return join_image(folder, image, layout, seeing, options, slides_from)
+                return join_image(folder, image, layout, load, options, slides_from)
             except DamagedUnitError as error:
                 _log.warning("%s; it is computed again", error.what)
                 folder.shard(image, error.unit.name).unlink(missing_ok=True)
-                again = [Task(image, layout, error.unit, folder)]
-                for outcome in executor(again, lambda image, tiles, nuclei: None):
+                task = Task(image, layout, error.unit, folder)
+                for outcome in executor([task], lambda image, tiles, nuclei: None):
                     if outcome.error is not None:
                         raise outcome.error from error
                     if outcome.shard is not None:
                         folder.store(image, error.unit, outcome.shard)
-        return join_image(folder, image, layout, seeing, options, slides_from)
+        return join_image(folder, image, layout, load, options, slides_from)
 
     for outcome in executor(tasks(), advance):
         image, layout, unit = outcome.task.image, outcome.task.layout, outcome.task.unit
@@ -252,8 +252,8 @@ def check_complete(
             f"unit {known.get('unit')} failed: {known.get('error')}",
             "try it again with qpnuclei infer --retry-failed",
         )
-    paths = folder.shard(image, missing[0].name)
+    path = folder.shard(image, missing[0].name)
     raise FormatError(
-        f"{len(missing)} of {len(layout.units)} shards are missing, the first is {paths}",
+        f"{len(missing)} of {len(layout.units)} shards are missing, the first is {path}",
         "compute them with qpnuclei infer, or copy them from where they were computed",
     )

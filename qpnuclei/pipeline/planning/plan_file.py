@@ -29,7 +29,7 @@ from qpnuclei.qupath.regions import Region
 from qpnuclei.segmentation.engine import EngineSpec, engine_specs
 from qpnuclei.slides.resolution import Scale
 from qpnuclei.slides.stains import Stains
-from qpnuclei.system.files import read_regular
+from qpnuclei.system.files import check_folder, read_regular
 from qpnuclei.tiling.plan import TilePlan
 
 #: Version of ``plan.json`` and the shards: no other is read.
@@ -166,7 +166,8 @@ class RunPlan(Part):
         """
         try:
             text = read_regular(path)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
+            check_folder(path.parent, "that qpnuclei plan made")
             raise NotFoundError(
                 f"{path} does not exist", "give the folder that qpnuclei plan made"
             ) from error

@@ -1,8 +1,8 @@
 """QuPath's GeoJSON: read and write files, and import and export objects of a project.
 
-`objects` and `problems` hold the classes. `reading` and `writing` stream files object by object, in
+`objects` and `problems` have the classes. `reading` and `writing` stream files object by object, in
 constant memory: `json_stream` reads the features, `features` makes objects of them. `exporting` and
-`importing` are ``qpnuclei geojson export`` and ``import``.
+`importing` are ``qpnuclei geojson export`` and ``import``; `file_names` finds the image of a file.
 
 QuPath 0.3 to 0.7 read the files that are written here. The versions differ: 0.3 needs
 ``object_type`` and measurements as a list; later versions need ``objectType`` and a colour for

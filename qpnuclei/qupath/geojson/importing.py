@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,19 @@ import numpy as np
 import shapely
 
 from qpnuclei._version import __version__
-from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.table import NucleiTable
-from qpnuclei.qupath.areas import valid_area
+from qpnuclei.qupath.geojson.importable import (
+    WHOLE_TOLERANCE,
+    checked_class_name,
+    nucleus_of,
+    obstacle,
+    one_polygon,
+    only_part,
+    same_detection,
+    same_place,
+    stored_class_name,
+    unread_properties,
+)
 from qpnuclei.qupath.geojson.objects import GeoJsonObject
 from qpnuclei.qupath.geojson.problems import Problems
 from qpnuclei.qupath.geojson.reading import read_objects
@@ -30,14 +40,9 @@ from qpnuclei.qupath.model import (
     PathClass,
     Project,
 )
-from qpnuclei.qupath.names import class_of, file_stem, nfc
-from qpnuclei.qupath.regions import Region, region_of, same_outline
+from qpnuclei.qupath.names import class_of
+from qpnuclei.qupath.regions import Region, region_of
 from qpnuclei.system.locks import locked
-
-#: A largest part with this much less than the whole area still counts as the whole.
-_SAME_SHARE = 1e-4
-#: Largest coordinate: QuPath's image sizes are 32-bit integers.
-_FARTHEST_PX = 2.0**31
 
 #: A group of detections that can be written together: class, z, t, names of the measurements, and
 #: whether they are cells with a nucleus.
@@ -98,7 +103,7 @@ def import_file(
     """
     with locked(project.path.parent):
         objects = entry.read()
-        incoming = _Incoming(project, objects, _checked_class_name(class_name))
+        incoming = _Incoming(project, objects, checked_class_name(class_name))
         problems = Problems()
         for number, found in enumerate(read_objects(path, problems), 1):
             incoming.add(number, found)
@@ -108,51 +113,6 @@ def import_file(
         if edit.annotations or edit.add:
             entry.write(edit, objects.fingerprint)
         return incoming.result
-
-
-def image_of_file(project: Project, path: Path) -> ImageEntry:
-    """Return the image that a file belongs to, from the file's name.
-
-    Accepted are names given by `export_image` or a run, and the image's name with or without its
-    suffix (for ``x.ome.tif`` also ``x``, as in QuPath's own exports). Composed and decomposed
-    letters are equal.
-
-    Raises
-    ------
-    UsageError
-        If there is no such image, or more than one.
-    """
-    name = path.name
-    for suffix in (".zip", ".gz", ".geojson", ".json", ".rescued"):
-        if name.lower().endswith(suffix):
-            name = name[: -len(suffix)]
-    stem = nfc(name)
-    for called in (
-        file_stem,
-        lambda entry: entry.name,
-        lambda entry: Path(entry.name).stem,
-        lambda entry: _without_suffixes(entry.name),
-    ):
-        matching = [entry for entry in project.images if nfc(called(entry)) == stem]
-        if len(matching) == 1:
-            return matching[0]
-        if matching:
-            ids = ", ".join(f"{e.name} (ID {e.id})" for e in matching)
-            raise UsageError(
-                f"{path} may belong to several images: {ids}",
-                f"rename it, for example to {file_stem(matching[0])}.geojson",
-            )
-    known = ", ".join(entry.name for entry in project.images) or "none"
-    raise UsageError(
-        f"{path}: no image of {project.path} is called {stem!r}",
-        f"say which with --image; images there: {known}",
-    )
-
-
-def _without_suffixes(name: str) -> str:
-    """Return an image's name without ``.ome.tif`` and the like."""
-    stem = Path(name).stem
-    return stem[:-4] if stem.lower().endswith(".ome") else stem
 
 
 class _Incoming:
@@ -175,9 +135,9 @@ class _Incoming:
 
     def add(self, number: int, found: GeoJsonObject) -> None:
         """Add an object, or record why it is left out."""
-        geometry = _only_part(found.geometry)
+        geometry = only_part(found.geometry)
         label = f"object {number}, {found.kind} {found.label}"
-        reason = _obstacle(found, geometry)
+        reason = obstacle(found, geometry)
         if reason is not None:
             self.result.left_out.append(f"{label}: {reason}")
         elif self._is_there(found, geometry):
@@ -199,16 +159,16 @@ class _Incoming:
             )
             self.result.annotations += 1
         else:
-            polygon, share = _one_polygon(geometry)
-            if share < 1 - _SAME_SHARE:
+            polygon, share = one_polygon(geometry)
+            if share < 1 - WHOLE_TOLERANCE:
                 self.result.losses.append(
                     f"{label}: a detection is one polygon, so only its largest part was imported, "
                     f"{share:.0%} of its area"
                 )
-            self._unread.update(_unread(found))
+            self._unread.update(unread_properties(found))
             path_class = self._class(found.path_class)
             class_name = None if path_class is None else path_class.name
-            nucleus = _nucleus(found)
+            nucleus = nucleus_of(found)
             key = (class_name, found.z, found.t, tuple(found.measurements), nucleus is not None)
             group = self._groups.setdefault(key, _Group(path_class))
             group.ids.append(self._own_id(found.id))
@@ -264,7 +224,7 @@ class _Incoming:
         )
 
     def _class(self, found: PathClass | None) -> PathClass | None:
-        name = self._class_name or _class_name(found)
+        name = self._class_name or stored_class_name(found)
         if name is None:
             return None
         if name not in self._classes:
@@ -286,8 +246,8 @@ class _Incoming:
         if there is None:
             return False
         if isinstance(there, Annotation):
-            return found.kind == "annotation" and _same_place(geometry, there.geometry)
-        return found.kind != "annotation" and _same_detection(
+            return found.kind == "annotation" and same_place(geometry, there.geometry)
+        return found.kind != "annotation" and same_detection(
             geometry, self._objects.detections.geometries[there]
         )
 
@@ -299,13 +259,13 @@ class _Incoming:
             return any(
                 (there.name, there.class_name) == wanted
                 and (there.z, there.t) == (found.z, found.t)
-                and _same_place(geometry, there.geometry)
+                and same_place(geometry, there.geometry)
                 for there in self._objects.annotations
             )
         detections = self._objects.detections
         return any(
             tuple(detections.planes[row].tolist()) == (found.z, found.t)
-            and _same_detection(geometry, detections.geometries[row])
+            and same_detection(geometry, detections.geometries[row])
             for row in self._tree.query(geometry).tolist()
         )
 
@@ -333,92 +293,3 @@ class _Group:
             self.polygons, {name: values[:, k] for k, name in enumerate(names)}
         )
         return replace(table, cells=NucleiTable.from_polygons(self.cells)) if self.cells else table
-
-
-def _nucleus(found: GeoJsonObject) -> shapely.Polygon | None:
-    """Return the outline of the nucleus of a cell; None if it has none that is an area."""
-    if found.nucleus is None or found.nucleus.geom_type not in ("Polygon", "MultiPolygon"):
-        return None
-    nucleus = _only_part(found.nucleus)
-    is_area = nucleus.is_valid or not valid_area(nucleus).is_empty
-    return _one_polygon(nucleus)[0] if is_area else None
-
-
-def _obstacle(found: GeoJsonObject, geometry: shapely.Geometry) -> str | None:
-    """Return why an object cannot be imported; None if it can."""
-    if found.kind == "tmaCore":
-        return "TMA grids are not imported; use QuPath's TMA dearrayer"
-    if np.abs(shapely.get_coordinates(geometry)).max() > _FARTHEST_PX:
-        return "its coordinates lie outside any possible image"
-    shape = geometry.geom_type
-    if found.kind != "annotation":
-        if shape not in ("Polygon", "MultiPolygon"):
-            return f"a {found.kind} must be a polygon, not a {shape}"
-        is_area = geometry.is_valid or not valid_area(geometry).is_empty
-        return None if is_area else "it encloses no area"
-    if shape not in ("Polygon", "MultiPolygon", "LineString", "Point", "MultiPoint"):
-        return f"an annotation cannot be a {shape}"
-    return None
-
-
-def _only_part(geometry: shapely.Geometry) -> shapely.Geometry:
-    """Return the only part of a collection of one."""
-    parts = shapely.get_parts(geometry)
-    is_collection = geometry.geom_type in ("MultiPolygon", "MultiLineString", "GeometryCollection")
-    return parts[0] if is_collection and len(parts) == 1 else geometry
-
-
-def _one_polygon(geometry: shapely.Geometry) -> tuple[shapely.Polygon, float]:
-    """Return the largest valid polygon of an outline, and its share of the whole area."""
-    if geometry.geom_type == "Polygon" and geometry.is_valid:
-        return geometry, 1.0
-    area = valid_area(geometry)
-    largest = max(shapely.get_parts(area), key=shapely.area)
-    return largest, float(largest.area / area.area)
-
-
-def _same_place(a: shapely.Geometry, b: shapely.Geometry) -> bool:
-    """Tell whether two outlines are equal, as stored or after repair."""
-    if same_outline(a, b):
-        return True
-    if a.is_valid and b.is_valid:
-        return False
-    return same_outline(valid_area(a), valid_area(b))
-
-
-def _same_detection(found: shapely.Geometry, there: shapely.Geometry) -> bool:
-    """Tell whether the image has a detection, or the part of it that could be imported."""
-    if _same_place(found, there):
-        return True
-    if found.is_valid and found.geom_type == "Polygon":
-        return False
-    return same_outline(_one_polygon(found)[0], there)
-
-
-def _unread(found: GeoJsonObject) -> Iterator[str]:
-    """Yield the properties of a detection that are not imported."""
-    if found.name is not None:
-        yield "name"
-    if found.color is not None:
-        yield "own colour"
-    if found.locked:
-        yield "lock"
-    if found.metadata:
-        yield "metadata"
-
-
-def _class_name(found: PathClass | None) -> str | None:
-    """Return the name of a class as QuPath would store it; None if it is empty."""
-    if found is None:
-        return None
-    one_line = " ".join(found.name.splitlines())
-    return ": ".join(part for name in one_line.split(":") if (part := name.strip())) or None
-
-
-def _checked_class_name(name: str | None) -> str | None:
-    if name is None:
-        return None
-    checked = _class_name(PathClass(name))
-    if checked is None:
-        raise UsageError(f"{name!r} is not a class name", "name the class with --class")
-    return checked

@@ -20,7 +20,7 @@ class GeoJsonObject:
     Parameters
     ----------
     kind : str
-        ``"annotation"`` (also where the file does not say), ``"detection"``, ``"cell"``,
+        ``"annotation"`` (also if the file names no kind), ``"detection"``, ``"cell"``,
         ``"tile"``, ``"tmaCore"`` or ``"root"``.
     geometry : shapely geometry
         In level-0 px, as stored: it may be invalid.
@@ -32,7 +32,7 @@ class GeoJsonObject:
     z, t : int
         Plane.
     color : int or None
-        Its own colour, packed ARGB (int32).
+        The object's own colour, packed ARGB (int32).
     metadata : mapping of str to str
         Includes QuPath's description of an annotation.
     more : mapping of str to JSON value

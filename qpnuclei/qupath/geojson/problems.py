@@ -15,9 +15,9 @@ class Problems:
     Parameters
     ----------
     features : list of str
-        Features that were left out, and why.
+        Messages on features that were left out, with the reason.
     values : list of str
-        Values that were left out of features that were read, and why.
+        Messages on values that were left out of features that were read, with the reason.
     """
 
     features: list[str] = field(default_factory=list)

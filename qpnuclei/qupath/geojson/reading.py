@@ -50,7 +50,7 @@ def read_objects(path: Path, problems: Problems | None = None) -> Iterator[GeoJs
                     yield from objects_of(value, reporter)
                     index += 1
     except FileNotFoundError as error:
-        raise NotFoundError(f"{path} does not exist") from error
+        raise NotFoundError(f"{path}: no such file", "check the path") from error
     except GeoJsonError as error:
         raise FormatError(
             f"{path}, feature {index}: {short(error)}", "export it again from QuPath"
@@ -60,4 +60,5 @@ def read_objects(path: Path, problems: Problems | None = None) -> Iterator[GeoJs
             f"{path}, feature {index}: {error}", "the file is damaged; export it again"
         ) from error
     except (OSError, RuntimeError, NotImplementedError) as error:  # the last two are from zipfile
-        raise FormatError(f"{path}, feature {index}: cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise FormatError(f"{path}, feature {index}: cannot be read: {reason}") from error

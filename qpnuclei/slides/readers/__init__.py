@@ -30,10 +30,10 @@ from qpnuclei.slides.readers.reader import CONVERT, SlideReader, reading
 
 __all__ = ["check_regular_file", "open_reader"]
 
-#: Formats that no reader knows, by suffix. Some begin like a TIFF or hold an overview that is one.
-_NOT_READ = {
-    ".vsi": "an Olympus VSI: the file itself holds an overview, the slide lies in the .ets files "
-    "of the folder beside it",
+#: Unsupported formats by suffix. Some files start like a TIFF, or contain an overview as TIFF.
+_UNSUPPORTED = {
+    ".vsi": "an Olympus VSI: the file itself contains only an overview, and the slide is in the "
+    ".ets files of the folder beside it",
     ".ets": "a part of an Olympus VSI slide",
     ".isyntax": "a Philips iSyntax slide",
     ".kfb": "a KFBio slide",
@@ -55,19 +55,20 @@ def open_reader(path: Path, series: int | None = None) -> SlideReader:
     ----------
     path : Path
     series : int, optional
-        Which image of an OME-TIFF; by default the first, which must not be a label or an overview.
+        Index of the image in an OME-TIFF; by default the first one, which must not be a label or an
+        overview.
 
     Raises
     ------
     qpnuclei.errors.SlideError
-        If no reader knows the file, or its reader refuses it; the message says what the file is.
+        If the format is unknown, or its reader refuses the file.
     qpnuclei.errors.NotFoundError
         If there is no such file.
     """
     check_regular_file(path)
     suffix = path.suffix.lower()
-    if suffix in _NOT_READ:
-        raise SlideError(f"{path} is {_NOT_READ[suffix]}, which is not read", CONVERT)
+    if suffix in _UNSUPPORTED:
+        raise SlideError(f"{path} is {_UNSUPPORTED[suffix]}, which is not supported", CONVERT)
     with reading(path), path.open("rb") as file:
         head = file.read(132)
     if not head:
@@ -82,7 +83,7 @@ def open_reader(path: Path, series: int | None = None) -> SlideReader:
 
 
 def check_regular_file(path: Path) -> None:
-    """Refuse folders, pipes and devices: opening a pipe or a device may wait forever.
+    """Refuse folders, pipes and devices: opening a pipe or device may block forever.
 
     Raises
     ------

@@ -1,6 +1,6 @@
 """Decide which pages of a file are levels of its pyramid: their sizes and pixels must agree.
 
-The libraries take any page of half the size for a level, even one that shows something else.
+The libraries take any page with half the size for a level, even one that shows something else.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from qpnuclei.slides.readers.tiff_level import TiffLevel
 
 _log = logging.getLogger(__name__)
 
-#: Windows are compared on a grid of `_GRID` x `_GRID` over the level. A window has `_WINDOW` px per
-#: side, of which `_MEANS` x `_MEANS` means are compared.
+#: `_GRID` x `_GRID` windows of the level are compared. A window has `_WINDOW` x `_WINDOW` px, and
+#: is reduced to `_MEANS` x `_MEANS` means.
 _GRID = 3
 _WINDOW = 32
 _MEANS = 4
-#: Largest mean difference of a window's means, in grey levels. True levels differ by up to 4, if
-#: the scanner subsampled or sharpened; images of other tissue differ by 20 and more.
-_MOST_DIFFERENCE = 10.0
-#: Pixels by which the sides of a level may differ from a common factor, because of rounding.
+#: Largest mean difference of a window's means, in grey levels. True levels differ by up to 4 if the
+#: scanner subsampled or sharpened; images of other tissue differ by 20 and more.
+_MAX_DIFFERENCE = 10.0
+#: Rounding error of the width and height of a level, in px.
 _ROUNDING = 2.0
-#: Largest side of a window in the finer level, in px.
-_MOST_FINE = 1024
+#: Largest width and height of a window in the finer level, in px.
+_MAX_FINE_PX = 1024
 
-#: How much pages differ that were compared in this process: by file, as it was, and their places.
+#: Differences of pages that this process has compared, by state of the file and offsets of pages.
 _differences: dict[tuple[object, int, int], float] = {}
 
 
 def matching_levels(path: Path, levels: Sequence[TiffLevel]) -> list[TiffLevel]:
-    """Return the levels that show the same image as the first, each smaller than the one before."""
+    """Return the levels that show the same image as the first, in descending order of size."""
     matching = [levels[0]]
     status = path.stat()
     file = path, status.st_size, status.st_mtime_ns, status.st_ino
@@ -48,8 +48,8 @@ def matching_levels(path: Path, levels: Sequence[TiffLevel]) -> list[TiffLevel]:
             width, height = level.size
             warn_once(
                 _log,
-                f"{path}: its page of {width} x {height} px is not a level of the slide ({reason}) "
-                "and not used",
+                f"{path}: its page of {width} x {height} px is not used: it is not a level of the "
+                f"slide ({reason})",
             )
         else:
             matching.append(level)
@@ -61,28 +61,28 @@ def _mismatch(
 ) -> str:
     """Return why a page is not a level; empty if it is one."""
     if not all(0 < small < large for small, large in zip(level.size, finer.size, strict=True)):
-        return "it is not smaller than the one before"
+        return "it is not smaller than the level before"
     least = max(f / (s + _ROUNDING) for f, s in zip(full, level.size, strict=True))
     most = min(f / max(s - _ROUNDING, 0.5) for f, s in zip(full, level.size, strict=True))
     if least > most:
         return "its sides are not in proportion"
-    # A run opens a slide three times.
-    known = file, finer.place, level.place
+    # Compare only once: a run opens each slide three times.
+    known = file, finer.offset, level.offset
     if known not in _differences:
         _differences[known] = _difference(path, finer, level)
-    if _differences[known] > _MOST_DIFFERENCE:
+    if _differences[known] > _MAX_DIFFERENCE:
         return "it shows something else"
     return ""
 
 
 def _difference(path: Path, finer: TiffLevel, level: TiffLevel) -> float:
-    """Return the largest mean difference of windows spread over the level, in grey levels.
+    """Return the largest mean difference of several windows of the level, in grey levels.
 
     Windows that cannot be decoded are ignored here; reading them later raises the error.
     """
     (width, height), (finer_width, finer_height) = level.size, finer.size
     factor_x, factor_y = finer_width / width, finer_height / height
-    window = max(_MEANS, min(_WINDOW, int(_MOST_FINE / max(factor_x, factor_y))))
+    window = max(_MEANS, min(_WINDOW, int(_MAX_FINE_PX / max(factor_x, factor_y))))
     window = min(window, width, height)
     largest = 0.0
     for row, column in itertools.product(range(_GRID), repeat=2):
@@ -99,7 +99,7 @@ def _difference(path: Path, finer: TiffLevel, level: TiffLevel) -> float:
 
 
 def _means(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    import cv2  # many commands open slides and read no pixels
+    import cv2  # imported here: many commands open slides without reading pixels
 
     size = (_MEANS, _MEANS)
     means = cv2.resize(pixels.astype(np.float32), size, interpolation=cv2.INTER_AREA)

@@ -1,4 +1,4 @@
-"""An image that is decoded whole and kept in memory."""
+"""An image that is decoded completely and kept in memory."""
 
 from __future__ import annotations
 
@@ -43,4 +43,4 @@ class ArrayReader:
         return self._rgb[y : y + height, x : x + width]
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: there is no file to close."""

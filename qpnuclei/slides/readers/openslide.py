@@ -1,7 +1,7 @@
-"""The formats that are read with OpenSlide.
+"""Read slides with OpenSlide.
 
-OpenSlide is chosen by format, and must itself recognise that format. A file that it takes for a
-generic TIFF, for example, is not read with it.
+OpenSlide is used for certain formats, and must recognise the format itself. If it takes a file for
+a generic TIFF, for example, the file is refused.
 """
 
 from __future__ import annotations
@@ -32,10 +32,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Format:
-    """A format: its name in messages, OpenSlide's name of the vendor, and the folder of its files.
+    """A slide format.
 
-    `folder` is ``"beside"`` if OpenSlide opens files of the slide's own folder, ``"below"`` if it
-    opens those of the folder named like the slide.
+    Parameters
+    ----------
+    name : str
+        Name in messages.
+    vendor : str
+        OpenSlide's name of the vendor.
+    folder : str
+        ``"beside"`` if OpenSlide opens other files in the folder of the slide, ``"below"`` if it
+        opens files in a folder with the slide's name; empty for a single file.
     """
 
     name: str
@@ -43,7 +50,7 @@ class Format:
     folder: str = ""
 
 
-#: By suffix. Some of them begin like an ordinary JPEG or TIFF.
+#: Formats by suffix. Some files start like an ordinary JPEG or TIFF.
 FORMATS = {
     ".mrxs": Format("a MIRAX slide", "mirax", "below"),
     ".vms": Format("a Hamamatsu VMS slide", "hamamatsu", "beside"),
@@ -63,7 +70,7 @@ APERIO_YCBCR = Format("an Aperio slide in JPEG 2000 YCbCr", "aperio")
 
 
 def open_format(path: Path, suffix: str, series: int | None = None) -> SlideReader:
-    """Open a file of the format that has a suffix."""
+    """Open a file of the format with a suffix."""
     return open_with_openslide(path, FORMATS[suffix], series)
 
 
@@ -73,7 +80,7 @@ def open_with_openslide(path: Path, kind: Format, series: int | None = None) -> 
     Raises
     ------
     qpnuclei.errors.SlideError
-        If OpenSlide cannot read it, takes it for something else, or it is fluorescence.
+        If OpenSlide cannot read it or takes it for another format, or it is a fluorescence slide.
     """
     import openslide
 
@@ -105,7 +112,7 @@ def open_with_openslide(path: Path, kind: Format, series: int | None = None) -> 
 
 
 def _check_folder(path: Path, kind: Format) -> None:
-    """Raise if OpenSlide could open a pipe or device, on which it would hang."""
+    """Raise if the folder has a pipe or device: OpenSlide could open it and hang."""
     if not kind.folder:
         return
     folder = path.parent if kind.folder == "beside" else path.with_suffix("")
@@ -116,7 +123,7 @@ def _check_folder(path: Path, kind: Format) -> None:
             try:
                 mode = file.stat().st_mode
             except OSError:
-                continue  # a broken link: OpenSlide says if it needs it
+                continue  # a broken link: OpenSlide raises an error if it needs the file
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise SlideError(
                     f"{file.path} is a pipe or a device, in the folder of {path}",
@@ -127,7 +134,7 @@ def _check_folder(path: Path, kind: Format) -> None:
 class OpenSlideReader:
     """A slide read by OpenSlide."""
 
-    #: Level pixels per side of the blocks in which levels of fractional downsample are read.
+    #: Width and height of the blocks in which levels with a fractional downsample are read, in px.
     _BLOCK = 1024
 
     def __init__(self, slide: openslide.OpenSlide) -> None:
@@ -151,7 +158,7 @@ class OpenSlideReader:
         try:
             profile = self._slide.color_profile
         except (ImageCms.PyCMSError, openslide.OpenSlideError):
-            return b""  # there is one, but it is broken
+            return b""  # there is a profile, but it is broken
         return None if profile is None else profile.tobytes()
 
     def _bounds(self) -> tuple[int, int, int, int] | None:
@@ -165,12 +172,12 @@ class OpenSlideReader:
         return x, y, width, height
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
-        """Return a region of whole level pixels; white where nothing was scanned."""
+        """Return a region of whole level pixels; areas that were not scanned are white."""
         downsample = self._slide.level_downsamples[level]
         if downsample == round(downsample):
             return self._read_at(level, x, y, width, height)
-        # OpenSlide takes level-0 integers, so regions may be shifted by half a level-0 pixel.
-        # Reading fixed blocks makes the shift independent of the region.
+        # OpenSlide's locations are level-0 integers, so a region may be shifted by half a level-0
+        # pixel. Reading fixed blocks makes the shift independent of the region.
         step = self._BLOCK
         x0, y0 = x // step * step, y // step * step
         level_width, level_height = self.sizes[level]

@@ -1,4 +1,4 @@
-"""PNG, JPEG and BMP, with Pillow."""
+"""Read PNG, JPEG and BMP with Pillow."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def open_plain(path: Path, series: int | None = None) -> SlideReader:
 
     refuse_series(path, series)
     with reading(path, "is damaged"), warnings.catch_warnings():
-        # Slides are large; only Pillow's hard limit is kept.
+        # Slides are large: ignore Pillow's warning, but keep its hard limit.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             image = Image.open(path, formats=_FORMATS)
@@ -65,10 +65,10 @@ def _decoded(path: Path, image: Image.Image) -> SlideReader:
     if image.mode == "CMYK":
         raise SlideError(f"{path} is a CMYK image, not RGB", "export it as 8-bit RGB")
     if image.mode in ("1", "L", "LA"):
-        warn_once(_log, f"{path} is grey: haematoxylin and eosin cannot be told apart")
+        warn_once(_log, f"{path} is grey: haematoxylin and eosin cannot be distinguished")
     transparent = image.has_transparency_data
     pixels = np.asarray(image.convert("RGBA" if transparent else "RGB"))
-    # A printing resolution (dpi) in PNG or JPEG says nothing about the tissue.
+    # The printing resolution (dpi) in a PNG or JPEG is not the pixel size of the tissue.
     return ArrayReader(
         over_white(pixels) if transparent else pixels,
         icc_profile=image.info.get("icc_profile") or None,
@@ -76,7 +76,7 @@ def _decoded(path: Path, image: Image.Image) -> SlideReader:
 
 
 def _has_16_bit(path: Path) -> bool:
-    """Whether a PNG has 16 bit per sample. Pillow would silently drop the lower eight."""
+    """Tell whether a PNG has 16 bits per sample. Pillow would silently drop the lower eight."""
     with path.open("rb") as file:
         head = file.read(_PNG_BIT_DEPTH + 1)
     return head.startswith(_PNG) and head[_PNG_BIT_DEPTH] > 8

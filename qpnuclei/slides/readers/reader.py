@@ -20,7 +20,7 @@ from qpnuclei.slides.pixels import RGB
 
 #: Hint for files that cannot be read.
 CONVERT = "convert it to a tiled, pyramidal 8-bit RGB TIFF (QuPath: Export images > OME TIFF)"
-#: Hint for images of more than 8 bit.
+#: Hint for images with more than 8 bits.
 CONVERT_TO_8_BIT = "qpnuclei reads brightfield images; export it as 8-bit RGB"
 
 #: Exceptions of the file libraries for damaged or misnamed files.
@@ -36,23 +36,23 @@ _UNREADABLE = (
     StopIteration,
     SyntaxError,  # Pillow on broken PNG; ElementTree.ParseError
     EOFError,
-    MemoryError,  # of a damaged size
+    MemoryError,  # a damaged size in the file
     struct.error,
-    tifffile.TiffFileError,  # no ValueError in older versions
+    tifffile.TiffFileError,  # not a ValueError in older versions
 )
-#: Rows that are composed over white at a time, in px: bounds the memory of 16-bit copies.
+#: Number of pixels that are composed over white at once; limits the memory for 16-bit copies.
 _COMPOSED_PIXELS = 2**22
 
 
 class SlideReader(Protocol):
-    """An open slide file: reads regions of whole level pixels, as 8-bit RGB, inside of a level.
+    """An open slide file: reads 8-bit RGB regions of whole pixels within a level.
 
-    Everything else (working grids, padding, cropping) is done in `qpnuclei.slides.slide`.
+    `qpnuclei.slides.slide` does everything else (working grids, padding, cropping).
     """
 
     @property
     def vendor(self) -> str | None:
-        """Maker of the scanner, as the library calls it."""
+        """The library's name of the scanner's vendor."""
 
     @property
     def mpp(self) -> tuple[float, float] | None:
@@ -68,7 +68,7 @@ class SlideReader(Protocol):
 
     @property
     def bounds(self) -> tuple[int, int, int, int] | None:
-        """x, y, width, height of the scanned part of level 0; None if the file does not say it."""
+        """x, y, width, height of the scanned part of level 0; None if it is not stated."""
 
     @property
     def icc_profile(self) -> bytes | None:
@@ -76,10 +76,10 @@ class SlideReader(Protocol):
 
     @property
     def slide_id(self) -> str | None:
-        """ID shared by all files of one slide; None where a slide is one file."""
+        """ID shared by all files of one slide; None if the slide is a single file."""
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
-        """Return a region of whole level pixels that lies inside of the level."""
+        """Return a region of whole level pixels; it must lie within the level."""
 
     def close(self) -> None:
         """Close the file."""
@@ -106,13 +106,13 @@ def warn_once(log: logging.Logger, message: str) -> None:
 
 
 def over_white(rgba: npt.NDArray[np.uint8], *, premultiplied: bool = False) -> RGB:
-    """Lay (height, width, 4) pixels over white.
+    """Compose pixels with an alpha channel over white.
 
     Parameters
     ----------
     rgba : (H, W, 4) uint8 ndarray
     premultiplied : bool
-        Whether the colours are multiplied by alpha already ("associated alpha").
+        Whether the colours are already multiplied by alpha ("associated alpha").
     """
     if rgba[:, :, 3].min(initial=255) == 255:
         return np.ascontiguousarray(rgba[:, :, :3])
@@ -130,7 +130,7 @@ def over_white(rgba: npt.NDArray[np.uint8], *, premultiplied: bool = False) -> R
 
 
 def positive(value: object) -> float | None:
-    """Parse a number of a file's metadata, with decimal point or comma; None unless positive."""
+    """Parse a number in a file's metadata, with decimal point or comma; None unless positive."""
     try:
         number = float(value.strip().replace(",", ".") if isinstance(value, str) else value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
@@ -139,13 +139,13 @@ def positive(value: object) -> float | None:
 
 
 def positive_pair(x: object, y: object) -> tuple[float, float] | None:
-    """Return both numbers; None unless both are positive."""
+    """Parse two numbers as `positive` does; None unless both are positive."""
     pair = positive(x), positive(y)
     return None if pair[0] is None or pair[1] is None else (pair[0], pair[1])
 
 
 def refuse_series(path: Path, series: int | None) -> None:
-    """Refuse any series but the first, for formats whose images are not numbered.
+    """Refuse any series but the first, for formats without numbered images.
 
     Raises
     ------
@@ -153,6 +153,6 @@ def refuse_series(path: Path, series: int | None) -> None:
     """
     if series:
         raise SlideError(
-            f"series {series} of {path} is not read: of this format only the first (0) is",
+            f"series {series} of {path} cannot be read: only the first (0) can in this format",
             "save that series as a separate file (QuPath: Export images > OME TIFF)",
         )

@@ -1,4 +1,4 @@
-"""TIFF, BigTIFF, OME-TIFF, ImageJ TIFF, Aperio SVS and Hamamatsu NDPI, with tifffile."""
+"""Read TIFF, BigTIFF, OME-TIFF, ImageJ TIFF, Aperio SVS and Hamamatsu NDPI with tifffile."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 _APERIO_YCBCR = 33003
 _PALETTE = 3
-#: tifffile's axes that an image may have: grey, interleaved colours, separate colour planes.
+#: tifffile's axes of supported images: grey, interleaved colours, separate colour planes (two).
 _KNOWN_AXES = ("YX", "YXS", "SYX", "CYX")
 #: Names of series that show the glass rather than the tissue.
 _APERIO_LABEL = re.compile(r"\n(label|macro) ")
@@ -35,7 +35,7 @@ _NOT_THE_SLIDE = ("label", "macro", "overview", "thumbnail", "slide preview")
 
 
 def open_tiff(path: Path, series: int | None = None) -> SlideReader:
-    """Open a TIFF, or hand it to OpenSlide where its maker's format is one of OpenSlide's.
+    """Open a TIFF, with OpenSlide if it is in one of OpenSlide's vendor formats.
 
     Raises
     ------
@@ -56,8 +56,8 @@ def open_tiff(path: Path, series: int | None = None) -> SlideReader:
 
 
 def _open_file(path: Path) -> tuple[tifffile.TiffFile, OmeXml | None]:
-    """Open the file, and its OME-XML where it has some that can be read."""
-    # Without this, tifffile would open any further files that the OME-XML names.
+    """Open the file, and parse its OME-XML if it has valid OME-XML."""
+    # Otherwise tifffile would open any further files that the OME-XML names.
     tiff = tifffile.TiffFile(path, _multifile=False)
     try:
         if tiff.is_ome:
@@ -99,7 +99,7 @@ def _open_series(
     if len(images) == 1 and not series.keyframe.is_tiled:
         width, height = images[0].size
         if width * height <= MAX_DECODED_PIXELS:
-            # Strips can span the image: it is decoded once and kept.
+            # Strips can be as wide as the image, so it is decoded once and kept.
             rgb = images[0].read(0, 0, width, height)
             profile = icc_profile(series.keyframe)
             tiff.close()
@@ -122,12 +122,12 @@ def _chosen_series(
 ) -> tifffile.TiffPageSeries:
     """Return the requested image; by default the first, if that is the slide.
 
-    The images of an OME-TIFF are numbered as Bio-Formats does. In other files tifffile and
-    Bio-Formats may number differently.
+    The images of an OME-TIFF are numbered as in Bio-Formats. In other files, tifffile and
+    Bio-Formats may number them differently.
     """
     if ome is not None and ome.has_several_files:
         raise SlideError(
-            f"{path} is a part of an OME-TIFF of several files", "export it as one OME-TIFF"
+            f"{path} is a part of an OME-TIFF in several files", "export it as one OME-TIFF"
         )
     every = [series for series in tiff.series if series.levels]
     if not every:
@@ -137,7 +137,7 @@ def _chosen_series(
         return every[number]
     if number is not None:
         raise SlideError(
-            f"series {number} of {path} is not read: "
+            f"series {number} of {path} cannot be read: "
             + (f"it has {len(every)}" if numbered else "only OME-TIFFs have numbered series"),
             "save that series as a separate file (QuPath: Export images > OME TIFF)",
         )
@@ -154,10 +154,10 @@ def _check_first_is_the_slide(
     """Refuse a file whose first image is the label, or smaller than another one."""
     areas = [s.keyframe.imagewidth * s.keyframe.imagelength for s in series]
     # These vendors store the slide first; an overview can be larger than a cropped slide.
-    by_maker = tiff.pages.first.description.startswith("Aperio") or tiff.is_ndpi
-    largest = 0 if by_maker else areas.index(max(areas))
+    slide_is_first = tiff.pages.first.description.startswith("Aperio") or tiff.is_ndpi
+    largest = 0 if slide_is_first else areas.index(max(areas))
     name = (series[0].name if ome is None else ome.name(0)).strip().lower()
-    if by_maker and (label := _APERIO_LABEL.search(tiff.pages.first.description)):
+    if slide_is_first and (label := _APERIO_LABEL.search(tiff.pages.first.description)):
         name = label[1]
     is_label = len(series) > 1 and name.removesuffix(" image") in _NOT_THE_SLIDE
     if not largest and not is_label:
@@ -167,7 +167,7 @@ def _check_first_is_the_slide(
         for s in (series[0], series[largest or 1])
     )
     raise SlideError(
-        f"{path} holds several images, and the first ({first}) is a label, an overview or a part: "
+        f"{path} has several images, and the first ({first}) is a label, an overview or a part: "
         f"series {largest or 1} has {other}",
         "import it into QuPath and choose the image there, or save that as a separate file",
     )
@@ -176,7 +176,7 @@ def _check_first_is_the_slide(
 def _level(
     path: Path, level: tifffile.TiffPageSeries, ome: OmeXml | None, series: int
 ) -> TiffLevel:
-    """Check that a level is a brightfield image, and choose how its pixels become RGB."""
+    """Check that a level is a brightfield image, and choose its conversion to RGB."""
     page = level.keyframe
     pages = [page for page in level.pages if page is not None]
     # Ignore axes of length 1.
@@ -204,12 +204,12 @@ def _level(
             f"{path} is a fluorescence image", "qpnuclei reads brightfield images (H&E)"
         )
     if planes == 1 and page.photometric != _PALETTE:
-        warn_once(_log, f"{path} is grey: haematoxylin and eosin cannot be told apart")
+        warn_once(_log, f"{path} is grey: haematoxylin and eosin cannot be distinguished")
     return TiffLevel(path, pages, planes if apart else 1, convert)
 
 
 def _planes_are_red_green_blue(page: Any, ome: OmeXml | None, series: int) -> bool:
-    """Whether OME's channel names or ImageJ's slice labels are red, green and blue."""
+    """Tell whether OME's channel names or ImageJ's slice labels are red, green and blue."""
     names: Sequence[object] = ()
     if ome is not None:
         names = ome.channel_names(series)
@@ -219,7 +219,7 @@ def _planes_are_red_green_blue(page: Any, ome: OmeXml | None, series: int) -> bo
 
 
 def _check_complete(path: Path, levels: Sequence[tifffile.TiffPageSeries]) -> None:
-    """Raise for a truncated file now, rather than in the middle of a run."""
+    """Raise for a truncated file at once, rather than in the middle of a run."""
     needed = 0
     for level in levels:
         for page in level.pages:
@@ -231,7 +231,7 @@ def _check_complete(path: Path, levels: Sequence[tifffile.TiffPageSeries]) -> No
     size = path.stat().st_size
     if needed > size:
         raise SlideError(
-            f"{path} is truncated: it holds {size} bytes, its tiles need {needed}",
+            f"{path} is truncated: it has {size} bytes, but its tiles need {needed}",
             "copy the slide again",
         )
 
@@ -239,8 +239,9 @@ def _check_complete(path: Path, levels: Sequence[tifffile.TiffPageSeries]) -> No
 class TiffReader:
     """A tiled or pyramidal TIFF.
 
-    Tiles are decoded by tifffile. ``TiffSlide.read_region`` divides a level-0 location by the mean
-    downsample and truncates it (a shift of up to a pixel), and fills missing tiles with black.
+    Tiles are decoded by tifffile rather than TiffSlide. ``TiffSlide.read_region`` divides a level-0
+    location by the mean downsample and truncates it (a shift of up to a pixel), and fills missing
+    tiles with black.
     """
 
     bounds = None
@@ -256,7 +257,7 @@ class TiffReader:
         self.icc_profile: bytes | None = None
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
-        """Return a region of whole level pixels; white where the file leaves out tiles."""
+        """Return a region of whole level pixels; tiles that the file leaves out are white."""
         return self._levels[level].read(x, y, width, height)
 
     def close(self) -> None:

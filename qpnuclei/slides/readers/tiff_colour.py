@@ -16,16 +16,16 @@ from qpnuclei.slides.readers.reader import CONVERT, over_white
 
 Conversion = Callable[[npt.NDArray[np.uint8]], RGB]
 
-#: Lossless compressions, which do not convert colours: none, LZW, deflate (old number), deflate,
-#: PackBits, LZMA, Zstandard (old number), Zstandard.
+#: Compressions that do not convert colours: none, LZW, deflate (two numbers), PackBits, LZMA,
+#: Zstandard (two numbers).
 _LOSSLESS = frozenset({1, 5, 8, 32946, 32773, 34925, 34926, 50000})
-#: JPEG and Bio-Formats' number for it: the decoder turns YCbCr into RGB.
+#: JPEG and Bio-Formats' number for it: the decoder converts YCbCr to RGB.
 _JPEG = frozenset({7, 33007})
-#: Decoders that give RGB: JPEG XR (two numbers), Aperio's JPEG 2000 in RGB, JPEG 2000, PNG,
+#: Codecs that are decoded to RGB: JPEG XR (two numbers), Aperio's JPEG 2000 in RGB, JPEG 2000, PNG,
 #: WebP (two numbers), JPEG XL.
 _RGB_CODECS = frozenset({22610, 34934, 33005, 34712, 34933, 34927, 50001, 50002})
-#: Bio-Formats' numbers for JPEG 2000 in OME-TIFFs, lossless and lossy, with RGB inside.
-#: The first number is also Aperio's, for YCbCr.
+#: Bio-Formats' numbers for JPEG 2000 with RGB in OME-TIFFs, lossless and lossy. Aperio uses the
+#: first number for YCbCr.
 _BIO_FORMATS_JPEG_2000 = frozenset({33003, 33004})
 _APERIO_RGB = 33005
 _OLD_JPEG = 6
@@ -42,30 +42,30 @@ def conversion_to_rgb(
     Parameters
     ----------
     path : Path
-        For messages.
+        Path of the file, for messages.
     page : tifffile.TiffPage
-        Of 8 bit.
+        A page with 8-bit pixels.
     planes : int
-        Number of samples of a pixel, or of grey pages that make up the image.
+        Number of samples per pixel, or of grey pages that make up the image.
     apart : bool
         Whether the samples of a pixel are stored in separate planes.
     named_rgb : bool
-        Whether the file says that three grey planes are red, green and blue.
+        Whether the file names three grey planes red, green and blue.
 
     Raises
     ------
     qpnuclei.errors.SlideError
-        If the colours are not known.
+        If the colour format is unknown.
     """
     compression, photometric = int(page.compression), int(page.photometric)
     if compression == _OLD_JPEG:
-        raise SlideError(f"{path} is compressed as old-style JPEG, which is not read", CONVERT)
+        raise SlideError(f"{path} is compressed as old-style JPEG, which is not supported", CONVERT)
     stored = compression in _LOSSLESS
     by_bio_formats = compression in _BIO_FORMATS_JPEG_2000 and page.parent.is_ome
     if not (stored or compression in _JPEG | _RGB_CODECS or by_bio_formats):
         raise SlideError(
             f"{path} is compressed as {enum_name(tifffile.COMPRESSION, compression)}, "
-            "which is not read",
+            "which is not supported",
             CONVERT,
         )
     if photometric == _SEPARATED:
@@ -85,8 +85,8 @@ def conversion_to_rgb(
         return _alpha(page) if planes == 4 else np.ascontiguousarray
     if planes == 3 and photometric == _MINISBLACK:
         raise SlideError(
-            f"{path} is not an RGB image: it has three grey planes, and does not say that they "
-            "are red, green and blue",
+            f"{path} is not an RGB image: it has three grey planes that are not named red, green "
+            "and blue",
             "name its channels Red, Green and Blue and save it as OME-TIFF, or as RGB",
         )
     raise SlideError(
@@ -97,7 +97,7 @@ def conversion_to_rgb(
 
 
 def enum_name(names: Any, value: int) -> str:
-    """Return the name of a tag's value; its number if it has none."""
+    """Return the name of a tag's value; its number if it has no name."""
     try:
         return str(names(value).name)
     except ValueError:
@@ -121,7 +121,7 @@ def _alpha(page: Any) -> Conversion:
     kind = int(page.extrasamples[0]) if page.extrasamples else 0
     if kind in (_ASSOCIATED_ALPHA, _UNASSOCIATED_ALPHA):
         return lambda pixels: over_white(pixels, premultiplied=kind == _ASSOCIATED_ALPHA)
-    # A fourth sample of no stated meaning changes no colour.
+    # A fourth sample without a stated meaning is ignored.
     return lambda pixels: np.ascontiguousarray(pixels[:, :, :3])
 
 
@@ -129,14 +129,15 @@ def _ycbcr(path: Path, page: Any) -> Conversion:
     """Return the conversion that tags 529 and 532 describe (by default BT.601, full range)."""
     if page.is_subsampled:
         raise SlideError(
-            f"{path} is YCbCr with subsampled colours but without JPEG, which is not read", CONVERT
+            f"{path} is YCbCr with subsampled colours but without JPEG, which is not supported",
+            CONVERT,
         )
     red, green, blue = _rationals(page, 529, (0.299, 0.587, 0.114))
     black_y, white_y, black_cb, white_cb, black_cr, white_cr = _rationals(
         page, 532, (0.0, 255.0, 128.0, 255.0, 128.0, 255.0)
     )
     if green <= 0 or min(white_y - black_y, white_cb - black_cb, white_cr - black_cr) <= 0:
-        raise SlideError(f"{path} is YCbCr with absurd coefficients", CONVERT)
+        raise SlideError(f"{path} is YCbCr with invalid coefficients", CONVERT)
 
     def convert(pixels: npt.NDArray[np.uint8]) -> RGB:
         y = (pixels[:, :, 0] - np.float32(black_y)) * np.float32(255 / (white_y - black_y))
@@ -152,7 +153,7 @@ def _ycbcr(path: Path, page: Any) -> Conversion:
 
 
 def _rationals(page: Any, tag: int, default: tuple[float, ...]) -> tuple[float, ...]:
-    """Return the fractions of a tag; the default where they are missing or broken."""
+    """Return the fractions of a tag; the default if they are missing or broken."""
     value = page.tags[tag].value if tag in page.tags else ()
     if not isinstance(value, tuple):
         return default

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from qpnuclei.errors import SlideError
 from qpnuclei.slides.pixels import RGB
 
-#: Largest tile, strip or untiled image that is decoded at once, in px.
+#: Largest number of pixels of a tile, strip or untiled image that is decoded at once.
 MAX_DECODED_PIXELS = 200_000_000
 #: Size of the cache of decoded tiles, per level.
 _KEPT_BYTES = 64 * 2**20
@@ -24,23 +24,23 @@ _KEPT_BYTES = 64 * 2**20
 class TiffLevel:
     """The tiles (or strips) of a level.
 
-    The tiles decoded last are cached, because consecutive regions overlap.
+    The last decoded tiles are cached, because consecutive regions overlap.
 
     Parameters
     ----------
     path : Path
-        For messages.
+        Path of the file, for messages.
     pages : sequence of tifffile pages
-        One, or three grey ones that are red, green and blue.
+        One page, or three grey pages for red, green and blue.
     n_planes : int
         Number of separate planes: 1, or the number of colours.
     to_rgb : callable
-        From (height, width, samples) as decoded to (height, width, 3).
+        Converts decoded pixels, (height, width, samples), to (height, width, 3).
 
     Raises
     ------
     qpnuclei.errors.SlideError
-        If the file has fewer tiles than its size needs, or absurdly large ones.
+        If the file has too few tiles for its size, or its tiles are too large.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class TiffLevel:
         keyframe = pages[0].keyframe
         self._to_rgb = to_rgb
         self.size: tuple[int, int] = keyframe.imagewidth, keyframe.imagelength
-        #: Where in the file it is described.
-        self.place: int = pages[0].offset
+        #: Offset of its first page in the file.
+        self.offset: int = pages[0].offset
         width, height = self.size
         if keyframe.is_tiled:
             self._tile_width, self._tile_height = keyframe.tilewidth, keyframe.tilelength
@@ -62,7 +62,7 @@ class TiffLevel:
             self._tile_width, self._tile_height = width, min(keyframe.rowsperstrip, height)
         self._columns = -(-width // self._tile_width)
         n_tiles = self._columns * -(-height // self._tile_height)
-        #: Per plane: its page, and the index of its first tile there.
+        #: For each plane, its page and the index of its first tile in that page.
         self._planes = [
             (pages[plane], 0) if len(pages) > 1 else (pages[0], plane * n_tiles)
             for plane in range(n_planes)
@@ -71,7 +71,7 @@ class TiffLevel:
             if len(page.dataoffsets) < first + n_tiles:
                 raise SlideError(
                     f"{path} is a damaged TIFF: {width}x{height} px need {n_tiles} tiles, "
-                    f"it has {len(page.dataoffsets)}",
+                    f"but it has {len(page.dataoffsets)}",
                     "copy the slide again",
                 )
         if self._tile_width * self._tile_height > MAX_DECODED_PIXELS:
@@ -86,7 +86,7 @@ class TiffLevel:
         self._tile = lru_cache(kept)(self._decoded)
 
     def read(self, x: int, y: int, width: int, height: int) -> RGB:
-        """Return a region inside of the level; white where the file leaves out tiles."""
+        """Return a region within the level; tiles that the file leaves out are white."""
         region = np.full((height, width, 3), 255, np.uint8)
         columns = range(x // self._tile_width, -(-(x + width) // self._tile_width))
         rows = range(y // self._tile_height, -(-(y + height) // self._tile_height))
@@ -95,13 +95,13 @@ class TiffLevel:
             if pixels is None:
                 continue
             left, top = column * self._tile_width - x, row * self._tile_height - y
-            onto = region[max(top, 0) : top + len(pixels), max(left, 0) : left + pixels.shape[1]]
+            part = region[max(top, 0) : top + len(pixels), max(left, 0) : left + pixels.shape[1]]
             from_y, from_x = max(-top, 0), max(-left, 0)
-            onto[:] = pixels[from_y : from_y + onto.shape[0], from_x : from_x + onto.shape[1]]
+            part[:] = pixels[from_y : from_y + part.shape[0], from_x : from_x + part.shape[1]]
         return region
 
     def _decoded(self, row: int, column: int) -> RGB | None:
-        """Return the pixels of a tile; None if it is left out, which means background."""
+        """Return the pixels of a tile; None if the file leaves it out, which means background."""
         index = row * self._columns + column
         planes = [self._segment(page, first + index) for page, first in self._planes]
         if any(plane is None for plane in planes):
@@ -120,7 +120,7 @@ class TiffLevel:
         file.seek(offset)
         data = file.read(size)
         if _jpeg_pixels(data) > MAX_DECODED_PIXELS:
-            raise ValueError(f"tile {index} is a JPEG of more pixels than can be decoded")
+            raise ValueError(f"tile {index} is a JPEG with too many pixels to decode")
         tile = page.keyframe.decode(data, index, **self._tables)[0]
         return tile.reshape(*tile.shape[1:3], -1)
 

@@ -6,8 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
+from typing import TYPE_CHECKING, Any
 
 import tifffile
 
@@ -15,10 +14,13 @@ from qpnuclei.errors import SlideError
 from qpnuclei.slides.readers.reader import positive, positive_pair, reading, warn_once
 from qpnuclei.slides.readers.tiffslide import vendor_properties
 
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
 _log = logging.getLogger(__name__)
 
 _MICRO_SIGN, _GREEK_MU = "\u00b5", "\u03bc"
-#: µm per unit, as OME and ImageJ call them, with the micro sign and in lower case.
+#: µm per unit, by OME's and ImageJ's names in lower case, with the micro sign.
 _MICROMETRES = {
     "pm": 1e-6,
     "\u00e5": 1e-4,
@@ -49,9 +51,9 @@ _RESOLUTION_UNITS = {2: 25_400.0, 3: 1e4, 4: 1e3, 5: 1.0}
 
 @dataclass(frozen=True)
 class Metadata:
-    """Metadata of a file.
+    """Metadata of a file; a value is None if the file does not state it.
 
-    `mpp` is µm/px in x and y; each is None where the file does not say it.
+    `mpp` is µm/px in x and y.
     """
 
     vendor: str | None
@@ -60,21 +62,23 @@ class Metadata:
 
 
 class OmeXml:
-    """The parts of OME-XML that matter here; images are numbered as in the file.
+    """The parts of OME-XML that readers use; images are numbered as in the file.
 
     Raises
     ------
     SyntaxError
-        If it is not XML.
+        If the text is not XML.
     """
 
     def __init__(self, xml: str) -> None:
+        from xml.etree import ElementTree
+
         self._root = ElementTree.fromstring(xml)
         self._images = self._root.findall("{*}Image")
 
     @property
     def has_several_files(self) -> bool:
-        """Whether its planes lie in more than one file."""
+        """Whether the planes are in more than one file."""
         files = self._root.iterfind(".//{*}TiffData/{*}UUID")
         return len({file.get("FileName", file.text) for file in files}) > 1
 
@@ -83,11 +87,11 @@ class OmeXml:
         return self._images[image].get("Name", "") if image < len(self._images) else ""
 
     def channel_names(self, image: int) -> list[str]:
-        """Return the names of an image's channels, empty where there is none."""
+        """Return the names of an image's channels; the name is empty if there is none."""
         return [channel.get("Name", "") for channel in self._channels(image)]
 
     def is_fluorescence(self, image: int) -> bool:
-        """Whether a channel is said to emit light."""
+        """Tell whether any channel of an image is marked as fluorescence."""
         return any(
             channel.get("EmissionWavelength")
             or channel.get("Fluor")
@@ -95,7 +99,7 @@ class OmeXml:
             for channel in self._channels(image)
         )
 
-    def _channels(self, image: int) -> list[ElementTree.Element]:
+    def _channels(self, image: int) -> list[Element]:
         if image >= len(self._images):
             return []
         return self._images[image].findall("{*}Pixels/{*}Channel")
@@ -113,7 +117,7 @@ class OmeXml:
         return positive_pair(*sizes)
 
     def magnification(self, image: int) -> float | None:
-        """Return the nominal magnification of the objective that an image names."""
+        """Return the nominal magnification of an image's objective."""
         if image >= len(self._images):
             return None
         settings = self._images[image].find("{*}ObjectiveSettings")
@@ -126,12 +130,12 @@ class OmeXml:
 def read_metadata(
     path: Path, tiff: tifffile.TiffFile, page: Any, ome: OmeXml | None, series: int
 ) -> Metadata:
-    """Read the metadata; broken metadata gives a warning but no error."""
+    """Read the metadata; if it is broken, log a warning and return none."""
     try:
         with reading(path, "has damaged metadata"):
             return _read_metadata(path, tiff, page, ome, series)
     except SlideError as error:
-        warn_once(_log, f"{error.what}; they are not used")
+        warn_once(_log, f"{error.what}; it is not used")
         return Metadata(None, None, None)
 
 
@@ -153,13 +157,13 @@ def _read_metadata(
             with reading(path, "has damaged metadata"):
                 properties = vendor_properties(path)
         except SlideError as error:
-            warn_once(_log, f"{error.what}; they are not used")
+            warn_once(_log, f"{error.what}; it is not used")
         vendor = properties.get("tiffslide.vendor")
         mpp = positive_pair(properties.get("tiffslide.mpp-x"), properties.get("tiffslide.mpp-y"))
         magnification = positive(properties.get("tiffslide.objective-power"))
     elif tiff.is_imagej:
         unit = _micrometres(str((tiff.imagej_metadata or {}).get("unit", "")))
-        # ImageJ keeps pixels per unit in the resolution tags.
+        # ImageJ stores pixels per unit in the resolution tags.
         mpp = None if unit is None else _pixel_size(page, unit)
     if mpp is None:
         unit_tag = page.tags.get("ResolutionUnit")
@@ -175,19 +179,19 @@ def icc_profile(page: Any) -> bytes | None:
 
 
 def _aperio_properties(description: str) -> dict[str, str]:
-    """Return what Aperio writes as ``header|AppMag = 20|MPP = 0.4990|...``."""
+    """Parse Aperio's description: ``header|AppMag = 20|MPP = 0.4990|...``."""
     pairs = (part.partition("=") for part in description.split("|")[1:])
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _micrometres(unit: str) -> float | None:
-    """Return µm per unit; None for one that is not known."""
+    """Return µm per unit; None for an unknown unit."""
     unit = unit.replace("\\u00B5", _MICRO_SIGN).replace("\\u00b5", _MICRO_SIGN)
     return _MICROMETRES.get(unit.strip().lower().replace(_GREEK_MU, _MICRO_SIGN))
 
 
 def _pixel_size(page: Any, unit_um: float) -> tuple[float, float] | None:
-    """Return µm/px from the resolution tags, which hold px per unit; None for x/0 and 0/x."""
+    """Return µm/px from the resolution tags, which are in px per unit; None for x/0 and 0/x."""
     sizes = []
     for name in ("XResolution", "YResolution"):
         tag = page.tags.get(name)

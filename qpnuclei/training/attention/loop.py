@@ -1,7 +1,7 @@
 """Training of the attention network: data, batches, epochs, checkpoints.
 
-`train_attention` is what ``qpnuclei train`` calls; the losses are in
-`qpnuclei.training.attention.losses`, what it begins with in `qpnuclei.training.attention.starts`.
+``qpnuclei train`` calls `train_attention`. The losses are in `qpnuclei.training.attention.losses`,
+the initial weights in `qpnuclei.training.attention.starts`.
 """
 
 from __future__ import annotations
@@ -75,37 +75,37 @@ def train_attention(
 ) -> TrainingResult:
     """Train the attention network on unlabelled tissue.
 
-    In each of several processes (see `qpnuclei.system.distributed`) it is called alike, and learns
-    from a share of each batch; rank 0 alone validates and writes.
+    With several processes (see `qpnuclei.system.distributed`), each one calls this function with
+    the same arguments and learns from a share of each batch. Only rank 0 validates and writes.
 
     Parameters
     ----------
     recipe : AttentionRecipe
     sources : sequence of Source
     folder : pathlib.Path
-        For everything that the run writes.
+        Run folder, for all files of the run.
     device : torch.device
     seed : int
-        Two runs of one seed on one machine's CPU are equal to the bit.
+        Two runs with the same seed on the same CPU give the same weights bit for bit.
     validation : pathlib.Path, optional
-        Labelled images (see `read_validation`) that choose the epoch, by the Dice of the
-        attention, and at the end the post-processing. Without them the model of the last epoch
-        is kept.
+        Labelled images (see `read_validation`). They are not trained on. They choose the best
+        epoch, by the Dice of the attention, and at the end the post-processing. Without them the
+        model of the last epoch is kept.
     mpp : float, optional
-        Resolution of the validation images, where their files do not know it.
+        Resolution of the validation images, in µm/px, if their files do not contain it.
     resume : bool
-        Go on with the run in `folder`.
+        Continue the run in `folder`.
     backbone_weights : pathlib.Path, optional
-        What G starts from, instead of what the recipe says.
+        Initial weights of G's backbone, instead of those that the recipe names.
     workers : int
-        Processes that read tiles; 0 reads in this one.
+        Number of processes that read tiles; 0 reads in this process.
     watcher : Watcher, optional
 
     Raises
     ------
     qpnuclei.errors.TrainingError
-        If the loss is no longer a number, or the attention collapsed. The state and the model of
-        the last good epoch are kept.
+        If the loss becomes NaN, or the attention collapsed. The state and the model of the last
+        good epoch are kept.
     qpnuclei.errors.UsageError, qpnuclei.errors.NotFoundError
         If the run folder, the sources or the backbone do not allow the run.
     """
@@ -177,7 +177,7 @@ def train_attention(
 
 @dataclass
 class _Run:
-    """A run under way."""
+    """The state of a training, and its epochs."""
 
     recipe: AttentionRecipe
     folder: Path
@@ -191,7 +191,7 @@ class _Run:
     watcher: Watcher
 
     def train(self, workers: int) -> TrainingResult:
-        """Go through the epochs that are left."""
+        """Train the remaining epochs."""
         per_epoch = self.recipe.batches_per_epoch
         progress = self.progress
         first = progress.epoch * per_epoch + progress.batch
@@ -237,7 +237,8 @@ class _Run:
             metrics = self.learner.step(rgb, labels, transform)
         except FloatingPointError as error:
             raise TrainingError(
-                f"epoch {progress.epoch + 1}, batch {progress.batch + 1}: {error}; {self._kept()}",
+                f"epoch {progress.epoch + 1}, batch {progress.batch + 1}: {error}; "
+                f"{self._kept_model()}",
                 "try a lower --set learning_rate, --set gradient_clip=1, or another --seed",
             ) from error
         for name, value in metrics.items():
@@ -246,7 +247,7 @@ class _Run:
         self.watcher.batch(progress.epoch + 1, progress.batch, metrics)
 
     def _end_epoch(self) -> dict[str, float]:
-        """Go on to the next epoch, unless this one has collapsed; return its means."""
+        """Check the epoch for collapse, advance to the next one, and return its mean metrics."""
         progress, recipe = self.progress, self.recipe
         epoch = progress.epoch + 1
         metrics = {name: total / progress.batch for name, total in progress.sums.items()}
@@ -254,21 +255,21 @@ class _Run:
             reason = collapse(metrics, len(recipe.scales), epoch * recipe.batches_per_epoch)
             if reason:
                 raise TrainingError(
-                    f"epoch {epoch}: {reason}; {self._kept()}",
+                    f"epoch {epoch}: {reason}; {self._kept_model()}",
                     "see the pictures in the run folder; try another --seed, more tissue, or "
-                    "--config anchored (--set stop_on_collapse=false goes on all the same)",
+                    "--config anchored; --set stop_on_collapse=false continues anyway",
                 )
         progress.epoch, progress.batch, progress.sums = epoch, 0, {}
         seen = epoch * recipe.batches_per_epoch
-        # The mean of the weights has no statistics of BatchNorm of its own: they are measured anew,
-        # on the last batches. These are read again, not kept from the epoch: a run that was resumed
-        # within it has not seen all of them.
+        # The averaged weights have no BatchNorm statistics, so they are measured on the last
+        # batches. These are read again, because a run that was resumed within the epoch has not
+        # seen all of them.
         numbers = range(max(0, seen - recipe.average_batches), seen)
         self.learner.measure_average(self.batches[number][0] for number in numbers)
         return metrics
 
     def _keep_epoch(self, metrics: dict[str, float], board: SummaryWriter, seconds: float) -> None:
-        """Validate the epoch that has just ended, and write all that is to be written."""
+        """Validate the finished epoch, keep its model if it is the best, and write the files."""
         progress, recipe = self.progress, self.recipe
         epoch = progress.epoch
         if metrics["anchor agreement"] < 0:
@@ -306,7 +307,7 @@ class _Run:
         path = self.folder / MODEL_FILE
         network, metadata = load_model(path)
         if metadata.post_processing != PostProcessing():
-            return  # of a run that was finished before
+            return  # the run was already tuned
         _log.info("choosing the post-processing on %d images", len(self.labelled))
         predictor = Predictor.of_network(network, metadata, self.learner.device)
         predicted = predict(predictor, self.labelled)
@@ -319,17 +320,17 @@ class _Run:
         save_state(self.folder, RunState(self.identity, self.progress, self.learner.state()))
 
     def _draw(self, epoch: int) -> None:
-        """Picture of the attention on the same crops in every epoch."""
+        """Draw the attention on the same crops in every epoch."""
         rgb, labels = self.batches[0]
         step = max(1, len(labels) // _PICTURE_IMAGES)  # a batch is sorted by scale
         rgb = rgb[::step][:_PICTURE_IMAGES]
         path = self.folder / "attention" / f"epoch-{epoch:04d}.png"
         write_attention_grid(path, rgb, self.learner.predict(rgb))
 
-    def _kept(self) -> str:
+    def _kept_model(self) -> str:
         if self.progress.epoch == 0:
             return "no epoch was finished"
-        return f"{self.folder / MODEL_FILE} is of epoch {self.progress.best_epoch}"
+        return f"{self.folder / MODEL_FILE} is the model of epoch {self.progress.best_epoch}"
 
     def _metadata(self, validation: Mapping[str, Any]) -> ModelMetadata:
         learner = self.learner
@@ -356,9 +357,9 @@ class _Run:
 
 
 def learning_rate_factor(recipe: AttentionRecipe, epoch: int) -> float:
-    """Return what the recipe's learning rates are multiplied by in an epoch (from 0).
+    """Return the factor on the recipe's learning rates in an epoch (counted from 0).
 
-    It drops at each of ``recipe.lr_steps``.
+    The factor drops at each of ``recipe.lr_steps``.
     """
     return recipe.lr_factor ** sum(epoch >= step for step in recipe.lr_steps)
 
@@ -369,17 +370,17 @@ def _check_sources(recipe: AttentionRecipe, sources: Sequence[Source]) -> None:
         raise UsageError(
             f"recipe {recipe.name!r} learns from image patches, but {slides[0].name} "
             f"({slides[0].width}x{slides[0].height} px) is a whole slide",
-            "use --config proposed, or cut patches out of it",
+            "use --config proposed, or cut the slide into patches",
         )
 
 
 def _check_shares(recipe: AttentionRecipe) -> None:
-    """Every process gets equally many crops, of every scale."""
+    """Check that every process gets the same number of crops, of every scale."""
     if recipe.batch_size % world_size() or recipe.batch_size < world_size() * len(recipe.scales):
         raise UsageError(
             f"batch_size {recipe.batch_size} cannot be shared by {world_size()} processes",
-            f"it must be a multiple of them, with at least {len(recipe.scales)} crops for each: "
-            "--set batch_size=...",
+            f"set a multiple of the number of processes, with at least {len(recipe.scales)} crops "
+            "per process: --set batch_size=...",
         )
 
 
@@ -394,7 +395,7 @@ def _colour_metadata(colour: ColourTransfer | None) -> ColourNormalisation:
 def _data_metadata(
     sources: Sequence[Source], index: TileIndex, recipe: AttentionRecipe
 ) -> dict[str, Any]:
-    """Names, not paths: a model travels further than the folders it was made from."""
+    """Return the metadata on the training data: names, as folders differ between machines."""
     counts = [len(tiles) for tiles in index.per_scale(len(recipe.scales))]
     return {
         "images": [source.name for source in sources],

@@ -102,7 +102,7 @@ def fit(
     seed: int,
     device: torch.device,
     watcher: Watcher,
-    begun: Mapping[str, Any] | None = None,
+    unfinished: Mapping[str, Any] | None = None,
 ) -> tuple[StudentNet, float] | Unfinished:
     """Train a student on lessons for one round.
 
@@ -118,7 +118,7 @@ def fit(
     device : torch.device
     watcher : Watcher
         Receives every batch, and may stop the round.
-    begun : mapping, optional
+    unfinished : mapping, optional
         `Unfinished.state` of the same round, to continue from.
 
     Returns
@@ -156,11 +156,11 @@ def fit(
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
     losses: list[float] = []
     parts = {"network": network, "average": average, "optimiser": optimiser, "scaler": scaler}
-    if begun is not None:
+    if unfinished is not None:
         for name, part in parts.items():
-            part.load_state_dict(begun[name])  # type: ignore[attr-defined]
-        rng.bit_generator.state = json.loads(begun["random"])
-        losses = list(begun["losses"])
+            part.load_state_dict(unfinished[name])  # type: ignore[attr-defined]
+        rng.bit_generator.state = json.loads(unfinished["random"])
+        losses = list(unfinished["losses"])
     for step in range(len(losses), steps):
         if watcher.stop_requested():
             states = {name: part.state_dict() for name, part in parts.items()}  # type: ignore[attr-defined]

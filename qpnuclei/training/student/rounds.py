@@ -1,12 +1,12 @@
 """The student: a network that learns nuclei without labels, in rounds.
 
-`train_student` is what ``qpnuclei train --config student`` calls. Round 1 learns what a vote of
-haematoxylin masks agrees on; every later round learns what the student before it finds, mixed with
-some of that vote. In every round only objects with the shape of a nucleus are taught as nuclei
-(`qpnuclei.training.student.pseudo_labels`), and they are repainted and pasted so that hard nuclei
-are learnt from easy ones (`qpnuclei.training.student.synthesis`). A recipe that names a teacher,
-such as ``light``, learns in every round what the teacher finds
-(`qpnuclei.training.student.distillation`).
+``qpnuclei train --config student`` calls `train_student`. The labels of round 1 are the pixels on
+which several haematoxylin masks agree. The labels of each later round are the nuclei that the
+previous student finds, mixed with some of round 1. Only objects with the shape of a nucleus become
+labels (`qpnuclei.training.student.pseudo_labels`). They are repainted and pasted, so that the
+network learns hard nuclei from easy ones (`qpnuclei.training.student.synthesis`). With a recipe
+that names a teacher, such as ``light``, the labels of every round are the nuclei that the teacher
+finds (`qpnuclei.training.student.distillation`).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ from qpnuclei.training.tile_index import sources_digest
 
 _log = logging.getLogger(__name__)
 
-#: Where the state of a run has its unfinished round, beside the weights of the student before it.
+#: Key of the unfinished round in the saved state, beside the weights of the previous student.
 _UNFINISHED = "unfinished round"
 
 
@@ -88,33 +88,33 @@ def train_student(
     Parameters
     ----------
     fields : mapping of str to Any
-        Of the recipe: see `StudentRecipe`.
+        Fields of the recipe: see `StudentRecipe`.
     sources : sequence of Source
     folder : pathlib.Path
-        For everything that the run writes: ``model.safetensors``, ``metrics.csv`` (a row per
-        round), ``pseudo-labels/round-NN.png``, and the state of the run.
+        Run folder. It gets ``model.safetensors``, ``metrics.csv`` (a row per round),
+        ``pseudo-labels/round-NN.png``, and the state of the run.
     device : torch.device
     seed : int
-        Two runs of one seed on one machine's CPU, with the same number of threads, are equal to
-        the bit.
+        Two runs with the same seed on the same CPU, with the same number of threads, give the same
+        weights bit for bit.
     validation : pathlib.Path, optional
-        Labelled images (see `read_validation`) that choose the round, by the AJI on them as they
-        are and recoloured, and at the end the post-processing; they teach nothing. Without them
-        the model of the last round is kept.
+        Labelled images (see `read_validation`). They are not trained on. They choose the best
+        round, by the mean AJI on the original and the recoloured images, and at the end the
+        post-processing. Without them the model of the last round is kept.
     mpp : float, optional
-        Resolution of the validation images, where their files do not know it.
+        Resolution of the validation images, in µm/px, if their files do not contain it.
     resume : bool
-        Go on with the run in `folder`, where it was stopped.
+        Continue the run in `folder`.
     watcher : Watcher, optional
-        A round is an epoch to it.
+        Is told about progress; it sees a round as an epoch.
     corrections : sequence of BoxImage
-        Boxes in which nuclei were drawn: they are learned beside what needs no labels.
+        Boxes in which a user drew all nuclei. They are additional labels.
 
     Raises
     ------
     qpnuclei.errors.TrainingError
-        If the loss is no longer a number, or there are no nuclei to learn from. The model of the
-        last good round is kept.
+        If the loss becomes NaN, or there are no nuclei to learn from. The model of the last good
+        round is kept.
     qpnuclei.errors.UsageError, qpnuclei.errors.NotFoundError
         If the recipe, the run folder or the sources do not allow the run.
     """
@@ -164,7 +164,7 @@ def train_student(
     if start is not None:
         network.load_state_dict(start[0].state_dict())
     learner = {} if state is None else dict(state.learner)
-    begun = learner.pop(_UNFINISHED, None)
+    unfinished = learner.pop(_UNFINISHED, None)
     if state is not None:
         network.load_state_dict(learner)
     run = _Run(
@@ -180,20 +180,20 @@ def train_student(
         progress=Progress() if state is None else state.progress,
         student=network,
         start=start,
-        begun=begun,
+        unfinished=unfinished,
     )
-    return run.go()
+    return run.train()
 
 
 def _without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Names, not paths: a model travels further than the folders it was made from."""
+    """Replace the paths in a recipe by names: folders differ between machines."""
     named = {key: Path(recipe[key]).name for key in ("teacher", "start") if recipe[key]}
     return {**recipe, **named}
 
 
 @dataclass(eq=False)
 class _Run:
-    """Everything that one training holds on to, and its rounds."""
+    """The state of a training, and its rounds."""
 
     recipe: StudentRecipe
     folder: Path
@@ -205,14 +205,14 @@ class _Run:
     device: torch.device
     watcher: Watcher
     progress: Progress
-    student: StudentNet  # of the last round done; before the first, what it starts from
+    student: StudentNet  # of the last finished round; before the first round, its initial weights
 
-    start: tuple[StudentNet, ModelMetadata] | None = None  # of the first round
-    begun: Mapping[str, Any] | None = None  # of the next round, if it was stopped
+    start: tuple[StudentNet, ModelMetadata] | None = None  # model that round 1 starts from
+    unfinished: Mapping[str, Any] | None = None  # state of the next round, if it was stopped
 
-    def go(self) -> TrainingResult:
-        if self.progress.epoch == 0 and self.begun is None:
-            self._save()  # from here on there is a run to resume
+    def train(self) -> TrainingResult:
+        if self.progress.epoch == 0 and self.unfinished is None:
+            self._save()  # from now on the run can be resumed
         if batches := self._batches_left():
             self.watcher.begins(batches, seconds_per_batch(self.recipe, self.device))
         stopped = False
@@ -233,17 +233,15 @@ class _Run:
         return sum(of_rounds[self.progress.epoch :]) - self.progress.batch
 
     def _round(self) -> bool:
-        """Do one round; False if asked to stop before its end: then what it has done is saved."""
+        """Train one round; if stopped before its end, save its state and return False."""
         if self.watcher.stop_requested():
             return False
         start = time.monotonic()
         number = self.progress.epoch + 1
         rng = np.random.default_rng((self.identity["seed"], number))
-        begun = number > 1 or self.recipe.start is not None
-        before = (
-            Predictor.of_network(self.student, self._metadata(), self.device) if begun else None
-        )
-        known = self.curriculum.known(before)
+        is_trained = number > 1 or self.recipe.start is not None
+        previous = self._predictor() if is_trained else None
+        known = self.curriculum.known(previous)
         nuclei = sum(len(np.unique(labels.labels)) - 1 for labels in known)
         picture = self.folder / "pseudo-labels" / f"round-{number:02d}.png"
         write_picture(picture, self._patches(), known)
@@ -255,24 +253,24 @@ class _Run:
         lessons = list(self.curriculum.lessons(known, rng))
         if self.corrections:
             lessons += correction_lessons(self.corrections, lessons, self.recipe, rng)
-        learnt = fit(
+        fitted = fit(
             self.recipe,
             lessons,
             number,
-            self.student if begun else None,
+            self.student if is_trained else None,
             seed=self.identity["seed"],
             device=self.device,
             watcher=self.watcher,
-            begun=self.begun,
+            unfinished=self.unfinished,
         )
-        if isinstance(learnt, Unfinished):
-            self.progress.batch = learnt.batches
-            self._save(learnt)
+        if isinstance(fitted, Unfinished):
+            self.progress.batch = fitted.batches
+            self._save(fitted)
             return False
-        self.student, loss = learnt
+        self.student, loss = fitted
         if self.start is not None and self.recipe.start_share:
             move_back(self.student, self.start[0], self.recipe.start_share)
-        self.begun = None
+        self.unfinished = None
         self._finish(number, loss, nuclei, time.monotonic() - start)
         return True
 
@@ -280,7 +278,7 @@ class _Run:
         return Predictor.of_network(self.student, self._metadata(), self.device)
 
     def _finish(self, number: int, loss: float, nuclei: int, seconds: float) -> None:
-        """Validate, keep what is best, and write down the round that was just done."""
+        """Validate the student of a finished round, keep it if it is the best, and save."""
         progress = self.progress
         metrics = {"loss": loss, "nuclei": float(nuclei)}
         measured: dict[str, Any] = {}
@@ -313,7 +311,7 @@ class _Run:
 
     @property
     def _post_processing(self) -> PostProcessing:
-        """That of the model it goes on from: this was tuned, if on other images."""
+        """The post-processing of the start model, which was tuned; otherwise the default."""
         if self.start is None:
             return instances_at(STUDENT_INSTANCES, self.recipe.mpp)
         metadata = self.start[1]
@@ -347,7 +345,7 @@ class _Run:
         )
 
     def _labels(self) -> dict[str, Any]:
-        """Return what labels were learned from, for the metadata."""
+        """Return the entries on labels for the metadata."""
         if not self.corrections:
             return {"labels": "none"}
         nuclei = sum(correction.nuclei for correction in self.corrections)

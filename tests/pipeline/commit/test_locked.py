@@ -31,6 +31,11 @@ from qpnuclei.qupath.qpdata.data_file import DataFile
 from qpnuclei.qupath.qpdata.path_objects import PathObject, walk
 from tests.pipeline.killing import content, make_project
 
+
+class Killed(BaseException):
+    """Ends a run as a kill does: nothing of it goes on."""
+
+
 OPTIONS = RunOptions(Selection(classes=("Tumor",)), device="cpu", workers=1)
 
 
@@ -97,8 +102,9 @@ def test_locked_nuclei_stay_and_nothing_is_written_in_their_place(
     rows = [row for row in count_project(project, project.images) if row["class"] == "Tumor"]
     assert [region.nuclei for region in result.regions] == [row["nuclei"] for row in rows]
     assert sum(row["nuclei"] for row in rows) == result.nuclei + len(chosen)
-    said = f"{result.nuclei} nuclei and {len(chosen)} locked ones of earlier runs"
-    assert summary_table(again).title == said
+    table = summary_table(again)
+    assert table.title == (f"{result.nuclei} nuclei written, {result.nuclei + len(chosen)} counted")
+    assert f"also locked ones ({len(chosen)}), " in str(table.caption)
     print_account(again)
     said = f"kept: {len(chosen)} locked detections of earlier runs; {result.as_locked} nuclei in"
     assert said in " ".join(capsys.readouterr().err.split())
@@ -140,17 +146,18 @@ def test_nothing_is_appended_in_the_place_of_locked_nuclei(project: NativeProjec
     new &= np.array([own_id is not None and is_ours(own_id) for own_id in after.ids])
     assert new.sum() == result.nuclei < len(chosen) / 2
     assert not are_among(after.geometries[new], after.geometries[~new]).any()
-    said = f"{result.nuclei} new nuclei; counted here with those of earlier runs"
-    assert summary_table(again).title == said
+    counted = result.nuclei + len(chosen)
+    assert summary_table(again).title == f"{result.nuclei} nuclei written, {counted} counted"
 
 
+@pytest.mark.parametrize("is_killed", [False, True])
 def test_nuclei_that_were_locked_meanwhile_stay_too(
-    project: NativeProject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    project: NativeProject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_killed: bool
 ) -> None:
     (image,) = project.images
     earlier = run(project)
-    locked, unlocked, *_ = filter(is_ours, image.read().detections.ids)
-    chosen = {locked}
+    unlocked, *rest = filter(is_ours, image.read().detections.ids)
+    chosen = set(rest[:2])
     lock(image, {unlocked})
     before = image.read().detections
     real = NativeImage.write
@@ -159,11 +166,22 @@ def test_nuclei_that_were_locked_meanwhile_stay_too(
         monkeypatch.undo()
         lock(image, chosen)
         lock(image, {unlocked}, is_locked=False)
+        if is_killed:
+            monkeypatch.setattr("qpnuclei.pipeline.commit.write_back.write_copies", killed)
         real(self, *arguments)
+
+    def killed(*_: Any) -> None:
+        raise Killed
 
     monkeypatch.setattr(NativeImage, "write", locked_first)
     copies = {"geojson_dir": tmp_path / "geojson", "parquet_dir": tmp_path / "parquet"}
-    summary = run(project, replace(OPTIONS, threshold=0.3, force=True, **copies))
+    options = replace(OPTIONS, threshold=0.3, force=True, **copies)
+    if is_killed:
+        with pytest.raises(Killed):
+            run(project, options)
+        monkeypatch.undo()
+    summary = run(project, options)
+    assert summary.resumed == is_killed
     after = image.read().detections
     assert {i for i, is_kept in zip(after.ids, after.locked, strict=True) if is_kept} == chosen
     others = np.array([own_id not in chosen for own_id in after.ids])
@@ -175,7 +193,7 @@ def test_nuclei_that_were_locked_meanwhile_stay_too(
     # What is told of the run, and the copies, are what is in the project.
     new = {own_id for own_id in after.ids if own_id and is_ours(own_id)} - chosen
     (result,) = summary.images
-    assert (result.locked, result.replaced) == (1, earlier.nuclei - 1)
+    assert (result.locked, result.replaced) == (2, earlier.nuclei - 2)
     assert result.as_locked > 0
     assert summary.nuclei == result.nuclei == len(new)
     (geojson,) = (tmp_path / "geojson").iterdir()

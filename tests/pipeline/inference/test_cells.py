@@ -22,7 +22,8 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.phases import commit_run, infer_run, plan_run
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
-from qpnuclei.qupath.geojson.importing import image_of_file, import_file
+from qpnuclei.qupath.geojson.file_names import image_of_file
+from qpnuclei.qupath.geojson.importing import import_file
 from qpnuclei.qupath.model import Detections
 from qpnuclei.qupath.native import NativeProject, open_project
 from qpnuclei.qupath.project_counts import count_project

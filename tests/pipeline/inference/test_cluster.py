@@ -123,13 +123,13 @@ def test_a_unit_that_kills_its_workers_is_reported_and_a_run_without_workers_say
     caplog.set_level(logging.INFO, "qpnuclei")
     (tmp_path / "deadly.py").write_text(DEADLY)
     monkeypatch.setattr(cluster, "_WORKERS_EVERY_S", 0.1)
-    monkeypatch.setattr(cluster, "_ALONE_AFTER_S", 0.1)
+    monkeypatch.setattr(cluster, "_FIRST_WARNING_S", 0.1)
     with processes(tmp_path, "--preload", str(tmp_path / "deadly.py")) as (address, begin_worker):
         begin_worker()
 
         class Listener(logging.Handler):
             def emit(self, record: logging.LogRecord) -> None:
-                if "no workers with GPU" in record.getMessage():
+                if "had no workers with GPU" in record.getMessage():
                     begin_worker()
 
         log = logging.getLogger("qpnuclei.pipeline.inference.cluster")
@@ -143,12 +143,12 @@ def test_a_unit_that_kills_its_workers_is_reported_and_a_run_without_workers_say
     assert [image.name for image in summary.images] == ["1.tif"]
     (failure,) = summary.failures
     assert failure.name == "0.tif"
-    assert "all of 1 workers that computed it have died" in failure.error.what
-    assert "units that take more than 60 minutes" in failure.error.hint
+    assert "all 1 workers that computed it died" in failure.error.what
+    assert "a unit that took more than 60 minutes" in failure.error.hint
     (line,) = (summary.run_dir / "failures.jsonl").read_text().splitlines()
     assert json.loads(line)["tries"] == 3
-    assert "Ctrl-C ends it, and what is finished is kept" in caplog.text
-    assert "the Dask scheduler has workers again: the run goes on" in caplog.text
+    assert "Ctrl-C ends the run and keeps finished units" in caplog.text
+    assert "the Dask scheduler has workers again: the run continues" in caplog.text
 
 
 def test_where_a_worker_does_not_see_the_folder_it_sends_the_shard(
@@ -182,12 +182,12 @@ def test_where_a_worker_does_not_see_the_folder_it_sends_the_shard(
     # A slide that is not there is none of the unit.
     lost = remote.compute_unit(replace(order, slides_from=tmp_path / "place" / "project"))
     assert isinstance(lost.error, NotFoundError)
-    assert not lost.is_begun
+    assert not lost.is_unit_error
 
 
 @pytest.mark.parametrize("address", ["local:", "local:0", "local:x"])
 def test_a_wrong_number_of_workers(address: str) -> None:
-    with pytest.raises(UsageError, match="how many workers"), cluster_of(address):
+    with pytest.raises(UsageError, match="number of workers"), cluster_of(address):
         pass
 
 
@@ -215,7 +215,7 @@ def test_what_is_no_file_of_a_scheduler(
     monkeypatch.setattr(scheduler, "WRITTEN_AFTER_S", 0.1)
     path = tmp_path / "scheduler.json"
     path.write_text(content)
-    with pytest.raises(UsageError, match="nor the file of one"):
+    with pytest.raises(UsageError, match="nor a scheduler file"):
         check_scheduler(str(path))
 
 

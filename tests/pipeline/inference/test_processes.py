@@ -95,7 +95,7 @@ def test_processes_that_die_or_hang_change_nothing(
 def test_a_process_that_needs_too_much_memory_is_ended(tmp_path: Path, quick: RunOptions) -> None:
     place = make_project(tmp_path / "place", 1)
     project = open_project(place / "project")
-    # Python alone needs more, so that none can be begun.
+    # Python alone needs more, so that no process can start.
     with pytest.raises(WorkerError, match=r"needs more than 0\.01 GiB and was ended") as caught:
         analyse_project(project, project.images, quick, conduct=Conduct(unit_gib=0.01))
     assert "--unit-gib" in (caught.value.hint or "")
@@ -119,10 +119,10 @@ def test_the_memory_of_a_process_has_a_limit_also_while_it_computes(quick: RunOp
     theirs[1].close()
     worker.jobs.append(remote.Job(SimpleNamespace()))  # type: ignore[arg-type]
     assert worker.pipe.recv() == "filled"
-    worker.end_beyond(Limits(bytes=2**40))
+    worker.kill_beyond(Limits(bytes=2**40))
     assert worker._process.is_alive()
-    worker.end_beyond(Limits(bytes=2**28))
-    job, delivery = worker.delivered()
+    worker.kill_beyond(Limits(bytes=2**28))
+    job, delivery = worker.receive()
     assert job is not None
     assert delivery.error is not None
     assert delivery.error.what == "its process needs more than 0.25 GiB and was ended"
@@ -146,8 +146,8 @@ def test_a_unit_fails_after_three_times_and_a_bad_model_ends_the_run() -> None:
     assert outcome is not None
     assert outcome.task is task
     assert (outcome.error, outcome.tries) == (late.error, 3)
-    # Where it was not even begun, it is tried again by the next run.
-    not_there = remote.Delivery(error=WorkerError("not there"), is_begun=False)
+    # If its computation did not even start, the next run tries it again.
+    not_there = remote.Delivery(error=WorkerError("not there"), is_unit_error=False)
     outcome = remote.Job(task, tries=2).outcome(not_there)
     assert outcome is not None
     assert outcome.tries == 1

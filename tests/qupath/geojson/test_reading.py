@@ -96,7 +96,7 @@ def test_broken_gzip_and_missing_files(tmp_path):
     path.write_bytes(b'{"features":["\xff"]}')
     with pytest.raises(FormatError, match=r"x\.geojson\.gz"):
         list(read_objects(path))
-    with pytest.raises(NotFoundError, match="does not exist"):
+    with pytest.raises(NotFoundError, match="no such file"):
         list(read_objects(tmp_path / "nothing.geojson"))
 
 

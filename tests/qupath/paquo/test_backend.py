@@ -10,59 +10,18 @@ import numpy as np
 import pytest
 import shapely
 
-from qpnuclei.errors import FormatError, SaveError
+from qpnuclei.errors import SaveError
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.model import DetectionGroup, Edit, NewAnnotation, PathClass
-from qpnuclei.qupath.paquo import backend as paquo_backend
-from qpnuclei.qupath.paquo import jvm
+from qpnuclei.qupath.paquo import image_entry, jvm
+from qpnuclei.qupath.paquo.backend import open_project
 from qpnuclei.qupath.paquo.editing import apply_edit
 from qpnuclei.qupath.paquo.objects import stored_ids
 from qpnuclei.qupath.project import choose_backend
 from qpnuclei.qupath.qpdata import java_classes, java_fields, java_nodes, java_parser
 from qpnuclei.qupath.qpdata.new_detections import Additions
 from tests.ids import nucleus_id
-from tests.qupath.samples import SAMPLES, copy_project
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
-
-
-def save_badly(folder: Path, error: BaseException) -> None:
-    """A data file after a save of QuPath that failed after writing."""
-    (folder / "data.qpdata").write_bytes(b"new")
-    (folder / "data.qpdata.bkp").write_bytes(b"old")
-    (folder / "summary.json").write_bytes(b"{}")
-    raise error
-
-
-@pytest.mark.parametrize(
-    "before",
-    [
-        {},
-        {"data.qpdata": b"old"},
-        {"data.qpdata": b"old", "summary.json": b"{1}", "data.qpdata.bkp": b"older"},
-    ],
-)
-@pytest.mark.parametrize("error", [SaveError("does not read back"), KeyboardInterrupt()])
-def test_a_failed_save_leaves_what_was_there(
-    tmp_path: Path, before: dict[str, bytes], error: BaseException
-) -> None:
-    for name, data in before.items():
-        (tmp_path / name).write_bytes(data)
-    with (
-        pytest.raises(type(error)),
-        paquo_backend._kept_on_failure(tmp_path / "data.qpdata"),
-    ):
-        save_badly(tmp_path, error)
-    assert contents(tmp_path) == before
-
-
-def test_a_good_save_stays(tmp_path: Path) -> None:
-    (tmp_path / "data.qpdata").write_bytes(b"old")
-    with paquo_backend._kept_on_failure(tmp_path / "data.qpdata"):
-        (tmp_path / "data.qpdata").write_bytes(b"new")
-    assert contents(tmp_path) == {"data.qpdata": b"new"}
+from tests.qupath.samples import SAMPLES, contents, copy_project
 
 
 def test_uuids_in_files_of_all_versions() -> None:
@@ -76,15 +35,6 @@ def test_uuids_in_files_of_all_versions() -> None:
         "0.4.4", "0.5.1", "0.6.0", "0.7.0",
     }  # fmt: skip
     assert {n for version, n in numbers.items() if version < "0.4"} == {0}
-
-
-def test_a_file_without_its_end_mark(tmp_path: Path) -> None:
-    file = tmp_path / "data.qpdata"
-    file.write_bytes(b"\xac\xed\x00\x05 t\0\3EO")
-    with pytest.raises(FormatError, match="byte 10: ends before its end mark"):
-        paquo_backend._check_complete(file)
-    file.write_bytes(b"\xac\xed\x00\x05 t\0\3EOF")
-    paquo_backend._check_complete(file)
 
 
 @pytest.fixture
@@ -220,13 +170,13 @@ def test_what_is_saved_otherwise_than_meant_is_put_back(
         spoil(hierarchy)
         return before
 
-    image = paquo_backend.open_project(copy_project("0.5.1", tmp_path)).images[0]
+    image = open_project(copy_project("0.5.1", tmp_path)).images[0]
     nuclei = NucleiTable.from_polygons([shapely.box(i, 0, i + 4, 4) for i in range(3)])
     ids = [nucleus_id(b"%10d" % number) for number in range(3)]
     edit = Edit(add=[DetectionGroup(None, nuclei, ids, PathClass("Nucleus", -1))])
     found = image.read()
     before = contents(image.data_file.parent)
-    monkeypatch.setattr(paquo_backend, "apply_edit", apply_and_spoil)
+    monkeypatch.setattr(image_entry, "apply_edit", apply_and_spoil)
     with pytest.raises(SaveError, match=message):
         image.write(edit, found.fingerprint)
     assert contents(image.data_file.parent) == before

@@ -224,7 +224,7 @@ def _write_unexplained_jpeg_2000(path):
     [
         ("x.tif", _write_grey_of_4_bit, "4 bit"),
         ("x.tif", _write_with_compression(6), "old-style JPEG"),
-        ("x.tif", _write_with_compression(34887), "compressed as LERC, which is not read"),
+        ("x.tif", _write_with_compression(34887), "compressed as LERC, which is not supported"),
         ("x.tif", _write_jpeg_2000_in_ycbcr, "YCBCR with 3 samples, compressed as JPEG2000"),
         ("x.tif", _write_unexplained_jpeg_2000, "compressed as APERIO_JP2000_YCBC"),
         ("x.ome.tif", _write_fluorescence, "is a fluorescence image"),
@@ -409,7 +409,8 @@ def test_an_unrelated_page_of_half_the_size_is_no_level(tmp_path, subfiletype, c
         halved = slide.read(0, 0, 256, 192, (2, 2)).astype(int)
     assert np.abs(halved - reduced(full, 2)).max() <= 1
     assert (
-        "page of 256 x 192 px is not a level of the slide (it shows something else)" in caplog.text
+        "page of 256 x 192 px is not used: it is not a level of the slide (it shows something else)"
+        in caplog.text
     )
 
 
@@ -473,7 +474,7 @@ def test_the_series_that_is_asked_for(tmp_path):
         np.testing.assert_array_equal(pixels_of(path, series=series), pixels)
         with open_slide(path, series=series) as slide:
             assert slide.mpp == (mpp, mpp)
-    with pytest.raises(SlideError, match=r"series 2 of .* is not read: it has 2"):
+    with pytest.raises(SlideError, match=r"series 2 of .* cannot be read: it has 2"):
         open_slide(path, series=2)
 
 
@@ -513,7 +514,7 @@ def test_files_that_ome_xml_names_are_not_opened(tmp_path):
         tmp_path / "y.ome.tif", picture(64, 64), photometric="rgb", metadata=None,
         description=(xml[:start] + parts + xml[end:]).encode(),
     )  # fmt: skip
-    with pytest.raises(SlideError, match="an OME-TIFF of several files"):
+    with pytest.raises(SlideError, match="an OME-TIFF in several files"):
         open_slide(tmp_path / "y.ome.tif")
 
 
@@ -545,7 +546,7 @@ def test_a_tile_that_is_a_huge_jpeg_is_not_decoded(tmp_path):
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = (65_000).to_bytes(2, "big") * 2
     path.write_bytes(data)
-    with open_slide(path) as slide, pytest.raises(SlideError, match="more pixels than can be"):
+    with open_slide(path) as slide, pytest.raises(SlideError, match="too many pixels to"):
         slide.read(0, 0, 10, 10)
 
 

@@ -1,8 +1,7 @@
-"""Objects of a project to GeoJSON and back."""
+"""Objects of a project to GeoJSON and back: what is exported is imported as it was."""
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import uuid
@@ -17,7 +16,8 @@ from qpnuclei.errors import FormatError, UsageError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.geojson.exporting import export_image
-from qpnuclei.qupath.geojson.importing import image_of_file, import_file
+from qpnuclei.qupath.geojson.file_names import image_of_file
+from qpnuclei.qupath.geojson.importing import import_file
 from qpnuclei.qupath.geojson.objects import GeoJsonObject
 from qpnuclei.qupath.geojson.problems import Problems
 from qpnuclei.qupath.geojson.reading import read_objects
@@ -28,7 +28,6 @@ from qpnuclei.qupath.qpdata import java_fields as jf
 from qpnuclei.qupath.qpdata.data_file import DataFile
 from qpnuclei.qupath.qpdata.java_nodes import JavaString
 from qpnuclei.qupath.qpdata.path_objects import PathObject, walk
-from qpnuclei.qupath.regions import match_images, one_image
 from tests.ids import nucleus_id
 from tests.paths import FAULTS, SAMPLES
 
@@ -110,32 +109,8 @@ def test_importing_again_adds_nothing(tmp_path: Path) -> None:
     assert image.read().fingerprint == before.fingerprint
 
 
-def test_only_some_objects_are_exported(tmp_path: Path) -> None:
-    project = copy("0.5.1", tmp_path / "p")
-    image = project.images[0]
-    done = export_image(project, image, tmp_path, detections=False, classes=["Stroma"])
-    written = {o.name: o for o in read_objects(done.path)}
-    assert list(written) == [a.name for a in image.read().annotations if a.class_name == "Stroma"]
-    assert written["nested"].path_class == PathClass("Stroma", -6895466)
-    done = export_image(project, image, tmp_path, annotations=False, classes=["Stroma"])
-    inside = [o.id for o in read_objects(done.path)]
-    table = image.read().detections
-    areas = [a.geometry for a in image.read().annotations if a.class_name == "Stroma"]
-    assert inside == [
-        own_id
-        for own_id, at in zip(table.ids, table.centroids, strict=True)
-        if any(area.intersects(shapely.Point(at)) for area in areas)
-    ]
-    assert 0 < len(inside) < len(table)
-
-
 def square(x: float, y: float, size: float = 4) -> shapely.Polygon:
     return shapely.box(x, y, x + size, y + size)
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Project:
-    return copy("0.5.1", tmp_path / "p")
 
 
 def imported(project: Project, tmp_path: Path, *objects: GeoJsonObject, **options: Any) -> Any:
@@ -275,59 +250,6 @@ def test_a_broken_file_changes_nothing(project: Project, tmp_path: Path) -> None
     with pytest.raises(FormatError, match="feature 2"):
         import_file(project, project.images[0], path)
     assert project.images[0].read().fingerprint == before.fingerprint
-
-
-@pytest.mark.parametrize(
-    ("name", "entry"),
-    [
-        ("he small.png.geojson", 0),
-        ("he small.geojson", 0),
-        ("1-he small.png.geojson.gz", 0),
-        ("1-he small.png.rescued.geojson.gz", 0),
-        ("renamed pyramid.JSON.GZ", 1),
-        ("plain.tif.json", 2),
-        ("plain.tif", 2),
-        ("plain.geojson.zip", 2),
-        ("plain.tif.zip", 2),
-    ],
-)
-def test_files_find_their_images_by_name(project: Project, name: str, entry: int) -> None:
-    assert image_of_file(project, Path("/elsewhere") / name) is project.images[entry]
-
-
-def test_files_of_no_or_several_images(tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(SAMPLES / "0.5.1" / "project", tmp_path / "p"))
-    file = folder / "project.qpproj"
-    content = json.loads(file.read_text("utf-8"))
-    content["images"][0]["imageName"] = content["images"][2]["imageName"] = "twin.svs"
-    file.write_text(json.dumps(content), "utf-8")
-    project = open_project(folder)
-    with pytest.raises(UsageError, match="may belong to several images") as error:
-        image_of_file(project, Path("twin.geojson"))
-    assert "1-twin.svs.geojson" in error.value.hint
-    assert image_of_file(project, Path("3-twin.svs.geojson")) is project.images[2]
-    with pytest.raises(UsageError, match="is called 'other'") as error:
-        image_of_file(project, Path("other.geojson"))
-    assert "renamed pyramid" in error.value.hint
-
-
-def test_qupaths_default_name_finds_an_ome_tiff_and_decomposed_letters_are_equal(
-    tmp_path: Path,
-) -> None:
-    folder = Path(shutil.copytree(SAMPLES / "0.5.1" / "project", tmp_path / "p"))
-    file = folder / "project.qpproj"
-    content = json.loads(file.read_text("utf-8"))
-    names = ("Pr\u00e4parat 1.ome.tif", "Pra\u0308parat 2.svs", "Pra\u0308parat 3.OME.TIFF")
-    for image, name in zip(content["images"], names, strict=True):
-        image["imageName"] = name
-    file.write_text(json.dumps(content), "utf-8")
-    project = open_project(folder)
-    for letters in ("\u00e4", "a\u0308"):
-        for number, image in enumerate(project.images, 1):
-            name = f"Pr{letters}parat {number}"
-            assert image_of_file(project, Path(f"{name}.geojson")) is image
-            assert match_images(project, [f"{name}*"]) == [image]
-        assert one_image(project.images, f"Pr{letters}parat 2.svs") is project.images[1]
 
 
 def read_fault(project: Project, name: str) -> tuple[Any, ImageObjects]:

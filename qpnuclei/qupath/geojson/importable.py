@@ -1,0 +1,115 @@
+"""What of an object of a file can be imported, and whether two outlines are of one object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import shapely
+
+from qpnuclei.errors import UsageError
+from qpnuclei.qupath.areas import valid_area
+from qpnuclei.qupath.geojson.objects import GeoJsonObject
+from qpnuclei.qupath.model import PathClass
+from qpnuclei.qupath.regions import same_outline
+
+#: A largest part with this much less than the whole area still counts as the whole.
+WHOLE_TOLERANCE = 1e-4
+#: Largest coordinate: QuPath's image sizes are 32-bit integers.
+_FARTHEST_PX = 2.0**31
+
+
+def nucleus_of(found: GeoJsonObject) -> shapely.Polygon | None:
+    """Return the outline of the nucleus of a cell; None if it has none that is an area."""
+    if found.nucleus is None or found.nucleus.geom_type not in ("Polygon", "MultiPolygon"):
+        return None
+    nucleus = only_part(found.nucleus)
+    is_area = nucleus.is_valid or not valid_area(nucleus).is_empty
+    return one_polygon(nucleus)[0] if is_area else None
+
+
+def obstacle(found: GeoJsonObject, geometry: shapely.Geometry) -> str | None:
+    """Return why an object cannot be imported; None if it can."""
+    if found.kind == "tmaCore":
+        return "TMA grids are not imported; use QuPath's TMA dearrayer"
+    if np.abs(shapely.get_coordinates(geometry)).max() > _FARTHEST_PX:
+        return "its coordinates lie outside any possible image"
+    shape = geometry.geom_type
+    if found.kind != "annotation":
+        if shape not in ("Polygon", "MultiPolygon"):
+            return f"a {found.kind} must be a polygon, not a {shape}"
+        is_area = geometry.is_valid or not valid_area(geometry).is_empty
+        return None if is_area else "it encloses no area"
+    if shape not in ("Polygon", "MultiPolygon", "LineString", "Point", "MultiPoint"):
+        return f"an annotation cannot be a {shape}"
+    return None
+
+
+def only_part(geometry: shapely.Geometry) -> shapely.Geometry:
+    """Return the only part of a collection of one."""
+    parts = shapely.get_parts(geometry)
+    is_collection = geometry.geom_type in ("MultiPolygon", "MultiLineString", "GeometryCollection")
+    return parts[0] if is_collection and len(parts) == 1 else geometry
+
+
+def one_polygon(geometry: shapely.Geometry) -> tuple[shapely.Polygon, float]:
+    """Return the largest valid polygon of an outline, and its share of the whole area."""
+    if geometry.geom_type == "Polygon" and geometry.is_valid:
+        return geometry, 1.0
+    area = valid_area(geometry)
+    largest = max(shapely.get_parts(area), key=shapely.area)
+    return largest, float(largest.area / area.area)
+
+
+def same_place(a: shapely.Geometry, b: shapely.Geometry) -> bool:
+    """Tell whether two outlines are equal, as stored or after repair."""
+    if same_outline(a, b):
+        return True
+    if a.is_valid and b.is_valid:
+        return False
+    return same_outline(valid_area(a), valid_area(b))
+
+
+def same_detection(found: shapely.Geometry, there: shapely.Geometry) -> bool:
+    """Tell whether the image has a detection, or the part of it that could be imported."""
+    if same_place(found, there):
+        return True
+    if found.is_valid and found.geom_type == "Polygon":
+        return False
+    return same_outline(one_polygon(found)[0], there)
+
+
+def unread_properties(found: GeoJsonObject) -> Iterator[str]:
+    """Yield the properties of a detection that are not imported."""
+    if found.name is not None:
+        yield "name"
+    if found.color is not None:
+        yield "own colour"
+    if found.locked:
+        yield "lock"
+    if found.metadata:
+        yield "metadata"
+
+
+def stored_class_name(found: PathClass | None) -> str | None:
+    """Return the name of a class as QuPath would store it; None if it is empty."""
+    if found is None:
+        return None
+    one_line = " ".join(found.name.splitlines())
+    return ": ".join(part for name in one_line.split(":") if (part := name.strip())) or None
+
+
+def checked_class_name(name: str | None) -> str | None:
+    """Return a class name that a user gave as QuPath would store it; None for none.
+
+    Raises
+    ------
+    qpnuclei.errors.UsageError
+        If nothing of it is left.
+    """
+    if name is None:
+        return None
+    checked = stored_class_name(PathClass(name))
+    if checked is None:
+        raise UsageError(f"{name!r} is not a class name", "name the class with --class")
+    return checked

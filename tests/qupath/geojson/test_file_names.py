@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qpnuclei.errors import UsageError
+from qpnuclei.qupath.geojson.file_names import image_of_file
+from qpnuclei.qupath.model import Project
+from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.regions import match_images, one_image
+from tests.paths import SAMPLES
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("he small.png.geojson", 0),
+        ("he small.geojson", 0),
+        ("1-he small.png.geojson.gz", 0),
+        ("1-he small.png.rescued.geojson.gz", 0),
+        ("renamed pyramid.JSON.GZ", 1),
+        ("plain.tif.json", 2),
+        ("plain.tif", 2),
+        ("plain.geojson.zip", 2),
+        ("plain.tif.zip", 2),
+    ],
+)
+def test_files_find_their_images_by_name(project: Project, name: str, entry: int) -> None:
+    assert image_of_file(project, Path("/elsewhere") / name) is project.images[entry]
+
+
+def test_files_of_no_or_several_images(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(SAMPLES / "0.5.1" / "project", tmp_path / "p"))
+    file = folder / "project.qpproj"
+    content = json.loads(file.read_text("utf-8"))
+    content["images"][0]["imageName"] = content["images"][2]["imageName"] = "twin.svs"
+    file.write_text(json.dumps(content), "utf-8")
+    project = open_project(folder)
+    with pytest.raises(UsageError, match="may belong to several images") as error:
+        image_of_file(project, Path("twin.geojson"))
+    assert "1-twin.svs.geojson" in error.value.hint
+    assert image_of_file(project, Path("3-twin.svs.geojson")) is project.images[2]
+    with pytest.raises(UsageError, match="is called 'other'") as error:
+        image_of_file(project, Path("other.geojson"))
+    assert "renamed pyramid" in error.value.hint
+
+
+def test_qupaths_default_name_finds_an_ome_tiff_and_decomposed_letters_are_equal(
+    tmp_path: Path,
+) -> None:
+    folder = Path(shutil.copytree(SAMPLES / "0.5.1" / "project", tmp_path / "p"))
+    file = folder / "project.qpproj"
+    content = json.loads(file.read_text("utf-8"))
+    names = ("Pr\u00e4parat 1.ome.tif", "Pra\u0308parat 2.svs", "Pra\u0308parat 3.OME.TIFF")
+    for image, name in zip(content["images"], names, strict=True):
+        image["imageName"] = name
+    file.write_text(json.dumps(content), "utf-8")
+    project = open_project(folder)
+    for letters in ("\u00e4", "a\u0308"):
+        for number, image in enumerate(project.images, 1):
+            name = f"Pr{letters}parat {number}"
+            assert image_of_file(project, Path(f"{name}.geojson")) is image
+            assert match_images(project, [f"{name}*"]) == [image]
+        assert one_image(project.images, f"Pr{letters}parat 2.svs") is project.images[1]
