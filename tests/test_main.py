@@ -15,8 +15,10 @@ def test_garbage_is_searched_for_as_usual_after_the_start() -> None:
         gc.collect()
         assert gc.get_threshold() == usual
         assert gc.callbacks == callbacks
+        assert gc.get_freeze_count() > 0
     finally:
         gc.set_threshold(*usual)
+        gc.unfreeze()
 
 
 def test_garbage_is_not_searched_for_at_the_end() -> None:

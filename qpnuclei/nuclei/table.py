@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any, Protocol
 
 import numpy as np
@@ -91,6 +90,8 @@ class NucleiTable:
 
     def _repr_html_(self) -> str:
         """Return the table that a notebook shows: a row for each measurement."""
+        from html import escape
+
         rows = "".join(
             f"<tr><th>{escape(name)}</th>" + "".join(f"<td>{n:.4g}</td>" for n in numbers) + "</tr>"
             for name, *numbers in self._summary()

@@ -131,11 +131,12 @@ def paquo_settings() -> dict[str, Any]:
 
 
 def _user_settings() -> list[tuple[str, Any]]:
-    import tomllib
-
     path = settings_file()
     try:
-        return list(tomllib.loads(path.read_text("utf-8")).items())
+        text = path.read_text("utf-8")
+        import tomllib  # few have such a file
+
+        return list(tomllib.loads(text).items())
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:

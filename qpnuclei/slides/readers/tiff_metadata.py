@@ -6,14 +6,16 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
+from typing import TYPE_CHECKING, Any
 
 import tifffile
 
 from qpnuclei.errors import SlideError
 from qpnuclei.slides.readers.reader import positive, positive_pair, reading, warn_once
 from qpnuclei.slides.readers.tiffslide import vendor_properties
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +71,8 @@ class OmeXml:
     """
 
     def __init__(self, xml: str) -> None:
+        from xml.etree import ElementTree
+
         self._root = ElementTree.fromstring(xml)
         self._images = self._root.findall("{*}Image")
 
@@ -95,7 +99,7 @@ class OmeXml:
             for channel in self._channels(image)
         )
 
-    def _channels(self, image: int) -> list[ElementTree.Element]:
+    def _channels(self, image: int) -> list[Element]:
         if image >= len(self._images):
             return []
         return self._images[image].findall("{*}Pixels/{*}Channel")
