@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 _WEIGHT_ONE = 4096  # 12 bits; pixel (8 bits), fraction (4) and weight (12) fill float32's 24 bits
 _FRACTION_ONE = 16
+#: So many output pixels are computed at a time: their float32 values stay in the processor's cache.
+_BAND_PX = 2**17
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,20 @@ class AxisWeights:
 
     def __len__(self) -> int:
         return len(self.row_ends) - 1
+
+    def part(self, start: int, stop: int) -> AxisWeights:
+        """Return the weights of the output pixels ``start`` to ``stop - 1`` of these."""
+        row_ends = self.row_ends[start : stop + 1]
+        taken = slice(int(row_ends[0]), int(row_ends[-1]))
+        sources = self.sources[taken]
+        low, high = (int(sources.min()), int(sources.max()) + 1) if len(sources) else (0, 0)
+        return AxisWeights(
+            self.first + low,
+            self.first + high,
+            row_ends - row_ends[0],
+            sources - np.int32(low),
+            self.weights[taken],
+        )
 
     @cached_property
     def matrix(self) -> Any:
@@ -168,13 +184,25 @@ def resample(
     -------
     (height, width, 3) uint8 ndarray
     """
+    resampled = np.full((len(rows), len(columns), 3), 255, np.uint8)
+    if rows.copied is not None and columns.copied is not None:
+        resampled[rows.copied, columns.copied] = source
+        return resampled
+    step = max(1, _BAND_PX // max(len(columns), columns.stop - columns.first))
+    for start in range(0, len(rows), step):
+        band = rows.part(start, start + step)
+        if band.first < band.stop:
+            read = source[band.first - rows.first : band.stop - rows.first]
+            resampled[start : start + step] = _resampled(read, band, columns)
+    return resampled
+
+
+def _resampled(
+    source: npt.NDArray[np.uint8], rows: AxisWeights, columns: AxisWeights
+) -> npt.NDArray[np.uint8]:
     import cv2
 
-    if rows.copied is not None and columns.copied is not None:
-        copy = np.full((len(rows), len(columns), 3), 255, np.uint8)
-        copy[rows.copied, columns.copied] = source
-        return copy
-    # Average darkness rather than brightness, so that missing weight becomes white.
+    # Weigh darkness rather than brightness, so that missing weight becomes white.
     darkness = np.subtract(255, source, dtype=np.float32)
     tall = _weigh_rows(darkness, rows)
     np.rint(np.multiply(tall, _FRACTION_ONE, out=tall), out=tall)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import shapely
 import tifffile
+from scipy import ndimage
 
-from qpnuclei.datasets.synthetic.layout import demo_annotations
+from qpnuclei.datasets.synthetic.layout import COARSE, _distance, demo_annotations
 from qpnuclei.datasets.synthetic.slide import SYNTHETIC_MPP, make_slide
 from qpnuclei.errors import SaveError, UsageError
 from qpnuclei.slides.slide import open_slide
@@ -93,6 +94,16 @@ def test_equal_seeds_give_equal_slides(tmp_path):
     c = make_slide(tmp_path / "c-synthetic.tif", (600, 520), seed=2)
     assert a.path.read_bytes() == b.path.read_bytes() != c.path.read_bytes()
     np.testing.assert_array_equal(a.nuclei.vertices, b.nuclei.vertices)
+
+
+def test_distances_are_exact_wherever_in_memory_they_lie():
+    """OpenCV's own are rounded in one of two ways, by the address of the result."""
+    mask = (ndimage.gaussian_filter(np.random.default_rng(0).random((82, 69)), 5) > 0.5).astype(
+        "u1"
+    )
+    inside, outside = (ndimage.distance_transform_edt(part) for part in (mask, 1 - mask))
+    expected = ((inside - outside) * COARSE).astype(np.float32)
+    np.testing.assert_array_equal(_distance(mask), expected)
 
 
 def test_tissue_is_found_without_pen_and_glass(synthetic):

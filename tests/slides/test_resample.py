@@ -125,6 +125,23 @@ def test_a_pixel_does_not_depend_on_the_run_it_is_read_in(scale, start, count, s
     )
 
 
+@pytest.mark.parametrize("scale", [0.43, 1.001, 2.6])
+def test_a_tall_region_has_the_rows_that_are_read_one_by_one(scale, monkeypatch):
+    monkeypatch.setattr("qpnuclei.slides.resample._BAND_PX", 600)  # bands of 66 rows
+    source = np.random.default_rng(5).integers(0, 256, (300, 9, 3)).astype(np.uint8)
+    columns = axis_weights(-1, 8, 1.3, pixel_size=1.0, n_pixels=9, origin=0.0, extent=9.0)
+
+    def read(start, count):
+        rows = axis_weights(start, count, scale, pixel_size=1.0, n_pixels=300, origin=0, extent=300)
+        part = source[rows.first : rows.stop, columns.first : columns.stop]
+        return resample(part, rows, columns)
+
+    tall = read(-150, 950)  # white above and below the image, in all three
+    assert (tall[[0, -1]] == 255).all()
+    assert (tall[150:250, 1:7] < 255).any(axis=(1, 2)).all()
+    np.testing.assert_array_equal(tall, np.concatenate([read(y, 1) for y in range(-150, 800)]))
+
+
 def test_weights_of_a_row_add_up_to_one():
     for scale in (1.9789, 3.0, 0.4, 17.3):
         weights = axis_weights(1, 12, scale, pixel_size=1.0, n_pixels=400, origin=0.0, extent=400.0)

@@ -276,6 +276,12 @@ def _signed_distance(outlines: list[npt.NDArray[np.float64]], shape: tuple[int, 
 
 
 def _distance(mask: npt.NDArray[np.uint8]) -> Float:
-    inside = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    outside = cv2.distanceTransform(1 - mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return ((inside - outside) * COARSE).astype(np.float32)
+    return ((_to_zero(mask) - _to_zero(1 - mask)) * COARSE).astype(np.float32)
+
+
+def _to_zero(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """Return how far each pixel is from the nearest zero, in px."""
+    rounded = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    # How OpenCV rounds the root depends on where in memory the result lies, but slides of one seed
+    # are equal. The squared distance is an integer: recover it.
+    return np.asarray(np.sqrt(np.rint(np.square(rounded, dtype=np.float64))))
