@@ -1,4 +1,4 @@
-"""The engine of ONNX models: ``--model onnx:FILE``. Needs the extra ``onnx`` (ONNX Runtime)."""
+"""The engine of ONNX models: ``--model onnx:FILE``."""
 
 from __future__ import annotations
 
@@ -26,12 +26,8 @@ class OnnxEngineFactory:
 
     def load(self, model: str, options: EngineOptions) -> ForeignEngine:
         """Return the engine with a model; see `qpnuclei.segmentation.engine.EngineFactory.load`."""
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise UsageError(
-                "--model onnx: needs ONNX Runtime", "pip install 'qpnuclei[onnx]'"
-            ) from error
+        import onnxruntime
+
         path = Path(model)
         sidecar = with_options(read_sidecar(path), "onnx", options)
         spec = spec_of(path, sidecar)
