@@ -68,7 +68,7 @@ def paper_network(side: int = TILE_PX) -> dict[str, Any]:
     import torch
 
     from qpnuclei.models.attention import AttentionNet
-    from qpnuclei.segmentation.forward import optimise_for_inference
+    from qpnuclei.segmentation.torch_forward import optimise_for_inference
 
     network = optimise_for_inference(AttentionNet(width=64).eval(), torch.device("cpu")).to(
         memory_format=torch.channels_last

@@ -11,14 +11,11 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import onnxruntime
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
@@ -30,16 +27,15 @@ from qpnuclei.evaluation.tuning import read_validation, resample
 from qpnuclei.models.checkpoint import load_model
 from qpnuclei.models.metadata import ModelMetadata
 from qpnuclei.models.registry import COARSE_NETWORK, FINE_NETWORK, resolve_model
+from qpnuclei.models.student_onnx import INPUT, read_student
+from qpnuclei.segmentation.onnx_forward import OnnxForward
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
+from qpnuclei.segmentation.torch_forward import optimise_for_inference
 from qpnuclei.slides.pixels import RGB
-from qpnuclei.slides.stains import ReinhardStatistics
 
 _CROP_PX = 320
-_STRIDE = 16
 _CALIBRATING = 8
-
-FloatMap = npt.NDArray[np.float32]
 
 
 def main() -> None:
@@ -60,17 +56,25 @@ def main() -> None:
 
 def measure(name: str, data: Path, tissue: Sequence[RGB], folder: Path) -> list[dict[str, Any]]:
     """Return AJI and processor time of a network as it is, in ONNX Runtime, and in 8 bits."""
-    predictor = Predictor.load(name, "cpu")
-    metadata = predictor.metadata
-    whole, small = _quantised(name, [resample(rgb, MPP / predictor.mpp) for rgb in tissue], folder)
+    path = resolve_model(name)
+    graph, layout, metadata = read_student(path)
+    network, _ = load_model(path)
+    cpu = torch.device("cpu")
+    small = _quantised(
+        graph, [resample(rgb, MPP / metadata.mpp) for rgb in tissue], metadata, folder
+    )
     variants = {
-        "torch, float32": predictor,
-        "ONNX Runtime, float32": _InOnnxRuntime(name, whole),
-        "ONNX Runtime, 8 bits": _InOnnxRuntime(name, small),
+        "torch, float32": Predictor.of_network(
+            optimise_for_inference(network, cpu), metadata, cpu, precision="float32"
+        ),
+        "ONNX Runtime, float32": Predictor.load(path, "cpu", threads=1),
+        "ONNX Runtime, 8 bits": Predictor(
+            OnnxForward(small, layout, metadata, views=1, threads=1), metadata
+        ),
     }
     scores: dict[str, list[float]] = {variant: [] for variant in variants}
     seconds = dict.fromkeys(variants, 0.0)
-    images = read_validation(data, MPP, predictor.mpp)
+    images = read_validation(data, MPP, metadata.mpp)
     for predicting in variants.values():
         predicting.predict_image(images[0].rgb)  # the first time, some of it is compiled
     for image in images:
@@ -92,32 +96,19 @@ def measure(name: str, data: Path, tissue: Sequence[RGB], folder: Path) -> list[
     ]
 
 
-def _quantised(name: str, tissue: Sequence[RGB], folder: Path) -> tuple[Path, Path]:
-    """Write a network as ONNX, as it is and in 8 bits."""
-    network, metadata = load_model(resolve_model(name))
+def _quantised(graph: bytes, tissue: Sequence[RGB], metadata: ModelMetadata, folder: Path) -> bytes:
+    """Return the graph of a network in 8 bits, calibrated on crops of tissue."""
     whole, small = folder / "whole.onnx", folder / "small.onnx"
-    sides = {2: "height", 3: "width"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that sizes are checked only while it is written
-        torch.onnx.export(
-            network.eval(),
-            (torch.zeros(1, 3, _CROP_PX, _CROP_PX),),
-            str(whole),
-            input_names=["rgb"],
-            output_names=["maps"],
-            dynamic_axes={"rgb": sides, "maps": sides},
-            dynamo=False,
-        )
-    crops = [_normalised(rgb[:_CROP_PX, :_CROP_PX], metadata) for rgb in tissue]
+    whole.write_bytes(graph)
     quantize_static(
         str(whole),
         str(small),
-        _Crops(crops),
+        _Crops([_normalised(rgb[:_CROP_PX, :_CROP_PX], metadata) for rgb in tissue]),
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
     )
-    return whole, small
+    return small.read_bytes()
 
 
 class _Crops(CalibrationDataReader):
@@ -126,38 +117,13 @@ class _Crops(CalibrationDataReader):
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         crop = next(self._left, None)
-        return None if crop is None else {"rgb": crop}
-
-
-class _InOnnxRuntime(Predictor):
-    """A network of the default model that ONNX Runtime computes, on one thread."""
-
-    def __init__(self, name: str, path: Path) -> None:
-        super().__init__(*load_model(resolve_model(name)), torch.device("cpu"))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-
-    def predict(
-        self,
-        rgb: RGB,
-        statistics: ReinhardStatistics | None = None,  # noqa: ARG002 - neither network has a use
-    ) -> tuple[FloatMap, FloatMap | None]:
-        height, width = rgb.shape[1:3]
-        (logits,) = self._session.run(None, {"rgb": _normalised(rgb[0], self.metadata)})
-        attention, centre = 1 / (1 + np.exp(-logits[:, :, :height, :width].swapaxes(0, 1)))
-        return attention, centre
+        return None if crop is None else {INPUT: crop}
 
 
 def _normalised(rgb: RGB, metadata: ModelMetadata) -> np.ndarray:
-    """Return an image as the network takes it: (1, 3, H, W) float32, padded to its stride."""
-    bottom, right = (-length % _STRIDE for length in rgb.shape[:2])
-    rgb = np.pad(rgb, ((0, bottom), (0, right), (0, 0)), mode="symmetric")
+    """Return an image as the network takes it: (1, H, W, 3) float32."""
     mean, std = np.float32(metadata.input_mean), np.float32(metadata.input_std)
-    image = (rgb / np.float32(255) - mean) / std
-    return np.ascontiguousarray(image.transpose(2, 0, 1)[None], np.float32)
+    return np.ascontiguousarray(((rgb / np.float32(255) - mean) / std)[None], np.float32)
 
 
 def report(results: dict[str, Any]) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, cast
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from qpnuclei.errors import ModelError
 from qpnuclei.models.geometry import NetworkGeometry
 from qpnuclei.models.metadata import HEADER_KEY, RETRAIN, ModelMetadata, read_metadata, shortened
+from qpnuclei.models.weights import check_shapes, read_weights
 from qpnuclei.system.files import write_atomically
 
 #: Module of each family's network, imported when a model of that family is built.
@@ -26,9 +26,6 @@ FAMILIES: Mapping[str, str] = {
     "attention": "qpnuclei.models.attention:AttentionNet",
     "student": "qpnuclei.models.student:StudentNet",
 }
-
-#: Data types of weights, and of the batch counter of BatchNorm.
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
 
 
 class Network(Protocol):
@@ -98,8 +95,8 @@ def load_model(path: Path) -> tuple[nn.Module, ModelMetadata]:
     qpnuclei.errors.NotFoundError
         If there is no such file.
     qpnuclei.errors.ModelError
-        As `read_metadata`; also if the weights belong to another architecture or are not finite, or
-        if the receptive field is larger than the file states.
+        As `read_metadata` and `qpnuclei.models.weights.read_weights`; also if the weights belong to
+        another architecture, or if the receptive field is larger than the file states.
     """
     metadata = read_metadata(path)
     with torch.device("meta"):  # uses no memory, whatever size the file states
@@ -110,34 +107,12 @@ def load_model(path: Path) -> tuple[nn.Module, ModelMetadata]:
             f"{_geometry(network)}",
             RETRAIN,
         )
-    try:
-        tensors = safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ModelError(
-            f"model file {path} cannot be read: {error}", "copy or download it again"
-        ) from error
+    tensors = {name: torch.from_numpy(weight) for name, weight in read_weights(path).items()}
     check_weights(network, tensors, f"model file {path}")
-    _check_finite(tensors, path)
     # Taken over rather than copied: making tensors like those of the "meta" device loads SymPy.
     types = {name: tensor.dtype for name, tensor in network.state_dict().items()}
     network.load_state_dict({n: t.to(types[n]) for n, t in tensors.items()}, assign=True)
     return network.eval(), metadata
-
-
-def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raise for weights that give NaN results, or that no training produces."""
-    for name, tensor in tensors.items():
-        if tensor.dtype not in _DTYPES:
-            what = f"is stored as {tensor.dtype}, which no training produces"
-        elif not tensor.float().isfinite().all():
-            what = "is not finite (NaN or infinite)"
-        elif name.endswith("running_var") and tensor.min() < 0:
-            what = "is a negative variance"
-        else:
-            continue
-        raise ModelError(
-            f"model file {path}: its weight {name} {what}", "train it again, or copy it again"
-        )
 
 
 def _geometry(network: nn.Module) -> NetworkGeometry:
@@ -166,24 +141,12 @@ def check_weights(network: nn.Module, tensors: Mapping[str, Tensor], source: str
     qpnuclei.errors.ModelError
         Naming the tensors that are missing, unexpected, or of another shape.
     """
-    wanted = network.state_dict()
-    problems = []
-    if missing := [name for name in wanted if name not in tensors]:
-        problems.append(f"lacks {_listed(missing)}")
-    if unexpected := [name for name in tensors if name not in wanted]:
-        problems.append(f"has unexpected {_listed(unexpected)}")
-    if reshaped := [
-        f"{name} of shape {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]:
-        problems.append(f"has {_listed(reshaped)}")
-    if problems:
-        raise ModelError(
-            f"{source} was made for another architecture than {type(network).__name__}: it "
-            + "; it ".join(problems),
-            RETRAIN,
-        )
+    check_shapes(
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()},
+        source,
+        type(network).__name__,
+    )
 
 
 def library_versions() -> dict[str, str]:
@@ -199,9 +162,3 @@ def library_versions() -> dict[str, str]:
         "torchvision": torchvision.__version__,
         "numpy": numpy.__version__,
     }
-
-
-def _listed(names: list[str], most: int = 4) -> str:
-    """Join names as ``"a, b, c, d and 3 more"``."""
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

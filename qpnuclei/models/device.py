@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-import torch
+import ctypes
+import platform
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qpnuclei.errors import DeviceError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+#: The library of NVIDIA's driver.
+_CUDA_DRIVERS = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
+
+#: There with AMD's driver, whose GPUs torch calls CUDA, too.
+_AMD_DRIVER = Path("/dev/kfd")
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -22,6 +35,8 @@ def resolve_device(name: str = "auto") -> torch.device:
     qpnuclei.errors.DeviceError
         If the requested device is not available.
     """
+    import torch  # takes seconds: see `takes_cpu`
+
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -48,3 +63,34 @@ def resolve_device(name: str = "auto") -> torch.device:
             "use --device auto or cpu",
         )
     return device
+
+
+def takes_cpu(name: str) -> bool:
+    """Tell whether a device of this name is the CPU, without torch where there is no doubt.
+
+    Raises
+    ------
+    qpnuclei.errors.UsageError, qpnuclei.errors.DeviceError
+        As `resolve_device`.
+
+    Examples
+    --------
+    >>> takes_cpu("cpu")
+    True
+    """
+    if name == "cpu" or (name == "auto" and not _may_have_gpu()):
+        return True
+    return resolve_device(name).type == "cpu"
+
+
+def _may_have_gpu() -> bool:
+    """Tell whether the machine has a GPU's driver, so that torch must say if it can use it."""
+    if sys.platform == "darwin":
+        return platform.machine() == "arm64"
+    if _AMD_DRIVER.exists():
+        return True
+    try:
+        ctypes.CDLL(_CUDA_DRIVERS.get(sys.platform, "libcuda.so"))
+    except OSError:
+        return False
+    return True

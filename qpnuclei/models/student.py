@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qpnuclei.models.geometry import student_geometry
 from qpnuclei.models.metadata import Decoder
+from qpnuclei.models.student_layout import Convolution, student_layout
 
 
 class StudentNet(nn.Module):
@@ -80,45 +78,23 @@ class StudentNet(nn.Module):
         subpixel: bool = False,
     ) -> None:
         super().__init__()
-        depths = (2,) * levels if encoder_convolutions is None else tuple(encoder_convolutions)
-        if base_channels < 1 or not 2 <= levels <= 8 or max_channels < base_channels:
-            raise ValueError(
-                f"base_channels={base_channels!r}, levels={levels!r}, "
-                f"max_channels={max_channels!r} do not describe a network"
-            )
-        if len(depths) != levels or min(depths) < 1:
-            raise ValueError(
-                f"encoder_convolutions={depths!r} is not one number from 1 on for each of "
-                f"{levels} levels"
-            )
-        if stem_stride not in (2, 4):
-            raise ValueError(f"stem_stride must be 2 or 4, not {stem_stride!r}")
-        if decoder not in get_args(Decoder):
-            raise ValueError(f"decoder must be one of {get_args(Decoder)}, not {decoder!r}")
-        widths = [min(base_channels * 2**level, max_channels) for level in range(levels)]
-        self.cell_px = stem_stride if subpixel or stem_stride == 4 else 1
-        self._adding = decoder == "adding"
-        self.stem = _conv(3, widths[0], kernel=stem_stride + 2, stride=stem_stride)
-        above = [widths[max(level - 1, 0)] for level in range(levels)]
-        ends = list(widths)
-        if self._adding:
-            ends[-1] = above[-1]  # addition needs equal channels
-        self.encoder = nn.ModuleList(
-            _convs(above[level], *[widths[level]] * (depths[level] - 1), ends[level])
-            for level in range(levels)
+        layout = student_layout(
+            base_channels,
+            levels,
+            max_channels,
+            stem_stride,
+            encoder_convolutions,
+            decoder,
+            subpixel,
         )
-        self.decoder = nn.ModuleList(
-            _convs(widths[level], above[level])
-            if self._adding
-            else _convs(widths[level] + widths[level + 1], widths[level], widths[level])
-            for level in range(levels - 1)
-        )
-        self.head = nn.Conv2d(widths[0], 2 * self.cell_px**2, 1)
-        geometry = student_geometry(
-            depths, stem_stride, 1 if self._adding else 2, subpixel=self.cell_px > 1
-        )
-        self.stride = geometry.stride
-        self.receptive_radius_px = geometry.receptive_radius_px
+        self.cell_px = layout.cell_px
+        self._adding = layout.adding
+        self.stem = _conv(layout.stem)
+        self.encoder = nn.ModuleList(_convs(level) for level in layout.encoder)
+        self.decoder = nn.ModuleList(_convs(level) for level in layout.decoder)
+        self.head = nn.Conv2d(layout.head.inputs, layout.head.outputs, layout.head.kernel)
+        self.stride = layout.geometry.stride
+        self.receptive_radius_px = layout.geometry.receptive_radius_px
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits of foreground and centre map.
@@ -170,16 +146,18 @@ class StudentNet(nn.Module):
         return up.add_(skip) if self._adding else torch.cat([up, skip], dim=1)
 
 
-def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+def _conv(layout: Convolution) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
+        nn.Conv2d(
+            layout.inputs, layout.outputs, layout.kernel, layout.stride, padding=1, bias=False
+        ),
+        nn.BatchNorm2d(layout.outputs),
         nn.ReLU(inplace=True),
     )
 
 
-def _convs(*channels: int) -> nn.Sequential:
-    return nn.Sequential(*(_conv(*pair) for pair in itertools.pairwise(channels)))
+def _convs(level: Iterable[Convolution]) -> nn.Sequential:
+    return nn.Sequential(*map(_conv, level))
 
 
 def _upsample(x: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from qpnuclei.system.files import (
     make_folder_below,
     make_writable_folder,
     read_regular,
+    remove_leftovers,
     write_atomically,
 )
 from qpnuclei.system.interrupts import interrupt_postponed
@@ -273,7 +274,8 @@ def choose_folder(
 
     The default folder in the project is made by the first file written to it, so that a run that
     ends before leaves no empty folder. When a new folder is chosen, the shards of finished runs are
-    removed; their records stay.
+    removed, while their records stay, and so are the folders of runs that were killed while they
+    planned.
 
     Parameters
     ----------
@@ -309,12 +311,26 @@ def choose_folder(
             folder = RunFolder(path.parent, project.path.parent)
             if folder.record().get("request") == request and (extend or not folder.is_done):
                 return folder
+    _drop_unstarted(runs)
     # The project is locked, so no other run takes the same name.
     name = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     names = (name if number == 1 else f"{name}-{number}" for number in count(1))
     free = next(runs / name for name in names if not (runs / name).exists())
     _drop_shards(runs)
     return RunFolder(free, project.path.parent)
+
+
+def _drop_unstarted(runs: Path) -> None:
+    """Remove the folders of runs that were killed before they had a record.
+
+    They hold nothing that was computed. The project is locked, so none of them is about to start.
+    """
+    for path in runs.glob("????-??-??T??-??-??*"):
+        if path.is_symlink() or not path.is_dir():
+            continue
+        remove_leftovers(path)
+        if {inside.name for inside in path.iterdir()} <= {"plan.json", "run.log"}:
+            shutil.rmtree(path, ignore_errors=True)  # if it fails, it is only in the way
 
 
 def _drop_shards(runs: Path) -> None:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from qpnuclei.errors import DeviceError
-from qpnuclei.segmentation.forward import Forward
 from qpnuclei.segmentation.quantised import (
     ATTENTION_STEPS,
     CENTRE_STEPS,
@@ -38,19 +37,20 @@ _WHITE = 255
 Function = Callable[[Tensor], tuple[Tensor, ...]]
 
 
-class CudaForward:
-    """A network on an NVIDIA GPU: batches of tiles to quantised maps. Threads may share it.
+class CudaMaps:
+    """From batches of tiles to quantised maps on an NVIDIA GPU. Threads may share it.
 
     Parameters
     ----------
-    forward : Forward
+    maps : callable
+        From (B, H, W, 3) uint8 tiles on the device to (B, C, H, W) maps.
     device : torch.device
     stride : int
         Of the network.
     """
 
-    def __init__(self, forward: Forward, device: torch.device, stride: int) -> None:
-        self._forward = forward
+    def __init__(self, maps: Callable[[Tensor], Tensor], device: torch.device, stride: int) -> None:
+        self._maps = maps
         self._device = device
         self._stride = stride
         self._queueing = threading.Lock()
@@ -63,7 +63,7 @@ class CudaForward:
         torch.cuda.synchronize(device)
 
     @torch.inference_mode()
-    def quantised_maps(
+    def __call__(
         self, rgb: npt.NDArray[np.uint8]
     ) -> tuple[QuantisedAttention, QuantisedCentre | None]:
         """Return the quantised maps of a batch of tiles.
@@ -123,7 +123,7 @@ class CudaForward:
         return -(-length // self._stride) * self._stride
 
     def _quantised_maps(self, rgb: Tensor) -> tuple[Tensor, ...]:
-        return quantise_maps(self._forward.maps(rgb))
+        return quantise_maps(self._maps(rgb))
 
 
 class BatchSplitter:

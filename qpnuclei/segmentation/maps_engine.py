@@ -70,7 +70,7 @@ class MapsEngine:
     @property
     def execution(self) -> str:
         """Where and how it runs, for example ``"cpu, float32, 8 views"``."""
-        parts = [str(self.predictor.device), self.predictor.precision]
+        parts = [self.predictor.device, self.predictor.precision]
         if self.predictor.views > 1:
             parts.append(f"{self.predictor.views} views")
         return ", ".join(parts)
@@ -113,7 +113,7 @@ class MapsEngine:
         On a CPU it is 1: more is no faster, and a result would depend on the other tiles in its
         batch.
         """
-        if self.predictor.device.type == "cpu":
+        if self.predictor.device == "cpu":
             return 1
         if self._options.batch_size is not None:
             return self._options.batch_size
@@ -172,7 +172,10 @@ class MapsEngineFactory:
         """Return the engine with a model; see `qpnuclei.segmentation.engine.EngineFactory.load`."""
         from qpnuclei.segmentation.predictor import Predictor
 
-        predictor = Predictor.load(model, options.device, options.views, options.precision)
+        # Several tiles are predicted at the same time, each in a thread.
+        predictor = Predictor.load(
+            model, options.device, options.views, options.precision, threads=1
+        )
         if options.threshold is not None:
             own = predictor.metadata.post_processing
             predictor = predictor.with_post_processing(

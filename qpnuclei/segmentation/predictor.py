@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
 
 from qpnuclei.choices import Precision
-from qpnuclei.models.checkpoint import Network, load_model
-from qpnuclei.models.device import resolve_device
-from qpnuclei.models.metadata import ModelMetadata, PostProcessing
+from qpnuclei.models.device import takes_cpu
+from qpnuclei.models.metadata import ModelMetadata, PostProcessing, read_metadata
 from qpnuclei.models.registry import DEFAULT_MODEL, resolve_model
-from qpnuclei.segmentation.cuda import TILES_AT_ONCE, CudaForward
-from qpnuclei.segmentation.forward import Forward, optimise_for_inference
+from qpnuclei.segmentation.forward import Forward
 from qpnuclei.segmentation.quantised import FloatMap, QuantisedAttention, QuantisedCentre
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.stains import ReinhardStatistics, reinhard_transfer
+from qpnuclei.system.threads import available_cores
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 #: Height and width of the tiles into which `Predictor.predict_image` cuts a large image, in px.
 _TILE_PX = 1024
-
-_DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Predictor:
@@ -32,17 +31,10 @@ class Predictor:
 
     Parameters
     ----------
-    network : torch.nn.Module
-        Of the family that `metadata` names, with its trained weights.
+    forward : Forward
+        The network.
     metadata : ModelMetadata
-    device : torch.device
-    views : {1, 8}
-        With 8, results over the flips and right-angle rotations of the image are averaged, as the
-        paper's code does at test time. Eight times slower.
-    precision : {"auto", "float32", "bfloat16"}
-        Of the convolutions. Auto is float16 on CUDA, float32 elsewhere. CPUs with bfloat16
-        arithmetic take less than half the time with it; then about 1 of 4000 pixels of the default
-        model's mask changes sides, and the last bits of the attention change everywhere.
+        Of its model.
 
     Examples
     --------
@@ -53,29 +45,9 @@ class Predictor:
     ((1, 64, 64), True)
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        metadata: ModelMetadata,
-        device: torch.device,
-        views: int = 1,
-        precision: Precision = "auto",
-    ) -> None:
-        if views not in (1, 8):
-            raise ValueError(f"views must be 1 or 8, not {views!r}")
-        self._precision = precision
-        self._dtype = _DTYPES[precision]
-        if precision == "auto" and device.type == "cuda":
-            # Not bfloat16: its 8 bits are coarse for a sigmoid of gain 20.
-            self._dtype = torch.float16
+    def __init__(self, forward: Forward, metadata: ModelMetadata) -> None:
+        self._forward = forward
         self._metadata = metadata
-        self._device = device
-        self._views = views
-        self._network = network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._forward = Forward(self._network, metadata, device, views, self._dtype)
-        self._on_cuda = None
-        if device.type == "cuda":
-            self._on_cuda = CudaForward(self._forward, device, self.stride)
 
     @classmethod
     def load(
@@ -84,8 +56,12 @@ class Predictor:
         device: str = "auto",
         views: int = 1,
         precision: Precision = "auto",
+        threads: int | None = None,
     ) -> Predictor:
         """Load a model by the name of one in the package, or from a ``.safetensors`` file.
+
+        On CPUs, ONNX Runtime computes students in float32, which loads in a tenth of the time that
+        torch takes. Torch computes everything else.
 
         Parameters
         ----------
@@ -93,8 +69,17 @@ class Predictor:
             See `resolve_model`.
         device : str
             See `qpnuclei.models.device.resolve_device`.
-        views, precision
-            See `Predictor`.
+        views : {1, 8}
+            With 8, results over the flips and right-angle rotations of the image are averaged, as
+            the paper's code does at test time. Eight times slower.
+        precision : {"auto", "float32", "bfloat16"}
+            Of the convolutions. Auto is float16 on CUDA, float32 elsewhere. CPUs with bfloat16
+            arithmetic take less than half the time with it; then about 1 of 4000 pixels of the
+            default model's mask changes sides, and the last bits of the attention change
+            everywhere.
+        threads : int, optional
+            With which ONNX Runtime computes one tile; all cores if not given. Torch's is a setting
+            of the process.
 
         Raises
         ------
@@ -104,17 +89,60 @@ class Predictor:
             If the file is not a model of this program.
         qpnuclei.errors.UsageError, qpnuclei.errors.DeviceError
             If `device` is not a device, or not there.
+        ValueError
+            If `views` is neither 1 nor 8.
         """
+        _check_views(views)
+        path = resolve_model(name_or_path)
+        metadata = read_metadata(path)
+        if metadata.family == "student" and precision != "bfloat16" and takes_cpu(device):
+            from qpnuclei.segmentation.onnx_forward import OnnxForward
+
+            return cls(OnnxForward.load(path, views, threads or available_cores()), metadata)
+        from qpnuclei.models.checkpoint import load_model
+        from qpnuclei.models.device import resolve_device
+        from qpnuclei.segmentation.torch_forward import optimise_for_inference
+
         resolved = resolve_device(device)
-        network, metadata = load_model(resolve_model(name_or_path))
-        return cls(
-            optimise_for_inference(network.eval(), resolved), metadata, resolved, views, precision
-        )
+        network, metadata = load_model(path)
+        network = optimise_for_inference(network.eval(), resolved)
+        return cls.of_network(network, metadata, resolved, views, precision)
+
+    @classmethod
+    def of_network(
+        cls,
+        network: nn.Module,
+        metadata: ModelMetadata,
+        device: torch.device,
+        views: int = 1,
+        precision: Precision = "auto",
+    ) -> Predictor:
+        """Use a network that is in memory, for example one in training.
+
+        Parameters
+        ----------
+        network : torch.nn.Module
+            Of the family that `metadata` names. It is put into evaluation mode, and moved to
+            `device`.
+        metadata : ModelMetadata
+        device : torch.device
+        views, precision
+            See `load`.
+
+        Raises
+        ------
+        ValueError
+            If `views` is neither 1 nor 8.
+        """
+        from qpnuclei.segmentation.torch_forward import torch_forward
+
+        _check_views(views)
+        return cls(torch_forward(network, metadata, device, views, precision), metadata)
 
     def with_post_processing(self, parameters: PostProcessing) -> Predictor:
         """Return a predictor with the same network and another post-processing."""
         metadata = self._metadata.model_copy(update={"post_processing": parameters})
-        return Predictor(self._network, metadata, self._device, self._views, self._precision)
+        return Predictor(self._forward, metadata)
 
     @property
     def metadata(self) -> ModelMetadata:
@@ -129,32 +157,32 @@ class Predictor:
     @property
     def receptive_radius_px(self) -> int:
         """How far from a pixel its result depends on the image, in px of the model's resolution."""
-        return cast(Network, self._network).receptive_radius_px
+        return self._forward.geometry.receptive_radius_px
 
     @property
     def stride(self) -> int:
         """Overlapping tiles agree if their origins differ by a multiple of it, in px."""
-        return cast(Network, self._network).stride
+        return self._forward.geometry.stride
 
     @property
     def precision(self) -> str:
         """Number format of the convolutions, for example ``"float32"``."""
-        return str(self._dtype).removeprefix("torch.")
+        return self._forward.precision
 
     @property
     def views(self) -> int:
         """Number of flips and rotations of a tile that are averaged: 1 or 8."""
-        return self._views
+        return self._forward.views
 
     @property
-    def device(self) -> torch.device:
-        """Where the network runs."""
-        return self._device
+    def device(self) -> str:
+        """Where the network runs, for example ``"cuda:0"``."""
+        return self._forward.device
 
     @property
     def tiles_at_once(self) -> int:
         """Best batch size for `predict_quantised`: several tiles on a GPU, else one."""
-        return 1 if self._on_cuda is None else TILES_AT_ONCE
+        return self._forward.tiles_at_once
 
     def predict(
         self, rgb: RGB, statistics: ReinhardStatistics | None = None
@@ -182,8 +210,7 @@ class Predictor:
         ValueError
             If `rgb` is not such an array, or the model needs `statistics`.
         """
-        height, width = rgb.shape[1:3]
-        maps = self._forward.maps(self._pixels(rgb, statistics)).cpu().numpy()[..., :height, :width]
+        maps = self._forward.maps(self._checked(rgb, statistics))
         return maps[:, 0], maps[:, 1] if maps.shape[1] > 1 else None
 
     def predict_quantised(
@@ -214,12 +241,7 @@ class Predictor:
         qpnuclei.errors.DeviceError
             If one tile does not fit into the memory of a GPU.
         """
-        if self._on_cuda is not None:
-            return self._on_cuda.quantised_maps(self._checked(rgb, statistics))
-        height, width = rgb.shape[1:3]
-        attention, centre = self._forward.quantised_maps(self._pixels(rgb, statistics))
-        within = np.s_[:, :height, :width]
-        return attention[within], None if centre is None else centre[within]
+        return self._forward.quantised_maps(self._checked(rgb, statistics))
 
     def predict_image(
         self, rgb: RGB, statistics: ReinhardStatistics | None = None
@@ -267,14 +289,6 @@ class Predictor:
             raise ValueError(f"rgb must be (B, H, W, 3) uint8, not {rgb.shape} {rgb.dtype}")
         return normalise_colour(rgb, self._metadata, statistics)
 
-    def _pixels(self, rgb: RGB, statistics: ReinhardStatistics | None) -> Tensor:
-        """Return tiles on the device: colours normalised, sizes padded to the stride."""
-        rgb = self._checked(rgb, statistics)
-        bottom, right = (-length % self.stride for length in rgb.shape[1:3])
-        if bottom or right:
-            rgb = np.pad(rgb, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="symmetric")
-        return torch.from_numpy(np.ascontiguousarray(rgb)).to(self._device)
-
 
 def normalise_colour(
     rgb: RGB, metadata: ModelMetadata, statistics: ReinhardStatistics | None
@@ -308,3 +322,8 @@ def normalise_colour(
 def _check_image(rgb: RGB) -> None:
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or rgb.size == 0:
         raise ValueError(f"rgb must be (H, W, 3) uint8 and not empty: {rgb.shape} {rgb.dtype}")
+
+
+def _check_views(views: int) -> None:
+    if views not in (1, 8):
+        raise ValueError(f"views must be 1 or 8, not {views!r}")

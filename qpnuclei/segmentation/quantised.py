@@ -10,10 +10,15 @@ the same mask as without quantisation, if the threshold is a multiple of 1/240 (
 
 from __future__ import annotations
 
+from typing import TypeVar, cast
+
 import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.errors import ModelError
+from qpnuclei.system.compiled import compiled
+
+Level = TypeVar("Level", np.uint8, np.uint16)
 
 ATTENTION_STEPS = 240
 #: Level of attention where a map is NaN.
@@ -25,6 +30,8 @@ QuantisedAttention = npt.NDArray[np.uint8]
 QuantisedCentre = npt.NDArray[np.uint16]
 AttentionMap = FloatMap | QuantisedAttention
 CentreMap = FloatMap | QuantisedCentre
+
+_BITS_OF_ONE = int(np.float32(1).view(np.uint32))
 
 #: (240,) float32: the attention that each level stands for, in the middle of its step.
 ATTENTION_OF_LEVEL = ((np.arange(ATTENTION_STEPS) + 0.5) / ATTENTION_STEPS).astype(np.float32)
@@ -80,3 +87,76 @@ def first_level_above(threshold: float) -> int:
     above no threshold, attention of 1 above all.
     """
     return min(max(round(threshold * ATTENTION_STEPS), 1), ATTENTION_STEPS - 1)
+
+
+def quantise_cells(
+    cells: FloatMap, shape: tuple[int, int, int], side: int
+) -> tuple[QuantisedAttention, QuantisedCentre | None]:
+    """Quantise maps whose pixels are grouped into square cells.
+
+    Rearranging levels is faster than rearranging floats.
+
+    Parameters
+    ----------
+    cells : (N, L) float32 ndarray
+        In 0..1; a row holds the pixels of a cell, row by row: first attention, then the centre map
+        if there is one. For a `side` of 1, a row holds a whole tile.
+    shape : tuple of int
+        (B, H, W) of the maps.
+    side : int
+        Of a cell, in px.
+
+    Returns
+    -------
+    attention : (B, H, W) uint8 ndarray
+        `NAN_LEVEL` in the whole of a cell that has a NaN.
+    centre : (B, H, W) uint16 ndarray or None
+    """
+    length = side * side if side > 1 else shape[1] * shape[2]
+    attention = np.empty((len(cells), length), np.uint8)
+    centre = np.empty((len(cells), cells.shape[1] - length), np.uint16)
+    _quantise_rows(cells, attention, centre)
+    return (
+        _arrange_cells(attention, shape, side),
+        _arrange_cells(centre, shape, side) if centre.size else None,
+    )
+
+
+@compiled
+def _quantise_rows(
+    rows: npt.NDArray[np.float32],
+    attention: npt.NDArray[np.uint8],
+    centre: npt.NDArray[np.uint16],
+) -> None:
+    """Quantise (N, n + m) values: n of attention, then m of the centre map.
+
+    The attention of a row with a NaN becomes `NAN_LEVEL`.
+    """
+    steps, one, zero = np.float32(ATTENTION_STEPS), np.float32(1), np.float32(0)
+    centre_steps = np.float32(CENTRE_STEPS)
+    bits = rows.view(np.uint32)  # as integers, those of NaN exceed those of all floats in 0..1
+    length = attention.shape[1]
+    for row in range(rows.shape[0]):
+        highest = np.uint32(0)
+        for column in range(length):
+            level = np.ceil(rows[row, column] * steps) - one
+            attention[row, column] = np.uint8(max(level, zero))
+            highest = max(highest, bits[row, column])
+        for column in range(centre.shape[1]):
+            centre[row, column] = np.uint16(np.rint(rows[row, length + column] * centre_steps))
+            highest = max(highest, bits[row, length + column])
+        if highest > _BITS_OF_ONE:
+            attention[row] = NAN_LEVEL
+
+
+def _arrange_cells(
+    levels: npt.NDArray[Level], shape: tuple[int, int, int], side: int
+) -> npt.NDArray[Level]:
+    """Rearrange cells of `side` x `side` px, one per row, to (B, H, W)."""
+    if side == 1:
+        return levels.reshape(shape)
+    batch, height, width = shape
+    # Move each row of a cell as one integer.
+    whole = np.dtype(f"u{side * levels.itemsize}")
+    cells = levels.view(whole).reshape(batch, height // side, width // side, side)
+    return cast("npt.NDArray[Level]", cells.swapaxes(2, 3).copy().view(levels.dtype).reshape(shape))

@@ -14,6 +14,7 @@ _LIBRARIES = (
     "scikit-image",
     "opencv-python-headless",
     "shapely",
+    "onnxruntime",
     "torch",
     "tifffile",
     "tiffslide",

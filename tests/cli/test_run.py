@@ -545,7 +545,7 @@ def test_dry_run_changes_nothing(sample: Sample, qpnuclei: Call) -> None:
     [
         ("--dry-run", set()),
         # SciPy comes with Numba.
-        ("--quiet", {"torch", "numba", "scipy", "pyarrow"}),
+        ("--quiet", {"onnxruntime", "numba", "scipy", "pyarrow"}),
     ],
 )
 def test_what_a_run_does_not_need_is_not_loaded(

@@ -170,7 +170,8 @@ def test_predict_gives_maps_of_the_images_size(folder):
     network = StudentNet(**architecture)
 
     (predicted,) = predict(
-        Predictor(network, metadata, torch.device("cpu")), read_validation(folder, 0.25, 0.25)
+        Predictor.of_network(network, metadata, torch.device("cpu")),
+        read_validation(folder, 0.25, 0.25),
     )
 
     assert predicted.attention.shape == predicted.labels.shape == (64, 48)

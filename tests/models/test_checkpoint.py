@@ -134,7 +134,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(
     [
         (lambda t: t.double() * 1e300, "is not finite"),  # beyond float32
         (lambda t: torch.full_like(t, -1.0), "is a negative variance"),
-        (lambda t: t.to(torch.complex64), "is stored as torch.complex64"),
+        (lambda t: t.to(torch.complex64), "is stored as C64, which no training"),
     ],
 )
 def test_weights_that_no_training_makes(model_file: Path, change, named: str) -> None:

@@ -29,7 +29,7 @@ def predictor(views: int = 1, tau: float | None = 0.0, **architecture: object) -
         {"name": "tiny", "family": "attention", "architecture": architecture, "mpp": 0.5,
          "tau": tau, "sigmoid_gain": 2.0}
     )  # fmt: skip
-    return Predictor(network, metadata, torch.device("cpu"), views)
+    return Predictor.of_network(network, metadata, torch.device("cpu"), views)
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -42,7 +42,7 @@ def test_predict_is_the_sigmoid_of_the_network_on_normalised_rgb() -> None:
     attention, centre = made.predict(rgb)
     x = (rgb / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]  # ImageNet
     with torch.no_grad():
-        a = made._network(torch.from_numpy(x.transpose(0, 3, 1, 2)).float())[:, 0].numpy()
+        a = made._forward._network(torch.from_numpy(x.transpose(0, 3, 1, 2)).float())[:, 0].numpy()
     np.testing.assert_allclose(attention, 1 / (1 + np.exp(-2.0 * (a - 0.25))), atol=1e-5)
     assert attention.dtype == np.float32
     assert centre is None
@@ -87,7 +87,7 @@ def test_a_second_channel_is_the_centre_map() -> None:
             return torch.stack([torch.zeros_like(x[:, 0]), torch.full_like(x[:, 0], 9.0)], dim=1)
 
     metadata = ModelMetadata(name="two", family="student", architecture={}, mpp=0.25)
-    attention, centre = Predictor(TwoChannels(), metadata, torch.device("cpu")).predict(
+    attention, centre = Predictor.of_network(TwoChannels(), metadata, torch.device("cpu")).predict(
         noise(1, 4, 5, 3)
     )
     assert attention == pytest.approx(0.5)
@@ -159,14 +159,14 @@ def test_predict_refuses_other_arrays(bad: np.ndarray) -> None:
 def test_load_by_path(tmp_path: Path) -> None:
     made = predictor()
     path = tmp_path / "tiny.safetensors"
-    save_model(path, made._network, made.metadata)
+    save_model(path, made._forward._network, made.metadata)
     loaded = Predictor.load(path, device="cpu")
     rgb = noise(1, 20, 24, 3)
     np.testing.assert_allclose(loaded.predict(rgb)[0], made.predict(rgb)[0], atol=1e-6)
     assert loaded.mpp == 0.5
     assert loaded.receptive_radius_px == 1 + 2 * (1 + 2)
     assert loaded.stride == 1
-    assert loaded.device.type == "cpu"
+    assert loaded.device == "cpu"
 
 
 def test_load_by_a_name_that_is_not_there_lists_those_that_are(
@@ -220,7 +220,7 @@ def dark_is_nucleus(**metadata: object) -> Predictor:
     described = ModelMetadata.model_validate(
         fields | {"post_processing": PostProcessing(coarse_radius_px=1)} | metadata
     )
-    return Predictor(DarkIsNucleus(), described, torch.device("cpu"))
+    return Predictor.of_network(DarkIsNucleus(), described, torch.device("cpu"))
 
 
 def white_with_dark_squares(*squares: tuple[slice, slice], size: int = 64) -> np.ndarray:

@@ -9,6 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from qpnuclei.errors import UsageError
+from qpnuclei.models.device import takes_cpu
 from qpnuclei.pipeline.inference.executors import Executor, compute_here
 from qpnuclei.pipeline.inference.units import NO_LIMITS, Conduct
 from qpnuclei.pipeline.options import RunOptions
@@ -61,7 +62,7 @@ def computing(
         )
 
         _refuse_with_dask(options.device, conduct)
-        with cluster_of(conduct.dask) as client:
+        with cluster_of(conduct.dask, conduct.check_stop) as client:
             on_cluster = partial(
                 compute_on_cluster,
                 client=client,
@@ -69,6 +70,7 @@ def computing(
                 options=replace(options, workers=cores_of_worker(conduct.dask, options.workers)),
                 slides_from=slides_from,
                 limit_s=limits.seconds,
+                check_stop=conduct.check_stop,
             )
             # This machine need not have the device and libraries of the workers.
             yield Computing(on_cluster, engine_on("auto"), f"Dask, {conduct.dask}")
@@ -80,12 +82,10 @@ def computing(
         here = partial(compute_here, engine=engine, options=options, slides_from=slides_from)
         yield Computing(here, engine, execution)
         return
-    # Imported here: planning must not load torch.
-    from qpnuclei.models.device import resolve_device
     from qpnuclei.pipeline.inference.processes import compute_in_processes
 
     for device in devices:
-        resolve_device(device)
+        takes_cpu(device)  # raises if it is not there
     in_processes = partial(
         compute_in_processes,
         devices=devices,

@@ -309,7 +309,7 @@ class _Run:
         if metadata.post_processing != PostProcessing():
             return  # the run was already tuned
         _log.info("choosing the post-processing on %d images", len(self.labelled))
-        predictor = Predictor(network, metadata, self.learner.device)
+        predictor = Predictor.of_network(network, metadata, self.learner.device)
         predicted = predict(predictor, self.labelled)
         parameters = tune_post_processing(predicted, metadata.post_processing)
         measured = {**metadata.validation, **summarise(predicted, parameters)}

@@ -53,7 +53,7 @@ def validate(
     """
     # A copy, because the predictor changes its network to evaluation mode and another memory
     # layout.
-    predictor = Predictor(copy.deepcopy(network), metadata, device)
+    predictor = Predictor.of_network(copy.deepcopy(network), metadata, device)
     dice, auc = [], []
     for image in predict(predictor, images):
         foreground = (image.attention > 0.5).view(np.uint8)

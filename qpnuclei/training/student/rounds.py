@@ -240,7 +240,7 @@ class _Run:
         number = self.progress.epoch + 1
         rng = np.random.default_rng((self.identity["seed"], number))
         is_trained = number > 1 or self.recipe.start is not None
-        previous = Predictor(self.student, self._metadata(), self.device) if is_trained else None
+        previous = self._predictor() if is_trained else None
         known = self.curriculum.known(previous)
         nuclei = sum(len(np.unique(labels.labels)) - 1 for labels in known)
         picture = self.folder / "pseudo-labels" / f"round-{number:02d}.png"
@@ -274,6 +274,9 @@ class _Run:
         self._finish(number, loss, nuclei, time.monotonic() - start)
         return True
 
+    def _predictor(self) -> Predictor:
+        return Predictor.of_network(self.student, self._metadata(), self.device)
+
     def _finish(self, number: int, loss: float, nuclei: int, seconds: float) -> None:
         """Validate the student of a finished round, keep it if it is the best, and save."""
         progress = self.progress
@@ -281,7 +284,7 @@ class _Run:
         measured: dict[str, Any] = {}
         score = None
         if self.labelled:
-            predictor = Predictor(self.student, self._metadata(), self.device)
+            predictor = self._predictor()
             predicted, changed = predict_both(predictor, self.labelled)
             measured = quality(predicted, changed, self._post_processing)
             means = measured["mean"], measured["recoloured"]

@@ -59,7 +59,7 @@ def tune(path: Path, labelled: Sequence[LabelledImage], device: torch.device) ->
         If the file is no model or cannot be written.
     """
     network, metadata = load_model(path)
-    predicted, changed = predict_both(Predictor(network, metadata, device), labelled)
+    predicted, changed = predict_both(Predictor.of_network(network, metadata, device), labelled)
     # Once in their own colours and once in others: a second time would cost more than it tells.
     both = [*predicted, *changed[: len(predicted)]]
     parameters = tune_post_processing(both, metadata.post_processing, mpp=metadata.mpp)

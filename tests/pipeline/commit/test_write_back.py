@@ -274,7 +274,27 @@ def test_runs_of_one_second_have_a_folder_each(project: NativeProject) -> None:
     for _ in range(5):
         folders.append(choose_folder(project, OPTIONS).path)
         folders[-1].mkdir(parents=True)
+        (folders[-1] / "run.json").write_text("{}")
     assert len(set(folders)) == 5
+
+
+def test_folders_of_runs_that_were_killed_while_planning_are_removed(
+    project: NativeProject,
+) -> None:
+    runs = project.path.parent / "qpnuclei"
+    for name, files in {
+        "2026-01-01T10-00-00": [],
+        "2026-01-01T11-00-00": ["plan.json", "run.log"],
+        "2026-01-01T12-00-00": ["plan.json", "run.json"],
+        "2026-01-01T13-00-00": ["plan.json", "shards"],
+        "notes": [],
+    }.items():
+        (runs / name).mkdir(parents=True)
+        for file in files:
+            (runs / name / file).touch()
+    choose_folder(project, OPTIONS)
+    left = sorted(path.name for path in runs.iterdir())
+    assert left == ["2026-01-01T12-00-00", "2026-01-01T13-00-00", "notes"]
 
 
 @pytest.mark.parametrize("saved_before", [True, False])
