@@ -194,5 +194,5 @@ def _inputs(
     selection = options.selection
     chosen = [a for a in objects.annotations if not selection.tissue and selection.matches(a)]
     excluded = [a for a in objects.annotations if selection.excludes(a)]
-    known = [repr(entry.calibration), repr(entry.stains)]
+    known = [repr(entry.calibration), repr(entry.stains), options.pixel_sizes.given_for(entry)]
     return inputs_of(options, list(specs.values()), file, chosen, excluded, known)

@@ -148,10 +148,15 @@ class NativeImage:
             If ``data.qpdata`` is truncated or corrupt; the hint says whether its ``.bkp`` is
             readable.
         """
+        before = self._state()
         data, fingerprint = self._read_bytes()
         if data is None:
             return ImageObjects((), FileDetections([]), fingerprint)
-        objects = self._parse(data).read()
+        data_file = self._parse(data)
+        objects = data_file.read()
+        if before == self._state():  # else the header may be that of another file
+            with contextlib.suppress(FormatError):
+                self._keep_header(before, data_file)
         return ImageObjects(
             objects.annotations,
             objects.detections,
@@ -318,16 +323,28 @@ class NativeImage:
         return DataFile.parse(data, str(self.data_path), self._backup_hint)
 
     def _read_header(self) -> tuple[str | None, Stains | None]:
+        state = self._state()
+        if state is None:
+            return None, None
+        if self._header is None or self._header[0] != state:
+            data, _ = self._read_bytes()
+            header = DataFile.parse_header(data or b"", str(self.data_path), self._backup_hint)
+            return self._keep_header(state, header)
+        return self._header[1:]
+
+    def _keep_header(self, state: object, data_file: DataFile) -> tuple[str | None, Stains | None]:
+        self._header = state, data_file.image_type, data_file.stains
+        return self._header[1:]
+
+    def _state(self) -> tuple[int, int, int] | None:
+        """Return what tells the data file from a later one, without its content; None if absent."""
         try:
             status = self.data_path.stat()
         except FileNotFoundError:
-            return None, None
-        key = (status.st_size, status.st_mtime_ns, status.st_ino)
-        if self._header is None or self._header[0] != key:
-            data, _ = self._read_bytes()
-            header = DataFile.parse_header(data or b"", str(self.data_path), self._backup_hint)
-            self._header = key, header.image_type, header.stains
-        return self._header[1:]
+            return None
+        except OSError as error:
+            raise FormatError(f"{self.data_path}: cannot be read: {error.strerror}") from error
+        return status.st_size, status.st_mtime_ns, status.st_ino
 
     def _new_data_file(self) -> DataFile:
         version = self._project.version or ""

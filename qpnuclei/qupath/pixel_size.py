@@ -43,6 +43,10 @@ class AskedMpp:
     only_missing: bool = False
     by_image: Mapping[str, float] = field(default_factory=dict)
 
+    def given_for(self, entry: ImageEntry) -> float | None:
+        """Return the pixel size that is given for one image; None without."""
+        return self.by_image.get(entry.id, self.by_image.get(entry.name))
+
 
 def pixel_size(
     entry: ImageEntry,
@@ -75,7 +79,7 @@ def pixel_size(
         If no pixel size is known, or it is implausible.
     """
     name = f"image {entry.name}"
-    given = asked.by_image.get(entry.id, asked.by_image.get(entry.name))
+    given = asked.given_for(entry)
     if given is not None:
         return resolve_mpp(given, entry.calibration, None, name)[0], "--mpp-table"
     if asked.mpp is not None and not asked.only_missing:

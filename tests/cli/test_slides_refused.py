@@ -70,6 +70,28 @@ def test_mpp_is_for_the_slides_that_image_names(
         assert taken(qpnuclei(*named, "--mpp", mpp)) == {"m0.5.tif": mpp}
 
 
+def test_a_pixel_size_for_the_slides_without_one_leaves_the_others_done(
+    tmp_path: Path, qpnuclei: Call
+) -> None:
+    paint(tmp_path / "u" / "none.png", (80, 80))
+    scan(tmp_path / "u" / "m0.4.tif", 0.4)
+    command = ("run", tmp_path / "u", "-o", tmp_path / "r", *QUIET)
+    assert qpnuclei(*command).exit_code == 1
+    first = json.loads(next((tmp_path / "r" / "qpnuclei").glob("*/run.json")).read_text())
+    assert [image["name"] for image in first["images"]] == ["m0.4.tif"]
+
+    again = json.loads(qpnuclei(*command, "--mpp", "0.25").stdout)
+    assert {image["name"]: image["mpp"][0] for image in again["images"]} == {
+        "m0.4.tif": pytest.approx(0.4),
+        "none.png": 0.25,
+    }
+    assert again["resumed"] == 1
+    assert again["failures"] == []
+    # Another one for it is another input of it alone.
+    other = qpnuclei(*command, "--mpp", "0.3", "--image", "none.png")
+    assert [image["mpp"][0] for image in json.loads(other.stdout)["images"]] == [0.3]
+
+
 def test_mpp_for_slides_without_one_says_where_it_is_not_used(
     scans: Path, tmp_path: Path, qpnuclei: Call, caplog: pytest.LogCaptureFixture
 ) -> None:

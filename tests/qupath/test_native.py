@@ -24,7 +24,7 @@ from qpnuclei.qupath.qpdata import java_fields as jf
 from qpnuclei.qupath.qpdata.data_file import DataFile
 from qpnuclei.qupath.qpdata.hierarchy import annotations_of, remove_objects
 from qpnuclei.qupath.qpdata.workflow import add_step
-from qpnuclei.system.files import temporary_prefix
+from qpnuclei.system.files import read_regular, temporary_prefix
 from qpnuclei.system.processes import Process
 from tests.ids import nucleus_id
 from tests.paths import SAMPLES, SHARED
@@ -257,6 +257,34 @@ def test_an_image_that_was_never_saved(version, tmp_path):
     image.write(Edit(add=[group()], workflow_step=("run", "//")), objects.fingerprint)
     assert image.image_type == "UNSET"
     assert len(image.read().detections) == 5
+
+
+def test_stains_come_from_the_read_of_the_objects_unless_the_file_changes(tmp_path, monkeypatch):
+    image, _, other = open_project(copy_project("0.5.1", tmp_path)).images
+    original, changed = image.data_path.read_bytes(), other.data_path.read_bytes()
+    read = []
+
+    def noted(path):
+        read.append(path)
+        return read_regular(path)
+
+    monkeypatch.setattr("qpnuclei.qupath.native.read_regular", noted)
+    image.read()
+    assert image.image_type == "BRIGHTFIELD_H_E"
+    assert image.stains is not None
+    assert read == [image.data_path]
+    image.data_path.write_bytes(changed)
+    assert image.image_type == "BRIGHTFIELD_H_DAB"
+
+    def changed_meanwhile(path):
+        data = read_regular(path)
+        path.write_bytes(changed)
+        return data
+
+    image.data_path.write_bytes(original)
+    monkeypatch.setattr("qpnuclei.qupath.native.read_regular", changed_meanwhile)
+    assert len(image.read().annotations) > 0
+    assert image.image_type == "BRIGHTFIELD_H_DAB"
 
 
 def test_classes_that_another_save_adds_meanwhile_stay(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -46,6 +46,9 @@ _VISIBLE_AFTER_S = 90.0
 #: How often to check for finished units and for workers, in seconds.
 _DONE_EVERY_S, _WORKERS_EVERY_S = 0.05, 5.0
 
+#: How often to check, while there is no worker yet, whether to stop, in seconds.
+_STOP_EVERY_S = 1.0
+
 #: Time without a worker until the first warning, and between warnings, in seconds.
 _FIRST_WARNING_S, _NEXT_WARNING_S = 60.0, 1800.0
 
@@ -60,6 +63,7 @@ def compute_on_cluster(
     options: RunOptions,
     slides_from: Path | None = None,
     limit_s: float | None = None,
+    check_stop: Callable[[], object] = lambda: None,
 ) -> Iterator[Outcome]:
     """Compute units on a cluster; if a worker dies, others compute its units.
 
@@ -68,6 +72,8 @@ def compute_on_cluster(
     client : distributed.Client
     limit_s : float, optional
         Time limit per unit, in seconds. A worker that needs longer ends itself.
+    check_stop : callable
+        Called again and again while there are no workers; may raise to end the run.
 
     Raises
     ------
@@ -125,7 +131,7 @@ def compute_on_cluster(
     with ExitStack() as stack:
         stack.callback(lambda: client.cancel(list(running)))
         resources = {_GPU: 1} if _offers_gpus(client) else None
-        watch = _WorkerWatch(client, bool(resources))
+        watch = _WorkerWatch(client, bool(resources), check_stop)
         submit_more()
         while running:
             while not completed.has_ready():
@@ -143,10 +149,7 @@ def compute_on_cluster(
                     continue
             except Exception as error:
                 if client.status != "running":
-                    raise WorkerError(
-                        "the Dask scheduler is gone; finished units are kept",
-                        "start it again, then run the same command again to continue",
-                    ) from error
+                    raise _scheduler_gone() from error
                 delivery, tries = Delivery(error=_unexpected(error), is_unit_error=False), 1
             outcome = job.outcome(delivery, tries)
             if outcome is None:
@@ -162,11 +165,12 @@ def compute_on_cluster(
 
 
 class _WorkerWatch:
-    """Warns when no worker is left, and reports when there is one to_retry."""
+    """Warns when no worker is left, and reports when there is one again."""
 
-    def __init__(self, client: Client, gpus: bool) -> None:
+    def __init__(self, client: Client, gpus: bool, check_stop: Callable[[], object]) -> None:
         self._client = client
         self._gpus = gpus
+        self._check_stop = check_stop
         self._seen = self._checked = time.monotonic()
         self._warned: float | None = None
 
@@ -190,7 +194,9 @@ class _WorkerWatch:
             if self._warned is not None:
                 _log.info("the Dask scheduler has workers again: the run continues")
             self._seen, self._warned = now, None
-        elif now >= (
+            return
+        self._check_stop()  # no unit is in progress that could be finished first
+        if now >= (
             self._seen + _FIRST_WARNING_S
             if self._warned is None
             else self._warned + _NEXT_WARNING_S
@@ -206,13 +212,15 @@ class _WorkerWatch:
 
 
 @contextmanager
-def cluster_of(address: str) -> Iterator[Client]:
+def cluster_of(address: str, check_stop: Callable[[], object] = lambda: None) -> Iterator[Client]:
     """Connect to a scheduler, or start workers on this machine.
 
     Parameters
     ----------
     address : str
         Address of the scheduler (``tcp://host:8786``), its scheduler file, or ``local:N``.
+    check_stop : callable
+        Called again and again while there are no workers; may raise to end the run.
 
     Raises
     ------
@@ -223,9 +231,27 @@ def cluster_of(address: str) -> Iterator[Client]:
     with connected(address) if number is None else _local_workers(number) as client:
         if not _workers(client):
             _log.info("the Dask scheduler has no workers yet: waiting for the first")
-            client.wait_for_workers(1)
+            _wait_for_worker(client, check_stop)
         _log.info("Dask: %d workers; progress: %s", len(_workers(client)), client.dashboard_link)
         yield client
+
+
+def _wait_for_worker(client: Client, check_stop: Callable[[], object]) -> None:
+    while True:
+        check_stop()
+        try:
+            return client.wait_for_workers(1, timeout=_STOP_EVERY_S)
+        except TimeoutError:
+            pass
+        except OSError as error:
+            raise _scheduler_gone() from error
+
+
+def _scheduler_gone() -> WorkerError:
+    return WorkerError(
+        "the Dask scheduler is gone; finished units are kept",
+        "start it again, then run the same command again to continue",
+    )
 
 
 @contextmanager

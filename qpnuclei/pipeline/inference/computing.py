@@ -62,7 +62,7 @@ def computing(
         )
 
         _refuse_with_dask(options.device, conduct)
-        with cluster_of(conduct.dask) as client:
+        with cluster_of(conduct.dask, conduct.check_stop) as client:
             on_cluster = partial(
                 compute_on_cluster,
                 client=client,
@@ -70,6 +70,7 @@ def computing(
                 options=replace(options, workers=cores_of_worker(conduct.dask, options.workers)),
                 slides_from=slides_from,
                 limit_s=limits.seconds,
+                check_stop=conduct.check_stop,
             )
             # This machine need not have the device and libraries of the workers.
             yield Computing(on_cluster, engine_on("auto"), f"Dask, {conduct.dask}")

@@ -16,8 +16,9 @@ from qpnuclei.pipeline.planning.plan_parts import PlannedSlide
 from qpnuclei.qupath.model import Annotation
 from qpnuclei.segmentation.engine import EngineSpec
 
-#: Options that may change when a run is continued.
-_NOT_OF_REQUEST = frozenset({"device", "batch_size", "workers", "force", "run_dir"})
+#: Options that may change when a run is continued. The pixel size that is given for an image is
+#: one of its own inputs: for the other images nothing changes.
+_NOT_OF_REQUEST = frozenset({"device", "batch_size", "workers", "force", "run_dir", "mpp_by_image"})
 
 
 def request_of(options: RunOptions) -> str:
@@ -45,7 +46,7 @@ def inputs_of(
     excluded : sequence of Annotation
         Those that are left out of the chosen.
     entry : sequence
-        What the project says of the image: pixel size and stains.
+        What the project says of the image, pixel size and stains, and the pixel size given for it.
     """
     chosen = [[str(a.id), a.name, shapely.to_wkb(a.geometry, hex=True)] for a in annotations]
     return hash_of(

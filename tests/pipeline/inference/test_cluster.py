@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from qpnuclei.cli.app import app
-from qpnuclei.errors import NotFoundError, UsageError, WorkerError
+from qpnuclei.errors import NotFoundError, TerminatedError, UsageError, WorkerError
 from qpnuclei.pipeline.inference import cluster, remote, scheduler
 from qpnuclei.pipeline.inference.cluster import cluster_of
 from qpnuclei.pipeline.inference.computing import computing
@@ -126,6 +127,12 @@ def test_a_unit_that_kills_its_workers_is_reported_and_a_run_without_workers_say
     monkeypatch.setattr(cluster, "_FIRST_WARNING_S", 0.1)
     with processes(tmp_path, "--preload", str(tmp_path / "deadly.py")) as (address, begin_worker):
         begin_worker()
+        # It is told to end when the worker has died: no unit could be finished first.
+        conduct = Conduct(dask=address, stop=lambda: "had no workers with GPU" in caplog.text)
+        with pytest.raises(TerminatedError):
+            analyse_project(project, project.images, quick, conduct=conduct)
+        caplog.clear()
+        begin_worker()
 
         class Listener(logging.Handler):
             def emit(self, record: logging.LogRecord) -> None:
@@ -149,6 +156,34 @@ def test_a_unit_that_kills_its_workers_is_reported_and_a_run_without_workers_say
     assert json.loads(line)["tries"] == 3
     assert "Ctrl-C ends the run and keeps finished units" in caplog.text
     assert "the Dask scheduler has workers again: the run continues" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals there")
+def test_a_run_that_waits_for_the_first_worker_ends_when_it_is_told_to(
+    tmp_path: Path, quick: RunOptions
+) -> None:
+    place = make_project(tmp_path / "place", 1)
+    command = [sys.executable, "-m", "qpnuclei", "run", str(place / "project"), "--roi", "Tumor"]
+    with processes(tmp_path) as (address, _):
+        for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+            with subprocess.Popen(
+                [*command, "--model", quick.model, "--backend", "native", "--dask", address],
+                cwd=ROOT,
+                stderr=subprocess.PIPE,
+                text=True,
+            ) as run:
+                assert run.stderr is not None
+                for line in run.stderr:
+                    if "no workers yet" in line:
+                        break
+                run.send_signal(number)
+                said = run.stderr.read()
+            assert run.returncode == code, said
+            assert "finished work is kept" in said
+            assert "run the same command again to continue" in said
+            assert "Traceback" not in said
+    assert not list((place / "project").glob("qpnuclei/*/run.json"))
 
 
 def test_where_a_worker_does_not_see_the_folder_it_sends_the_shard(
