@@ -50,7 +50,8 @@ from qpnuclei.slides.resolution import Scale, resolve_mpp, working_downsample
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.stains import DEFAULT_HE, ReinhardStatistics
 from qpnuclei.system.timing import Stopwatch
-from qpnuclei.tiling.plan import Box, TilePlan
+from qpnuclei.tiling.box import Box
+from qpnuclei.tiling.plan import TilePlan
 
 if TYPE_CHECKING:
     from qpnuclei.slides.slide import PixelSource

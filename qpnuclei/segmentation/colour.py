@@ -7,7 +7,8 @@ import numpy as np
 from qpnuclei.segmentation.engine import ReadPixels
 from qpnuclei.slides.stains import ReinhardStatistics, reinhard_statistics
 from qpnuclei.slides.tissue import tissue_fraction
-from qpnuclei.tiling.plan import Box, TilePlan
+from qpnuclei.tiling.box import Box
+from qpnuclei.tiling.plan import TilePlan
 
 #: As in training, colours are measured on fields of the size of a training tile. The fields are
 #: spread over the region and show enough tissue.

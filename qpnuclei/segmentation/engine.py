@@ -22,7 +22,8 @@ from qpnuclei.slides.stains import ReinhardStatistics
 from qpnuclei.system.memory import no_collection
 from qpnuclei.system.threads import available_cores
 from qpnuclei.system.timing import Stopwatch
-from qpnuclei.tiling.plan import Box, Tile, TilePlan
+from qpnuclei.tiling.box import Box
+from qpnuclei.tiling.plan import Tile, TilePlan
 
 #: Reads the (H, W, 3) pixels of a box of the working grid; the box may extend beyond the slide.
 ReadPixels: TypeAlias = Callable[[Box], RGB]

@@ -34,7 +34,8 @@ from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.stains import ReinhardStatistics
 from qpnuclei.system.threads import map_in_threads, prefetch
 from qpnuclei.system.timing import Stopwatch
-from qpnuclei.tiling.plan import Box, Tile, TilePlan
+from qpnuclei.tiling.box import Box
+from qpnuclei.tiling.plan import Tile, TilePlan
 
 if TYPE_CHECKING:
     from qpnuclei.segmentation.predictor import Predictor

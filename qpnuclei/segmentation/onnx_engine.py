@@ -28,19 +28,15 @@ class OnnxEngineFactory:
         """Return the engine with a model; see `qpnuclei.segmentation.engine.EngineFactory.load`."""
         import onnxruntime
 
+        from qpnuclei.segmentation.onnx_session import open_session, run_session
+
         path = Path(model)
         sidecar = with_options(read_sidecar(path), "onnx", options)
         spec = spec_of(path, sidecar)
-        session_options = onnxruntime.SessionOptions()
-        session_options.intra_op_num_threads = 1  # see qpnuclei.segmentation.threads
-        session_options.inter_op_num_threads = 1
-        session_options.log_severity_level = 3
+        providers = _providers(onnxruntime.get_available_providers(), options.device)
         try:
-            session = onnxruntime.InferenceSession(
-                str(path), session_options, providers=_providers(onnxruntime, options.device)
-            )
-        except UsageError:
-            raise
+            # One thread: see qpnuclei.segmentation.threads.
+            session = open_session(str(path), 1, providers)
         except Exception as error:  # ONNX Runtime raises a different exception for every failure
             raise ModelError(
                 f"{path} is not an ONNX model that can be run: {str(error).splitlines()[0]}"
@@ -48,11 +44,12 @@ class OnnxEngineFactory:
         inputs = session.get_inputs()
         if len(inputs) != 1:
             raise ModelError(f"{path} has {len(inputs)} inputs; one image is the only one allowed")
-        name = inputs[0].name
 
         def run(pixels: npt.NDArray[np.float32]) -> Sequence[npt.NDArray[Any]]:
             try:
-                return list(session.run(None, {name: pixels}))
+                return run_session(session, pixels)
+            except MemoryError:
+                raise
             except Exception as error:  # as above
                 raise ModelError(
                     f"{path} failed on {pixels.shape}: {str(error).splitlines()[0]}",
@@ -63,9 +60,8 @@ class OnnxEngineFactory:
         return ForeignEngine(run, sidecar, spec, options, f"{device}, ONNX Runtime")
 
 
-def _providers(onnxruntime: Any, device: str) -> list[str]:
+def _providers(there: Sequence[str], device: str) -> list[str]:
     """Return ONNX Runtime's names for a device, in the order in which they are tried."""
-    there = onnxruntime.get_available_providers()
     wanted = device.partition(":")[0]
     if wanted == "auto":
         return [p for p in (_PROVIDERS["cuda"], _PROVIDERS["cpu"]) if p in there]

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnxruntime
-
 from qpnuclei.models.metadata import ModelMetadata
 from qpnuclei.models.student_layout import StudentLayout
-from qpnuclei.models.student_onnx import INPUT, OUTPUT, read_student
+from qpnuclei.models.student_onnx import read_student
 from qpnuclei.segmentation.forward import CpuForward
+from qpnuclei.segmentation.onnx_session import open_session, run_session
 from qpnuclei.segmentation.quantised import FloatMap
-
-_ERRORS_ONLY = 3
 
 
 class OnnxForward(CpuForward):
@@ -37,13 +34,7 @@ class OnnxForward(CpuForward):
         threads: int,
     ) -> None:
         super().__init__(metadata, layout.geometry, views, "float32", layout.cell_px)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _ERRORS_ONLY
-        self._session = onnxruntime.InferenceSession(
-            graph, options, providers=["CPUExecutionProvider"]
-        )
+        self._session = open_session(graph, threads)
 
     @classmethod
     def load(cls, path: Path, views: int, threads: int) -> OnnxForward:
@@ -53,5 +44,5 @@ class OnnxForward(CpuForward):
     def logits(self, x: FloatMap) -> FloatMap:
         """Return the network's output; see `CpuForward.logits`."""
         computed: FloatMap
-        (computed,) = self._session.run([OUTPUT], {INPUT: x})
+        (computed,) = run_session(self._session, x)
         return computed

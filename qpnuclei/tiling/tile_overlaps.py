@@ -14,7 +14,7 @@ import numpy.typing as npt
 from qpnuclei.nuclei.outlines import bounds
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.system.compiled import compiled
-from qpnuclei.tiling.plan import Box
+from qpnuclei.tiling.box import Box
 
 FloatArray = npt.NDArray[np.float64]
 IndexArray = npt.NDArray[np.int64]

@@ -424,6 +424,7 @@ for words in json.loads(sys.argv[1]):
     else:
         status = 0
     heavy = {"torch", "jpype", "tiffslide", "skimage", "scipy", "numba", "pyarrow"}
+    heavy |= {"jinja2", "pydantic", "xml.etree", "tomllib"}
     print("LOADED", sorted(heavy & set(sys.modules)), "STATUS", status)
 """
     places = {"PROJECT": str(project), "COUNTS": str(project / "counts.csv")}

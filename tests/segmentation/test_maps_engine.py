@@ -20,7 +20,8 @@ from qpnuclei.segmentation.engine import (
 from qpnuclei.segmentation.maps_engine import MapsEngine, _assemble, _View
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.system.timing import Stopwatch
-from qpnuclei.tiling.plan import Box, TilePlan
+from qpnuclei.tiling.box import Box
+from qpnuclei.tiling.plan import TilePlan
 from tests.segmentation.models import model_of
 
 PICTURE = np.random.default_rng(5).integers(0, 256, (64, 96, 3), dtype=np.uint8)

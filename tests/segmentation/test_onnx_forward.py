@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +140,25 @@ def test_a_file_that_describes_no_student(tmp_path: Path, changes: dict, named: 
     safetensors.torch.save_file({"w": torch.zeros(1)}, path, header)
     with pytest.raises(ModelError, match=named):
         read_student(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory as Linux has them")
+def test_too_little_memory_is_a_memory_error() -> None:
+    code = """
+import resource
+import numpy as np
+import psutil
+from qpnuclei.segmentation.predictor import Predictor
+
+predictor = Predictor.load("default", "cpu", threads=1)
+tile = np.zeros((1, 1024, 1024, 3), np.uint8)
+predictor.predict(tile[:, :64, :64])
+taken = psutil.Process().memory_info().vms
+resource.setrlimit(resource.RLIMIT_AS, (taken + (24 << 20), resource.RLIM_INFINITY))
+try:
+    predictor.predict(tile)
+except MemoryError:
+    print("MemoryError")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("MemoryError\n", "")

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpnuclei.nuclei.table import NucleiTable
-from qpnuclei.tiling.plan import Box, TilePlan
+from qpnuclei.tiling.box import Box
+from qpnuclei.tiling.plan import TilePlan
 
 
 def test_a_plan_of_two_by_three_tiles_by_hand():

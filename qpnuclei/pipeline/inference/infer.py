@@ -31,8 +31,9 @@ from qpnuclei.slides.stains import ReinhardStatistics, Stains, separate
 from qpnuclei.system.memory import return_freed_memory
 from qpnuclei.system.threads import map_in_threads
 from qpnuclei.system.timing import Stopwatch
+from qpnuclei.tiling.box import Box
 from qpnuclei.tiling.fragments import drop_duplicates
-from qpnuclei.tiling.plan import Box, Tile, TilePlan
+from qpnuclei.tiling.plan import Tile, TilePlan
 from qpnuclei.tiling.stitch import Stitcher, StitchReport
 
 #: Level-0 pixels that are read at once to measure nuclei; larger areas are measured in parts.
