@@ -22,7 +22,7 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.plan_project import plan_project
 from qpnuclei.pipeline.planning.keys import request_of
 from qpnuclei.pipeline.planning.layout import layout_of
-from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan
+from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan, content_hash
 from qpnuclei.pipeline.positivity import require_some_dab
 from qpnuclei.pipeline.space import check_space, need_of_results, need_of_shards
 from qpnuclei.pipeline.summary import ImageResult, RunSummary
@@ -180,8 +180,10 @@ def commit_run(
 
             with standing_alone(f"image {image.name}", fail):
                 spec = plan.spec(image)
-                if Record.of(entry.read().properties).run == image.marker:
-                    done = committed_image(project, entry, image, folder, spec, options)
+                objects = entry.read()
+                if Record.of(objects.properties).run == image.marker:
+                    data = content_hash(objects.fingerprint)
+                    done = committed_image(project, entry, image, folder, spec, options, data)
                     summary.add_earlier(done)
                     continue
                 layout = layout_of(image, spec, options)

@@ -15,7 +15,7 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import ImagePlan, NothingToDo, plan_image
 from qpnuclei.pipeline.planning.keys import inputs_of, request_of
 from qpnuclei.pipeline.planning.layout import divide
-from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan
+from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan, content_hash
 from qpnuclei.pipeline.planning.plan_parts import (
     PlannedRegion,
     PlannedSlide,
@@ -35,11 +35,12 @@ _log = logging.getLogger(__name__)
 class Planned:
     """A plan, its images that are already in the project, and images that could not be planned.
 
-    An image that is in the project and could not be looked at again is among all three.
+    `committed` has the hash of the present data file of each image by its entry ID. An image that
+    is in the project and could not be looked at again is among all three.
     """
 
     plan: RunPlan
-    committed: frozenset[str]
+    committed: Mapping[str, str]
     errors: dict[str, QpnucleiError]
 
 
@@ -56,7 +57,8 @@ def plan_project(
     goes_on = conduct.resume and (conduct.extend or not folder.is_done)
     if goes_on and folder.plan_path.exists():
         earlier = {image.entry: image for image in folder.plan().images}
-    images, committed = [], set()
+    images: list[PlannedImage] = []
+    committed: dict[str, str] = {}
     errors: dict[str, QpnucleiError] = {}
     nothing: dict[str, str] = {}
     for entry in entries:
@@ -64,23 +66,24 @@ def plan_project(
         def fail(error: QpnucleiError, entry: ImageEntry = entry) -> None:
             errors[entry.id] = error
             known = earlier.get(entry.id)
-            if known is not None and _is_as_written(entry, known, specs, options):
+            data = None if known is None else _data_as_written(entry, known, specs, options)
+            if known is not None and data is not None:
                 images.append(known)
-                committed.add(entry.id)
+                committed[entry.id] = data
             if conduct.fail_fast:
                 raise error
 
         with standing_alone(f"image {entry.name}", fail):
             try:
                 known = earlier.get(entry.id)
-                image, is_done = _plan_image(project, entry, specs, options, known)
+                image, data = _plan_image(project, entry, specs, options, known)
             except NothingToDo as reason:
                 nothing[entry.id] = str(reason)
                 _log.info("image %s: not analysed: %s", entry.name, reason)
             else:
                 images.append(image)
-                if is_done:
-                    committed.add(entry.id)
+                if data is not None:
+                    committed[entry.id] = data
         conduct.check_stop()
     plan = RunPlan(
         project=str(project.path),
@@ -111,7 +114,7 @@ def plan_project(
                 sum(there),
                 len(there),
             )
-    return Planned(plan, frozenset(committed), errors)
+    return Planned(plan, committed, errors)
 
 
 def _plan_image(
@@ -120,8 +123,8 @@ def _plan_image(
     specs: Mapping[str, EngineSpec],
     options: RunOptions,
     earlier: PlannedImage | None,
-) -> tuple[PlannedImage, bool]:
-    """Plan an image; tell whether this run has already written it into the project."""
+) -> tuple[PlannedImage, str | None]:
+    """Plan an image; if this run has already written it, also return the hash of its data file."""
     objects = entry.read()
     with open_image(entry) as slide:
         file = PlannedSlide.of(slide)
@@ -130,7 +133,7 @@ def _plan_image(
         if earlier is not None and is_same:
             record = Record.of(objects.properties, f"image {entry.name}")
             if record.run == earlier.marker:
-                return earlier, True
+                return earlier, content_hash(objects.fingerprint)
         # The marks of an earlier attempt of this run are among its inputs.
         if options.qc and not is_same:
             from qpnuclei.pipeline.planning.artefacts import mark_artefacts, report_marks
@@ -139,22 +142,23 @@ def _plan_image(
             objects = entry.read()
             inputs = _inputs(entry, objects, specs, options, file)
         plan = plan_image(entry, slide, specs, options, objects)
-    return _planned_image(plan, file, inputs, specs[plan.model], options), False
+    return _planned_image(plan, file, inputs, specs[plan.model], options), None
 
 
-def _is_as_written(
+def _data_as_written(
     entry: ImageEntry,
     image: PlannedImage,
     specs: Mapping[str, EngineSpec],
     options: RunOptions,
-) -> bool:
-    """Tell, without the slide, whether what was planned of an image is in the project."""
+) -> str | None:
+    """Return, without the slide, the hash of an image's data file if it holds what was planned."""
     with suppress(QpnucleiError):
         objects = entry.read()
         record = Record.of(objects.properties, f"image {entry.name}")
         inputs = _inputs(entry, objects, specs, options, image.slide)
-        return record.run == image.marker and inputs == image.inputs
-    return False
+        if record.run == image.marker and inputs == image.inputs:
+            return content_hash(objects.fingerprint)
+    return None
 
 
 def _planned_image(

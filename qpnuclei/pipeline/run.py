@@ -78,7 +78,10 @@ def analyse_project(
                     if image.entry in planned.committed:
                         with standing_alone(f"image {image.name}", partial(fail, image)):
                             entry, spec = by_id[image.entry], plan.spec(image)
-                            done = committed_image(project, entry, image, folder, spec, options)
+                            data = planned.committed[image.entry]
+                            done = committed_image(
+                                project, entry, image, folder, spec, options, data
+                            )
                             summary.add_earlier(done)
                 for image, layout in infer_images(
                     folder,

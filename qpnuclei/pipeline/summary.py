@@ -106,6 +106,8 @@ class ImageResult:
         Time that each stage waited for the one before it.
     marker : str
         Names the run that wrote the nuclei, in the image's record in the project.
+    data : str
+        Hash of the data file in which the nuclei of the regions were counted.
     """
 
     name: str
@@ -131,6 +133,7 @@ class ImageResult:
     locked: int = 0
     as_locked: int = 0
     marker: str = ""
+    data: str = ""
 
     def save(self, path: Path, is_saved: bool) -> None:
         """Write the result to its own file.

@@ -17,6 +17,7 @@ from PIL import Image
 
 import qpnuclei as package
 from qpnuclei.errors import MppError, NotFoundError, UsageError
+from qpnuclei.qupath.model import Edit
 from qpnuclei.qupath.native import open_project
 from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE
 from tests.cli.conftest import Outcome, tree
@@ -214,6 +215,24 @@ def test_the_pixel_sizes_of_slides_come_from_a_table_by_name(
     (tmp_path / "t.csv").write_text("image,mpp\nother.svs,0.25\n")
     error = qpnuclei(*command, "--mpp-table", tmp_path / "t.csv").error
     assert "no image is called 'other.svs'" in str(error)
+
+
+def test_what_was_removed_since_is_not_counted_when_a_run_goes_on(
+    slides: Path, tmp_path: Path, qpnuclei: Call
+) -> None:
+    results = tmp_path / "r"
+    command = ("run", slides, "-o", results, "--mpp", "0.25", *RUN, "--no-report")
+    assert qpnuclei(*command).exit_code == 0
+    image = open_project(results).images[0]
+    objects = image.read()
+    image.write(Edit(remove=frozenset(list(objects.detections.ids)[:1])), objects.fingerprint)
+    for _ in range(2):
+        again = json.loads(qpnuclei(*command, "--json").stdout)
+        assert again["resumed"] == 2
+        assert counts(results / "counts.csv") == {"a.bmp": 1, "b.png": 1}
+        assert [i["regions"][0]["nuclei"] for i in again["images"]] == [1, 1]
+        assert [i["nuclei"] for i in again["images"]] == [2, 1]  # it wrote so many
+    assert "3 nuclei written, 2 counted" in qpnuclei(*command).stdout
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(

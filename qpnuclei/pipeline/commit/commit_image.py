@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from qpnuclei.errors import SaveError
 from qpnuclei.pipeline.commit.copies import write_copies
@@ -16,7 +18,7 @@ from qpnuclei.pipeline.inference.shards import About, ImageNuclei
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import ImagePlan, ids_of_detections
 from qpnuclei.pipeline.planning.layout import Layout, layout_of
-from qpnuclei.pipeline.planning.plan_file import PlannedImage
+from qpnuclei.pipeline.planning.plan_file import PlannedImage, content_hash
 from qpnuclei.pipeline.selection import Locked, ours_within
 from qpnuclei.pipeline.summary import ImageResult, RegionResult
 from qpnuclei.qupath.analysed import Record, together
@@ -66,7 +68,7 @@ def commit_image(
         result = replace(
             _result(image, layout, written.plan, written.nuclei, about),
             replaced=written.replaced,
-            regions=_counted(written.plan, doubts),
+            **_counted(written.plan, doubts.regions),
             notes=image.notes if loss is None else (*image.notes, loss),
         )
         with suppress(SaveError):
@@ -82,14 +84,30 @@ def committed_image(
     folder: RunFolder,
     spec: EngineSpec,
     options: RunOptions,
+    data: str,
 ) -> ImageResult:
-    """Return the result of an image that this run has already written into the project."""
+    """Return the result of an image that this run has already written into the project.
+
+    Parameters
+    ----------
+    data : str
+        Hash of its data file. If the file was changed after the nuclei were counted, for example
+        by a filter or in QuPath, they are counted again.
+    """
     path = folder.result_path(image)
     known = ImageResult.read(path)
     if known is not None and known[0].marker != image.marker:
         known = None  # of an earlier attempt of this run
     if known is not None and known[1]:
-        return known[0]
+        result = known[0]
+        if result.data != data:
+            layout = layout_of(image, spec, options)
+            plan = _image_plan(entry, entry.read(), image, layout)
+            checks = [_check_now(plan, region, result) for region in plan.regions]
+            result = replace(result, check=plan.record.check, **_counted(plan, checks))
+            with suppress(SaveError):
+                result.save(folder.make_for(path), is_saved=True)
+        return result
     # The run was killed between the save and this step.
     layout = layout_of(image, spec, options)
     found = ImageNuclei(folder.shard(image, layout.name), layout.key)
@@ -103,7 +121,7 @@ def committed_image(
         loss = loss_note(project, entry, result.replaced, result.nuclei)
         result = replace(
             result,
-            regions=_counted(of_image, doubts),
+            **_counted(of_image, doubts.regions),
             notes=image.notes if loss is None else (*image.notes, loss),
         )
         with suppress(SaveError):
@@ -179,16 +197,30 @@ def _image_plan(
     )
 
 
-def _counted(plan: ImagePlan, doubts: Check) -> tuple[RegionResult, ...]:
-    """Count the nuclei of each region in what was saved, as export does."""
+def _check_now(plan: ImagePlan, region: Region, result: ImageResult) -> str:
+    """Return what the project says is doubtful about a region."""
+    if region.annotation is None:  # tissue without an annotation
+        return result.check
+    return plan.record.doubts(region.annotation)
+
+
+def _counted(plan: ImagePlan, doubts: Sequence[str]) -> dict[str, Any]:
+    """Count the nuclei of each region in what is saved, as export does.
+
+    Returns
+    -------
+    dict
+        The fields `regions` and `data` of the result.
+    """
     objects = plan.entry.read()
     calibration = PixelCalibration(*plan.scale.mpp)
     image = CountedImage("", plan.entry.name, objects, calibration)
     regions = regions_now(plan, objects)
     counts = count_in_regions(image, regions)
-    return tuple(
+    results = tuple(
         RegionResult.of(region, area, number, density, together([doubt, twice]))
         for region, (area, number, density, twice), doubt in zip(
-            regions, counts, doubts.regions, strict=True
+            regions, counts, doubts, strict=True
         )
     )
+    return {"regions": results, "data": content_hash(objects.fingerprint)}

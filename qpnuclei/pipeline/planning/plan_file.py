@@ -36,6 +36,11 @@ from qpnuclei.tiling.plan import TilePlan
 FORMAT = 1
 
 
+def content_hash(fingerprint: str) -> str:
+    """Return the part of a fingerprint that is of the content: a copy may have another time."""
+    return fingerprint.rpartition("-")[2]
+
+
 class PlannedImage(Part):
     """What is to be done in one image.
 
@@ -88,8 +93,7 @@ class PlannedImage(Part):
     @property
     def marker(self) -> str:
         """The mark in the project of an image into which this plan's nuclei were written."""
-        # File size and time are left out: a copy may have others.
-        return hash_of([self.inputs, self.units, self.data.rpartition("-")[2]])
+        return hash_of([self.inputs, self.units, content_hash(self.data)])
 
     def areas(self) -> list[Region]:
         """Return the regions.
