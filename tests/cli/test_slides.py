@@ -70,7 +70,11 @@ def test_slides_in_results_out_and_the_same_command_adds_new_ones(
     named = set(re.findall(r"\S*project\.qpproj\S*", planned.stdout + planned.stderr))
     assert named == {f"{results / 'project.qpproj'}:"}
     assert not results.exists()
-    assert qpnuclei(*command).exit_code == 1
+    done = qpnuclei(*command)
+    assert done.exit_code == 1
+    assert f"not readable: 1 of 3 slides, for the reasons above: {slides / 'broken.tif'}" in (
+        done.stderr.splitlines()
+    )
 
     assert counts(results / "counts.csv") == {"a.bmp": 2, "b.png": 1}
     page = (results / "report.html").read_text(encoding="utf-8")
