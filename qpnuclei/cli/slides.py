@@ -50,6 +50,7 @@ def run_slides(
         What was found as JSON types, and whether a slide failed.
     """
     from qpnuclei.cli.console import print_error
+    from qpnuclei.cli.tables import print_unreadable
     from qpnuclei.qupath.results import ResultsFolder
     from qpnuclei.slides.files import find_slides
 
@@ -84,6 +85,7 @@ def run_slides(
     summary = analyse(opened, entries, options, given, extend=True)
     content = print_summary(summary, given["json"], None)
     files = _write_results(folder, opened, given, summary.failures)
+    print_unreadable([slide["slide"] for slide in unread], len(inputs.slides))
     content = {**content, **files, "unreadable": unread}
     return content, bool(summary.failures or unread or None in files.values())
 
