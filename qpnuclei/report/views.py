@@ -41,7 +41,7 @@ def choose_views(
 ) -> list[View]:
     """Choose where nuclei lie densest, typically and sparsest, and where the model is least sure.
 
-    Places of `SIDE_UM` on a grid are compared, of which most lies in the area.
+    The candidates are squares of `SIDE_UM` on a grid that lie mostly in the area.
 
     Parameters
     ----------
