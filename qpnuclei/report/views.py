@@ -21,6 +21,8 @@ SIDE_UM, SIDE_PX = 120.0, 480.0
 _LEAST_SHARE = 0.6
 #: An area of more parts has one grid for them all.
 _MOST_GRIDS = 20
+#: So that a place that just fits is not lost.
+_ROUNDING = 1e-9
 #: Most places that are compared.
 _MOST_PLACES = 4000
 #: Least number of nuclei for the certainty of a place, if there is such a place.
@@ -62,7 +64,7 @@ def choose_views(
     side = np.array([SIDE_PX, SIDE_PX]) if mpp is None else SIDE_UM / np.array(mpp)
     parts = shapely.get_parts(area)
     grids = list(parts) if len(parts) <= _MOST_GRIDS else [area]
-    wanted = sum(np.ceil(_extent(part) / side).clip(1).prod() for part in grids)
+    wanted = sum(float(np.ceil(_extent(part) / side).prod()) for part in grids)
     step = side * math.ceil(math.sqrt(wanted / _MOST_PLACES))
     corners, share = np.empty((0, 2)), np.empty(0)
     number = np.full(len(centroids), -1)  # of the place that holds a nucleus
@@ -104,12 +106,12 @@ def _places(
     Returns
     -------
     corners : (P, 2) float64 ndarray
-        The grid is centred on the area.
+        The grid is centred on the area; its places do not reach beyond it if it is large enough.
     held : (N,) int64 ndarray
         -1 for nuclei in no place, or not in the area.
     """
     low, high = np.array(part.bounds).reshape(2, 2)
-    shape = np.ceil((high - low) / step).clip(1).astype(np.int64)
+    shape = np.floor((high - low - side) / step + _ROUNDING).clip(0).astype(np.int64) + 1
     origin = (low + high - step * (shape - 1) - side) / 2
     columns, rows = np.meshgrid(np.arange(shape[0]), np.arange(shape[1]))
     corners = origin + np.stack([columns.ravel(), rows.ravel()], axis=1) * step

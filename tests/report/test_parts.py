@@ -96,7 +96,8 @@ def test_small_annotations_far_apart_are_all_seen() -> None:
     # One grid over both would have no place that lies well in the second.
     empty = shapely.box(0, 0, 2 * side, 2 * side)
     full = shapely.box(10.5 * side, 7.4 * side, 11.5 * side, 8.4 * side)
-    centroids = lattice(*full.bounds, side / 8)
+    x0, y0, x1, y1 = full.bounds
+    centroids = lattice(x0, y0, x1, y1, side / 8)
     views = {v.title: v.box for v in choose_views(centroids, None, empty.union(full), MPP)}
     assert views["densest"] == pytest.approx(full.bounds)
     assert shapely.covers(empty, shapely.box(*views["typical, sparsest"]))
