@@ -26,13 +26,13 @@ def main() -> None:
 
 
 def collect_later() -> None:
-    """Let Python search for cyclic garbage only after the start, and not in what it has made."""
+    """Postpone the search for cyclic garbage until after the start, and exempt imported objects."""
     usual = gc.get_threshold()
 
     def collect_as_usual(*_: object) -> None:
         gc.callbacks.remove(collect_as_usual)
         gc.set_threshold(*usual)
-        gc.freeze()  # what the start has made stays: no later search looks at it
+        gc.freeze()  # no later search visits the objects made during the start
 
     gc.callbacks.append(collect_as_usual)
     gc.set_threshold(_OBJECTS_OF_A_START)

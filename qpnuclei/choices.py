@@ -37,14 +37,14 @@ NucleusFormat: TypeAlias = Literal["csv", "tsv", "parquet", "h5ad", "zarr", "ome
 #: Class of the detections that a run writes, and that count as nuclei.
 NUCLEUS_CLASS = "Nucleus"
 
-#: QuPath's class for what is not to be analysed. It ignores all classes whose name ends so.
+#: QuPath's class for areas without analysis. QuPath ignores every class that ends in ``*``.
 IGNORE_CLASS = "Ignore*"
 
-#: Classes whose annotations a run leaves out unless told otherwise: QuPath's own name for what is
-#: to be ignored, and what begins like it.
+#: Pattern of the classes whose annotations a run excludes by default: QuPath's own class for
+#: ignored areas, and every class with the same beginning.
 DEFAULT_EXCLUDED = ("Ignore*",)
 
-#: Measurement that says how sure the model was of a nucleus, from 0 to 1.
+#: Name of the measurement for the model's certainty about a nucleus, from 0 to 1.
 CERTAINTY = "Attention: Mean"
 
 #: Core of a tile in px of the working grid: large enough that the halo, which neighbours read and

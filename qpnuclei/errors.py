@@ -50,7 +50,7 @@ class QpnucleiError(Exception):
         return f"{self.what} ({self.hint})" if self.hint else self.what
 
     def naming(self, kind: str, name: str) -> str:
-        """Return what to put before the message, so that it names what it is of, but once.
+        """Return the prefix that names the object in the message, or "" if it is named already.
 
         Examples
         --------
@@ -78,11 +78,11 @@ class NotFoundError(QpnucleiError, FileNotFoundError):
 
 
 class FormatError(QpnucleiError, ValueError):
-    """A file exists but is not what it should be: truncated, corrupt, or of another kind."""
+    """A file exists but has the wrong content: truncated, corrupt, or another format."""
 
 
 class SlideError(QpnucleiError, OSError):
-    """A slide cannot be opened or read, or its server is of a kind that is not supported."""
+    """A slide cannot be opened or read, or QuPath's server for it is not supported."""
 
     def __str__(self) -> str:
         return QpnucleiError.__str__(self)
@@ -103,7 +103,7 @@ class TrainingError(QpnucleiError, RuntimeError):
 
 
 class DeviceError(QpnucleiError, RuntimeError):
-    """The device asked for (CUDA, MPS) is not there, or has too little memory."""
+    """The requested device (CUDA, MPS) is missing, or has too little memory."""
 
     exit_code = 2
 
@@ -124,7 +124,7 @@ class LockedError(SaveError):
 
 
 class TerminatedError(QpnucleiError):
-    """A batch system has asked the command to end; what is finished is kept."""
+    """A batch system has asked the command to end; finished results are kept."""
 
     exit_code = 143
 

@@ -156,7 +156,7 @@ def write_report(
     nucleus_classes: Sequence[str] | None = None,
     mpp: float | None = None,
 ) -> None:
-    """Write a page that shows what was found: what ``qpnuclei report`` does of a project.
+    """Write a page with the results of a project, like ``qpnuclei report``.
 
     Parameters
     ----------

@@ -106,7 +106,7 @@ def plan(
 
     Examples
     --------
-    A run in its three phases, of which the second may be on other machines:
+    A run in its three phases; the second may run on other machines:
 
     >>> import numpy as np
     >>> from PIL import Image
@@ -145,32 +145,32 @@ def infer(
     unit_gib: float | None = None,
     progress: Callable[[str, int, int, int], None] = lambda image, done, tiles, nuclei: None,
 ) -> Path:
-    """Find the nuclei of a plan, and keep them in its folder: what ``qpnuclei infer`` does.
+    """Find the nuclei of a plan, and keep them in its folder, like ``qpnuclei infer``.
 
-    What is there already is not done again. Units that fail are in ``failures.jsonl``; `commit`
-    says which images lack them.
+    Finished units are not computed again. Failed units are listed in ``failures.jsonl``; `commit`
+    names the images that lack them.
 
     Parameters
     ----------
     run_dir : path-like
         From `plan`.
     shard : (int, int)
-        Which of so many equal parts of the work, from 1.
+        Number of this shard, from 1, and number of equal shards.
     device : str
-        See `qpnuclei.models.device.resolve_device`. Several, separated by commas, work side by
-        side.
+        See `qpnuclei.models.device.resolve_device`. Several devices, separated by commas, work in
+        parallel.
     workers : int, optional
         Processor cores to use; all by default.
     slides_from : path-like, optional
         Folder that holds the slides here.
     retry_failed : bool
-        Try again what failed three times before.
+        Try units again that failed three times before.
     dask : str, optional
         Compute on a Dask cluster: the address of its scheduler, or ``local:N``.
     unit_minutes : float, optional
-        A unit of the work that takes longer fails.
+        A unit that takes longer than so many minutes fails.
     unit_gib : float, optional
-        A unit of the work fails whose process needs more GiB of memory.
+        A unit fails if its process needs more memory, in GiB.
     progress : callable
         As for `run`.
 

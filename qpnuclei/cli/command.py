@@ -73,6 +73,8 @@ class _Laid:
         super().__init__(*arguments, **options)
         listed = [param for param in self.params if param.param_type_name == "option"]
         for param in self.params:
+            if param.type.name == "path":
+                _refuse_empty(param)
             if param not in listed:  # not the name of its Python type; the text says it better
                 param.display_type_rich = lambda ctx: ""
                 param.metavar = param.metavar or (param.name or "").upper()
@@ -137,6 +139,18 @@ class Lazy(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._homes)
+
+
+def _refuse_empty(param: Any) -> None:
+    """Refuse an empty path, as a script with an unset variable gives: it would be this folder."""
+    convert = param.type.convert
+
+    def checked(value: Any, own: Any, ctx: Any) -> Any:
+        if value == "":
+            param.type.fail("the path is empty; this folder is '.'", own, ctx)
+        return convert(value, own, ctx)
+
+    param.type.convert = checked
 
 
 def _put(param: Any, group: str) -> None:

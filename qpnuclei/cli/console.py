@@ -218,19 +218,19 @@ class LinePerMinute:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._image: str | None = None
-        self._begun = self._last = self._said = now()
+        self._image_start = self._last = self._last_line = now()
 
     def __call__(self, image: str, done: int, tiles: int, nuclei: int) -> None:
         """Tell that a tile is done; see `tile_progress`."""
         now = self._now()
         if image != self._image:
-            # Its first tile was begun when the last tile of the previous image was done.
-            self._image, self._begun = image, self._last
+            # The first tile of an image starts when the last tile of the previous one is done.
+            self._image, self._image_start = image, self._last
         self._last = now
-        if done < tiles and now - self._said < _LINE_EVERY_S:
+        if done < tiles and now - self._last_line < _LINE_EVERY_S:
             return
-        self._said = now
-        left = (now - self._begun) / done * (tiles - done)
+        self._last_line = now
+        left = (now - self._image_start) / done * (tiles - done)
         rest = f", {in_words(left)} left" if done < tiles else ""
         line = f"{image}: {done} of {tiles} tiles, {nuclei} nuclei in them{rest}"
         stderr.print(line, soft_wrap=True)

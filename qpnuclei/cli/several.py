@@ -40,20 +40,21 @@ def run_each(projects: Sequence[Path], given: dict[str, Any]) -> tuple[dict[str,
                 "projects were given",
                 "leave the option out, or run the projects one by one",
             )
-    contents: list[dict[str, Any]] = []
+    contents: dict[Path, dict[str, Any]] = {}
     failed: list[str] = []
-    for path in projects:
+    # What is not there is said before hours of work with the others.
+    for path in sorted(projects, key=Path.exists):
 
         def fail(error: QpnucleiError, path: Path = path) -> None:
             if given["fail_fast"] or isinstance(error, TerminatedError):
                 raise error
             failed.append(str(path))
-            contents.append({"project": str(path), "error": error.what, "hint": error.hint})
+            contents[path] = {"project": str(path), "error": error.what, "hint": error.hint}
             print_error(error, error.naming("", str(path)))
 
         with standing_alone(f"project {path}", fail):
             content, has_failures = run_project(path, given)
-            contents.append({"project": str(path), **content})
+            contents[path] = {"project": str(path), **content}
             if has_failures:
                 failed.append(str(path))
     if failed:
@@ -63,4 +64,4 @@ def run_each(projects: Sequence[Path], given: dict[str, Any]) -> tuple[dict[str,
             style="bold red",
             soft_wrap=True,
         )
-    return {"projects": contents}, bool(failed)
+    return {"projects": [contents[path] for path in projects]}, bool(failed)

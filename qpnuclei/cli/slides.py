@@ -50,6 +50,7 @@ def run_slides(
         What was found as JSON types, and whether a slide failed.
     """
     from qpnuclei.cli.console import print_error
+    from qpnuclei.cli.tables import print_unreadable
     from qpnuclei.qupath.results import ResultsFolder
     from qpnuclei.slides.files import find_slides
 
@@ -70,7 +71,7 @@ def run_slides(
         unread.append({"slide": str(slide), "error": error.what, "hint": error.hint})
         print_error(error, error.naming("", str(slide)))
 
-    # What is said of pixel sizes is kept in the project.
+    # The project keeps the given pixel sizes.
     given = {**given, "mpp": None, "mpp_table": None}
     if given["dry_run"]:
         content, has_failures = _show_plan(inputs, asked, given, failed)
@@ -84,6 +85,7 @@ def run_slides(
     summary = analyse(opened, entries, options, given, extend=True)
     content = print_summary(summary, given["json"], None)
     files = _write_results(folder, opened, given, summary.failures)
+    print_unreadable([slide["slide"] for slide in unread], len(inputs.slides))
     content = {**content, **files, "unreadable": unread}
     return content, bool(summary.failures or unread or None in files.values())
 
@@ -102,12 +104,12 @@ def _say_not_analysed(inputs: SlideInputs) -> None:
 def _show_plan(
     inputs: SlideInputs, asked: AskedMpp, given: dict[str, Any], failed: Any
 ) -> tuple[dict[str, Any], bool]:
-    """Show what would be done with the images that are there, and with new slides."""
+    """Show the plan for the project's images and for new slides."""
     from qpnuclei.cli.console import stderr
     from qpnuclei.qupath.create import create_project
     from qpnuclei.qupath.new_image import describe_slides
 
-    # Both projects number their images from 1: what is said by ID is for those of one.
+    # Both projects number their images from 1, so an ID in a table refers to only one project.
     parts: list[tuple[list[ImageEntry], RunOptions]] = []
     made: Sequence[ImageEntry] = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -146,7 +148,7 @@ def _write_results(
     Parameters
     ----------
     failures : sequence of Failure
-        Of the run: what it said of an image is not said again.
+        Failures of the run. An image among them is not reported again.
     """
     from qpnuclei.cli.console import image_progress, print_error, stderr
     from qpnuclei.cli.tables import print_without_row

@@ -277,6 +277,17 @@ def print_failures(names: Sequence[str], images: int) -> None:
     )
 
 
+def print_unreadable(slides: Sequence[str], of: int) -> None:
+    """Print again, at the end of a run, which of several slides could not be read."""
+    if slides and of > 1:
+        stderr.print(
+            f"not readable: {len(slides)} of {of} slides, for the reasons above: {_listed(slides)}",
+            style="bold red",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
 def print_empty(what: str, names: Sequence[str], images: int, remedy: str) -> None:
     """Print in one line which images have nothing to export, if any."""
     if names:

@@ -76,5 +76,5 @@ def match_nuclei(
 
 def _valid(polygons: npt.NDArray[Any]) -> npt.NDArray[Any]:
     valid = shapely.is_valid(polygons)
-    mended: npt.NDArray[Any] = np.where(valid, polygons, shapely.make_valid(polygons))
-    return mended
+    repaired: npt.NDArray[Any] = np.where(valid, polygons, shapely.make_valid(polygons))
+    return repaired

@@ -114,7 +114,7 @@ class RunFolder:
         return self._inside(self.path / "shards" / image.folder / f"{name}.parquet")
 
     def result_path(self, image: PlannedImage) -> Path:
-        """Return the file that says what was written into the project for an image."""
+        """Return the file that records the objects written into the project for an image."""
         return self._inside(self.path / "results" / f"{image.folder}.json")
 
     def _inside(self, path: Path) -> Path:
@@ -323,7 +323,7 @@ def choose_folder(
 def _drop_unstarted(runs: Path) -> None:
     """Remove the folders of runs that were killed before they had a record.
 
-    They hold nothing that was computed. The project is locked, so none of them is about to start.
+    Such folders hold no results. The project is locked, so no other run is about to start.
     """
     for path in runs.glob("????-??-??T??-??-??*"):
         if path.is_symlink() or not path.is_dir():

@@ -92,7 +92,7 @@ def infer_run(
     Returns
     -------
     list of (PlannedImage, QpnucleiError)
-        Images of which units failed.
+        Images with failed units.
 
     Raises
     ------

@@ -151,7 +151,7 @@ def _data_as_written(
     specs: Mapping[str, EngineSpec],
     options: RunOptions,
 ) -> str | None:
-    """Return, without the slide, the hash of an image's data file if it holds what was planned."""
+    """Return the hash of an image's data file if it holds the planned result; read no slide."""
     with suppress(QpnucleiError):
         objects = entry.read()
         record = Record.of(objects.properties, f"image {entry.name}")

@@ -58,7 +58,7 @@ def need_of_results(
 ) -> list[Need]:
     """Return the space that the project, its backups and the requested copies will need.
 
-    The data file of an image is kept as a backup, and written anew.
+    The current data file of an image is kept as a backup, and a new one is written.
     """
     todo = list(images)
     folder = project.path.parent
@@ -108,7 +108,7 @@ def _part_left(folder: RunFolder, image: PlannedImage) -> float:
     try:
         shards = folder.shard(image, "any").parent
     except FormatError:
-        return 1.0  # reported when the image is begun
+        return 1.0  # reported when the image is processed
     names = {path.stem for path in shards.glob("*.parquet")}
     if any(name.startswith(JOINED) for name in names):
         return 0.0

@@ -55,9 +55,9 @@ _DAB = ("DAB: Mean", "Nucleus: DAB: Mean", "Nucleus: DAB OD mean", "DAB: Nucleus
 _WHOLE_PX = (1000, 1000)
 #: Px of a view at most, and its resolution in µm/px.
 _VIEW_PX, _VIEW_MPP = 480, 0.25
-#: Nuclei are drawn whose centroid is so far outside of a view, in µm.
+#: Largest distance in µm outside a view at which a nucleus (by its centroid) is still drawn.
 _RIM_UM = 25.0
-#: Annotations whose name is on the picture, and that are drawn, the largest first.
+#: Most annotations with a name on the picture, and most annotations drawn; the largest first.
 _MOST_TAGS, _MOST_DRAWN = 25, 500
 
 
@@ -93,11 +93,11 @@ class ImageContent:
     classes : frozenset of str or None
         Of its detections.
     written_by : Run
-        Which run wrote the nuclei, and `run`, what its record says of the image.
+        Run that wrote the nuclei; `run` is the image's entry in the record of that run.
     is_unrecorded : bool
-        Whether a run wrote them whose record is not here.
+        Whether the record of the run that wrote them is missing.
     others : tuple of str
-        Classes of detections of other programs that were counted, where no run has been.
+        Counted classes of other programs' detections, if no run has analysed the image.
     problem : str
         Why there are no pictures; empty if there are.
     """
@@ -188,7 +188,7 @@ def image_content(
     Parameters
     ----------
     runs : sequence of Run
-        The newest first. The one that wrote the nuclei may be none of them.
+        The newest first. The run that wrote the nuclei may be missing.
 
     Raises
     ------

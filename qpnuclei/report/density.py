@@ -15,9 +15,10 @@ Floats = npt.NDArray[np.float64]
 
 #: Longest side of a map in px; the largest detail is this share of the longest side.
 _MAP_PX, _DETAIL = 480, 1 / 40
-#: A map of a small area has fewer px: more of them would show no more of what is so smooth.
+#: Most px per standard deviation. The map of a small area has fewer px, because it is so smooth
+#: that more px would not show more.
 _MOST_PX_OF_SIGMA = 24
-#: Standard deviations of the Gaussian in µm that are used: a finer one shows single nuclei.
+#: Choice of standard deviations of the Gaussian, in µm. A smaller one would show single nuclei.
 _SIGMAS_UM = (25.0, 50.0, 100.0, 200.0, 400.0)
 #: Fixed point of OpenCV's drawing: sixteenths of a px.
 _SHIFT = 4

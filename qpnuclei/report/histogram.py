@@ -23,7 +23,7 @@ class Histogram:
     Parameters
     ----------
     counts : tuple of int
-        Of bins of equal width from `low` to `high`; the last one also holds what is above.
+        Of bins of equal width from `low` to `high`; the last bin also holds all larger values.
     ticks : tuple of (float, str)
         Where on the axis, in percent, which number stands.
     median, quartiles : float, (float, float)

@@ -22,7 +22,7 @@ _DECONVOLUTION = (
     "Ruifrok AC, Johnston DA. Quantification of histochemical staining by color deconvolution. "
     "Analytical and Quantitative Cytology and Histology 2001;23:291–299."
 )
-#: Images by QuPath's image type; of others, only their number is said.
+#: Names of images by QuPath's image type. For other types the text gives only the number.
 _STAINED = {"BRIGHTFIELD_H_E": "H&E image", "BRIGHTFIELD_H_DAB": "H-DAB image"}
 _LEARNED = {
     "attention": "a network that learned from unlabelled tissue by the attention of a classifier",
@@ -44,9 +44,9 @@ def methods(
     Parameters
     ----------
     runs : sequence of Run
-        That found the nuclei; none if they come from another program.
+        Runs that found the nuclei; empty if the nuclei come from another program.
     unrecorded : int
-        Images whose nuclei a run found of which there is no record.
+        Images with nuclei of a run that has no record.
     images : mapping of str or None to int
         How many of each of QuPath's image types were counted.
     annotations, cores : int
@@ -72,8 +72,8 @@ def methods(
         return f"[{references.index(reference) + 1}]"
 
     sentences = []
-    # Runs that were alike are told once.
-    told: list[list[str]] = []
+    # Runs with the same settings are described once.
+    described: list[list[str]] = []
     for run in runs:
         of_run: list[str] = []
         version = run.versions.get("qpnuclei") or __version__
@@ -99,8 +99,8 @@ def methods(
                 f"{'positive' if len(thresholds) == 1 else '1+, 2+, 3+'}, others negative "
                 "(experimental)."
             )
-        if of_run not in told:
-            told.append(of_run)
+        if of_run not in described:
+            described.append(of_run)
             sentences += of_run
     if unrecorded:
         sentences.append(
@@ -125,7 +125,7 @@ def methods(
 
 
 def _model(model: Mapping[str, Any], cite: Callable[[str], str]) -> str:
-    """Return which model it was, what it is, and its resolution."""
+    """Return the name, the kind and the resolution of the model."""
     name, sha = str(model.get("name") or "unknown"), str(model.get("sha256") or "")
     family = _LEARNED.get(str(model.get("family") or ""))
     learned = f", {family} {cite(_PAPER)}" if family else ""

@@ -28,7 +28,7 @@ from qpnuclei.report.tables import table_values
 PAGE = "report.html"
 #: Most images on one page; with more, each image has a page of its own.
 MOST_ON_A_PAGE = 20
-#: What is said of an image that an earlier run has finished, and the newest has not.
+#: Note for an image that an earlier run has finished and the newest run has not.
 _OF_EARLIER = " (its numbers are those of an earlier run)"
 
 

@@ -310,7 +310,7 @@ def _reader(slide: PixelSource, scale: Scale) -> ReadPixels:
 
 
 class _Watched:
-    """An engine that knows the colours of the whole region, and keeps the maps of what it saw."""
+    """An engine that uses the colours of the whole region, and keeps the maps of its tiles."""
 
     def __init__(self, engine: Engine, colour: ReinhardStatistics | None) -> None:
         self._engine = engine

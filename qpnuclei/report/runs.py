@@ -1,6 +1,6 @@
 """The parts of earlier runs' ``run.json`` that a report uses.
 
-A record may come from another version: what it does not say is left out.
+A record may come from another version of qpnuclei. The report omits values that it lacks.
 """
 
 from __future__ import annotations
@@ -174,13 +174,13 @@ def project_of(run: Run) -> Path:
     named = Path(str(run.content.get("project") or ""))
     if not named.name or not named.exists():
         raise NotFoundError(
-            f"{run.path}: its project {str(named)!r} is not there", "give the project instead"
+            f"{run.path}: its project {str(named)!r} is missing", "give the project instead"
         )
     return named
 
 
 def images_of(run: Run, entries: Sequence[ImageEntry]) -> list[ImageEntry]:
-    """Return the images that a run has done.
+    """Return the images that a run has analysed.
 
     Raises
     ------
@@ -190,7 +190,7 @@ def images_of(run: Run, entries: Sequence[ImageEntry]) -> list[ImageEntry]:
     done = [entry for entry in entries if run.of_image(entry.id) is not None]
     if not done:
         raise UsageError(
-            f"{run.path}: it has done none of these images", "give the project instead"
+            f"{run.path}: the run analysed none of these images", "give the project instead"
         )
     return done
 

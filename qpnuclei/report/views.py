@@ -45,8 +45,8 @@ def choose_views(
 ) -> list[View]:
     """Choose where nuclei lie densest, typically and sparsest, and where the model is least sure.
 
-    Places of `SIDE_UM` that lie mostly in the area are compared. Each part of an area with few
-    parts has its own grid of places, so that small annotations far apart are not missed.
+    The candidates are squares of `SIDE_UM` on a grid that lie mostly in the area. Each part of an
+    area with few parts has its own grid, so that small annotations far apart are not missed.
 
     Parameters
     ----------

@@ -46,8 +46,8 @@ def compiled(function: F) -> F:
     Division by zero is not an error, as in NumPy. The machine code is cached for the next start of
     the program, beside the module or else in the user's cache folder.
 
-    Functions that call each other belong in one module: the kept machine code of a caller contains
-    that of what it calls, but is made anew only when the caller's own file changes.
+    Functions that call each other belong in one module: the cached machine code of a caller
+    contains the code of its callees, but is compiled again only when the caller's own file changes.
 
     Numba itself is imported at the first call of any, too: most commands need none.
     """

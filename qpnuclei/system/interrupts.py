@@ -1,16 +1,18 @@
 """Ctrl-C and SIGTERM at any moment: one line, exit code 130 or 143, and nothing half done.
 
-Commands unwind with a plain `KeyboardInterrupt` (`ending_on_interrupt`): planning, dry runs,
-reports, exports, imports. At the end of that the interpreter is not shut down, which would crash
-while threads of torch compute, and no second Ctrl-C disturbs the clean-ups.
+Planning, dry runs, reports, exports and imports unwind with a plain `KeyboardInterrupt`
+(`ending_on_interrupt`). The process then exits without shutting down the interpreter, because a
+shutdown crashes while threads of torch compute. A second Ctrl-C does not disturb the clean-up.
 
-Three things need more. Where a network or threads compute, unwinding would wait for them, up to a
-minute for a network's batch: `run`, `infer`, `commit`, `preview` and `demo` exit at once
-(`leaving_on_interrupt`), which loses nothing, as what is finished are files that were put in their
-place by rename; locks are released before (`before_leaving`). The save of an image is several files
-that belong together, and QuPath's Java must not see an exception of Python: there an interrupt
-waits until the block is done (`interrupt_postponed`). Training stops where it can save, and a run
-told by a batch system to end finishes what it is at (`asking_to_stop`).
+Three cases need more:
+
+* `run`, `infer`, `commit`, `preview` and `demo` exit at once (`leaving_on_interrupt`). Unwinding
+  would wait for the network or the threads, up to a minute for a batch. No result is lost, because
+  finished files were put in place by rename. Locks are released first (`before_leaving`).
+* The save of an image writes several files that belong together, and QuPath's Java must not see an
+  exception of Python. An interrupt waits until this block is done (`interrupt_postponed`).
+* Training stops at the next point where it can save. A run that a batch system asks to end
+  finishes its current unit (`asking_to_stop`).
 
 Batch systems send SIGTERM before they kill a job. It is treated like Ctrl-C, and exit code 143 says
 that the command should be run again.

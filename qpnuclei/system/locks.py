@@ -1,7 +1,7 @@
 """Lock a folder for one process at a time, also on drives that several computers share.
 
 The lock is a file in the folder that says who holds it. It is created in one step, by a hard link
-or by exclusive creation. Unlike locks of the system (``flock``), this works on network drives, too.
+or by exclusive creation. Unlike locks of the system (``flock``), it also works on network drives.
 The lock of a killed process is recognised by its process ID and start time, and removed.
 """
 

@@ -125,7 +125,7 @@ def adapt(
     watcher: Watcher | None = None,
     corrections: Sequence[BoxImage] = (),
 ) -> Adaptation:
-    """Adapt a student to slides, and compare it with what it was.
+    """Adapt a student to slides, and compare it with the original model.
 
     Parameters
     ----------
@@ -253,7 +253,7 @@ class _View:
 
 
 def _evenly(items: Sequence[_Item], most: int) -> Sequence[_Item]:
-    """Return at most so many of the items, evenly spread."""
+    """Return `most` items at most, evenly spread."""
     return items[:: math.ceil(len(items) / most)]
 
 

@@ -105,8 +105,8 @@ def cached_tile_index(
 ) -> TileIndex:
     """Return the tile index of these sources, from `folder` if it was built before.
 
-    The file's name holds a hash of all that decides what is in it: path, size, date, resolution
-    and ROI of the images, and the other arguments.
+    The file's name holds a hash of everything that determines its content: path, size, date,
+    resolution and ROI of the images, and the other arguments.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def build_tile_index(
     on_source : callable
         Called with the number of sources done.
     max_enlargement : float
-        A source gives tiles at scales that are up to so many times finer than itself.
+        A source gives tiles at scales up to so many times finer than its own resolution.
 
     Raises
     ------

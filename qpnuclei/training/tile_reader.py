@@ -41,7 +41,7 @@ class ColourTransfer:
 
     @classmethod
     def measured(cls, reader: TileReader) -> ColourTransfer:
-        """Measure every source that has tiles; the target is what they have on average.
+        """Measure every source that has tiles; the target is their average.
 
         Sources without tiles, which are never read, get the target's own statistics.
         """

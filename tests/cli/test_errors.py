@@ -118,6 +118,28 @@ def test_files_and_folders_that_are_not_what_they_should_be(
     assert tree(project) == before
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", ""),
+        ("run", "{}", "--roi", "Tumor", "--mpp", "0.5", "--run-dir", ""),
+        ("run", "{}", "--roi", "Tumor", "--mpp", "0.5", "--geojson="),
+        ("run", "{}/../images", "-o", ""),
+        ("geojson", "export", "{}", "-o", ""),
+        ("project", "create", "new", "{}/../images", ""),
+        ("infer", ""),
+    ],
+)
+def test_an_empty_path_is_not_this_folder(
+    program: Program, project: Path, words: tuple[str, ...]
+) -> None:
+    before = tree(project.parent)
+    done = program(*(word.format(project) for word in words))
+    assert done.returncode == 2
+    assert "the path is empty" in done.stderr
+    assert tree(project.parent) == before
+
+
 def test_slides_of_a_plan_that_are_not_there(qpnuclei: Call, project: Path) -> None:
     folder = project.parent / "the-run"
     plan = qpnuclei("plan", project, "--roi", "Tumor", "--mpp", "0.5", "--run-dir", folder)

@@ -70,7 +70,11 @@ def test_slides_in_results_out_and_the_same_command_adds_new_ones(
     named = set(re.findall(r"\S*project\.qpproj\S*", planned.stdout + planned.stderr))
     assert named == {f"{results / 'project.qpproj'}:"}
     assert not results.exists()
-    assert qpnuclei(*command).exit_code == 1
+    done = qpnuclei(*command)
+    assert done.exit_code == 1
+    assert f"not readable: 1 of 3 slides, for the reasons above: {slides / 'broken.tif'}" in (
+        done.stderr.splitlines()
+    )
 
     assert counts(results / "counts.csv") == {"a.bmp": 2, "b.png": 1}
     page = (results / "report.html").read_text(encoding="utf-8")
@@ -288,6 +292,13 @@ def test_several_projects_stand_alone(slides: Path, tmp_path: Path, qpnuclei: Ca
     assert isinstance(folder.error, UsageError)
     hasty = qpnuclei("run", tmp_path / "c", tmp_path / "a", "--fail-fast", *tissue)
     assert "is broken" in str(hasty.error)
+    # What is missing is said before the others are run; the order stays that of the command.
+    two = ("run", tmp_path / "a", tmp_path / "d.qpproj", *tissue)
+    before = tree(tmp_path / "a")
+    assert "d.qpproj: no such file" in str(qpnuclei(*two, "--fail-fast").error)
+    assert tree(tmp_path / "a") == before
+    a, d = json.loads(qpnuclei(*two, "--dry-run").stdout)["projects"]
+    assert (a["project"], d["project"]) == (str(tmp_path / "a"), str(tmp_path / "d.qpproj"))
 
 
 def test_project_add(slides: Path, tmp_path: Path, qpnuclei: Call) -> None:

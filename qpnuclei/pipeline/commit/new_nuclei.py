@@ -40,11 +40,11 @@ class NewNuclei:
     counts : (S, R) int64 ndarray
         How many of each table belong to each of the plan's regions.
     outside : int
-        Nuclei left out because they lie in none of the regions.
+        Nuclei outside all regions, which are not written.
     doubts : Check
-        What is doubtful about what was found.
+        Doubts about the nuclei.
     as_locked : int
-        Nuclei left out because a locked nucleus of an earlier run is in their place.
+        Nuclei not written because a locked nucleus of an earlier run is in the same place.
     found : sequence of NucleiTable
         All nuclei found, including those left out.
     """

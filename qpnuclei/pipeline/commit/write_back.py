@@ -41,7 +41,7 @@ _TISSUE_COLOR = -3355444
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """What is saved in the project; not what was planned if the image changed in between.
+    """Result saved in the project; it differs from the plan if the image changed in between.
 
     Parameters
     ----------
@@ -171,16 +171,17 @@ def loss_note(project: Project, entry: ImageEntry, replaced: int, written: int) 
     """
     if written >= replaced / 2:
         return None
-    said = f"{replaced} nuclei of earlier runs were replaced by {written}"
+    message = f"{replaced} nuclei of earlier runs were replaced by {written}"
     backups = list_backups(project.path.parent / "data" / entry.id / "data.qpdata")
     if not backups:
-        return said
+        return message
     alike = [other for other in project.images if other.name == entry.name]
     image = entry.name if len(alike) == 1 else entry.id
     command = ["qpnuclei", "project", "restore", str(project.path), "--image", image]
     command += ["--backup", backups[0].id]
     return (
-        f"{said}; they are in the backup {backups[0].id}, and come back with: {shlex.join(command)}"
+        f"{message}; they are in the backup {backups[0].id}, and come back with: "
+        f"{shlex.join(command)}"
     )
 
 

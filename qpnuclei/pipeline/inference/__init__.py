@@ -1,7 +1,7 @@
 """Nuclei from pixels, unit by unit, without the project: ``shards/``.
 
-`infer` goes from a tile to its nuclei. `units` knows what is to be done, `executors` who does it:
-this process, `processes`, or a `cluster`; `computing` chooses, `remote` is what another process
-does. `shards` are the files of nuclei, `join` makes an image of its units, with `cells` and
-`plausibility` (whether they agree with the stain).
+`infer` finds the nuclei of a tile. `units` lists the units of work. `executors` compute them: in
+this process, in `processes`, or on a `cluster`; `computing` chooses the executor, and `remote` is
+the code for another process. `shards` are the files of nuclei. `join` joins the units of an image,
+`cells` adds the cells, and `plausibility` checks the nuclei against the stain.
 """

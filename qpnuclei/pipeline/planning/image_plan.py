@@ -169,7 +169,7 @@ def plan_image(
     options: RunOptions,
     objects: ImageObjects | None = None,
 ) -> ImagePlan:
-    """Return what is to be done in one image.
+    """Return the plan of one image.
 
     Parameters
     ----------
@@ -185,8 +185,8 @@ def plan_image(
     MppError
         If its pixel size is missing or absurd.
     UsageError
-        If ``on_existing="error"`` and qpnuclei wrote into a chosen annotation before, or nuclei are
-        to be told apart by DAB and it has none.
+        If ``on_existing="error"`` and qpnuclei wrote into a chosen annotation before, or if nuclei
+        are to be classified by DAB and the image has no DAB.
     FormatError
         If its data cannot be read.
     """

@@ -1,10 +1,10 @@
-"""When a run stops by itself: what the attention of a model that learns cannot be."""
+"""Stop a run whose attention shows that the model has stopped learning."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-#: G is said to guess if, after so many batches, it is right hardly more often than by chance.
+#: After so many batches, G must be right more often than by chance, by this margin.
 _GUESSING_AFTER_BATCHES = 500
 _GUESSING_MARGIN = 0.05
 
@@ -13,14 +13,14 @@ _HOLDS_NOTHING, _HOLDS_EVERYTHING = 0.001, 0.95
 
 
 def collapse(metrics: Mapping[str, float], n_scales: int, batches: int) -> str:
-    """Say why the means over an epoch cannot be those of a model that learns; empty if they can.
+    """Return why an epoch's mean metrics show that the model does not learn; empty if it learns.
 
     Parameters
     ----------
     metrics : mapping of str to float
     n_scales : int
     batches : int
-        Seen since the start of the run: G is given time.
+        Number since the start of the run; G needs some to learn.
     """
     fraction = metrics["attention fraction"]
     if fraction < _HOLDS_NOTHING or fraction > _HOLDS_EVERYTHING:

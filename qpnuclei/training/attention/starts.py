@@ -1,4 +1,4 @@
-"""What a run begins with: several starts, and the choice of the one that goes on."""
+"""Several starts of a training run from random weights, and the choice of the best."""
 
 from __future__ import annotations
 
@@ -85,10 +85,10 @@ def first_learner(
             chosen, best = learner, agreement
     if chosen is None:
         raise TrainingError(
-            f"the losses of none of {recipe.starts} starts stayed numbers",
+            f"none of {recipe.starts} starts kept finite losses",
             "try a lower --set learning_rate, --set gradient_clip=1, or another --seed",
         )
-    _log.info("the start of agreement %.2f goes on", best)
+    _log.info("training continues from the start with agreement %.2f", best)
     return chosen
 
 

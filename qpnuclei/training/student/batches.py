@@ -34,7 +34,7 @@ _COLOUR_STEP = 7
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """One patch and what it teaches.
+    """One patch and its training targets.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class Lesson:
     targets : (H, W, 3) uint8 ndarray
         Foreground, centre map and weight, each 0..1 times 255.
     likelihood : float
-        Factor on how often it is drawn; otherwise it is drawn in proportion to its size.
+        Factor on the probability of drawing it, which is otherwise proportional to its size.
     """
 
     rgb: RGB

@@ -93,7 +93,7 @@ def inherited(
 
 
 def _complete(architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an architecture with the defaults of what it does not state."""
+    """Return an architecture with defaults for the missing values."""
     fields = StudentRecipe.model_fields
     names = ("base_channels", "levels", "max_channels", "stem_stride", "decoder", "subpixel")
     complete = {name: architecture.get(name, fields[name].default) for name in names}

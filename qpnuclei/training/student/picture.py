@@ -20,7 +20,7 @@ _PATCHES, _PX = 9, 512
 
 
 def write_picture(path: Path, patches: Iterable[RGB], known: Sequence[PseudoLabels]) -> None:
-    """Draw the first patches: trusted nuclei in yellow, what is left open in blue."""
+    """Draw the first patches: trusted nuclei in yellow, unlabelled objects in blue."""
     tiles = []
     pairs = zip(patches, known, strict=True)
     for rgb, labels in itertools.islice(pairs, _PATCHES):

@@ -1,10 +1,9 @@
 """Pseudo-labels: which pixels a student may learn from, and their class.
 
-Two sources say where nuclei are: a vote of many haematoxylin masks, and the previous student. Both
-are wrong often, but where an object comes out well separated and convex it is nearly always one
-nucleus. So only such objects are taught as nuclei. Other dark objects (dark stroma, clumps,
-fragments of pale nuclei) are taught neither as nucleus nor as background: there the student decides
-by what it learnt from the clear cases.
+Two sources locate nuclei: a vote of many haematoxylin masks, and the previous student. Both are
+often wrong, but a well separated, convex object is nearly always one nucleus. Only such objects are
+labelled as nuclei. Other dark objects (dark stroma, clumps, fragments of pale nuclei) get no label,
+neither nucleus nor background: the student decides there from the clear cases.
 """
 
 from __future__ import annotations
@@ -137,7 +136,7 @@ def snap_to_edges(
         The outline lies where the stain is this far up from the mean of the object's
         surroundings (a ring 2 to 6 px outside) to the mean of its core (more than 2 px inside).
     reach_px : int
-        How far an outline may move outwards. Inwards it may move as far as it needs to.
+        Largest outward shift of an outline. The inward shift is not limited.
 
     Returns
     -------
@@ -217,8 +216,8 @@ def fill_holes(probability: FloatMap, threshold: float, max_area_px: int) -> Flo
 
     Notes
     -----
-    A pale nucleus is a ring at first. Split by its distance transform, it would be taught as
-    several small nuclei.
+    A pale nucleus is a ring in the mask. A split of the ring by its distance transform would label
+    it as several small nuclei.
     """
     background = (probability <= threshold).astype(np.uint8)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(background, connectivity=4)

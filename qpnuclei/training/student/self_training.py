@@ -29,16 +29,16 @@ from qpnuclei.training.student.recipe import StudentRecipe
 
 FloatMap = npt.NDArray[np.float32]
 
-#: From a vote of haematoxylin masks to candidate nuclei. Here and below the seeds are smoother and
-#: rarer than the paper's: half a nucleus looks like a nucleus and would be learnt as one.
+#: From a vote of haematoxylin masks to candidate nuclei. Here and below, the seeds are smoother and
+#: fewer than in the paper: the model would learn a split-off half of a nucleus as a nucleus.
 VOTE_INSTANCES = PostProcessing(smoothing_sigma_px=2.0, maxima_radius_px=9, min_area_px=60)
 
-#: From a student's maps to candidate nuclei, and of a model that no validation images tune.
+#: From a student's maps to candidate nuclei; also for a model without validation images.
 STUDENT_INSTANCES = PostProcessing(
     maxima_radius_px=6, min_prominence_px=1.0, centre_weight=0.65, min_area_px=80
 )
 
-#: The µm/px of which both have their sizes in px.
+#: Scale in µm/px of the sizes in px of both.
 INSTANCES_MPP = 0.25
 
 
@@ -120,7 +120,7 @@ def labels_from_vote(
     candidates = segment_instances(_filled(vote, parameters, recipe), parameters)
     haematoxylin = np.ascontiguousarray(separate(rgb, stains)[..., 0])
     snapped = snap_to_edges(candidates, blur(haematoxylin, 1.0))
-    # Outlines have moved: what has come apart is two candidates, what touches is split anew.
+    # Outlines have moved: separated parts are two candidates now, touching ones are split again.
     foreground = _filled((snapped > 0).astype(np.float32), parameters, recipe)
     candidates = segment_instances(foreground, parameters)
     return _trusted(candidates, vote, recipe, min_probability=0.0)

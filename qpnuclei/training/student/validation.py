@@ -1,6 +1,6 @@
-"""How good a student is on labelled images, as they are and recoloured.
+"""Quality of a student on labelled images, original and recoloured.
 
-It chooses the round and the post-processing, and teaches nothing.
+The quality decides the round and the post-processing; the labels are not used for training.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def quality(
 def tune(path: Path, labelled: Sequence[LabelledImage], device: torch.device) -> None:
     """Give a model file the post-processing that suits it best in all colours.
 
-    The file is replaced; its header then holds the quality, too.
+    The file is replaced; the new header also holds the quality.
 
     Raises
     ------

@@ -259,7 +259,8 @@ def test_of_several_starts_the_one_goes_on_that_agrees_best_with_haematoxylin(
     said = [float(m.split()[-1]) for m in caplog.messages if m.startswith("start ")]
     assert len(said) == 3
     assert len(set(said)) > 1  # of different random weights
-    assert f"the start of agreement {max(said):.2f} goes on" in caplog.messages
+    best = f"training continues from the start with agreement {max(said):.2f}"
+    assert best in caplog.messages
     again = train(tmp_path / "again", sources, recipe=several)
     assert result.model is not None
     assert again.model is not None
