@@ -168,10 +168,10 @@ def summary_table(summary: RunSummary) -> Table:
     if counted != summary.nuclei:
         locked = sum(image.locked for image in summary.images)
         title += f" written, {counted} counted"
+        kept = f"the {locked} that are locked, others" if locked else "those"
         caption = (
-            f"Every nucleus in an annotation is counted, as in export: also locked ones "
-            f"({locked}), others of earlier runs, and those of other programs. A nucleus in two "
-            "annotations counts in both."
+            f"Every nucleus in an annotation is counted, as in export: also {kept} of earlier "
+            "runs, and those of other programs. A nucleus in two annotations counts in both."
         )
     table = Table(title=title, caption=caption)
     for column in ("image", "annotation", "class"):

@@ -73,11 +73,13 @@ def create_from_slides(
         If the project cannot be written; nothing is left behind.
     """
     images, errors = describe_slides(slides, mpp)
-    if errors and (failed is None or not images):
+    if errors and failed is None:
         raise errors[0][1]
     if failed is not None:
-        for path, error in errors:
+        for path, error in errors if images else errors[:-1]:
             failed(path, error)
+    if errors and not images:
+        raise errors[-1][1]
     image_type = image_type_of(stains)
     return create_project(directory, images, image_type=image_type, stains=stains, files=files)
 

@@ -253,6 +253,21 @@ def test_a_folder_that_holds_something_else_is_left_alone(
     assert tree(tmp_path) == before
 
 
+def test_each_slide_is_named_where_none_can_be_read(tmp_path: Path, qpnuclei: Call) -> None:
+    bad = [tmp_path / "a.tif", tmp_path / "b.tif"]
+    for path in bad:
+        path.write_bytes(b"II*\0")
+    for command in (
+        ("run", *bad, "-o", tmp_path / "r"),
+        ("project", "create", tmp_path / "r", *bad),
+    ):
+        done = qpnuclei(*command)
+        assert done.exit_code == 1
+        assert "a.tif" in done.stderr
+        assert "b.tif" in str(done.error)
+        assert not (tmp_path / "r").exists()
+
+
 def test_what_is_neither_projects_nor_slides(slides: Path, tmp_path: Path, qpnuclei: Call) -> None:
     project = package.create_project(tmp_path / "p", [slides / "a.bmp"]).path
     results = tmp_path / "r"

@@ -58,6 +58,7 @@ def test_what_was_written_and_what_is_counted_are_told_apart() -> None:
         table = tables.summary_table(found)
         assert table.title == title
         assert ("in two annotations counts in both" in str(table.caption)) is is_explained
+        assert "locked" not in str(table.caption)
         assert [cell.strip() for cell in text(found)[0].split("│")][-3:-1] == ["3", "6"]
 
 

@@ -104,7 +104,7 @@ def test_locked_nuclei_stay_and_nothing_is_written_in_their_place(
     assert sum(row["nuclei"] for row in rows) == result.nuclei + len(chosen)
     table = summary_table(again)
     assert table.title == (f"{result.nuclei} nuclei written, {result.nuclei + len(chosen)} counted")
-    assert f"also locked ones ({len(chosen)}), " in str(table.caption)
+    assert f"also the {len(chosen)} that are locked, others of earlier runs" in str(table.caption)
     print_account(again)
     said = f"kept: {len(chosen)} locked detections of earlier runs; {result.as_locked} nuclei in"
     assert said in " ".join(capsys.readouterr().err.split())
