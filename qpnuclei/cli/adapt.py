@@ -73,8 +73,8 @@ def adapt(
         str,
         typer.Option(
             "--model",
-            help="Model to start from: default, of which it is the network for slides of this "
-            "pixel size; its name; or the .safetensors file of a student.",
+            help="Model to start from: default (its network for the pixel size of the slides), "
+            "another model's name, or the .safetensors file of a student.",
         ),
     ] = DEFAULT_MODEL,
     settings: Annotated[

@@ -1,4 +1,4 @@
-"""``qpnuclei report``: a page that shows what was found, from a project or a run."""
+"""``qpnuclei report``: a page with the results of a project or a run."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def report(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a page with pictures and numbers: what was found where, and what is doubtful.
+    """Write a page with pictures and numbers: where the nuclei are, and which results are doubtful.
 
     The page needs no network connection. Each run writes one into its folder.
 

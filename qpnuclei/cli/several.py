@@ -22,7 +22,7 @@ def run_each(projects: Sequence[Path], given: dict[str, Any]) -> tuple[dict[str,
     Returns
     -------
     (dict, bool)
-        What was found as JSON types, and whether a project, or an image, failed.
+        The results as JSON types, and whether a project or an image failed.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def run_each(projects: Sequence[Path], given: dict[str, Any]) -> tuple[dict[str,
             )
     contents: dict[Path, dict[str, Any]] = {}
     failed: list[str] = []
-    # What is not there is said before hours of work with the others.
+    # Missing projects are reported first, before hours of work on the others.
     for path in sorted(projects, key=Path.exists):
 
         def fail(error: QpnucleiError, path: Path = path) -> None:

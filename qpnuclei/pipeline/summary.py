@@ -39,8 +39,8 @@ _log = logging.getLogger(__name__)
 class RegionResult:
     """Nuclei in one annotation, as export counts them, or in tissue without an annotation (no id).
 
-    Where annotations overlap, a nucleus counts in each that contains it. `check` says what is
-    doubtful (see `qpnuclei.pipeline.inference.plausibility`); empty if nothing.
+    Where annotations overlap, a nucleus counts in each that contains it. `check` states the doubts
+    about the nuclei (see `qpnuclei.pipeline.inference.plausibility`), and is empty without doubts.
     """
 
     name: str
@@ -70,14 +70,14 @@ class RegionResult:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What was found in one image.
+    """The results of one image.
 
     Parameters
     ----------
     model : str
         Name or file of the model that found them.
     mpp : (float, float)
-        µm per level-0 px; `mpp_source` says who said so.
+        µm per level-0 px; `mpp_source` names the source of this size.
     working_mpp : (float, float)
         µm per px at which the network worked.
     megapixels : float
@@ -85,14 +85,14 @@ class ImageResult:
     nuclei : int
         Nuclei written, each once.
     check : str
-        What is doubtful about the whole image, as for a region.
+        Doubts about the whole image, as for a region.
     replaced : int
         Detections of earlier runs that were removed.
     locked, as_locked : int
-        Detections of earlier runs in the regions that a user has locked, and that stay; and nuclei
-        found where one of these is, which are not written.
+        Detections of earlier runs in the regions that stay because a user has locked them; and
+        nuclei that are not written because one of these is in the same place.
     outside : int
-        Nuclei found in the tiles whose centroid lies outside of the regions: not written.
+        Nuclei that are not written because their centroid lies outside the regions.
     joined : int
         Nuclei larger than the view of a tile, joined from several.
     covered : int
@@ -226,7 +226,7 @@ class RunSummary:
         options: RunOptions,
         run_dir: Path,
     ) -> RunSummary:
-        """Return the record of a run that begins."""
+        """Return the record of a run at its start."""
         return cls(
             project=project.path,
             backend=project.backend,
@@ -246,7 +246,7 @@ class RunSummary:
 
     @property
     def resumed(self) -> int:
-        """How many images were in the project already when the run was continued."""
+        """Number of images that were finished before the run was resumed."""
         return len(self.earlier)
 
     @property

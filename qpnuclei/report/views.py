@@ -19,6 +19,10 @@ Floats = npt.NDArray[np.float64]
 SIDE_UM, SIDE_PX = 120.0, 480.0
 #: So much of a place lies in the area, where it is so large.
 _LEAST_SHARE = 0.6
+#: An area of more parts has one grid for them all.
+_MOST_GRIDS = 20
+#: So that a place that just fits is not lost.
+_ROUNDING = 1e-9
 #: Most places that are compared.
 _MOST_PLACES = 4000
 #: Least number of nuclei for the certainty of a place, if there is such a place.
@@ -41,7 +45,8 @@ def choose_views(
 ) -> list[View]:
     """Choose where nuclei lie densest, typically and sparsest, and where the model is least sure.
 
-    The candidates are squares of `SIDE_UM` on a grid that lie mostly in the area.
+    The candidates are squares of `SIDE_UM` on a grid that lie mostly in the area. Each part of an
+    area with few parts has its own grid, so that small annotations far apart are not missed.
 
     Parameters
     ----------
@@ -57,21 +62,19 @@ def choose_views(
     if area.is_empty:
         return []
     side = np.array([SIDE_PX, SIDE_PX]) if mpp is None else SIDE_UM / np.array(mpp)
-    low, high = np.array(area.bounds).reshape(2, 2)
-    shape = np.maximum(np.ceil((high - low) / side), 1)
-    stride = math.ceil(math.sqrt(shape.prod() / _MOST_PLACES))
-    step = side * stride
-    shape = np.maximum(np.ceil((high - low) / step), 1).astype(np.int64)
-    origin = (low + high - step * (shape - 1) - side) / 2
-    columns, rows = np.meshgrid(np.arange(shape[0]), np.arange(shape[1]))
-    corners = origin + np.stack([columns.ravel(), rows.ravel()], axis=1) * step
-    boxes = shapely.box(*corners.T, *(corners + side).T)
-    share = _share(boxes, area)
-    inside = centroids[shapely.intersects_xy(area, centroids)] if len(centroids) else centroids
-    place = np.floor((inside - origin) / step).astype(np.int64)
-    held = ((inside - origin - place * step < side) & (place >= 0) & (place < shape)).all(axis=1)
-    number = (place[:, 1] * shape[0] + place[:, 0])[held]
-    count = np.bincount(number, minlength=len(boxes))
+    parts = shapely.get_parts(area)
+    grids = list(parts) if len(parts) <= _MOST_GRIDS else [area]
+    wanted = sum(float(np.ceil(_extent(part) / side).prod()) for part in grids)
+    step = side * math.ceil(math.sqrt(wanted / _MOST_PLACES))
+    corners, share = np.empty((0, 2)), np.empty(0)
+    number = np.full(len(centroids), -1)  # of the place that holds a nucleus
+    for part in grids:
+        places, held = _places(part, centroids, side, step)
+        number[held >= 0] = len(corners) + held[held >= 0]
+        corners = np.concatenate([corners, places])
+        share = np.concatenate([share, _share(shapely.box(*places.T, *(places + side).T), part)])
+    inside = number >= 0
+    count = np.bincount(number[inside], minlength=len(corners))
     most = np.flatnonzero(share >= min(_LEAST_SHARE, 0.9 * share.max()))
     density = count[most] / share[most]
     chosen: dict[int, list[str]] = {}
@@ -80,20 +83,50 @@ def choose_views(
         "typical": np.argmin(np.abs(density - np.median(density))),
         "sparsest": np.argmin(density),
     }
-    if len(boxes) == 1:
+    if len(corners) == 1:
         ranks = {"the whole area": np.int64(0)}
     for title, rank in ranks.items():
         chosen.setdefault(int(most[rank]), []).append(title)
-    if certainty is not None and len(inside):
-        certain = certainty[shapely.intersects_xy(area, centroids)][held]
-        known = np.isfinite(certain)
-        n = np.bincount(number[known], minlength=len(boxes))
-        total = np.bincount(number[known], certain[known], minlength=len(boxes))
+    if certainty is not None:
+        known = inside & np.isfinite(certainty)
+        n = np.bincount(number[known], minlength=len(corners))
+        total = np.bincount(number[known], certainty[known], minlength=len(corners))
         enough = np.flatnonzero(n >= min(_MIN_NUCLEI, n.max(initial=1) or 1))
         if len(enough):
             least = int(enough[np.argmin(total[enough] / n[enough])])
             chosen.setdefault(least, []).append("least certain")
     return [View(", ".join(titles), _box(corners[index], side)) for index, titles in chosen.items()]
+
+
+def _places(
+    part: shapely.Geometry, centroids: Floats, side: Floats, step: Floats
+) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Return the corners of the places on a grid over an area, and which holds each nucleus of it.
+
+    Returns
+    -------
+    corners : (P, 2) float64 ndarray
+        The grid is centred on the area; its places do not reach beyond it if it is large enough.
+    held : (N,) int64 ndarray
+        -1 for nuclei in no place, or not in the area.
+    """
+    low, high = np.array(part.bounds).reshape(2, 2)
+    shape = np.floor((high - low - side) / step + _ROUNDING).clip(0).astype(np.int64) + 1
+    origin = (low + high - step * (shape - 1) - side) / 2
+    columns, rows = np.meshgrid(np.arange(shape[0]), np.arange(shape[1]))
+    corners = origin + np.stack([columns.ravel(), rows.ravel()], axis=1) * step
+    held = np.full(len(centroids), -1)
+    if len(centroids):
+        place = np.floor((centroids - origin) / step).astype(np.int64)
+        within = (centroids - origin - place * step < side) & (place >= 0) & (place < shape)
+        inside = within.all(axis=1) & shapely.intersects_xy(part, centroids)
+        held[inside] = (place[:, 1] * shape[0] + place[:, 0])[inside]
+    return corners, held
+
+
+def _extent(part: shapely.Geometry) -> Floats:
+    x0, y0, x1, y1 = part.bounds
+    return np.array([x1 - x0, y1 - y0])
 
 
 def tile_borders(

@@ -131,10 +131,10 @@ class AttentionRecipe(BaseModel):
     starts: int = Field(
         1,
         ge=1,
-        description="first tries of different random weights, of which the one goes on whose "
-        "attention agrees best with haematoxylin; 4 for width below 32",
+        description="starts from different random weights; training continues from the one with "
+        "the attention that agrees best with haematoxylin; 4 for width below 32",
     )
-    start_batches: int = Field(50, ge=2, description="batches of each such try")
+    start_batches: int = Field(50, ge=2, description="batches of each such start")
     stop_on_collapse: bool = Field(
         True, description="stop when the attention holds nothing or everything, or G guesses"
     )

@@ -91,6 +91,18 @@ def test_places_are_what_they_are_called() -> None:
     assert set(views) == {"densest", "typical", "sparsest", "least certain"}
 
 
+def test_small_annotations_far_apart_are_all_seen() -> None:
+    side = SIDE_UM / 0.5
+    # One grid over both would have no place that lies well in the second.
+    empty = shapely.box(0, 0, 2 * side, 2 * side)
+    full = shapely.box(10.5 * side, 7.4 * side, 11.5 * side, 8.4 * side)
+    x0, y0, x1, y1 = full.bounds
+    centroids = lattice(x0, y0, x1, y1, side / 8)
+    views = {v.title: v.box for v in choose_views(centroids, None, empty.union(full), MPP)}
+    assert views["densest"] == pytest.approx(full.bounds)
+    assert shapely.covers(empty, shapely.box(*views["typical, sparsest"]))
+
+
 def test_a_small_area_is_one_place_and_an_unknown_pixel_size_no_hindrance() -> None:
     small = shapely.box(10, 10, 90, 60)
     (view,) = choose_views(lattice(10, 10, 90, 60, 10), None, small, MPP)

@@ -58,7 +58,7 @@ class StudentRecipe(BaseModel):
     )
     min_tissue: float = Field(0.7, ge=0, le=1, description="patches with less tissue are not taken")
     max_enlargement: float = Field(
-        MAX_ENLARGEMENT, ge=1, description="images that are coarser than so many `mpp` are refused"
+        MAX_ENLARGEMENT, ge=1, description="images coarser than so many `mpp` are refused"
     )
 
     base_channels: int = Field(24, ge=4, description="channels of the finest level")
@@ -76,7 +76,7 @@ class StudentRecipe(BaseModel):
     teacher: str | None = Field(
         None,
         description="name or file of the model that teaches it (distillation), at `mpp` or finer; "
-        "its own votes and rounds if there is none",
+        "without a teacher it learns from its own votes and rounds",
     )
     teacher_views: Literal[1, 8] = Field(
         8, description="flips and rotations over which the teacher's maps are averaged"
@@ -84,9 +84,9 @@ class StudentRecipe(BaseModel):
 
     start: str | None = Field(
         None,
-        description="name or file of a student to go on from, of the same architecture or of one "
-        "that this one can inherit from (qpnuclei.training.student.inheritance); random weights if "
-        "there is none",
+        description="name or file of a student to start from, with the same architecture or one "
+        "that this one can inherit from (qpnuclei.training.student.inheritance); without it, "
+        "random weights",
     )
 
     start_share: float = Field(
@@ -108,7 +108,7 @@ class StudentRecipe(BaseModel):
     crop_px: int = Field(192, ge=64, description="side of the crops, a multiple of the stride")
     learning_rate: float = Field(2e-3, gt=0, description="of the first round")
     later_learning_rate: float = Field(
-        1.5e-3, gt=0, description="of the later ones, which go on from it"
+        1.5e-3, gt=0, description="of the later rounds, which continue from the first"
     )
     weight_decay: float = Field(1e-4, ge=0)
     gradient_clip: float = Field(5.0, gt=0)
