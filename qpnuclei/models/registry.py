@@ -74,7 +74,7 @@ def resolve_model(name_or_path: str | Path) -> Path:
         If there is none; the message lists the available names.
     """
     path = Path(name_or_path)
-    if path.suffix == ".safetensors" or len(path.parts) > 1:
+    if path.suffix == ".safetensors" or len(path.parts) > 1 or (path.suffix and path.is_file()):
         if not path.is_file():
             raise NotFoundError(f"no model file at {path}", "give a name or a .safetensors file")
         return path

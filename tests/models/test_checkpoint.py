@@ -15,6 +15,7 @@ from qpnuclei.models.attention import AttentionNet
 from qpnuclei.models.checkpoint import load_model, load_weights, save_model
 from qpnuclei.models.geometry import NetworkGeometry
 from qpnuclei.models.metadata import ModelMetadata, PostProcessing, model_hash, read_metadata
+from qpnuclei.models.registry import resolve_model
 
 ARCHITECTURE = {"width": 4, "dilations": [1, 2]}
 
@@ -198,6 +199,16 @@ def test_truncated_file(model_file: Path) -> None:
     model_file.write_bytes(model_file.read_bytes()[:-10])
     with pytest.raises(ModelError, match="is not safetensors, or is truncated"):
         load_model(model_file)
+
+
+def test_a_file_that_is_no_model_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("notes")
+    assert resolve_model("notes.txt") == Path("notes.txt")
+    with pytest.raises(ModelError, match=r"notes\.txt is not safetensors"):
+        load_model(Path("notes.txt"))
 
 
 def test_safetensors_of_another_program(tmp_path: Path) -> None:
