@@ -85,7 +85,8 @@ def evaluate(
         str | None,
         typer.Option(
             "--model",
-            help="Model: default, default-40x, default-20x, or a .safetensors file made by train.",
+            help="Model: default, default-40x, default-20x, open-40x, or a .safetensors file "
+            "made by train.",
             show_default=DEFAULT_MODEL,
         ),
     ] = None,

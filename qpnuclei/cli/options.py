@@ -89,8 +89,8 @@ ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
-        help="default, default-40x, default-20x, a .safetensors file, or torchscript:FILE, "
-        "onnx:FILE.",
+        help="default, default-40x, default-20x, open-40x (for commercial use), a .safetensors "
+        "file, or torchscript:FILE, onnx:FILE.",
     ),
 ]
 SpeedOption = Annotated[

@@ -43,6 +43,18 @@ def test_says_what_it_is_and_where_it_comes_from(name, mpp):
     assert metadata.validation["images"] == 11
 
 
+def test_the_open_model_learned_nothing_from_images_that_exclude_commercial_use():
+    metadata = read_metadata(resolve_model("open-40x"))
+
+    assert (metadata.name, metadata.family, metadata.mpp) == ("open-40x", "student", 0.25)
+    assert metadata.data["labels"] == "none"
+    assert "commercially" in metadata.data["licence"]
+    # BreCaHAD, Oral OSCC, one slide of TCGA, OpenSlide's OS-1.
+    allowed = ("100", "Normal_400x", "OSCC_400x", "TCGA-V5-A7RE", "OS-1")
+    assert metadata.data["images"]
+    assert all(name.startswith(allowed) for name in metadata.data["images"])
+
+
 def test_costs_less_than_half_of_the_network_that_taught_it():
     """Multiply-adds of the convolutions per pixel, counted on what they are given."""
     network, _ = load_model(resolve_model("default"))

@@ -8,7 +8,8 @@ from tests.paths import ROOT
 
 
 @pytest.mark.parametrize(
-    ("page", "model"), [("default.md", "default-40x"), ("default-20x.md", "default-20x")]
+    ("page", "model"),
+    [("default.md", "default-40x"), ("default-20x.md", "default-20x"), ("open-40x.md", "open-40x")],
 )
 def test_the_model_card_says_what_was_measured(page: str, model: str):
     card = (ROOT / "training/model-cards" / page).read_text(encoding="utf-8")

@@ -85,7 +85,7 @@ def test_the_weights_it_expects_are_those_of_the_network_in_torch(
     assert dict(weight_shapes(student_layout(**architecture))) == expected
 
 
-@pytest.mark.parametrize("name", ["default-40x", "default-20x"])
+@pytest.mark.parametrize("name", ["default-40x", "default-20x", "open-40x"])
 def test_the_packaged_networks_are_valid_onnx_and_equal_torch(name: str) -> None:
     path = resolve_model(name)
     graph, _, _ = read_student(path)

@@ -184,7 +184,7 @@ def test_load_by_a_name_that_is_not_there_lists_those_that_are(
 def test_no_name_is_a_model_that_depends_on_the_machine() -> None:
     with pytest.raises(NotFoundError, match="no model named 'auto'") as caught:
         resolve_model("auto")
-    assert "there are: default, default-20x, default-40x;" in caught.value.hint
+    assert "there are: default, default-20x, default-40x, open-40x;" in caught.value.hint
 
 
 def test_devices_that_are_not_there() -> None:
