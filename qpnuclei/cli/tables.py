@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from qpnuclei.qupath.sensitivity import OwnNuclei
 
 
-#: Maximum number of image names in one line.
+#: Largest number of image names in one line.
 _NAMED = 10
 #: An image with more annotations gets one line per class.
 _MOST_LINES = 200
