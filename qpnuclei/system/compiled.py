@@ -77,7 +77,7 @@ class _Compiled:
         return result
 
     def dispatcher(self) -> Any:
-        """Return Numba's form of the function; replace compiled functions that it calls by theirs."""
+        """Return the function compiled by Numba, with the compiled functions that it calls."""
         with self._making:
             if self._dispatcher is None:
                 names = self._function.__globals__

@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-#: Largest depth of nested lists and objects. Recursion limits differ between versions of Python. All
-#: of them are far above this depth, and this is far above what QuPath writes.
+#: Largest depth of nested lists and objects. It is far above what QuPath writes, and far below the
+#: recursion limits of all versions of Python.
 MAX_DEPTH = 100
 
 _Parsed = TypeVar("_Parsed")
