@@ -3,6 +3,7 @@
 ``python -m benchmarks.speed`` gives painted tissue to both networks of the default model, in turn
 in one process. With ``--images FOLDER`` (JPEG, PNG, TIFF at 0.25 µm/px), it gives them real tissue.
 It measures from pixels in memory to measured nuclei, after everything is loaded and compiled. The
+result is the ratio within a round, which is right on a busy machine, too.
 """
 
 from __future__ import annotations
