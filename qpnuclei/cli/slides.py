@@ -159,15 +159,15 @@ def _write_results(
     from qpnuclei.report.runs import runs_of
 
     written: dict[str, str | None] = {"counts": None}
-    said = {(failure.entry, failure.error.what) for failure in failures}
+    reported = {(failure.entry, failure.error.what) for failure in failures}
     uncounted: set[str] = set()
 
     def fail(error: QpnucleiError) -> None:
         print_error(error)
 
     def left_out(entry: ImageEntry, error: QpnucleiError) -> None:
-        if (entry.id, error.what) not in said:
-            said.add((entry.id, error.what))
+        if (entry.id, error.what) not in reported:
+            reported.add((entry.id, error.what))
             print_error(error, error.naming("image", entry.name))
 
     def uncountable(entry: ImageEntry, error: QpnucleiError) -> None:

@@ -66,7 +66,7 @@ class Crop:
     """A small part of an image, with the outlines of its nuclei."""
 
     title: str
-    said: str
+    caption: str
     picture: Picture
 
 

@@ -69,9 +69,9 @@ def density_map(
     Parameters
     ----------
     centroids : (N, 2) float64 ndarray
-        In level-0 px; centroids outside the area are not counted.
+        Positions in level-0 px; centroids outside the area are not counted.
     area : shapely.Polygon or shapely.MultiPolygon
-        In level-0 px.
+        Analysed area in level-0 px.
     mpp : (float, float)
         µm per level-0 px.
     """

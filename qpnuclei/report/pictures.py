@@ -129,7 +129,7 @@ def outlines(
     Parameters
     ----------
     geometries : iterable of shapely geometry
-        In level-0 px; points are left out.
+        Areas and lines in level-0 px; points are left out.
     origin : (float, float)
         Upper left corner of the picture in level-0 px.
     scale : (float, float)

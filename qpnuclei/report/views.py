@@ -55,7 +55,7 @@ def choose_views(
     certainty : (N,) ndarray or None
         Certainty of each nucleus, NaN if unknown; None if all are unknown.
     area : shapely.Polygon or shapely.MultiPolygon
-        In level-0 px.
+        Analysed area in level-0 px.
     mpp : (float, float) or None
         µm per level-0 px.
     """

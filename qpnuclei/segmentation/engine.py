@@ -187,7 +187,7 @@ class Engine(Protocol):
         tiles : TilePlan
             On the working grid.
         colour : ReinhardStatistics or None
-            Of the whole region; given if `EngineSpec.needs_colour`.
+            Colour statistics of the whole region; given if `EngineSpec.needs_colour`.
         clock : Stopwatch
             Adds up the seconds of the stages ``read``, ``predict`` and ``segment``.
 

@@ -39,7 +39,7 @@ def build_landscape(
     Returns
     -------
     (H, W) int32 ndarray
-        In steps of ``1 / STEPS_PER_PX`` px; 0 in the background.
+        Heights in steps of ``1 / STEPS_PER_PX`` px; 0 in the background.
     """
     everywhere = bool(mask.all())
     if centre is None:

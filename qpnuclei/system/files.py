@@ -160,12 +160,12 @@ def make_folder_below(base: Path, folder: Path) -> None:
         If `base` is missing, or the folder cannot be created.
     """
     base, folder = base.absolute(), folder.absolute()
-    there = base if folder.is_relative_to(base) else folder
-    if not there.is_dir():
-        raise SaveError(f"{there} is no longer there", "is its drive still connected?")
+    existing = base if folder.is_relative_to(base) else folder
+    if not existing.is_dir():
+        raise SaveError(f"{existing} is no longer there", "is its drive still connected?")
     try:
         for made in reversed([folder, *folder.parents]):
-            if made.is_relative_to(there) and made != there and not made.is_dir():
+            if made.is_relative_to(existing) and made != existing and not made.is_dir():
                 made.mkdir(exist_ok=True)
                 copy_owner(made, made.parent)
     except OSError as error:
@@ -265,9 +265,9 @@ def _unwritable(path: Path, error: OSError) -> SaveError:
 def _reason(folder: Path, error: OSError) -> str:
     """Return why nothing can be written into a folder."""
     with suppress(OSError):
-        there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
-        if not there.is_dir():
-            return f"{there} is not a folder"
+        existing = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+        if not existing.is_dir():
+            return f"{existing} is not a folder"
     return error.strerror or str(error)
 
 

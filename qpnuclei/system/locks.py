@@ -125,7 +125,7 @@ def _acquire(lock: Path, wait: bool, break_lock: bool) -> Holder | None:
     """Create the lock and return its content; None if the user may not write there."""
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
     mine = Holder(Process.this(), now, uuid.uuid4().hex)
-    told = None
+    logged = None
     while True:
         try:
             if _make(lock, mine):
@@ -167,10 +167,10 @@ def _acquire(lock: Path, wait: bool, break_lock: bool) -> Holder | None:
         if not wait:
             hint = "wait until it is done" if other.process.is_here else hint
             raise LockedError(f"{lock.parent} is in use by {other}", hint)
-        if other != told:
+        if other != logged:
             elsewhere = "" if other.process.is_here else f"; {hint}"
             _log.warning("%s is in use by %s: waiting%s", lock.parent, other, elsewhere)
-            told = other
+            logged = other
         time.sleep(_POLL_S)
 
 
