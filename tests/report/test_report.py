@@ -243,7 +243,9 @@ def test_an_image_that_the_last_run_did_not_finish_says_so(made: Made, tmp_path:
 
     after = text(failing, done)
     assert "its tiles <cannot> be read (its numbers are those of an earlier run)" in after
-    assert "did not finish this image: its tiles <cannot> be read. The results are those of" in after
+    assert (
+        "did not finish this image: its tiles <cannot> be read. The results are those of" in after
+    )
     never = text(failing)
     assert "its tiles <cannot> be read" in never
     assert "are from a run of qpnuclei whose record is missing" in never
