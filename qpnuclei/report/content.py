@@ -72,7 +72,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class ColourBar:
-    """The colours and ticks (percent, density) of a density map, and whether it exceeds them."""
+    """The colours of a density map, its ticks (percent, density), and whether it is cut off above."""
 
     colours: tuple[str, ...]
     ticks: tuple[tuple[float, float], ...]

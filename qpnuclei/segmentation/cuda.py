@@ -133,8 +133,8 @@ class BatchSplitter:
     Parameters
     ----------
     function : callable
-    release : callable
         Takes a batch and returns one tensor or several, each with a row per tile.
+    release : callable
         Called after the device ran out of memory, to free cached memory.
     """
 
