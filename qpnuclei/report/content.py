@@ -72,7 +72,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class ColourBar:
-    """The colours of a density map, its ticks (percent, density), and whether it is cut off above."""
+    """The colours of a density map, its ticks (percent, density), and whether it is cut off."""
 
     colours: tuple[str, ...]
     ticks: tuple[tuple[float, float], ...]
