@@ -49,7 +49,7 @@ def plan_view(plans: list[ImagePlan]) -> Group:
         )
         parts.extend(Text(f"  {in_one_line(note)}") for note in plan.notes)
         table = Table("annotation", "class", box=None, padding=(0, 2))
-        for column in ("mm²", "by qpnuclei"):
+        for column in ("mm²", "nuclei by qpnuclei"):
             table.add_column(column, justify="right")
         rows: list[_Line] = [
             (
