@@ -1,9 +1,9 @@
-"""Nuclei found in keratin, ink and blur, without ``run --qc`` and with it.
+"""Count nuclei found in keratin, ink and blur, with and without ``run --qc``.
 
-``python -m benchmarks.artefacts SLIDES`` prints the table of docs/artefacts.md. `SLIDES` is a
-folder with ``CMU-1-Small-Region.svs`` (OpenSlide's test data) and
-``instanseg_HE_example_tma_0.5mpp.tif`` (InstanSeg's). The areas were drawn by eye on these slides,
-before anything was counted in them, and have nothing to do with what ``qc`` finds.
+``python -m benchmarks.artefacts SLIDES`` prints the table of docs/artefacts.md. The folder `SLIDES`
+has ``CMU-1-Small-Region.svs`` (OpenSlide) and ``instanseg_HE_example_tma_0.5mpp.tif`` (InstanSeg).
+The areas were drawn by eye on these slides before any nucleus was counted in them. They do not
+depend on the results of ``qc``.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ SKIN, CORE = "CMU-1-Small-Region.svs", "instanseg_HE_example_tma_0.5mpp.tif"
 
 
 def _polygon(text: str, origin: tuple[float, float] = (0, 0), zoom: float = 1) -> shapely.Polygon:
-    """Return a polygon in level-0 px, from what was read off a picture of a part of the slide."""
+    """Return a polygon in level-0 px, from points read off a picture of a part of the slide."""
     points = np.array([pair.split(",") for pair in text.split()], float)
     return shapely.Polygon(points / zoom + origin)
 
 
-#: Nothing in the keratin and next to nothing in the ink is a nucleus; in the blur there are nuclei,
-#: which cannot be told from each other.
+#: Nothing in the keratin and almost nothing in the ink is a nucleus. The blur contains nuclei, but
+#: they cannot be told apart.
 AREAS = {
     (SKIN, "keratin"): _polygon(
         "290,130 400,75 465,80 465,230 440,440 500,530 600,465 645,520 640,550 560,590 440,660 "
@@ -61,7 +61,7 @@ AREAS = {
 
 
 def annotated(folder: Path, slides: Path) -> qpnuclei.Project:
-    """Make a project of the slides, each with an annotation of all of it."""
+    """Make a project of the slides, each annotated as a whole."""
     project = create_from_slides(folder, [slides / SKIN, slides / CORE])
     for entry in project.images:
         width, height = entry.server.width, entry.server.height
@@ -71,7 +71,7 @@ def annotated(folder: Path, slides: Path) -> qpnuclei.Project:
 
 
 def counted(objects: ImageObjects, area: shapely.Geometry) -> tuple[int, int]:
-    """Return how many nuclei of an image lie in the area, and how many elsewhere."""
+    """Return the numbers of nuclei of an image inside and outside the area."""
     inside = shapely.contains_xy(area, *objects.detections.centroids.T)
     return int(inside.sum()), int((~inside).sum())
 

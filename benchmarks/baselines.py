@@ -1,4 +1,4 @@
-"""The baselines of `benchmarks.run`: two plain programs, as one would write them in a notebook."""
+"""The baselines of `benchmarks.run`: two plain programs, like those in notebooks."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ TILE_PX = 1024
 def literal(project: Path, side: int, model: str) -> dict[str, Any]:
     """Run the method of the paper, tile by tile and nucleus by nucleus.
 
-    A trained network (float32) without halos; section 3.4 with SciPy and scikit-image;
-    regionprops, contours and stain statistics of one object at a time, which is then added to the
-    project (see `_OneByOne`).
+    A trained network (float32) predicts tiles without halos. SciPy and scikit-image do section 3.4.
+    Regionprops, contours and stain statistics are computed for one object at a time, which is then
+    added to the project (see `_OneByOne`).
     """
     from qpnuclei.segmentation.predictor import Predictor
     from qpnuclei.slides.slide import open_slide
 
     predictor = Predictor.load(model, device="cpu")
-    predictor.predict(np.zeros((1, 256, 256, 3), np.uint8))  # what is done once
+    predictor.predict(np.zeros((1, 256, 256, 3), np.uint8))  # work that is done only once
     with _OneByOne(project) as output, open_slide(_slide(project)) as opened:
         laps = Laps()
         for x, y, width, height in _tiles(side):
@@ -60,10 +60,10 @@ def literal(project: Path, side: int, model: str) -> dict[str, Any]:
 
 
 def paper_network(side: int = TILE_PX) -> dict[str, Any]:
-    """Run the network of the paper as it is (64 channels, full resolution, float32) on one tile.
+    """Run the unchanged network of the paper (64 channels, full resolution, float32) on one tile.
 
-    It is prepared as qpnuclei prepares its networks. Its weights are random, so that it finds
-    nothing: only the time of its forward pass is known.
+    It is prepared like the networks of qpnuclei. Its weights are random, so its output means
+    nothing: only the time of its forward pass counts.
     """
     import torch
 
@@ -83,7 +83,7 @@ def paper_network(side: int = TILE_PX) -> dict[str, Any]:
 
 
 def classical(project: Path, side: int) -> dict[str, Any]:
-    """Haematoxylin by colour deconvolution, Otsu's threshold, watershed; no network."""
+    """Run colour deconvolution, Otsu's threshold on haematoxylin, and a watershed; no network."""
     from qpnuclei.slides.slide import open_slide
 
     with _OneByOne(project) as output, open_slide(_slide(project)) as opened:
@@ -106,7 +106,7 @@ def classical(project: Path, side: int) -> dict[str, Any]:
 
 
 class Laps:
-    """Adds up the seconds since the last call to named stages."""
+    """Adds the seconds since the last call to the named stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -132,9 +132,9 @@ def _tiles(side: int) -> Iterator[tuple[int, int, int, int]]:
 
 
 class _OneByOne:
-    """Where objects go one at a time: into the project with paquo, as a notebook does it.
+    """Writes objects one at a time: into the project with paquo, as notebooks do.
 
-    Without a QuPath that paquo can use, into a GeoJSON file beside the project.
+    If paquo finds no usable QuPath, it writes a GeoJSON file beside the project.
     """
 
     def __init__(self, project: Path) -> None:

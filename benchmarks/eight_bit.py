@@ -1,9 +1,9 @@
-"""What 8-bit integers on a CPU would save, and what they change: a trial with ONNX Runtime.
+"""Measure what 8-bit integers on a CPU would save and change: a trial with ONNX Runtime.
 
 ``python -m benchmarks.eight_bit DATA --tissue FOLDER`` quantises the networks of the default model
-statically, calibrated on crops of unlabelled tissue, and compares AJI on the split ``val`` of DATA
-and the processor time from pixels to maps with float32, in turn on each image. Images are of
-0.25 µm/px. Nothing of it is used by a run.
+statically, calibrated on crops of unlabelled tissue. It compares AJI on the split ``val`` of DATA,
+and processor time from pixels to maps, with float32, in turn on each image. Images have 0.25 µm/px.
+No run uses the result.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def measure(name: str, data: Path, tissue: Sequence[RGB], folder: Path) -> list[dict[str, Any]]:
-    """Return AJI and processor time of a network as it is, in ONNX Runtime, and in 8 bits."""
+    """Return AJI and processor time of a network in torch, in ONNX Runtime, and in 8 bits."""
     path = resolve_model(name)
     graph, layout, metadata = read_student(path)
     network, _ = load_model(path)
@@ -76,7 +76,7 @@ def measure(name: str, data: Path, tissue: Sequence[RGB], folder: Path) -> list[
     seconds = dict.fromkeys(variants, 0.0)
     images = read_validation(data, MPP, metadata.mpp)
     for predicting in variants.values():
-        predicting.predict_image(images[0].rgb)  # the first time, some of it is compiled
+        predicting.predict_image(images[0].rgb)  # the first call compiles
     for image in images:
         for variant, predicting in variants.items():
             start = time.process_time()
@@ -121,7 +121,7 @@ class _Crops(CalibrationDataReader):
 
 
 def _normalised(rgb: RGB, metadata: ModelMetadata) -> np.ndarray:
-    """Return an image as the network takes it: (1, H, W, 3) float32."""
+    """Return the input of the network for an image: (1, H, W, 3) float32."""
     mean, std = np.float32(metadata.input_mean), np.float32(metadata.input_std)
     return np.ascontiguousarray(((rgb / np.float32(255) - mean) / std)[None], np.float32)
 

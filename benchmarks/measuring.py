@@ -1,4 +1,4 @@
-"""Shared by all benchmarks: a description of the machine, child processes, tables."""
+"""Functions for all benchmarks: a description of the machine, child processes, tables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 def machine() -> dict[str, Any]:
     """Describe the machine: processor, cores, memory, load, versions, packaged weights. No paths.
 
-    The weights are beginnings of the SHA-256 of their files: names stay where weights change.
+    Weights are identified by the first digits of their SHA-256: names do not change with weights.
     """
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
@@ -49,9 +49,9 @@ def _processor() -> str:
 
 
 def in_child(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """Run a function of a module in a process of its own and return what it returns.
+    """Run a function of a module in a separate process and return its result.
 
-    ``peak_mib`` (of that process) is added; ``seconds`` too, unless `work` measured them itself.
+    ``peak_mib`` of that process is added, and ``seconds`` unless `work` measured them itself.
     """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measured, (work, arguments))

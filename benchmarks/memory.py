@@ -1,7 +1,7 @@
-"""Peak memory of ``qpnuclei run`` on a small and a large slide: it should hardly grow.
+"""Compare the peak memory of ``qpnuclei run`` on a small and a large slide: it should hardly grow.
 
 ``python -m benchmarks.memory`` analyses synthetic tissue of 10,000 x 10,000 and of 40,000 x 40,000
-px, each in a process of its own. The large one takes about ten minutes of two cores.
+px, each in a separate process. The large slide takes about ten minutes on two cores.
 """
 
 from __future__ import annotations

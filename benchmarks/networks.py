@@ -1,8 +1,9 @@
-"""Speed of the packaged networks alone, and the effect of bfloat16.
+"""Measure the speed of the packaged networks alone, and the effect of bfloat16.
 
-``python -m benchmarks.networks`` measures forward passes on the CPU (pixels in, maps out), all
-models and precisions in turn in one process, so that their ratios hold on a busy machine, too. With
-``--images FOLDER`` (JPEG, PNG, TIFF at the models' resolution) it compares masks of real tissue.
+``python -m benchmarks.networks`` measures forward passes on the CPU, from pixels to maps. It runs
+all models and precisions in turn in one process, so that their ratios are right on a busy machine,
+too. With ``--images FOLDER`` (JPEG, PNG, TIFF at the resolution of the models) it compares masks of
+real tissue.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Precision = Literal["float32", "bfloat16"]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=Path, help="folder of images to look at")
+    parser.add_argument("--images", type=Path, help="folder of images to use")
     parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--repeat", type=int, default=5)
     arguments = parser.parse_args()
@@ -62,7 +63,7 @@ def _measure(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
 def measure(
     predictors: dict[tuple[str, Precision], Predictor], images: list[np.ndarray], repeat: int
 ) -> list[dict[str, Any]]:
-    """Return the best time of each, and how its masks differ from those in float32."""
+    """Return the best time of each network, and how its masks differ from those in float32."""
     best = dict.fromkeys(predictors, float("inf"))
     changed: dict[tuple[str, Precision], list[float]] = {key: [] for key in predictors}
     for image in images:

@@ -1,8 +1,9 @@
-"""Estimate the pixel size of images that do not state it, by the size of their nuclei.
+"""Estimate the pixel size of images that do not state it, from the size of their nuclei.
 
-``python -m benchmarks.pixel_size --like DATA FOLDER...`` prints, for each folder, the µm/px at
-which the median nucleus that a model finds is as large as in the images of ``DATA``, whose pixel
-size is known. One size is estimated for a folder: its images must be of one scanner or camera.
+``python -m benchmarks.pixel_size --like DATA FOLDER...`` prints a µm/px for each folder. At this
+pixel size, the median nucleus that a model finds is as large as in the images of ``DATA``, which
+have a known pixel size. There is one estimate per folder, so its images must come from one scanner
+or camera.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.pixels import RGB
 
-#: A factor of some 1.16 apart: finer than the sizes of nuclei can tell.
+#: These differ by a factor of 1.2: nuclei cannot tell smaller differences.
 _CANDIDATES = tuple(0.12 * 1.2**step for step in range(10))
 
 
 def median_area(predictor: Predictor, images: Sequence[RGB], mpp: float) -> float:
-    """Return the median area of the nuclei found, in µm², if the images have `mpp` µm/px.
+    """Return the median area of the found nuclei in µm², assuming that the images have `mpp` µm/px.
 
-    NaN if there are none.
+    NaN if no nuclei are found.
     """
     areas: list[npt.NDArray[np.int64]] = []
     for image in images:
@@ -42,10 +43,10 @@ def median_area(predictor: Predictor, images: Sequence[RGB], mpp: float) -> floa
 
 
 def crossing(sizes: Sequence[float], areas: Sequence[float], wanted: float) -> float:
-    """Return the size at which the area rises through what is wanted; NaN if it never does.
+    """Return the size at which the rising area reaches `wanted`; NaN if it never does.
 
-    Between two sizes, the logarithms of both are taken to be on a line. Of several crossings it
-    is the one with the most nuclei's size on its side: the last, where areas were below before.
+    Between two sizes, the logarithms are interpolated linearly. Of several crossings, the last is
+    returned, because more sizes below it have smaller areas.
     """
     found = math.nan
     for i in range(len(sizes) - 1):
@@ -71,11 +72,17 @@ def _middle(rgb: RGB, side: int) -> RGB:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
-    parser.add_argument("--like", type=Path, required=True, help="folder of images of --mpp")
-    parser.add_argument("--mpp", type=float, default=0.25, help="of --like (default: %(default)s)")
+    parser.add_argument(
+        "--like", type=Path, required=True, help="folder of images with pixel size --mpp"
+    )
+    parser.add_argument(
+        "--mpp", type=float, default=0.25, help="µm/px of --like (default: %(default)s)"
+    )
     parser.add_argument("--model", default="default")
-    parser.add_argument("--limit", type=int, default=8, help="images of each (default: 8)")
-    parser.add_argument("--side", type=int, default=768, help="px looked at (default: 768)")
+    parser.add_argument("--limit", type=int, default=8, help="images per folder (default: 8)")
+    parser.add_argument(
+        "--side", type=int, default=768, help="px of the middle to use (default: 768)"
+    )
     arguments = parser.parse_args()
     predictor = Predictor.load(arguments.model)
     like = read_some(arguments.like, arguments.limit, arguments.side)

@@ -1,13 +1,13 @@
-"""Time and peak memory of reading and writing detections of a QuPath project.
+"""Measure time and peak memory of reading and writing detections of a QuPath project.
 
-``python -m benchmarks.qupath_io`` measures 10,000, 100,000 and a million detections of 24
+``python -m benchmarks.qupath_io`` measures 10,000, 100,000 and a million detections with 24
 vertices and 10 measurements, without QuPath. They come in groups of 20,000 that are created on
-access, as those of a run are read from disk. Every step is a process of its own, to measure its
-peak memory. Times exclude imports.
+access, just as the detections of a run are read from disk. Each step runs in a separate process, so
+that its peak memory can be measured. Times exclude imports.
 
-Where a QuPath is present (``PAQUO_QUPATH_DIR``), the paquo backend is compared with paquo's own
-``add_detection``, called for one detection after the other: in turn, several times, in one process.
-``--only-qupath`` prints that comparison alone and saves nothing.
+If QuPath is available (``PAQUO_QUPATH_DIR``), the paquo backend is compared with the function
+``add_detection`` of paquo, called for one detection after the other. Both run in turn, several
+times, in one process. ``--only-qupath`` prints only this comparison and saves nothing.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ MEASUREMENTS = 10
 NUCLEUS = PathClass("Nucleus", -16732080)
 #: Nuclei in memory at once.
 GROUP = 20_000
-#: Added to those that are there.
+#: Number of detections that are added to existing ones.
 SECOND = 1000
-#: Written through QuPath in two ways, in turn, so often.
+#: Numbers of detections written through QuPath in two ways in turn, and number of rounds.
 THROUGH_QUPATH = (10_000, 100_000)
 ROUNDS = 5
-#: Rounds of the first size before, not shown, in which Java compiles what is called often.
+#: Hidden rounds before the first size, in which Java compiles methods that are called often.
 WARM_UP_ROUNDS = 8
 ONE_BY_ONE, BATCHED = "one by one", "batched"
 
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def write(folder: Path, size: int) -> dict[str, Any]:
-    """Make a project of one image with one annotation, and write detections under it."""
+    """Make a project with one image and one annotation, and write detections below it."""
     entry = _new_project(folder)
     side = 40 * np.ceil(np.sqrt(size))
     annotation = NewAnnotation(shapely.box(0, 0, side, side), uuid.UUID(int=1), "all")
@@ -108,13 +108,13 @@ def write(folder: Path, size: int) -> dict[str, Any]:
 
 
 def read_annotations(folder: Path) -> dict[str, Any]:
-    """Read an image's annotations; the detections are only counted."""
+    """Read the annotations of an image; the detections are only counted."""
     objects = _entry(folder).read()
     return {"annotations": len(objects.annotations), "detections": len(objects.detections)}
 
 
 def read_places(folder: Path, size: int) -> dict[str, Any]:
-    """Read what the plan of a run needs that replaces its own."""
+    """Read the data that planning a run needs to replace the nuclei of earlier runs."""
     detections = _entry(folder).read().detections
     assert sum(map(is_ours, detections.ids)) == size
     return {"centroid": detections.centroids.mean(axis=0).tolist()}
@@ -129,7 +129,7 @@ def read_all(folder: Path, size: int) -> dict[str, Any]:
 
 
 def add(folder: Path) -> dict[str, Any]:
-    """Open the file again and add some."""
+    """Open the file again and add some detections."""
     entry = _entry(folder)
     found = entry.read()
     edit = Edit(add=Nuclei(found.annotations[0].handle, SECOND, 2))
@@ -138,7 +138,7 @@ def add(folder: Path) -> dict[str, Any]:
 
 
 def replace(folder: Path, size: int) -> dict[str, Any]:
-    """Open the file again and put others in the place of all that are there."""
+    """Open the file again and replace all detections."""
     entry = _entry(folder)
     found = entry.read()
     ours = frozenset(own_id for own_id in found.detections.ids if own_id is not None)
@@ -167,10 +167,10 @@ def compare_with_paquo() -> dict[str, Any]:
 
 
 def _write_both_ways(folder: Path) -> dict[str, Any]:
-    """Time both ways in one process: of each round how long to make detections, and all of it."""
+    """Time both ways in one process: for each round, making the detections, and everything."""
     from qpnuclei.qupath.paquo import jvm
 
-    jvm.start()  # not as paquo does, with debug messages
+    jvm.start()  # paquo itself would start it with debug messages
     sizes = {}
     for size in THROUGH_QUPATH:
         nuclei, ids = _together(Nuclei(0, size, 1))
@@ -179,7 +179,7 @@ def _write_both_ways(folder: Path) -> dict[str, Any]:
         for number in range(ROUNDS if sizes else WARM_UP_ROUNDS + ROUNDS):
             with tempfile.TemporaryDirectory(dir=folder) as temporary:
                 one_by_one = _write_one_by_one(Path(temporary) / ONE_BY_ONE, nuclei)
-                gc.collect()  # what one way leaves is not the other's to clear away
+                gc.collect()  # one way must not clear away the garbage of the other
                 batched = _write_batched(Path(temporary) / BATCHED, group)
                 gc.collect()
             if sizes or number >= WARM_UP_ROUNDS:
@@ -189,7 +189,7 @@ def _write_both_ways(folder: Path) -> dict[str, Any]:
 
 
 def _write_batched(folder: Path, group: DetectionGroup) -> dict[str, float]:
-    """Write with the paquo backend, which also makes a backup and verifies."""
+    """Write with the paquo backend, which also makes a backup and verifies the file."""
     from qpnuclei.qupath.paquo.editing import apply_edit
     from qpnuclei.qupath.paquo.jvm import java_class
     from qpnuclei.qupath.qpdata.new_detections import Additions
@@ -207,7 +207,7 @@ def _write_batched(folder: Path, group: DetectionGroup) -> dict[str, float]:
 
 
 def _write_one_by_one(folder: Path, nuclei: NucleiTable) -> dict[str, float]:
-    """Write as paquo's documentation shows it."""
+    """Write as in the documentation of paquo."""
     from paquo.classes import QuPathPathClass
     from paquo.projects import QuPathProject
 
@@ -281,15 +281,15 @@ def _entry(folder: Path) -> ImageEntry:
 
 
 class Nuclei(MadeOnDemand[DetectionGroup]):
-    """Circles on a grid of 40 px, with measurements, in groups that are made on demand.
+    """Circles on a grid of 40 px, with measurements, in groups created on access.
 
     Parameters
     ----------
     parent : int
     size : int
-        How many nuclei.
+        Number of nuclei.
     salt : int
-        Nuclei with another one have other UUIDs and sizes.
+        Nuclei with another salt have other UUIDs and sizes.
     """
 
     def __init__(self, parent: int, size: int, salt: int) -> None:

@@ -1,8 +1,8 @@
-"""Accuracy of a model under changes of colour, sharpness and compression, on annotated images.
+"""Measure the accuracy of a model under changes of colour, sharpness and compression.
 
-``python -m benchmarks.robustness DATA`` prints the table of the model cards: ``DATA`` is a folder
-with ``images/`` and ``labels/``; with ``splits.json``, its split ``val``. The post-processing is
-the model's own throughout.
+``python -m benchmarks.robustness DATA`` prints the table of the model cards. ``DATA`` is a folder
+of annotated images with ``images/`` and ``labels/``. If it has a ``splits.json``, only the split
+``val`` is used. The post-processing of the model is the same for all changes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def compressed(rgb: RGB) -> RGB:
 
 
 def restained(rgb: RGB, haematoxylin: float, eosin: float) -> RGB:
-    """Return an (H, W, 3) uint8 image with its stains scaled, by QuPath's default vectors."""
+    """Return an (H, W, 3) uint8 image with scaled stains, using the default vectors of QuPath."""
     stains = stain_matrix(DEFAULT_HE)
     amounts = optical_density(rgb) @ np.linalg.inv(stains) * (haematoxylin, eosin, 1)
     return np.rint(np.clip(255 * 10 ** -(amounts @ stains), 0, 255)).astype(np.uint8)
@@ -64,7 +64,7 @@ CHANGES: dict[str, Callable[[RGB], RGB]] = {
 
 
 def versions(images: Sequence[LabelledImage]) -> Iterator[tuple[str, list[LabelledImage]]]:
-    """Return the images under each change, and under the strong changes of colour of validation."""
+    """Yield the images with each change, and with the strong colour changes of validation."""
     for name, change in CHANGES.items():
         yield name, [LabelledImage(i.name, change(i.rgb), i.labels) for i in images]
     yield (
@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--mpp", type=float, default=0.25, help="of the images, in µm/px")
+    parser.add_argument("--mpp", type=float, default=0.25, help="µm/px of the images")
     arguments = parser.parse_args()
     predictor = Predictor.load(arguments.model)
     images = read_validation(arguments.data, arguments.mpp, predictor.mpp)

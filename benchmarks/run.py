@@ -1,8 +1,8 @@
-"""How fast ``qpnuclei run`` is: against two baselines, and as the region grows.
+"""Measure the speed of ``qpnuclei run``: against two baselines, and for growing regions.
 
 ``python -m benchmarks.run`` (or ``make bench``) takes some minutes on two cores. All programs
-analyse the same synthetic tissue on the CPU, each time in a process of its own, one after the
-other and in turn. Times exclude imports, loading the model, and its first forward pass.
+analyse the same synthetic tissue on the CPU, each time in a separate process, one after the other
+in turn. Times exclude imports, loading the model, and its first forward pass.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STAGES = ("read", "predict", "segment", "measure", "stitch", "write")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--model", default=DEFAULT_MODEL, help="of qpnuclei and the literal program"
+        "--model", default=DEFAULT_MODEL, help="model of qpnuclei and of the literal program"
     )
     parser.add_argument("--mpx", type=int, nargs="+", default=[1, 4, 16, 64], help="ROI areas")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, available_cores()])
@@ -202,7 +202,7 @@ def report(results: dict[str, Any]) -> str:
 
 
 def _side(megapixels: int) -> int:
-    # 1 "Mpx" of a square of 1024 n px.
+    # 1 "Mpx" is a square of 1024 px.
     return round(1024 * megapixels**0.5)
 
 

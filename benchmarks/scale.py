@@ -38,8 +38,8 @@ COMMANDS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", type=float, default=1.0, help="of these numbers, 0 to 1")
-    parser.add_argument("--only", choices=sorted(CASES), help="one of the projects")
+    parser.add_argument("--part", type=float, default=1.0, help="share of these numbers, 0 to 1")
+    parser.add_argument("--only", choices=sorted(CASES), help="use only this project")
     arguments = parser.parse_args()
     about = machine()
     rows = []
@@ -64,7 +64,7 @@ def main() -> None:
         print(text)
 
 
-#: Annotations, vertices of each, and detections.
+#: Numbers of annotations, of vertices of each annotation, and of detections.
 CASES = {
     "3,000 annotations, 1,000,000 detections": (3_000, 4, 1_000_000),
     "200,000 annotations, 100,000 detections": (200_000, 4, 100_000),
@@ -75,7 +75,7 @@ CASES = {
 def make_project(
     folder: Path, slide: Path, annotations: int, vertices: int, detections: int
 ) -> Path:
-    """Make a project of annotations of class Tumor, which hold all detections."""
+    """Make a project with annotations of class Tumor that contain all detections."""
     entry = create_from_slides(folder, [slide], mpp=0.25).images[0]
     entry.write(Edit(annotations=list(areas(annotations, vertices))), entry.read().fingerprint)
     read = entry.read()
@@ -85,7 +85,7 @@ def make_project(
 
 
 def areas(number: int, vertices: int) -> Iterator[NewAnnotation]:
-    """Yield boxes on a grid, or wavy discs of many vertices."""
+    """Yield boxes on a grid, or wavy discs with many vertices."""
     side = int(np.ceil(np.sqrt(number)))
     pitch = SIDE / side
     angles = np.linspace(0, 2 * np.pi, vertices, endpoint=False)
@@ -100,7 +100,7 @@ def areas(number: int, vertices: int) -> Iterator[NewAnnotation]:
 
 
 def glass(folder: Path) -> Path:
-    """Write a white slide; all of its tiles are the same bytes."""
+    """Write a white slide; all tiles have the same bytes."""
     tile = imagecodecs.jpeg8_encode(np.full((1024, 1024, 3), 245, np.uint8), colorspace="RGB")
     path = folder / "glass.tif"
     with tifffile.TiffWriter(path, bigtiff=True) as writer:
@@ -119,7 +119,7 @@ def glass(folder: Path) -> Path:
     return path
 
 
-#: The command line; at the end, it writes its peak memory in MiB into a file.
+#: Runs the command line, and writes its peak memory in MiB into a file at the end.
 PROGRAM = """
 import atexit, pathlib, sys
 from qpnuclei.__main__ import main

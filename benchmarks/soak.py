@@ -1,10 +1,10 @@
-"""A long run while things fail: ``python -m benchmarks.soak --slides 200``.
+"""Measure a long run under faults: ``python -m benchmarks.soak --slides 200``.
 
-Small synthetic slides are analysed twice. Once nobody disturbs the run; its memory is measured
-after each image. The other time the run, and the processes that compute for it, are killed at
-random, some slides cannot be read, what is kept on disk is damaged, and the disk is full for a
-while (files are limited to a few kB). In the end both projects must hold the same nuclei: none is
-lost, and none is there twice.
+Small synthetic slides are analysed twice. The first run is undisturbed, and its memory is measured
+after each image. The second run is disturbed. The run and its worker processes are killed at
+random, some slides cannot be read, saved data is damaged, and the disk is full for a while (files
+are limited to a few kB). In the end, both projects must have the same nuclei: none is lost, and
+none is there twice.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import open_project
 
-#: Of the slides in px. Every tenth is as large as makes four units.
+#: Sides of the slides in px. Every tenth slide is large: it has four units.
 SIDE, LARGE_SIDE = 320, 720
 TILE_PX, MAX_NUCLEUS_UM = 128, 10.0
 
-#: Of how many slides one cannot be read at first.
+#: One in this many slides cannot be read at first.
 UNREADABLE = 15
 
-#: While the disk is full, no file can be longer. A shard is, and so is the data of an image.
+#: While the disk is full, no file can be longer. Shards and the data of images are longer.
 FULL_DISK_BYTES = 4096
 
-#: Kills of the run itself, and for each of them some of the processes that compute.
+#: Number of kills of the run itself. In each of these rounds, some workers are killed, too.
 ROUNDS = 6
 
-#: The run's memory is compared between these parts of it, when all that is loaded once is there.
+#: Parts of the run that are compared by memory, after everything is loaded that is loaded once.
 EARLY, LATE = (0.2, 0.5), (0.7, 1.0)
 
 
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def make_slides(place: Path, field: np.ndarray, slides: int) -> None:
-    """Write slides that are all different, and their project, all of each slide annotated."""
+    """Write slides that all differ, and a project in which each slide is annotated as a whole."""
     place.mkdir()
     chance = random.Random(0)
     paths = []
@@ -109,7 +109,7 @@ def make_slides(place: Path, field: np.ndarray, slides: int) -> None:
 
 
 def run_quietly(place: Path, model: str) -> dict[str, Any]:
-    """Run in this process; return its memory after each image, and what took how long."""
+    """Run in this process; return the memory after each image, and the times."""
     from qpnuclei.pipeline.run import analyse_project
 
     project = open_project(place / "project")
@@ -129,7 +129,7 @@ def run_quietly(place: Path, model: str) -> dict[str, Any]:
             memory.append(process.memory_info().rss / 2**20)
             times.append(time.perf_counter())
 
-    begun = time.perf_counter()
+    started = time.perf_counter()
     summary = analyse_project(project, project.images, options, progress)
     ended = time.perf_counter()
     stages: Counter[str] = Counter()
@@ -138,9 +138,9 @@ def run_quietly(place: Path, model: str) -> dict[str, Any]:
     return {
         "nuclei": summary.nuclei,
         "failures": len(summary.failures),
-        "seconds": ended - begun,
+        "seconds": ended - started,
         "seconds_per_image": (ended - times[0]) / max(len(times) - 1, 1),
-        "before_first": times[0] - begun,
+        "before_first": times[0] - started,
         "stages": dict(stages),
         "rss_mib": [round(each, 1) for each in memory],
         "early_mib": mean_of(memory, EARLY),
@@ -155,23 +155,23 @@ def mean_of(values: list[float], part: tuple[float, float]) -> float:
 def run_disturbed(
     place: Path, model: str, chance: random.Random, undisturbed: dict[str, Any]
 ) -> tuple[Counter[str], float]:
-    """Run again and again while things fail, and then to the end; return what failed."""
-    begun = time.monotonic()
+    """Run repeatedly under faults, then to the end; return the faults and the time."""
+    started = time.monotonic()
     faults: Counter[str] = Counter()
     slides = sorted(place.glob("*.tif"))
     hidden = {path: path.read_bytes() for path in chance.sample(slides, len(slides) // UNREADABLE)}
     damaged = list(hidden)[: len(hidden) // 2]
-    # Half of them are damaged where their pixels are, the others are no slides at all.
+    # Half of them have damaged pixels, the others are not slides at all.
     for path, content in hidden.items():
         path.write_bytes(damage(content, chance) if path in damaged else b"no slide")
         faults["unreadable slides"] += 1
-    begins, lasts = undisturbed["before_first"], undisturbed["seconds"]
+    startup, duration = undisturbed["before_first"], undisturbed["seconds"]
     for turn in range(ROUNDS):
         full = turn == ROUNDS // 2
         process = start(place, model, full=full)
-        end = time.monotonic() + 2 * begins + chance.uniform(0.1, 0.4) * lasts
+        end = time.monotonic() + 2 * startup + chance.uniform(0.1, 0.4) * duration
         while process.poll() is None and time.monotonic() < end:
-            time.sleep(chance.uniform(0.5, 1.5) * begins)
+            time.sleep(chance.uniform(0.5, 1.5) * startup)
             faults["killed workers"] += kill_a_worker(process.pid, chance)
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
@@ -182,7 +182,7 @@ def run_disturbed(
             if chance.random() < 0.2:
                 shard.write_bytes(damage(shard.read_bytes(), chance))
                 faults["damaged shards"] += 1
-    # Where nothing fails any more but the slides, all others are done.
+    # Now only slides can fail: all other images must be finished.
     failed = start(place, model, "--retry-failed").wait()
     record = newest_record(place)
     faults["images reported as failed"] = len(record["failures"])
@@ -191,12 +191,12 @@ def run_disturbed(
     for path, content in hidden.items():
         path.write_bytes(content)
     if start(place, model, "--retry-failed").wait():
-        raise RuntimeError("the run does not end, though all slides are there")
-    return faults, time.monotonic() - begun
+        raise RuntimeError("the run failed although all slides are readable")
+    return faults, time.monotonic() - started
 
 
 def start(place: Path, model: str, *options: str, full: bool = False) -> subprocess.Popen[bytes]:
-    """Begin a run of two processes, the second time to go on with what the first has left."""
+    """Start a run with two worker processes. It continues what earlier ones left."""
 
     def fill_the_disk() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (FULL_DISK_BYTES, FULL_DISK_BYTES))
@@ -213,7 +213,7 @@ def start(place: Path, model: str, *options: str, full: bool = False) -> subproc
 
 
 def kill_a_worker(pid: int, chance: random.Random) -> int:
-    """Kill one of the processes that compute; return how many that were."""
+    """Kill one of the worker processes; return the number of killed ones."""
     try:
         children = psutil.Process(pid).children()
         workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
@@ -225,7 +225,7 @@ def kill_a_worker(pid: int, chance: random.Random) -> int:
 
 
 def damage(content: bytes, chance: random.Random) -> bytes:
-    """Cut a file off, or overwrite a part of it."""
+    """Truncate the content of a file, or overwrite a part of it."""
     at = chance.randrange(len(content) // 4, 3 * len(content) // 4)
     if chance.random() < 0.5:
         return content[:at]

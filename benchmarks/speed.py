@@ -1,9 +1,9 @@
-"""How much processor time the default model saves with ``--speed fast``, on the same pixels.
+"""Measure the processor time that ``--speed fast`` saves, on the same pixels.
 
-``python -m benchmarks.speed`` gives painted tissue, or with ``--images FOLDER`` (JPEG, PNG, TIFF at
-0.25 µm/px) real tissue, to both networks in turn in one process: pixels in memory in, measured
-nuclei out, everything loaded and compiled before. What counts is the ratio within a round: it holds
-on a busy machine, too.
+``python -m benchmarks.speed`` gives painted tissue to both networks of the default model, in turn
+in one process. With ``--images FOLDER`` (JPEG, PNG, TIFF at 0.25 µm/px), it gives them real tissue.
+It measures from pixels in memory to measured nuclei, after everything is loaded and compiled. The
+result is the ratio within a round, which is right on a busy machine, too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NETWORKS = (FINE_NETWORK, COARSE_NETWORK)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=Path, help="folder of images to look at")
+    parser.add_argument("--images", type=Path, help="folder of images to use")
     parser.add_argument("--repeat", type=int, default=5)
     arguments = parser.parse_args()
     about = machine()

@@ -1,7 +1,7 @@
-"""How long commands take to start: ``python -m benchmarks.startup``.
+"""Measure how long commands take to start: ``python -m benchmarks.startup``.
 
-Each command runs several times in a process of its own, on a project with two annotations of 300 x
-300 px; the best time counts. ``--against FOLDER`` runs the same with another checkout, in turn.
+Each command runs several times in a separate process, on a project with two annotations of 300 x
+300 px; the best time counts. ``--against FOLDER`` also runs another checkout, in turn.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
         rows = []
         for name, command in COMMANDS.items():
             words = [word.replace("PROJECT", str(project)) for word in command]
-            for checkout in checkouts.values():  # compiles what is not compiled yet
+            for checkout in checkouts.values():  # to compile everything first
                 measure(checkout, words)
             times: dict[str, list[tuple[float, float]]] = {where: [] for where in checkouts}
             for _ in range(arguments.repeat):
@@ -73,9 +73,9 @@ def small_project(folder: Path) -> Path:
 
 
 def measure(checkout: Path, arguments: list[str]) -> tuple[float, float]:
-    """Run the command line of a checkout; return its seconds and those of the processor."""
+    """Run the command line of a checkout; return wall and processor seconds."""
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installation has its bytecode
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # installations have bytecode
     environment["PYTHONPYCACHEPREFIX"] = f"{tempfile.gettempdir()}/{checkout.name}-bytecode"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()

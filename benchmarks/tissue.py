@@ -20,17 +20,17 @@ MPP = SYNTHETIC_MPP
 
 def paint_field(folder: Path) -> np.ndarray:
     """Paint one field of tissue, (FIELD_PX, FIELD_PX, 3) uint8."""
-    # The slide around it is glass: its middle is tissue.
+    # The slide has glass around the tissue in its middle.
     slide = make_slide(folder / "synthetic-field.tif", (2 * FIELD_PX, 2 * FIELD_PX))
     with open_slide(slide.path) as opened:
         return opened.read(FIELD_PX // 2, FIELD_PX // 2, FIELD_PX, FIELD_PX)
 
 
 def write_repeated(path: Path, field: np.ndarray, side: int) -> None:
-    """Write a pyramid of a square of `side` px: a field and its reflections, which fit together.
+    """Write a square pyramid of `side` px: a field and its reflections, which fit together.
 
-    They are compressed once; all tiles after that are copies of their bytes. So a slide of any
-    size takes little time and memory.
+    The field and its reflections are compressed once; all other tiles are copies of their bytes. So
+    a slide of any size takes little time and memory.
     """
     at = np.r_[: len(field), len(field) - 1 : -1 : -1]
     period = path.with_name(f"synthetic-period-{path.name}")
@@ -61,17 +61,17 @@ def write_repeated(path: Path, field: np.ndarray, side: int) -> None:
 
 
 def make_project(folder: Path, field: np.ndarray, side: int) -> Path:
-    """Make a project of one slide whose one annotation, of class Tumor, is a square.
+    """Make a project with one slide and one annotation, a square of class Tumor.
 
     Parameters
     ----------
     side : int
-        In px.
+        Side of the slide in px.
 
     Returns
     -------
     Path
-        The project's folder.
+        Folder of the project.
     """
     folder.mkdir(parents=True)
     slide = folder / f"synthetic-{side}.tif"

@@ -102,7 +102,7 @@ def test_files_that_hold_no_nuclei(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="absent"):
         qpnuclei.read_nuclei(tmp_path / "absent.geojson")
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(FormatError, match=r"a\.parquet is no Parquet table"):
+    with pytest.raises(FormatError, match=r"a\.parquet is not a Parquet table"):
         qpnuclei.read_nuclei(tmp_path / "a.parquet")
     (tmp_path / "l.geojson").write_text(
         '{"type": "Feature", "properties": {"objectType": "detection"}, '

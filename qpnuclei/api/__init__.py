@@ -1,4 +1,4 @@
 """The public functions that combine several packages, a few lines each.
 
-Import them from `qpnuclei` itself, as all public names: see `qpnuclei.__all__`.
+Import them from `qpnuclei` itself, like all public names: see `qpnuclei.__all__`.
 """

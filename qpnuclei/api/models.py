@@ -29,22 +29,22 @@ def train(
     resume: bool = False,
     watcher: Watcher | None = None,
 ) -> TrainingResult:
-    """Train a model on unlabelled tissue: what ``qpnuclei train`` does, in one process.
+    """Train a model on unlabelled tissue, like ``qpnuclei train`` in one process.
 
     Parameters
     ----------
     sources : sequence of path-like
         Slides, images, folders of them, or QuPath projects.
     folder : path-like
-        For the model and all other output.
+        Folder for the model and all other output.
     config : str
         Name of a recipe, or its YAML file.
     settings : mapping, optional
         Fields of the recipe to change.
     mpp : float, optional
-        µm/px of all sources and validation images, over what the files say.
+        µm/px of all sources and validation images; overrides the files.
     roi : sequence of str
-        Of projects, only what lies in annotations of these classes.
+        Train only inside annotations of these classes in projects.
     device : str
         See `qpnuclei.models.device.resolve_device`.
     seed : int
@@ -53,16 +53,16 @@ def train(
     resume : bool
         Continue the training in `folder`.
     watcher : Watcher, optional
-        Is told of the progress, and may stop the training.
+        Receives the progress, and may stop the training.
 
     Raises
     ------
     qpnuclei.errors.QpnucleiError
-        If the recipe, the sources or the folder do not allow the training, or it went wrong.
+        If the recipe, the sources or the folder cannot be used, or the training failed.
 
     Examples
     --------
-    Far too small and short to learn anything:
+    This training is far too small and short to learn anything:
 
     >>> import numpy as np
     >>> from PIL import Image
@@ -111,16 +111,16 @@ def adapt(
     resume: bool = False,
     watcher: Watcher | None = None,
 ) -> Adaptation:
-    """Adapt a model to slides of one's own: what ``qpnuclei adapt`` does.
+    """Adapt a model to your own slides, like ``qpnuclei adapt``.
 
     Parameters
     ----------
     sources : sequence of path-like
         Projects, slides, image patches or folders of them.
     folder : path-like
-        New, for the model, its card, and what changed.
+        New folder for the model, its card, and the record of what changed.
     model : str
-        To start from: a name, or the file of a student.
+        Model to start from: its name, or the file of a student.
     settings : mapping, optional
         Fields of the recipe ``adapted`` to change.
     images : sequence of str
@@ -128,29 +128,29 @@ def adapt(
     roi : sequence of str
         Learn only inside annotations of these classes.
     corrections : sequence of str
-        Classes of the annotations of the projects in which every nucleus is drawn: learn from
-        these nuclei as well.
+        Classes of annotations in which every nucleus is drawn. The training learns from these
+        nuclei, too.
     truth_class : sequence of str
         Classes of the drawn nuclei; ``Nucleus`` by default.
     mpp : float, optional
-        µm/px of all sources, over whatever they say.
+        µm/px of all sources; overrides the projects and files.
     device : str
         See `qpnuclei.segmentation.engine.EngineOptions`.
     seed : int
-        Of all random choices.
+        Seed of all random choices.
     resume : bool
-        Go on with the run in `folder`.
+        Continue the run in `folder`.
     watcher : Watcher, optional
-        Is told of the progress, and may stop it.
+        Receives the progress, and may stop the training.
 
     Raises
     ------
     qpnuclei.errors.QpnucleiError
-        If the model, the sources, the boxes or the folder do not allow it, or it went wrong.
+        If the model, the sources, the annotations or the folder cannot be used, or it failed.
 
     Examples
     --------
-    Far too short to learn anything:
+    This training is far too short to learn anything:
 
     >>> import numpy as np
     >>> from PIL import Image
@@ -194,20 +194,20 @@ def evaluate(
     truth_class: Sequence[str] = (),
     **options: Any,
 ) -> Report:
-    """Measure a model on annotated images: what ``qpnuclei evaluate`` does.
+    """Measure a model on annotated images, like ``qpnuclei evaluate``.
 
     Parameters
     ----------
     dataset : path-like
         Folder of the images and their labels; or a project, with `roi`.
     model : str, optional
-        As for ``qpnuclei run``; the default model if not given.
+        Model as for ``qpnuclei run``; the default model if not given.
     split : str, optional
         Only the images of this split.
     layout : str
-        Of the folder; see ``qpnuclei evaluate --format``.
+        Layout of the folder; see ``qpnuclei evaluate --format``.
     roi : sequence of str
-        Of a project: classes of the annotations in which all nuclei are drawn.
+        Classes of the annotations of a project in which all nuclei are drawn.
     truth_class : sequence of str
         Classes of the drawn nuclei; see ``qpnuclei evaluate --truth-class``.
     **options
@@ -216,7 +216,7 @@ def evaluate(
     Raises
     ------
     qpnuclei.errors.QpnucleiError
-        If the model, the device, an image or its labels are not there or not usable.
+        If the model, the device, an image or its labels are missing or cannot be used.
 
     Examples
     --------

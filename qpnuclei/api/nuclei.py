@@ -17,9 +17,9 @@ from qpnuclei.qupath.names import NEW_CLASS_COLOR
 from qpnuclei.system.files import atomic_file
 
 _PARQUET = ".parquet"
-#: The column of a Parquet table that holds outlines, as WKB.
+#: The column of a Parquet table with outlines, as WKB.
 _GEOMETRY = "geometry"
-#: Columns of such a table that are not measurements.
+#: Columns of a Parquet table that are neither outlines nor measurements.
 _CENTROIDS = tuple(f"centroid_{axis}_{unit}" for axis in "xy" for unit in ("px", "um"))
 
 
@@ -32,14 +32,14 @@ def write_nuclei(
     ----------
     nuclei : NucleiTable
     path : path-like
-        ``.geojson``, ``.geojson.gz`` or ``.parquet``. Replaced in one step.
+        File ``.geojson``, ``.geojson.gz`` or ``.parquet``, replaced atomically.
     class_name : str
-        Of the detections in QuPath; a Parquet table has none.
+        Class of the detections in QuPath; a Parquet table has none.
 
     Raises
     ------
     UsageError
-        If the suffix is none of these.
+        If the suffix is another one.
     qpnuclei.errors.SaveError
         If the file cannot be written.
 
@@ -72,20 +72,20 @@ def write_nuclei(
 
 
 def read_nuclei(path: str | os.PathLike[str]) -> NucleiTable:
-    """Read nuclei from a file of `write_nuclei` or of a run, or GeoJSON that QuPath exported.
+    """Read nuclei from a file by `write_nuclei` or a run, or from GeoJSON exported by QuPath.
 
     Parameters
     ----------
     path : path-like
-        ``.geojson``, ``.geojson.gz`` or ``.parquet``. Of GeoJSON, detections
-        are read, and cells by their nucleus, if they have one.
+        File ``.geojson``, ``.geojson.gz`` or ``.parquet``. From GeoJSON, detections are read, and
+        the nuclei of cells (the outlines of cells without a nucleus).
 
     Raises
     ------
     NotFoundError
         If there is no such file.
     FormatError
-        If it cannot be read, or a nucleus is not one polygon.
+        If the file cannot be read, or a nucleus is not one polygon.
 
     Examples
     --------
@@ -101,7 +101,7 @@ def read_nuclei(path: str | os.PathLike[str]) -> NucleiTable:
     try:
         return _from_parquet(path) if path.suffix.lower() == _PARQUET else _from_geojson(path)
     except ValueError as error:
-        raise FormatError(f"{path}: {error}", "give detections, each one polygon") from error
+        raise FormatError(f"{path}: {error}", "each detection must be one polygon") from error
 
 
 def _from_geojson(path: Path) -> NucleiTable:
@@ -124,10 +124,10 @@ def _from_parquet(path: Path) -> NucleiTable:
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise FormatError(f"{path} is no Parquet table: {error}", "copy it again") from error
+        raise FormatError(f"{path} is not a Parquet table: {error}", "copy it again") from error
     if _GEOMETRY not in table.column_names:
         raise FormatError(
-            f"{path} has no column {_GEOMETRY!r}, but {', '.join(table.column_names)}",
+            f"{path} has no column {_GEOMETRY!r}; it has {', '.join(table.column_names)}",
             "give a table that qpnuclei wrote",
         )
     measurements = {

@@ -19,12 +19,12 @@ def create_project(
     slides: Sequence[str | os.PathLike[str]],
     mpp: float | None = None,
 ) -> Project:
-    """Make a QuPath project of Brightfield (H&E) images in a new folder.
+    """Create a QuPath project of Brightfield (H&E) images in a new folder.
 
     Parameters
     ----------
     directory : path-like
-        New, or an empty folder.
+        A new or empty folder.
     slides : sequence of path-like
     mpp : float, optional
         Pixel size in µm/px of all slides; by default, that of each slide file.
@@ -34,9 +34,9 @@ def create_project(
     NotFoundError, qpnuclei.errors.SlideError
         If a slide is missing or cannot be read.
     qpnuclei.errors.MppError
-        If `mpp` is absurd.
+        If `mpp` is implausible.
     UsageError
-        If the folder holds anything.
+        If the folder is not empty.
     qpnuclei.errors.SaveError
         If the project cannot be written; nothing is left behind.
 
@@ -58,9 +58,9 @@ def add_slides(
     slides: Sequence[str | os.PathLike[str]],
     mpp: float | None = None,
 ) -> Project:
-    """Add slides to a project as Brightfield (H&E) images: what ``qpnuclei project add`` does.
+    """Add slides to a project as Brightfield (H&E) images, like ``qpnuclei project add``.
 
-    Those that it has already are passed over. Close the project in QuPath first.
+    Slides that the project already has are skipped. Close the project in QuPath first.
 
     Parameters
     ----------
@@ -74,9 +74,9 @@ def add_slides(
     NotFoundError, qpnuclei.errors.SlideError
         If there is no such project, or a slide is missing or cannot be read; nothing is added.
     qpnuclei.errors.MppError
-        If `mpp` is absurd.
+        If `mpp` is implausible.
     qpnuclei.errors.SaveError
-        If the project cannot be written; it is as it was.
+        If the project cannot be written; it is unchanged.
 
     Examples
     --------
@@ -112,9 +112,9 @@ def count(
     images : sequence of str
         Names or patterns (``*``, ``?``) of images; all by default.
     roi_classes, nucleus_classes : sequence of str, optional
-        Only annotations, or detections, of these classes.
+        Count only annotations, or only detections, of these classes.
     mpp : float, optional
-        µm/px of all the images, over what the project says.
+        µm/px of all images; overrides the project.
 
     Returns
     -------
@@ -124,11 +124,11 @@ def count(
     Raises
     ------
     UsageError, NotFoundError, FormatError
-        If there is no such project, image or class, or it cannot be read.
+        If the project, an image or a class does not exist, or the project cannot be read.
 
     Examples
     --------
-    A new project was not analysed yet, so the number of nuclei is unknown rather than 0:
+    No run has analysed a new project, so the number of nuclei is unknown, not 0:
 
     >>> from PIL import Image
     >>> Image.new("RGB", (640, 480), "white").save("glass.png")
@@ -162,20 +162,20 @@ def write_report(
     ----------
     project : path-like or Project
     path : path-like
-        The page, ``.html``. With more than 20 images, each has a page in a folder beside it.
+        The page, ``.html``. With more than 20 images, each has its own page in a folder beside it.
     images : sequence of str
         Names or patterns (``*``, ``?``) of images; all by default.
     nucleus_classes : sequence of str, optional
-        As for `count`; by default, in images where no run has been, all detections count.
+        As for `count`; by default, all detections count in images without a run.
     mpp : float, optional
-        µm/px of all the images, over what the project says.
+        µm/px of all images; overrides the project.
 
     Raises
     ------
     UsageError, NotFoundError
-        If there is no such project or image, or `path` is not that of a page.
+        If the project or an image does not exist, or `path` is not a name for a page.
     qpnuclei.errors.QpnucleiError
-        If an image cannot be read, or the page not be written; the others are in it.
+        If an image cannot be read (the page has the others), or the page cannot be written.
 
     Examples
     --------
@@ -204,7 +204,7 @@ def write_report(
 
 
 def opened_project(project: str | os.PathLike[str] | Project) -> Project:
-    """Open a project that is not open yet."""
+    """Open a project unless it is open already."""
     if isinstance(project, str | os.PathLike):
         return open_project(project)
     return project

@@ -1,4 +1,4 @@
-"""Runs in Python: all of one, and its phases."""
+"""Runs in Python: a whole run, and each of its phases."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ def run(
 ) -> RunSummary:
     """Find the nuclei in the chosen annotations of a project and write them back as detections.
 
-    It is what ``qpnuclei run`` does: `plan`, `infer` and `commit`, image by image. Images that fail
-    are in the summary's `failures`.
+    This is what ``qpnuclei run`` does: `plan`, `infer` and `commit`, image by image. Images that
+    fail are listed in `failures` of the summary.
 
     Parameters
     ----------
     project : path-like or Project
     options : RunOptions, optional
-        Which annotations, and how.
+        Selection of annotations, and settings.
     images : sequence of str
         Names or patterns (``*``, ``?``) of images; all by default.
     progress : callable
         Called as ``progress(image name, tiles done, tiles in all, nuclei so far)``.
     roi : sequence of str
-        Classes of the annotations to analyse, where no options are given.
+        Classes of the annotations to analyse, if no options are given.
     resume : bool
-        Go on with a run of the same options that was not finished.
+        Continue an unfinished run with the same options.
 
     Raises
     ------
     qpnuclei.errors.QpnucleiError
-        If nothing was changed, because the request, the model or the device is wrong.
+        If the request, the model or the device is wrong. Then nothing was changed.
 
     Examples
     --------
-    A slide with two nuclei of 8 µm, and all of its tissue:
+    The example is a slide with two nuclei of 8 µm. All of its tissue is analysed:
 
     >>> import numpy as np
     >>> from PIL import Image
@@ -86,7 +86,7 @@ def plan(
     roi: Sequence[str] = (),
     resume: bool = True,
 ) -> Path:
-    """Say in a folder what a run has to do: what ``qpnuclei plan`` does.
+    """Plan a run and save the plan in a folder, like ``qpnuclei plan``.
 
     Parameters
     ----------
@@ -101,12 +101,11 @@ def plan(
     Raises
     ------
     qpnuclei.errors.QpnucleiError
-        If nothing was planned, because the request is wrong, or for the first image that cannot be
-        planned.
+        If the request is wrong (then nothing was planned), or an image cannot be planned.
 
     Examples
     --------
-    A run in its three phases; the second may run on other machines:
+    This is a run in its three phases. The second may run on other machines:
 
     >>> import numpy as np
     >>> from PIL import Image
@@ -145,10 +144,10 @@ def infer(
     unit_gib: float | None = None,
     progress: Callable[[str, int, int, int], None] = lambda image, done, tiles, nuclei: None,
 ) -> Path:
-    """Find the nuclei of a plan, and keep them in its folder, like ``qpnuclei infer``.
+    """Find the nuclei of a plan, and save them in its folder, like ``qpnuclei infer``.
 
-    Finished units are not computed again. Failed units are listed in ``failures.jsonl``; `commit`
-    names the images that lack them.
+    Finished units are not computed again. Failed units are listed in ``failures.jsonl``. `commit`
+    reports the images with failed units.
 
     Parameters
     ----------
@@ -162,15 +161,15 @@ def infer(
     workers : int, optional
         Processor cores to use; all by default.
     slides_from : path-like, optional
-        Folder that holds the slides here.
+        Folder of the slides on this machine.
     retry_failed : bool
-        Try units again that failed three times before.
+        Also try units again that failed three times.
     dask : str, optional
         Compute on a Dask cluster: the address of its scheduler, or ``local:N``.
     unit_minutes : float, optional
-        A unit that takes longer than so many minutes fails.
+        Time limit for a unit, in minutes. A unit that takes longer fails.
     unit_gib : float, optional
-        A unit fails if its process needs more memory, in GiB.
+        Memory limit for the process of a unit, in GiB. A unit that needs more fails.
     progress : callable
         As for `run`.
 
@@ -186,7 +185,7 @@ def infer(
 
     Examples
     --------
-    Where there is nothing to do, nothing is done:
+    This plan has nothing to do, so nothing is computed:
 
     >>> from PIL import Image
     >>> from qpnuclei import RunOptions, Selection, create_project
@@ -227,22 +226,22 @@ def commit(
     *,
     force: bool = False,
 ) -> RunSummary:
-    """Write the nuclei that `infer` has found into the project: what ``qpnuclei commit`` does.
+    """Write the nuclei that `infer` found into the project, like ``qpnuclei commit``.
 
-    What was written before is left as it is.
+    Images that are already written are skipped.
 
     Parameters
     ----------
     run_dir : path-like
     project : path-like or Project, optional
-        The one that was planned by default.
+        Project to write into; the planned one by default.
     force : bool
-        Write even if the image was saved by another program meanwhile; see ``--force``.
+        Write even if another program saved the image since it was planned; see ``--force``.
 
     Raises
     ------
     qpnuclei.errors.QpnucleiError
-        If there is no plan, or no such project.
+        If there is no plan, or the project does not exist.
 
     Examples
     --------
@@ -269,7 +268,7 @@ def commit(
 
 
 def _options(options: RunOptions | None, images: Sequence[str], roi: Sequence[str]) -> RunOptions:
-    """Return the options of a run of some images, or of annotations of some classes."""
+    """Return the options of a run for some images or for annotations of some classes."""
     from qpnuclei.pipeline.options import RunOptions
     from qpnuclei.pipeline.selection import Selection
 

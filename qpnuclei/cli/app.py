@@ -16,7 +16,7 @@ from qpnuclei.choices import LogLevel
 from qpnuclei.cli.command import Group, Lazy
 from qpnuclei.errors import QpnucleiError, SaveError, UsageError
 
-#: The commands in the order of the help. The module of one is imported when it is called.
+#: The commands in the order of the help. A module is imported only when its command is called.
 _COMMANDS = {
     "run": "qpnuclei.cli.run:run",
     "qc": "qpnuclei.cli.qc:qc",
@@ -99,7 +99,7 @@ def _common(
 
 
 def main() -> None:
-    """Run the command line; exit 2 for a usage error, 1 for a failure, 130 for Ctrl-C."""
+    """Run the command line; exit with 2 for a usage error, 1 for a failure, 130 for Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names may hold undecodable bytes
             stream.reconfigure(errors="backslashreplace")

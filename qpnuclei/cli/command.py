@@ -64,7 +64,7 @@ _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 _ORDER = [*GROUPS, LAST]
 
 
-class _Laid:
+class _GroupedOptions:
     """Common part of commands and groups of commands."""
 
     params: list[Any]
@@ -75,13 +75,13 @@ class _Laid:
         for param in self.params:
             if param.type.name == "path":
                 _refuse_empty(param)
-            if param not in listed:  # not the name of its Python type; the text says it better
+            if param not in listed:  # hide the Python type, which says less than the help text
                 param.display_type_rich = lambda ctx: ""
                 param.metavar = param.metavar or (param.name or "").upper()
         for param in listed:
             if param.metavar is None and not getattr(param, "is_flag", False):
                 param.metavar = _VALUES.get(param.name or "")
-            _say_default(param)
+            _describe_default(param)
         self._is_grouped = len(listed) > _FEW
         if self._is_grouped:
             for param in listed:
@@ -98,15 +98,15 @@ class _Laid:
         return sorted(found, key=_place)
 
 
-class Command(_Laid, TyperCommand):
+class Command(_GroupedOptions, TyperCommand):
     """A command with its options in groups, and with units instead of Python types."""
 
 
-class Group(_Laid, TyperGroup):
+class Group(_GroupedOptions, TyperGroup):
     """A group of commands with the same layout."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - as in the class above
-        """Return the names of its commands, without loading these."""
+        """Return the names of the commands, without loading the commands."""
         return list(self.commands)
 
 
@@ -116,7 +116,7 @@ class Lazy(Mapping[str, Any]):
     Parameters
     ----------
     homes : mapping of str to str
-        Location of each: ``module:name`` of a function, or of a `typer.Typer` of commands.
+        Location of each command: ``module:name`` of a function, or of a `typer.Typer` of commands.
     """
 
     def __init__(self, homes: Mapping[str, str]) -> None:
@@ -142,7 +142,7 @@ class Lazy(Mapping[str, Any]):
 
 
 def _refuse_empty(param: Any) -> None:
-    """Refuse an empty path, as a script with an unset variable gives: it would be this folder."""
+    """Make an empty path an error. A script with an unset variable gives one by mistake."""
     convert = param.type.convert
 
     def checked(value: Any, own: Any, ctx: Any) -> Any:
@@ -157,14 +157,14 @@ def _put(param: Any, group: str) -> None:
     param.rich_help_panel = group
 
 
-def _say_default(param: Any) -> None:
-    """Put the default into the help text, where it needs no separate line."""
-    said = param.show_default
-    if said is True and param.default is not None and not getattr(param, "is_flag", False):
-        said = getattr(param.default, "value", param.default)
-        said = f"{said:g}" if isinstance(said, float) else str(said)
-    if isinstance(said, str) and said:
-        param.help = f"{param.help} (default: {said})"
+def _describe_default(param: Any) -> None:
+    """Put the default into the help text, unless that needs a line of its own."""
+    default = param.show_default
+    if default is True and param.default is not None and not getattr(param, "is_flag", False):
+        default = getattr(param.default, "value", param.default)
+        default = f"{default:g}" if isinstance(default, float) else str(default)
+    if isinstance(default, str) and default:
+        param.help = f"{param.help} (default: {default})"
         param.show_default = False
 
 

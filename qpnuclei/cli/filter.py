@@ -91,7 +91,7 @@ def filter_nuclei(
     classes = tuple(roi or ())
     check_classes(opened, entries, classes)
     failures: list[dict[str, str]] = []
-    said: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     seen: list[OwnNuclei] = []
 
     def fail(entry: ImageEntry, error: QpnucleiError) -> None:
@@ -105,7 +105,7 @@ def filter_nuclei(
                 own = OwnNuclei.of(entry, classes)
                 seen.append(own)
                 stay = {f"{step:g}": len(own) - int(own.below(step).sum()) for step in steps}
-                said.append({**_described(own), "stay": stay})
+                results.append({**_described(own), "stay": stay})
         if not json and seen:
             stdout.print(sensitivity_table(seen, steps))
     else:
@@ -115,11 +115,11 @@ def filter_nuclei(
                 with standing_alone(f"image {entry.name}", partial(fail, entry)):
                     own = OwnNuclei.of(entry, classes)
                     removed = own.remove_below(min_certainty)
-                    said.append({**_described(own), "removed": removed})
+                    results.append({**_described(own), "removed": removed})
                     if not json:
                         _print_removed(own, removed, str(opened.path))
     if json:
-        print_json({"images": said, "failures": failures})
+        print_json({"images": results, "failures": failures})
     sys.exit(1 if failures else 0)
 
 

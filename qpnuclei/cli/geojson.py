@@ -85,12 +85,12 @@ def export_geojson(
     entries = match_images(opened, tuple(image or ()))
     check_classes(opened, entries, tuple(roi or ()))
     failed = False
-    said: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
 
     def fail(entry: ImageEntry, error: QpnucleiError) -> None:
         nonlocal failed
         failed = True
-        said.append(describe_error(error, entry))
+        results.append(describe_error(error, entry))
         print_error(error, error.naming("image", entry.name))
 
     for entry in entries:
@@ -104,7 +104,7 @@ def export_geojson(
                 detections=objects is not Objects.ANNOTATIONS,
                 classes=tuple(roi or ()),
             )
-            said.append(_described(entry, done))
+            results.append(_described(entry, done))
             if not json:
                 stdout.print(
                     f"{done.path}: {done.annotations} annotations, {done.detections} detections",
@@ -114,7 +114,7 @@ def export_geojson(
             _print_some("not written to the file", done.losses)
             failed |= bool(done.left_out)
     if json:
-        print_json(said)
+        print_json(results)
     sys.exit(1 if failed else 0)
 
 
@@ -178,12 +178,12 @@ def import_geojson(
     # Match every file with its image before anything is written.
     entries = [only or image_of_file(opened, path) for path in files]
     failed = False
-    said: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
 
     def fail(entry: ImageEntry, error: QpnucleiError) -> None:
         nonlocal failed
         failed = True
-        said.append(describe_error(error, entry))
+        results.append(describe_error(error, entry))
         print_error(error, error.naming("image", entry.name))
 
     with locked(opened.path.parent, wait=wait, break_lock=break_lock):
@@ -191,11 +191,11 @@ def import_geojson(
             where = f"image {entry.name}"
             with standing_alone(where, partial(fail, entry)):
                 done = import_file(opened, entry, path, class_name)
-                said.append({"file": str(path), **_described(entry, done)})
+                results.append({"file": str(path), **_described(entry, done)})
                 failed |= bool(done.left_out)
                 _print_import(entry, path, done, quiet=json)
     if json:
-        print_json(said)
+        print_json(results)
     sys.exit(1 if failed else 0)
 
 

@@ -74,7 +74,7 @@ def _check(projects: Sequence[Path], slides: Sequence[Path], results: Path | Non
 
 
 def _check_present(paths: Sequence[Path]) -> None:
-    """Raise if one of the paths is not there: what else may be wrong with them comes after that."""
+    """Raise if one of the paths does not exist; called before their other errors are raised."""
     for path in paths:
         if path.exists():
             continue

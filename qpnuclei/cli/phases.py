@@ -46,10 +46,10 @@ from qpnuclei.errors import UsageError
     *("dry_run", "force", "geojson", "parquet", "no_report"),
 )
 def plan(project: ProjectPath, **given: Any) -> None:
-    """Plan a run and save the plan in a folder; infer and commit then carry it out.
+    """Plan a run and save the plan in a folder; infer and commit execute it.
 
     Needs the project and its slides, but loads neither the model's weights nor torch. Prints the
-    folder. The same command again continues a plan that is not finished.
+    folder. The same command again continues an unfinished plan.
 
     For example: qpnuclei plan project.qpproj --roi Tumor --run-dir the-run
     """
@@ -260,7 +260,7 @@ def _share(text: str | None) -> tuple[int, int]:
     Raises
     ------
     UsageError
-        If it is not of this form.
+        If the text does not have this form.
     """
     if text is None:
         return 1, 1

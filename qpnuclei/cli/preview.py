@@ -40,7 +40,7 @@ from qpnuclei.models.registry import DEFAULT_MODEL, check_speed, networks_of
 
 T = TypeVar("T")
 
-#: Thresholds to compare if no setting is given; None is the model's own.
+#: Thresholds that are compared if nothing else is. None is the threshold of the model.
 _THRESHOLDS = (0.35, None, 0.65)
 
 
@@ -241,7 +241,7 @@ def preview(
 
 
 def _several(option: str, texts: Sequence[str] | None, read: Callable[[str], T]) -> list[T]:
-    """Return the values of an option that may repeat and may list several with commas."""
+    """Return the values of an option that may repeat and may list several values with commas."""
     values = []
     for text in (part.strip() for whole in texts or () for part in whole.split(",")):
         try:

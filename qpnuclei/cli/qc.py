@@ -60,24 +60,24 @@ def qc(
     by_image = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
     asked = AskedMpp(mpp, not image and len(entries) > 1, by_image)
     failed = False
-    said: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
 
     def fail(entry: ImageEntry, error: QpnucleiError) -> None:
         nonlocal failed
         failed = True
-        said.append(describe_error(error, entry))
+        results.append(describe_error(error, entry))
         print_error(error, error.naming("image", entry.name))
 
     with locked(opened.path.parent, wait=wait, break_lock=break_lock):
         for entry in entries:
             with standing_alone(f"image {entry.name}", partial(fail, entry)):
                 done = mark_artefacts(opened, entry, asked, write=not dry_run)
-                said.append({"image": entry.name, "image_id": entry.id, **asdict(done)})
+                results.append({"image": entry.name, "image_id": entry.id, **asdict(done)})
                 if not json:
                     areas = ", ".join(f"{k} {v:.3f} mm²" for k, v in done.area_mm2.items())
                     changed = f"{done.added} added, {done.removed} removed, {done.kept} kept"
                     text = f"{entry.name}: {areas}; annotations: {changed}"
                     stdout.print(text, highlight=False, markup=False, soft_wrap=True)
     if json:
-        print_json(said)
+        print_json(results)
     sys.exit(1 if failed else 0)

@@ -108,10 +108,10 @@ def _in_each(to: Path | None, act: Callable[[Path], Change], *, dry_run: bool, j
         return
     would = "would be " if dry_run else ""
     for change in done:
-        said = [
+        parts = [
             f"{would}{verb}: {', '.join(names)}"
             for verb, names in (("written", change.written), ("removed", change.removed))
             if names
         ]
-        text = f"{change.folder}: {'; '.join(said) or 'nothing to do'}"
+        text = f"{change.folder}: {'; '.join(parts) or 'nothing to do'}"
         stdout.print(text, highlight=False, markup=False, soft_wrap=True)

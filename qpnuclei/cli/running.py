@@ -138,7 +138,7 @@ def asked_for(
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.project_file import find_project_file
 
-    find_project_file(path)  # before anything else is refused
+    find_project_file(path)  # the first error if there is no project
     options = options_of(given)
     opened = open_project(path, backend=given["backend"], image_root=given["image_root"])
     if not is_temporary:

@@ -59,7 +59,7 @@ def excluded_classes(exclude: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def arguments_of(selection: Selection) -> list[str]:
-    """Return the options that make a selection, as they are typed."""
+    """Return the options that make a selection, as a user types them."""
     words = [word for name in selection.classes for word in ("--roi", name)]
     words += [word for name in selection.names for word in ("--roi-name", name)]
     words += [word for identifier in selection.ids for word in ("--roi-id", str(identifier))]

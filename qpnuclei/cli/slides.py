@@ -61,12 +61,12 @@ def run_slides(
     inputs = SlideInputs.of(folder, find_slides(paths), given["image"] or ())
     refuse_early(inputs, given)
     asked = inputs.pixel_sizes(given["mpp"], given["mpp_table"])
-    hoped = set(inputs.chosen_new.values())
+    readable = set(inputs.chosen_new.values())
     unread: list[dict[str, str]] = []
 
     def failed(slide: Path, error: QpnucleiError) -> None:
-        hoped.discard(slide)
-        if given["fail_fast"] or not (hoped or inputs.chosen):
+        readable.discard(slide)
+        if given["fail_fast"] or not (readable or inputs.chosen):
             raise error
         unread.append({"slide": str(slide), "error": error.what, "hint": error.hint})
         print_error(error, error.naming("", str(slide)))
@@ -143,7 +143,7 @@ def _write_results(
     given: dict[str, Any],
     failures: Sequence[Failure],
 ) -> dict[str, str | None]:
-    """Write the table of counts and the report of all images; say where they are.
+    """Write the table of counts and the report of all images; return their paths.
 
     Parameters
     ----------
@@ -159,15 +159,15 @@ def _write_results(
     from qpnuclei.report.runs import runs_of
 
     written: dict[str, str | None] = {"counts": None}
-    said = {(failure.entry, failure.error.what) for failure in failures}
+    reported = {(failure.entry, failure.error.what) for failure in failures}
     uncounted: set[str] = set()
 
     def fail(error: QpnucleiError) -> None:
         print_error(error)
 
     def left_out(entry: ImageEntry, error: QpnucleiError) -> None:
-        if (entry.id, error.what) not in said:
-            said.add((entry.id, error.what))
+        if (entry.id, error.what) not in reported:
+            reported.add((entry.id, error.what))
             print_error(error, error.naming("image", entry.name))
 
     def uncountable(entry: ImageEntry, error: QpnucleiError) -> None:
@@ -175,7 +175,7 @@ def _write_results(
         left_out(entry, error)
 
     with standing_alone("the table of counts", fail):
-        # A row for each slide, also where there is no tissue; else for each chosen annotation.
+        # A row for each slide, with or without tissue; or for each chosen annotation.
         rows = count_project(
             project,
             project.images,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from qpnuclei.qupath.sensitivity import OwnNuclei
 
 
-#: Maximum number of image names in one line.
+#: Largest number of image names in one line.
 _NAMED = 10
 #: An image with more annotations gets one line per class.
 _MOST_LINES = 200
@@ -42,14 +42,14 @@ def plan_view(plans: list[ImagePlan]) -> Group:
         parts.append(Text(f"\n{in_one_line(plan.entry.name)}", style="bold"))
         parts.append(
             Text(
-                f"  {plan.scale.mpp[0]:.4g} µm/px from {plan.mpp_source}, seen at {read_at} µm/px "
-                f"by {in_one_line(Path(plan.model).name)}: {plan.megapixels:.2f} Mpx, "
-                f"tiles: {len(plan.tiles)}"
+                f"  {plan.scale.mpp[0]:.4g} µm/px from {plan.mpp_source}, analysed at "
+                f"{read_at} µm/px with {in_one_line(Path(plan.model).name)}: "
+                f"{plan.megapixels:.2f} Mpx, tiles: {len(plan.tiles)}"
             )
         )
         parts.extend(Text(f"  {in_one_line(note)}") for note in plan.notes)
         table = Table("annotation", "class", box=None, padding=(0, 2))
-        for column in ("mm²", "ours there"):
+        for column in ("mm²", "nuclei by qpnuclei"):
             table.add_column(column, justify="right")
         rows: list[_Line] = [
             (
@@ -59,9 +59,9 @@ def plan_view(plans: list[ImagePlan]) -> Group:
             )
             for region, existing in zip(plan.regions, plan.existing, strict=True)
         ]
-        for label, class_name, (area, there) in _shortened(rows):
+        for label, class_name, (area, earlier) in _shortened(rows):
             name = in_one_line(class_name or "–")
-            table.add_row(in_one_line(label), name, f"{area:.3f}", f"{there:.0f}")
+            table.add_row(in_one_line(label), name, f"{area:.3f}", f"{earlier:.0f}")
         parts.append(table)
     return Group(*parts)
 

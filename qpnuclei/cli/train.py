@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
-#: Number of batches from which the duration of the training is estimated.
+#: Number of batches that are timed to estimate the duration of the training.
 _TIMED = 4
 
 STOPPING = "stopping: saving after this step; Ctrl-C again ends at once, without saving"
@@ -206,8 +206,8 @@ def train(
         if workers is None:
             cores = (os.cpu_count() or 1) // world_size()
             workers = max(1, min(8, cores)) if torch_device.type == "cuda" else 0
-        speaks = rank() == 0
-        if speaks:
+        is_main = rank() == 0
+        if is_main:
             several = f" and {world_size() - 1} more" if world_size() > 1 else ""
             stderr.print(
                 f"training on {number_of(len(found), 'image')} on {torch_device}{several}",
@@ -226,7 +226,7 @@ def train(
             workers=workers,
             watcher=ConsoleWatcher(bar, interrupted),
         )
-    if not speaks:
+    if not is_main:
         sys.exit(EXIT_CODE if result.stopped else 0)
     if json:
         print_json(asdict(result))
@@ -252,7 +252,7 @@ class ConsoleWatcher(Watcher):
     ----------
     bar : rich.progress.Progress
     interrupted : callable
-        Whether the user asked to stop.
+        Returns whether the user asked to stop.
     """
 
     def __init__(self, bar: Progress, interrupted: Callable[[], bool]) -> None:
@@ -272,7 +272,7 @@ class ConsoleWatcher(Watcher):
         self._left = epochs * batches_per_epoch
 
     def tiles(self, done: int, total: int) -> None:
-        """Show how many images have been cut into tiles."""
+        """Show the number of images that have been cut into tiles."""
         self._bar.update(self._indexing, completed=done, total=total, visible=done < total)
 
     def begins(self, batches: int, seconds_per_batch: float) -> None:
@@ -287,7 +287,7 @@ class ConsoleWatcher(Watcher):
         )
 
     def batch(self, epoch: int, batch: int, metrics: Mapping[str, float]) -> None:
-        """Show the batch's metrics; estimate the duration if that has not been done."""
+        """Show the metrics of a batch; estimate the duration once enough batches are timed."""
         if self._batches_per_epoch is not None and len(self._ends) < _TIMED:
             self._ends.append(time.monotonic())
             if len(self._ends) == _TIMED:
@@ -303,7 +303,7 @@ class ConsoleWatcher(Watcher):
         )
 
     def epoch(self, epoch: int, metrics: Mapping[str, float], kept: bool) -> None:
-        """Print the epoch's metrics, with a star if its model was kept."""
+        """Print the metrics of an epoch, with a star if its model was kept."""
         star = " *" if kept else ""
         self._bar.console.print(
             f"epoch {epoch}{self._epochs}: {_summary(metrics)}{star}",

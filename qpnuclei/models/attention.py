@@ -22,7 +22,7 @@ Padding = Literal["reflect", "zeros"]
 
 
 class ResidualBlock(nn.Module):
-    """Two dilated 3x3 convolutions (no bias, BatchNorm) and the identity beside them."""
+    """Two dilated 3x3 convolutions (no bias, BatchNorm) and a shortcut around them."""
 
     def __init__(self, width: int, dilation: int, padding: Padding) -> None:
         super().__init__()
@@ -38,21 +38,23 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionNet(nn.Module):
-    """F: a fully convolutional network with growing dilations; confidence map ([1]_, figure 1).
+    """F: a fully convolutional network with growing dilations ([1]_, figure 1).
+
+    Its output is the confidence map.
 
     Parameters
     ----------
     width : int
         Channels of every hidden layer (64 in the paper).
     padding : {'reflect', 'zeros'}
-        Padding of the convolutions. The paper's code pads with zeros, which creates frames in the
-        attention; reflection does not, but needs an input of at least `min_size_px`.
+        Padding of the convolutions. The code of the paper pads with zeros, which creates frames in
+        the attention. Reflection does not, but needs an input of at least `min_size_px`.
     stride : {1, 2}
-        1 is the paper's network. 2 (ours, for machines without a GPU) works at half resolution:
-        a 4x4 convolution of stride 2 first, bilinear interpolation to full resolution last. Both
-        are symmetric about the same points, so nothing is shifted.
+        1 is the network of the paper. 2 is our variant for machines without a GPU. It works at half
+        resolution: a 4x4 convolution of stride 2 is the first layer, bilinear interpolation to full
+        resolution the last. The grids of both are centred alike, so the output is not shifted.
     dilations : sequence of int
-        One residual block each.
+        Dilation of each residual block.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class AttentionNet(nn.Module):
             raise ValueError(f"width {width!r} and dilations {dilations!r} must be positive")
         self.padding: Padding = padding
         self.dilations = tuple(dilations)
-        #: Height and width of the input must be multiples of it.
+        #: Height and width of the input must be multiples of this.
         self.stride = stride
         self.stem = (
             _conv3x3(3, width, 1, padding)
@@ -84,7 +86,7 @@ class AttentionNet(nn.Module):
 
     @property
     def receptive_radius_px(self) -> int:
-        """Radius of the receptive field in input px (83 for the paper's network)."""
+        """Radius of the receptive field in input px (83 for the network of the paper)."""
         return attention_geometry(self.dilations, self.stride).receptive_radius_px
 
     @property
@@ -104,7 +106,7 @@ class AttentionNet(nn.Module):
         Returns
         -------
         (B, 1, H, W) float Tensor
-            Not bounded; `AttentionActivation` turns it into attention.
+            Not limited to a range; `AttentionActivation` turns it into attention.
 
         Raises
         ------
@@ -126,16 +128,16 @@ class AttentionNet(nn.Module):
 
 
 def batch_tau(a: Tensor, eta: float) -> Tensor:
-    """Mean over the batch of each image's eta-quantile from above (equation 1 of [1]_).
+    """Return the mean over the batch of the upper eta-quantiles of the images (equation 1 of [1]_).
 
-    With several GPUs, this is the whole batch, which is divided among the processes.
+    With several GPUs, the mean is over the whole batch, which is divided among the processes.
 
     Parameters
     ----------
     a : (B, 1, H, W) float Tensor
         Confidence maps.
     eta : float
-        Share of the pixels that the attention should cover, 0 to 1 (0.07 in the paper).
+        Share of the pixels that the attention should cover, from 0 to 1 (0.07 in the paper).
 
     Returns
     -------
@@ -150,22 +152,22 @@ def batch_tau(a: Tensor, eta: float) -> Tensor:
 
 
 def compressed_sigmoid(a: Tensor, tau: Tensor | float, gain: float) -> Tensor:
-    """sigma(a) = 1 / (1 + exp(-gain·(a - tau))), in float32 ([1]_, after equation 1)."""
+    """Return 1 / (1 + exp(-gain·(a - tau))), in float32 ([1]_, after equation 1)."""
     return torch.sigmoid(gain * (a.float() - tau))
 
 
 class AttentionActivation(nn.Module):
-    """From the confidence map to the attention A; keeps tau for evaluation.
+    """Turns the confidence map into the attention A; keeps tau for evaluation.
 
-    In training mode, tau is that of the batch, and a running value follows it (the first batch sets
-    it, then 0.9·old + 0.1·new). In evaluation mode the running value is used.
+    In training mode, tau is that of the batch. A running tau follows it: the first batch sets it,
+    later batches change it to 0.9·old + 0.1·new. In evaluation mode, the running tau is used.
 
     Parameters
     ----------
     eta : float
         Share of the pixels that the attention should cover (0.07 in the paper).
     gain : float
-        r of the sigmoid (20 in the paper).
+        The r of the sigmoid (20 in the paper).
     sparse : bool
         False is the ablation M_-sparse: the plain sigmoid, ``tau == 0`` and ``gain == 1``.
     momentum : float

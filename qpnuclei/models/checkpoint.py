@@ -1,6 +1,6 @@
-"""Model files: weights as safetensors, with everything needed to run them in the header.
+"""Model files: weights as safetensors, and in the header all data needed to run them.
 
-No pickle is read or written. The header's entry ``qpnuclei`` is the JSON of
+No pickle is read or written. The entry ``qpnuclei`` of the header is the JSON of
 `qpnuclei.models.metadata.ModelMetadata`.
 """
 
@@ -31,8 +31,8 @@ FAMILIES: Mapping[str, str] = {
 class Network(Protocol):
     """The interface of a network of any family, in addition to `torch.nn.Module`.
 
-    Its forward maps (B, 3, H, W) to (B, C, H, W): channel 0 becomes the attention, the optional
-    channel 1 is the centre map (both before the sigmoid).
+    The forward pass maps (B, 3, H, W) to (B, C, H, W). Channel 0 becomes the attention; channel 1,
+    if there is one, the centre map. Both are logits.
     """
 
     @property
@@ -41,7 +41,7 @@ class Network(Protocol):
 
     @property
     def stride(self) -> int:
-        """Height and width of the input must be multiples of it."""
+        """Height and width of the input must be multiples of the stride."""
 
 
 def build_network(metadata: ModelMetadata) -> nn.Module:
@@ -72,14 +72,14 @@ def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
     path : pathlib.Path
         The ``.safetensors`` file, replaced if it exists.
     network : torch.nn.Module
-        Of a family that `FAMILIES` names. Its ``state_dict`` is stored, on the CPU.
+        A network of a family in `FAMILIES`. Its ``state_dict`` is stored, on the CPU.
     metadata : ModelMetadata
         Its `geometry` is replaced by that of `network`.
 
     Raises
     ------
     qpnuclei.errors.SaveError
-        If it cannot be written; an existing file is unchanged.
+        If the file cannot be written; an existing file is unchanged.
     """
     described = metadata.model_copy(update={"geometry": _geometry(network)})
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
@@ -95,8 +95,8 @@ def load_model(path: Path) -> tuple[nn.Module, ModelMetadata]:
     qpnuclei.errors.NotFoundError
         If there is no such file.
     qpnuclei.errors.ModelError
-        As `read_metadata` and `qpnuclei.models.weights.read_weights`; also if the weights belong to
-        another architecture, or if the receptive field is larger than the file states.
+        As for `read_metadata` and `qpnuclei.models.weights.read_weights`; also if the weights
+        belong to another architecture, or if the receptive field is larger than the file states.
     """
     metadata = read_metadata(path)
     with torch.device("meta"):  # uses no memory, whatever size the file states
@@ -109,7 +109,7 @@ def load_model(path: Path) -> tuple[nn.Module, ModelMetadata]:
         )
     tensors = {name: torch.from_numpy(weight) for name, weight in read_weights(path).items()}
     check_weights(network, tensors, f"model file {path}")
-    # Taken over rather than copied: making tensors like those of the "meta" device loads SymPy.
+    # Assigned, not copied: making tensors like those of the "meta" device loads SymPy.
     types = {name: tensor.dtype for name, tensor in network.state_dict().items()}
     network.load_state_dict({n: t.to(types[n]) for n, t in tensors.items()}, assign=True)
     return network.eval(), metadata
@@ -127,7 +127,7 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], source: str)
 
 
 def check_weights(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Check that tensors match a network's, in name and shape.
+    """Check that tensors match those of a network, in name and shape.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def check_weights(network: nn.Module, tensors: Mapping[str, Tensor], source: str
     Raises
     ------
     qpnuclei.errors.ModelError
-        Naming the tensors that are missing, unexpected, or of another shape.
+        If they do not; names the tensors that are missing, unexpected, or of another shape.
     """
     check_shapes(
         {name: tuple(tensor.shape) for name, tensor in tensors.items()},
@@ -150,7 +150,7 @@ def check_weights(network: nn.Module, tensors: Mapping[str, Tensor], source: str
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions that a model's metadata records."""
+    """Return the versions that the metadata of a model record."""
     import numpy
     import torchvision
 

@@ -13,10 +13,10 @@ from qpnuclei.errors import DeviceError, UsageError
 if TYPE_CHECKING:
     import torch
 
-#: The library of NVIDIA's driver.
+#: The library of the NVIDIA driver.
 _CUDA_DRIVERS = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
 
-#: There with AMD's driver, whose GPUs torch calls CUDA, too.
+#: Present with the AMD driver. Torch uses the name CUDA for AMD GPUs, too.
 _AMD_DRIVER = Path("/dev/kfd")
 
 
@@ -54,8 +54,8 @@ def resolve_device(name: str = "auto") -> torch.device:
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(
-            f"device {name!r} was requested, but there are {torch.cuda.device_count()} CUDA GPUs",
-            "GPUs count from cuda:0",
+            f"device {name!r} was requested, but torch finds {torch.cuda.device_count()} CUDA GPUs",
+            "the first GPU is cuda:0",
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError(
@@ -66,12 +66,12 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def takes_cpu(name: str) -> bool:
-    """Tell whether a device of this name is the CPU, without torch where there is no doubt.
+    """Tell whether a device of this name is the CPU. Torch is loaded only if it may be a GPU.
 
     Raises
     ------
     qpnuclei.errors.UsageError, qpnuclei.errors.DeviceError
-        As `resolve_device`.
+        As for `resolve_device`.
 
     Examples
     --------
@@ -84,7 +84,7 @@ def takes_cpu(name: str) -> bool:
 
 
 def _may_have_gpu() -> bool:
-    """Tell whether the machine has a GPU's driver, so that torch must say if it can use it."""
+    """Tell whether the machine has a GPU driver. If so, only torch knows if it can use the GPU."""
     if sys.platform == "darwin":
         return platform.machine() == "arm64"
     if _AMD_DRIVER.exists():

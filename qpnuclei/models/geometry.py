@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-#: Dilations of the six residual blocks of the paper's network.
+#: Dilations of the six residual blocks in the network of the paper.
 PAPER_DILATIONS = (1, 2, 3, 5, 10, 20)
 
 #: Largest accepted radius; larger values in a file are an error.
@@ -24,11 +24,11 @@ class NetworkGeometry:
     Parameters
     ----------
     receptive_radius_px : int
-        A pixel of the output depends on no pixel of the input that is farther away, in rows or in
-        columns.
+        A pixel of the output depends only on pixels of the input up to this distance, in rows and
+        in columns.
     stride : int
-        Height and width of the input must be multiples of it. Two inputs whose origins differ by
-        multiples of it give the same result, shifted.
+        Height and width of the input must be multiples of the stride. Two inputs with origins that
+        differ by multiples of the stride give the same result, shifted.
     """
 
     receptive_radius_px: int = Field(ge=0, le=LARGEST_PX)
@@ -42,12 +42,13 @@ def geometry_of(family: str, architecture: Mapping[str, Any]) -> NetworkGeometry
     ----------
     family : {"attention", "student"}
     architecture : mapping
-        As `qpnuclei.models.attention.AttentionNet` or `qpnuclei.models.student.StudentNet` take it.
+        Arguments of `qpnuclei.models.attention.AttentionNet` or of
+        `qpnuclei.models.student.StudentNet`.
 
     Raises
     ------
     TypeError, ValueError
-        If they do not describe such a network.
+        If the arguments do not describe such a network.
 
     Examples
     --------
@@ -69,9 +70,9 @@ def geometry_of(family: str, architecture: Mapping[str, Any]) -> NetworkGeometry
 
 
 def attention_geometry(dilations: Sequence[int], stride: int) -> NetworkGeometry:
-    """Return the geometry of an `AttentionNet` (a radius of 83 px for the paper's network)."""
+    """Return the geometry of an `AttentionNet` (a radius of 83 px in the paper)."""
     radius = 2 * sum(dilations)
-    # Stride 2: the interpolation reaches 1 px to the next cell, the 4x4 stem 2 px beyond.
+    # Stride 2: the interpolation reaches 1 px into the next cell, and the 4x4 stem 2 px more.
     return NetworkGeometry(radius + 1 if stride == 1 else 2 * radius + 3, stride)
 
 
@@ -84,17 +85,17 @@ def student_geometry(
 ) -> NetworkGeometry:
     """Return the geometry of a `StudentNet`.
 
-    Spans of pixels are followed from the output back to the input, along the widest path.
+    The function follows spans of pixels from the output back to the input, along the widest path.
 
     Parameters
     ----------
     encoder_convolutions : sequence of int
-        3x3 convolutions of each level, finest first.
+        Number of 3x3 convolutions of each level, finest first.
     stem_stride : {2, 4}
     decoder_convolutions : int
-        3x3 convolutions of each level of the decoder.
+        Number of 3x3 convolutions of each level of the decoder.
     subpixel : bool
-        Whether cells predict their own pixels; they always do with a stem stride of 4.
+        Whether cells predict their own pixels; with a stem stride of 4 they always do.
     """
 
     def upsample(span: _Span) -> _Span:

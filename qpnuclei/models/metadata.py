@@ -1,7 +1,7 @@
 """Metadata of a model file: everything needed to run the model and to train it again.
 
-It is JSON in the header of the file. Planning a run needs only this, and reads it without torch and
-without the weights.
+The metadata are JSON in the header of the file. Planning a run needs only them, and reads them
+without torch and without the weights.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-#: Of a channel of RGB in 0..1, or of CIELAB.
+#: Mean and standard deviation of a channel of RGB in 0..1, or of CIELAB.
 _Mean = Annotated[FiniteFloat, Field(ge=-1000, le=1000)]
 _Deviation = Annotated[FiniteFloat, Field(ge=1e-3, le=1000)]
 
-#: Largest accepted size in an architecture; a larger one means a broken file.
+#: Limits of an architecture; larger values mean a broken file.
 _MOST_PARTS, _LARGEST_PART = 64, 4096
 
 
@@ -48,9 +48,9 @@ class _Frozen(BaseModel):
 
 
 class PostProcessing(_Frozen):
-    """Parameters from attention to instances (section 3.4), in px of the model's resolution.
+    """Parameters of the post-processing (section 3.4), in px of the resolution of the model.
 
-    At the finest resolution of a model (0.05 µm/px) a large nucleus (25 µm) has 500 px.
+    At 0.05 µm/px, the finest resolution of a model, a large nucleus (25 µm) is 500 px wide.
     """
 
     threshold: float = Field(0.5, gt=0, lt=1, description="attention above it is foreground")
@@ -67,16 +67,16 @@ class PostProcessing(_Frozen):
         7, ge=1, le=200, description="disk in which a seed is the maximum"
     )
     min_prominence_px: float = Field(
-        0.0, ge=0, le=1000, description="a seed rises this much above the saddle to a higher one"
+        0.0, ge=0, le=1000, description="least height of a seed above the saddle to a higher one"
     )
     centre_weight: float = Field(
-        0.5, ge=0, le=1, description="share of the centre map in the seeds, where a model has one"
+        0.5, ge=0, le=1, description="share of the centre map in the seeds, if the model has one"
     )
     min_area_px: int = Field(0, ge=0, le=1_000_000, description="smaller instances are dropped")
     min_mean_attention: float = Field(0.0, ge=0, le=1, description="fainter instances are dropped")
 
     def at_resolution(self, mpp: float, new_mpp: float) -> Self:
-        """Return the same sizes in px of `new_mpp` µm/px, instead of px of `mpp`; disks rounded up.
+        """Convert sizes in px of `mpp` to px of `new_mpp`, both in µm/px. Radii are rounded up.
 
         Examples
         --------
@@ -115,16 +115,17 @@ class ColourNormalisation(_Frozen):
 
 
 class ModelMetadata(_Frozen):
-    """Everything beside the weights.
+    """All data of a model file except the weights.
 
-    The network sees RGB in 0..1 minus `input_mean`, over `input_std`, after colour normalisation.
+    The input of the network is ``(rgb - input_mean) / input_std``, for RGB in 0..1 after colour
+    normalisation.
     """
 
     format_version: int = FORMAT_VERSION
     name: str = Field(min_length=1, max_length=200, description="short name, e.g. 'default'")
     family: Literal["attention", "student"]
     architecture: dict[str, Any] = Field(description="keyword arguments that rebuild the network")
-    mpp: float = Field(gt=0.05, lt=2.5, description="µm/px of its input")
+    mpp: float = Field(gt=0.05, lt=2.5, description="µm/px of the input")
     geometry: NetworkGeometry | None = Field(
         None,
         description="receptive field and stride; in older files, derived from the architecture",
@@ -137,8 +138,8 @@ class ModelMetadata(_Frozen):
     input_std: tuple[_Deviation, _Deviation, _Deviation] = IMAGENET_STD
     colour: ColourNormalisation = ColourNormalisation()
     post_processing: PostProcessing = PostProcessing()
-    recipe: dict[str, Any] = Field(default_factory=dict, description="the training's configuration")
-    data: dict[str, Any] = Field(default_factory=dict, description="its training data, licence")
+    recipe: dict[str, Any] = Field(default_factory=dict, description="training configuration")
+    data: dict[str, Any] = Field(default_factory=dict, description="training data and licence")
     validation: dict[str, Any] = Field(default_factory=dict, description="measured quality")
     versions: dict[str, str] = Field(default_factory=dict, description="git state and libraries")
 
@@ -149,11 +150,11 @@ class ModelMetadata(_Frozen):
             if len(parts) > _MOST_PARTS or any(
                 isinstance(part, int | float) and not abs(part) <= _LARGEST_PART for part in parts
             ):
-                raise ValueError(f"architecture: {key} is beyond any network of use")
+                raise ValueError(f"architecture: {key} is too large for a network")
         return self
 
     def network_geometry(self) -> NetworkGeometry:
-        """Return the network's receptive field and input alignment.
+        """Return the receptive field and stride of the network.
 
         Raises
         ------
@@ -174,14 +175,14 @@ class ModelMetadata(_Frozen):
 
 
 def read_metadata(path: Path) -> ModelMetadata:
-    """Read a model file's metadata without its weights.
+    """Read the metadata of a model file without the weights.
 
     Raises
     ------
     qpnuclei.errors.NotFoundError
         If there is no such file.
     qpnuclei.errors.ModelError
-        If it is not safetensors, has no metadata of qpnuclei, or is of a newer format.
+        If the file is not safetensors, has no qpnuclei metadata, or has a newer format.
     """
     if not path.is_file():
         raise NotFoundError(

@@ -10,28 +10,28 @@ from qpnuclei.errors import NotFoundError, UsageError
 #: Folder of the packaged models, ``<name>.safetensors``.
 WEIGHTS_FOLDER = Path(__file__).resolve().parents[1] / "weights"
 
-#: The default model: the same on every machine, so that counts are comparable. It is two networks,
-#: and the pixel size of a slide decides between them (`network_for`).
+#: The default model is the same on every machine, so that counts are comparable. It is two networks
+#: (see `network_for`). The pixel size of a slide decides which of them is used.
 DEFAULT_MODEL = "default"
 
-#: Its networks, for 0.25 and for 0.5 µm/px. By their own names they take slides of any pixel size.
+#: The two networks, for 0.25 and for 0.5 µm/px. Under these names, they take any pixel size.
 FINE_NETWORK, COARSE_NETWORK = "default-40x", "default-20x"
 
-#: The coarse one takes slides of more µm/px than this (halfway between the two, as ratios go).
+#: Slides with more µm/px get the coarse network (near the geometric mean of 0.25 and 0.5).
 COARSE_ABOVE_MPP = 0.36
 
 
 def network_for(model: str, mpp: float, speed: Speed = "auto") -> str:
-    """Return the model that finds the nuclei of a slide: a network of the default, else `model`.
+    """Return the model for a slide: a network of the default if `model` is that, else `model`.
 
     Parameters
     ----------
     model : str
-        As the user names it.
+        Name or path that the user gives.
     mpp : float
         µm/px of the slide at full resolution.
     speed : {"auto", "fast"}
-        With fast, the default's coarse network takes every slide.
+        With fast, the coarse network of the default takes every slide.
 
     Examples
     --------
@@ -46,12 +46,12 @@ def network_for(model: str, mpp: float, speed: Speed = "auto") -> str:
 
 
 def networks_of(model: str, speed: Speed = "auto") -> tuple[str, ...]:
-    """Return all models that `network_for` may choose, whatever the slide."""
+    """Return all models that `network_for` may choose for any slide."""
     return tuple(dict.fromkeys(network_for(model, mpp, speed) for mpp in (0.0, float("inf"))))
 
 
 def check_speed(model: str | None, speed: Speed) -> None:
-    """Refuse a speed where there are no networks to choose from.
+    """Raise if a speed is given for a model that is not the default.
 
     Raises
     ------
@@ -60,18 +60,18 @@ def check_speed(model: str | None, speed: Speed) -> None:
     """
     if speed != "auto" and model != DEFAULT_MODEL:
         raise UsageError(
-            f"--speed {speed} chooses a network of the default model, and --model names {model}",
+            f"--speed {speed} chooses a network of the default model, but --model names {model}",
             "leave out one of the two",
         )
 
 
 def resolve_model(name_or_path: str | Path) -> Path:
-    """Return the file of a packaged model, or of a path; of the default, its fine network.
+    """Return the file of a packaged model, or of a path. The default gives its fine network.
 
     Raises
     ------
     qpnuclei.errors.NotFoundError
-        If there is none; the message lists the available names.
+        If there is no such model; the message lists the available names.
     """
     path = Path(name_or_path)
     if path.suffix == ".safetensors" or len(path.parts) > 1 or (path.suffix and path.is_file()):

@@ -13,40 +13,40 @@ from qpnuclei.models.student_layout import Convolution, student_layout
 
 
 class StudentNet(nn.Module):
-    """U-Net that starts at half or a quarter of the resolution; foreground and centre map.
+    """U-Net that starts at half or a quarter of the resolution. It predicts foreground and centre.
 
     Parameters
     ----------
     base_channels : int
         Channels of the finest level.
     levels : int
-        Number of resolutions; each halves the one before it.
+        Number of resolutions; each is half of the one before it.
     max_channels : int
         Channels double from level to level up to this number.
     stem_stride : {2, 4}
         The finest level has ``1 / stem_stride`` of the resolution.
     encoder_convolutions : sequence of int, optional
-        3x3 convolutions of each level of the encoder, finest first; two each if not given.
+        Number of 3x3 convolutions of each level of the encoder, finest first. The default is two.
     decoder : {"concatenating", "adding"}
-        How a decoder level combines the finer encoder level with the coarser decoder level: by
-        concatenation followed by two convolutions; or, at less than half the cost, by addition
-        followed by one. In the latter case, the last convolution of the coarser level has the
-        channels of the finer level.
+        How a decoder level combines the finer encoder level with the coarser decoder level. One way
+        is concatenation followed by two convolutions. The other is addition followed by one
+        convolution, which costs less than half. Then the last convolution of the coarser level has
+        as many channels as the finer level.
     subpixel : bool
         Whether each cell of the finest level predicts its own pixels (sub-pixel convolution [1]_),
-        which keeps outlines sharp. Else logits are interpolated to full resolution. A stem stride
-        of 4 is always with it: interpolation would blur outlines.
+        which keeps outlines sharp. Otherwise, logits are interpolated to full resolution. With a
+        stem stride of 4, cells always predict their pixels: interpolation would blur outlines.
 
     Attributes
     ----------
     stride : int
-        Height and width of the input must be multiples of it. Two inputs whose origins differ by
-        multiples of it give the same result, shifted.
+        Height and width of the input must be multiples of the stride. Two inputs with origins that
+        differ by multiples of the stride give the same result, shifted.
     cell_px : int
         Size of the output patch of one cell of the finest level, in px: `stem_stride` if cells
         predict their own pixels, else 1.
     receptive_radius_px : int
-        An output pixel depends on no input pixel that is farther away, in rows or in columns.
+        Largest distance at which an input pixel affects an output pixel, in rows or in columns.
 
     Raises
     ------
@@ -55,11 +55,11 @@ class StudentNet(nn.Module):
 
     Notes
     -----
-    Convolutions pad with zeros, so results within `receptive_radius_px` of the border of the
-    input depend on the position of the border: add a halo of real or reflected image.
+    Convolutions pad with zeros. So results within `receptive_radius_px` of the border of the input
+    depend on its position: add a halo of real or reflected pixels.
 
-    The stem is a convolution that overlaps by 1 px on all sides (4x4 of stride 2, 6x6 of stride
-    4): full-resolution features take most of a U-Net's time and, at 0.25 µm/px, gain little.
+    The stem is a convolution that overlaps by 1 px on all sides (4x4 of stride 2, 6x6 of stride 4).
+    Features at full resolution take most of the time of a U-Net and gain little at 0.25 µm/px.
 
     References
     ----------
@@ -113,7 +113,7 @@ class StudentNet(nn.Module):
         return cells if self.cell_px == 1 else F.pixel_shuffle(cells, self.cell_px)
 
     def cells(self, image: Tensor) -> Tensor:
-        """Return the same as `forward`, with the pixels of each cell as channels.
+        """Return the logits of `forward`, but with the pixels of each cell as channels.
 
         Parameters
         ----------
@@ -123,7 +123,7 @@ class StudentNet(nn.Module):
         Returns
         -------
         (B, 2·c·c, H / c, W / c) float Tensor
-            For cells of c = `cell_px`: their pixels row by row, first the foreground.
+            With c = `cell_px`: the pixels of each cell row by row, first the foreground.
         """
         height, width = image.shape[-2:]
         if height % self.stride or width % self.stride:
@@ -141,7 +141,7 @@ class StudentNet(nn.Module):
         return _upsample(x.contiguous()) if self.cell_px == 1 else x
 
     def _joined(self, x: Tensor, skip: Tensor) -> Tensor:
-        # A separate function, so that its large intermediate results are freed.
+        # In a function of its own, so that large intermediate results are freed.
         up = _upsample(x)
         return up.add_(skip) if self._adding else torch.cat([up, skip], dim=1)
 

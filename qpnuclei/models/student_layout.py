@@ -29,18 +29,18 @@ class StudentLayout:
     ----------
     stem : Convolution
     encoder : tuple of tuple of Convolution
-        Of each level, finest first; a max pooling of 2x2 lies before each level but the first.
+        Convolutions of each level, finest first. A 2x2 max pooling precedes all but the first.
     decoder : tuple of tuple of Convolution
-        Of each level but the coarsest, finest first. Its input is the coarser level, enlarged
-        twofold, together with the level of the encoder.
+        Convolutions of each level but the coarsest, finest first. The input is the coarser level,
+        upsampled by 2, together with the encoder level.
     head : Convolution
-        With a bias, and nothing behind it.
+        Has a bias, and no BatchNorm or ReLU after it.
     adding : bool
-        Whether the two inputs of a decoder level are added; else they are concatenated, the
-        enlarged one first.
+        Whether the two inputs of a decoder level are added. Otherwise they are concatenated, the
+        upsampled one first.
     cell_px : int
-        Size of the output patch of one cell of the finest level, in px. If it is 1, the head's
-        output is enlarged twofold.
+        Size of the output patch of one cell of the finest level, in px. If it is 1, the output of
+        the head is upsampled by 2.
     geometry : NetworkGeometry
     """
 
@@ -85,7 +85,7 @@ def student_layout(
         )
     if len(depths) != levels or min(depths) < 1:
         raise ValueError(
-            f"encoder_convolutions={depths!r} is not one number from 1 on for each of "
+            f"encoder_convolutions={depths!r} is not a number of at least 1 for each of "
             f"{levels} levels"
         )
     if stem_stride not in (2, 4):

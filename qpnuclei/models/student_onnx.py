@@ -1,6 +1,6 @@
 """A student as an ONNX graph, which ONNX Runtime computes on CPUs without torch.
 
-Torch takes two to three seconds to load, more than a small run needs for everything else.
+Torch takes two to three seconds to load. All other parts of a small run take less.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from qpnuclei.models.weights import Weights, check_shapes, read_weights
 #: Names of the graph's input and output.
 INPUT, OUTPUT = "rgb", "logits"
 
-#: What `torch.nn.BatchNorm2d` adds to a variance.
+#: Constant that `torch.nn.BatchNorm2d` adds to a variance.
 _EPSILON = 1e-5
 
-#: Old enough for every ONNX Runtime that the project accepts.
+#: Versions that every ONNX Runtime supported by the project can read.
 _OPSET, _IR_VERSION = 17, 8
 
 _OF_BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
@@ -42,9 +42,9 @@ def read_student(path: Path) -> tuple[bytes, StudentLayout, ModelMetadata]:
     Returns
     -------
     graph : bytes
-        The ONNX model: `INPUT` is (B, H, W, 3) float32, normalised, with H and W multiples of the
-        stride; `OUTPUT` are the logits. For cells of c = ``layout.cell_px`` px they are
-        (B, H / c, W / c, 2·c·c) float32: of each cell its pixels row by row, first the foreground,
+        The ONNX model. `INPUT` is (B, H, W, 3) float32, normalised, with H and W multiples of the
+        stride. `OUTPUT` are the logits. For cells of c = ``layout.cell_px`` px they are
+        (B, H / c, W / c, 2·c·c) float32: the pixels of each cell row by row, first the foreground,
         then the centre map. For c = 1 they are (B, 2, H, W).
     layout : StudentLayout
     metadata : ModelMetadata
@@ -52,7 +52,7 @@ def read_student(path: Path) -> tuple[bytes, StudentLayout, ModelMetadata]:
     Raises
     ------
     qpnuclei.errors.NotFoundError, qpnuclei.errors.ModelError
-        As `qpnuclei.models.checkpoint.load_model`.
+        As for `qpnuclei.models.checkpoint.load_model`.
 
     Examples
     --------
@@ -83,7 +83,7 @@ def read_student(path: Path) -> tuple[bytes, StudentLayout, ModelMetadata]:
 
 
 def weight_shapes(layout: StudentLayout) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield name and shape of every weight of a student, as its model file has them."""
+    """Yield the name in the model file and the shape of every weight of a student."""
     for name, convolution in _convolutions(layout):
         outputs, kernel = convolution.outputs, convolution.kernel
         yield f"{name}.0.weight", (outputs, convolution.inputs, kernel, kernel)
@@ -105,7 +105,7 @@ def _convolutions(layout: StudentLayout) -> Iterator[tuple[str, Convolution]]:
 
 
 class _Graph:
-    """The nodes and constants of a graph that is being built. Methods return names of values."""
+    """The nodes and constants of a graph under construction. Its methods return names of values."""
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
@@ -168,7 +168,7 @@ class _Graph:
         return self._node("Conv", x, *parts, pads=[padding] * 4, **attributes)
 
     def _enlarged(self, x: str) -> str:
-        """Add bilinear interpolation to twice the size, as of torch without aligned corners."""
+        """Add bilinear upsampling by 2, as in torch without aligned corners."""
         return self._node(
             "Resize",
             x,

@@ -1,4 +1,4 @@
-"""Read the weights of a model file as NumPy arrays, checked. Needs no torch."""
+"""Read and check the weights of a model file as NumPy arrays. Needs no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qpnuclei.models.metadata import RETRAIN
 
 Weights = dict[str, npt.NDArray[Any]]
 
-#: Safetensors' names of the types that weights are stored as; int64 is BatchNorm's batch counter.
+#: Accepted types, as safetensors names them; int64 is for the batch counter of BatchNorm.
 _STORED_AS = ("F32", "F16", "F64", "I64")
 
 
@@ -25,13 +25,13 @@ def read_weights(path: Path) -> Weights:
     Raises
     ------
     qpnuclei.errors.ModelError
-        If it cannot be read, or has weights that no training produces: of another type, not finite,
-        or a negative variance.
+        If the file cannot be read, or a weight has another type, is not finite, or is a negative
+        variance.
     """
     weights: Weights = {}
     try:
         with safetensors.safe_open(path, framework="np") as file:
-            for name in file.keys():  # noqa: SIM118 - it is no mapping
+            for name in file.keys():  # noqa: SIM118 - file is not a mapping
                 stored_as = file.get_slice(name).get_dtype()
                 if stored_as not in _STORED_AS:
                     raise _bad_weight(path, name, f"is stored as {stored_as}")
@@ -58,21 +58,21 @@ def check_shapes(
     source: str,
     network: str,
 ) -> None:
-    """Check that weights are those of a network, by name and shape.
+    """Check that the names and shapes of weights match a network.
 
     Parameters
     ----------
     shapes : mapping of str to tuple of int
-        Of the weights.
+        Shapes of the weights.
     wanted : mapping of str to tuple of int
-        Of the network.
+        Shapes in the network.
     source, network : str
         Origin of the weights, and the name of the network, for error messages.
 
     Raises
     ------
     qpnuclei.errors.ModelError
-        Naming the weights that are missing, unexpected, or of another shape.
+        If they do not; names the weights that are missing, unexpected, or of another shape.
     """
     problems = []
     if missing := [name for name in wanted if name not in shapes]:

@@ -41,7 +41,7 @@ class ImageSummary:
 
 def comparison(shown: Sequence[ImageSummary]) -> dict[str, Any]:
     """Return the comparison on the first page: classes and annotations over all images."""
-    # What was not analysed, such as areas that a run left out, says nothing.
+    # Rows without nuclei, such as areas that a run excluded, come last.
     rows = sorted((row for i in shown for row in i.rows), key=lambda row: row["nuclei"] is None)
     annotations = annotations_of(rows)
     classes = _pooled(shown, annotations)

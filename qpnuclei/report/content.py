@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 
-#: Names under which the certainty, size and haematoxylin of nuclei are found: ours, then those of
-#: QuPath's cells and of StarDist.
+#: Names of the measurements of certainty, size and haematoxylin: those of qpnuclei, and then those
+#: of QuPath cells and of StarDist.
 _CERTAINTY = (CERTAINTY, PROBABILITY, "Detection probability")
 _SIZE = (AREA, "Nucleus: Area µm^2", "Nucleus: Area")
 _HAEMATOXYLIN = (
@@ -53,26 +53,26 @@ _HAEMATOXYLIN = (
 _DAB = ("DAB: Mean", "Nucleus: DAB: Mean", "Nucleus: DAB OD mean", "DAB: Nucleus: Mean")
 #: Largest width and height of the picture of an image, in px.
 _WHOLE_PX = (1000, 1000)
-#: Px of a view at most, and its resolution in µm/px.
+#: Largest width and height of a view in px, and its resolution in µm/px.
 _VIEW_PX, _VIEW_MPP = 480, 0.25
-#: Largest distance in µm outside a view at which a nucleus (by its centroid) is still drawn.
+#: Nuclei are drawn if their centroids lie in a view or up to this distance in µm outside it.
 _RIM_UM = 25.0
-#: Most annotations with a name on the picture, and most annotations drawn; the largest first.
+#: Largest numbers of annotations with a name on the picture, and of drawn annotations.
 _MOST_TAGS, _MOST_DRAWN = 25, 500
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A small part of an image: raw, and with the outlines of its nuclei."""
+    """A small part of an image, with the outlines of its nuclei."""
 
     title: str
-    said: str
+    caption: str
     picture: Picture
 
 
 @dataclass(frozen=True)
 class ColourBar:
-    """The colours of a density map, its ticks (percent, density), and whether some are above."""
+    """The colours of a density map, its ticks (percent, density), and whether it is cut off."""
 
     colours: tuple[str, ...]
     ticks: tuple[tuple[float, float], ...]
@@ -87,19 +87,19 @@ class ImageContent:
     Parameters
     ----------
     rows, class_rows : list of dict
-        As `qpnuclei.qupath.counts.count_objects` counts annotations and classes.
+        Counts of annotations and classes, from `qpnuclei.qupath.counts.count_objects`.
     row : dict
-        Of the whole image.
+        Counts of the whole image.
     classes : frozenset of str or None
-        Of its detections.
+        Classes of its detections.
     written_by : Run
-        Run that wrote the nuclei; `run` is the image's entry in the record of that run.
+        Run that wrote the nuclei; `run` is the entry of the image in the record of that run.
     is_unrecorded : bool
-        Whether the record of the run that wrote them is missing.
+        Whether the record of the run that wrote the nuclei is missing.
     others : tuple of str
-        Counted classes of other programs' detections, if no run has analysed the image.
+        Classes of counted detections of other programs, if no run has analysed the image.
     problem : str
-        Why there are no pictures; empty if there are.
+        Reason why there are no pictures; empty if there are pictures.
     """
 
     entry: ImageEntry
@@ -139,13 +139,13 @@ class ImageContent:
 
     @property
     def changed(self) -> int:
-        """How many annotations were edited since they were analysed."""
+        """Number of annotations that were edited since they were analysed."""
         return sum(row["status"] == Status.CHANGED for row in self.rows)
 
 
 @dataclass(frozen=True, eq=False)
 class _Nuclei:
-    """The nuclei that count, which are positive, and the area in which they were looked for."""
+    """The counted nuclei, which of them are positive, and the area that was searched for them."""
 
     geometries: npt.NDArray[Any]
     centroids: Floats
@@ -155,9 +155,9 @@ class _Nuclei:
     mpp: tuple[float, float] | None = field(default=None)
 
     def first_of(self, names: Sequence[str]) -> Floats | None:
-        """Return of each nucleus the first of some measurements that it has; None if none has.
+        """Return the first available of several measurements for each nucleus; None without any.
 
-        Nuclei of cells have other names for the same.
+        Nuclei of cells have other names for the same measurement.
         """
         values = np.full(len(self.geometries), np.nan)
         for name in names:
@@ -167,7 +167,7 @@ class _Nuclei:
 
     @property
     def sizes(self) -> Floats | None:
-        """Areas in µm²; computed of nuclei without such a measurement."""
+        """Areas in µm²; computed from the outline of nuclei without this measurement."""
         measured = self.first_of(_SIZE)
         if self.mpp is None or not len(self.geometries):
             return measured
@@ -188,14 +188,14 @@ def image_content(
     Parameters
     ----------
     runs : sequence of Run
-        The newest first. The run that wrote the nuclei may be missing.
+        Newest first. The run that wrote the nuclei may be missing.
 
     Raises
     ------
     qpnuclei.errors.FormatError
-        If its objects cannot be read. If its pixels cannot, there are no pictures.
+        If the objects of the image cannot be read. Unreadable pixels only cause a missing picture.
     """
-    image = counted_image(entry, pixel_sizes, project, warns=False)  # the page says it
+    image = counted_image(entry, pixel_sizes, project, warns=False)  # the page shows the warning
     others = None
     if nucleus_classes is None and not image.record.areas:
         nucleus_classes = others = _classes_of_others(image)
@@ -309,7 +309,7 @@ def _pictures(
 def _seams(
     slide: Slide, image: CountedImage, nuclei: _Nuclei, run: Run | None, of_run: RunOfImage | None
 ) -> list[View]:
-    """Return views of seams, where the tiles of the last run are known for certain."""
+    """Return views of seams, if the tiles of the last run are known for certain."""
     tile_px = None if run is None else run.arguments.get("tile_px")
     if of_run is None or not isinstance(tile_px, int) or of_run.mpp is None:
         return []
@@ -373,12 +373,12 @@ def _crop(slide: Slide, nuclei: _Nuclei, view: View) -> Crop:
     low, high = np.array(view.box[:2]), np.array(view.box[2:])
     near = ((nuclei.centroids > low - rim) & (nuclei.centroids < high + rim)).all(axis=1)
     inside = ((nuclei.centroids >= low) & (nuclei.centroids < high)).all(axis=1)
-    said = [f"{np.count_nonzero(inside)} nuclei"]
+    caption = [f"{np.count_nonzero(inside)} nuclei"]
     certainty = nuclei.first_of(_CERTAINTY)
     if certainty is not None and np.isfinite(certainty[inside]).any():
-        said.append(f"certainty {np.nanmean(certainty[inside]):.2f}")
+        caption.append(f"certainty {np.nanmean(certainty[inside]):.2f}")
     if nuclei.positive.any():
-        said.insert(1, f"{np.count_nonzero(inside & nuclei.positive)} positive")
+        caption.insert(1, f"{np.count_nonzero(inside & nuclei.positive)} positive")
     paths = []
     for style, drawn in (("nucleus", ~nuclei.positive), ("nucleus positive", nuclei.positive)):
         found = nuclei.geometries[near & drawn]
@@ -395,4 +395,4 @@ def _crop(slide: Slide, nuclei: _Nuclei, view: View) -> Crop:
         tuple(paths),
         border=outlines([edge], origin, (1 / downsample[0], 1 / downsample[1])),
     )
-    return Crop(view.title, ", ".join(said), picture)
+    return Crop(view.title, ", ".join(caption), picture)

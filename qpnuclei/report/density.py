@@ -13,16 +13,16 @@ from PIL import Image
 
 Floats = npt.NDArray[np.float64]
 
-#: Longest side of a map in px; the largest detail is this share of the longest side.
+#: Longest side of a map in px. The largest detail is this share of the longest side.
 _MAP_PX, _DETAIL = 480, 1 / 40
-#: Most px per standard deviation. The map of a small area has fewer px, because it is so smooth
-#: that more px would not show more.
+#: Most px per standard deviation. The map of a small area has fewer px: it is so smooth that they
+#: show all of it.
 _MOST_PX_OF_SIGMA = 24
-#: Choice of standard deviations of the Gaussian, in µm. A smaller one would show single nuclei.
+#: Possible standard deviations of the Gaussian, in µm. A smaller one would show single nuclei.
 _SIGMAS_UM = (25.0, 50.0, 100.0, 200.0, 400.0)
-#: Fixed point of OpenCV's drawing: sixteenths of a px.
+#: OpenCV draws with coordinates in sixteenths (2**4) of a px.
 _SHIFT = 4
-#: The last colour of the palette stands for areas that were not analysed.
+#: Index of the colour for areas that were not analysed.
 _NOWHERE = 255
 
 
@@ -33,13 +33,13 @@ class DensityMap:
     Parameters
     ----------
     values : (H, W) float64 ndarray
-        NaN outside of the area.
+        NaN outside the area.
     box : (x0, y0, x1, y1)
-        What the map shows, in level-0 px.
+        Extent of the map, in level-0 px.
     sigma_um : float
-        Standard deviation of the Gaussian that smooths it.
+        Standard deviation of the Gaussian that smooths the map.
     top : float
-        Density of the last colour, a round number: the densest hundredth may be above it.
+        Density of the last colour, a round number. At most a hundredth of the map is denser.
     """
 
     values: Floats
@@ -48,7 +48,7 @@ class DensityMap:
     top: float
 
     def image(self) -> Image.Image:
-        """Return the map in colours (viridis), transparent outside of the area."""
+        """Return the map in colours (viridis), transparent outside the area."""
         inside = ~np.isnan(self.values)
         levels = np.full(self.values.shape, _NOWHERE, np.uint8)
         levels[inside] = np.rint(np.minimum(self.values[inside] / self.top, 1) * (_NOWHERE - 1))
@@ -61,17 +61,17 @@ class DensityMap:
 def density_map(
     centroids: Floats, area: shapely.Geometry, mpp: tuple[float, float]
 ) -> DensityMap | None:
-    """Return the density of nuclei over an area; None if there is none.
+    """Return the density of nuclei over an area; None if the area is empty.
 
-    Counts are smoothed by a Gaussian, and so is the area, by which they are divided: at the border
-    of an area nothing is missing.
+    The Gaussian smooths both the counts and the area, and the density is their quotient. So the
+    density is right at the border of the area, too.
 
     Parameters
     ----------
     centroids : (N, 2) float64 ndarray
-        In level-0 px; those outside of the area are not counted.
+        Positions in level-0 px; centroids outside the area are not counted.
     area : shapely.Polygon or shapely.MultiPolygon
-        In level-0 px.
+        Analysed area in level-0 px.
     mpp : (float, float)
         µm per level-0 px.
     """
@@ -88,7 +88,7 @@ def density_map(
     inside = centroids[shapely.intersects_xy(area, centroids)] if len(centroids) else centroids
     cells = ((inside - (x0, y0)) * scale).astype(np.int64)
     cells = np.clip(cells, 0, (width - 1, height - 1))
-    # The blur of float32 takes a quarter of the time of float64.
+    # Blurring float32 takes a quarter of the time of float64.
     count = np.zeros((height, width), np.float32)
     np.add.at(count, (cells[:, 1], cells[:, 0]), 1)
     blurred, share = (
@@ -105,7 +105,7 @@ def density_map(
 
 
 def viridis(levels: Floats) -> npt.NDArray[np.uint8]:
-    """Return the (N, 3) RGB colours of N levels in 0 to 1: even in brightness, for all eyes."""
+    """Return the (N, 3) RGB colours of N levels in 0 to 1, with evenly rising brightness."""
     steps = np.rint(np.clip(levels, 0, 1) * 255).astype(np.uint8)
     colours = cv2.applyColorMap(steps[:, None], cv2.COLORMAP_VIRIDIS)
     return np.asarray(colours[:, 0, ::-1], np.uint8)
@@ -114,7 +114,7 @@ def viridis(levels: Floats) -> npt.NDArray[np.uint8]:
 def _rasterised(
     area: shapely.Geometry, origin: tuple[float, float], scale: Floats, shape: tuple[int, int]
 ) -> npt.NDArray[np.bool_]:
-    """Return the px of a map that an area covers; never none."""
+    """Return the px of a map that an area covers, at least one."""
     mask = np.zeros(shape, np.uint8)
     for part in shapely.get_parts(area):
         rings = [
@@ -123,13 +123,13 @@ def _rasterised(
             )
             for ring in (part.exterior, *part.interiors)
         ]
-        # Rings of one polygon together, so that the even-odd rule leaves holes.
+        # All rings of a polygon in one call, so that the even-odd rule leaves holes.
         cv2.fillPoly(mask, rings, 1, lineType=cv2.LINE_8, shift=_SHIFT)
     return mask > 0
 
 
 def _round_up(value: float) -> float:
-    """Return the lowest round number not below a value; its quarters are round, too."""
+    """Return the lowest round number not below a value. Its quarters are round, too."""
     if not value > 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))

@@ -16,7 +16,7 @@ Colour = tuple[int, int, int]
 
 INK: Colour = (20, 20, 20)
 _FONT_PX = 17
-#: OpenCV draws with 1/16 px.
+#: OpenCV draws with coordinates in sixteenths (2**4) of a px.
 _SHIFT = 4
 
 
@@ -33,7 +33,7 @@ def draw_rings(
     Parameters
     ----------
     origin : (float, float)
-        The picture's upper left corner in level-0 px.
+        Upper left corner of the picture in level-0 px.
     scale : float
         Px of the picture per level-0 px.
     """
@@ -59,7 +59,7 @@ def draw_lines(
 def _fixed_point(
     points: npt.NDArray[np.floating], origin: tuple[float, float], scale: float
 ) -> npt.NDArray[np.int32]:
-    """Convert level-0 coordinates to OpenCV's, whose integers are pixel centres."""
+    """Convert level-0 coordinates to those of OpenCV, in which integers are pixel centres."""
     on_picture = (points - np.asarray(origin, np.float64)) * scale - 0.5
     return np.asarray(np.round(on_picture * 2**_SHIFT), np.int32)
 
@@ -72,7 +72,7 @@ def draw_scale_bar(canvas: Image.Image, um_per_px: float) -> None:
     if length >= 1000:
         draw_text(canvas, f"{length / 1000:g} mm", (14, y - 26), INK)
         return
-    # Pillow's font has no µ: it is a u with a leg.
+    # Pillow's font has no µ: draw a u, and add its leg.
     number = f"{length:g} "
     draw_text(canvas, f"{number}um", (14, y - 26), INK)
     font = ImageFont.load_default(_FONT_PX)
@@ -89,7 +89,7 @@ def draw_text(
     *,
     centred: bool = False,
 ) -> None:
-    """Draw text with a white rim, centred on a point or starting at it."""
+    """Draw text with a white border, centred on a point or starting at it."""
     ImageDraw.Draw(canvas).text(
         at,
         text,

@@ -1,4 +1,4 @@
-"""Histograms for a page: bars in percent of the highest."""
+"""Histograms for a page: bars with heights in percent of the highest."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy.typing as npt
 from qpnuclei.report.pictures import round_length
 
 _BINS = 40
-#: The largest values, this share of all, are in the last bar.
+#: This share of all values, the largest ones, is in the last bar.
 _LARGEST = 0.005
-#: A narrower range is one value.
+#: If the range of the values is smaller, they count as equal.
 _NARROWEST = 1e-9
 
 
@@ -23,9 +23,9 @@ class Histogram:
     Parameters
     ----------
     counts : tuple of int
-        Of bins of equal width from `low` to `high`; the last bin also holds all larger values.
+        Counts in bins of equal width from `low` to `high`; the last bin also has all larger values.
     ticks : tuple of (float, str)
-        Where on the axis, in percent, which number stands.
+        Position on the axis in percent, and the number there.
     median, quartiles : float, (float, float)
     """
 
@@ -51,12 +51,12 @@ class Histogram:
 
 
 def histogram(title: str, unit: str, values: npt.NDArray[np.floating]) -> Histogram:
-    """Count values, of which at least one must be a number.
+    """Count values; at least one of them must be finite.
 
     Parameters
     ----------
     values : (N,) ndarray
-        NaN where there is none.
+        NaN for nuclei without the value.
     """
     values = values[np.isfinite(values)].astype(np.float64)
     low = min(0.0, float(np.quantile(values, _LARGEST)))

@@ -46,13 +46,13 @@ def methods(
     runs : sequence of Run
         Runs that found the nuclei; empty if the nuclei come from another program.
     unrecorded : int
-        Images with nuclei of a run that has no record.
+        Number of images whose nuclei are from a run without a record.
     images : mapping of str or None to int
-        How many of each of QuPath's image types were counted.
+        Number of counted images of each of QuPath's image types.
     annotations, cores : int
-        How many were counted.
+        Numbers of counted annotations and TMA cores.
     classes : sequence of str
-        Of the annotations.
+        Classes of the annotations.
     stained : bool
         Whether haematoxylin was measured.
     """
@@ -88,14 +88,14 @@ def methods(
         expansion = run.arguments.get("cell_expansion_um")
         if isinstance(expansion, int | float) and expansion > 0:
             of_run.append(
-                f"Cells reach up to {expansion:g} µm beyond their nuclei, and half way to the next "
+                f"Cells reach up to {expansion:g} µm beyond their nuclei, and halfway to the next "
                 "one."
             )
         thresholds = run.arguments.get("positive_thresholds")
         if isinstance(thresholds, list | tuple) and thresholds:
             values = ", ".join(f"{value:g}" for value in thresholds)
             of_run.append(
-                f"Nuclei whose mean optical density of DAB is at least {values} are "
+                f"Nuclei with a mean optical density of DAB of at least {values} are "
                 f"{'positive' if len(thresholds) == 1 else '1+, 2+, 3+'}, others negative "
                 "(experimental)."
             )
@@ -105,7 +105,7 @@ def methods(
     if unrecorded:
         sentences.append(
             f"The nuclei of {_many(unrecorded, 'image')} were segmented by a run of qpnuclei whose "
-            "record is not here: name its model."
+            "record is missing: name its model."
         )
     if not runs:
         sentences.append(
@@ -136,7 +136,7 @@ def _model(model: Mapping[str, Any], cite: Callable[[str], str]) -> str:
 
 
 def _images(by_type: Mapping[str | None, int]) -> str:
-    """Return how many images there are of each stain."""
+    """Return the number of images of each stain."""
     parts = [_many(by_type[t], what) for t, what in _STAINED.items() if by_type.get(t)]
     others = sum(by_type.values()) - sum(by_type.get(t, 0) for t in _STAINED)
     if others or not parts:

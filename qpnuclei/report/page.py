@@ -1,4 +1,4 @@
-"""The report: one page for up to `MOST_ON_A_PAGE` images, for more an index and a page each."""
+"""The report: one page for up to `MOST_ON_A_PAGE` images, or an index and one page per image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from qpnuclei.report.tables import table_values
 PAGE = "report.html"
 #: Most images on one page; with more, each image has a page of its own.
 MOST_ON_A_PAGE = 20
-#: Note for an image that an earlier run has finished and the newest run has not.
+#: Note for an image that an earlier run finished but the newest did not.
 _OF_EARLIER = " (its numbers are those of an earlier run)"
 
 
@@ -39,10 +39,10 @@ class ReportOptions:
     Parameters
     ----------
     nucleus_classes : tuple of str or None
-        As `qpnuclei.qupath.counts.count_objects` takes them. By default, in images where no run has
-        been, all detections and cells count.
+        Passed to `qpnuclei.qupath.counts.count_objects`. By default, all detections and cells count
+        in images without a run.
     pixel_sizes : AskedMpp
-        What the user says of pixel sizes.
+        Pixel sizes that the user gave.
     """
 
     nucleus_classes: tuple[str, ...] | None = None
@@ -62,23 +62,23 @@ def write_report(
     Parameters
     ----------
     path : Path
-        The page; with many images, theirs lie in a folder beside it, ``<name>-images``.
+        The page. With many images, their pages are in the folder ``<name>-images`` beside it.
     runs : sequence of Run
-        That were in these images, the newest first.
+        Runs on these images, newest first.
     progress : callable
         Called as ``progress(images done, image that is next)``.
 
     Returns
     -------
     list of (ImageEntry, QpnucleiError)
-        The images that are not in it because they cannot be read.
+        The images that could not be read and are not in the report.
 
     Raises
     ------
     UsageError
-        If `path` is not that of a page.
+        If `path` is not a name for a page.
     qpnuclei.errors.SaveError
-        If it cannot be written.
+        If the page cannot be written.
     """
     check_page_name(path)
     options = options or ReportOptions()
@@ -111,15 +111,15 @@ def write_report(
         run = content.written_by
         if run is not None:
             used.setdefault(run.path, run)
-        since = _unfinished_since(runs, entry.id)
-        if since:
+        reason = _unfinished_since(runs, entry.id)
+        if reason:
             is_earlier = run is not None or content.is_unrecorded
-            unfinished.append((entry.name, since + _OF_EARLIER * is_earlier))
+            unfinished.append((entry.name, reason + _OF_EARLIER * is_earlier))
         section = Markup(
             render(
                 "image.html.j2",
                 image=content,
-                unfinished=since,
+                unfinished=reason,
                 only=len(entries) == 1,
                 **table_values(),
             )
@@ -143,10 +143,10 @@ def write_report(
         shown.append(_kept(content, link, options.nucleus_classes is not None))
     progress(len(entries), "")
     warn_of_missing_classes(options.nucleus_classes, classes)
-    there = {entry.id for entry in entries}
+    shown_ids = {entry.id for entry in entries}
     others = [part for run in used.values() for part in run.unfinished]
     problems = [(entry.name, error.what) for entry, error in failures] + unfinished
-    problems += [(image, reason) for entry, image, reason in others if entry not in there]
+    problems += [(image, reason) for entry, image, reason in others if entry not in shown_ids]
     page = render(
         "report.html.j2",
         title=f"Nuclei in {name}",
@@ -196,15 +196,15 @@ def write_report_of_run(
 
 
 def check_page_name(path: Path) -> None:
-    """Refuse the name of a page that no browser would open.
+    """Check that the name of a page is one that browsers open.
 
     Raises
     ------
     UsageError
-        If it does not end in ``.html`` or ``.htm``.
+        If the name does not end in ``.html`` or ``.htm``.
     """
     if path.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"{str(path)!r} is not the name of a page", "let it end in .html")
+        raise UsageError(f"{str(path)!r} is not the name of a page", "use a name ending in .html")
 
 
 def _page_name(number: int) -> str:

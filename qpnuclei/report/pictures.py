@@ -1,7 +1,7 @@
 """Pictures of a page: embedded images, outlines as SVG paths, scale bars.
 
-Outlines lie above the pixels as SVG, so that they stay thin and sharp at every size of the page. An
-image that is shown twice is embedded once.
+Outlines are SVG paths above the pixels, so that they stay thin and sharp at every zoom. An image
+that is shown twice is embedded once.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from PIL import Image, WebPImagePlugin  # noqa: F401 - or else Pillow loads all 
 
 from qpnuclei.slides.pixels import RGB
 
-#: Quality of WebP: the loss is not visible, and a crop of 480 px has some 40 KB.
+#: Quality of WebP: the loss is not visible, and a crop of 480 px has about 40 KB.
 _QUALITY = 80
-#: Effort of WebP, of 0 to 6: the usual 4 takes twice as long, for 1 % less.
+#: Effort of WebP, 0 to 6: the default 4 takes twice as long and saves 1 %.
 _EFFORT = 2
 
-#: Colours that people with any kind of colour vision tell apart (Okabe and Ito), without those
-#: that vanish on white or on H&E.
+#: Colours that people with any kind of colour vision can tell apart (Okabe and Ito), except those
+#: that are hardly visible on white or on H&E.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#f0e442", "#56b4e9", "#e69f00", "#000000")
 
 
 @dataclass(frozen=True)
 class ScaleBar:
-    """A bar of a round length: its share of the picture's width, and its label."""
+    """A bar of a round length: its share of the width of the picture, and its label."""
 
     percent: float
     label: str
@@ -39,7 +39,7 @@ class ScaleBar:
 
 @dataclass(frozen=True)
 class Outline:
-    """Outlines that are drawn in one way: a class of the page's style, SVG path data, a colour."""
+    """Outlines drawn in one way: a class of the style sheet, SVG path data, and a colour."""
 
     style: str
     data: str
@@ -65,9 +65,9 @@ class Picture:
     url : str
         The embedded image.
     width, height : int
-        In px; paths are in these, too.
+        Size in px; paths have the same unit.
     border : str
-        SVG path data of where the analysed area ends.
+        SVG path data of the border of the analysed area.
     """
 
     url: str
@@ -112,7 +112,7 @@ def round_length(most: float) -> float:
 
 
 def path_data(ring: npt.NDArray[np.float64]) -> str:
-    """Return a closed ring as SVG path data in tenths of a px, all but its start relative."""
+    """Return a closed ring as SVG path data in tenths of a px, with relative steps."""
     tenths = np.rint(ring[:-1] * 10).astype(int)
     first, steps = tenths[0] / 10, np.diff(tenths, axis=0) / 10
     return f"M{first[0]:g} {first[1]:g}l{_joined(steps)}z"
@@ -129,13 +129,13 @@ def outlines(
     Parameters
     ----------
     geometries : iterable of shapely geometry
-        In level-0 px; points are left out.
+        Areas and lines in level-0 px; points are left out.
     origin : (float, float)
-        The picture's upper left corner in level-0 px.
+        Upper left corner of the picture in level-0 px.
     scale : (float, float)
         Px of the picture per level-0 px.
     tolerance_px : float
-        How far vertices that are left out may lie from the outline, in px of the picture.
+        Largest distance of dropped vertices from the outline, in px of the picture.
     """
     drawn = []
     for geometry in geometries:

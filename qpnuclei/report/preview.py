@@ -1,6 +1,6 @@
 """Compare the nuclei that several settings find in a few fields, before a long run.
 
-Nuclei are found as a run finds them, and a run with the same options finds the same ones.
+The preview finds nuclei as a run does, and a run with the same options finds the same ones.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ from qpnuclei.tiling.plan import TilePlan
 if TYPE_CHECKING:
     from qpnuclei.slides.slide import PixelSource
 
-#: Settings that are compared at most.
+#: Largest number of compared settings.
 MOST_CHOICES = 12
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One setting; `threshold` None is the model's own."""
+    """One setting. With the `threshold` None, the model's own is used."""
 
     model: str
     threshold: float | None = None
@@ -76,17 +76,17 @@ class Field:
     Parameters
     ----------
     image, region : str
-        Where it lies.
+        Where the field is.
     box : (x0, y0, x1, y1)
-        In level-0 px.
+        Extent of the field in level-0 px.
     mpp : (float, float)
         µm per level-0 px.
     analysed : shapely geometry
-        The part of it that is analysed, in level-0 px.
+        The part of the field that is analysed, in level-0 px.
     tissue : (H, W, 3) uint8 ndarray
-        At `SHOWN_MPP`.
+        Pixels at `SHOWN_MPP`.
     certainty : mapping of str to (h, w) float32 ndarray
-        By model: its map in 0..1, where it makes one.
+        The map of each model in 0..1, if the model makes one.
     found : (C,) list of NucleiTable
         The nuclei whose centroid lies in the analysed part of the field, in level-0 px.
     """
@@ -107,24 +107,24 @@ class Field:
 
     @property
     def border(self) -> shapely.Geometry:
-        """Where the region ends inside the field; empty if it does not."""
+        """The border of the region inside the field; empty if there is none."""
         return shapely.difference(self.analysed.boundary, shapely.box(*self.box).boundary)
 
     @property
     def counts(self) -> list[int]:
-        """Nuclei for each choice."""
+        """Numbers of nuclei, one for each choice."""
         return [len(nuclei) for nuclei in self.found]
 
 
 def choices_of(
     models: Sequence[str], thresholds: Sequence[float | None], min_areas_um2: Sequence[float]
 ) -> list[Choice]:
-    """Return every combination.
+    """Return every combination of models, thresholds and smallest areas.
 
     Raises
     ------
     UsageError
-        If they are more than anyone can compare.
+        If there are too many to compare.
     """
     choices = [
         Choice(model, threshold, area)
@@ -153,11 +153,11 @@ def preview_project(
     Parameters
     ----------
     entries : sequence of ImageEntry
-        As `qpnuclei.pipeline.selection.choose_images` returns them.
+        From `qpnuclei.pipeline.selection.choose_images`.
     options : RunOptions
-        What the run will be asked to do; model, threshold and smallest area are those of `choices`.
+        Options of the later run. `choices` replaces the model, threshold and smallest area.
     n_fields : int
-        Spread over the regions from little haematoxylin to much.
+        Number of fields. They are spread over the regions from little haematoxylin to much.
     progress : callable
         Called as ``progress(fields done in all settings, image)``.
 
@@ -194,7 +194,7 @@ def preview_slide(
     n_fields: int,
     progress: Callable[[int, str], object] = lambda done, image: None,
 ) -> list[Field]:
-    """Try settings on a few fields of a slide's tissue; see `preview_project`.
+    """Try settings on a few fields of the tissue of a slide; see `preview_project`.
 
     Raises
     ------
@@ -205,7 +205,7 @@ def preview_slide(
         resolved, _ = resolve_mpp(mpp, None, slide.mpp, str(path))
         regions = tissue_region(slide, resolved)
         if not regions:
-            raise SlideError(f"no tissue found in {path}", "make a project, and annotate it")
+            raise SlideError(f"no tissue found in {path}", "make a project and annotate the tissue")
         source = FieldSource(path.name, slide, resolved, DEFAULT_HE, regions)
         return _preview([source], options, choices, n_fields, progress)
 
@@ -293,7 +293,7 @@ def _nuclei_in(place: Place, engine: _Watched, scale: Scale, options: RunOptions
 
 
 def _colours(source: FieldSource, scale: Scale, spec: EngineSpec) -> ReinhardStatistics | None:
-    """Measure the colours of all the regions, as a run does."""
+    """Measure the colours of all regions, as a run does."""
     if not spec.needs_colour:
         return None
     slide = source.slide
@@ -323,7 +323,7 @@ class _Watched:
         self,
         read: ReadPixels,
         tiles: TilePlan,
-        colour: ReinhardStatistics | None,  # noqa: ARG002 - of the field alone
+        colour: ReinhardStatistics | None,  # noqa: ARG002 - those of the field
         clock: Stopwatch,
     ) -> Generator[TileInstances, None, None]:
         """Yield the engine's instances."""
@@ -334,7 +334,7 @@ class _Watched:
     def certainty(
         self, box: tuple[float, float, float, float], scale: Scale
     ) -> npt.NDArray[np.float32] | None:
-        """Return the map of a field; NaN where nothing was seen, None if the engine has none."""
+        """Return the map of a field, NaN outside the tiles; None if the engine has no map."""
         sx, sy = scale.downsample
         wanted = Box(*(round(v / s) for v, s in zip(box, (sx, sy, sx, sy), strict=True)))
         shown = np.full((wanted.height, wanted.width), np.nan, np.float32)

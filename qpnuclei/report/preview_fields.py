@@ -1,4 +1,4 @@
-"""Which fields a preview shows: with tissue, from little haematoxylin to much."""
+"""Choose the fields of a preview: with tissue, from little haematoxylin to much."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from qpnuclei.slides.slide import Slide
 from qpnuclei.slides.stains import Stains, separate
 from qpnuclei.slides.tissue import tissue_fraction
 
-#: Number of candidate places per image, and of images, from which fields are chosen.
+#: Largest numbers of candidate places per image, and of images with candidates.
 _MOST_PLACES, MOST_IMAGES = 24, 8
-#: Places with less tissue are taken only if there are no others.
+#: Places with a smaller share of tissue are used only if there are no others.
 _LEAST_TISSUE = 0.3
 #: Resolution of the pictures in µm/px.
 SHOWN_MPP = 0.25
@@ -25,7 +25,7 @@ SHOWN_MPP = 0.25
 
 @dataclass(frozen=True, eq=False)
 class FieldSource:
-    """An image whose fields are shown."""
+    """An image from which fields may be shown."""
 
     name: str
     slide: Slide
@@ -46,12 +46,12 @@ class Place:
 
     @property
     def analysed(self) -> shapely.Geometry:
-        """The part of it that is analysed, in level-0 px."""
+        """The part of the place that is analysed, in level-0 px."""
         return shapely.intersection(shapely.box(*self.box), self.region.geometry)
 
 
 def places_of(source: FieldSource) -> list[Place]:
-    """Describe candidate places all over the regions of an image."""
+    """Return candidate places all over the regions of an image."""
     fields = choose_fields(source.regions, source.mpp)
     fields = fields[:: math.ceil(len(fields) / _MOST_PLACES)]
     places = []
@@ -71,7 +71,7 @@ def places_of(source: FieldSource) -> list[Place]:
 
 
 def choose_places(places: Sequence[Place], n_fields: int) -> list[Place]:
-    """Choose fields from little haematoxylin to much, at even ranks."""
+    """Choose fields from little haematoxylin to much, evenly spaced by rank."""
     with_tissue = [place for place in places if place.tissue >= _LEAST_TISSUE] or list(places)
     ranked = sorted(with_tissue, key=lambda place: place.haematoxylin)
     count = min(n_fields, len(ranked))
@@ -79,7 +79,7 @@ def choose_places(places: Sequence[Place], n_fields: int) -> list[Place]:
 
 
 def _on_grid(box: tuple[float, ...], mpp: tuple[float, float]) -> tuple[float, float, float, float]:
-    """Return a box with corners on the grid of px in which it is shown."""
+    """Move the corners of a box to the grid of the shown px."""
     x, y = SHOWN_MPP / mpp[0], SHOWN_MPP / mpp[1]
     x0, y0, x1, y1 = (round(v / s) * s for v, s in zip(box, (x, y, x, y), strict=True))
     return x0, y0, x1, y1

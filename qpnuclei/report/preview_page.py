@@ -19,7 +19,7 @@ from qpnuclei.report.rendering import render, write_page
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.system.files import atomic_file
 
-#: Side of a field in the picture, in px, and the space between two.
+#: Side of a field in the picture and gap between two fields, in px.
 _PANEL_PX, _GAP_PX = 384, 8
 _HEAD_PX = 34
 _NUCLEUS: Colour = (0, 229, 255)
@@ -54,19 +54,19 @@ def write_preview(
     Parameters
     ----------
     fields : sequence of Field
-        As `qpnuclei.report.preview.preview_project` returns them.
+        From `qpnuclei.report.preview.preview_project`.
     choices : (C,) sequence of Choice
     path : Path
-        The page.
+        Path of the page.
     title : str
-        What was looked at.
+        Name of the project or slide.
     commands : (C,) sequence of str
-        The run that makes each choice.
+        For each choice, the command that runs it.
 
     Raises
     ------
     qpnuclei.errors.SaveError
-        If they cannot be written.
+        If the page or the picture cannot be written.
     """
     labels = [label_of(choice, choices) for choice in choices]
     models = list(dict.fromkeys(choice.model for choice in choices))
@@ -90,7 +90,7 @@ def write_preview(
 
 
 def picture_of(fields: Sequence[Field], choices: Sequence[Choice]) -> RGB:
-    """Draw all fields in one picture, a row each: tissue, certainty, then each choice."""
+    """Draw all fields in one picture, one per row: tissue, certainty, then each choice."""
     labels = [label_of(choice, choices) for choice in choices]
     models = [
         m for m in dict.fromkeys(c.model for c in choices) if any(m in f.certainty for f in fields)

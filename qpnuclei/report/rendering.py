@@ -1,4 +1,4 @@
-"""Pages from templates: numbers as people read them, and files written in one step."""
+"""Render pages from templates: format numbers for readers, and write files in one step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qpnuclei.system.files import write_atomically
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a value is a number, and finite."""
+    """Tell whether a value is a finite number."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 
@@ -30,7 +30,7 @@ def numbers(values: Iterable[Any]) -> list[float]:
 
 
 def format_number(value: float | None) -> str:
-    """Format a number for readers: whole, or with three significant digits."""
+    """Format a number for readers: without decimals, or with three significant digits."""
     if value is None or not math.isfinite(value):
         return "–"
     if isinstance(value, int) or abs(value) >= 100 or value == 0:
@@ -61,7 +61,7 @@ def _environment() -> jinja2.Environment:
 
 
 def render(template: str, **values: Any) -> str:
-    """Return a page, or a part of one, from its template."""
+    """Render a template, which makes a page or a part of one."""
     return _environment().get_template(template).render(**values)
 
 

@@ -1,4 +1,4 @@
-"""The parts of earlier runs' ``run.json`` that a report uses.
+"""The parts of the ``run.json`` of earlier runs that a report uses.
 
 A record may come from another version of qpnuclei. The report omits values that it lacks.
 """
@@ -20,7 +20,7 @@ from qpnuclei.system.json_text import parse_json
 _log = logging.getLogger(__name__)
 
 RECORD = "run.json"
-#: Folder of the runs in a project's folder.
+#: Folder of runs in the folder of a project.
 RUNS = "qpnuclei"
 
 
@@ -40,14 +40,14 @@ class RunOfImage:
 
 @dataclass(frozen=True)
 class Run:
-    """A run: where its record lies, and its content."""
+    """A run: the path of its record, and the content."""
 
     path: Path
     content: Mapping[str, Any] = field(repr=False)
 
     @property
     def models(self) -> Sequence[Mapping[str, Any]]:
-        """The records of its models; older runs have one."""
+        """The records of its models; older runs have only one."""
         return _mappings(self.content.get("models")) or [_mapping(self.content.get("model"))]
 
     @property
@@ -57,23 +57,23 @@ class Run:
 
     @property
     def arguments(self) -> Mapping[str, Any]:
-        """Its options."""
+        """Options of the run."""
         return _mapping(self.content.get("arguments"))
 
     @property
     def started(self) -> str:
-        """When it began, to the minute; empty if that is not known."""
+        """Start of the run, to the minute; empty if unknown."""
         return str(self.content.get("started") or "")[:16].replace("T", " ")
 
     @property
     def seconds(self) -> float | None:
-        """How long it took."""
+        """Duration of the run."""
         value = self.content.get("seconds")
         return float(value) if isinstance(value, int | float) else None
 
     @cached_property
     def unfinished(self) -> list[tuple[str, str, str]]:
-        """Entry ID and name of each image that failed or was not done, and why."""
+        """Entry ID and name of each image that failed or was not done, and the reason."""
         return [
             (str(image.get("entry")), str(image.get("image") or ""), str(image.get(why) or ""))
             for part, why in (("failures", "error"), ("not_done", "reason"))
@@ -81,7 +81,7 @@ class Run:
         ]
 
     def why_unfinished(self, entry_id: str) -> str | None:
-        """Return why an image failed or was not done; None if it is not among these."""
+        """Return why an image failed or was not done; None if neither."""
         return self._reasons.get(entry_id)
 
     def of_image(self, entry_id: str) -> RunOfImage | None:
@@ -90,7 +90,7 @@ class Run:
 
     @cached_property
     def _reasons(self) -> dict[str, str]:
-        # Backwards, so that of several the first stays.
+        # In reverse, so that the first of several entries is kept.
         return {identifier: reason for identifier, _, reason in reversed(self.unfinished)}
 
     @cached_property
@@ -116,7 +116,7 @@ def read_run(folder: Path) -> Run:
     Raises
     ------
     NotFoundError, FormatError
-        If it is not there, or cannot be read.
+        If it is missing, or cannot be read.
     """
     path = folder / RECORD
     if not path.is_file():
@@ -131,7 +131,7 @@ def read_run(folder: Path) -> Run:
 
 
 def runs_of(project_folder: Path) -> list[Run]:
-    """Return the runs in a project's folder, the newest first; unreadable ones are left out."""
+    """Return the runs in the folder of a project, newest first; unreadable ones are left out."""
     found = []
     for path in sorted((project_folder / RUNS).glob(f"*/{RECORD}"), reverse=True):
         try:
@@ -147,16 +147,16 @@ def run_that_wrote(runs: Sequence[Run], entry_id: str, marker: str) -> Run | Non
     Parameters
     ----------
     runs : sequence of Run
-        The newest first.
+        Newest first.
     marker : str
-        What the image's record in the project calls the run.
+        Mark of the run in the record that the project has of the image.
     """
     for run in runs:
         found = run.of_image(entry_id)
         if found is not None and found.marker and found.marker == marker:
             return run
-    # Records of older versions have no markers. A run that is started again replaces its record: an
-    # image that it had done before may be among those that it has not finished now.
+    # Records of older versions have no markers. A run that is started again replaces its record. It
+    # may then list an image as unfinished although it finished the image before.
     for run in runs:
         found = run.of_image(entry_id)
         if found is not None:
@@ -167,7 +167,7 @@ def run_that_wrote(runs: Sequence[Run], entry_id: str, marker: str) -> Run | Non
 
 
 def project_of(run: Run) -> Path:
-    """Return the project of a run: the one in whose folder it lies, else the one it names."""
+    """Return the project of a run: the one that contains its folder, else the one it names."""
     folder = run.path.parent.absolute().parent
     if folder.name == RUNS and any(folder.parent.glob("*.qpproj")):
         return folder.parent
@@ -180,12 +180,12 @@ def project_of(run: Run) -> Path:
 
 
 def images_of(run: Run, entries: Sequence[ImageEntry]) -> list[ImageEntry]:
-    """Return the images that a run has analysed.
+    """Return the images that a run analysed.
 
     Raises
     ------
     UsageError
-        If none of `entries` is among them.
+        If it analysed none of `entries`.
     """
     done = [entry for entry in entries if run.of_image(entry.id) is not None]
     if not done:
@@ -196,7 +196,7 @@ def images_of(run: Run, entries: Sequence[ImageEntry]) -> list[ImageEntry]:
 
 
 def is_run_folder(path: Path) -> bool:
-    """Tell whether a path is the folder of a run, and not that of a project."""
+    """Tell whether a path is the folder of a run but not of a project."""
     return (path / RECORD).is_file() and not any(path.glob("*.qpproj"))
 
 

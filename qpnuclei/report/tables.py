@@ -1,4 +1,4 @@
-"""The tables of a report: which columns of an export people read, and what they are called."""
+"""The tables of a report: which columns of an export they show, and their headings."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from qpnuclei.qupath.count_table import CLASS_SHARES
 from qpnuclei.qupath.counts import Row
 from qpnuclei.report.rendering import is_number
 
-#: Rows of the tables of a page; and rows with all columns.
+#: Largest numbers of rows in a table of the page, and in a table with all columns.
 MOST_ROWS, _MOST_FULL_ROWS = 200, 40
 
-#: Columns of the tables that people read, of those of an export, and how they are called there.
+#: Columns of the export that the tables show, with their headings.
 _COLUMNS = (
     ("annotation", "annotation"),
     ("type", "type"),
@@ -28,15 +28,15 @@ _COLUMNS = (
     (f"{CERTAINTY} (mean)", "certainty"),
     ("check", "check"),
 )
-#: How they are called where the nuclei are those of cells.
+#: Names of these columns for the nuclei of cells.
 _OF_CELLS = {
     name: f"Nucleus: {name}" for name in ("Area µm^2 (median)", "Hematoxylin: Mean (mean)")
 }
 
 
 def _columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Return the columns of a table that people read, and how they are called there."""
-    # Most projects have annotations and nothing else.
+    """Return the columns of a table for readers, with their headings."""
+    # Most projects have only annotations.
     one_type = all(row["type"] == "annotation" for row in rows)
     shares = dict.fromkeys(name for row in rows for name in row if name.endswith(CLASS_SHARES))
     columns = [part for part in _COLUMNS if not (part[0] == "type" and one_type)]
@@ -44,9 +44,9 @@ def _columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 
 def readable(rows: Iterable[Row]) -> list[Row]:
-    """Return rows where the nuclei of cells and other nuclei have the same columns.
+    """Return rows in which the nuclei of cells and other nuclei share the same columns.
 
-    Where a row has both, each summary is of a part of its nuclei: it gets none.
+    If a row has both kinds, each summary covers only a part of its nuclei, and none is shown.
     """
     made = []
     for row in rows:

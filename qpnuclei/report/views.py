@@ -1,4 +1,4 @@
-"""Which small parts of an image are shown: densest, typical, sparsest, least certain, and seams."""
+"""Choose small parts of an image to show: densest, typical, sparsest, least certain, and seams."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from qpnuclei.slides.resolution import Scale
 
 Floats = npt.NDArray[np.float64]
 
-#: Side of a view in µm; and in level-0 px where the pixel size is not known.
+#: Side of a view in µm, and in level-0 px if the pixel size is unknown.
 SIDE_UM, SIDE_PX = 120.0, 480.0
-#: So much of a place lies in the area, where it is so large.
+#: At least this share of a place lies in the area, if the area is large enough.
 _LEAST_SHARE = 0.6
-#: An area of more parts has one grid for them all.
+#: If an area has more parts, all of them share one grid.
 _MOST_GRIDS = 20
-#: So that a place that just fits is not lost.
+#: Tolerance for rounding errors: a place that fits exactly is kept.
 _ROUNDING = 1e-9
-#: Most places that are compared.
+#: Largest number of compared places.
 _MOST_PLACES = 4000
-#: Least number of nuclei for the certainty of a place, if there is such a place.
+#: Places with fewer nuclei are ignored for the least certain view, if others have more.
 _MIN_NUCLEI = 5
 
 
@@ -43,19 +43,19 @@ def choose_views(
     area: shapely.Geometry,
     mpp: tuple[float, float] | None,
 ) -> list[View]:
-    """Choose where nuclei lie densest, typically and sparsest, and where the model is least sure.
+    """Choose where nuclei are densest, typical and sparsest, and where the model is least certain.
 
-    The candidates are squares of `SIDE_UM` on a grid that lie mostly in the area. Each part of an
-    area with few parts has its own grid, so that small annotations far apart are not missed.
+    The candidates are squares of `SIDE_UM` on a grid that lie mostly in the area. If the area has
+    few parts, each part has its own grid, so that small annotations far apart are not missed.
 
     Parameters
     ----------
     centroids : (N, 2) float64 ndarray
-        In level-0 px.
+        Centroids of N nuclei in level-0 px.
     certainty : (N,) ndarray or None
-        Of each nucleus, NaN where it is not known; None where of none.
+        Certainty of each nucleus, NaN if unknown; None if all are unknown.
     area : shapely.Polygon or shapely.MultiPolygon
-        In level-0 px.
+        Analysed area in level-0 px.
     mpp : (float, float) or None
         µm per level-0 px.
     """
@@ -67,7 +67,7 @@ def choose_views(
     wanted = sum(float(np.ceil(_extent(part) / side).prod()) for part in grids)
     step = side * math.ceil(math.sqrt(wanted / _MOST_PLACES))
     corners, share = np.empty((0, 2)), np.empty(0)
-    number = np.full(len(centroids), -1)  # of the place that holds a nucleus
+    number = np.full(len(centroids), -1)  # index of the place that contains a nucleus
     for part in grids:
         places, held = _places(part, centroids, side, step)
         number[held >= 0] = len(corners) + held[held >= 0]
@@ -101,14 +101,14 @@ def choose_views(
 def _places(
     part: shapely.Geometry, centroids: Floats, side: Floats, step: Floats
 ) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Return the corners of the places on a grid over an area, and which holds each nucleus of it.
+    """Return the corners of the places on a grid over an area, and the place of each nucleus.
 
     Returns
     -------
     corners : (P, 2) float64 ndarray
-        The grid is centred on the area; its places do not reach beyond it if it is large enough.
+        The grid is centred on the area. Its places lie within the area if that is large enough.
     held : (N,) int64 ndarray
-        -1 for nuclei in no place, or not in the area.
+        Index of the place; -1 for nuclei in no place or not in the area.
     """
     low, high = np.array(part.bounds).reshape(2, 2)
     shape = np.floor((high - low - side) / step + _ROUNDING).clip(0).astype(np.int64) + 1
@@ -136,21 +136,21 @@ def tile_borders(
     working_mpp: tuple[float, float],
     tile_px: int,
 ) -> tuple[Floats, Floats]:
-    """Return where vertical and horizontal borders between a run's tiles lie, in level-0 px.
+    """Return the positions of the borders between the tiles of a run, in level-0 px.
 
     Parameters
     ----------
     area : shapely geometry
-        What the run analysed, in level-0 px.
+        The analysed area, in level-0 px.
     size : (int, int)
         Width and height of the image in level-0 px.
     mpp, working_mpp : (float, float)
-        µm per level-0 px, and per px that the network saw.
+        µm per level-0 px, and µm per px of the input of the network.
     tile_px : int
-        Largest side of a tile's core, in px that the network saw.
+        Largest side of the core of a tile, in px of the input of the network.
     """
     scale = Scale(mpp, (working_mpp[0] / mpp[0], working_mpp[1] / mpp[1]))
-    # Where cores lie depends neither on the halo nor on the network.
+    # The positions of cores depend neither on the halo nor on the network.
     cores = plan_tiles(area, size, scale, EngineSpec("", "", mpp[0], 0, 1, 0), tile_px, 1.0)
     corners = np.array([tile.core[:2] for tile in cores], float).reshape(-1, 2)
     xs, ys = (np.unique(corners[:, axis])[1:] * scale.downsample[axis] for axis in (0, 1))
@@ -164,15 +164,15 @@ def seam_views(
     area: shapely.Geometry,
     mpp: tuple[float, float],
 ) -> list[View]:
-    """Choose a place for each kind of seam that there is, the one with the most nuclei around it.
+    """Choose a place for each existing kind of seam, with the most nuclei around it.
 
     Parameters
     ----------
     xs, ys : (K,), (L,) float64 ndarray
-        As `tile_borders` returns them.
+        From `tile_borders`: positions of vertical and of horizontal borders.
     centroids : (N, 2) float64 ndarray
     area : shapely geometry
-        Places outside of it are no seams.
+        The analysed area. Places outside it are not seams.
     """
     side = SIDE_UM / np.array(mpp)
     x0, y0, x1, y1 = area.bounds
@@ -196,7 +196,7 @@ def seam_views(
 
 
 def moved_inside(view: View, size: tuple[int, int]) -> View:
-    """Return a view that lies in the image: moved, and smaller where the image is."""
+    """Move a view into the image; shrink it if the image is smaller."""
     limits = np.array(size, float)
     low, high = np.array(view.box).reshape(2, 2)
     side = np.minimum(high - low, limits)
@@ -204,8 +204,8 @@ def moved_inside(view: View, size: tuple[int, int]) -> View:
 
 
 def busiest(points: Floats, centroids: Floats, radius: float) -> tuple[float, float]:
-    """Return which of the (M, 2) points has the most nuclei within `radius`, all in level-0 px."""
-    from scipy.spatial import cKDTree  # takes longer than the whole report of one tile
+    """Return the one of (M, 2) points with most nuclei within `radius`, all in level-0 px."""
+    from scipy.spatial import cKDTree  # importing it takes longer than a report of one tile
 
     near = cKDTree(centroids.reshape(-1, 2)).query_ball_point(points, radius, return_length=True)
     x, y = points[np.argmax(near)].tolist()
@@ -213,7 +213,7 @@ def busiest(points: Floats, centroids: Floats, radius: float) -> tuple[float, fl
 
 
 def _share(boxes: npt.NDArray[np.object_], area: shapely.Geometry) -> Floats:
-    """Return which share of each box lies in an area."""
+    """Return the share of each box that lies in an area."""
     shapely.prepare(area)
     share: Floats = shapely.covers(area, boxes).astype(float)
     cut = np.flatnonzero((share == 0) & shapely.intersects(area, boxes))

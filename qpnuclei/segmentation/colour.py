@@ -10,7 +10,7 @@ from qpnuclei.slides.tissue import tissue_fraction
 from qpnuclei.tiling.box import Box
 from qpnuclei.tiling.plan import TilePlan
 
-#: As in training, colours are measured on fields of the size of a training tile. The fields are
+#: Colours are measured on fields of the size of a training tile, as in training. The fields are
 #: spread over the region and show enough tissue.
 _FIELDS, _FIELD_PX, _MIN_TISSUE = 64, 224, 0.7
 
@@ -21,13 +21,13 @@ def colour_statistics(read: ReadPixels, tiles: TilePlan) -> ReinhardStatistics |
     Parameters
     ----------
     read : callable
-        Gives pixels of the working grid.
+        Returns the pixels of a box of the working grid.
     tiles : TilePlan
 
     Returns
     -------
     ReinhardStatistics or None
-        None if there is no tile.
+        None if the plan has no tiles.
     """
     size = _FIELD_PX
     corners = [

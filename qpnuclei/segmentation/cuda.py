@@ -1,8 +1,8 @@
 """The forward pass of a run on an NVIDIA GPU.
 
-Three CUDA streams copy pixels to the device, compute, and copy maps back: with two threads that
-call it, one batch is copied while another is computed. Only quantised maps, 3 bytes per pixel, are
-copied back.
+Three CUDA streams copy pixels to the device, compute, and copy maps back. When two threads call it,
+one batch is copied while another is computed. Only quantised maps, 3 bytes per pixel, are copied
+back.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ TILES_AT_ONCE = 8
 
 _WHITE = 255
 
-#: Takes a batch of tiles, (B, H, W, 3) uint8; returns tensors with B rows each.
+#: Takes a batch of tiles, (B, H, W, 3) uint8, and returns tensors with B rows each.
 Function = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 class CudaMaps:
-    """From batches of tiles to quantised maps on an NVIDIA GPU. Threads may share it.
+    """Computes the quantised maps of batches of tiles on an NVIDIA GPU. Threads may share it.
 
     Parameters
     ----------
     maps : callable
-        From (B, H, W, 3) uint8 tiles on the device to (B, C, H, W) maps.
+        Computes (B, C, H, W) maps from (B, H, W, 3) uint8 tiles on the device.
     device : torch.device
     stride : int
-        Of the network.
+        Stride of the network.
     """
 
     def __init__(self, maps: Callable[[Tensor], Tensor], device: torch.device, stride: int) -> None:
@@ -71,13 +71,14 @@ class CudaMaps:
         Parameters
         ----------
         rgb : (B, H, W, 3) uint8 ndarray
-            Padded with white, at the lower and right borders, to a multiple of the stride.
+            The method pads them with white, at the lower and right borders, to a multiple of the
+            stride.
 
         Returns
         -------
         attention : (B, H, W) uint8 ndarray
         centre : (B, H, W) uint16 ndarray or None
-            Both in pinned memory, which is scarce: do not keep them for long.
+            Both arrays are in pinned memory, which is scarce: do not keep them for long.
 
         Raises
         ------
@@ -97,7 +98,7 @@ class CudaMaps:
         return attention, centre[0].view(np.uint16) if centre else None
 
     def _queue(self, pixels: Tensor) -> tuple[list[Tensor], torch.cuda.Event]:
-        """Queue the work of a batch; return the maps, and an event that says when they are there.
+        """Queue the work of a batch; return the maps, and an event that occurs when they are ready.
 
         `record_stream` keeps memory from being reused before the work queued on it is done. For
         pinned memory, `copy_` and `to` do the same by themselves.
@@ -114,7 +115,7 @@ class CudaMaps:
             for map_ in maps:
                 map_.record_stream(self._copying_out)
                 copies.append(_pinned(map_.shape, map_.dtype).copy_(map_, non_blocking=True))
-            # Blocking: a thread that waits sleeps, rather than keeping a core busy.
+            # Blocking: a waiting thread sleeps and does not keep a core busy.
             done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             done.record()
         return copies, done
@@ -127,11 +128,12 @@ class CudaMaps:
 
 
 class BatchSplitter:
-    """Calls a function with parts of a batch where the whole does not fit the device's memory.
+    """Calls a function with parts of a batch if the whole batch does not fit the device memory.
 
     Parameters
     ----------
     function : callable
+        Takes a batch and returns one tensor or several, each with a row per tile.
     release : callable
         Called after the device ran out of memory, to free cached memory.
     """
@@ -169,7 +171,7 @@ class BatchSplitter:
             else:
                 most = len(part) // 2
                 self._most_px = most * height * width
-                _log.warning("%d tiles do not fit into memory: %d at once", len(part), most)
+                _log.warning("%d tiles do not fit into memory; now %d at once", len(part), most)
         if len(parts) == 1:
             return parts[0]
         return tuple(torch.cat(of_parts) for of_parts in zip(*parts, strict=True))
@@ -177,7 +179,7 @@ class BatchSplitter:
     def _attempt(self, part: Tensor) -> tuple[Tensor, ...] | None:
         with suppress(torch.cuda.OutOfMemoryError):
             return self._function(part)
-        # Only now: the exception referred to the failed attempt's memory.
+        # Not inside the block: the exception still referred to the memory of the failed attempt.
         self._release()
         return None
 
@@ -194,7 +196,7 @@ def quantise_maps(maps: Tensor) -> tuple[Tensor, ...]:
     -------
     attention : (B, H, W) uint8 Tensor
     centre : (B, H, W) int16 Tensor
-        The bits of uint16, a type that torch hardly supports. Only if there is a centre map.
+        The bits of uint16, which torch hardly supports. Only returned if there is a centre map.
     """
     steps = maps[:, 0].mul(ATTENTION_STEPS).ceil_().sub_(1).clamp_(min=0)
     attention = steps.masked_fill_(maps.isnan().any(dim=1), NAN_LEVEL).to(torch.uint8)

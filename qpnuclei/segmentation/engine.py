@@ -1,6 +1,6 @@
 """The `Engine` protocol: the interface between a run and the models it can use.
 
-A run knows an `Engine` and nothing of what is behind it. Engines are found by name through the
+A run knows only the `Engine`, not what is behind it. Engines are found by name through the
 entry-point group ``qpnuclei.engines``; each entry is an `EngineFactory`. A model is named
 ``ENGINE:MODEL`` (``onnx:nuclei.onnx``). Without a prefix, it is one of our own models.
 """
@@ -33,31 +33,31 @@ OWN_ENGINE = "maps"
 
 _GROUP = "qpnuclei.engines"
 
-#: Most runs use it: it is not searched for in what all installed packages say of themselves.
+#: Most runs use it, so it is found without a search of the metadata of all installed packages.
 _OWN = EntryPoint(OWN_ENGINE, "qpnuclei.segmentation.maps_engine:MapsEngineFactory", _GROUP)
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What a run must know of an engine and its model, before any weights are loaded.
+    """What a run must know about an engine and its model, before any weights are loaded.
 
     Parameters
     ----------
     name : str
-        Of the model.
+        Name of the model.
     sha256 : str
         Hash of the model file; tells models of the same name apart.
     mpp : float
-        µm/px of the working grid, on which it is given pixels.
+        Pixel size of the working grid, in µm/px. The engine is given pixels of this grid.
     context_px : int
-        Receptive radius: how far from a pixel, in px of the working grid, its result depends on
-        the image.
+        Receptive radius: how far from a pixel the image can affect its result, in px of the
+        working grid.
     stride : int
-        Where two tiles overlap, their results agree if their origins differ by a multiple of it.
+        Two tiles agree where they overlap if their origins differ by a multiple of the stride.
     interaction_px : int
         How far beyond a nucleus post-processing can change its outline, in px.
     columns : tuple of str
-        Names of the measurements it makes of each nucleus, for example ``("Attention: Mean",)``.
+        Names of the measurements that it makes of each nucleus, such as ``("Attention: Mean",)``.
     classes : tuple of str
         Names of the classes it predicts; empty if it predicts none.
     needs_colour : bool
@@ -94,14 +94,14 @@ class EngineOptions:
     views : {1, 8}
         With 8, results over the flips and right-angle rotations of every tile are averaged.
     precision : {"auto", "float32", "bfloat16"}
-        Of the network.
+        Number format of the network.
     workers : int
-        Processor cores to use.
+        Number of processor cores to use.
     batch_size : int or None
         Tiles that a GPU takes at once; None lets the engine choose.
     threshold : float or None
-        Attention (of third-party models: probability) above which a pixel belongs to a nucleus,
-        between 0 and 1; None takes the model's own.
+        Value between 0 and 1. A pixel belongs to a nucleus if its attention (of third-party models:
+        its probability) is higher. None takes the value of the model.
 
     Examples
     --------
@@ -158,15 +158,15 @@ class TileInstances:
 
 
 class Engine(Protocol):
-    """A model that is ready to work."""
+    """A model that is loaded and ready."""
 
     @property
     def spec(self) -> EngineSpec:
-        """What a run must know of it."""
+        """What a run must know about the engine."""
 
     @property
     def execution(self) -> str:
-        """Where and how it runs, for example ``"cpu, float32, 8 views"``."""
+        """Where and how the engine runs, for example ``"cpu, float32, 8 views"``."""
 
     def segment(
         self,
@@ -177,8 +177,8 @@ class Engine(Protocol):
     ) -> Generator[TileInstances, None, None]:
         """Yield the instances of every tile, in the order of the plan.
 
-        What it finds in a tile depends only on the pixels of the tile and its margin: neither on
-        other tiles nor on `EngineOptions.workers`.
+        What the engine finds in a tile depends only on the pixels of the tile and its margin, and
+        neither on other tiles nor on `EngineOptions.workers`.
 
         Parameters
         ----------
@@ -187,7 +187,7 @@ class Engine(Protocol):
         tiles : TilePlan
             On the working grid.
         colour : ReinhardStatistics or None
-            Of the whole region; given if `EngineSpec.needs_colour`.
+            Colour statistics of the whole region; given if `EngineSpec.needs_colour`.
         clock : Stopwatch
             Adds up the seconds of the stages ``read``, ``predict`` and ``segment``.
 
@@ -199,7 +199,7 @@ class Engine(Protocol):
 
 
 class EngineFactory(Protocol):
-    """What an entry point of the group ``qpnuclei.engines`` is."""
+    """The object behind each entry point of the group ``qpnuclei.engines``."""
 
     def spec(self, model: str) -> EngineSpec:
         """Return the spec of a model, without loading its weights or a deep-learning library.
@@ -207,16 +207,16 @@ class EngineFactory(Protocol):
         Raises
         ------
         qpnuclei.errors.NotFoundError, qpnuclei.errors.ModelError
-            If there is no such model, or it cannot be used.
+            If the model does not exist or cannot be used.
         """
 
     def load(self, model: str, options: EngineOptions) -> Engine:
-        """Return the engine with a model, ready to work.
+        """Load a model and return its engine.
 
         Raises
         ------
         qpnuclei.errors.QpnucleiError
-            As `spec`; also if the device or a library that it needs is missing.
+            As for `spec`; also if the device or a required library is missing.
         """
 
 
@@ -241,7 +241,7 @@ def split_model(model: str) -> tuple[str, str]:
     >>> split_model("default")
     ('maps', 'default')
 
-    A drive letter of Windows is not an engine.
+    The drive letter of a Windows path is not an engine.
 
     >>> split_model("C:/models/ours.safetensors")
     ('maps', 'C:/models/ours.safetensors')
@@ -253,32 +253,33 @@ def split_model(model: str) -> tuple[str, str]:
 
 
 def engine_spec(model: str) -> EngineSpec:
-    """Return what planning must know of a model, without loading its weights.
+    """Return the spec of a model, without loading its weights.
 
     Raises
     ------
     UsageError
         If there is no such engine.
     qpnuclei.errors.NotFoundError, qpnuclei.errors.ModelError
-        If there is no such model, or it cannot be used.
+        If the model does not exist or cannot be used.
     """
     factory, name = _find(model)
     return factory.spec(name)
 
 
 def engine_specs(models: Iterable[str]) -> dict[str, EngineSpec]:
-    """Return what planning must know of each of several models; see `engine_spec`."""
+    """Return the specs of several models; see `engine_spec`."""
     return {model: engine_spec(model) for model in models}
 
 
 def load_engine(model: str, options: EngineOptions | None = None) -> Engine:
-    """Load a model with its engine.
+    """Load a model and return its engine.
 
     Parameters
     ----------
     model : str
-        ``ENGINE:MODEL``, or one of our own models: a packaged one's name, or a ``.safetensors``
-        file. A run gives 20x slides to ``default-20x``; here ``default`` is ``default-40x``.
+        ``ENGINE:MODEL``, or one of our own models: the name of a packaged one, or a
+        ``.safetensors`` file. A run gives 20x slides to ``default-20x``; here ``default`` is
+        ``default-40x``.
     options : EngineOptions, optional
 
     Raises

@@ -24,7 +24,7 @@ Network: TypeAlias = Callable[[npt.NDArray[np.float32]], Sequence[npt.NDArray[An
 
 
 class ForeignEngine:
-    """A third-party network, run tile by tile.
+    """A third-party network, applied tile by tile.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class ForeignEngine:
     spec : EngineSpec
     options : EngineOptions
     execution : str
-        Where and how it runs.
+        Where and how the network runs.
     """
 
     def __init__(
@@ -53,12 +53,12 @@ class ForeignEngine:
 
     @property
     def spec(self) -> EngineSpec:
-        """What a run must know of it."""
+        """What a run must know about the engine."""
         return self._spec
 
     @property
     def execution(self) -> str:
-        """Where and how it runs."""
+        """Where and how the engine runs."""
         return self._execution
 
     def segment(
@@ -118,7 +118,7 @@ class ForeignEngine:
         if self._sidecar.channels == "last" and output.ndim == 4:
             output = output.transpose(0, 3, 1, 2)
         if output.ndim < 2:
-            return output  # `instances` refuses it
+            return output  # `instances` rejects it
         grid = self._sidecar.stardist.grid if self._sidecar.output == "stardist" else 1
         low, height, width = (-(-n // grid) for n in (margin, *shape))
         return output[..., low : height - margin // grid, low : width - margin // grid]

@@ -1,4 +1,4 @@
-"""The forward pass: the pixels of tiles go through a network and become maps."""
+"""The forward pass: a network turns the pixels of tiles into maps."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from qpnuclei.system.compiled import compiled
 #: A NumPy array or a torch tensor.
 Array = TypeVar("Array")
 
-#: Values whose sigmoid is computed at once: few enough to stay in the processor's cache.
+#: Number of values in one step of the sigmoid: few enough for the cache of the processor.
 _SIGMOID_BLOCK = 32768
 
 
 class Forward(Protocol):
-    """A trained network on a device: from the pixels of tiles to maps."""
+    """A trained network on a device: it turns the pixels of tiles into maps."""
 
     @property
     def device(self) -> str:
@@ -56,16 +56,16 @@ class Forward(Protocol):
         Parameters
         ----------
         rgb : (B, H, W, 3) uint8 ndarray
-            Colours normalised.
+            With normalised colours.
 
         Returns
         -------
         (B, C, H, W) float32 ndarray
-            In 0..1: attention and, with two channels, the centre map.
+            Values in 0..1: attention and, with two channels, the centre map.
         """
 
     def quantised_maps(self, rgb: RGB) -> tuple[QuantisedAttention, QuantisedCentre | None]:
-        """Return the same quantised (see `qpnuclei.segmentation.quantised`).
+        """Return the maps of a batch of tiles, quantised (see `qpnuclei.segmentation.quantised`).
 
         Returns
         -------
@@ -80,7 +80,7 @@ class Forward(Protocol):
 
 
 class CpuForward(ABC):
-    """A network on CPUs. Which library computes its logits is the subclass's choice.
+    """A network on CPUs. Subclasses choose the library that computes its logits.
 
     Parameters
     ----------
@@ -91,11 +91,11 @@ class CpuForward(ABC):
     precision : str
         Number format of the convolutions.
     cell_px : int
-        Of the network's output, see `logits`.
+        Side of the cells in the output of the network, see `logits`.
     """
 
     device = "cpu"
-    #: More is no faster, and a result would depend on the other tiles in its batch.
+    #: Larger batches are no faster, and would make a result depend on other tiles in its batch.
     tiles_at_once = 1
 
     def __init__(
@@ -126,9 +126,9 @@ class CpuForward(ABC):
         Returns
         -------
         float32 ndarray
-            Contiguous, and the caller's to change. Its shape is (B, C, H, W); for a network that
-            predicts cells of c x c px at once, (B, H / c, W / c, C·c·c): of each cell its pixels
-            row by row, first the attention.
+            Contiguous; the caller may change it. Its shape is (B, C, H, W). A network that predicts
+            cells of c x c px at once returns (B, H / c, W / c, C·c·c) instead: for each cell its
+            pixels row by row, first the attention.
         """
 
     def maps(self, rgb: RGB) -> FloatMap:
@@ -157,7 +157,7 @@ class CpuForward(ABC):
         return attention[within], None if centre is None else centre[within]
 
     def _normalised(self, rgb: RGB) -> FloatMap:
-        """Pad tiles to the stride, and replace their levels by the network's input values."""
+        """Pad tiles to the stride, and replace pixel values by the input values of the network."""
         bottom, right = (-length % self.geometry.stride for length in rgb.shape[1:3])
         if bottom or right:
             rgb = np.pad(rgb, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="symmetric")
@@ -168,8 +168,8 @@ class CpuForward(ABC):
     def _activated(self, x: FloatMap) -> FloatMap:
         """Return the sigmoid of the logits, with tau and gain of equation 1 if the model has them.
 
-        Torch would compute the end of each thread's share differently: the last bit would depend
-        on the number of threads and on the position of a pixel in its tile. With NumPy it does not.
+        Torch computes the end of the share of each thread differently: the last bit would depend on
+        the number of threads and on the position of a pixel in its tile. NumPy does not.
         """
         logits = self.logits(x)
         if self._metadata.tau is not None:
@@ -209,11 +209,11 @@ def mean_of_views(
     x : array
         A batch of tiles.
     predict : callable
-        From tiles to (B, C, H, W) maps.
+        Turns tiles into (B, C, H, W) maps.
     flip : callable
         `numpy.flip` or `torch.flip`.
     axes : tuple of int
-        Of rows and columns in `x`.
+        Axes of rows and columns in `x`.
     """
     total: Any = 0
     for transpose in (False, True):

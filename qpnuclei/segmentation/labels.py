@@ -14,8 +14,8 @@ from qpnuclei.system.compiled import compiled
 def clean_labels(labels: npt.NDArray[np.integer[Any]]) -> LabelArray:
     """Return a label map in which each instance is one 4-connected region without holes.
 
-    Of an instance in several pieces, the largest stays; of equally large ones, the first in
-    row-major order. Holes are filled. An instance that another one encloses becomes part of it.
+    If an instance has several pieces, only the largest is kept; of equally large pieces, the first
+    in row-major order. Holes are filled. An instance inside another one becomes part of it.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ def clean_labels(labels: npt.NDArray[np.integer[Any]]) -> LabelArray:
     Returns
     -------
     (H, W) int32 ndarray
-        0 is background, the N instances are 1 to N, in the order of their first pixel.
+        0 is background; the N instances are 1 to N, in the order of their first pixels.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def clean_labels(labels: npt.NDArray[np.integer[Any]]) -> LabelArray:
     first = np.unique(pieces.ravel(), return_index=True)[1]
     first = first if len(first) == len(size) else np.concatenate([[0], first])
     owner = labels.ravel()[first]
-    # Keep the largest piece of each label, of equals the first: pieces are numbered row by row.
+    # Keep the largest piece of each label, or the first of equals: pieces are numbered by row.
     order = np.lexsort((np.arange(len(size)), -size, owner))
     order = order[order > 0]
     keep = order[np.unique(owner[order], return_index=True)[1]]
@@ -72,9 +72,9 @@ def clean_labels(labels: npt.NDArray[np.integer[Any]]) -> LabelArray:
 def fill_holes(labels: LabelArray) -> None:
     """Fill, in place, the holes of each label with that label.
 
-    A hole is what the label cuts off from the outside, through 4-neighbours. Other labels inside
-    are overwritten. Of two labels, neither encloses the other or just one does, so the order of
-    filling does not matter.
+    A hole of a label is an area that it cuts off from the outside, through 4-neighbours. Other
+    labels inside it are overwritten. At most one of two labels encloses the other, so the order
+    of filling does not matter.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def fill_holes(labels: LabelArray) -> None:
 
 @compiled
 def _boxes(labels: LabelArray) -> npt.NDArray[np.int64]:
-    """Return the bounding box of each label: first row and column, one past the last ones."""
+    """Return the bounding box of each label: first row and column, last row and column + 1."""
     height, width = labels.shape
     boxes = np.zeros((labels.max() + 1, 4), np.int64)
     boxes[:, 0], boxes[:, 1] = height, width
@@ -118,8 +118,8 @@ def _holes(framed: LabelArray) -> npt.NDArray[np.int64]:
     -----
     The number of holes is one minus the 8-connected Euler number, which follows from 2x2 windows
     (Gray, "Local Properties of Binary Images in Two Dimensions", IEEE Trans. Computers, 1971):
-    ``(n1 - n3 - 2 n2) / 4`` with windows that hold one pixel of the label (n1), three (n3), or two
-    on a diagonal (n2).
+    ``(n1 - n3 - 2 n2) / 4``. Here n1 windows hold one pixel of the label, n3 windows hold three,
+    and n2 windows hold two on a diagonal.
     """
     height, width = framed.shape
     total = np.zeros(framed.max() + 1, np.int64)

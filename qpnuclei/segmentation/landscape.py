@@ -12,10 +12,10 @@ from qpnuclei.models.metadata import PostProcessing
 from qpnuclei.segmentation.quantised import CENTRE_STEPS, QuantisedCentre
 from qpnuclei.system.compiled import compiled
 
-#: Heights are whole steps of 1/8192 px. The rounding errors of floating-point sums are far smaller,
-#: so neither they nor the order of summation can decide which of two pixels is higher.
+#: Heights are integers in steps of 1/8192 px. The rounding errors of floating-point sums are far
+#: smaller, so neither they nor the order of summation can change which of two pixels is higher.
 STEPS_PER_PX = 8192
-#: Where the Gaussian is cut off, in standard deviations (the default of SciPy).
+#: The Gaussian is cut off here, in standard deviations (the default of SciPy).
 _TRUNCATE = 4.0
 
 MaskArray = npt.NDArray[np.uint8]
@@ -39,7 +39,7 @@ def build_landscape(
     Returns
     -------
     (H, W) int32 ndarray
-        In steps of ``1 / STEPS_PER_PX`` px; 0 in the background.
+        Heights in steps of ``1 / STEPS_PER_PX`` px; 0 in the background.
     """
     everywhere = bool(mask.all())
     if centre is None:
@@ -71,7 +71,7 @@ def _distances(mask: MaskArray) -> FloatArray:
     import cv2  # a dry run plans without it
 
     rounded = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    # OpenCV rounds the root to float32. The squared distance is an integer: recover it.
+    # OpenCV rounds the root to float32. The squared distance is an integer, so it can be restored.
     distances: FloatArray = np.sqrt(np.rint(np.square(rounded, dtype=np.float64)))
     return distances
 
@@ -80,7 +80,7 @@ def _distances(mask: MaskArray) -> FloatArray:
 def _squared(mask: MaskArray, radius: int) -> npt.NDArray[np.float32]:
     """Return the squared distance to the nearest zero of a mask, at most `radius` squared.
 
-    Distances are taken along columns first, then along rows. Beyond the array there are no zeros.
+    Distances are taken along columns first, then along rows. There are no zeros outside the array.
     """
     height, width = mask.shape
     zero, one, limit = np.float32(0), np.float32(1), np.float32(radius)
@@ -163,6 +163,6 @@ def _smooth_steps(landscape: FloatArray, mask: MaskArray, weights: FloatArray) -
 
 @compiled
 def _reflected(index: int, length: int) -> int:
-    """Return the index that stands for one beyond the axis: ``c b a | a b c | c b a``."""
+    """Mirror an index outside the axis into it: ``c b a | a b c | c b a``."""
     index %= 2 * length
     return min(index, 2 * length - 1 - index)

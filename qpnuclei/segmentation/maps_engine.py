@@ -1,9 +1,9 @@
 """The engine of our own models: attention and centre maps, split into instances.
 
-Neighbouring tiles overlap. The maps of the area that they share are computed once
-(`qpnuclei.tiling.plan.TilePlan.new_parts`), and strips of them are kept for later tiles. A
-separate thread reads ahead, and several tiles are predicted and split at the same time. Threads
-suffice: image decoders, networks and compiled loops release the interpreter lock.
+Neighbouring tiles overlap. The maps of their common area are computed once
+(`qpnuclei.tiling.plan.TilePlan.new_parts`), and strips of them are kept for later tiles. A separate
+thread reads ahead, and several tiles are predicted and split at the same time. Threads are enough:
+image decoders, networks and compiled loops release the interpreter lock.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ ATTENTION = CERTAINTY
 
 
 class MapsEngine:
-    """A model that predicts attention, and the post-processing that its file names.
+    """A model that predicts attention, with the post-processing given in its file.
 
     Parameters
     ----------
     predictor : Predictor
     options : EngineOptions
-        Only `workers` and `batch_size` are used; the rest is settled in the predictor.
+        Only `workers` and `batch_size` are used; the predictor already has the other options.
     sha256 : str
-        Of the model file; empty for a network that was not loaded from one.
+        Hash of the model file; empty for a network that was not loaded from a file.
     """
 
     def __init__(
@@ -65,19 +65,19 @@ class MapsEngine:
 
     @property
     def spec(self) -> EngineSpec:
-        """What a run must know of it."""
+        """What a run must know about the engine."""
         return self._spec
 
     @property
     def execution(self) -> str:
-        """Where and how it runs, for example ``"cpu, float32, 8 views"``."""
+        """Where and how the engine runs, for example ``"cpu, float32, 8 views"``."""
         parts = [self.predictor.device, self.predictor.precision]
         if self.predictor.views > 1:
             parts.append(f"{self.predictor.views} views")
         return ", ".join(parts)
 
     def with_post_processing(self, parameters: PostProcessing) -> MapsEngine:
-        """Return an engine of the same network with another post-processing."""
+        """Return an engine with the same network and another post-processing."""
         return MapsEngine(self.predictor.with_post_processing(parameters), self._options)
 
     def segment(
@@ -111,8 +111,8 @@ class MapsEngine:
     def _tiles_at_once(self) -> int:
         """Return the batch size.
 
-        On a CPU it is 1: more is no faster, and a result would depend on the other tiles in its
-        batch.
+        It is 1 on a CPU: larger batches are no faster, and would make a result depend on the other
+        tiles in its batch.
         """
         if self.predictor.device == "cpu":
             return 1
@@ -170,7 +170,7 @@ class MapsEngineFactory:
         return _spec(metadata, metadata.network_geometry(), model_hash(path))
 
     def load(self, model: str, options: EngineOptions) -> MapsEngine:
-        """Return the engine with a model; see `qpnuclei.segmentation.engine.EngineFactory.load`."""
+        """Load a model; see `qpnuclei.segmentation.engine.EngineFactory.load`."""
         from qpnuclei.segmentation.predictor import Predictor
 
         # Several tiles are predicted at the same time, each in a thread.
@@ -227,7 +227,7 @@ class _View:
         return _View(box, self.rgb[inner], self.attention[inner], centre)
 
     def copy(self) -> _View:
-        """Return a copy, which does not keep the arrays alive that it was cut from."""
+        """Return a copy, which does not keep the original larger arrays in memory."""
         centre = None if self.centre is None else self.centre.copy()
         return _View(self.box, self.rgb.copy(), self.attention.copy(), centre)
 
@@ -246,7 +246,7 @@ def _assemble(
 ) -> Iterator[tuple[Tile, _View]]:
     """Assemble the view of each tile from its new part and those of earlier tiles.
 
-    Of each new part, only what later tiles will need is kept: strips along its border.
+    Only those strips of each new part are kept that later tiles will need.
     """
     kept: dict[int, _View] = {}
     for tile, part in zip(tiles, tiles.new_parts(), strict=True):
@@ -268,7 +268,7 @@ def _assemble(
 
 
 def _composed(box: Box, pieces: list[_View]) -> _View:
-    """Return the pixels and maps of a box that some views cover together."""
+    """Return the pixels and maps of a box that several views cover together."""
     rgb = np.empty((box.height, box.width, 3), np.uint8)
     attention = np.empty((box.height, box.width), np.uint8)
     centre = None if pieces[0].centre is None else np.empty(attention.shape, np.uint16)
@@ -286,7 +286,7 @@ def _composed(box: Box, pieces: list[_View]) -> _View:
 def _stacked(tiles: list[RGB]) -> RGB:
     """Stack tiles of different sizes, padded with white on the right and below.
 
-    The padding lies beyond the margin, so it changes no result that is used.
+    The padding lies outside the margin, so it changes no result that is used.
     """
     if len(tiles) == 1:
         return tiles[0][None]

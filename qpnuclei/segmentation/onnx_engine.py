@@ -25,7 +25,7 @@ class OnnxEngineFactory:
         return spec_of(Path(model))
 
     def load(self, model: str, options: EngineOptions) -> ForeignEngine:
-        """Return the engine with a model; see `qpnuclei.segmentation.engine.EngineFactory.load`."""
+        """Load a model; see `qpnuclei.segmentation.engine.EngineFactory.load`."""
         import onnxruntime
 
         from qpnuclei.segmentation.onnx_session import open_session, run_session
@@ -43,7 +43,7 @@ class OnnxEngineFactory:
             ) from error
         inputs = session.get_inputs()
         if len(inputs) != 1:
-            raise ModelError(f"{path} has {len(inputs)} inputs; one image is the only one allowed")
+            raise ModelError(f"{path} has {len(inputs)} inputs; it must have one, the image")
 
         def run(pixels: npt.NDArray[np.float32]) -> Sequence[npt.NDArray[Any]]:
             try:
@@ -53,22 +53,22 @@ class OnnxEngineFactory:
             except Exception as error:  # as above
                 raise ModelError(
                     f"{path} failed on {pixels.shape}: {str(error).splitlines()[0]}",
-                    "are stride and channels in its sidecar right?",
+                    "check stride and channels in its sidecar",
                 ) from error
 
         device = session.get_providers()[0].removesuffix("ExecutionProvider").lower()
         return ForeignEngine(run, sidecar, spec, options, f"{device}, ONNX Runtime")
 
 
-def _providers(there: Sequence[str], device: str) -> list[str]:
+def _providers(available: Sequence[str], device: str) -> list[str]:
     """Return ONNX Runtime's names for a device, in the order in which they are tried."""
     wanted = device.partition(":")[0]
     if wanted == "auto":
-        return [p for p in (_PROVIDERS["cuda"], _PROVIDERS["cpu"]) if p in there]
+        return [p for p in (_PROVIDERS["cuda"], _PROVIDERS["cpu"]) if p in available]
     provider = _PROVIDERS.get(wanted)
-    if provider is None or provider not in there:
+    if provider is None or provider not in available:
         raise UsageError(
-            f"--device {device}: this ONNX Runtime does not have it",
-            f"it has {', '.join(there)}",
+            f"--device {device}: this ONNX Runtime does not support it",
+            f"it supports {', '.join(available)}",
         )
     return [provider]

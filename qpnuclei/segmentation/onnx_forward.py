@@ -22,7 +22,7 @@ class OnnxForward(CpuForward):
     views : {1, 8}
         See `CpuForward`.
     threads : int
-        That compute one tile. The result does not depend on it.
+        Number of threads that compute one tile. The result does not depend on it.
     """
 
     def __init__(

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-#: What ONNX Runtime's errors say if memory is short; it has no exception of its own for that.
+#: Text in ONNX Runtime's errors if memory is short; it has no separate exception for that.
 _NO_MEMORY = ("Failed to allocate memory", "bad allocation", "bad_alloc")
 
-#: Its own lines on stderr: none, as every failure is also an exception.
+#: ONNX Runtime prints nothing to stderr, because every failure is also an exception.
 _FATAL_ONLY = 4
 
 
@@ -26,14 +26,14 @@ def open_session(
     graph : str or bytes
         Path of an ONNX file, or its content.
     threads : int
-        With which one call computes.
+        Number of threads that compute one call.
     providers : sequence of str
         ONNX Runtime's names of devices, in the order in which they are tried.
 
     Raises
     ------
     Exception
-        Of many classes, if the graph cannot be run.
+        An exception of one of many classes, if the graph cannot be run.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -52,11 +52,11 @@ def run_session(
     MemoryError
         If memory is short.
     Exception
-        Of many classes, if the graph cannot take these pixels.
+        An exception of one of many classes, if the graph cannot take these pixels.
     """
-    (taken,) = session.get_inputs()
+    (image,) = session.get_inputs()
     try:
-        return list(session.run(None, {taken.name: pixels}))
+        return list(session.run(None, {image.name: pixels}))
     except Exception as error:
         if any(words in str(error) for words in _NO_MEMORY):
             raise MemoryError(f"ONNX Runtime: not enough memory for {pixels.shape}") from error

@@ -38,9 +38,9 @@ def instances(
     Parameters
     ----------
     outputs : sequence of ndarray
-        Of the network, channels first, with a batch axis of 1 (see `Sidecar`).
+        Outputs of the network, channels first, with a batch axis of 1 (see `Sidecar`).
     shape : (H, W) of int
-        Of the tile. Outputs may be larger; the surplus on the right and below is cut off.
+        Shape of the tile. Outputs may be larger; they are cropped on the right and below.
     sidecar : Sidecar
 
     Returns
@@ -52,7 +52,7 @@ def instances(
     Raises
     ------
     ModelError
-        If the outputs are not of that kind, or not finite.
+        If the outputs do not match the sidecar, or are not finite.
     """
     if sidecar.output == "maps":
         return _from_maps(outputs, shape, sidecar)
@@ -82,11 +82,11 @@ def _from_labels(outputs: Sequence[npt.NDArray[Any]], shape: tuple[int, int]) ->
     found = _cropped(found[None], shape)[0]
     whole = np.rint(found)
     if not np.isfinite(whole).all() or whole.min() < 0 or whole.max() > _LARGEST_LABEL:
-        raise ModelError("labels must be whole numbers from 0, and finite")
+        raise ModelError("labels must be finite whole numbers, 0 or more")
     if np.abs(found - whole).max(initial=0) > 0:
         raise ModelError(
             "labels must be whole numbers, but this model gives fractions",
-            'is "output" in its sidecar "maps"?',
+            'check whether "output" in its sidecar should be "maps"',
         )
     return clean_labels(whole.astype(np.int64))
 
@@ -94,13 +94,14 @@ def _from_labels(outputs: Sequence[npt.NDArray[Any]], shape: tuple[int, int]) ->
 def _from_stardist(
     outputs: Sequence[npt.NDArray[Any]], shape: tuple[int, int], parameters: StarDistOutput
 ) -> Found:
-    """Greedy non-maximum suppression of star-convex polygons.
+    """Apply greedy non-maximum suppression to star-convex polygons.
 
     Notes
     -----
     Schmidt et al., "Cell Detection with Star-Convex Polygons", MICCAI 2018, section 2. Candidates
-    are taken in the order of their probability; of equal ones, the upper, then the left one first.
-    A candidate is dropped if it overlaps one that was kept by too much of the smaller of the two.
+    are taken in the order of their probability; among equals, the upper one first, then the left
+    one. A candidate is dropped if its overlap with a kept one is too large a share of the smaller
+    of the two.
     """
     probability = _array(outputs, 0, "probability (1, 1, h, w)", 4)[0, 0]
     distances = _array(outputs, 1, "distances (1, R, h, w)", 4)[0]
@@ -120,7 +121,7 @@ def _from_stardist(
     polygons = shapely.make_valid(shapely.polygons(np.stack([x, y], axis=2)))
     kept = _suppressed(polygons, parameters.overlap)
     labels = np.zeros(shape, np.int32)
-    for number, candidate in reversed(list(enumerate(kept, start=1))):  # the most probable on top
+    for number, candidate in reversed(list(enumerate(kept, start=1))):  # the best on top
         ring = np.rint(np.stack([x[candidate], y[candidate]], axis=1)).astype(np.int32)
         cv2.fillPoly(labels, [ring], number)
     levels = _quantised(_cropped(np.kron(probability, np.ones((grid, grid)))[None], shape)[0])
@@ -157,7 +158,7 @@ def _array(
         )
     found = np.asarray(outputs[index], np.float32)
     if not np.isfinite(found).all():
-        raise ModelError("what the network computed of these pixels is not finite (NaN)")
+        raise ModelError("the output of the network for these pixels is not finite (NaN)")
     return found
 
 

@@ -1,10 +1,10 @@
 """From an attention map to instances: the post-processing of section 3.4 of the paper.
 
-Every step depends on a bounded neighbourhood of a pixel, or on the connected component of the
-foreground around it, and every tie is broken by the order of rows and columns. So an instance is
-the same in a tile and in the whole image if the tile shows its component with a margin of
-`interaction_radius_px` (and whatever encloses it). If the tile cuts the component, instances more
-than about one nucleus away from the cut are still the same.
+Every step depends only on a bounded neighbourhood of a pixel, or on the connected component of the
+foreground around it. Ties are broken by the order of rows and columns. So an instance is the same
+in a tile and in the whole image if the tile shows its component, and whatever encloses it, with a
+margin of `interaction_radius_px`. If the tile cuts the component, instances more than about one
+nucleus away from the cut are still the same.
 """
 
 from __future__ import annotations
@@ -51,42 +51,42 @@ def segment_instances(
         Threshold and radii, in px of `attention`.
     centre : (H, W) float32 or uint16 ndarray, optional
         Rises from 0 at the border of a nucleus to 1 at its centre, or is already quantised. Given
-        if the model predicts it.
+        if the model predicts a centre map.
 
     Returns
     -------
     (H, W) int32 ndarray
-        0 is background, the N instances are 1 to N. Every instance is one 4-connected region
-        without holes, so its outline along pixel edges is one simple ring. An instance that another
-        one encloses becomes part of it.
+        0 is background; the N instances are 1 to N. Every instance is one 4-connected region
+        without holes, so its outline along pixel edges is one simple ring. An instance inside
+        another one becomes part of it.
 
     Raises
     ------
     ValueError
-        If an array is not 2-D, or the two differ in shape.
+        If an array is not 2-D, or the shapes of the two arrays differ.
     qpnuclei.errors.ModelError
         If a map is not finite.
 
     Notes
     -----
-    The steps of section 3.4 of [1]_: threshold; binary opening and closing with a disk of the
-    coarse, then of the fine radius; Euclidean distance transform, smoothed by a Gaussian; its
-    maxima in a disk are the markers of a watershed of the negated distance. The paper leaves some
-    details open. They are settled as follows:
+    Section 3.4 of [1]_ has these steps. The map is thresholded, then opened and closed with a disk
+    of the coarse radius and with one of the fine radius. Its Euclidean distance transform is
+    smoothed by a Gaussian. The maxima of the distance within a disk are the markers of a watershed
+    of the negated distance. The paper leaves some details open. They are settled as follows:
 
-    * Beyond the array is neither foreground nor background: nothing is eroded from there, and no
-      distance is measured to there. (If there is no background at all, every distance is 1.)
+    * The outside of the array is neither foreground nor background: nothing is eroded from there,
+      and no distance is measured to there. (Without any background, every distance is 1.)
     * A maximum is compared with the pixels of its own 4-connected component only, so that a small
       nucleus beside a large one is not lost. Adjacent maxima (on a plateau) are one marker.
-    * The watershed spreads through 4-neighbours. Of two pixels of equal height the upper, then the
-      left one is taken first.
+    * The watershed spreads through 4-neighbours. Of two pixels of equal height, the upper one is
+      taken first; in the same row, the left one.
     * With a centre map, the height is ``(1 - w) * min(distance, r) + w * 2 * r * centre`` with
-      ``r = maxima_radius_px``. Distances are limited to r because in a crowd of nuclei the pixels
+      ``r = maxima_radius_px``. Distances are limited to r: in dense groups of nuclei, the pixels
       farthest from the background lie between nuclei.
-    * Not in the paper, and off by default: the basin of a maximum that rises less than
-      `min_prominence_px` above the highest saddle on the way to a higher one (its *dynamics*, [2]_)
-      is merged with the basin beyond that saddle. Along the ridge of an elongated nucleus, maxima
-      lie far apart but hardly rise.
+    * One step is not in the paper, and off by default: merging shallow basins. The dynamics [2]_ of
+      a maximum is its height above the highest saddle on the way to a higher maximum. If it is less
+      than `min_prominence_px`, the basin of the maximum is merged with the basin beyond that
+      saddle. Along the ridge of an elongated nucleus, maxima lie far apart but hardly rise.
 
     References
     ----------
@@ -127,8 +127,8 @@ def foreground_mask(levels: QuantisedAttention, parameters: PostProcessing) -> M
 def interaction_radius_px(parameters: PostProcessing) -> int:
     """Return how far beyond its connected component the attention can change an instance, in px.
 
-    Two openings and two closings reach four times the two radii. The Gaussian mixes in distances of
-    a neighbouring component as far as it reaches, and those depend on the mask as far again.
+    Two openings and two closings reach four times the sum of the two radii. The Gaussian reaches
+    distances of a neighbouring component; these depend on the mask as far again.
     """
     morphology = 4 * (parameters.coarse_radius_px + parameters.fine_radius_px)
     return morphology + 2 * gaussian_radius(parameters.smoothing_sigma_px) + 1
@@ -147,7 +147,7 @@ def _split(
 
 
 def _drop(labels: LabelArray, levels: QuantisedAttention, parameters: PostProcessing) -> LabelArray:
-    """Drop what is too small or too faint and number the others without gaps."""
+    """Drop instances that are too small or too faint, and number the others without gaps."""
     area, total = _areas_and_sums(labels, levels)
     keep = area >= max(1, parameters.min_area_px)
     keep &= total + 0.5 * area >= parameters.min_mean_attention * ATTENTION_STEPS * area

@@ -34,7 +34,7 @@ class Predictor:
     forward : Forward
         The network.
     metadata : ModelMetadata
-        Of its model.
+        Metadata of the model.
 
     Examples
     --------
@@ -58,10 +58,10 @@ class Predictor:
         precision: Precision = "auto",
         threads: int | None = None,
     ) -> Predictor:
-        """Load a model by the name of one in the package, or from a ``.safetensors`` file.
+        """Load a model: a packaged one by its name, or a ``.safetensors`` file.
 
-        On CPUs, ONNX Runtime computes students in float32, which loads in a tenth of the time that
-        torch takes. Torch computes everything else.
+        On CPUs, ONNX Runtime computes students in float32, because it loads in a tenth of the time
+        that torch takes. Torch computes everything else.
 
         Parameters
         ----------
@@ -71,15 +71,15 @@ class Predictor:
             See `qpnuclei.models.device.resolve_device`.
         views : {1, 8}
             With 8, results over the flips and right-angle rotations of the image are averaged, as
-            the paper's code does at test time. Eight times slower.
+            in the test code of the paper. This is eight times slower.
         precision : {"auto", "float32", "bfloat16"}
-            Of the convolutions. Auto is float16 on CUDA, float32 elsewhere. CPUs with bfloat16
-            arithmetic take less than half the time with it; then about 1 of 4000 pixels of the
-            default model's mask changes sides, and the last bits of the attention change
-            everywhere.
+            Number format of the convolutions. Auto is float16 on CUDA, float32 elsewhere. On CPUs
+            with bfloat16 arithmetic, bfloat16 takes less than half the time. Then about 1 in 4000
+            pixels of the mask of the default model changes, and the last bits of the attention
+            change everywhere.
         threads : int, optional
-            With which ONNX Runtime computes one tile; all cores if not given. Torch's is a setting
-            of the process.
+            Number of threads that ONNX Runtime uses for one tile; all cores if not given. Torch
+            has a setting for the whole process instead.
 
         Raises
         ------
@@ -88,7 +88,7 @@ class Predictor:
         qpnuclei.errors.ModelError
             If the file is not a model of this program.
         qpnuclei.errors.UsageError, qpnuclei.errors.DeviceError
-            If `device` is not a device, or not there.
+            If `device` is not a device, or is not available.
         ValueError
             If `views` is neither 1 nor 8.
         """
@@ -117,13 +117,13 @@ class Predictor:
         views: int = 1,
         precision: Precision = "auto",
     ) -> Predictor:
-        """Use a network that is in memory, for example one in training.
+        """Make a predictor from a network that is in memory, for example during training.
 
         Parameters
         ----------
         network : torch.nn.Module
-            Of the family that `metadata` names. It is put into evaluation mode, and moved to
-            `device`.
+            A network of the family that `metadata` names. It is put into evaluation mode, and
+            moved to `device`.
         metadata : ModelMetadata
         device : torch.device
         views, precision
@@ -156,12 +156,12 @@ class Predictor:
 
     @property
     def receptive_radius_px(self) -> int:
-        """How far from a pixel its result depends on the image, in px of the model's resolution."""
+        """How far from a pixel the image can affect its result, in px of the resolution `mpp`."""
         return self._forward.geometry.receptive_radius_px
 
     @property
     def stride(self) -> int:
-        """Overlapping tiles agree if their origins differ by a multiple of it, in px."""
+        """Overlapping tiles agree if their origins differ by a multiple of this, in px."""
         return self._forward.geometry.stride
 
     @property
@@ -192,23 +192,23 @@ class Predictor:
         Parameters
         ----------
         rgb : (B, H, W, 3) uint8 ndarray
-            Tiles at `mpp`. Within `receptive_radius_px` of their border the result depends on
-            the border: give them a margin and cut it off.
+            Tiles at `mpp`. Results within `receptive_radius_px` of the border depend on the border:
+            give tiles a margin and cut it off.
         statistics : ReinhardStatistics, optional
-            Of the whole slide, never of the tile, which would make seams. Needed by models whose
-            metadata ask for Reinhard's colour transfer, ignored by others.
+            Colour statistics of the whole slide; those of a tile would cause seams. Models whose
+            metadata ask for colour transfer by Reinhard need them, others ignore them.
 
         Returns
         -------
         attention : (B, H, W) float32 ndarray
-            0..1.
+            Values in 0..1.
         centre : (B, H, W) float32 ndarray or None
-            0..1, high in the middle of nuclei; None for models without one.
+            Values in 0..1, high in the middle of nuclei; None for models without a centre map.
 
         Raises
         ------
         ValueError
-            If `rgb` is not such an array, or the model needs `statistics`.
+            If `rgb` has another shape or dtype, or the model needs `statistics`.
         """
         maps = self._forward.maps(self._checked(rgb, statistics))
         return maps[:, 0], maps[:, 1] if maps.shape[1] > 1 else None
@@ -220,8 +220,8 @@ class Predictor:
 
         See `qpnuclei.segmentation.quantised` for the levels.
 
-        Threads may call it at the same time. On a GPU, one batch is then copied while another is
-        computed; batches should mostly have the same shape.
+        Threads may call it at the same time. Then one batch is copied to a GPU while another is
+        computed. Most batches should have the same shape.
 
         Parameters
         ----------
@@ -232,12 +232,12 @@ class Predictor:
         -------
         attention : (B, H, W) uint8 ndarray
         centre : (B, H, W) uint16 ndarray or None
-            None for models without one.
+            None for models without a centre map.
 
         Raises
         ------
         ValueError
-            As `predict`.
+            As for `predict`.
         qpnuclei.errors.DeviceError
             If one tile does not fit into the memory of a GPU.
         """
@@ -251,7 +251,7 @@ class Predictor:
         Parameters
         ----------
         rgb : (H, W, 3) uint8 ndarray
-            At `mpp`. Reflected beyond its border.
+            Pixels at `mpp`. They are reflected outside the border of the image.
         statistics : ReinhardStatistics, optional
             As for `predict`.
 
@@ -263,11 +263,11 @@ class Predictor:
         Raises
         ------
         ValueError
-            As `predict`.
+            As for `predict`.
         """
         _check_image(rgb)
         height, width = rgb.shape[:2]
-        # Halo and core are multiples of the stride, so the strides of all tiles coincide.
+        # Halo and core are multiples of the stride, so all tiles lie on the same grid of strides.
         halo = -(-self.receptive_radius_px // self.stride) * self.stride
         core = max((_TILE_PX - 2 * halo) // self.stride, 1) * self.stride
         padded = np.pad(rgb, ((halo, halo), (halo, halo), (0, 0)), mode="symmetric")
@@ -300,7 +300,7 @@ def normalise_colour(
     rgb : (..., 3) uint8 ndarray
     metadata : ModelMetadata
     statistics : ReinhardStatistics or None
-        Of the slide; may be None if the model needs no colour transfer.
+        Colour statistics of the slide; may be None if the model needs no colour transfer.
 
     Raises
     ------
@@ -311,10 +311,10 @@ def normalise_colour(
         return rgb
     if statistics is None:
         raise ValueError(
-            f"model {metadata.name!r} normalises colours: give the statistics of the slide"
+            f"model {metadata.name!r} normalises colours: give the colour statistics of the slide"
         )
     mean, std = metadata.colour.target_mean, metadata.colour.target_std
-    assert mean is not None  # metadata without a target are refused when they are made
+    assert mean is not None  # ModelMetadata rejects metadata without a target
     assert std is not None
     return reinhard_transfer(rgb, statistics, mean, std)
 

@@ -1,10 +1,10 @@
 """Quantised attention and centre maps: a third of the memory, and the same nuclei.
 
-Attention has 240 levels: level q stands for attention in (q/240, (q+1)/240]. So thresholding gives
-the same mask as without quantisation, if the threshold is a multiple of 1/240 (as all multiples of
-1/20 are). Centre maps have 65536 levels: level q stands for q/65535, rounded to the nearest.
+Attention has 240 levels: level q stands for attention in (q/240, (q+1)/240]. So a threshold that is
+a multiple of 1/240 (as all multiples of 1/20 are) gives the same mask as without quantisation.
+Centre maps have 65536 levels: level q stands for q/65535, rounded to the nearest.
 
-`NAN_LEVEL` marks attention where the network computed a NaN. Nothing may be made of such a map
+`NAN_LEVEL` marks attention where the network computed a NaN. Such a map must not be used
 (`check_finite`).
 """
 
@@ -47,7 +47,7 @@ def quantise_attention(attention: AttentionMap) -> QuantisedAttention:
 
 
 def check_finite(levels: QuantisedAttention) -> None:
-    """Raise if attention was NaN. Takes a fraction of a millisecond per tile.
+    """Raise if attention was NaN. The check takes a fraction of a millisecond per tile.
 
     Raises
     ------
@@ -83,8 +83,8 @@ def quantise_centre(centre: CentreMap) -> QuantisedCentre:
 def first_level_above(threshold: float) -> int:
     """Return the lowest level of attention above a threshold between 0 and 1.
 
-    The threshold is rounded to a multiple of 1/240, but neither to 0 nor to 1: attention of 0 is
-    above no threshold, attention of 1 above all.
+    The threshold is rounded to a multiple of 1/240, but neither to 0 nor to 1. So attention of 0 is
+    above no threshold, and attention of 1 is above all of them.
     """
     return min(max(round(threshold * ATTENTION_STEPS), 1), ATTENTION_STEPS - 1)
 
@@ -99,17 +99,17 @@ def quantise_cells(
     Parameters
     ----------
     cells : (N, L) float32 ndarray
-        In 0..1; a row holds the pixels of a cell, row by row: first attention, then the centre map
-        if there is one. For a `side` of 1, a row holds a whole tile.
+        Values in 0..1; a row holds the pixels of a cell, row by row: first attention, then the
+        centre map if there is one. For a `side` of 1, a row holds a whole tile.
     shape : tuple of int
         (B, H, W) of the maps.
     side : int
-        Of a cell, in px.
+        Side of a cell, in px.
 
     Returns
     -------
     attention : (B, H, W) uint8 ndarray
-        `NAN_LEVEL` in the whole of a cell that has a NaN.
+        `NAN_LEVEL` in all pixels of a cell that has a NaN.
     centre : (B, H, W) uint16 ndarray or None
     """
     length = side * side if side > 1 else shape[1] * shape[2]
@@ -134,7 +134,7 @@ def _quantise_rows(
     """
     steps, one, zero = np.float32(ATTENTION_STEPS), np.float32(1), np.float32(0)
     centre_steps = np.float32(CENTRE_STEPS)
-    bits = rows.view(np.uint32)  # as integers, those of NaN exceed those of all floats in 0..1
+    bits = rows.view(np.uint32)  # as integers, NaNs are larger than all floats in 0..1
     length = attention.shape[1]
     for row in range(rows.shape[0]):
         highest = np.uint32(0)
@@ -157,6 +157,6 @@ def _arrange_cells(
         return levels.reshape(shape)
     batch, height, width = shape
     # Move each row of a cell as one integer.
-    whole = np.dtype(f"u{side * levels.itemsize}")
-    cells = levels.view(whole).reshape(batch, height // side, width // side, side)
+    row_type = np.dtype(f"u{side * levels.itemsize}")
+    cells = levels.view(row_type).reshape(batch, height // side, width // side, side)
     return cast("npt.NDArray[Level]", cells.swapaxes(2, 3).copy().view(levels.dtype).reshape(shape))

@@ -1,6 +1,6 @@
 """The sidecar of a third-party model: its pixel size, its input, and its output.
 
-A sidecar is a JSON file beside the model, of the same name: ``nuclei.onnx`` has ``nuclei.json``.
+A sidecar is a JSON file beside the model, with the same name: ``nuclei.onnx`` has ``nuclei.json``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qpnuclei.system.files import read_regular
 #: The measurement that says how sure a third-party model is of a nucleus.
 PROBABILITY = "Probability: Mean"
 
-#: A larger file is not a sidecar.
+#: A sidecar of more bytes is an error.
 _MOST_BYTES = 1 << 20
 
 _Deviation = Annotated[float, Field(gt=0)]
@@ -32,19 +32,19 @@ class _Part(BaseModel):
 class Normalisation(_Part):
     """The network's input: ``(rgb / scale - mean) / std``, channel by channel."""
 
-    scale: _Deviation = Field(255.0, description="what 8-bit values are divided by first")
+    scale: _Deviation = Field(255.0, description="divisor of the 8-bit values")
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[_Deviation, _Deviation, _Deviation] = IMAGENET_STD
 
 
 class StarDistOutput(_Part):
-    """How a StarDist network's probability and radial distances become polygons."""
+    """How the probability and the radial distances of a StarDist network become polygons."""
 
-    probability: float = Field(0.5, gt=0, lt=1, description="candidates lie above it")
+    probability: float = Field(0.5, gt=0, lt=1, description="candidates have a higher probability")
     overlap: float = Field(
-        0.3, ge=0, le=1, description="a candidate is dropped if a better one covers this much of it"
+        0.3, ge=0, le=1, description="a candidate is dropped if a better one covers more of it"
     )
-    grid: int = Field(1, ge=1, le=16, description="input px per px of the output")
+    grid: int = Field(1, ge=1, le=16, description="px of the input per px of the output")
 
 
 class Sidecar(_Part):
@@ -52,19 +52,19 @@ class Sidecar(_Part):
 
     ``output`` says what the network predicts:
 
-    * ``maps``: (1, C, H, W), channel 0 the probability of nucleus in 0..1; channel 1, if there is
-      one, rises from 0 at the border of a nucleus to 1 at its centre. `post_processing` splits it
-      into nuclei.
+    * ``maps``: (1, C, H, W). Channel 0 is the probability of nucleus in 0..1. Channel 1, if there
+      is one, rises from 0 at the border of a nucleus to 1 at its centre. `post_processing` splits
+      the maps into nuclei.
     * ``labels``: (1, 1, H, W) or (1, H, W), a number for every nucleus, 0 for background.
-    * ``stardist``: two outputs, probability (1, 1, h, w) and distances (1, R, h, w) in input px
-      along R rays, which turn from the x axis to the y axis, downwards (StarDist's order).
+    * ``stardist``: two outputs, probability (1, 1, h, w) and distances (1, R, h, w). Distances are
+      in px of the input, along R rays that turn from the x axis downwards to the y axis.
     * ``instanseg``: as ``labels``; the first of several channels holds the nuclei.
 
-    With ``channels: last``, input and output have their channels last, as TensorFlow has them.
+    With ``channels: last``, input and output have their channels last, as in TensorFlow.
     """
 
-    name: str = Field("", description="of the model; by default the file's name")
-    mpp: float = Field(gt=0.05, lt=2.5, description="µm/px of its input")
+    name: str = Field("", description="name of the model; by default that of its file")
+    mpp: float = Field(gt=0.05, lt=2.5, description="µm/px of the input")
     output: Literal["maps", "labels", "stardist", "instanseg"]
     channels: Literal["first", "last"] = "first"
     normalisation: Normalisation = Normalisation()
@@ -85,9 +85,9 @@ def read_sidecar(model: Path) -> Sidecar:
     Raises
     ------
     NotFoundError
-        If the model or its sidecar is not there.
+        If the model or its sidecar does not exist.
     ModelError
-        If the sidecar is not one.
+        If the sidecar is not valid.
     """
     if not model.is_file():
         raise NotFoundError(f"no model file at {model}")
@@ -95,7 +95,7 @@ def read_sidecar(model: Path) -> Sidecar:
     if not path.is_file():
         raise NotFoundError(
             f"{model} has no sidecar {path.name}",
-            "it says the model's µm/px, its input and its output: see docs/engines.md",
+            "it states the µm/px, the input and the output of the model: see docs/engines.md",
         )
     if path.stat().st_size > _MOST_BYTES:
         raise ModelError(f"{path} has {path.stat().st_size} bytes: that is too large for a sidecar")
@@ -110,7 +110,7 @@ def read_sidecar(model: Path) -> Sidecar:
 def spec_of(model: Path, sidecar: Sidecar | None = None) -> EngineSpec:
     """Return the spec of a third-party model; see `read_sidecar` for the errors.
 
-    The sidecar is read unless it is given.
+    The sidecar is read unless given.
     """
     sidecar = sidecar or read_sidecar(model)
     interaction = interaction_radius_px(sidecar.post_processing) if sidecar.output == "maps" else 0
@@ -132,8 +132,8 @@ def with_options(sidecar: Sidecar, engine: str, options: EngineOptions) -> Sidec
     Raises
     ------
     UsageError
-        If the options are supported by our own models only, or have a threshold though the model
-        predicts labels rather than a probability.
+        If only our own models support the options, or if they have a threshold but the model
+        predicts labels and no probability.
     """
     refuse_options(engine, options)
     if options.threshold is None:
@@ -151,7 +151,7 @@ def with_options(sidecar: Sidecar, engine: str, options: EngineOptions) -> Sidec
 
 
 def refuse_options(engine: str, options: EngineOptions) -> None:
-    """Refuse options that only our own models support, rather than ignore them.
+    """Reject options that only our own models support.
 
     Raises
     ------

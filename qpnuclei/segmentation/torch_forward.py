@@ -44,7 +44,7 @@ def torch_forward(
     Parameters
     ----------
     network : torch.nn.Module
-        Of the family that `metadata` names, with its trained weights. It is moved to `device`.
+        A trained network of the family that `metadata` names. It is moved to `device`.
     metadata : ModelMetadata
     device : torch.device
     views, precision
@@ -153,20 +153,20 @@ def _name(dtype: torch.dtype) -> str:
 def optimise_for_inference(network: nn.Module, device: torch.device) -> nn.Module:
     """Change a network, in place, into one that computes the same faster and reproducibly.
 
-    Every BatchNorm is folded into the convolution before it. Two changes are for CPUs only:
+    Each BatchNorm is folded into the convolution before it. Two changes are for CPUs only:
 
-    * A convolution with fewer than 16 outputs is widened to 16. With fewer, oneDNN splits the sum
-      over the inputs among the threads, and the last bit depends on their number.
-    * A 1x1 convolution is declared dilated, which does not change its result. Otherwise a single
+    * A convolution with fewer than 16 outputs is widened to 16. With fewer outputs, oneDNN splits
+      the sum over the inputs among the threads, and the last bit depends on their number.
+    * A 1x1 convolution is declared as dilated, which does not change its result. Otherwise a single
       thread computes it without oneDNN, three times slower.
 
     Parameters
     ----------
     network : torch.nn.Module
-        From `qpnuclei.models`, in evaluation mode. Every BatchNorm must directly follow its
-        convolution among the children of their parent.
+        A network from `qpnuclei.models`, in evaluation mode. Each BatchNorm must directly follow
+        its convolution among the children of their parent.
     device : torch.device
-        Where it will run.
+        Device on which the network will run.
 
     Returns
     -------
@@ -191,7 +191,7 @@ def optimise_for_inference(network: nn.Module, device: torch.device) -> nn.Modul
 
 
 class _Widened(nn.Module):
-    """A convolution with outputs of zero added, which are cut off again."""
+    """A convolution with additional outputs of zero, which are cut off again."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()

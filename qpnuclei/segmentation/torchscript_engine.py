@@ -28,7 +28,7 @@ class TorchScriptEngineFactory:
         return spec_of(Path(model))
 
     def load(self, model: str, options: EngineOptions) -> ForeignEngine:
-        """Return the engine with a model; see `qpnuclei.segmentation.engine.EngineFactory.load`."""
+        """Load a model; see `qpnuclei.segmentation.engine.EngineFactory.load`."""
         import torch
 
         from qpnuclei.models.device import resolve_device

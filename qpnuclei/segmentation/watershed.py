@@ -1,7 +1,7 @@
 """The watershed from the maxima of a landscape, within connected components.
 
-Of two pixels of equal height, the upper, then the left one counts as higher. So no two pixels have
-the same rank, and the basins of a component do not depend on other components.
+Of two pixels of equal height, the upper one counts as higher; in the same row, the left one. So no
+two pixels have the same rank, and the basins of a component do not depend on other components.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def find_peaks(landscape: LandscapeArray, components: LabelArray, radius: int) -
     components : (H, W) int32 ndarray
         Number of the component of each pixel; 0 is background.
     radius : int
-        Of the disk, in px.
+        Radius of the disk, in px.
 
     Returns
     -------
     (N,) int64 ndarray
-        Row-major indices in rising order. Of adjacent (8-connected) maxima, only the first.
+        Row-major indices in rising order. Only the first of adjacent (8-connected) maxima is kept.
     """
     y, x = np.nonzero(disk(radius)) - np.array(radius)
     # Compare with the nearest pixels first: they rule out most candidates.
@@ -44,7 +44,7 @@ def find_peaks(landscape: LandscapeArray, components: LabelArray, radius: int) -
 def _maxima(
     landscape: LandscapeArray, components: LabelArray, dy: IndexArray, dx: IndexArray
 ) -> IndexArray:
-    """Find the pixels that no pixel of their component at one of the offsets exceeds."""
+    """Find pixels that are not lower than any pixel of their component at one of the offsets."""
     height, width = landscape.shape
     found = []
     for y in range(height):
@@ -70,7 +70,7 @@ def _maxima(
 
 @compiled
 def _first_of_plateaus(maxima: IndexArray, components: LabelArray) -> IndexArray:
-    """Keep the first of 8-connected maxima of one component; maxima come in rising order."""
+    """Keep the first of 8-connected maxima of one component. The maxima are in rising order."""
     width = components.shape[1]
     component = components.ravel()
     first = np.arange(len(maxima))
@@ -97,19 +97,19 @@ def watershed(
     peaks: IndexArray,
     least_prominence: float = 0.0,
 ) -> LabelArray:
-    """Divide components among the peaks: Meyer's watershed, through 4-neighbours.
+    """Divide components among the peaks, by the watershed of Meyer through 4-neighbours.
 
     Parameters
     ----------
     components : (H, W) int32 ndarray
         4-connected; 0 is background.
     landscape : (H, W) int32 ndarray
-        Not negative.
+        Heights, not negative.
     peaks : (N,) int64 ndarray
         Row-major indices in rising order; at least one in every component.
     least_prominence : float
-        The basin of a peak that rises less than this above the highest saddle to a higher peak
-        is merged with the basin beyond that saddle.
+        A peak is shallow if it rises less than this above the highest saddle to a higher peak. Its
+        basin is merged with the basin beyond that saddle.
 
     Returns
     -------
@@ -125,7 +125,7 @@ def watershed(
     by_component = np.argsort(components.ravel()[peaks], kind="stable")
     labels, crossings = _flood(components, landscape, peaks, by_component)
     if least_prominence > 0:
-        # The highest saddle first. A saddle is the lower one of two pixels where basins touch.
+        # The highest saddle first. A saddle is the lower of two touching pixels of two basins.
         crossings = crossings[np.lexsort(crossings.T)]
         numbers = _merge_shallow_basins(
             labels.ravel(), landscape.ravel(), peaks, crossings, least_prominence
@@ -138,7 +138,7 @@ def watershed(
 def _flood(
     components: LabelArray, landscape: LandscapeArray, peaks: IndexArray, by_component: IndexArray
 ) -> tuple[LabelArray, IndexArray]:
-    """Return the basins, and the pairs of pixels of two basins that touch.
+    """Return the basins, and the pairs of pixels where two basins touch.
 
     Parameters
     ----------
@@ -180,7 +180,7 @@ def _flood(
         queued += 1
         if i + 1 < len(by_component) and component[peaks[by_component[i + 1]]] == own:
             continue
-        # The queue now holds all peaks of one component and no others: short queues are faster.
+        # The queue now holds all peaks of one component only: short queues are faster.
         while queued > 0:
             rank = queue[0]
             pixel = _pixel_of_rank(rank)
@@ -204,8 +204,8 @@ def _flood(
                         _heap_push(queue, queued, other)
                         queued += 1
                     else:
-                        # Replacing is faster than removing and adding: it often belongs near the
-                        # pixel that it follows.
+                        # Replacing is faster than removing and adding: the new pixel often belongs
+                        # near the one that it replaces.
                         _heap_replace_least(queue, queued, other)
                         taken = True
                 elif labels[neighbour] != labels[pixel] and other < rank:
@@ -227,10 +227,10 @@ def _merge_shallow_basins(
     crossings: IndexArray,
     least: float,
 ) -> LabelArray:
-    """Return, for each basin, the number of the one it is merged into; 0 for 0.
+    """Return the number of the basin that each basin is merged into; 0 for the background.
 
-    The highest crossing between two basins decides: a peak that is prominent there is even more
-    prominent at lower ones.
+    Only the highest crossing between two basins matters: a peak that is prominent there is more
+    prominent at lower crossings.
     """
     taken_by = np.arange(len(peaks))
     for i in range(len(crossings)):

@@ -1,4 +1,4 @@
-"""Compile loops over pixels or bytes for which NumPy and OpenCV have no function."""
+"""Compile loops over pixels or bytes that NumPy and OpenCV have no function for."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., object])
 
-#: How long all loops of a run take to compile, on an idle core of a computer of 2020.
+#: Time that all loops of a run take to compile, on an idle core of a computer of 2020.
 _COMPILING_S = 30
 
 
 def _refuse_foreign_settings() -> None:
     """Raise if Numba would read settings from the working folder.
 
-    Among them is the cache folder of compiled code that it runs. So a working folder from someone
-    else could make it run foreign code.
+    One of these settings is the cache folder of compiled code, which Numba executes. So a working
+    folder by someone else could make it execute foreign code.
     """
     if Path(".numba_config.yaml").exists():
         raise UsageError(
@@ -49,13 +49,13 @@ def compiled(function: F) -> F:
     Functions that call each other belong in one module: the cached machine code of a caller
     contains the code of its callees, but is compiled again only when the caller's own file changes.
 
-    Numba itself is imported at the first call of any, too: most commands need none.
+    Numba itself is also imported at the first call: most commands do not need it.
     """
     return cast(F, _Compiled(function))
 
 
 def loops_are_loaded() -> bool:
-    """Tell whether this process has Numba already, so that one loop more costs nearly nothing."""
+    """Tell whether this process has loaded Numba, so that one more loop costs almost nothing."""
     return _numba.cache_info().currsize > 0
 
 
@@ -73,11 +73,11 @@ class _Compiled:
         dispatcher = self._dispatcher or self.dispatcher()
         result = dispatcher(*arguments)
         if dispatcher.stats.cache_misses and dispatcher.stats.cache_path:
-            _say_that_it_takes_long()
+            _announce_compiling()
         return result
 
     def dispatcher(self) -> Any:
-        """Return Numba's form of it, and put that of the others that it calls in their places."""
+        """Return the function compiled by Numba, with the compiled functions that it calls."""
         with self._making:
             if self._dispatcher is None:
                 names = self._function.__globals__
@@ -106,7 +106,7 @@ def _numba() -> ModuleType:
 
 
 @cache
-def _say_that_it_takes_long() -> None:
+def _announce_compiling() -> None:
     _log.info("compiling loops, once after the installation: about %d s", _COMPILING_S)
 
 

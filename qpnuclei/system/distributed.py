@@ -30,7 +30,7 @@ def rank() -> int:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[torch.device]:
-    """Join the processes that torchrun started, if it did; yield this process's device.
+    """Join the processes that torchrun started, if any; yield the device of this process.
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from qpnuclei.errors import NotFoundError, SaveError
 from qpnuclei.system.processes import Process, made_by_ended_process
 
-#: Temporary files and folders begin with this, and say next which process made them.
+#: Names of temporary files and folders start with this, followed by the tag of their process.
 TEMPORARY_PREFIX = ".qpnuclei-"
 
 
@@ -28,7 +28,7 @@ def open_regular(path: Path) -> BufferedReader:
     Raises
     ------
     OSError
-        If it does not exist, cannot be read, or is not a regular file.
+        If the file does not exist, cannot be read, or is not a regular file.
     """
     # Non-blocking, because opening a FIFO would hang.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -54,7 +54,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     Raises
     ------
     SaveError
-        If it cannot be written, naming the file.
+        If the file cannot be written; names the file.
     """
     partial = None
     try:
@@ -81,15 +81,15 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give the name for a file or folder that replaces `path` if the block succeeds.
+    """Yield a path for a file or folder that replaces `path` if the block succeeds.
 
-    For libraries that write to a name only. Missing folders are created. If the block raises,
+    This is for libraries that need a path. Missing folders are created. If the block raises,
     `path` is unchanged.
 
     Raises
     ------
     SaveError
-        If it cannot be written, naming the file.
+        If the file or folder cannot be written; names it.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             partial = Path(folder, path.name)
             yield partial
             copy_owner(partial, path if path.exists() else path.parent)
-            if path.is_dir():  # no system call puts a folder in the place of one that is not empty
+            if path.is_dir():  # no system call replaces a folder that is not empty
                 path.rename(Path(folder, "replaced"))
             partial.replace(path)
     except OSError as error:
@@ -115,7 +115,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises
     ------
     SaveError
-        If it cannot be written.
+        If the file cannot be written.
     """
     with atomic_file(path) as stream:
         stream.write(content)
@@ -134,7 +134,7 @@ def nameless_file(parent: Path) -> tuple[BinaryIO, Path]:
     Raises
     ------
     SaveError
-        If it cannot be created.
+        If the file cannot be created.
     """
     folder = next(path for path in (parent, *parent.absolute().parents) if path.is_dir())
     try:
@@ -160,12 +160,12 @@ def make_folder_below(base: Path, folder: Path) -> None:
         If `base` is missing, or the folder cannot be created.
     """
     base, folder = base.absolute(), folder.absolute()
-    there = base if folder.is_relative_to(base) else folder
-    if not there.is_dir():
-        raise SaveError(f"{there} is no longer there", "is its drive still connected?")
+    existing = base if folder.is_relative_to(base) else folder
+    if not existing.is_dir():
+        raise SaveError(f"{existing} is no longer there", "is its drive still connected?")
     try:
         for made in reversed([folder, *folder.parents]):
-            if made.is_relative_to(there) and made != there and not made.is_dir():
+            if made.is_relative_to(existing) and made != existing and not made.is_dir():
                 made.mkdir(exist_ok=True)
                 copy_owner(made, made.parent)
     except OSError as error:
@@ -188,7 +188,7 @@ def remove_leftovers(folder: Path) -> None:
     """
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
         if made_by_ended_process(path.name):
-            with suppress(OSError):  # a leftover does no harm
+            with suppress(OSError):  # leftovers are harmless
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
@@ -196,7 +196,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def copy_owner(path: Path, like: Path) -> None:
-    """Give a new file the owner and group of another one, where the user may (as root can)."""
+    """Give a new file the owner and group of another one, if the user may do so (as root may)."""
     if hasattr(os, "chown"):
         with suppress(OSError):
             wanted, has = like.stat(), path.stat()
@@ -218,7 +218,7 @@ def make_writable_folder(folder: Path) -> None:
     Raises
     ------
     SaveError
-        If it cannot be created or written to.
+        If the folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -232,17 +232,17 @@ def make_writable_folder(folder: Path) -> None:
 
 
 def check_folder(folder: Path, what: str) -> None:
-    """Refuse a folder to read from that is not there.
+    """Check that a folder to read from exists.
 
     Parameters
     ----------
     what : str
-        What to name instead, for the hint.
+        Description of the expected folder, for the hint.
 
     Raises
     ------
     NotFoundError
-        If it is missing, or not a folder.
+        If the folder is missing, or not a folder.
     """
     if not folder.is_dir():
         problem = "not a folder" if folder.exists() else "no such folder"
@@ -263,11 +263,11 @@ def _unwritable(path: Path, error: OSError) -> SaveError:
 
 
 def _reason(folder: Path, error: OSError) -> str:
-    """Say why nothing can be written into a folder."""
+    """Return why nothing can be written into a folder."""
     with suppress(OSError):
-        there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
-        if not there.is_dir():
-            return f"{there} is not a folder"
+        existing = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+        if not existing.is_dir():
+            return f"{existing} is not a folder"
     return error.strerror or str(error)
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at any moment: one line, exit code 130 or 143, and nothing half done.
+"""Handle Ctrl-C and SIGTERM: print one line, exit with 130 or 143, leave nothing half done.
 
 Planning, dry runs, reports, exports and imports unwind with a plain `KeyboardInterrupt`
 (`ending_on_interrupt`). The process then exits without shutting down the interpreter, because a
@@ -28,7 +28,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
-#: The exit codes of shells for programs that SIGINT and SIGTERM ended.
+#: Exit codes of shells for programs ended by SIGINT and by SIGTERM.
 EXIT_CODE = 130
 TERMINATED_EXIT_CODE = 143
 
@@ -37,7 +37,7 @@ _STOPS = (signal.SIGINT, signal.SIGTERM)
 _STDERR = 2
 _SHOW_CURSOR = "\x1b[?25h"
 
-#: Clean-ups before the process exits at once, the last first.
+#: Clean-ups that run before the process exits at once, in reverse order.
 _BEFORE_LEAVING: list[Callable[[int], object]] = []
 
 
@@ -45,8 +45,8 @@ _BEFORE_LEAVING: list[Callable[[int], object]] = []
 def ending_on_interrupt() -> Iterator[None]:
     """Raise `KeyboardInterrupt` for the first Ctrl-C within the block, and end the process.
 
-    A second Ctrl-C, or one after the block, is ignored, so that clean-ups are completed.
-    SIGTERM is the same.
+    A second Ctrl-C, or one after the block, is ignored, so that clean-ups are completed. SIGTERM is
+    handled in the same way.
     """
     heard = 0
 
@@ -119,11 +119,11 @@ def asking_to_stop(
     Parameters
     ----------
     message : str
-        Printed at the first; empty for no message.
+        Printed at the first signal; empty for no message.
     signals : sequence of signal.Signals
-        Which of the two; the other is left as it is.
+        The signals to handle; another one keeps its handler.
     end : str
-        Printed at the second.
+        Printed at the second signal.
 
     Yields
     ------
@@ -150,7 +150,7 @@ def asking_to_stop(
 
 @contextmanager
 def interrupt_postponed() -> Iterator[None]:
-    """Let a Ctrl-C or SIGTERM that comes within the block act at its end.
+    """Postpone a Ctrl-C or SIGTERM within the block to the end of the block.
 
     The previous handler then runs, by default raising `KeyboardInterrupt`. Only the main thread is
     ever interrupted; in other threads the block runs normally.
@@ -177,7 +177,7 @@ def interrupt_postponed() -> Iterator[None]:
 
 def _leave(message: str, number: int) -> NoReturn:
     for clean_up in reversed(_BEFORE_LEAVING):
-        with suppress(Exception):  # the process ends, come what may
+        with suppress(Exception):  # the process ends in any case
             clean_up(number)
     if number == signal.SIGTERM:
         message = message.replace("interrupted", "terminated", 1)

@@ -1,4 +1,4 @@
-"""Parse untrusted JSON with a fixed limit of nesting, independent of the interpreter's."""
+"""Parse untrusted JSON with a fixed limit of nesting, independent of Python's limit."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-#: Lists and objects inside each other. Recursion limits differ between versions of Python; this is
-#: far below all of them, and far above what QuPath writes.
+#: Largest depth of nested lists and objects. It is far above what QuPath writes, and far below the
+#: recursion limits of all versions of Python.
 MAX_DEPTH = 100
 
 _Parsed = TypeVar("_Parsed")
@@ -26,9 +26,9 @@ def parse_json(text: str) -> Any:
     Raises
     ------
     NestingError
-        If it is nested deeper than `MAX_DEPTH`.
+        If the text is nested deeper than `MAX_DEPTH`.
     json.JSONDecodeError
-        If it is not JSON.
+        If the text is not JSON.
     ValueError
         If a number has more digits than Python reads.
     """
@@ -52,7 +52,7 @@ def refuse_deep(value: Any, unless_under: str | None = None) -> None:
     ----------
     value : JSON value
     unless_under : str, optional
-        Key of objects whose values are not checked here, but by the caller.
+        Key of objects whose values the caller checks instead.
     """
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(MAX_DEPTH):

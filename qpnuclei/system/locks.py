@@ -34,7 +34,7 @@ _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 @dataclass(frozen=True)
 class Holder:
-    """The holder of a lock: a process, since when (UTC), and a mark unique to this lock."""
+    """The holder of a lock: a process, the start of the lock (UTC), and a mark unique to it."""
 
     process: Process
     since: str
@@ -46,7 +46,7 @@ class Holder:
 
 @dataclass
 class _Held:
-    """How this process holds a folder: the lock between its threads, and the nesting depth."""
+    """How this process holds a folder: a lock between its threads, and the nesting depth."""
 
     thread: threading.RLock
     depth: int = 0
@@ -57,24 +57,24 @@ _HELD: dict[Path, _Held] = {}
 
 @contextlib.contextmanager
 def locked(folder: Path, *, wait: bool = True, break_lock: bool = False) -> Iterator[None]:
-    """Hold a folder within the block, alone among processes and threads.
+    """Hold a folder within the block; no other process or thread can hold it.
 
-    Within the block the same thread may hold it again. If the user may not write into the folder,
-    a warning takes the place of the lock. QuPath does not know of this lock.
+    Within the block, the same thread may hold it again. If the user may not write into the folder,
+    there is a warning instead of a lock. QuPath ignores this lock.
 
     Parameters
     ----------
     folder : Path
     wait : bool
-        Wait while another process holds it, and say for whom; otherwise refuse.
+        Wait while another process holds the folder, and log who holds it; otherwise raise.
     break_lock : bool
-        Remove the lock of a process of another computer. Whether that process still runs cannot be
-        known here.
+        Remove the lock of a process on another computer. This computer cannot know whether that
+        process still runs.
 
     Raises
     ------
     LockedError
-        If another process holds it and `wait` is false, or `break_lock` is asked for though the
+        If another process holds the folder and `wait` is false; or if `break_lock` is true but the
         process runs on this computer.
     SaveError
         If the folder is gone, or the lock cannot be written.
@@ -98,7 +98,7 @@ def locked(folder: Path, *, wait: bool = True, break_lock: bool = False) -> Iter
 
 
 def holder_of(folder: Path) -> Holder | None:
-    """Return the holder of a folder, whether it still runs or not; None if there is none.
+    """Return the holder of a folder, running or not; None if there is none.
 
     Raises
     ------
@@ -114,7 +114,7 @@ def holder_of(folder: Path) -> Holder | None:
         process = {name: kind(content[name]) for name, kind in _FIELDS.items()}
         return Holder(Process(**process), str(content["since"]), str(content["mark"]))
     except (ValueError, KeyError, TypeError):
-        # Truncated by a full disk: its holder cannot be known.
+        # Truncated by a full disk: its holder is unknown.
         return Holder(Process("an unknown computer", "", 0, ""), "an unknown time", repr(text[:99]))
 
 
@@ -125,7 +125,7 @@ def _acquire(lock: Path, wait: bool, break_lock: bool) -> Holder | None:
     """Create the lock and return its content; None if the user may not write there."""
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
     mine = Holder(Process.this(), now, uuid.uuid4().hex)
-    told = None
+    logged = None
     while True:
         try:
             if _make(lock, mine):
@@ -167,10 +167,10 @@ def _acquire(lock: Path, wait: bool, break_lock: bool) -> Holder | None:
         if not wait:
             hint = "wait until it is done" if other.process.is_here else hint
             raise LockedError(f"{lock.parent} is in use by {other}", hint)
-        if other != told:
+        if other != logged:
             elsewhere = "" if other.process.is_here else f"; {hint}"
             _log.warning("%s is in use by %s: waiting%s", lock.parent, other, elsewhere)
-            told = other
+            logged = other
         time.sleep(_POLL_S)
 
 
@@ -209,7 +209,7 @@ def _make_exclusively(lock: Path, content: bytes) -> bool:
 
 
 def _release(lock: Path, mine: Holder | None) -> None:
-    """Remove the lock if it is still ours: another process may have broken it."""
+    """Remove the lock if this process still holds it: another process may have broken it."""
     if mine is None:
         return
     with contextlib.suppress(OSError):  # its drive may be gone
@@ -218,7 +218,7 @@ def _release(lock: Path, mine: Holder | None) -> None:
 
 
 def _break(lock: Path, other: Holder) -> None:
-    """Remove the lock of another process if it is still that process's."""
+    """Remove the lock of another process if that process still holds it."""
     try:
         with _alone_here(lock.parent):
             if holder_of(lock.parent) == other:
@@ -231,7 +231,7 @@ def _break(lock: Path, other: Holder) -> None:
 
 @contextlib.contextmanager
 def _alone_here(folder: Path) -> Iterator[None]:
-    """Keep out other processes of this computer, where the system can (Windows cannot).
+    """Keep out other processes of this computer, if the system can (Windows cannot).
 
     Two processes that find the lock of an ended one must not both remove it: the second would
     remove the lock that the first has created since. Locks of other computers are only removed on
@@ -244,7 +244,7 @@ def _alone_here(folder: Path) -> Iterator[None]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # not on every network drive
+        with contextlib.suppress(OSError):  # some network drives do not support it
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

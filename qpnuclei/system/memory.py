@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-# Of glibc's <malloc.h>.
+# From <malloc.h> of glibc.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 #: Options of glibc's malloc, each with the value of a run and glibc's default. An arena limit of 0
 #: means the default, which depends on the number of cores.
@@ -23,7 +23,7 @@ _SETTINGS = (
 
 @contextmanager
 def keep_freed_memory() -> Iterator[None]:
-    """Make this process keep freed memory for later allocations, where glibc is used.
+    """Make this process keep freed memory for later allocations, if it uses glibc.
 
     Otherwise every large array gets new memory from the system, zeroed page by page, which takes 5
     to 17 % of a network's processor time (measured). All threads share one arena, because only the
@@ -58,10 +58,10 @@ def return_freed_memory() -> None:
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Do not search for cyclic garbage during a block.
+    """Turn the search for cyclic garbage off during a block.
 
-    An import makes many objects and no garbage, and so does reading thousands of annotations:
-    without the search, torch is imported in 0.85 of the time, and they are read in 0.8 of it.
+    Imports make many objects and no garbage, and so does reading thousands of annotations. Without
+    the search, importing torch takes 0.85 of the time, and reading annotations 0.8 of it.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -73,10 +73,10 @@ def no_collection() -> Iterator[None]:
 
 
 def available_memory() -> int | None:
-    """Return the bytes of memory that this process may use: the machine's or its cgroup's.
+    """Return the bytes of memory that this process may use, from its machine or cgroup.
 
-    A job's limit (Slurm, Kubernetes, Docker) may be set on any cgroup above the process; Java looks
-    at the innermost only. None where the operating system does not report it.
+    The limit of a job (Slurm, Kubernetes, Docker) may be set on any cgroup above the process; Java
+    looks only at the innermost one. None if the operating system does not report it.
     """
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None

@@ -1,4 +1,4 @@
-"""Which process made something, and whether it still runs."""
+"""Identify the process that made something, and tell whether it still runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 _PROC = Path("/proc")
-#: The PID namespace of a Linux system outside of all containers.
+#: The PID namespace of a Linux system outside all containers.
 _OUTSIDE_OF_CONTAINERS = "pid:[4026531836]"
 _TAG = re.compile(r"([0-9a-f]{8})-(\d{1,10})-([0-9a-f]{8})")
 
@@ -24,9 +24,9 @@ class Process:
     host : str
         Name of the computer.
     machine : str
-        Eight hexadecimal digits that tell computers (and containers) of the same name apart.
+        Eight hexadecimal digits that tell computers (and containers) with the same name apart.
     pid : int
-        Its process ID there.
+        Process ID on that computer.
     begun : str
         Eight hexadecimal digits that tell it from a later process with the same ID.
     """
@@ -58,7 +58,7 @@ class Process:
 
 
 def made_by_ended_process(name: str) -> bool:
-    """Tell whether a file's name holds the tag of a process of this computer that is gone."""
+    """Tell whether a file name has the tag of an ended process of this computer."""
     found = _TAG.search(name)
     return found is not None and Process("", found[1], int(found[2]), found[3]).is_gone
 
@@ -78,9 +78,9 @@ def _machine() -> str:
 
 
 def _begun(pid: int) -> str | None:
-    """Identify the process that has a process ID now; None if there is none."""
+    """Identify the process that now has a process ID; None if there is none."""
     if _PROC.is_dir():
-        # Ticks since the system was started: setting the clock does not change them.
+        # Ticks since the start of the system: setting the clock does not change them.
         state, *fields = _text(_PROC / str(pid) / "stat").rpartition(")")[2].split() or [""]
         if state in ("", "Z", "X"):  # no process, or one that has ended
             return None

@@ -10,9 +10,9 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class MadeOnDemand(Sequence[T_co]):
-    """A sequence whose items are made, or read, each time they are asked for.
+    """A sequence that makes or reads an item each time it is requested.
 
-    A subclass has `__len__` and `_item`; a slice is a list of items.
+    A subclass implements `__len__` and `_item`; a slice gives a list of items.
 
     Examples
     --------
@@ -39,4 +39,4 @@ class MadeOnDemand(Sequence[T_co]):
 
     @abstractmethod
     def _item(self, index: int) -> T_co:
-        """Return the item of an index that is at least 0, and below the length."""
+        """Return the item at an index from 0 to the length - 1."""

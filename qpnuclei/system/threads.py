@@ -26,7 +26,7 @@ def available_cores() -> int:
 def map_in_threads(
     function: Callable[[T], R], items: Iterable[T], workers: int
 ) -> Generator[R, None, None]:
-    """Yield ``function(item)`` for each item, in their order, computed by threads.
+    """Yield ``function(item)`` for each item, in order, computed by threads.
 
     Use it for work that releases the interpreter lock most of the time. At most ``workers + 1``
     items are in progress or waiting for the consumer. An exception is raised at the position of its

@@ -49,7 +49,7 @@ class Stopwatch:
 
 
 def peak_memory_mib() -> float | None:
-    """Return the peak resident memory of this process in MiB; None where unknown."""
+    """Return the peak resident memory of this process in MiB; None if unknown."""
     try:
         import resource
     except ImportError:  # Windows

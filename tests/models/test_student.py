@@ -126,7 +126,7 @@ def test_sizes_that_are_no_multiple_of_the_stride_are_refused():
         ({"base_channels": 32, "max_channels": 16}, "do not describe a network"),
         (
             {"encoder_convolutions": (2, 2)},
-            r"\(2, 2\) is not one number from 1 on for each of 4 levels",
+            r"\(2, 2\) is not a number of at least 1 for each of 4 levels",
         ),
         ({"levels": 2, "encoder_convolutions": (0, 2)}, r"\(0, 2\) is not one number"),
         ({"stem_stride": 3}, "stem_stride must be 2 or 4, not 3"),

@@ -243,10 +243,12 @@ def test_an_image_that_the_last_run_did_not_finish_says_so(made: Made, tmp_path:
 
     after = text(failing, done)
     assert "its tiles <cannot> be read (its numbers are those of an earlier run)" in after
-    assert "did not finish this image: its tiles <cannot> be read. What is shown is of" in after
+    assert (
+        "did not finish this image: its tiles <cannot> be read. The results are those of" in after
+    )
     never = text(failing)
     assert "its tiles <cannot> be read" in never
-    assert "are of a run of qpnuclei whose record is not here" in never
+    assert "are from a run of qpnuclei whose record is missing" in never
     # What failed first and was done later is done.
     assert "its tiles" not in text(done, failing)
 
@@ -266,11 +268,11 @@ def test_an_image_is_of_the_run_that_wrote_its_nuclei(made: Made, tmp_path: Path
     write_report(made.project, made.project.images, path, [failing, replaced])
     text = " ".join(Page.of(path).text.split())
     assert "wrong" not in text
-    assert "of 1 image were segmented by a run of qpnuclei whose record is not here" in text
-    assert "The nuclei are of a run of qpnuclei whose record is not here" in text
-    assert "Of a run whose record is not here: synthetic.tif." in text
+    assert "of 1 image were segmented by a run of qpnuclei whose record is missing" in text
+    assert "The nuclei are from a run of qpnuclei whose record is missing" in text
+    assert "From a run whose record is missing: synthetic.tif." in text
     assert "· model not recorded" in text
-    assert "no file. What is shown is of an earlier run" in text
+    assert "no file. The results are those of an earlier run" in text
     assert run_that_wrote([failing, replaced, done], entry.id, marker) is done
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from qpnuclei.system.compiled import _say_that_it_takes_long, _warn_no_cache, compiled
+from qpnuclei.system.compiled import _announce_compiling, _warn_no_cache, compiled
 from tests.paths import ROOT
 
 PACKAGE = ROOT / "qpnuclei"
@@ -50,7 +50,7 @@ def test_a_compiled_function_may_call_another(tmp_path, monkeypatch, caplog):
     )
     monkeypatch.syspath_prepend(tmp_path)
     caplog.set_level("INFO")
-    _say_that_it_takes_long.cache_clear()
+    _announce_compiling.cache_clear()
     inner, outer = map(importlib.import_module, ("inner", "outer"))
     four_times, twice, plus_one = inner.four_times, inner.twice, outer.plus_one
 

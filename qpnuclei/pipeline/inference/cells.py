@@ -1,4 +1,4 @@
-"""Cells: an outline around each nucleus of an image, with QuPath's measurements of its parts."""
+"""Cells: an outline around each nucleus of an image, with the measurements that QuPath makes."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def add_cells(
     stains: Stains,
     distance_um: float,
 ) -> None:
-    """Put a cell around each nucleus of an image, table by table, and measure it.
+    """Add a cell to each nucleus of an image, and measure the cells, table by table.
 
-    The measurements are then called ``Nucleus: ...``, ``Cytoplasm: ...`` (the cell without its
-    nucleus) and ``Cell: ...``, named and ordered as in QuPath.
+    The measurements get the prefixes ``Nucleus: ``, ``Cytoplasm: `` (the cell without its nucleus)
+    and ``Cell: ``. Names and order are as in QuPath.
 
     Parameters
     ----------
     found : Shards
-        All nuclei of the image, in level-0 px, measured.
+        All measured nuclei of the image, in level-0 px.
     distance_um : float
-        How far a cell reaches beyond its nucleus.
+        Largest distance of a cell outline from its nucleus.
     """
     boxes = [bounds(found[number]) for number in range(len(found))]
     reach = 2 * distance_um / np.array([*mpp, *mpp]) * (-1, -1, 1, 1)
@@ -55,7 +55,7 @@ def add_cells(
 def _near(
     found: Shards, boxes: Sequence[FloatArray], number: int, reach: FloatArray
 ) -> Iterator[NucleiTable]:
-    """Yield the outlines in other tables that may be near those of a table."""
+    """Yield the outlines from other tables that may be near those of this table."""
     if len(boxes[number]) == 0:
         return
     tree = shapely.STRtree(shapely.box(*(boxes[number] + reach).T))
@@ -77,7 +77,7 @@ def measured_cells(
     calibration: PixelCalibration,
     stains: Stains,
 ) -> NucleiTable:
-    """Return nuclei with their cells, and the measurements of both."""
+    """Return nuclei with their cells, with the measurements of both."""
     of_cells = shape_measurements(cells.polygons(), calibration)
     of_nuclei = {name: nuclei.measurements[name] for name in of_cells}
     area = next(name for name in of_cells if name.startswith("Area"))

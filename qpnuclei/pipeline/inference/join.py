@@ -23,7 +23,7 @@ from qpnuclei.system.timing import Stopwatch
 
 
 class DamagedUnitError(FormatError):
-    """The shard of a unit is missing, damaged, or of something else."""
+    """The shard of a unit is missing, damaged, or belongs to something else."""
 
     def __init__(self, unit: WorkUnit, error: FormatError) -> None:
         super().__init__(error.what, error.hint)
@@ -43,14 +43,14 @@ def join_image(
     Parameters
     ----------
     engine : callable
-        Returns the engine; called only if a nucleus was seen whole by no tile.
+        Returns the engine; called only if no tile shows the whole of some nucleus.
 
     Raises
     ------
     DamagedUnitError
         If the shard of a unit cannot be used.
     QpnucleiError
-        If the slide cannot be read, or the result not be written.
+        If the slide cannot be read, or the result cannot be written.
     """
     clock = Stopwatch()
     seconds, waited = Counter[str](), Counter[str]()

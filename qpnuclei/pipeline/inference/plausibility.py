@@ -1,9 +1,9 @@
 """Plausibility: whether the nuclei that a run found agree with the stain.
 
 With a wrong pixel size, an unknown stain, an unsharp scan or an unsuitable model, a run finds few
-nuclei without an error. So dark objects in the haematoxylin of some small fields of every region
-are counted without the model and compared with the nuclei: not to correct them, but to report a
-contradiction. ``docs/plausibility.md`` explains the rules and the origin of their limits.
+nuclei without an error. So the dark haematoxylin objects in some small fields of every region are
+counted without the model. Their number is compared with that of the nuclei. The comparison corrects
+nothing; it reports contradictions. ``docs/plausibility.md`` explains the rules and their limits.
 """
 
 from __future__ import annotations
@@ -28,36 +28,37 @@ from qpnuclei.slides.stains import Stains, estimate_macenko, separate
 
 #: Side of a field, and the resolution at which it is read.
 FIELD_UM, FIELD_MPP = 128.0, 0.5
-#: Share of a region that fields cover, and their number: few enough not to slow a run.
+#: Share of a region that fields cover, and limits of their number, which keep runs fast.
 _SHARE, _LEAST_OF_REGION, _MOST_OF_REGION, _MOST_OF_IMAGE = 0.1, 4, 16, 192
-#: Pixels from which stain vectors are estimated, at most.
+#: Largest number of pixels from which stain vectors are estimated.
 _STAIN_PIXELS = 200_000
 
-#: Fewer nuclei per haematoxylin object contradict it. Objects are seldom more than nuclei, as
-#: nuclei that touch are one object.
+#: Fewer nuclei per haematoxylin object are a contradiction. There are seldom more objects than
+#: nuclei, because touching nuclei are one object.
 MIN_NUCLEI_PER_OBJECT = 0.4
-#: Of fewer objects, or fewer nuclei, nothing is concluded.
+#: With fewer objects, or fewer nuclei, there is no conclusion.
 MIN_SAMPLE = 20
-#: An object is at least so large in µm², and its haematoxylin stands out by at least so much
-#: optical density: in tissue without nuclei nothing does.
+#: Least area of an object in µm², and least contrast of its haematoxylin in optical density. Tissue
+#: without nuclei does not reach this contrast.
 MIN_OBJECT_UM2, MIN_CONTRAST = 8.0, 0.1
-#: Median area of nuclei in µm².
+#: Range of the median area of nuclei in µm².
 NUCLEUS_UM2 = (10.0, 80.0)
-#: Mean over nuclei of their mean attention.
+#: Least mean over nuclei of their mean attention.
 MIN_CERTAINTY = 0.8
-#: Degrees between stain vectors and those of the H&E that the models learnt from, beyond which it
-#: is another stain; and 95th percentile of the 8-bit values below which a scan is too dark.
+#: Largest angles in degrees between the stain vectors and those of the H&E images of the training;
+#: and least 95th percentile of the 8-bit values. Beyond them, the stain is another one, or the scan
+#: is too dark.
 MAX_STAIN_DEGREES = (25.0, 35.0)
 MIN_BRIGHTNESS = 130.0
 
-# What makes a cause likely once there is a contradiction; stricter than the limits above.
+# Limits at which a cause is likely if there is a contradiction; stricter than the limits above.
 _OBJECT_UM2 = (18.0, 75.0)
 _SHARPNESS_PER_UM = 0.35
 _PALE_CONTRAST = 0.2
 _UNUSUAL_DEGREES = 9.5
 _DIM_BRIGHTNESS = 170.0
 
-#: Mean vectors of the training images (estimated by Macenko's method): haematoxylin, eosin.
+#: Mean stain vectors of the training images (Macenko's method): haematoxylin, eosin.
 _TRAINED_ON = np.array([[0.569, 0.728, 0.383], [0.307, 0.808, 0.503]])
 
 Points = npt.NDArray[np.float64]
@@ -65,7 +66,7 @@ Points = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Field:
-    """A small part of a region that is examined: `box` is x0, y0, x1, y1 in level-0 px."""
+    """A small part of a region to examine. `box` is (x0, y0, x1, y1) in level-0 px."""
 
     region: int
     box: tuple[float, float, float, float]
@@ -73,7 +74,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Appearance:
-    """How the stain of some fields looks.
+    """Properties of the stain in some fields.
 
     Parameters
     ----------
@@ -82,7 +83,7 @@ class Appearance:
     object_um2 : float
         Median area of the haematoxylin objects in µm²; NaN without any.
     sharpness : float
-        Slope of haematoxylin at the objects' edges per µm, as a share of `contrast`.
+        Slope of haematoxylin at the edges of the objects per µm, as a share of `contrast`.
     stains : Stains
         Estimated vectors.
     brightness : float
@@ -98,7 +99,7 @@ class Appearance:
     @property
     def stain_degrees(self) -> tuple[float, float]:
         """Angles of haematoxylin and eosin to those of the training images."""
-        if len(self.stains.vectors) != 2:  # QuPath's default vectors: none could be estimated
+        if len(self.stains.vectors) != 2:  # defaults of QuPath, if the estimate failed
             return 0.0, 0.0
         vectors = np.array(self.stains.vectors)
         cosine = np.sum(_unit(vectors) * _unit(_TRAINED_ON), axis=1)
@@ -108,16 +109,16 @@ class Appearance:
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found in a region or an image.
+    """Objects and nuclei of a region or an image.
 
     Parameters
     ----------
     objects : int
-        Haematoxylin objects in its fields.
+        Haematoxylin objects in the fields.
     nuclei : int
-        Nuclei in its fields.
+        Nuclei in the fields.
     areas_um2, certainties : (N,) ndarray
-        Of all its nuclei; NaN without a value.
+        Areas and mean attention of all nuclei; NaN if unknown.
     """
 
     objects: int
@@ -128,9 +129,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """What is doubtful: a line for the image and each of its R regions, empty if nothing is.
+    """Doubts in one line for the image and one for each of its R regions; empty without doubts.
 
-    Without arguments nothing was compared.
+    Without arguments, nothing was compared.
     """
 
     image: str = ""
@@ -138,7 +139,7 @@ class Check:
 
     @classmethod
     def of(cls, lines: Sequence[str]) -> Check:
-        """Return what `lines` were of.
+        """Restore a check from its `lines`.
 
         Examples
         --------
@@ -150,7 +151,7 @@ class Check:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """The line for the image, and then those for its regions."""
+        """The line for the image, followed by those for its regions."""
         return (self.image, *self.regions)
 
 
@@ -167,7 +168,7 @@ def check(
     pixels : PixelSource
         The slide.
     regions : (R,) sequence of Region
-        What was analysed.
+        The analysed regions.
     mpp : (float, float)
         µm per level-0 px.
     found : NucleiTables
@@ -216,9 +217,9 @@ def check(
 
 
 def choose_fields(regions: Sequence[Region], mpp: tuple[float, float]) -> list[Field]:
-    """Spread fields over regions: at least one in each, unless there are very many.
+    """Spread fields over regions: at least one in each, unless there are too many regions.
 
-    The choice is the same every time.
+    The choice is deterministic.
     """
     side = np.array([FIELD_UM / mpp[0], FIELD_UM / mpp[1]])
     places: list[npt.NDArray[np.float64]] = []
@@ -234,7 +235,7 @@ def choose_fields(regions: Sequence[Region], mpp: tuple[float, float]) -> list[F
         share = math.ceil(_SHARE * region.geometry.area / side.prod())
         places.append(centres)
         wanted.append(min(max(share, _LEAST_OF_REGION), _MOST_OF_REGION, len(centres)))
-    # If they are too many, each region keeps one, and the rest is shared among them.
+    # If there are too many, each region keeps one, and the remaining ones are shared.
     left = max(_MOST_OF_IMAGE - len(regions), 0)
     beyond_one = max(sum(wanted) - len(regions), 1)
     fields: list[Field] = []
@@ -256,19 +257,20 @@ def read_field(pixels: PixelSource, field: Field, mpp: tuple[float, float]) -> R
 def look_at(images: Sequence[RGB]) -> tuple[Appearance, list[Points]]:
     """Find the haematoxylin objects in fields of one slide, without a model.
 
-    Haematoxylin is what colour deconvolution by the fields' own vectors (Macenko) says, smoothed by
-    0.5 µm; an object is a connected part above Otsu's threshold of all the fields.
+    Haematoxylin is the result of colour deconvolution with stain vectors estimated from the fields
+    (Macenko), smoothed by 0.5 µm. An object is a connected area above Otsu's threshold of all the
+    fields.
 
     Parameters
     ----------
     images : sequence of (H, W, 3) uint8 ndarray
-        At `FIELD_MPP`.
+        Pixels at `FIELD_MPP`.
 
     Returns
     -------
     Appearance
     list of (N, 2) float64 ndarray
-        Centres of the objects of each field, in its px.
+        Centres of the objects of each field, in px of the field.
     """
     rgb = np.concatenate([image.reshape(-1, 3) for image in images])
     stains = estimate_macenko(rgb[:: math.ceil(len(rgb) / _STAIN_PIXELS)])
@@ -314,7 +316,7 @@ def look_at(images: Sequence[RGB]) -> tuple[Appearance, list[Points]]:
 def _otsu(values: npt.NDArray[np.float32]) -> float:
     """Return Otsu's threshold of values that are not all equal, from a histogram of 256 bins.
 
-    OpenCV is there anyway; scikit-image's takes half a second to import.
+    OpenCV is already loaded; scikit-image takes half a second to import.
     """
     low, high = float(values.min()), float(values.max())
     step = (high - low) / 256
@@ -324,10 +326,10 @@ def _otsu(values: npt.NDArray[np.float32]) -> float:
 
 
 def doubt(found: Finding, appearance: Appearance, mpp: tuple[float, float]) -> str:
-    """Say in one line what contradicts the stain, and the likely cause; empty if nothing."""
-    said = []
+    """Return in one line what contradicts the stain, and the likely cause; empty if nothing."""
+    doubts = []
     if found.objects >= MIN_SAMPLE and found.nuclei < MIN_NUCLEI_PER_OBJECT * found.objects:
-        said.append(
+        doubts.append(
             f"in the fields compared, {found.nuclei} nuclei where the stain shows {found.objects} "
             f"dark objects (likely cause: {_likely_causes(appearance, mpp)})"
         )
@@ -336,32 +338,32 @@ def doubt(found: Finding, appearance: Appearance, mpp: tuple[float, float]) -> s
         low, high = NUCLEUS_UM2
         median = float(np.median(areas))
         if not low <= median <= high:
-            said.append(
+            doubts.append(
                 f"the median nucleus has {median:.3g} µm², not {low:g} to {high:g} (likely cause: "
                 f"pixel size, {_size(mpp)})"
             )
     certainties = found.certainties[np.isfinite(found.certainties)]
     if len(certainties) >= MIN_SAMPLE and (mean := float(certainties.mean())) < MIN_CERTAINTY:
-        said.append(
+        doubts.append(
             f"the model is unsure: mean attention {mean:.2f}, not above {MIN_CERTAINTY:g} (likely "
             f"cause: {_likely_causes(appearance, mpp)})"
         )
     degrees = appearance.stain_degrees
     if any(angle > most for angle, most in zip(degrees, MAX_STAIN_DEGREES, strict=True)):
-        said.append(
+        doubts.append(
             "the stain vectors are {:.0f}° and {:.0f}° from those of H&E (likely cause: another "
             "stain)".format(*degrees)
         )
     if appearance.brightness < MIN_BRIGHTNESS:
-        said.append(
+        doubts.append(
             f"the scan is dark: brightest pixels {appearance.brightness:.0f} of 255 (likely cause: "
             "exposure, or a picture that is no brightfield)"
         )
-    return "; ".join(said)
+    return "; ".join(doubts)
 
 
 def _likely_causes(appearance: Appearance, mpp: tuple[float, float]) -> str:
-    """Say what is unusual about the stain; if nothing is, the model does not suit the tissue."""
+    """Return what is unusual about the stain; if nothing is, blame the model."""
     causes = []
     low, high = _OBJECT_UM2
     if math.isfinite(appearance.object_um2) and not low <= appearance.object_um2 <= high:
@@ -384,7 +386,7 @@ def _size(mpp: tuple[float, float]) -> str:
 
 
 def _held(region: Region, points: Points) -> int:
-    """Return how many of N points are in a region."""
+    """Return the number of points in a region."""
     return len(rows_inside([region], points)[0])
 
 

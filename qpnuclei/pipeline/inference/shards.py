@@ -1,7 +1,7 @@
 """Files with the nuclei of units: Parquet with a key and a digest.
 
-The metadata of a file holds the key of its inputs and a digest of its content. It is read only if
-both are right.
+The metadata of a file hold the key of its inputs and a digest of its content. The file is rejected
+unless both are right.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
-#: Key of the metadata of a file that holds what `About` has, and the digest.
+#: Key in the metadata of a file; its value holds the fields of `About` and the digests.
 _ABOUT = b"qpnuclei"
 _COLUMNS_OF_TILES = ("tile", "cut", "pixel_outlines", "junctions")
 
@@ -40,12 +40,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class About:
-    """The origin of a file.
+    """The metadata of a file.
 
     Parameters
     ----------
     key : str
-        Hash of all that its content depends on.
+        Hash of everything that the content depends on.
     device : str
         Device and number format of the network.
     seconds, waited : mapping of str to float
@@ -53,7 +53,7 @@ class About:
     counts : mapping of str to int
         Counts at the seams of tiles.
     checks : sequence of str
-        The lines of what is doubtful, `qpnuclei.pipeline.inference.plausibility.Check`.
+        Lines of `qpnuclei.pipeline.inference.plausibility.Check`.
     """
 
     key: str
@@ -65,21 +65,21 @@ class About:
 
 
 def pack_unit(tiles: Sequence[TileNuclei], about: About) -> bytes:
-    """Return the nuclei of a unit's tiles as the bytes of a Parquet file.
+    """Return the nuclei in the tiles of a unit as the bytes of a Parquet file.
 
-    A row is a nucleus: one that the tile owns, or one that the border of its view cuts.
+    Each row is a nucleus: either the tile owns it, or the border of its view cuts it.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     owned = concatenate([of_tile.owned for of_tile in tiles])
     cut = concatenate([of_tile.cut for of_tile in tiles])
-    # A cut nucleus has no smooth outline, and no measurement.
+    # A cut nucleus has neither a smooth outline nor measurements.
     nothing = NucleiTable(
         np.empty((0, 2), np.float32), np.zeros(1, np.int64), np.zeros(len(cut) + 1, np.int64)
     )
     results = concatenate([*(of_tile.result for of_tile in tiles), nothing])
-    # The junctions of a tile are with its first cut nucleus.
+    # The junctions of a tile are stored with its first cut nucleus.
     junctions = [b""] * len(owned)
     for of_tile in tiles:
         if len(of_tile.cut):
@@ -105,8 +105,8 @@ def pack_unit(tiles: Sequence[TileNuclei], about: About) -> bytes:
         }
     )
     sink = pa.BufferOutputStream()
-    told = json.dumps({**asdict(about), "digests": [_digest(table)]})
-    table = table.replace_schema_metadata({_ABOUT: told})
+    metadata = json.dumps({**asdict(about), "digests": [_digest(table)]})
+    table = table.replace_schema_metadata({_ABOUT: metadata})
     pq.write_table(table, sink, compression="zstd")
     return bytes(sink.getvalue())
 
@@ -114,7 +114,7 @@ def pack_unit(tiles: Sequence[TileNuclei], about: About) -> bytes:
 def read_unit(
     path: Path, key: str, plan: TilePlan, indices: Sequence[int]
 ) -> tuple[list[TileNuclei], About]:
-    """Read what `pack_unit` made of some tiles of a plan.
+    """Read tiles of a plan from a file by `pack_unit`.
 
     Raises
     ------
@@ -151,7 +151,7 @@ def read_unit(
 
 
 def write_image(path: Path, tables: Sequence[NucleiTable], about: About) -> None:
-    """Write all nuclei of an image, a row group for each table that has any.
+    """Write all nuclei of an image. Each table with nuclei becomes a row group.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ def write_image(path: Path, tables: Sequence[NucleiTable], about: About) -> None
     Raises
     ------
     SaveError
-        If it cannot be written.
+        If the file cannot be written.
     """
     import pyarrow.parquet as pq
 
@@ -176,17 +176,17 @@ def write_image(path: Path, tables: Sequence[NucleiTable], about: About) -> None
             if table.num_rows:
                 writer.write_table(table, row_group_size=table.num_rows)
                 digests.append(_digest(table))
-        told = json.dumps({**asdict(about), "digests": digests})
-        writer.add_key_value_metadata({_ABOUT: told})
+        metadata = json.dumps({**asdict(about), "digests": digests})
+        writer.add_key_value_metadata({_ABOUT: metadata})
 
 
 class ImageNuclei(MadeOnDemand[NucleiTable]):
-    """The nuclei of an image in a file of `write_image`: tables that are read on demand.
+    """The nuclei of an image in a file by `write_image`: tables that are read on demand.
 
     Raises
     ------
     FormatError
-        Also when a table is requested: if the file is missing, damaged or of another plan.
+        If the file is missing, damaged or from another plan. Also raised when a table is requested.
     """
 
     def __init__(self, path: Path, key: str) -> None:
@@ -216,15 +216,15 @@ def _opened(path: Path, key: str, read: Callable[[ParquetFile, list[str]], T]) -
     hint = "delete it and run infer again"
     try:
         with pq.ParquetFile(path) as file:
-            told = json.loads((file.metadata.metadata or {}).get(_ABOUT, b"{}"))
-            if told.get("key") != key:
+            metadata = json.loads((file.metadata.metadata or {}).get(_ABOUT, b"{}"))
+            if metadata.get("key") != key:
                 raise FormatError(f"{path} does not belong to this plan", hint)
-            digests = [str(digest) for digest in told.pop("digests")]
-            about = About(**told)
+            digests = [str(digest) for digest in metadata.pop("digests")]
+            about = About(**metadata)
             return read(file, digests), about
     except FileNotFoundError as error:
         raise FormatError(
-            f"{path} is missing", "run infer again, or copy it from where it was computed"
+            f"{path} is missing", "run infer again, or copy it from the machine that computed it"
         ) from error
     except (
         pa.ArrowException,
@@ -279,7 +279,7 @@ def _digest(table: pa.Table) -> str:
 
 
 def _ends(values: pa.BinaryArray) -> npt.NDArray[np.int32]:
-    """Return where the values of a binary array begin and end in their buffer."""
+    """Return the start of each value of a binary array in its buffer, and the end of the last."""
     if len(values) == 0:
         return np.zeros(1, np.int32)
     every = np.frombuffer(values.buffers()[1], np.int32)
@@ -287,7 +287,7 @@ def _ends(values: pa.BinaryArray) -> npt.NDArray[np.int32]:
 
 
 def _rings(values: pa.BinaryArray) -> NucleiTable:
-    """Return nuclei of one ring each."""
+    """Return nuclei that have one ring each."""
     ends = _ends(values)
     vertices = np.frombuffer(values.buffers()[2] or b"", "<f4").reshape(-1, 2)
     offsets = ends.astype(np.int64) // 8
