@@ -121,9 +121,10 @@ class _Crops(CalibrationDataReader):
 
 
 def _normalised(rgb: RGB, metadata: ModelMetadata) -> np.ndarray:
-    """Return the input of the network for an image: (1, H, W, 3) float32."""
+    """Return the input of the network for an image: (1, 3, H, W) float32."""
     mean, std = np.float32(metadata.input_mean), np.float32(metadata.input_std)
-    return np.ascontiguousarray(((rgb / np.float32(255) - mean) / std)[None], np.float32)
+    image = (rgb / np.float32(255) - mean) / std
+    return np.ascontiguousarray(image.transpose(2, 0, 1)[None], np.float32)
 
 
 def report(results: dict[str, Any]) -> str:

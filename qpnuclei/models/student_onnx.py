@@ -42,7 +42,7 @@ def read_student(path: Path) -> tuple[bytes, StudentLayout, ModelMetadata]:
     Returns
     -------
     graph : bytes
-        The ONNX model. `INPUT` is (B, H, W, 3) float32, normalised, with H and W multiples of the
+        The ONNX model. `INPUT` is (B, 3, H, W) float32, normalised, with H and W multiples of the
         stride. `OUTPUT` are the logits. For cells of c = ``layout.cell_px`` px they are
         (B, H / c, W / c, 2·c·c) float32: the pixels of each cell row by row, first the foreground,
         then the centre map. For c = 1 they are (B, 2, H, W).
@@ -113,8 +113,7 @@ class _Graph:
         self._constants: list[onnx.TensorProto] = []
 
     def of(self, layout: StudentLayout) -> bytes:
-        x = self._node("Transpose", INPUT, perm=[0, 3, 1, 2])
-        x = self._convolved(x, "stem", layout.stem)
+        x = self._convolved(INPUT, "stem", layout.stem)
         skips = []
         for level, convolutions in enumerate(layout.encoder):
             if level > 0:
@@ -194,7 +193,7 @@ class _Graph:
         graph = helper.make_graph(
             self._nodes,
             "student",
-            [helper.make_tensor_value_info(INPUT, float32, ["batch", "height", "width", 3])],
+            [helper.make_tensor_value_info(INPUT, float32, ["batch", 3, "height", "width"])],
             [helper.make_tensor_value_info(OUTPUT, float32, [None] * 4)],
             self._constants,
         )

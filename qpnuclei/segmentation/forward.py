@@ -120,7 +120,7 @@ class CpuForward(ABC):
 
         Parameters
         ----------
-        x : (B, H, W, 3) float32 ndarray
+        x : (B, 3, H, W) float32 ndarray
             Normalised RGB, contiguous; H and W are multiples of the stride.
 
         Returns
@@ -135,10 +135,8 @@ class CpuForward(ABC):
         """Return the maps of a batch of tiles; see `Forward.maps`."""
         height, width = rgb.shape[1:3]
         x = self._normalised(rgb)
-        if self.views == 1:
-            maps = self._predicted(x)
-        else:
-            maps = mean_of_views(x, self._predicted, np.flip, (1, 2))
+        one = self.views == 1
+        maps = self._predicted(x) if one else mean_of_views(x, self._predicted, np.flip)
         return maps[:, :, :height, :width]
 
     def quantised_maps(self, rgb: RGB) -> tuple[QuantisedAttention, QuantisedCentre | None]:
@@ -148,7 +146,7 @@ class CpuForward(ABC):
             maps = np.ascontiguousarray(self.maps(rgb))
             return quantise_cells(maps.reshape(len(maps), -1), (len(maps), height, width), 1)
         x = self._normalised(rgb)
-        batch, padded_height, padded_width, _ = x.shape
+        batch, _, padded_height, padded_width = x.shape
         cells = self._activated(x)
         attention, centre = quantise_cells(
             cells.reshape(-1, cells.shape[3]), (batch, padded_height, padded_width), self._cell_px
@@ -161,8 +159,10 @@ class CpuForward(ABC):
         bottom, right = (-length % self.geometry.stride for length in rgb.shape[1:3])
         if bottom or right:
             rgb = np.pad(rgb, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="symmetric")
-        x = np.empty(rgb.shape, np.float32)
-        _look_up(np.ascontiguousarray(rgb).reshape(-1, 3), self._levels, x.reshape(-1, 3))
+        batch, height, width = rgb.shape[:3]
+        x = np.empty((batch, 3, height, width), np.float32)
+        for tile, out in zip(np.ascontiguousarray(rgb), x, strict=True):
+            _look_up(tile.reshape(-1, 3), self._levels, out.reshape(3, -1))
         return x
 
     def _activated(self, x: FloatMap) -> FloatMap:
@@ -200,27 +200,23 @@ def mean_of_views(
     x: Array,
     predict: Callable[[Array], Array],
     flip: Callable[[Array, tuple[int, ...]], Array],
-    axes: tuple[int, int],
 ) -> Array:
     """Return the mean of the maps over the flips and right-angle rotations of tiles.
 
     Parameters
     ----------
     x : array
-        A batch of tiles.
+        A batch of tiles, (B, 3, H, W).
     predict : callable
         Turns tiles into (B, C, H, W) maps.
     flip : callable
         `numpy.flip` or `torch.flip`.
-    axes : tuple of int
-        Axes of rows and columns in `x`.
     """
     total: Any = 0
     for transpose in (False, True):
-        for which in ((), (0,), (1,), (0, 1)):
-            view: Any = x.swapaxes(*axes) if transpose else x  # type: ignore[attr-defined]
-            maps: Any = predict(flip(view, tuple(axes[i] for i in which)))
-            maps = flip(maps, tuple(2 + i for i in which))
+        for which in ((), (2,), (3,), (2, 3)):
+            view: Any = x.swapaxes(2, 3) if transpose else x  # type: ignore[attr-defined]
+            maps: Any = flip(predict(flip(view, which)), which)
             total = total + (maps.swapaxes(2, 3) if transpose else maps)
     mean: Array = total / 8
     return mean
@@ -230,7 +226,7 @@ def mean_of_views(
 def _look_up(
     rgb: npt.NDArray[np.uint8], levels: npt.NDArray[np.float32], out: npt.NDArray[np.float32]
 ) -> None:
-    """Replace (N, 3) uint8 channel values by their entries in a (256, 3) table."""
+    """Write the entries of (N, 3) uint8 channel values in a (256, 3) table to a (3, N) array."""
     for row in range(rgb.shape[0]):
         for channel in range(3):
-            out[row, channel] = levels[rgb[row, channel], channel]
+            out[channel, row] = levels[rgb[row, channel], channel]

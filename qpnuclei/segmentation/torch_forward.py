@@ -71,8 +71,8 @@ class _OnCpu(CpuForward):
     @torch.inference_mode()
     def logits(self, x: FloatMap) -> FloatMap:
         with torch.autocast("cpu", self._dtype, self._dtype != torch.float32):
-            # The memory format that torch calls channels last.
-            logits = self._network(torch.from_numpy(x).permute(0, 3, 1, 2)).float()
+            pixels = torch.from_numpy(x).contiguous(memory_format=torch.channels_last)
+            logits = self._network(pixels).float()
         if self._cell_px > 1:
             logits = logits.permute(0, 2, 3, 1)
         computed: FloatMap = logits.contiguous().numpy()
@@ -127,7 +127,7 @@ class _OnGpu:
         x = rgb.float().div_(255).sub_(self._mean).div_(self._std).permute(0, 3, 1, 2)
         if self.views == 1:
             return self._predicted(x)
-        return mean_of_views(x, self._predicted, torch.flip, (2, 3))
+        return mean_of_views(x, self._predicted, torch.flip)
 
     def _predicted(self, x: Tensor) -> Tensor:
         with torch.autocast(self._device.type, self._dtype, self._dtype != torch.float32):

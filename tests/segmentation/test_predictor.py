@@ -241,5 +241,5 @@ def test_colours_are_transferred_by_the_statistics_of_the_slide() -> None:
     np.testing.assert_array_equal(
         made.predict(rgb, slide)[0], dark_is_nucleus().predict(expected)[0]
     )
-    with pytest.raises(ValueError, match="give the statistics of the slide"):
+    with pytest.raises(ValueError, match="give the colour statistics of the slide"):
         made.predict(rgb)
