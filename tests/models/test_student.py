@@ -128,7 +128,7 @@ def test_sizes_that_are_no_multiple_of_the_stride_are_refused():
             {"encoder_convolutions": (2, 2)},
             r"\(2, 2\) is not a number of at least 1 for each of 4 levels",
         ),
-        ({"levels": 2, "encoder_convolutions": (0, 2)}, r"\(0, 2\) is not one number"),
+        ({"levels": 2, "encoder_convolutions": (0, 2)}, r"\(0, 2\) is not a number of at least 1"),
         ({"stem_stride": 3}, "stem_stride must be 2 or 4, not 3"),
         ({"decoder": "bilinear"}, "decoder must be one of .*, not 'bilinear'"),
     ],
