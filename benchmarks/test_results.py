@@ -19,5 +19,5 @@ def test_results_name_the_weights_they_were_measured_with(path: Path) -> None:
 
 def test_a_measurement_records_the_packaged_weights() -> None:
     about = machine()
-    assert set(about["weights"]) == {"default-20x", "default-40x"}
+    assert set(about["weights"]) == {"default-20x", "default-40x", "open-40x"}
     assert f"default-40x {about['weights']['default-40x']}" in describe(about)

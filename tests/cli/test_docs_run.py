@@ -45,6 +45,7 @@ NOT_RUN = {
     "--device cuda:0,cuda:1": "needs two GPUs; tests/pipeline/inference/test_processes.py",
     "--dask tcp://head-node:8786": "needs a cluster; tests/pipeline/inference/test_cluster.py",
     "--dask local:4": "starts four processes; tests/pipeline/inference/test_cluster.py",
+    "-o runs/open": "trains for a quarter of an hour; training/README.md has the same recipes",
 }
 #: Nor is Python with these.
 NO_PYTHON = {"dask_jobqueue": "needs Slurm"}
