@@ -27,6 +27,7 @@ import torch
 from qpnuclei.errors import QpnucleiError, TrainingError, UsageError
 from qpnuclei.evaluation.classical import NAME as FLOOR
 from qpnuclei.models.metadata import read_metadata
+from qpnuclei.system.checked import as_json
 from qpnuclei.system.files import write_atomically
 from qpnuclei.training.config import AttentionRecipe, attention_recipe, read_recipe
 from qpnuclei.training.run_folder import METRICS_FILE, MODEL_FILE, STATE_FILE
@@ -230,7 +231,7 @@ def _run(
         evaluate += ["--device", options.device, "-o", str(folder / REPORT_FILE)]
         _qpnuclei(evaluate)
     made_by = read_metadata(folder / MODEL_FILE).recipe
-    expected = attention_recipe(read_recipe(recipe, settings)).model_dump(mode="json")
+    expected = as_json(attention_recipe(read_recipe(recipe, settings)))
     for key, value in expected.items():
         if made_by[key] != value:
             raise UsageError(

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from qpnuclei.choices import Speed
 from qpnuclei.errors import UsageError
 from qpnuclei.evaluation import classical
@@ -251,7 +253,7 @@ def _tune(
 
 
 def _tuning_notes(name: str, parameters: PostProcessing) -> list[str]:
-    chosen = ", ".join(f"{key} {value:g}" for key, value in parameters.model_dump().items())
+    chosen = ", ".join(f"{key} {value:g}" for key, value in structs.asdict(parameters).items())
     return [
         f"The post-processing of {name!r} was tuned on these images: expect less on others.",
         f"Chosen: {chosen}.",
@@ -274,4 +276,4 @@ def _write_tuned(
     }
     # Load the network from the file: that of the engine was rearranged for speed.
     network, _ = load_model(resolve_model(split_model(model)[1]))
-    save_model(path, network, tuned.model_copy(update={"validation": validation}))
+    save_model(path, network, structs.replace(tuned, validation=validation))

@@ -15,6 +15,7 @@ from typing import Any, cast
 import cv2
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from qpnuclei.evaluation.bootstrap import bootstrap_interval
 from qpnuclei.evaluation.datasets import AnnotatedImage, read_folder
@@ -219,7 +220,7 @@ def _grids(mpp: float) -> list[dict[str, list[float]]]:
         return [{name: list(values) for name, values in grid.items()} for grid in _GRIDS]
 
     def scaled(name: str, value: float) -> Any:
-        parameters = PostProcessing().model_copy(update={name: value})
+        parameters = replace(PostProcessing(), **{name: value})
         return getattr(parameters.at_resolution(_GRIDS_MPP, mpp), name)
 
     return [
@@ -274,7 +275,7 @@ def tune_post_processing(
         values_of = {k: v for k, v in grid.items() if has_centre or k != "centre_weight"}
         tried_values |= values_of
         choices = [
-            best.model_copy(update=dict(zip(values_of, values, strict=True)))
+            replace(best, **dict(zip(values_of, values, strict=True)))
             for values in itertools.product(*values_of.values())
         ]
         best = max([best, *choices], key=quality)
@@ -285,7 +286,7 @@ def tune_post_processing(
     least = quality(best) - _ACCEPTED_LOSS
     for name in _STRICTNESS:
         for value in sorted(v for v in tried_values[name] if v < getattr(best, name)):
-            choice = best.model_copy(update={name: value})
+            choice = replace(best, **{name: value})
             if quality(choice) >= least:
                 best = choice
                 break

@@ -11,14 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, cast
 
+import msgspec
 import safetensors.torch
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from qpnuclei.errors import ModelError
 from qpnuclei.models.geometry import NetworkGeometry
 from qpnuclei.models.metadata import HEADER_KEY, RETRAIN, ModelMetadata, read_metadata, shortened
 from qpnuclei.models.weights import check_shapes, read_weights
+from qpnuclei.system.checked import rechecked
 from qpnuclei.system.files import write_atomically
 
 #: Module of each family's network, imported when a model of that family is built.
@@ -81,9 +84,9 @@ def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
     qpnuclei.errors.SaveError
         If the file cannot be written; an existing file is unchanged.
     """
-    described = metadata.model_copy(update={"geometry": _geometry(network)})
+    described = rechecked(replace(metadata, geometry=_geometry(network)))
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    content = safetensors.torch.save(tensors, {HEADER_KEY: described.model_dump_json()})
+    content = safetensors.torch.save(tensors, {HEADER_KEY: msgspec.json.encode(described).decode()})
     write_atomically(path, content)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from msgspec import Struct
+
+from qpnuclei.system.checked import rechecked
 
 #: Dilations of the six residual blocks in the network of the paper.
 PAPER_DILATIONS = (1, 2, 3, 5, 10, 20)
@@ -17,8 +18,7 @@ LARGEST_PX = 4096
 _Span = tuple[int, int]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class NetworkGeometry:
+class NetworkGeometry(Struct, frozen=True, forbid_unknown_fields=True):
     """Receptive field and input alignment of a network, in px of its input.
 
     Parameters
@@ -31,8 +31,14 @@ class NetworkGeometry:
         differ by multiples of the stride give the same result, shifted.
     """
 
-    receptive_radius_px: int = Field(ge=0, le=LARGEST_PX)
-    stride: int = Field(ge=1, le=LARGEST_PX)
+    receptive_radius_px: int
+    stride: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.receptive_radius_px <= LARGEST_PX:
+            raise ValueError(f"a receptive radius of {self.receptive_radius_px} px is impossible")
+        if not 1 <= self.stride <= LARGEST_PX:
+            raise ValueError(f"a stride of {self.stride} px is impossible")
 
 
 def geometry_of(family: str, architecture: Mapping[str, Any]) -> NetworkGeometry:
@@ -58,15 +64,17 @@ def geometry_of(family: str, architecture: Mapping[str, Any]) -> NetworkGeometry
     NetworkGeometry(receptive_radius_px=40, stride=8)
     """
     if family == "attention":
-        return attention_geometry(
+        geometry = attention_geometry(
             architecture.get("dilations", PAPER_DILATIONS), architecture.get("stride", 1)
         )
-    return student_geometry(
-        architecture.get("encoder_convolutions") or (2,) * architecture.get("levels", 4),
-        architecture.get("stem_stride", 2),
-        1 if architecture.get("decoder") == "adding" else 2,
-        subpixel=architecture.get("subpixel", False),
-    )
+    else:
+        geometry = student_geometry(
+            architecture.get("encoder_convolutions") or (2,) * architecture.get("levels", 4),
+            architecture.get("stem_stride", 2),
+            1 if architecture.get("decoder") == "adding" else 2,
+            subpixel=architecture.get("subpixel", False),
+        )
+    return rechecked(geometry)  # an architecture may have numbers that are no integers
 
 
 def attention_geometry(dilations: Sequence[int], stride: int) -> NetworkGeometry:

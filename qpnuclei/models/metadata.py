@@ -11,12 +11,13 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import pydantic
 import safetensors
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from qpnuclei.errors import ModelError, NotFoundError
 from qpnuclei.models.geometry import NetworkGeometry, geometry_of
+from qpnuclei.system.checked import FieldError, checked
 from qpnuclei.system.json_text import parse_json
 
 #: The entry of the header of a safetensors file that holds the metadata.
@@ -35,45 +36,41 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 #: Mean and standard deviation of a channel of RGB in 0..1, or of CIELAB.
-_Mean = Annotated[FiniteFloat, Field(ge=-1000, le=1000)]
-_Deviation = Annotated[FiniteFloat, Field(ge=1e-3, le=1000)]
+Mean = Annotated[float, Meta(ge=-1000, le=1000)]
+Deviation = Annotated[float, Meta(ge=1e-3, le=1000)]
 
 #: Limits of an architecture; larger values mean a broken file.
 _MOST_PARTS, _LARGEST_PART = 64, 4096
 
 
-class _Frozen(BaseModel):
-    # A model file is untrusted input: values must be finite and plausible for nuclei.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+# A model file is untrusted input: every number has limits that are plausible for nuclei, so that
+# infinite ones and NaN are refused, too.
 
 
-class PostProcessing(_Frozen):
+class PostProcessing(Struct, frozen=True, forbid_unknown_fields=True):
     """Parameters of the post-processing (section 3.4), in px of the resolution of the model.
 
     At 0.05 µm/px, the finest resolution of a model, a large nucleus (25 µm) is 500 px wide.
     """
 
-    threshold: float = Field(0.5, gt=0, lt=1, description="attention above it is foreground")
-    coarse_radius_px: int = Field(
-        2, ge=0, le=100, description="disk of the first opening and closing"
-    )
-    fine_radius_px: int = Field(
-        1, ge=0, le=100, description="disk of the second opening and closing"
-    )
-    smoothing_sigma_px: float = Field(
-        1.0, ge=0, le=100, description="Gaussian on the distance transform"
-    )
-    maxima_radius_px: int = Field(
-        7, ge=1, le=200, description="disk in which a seed is the maximum"
-    )
-    min_prominence_px: float = Field(
-        0.0, ge=0, le=1000, description="least height of a seed above the saddle to a higher one"
-    )
-    centre_weight: float = Field(
-        0.5, ge=0, le=1, description="share of the centre map in the seeds, if the model has one"
-    )
-    min_area_px: int = Field(0, ge=0, le=1_000_000, description="smaller instances are dropped")
-    min_mean_attention: float = Field(0.0, ge=0, le=1, description="fainter instances are dropped")
+    #: Attention above it is foreground.
+    threshold: Annotated[float, Meta(gt=0, lt=1)] = 0.5
+    #: Disk of the first opening and closing.
+    coarse_radius_px: Annotated[int, Meta(ge=0, le=100)] = 2
+    #: Disk of the second opening and closing.
+    fine_radius_px: Annotated[int, Meta(ge=0, le=100)] = 1
+    #: Gaussian on the distance transform.
+    smoothing_sigma_px: Annotated[float, Meta(ge=0, le=100)] = 1.0
+    #: Disk in which a seed is the maximum.
+    maxima_radius_px: Annotated[int, Meta(ge=1, le=200)] = 7
+    #: Least height of a seed above the saddle to a higher one.
+    min_prominence_px: Annotated[float, Meta(ge=0, le=1000)] = 0.0
+    #: Share of the centre map in the seeds, if the model has one.
+    centre_weight: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    #: Smaller instances are dropped.
+    min_area_px: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    #: Fainter instances are dropped.
+    min_mean_attention: Annotated[float, Meta(ge=0, le=1)] = 0.0
 
     def at_resolution(self, mpp: float, new_mpp: float) -> Self:
         """Convert sizes in px of `mpp` to px of `new_mpp`, both in µm/px. Radii are rounded up.
@@ -87,34 +84,28 @@ class PostProcessing(_Frozen):
         ratio = mpp / new_mpp
         disks = ("coarse_radius_px", "fine_radius_px", "maxima_radius_px")
         lengths = ("smoothing_sigma_px", "min_prominence_px")
-        return self.model_copy(
-            update={
-                **{name: math.ceil(getattr(self, name) * ratio) for name in disks},
-                **{name: getattr(self, name) * ratio for name in lengths},
-                "min_area_px": round(self.min_area_px * ratio**2),
-            }
+        return replace(
+            self,
+            **{name: math.ceil(getattr(self, name) * ratio) for name in disks},
+            **{name: getattr(self, name) * ratio for name in lengths},
+            min_area_px=round(self.min_area_px * ratio**2),
         )
 
 
-class ColourNormalisation(_Frozen):
+class ColourNormalisation(Struct, frozen=True, forbid_unknown_fields=True):
     """Colour normalisation of a slide to the training images, estimated once per slide."""
 
     method: Literal["none", "reinhard"] = "none"
-    target_mean: tuple[_Mean, _Mean, _Mean] | None = Field(
-        None, description="CIELAB mean of the target"
-    )
-    target_std: tuple[_Deviation, _Deviation, _Deviation] | None = Field(
-        None, description="CIELAB standard deviation of the target"
-    )
+    #: CIELAB mean and standard deviation of the target.
+    target_mean: tuple[Mean, Mean, Mean] | None = None
+    target_std: tuple[Deviation, Deviation, Deviation] | None = None
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def __post_init__(self) -> None:
         if self.method == "reinhard" and (self.target_mean is None or self.target_std is None):
             raise ValueError("method 'reinhard' needs target_mean and target_std")
-        return self
 
 
-class ModelMetadata(_Frozen):
+class ModelMetadata(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All data of a model file except the weights.
 
     The input of the network is ``(rgb - input_mean) / input_std``, for RGB in 0..1 after colour
@@ -122,36 +113,39 @@ class ModelMetadata(_Frozen):
     """
 
     format_version: int = FORMAT_VERSION
-    name: str = Field(min_length=1, max_length=200, description="short name, e.g. 'default'")
+    #: Short name, such as ``default-40x``.
+    name: Annotated[str, Meta(min_length=1, max_length=200)]
     family: Literal["attention", "student"]
-    architecture: dict[str, Any] = Field(description="keyword arguments that rebuild the network")
-    mpp: float = Field(gt=0.05, lt=2.5, description="µm/px of the input")
-    geometry: NetworkGeometry | None = Field(
-        None,
-        description="receptive field and stride; in older files, derived from the architecture",
-    )
-    tau: float | None = Field(
-        None, ge=-1e6, le=1e6, description="sigmoid offset of the attention (equation 1)"
-    )
-    sigmoid_gain: float = Field(20.0, gt=0, le=1e6, description="r of the compressed sigmoid")
-    input_mean: tuple[_Mean, _Mean, _Mean] = IMAGENET_MEAN
-    input_std: tuple[_Deviation, _Deviation, _Deviation] = IMAGENET_STD
+    #: Keyword arguments that rebuild the network.
+    architecture: dict[str, Any]
+    #: µm/px of the input.
+    mpp: Annotated[float, Meta(gt=0.05, lt=2.5)]
+    #: Receptive field and stride; older files lack them: see `network_geometry`.
+    geometry: NetworkGeometry | None = None
+    #: Sigmoid offset of the attention (equation 1).
+    tau: Annotated[float, Meta(ge=-1e6, le=1e6)] | None = None
+    #: r of the compressed sigmoid.
+    sigmoid_gain: Annotated[float, Meta(gt=0, le=1e6)] = 20.0
+    input_mean: tuple[Mean, Mean, Mean] = IMAGENET_MEAN
+    input_std: tuple[Deviation, Deviation, Deviation] = IMAGENET_STD
     colour: ColourNormalisation = ColourNormalisation()
     post_processing: PostProcessing = PostProcessing()
-    recipe: dict[str, Any] = Field(default_factory=dict, description="training configuration")
-    data: dict[str, Any] = Field(default_factory=dict, description="training data and licence")
-    validation: dict[str, Any] = Field(default_factory=dict, description="measured quality")
-    versions: dict[str, str] = Field(default_factory=dict, description="git state and libraries")
+    #: Training configuration.
+    recipe: dict[str, Any] = {}
+    #: Training data and their licence.
+    data: dict[str, Any] = {}
+    #: Measured quality.
+    validation: dict[str, Any] = {}
+    #: Git state and versions of libraries.
+    versions: dict[str, str] = {}
 
-    @model_validator(mode="after")
-    def _check_architecture(self) -> Self:
+    def __post_init__(self) -> None:
         for key, value in self.architecture.items():
             parts = value if isinstance(value, list | tuple) else [value]
             if len(parts) > _MOST_PARTS or any(
                 isinstance(part, int | float) and not abs(part) <= _LARGEST_PART for part in parts
             ):
                 raise ValueError(f"architecture: {key} is too large for a network")
-        return self
 
     def network_geometry(self) -> NetworkGeometry:
         """Return the receptive field and stride of the network.
@@ -216,15 +210,9 @@ def read_metadata(path: Path) -> ModelMetadata:
                 f"{FORMAT_VERSION}",
                 "update qpnuclei",
             )
-        return ModelMetadata.model_validate(fields)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise ModelError(
-            f"model file {path}: its metadata field {field!r} is {shortened(first['input'])}: "
-            f"{first['msg']}",
-            RETRAIN,
-        ) from error
+        return checked(fields, ModelMetadata)
+    except FieldError as error:
+        raise ModelError(f"model file {path}: its metadata: {error}", RETRAIN) from error
 
 
 def model_hash(path: Path) -> str:

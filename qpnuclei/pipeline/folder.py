@@ -21,6 +21,7 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.layout import WorkUnit
 from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan
 from qpnuclei.qupath.model import Project
+from qpnuclei.system.checked import as_json
 from qpnuclei.system.files import (
     make_folder_below,
     make_writable_folder,
@@ -100,7 +101,7 @@ class RunFolder:
             If it cannot be written.
         """
         self.make()
-        text = json.dumps(plan.model_dump(mode="json"), indent=1, ensure_ascii=False)
+        text = json.dumps(as_json(plan), indent=1, ensure_ascii=False)
         write_atomically(self.plan_path, text.encode(errors="surrogateescape"))
 
     def shard(self, image: PlannedImage, name: str) -> Path:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
+from msgspec.structs import replace
+
 from qpnuclei._version import __version__
 from qpnuclei.errors import QpnucleiError, standing_alone
 from qpnuclei.pipeline.folder import RunFolder
@@ -27,6 +29,7 @@ from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.names import file_stem
 from qpnuclei.segmentation.engine import EngineSpec, engine_specs
+from qpnuclei.system.checked import rechecked
 
 _log = logging.getLogger(__name__)
 
@@ -165,7 +168,7 @@ def _planned_image(
     plan: ImagePlan, slide: PlannedSlide, inputs: str, spec: EngineSpec, options: RunOptions
 ) -> PlannedImage:
     """Return the plan of an image as data."""
-    image = PlannedImage(
+    made = PlannedImage(
         entry=plan.entry.id,
         name=plan.entry.name,
         folder=as_file_name(file_stem(plan.entry)),
@@ -184,8 +187,9 @@ def _planned_image(
         tiles=len(plan.tiles),
         units=(),
     )
+    image = rechecked(made)  # the types of a plan that is read again
     units = divide(plan.tiles, image, spec, options).units
-    return image.model_copy(update={"units": tuple(unit.name for unit in units)})
+    return replace(image, units=tuple(unit.name for unit in units))
 
 
 def _inputs(

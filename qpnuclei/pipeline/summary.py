@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from qpnuclei.errors import QpnucleiError, SaveError
 from qpnuclei.segmentation.engine import EngineSpec
+from qpnuclei.system.checked import checked
 from qpnuclei.system.files import (
     folders_of_last_resort,
     make_folder_below,
@@ -155,11 +156,9 @@ class ImageResult:
     @classmethod
     def read(cls, path: Path) -> tuple[ImageResult, bool] | None:
         """Read what `save` wrote; None if that is not there, or damaged."""
-        from pydantic import TypeAdapter
-
         try:
             content = json.loads(read_regular(path))
-            return TypeAdapter(cls).validate_python(content["result"]), bool(content["is_saved"])
+            return checked(content["result"], cls), bool(content["is_saved"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 

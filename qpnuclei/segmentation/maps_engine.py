@@ -15,6 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec.structs import replace
 
 from qpnuclei.choices import CERTAINTY
 from qpnuclei.models.geometry import NetworkGeometry
@@ -32,6 +33,7 @@ from qpnuclei.segmentation.quantised import ATTENTION_OF_LEVEL, QuantisedAttenti
 from qpnuclei.segmentation.threads import networks_at_once, one_thread_per_network
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.stains import ReinhardStatistics
+from qpnuclei.system.checked import as_json
 from qpnuclei.system.threads import map_in_threads, prefetch
 from qpnuclei.system.timing import Stopwatch
 from qpnuclei.tiling.box import Box
@@ -179,9 +181,7 @@ class MapsEngineFactory:
         )
         if options.threshold is not None:
             own = predictor.metadata.post_processing
-            predictor = predictor.with_post_processing(
-                own.model_copy(update={"threshold": options.threshold})
-            )
+            predictor = predictor.with_post_processing(replace(own, threshold=options.threshold))
         return MapsEngine(predictor, options, model_hash(resolve_model(model)))
 
 
@@ -197,7 +197,7 @@ def _spec(metadata: ModelMetadata, geometry: NetworkGeometry, sha256: str) -> En
         needs_colour=metadata.colour.method != "none",
         details={
             "family": metadata.family,
-            "post_processing": metadata.post_processing.model_dump(),
+            "post_processing": as_json(metadata.post_processing),
         },
     )
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from qpnuclei.choices import Precision
 from qpnuclei.models.device import takes_cpu
@@ -141,7 +142,7 @@ class Predictor:
 
     def with_post_processing(self, parameters: PostProcessing) -> Predictor:
         """Return a predictor with the same network and another post-processing."""
-        metadata = self._metadata.model_copy(update={"post_processing": parameters})
+        metadata = replace(self._metadata, post_processing=parameters)
         return Predictor(self._forward, metadata)
 
     @property

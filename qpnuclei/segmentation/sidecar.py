@@ -8,13 +8,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from qpnuclei.errors import ModelError, NotFoundError, UsageError
-from qpnuclei.models.metadata import IMAGENET_MEAN, IMAGENET_STD, PostProcessing, model_hash
+from qpnuclei.models.metadata import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Deviation,
+    Mean,
+    PostProcessing,
+    model_hash,
+)
 from qpnuclei.segmentation.engine import EngineOptions, EngineSpec
 from qpnuclei.segmentation.postprocess import interaction_radius_px
+from qpnuclei.system.checked import as_json, checked
 from qpnuclei.system.files import read_regular
+from qpnuclei.system.json_text import parse_json
 
 #: The measurement that says how sure a third-party model is of a nucleus.
 PROBABILITY = "Probability: Mean"
@@ -22,32 +32,28 @@ PROBABILITY = "Probability: Mean"
 #: A sidecar of more bytes is an error.
 _MOST_BYTES = 1 << 20
 
-_Deviation = Annotated[float, Field(gt=0)]
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Normalisation(_Part):
+class Normalisation(Struct, frozen=True, forbid_unknown_fields=True):
     """The network's input: ``(rgb / scale - mean) / std``, channel by channel."""
 
-    scale: _Deviation = Field(255.0, description="divisor of the 8-bit values")
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[_Deviation, _Deviation, _Deviation] = IMAGENET_STD
+    #: Divisor of the 8-bit values.
+    scale: Annotated[float, Meta(gt=0, le=1e6)] = 255.0
+    mean: tuple[Mean, Mean, Mean] = IMAGENET_MEAN
+    std: tuple[Deviation, Deviation, Deviation] = IMAGENET_STD
 
 
-class StarDistOutput(_Part):
+class StarDistOutput(Struct, frozen=True, forbid_unknown_fields=True):
     """How the probability and the radial distances of a StarDist network become polygons."""
 
-    probability: float = Field(0.5, gt=0, lt=1, description="candidates have a higher probability")
-    overlap: float = Field(
-        0.3, ge=0, le=1, description="a candidate is dropped if a better one covers more of it"
-    )
-    grid: int = Field(1, ge=1, le=16, description="px of the input per px of the output")
+    #: Candidates have a higher probability.
+    probability: Annotated[float, Meta(gt=0, lt=1)] = 0.5
+    #: A candidate is dropped if a better one covers more of it.
+    overlap: Annotated[float, Meta(ge=0, le=1)] = 0.3
+    #: px of the input per px of the output.
+    grid: Annotated[int, Meta(ge=1, le=16)] = 1
 
 
-class Sidecar(_Part):
+class Sidecar(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The content of a sidecar.
 
     ``output`` says what the network predicts:
@@ -63,13 +69,17 @@ class Sidecar(_Part):
     With ``channels: last``, input and output have their channels last, as in TensorFlow.
     """
 
-    name: str = Field("", description="name of the model; by default that of its file")
-    mpp: float = Field(gt=0.05, lt=2.5, description="µm/px of the input")
+    #: Name of the model; by default that of its file.
+    name: str = ""
+    #: µm/px of the input.
+    mpp: Annotated[float, Meta(gt=0.05, lt=2.5)]
     output: Literal["maps", "labels", "stardist", "instanseg"]
     channels: Literal["first", "last"] = "first"
     normalisation: Normalisation = Normalisation()
-    context_px: int = Field(ge=0, le=1024, description="receptive radius, in px of the input")
-    stride: int = Field(1, ge=1, le=256, description="height and width must be multiples of it")
+    #: Receptive radius, in px of the input.
+    context_px: Annotated[int, Meta(ge=0, le=1024)]
+    #: Height and width of the input must be multiples of it.
+    stride: Annotated[int, Meta(ge=1, le=256)] = 1
     post_processing: PostProcessing = PostProcessing()
     stardist: StarDistOutput = StarDistOutput()
 
@@ -100,11 +110,9 @@ def read_sidecar(model: Path) -> Sidecar:
     if path.stat().st_size > _MOST_BYTES:
         raise ModelError(f"{path} has {path.stat().st_size} bytes: that is too large for a sidecar")
     try:
-        return Sidecar.model_validate_json(read_regular(path))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ModelError(f"{path}: {where}: {first['msg']}", "see docs/engines.md") from error
+        return checked(parse_json(read_regular(path).decode()), Sidecar)
+    except ValueError as error:  # of the encoding, the JSON, or a field
+        raise ModelError(f"{path}: {error}", "see docs/engines.md") from error
 
 
 def spec_of(model: Path, sidecar: Sidecar | None = None) -> EngineSpec:
@@ -122,7 +130,7 @@ def spec_of(model: Path, sidecar: Sidecar | None = None) -> EngineSpec:
         stride=sidecar.stride,
         interaction_px=interaction,
         columns=(PROBABILITY,) if sidecar.scored else (),
-        details={"sidecar": sidecar.model_dump()},
+        details={"sidecar": as_json(sidecar)},
     )
 
 
@@ -139,11 +147,11 @@ def with_options(sidecar: Sidecar, engine: str, options: EngineOptions) -> Sidec
     if options.threshold is None:
         return sidecar
     if sidecar.output == "maps":
-        parameters = sidecar.post_processing.model_copy(update={"threshold": options.threshold})
-        return sidecar.model_copy(update={"post_processing": parameters})
+        parameters = replace(sidecar.post_processing, threshold=options.threshold)
+        return replace(sidecar, post_processing=parameters)
     if sidecar.output == "stardist":
-        stardist = sidecar.stardist.model_copy(update={"probability": options.threshold})
-        return sidecar.model_copy(update={"stardist": stardist})
+        stardist = replace(sidecar.stardist, probability=options.threshold)
+        return replace(sidecar, stardist=stardist)
     raise UsageError(
         f"--threshold: a model with the output {sidecar.output!r} predicts no probability",
         "leave the option out",

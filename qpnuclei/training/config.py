@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from msgspec import Meta, Struct, structs
 
 from qpnuclei.errors import FormatError, NotFoundError, UsageError, quoted
+from qpnuclei.system.checked import FieldError, checked
 
-Recipe = TypeVar("Recipe", bound=BaseModel)
+Recipe = TypeVar("Recipe", bound=Struct)
 
 #: The recipes that come with the package, as ``<name>.yaml``.
 CONFIGS_FOLDER = Path(__file__).with_name("configs")
@@ -35,7 +35,7 @@ _LAPTOP = {
 _HALF_RESOLUTION_DILATIONS = (1, 1, 2, 3, 5, 10)
 
 
-class AttentionRecipe(BaseModel):
+class AttentionRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How to train the attention network of the paper, or a variant of it.
 
     The defaults are M_proposed, but for two that the paper does not give: the number of epochs
@@ -44,117 +44,95 @@ class AttentionRecipe(BaseModel):
     resolution and with larger steps, EfficientNet-Lite0 as G, small batches, several starts.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     family: Literal["attention"] = "attention"
-    name: str = Field(description="name of the recipe, and of the model it makes")
-    origin: Literal["paper", "authors' code", "ours"] = Field(description="who came up with it")
+    #: Name of the recipe, and of the model it makes.
+    name: str
+    #: Who came up with it.
+    origin: Literal["paper", "authors' code", "ours"]
     description: str = ""
 
-    scales: tuple[float, ...] = Field(
-        (0.25, 0.5, 1.0), min_length=2, description="magnifications to tell apart, in µm/px"
-    )
-    model_scale: float | None = Field(
-        None, description="resolution of the trained model in µm/px; the finest of `scales`"
-    )
-    tile_px: int = Field(224, gt=0, description="side of the tiles")
-    crop_px: int = Field(160, gt=0, description="side of the random crops of the tiles")
-    min_tissue: float = Field(0.7, ge=0, le=1, description="tiles with less tissue are dropped")
-    patches_only: bool = Field(False, description="refuse whole slides: M_-WSI")
-    colour: Literal["reinhard", "none"] = Field(
-        "reinhard", description="colour transfer, by the statistics of each slide"
-    )
-    hed_jitter: float = Field(
-        0.03, ge=0, description="standard deviation of the factors on the HED concentrations"
-    )
+    #: Magnifications to tell apart, in µm/px.
+    scales: Annotated[tuple[float, ...], Meta(min_length=2)] = (0.25, 0.5, 1.0)
+    #: Resolution of the trained model in µm/px; the finest of `scales`.
+    model_scale: float | None = None
+    #: Side of the tiles.
+    tile_px: Annotated[int, Meta(gt=0)] = 224
+    #: Side of the random crops of the tiles.
+    crop_px: Annotated[int, Meta(gt=0)] = 160
+    #: Tiles with less tissue are dropped.
+    min_tissue: Annotated[float, Meta(ge=0, le=1)] = 0.7
+    #: Refuse whole slides: M_-WSI.
+    patches_only: bool = False
+    #: Colour transfer, by the statistics of each slide.
+    colour: Literal["reinhard", "none"] = "reinhard"
+    #: Standard deviation of the factors on the HED concentrations.
+    hed_jitter: Annotated[float, Meta(ge=0)] = 0.03
 
-    width: int = Field(64, ge=1, description="channels of F")
-    padding: Literal["reflect", "zeros"] = Field(
-        "reflect", description="beyond the border of F's input; the authors pad with zeros"
-    )
-    stride: Literal[1, 2] = Field(
-        1, description="2: F works at half resolution (ours; for width below 32)"
-    )
-    dilations: tuple[int, ...] = Field(
-        (1, 2, 3, 5, 10, 20),
-        min_length=1,
-        description="of F's blocks; about half of it with stride 2",
-    )
-    sparse: bool = Field(True, description="False: the plain sigmoid, M_-sparse")
-    eta: float = Field(0.07, ge=0, lt=1, description="share of the pixels that attention holds")
-    sigmoid_gain: float = Field(20.0, gt=0, description="r of the compressed sigmoid")
-    scale_network: Literal["resnet34", "resnet18", "efficientnet-lite0", "resnet10"] = Field(
-        "resnet34", description="G; efficientnet-lite0 for width below 32"
-    )
-    scale_width: int = Field(16, ge=1, description="channels of resnet10's first stage")
-    scale_weights: Literal["imagenet", "scratch"] = Field(
-        "imagenet", description="what G starts from; scratch for resnet10"
-    )
+    #: Channels of F.
+    width: Annotated[int, Meta(ge=1)] = 64
+    #: Beyond the border of F's input; the authors pad with zeros.
+    padding: Literal["reflect", "zeros"] = "reflect"
+    #: 2: F works at half resolution (ours; for width below 32).
+    stride: Literal[1, 2] = 1
+    #: Of F's blocks; about half of it with stride 2.
+    dilations: Annotated[tuple[int, ...], Meta(min_length=1)] = (1, 2, 3, 5, 10, 20)
+    #: False: the plain sigmoid, M_-sparse.
+    sparse: bool = True
+    #: Share of the pixels that attention holds.
+    eta: Annotated[float, Meta(ge=0, lt=1)] = 0.07
+    #: r of the compressed sigmoid.
+    sigmoid_gain: Annotated[float, Meta(gt=0)] = 20.0
+    #: G; efficientnet-lite0 for width below 32.
+    scale_network: Literal["resnet34", "resnet18", "efficientnet-lite0", "resnet10"] = "resnet34"
+    #: Channels of resnet10's first stage.
+    scale_width: Annotated[int, Meta(ge=1)] = 16
+    #: What G starts from; scratch for resnet10.
+    scale_weights: Literal["imagenet", "scratch"] = "imagenet"
 
-    smoothness_weight: float = Field(1.0, ge=0, description="of equation 3")
-    equivariance_weight: float = Field(1.0, ge=0, description="of equation 4")
-    scale_equivariance_weight: float = Field(
-        0.0, ge=0, description="of the finest scale at half size (the authors' code, not the paper)"
-    )
-    anchor_weight: float = Field(0.0, ge=0, description="of the haematoxylin anchor (ours)")
-    anchor_eta: float = Field(
-        0.2, gt=0, lt=1, description="share of the pixels that the anchor holds (ours)"
-    )
+    #: Of equation 3.
+    smoothness_weight: Annotated[float, Meta(ge=0)] = 1.0
+    #: Of equation 4.
+    equivariance_weight: Annotated[float, Meta(ge=0)] = 1.0
+    #: Of the finest scale at half size (the authors' code, not the paper).
+    scale_equivariance_weight: Annotated[float, Meta(ge=0)] = 0.0
+    #: Of the haematoxylin anchor (ours).
+    anchor_weight: Annotated[float, Meta(ge=0)] = 0.0
+    #: Share of the pixels that the anchor holds (ours).
+    anchor_eta: Annotated[float, Meta(gt=0, lt=1)] = 0.2
 
-    batch_size: int = Field(32, ge=2, description="crops; 12 for width below 32")
-    batches_per_epoch: int = Field(100, ge=1, description="50 for width below 32")
-    epochs: int = Field(60, ge=1, description="5 for width below 32")
-    learning_rate: float = Field(2e-4, gt=0, description="of F; 1e-3 for width below 32")
-    scale_learning_rate: float = Field(2e-4, gt=0, description="of G")
+    #: Crops; 12 for width below 32.
+    batch_size: Annotated[int, Meta(ge=2)] = 32
+    #: 50 for width below 32.
+    batches_per_epoch: Annotated[int, Meta(ge=1)] = 100
+    #: 5 for width below 32.
+    epochs: Annotated[int, Meta(ge=1)] = 60
+    #: Of F; 1e-3 for width below 32.
+    learning_rate: Annotated[float, Meta(gt=0)] = 2e-4
+    #: Of G.
+    scale_learning_rate: Annotated[float, Meta(gt=0)] = 2e-4
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(1e-4, ge=0)
-    lr_steps: tuple[int, ...] = Field(
-        (300, 600),
-        description="epochs after which the rate drops; 0, after the starts, for width below 32 "
-        "(1 if there is one start)",
-    )
-    lr_factor: float = Field(
-        0.1, gt=0, le=1, description="by how much it drops; 0.2 for width below 32"
-    )
-    gradient_clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
-    average_decay: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="of the running mean of F's weights that is measured and saved (ours, after "
-        "Tarvainen and Valpola, see Learner); 0 saves the weights themselves; 0.98 for width below "
-        "32",
-    )
-    average_batches: int = Field(
-        20, ge=1, description="batches on which BatchNorm and tau of this mean are measured"
-    )
-    starts: int = Field(
-        1,
-        ge=1,
-        description="starts from different random weights; training continues from the one with "
-        "the attention that agrees best with haematoxylin; 4 for width below 32",
-    )
-    start_batches: int = Field(50, ge=2, description="batches of each such start")
-    stop_on_collapse: bool = Field(
-        True, description="stop when the attention holds nothing or everything, or G guesses"
-    )
+    weight_decay: Annotated[float, Meta(ge=0)] = 1e-4
+    #: Epochs after which the rate drops; 0, after the starts, for width below 32 (1 if there is one
+    #: start).
+    lr_steps: tuple[int, ...] = (300, 600)
+    #: By how much it drops; 0.2 for width below 32.
+    lr_factor: Annotated[float, Meta(gt=0, le=1)] = 0.1
+    #: Largest norm of the gradient.
+    gradient_clip: Annotated[float, Meta(gt=0)] | None = None
+    #: Of the running mean of F's weights that is measured and saved (ours, after Tarvainen and
+    #: Valpola, see Learner); 0 saves the weights themselves; 0.98 for width below 32.
+    average_decay: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    #: Batches on which BatchNorm and tau of this mean are measured.
+    average_batches: Annotated[int, Meta(ge=1)] = 20
+    #: Starts from different random weights; training continues from the one with the attention that
+    #: agrees best with haematoxylin; 4 for width below 32.
+    starts: Annotated[int, Meta(ge=1)] = 1
+    #: Batches of each such start.
+    start_batches: Annotated[int, Meta(ge=2)] = 50
+    #: Stop when the attention holds nothing or everything, or G guesses.
+    stop_on_collapse: bool = True
 
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _fill_in_what_other_fields_decide(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        width = fields.get("width")
-        if isinstance(width, int) and width < _LAPTOP_WIDTH:
-            # With a single start, the first epoch takes the place of the starts.
-            first_drop = 1 if fields.get("starts") == 1 else 0
-            fields = _LAPTOP | {"lr_steps": [first_drop]} | fields
-        if fields.get("stride") == 2:
-            fields = {"dilations": _HALF_RESOLUTION_DILATIONS} | fields
-        if fields.get("scale_network") == "resnet10":
-            fields = {"scale_weights": "scratch"} | fields
-        return fields
-
-    @pydantic.model_validator(mode="after")
-    def _check(self) -> Self:
+    def __post_init__(self) -> None:
         if list(self.scales) != sorted(set(self.scales)):
             raise ValueError(f"scales must increase: {self.scales!r}")
         if not all(0.05 <= scale <= 2.5 for scale in self.scales):
@@ -169,7 +147,6 @@ class AttentionRecipe(BaseModel):
             raise ValueError(f"scale equivariance needs {2 * self.scales[0]} among the scales")
         if self.batch_size < len(self.scales):
             raise ValueError(f"batch_size {self.batch_size} is less than one crop per scale")
-        return self
 
     @property
     def model_mpp(self) -> float:
@@ -253,7 +230,22 @@ def attention_recipe(fields: Mapping[str, Any]) -> AttentionRecipe:
     qpnuclei.errors.UsageError
         Naming the first field that is unknown or out of range.
     """
-    return validated(AttentionRecipe, fields)
+    return validated(AttentionRecipe, _with_what_other_fields_decide(fields))
+
+
+def _with_what_other_fields_decide(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields with the defaults that width, stride and G decide."""
+    given = dict(fields)
+    width = given.get("width")
+    if isinstance(width, int) and width < _LAPTOP_WIDTH:
+        # With a single start, the first epoch takes the place of the starts.
+        first_drop = 1 if given.get("starts") == 1 else 0
+        given = _LAPTOP | {"lr_steps": [first_drop]} | given
+    if given.get("stride") == 2:
+        given = {"dilations": _HALF_RESOLUTION_DILATIONS} | given
+    if given.get("scale_network") == "resnet10":
+        given = {"scale_weights": "scratch"} | given
+    return given
 
 
 def validated(recipe: type[Recipe], fields: Mapping[str, Any]) -> Recipe:
@@ -265,15 +257,12 @@ def validated(recipe: type[Recipe], fields: Mapping[str, Any]) -> Recipe:
         Naming the first field that is unknown or out of range.
     """
     try:
-        return recipe.model_validate(dict(fields))
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            family = recipe.model_fields["family"].default
+        return checked(dict(fields), recipe, strict=False)
+    except FieldError as error:
+        if error.is_unknown:
+            known = {field.name: field.default for field in structs.fields(recipe)}
             raise UsageError(
-                f"no field {quoted(key)} in a recipe of the {family} family",
-                f"there are: {', '.join(recipe.model_fields)}",
+                f"no field {quoted(error.field)} in a recipe of the {known['family']} family",
+                f"there are: {', '.join(known)}",
             ) from error
-        where = f"recipe field {quoted(key)} = {quoted(first['input'])}: " if key else "recipe: "
-        raise UsageError(where + first["msg"].removeprefix("Value error, ")) from error
+        raise UsageError(f"recipe: {error}") from error

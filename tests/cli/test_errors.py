@@ -429,6 +429,7 @@ CHEAP = (
     (["run", "PROJECT", "--roi", "Tumour"], 2),
     (["run", "PROJECT", "--roi", "Tumor", "--on-existing", "perhaps"], 2),
     (["run", "PROJECT"], 2),
+    (["run", "PROJECT", "--roi", "Tumor", "--mpp", "0.5", "--dry-run"], 0),
     (["export", "PROJECT", "-o", "counts.docx"], 2),
     (["export", "PROJECT", "-o", "COUNTS"], 0),
     (["info", "PROJECT"], 0),
@@ -449,7 +450,7 @@ for words in json.loads(sys.argv[1]):
     else:
         status = 0
     heavy = {"torch", "jpype", "tiffslide", "skimage", "scipy", "numba", "pyarrow"}
-    heavy |= {"jinja2", "pydantic", "xml.etree", "tomllib"}
+    heavy |= {"cv2", "importlib.metadata", "jinja2", "xml.etree", "tomllib"}
     print("LOADED", sorted(heavy & set(sys.modules)), "STATUS", status)
 """
     places = {"PROJECT": str(project), "COUNTS": str(project / "counts.csv")}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from msgspec.structs import replace
 from torch import nn
 
 from qpnuclei.errors import ModelError, NotFoundError, SaveError
@@ -16,13 +17,14 @@ from qpnuclei.models.checkpoint import load_model, load_weights, save_model
 from qpnuclei.models.geometry import NetworkGeometry
 from qpnuclei.models.metadata import ModelMetadata, PostProcessing, model_hash, read_metadata
 from qpnuclei.models.registry import resolve_model
+from qpnuclei.system.checked import as_json, checked
 
 ARCHITECTURE = {"width": 4, "dilations": [1, 2]}
 
 
 def metadata(**changes: object) -> ModelMetadata:
     fields = {"name": "tiny", "family": "attention", "architecture": ARCHITECTURE, "mpp": 0.5}
-    return ModelMetadata.model_validate(fields | changes)
+    return checked(fields | changes, ModelMetadata)
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def model_file(tmp_path: Path) -> Path:
 
 def rewrite_header(path: Path, change: dict[str, object]) -> None:
     tensors = safetensors.torch.load_file(path)
-    fields = json.loads(metadata().model_dump_json()) | change
+    fields = as_json(metadata()) | change
     safetensors.torch.save_file(tensors, path, {"qpnuclei": json.dumps(fields)})
 
 
@@ -47,7 +49,7 @@ def test_weights_and_metadata_come_back_as_they_were(tmp_path: Path) -> None:
     save_model(path, network, described)
     loaded, read = load_model(path)
     assert read == read_metadata(path)
-    assert read == described.model_copy(update={"geometry": read.geometry})
+    assert read == replace(described, geometry=read.geometry)
     x = torch.rand(1, 3, 16, 12)
     assert torch.equal(loaded(x), network.eval()(x))
     assert not loaded.training
@@ -141,7 +143,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(
 def test_weights_that_no_training_makes(model_file: Path, change, named: str) -> None:
     tensors = safetensors.torch.load_file(model_file)
     tensors["norm.running_var"] = change(tensors["norm.running_var"])
-    header = {"qpnuclei": metadata().model_dump_json()}
+    header = {"qpnuclei": json.dumps(as_json(metadata()))}
     safetensors.torch.save_file(tensors, model_file, header)
     with pytest.raises(ModelError, match=re.escape(f"its weight norm.running_var {named}")):
         load_model(model_file)

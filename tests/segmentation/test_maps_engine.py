@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.metadata
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 
@@ -7,9 +8,9 @@ import numpy as np
 import pytest
 import shapely
 import torch
+from msgspec.structs import replace
 
 from qpnuclei.errors import NotFoundError, UsageError
-from qpnuclei.segmentation import engine as engine_module
 from qpnuclei.segmentation.engine import (
     EngineOptions,
     engine_spec,
@@ -85,7 +86,7 @@ def test_an_engine_that_cannot_be_imported_is_no_obstacle_to_others(
 ) -> None:
     broken = EntryPoint("broken", "no_such_module:Factory", "qpnuclei.engines")
     monkeypatch.setattr(
-        engine_module,
+        importlib.metadata,
         "entry_points",
         lambda **wanted: EntryPoints([*entry_points(**wanted), broken]).select(**wanted),
     )
@@ -97,7 +98,7 @@ def test_an_engine_that_cannot_be_imported_is_no_obstacle_to_others(
 
 def test_predictor_of_an_engine_with_other_post_processing() -> None:
     engine = MapsEngine(Predictor.load("default", "cpu"))
-    other = engine.predictor.metadata.post_processing.model_copy(update={"min_area_px": 7})
+    other = replace(engine.predictor.metadata.post_processing, min_area_px=7)
     assert engine.with_post_processing(other).spec.details["post_processing"]["min_area_px"] == 7
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from qpnuclei.models.student_layout import student_layout
 from qpnuclei.models.student_onnx import read_student, weight_shapes
 from qpnuclei.segmentation.onnx_forward import OnnxForward
 from qpnuclei.segmentation.torch_forward import torch_forward
+from qpnuclei.system.checked import as_json
 
 architectures = st.integers(2, 3).flatmap(
     lambda levels: st.fixed_dictionaries(
@@ -134,8 +136,7 @@ def test_weights_of_another_architecture_are_named(tmp_path: Path) -> None:
 )
 def test_a_file_that_describes_no_student(tmp_path: Path, changes: dict, named: str) -> None:
     metadata = ModelMetadata(name="odd", family="student", architecture={}, mpp=0.25)
-    described = metadata.model_copy(update={"geometry": None}).model_dump() | changes
-    header = {"qpnuclei": ModelMetadata.model_validate(described).model_dump_json()}
+    header = {"qpnuclei": json.dumps(as_json(metadata) | changes)}
     path = tmp_path / "m.safetensors"
     safetensors.torch.save_file({"w": torch.zeros(1)}, path, header)
     with pytest.raises(ModelError, match=named):

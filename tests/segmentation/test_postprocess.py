@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from PIL import Image
 from scipy import ndimage
 from skimage.color import rgb2hed
@@ -110,7 +111,7 @@ def test_a_small_nucleus_beside_a_large_one_is_not_lost():
     attention = np.zeros((20, 30), np.float32)
     attention[2:18, 2:18] = 1
     attention[8:12, 20:24] = 1
-    labels = segment_instances(attention, PLAIN.model_copy(update={"maxima_radius_px": 12}))
+    labels = segment_instances(attention, replace(PLAIN, maxima_radius_px=12))
     assert labels[10, 10] > 0
     assert labels[10, 22] > 0
     assert labels[10, 10] != labels[10, 22]
@@ -129,7 +130,7 @@ def test_what_a_nucleus_encloses_belongs_to_it():
         .........
     """)
     # A window as large as the picture: one marker per component.
-    parameters = PLAIN.model_copy(update={"maxima_radius_px": 12})
+    parameters = replace(PLAIN, maxima_radius_px=12)
     expected = np.zeros((9, 9), np.int32)
     expected[1:8, 1:8] = 1
     np.testing.assert_array_equal(segment_instances(ring, parameters), expected)
@@ -145,7 +146,7 @@ def test_a_hole_that_opens_only_at_a_corner_is_filled():
         ...##.
         ......
     """)
-    parameters = PLAIN.model_copy(update={"maxima_radius_px": 12})
+    parameters = replace(PLAIN, maxima_radius_px=12)
     labels = segment_instances(attention, parameters)
     expected = picture("""
         ......
@@ -177,9 +178,7 @@ def test_small_and_faint_instances_are_dropped_and_numbers_have_no_gaps():
     attention[2:5, 12:15] = 0.9  # 9 px: too small
     attention[2:6, 22:26] = 0.6  # too faint
     attention[2:6, 32:36] = 0.8
-    labels = segment_instances(
-        attention, PLAIN.model_copy(update={"min_area_px": 10, "min_mean_attention": 0.7})
-    )
+    labels = segment_instances(attention, replace(PLAIN, min_area_px=10, min_mean_attention=0.7))
     np.testing.assert_array_equal(
         np.unique(labels, return_counts=True), [[0, 1, 2], [400 - 32, 16, 16]]
     )
@@ -188,10 +187,10 @@ def test_small_and_faint_instances_are_dropped_and_numbers_have_no_gaps():
 def test_the_limits_themselves_are_kept():
     attention = np.zeros((8, 8), np.float32)
     attention[2:6, 2:6] = 0.75
-    parameters = PLAIN.model_copy(update={"min_area_px": 16})
+    parameters = replace(PLAIN, min_area_px=16)
     assert segment_instances(attention, parameters).max() == 1
     # The threshold itself is background: foreground lies above it.
-    assert segment_instances(attention, PLAIN.model_copy(update={"threshold": 0.75})).max() == 0
+    assert segment_instances(attention, replace(PLAIN, threshold=0.75)).max() == 0
 
 
 def test_a_centre_map_splits_what_the_distance_does_not():
@@ -217,7 +216,7 @@ def test_a_peak_that_hardly_rises_above_the_saddle_to_a_higher_one_is_no_nucleus
     attention[:, [0, 59]] = 0
 
     def found(prominence):
-        parameters = PLAIN.model_copy(update={"min_prominence_px": prominence})
+        parameters = replace(PLAIN, min_prominence_px=prominence)
         return segment_instances(attention, parameters).max()
 
     assert found(0.0) == 3  # and a maximum on the plateau between them
@@ -294,7 +293,7 @@ def test_adjacent_maxima_of_equal_height_are_one_marker():
     # A 4x4 square has a plateau of four centres; diagonal ones count as adjacent, too.
     attention = np.zeros((8, 8), np.float32)
     attention[2:6, 2:6] = 1
-    parameters = PLAIN.model_copy(update={"maxima_radius_px": 1})
+    parameters = replace(PLAIN, maxima_radius_px=1)
     assert segment_instances(attention, parameters).max() == 1
     assert ndimage.label(segment_instances(attention, parameters), EIGHT)[1] == 1
 

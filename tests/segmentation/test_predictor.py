@@ -25,9 +25,9 @@ def predictor(views: int = 1, tau: float | None = 0.0, **architecture: object) -
     torch.manual_seed(0)
     architecture = {"width": 4, "dilations": [1, 2]} | architecture
     network = AttentionNet(**architecture)  # type: ignore[arg-type]
-    metadata = ModelMetadata.model_validate(
-        {"name": "tiny", "family": "attention", "architecture": architecture, "mpp": 0.5,
-         "tau": tau, "sigmoid_gain": 2.0}
+    metadata = ModelMetadata(
+        name="tiny", family="attention", architecture=architecture, mpp=0.5, tau=tau,
+        sigmoid_gain=2.0,
     )  # fmt: skip
     return Predictor.of_network(network, metadata, torch.device("cpu"), views)
 
@@ -217,8 +217,8 @@ class DarkIsNucleus(torch.nn.Module):
 
 def dark_is_nucleus(**metadata: object) -> Predictor:
     fields = {"name": "dark", "family": "attention", "architecture": {}, "mpp": 0.5, "tau": 0.0}
-    described = ModelMetadata.model_validate(
-        fields | {"post_processing": PostProcessing(coarse_radius_px=1)} | metadata
+    described = ModelMetadata(
+        **(fields | {"post_processing": PostProcessing(coarse_radius_px=1)} | metadata)
     )
     return Predictor.of_network(DarkIsNucleus(), described, torch.device("cpu"))
 

@@ -29,9 +29,8 @@ class Shown(torch.nn.Module):
 
 
 def forward(network: torch.nn.Module, **metadata: object) -> CpuForward:
-    described = ModelMetadata.model_validate(
-        {"name": "any", "family": "student", "architecture": {}, "mpp": 0.25} | metadata
-    )
+    fields = {"name": "any", "family": "student", "architecture": {}, "mpp": 0.25}
+    described = ModelMetadata(**(fields | metadata))
     made = torch_forward(network, described, CPU)
     assert isinstance(made, CpuForward)
     return made

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from PIL import Image, ImageColor
 from typer.testing import CliRunner
 
@@ -62,7 +63,7 @@ def start(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     network, metadata = load_model(result.model)
     path = folder / "tuned.safetensors"
     post_processing = PostProcessing(threshold=0.4, min_area_px=30)
-    save_model(path, network, metadata.model_copy(update={"post_processing": post_processing}))
+    save_model(path, network, replace(metadata, post_processing=post_processing))
     return path
 
 
@@ -211,7 +212,7 @@ def test_what_cannot_be_adapted_is_refused(project: Path, start: Path, tmp_path:
     sources = find_sources([project])
     attention = tmp_path / "attention.safetensors"
     network, metadata = load_model(start)
-    save_model(attention, network, metadata.model_copy(update={"family": "attention"}))
+    save_model(attention, network, replace(metadata, family="attention"))
 
     def refuse(match: str, **options: object) -> None:
         with pytest.raises(UsageError, match=match):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
+from qpnuclei.system.checked import as_json
 from qpnuclei.training.config import attention_recipe, read_recipe, recipe_names
 
 PAPER = {"name": "t", "origin": "paper"}
@@ -49,8 +50,8 @@ def test_proposed_is_the_paper() -> None:
     ],
 )
 def test_each_variant_changes_one_thing(name: str, differs: set[str]) -> None:
-    proposed = attention_recipe(read_recipe("proposed")).model_dump()
-    variant = attention_recipe(read_recipe(name)).model_dump()
+    proposed = as_json(attention_recipe(read_recipe("proposed")))
+    variant = as_json(attention_recipe(read_recipe(name)))
     changed = {key for key in proposed if proposed[key] != variant[key]}
     assert changed - {"name", "origin", "description"} == differs
 
@@ -109,7 +110,7 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"widht": 16}, "no field 'widht'"),
-        ({"eta": 7}, "'eta' = 7"),
+        ({"eta": 7}, "'eta' is 7"),
         ({"scales": [1.0, 0.5]}, "scales must increase"),
         ({"scales": [0.01, 0.5]}, "scales must be 0.05 to 2.5"),
         ({"crop_px": 300}, "crop_px 300"),

@@ -53,8 +53,6 @@ class Order:
 
     Parameters
     ----------
-    image : str
-        The `PlannedImage` as JSON.
     spec : EngineSpec
         Specification of the model in the plan; a worker with another model refuses the order.
     options : RunOptions
@@ -68,7 +66,7 @@ class Order:
         The process ends itself after so many seconds. None if its parent limits the time.
     """
 
-    image: str
+    image: PlannedImage
     unit: WorkUnit
     spec: EngineSpec
     options: RunOptions
@@ -120,11 +118,12 @@ class Job:
     ) -> Order:
         """Return what is sent to the other process."""
         task = self.task
-        image = task.image.model_dump_json()
         folder = task.folder.path.absolute()
         model = options.model_for(task.image.mpp)
         exact = replace(options, model=model, speed="auto")
-        return Order(image, task.unit, specs[model], exact, slides_from, folder, token, limit_s)
+        return Order(
+            task.image, task.unit, specs[model], exact, slides_from, folder, token, limit_s
+        )
 
     def outcome(self, delivery: Delivery, tries: int = 1) -> Outcome | None:
         """Return the outcome of the unit; None if it should be tried again.
@@ -207,7 +206,7 @@ def _compute(order: Order) -> Delivery:
 
 
 #: The last result of `_opened`: only one slide is open at a time.
-_last: list[tuple[tuple[str, Path | None], tuple[PlannedImage, TilePlan, Slide]]] = []
+_last: list[tuple[tuple[PlannedImage, Path | None], tuple[PlannedImage, TilePlan, Slide]]] = []
 
 
 def _opened(order: Order) -> tuple[PlannedImage, TilePlan, Slide]:
@@ -218,11 +217,10 @@ def _opened(order: Order) -> tuple[PlannedImage, TilePlan, Slide]:
     for _, (_, _, slide) in _last:
         slide.close()
     _last.clear()
-    image = PlannedImage.model_validate_json(order.image)
     opened = (
-        image,
-        image.tile_plan(order.spec, order.options),
-        image.slide.open(order.slides_from),
+        order.image,
+        order.image.tile_plan(order.spec, order.options),
+        order.image.slide.open(order.slides_from),
     )
     _last.append((wanted, opened))
     return opened

@@ -54,7 +54,7 @@ def inputs_of(
             __version__,
             request_of(options),
             [asdict(spec) for spec in specs],
-            slide.model_dump(exclude={"path"}),
+            slide.content,
             chosen,
             [shapely.to_wkb(a.geometry, hex=True) for a in excluded],
             list(entry),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from msgspec import structs
+
 from qpnuclei._version import __version__
 from qpnuclei.errors import FormatError
 from qpnuclei.pipeline.options import RunOptions
@@ -89,8 +91,8 @@ def divide(tiles: TilePlan, image: PlannedImage, spec: EngineSpec, options: RunO
     chosen = {name: value for name, value in options.to_json().items() if name not in _NOT_OF_UNITS}
     common: list[Any] = [
         [FORMAT, __version__],
-        image.slide.model_dump(exclude={"path"}),
-        [image.mpp, image.downsample, image.stains.model_dump()],
+        image.slide.content,
+        [image.mpp, image.downsample, structs.asdict(image.stains)],
         asdict(spec),
         chosen,
         [tiles.image_size, tiles.core_size, tiles.halo, tiles.alignment],

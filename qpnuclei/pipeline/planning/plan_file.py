@@ -11,24 +11,25 @@ from typing import Any
 from uuid import UUID
 
 import shapely
-from pydantic import Field, TypeAdapter, ValidationError
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from qpnuclei._version import __version__
 from qpnuclei.errors import FormatError, ModelError, NotFoundError
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.keys import hash_of
 from qpnuclei.pipeline.planning.plan_parts import (
-    Name,
-    Part,
     PlannedRegion,
     PlannedSlide,
     PlannedStains,
+    check_file_name,
 )
 from qpnuclei.pipeline.planning.tiles import plan_tiles
 from qpnuclei.qupath.regions import Region
 from qpnuclei.segmentation.engine import EngineSpec, engine_specs
 from qpnuclei.slides.resolution import Scale
 from qpnuclei.slides.stains import Stains
+from qpnuclei.system.checked import FieldError, checked
 from qpnuclei.system.files import check_folder, read_regular
 from qpnuclei.tiling.plan import TilePlan
 
@@ -41,7 +42,7 @@ def content_hash(fingerprint: str) -> str:
     return fingerprint.rpartition("-")[2]
 
 
-class PlannedImage(Part):
+class PlannedImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is to be done in one image.
 
     Parameters
@@ -64,7 +65,7 @@ class PlannedImage(Part):
 
     entry: str
     name: str
-    folder: Name
+    folder: str
     slide: PlannedSlide
     model: str
     mpp: tuple[float, float]
@@ -78,7 +79,11 @@ class PlannedImage(Part):
     data: str
     inputs: str
     tiles: int
-    units: tuple[Name, ...]
+    units: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for name in (self.folder, *self.units):
+            check_file_name(name)
 
     @property
     def scale(self) -> Scale:
@@ -88,7 +93,7 @@ class PlannedImage(Part):
     @property
     def stain_vectors(self) -> Stains:
         """For the measurements."""
-        return Stains(**self.stains.model_dump())
+        return Stains(**asdict(self.stains))
 
     @property
     def marker(self) -> str:
@@ -129,7 +134,7 @@ class PlannedImage(Part):
         )
 
 
-class RunPlan(Part):
+class RunPlan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The content of ``plan.json``.
 
     Parameters
@@ -155,7 +160,7 @@ class RunPlan(Part):
     engines: dict[str, dict[str, Any]]
     images: tuple[PlannedImage, ...]
     failures: tuple[dict[str, str], ...] = ()
-    nothing_to_do: dict[str, str] = Field(default_factory=dict)
+    nothing_to_do: dict[str, str] = {}
 
     @classmethod
     def read(cls, path: Path) -> RunPlan:
@@ -188,12 +193,10 @@ class RunPlan(Part):
                 "plan the run again, or use the version named in the file",
             )
         try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
+            return checked(content, cls)
+        except FieldError as error:
             raise FormatError(
-                f"{path} is not the plan of a run: {where}: {first['msg']}", "plan the run again"
+                f"{path} is not the plan of a run: {error}", "plan the run again"
             ) from error
 
     def options(self) -> RunOptions:
@@ -205,8 +208,8 @@ class RunPlan(Part):
             If the arguments are none.
         """
         try:
-            return TypeAdapter(RunOptions).validate_python(self.arguments)
-        except ValidationError as error:
+            return checked(self.arguments, RunOptions)
+        except FieldError as error:
             raise FormatError(
                 f"the plan of {self.project} has no valid run options", "plan the run again"
             ) from error
@@ -229,8 +232,8 @@ class RunPlan(Part):
 
     def _spec(self, model: str) -> EngineSpec:
         try:
-            return TypeAdapter(EngineSpec).validate_python(self.engines[model])
-        except (KeyError, ValidationError) as error:
+            return checked(self.engines[model], EngineSpec)
+        except (KeyError, FieldError) as error:
             raise FormatError(
                 f"the plan of {self.project} does not describe its model", "plan the run again"
             ) from error

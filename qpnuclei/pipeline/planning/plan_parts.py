@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 from uuid import UUID
 
 import shapely
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from qpnuclei.errors import NotFoundError, SlideError
 from qpnuclei.qupath.model import Annotation
@@ -24,22 +25,13 @@ def as_file_name(name: str) -> str:
     return _NOT_IN_NAMES.sub("_", name)
 
 
-def _plain_name(name: str) -> str:
+def check_file_name(name: str) -> None:
+    """Raise a ValueError if a name of the plan would lead out of its folder."""
     if not name.strip(". ") or _NOT_IN_NAMES.search(name):
         raise ValueError(f"{name!r} is not a file name")
-    return name
 
 
-Name = Annotated[str, AfterValidator(_plain_name)]
-
-
-class Part(BaseModel):
-    """A part of ``plan.json``: it is written once, and has no fields but its own."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class PlannedSlide(Part):
+class PlannedSlide(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A slide, and how it is opened; its fingerprint tells whether it is still the same."""
 
     path: str
@@ -64,6 +56,11 @@ class PlannedSlide(Part):
             series=slide.series,
             apply_icc=slide.apply_icc,
         )
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What a result depends on: everything but the path."""
+        return {name: value for name, value in asdict(self).items() if name != "path"}
 
     def open(self, elsewhere: Path | None = None) -> Slide:
         """Open it where the plan says, or by its name below another folder.
@@ -97,7 +94,7 @@ class PlannedSlide(Part):
         )
 
 
-class PlannedAnnotation(Part):
+class PlannedAnnotation(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is known of a region's annotation; its outline only if the region is another."""
 
     handle: int
@@ -109,7 +106,7 @@ class PlannedAnnotation(Part):
     outline: str | None
 
 
-class PlannedRegion(Part):
+class PlannedRegion(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A region: its geometry in level-0 px, as WKB in hexadecimal digits."""
 
     geometry: str
@@ -154,7 +151,7 @@ class PlannedRegion(Part):
         return Region(annotation, geometry)
 
 
-class PlannedStains(Part):
+class PlannedStains(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Stain vectors; see `qpnuclei.slides.stains.Stains`."""
 
     name: str

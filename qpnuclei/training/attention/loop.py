@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -29,6 +30,7 @@ from qpnuclei.evaluation.tuning import (
 from qpnuclei.models.checkpoint import library_versions, load_model, save_model
 from qpnuclei.models.metadata import ColourNormalisation, ModelMetadata, PostProcessing
 from qpnuclei.segmentation.predictor import Predictor
+from qpnuclei.system.checked import as_json
 from qpnuclei.system.distributed import any_rank, rank, rank_0_first, world_size
 from qpnuclei.training.attention.batches import Batches, draw_transform
 from qpnuclei.training.attention.collapse import collapse
@@ -116,7 +118,7 @@ def train_attention(
     if rank() == 0:
         open_run_folder(folder, resume)
     identity = {
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": as_json(recipe),
         "seed": seed,
         "images": sources_digest(sources, recipe.scales, recipe.tile_px, recipe.min_tissue),
     }
@@ -313,8 +315,8 @@ class _Run:
         predicted = predict(predictor, self.labelled)
         parameters = tune_post_processing(predicted, metadata.post_processing)
         measured = {**metadata.validation, **summarise(predicted, parameters)}
-        update = {"post_processing": parameters, "validation": measured}
-        save_model(path, network, metadata.model_copy(update=update))
+        tuned = replace(metadata, post_processing=parameters, validation=measured)
+        save_model(path, network, tuned)
 
     def _save_state(self) -> None:
         save_state(self.folder, RunState(self.identity, self.progress, self.learner.state()))

@@ -22,6 +22,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import torch
+from msgspec import structs
 
 from qpnuclei.errors import UsageError
 from qpnuclei.evaluation.tuning import resample
@@ -77,7 +78,7 @@ class Distillation:
                 f"{recipe.mpp}",
                 f"leave --set mpp out, or give --set mpp={teacher.mpp}",
             )
-        self._recipe = recipe.model_copy(update={"mpp": teacher.mpp})
+        self._recipe = structs.replace(recipe, mpp=teacher.mpp)
         self._ratio = recipe.mpp / teacher.mpp
         self._patches = [patch for sample in samples for patch in sample.patches]
         self._known: list[PseudoLabels] = []

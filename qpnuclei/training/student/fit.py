@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qpnuclei.errors import TrainingError
-from qpnuclei.models.metadata import ModelMetadata
+from qpnuclei.models.metadata import IMAGENET_MEAN, IMAGENET_STD
 from qpnuclei.models.student import StudentNet
 from qpnuclei.training.callbacks import Watcher
 from qpnuclei.training.student.batches import Lesson, random_batch
@@ -24,9 +25,6 @@ from qpnuclei.training.student.recipe import StudentRecipe
 
 #: Steps over which the learning rate rises from 0.
 _WARM_UP_STEPS = 50
-
-INPUT_MEAN: tuple[float, float, float] = ModelMetadata.model_fields["input_mean"].default
-INPUT_STD: tuple[float, float, float] = ModelMetadata.model_fields["input_std"].default
 
 
 def student_loss(
@@ -173,8 +171,8 @@ def fit(
             recipe.batch_size,
             recipe.crop_px,
             rng,
-            INPUT_MEAN,
-            INPUT_STD,
+            IMAGENET_MEAN,
+            IMAGENET_STD,
             strong_colours=recipe.strong_colours,
             borrowed_colours=recipe.borrowed_colours,
         )
@@ -211,7 +209,7 @@ def seconds_per_batch(recipe: StudentRecipe, device: torch.device) -> float:
     side = 2 * recipe.crop_px
     noise = rng.integers(0, 256, (side, side, 3), np.uint8)
     clock = _BatchClock()
-    short = recipe.model_copy(update={"first_round_batches": 4})
+    short = replace(recipe, first_round_batches=4)
     fit(short, [Lesson(noise, noise)] * 2, 1, None, seed=0, device=device, watcher=clock)
     return (clock.ends[-1] - clock.ends[0]) / (len(clock.ends) - 1)  # the first is a warm-up
 

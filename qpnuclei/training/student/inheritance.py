@@ -94,9 +94,9 @@ def inherited(
 
 def _complete(architecture: Mapping[str, Any]) -> dict[str, Any]:
     """Return an architecture with defaults for the missing values."""
-    fields = StudentRecipe.model_fields
+    usual = StudentRecipe(name="")
     names = ("base_channels", "levels", "max_channels", "stem_stride", "decoder", "subpixel")
-    complete = {name: architecture.get(name, fields[name].default) for name in names}
+    complete = {name: architecture.get(name, getattr(usual, name)) for name in names}
     complete["subpixel"] = complete["subpixel"] or complete["stem_stride"] == 4
     depths = architecture.get("encoder_convolutions") or (2,) * complete["levels"]
     return {**complete, "encoder_convolutions": list(depths)}

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from msgspec import Meta, Struct
 
+from qpnuclei.errors import UsageError
 from qpnuclei.models.metadata import Decoder
+from qpnuclei.system.checked import as_json
 from qpnuclei.training.config import validated
 from qpnuclei.training.tile_index import MAX_ENLARGEMENT
 
-_ARCHITECTURE = {
+_ARCHITECTURE = (
     "base_channels",
     "levels",
     "max_channels",
@@ -20,7 +21,7 @@ _ARCHITECTURE = {
     "encoder_convolutions",
     "decoder",
     "subpixel",
-}
+)
 
 #: Fields for pseudo-labels, which a student with a teacher does not use.
 _OF_SELF_TRAINING = {
@@ -34,140 +35,123 @@ _OF_SELF_TRAINING = {
 }
 
 
-class StudentRecipe(BaseModel):
+class StudentRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How to train a student. Sizes in px are at `mpp`, and were chosen at 0.25 µm/px."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     family: Literal["student"] = "student"
-    name: str = Field(description="name of the recipe, and of the model it makes")
+    #: Name of the recipe, and of the model it makes.
+    name: str
     origin: Literal["ours"] = "ours"
     description: str = ""
-    data_licence: str = Field("", description="of the images, as the model's metadata record it")
+    #: Of the images, as the model's metadata record it.
+    data_licence: str = ""
 
-    mpp: float = Field(0.25, gt=0.05, lt=2.5, description="resolution of the model in µm/px")
-    patch_px: int = Field(
-        1024,
-        ge=256,
-        description="side of the patches it learns from, at the resolution of the teacher if it "
-        "has one",
-    )
-    patches_per_slide: int = Field(8, ge=1, description="sample of a whole slide")
-    max_patches: int = Field(
-        96, ge=1, description="of all slides together; each takes about 30 MB of memory"
-    )
-    min_tissue: float = Field(0.7, ge=0, le=1, description="patches with less tissue are not taken")
-    max_enlargement: float = Field(
-        MAX_ENLARGEMENT, ge=1, description="images coarser than so many `mpp` are refused"
-    )
+    #: Resolution of the model in µm/px.
+    mpp: Annotated[float, Meta(gt=0.05, lt=2.5)] = 0.25
+    #: Side of the patches it learns from, at the resolution of the teacher if it has one.
+    patch_px: Annotated[int, Meta(ge=256)] = 1024
+    #: Sample of a whole slide.
+    patches_per_slide: Annotated[int, Meta(ge=1)] = 8
+    #: Of all slides together; each takes about 30 MB of memory.
+    max_patches: Annotated[int, Meta(ge=1)] = 96
+    #: Patches with less tissue are not taken.
+    min_tissue: Annotated[float, Meta(ge=0, le=1)] = 0.7
+    #: Images coarser than so many `mpp` are refused.
+    max_enlargement: Annotated[float, Meta(ge=1)] = MAX_ENLARGEMENT
 
-    base_channels: int = Field(24, ge=4, description="channels of the finest level")
-    levels: int = Field(4, ge=2, description="resolutions of the U-Net")
-    max_channels: int = Field(96, ge=4, description="of any level")
-    stem_stride: Literal[2, 4] = Field(2, description="the finest level has 1/2 or 1/4 of `mpp`")
-    encoder_convolutions: tuple[int, ...] | None = Field(
-        None, description="of each level of the encoder, finest first; two each"
-    )
-    decoder: Decoder = Field("concatenating", description="adding costs less than half of it")
-    subpixel: bool = Field(
-        False, description="cells predict their own pixels; with stem_stride 4 they always do"
-    )
+    #: Channels of the finest level.
+    base_channels: Annotated[int, Meta(ge=4)] = 24
+    #: Resolutions of the U-Net.
+    levels: Annotated[int, Meta(ge=2)] = 4
+    #: Of any level.
+    max_channels: Annotated[int, Meta(ge=4)] = 96
+    #: The finest level has 1/2 or 1/4 of `mpp`.
+    stem_stride: Literal[2, 4] = 2
+    #: Of each level of the encoder, finest first; two each.
+    encoder_convolutions: tuple[int, ...] | None = None
+    #: Adding costs less than half of it.
+    decoder: Decoder = "concatenating"
+    #: Cells predict their own pixels; with stem_stride 4 they always do.
+    subpixel: bool = False
 
-    teacher: str | None = Field(
-        None,
-        description="name or file of the model that teaches it (distillation), at `mpp` or finer; "
-        "without a teacher it learns from its own votes and rounds",
-    )
-    teacher_views: Literal[1, 8] = Field(
-        8, description="flips and rotations over which the teacher's maps are averaged"
-    )
+    #: Name or file of the model that teaches it (distillation), at `mpp` or finer; without a
+    #: teacher it learns from its own votes and rounds.
+    teacher: str | None = None
+    #: Flips and rotations over which the teacher's maps are averaged.
+    teacher_views: Literal[1, 8] = 8
 
-    start: str | None = Field(
-        None,
-        description="name or file of a student to start from, with the same architecture or one "
-        "that this one can inherit from (qpnuclei.training.student.inheritance); without it, "
-        "random weights",
-    )
+    #: Name or file of a student to start from, with the same architecture or one that this one can
+    #: inherit from (qpnuclei.training.student.inheritance); without it, random weights.
+    start: str | None = None
 
-    start_share: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="after each round, weights move back towards the start by this share of the "
-        "way: so less is forgotten",
-    )
+    #: After each round, weights move back towards the start by this share of the way: so less is
+    #: forgotten.
+    start_share: Annotated[float, Meta(ge=0, lt=1)] = 0.0
 
-    corrections_share: float = Field(
-        0.5, gt=0, lt=1, description="of the crops, from boxes in which nuclei were drawn, if any"
-    )
+    #: Of the crops, from boxes in which nuclei were drawn, if any.
+    corrections_share: Annotated[float, Meta(gt=0, lt=1)] = 0.5
 
-    rounds: int = Field(4, ge=1, description="more brought nothing on MoNuSeg")
-    first_round_batches: int = Field(600, ge=1)
-    batches_per_round: int = Field(800, ge=1, description="of the later rounds")
-    batch_size: int = Field(8, ge=2)
-    crop_px: int = Field(192, ge=64, description="side of the crops, a multiple of the stride")
-    learning_rate: float = Field(2e-3, gt=0, description="of the first round")
-    later_learning_rate: float = Field(
-        1.5e-3, gt=0, description="of the later rounds, which continue from the first"
-    )
-    weight_decay: float = Field(1e-4, ge=0)
-    gradient_clip: float = Field(5.0, gt=0)
-    ema_decay: float = Field(0.998, ge=0, lt=1, description="the student kept is this average")
-    centre_loss_weight: float = Field(4.0, ge=0)
-    dice_loss_weight: float = Field(0.5, ge=0)
+    #: More brought nothing on MoNuSeg.
+    rounds: Annotated[int, Meta(ge=1)] = 4
+    first_round_batches: Annotated[int, Meta(ge=1)] = 600
+    #: Of the later rounds.
+    batches_per_round: Annotated[int, Meta(ge=1)] = 800
+    batch_size: Annotated[int, Meta(ge=2)] = 8
+    #: Side of the crops, a multiple of the stride.
+    crop_px: Annotated[int, Meta(ge=64)] = 192
+    #: Of the first round.
+    learning_rate: Annotated[float, Meta(gt=0)] = 2e-3
+    #: Of the later rounds, which continue from the first.
+    later_learning_rate: Annotated[float, Meta(gt=0)] = 1.5e-3
+    weight_decay: Annotated[float, Meta(ge=0)] = 1e-4
+    gradient_clip: Annotated[float, Meta(gt=0)] = 5.0
+    #: The student kept is this average.
+    ema_decay: Annotated[float, Meta(ge=0, lt=1)] = 0.998
+    centre_loss_weight: Annotated[float, Meta(ge=0)] = 4.0
+    dice_loss_weight: Annotated[float, Meta(ge=0)] = 0.5
 
-    strong_colours: float = Field(
-        0.6, ge=0, le=1, description="share of the crops in the colours of a far-off laboratory"
-    )
-    borrowed_colours: float = Field(
-        0.15, ge=0, le=1, description="share of the crops in the colours of another training image"
-    )
+    #: Share of the crops in the colours of a far-off laboratory.
+    strong_colours: Annotated[float, Meta(ge=0, le=1)] = 0.6
+    #: Share of the crops in the colours of another training image.
+    borrowed_colours: Annotated[float, Meta(ge=0, le=1)] = 0.15
 
-    vote_share: float = Field(
-        0.15, ge=0, le=1, description="of the haematoxylin vote in the later rounds"
-    )
-    min_solidity: float = Field(0.9, ge=0, le=1, description="of a nucleus that is trusted")
-    min_area_um2: float = Field(7.5, ge=0, description="of a nucleus that is trusted")
-    max_area_um2: float = Field(310.0, gt=0, description="of a nucleus that is trusted")
-    min_probability: float = Field(
-        0.7, ge=0, le=1, description="mean over a nucleus that is trusted, in the later rounds"
-    )
-    max_hole_um2: float = Field(
-        12.5, ge=0, description="holes in what may be a nucleus are filled up to this area"
-    )
-    max_background: float = Field(
-        0.3, ge=0, le=1, description="background is trusted where nuclei are less probable"
-    )
-    renditions: int = Field(
-        3, ge=0, description="repainted versions of each patch, beside the original"
-    )
-    pastes_per_mm2: float = Field(
-        2400.0, ge=0, description="nuclei pasted into each of these (150 in 1000x1000 px)"
-    )
-    seam_weight: float = Field(
-        3.0, ge=1, description="of pixels between nuclei that touch, elsewhere it is 1"
-    )
-    repainted_share: float = Field(0.6, ge=0, le=1, description="of the nuclei in them")
+    #: Of the haematoxylin vote in the later rounds.
+    vote_share: Annotated[float, Meta(ge=0, le=1)] = 0.15
+    #: Of a nucleus that is trusted.
+    min_solidity: Annotated[float, Meta(ge=0, le=1)] = 0.9
+    #: Of a nucleus that is trusted.
+    min_area_um2: Annotated[float, Meta(ge=0)] = 7.5
+    #: Of a nucleus that is trusted.
+    max_area_um2: Annotated[float, Meta(gt=0)] = 310.0
+    #: Mean over a nucleus that is trusted, in the later rounds.
+    min_probability: Annotated[float, Meta(ge=0, le=1)] = 0.7
+    #: Holes in what may be a nucleus are filled up to this area.
+    max_hole_um2: Annotated[float, Meta(ge=0)] = 12.5
+    #: Background is trusted where nuclei are less probable.
+    max_background: Annotated[float, Meta(ge=0, le=1)] = 0.3
+    #: Repainted versions of each patch, beside the original.
+    renditions: Annotated[int, Meta(ge=0)] = 3
+    #: Nuclei pasted into each of these (150 in 1000x1000 px).
+    pastes_per_mm2: Annotated[float, Meta(ge=0)] = 2400.0
+    #: Of pixels between nuclei that touch, elsewhere it is 1.
+    seam_weight: Annotated[float, Meta(ge=1)] = 3.0
+    #: Of the nuclei in them.
+    repainted_share: Annotated[float, Meta(ge=0, le=1)] = 0.6
 
-    @pydantic.model_validator(mode="after")
-    def _check(self) -> Self:
+    def __post_init__(self) -> None:
         stride = self.stem_stride * 2 ** (self.levels - 1)
         if self.crop_px % stride:
             raise ValueError(f"crop_px {self.crop_px} must be a multiple of {stride}")
-        if self.stem_stride == 4 and "subpixel" in self.model_fields_set and not self.subpixel:
-            raise ValueError("subpixel must be true with a stem_stride of 4")
         if self.start_share and self.start is None:
             raise ValueError("start_share has no effect without a start")
-        if self.teacher is not None and (unused := self.model_fields_set & _OF_SELF_TRAINING):
-            raise ValueError(f"{', '.join(sorted(unused))}: has no effect with a teacher")
-        return self
 
     @property
     def architecture(self) -> dict[str, Any]:
         """Keyword arguments of `StudentNet`."""
-        given = self.model_dump(mode="json", include=_ARCHITECTURE)
-        # Older models lack this field: leave out its default, so that they stay comparable.
-        return given if self.subpixel else {k: v for k, v in given.items() if k != "subpixel"}
+        # Older models lack subpixel: leave out its default, so that they stay comparable.
+        names = [name for name in _ARCHITECTURE if self.subpixel or name != "subpixel"]
+        fields = as_json(self)
+        return {name: fields[name] for name in names}
 
 
 def student_recipe(fields: Mapping[str, Any]) -> StudentRecipe:
@@ -176,6 +160,11 @@ def student_recipe(fields: Mapping[str, Any]) -> StudentRecipe:
     Raises
     ------
     qpnuclei.errors.UsageError
-        Naming the first field that is unknown or out of range.
+        Naming the first field that is unknown, out of range, or has no effect.
     """
-    return validated(StudentRecipe, fields)
+    recipe = validated(StudentRecipe, fields)
+    if recipe.stem_stride == 4 and "subpixel" in fields and not recipe.subpixel:
+        raise UsageError("recipe: subpixel must be true with a stem_stride of 4")
+    if recipe.teacher is not None and (unused := fields.keys() & _OF_SELF_TRAINING):
+        raise UsageError(f"recipe: {', '.join(sorted(unused))}: has no effect with a teacher")
+    return recipe

@@ -30,6 +30,7 @@ from qpnuclei.models.registry import resolve_model
 from qpnuclei.models.student import StudentNet
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.pixels import RGB
+from qpnuclei.system.checked import as_json
 from qpnuclei.training.callbacks import TrainingResult, Watcher
 from qpnuclei.training.run_folder import (
     MODEL_FILE,
@@ -123,7 +124,7 @@ def train_student(
     open_run_folder(folder, resume)
     corrected = read_corrections(corrections, recipe.mpp)
     identity = {
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": as_json(recipe),
         "teacher": recipe.teacher and model_hash(resolve_model(recipe.teacher)),
         "start": recipe.start and model_hash(resolve_model(recipe.start)),
         "seed": seed,

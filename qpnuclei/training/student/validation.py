@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from qpnuclei.evaluation.tuning import (
     RECOLOURINGS,
@@ -64,5 +65,5 @@ def tune(path: Path, labelled: Sequence[LabelledImage], device: torch.device) ->
     both = [*predicted, *changed[: len(predicted)]]
     parameters = tune_post_processing(both, metadata.post_processing, mpp=metadata.mpp)
     measured = quality(predicted, changed, parameters)
-    update = {"post_processing": parameters, "validation": measured}
-    save_model(path, network.cpu(), metadata.model_copy(update=update))
+    tuned = replace(metadata, post_processing=parameters, validation=measured)
+    save_model(path, network.cpu(), tuned)

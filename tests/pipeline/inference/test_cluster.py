@@ -104,7 +104,7 @@ from qpnuclei.pipeline.inference import remote
 healthy = remote.healthy = getattr(remote, "healthy", remote.compute_unit)
 
 def compute_unit(order):
-    if '"name":"0.tif"' in order.image and order.unit.name.startswith("00000-"):
+    if order.image.name == "0.tif" and order.unit.name.startswith("00000-"):
         os._exit(1)
     return healthy(order)
 

@@ -11,6 +11,7 @@ import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from qpnuclei.errors import FormatError
 from qpnuclei.nuclei.table import NucleiTable, concatenate
@@ -144,7 +145,7 @@ def image_of(tiles: TilePlan, **changes: object) -> PlannedImage:
         tiles=len(tiles),
         units=(),
     )
-    return image.model_copy(update=changes)
+    return structs.replace(image, **changes)
 
 
 def keys(tiles: TilePlan, options: RunOptions = OPTIONS, spec=SPEC, **changes) -> list[str]:
@@ -165,14 +166,14 @@ def test_a_change_asks_for_the_units_that_depend_on_it_and_no_others(monkeypatch
     ):
         assert keys(tiles, replace(OPTIONS, **other)) == same
     slide = image_of(tiles).slide
-    assert keys(tiles, slide=slide.model_copy(update={"path": "/elsewhere/a.tif"})) == same
+    assert keys(tiles, slide=structs.replace(slide, path="/elsewhere/a.tif")) == same
     # What changes all of them.
     for every in (
         keys(tiles, replace(OPTIONS, simplify_um=0.0)),
         keys(tiles, replace(OPTIONS, tta=True)),
         keys(tiles, replace(OPTIONS, threshold=0.4)),
         keys(tiles, spec=replace(SPEC, sha256="another model")),
-        keys(tiles, slide=slide.model_copy(update={"fingerprint": "another slide"})),
+        keys(tiles, slide=structs.replace(slide, fingerprint="another slide")),
         keys(tiles, mpp=(0.5, 0.51)),
         keys(TilePlan(shapely.box(0, 0, *SIZE), SIZE, 60, 41, 8)),
     ):

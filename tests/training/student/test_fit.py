@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 from qpnuclei.errors import TrainingError
 from qpnuclei.training.callbacks import Watcher
@@ -97,7 +98,7 @@ def test_learns_what_is_taught_and_repeats_itself():
 
 def test_a_later_round_starts_from_its_teacher():
     cpu = torch.device("cpu")
-    still = TINY.model_copy(update={"later_learning_rate": 1e-12, "batches_per_round": 1})
+    still = replace(TINY, later_learning_rate=1e-12, batches_per_round=1)
     teacher, _ = fit(TINY, [_lesson()], 1, None, seed=7, device=cpu, watcher=Watcher())
 
     student, _ = fit(still, [_lesson()], 2, teacher, seed=7, device=cpu, watcher=Watcher())
@@ -120,7 +121,7 @@ def test_stops_when_asked_to():
 
 
 def test_a_loss_that_is_no_number_stops_with_advice():
-    wild = TINY.model_copy(update={"learning_rate": 1e30, "gradient_clip": 1e30})
+    wild = replace(TINY, learning_rate=1e30, gradient_clip=1e30)
 
     with pytest.raises(TrainingError, match=r"round 1, batch \d+: the loss is (nan|inf)"):
         fit(wild, [_lesson()], 1, None, seed=0, device=torch.device("cpu"), watcher=Watcher())

@@ -269,7 +269,7 @@ def test_a_model_travels_without_the_folders_of_its_makers(run, patches, tmp_pat
     result = train_student(fields, find_sources([patches], mpp=[0.25]), tmp_path, device=CPU)
 
     assert read_metadata(result.model).recipe["start"] == model.name
-    assert str(tmp_path.parent) not in read_metadata(result.model).model_dump_json()
+    assert str(tmp_path.parent) not in str(read_metadata(result.model))
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_a_model_travels_without_the_folders_of_its_makers(run, patches, tmp_pat
     [
         ({"epochs": 3}, "no field 'epochs' in a recipe of the student family"),
         ({"crop_px": 100}, "crop_px 100 must be a multiple of 16"),
-        ({"mpp": 9}, "recipe field 'mpp' = 9"),
+        ({"mpp": 9}, "recipe: 'mpp' is 9"),
     ],
 )
 def test_a_wrong_recipe_is_refused_by_field(fields, message):

@@ -1,0 +1,123 @@
+"""Check decoded JSON or YAML against the class that describes it, and name what is wrong.
+
+The classes are `msgspec.Struct` or data classes; types and limits of their fields are checked here
+and not when Python code makes an object.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from qpnuclei.errors import quoted
+
+_Kind = TypeVar("_Kind")
+
+# What msgspec says is "Expected `float` > 0.0 - at `$.images[0].mpp[1]`", for example.
+_STEP = re.compile(r"\.(?P<name>[^.\[]+)|\[(?P<index>\d+)\]")
+_MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+
+
+class FieldError(ValueError):
+    """A field is wrong, missing or unknown.
+
+    Parameters
+    ----------
+    field : str
+        Its name, such as ``scales.2`` or ``post_processing.threshold``; empty for the whole.
+    problem : str
+    value : object
+        What was given; None if nothing was.
+    is_unknown : bool
+        Whether there is no such field.
+    """
+
+    def __init__(
+        self, field: str, problem: str, value: object = None, is_unknown: bool = False
+    ) -> None:
+        given = "" if value is None else f" is {quoted(value)}"
+        super().__init__(f"{quoted(field)}{given}: {problem}" if field else problem)
+        self.field = field
+        self.problem = problem
+        self.value = value
+        self.is_unknown = is_unknown
+
+
+def checked(content: object, kind: type[_Kind], *, strict: bool = True) -> _Kind:
+    """Make an object of a class from decoded JSON or YAML.
+
+    Parameters
+    ----------
+    content : object
+        Dicts, lists, texts and numbers, as a parser returns them.
+    kind : type
+    strict : bool
+        Otherwise a text that is a number counts as one: YAML reads ``1e-3`` as a text.
+
+    Raises
+    ------
+    FieldError
+        If a field is missing, unknown, of another type, or outside its limits.
+    """
+    try:
+        # Of other types than JSON's, only paths are fields.
+        return msgspec.convert(content, kind, strict=strict, dec_hook=lambda to, value: to(value))
+    except msgspec.ValidationError as error:
+        raise _field_error(str(error), content, kind) from error
+
+
+def as_json(value: object) -> Any:
+    """Return an object as the dicts, lists, texts and numbers that `checked` makes it from."""
+    built_in = msgspec.to_builtins(value, enc_hook=float)  # for NumPy's float64
+    return json.loads(json.dumps(built_in))  # lists for tuples
+
+
+def rechecked(value: _Kind) -> _Kind:
+    """Check an object that Python code made; return it as if it were read from a file.
+
+    Raises
+    ------
+    FieldError
+        As for `checked`.
+    """
+    return checked(as_json(value), type(value))
+
+
+def _field_error(message: str, content: object, kind: Any) -> FieldError:
+    problem, _, path = message.partition(" - at `$")
+    steps = [step["name"] or int(step["index"]) for step in _STEP.finditer(path.rstrip("`"))]
+    if missing := _MISSING.fullmatch(problem):
+        return FieldError(_dotted([*steps, missing[1]]), "it is missing")
+    value = _value_at(content, steps)
+    if unknown := _UNKNOWN.fullmatch(problem):
+        given = value.get(unknown[1]) if isinstance(value, dict) else None
+        return FieldError(_dotted([*steps, unknown[1]]), "there is no such field", given, True)
+    if choices := _choices_at(kind, steps):
+        problem = f"expected {' or '.join(map(repr, choices))}"
+    problem = problem.replace("`", "").replace("Expected ", "expected ", 1)
+    return FieldError(_dotted(steps), problem, value)
+
+
+def _dotted(steps: Sequence[str | int]) -> str:
+    return ".".join(map(str, steps))
+
+
+def _value_at(content: Any, steps: Sequence[str | int]) -> object:
+    with suppress(LookupError, TypeError):  # msgspec does not name the keys of dicts
+        for step in steps:
+            content = content[step]
+    return content
+
+
+def _choices_at(kind: Any, steps: Sequence[str | int]) -> list[Any]:
+    """Return the allowed values of a field, if its type is a Literal."""
+    for step in steps:
+        kind = get_type_hints(kind).get(str(step)) if isinstance(kind, type) else None
+    kinds = [kind, *get_args(kind)]
+    return [value for one in kinds if get_origin(one) is Literal for value in get_args(one)]
