@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import os
 
 from qpnuclei.system.interrupts import ending_on_interrupt
 
@@ -14,8 +13,6 @@ _OBJECTS_OF_A_START = 150_000
 
 def main() -> None:
     """Run the command line. Imports happen inside, so that Ctrl-C works during them too."""
-    # What other packages would add to pydantic is neither searched for nor run.
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     collect_later()
     # Python would search for cyclic garbage several times at its end: the system frees it all.
     atexit.register(gc.freeze)

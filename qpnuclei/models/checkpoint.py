@@ -161,7 +161,7 @@ def library_versions() -> dict[str, str]:
 
     return {
         "qpnuclei": __version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # its type is a subclass
         "torchvision": torchvision.__version__,
         "numpy": numpy.__version__,
     }

@@ -102,7 +102,8 @@ def _means(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """Return the means of `_MEANS` x `_MEANS` equal parts. A dry run does without OpenCV."""
     height, width, _ = pixels.shape
     rows = np.tensordot(_shares(height), pixels.astype(np.float32), axes=1)
-    return np.matmul(_shares(width), rows)
+    means: npt.NDArray[np.float32] = np.matmul(_shares(width), rows)
+    return means
 
 
 def _shares(size: int) -> npt.NDArray[np.float32]:
@@ -110,4 +111,4 @@ def _shares(size: int) -> npt.NDArray[np.float32]:
     ends = np.linspace(0, size, _MEANS + 1)[:, None]
     pixels = np.arange(size)
     covered = np.minimum(ends[1:], pixels + 1) - np.maximum(ends[:-1], pixels)
-    return (np.clip(covered, 0, None) * (_MEANS / size)).astype(np.float32)
+    return np.asarray(np.clip(covered, 0, None) * (_MEANS / size), np.float32)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pytest
+from msgspec import Meta, Struct
+
+from qpnuclei.system.checked import FieldError, as_json, checked, rechecked
+
+
+class Part(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    share: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    sizes: tuple[int, ...] = ()
+    kind: Literal["maps", "labels"] = "maps"
+    grid: Literal[2, 4] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind == "labels" and self.grid:
+            raise ValueError("labels have no grid")
+
+
+class Whole(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    name: str
+    part: Part = Part()
+    parts: tuple[Part, ...] = ()
+    more: dict[str, Any] = {}
+
+
+@pytest.mark.parametrize(
+    ("content", "field", "value", "text"),
+    [
+        ({}, "name", None, "'name': it is missing"),
+        ([], "", [], "expected object, got array"),
+        ({"name": 3}, "name", 3, "'name' is 3: expected str, got int"),
+        ({"name": "a", "nam": 1}, "nam", 1, "'nam' is 1: there is no such field"),
+        ({"part": {"share": 7}, "name": "a"}, "part.share", 7, "'part.share' is 7: expected float"),
+        ({"part": {"share": math.nan}, "name": "a"}, "part.share", None, "'part.share' is nan: "),
+        ({"part": {"share": "7"}, "name": "a"}, "part.share", "7", "expected float, got str"),
+        ({"parts": [{}, {"sizes": [1, "x"]}], "name": "a"}, "parts.1.sizes.1", "x", "got str"),
+        ({"part": {"kind": "map"}, "name": "a"}, "part.kind", "map", "expected 'maps' or 'labels'"),
+        ({"part": {"kind": 1}, "name": "a"}, "part.kind", 1, "expected 'maps' or 'labels'"),
+        ({"part": {"grid": 3}, "name": "a"}, "part.grid", 3, "is 3: expected 2 or 4"),
+        ({"part": {"kind": "labels", "grid": 2}, "name": "a"}, "part", None, "labels have no grid"),
+    ],
+)
+def test_an_error_says_which_field_what_it_is_and_what_it_may_be(
+    content: object, field: str, value: object, text: str
+) -> None:
+    with pytest.raises(FieldError) as caught:
+        checked(content, Whole)
+    assert (caught.value.field, text in str(caught.value)) == (field, True), str(caught.value)
+    assert value is None or caught.value.value == value
+    assert caught.value.is_unknown == (field == "nam")
+
+
+@pytest.mark.parametrize("name", ["", "`", " - at `$.part.share`", "a\nb", "x" * 10**6, "[0]"])
+def test_whatever_an_unknown_field_is_called_the_error_is_short(name: str) -> None:
+    for content in ({"name": "a", name: 1}, {"name": "a", "part": {name: [1] * 1000}}):
+        with pytest.raises(FieldError) as caught:
+            checked(content, Whole)
+        assert len(str(caught.value)) < 500
+
+
+def test_text_that_is_a_number_counts_if_it_may() -> None:
+    # YAML reads 1e-3 as a text.
+    content = {"name": "a", "part": {"share": "1e-3"}}
+    assert checked(content, Whole, strict=False).part.share == 1e-3
+    with pytest.raises(FieldError, match="got str"):
+        checked(content, Whole)
+
+
+@dataclass(frozen=True)
+class Options:
+    folder: Path | None = None
+
+
+def test_paths_are_made_of_texts() -> None:
+    assert checked({"folder": "a/b"}, Options).folder == Path("a/b")
+    assert checked({"folder": None}, Options).folder is None
+    with pytest.raises(FieldError, match="'folder' is 3"):
+        checked({"folder": 3}, Options)
+
+
+def test_what_python_made_becomes_what_a_file_would_hold() -> None:
+    made = Whole(
+        name="a", part=Part(share=np.float64(1), sizes=[1]), more={"x": (1, np.float64(2))}
+    )
+    again = rechecked(made)
+    assert type(again.part.share) is float
+    assert again == Whole(name="a", part=Part(share=1.0, sizes=(1,)), more={"x": [1, 2.0]})
+    assert as_json(again) == as_json(made)
+    with pytest.raises(FieldError, match=r"'part\.share' is 2"):
+        rechecked(Whole(name="a", part=Part(share=2)))
