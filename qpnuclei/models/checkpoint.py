@@ -90,8 +90,16 @@ def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
     write_atomically(path, content)
 
 
-def load_model(path: Path) -> tuple[nn.Module, ModelMetadata]:
+def load_model(
+    path: Path, metadata: ModelMetadata | None = None
+) -> tuple[nn.Module, ModelMetadata]:
     """Read a model file: the network in evaluation mode on the CPU, and its metadata.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+    metadata : ModelMetadata, optional
+        Those of the file, if they were read before.
 
     Raises
     ------
@@ -101,7 +109,7 @@ def load_model(path: Path) -> tuple[nn.Module, ModelMetadata]:
         As for `read_metadata` and `qpnuclei.models.weights.read_weights`; also if the weights
         belong to another architecture, or if the receptive field is larger than the file states.
     """
-    metadata = read_metadata(path)
+    metadata = metadata or read_metadata(path)
     with torch.device("meta"):  # uses no memory, whatever size the file states
         network = build_network(metadata)
     if metadata.network_geometry() != _geometry(network):

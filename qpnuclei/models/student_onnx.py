@@ -31,13 +31,17 @@ _OPSET, _IR_VERSION = 17, 8
 _OF_BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
-def read_student(path: Path) -> tuple[bytes, StudentLayout, ModelMetadata]:
+def read_student(
+    path: Path, metadata: ModelMetadata | None = None
+) -> tuple[bytes, StudentLayout, ModelMetadata]:
     """Read the model file of a student.
 
     Parameters
     ----------
     path : pathlib.Path
         A ``.safetensors`` file of the family ``student``.
+    metadata : ModelMetadata, optional
+        Those of the file, if they were read before.
 
     Returns
     -------
@@ -61,7 +65,7 @@ def read_student(path: Path) -> tuple[bytes, StudentLayout, ModelMetadata]:
     >>> layout.cell_px, metadata.mpp
     (4, 0.25)
     """
-    metadata = read_metadata(path)
+    metadata = metadata or read_metadata(path)
     try:
         layout = student_layout(**metadata.architecture)
     except (TypeError, ValueError) as error:

@@ -25,7 +25,7 @@ from qpnuclei.pipeline.planning.layout import layout_of
 from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan, content_hash
 from qpnuclei.pipeline.positivity import require_some_dab
 from qpnuclei.pipeline.space import check_space, need_of_results, need_of_shards
-from qpnuclei.pipeline.summary import ImageResult, RunSummary
+from qpnuclei.pipeline.summary import ImageNote, RunSummary
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.segmentation.engine import engine_specs, load_engine
@@ -205,5 +205,5 @@ def commit_run(
 
 def _is_saved(folder: RunFolder, image: PlannedImage) -> bool:
     """Return whether the folder says that the nuclei of an image are in the project."""
-    known = ImageResult.read(folder.result_path(image))
-    return known is not None and known[1]
+    known = ImageNote.read(folder.result_path(image))
+    return known is not None and known.is_saved

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from qpnuclei.errors import QpnucleiError, SaveError
 from qpnuclei.segmentation.engine import EngineSpec
-from qpnuclei.system.checked import checked
+from qpnuclei.system.checked import as_json, checked
 from qpnuclei.system.files import (
     folders_of_last_resort,
     make_folder_below,
@@ -136,38 +137,51 @@ class ImageResult:
     marker: str = ""
     data: str = ""
 
-    def save(self, path: Path, is_saved: bool) -> None:
-        """Write the result to its own file.
-
-        Parameters
-        ----------
-        is_saved : bool
-            Whether the project is saved, and the regions are counted.
-
-        Raises
-        ------
-        SaveError
-            If it cannot be written.
-        """
-        content = {"is_saved": is_saved, "result": dataclasses.asdict(self)}
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        write_atomically(path, text.encode(errors="backslashreplace"))
-
-    @classmethod
-    def read(cls, path: Path) -> tuple[ImageResult, bool] | None:
-        """Read what `save` wrote; None if that is not there, or damaged."""
-        try:
-            content = json.loads(read_regular(path))
-            return checked(content["result"], cls), bool(content["is_saved"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return None
-
     @property
     def doubts(self) -> tuple[str, ...]:
         """What is doubtful, a line each: about the image, and about regions if it differs."""
         others = [r for r in self.regions if r.check and r.check != self.check]
         own = (f"{r.name}: {r.check.removeprefix(f'{self.check}; ')}" for r in others)
         return (*filter(None, [self.check]), *own)
+
+
+@dataclass(frozen=True)
+class ImageNote:
+    """What the run's folder notes of an image, in a file of its own.
+
+    It is first written before the project is saved: a run that continues after a kill reads it.
+
+    Parameters
+    ----------
+    is_saved : bool
+        Whether the project is saved, and the regions are counted.
+    result : ImageResult
+    again : tuple of UUID
+        Until then: nuclei found that an earlier run had already written, see `NewNuclei`.
+    """
+
+    is_saved: bool
+    result: ImageResult
+    again: tuple[UUID, ...] = ()
+
+    def save(self, path: Path) -> None:
+        """Write the note.
+
+        Raises
+        ------
+        SaveError
+            If it cannot be written.
+        """
+        text = json.dumps(as_json(self), indent=1, ensure_ascii=False)
+        write_atomically(path, text.encode(errors="backslashreplace"))
+
+    @classmethod
+    def read(cls, path: Path) -> ImageNote | None:
+        """Read what `save` wrote; None if that is not there, or damaged."""
+        try:
+            return checked(json.loads(read_regular(path)), cls)
+        except (OSError, ValueError, RecursionError):
+            return None
 
 
 @dataclass(frozen=True)

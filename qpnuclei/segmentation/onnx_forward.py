@@ -37,9 +37,11 @@ class OnnxForward(CpuForward):
         self._session = open_session(graph, threads)
 
     @classmethod
-    def load(cls, path: Path, views: int, threads: int) -> OnnxForward:
-        """Load a model file; see `qpnuclei.models.student_onnx.read_student` for the errors."""
-        return cls(*read_student(path), views, threads)
+    def load(
+        cls, path: Path, views: int, threads: int, metadata: ModelMetadata | None = None
+    ) -> OnnxForward:
+        """Load a model file; arguments and errors: `qpnuclei.models.student_onnx.read_student`."""
+        return cls(*read_student(path, metadata), views, threads)
 
     def logits(self, x: FloatMap) -> FloatMap:
         """Return the network's output; see `CpuForward.logits`."""

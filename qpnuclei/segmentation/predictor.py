@@ -99,13 +99,14 @@ class Predictor:
         if metadata.family == "student" and precision != "bfloat16" and takes_cpu(device):
             from qpnuclei.segmentation.onnx_forward import OnnxForward
 
-            return cls(OnnxForward.load(path, views, threads or available_cores()), metadata)
+            threads = threads or available_cores()
+            return cls(OnnxForward.load(path, views, threads, metadata), metadata)
         from qpnuclei.models.checkpoint import load_model
         from qpnuclei.models.device import resolve_device
         from qpnuclei.segmentation.torch_forward import optimise_for_inference
 
         resolved = resolve_device(device)
-        network, metadata = load_model(path)
+        network, _ = load_model(path, metadata)
         network = optimise_for_inference(network.eval(), resolved)
         return cls.of_network(network, metadata, resolved, views, precision)
 
@@ -120,15 +121,7 @@ class Predictor:
     ) -> Predictor:
         """Make a predictor from a network that is in memory, for example during training.
 
-        Parameters
-        ----------
-        network : torch.nn.Module
-            A network of the family that `metadata` names. It is put into evaluation mode, and
-            moved to `device`.
-        metadata : ModelMetadata
-        device : torch.device
-        views, precision
-            See `load`.
+        The arguments are those of `qpnuclei.segmentation.torch_forward.torch_forward`.
 
         Raises
         ------

@@ -44,7 +44,8 @@ def torch_forward(
     Parameters
     ----------
     network : torch.nn.Module
-        A trained network of the family that `metadata` names. It is moved to `device`.
+        A trained network of the family that `metadata` names. It is put into evaluation mode, and
+        moved to `device`.
     metadata : ModelMetadata
     device : torch.device
     views, precision

@@ -10,6 +10,7 @@ import torch
 from qpnuclei.choices import Precision
 from qpnuclei.errors import DeviceError, NotFoundError, UsageError
 from qpnuclei.evaluation.tuning import resample
+from qpnuclei.models import metadata as metadata_module
 from qpnuclei.models.attention import AttentionNet
 from qpnuclei.models.checkpoint import save_model
 from qpnuclei.models.device import resolve_device
@@ -167,6 +168,22 @@ def test_load_by_path(tmp_path: Path) -> None:
     assert loaded.receptive_radius_px == 1 + 2 * (1 + 2)
     assert loaded.stride == 1
     assert loaded.device == "cpu"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])  # by ONNX Runtime, and by torch
+def test_the_header_of_a_model_is_read_once(
+    precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[type] = []
+    checked = metadata_module.checked
+
+    def counting(content: object, kind: type[ModelMetadata]) -> ModelMetadata:
+        read.append(kind)
+        return checked(content, kind)
+
+    monkeypatch.setattr(metadata_module, "checked", counting)
+    Predictor.load("default", device="cpu", precision=precision)
+    assert read == [ModelMetadata]
 
 
 def test_load_by_a_name_that_is_not_there_lists_those_that_are(

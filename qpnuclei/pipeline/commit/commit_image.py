@@ -20,7 +20,7 @@ from qpnuclei.pipeline.planning.image_plan import ImagePlan, ids_of_detections
 from qpnuclei.pipeline.planning.layout import Layout, layout_of
 from qpnuclei.pipeline.planning.plan_file import PlannedImage, content_hash
 from qpnuclei.pipeline.selection import Locked, ours_within
-from qpnuclei.pipeline.summary import ImageResult, RegionResult
+from qpnuclei.pipeline.summary import ImageNote, ImageResult, RegionResult
 from qpnuclei.qupath.analysed import Record, together
 from qpnuclei.qupath.counted_image import CountedImage
 from qpnuclei.qupath.counts import count_in_regions
@@ -60,7 +60,8 @@ def commit_image(
         result = _result(image, layout, planned.plan, planned.nuclei, about)
         with suppress(SaveError):
             folder.make_for(path)
-            replace(result, replaced=planned.replaced).save(path, is_saved=False)
+            result = replace(result, replaced=planned.replaced)
+            ImageNote(False, result, tuple(planned.nuclei.again)).save(path)
 
     with interrupt_postponed():
         written = write_back(project, of_image, nuclei, options, folder.path, note)
@@ -72,7 +73,7 @@ def commit_image(
             notes=image.notes if loss is None else (*image.notes, loss),
         )
         with suppress(SaveError):
-            result.save(path, is_saved=True)
+            ImageNote(True, result).save(path)
     folder.note("image %s: %d nuclei are in the project", image.name, result.nuclei)
     return result
 
@@ -95,29 +96,31 @@ def committed_image(
         by a filter or in QuPath, they are counted again.
     """
     path = folder.result_path(image)
-    known = ImageResult.read(path)
-    if known is not None and known[0].marker != image.marker:
+    known = ImageNote.read(path)
+    if known is not None and known.result.marker != image.marker:
         known = None  # of an earlier attempt of this run
-    if known is not None and known[1]:
-        result = known[0]
+    if known is not None and known.is_saved:
+        result = known.result
         if result.data != data:
             layout = layout_of(image, spec, options)
             plan = _image_plan(entry, entry.read(), image, layout)
             checks = [_check_now(plan, region, result) for region in plan.regions]
             result = replace(result, check=plan.record.check, **_counted(plan, checks))
             with suppress(SaveError):
-                result.save(folder.make_for(path), is_saved=True)
+                ImageNote(True, result).save(folder.make_for(path))
         return result
     # The run was killed between the save and this step.
     layout = layout_of(image, spec, options)
     found = ImageNuclei(folder.shard(image, layout.name), layout.key)
     about = found.about
     doubts = Check.of(about.checks)
-    of_image = replace(_image_plan(entry, entry.read(), image, layout), taken=frozenset())
+    # Now the project holds them all: only the note tells which of them are of earlier runs.
+    earlier = frozenset(known.again if known else ())
+    of_image = replace(_image_plan(entry, entry.read(), image, layout), taken=earlier)
     nuclei = new_nuclei(of_image, found, options, doubts)
     with interrupt_postponed():
         write_copies(project, of_image, nuclei, options)
-        result = known[0] if known else _result(image, layout, of_image, nuclei, about)
+        result = known.result if known else _result(image, layout, of_image, nuclei, about)
         loss = loss_note(project, entry, result.replaced, result.nuclei)
         result = replace(
             result,
@@ -125,7 +128,7 @@ def committed_image(
             notes=image.notes if loss is None else (*image.notes, loss),
         )
         with suppress(SaveError):
-            result.save(folder.make_for(path), is_saved=True)
+            ImageNote(True, result).save(folder.make_for(path))
     return result
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import pairwise
 from uuid import UUID
 
 import numpy as np
@@ -45,6 +45,8 @@ class NewNuclei:
         Doubts about the nuclei.
     as_locked : int
         Nuclei not written because a locked nucleus of an earlier run is in the same place.
+    again : frozenset of UUID
+        Nuclei not written because they exist already, found by an earlier run (only if appended).
     found : sequence of NucleiTable
         All nuclei found, including those left out.
     """
@@ -55,6 +57,7 @@ class NewNuclei:
     outside: int
     doubts: Check = _NO_DOUBTS
     as_locked: int = 0
+    again: frozenset[UUID] = frozenset()
     found: Sequence[NucleiTable] = ()
 
     def __len__(self) -> int:
@@ -148,12 +151,16 @@ def new_nuclei(
     orders: list[npt.NDArray[np.int64] | None] = []
     locked = shapely.STRtree(plan.locked.outlines)
     outside = as_locked = 0
+    again: set[UUID] = set()
     for number, of_table in enumerate(counts):
         table = found[number]
         region = region_of(table.centroids(), plan.regions)
         outside += int(np.count_nonzero(region < 0))
         if known:
-            region[[own_id in known for own_id in ids_of(table, plan.entry)]] = -1
+            ids = ids_of(table, plan.entry)
+            is_known = [own_id in known for own_id in ids]
+            again.update(itertools.compress(ids, is_known))
+            region[is_known] = -1
         if len(locked):
             rows = np.flatnonzero(region >= 0)
             in_place = rows[are_in_place_of(table.polygons()[rows], locked)]
@@ -164,7 +171,9 @@ def new_nuclei(
         orders.append(None if as_it_is else by_region)
         of_table += np.bincount(region[by_region], minlength=len(of_table))
     tables = _Sorted(found, orders)
-    return NewNuclei(plan.entry, tables, counts, outside, doubts, as_locked, found)
+    return NewNuclei(
+        plan.entry, tables, counts, outside, doubts, as_locked, frozenset(again), found
+    )
 
 
 class _Sorted(MadeOnDemand[NucleiTable]):
@@ -190,6 +199,7 @@ def ids_of(table: NucleiTable, entry: ImageEntry) -> NucleusIds:
     ends = 8 * table.ring_offsets[table.polygon_offsets]
     outlines = table.vertices.astype("<f4").tobytes()
     digests = b"".join(
-        blake2b(salt + outlines[a:b], digest_size=10).digest() for a, b in pairwise(ends.tolist())
+        blake2b(salt + outlines[a:b], digest_size=10).digest()
+        for a, b in itertools.pairwise(ends.tolist())
     )
     return NucleusIds(np.frombuffer(digests, np.uint8).reshape(-1, 10))
