@@ -47,6 +47,10 @@ DEFAULT_EXCLUDED = ("Ignore*",)
 #: Name of the measurement for the model's certainty about a nucleus, from 0 to 1.
 CERTAINTY = "Attention: Mean"
 
+#: Limits of a pixel size in µm/px: beyond them it has a wrong unit, or is a placeholder (72 dpi is
+#: 353 µm/px).
+MIN_MPP, MAX_MPP = 0.05, 2.5
+
 #: Core of a tile in px of the working grid: large enough that the halo, which neighbours read and
 #: predict again, adds little (a third); small enough that a run stays below 2 GB with the default
 #: model, below 4 GB with one as large as that of the recipe `student`.

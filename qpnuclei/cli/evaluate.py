@@ -16,6 +16,7 @@ from qpnuclei.cli.options import (
     Quiet,
     SpeedOption,
     TtaOption,
+    possible_mpp,
     within,
 )
 from qpnuclei.errors import UsageError
@@ -113,6 +114,7 @@ def evaluate(
         float | None,
         typer.Option(
             "--mpp",
+            callback=possible_mpp,
             help="Pixel size of the images in µm/px.",
             show_default="0.25 for the published sets, else from the files",
         ),

@@ -11,25 +11,33 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from qpnuclei.choices import Backend, Device, Speed
+from qpnuclei.choices import MAX_MPP, MIN_MPP, Backend, Device, Speed
 from qpnuclei.cli.completing import complete_image
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 
-Number = TypeVar("Number", int, float, int | None, float | None)
+Number = TypeVar("Number", int, float, int | None, float | None, list[float] | None)
 
 
-def within(low: float, high: float | None, unit: str = "") -> Callable[[Number], Number]:
-    """Return the check that an option's value is in a range; NaN never is."""
-    ends = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
+def within(
+    low: float, high: float | None, unit: str = "", remark: str = ""
+) -> Callable[[Number], Number]:
+    """Return the check that the value or values of an option are in a range; NaN never is."""
     unit = f" {unit}" if unit else ""
+    remark = f" ({remark})" if remark else ""
+    ends = f"{low:g} or more" if high is None else f"{low:g} to {high:g}{unit}{remark}"
 
-    def check(value: Number) -> Number:
-        if value is not None and not low <= value <= (math.inf if high is None else high):
-            raise typer.BadParameter(f"{value:g}{unit} is not in the range: {ends}{unit}")
-        return value
+    def check(given: Number) -> Number:
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and not low <= value <= (math.inf if high is None else high):
+                raise typer.BadParameter(f"{value:g}{unit} is not in the range: {ends}")
+        return given
 
     return check
+
+
+#: The check of every option that is a pixel size.
+possible_mpp = within(MIN_MPP, MAX_MPP, "µm/px", "40x scans have about 0.25, 20x about 0.5")
 
 
 ProjectPath = Annotated[
@@ -64,6 +72,7 @@ ProjectMppOption = Annotated[
     float | None,
     typer.Option(
         "--mpp",
+        callback=possible_mpp,
         help="Pixel size at full resolution in µm/px. For several images without --image: only "
         "where none is known.",
         show_default="from the last run, project or slide",
@@ -81,6 +90,7 @@ MppOption = Annotated[
     float | None,
     typer.Option(
         "--mpp",
+        callback=possible_mpp,
         help="Pixel size of the slide at full resolution in µm/px; overrides project and slide.",
         show_default="from the project, else the slide",
     ),

@@ -12,7 +12,7 @@ import typer
 
 from qpnuclei.cli.command import Command, Group
 from qpnuclei.cli.completing import complete_image
-from qpnuclei.cli.options import BreakLock, Json, MppOption, ProjectPath, Wait
+from qpnuclei.cli.options import BreakLock, Json, MppOption, ProjectPath, Wait, possible_mpp
 from qpnuclei.errors import QpnucleiError
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ def add(
         float | None,
         typer.Option(
             "--mpp",
+            callback=possible_mpp,
             help="Pixel size of the new slides at full resolution in µm/px; overrides the files.",
             show_default="from each slide",
         ),

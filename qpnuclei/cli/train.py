@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qpnuclei.cli.completing import complete_class
-from qpnuclei.cli.options import ImageRoot, Json, Quiet, Seed, within
+from qpnuclei.cli.options import ImageRoot, Json, Quiet, Seed, possible_mpp, within
 from qpnuclei.errors import UsageError
 from qpnuclei.training.callbacks import Watcher
 
@@ -88,6 +88,7 @@ def train(
         list[float] | None,
         typer.Option(
             "--mpp",
+            callback=possible_mpp,
             help="Pixel size at full resolution in µm/px; overrides projects and files. "
             "Give it once for all sources, or once for each source in their order.",
             show_default="from the project, else the file",
@@ -118,6 +119,7 @@ def train(
         float | None,
         typer.Option(
             "--validation-mpp",
+            callback=possible_mpp,
             help="Pixel size of the validation images in µm/px.",
             show_default="--mpp if it is given once, else from the file",
         ),

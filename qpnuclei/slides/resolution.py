@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from qpnuclei.choices import MAX_MPP, MIN_MPP
 from qpnuclei.errors import MppError
 from qpnuclei.slides.calibration import PixelCalibration
 
@@ -35,9 +36,6 @@ class Scale:
 _log = logging.getLogger(__name__)
 
 MppSource = Literal["--mpp", "project", "slide"]
-
-#: Outside these limits, a pixel size has a wrong unit or is a placeholder (72 dpi is 353 µm/px).
-MIN_MPP, MAX_MPP = 0.05, 2.5
 
 #: Two pixel sizes agree if their relative difference is less.
 _AGREEMENT = 0.01
@@ -139,4 +137,5 @@ def _agree(a: tuple[float, float], b: tuple[float, float]) -> bool:
 
 
 def _text(mpp: tuple[float, float]) -> str:
-    return f"{mpp[0]:.4g}" if mpp[0] == mpp[1] else f"{mpp[0]:.4g} x {mpp[1]:.4g}"
+    x, y = (f"{axis:.4g}" for axis in mpp)
+    return x if x == y else f"{x} x {y}"

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from msgspec import Meta, Struct, structs
 
+from qpnuclei.choices import MAX_MPP, MIN_MPP
 from qpnuclei.errors import FormatError, NotFoundError, UsageError, quoted
 from qpnuclei.system.checked import FieldError, checked
 
@@ -133,10 +134,10 @@ class AttentionRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     stop_on_collapse: bool = True
 
     def __post_init__(self) -> None:
+        if not all(MIN_MPP <= scale <= MAX_MPP for scale in self.scales):
+            raise ValueError(f"scales must be {MIN_MPP} to {MAX_MPP} µm/px: {self.scales!r}")
         if list(self.scales) != sorted(set(self.scales)):
             raise ValueError(f"scales must increase: {self.scales!r}")
-        if not all(0.05 <= scale <= 2.5 for scale in self.scales):
-            raise ValueError(f"scales must be 0.05 to 2.5 µm/px: {self.scales!r}")
         if self.crop_px > self.tile_px or self.crop_px % 2:
             raise ValueError(
                 f"crop_px {self.crop_px} must be even and no larger than tile_px {self.tile_px}"

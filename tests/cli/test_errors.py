@@ -304,9 +304,10 @@ def test_missing_and_absurd_pixel_sizes(program: Program, project: Path) -> None
     text = run_fails(program, project, *only)
     assert text.startswith("1 ")
     assert "--mpp" in text
-    text = run_fails(program, project, *only, "--mpp", "25")
-    assert text.startswith("1 ")
-    assert "25" in text
+    for value in ("25", "nan"):
+        text = run_fails(program, project, *only, "--mpp", value)
+        assert text.startswith("2 ")
+        assert f"'--mpp': {value} µm/px is not in the range: 0.05 to 2.5" in text
 
 
 @pytest.mark.shared

@@ -36,6 +36,8 @@ def test_absurd_pixel_sizes_are_refused_wherever_they_come_from(value):
         with pytest.raises(MppError, match=where) as caught:
             resolve_mpp(*arguments)
         assert "--mpp" in caught.value.hint
+        if where == "from --mpp":
+            assert f"a pixel size of {value:.4g} µm/px" in caught.value.what
 
 
 def test_an_absurd_slide_does_not_matter_if_the_user_knows_better(caplog):
