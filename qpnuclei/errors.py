@@ -168,6 +168,21 @@ def _unexpected(error: Exception, where: str) -> UnexpectedError:
     )
 
 
+#: Plurals that do not end in an s alone.
+_PLURALS = {"box": "boxes", "nucleus": "nuclei", "patch": "patches", "vertex": "vertices"}
+
+
+def number_of(count: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun, for a message.
+
+    Examples
+    --------
+    >>> number_of(1, "image"), number_of(2, "image"), number_of(0, "nucleus")
+    ('1 image', '2 images', '0 nuclei')
+    """
+    return f"{count} {noun if count == 1 else plural or _PLURALS.get(noun, noun + 's')}"
+
+
 def quoted(value: object) -> str:
     """Return a value as a message may quote it: short, however large or deep it is."""
     short = reprlib.Repr()

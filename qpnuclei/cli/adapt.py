@@ -11,8 +11,8 @@ import typer
 
 from qpnuclei.cli.completing import complete_class
 from qpnuclei.cli.options import DeviceOption, ImageGlobs, ImageRoot, Json, MppOption, Quiet, Seed
-from qpnuclei.cli.train import STOPPING, ConsoleWatcher, number_of, training_bar
-from qpnuclei.errors import UsageError
+from qpnuclei.cli.train import STOPPING, ConsoleWatcher, training_bar
+from qpnuclei.errors import UsageError, number_of
 from qpnuclei.models.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:

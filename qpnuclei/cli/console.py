@@ -23,7 +23,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from qpnuclei.errors import QpnucleiError
+from qpnuclei.errors import QpnucleiError, number_of
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -185,9 +185,8 @@ def tile_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, int]
         def progress(image: str, done: int, tiles: int, nuclei: int) -> None:
             if image not in tasks:
                 tasks[image] = bar.add_task(in_one_line(image), total=tiles, note="")
-            bar.update(
-                tasks[image], completed=done, total=tiles, note=f"tiles, {nuclei} nuclei in them"
-            )
+            note = f"tiles, {number_of(nuclei, 'nucleus')} in them"
+            bar.update(tasks[image], completed=done, total=tiles, note=note)
 
         yield progress
 
@@ -232,7 +231,8 @@ class LinePerMinute:
         self._last_line = now
         left = (now - self._image_start) / done * (tiles - done)
         rest = f", {in_words(left)} left" if done < tiles else ""
-        line = f"{image}: {done} of {tiles} tiles, {nuclei} nuclei in them{rest}"
+        found = number_of(nuclei, "nucleus")
+        line = f"{image}: {done} of {number_of(tiles, 'tile')}, {found} in them{rest}"
         stderr.print(line, soft_wrap=True)
 
 

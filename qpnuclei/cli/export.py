@@ -20,6 +20,7 @@ from qpnuclei.cli.options import (
     ProjectMppOption,
     ProjectPath,
 )
+from qpnuclei.errors import number_of
 
 if TYPE_CHECKING:
     from qpnuclei.errors import QpnucleiError
@@ -157,21 +158,20 @@ def export(
         )
     if not written:
         sys.exit(1)
-    number = "1 row" if len(rows) == 1 else f"{len(rows)} rows"
-    stderr.print(f"{output}: {number}", highlight=False, soft_wrap=True)
+    stderr.print(f"{output}: {number_of(len(rows), 'row')}", highlight=False, soft_wrap=True)
     print_without_row(empty, len(entries), roi)
     missing = [row["class"] for row in rows if row["status"] == Status.NOT_ANALYSED]
     left_out = sum(map(is_excluded, missing))
     if left_out and not class_name:
         stderr.print(
-            f"{left_out} of them have no counts: a run leaves out the class "
+            f"without counts: {left_out} of them, because a run leaves out the class "
             f"{', '.join(DEFAULT_EXCLUDED)}",
             highlight=False,
             soft_wrap=True,
         )
     if len(missing) > left_out and not class_name:
         stderr.print(
-            f"{len(missing) - left_out} of them were not analysed and have no counts: run qpnuclei "
+            f"not analysed, without counts: {len(missing) - left_out} of them; run qpnuclei "
             "run, or count existing detections with --class Nucleus",
             highlight=False,
             soft_wrap=True,
@@ -179,12 +179,13 @@ def export(
     doubtful = sum(row["check"] is not None for row in rows)
     if doubtful:
         stderr.print(
-            f"{doubtful} of them are doubtful: the column check gives the reason",
+            f"doubtful: {doubtful} of them; the column check gives the reason",
             highlight=False,
             soft_wrap=True,
         )
     if failures:
-        without = f"without {len(failures)} of {len(entries)} images, which could not be counted"
+        of = number_of(len(entries), "image")
+        without = f"without {len(failures)} of {of}, which could not be counted"
         stderr.print(f"{output}: {without}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
@@ -212,7 +213,7 @@ def _print_nuclei(
     for path in done.files:
         counts = ""
         if len(done.files) == 1:
-            counts = f": {total} nuclei of {len(images)} image{'s' * (len(images) != 1)}"
+            counts = f": {number_of(total, 'nucleus')} of {number_of(len(images), 'image')}"
         stderr.print(f"{path}{counts}", highlight=False, soft_wrap=True)
     print_empty(
         "selected nuclei" if is_limited else "nuclei",
@@ -225,5 +226,6 @@ def _print_nuclei(
     if len(done.left_out) > _NAMED:
         stderr.print(f"not written: {len(done.left_out) - _NAMED} more", highlight=False)
     if failures and done.files:
-        without = f"without {len(failures)} of {len(entries)} images, which could not be read"
+        of = number_of(len(entries), "image")
+        without = f"without {len(failures)} of {of}, which could not be read"
         stderr.print(without, highlight=False, soft_wrap=True)

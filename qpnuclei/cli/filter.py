@@ -135,13 +135,15 @@ def _described(own: OwnNuclei) -> dict[str, Any]:
 
 def _print_removed(own: OwnNuclei, removed: int, project: str) -> None:
     from qpnuclei.cli.console import stderr, stdout
+    from qpnuclei.errors import number_of
 
-    notes = [f"{own.unknown} have no certainty and stay"] if own.unknown else []
+    kept = [f"{own.unknown} without a certainty"] if own.unknown else []
     if own.locked.any():
-        notes.append(f"{int(own.locked.sum())} are locked and stay")
-    more = f" ({'; '.join(notes)})" if notes else ""
+        kept.append(f"{int(own.locked.sum())} locked")
+    more = f" (kept in any case: {', '.join(kept)})" if kept else ""
+    nuclei = number_of(len(own), "nucleus")
     stdout.print(
-        f"{own.entry.name}: removed {removed} of {len(own)} nuclei by qpnuclei{more}",
+        f"{own.entry.name}: removed {removed} of {nuclei} by qpnuclei{more}",
         soft_wrap=True,
     )
     if removed:

@@ -22,6 +22,7 @@ from qpnuclei.cli.options import (
     ProjectPath,
     Wait,
 )
+from qpnuclei.errors import number_of
 
 if TYPE_CHECKING:
     from qpnuclei.errors import QpnucleiError
@@ -107,7 +108,7 @@ def export_geojson(
             results.append(_described(entry, done))
             if not json:
                 stdout.print(
-                    f"{done.path}: {done.annotations} annotations, {done.detections} detections",
+                    f"{done.path}: {_objects(done)}",
                     soft_wrap=True,
                 )
             _print_some("not exported", done.left_out)
@@ -203,11 +204,16 @@ def _described(entry: ImageEntry, done: Exported | Imported) -> dict[str, Any]:
     return {"image": entry.name, "image_id": entry.id, **asdict(done)}
 
 
+def _objects(done: Exported | Imported) -> str:
+    annotations = number_of(done.annotations, "annotation")
+    return f"{annotations}, {number_of(done.detections, 'detection')}"
+
+
 def _print_import(entry: ImageEntry, path: Path, done: Imported, quiet: bool) -> None:
     """Print the result of a file; if `quiet`, only what was not imported."""
     from qpnuclei.cli.console import stdout
 
-    parts = [f"{done.annotations} annotations, {done.detections} detections imported"]
+    parts = [f"{_objects(done)} imported"]
     if done.already_there:
         parts.append(f"{done.already_there} already existed")
     if done.left_out:

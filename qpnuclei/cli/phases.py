@@ -37,7 +37,7 @@ from qpnuclei.cli.running import (
     stopping_between_units,
     write_page,
 )
-from qpnuclei.errors import UsageError
+from qpnuclei.errors import UsageError, number_of
 
 
 @with_options_of(
@@ -77,7 +77,9 @@ def plan(project: ProjectPath, **given: Any) -> None:
         print_json({**content, "failures": summary.to_json()["failures"]})
     else:
         stdout.print(str(folder.path), soft_wrap=True)
-    stderr.print(f"{units} units in {len(planned.images)} images", highlight=False)
+    stderr.print(
+        f"{number_of(units, 'unit')} in {number_of(len(planned.images), 'image')}", highlight=False
+    )
     if summary.failures:
         print_failures([failure.name for failure in summary.failures], len(summary.planned))
         sys.exit(1)

@@ -13,7 +13,7 @@ import typer
 from qpnuclei.cli.command import Command, Group
 from qpnuclei.cli.completing import complete_image
 from qpnuclei.cli.options import BreakLock, Json, MppOption, ProjectPath, Wait, possible_mpp
-from qpnuclei.errors import QpnucleiError
+from qpnuclei.errors import QpnucleiError, number_of
 
 if TYPE_CHECKING:
     from qpnuclei.qupath.model import ImageEntry
@@ -142,7 +142,7 @@ def add(
         print_json({"project": str(opened.path), "added": images, "failures": failures})
         sys.exit(1 if failures else 0)
     stdout.print(
-        f"{opened.path}, images: {len(opened.images)}, of which {len(new)} are new",
+        f"{opened.path}, images: {len(opened.images)}, of which new: {len(new)}",
         highlight=False,
         soft_wrap=True,
     )
@@ -155,8 +155,7 @@ def add(
 def _print_left_out(slides: int) -> None:
     from qpnuclei.cli.console import stdout
 
-    number = "1 slide" if slides == 1 else f"{slides} slides"
-    stdout.print(f"left out: {number}, see above", highlight=False)
+    stdout.print(f"left out: {number_of(slides, 'slide')}, see above", highlight=False)
 
 
 def _print_without_mpp(images: Sequence[ImageEntry]) -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qpnuclei.cli.console import in_one_line, stderr, stdout
-from qpnuclei.errors import FormatError
+from qpnuclei.errors import FormatError, number_of
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.system.timing import peak_memory_mib
 
@@ -164,7 +164,7 @@ def _counts(image: NativeImage, backup: Backup) -> tuple[str, str, str]:
 def summary_table(summary: RunSummary) -> Table:
     """Return the nuclei counted in each annotation; the title has the number written."""
     counted = sum(region.nuclei for image in summary.images for region in image.regions)
-    title, caption = f"{summary.nuclei} nuclei", None
+    title, caption = number_of(summary.nuclei, "nucleus"), None
     if counted != summary.nuclei:
         locked = sum(image.locked for image in summary.images)
         title += f" written, {counted} counted"
@@ -238,18 +238,19 @@ def _written_before(summary: RunSummary) -> list[str]:
     """Return a line with the number of images that were finished before."""
     if not summary.earlier:
         return []
-    number = "1 image" if summary.resumed == 1 else f"{summary.resumed} images"
+    number = number_of(summary.resumed, "image")
     is_all = not summary.done_now and not summary.failures
     start = "nothing to do" if is_all else "done before"
     return [f"{start}: the nuclei of {number} are in the project already"]
 
 
 def _written(images: Sequence[ImageResult]) -> list[str]:
+    joined = number_of(sum(image.joined for image in images), "nucleus")
     return [
-        f"seams: {sum(i.joined for i in images)} nuclei joined from several tiles, "
-        f"{sum(i.covered for i in images)} cut pieces and "
-        f"{sum(i.overlapping for i in images)} duplicates dropped",
-        f"replaced: {sum(i.replaced for i in images)} detections of earlier runs",
+        f"seams: {joined} joined from several tiles; dropped: "
+        f"{number_of(sum(i.covered for i in images), 'cut piece')}, "
+        f"{number_of(sum(i.overlapping for i in images), 'duplicate')}",
+        f"replaced: {number_of(sum(i.replaced for i in images), 'detection')} of earlier runs",
         *_kept(images),
     ]
 
@@ -261,8 +262,8 @@ def _kept(images: Sequence[ImageResult]) -> list[str]:
     if not locked:
         return []
     return [
-        f"kept: {locked} locked detections of earlier runs; "
-        f"{found_again} nuclei in their place were not written"
+        f"kept: {number_of(locked, 'locked detection')} of earlier runs; "
+        f"not written in their place: {number_of(found_again, 'nucleus')}"
     ]
 
 
@@ -291,7 +292,7 @@ def print_unreadable(slides: Sequence[str], of: int) -> None:
 def print_empty(what: str, names: Sequence[str], images: int, remedy: str) -> None:
     """Print in one line which images have nothing to export, if any."""
     if names:
-        number = f"{len(names)} of {images} images: {_listed(names)}"
+        number = f"{len(names)} of {number_of(images, 'image')}: {_listed(names)}"
         stderr.print(f"no {what} in {number} ({remedy})", soft_wrap=True)
 
 
@@ -359,7 +360,9 @@ def info_table(content: dict[str, Any]) -> Group:
                 Text(f"  {image['tma_cores']} TMA cores, {image['missing_tma_cores']} missing")
             )
         if image["detections_by_qpnuclei"]:
-            parts.append(Text(f"  {image['detections_by_qpnuclei']} detections by qpnuclei"))
+            parts.append(
+                Text(f"  {number_of(image['detections_by_qpnuclei'], 'detection')} by qpnuclei")
+            )
     return Group(*parts)
 
 

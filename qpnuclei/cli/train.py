@@ -14,7 +14,7 @@ import typer
 
 from qpnuclei.cli.completing import complete_class
 from qpnuclei.cli.options import ImageRoot, Json, Quiet, Seed, possible_mpp, within
-from qpnuclei.errors import UsageError
+from qpnuclei.errors import UsageError, number_of
 from qpnuclei.training.callbacks import Watcher
 
 if TYPE_CHECKING:
@@ -349,11 +349,6 @@ def _summary(metrics: Mapping[str, float]) -> str:
     return "  ".join(
         f"{short} {metrics[name]:.3f}" for name, short in _SHORT_NAMES.items() if name in metrics
     )
-
-
-def number_of(count: int, noun: str) -> str:
-    """Return ``"1 image"``, ``"2 images"``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _numbers(text: str) -> list[float]:

@@ -16,7 +16,7 @@ from qpnuclei.datasets.synthetic.layout import demo_annotations
 from qpnuclei.datasets.synthetic.slide import make_slide
 from qpnuclei.demo.overlay import draw_overlay
 from qpnuclei.demo.score import NucleiScore, match_nuclei
-from qpnuclei.errors import SlideError, UsageError
+from qpnuclei.errors import SlideError, UsageError, number_of
 from qpnuclei.models.registry import DEFAULT_MODEL
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
@@ -121,7 +121,7 @@ def demonstrate(
         make_writable_folder(directory)
     with interrupt_postponed():
         project = _project(directory / "project", slide, mpp, annotations)
-    say(f"finding the nuclei in {len(annotations)} annotations of {project.path}")
+    say(f"finding the nuclei in {number_of(len(annotations), 'annotation')} of {project.path}")
     options = RunOptions(Selection(everything=True), model=model, device=device, mpp=mpp)
     plans, failed = plan_images(project.images, options)
     for _, error in failed:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import shapely
 
 from qpnuclei.choices import NUCLEUS_CLASS
-from qpnuclei.errors import MppError, UsageError
+from qpnuclei.errors import MppError, UsageError, number_of
 from qpnuclei.evaluation.datasets import AnnotatedImage
 from qpnuclei.evaluation.labelmap import label_map
 from qpnuclei.evaluation.matching import overlaps_of_outlines
@@ -222,24 +222,26 @@ def read_boxes(
     total = sum(int(np.count_nonzero(box.counts)) for box in boxes)
     if ours == total and not truth_classes:
         raise UsageError(
-            f"{path}: all {total} nuclei of class {classes[0]!r} in the boxes are unchanged "
+            f"{path}: all nuclei of class {classes[0]!r} in the boxes ({total}) are unchanged "
             "detections of qpnuclei: a model would be compared with itself",
             "draw or correct nuclei in QuPath, or name the class of the right nuclei with "
             "--truth-class",
         )
     written = f", {ours} of them unchanged detections of qpnuclei" if ours else ""
     notes = [
-        f"Truth: {total} nuclei of class {', '.join(classes)} in {len(boxes)} "
-        f"{'box' if len(boxes) == 1 else 'boxes'} of class {', '.join(roi)}{written}.",
+        f"Truth: {number_of(total, 'nucleus')} of class {', '.join(classes)} in "
+        f"{number_of(len(boxes), 'box')} of class {', '.join(roi)}{written}.",
         RULE,
     ]
     if corrected:
         notes.append(
-            f"{corrected} detections of qpnuclei were corrected: the corrections count instead."
+            f"Corrected: {number_of(corrected, 'detection')} of qpnuclei. The corrections count "
+            "instead."
         )
     if left_out:
         notes.append(
-            f"{left_out} objects of class {', '.join(classes)} were left out: they have no area."
+            f"Left out: {number_of(left_out, 'object')} of class {', '.join(classes)} without an "
+            "area."
         )
     described = {
         "roi": list(roi),

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec.structs import replace
 
+from qpnuclei.errors import number_of
 from qpnuclei.evaluation.bootstrap import bootstrap_interval
 from qpnuclei.evaluation.datasets import AnnotatedImage, read_folder
 from qpnuclei.evaluation.evaluate import image_mpp
@@ -84,7 +85,7 @@ def read_validation(folder: Path, mpp: float | None, model_mpp: float) -> list[L
     """
     split = "val" if (folder / "splits.json").is_file() else None
     images = at_resolution(read_folder(folder, split=split), mpp, model_mpp)
-    _log.info("validation on %d images of %s", len(images), folder)
+    _log.info("validation on %s of %s", number_of(len(images), "image"), folder)
     return images
 
 

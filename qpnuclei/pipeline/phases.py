@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 
-from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
+from qpnuclei.errors import QpnucleiError, UsageError, number_of, standing_alone
 from qpnuclei.pipeline.commit.commit_image import commit_image, committed_image, device_of
 from qpnuclei.pipeline.folder import RunFolder, choose_folder
 from qpnuclei.pipeline.inference.computing import computing
@@ -197,7 +197,7 @@ def commit_run(
             summary.save_soon()
             conduct.check_stop()
         summary.finish()
-        folder.note("%s: %d nuclei", summary.state, summary.nuclei)
+        folder.note("%s: %s", summary.state, number_of(summary.nuclei, "nucleus"))
         with interrupt_postponed():
             summary.save_somewhere()
     return summary

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from msgspec.structs import replace
 
 from qpnuclei._version import __version__
-from qpnuclei.errors import QpnucleiError, standing_alone
+from qpnuclei.errors import QpnucleiError, number_of, standing_alone
 from qpnuclei.pipeline.folder import RunFolder
 from qpnuclei.pipeline.inference.units import Conduct
 from qpnuclei.pipeline.options import RunOptions
@@ -102,7 +102,7 @@ def plan_project(
         nothing_to_do=nothing,
     )
     folder.save_plan(plan)
-    folder.note("qpnuclei %s: %d images are planned", __version__, len(images))
+    folder.note("qpnuclei %s: planned: %s", __version__, number_of(len(images), "image"))
     if conduct.retry_failed:
         folder.forget_failures()
     if earlier:
@@ -110,12 +110,12 @@ def plan_project(
         # If nothing can be used again, an input of every unit has changed: it is a new run.
         if committed or any(there):
             _log.info(
-                "continuing %s: %d of %d images are in the project, %d of %d units are computed",
+                "continuing %s: in the project: %d of %s; computed: %d of %s",
                 folder.path,
                 len(committed),
-                len(images),
+                number_of(len(images), "image"),
                 sum(there),
-                len(there),
+                number_of(len(there), "unit"),
             )
     return Planned(plan, committed, errors)
 

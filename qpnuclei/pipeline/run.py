@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 
-from qpnuclei.errors import QpnucleiError, TerminatedError, standing_alone
+from qpnuclei.errors import QpnucleiError, TerminatedError, number_of, standing_alone
 from qpnuclei.pipeline.commit.commit_image import commit_image, committed_image, device_of
 from qpnuclei.pipeline.folder import choose_folder
 from qpnuclei.pipeline.inference.computing import computing
@@ -110,7 +110,7 @@ def analyse_project(
             summary.images.sort(key=lambda result: place[result.entry])
             summary.failures.sort(key=lambda failure: place[failure.entry])
             summary.finish()
-            folder.note("%s: %d nuclei", summary.state, summary.nuclei)
+            folder.note("%s: %s", summary.state, number_of(summary.nuclei, "nucleus"))
             with interrupt_postponed():
                 summary.save_somewhere()
     return summary

@@ -16,7 +16,7 @@ import shapely
 from shapely.validation import explain_validity
 
 from qpnuclei.choices import DEFAULT_EXCLUDED
-from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
+from qpnuclei.errors import QpnucleiError, UsageError, number_of, standing_alone
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.analysed import Record, Status
 from qpnuclei.qupath.areas import polygonal, valid_areas
@@ -317,7 +317,8 @@ def without_excluded(
         else:
             left.append(Region(region.annotation, rest))
     classes = sorted({annotation.class_name or "" for annotation in excluded})
-    _log.info("excluded: %d annotations of class %s", len(excluded), ", ".join(classes))
+    count = number_of(len(excluded), "annotation")
+    _log.info("excluded: %s of class %s", count, ", ".join(classes))
     return left
 
 

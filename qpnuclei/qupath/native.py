@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qpnuclei.errors import ConflictError, FormatError, QpnucleiError, SaveError
+from qpnuclei.errors import ConflictError, FormatError, QpnucleiError, SaveError, number_of
 from qpnuclei.qupath import project_file
 from qpnuclei.qupath.backups import (
     Backup,
@@ -315,8 +315,9 @@ class NativeImage:
         except (FormatError, OSError):
             return f"QuPath left {path.name} beside it, but that is unreadable too"
         return (
-            f"{path.name} beside it is readable, with {len(objects.annotations)} annotations and "
-            f"{len(objects.detections)} detections: copy it to {self.data_path.name}"
+            f"{path.name} beside it is readable, with "
+            f"{number_of(len(objects.annotations), 'annotation')} and "
+            f"{number_of(len(objects.detections), 'detection')}: copy it to {self.data_path.name}"
         )
 
     def _parse(self, data: bytes) -> DataFile:

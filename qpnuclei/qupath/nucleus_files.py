@@ -14,7 +14,7 @@ from uuid import UUID
 import shapely
 
 from qpnuclei.choices import NucleusFormat
-from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
+from qpnuclei.errors import QpnucleiError, UsageError, number_of, standing_alone
 from qpnuclei.nuclei.exports.rows import FIELDS, GEOMETRY, NucleusRows, optional
 from qpnuclei.qupath.geojson.exporting import check_classes
 from qpnuclei.qupath.geojson.objects import GeoJsonObject
@@ -201,7 +201,9 @@ def _write_label_images(
         file = path if is_file else path / f"{file_stem(entry)}.ome.tif"
         elsewhere = write_label_image(rows, file)
         if elsewhere:
-            done.left_out.append(f"{entry.name}: {elsewhere} nuclei on other planes than the first")
+            done.left_out.append(
+                f"{entry.name}: {number_of(elsewhere, 'nucleus')} on other planes than the first"
+            )
         done.files.append(file)
 
 

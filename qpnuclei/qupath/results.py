@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qpnuclei._version import __version__
-from qpnuclei.errors import FormatError, QpnucleiError, UsageError
+from qpnuclei.errors import FormatError, QpnucleiError, UsageError, number_of
 from qpnuclei.qupath.adding import add_slides, new_ones
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.create import PROJECT_NAME, create_from_slides
@@ -191,11 +191,11 @@ def warn_of_kept_sizes(sizes: Sequence[Mpp | None], mpp: float) -> None:
     kept = [own for own in sizes if own and any(abs(axis / mpp - 1) > 0.01 for axis in own)]
     if kept:
         _log.warning(
-            "--mpp %g is used for %s of %d slides: %d keep their own pixel size, which differs; "
+            "--mpp %g is used for %s of %s, the others have another pixel size of their own (%d); "
             "to override it, name the slides: --image NAME --mpp %g",
             mpp,
             len(sizes) - len(kept) or "none",
-            len(sizes),
+            number_of(len(sizes), "slide"),
             len(kept),
             mpp,
         )

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from qpnuclei._version import __version__
 from qpnuclei.choices import CERTAINTY
+from qpnuclei.errors import number_of
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import Edit, ImageEntry
@@ -94,8 +95,9 @@ class OwnNuclei:
         removed = frozenset(self.ids[self.below(least)].tolist())
         if removed:
             comment = (
-                f"// qpnuclei {__version__}: removed {len(removed)} of {len(self)} detections by "
-                f"qpnuclei, whose {CERTAINTY!r} is below {least:g}"
+                f"// qpnuclei {__version__}: removed {len(removed)} of "
+                f"{number_of(len(self), 'detection')} by qpnuclei, whose {CERTAINTY!r} is below "
+                f"{least:g}"
             )
             # The doubts of runs are about the nuclei before the filter.
             filtered = self.record.filtered()

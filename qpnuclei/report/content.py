@@ -11,7 +11,7 @@ import numpy.typing as npt
 import shapely
 
 from qpnuclei.choices import CERTAINTY
-from qpnuclei.errors import QpnucleiError, standing_alone
+from qpnuclei.errors import QpnucleiError, number_of, standing_alone
 from qpnuclei.measure.shape import AREA
 from qpnuclei.qupath.analysed import Status
 from qpnuclei.qupath.classes import is_positive
@@ -373,7 +373,7 @@ def _crop(slide: Slide, nuclei: _Nuclei, view: View) -> Crop:
     low, high = np.array(view.box[:2]), np.array(view.box[2:])
     near = ((nuclei.centroids > low - rim) & (nuclei.centroids < high + rim)).all(axis=1)
     inside = ((nuclei.centroids >= low) & (nuclei.centroids < high)).all(axis=1)
-    caption = [f"{np.count_nonzero(inside)} nuclei"]
+    caption = [number_of(int(np.count_nonzero(inside)), "nucleus")]
     certainty = nuclei.first_of(_CERTAINTY)
     if certainty is not None and np.isfinite(certainty[inside]).any():
         caption.append(f"certainty {np.nanmean(certainty[inside]):.2f}")

@@ -171,7 +171,7 @@ class BatchSplitter:
             else:
                 most = len(part) // 2
                 self._most_px = most * height * width
-                _log.warning("%d tiles do not fit into memory; now %d at once", len(part), most)
+                _log.warning("tiles at once: %d do not fit into memory, now %d", len(part), most)
         if len(parts) == 1:
             return parts[0]
         return tuple(torch.cat(of_parts) for of_parts in zip(*parts, strict=True))

@@ -22,7 +22,7 @@ import torch
 from PIL import Image, ImageColor, ImageDraw
 from skimage.segmentation import find_boundaries
 
-from qpnuclei.errors import UsageError
+from qpnuclei.errors import UsageError, number_of
 from qpnuclei.evaluation.boxes import BoxImage
 from qpnuclei.models.metadata import ModelMetadata, model_hash, read_metadata
 from qpnuclei.models.registry import DEFAULT_MODEL, FINE_NETWORK, network_for, resolve_model
@@ -230,7 +230,9 @@ def find_doubts(changes: Sequence[ImageChange]) -> list[str]:
     doubts = []
     before, after = (sum(getattr(c, f"nuclei_{when}") for c in changes) for when in _WHEN)
     if abs(after - before) > _OTHER_COUNT * before:
-        doubts.append(f"it finds {after} nuclei where the original model finds {before}")
+        doubts.append(
+            f"it finds {number_of(after, 'nucleus')} where the original model finds {before}"
+        )
     known = [c for c in changes if c.agreement_before is not None and c.agreement_after is not None]
     if known:
         was, now = (np.mean([getattr(c, f"agreement_{when}") for c in known]) for when in _WHEN)
@@ -333,7 +335,7 @@ def _write_picture(path: Path, views: Sequence[_View]) -> None:
             left = number * (_PICTURE_PX + 4)
             shown = _outlined(view.rgb[window], own, other, COLOURS[when])
             row.paste(Image.fromarray(shown), (left, 16))
-            text = f"{when}: {len(np.unique(own)) - 1} nuclei"
+            text = f"{when}: {number_of(len(np.unique(own)) - 1, 'nucleus')}"
             title = view.title.encode("latin-1", "replace").decode("latin-1")
             ImageDraw.Draw(row).text((left + 2, 2), f"{title}, {text}", fill="black")
         rows.append(np.asarray(row))

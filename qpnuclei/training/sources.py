@@ -16,6 +16,7 @@ from qpnuclei.errors import (
     QpnucleiError,
     SlideError,
     UsageError,
+    number_of,
 )
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Annotation, ImageEntry
@@ -133,7 +134,7 @@ def find_sources(
         )
     if len(mpp) not in (0, 1, len(paths)):
         raise UsageError(
-            f"--mpp was given {len(mpp)} times for {len(paths)} sources",
+            f"--mpp was given {len(mpp)} times for {number_of(len(paths), 'source')}",
             "give it once for all of them, or once for each",
         )
     slides = one_per_slide([path for path in paths if path.is_file() and path not in projects])
@@ -185,7 +186,7 @@ def _training_split(path: Path) -> frozenset[str] | None:
         stems = frozenset(splits["train"])
     except (ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{path} does not name the images of a split 'train'") from error
-    _log.info("%s: only the %d images of its split 'train'", path, len(stems))
+    _log.info("%s: only %s of its split 'train'", path, number_of(len(stems), "image"))
     return stems
 
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 
-from qpnuclei.errors import NotFoundError, UsageError
+from qpnuclei.errors import NotFoundError, UsageError, number_of
 from qpnuclei.slides.resolution import working_downsample
 from qpnuclei.slides.slide import Slide
 from qpnuclei.slides.tissue import tissue_fraction
@@ -192,7 +192,7 @@ def build_tile_index(
                 f"tissue (the finest source has {min(max(s.mpp) for s in sources):.3g} µm/px)",
                 "give larger or finer images, or leave that scale out: --set scales=[0.5,1.0]",
             )
-        _log.info("%d tiles at %g µm/px", len(tiles), mpp)
+        _log.info("%s at %g µm/px", number_of(len(tiles), "tile"), mpp)
     return index
 
 

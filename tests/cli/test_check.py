@@ -66,7 +66,7 @@ def test_a_model_that_finds_nothing_is_doubted_everywhere(
             app, ["export", str(project), "-o", str(table), "--by", by, "--backend", "native"]
         )
         assert exported.exit_code == 0
-        assert "1 of them are doubtful: the column check gives the reason" in exported.stderr
+        assert "doubtful: 1 of them; the column check gives the reason" in exported.stderr
         (row,) = json.loads(table.read_text())
         assert row["check"] == image["check"]
         assert (row["status"], row["nuclei"]) == ("analysed", 0)

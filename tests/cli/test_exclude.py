@@ -88,8 +88,8 @@ def test_what_a_run_leaves_out_is_not_told_to_be_analysed(qpnuclei: Call, projec
     entry.write(Edit(annotations=[ignored]), entry.read().fingerprint)
     table = project.parent / "counts.csv"
     said = " ".join(qpnuclei("export", project, "-o", table, "--backend", "native").stderr.split())
-    assert "2 of them have no counts: a run leaves out the class Ignore*" in said
-    assert "1 of them were not analysed and have no counts" in said
+    assert "without counts: 2 of them, because a run leaves out the class Ignore*" in said
+    assert "not analysed, without counts: 1 of them" in said
 
 
 @pytest.mark.parametrize(

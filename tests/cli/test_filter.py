@@ -111,7 +111,7 @@ def test_locked_ones_stay(qpnuclei: Call, project: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(FileDetections, "locked", property(locked))
     done = qpnuclei("filter", project, "--min-certainty", "0.7", *NATIVE)
     assert "removed 1 of 6 nuclei by qpnuclei" in done.stdout
-    assert "1 are locked and stay" in done.stdout
+    assert "(kept in any case: 1 without a certainty, 1 locked)" in done.stdout
     assert nucleus_id(bytes([0]) * 10) in first_image(project).read().detections.ids
 
 

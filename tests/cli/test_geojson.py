@@ -73,7 +73,7 @@ def test_one_bad_file_does_not_stop_the_others(
     write_objects(good, [GeoJsonObject("annotation", shapely.box(0, 0, 3, 3))])
     outcome = qpnuclei("geojson", "import", project, bad, good, *NATIVE)
     assert outcome.exit_code == 1
-    assert "into plain.tif: 1 annotations" in outcome.stdout
+    assert "into plain.tif: 1 annotation, " in outcome.stdout
 
 
 def test_a_class_that_is_not_there(sample: Sample, qpnuclei: Call, tmp_path: Path) -> None:

@@ -298,7 +298,7 @@ def test_no_color(no_color: str | None, monkeypatch: pytest.MonkeyPatch) -> None
         ("--max-nucleus", "nan", "nan µm"),
         ("--simplify", "-1", "-1 µm is not in the range: 0 to 5 µm"),
         ("--tile", "64", "64 px is not in the range: 128 to 8192 px"),
-        ("--workers", "0", "0 cores is not in the range: at least 1 cores"),
+        ("--workers", "0", "0 cores is not in the range: 1 or more"),
     ],
 )
 def test_a_range_has_a_unit(option: str, value: str, said: str) -> None:

@@ -360,7 +360,7 @@ def test_most_nuclei_gone_is_said_with_the_way_back(sample: Sample, qpnuclei: Ca
     # Ten times too large a pixel: nuclei of a fifth of a micrometre are none.
     again = ["run", str(project), *RUN[:2], "--mpp", "0.06", *RUN[4:], "--image", "renamed*"]
     result = CliRunner().invoke(app, again)
-    said = next(line for line in result.stderr.splitlines() if "come back with: " in line)
+    said = next(line for line in result.stderr.splitlines() if "comes back with: " in line)
     assert f"{ours(found.detections).sum()} nuclei of earlier runs were replaced by" in said
     record = [json.loads(p.read_text()) for p in sorted((project / "qpnuclei").glob("*/run.json"))]
     assert any(note in said for note in record[-1]["images"][0]["notes"])
@@ -372,7 +372,7 @@ def test_most_nuclei_gone_is_said_with_the_way_back(sample: Sample, qpnuclei: Ca
     content["result"]["notes"] = []
     known.write_text(json.dumps({**content, "is_saved": False}))
     assert said in CliRunner().invoke(app, again).stderr.splitlines()
-    command = shlex.split(said.partition("come back with: qpnuclei ")[2])
+    command = shlex.split(said.partition("comes back with: qpnuclei ")[2])
     assert qpnuclei(*command).exit_code == 0
     assert objects(project)[1].detections.ids == found.detections.ids
 

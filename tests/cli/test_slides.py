@@ -110,7 +110,7 @@ def test_other_options_do_the_slides_anew(slides: Path, tmp_path: Path, qpnuclei
     other = json.loads(done.stdout)
     assert (other["resumed"], other["images"][0]["mpp"]) == (0, [0.3, 0.3])
     assert (other["nuclei"], other["images"][0]["replaced"]) == (1, 1)
-    assert "replaced: 1 detections of earlier runs" in done.stderr
+    assert "replaced: 1 detection of earlier runs" in done.stderr
 
     # Once more is told as what it is; the record stays that of the whole run.
     again = qpnuclei(*command, "--mpp", "0.3")
@@ -342,7 +342,7 @@ def test_project_add(slides: Path, tmp_path: Path, qpnuclei: Call) -> None:
     again = qpnuclei("project", "add", project, slides)
     assert (again.exit_code, again.stdout.strip()) == (
         0,
-        f"{project}, images: 3, of which 0 are new",
+        f"{project}, images: 3, of which new: 0",
     )
     (slides / "broken.tif").write_bytes(b"II*\0")
     assert qpnuclei("project", "add", project, slides).exit_code == 1

@@ -112,11 +112,11 @@ def test_what_is_drawn_is_learned(drawn: Path, start: Path, tmp_path: Path) -> N
     without, with_them = (found(model, 0) for model in made)
     assert (with_them < without - 0.05).all()
     first, second = (read_metadata(model).data for model in made)
-    assert (first["labels"], second["labels"]) == ("none", "1 nuclei drawn in 1 boxes")
+    assert (first["labels"], second["labels"]) == ("none", "1 nucleus drawn in 1 box")
     assert second["corrections"] == {"boxes": 1, "nuclei": 1}
     cards = [(model.parent / CARD_FILE).read_text(encoding="utf-8") for model in made]
     assert "no label of any of them was read" in cards[0]
-    assert "1 nuclei drawn in 1 boxes were learned as well" in cards[1]
+    assert "; with 1 nucleus drawn in 1 box:" in cards[1]
     assert "without labels" not in cards[1]
 
 
@@ -131,7 +131,7 @@ def test_the_command(drawn: Path, start: Path, tmp_path: Path) -> None:
         return result.output
 
     output = command("--corrections", "Box", "--truth-class", "Nucleus")
-    assert "Truth: 1 nuclei of class Nucleus in 1 box of class Box." in output
+    assert "Truth: 1 nucleus of class Nucleus in 1 box of class Box." in output
     # Going on with other nuclei would be another run.
     with pytest.raises((UsageError, TrainingError), match="corrections"):
         command("--resume")

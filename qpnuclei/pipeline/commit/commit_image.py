@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from qpnuclei.errors import SaveError
+from qpnuclei.errors import SaveError, number_of
 from qpnuclei.pipeline.commit.copies import write_copies
 from qpnuclei.pipeline.commit.new_nuclei import NewNuclei, new_nuclei
 from qpnuclei.pipeline.commit.replan import regions_now
@@ -74,7 +74,8 @@ def commit_image(
         )
         with suppress(SaveError):
             ImageNote(True, result).save(path)
-    folder.note("image %s: %d nuclei are in the project", image.name, result.nuclei)
+    count = number_of(result.nuclei, "nucleus")
+    folder.note("image %s: %s saved in the project", image.name, count)
     return result
 
 

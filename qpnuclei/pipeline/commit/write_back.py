@@ -10,7 +10,7 @@ from pathlib import Path
 from uuid import UUID
 
 from qpnuclei._version import __version__
-from qpnuclei.errors import ConflictError, QpnucleiError, SaveError
+from qpnuclei.errors import ConflictError, QpnucleiError, SaveError, number_of
 from qpnuclei.pipeline.commit.copies import write_copies
 from qpnuclei.pipeline.commit.new_nuclei import NewNuclei, new_nuclei
 from qpnuclei.pipeline.commit.replan import plan_again
@@ -171,7 +171,8 @@ def loss_note(project: Project, entry: ImageEntry, replaced: int, written: int) 
     """
     if written >= replaced / 2:
         return None
-    message = f"{replaced} nuclei of earlier runs were replaced by {written}"
+    verb = "was" if replaced == 1 else "were"
+    message = f"{number_of(replaced, 'nucleus')} of earlier runs {verb} replaced by {written}"
     backups = list_backups(project.path.parent / "data" / entry.id / "data.qpdata")
     if not backups:
         return message
@@ -180,7 +181,7 @@ def loss_note(project: Project, entry: ImageEntry, replaced: int, written: int) 
     command = ["qpnuclei", "project", "restore", str(project.path), "--image", image]
     command += ["--backup", backups[0].id]
     return (
-        f"{message}; they are in the backup {backups[0].id}, and come back with: "
+        f"{message}; the backup {backups[0].id} has the state before, which comes back with: "
         f"{shlex.join(command)}"
     )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from qpnuclei.errors import SaveError, WorkerError
+from qpnuclei.errors import SaveError, WorkerError, number_of
 from qpnuclei.pipeline.folder import TRIES, RunFolder
 from qpnuclei.pipeline.inference.executors import Advance, Outcome, Task
 from qpnuclei.pipeline.inference.remote import Delivery, Job, compute_unit
@@ -202,11 +202,11 @@ class _WorkerWatch:
             else self._warned + _NEXT_WARNING_S
         ):
             _log.warning(
-                "the Dask scheduler has had no workers%s for %d s: %d units wait for one; "
+                "the Dask scheduler has had no workers%s for %d s, and %s to compute; "
                 "Ctrl-C ends the run and keeps finished units",
                 f" with {_GPU}" if self._gpus else "",
                 now - self._seen,
-                waiting,
+                number_of(waiting, "unit"),
             )
             self._warned = now
 
@@ -232,7 +232,7 @@ def cluster_of(address: str, check_stop: Callable[[], object] = lambda: None) ->
         if not _workers(client):
             _log.info("the Dask scheduler has no workers yet: waiting for the first")
             _wait_for_worker(client, check_stop)
-        _log.info("Dask: %d workers; progress: %s", len(_workers(client)), client.dashboard_link)
+        _log.info("Dask workers: %d; progress: %s", len(_workers(client)), client.dashboard_link)
         yield client
 
 

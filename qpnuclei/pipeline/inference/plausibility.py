@@ -18,7 +18,7 @@ import numpy.typing as npt
 import shapely
 
 from qpnuclei.choices import CERTAINTY
-from qpnuclei.errors import SlideError
+from qpnuclei.errors import SlideError, number_of
 from qpnuclei.measure.shape import AREA
 from qpnuclei.nuclei.table import NucleiTable, NucleiTables
 from qpnuclei.qupath.regions import Region, region_of, rows_inside
@@ -330,8 +330,8 @@ def doubt(found: Finding, appearance: Appearance, mpp: tuple[float, float]) -> s
     doubts = []
     if found.objects >= MIN_SAMPLE and found.nuclei < MIN_NUCLEI_PER_OBJECT * found.objects:
         doubts.append(
-            f"in the fields compared, {found.nuclei} nuclei where the stain shows {found.objects} "
-            f"dark objects (likely cause: {_likely_causes(appearance, mpp)})"
+            f"in the fields compared, {number_of(found.nuclei, 'nucleus')} where the stain shows "
+            f"{found.objects} dark objects (likely cause: {_likely_causes(appearance, mpp)})"
         )
     areas = found.areas_um2[np.isfinite(found.areas_um2)]
     if len(areas) >= MIN_SAMPLE:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from qpnuclei.errors import FormatError, QpnucleiError, TerminatedError, standing_alone
+from qpnuclei.errors import FormatError, QpnucleiError, TerminatedError, number_of, standing_alone
 from qpnuclei.pipeline.folder import RunFolder
 from qpnuclei.pipeline.inference.executors import Executor, Task
 from qpnuclei.pipeline.inference.join import DamagedUnitError, join_image
@@ -254,6 +254,6 @@ def check_complete(
         )
     path = folder.shard(image, missing[0].name)
     raise FormatError(
-        f"{len(missing)} of {len(layout.units)} shards are missing, the first is {path}",
+        f"missing: {len(missing)} of {number_of(len(layout.units), 'shard')}, the first is {path}",
         "compute them with qpnuclei infer, or copy them from where they were computed",
     )

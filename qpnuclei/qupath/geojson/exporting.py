@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
+from qpnuclei.errors import QpnucleiError, UsageError, number_of, standing_alone
 from qpnuclei.qupath.geojson.objects import GeoJsonObject
 from qpnuclei.qupath.geojson.writing import write_objects
 from qpnuclei.qupath.model import (
@@ -128,12 +128,14 @@ def export_image(
 def _no_grid(objects: ImageObjects) -> tuple[str, ...]:
     """Return a message if the image has a TMA grid, which the file cannot contain."""
     number = len(objects.cores)
-    return (f"the TMA grid of the image, with {number} cores",) if number else ()
+    return (f"the TMA grid of the image, with {number_of(number, 'core')}",) if number else ()
 
 
 def _unwritten(table: Detections) -> tuple[str, ...]:
     """Return messages on properties of detections that the file cannot contain."""
-    return tuple(f"{what} of {n} detections of the image" for what, n in table.unread().items())
+    return tuple(
+        f"{what} of {number_of(n, 'detection')} of the image" for what, n in table.unread().items()
+    )
 
 
 def _annotation_feature(annotation: Annotation, colors: dict[str, int | None]) -> GeoJsonObject:

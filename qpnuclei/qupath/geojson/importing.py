@@ -14,6 +14,7 @@ import numpy as np
 import shapely
 
 from qpnuclei._version import __version__
+from qpnuclei.errors import number_of
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.geojson.importable import (
     WHOLE_TOLERANCE,
@@ -209,17 +210,19 @@ class _Incoming:
                     )
                 )
         if self.result.outlines:
-            self.result.losses.append(
-                f"{self.result.outlines} cells or tiles were imported as outlines only"
-            )
-        self.result.losses += [f"{what} of {n} detections" for what, n in self._unread.items()]
+            count = number_of(self.result.outlines, "cell or tile", "cells or tiles")
+            self.result.losses.append(f"{count}: only the outlines were imported")
+        self.result.losses += [
+            f"{what} of {number_of(n, 'detection')}" for what, n in self._unread.items()
+        ]
         return Edit(
             add=groups,
             annotations=self._annotations,
             workflow_step=(
                 "qpnuclei geojson import",
-                f"// qpnuclei {__version__}: {self.result.annotations} annotations and "
-                f"{self.result.detections} detections of {path.name!r}",
+                f"// qpnuclei {__version__}: "
+                f"{number_of(self.result.annotations, 'annotation')} and "
+                f"{number_of(self.result.detections, 'detection')} of {path.name!r}",
             ),
         )
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.errors import FormatError
+from qpnuclei.errors import FormatError, number_of
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.qpdata import java_classes as jc
 from qpnuclei.qupath.qpdata import java_fields as jf
@@ -166,7 +166,10 @@ def polygons(xy: npt.NDArray[np.floating[Any]], offsets: IntArray) -> npt.NDArra
     wrong = np.flatnonzero(~np.isfinite(xy).all(axis=1))
     if len(wrong):
         usable[np.searchsorted(offsets, wrong, side="right") - 1] = False
-        _log.warning("%d vertices are not finite: their polygons are read as empty", len(wrong))
+        _log.warning(
+            "not finite: %s; their polygons are read as empty",
+            number_of(len(wrong), "vertex"),
+        )
     filled = np.flatnonzero(usable)
     result = np.full(len(counts), _EMPTY, dtype=object)
     if len(filled) == 0:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from qpnuclei.errors import TrainingError, UsageError
+from qpnuclei.errors import TrainingError, UsageError, number_of
 from qpnuclei.evaluation.tuning import (
     LabelledImage,
     predict,
@@ -310,7 +310,7 @@ class _Run:
         network, metadata = load_model(path)
         if metadata.post_processing != PostProcessing():
             return  # the run was already tuned
-        _log.info("choosing the post-processing on %d images", len(self.labelled))
+        _log.info("choosing the post-processing on %s", number_of(len(self.labelled), "image"))
         predictor = Predictor.of_network(network, metadata, self.learner.device)
         predicted = predict(predictor, self.labelled)
         parameters = tune_post_processing(predicted, metadata.post_processing)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qpnuclei.errors import TrainingError
+from qpnuclei.errors import TrainingError, number_of
 from qpnuclei.evaluation.boxes import BoxImage
 from qpnuclei.evaluation.tuning import LabelledImage, read_validation
 from qpnuclei.models.checkpoint import library_versions, save_model
@@ -150,10 +150,10 @@ def train_student(
         on_source=lambda done: watcher.tiles(done, len(sources)),
     )
     _log.info(
-        "learning from %d patches of %d of %d images",
-        sum(len(sample.patches) for sample in samples),
+        "learning from %s of %d of %s",
+        number_of(sum(len(sample.patches) for sample in samples), "patch"),
         len(samples),
-        len(sources),
+        number_of(len(sources), "image"),
     )
     curriculum: Curriculum
     if recipe.teacher is None:
@@ -351,7 +351,8 @@ class _Run:
             return {"labels": "none"}
         nuclei = sum(correction.nuclei for correction in self.corrections)
         return {
-            "labels": f"{nuclei} nuclei drawn in {len(self.corrections)} boxes",
+            "labels": f"{number_of(nuclei, 'nucleus')} drawn in "
+            f"{number_of(len(self.corrections), 'box')}",
             "corrections": {"boxes": len(self.corrections), "nuclei": nuclei},
         }
 

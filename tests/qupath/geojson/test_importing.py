@@ -325,7 +325,7 @@ def test_annotations_keep_their_properties_and_losses_of_detections_are_listed(
 ) -> None:
     done, there = read_fault(project, "n_metadata.geojson")
     lost = ("name", "own colour", "lock", "metadata")
-    assert done.losses == [f"{what} of 1 detections" for what in lost]
+    assert done.losses == [f"{what} of 1 detection" for what in lost]
     assert done.left_out == []
     exported = export_image(project, project.images[0], tmp_path)
     assert (exported.left_out, exported.losses) == ((), ())
@@ -350,7 +350,7 @@ def test_outlines_of_every_kind_are_exported_and_imported(project: Project, tmp_
     assert done.losses == [
         "object 2, detection bowdet: a detection is one polygon, so only its largest part "
         "was imported, 50% of its area",
-        "name of 1 detections",
+        "name of 1 detection",
     ]
     assert done.left_out == ["object 5, detection unclassified: it encloses no area"]
     # Objects without area are in no file; all others come back, here and elsewhere.
@@ -399,5 +399,5 @@ def test_properties_of_detections_that_no_file_keeps_are_reported(
     with image.data_path.open("wb") as stream:
         data_file.write(stream.write)
     exported = export_image(project, image, tmp_path)
-    assert exported.losses == ("name of 1 detections of the image",)
+    assert exported.losses == ("name of 1 detection of the image",)
     assert export_image(project, project.images[0], tmp_path, detections=False).losses == ()
