@@ -191,7 +191,7 @@ def warn_of_kept_sizes(sizes: Sequence[Mpp | None], mpp: float) -> None:
     kept = [own for own in sizes if own and any(abs(axis / mpp - 1) > 0.01 for axis in own)]
     if kept:
         _log.warning(
-            "--mpp %g is used for %s of %s, the others have another pixel size of their own (%d); "
+            "--mpp %g is used for %s of %s; slides with another pixel size keep it (%d); "
             "to override it, name the slides: --image NAME --mpp %g",
             mpp,
             len(sizes) - len(kept) or "none",

@@ -101,7 +101,7 @@ def test_mpp_for_slides_without_one_says_where_it_is_not_used(
         paint(scans / "none.png")
         qpnuclei(*command)
     said = [line for line in caplog.messages if line.startswith("--mpp")]
-    assert [line.partition(":")[0] for line in said] == [
+    assert [line.partition(";")[0] for line in said] == [
         "--mpp 0.25 is used for none of 2 slides",
         "--mpp 0.25 is used for 1 of 3 slides",
     ]

@@ -36,7 +36,7 @@ class Whole(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         ({}, "name", None, "'name': it is missing"),
         ([], "", [], "expected object, got array"),
         ({"name": 3}, "name", 3, "'name' is 3: expected str, got int"),
-        ({"name": "a", "nam": 1}, "nam", 1, "'nam' is 1: there is no such field"),
+        ({"name": "a", "title": 1}, "title", 1, "'title' is 1: there is no such field"),
         ({"part": {"share": 7}, "name": "a"}, "part.share", 7, "'part.share' is 7: expected float"),
         ({"part": {"share": math.nan}, "name": "a"}, "part.share", None, "'part.share' is nan: "),
         ({"part": {"share": "7"}, "name": "a"}, "part.share", "7", "expected float, got str"),
@@ -54,7 +54,7 @@ def test_an_error_says_which_field_what_it_is_and_what_it_may_be(
         checked(content, Whole)
     assert (caught.value.field, text in str(caught.value)) == (field, True), str(caught.value)
     assert value is None or caught.value.value == value
-    assert caught.value.is_unknown == (field == "nam")
+    assert caught.value.is_unknown == (field == "title")
 
 
 @pytest.mark.parametrize("name", ["", "`", " - at `$.part.share`", "a\nb", "x" * 10**6, "[0]"])

@@ -106,7 +106,10 @@ def test_locked_nuclei_stay_and_nothing_is_written_in_their_place(
     assert table.title == (f"{result.nuclei} nuclei written, {result.nuclei + len(chosen)} counted")
     assert f"also the {len(chosen)} that are locked, others of earlier runs" in str(table.caption)
     print_account(again)
-    said = f"kept: {len(chosen)} locked detections of earlier runs; {result.as_locked} nuclei in"
+    said = (
+        f"kept: {len(chosen)} locked detections of earlier runs; not written in their place: "
+        f"{result.as_locked} nucle"
+    )
     assert said in " ".join(capsys.readouterr().err.split())
 
     # The same command once more: the same nuclei.
