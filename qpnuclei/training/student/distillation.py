@@ -30,6 +30,7 @@ from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.training.student.batches import Lesson, make_lessons
 from qpnuclei.training.student.fit import has_bfloat16
+from qpnuclei.training.student.labellers import Labeller
 from qpnuclei.training.student.patches import SlideSample
 from qpnuclei.training.student.pseudo_labels import PseudoLabels
 from qpnuclei.training.student.recipe import StudentRecipe
@@ -89,9 +90,9 @@ class Distillation:
             self._known.append(PseudoLabels(labels, np.ones(labels.shape, np.float32)))
             self._maps.append(_eight_bits(attention, centre))
 
-    def known(self, student: Predictor | None) -> list[PseudoLabels]:
-        """Return the nuclei that the teacher finds in each patch; `student` is not used."""
-        del student
+    def known(self, labeller: Labeller | None) -> list[PseudoLabels]:
+        """Return the nuclei that the teacher finds in each patch; `labeller` is not used."""
+        del labeller
         return self._known
 
     def lessons(self, known: Sequence[PseudoLabels], rng: np.random.Generator) -> Iterator[Lesson]:

@@ -25,6 +25,7 @@ _ARCHITECTURE = (
 
 #: Fields for pseudo-labels, which a student with a teacher does not use.
 _OF_SELF_TRAINING = {
+    "labellers",
     "vote_share",
     "min_solidity",
     "min_area_um2",
@@ -87,6 +88,10 @@ class StudentRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     #: After each round, weights move back towards the start by this share of the way: so less is
     #: forgotten.
     start_share: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+
+    #: Names or files of students, at `mpp`, whose mean prediction gives the labels of the first
+    #: round; without them, those are from the start, or from a vote of haematoxylin masks.
+    labellers: tuple[str, ...] = ()
 
     #: Of the crops, from boxes in which nuclei were drawn, if any.
     corrections_share: Annotated[float, Meta(gt=0, lt=1)] = 0.5

@@ -53,6 +53,7 @@ from qpnuclei.training.student.corrections import (
 from qpnuclei.training.student.distillation import Distillation
 from qpnuclei.training.student.fit import Unfinished, fit, seconds_per_batch
 from qpnuclei.training.student.inheritance import move_back, starting_model
+from qpnuclei.training.student.labellers import Labeller, load_labellers
 from qpnuclei.training.student.patches import SlideSample, sample_slides
 from qpnuclei.training.student.picture import write_picture
 from qpnuclei.training.student.recipe import StudentRecipe, student_recipe
@@ -127,6 +128,7 @@ def train_student(
         "recipe": as_json(recipe),
         "teacher": recipe.teacher and model_hash(resolve_model(recipe.teacher)),
         "start": recipe.start and model_hash(resolve_model(recipe.start)),
+        "labellers": [model_hash(resolve_model(name)) for name in recipe.labellers],
         "seed": seed,
         "images": sources_digest(sources, [recipe.mpp], recipe.patch_px, recipe.min_tissue),
         **({"corrections": digest(corrected)} if corrected else {}),
@@ -189,7 +191,7 @@ def train_student(
 def _without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Replace the paths in a recipe by names: folders differ between machines."""
     named = {key: Path(recipe[key]).name for key in ("teacher", "start") if recipe[key]}
-    return {**recipe, **named}
+    return {**recipe, **named, "labellers": [Path(name).name for name in recipe["labellers"]]}
 
 
 @dataclass(eq=False)
@@ -241,8 +243,10 @@ class _Run:
         number = self.progress.epoch + 1
         rng = np.random.default_rng((self.identity["seed"], number))
         is_trained = number > 1 or self.recipe.start is not None
-        previous = self._predictor() if is_trained else None
-        known = self.curriculum.known(previous)
+        labeller: Labeller | None = self._predictor() if is_trained else None
+        if number == 1 and self.recipe.labellers:
+            labeller = load_labellers(self.recipe.labellers, self.recipe.mpp, self.device)
+        known = self.curriculum.known(labeller)
         nuclei = sum(len(np.unique(labels.labels)) - 1 for labels in known)
         picture = self.folder / "pseudo-labels" / f"round-{number:02d}.png"
         write_picture(picture, self._patches(), known)
@@ -334,6 +338,7 @@ class _Run:
                 "round": self.progress.epoch,
                 "teacher_sha256": self.identity["teacher"],
                 "start_sha256": self.identity["start"],
+                "labellers_sha256": self.identity["labellers"],
             },
             data={
                 "images": [sample.name for sample in self.samples],

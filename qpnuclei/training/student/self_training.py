@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from qpnuclei.models.metadata import PostProcessing
 from qpnuclei.segmentation.postprocess import segment_instances
-from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.stains import Stains, separate
 from qpnuclei.training.student.batches import Lesson, make_lessons
+from qpnuclei.training.student.labellers import Labeller
 from qpnuclei.training.student.patches import SlideSample
 from qpnuclei.training.student.pseudo_labels import (
     PseudoLabels,
@@ -57,8 +57,11 @@ def instances_at(parameters: PostProcessing, mpp: float) -> PostProcessing:
 class Curriculum(Protocol):
     """The source of the lessons of a round."""
 
-    def known(self, student: Predictor | None) -> list[PseudoLabels]:
-        """Return the pseudo-labels of each patch; `student` is from the previous round, if any."""
+    def known(self, labeller: Labeller | None) -> list[PseudoLabels]:
+        """Return the pseudo-labels of each patch.
+
+        `labeller` is usually the student of the previous round; None without one.
+        """
 
     def lessons(self, known: Sequence[PseudoLabels], rng: np.random.Generator) -> Iterator[Lesson]:
         """Make lessons from pseudo-labels, with random changes that differ between rounds."""
@@ -85,13 +88,13 @@ class SelfTraining:
             for vote in haematoxylin_votes(sample.patches, sample.stains)
         ]
 
-    def known(self, student: Predictor | None) -> list[PseudoLabels]:
-        """Return the pseudo-labels of each patch; without `student`, from the vote alone."""
+    def known(self, labeller: Labeller | None) -> list[PseudoLabels]:
+        """Return the pseudo-labels of each patch; without `labeller`, from the vote alone."""
         patches = ((sample, patch) for sample in self.samples for patch in sample.patches)
         return [
             labels_from_vote(patch, vote, sample.stains, self.recipe)
-            if student is None
-            else labels_from_teacher(student, patch, vote, self.recipe)
+            if labeller is None
+            else labels_from_teacher(labeller, patch, vote, self.recipe)
             for (sample, patch), vote in zip(patches, self._votes, strict=True)
         ]
 
@@ -127,13 +130,14 @@ def labels_from_vote(
 
 
 def labels_from_teacher(
-    teacher: Predictor, rgb: RGB, vote: FloatMap, recipe: StudentRecipe
+    teacher: Labeller, rgb: RGB, vote: FloatMap, recipe: StudentRecipe
 ) -> PseudoLabels:
-    """Return the pseudo-labels of one patch from the student of the previous round.
+    """Return the pseudo-labels of one patch from a trained model.
 
     Parameters
     ----------
-    teacher : Predictor
+    teacher : Labeller
+        Such as the student of the previous round.
     rgb : (H, W, 3) uint8 ndarray
     vote : (H, W) float32 ndarray
         See `haematoxylin_votes`; mixed in, so that no round forgets where the stain is.

@@ -14,9 +14,11 @@ from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.training.callbacks import Watcher
 from qpnuclei.training.config import read_recipe
 from qpnuclei.training.sources import find_sources
+from qpnuclei.training.student.labellers import load_labellers
 from qpnuclei.training.student.patches import sample_slides
 from qpnuclei.training.student.recipe import StudentRecipe, student_recipe
 from qpnuclei.training.student.rounds import train_student
+from qpnuclei.training.student.self_training import SelfTraining
 
 TINY = {
     "family": "student",
@@ -221,6 +223,43 @@ def test_a_model_that_does_not_fit_is_no_start(run, patches, tmp_path, changes, 
 
     with pytest.raises((UsageError, NotFoundError), match=message):
         train_student(fields, find_sources([patches], mpp=[0.25]), tmp_path, device=CPU)
+
+
+def test_other_models_give_the_labels_of_the_first_round_alone(run, patches, tmp_path):
+    """They decide the labels; the weights begin at random, or at the start."""
+    model = run[1].model
+    fields = {**TINY, "labellers": [str(model), "open-40x"], "batches_per_round": 1}
+    recipe = student_recipe(fields)
+    sources = find_sources([patches], mpp=[0.25])
+
+    result = train_student(fields, sources, tmp_path / "run", device=CPU)
+
+    names = ("mpp", "patch_px", "patches_per_slide", "max_patches", "min_tissue", "max_enlargement")
+    samples = sample_slides(sources, **{name: getattr(recipe, name) for name in names}, seed=0)
+    both = load_labellers(recipe.labellers, recipe.mpp, CPU)
+    known = SelfTraining(recipe, samples).known(both)
+    rows = list(csv.DictReader((tmp_path / "run/metrics.csv").read_text().splitlines()))
+    assert float(rows[0]["nuclei"]) == sum(labels.labels.max() for labels in known) > 0
+    record = read_metadata(result.model).recipe
+    assert record["labellers"] == ["model.safetensors", "open-40x"]  # without folders
+    assert record["labellers_sha256"] == [model_hash(model), model_hash(resolve_model("open-40x"))]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labellers": ["default-20x"]}, "labeller 'default-20x' .* at 0.5 µm/px"),
+        ({"labellers": ["nonesuch"]}, "no model named 'nonesuch'"),
+        ({"labellers": ["open-40x"], "teacher": "default"}, "labellers: has no effect with a"),
+    ],
+)
+def test_a_model_that_cannot_label_is_refused(patches, tmp_path, changes, message):
+    fields = {k: v for k, v in TINY.items() if k not in ("vote_share", "min_probability")}
+
+    with pytest.raises((UsageError, NotFoundError), match=message):
+        train_student(
+            {**fields, **changes}, find_sources([patches], mpp=[0.25]), tmp_path, device=CPU
+        )
 
 
 def test_resuming_with_another_recipe_is_refused(run, patches):
