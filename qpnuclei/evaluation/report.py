@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qpnuclei.errors import number_of
 from qpnuclei.evaluation.bootstrap import RESAMPLES, SEED
 from qpnuclei.evaluation.evaluate import Comparison, Evaluation
 from qpnuclei.system.files import write_atomically
@@ -144,11 +145,11 @@ class Report:
         """Number of images and nuclei behind the figures, and the meaning of the brackets."""
         nuclei = sum(result.scores.true_count for result in self.result.images)
         count = len(self.result.images)
+        annotated = number_of(nuclei, "annotated nucleus", "annotated nuclei")
         if count == 1:
-            return f"One image, {nuclei} annotated nuclei: too few to generalise to other images."
+            return f"One image, {annotated}: too few to generalise to other images."
         return (
-            f"{count} images, {nuclei} annotated nuclei. Mean over images [95 % bootstrap interval "
-            "over images]."
+            f"{count} images, {annotated}. Mean over images [95 % bootstrap interval over images]."
         )
 
     @property

@@ -22,7 +22,7 @@ from qpnuclei.models.metadata import (
 )
 from qpnuclei.segmentation.engine import EngineOptions, EngineSpec
 from qpnuclei.segmentation.postprocess import interaction_radius_px
-from qpnuclei.system.checked import as_json, checked
+from qpnuclei.system.checked import FieldError, as_json, checked
 from qpnuclei.system.files import read_regular
 from qpnuclei.system.json_text import parse_json
 
@@ -110,8 +110,12 @@ def read_sidecar(model: Path) -> Sidecar:
     if path.stat().st_size > _MOST_BYTES:
         raise ModelError(f"{path} has {path.stat().st_size} bytes: that is too large for a sidecar")
     try:
-        return checked(parse_json(read_regular(path).decode()), Sidecar)
-    except ValueError as error:  # of the encoding, the JSON, or a field
+        content = parse_json(read_regular(path).decode())
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}", "see docs/engines.md") from error
+    try:
+        return checked(content, Sidecar)
+    except FieldError as error:
         raise ModelError(f"{path}: {error}", "see docs/engines.md") from error
 
 

@@ -20,8 +20,18 @@ _Kind = TypeVar("_Kind")
 
 # What msgspec says is "Expected `float` > 0.0 - at `$.images[0].mpp[1]`", for example.
 _STEP = re.compile(r"\.(?P<name>[^.\[]+)|\[(?P<index>\d+)\]")
+_QUOTED = re.compile(r"`([^`]*)`")
 _MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+
+_WORDS = {
+    "array": "a list",
+    "bool": "true or false",
+    "float": "a number",
+    "int": "an integer",
+    "object": "names with values",
+    "str": "a text",
+}
 
 
 class FieldError(ValueError):
@@ -100,8 +110,12 @@ def _field_error(message: str, content: object, kind: Any) -> FieldError:
         return FieldError(_dotted([*steps, unknown[1]]), "there is no such field", given, True)
     if choices := _choices_at(kind, steps):
         problem = f"expected {' or '.join(map(repr, choices))}"
-    problem = problem.replace("`", "").replace("Expected ", "expected ", 1)
+    problem = _QUOTED.sub(_in_words, problem).replace("Expected ", "expected ", 1)
     return FieldError(_dotted(steps), problem, value)
+
+
+def _in_words(types: re.Match[str]) -> str:
+    return " or ".join(_WORDS.get(name, name) for name in types[1].split(" | "))
 
 
 def _dotted(steps: Sequence[str | int]) -> str:

@@ -208,10 +208,13 @@ def test_errors_name_what_is_wrong_with_a_model(tmp_path: Path) -> None:
         engine_spec(f"onnx:{alone}")
     described = alone.with_suffix(".json")
     described.write_text(json.dumps(sidecar(output="maps", mpp="wide")))
-    with pytest.raises(ModelError, match="'mpp' is 'wide': expected float, got str"):
+    with pytest.raises(ModelError, match="'mpp' is 'wide': expected a number, got a text"):
         engine_spec(f"onnx:{alone}")
     described.write_text(json.dumps(sidecar(output="maps", colour="any")))
     with pytest.raises(ModelError, match="'colour' is 'any': there is no such field"):
+        engine_spec(f"onnx:{alone}")
+    described.write_text("{")
+    with pytest.raises(ModelError, match=r"alone\.json is not JSON: "):
         engine_spec(f"onnx:{alone}")
     described.write_text(json.dumps(sidecar(output="maps")))
     for engine, what in (("onnx", "not an ONNX model"), ("torchscript", "not a TorchScript model")):

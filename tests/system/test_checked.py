@@ -34,13 +34,18 @@ class Whole(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ("content", "field", "value", "text"),
     [
         ({}, "name", None, "'name': it is missing"),
-        ([], "", [], "expected object, got array"),
-        ({"name": 3}, "name", 3, "'name' is 3: expected str, got int"),
+        ([], "", [], "expected names with values, got a list"),
+        ({"name": 3}, "name", 3, "'name' is 3: expected a text, got an integer"),
         ({"name": "a", "title": 1}, "title", 1, "'title' is 1: there is no such field"),
-        ({"part": {"share": 7}, "name": "a"}, "part.share", 7, "'part.share' is 7: expected float"),
+        (
+            {"part": {"share": 7}, "name": "a"},
+            "part.share",
+            7,
+            "is 7: expected a number <= 1.0",
+        ),
         ({"part": {"share": math.nan}, "name": "a"}, "part.share", None, "'part.share' is nan: "),
-        ({"part": {"share": "7"}, "name": "a"}, "part.share", "7", "expected float, got str"),
-        ({"parts": [{}, {"sizes": [1, "x"]}], "name": "a"}, "parts.1.sizes.1", "x", "got str"),
+        ({"part": {"share": "7"}, "name": "a"}, "part.share", "7", "expected a number, got a text"),
+        ({"parts": [{}, {"sizes": [1, "x"]}], "name": "a"}, "parts.1.sizes.1", "x", "an integer, "),
         ({"part": {"kind": "map"}, "name": "a"}, "part.kind", "map", "expected 'maps' or 'labels'"),
         ({"part": {"kind": 1}, "name": "a"}, "part.kind", 1, "expected 'maps' or 'labels'"),
         ({"part": {"grid": 3}, "name": "a"}, "part.grid", 3, "is 3: expected 2 or 4"),
@@ -69,7 +74,7 @@ def test_text_that_is_a_number_counts_if_it_may() -> None:
     # YAML reads 1e-3 as a text.
     content = {"name": "a", "part": {"share": "1e-3"}}
     assert checked(content, Whole, strict=False).part.share == 1e-3
-    with pytest.raises(FieldError, match="got str"):
+    with pytest.raises(FieldError, match="got a text"):
         checked(content, Whole)
 
 

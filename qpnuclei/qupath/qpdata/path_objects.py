@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from qpnuclei.errors import FormatError
+from qpnuclei.errors import FormatError, number_of
 from qpnuclei.qupath.qpdata import java_classes as jc
 from qpnuclei.qupath.qpdata import java_fields as jf
 from qpnuclei.qupath.qpdata.java_nodes import (
@@ -220,7 +220,7 @@ def split_children(children: Sequence[Content], at: int) -> tuple[list[Content],
     """
     missing = max(-at, at - object_count(children))
     if missing > 0:
-        raise FormatError(f"{missing} objects are missing")
+        raise FormatError(f"missing: {number_of(missing, 'object')}")
     first: list[Content] = []
     rest: list[Content] = []
     for item in children:

@@ -20,7 +20,7 @@ def test_children_are_split_anywhere(at):
     sizes = [[len(c) if isinstance(c, Packed) else 1 for c in part] for part in (first, rest)]
     assert [sum(s) for s in sizes] == [at, sum(map(sum, sizes)) - at]
     assert java_writer.dump([*first, *rest]) == java_writer.dump(children)
-    with pytest.raises(FormatError, match="1 objects are missing"):
+    with pytest.raises(FormatError, match="missing: 1 object"):
         split_children(children, sum(map(sum, sizes)) + 1)
 
 
