@@ -54,9 +54,9 @@ def commands(text: str) -> Iterator[list[str]]:
     """Yield the words of each command line of qpnuclei in the code of a page."""
     for line in code_blocks(text):
         if start := _START.match(line):
-            yield shlex.split(
-                line[start.end() :].replace("[", " ").replace("]", " "), comments=True
-            )
+            words = shlex.split(line[start.end() :], comments=True)
+            # Brackets around an option mean that it may be left out; a list has its own.
+            yield [word if "=[" in word else word.strip("[]") for word in words]
 
 
 @cache

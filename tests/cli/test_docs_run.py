@@ -219,7 +219,7 @@ def world(
         shutil.copy("DATA/images/a.png", "HALF")
         Path("HALVES.json").write_text('{"a": ["a"], "b": ["b"]}')
     elif page == "training/README.md":
-        for name in ("monusac", "nulite", "other", "brecahad", "oral"):
+        for name in ("monusac", "nulite", "other", "brecahad", "oral", "os1"):
             shutil.copytree("DATA/images", Path("TISSUE", name))
     return page
 
