@@ -15,7 +15,6 @@ from rich.text import Text
 
 from qpnuclei.cli.console import in_one_line, stderr, stdout
 from qpnuclei.errors import FormatError, number_of
-from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.system.timing import peak_memory_mib
 
 if TYPE_CHECKING:
@@ -157,8 +156,8 @@ def _counts(image: NativeImage, backup: Backup) -> tuple[str, str, str]:
         objects = image.read_backup(backup)
     except FormatError:
         return "unreadable", "", ""
-    ours = sum(map(is_ours, objects.detections.ids))
-    return str(len(objects.annotations)), str(len(objects.detections)), str(ours)
+    detections = objects.detections
+    return str(len(objects.annotations)), str(len(detections)), str(detections.ours.sum())
 
 
 def summary_table(summary: RunSummary) -> Table:

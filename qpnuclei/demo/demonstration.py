@@ -18,7 +18,6 @@ from qpnuclei.demo.overlay import draw_overlay
 from qpnuclei.demo.score import NucleiScore, match_nuclei
 from qpnuclei.errors import SlideError, UsageError, number_of
 from qpnuclei.models.registry import DEFAULT_MODEL
-from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.pipeline.inference.units import Progress
 from qpnuclei.pipeline.options import RunOptions
@@ -135,8 +134,7 @@ def demonstrate(
     say("drawing what was found")
     entry = project.images[0]
     found = entry.read()
-    ours = np.array([is_ours(detection) for detection in found.detections.ids], bool)
-    nuclei = NucleiTable.from_polygons(found.detections.geometries[ours])
+    nuclei = NucleiTable.from_polygons(found.detections.geometries[found.detections.ours])
     picture = directory / "nuclei.png"
     with open_image(entry) as opened:
         xs, ys = _seams(plan)

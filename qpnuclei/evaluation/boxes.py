@@ -22,7 +22,6 @@ from qpnuclei.errors import MppError, UsageError, number_of
 from qpnuclei.evaluation.datasets import AnnotatedImage
 from qpnuclei.evaluation.labelmap import label_map
 from qpnuclei.evaluation.matching import overlaps_of_outlines
-from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.overlap import are_among
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.analysed import Record
@@ -307,7 +306,7 @@ def _drawn(objects: ImageObjects, classes: Sequence[str], roi: Sequence[str]) ->
     ]
     shapes = [*found.nucleus_geometries[rows], *(a.area for a in annotations)]
     planes = [*found.planes[rows].tolist(), *([a.z, a.t] for a in annotations)]
-    ours = [*(is_ours(found.ids[row]) for row in rows), *([False] * len(annotations))]
+    ours = [*found.ours[rows].tolist(), *([False] * len(annotations))]
     outlines = np.full(len(shapes), shapely.Polygon(), dtype=object)
     outlines[:] = [_largest(shape) for shape in shapes]
     solid = ~shapely.is_empty(outlines)

@@ -24,6 +24,32 @@ def is_ours(detection_id: uuid.UUID | None) -> bool:
     return detection_id is not None and detection_id.int & _MARK_BITS == _MARK
 
 
+#: Length of a UUID as text with hyphens.
+UUID_LENGTH = 36
+_HYPHENS = np.isin(np.arange(UUID_LENGTH), (8, 13, 18, 23))
+#: The fixed digits of our UUIDs before the variant.
+_MARK_TEXT = b"71706e75-636c-8"
+#: Value of each character as a hexadecimal digit; 16 for all others.
+_DIGITS = np.full(256, 16, np.uint8)
+_DIGITS[list(b"0123456789abcdef")] = _DIGITS[list(b"0123456789ABCDEF")] = np.arange(16)
+
+
+def are_ours(texts: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Tell which UUIDs were written by qpnuclei, without making `uuid.UUID` objects.
+
+    Parameters
+    ----------
+    texts : (N, 36) uint8 ndarray
+        Characters of each. A text in another form than with hyphens is not ours.
+    """
+    digits = _DIGITS[texts]
+    is_uuid = np.where(_HYPHENS, texts == ord("-"), digits < 16).all(axis=1)
+    mark = _DIGITS[np.frombuffer(_MARK_TEXT, np.uint8)]
+    marked = (digits[:, : len(mark)] == mark).all(axis=1)
+    ours: npt.NDArray[np.bool_] = is_uuid & marked & (digits[:, 19] >> 2 == 0b10)
+    return ours
+
+
 def made_id(digest: bytes) -> uuid.UUID:
     """Return one of our UUIDs, made from 10 bytes; see `NucleusIds`."""
     return NucleusIds(np.frombuffer(digest, np.uint8).reshape(1, -1))[0]

@@ -19,7 +19,7 @@ from qpnuclei.choices import DEFAULT_EXCLUDED
 from qpnuclei.errors import QpnucleiError, UsageError, number_of, standing_alone
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.analysed import Record, Status
-from qpnuclei.qupath.areas import polygonal, valid_areas
+from qpnuclei.qupath.areas import Parts, polygonal, valid_areas
 from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, Project
 from qpnuclei.qupath.regions import Region, match_images, rows_inside
 
@@ -306,11 +306,12 @@ def without_excluded(
     ]
     if not excluded:
         return list(regions)
-    area = shapely.union_all([annotation.area for annotation in excluded])
+    parts = Parts(annotation.area for annotation in excluded)
     left = []
     for region in regions:
         rest = region.geometry
-        if shapely.intersects(rest, area):
+        area = parts.near(rest)
+        if not area.is_empty:
             rest = polygonal(shapely.difference(rest, area))
         if rest.is_empty:
             _log.warning("%s is wholly excluded: skipped", region.label)
@@ -373,8 +374,8 @@ class Locked:
 
 def ours_within(regions: Sequence[Region], detections: Detections) -> list[frozenset[UUID]]:
     """Return for each region the UUIDs of the detections in it that qpnuclei wrote."""
-    ours = np.flatnonzero([is_ours(detection) for detection in detections.ids])
-    if len(ours) == 0:  # computing centroids takes longer than comparing UUIDs
+    ours = np.flatnonzero(detections.ours)
+    if len(ours) == 0:  # without computing centroids, which takes longer
         return [frozenset()] * len(regions)
     ids = np.array(detections.ids, dtype=object)[ours]
     # Include detections in the excluded part of an annotation: counts would include them too.

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.qupath.areas import valid_area
+from qpnuclei.qupath.areas import Parts, union, valid_area
 from qpnuclei.qupath.model import Annotation
 from qpnuclei.qupath.regions import Region, same_outline
 
@@ -209,9 +209,9 @@ class Record:
         replaced = removed | {area.id for area in new if area.id is not None}
         run = Record(new)
         # The run removed earlier nuclei from excluded parts, whichever annotation they belong to.
-        gone = shapely.union_all([valid_area(area.excluded) for area in new])
+        gone = Parts(valid_area(area.excluded) for area in new)
         kept = (
-            area if gone.is_empty else area.without(gone)
+            area.without(gone.near(valid_area(area.geometry)))
             for area in self.areas
             if area.id not in replaced and not run._with_outline(area.geometry)
         )
@@ -225,12 +225,12 @@ class Record:
     @cached_property
     def covered(self) -> shapely.Geometry:
         """The areas that runs were asked to analyse, on the first plane: a valid geometry."""
-        return shapely.union_all([valid_area(area.geometry) for area in self.areas])
+        return union(valid_area(area.geometry) for area in self.areas)
 
     @cached_property
     def union(self) -> shapely.Geometry:
         """The analysed area of the first plane: a valid geometry, level-0 px."""
-        return shapely.union_all([area.analysed for area in self.areas])
+        return union(area.analysed for area in self.areas)
 
     @cached_property
     def left_out(self) -> shapely.Geometry:
@@ -241,10 +241,17 @@ class Record:
 
     def analysed_part(self, region: Region) -> Region:
         """Return a region without its excluded part."""
-        if self.left_out.is_empty or not shapely.intersects(region.geometry, self.left_out):
+        if self.left_out.is_empty:
             return region
-        rest = valid_area(shapely.difference(region.geometry, self.left_out))
+        gone = self._parts_left_out.near(region.geometry)
+        if gone.is_empty:
+            return region
+        rest = valid_area(shapely.difference(region.geometry, gone))
         return Region(region.annotation, rest)
+
+    def intersection(self, geometry: shapely.Geometry) -> shapely.Geometry:
+        """Return the part of a geometry that runs have analysed."""
+        return shapely.intersection(geometry, self._parts_analysed.near(geometry))
 
     def status(self, annotation: Annotation) -> Status:
         """Return whether an annotation was analysed with its present outline.
@@ -252,15 +259,15 @@ class Record:
         An annotation drawn later counts as analysed if it lies entirely inside the analysed area.
         """
         region = Region.of(annotation)
-        if not annotation.is_area or region.plane != (0, 0):
+        if not self.areas or not annotation.is_area or region.plane != (0, 0):
             return Status.NOT_ANALYSED
-        for area in self.areas:
-            if area.id is not None and area.id == annotation.id:
-                is_same = _same(area.geometry, annotation.area)
-                return Status.ANALYSED if is_same else Status.CHANGED
+        for area in self._of_id.get(annotation.id, ()):
+            is_same = _same(area.geometry, annotation.area)
+            return Status.ANALYSED if is_same else Status.CHANGED
         if self._with_outline(annotation.area):
             return Status.ANALYSED  # QuPath adds missing UUIDs, so compare outlines
-        missing = shapely.difference(region.geometry, self.covered).area
+        covered = self._parts_covered.near(region.geometry)
+        missing = shapely.difference(region.geometry, covered).area
         if missing <= _RIM_PX * region.geometry.length:
             return Status.ANALYSED
         return Status.NOT_ANALYSED
@@ -269,28 +276,50 @@ class Record:
         """Return the areas that have this outline."""
         if not self.areas or geometry.is_empty:
             return []
-        apart = np.abs(self._bounds - np.array(geometry.bounds)).max(axis=1)
-        near = [self.areas[row] for row in np.flatnonzero(apart <= _RIM_PX)]
-        return [area for area in near if _same(area.geometry, geometry)]
+        bounds = np.array(geometry.bounds)
+        order, known = self._by_left_edge
+        begin, end = np.searchsorted(known[:, 0], bounds[0] + np.array([-1, 1]) * 2 * _RIM_PX)
+        apart = np.abs(known[begin:end] - bounds).max(axis=1)
+        near = np.sort(order[begin:end][apart <= _RIM_PX])
+        return [self.areas[row] for row in near if _same(self.areas[row].geometry, geometry)]
+
+    # An image may have as many areas as annotations, so all are searched by an index.
 
     @cached_property
-    def _bounds(self) -> npt.NDArray[np.float64]:
-        return np.array([area.geometry.bounds for area in self.areas])
+    def _of_id(self) -> dict[UUID | None, list[AnalysedArea]]:
+        found: dict[UUID | None, list[AnalysedArea]] = {}
+        for area in self.areas:
+            if area.id is not None:
+                found.setdefault(area.id, []).append(area)
+        return found
+
+    @cached_property
+    def _by_left_edge(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """The areas in the order of their left edges, and their bounds."""
+        bounds = np.array([area.geometry.bounds for area in self.areas])
+        order = np.argsort(bounds[:, 0])
+        return order, bounds[order]
+
+    @cached_property
+    def _parts_covered(self) -> Parts:
+        return Parts(valid_area(area.geometry) for area in self.areas)
+
+    @cached_property
+    def _parts_analysed(self) -> Parts:
+        return Parts(area.analysed for area in self.areas)
+
+    @cached_property
+    def _parts_left_out(self) -> Parts:
+        return Parts(shapely.get_parts(self.left_out))
 
     def doubts(self, annotation: Annotation) -> str:
         """Return why a run found an annotation doubtful; empty if it did not.
 
         An annotation that was drawn later inherits the doubts of the areas that it touches.
         """
-        own = [area for area in self.areas if area.id is not None and area.id == annotation.id]
-        own = own or self._with_outline(annotation.area)
+        own = self._of_id.get(annotation.id) or self._with_outline(annotation.area)
         if not own:
-            outline = Region.of(annotation).geometry
-            own = [
-                area
-                for area in self.areas
-                if area.check and shapely.intersects(shapely.make_valid(area.geometry), outline)
-            ]
+            own = [self.areas[row] for row in self._parts_covered.meeting(annotation.area)]
         return together(area.check for area in own)
 
 

@@ -7,6 +7,7 @@ everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,36 @@ def polygonal(geometry: shapely.Geometry) -> shapely.Geometry:
     """Return the areas of a geometry as a Polygon or MultiPolygon, without lines and points."""
     areas = _polygons(geometry)
     return areas[0] if len(areas) == 1 else shapely.MultiPolygon(list(areas))
+
+
+def union(areas: Iterable[shapely.Geometry]) -> shapely.Geometry:
+    """Return the union of valid areas, which need not be a Polygon or MultiPolygon.
+
+    Areas that are apart from each other are only collected: 200,000 of them take a second.
+    """
+    return shapely.disjoint_subset_union_all(np.array(list(areas), dtype=object))
+
+
+class Parts:
+    """An area of many parts, of which only a few are near any one place.
+
+    Parameters
+    ----------
+    areas : iterable of shapely geometries
+        Valid areas; the area is their union.
+    """
+
+    def __init__(self, areas: Iterable[shapely.Geometry]) -> None:
+        self._areas = np.array(list(areas), dtype=object)
+        self._tree = shapely.STRtree(self._areas)
+
+    def meeting(self, geometry: shapely.Geometry) -> npt.NDArray[np.int64]:
+        """Return the indices of the areas that meet a geometry, ascending."""
+        return np.sort(self._tree.query(geometry, predicate="intersects"))
+
+    def near(self, geometry: shapely.Geometry) -> shapely.Geometry:
+        """Return the union of the areas that meet a geometry."""
+        return union(self._areas[self.meeting(geometry)])
 
 
 def valid_area(geometry: shapely.Geometry) -> shapely.Geometry:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.choices import NUCLEUS_CLASS
-from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.model import Detections
 
 #: Last part of the class names that QuPath treats as staining intensities.
@@ -46,7 +46,7 @@ class Classes:
     nuclei: npt.NDArray[np.bool_]
     ours: npt.NDArray[np.bool_]
 
-    @property
+    @cached_property
     def columns(self) -> dict[str, list[int]]:
         """QuPath's columns for the classes, in its order, with the codes that each one counts.
 
@@ -119,10 +119,9 @@ class Classes:
         codes = np.array([code[name or ""] for name in detections.class_names], np.int64)
         chosen = (NUCLEUS_CLASS,) if nucleus_classes is None else nucleus_classes
         nuclei = np.array([name in chosen for name in names], bool)[codes]
-        ours = np.array([is_ours(identifier) for identifier in detections.ids], bool)
         if nucleus_classes is None:
-            nuclei |= ours
-        return cls(names, codes, nuclei, ours)
+            nuclei |= detections.ours
+        return cls(names, codes, nuclei, detections.ours)
 
 
 def _qupath_name(column: str, bases: Sequence[str]) -> str:

@@ -134,12 +134,16 @@ def _separated(table: _Table, separator: str) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, delimiter=separator, lineterminator="\n")
     writer.writerow(map(no_formula, table))
-    writer.writerows(map(_printed, row) for row in zip(*table.values(), strict=True))
+    writer.writerows(zip(*map(_printed, table.values()), strict=True))
     return text.getvalue().encode(errors="backslashreplace")
 
 
-def _printed(cell: Any) -> Any:
-    return float(rounded(cell)) if isinstance(cell, float) else no_formula(cell)
+def _printed(column: list[Any]) -> list[Any]:
+    near = rounded([cell if isinstance(cell, float) else math.nan for cell in column]).tolist()
+    return [
+        number if isinstance(cell, float) else no_formula(cell)
+        for cell, number in zip(column, near, strict=True)
+    ]
 
 
 def _json(table: _Table) -> bytes:

@@ -14,7 +14,6 @@ from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
-import shapely
 
 from qpnuclei.choices import Grouping
 from qpnuclei.qupath.analysed import Record, Status, overall, together
@@ -160,7 +159,7 @@ def _analysed_px2(record: Record, members: Sequence[tuple[Annotation, Status]]) 
         [
             part
             if status is Status.ANALYSED
-            else Region(part.annotation, shapely.intersection(part.geometry, record.union))
+            else Region(part.annotation, record.intersection(part.geometry))
             for part, (_, status) in zip(parts, members, strict=True)
         ]
     )

@@ -6,7 +6,6 @@ from collections import Counter
 from typing import Any
 
 from qpnuclei.errors import MppError, QpnucleiError, standing_alone
-from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import Annotation, ImageEntry, Project
 from qpnuclei.qupath.pixel_size import pixel_size
@@ -82,7 +81,7 @@ def _describe_objects(entry: ImageEntry) -> dict[str, Any]:
         "stains": entry.stains.name if entry.stains else None,
         "annotations": annotations,
         "detections": dict(Counter(name or "" for name in detections.class_names)),
-        "detections_by_qpnuclei": sum(map(is_ours, detections.ids)),
+        "detections_by_qpnuclei": int(detections.ours.sum()),
         "tma_cores": len(objects.cores),
         "missing_tma_cores": sum(core.missing for core in objects.cores),
     }

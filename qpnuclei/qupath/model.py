@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.nuclei.ids import NucleusIds
+from qpnuclei.nuclei.ids import NucleusIds, is_ours
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.areas import valid_area
 from qpnuclei.slides.calibration import PixelCalibration
@@ -196,6 +196,11 @@ class Detections:
     def locked(self) -> npt.NDArray[np.bool_]:
         """(N,) Whether each is locked in QuPath; a user locks a detection to accept it."""
         return np.zeros(len(self), bool)
+
+    @cached_property
+    def ours(self) -> npt.NDArray[np.bool_]:
+        """(N,) Whether qpnuclei wrote each, whatever its class is now."""
+        return np.array([is_ours(own_id) for own_id in self.ids], bool)
 
     def unread(self) -> Mapping[str, int]:
         """Return properties that no column contains, and how many detections have them."""

@@ -10,7 +10,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from qpnuclei.nuclei.exports.rows import FIELDS, NucleusRows, shared_texts
-from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.counted_image import CountedImage, counted_image
 from qpnuclei.qupath.model import Annotation, ImageEntry, Project
 from qpnuclei.qupath.names import replace_lone_surrogates
@@ -103,7 +102,7 @@ def nucleus_rows(
         "uuid": [None if (own := found.ids[i]) is None else str(own) for i in rows.tolist()],
         "type": of_rows(kinds),
         "class": of_rows(names),
-        "by_qpnuclei": [is_ours(found.ids[i]) for i in rows.tolist()],
+        "by_qpnuclei": found.ours[rows],
         "annotation": of_chain([None if a is None else a.name for a in owners]),
         "annotation_class": of_chain([None if a is None else a.class_name for a in owners]),
         "annotation_uuid": of_chain([_id(a) for a in owners]),

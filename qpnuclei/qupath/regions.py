@@ -13,6 +13,7 @@ import numpy.typing as npt
 import shapely
 
 from qpnuclei.errors import UsageError
+from qpnuclei.qupath.areas import union
 from qpnuclei.qupath.model import Annotation, ImageEntry, Project
 from qpnuclei.qupath.names import nfc
 
@@ -220,7 +221,9 @@ def area_px2(annotations: Sequence[Annotation]) -> float:
 
 def covered_px2(regions: Sequence[Region]) -> float:
     """Return the area of the union of regions, plane by plane, in level-0 px²."""
-    return sum(
-        float(shapely.union_all([r.geometry for r in regions if r.plane == plane]).area)
-        for plane in {region.plane for region in regions}
-    )
+    if len(regions) == 1:
+        return float(regions[0].geometry.area)
+    planes: dict[tuple[int, int], list[shapely.Geometry]] = {}
+    for region in regions:
+        planes.setdefault(region.plane, []).append(region.geometry)
+    return sum(float(union(geometries).area) for geometries in planes.values())

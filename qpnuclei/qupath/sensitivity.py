@@ -12,7 +12,6 @@ import numpy.typing as npt
 from qpnuclei._version import __version__
 from qpnuclei.choices import CERTAINTY
 from qpnuclei.errors import number_of
-from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import Edit, ImageEntry
 from qpnuclei.qupath.regions import Region, rows_inside
@@ -57,7 +56,7 @@ class OwnNuclei:
         """
         objects = entry.read()
         found = objects.detections
-        rows = np.flatnonzero([is_ours(own) for own in found.ids])
+        rows = np.flatnonzero(found.ours)
         if roi_classes and len(rows):
             regions = [Region.of(a) for a in objects.annotations if a.class_name in roi_classes]
             inside = rows_inside(regions, found.centroids[rows], found.planes[rows])

@@ -25,6 +25,7 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import NothingToDo, plan_image
 from qpnuclei.pipeline.planning.tiles import plan_tiles
 from qpnuclei.pipeline.selection import tissue_region
+from qpnuclei.qupath.areas import union
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry
 from qpnuclei.qupath.regions import Region, rows_inside
@@ -297,7 +298,7 @@ def _colours(source: FieldSource, scale: Scale, spec: EngineSpec) -> ReinhardSta
     if not spec.needs_colour:
         return None
     slide = source.slide
-    area = shapely.union_all([region.geometry for region in source.regions])
+    area = union(region.geometry for region in source.regions)
     tiles = plan_tiles(area, (slide.width, slide.height), scale, spec)
     return colour_statistics(_reader(slide, scale), tiles)
 

@@ -3,8 +3,10 @@ from __future__ import annotations
 import uuid
 
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from qpnuclei.nuclei.ids import NucleusIds, is_ours
+from qpnuclei.nuclei.ids import NucleusIds, are_ours, is_ours
 
 
 def test_ours_have_both_the_prefix_and_the_version() -> None:
@@ -15,3 +17,29 @@ def test_ours_have_both_the_prefix_and_the_version() -> None:
     # RFC 9562, A.7: somebody else's version 8.
     assert not is_ours(uuid.UUID("2489E9AD-2EE2-8E00-8EC9-32D5F69181C0"))
     assert not is_ours(uuid.UUID(bytes=own_id.bytes, version=4))
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(st.binary(min_size=10, max_size=10)),
+    st.lists(st.uuids()),
+    st.sampled_from("0g-A"),
+    st.integers(0, 35),
+)
+def test_ours_are_told_by_their_text(
+    digests: list[bytes], others: list[uuid.UUID], character: str, at: int
+) -> None:
+    octets = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 10)
+    texts = [*NucleusIds(octets).texts(), *map(str, others)]
+    texts += [text.upper() for text in texts]
+    texts += [text[:at] + character + text[at + 1 :] for text in texts]
+
+    def is_one_of_ours(text: str) -> bool:
+        try:
+            own_id = uuid.UUID(text)
+        except ValueError:
+            return False
+        return str(own_id) == text.lower() and is_ours(own_id)
+
+    rows = np.frombuffer("".join(texts).encode(), np.uint8).reshape(-1, 36)
+    assert are_ours(rows).tolist() == [is_one_of_ours(text) for text in texts]

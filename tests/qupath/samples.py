@@ -13,7 +13,7 @@ from qpnuclei.qupath.qpdata import java_fields as jf
 from qpnuclei.qupath.qpdata import java_nodes, java_parser
 from qpnuclei.qupath.qpdata.packed_records import Packed
 from qpnuclei.qupath.qpdata.path_classes import path_class_names
-from qpnuclei.qupath.qpdata.path_objects import OBJECT_ID, PathObject, is_packable, walk
+from qpnuclei.qupath.qpdata.path_objects import OBJECT_ID, PathObject, packed_kind, walk
 from qpnuclei.qupath.qpdata.record_packer import RecordPacker
 from tests.paths import SAMPLES, SHARED
 
@@ -35,7 +35,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def dump(data: bytes) -> dict[str, Any]:
     """Return what a data file holds, in the form of expected-*.json."""
-    stream = java_parser.parse(data, "test", RecordPacker(is_packable))
+    stream = java_parser.parse(data, "test", RecordPacker(packed_kind))
     by_class = {getattr(item, "class_name", None): item for item in stream.items}
     image_type = next(i for i in stream.items if isinstance(i, java_nodes.JavaEnum))
     hierarchy = by_class[jc.HIERARCHY]
@@ -125,6 +125,11 @@ def _number(value: float) -> float | str:
     return "nan" if np.isnan(value) else float(value)
 
 
+def array_values(array: java_nodes.JavaArray) -> np.ndarray:
+    """Return the values of an array of float or double."""
+    return np.frombuffer(array.data, {"F": ">f4", "D": ">f8"}[array.desc.name[1]])
+
+
 def _roi(node: java_nodes.JavaObject | None) -> list[Any] | None:
     if node is None:
         return None
@@ -138,7 +143,7 @@ def _roi(node: java_nodes.JavaObject | None) -> list[Any] | None:
     elif name == "GeometryROI":
         data = jf.array_field(node, "wkb", jc.BYTE_ARRAY).data.hex().upper()
     else:
-        x, y = (jf.array_values(jf.array_field(node, k, jc.FLOAT_ARRAY)) for k in "xy")
+        x, y = (array_values(jf.array_field(node, k, jc.FLOAT_ARRAY)) for k in "xy")
         data = np.stack([x, y], axis=1).astype(float).tolist()
     return [name, *plane, data]
 
@@ -150,5 +155,5 @@ def _measurements(node: java_nodes.JavaObject | None) -> list[list[Any]]:
         items = jf.list_items(jf.reference(node, "list"))
         return [[jf.string_field(m, "name").text, jf.primitive(m, "value")] for m in items]
     names = jf.list_items(jf.reference(node, "names"))
-    values = jf.array_values(jf.reference(node, "values"))
+    values = array_values(jf.reference(node, "values"))
     return [[n.text, _number(v)] for n, v in zip(names, values, strict=False)]

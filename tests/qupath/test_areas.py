@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpnuclei.pipeline.selection import Selection, select_regions
-from qpnuclei.qupath.areas import valid_area
+from qpnuclei.qupath.areas import Parts, union, valid_area
 from qpnuclei.qupath.counted_image import CountedImage
 from qpnuclei.qupath.counts import count_objects
 from qpnuclei.qupath.inventory import _describe_image
@@ -117,3 +117,20 @@ def test_a_ring_encloses_what_is_inside_by_the_even_odd_rule(seed: int, corners:
     meets = (y0 > y) != (y1 > y)
     crossings = (meets & (x < x0 + (x1 - x0) * (y - y0) / (y1 - y0))).sum(axis=1)
     np.testing.assert_array_equal(shapely.contains_xy(area, points), crossings % 2 == 1)
+
+
+boxes = st.tuples(*[st.integers(0, 30)] * 2, *[st.integers(1, 9)] * 2).map(
+    lambda own: shapely.box(own[0], own[1], own[0] + own[2], own[1] + own[3])
+)
+
+
+@settings(max_examples=50)
+@given(st.lists(boxes, max_size=12), boxes)
+def test_the_parts_near_an_area_are_as_good_as_all(
+    areas: list[shapely.Polygon], area: shapely.Polygon
+) -> None:
+    parts, whole = Parts(areas), shapely.union_all(areas)
+    assert union(areas).equals(whole)
+    assert parts.meeting(area).tolist() == [i for i, a in enumerate(areas) if a.intersects(area)]
+    assert shapely.difference(area, parts.near(area)).equals(shapely.difference(area, whole))
+    assert shapely.intersection(area, parts.near(area)).equals(shapely.intersection(area, whole))

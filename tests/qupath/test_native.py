@@ -178,7 +178,7 @@ def test_replacing_part_of_ours(tmp_path):
 def test_detections_lie_in_the_plane_of_their_annotation(tmp_path):
     image = open_project(copy_project("0.5.1", tmp_path)).images[0]
     data_file = DataFile.parse(image.data_path.read_bytes(), "file")
-    part = jf.part_with(annotations_of(data_file._root())[1].roi, "z")
+    part = jf.part_with(annotations_of(data_file._root(), range(9))[1].roi, "z")
     values = np.frombuffer(part.primitives, jf.primitives_dtype(part.desc)).copy()
     values["z"], values["t"] = 3, 2
     part.primitives = values.tobytes()

@@ -106,6 +106,10 @@ class _Groups(MadeOnDemand[DetectionGroup]):
         # group is cached too: it is requested repeatedly if there is only one.
         self._table = lru_cache(1)(nuclei.tables.__getitem__)
         self._codes = lru_cache(1)(lambda number: classes.codes(self._table(number)))
+        # The first row of each region in a table; the regions may be very many.
+        self._starts = lru_cache(1)(
+            lambda number: np.concatenate([[0], np.cumsum(nuclei.counts[number])])
+        )
         self._ids: dict[int, NucleusIds] = {}
         self._group = lru_cache(1)(self._make)
 
@@ -120,8 +124,7 @@ class _Groups(MadeOnDemand[DetectionGroup]):
         if number not in self._ids:
             self._ids[number] = ids_of(table, self._nuclei.entry)
         ids = self._ids[number]
-        stop = int(self._nuclei.counts[number, : region + 1].sum())
-        start = stop - int(self._nuclei.counts[number, region])
+        start, stop = self._starts(number)[region : region + 2].tolist()
         rows = (start + np.flatnonzero(self._codes(number)[start:stop] == code)).tolist()
         if self._taken:
             rows = [row for row in rows if ids[row] not in self._taken]

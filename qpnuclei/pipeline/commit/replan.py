@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from uuid import UUID
 
 from qpnuclei.errors import ConflictError, FormatError
 from qpnuclei.pipeline.options import RunOptions
@@ -11,6 +12,8 @@ from qpnuclei.pipeline.selection import Locked, ours_within
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import Annotation, ImageObjects
 from qpnuclei.qupath.regions import Region, same_outline
+
+_Named = dict[tuple[str, UUID | str | None], list[Annotation]]
 
 
 def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
@@ -33,7 +36,8 @@ def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
     outdated = plan.outdated & there
     tissue = plan.tissue
     if tissue is None:
-        regions = [Region(_same_annotation(r, objects), r.geometry) for r in plan.regions]
+        known = _by_name(objects)
+        regions = [Region(_same_annotation(r, known), r.geometry) for r in plan.regions]
     else:
         tissue = dataclasses.replace(tissue, handle=len(objects.annotations) - len(outdated))
         regions = [Region(tissue, plan.regions[0].geometry)]
@@ -56,20 +60,30 @@ def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
 
 def regions_now(plan: ImagePlan, objects: ImageObjects) -> list[Region]:
     """Return a plan's regions with the annotations of a later state of the image."""
+    known = _by_name(objects)
     return [
-        Region(_find_annotation(region.annotation, objects) or region.annotation, region.geometry)
+        Region(_find_annotation(region.annotation, known) or region.annotation, region.geometry)
         if region.annotation
         else region
         for region in plan.regions
     ]
 
 
-def _same_annotation(region: Region, objects: ImageObjects) -> Annotation | None:
-    """Find the annotation of a region among the objects of a later state of the image."""
+def _by_name(objects: ImageObjects) -> _Named:
+    """Return the annotations by UUID and by name."""
+    named: _Named = {}
+    for annotation in objects.annotations:
+        for key in (("UUID", annotation.id), ("name", annotation.name)):
+            named.setdefault(key, []).append(annotation)
+    return named
+
+
+def _same_annotation(region: Region, known: _Named) -> Annotation | None:
+    """Find the annotation of a region among the annotations of a later state of the image."""
     wanted = region.annotation
     if wanted is None:
         return None
-    found = _find_annotation(wanted, objects)
+    found = _find_annotation(wanted, known)
     if found is None:
         raise ConflictError(
             f"the annotation {wanted.label} was deleted or its outline changed since it was planned"
@@ -77,10 +91,10 @@ def _same_annotation(region: Region, objects: ImageObjects) -> Annotation | None
     return found
 
 
-def _find_annotation(wanted: Annotation, objects: ImageObjects) -> Annotation | None:
-    for found in objects.annotations:
-        # QuPath gives UUIDs to objects that were saved without one.
-        is_wanted = found.id == wanted.id if wanted.id else found.name == wanted.name
-        if is_wanted and same_outline(found.geometry, wanted.geometry):
+def _find_annotation(wanted: Annotation, known: _Named) -> Annotation | None:
+    # QuPath gives UUIDs to objects that were saved without one.
+    key = ("UUID", wanted.id) if wanted.id else ("name", wanted.name)
+    for found in known.get(key, ()):
+        if same_outline(found.geometry, wanted.geometry):
             return found
     return None

@@ -26,7 +26,7 @@ from qpnuclei.pipeline.selection import (
     without_excluded,
 )
 from qpnuclei.qupath.analysed import Record, Status
-from qpnuclei.qupath.areas import polygonal
+from qpnuclei.qupath.areas import polygonal, union
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Annotation, ImageEntry, ImageObjects
 from qpnuclei.qupath.pixel_size import pixel_size
@@ -104,7 +104,7 @@ class ImagePlan:
     @property
     def megapixels(self) -> float:
         """Area of the regions in millions of px that the network sees."""
-        area = shapely.union_all([region.geometry for region in self.regions]).area
+        area = union(region.geometry for region in self.regions).area
         return float(area / (self.scale.downsample[0] * self.scale.downsample[1]) / 1e6)
 
     def area_mm2(self, region: Region) -> float:
@@ -256,7 +256,7 @@ def plan_image(
         regions=regions,
         existing=existing,
         tiles=plan_tiles(
-            shapely.union_all([region.geometry for region in regions]),
+            union(region.geometry for region in regions),
             (slide.width, slide.height),
             scale,
             specs[model],

@@ -25,6 +25,7 @@ from qpnuclei.pipeline.planning.plan_parts import (
     check_file_name,
 )
 from qpnuclei.pipeline.planning.tiles import plan_tiles
+from qpnuclei.qupath.areas import union
 from qpnuclei.qupath.regions import Region
 from qpnuclei.segmentation.engine import EngineSpec, engine_specs
 from qpnuclei.slides.resolution import Scale
@@ -125,7 +126,7 @@ class PlannedImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             If one is no area.
         """
         return plan_tiles(
-            shapely.union_all([region.geometry for region in self.areas()]),
+            union(region.geometry for region in self.areas()),
             (self.slide.width, self.slide.height),
             self.scale,
             spec,

@@ -18,7 +18,7 @@ from qpnuclei.qupath.model import Edit
 from qpnuclei.qupath.qpdata import java_classes as jc
 from qpnuclei.qupath.qpdata import java_fields as jf
 from qpnuclei.qupath.qpdata import java_parser, java_writer
-from qpnuclei.qupath.qpdata.annotations import annotation_node, check_annotation, read_annotation
+from qpnuclei.qupath.qpdata.annotations import annotation_node, check_annotation, read_annotations
 from qpnuclei.qupath.qpdata.detections import FileDetections
 from qpnuclei.qupath.qpdata.hierarchy import (
     Objects,
@@ -39,8 +39,9 @@ from qpnuclei.qupath.qpdata.new_detections import (
 from qpnuclei.qupath.qpdata.packed_records import Packed
 from qpnuclei.qupath.qpdata.path_objects import (
     PathObject,
-    is_packable,
+    are_annotations,
     object_count,
+    packed_kind,
     split_children,
 )
 from qpnuclei.qupath.qpdata.record_packer import RecordPacker
@@ -94,7 +95,7 @@ class DataFile:
         """
         with _refused(hint), no_collection():
             few = 0 if loops_are_loaded() else _FEW
-            stream = java_parser.parse(data, source, RecordPacker(is_packable, few))
+            stream = java_parser.parse(data, source, RecordPacker(packed_kind, few))
             _check_version(stream.items[0] if stream.items else None, source)
             last = stream.items[-1]
             if not isinstance(last, JavaString) or last.data != b"EOF":
@@ -209,18 +210,19 @@ class DataFile:
         with self._errors():
             check_free(self._root(), ids, self._source)
             new = [annotation_node(self._catalog, annotation) for annotation in edit.annotations]
-            parents: dict[int | None, PathObject] = {None: PathObject.of(self._root())}
-            if any(parent is not None for parent in additions.counts):
-                parents.update(enumerate([*annotations_of(self._root()), *map(PathObject.of, new)]))
+            root = PathObject.of(self._root())
+            if new:
+                root.set_children([*root.children, *new])
+            parents = self._parents(additions)
             for parent in additions.counts:
                 if parent not in parents:
                     raise UsageError(f"{self._source} has no annotation number {parent}")
                 view = parents[parent]
                 plane = Plane() if view.roi is None else Plane.of(view.roi)
-                detections = NewDetections(self._catalog, additions, parent, plane)
-                view.set_children([*view.children, detections])
-            if new:
-                parents[None].set_children([*parents[None].children, *new])
+                children = view.children
+                at = len(children) - (len(new) if parent is None else 0)
+                children.insert(at, NewDetections(self._catalog, additions, parent, plane))
+                view.set_children(children)
             if edit.workflow_step is not None:
                 add_step(self._workflow(), self._catalog, *edit.workflow_step)
         return additions
@@ -242,17 +244,13 @@ class DataFile:
         """
         edit = additions.edit
         with self._errors():
-            annotations = annotations_of(self._root())
-            root = PathObject.of(self._root())
+            parents = self._parents(additions)
             if edit.annotations:
-                kept, nodes = _split_last(root.children, len(edit.annotations))
-                views = annotations[-len(edit.annotations) :]
-                if [view.node for view in views] != nodes:
-                    raise FormatError("a new annotation is missing, or in another place")
-                for view, new in zip(views, edit.annotations, strict=True):
-                    check_annotation(read_annotation(view, 0, None), new)
-                root.set_children(kept)
-            parents: dict[int | None, PathObject] = {None: root, **dict(enumerate(annotations))}
+                kept, last = _split_last(parents[None].children, len(edit.annotations))
+                found = read_annotations([(item, None) for item in _annotations(last)])
+                for own, new in zip(found, edit.annotations, strict=True):
+                    check_annotation(own, new)
+                parents[None].set_children(kept)
             for parent, counts in additions.counts.items():
                 view = parents[parent]
                 kept, left = _split_last(view.children, sum(counts.values()))
@@ -260,13 +258,21 @@ class DataFile:
                 for group in additions.groups(parent):
                     for part in uniform_parts(group):
                         items, left = split_children(left, len(part.ids))
-                        check_same(_read_items(items), part, grid_px)
+                        check_same(FileDetections([(i, -1) for i in _views(items)]), part, grid_px)
             if edit.workflow_step is not None:
                 remove_last_step(self._workflow())
 
     def write(self, emit: Callable[[bytes], object]) -> None:
         """Write the file, in pieces, to `emit`."""
         java_writer.write(self._items, emit)
+
+    def _parents(self, additions: Additions) -> dict[int | None, PathObject]:
+        """Return the root (None), and the annotations below which there are new detections."""
+        handles = [parent for parent in additions.counts if parent is not None]
+        found = annotations_of(self._root(), handles) if handles else {}
+        parents: dict[int | None, PathObject] = {None: PathObject.of(self._root())}
+        parents.update(found.items())
+        return parents
 
     def _errors(self) -> contextlib.AbstractContextManager[None]:
         return _refused(self._hint, self._source)
@@ -311,7 +317,17 @@ def _split_last(children: Sequence[Content], count: int) -> tuple[list[Content],
     return split_children(children, object_count(children) - count)
 
 
-def _read_items(items: Sequence[Content]) -> FileDetections:
-    """Read detections."""
-    views = (PathObject.of(item) if isinstance(item, JavaObject) else item for item in items)
-    return FileDetections([(i, -1) for i in views if isinstance(i, PathObject | Packed)])
+def _views(items: Sequence[Content]) -> Iterator[PathObject | Packed]:
+    for item in items:
+        if isinstance(item, Packed):
+            yield item
+        elif isinstance(item, JavaObject):
+            yield PathObject.of(item)
+
+
+def _annotations(items: Sequence[Content]) -> list[PathObject | Packed]:
+    views = list(_views(items))
+    for view in views:
+        if not (are_annotations(view) if isinstance(view, Packed) else view.kind == "annotation"):
+            raise FormatError("a new annotation is missing, or in another place")
+    return views

@@ -1,4 +1,4 @@
-"""Batches of similar detections, so that one property of all of them is read at once."""
+"""Batches of similar detections or annotations, to read one property of all of them at once."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """The properties of detections: one function each, for a single detection or many similar ones.
 
+Annotations have some of them, too.
+
 Given the view of an example and a source of N objects, each function returns a value for every
 object, or the common value of all objects.
 """
@@ -7,21 +9,20 @@ object, or the common value of all objects.
 from __future__ import annotations
 
 import uuid
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.errors import FormatError
+from qpnuclei.nuclei.ids import UUID_LENGTH, are_ours, is_ours
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.qpdata import java_fields as jf
 from qpnuclei.qupath.qpdata.java_nodes import JavaObject
 from qpnuclei.qupath.qpdata.path_classes import path_class_chain
 from qpnuclei.qupath.qpdata.path_objects import PathObject, parse_uuid
-from qpnuclei.qupath.qpdata.record_columns import Column
 from qpnuclei.qupath.qpdata.rois import read_outlines, read_rois
-from qpnuclei.qupath.qpdata.values import ValueSource, text
+from qpnuclei.qupath.qpdata.values import ValueSource, numbers, text, texts
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -36,13 +37,24 @@ def class_name(view: PathObject, source: ValueSource) -> str | None:
 
 def id_texts(view: PathObject, source: ValueSource) -> list[str | None]:
     """Return the UUIDs as text; None for objects without a UUID."""
-    string = view.id_string
-    return [None] * source.count if string is None else [*_texts(source.column(string))]
+    return texts(view.id_string, source)
 
 
 def ids(view: PathObject, source: ValueSource) -> list[uuid.UUID | None]:
     """Return the UUIDs; None for objects without a UUID."""
     return [None if text is None else parse_uuid(text) for text in id_texts(view, source)]
+
+
+def ours(view: PathObject, source: ValueSource) -> npt.NDArray[np.bool_]:
+    """Return whether qpnuclei wrote each of the N objects."""
+    string = view.id_string
+    if string is None:
+        return np.zeros(source.count, bool)
+    column = source.column(string)
+    if np.all(np.diff(column.offsets) == UUID_LENGTH):
+        characters = np.frombuffer(column.data, np.uint8).reshape(-1, UUID_LENGTH)
+        return are_ours(characters)
+    return np.array([is_ours(own_id) for own_id in ids(view, source)], bool)
 
 
 def geometries(view: PathObject, source: ValueSource) -> npt.NDArray[Any]:
@@ -84,8 +96,7 @@ def locked(view: PathObject, source: ValueSource) -> npt.NDArray[np.bool_]:
     """Return whether each of the N objects is locked."""
     if view.lock is None:
         return np.zeros(source.count, bool)
-    part = jf.part_with(view.lock, "value")
-    return jf.primitive_column(part, "value", source.column(part).data).astype(bool)
+    return numbers(view.lock, "value", source).astype(bool)
 
 
 def _roi(view: PathObject) -> JavaObject:
@@ -96,8 +107,3 @@ def _roi(view: PathObject) -> JavaObject:
 
 def _nucleus(view: PathObject) -> JavaObject:
     return _roi(view) if view.nucleus is None else view.nucleus
-
-
-def _texts(column: Column) -> list[str]:
-    data, edges = column.data.decode("latin-1"), column.offsets.tolist()
-    return [data[a:b] for a, b in pairwise(edges)]

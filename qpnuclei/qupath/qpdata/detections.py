@@ -19,7 +19,7 @@ from qpnuclei.qupath.qpdata import detection_properties
 from qpnuclei.qupath.qpdata.detection_batches import Batch, Reader, divide
 from qpnuclei.qupath.qpdata.measurement_lists import measurement_values
 from qpnuclei.qupath.qpdata.packed_records import Packed
-from qpnuclei.qupath.qpdata.path_objects import KINDS, OBJECT_ID, PathObject
+from qpnuclei.qupath.qpdata.path_objects import KINDS, OBJECT_ID, PathObject, count_of
 from qpnuclei.qupath.qpdata.record_columns import IntArray
 
 FloatArray = npt.NDArray[np.float64]
@@ -54,7 +54,7 @@ class FileDetections(Detections):
         errors: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         # Not the dataclass's __init__, which would set the columns.
-        counts = np.array([_count(item) for item, _ in items], np.int64)
+        counts = np.array([count_of(item) for item, _ in items], np.int64)
         vars(self).update(_items=items, _counts=counts, _errors=errors)
 
     def __len__(self) -> int:
@@ -165,6 +165,14 @@ class FileDetections(Detections):
             locked[rows] = values
         return locked
 
+    @cached_property
+    def ours(self) -> npt.NDArray[np.bool_]:
+        """Whether qpnuclei wrote each; this takes less time than reading UUIDs."""
+        ours = np.zeros(len(self), bool)
+        for rows, values in self._read(detection_properties.ours):
+            ours[rows] = values
+        return ours
+
     def unread(self) -> Counter[str]:
         """Return properties that no column contains, and how many detections have them."""
         counts = Counter[str]()
@@ -227,7 +235,3 @@ def packed_ids(packed: Packed) -> Iterator[tuple[IntArray, list[str]]]:
         texts = [text for text in batch.read(detection_properties.id_texts) if text is not None]
         if texts:
             yield batch.rows, texts
-
-
-def _count(item: PathObject | Packed) -> int:
-    return len(item) if isinstance(item, Packed) else 1

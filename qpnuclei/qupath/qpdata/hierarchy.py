@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from operator import is_not
 
@@ -12,11 +12,17 @@ import numpy as np
 
 from qpnuclei.errors import UsageError
 from qpnuclei.qupath.model import Annotation, Detections, TmaCore
-from qpnuclei.qupath.qpdata.annotations import read_annotation, read_core
+from qpnuclei.qupath.qpdata.annotations import read_annotations, read_cores
 from qpnuclei.qupath.qpdata.detections import FileDetections, packed_ids
 from qpnuclei.qupath.qpdata.java_nodes import Content, JavaObject
 from qpnuclei.qupath.qpdata.packed_records import Packed
-from qpnuclei.qupath.qpdata.path_objects import DETECTION_KINDS, PathObject, located, walk
+from qpnuclei.qupath.qpdata.path_objects import (
+    DETECTION_KINDS,
+    PathObject,
+    are_annotations,
+    count_of,
+    walk,
+)
 
 _TYPE_COUNTS = {
     "root": "Root objects",
@@ -52,11 +58,24 @@ class Objects:
         }
 
 
-def annotations_of(root: JavaObject) -> list[PathObject]:
-    """Return the annotations in the order of their handles."""
-    return [
-        item for item, _ in walk(root) if isinstance(item, PathObject) and item.kind == "annotation"
-    ]
+def annotations_of(root: JavaObject, handles: Collection[int]) -> dict[int, PathObject]:
+    """Return the annotations with these handles, as far as they exist; packed ones become nodes."""
+    wanted = np.array(sorted(handles), np.int64)
+    among = frozenset(handles)
+    found: dict[int, PathObject] = {}
+    first = 0
+    for item, _ in walk(root):
+        if isinstance(item, Packed) and are_annotations(item):
+            begin, end = np.searchsorted(wanted, (first, first + len(item)))
+            for handle in wanted[begin:end].tolist():
+                node = item.nodes[handle - first] = item.node(handle - first)
+                found[handle] = PathObject.of(node)
+            first += len(item)
+        elif isinstance(item, PathObject) and item.kind == "annotation":
+            if first in among:
+                found[first] = item
+            first += 1
+    return found
 
 
 def read_hierarchy(
@@ -80,33 +99,35 @@ def read_hierarchy(
     qpnuclei.errors.FormatError
         If objects are not in the form that QuPath writes.
     """
-    annotations: list[Annotation] = []
-    cores: list[TmaCore] = []
+    annotations: list[tuple[PathObject | Packed, int | None]] = []
+    cores: list[PathObject] = []
     nearest: dict[PathObject, int] = {}  # handle of the object itself or of its nearest annotation
     detections: list[tuple[PathObject | Packed, int]] = []
     counts: Counter[str] = Counter()
     for item, ancestors in walk(root):
         parent = nearest[ancestors[-1]] if ancestors else -1
         if isinstance(item, Packed):
+            kind = "annotation" if are_annotations(item) else "detection"
+        else:
+            kind = item.kind
+            nearest[item] = counts["annotation"] if kind == "annotation" else parent
+        if kind in DETECTION_KINDS:
             detections.append((item, parent))
             continue
-        nearest[item] = parent
-        if item.kind in DETECTION_KINDS:
-            detections.append((item, parent))
-            continue
-        counts[_TYPE_COUNTS[item.kind]] += 1
-        if item.kind == "annotation":
-            nearest[item] = len(annotations)
-            own_parent = None if parent < 0 else parent
-            with located(item.node.offset):
-                annotations.append(read_annotation(item, len(annotations), own_parent))
-        elif item.kind == "core" and item.roi is not None:
-            with located(item.node.offset):
-                cores.append(read_core(item, -1 - len(cores)))
+        counts[kind] += count_of(item)
+        if kind == "annotation":
+            annotations.append((item, None if parent < 0 else parent))
+        elif isinstance(item, PathObject) and kind == "core" and item.roi is not None:
+            cores.append(item)
     table = FileDetections(detections, errors)
-    for kind, count in table.kind_counts().items():
-        counts[_TYPE_COUNTS[kind]] += count
-    return Objects(tuple(annotations), table, counts, properties, tuple(cores))
+    counts += table.kind_counts()
+    return Objects(
+        tuple(read_annotations(annotations)),
+        table,
+        {_TYPE_COUNTS[kind]: count for kind, count in counts.items()},
+        properties,
+        tuple(read_cores(cores)),
+    )
 
 
 def check_free(root: JavaObject, ids: Container[str], source: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,20 @@ _DTYPES = {
     "S": ">i2",
     "Z": "?",
 }
+#: The same, as format characters of `struct`.
+_FORMATS = {"B": "b", "C": "H", "D": "d", "F": "f", "I": "i", "J": "q", "S": "h", "Z": "?"}
 
 
 def primitives_dtype(desc: ClassDesc) -> np.dtype[np.void]:
     """Return the structured dtype of the primitive fields of a class."""
     return np.dtype([(f.name, _DTYPES[f.code]) for f in desc.fields if f.code in _DTYPES])
+
+
+def primitives_bytes(desc: ClassDesc, values: Mapping[str, Any]) -> bytes:
+    """Return the bytes of the primitive fields of a class; fields without a value are zero."""
+    fields = [f for f in desc.fields if f.code in _FORMATS]
+    codes = "".join(_FORMATS[f.code] for f in fields)
+    return struct.pack(f">{codes}", *(values.get(f.name, 0) for f in fields))
 
 
 def primitive_column(part: Part, name: str, data: bytes) -> npt.NDArray[Any]:
@@ -59,11 +69,6 @@ def primitive_column(part: Part, name: str, data: bytes) -> npt.NDArray[Any]:
     if name not in (dtype.names or ()):
         raise FormatError(f"{part.desc.name} has no number {name!r}")
     return np.frombuffer(data, dtype)[name]
-
-
-def array_values(array: JavaArray) -> npt.NDArray[np.generic]:
-    """Return the values of a primitive array."""
-    return np.frombuffer(array.data or b"", _DTYPES[array.desc.name[1]])
 
 
 def part_with(node: JavaObject, name: str) -> Part:

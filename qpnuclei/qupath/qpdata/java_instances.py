@@ -101,13 +101,10 @@ class Catalog:
             current = current.super_desc
         parts = []
         for part_desc in chain:
-            dtype = jf.primitives_dtype(part_desc)
-            record = np.zeros((), dtype)
-            for field_name in dtype.names or ():
-                record[field_name] = values.get(field_name, 0)
+            primitives = jf.primitives_bytes(part_desc, values)
             references = [values.get(f.name) for f in part_desc.object_fields]
             own = list(extra or ()) if part_desc.flags & SC_WRITE_METHOD else None
-            parts.append(Part(part_desc, record.tobytes() if dtype.names else b"", references, own))  # type: ignore[arg-type]
+            parts.append(Part(part_desc, primitives, references, own))  # type: ignore[arg-type]
         return JavaObject(desc, parts)
 
     def boxed(self, name: str, value: int | bool) -> JavaObject:

@@ -252,6 +252,8 @@ def decode_utf(data: bytes) -> str:
     qpnuclei.errors.FormatError
         If `data` is not modified UTF-8.
     """
+    if data.isascii():
+        return data.decode("ascii")
     try:
         text = data.replace(b"\xc0\x80", b"\0").decode("utf-8", "surrogatepass")
     except UnicodeDecodeError as error:
@@ -263,7 +265,7 @@ def decode_utf(data: bytes) -> str:
 
 def encode_utf(text: str) -> bytes:
     """Encode text as Java's modified UTF-8."""
-    if any(c > "\uffff" for c in text):
+    if not text.isascii() and any(c > "\uffff" for c in text):
         units = text.encode("utf-16-le", "surrogatepass")
         text = "".join(
             chr(int.from_bytes(units[i : i + 2], "little")) for i in range(0, len(units), 2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from qpnuclei.errors import FormatError
 from qpnuclei.qupath.qpdata.java_nodes import (
@@ -84,6 +84,10 @@ class Packer(Protocol):
         """Receive the parsed object that was marked by `unpack`."""
 
 
+#: What `_Parser.leaf` returns instead of an item that contains others.
+_NESTED = BlockData(b"")
+
+
 @dataclass(frozen=True, slots=True)
 class Stream:
     """A parsed stream: its top-level items, and all its nodes in the order of their handles."""
@@ -134,6 +138,15 @@ def parse_object(data: bytes, start: int, nodes: Mapping[int, Node]) -> JavaObje
     return node
 
 
+@dataclass(frozen=True, slots=True)
+class _PartLayout:
+    """What one class of a hierarchy writes: bytes of primitives, then this number of objects."""
+
+    desc: ClassDesc
+    primitives_size: int
+    objects: int
+
+
 class _Parser:
     def __init__(self, data: bytes, source: str, packer: Packer | None) -> None:
         self.data = data
@@ -142,6 +155,7 @@ class _Parser:
         self.packer = packer
         self.nodes: dict[int, Node] = {}
         self.handles: dict[Node, int] = {}
+        self.layouts: dict[AnyClassDesc, list[_PartLayout]] = {}
         self.next_handle = 0
 
     def fail(self, meaning: str, offset: int | None = None) -> NoReturn:
@@ -252,18 +266,23 @@ class _Parser:
                     items.append(bulk)
                     continue
                 base = self.next_handle
-                items.append((yield self.step()))
+                self.pos += 1
+                items.append((yield self.object()))
                 if self.packer is not None:
                     self.packer.learn(items[-1], self.handles, base)
                 continue
-            items.append((yield self.step(block_data=True)))
+            item = self.leaf(block_data=True)
+            items.append((yield self.step(block_data=True)) if item is _NESTED else item)
 
-    def leaf(self, block_data: bool = False) -> Content | None:
-        """Read an item without nested items; for all others, return None without reading."""
+    def leaf(self, block_data: bool = False) -> Any:
+        """Read an item without nested items; for all others, return `_NESTED` without reading."""
         tag = self.data[self.pos] if self.pos < len(self.data) else -1
         if tag == REFERENCE:
             self.pos += 1
             return self.reference()
+        if tag == NULL:
+            self.pos += 1
+            return None
         if tag == STRING:
             self.pos += 1
             string = JavaString(self.take(self.unsigned(2, "a string's length"), "a string"))
@@ -272,16 +291,14 @@ class _Parser:
         if block_data and tag == BLOCK_DATA:
             self.pos += 1
             return BlockData(self.take(self.unsigned(1, "a block's length"), "a data block"))
-        return None
+        return _NESTED
 
     def step(self, block_data: bool = False) -> Step:
         leaf = self.leaf(block_data)
-        if leaf is not None:
+        if leaf is not _NESTED:
             return leaf
         offset = self.pos
         tag = self.tag()
-        if tag == NULL:
-            return None
         if tag == OBJECT:
             return (yield self.object())
         if tag == ARRAY:
@@ -314,10 +331,8 @@ class _Parser:
         if tag == NULL:
             return None
         if tag == REFERENCE:
-            node = self.reference()
-            if not isinstance(node, ClassDesc | ProxyClassDesc):
-                self.fail(f"a {type(node).__name__} is not a class", offset)
-            return node
+            self.pos = offset
+            return self.known_class()
         if tag == CLASS_DESC:
             name = self.utf("a class name")
             uid = int.from_bytes(self.take(8, "a class version"), "big", signed=True)
@@ -336,8 +351,19 @@ class _Parser:
             self.fail(f"item type 0x{tag:02x} is not a class", offset)
         desc.annotation = yield self.contents()
         desc.super_desc = yield self.class_desc()
-        self.hierarchy(desc, offset)
+        self.layouts[desc] = self.layout(desc, offset)
         return desc
+
+    def known_class(self) -> AnyClassDesc | None:
+        """Read a reference to a class; if there is none here, return None without reading."""
+        offset = self.pos
+        if offset >= len(self.data) or self.data[offset] != REFERENCE:
+            return None
+        self.pos += 1
+        node = self.reference()
+        if not isinstance(node, ClassDesc | ProxyClassDesc):
+            self.fail(f"a {type(node).__name__} is not a class", offset)
+        return node
 
     def fields(self, class_name: str) -> Step:
         fields: list[Field] = []
@@ -358,8 +384,8 @@ class _Parser:
                 self.fail(f"field {name} of {class_name} has unknown type {code!r}", offset)
         return tuple(fields)
 
-    def hierarchy(self, desc: AnyClassDesc | None, offset: int) -> list[ClassDesc]:
-        """Return the ordinary classes of a hierarchy, superclasses first."""
+    def layout(self, desc: AnyClassDesc | None, offset: int) -> list[_PartLayout]:
+        """Return what the classes of a hierarchy write, superclasses first."""
         chain: list[ClassDesc] = []
         length = 0
         while desc is not None:
@@ -369,11 +395,15 @@ class _Parser:
             if isinstance(desc, ClassDesc):
                 chain.append(desc)
             desc = desc.super_desc
-        return chain[::-1]
+        return [
+            _PartLayout(part, part.primitives_size, len(part.object_fields))
+            for part in reversed(chain)
+            if part.flags & SC_SERIALIZABLE
+        ]
 
     def object(self) -> Step:
         offset = self.pos - 1
-        desc = yield self.class_desc()
+        desc = self.known_class() or (yield self.class_desc())
         if desc is None:
             self.fail("an object without a class", offset)
         node = JavaObject(desc, [], offset)
@@ -385,21 +415,21 @@ class _Parser:
             return node
         if isinstance(desc, ClassDesc) and desc.flags & SC_ENUM:
             self.fail(f"enum {desc.name} is not an object", offset)
-        for part_desc in self.hierarchy(desc, offset):
-            if not part_desc.flags & SC_SERIALIZABLE:
-                continue
-            part = Part(part_desc, b"", [], None)
-            part.primitives = self.take(part_desc.primitives_size, f"fields of {part_desc.name}")
-            for _ in part_desc.object_fields:
-                part.references.append((yield self.step()))
-            if part_desc.flags & SC_WRITE_METHOD:
+        # A class that is not read to its end has no layout yet.
+        for layout in self.layouts.get(desc) or self.layout(desc, offset):
+            part = Part(layout.desc, b"", [], None)
+            part.primitives = self.take(layout.primitives_size, f"fields of {layout.desc.name}")
+            for _ in range(layout.objects):
+                value = self.leaf()
+                part.references.append((yield self.step()) if value is _NESTED else value)
+            if layout.desc.flags & SC_WRITE_METHOD:
                 part.contents = yield self.contents()
             node.parts.append(part)
         return node
 
     def array(self) -> Step:
         offset = self.pos - 1
-        desc = yield self.class_desc()
+        desc = self.known_class() or (yield self.class_desc())
         if not isinstance(desc, ClassDesc) or desc.name[:1] != "[" or len(desc.name) < 2:
             self.fail(f"an array of class {getattr(desc, 'name', None)!r}", offset)
         node = JavaArray(desc, None, None)
@@ -413,7 +443,8 @@ class _Parser:
                 self.fail(f"an array of {length} objects does not fit into the file", offset)
             node.items = []
             for _ in range(length):
-                node.items.append((yield self.step()))
+                value = self.leaf()
+                node.items.append((yield self.step()) if value is _NESTED else value)
         else:
             self.fail(f"an array of unknown type {desc.name!r}", offset)
         return node

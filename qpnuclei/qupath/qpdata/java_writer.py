@@ -91,11 +91,11 @@ class StreamWriter:
                 self.reset()
                 yield self.value(item.throwable)
                 self.reset()
-            else:
+            elif not self.leaf(item):
                 yield self.value(item)
 
-    def value(self, node: Value) -> Step:
-        """Write a node, a reference to it, or null."""
+    def leaf(self, node: Value) -> bool:
+        """Write null, a reference or a string; for a node that must be defined, return False."""
         if node is None:
             self.emit(bytes([NULL]))
         elif self.is_defined(node):
@@ -103,14 +103,24 @@ class StreamWriter:
         elif isinstance(node, JavaString):
             self.define(node)
             self.string(node)
-        elif isinstance(node, JavaObject):
+        else:
+            return False
+        return True
+
+    def value(self, node: Value) -> Step:
+        """Write a node, a reference to it, or null."""
+        if self.leaf(node) or node is None:
+            return
+        if isinstance(node, JavaObject):
             self.emit(bytes([OBJECT]))
-            yield self.value(node.desc)
+            if not self.leaf(node.desc):
+                yield self.value(node.desc)
             self.define(node)
             yield self.parts(node.parts)
         elif isinstance(node, JavaArray):
             self.emit(bytes([ARRAY]))
-            yield self.value(node.desc)
+            if not self.leaf(node.desc):
+                yield self.value(node.desc)
             self.define(node)
             if node.data is not None:
                 self.primitive_array(node)
@@ -118,7 +128,8 @@ class StreamWriter:
                 items = node.items or []
                 self.emit(len(items).to_bytes(4, "big"))
                 for item in items:
-                    yield self.value(item)
+                    if not self.leaf(item):
+                        yield self.value(item)
         elif isinstance(node, JavaEnum):
             self.emit(bytes([ENUM]))
             yield self.value(node.desc)
@@ -128,7 +139,7 @@ class StreamWriter:
             self.emit(bytes([CLASS]))
             yield self.value(node.desc)
             self.define(node)
-        else:
+        elif not isinstance(node, JavaString):  # a string is a leaf
             yield self.class_desc(node)
 
     def class_desc(self, desc: AnyClassDesc) -> Step:
@@ -157,7 +168,8 @@ class StreamWriter:
             if part.primitives:
                 self.primitives(part)
             for value in part.references:
-                yield self.value(value)
+                if not self.leaf(value):
+                    yield self.value(value)
             if part.contents is not None:
                 yield self.contents(part.contents)
                 self.emit(bytes([END_BLOCK_DATA]))

@@ -12,7 +12,7 @@ from qpnuclei.qupath.qpdata import java_classes as jc
 from qpnuclei.qupath.qpdata import java_fields as jf
 from qpnuclei.qupath.qpdata.java_nodes import JavaObject, JavaString
 from qpnuclei.qupath.qpdata.path_objects import PathObject
-from qpnuclei.qupath.qpdata.values import Single, ValueSource, text
+from qpnuclei.qupath.qpdata.values import ValueSource, numbers, text
 
 _log = logging.getLogger(__name__)
 
@@ -42,11 +42,6 @@ def measurement_names(node: JavaObject | None) -> list[JavaString]:
     return [name for name in names if isinstance(name, JavaString)]
 
 
-def read_measurements(view: PathObject) -> dict[str, float]:
-    """Return the measurements of a single object."""
-    return {name: float(values[0]) for name, values in measurement_values(view, Single())}
-
-
 def measurement_values(view: PathObject, source: ValueSource) -> list[tuple[str, FloatArray]]:
     """Return the name of every measurement, and its value in each object (NaN without a value)."""
     node = view.measurements
@@ -58,9 +53,7 @@ def measurement_values(view: PathObject, source: ValueSource) -> list[tuple[str,
         items = jf.list_items(jf.reference(node, "list"))
         for name, item in zip(names, items, strict=True):
             if isinstance(item, JavaObject):
-                part = jf.part_with(item, "value")
-                values = jf.primitive_column(part, "value", source.column(part).data)
-                measured.append((name, values.astype(np.float64)))
+                measured.append((name, numbers(item, "value", source).astype(np.float64)))
         return measured
     class_name = jc.FLOAT_ARRAY if node.class_name == jc.FLOAT_LIST else jc.DOUBLE_ARRAY
     column = source.column(jf.array_field(node, "values", class_name))

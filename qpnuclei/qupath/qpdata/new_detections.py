@@ -16,6 +16,7 @@ import numpy.typing as npt
 import shapely
 
 from qpnuclei.errors import FormatError, UsageError
+from qpnuclei.nuclei.ids import UUID_LENGTH
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.model import DetectionGroup, Edit, PathClass
 from qpnuclei.qupath.qpdata import java_classes as jc
@@ -29,8 +30,6 @@ from qpnuclei.qupath.qpdata.path_objects import OBJECT_ID
 from qpnuclei.qupath.qpdata.record_columns import Column
 from qpnuclei.qupath.qpdata.record_shapes import Shape
 from qpnuclei.qupath.qpdata.rois import Plane, geometry_roi, vertices_roi
-
-_UUID_LENGTH = 36
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,7 +247,7 @@ def _write(writer: StreamWriter, catalog: Catalog, part: DetectionGroup, plane: 
     outlines = [nuclei] if nuclei.cells is None else [nuclei.cells, nuclei]
     roi_columns = [_roi_columns(table) for table in outlines]
     columns = [
-        Column("".join(part.id_texts).encode(), _UUID_LENGTH * np.arange(count + 1)),
+        Column("".join(part.id_texts).encode(), UUID_LENGTH * np.arange(count + 1)),
         Column(value_bytes, 4 * len(nuclei.measurements) * np.arange(count + 1)),
         *chain.from_iterable(roi_columns),
     ]

@@ -44,8 +44,13 @@ KINDS = {
 }
 #: Kinds that QuPath counts as detections.
 DETECTION_KINDS = ("detection", "cell", "tile")
-#: Classes whose instances are kept as packed bytes.
-PACKED_CLASSES = frozenset({jc.DETECTION, jc.CELL, jc.TILE})
+#: Classes whose instances are kept as packed bytes, annotations apart from detections.
+_PACKED_KINDS = {
+    jc.ANNOTATION: "annotation",
+    jc.DETECTION: "detection",
+    jc.CELL: "detection",
+    jc.TILE: "detection",
+}
 
 
 @dataclass(eq=False)
@@ -145,7 +150,7 @@ class PathObject:
 
     @property
     def children(self) -> list[Content]:
-        """The children; detections are packed."""
+        """The children; detections and annotations without children are packed."""
         return jf.contents(self.node)[self._children_begin : self._children_end]
 
     def set_children(self, children: list[Content]) -> None:
@@ -158,13 +163,24 @@ class PathObject:
         contents[self._children_begin - 1] = BlockData(data, block.is_long)
 
 
-def is_packable(node: JavaObject) -> bool:
-    """Tell whether an object should be packed: it is a detection without children."""
-    return node.class_name in PACKED_CLASSES and not any(
+def packed_kind(node: JavaObject) -> str:
+    """Return with which objects an object should be packed: ``"annotation"`` or ``"detection"``.
+
+    Empty for an object of another class, or with children.
+    """
+    kind = _PACKED_KINDS.get(node.class_name, "")
+    if kind and any(
         isinstance(item, Bulk) or (isinstance(item, JavaObject) and item.class_name in KINDS)
         for part in node.parts
         for item in part.contents or ()
-    )
+    ):
+        return ""
+    return kind
+
+
+def are_annotations(packed: Packed) -> bool:
+    """Tell whether packed objects are annotations, rather than detections."""
+    return packed.shapes[0].shape.example.class_name == jc.ANNOTATION
 
 
 def walk(root: JavaObject) -> Iterator[tuple[PathObject | Packed, list[PathObject]]]:
@@ -203,6 +219,11 @@ def walk(root: JavaObject) -> Iterator[tuple[PathObject | Packed, list[PathObjec
         yield view, ancestors
         ancestors.append(view)
         pending.append(iter(view.children))
+
+
+def count_of(item: PathObject | Packed) -> int:
+    """Return the number of objects of an item of `walk`."""
+    return len(item) if isinstance(item, Packed) else 1
 
 
 def object_count(children: Sequence[Content]) -> int:

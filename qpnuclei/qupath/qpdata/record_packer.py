@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,10 +14,18 @@ from qpnuclei.qupath.qpdata.packed_records import CHUNK, Packed
 from qpnuclei.qupath.qpdata.record_columns import IntArray
 from qpnuclei.qupath.qpdata.record_shapes import KnownShape, NotUniformError, Shape
 
-#: Number of shapes to try on the next object, most recently used first.
+#: Number of shapes of a kind to try on the next object, most recently used first.
 MAX_CANDIDATES = 32
-#: After this many shapes that never recurred, no more shapes are learned from a file.
+#: After this many shapes of a kind that never recurred, no more of that kind are learned.
 MAX_USELESS = 1_000
+
+
+@dataclass(eq=False)
+class _Shapes:
+    """The known shapes of one kind of objects, and how many of them have not recurred."""
+
+    candidates: list[KnownShape] = field(default_factory=list)
+    useless: int = 0
 
 
 class RecordPacker:
@@ -23,25 +33,25 @@ class RecordPacker:
 
     Parameters
     ----------
-    is_packable : callable
-        Tells whether an object is likely to be one of many.
+    kind_of : callable
+        Returns the kind of an object that is likely to be one of many; empty for others. Objects of
+        different kinds are not packed together.
     few : int
         Number of such objects to parse before the first shape is learned.
     """
 
-    def __init__(self, is_packable: Callable[[JavaObject], bool], few: int = 0) -> None:
-        self._is_packable = is_packable
+    def __init__(self, kind_of: Callable[[JavaObject], str], few: int = 0) -> None:
+        self._kind_of = kind_of
         self._few = few
-        self._candidates: list[KnownShape] = []
+        self._shapes: defaultdict[str, _Shapes] = defaultdict(_Shapes)
         self._packed: list[Packed] = []
         self._first_handles: list[int] = []
         self._edges: dict[int, IntArray] = {}  # first handles of the records, by index in _packed
-        self._useless = 0
         self._parsed = 0
         self._starts = np.empty(CHUNK, np.int64)
 
     def take(self, data: bytes, start: int, handle: int) -> tuple[Packed, int, int] | None:
-        """Pack the objects of known shapes at `start`.
+        """Pack the objects of one kind and of known shapes at `start`.
 
         Returns
         -------
@@ -52,10 +62,14 @@ class RecordPacker:
         starts: list[IntArray] = []
         which: list[IntArray] = []
         position, first = start, handle
+        kinds = list(self._shapes.values())
         while position < len(data) and data[position] == OBJECT:
-            known, run_starts, position = self._recognise(data, position)
-            if known is None:
+            kind, known = _recognise(kinds, data, position)
+            if kind is None or known is None:
                 break
+            kinds = [kind]
+            count, position = known.match(data, position, self._starts)
+            run_starts = self._starts[:count].copy()
             starts.append(run_starts)
             which.append(np.full(len(run_starts), shapes.setdefault(known, len(shapes))))
             handle += len(run_starts) * known.shape.handle_count
@@ -67,35 +81,21 @@ class RecordPacker:
         self._first_handles.append(first)
         return packed, position, handle
 
-    def _recognise(self, data: bytes, start: int) -> tuple[KnownShape | None, IntArray, int]:
-        """Return shape, starts and end of a run of similar records."""
-        for index, known in enumerate(self._candidates):
-            count, end = known.match(data, start, self._starts)
-            if count:
-                self._candidates.insert(0, self._candidates.pop(index))
-                self._useless -= not known.useful
-                known.useful = True
-                return known, self._starts[:count].copy(), end
-        return None, self._starts[:0], start
-
     def learn(self, node: Content, handles: Mapping[Node, int], first_handle: int) -> None:
         """Remember the shape of a parsed object, if later objects may have the same shape."""
-        if (
-            not isinstance(node, JavaObject)
-            or self._useless > MAX_USELESS
-            or not self._is_packable(node)
-        ):
+        if not isinstance(node, JavaObject) or not (kind := self._kind_of(node)):
             return
         self._parsed += 1
-        if self._parsed <= self._few:
+        shapes = self._shapes[kind]
+        if self._parsed <= self._few or shapes.useless > MAX_USELESS:
             return
         try:
             shape = Shape(node, _Before(handles, first_handle))
         except NotUniformError:
             return
-        self._useless += 1
-        self._candidates.insert(0, KnownShape(shape, handles))
-        del self._candidates[MAX_CANDIDATES:]
+        shapes.useless += 1
+        shapes.candidates.insert(0, KnownShape(shape, handles))
+        del shapes.candidates[MAX_CANDIDATES:]
 
     def unpack(self, handle: int) -> tuple[int, int] | None:
         """Return start and first handle of the packed record with `handle`; None without one."""
@@ -123,6 +123,20 @@ class RecordPacker:
         edges = self._edges[at]
         index = int(np.searchsorted(edges, handle, side="right")) - 1
         return None if index == len(packed) else (packed, index, int(edges[index]))
+
+
+def _recognise(
+    kinds: list[_Shapes], data: bytes, start: int
+) -> tuple[_Shapes, KnownShape] | tuple[None, None]:
+    """Return kind and shape of the record at `start`; None if no known shape matches."""
+    for shapes in kinds:
+        for index, known in enumerate(shapes.candidates):
+            if known.is_at(data, start):
+                shapes.candidates.insert(0, shapes.candidates.pop(index))
+                shapes.useless -= not known.useful
+                known.useful = True
+                return shapes, known
+    return None, None
 
 
 class _Before(Container[Node]):

@@ -201,6 +201,18 @@ class KnownShape:
         self._prefixes = np.array([slot.prefix for slot in slots], np.int64)
         self._units = np.array([s.unit if s.prefix else s.size for s in slots], np.int64)
 
+    def is_at(self, data: bytes, start: int) -> bool:
+        """Tell whether a record of this shape begins at `start`, in less time than `match`."""
+        for literal, slot in zip(self.literals, self.shape.slots, strict=False):
+            if not data.startswith(literal, start):
+                return False
+            start += len(literal)
+            size = slot.size
+            if slot.prefix:
+                size = slot.unit * int.from_bytes(data[start : start + slot.prefix], "big")
+            start += slot.prefix + size
+        return data.startswith(self.literals[-1], start)
+
     def match(self, data: bytes, start: int, starts: IntArray) -> tuple[int, int]:
         """Find the consecutive records of this shape from `start`.
 

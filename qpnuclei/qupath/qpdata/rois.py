@@ -58,6 +58,12 @@ class Rois:
     t: npt.NDArray[np.integer[Any]]
     bounds: FloatArray | None = None
 
+    def one(self, index: int) -> Rois:
+        """Return one of the ROIs."""
+        own = slice(index, index + 1)
+        bounds = None if self.bounds is None else self.bounds[:, own]
+        return Rois(self.roi_type, self.geometries[own], self.z[own], self.t[own], bounds)
+
     def centroids(self) -> FloatArray:
         """Return the (N, 2) centroids as QuPath computes them, level-0 px."""
         with np.errstate(all="ignore"):  # a ROI in a file may contain NaN and infinity
@@ -116,7 +122,7 @@ def _read_rois(node: JavaObject, source: ValueSource) -> Rois:
     elif roi_type == "GeometryROI":
         geometries = _from_wkb(source.column(jf.array_field(node, "wkb", jc.BYTE_ARRAY)))
     elif roi_type == "AreaROI":
-        geometries = np.array([_legacy_area(node)] * source.count, dtype=object)
+        geometries = _legacy_areas(node, source)
     else:
         _log.warning("ROI of unknown class %s: treated as empty", node.class_name)
         geometries = np.array([shapely.GeometryCollection()] * source.count, dtype=object)
@@ -354,22 +360,29 @@ def _check_wkb(data: bytes) -> None:
         raise FormatError("GeometryROI with broken well-known binary: it ends early") from None
 
 
-def _legacy_area(node: JavaObject) -> shapely.Geometry:
-    """Read an AreaROI (before QuPath 0.2): rings of float32 vertices, filled by even-odd."""
-    rings = []
+def _legacy_areas(node: JavaObject, source: ValueSource) -> npt.NDArray[Any]:
+    """Read AreaROIs (before QuPath 0.2): rings of float32 vertices, filled by even-odd."""
+    axes: list[list[Column]] = []
     for name in ("x", "y"):
         arrays = jf.list_items(jf.reference(node, name))
         if not all(isinstance(a, JavaArray) and a.desc.name == jc.FLOAT_ARRAY for a in arrays):
             raise FormatError(f"AreaROI: field {name!r} should be a float[][]")
-        rings.append([jf.array_values(a) for a in arrays if isinstance(a, JavaArray)])
-    area: shapely.Geometry = _EMPTY
-    if [len(a) for a in rings[0]] != [len(a) for a in rings[1]]:
+        axes.append([source.column(a) for a in arrays if isinstance(a, JavaArray)])
+    if len(axes[0]) != len(axes[1]):
         raise FormatError("AreaROI: x and y have different lengths")
-    for x, y in zip(*rings, strict=True):
-        if len(x) >= 3:
-            ring = shapely.Polygon(np.stack([x, y], axis=1).astype(float))
-            try:
-                area = shapely.symmetric_difference(area, shapely.make_valid(ring))
-            except shapely.GEOSException as error:
-                raise FormatError(f"AreaROI: its rings make no area: {error}") from None
-    return area
+    areas = np.full(source.count, _EMPTY, dtype=object)
+    for x, y in zip(*axes, strict=True):
+        if not np.array_equal(x.offsets, y.offsets):
+            raise FormatError("AreaROI: x and y have different lengths")
+        xy = np.stack([np.frombuffer(column.data, ">f4") for column in (x, y)], axis=1)
+        for index, (a, b) in enumerate(pairwise((x.offsets // 4).tolist())):
+            if b - a >= 3:
+                areas[index] = _even_odd(areas[index], shapely.Polygon(xy[a:b].astype(float)))
+    return areas
+
+
+def _even_odd(area: shapely.Geometry, ring: shapely.Polygon) -> shapely.Geometry:
+    try:
+        return shapely.symmetric_difference(area, shapely.make_valid(ring))
+    except shapely.GEOSException as error:
+        raise FormatError(f"AreaROI: its rings make no area: {error}") from None

@@ -2,23 +2,34 @@
 
 A reader of an object (its ROI, its measurements) works on nodes. It gets an example node and a
 source, and reads columns from the source. Their length is 1 for the node itself (`Single`), and N
-for N packed records with the shape of the example (`Many`). So one reader suffices for both.
+for N packed records with the shape of the example (`Many`) or N nodes of its class (`Nodes`). So
+one reader suffices for all.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from qpnuclei.qupath.qpdata.java_nodes import JavaString, Part
+from qpnuclei.qupath.qpdata import java_fields as jf
+from qpnuclei.qupath.qpdata.java_nodes import (
+    JavaArray,
+    JavaObject,
+    JavaString,
+    Part,
+    decode_utf,
+)
 from qpnuclei.qupath.qpdata.packed_records import Packed
 from qpnuclei.qupath.qpdata.record_columns import Column, IntArray, gather
 from qpnuclei.qupath.qpdata.record_shapes import KnownShape, SlotOwner
 
 
 class NotConstantError(Exception):
-    """Records of one shape cannot be read together, because a value differs between them."""
+    """Similar objects cannot be read together, because a value differs between them."""
 
 
 class ValueSource(Protocol):
@@ -87,6 +98,67 @@ class Many:
         return first
 
 
+class Nodes:
+    """The values of N nodes of one class, in their own fields: numbers, and arrays of numbers.
+
+    Parameters
+    ----------
+    nodes : sequence of JavaObject
+        The first one is the example.
+    """
+
+    def __init__(self, nodes: Sequence[JavaObject]) -> None:
+        self.count = len(nodes)
+        self._nodes = nodes
+
+    def column(self, owner: SlotOwner) -> Column:
+        """Return the value of each node in the field of `owner`."""
+        values = self._values(owner)
+        return Column(b"".join(values), np.cumsum([0, *map(len, values)]))
+
+    def constant(self, owner: SlotOwner) -> bytes:
+        """Return the common value of all nodes in the field of `owner`."""
+        values = self._values(owner)
+        if values.count(values[0]) < len(values):
+            raise NotConstantError
+        return values[0]
+
+    def _values(self, owner: SlotOwner) -> list[bytes]:
+        for index, part in enumerate(self._nodes[0].parts):
+            parts = [node.parts[index] for node in self._nodes]
+            if part is owner:
+                return [own.primitives for own in parts]
+            for place, value in enumerate(part.references):
+                if value is owner and isinstance(owner, JavaArray):
+                    arrays = [own.references[place] for own in parts]
+                    values = [
+                        array.data or b""
+                        for array in arrays
+                        if isinstance(array, JavaArray) and array.desc.name == owner.desc.name
+                    ]
+                    if len(values) == len(arrays):
+                        return values
+        raise NotConstantError
+
+
 def text(string: JavaString, source: ValueSource) -> str:
     """Return the common text of a string in all objects of a source."""
     return JavaString(source.constant(string)).text
+
+
+def texts(string: JavaString | None, source: ValueSource) -> list[str | None]:
+    """Return the text of a string in each object of a source; None if they have none."""
+    if string is None:
+        return [None] * source.count
+    column = source.column(string)
+    edges = pairwise(column.offsets.tolist())
+    if column.data.isascii():
+        all_texts = column.data.decode("ascii")
+        return [all_texts[a:b] for a, b in edges]
+    return [decode_utf(column.data[a:b]) for a, b in edges]
+
+
+def numbers(node: JavaObject, name: str, source: ValueSource) -> npt.NDArray[Any]:
+    """Return a primitive field of a node in each object of a source."""
+    part = jf.part_with(node, name)
+    return jf.primitive_column(part, name, source.column(part).data)

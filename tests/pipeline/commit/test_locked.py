@@ -43,7 +43,7 @@ def lock(image: NativeImage, ids: Iterable[UUID], is_locked: bool = True) -> Non
     """Lock detections, or unlock them, as QuPath does when it saves."""
     with pytest.MonkeyPatch.context() as patched:
         # Packed detections, as many files have them, cannot be changed one by one.
-        patched.setattr("qpnuclei.qupath.qpdata.data_file.is_packable", lambda *_: False)
+        patched.setattr("qpnuclei.qupath.qpdata.data_file.packed_kind", lambda _: "")
         data_file = DataFile.parse(image.data_path.read_bytes(), "file")
     wanted = {str(own_id) for own_id in ids}
     for item, _ in walk(data_file._root()):

@@ -226,7 +226,7 @@ def test_force_refuses_when_an_annotation_is_not_where_it_was(
     image = project.images[0]
     plan = plan_of(image)
     data_file = DataFile.parse(image.data_path.read_bytes(), "file")
-    polygon = annotations_of(data_file._root())[2]
+    polygon = annotations_of(data_file._root(), range(9))[2]
     polygon.set_children([])
     with image.data_path.open("wb") as stream:
         data_file.write(stream.write)

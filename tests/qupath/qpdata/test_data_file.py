@@ -16,12 +16,17 @@ from tests.paths import SAMPLES
 from tests.qupath.qpdata.data_files import group, load, saved
 
 
+def packed_below_annotations(data_file):
+    views = annotations_of(data_file._root(), range(9)).values()
+    return [child for view in views for child in view.children if isinstance(child, Packed)]
+
+
 def test_many_are_packed_and_read_back():
     data_file = load()
     groups = [group(300), group(200, 3, ("a", "b"), 1000), group(100, None, (), 5000)]
     data_file.add(Edit(add=groups))
     again = DataFile.parse(saved(data_file), "again")
-    bulk = [c for v in annotations_of(again._root()) for c in v.children if isinstance(c, Packed)]
+    bulk = packed_below_annotations(again)
     assert sum(map(len, bulk)) > 490  # the first of a group or two are nodes
     table = again.read().detections
     rows = {own_id: row for row, own_id in enumerate(table.ids)}
@@ -130,6 +135,6 @@ def test_hundreds_are_parsed_and_more_are_packed(count, loaded, bulk, monkeypatc
     new = group(count)
     data_file.add(Edit(add=[new]))
     again = DataFile.parse(saved(data_file), "again")
-    packed = [c for v in annotations_of(again._root()) for c in v.children if isinstance(c, Packed)]
+    packed = packed_below_annotations(again)
     assert bool(packed) == bulk
     assert set(new.ids) <= set(again.read().detections.ids)

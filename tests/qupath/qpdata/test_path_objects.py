@@ -15,7 +15,7 @@ from tests.qupath.qpdata.data_files import group, load, saved
 def test_children_are_split_anywhere(at):
     data_file = load()
     data_file.add(Edit(add=[group(50)]))
-    children = annotations_of(DataFile.parse(saved(data_file), "file")._root())[0].children
+    children = annotations_of(DataFile.parse(saved(data_file), "file")._root(), [0])[0].children
     first, rest = split_children(children, at)
     sizes = [[len(c) if isinstance(c, Packed) else 1 for c in part] for part in (first, rest)]
     assert [sum(s) for s in sizes] == [at, sum(map(sum, sizes)) - at]
@@ -26,7 +26,7 @@ def test_children_are_split_anywhere(at):
 
 def test_no_cycle_in_the_hierarchy():
     data_file = load()
-    view = annotations_of(data_file._root())[0]
+    view = annotations_of(data_file._root(), range(9))[0]
     view.set_children([view.node])
     with pytest.raises(FormatError, match="its own ancestor"):
         data_file.read()

@@ -5,13 +5,14 @@ from hypothesis import strategies as st
 
 from qpnuclei.qupath.qpdata import java_nodes, java_parser, java_writer
 from qpnuclei.qupath.qpdata.packed_records import Packed
+from qpnuclei.qupath.qpdata.path_objects import packed_kind
 from qpnuclei.qupath.qpdata.record_packer import RecordPacker
 from tests.qupath.qpdata.record_nodes import contents, holder, record
 from tests.qupath.samples import DATA_FILES
 
 
 def parse(data):
-    packer = RecordPacker(lambda node: node.class_name == "Record")
+    packer = RecordPacker(lambda node: "r" if node.class_name == "Record" else "")
     return java_parser.parse(data, "file", packer).items
 
 
@@ -73,5 +74,16 @@ def test_records_left_over_define_what_the_removed_ones_defined():
 @pytest.mark.parametrize("path", DATA_FILES, ids=lambda p: "-".join(p.parts[-5:-1:3]))
 def test_sample_files_round_trip_packed(path):
     data = path.read_bytes()
-    packer = RecordPacker(lambda node: node.class_name.endswith(("DetectionObject", "CellObject")))
+    packer = RecordPacker(packed_kind)
     assert java_writer.dump(java_parser.parse(data, "file", packer).items) == data
+
+
+@given(st.binary(max_size=9))
+def test_a_record_is_recognised_where_it_matches(rest):
+    shared = java_nodes.JavaString(b"a")
+    data = java_writer.dump([holder(record(str(i) * i, range(i), shared) for i in range(5))])
+    known = contents(parse(data)[0])[2].shapes[0]
+    starts = np.empty(9, np.int64)
+    for start in range(len(data)):
+        for text in (data + rest, data[: start + 30]):
+            assert known.is_at(text, start) == (known.match(text, start, starts)[0] > 0)

@@ -16,10 +16,12 @@ from qpnuclei.qupath.qpdata.java_nodes import (
     Field,
     JavaArray,
     JavaObject,
+    JavaString,
     Part,
 )
 from qpnuclei.qupath.qpdata.rois import ellipses, make_roi, polygons, read_rois
 from qpnuclei.qupath.qpdata.values import Single
+from tests.qupath.samples import array_values
 
 
 def read(roi):
@@ -30,7 +32,7 @@ def read(roi):
 def test_polygon_vertices_are_not_repeated_in_the_file():
     square = shapely.box(1, 2, 4, 6)
     roi = make_roi(Catalog(), square)
-    x = jf.array_values(jf.array_field(roi, "x", jc.FLOAT_ARRAY))
+    x = array_values(jf.array_field(roi, "x", jc.FLOAT_ARRAY))
     assert len(x) == 4
     kind, geometry, centroid = read(roi)
     assert kind == "PolygonROI"
@@ -122,21 +124,28 @@ def test_every_well_known_binary_is_read(geometry, options):
     assert read(catalog.make(jc.GEOMETRY, {"wkb": wkb}))[1].equals_exact(geometry)
 
 
-def test_legacy_area_is_filled_by_even_odd():
-    """AreaROI of QuPath before 0.2: an outer ring, a hole in it, and a part beside it."""
-    catalog = Catalog()
-    parts = [shapely.box(0, 0, 9, 9), shapely.box(3, 3, 6, 6), shapely.box(20, 0, 22, 2)]
-    rings = [shapely.get_coordinates(p)[:-1] for p in parts]
+def legacy_areas(catalog, areas):
+    """Make AreaROIs, as QuPath before 0.2 did, from lists of polygons without holes."""
     nested = ClassDesc("[[F", 1, SC_SERIALIZABLE)
-    x, y = (JavaArray(nested, None, [catalog.floats(r[:, k]) for r in rings]) for k in (0, 1))
     fields = [("I", "c"), ("I", "t"), ("I", "z"), ("[", "x"), ("[", "y")]
+    text = JavaString.of("[[F")
     desc = ClassDesc(
         "qupath.lib.roi.AreaROI$SerializationProxy",
         1,
         SC_SERIALIZABLE,
-        tuple(Field(code, name, None) for code, name in fields),
+        tuple(Field(code, name, text if code == "[" else None) for code, name in fields),
     )
-    kind, area, _ = read(JavaObject(desc, [Part(desc, bytes(12), [x, y], None)]))
+    for parts in areas:
+        rings = [shapely.get_coordinates(p)[:-1] for p in parts]
+        x, y = (JavaArray(nested, None, [catalog.floats(r[:, k]) for r in rings]) for k in (0, 1))
+        yield JavaObject(desc, [Part(desc, bytes(12), [x, y], None)])
+
+
+def test_legacy_area_is_filled_by_even_odd():
+    """AreaROI of QuPath before 0.2: an outer ring, a hole in it, and a part beside it."""
+    parts = [shapely.box(0, 0, 9, 9), shapely.box(3, 3, 6, 6), shapely.box(20, 0, 22, 2)]
+    (roi,) = legacy_areas(Catalog(), [parts])
+    kind, area, _ = read(roi)
     assert kind == "AreaROI"
     assert area.equals((parts[0] - parts[1]) | parts[2])
 
