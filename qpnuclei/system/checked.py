@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from operator import methodcaller
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -18,7 +19,9 @@ from qpnuclei.errors import quoted
 
 _Kind = TypeVar("_Kind")
 
-# What msgspec says is "Expected `float` > 0.0 - at `$.images[0].mpp[1]`", for example.
+# What msgspec says is "Expected `float` > 0.0 - at `$.images[0].mpp[1]`", for example. The name of
+# an unknown field is given as it is, and may itself look like a place.
+_WHAT_AND_WHERE = re.compile(r"(.*?)(?: - at `\$((?:\.\w+|\[(?:\d+|\.\.\.)\])*)`)?", re.DOTALL)
 _STEP = re.compile(r"\.(?P<name>[^.\[]+)|\[(?P<index>\d+)\]")
 _QUOTED = re.compile(r"`([^`]*)`")
 _MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
@@ -80,11 +83,13 @@ def checked(content: object, kind: type[_Kind], *, strict: bool = True) -> _Kind
         return msgspec.convert(content, kind, strict=strict, dec_hook=lambda to, value: to(value))
     except msgspec.ValidationError as error:
         raise _field_error(str(error), content, kind) from error
+    except UnicodeEncodeError as error:  # msgspec lets it through
+        raise FieldError("", f"half a character in the text {quoted(error.object)}") from error
 
 
 def as_json(value: object) -> Any:
     """Return an object as the dicts, lists, texts and numbers that `checked` makes it from."""
-    built_in = msgspec.to_builtins(value, enc_hook=float)  # for NumPy's float64
+    built_in = msgspec.to_builtins(value, enc_hook=methodcaller("item"))  # NumPy's
     return json.loads(json.dumps(built_in))  # lists for tuples
 
 
@@ -100,8 +105,9 @@ def rechecked(value: _Kind) -> _Kind:
 
 
 def _field_error(message: str, content: object, kind: Any) -> FieldError:
-    problem, _, path = message.partition(" - at `$")
-    steps = [step["name"] or int(step["index"]) for step in _STEP.finditer(path.rstrip("`"))]
+    found = _WHAT_AND_WHERE.fullmatch(message)
+    problem, path = (found[1], found[2] or "") if found else (message, "")
+    steps = [step["name"] or int(step["index"]) for step in _STEP.finditer(path)]
     if missing := _MISSING.fullmatch(problem):
         return FieldError(_dotted([*steps, missing[1]]), "it is missing")
     value = _value_at(content, steps)

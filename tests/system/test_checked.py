@@ -100,3 +100,34 @@ def test_what_python_made_becomes_what_a_file_would_hold() -> None:
     assert as_json(again) == as_json(made)
     with pytest.raises(FieldError, match=r"'part\.share' is 2"):
         rechecked(Whole(name="a", part=Part(share=2)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"name": "a", "\ud800": 1},
+        {"name": "a", "part": {"kind": "\ud800"}},
+        {"name": "a", "part": {"grid": "\ud800"}},
+    ],
+)
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_surrogate_is_an_error_of_the_content(content: object, strict: bool) -> None:
+    with pytest.raises(FieldError) as caught:
+        checked(content, Whole, strict=strict)
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize("name", [f"a - at `$[{'9' * 5000}]`", "a - at `$.name`", "a`b", "a\nb"])
+def test_the_name_of_an_unknown_field_may_be_anything(name: str) -> None:
+    with pytest.raises(FieldError) as caught:
+        checked({"name": "a", "part": {name: 1}}, Whole)
+    assert (caught.value.field, caught.value.is_unknown) == (f"part.{name}", True)
+    with pytest.raises(FieldError) as caught:
+        checked({"name": "a", name: 1}, Whole)
+    assert (caught.value.field, caught.value.is_unknown) == (name, True)
+
+
+def test_numbers_of_numpy_keep_their_kind() -> None:
+    read = as_json({"i": np.int64(2**62 + 1), "f": np.float32(0.5), "b": np.bool_(True)})
+    assert read == {"i": 2**62 + 1, "f": 0.5, "b": True}
+    assert [type(value) for value in read.values()] == [int, float, bool]
