@@ -237,8 +237,11 @@ def attention_recipe(fields: Mapping[str, Any]) -> AttentionRecipe:
 def _with_what_other_fields_decide(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields with the defaults that width, stride and G decide."""
     given = dict(fields)
-    width = given.get("width")
-    if isinstance(width, int) and width < _LAPTOP_WIDTH:
+    for name in ("width", "starts", "stride"):  # compared here, before texts count as numbers
+        if not isinstance(given.get(name, 0), int):
+            value = quoted(given[name])
+            raise UsageError(f"recipe: {quoted(name)} is {value}: expected an integer")
+    if given.get("width", _LAPTOP_WIDTH) < _LAPTOP_WIDTH:
         # With a single start, the first epoch takes the place of the starts.
         first_drop = 1 if given.get("starts") == 1 else 0
         given = _LAPTOP | {"lr_steps": [first_drop]} | given

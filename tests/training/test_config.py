@@ -137,3 +137,10 @@ def test_an_error_stays_short_however_much_it_could_quote(tmp_path: Path) -> Non
         with pytest.raises(UsageError) as caught:
             attention_recipe(change)
         assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("field", ["width", "starts", "stride"])
+@pytest.mark.parametrize("value", ["2", 2.0, None, [2]])
+def test_a_field_that_decides_others_must_be_an_integer(field: str, value: object) -> None:
+    with pytest.raises(UsageError, match=f"'{field}' is .*: expected an integer"):
+        attention_recipe(PAPER | {field: value})
