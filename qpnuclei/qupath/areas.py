@@ -24,7 +24,8 @@ def polygonal(geometry: shapely.Geometry) -> shapely.Geometry:
 def union(areas: Iterable[shapely.Geometry]) -> shapely.Geometry:
     """Return the union of valid areas, which need not be a Polygon or MultiPolygon.
 
-    Areas that are apart from each other are only collected: 200,000 of them take a second.
+    Areas that are apart from each other are only collected: 40,000 boxes take 0.2 s. They take 8 s
+    in `shapely.union_all`.
     """
     return shapely.disjoint_subset_union_all(np.array(list(areas), dtype=object))
 

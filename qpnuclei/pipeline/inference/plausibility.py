@@ -42,7 +42,7 @@ MIN_SAMPLE = 20
 #: without nuclei does not reach this contrast.
 MIN_OBJECT_UM2, MIN_CONTRAST = 8.0, 0.1
 #: Range of the median area of nuclei in µm².
-NUCLEUS_UM2 = (10.0, 80.0)
+NUCLEUS_UM2 = (8.0, 80.0)
 #: Least mean over nuclei of their mean attention.
 MIN_CERTAINTY = 0.8
 #: Largest angles in degrees between the stain vectors and those of the H&E images of the training;

@@ -103,7 +103,7 @@ def test_what_agrees_is_not_doubted() -> None:
         ),
         (some(nuclei=40), ""),
         (some(objects=19, nuclei=0), ""),  # too few to conclude anything from
-        (some(area=9), "the median nucleus has 9 µm²"),
+        (some(area=7), "the median nucleus has 7 µm²"),
         (some(area=90), "the median nucleus has 90 µm²"),
         (some(area=9, n=19), ""),
         (some(area=math.nan), ""),
