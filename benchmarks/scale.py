@@ -16,13 +16,14 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
 import shapely
 import tifffile
 
-from benchmarks.measuring import describe, machine, save, table
+from benchmarks.measuring import describe, in_child, machine, save, table
 from benchmarks.qupath_io import Nuclei
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
@@ -50,7 +51,8 @@ def main() -> None:
                 continue
             sizes = [max(1, int(n * arguments.part)) for n in (many, vertices, detections)]
             sizes[1] = max(4, sizes[1]) if vertices > 4 else 4
-            project = make_project(Path(temporary, name), slide, *sizes)
+            # The peak memory of a process is at least that of the process that started it.
+            project = in_child(make_project, Path(temporary, name), slide, *sizes)["folder"]
             for command, words in COMMANDS.items():
                 places = {"PROJECT": str(project), "OUT.csv": f"{temporary}/{name}.csv"}
                 seconds, mib = measure([places.get(word, word) for word in words])
@@ -58,7 +60,7 @@ def main() -> None:
                 print(*rows[-1], flush=True)
     text = table(("project", "command", "s", "peak MiB"), rows)
     if arguments.part == 1 and arguments.only is None:
-        title = f"{__doc__.splitlines()[0]}\n\n{__doc__.partition(chr(10) * 2)[2].strip()}"
+        title = f"# {__doc__.splitlines()[0]}\n\n{__doc__.partition(chr(10) * 2)[2].strip()}"
         save("scale", {"machine": about, "rows": rows}, f"{title}\n\n{describe(about)}\n\n{text}")
     else:
         print(text)
@@ -74,14 +76,14 @@ CASES = {
 
 def make_project(
     folder: Path, slide: Path, annotations: int, vertices: int, detections: int
-) -> Path:
+) -> dict[str, Any]:
     """Make a project with annotations of class Tumor that contain all detections."""
     entry = create_from_slides(folder, [slide], mpp=0.25).images[0]
     entry.write(Edit(annotations=list(areas(annotations, vertices))), entry.read().fingerprint)
     read = entry.read()
     parent = read.annotations[0].handle
     entry.write(Edit(add=Nuclei(parent, detections, 1)), read.fingerprint)
-    return folder
+    return {"folder": folder}
 
 
 def areas(number: int, vertices: int) -> Iterator[NewAnnotation]:
