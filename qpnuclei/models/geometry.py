@@ -15,6 +15,9 @@ PAPER_DILATIONS = (1, 2, 3, 5, 10, 20)
 #: Largest accepted radius; larger values in a file are an error.
 LARGEST_PX = 4096
 
+#: More convolutions in a level mean a broken file, and would take minutes to follow.
+MOST_CONVOLUTIONS = 64
+
 _Span = tuple[int, int]
 
 
@@ -130,6 +133,8 @@ def student_geometry(
     stride: int = stem_stride * 2**halvings
     if stride > LARGEST_PX:
         raise ValueError(f"{halvings + 1} levels make a stride of {stride} px")
+    if max(encoder_convolutions) > MOST_CONVOLUTIONS:
+        raise ValueError(f"a level has {max(encoder_convolutions)} convolutions")
     radius = 0
     for pixel in range(stride):
         span = (pixel, pixel)

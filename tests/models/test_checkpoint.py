@@ -77,6 +77,7 @@ def test_a_file_that_says_less_than_its_network_sees_is_refused(model_file: Path
         ("attention", {"dilations": None}),
         ("attention", {"dilations": [2000, 2000]}),
         ("student", {"levels": 60}),
+        ("student", {"encoder_convolutions": [4096] * 11}),  # minutes, if they were followed
     ],
 )
 def test_an_older_file_whose_architecture_does_not_say_it(
