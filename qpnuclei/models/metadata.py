@@ -15,6 +15,7 @@ import safetensors
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
+from qpnuclei.choices import MAX_MPP, MIN_MPP
 from qpnuclei.errors import ModelError, NotFoundError
 from qpnuclei.models.geometry import NetworkGeometry, geometry_of
 from qpnuclei.system.checked import FieldError, checked
@@ -38,6 +39,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 #: Mean and standard deviation of a channel of RGB in 0..1, or of CIELAB.
 Mean = Annotated[float, Meta(ge=-1000, le=1000)]
 Deviation = Annotated[float, Meta(ge=1e-3, le=1000)]
+
+#: Resolution of a model in µm/px.
+ModelMpp = Annotated[float, Meta(gt=MIN_MPP, lt=MAX_MPP)]
 
 #: Limits of an architecture; larger values mean a broken file.
 _MOST_PARTS, _LARGEST_PART = 64, 4096
@@ -119,7 +123,7 @@ class ModelMetadata(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     #: Keyword arguments that rebuild the network.
     architecture: dict[str, Any]
     #: µm/px of the input.
-    mpp: Annotated[float, Meta(gt=0.05, lt=2.5)]
+    mpp: ModelMpp
     #: Receptive field and stride; older files lack them: see `network_geometry`.
     geometry: NetworkGeometry | None = None
     #: Sigmoid offset of the attention (equation 1).

@@ -17,6 +17,7 @@ from qpnuclei.models.metadata import (
     IMAGENET_STD,
     Deviation,
     Mean,
+    ModelMpp,
     PostProcessing,
     model_hash,
 )
@@ -72,7 +73,7 @@ class Sidecar(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     #: Name of the model; by default that of its file.
     name: str = ""
     #: µm/px of the input.
-    mpp: Annotated[float, Meta(gt=0.05, lt=2.5)]
+    mpp: ModelMpp
     output: Literal["maps", "labels", "stardist", "instanseg"]
     channels: Literal["first", "last"] = "first"
     normalisation: Normalisation = Normalisation()

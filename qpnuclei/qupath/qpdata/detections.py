@@ -88,20 +88,15 @@ class FileDetections(Detections):
     @cached_property
     def geometries(self) -> npt.NDArray[Any]:
         """Shapely geometries, level-0 px."""
-        geometries = np.empty(len(self), dtype=object)
-        for rows, values in self._read(detection_properties.geometries):
-            geometries[rows] = values
-        return geometries
+        return self._array(detection_properties.geometries, np.empty(len(self), dtype=object))
 
     @cached_property
     def nucleus_geometries(self) -> npt.NDArray[Any]:
         """Outline of the nucleus of each cell; the detection's own outline if it has none."""
         if "cell" not in self.kinds:
             return self.geometries
-        geometries = np.empty(len(self), dtype=object)
-        for rows, values in self._read(detection_properties.nucleus_geometries):
-            geometries[rows] = values
-        return geometries
+        reader = detection_properties.nucleus_geometries
+        return self._array(reader, np.empty(len(self), dtype=object))
 
     @cached_property
     def outlines(self) -> NucleiTable | None:
@@ -128,18 +123,12 @@ class FileDetections(Detections):
     @cached_property
     def centroids(self) -> FloatArray:
         """Centroids as QuPath computes them, level-0 px."""
-        centroids = np.empty((len(self), 2), np.float64)
-        for rows, values in self._read(detection_properties.centroids):
-            centroids[rows] = values
-        return centroids
+        return self._array(detection_properties.centroids, np.empty((len(self), 2)))
 
     @cached_property
     def planes(self) -> npt.NDArray[np.int64]:
         """z-slices and time points."""
-        planes = np.zeros((len(self), 2), np.int64)
-        for rows, values in self._read(detection_properties.planes):
-            planes[rows] = values
-        return planes
+        return self._array(detection_properties.planes, np.zeros((len(self), 2), np.int64))
 
     @cached_property
     def parents(self) -> npt.NDArray[np.int64]:
@@ -160,18 +149,12 @@ class FileDetections(Detections):
     @cached_property
     def locked(self) -> npt.NDArray[np.bool_]:
         """Whether each is locked in QuPath."""
-        locked = np.zeros(len(self), bool)
-        for rows, values in self._read(detection_properties.locked):
-            locked[rows] = values
-        return locked
+        return self._array(detection_properties.locked, np.zeros(len(self), bool))
 
     @cached_property
     def ours(self) -> npt.NDArray[np.bool_]:
         """Whether qpnuclei wrote each; this takes less time than reading UUIDs."""
-        ours = np.zeros(len(self), bool)
-        for rows, values in self._read(detection_properties.ours):
-            ours[rows] = values
-        return ours
+        return self._array(detection_properties.ours, np.zeros(len(self), bool))
 
     def unread(self) -> Counter[str]:
         """Return properties that no column contains, and how many detections have them."""
@@ -199,11 +182,14 @@ class FileDetections(Detections):
         return counts
 
     def _list(self, reader: Reader[list[_T]]) -> list[_T]:
-        column = np.empty(len(self), dtype=object)
+        values: list[_T] = self._array(reader, np.empty(len(self), dtype=object)).tolist()
+        return values
+
+    def _array(self, reader: Reader[Any], into: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Write what a reader returns for each detection into its row of an array; return it."""
         for rows, values in self._read(reader):
-            column[rows] = values
-        values_of_all: list[_T] = column.tolist()
-        return values_of_all
+            into[rows] = values
+        return into
 
     def _read(self, reader: Reader[_T]) -> Iterator[tuple[IntArray, _T]]:
         """Yield rows, batch by batch, and the values that a reader returns for them."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from qpnuclei.errors import UsageError
-from qpnuclei.models.metadata import Decoder
+from qpnuclei.models.metadata import Decoder, ModelMpp
 from qpnuclei.system.checked import as_json
 from qpnuclei.training.config import validated
 from qpnuclei.training.tile_index import MAX_ENLARGEMENT
@@ -48,7 +48,7 @@ class StudentRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     data_licence: str = ""
 
     #: Resolution of the model in µm/px.
-    mpp: Annotated[float, Meta(gt=0.05, lt=2.5)] = 0.25
+    mpp: ModelMpp = 0.25
     #: Side of the patches it learns from, at the resolution of the teacher if it has one.
     patch_px: Annotated[int, Meta(ge=256)] = 1024
     #: Sample of a whole slide.
