@@ -21,7 +21,7 @@ from qpnuclei.qupath.classes import Classes
 from qpnuclei.qupath.counted_image import CountedImage, analysed_area
 from qpnuclei.qupath.model import Annotation
 from qpnuclei.qupath.regions import Region, area_px2, covered_px2, rows_inside
-from qpnuclei.qupath.repeated_nuclei import note_of_repeated, repeated_nuclei
+from qpnuclei.qupath.repeated_nuclei import RepeatedNuclei
 
 Row: TypeAlias = dict[str, Any]
 
@@ -80,7 +80,7 @@ def count_objects(
     """
     detections, record = image.objects.detections, image.record
     classes = Classes.of(detections, nucleus_classes)
-    repeated = repeated_nuclei(detections, classes)
+    repeated = RepeatedNuclei.among(detections, classes)
     cores = image.objects.cores if by == "annotation" else ()
     annotations = [
         annotation
@@ -136,15 +136,15 @@ def count_in_regions(
     """
     detections = image.objects.detections
     classes = Classes.of(detections, nucleus_classes)
-    nuclei, repeated = classes.nuclei, repeated_nuclei(detections, classes)
+    nuclei, repeated = classes.nuclei, RepeatedNuclei.among(detections, classes)
     counted = []
     for region, inside in zip(
         regions, rows_inside(regions, detections.centroids, detections.planes), strict=True
     ):
         area = image.mm2(region.area_px2)
         number = int(np.count_nonzero(nuclei[inside]))
-        note = note_of_repeated(int(np.count_nonzero(repeated[inside])))
-        counted.append((area, number, number / area if area > 0 else math.nan, note))
+        density = number / area if area > 0 else math.nan
+        counted.append((area, number, density, repeated.note(inside)))
     return counted
 
 
@@ -166,7 +166,7 @@ def _analysed_px2(record: Record, members: Sequence[tuple[Annotation, Status]]) 
 
 
 def _image_row(
-    image: CountedImage, classes: Classes, repeated: npt.NDArray[np.bool_], *, counts_all: bool
+    image: CountedImage, classes: Classes, repeated: RepeatedNuclei, *, counts_all: bool
 ) -> Row:
     """Return the row of a whole image, with the nuclei of its analysed area."""
     detections, record = image.objects.detections, image.record
@@ -199,7 +199,7 @@ def _row(
     inside: npt.NDArray[np.int64] | None,
     analysed_in: npt.NDArray[np.int64] | None,
     classes: Classes,
-    repeated: npt.NDArray[np.bool_],
+    repeated: RepeatedNuclei,
 ) -> Row:
     """Return a row.
 
@@ -228,7 +228,7 @@ def _row(
         "area_mm2": area,
         "analysed_mm2": analysed,
         "status": str(status),
-        "check": together([check, note_of_repeated(int(repeated[chosen].sum()))]) or None,
+        "check": together([check, repeated.note(chosen)]) or None,
     }
     numbers = classes.numbers(inside)
     row |= numbers if is_known else dict.fromkeys(numbers)

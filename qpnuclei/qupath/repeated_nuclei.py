@@ -1,50 +1,99 @@
-"""Find nuclei that are counted twice: as detections of qpnuclei and of another program."""
+"""Find nuclei that are counted twice: of another program or of another run on the same nucleus."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Self
+
 import numpy as np
 import numpy.typing as npt
+import scipy.spatial
 import shapely
 
-from qpnuclei.nuclei.overlap import are_among
+from qpnuclei.nuclei.overlap import are_among, shared_areas
 from qpnuclei.qupath.areas import valid_areas
 from qpnuclei.qupath.classes import Classes
 from qpnuclei.qupath.model import Detections
 
+#: Nuclei of one run have centres that are further apart, in level-0 px. If some are nearer, the
+#: outlines of all are compared; otherwise they need not be read, which would take longest.
+_NEAR_PX = 3.0
 
-def repeated_nuclei(detections: Detections, classes: Classes) -> npt.NDArray[np.bool_]:
-    """Tell which nuclei of other programs show the same nucleus as a detection of qpnuclei.
+
+@dataclass(frozen=True, eq=False)
+class RepeatedNuclei:
+    """Which of N detections show a nucleus that another detection shows, too.
+
+    Two nuclei are the same if their outlines share more than half of the smaller area.
 
     Parameters
     ----------
-    detections : Detections
-        N detections.
-    classes : Classes
-        Determines which of them count as nuclei.
-
-    Returns
-    -------
-    (N,) bool ndarray
-        Whether each nucleus shares more than half of the smaller area with one of qpnuclei's.
+    of_others : (N,) bool ndarray
+        Nuclei of other programs that are the same as one of qpnuclei's.
+    of_runs : (N,) bool ndarray
+        Nuclei of qpnuclei that are the same as an earlier one in the file, which another run found.
     """
-    repeated = np.zeros(len(detections), bool)
-    others, ours = classes.nuclei & ~classes.ours, classes.nuclei & classes.ours
-    if not others.any() or not ours.any():
-        return repeated  # without reading outlines, which takes longer than UUIDs
+
+    of_others: npt.NDArray[np.bool_]
+    of_runs: npt.NDArray[np.bool_]
+
+    @classmethod
+    def among(cls, detections: Detections, classes: Classes) -> Self:
+        """Find them among N detections, of which `classes` says which count as nuclei."""
+        others, ours = classes.nuclei & ~classes.ours, classes.nuclei & classes.ours
+        of_others, of_runs = np.zeros(len(detections), bool), np.zeros(len(detections), bool)
+        for plane in np.unique(detections.planes[ours], axis=0):
+            on_plane = (detections.planes == plane).all(axis=1)
+            rows = np.flatnonzero(ours & on_plane)
+            of_runs[rows] = _of_runs(detections, rows)
+            foreign = np.flatnonzero(others & on_plane)
+            of_others[foreign] = _of_others(detections, foreign, rows)
+        return cls(of_others, of_runs)
+
+    def note(self, rows: npt.NDArray[np.int64]) -> str:
+        """Return a note on the number of repeated nuclei among some detections; empty for none."""
+        number = int(np.count_nonzero(self.of_others[rows]))
+        again = int(np.count_nonzero(self.of_runs[rows]))
+        parts = [f"nuclei of other programs on nuclei of qpnuclei ({number})"] if number else []
+        parts += [f"nuclei of qpnuclei on those of another run ({again})"] if again else []
+        return f"counted twice: {', '.join(parts)}" if parts else ""
+
+
+def _of_others(
+    detections: Detections, others: npt.NDArray[np.int64], ours: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    repeated = np.zeros(len(others), bool)
+    if not len(others):
+        return repeated
     outlines = detections.nucleus_geometries
-    is_finite = np.isfinite(shapely.bounds(outlines)).all(axis=1)  # others have no area
-    for plane in np.unique(detections.planes[others], axis=0):
-        on_plane = is_finite & (detections.planes == plane).all(axis=1)
-        of_others, of_ours = np.flatnonzero(on_plane & others), np.flatnonzero(on_plane & ours)
-        # Only outlines that may intersect are made valid, because that takes longest.
-        met, meets = map(np.unique, shapely.STRtree(outlines[of_others]).query(outlines[of_ours]))
-        rows = of_others[meets]
-        repeated[rows] = are_among(valid_areas(outlines[rows]), valid_areas(outlines[of_ours[met]]))
+    others_with = np.flatnonzero(_is_finite(outlines[others]))
+    ours = ours[_is_finite(outlines[ours])]
+    # Only outlines that may intersect are made valid, because that takes longest.
+    tree = shapely.STRtree(outlines[others[others_with]])
+    met, meets = map(np.unique, tree.query(outlines[ours]))
+    near = others_with[meets]
+    repeated[near] = are_among(
+        valid_areas(outlines[others[near]]), valid_areas(outlines[ours[met]])
+    )
     return repeated
 
 
-def note_of_repeated(number: int) -> str:
-    """Return a note on the number of repeated nuclei; empty for none."""
-    if not number:
-        return ""
-    return f"counted twice: nuclei of other programs on nuclei of qpnuclei ({number})"
+def _of_runs(detections: Detections, ours: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    repeated = np.zeros(len(ours), bool)
+    centres = detections.centroids[ours]
+    centres = centres[np.isfinite(centres).all(axis=1)]
+    if not len(scipy.spatial.cKDTree(centres).query_pairs(_NEAR_PX, output_type="ndarray")):
+        return repeated
+    outlines = detections.nucleus_geometries[ours]
+    rows = np.flatnonzero(_is_finite(outlines))
+    areas = valid_areas(outlines[rows])
+    a, b, shared = shared_areas(areas, areas)
+    smaller = np.minimum(shapely.area(areas)[a], shapely.area(areas)[b])
+    repeated[rows[a[(a > b) & (shared > smaller / 2)]]] = True
+    return repeated
+
+
+def _is_finite(outlines: npt.NDArray[np.object_]) -> npt.NDArray[np.bool_]:
+    """Tell which outlines have finite coordinates; the others have no area."""
+    finite: npt.NDArray[np.bool_] = np.isfinite(shapely.bounds(outlines)).all(axis=1)
+    return finite

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ from qpnuclei.qupath.areas import valid_area
 from qpnuclei.qupath.classes import Classes
 from qpnuclei.qupath.counts import count_in_regions, count_objects
 from qpnuclei.qupath.regions import Region
-from qpnuclei.qupath.repeated_nuclei import repeated_nuclei
+from qpnuclei.qupath.repeated_nuclei import RepeatedNuclei
 from tests.qupath.counted import OTHER, OURS, RECTANGLE, annotation, detections, image
 
 
@@ -76,14 +77,51 @@ def test_nuclei_counted_twice_are_those_of_one_comparison_after_the_other(made):
     found = replace(found, geometries=outlines)
     areas = [valid_area(outline) for outline in outlines]
 
-    def is_repeated(row):
-        return made[row][3] == OTHER and any(
-            made[other][3] == OURS
-            and made[other][4] == made[row][4]
+    def is_same(row, other):
+        return (
+            made[other][4] == made[row][4]
             and areas[row].intersection(areas[other]).area
             > min(areas[row].area, areas[other].area) / 2
-            for other in range(len(made))
         )
 
-    repeated = repeated_nuclei(found, Classes.of(found, None))
-    assert repeated.tolist() == [is_repeated(row) for row in range(len(made))]
+    def on_ours(row):
+        return any(made[other][3] == OURS and is_same(row, other) for other in range(len(made)))
+
+    def is_near(row, other):
+        # One run never puts centres that close.
+        return math.dist(made[row][1:3], made[other][1:3]) <= 3
+
+    ours = [row for row in range(len(made)) if made[row][3] == OURS]
+    repeated_planes = {
+        made[a][4]
+        for a, b in itertools.combinations(ours, 2)
+        if made[a][4] == made[b][4] and is_near(a, b)
+    }
+
+    def on_earlier(row):
+        return made[row][4] in repeated_planes and any(
+            other < row and is_same(row, other) for other in ours
+        )
+
+    repeated = RepeatedNuclei.among(found, Classes.of(found, None))
+    rows = range(len(made))
+    assert repeated.of_others.tolist() == [row not in ours and on_ours(row) for row in rows]
+    assert repeated.of_runs.tolist() == [row in ours and on_earlier(row) for row in rows]
+
+
+def test_nuclei_that_two_runs_found_are_said_to_be_counted_twice():
+    # Discs of radius 1: the second run outlines the first and the third a little differently.
+    points = [(12, 12), (15, 12), (18, 12), (12.3, 12), (18, 12.4)]
+    found = detections(points, ids=[OURS] * 5)
+    (row,) = count_objects(image([annotation(RECTANGLE)], found))
+    said = "counted twice: nuclei of qpnuclei on those of another run ({})"
+    assert (row["nuclei"], row["check"]) == (5, said.format(2))
+    both = detections([*points, (12.1, 12)], ids=[*[OURS] * 5, OTHER])
+    (row,) = count_objects(image([annotation(RECTANGLE)], both))
+    assert row["check"] == (
+        "counted twice: nuclei of other programs on nuclei of qpnuclei (1), "
+        "nuclei of qpnuclei on those of another run (2)"
+    )
+    # Nuclei of one run may touch.
+    (row,) = count_objects(image([annotation(RECTANGLE)], detections(points[:3], ids=[OURS] * 3)))
+    assert row["check"] is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -151,6 +152,16 @@ def test_nothing_is_appended_in_the_place_of_locked_nuclei(project: NativeProjec
     assert not are_among(after.geometries[new], after.geometries[~new]).any()
     counted = result.nuclei + len(chosen)
     assert summary_table(again).title == f"{result.nuclei} nuclei written, {counted} counted"
+
+
+def test_nuclei_that_two_runs_outlined_are_doubtful(project: NativeProject) -> None:
+    run(project)
+    (result,) = run(project, replace(OPTIONS, threshold=0.3, on_existing="append")).images
+    (again, *_) = (re.search(r"another run \((\d+)\)", region.check) for region in result.regions)
+    assert again is not None
+    assert result.nuclei / 2 < int(again[1]) <= result.nuclei
+    (result,) = run(project).images
+    assert {region.check for region in result.regions} == {""}
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
