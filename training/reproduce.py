@@ -136,6 +136,14 @@ def _parser() -> argparse.ArgumentParser:
         "--mpp", type=float, default=0.25, help="µm/px of DATA's images (default: %(default)s)"
     )
     parser.add_argument(
+        "--tissue",
+        type=_tissue,
+        nargs="+",
+        default=[],
+        metavar="FOLDER=MPP",
+        help="further image patches to learn from, and their µm/px",
+    )
+    parser.add_argument(
         "--width",
         type=int,
         default=64 if torch.cuda.is_available() else 16,
@@ -173,6 +181,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _tissue(text: str) -> tuple[Path, float]:
+    folder, _, mpp = text.rpartition("=")
+    return Path(folder), float(mpp)
+
+
 def _reproduce(options: argparse.Namespace) -> None:
     if not (options.data / "splits.json").is_file():
         raise UsageError(
@@ -201,6 +214,7 @@ def _reproduce(options: argparse.Namespace) -> None:
         size=describe_size(expected),
         images=len(report["images"]),
         slides=len(options.slides),
+        tissue=[folder.name for folder, _ in options.tissue],
         settings=settings,
         machine=_machine(report["device"]),
     )
@@ -217,10 +231,12 @@ def _run(
     """Train and measure one model, as far as that is not done."""
     if not (folder / REPORT_FILE).is_file():
         learn_from_patches = recipe == "no-wsi" or not options.slides
-        sources = [options.data] if learn_from_patches else options.slides
+        patches = [(options.data, options.mpp), *options.tissue]
+        sources = [folder for folder, _ in patches] if learn_from_patches else options.slides
         train = ["train", *map(str, sources), "-o", str(folder), "--config", recipe]
         train += [part for setting in settings for part in ("--set", setting)]
-        train += ["--mpp", str(options.mpp)] if learn_from_patches else []
+        if learn_from_patches:
+            train += [part for _, mpp in patches for part in ("--mpp", str(mpp))]
         train += ["--validation", str(options.data), "--validation-mpp", str(options.mpp)]
         train += ["--seed", str(seed), "--device", options.device, "--quiet"]
         if (folder / STATE_FILE).is_file():
@@ -304,6 +320,8 @@ class Table:
         Number of validation images.
     slides : int
         Number of whole-slide sources given; 0 if all learned from patches.
+    tissue : list of str
+        Names of the folders of further patches.
     settings : list of str
         What was changed in all recipes, as ``key=value``.
     machine : str
@@ -314,6 +332,7 @@ class Table:
     size: str
     images: int
     slides: int
+    tissue: Sequence[str]
     settings: Sequence[str]
     machine: str
 
@@ -366,6 +385,9 @@ class Table:
             "Minutes are wall time of the epochs (not of starts and validation), of a machine that "
             "may have had other work.",
         ]
+        if self.tissue:
+            names = ", ".join(self.tissue)
+            notes.append(f"Patches of further tissue were learned from, too: {names}.")
         if not self.slides:
             notes.append(
                 "No whole slides were given: all learned from image patches. M_proposed is then "

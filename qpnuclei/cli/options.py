@@ -172,8 +172,9 @@ TtaOption = Annotated[
     typer.Option(
         "--tta",
         help="Average the network over the eight flips and right-angle rotations of every tile "
-        "(test-time augmentation): eight times the network's time. Earlier models gained 0.003 AJI "
-        "by it on the validation images; measure yours with evaluate --tta.",
+        "(test-time augmentation): eight times the network's time. Earlier students gained 0.003 "
+        "AJI by it on the validation images; measure yours with evaluate --tta. Models of the "
+        "attention recipes always do it.",
     ),
 ]
 Wait = Annotated[

@@ -69,7 +69,8 @@ class AssessmentOptions:
     device : str
         See `qpnuclei.models.device.resolve_device`.
     tta : bool
-        Average predictions over flips and rotations; see `Predictor`.
+        Average predictions over flips and rotations, also of models that do not do so by
+        themselves; see `Predictor`.
     tune : bool
         Tune the model's post-processing on the images.
     write_model : pathlib.Path or None
@@ -124,7 +125,7 @@ def assess(
         name = _label(options, specs)
         # Check everything before the first image is evaluated.
         models = _models_for(images, options)
-        asked = EngineOptions(options.device, views=8 if options.tta else 1)
+        asked = EngineOptions(options.device, views=8 if options.tta else None)
         engines = {model: load_engine(model, asked) for model in models}
         engine, *others_used = engines.values()
         to_tune = engine if options.tune and isinstance(engine, MapsEngine) else None

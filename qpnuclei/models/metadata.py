@@ -130,6 +130,8 @@ class ModelMetadata(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     tau: Annotated[float, Meta(ge=-1e6, le=1e6)] | None = None
     #: r of the compressed sigmoid.
     sigmoid_gain: Annotated[float, Meta(gt=0, le=1e6)] = 20.0
+    #: Flips and right-angle rotations of the image over which the maps are averaged.
+    views: Literal[1, 8] = 1
     input_mean: tuple[Mean, Mean, Mean] = IMAGENET_MEAN
     input_std: tuple[Deviation, Deviation, Deviation] = IMAGENET_STD
     colour: ColourNormalisation = ColourNormalisation()

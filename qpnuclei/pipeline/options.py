@@ -103,7 +103,7 @@ class RunOptions:
         """The options of the engine."""
         return EngineOptions(
             self.device,
-            8 if self.tta else 1,
+            8 if self.tta else None,
             self.precision,
             self.workers,
             self.batch_size,

@@ -91,8 +91,9 @@ class EngineOptions:
     ----------
     device : str
         See `qpnuclei.models.device.resolve_device`.
-    views : {1, 8}
-        With 8, results over the flips and right-angle rotations of every tile are averaged.
+    views : {1, 8} or None
+        With 8, results over the flips and right-angle rotations of every tile are averaged. None
+        takes the value of the model.
     precision : {"auto", "float32", "bfloat16"}
         Number format of the network.
     workers : int
@@ -110,7 +111,7 @@ class EngineOptions:
     """
 
     device: str = "auto"
-    views: int = 1
+    views: int | None = None
     precision: Precision = "auto"
     workers: int = field(default_factory=available_cores)
     batch_size: int | None = None

@@ -55,7 +55,7 @@ class Predictor:
         cls,
         name_or_path: str | Path = DEFAULT_MODEL,
         device: str = "auto",
-        views: int = 1,
+        views: int | None = None,
         precision: Precision = "auto",
         threads: int | None = None,
     ) -> Predictor:
@@ -70,9 +70,10 @@ class Predictor:
             See `resolve_model`.
         device : str
             See `qpnuclei.models.device.resolve_device`.
-        views : {1, 8}
+        views : {1, 8}, optional
             With 8, results over the flips and right-angle rotations of the image are averaged, as
-            in the test code of the paper. This is eight times slower.
+            in the test code of the paper. This is eight times slower. By default, the value of the
+            model.
         precision : {"auto", "float32", "bfloat16"}
             Number format of the convolutions. Auto is float16 on CUDA, float32 elsewhere. On CPUs
             with bfloat16 arithmetic, bfloat16 takes less than half the time. Then about 1 in 4000
@@ -93,9 +94,9 @@ class Predictor:
         ValueError
             If `views` is neither 1 nor 8.
         """
-        _check_views(views)
         path = resolve_model(name_or_path)
         metadata = read_metadata(path)
+        views = _checked_views(views, metadata)
         if metadata.family == "student" and precision != "bfloat16" and takes_cpu(device):
             from qpnuclei.segmentation.onnx_forward import OnnxForward
 
@@ -116,7 +117,7 @@ class Predictor:
         network: nn.Module,
         metadata: ModelMetadata,
         device: torch.device,
-        views: int = 1,
+        views: int | None = None,
         precision: Precision = "auto",
     ) -> Predictor:
         """Make a predictor from a network that is in memory, for example during training.
@@ -130,7 +131,7 @@ class Predictor:
         """
         from qpnuclei.segmentation.torch_forward import torch_forward
 
-        _check_views(views)
+        views = _checked_views(views, metadata)
         return cls(torch_forward(network, metadata, device, views, precision), metadata)
 
     def with_post_processing(self, parameters: PostProcessing) -> Predictor:
@@ -318,6 +319,9 @@ def _check_image(rgb: RGB) -> None:
         raise ValueError(f"rgb must be (H, W, 3) uint8 and not empty: {rgb.shape} {rgb.dtype}")
 
 
-def _check_views(views: int) -> None:
+def _checked_views(views: int | None, metadata: ModelMetadata) -> int:
+    if views is None:
+        return metadata.views
     if views not in (1, 8):
         raise ValueError(f"views must be 1 or 8, not {views!r}")
+    return views

@@ -171,7 +171,7 @@ def refuse_options(engine: str, options: EngineOptions) -> None:
     UsageError
         If the options ask for several views or a precision.
     """
-    if options.views != 1:
+    if options.views not in (None, 1):
         raise UsageError(f"--tta: the {engine} engine does not average over flips and rotations")
     if options.precision not in ("auto", "float32"):
         raise UsageError(

@@ -36,7 +36,7 @@ def torch_forward(
     network: nn.Module,
     metadata: ModelMetadata,
     device: torch.device,
-    views: int = 1,
+    views: int,
     precision: Precision = "auto",
 ) -> Forward:
     """Return the forward pass of a network in torch.

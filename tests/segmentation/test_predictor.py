@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -22,13 +23,18 @@ from qpnuclei.slides.stains import ReinhardStatistics, reinhard_transfer
 from tests.segmentation.models import model_of
 
 
-def predictor(views: int = 1, tau: float | None = 0.0, **architecture: object) -> Predictor:
+def predictor(
+    views: int | None = None,
+    tau: float | None = 0.0,
+    of_model: Literal[1, 8] = 1,
+    **architecture: object,
+) -> Predictor:
     torch.manual_seed(0)
     architecture = {"width": 4, "dilations": [1, 2]} | architecture
     network = AttentionNet(**architecture)  # type: ignore[arg-type]
     metadata = ModelMetadata(
         name="tiny", family="attention", architecture=architecture, mpp=0.5, tau=tau,
-        sigmoid_gain=2.0,
+        sigmoid_gain=2.0, views=of_model,
     )  # fmt: skip
     return Predictor.of_network(network, metadata, torch.device("cpu"), views)
 
@@ -149,6 +155,15 @@ def test_eight_views_are_equivariant_to_every_flip_and_rotation() -> None:
             found, _ = made.predict(np.ascontiguousarray(turned))
             np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.abs(attention - one_view).max() > 1e-3  # or the views would not be averaged
+
+
+def test_a_model_says_how_many_views_it_averages() -> None:
+    rgb = noise(1, 20, 26, 3)
+    of_model = predictor(of_model=8)
+    assert of_model.views == 8
+    np.testing.assert_array_equal(of_model.predict(rgb)[0], predictor(views=8).predict(rgb)[0])
+    assert predictor(of_model=8, views=1).views == 1
+    assert predictor().views == 1
 
 
 @pytest.mark.parametrize("bad", [noise(20, 24, 3), noise(1, 20, 24, 4), noise(1, 20, 24, 3) / 255])

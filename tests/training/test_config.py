@@ -62,9 +62,15 @@ def test_a_narrow_network_is_made_for_a_laptop() -> None:
     assert (recipe.scale_weights, recipe.learning_rate) == ("imagenet", 1e-3)
     assert recipe.starts == 1  # anchored, the attention has its sign from the first batch
     several = attention_recipe(read_recipe("proposed", ["width=16"]))
-    assert several.starts == 4
+    assert several.starts == 8
+    # What the paper's share started, a share like that of nuclei continues.
+    assert (several.start_eta, several.eta, several.scale_equivariance_weight) == (0.07, 0.2, 1)
+    alone = attention_recipe(read_recipe("proposed", ["width=16", "starts=1"]))
+    assert (alone.start_eta, alone.eta, alone.scale_equivariance_weight) == (None, 0.07, 0)
+    ablation = attention_recipe(read_recipe("no-equiv", ["width=16"]))
+    assert (ablation.equivariance_weight, ablation.scale_equivariance_weight) == (0, 0)
     # Where there is one start, the first epoch is what a start would be.
-    for laptop, steps in ((several, (0,)), (recipe, (1,))):
+    for laptop, steps in ((several, (0, 3)), (recipe, (1, 4))):
         assert (laptop.lr_steps, laptop.lr_factor, laptop.average_decay) == (steps, 0.2, 0.98)
     assert recipe.epochs is not None
     assert recipe.batches_per_epoch is not None

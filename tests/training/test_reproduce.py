@@ -53,6 +53,7 @@ def table(reproduce: ModuleType, slides: int = 0, **changes: object) -> str:
         "size": "small",
         "images": 11,
         "slides": slides,
+        "tissue": [],
         "settings": [],
         "machine": "cpu",
     }
@@ -140,6 +141,7 @@ def test_the_recipes_named_are_trained_measured_and_not_trained_again(
     )
     arguments = [str(dataset), "--width", "4", "--seeds", "1", "--device", "cpu"]
     arguments += ["--recipes", "anchored", "no-smooth"]
+    arguments += ["--tissue", f"{dataset / 'images'}=0.3"]
     arguments += ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     settings = [part for setting in TINY for part in ("--set", setting)]
     assert reproduce.main([*arguments, *settings]) == 0, caplog.text
@@ -152,6 +154,7 @@ def test_the_recipes_named_are_trained_measured_and_not_trained_again(
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         assert made["mean"]["AJI"] == report["mean"]["AJI"]
         assert "F of 4 channels at half resolution, G a resnet10 (scratch); 2 epochs" in written
+    assert "Patches of further tissue were learned from, too: images." in written
     commands = caplog.text.count("$ qpnuclei")
     assert reproduce.main([*arguments, *settings]) == 0
     assert caplog.text.count("$ qpnuclei") == commands  # nothing was run again

@@ -346,6 +346,7 @@ class _Run:
             mpp=self.recipe.model_mpp,
             tau=float(learner.kept_activation.tau),
             sigmoid_gain=learner.kept_activation.gain,
+            views=self.recipe.views,
             colour=self.colour,
             recipe={
                 **self.identity["recipe"],

@@ -253,14 +253,18 @@ def test_the_learning_rate_drops_at_each_step() -> None:
 def test_of_several_starts_the_one_goes_on_that_agrees_best_with_haematoxylin(
     tmp_path: Path, sources: list[Source], caplog: pytest.LogCaptureFixture
 ) -> None:
-    several = recipe(starts=3, start_batches=4, epochs=1)
+    several = recipe(starts=3, start_batches=8, epochs=1)
     with caplog.at_level("INFO", "qpnuclei"):
         result = train(tmp_path / "several", sources, recipe=several)
-    said = [float(m.split()[-1]) for m in caplog.messages if m.startswith("start ")]
-    assert len(said) == 3
-    assert len(set(said)) > 1  # of different random weights
-    best = f"training continues from the start with agreement {max(said):.2f}"
-    assert best in caplog.messages
+    said = [re.findall(r"[-.\d]+", m) for m in caplog.messages if m.startswith("start ")]
+    # All three; the better two after a quarter of the batches; the best one after half of them.
+    assert [int(batches) for _, _, batches, _ in said] == [2, 2, 2, 4, 4, 8]
+    order = [float(agreement) for *_, agreement in said]
+    assert order == [*sorted(order[:3], reverse=True), *sorted(order[3:5], reverse=True), order[5]]
+    assert len(set(order[:3])) > 1  # of different random weights
+    assert {start for start, *_ in said[3:5]} == {start for start, *_ in said[:2]}
+    assert (said[5][0], order[5]) == (said[3][0], order[5])
+    assert f"training continues from the start with agreement {order[5]:.2f}" in caplog.messages
     again = train(tmp_path / "again", sources, recipe=several)
     assert result.model is not None
     assert again.model is not None
@@ -270,7 +274,7 @@ def test_of_several_starts_the_one_goes_on_that_agrees_best_with_haematoxylin(
 def test_a_run_stopped_among_its_starts_has_learnt_nothing_to_keep(
     tmp_path: Path, sources: list[Source]
 ) -> None:
-    several = recipe(starts=2, start_batches=3)
+    several = recipe(starts=2, start_batches=4)
     result = train(tmp_path, sources, recipe=several, watcher=StopAt(2))
     assert (result.model, result.epochs, result.stopped) == (None, 0, True)
     assert train(tmp_path, sources, recipe=several).epochs == 3  # anew, in the same folder
