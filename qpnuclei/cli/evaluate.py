@@ -161,7 +161,7 @@ def evaluate(
         ),
     ] = 20,
     device: DeviceOption = "auto",
-    tta: TtaOption = False,
+    tta: TtaOption = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -171,7 +171,7 @@ def evaluate(
 
     On drawn nuclei: qpnuclei evaluate project.qpproj --roi Box -o report.json
     """
-    if method is Method.HEMATOXYLIN and (model is not None or tune or tta):
+    if method is Method.HEMATOXYLIN and (model is not None or tune or tta is not None):
         raise UsageError(
             "--method hematoxylin uses no model: it excludes --model, --tune and --tta",
             "leave out --method, or the other options",

@@ -109,7 +109,7 @@ def preview(
     ] = None,
     image: ImageGlobs = None,
     device: DeviceOption = "auto",
-    tta: TtaOption = False,
+    tta: TtaOption = None,
     mpp: ProjectMppOption = None,
     image_root: ImageRoot = None,
     backend: BackendOption = "auto",
@@ -198,8 +198,8 @@ def preview(
             common += ["--image", name]
         if mpp is not None:
             common += ["--mpp", f"{mpp:g}"]
-        if tta:
-            common += ["--tta"]
+        if tta is not None:
+            common += ["--tta" if tta else "--no-tta"]
         if image_root is not None:
             common += ["--image-root", str(image_root)]
         project = "my-project" if is_slide else str(source)

@@ -153,7 +153,7 @@ def run(
             "by a pixel.",
         ),
     ] = "auto",
-    tta: TtaOption = False,
+    tta: TtaOption = None,
     threshold: Annotated[
         float | None,
         typer.Option(

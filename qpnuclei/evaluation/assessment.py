@@ -44,6 +44,7 @@ from qpnuclei.segmentation.engine import (
     engine_specs,
     load_engine,
     split_model,
+    views_of,
 )
 from qpnuclei.segmentation.maps_engine import MapsEngine
 from qpnuclei.segmentation.predictor import Predictor
@@ -68,9 +69,8 @@ class AssessmentOptions:
         µm/px of all images; overrides data set and files.
     device : str
         See `qpnuclei.models.device.resolve_device`.
-    tta : bool
-        Average predictions over flips and rotations, also of models that do not do so by
-        themselves; see `Predictor`.
+    tta : bool or None
+        Whether predictions are averaged over flips and rotations; None leaves it to the model.
     tune : bool
         Tune the model's post-processing on the images.
     write_model : pathlib.Path or None
@@ -81,7 +81,7 @@ class AssessmentOptions:
     speed: Speed = "auto"
     mpp: float | None = None
     device: str = "auto"
-    tta: bool = False
+    tta: bool | None = None
     tune: bool = False
     write_model: Path | None = None
 
@@ -125,7 +125,7 @@ def assess(
         name = _label(options, specs)
         # Check everything before the first image is evaluated.
         models = _models_for(images, options)
-        asked = EngineOptions(options.device, views=8 if options.tta else None)
+        asked = EngineOptions(options.device, views=views_of(options.tta))
         engines = {model: load_engine(model, asked) for model in models}
         engine, *others_used = engines.values()
         to_tune = engine if options.tune and isinstance(engine, MapsEngine) else None

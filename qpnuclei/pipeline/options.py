@@ -23,7 +23,7 @@ from qpnuclei.models.registry import DEFAULT_MODEL, check_speed, network_for, ne
 from qpnuclei.pipeline.positivity import check_thresholds
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.pixel_size import AskedMpp
-from qpnuclei.segmentation.engine import EngineOptions
+from qpnuclei.segmentation.engine import EngineOptions, views_of
 from qpnuclei.system.threads import available_cores
 
 
@@ -50,7 +50,7 @@ class RunOptions:
     speed: Speed = "auto"
     device: str = "auto"
     precision: Precision = "auto"
-    tta: bool = False
+    tta: bool | None = None
     mpp: float | None = None
     mpp_only_missing: bool = False
     mpp_by_image: Mapping[str, float] = field(default_factory=dict)
@@ -103,7 +103,7 @@ class RunOptions:
         """The options of the engine."""
         return EngineOptions(
             self.device,
-            8 if self.tta else None,
+            views_of(self.tta),
             self.precision,
             self.workers,
             self.batch_size,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qpnuclei.choices import MAX_MPP, MIN_MPP
 from qpnuclei.errors import FormatError, MppError, NotFoundError, QpnucleiError, UsageError
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.images import open_image
@@ -192,7 +193,12 @@ def read_named_mpp(
             raise FormatError(
                 f"{where}: {value!r} is not a number", "write µm per pixel, as in 0.25"
             ) from None
-        resolve_mpp(table[name], None, None, f"{where}: {name}")  # refuse implausible values
+        if not MIN_MPP <= table[name] <= MAX_MPP:
+            raise MppError(
+                f"{where}: {name}: a pixel size of {value} µm/px cannot be right (possible: "
+                f"{MIN_MPP} to {MAX_MPP})",
+                "correct this line: 40x scans have about 0.25 µm per pixel, 20x about 0.5",
+            )
     return table
 
 

@@ -118,6 +118,13 @@ class EngineOptions:
     threshold: float | None = None
 
 
+def views_of(tta: bool | None) -> int | None:
+    """Return `EngineOptions.views` for ``--tta``, ``--no-tta`` or neither."""
+    if tta is None:
+        return None
+    return 8 if tta else 1
+
+
 @dataclass(frozen=True, eq=False)
 class ScoreMap:
     """A quantised map whose mean over a nucleus is one of its measurements.

@@ -102,7 +102,7 @@ def test_a_table_of_many(tmp_path: Path, text: str) -> None:
         ("image,mpp\na.svs,0.25\na.svs,0.5\n", UsageError, "line 3: 'a.svs' occurs twice"),
         ("image,mpp\na.svs,wide\n", FormatError, "'wide' is not a number"),
         ("image,mpp\na.svs\n", FormatError, "'' is not a number"),
-        ("image,mpp\na.svs,250\n", MppError, "line 2: a.svs: a pixel size of 250"),
+        ("image,mpp\na.svs,250\n", MppError, "line 2: a.svs: a pixel size of 250 µm/px cannot"),
         ("image,mpp\na.svs,nan\n", MppError, "line 2: a.svs: a pixel size of nan"),
     ],
 )

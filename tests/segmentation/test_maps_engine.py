@@ -11,12 +11,18 @@ import torch
 from msgspec.structs import replace
 
 from qpnuclei.errors import NotFoundError, UsageError
+from qpnuclei.models.attention import AttentionNet
+from qpnuclei.models.checkpoint import save_model
+from qpnuclei.models.metadata import ModelMetadata
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.selection import Selection
 from qpnuclei.segmentation.engine import (
     EngineOptions,
     engine_spec,
     engines,
     load_engine,
     split_model,
+    views_of,
 )
 from qpnuclei.segmentation.maps_engine import MapsEngine, _assemble, _View
 from qpnuclei.segmentation.predictor import Predictor
@@ -123,3 +129,22 @@ def test_views_are_assembled_from_new_parts() -> None:
         tiles.append(tile)
     assert tiles == list(plan)
     assert next(parts, None) is None
+
+
+@pytest.mark.parametrize(
+    ("tta", "execution"),
+    [(None, "cpu, float32, 8 views"), (True, "cpu, float32, 8 views"), (False, "cpu, float32")],
+)
+def test_the_model_says_how_many_views_unless_the_user_does(
+    tta: bool | None, execution: str, tmp_path: Path
+) -> None:
+    network = AttentionNet(width=4, dilations=[1])
+    path = tmp_path / "attention.safetensors"
+    architecture = {"width": 4, "dilations": [1]}
+    metadata = ModelMetadata(
+        name="attention", family="attention", architecture=architecture, mpp=0.5, tau=0.0, views=8
+    )
+    save_model(path, network, metadata)
+    assert load_engine(str(path), EngineOptions("cpu", views_of(tta))).execution == execution
+    options = RunOptions(Selection(everything=True), model=str(path), tta=tta)
+    assert options.engine.views == views_of(tta)

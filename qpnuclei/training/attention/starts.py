@@ -91,7 +91,7 @@ def first_learner(
                 "start %d of %d: agreement with haematoxylin after %s %.2f",
                 start.number + 1,
                 recipe.starts,
-                number_of(stop, "batch"),
+                number_of(stop, "batch", "batches"),
                 start.agreement,
             )
         starts = starts[: -(-len(starts) // 2)]
