@@ -93,7 +93,7 @@ def test_the_packaged_networks_are_valid_onnx_and_equal_torch(name: str) -> None
     graph, _, _ = read_student(path)
     onnx.checker.check_model(graph, full_check=True)
     network, metadata = load_model(path)
-    expected = torch_forward(network, metadata, torch.device("cpu"))
+    expected = torch_forward(network, metadata, torch.device("cpu"), views=1)
     rgb = np.kron(noise(1, 12, 16, 1), np.ones((1, 16, 16, 3), np.uint8))
     made = OnnxForward.load(path, 1, threads=1)
     np.testing.assert_allclose(made.maps(rgb), expected.maps(rgb), atol=1e-5)

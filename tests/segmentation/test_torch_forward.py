@@ -31,7 +31,7 @@ class Shown(torch.nn.Module):
 def forward(network: torch.nn.Module, **metadata: object) -> CpuForward:
     fields = {"name": "any", "family": "student", "architecture": {}, "mpp": 0.25}
     described = ModelMetadata(**(fields | metadata))
-    made = torch_forward(network, described, CPU)
+    made = torch_forward(network, described, CPU, views=1)
     assert isinstance(made, CpuForward)
     return made
 
