@@ -77,13 +77,15 @@ def train(
     from qpnuclei.models.device import resolve_device
     from qpnuclei.training.config import read_recipe
     from qpnuclei.training.sources import find_sources
-    from qpnuclei.training.train import train_model
+    from qpnuclei.training.train import check_recipe, train_model
 
+    fields = {**read_recipe(config), **(settings or {})}
+    check_recipe(fields)
     found = find_sources(
         [Path(source) for source in sources], mpp=() if mpp is None else [mpp], roi=roi
     )
     return train_model(
-        {**read_recipe(config), **(settings or {})},
+        fields,
         found,
         Path(folder),
         device=resolve_device(device),

@@ -163,8 +163,8 @@ def train(
 
     For example: qpnuclei train project.qpproj -o runs/ours
     """
-    from qpnuclei.training.config import attention_recipe, read_recipe
-    from qpnuclei.training.train import is_student, train_model
+    from qpnuclei.training.config import read_recipe
+    from qpnuclei.training.train import check_recipe, is_student, train_model
 
     fields = read_recipe(config, settings or ())
     student = is_student(fields)
@@ -179,8 +179,7 @@ def train(
         fields["epochs"] = epochs
     if scales is not None:
         fields["scales"] = _numbers(scales)
-    if not student:
-        attention_recipe(fields)  # reports a wrong recipe before any slide is opened
+    check_recipe(fields)
 
     from qpnuclei.training.sources import find_sources
 

@@ -89,6 +89,22 @@ def train_model(
                 folder.rmdir()
 
 
+def check_recipe(fields: Mapping[str, Any]) -> None:
+    """Check the fields of a recipe before any slide is opened.
+
+    Raises
+    ------
+    qpnuclei.errors.UsageError
+        Naming the first field that is unknown or out of range.
+    """
+    if is_student(fields):
+        from qpnuclei.training.student.recipe import student_recipe
+
+        student_recipe(fields)
+    else:
+        attention_recipe(fields)
+
+
 def is_student(fields: Mapping[str, Any]) -> bool:
     """Tell whether a recipe is of the student family; otherwise it is of the attention family."""
     return fields.get("family") == "student"

@@ -73,6 +73,10 @@ def test_what_is_asked_for_wrongly_is_refused(patches: Path, tmp_path: Path) -> 
     refuse(NotFoundError, "no recipe named 'best'", str(patches), *folder, "--config", "best")
     refuse(NotFoundError, "no such slide", str(tmp_path / "absent"), *folder)
     refuse(UsageError, "no field 'depth'", str(patches), *folder, "--set", "depth=3")
+    # A wrong recipe is said before anything about the slides.
+    absent = (str(tmp_path / "absent"), *folder)
+    refuse(UsageError, "no field 'depth'", *absent, "--set", "depth=3")
+    refuse(UsageError, "no field .* of the student family", *absent, "--config", "student")
     refuse(UsageError, "'0.25;1' is not a list", str(patches), *folder, "--scales", "0.25;1")
     refuse(UsageError, "no source is a QuPath project", str(patches), *folder, "--roi", "Tumor")
     refuse(DeviceError, "cuda:99", str(patches), *folder, "--device", "cuda:99")
