@@ -27,8 +27,7 @@ _LAPTOP = {
     "learning_rate": 1e-3,
     "starts": 8,
     "batch_size": 12,
-    "batches_per_epoch": 50,
-    "epochs": 5,
+    "epochs": 4,
     # Steps that turn random weights into attention within 50 batches lead it away again later.
     "lr_factor": 0.2,
     "average_decay": 0.98,
@@ -107,9 +106,8 @@ class AttentionRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     #: Crops; 12 for width below 32.
     batch_size: Annotated[int, Meta(ge=2)] = 32
-    #: 50 for width below 32.
     batches_per_epoch: Annotated[int, Meta(ge=1)] = 100
-    #: 5 for width below 32.
+    #: 4 for width below 32.
     epochs: Annotated[int, Meta(ge=1)] = 60
     #: Of F; 1e-3 for width below 32.
     learning_rate: Annotated[float, Meta(gt=0)] = 2e-4
@@ -117,8 +115,8 @@ class AttentionRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     scale_learning_rate: Annotated[float, Meta(gt=0)] = 2e-4
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: Annotated[float, Meta(ge=0)] = 1e-4
-    #: Epochs after which the rate drops; 0, after the starts, and 3 for width below 32 (1 and 4 if
-    #: there is one start).
+    #: Epochs after which the rate drops; 0, after the starts, for width below 32 (1 if there is one
+    #: start).
     lr_steps: tuple[int, ...] = (300, 600)
     #: By how much it drops; 0.2 for width below 32.
     lr_factor: Annotated[float, Meta(gt=0, le=1)] = 0.1
@@ -253,9 +251,9 @@ def _with_what_other_fields_decide(fields: Mapping[str, Any]) -> dict[str, Any]:
             raise UsageError(f"recipe: {quoted(name)} is {value}: expected an integer")
     if given.get("width", _LAPTOP_WIDTH) < _LAPTOP_WIDTH:
         if given.get("starts") == 1:  # the first epoch takes the place of the starts
-            given = _LAPTOP | {"lr_steps": [1, 4]} | given
+            given = _LAPTOP | {"lr_steps": [1]} | given
         else:
-            given = _LAPTOP | _LAPTOP_AFTER_STARTS | {"lr_steps": [0, 3]} | given
+            given = _LAPTOP | _LAPTOP_AFTER_STARTS | {"lr_steps": [0]} | given
     if given.get("stride") == 2:
         given = {"dilations": _HALF_RESOLUTION_DILATIONS} | given
     if given.get("scale_network") == "resnet10":
