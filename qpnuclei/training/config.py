@@ -32,8 +32,8 @@ _LAPTOP = {
     "lr_factor": 0.2,
     "average_decay": 0.98,
 }
-#: After the starts. From random weights, the paper's share finds the nuclei more often.
-_LAPTOP_AFTER_STARTS = {"start_eta": 0.07, "eta": 0.2, "scale_equivariance_weight": 1.0}
+#: After several starts. From random weights, the paper's share finds the nuclei more often.
+_LAPTOP_AFTER_STARTS = {"start_eta": 0.07, "eta": 0.2}
 _HALF_RESOLUTION_DILATIONS = (1, 1, 2, 3, 5, 10)
 
 
@@ -254,11 +254,20 @@ def _with_what_other_fields_decide(fields: Mapping[str, Any]) -> dict[str, Any]:
             given = _LAPTOP | {"lr_steps": [1]} | given
         else:
             given = _LAPTOP | _LAPTOP_AFTER_STARTS | {"lr_steps": [0]} | given
+            if "scales" not in given or _has_half_size(given["scales"]):
+                given = {"scale_equivariance_weight": 1.0} | given
     if given.get("stride") == 2:
         given = {"dilations": _HALF_RESOLUTION_DILATIONS} | given
     if given.get("scale_network") == "resnet10":
         given = {"scale_weights": "scratch"} | given
     return given
+
+
+def _has_half_size(scales: object) -> bool:
+    """Tell whether the finest of the scales at half size is one of them."""
+    if not isinstance(scales, list | tuple) or not scales:
+        return False
+    return isinstance(scales[0], int | float) and 2 * scales[0] in scales
 
 
 def validated(recipe: type[Recipe], fields: Mapping[str, Any]) -> Recipe:

@@ -67,6 +67,8 @@ def test_a_narrow_network_is_made_for_a_laptop() -> None:
     assert (several.start_eta, several.eta, several.scale_equivariance_weight) == (0.07, 0.2, 1)
     alone = attention_recipe(read_recipe("proposed", ["width=16", "starts=1"]))
     assert (alone.start_eta, alone.eta, alone.scale_equivariance_weight) == (None, 0.07, 0)
+    apart = attention_recipe(read_recipe("proposed", ["width=16", "scales=[0.25, 1.0]"]))
+    assert (apart.start_eta, apart.scale_equivariance_weight) == (0.07, 0)
     ablation = attention_recipe(read_recipe("no-equiv", ["width=16"]))
     assert (ablation.equivariance_weight, ablation.scale_equivariance_weight) == (0, 0)
     # Where there is one start, the first epoch is what a start would be.
