@@ -7,6 +7,7 @@ the number of pixels that each annotated nucleus shares with each predicted one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 
@@ -123,36 +124,28 @@ def average_hausdorff_distance(true: LabelMap, predicted: LabelMap) -> float:
         nucleus is its largest directed Hausdorff distance to one of these predictions: the largest
         distance from a pixel of the nucleus to the nearest pixel of the prediction.
     """
-    return _ahd(overlaps_of_maps(true, predicted))
+    return _hausdorff(overlaps_of_maps(true, predicted))[0]
 
 
-def _ahd(o: MapOverlaps) -> float:
+def _hausdorff(o: MapOverlaps) -> tuple[float, float]:
+    """Return `Scores.AHD` and `Scores.AHD_within`."""
     if len(o.pair_area) == 0:
-        return float("nan")
-    true_boxes = ndimage.find_objects(o.true)
-    predicted_boxes = ndimage.find_objects(o.predicted)
-    farthest = np.zeros(len(o.true_area))
-    for i, j in zip(o.pair_true, o.pair_predicted, strict=True):
-        box = tuple(
-            slice(min(a.start, b.start), max(a.stop, b.stop))
-            for a, b in zip(true_boxes[i], predicted_boxes[j], strict=True)
-        )
-        distance = ndimage.distance_transform_edt(o.predicted[box] != j + 1)
-        farthest[i] = max(farthest[i], float(distance[o.true[box] == i + 1].max()))
-    return float(farthest[np.unique(o.pair_true)].mean())
-
-
-def _ahd_within(o: MapOverlaps) -> float:
-    if len(o.pair_area) == 0:
-        return float("nan")
+        return float("nan"), float("nan")
     boxes = ndimage.find_objects(o.true)
-    farthest = np.zeros(len(o.true_area))
+    farthest = np.zeros((len(o.true_area), 2))
     for i, j in zip(o.pair_true, o.pair_predicted, strict=True):
         nucleus = o.true[boxes[i]] == i + 1
         common = nucleus & (o.predicted[boxes[i]] == j + 1)
-        distance = ndimage.distance_transform_edt(~common)
-        farthest[i] = max(farthest[i], float(distance[nucleus].max()))
-    return float(farthest[np.unique(o.pair_true)].mean())
+        within = float(ndimage.distance_transform_edt(~common)[nucleus].max())
+        # No pixel of the prediction that is further away is the nearest one. A prediction may cover
+        # the whole image: its other pixels are left out.
+        reach = math.ceil(within)
+        box = tuple(slice(max(0, b.start - reach), b.stop + reach) for b in boxes[i])
+        distance = ndimage.distance_transform_edt(o.predicted[box] != j + 1)
+        to_whole = float(distance[o.true[box] == i + 1].max())
+        farthest[i] = np.maximum(farthest[i], (to_whole, within))
+    whole, within = farthest[np.unique(o.pair_true)].mean(axis=0)
+    return float(whole), float(within)
 
 
 def score(true: LabelMap, predicted: LabelMap) -> Scores:
@@ -185,13 +178,14 @@ def score(true: LabelMap, predicted: LabelMap) -> Scores:
     matched = o.one_to_one(iou > 0.5)  # each nucleus has at most one such pair
     counts = o.counts(len(matched))
     nothing_to_find = counts.n_truth + counts.n_predicted == 0
+    ahd, ahd_within = _hausdorff(o)
     dq = 1.0 if nothing_to_find else counts.f1
     sq = float(iou[matched].mean()) if len(matched) else float(nothing_to_find)
     return Scores(
         AJI=_aji(o),
         ADC=foreground_dice(true, predicted),
-        AHD=_ahd(o),
-        AHD_within=_ahd_within(o),
+        AHD=ahd,
+        AHD_within=ahd_within,
         PQ=dq * sq,
         DQ=dq,
         SQ=sq,
