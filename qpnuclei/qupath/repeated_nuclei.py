@@ -7,7 +7,6 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-import scipy.spatial
 import shapely
 
 from qpnuclei.nuclei.overlap import are_among, shared_areas
@@ -81,8 +80,9 @@ def _of_others(
 def _of_runs(detections: Detections, ours: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     repeated = np.zeros(len(ours), bool)
     centres = detections.centroids[ours]
-    centres = centres[np.isfinite(centres).all(axis=1)]
-    if not len(scipy.spatial.cKDTree(centres).query_pairs(_NEAR_PX, output_type="ndarray")):
+    points = shapely.points(centres[np.isfinite(centres).all(axis=1)])
+    one, near = shapely.STRtree(points).query(points, predicate="dwithin", distance=_NEAR_PX)
+    if (one == near).all():
         return repeated
     outlines = detections.nucleus_geometries[ours]
     rows = np.flatnonzero(_is_finite(outlines))

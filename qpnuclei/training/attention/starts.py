@@ -107,8 +107,8 @@ class _Start:
 
     number: int
     learner: Learner
+    #: Number of its first batch.
     first: int
-    """Number of its first batch."""
     agreements: list[float] = field(default_factory=list)
     is_broken: bool = False
 
