@@ -31,6 +31,7 @@ from qpnuclei.system.checked import as_json
 from qpnuclei.system.files import write_atomically
 from qpnuclei.training.config import AttentionRecipe, attention_recipe, read_recipe
 from qpnuclei.training.run_folder import METRICS_FILE, MODEL_FILE, STATE_FILE
+from qpnuclei.training.sources import find_sources
 
 _log = logging.getLogger("reproduce")
 
@@ -183,7 +184,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _tissue(text: str) -> tuple[Path, float]:
     folder, _, mpp = text.rpartition("=")
-    return Path(folder), float(mpp)
+    try:
+        return Path(folder), float(mpp)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not FOLDER=MPP") from None
 
 
 def _reproduce(options: argparse.Namespace) -> None:
@@ -192,6 +196,8 @@ def _reproduce(options: argparse.Namespace) -> None:
             f"{options.data} has no splits.json",
             "it must say which images are 'train' and which are 'val'",
         )
+    if options.tissue and options.slides:
+        raise UsageError("--tissue names patches, but with --slides the rows learn from slides")
     # A run that collapses is a result of this table, and no reason to stop.
     settings = [f"width={options.width}", "stop_on_collapse=false", *options.settings]
     recipes = [row.recipe for row in ROWS if row.recipe in options.recipes]
@@ -229,14 +235,14 @@ def _run(
     options: argparse.Namespace, recipe: str, seed: int, settings: Sequence[str], folder: Path
 ) -> None:
     """Train and measure one model, as far as that is not done."""
+    learn_from_patches = recipe == "no-wsi" or not options.slides
+    patches = [(options.data, options.mpp), *options.tissue]
+    sources = [folder for folder, _ in patches] if learn_from_patches else options.slides
+    resolutions = [mpp for _, mpp in patches] if learn_from_patches else []
     if not (folder / REPORT_FILE).is_file():
-        learn_from_patches = recipe == "no-wsi" or not options.slides
-        patches = [(options.data, options.mpp), *options.tissue]
-        sources = [folder for folder, _ in patches] if learn_from_patches else options.slides
         train = ["train", *map(str, sources), "-o", str(folder), "--config", recipe]
         train += [part for setting in settings for part in ("--set", setting)]
-        if learn_from_patches:
-            train += [part for _, mpp in patches for part in ("--mpp", str(mpp))]
+        train += [part for mpp in resolutions for part in ("--mpp", str(mpp))]
         train += ["--validation", str(options.data), "--validation-mpp", str(options.mpp)]
         train += ["--seed", str(seed), "--device", options.device, "--quiet"]
         if (folder / STATE_FILE).is_file():
@@ -246,7 +252,8 @@ def _run(
         evaluate += ["--model", str(folder / MODEL_FILE), "--quiet"]
         evaluate += ["--device", options.device, "-o", str(folder / REPORT_FILE)]
         _qpnuclei(evaluate)
-    made_by = read_metadata(folder / MODEL_FILE).recipe
+    metadata = read_metadata(folder / MODEL_FILE)
+    made_by = metadata.recipe
     expected = as_json(attention_recipe(read_recipe(recipe, settings)))
     for key, value in expected.items():
         if made_by[key] != value:
@@ -254,6 +261,8 @@ def _run(
                 f"{folder} was made with {key} = {made_by[key]!r}, not {value!r}",
                 "name another folder with --runs",
             )
+    if metadata.data["images"] != [s.name for s in find_sources(sources, mpp=resolutions)]:
+        raise UsageError(f"{folder} learned from other images", "name another folder with --runs")
 
 
 def _qpnuclei(arguments: Sequence[str]) -> None:

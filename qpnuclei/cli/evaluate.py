@@ -173,7 +173,7 @@ def evaluate(
     """
     if method is Method.HEMATOXYLIN and (model is not None or tune or tta is not None):
         raise UsageError(
-            "--method hematoxylin uses no model: it excludes --model, --tune and --tta",
+            "--method hematoxylin uses no model: it excludes --model, --tune, --tta and --no-tta",
             "leave out --method, or the other options",
         )
     if write_model is not None and not tune:

@@ -154,6 +154,8 @@ class AttentionRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             raise ValueError(f"model_scale {self.model_scale} is not one of {self.scales!r}")
         if self.scale_equivariance_weight and 2 * self.scales[0] not in self.scales:
             raise ValueError(f"scale equivariance needs {2 * self.scales[0]} among the scales")
+        if self.starts == 1 and self.start_eta is not None:
+            raise ValueError("start_eta has no effect with a single start")
         if self.batch_size < len(self.scales):
             raise ValueError(f"batch_size {self.batch_size} is less than one crop per scale")
 

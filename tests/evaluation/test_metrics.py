@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import ndimage
 
 from qpnuclei.evaluation.metrics import (
     aggregated_jaccard_index,
@@ -142,6 +143,26 @@ def test_ahd_is_directed_and_takes_the_worst_overlapping_prediction():
     assert average_hausdorff_distance(true, predicted) == 4
     # The other way round each prediction lies in the nucleus.
     assert average_hausdorff_distance(predicted, true) == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ahd_is_that_of_distances_in_the_whole_image(seed):
+    # Predictions are far larger than the nuclei, and lie mostly outside of them.
+    rng = np.random.default_rng(seed)
+    true, predicted = np.zeros((2, 24, 24), int)
+    for label in (1, 2, 3):
+        y, x = rng.integers(0, 20, 2)
+        true[y : y + rng.integers(1, 5), x : x + rng.integers(1, 5)] = label
+    predicted[rng.random(predicted.shape) < 0.2] = 1
+    predicted[:, 12:][rng.random((24, 12)) < 0.1] = 2
+    farthest = []
+    for label in set(true[true > 0]):
+        nucleus = true == label
+        overlapping = set(predicted[nucleus]) - {0}
+        distances = [ndimage.distance_transform_edt(predicted != p)[nucleus] for p in overlapping]
+        farthest += [max(d.max() for d in distances)] if distances else []
+    expected = np.mean(farthest) if farthest else np.nan
+    assert average_hausdorff_distance(true, predicted) == pytest.approx(expected, nan_ok=True)
 
 
 def test_ahd_within_does_not_see_what_lies_beyond_the_nucleus():

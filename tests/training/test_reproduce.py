@@ -160,3 +160,6 @@ def test_the_recipes_named_are_trained_measured_and_not_trained_again(
     assert caplog.text.count("$ qpnuclei") == commands  # nothing was run again
     assert reproduce.main([*arguments, *settings, "--set", "eta=0.3"]) == 2
     assert "was made with eta" in caplog.text
+    without = [a for a in arguments if a != "--tissue" and not a.endswith("=0.3")]
+    assert reproduce.main([*without, *settings]) == 2
+    assert "learned from other images" in caplog.text

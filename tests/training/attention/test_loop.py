@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -269,6 +270,21 @@ def test_of_several_starts_the_one_goes_on_that_agrees_best_with_haematoxylin(
     assert result.model is not None
     assert again.model is not None
     assert result.model.read_bytes() == again.model.read_bytes()
+
+
+def test_the_starts_have_a_share_of_attention_of_their_own(
+    tmp_path: Path, sources: list[Source]
+) -> None:
+    held: dict[int, list[float]] = {0: [], 1: []}
+
+    class Listener(Watcher):
+        def batch(self, epoch: int, batch: int, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
+            held[epoch].append(metrics["attention fraction"])
+
+    several = recipe(starts=2, start_batches=4, epochs=1, eta=0.1, start_eta=0.6)
+    train(tmp_path, sources, recipe=several, watcher=Listener())
+    assert np.mean(held[0]) > 0.5
+    assert np.mean(held[1]) < 0.2
 
 
 def test_a_run_stopped_among_its_starts_has_learnt_nothing_to_keep(
