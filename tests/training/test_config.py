@@ -7,6 +7,7 @@ import pytest
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
 from qpnuclei.system.checked import as_json
 from qpnuclei.training.config import attention_recipe, read_recipe, recipe_names
+from qpnuclei.training.student.recipe import student_recipe
 
 PAPER = {"name": "t", "origin": "paper"}
 
@@ -20,6 +21,8 @@ def test_every_recipe_in_the_package_is_valid_and_named_as_its_file() -> None:
         assert fields["name"] == name
         if fields["family"] == "attention":
             attention_recipe(fields)
+        else:
+            student_recipe(fields)
 
 
 def test_proposed_is_the_paper() -> None:

@@ -30,7 +30,7 @@ from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.training.student.batches import Lesson, make_lessons
 from qpnuclei.training.student.fit import has_bfloat16
-from qpnuclei.training.student.labellers import Labeller
+from qpnuclei.training.student.labellers import AtSeveralScales, Labeller
 from qpnuclei.training.student.patches import SlideSample
 from qpnuclei.training.student.pseudo_labels import PseudoLabels
 from qpnuclei.training.student.recipe import StudentRecipe
@@ -84,8 +84,9 @@ class Distillation:
         self._patches = [patch for sample in samples for patch in sample.patches]
         self._known: list[PseudoLabels] = []
         self._maps: list[npt.NDArray[np.uint8]] = []
+        labeller = AtSeveralScales(teacher, recipe.label_scales)
         for patch in self._patches:
-            attention, centre = teacher.predict_image(patch)
+            attention, centre = labeller.predict_image(patch)
             labels = segment_instances(attention, teacher.metadata.post_processing, centre)
             self._known.append(PseudoLabels(labels, np.ones(labels.shape, np.float32)))
             self._maps.append(_eight_bits(attention, centre))

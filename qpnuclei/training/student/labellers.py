@@ -1,7 +1,9 @@
-"""Models whose predictions are the labels of a student's round: one, or the mean of several.
+"""What predicts the labels of a student's round: one or more models, at one or more scales.
 
 Models that learned from different tissue miss different nuclei. A student of their mean [1]_ learns
-from all of them, and remains one network.
+from all of them, and remains one network. In the same way, a model at several scales knows more
+than at one: it parts small nuclei better if the image is enlarged, and keeps large ones whole if it
+is reduced.
 
 References
 ----------
@@ -14,10 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import cv2
 import numpy as np
 import torch
 
 from qpnuclei.errors import UsageError
+from qpnuclei.evaluation.tuning import resample
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.segmentation.quantised import FloatMap
 from qpnuclei.slides.pixels import RGB
@@ -46,6 +50,35 @@ class MeanOfModels:
         """Return the mean attention and the mean centre map."""
         attention, centre = zip(*(model.predict_image(rgb) for model in self.models), strict=True)
         return np.mean(attention, axis=0), np.mean(centre, axis=0)
+
+
+@dataclass(frozen=True)
+class AtSeveralScales:
+    """The mean of the maps that a model predicts for an image enlarged and reduced.
+
+    Parameters
+    ----------
+    model : Labeller
+        A student.
+    scales : sequence of float
+        Factors of the size of the image, at least one.
+    """
+
+    model: Labeller
+    scales: Sequence[float]
+
+    def predict_image(self, rgb: RGB) -> tuple[FloatMap, FloatMap | None]:
+        """Return the mean attention and the mean centre map, both in the size of `rgb`."""
+        mean = np.zeros((*rgb.shape[:2], 2), np.float32)
+        for scale in self.scales:
+            attention, centre = self.model.predict_image(resample(rgb, scale))
+            assert centre is not None  # students have one
+            maps = np.stack([attention, centre], axis=-1)
+            how = cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
+            if scale != 1:
+                maps = cv2.resize(maps, rgb.shape[1::-1], interpolation=how)
+            mean += maps / np.float32(len(self.scales))
+        return mean[..., 0], mean[..., 1]
 
 
 def load_labellers(names: Sequence[str], mpp: float, device: torch.device) -> MeanOfModels:

@@ -93,6 +93,11 @@ class StudentRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     #: round; without them, those are from the start, or from a vote of haematoxylin masks.
     labellers: tuple[str, ...] = ()
 
+    #: Labels are the mean of what their model predicts for the image at these sizes.
+    label_scales: Annotated[
+        tuple[Annotated[float, Meta(ge=0.25, le=4)], ...], Meta(min_length=1)
+    ] = (1.0,)
+
     #: Of the crops, from boxes in which nuclei were drawn, if any.
     corrections_share: Annotated[float, Meta(gt=0, lt=1)] = 0.5
 
@@ -149,6 +154,9 @@ class StudentRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             raise ValueError(f"crop_px {self.crop_px} must be a multiple of {stride}")
         if self.start_share and self.start is None:
             raise ValueError("start_share has no effect without a start")
+        voted = self.teacher is None and self.start is None and not self.labellers
+        if self.label_scales != (1.0,) and voted and self.rounds == 1:
+            raise ValueError("label_scales has no effect on the only round: a vote labels it")
 
     @property
     def architecture(self) -> dict[str, Any]:

@@ -53,7 +53,7 @@ from qpnuclei.training.student.corrections import (
 from qpnuclei.training.student.distillation import Distillation
 from qpnuclei.training.student.fit import Unfinished, fit, seconds_per_batch
 from qpnuclei.training.student.inheritance import move_back, starting_model
-from qpnuclei.training.student.labellers import Labeller, load_labellers
+from qpnuclei.training.student.labellers import AtSeveralScales, Labeller, load_labellers
 from qpnuclei.training.student.patches import SlideSample, sample_slides
 from qpnuclei.training.student.picture import write_picture
 from qpnuclei.training.student.recipe import StudentRecipe, student_recipe
@@ -246,6 +246,8 @@ class _Run:
         labeller: Labeller | None = self._predictor() if is_trained else None
         if number == 1 and self.recipe.labellers:
             labeller = load_labellers(self.recipe.labellers, self.recipe.mpp, self.device)
+        if labeller is not None:
+            labeller = AtSeveralScales(labeller, self.recipe.label_scales)
         known = self.curriculum.known(labeller)
         nuclei = sum(len(np.unique(labels.labels)) - 1 for labels in known)
         picture = self.folder / "pseudo-labels" / f"round-{number:02d}.png"

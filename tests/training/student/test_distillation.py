@@ -20,6 +20,7 @@ from qpnuclei.training.sources import find_sources
 from qpnuclei.training.student.batches import Lesson
 from qpnuclei.training.student.distillation import Distillation, soften
 from qpnuclei.training.student.fit import has_bfloat16
+from qpnuclei.training.student.labellers import AtSeveralScales
 from qpnuclei.training.student.patches import sample_slides
 from qpnuclei.training.student.recipe import StudentRecipe, student_recipe
 from qpnuclei.training.student.rounds import train_student
@@ -102,16 +103,18 @@ def test_from_the_command_line_to_a_model_that_says_who_taught_it(
     assert attention[labels > 0].mean() > attention[labels == 0].mean() + 0.3
 
 
-def test_lessons_hold_what_the_teacher_sees(patches: Path) -> None:
-    curriculum = distillation(patches, renditions=0)
+@pytest.mark.parametrize("scales", [(1.0,), (0.75, 1.5)])
+def test_lessons_hold_what_the_teacher_sees(patches: Path, scales: tuple[float, ...]) -> None:
+    curriculum = distillation(patches, renditions=0, label_scales=scales)
 
     lessons = list(curriculum.lessons(curriculum.known(None), np.random.default_rng(0)))
 
     device = torch.device("cpu")
     precision = "bfloat16" if has_bfloat16(device) else "auto"
     teacher = Predictor.load("default", "cpu", precision=precision)
+    at_scales = AtSeveralScales(teacher, scales)
     for seed, lesson in enumerate(lessons):
-        maps = np.stack(teacher.predict_image(tissue(seed)[0]), axis=-1)
+        maps = np.stack(at_scales.predict_image(tissue(seed)[0]), axis=-1)
         np.testing.assert_array_equal(lesson.rgb, tissue(seed)[0])
         np.testing.assert_allclose(lesson.targets[..., :2] / 255, maps, atol=0.5 / 255 + 1e-6)
         assert set(np.unique(lesson.targets[..., 2])) <= {85, 255}  # 255 between nuclei

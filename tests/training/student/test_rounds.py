@@ -14,7 +14,7 @@ from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.training.callbacks import Watcher
 from qpnuclei.training.config import read_recipe
 from qpnuclei.training.sources import find_sources
-from qpnuclei.training.student.labellers import load_labellers
+from qpnuclei.training.student.labellers import AtSeveralScales, load_labellers
 from qpnuclei.training.student.patches import sample_slides
 from qpnuclei.training.student.recipe import StudentRecipe, student_recipe
 from qpnuclei.training.student.rounds import train_student
@@ -225,10 +225,11 @@ def test_a_model_that_does_not_fit_is_no_start(run, patches, tmp_path, changes, 
         train_student(fields, find_sources([patches], mpp=[0.25]), tmp_path, device=CPU)
 
 
-def test_other_models_give_the_labels_of_the_first_round_alone(run, patches, tmp_path):
+def test_other_models_at_several_scales_give_the_labels_of_the_first_round(run, patches, tmp_path):
     """They decide the labels; the weights begin at random, or at the start."""
     model = run[1].model
-    fields = {**TINY, "labellers": [str(model), "open-40x"], "batches_per_round": 1}
+    labels = {"labellers": [str(model), "open-40x"], "label_scales": [1, 1.5]}
+    fields = {**TINY, **labels, "batches_per_round": 1}
     recipe = student_recipe(fields)
     sources = find_sources([patches], mpp=[0.25])
 
@@ -237,7 +238,7 @@ def test_other_models_give_the_labels_of_the_first_round_alone(run, patches, tmp
     names = ("mpp", "patch_px", "patches_per_slide", "max_patches", "min_tissue", "max_enlargement")
     samples = sample_slides(sources, **{name: getattr(recipe, name) for name in names}, seed=0)
     both = load_labellers(recipe.labellers, recipe.mpp, CPU)
-    known = SelfTraining(recipe, samples).known(both)
+    known = SelfTraining(recipe, samples).known(AtSeveralScales(both, [1, 1.5]))
     rows = list(csv.DictReader((tmp_path / "run/metrics.csv").read_text().splitlines()))
     assert float(rows[0]["nuclei"]) == sum(labels.labels.max() for labels in known) > 0
     record = read_metadata(result.model).recipe
@@ -260,6 +261,21 @@ def test_a_model_that_cannot_label_is_refused(patches, tmp_path, changes, messag
         train_student(
             {**fields, **changes}, find_sources([patches], mpp=[0.25]), tmp_path, device=CPU
         )
+
+
+@pytest.mark.parametrize("scales", [[], [0], [-1], [5], [float("nan")], ["big"]])
+def test_scales_that_make_no_sense_are_refused(scales):
+    with pytest.raises(UsageError, match="label_scales"):
+        student_recipe({**TINY, "label_scales": scales})
+
+
+def test_scales_are_refused_where_a_vote_gives_all_labels():
+    fields = {**TINY, "label_scales": [1, 2]}
+    student_recipe({**fields, "rounds": 2})
+    student_recipe({**fields, "rounds": 1, "start": "default"})
+
+    with pytest.raises(UsageError, match="label_scales has no effect on the only round"):
+        student_recipe({**fields, "rounds": 1})
 
 
 def test_resuming_with_another_recipe_is_refused(run, patches):
