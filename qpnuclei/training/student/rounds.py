@@ -151,11 +151,13 @@ def train_student(
         seed=seed,
         on_source=lambda done: watcher.tiles(done, len(sources)),
     )
+    sizes = len(recipe.label_scales)
     _log.info(
-        "learning from %s of %d of %s",
+        "learning from %s of %d of %s%s",
         number_of(sum(len(sample.patches) for sample in samples), "patch"),
         len(samples),
         number_of(len(sources), "image"),
+        f", labelled in {sizes} sizes, which takes its time" if sizes > 1 else "",
     )
     curriculum: Curriculum
     if recipe.teacher is None:
