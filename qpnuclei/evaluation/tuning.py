@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -29,14 +30,32 @@ from qpnuclei.slides.recolour import recolour
 from qpnuclei.slides.resolution import working_downsample
 from qpnuclei.slides.stains import reinhard_statistics
 
+_Image = TypeVar("_Image", npt.NDArray[np.uint8], npt.NDArray[np.float32])
+
 
 def resample(rgb: npt.NDArray[np.uint8], factor: float) -> npt.NDArray[np.uint8]:
-    """Scale an image by `factor`: area averaging to reduce it, bilinear to enlarge it."""
-    if factor == 1:
-        return rgb
-    size = tuple(max(1, round(length * factor)) for length in rgb.shape[1::-1])
-    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-    return cast(npt.NDArray[np.uint8], cv2.resize(rgb, size, interpolation=how))
+    """Scale an image by `factor`; its sides are rounded to px, at least 1. See `resized`."""
+    height, width = (max(1, round(length * factor)) for length in rgb.shape[:2])
+    return resized(rgb, height, width)
+
+
+def resized(image: _Image, height: int, width: int) -> _Image:
+    """Scale an image to a size in px: area averaging to reduce it, bilinear to enlarge it.
+
+    Parameters
+    ----------
+    image : (H, W, C) uint8 or float32 ndarray
+    height, width : int
+
+    Returns
+    -------
+    (height, width, C) ndarray of the same dtype
+        The image itself if it has this size.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    how = cv2.INTER_AREA if height * width < math.prod(image.shape[:2]) else cv2.INTER_LINEAR
+    return cast(_Image, cv2.resize(image, (width, height), interpolation=how))
 
 
 _log = logging.getLogger(__name__)

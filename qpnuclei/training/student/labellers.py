@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import cv2
 import numpy as np
 import torch
 
 from qpnuclei.errors import UsageError
-from qpnuclei.evaluation.tuning import resample
+from qpnuclei.evaluation.tuning import resample, resized
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.segmentation.quantised import FloatMap
 from qpnuclei.slides.pixels import RGB
@@ -74,10 +73,7 @@ class AtSeveralScales:
             attention, centre = self.model.predict_image(resample(rgb, scale))
             assert centre is not None  # students have one
             maps = np.stack([attention, centre], axis=-1)
-            how = cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
-            if scale != 1:
-                maps = cv2.resize(maps, rgb.shape[1::-1], interpolation=how)
-            mean += maps / np.float32(len(self.scales))
+            mean += resized(maps, *rgb.shape[:2]) / np.float32(len(self.scales))
         return mean[..., 0], mean[..., 1]
 
 

@@ -55,6 +55,19 @@ def test_the_model_sees_the_image_in_every_size() -> None:
     assert model.sizes == [(10, 16), (20, 31), (32, 50)]
 
 
+def test_every_size_counts_the_same() -> None:
+    class Width:
+        def predict_image(self, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            width = np.full(rgb.shape[:2], rgb.shape[1] / 100, np.float32)
+            return width, 1 - width
+
+    at_scales = AtSeveralScales(Width(), [0.5, 1.0, 3.0])
+    attention, centre = at_scales.predict_image(np.zeros((8, 20, 3), np.uint8))
+
+    assert attention == pytest.approx(np.full((8, 20), 0.3), abs=1e-6)
+    assert centre == pytest.approx(np.full((8, 20), 0.7), abs=1e-6)
+
+
 @pytest.mark.parametrize("scales", [[0.5, 1.0, 2.0], [2.0], [0.5], [0.75, 1.33]])
 def test_what_is_seen_in_every_size_lies_where_it_is_in_the_image(scales: list[float]) -> None:
     """A slope is the same after it was enlarged or reduced, except at the border."""
