@@ -264,6 +264,7 @@ class ConsoleWatcher(Watcher):
         self._left = 0
         self._ends: list[float] = []
         self._indexing = bar.add_task("tiles", total=None, note="", visible=False)
+        self._labelling = bar.add_task("labels", total=None, note="", visible=False)
         self._training = bar.add_task("epoch", total=None, note="", visible=False)
 
     def expect(self, epochs: int, batches_per_epoch: int) -> None:
@@ -276,13 +277,19 @@ class ConsoleWatcher(Watcher):
         """Show the number of images that have been cut into tiles."""
         self._bar.update(self._indexing, completed=done, total=total, visible=done < total)
 
+    def labels(self, done: int, total: int) -> None:
+        """Show the number of patches that have been labelled."""
+        self._bar.update(self._labelling, completed=done, total=total, visible=done < total)
+
     def begins(self, batches: int, seconds_per_batch: float) -> None:
         """Show the estimated duration of the training."""
         from qpnuclei.cli.console import in_words
 
+        is_student = self._batches_per_epoch is None
+        labelling = ", plus the labelling of patches" if is_student else ""
         self._bar.console.print(
             f"{batches} batches of about {seconds_per_batch:.2g} s: "
-            f"{in_words(batches * seconds_per_batch)}, plus the search for training patches",
+            f"{in_words(batches * seconds_per_batch)}{labelling}",
             highlight=False,
             soft_wrap=True,
         )

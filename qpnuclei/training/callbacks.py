@@ -16,6 +16,9 @@ class Watcher:
     def tiles(self, done: int, total: int) -> None:
         """Receive how many sources have been cut into tiles."""
 
+    def labels(self, done: int, total: int) -> None:
+        """Receive how many patches have been labelled for the next round of a student."""
+
     def begins(self, batches: int, seconds_per_batch: float) -> None:
         """Receive the number of remaining batches and the expected seconds of each."""
 

@@ -84,17 +84,19 @@ class Distillation:
         self._patches = [patch for sample in samples for patch in sample.patches]
         self._known: list[PseudoLabels] = []
         self._maps: list[npt.NDArray[np.uint8]] = []
-        labeller = AtSeveralScales(teacher, recipe.label_scales)
-        for patch in self._patches:
-            attention, centre = labeller.predict_image(patch)
-            labels = segment_instances(attention, teacher.metadata.post_processing, centre)
+        self._instances = teacher.metadata.post_processing
+        self._teacher = AtSeveralScales(teacher, recipe.label_scales)
+
+    def known(self, labeller: Labeller | None) -> Iterator[PseudoLabels]:
+        """Yield the nuclei that the teacher finds in each patch; `labeller` is not used."""
+        del labeller
+        yield from list(self._known)  # of an earlier round
+        for patch in self._patches[len(self._known) :]:
+            attention, centre = self._teacher.predict_image(patch)
+            labels = segment_instances(attention, self._instances, centre)
             self._known.append(PseudoLabels(labels, np.ones(labels.shape, np.float32)))
             self._maps.append(_eight_bits(attention, centre))
-
-    def known(self, labeller: Labeller | None) -> list[PseudoLabels]:
-        """Return the nuclei that the teacher finds in each patch; `labeller` is not used."""
-        del labeller
-        return self._known
+            yield self._known[-1]
 
     def lessons(self, known: Sequence[PseudoLabels], rng: np.random.Generator) -> Iterator[Lesson]:
         """Return the patches and their renditions, with the teacher's maps."""

@@ -157,7 +157,7 @@ def train_student(
         number_of(sum(len(sample.patches) for sample in samples), "patch"),
         len(samples),
         number_of(len(sources), "image"),
-        f", labelled in {sizes} sizes, which takes its time" if sizes > 1 else "",
+        f", labelled in {sizes} sizes" if sizes > 1 else "",
     )
     curriculum: Curriculum
     if recipe.teacher is None:
@@ -238,7 +238,10 @@ class _Run:
         return sum(of_rounds[self.progress.epoch :]) - self.progress.batch
 
     def _round(self) -> bool:
-        """Train one round; if stopped before its end, save its state and return False."""
+        """Train one round; if stopped before its end, save its state and return False.
+
+        A stop while patches are labelled leaves the state of before: their labels are not saved.
+        """
         if self.watcher.stop_requested():
             return False
         start = time.monotonic()
@@ -250,7 +253,13 @@ class _Run:
             labeller = load_labellers(self.recipe.labellers, self.recipe.mpp, self.device)
         if labeller is not None:
             labeller = AtSeveralScales(labeller, self.recipe.label_scales)
-        known = self.curriculum.known(labeller)
+        known = []
+        patches = sum(len(sample.patches) for sample in self.samples)
+        for labels in self.curriculum.known(labeller):
+            known.append(labels)
+            self.watcher.labels(len(known), patches)
+            if self.watcher.stop_requested():
+                return False
         nuclei = sum(len(np.unique(labels.labels)) - 1 for labels in known)
         picture = self.folder / "pseudo-labels" / f"round-{number:02d}.png"
         write_picture(picture, self._patches(), known)

@@ -57,8 +57,8 @@ def instances_at(parameters: PostProcessing, mpp: float) -> PostProcessing:
 class Curriculum(Protocol):
     """The source of the lessons of a round."""
 
-    def known(self, labeller: Labeller | None) -> list[PseudoLabels]:
-        """Return the pseudo-labels of each patch.
+    def known(self, labeller: Labeller | None) -> Iterator[PseudoLabels]:
+        """Yield the pseudo-labels of each patch.
 
         `labeller` is usually the student of the previous round; None without one.
         """
@@ -88,15 +88,14 @@ class SelfTraining:
             for vote in haematoxylin_votes(sample.patches, sample.stains)
         ]
 
-    def known(self, labeller: Labeller | None) -> list[PseudoLabels]:
-        """Return the pseudo-labels of each patch; without `labeller`, from the vote alone."""
+    def known(self, labeller: Labeller | None) -> Iterator[PseudoLabels]:
+        """Yield the pseudo-labels of each patch; without `labeller`, from the vote alone."""
         patches = ((sample, patch) for sample in self.samples for patch in sample.patches)
-        return [
-            labels_from_vote(patch, vote, sample.stains, self.recipe)
-            if labeller is None
-            else labels_from_teacher(labeller, patch, vote, self.recipe)
-            for (sample, patch), vote in zip(patches, self._votes, strict=True)
-        ]
+        for (sample, patch), vote in zip(patches, self._votes, strict=True):
+            if labeller is None:
+                yield labels_from_vote(patch, vote, sample.stains, self.recipe)
+            else:
+                yield labels_from_teacher(labeller, patch, vote, self.recipe)
 
     def lessons(self, known: Sequence[PseudoLabels], rng: np.random.Generator) -> Iterator[Lesson]:
         """Return the patches and their renditions."""

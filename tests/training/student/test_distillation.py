@@ -107,7 +107,7 @@ def test_from_the_command_line_to_a_model_that_says_who_taught_it(
 def test_lessons_hold_what_the_teacher_sees(patches: Path, scales: tuple[float, ...]) -> None:
     curriculum = distillation(patches, renditions=0, label_scales=scales)
 
-    lessons = list(curriculum.lessons(curriculum.known(None), np.random.default_rng(0)))
+    lessons = list(curriculum.lessons(list(curriculum.known(None)), np.random.default_rng(0)))
 
     device = torch.device("cpu")
     precision = "bfloat16" if has_bfloat16(device) else "auto"
@@ -122,13 +122,15 @@ def test_lessons_hold_what_the_teacher_sees(patches: Path, scales: tuple[float, 
 
 def test_every_round_draws_its_renditions_anew_from_the_same_nuclei(patches: Path) -> None:
     curriculum = distillation(patches, pastes_per_mm2=0)
-    known = curriculum.known(None)
+    known = list(curriculum.known(None))
 
+    again = list(curriculum.known(None))
     first, second = (
         list(curriculum.lessons(known, np.random.default_rng(seed))) for seed in (1, 2)
     )
 
     assert [len(np.unique(labels.labels)) - 1 for labels in known] == [9, 9]
+    assert again == known  # the same objects: labelled once
     np.testing.assert_array_equal(first[0].rgb, second[0].rgb)
     assert (first[1].rgb != second[1].rgb).any()
     for a, b in zip(first, second, strict=True):  # repainting changes no outline
@@ -173,8 +175,8 @@ def test_a_teacher_of_finer_pixels_teaches_their_means(patches: Path) -> None:
     rng = np.random.default_rng
 
     pairs = zip(
-        fine.lessons(fine.known(None), rng(0)),
-        coarse.lessons(coarse.known(None), rng(0)),
+        fine.lessons(list(fine.known(None)), rng(0)),
+        coarse.lessons(list(coarse.known(None)), rng(0)),
         strict=True,
     )
 

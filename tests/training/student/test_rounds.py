@@ -171,6 +171,40 @@ def test_a_run_resumed_within_a_round_equals_an_uninterrupted_one(run, patches, 
     assert resumed.model.read_bytes() == whole.model.read_bytes()
 
 
+class StopAtLabel(Watcher):
+    """Asks to stop once so many patches of a round have labels."""
+
+    def __init__(self, epoch, done):
+        self.at, self.last, self.epochs = (epoch, done), (1, 0), 0
+        self.heard = []
+
+    def epoch(self, epoch, *_):
+        self.epochs = epoch
+
+    def labels(self, done, total):
+        self.last = (self.epochs + 1, done)
+        self.heard.append((done, total))
+
+    def stop_requested(self):
+        return self.last == self.at
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_stop_is_answered_while_patches_are_labelled(run, patches, tmp_path, epoch):
+    sources = find_sources([patches], mpp=[0.25])
+    arguments = {"device": CPU, "validation": patches, "mpp": 0.25}
+    watcher = StopAtLabel(epoch, 1)
+    stopped = train_student(TINY, sources, tmp_path, watcher=watcher, **arguments)
+    assert (stopped.stopped, stopped.epochs) == (True, epoch - 1)
+    assert watcher.heard == [(1, 2), (2, 2), (1, 2)][2 * (epoch == 1) :]
+
+    resumed = train_student(TINY, sources, tmp_path, resume=True, **arguments)
+
+    whole = run[1]
+    assert (resumed.best_epoch, resumed.best_score) == (whole.best_epoch, whole.best_score)
+    assert resumed.model.read_bytes() == whole.model.read_bytes()
+
+
 def test_it_says_how_many_batches_are_left(patches, tmp_path):
     class Heard(StopAtBatch):
         left = ()
@@ -238,7 +272,7 @@ def test_other_models_at_several_scales_give_the_labels_of_the_first_round(run, 
     names = ("mpp", "patch_px", "patches_per_slide", "max_patches", "min_tissue", "max_enlargement")
     samples = sample_slides(sources, **{name: getattr(recipe, name) for name in names}, seed=0)
     both = load_labellers(recipe.labellers, recipe.mpp, CPU)
-    known = SelfTraining(recipe, samples).known(AtSeveralScales(both, [1, 1.5]))
+    known = list(SelfTraining(recipe, samples).known(AtSeveralScales(both, [1, 1.5])))
     rows = list(csv.DictReader((tmp_path / "run/metrics.csv").read_text().splitlines()))
     assert float(rows[0]["nuclei"]) == sum(labels.labels.max() for labels in known) > 0
     record = read_metadata(result.model).recipe
