@@ -34,6 +34,9 @@ _LAPTOP = {
 }
 #: After several starts. From random weights, the paper's share finds the nuclei more often.
 _LAPTOP_AFTER_STARTS = {"start_eta": 0.07, "eta": 0.2}
+#: An F at half resolution sees small nuclei better in enlarged images. It has learned from several
+#: magnifications, and so it can see another one.
+_ENLARGEMENT_OF_STRIDE_2 = 1.5
 _HALF_RESOLUTION_DILATIONS = (1, 1, 2, 3, 5, 10)
 
 
@@ -55,7 +58,8 @@ class AttentionRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     #: Magnifications to tell apart, in µm/px.
     scales: Annotated[tuple[float, ...], Meta(min_length=2)] = (0.25, 0.5, 1.0)
-    #: Resolution of the trained model in µm/px; the finest of `scales`.
+    #: Resolution at which the trained model sees images, in µm/px: the finest of `scales`; with a
+    #: stride of 2, two thirds of it.
     model_scale: float | None = None
     #: Side of the tiles.
     tile_px: Annotated[int, Meta(gt=0)] = 224
@@ -150,8 +154,10 @@ class AttentionRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             raise ValueError(
                 f"crop_px {self.crop_px} must be even and no larger than tile_px {self.tile_px}"
             )
-        if self.model_scale is not None and self.model_scale not in self.scales:
-            raise ValueError(f"model_scale {self.model_scale} is not one of {self.scales!r}")
+        if not MIN_MPP < self.model_mpp < MAX_MPP:
+            raise ValueError(
+                f"model_scale {self.model_mpp:g} is not between {MIN_MPP} and {MAX_MPP} µm/px"
+            )
         if self.scale_equivariance_weight and 2 * self.scales[0] not in self.scales:
             raise ValueError(f"scale equivariance needs {2 * self.scales[0]} among the scales")
         if self.starts == 1 and self.start_eta is not None:
@@ -161,8 +167,10 @@ class AttentionRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     @property
     def model_mpp(self) -> float:
-        """Resolution of the trained model in µm/px."""
-        return self.model_scale or self.scales[0]
+        """Resolution at which the trained model sees images, in µm/px."""
+        if self.model_scale is not None:
+            return self.model_scale
+        return self.scales[0] / (_ENLARGEMENT_OF_STRIDE_2 if self.stride == 2 else 1)
 
 
 def recipe_names() -> list[str]:

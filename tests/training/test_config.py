@@ -125,7 +125,8 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
         ({"scales": [1.0, 0.5]}, "scales must increase"),
         ({"scales": [0.01, 0.5]}, "scales must be 0.05 to 2.5"),
         ({"crop_px": 300}, "crop_px 300"),
-        ({"model_scale": 0.3}, "model_scale 0.3"),
+        ({"model_scale": 0.05}, "model_scale 0.05 is not between"),
+        ({"scales": [0.06, 0.12], "stride": 2}, "model_scale 0.04 is not between"),
         ({"batch_size": 2}, "batch_size 2"),
         ({"scales": [0.25, 1.0], "scale_equivariance_weight": 1}, "needs 0.5"),
     ],
@@ -133,6 +134,23 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
 def test_bad_fields_are_named_with_their_value(change: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         attention_recipe(PAPER | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "mpp"),
+    [
+        ({}, 0.25),
+        ({"scales": [0.5, 1.0]}, 0.5),
+        ({"stride": 2}, 1 / 6),
+        ({"width": 16}, 1 / 6),
+        ({"width": 16, "stride": 1}, 0.25),
+        ({"width": 16, "model_scale": 0.2}, 0.2),
+    ],
+)
+def test_an_f_at_half_resolution_sees_enlarged_images(
+    change: dict[str, object], mpp: float
+) -> None:
+    assert attention_recipe(PAPER | change).model_mpp == pytest.approx(mpp)
 
 
 def test_an_error_stays_short_however_much_it_could_quote(tmp_path: Path) -> None:

@@ -308,12 +308,12 @@ class _Run:
         """Choose the post-processing of the best epoch's model on the validation images."""
         path = self.folder / MODEL_FILE
         network, metadata = load_model(path)
-        if metadata.post_processing != PostProcessing():
+        if metadata.post_processing != self._post_processing:
             return  # the run was already tuned
         _log.info("choosing the post-processing on %s", number_of(len(self.labelled), "image"))
         predictor = Predictor.of_network(network, metadata, self.learner.device)
         predicted = predict(predictor, self.labelled)
-        parameters = tune_post_processing(predicted, metadata.post_processing)
+        parameters = tune_post_processing(predicted, metadata.post_processing, mpp=metadata.mpp)
         measured = {**metadata.validation, **summarise(predicted, parameters)}
         tuned = replace(metadata, post_processing=parameters, validation=measured)
         save_model(path, network, tuned)
@@ -334,6 +334,12 @@ class _Run:
             return "no epoch was finished"
         return f"{self.folder / MODEL_FILE} is the model of epoch {self.progress.best_epoch}"
 
+    @property
+    def _post_processing(self) -> PostProcessing:
+        """The default, which is for the finest of the scales, before any tuning."""
+        recipe = self.recipe
+        return PostProcessing().at_resolution(recipe.scales[0], recipe.model_mpp)
+
     def _metadata(self, validation: Mapping[str, Any]) -> ModelMetadata:
         learner = self.learner
         versions = library_versions()
@@ -344,6 +350,7 @@ class _Run:
             family="attention",
             architecture=learner.architecture,
             mpp=self.recipe.model_mpp,
+            post_processing=self._post_processing,
             tau=float(learner.kept_activation.tau),
             sigmoid_gain=learner.kept_activation.gain,
             views=self.recipe.views,
