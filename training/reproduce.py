@@ -253,8 +253,9 @@ def _run(
         evaluate += ["--device", options.device, "-o", str(folder / REPORT_FILE)]
         _qpnuclei(evaluate)
     metadata = read_metadata(folder / MODEL_FILE)
-    made_by = metadata.recipe
-    expected = as_json(attention_recipe(read_recipe(recipe, settings)))
+    wanted = attention_recipe(read_recipe(recipe, settings))
+    made_by = metadata.recipe | {"mpp": metadata.mpp}
+    expected = as_json(wanted) | {"mpp": wanted.model_mpp}
     for key, value in expected.items():
         if made_by[key] != value:
             raise UsageError(
@@ -302,10 +303,12 @@ def read_run(recipe: str, seed: int, folder: Path) -> Run:
 def describe_size(recipe: AttentionRecipe) -> str:
     """Say in a line how large the networks are and how long they learned."""
     resolution = "full" if recipe.stride == 1 else "half"
+    enlarged = recipe.scales[0] / recipe.model_mpp
+    enlarging = "" if enlarged == 1 else f" (of images enlarged {enlarged:g} times, once trained)"
     return (
-        f"F of {recipe.width} channels at {resolution} resolution, G a {recipe.scale_network} "
-        f"({recipe.scale_weights}); {recipe.epochs} epochs of {recipe.batches_per_epoch} batches "
-        f"of {recipe.batch_size} crops of {recipe.crop_px} px"
+        f"F of {recipe.width} channels at {resolution} resolution{enlarging}, "
+        f"G a {recipe.scale_network} ({recipe.scale_weights}); "
+        f"{recipe.epochs} epochs of {recipe.batches_per_epoch} batches of {recipe.batch_size} crops of {recipe.crop_px} px"
     )
 
 
