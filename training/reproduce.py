@@ -308,7 +308,8 @@ def describe_size(recipe: AttentionRecipe) -> str:
     return (
         f"F of {recipe.width} channels at {resolution} resolution{enlarging}, "
         f"G a {recipe.scale_network} ({recipe.scale_weights}); "
-        f"{recipe.epochs} epochs of {recipe.batches_per_epoch} batches of {recipe.batch_size} crops of {recipe.crop_px} px"
+        f"{recipe.epochs} epochs of {recipe.batches_per_epoch} batches of {recipe.batch_size} "
+        f"crops of {recipe.crop_px} px"
     )
 
 

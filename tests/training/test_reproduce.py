@@ -153,13 +153,16 @@ def test_the_recipes_named_are_trained_measured_and_not_trained_again(
         folder = tmp_path / "runs" / "width-4" / f"{made['recipe']}-seed-0"
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         assert made["mean"]["AJI"] == report["mean"]["AJI"]
-        assert "F of 4 channels at half resolution, G a resnet10 (scratch); 2 epochs" in written
+        assert "F of 4 channels at half resolution (of images enlarged 1.5 times" in written
+        assert "G a resnet10 (scratch); 2 epochs" in written
     assert "Patches of further tissue were learned from, too: images." in written
     commands = caplog.text.count("$ qpnuclei")
     assert reproduce.main([*arguments, *settings]) == 0
     assert caplog.text.count("$ qpnuclei") == commands  # nothing was run again
     assert reproduce.main([*arguments, *settings, "--set", "eta=0.3"]) == 2
     assert "was made with eta" in caplog.text
+    assert reproduce.main([*arguments, *settings, "--set", "model_scale=0.2"]) == 2
+    assert "was made with model_scale" in caplog.text
     without = [a for a in arguments if a != "--tissue" and not a.endswith("=0.3")]
     assert reproduce.main([*without, *settings]) == 2
     assert "learned from other images" in caplog.text
