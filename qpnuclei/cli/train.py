@@ -232,10 +232,11 @@ def train(
     if json:
         print_json(asdict(result))
     elif result.model is not None:
-        score = "" if result.best_score is None else f", validation Dice {result.best_score:.3f}"
-        stdout.print(
-            f"{result.model} (epoch {result.best_epoch}{score})", highlight=False, soft_wrap=True
+        number = f"{'round' if student else 'epoch'} {result.best_epoch}"
+        score = (
+            "" if result.best_score is None else f", {result.score_name} {result.best_score:.3f}"
         )
+        stdout.print(f"{result.model} ({number}{score})", highlight=False, soft_wrap=True)
     if result.stopped:
         stderr.print(
             f"stopped and saved; to continue: {this_command('--resume')}",
@@ -259,8 +260,8 @@ class ConsoleWatcher(Watcher):
     def __init__(self, bar: Progress, interrupted: Callable[[], bool]) -> None:
         self._bar = bar
         self._interrupted = interrupted
-        self._epochs = ""
-        self._batches_per_epoch: int | None = None
+        self._part, self._parts = "epoch", ""
+        self._batches: int | None = None  # of a part
         self._left = 0
         self._ends: list[float] = []
         self._indexing = bar.add_task("tiles", total=None, note="", visible=False)
@@ -269,13 +270,17 @@ class ConsoleWatcher(Watcher):
 
     def expect(self, epochs: int, batches_per_epoch: int) -> None:
         """Show the length of the training."""
-        self._epochs = f"/{epochs}"
-        self._batches_per_epoch = batches_per_epoch
+        self._parts = f"/{epochs}"
+        self._batches = batches_per_epoch
         self._left = epochs * batches_per_epoch
 
     def tiles(self, done: int, total: int) -> None:
         """Show the number of images that have been cut into tiles."""
         self._bar.update(self._indexing, completed=done, total=total, visible=done < total)
+
+    def round(self, number: int, rounds: int, batches: int) -> None:  # noqa: ARG002
+        """Show the length of a student's round."""
+        self._part, self._parts, self._batches = "round", f"/{rounds}", batches
 
     def labels(self, done: int, total: int) -> None:
         """Show the number of patches that have been labelled."""
@@ -285,7 +290,7 @@ class ConsoleWatcher(Watcher):
         """Show the estimated duration of the training."""
         from qpnuclei.cli.console import in_words
 
-        is_student = self._batches_per_epoch is None
+        is_student = not self._left
         labelling = ", plus the labelling of patches" if is_student else ""
         self._bar.console.print(
             f"{batches} batches of about {seconds_per_batch:.2g} s: "
@@ -296,16 +301,16 @@ class ConsoleWatcher(Watcher):
 
     def batch(self, epoch: int, batch: int, metrics: Mapping[str, float]) -> None:
         """Show the metrics of a batch; estimate the duration once enough batches are timed."""
-        if self._batches_per_epoch is not None and len(self._ends) < _TIMED:
+        if self._left and self._batches and len(self._ends) < _TIMED:
             self._ends.append(time.monotonic())
             if len(self._ends) == _TIMED:
-                done = (epoch - 1) * self._batches_per_epoch + batch
+                done = (epoch - 1) * self._batches + batch
                 self.begins(self._left - done, (self._ends[-1] - self._ends[0]) / (_TIMED - 1))
         self._bar.update(
             self._training,
-            description=f"epoch {epoch}{self._epochs}",
+            description=f"{self._part} {epoch}{self._parts}",
             completed=batch,
-            total=self._batches_per_epoch,
+            total=self._batches,
             note=_summary(metrics),
             visible=True,
         )
@@ -314,7 +319,7 @@ class ConsoleWatcher(Watcher):
         """Print the metrics of an epoch, with a star if its model was kept."""
         star = " *" if kept else ""
         self._bar.console.print(
-            f"epoch {epoch}{self._epochs}: {_summary(metrics)}{star}",
+            f"{self._part} {epoch}{self._parts}: {_summary(metrics)}{star}",
             highlight=False,
             soft_wrap=True,
         )
@@ -348,6 +353,8 @@ _SHORT_NAMES = {
     "anchor agreement": "anchor",
     "validation dice": "val. Dice",
     "validation pixel_auc": "val. AUC",
+    "validation AJI": "val. AJI",
+    "recoloured AJI": "recoloured",
 }
 
 

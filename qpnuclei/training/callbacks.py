@@ -16,6 +16,9 @@ class Watcher:
     def tiles(self, done: int, total: int) -> None:
         """Receive how many sources have been cut into tiles."""
 
+    def round(self, number: int, rounds: int, batches: int) -> None:
+        """Receive the number of a student's round (from 1), of how many, and its batches."""
+
     def labels(self, done: int, total: int) -> None:
         """Receive how many patches have been labelled for the next round of a student."""
 
@@ -26,7 +29,7 @@ class Watcher:
         """Receive the metrics of a batch (both numbers from 1)."""
 
     def epoch(self, epoch: int, metrics: Mapping[str, float], kept: bool) -> None:
-        """Receive the metrics of an epoch (from 1), and whether its model was kept as the best."""
+        """Receive the metrics of an epoch or round (from 1), and whether its model was kept."""
 
     def stop_requested(self) -> bool:
         """Tell whether to save and stop before the next batch."""
@@ -42,10 +45,13 @@ class TrainingResult:
     model : pathlib.Path or None
         The model file of the best epoch; None if the run was stopped before its first.
     epochs : int
-        Epochs done.
+        Epochs done; of a student, rounds.
     best_epoch : int or None
     best_score : float or None
-        Validation Dice of the best epoch; None without validation.
+        By which the best epoch was chosen; None without validation.
+    score_name : str
+        What it is: ``"validation Dice"``; of a student ``"validation AJI"``, the mean of the images
+        as they are and recoloured.
     stopped : bool
         Whether it was asked to stop before its end.
     """
@@ -54,4 +60,5 @@ class TrainingResult:
     epochs: int
     best_epoch: int | None
     best_score: float | None
+    score_name: str
     stopped: bool

@@ -44,7 +44,7 @@ class Progress:
     best_epoch : int or None
         Epoch (from 1) whose model was kept.
     best_score : float or None
-        Its validation Dice.
+        By which it was chosen: its validation Dice; of a student, AJI.
     """
 
     epoch: int = 0

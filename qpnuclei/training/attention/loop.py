@@ -60,6 +60,9 @@ _log = logging.getLogger(__name__)
 #: Images in the picture of each epoch.
 _PICTURE_IMAGES = 9
 
+#: By which the best epoch is chosen.
+_SCORE = "validation Dice"
+
 
 def train_attention(
     recipe: AttentionRecipe,
@@ -158,7 +161,7 @@ def train_attention(
         if state is None:
             learner = first_learner(recipe, batches, device, seed, backbone_weights, watcher)
             if learner is None:
-                return TrainingResult(None, 0, None, None, True)
+                return TrainingResult(None, 0, None, None, _SCORE, True)
         else:
             learner = Learner(recipe, device, seed, imagenet=False)
             learner.load_state(state.learner)
@@ -227,6 +230,7 @@ class _Run:
             progress.epoch,
             progress.best_epoch,
             progress.best_score,
+            _SCORE,
             stopped,
         )
 

@@ -71,6 +71,9 @@ _log = logging.getLogger(__name__)
 #: Key of the unfinished round in the saved state, beside the weights of the previous student.
 _UNFINISHED = "unfinished round"
 
+#: By which the best round is chosen.
+_SCORE = "validation AJI"
+
 
 def train_student(
     fields: Mapping[str, Any],
@@ -227,10 +230,14 @@ class _Run:
             tune(self.folder / MODEL_FILE, self.labelled, self.device)
         model = self.folder / MODEL_FILE
         progress = self.progress
-        if not model.is_file():
-            return TrainingResult(None, progress.epoch, None, None, stopped)
-        dice = read_metadata(model).validation.get("mean", {}).get("ADC")
-        return TrainingResult(model, progress.epoch, progress.best_epoch, dice, stopped)
+        return TrainingResult(
+            model if model.is_file() else None,
+            progress.epoch,
+            progress.best_epoch,
+            progress.best_score,
+            _SCORE,
+            stopped,
+        )
 
     def _batches_left(self) -> int:
         recipe = self.recipe
@@ -253,6 +260,9 @@ class _Run:
             labeller = load_labellers(self.recipe.labellers, self.recipe.mpp, self.device)
         if labeller is not None:
             labeller = AtSeveralScales(labeller, self.recipe.label_scales)
+        recipe = self.recipe
+        batches = recipe.first_round_batches if number == 1 else recipe.batches_per_round
+        self.watcher.round(number, recipe.rounds, batches)
         known = []
         patches = sum(len(sample.patches) for sample in self.samples)
         for labels in self.curriculum.known(labeller):
