@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 
-from qpnuclei.errors import QpnucleiError, UsageError, number_of, standing_alone
+from qpnuclei.errors import NotFoundError, QpnucleiError, UsageError, number_of, standing_alone
 from qpnuclei.pipeline.commit.commit_image import commit_image, committed_image, device_of
 from qpnuclei.pipeline.folder import RunFolder, choose_folder
 from qpnuclei.pipeline.inference.computing import computing
@@ -22,7 +22,7 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.plan_project import plan_project
 from qpnuclei.pipeline.planning.keys import request_of
 from qpnuclei.pipeline.planning.layout import layout_of
-from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan, content_hash
+from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan
 from qpnuclei.pipeline.positivity import require_some_dab
 from qpnuclei.pipeline.space import check_space, need_of_results, need_of_shards
 from qpnuclei.pipeline.summary import ImageNote, RunSummary
@@ -60,10 +60,10 @@ def plan_run(
             planned = plan_project(project, entries, options, folder, conduct)
             todo = [i for i in planned.plan.images if i.entry not in planned.committed]
             check_space(need_of_shards(folder, todo))
-            summary = RunSummary.begun(project, entries, planned.plan, options, folder.path)
-            by_id = {entry.id: entry for entry in entries}
+            names = {entry.id: entry.name for entry in entries}
+            summary = RunSummary.begun(project, names, planned.plan, options, folder.path)
             for entry_id, error in planned.errors.items():
-                summary.fail(by_id[entry_id], error, entry_id in planned.committed)
+                summary.fail(entry_id, error, entry_id in planned.committed)
             summary.state = "planned"
             summary.save()
     return folder, planned.plan, summary
@@ -147,6 +147,8 @@ def commit_run(
 
     Raises
     ------
+    UsageError
+        If the project has none of the planned images.
     QpnucleiError
         If there is no plan, or another process works on the project.
     """
@@ -154,35 +156,31 @@ def commit_run(
     plan = folder.plan()
     if slides_from is not None:
         check_folder(slides_from, "of the slides on this machine")
-    by_id = {entry.id: entry for entry in project.images}
-    entries = [by_id[image.entry] for image in plan.images if image.entry in by_id]
+    entries = _planned_entries(project, folder, plan)
     engine = cache(lambda model: load_engine(model, options.engine))
     with locked(project.path.parent), folder.logging():
         todo = [image for image in plan.images if not _is_saved(folder, image)]
         check_space(need_of_results(project, todo, options))
-        summary = RunSummary.begun(project, entries, plan, options, folder.path)
+        names = {image.entry: image.name for image in plan.images}
+        summary = RunSummary.begun(project, names, plan, options, folder.path)
         # The device that computed the images already committed.
         summary.device = str(folder.record().get("device", ""))
         failed = folder.failed()
         for image in plan.images:
-            entry = by_id.get(image.entry)
-            if entry is None or entry.name != image.name:
-                raise UsageError(
-                    f"{project.path} has no image {image.name} (ID {image.entry}), which is in the "
-                    f"plan in {folder.path}",
-                    "give the project that was planned: --project",
-                )
 
-            def fail(error: QpnucleiError, entry: ImageEntry = entry) -> None:
-                summary.fail(entry, error)
+            def fail(error: QpnucleiError, image: PlannedImage = image) -> None:
+                summary.fail(image.entry, error)
                 if conduct.fail_fast:
                     raise error
 
             with standing_alone(f"image {image.name}", fail):
+                entry = entries.get(image.entry)
+                if entry is None:
+                    raise _not_in_project(image, project)
                 spec = plan.spec(image)
                 objects = entry.read()
                 if Record.of(objects.properties).run == image.marker:
-                    data = content_hash(objects.fingerprint)
+                    data = objects.fingerprint
                     done = committed_image(project, entry, image, folder, spec, options, data)
                     summary.add_earlier(done)
                     continue
@@ -201,6 +199,32 @@ def commit_run(
         with interrupt_postponed():
             summary.save_somewhere()
     return summary
+
+
+def _planned_entries(project: Project, folder: RunFolder, plan: RunPlan) -> dict[str, ImageEntry]:
+    """Return the images of a plan that the project has, by entry ID.
+
+    Raises
+    ------
+    UsageError
+        If it has none of them: it is another project.
+    """
+    # Other projects use the same IDs, so the name must agree too.
+    names = {image.entry: image.name for image in plan.images}
+    found = {entry.id: entry for entry in project.images if names.get(entry.id) == entry.name}
+    if names and not found:
+        raise UsageError(
+            f"{project.path} has none of the images of the plan in {folder.path}",
+            "give the project that was planned: --project",
+        )
+    return found
+
+
+def _not_in_project(image: PlannedImage, project: Project) -> NotFoundError:
+    return NotFoundError(
+        f"{project.path} has no image {image.name} with the ID {image.entry}",
+        "if it was renamed since it was planned, give it that name again; or plan the run again",
+    )
 
 
 def _is_saved(folder: RunFolder, image: PlannedImage) -> bool:

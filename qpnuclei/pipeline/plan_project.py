@@ -17,7 +17,7 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import ImagePlan, NothingToDo, plan_image
 from qpnuclei.pipeline.planning.keys import inputs_of, request_of
 from qpnuclei.pipeline.planning.layout import divide
-from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan, content_hash
+from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan
 from qpnuclei.pipeline.planning.plan_parts import (
     PlannedRegion,
     PlannedSlide,
@@ -136,7 +136,7 @@ def _plan_image(
         if earlier is not None and is_same:
             record = Record.of(objects.properties, f"image {entry.name}")
             if record.run == earlier.marker:
-                return earlier, content_hash(objects.fingerprint)
+                return earlier, objects.fingerprint
         # The marks of an earlier attempt of this run are among its inputs.
         if options.qc and not is_same:
             from qpnuclei.pipeline.planning.artefacts import mark_artefacts, report_marks
@@ -160,7 +160,7 @@ def _data_as_written(
         record = Record.of(objects.properties, f"image {entry.name}")
         inputs = _inputs(entry, objects, specs, options, image.slide)
         if record.run == image.marker and inputs == image.inputs:
-            return content_hash(objects.fingerprint)
+            return objects.fingerprint
     return None
 
 

@@ -60,19 +60,20 @@ def analyse_project(
             plan = planned.plan
             todo = [image for image in plan.images if image.entry not in planned.committed]
             check_space(need_of_shards(folder, todo) + need_of_results(project, todo, options))
-            summary = RunSummary.begun(project, entries, plan, options, folder.path)
+            by_id = {entry.id: entry for entry in entries}
+            names = {entry.id: entry.name for entry in entries}
+            summary = RunSummary.begun(project, names, plan, options, folder.path)
             summary.device = computer.device
             summary.save_soon(always=True)
-            by_id = {entry.id: entry for entry in entries}
 
             def fail(image: PlannedImage, error: QpnucleiError) -> None:
-                summary.fail(by_id[image.entry], error)
+                summary.fail(image.entry, error)
                 summary.save_soon(conduct.fail_fast)
                 if conduct.fail_fast:
                     raise error
 
             for entry_id, error in planned.errors.items():
-                summary.fail(by_id[entry_id], error, entry_id in planned.committed)
+                summary.fail(entry_id, error, entry_id in planned.committed)
             try:
                 for image in plan.images:
                     if image.entry in planned.committed:

@@ -27,11 +27,9 @@ from qpnuclei.system.timing import peak_memory_mib
 from qpnuclei.system.versions import versions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from qpnuclei.pipeline.options import RunOptions
     from qpnuclei.pipeline.planning.plan_file import RunPlan
-    from qpnuclei.qupath.model import ImageEntry, Project
+    from qpnuclei.qupath.model import Project
     from qpnuclei.qupath.regions import Region
 
 _log = logging.getLogger(__name__)
@@ -201,9 +199,10 @@ class RunSummary:
     ----------
     models : list of dict
         The models of its images, see `describe_model`: of the default, one network or both.
-    planned : tuple of ImageEntry
-        Each ends among the `images` that were done, the `failures` or the others, `not_done`; one
-        that was done by an earlier start and cannot be looked at again, among the first two.
+    planned : mapping of str to str
+        Names of the images, by entry ID. Each ends among the `images` that were done, the
+        `failures` or the others, `not_done`; one that was done by an earlier start and cannot be
+        looked at again, among the first two.
     nothing_to_do : mapping of str to str
         Reason why an image was not analysed, by entry ID.
     state : str
@@ -220,7 +219,7 @@ class RunSummary:
     models: list[dict[str, Any]]
     device: str
     run_dir: Path
-    planned: tuple[ImageEntry, ...] = ()
+    planned: dict[str, str] = field(default_factory=dict)
     images: list[ImageResult] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     nothing_to_do: dict[str, str] = field(default_factory=dict)
@@ -234,7 +233,7 @@ class RunSummary:
     def begun(
         cls,
         project: Project,
-        entries: Sequence[ImageEntry],
+        planned: dict[str, str],
         plan: RunPlan,
         options: RunOptions,
         run_dir: Path,
@@ -247,7 +246,7 @@ class RunSummary:
             models=[describe_model(spec) for spec in plan.models_used],
             device="",
             run_dir=run_dir,
-            planned=tuple(entries),
+            planned=planned,
             nothing_to_do=dict(plan.nothing_to_do),
             request=plan.request,
         )
@@ -276,7 +275,7 @@ class RunSummary:
         """Mark the run as finished."""
         self.state = "failed" if self.failures else "done"
 
-    def fail(self, entry: ImageEntry, error: QpnucleiError, is_written: bool = False) -> None:
+    def fail(self, entry_id: str, error: QpnucleiError, is_written: bool = False) -> None:
         """Record and report that an image failed and was left as it was.
 
         Parameters
@@ -284,9 +283,10 @@ class RunSummary:
         is_written : bool
             Whether an earlier start of this run has written its nuclei.
         """
-        self.failures.append(Failure(entry.name, entry.id, error))
+        name = self.planned[entry_id]
+        self.failures.append(Failure(name, entry_id, error))
         again = " again, its nuclei of before stay" if is_written else ""
-        _log.error("%snot analysed%s: %s", error.naming("image", entry.name), again, error)
+        _log.error("%snot analysed%s: %s", error.naming("image", name), again, error)
 
     @property
     def not_done(self) -> list[dict[str, str]]:
@@ -294,12 +294,12 @@ class RunSummary:
         told = {image.entry for image in self.images} | {f.entry for f in self.failures}
         return [
             {
-                "image": entry.name,
-                "entry": entry.id,
-                "reason": self.nothing_to_do.get(entry.id, "the run ended before"),
+                "image": name,
+                "entry": entry_id,
+                "reason": self.nothing_to_do.get(entry_id, "the run ended before"),
             }
-            for entry in self.planned
-            if entry.id not in told
+            for entry_id, name in self.planned.items()
+            if entry_id not in told
         ]
 
     def save(self) -> None:

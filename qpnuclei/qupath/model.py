@@ -207,6 +207,10 @@ class Detections:
         return {}
 
 
+#: Fingerprint of an image without a data file.
+ABSENT = "absent"
+
+
 @dataclass(frozen=True)
 class ImageObjects:
     """The objects of an image as read from disk.
@@ -216,8 +220,8 @@ class ImageObjects:
     annotations : tuple of Annotation
     detections : Detections
     fingerprint : str
-        Identifies the state of the file on disk, also if there is none: `ImageEntry.write` refuses
-        to write if the file has changed since.
+        Digest of the file's content, or `ABSENT` if there is none: `ImageEntry.write` refuses to
+        write if the content has changed since. A copy has the same, and so has every backend.
     properties : mapping of str to str
         Text properties of the image, which QuPath keeps when it saves.
     cores : tuple of TmaCore

@@ -17,7 +17,7 @@ from qpnuclei.qupath.backups import (
     kept_backup,
     list_backups,
 )
-from qpnuclei.qupath.model import Edit, ImageObjects, ImageServer
+from qpnuclei.qupath.model import ABSENT, Edit, ImageObjects, ImageServer
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.qpdata.data_file import DataFile
 from qpnuclei.qupath.qpdata.detections import FileDetections
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from qpnuclei.nuclei.exports.rows import NucleusRows
 
 _log = logging.getLogger(__name__)
-
-_ABSENT = "absent"
 
 
 def open_project(path: str | Path, image_root: str | Path | None = None) -> NativeProject:
@@ -273,14 +271,14 @@ class NativeImage:
         path = self.data_path
         try:
             data = read_regular(path)
-            fingerprint = _fingerprint(path, digest_of(data))
+            fingerprint = digest_of(data)
         except FileNotFoundError:
             if self._backup_path.exists():
                 raise FormatError(
                     f"{path}: is missing, though the image was saved before", self._backup_hint()
                 ) from None
             self._check_reachable()
-            return None, _ABSENT
+            return None, ABSENT
         except OSError as error:
             raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
         return data, fingerprint
@@ -295,9 +293,9 @@ class NativeImage:
     def _check_unchanged(self, fingerprint: str) -> None:
         """Raise if another program has saved the data file meanwhile."""
         try:
-            found = _fingerprint(self.data_path, digest_of_file(self.data_path))
+            found = digest_of_file(self.data_path)
         except OSError:  # no file yet, or QuPath is replacing it
-            found = _ABSENT if not self._backup_path.exists() else ""
+            found = ABSENT if not self._backup_path.exists() else ""
         if found != fingerprint:
             raise self._conflict()
 
@@ -407,11 +405,6 @@ def _bytes_of(path: Path) -> bytes:
         return read_regular(path)
     except OSError as error:
         raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _fingerprint(path: Path, digest: str) -> str:
-    status = path.stat()
-    return f"{status.st_size}-{status.st_mtime_ns}-{digest}"
 
 
 def _digest(data_file: DataFile) -> str:

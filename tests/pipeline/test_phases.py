@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import qpnuclei
-from qpnuclei.errors import FormatError, NotFoundError, QpnucleiError, SlideError
+from qpnuclei.errors import FormatError, NotFoundError, QpnucleiError, SlideError, UsageError
 from qpnuclei.pipeline.inference import units
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.layout import layout_of
@@ -110,6 +110,45 @@ def test_phases_on_several_machines_are_one_run(tmp_path: Path) -> None:
     log = (tmp_path / "run" / "run.log").read_text().splitlines()
     assert sum("unit 0000" in line for line in log) == 8
     assert log[-1].endswith(f"done: {directly.nuclei} nuclei")
+
+
+def test_a_copy_of_the_project_is_committed_into(tmp_path: Path) -> None:
+    place = make_project(tmp_path / "place", 1)
+    folder = qpnuclei.infer(qpnuclei.plan(place / "project", OPTIONS), device="cpu")
+    # As cp -r does, without the times of the files.
+    copy = shutil.copytree(place / "project", tmp_path / "copy", copy_function=shutil.copyfile)
+    summary = qpnuclei.commit(folder, copy)
+    assert (summary.failures, summary.nuclei > 0) == ([], True)
+    (image,) = open_project(copy).images
+    assert len(image.read().detections) == summary.nuclei
+
+
+def test_an_image_that_left_the_project_does_not_keep_the_others_back(tmp_path: Path) -> None:
+    place = make_project(tmp_path / "place", 3)
+    folder = qpnuclei.infer(qpnuclei.plan(place / "project", OPTIONS), device="cpu")
+    path = place / "project" / "project.qpproj"
+    content = json.loads(path.read_text())
+    removed, renamed, _ = content["images"]
+    renamed["imageName"] = "new name.tif"
+    content["images"].remove(removed)
+    path.write_text(json.dumps(content))
+    summary = qpnuclei.commit(folder)
+    assert summary.state == "failed"
+    assert [image.name for image in summary.images] == ["2.tif"]
+    assert [failure.name for failure in summary.failures] == ["0.tif", "1.tif"]
+    assert f"has no image 1.tif with the ID {renamed['entryID']}" in summary.failures[1].error.what
+    assert [len(i.read().detections) for i in open_project(path).images] == [0, summary.nuclei]
+    assert summary.not_done == []
+
+
+def test_another_project_than_the_planned_one_is_refused(tmp_path: Path) -> None:
+    place = make_project(tmp_path / "place", 1)
+    folder = qpnuclei.plan(place / "project", OPTIONS)
+    (tmp_path / "other").mkdir()
+    slide = shutil.copy(IMAGE, tmp_path / "other" / "other.tif")
+    other = create_from_slides(tmp_path / "other" / "project", [Path(slide)], mpp=0.25)
+    with pytest.raises(UsageError, match="has none of the images of the plan"):
+        qpnuclei.commit(folder, other)
 
 
 def test_planning_loads_neither_torch_nor_weights(tmp_path: Path) -> None:

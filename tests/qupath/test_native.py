@@ -612,7 +612,7 @@ def snapshot(folder: Path, ignore=BACKUP_FOLDER):
 def test_a_changed_file_is_a_conflict(tmp_path):
     image = open_project(copy_project("0.5.1", tmp_path)).images[0]
     fingerprint = image.read().fingerprint
-    os.utime(image.data_path)
+    image.write(Edit(properties={"of": "another program"}), fingerprint)
     before = snapshot(tmp_path)
     with pytest.raises(ConflictError, match="changed on disk"):
         image.write(Edit(add=[group(0)]), fingerprint)
@@ -622,7 +622,7 @@ def test_a_changed_file_is_a_conflict(tmp_path):
 def test_a_file_that_changes_while_we_save_is_a_conflict(tmp_path, monkeypatch):
     image = open_project(copy_project("0.5.1", tmp_path)).images[0]
     fingerprint = image.read().fingerprint
-    theirs = image.data_path.read_bytes() + b""
+    theirs = image.data_path.read_bytes() + b" "
     verify = type(image)._verify
 
     def meanwhile(self, *arguments):

@@ -18,7 +18,7 @@ from qpnuclei.pipeline.inference.shards import About, ImageNuclei
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import ImagePlan, ids_of_detections
 from qpnuclei.pipeline.planning.layout import Layout, layout_of
-from qpnuclei.pipeline.planning.plan_file import PlannedImage, content_hash
+from qpnuclei.pipeline.planning.plan_file import PlannedImage
 from qpnuclei.pipeline.selection import Locked, ours_within
 from qpnuclei.pipeline.summary import ImageNote, ImageResult, RegionResult
 from qpnuclei.qupath.analysed import Record, together
@@ -227,4 +227,4 @@ def _counted(plan: ImagePlan, doubts: Sequence[str]) -> dict[str, Any]:
             regions, counts, doubts, strict=True
         )
     )
-    return {"regions": results, "data": content_hash(objects.fingerprint)}
+    return {"regions": results, "data": objects.fingerprint}

@@ -38,11 +38,6 @@ from qpnuclei.tiling.plan import TilePlan
 FORMAT = 1
 
 
-def content_hash(fingerprint: str) -> str:
-    """Return the part of a fingerprint that is of the content: a copy may have another time."""
-    return fingerprint.rpartition("-")[2]
-
-
 class PlannedImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is to be done in one image.
 
@@ -53,7 +48,7 @@ class PlannedImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     model : str
         That finds its nuclei: one of `RunPlan.engines`.
     data : str
-        State of the image's data in the project when it was planned.
+        Fingerprint of the image's data in the project when it was planned.
     inputs : str
         Hash of everything that was chosen and given: options, annotations, slide, model.
     tissue : bool
@@ -99,7 +94,7 @@ class PlannedImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     @property
     def marker(self) -> str:
         """The mark in the project of an image into which this plan's nuclei were written."""
-        return hash_of([self.inputs, self.units, content_hash(self.data)])
+        return hash_of([self.inputs, self.units, self.data])
 
     def areas(self) -> list[Region]:
         """Return the regions.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qpnuclei.errors import FormatError, QpnucleiError, SaveError
-from qpnuclei.system.files import TEMPORARY_PREFIX, open_regular
+from qpnuclei.qupath.model import ABSENT
+from qpnuclei.qupath.transaction import digest_of_file
+from qpnuclei.system.files import TEMPORARY_PREFIX
 
 #: The end of the file in a Java object stream: a string and its length.
 _END_MARK = b"t\0\3EOF"
@@ -62,15 +63,14 @@ def backup_hint(file: Path) -> str:
 
 
 def fingerprint_of(file: Path) -> str:
-    """Identify the state of a data file."""
+    """Return the fingerprint of a data file (see `ImageObjects`)."""
     try:
-        with open_regular(file) as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return digest_of_file(file)
     except FileNotFoundError:
         if file.with_name(_BACKUP).exists():
             raise FormatError(
                 f"{file}: is missing, though the image was saved before", backup_hint(file)
             ) from None
-        return "absent"
+        return ABSENT
     except OSError as error:
         raise FormatError(f"{file}: cannot be read: {error.strerror}") from error

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from qpnuclei.errors import FormatError, SaveError
-from qpnuclei.qupath.paquo.saved_file import check_complete, kept_on_failure
-from tests.qupath.samples import contents
+from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.paquo.saved_file import check_complete, fingerprint_of, kept_on_failure
+from tests.qupath.samples import contents, copy_project
 
 
 def save_badly(folder: Path, error: BaseException) -> None:
@@ -53,3 +54,10 @@ def test_a_file_without_its_end_mark(tmp_path: Path) -> None:
         check_complete(file)
     file.write_bytes(b"\xac\xed\x00\x05 t\0\3EOF")
     check_complete(file)
+
+
+def test_both_backends_give_the_same_fingerprint(tmp_path: Path) -> None:
+    image = open_project(copy_project("0.5.1", tmp_path)).images[0]
+    assert fingerprint_of(image.data_path) == image.read().fingerprint
+    image.data_path.unlink()
+    assert fingerprint_of(image.data_path) == image.read().fingerprint
