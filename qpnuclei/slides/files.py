@@ -71,7 +71,7 @@ def one_per_slide(paths: Sequence[Path]) -> list[Path]:
     list of Path
         In the order given.
     """
-    parts = {part for path in paths for part in _named_in_index(path)}
+    parts = {part for path in paths for part in named_in_index(path)}
     kept: list[Path] = []
     series: dict[str, Path] = {}
     for path in paths:
@@ -98,7 +98,8 @@ def _series_of_dicom(path: Path) -> str | None:
     return slide_id
 
 
-def _named_in_index(path: Path) -> Iterator[Path]:
+def named_in_index(path: Path) -> Iterator[Path]:
+    """Return the files that the index of a Hamamatsu slide names; none for other files."""
     if path.suffix.lower() not in _INDEXES:
         return
     try:

@@ -6,6 +6,8 @@ from hashlib import blake2b
 from pathlib import Path
 
 from qpnuclei.errors import NotFoundError, SlideError
+from qpnuclei.slides.dicom import series_of
+from qpnuclei.slides.files import named_in_index
 from qpnuclei.system.files import open_regular
 
 #: Bytes to read at the start and the end of a file, where headers and directories are.
@@ -18,7 +20,7 @@ def slide_fingerprint(path: Path) -> str:
     """Return a digest of a slide: of its size, both ends and 64 samples between them.
 
     For a slide in several files (MIRAX, DICOM, VMS), the digest includes names and sizes of the
-    other files.
+    other files. Files of other slides in the same folder make no difference.
 
     Raises
     ------
@@ -49,14 +51,11 @@ def slide_fingerprint(path: Path) -> str:
 
 
 def _parts(path: Path) -> list[Path]:
-    """Return the other files of a slide in several files."""
-    suffix = path.suffix.lower()
-    if suffix == ".mrxs":
-        folder, pattern = path.with_suffix(""), "*"
-    elif suffix == ".dcm":
-        folder, pattern = path.parent, "*.dcm"
-    elif suffix in (".vms", ".vmu"):
-        folder, pattern = path.parent, f"{path.stem}*"
+    """Return the files of a slide in several files."""
+    if path.suffix.lower() == ".mrxs":
+        parts = set(path.with_suffix("").glob("*"))
+    elif series := series_of(path):
+        parts = {other for other in path.parent.iterdir() if series_of(other) == series}
     else:
-        return []
-    return sorted(part for part in folder.glob(pattern) if part.is_file())
+        parts = set(named_in_index(path))
+    return sorted(part for part in parts if part.is_file())
