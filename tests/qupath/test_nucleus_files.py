@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpnuclei.errors import FormatError, UsageError
+from qpnuclei.nuclei.exports.anndata_file import write_anndata
 from qpnuclei.nuclei.exports.label_image import write_label_image
 from qpnuclei.nuclei.exports.rows import FIELDS, NucleusRows
 from qpnuclei.nuclei.exports.spatialdata_store import write_spatialdata
@@ -34,6 +35,7 @@ from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.project import open_project
 from tests.ids import nucleus_id
 from tests.paths import SAMPLES
+from tests.qupath.samples import VERSIONS
 from tests.qupath.test_counts import OTHER, annotation, detections, image
 
 MPP = 0.5
@@ -171,6 +173,29 @@ def test_anndata_has_measurements_and_places(project, tmp_path):
         assert found.tolist() == pytest.approx(frame[name].tolist(), rel=1e-6, nan_ok=True)
     unknown = anndata.read_h5ad(written(project, tmp_path / "none.h5ad", images=[3]))
     assert unknown.shape[0] == len(expected(3))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_anndata_of_every_version_of_qupath(version, tmp_path):
+    """QuPath 0.2 and 0.3 save no UUIDs."""
+    project = open_project(SAMPLES / version / "project", backend="native")
+    made = anndata.read_h5ad(written(project, tmp_path / "nuclei.h5ad"))
+    frame = geopandas.read_parquet(written(project, tmp_path / "nuclei.parquet"))
+    assert made.obs["uuid"].isna().tolist() == frame["uuid"].isna().tolist()
+    assert made.obs["uuid"].dropna().tolist() == frame["uuid"].dropna().tolist()
+    assert made.obs["class"].dropna().tolist() == frame["class"].dropna().tolist()
+    assert made.obs_names.is_unique
+
+
+def test_anndata_of_nuclei_without_any_text(tmp_path):
+    found = detections([(5, 5), (9, 9)], class_names=[None, None], ids=[None, None])
+    rows = nucleus_rows(image([], found, size=None))
+    write_anndata([rows], tmp_path / "bare.h5ad")
+    made = anndata.read_h5ad(tmp_path / "bare.h5ad")
+    for name in ("uuid", "class", "annotation", "parents", "tma_core", "check"):
+        assert made.obs[name].isna().all()
+    write_anndata([], tmp_path / "empty.h5ad")
+    assert anndata.read_h5ad(tmp_path / "empty.h5ad").shape == (0, 0)
 
 
 @pytest.mark.parametrize("suffix", ["geojson", "geojson.gz"])

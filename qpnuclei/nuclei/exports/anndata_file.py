@@ -41,6 +41,8 @@ def to_anndata(images: Sequence[NucleusRows]) -> anndata.AnnData:
         [FIELDS.empty_table(), *(rows.table.select(FIELDS.names) for rows in images)]
     ).unify_dictionaries()
     frame = table.drop_columns(_CENTROIDS).to_pandas()
+    if frame["uuid"].isna().all():  # AnnData cannot write a column of text without any text
+        frame["uuid"] = frame["uuid"].astype("category")
     frame.index = _index(table)
     values = np.concatenate([np.empty((0, len(names))), *(_matrix(rows, names) for rows in images)])
     narrow = values.astype(np.float32)
