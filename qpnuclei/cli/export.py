@@ -71,7 +71,7 @@ def export(
             "--class",
             autocompletion=complete_class,
             help="Class of the detections that count as nuclei, from any program, also in "
-            "annotations that qpnuclei did not analyse; may repeat.",
+            "areas that qpnuclei did not analyse; may repeat.",
             show_default="detections by qpnuclei, and class Nucleus; with --by nucleus all "
             "detections and cells",
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +16,9 @@ from qpnuclei.qupath.model import Detections
 #: Last part of the class names that QuPath treats as staining intensities.
 _GRADES = ("1+", "2+", "3+")
 _INTENSITIES = ("Positive", "Negative", *_GRADES)
-_ALL_DETECTIONS = "Num Detections"
+#: Columns of all detections, and of the grades of positive ones.
+ALL_DETECTIONS = "Num Detections"
+H_SCORE = "H-score"
 
 
 def is_positive(class_name: str | None) -> bool:
@@ -47,69 +49,18 @@ class Classes:
     ours: npt.NDArray[np.bool_]
 
     @cached_property
-    def columns(self) -> dict[str, list[int]]:
-        """QuPath's columns for the classes, in its order, with the codes that each one counts.
-
-        ``(base)`` marks a class with positive, negative or graded subclasses; it counts them all.
-        """
-        columns = {
-            f"Num {base} (base)": self._derived(base)
-            for base in sorted(self._bases(_INTENSITIES) - {""})
-        }
-        for code, name in enumerate(self.names):
-            # A class may have the name of another column; keep both columns.
-            column = f"Num {name}"
-            if name:
-                is_taken = column in columns or column == _ALL_DETECTIONS
-                columns[f"{column} (class)" if is_taken else column] = [code]
-        return columns
+    def _columns(self) -> dict[str, list[str]]:
+        return columns_of(self.names)
 
     def numbers(self, rows: npt.NDArray[np.int64]) -> dict[str, int | float]:
         """Return QuPath's columns for some detections: counts, percentages and H-scores."""
-        counts = np.bincount(self.codes[rows], minlength=len(self.names))
-        of_classes = {column: int(counts[codes].sum()) for column, codes in self.columns.items()}
-        return {_ALL_DETECTIONS: len(rows), **of_classes, **self._shares(counts)}
-
-    def _shares(self, counts: npt.NDArray[np.int64]) -> dict[str, float]:
-        """Return QuPath's percentages of positive detections, and H-scores from 0 to 300.
-
-        There is one of each per base class with such subclasses, and one for all of them together.
-        A value is NaN if there are no such detections.
-
-        Parameters
-        ----------
-        counts : (C,) int64 ndarray
-            Number of detections of each class.
-        """
-        found: dict[str, float] = {}
-        for column, intensities, weights in (
-            ("Positive %", _INTENSITIES, {**dict.fromkeys(_INTENSITIES, 100), "Negative": 0}),
-            ("H-score", _GRADES, {"Negative": 0, "1+": 100, "2+": 200, "3+": 300}),
-        ):
-            bases = sorted(self._bases(intensities))
-            for members in [*([base] for base in bases), *([bases] if len(bases) > 1 else [])]:
-                weighted = total = 0
-                for code in (code for base in members for code in self._derived(base)):
-                    last = self.names[code].rpartition(": ")[2]
-                    if last in weights:
-                        total += int(counts[code])
-                        weighted += int(counts[code]) * weights[last]
-                name = _qupath_name(column, members)
-                if name in found:  # QuPath gives two columns the same name
-                    name = f"{' + '.join(members)}: {column}"
-                found[name] = weighted / total if total else math.nan
-        return found
-
-    def _bases(self, intensities: Sequence[str]) -> set[str]:
-        """Return the names of the classes that have such subclasses; empty for no class."""
-        parts = [name.rpartition(": ") for name in self.names]
-        return {parent for parent, _, last in parts if last in intensities}
-
-    def _derived(self, base: str) -> list[int]:
-        """Return the codes of a class and its subclasses; without a name, of all base classes."""
-        if not base:
-            return [code for code, name in enumerate(self.names) if ": " not in name]
-        return [code for code, name in enumerate(self.names) if f"{name}: ".startswith(f"{base}: ")]
+        found = np.bincount(self.codes[rows], minlength=len(self.names)).tolist()
+        counts = dict(zip(self.names, found, strict=True))
+        of_classes = {
+            column: sum(counts[name] for name in counted)
+            for column, counted in self._columns.items()
+        }
+        return {ALL_DETECTIONS: len(rows), **of_classes, **shares_of(self.names, counts)}
 
     @classmethod
     def of(cls, detections: Detections, nucleus_classes: Sequence[str] | None) -> Classes:
@@ -122,6 +73,67 @@ class Classes:
         if nucleus_classes is None:
             nuclei |= detections.ours
         return cls(names, codes, nuclei, detections.ours)
+
+
+def columns_of(names: Sequence[str]) -> dict[str, list[str]]:
+    """Return QuPath's columns for classes, in its order, with the classes that each one counts.
+
+    ``(base)`` marks a class with positive, negative or graded subclasses; it counts them all.
+    """
+    columns = {
+        f"Num {base} (base)": _derived(names, base)
+        for base in sorted(_bases(names, _INTENSITIES) - {""})
+    }
+    for name in filter(None, names):
+        # A class may have the name of another column; keep both columns.
+        column = f"Num {name}"
+        is_taken = column in columns or column == ALL_DETECTIONS
+        columns[f"{column} (class)" if is_taken else column] = [name]
+    return columns
+
+
+def shares_of(names: Sequence[str], counts: Mapping[str, int]) -> dict[str, float]:
+    """Return QuPath's percentages of positive detections, and H-scores from 0 to 300.
+
+    There is one of each per base class with such subclasses, and one for all of them together. A
+    value is NaN if there are no such detections.
+
+    Parameters
+    ----------
+    counts : mapping of str to int
+        Number of detections of each class.
+    """
+    found: dict[str, float] = {}
+    for column, intensities, weights in (
+        ("Positive %", _INTENSITIES, {**dict.fromkeys(_INTENSITIES, 100), "Negative": 0}),
+        (H_SCORE, _GRADES, {"Negative": 0, "1+": 100, "2+": 200, "3+": 300}),
+    ):
+        bases = sorted(_bases(names, intensities))
+        for members in [*([base] for base in bases), *([bases] if len(bases) > 1 else [])]:
+            weighted = total = 0
+            for name in (name for base in members for name in _derived(names, base)):
+                last = name.rpartition(": ")[2]
+                if last in weights:
+                    total += counts.get(name, 0)
+                    weighted += counts.get(name, 0) * weights[last]
+            title = _qupath_name(column, members)
+            if title in found:  # QuPath gives two columns the same name
+                title = f"{' + '.join(members)}: {column}"
+            found[title] = weighted / total if total else math.nan
+    return found
+
+
+def _bases(names: Sequence[str], intensities: Sequence[str]) -> set[str]:
+    """Return the names of the classes that have such subclasses; empty for no class."""
+    parts = [name.rpartition(": ") for name in names]
+    return {parent for parent, _, last in parts if last in intensities}
+
+
+def _derived(names: Sequence[str], base: str) -> list[str]:
+    """Return a class and its subclasses; without a name, all base classes."""
+    if not base:
+        return [name for name in names if ": " not in name]
+    return [name for name in names if f"{name}: ".startswith(f"{base}: ")]
 
 
 def _qupath_name(column: str, bases: Sequence[str]) -> str:

@@ -75,8 +75,10 @@ def count_objects(
     As in QuPath, lines and points contain no detections. The area of a class is the area of the
     union of its annotations. Density refers to the analysed area. This may be only a part of an
     annotation that was changed later, of a class with annotations that were not analysed, or of an
-    image. Parts in an annotation of an excluded class are not analysed: neither their area nor
-    their nuclei count, but QuPath's columns include both.
+    image. With `nucleus_classes`, density refers to the whole annotation or class, and an image has
+    none: the area in which its detections were made is unknown. Parts in an annotation of an
+    excluded class are not analysed: neither their area nor their nuclei count, but QuPath's columns
+    include both.
     """
     detections, record = image.objects.detections, image.record
     classes = Classes.of(detections, nucleus_classes)
@@ -168,19 +170,26 @@ def _analysed_px2(record: Record, members: Sequence[tuple[Annotation, Status]]) 
 def _image_row(
     image: CountedImage, classes: Classes, repeated: RepeatedNuclei, *, counts_all: bool
 ) -> Row:
-    """Return the row of a whole image, with the nuclei of its analysed area."""
+    """Return the row of a whole image.
+
+    Parameters
+    ----------
+    counts_all : bool
+        Whether to count nuclei also outside the analysed area.
+    """
     detections, record = image.objects.detections, image.record
     area = None if image.size is None else float(image.size[0]) * image.size[1]
     analysed = analysed_area(image)
-    rows: npt.NDArray[np.int64] | None = np.arange(len(detections))
+    rows: npt.NDArray[np.int64] | None = np.arange(len(detections)) if counts_all else None
     if record.areas:
-        (rows,) = rows_inside([Region(None, analysed)], detections.centroids, detections.planes)
+        if not counts_all:
+            (rows,) = rows_inside([Region(None, analysed)], detections.centroids, detections.planes)
         changed = any(record.status(a) is Status.CHANGED for a in image.objects.annotations)
         status = Status.CHANGED if changed else Status.ANALYSED
     else:
         status = Status.NOT_ANALYSED
-        rows = rows if counts_all else None
-    areas = (area, float(analysed.area), float(analysed.area))
+    # Where others looked for nuclei is unknown, so there is no density of theirs.
+    areas = (area, float(analysed.area), math.nan if counts_all else float(analysed.area))
     check = record.check or together(area.check for area in record.areas)
     own = (None, None, None)
     row = _row(image, own, "image", status, check, areas, rows, rows, classes, repeated)

@@ -8,6 +8,7 @@ from functools import partial
 
 from qpnuclei.choices import Grouping
 from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
+from qpnuclei.qupath.classes import ALL_DETECTIONS, H_SCORE, columns_of, shares_of
 from qpnuclei.qupath.counted_image import counted_image
 from qpnuclei.qupath.counts import Row, count_objects
 from qpnuclei.qupath.model import ImageEntry, Project
@@ -30,6 +31,8 @@ def count_project(
 ) -> list[Row]:
     """Count the detections of some images of a project; see `count_objects`.
 
+    Every row that was counted has the counts of all classes of these images.
+
     Parameters
     ----------
     failed : callable, optional
@@ -50,9 +53,8 @@ def count_project(
     qpnuclei.errors.FormatError
         If the objects of an image cannot be read.
     """
-    rows: list[Row] = []
+    counted: list[tuple[list[str], list[Row]]] = []
     known: set[str] = set()
-    classes: set[str | None] = set()
     left_out = False
 
     def report(entry: ImageEntry, error: QpnucleiError) -> None:
@@ -67,11 +69,9 @@ def count_project(
         image = counted_image(entry, pixel_sizes or AskedMpp(mpp), project, warns=warns)
         areas = (*image.objects.annotations, *image.objects.cores)
         known.update(a.class_name for a in areas if a.class_name is not None)
-        if nucleus_classes:
-            classes.update(image.objects.detections.class_names)
-        rows.extend(
-            count_objects(image, by, roi_classes=roi_classes, nucleus_classes=nucleus_classes)
-        )
+        names = sorted({name or "" for name in image.objects.detections.class_names})
+        rows = count_objects(image, by, roi_classes=roi_classes, nucleus_classes=nucleus_classes)
+        counted.append((names, rows))
 
     for entry in images:
         with standing_alone(f"image {entry.name}", partial(report, entry)):
@@ -82,8 +82,51 @@ def count_project(
                 f"no annotation has the class {name!r}",
                 f"classes of the project: {', '.join(sorted(known)) or 'none'}",
             )
-    warn_of_missing_classes(nucleus_classes, classes)
-    return rows
+    warn_of_missing_classes(nucleus_classes, {name for names, _ in counted for name in names})
+    return _with_all_classes(counted)
+
+
+def _with_all_classes(counted: Sequence[tuple[Sequence[str], Sequence[Row]]]) -> list[Row]:
+    """Return the rows of images, those that were counted with the counts of all their classes.
+
+    QuPath gives an image only the columns of its own classes. In a table of several images, an
+    image without a positive nucleus would look as if its nuclei had not been counted.
+
+    Parameters
+    ----------
+    counted : sequence of (sequence of str, sequence of dict)
+        For each image the sorted classes of its detections, and its rows of `count_objects`.
+    """
+    classes = sorted({name for names, _ in counted for name in names})
+    scores = {name for _, rows in counted for row in rows for name in row if H_SCORE in name}
+    return [
+        row if row[ALL_DETECTIONS] is None else _complete(row, own, classes, scores)
+        for own, rows in counted
+        for row in rows
+    ]
+
+
+def _complete(row: Row, own: Sequence[str], classes: Sequence[str], scores: Collection[str]) -> Row:
+    """Return a row of an image that has its `own` classes with the counts of all `classes`."""
+    if own == classes:
+        return row
+    columns = columns_of(own)
+    counts = {names[0]: row[column] for column, names in columns.items() if len(names) == 1}
+    numbers: Row = {
+        column: sum(counts.get(name, 0) for name in names)
+        for column, names in columns_of(classes).items()
+    }
+    # Nuclei that are all negative have the H-score 0. Positive ones without a grade have none.
+    if not any(name.rpartition(": ")[2] == "Positive" for name in own):
+        shares = shares_of(classes, counts)
+        numbers |= {column: value for column, value in shares.items() if column in scores}
+    complete: Row = {}
+    for column, value in row.items():
+        if column not in columns:
+            complete[column] = value
+        if column == ALL_DETECTIONS:
+            complete |= numbers
+    return complete
 
 
 def warn_of_missing_classes(asked: Sequence[str] | None, classes: Collection[str | None]) -> None:

@@ -338,3 +338,15 @@ def test_cores_of_a_tma_count_as_qupath_counts_them(version):
     assert sum(row["nuclei"] for row in rows[:6]) > 0
     assert {row["type"] for row in rows[6:]} == {"annotation"}
     assert {row["type"] for row in count_project(project, [entry], "class")} == {"class"}
+
+
+def test_an_image_has_all_detections_of_a_named_class_with_or_without_a_run():
+    inside = annotation(RECTANGLE)
+    found = detections([(15, 15), (90, 90)], ["Lympho", "Lympho"])
+    for analysed, status in (([inside], "analysed"), ([], "not analysed")):
+        counted = image([inside], found, analysed=analysed)
+        (row,) = count_objects(counted, "image", nucleus_classes=["Lympho"])
+        assert (row["nuclei"], row["Num Lympho"], row["status"]) == (2, 2, status)
+        # Not known is the area in which another program looked for them.
+        assert math.isnan(row["nuclei_per_mm2"])
+        assert row["area_mm2"] == pytest.approx(0.25)

@@ -19,8 +19,13 @@ class Entry:
     calibration = PixelCalibration(0.5, 0.5)
     server = SimpleNamespace(width=100, height=50)
 
+    def __init__(self, classes=("Nucleus",)):
+        found = detections([(15, 15)] * len(classes), list(classes))
+        analysed = None if classes else []
+        self.objects = image([annotation(RECTANGLE)], found, analysed=analysed).objects
+
     def read(self):
-        return image([annotation(RECTANGLE)], detections([(15, 15)])).objects
+        return self.objects
 
 
 def test_images_of_a_project():
@@ -46,3 +51,41 @@ def test_counts_in_a_project_of_each_qupath_version(version):
     rows = count_project(project, project.images)
     assert {row["status"] for row in rows} == {"not analysed"}
     assert {row["nuclei"] for row in rows} == {row["Num Detections"] for row in rows} == {None}
+
+
+def table_of(*images, **options):
+    """Count images of one annotation each, whose detections have these classes."""
+    project = SimpleNamespace(path=Path("/data/Study 1/project.qpproj"))
+    return count_project(project, [Entry(classes) for classes in images], **options)
+
+
+@pytest.mark.parametrize("by", ["annotation", "class", "image"])
+def test_an_image_without_nuclei_of_a_class_has_none_of_them(by):
+    mixed = ["Nucleus: Positive", "Nucleus: Negative", "Tumor: Positive"]
+    rows = table_of(mixed, ["Nucleus: Negative", "Nucleus", "Tumor", "Tumor"], [], by=by)
+    first, second, third = ({n: v for n, v in r.items() if n.startswith("Num ")} for r in rows)
+    assert second == {
+        "Num Detections": 4, "Num Nucleus (base)": 2, "Num Tumor (base)": 2, "Num Nucleus": 1,
+        "Num Nucleus: Negative": 1, "Num Nucleus: Positive": 0, "Num Tumor": 2,
+        "Num Tumor: Positive": 0,
+    }  # fmt: skip
+    assert list(first) == list(second)
+    assert (first["Num Nucleus"], first["Num Tumor"]) == (0, 0)
+    assert (rows[1]["Nucleus: Positive %"], rows[0]["Nucleus: Positive %"]) == (0, 50)
+    # Of what was not analysed, nothing is known.
+    assert rows[2]["status"] == "not analysed"
+    assert set(third.values()) == {None}
+
+
+def test_the_h_score_of_negative_nuclei_alone():
+    negative = ["Nucleus: Negative"] * 2
+    graded, none, without = table_of(["Nucleus: 2+"], negative, ["Nucleus: Positive", *negative])
+    assert (graded["Nucleus: H-score"], none["Nucleus: H-score"]) == (200, 0)
+    assert "Nucleus: H-score" not in without  # its positive nuclei have no grade
+    assert not any("H-score" in name for row in table_of(negative, ["Other"]) for name in row)
+
+
+def test_a_class_called_as_a_column_of_another_image_keeps_its_count():
+    rows = table_of(["Tumor: Positive"], ["Tumor (base)", "Tumor"])
+    assert [row["Num Tumor (base)"] for row in rows] == [1, 1]
+    assert [row["Num Tumor (base) (class)"] for row in rows] == [0, 1]
