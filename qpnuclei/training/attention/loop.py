@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,8 @@ def train_attention(
         Two runs with the same seed on the same CPU give the same weights bit for bit.
     validation : pathlib.Path, optional
         Labelled images (see `read_validation`). They are not trained on. They choose the best
-        epoch, by the Dice of the attention, and at the end the post-processing. Without them the
-        model of the last epoch is kept.
+        epoch, by the Dice of the attention at the finest scale, and at the end the post-processing.
+        Without them the model of the last epoch is kept.
     mpp : float, optional
         Resolution of the validation images, in µm/px, if their files do not contain it.
     resume : bool
@@ -128,9 +129,12 @@ def train_attention(
     state = load_state(folder) if resume else None
     if state is not None:
         check_identity(state, identity)
+    read_labelled: Callable[[float], list[LabelledImage]] | None = None
     labelled: list[LabelledImage] = []
     if validation is not None and rank() == 0:
-        labelled = read_validation(validation, mpp, recipe.model_mpp)
+        read_labelled = partial(read_validation, validation, mpp)
+        # Not enlarged: that would take longer than an epoch.
+        labelled = read_labelled(max(recipe.scales[0], recipe.model_mpp))
     with rank_0_first():
         index = cached_tile_index(
             folder,
@@ -175,6 +179,7 @@ def train_attention(
             colour=_colour_metadata(colour),
             data=_data_metadata(sources, index, recipe),
             labelled=labelled,
+            read_labelled=read_labelled,
             watcher=watcher,
         )
         return run.train(workers)
@@ -193,6 +198,8 @@ class _Run:
     colour: ColourNormalisation
     data: Mapping[str, Any]
     labelled: Sequence[LabelledImage]
+    #: Validation images at a resolution; None without any.
+    read_labelled: Callable[[float], list[LabelledImage]] | None
     watcher: Watcher
 
     def train(self, workers: int) -> TrainingResult:
@@ -222,8 +229,8 @@ class _Run:
         if rank() == 0:
             if stopped:
                 self._save_state()
-            elif self.labelled:
-                self._tune()
+            elif self.read_labelled is not None:
+                self._tune(self.read_labelled(self.recipe.model_mpp))
         model = self.folder / MODEL_FILE
         return TrainingResult(
             model if model.is_file() else None,
@@ -308,15 +315,15 @@ class _Run:
         self._draw(epoch)
         self.watcher.epoch(epoch, metrics, kept)
 
-    def _tune(self) -> None:
+    def _tune(self, labelled: Sequence[LabelledImage]) -> None:
         """Choose the post-processing of the best epoch's model on the validation images."""
         path = self.folder / MODEL_FILE
         network, metadata = load_model(path)
         if metadata.post_processing != self._post_processing:
             return  # the run was already tuned
-        _log.info("choosing the post-processing on %s", number_of(len(self.labelled), "image"))
+        _log.info("choosing the post-processing on %s", number_of(len(labelled), "image"))
         predictor = Predictor.of_network(network, metadata, self.learner.device)
-        predicted = predict(predictor, self.labelled)
+        predicted = predict(predictor, labelled)
         parameters = tune_post_processing(predicted, metadata.post_processing, mpp=metadata.mpp)
         measured = {**metadata.validation, **summarise(predicted, parameters)}
         tuned = replace(metadata, post_processing=parameters, validation=measured)

@@ -49,11 +49,11 @@ def validate(
     """Return ``dice`` and ``pixel_auc`` of the attention, each the mean over the images.
 
     Dice is that of attention above one half, as the paper records it at intermediate epochs
-    (section 3.4). The attention is that of one view: eight would take as long as an epoch.
+    (section 3.4).
     """
     # A copy, because the predictor changes its network to evaluation mode and another memory
     # layout.
-    predictor = Predictor.of_network(copy.deepcopy(network), metadata, device, views=1)
+    predictor = Predictor.of_network(copy.deepcopy(network), metadata, device)
     dice, auc = [], []
     for image in predict(predictor, images):
         foreground = (image.attention > 0.5).view(np.uint8)
