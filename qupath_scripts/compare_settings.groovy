@@ -42,7 +42,7 @@ try {
     entry.saveImageData(imageData)
     project.syncChanges()
     def ids = (chosen ?: temporary).collectMany { ["--roi-id", it.getID().toString()] }
-    def image = qpnuclei.imagePattern(project, entry)
+    def image = qpnuclei.uniqueName(project, entry)
     qpnuclei.execute([qpnuclei.programPath(), "preview", project.getPath(), "--image=$image", *ids, "-o", page])
 } finally {
     if (temporary) {

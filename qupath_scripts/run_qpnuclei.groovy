@@ -40,7 +40,7 @@ def entry = getProjectEntry()
 if (entry == null)
     throw new IllegalStateException("qpnuclei needs a project: open an image of one")
 def imageData = getCurrentImageData()
-def image = imagePattern(project, entry)
+def image = uniqueName(project, entry)
 
 def selected = getSelectedObjects().findAll { it.isAnnotation() }.collect { it.getID() }
 def choice = selected.collectMany { ["--roi-id", it.toString()] } ?: unselected
@@ -58,12 +58,12 @@ println "${entry.getImageName()}: saved in the project, loaded here; elsewhere c
 
 // Other scripts use what follows, too.
 
-/** What --image takes for this image and no other: in brackets, special characters stand for themselves. */
-String imagePattern(project, entry) {
+/** The name of an image, which --image takes for this image and no other. */
+String uniqueName(project, entry) {
     def name = entry.getImageName()
     if (project.getImageList().count { it.getImageName() == name } > 1)
         throw new IllegalStateException("the project has several images called '$name': rename them")
-    return name.replaceAll(/[\[*?]/) { "[$it]" }
+    return name
 }
 
 /** The part of an image that a viewer shows, as a rectangle. */

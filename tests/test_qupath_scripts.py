@@ -232,7 +232,7 @@ def test_settings_are_kept_and_read_by_all_scripts(groovy: Groovy, tmp_path: Pat
 
 def test_an_image_is_named_so_that_no_other_is_meant(groovy: Groovy, tmp_path: Path) -> None:
     names = ["he small.png", "*.svs", "a?[1].tif", "a1.tif", "x[*].tif"]
-    *patterns, refused = groovy.lines(
+    *given, refused = groovy.lines(
         tmp_path,
         "run_qpnuclei.groovy",
         "def run = new GroovyShell().parse(new File(args[0]))\n"
@@ -240,9 +240,9 @@ def test_an_image_is_named_so_that_no_other_is_meant(groovy: Groovy, tmp_path: P
         "interface Named { String getImageName() }\n"
         "interface Images { List getImageList() }\n"
         "def images = args[1..-1].collect(entry)\n"
-        "images.each { println run.imagePattern([getImageList: { images }] as Images, it) }\n"
+        "images.each { println run.uniqueName([getImageList: { images }] as Images, it) }\n"
         "def twice = [getImageList: { [images[0], images[0]] }] as Images\n"
-        "try { run.imagePattern(twice, images[0]) }\n"
+        "try { run.uniqueName(twice, images[0]) }\n"
         "catch (IllegalStateException e) { println e.message }\n",
         *names,
     )
@@ -250,8 +250,9 @@ def test_an_image_is_named_so_that_no_other_is_meant(groovy: Groovy, tmp_path: P
         path=tmp_path,
         images=[SimpleNamespace(id=str(i), name=name) for i, name in enumerate(names)],
     )
-    for name, pattern in zip(names, patterns, strict=True):
-        (found,) = match_images(cast(Project, project), [pattern])
+    assert given == names
+    for name in names:
+        (found,) = match_images(cast(Project, project), [name])
         assert found.name == name
     assert "several images called 'he small.png'" in refused
 

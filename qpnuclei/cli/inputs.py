@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from qpnuclei.errors import NotFoundError, UsageError
 from qpnuclei.qupath.project_file import is_project
+from qpnuclei.system.patterns import files_matching, has_wildcards
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ def _check_present(paths: Sequence[Path]) -> None:
     for path in paths:
         if path.exists():
             continue
-        if not glob.has_magic(str(path)):
+        if not has_wildcards(str(path)):
             raise NotFoundError(
                 f"{path}: no such file", "name a project.qpproj or its folder, or slides"
             )
-        if not glob.glob(str(path), recursive=True):  # noqa: PTH207
+        if not files_matching(path):
             raise NotFoundError(f"no file matches {path}", "check the pattern")
 
 
@@ -91,8 +91,8 @@ def _expanded(path: Path) -> list[Path]:
 
     Patterns of slides are expanded later, by `qpnuclei.slides.files.find_slides`.
     """
-    if path.exists() or not glob.has_magic(str(path)):
+    if path.exists() or not has_wildcards(str(path)):
         return [path]
-    matching = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
+    matching = files_matching(path)
     projects = [match for match in matching if is_project(match)]
     return projects if projects and len(projects) == len(matching) else [path]

@@ -65,9 +65,11 @@ class SlideInputs:
     @cached_property
     def chosen_new(self) -> dict[str, Path]:
         """The new slides that ``--image`` selects."""
-        from qpnuclei.qupath.regions import is_called
+        from qpnuclei.qupath.regions import names_called
 
-        return {name: path for name, path in self.new.items() if is_called(name, self.patterns)}
+        known = [*(entry.name for entry in self.images), *self.new]
+        names = names_called(known, self.patterns)
+        return {name: path for name, path in self.new.items() if name in names}
 
     def pixel_sizes(self, mpp: float | None, table: Path | None) -> AskedMpp:
         """Return the pixel sizes that the user gave: by image ID, or by name of new slides.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fnmatch
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -22,6 +20,7 @@ from qpnuclei.qupath.analysed import Record, Status
 from qpnuclei.qupath.areas import Parts, polygonal, valid_areas
 from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, Project
 from qpnuclei.qupath.regions import Region, match_images, rows_inside
+from qpnuclei.system.patterns import matches
 
 if TYPE_CHECKING:
     from qpnuclei.slides.slide import Slide
@@ -40,7 +39,7 @@ def is_excluded(class_name: str | None, patterns: Iterable[str] = DEFAULT_EXCLUD
     >>> is_excluded("Ignore*"), is_excluded("Ignored"), is_excluded("Tumor"), is_excluded(None)
     (True, True, False, False)
     """
-    return class_name is not None and any(fnmatchcase(class_name, p) for p in patterns)
+    return class_name is not None and any(matches(class_name, p) for p in patterns)
 
 
 @dataclass(frozen=True)
@@ -207,7 +206,7 @@ def check_selection(selection: Selection, annotations: Iterable[Annotation], whe
             raise UsageError(f"no annotation of class {wanted!r} in {where}", hint)
     for pattern in selection.excluded:
         present = sorted({a.class_name for a in annotations if a.class_name})
-        if pattern not in DEFAULT_EXCLUDED and not fnmatch.filter(present, pattern):
+        if pattern not in DEFAULT_EXCLUDED and not any(matches(name, pattern) for name in present):
             raise UsageError(
                 f"no annotation of class {pattern!r} to exclude in {where}",
                 f"classes of the project: {', '.join(present)}"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +15,7 @@ from qpnuclei.errors import UsageError
 from qpnuclei.qupath.areas import union
 from qpnuclei.qupath.model import Annotation, ImageEntry, Project
 from qpnuclei.qupath.names import nfc
+from qpnuclei.system.patterns import matches
 
 #: Largest difference between coordinates of the same outline, in px. GeoJSON and some ROIs round to
 #: 0.01 px, others to float32.
@@ -30,7 +30,8 @@ Entry = TypeVar("Entry", bound=ImageEntry)
 def match_images(project: Project, patterns: Sequence[str]) -> list[ImageEntry]:
     """Return the images that match names, patterns (``*``, ``?``) or entry IDs.
 
-    Without patterns, return all images. An image's name takes precedence over an entry ID.
+    Without patterns, return all images. What is the name of an image means only this image; it is
+    neither a pattern nor an entry ID.
 
     Raises
     ------
@@ -51,19 +52,35 @@ def match_images(project: Project, patterns: Sequence[str]) -> list[ImageEntry]:
 
 def images_called(images: Sequence[Entry], patterns: Sequence[str]) -> list[Entry]:
     """Return the images that `match_images` selects; the list may be empty."""
-    names = {entry.name for entry in images}
-    return [
-        entry
-        for entry in images
-        if is_called(entry.name, patterns)
-        or any(entry.id == wanted and wanted not in names for wanted in patterns)
-    ]
+    known = [entry.name for entry in images]
+    names = names_called(known, patterns)
+    ids = {wanted for wanted in patterns if not _equal_to(wanted, known)}
+    return [entry for entry in images if entry.name in names or entry.id in ids]
 
 
-def is_called(name: str, patterns: Sequence[str]) -> bool:
-    """Tell whether a name matches one of the names and patterns; without any, every name does."""
-    name = nfc(name)
-    return not patterns or any(name == nfc(p) or fnmatchcase(name, nfc(p)) for p in patterns)
+def names_called(names: Collection[str], patterns: Sequence[str]) -> set[str]:
+    """Return the names that patterns select; without patterns, all.
+
+    A pattern that equals a name selects only this name.
+    """
+    if not patterns:
+        return set(names)
+    selected: set[str] = set()
+    for pattern in patterns:
+        matching = {name for name in names if matches(nfc(name), nfc(pattern))}
+        selected |= _equal_to(pattern, names) or matching
+    return selected
+
+
+def _equal_to(wanted: str, names: Collection[str]) -> set[str]:
+    return {name for name in names if nfc(name) == nfc(wanted)}
+
+
+def images_named(images: Sequence[Entry], name: str) -> list[Entry]:
+    """Return the images with a name or, if there are none, the one with this entry ID."""
+    names = _equal_to(name, [entry.name for entry in images])
+    named = [entry for entry in images if entry.name in names]
+    return named or [entry for entry in images if entry.id == name]
 
 
 def one_image(images: Sequence[Entry], name: str) -> Entry:
@@ -74,8 +91,7 @@ def one_image(images: Sequence[Entry], name: str) -> Entry:
     UsageError
         If there is no such image, or several have that name.
     """
-    named = [entry for entry in images if nfc(entry.name) == nfc(name)]
-    found = named or [entry for entry in images if entry.id == name]
+    found = images_named(images, name)
     if len(found) == 1:
         return found[0]
     if found:

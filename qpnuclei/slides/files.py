@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from qpnuclei.errors import NotFoundError, QpnucleiError, UsageError
 from qpnuclei.slides.readers import check_regular_file, open_reader
+from qpnuclei.system.patterns import files_matching, has_wildcards
 
 _log = logging.getLogger(__name__)
 
@@ -46,10 +46,10 @@ def find_slides(paths: Sequence[Path]) -> list[Path]:
                     f"slides end in {' '.join(sorted(SLIDE_SUFFIXES))}",
                 )
             found += inside
-        elif path.exists() or not glob.has_magic(str(path)):
+        elif path.exists() or not has_wildcards(str(path)):
             found.append(path)
         else:
-            matching = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
+            matching = files_matching(path)
             if not matching:
                 raise NotFoundError(f"no file matches {path}", "check the pattern")
             found += [match for match in matching if match.is_file()]

@@ -289,9 +289,12 @@ def test_several_projects_stand_alone(slides: Path, tmp_path: Path, qpnuclei: Ca
     for name in "ab":
         slide = next(slides.glob(f"{name}.*"))
         package.create_project(tmp_path / name, [slide], mpp=0.25)
+    tissue = ("--tissue", *RUN, "--no-report", "--json")
+    pattern = qpnuclei("run", tmp_path / "?" / "project.qpproj", *tissue, "--dry-run")
+    assert pattern.exit_code == 0
+    assert len(json.loads(pattern.stdout)["projects"]) == 2
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "project.qpproj").write_text("{")
-    tissue = ("--tissue", *RUN, "--no-report", "--json")
 
     done = qpnuclei("run", tmp_path / "a", tmp_path / "c", tmp_path / "b", *tissue)
 
@@ -300,9 +303,6 @@ def test_several_projects_stand_alone(slides: Path, tmp_path: Path, qpnuclei: Ca
     assert (a["nuclei"], b["nuclei"]) == (2, 1)
     assert "is broken" in c["error"]
     assert c["project"] == str(tmp_path / "c")
-    pattern = qpnuclei("run", tmp_path / "[ab]" / "project.qpproj", *tissue, "--dry-run")
-    assert pattern.exit_code == 0
-    assert len(json.loads(pattern.stdout)["projects"]) == 2
     folder = qpnuclei("run", tmp_path / "a", tmp_path / "b", "--run-dir", tmp_path / "d", *tissue)
     assert isinstance(folder.error, UsageError)
     hasty = qpnuclei("run", tmp_path / "c", tmp_path / "a", "--fail-fast", *tissue)

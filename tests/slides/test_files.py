@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from qpnuclei.slides.files import SLIDE_SUFFIXES, find_slides
+from qpnuclei.slides.fingerprint import slide_fingerprint
 from qpnuclei.slides.readers import openslide
 from qpnuclei.slides.slide import open_slide
 
@@ -24,3 +25,21 @@ def test_plain_images_of_a_folder_are_found_and_can_be_opened(tmp_path: Path) ->
 
 def test_what_a_reader_knows_by_its_suffix_is_found_in_a_folder() -> None:
     assert set(openslide.FORMATS) <= SLIDE_SUFFIXES
+
+
+def test_brackets_in_names_and_patterns_of_files_stand_for_themselves(tmp_path: Path) -> None:
+    folder = tmp_path / "study [copy]"
+    folder.mkdir()
+    for name in ("slide[1].png", "slide[1]b.png", "slide1.png"):
+        (folder / name).touch()
+    found = find_slides([folder / "slide[1]*.png"])
+    assert [path.name for path in found] == ["slide[1].png", "slide[1]b.png"]
+    assert find_slides([folder / "slide[1].png"]) == [folder / "slide[1].png"]
+
+
+def test_a_fingerprint_sees_all_files_of_a_slide_whose_name_has_brackets(tmp_path: Path) -> None:
+    (tmp_path / "a[1].vms").write_text("[Virtual Microscope Specimen]")
+    (tmp_path / "a[1](0,1).jpg").write_bytes(b"part")
+    before = slide_fingerprint(tmp_path / "a[1].vms")
+    (tmp_path / "a[1](0,1).jpg").write_bytes(b"another part")
+    assert slide_fingerprint(tmp_path / "a[1].vms") != before
