@@ -72,8 +72,8 @@ def run(
     from qpnuclei.pipeline.run import analyse_project
     from qpnuclei.pipeline.selection import choose_images
 
-    options = _options(options, images, roi)
     opened = opened_project(project)
+    options = _options(options, images, roi, opened)
     entries = choose_images(opened, options.images, options.selection)
     return analyse_project(opened, entries, options, progress, Conduct(resume=resume))
 
@@ -124,8 +124,8 @@ def plan(
     from qpnuclei.pipeline.phases import plan_run
     from qpnuclei.pipeline.selection import choose_images
 
-    options = _options(options, images, roi)
     opened = opened_project(project)
+    options = _options(options, images, roi, opened)
     entries = choose_images(opened, options.images, options.selection)
     conduct = Conduct(resume=resume, fail_fast=True)
     return plan_run(opened, entries, options, conduct)[0].path
@@ -267,10 +267,18 @@ def commit(
     return commit_run(opened_project(project or planned.project), folder, options)
 
 
-def _options(options: RunOptions | None, images: Sequence[str], roi: Sequence[str]) -> RunOptions:
+def _options(
+    options: RunOptions | None, images: Sequence[str], roi: Sequence[str], project: Project
+) -> RunOptions:
     """Return the options of a run for some images or for annotations of some classes."""
     from qpnuclei.pipeline.options import RunOptions
     from qpnuclei.pipeline.selection import Selection
+    from qpnuclei.qupath.pixel_size import mpp_by_id
 
     chosen = options or RunOptions(Selection(classes=tuple(roi)))
-    return replace(chosen, images=tuple(images) or chosen.images)
+    given = (("mpp_by_image", name, mpp) for name, mpp in chosen.mpp_by_image.items())
+    return replace(
+        chosen,
+        images=tuple(images) or chosen.images,
+        mpp_by_image=mpp_by_id(given, project.images),
+    )

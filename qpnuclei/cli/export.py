@@ -113,14 +113,14 @@ def export(
         check_table_name(output)
     opened = open_project(project, backend=backend, image_root=image_root)
     entries = match_images(opened, tuple(image or ()))
-    by_image = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
+    by_id = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
     failures: list[dict[str, str]] = []
 
     def failed(entry: ImageEntry, error: QpnucleiError) -> None:
         failures.append(describe_error(error, entry))
         print_error(error, error.naming("image", entry.name))
 
-    pixel_sizes = AskedMpp(mpp, not image and len(entries) > 1, by_image)
+    pixel_sizes = AskedMpp(mpp, not image and len(entries) > 1, by_id)
     if by == "nucleus":
         done = write_nuclei_of(
             opened,

@@ -57,8 +57,8 @@ def qc(
 
     opened = open_project(project, backend=backend, image_root=image_root)
     entries = match_images(opened, tuple(image or ()))
-    by_image = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
-    asked = AskedMpp(mpp, not image and len(entries) > 1, by_image)
+    by_id = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
+    asked = AskedMpp(mpp, not image and len(entries) > 1, by_id)
     failed = False
     results: list[dict[str, Any]] = []
 

@@ -94,10 +94,10 @@ def report(
         runs = [run, *(other for other in runs if not other.path.samefile(run.path))]
         entries = images_of(run, entries)
         path = output or run.path.with_name(PAGE)
-    by_image = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
+    by_id = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
     options = ReportOptions(
         None if class_name is None else tuple(class_name),
-        AskedMpp(mpp, not image and len(entries) > 1, by_image),
+        AskedMpp(mpp, not image and len(entries) > 1, by_id),
     )
     with image_progress("report", len(entries), quiet) as progress:
         failed = write_report(opened, entries, path, runs, options, progress)

@@ -145,10 +145,10 @@ def asked_for(
         stderr.print(f"{opened.path}: opened with the {opened.backend} backend", highlight=False)
     entries = choose_images(opened, options.images, options.selection)
     table = given["mpp_table"]
-    by_image = {} if table is None else read_mpp_table(table, opened.images)
+    by_id = {} if table is None else read_mpp_table(table, opened.images)
     pixel_sizes: dict[str, Any] = {
         "mpp_only_missing": not options.images and len(entries) > 1,
-        "mpp_by_image": by_image,
+        "mpp_by_image": by_id,
     }
     return opened, entries, replace(options, **(pixel_sizes | changes))
 

@@ -72,7 +72,7 @@ class SlideInputs:
         return {name: path for name, path in self.new.items() if name in names}
 
     def pixel_sizes(self, mpp: float | None, table: Path | None) -> AskedMpp:
-        """Return the pixel sizes that the user gave: by image ID, or by name of new slides.
+        """Return the pixel sizes that the user gave.
 
         Parameters
         ----------
@@ -87,34 +87,51 @@ class SlideInputs:
         NotFoundError, FormatError, UsageError
             If the table is missing or wrong.
         """
-        from qpnuclei.qupath.pixel_size import AskedMpp, project_mpp, read_named_mpp
+        from qpnuclei.qupath.pixel_size import AskedMpp, mpp_of_images, mpp_rows, project_mpp
 
         is_for_missing = not self.patterns and len(self.slides) > 1
-        listed: dict[str, float] = {}
+        listed: dict[str | Path, float] = {}
         if table is not None:
-            names = [*(entry.name for entry in self.images), *self.new]
-            listed = read_named_mpp(table, names, {path.name for path in self.slides})
-        by_image: dict[str, float | None] = {}
+            names = [name for _, name, _ in self._all_images]
+            listed = mpp_of_images(mpp_rows(table), names, self._called)
         chosen = {entry.id for entry in self.chosen}
+        by_id: dict[str, float] = {}
         for entry in self.images:
-            by_image[entry.id] = listed.get(entry.name)
-            if by_image[entry.id] is None and entry.path is not None:
-                by_image[entry.id] = listed.get(entry.path.name)
             is_chosen = entry.id in chosen if self.patterns else self._is_given(entry)
             is_kept = is_for_missing and project_mpp(entry) is not None
-            if by_image[entry.id] is None and is_chosen and not is_kept:
-                by_image[entry.id] = mpp
+            given = listed.get(entry.id, mpp if is_chosen and not is_kept else None)
+            if given is not None:
+                by_id[entry.id] = given
+        of_new: dict[str, float] = {}
         for name, path in self.new.items():
-            named = mpp if self.patterns and name in self.chosen_new else None
-            by_image[name] = listed.get(name, listed.get(path.name, named))
-        known = {image: value for image, value in by_image.items() if value is not None}
-        return AskedMpp(None if self.patterns else mpp, is_for_missing, known)
+            given = listed.get(path, mpp if self.patterns and name in self.chosen_new else None)
+            if given is not None:
+                of_new[name] = given
+        return AskedMpp(None if self.patterns else mpp, is_for_missing, by_id, of_new)
+
+    @cached_property
+    def _all_images(self) -> list[tuple[str | Path, str, Path | None]]:
+        """The entry ID of each image, or the path of a new slide; its name, and its file."""
+        return [
+            *((entry.id, entry.name, entry.path) for entry in self.images),
+            *((path, name, path) for name, path in self.new.items()),
+        ]
+
+    def _called(self, name: str) -> list[str | Path]:
+        """Return the images with a name or, if there are none, those whose file has this name."""
+        from qpnuclei.qupath.names import nfc
+
+        wanted = nfc(name)
+        named = [image for image, own, _ in self._all_images if nfc(own) == wanted]
+        return named or [
+            image for image, _, path in self._all_images if path and nfc(path.name) == wanted
+        ]
 
     def changed_pixel_sizes(self, asked: AskedMpp) -> dict[str, float]:
         """Return, by image ID, the given pixel sizes that differ from those of the project."""
         from qpnuclei.qupath.results import changed_pixel_sizes
 
-        return changed_pixel_sizes(self.images, asked.by_image)
+        return changed_pixel_sizes(self.images, asked.by_id)
 
     def warn_of_kept_sizes(self, asked: AskedMpp, images: Sequence[ImageEntry]) -> None:
         """Warn about slides that keep their own pixel size although ``--mpp`` is given.
@@ -132,7 +149,7 @@ class SlideInputs:
         existing = {entry.path for entry in self.images}
         sizes = []
         for entry in filter(self._is_given, images):
-            given = asked.by_image.get(entry.id) if entry.path in existing else None
+            given = asked.by_id.get(entry.id) if entry.path in existing else None
             sizes.append(project_mpp(entry) if given is None else (given, given))
         warn_of_kept_sizes(sizes, asked.mpp)
 

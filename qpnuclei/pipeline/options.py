@@ -53,6 +53,7 @@ class RunOptions:
     tta: bool | None = None
     mpp: float | None = None
     mpp_only_missing: bool = False
+    #: By entry ID; `qpnuclei.run` and `qpnuclei.plan` take names, too.
     mpp_by_image: Mapping[str, float] = field(default_factory=dict)
     tissue_annotation: bool = True
     qc: bool = False

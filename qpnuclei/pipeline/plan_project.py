@@ -202,5 +202,5 @@ def _inputs(
     selection = options.selection
     chosen = [a for a in objects.annotations if not selection.tissue and selection.matches(a)]
     excluded = [a for a in objects.annotations if selection.excludes(a)]
-    known = [repr(entry.calibration), repr(entry.stains), options.pixel_sizes.given_for(entry)]
+    known = [repr(entry.calibration), repr(entry.stains), options.mpp_by_image.get(entry.id)]
     return inputs_of(options, list(specs.values()), file, chosen, excluded, known)

@@ -107,7 +107,7 @@ def describe_slides(
         If a given pixel size is implausible.
     """
     asked = mpp if isinstance(mpp, AskedMpp) else AskedMpp(mpp)
-    for given in (asked.mpp, *asked.by_image.values()):
+    for given in (asked.mpp, *asked.of_new.values()):
         if given is not None:
             resolve_mpp(given, None, None, "each slide")  # one error, not one for each slide
     images: list[NewImage] = []
@@ -152,7 +152,7 @@ def _describe(path: Path, name: str, asked: AskedMpp) -> NewImage:
     # QuPath crops a slide to its bounds if OpenSlide knows them.
     with open_slide(path, crop_to_bounds=True) as slide:
         calibration = PixelCalibration()
-        given = asked.by_image.get(name)
+        given = asked.of_new.get(name)
         if given is None and (slide.mpp is None or not asked.only_missing):
             given = asked.mpp
         try:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import logging
 import shlex
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from qpnuclei.choices import MAX_MPP, MIN_MPP
 from qpnuclei.errors import FormatError, MppError, NotFoundError, QpnucleiError, UsageError
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry
+from qpnuclei.qupath.regions import images_named
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.system.files import read_regular
@@ -21,6 +23,7 @@ from qpnuclei.system.files import read_regular
 _log = logging.getLogger(__name__)
 
 Mpp = tuple[float, float]
+Image = TypeVar("Image")
 
 _NO_TABLE = "give a table as text with the columns image and mpp"
 
@@ -36,17 +39,16 @@ class AskedMpp:
     only_missing : bool
         Use `mpp` only for images without a pixel size. This applies if several images are selected
         without naming them.
-    by_image : mapping of str to float
-        Pixel sizes by name or entry ID of the image; they take precedence over all others.
+    by_id : mapping of str to float
+        Pixel sizes by entry ID; they take precedence over all others.
+    of_new : mapping of str to float
+        Pixel sizes of slides that become images, by their future names.
     """
 
     mpp: float | None = None
     only_missing: bool = False
-    by_image: Mapping[str, float] = field(default_factory=dict)
-
-    def given_for(self, entry: ImageEntry) -> float | None:
-        """Return the pixel size that is given for one image; None without."""
-        return self.by_image.get(entry.id, self.by_image.get(entry.name))
+    by_id: Mapping[str, float] = field(default_factory=dict)
+    of_new: Mapping[str, float] = field(default_factory=dict)
 
 
 def pixel_size(
@@ -80,7 +82,7 @@ def pixel_size(
         If no pixel size is known, or it is implausible.
     """
     name = f"image {entry.name}"
-    given = asked.given_for(entry)
+    given = asked.by_id.get(entry.id)
     if given is not None:
         return resolve_mpp(given, entry.calibration, None, name)[0], "--mpp-table"
     if asked.mpp is not None and not asked.only_missing:
@@ -135,6 +137,11 @@ def read_mpp_table(path: Path, entries: Sequence[ImageEntry]) -> dict[str, float
     entries : sequence of ImageEntry
         Images of the project.
 
+    Returns
+    -------
+    dict of str to float
+        Pixel sizes by entry ID.
+
     Raises
     ------
     NotFoundError, FormatError
@@ -142,28 +149,78 @@ def read_mpp_table(path: Path, entries: Sequence[ImageEntry]) -> dict[str, float
     UsageError
         If it names an image that the project does not have, or the same image twice.
     """
-    names = [entry.name for entry in entries]
-    return read_named_mpp(path, names, {entry.id for entry in entries})
+    return mpp_by_id(mpp_rows(path), entries)
 
 
-def read_named_mpp(
-    path: Path, names: Sequence[str], others: Collection[str] = ()
+def mpp_by_id(
+    rows: Iterable[tuple[str, str, float]], entries: Sequence[ImageEntry]
 ) -> dict[str, float]:
-    """Read a table of pixel sizes.
+    """Return pixel sizes by entry ID.
 
     Parameters
     ----------
-    path : Path
-        As for `read_mpp_table`.
-    names : sequence of str
-        Names of the images.
-    others : collection of str
-        Other names that the table may use for them, for example entry IDs.
+    rows : iterable of (str, str, float)
+        Where the user says it, for messages; name or entry ID of an image; and its pixel size.
+    entries : sequence of ImageEntry
+        Images of the project.
 
     Raises
     ------
-    NotFoundError, FormatError, UsageError
+    UsageError
         As `read_mpp_table`.
+    """
+    names = [entry.name for entry in entries]
+    return mpp_of_images(
+        rows, names, lambda name: [entry.id for entry in images_named(entries, name)]
+    )
+
+
+def mpp_of_images(
+    rows: Iterable[tuple[str, str, float]],
+    names: Sequence[str],
+    images_of: Callable[[str], Sequence[Image]],
+) -> dict[Image, float]:
+    """Return the pixel size of each image that is named.
+
+    Parameters
+    ----------
+    rows : iterable of (str, str, float)
+        As for `mpp_by_id`.
+    names : sequence of str
+        Names of all images, for messages.
+    images_of : callable
+        Returns the images that a name means.
+
+    Raises
+    ------
+    UsageError
+        As `read_mpp_table`.
+    """
+    sizes: dict[Image, float] = {}
+    for where, name, mpp in rows:
+        images = images_of(name)
+        if not images:
+            listed = ", ".join(names) or "none"
+            raise UsageError(f"{where}: no image is called {name!r}", f"images: {listed}")
+        for image in images:
+            if image in sizes:
+                raise UsageError(
+                    f"{where}: the image {name!r} has a pixel size already",
+                    "give one for each image, by its name or its entry ID",
+                )
+            sizes[image] = mpp
+    return sizes
+
+
+def mpp_rows(path: Path) -> Iterator[tuple[str, str, float]]:
+    """Read the rows of a table of pixel sizes, as `mpp_by_id` takes them.
+
+    Raises
+    ------
+    NotFoundError, FormatError
+        As `read_mpp_table`.
+    MppError
+        If a pixel size is implausible.
     """
     try:
         text = read_regular(path).decode("utf-8-sig")
@@ -177,29 +234,22 @@ def read_named_mpp(
     reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
     if not {"image", "mpp"} <= set(reader.fieldnames or ()):
         raise FormatError(f"{path}: has no columns image and mpp", "its first line must name them")
-    known = {*names, *others}
-    table: dict[str, float] = {}
     for row in reader:
         name, value = (row["image"] or "").strip(), (row["mpp"] or "").strip()
         where = f"{path}, line {reader.line_num}"
-        if name not in known:
-            listed = ", ".join(names) or "none"
-            raise UsageError(f"{where}: no image is called {name!r}", f"images: {listed}")
-        if name in table:
-            raise UsageError(f"{where}: {name!r} occurs twice", "remove one of the two lines")
         try:
-            table[name] = float(value)
+            mpp = float(value)
         except ValueError:
             raise FormatError(
                 f"{where}: {value!r} is not a number", "write µm per pixel, as in 0.25"
             ) from None
-        if not MIN_MPP <= table[name] <= MAX_MPP:
+        if not MIN_MPP <= mpp <= MAX_MPP:
             raise MppError(
                 f"{where}: {name}: a pixel size of {value} µm/px cannot be right (possible: "
                 f"{MIN_MPP} to {MAX_MPP})",
                 "correct this line: 40x scans have about 0.25 µm per pixel, 20x about 0.5",
             )
-    return table
+        yield where, name, mpp
 
 
 def _of_file(entry: ImageEntry) -> Mpp | None:

@@ -153,19 +153,19 @@ def named_new_ones(images: Sequence[ImageEntry], slides: Sequence[Path]) -> dict
 
 
 def changed_pixel_sizes(
-    images: Sequence[ImageEntry], by_image: Mapping[str, float]
+    images: Sequence[ImageEntry], by_id: Mapping[str, float]
 ) -> dict[str, float]:
     """Return the given pixel sizes that differ from those that a run would use otherwise.
 
     Parameters
     ----------
-    by_image : mapping of str to float
-        Pixel sizes that the user gave, in µm/px, by image ID.
+    by_id : mapping of str to float
+        Pixel sizes that the user gave, in µm/px, by entry ID.
     """
     return {
-        entry.id: by_image[entry.id]
+        entry.id: by_id[entry.id]
         for entry in images
-        if entry.id in by_image and _is_changed(entry, by_image[entry.id])
+        if entry.id in by_id and _is_changed(entry, by_id[entry.id])
     }
 
 

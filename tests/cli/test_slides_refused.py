@@ -129,6 +129,21 @@ def test_the_plan_of_a_new_slide_takes_nothing_that_is_said_of_another(
     assert "m0.5.tif is not stained with haematoxylin and DAB" in failure["error"]
 
 
+def test_a_table_of_slides_means_the_name_of_an_image_before_that_of_a_file(
+    scans: Path, tmp_path: Path, qpnuclei: Call
+) -> None:
+    results = tmp_path / "r"
+    qpnuclei("run", scans / "m0.5.tif", "-o", results, *QUIET)
+    other = scan(tmp_path / "v" / "m0.5.tif", 0.5)
+    command = ("run", scans / "m0.5.tif", other, "-o", results, *QUIET, "--dry-run")
+    for rows, expected in (
+        ("m0.5.tif,0.3", {"m0.5.tif": 0.3, "v/m0.5.tif": 0.5}),
+        ("v/m0.5.tif,0.3", {"m0.5.tif": 0.5, "v/m0.5.tif": 0.3}),
+    ):
+        (tmp_path / "t.csv").write_text(f"image,mpp\n{rows}\n")
+        assert taken(qpnuclei(*command, "--mpp-table", tmp_path / "t.csv")) == expected
+
+
 REFUSED = {
     "annotations of new slides": (("--roi", "Tumor"), "no annotations"),
     "annotations and tissue": (("--roi-all", "--tissue"), "--tissue replaces"),

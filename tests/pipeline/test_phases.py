@@ -167,6 +167,19 @@ print(*sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "paqu
     assert record["state"] == "planned"
 
 
+def test_pixel_sizes_are_given_by_name_or_id(tmp_path: Path) -> None:
+    project = make_project(tmp_path / "place", 2) / "project"
+    given = replace(OPTIONS, mpp_by_image={"0.tif": 0.4, "2": 0.3})
+    content = json.loads((qpnuclei.plan(project, given) / "plan.json").read_text())
+    assert [image["mpp"] for image in content["images"]] == [[0.4, 0.4], [0.3, 0.3]]
+    for wrong, what in (
+        ({"nosuch": 0.4}, "no image is called 'nosuch'"),
+        ({"0.tif": 0.4, "1": 0.4}, "the image '1' has a pixel size already"),
+    ):
+        with pytest.raises(UsageError, match=f"mpp_by_image: {what}"):
+            qpnuclei.plan(project, replace(OPTIONS, mpp_by_image=wrong))
+
+
 def test_a_changed_annotation_concerns_its_image_alone(tmp_path: Path) -> None:
     place = make_project(tmp_path / "place", 2)
     folder = qpnuclei.infer(qpnuclei.plan(place / "project", OPTIONS), device="cpu")

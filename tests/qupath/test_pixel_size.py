@@ -42,7 +42,7 @@ def test_order_of_precedence() -> None:
     assert found(entry(0.5), slide=0.25) == (0.5, "project")
     assert found(entry(), slide=0.25) == (0.25, "slide")
     assert found(entry(0.5), asked=AskedMpp(0.3), slide=0.25) == (0.3, "--mpp")
-    table = AskedMpp(0.3, by_image={"a.svs": 0.4, "2": 0.6})
+    table = AskedMpp(0.3, by_id={"1": 0.4, "2": 0.6})
     assert found(entry(0.5), asked=table) == (0.4, "--mpp-table")
     assert found(entry(0.5, "b.svs", "2"), asked=table) == (0.6, "--mpp-table")
     assert found(entry(0.5, "c.svs", "3"), asked=table) == (0.3, "--mpp")
@@ -90,7 +90,14 @@ def test_the_hint_names_the_image(image: Any) -> None:
 def test_a_table_of_many(tmp_path: Path, text: str) -> None:
     (tmp_path / "t.csv").write_text(text, encoding="utf-8")
     images = [entry(), entry(name="b.svs", own_id="2")]
-    assert read_mpp_table(tmp_path / "t.csv", images) == {"a.svs": 0.25, "2": 0.5}
+    assert read_mpp_table(tmp_path / "t.csv", images) == {"1": 0.25, "2": 0.5}
+
+
+def test_a_table_means_a_name_before_an_id(tmp_path: Path) -> None:
+    images = [entry(name="2", own_id="1"), entry(name="1", own_id="2")]
+    for rows, expected in (("1,0.25\n2,0.5\n", {"2": 0.25, "1": 0.5}), ("2,0.5\n", {"1": 0.5})):
+        (tmp_path / "t.csv").write_text(f"image,mpp\n{rows}")
+        assert read_mpp_table(tmp_path / "t.csv", images) == expected
 
 
 @pytest.mark.parametrize(
@@ -99,7 +106,8 @@ def test_a_table_of_many(tmp_path: Path, text: str) -> None:
         ("", FormatError, "no columns image and mpp"),
         ("slide,mpp\n", FormatError, "no columns image and mpp"),
         ("image,mpp\nz.svs,0.25\n", UsageError, "line 2: no image is called 'z.svs'"),
-        ("image,mpp\na.svs,0.25\na.svs,0.5\n", UsageError, "line 3: 'a.svs' occurs twice"),
+        ("image,mpp\na.svs,0.25\na.svs,0.5\n", UsageError, "line 3: the image 'a.svs' has a pixel"),
+        ("image,mpp\na.svs,0.25\n1,0.5\n", UsageError, "line 3: the image '1' has a pixel size"),
         ("image,mpp\na.svs,wide\n", FormatError, "'wide' is not a number"),
         ("image,mpp\na.svs\n", FormatError, "'' is not a number"),
         ("image,mpp\na.svs,250\n", MppError, "line 2: a.svs: a pixel size of 250 µm/px cannot"),
