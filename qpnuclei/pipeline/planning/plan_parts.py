@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -11,7 +13,7 @@ import shapely
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from qpnuclei.errors import NotFoundError, SlideError
+from qpnuclei.errors import NotFoundError, QpnucleiError, SlideError
 from qpnuclei.qupath.model import Annotation
 from qpnuclei.qupath.regions import Region
 from qpnuclei.slides.fingerprint import slide_fingerprint
@@ -63,7 +65,7 @@ class PlannedSlide(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         return {name: value for name, value in asdict(self).items() if name != "path"}
 
     def open(self, elsewhere: Path | None = None) -> Slide:
-        """Open it where the plan says, or by its name below another folder.
+        """Open it where the plan says, or by its name and content below another folder.
 
         Raises
         ------
@@ -74,24 +76,41 @@ class PlannedSlide(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         """
         path = Path(self.path)
         if elsewhere is not None:
-            name = re.split(r"[\\/]", self.path)[-1]
-            places = [elsewhere / name, *sorted(elsewhere.rglob(name))]
-            found = next((place for place in places if place.is_file()), None)
-            if found is None:
-                raise NotFoundError(f"no slide {name} in {elsewhere}", "copy it there")
-            path = found
-        elif not path.exists():
+            places = self._of_this_name(elsewhere)
+        elif path.exists():
+            places = [path]
+        else:
             raise NotFoundError(
                 f"the slide {path} is not here", "name the folder it is in with --slides-from"
             )
-        if slide_fingerprint(path) != self.fingerprint:
-            raise SlideError(f"{path} is not the slide that was planned", "plan the run again")
         return open_slide(
-            path,
+            self._of_this_content(places),
             crop_to_bounds=self.crop_to_bounds,
             series=self.series,
             apply_icc=self.apply_icc,
         )
+
+    def _of_this_name(self, folder: Path) -> list[Path]:
+        name = re.split(r"[\\/]", self.path)[-1]
+        found = [folder / name, *sorted(folder.rglob(glob.escape(name)))]
+        places = [place for place in dict.fromkeys(found) if place.is_file()]
+        if not places:
+            raise NotFoundError(f"no slide {name} in {folder}", "copy it there")
+        return places
+
+    def _of_this_content(self, places: Sequence[Path]) -> Path:
+        unreadable: list[QpnucleiError] = []
+        for place in places:
+            try:
+                if slide_fingerprint(place) == self.fingerprint:
+                    return place
+            except QpnucleiError as error:
+                unreadable.append(error)
+        if unreadable:
+            raise unreadable[0]
+        others = len(places) - 1
+        who = f"{places[0]} and {others} more of this name are" if others else f"{places[0]} is"
+        raise SlideError(f"{who} not the slide that was planned", "plan the run again")
 
 
 class PlannedAnnotation(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
