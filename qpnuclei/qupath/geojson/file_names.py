@@ -26,26 +26,26 @@ def image_of_file(project: Project, path: Path) -> ImageEntry:
         if name.lower().endswith(suffix):
             name = name[: -len(suffix)]
     stem = nfc(name)
-    for name_of in (
-        file_stem,
-        lambda entry: entry.name,
-        lambda entry: Path(entry.name).stem,
-        lambda entry: _without_suffixes(entry.name),
-    ):
-        matching = [entry for entry in project.images if nfc(name_of(entry)) == stem]
-        if len(matching) == 1:
-            return matching[0]
-        if matching:
-            ids = ", ".join(f"{e.name} (ID {e.id})" for e in matching)
-            raise UsageError(
-                f"{path} may belong to several images: {ids}",
-                f"rename it, for example to {file_stem(matching[0])}.geojson",
-            )
+    matching = [entry for entry in project.images if stem in map(nfc, _names_of_files(entry))]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        listed = ", ".join(f"{entry.name} (ID {entry.id})" for entry in matching)
+        raise UsageError(
+            f"{path} may belong to several images: {listed}",
+            "import it alone and name the image with --image",
+        )
     known = ", ".join(entry.name for entry in project.images) or "none"
     raise UsageError(
         f"{path}: no image of {project.path} is called {stem!r}",
         f"name the image with --image; images of the project: {known}",
     )
+
+
+def _names_of_files(entry: ImageEntry) -> tuple[str, ...]:
+    """Return the names that a file of this image may have, without the file's own suffixes."""
+    name = entry.name
+    return file_stem(entry), name, Path(name).stem, _without_suffixes(name)
 
 
 def _without_suffixes(name: str) -> str:

@@ -41,11 +41,40 @@ def test_files_of_no_or_several_images(tmp_path: Path) -> None:
     project = open_project(folder)
     with pytest.raises(UsageError, match="may belong to several images") as error:
         image_of_file(project, Path("twin.geojson"))
-    assert "1-twin.svs.geojson" in error.value.hint
+    assert "--image" in error.value.hint
     assert image_of_file(project, Path("3-twin.svs.geojson")) is project.images[2]
     with pytest.raises(UsageError, match="is called 'other'") as error:
         image_of_file(project, Path("other.geojson"))
     assert "renamed pyramid" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("names", "file", "expected"),
+    [
+        (("12.png", "1-12.png", "other"), "1-12.png.geojson", None),
+        (("12.png", "1-12.png", "other"), "1-12.geojson", 1),
+        (("12.png", "1-12.png", "other"), "2-1-12.png.geojson.gz", 1),
+        (("12.png", "1-12.png", "other"), "12.png.geojson", 0),
+        (("x", "x.svs", "x.ome.tif"), "x.geojson", None),
+        (("x", "x.svs", "x.ome.tif"), "x.svs.geojson", 1),
+        (("x", "x.svs", "x.ome.tif"), "1-x.geojson", 0),
+    ],
+)
+def test_a_file_that_may_belong_to_several_images_goes_into_none(
+    tmp_path: Path, names: tuple[str, ...], file: str, expected: int | None
+) -> None:
+    folder = Path(shutil.copytree(SAMPLES / "0.5.1" / "project", tmp_path / "p"))
+    content = json.loads((folder / "project.qpproj").read_text("utf-8"))
+    for image, name in zip(content["images"], names, strict=True):
+        image["imageName"] = name
+    (folder / "project.qpproj").write_text(json.dumps(content), "utf-8")
+    project = open_project(folder)
+    if expected is not None:
+        assert image_of_file(project, Path(file)) is project.images[expected]
+        return
+    with pytest.raises(UsageError, match="may belong to several images") as error:
+        image_of_file(project, Path(file))
+    assert "--image" in error.value.hint
 
 
 def test_qupaths_default_name_finds_an_ome_tiff_and_decomposed_letters_are_equal(
