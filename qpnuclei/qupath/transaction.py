@@ -24,6 +24,7 @@ from qpnuclei.system.files import (
     open_regular,
     temporary_prefix,
 )
+from qpnuclei.system.interrupts import interrupt_postponed
 
 #: An older temporary file was left by a save that was killed, on this or another computer.
 LEFTOVER_AGE_S = 3600.0
@@ -97,26 +98,33 @@ class Transaction:
         return temporary, digest.hexdigest()
 
     def commit(self) -> None:
-        """Rename all staged files into place, the first staged file last."""
-        done: list[Path] = []
+        """Rename all staged files into place, the first staged file last.
+
+        A Ctrl-C waits until this is done.
+        """
+        with interrupt_postponed():
+            self._commit()
+
+    def _commit(self) -> None:
         target = Path()
         try:
             for _, target in self._staged:
                 self._kept[target] = _copy_beside(target)
             for temporary, target in reversed(self._staged):
                 temporary.replace(target)
-                done.append(target)
-            for folder in {target.parent for target in done}:
+            for folder in {target.parent for _, target in self._staged}:
                 sync_folder(folder)
         except OSError as error:
-            self._undo(done)
+            self._undo()
             raise _failed(target, error) from error
-        except BaseException:  # Ctrl-C between two renames
-            self._undo(done)
+        except BaseException:  # an interrupt that could not be postponed
+            self._undo()
             raise
 
-    def _undo(self, done: list[Path]) -> None:
-        for target in reversed(done):
+    def _undo(self) -> None:
+        for temporary, target in self._staged:
+            if temporary.exists():  # not renamed
+                continue
             copy = self._kept[target]
             if copy is None:
                 target.unlink(missing_ok=True)

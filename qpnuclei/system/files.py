@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from qpnuclei.errors import NotFoundError, SaveError
+from qpnuclei.system.interrupts import interrupt_postponed
 from qpnuclei.system.processes import Process, made_by_ended_process
 
 #: Names of temporary files and folders start with this, followed by the tag of their process.
@@ -100,13 +101,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
             partial = Path(folder, path.name)
             yield partial
             copy_owner(partial, path if path.exists() else path.parent)
-            if path.is_dir():  # no system call replaces a folder that is not empty
-                path.rename(Path(folder, "replaced"))
-            partial.replace(path)
+            with interrupt_postponed():
+                _put_in_place(partial, path, Path(folder, "replaced"))
     except OSError as error:
         if isinstance(error, SaveError):
             raise
         raise _unwritable(path, error) from error
+
+
+def _put_in_place(partial: Path, path: Path, replaced: Path) -> None:
+    """Rename `partial` to `path`, after an old folder at `path` to `replaced`."""
+    if not path.is_dir():
+        partial.replace(path)
+        return
+    try:
+        path.rename(replaced)  # no system call replaces a folder that is not empty
+        partial.replace(path)
+    except BaseException:
+        if os.path.lexists(replaced):
+            replaced.rename(path)
+        raise
 
 
 def write_atomically(path: Path, content: bytes) -> None:

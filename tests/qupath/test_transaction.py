@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -62,6 +63,30 @@ def test_what_ends_a_commit_between_two_renames_leaves_all_as_it_was(
     with pytest.raises(expected):
         save(tmp_path, "first", "second")
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("signalled", [True, False])
+def test_ctrl_c_right_after_a_rename_leaves_all_old_or_all_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signalled: bool
+) -> None:
+    (tmp_path / "first").write_bytes(b"old")
+    before = files(tmp_path)
+    real = Path.replace
+
+    def ending(path: Path, target: Path) -> Path:
+        is_undo = path.read_bytes() == b"old"
+        renamed = real(path, target)
+        if target.name == "first" and not is_undo:
+            if not signalled:  # one that could not be postponed
+                raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
+        return renamed
+
+    monkeypatch.setattr(Path, "replace", ending)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, "first", "second")
+    new = {"first": b"new", "second": b"new"}
+    assert files(tmp_path) == (new if signalled else before)
 
 
 def test_a_renamed_file_gets_its_old_content_back(

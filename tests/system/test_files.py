@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from qpnuclei.errors import SaveError
 from qpnuclei.system.files import (
     TEMPORARY_PREFIX,
     atomic_file,
+    atomic_path,
     make_folder_below,
     remove_leftovers,
     temporary_prefix,
@@ -72,6 +74,52 @@ def test_what_root_saves_stays_its_owners(tmp_path: Path) -> None:
     os.chown(path, 111, 222)
     write_atomically(path, b"2")
     assert (path.stat().st_uid, path.stat().st_gid) == (111, 222)
+
+
+@pytest.mark.parametrize("end", [OSError(errno.EIO, os.strerror(errno.EIO)), KeyboardInterrupt()])
+def test_a_folder_stays_if_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException
+) -> None:
+    store = tmp_path / "nuclei.zarr"
+    store.mkdir()
+    (store / "chunk").write_bytes(b"old")
+
+    def refused(*_: object) -> None:
+        raise end
+
+    def replace_store() -> None:
+        with atomic_path(store) as partial:
+            partial.mkdir()
+            monkeypatch.setattr(Path, "replace", refused)
+
+    with pytest.raises(SaveError if isinstance(end, OSError) else KeyboardInterrupt):
+        replace_store()
+    assert [path.name for path in tmp_path.iterdir()] == ["nuclei.zarr"]
+    assert (store / "chunk").read_bytes() == b"old"
+
+
+def test_ctrl_c_between_its_two_renames_replaces_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "nuclei.zarr"
+    store.mkdir()
+    real = Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        renamed = real(path, target)
+        signal.raise_signal(signal.SIGINT)
+        return renamed
+
+    def replace_store() -> None:
+        with atomic_path(store) as partial:
+            partial.mkdir()
+            (partial / "chunk").write_bytes(b"new")
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replace_store()
+    assert [path.name for path in tmp_path.iterdir()] == ["nuclei.zarr"]
+    assert (store / "chunk").read_bytes() == b"new"
 
 
 def test_a_full_disk_is_told_with_what_is_free_and_where(tmp_path: Path) -> None:
