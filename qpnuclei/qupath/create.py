@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -25,7 +26,8 @@ from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.transaction import Transaction, sync_folder
 from qpnuclei.qupath.uris import file_uri
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
-from qpnuclei.system.files import remove_leftovers, temporary_prefix
+from qpnuclei.system.files import copy_owner, remove_leftovers, temporary_prefix
+from qpnuclei.system.interrupts import interrupt_postponed
 
 #: File name of a new project.
 PROJECT_NAME = "project.qpproj"
@@ -48,7 +50,7 @@ def create_from_slides(
     Parameters
     ----------
     directory : Path
-        A folder that is empty or does not exist yet.
+        A folder that is empty, which is filled, or that does not exist yet.
     slides : sequence of Path
     mpp : float or AskedMpp, optional
         Pixel size in µm/px of all slides, or of some by image name; by default each slide's own.
@@ -97,7 +99,7 @@ def create_project(
     Parameters
     ----------
     directory : path
-        A folder that is empty or does not exist yet.
+        A folder that is empty, which is filled, or that does not exist yet.
     images : sequence of NewImage
     image_type : str
         Name of QuPath's ``ImageType``.
@@ -116,25 +118,32 @@ def create_project(
     directory = Path(directory).absolute()
     if not images:
         raise UsageError("a project needs at least one slide", "name a slide")
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if not is_free(directory):
         raise UsageError(
             f"{directory} exists already and is not an empty folder",
             "name a new folder, or use the existing project",
         )
+    is_new = not directory.exists()
+    # An existing folder keeps its identity: it may be a link, a mount point, or someone's working
+    # folder.
+    parent = directory.parent if is_new else directory
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
+        parent.mkdir(parents=True, exist_ok=True)
         # Build in a temporary folder and rename it, so that no partial project can exist.
-        remove_leftovers(directory.parent)
-        temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(), dir=directory.parent))
+        remove_leftovers(parent)
+        temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(), dir=parent))
     except OSError as error:
         raise SaveError(f"{directory} cannot be created: {error.strerror}") from error
     try:
         temporary.chmod(0o755)
+        copy_owner(temporary, parent)
         _write_project(temporary, directory, images, image_type, stains, files or {})
-        if directory.exists():
-            directory.rmdir()
-        temporary.replace(directory)
-        sync_folder(directory.parent)
+        with interrupt_postponed():
+            if is_new:
+                temporary.replace(directory)
+            else:
+                _move_content(temporary, directory)
+        sync_folder(parent)
     except SaveError as error:
         raise SaveError(
             error.what, "free disk space or choose another folder, and run again"
@@ -144,6 +153,30 @@ def create_project(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return open_project(directory)
+
+
+def is_free(directory: Path) -> bool:
+    """Tell whether a folder is empty, apart from leftovers of killed processes, or does not exist.
+
+    The leftovers are removed.
+    """
+    if not directory.is_dir():
+        return not os.path.lexists(directory)
+    remove_leftovers(directory)
+    return not any(directory.iterdir())
+
+
+def _move_content(folder: Path, target: Path) -> None:
+    """Move a new project from one folder into another, its ``.qpproj`` file last, or nothing."""
+    items = sorted(folder.iterdir(), key=lambda path: path.name == PROJECT_NAME)
+    try:
+        for item in items:
+            item.replace(target / item.name)
+    except BaseException:
+        for item in items:
+            if not item.exists():
+                (target / item.name).replace(item)
+        raise
 
 
 def _write_project(

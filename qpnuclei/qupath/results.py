@@ -13,7 +13,7 @@ from qpnuclei._version import __version__
 from qpnuclei.errors import FormatError, QpnucleiError, UsageError, number_of
 from qpnuclei.qupath.adding import add_slides, new_ones
 from qpnuclei.qupath.analysed import Record
-from qpnuclei.qupath.create import PROJECT_NAME, create_from_slides
+from qpnuclei.qupath.create import PROJECT_NAME, create_from_slides, is_free
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.new_image import names_of
@@ -54,15 +54,15 @@ class ResultsFolder:
         UsageError
             If it contains something else.
         """
-        if self.is_made or not self.path.exists():
+        if self.is_made:
             return
-        if self.path.is_dir() and any(self.path.glob("*.qpproj")):
+        if any(self.path.glob("*.qpproj")):
             raise UsageError(
                 f"{self.path} has a QuPath project that was not made from slides",
                 "add the slides with qpnuclei project add, and run the project; or name a new "
                 "folder",
             )
-        if not self.path.is_dir() or any(self.path.iterdir()):
+        if not is_free(self.path):
             raise UsageError(
                 f"{self.path} exists already and is not an empty folder", "name a new folder"
             )

@@ -253,6 +253,22 @@ def test_a_folder_that_holds_something_else_is_left_alone(
     assert tree(tmp_path) == before
 
 
+def test_results_go_into_the_empty_working_folder_or_a_link_to_an_empty_folder(
+    slides: Path, tmp_path: Path, qpnuclei: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there", target_is_directory=True)
+    for folder, results in (("here", "."), (".", "link")):
+        monkeypatch.chdir(tmp_path / folder)
+        for _ in range(2):
+            done = qpnuclei("run", slides, "-o", results, "--mpp", "0.25", *RUN, "--no-report")
+            assert done.exit_code == 0
+            assert counts(Path(results) / "counts.csv") == {"a.bmp": 2, "b.png": 1}
+    assert (tmp_path / "there" / "project.qpproj").exists()
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_each_slide_is_named_where_none_can_be_read(tmp_path: Path, qpnuclei: Call) -> None:
     bad = [tmp_path / "a.tif", tmp_path / "b.tif"]
     for path in bad:

@@ -1,4 +1,6 @@
 import json
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.new_image import NewImage, server_builder
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.stains import DEFAULT_HE
+from qpnuclei.system.files import temporary_prefix
+from qpnuclei.system.processes import Process
 from tests.qupath.samples import dump
 
 
@@ -103,6 +107,67 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(SaveError, match="No space left"):
         create_project(tmp_path / "p", [image])
     assert [p.name for p in tmp_path.iterdir()] == ["a slide.svs"]
+
+
+@pytest.mark.parametrize("name", ["empty", "link"])
+def test_an_empty_folder_is_filled_in_place(name, tmp_path, monkeypatch):
+    image = slide(tmp_path)
+    (tmp_path / "empty").mkdir(mode=0o770)
+    (tmp_path / "link").symlink_to("empty", target_is_directory=True)
+    before = (tmp_path / "empty").stat()
+    monkeypatch.chdir(tmp_path / name)
+    project = create_project(".", [image])
+    assert (tmp_path / "link").is_symlink()
+    after = (tmp_path / "empty").stat()
+    assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+    assert Path.cwd() == tmp_path / "empty"
+    assert {path.name for path in Path().iterdir()} == {"classifiers", "data", "project.qpproj"}
+    assert project.path.samefile("project.qpproj")
+    assert len(open_project(Path()).images) == 1
+
+
+@pytest.mark.parametrize("end", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("at", ["data.qpdata", "data", "project.qpproj"])
+def test_a_failure_leaves_an_empty_folder_empty(end, at, tmp_path, monkeypatch):
+    image = slide(tmp_path)
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    real = Path.replace
+
+    def ending(path, target):
+        if target.name == at and (target.parent == folder or at == "data.qpdata"):
+            raise end
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", ending)
+    with pytest.raises(SaveError if isinstance(end, OSError) else KeyboardInterrupt):
+        create_project(folder, [image])
+    assert list(folder.iterdir()) == []
+
+
+def test_ctrl_c_in_the_last_step_waits_until_the_project_is_whole(tmp_path, monkeypatch):
+    image = slide(tmp_path)
+    (tmp_path / "empty").mkdir()
+    real = Path.replace
+
+    def interrupted(path, target):
+        if target == tmp_path / "empty" / "data":
+            signal.raise_signal(signal.SIGINT)
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        create_project(tmp_path / "empty", [image])
+    assert open_project(tmp_path / "empty").images[0].image_type == "BRIGHTFIELD_H_E"
+
+
+def test_what_a_killed_attempt_left_does_not_make_a_folder_full(tmp_path):
+    name = temporary_prefix().replace(Process.this().begun, "00000000")
+    (tmp_path / "empty" / f"{name}x" / "data").mkdir(parents=True)
+    create_project(tmp_path / "empty", [slide(tmp_path)])
+    (tmp_path / "gone").symlink_to("nowhere")
+    with pytest.raises(UsageError, match="not an empty folder"):
+        create_project(tmp_path / "gone", [slide(tmp_path)])
 
 
 def test_a_created_project_moves_with_its_slides(tmp_path):
