@@ -122,7 +122,8 @@ def _from_parquet(path: Path) -> NucleiTable:
     import shapely
 
     try:
-        table = pq.read_table(path)
+        with path.open("rb") as stream:  # Arrow itself opens only names in UTF-8
+            table = pq.read_table(stream)
     except (pa.ArrowException, OSError) as error:
         raise FormatError(f"{path} is not a Parquet table: {error}", "copy it again") from error
     if _GEOMETRY not in table.column_names:

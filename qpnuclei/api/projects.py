@@ -36,7 +36,7 @@ def create_project(
     qpnuclei.errors.MppError
         If `mpp` is implausible.
     UsageError
-        If the folder is not empty.
+        If the folder is not empty, or its name is not UTF-8.
     qpnuclei.errors.SaveError
         If the project cannot be written; nothing is left behind.
 

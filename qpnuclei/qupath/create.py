@@ -12,6 +12,7 @@ from pathlib import Path
 from qpnuclei.errors import QpnucleiError, SaveError, UsageError
 from qpnuclei.qupath import project_file
 from qpnuclei.qupath.model import Project
+from qpnuclei.qupath.names import is_utf8
 from qpnuclei.qupath.native import NativeProject, open_project
 from qpnuclei.qupath.new_image import (
     QUPATH_VERSION,
@@ -70,7 +71,7 @@ def create_from_slides(
     MppError
         If `mpp` is implausible.
     UsageError
-        If the folder is not empty.
+        If the folder is not empty, or its name is not UTF-8.
     SaveError
         If the project cannot be written; nothing is left behind.
     """
@@ -111,18 +112,14 @@ def create_project(
     Raises
     ------
     qpnuclei.errors.UsageError
-        If the folder is not empty, or there is no image.
+        If the folder is not empty, its name is not UTF-8, or there is no image.
     qpnuclei.errors.SaveError
         If a file could not be written; the folder is unchanged.
     """
     directory = Path(directory).absolute()
     if not images:
         raise UsageError("a project needs at least one slide", "name a slide")
-    if not is_free(directory):
-        raise UsageError(
-            f"{directory} exists already and is not an empty folder",
-            "name a new folder, or use the existing project",
-        )
+    check_new_folder(directory)
     is_new = not directory.exists()
     # An existing folder keeps its identity: it may be a link, a mount point, or someone's working
     # folder.
@@ -155,15 +152,33 @@ def create_project(
     return open_project(directory)
 
 
-def is_free(directory: Path) -> bool:
-    """Tell whether a folder is empty, apart from leftovers of killed processes, or does not exist.
+def check_new_folder(directory: Path) -> None:
+    """Check that a project can be made in a folder: it is empty, or does not exist.
 
-    The leftovers are removed.
+    Leftovers of killed processes do not count; they are removed.
+
+    Raises
+    ------
+    UsageError
+        If there is something else, or the folder's name is not UTF-8.
     """
-    if not directory.is_dir():
-        return not os.path.lexists(directory)
-    remove_leftovers(directory)
-    return not any(directory.iterdir())
+    if not is_utf8(str(directory.absolute())):
+        raise UsageError(
+            f"{directory}: the name of this folder is not UTF-8, as QuPath requires",
+            "name another folder",
+        )
+    if directory.is_dir():
+        remove_leftovers(directory)
+        if not any(directory.iterdir()):
+            return
+    elif not os.path.lexists(directory):
+        return
+    raise UsageError(
+        f"{directory} exists already and is not an empty folder",
+        "name a new folder, or add the slides to its project with qpnuclei project add"
+        if project_file.is_project(directory)
+        else "name a new folder",
+    )
 
 
 def _move_content(folder: Path, target: Path) -> None:

@@ -37,6 +37,11 @@ def class_of(project: Project, name: str, color: int | None = None) -> PathClass
     return PathClass(name, NEW_CLASS_COLOR if color is None else color)
 
 
+def is_utf8(text: str) -> bool:
+    """Tell whether text can be written as UTF-8: names of files need not be."""
+    return replace_lone_surrogates(text) == text
+
+
 def replace_lone_surrogates(text: str) -> str:
     """Replace lone surrogates, which Java and JSON allow but UTF-8 does not, with U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from qpnuclei.errors import MppError, QpnucleiError, standing_alone
+from qpnuclei.errors import MppError, QpnucleiError, SlideError, standing_alone
 from qpnuclei.qupath import project_file
+from qpnuclei.qupath.names import is_utf8
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.qpdata.new_data_file import new_data_file
 from qpnuclei.qupath.transaction import Transaction
@@ -149,6 +150,9 @@ def _keep(errors: list[tuple[Path, QpnucleiError]], path: Path, error: QpnucleiE
 
 
 def _describe(path: Path, name: str, asked: AskedMpp) -> NewImage:
+    if not is_utf8(str(path.absolute())):
+        where = "its name" if not is_utf8(path.name) else "the name of its folder"
+        raise SlideError(f"{path}: {where} is not UTF-8, as QuPath requires", "rename it")
     # QuPath crops a slide to its bounds if OpenSlide knows them.
     with open_slide(path, crop_to_bounds=True) as slide:
         calibration = PixelCalibration()

@@ -13,7 +13,7 @@ from qpnuclei._version import __version__
 from qpnuclei.errors import FormatError, QpnucleiError, UsageError, number_of
 from qpnuclei.qupath.adding import add_slides, new_ones
 from qpnuclei.qupath.analysed import Record
-from qpnuclei.qupath.create import PROJECT_NAME, create_from_slides, is_free
+from qpnuclei.qupath.create import PROJECT_NAME, check_new_folder, create_from_slides
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.new_image import names_of
@@ -52,7 +52,7 @@ class ResultsFolder:
         Raises
         ------
         UsageError
-            If it contains something else.
+            If it contains something else, or its name is not UTF-8.
         """
         if self.is_made:
             return
@@ -62,10 +62,7 @@ class ResultsFolder:
                 "add the slides with qpnuclei project add, and run the project; or name a new "
                 "folder",
             )
-        if not is_free(self.path):
-            raise UsageError(
-                f"{self.path} exists already and is not an empty folder", "name a new folder"
-            )
+        check_new_folder(self.path)
 
     def project_of(self, slides: Sequence[Path], mpp: AskedMpp, failed: Failed) -> Project:
         """Make a project of the slides, or add those that the project does not have yet.

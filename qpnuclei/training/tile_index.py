@@ -91,7 +91,8 @@ class TileIndex:
     @classmethod
     def from_parquet(cls, path: Path) -> TileIndex:
         """Read an index that `to_parquet` wrote."""
-        table = pq.read_table(path, columns=["source", "scale", "x", "y", "tissue"])
+        with path.open("rb") as stream:  # Arrow itself opens only names in UTF-8
+            table = pq.read_table(stream, columns=["source", "scale", "x", "y", "tissue"])
         return cls(**{name: table[name].to_numpy() for name in table.column_names})
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,8 @@ import pytest
 import shapely
 import tifffile
 
-from qpnuclei.errors import QpnucleiError
+from qpnuclei import add_slides, create_project
+from qpnuclei.errors import QpnucleiError, SlideError, UsageError
 from qpnuclei.qupath.native import NativeImage, open_project
 from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE
 from tests.cli.conftest import Outcome, tree
@@ -195,3 +199,61 @@ def test_new_slides_are_not_added_where_no_annotation_is_meant(
         assert taken(outcome) == {"m0.4.tif": 0.4}
         assert "new slides have no annotations and are not analysed: m0.5.tif" in outcome.stderr
     assert len(open_project(results).images) == 2
+
+
+def named_in_latin_1(path: Path, *, name: str) -> Path:
+    """Rename a file or folder to a name that is not UTF-8; skip where that is impossible."""
+    renamed = path.with_name(os.fsdecode(name.encode("latin-1")))
+    try:
+        return path.rename(renamed)
+    except OSError:
+        pytest.skip("file names must be UTF-8 here")
+
+
+def test_a_slide_whose_name_is_not_utf_8_leaves_the_others_analysed(
+    tmp_path: Path, program: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    for name in ("a.png", "x.png"):
+        paint(tmp_path / "slides" / name, (80, 80))
+    bad = named_in_latin_1(tmp_path / "slides" / "x.png", name="Schnitt_ä.png")
+    run = ("run", tmp_path / "slides", "-o", tmp_path / "r", "--mpp", "0.25", *QUIET)
+    for command in ((*run, "--dry-run"), run, run):
+        done = program(*command)
+        assert done.returncode == 1
+        (unread,) = json.loads(done.stdout)["unreadable"]
+        assert unread["slide"] == str(bad)
+        assert "its name is not UTF-8" in unread["error"]
+        assert unread["hint"] == "rename it"
+    assert [entry.name for entry in open_project(tmp_path / "r").images] == ["a.png"]
+    alone = program("project", "create", tmp_path / "p", bad)
+    assert (alone.returncode, alone.stderr.count("\n")) == (1, 2)
+    assert "Schnitt_\\udce4.png: its name is not UTF-8, as QuPath requires" in alone.stderr
+    with pytest.raises(SlideError, match="its name is not UTF-8"):
+        add_slides(tmp_path / "r", [bad])
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_folder_whose_name_is_not_utf_8_gets_no_project_but_is_analysed(
+    tmp_path: Path, qpnuclei: Call, program: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    slide = paint(tmp_path / "a.png", (80, 80))
+    (tmp_path / "x").mkdir()
+    empty = named_in_latin_1(tmp_path / "x", name="r_ä")
+    for command in (
+        ("run", slide, "-o", empty, *QUIET, "--dry-run"),
+        ("run", slide, "-o", empty, *QUIET),
+        ("project", "create", empty / "p", slide),
+    ):
+        error = qpnuclei(*command).error
+        assert isinstance(error, UsageError)
+        assert "the name of this folder is not UTF-8" in error.what
+    assert list(empty.iterdir()) == []
+
+    create_project(tmp_path / "p", [slide], mpp=0.25)
+    project = named_in_latin_1(tmp_path / "p", name="p_ä")
+    done = program("run", project, "--tissue", *QUIET)
+    assert [image["nuclei"] for image in json.loads(done.stdout)["images"]] == [1]
+
+    inside = shutil.copy(slide, project / "b.png")
+    with pytest.raises(SlideError, match="the name of its folder is not UTF-8"):
+        add_slides(project, [inside])

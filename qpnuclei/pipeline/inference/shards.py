@@ -215,7 +215,8 @@ def _opened(path: Path, key: str, read: Callable[[ParquetFile, list[str]], T]) -
 
     hint = "delete it and run infer again"
     try:
-        with pq.ParquetFile(path) as file:
+        # Arrow itself opens only names in UTF-8.
+        with path.open("rb") as stream, pq.ParquetFile(stream) as file:
             metadata = json.loads((file.metadata.metadata or {}).get(_ABOUT, b"{}"))
             if metadata.get("key") != key:
                 raise FormatError(f"{path} does not belong to this plan", hint)
