@@ -274,7 +274,7 @@ class DetectionGroup:
 
 @dataclass(frozen=True, eq=False)
 class NewAnnotation:
-    """An annotation to add directly under the image; measurements are kept as float32."""
+    """An annotation to add directly under the image."""
 
     geometry: shapely.Geometry
     id: uuid.UUID

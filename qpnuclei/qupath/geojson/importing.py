@@ -11,10 +11,11 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import numpy as np
+import numpy.typing as npt
 import shapely
 
 from qpnuclei._version import __version__
-from qpnuclei.errors import number_of
+from qpnuclei.errors import number_of, quoted
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.geojson.importable import (
     WHOLE_TOLERANCE,
@@ -192,8 +193,10 @@ class _Incoming:
                 parents.append(Region.of(made))
                 handles.append(handle)
         groups = []
+        altered: Counter[str] = Counter()
         for (_, z, t, names, is_cell), group in self._groups.items():
             table = group.table(names)
+            altered.update(group.altered(names))
             owner = region_of(table.centroids(), parents, np.tile([z, t], (len(table), 1)))
             for index in np.unique(owner).tolist():
                 chosen = np.flatnonzero(owner == index)
@@ -214,6 +217,11 @@ class _Incoming:
             self.result.losses.append(f"{count}: only the outlines were imported")
         self.result.losses += [
             f"{what} of {number_of(n, 'detection')}" for what, n in self._unread.items()
+        ]
+        self.result.losses += [
+            f"measurement {quoted(name)} of {number_of(n, 'detection')} is too large or too small: "
+            "QuPath keeps those of detections as 32-bit numbers"
+            for name, n in altered.items()
         ]
         return Edit(
             add=groups,
@@ -291,8 +299,20 @@ class _Group:
 
     def table(self, names: Sequence[str]) -> NucleiTable:
         with np.errstate(over="ignore"):  # values too large for float32 become infinite
-            values = np.array(self.values).reshape(len(self.ids), len(names)).astype(np.float32)
+            values = self._rows(len(names)).astype(np.float32)
         table = NucleiTable.from_polygons(
             self.polygons, {name: values[:, k] for k, name in enumerate(names)}
         )
         return replace(table, cells=NucleiTable.from_polygons(self.cells)) if self.cells else table
+
+    def altered(self, names: Sequence[str]) -> dict[str, int]:
+        """Return how many values of each measurement are outside the range of float32."""
+        limits = np.finfo(np.float32)
+        sizes = np.abs(self._rows(len(names)))
+        too_large = np.isfinite(sizes) & (sizes > limits.max)
+        too_small = (sizes > 0) & (sizes < limits.tiny)
+        counts = np.count_nonzero(too_large | too_small, axis=0).tolist()
+        return {name: count for name, count in zip(names, counts, strict=True) if count}
+
+    def _rows(self, columns: int) -> npt.NDArray[np.float64]:
+        return np.array(self.values).reshape(len(self.ids), columns)

@@ -154,5 +154,5 @@ def check_annotation(found: Annotation, new: NewAnnotation) -> None:
     if found.metadata != metadata or found.measurements.keys() != new.measurements.keys():
         raise FormatError("a new annotation has other metadata or measurements")
     for name, value in new.measurements.items():
-        if not np.isclose(found.measurements[name], value, rtol=1e-6, atol=0, equal_nan=True):
-            raise FormatError("a new annotation has other measurements")
+        if not np.array_equal(found.measurements[name], value, equal_nan=True):
+            raise FormatError(f"{name!r} of a new annotation has another value")

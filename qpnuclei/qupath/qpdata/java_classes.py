@@ -61,6 +61,7 @@ _PLANE = (("I", "c", ""), ("I", "t", ""), ("I", "z", ""))
 DESCRIPTORS: dict[str, tuple[int, int, str | None, tuple[tuple[str, str, str], ...]]] = {
     BYTE_ARRAY: (-5984413125824719648, _PLAIN, None, ()),
     FLOAT_ARRAY: (836686056779680834, _PLAIN, None, ()),
+    DOUBLE_ARRAY: (4514449696888150558, _PLAIN, None, ()),
     OBJECT_ARRAY: (-8012369246846506644, _PLAIN, None, ()),
     "java.lang.Enum": (0, SC_ENUM | SC_SERIALIZABLE, None, ()),
     "java.lang.Number": (-8742448824652078965, _PLAIN, None, ()),
@@ -144,6 +145,7 @@ DESCRIPTORS: dict[str, tuple[int, int, str | None, tuple[tuple[str, str, str], .
         ),
     ),
     FLOAT_LIST: (1, _PLAIN, _ABSTRACT_LIST, (("[", "values", FLOAT_ARRAY),)),
+    DOUBLE_LIST: (1, _PLAIN, _ABSTRACT_LIST, (("[", "values", DOUBLE_ARRAY),)),
     POLYGON: (
         1,
         _PLAIN,

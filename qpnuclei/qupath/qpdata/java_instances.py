@@ -156,15 +156,16 @@ class Catalog:
         return self._name_lists[names]
 
     def measurements(self, values: Mapping[str, float]) -> JavaObject:
-        """Return an open list of measurements, which QuPath can extend."""
+        """Return an open list of measurements as double, which QuPath can extend."""
         strings = [JavaString.of(name) for name in values]
+        doubles = np.array([*values.values()], ">f8").tobytes()
         return self.make(
-            jc.FLOAT_LIST,
+            jc.DOUBLE_LIST,
             {
                 "isClosed": False,
                 "map": self.hash_map({s: self.boxed(jc.INTEGER, i) for i, s in enumerate(strings)}),
                 "names": self.array_list(strings),
-                "values": self.floats(np.array([*values.values()])),
+                "values": JavaArray(self.desc(jc.DOUBLE_ARRAY), doubles, None),
             },
         )
 

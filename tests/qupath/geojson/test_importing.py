@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import uuid
@@ -240,6 +241,30 @@ def test_hostile_names_are_imported_harmlessly(project: Project, tmp_path: Path)
     )
     first, second = project.images[0].read().annotations[-2:]
     assert (first.class_name, second.class_name) == ("../a b: c", None)
+
+
+def test_measurements_of_annotations_are_kept_as_double_and_those_of_detections_as_float(
+    project: Project, tmp_path: Path
+) -> None:
+    exact = {"p": 1e-50, "q": 1e-40, "large": 1e300, "third": 1 / 3}
+    done = imported(
+        project,
+        tmp_path,
+        GeoJsonObject("annotation", square(1, 1), measurements=exact),
+        GeoJsonObject("detection", square(5, 5), measurements={"p": 1e-50, "r": 0.0}),
+        GeoJsonObject("detection", square(9, 5), measurements={"p": 0.5, "r": -1e300}),
+    )
+    objects = project.images[0].read()
+    assert objects.annotations[-1].measurements == exact
+    assert [objects.detections.measurements[name][-2:].tolist() for name in "pr"] == [
+        [0.0, 0.5],
+        [0.0, -math.inf],
+    ]
+    reason = "QuPath keeps those of detections as 32-bit numbers"
+    assert done.losses == [
+        f"measurement 'p' of 1 detection is too large or too small: {reason}",
+        f"measurement 'r' of 1 detection is too large or too small: {reason}",
+    ]
 
 
 def test_a_broken_file_changes_nothing(project: Project, tmp_path: Path) -> None:
