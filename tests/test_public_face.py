@@ -114,6 +114,14 @@ def test_files_that_hold_no_nuclei(tmp_path: Path) -> None:
         qpnuclei.write_nuclei(table(1, 0), tmp_path / "n.csv")
 
 
+def test_nuclei_get_a_class_name_that_qupath_has(tmp_path: Path) -> None:
+    path = tmp_path / "n.geojson"
+    qpnuclei.write_nuclei(table(1, 0), path, " Tumor:Positive ")
+    assert '"name":"Tumor: Positive"' in path.read_text("utf-8").replace('": "', '":"')
+    with pytest.raises(UsageError, match="' ' is not a class name"):
+        qpnuclei.write_nuclei(table(1, 0), path, " ")
+
+
 def test_the_sample_project_is_counted() -> None:
     rows = qpnuclei.count(SAMPLES / "0.5.1" / "project", by="image", images=["he small.png"])
     assert [row["image"] for row in rows] == ["he small.png"]

@@ -13,7 +13,7 @@ from qpnuclei.errors import FormatError, NotFoundError
 from qpnuclei.nuclei.ids import NucleusIds
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.qupath.model import PathClass
-from qpnuclei.qupath.names import NEW_CLASS_COLOR
+from qpnuclei.qupath.names import NEW_CLASS_COLOR, checked_class_name
 from qpnuclei.system.files import atomic_file
 
 _PARQUET = ".parquet"
@@ -39,7 +39,7 @@ def write_nuclei(
     Raises
     ------
     UsageError
-        If the suffix is another one.
+        If the suffix is another one, or the name of the class is empty or not UTF-8.
     qpnuclei.errors.SaveError
         If the file cannot be written.
 
@@ -54,6 +54,7 @@ def write_nuclei(
     from qpnuclei.qupath.geojson.writing import write_detections
 
     path = Path(path)
+    path_class = PathClass(checked_class_name(class_name), NEW_CLASS_COLOR)
     outlines = [polygon.wkb for polygon in nuclei.polygons()]
     if path.suffix.lower() == _PARQUET:
         import pyarrow as pa
@@ -68,7 +69,7 @@ def write_nuclei(
         return
     digests = b"".join(blake2b(outline, digest_size=10).digest() for outline in outlines)
     ids = NucleusIds(np.frombuffer(digests, np.uint8).reshape(-1, 10))
-    write_detections(path, nuclei, ids, PathClass(class_name, NEW_CLASS_COLOR))
+    write_detections(path, nuclei, ids, path_class)
 
 
 def read_nuclei(path: str | os.PathLike[str]) -> NucleiTable:

@@ -22,6 +22,7 @@ from qpnuclei.errors import UsageError
 from qpnuclei.models.registry import DEFAULT_MODEL, check_speed, network_for, networks_of
 from qpnuclei.pipeline.positivity import check_thresholds
 from qpnuclei.pipeline.selection import Selection
+from qpnuclei.qupath.names import checked_class_name
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.segmentation.engine import EngineOptions, views_of
 from qpnuclei.system.threads import available_cores
@@ -34,9 +35,9 @@ class RunOptions:
     Raises
     ------
     UsageError
-        If the class of the detections is empty, the thresholds of positive nuclei are invalid, the
-        areas that `qc` marks would not be excluded, or `speed` is given with a model other than the
-        default.
+        If the class of the detections is empty or not UTF-8, the thresholds of positive nuclei are
+        invalid, the areas that `qc` marks would not be excluded, or `speed` is given with a model
+        other than the default.
 
     Examples
     --------
@@ -75,8 +76,7 @@ class RunOptions:
     images: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.class_name.strip():
-            raise UsageError("the class of the detections is empty", "name it with --class")
+        object.__setattr__(self, "class_name", checked_class_name(self.class_name))
         check_thresholds(self.positive_thresholds, self.class_name)
         if self.qc and not self.selection.excludes_class(IGNORE_CLASS):
             raise UsageError(

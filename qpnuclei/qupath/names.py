@@ -7,6 +7,7 @@ import re
 import unicodedata
 from typing import Any
 
+from qpnuclei.errors import UsageError
 from qpnuclei.qupath.model import ImageEntry, PathClass, Project
 
 #: Colour of a class that is new to the project: packed ARGB, green.
@@ -35,6 +36,32 @@ def class_of(project: Project, name: str, color: int | None = None) -> PathClass
     if found is not None and found.color is not None:
         return found
     return PathClass(name, NEW_CLASS_COLOR if color is None else color)
+
+
+def stored_class_name(name: str) -> str:
+    """Return the name of a class in QuPath's form; empty if nothing is left of it.
+
+    Examples
+    --------
+    >>> stored_class_name(" Tumor:Positive ")
+    'Tumor: Positive'
+    """
+    one_line = " ".join(name.splitlines())
+    return ": ".join(part for own in one_line.split(":") if (part := own.strip()))
+
+
+def checked_class_name(name: str) -> str:
+    """Return the name that a user gave to a class in QuPath's form.
+
+    Raises
+    ------
+    qpnuclei.errors.UsageError
+        If it is empty in this form, or not UTF-8.
+    """
+    stored = stored_class_name(name)
+    if not stored or not is_utf8(stored):
+        raise UsageError(f"{name!r} is not a class name", "name the class with --class")
+    return stored
 
 
 def is_utf8(text: str) -> bool:

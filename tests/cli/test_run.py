@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 import shutil
 import signal
@@ -24,7 +25,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
-from qpnuclei.errors import LockedError, SaveError
+from qpnuclei.errors import LockedError, SaveError, UsageError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.store import Shards, temporary_shards
 from qpnuclei.qupath.geojson.reading import read_objects
@@ -185,6 +186,34 @@ def test_another_class_does_not_touch_the_first(analysed: Path, qpnuclei: Call) 
     assert qpnuclei("run", project, "--roi", "Stroma", *RUN[2:]).exit_code == 0
     for old, new in zip(tumor, objects(project), strict=True):
         assert old <= set(new.detections.ids)
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [("Nucleus ", "Nucleus"), (" Nucleus", "Nucleus"), ("A:  B", "A: B"), ("A:B", "A: B")],
+)
+def test_a_class_is_written_in_the_form_of_qupath(
+    given: str, stored: str, sample: Sample, qpnuclei: Call
+) -> None:
+    project = sample("0.5.1")
+    done = qpnuclei("run", project, *RUN, "--image", "he small*", "--class", given)
+    assert done.exit_code == 0
+    found = objects(project)[0].detections
+    assert {found.class_names[row] for row in np.flatnonzero(ours(found))} == {stored}
+    assert stored in [path_class.name for path_class in open_project(project).classes]
+    assert not list(project.rglob("*.rescued.geojson.gz"))
+
+
+@pytest.mark.parametrize("given", ["", "  ", " : ", os.fsdecode(b"N\xe4")])
+def test_what_is_no_class_name_is_refused_at_the_start(
+    given: str, sample: Sample, qpnuclei: Call
+) -> None:
+    project = sample("0.5.1")
+    before = tree(project)
+    done = qpnuclei("run", project, *RUN, "--class", given)
+    assert isinstance(done.error, UsageError)
+    assert done.error.what == f"{given!r} is not a class name"
+    assert tree(project) == before
 
 
 def test_derived_classes_only_when_asked(sample: Sample, qpnuclei: Call) -> None:

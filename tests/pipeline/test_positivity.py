@@ -66,6 +66,7 @@ def test_from_the_threshold_on_a_nucleus_is_positive(with_cells: bool) -> None:
         ((0.0,), "Nucleus", "above 0, at most 5"),
         ((float("nan"),), "Nucleus", "above 0, at most 5"),
         ((0.2,), "Tumor: Positive", "Negative classes of the class 'Tumor: Positive'"),
+        ((0.2,), "Tumor:Positive ", "Negative classes of the class 'Tumor: Positive'"),
         ((0.2,), "Ignore*", "no Positive and Negative classes of the class"),
     ],
 )

@@ -586,6 +586,12 @@ def test_what_is_not_ours_is_not_removed(tmp_path):
         image.write(Edit(remove=frozenset([new_id(1)])), objects.fingerprint)
     with pytest.raises(UsageError, match="no annotation number 99"):
         image.write(Edit(add=[group(99)]), objects.fingerprint)
+    for name, hint in (("Nucleus ", "give 'Nucleus'"), ("A:B", "give 'A: B'")):
+        odd = NewAnnotation(shapely.box(0, 0, 9, 9), new_id(2), path_class=PathClass(name))
+        for edit in (Edit(add=[group(path_class=odd.path_class)]), Edit(annotations=[odd])):
+            with pytest.raises(UsageError, match="not QuPath's form of a class name") as error:
+                image.write(edit, objects.fingerprint)
+            assert error.value.hint == hint
     assert image.read().fingerprint == objects.fingerprint
 
 

@@ -7,10 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import shapely
 
-from qpnuclei.errors import UsageError
 from qpnuclei.qupath.areas import valid_area
 from qpnuclei.qupath.geojson.objects import GeoJsonObject
-from qpnuclei.qupath.model import PathClass
 from qpnuclei.qupath.regions import same_outline
 
 #: The largest part of an outline counts as the whole if it lacks at most this share of its area.
@@ -89,27 +87,3 @@ def unread_properties(found: GeoJsonObject) -> Iterator[str]:
         yield "lock"
     if found.metadata:
         yield "metadata"
-
-
-def stored_class_name(found: PathClass | None) -> str | None:
-    """Return the name of a class in QuPath's form; None if it is empty."""
-    if found is None:
-        return None
-    one_line = " ".join(found.name.splitlines())
-    return ": ".join(part for name in one_line.split(":") if (part := name.strip())) or None
-
-
-def checked_class_name(name: str | None) -> str | None:
-    """Return a user's class name in QuPath's form; None if the user gave none.
-
-    Raises
-    ------
-    qpnuclei.errors.UsageError
-        If the name is empty in this form.
-    """
-    if name is None:
-        return None
-    checked = stored_class_name(PathClass(name))
-    if checked is None:
-        raise UsageError(f"{name!r} is not a class name", "name the class with --class")
-    return checked

@@ -19,14 +19,12 @@ from qpnuclei.errors import number_of, quoted
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.geojson.importable import (
     WHOLE_TOLERANCE,
-    checked_class_name,
     nucleus_of,
     obstacle,
     one_polygon,
     only_part,
     same_detection,
     same_place,
-    stored_class_name,
     unread_properties,
 )
 from qpnuclei.qupath.geojson.objects import GeoJsonObject
@@ -42,7 +40,7 @@ from qpnuclei.qupath.model import (
     PathClass,
     Project,
 )
-from qpnuclei.qupath.names import class_of
+from qpnuclei.qupath.names import checked_class_name, class_of, stored_class_name
 from qpnuclei.qupath.regions import Region, region_of
 from qpnuclei.system.locks import locked
 
@@ -99,13 +97,14 @@ def import_file(
     NotFoundError, FormatError
         If the file is missing, or not GeoJSON.
     UsageError
-        If `class_name` is empty.
+        If `class_name` is empty, or not UTF-8.
     ConflictError, SaveError
         If the image cannot be saved; the project is unchanged.
     """
     with locked(project.path.parent):
         objects = entry.read()
-        incoming = _Incoming(project, objects, checked_class_name(class_name))
+        chosen = None if class_name is None else checked_class_name(class_name)
+        incoming = _Incoming(project, objects, chosen)
         problems = Problems()
         for number, found in enumerate(read_objects(path, problems), 1):
             incoming.add(number, found)
@@ -235,8 +234,8 @@ class _Incoming:
         )
 
     def _class(self, found: PathClass | None) -> PathClass | None:
-        name = self._class_name or stored_class_name(found)
-        if name is None:
+        name = self._class_name or stored_class_name("" if found is None else found.name)
+        if not name:
             return None
         if name not in self._classes:
             color = None if self._class_name or found is None else found.color

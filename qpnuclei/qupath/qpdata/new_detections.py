@@ -19,6 +19,7 @@ from qpnuclei.errors import FormatError, UsageError
 from qpnuclei.nuclei.ids import UUID_LENGTH
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.model import DetectionGroup, Edit, PathClass
+from qpnuclei.qupath.names import checked_class_name
 from qpnuclei.qupath.qpdata import java_classes as jc
 from qpnuclei.qupath.qpdata.detections import FileDetections
 from qpnuclei.qupath.qpdata.java_instances import Catalog
@@ -56,7 +57,7 @@ class Additions:
         Raises
         ------
         qpnuclei.errors.UsageError
-            If two new objects have the same UUID.
+            If two new objects have the same UUID, or the name of a class is not in QuPath's form.
         ValueError
             If the number of UUIDs of a group differs from that of nuclei.
         """
@@ -75,7 +76,14 @@ class Additions:
                 path_classes[group.path_class] = None
         if len(ids) < total:
             raise UsageError("two new objects have the same UUID")
-        return cls(edit, counts, [c for c in path_classes if c is not None]), ids
+        used = [c for c in path_classes if c is not None]
+        for name in (c.name for c in used):
+            if name != checked_class_name(name):
+                raise UsageError(
+                    f"{name!r} is not QuPath's form of a class name",
+                    f"give {checked_class_name(name)!r}",
+                )
+        return cls(edit, counts, used), ids
 
     def groups(self, parent: int | None) -> Iterator[DetectionGroup]:
         """Yield the groups of a parent one by one.

@@ -90,7 +90,9 @@ def check_read_singly(data):
                     "z": st.integers(0, 2),
                     "color": st.none() | st.integers(-3, 3),
                     "metadata": st.dictionaries(st.sampled_from("kl"), st.text(max_size=2)),
-                    "measurements": st.dictionaries(st.sampled_from("mn"), st.floats(allow_nan=False)),
+                    "measurements": st.dictionaries(
+                        st.sampled_from("mn"), st.floats(allow_nan=False)
+                    ),
                 }
             ),
         ),
