@@ -117,7 +117,7 @@ class Transaction:
         except OSError as error:
             self._undo()
             raise _failed(target, error) from error
-        except BaseException:  # an interrupt that could not be postponed
+        except BaseException:  # an interrupt, not postponed
             self._undo()
             raise
 

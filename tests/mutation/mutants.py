@@ -81,16 +81,23 @@ MUTANTS = (
     Mutant(
         "half of the files are replaced when one cannot be",
         "qupath/transaction.py",
-        "        except OSError as error:\n            self._undo(done)\n",
+        "        except OSError as error:\n            self._undo()\n",
         "        except OSError as error:\n",
         (_NATIVE, "-k", "failure_at_any_step"),
     ),
     Mutant(
         "Ctrl-C between two renames leaves half of the files replaced",
         "qupath/transaction.py",
-        "except BaseException:  # Ctrl-C between two renames\n            self._undo(done)\n",
+        "except BaseException:  # an interrupt, not postponed\n            self._undo()\n",
         "except BaseException:\n",
         (_NATIVE, "-k", "between_renames"),
+    ),
+    Mutant(
+        "Ctrl-C does not wait for the last rename",
+        "qupath/transaction.py",
+        "        with interrupt_postponed():\n            self._commit()\n",
+        "        self._commit()\n",
+        ("tests/qupath/test_transaction.py", "-k", "ctrl_c"),
     ),
     Mutant(
         "temporary files of a save in progress are removed",
