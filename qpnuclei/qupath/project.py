@@ -37,9 +37,11 @@ def open_project(
         The ``.qpproj`` file, or its folder.
     backend : {"auto", "native", "paquo"}
         ``"native"`` needs neither QuPath nor Java; ``"paquo"`` uses an installed QuPath;
-        ``"auto"`` is ``"paquo"`` if a QuPath is installed. `Project.backend` is the chosen one.
+        ``"auto"`` is ``"paquo"`` if QuPath 0.4 or newer is installed. `Project.backend` is the
+        chosen one.
     image_root : Path, optional
-        Folder to search for image files that are not at the path in the project.
+        Folder for image files that are not at the path in the project: their stored path is tried
+        below it, with fewer and fewer leading folders.
 
     Raises
     ------
