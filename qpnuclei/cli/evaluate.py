@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qpnuclei.cli.options import (
+    ANY_MODEL,
     DeviceOption,
     ImageGlobs,
     ImageRoot,
@@ -86,8 +87,7 @@ def evaluate(
         str | None,
         typer.Option(
             "--model",
-            help="Model: default, default-40x, default-20x, open-40x, or a .safetensors file "
-            "made by train.",
+            help=ANY_MODEL,
             show_default=DEFAULT_MODEL,
         ),
     ] = None,

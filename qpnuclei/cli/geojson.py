@@ -54,7 +54,10 @@ class Objects(StrEnum):
 def export_geojson(
     project: ProjectPath,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the files.", show_default=False)
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", help="Folder of the files.", show_default=False
+        ),
     ],
     image: ImageGlobs = None,
     objects: Annotated[

@@ -129,6 +129,7 @@ def infer(
     ] = None,
     retry_failed: RetryFailed = False,
     fail_fast: FailFast = False,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Find the nuclei of a plan and save them in its folder.
@@ -138,7 +139,7 @@ def infer(
 
     For example: qpnuclei infer the-run --shard 3/20
     """
-    from qpnuclei.cli.console import tile_progress
+    from qpnuclei.cli.console import print_json, tile_progress
     from qpnuclei.cli.tables import print_failures
     from qpnuclei.system.interrupts import leaving_on_interrupt
     from qpnuclei.system.memory import keep_freed_memory
@@ -179,8 +180,15 @@ def infer(
                 ),
                 progress=progress,
             )
+    images = len(folder.plan().images)
+    if json:
+        failed = [
+            {"image": image.name, "entry": image.entry, "error": error.what, "hint": error.hint}
+            for image, error in failures
+        ]
+        print_json({"run_dir": str(folder.path), "images": images, "failures": failed})
     if failures:
-        print_failures([image.name for image, _ in failures], len(folder.plan().images))
+        print_failures([image.name for image, _ in failures], images)
         sys.exit(1)
 
 

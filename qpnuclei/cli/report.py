@@ -61,7 +61,8 @@ def report(
 ) -> None:
     """Write a page with pictures and numbers: where the nuclei are, and which results are doubtful.
 
-    The page needs no network connection. Each run writes one into its folder.
+    The page needs no network connection. Each run of a project writes one into its folder, and a
+    run of slides one into its folder of results.
 
     For example: qpnuclei report project.qpproj -o report.html
     """

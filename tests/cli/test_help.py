@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import qpnuclei
 from qpnuclei.cli.app import app
 from qpnuclei.cli.command import GROUPS, LAST
 from qpnuclei.cli.completing import complete_class, complete_image
+from qpnuclei.training.config import recipe_names
 
 Sample = Callable[[str], Path]
 
@@ -35,6 +37,41 @@ def shown(*words: str) -> str:
     )
     assert result.exit_code == 0
     return result.stdout
+
+
+def options(words: tuple[str, ...]) -> list[Any]:
+    command = get_command(app)
+    for word in words:
+        command = command.commands[word]
+    return [] if getattr(command, "commands", None) else command.params
+
+
+def help_of(command: str, option: str) -> str:
+    (found,) = (p for p in options((command,)) if option in p.opts)
+    return str(found.help)
+
+
+@pytest.mark.parametrize("words", [w for w in commands() if options(w)], ids=" ".join)
+def test_every_command_has_json(words: tuple[str, ...]) -> None:
+    assert "--json" in {name for option in options(words) for name in option.opts}
+
+
+@pytest.mark.parametrize("words", [w for w in commands() if options(w)], ids=" ".join)
+def test_no_folder_is_called_a_file(words: tuple[str, ...]) -> None:
+    for option in options(words):
+        if option.param_type_name == "option" and (option.help or "").startswith("Folder"):
+            assert "FILE" not in option.metavar, option.opts
+
+
+def test_the_help_of_train_names_every_recipe() -> None:
+    text = help_of("train", "--config")
+    assert [
+        name for name in recipe_names() if not re.search(rf"(?<![\w-]){name}(?![\w-])", text)
+    ] == []
+
+
+def test_evaluate_takes_the_models_of_a_run() -> None:
+    assert help_of("evaluate", "--model").startswith(help_of("run", "--model"))
 
 
 @pytest.mark.parametrize("words", [*commands()], ids=" ".join)
@@ -74,10 +111,7 @@ def test_a_value_out_of_range_is_told_with_its_unit(words: str, said: str) -> No
 
 def numbers(words: tuple[str, ...]) -> list[Any]:
     """Return the options of a command that are numbers."""
-    command = get_command(app)
-    for word in words:
-        command = command.commands[word]
-    return [p for p in command.params if p.type.name in ("float", "integer")]
+    return [p for p in options(words) if p.type.name in ("float", "integer")]
 
 
 @pytest.mark.parametrize("words", [w for w in commands() if w and numbers(w)], ids=" ".join)

@@ -169,6 +169,19 @@ def test_json_of_a_run_is_its_record(sample: Sample, tmp_path: Path, qpnuclei: C
     assert printed["nuclei"] > 0
 
 
+@pytest.mark.slow
+def test_json_of_the_three_phases(sample: Sample, tmp_path: Path, qpnuclei: Call) -> None:
+    project, folder = sample("0.5.1"), tmp_path / "the-run"
+    native = ("--backend", "native")
+    given = ("--roi", "Tumor", "--mpp", "0.5", "--run-dir", folder)
+    planned = json.loads(qpnuclei("plan", project, *given, *native, "--json").stdout)
+    found = json.loads(qpnuclei("infer", folder, "--device", "cpu", "--quiet", "--json").stdout)
+    of_both = {key: planned[key] for key in ("run_dir", "images", "failures")}
+    assert found == of_both
+    written = json.loads(qpnuclei("commit", folder, *native, "--quiet", "--json").stdout)
+    assert len(written["images"]) == found["images"] > 0
+
+
 def test_a_project_of_a_folder_and_of_a_pattern(
     sample: Sample, tmp_path: Path, qpnuclei: Call
 ) -> None:

@@ -1,7 +1,11 @@
-"""The figures on the model cards are those in the model files."""
+"""The figures on the model cards, in the README and in help texts are those in the model files."""
+
+import re
+from typing import get_args
 
 import pytest
 
+from qpnuclei.cli.options import SpeedOption
 from qpnuclei.models.metadata import read_metadata
 from qpnuclei.models.registry import resolve_model
 from tests.paths import ROOT
@@ -28,3 +32,17 @@ def test_the_readme_says_what_was_measured():
         mean, (low, high) = measured["mean"][key], measured["interval"][key]
         cells.append(f"**{mean:.3f}** [{low:.3f}, {high:.3f}]".replace("0.", "."))
     assert "| **default** | " + " | ".join(cells) + " |" in readme
+
+
+def test_the_help_and_the_readme_say_what_speed_fast_costs():
+    card = (ROOT / "training/model-cards/default-20x.md").read_text(encoding="utf-8")
+    (row,) = re.findall(
+        r"^\| `val` at 40x .*: `--speed fast` and not \|(.*)\|$", card, re.MULTILINE
+    )
+    fast, slow = (re.findall(r"0\.\d{3}", cell) for cell in row.split("|"))
+    measured = read_metadata(resolve_model("default")).validation["mean"]
+    assert slow == [f"{measured[key]:.3f}" for key in ("AJI", "ADC", "PQ")]
+    less = float(slow[0]) - float(fast[0])
+    assert f"scores {less:.3f} less AJI" in get_args(SpeedOption)[1].help
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert ", ".join(fast).replace("0.", ".") in readme
