@@ -10,6 +10,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +24,6 @@ from qpnuclei.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[1]
 
-#: Pages outside of docs/ that the site shows.
-ELSEWHERE = (
-    "CHANGELOG.md",
-    "CONTRIBUTING.md",
-    "README.md",
-    "benchmarks/results/eight_bit.md",
-    "benchmarks/results/memory.md",
-    "benchmarks/results/networks.md",
-    "benchmarks/results/qupath_io.md",
-    "benchmarks/results/run.md",
-    "benchmarks/results/speed.md",
-    "qupath_scripts/README.md",
-    "training/README.md",
-    "training/model-cards/default-20x.md",
-    "training/model-cards/default.md",
-    "training/results/table1-from-scratch.md",
-    "training/results/table1.md",
-)
 _PREFIX = "repository/"
 _COMMANDS = "reference/cli.md"
 _NOTEBOOK = ".ipynb"
@@ -48,9 +31,34 @@ _NOTEBOOK = ".ipynb"
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]*)(#[^)\s]*)?\)")
 
 
+@cache
+def pages_elsewhere() -> frozenset[str]:
+    """Return the pages outside of ``docs/`` that a page of the site links to, also indirectly."""
+    found: set[str] = set()
+    to_read = [
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "docs").rglob("*")
+        if path.suffix in (".md", _NOTEBOOK)
+    ]
+    while to_read:
+        page = to_read.pop()
+        for link in _LINK.finditer((ROOT / page).read_text(encoding="utf-8")):
+            target = _target(page, link[3])
+            outside = target.endswith(".md") and not target.startswith("docs/")
+            if outside and target not in found and (ROOT / target).is_file():
+                found.add(target)
+                to_read.append(target)
+    return frozenset(found)
+
+
+def _target(page: str, link: str) -> str:
+    """Return the path in the repository that a link of a page leads to."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(page), link))
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that lie outside of ``docs/``, and those of notebooks."""
-    for path in ELSEWHERE:
+    for path in sorted(pages_elsewhere()):
         text = (ROOT / path).read_text(encoding="utf-8")
         files.append(File.generated(config, _PREFIX + path, content=text))
     for notebook in [file for file in files if file.src_uri.endswith(_NOTEBOOK)]:
@@ -84,12 +92,12 @@ def _mended(link: re.Match[str], source: str) -> str:
         return link[0]
     generated = source.startswith(_PREFIX)
     here = source.removeprefix(_PREFIX) if generated else f"docs/{source}"
-    path = posixpath.normpath(posixpath.join(posixpath.dirname(here), target))
+    path = _target(here, target)
     if path.startswith("docs/"):
         wanted = path.removeprefix("docs/")
         if wanted.endswith(_NOTEBOOK):
             wanted = f"{wanted.removesuffix(_NOTEBOOK)}.md"
-    elif path in ELSEWHERE:
+    elif path in pages_elsewhere():
         wanted = _PREFIX + path
     elif (ROOT / path).exists():
         return text

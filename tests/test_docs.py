@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import posixpath
 import re
 import shlex
 from collections.abc import Iterator
@@ -130,6 +132,26 @@ def test_the_site_has_every_page() -> None:
         if path.suffix in (".md", ".ipynb")
     ]
     assert sorted(listed) == sorted(there)
+
+
+def test_the_site_has_every_page_that_it_links_to() -> None:
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("nbconvert")
+    spec = importlib.util.spec_from_file_location("docs_site", ROOT / "packaging" / "docs_site.py")
+    assert spec is not None
+    assert spec.loader is not None
+    site = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(site)
+    shown = site.pages_elsewhere()
+    assert {"README.md", "training/model-cards/open-40x.md", "benchmarks/results/soak.md"} <= shown
+    for page in [
+        *shown,
+        *(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")),
+    ]:
+        for target in _LINK.findall((ROOT / page).read_text(encoding="utf-8")):
+            path = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
+            if path.endswith(".md") and ":" not in target and not path.startswith("docs/"):
+                assert path in shown, f"{page} links to {path}"
 
 
 def test_the_reference_has_every_public_name() -> None:
