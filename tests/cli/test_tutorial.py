@@ -39,9 +39,9 @@ def test_the_tutorial_goes_through(
 
     for name in ("counts.csv", "report.html", "project.qpproj", "qpnuclei/preview.png"):
         assert (Path("results") / name).stat().st_size > 0
-    with Path("counts.csv").open(encoding="utf-8-sig", newline="") as stream:
+    with Path("results/tumor.csv").open(encoding="utf-8-sig", newline="") as stream:
         (tumor,) = (row for row in csv.DictReader(stream) if row["class"] == "Tumor")
     assert tumor["status"] == "analysed"
-    with Path("nuclei.csv").open(encoding="utf-8-sig", newline="") as stream:
+    with Path("results/nuclei.csv").open(encoding="utf-8-sig", newline="") as stream:
         inside = [row for row in csv.DictReader(stream) if row["annotation_class"] == "Tumor"]
     assert len(inside) == int(tumor["nuclei"]) > 0
