@@ -18,6 +18,7 @@ import yaml
 
 import qpnuclei
 from qpnuclei.cli.app import app
+from qpnuclei.datasets.synthetic.slide import make_slide
 from tests.paths import ROOT
 
 pytestmark = pytest.mark.skipif(not (ROOT / "mkdocs.yml").is_file(), reason="not in a checkout")
@@ -169,6 +170,19 @@ def test_the_notebook_was_executed_and_names_what_exists() -> None:
         assert "error" not in {output["output_type"] for output in cell["outputs"]}
         for name in re.findall(r"qpnuclei\.(\w+)[(.]", "".join(cell["source"])):
             assert name in {*qpnuclei.__all__, "datasets"}
+
+
+@pytest.mark.slow
+def test_the_notebook_prints_what_the_packaged_model_finds(tmp_path: Path) -> None:
+    notebook = (ROOT / "docs" / "from-python.ipynb").read_text(encoding="utf-8")
+    ((found, painted),) = re.findall(r"(\d+) nuclei found, (\d+) painted", notebook)
+    made = make_slide(tmp_path / "synthetic.tif", size=(1200, 900))
+    with qpnuclei.open_slide(made.path) as slide:
+        rgb = slide.read(0, 0, slide.width, slide.height)
+    nuclei = qpnuclei.segment(qpnuclei.load_engine("default"), rgb, mpp=0.25)
+    assert int(painted) == len(made.nuclei)
+    # Another processor may find a nucleus more or fewer.
+    assert int(found) == pytest.approx(len(nuclei), abs=2)
 
 
 def templates() -> str:
