@@ -89,7 +89,7 @@ class Run:
         How often the attention is higher in nuclei than beside them, on the validation images, of
         the kept epoch and of the last. Below one half, the attention is inverted.
     training_seconds : float
-        Wall time of the epochs, validation and all.
+        Wall time of the epochs, without starts and validation.
     commit : str
         Of the source tree that trained it, or the version of the package.
     """
