@@ -32,9 +32,11 @@ def test_a_recipe_copies_what_the_wheel_is_built_from(recipe: str) -> None:
     assert "qpnuclei" in project["project"]["scripts"]
     torch = [line for line in project["project"]["dependencies"] if line.startswith("torch")]
     assert all(f'"{line}"' in text for line in torch)
-    # Its Python is one that is supported.
+    # Its Python is one that is supported and tested.
     (python,) = set(re.findall(r"python:(3\.\d+)-slim", text))
     assert f"Programming Language :: Python :: {python}" in project["project"]["classifiers"]
+    tested = (ROOT / "docs" / "reproducibility.md").read_text(encoding="utf-8")
+    assert f"Python {python}." in tested
 
 
 #: Names of conda-forge for packages that PyPI calls otherwise.
