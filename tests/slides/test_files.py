@@ -38,7 +38,7 @@ def test_brackets_in_names_and_patterns_of_files_stand_for_themselves(tmp_path: 
 
 
 def test_a_fingerprint_sees_all_files_of_a_slide_whose_name_has_brackets(tmp_path: Path) -> None:
-    (tmp_path / "a[1].vms").write_text("[Virtual Microscope Specimen]")
+    (tmp_path / "a[1].vms").write_text("[Virtual Microscope Specimen]\nImageFile=a[1](0,1).jpg\n")
     (tmp_path / "a[1](0,1).jpg").write_bytes(b"part")
     before = slide_fingerprint(tmp_path / "a[1].vms")
     (tmp_path / "a[1](0,1).jpg").write_bytes(b"another part")
