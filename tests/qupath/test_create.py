@@ -145,6 +145,7 @@ def test_a_failure_leaves_an_empty_folder_empty(end, at, tmp_path, monkeypatch):
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.usefixtures("interrupts_are_heard")
 def test_ctrl_c_in_the_last_step_waits_until_the_project_is_whole(tmp_path, monkeypatch):
     image = slide(tmp_path)
     (tmp_path / "empty").mkdir()

@@ -65,6 +65,7 @@ def test_what_ends_a_commit_between_two_renames_leaves_all_as_it_was(
     assert files(tmp_path) == before
 
 
+@pytest.mark.usefixtures("interrupts_are_heard")
 @pytest.mark.parametrize("signalled", [True, False])
 def test_ctrl_c_right_after_a_rename_leaves_all_old_or_all_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signalled: bool

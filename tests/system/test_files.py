@@ -98,6 +98,7 @@ def test_a_folder_stays_if_the_new_one_cannot_take_its_place(
     assert (store / "chunk").read_bytes() == b"old"
 
 
+@pytest.mark.usefixtures("interrupts_are_heard")
 def test_ctrl_c_between_its_two_renames_replaces_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

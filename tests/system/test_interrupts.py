@@ -7,19 +7,12 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
 
 import pytest
 
 from qpnuclei.system.interrupts import interrupt_postponed
 
-
-@pytest.fixture(autouse=True)
-def interrupts_are_heard() -> Iterator[None]:
-    """Undo what shells do to programs in the background: these, and their children, ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("interrupts_are_heard")
 
 
 def end_of(program: str) -> tuple[int, str, str]:

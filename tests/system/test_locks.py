@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NoReturn
@@ -48,14 +47,6 @@ HOLDING = """
         print("ready", flush=True)
         time.sleep(100)
 """
-
-
-@pytest.fixture
-def interrupts_are_heard() -> Iterator[None]:
-    """Undo what shells do to programs in the background: these, and their children, ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def put_lock(folder: Path, process: Process) -> None:
