@@ -23,7 +23,7 @@ from benchmarks.measuring import describe, machine, save, table
 from benchmarks.networks import read_images
 from benchmarks.tissue import MPP
 from qpnuclei.evaluation.metrics import score
-from qpnuclei.evaluation.tuning import read_validation, resample
+from qpnuclei.evaluation.tuning import read_validation
 from qpnuclei.models.checkpoint import load_model
 from qpnuclei.models.metadata import ModelMetadata
 from qpnuclei.models.registry import COARSE_NETWORK, FINE_NETWORK, resolve_model
@@ -33,6 +33,7 @@ from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.segmentation.torch_forward import optimise_for_inference
 from qpnuclei.slides.pixels import RGB
+from qpnuclei.slides.scaling import scaled
 
 _CROP_PX = 320
 _CALIBRATING = 8
@@ -60,9 +61,7 @@ def measure(name: str, data: Path, tissue: Sequence[RGB], folder: Path) -> list[
     graph, layout, metadata = read_student(path)
     network, _ = load_model(path)
     cpu = torch.device("cpu")
-    small = _quantised(
-        graph, [resample(rgb, MPP / metadata.mpp) for rgb in tissue], metadata, folder
-    )
+    small = _quantised(graph, [scaled(rgb, MPP / metadata.mpp) for rgb in tissue], metadata, folder)
     variants = {
         "torch, float32": Predictor.of_network(
             optimise_for_inference(network, cpu), metadata, cpu, precision="float32"

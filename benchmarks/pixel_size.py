@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from benchmarks.measuring import table
 from qpnuclei.evaluation.datasets import IMAGE_SUFFIXES, read_rgb
-from qpnuclei.evaluation.tuning import resample
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.pixels import RGB
+from qpnuclei.slides.scaling import scaled
 
 #: These differ by a factor of 1.2: nuclei cannot tell smaller differences.
 _CANDIDATES = tuple(0.12 * 1.2**step for step in range(10))
@@ -34,7 +34,7 @@ def median_area(predictor: Predictor, images: Sequence[RGB], mpp: float) -> floa
     """
     areas: list[npt.NDArray[np.int64]] = []
     for image in images:
-        rgb = resample(image, mpp / predictor.mpp)
+        rgb = scaled(image, mpp / predictor.mpp)
         attention, centre = predictor.predict_image(rgb)
         labels = segment_instances(attention, predictor.metadata.post_processing, centre)
         areas.append(np.bincount(labels.ravel())[1:])

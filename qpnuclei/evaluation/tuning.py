@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,35 +27,8 @@ from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.recolour import recolour
 from qpnuclei.slides.resolution import working_downsample
+from qpnuclei.slides.scaling import scaled
 from qpnuclei.slides.stains import reinhard_statistics
-
-_Image = TypeVar("_Image", npt.NDArray[np.uint8], npt.NDArray[np.float32])
-
-
-def resample(rgb: npt.NDArray[np.uint8], factor: float) -> npt.NDArray[np.uint8]:
-    """Scale an image by `factor`; its sides are rounded to px, at least 1. See `resized`."""
-    height, width = (max(1, round(length * factor)) for length in rgb.shape[:2])
-    return resized(rgb, height, width)
-
-
-def resized(image: _Image, height: int, width: int) -> _Image:
-    """Scale an image to a size in px: area averaging to reduce it, bilinear to enlarge it.
-
-    Parameters
-    ----------
-    image : (H, W, C) uint8 or float32 ndarray
-    height, width : int
-
-    Returns
-    -------
-    (height, width, C) ndarray of the same dtype
-        The image itself if it has this size.
-    """
-    if image.shape[:2] == (height, width):
-        return image
-    how = cv2.INTER_AREA if height * width < math.prod(image.shape[:2]) else cv2.INTER_LINEAR
-    return cast(_Image, cv2.resize(image, (width, height), interpolation=how))
-
 
 _log = logging.getLogger(__name__)
 
@@ -131,7 +103,7 @@ def at_resolution(
     for image in images:
         rgb, labels = image.read_alone()
         true_mpp = image_mpp(image, mpp)
-        rgb = resample(rgb, 1 / working_downsample((true_mpp, true_mpp), model_mpp)[0])
+        rgb = scaled(rgb, 1 / working_downsample((true_mpp, true_mpp), model_mpp)[0])
         if rgb.shape[:2] != labels.shape:
             labels = cv2.resize(
                 labels, rgb.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT
@@ -239,12 +211,12 @@ def _grids(mpp: float) -> list[dict[str, list[float]]]:
     if mpp == _GRIDS_MPP:
         return [{name: list(values) for name, values in grid.items()} for grid in _GRIDS]
 
-    def scaled(name: str, value: float) -> Any:
+    def at_mpp(name: str, value: float) -> Any:
         parameters = replace(PostProcessing(), **{name: value})
         return getattr(parameters.at_resolution(_GRIDS_MPP, mpp), name)
 
     return [
-        {name: sorted({scaled(name, value) for value in values}) for name, values in grid.items()}
+        {name: sorted({at_mpp(name, value) for value in values}) for name, values in grid.items()}
         for grid in _GRIDS
     ]
 

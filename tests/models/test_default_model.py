@@ -7,13 +7,14 @@ import torch
 from qpnuclei.evaluation.classical import haematoxylin_attention
 from qpnuclei.evaluation.datasets import read_folder
 from qpnuclei.evaluation.metrics import score
-from qpnuclei.evaluation.tuning import at_resolution, resample
+from qpnuclei.evaluation.tuning import at_resolution
 from qpnuclei.models.checkpoint import load_model
 from qpnuclei.models.metadata import PostProcessing, model_hash, read_metadata
 from qpnuclei.models.registry import resolve_model
 from qpnuclei.models.student import StudentNet
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
+from qpnuclei.slides.scaling import scaled
 from tests.paths import SHARED
 
 MONUSEG = SHARED / "data" / "monuseg-train"
@@ -123,7 +124,7 @@ def test_the_coarse_network_holds_at_20x(coarse, predictor):
     images = at_resolution(read_folder(MONUSEG, split="val", names=NAMES), 0.25, 0.5)
     scores = {"coarse": [], "enlarged": []}
     for image in images:
-        enlarged = _instances(predictor, resample(image.rgb, 2))[::2, ::2]
+        enlarged = _instances(predictor, scaled(image.rgb, 2))[::2, ::2]
         scores["enlarged"].append(score(image.labels, enlarged).AJI)
         scores["coarse"].append(score(image.labels, _instances(coarse, image.rgb)).AJI)
 

@@ -10,7 +10,6 @@ import torch
 
 from qpnuclei.choices import Precision
 from qpnuclei.errors import DeviceError, NotFoundError, UsageError
-from qpnuclei.evaluation.tuning import resample
 from qpnuclei.models import metadata as metadata_module
 from qpnuclei.models.attention import AttentionNet
 from qpnuclei.models.checkpoint import save_model
@@ -228,14 +227,6 @@ def test_devices_that_are_not_there() -> None:
     if not torch.backends.mps.is_available():
         with pytest.raises(DeviceError, match="'mps'"):
             resolve_device("mps")
-
-
-def test_resampling_down_averages_areas() -> None:
-    # 4x4 in blocks of 2x2: each becomes its mean, (0 + 10 + 20 + 30) / 4.
-    block = np.array([[0, 10], [20, 30]], np.uint8)
-    rgb = np.repeat(np.tile(block, (2, 2))[..., None], 3, axis=2)
-    np.testing.assert_array_equal(resample(rgb, 0.5), np.full((2, 2, 3), 15))
-    assert resample(rgb, 1) is rgb
 
 
 class DarkIsNucleus(torch.nn.Module):

@@ -11,9 +11,9 @@ import numpy as np
 
 from qpnuclei.evaluation.boxes import BoxImage
 from qpnuclei.evaluation.evaluate import image_mpp
-from qpnuclei.evaluation.tuning import resample
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.resolution import working_downsample
+from qpnuclei.slides.scaling import scaled
 from qpnuclei.training.student.batches import Lesson, make_lessons
 from qpnuclei.training.student.pseudo_labels import PseudoLabels
 from qpnuclei.training.student.recipe import StudentRecipe
@@ -52,12 +52,12 @@ def read_corrections(boxes: Iterable[BoxImage], model_mpp: float) -> list[Correc
     for box in boxes:
         rgb, labels, inside = box.read_around()
         mpp = image_mpp(box, None)
-        rgb = resample(rgb, 1 / working_downsample((mpp, mpp), model_mpp)[0])
-        scaled, weight = (
+        rgb = scaled(rgb, 1 / working_downsample((mpp, mpp), model_mpp)[0])
+        nuclei, weight = (
             cv2.resize(values, rgb.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
             for values in (labels.astype(np.float32), inside.astype(np.float32))
         )
-        known = PseudoLabels(scaled.astype(np.int32), weight.astype(np.float32))
+        known = PseudoLabels(nuclei.astype(np.int32), weight.astype(np.float32))
         made.append(Correction(box.name, rgb, known, int(np.count_nonzero(box.counts))))
     return made
 

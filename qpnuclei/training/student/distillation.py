@@ -25,9 +25,9 @@ import torch
 from msgspec import structs
 
 from qpnuclei.errors import UsageError
-from qpnuclei.evaluation.tuning import resample
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
+from qpnuclei.slides.scaling import scaled
 from qpnuclei.training.student.batches import Lesson, make_lessons
 from qpnuclei.training.student.fit import has_bfloat16
 from qpnuclei.training.student.labellers import AtSeveralScales, Labeller
@@ -139,7 +139,7 @@ def reduced(lesson: Lesson, ratio: float) -> Lesson:
     Lesson
         Of (H / ratio, W / ratio) px, each rounded, at least 1.
     """
-    rgb, targets = (resample(image, 1 / ratio) for image in (lesson.rgb, lesson.targets))
+    rgb, targets = (scaled(image, 1 / ratio) for image in (lesson.rgb, lesson.targets))
     return replace(lesson, rgb=rgb, targets=targets)
 
 

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 
 from qpnuclei.errors import UsageError
-from qpnuclei.evaluation.tuning import resample, resized
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.segmentation.quantised import FloatMap
 from qpnuclei.slides.pixels import RGB
+from qpnuclei.slides.scaling import resized, scaled
 
 
 class Labeller(Protocol):
@@ -70,7 +70,7 @@ class AtSeveralScales:
         """Return the mean attention and the mean centre map, both in the size of `rgb`."""
         mean = np.zeros((*rgb.shape[:2], 2), np.float32)
         for scale in self.scales:
-            attention, centre = self.model.predict_image(resample(rgb, scale))
+            attention, centre = self.model.predict_image(scaled(rgb, scale))
             assert centre is not None  # students have one
             maps = np.stack([attention, centre], axis=-1)
             mean += resized(maps, *rgb.shape[:2]) / np.float32(len(self.scales))
