@@ -11,6 +11,8 @@ import numpy.typing as npt
 import shapely
 from PIL import Image
 
+from qpnuclei.slides.masks import rasterise
+
 Floats = npt.NDArray[np.float64]
 
 #: Longest side of a map in px. The largest detail is this share of the longest side.
@@ -20,8 +22,6 @@ _MAP_PX, _DETAIL = 480, 1 / 40
 _MOST_PX_OF_SIGMA = 24
 #: Possible standard deviations of the Gaussian, in µm. A smaller one would show single nuclei.
 _SIGMAS_UM = (25.0, 50.0, 100.0, 200.0, 400.0)
-#: OpenCV draws with coordinates in sixteenths (2**4) of a px.
-_SHIFT = 4
 #: Index of the colour for areas that were not analysed.
 _NOWHERE = 255
 
@@ -84,7 +84,7 @@ def density_map(
     pixel = max(float(extent.max()) / _MAP_PX, sigma / _MOST_PX_OF_SIGMA)
     width, height = (max(1, math.ceil(length / pixel - 1e-9)) for length in extent)
     scale = um / pixel
-    mask = _rasterised(area, (x0, y0), scale, (height, width))
+    mask = rasterise(area, (height, width), (pixel / mpp[0], pixel / mpp[1]), (x0, y0))
     inside = centroids[shapely.intersects_xy(area, centroids)] if len(centroids) else centroids
     cells = ((inside - (x0, y0)) * scale).astype(np.int64)
     cells = np.clip(cells, 0, (width - 1, height - 1))
@@ -109,23 +109,6 @@ def viridis(levels: Floats) -> npt.NDArray[np.uint8]:
     steps = np.rint(np.clip(levels, 0, 1) * 255).astype(np.uint8)
     colours = cv2.applyColorMap(steps[:, None], cv2.COLORMAP_VIRIDIS)
     return np.asarray(colours[:, 0, ::-1], np.uint8)
-
-
-def _rasterised(
-    area: shapely.Geometry, origin: tuple[float, float], scale: Floats, shape: tuple[int, int]
-) -> npt.NDArray[np.bool_]:
-    """Return the px of a map that an area covers, at least one."""
-    mask = np.zeros(shape, np.uint8)
-    for part in shapely.get_parts(area):
-        rings = [
-            np.rint(((shapely.get_coordinates(ring) - origin) * scale - 0.5) * 2**_SHIFT).astype(
-                np.int32
-            )
-            for ring in (part.exterior, *part.interiors)
-        ]
-        # All rings of a polygon in one call, so that the even-odd rule leaves holes.
-        cv2.fillPoly(mask, rings, 1, lineType=cv2.LINE_8, shift=_SHIFT)
-    return mask > 0
 
 
 def _round_up(value: float) -> float:

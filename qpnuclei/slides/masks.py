@@ -1,4 +1,4 @@
-"""Outline the masks of a reduced slide."""
+"""Masks of a reduced slide: outline them, and make them from outlines."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import shapely
 Mask = npt.NDArray[np.bool_]
 
 _RIM_PX = 2
+#: OpenCV draws with coordinates in sixteenths (2**4) of a px.
+_SHIFT = 4
 
 
 def outline_mask(mask: Mask, min_area: float, min_hole: float) -> shapely.Geometry:
@@ -53,6 +55,44 @@ def polygons_of(geometry: shapely.Geometry) -> shapely.MultiPolygon:
     """Return the polygons of any geometry."""
     parts = shapely.get_parts(geometry)
     return shapely.MultiPolygon([p for p in parts if p.geom_type == "Polygon" and not p.is_empty])
+
+
+def rasterise(
+    area: shapely.Geometry,
+    shape: tuple[int, int],
+    pixel_size: tuple[float, float],
+    origin: tuple[float, float] = (0, 0),
+) -> Mask:
+    """Return the px of a mask that an area covers; those on its outline are included.
+
+    Parameters
+    ----------
+    area : shapely.Geometry
+        Its polygons may have holes and overlap; lines and points cover nothing.
+    shape : (H, W) of int
+        Size of the mask.
+    pixel_size : (float, float)
+        Width and height of a px of the mask, in the unit of `area`.
+    origin : (x, y)
+        Upper left corner of the mask, in the unit of `area`.
+
+    Returns
+    -------
+    (H, W) bool ndarray
+    """
+    import cv2
+
+    mask = np.zeros(shape, np.uint8)
+    for polygon in polygons_of(area).geoms:
+        corners = [
+            ((shapely.get_coordinates(ring) - origin) / pixel_size - 0.5) * 2**_SHIFT
+            for ring in shapely.get_rings(polygon)
+        ]
+        # All rings of one polygon in one call: by the even-odd rule its holes stay empty, and what
+        # two polygons share does not.
+        rings = [np.rint(ring).astype(np.int32) for ring in corners]
+        cv2.fillPoly(mask, rings, 1, lineType=cv2.LINE_8, shift=_SHIFT)
+    return mask > 0
 
 
 def disk(radius: int) -> npt.NDArray[np.uint8]:

@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-import shapely
 
 from qpnuclei.errors import NotFoundError, UsageError, number_of
+from qpnuclei.slides.masks import rasterise
 from qpnuclei.slides.resolution import working_downsample
 from qpnuclei.slides.slide import Slide
 from qpnuclei.slides.tissue import tissue_fraction
@@ -209,7 +209,7 @@ class _TissueOverview:
         rgb = slide.read(0, 0, size[0], size[1], self._pixel_px)
         mask = tissue_fraction(rgb[:, :, None, None]).astype(np.uint8)
         if source.roi is not None:
-            mask &= _rasterise(source.roi, mask.shape, self._pixel_px)
+            mask &= rasterise(source.roi, mask.shape, self._pixel_px)
         self._sums = cv2.integral(mask)
 
     def fractions(
@@ -225,21 +225,6 @@ class _TissueOverview:
         inside = s[y1, x1] - s[y0, x1] - s[y1, x0] + s[y0, x0]
         fractions: npt.NDArray[np.float64] = inside / ((x1 - x0) * (y1 - y0))
         return fractions
-
-
-def _rasterise(
-    roi: shapely.Geometry, shape: tuple[int, ...], pixel_px: tuple[float, float]
-) -> npt.NDArray[np.uint8]:
-    """Mask of the pixels whose centre lies in the ROI, roughly: 1 inside, holes 0."""
-    mask = np.zeros(shape, np.uint8)
-    rings = [
-        np.rint(shapely.get_coordinates(ring) / pixel_px - 0.5).astype(np.int32)
-        for polygon in shapely.get_parts(roi)
-        for ring in shapely.get_rings(polygon)
-    ]
-    if rings:
-        cv2.fillPoly(mask, rings, 1)  # all at once: by the even-odd rule, holes stay empty
-    return mask
 
 
 def _starts(extent: int, size: int) -> npt.NDArray[np.int64]:
