@@ -24,12 +24,16 @@ class Scores:
     Attributes
     ----------
     AJI : float
-        Aggregated Jaccard index [1]_.
+        Aggregated Jaccard index [1]_. As in the code that its authors published, every true nucleus
+        is matched to the prediction with the largest IoU (the first of equals), even if another
+        true nucleus is matched to it, too. The area of unmatched predictions is added to the
+        denominator.
     ADC : float
         Dice coefficient of the two foregrounds.
     AHD : float
-        Mean directed Hausdorff distance in px, over the annotated nuclei that a prediction overlaps
-        (see `average_hausdorff_distance`). NaN if none is overlapped.
+        Mean directed Hausdorff distance in px, over the annotated nuclei that predictions overlap;
+        NaN if none is overlapped. The distance of a nucleus is the largest one to any of these
+        predictions: from the pixel of the nucleus that is farthest from the prediction.
     AHD_within : float
         The same, but to the part of each prediction within the nucleus, as in the code of
         Sahasrabudhe et al.; never smaller. It is comparable with their figures.
@@ -64,29 +68,8 @@ class Scores:
     count_error: float
 
 
-def aggregated_jaccard_index(true: LabelMap, predicted: LabelMap) -> float:
-    """Return the aggregated Jaccard index of two instance maps.
-
-    Parameters
-    ----------
-    true, predicted : (H, W) integer ndarray
-        Instance maps, 0 = background.
-
-    Returns
-    -------
-    float
-        In 0..1; 1 if both maps are empty.
-
-    Notes
-    -----
-    As in the code that its authors published, every true nucleus is matched to the prediction with
-    the largest IoU (the first of equals), even if another true nucleus is matched to it, too. The
-    area of unmatched predictions is added to the denominator.
-    """
-    return _aji(overlaps_of_maps(true, predicted))
-
-
 def _aji(o: MapOverlaps) -> float:
+    """Return `Scores.AJI`."""
     # Pairs are sorted by IoU, so the first one of each true nucleus is its best.
     iou = o.iou
     order = np.lexsort((o.pair_predicted, -iou, o.pair_true))
@@ -107,24 +90,6 @@ def foreground_dice(true: LabelMap, predicted: LabelMap) -> float:
         raise ValueError(f"the maps differ in shape: true {t.shape}, predicted {p.shape}")
     total = int(t.sum()) + int(p.sum())
     return float(2 * np.sum(t & p) / total) if total else 1.0
-
-
-def average_hausdorff_distance(true: LabelMap, predicted: LabelMap) -> float:
-    """Return the average Hausdorff distance of two instance maps, in px.
-
-    Parameters
-    ----------
-    true, predicted : (H, W) integer ndarray
-        Instance maps, 0 = background.
-
-    Returns
-    -------
-    float
-        Mean over the true nuclei that predictions overlap; NaN without such nuclei. The value of a
-        nucleus is its largest directed Hausdorff distance to one of these predictions: the largest
-        distance from a pixel of the nucleus to the nearest pixel of the prediction.
-    """
-    return _hausdorff(overlaps_of_maps(true, predicted))[0]
 
 
 def _hausdorff(o: MapOverlaps) -> tuple[float, float]:

@@ -106,13 +106,6 @@ def pixels_of_polygons(
     return Pixels(row[run] * width + x0[run] + step, counts)
 
 
-def rasterise(polygon: shapely.Polygon, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Return the (H, W) mask of the pixels that QuPath counts as inside a polygon."""
-    mask = np.zeros(shape, bool)
-    mask.ravel()[pixels_of_polygons(np.array([polygon], dtype=object), shape).indices] = True
-    return mask
-
-
 def _scan(
     polygons: npt.NDArray[Any],
 ) -> tuple[

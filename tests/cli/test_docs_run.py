@@ -25,11 +25,11 @@ from scipy import ndimage
 from qpnuclei.datasets.synthetic.slide import write_slide
 from qpnuclei.demo import demonstration
 from qpnuclei.models.registry import resolve_model
-from qpnuclei.nuclei.pixels import rasterise
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import open_project
 from tests.cli.conftest import Outcome
+from tests.masks import mask_of
 from tests.paths import ROOT
 from tests.test_docs import PAGES, commands
 
@@ -123,7 +123,7 @@ class Tissue:
     def labels(self) -> npt.NDArray[np.uint16]:
         labels = np.zeros(self.rgb.shape[:2], np.uint16)
         for label, nucleus in enumerate(self.nuclei, start=1):
-            labels[rasterise(nucleus, labels.shape)] = label
+            labels[mask_of(nucleus, labels.shape)] = label
         return labels
 
 
@@ -137,7 +137,7 @@ def tissue() -> Tissue:
         place = np.array((x, y)) * 40 + 20 + rng.uniform(-5, 5, 2)
         disc = shapely.affinity.scale(shapely.Point(*place).buffer(1), *radii)
         nuclei.append(disc)
-        rgb[rasterise(disc, rgb.shape[:2])] = (85, 55, 130)
+        rgb[mask_of(disc, rgb.shape[:2])] = (85, 55, 130)
     rgb = ndimage.gaussian_filter(rgb, (0.7, 0.7, 0)) + rng.uniform(-8, 8, (*rgb.shape[:2], 1))
     rgb[SIDE:], rgb[:, SIDE:] = 245, 245
     return Tissue(rgb.clip(0, 255).astype(np.uint8), nuclei)

@@ -22,6 +22,7 @@ from qpnuclei.segmentation.engine import EngineOptions, load_engine
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.system.checked import as_json
 from tests.evaluation.images import write_folder
+from tests.masks import mask_of
 
 FLOOR = "hematoxylin + Otsu"
 
@@ -73,7 +74,6 @@ def test_the_scores_are_those_of_what_a_run_finds(
 ) -> None:
     from qpnuclei.evaluation.formats import read_dataset
     from qpnuclei.evaluation.metrics import score
-    from qpnuclei.nuclei.pixels import rasterise
 
     # Half the resolution of the first: images are enlarged, and nuclei come back smaller.
     output = str(tmp_path / "r.json")
@@ -85,7 +85,7 @@ def test_the_scores_are_those_of_what_a_run_finds(
     engine = load_engine(model, EngineOptions("cpu", views))
     nuclei = segment(engine, rgb, 0.5)
     for label, polygon in enumerate(nuclei.polygons(), start=1):
-        found[rasterise(polygon, true.shape)] = label
+        found[mask_of(polygon, true.shape)] = label
     (reported,) = json.loads((tmp_path / "r.json").read_text())["images"]
     assert reported["predicted_count"] == len(nuclei)
     assert reported["AJI"] == pytest.approx(score(true, found).AJI, abs=1e-3)

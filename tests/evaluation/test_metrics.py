@@ -6,8 +6,6 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
 from qpnuclei.evaluation.metrics import (
-    aggregated_jaccard_index,
-    average_hausdorff_distance,
     foreground_dice,
     mean_scores,
     score,
@@ -124,7 +122,7 @@ def test_aji_takes_a_prediction_for_every_true_nucleus_that_it_suits_best():
     predicted = np.array([[5, 5, 5, 5]])
 
     # Both true nuclei take the merged prediction: twice 2 px of an intersection over twice 4 px.
-    assert aggregated_jaccard_index(true, predicted) == 4 / 8
+    assert score(true, predicted).AJI == 4 / 8
 
 
 def test_aji_counts_predictions_that_nobody_took_in_the_denominator():
@@ -132,7 +130,7 @@ def test_aji_counts_predictions_that_nobody_took_in_the_denominator():
     predicted = np.array([[2, 2, 2, 3, 0, 4]])
 
     # Nucleus 1 takes prediction 2: 3 px of 4. Predictions 3 and 4 add one px each.
-    assert aggregated_jaccard_index(true, predicted) == 3 / (4 + 1 + 1)
+    assert score(true, predicted).AJI == 3 / (4 + 1 + 1)
 
 
 def test_ahd_is_directed_and_takes_the_worst_overlapping_prediction():
@@ -140,9 +138,9 @@ def test_ahd_is_directed_and_takes_the_worst_overlapping_prediction():
     predicted = np.array([[2, 0, 0, 0, 3]])
 
     # From the far end of the nucleus, 4 px to the only pixel of prediction 2, and so for 3.
-    assert average_hausdorff_distance(true, predicted) == 4
+    assert score(true, predicted).AHD == 4
     # The other way round each prediction lies in the nucleus.
-    assert average_hausdorff_distance(predicted, true) == 0
+    assert score(predicted, true).AHD == 0
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -162,7 +160,8 @@ def test_ahd_is_that_of_distances_in_the_whole_image(seed):
         distances = [ndimage.distance_transform_edt(predicted != p)[nucleus] for p in overlapping]
         farthest += [max(d.max() for d in distances)] if distances else []
     expected = np.mean(farthest) if farthest else np.nan
-    assert average_hausdorff_distance(true, predicted) == pytest.approx(expected, nan_ok=True)
+    found = score(true, predicted).AHD
+    assert found == pytest.approx(expected, nan_ok=True)
 
 
 def test_ahd_within_does_not_see_what_lies_beyond_the_nucleus():

@@ -13,10 +13,11 @@ from PIL import Image
 from qpnuclei.measure.intensity import intensity_measurements, mean_measurement
 from qpnuclei.measure.shape import shape_measurements
 from qpnuclei.nuclei.outlines import polygonise
-from qpnuclei.nuclei.pixels import Pixels, pixels_of_labels, pixels_of_polygons, rasterise
+from qpnuclei.nuclei.pixels import Pixels, pixels_of_labels, pixels_of_polygons
 from qpnuclei.nuclei.smoothing import junctions, smooth
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.slides.calibration import PixelCalibration
+from tests.masks import mask_of
 from tests.paths import MEASUREMENTS
 from tests.segmentation.images import random_mask, regions
 
@@ -158,19 +159,19 @@ def test_pixels_inside_as_qupath_has_them(feature):
     expected = np.zeros((512, 512), bool)
     for y, x0, x1 in EXPECTED["measured"][feature["properties"]["name"]]["pixels"]["runs_y_x0_x1"]:
         expected[y, x0:x1] = True
-    np.testing.assert_array_equal(rasterise(outline(feature), (512, 512)), expected)
+    np.testing.assert_array_equal(mask_of(outline(feature), (512, 512)), expected)
 
 
 def test_a_rectangle_of_four_corners_covers_whole_pixels_as_qupaths_rectangle_roi():
     # From floor(x), ceil(width) columns: 3 x 2 pixels, though only two centres are inside.
     corners = [(10.7, 5.9), (12.9, 5.9), (12.9, 7.3), (10.7, 7.3)]
     (rectangle,) = NucleiTable.from_polygons([shapely.Polygon(corners)]).polygons()
-    assert np.argwhere(rasterise(rectangle, (20, 20))).tolist() == [
+    assert np.argwhere(mask_of(rectangle, (20, 20))).tolist() == [
         [5, 10], [5, 11], [5, 12], [6, 10], [6, 11], [6, 12],
     ]  # fmt: skip
     # With one more vertex it is a polygon, which covers the pixels whose centres are inside.
     (polygon,) = NucleiTable.from_polygons([shapely.Polygon([*corners, (10.7, 6.5)])]).polygons()
-    assert np.argwhere(rasterise(polygon, (20, 20))).tolist() == [[6, 11], [6, 12]]
+    assert np.argwhere(mask_of(polygon, (20, 20))).tolist() == [[6, 11], [6, 12]]
 
 
 def test_ellipses_of_64_corners_are_close_to_what_qupath_makes_of_an_ellipse():

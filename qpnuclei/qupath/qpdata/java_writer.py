@@ -55,13 +55,6 @@ def write(items: Iterable[Content], emit: Callable[[bytes], object]) -> None:
     run(writer.contents(items))
 
 
-def dump(items: Iterable[Content]) -> bytes:
-    """Return the stream with the top-level items `items`."""
-    buffer = bytearray()
-    write(items, buffer.extend)
-    return bytes(buffer)
-
-
 class StreamWriter:
     """Writes nodes: the definition at the first occurrence, then back-references.
 

@@ -6,7 +6,7 @@ from qpnuclei.errors import FormatError
 from qpnuclei.qupath.model import Edit
 from qpnuclei.qupath.qpdata import java_classes as jc
 from qpnuclei.qupath.qpdata import java_fields as jf
-from qpnuclei.qupath.qpdata import java_nodes, java_parser, java_writer
+from qpnuclei.qupath.qpdata import java_nodes, java_parser
 from qpnuclei.qupath.qpdata.annotations import id_metadata
 from qpnuclei.qupath.qpdata.data_file import DataFile
 from qpnuclei.qupath.qpdata.java_instances import Catalog
@@ -14,6 +14,7 @@ from qpnuclei.qupath.qpdata.new_data_file import data_file_of_objects
 from qpnuclei.qupath.qpdata.rois import Plane, make_roi
 from tests.ids import nucleus_id
 from tests.qupath.qpdata.data_files import GRID, group, load, saved
+from tests.qupath.qpdata.streams import stream_of
 from tests.qupath.samples import dump
 
 
@@ -58,9 +59,9 @@ def test_an_error_in_an_object_names_its_byte():
             if isinstance(node, java_nodes.JavaObject) and node.class_name == jc.DETECTION
         ]
 
-    data = java_writer.dump(items)
+    data = stream_of(items)
     index, node = next(
-        (i, node) for i, node in enumerate(detections(data)) if wanted in java_writer.dump([node])
+        (i, node) for i, node in enumerate(detections(data)) if wanted in stream_of([node])
     )
     start = data.index(wanted)
     points = len(group(50).nuclei.polygons()[30].exterior.coords) - 1
@@ -98,8 +99,6 @@ def test_locks_of_packed_detections(shared):
     data = saved(data_file_of_objects(catalog, nodes))
     # The end mark, which objects alone do not need.
     items = [*java_parser.parse(data, "file").items, java_nodes.JavaString(b"EOF")]
-    buffer = bytearray()
-    java_writer.write(items, buffer.extend)
-    detections = DataFile.parse(bytes(buffer), "file").read().detections
+    detections = DataFile.parse(stream_of(items), "file").read().detections
     assert detections.locked.tolist() == locked
     assert load().read().detections.locked.tolist() == [False] * 7

@@ -1,7 +1,8 @@
 from qpnuclei.qupath.qpdata import java_classes as jc
-from qpnuclei.qupath.qpdata import java_nodes, java_parser, java_writer
+from qpnuclei.qupath.qpdata import java_nodes, java_parser
 from qpnuclei.qupath.qpdata.java_instances import Catalog
 from tests.paths import SAMPLES
+from tests.qupath.qpdata.streams import stream_of
 
 
 def test_new_class_descriptors_are_qupaths():
@@ -14,6 +15,6 @@ def test_new_class_descriptors_are_qupaths():
                 theirs[node.name] = node
     for name in jc.DESCRIPTORS:
         ours, real = catalog.desc(name), theirs[name]
-        assert java_writer.dump([java_nodes.JavaArray(ours, None, [])]) == java_writer.dump(
+        assert stream_of([java_nodes.JavaArray(ours, None, [])]) == stream_of(
             [java_nodes.JavaArray(real, None, [])]
         )

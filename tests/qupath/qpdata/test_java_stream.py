@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpnuclei.errors import FormatError
-from qpnuclei.qupath.qpdata import java_nodes, java_parser, java_writer
+from qpnuclei.qupath.qpdata import java_nodes, java_parser
+from tests.qupath.qpdata.streams import stream_of
 from tests.qupath.samples import DATA_FILES, REAL_DATA_FILES
 
 HEADER = "aced 0005"
@@ -67,13 +68,13 @@ def test_literal_streams(hexes, check):
     data = stream(*hexes)
     items = parse(data)
     assert check(items)
-    assert java_writer.dump(items) == data
+    assert stream_of(items) == data
 
 
 @pytest.mark.parametrize("path", DATA_FILES, ids=lambda p: "-".join(p.parts[-5:-1:3]))
 def test_sample_files_round_trip(path):
     data = path.read_bytes()
-    assert java_writer.dump(parse(data)) == data
+    assert stream_of(parse(data)) == data
 
 
 @pytest.mark.shared
@@ -81,7 +82,7 @@ def test_sample_files_round_trip(path):
 def test_real_files_round_trip():
     for path in REAL_DATA_FILES:
         data = path.read_bytes()
-        assert java_writer.dump(parse(data)) == data, path
+        assert stream_of(parse(data)) == data, path
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_nesting_costs_no_recursion():
     levels = 40_000
     first = "75 72 0002 5b4c 0000000000000000 02 0000 78 70 00000001"
     data = stream(first, "75 71 007e0000 00000001" * (levels - 1), "70")
-    assert java_writer.dump(parse(data)) == data
+    assert stream_of(parse(data)) == data
 
 
 def test_nesting_without_end_is_refused():
@@ -213,8 +214,8 @@ def graphs(draw):
 
 @given(graphs())
 def test_graphs_round_trip(items):
-    data = java_writer.dump(items)
-    assert java_writer.dump(parse(data)) == data
+    data = stream_of(items)
+    assert stream_of(parse(data)) == data
 
 
 SMALL = (next(p for p in DATA_FILES if "0.5.1" in p.parts)).read_bytes()
@@ -229,7 +230,7 @@ def test_mutated_files_are_read_or_refused(position, patch, truncate):
     except FormatError as error:
         refusal = str(error)
     else:
-        refusal = "file: byte" if java_writer.dump(items) == data else "written differently"
+        refusal = "file: byte" if stream_of(items) == data else "written differently"
     assert "file: byte" in refusal
 
 

@@ -5,6 +5,7 @@ from qpnuclei.qupath.qpdata.new_records import NewRecords
 from qpnuclei.qupath.qpdata.record_columns import Column
 from qpnuclei.qupath.qpdata.record_shapes import Shape
 from tests.qupath.qpdata.record_nodes import contents, holder, record
+from tests.qupath.qpdata.streams import stream_of
 
 
 def test_new_records_are_written_like_nodes():
@@ -24,5 +25,5 @@ def test_new_records_are_written_like_nodes():
     }
     new = NewRecords(shape, columns, 3)
     after = java_nodes.JavaString(b"after")  # handles go on after the records
-    as_records = java_writer.dump([holder([first, new, after]), after])
-    assert as_records == java_writer.dump([holder([first, *made, after]), after])
+    as_records = stream_of([holder([first, new, after]), after])
+    assert as_records == stream_of([holder([first, *made, after]), after])

@@ -3,12 +3,13 @@ import pytest
 from qpnuclei.errors import FormatError
 from qpnuclei.qupath.model import Edit
 from qpnuclei.qupath.qpdata import java_fields as jf
-from qpnuclei.qupath.qpdata import java_nodes, java_writer
+from qpnuclei.qupath.qpdata import java_nodes
 from qpnuclei.qupath.qpdata.data_file import DataFile
 from qpnuclei.qupath.qpdata.hierarchy import annotations_of
 from qpnuclei.qupath.qpdata.packed_records import Packed
 from qpnuclei.qupath.qpdata.path_objects import split_children
 from tests.qupath.qpdata.data_files import group, load, saved
+from tests.qupath.qpdata.streams import stream_of
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, 30, 49, 50])
@@ -19,7 +20,7 @@ def test_children_are_split_anywhere(at):
     first, rest = split_children(children, at)
     sizes = [[len(c) if isinstance(c, Packed) else 1 for c in part] for part in (first, rest)]
     assert [sum(s) for s in sizes] == [at, sum(map(sum, sizes)) - at]
-    assert java_writer.dump([*first, *rest]) == java_writer.dump(children)
+    assert stream_of([*first, *rest]) == stream_of(children)
     with pytest.raises(FormatError, match="missing: 1 object"):
         split_children(children, sum(map(sum, sizes)) + 1)
 
