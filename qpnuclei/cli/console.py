@@ -26,6 +26,8 @@ from rich.text import Text
 from qpnuclei.errors import QpnucleiError, number_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.progress import Progress, TaskID
 
     from qpnuclei.qupath.model import ImageEntry
@@ -134,6 +136,18 @@ def print_error(error: QpnucleiError, prefix: str = "") -> None:
 def describe_error(error: QpnucleiError, entry: ImageEntry) -> dict[str, str]:
     """Return the error of an image as JSON types."""
     return {"image": entry.name, "image_id": entry.id, "error": error.what, "hint": error.hint}
+
+
+def add_failure(failures: list[dict[str, Any]], entry: ImageEntry, error: QpnucleiError) -> None:
+    """Print the error of an image, and add it to `failures` as JSON types."""
+    failures.append(describe_error(error, entry))
+    print_error(error, error.naming("image", entry.name))
+
+
+def add_slide_failure(failures: list[dict[str, Any]], slide: Path, error: QpnucleiError) -> None:
+    """Print the error of a slide, and add it to `failures` as JSON types."""
+    failures.append({"slide": str(slide), "error": error.what, "hint": error.hint})
+    print_error(error, error.naming("", str(slide)))
 
 
 def this_command(*more: str) -> str:

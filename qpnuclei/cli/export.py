@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,7 +24,6 @@ from qpnuclei.cli.options import (
 from qpnuclei.errors import number_of
 
 if TYPE_CHECKING:
-    from qpnuclei.errors import QpnucleiError
     from qpnuclei.qupath.model import ImageEntry
     from qpnuclei.qupath.nucleus_files import WrittenNuclei
 
@@ -92,7 +92,7 @@ def export(
 
     Every nucleus: qpnuclei export project.qpproj --by nucleus -o nuclei.parquet
     """
-    from qpnuclei.cli.console import describe_error, print_error, print_json, stderr
+    from qpnuclei.cli.console import add_failure, print_json, stderr
     from qpnuclei.cli.tables import print_without_row
     from qpnuclei.errors import UsageError
     from qpnuclei.pipeline.selection import is_excluded
@@ -114,12 +114,7 @@ def export(
     opened = open_project(project, backend=backend, image_root=image_root)
     entries = match_images(opened, tuple(image or ()))
     by_id = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
-    failures: list[dict[str, str]] = []
-
-    def failed(entry: ImageEntry, error: QpnucleiError) -> None:
-        failures.append(describe_error(error, entry))
-        print_error(error, error.naming("image", entry.name))
-
+    failures: list[dict[str, Any]] = []
     pixel_sizes = AskedMpp(mpp, not image and len(entries) > 1, by_id)
     if by == "nucleus":
         done = write_nuclei_of(
@@ -130,7 +125,7 @@ def export(
             roi_classes=roi,
             nucleus_classes=class_name,
             pixel_sizes=pixel_sizes,
-            failed=failed,
+            failed=partial(add_failure, failures),
         )
         _print_nuclei(done, entries, failures, json, is_limited=bool(roi or class_name))
         sys.exit(1 if failures or done.left_out else 0)
@@ -141,7 +136,7 @@ def export(
         roi_classes=roi,
         nucleus_classes=class_name,
         pixel_sizes=pixel_sizes,
-        failed=failed,
+        failed=partial(add_failure, failures),
     )
     written = len(failures) < len(entries)
     if written:

@@ -22,8 +22,6 @@ from qpnuclei.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from qpnuclei.errors import QpnucleiError
-    from qpnuclei.qupath.model import ImageEntry
     from qpnuclei.qupath.sensitivity import OwnNuclei
 
 
@@ -70,7 +68,7 @@ def filter_nuclei(
 
     Then: qpnuclei filter project.qpproj --min-certainty 0.8
     """
-    from qpnuclei.cli.console import describe_error, print_error, print_json, stdout
+    from qpnuclei.cli.console import add_failure, print_json, stdout
     from qpnuclei.cli.tables import sensitivity_table
     from qpnuclei.errors import UsageError, standing_alone
     from qpnuclei.qupath.geojson.exporting import check_classes
@@ -90,18 +88,14 @@ def filter_nuclei(
     entries = match_images(opened, tuple(image or ()))
     classes = tuple(roi or ())
     check_classes(opened, entries, classes)
-    failures: list[dict[str, str]] = []
+    failures: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     seen: list[OwnNuclei] = []
-
-    def fail(entry: ImageEntry, error: QpnucleiError) -> None:
-        failures.append(describe_error(error, entry))
-        print_error(error, error.naming("image", entry.name))
 
     steps = sorted({*STEPS, *(() if min_certainty is None else (min_certainty,))})
     if dry_run:
         for entry in entries:
-            with standing_alone(f"image {entry.name}", partial(fail, entry)):
+            with standing_alone(f"image {entry.name}", partial(add_failure, failures, entry)):
                 own = OwnNuclei.of(entry, classes)
                 seen.append(own)
                 stay = {f"{step:g}": len(own) - int(own.below(step).sum()) for step in steps}
@@ -112,7 +106,7 @@ def filter_nuclei(
         assert min_certainty is not None
         with locked(opened.path.parent, wait=wait, break_lock=break_lock):
             for entry in entries:
-                with standing_alone(f"image {entry.name}", partial(fail, entry)):
+                with standing_alone(f"image {entry.name}", partial(add_failure, failures, entry)):
                     own = OwnNuclei.of(entry, classes)
                     removed = own.remove_below(min_certainty)
                     results.append({**_described(own), "removed": removed})

@@ -25,7 +25,6 @@ from qpnuclei.cli.options import (
 from qpnuclei.errors import number_of
 
 if TYPE_CHECKING:
-    from qpnuclei.errors import QpnucleiError
     from qpnuclei.qupath.geojson.exporting import Exported
     from qpnuclei.qupath.geojson.importing import Imported
     from qpnuclei.qupath.model import ImageEntry
@@ -79,7 +78,7 @@ def export_geojson(
 
     For example: qpnuclei geojson export project.qpproj -o geojson --objects annotations
     """
-    from qpnuclei.cli.console import describe_error, print_error, print_json, stdout
+    from qpnuclei.cli.console import add_failure, print_json, stdout
     from qpnuclei.errors import standing_alone
     from qpnuclei.qupath.geojson.exporting import check_classes, export_image
     from qpnuclei.qupath.project import open_project
@@ -88,18 +87,10 @@ def export_geojson(
     opened = open_project(project, backend=backend)
     entries = match_images(opened, tuple(image or ()))
     check_classes(opened, entries, tuple(roi or ()))
-    failed = False
     results: list[dict[str, Any]] = []
 
-    def fail(entry: ImageEntry, error: QpnucleiError) -> None:
-        nonlocal failed
-        failed = True
-        results.append(describe_error(error, entry))
-        print_error(error, error.naming("image", entry.name))
-
     for entry in entries:
-        where = f"image {entry.name}"
-        with standing_alone(where, partial(fail, entry)):
+        with standing_alone(f"image {entry.name}", partial(add_failure, results, entry)):
             done = export_image(
                 opened,
                 entry,
@@ -116,10 +107,9 @@ def export_geojson(
                 )
             _print_some("not exported", done.left_out)
             _print_some("not written to the file", done.losses)
-            failed |= bool(done.left_out)
     if json:
         print_json(results)
-    sys.exit(1 if failed else 0)
+    sys.exit(1 if any(map(_has_failed, results)) else 0)
 
 
 @geojson_app.command("import", cls=Command)
@@ -162,7 +152,7 @@ def import_geojson(
 
     For example: qpnuclei geojson import project.qpproj slide-1.svs.geojson
     """
-    from qpnuclei.cli.console import describe_error, print_error, print_json
+    from qpnuclei.cli.console import add_failure, print_json
     from qpnuclei.errors import NotFoundError, UsageError, standing_alone
     from qpnuclei.qupath.geojson.file_names import image_of_file
     from qpnuclei.qupath.geojson.importing import import_file
@@ -181,30 +171,25 @@ def import_geojson(
     only = None if image is None else one_image(opened.images, image)
     # Match every file with its image before anything is written.
     entries = [only or image_of_file(opened, path) for path in files]
-    failed = False
     results: list[dict[str, Any]] = []
-
-    def fail(entry: ImageEntry, error: QpnucleiError) -> None:
-        nonlocal failed
-        failed = True
-        results.append(describe_error(error, entry))
-        print_error(error, error.naming("image", entry.name))
 
     with locked(opened.path.parent, wait=wait, break_lock=break_lock):
         for path, entry in zip(files, entries, strict=True):
-            where = f"image {entry.name}"
-            with standing_alone(where, partial(fail, entry)):
+            with standing_alone(f"image {entry.name}", partial(add_failure, results, entry)):
                 done = import_file(opened, entry, path, class_name)
                 results.append({"file": str(path), **_described(entry, done)})
-                failed |= bool(done.left_out)
                 _print_import(entry, path, done, quiet=json)
     if json:
         print_json(results)
-    sys.exit(1 if failed else 0)
+    sys.exit(1 if any(map(_has_failed, results)) else 0)
 
 
 def _described(entry: ImageEntry, done: Exported | Imported) -> dict[str, Any]:
     return {"image": entry.name, "image_id": entry.id, **asdict(done)}
+
+
+def _has_failed(result: dict[str, Any]) -> bool:
+    return "error" in result or bool(result["left_out"])
 
 
 def _objects(done: Exported | Imported) -> str:

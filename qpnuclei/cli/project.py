@@ -5,15 +5,16 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qpnuclei.cli.command import Command, Group
 from qpnuclei.cli.completing import complete_image
 from qpnuclei.cli.options import BreakLock, Json, MppOption, ProjectPath, Wait, possible_mpp
-from qpnuclei.errors import QpnucleiError, number_of
+from qpnuclei.errors import number_of
 
 if TYPE_CHECKING:
     from qpnuclei.qupath.model import ImageEntry
@@ -61,20 +62,17 @@ def create(
 
     For example: qpnuclei project create my-project slides/*.svs
     """
-    from qpnuclei.cli.console import print_error, print_json, stdout
+    from qpnuclei.cli.console import add_slide_failure, print_json, stdout
     from qpnuclei.qupath.create import create_from_slides
     from qpnuclei.slides.files import find_slides
     from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE
 
-    failures: list[dict[str, str]] = []
-
-    def failed(slide: Path, error: QpnucleiError) -> None:
-        failures.append({"slide": str(slide), "error": error.what, "hint": error.hint})
-        print_error(error, error.naming("", str(slide)))
-
+    failures: list[dict[str, Any]] = []
     stains = DEFAULT_H_DAB if hdab else DEFAULT_HE
     found = find_slides(slides)
-    project = create_from_slides(directory, found, mpp, stains=stains, failed=failed)
+    project = create_from_slides(
+        directory, found, mpp, stains=stains, failed=partial(add_slide_failure, failures)
+    )
     if json:
         images = [
             {"id": entry.id, "name": entry.name, "mpp": entry.calibration.mpp}
@@ -118,24 +116,21 @@ def add(
 
     For example: qpnuclei project add project.qpproj more-slides/
     """
-    from qpnuclei.cli.console import print_error, print_json, stdout
+    from qpnuclei.cli.console import add_slide_failure, print_json, stdout
     from qpnuclei.qupath.adding import add_slides
     from qpnuclei.qupath.project_file import find_project_file
     from qpnuclei.slides.files import find_slides
     from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE
     from qpnuclei.system.locks import locked
 
-    failures: list[dict[str, str]] = []
-
-    def failed(slide: Path, error: QpnucleiError) -> None:
-        failures.append({"slide": str(slide), "error": error.what, "hint": error.hint})
-        print_error(error, error.naming("", str(slide)))
-
+    failures: list[dict[str, Any]] = []
     found = find_slides(slides)
     path = find_project_file(project)
     with locked(path.parent, wait=wait, break_lock=break_lock):
         stains = DEFAULT_H_DAB if hdab else DEFAULT_HE
-        opened, added = add_slides(path, found, mpp, stains=stains, failed=failed)
+        opened, added = add_slides(
+            path, found, mpp, stains=stains, failed=partial(add_slide_failure, failures)
+        )
     new = [entry for entry in opened.images if entry.id in added]
     if json:
         images = [{"id": e.id, "name": e.name, "mpp": e.calibration.mpp} for e in new]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -20,10 +20,6 @@ from qpnuclei.cli.options import (
     ProjectPath,
     Wait,
 )
-
-if TYPE_CHECKING:
-    from qpnuclei.errors import QpnucleiError
-    from qpnuclei.qupath.model import ImageEntry
 
 
 def qc(
@@ -47,7 +43,7 @@ def qc(
 
     For example: qpnuclei qc project.qpproj
     """
-    from qpnuclei.cli.console import describe_error, print_error, print_json, stdout
+    from qpnuclei.cli.console import add_failure, print_json, stdout
     from qpnuclei.errors import standing_alone
     from qpnuclei.pipeline.planning.artefacts import mark_artefacts
     from qpnuclei.qupath.pixel_size import AskedMpp, read_mpp_table
@@ -59,18 +55,10 @@ def qc(
     entries = match_images(opened, tuple(image or ()))
     by_id = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
     asked = AskedMpp(mpp, not image and len(entries) > 1, by_id)
-    failed = False
     results: list[dict[str, Any]] = []
-
-    def fail(entry: ImageEntry, error: QpnucleiError) -> None:
-        nonlocal failed
-        failed = True
-        results.append(describe_error(error, entry))
-        print_error(error, error.naming("image", entry.name))
-
     with locked(opened.path.parent, wait=wait, break_lock=break_lock):
         for entry in entries:
-            with standing_alone(f"image {entry.name}", partial(fail, entry)):
+            with standing_alone(f"image {entry.name}", partial(add_failure, results, entry)):
                 done = mark_artefacts(opened, entry, asked, write=not dry_run)
                 results.append({"image": entry.name, "image_id": entry.id, **asdict(done)})
                 if not json:
@@ -80,4 +68,4 @@ def qc(
                     stdout.print(text, highlight=False, markup=False, soft_wrap=True)
     if json:
         print_json(results)
-    sys.exit(1 if failed else 0)
+    sys.exit(1 if any("error" in result for result in results) else 0)

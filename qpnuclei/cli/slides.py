@@ -49,7 +49,7 @@ def run_slides(
     (dict, bool)
         What was found as JSON types, and whether a slide failed.
     """
-    from qpnuclei.cli.console import print_error
+    from qpnuclei.cli.console import add_slide_failure
     from qpnuclei.cli.tables import print_unreadable
     from qpnuclei.qupath.results import ResultsFolder
     from qpnuclei.slides.files import find_slides
@@ -62,14 +62,13 @@ def run_slides(
     refuse_early(inputs, given)
     asked = inputs.pixel_sizes(given["mpp"], given["mpp_table"])
     readable = set(inputs.chosen_new.values())
-    unread: list[dict[str, str]] = []
+    unread: list[dict[str, Any]] = []
 
     def failed(slide: Path, error: QpnucleiError) -> None:
         readable.discard(slide)
         if given["fail_fast"] or not (readable or inputs.chosen):
             raise error
-        unread.append({"slide": str(slide), "error": error.what, "hint": error.hint})
-        print_error(error, error.naming("", str(slide)))
+        add_slide_failure(unread, slide, error)
 
     # The project keeps the given pixel sizes.
     given = {**given, "mpp": None, "mpp_table": None}
