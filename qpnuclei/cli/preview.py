@@ -135,9 +135,8 @@ def preview(
     from qpnuclei.cli.console import image_progress, print_json, stderr, stdout
     from qpnuclei.pipeline.selection import Selection, choose_images
     from qpnuclei.qupath.project import open_project
-    from qpnuclei.qupath.project_file import find_project_file
+    from qpnuclei.qupath.project_file import OWN_FOLDER, find_project_file
     from qpnuclei.report.page import check_page_name
-    from qpnuclei.report.runs import RUNS
     from qpnuclei.system.interrupts import leaving_on_interrupt
     from qpnuclei.system.memory import keep_freed_memory
 
@@ -172,7 +171,7 @@ def preview(
         else:
             opened = open_project(source, backend=backend, image_root=image_root)
             entries = choose_images(opened, tuple(image or ()), selection)
-            path = output or opened.path.parent / RUNS / "preview.html"
+            path = output or opened.path.parent / OWN_FOLDER / "preview.html"
 
         # Slow imports come after the arguments are checked.
         from qpnuclei.pipeline.options import RunOptions

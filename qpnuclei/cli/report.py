@@ -69,16 +69,10 @@ def report(
     from qpnuclei.cli.console import describe_error, image_progress, print_error, print_json, stderr
     from qpnuclei.qupath.pixel_size import AskedMpp, read_mpp_table
     from qpnuclei.qupath.project import open_project
+    from qpnuclei.qupath.project_file import OWN_FOLDER
     from qpnuclei.qupath.regions import match_images
     from qpnuclei.report.page import PAGE, ReportOptions, check_page_name, write_report
-    from qpnuclei.report.runs import (
-        RUNS,
-        images_of,
-        is_run_folder,
-        project_of,
-        read_run,
-        runs_of,
-    )
+    from qpnuclei.report.runs import images_of, is_run_folder, project_of, read_run, runs_of
 
     if output is not None:
         check_page_name(output)
@@ -89,7 +83,7 @@ def report(
     entries = match_images(opened, tuple(image or ()))
     runs = runs_of(opened.path.parent)
     if run is None:
-        path = output or opened.path.parent / RUNS / PAGE
+        path = output or opened.path.parent / OWN_FOLDER / PAGE
     else:
         # Another run may have replaced what it wrote.
         runs = [run, *(other for other in runs if not other.path.samefile(run.path))]

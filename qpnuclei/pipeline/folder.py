@@ -20,7 +20,9 @@ from qpnuclei.errors import FormatError, SaveError, UsageError
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.layout import WorkUnit
 from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan
+from qpnuclei.pipeline.summary import RECORD
 from qpnuclei.qupath.model import Project
+from qpnuclei.qupath.project_file import OWN_FOLDER
 from qpnuclei.system.checked import as_json
 from qpnuclei.system.files import (
     make_folder_below,
@@ -66,7 +68,7 @@ class RunFolder:
     @property
     def record_path(self) -> Path:
         """``run.json``."""
-        return self.path / "run.json"
+        return self.path / RECORD
 
     @property
     def _failures_path(self) -> Path:
@@ -305,7 +307,7 @@ def choose_folder(
                 f"{options.run_dir} holds a run of another project, {of}", "name another --run-dir"
             )
         return folder
-    runs = project.path.parent / "qpnuclei"
+    runs = project.path.parent / OWN_FOLDER
     make_writable_folder(runs if runs.exists() else runs.parent)
     if resume:
         for path in sorted(runs.glob("*/plan.json"), reverse=True):

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+#: Name of the file in the folder of a run that holds its result.
+RECORD = "run.json"
+
 
 @dataclass(frozen=True)
 class RegionResult:
@@ -316,7 +319,7 @@ class RunSummary:
     def _write(self) -> None:
         self.seconds = time.time() - self.started
         content = json.dumps(self.to_json(), indent=2, ensure_ascii=False, default=str)
-        write_atomically(self.run_dir / "run.json", content.encode(errors="backslashreplace"))
+        write_atomically(self.run_dir / RECORD, content.encode(errors="backslashreplace"))
 
     def save_soon(self, always: bool = False) -> None:
         """Write the record if it is due; if that fails, a later call tries again."""

@@ -17,6 +17,9 @@ from qpnuclei.system.json_text import parse_json
 
 Json = dict[str, Any]
 
+#: Folder beside a project file in which qpnuclei keeps its runs and reports.
+OWN_FOLDER = "qpnuclei"
+
 #: QuPath's default classes, for projects without a class list: name and colour.
 DEFAULT_CLASSES = tuple(
     PathClass(name, (0xFF << 24 | red << 16 | green << 8 | blue) - (1 << 32))

@@ -18,12 +18,13 @@ from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.new_image import names_of
 from qpnuclei.qupath.pixel_size import AskedMpp, Mpp, project_mpp
+from qpnuclei.qupath.project_file import OWN_FOLDER
 from qpnuclei.qupath.transaction import digest_of_file
 from qpnuclei.slides.files import one_per_slide
 from qpnuclei.system.files import make_folder_below, read_regular, write_atomically
 
 #: Marks a project that was made from slides, and lists the files beside it that qpnuclei wrote.
-MARK = "qpnuclei/results.json"
+MARK = f"{OWN_FOLDER}/results.json"
 
 _log = logging.getLogger(__name__)
 

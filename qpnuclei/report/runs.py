@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
+from qpnuclei.pipeline.summary import RECORD
 from qpnuclei.qupath.model import ImageEntry
+from qpnuclei.qupath.project_file import OWN_FOLDER
 from qpnuclei.system.files import read_regular
 from qpnuclei.system.json_text import parse_json
 
 _log = logging.getLogger(__name__)
-
-RECORD = "run.json"
-#: Folder of runs in the folder of a project.
-RUNS = "qpnuclei"
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ def read_run(folder: Path) -> Run:
 def runs_of(project_folder: Path) -> list[Run]:
     """Return the runs in the folder of a project, newest first; unreadable ones are left out."""
     found = []
-    for path in sorted((project_folder / RUNS).glob(f"*/{RECORD}"), reverse=True):
+    for path in sorted((project_folder / OWN_FOLDER).glob(f"*/{RECORD}"), reverse=True):
         try:
             found.append(read_run(path.parent))
         except (FormatError, NotFoundError) as error:
@@ -169,7 +167,7 @@ def run_that_wrote(runs: Sequence[Run], entry_id: str, marker: str) -> Run | Non
 def project_of(run: Run) -> Path:
     """Return the project of a run: the one that contains its folder, else the one it names."""
     folder = run.path.parent.absolute().parent
-    if folder.name == RUNS and any(folder.parent.glob("*.qpproj")):
+    if folder.name == OWN_FOLDER and any(folder.parent.glob("*.qpproj")):
         return folder.parent
     named = Path(str(run.content.get("project") or ""))
     if not named.name or not named.exists():
