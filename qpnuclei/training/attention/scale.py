@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import pickle
 import urllib.error
 from collections.abc import Mapping
@@ -26,8 +25,6 @@ from torchvision.models.resnet import BasicBlock
 
 from qpnuclei.errors import ModelError, NotFoundError, UsageError
 from qpnuclei.models.checkpoint import load_weights
-
-_log = logging.getLogger(__name__)
 
 #: Errors of the two readers for a truncated file or one of another kind: torch's unpickler passes
 #: on whatever its stack machine raises.
@@ -264,11 +261,6 @@ def build_scale_network(
             "give them with --backbone-weights FILE, or start with --set scale_weights=scratch",
         ) from error
     network.fc = nn.Linear(network.fc.in_features, n_scales)
-    _log.info(
-        "scale network %s starts %s",
-        architecture,
-        f"from {weights}" if imagenet else "from random weights",
-    )
     return cast(nn.Module, network)
 
 
@@ -297,7 +289,6 @@ def load_backbone(network: nn.Module, path: Path) -> None:
     features = {k: v for k, v in tensors.items() if not k.startswith("fc.")}
     head = {k: v for k, v in network.state_dict().items() if k.startswith("fc.")}
     load_weights(network, {**features, **head}, source)
-    _log.info("scale network starts from %s", path)
 
 
 def _read_tensors(path: Path, source: str) -> Mapping[str, Tensor]:

@@ -66,6 +66,9 @@ def first_learner(
     .. [1] K. Jamieson, A. Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter
        Optimization", AISTATS 2016.
     """
+    imagenet = recipe.scale_weights == "imagenet"
+    weights = backbone_weights or ("ImageNet weights" if imagenet else "random weights")
+    _log.info("scale network %s starts from %s", recipe.scale_network, weights)
     if recipe.starts == 1:
         return _new_learner(recipe, device, seed, backbone_weights)
     starts = [

@@ -22,6 +22,7 @@ from qpnuclei.training.attention.collapse import collapse
 from qpnuclei.training.attention.learner import Learner
 from qpnuclei.training.attention.loop import learning_rate_factor, train_attention
 from qpnuclei.training.attention.losses import TRANSFORMS
+from qpnuclei.training.attention.scale import build_scale_network
 from qpnuclei.training.callbacks import TrainingResult, Watcher
 from qpnuclei.training.config import AttentionRecipe, attention_recipe
 from qpnuclei.training.sources import Source
@@ -268,10 +269,28 @@ def test_of_several_starts_the_one_goes_on_that_agrees_best_with_haematoxylin(
     assert {start for start, *_ in said[3:5]} == {start for start, *_ in said[:2]}
     assert (said[5][0], order[5]) == (said[3][0], order[5])
     assert f"training continues from the start with agreement {order[5]:.2f}" in caplog.messages
+    assert [m for m in caplog.messages if m.startswith("scale network")] == [
+        "scale network resnet10 starts from random weights"
+    ]
     again = train(tmp_path / "again", sources, recipe=several)
     assert result.model is not None
     assert again.model is not None
     assert result.model.read_bytes() == again.model.read_bytes()
+
+
+def test_what_the_scale_network_starts_from_is_said_once_and_not_when_a_run_goes_on(
+    tmp_path: Path, sources: list[Source], caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "g.safetensors"
+    safetensors.torch.save_file(build_scale_network("resnet10", 2, width=4).state_dict(), file)
+    several = recipe(starts=2, start_batches=4, epochs=1)
+    folder = tmp_path / "run"
+    with caplog.at_level("INFO", "qpnuclei"):
+        # The starts take five batches, so this one is stopped within its epoch.
+        train(folder, sources, recipe=several, backbone_weights=file, watcher=StopAt(7))
+        assert train(folder, sources, recipe=several, resume=True).epochs == 1
+    said = [m for m in caplog.messages if m.startswith("scale network")]
+    assert said == [f"scale network resnet10 starts from {file}"]
 
 
 def test_the_starts_have_a_share_of_attention_of_their_own(
