@@ -14,6 +14,7 @@ from PIL import Image
 
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
 from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.slides.slide import open_slide
 from qpnuclei.system.json_text import parse_json
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -45,8 +46,10 @@ class AnnotatedImage:
 
         Raises
         ------
+        qpnuclei.errors.SlideError
+            If the image cannot be read.
         FormatError
-            If a file cannot be read, or they differ in size.
+            If the labels cannot be read, or they differ from the image in size.
         """
         rgb, labels = self.read_image(), self.read_labels()
         if rgb.shape[:2] != labels.shape:
@@ -70,8 +73,8 @@ class AnnotatedImage:
 
         Raises
         ------
-        FormatError
-            If the file is not an 8-bit RGB image.
+        qpnuclei.errors.SlideError
+            As `read_rgb`.
         """
         return read_rgb(self.image_path)
 
@@ -99,28 +102,15 @@ class AnnotatedImage:
 
 
 def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
-    """Return an 8-bit RGB image file (PNG, JPEG, TIFF) as (H, W, 3) uint8.
+    """Return an image file as (H, W, 3) uint8 RGB, with the same colours as in a run.
 
     Raises
     ------
-    FormatError
-        If the file cannot be decoded or is not 8-bit RGB (an alpha channel is dropped).
+    qpnuclei.errors.SlideError
+        As `qpnuclei.slides.slide.open_slide`.
     """
-    try:
-        if path.suffix.lower() in (".tif", ".tiff"):
-            pixels = tifffile.imread(path)
-        else:
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB") if image.mode == "P" else image)
-    except (OSError, ValueError, tifffile.TiffFileError) as error:
-        raise FormatError(f"{path}: cannot be read as an image: {error}") from error
-    if pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or pixels.dtype != np.uint8:
-        raise FormatError(
-            f"{path}: an image of {pixels.dtype}{pixels.shape} is not 8-bit RGB",
-            "convert it to 8-bit RGB",
-        )
-    rgb: npt.NDArray[np.uint8] = np.ascontiguousarray(pixels[..., :3])
-    return rgb
+    with open_slide(path) as slide:
+        return slide.read(0, 0, slide.width, slide.height)
 
 
 def read_instance_map(path: Path) -> npt.NDArray[np.int32]:

@@ -168,7 +168,7 @@ def evaluate(
 
     Raises
     ------
-    qpnuclei.errors.FormatError
+    qpnuclei.errors.SlideError, qpnuclei.errors.FormatError
         If an image or its annotation cannot be read.
     qpnuclei.errors.MppError
         As `image_mpp`.

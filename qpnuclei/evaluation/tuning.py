@@ -94,7 +94,7 @@ def at_resolution(
 
     Raises
     ------
-    qpnuclei.errors.FormatError
+    qpnuclei.errors.SlideError, qpnuclei.errors.FormatError
         If an image or its annotation cannot be read, or they differ in size.
     qpnuclei.errors.MppError
         If the resolution is unknown or implausible.

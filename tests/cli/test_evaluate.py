@@ -12,7 +12,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
-from qpnuclei.errors import FormatError, MppError, NotFoundError, QpnucleiError, UsageError
+from qpnuclei.errors import (
+    FormatError,
+    MppError,
+    NotFoundError,
+    QpnucleiError,
+    SlideError,
+    UsageError,
+)
 from qpnuclei.evaluation.datasets import read_folder
 from qpnuclei.evaluation.tuning import at_resolution, predict, recoloured
 from qpnuclei.models.metadata import PostProcessing, read_metadata
@@ -165,7 +172,7 @@ def test_a_broken_image_is_named(dataset: Path, tmp_path: Path) -> None:
     image = dataset / "images" / "a.png"
     image.write_bytes(image.read_bytes()[:200])
     arguments = ("--mpp", "0.25", "--method", "hematoxylin", "-o", str(tmp_path / "r.json"))
-    refuse(FormatError, r"images/a\.png: cannot be read", dataset, *arguments)
+    refuse(SlideError, r"images/a\.png is damaged", dataset, *arguments)
     shutil.rmtree(dataset / "labels")
     (dataset / "labels").mkdir()
     refuse(NotFoundError, "labels: no file for 'a' and 1 more", dataset, *arguments)

@@ -5,7 +5,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from qpnuclei.errors import FormatError, NotFoundError, UsageError
+from qpnuclei.errors import FormatError, NotFoundError, SlideError, UsageError
 from qpnuclei.evaluation.datasets import read_folder, read_rgb
 
 
@@ -79,23 +79,71 @@ def test_nothing_selected_is_an_error(folder):
 
 def test_what_is_no_image_or_no_instance_map_is_refused(folder):
     (folder / "images" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
-    Image.fromarray(np.zeros((4, 5), np.uint8)).save(folder / "images" / "c.jpg")
     np.save(folder / "labels" / "a.npy", np.zeros((4, 5)))
     Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(folder / "labels" / "b.png")
-    a, b, c = read_folder(folder)
+    a, b, _ = read_folder(folder)
 
-    with pytest.raises(FormatError, match=r"a\.png: cannot be read as an image"):
+    with pytest.raises(SlideError, match=r"a\.png is damaged"):
         a.read_image()
-    with pytest.raises(FormatError, match=r"c\.jpg: an image of uint8\(4, 5\) is not 8-bit RGB"):
-        c.read_image()
     with pytest.raises(FormatError, match=r"a\.npy: an array of float64\(4, 5\)"):
         a.read_labels()
     with pytest.raises(FormatError, match=r"b\.png: an array of uint8\(4, 5, 3\)"):
         b.read_labels()
 
 
-def test_an_alpha_channel_is_dropped(tmp_path):
-    rgba = np.full((2, 2, 4), 7, np.uint8)
-    Image.fromarray(rgba).save(tmp_path / "x.png")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cmyk.jpg", "is a CMYK image, not RGB"),
+        ("cmyk.tif", "is a CMYK image, not RGB"),
+        ("lab.tif", "is not an RGB image: CIELAB"),
+        ("deep.tif", r"has uint16 pixels \(16 bit\), not 8-bit RGB"),
+        ("deep.png", "16 or 32 bit"),
+    ],
+)
+def test_other_colours_are_not_taken_for_rgb(tmp_path, name, message):
+    path, four, rgb = tmp_path / name, np.full((8, 9, 4), 7, np.uint8), np.full((8, 9, 3), 7)
+    match name:
+        case "cmyk.jpg":
+            Image.new("CMYK", (9, 8), (7, 7, 7, 7)).save(path)
+        case "cmyk.tif":
+            tifffile.imwrite(path, four, photometric="separated")
+        case "lab.tif":
+            tifffile.imwrite(path, rgb.astype(np.uint8), photometric="cielab")
+        case "deep.tif":
+            tifffile.imwrite(path, rgb.astype(np.uint16), photometric="rgb")
+        case "deep.png":
+            Image.fromarray(four[..., 0].astype(np.uint16)).save(path)
 
-    np.testing.assert_array_equal(read_rgb(tmp_path / "x.png"), rgba[..., :3])
+    with pytest.raises(SlideError, match=message) as caught:
+        read_rgb(path)
+    assert name in caught.value.what
+
+
+def test_colours_are_those_of_a_run(tmp_path):
+    rgba = np.full((8, 9, 4), (100, 50, 200, 255), np.uint8)
+    rgba[:4, :, 3] = 0  # transparent: white, like glass
+    expected = rgba[..., :3].copy()
+    expected[:4] = 255
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    tifffile.imwrite(tmp_path / "a.tif", rgba, photometric="rgb", extrasamples=["unassalpha"])
+    Image.fromarray(expected).quantize(2).save(tmp_path / "palette.png")
+    tifffile.imwrite(tmp_path / "planes.tif", expected.transpose(2, 0, 1), photometric="rgb")
+    for path in tmp_path.iterdir():
+        np.testing.assert_array_equal(read_rgb(path), expected, err_msg=path.name)
+
+    grey = np.full((8, 9), 70, np.uint8)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    assert (read_rgb(tmp_path / "grey.png") == 70).all()
+
+    ycbcr = np.full((8, 9, 3), (81, 90, 240), np.uint8)
+    tifffile.imwrite(tmp_path / "ycbcr.tif", ycbcr, photometric="ycbcr", subsampling=(1, 1))
+    red = Image.new("YCbCr", (9, 8), (81, 90, 240)).convert("RGB")
+    np.testing.assert_allclose(read_rgb(tmp_path / "ycbcr.tif"), np.asarray(red), atol=1)
+
+
+def test_a_large_tiled_image_is_read_whole(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "x.tif", rgb, photometric="rgb", tile=(64, 64))
+
+    np.testing.assert_array_equal(read_rgb(tmp_path / "x.tif"), rgb)

@@ -82,8 +82,9 @@ def tnbc(tmp_path: Path) -> Path:
     mask[1:4, 1:4] = 255
     mask[4, 4] = 255  # touches at a corner: the same nucleus
     mask[6:9, 6:9] = 255
+    opaque = np.dstack([pink(), np.full((10, 12), 255, np.uint8)])
     for number in ("01", "02"):
-        for kind, pixels in (("Slide", np.dstack([pink(), pink()[..., :1]])), ("GT", mask)):
+        for kind, pixels in (("Slide", opaque), ("GT", mask)):
             (tmp_path / f"{kind}_{number}").mkdir()
             Image.fromarray(pixels).save(tmp_path / f"{kind}_{number}" / f"{number}_1.png")
     return tmp_path
