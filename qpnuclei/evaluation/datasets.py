@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,10 +168,11 @@ def read_folder(
     UsageError
         If `split` is not in ``splits.json``, or no image is left.
     FormatError
-        If ``splits.json`` is not a mapping of names to lists of stems.
+        If ``splits.json`` is not a mapping of names to lists of stems, or two images or two label
+        files have the same stem.
     """
-    images = _by_stem(folder / "images", IMAGE_SUFFIXES)
-    labels = _by_stem(folder / "labels", LABEL_SUFFIXES)
+    images = _in_folder(folder / "images", IMAGE_SUFFIXES)
+    labels = _in_folder(folder / "labels", LABEL_SUFFIXES)
     wanted = set(images)
     if split is not None:
         wanted = set(read_split(folder / "splits.json", split))
@@ -190,13 +191,33 @@ def read_folder(
     return (AnnotatedImage(stem, images[stem], labels[stem]) for stem in sorted(wanted))
 
 
-def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+def _in_folder(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     if not folder.is_dir():
         raise NotFoundError(
             f"{folder}: no such folder", "a data set is a folder with images/ and labels/"
         )
-    found = ((path, label_suffix(path)) for path in sorted(folder.iterdir()))
-    return {path.name[: -len(suffix)]: path for path, suffix in found if suffix in suffixes}
+    return by_stem(path for path in folder.iterdir() if label_suffix(path) in suffixes)
+
+
+def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
+    """Return files by their names without suffix (see `label_suffix`), without hidden files.
+
+    Raises
+    ------
+    FormatError
+        If two have the same name.
+    """
+    found: dict[str, Path] = {}
+    # Copying to and from a Mac leaves a hidden "._name" beside every file.
+    for path in sorted(p for p in paths if not p.name.startswith(".")):
+        stem = path.name[: -len(label_suffix(path))]
+        if stem in found:
+            raise FormatError(
+                f"{path}: {found[stem]} has the same name",
+                "keep one of the two, or evaluate them separately",
+            )
+        found[stem] = path
+    return found
 
 
 def label_suffix(path: Path) -> str:

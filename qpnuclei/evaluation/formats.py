@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -19,6 +19,7 @@ from qpnuclei.evaluation.datasets import (
     GEOJSON_SUFFIXES,
     IMAGE_SUFFIXES,
     AnnotatedImage,
+    by_stem,
     label_suffix,
     read_folder,
     read_instance_map,
@@ -162,8 +163,8 @@ class ConsepImage(AnnotatedImage):
 
 def read_monuseg(folder: Path) -> list[AnnotatedImage]:
     """Find the images of MoNuSeg: TIFF and XML with the same stem, anywhere below a folder."""
-    annotations = _by_stem(folder.rglob("*.xml"))
-    images = _by_stem(p for p in folder.rglob("*") if p.suffix.lower() in (".tif", ".tiff"))
+    annotations = by_stem(folder.rglob("*.xml"))
+    images = by_stem(p for p in folder.rglob("*") if p.suffix.lower() in (".tif", ".tiff"))
     _check_pairs(folder, images, annotations, "XML file of annotations")
     return [MonusegImage(n, images[n], annotations[n], _MPP_40X) for n in sorted(annotations)]
 
@@ -173,7 +174,7 @@ def read_tnbc(folder: Path) -> list[AnnotatedImage]:
     found: list[AnnotatedImage] = []
     for slide in sorted(folder.glob("Slide_*")):
         truth = slide.with_name(slide.name.replace("Slide_", "GT_"))
-        images, masks = _by_stem(slide.glob("*.png")), _by_stem(truth.glob("*.png"))
+        images, masks = by_stem(slide.glob("*.png")), by_stem(truth.glob("*.png"))
         _check_pairs(slide, images, masks, f"mask in {truth.name}")
         found += [TnbcImage(name, images[name], masks[name], _MPP_40X) for name in sorted(images)]
     return found
@@ -183,10 +184,10 @@ def read_consep(folder: Path) -> list[AnnotatedImage]:
     """Find the images of CoNSeP: ``Images/*.png`` and ``Labels/*.mat``, also in Train and Test."""
     found: list[AnnotatedImage] = []
     for labels in _consep_labels(folder):
-        images = _by_stem(
+        images = by_stem(
             p for p in (labels.parent / "Images").glob("*") if p.suffix.lower() in IMAGE_SUFFIXES
         )
-        maps = _by_stem(labels.glob("*.mat"))
+        maps = by_stem(labels.glob("*.mat"))
         _check_pairs(labels.parent, images, maps, "MATLAB file in Labels")
         found += [ConsepImage(name, images[name], maps[name], _MPP_40X) for name in sorted(images)]
     return found
@@ -310,18 +311,6 @@ def _detect(folder: Path) -> str:
 def _consep_labels(folder: Path) -> list[Path]:
     candidates = (folder / "Labels", *sorted(folder.glob("*/Labels")))
     return [labels for labels in candidates if any(labels.glob("*.mat"))]
-
-
-def _by_stem(paths: Iterable[Path]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    # Copying to and from a Mac leaves a hidden "._name" beside every file.
-    for path in sorted(p for p in paths if not p.name.startswith(".")):
-        if path.stem in found:
-            raise FormatError(
-                f"{path}: {found[path.stem]} has the same name", "evaluate the two separately"
-            )
-        found[path.stem] = path
-    return found
 
 
 def _check_pairs(

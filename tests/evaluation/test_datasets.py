@@ -56,6 +56,29 @@ def test_what_is_missing_is_named(folder):
     assert [i.name for i in read_folder(folder, names=["a"])] == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("images/a.png", "images/a.tif"),
+        ("labels/a.geojson", "labels/a.npy"),
+        ("labels/a.geojson.gz", "labels/a.npy"),
+    ],
+)
+def test_two_files_of_one_name_are_refused(folder, first, second):
+    for name in (first, second):
+        (folder / name).touch()
+
+    with pytest.raises(FormatError, match=f"{second}: .*{first} has the same name"):
+        read_folder(folder)
+
+
+def test_hidden_files_of_a_mac_are_not_images(folder):
+    for name in ("images/._a.png", "labels/._a.npy", "labels/._b.png"):
+        (folder / name).write_bytes(b"\0\5\x16\7")
+
+    assert [image.name for image in read_folder(folder)] == ["a", "b", "c"]
+
+
 def test_an_unknown_split_names_those_there_are(folder):
     with pytest.raises(UsageError, match=r"no split 'test' \(it has train, val\)"):
         read_folder(folder, split="test")
