@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import numpy.typing as npt
 import tifffile
 from PIL import Image
 
-from qpnuclei.errors import FormatError, NotFoundError, UsageError
+from qpnuclei.errors import FormatError, NotFoundError, SlideError, UsageError
+from qpnuclei.evaluation.labelmap import consecutive
 from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.slides.readers.reader import reading
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.system.json_text import parse_json
 
@@ -84,7 +87,7 @@ class AnnotatedImage:
         Raises
         ------
         FormatError
-            If the file is not a 2-D map of integers, or is a mask without separate nuclei.
+            As `read_instance_map`, or if the file is a mask without separate nuclei.
         """
         labels = read_instance_map(self.labels_path)
         values = np.unique(labels[labels != 0])
@@ -93,8 +96,8 @@ class AnnotatedImage:
             parts = cv2.connectedComponents(mask, connectivity=8)[0] - 1
             if parts > 1:
                 raise FormatError(
-                    f"{self.labels_path}: a mask of 0 and {values[0]} in {parts} parts, not an "
-                    "instance map: all its nuclei would be one",
+                    f"{self.labels_path}: a mask with one value in {parts} parts, not an instance "
+                    "map: all its nuclei would be one",
                     "give each nucleus its own value, or evaluate with --components, which treats "
                     "each connected part as a nucleus",
                 )
@@ -114,14 +117,14 @@ def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def read_instance_map(path: Path) -> npt.NDArray[np.int32]:
-    """Return a PNG, TIFF or NPY file of integers as (H, W) int32.
+    """Return a PNG, TIFF or NPY file of integers as (H, W) int32, as `checked_labels` does.
 
     Raises
     ------
     FormatError
-        If the file cannot be decoded or is not a 2-D array of integers.
+        If the file cannot be decoded, is not a 2-D array of integers, or as `checked_labels`.
     """
-    try:
+    with reading_labels(path, "an instance map"):
         if path.suffix.lower() == ".npy":
             labels = np.load(path, allow_pickle=False)
         elif path.suffix.lower() in (".tif", ".tiff"):
@@ -130,14 +133,44 @@ def read_instance_map(path: Path) -> npt.NDArray[np.int32]:
             with Image.open(path) as image:
                 # A mask with one bit per pixel.
                 labels = np.asarray(image.convert("L") if image.mode == "1" else image)
-    except (OSError, ValueError, tifffile.TiffFileError) as error:
-        raise FormatError(f"{path}: cannot be read as an instance map: {error}") from error
     labels = np.asarray(labels)
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
         raise FormatError(
             f"{path}: an array of {labels.dtype}{labels.shape} is not an instance map",
             "one channel of integers is needed: 0 = background, one value per nucleus",
         )
+    return checked_labels(path, labels)
+
+
+@contextmanager
+def reading_labels(path: Path, kind: str) -> Iterator[None]:
+    """Turn exceptions of the file libraries into a `FormatError` that names the file."""
+    try:
+        with reading(path, f"cannot be read as {kind}"):
+            yield
+    except SlideError as error:
+        raise FormatError(error.what, "copy the file again") from error
+
+
+def checked_labels(path: Path, labels: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
+    """Return the labels of a file as int32; those beyond 16 bits are renumbered from 1.
+
+    Raises
+    ------
+    FormatError
+        If a label is negative, or is -1 that was stored as an unsigned number of 32 or 64 bits.
+    """
+    lowest, largest = labels.min(initial=0), labels.max(initial=0)
+    unsigned = np.issubdtype(labels.dtype, np.unsignedinteger) and labels.dtype.itemsize >= 4
+    if lowest < 0 or (unsigned and largest == np.iinfo(labels.dtype).max):
+        raise FormatError(
+            f"{path}: has the label {lowest if lowest < 0 else f'{largest} (-1 without a sign)'}, "
+            "which is not a nucleus",
+            "no area of an image can be ignored: crop image and labels to the annotated part",
+        )
+    # Scores need memory for every number up to the largest label.
+    if largest > np.iinfo(np.uint16).max:
+        return consecutive(labels)
     return labels.astype(np.int32)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,12 @@ from qpnuclei.evaluation.datasets import (
     IMAGE_SUFFIXES,
     AnnotatedImage,
     by_stem,
+    checked_labels,
     label_suffix,
     read_folder,
     read_instance_map,
     read_split,
+    reading_labels,
 )
 from qpnuclei.evaluation.labelmap import label_map
 from qpnuclei.qupath.geojson.reading import read_objects
@@ -138,27 +141,40 @@ class ConsepImage(AnnotatedImage):
     """
 
     def read_labels(self) -> npt.NDArray[np.int32]:
-        """Return the (H, W) int32 instance map.
+        """Return the (H, W) int32 instance map, as `checked_labels` does.
 
         Raises
         ------
         FormatError
-            If the file is not a MATLAB file (before 7.3), or has no such map.
+            If the file is not a MATLAB file (before 7.3), or has no such map; or as
+            `checked_labels`.
         """
-        try:
-            content = scipy.io.loadmat(self.labels_path)
-        except (OSError, ValueError, NotImplementedError, scipy.io.matlab.MatReadError) as error:
-            raise FormatError(
-                f"{self.labels_path}: cannot be read as a MATLAB file: {error}"
-            ) from error
+        with reading_labels(self.labels_path, "a MATLAB file"):
+            try:
+                content = scipy.io.loadmat(self.labels_path)
+            except (scipy.io.matlab.MatReadError, zlib.error) as error:
+                raise OSError(str(error)) from error
         found = content.get("inst_map")
-        if found is None or found.ndim != 2 or not np.array_equal(found, np.rint(found)):
+        whole = _whole_numbers(found)
+        if whole is None:
             names = sorted(name for name in content if not name.startswith("__"))
             raise FormatError(
                 f"{self.labels_path}: has no 2-D array of whole numbers 'inst_map', only {names!r}"
             )
-        instances: npt.NDArray[np.int32] = found.astype(np.int32)
-        return instances
+        return checked_labels(self.labels_path, whole)
+
+
+def _whole_numbers(found: object) -> npt.NDArray[np.integer] | None:
+    """Return a 2-D array as integers; None if it is not one of whole numbers."""
+    if not isinstance(found, np.ndarray) or found.ndim != 2:
+        return None
+    if np.issubdtype(found.dtype, np.integer):
+        return found
+    if not np.issubdtype(found.dtype, np.floating):
+        return None
+    with np.errstate(invalid="ignore"):  # NaN, infinity, and numbers beyond 64 bits
+        whole = found.astype(np.int64)
+    return whole if np.array_equal(whole, found) else None
 
 
 def read_monuseg(folder: Path) -> list[AnnotatedImage]:

@@ -36,3 +36,24 @@ def label_map(
     pixels = pixels_of_polygons(np.asarray(polygons, dtype=object)[::-1], shape)
     labels.ravel()[pixels.indices] = np.repeat(np.arange(len(polygons), 0, -1), pixels.counts)
     return labels
+
+
+def consecutive(labels: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
+    """Renumber the labels of an instance map from 1, in their order; 0 stays background.
+
+    Examples
+    --------
+    >>> consecutive(np.array([[7, 0, 2**40]])).tolist()
+    [[1, 0, 2]]
+    """
+    if labels.max(initial=0) > labels.size:
+        # A table up to the largest label might not fit into memory.
+        present = np.unique(labels[labels != 0])
+        index = np.searchsorted(present, labels).astype(np.int32) + 1
+        return np.where(labels == 0, np.int32(0), index)
+    is_present = np.zeros(int(labels.max(initial=0)) + 1, bool)
+    is_present[labels] = True
+    is_present[0] = False
+    new_label = np.cumsum(is_present, dtype=np.int32) * is_present
+    renumbered: npt.NDArray[np.int32] = new_label[labels]
+    return renumbered

@@ -14,6 +14,7 @@ import scipy.sparse
 import shapely
 from scipy.spatial import cKDTree
 
+from qpnuclei.evaluation.labelmap import consecutive
 from qpnuclei.nuclei.overlap import shared_areas
 
 LabelMap = npt.NDArray[np.integer]
@@ -164,14 +165,9 @@ def _consecutive(labels: LabelMap, name: str) -> npt.NDArray[np.int32]:
     labels = np.asarray(labels)
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{name} must be a 2-D integer array, not {labels.dtype}{labels.shape}")
-    if labels.size == 0:
-        return labels.astype(np.int32)
-    if labels.min() < 0:
+    if labels.min(initial=0) < 0:
         raise ValueError(f"{name} has the negative label {labels.min()}")
-    present = np.bincount(labels.ravel()) > 0
-    present[0] = False
-    new_label = np.cumsum(present) * present
-    return new_label.astype(np.int32)[labels]
+    return consecutive(labels)
 
 
 def overlaps_of_outlines(true: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> Overlaps:

@@ -114,6 +114,47 @@ def test_what_is_no_image_or_no_instance_map_is_refused(folder):
         b.read_labels()
 
 
+@pytest.mark.parametrize("kind", [np.uint32, np.int64, np.uint64])
+@pytest.mark.parametrize("suffix", [".npy", ".tif"])
+def test_large_labels_stay_apart(folder, kind, suffix):
+    largest = min(2**32 + 1, np.iinfo(kind).max - 1)
+    instances = np.array([[0, 1, 2, largest], [largest - 7, 0, 0, 2]], kind)
+    (folder / "labels" / "a.npy").unlink()
+    path = folder / "labels" / f"a{suffix}"
+    np.save(path, instances) if suffix == ".npy" else tifffile.imwrite(path, instances)
+
+    labels = next(read_folder(folder)).read_labels()
+
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(labels, [[0, 1, 2, 4], [3, 0, 0, 2]])
+
+
+@pytest.mark.parametrize(
+    ("kind", "ignored", "message"),
+    [
+        (np.int32, -1, "has the label -1, which"),
+        (np.int64, -(2**40), "has the label -1099511627776, which"),
+        (np.uint32, 2**32 - 1, r"has the label 4294967295 \(-1 without a sign\), which"),
+        (np.uint64, 2**64 - 1, r"has the label 18446744073709551615 \(-1 without a sign\), which"),
+    ],
+)
+def test_labels_below_0_are_refused(folder, kind, ignored, message):
+    np.save(folder / "labels" / "a.npy", np.array([[0, 1, ignored]], kind))
+
+    with pytest.raises(FormatError, match=rf"a\.npy: {message}"):
+        next(read_folder(folder)).read_labels()
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.png", "a.tif"])
+@pytest.mark.parametrize("content", [b"", b"rubbish", b"\x93NUMPY\1\0\0\0"])
+def test_broken_labels_are_named(folder, name, content):
+    (folder / "labels" / "a.npy").unlink()
+    (folder / "labels" / name).write_bytes(content)
+
+    with pytest.raises(FormatError, match=f"{name} cannot be read as an instance map"):
+        next(read_folder(folder)).read_labels()
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -146,7 +146,40 @@ def test_consep_without_inst_map_is_refused(consep: Path) -> None:
     with pytest.raises(FormatError, match=r"test_1\.mat: has no .* 'inst_map', only \['type_map'"):
         read_dataset(consep)[1][0].read_labels()
     path.write_bytes(b"not a MATLAB file" * 20)
-    with pytest.raises(FormatError, match=r"test_1\.mat: cannot be read as a MATLAB file"):
+    with pytest.raises(FormatError, match=r"test_1\.mat cannot be read as a MATLAB file"):
+        read_dataset(consep)[1][0].read_labels()
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan, np.inf, 1e300, -np.inf, 1j, "text"])
+def test_consep_with_other_values_is_refused(consep: Path, value: object) -> None:
+    instances = np.full((10, 12), value)
+    scipy.io.savemat(consep / "Test" / "Labels" / "test_1.mat", {"inst_map": instances})
+    with pytest.raises(FormatError, match=r"test_1\.mat: has no 2-D array of whole numbers"):
+        read_dataset(consep)[1][0].read_labels()
+
+
+def test_consep_keeps_large_labels_apart_and_refuses_negative_ones(consep: Path) -> None:
+    path = consep / "Test" / "Labels" / "test_1.mat"
+    instances = np.zeros((10, 12))
+    instances[0, :3] = 1, 2, 2**32 + 1
+    scipy.io.savemat(path, {"inst_map": instances})
+    assert read_dataset(consep)[1][0].read_labels()[0, :4].tolist() == [1, 2, 3, 0]
+    scipy.io.savemat(path, {"inst_map": instances - 1})
+    with pytest.raises(FormatError, match=r"test_1\.mat: has the label -1"):
+        read_dataset(consep)[1][0].read_labels()
+
+
+def test_a_truncated_matlab_file_is_named(consep: Path) -> None:
+    path = consep / "Test" / "Labels" / "test_1.mat"
+    noise = np.random.default_rng(0).integers(1, 9, (10, 12))
+    scipy.io.savemat(path, {"inst_map": noise}, do_compression=True)
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises(FormatError, match=r"test_1\.mat"):
+            read_dataset(consep)[1][0].read_labels()
+    path.write_bytes(whole[:150] + bytes(40) + whole[190:])
+    with pytest.raises(FormatError, match=r"test_1\.mat cannot be read"):
         read_dataset(consep)[1][0].read_labels()
 
 

@@ -80,3 +80,15 @@ def test_pairs_are_given_by_their_place_among_all() -> None:
     # Both of the first side fit the second of the other; only one fits its first, too.
     i, j = np.array([1, 0, 1]), np.array([1, 1, 0])
     assert most_pairs(i, j, (2, 2)).tolist() == [1, 2]
+
+
+def test_large_labels_need_no_more_memory_than_small_ones() -> None:
+    true = np.array([[0, 2_000_000_000, 5, 2_000_000_000]], np.int32)
+    predicted = np.array([[0, 2**63 + 1, 2**63 + 1, 2**63]], np.uint64)
+
+    found = overlaps_of_maps(true, predicted)
+
+    np.testing.assert_array_equal(found.true, [[0, 2, 1, 2]])
+    np.testing.assert_array_equal(found.predicted, [[0, 2, 2, 1]])
+    assert found.true_area.tolist() == [1, 2]
+    assert found.predicted_area.tolist() == [1, 2]
