@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapely
+from PIL import Image
 
 import qpnuclei
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
 from qpnuclei.nuclei.table import NucleiTable
+from tests.evaluation.images import write_folder
 from tests.paths import ROOT, SAMPLES
 
 MODULES = [
@@ -125,3 +127,25 @@ def test_nuclei_get_a_class_name_that_qupath_has(tmp_path: Path) -> None:
 def test_the_sample_project_is_counted() -> None:
     rows = qpnuclei.count(SAMPLES / "0.5.1" / "project", by="image", images=["he small.png"])
     assert [row["image"] for row in rows] == ["he small.png"]
+
+
+def test_paths_may_be_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tissue = np.full((256, 256, 3), (235, 200, 225), np.uint8)
+    tissue[80:110, 80:110] = (90, 60, 140)
+    Image.fromarray(tissue).save("tissue.png")
+    qpnuclei.create_project("project", ["tissue.png"], mpp=0.25)
+    assert qpnuclei.open_project("project", image_root=".").images
+    options = qpnuclei.RunOptions(
+        qpnuclei.Selection(tissue=True),
+        device="cpu",
+        geojson_dir="geojson",  # type: ignore[arg-type]
+        parquet_dir="parquet",  # type: ignore[arg-type]
+        run_dir="run",  # type: ignore[arg-type]
+    )
+    assert qpnuclei.run("project", options).failures == []
+    assert all(any(Path(name).iterdir()) for name in ("geojson", "parquet", "run"))
+
+    write_folder(Path("set"), ("a",))
+    with pytest.raises(UsageError, match=r"m\.bin does not end in \.safetensors"):
+        qpnuclei.evaluate("set", mpp=0.25, device="cpu", tune=True, write_model="m.bin")

@@ -73,7 +73,7 @@ class AssessmentOptions:
         Whether predictions are averaged over flips and rotations; None leaves it to the model.
     tune : bool
         Tune the model's post-processing on the images.
-    write_model : pathlib.Path or None
+    write_model : path-like or None
         File for a copy of the model with the tuned post-processing.
     """
 
@@ -84,6 +84,10 @@ class AssessmentOptions:
     tta: bool | None = None
     tune: bool = False
     write_model: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.write_model is not None:
+            object.__setattr__(self, "write_model", Path(self.write_model))
 
 
 def assess(

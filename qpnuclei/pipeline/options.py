@@ -30,7 +30,7 @@ from qpnuclei.system.threads import available_cores
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The options of ``qpnuclei run``; the command's help explains each.
+    """The options of ``qpnuclei run``; the command's help explains each. Folders may be text.
 
     Raises
     ------
@@ -77,6 +77,9 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_name", checked_class_name(self.class_name))
+        for name in ("geojson_dir", "parquet_dir", "run_dir"):
+            if (folder := getattr(self, name)) is not None:
+                object.__setattr__(self, name, Path(folder))
         check_thresholds(self.positive_thresholds, self.class_name)
         if self.qc and not self.selection.excludes_class(IGNORE_CLASS):
             raise UsageError(

@@ -27,7 +27,9 @@ _log = logging.getLogger(__name__)
 
 
 def open_project(
-    path: str | os.PathLike[str], backend: Backend = "auto", image_root: Path | None = None
+    path: str | os.PathLike[str],
+    backend: Backend = "auto",
+    image_root: str | os.PathLike[str] | None = None,
 ) -> Project:
     """Open a QuPath project.
 
@@ -39,7 +41,7 @@ def open_project(
         ``"native"`` needs neither QuPath nor Java; ``"paquo"`` uses an installed QuPath;
         ``"auto"`` is ``"paquo"`` if QuPath 0.4 or newer is installed. `Project.backend` is the
         chosen one.
-    image_root : Path, optional
+    image_root : path-like, optional
         Folder for image files that are not at the path in the project: their stored path is tried
         below it, with fewer and fewer leading folders.
 
@@ -63,15 +65,16 @@ def open_project(
     ('native', ['case-7.png'])
     """
     find_project_file(Path(path))
-    if image_root is not None:
-        check_folder(image_root, "where the slides are now")
+    root = None if image_root is None else Path(image_root)
+    if root is not None:
+        check_folder(root, "where the slides are now")
     if choose_backend(backend) == "paquo":
         from qpnuclei.qupath.paquo import backend as paquo_backend
 
-        return paquo_backend.open_project(path, image_root)
+        return paquo_backend.open_project(path, root)
     from qpnuclei.qupath import native
 
-    return native.open_project(Path(path), image_root)
+    return native.open_project(Path(path), root)
 
 
 def choose_backend(backend: Backend = "auto") -> Literal["native", "paquo"]:
