@@ -39,7 +39,7 @@ def find_slides(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(f for f in path.iterdir() if f.suffix.lower() in SLIDE_SUFFIXES)
+            inside = slides_in(path)
             if not inside:
                 raise UsageError(
                     f"folder {path} contains no slide",
@@ -54,6 +54,18 @@ def find_slides(paths: Sequence[Path]) -> list[Path]:
                 raise NotFoundError(f"no file matches {path}", "check the pattern")
             found += [match for match in matching if match.is_file()]
     return list(dict.fromkeys(found))
+
+
+def slides_in(folder: Path) -> list[Path]:
+    """Return the files of a folder with the suffix of a slide, sorted, without hidden ones.
+
+    Copying to and from a Mac leaves a hidden ``._name`` beside every file.
+    """
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SLIDE_SUFFIXES and not path.name.startswith(".")
+    )
 
 
 def one_per_slide(paths: Sequence[Path]) -> list[Path]:

@@ -16,6 +16,7 @@ def test_plain_images_of_a_folder_are_found_and_can_be_opened(tmp_path: Path) ->
     for name in ("a.bmp", "b.PNG", "c.jpg", "d.jpeg", "e.tif"):
         Image.new("RGB", (8, 6), (200, 150, 180)).save(tmp_path / name)
     (tmp_path / "notes.txt").touch()
+    (tmp_path / "._a.bmp").write_bytes(b"left by a Mac")
     found = find_slides([tmp_path])
     assert [path.name for path in found] == ["a.bmp", "b.PNG", "c.jpg", "d.jpeg", "e.tif"]
     for path in found:
