@@ -1,4 +1,4 @@
-"""Decide the pixel size of a project's image, by one rule for run, export, info and doctor."""
+"""Decide the pixel size of a project's image, by one rule for all commands."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,17 @@ from qpnuclei.errors import (
     UsageError,
     number_of,
 )
+from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Annotation, ImageEntry
+from qpnuclei.qupath.names import is_utf8
+from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
 from qpnuclei.qupath.project_file import is_project
 from qpnuclei.slides.files import SLIDE_SUFFIXES, one_per_slide
+from qpnuclei.slides.remix import seen_by_network
 from qpnuclei.slides.resolution import resolve_mpp
-from qpnuclei.slides.slide import Slide, open_slide
+from qpnuclei.slides.slide import PixelSource, Slide, open_slide
+from qpnuclei.slides.stains import DEFAULT_HE, Stains
 from qpnuclei.system.json_text import parse_json
 
 _log = logging.getLogger(__name__)
@@ -49,6 +55,8 @@ class Source:
         See `qpnuclei.slides.slide.open_slide`.
     roi : shapely geometry or None
         In level-0 px; None is all of the image.
+    stains : Stains
+        Of the image; with DAB, they decide the colours that are learned.
     """
 
     name: str
@@ -60,6 +68,7 @@ class Source:
     roi: shapely.Geometry | None = None
     series: int | None = None
     apply_icc: bool = False
+    stains: Stains = DEFAULT_HE
 
     @property
     def is_patch(self) -> bool:
@@ -74,6 +83,10 @@ class Source:
             series=self.series,
             apply_icc=self.apply_icc,
         )
+
+    def learned(self, slide: Slide) -> PixelSource:
+        """Return the pixels of the open image in the colours that a run shows the network."""
+        return seen_by_network(slide, self.stains)
 
 
 def find_sources(
@@ -93,8 +106,9 @@ def find_sources(
         ``splits.json``: then only the images of its ``train`` split); or a QuPath project
         (``.qpproj``, or its folder).
     mpp : sequence of float
-        Their resolution in µm/px, which overrides the files: one for all, or one for each of
-        `paths`. By default it is read from the files.
+        Their resolution in µm/px, which overrides projects and files: one for all, or one for each
+        of `paths`. By default it is read from the files; for images of projects see
+        `qpnuclei.qupath.pixel_size.pixel_size`.
     roi : sequence of str
         Classes of annotations in QuPath projects: only what lies in one of these is used, and
         images without one are left out. Without `roi`, whole images are used.
@@ -113,7 +127,7 @@ def find_sources(
     qpnuclei.errors.MppError
         If an image's resolution is not known, or absurd.
     qpnuclei.errors.SlideError, qpnuclei.errors.FormatError
-        If an image or a project cannot be read.
+        If an image or a project cannot be read, or the name of an image is not UTF-8.
 
     Notes
     -----
@@ -191,6 +205,10 @@ def _training_split(path: Path) -> frozenset[str] | None:
 
 
 def _file_source(path: Path, mpp: float | None) -> Source:
+    if not is_utf8(path.name):
+        raise SlideError(
+            f"{path}: its name is not UTF-8, as the model's metadata require", "rename it"
+        )
     with open_slide(path) as slide:
         true_mpp, _ = resolve_mpp(mpp, None, slide.mpp, str(path))
         return Source(path.name, path, true_mpp, slide.width, slide.height)
@@ -209,15 +227,16 @@ def _project_sources(
     sources = []
     unusable: QpnucleiError | None = None
     for entry in match_images(open_project(path, image_root=image_root), images):
-        geometry = None
-        if roi:
-            annotations = [a for a in entry.read().annotations if a.class_name in roi]
-            geometry = _area(annotations)
-            if geometry is None:
-                continue
         try:
-            sources.append(_entry_source(entry, mpp, geometry))
-        except (SlideError, MppError) as error:
+            objects = entry.read()
+            geometry = None
+            if roi:
+                geometry = _area([a for a in objects.annotations if a.class_name in roi])
+                if geometry is None:
+                    continue
+            record = Record.of(objects.properties, f"image {entry.name}")
+            sources.append(_entry_source(entry, record, mpp, geometry))
+        except (SlideError, MppError, FormatError) as error:
             # If one image of a project cannot be used, learn from the others.
             _log.warning("%s: an image is left out: %s", path, error)
             unusable = error
@@ -226,9 +245,18 @@ def _project_sources(
     return sources
 
 
-def _entry_source(entry: ImageEntry, mpp: float | None, roi: shapely.Geometry | None) -> Source:
+def _entry_source(
+    entry: ImageEntry, record: Record, mpp: float | None, roi: shapely.Geometry | None
+) -> Source:
     with open_image(entry) as slide:
-        true_mpp, _ = resolve_mpp(mpp, entry.calibration, slide.mpp, entry.name)
+        try:
+            true_mpp, _ = pixel_size(entry, record, AskedMpp(mpp), lambda: slide.mpp)
+        except MppError as error:
+            raise MppError(
+                error.what,
+                "give it with --mpp, in µm per level-0 pixel; if images differ, first analyse some "
+                f"of this one with run --image {shlex.quote(entry.name)} --mpp 0.5",
+            ) from error
         return Source(
             name=entry.name,
             path=slide.path,
@@ -239,6 +267,7 @@ def _entry_source(entry: ImageEntry, mpp: float | None, roi: shapely.Geometry | 
             roi=roi,
             series=slide.series,
             apply_icc=slide.apply_icc,
+            stains=entry.stains or DEFAULT_HE,
         )
 
 

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from qpnuclei.errors import NotFoundError, UsageError, number_of
 from qpnuclei.slides.masks import rasterise
+from qpnuclei.slides.remix import has_dab
 from qpnuclei.slides.resolution import working_downsample
 from qpnuclei.slides.slide import Slide
 from qpnuclei.slides.tissue import tissue_fraction
@@ -107,7 +108,7 @@ def cached_tile_index(
     """Return the tile index of these sources, from `folder` if it was built before.
 
     The file's name holds a hash of everything that determines its content: path, size, date,
-    resolution and ROI of the images, and the other arguments.
+    resolution, ROI and DAB of the images, and the other arguments.
 
     Parameters
     ----------
@@ -237,7 +238,7 @@ def _starts(extent: int, size: int) -> npt.NDArray[np.int64]:
 def sources_digest(
     sources: Sequence[Source], scales: Sequence[float], tile_px: int, min_tissue: float
 ) -> str:
-    """Hash all that decides the tile index: images (path, size, date, ROI) and how they are cut.
+    """Hash all that decides the tiles: images (path, size, date, ROI, DAB) and how they are cut.
 
     Raises
     ------
@@ -255,6 +256,7 @@ def sources_digest(
                     source.mpp,
                     source.crop_to_bounds,
                     None if source.roi is None else source.roi.wkb_hex,
+                    asdict(source.stains) if has_dab(source.stains) else None,
                 ]
                 for source, file in zip(sources, files, strict=True)
             ],

@@ -1,12 +1,27 @@
 from __future__ import annotations
 
+import dataclasses
+import os
 import shutil
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from qpnuclei.errors import FormatError, MppError, NotFoundError, UsageError
+from qpnuclei.errors import FormatError, MppError, NotFoundError, SlideError, UsageError
+from qpnuclei.qupath.analysed import Record, UsedMpp
+from qpnuclei.qupath.create import create_from_slides
+from qpnuclei.qupath.model import Edit, Project
+from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.pixel_size import project_mpp
+from qpnuclei.slides.remix import as_h_and_e
+from qpnuclei.slides.stains import DEFAULT_H_DAB
 from qpnuclei.training.sources import find_sources
+from qpnuclei.training.student.patches import sample_slides
+from qpnuclei.training.tile_index import build_tile_index, sources_digest
+from qpnuclei.training.tile_reader import TileReader
 from tests.paths import SAMPLES
 from tests.slides.dicom import write_series
 from tests.slides.pictures import picture, reduced
@@ -96,3 +111,74 @@ def test_files_of_one_slide_are_one_image_to_learn_from(tmp_path: Path) -> None:
     for paths in ([tmp_path], files):
         (found,) = find_sources(paths)
         assert (found.path, found.width) == (files[0], 256)
+
+
+def note_run(project: Project, mpp: float) -> None:
+    """Note in every image what ``run --mpp`` does."""
+    for entry in project.images:
+        record = Record(used=UsedMpp((mpp, mpp), "--mpp", project_mpp(entry)))
+        entry.write(Edit(properties=record.to_properties()), entry.read().fingerprint)
+
+
+@pytest.mark.parametrize("in_project", [0.5, None])
+def test_images_are_learned_at_the_pixel_size_of_the_last_run(
+    dataset: Path, tmp_path: Path, in_project: float | None
+) -> None:
+    slides = [dataset / "images" / "a.png"]
+    create_from_slides(tmp_path / "project", slides, in_project)
+    note_run(open_project(tmp_path / "project"), 0.25)
+    (found,) = find_sources([tmp_path / "project"])
+    assert found.mpp == (0.25, 0.25)
+    (found,) = find_sources([tmp_path / "project"], mpp=[0.3])
+    assert found.mpp == (0.3, 0.3)
+
+
+def test_an_image_whose_data_file_is_damaged_is_left_out(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    slides = [dataset / "images" / name for name in ("a.png", "b.png")]
+    create_from_slides(tmp_path / "project", slides, 0.25)
+    (tmp_path / "project" / "data" / "1" / "data.qpdata").write_bytes(b"torn")
+    (found,) = find_sources([tmp_path / "project"])
+    assert found.name == "b.png"
+    assert "an image is left out" in caplog.text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are UTF-8 there")
+def test_a_slide_whose_name_is_not_utf8_is_refused_at_the_start(
+    dataset: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / os.fsdecode(b"sl\xe4.png")
+    shutil.copy(dataset / "images" / "a.png", path)
+    with pytest.raises(SlideError, match="its name is not UTF-8") as refused:
+        find_sources([tmp_path], mpp=[0.25])
+    assert refused.value.hint == "rename it"
+
+
+def test_dab_is_learned_in_the_colours_that_a_run_shows_the_network(
+    dataset: Path, tmp_path: Path
+) -> None:
+    slide = dataset / "images" / "a.png"
+    create_from_slides(tmp_path / "project", [slide], 0.25, stains=DEFAULT_H_DAB)
+    sources = find_sources([tmp_path / "project"])
+    rgb = np.asarray(Image.open(slide))
+    (sample,) = sample_slides(
+        sources,
+        mpp=0.25,
+        patch_px=400,
+        patches_per_slide=1,
+        max_patches=1,
+        min_tissue=0.7,
+        seed=0,
+    )
+    np.testing.assert_array_equal(sample.patches[0], as_h_and_e(rgb, DEFAULT_H_DAB))
+    reader = TileReader(sources, build_tile_index(sources, (0.25,), 400, 0.7), (0.25,), 400)
+    np.testing.assert_array_equal(reader.read(0), sample.patches[0])
+    reader.close()
+
+    other = dataclasses.replace(DEFAULT_H_DAB, background=(240.0, 240.0, 240.0))
+    digests = {
+        sources_digest([dataclasses.replace(sources[0], **changes)], (0.25,), 400, 0.7)
+        for changes in ({}, {"stains": other}, {"stains": find_sources([slide], mpp=[1])[0].stains})
+    }
+    assert len(digests) == 3
