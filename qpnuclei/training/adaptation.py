@@ -187,15 +187,21 @@ def adapt(
     recipe = student_recipe(fields)
     before = Predictor.load(start, str(device))
     after = Predictor.load(training.model, str(device))
-    changes, views = [], []
+    changes: list[ImageChange] = []
+    views: list[_View] = []
     compared = _evenly(sources, _COMPARED_IMAGES)
-    for number, source in enumerate(compared):
-        watcher.tiles(number, len(compared))
+    # In place of those without tissue, the ones between them.
+    between = [source for source in sources if source not in compared]
+    for source in [*compared, *between]:
+        watcher.tiles(len(changes), len(compared))
         if watcher.stop_requested():
             return Adaptation(replace(training, stopped=True), [], [])
-        change, view = _compare(_sample(source, recipe, seed), before, after)
-        changes.append(change)
-        views.append(view)
+        if sample := _sample(source, recipe, seed):
+            change, view = _compare(sample, before, after)
+            changes.append(change)
+            views.append(view)
+        if len(changes) == len(compared):
+            break
     watcher.tiles(len(compared), len(compared))
     doubts = find_doubts(changes)
     _write(folder, start, metadata, after.metadata, Adaptation(training, changes, doubts))
@@ -259,9 +265,9 @@ def _evenly(items: Sequence[_Item], most: int) -> Sequence[_Item]:
     return items[:: math.ceil(len(items) / most)]
 
 
-def _sample(source: Source, recipe: StudentRecipe, seed: int) -> SlideSample:
-    """Return a few patches of an image."""
-    (sample,) = sample_slides(
+def _sample(source: Source, recipe: StudentRecipe, seed: int) -> SlideSample | None:
+    """Return a few patches of an image; None if it has no tissue."""
+    samples = sample_slides(
         [source],
         mpp=recipe.mpp,
         patch_px=recipe.patch_px,
@@ -271,7 +277,7 @@ def _sample(source: Source, recipe: StudentRecipe, seed: int) -> SlideSample:
         max_enlargement=recipe.max_enlargement,
         seed=seed,
     )
-    return sample
+    return samples[0] if samples else None
 
 
 def _compare(sample: SlideSample, before: Predictor, after: Predictor) -> tuple[ImageChange, _View]:

@@ -132,6 +132,37 @@ def build_tile_index(
     tile_px: int,
     min_tissue: float,
     on_source: Callable[[int], None] = lambda _: None,
+) -> TileIndex:
+    """Return the tissue tiles of all sources, of which every scale has some.
+
+    Parameters
+    ----------
+    sources, scales, tile_px, min_tissue, on_source
+        As for `tissue_tiles`.
+
+    Raises
+    ------
+    qpnuclei.errors.UsageError
+        If a scale has no tile at all.
+    """
+    index = tissue_tiles(sources, scales, tile_px, min_tissue, on_source)
+    for mpp, tiles in zip(scales, index.per_scale(len(scales)), strict=True):
+        if len(tiles) == 0:
+            raise UsageError(
+                f"no source has a tile of {tile_px} px at {mpp} µm/px that is {min_tissue:.0%} "
+                f"tissue (the finest source has {min(max(s.mpp) for s in sources):.3g} µm/px)",
+                "give larger or finer images, or leave that scale out: --set scales=[0.5,1.0]",
+            )
+        _log.info("%s at %g µm/px", number_of(len(tiles), "tile"), mpp)
+    return index
+
+
+def tissue_tiles(
+    sources: Sequence[Source],
+    scales: Sequence[float],
+    tile_px: int,
+    min_tissue: float,
+    on_source: Callable[[int], None] = lambda _: None,
     max_enlargement: float = MAX_ENLARGEMENT,
 ) -> TileIndex:
     """Cut every source into tiles at every scale, and keep those with enough tissue.
@@ -150,11 +181,6 @@ def build_tile_index(
         Called with the number of sources done.
     max_enlargement : float
         A source gives tiles at scales up to so many times finer than its own resolution.
-
-    Raises
-    ------
-    qpnuclei.errors.UsageError
-        If a scale has no tile at all.
     """
     rows: list[npt.NDArray[Any]] = []
     for number, source in enumerate(sources):
@@ -180,22 +206,13 @@ def build_tile_index(
             rows.append(row)
     on_source(len(sources))
     table = np.concatenate(rows) if rows else np.empty((0, 5))
-    index = TileIndex(
+    return TileIndex(
         table[:, 0].astype(np.int32),
         table[:, 1].astype(np.int8),
         table[:, 2].astype(np.int32),
         table[:, 3].astype(np.int32),
         table[:, 4].astype(np.float32),
     )
-    for mpp, tiles in zip(scales, index.per_scale(len(scales)), strict=True):
-        if len(tiles) == 0:
-            raise UsageError(
-                f"no source has a tile of {tile_px} px at {mpp} µm/px that is {min_tissue:.0%} "
-                f"tissue (the finest source has {min(max(s.mpp) for s in sources):.3g} µm/px)",
-                "give larger or finer images, or leave that scale out: --set scales=[0.5,1.0]",
-            )
-        _log.info("%s at %g µm/px", number_of(len(tiles), "tile"), mpp)
-    return index
 
 
 class _TissueOverview:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,23 @@ def test_slides_of_20x_adapt_the_network_that_a_run_gives_them(
     assert metadata.mpp == 0.5
     assert metadata.recipe["start"] == "default-20x"
     assert metadata.recipe["crop_px"] * metadata.mpp == 192 * 0.25
+
+
+def test_slides_without_tissue_are_not_compared(
+    project: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor do they take the place of others."""
+    monkeypatch.setattr("qpnuclei.training.adaptation._COMPARED_IMAGES", 2)
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for name in ("first.png", "last.png"):
+        Image.fromarray(np.full((1100, 4300, 3), 245, np.uint8)).save(folder / name)
+    shutil.copy(project.parent / "ward 0.png", folder / "inner.png")
+    sources = find_sources([folder], mpp=[0.5])
+    result = adapt(sources, tmp_path / "run", model=str(start), settings=SHORT, device=CPU)
+    assert [source.name for source in sources] == ["first.png", "inner.png", "last.png"]
+    assert [change.image for change in result.changes] == ["inner.png"]
+    assert (tmp_path / "run" / PICTURE_FILE).is_file()
 
 
 class _StopAtOnce(Watcher):

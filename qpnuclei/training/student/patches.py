@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,9 @@ from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.resolution import working_downsample
 from qpnuclei.slides.stains import Stains, estimate_macenko
 from qpnuclei.training.sources import Source
-from qpnuclei.training.tile_index import MAX_ENLARGEMENT, build_tile_index
+from qpnuclei.training.tile_index import MAX_ENLARGEMENT, tissue_tiles
+
+_log = logging.getLogger(__name__)
 
 _Window = tuple[int, int, int, int]  # x, y, width, height
 
@@ -78,12 +81,12 @@ def sample_slides(
     Returns
     -------
     list of SlideSample
-        Those sources of which a patch was drawn.
+        Those sources of which a patch was drawn: none of whole slides without tissue.
 
     Raises
     ------
     qpnuclei.errors.UsageError
-        If a whole slide has no tissue, or an image is too coarse.
+        If an image is too coarse.
     qpnuclei.errors.SlideError
         If an image cannot be read.
     """
@@ -97,9 +100,14 @@ def sample_slides(
             width, height = int(source.width / downsample[0]), int(source.height / downsample[1])
             windows = _equal_parts(width, height, patch_px)
         else:
-            index = build_tile_index(
+            index = tissue_tiles(
                 [source], [mpp], patch_px, min_tissue, max_enlargement=max_enlargement
             )
+            if len(index) == 0:
+                _log.warning(
+                    "%s is left out: no part of %d px at %g µm/px is %.0f %% tissue",
+                    *(source.name, patch_px, mpp, 100 * min_tissue),
+                )
             chosen = rng.permutation(len(index))[:patches_per_slide]
             windows = [(int(index.x[i]), int(index.y[i]), patch_px, patch_px) for i in chosen]
         candidates += [(source, window) for window in windows]

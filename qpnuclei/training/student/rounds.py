@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qpnuclei.errors import TrainingError, number_of
+from qpnuclei.errors import TrainingError, UsageError, number_of
 from qpnuclei.evaluation.boxes import BoxImage
 from qpnuclei.evaluation.tuning import LabelledImage, read_validation
 from qpnuclei.models.checkpoint import library_versions, save_model
@@ -154,6 +154,14 @@ def train_student(
         seed=seed,
         on_source=lambda done: watcher.tiles(done, len(sources)),
     )
+    if not samples:
+        images = "the only image" if len(sources) == 1 else f"every one of {len(sources)} images"
+        raise UsageError(
+            f"{images} has no part of {recipe.patch_px} px at {finest:g} µm/px that is "
+            f"{recipe.min_tissue:.0%} tissue",
+            "give slides with more tissue, check --mpp and --roi, or ask for less: "
+            "--set min_tissue=0.3 --set patch_px=512",
+        )
     sizes = len(recipe.label_scales)
     _log.info(
         "learning from %s of %d of %s%s",

@@ -326,6 +326,25 @@ def test_resuming_with_another_recipe_is_refused(run, patches):
         train_student({**TINY, "crop_px": 128}, sources, folder, device=CPU, resume=True)
 
 
+def test_slides_without_tissue_are_left_out(tmp_path, caplog):
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    Image.fromarray(np.full((1100, 4300, 3), 245, np.uint8)).save(folder / "blank.png")
+    sources = find_sources([folder], mpp=[0.25])
+    with pytest.raises(UsageError, match=r"the only image has no part .* 70% tissue") as refused:
+        train_student(TINY, sources, tmp_path / "run", device=CPU)
+    assert "min_tissue" in refused.value.hint
+
+    Image.fromarray(tissue(0)[0]).save(folder / "good.png")
+    caplog.clear()
+    fields = {**TINY, "rounds": 1, "first_round_batches": 1}
+    sources = find_sources([folder], mpp=[0.25])
+    result = train_student(fields, sources, tmp_path / "run", device=CPU)
+
+    assert read_metadata(result.model).data["images"] == ["good.png"]
+    assert "blank.png is left out" in caplog.text
+
+
 def test_nothing_that_looks_like_a_nucleus_is_an_error(tmp_path):
     Image.fromarray(np.full((160, 160, 3), 240, np.uint8)).save(tmp_path / "blank.png")
     sources = find_sources([tmp_path / "blank.png"], mpp=[0.25])
