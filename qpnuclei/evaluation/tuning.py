@@ -5,9 +5,10 @@ Their labels are used for nothing else.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec.structs import replace
 
-from qpnuclei.errors import number_of
+from qpnuclei.errors import FormatError, number_of
 from qpnuclei.evaluation.bootstrap import bootstrap_interval
 from qpnuclei.evaluation.datasets import AnnotatedImage, read_folder
 from qpnuclei.evaluation.evaluate import image_mpp
@@ -74,10 +75,41 @@ def read_validation(folder: Path, mpp: float | None, model_mpp: float) -> list[L
     qpnuclei.errors.MppError
         If the resolution is unknown or implausible.
     """
-    split = "val" if (folder / "splits.json").is_file() else None
-    images = at_resolution(read_folder(folder, split=split), mpp, model_mpp)
+    images = at_resolution(_validation_images(folder), mpp, model_mpp)
     _log.info("validation on %s of %s", number_of(len(images), "image"), folder)
     return images
+
+
+def validation_digest(folder: Path, mpp: float | None) -> str:
+    """Return the number of images that `read_validation` reads, and a hash of their content.
+
+    The hash is of names, files and µm/px, but not of the folder, which may be moved.
+
+    Raises
+    ------
+    qpnuclei.errors.NotFoundError, qpnuclei.errors.FormatError, qpnuclei.errors.UsageError,
+    qpnuclei.errors.MppError
+        As `read_validation`.
+    """
+    images = list(_validation_images(folder))
+    total = hashlib.sha256()
+    for image in images:
+        files = [_digest_of(path) for path in (image.image_path, image.labels_path)]
+        total.update(repr((image.name, image_mpp(image, mpp), *files)).encode())
+    return f"{number_of(len(images), 'image')}, {total.hexdigest()[:16]}"
+
+
+def _validation_images(folder: Path) -> Iterator[AnnotatedImage]:
+    split = "val" if (folder / "splits.json").is_file() else None
+    return read_folder(folder, split=split)
+
+
+def _digest_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def at_resolution(

@@ -45,6 +45,8 @@ class Progress:
         Epoch (from 1) whose model was kept.
     best_score : float or None
         By which it was chosen: its validation Dice; of a student, AJI.
+    tuned : bool
+        Whether the post-processing of a student's model was chosen, after its last round.
     """
 
     epoch: int = 0
@@ -53,6 +55,7 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)
     best_epoch: int | None = None
     best_score: float | None = None
+    tuned: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class RunState:
     Parameters
     ----------
     identity : mapping
-        What must be the same when the run is resumed: recipe, seed, hash of the sources.
+        What must be the same when the run is resumed: recipe, seed, hashes of the sources and of
+        the validation images.
     progress : Progress
     learner : mapping
         State of the networks and the optimiser.
@@ -138,7 +142,7 @@ def load_state(folder: Path) -> RunState:
 
 
 def check_identity(state: RunState, identity: Mapping[str, Any]) -> None:
-    """Refuse to resume with another recipe, seed or images; more epochs are allowed.
+    """Refuse to resume with another recipe, seed, images or validation; more epochs are allowed.
 
     Raises
     ------

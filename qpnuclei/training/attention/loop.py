@@ -27,6 +27,7 @@ from qpnuclei.evaluation.tuning import (
     read_validation,
     summarise,
     tune_post_processing,
+    validation_digest,
 )
 from qpnuclei.models.checkpoint import library_versions, load_model, save_model
 from qpnuclei.models.metadata import ColourNormalisation, ModelMetadata, PostProcessing
@@ -124,6 +125,7 @@ def train_attention(
     identity = {
         "recipe": as_json(recipe),
         "seed": seed,
+        "validation": "none" if validation is None else validation_digest(validation, mpp),
         "images": sources_digest(sources, recipe.scales, recipe.tile_px, recipe.min_tissue),
     }
     state = load_state(folder) if resume else None

@@ -23,7 +23,7 @@ import torch
 
 from qpnuclei.errors import TrainingError, UsageError, number_of
 from qpnuclei.evaluation.boxes import BoxImage
-from qpnuclei.evaluation.tuning import LabelledImage, read_validation
+from qpnuclei.evaluation.tuning import LabelledImage, read_validation, validation_digest
 from qpnuclei.models.checkpoint import library_versions, save_model
 from qpnuclei.models.metadata import ModelMetadata, PostProcessing, model_hash, read_metadata
 from qpnuclei.models.registry import resolve_model
@@ -133,6 +133,7 @@ def train_student(
         "start": recipe.start and model_hash(resolve_model(recipe.start)),
         "labellers": [model_hash(resolve_model(name)) for name in recipe.labellers],
         "seed": seed,
+        "validation": "none" if validation is None else validation_digest(validation, mpp),
         "images": sources_digest(sources, [recipe.mpp], recipe.patch_px, recipe.min_tissue),
         **({"corrections": digest(corrected)} if corrected else {}),
     }
@@ -234,10 +235,12 @@ class _Run:
         stopped = False
         while self.progress.epoch < self.recipe.rounds and not stopped:
             stopped = not self._round()
-        if self.labelled and self.progress.epoch == self.recipe.rounds:
-            tune(self.folder / MODEL_FILE, self.labelled, self.device)
-        model = self.folder / MODEL_FILE
         progress = self.progress
+        model = self.folder / MODEL_FILE
+        if self.labelled and progress.epoch == self.recipe.rounds and not progress.tuned:
+            tune(model, self.labelled, self._post_processing, self.device)
+            progress.tuned = True
+            self._save()
         return TrainingResult(
             model if model.is_file() else None,
             progress.epoch,

@@ -49,10 +49,13 @@ def quality(
     }
 
 
-def tune(path: Path, labelled: Sequence[LabelledImage], device: torch.device) -> None:
+def tune(
+    path: Path, labelled: Sequence[LabelledImage], start: PostProcessing, device: torch.device
+) -> None:
     """Give a model file the post-processing that suits it best in all colours.
 
-    The file is replaced; the new header also holds the quality.
+    The search begins at `start`, whatever the file holds. So if it was interrupted after the file
+    was replaced, it gives the same again. The new header also holds the quality.
 
     Raises
     ------
@@ -63,7 +66,7 @@ def tune(path: Path, labelled: Sequence[LabelledImage], device: torch.device) ->
     predicted, changed = predict_both(Predictor.of_network(network, metadata, device), labelled)
     # Once in their own colours and once in others: a second time would cost more than it tells.
     both = [*predicted, *changed[: len(predicted)]]
-    parameters = tune_post_processing(both, metadata.post_processing, mpp=metadata.mpp)
+    parameters = tune_post_processing(both, start, mpp=metadata.mpp)
     measured = quality(predicted, changed, parameters)
     tuned = replace(metadata, post_processing=parameters, validation=measured)
     save_model(path, network.cpu(), tuned)

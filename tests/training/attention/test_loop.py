@@ -217,6 +217,19 @@ def test_resuming_with_another_recipe_is_refused(tmp_path: Path, sources: list[S
         train(tmp_path, sources, recipe=recipe(learning_rate=0.1), resume=True)
 
 
+def test_resuming_with_other_validation_images_is_refused(
+    finished: tuple[Path, TrainingResult], sources: list[Source], dataset: Path
+) -> None:
+    folder, _ = finished
+    others: tuple[dict[str, object], ...] = (
+        {},
+        {"validation": dataset, "mpp": 0.3},
+    )
+    for arguments in others:
+        with pytest.raises(UsageError, match=r"resume: validation was '1 image, .* is now"):
+            train(folder, sources, resume=True, **arguments)
+
+
 def test_a_diverging_run_stops_and_says_what_is_kept(tmp_path: Path, sources: list[Source]) -> None:
     with pytest.raises(TrainingError, match=r"epoch 1, batch \d: .* became NaN") as caught:
         train(tmp_path, sources, recipe=recipe(smoothness_weight=1e39))

@@ -1,4 +1,5 @@
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from qpnuclei.models.registry import resolve_model
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.training.callbacks import Watcher
 from qpnuclei.training.config import read_recipe
+from qpnuclei.training.run_folder import load_state, save_state
 from qpnuclei.training.sources import find_sources
 from qpnuclei.training.student.labellers import AtSeveralScales, load_labellers
 from qpnuclei.training.student.patches import sample_slides
@@ -324,6 +326,68 @@ def test_resuming_with_another_recipe_is_refused(run, patches):
 
     with pytest.raises(UsageError, match=r"recipe\.crop_px was 64 and is now 128"):
         train_student({**TINY, "crop_px": 128}, sources, folder, device=CPU, resume=True)
+
+
+def test_resuming_with_other_validation_images_is_refused(run, patches, tmp_path):
+    folder, _ = run
+    sources = find_sources([patches], mpp=[0.25])
+    others = shutil.copytree(patches, tmp_path / "others")
+    arguments = {"device": CPU, "resume": True, "mpp": 0.25}
+
+    def refuse():
+        with pytest.raises(UsageError, match=r"resume: validation was '1 image, .* is now"):
+            train_student(TINY, sources, folder, **arguments)
+
+    refuse()  # without any
+    arguments["validation"] = others
+    labels = np.asarray(Image.open(others / "labels/2.png")).copy()
+    labels[labels == 1] = 0
+    Image.fromarray(labels).save(others / "labels/2.png")
+    refuse()
+    arguments |= {"validation": patches, "mpp": 0.26}
+    refuse()
+
+
+def test_a_finished_run_is_not_tuned_again(run, patches, tmp_path):
+    """Also where its validation images are read from another folder now."""
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    others = shutil.copytree(patches, tmp_path / "others")
+    before = (folder / "model.safetensors").read_bytes()
+
+    for _ in range(2):
+        result = train_student(
+            TINY,
+            find_sources([patches], mpp=[0.25]),
+            folder,
+            device=CPU,
+            validation=others,
+            mpp=0.25,
+            resume=True,
+        )
+        assert result.model.read_bytes() == before
+
+
+def test_tuning_that_was_interrupted_begins_where_it_began(run, patches, tmp_path):
+    """A model that is tuned already, but not yet noted as such, becomes the same."""
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    before = (folder / "model.safetensors").read_bytes()
+    state = load_state(folder)
+    assert state.progress.tuned
+    state.progress.tuned = False
+    save_state(folder, state)
+
+    result = train_student(
+        TINY,
+        find_sources([patches], mpp=[0.25]),
+        folder,
+        device=CPU,
+        validation=patches,
+        mpp=0.25,
+        resume=True,
+    )
+
+    assert result.model.read_bytes() == before
+    assert load_state(folder).progress.tuned
 
 
 def test_slides_without_tissue_are_left_out(tmp_path, caplog):
