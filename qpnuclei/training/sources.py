@@ -25,7 +25,7 @@ from qpnuclei.qupath.model import Annotation, ImageEntry
 from qpnuclei.qupath.names import is_utf8
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
 from qpnuclei.qupath.project_file import is_project
-from qpnuclei.slides.files import SLIDE_SUFFIXES, one_per_slide
+from qpnuclei.slides.files import SLIDE_SUFFIXES, one_per_slide, slides_in
 from qpnuclei.slides.remix import seen_by_network
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import PixelSource, Slide, open_slide
@@ -183,7 +183,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    files = one_per_slide(sorted(f for f in folder.iterdir() if f.suffix.lower() in SLIDE_SUFFIXES))
+    files = one_per_slide(slides_in(folder))
     if not files:
         raise UsageError(
             f"folder {folder} holds no image", f"known suffixes: {' '.join(sorted(SLIDE_SUFFIXES))}"
