@@ -148,7 +148,8 @@ def import_geojson(
 ) -> None:
     """Add the annotations and detections of GeoJSON files to the images of a project.
 
-    Objects that an image already has (same UUID and place) are not added again.
+    Objects that an image already has (same UUID and place) are not added again; a cell is the same
+    as its nucleus.
 
     For example: qpnuclei geojson import project.qpproj slide-1.svs.geojson
     """
@@ -204,6 +205,8 @@ def _print_import(entry: ImageEntry, path: Path, done: Imported, quiet: bool) ->
     parts = [f"{_objects(done)} imported"]
     if done.already_there:
         parts.append(f"{done.already_there} already existed")
+    if done.new_ids:
+        parts.append(f"{done.new_ids} got a new UUID, because theirs is in use")
     if done.left_out:
         parts.append(f"{len(done.left_out)} could not be imported")
     _print_some("not imported", done.left_out)

@@ -70,7 +70,7 @@ def commit_image(
             _result(image, layout, written.plan, written.nuclei, about),
             replaced=written.replaced,
             **_counted(written.plan, doubts.regions),
-            notes=image.notes if loss is None else (*image.notes, loss),
+            notes=_notes(image, written.nuclei, options, loss),
         )
         with suppress(SaveError):
             ImageNote(True, result).save(path)
@@ -126,7 +126,7 @@ def committed_image(
         result = replace(
             result,
             **_counted(of_image, doubts.regions),
-            notes=image.notes if loss is None else (*image.notes, loss),
+            notes=_notes(image, nuclei, options, loss),
         )
         with suppress(SaveError):
             ImageNote(True, result).save(folder.make_for(path))
@@ -136,6 +136,21 @@ def committed_image(
 def device_of(folder: RunFolder, image: PlannedImage, layout: Layout) -> str:
     """Return the device on which the network ran for an image, from its shards."""
     return ImageNuclei(folder.shard(image, layout.name), layout.key).about.device
+
+
+def _notes(
+    image: PlannedImage, nuclei: NewNuclei, options: RunOptions, loss: str | None
+) -> tuple[str, ...]:
+    notes = list(image.notes)
+    if loss is not None:
+        notes.append(loss)
+    if nuclei.again and options.cell_expansion_um > 0:
+        count = number_of(len(nuclei.again), "nucleus")
+        notes.append(
+            f"{count} of earlier runs found again: --on-existing append leaves them as they are, "
+            "and makes no new cells of them; --on-existing replace does"
+        )
+    return tuple(notes)
 
 
 def _result(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from array import array
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import shapely
 
 from qpnuclei._version import __version__
 from qpnuclei.errors import number_of, quoted
+from qpnuclei.nuclei.ids import is_ours, made_id
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.geojson.importable import (
     WHOLE_TOLERANCE,
@@ -62,6 +64,8 @@ class Imported:
         was imported.
     already_there : int
         Number of objects that the image already has.
+    new_ids : int
+        Number of imported objects that got a new UUID because theirs was in use.
     left_out : list of str
         Messages on objects that could not be imported, with the reason.
     losses : list of str
@@ -72,6 +76,7 @@ class Imported:
     detections: int = 0
     outlines: int = 0
     already_there: int = 0
+    new_ids: int = 0
     left_out: list[str] = field(default_factory=list)
     losses: list[str] = field(default_factory=list)
 
@@ -84,8 +89,10 @@ def import_file(
     Annotations are added directly under the image. As in QuPath, detections are added under the
     smallest annotation (of the image or the file) that contains their centroid, or otherwise under
     the image. Objects keep their UUIDs. An object without UUID, or with the UUID of another object,
-    gets a new one. Objects that the image already has are not added again. These have the same UUID
-    and outline or, without UUID, the same outline (and for annotations, name and class).
+    gets a new one, which marks it as qpnuclei's if the old one did. Objects that the image already
+    has are not added again. These have the same UUID and outline or, if they have no UUID or that
+    of another object, the same outline (and for annotations, name and class). For cells, the same
+    outline of the nucleus is enough.
 
     Parameters
     ----------
@@ -132,6 +139,7 @@ class _Incoming:
         self._annotations: list[NewAnnotation] = []
         self._groups: dict[_Key, _Group] = {}
         self._unread: Counter[str] = Counter()
+        self._left_cells = 0
         self.result = Imported()
 
     def add(self, number: int, found: GeoJsonObject) -> None:
@@ -214,6 +222,12 @@ class _Incoming:
         if self.result.outlines:
             count = number_of(self.result.outlines, "cell or tile", "cells or tiles")
             self.result.losses.append(f"{count}: only the outlines were imported")
+        if self._left_cells:
+            count = number_of(self._left_cells, "cell")
+            self.result.losses.append(
+                f"{count}: the image already has the same nuclei, and they stay as they are; a run "
+                "with --cell-expansion makes cells of nuclei that qpnuclei found"
+            )
         self.result.losses += [
             f"{what} of {number_of(n, 'detection')}" for what, n in self._unread.items()
         ]
@@ -244,25 +258,30 @@ class _Incoming:
 
     def _own_id(self, own_id: UUID | None) -> UUID:
         """Return the UUID, or a new one if there is none or it is in use; then it is in use."""
-        if own_id is None or own_id in self._existing:
+        if own_id is None:
             own_id = uuid4()
+        elif own_id in self._existing:
+            self.result.new_ids += 1
+            # The next run replaces what is qpnuclei's; under a foreign UUID it would count twice.
+            own_id = made_id(secrets.token_bytes(10)) if is_ours(own_id) else uuid4()
         self._existing[own_id] = None
         return own_id
 
     def _is_known(self, found: GeoJsonObject, geometry: shapely.Geometry) -> bool:
-        if found.id is None:
-            return self._is_known_without_id(found, geometry)
-        existing = self._existing.get(found.id)
-        if existing is None:
+        if found.id is not None and found.id not in self._existing:
             return False
+        existing = None if found.id is None else self._existing[found.id]
         if isinstance(existing, Annotation):
-            return found.kind == "annotation" and same_place(geometry, existing.geometry)
-        return found.kind != "annotation" and same_detection(
-            geometry, self._objects.detections.geometries[existing]
-        )
+            known = found.kind == "annotation" and same_place(geometry, existing.geometry)
+        elif existing is not None and found.kind != "annotation":
+            known = self._is_detection(found, geometry, existing)
+        else:
+            known = False
+        # An earlier import may have given it a new UUID.
+        return known or self._is_known_by_place(found, geometry)
 
-    def _is_known_without_id(self, found: GeoJsonObject, geometry: shapely.Geometry) -> bool:
-        """Tell whether an object without UUID was imported before."""
+    def _is_known_by_place(self, found: GeoJsonObject, geometry: shapely.Geometry) -> bool:
+        """Tell whether an object was imported before under another UUID."""
         if found.kind == "annotation":
             path_class = self._class(found.path_class)
             wanted = (found.name, None if path_class is None else path_class.name)
@@ -275,9 +294,22 @@ class _Incoming:
         detections = self._objects.detections
         return any(
             tuple(detections.planes[row].tolist()) == (found.z, found.t)
-            and same_detection(geometry, detections.geometries[row])
+            and self._is_detection(found, geometry, row)
             for row in self._tree.query(geometry).tolist()
         )
+
+    def _is_detection(self, found: GeoJsonObject, geometry: shapely.Geometry, row: int) -> bool:
+        """Tell whether a detection of the image is the found one; a cell is its nucleus."""
+        detections = self._objects.detections
+        if same_detection(geometry, detections.geometries[row]):
+            return True
+        nucleus = nucleus_of(found)
+        outline = geometry if nucleus is None else nucleus
+        if not same_detection(outline, detections.nucleus_geometries[row]):
+            return False
+        if nucleus is not None:
+            self._left_cells += 1
+        return True
 
     @cached_property
     def _tree(self) -> shapely.STRtree:

@@ -22,6 +22,7 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.phases import commit_run, infer_run, plan_run
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
+from qpnuclei.qupath.geojson.exporting import export_image
 from qpnuclei.qupath.geojson.file_names import image_of_file
 from qpnuclei.qupath.geojson.importing import import_file
 from qpnuclei.qupath.model import Detections
@@ -195,6 +196,54 @@ def test_copies_of_a_run_hold_cells(done: NativeProject, tmp_path: Path) -> None
     )
     for part, values in zip(("Nucleus", "Cell"), areas, strict=True):
         np.testing.assert_allclose(table[f"{part}: Area µm^2"].to_numpy(), values, rtol=1e-4)
+
+
+def without_and_with_cells(place: Path) -> tuple[NativeProject, Path, Path]:
+    """Return a project without results, and what runs without and with cells export of it."""
+    project = open_project(make_project(place, 1) / "project")
+    (image,) = project.images
+    empty = image.data_path.read_bytes()
+    exported = []
+    for name, distance in (("nuclei", 0.0), ("cells", 3.0)):
+        image.data_path.write_bytes(empty)
+        analyse_project(project, [image], replace(OPTIONS, cell_expansion_um=distance))
+        exported.append(export_image(project, image, place / name).path)
+    image.data_path.write_bytes(empty)
+    return project, exported[0], exported[1]
+
+
+def test_a_cell_is_imported_over_its_nucleus_as_what_is_already_there(tmp_path: Path) -> None:
+    project, nuclei, cells = without_and_with_cells(tmp_path / "place")
+    (image,) = project.images
+    count = import_file(project, image, nuclei).detections
+    assert count > 10
+    done = import_file(project, image, cells)
+    assert (done.detections, done.new_ids, done.already_there) == (0, 0, count + 2)
+    (loss,) = done.losses
+    assert f"{count} cells: the image already has the same nuclei" in loss
+    assert cells_of(project).kinds == ["detection"] * count
+    # The next run replaces them all, and the other way round nothing is lost.
+    analyse_project(project, [image], OPTIONS)
+    assert cells_of(project).kinds == ["cell"] * count
+    done = import_file(project, image, nuclei)
+    assert (done.detections, done.already_there, done.losses) == (0, count + 2, [])
+    narrower = open_project(make_project(tmp_path / "narrower", 1) / "project")
+    (image,) = narrower.images
+    analyse_project(narrower, [image], replace(OPTIONS, cell_expansion_um=1.0))
+    assert import_file(narrower, image, cells).detections == 0
+
+
+def test_appending_cells_to_their_nuclei_says_that_none_were_made(tmp_path: Path) -> None:
+    project = open_project(make_project(tmp_path / "place", 1) / "project")
+    analyse_project(project, project.images, replace(OPTIONS, cell_expansion_um=0.0))
+    count = len(cells_of(project))
+    (result,) = analyse_project(
+        project, project.images, replace(OPTIONS, on_existing="append")
+    ).images
+    assert result.nuclei == 0
+    (note,) = result.notes
+    assert f"{count} nuclei" in note
+    assert "--on-existing replace" in note
 
 
 def test_another_distance_needs_no_new_units(

@@ -172,6 +172,30 @@ def test_a_uuid_of_another_object_is_not_taken_over(project: Project, tmp_path: 
     assert after.annotations[:-3] == before.annotations
 
 
+def test_a_nucleus_with_a_uuid_in_use_stays_ours_and_is_imported_once(
+    project: Project, tmp_path: Path
+) -> None:
+    own_id, foreign = nucleus_id(b"0123456789"), uuid.uuid4()
+    first = [GeoJsonObject("detection", square(1, 1), i) for i in (own_id, foreign)]
+    assert imported(project, tmp_path, *first).new_ids == 0
+    others = [
+        GeoJsonObject("detection", square(50, 1), own_id),
+        GeoJsonObject("detection", square(60, 1), foreign),
+        GeoJsonObject("detection", square(70, 1)),
+    ]
+    done = imported(project, tmp_path, *others)
+    assert (done.detections, done.new_ids) == (3, 2)
+    detections = project.images[0].read().detections
+    ours = {
+        x: is_ours(own)
+        for (x, y), own in zip(detections.centroids.tolist(), detections.ids, strict=True)
+        if y == 3
+    }
+    assert [ours[x] for x in (52, 62, 72)] == [True, False, False]
+    again = imported(project, tmp_path, *others)
+    assert (again.detections, again.already_there) == (0, 3)
+
+
 def test_a_class_for_everything(project: Project, tmp_path: Path) -> None:
     imported(
         project,
