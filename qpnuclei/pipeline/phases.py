@@ -8,11 +8,19 @@ Finished work is kept as files in the folder and is not repeated.
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 
-from qpnuclei.errors import NotFoundError, QpnucleiError, UsageError, number_of, standing_alone
+from qpnuclei.errors import (
+    ConflictError,
+    NotFoundError,
+    QpnucleiError,
+    UsageError,
+    number_of,
+    standing_alone,
+)
 from qpnuclei.pipeline.commit.commit_image import commit_image, committed_image, device_of
 from qpnuclei.pipeline.folder import RunFolder, choose_folder
 from qpnuclei.pipeline.inference.computing import computing
@@ -189,7 +197,10 @@ def commit_run(
                     check_complete(folder, image, layout, failed)
                     seeing = partial(engine, options.model_for(image.mpp))
                     join_image(folder, image, layout, seeing, options, slides_from)
-                result = commit_image(project, entry, image, layout, folder, options)
+                try:
+                    result = commit_image(project, entry, image, layout, folder, options)
+                except ConflictError as error:
+                    raise ConflictError(error.what, _after_conflict(folder, options)) from error
                 summary.images.append(result)
                 summary.device = device_of(folder, image, layout)
             summary.save_soon()
@@ -225,6 +236,18 @@ def _not_in_project(image: PlannedImage, project: Project) -> NotFoundError:
         f"{project.path} has no image {image.name} with the ID {image.entry}",
         "if it was renamed since it was planned, give it that name again; or plan the run again",
     )
+
+
+def _after_conflict(folder: RunFolder, options: RunOptions) -> str:
+    """Return what to do about an image that changed since it was planned.
+
+    The plan has the old state, so that repeating the commit alone would fail again.
+    """
+    hint = (
+        "close the image in QuPath; repeat plan with the same options and --run-dir "
+        f"{shlex.quote(str(folder.path))} (finished units are kept), then infer and commit"
+    )
+    return hint if options.force else f"{hint}; or commit --force if no annotation was changed"
 
 
 def _is_saved(folder: RunFolder, image: PlannedImage) -> bool:

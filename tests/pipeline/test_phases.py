@@ -204,6 +204,30 @@ def test_a_changed_annotation_concerns_its_image_alone(tmp_path: Path) -> None:
     assert qpnuclei.plan(place / "project", OPTIONS) != folder
 
 
+def test_an_image_saved_since_the_plan_is_planned_again_or_forced(tmp_path: Path) -> None:
+    place = make_project(tmp_path / "place", 1)
+    options = replace(OPTIONS, run_dir=tmp_path / "run")
+    folder = qpnuclei.infer(qpnuclei.plan(place / "project", options), device="cpu")
+    (image,) = open_project(place / "project").images
+    saved = NewAnnotation(shapely.box(1, 1, 5, 5), uuid.uuid4(), "mine")
+    image.write(Edit(annotations=[saved]), image.read().fingerprint)
+    before = shards(folder)
+    (failure,) = qpnuclei.commit(folder).failures
+    assert "changed on disk" in failure.error.what
+    assert "run again" not in failure.error.hint
+    for advice in (f"--run-dir {folder}", "plan", "infer", "commit --force"):
+        assert advice in failure.error.hint
+    # Each of the two ways works.
+    elsewhere = shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}-forced"))
+    summary = qpnuclei.commit(elsewhere / "run", elsewhere / "place" / "project", force=True)
+    assert (summary.failures, summary.nuclei > 10) == ([], True)
+    assert qpnuclei.plan(place / "project", options) == folder
+    again = qpnuclei.commit(qpnuclei.infer(folder, device="cpu"))
+    assert (again.failures, again.nuclei) == ([], summary.nuclei)
+    now = shards(folder)
+    assert {name: now[name] for name in before} == before
+
+
 def test_a_new_excluded_annotation_is_heard_and_its_image_alone_is_done_again(
     tmp_path: Path,
 ) -> None:
