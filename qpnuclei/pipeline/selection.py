@@ -16,7 +16,7 @@ from shapely.validation import explain_validity
 from qpnuclei.choices import DEFAULT_EXCLUDED
 from qpnuclei.errors import QpnucleiError, UsageError, number_of, standing_alone
 from qpnuclei.nuclei.ids import is_ours
-from qpnuclei.qupath.analysed import Record, Status
+from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.areas import Parts, polygonal, valid_areas
 from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, Project
 from qpnuclei.qupath.regions import Region, match_images, rows_inside
@@ -329,7 +329,7 @@ def our_tissue(annotations: Sequence[Annotation], record: Record) -> list[Annota
         for annotation in annotations
         if is_ours(annotation.id)
         and annotation.class_name == TISSUE_CLASS
-        and record.status(annotation) is Status.ANALYSED
+        and record.has(annotation)
     ]
 
 

@@ -68,12 +68,16 @@ class AnalysedArea:
     excluded : shapely.MultiPolygon
         The part that was not analysed, because it lies in an annotation of an excluded class or
         outside the image.
+    turn : int
+        Number of the run among those of the image, from 1; 0 for runs of versions that did not
+        number them.
     """
 
     id: UUID | None
     geometry: shapely.MultiPolygon
     check: str = ""
     excluded: shapely.MultiPolygon = _NONE
+    turn: int = 0
 
     @property
     def analysed(self) -> shapely.Geometry:
@@ -144,6 +148,7 @@ class Record:
                     _from_rings(area["coordinates"]),
                     str(area.get("check", "")),
                     _from_rings(area.get("excluded", [])),
+                    int(area.get("turn", 0)),
                 )
                 for area in content["areas"]
             )
@@ -168,6 +173,7 @@ class Record:
                     "coordinates": _rings(area.geometry),
                     **({"check": area.check} if area.check else {}),
                     **({} if area.excluded.is_empty else {"excluded": _rings(area.excluded)}),
+                    **({"turn": area.turn} if area.turn else {}),
                 }
                 for area in self.areas
             ],
@@ -185,6 +191,8 @@ class Record:
         check: str = "",
         checks: Sequence[str] = (),
         marker: str = "",
+        *,
+        keeps_nuclei: bool = False,
     ) -> Record:
         """Return the record after a run of some regions.
 
@@ -196,16 +204,22 @@ class Record:
             Why the run found the image, and each region, doubtful.
         marker : str
             Identifies the run.
+        keeps_nuclei : bool
+            Whether the nuclei of earlier runs stay in the regions, and so the doubts about them.
         """
+        turn = 1 + max((area.turn for area in self.areas), default=0)
         new = tuple(
             AnalysedArea(
                 region.annotation.id if region.annotation else None,
                 _multi(region.annotation.area if region.annotation else region.geometry),
-                doubt,
+                together([doubt, self._doubts_in(region.geometry)]) if keeps_nuclei else doubt,
                 _left_out_of(region),
+                turn,
             )
             for region, doubt in zip(regions, checks or [""] * len(regions), strict=True)
         )
+        if keeps_nuclei:
+            check = together([check, self.image_doubts])
         replaced = removed | {area.id for area in new if area.id is not None}
         run = Record(new)
         # The run removed earlier nuclei from excluded parts, whichever annotation they belong to.
@@ -257,20 +271,39 @@ class Record:
         """Return whether an annotation was analysed with its present outline.
 
         An annotation drawn later counts as analysed if it lies entirely inside the analysed area.
+        One that was edited counts as analysed if a later run has analysed all of its present area.
         """
         region = Region.of(annotation)
         if not self.areas or not annotation.is_area or region.plane != (0, 0):
             return Status.NOT_ANALYSED
-        for area in self._of_id.get(annotation.id, ()):
-            is_same = _same(area.geometry, annotation.area)
-            return Status.ANALYSED if is_same else Status.CHANGED
-        if self._with_outline(annotation.area):
-            return Status.ANALYSED  # QuPath adds missing UUIDs, so compare outlines
-        covered = self._parts_covered.near(region.geometry)
-        missing = shapely.difference(region.geometry, covered).area
-        if missing <= _RIM_PX * region.geometry.length:
-            return Status.ANALYSED
-        return Status.NOT_ANALYSED
+        own = self._of_id.get(annotation.id)
+        if self.has(annotation) or self._covers(region.geometry, own[-1].turn if own else -1):
+            status = Status.ANALYSED
+        else:
+            status = Status.CHANGED if own else Status.NOT_ANALYSED
+        if status is Status.CHANGED or not self.left_out.is_empty:
+            analysed = self.intersection(region.geometry).area
+            if analysed <= _rounding(region.geometry):
+                return Status.NOT_ANALYSED
+        return status
+
+    def has(self, annotation: Annotation) -> bool:
+        """Return whether a run has analysed an annotation itself, with its present outline."""
+        own = self._of_id.get(annotation.id)
+        if own:
+            return any(_same(area.geometry, annotation.area) for area in own)
+        # QuPath adds missing UUIDs, so compare outlines.
+        return bool(self._with_outline(annotation.area))
+
+    def _covers(self, geometry: shapely.Geometry, after: int) -> bool:
+        """Return whether the runs after a turn covered a geometry."""
+        later = [area for area in self._meeting(geometry) if area.turn > after]
+        rest = shapely.difference(geometry, union(valid_area(area.geometry) for area in later))
+        return bool(rest.area <= _RIM_PX * geometry.length)
+
+    def _meeting(self, geometry: shapely.Geometry) -> list[AnalysedArea]:
+        """Return the areas that meet a geometry."""
+        return [self.areas[row] for row in self._parts_covered.meeting(geometry)]
 
     def _with_outline(self, geometry: shapely.Geometry) -> list[AnalysedArea]:
         """Return the areas that have this outline."""
@@ -313,14 +346,53 @@ class Record:
         return Parts(shapely.get_parts(self.left_out))
 
     def doubts(self, annotation: Annotation) -> str:
-        """Return why a run found an annotation doubtful; empty if it did not.
+        """Return why runs found the nuclei doubtful that are now in an annotation; empty if none.
 
-        An annotation that was drawn later inherits the doubts of the areas that it touches.
+        An annotation that was drawn later inherits the doubts of the areas that it overlaps.
         """
+        if Region.of(annotation).plane != (0, 0):
+            return ""
         own = self._of_id.get(annotation.id) or self._with_outline(annotation.area)
-        if not own:
-            own = [self.areas[row] for row in self._parts_covered.meeting(annotation.area)]
-        return together(area.check for area in own)
+        return self._doubts_in(annotation.area, own)
+
+    @property
+    def image_doubts(self) -> str:
+        """Why runs found the nuclei doubtful that are now in the image; empty if none."""
+        last = max((area.turn for area in self.areas), default=0)
+        others = (
+            area.check
+            for area in self.areas
+            if area.check
+            # The doubt about the image includes those about the areas of the same run.
+            and not (self.check and area.turn == last)
+            and not self._covers(valid_area(area.geometry), area.turn)
+        )
+        return together([self.check, *others])
+
+    def _doubts_in(self, geometry: shapely.Geometry, own: Sequence[AnalysedArea] = ()) -> str:
+        """Return the doubts about the nuclei in a geometry.
+
+        Each run has replaced the nuclei of those before it. Of one run, the doubts about `own` are
+        more exact than those about the areas around them.
+        """
+        near = self._meeting(geometry)
+        if not any(area.check for area in near):
+            return ""
+        levels: dict[tuple[int, bool], list[AnalysedArea]] = {}
+        for area in near:
+            levels.setdefault((area.turn, any(area is one for one in own)), []).append(area)
+        found: list[str] = []
+        rest = geometry
+        for level in sorted(levels, reverse=True):
+            areas = [valid_area(area.geometry) for area in levels[level]]
+            for area, valid in zip(levels[level], areas, strict=True):
+                overlap = shapely.intersection(valid, rest).area
+                if area.check and overlap > min(_rounding(valid), _rounding(geometry)):
+                    found.append(area.check)
+            rest = shapely.difference(rest, union(areas))
+            if rest.area <= _rounding(geometry):
+                break
+        return together(found)
 
 
 def together(doubts: Iterable[str]) -> str:
@@ -353,6 +425,11 @@ def _same(a: shapely.Geometry, b: shapely.Geometry) -> bool:
     if abs(a.area - b.area) > _RIM_PX * a.length:
         return False
     return same_outline(a, b) or float(shapely.hausdorff_distance(a, b)) <= _RIM_PX
+
+
+def _rounding(geometry: shapely.Geometry) -> float:
+    """Return the largest part of an area that may be due to rounding, px²."""
+    return float(min(_RIM_PX * geometry.length, geometry.area / 2))
 
 
 def _multi(geometry: shapely.Geometry) -> shapely.MultiPolygon:

@@ -114,7 +114,7 @@ def count_objects(
                 image,
                 (first.name if of_one else None, first.class_name, first.id if of_one else None),
                 first.kind if of_one else "class",
-                overall([statuses[i] for i in members]),
+                overall([statuses[i] for i in members if annotations[i].is_area]),
                 together(record.doubts(annotations[i]) for i in analysed_members),
                 (area, analysed, area if nucleus_classes is not None else analysed),
                 _union(inside, counted),
@@ -190,8 +190,7 @@ def _image_row(
         status = Status.NOT_ANALYSED
     # Where others looked for nuclei is unknown, so there is no density of theirs.
     areas = (area, float(analysed.area), math.nan if counts_all else float(analysed.area))
-    check = record.check or together(area.check for area in record.areas)
-    own = (None, None, None)
+    check, own = record.image_doubts, (None, None, None)
     row = _row(image, own, "image", status, check, areas, rows, rows, classes, repeated)
     if rows is not None:  # QuPath's own columns count the whole image
         row |= classes.numbers(np.arange(len(detections)))

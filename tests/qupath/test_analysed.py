@@ -173,3 +173,97 @@ def test_what_is_excluded_is_covered_but_not_analysed_and_survives_the_file():
     again = record.with_run([Region.of(whole)], USED)
     assert again.left_out.is_empty
     assert again.union.area == 15_000
+
+
+TISSUE = annotation(shapely.box(-10, -10, 60, 60), 9)
+HALF = annotation(shapely.box(5, -10, 60, 60), 9)
+INSIDE = annotation(shapely.box(0, 0, 10, 10))
+APART = annotation(shapely.box(40, 40, 50, 50), 2)
+
+
+def run(before: Record, chosen: Annotation, doubt: str = "", **more: object) -> Record:
+    """Return the record that is read after a run of one annotation."""
+    done = before.with_run([Region.of(chosen)], USED, check=doubt, checks=[doubt], **more)  # type: ignore[arg-type]
+    return Record.of(done.to_properties())
+
+
+def test_the_doubts_of_an_annotation_are_those_of_the_run_whose_nuclei_it_holds() -> None:
+    good, doubtful = run(Record(), INSIDE), run(Record(), INSIDE, "old")
+    assert run(good, TISSUE, "new").doubts(INSIDE) == "new"
+    after_tissue = run(doubtful, TISSUE)
+    assert (after_tissue.doubts(INSIDE), after_tissue.image_doubts) == ("", "")
+    assert run(doubtful, TISSUE, "new").image_doubts == "new"
+    # Only a part was replaced: both.
+    both = run(doubtful, HALF, "new")
+    assert (both.doubts(INSIDE), both.image_doubts) == ("new; old", "new; old")
+    assert run(doubtful, HALF).image_doubts == "old"
+    # Drawn later in the replaced part, and in the other.
+    assert both.doubts(annotation(shapely.box(6, 1, 9, 9), 3)) == "new"
+    assert both.doubts(annotation(shapely.box(1, 1, 4, 9), 3)) == "old"
+    # Replaced by two runs, each of a half.
+    halves = run(run(doubtful, HALF), annotation(shapely.box(-10, -10, 5, 60), 8))
+    assert (halves.doubts(INSIDE), halves.image_doubts) == ("", "")
+
+
+def test_a_run_elsewhere_or_beside_an_annotation_leaves_its_doubts() -> None:
+    doubtful = run(Record(), INSIDE, "old")
+    elsewhere = run(doubtful, APART, "new")
+    assert (elsewhere.doubts(INSIDE), elsewhere.doubts(APART)) == ("old", "new")
+    assert elsewhere.image_doubts == "new; old"
+    beside = run(run(Record(), INSIDE), annotation(shapely.box(10, 0, 20, 10), 4), "new")
+    assert beside.doubts(INSIDE) == ""
+
+
+def test_annotations_inside_each_other_keep_the_doubts_of_their_run() -> None:
+    for chosen, doubts in (([INSIDE, TISSUE], ["", "x"]), ([TISSUE, INSIDE], ["x", ""])):
+        record = Record().with_run([Region.of(a) for a in chosen], USED, checks=doubts)
+        assert (record.doubts(INSIDE), record.doubts(TISSUE)) == ("", "x")
+
+
+def test_nuclei_that_stay_beside_new_ones_stay_doubtful() -> None:
+    doubtful = run(Record(), INSIDE, "old")
+    for chosen in (INSIDE, TISSUE):
+        record = run(doubtful, chosen, "new", keeps_nuclei=True)
+        assert set(record.doubts(INSIDE).split("; ")) == {"new", "old"}
+        assert set(record.image_doubts.split("; ")) == {"new", "old"}
+
+
+def test_records_of_versions_that_did_not_number_runs_are_read() -> None:
+    numbered = run(run(Record(), INSIDE, "old"), APART)
+    content = json.loads(numbered.to_properties()[PROPERTY])
+    for area in content["areas"]:
+        del area["turn"]
+    record = Record.of({PROPERTY: json.dumps(content)})
+    assert (record.doubts(INSIDE), record.doubts(APART)) == ("old", "")
+    assert record.image_doubts == "old"
+    assert run(record, TISSUE).image_doubts == ""
+
+
+def test_an_edited_annotation_that_a_later_run_covers_is_analysed() -> None:
+    wider = annotation(shapely.box(0, 0, 20, 10))
+    first = run(Record(), INSIDE)
+    assert first.status(wider) is Status.CHANGED
+    assert run(first, HALF).status(wider) is Status.CHANGED
+    later = run(first, TISSUE)
+    assert later.status(wider) is Status.ANALYSED
+    # But no run has analysed just this outline: an edited annotation belongs to the user.
+    assert later.has(INSIDE)
+    assert not later.has(wider)
+    # Edited after both runs, but still inside the second.
+    assert later.status(annotation(shapely.box(0, 0, 30, 10))) is Status.ANALYSED
+    # An earlier run around it does not help.
+    assert run(run(Record(), TISSUE), INSIDE).status(wider) is Status.CHANGED
+
+
+def test_an_annotation_without_an_analysed_part_is_not_analysed() -> None:
+    fold = shapely.box(20, 20, 40, 40)
+    part = Region(TISSUE, shapely.difference(TISSUE.area, fold))
+    record = Record.of(Record().with_run([part], USED).to_properties())
+    assert record.status(annotation(fold, 3)) is Status.NOT_ANALYSED
+    assert record.status(annotation(shapely.box(25, 25, 30, 30), 3)) is Status.NOT_ANALYSED
+    assert record.status(annotation(shapely.box(25, 25, 45, 30), 3)) is Status.ANALYSED
+    # Analysed by an earlier run, whose nuclei are gone.
+    before = run(Record(), annotation(fold, 3))
+    assert before.with_run([part], USED).status(annotation(fold, 3)) is Status.NOT_ANALYSED
+    # Moved to where no run looked.
+    assert run(Record(), INSIDE).status(replace(APART, id=INSIDE.id)) is Status.NOT_ANALYSED

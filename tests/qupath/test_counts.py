@@ -350,3 +350,32 @@ def test_an_image_has_all_detections_of_a_named_class_with_or_without_a_run():
         # Not known is the area in which another program looked for them.
         assert math.isnan(row["nuclei_per_mm2"])
         assert row["area_mm2"] == pytest.approx(0.25)
+
+
+def test_lines_and_points_do_not_make_a_class_partly_analysed():
+    area = annotation(RECTANGLE)
+    line = annotation(shapely.LineString([(0, 0), (9, 9)]), roi_type="LineROI", handle=1)
+    point = annotation(shapely.MultiPoint([(5, 5)]), roi_type="PointsROI", handle=2)
+    counted = image([area, line, point], detections([(15, 15)]), analysed=[area])
+    (row,) = count_objects(counted, "class")
+    assert (row["status"], row["nuclei"]) == ("analysed", 1)
+    assert [row["status"] for row in count_objects(counted)] == [
+        "analysed", "not analysed", "not analysed",
+    ]  # fmt: skip
+    alone = image([line], detections([]), analysed=[area])
+    assert [row["status"] for row in count_objects(alone, "class")] == ["not analysed"]
+
+
+def test_a_wholly_excluded_annotation_has_no_counts():
+    outer = annotation(shapely.box(0, 0, 100, 100))
+    fold = annotation(shapely.box(40, 40, 60, 60), "Ignore*", handle=1)
+    inside = annotation(shapely.box(45, 45, 55, 55), "Inside", handle=2)
+    found = detections([(5, 5), (50, 50)], ["Nucleus: Positive", "Nucleus: Negative"])
+    part = Region(outer, shapely.difference(outer.geometry, fold.geometry))
+    record = Record().with_run([part], UsedMpp((0.5, 0.25), "project", (0.5, 0.25)))
+    objects = ImageObjects((outer, fold, inside), found, "", record.to_properties())
+    rows = count_objects(replace(image([], found), objects=objects))
+    assert [row["status"] for row in rows] == ["analysed", "not analysed", "not analysed"]
+    for row in rows[1:]:
+        assert {v for n, v in row.items() if n.startswith("Num ") or n == "nuclei"} == {None}
+        assert row["analysed_mm2"] == 0

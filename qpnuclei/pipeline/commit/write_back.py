@@ -135,7 +135,13 @@ def _write(
     tissue = [] if plan.tissue is None else [_tissue(project, plan.tissue)]
     used = UsedMpp(plan.scale.mpp, plan.mpp_source, project_mpp(plan.entry))
     record = plan.record.with_run(
-        plan.regions, used, plan.outdated, nuclei.doubts.image, nuclei.doubts.regions, plan.marker
+        plan.regions,
+        used,
+        plan.outdated,
+        nuclei.doubts.image,
+        nuclei.doubts.regions,
+        plan.marker,
+        keeps_nuclei=options.on_existing == "append",
     )
     # Another run may have written the same nucleus in between.
     groups = nuclei.groups(parents, classes, plan.taken - replaced)
