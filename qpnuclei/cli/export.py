@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from qpnuclei.qupath.model import ImageEntry
     from qpnuclei.qupath.nucleus_files import WrittenNuclei
 
-#: Number of left-out nuclei that are listed; for the rest only their number is shown.
+#: Largest number of left-out nuclei, or of classes, that are listed.
 _NAMED = 10
 
 
@@ -166,8 +167,8 @@ def export(
         )
     if len(missing) > left_out and not class_name:
         stderr.print(
-            f"not analysed, without counts: {len(missing) - left_out} of them; run qpnuclei "
-            "run, or count existing detections with --class Nucleus",
+            f"not analysed, without counts: {len(missing) - left_out} of them; run qpnuclei run"
+            + _or_existing(rows),
             highlight=False,
             soft_wrap=True,
         )
@@ -183,6 +184,19 @@ def export(
         without = f"without {len(failures)} of {of}, which could not be counted"
         stderr.print(f"{output}: {without}", highlight=False, soft_wrap=True)
         sys.exit(1)
+
+
+def _or_existing(rows: Sequence[dict[str, Any]]) -> str:
+    """Return how to count the detections that exist already; empty if none has a class."""
+    from qpnuclei.qupath.classes import classes_in
+
+    classes = list(dict.fromkeys(name for row in rows for name in classes_in(row)))
+    if not classes:
+        return ""
+    if len(classes) > _NAMED:
+        return ", or count existing detections with --class"
+    options = " ".join(f"--class {shlex.quote(name)}" for name in classes)
+    return f", or count existing detections with {options}"
 
 
 def _print_nuclei(

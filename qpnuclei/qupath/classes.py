@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -90,6 +90,21 @@ def columns_of(names: Sequence[str]) -> dict[str, list[str]]:
         is_taken = column in columns or column == ALL_DETECTIONS
         columns[f"{column} (class)" if is_taken else column] = [name]
     return columns
+
+
+def classes_in(columns: Iterable[str]) -> list[str]:
+    """Return the classes that have a column of their own among those of a table.
+
+    Examples
+    --------
+    >>> classes_in(["nuclei", "Num Detections", "Num Tumor (base)", "Num Tumor: Positive"])
+    ['Tumor: Positive']
+    """
+    return [
+        column.removeprefix("Num ").removesuffix(" (class)")
+        for column in columns
+        if column.startswith("Num ") and column != ALL_DETECTIONS and not column.endswith(" (base)")
+    ]
 
 
 def shares_of(names: Sequence[str], counts: Mapping[str, int]) -> dict[str, float]:

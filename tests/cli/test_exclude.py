@@ -105,3 +105,27 @@ def test_wrong_requests(
     done = qpnuclei("run", project, *arguments, *RUN)
     assert isinstance(done.error, UsageError)
     assert reason in str(done.error)
+
+
+def test_the_hint_about_missing_counts_names_the_classes_that_exist(
+    qpnuclei: Call, project: Path
+) -> None:
+    table = project.parent / "counts.json"
+    export = ("export", project, "-o", table, "--roi", "Tumor", "--backend", "native")
+    hint = "not analysed, without counts: 1 of them; run qpnuclei run"
+    assert f"{hint}\n" in qpnuclei(*export).stderr
+    name = "Nucleus: Positive"
+    assert qpnuclei("run", project, "--roi", "Ignore*", "--class", name, *RUN).exit_code == 0
+    existing = f", or count existing detections with --class '{name}'\n"
+    assert hint + existing in qpnuclei(*export).stderr
+    assert qpnuclei(*export, "--class", name).exit_code == 0
+    (row,) = json.loads(table.read_text())
+    assert row["nuclei"] == 1
+
+
+def test_an_annotation_inside_an_excluded_one_has_no_counts(qpnuclei: Call, project: Path) -> None:
+    assert qpnuclei("run", project, "--roi", "Tumor", *RUN).exit_code == 0
+    table = project.parent / "counts.json"
+    assert qpnuclei("export", project, "-o", table, "--backend", "native").exit_code == 0
+    _, fold = json.loads(table.read_text())
+    assert (fold["status"], fold["nuclei"], fold["analysed_mm2"]) == ("not analysed", None, 0)
