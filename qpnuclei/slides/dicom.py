@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 from qpnuclei.system.files import open_regular
@@ -11,6 +12,16 @@ _SERIES = "SeriesInstanceUID"
 
 def series_of(path: Path) -> str | None:
     """Return the SeriesInstanceUID of a file; None if it is not DICOM or cannot be read."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return _series_of(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=100_000)
+def _series_of(path: Path, _size: int, _modified_ns: int) -> str | None:
+    # Every slide of a folder asks for the series of all files in it; each is read once.
     try:
         with open_regular(path) as stream:
             if stream.read(132)[128:] != b"DICM":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from pydicom import dcmread
@@ -10,8 +11,10 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from qpnuclei.slides import dicom
 from qpnuclei.slides.dicom import series_of
 from qpnuclei.slides.fingerprint import slide_fingerprint
+from qpnuclei.system.files import open_regular
 from tests.slides.dicom import write_series
 from tests.slides.pictures import picture, reduced
 
@@ -30,6 +33,25 @@ def test_another_dicom_slide_in_the_folder_makes_no_difference(tmp_path: Path) -
     assert slide_fingerprint(first) != before
     renamed.unlink()
     assert slide_fingerprint(first) != before
+
+
+def test_slides_of_one_folder_read_its_headers_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = []
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (path,) = write_series(tmp_path / name, [picture(64, 64)], 0.5)
+        paths.append(path.rename(tmp_path / f"{name}.dcm"))
+    opened: list[Path] = []
+
+    def counting(path: Path) -> BinaryIO:
+        opened.append(path)
+        return open_regular(path)
+
+    monkeypatch.setattr(dicom, "open_regular", counting)
+    assert len({slide_fingerprint(path) for path in paths}) == 3
+    assert sorted(p for p in opened if p.suffix == ".dcm") == paths
 
 
 def referring(series: str, *, is_undefined: bool) -> Dataset:

@@ -232,7 +232,7 @@ class _Run:
             if stopped:
                 self._save_state()
             elif self.read_labelled is not None:
-                self._tune(self.read_labelled(self.recipe.model_mpp))
+                self._tune(self.read_labelled)
         model = self.folder / MODEL_FILE
         return TrainingResult(
             model if model.is_file() else None,
@@ -317,12 +317,13 @@ class _Run:
         self._draw(epoch)
         self.watcher.epoch(epoch, metrics, kept)
 
-    def _tune(self, labelled: Sequence[LabelledImage]) -> None:
+    def _tune(self, read_labelled: Callable[[float], list[LabelledImage]]) -> None:
         """Choose the post-processing of the best epoch's model on the validation images."""
         path = self.folder / MODEL_FILE
         network, metadata = load_model(path)
         if metadata.post_processing != self._post_processing:
             return  # the run was already tuned
+        labelled = read_labelled(metadata.mpp)
         _log.info("choosing the post-processing on %s", number_of(len(labelled), "image"))
         predictor = Predictor.of_network(network, metadata, self.learner.device)
         predicted = predict(predictor, labelled)
