@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
@@ -71,6 +71,9 @@ class AnalysedArea:
     turn : int
         Number of the run among those of the image, from 1; 0 for runs of versions that did not
         number them.
+    image_check : str
+        Why the run found the whole image doubtful, if a later run has analysed another place.
+        Until then, the record has it.
     """
 
     id: UUID | None
@@ -78,6 +81,7 @@ class AnalysedArea:
     check: str = ""
     excluded: shapely.MultiPolygon = _NONE
     turn: int = 0
+    image_check: str = ""
 
     @property
     def analysed(self) -> shapely.Geometry:
@@ -149,6 +153,7 @@ class Record:
                     str(area.get("check", "")),
                     _from_rings(area.get("excluded", [])),
                     int(area.get("turn", 0)),
+                    str(area.get("image check", "")),
                 )
                 for area in content["areas"]
             )
@@ -174,6 +179,7 @@ class Record:
                     **({"check": area.check} if area.check else {}),
                     **({} if area.excluded.is_empty else {"excluded": _rings(area.excluded)}),
                     **({"turn": area.turn} if area.turn else {}),
+                    **({"image check": area.image_check} if area.image_check else {}),
                 }
                 for area in self.areas
             ],
@@ -207,7 +213,7 @@ class Record:
         keeps_nuclei : bool
             Whether the nuclei of earlier runs stay in the regions, and so the doubts about them.
         """
-        turn = 1 + max((area.turn for area in self.areas), default=0)
+        turn = 1 + self._last_turn
         new = tuple(
             AnalysedArea(
                 region.annotation.id if region.annotation else None,
@@ -226,15 +232,32 @@ class Record:
         gone = Parts(valid_area(area.excluded) for area in new)
         kept = (
             area.without(gone.near(valid_area(area.geometry)))
-            for area in self.areas
+            for area in self._with_image_check()
             if area.id not in replaced and not run._with_outline(area.geometry)
         )
         return Record((*kept, *new), used, check, marker)
 
     def filtered(self) -> Record:
         """Return the record after nuclei were removed: its doubts are marked as older."""
-        areas = tuple(replace(area, check=_before_filter(area.check)) for area in self.areas)
+        areas = tuple(
+            replace(
+                area,
+                check=_before_filter(area.check),
+                image_check=_before_filter(area.image_check),
+            )
+            for area in self.areas
+        )
         return replace(self, areas=areas, check=_before_filter(self.check))
+
+    @property
+    def _last_turn(self) -> int:
+        return max((area.turn for area in self.areas), default=0)
+
+    def _with_image_check(self) -> Iterator[AnalysedArea]:
+        """Yield the areas; those of the last run have its doubt about the image."""
+        last = self._last_turn
+        for area in self.areas:
+            yield replace(area, image_check=self.check) if area.turn == last else area
 
     @cached_property
     def covered(self) -> shapely.Geometry:
@@ -358,16 +381,14 @@ class Record:
     @property
     def image_doubts(self) -> str:
         """Why runs found the nuclei doubtful that are now in the image; empty if none."""
-        last = max((area.turn for area in self.areas), default=0)
-        others = (
-            area.check
-            for area in self.areas
-            if area.check
-            # The doubt about the image includes those about the areas of the same run.
-            and not (self.check and area.turn == last)
+        # A doubt about the image includes those about the areas of the same run.
+        doubts = (
+            area.image_check or area.check
+            for area in self._with_image_check()
+            if (area.image_check or area.check)
             and not self._covers(valid_area(area.geometry), area.turn)
         )
-        return together([self.check, *others])
+        return together([self.check, *doubts])
 
     def _doubts_in(self, geometry: shapely.Geometry, own: Sequence[AnalysedArea] = ()) -> str:
         """Return the doubts about the nuclei in a geometry.
@@ -397,7 +418,7 @@ class Record:
 
 def together(doubts: Iterable[str]) -> str:
     """Join reasons for doubt in one line, without duplicates."""
-    return "; ".join(dict.fromkeys(filter(None, doubts)))
+    return "; ".join(dict.fromkeys(one for doubt in doubts if doubt for one in doubt.split("; ")))
 
 
 def _before_filter(check: str) -> str:

@@ -150,7 +150,7 @@ def test_doubts_are_recorded_and_read_back() -> None:
     assert record.doubts(annotation(shapely.box(5, 2, 9, 8), 3)) == ""
     again = record.with_run([Region.of(right)], USED, checks=[""])
     assert (again.check, again.doubts(right)) == ("", "")
-    assert together(["a", "", "b", "a"]) == "a; b"
+    assert together(["a", "", "b; c", "c; a"]) == "a; b; c"
 
 
 def test_what_is_excluded_is_covered_but_not_analysed_and_survives_the_file():
@@ -212,6 +212,19 @@ def test_a_run_elsewhere_or_beside_an_annotation_leaves_its_doubts() -> None:
     assert elsewhere.image_doubts == "new; old"
     beside = run(run(Record(), INSIDE), annotation(shapely.box(10, 0, 20, 10), 4), "new")
     assert beside.doubts(INSIDE) == ""
+
+
+def test_a_doubt_about_the_image_as_a_whole_stays_until_all_its_nuclei_are_replaced() -> None:
+    both = [Region.of(INSIDE), Region.of(APART)]
+    doubtful = Record().with_run(both, USED, check="old", checks=["", ""])
+    elsewhere = run(doubtful, annotation(shapely.box(80, 0, 90, 10), 5))
+    half = run(elsewhere, INSIDE)
+    for record in (doubtful, elsewhere, half):
+        assert record.image_doubts == "old"
+        assert (record.doubts(INSIDE), record.doubts(APART)) == ("", "")
+    assert half.filtered().image_doubts == "before the filter: old"
+    assert run(half, APART).image_doubts == ""
+    assert run(half, APART, "new", keeps_nuclei=True).image_doubts == "new; old"
 
 
 def test_annotations_inside_each_other_keep_the_doubts_of_their_run() -> None:
