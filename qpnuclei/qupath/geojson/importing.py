@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from array import array
 from collections import Counter
@@ -63,7 +64,7 @@ class Imported:
         Number of these detections that were tiles, or cells without a nucleus: only their outline
         was imported.
     already_there : int
-        Number of objects that the image already has.
+        Number of objects that are already in the image, or earlier in the file.
     new_ids : int
         Number of imported objects that got a new UUID because theirs was in use.
     left_out : list of str
@@ -92,7 +93,7 @@ def import_file(
     gets a new one, which marks it as qpnuclei's if the old one did. Objects that the image already
     has are not added again. These have the same UUID and outline or, if they have no UUID or that
     of another object, the same outline (and for annotations, name and class). For cells, the same
-    outline of the nucleus is enough.
+    outline of the nucleus is enough. An object that the file has twice is added once.
 
     Parameters
     ----------
@@ -138,6 +139,7 @@ class _Incoming:
         self._existing |= {a.id: a for a in objects.annotations if a.id is not None}
         self._annotations: list[NewAnnotation] = []
         self._groups: dict[_Key, _Group] = {}
+        self._outlines: set[bytes] = set()
         self._unread: Counter[str] = Counter()
         self._left_cells = 0
         self.result = Imported()
@@ -149,7 +151,7 @@ class _Incoming:
         reason = obstacle(found, geometry)
         if reason is not None:
             self.result.left_out.append(f"{label}: {reason}")
-        elif self._is_known(found, geometry):
+        elif self._is_known(found, geometry) or self._is_repeated(found, geometry):
             self.result.already_there += 1
         elif found.kind == "annotation":
             self._annotations.append(
@@ -297,6 +299,23 @@ class _Incoming:
             and self._is_detection(found, geometry, row)
             for row in self._tree.query(geometry).tolist()
         )
+
+    def _is_repeated(self, found: GeoJsonObject, geometry: shapely.Geometry) -> bool:
+        """Tell whether the same object was added before from this file, and remember it."""
+        nucleus = nucleus_of(found)
+        outline = shapely.normalize(geometry if nucleus is None else nucleus)
+        is_annotation = found.kind == "annotation"
+        path_class = self._class(found.path_class) if is_annotation else None
+        same = (
+            is_annotation and (found.name, None if path_class is None else path_class.name),
+            (found.z, found.t),
+            shapely.to_wkb(outline),
+        )
+        # The outlines of a million nuclei would fill the memory, so their hashes are kept.
+        key = hashlib.blake2b(repr(same).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        is_known = key in self._outlines
+        self._outlines.add(key)
+        return is_known and (found.id is None or found.id in self._existing)
 
     def _is_detection(self, found: GeoJsonObject, geometry: shapely.Geometry, row: int) -> bool:
         """Tell whether a detection of the image is the found one; a cell is its nucleus."""

@@ -196,6 +196,28 @@ def test_a_nucleus_with_a_uuid_in_use_stays_ours_and_is_imported_once(
     assert (again.detections, again.already_there) == (0, 3)
 
 
+def test_an_object_that_the_file_repeats_is_imported_once(
+    project: Project, tmp_path: Path
+) -> None:
+    named = uuid.uuid4()
+    done = imported(
+        project,
+        tmp_path,
+        GeoJsonObject("detection", square(1, 1), named),
+        GeoJsonObject("detection", square(1, 1), named),
+        GeoJsonObject("detection", square(1, 1)),
+        GeoJsonObject("cell", square(0, 0, 8), nucleus=square(1, 1)),
+        GeoJsonObject("annotation", square(1, 1)),
+        GeoJsonObject("annotation", square(1, 1)),
+        GeoJsonObject("annotation", square(1, 1), name="another"),
+        GeoJsonObject("detection", square(1, 1), z=1),
+        # Two UUIDs are two objects, as in the file that QuPath writes of such a project.
+        GeoJsonObject("detection", square(1, 1), uuid.uuid4()),
+    )
+    assert (done.annotations, done.detections, done.already_there) == (2, 3, 4)
+    assert done.left_out == done.losses == []
+
+
 def test_a_class_for_everything(project: Project, tmp_path: Path) -> None:
     imported(
         project,
