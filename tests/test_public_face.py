@@ -17,6 +17,8 @@ from PIL import Image
 
 import qpnuclei
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
+from qpnuclei.models.metadata import model_hash
+from qpnuclei.models.registry import resolve_model
 from qpnuclei.nuclei.table import NucleiTable
 from tests.evaluation.images import write_folder
 from tests.paths import ROOT, SAMPLES
@@ -149,3 +151,13 @@ def test_paths_may_be_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     write_folder(Path("set"), ("a",))
     with pytest.raises(UsageError, match=r"m\.bin does not end in \.safetensors"):
         qpnuclei.evaluate("set", mpp=0.25, device="cpu", tune=True, write_model="m.bin")
+
+
+def test_a_model_may_be_a_path(tmp_path: Path) -> None:
+    model = resolve_model("default-20x")
+    assert qpnuclei.load_engine(model).spec.mpp == 0.5
+    options = qpnuclei.RunOptions(qpnuclei.Selection(tissue=True), model=model)  # type: ignore[arg-type]
+    assert options.to_json()["model"] == str(model)
+    write_folder(tmp_path, ("a",))
+    report = qpnuclei.evaluate(tmp_path, model, mpp=0.5, device="cpu")
+    assert report.provenance["models"][0]["sha256"] == model_hash(model)

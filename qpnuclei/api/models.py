@@ -100,7 +100,7 @@ def train(
 def adapt(
     sources: Sequence[str | os.PathLike[str]],
     folder: str | os.PathLike[str],
-    model: str = DEFAULT_MODEL,
+    model: str | os.PathLike[str] = DEFAULT_MODEL,
     settings: Mapping[str, Any] | None = None,
     *,
     images: Sequence[str] = (),
@@ -121,7 +121,7 @@ def adapt(
         Projects, slides, image patches or folders of them.
     folder : path-like
         New folder for the model, its card, and the record of what changed.
-    model : str
+    model : path-like
         Model to start from: its name, or the file of a student.
     settings : mapping, optional
         Fields of the recipe ``adapted`` to change.
@@ -176,7 +176,7 @@ def adapt(
     return adapt_model(
         found,
         Path(folder),
-        model=model,
+        model=os.fspath(model),
         settings=settings,
         device=resolve_device(device),
         seed=seed,
@@ -188,7 +188,7 @@ def adapt(
 
 def evaluate(
     dataset: str | os.PathLike[str],
-    model: str | None = None,
+    model: str | os.PathLike[str] | None = None,
     *,
     split: str | None = None,
     layout: str = "auto",
@@ -202,7 +202,7 @@ def evaluate(
     ----------
     dataset : path-like
         Folder of the images and their labels; or a project, with `roi`.
-    model : str, optional
+    model : path-like, optional
         Model as for ``qpnuclei run``; the default model if not given.
     split : str, optional
         Only the images of this split.
@@ -239,7 +239,8 @@ def evaluate(
     from qpnuclei.evaluation.assessment import AssessmentOptions, assess
     from qpnuclei.evaluation.reading import read_annotated
 
-    chosen = AssessmentOptions(**options) if model is None else AssessmentOptions(model, **options)
+    named = DEFAULT_MODEL if model is None else os.fspath(model)
+    chosen = AssessmentOptions(named, **options)
     read = read_annotated(
         Path(dataset), layout, split, roi=roi, truth_classes=truth_class, mpp=chosen.mpp
     )

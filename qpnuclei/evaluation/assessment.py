@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -61,7 +62,7 @@ class AssessmentOptions:
 
     Parameters
     ----------
-    model : str or None
+    model : path-like or None
         Name or file of a model; None for the classical baseline alone.
     speed : {"auto", "fast"}
         Network of the default model; see `qpnuclei.models.registry.network_for`.
@@ -86,6 +87,8 @@ class AssessmentOptions:
     write_model: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.model is not None:
+            object.__setattr__(self, "model", os.fspath(self.model))
         if self.write_model is not None:
             object.__setattr__(self, "write_model", Path(self.write_model))
 

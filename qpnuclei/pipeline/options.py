@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,9 @@ from qpnuclei.system.threads import available_cores
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The options of ``qpnuclei run``; the command's help explains each. Folders may be text.
+    """The options of ``qpnuclei run``; the command's help explains each.
+
+    Folders may be text, and the model's file a path.
 
     Raises
     ------
@@ -76,6 +79,7 @@ class RunOptions:
     images: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "model", os.fspath(self.model))
         object.__setattr__(self, "class_name", checked_class_name(self.class_name))
         for name in ("geojson_dir", "parquet_dir", "run_dir"):
             if (folder := getattr(self, name)) is not None:

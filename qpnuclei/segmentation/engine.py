@@ -7,6 +7,7 @@ entry-point group ``qpnuclei.engines``; each entry is an `EngineFactory`. A mode
 
 from __future__ import annotations
 
+import os
 import pkgutil
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -281,12 +282,12 @@ def engine_specs(models: Iterable[str]) -> dict[str, EngineSpec]:
     return {model: engine_spec(model) for model in models}
 
 
-def load_engine(model: str, options: EngineOptions | None = None) -> Engine:
+def load_engine(model: str | os.PathLike[str], options: EngineOptions | None = None) -> Engine:
     """Load a model and return its engine.
 
     Parameters
     ----------
-    model : str
+    model : path-like
         ``ENGINE:MODEL``, or one of our own models: the name of a packaged one, or a
         ``.safetensors`` file. A run gives 20x slides to ``default-20x``; here ``default`` is
         ``default-40x``.
@@ -305,7 +306,7 @@ def load_engine(model: str, options: EngineOptions | None = None) -> Engine:
     >>> engine.spec.mpp
     0.25
     """
-    factory, name = _find(model)
+    factory, name = _find(os.fspath(model))
     with no_collection():  # most of the time goes into imports
         return factory.load(name, options or EngineOptions())
 

@@ -196,9 +196,7 @@ def test_a_nucleus_with_a_uuid_in_use_stays_ours_and_is_imported_once(
     assert (again.detections, again.already_there) == (0, 3)
 
 
-def test_an_object_that_the_file_repeats_is_imported_once(
-    project: Project, tmp_path: Path
-) -> None:
+def test_an_object_that_the_file_repeats_is_imported_once(project: Project, tmp_path: Path) -> None:
     named = uuid.uuid4()
     done = imported(
         project,
