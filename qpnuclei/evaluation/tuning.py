@@ -187,10 +187,15 @@ class PredictedImage:
         return score(self.labels, found)
 
 
-def predict(predictor: Predictor, images: Sequence[LabelledImage]) -> list[PredictedImage]:
-    """Run a model on labelled images."""
+def predict(
+    predictor: Predictor,
+    images: Sequence[LabelledImage],
+    before_image: Callable[[], object] = lambda: None,
+) -> list[PredictedImage]:
+    """Run a model on labelled images. `before_image` is called before each, and may raise."""
     predicted = []
     for image in images:
+        before_image()
         attention, centre = predictor.predict_image(image.rgb, reinhard_statistics(image.rgb))
         predicted.append(PredictedImage(image.labels, attention, centre))
     return predicted
@@ -268,7 +273,7 @@ def tune_post_processing(
     start : PostProcessing
         Parameters that are not varied keep these values.
     on_trial : callable
-        Called with every choice that was tried, and its score.
+        Called with every choice that was tried, and its score; it may raise to end the search.
     mpp : float
         µm/px of the images. Sizes in px depend on it.
 

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+class StopRequested(Exception):  # noqa: N818, it is no error
+    """Ends a step that saves nothing of its own, such as the choice of the post-processing."""
+
+
 class Watcher:
     """Receives the progress of a training, and may ask it to stop; this one does nothing."""
 
@@ -34,6 +38,11 @@ class Watcher:
     def stop_requested(self) -> bool:
         """Tell whether to save and stop before the next batch."""
         return False
+
+    def check_stop(self) -> None:
+        """Raise `StopRequested` if a stop is requested."""
+        if self.stop_requested():
+            raise StopRequested
 
 
 @dataclass(frozen=True)

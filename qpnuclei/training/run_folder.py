@@ -46,7 +46,7 @@ class Progress:
     best_score : float or None
         By which it was chosen: its validation Dice; of a student, AJI.
     tuned : bool
-        Whether the post-processing of a student's model was chosen, after its last round.
+        Whether the post-processing was chosen, after the last epoch.
     """
 
     epoch: int = 0

@@ -39,7 +39,7 @@ from qpnuclei.training.attention.collapse import collapse
 from qpnuclei.training.attention.learner import Learner
 from qpnuclei.training.attention.starts import first_learner
 from qpnuclei.training.attention.validation import validate
-from qpnuclei.training.callbacks import TrainingResult, Watcher
+from qpnuclei.training.callbacks import StopRequested, TrainingResult, Watcher
 from qpnuclei.training.config import AttentionRecipe
 from qpnuclei.training.run_folder import (
     MODEL_FILE,
@@ -231,8 +231,11 @@ class _Run:
         if rank() == 0:
             if stopped:
                 self._save_state()
-            elif self.read_labelled is not None:
-                self._tune(self.read_labelled)
+            elif self.read_labelled is not None and not progress.tuned:
+                try:
+                    self._tune(self.read_labelled)
+                except StopRequested:
+                    stopped = True
         model = self.folder / MODEL_FILE
         return TrainingResult(
             model if model.is_file() else None,
@@ -304,6 +307,7 @@ class _Run:
         kept = score is None or progress.best_score is None or score > progress.best_score
         if kept:
             progress.best_epoch, progress.best_score = epoch, score
+            progress.tuned = False  # the file gets the default post-processing again
             measured = {"images": len(self.labelled), **validation} if validation else {}
             save_model(self.folder / MODEL_FILE, self.learner.kept_net, self._metadata(measured))
         row = {"epoch": float(epoch), "seconds": round(seconds, 1)}
@@ -318,19 +322,33 @@ class _Run:
         self.watcher.epoch(epoch, metrics, kept)
 
     def _tune(self, read_labelled: Callable[[float], list[LabelledImage]]) -> None:
-        """Choose the post-processing of the best epoch's model on the validation images."""
+        """Choose the post-processing of the best epoch's model on the validation images.
+
+        The search begins at the default, whatever the file holds. So if it was interrupted after
+        the file was replaced, it gives the same again.
+
+        Raises
+        ------
+        StopRequested
+            If the watcher asks to stop; the file is unchanged.
+        """
         path = self.folder / MODEL_FILE
         network, metadata = load_model(path)
-        if metadata.post_processing != self._post_processing:
-            return  # the run was already tuned
         labelled = read_labelled(metadata.mpp)
         _log.info("choosing the post-processing on %s", number_of(len(labelled), "image"))
         predictor = Predictor.of_network(network, metadata, self.learner.device)
-        predicted = predict(predictor, labelled)
-        parameters = tune_post_processing(predicted, metadata.post_processing, mpp=metadata.mpp)
+        predicted = predict(predictor, labelled, self.watcher.check_stop)
+        parameters = tune_post_processing(
+            predicted,
+            self._post_processing,
+            lambda *_: self.watcher.check_stop(),
+            mpp=metadata.mpp,
+        )
         measured = {**metadata.validation, **summarise(predicted, parameters)}
         tuned = replace(metadata, post_processing=parameters, validation=measured)
         save_model(path, network, tuned)
+        self.progress.tuned = True
+        self._save_state()
 
     def _save_state(self) -> None:
         save_state(self.folder, RunState(self.identity, self.progress, self.learner.state()))

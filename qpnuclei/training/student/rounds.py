@@ -31,7 +31,7 @@ from qpnuclei.models.student import StudentNet
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.system.checked import as_json
-from qpnuclei.training.callbacks import TrainingResult, Watcher
+from qpnuclei.training.callbacks import StopRequested, TrainingResult, Watcher
 from qpnuclei.training.run_folder import (
     MODEL_FILE,
     Progress,
@@ -238,9 +238,13 @@ class _Run:
         progress = self.progress
         model = self.folder / MODEL_FILE
         if self.labelled and progress.epoch == self.recipe.rounds and not progress.tuned:
-            tune(model, self.labelled, self._post_processing, self.device)
-            progress.tuned = True
-            self._save()
+            try:
+                tune(model, self.labelled, self._post_processing, self.device, self.watcher)
+            except StopRequested:
+                stopped = True
+            else:
+                progress.tuned = True
+                self._save()
         return TrainingResult(
             model if model.is_file() else None,
             progress.epoch,

@@ -5,13 +5,15 @@ The quality decides the round and the post-processing; the labels are not used f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from msgspec.structs import replace
 
+from qpnuclei.errors import number_of
 from qpnuclei.evaluation.tuning import (
     RECOLOURINGS,
     LabelledImage,
@@ -24,17 +26,25 @@ from qpnuclei.evaluation.tuning import (
 from qpnuclei.models.checkpoint import load_model, save_model
 from qpnuclei.models.metadata import PostProcessing
 from qpnuclei.segmentation.predictor import Predictor
+from qpnuclei.training.callbacks import Watcher
+
+_log = logging.getLogger(__name__)
 
 
 def predict_both(
-    predictor: Predictor, labelled: Sequence[LabelledImage]
+    predictor: Predictor,
+    labelled: Sequence[LabelledImage],
+    before_image: Callable[[], object] = lambda: None,
 ) -> tuple[list[PredictedImage], list[PredictedImage]]:
     """Return what a model sees in the validation images, as they are and recoloured.
 
     Of the latter there are `RECOLOURINGS` times as many: all with the first seed come first.
     """
     changed = [i for seed in range(RECOLOURINGS) for i in recoloured(labelled, seed)]
-    return predict(predictor, labelled), predict(predictor, changed)
+    return (
+        predict(predictor, labelled, before_image),
+        predict(predictor, changed, before_image),
+    )
 
 
 def quality(
@@ -50,7 +60,11 @@ def quality(
 
 
 def tune(
-    path: Path, labelled: Sequence[LabelledImage], start: PostProcessing, device: torch.device
+    path: Path,
+    labelled: Sequence[LabelledImage],
+    start: PostProcessing,
+    device: torch.device,
+    watcher: Watcher,
 ) -> None:
     """Give a model file the post-processing that suits it best in all colours.
 
@@ -61,12 +75,18 @@ def tune(
     ------
     qpnuclei.errors.QpnucleiError
         If the file is no model or cannot be written.
+    qpnuclei.training.callbacks.StopRequested
+        If the watcher asks to stop; the file is unchanged.
     """
     network, metadata = load_model(path)
-    predicted, changed = predict_both(Predictor.of_network(network, metadata, device), labelled)
+    _log.info("choosing the post-processing on %s", number_of(len(labelled), "image"))
+    predictor = Predictor.of_network(network, metadata, device)
+    predicted, changed = predict_both(predictor, labelled, watcher.check_stop)
     # Once in their own colours and once in others: a second time would cost more than it tells.
     both = [*predicted, *changed[: len(predicted)]]
-    parameters = tune_post_processing(both, start, mpp=metadata.mpp)
+    parameters = tune_post_processing(
+        both, start, lambda *_: watcher.check_stop(), mpp=metadata.mpp
+    )
     measured = quality(predicted, changed, parameters)
     tuned = replace(metadata, post_processing=parameters, validation=measured)
     save_model(path, network.cpu(), tuned)

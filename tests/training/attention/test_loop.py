@@ -124,6 +124,49 @@ def test_the_post_processing_is_chosen_on_the_validation_images(
     assert recorded == pytest.approx(best.AJI, abs=1e-4)
 
 
+@pytest.mark.parametrize("questions", [9, 14], ids=["before the images", "between trials"])
+def test_a_stop_while_the_post_processing_is_chosen(
+    finished: tuple[Path, TrainingResult],
+    sources: list[Source],
+    dataset: Path,
+    tmp_path: Path,
+    questions: int,
+) -> None:
+    arguments = {"validation": dataset, "mpp": 0.25}
+    stopped = train(tmp_path / "run", sources, watcher=StopAt(questions), **arguments)
+    assert (stopped.stopped, stopped.epochs) == (True, 3)
+    metadata = read_metadata(tmp_path / "run" / "model.safetensors")
+    assert metadata.post_processing == PostProcessing().at_resolution(0.25, metadata.mpp)
+    assert "mean" not in metadata.validation
+
+    result = train(tmp_path / "run", sources, resume=True, **arguments)
+    assert not result.stopped
+    assert result.model is not None
+    assert result.model.read_bytes() == (finished[0] / "model.safetensors").read_bytes()
+
+
+def test_the_post_processing_is_chosen_once_and_again_for_a_better_epoch(
+    sources: list[Source], dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+
+    def trained(epochs: int) -> tuple[int | None, int]:
+        """Return the best epoch, and how often a post-processing was chosen."""
+        caplog.clear()
+        result = train(
+            tmp_path,
+            sources,
+            recipe=recipe(epochs=epochs),
+            validation=dataset,
+            mpp=0.25,
+            resume=(tmp_path / "state.pt").exists(),
+        )
+        return result.best_epoch, caplog.text.count("choosing the post-processing")
+
+    assert [trained(epochs) for epochs in (1, 1)] == [(1, 1), (1, 0)]
+    assert trained(2) in [(1, 0), (2, 1)]
+
+
 def test_the_model_says_how_it_was_made_and_runs(
     finished: tuple[Path, TrainingResult], sources: list[Source]
 ) -> None:

@@ -390,6 +390,34 @@ def test_tuning_that_was_interrupted_begins_where_it_began(run, patches, tmp_pat
     assert load_state(folder).progress.tuned
 
 
+class _AfterTheLastRound(Watcher):
+    """Asks to stop for the first time after so many questions that follow the last round."""
+
+    def __init__(self, questions):
+        self.left, self.is_over = questions, False
+
+    def epoch(self, epoch, *_):
+        self.is_over = epoch == TINY["rounds"]
+
+    def stop_requested(self):
+        self.left -= self.is_over
+        return self.left < 0
+
+
+@pytest.mark.parametrize("questions", [0, 2, 8])
+def test_a_stop_is_answered_while_the_post_processing_is_chosen(run, patches, tmp_path, questions):
+    sources = find_sources([patches], mpp=[0.25])
+    arguments = {"device": CPU, "validation": patches, "mpp": 0.25}
+    folder = tmp_path / "run"
+    watcher = _AfterTheLastRound(questions)
+    stopped = train_student(TINY, sources, folder, watcher=watcher, **arguments)
+    assert (stopped.stopped, stopped.epochs) == (True, TINY["rounds"])
+    assert not load_state(folder).progress.tuned
+    result = train_student(TINY, sources, folder, resume=True, **arguments)
+    assert not result.stopped
+    assert result.model.read_bytes() == (run[0] / "model.safetensors").read_bytes()
+
+
 def test_slides_without_tissue_are_left_out(tmp_path, caplog):
     folder = tmp_path / "slides"
     folder.mkdir()
