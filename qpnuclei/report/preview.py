@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,7 @@ import shapely
 from qpnuclei.errors import SlideError, UsageError
 from qpnuclei.models.registry import network_for
 from qpnuclei.nuclei.table import NucleiTable, concatenate
-from qpnuclei.pipeline.inference.infer import find_nuclei, large_enough
+from qpnuclei.pipeline.inference.infer import find_nuclei, large_enough, reader_of
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import NothingToDo, plan_image
 from qpnuclei.pipeline.planning.tiles import plan_tiles
@@ -47,15 +46,13 @@ from qpnuclei.segmentation.engine import (
     load_engine,
 )
 from qpnuclei.slides.pixels import RGB
+from qpnuclei.slides.remix import seen_by_network
 from qpnuclei.slides.resolution import Scale, resolve_mpp, working_downsample
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.stains import DEFAULT_HE, ReinhardStatistics
 from qpnuclei.system.timing import Stopwatch
 from qpnuclei.tiling.box import Box
 from qpnuclei.tiling.plan import TilePlan
-
-if TYPE_CHECKING:
-    from qpnuclei.slides.slide import PixelSource
 
 #: Largest number of compared settings.
 MOST_CHOICES = 12
@@ -236,7 +233,7 @@ def _preview(
             scale = Scale(source.mpp, working_downsample(source.mpp, engine.spec.mpp))
             key = model, id(source)
             if key not in colours:
-                colours[key] = _colours(source, scale, engine.spec)
+                colours[key] = _colours(source, scale, engine.spec, options)
             watched = _Watched(engine, colours[key])
             nuclei = _nuclei_in(place, watched, scale, options)
             found[model, threshold].append(nuclei)
@@ -268,22 +265,14 @@ def _field(place: Place) -> Field:
 
 def _nuclei_in(place: Place, engine: _Watched, scale: Scale, options: RunOptions) -> NucleiTable:
     """Find the nuclei whose centroid lies in the analysed part of a field."""
-    slide, area = place.source.slide, place.analysed
-    tiles = plan_tiles(
-        area,
-        (slide.width, slide.height),
-        scale,
-        engine.spec,
-        tile_px=options.tile_px,
-        max_nucleus_um=options.max_nucleus_um,
-    )
+    source, area = place.source, place.analysed
     tables: list[NucleiTable] = []
     find_nuclei(
-        slide,
-        tiles,
+        source.slide,
+        _tiles(source, area, scale, engine.spec, options),
         engine,
         scale,
-        place.source.stains,
+        source.stains,
         tables,
         simplify_um=options.simplify_um,
         workers=options.workers,
@@ -293,21 +282,33 @@ def _nuclei_in(place: Place, engine: _Watched, scale: Scale, options: RunOptions
     return nuclei.take(inside)
 
 
-def _colours(source: FieldSource, scale: Scale, spec: EngineSpec) -> ReinhardStatistics | None:
+def _colours(
+    source: FieldSource, scale: Scale, spec: EngineSpec, options: RunOptions
+) -> ReinhardStatistics | None:
     """Measure the colours of all regions, as a run does."""
     if not spec.needs_colour:
         return None
-    slide = source.slide
     area = union(region.geometry for region in source.regions)
-    tiles = plan_tiles(area, (slide.width, slide.height), scale, spec)
-    return colour_statistics(_reader(slide, scale), tiles)
+    read = reader_of(seen_by_network(source.slide, source.stains), scale)
+    return colour_statistics(read, _tiles(source, area, scale, spec, options))
 
 
-def _reader(slide: PixelSource, scale: Scale) -> ReadPixels:
-    def read(box: Box) -> RGB:
-        return slide.read(box.x0, box.y0, box.width, box.height, scale.downsample)
-
-    return read
+def _tiles(
+    source: FieldSource,
+    area: shapely.Geometry,
+    scale: Scale,
+    spec: EngineSpec,
+    options: RunOptions,
+) -> TilePlan:
+    """Cover a part of an image with tiles, as a run does."""
+    return plan_tiles(
+        area,
+        (source.slide.width, source.slide.height),
+        scale,
+        spec,
+        tile_px=options.tile_px,
+        max_nucleus_um=options.max_nucleus_um,
+    )
 
 
 class _Watched:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import shutil
@@ -10,20 +11,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapely
+from msgspec.structs import replace
 from PIL import Image
 from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
 from qpnuclei.errors import SlideError, UsageError
+from qpnuclei.models.checkpoint import load_model, save_model
+from qpnuclei.models.metadata import ColourNormalisation
+from qpnuclei.models.registry import resolve_model
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
+from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.native import open_project
 from qpnuclei.report.preview import Choice, Field, choices_of, preview_project
+from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE, Stains
 from tests.cli.conftest import tree
+from tests.cli.test_one_bad_apple import annotate
 from tests.report.conftest import Made
 from tests.report.pages import Page
+from tests.slides.test_remix import SIZE, tissue
 
 EVERYTHING = RunOptions(Selection(everything=True), device="cpu")
 CHOICES = [Choice("default"), Choice("default", 0.8), Choice("default", None, 40.0)]
@@ -117,6 +127,30 @@ def test_a_slide_alone_is_looked_at_in_its_tissue(
     assert "qpnuclei run my-project --tissue --threshold 0.5" in text
     Image.new("RGB", (300, 300), "white").save("glass.png")
     assert isinstance(call("preview", "glass.png", "--mpp", 0.25)[2], SlideError)
+
+
+@pytest.mark.parametrize("stains", [DEFAULT_HE, DEFAULT_H_DAB], ids=lambda stains: stains.name)
+def test_colours_are_normalised_as_in_the_run(tmp_path: Path, stains: Stains) -> None:
+    colour = ColourNormalisation("reinhard", (65.0, 22.0, -18.0), (14.0, 8.0, 6.0))
+    network, metadata = load_model(resolve_model("default-40x"))
+    model = tmp_path / "normalising.safetensors"
+    save_model(model, network, replace(metadata, colour=colour))
+    picture, _, _ = tissue()
+    slide = tmp_path / "stained.png"
+    Image.fromarray(picture.read(0, 0, SIZE, SIZE, (1.0, 1.0))).save(slide)
+    project = create_from_slides(tmp_path / "project", [slide], 0.25, stains=stains)
+    annotate(project.images[0], shapely.box(0, 0, SIZE, SIZE))
+    # Many small tiles: the places where the run measures colours depend on them.
+    options = dataclasses.replace(EVERYTHING, model=str(model), tile_px=96)
+    (field,) = preview_project(project.images, options, [Choice(str(model))], 1)
+    analyse_project(project, project.images, options)
+    detections = project.images[0].read().detections
+    inside = shapely.intersects_xy(field.analysed, detections.centroids)
+    (previewed,) = field.found
+    for column in ("Area µm^2", "Attention: Mean"):
+        of_run = sorted(detections.measurements[column][inside].tolist())
+        assert sorted(previewed.measurements[column].tolist()) == pytest.approx(of_run, abs=1e-3)
+    assert inside.sum() > 10
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def measure_tiles(
     """
     clock = clock or Stopwatch()
     order = range(len(tiles)) if chosen is None else chosen
-    read = _reader(seen_by_network(pixels, stains), scale)
+    read = reader_of(seen_by_network(pixels, stains), scale)
 
     def measure(seen: TileInstances) -> TileNuclei:
         tile = tiles[order[seen.tile.index]]
@@ -224,7 +224,7 @@ def join_tiles(
         kept &= tiles.answers_for(joined.centroids())
         joined, result = joined.take(kept), result.take(kept)
     if len(joined):
-        read = _reader(seen_by_network(pixels, stains), scale)
+        read = reader_of(seen_by_network(pixels, stains), scale)
         seeing = engine()
         with clock("measure"):
             colour = colour_statistics(read, tiles) if seeing.spec.needs_colour else None
@@ -245,7 +245,9 @@ def join_tiles(
     )
 
 
-def _reader(pixels: PixelSource, scale: Scale) -> ReadPixels:
+def reader_of(pixels: PixelSource, scale: Scale) -> ReadPixels:
+    """Return the function that reads boxes of the working grid from an image."""
+
     def read(box: Box) -> RGB:
         return pixels.read(box.x0, box.y0, box.width, box.height, scale.downsample)
 
