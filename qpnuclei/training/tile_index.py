@@ -107,8 +107,7 @@ def cached_tile_index(
 ) -> TileIndex:
     """Return the tile index of these sources, from `folder` if it was built before.
 
-    The file's name holds a hash of everything that determines its content: path, size, date,
-    resolution, ROI and DAB of the images, and the other arguments.
+    The file's name holds a hash of everything that determines its content; see `sources_digest`.
 
     Parameters
     ----------
@@ -255,7 +254,10 @@ def _starts(extent: int, size: int) -> npt.NDArray[np.int64]:
 def sources_digest(
     sources: Sequence[Source], scales: Sequence[float], tile_px: int, min_tissue: float
 ) -> str:
-    """Hash all that decides the tiles: images (path, size, date, ROI, DAB) and how they are cut.
+    """Hash all that decides the tiles: the images and how they are cut.
+
+    Of an image, this is its path, size and date; how it is opened (bounds, series, ICC profile);
+    its pixel size, ROI, and stains if they include DAB.
 
     Raises
     ------
@@ -272,6 +274,8 @@ def sources_digest(
                     file.st_mtime_ns,
                     source.mpp,
                     source.crop_to_bounds,
+                    source.series,
+                    source.apply_icc,
                     None if source.roi is None else source.roi.wkb_hex,
                     asdict(source.stains) if has_dab(source.stains) else None,
                 ]

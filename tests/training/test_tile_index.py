@@ -85,15 +85,24 @@ def test_the_index_names_slide_resolution_and_tissue(tmp_path: Path, sources: li
 def test_the_digest_sees_what_changes_the_index(sources: list[Source]) -> None:
     digest = sources_digest(sources, SCALES, 160, 0.7)
     assert digest == sources_digest(list(sources), SCALES, 160, 0.7)
-    with_roi = [dataclasses.replace(s, roi=shapely.box(0, 0, 9, 9)) for s in sources]
+    changes: list[dict[str, object]] = [
+        {"roi": shapely.box(0, 0, 9, 9)},
+        {"mpp": (0.3, 0.3)},
+        {"crop_to_bounds": True},
+        {"series": 1},
+        {"apply_icc": True},
+    ]
     others = [
+        *(
+            sources_digest([dataclasses.replace(s, **change) for s in sources], SCALES, 160, 0.7)
+            for change in changes
+        ),
         sources_digest(sources[::-1], SCALES, 160, 0.7),
-        sources_digest(with_roi, SCALES, 160, 0.7),
         sources_digest(sources, (0.25, 1.0), 160, 0.7),
         sources_digest(sources, SCALES, 161, 0.7),
         sources_digest(sources, SCALES, 160, 0.8),
     ]
-    assert len({digest, *others}) == 6
+    assert len({digest, *others}) == 10
 
 
 @given(st.integers(0, 3000), st.integers(1, 300))
