@@ -25,6 +25,7 @@ from qpnuclei.pipeline.planning.image_plan import ImagePlan, plan_images
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.pipeline.summary import RunSummary
+from qpnuclei.qupath.areas import union
 from qpnuclei.qupath.count_table import write_counts
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.images import open_image
@@ -154,7 +155,7 @@ def demonstrate(
         )
     score = None
     if truth is not None:
-        region = shapely.union_all([a.geometry for a in found.annotations])
+        region = union(a.area for a in found.annotations)
         score = match_nuclei(nuclei, truth, region, plan.scale.mpp[0])
     return Demonstration(project.path, summary, counts, picture, score)
 

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.qupath.areas import Parts, union, valid_area
+from qpnuclei.qupath.areas import Parts, polygons_in, union, valid_area
 from qpnuclei.qupath.model import Annotation
 from qpnuclei.qupath.regions import Region, same_outline
 
@@ -454,8 +454,7 @@ def _rounding(geometry: shapely.Geometry) -> float:
 
 
 def _multi(geometry: shapely.Geometry) -> shapely.MultiPolygon:
-    parts = shapely.get_parts(shapely.get_parts(geometry))
-    return shapely.MultiPolygon([p for p in parts if p.geom_type == "Polygon" and not p.is_empty])
+    return shapely.MultiPolygon(list(polygons_in(geometry)))
 
 
 def _left_out_of(region: Region) -> shapely.MultiPolygon:

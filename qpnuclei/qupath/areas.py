@@ -15,9 +15,19 @@ import numpy.typing as npt
 import shapely
 
 
+def polygons_in(geometry: shapely.Geometry) -> npt.NDArray[np.object_]:
+    """Return the polygons of a geometry as they are, without empty ones, lines and points."""
+    parts = shapely.get_parts(shapely.get_parts(geometry))  # a collection may contain multipolygons
+    is_area = (shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & ~shapely.is_empty(
+        parts
+    )
+    polygons: npt.NDArray[np.object_] = parts[is_area]
+    return polygons
+
+
 def polygonal(geometry: shapely.Geometry) -> shapely.Geometry:
     """Return the areas of a geometry as a Polygon or MultiPolygon, without lines and points."""
-    areas = _polygons(geometry)
+    areas = polygons_in(geometry)
     return areas[0] if len(areas) == 1 else shapely.MultiPolygon(list(areas))
 
 
@@ -69,7 +79,7 @@ def valid_area(geometry: shapely.Geometry) -> shapely.Geometry:
         if shapely.is_valid(geometry):
             return polygonal(geometry)
         try:
-            parts = shapely.make_valid(_polygons(geometry))
+            parts = shapely.make_valid(polygons_in(geometry))
             return polygonal(shapely.union_all([polygonal(part) for part in parts]))
         except shapely.GEOSException:  # coordinates too large to compute with
             return shapely.MultiPolygon()
@@ -79,13 +89,4 @@ def valid_areas(geometries: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return `valid_area` of each of N geometries, as an (N,) ndarray of objects."""
     areas = np.empty(len(geometries), dtype=object)
     areas[:] = [valid_area(geometry) for geometry in geometries]
-    return areas
-
-
-def _polygons(geometry: shapely.Geometry) -> npt.NDArray[np.object_]:
-    parts = shapely.get_parts(shapely.get_parts(geometry))  # a collection may contain multipolygons
-    is_area = (shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & ~shapely.is_empty(
-        parts
-    )
-    areas: npt.NDArray[np.object_] = parts[is_area]
     return areas

@@ -14,7 +14,7 @@ from qpnuclei.choices import CERTAINTY
 from qpnuclei.errors import QpnucleiError, number_of, standing_alone
 from qpnuclei.measure.shape import AREA
 from qpnuclei.qupath.analysed import Status
-from qpnuclei.qupath.areas import union
+from qpnuclei.qupath.areas import union, valid_area
 from qpnuclei.qupath.classes import is_positive
 from qpnuclei.qupath.counted_image import CountedImage, analysed_area, counted_image, counted_nuclei
 from qpnuclei.qupath.counts import Row, count_objects
@@ -321,7 +321,7 @@ def _seams(
     known = [area for area in areas if area is not None]
     if not known or len(known) < len(areas):
         return []
-    area = union(shapely.make_valid(part) for part in known)
+    area = union(valid_area(part) for part in known)
     size = slide.width, slide.height
     xs, ys = tile_borders(area, size, of_run.mpp, of_run.working_mpp, tile_px)
     return seam_views(xs, ys, nuclei.centroids, area, of_run.mpp)

@@ -19,7 +19,9 @@ from qpnuclei.errors import (
     UsageError,
     number_of,
 )
+from qpnuclei.evaluation.datasets import read_split
 from qpnuclei.qupath.analysed import Record
+from qpnuclei.qupath.areas import union
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Annotation, ImageEntry
 from qpnuclei.qupath.names import is_utf8
@@ -30,7 +32,6 @@ from qpnuclei.slides.remix import seen_by_network
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import PixelSource, Slide, open_slide
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
-from qpnuclei.system.json_text import parse_json
 
 _log = logging.getLogger(__name__)
 
@@ -122,12 +123,13 @@ def find_sources(
     qpnuclei.errors.NotFoundError
         If a path does not exist.
     qpnuclei.errors.UsageError
-        If a folder holds no image, `mpp` is neither one nor as many as `paths`, `roi` is given
+        If a folder holds no image (of the split ``train``), `mpp` is neither one nor as many as `paths`, `roi` is given
         without a project, or no annotation has any of its classes.
     qpnuclei.errors.MppError
         If an image's resolution is not known, or absurd.
     qpnuclei.errors.SlideError, qpnuclei.errors.FormatError
-        If an image or a project cannot be read, or the name of an image is not UTF-8.
+        If an image, a project or ``splits.json`` cannot be read, or the name of an image is not
+        UTF-8.
 
     Notes
     -----
@@ -177,8 +179,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     images = path / "images"
     if images.is_dir():
-        wanted = _training_split(path / "splits.json")
-        return [f for f in _images_in(images) if wanted is None or f.stem in wanted]
+        return _training_images(images, path / "splits.json")
     return _images_in(path)
 
 
@@ -191,17 +192,20 @@ def _images_in(folder: Path) -> list[Path]:
     return files
 
 
-def _training_split(path: Path) -> frozenset[str] | None:
-    """Stems of the ``train`` split, so that validation images are not used for training."""
-    if not path.is_file():
-        return None
-    try:
-        splits = parse_json(path.read_text(encoding="utf-8"))
-        stems = frozenset(splits["train"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{path} does not name the images of a split 'train'") from error
-    _log.info("%s: only %s of its split 'train'", path, number_of(len(stems), "image"))
-    return stems
+def _training_images(folder: Path, splits: Path) -> list[Path]:
+    """Images of the ``train`` split, so that validation images are not used for training."""
+    files = _images_in(folder)
+    if not splits.is_file():
+        return files
+    stems = frozenset(read_split(splits, "train"))
+    chosen = [file for file in files if file.stem in stems]
+    if not chosen:
+        raise UsageError(
+            f"{folder} holds no image of the split 'train' of {splits}",
+            "the split lists names of images without their suffix",
+        )
+    _log.info("%s: only %s of its split 'train'", splits, number_of(len(chosen), "image"))
+    return chosen
 
 
 def _file_source(path: Path, mpp: float | None) -> Source:
@@ -273,5 +277,5 @@ def _entry_source(
 
 def _area(annotations: Sequence[Annotation]) -> shapely.Geometry | None:
     """Union of the annotations that have an area; None if none has."""
-    areas = [shapely.make_valid(a.geometry) for a in annotations if a.is_area]
-    return shapely.union_all(areas) if areas else None
+    areas = [a.area for a in annotations if a.is_area]
+    return union(areas) if areas else None

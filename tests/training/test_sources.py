@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from qpnuclei.errors import FormatError, MppError, NotFoundError, SlideError, UsageError
+from qpnuclei.pipeline.selection import Selection, select_regions
 from qpnuclei.qupath.analysed import Record, UsedMpp
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Edit, Project
@@ -22,7 +23,9 @@ from qpnuclei.training.sources import find_sources
 from qpnuclei.training.student.patches import sample_slides
 from qpnuclei.training.tile_index import build_tile_index, sources_digest
 from qpnuclei.training.tile_reader import TileReader
+from tests.cli.test_one_bad_apple import annotate
 from tests.paths import SAMPLES
+from tests.qupath.test_areas import OUTLINES
 from tests.slides.dicom import write_series
 from tests.slides.pictures import picture, reduced
 
@@ -71,10 +74,17 @@ def test_what_is_not_there(tmp_path: Path, dataset: Path) -> None:
 
 def test_splits_that_cannot_be_understood(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    for content in ("{", "[]", '{"val": []}'):
+    Image.new("RGB", (9, 9)).save(tmp_path / "images" / "a.png")
+    for content, error in (
+        ("{", FormatError),
+        ("[]", FormatError),
+        ('{"train": "abc"}', FormatError),
+        ('{"val": ["a"]}', UsageError),
+        ('{"train": ["b"]}', UsageError),
+    ):
         (tmp_path / "splits.json").write_text(content)
-        with pytest.raises(FormatError, match=r"splits\.json"):
-            find_sources([tmp_path])
+        with pytest.raises(error, match=r"splits\.json"):
+            find_sources([tmp_path], mpp=[0.25])
 
 
 def test_a_project_of_another_name_is_a_project(tmp_path: Path) -> None:
@@ -103,6 +113,21 @@ def test_projects_give_their_calibrated_images(
         find_sources([folder / "project"], image_root=folder / "images", roi=["Tumour", "Nerve"])
     everything = find_sources([folder / "project"], image_root=folder / "images", mpp=[0.5])
     assert len(everything) == 3
+
+
+@pytest.mark.parametrize("name", ["parts that overlap", "nested parts", "bow tie", "hole outside"])
+def test_training_takes_the_area_that_a_run_analyses(
+    name: str, dataset: Path, tmp_path: Path
+) -> None:
+    outline, area = OUTLINES[name]
+    project = create_from_slides(tmp_path / "project", [dataset / "images" / "a.png"], 0.25)
+    annotate(project.images[0], outline)
+    (source,) = find_sources([tmp_path / "project"], roi=["Tumor"])
+    annotations = project.images[0].read().annotations
+    (region,) = select_regions(Selection(("Tumor",)), annotations, source.width, source.height)
+    assert source.roi is not None
+    assert source.roi.equals(region.geometry)
+    assert source.roi.area == area
 
 
 def test_files_of_one_slide_are_one_image_to_learn_from(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from qpnuclei._version import __version__
 from qpnuclei.choices import IGNORE_CLASS
 from qpnuclei.nuclei.ids import is_ours, made_id
 from qpnuclei.qupath.analysed import Record
-from qpnuclei.qupath.areas import polygonal
+from qpnuclei.qupath.areas import polygonal, union
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import (
     Annotation,
@@ -113,12 +113,10 @@ def find_marks(entry: ImageEntry, objects: ImageObjects, slide: Slide, asked: As
     mpp, _ = pixel_size(entry, record, asked, lambda: slide.mpp)
     found = find_artefacts(slide, mpp)
     ours = {a.id: a for a in objects.annotations if a.id is not None and _is_as_made(a, entry)}
-    theirs = shapely.union_all(
-        [
-            a.area
-            for a in objects.annotations
-            if a.is_area and a.class_name == IGNORE_CLASS and a.id not in ours
-        ]
+    theirs = union(
+        a.area
+        for a in objects.annotations
+        if a.is_area and a.class_name == IGNORE_CLASS and a.id not in ours
     )
     # Whole coordinates do not change when QuPath rounds them.
     wanted = {
