@@ -58,9 +58,8 @@ class EngineSpec:
     interaction_px : int
         How far beyond a nucleus post-processing can change its outline, in px.
     columns : tuple of str
-        Names of the measurements that it makes of each nucleus, such as ``("Attention: Mean",)``.
-    classes : tuple of str
-        Names of the classes it predicts; empty if it predicts none.
+        Names of the measurements that it makes of each nucleus, such as ``("Attention: Mean",)``:
+        the keys of `TileInstances.scores`, in this order.
     needs_colour : bool
         Whether it needs the colour statistics of the whole region.
     details : mapping
@@ -74,7 +73,6 @@ class EngineSpec:
     stride: int
     interaction_px: int
     columns: tuple[str, ...] = ()
-    classes: tuple[str, ...] = ()
     needs_colour: bool = False
     details: Mapping[str, Any] = field(default_factory=dict)
 
@@ -154,16 +152,13 @@ class TileInstances:
     labels : (H, W) int32 ndarray
         0 is background, 1 to N are instances. Each is one 4-connected region without holes.
     scores : mapping of str to ScoreMap
-        Keyed by `EngineSpec.columns`.
-    classes : (N,) int ndarray or None
-        Indices into `EngineSpec.classes` of instances 1 to N; None if it predicts no classes.
+        Keyed by `EngineSpec.columns`; a run refuses others.
     """
 
     tile: Tile
     rgb: RGB
     labels: npt.NDArray[np.int32]
     scores: Mapping[str, ScoreMap]
-    classes: npt.NDArray[np.int64] | None = None
 
 
 class Engine(Protocol):

@@ -123,8 +123,8 @@ def find_sources(
     qpnuclei.errors.NotFoundError
         If a path does not exist.
     qpnuclei.errors.UsageError
-        If a folder holds no image (of the split ``train``), `mpp` is neither one nor as many as `paths`, `roi` is given
-        without a project, or no annotation has any of its classes.
+        If a folder holds no image (of the split ``train``), `mpp` is neither one nor as many as
+        `paths`, `roi` is given without a project, or no annotation has any of its classes.
     qpnuclei.errors.MppError
         If an image's resolution is not known, or absurd.
     qpnuclei.errors.SlideError, qpnuclei.errors.FormatError

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.choices import DEFAULT_SIMPLIFY_UM
+from qpnuclei.errors import ModelError
 from qpnuclei.measure.intensity import intensity_measurements, mean_measurement
 from qpnuclei.measure.shape import AREA, Measurements, shape_measurements
 from qpnuclei.nuclei.outlines import bounds, polygonise
@@ -21,7 +22,7 @@ from qpnuclei.nuclei.pixels import Pixels, pixels_of_labels, pixels_of_polygons
 from qpnuclei.nuclei.smoothing import junctions, smooth
 from qpnuclei.nuclei.table import NucleiTable, NucleiTables
 from qpnuclei.segmentation.colour import colour_statistics
-from qpnuclei.segmentation.engine import Engine, ReadPixels, TileInstances
+from qpnuclei.segmentation.engine import Engine, EngineSpec, ReadPixels, TileInstances
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.remix import has_dab, seen_by_network
@@ -168,7 +169,7 @@ def measure_tiles(
                     stained = _intensities_at_level_0(result, pixels, stains)
                 # QuPath lists shapes first.
                 result = result.with_measurements(
-                    {**_shapes(result, scale), **stained, **_scores(seen, inside)}
+                    {**_shapes(result, scale), **stained, **_scores(seen, inside, engine.spec)}
                 )
         return TileNuclei(tile, owned, fragments, result, corners)
 
@@ -236,7 +237,7 @@ def join_tiles(
                     {
                         **_shapes(nucleus, scale),
                         **_intensities_at_level_0(nucleus, pixels, stains),
-                        **_scores(seen, inside),
+                        **_scores(seen, inside, seeing.spec),
                     }
                 )
                 found.append(large_enough(whole, min_area_um2))
@@ -349,8 +350,15 @@ def measured_at_level_0(
     return of(np.arange(len(outlines)))
 
 
-def _scores(seen: TileInstances, regions: Pixels) -> Measurements:
+def _scores(seen: TileInstances, regions: Pixels, spec: EngineSpec) -> Measurements:
     """Measure the maps of the engine."""
+    if tuple(seen.scores) != spec.columns:
+        made, stated = (", ".join(names) or "none" for names in (seen.scores, spec.columns))
+        raise ModelError(
+            f"the engine of the model {spec.name} made the scores {made}, but its spec states "
+            f"{stated}",
+            "mend the engine: the keys of `TileInstances.scores` are `EngineSpec.columns`",
+        )
     measured: Measurements = {}
     for name, score in seen.scores.items():
         measured |= mean_measurement(name, score.values[regions.of(score.levels)], regions)

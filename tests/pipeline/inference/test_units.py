@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from qpnuclei.errors import FormatError
+from qpnuclei.errors import FormatError, ModelError
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.pipeline.inference.infer import find_nuclei, join_tiles, measure_tiles
 from qpnuclei.pipeline.inference.shards import About, ImageNuclei, pack_unit, read_unit, write_image
@@ -45,19 +45,19 @@ def dark(batch: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
     return [1 / (1 + np.exp(20 * (batch[:, :1] - 0.5)))]
 
 
-ENGINE = ForeignEngine(
-    dark,
-    Sidecar(
+def engine_of(spec: EngineSpec) -> ForeignEngine:
+    """Return the engine of `dark`."""
+    sidecar = Sidecar(
         mpp=0.5,
         output="maps",
         context_px=5,
         stride=8,
         normalisation=Normalisation(mean=(0, 0, 0), std=(1, 1, 1)),
-    ),
-    SPEC,
-    EngineOptions(device="cpu", workers=1),
-    "here",
-)
+    )
+    return ForeignEngine(dark, sidecar, spec, EngineOptions(device="cpu", workers=1), "here")
+
+
+ENGINE = engine_of(SPEC)
 
 
 def tissue(seed: int) -> ImageInMemory:
@@ -81,6 +81,14 @@ areas = st.lists(
 def planned(tiles_px: int, boxes: list[tuple[int, int, int, int]]) -> TilePlan:
     roi = shapely.union_all([shapely.box(x, y, x + w, y + h) for x, y, w, h in boxes])
     return plan_tiles(roi, SIZE, SCALE, SPEC, tiles_px, max_nucleus_um=10)
+
+
+@pytest.mark.parametrize("columns", [(), ("Probability: Mean", "Class: Mean")])
+def test_scores_other_than_those_of_the_spec_are_refused(columns: tuple[str, ...]) -> None:
+    engine = engine_of(replace(SPEC, columns=columns))
+    said = f"made the scores Probability: Mean, but its spec states {', '.join(columns) or 'none'}"
+    with pytest.raises(ModelError, match=rf"tile 1 of \d+ .*dark {said}"):
+        find_nuclei(tissue(0), planned(100, [(0, 0, 99, 99)]), engine, SCALE, DEFAULT_HE, [])
 
 
 @settings(max_examples=12, deadline=None)
