@@ -42,7 +42,7 @@ IGNORE_CLASS = "Ignore*"
 
 #: Pattern of the classes whose annotations a run excludes by default: QuPath's own class for
 #: ignored areas, and every class with the same beginning.
-DEFAULT_EXCLUDED = ("Ignore*",)
+DEFAULT_EXCLUDED = (IGNORE_CLASS,)
 
 #: Name of the measurement for the model's certainty about a nucleus, from 0 to 1.
 CERTAINTY = "Attention: Mean"
@@ -50,6 +50,9 @@ CERTAINTY = "Attention: Mean"
 #: Limits of a pixel size in µm/px: beyond them it has a wrong unit, or is a placeholder (72 dpi is
 #: 353 µm/px).
 MIN_MPP, MAX_MPP = 0.05, 2.5
+
+#: Limits of ``--unit-minutes`` and ``--unit-gib``.
+UNIT_MINUTES, UNIT_GIB = (0.01, 10_000.0), (0.1, 10_000.0)
 
 #: Core of a tile in px of the working grid: large enough that the halo, which neighbours read and
 #: predict again, adds little (a third); small enough that a run stays below 2 GB with the default

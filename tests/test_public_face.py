@@ -20,8 +20,10 @@ from qpnuclei.errors import FormatError, NotFoundError, UsageError
 from qpnuclei.models.metadata import model_hash
 from qpnuclei.models.registry import resolve_model
 from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.qupath.counts import Row
 from tests.evaluation.images import write_folder
 from tests.paths import ROOT, SAMPLES
+from tests.report.pages import Page
 
 MODULES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -129,6 +131,33 @@ def test_nuclei_get_a_class_name_that_qupath_has(tmp_path: Path) -> None:
 def test_the_sample_project_is_counted() -> None:
     rows = qpnuclei.count(SAMPLES / "0.5.1" / "project", by="image", images=["he small.png"])
     assert [row["image"] for row in rows] == ["he small.png"]
+
+
+def test_what_counts_can_be_chosen(tmp_path: Path) -> None:
+    sample = SAMPLES / "0.5.1"
+    project = qpnuclei.open_project(sample / "project", image_root=sample / "images")
+    images = ["he small.png"]
+
+    tumor = qpnuclei.count(project, images=images, roi_classes=["Tumor"])
+    assert {row["class"] for row in tumor} == {"Tumor"}
+
+    def nested(**options: object) -> Row:
+        rows = qpnuclei.count(project, images=images, **options)  # type: ignore[arg-type]
+        (row,) = [row for row in rows if row["annotation"] == "nested"]
+        return row
+
+    counts = [nested(nucleus_classes=names) for names in (["Tumor"], ["Tumor", "Nucleus"])]
+    assert [row["nuclei"] for row in counts] == [1, 3]
+    assert counts[0]["area_mm2"] != counts[0]["area_mm2"]  # NaN: there is no pixel size
+    (drawn,) = [a for a in project.images[0].read().annotations if a.name == "nested"]
+    assert nested(mpp=0.5)["area_mm2"] == pytest.approx(drawn.area.area * 0.25e-6)
+
+    page = tmp_path / "page.html"
+    qpnuclei.write_report(project, page, images)
+    assert "7 nuclei. No pixel size" in Page.of(page).text
+    qpnuclei.write_report(project, page, images, nucleus_classes=["Tumor"], mpp=0.5)
+    assert "1 nucleus" in Page.of(page).text
+    assert "No pixel size" not in Page.of(page).text
 
 
 def test_paths_may_be_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,9 +167,10 @@ def infer(
     dask : str, optional
         Compute on a Dask cluster: the address of its scheduler, or ``local:N``.
     unit_minutes : float, optional
-        Time limit for a unit, in minutes. A unit that takes longer fails.
+        Time limit for a unit, in minutes (0.01 to 10,000). A unit that takes longer fails.
     unit_gib : float, optional
-        Memory limit for the process of a unit, in GiB. A unit that needs more fails.
+        Memory limit for the process of a unit, in GiB (0.1 to 10,000). A unit that needs more
+        fails.
     progress : callable
         As for `run`.
 
@@ -181,7 +182,7 @@ def infer(
     Raises
     ------
     qpnuclei.errors.QpnucleiError
-        If there is no plan, or the model or the device cannot be used.
+        If there is no plan, a limit is out of its range, or the model or the device cannot be used.
 
     Examples
     --------

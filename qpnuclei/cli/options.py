@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from qpnuclei.choices import MAX_MPP, MIN_MPP, Backend, Device, Speed
+from qpnuclei.choices import MAX_MPP, MIN_MPP, UNIT_GIB, UNIT_MINUTES, Backend, Device, Speed
 from qpnuclei.cli.completing import complete_image
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
@@ -150,7 +150,7 @@ UnitMinutes = Annotated[
     float | None,
     typer.Option(
         "--unit-minutes",
-        callback=within(0.01, 10_000, "minutes"),
+        callback=within(*UNIT_MINUTES, "minutes"),
         help="Time limit in minutes for a unit (some 25 tiles). A unit that takes longer is "
         "stopped and tried again; after three attempts it is reported, and the run continues "
         "without it.",
@@ -161,7 +161,7 @@ UnitGib = Annotated[
     float | None,
     typer.Option(
         "--unit-gib",
-        callback=within(0.1, 10_000, "GiB"),
+        callback=within(*UNIT_GIB, "GiB"),
         help="Memory limit in GiB for the process of a unit (some 25 tiles), its network included. "
         "A process that needs more is stopped, as with --unit-minutes.",
         show_default="no limit",

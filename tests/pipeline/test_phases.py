@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import uuid
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +20,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import qpnuclei
-from qpnuclei.errors import FormatError, NotFoundError, QpnucleiError, SlideError, UsageError
-from qpnuclei.pipeline.inference import units
+from qpnuclei.errors import (
+    FormatError,
+    NotFoundError,
+    QpnucleiError,
+    SlideError,
+    UsageError,
+    WorkerError,
+)
+from qpnuclei.pipeline.inference import computing, units
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.layout import layout_of
 from qpnuclei.pipeline.planning.plan_file import RunPlan
@@ -30,8 +38,11 @@ from qpnuclei.pipeline.summary import is_due
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import open_project
+from qpnuclei.segmentation.engine import Engine, EngineOptions, load_engine
+from qpnuclei.system.threads import available_cores
 from tests.cli.test_one_bad_apple import IMAGE, annotate
 from tests.paths import ROOT
+from tests.pipeline.inference.test_processes import workers
 from tests.pipeline.killing import content, make_project
 
 OPTIONS = RunOptions(
@@ -121,6 +132,60 @@ def test_a_copy_of_the_project_is_committed_into(tmp_path: Path) -> None:
     assert (summary.failures, summary.nuclei > 0) == ([], True)
     (image,) = open_project(copy).images
     assert len(image.read().detections) == summary.nuclei
+
+
+def test_images_of_a_plan_are_chosen_and_a_plan_is_made_anew(tmp_path: Path) -> None:
+    project = make_project(tmp_path / "place", 2) / "project"
+    folder = qpnuclei.plan(project, OPTIONS, images=["1.*"])
+    assert [image.name for image in RunPlan.read(folder / "plan.json").images] == ["1.tif"]
+    assert qpnuclei.plan(project, OPTIONS, images=["1.*"]) == folder
+    assert qpnuclei.plan(project, OPTIONS, images=["1.*"], resume=False) != folder
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes there have no such limit")
+def test_units_with_a_limit_are_computed_in_a_process_of_their_own(tmp_path: Path) -> None:
+    place = make_project(tmp_path / "place", 1)
+    folder = qpnuclei.plan(place / "project", OPTIONS)
+    small, limited = (Path(shutil.copytree(folder, tmp_path / name)) for name in "ab")
+    for limit in ({"unit_minutes": 0.0}, {"unit_minutes": float("nan")}, {"unit_gib": 0.01}):
+        with pytest.raises(UsageError, match="no limit for a unit"):
+            qpnuclei.infer(folder, device="cpu", **limit)
+    with suppress(WorkerError):  # which is raised if no process can even start
+        qpnuclei.infer(small, device="cpu", workers=1, unit_gib=0.1)
+    assert shards(small) == {}
+
+    separate: list[int] = []
+    told: list[tuple[str, int, int, int]] = []
+
+    def progress(image: str, done: int, tiles: int, nuclei: int) -> None:
+        separate.append(len(workers()))
+        told.append((image, done, tiles, nuclei))
+
+    qpnuclei.infer(limited, device="cpu", workers=1, unit_minutes=60, progress=progress)
+    assert max(separate) == 1
+    assert told[-1][:3] == ("0.tif", 4, 4)
+    separate.clear()
+    qpnuclei.infer(folder, device="cpu", workers=1, progress=progress)
+    assert max(separate) == 0
+    assert shards(folder).keys() == shards(limited).keys()
+    # Those outside of the annotation are not written.
+    assert told[-1][3] >= qpnuclei.commit(folder).nuclei > 0
+
+
+@pytest.mark.parametrize("asked", [None, 3])
+def test_as_many_cores_are_used_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int | None
+) -> None:
+    loaded: list[EngineOptions] = []
+
+    def watched(model: str, options: EngineOptions) -> Engine:
+        loaded.append(options)
+        return load_engine(model, options)
+
+    monkeypatch.setattr(computing, "load_engine", watched)
+    folder = qpnuclei.plan(make_project(tmp_path / "place", 1) / "project", OPTIONS)
+    qpnuclei.infer(folder, device="cpu", workers=asked)
+    assert {options.workers for options in loaded} == {asked or available_cores()}
 
 
 def test_an_image_that_left_the_project_does_not_keep_the_others_back(tmp_path: Path) -> None:

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from qpnuclei.errors import FormatError, QpnucleiError, TerminatedError, number_of, standing_alone
+from qpnuclei.choices import UNIT_GIB, UNIT_MINUTES
+from qpnuclei.errors import (
+    FormatError,
+    QpnucleiError,
+    TerminatedError,
+    UsageError,
+    number_of,
+    standing_alone,
+)
 from qpnuclei.pipeline.folder import RunFolder
 from qpnuclei.pipeline.inference.executors import Executor, Task
 from qpnuclei.pipeline.inference.join import DamagedUnitError, join_image
@@ -58,9 +66,14 @@ class Conduct:
     dask : str, optional
         Compute on a cluster; see `qpnuclei.pipeline.inference.cluster.cluster_of`.
     unit_minutes : float, optional
-        A unit that takes longer fails.
+        A unit that takes longer fails. From 0.01 to 10,000.
     unit_gib : float, optional
-        A unit fails if its process needs more GiB of memory.
+        A unit fails if its process needs more GiB of memory. From 0.1 to 10,000.
+
+    Raises
+    ------
+    UsageError
+        If a limit is out of its range.
     """
 
     resume: bool = True
@@ -71,6 +84,16 @@ class Conduct:
     dask: str | None = None
     unit_minutes: float | None = None
     unit_gib: float | None = None
+
+    def __post_init__(self) -> None:
+        for value, (low, high), unit in (
+            (self.unit_minutes, UNIT_MINUTES, "minutes"),
+            (self.unit_gib, UNIT_GIB, "GiB"),
+        ):
+            if value is not None and not low <= value <= high:
+                raise UsageError(
+                    f"{value:g} {unit} are no limit for a unit", f"give {low:g} to {high:g} {unit}"
+                )
 
     @property
     def limits(self) -> Limits:

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
 from qpnuclei.errors import ModelError, UsageError, WorkerError
-from qpnuclei.pipeline.inference import processes, remote
+from qpnuclei.pipeline.inference import processes, remote, units
 from qpnuclei.pipeline.inference.computing import check_computing
 from qpnuclei.pipeline.inference.units import Conduct, Limits
 from qpnuclei.pipeline.options import RunOptions
@@ -92,7 +92,10 @@ def test_processes_that_die_or_hang_change_nothing(
     assert workers() == []
 
 
-def test_a_process_that_needs_too_much_memory_is_ended(tmp_path: Path, quick: RunOptions) -> None:
+def test_a_process_that_needs_too_much_memory_is_ended(
+    tmp_path: Path, quick: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "UNIT_GIB", (0.001, 1))
     place = make_project(tmp_path / "place", 1)
     project = open_project(place / "project")
     # Python alone needs more, so that no process can start.
