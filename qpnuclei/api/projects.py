@@ -9,6 +9,7 @@ from pathlib import Path
 from qpnuclei.choices import Grouping
 from qpnuclei.qupath.counts import Row
 from qpnuclei.qupath.model import Project
+from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.project import open_project
 from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.qupath.regions import match_images
@@ -144,7 +145,7 @@ def count(
         by,
         roi_classes=roi_classes,
         nucleus_classes=nucleus_classes,
-        mpp=mpp,
+        pixel_sizes=AskedMpp(mpp),
     )
 
 
@@ -186,7 +187,6 @@ def write_report(
     >>> Path("report.html").read_text(encoding="utf-8")[:15]
     '<!doctype html>'
     """
-    from qpnuclei.qupath.pixel_size import AskedMpp
     from qpnuclei.report.page import ReportOptions, write_report
     from qpnuclei.report.runs import runs_of
 

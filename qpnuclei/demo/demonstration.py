@@ -31,6 +31,7 @@ from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass, Project
 from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.report.views import busiest
 from qpnuclei.slides.resolution import resolve_mpp
@@ -131,7 +132,7 @@ def demonstrate(
     for failure in summary.failures:
         raise failure.error
     counts = directory / "counts.csv"
-    write_counts(count_project(project, project.images, mpp=mpp), counts)
+    write_counts(count_project(project, project.images, pixel_sizes=AskedMpp(mpp)), counts)
     say("drawing what was found")
     entry = project.images[0]
     found = entry.read()

@@ -24,7 +24,6 @@ def count_project(
     *,
     roi_classes: Sequence[str] | None = None,
     nucleus_classes: Sequence[str] | None = None,
-    mpp: float | None = None,
     pixel_sizes: AskedMpp | None = None,
     failed: Callable[[ImageEntry, QpnucleiError], object] | None = None,
     warned: Collection[str] = (),
@@ -38,11 +37,8 @@ def count_project(
     failed : callable, optional
         Called with the reason for each image that cannot be counted; the others are counted. By
         default the first such error is raised.
-    mpp : float, optional
-        µm/px of all images.
     pixel_sizes : AskedMpp, optional
-        Pixel sizes of single images. By default, `qpnuclei.qupath.pixel_size` decides. Without a
-        pixel size, areas and densities are NaN.
+        What the user says about pixel sizes. Without a pixel size, areas and densities are NaN.
     warned : collection of str
         IDs of images for which a warning about a missing pixel size was already logged.
 
@@ -66,7 +62,7 @@ def count_project(
 
     def count(entry: ImageEntry) -> None:
         warns = entry.id not in warned
-        image = counted_image(entry, pixel_sizes or AskedMpp(mpp), project, warns=warns)
+        image = counted_image(entry, pixel_sizes or AskedMpp(), project, warns=warns)
         areas = (*image.objects.annotations, *image.objects.cores)
         known.update(a.class_name for a in areas if a.class_name is not None)
         names = sorted({name or "" for name in image.objects.detections.class_names})
