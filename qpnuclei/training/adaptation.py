@@ -44,7 +44,7 @@ RECIPE = "adapted"
 CARD_FILE, CHANGES_FILE, PICTURE_FILE = "card.md", "changes.json", "changes.png"
 
 #: Number of images that are compared, and of patches of each.
-_COMPARED_PATCHES, _COMPARED_IMAGES = 2, 24
+_COMPARED_IMAGES, _COMPARED_PATCHES = 24, 2
 _PICTURE_IMAGES, _PICTURE_PX = 6, 512
 
 #: Side of the crops in µm: 192 px of 0.25 µm.
@@ -276,6 +276,7 @@ def _sample(source: Source, recipe: StudentRecipe, seed: int) -> SlideSample | N
         min_tissue=recipe.min_tissue,
         max_enlargement=recipe.max_enlargement,
         seed=seed,
+        warns=False,  # the training has said it
     )
     return samples[0] if samples else None
 
@@ -366,7 +367,7 @@ def _busiest_corner(labels: _LabelMap) -> tuple[int, int]:
 
 
 def _outlined(rgb: RGB, own: _LabelMap, other: _LabelMap, only_own: str) -> RGB:
-    """Draw outlines: in `only_own` of what the other model has nothing of, else as of both."""
+    """Draw outlines: in the colour `only_own` those that meet no nucleus of the other model."""
     shown = rgb.copy()
     met = np.zeros(int(own.max(initial=0)) + 1, bool)
     met[np.unique(own[other > 0])] = True

@@ -129,7 +129,11 @@ def test_slides_of_20x_adapt_the_network_that_a_run_gives_them(
 
 
 def test_slides_without_tissue_are_not_compared(
-    project: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path,
+    start: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Nor do they take the place of others."""
     monkeypatch.setattr("qpnuclei.training.adaptation._COMPARED_IMAGES", 2)
@@ -142,6 +146,7 @@ def test_slides_without_tissue_are_not_compared(
     result = adapt(sources, tmp_path / "run", model=str(start), settings=SHORT, device=CPU)
     assert [source.name for source in sources] == ["first.png", "inner.png", "last.png"]
     assert [change.image for change in result.changes] == ["inner.png"]
+    assert [caplog.text.count(f"{name}.png is left out") for name in ("first", "last")] == [1, 1]
     assert (tmp_path / "run" / PICTURE_FILE).is_file()
 
 

@@ -54,6 +54,7 @@ def sample_slides(
     max_enlargement: float = MAX_ENLARGEMENT,
     seed: int,
     on_source: Callable[[int], None] = lambda _: None,
+    warns: bool = True,
 ) -> list[SlideSample]:
     """Read image patches whole, and of every slide a random sample of its tissue.
 
@@ -77,6 +78,8 @@ def sample_slides(
         Of the sample.
     on_source : callable
         Called with the number of sources looked at.
+    warns : bool
+        Whether to log a warning for each whole slide without tissue.
 
     Returns
     -------
@@ -103,7 +106,7 @@ def sample_slides(
             index = tissue_tiles(
                 [source], [mpp], patch_px, min_tissue, max_enlargement=max_enlargement
             )
-            if len(index) == 0:
+            if len(index) == 0 and warns:
                 _log.warning(
                     "%s is left out: no part of %d px at %g µm/px is %.0f %% tissue",
                     *(source.name, patch_px, mpp, 100 * min_tissue),
