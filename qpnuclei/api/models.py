@@ -137,7 +137,7 @@ def adapt(
     mpp : float, optional
         µm/px of all sources; overrides the projects and files.
     device : str
-        See `qpnuclei.segmentation.engine.EngineOptions`.
+        See `qpnuclei.models.device.resolve_device`.
     seed : int
         Seed of all random choices.
     resume : bool

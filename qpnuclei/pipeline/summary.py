@@ -203,9 +203,9 @@ class RunSummary:
     models : list of dict
         The models of its images, see `describe_model`: of the default, one network or both.
     planned : mapping of str to str
-        Names of the images, by entry ID. Each ends among the `images` that were done, the
-        `failures` or the others, `not_done`; one that was done by an earlier start and cannot be
-        looked at again, among the first two.
+        Names of the images, by entry ID. At the end, each is among the `images` that were done, the
+        `failures`, or the others (`not_done`). An image that an earlier start has done, and that
+        can no longer be planned, is among both `images` and `failures`.
     nothing_to_do : mapping of str to str
         Reason why an image was not analysed, by entry ID.
     state : str
@@ -288,7 +288,7 @@ class RunSummary:
         """
         name = self.planned[entry_id]
         self.failures.append(Failure(name, entry_id, error))
-        again = " again, its nuclei of before stay" if is_written else ""
+        again = " again; its nuclei from the earlier run are kept" if is_written else ""
         _log.error("%snot analysed%s: %s", error.naming("image", name), again, error)
 
     @property

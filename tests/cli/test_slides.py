@@ -139,7 +139,9 @@ def test_what_was_found_in_a_slide_that_is_gone_stays_in_the_record(
     }
     assert now["images"][1] == before
     assert [failure["image"] for failure in now["failures"]] == ["b.png"]
-    assert "not analysed again, its nuclei of before stay: image 'b.png'" in caplog.text
+    assert (
+        "not analysed again; its nuclei from the earlier run are kept: image 'b.png'" in caplog.text
+    )
     assert counts(results / "counts.csv") == {"a.bmp": 2, "b.png": 1, "c.png": 3}
 
     # When it is there again, nothing of it is done again.

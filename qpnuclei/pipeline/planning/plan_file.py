@@ -201,7 +201,7 @@ class RunPlan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Raises
         ------
         FormatError
-            If the arguments are none.
+            If they are not valid run options.
         """
         try:
             return checked(self.arguments, RunOptions)

@@ -114,7 +114,13 @@ class PlannedSlide(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class PlannedAnnotation(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is known of a region's annotation; its outline only if the region is another."""
+    """What is known of a region's annotation.
+
+    Parameters
+    ----------
+    outline : str or None
+        As WKB in hexadecimal digits; None if it is the geometry of the region.
+    """
 
     handle: int
     id: UUID | None

@@ -51,7 +51,7 @@ def first_learner(
     Raises
     ------
     qpnuclei.errors.TrainingError
-        If the losses of no start stayed numbers.
+        If the loss of every start became NaN or infinite.
 
     Notes
     -----
