@@ -126,6 +126,7 @@ class LockedError(SaveError):
 class TerminatedError(QpnucleiError):
     """A batch system has asked the command to end; finished results are kept."""
 
+    #: That of shells for programs ended by SIGTERM.
     exit_code = 143
 
 

@@ -199,9 +199,11 @@ def summary_table(summary: RunSummary) -> Table:
 
 def print_account(summary: RunSummary) -> None:
     """Print notes, doubts, seams, times and memory of this run, and the path of its record."""
+    from qpnuclei.pipeline.summary import RECORD
+
     images = summary.images
     if not images:
-        stderr.print(f"record: {summary.run_dir / 'run.json'}", soft_wrap=True)
+        stderr.print(f"record: {summary.run_dir / RECORD}", soft_wrap=True)
         return
     seconds: Counter[str] = Counter()
     waited: Counter[str] = Counter()
@@ -227,7 +229,7 @@ def print_account(summary: RunSummary) -> None:
         *(_written(done) if done else []),
         f"seconds: {summary.seconds:.1f} in all{overlapping}",
         f"peak memory: {'not known' if memory is None else f'{memory:.0f} MiB'}",
-        f"record: {summary.run_dir / 'run.json'}",
+        f"record: {summary.run_dir / RECORD}",
     ]
     for line in lines:
         stderr.print(line, highlight=False, soft_wrap=True)

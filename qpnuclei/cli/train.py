@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -194,6 +193,7 @@ def train(
     from qpnuclei.system.distributed import process_group, rank, world_size
     from qpnuclei.system.interrupts import EXIT_CODE, asking_to_stop
     from qpnuclei.system.memory import keep_freed_memory
+    from qpnuclei.system.threads import available_cores
 
     if validation_mpp is None and mpp and len(mpp) == 1:
         validation_mpp = mpp[0]
@@ -209,7 +209,7 @@ def train(
                 "call qpnuclei train without torchrun",
             )
         if workers is None:
-            cores = (os.cpu_count() or 1) // world_size()
+            cores = available_cores() // world_size()
             workers = max(1, min(8, cores)) if torch_device.type == "cuda" else 0
         is_main = rank() == 0
         if is_main:

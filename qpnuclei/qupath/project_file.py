@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qpnuclei.choices import IGNORE_CLASS
 from qpnuclei.errors import FormatError, NotFoundError
 from qpnuclei.qupath.model import ImageServer, PathClass
 from qpnuclei.qupath.names import replace_lone_surrogates_in_json
@@ -30,7 +31,7 @@ DEFAULT_CLASSES = tuple(
         "Necrosis": (50, 50, 50),
         "Other": (255, 200, 0),
         "Region*": (0, 0, 180),
-        "Ignore*": (180, 180, 180),
+        IGNORE_CLASS: (180, 180, 180),
         "Positive": (250, 62, 62),
         "Negative": (112, 112, 225),
     }.items()

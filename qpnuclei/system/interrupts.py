@@ -28,9 +28,10 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
-#: Exit codes of shells for programs ended by SIGINT and by SIGTERM.
+from qpnuclei.errors import TerminatedError
+
+#: Exit code of shells for programs ended by SIGINT.
 EXIT_CODE = 130
-TERMINATED_EXIT_CODE = 143
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 
@@ -182,7 +183,7 @@ def _leave(message: str, number: int) -> NoReturn:
     if number == signal.SIGTERM:
         message = message.replace("interrupted", "terminated", 1)
     _say(message)
-    os._exit(TERMINATED_EXIT_CODE if number == signal.SIGTERM else EXIT_CODE)
+    os._exit(TerminatedError.exit_code if number == signal.SIGTERM else EXIT_CODE)
 
 
 def _say(message: str) -> None:

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from qpnuclei.errors import LockedError, SaveError
+from qpnuclei.system.files import TEMPORARY_PREFIX
 from qpnuclei.system.interrupts import before_leaving
 from qpnuclei.system.processes import Process
 
@@ -178,7 +179,7 @@ def _make(lock: Path, mine: Holder) -> bool:
     """Create the lock with its content in one step; return whether there was none."""
     content = json.dumps({**asdict(mine.process), "since": mine.since, "mark": mine.mark}).encode()
     # If this process is killed here, a later one recognises the leftover by its name.
-    whole = lock.with_name(f".qpnuclei-{mine.process.tag}-{mine.mark}.tmp")
+    whole = lock.with_name(f"{TEMPORARY_PREFIX}{mine.process.tag}-{mine.mark}.tmp")
     try:
         whole.write_bytes(content)
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import yaml
 from msgspec import Meta, Struct, structs
@@ -14,6 +14,9 @@ from qpnuclei.errors import FormatError, NotFoundError, UsageError, quoted
 from qpnuclei.system.checked import FieldError, checked
 
 Recipe = TypeVar("Recipe", bound=Struct)
+
+#: Architectures of the scale network G.
+ScaleArchitecture: TypeAlias = Literal["resnet34", "resnet18", "efficientnet-lite0", "resnet10"]
 
 #: The recipes that come with the package, as ``<name>.yaml``.
 CONFIGS_FOLDER = Path(__file__).with_name("configs")
@@ -90,7 +93,7 @@ class AttentionRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     #: r of the compressed sigmoid.
     sigmoid_gain: Annotated[float, Meta(gt=0)] = 20.0
     #: G; efficientnet-lite0 for width below 32.
-    scale_network: Literal["resnet34", "resnet18", "efficientnet-lite0", "resnet10"] = "resnet34"
+    scale_network: ScaleArchitecture = "resnet34"
     #: Channels of resnet10's first stage.
     scale_width: Annotated[int, Meta(ge=1)] = 16
     #: What G starts from; scratch for resnet10.

@@ -7,7 +7,7 @@ import pickle
 import urllib.error
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import safetensors
 import safetensors.torch
@@ -25,6 +25,7 @@ from torchvision.models.resnet import BasicBlock
 
 from qpnuclei.errors import ModelError, NotFoundError, UsageError
 from qpnuclei.models.checkpoint import load_weights
+from qpnuclei.training.config import ScaleArchitecture
 
 #: Errors of the two readers for a truncated file or one of another kind: torch's unpickler passes
 #: on whatever its stack machine raises.
@@ -39,8 +40,6 @@ _UNREADABLE = (
     TypeError,
     AttributeError,
 )
-
-Architecture = Literal["resnet34", "resnet18", "efficientnet-lite0", "resnet10"]
 
 
 class NarrowResNet(nn.Module):
@@ -209,7 +208,7 @@ def _lite0_file() -> Path:
 
 
 def build_scale_network(
-    architecture: Architecture,
+    architecture: ScaleArchitecture,
     n_scales: int,
     *,
     imagenet: bool = False,
