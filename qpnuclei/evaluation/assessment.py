@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from msgspec import structs
 from qpnuclei.choices import Speed
 from qpnuclei.errors import UsageError
 from qpnuclei.evaluation import classical
-from qpnuclei.evaluation.datasets import AnnotatedImage
+from qpnuclei.evaluation.datasets import AnnotatedImage, doubts_about_labels
 from qpnuclei.evaluation.evaluate import (
     Evaluation,
     Finder,
@@ -51,6 +52,8 @@ from qpnuclei.segmentation.maps_engine import MapsEngine
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.system.versions import versions
+
+_log = logging.getLogger(__name__)
 
 #: Called as ``progress(stage, done, total or None, note)``.
 ProgressCallback = Callable[[str, int, int | None, str], None]
@@ -124,6 +127,9 @@ def assess(
     provenance: dict[str, Any] = {"arguments": asdict(options)}
     others: list[Evaluation] = []
     notes = list(notes)
+    for doubt in doubts_about_labels(images):
+        _log.warning("%s", doubt)
+        notes.append(doubt)
     if options.model is None:
         result = _measure(classical.NAME, classical.haematoxylin_nuclei, images, options, progress)
     else:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import tifffile
 from PIL import Image
 
-from qpnuclei.errors import FormatError, NotFoundError, SlideError, UsageError
+from qpnuclei.errors import FormatError, NotFoundError, SlideError, UsageError, number_of
 from qpnuclei.evaluation.labelmap import consecutive
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.slides.readers.reader import reading
@@ -22,7 +22,8 @@ from qpnuclei.system.json_text import parse_json
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 GEOJSON_SUFFIXES = (".geojson", ".geojson.gz")
-LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".npy", *GEOJSON_SUFFIXES)
+_INSTANCE_MAP_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
+LABEL_SUFFIXES = (*_INSTANCE_MAP_SUFFIXES, *GEOJSON_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,11 @@ def read_instance_map(path: Path) -> npt.NDArray[np.int32]:
     FormatError
         If the file cannot be decoded, is not a 2-D array of integers, or as `checked_labels`.
     """
+    return checked_labels(path, _stored_labels(path))
+
+
+def _stored_labels(path: Path) -> npt.NDArray[np.integer]:
+    """Return the (H, W) integers of a PNG, TIFF or NPY file, of the type that the file has."""
     with reading_labels(path, "an instance map"):
         if path.suffix.lower() == ".npy":
             labels = np.load(path, allow_pickle=False)
@@ -139,7 +145,54 @@ def read_instance_map(path: Path) -> npt.NDArray[np.int32]:
             f"{path}: an array of {labels.dtype}{labels.shape} is not an instance map",
             "one channel of integers is needed: 0 = background, one value per nucleus",
         )
-    return checked_labels(path, labels)
+    return labels
+
+
+def doubts_about_labels(images: Iterable[AnnotatedImage]) -> list[str]:
+    """Return a note if the largest label of 8 or 16 bits seems to mark pixels to be ignored.
+
+    Other programs use 255 or 65535 for this. Here, it is a nucleus like the others.
+
+    Parameters
+    ----------
+    images : iterable of AnnotatedImage
+        Those with an instance map in a file are examined.
+
+    Returns
+    -------
+    list of str
+        One note at most, for all images together; it names the first file.
+
+    Raises
+    ------
+    FormatError
+        As `read_instance_map`.
+    """
+    found: list[tuple[Path, int]] = []
+    for image in images:
+        if label_suffix(image.labels_path) in _INSTANCE_MAP_SUFFIXES:
+            label = _seemingly_ignored(_stored_labels(image.labels_path))
+            if label is not None:
+                found.append((image.labels_path, label))
+    if not found:
+        return []
+    path, label = found[0]
+    others = f" and {number_of(len(found) - 1, 'more file')}" if len(found) > 1 else ""
+    return [
+        f"{path}{others}: the label {label} is far above the others and counts as a nucleus. If it "
+        "marks pixels to be ignored, crop image and labels to the annotated part."
+    ]
+
+
+def _seemingly_ignored(labels: npt.NDArray[np.integer]) -> int | None:
+    """Return the largest number of 8 or 16 bits if it is a label, but the number below is not."""
+    if labels.dtype.newbyteorder("=") not in (np.uint8, np.uint16):
+        return None
+    largest = int(np.iinfo(labels.dtype).max)
+    used = np.unique(labels[labels != 0])
+    # A mask has no other label.
+    is_gap = len(used) > 1 and used[-1] == largest and used[-2] < largest - 1
+    return largest if is_gap else None
 
 
 @contextmanager

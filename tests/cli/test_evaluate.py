@@ -52,6 +52,24 @@ def refuse(error: type[QpnucleiError], match: str, dataset: Path, *extra: str) -
         CliRunner().invoke(app, arguments, catch_exceptions=False)
 
 
+def test_a_label_that_seems_to_mark_ignored_pixels_is_said_once(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "report.json"
+    command = ("--method", "hematoxylin", "--mpp", "0.25", "-o", str(output))
+    evaluate(dataset, *command)
+    before = json.loads(output.read_text())
+    for path in (dataset / "labels").iterdir():
+        labels = np.array(Image.open(path))
+        labels[labels == labels.max()] = np.iinfo(labels.dtype).max
+        Image.fromarray(labels).save(path)
+    evaluate(dataset, *command)
+    (note,) = json.loads(output.read_text())["notes"]
+    assert note.startswith(f"{dataset / 'labels' / 'a.png'} and 1 more file: the label 65535")
+    assert caplog.text.count("the label 65535") == 1
+    assert json.loads(output.read_text())["mean"] == before["mean"]
+
+
 def test_a_model_is_shown_beside_the_floor(dataset: Path, tmp_path: Path) -> None:
     output = tmp_path / "results" / "report.json"
     printed = evaluate(dataset, "--mpp", "0.25", "-o", str(output))

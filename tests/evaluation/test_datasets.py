@@ -6,7 +6,7 @@ import tifffile
 from PIL import Image
 
 from qpnuclei.errors import FormatError, NotFoundError, SlideError, UsageError
-from qpnuclei.evaluation.datasets import read_folder, read_rgb
+from qpnuclei.evaluation.datasets import doubts_about_labels, read_folder, read_rgb
 
 
 @pytest.fixture
@@ -36,6 +36,31 @@ def test_matches_images_and_labels_by_stem_whatever_their_format(folder):
         assert image.read_image().dtype == np.uint8
         np.testing.assert_array_equal(image.read_labels(), np.full((4, 5), 300))
     np.testing.assert_array_equal(found[0].read_image(), found[1].read_image())
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "is_doubtful"),
+    [
+        (np.uint8, [1, 2, 255], True),
+        (np.uint16, [1, 2, 65535], True),
+        (np.dtype(">u2"), [1, 2, 65535], True),
+        (np.uint8, [1, 254, 255], False),  # as many nuclei as there are numbers
+        (np.uint8, [255], False),  # a mask
+        (np.uint16, [1, 2, 255], False),
+        (np.int32, [1, 2, 65535], False),
+    ],
+)
+def test_a_label_that_seems_to_mark_ignored_pixels(folder, kind, values, is_doubtful):
+    instances = np.zeros((4, 5), kind)
+    instances[0, : len(values)] = values
+    np.save(folder / "labels" / "a.npy", instances)
+    found = list(read_folder(folder))
+    assert (doubts_about_labels(found) != []) == is_doubtful
+    if is_doubtful:
+        tifffile.imwrite(folder / "labels" / "c.tif", instances.astype(instances.dtype.name))
+        (note,) = doubts_about_labels(found)
+        assert f"{folder / 'labels' / 'a.npy'} and 1 more file: the label {values[-1]}" in note
+    np.testing.assert_array_equal(found[0].read_labels(), instances)  # nothing is changed
 
 
 def test_a_split_and_names_select(folder):
