@@ -9,11 +9,12 @@ import torch
 import torchvision
 
 from qpnuclei.errors import ModelError, NotFoundError, UsageError
-from qpnuclei.training.attention.scale import Architecture, build_scale_network, load_backbone
+from qpnuclei.training.attention.scale import build_scale_network, load_backbone
+from qpnuclei.training.config import ScaleArchitecture
 
 
 @pytest.mark.parametrize("architecture", ["resnet10", "resnet18", "efficientnet-lite0"])
-def test_scores_one_per_scale(architecture: Architecture) -> None:
+def test_scores_one_per_scale(architecture: ScaleArchitecture) -> None:
     network = build_scale_network(architecture, 3, width=4).eval()
     assert network(torch.rand(2, 3, 64, 64)).shape == (2, 3)
 
