@@ -28,12 +28,12 @@ from qpnuclei.nuclei.ids import ID_PREFIX, is_ours
 from qpnuclei.qupath.analysed import PROPERTY
 from qpnuclei.qupath.count_table import write_counts
 from qpnuclei.qupath.geojson.reading import read_objects
+from qpnuclei.qupath.image_names import match_images
 from qpnuclei.qupath.model import Detections, ImageEntry, Project
 from qpnuclei.qupath.names import file_stem
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.paquo.installation import find_qupath
 from qpnuclei.qupath.project_counts import count_project
-from qpnuclei.qupath.regions import match_images
 from qpnuclei.qupath.scripts import first_settings
 from tests.cli.conftest import SAMPLES
 from tests.paths import ROOT

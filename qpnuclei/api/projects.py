@@ -8,11 +8,11 @@ from pathlib import Path
 
 from qpnuclei.choices import Grouping
 from qpnuclei.qupath.counts import Row
+from qpnuclei.qupath.image_names import match_images
 from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.project import open_project
 from qpnuclei.qupath.project_counts import count_project
-from qpnuclei.qupath.regions import match_images
 
 
 def create_project(

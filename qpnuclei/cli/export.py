@@ -99,10 +99,10 @@ def export(
     from qpnuclei.pipeline.selection import is_excluded
     from qpnuclei.qupath.analysed import Status
     from qpnuclei.qupath.count_table import check_table_name, write_counts
+    from qpnuclei.qupath.image_names import match_images
     from qpnuclei.qupath.pixel_size import AskedMpp, read_mpp_table
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.project_counts import count_project, without_row
-    from qpnuclei.qupath.regions import match_images
 
     if by == "nucleus":
         from qpnuclei.qupath.nucleus_files import format_of, write_nuclei_of

@@ -81,8 +81,8 @@ def export_geojson(
     from qpnuclei.cli.console import add_failure, print_json, stdout
     from qpnuclei.errors import standing_alone
     from qpnuclei.qupath.geojson.exporting import check_classes, export_image
+    from qpnuclei.qupath.image_names import match_images
     from qpnuclei.qupath.project import open_project
-    from qpnuclei.qupath.regions import match_images
 
     opened = open_project(project, backend=backend)
     entries = match_images(opened, tuple(image or ()))
@@ -157,9 +157,9 @@ def import_geojson(
     from qpnuclei.errors import NotFoundError, UsageError, standing_alone
     from qpnuclei.qupath.geojson.file_names import image_of_file
     from qpnuclei.qupath.geojson.importing import import_file
+    from qpnuclei.qupath.image_names import one_image
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.project_file import find_project_file
-    from qpnuclei.qupath.regions import one_image
     from qpnuclei.system.locks import locked
 
     find_project_file(project)

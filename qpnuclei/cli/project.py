@@ -224,8 +224,8 @@ def restore(
     from qpnuclei.cli.console import print_json, stdout
     from qpnuclei.errors import UsageError
     from qpnuclei.qupath.backups import choose_backup
+    from qpnuclei.qupath.image_names import one_image
     from qpnuclei.qupath.native import open_project
-    from qpnuclei.qupath.regions import one_image
     from qpnuclei.system.locks import locked
 
     opened = open_project(project)

@@ -46,9 +46,9 @@ def qc(
     from qpnuclei.cli.console import add_failure, print_json, stdout
     from qpnuclei.errors import standing_alone
     from qpnuclei.pipeline.planning.artefacts import mark_artefacts
+    from qpnuclei.qupath.image_names import match_images
     from qpnuclei.qupath.pixel_size import AskedMpp, read_mpp_table
     from qpnuclei.qupath.project import open_project
-    from qpnuclei.qupath.regions import match_images
     from qpnuclei.system.locks import locked
 
     opened = open_project(project, backend=backend, image_root=image_root)

@@ -67,10 +67,10 @@ def report(
     For example: qpnuclei report project.qpproj -o report.html
     """
     from qpnuclei.cli.console import describe_error, image_progress, print_error, print_json, stderr
+    from qpnuclei.qupath.image_names import match_images
     from qpnuclei.qupath.pixel_size import AskedMpp, read_mpp_table
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.project_file import OWN_FOLDER
-    from qpnuclei.qupath.regions import match_images
     from qpnuclei.report.page import PAGE, ReportOptions, check_page_name, write_report
     from qpnuclei.report.runs import images_of, is_run_folder, project_of, read_run, runs_of
 

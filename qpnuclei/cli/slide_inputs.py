@@ -58,14 +58,14 @@ class SlideInputs:
     @cached_property
     def chosen(self) -> list[ImageEntry]:
         """The images of the project that ``--image`` selects."""
-        from qpnuclei.qupath.regions import images_called
+        from qpnuclei.qupath.image_names import images_called
 
         return images_called(self.images, self.patterns)
 
     @cached_property
     def chosen_new(self) -> dict[str, Path]:
         """The new slides that ``--image`` selects."""
-        from qpnuclei.qupath.regions import names_called
+        from qpnuclei.qupath.image_names import names_called
 
         known = [*(entry.name for entry in self.images), *self.new]
         names = names_called(known, self.patterns)

@@ -26,12 +26,13 @@ from qpnuclei.nuclei.overlap import are_among
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.areas import valid_area
+from qpnuclei.qupath.image_names import match_images
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Annotation, ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
 from qpnuclei.qupath.project import open_project
 from qpnuclei.qupath.project_file import is_project
-from qpnuclei.qupath.regions import Region, match_images, rows_inside
+from qpnuclei.qupath.regions import Region, rows_inside
 from qpnuclei.slides.remix import seen_by_network
 from qpnuclei.slides.stains import DEFAULT_HE
 

@@ -18,8 +18,9 @@ from qpnuclei.errors import QpnucleiError, UsageError, number_of, standing_alone
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.areas import Parts, polygonal, valid_areas
+from qpnuclei.qupath.image_names import match_images
 from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, Project
-from qpnuclei.qupath.regions import Region, match_images, rows_inside
+from qpnuclei.qupath.regions import Region, rows_inside
 from qpnuclei.system.patterns import matches
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from qpnuclei.qupath.backups import (
     kept_backup,
     list_backups,
 )
+from qpnuclei.qupath.image_names import one_image
 from qpnuclei.qupath.model import ABSENT, Edit, ImageObjects, ImageServer
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.qpdata.data_file import DataFile
@@ -24,7 +25,6 @@ from qpnuclei.qupath.qpdata.detections import FileDetections
 from qpnuclei.qupath.qpdata.hierarchy import Objects
 from qpnuclei.qupath.qpdata.new_data_file import new_data_file
 from qpnuclei.qupath.qpdata.new_detections import Additions
-from qpnuclei.qupath.regions import one_image
 from qpnuclei.qupath.transaction import (
     Transaction,
     digest_of,

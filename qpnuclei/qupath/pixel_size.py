@@ -13,9 +13,9 @@ from typing import TypeVar
 from qpnuclei.choices import MAX_MPP, MIN_MPP
 from qpnuclei.errors import FormatError, MppError, NotFoundError, QpnucleiError, UsageError
 from qpnuclei.qupath.analysed import Record
+from qpnuclei.qupath.image_names import images_named
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry
-from qpnuclei.qupath.regions import images_named
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.system.files import read_regular

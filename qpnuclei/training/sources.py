@@ -225,8 +225,8 @@ def _project_sources(
     image_root: Path | None,
     images: Sequence[str],
 ) -> list[Source]:
+    from qpnuclei.qupath.image_names import match_images
     from qpnuclei.qupath.project import open_project
-    from qpnuclei.qupath.regions import match_images
 
     sources = []
     unusable: QpnucleiError | None = None

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from qpnuclei.errors import FormatError
 from qpnuclei.qupath import project_file
+from qpnuclei.qupath.image_names import one_image
 from qpnuclei.qupath.model import PathClass
 from qpnuclei.qupath.paquo import jvm
 from qpnuclei.qupath.paquo.image_entry import Loaded, PaquoImage
 from qpnuclei.qupath.paquo.java_errors import java_errors
 from qpnuclei.qupath.paquo.jvm import JavaObject
 from qpnuclei.qupath.pixel_size import AskedMpp
-from qpnuclei.qupath.regions import one_image
 from qpnuclei.qupath.transaction import Transaction
 from qpnuclei.system.locks import locked
 

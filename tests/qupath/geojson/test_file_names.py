@@ -8,9 +8,9 @@ import pytest
 
 from qpnuclei.errors import UsageError
 from qpnuclei.qupath.geojson.file_names import image_of_file
+from qpnuclei.qupath.image_names import match_images, one_image
 from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.native import open_project
-from qpnuclei.qupath.regions import match_images, one_image
 from tests.paths import SAMPLES
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qpnuclei.errors import UsageError
-from qpnuclei.qupath.regions import images_called, one_image
+from qpnuclei.qupath.image_names import images_called, one_image
 
 
 def images(*names: str) -> Any:
