@@ -27,9 +27,9 @@ from qpnuclei.models.metadata import PostProcessing
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.recolour import recolour
+from qpnuclei.slides.reinhard import reinhard_statistics
 from qpnuclei.slides.resolution import working_downsample
 from qpnuclei.slides.scaling import scaled
-from qpnuclei.slides.stains import reinhard_statistics
 
 _log = logging.getLogger(__name__)
 

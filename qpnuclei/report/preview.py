@@ -46,10 +46,11 @@ from qpnuclei.segmentation.engine import (
     load_engine,
 )
 from qpnuclei.slides.pixels import RGB
+from qpnuclei.slides.reinhard import ReinhardStatistics
 from qpnuclei.slides.remix import seen_by_network
 from qpnuclei.slides.resolution import Scale, resolve_mpp, working_downsample
 from qpnuclei.slides.slide import open_slide
-from qpnuclei.slides.stains import DEFAULT_HE, ReinhardStatistics
+from qpnuclei.slides.stains import DEFAULT_HE
 from qpnuclei.system.timing import Stopwatch
 from qpnuclei.tiling.box import Box
 from qpnuclei.tiling.plan import TilePlan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qpnuclei.segmentation.engine import ReadPixels
-from qpnuclei.slides.stains import ReinhardStatistics, reinhard_statistics
+from qpnuclei.slides.reinhard import ReinhardStatistics, reinhard_statistics
 from qpnuclei.slides.tissue import tissue_fraction
 from qpnuclei.tiling.box import Box
 from qpnuclei.tiling.plan import TilePlan

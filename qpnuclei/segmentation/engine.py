@@ -19,7 +19,7 @@ import numpy.typing as npt
 from qpnuclei.choices import Precision
 from qpnuclei.errors import UsageError
 from qpnuclei.slides.pixels import RGB
-from qpnuclei.slides.stains import ReinhardStatistics
+from qpnuclei.slides.reinhard import ReinhardStatistics
 from qpnuclei.system.memory import no_collection
 from qpnuclei.system.threads import available_cores
 from qpnuclei.system.timing import Stopwatch

@@ -14,7 +14,7 @@ from qpnuclei.segmentation.outputs import instances
 from qpnuclei.segmentation.sidecar import Sidecar
 from qpnuclei.segmentation.threads import networks_at_once, one_thread_per_network
 from qpnuclei.slides.pixels import RGB
-from qpnuclei.slides.stains import ReinhardStatistics
+from qpnuclei.slides.reinhard import ReinhardStatistics
 from qpnuclei.system.threads import map_in_threads, prefetch
 from qpnuclei.system.timing import Stopwatch
 from qpnuclei.tiling.plan import Tile, TilePlan

@@ -32,7 +32,7 @@ from qpnuclei.segmentation.postprocess import interaction_radius_px, segment_ins
 from qpnuclei.segmentation.quantised import ATTENTION_OF_LEVEL, QuantisedAttention, QuantisedCentre
 from qpnuclei.segmentation.threads import networks_at_once, one_thread_per_network
 from qpnuclei.slides.pixels import RGB
-from qpnuclei.slides.stains import ReinhardStatistics
+from qpnuclei.slides.reinhard import ReinhardStatistics
 from qpnuclei.system.checked import as_json
 from qpnuclei.system.threads import map_in_threads, prefetch
 from qpnuclei.system.timing import Stopwatch

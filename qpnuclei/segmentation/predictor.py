@@ -16,7 +16,7 @@ from qpnuclei.models.registry import DEFAULT_MODEL, resolve_model
 from qpnuclei.segmentation.forward import Forward
 from qpnuclei.segmentation.quantised import FloatMap, QuantisedAttention, QuantisedCentre
 from qpnuclei.slides.pixels import RGB
-from qpnuclei.slides.stains import ReinhardStatistics, reinhard_transfer
+from qpnuclei.slides.reinhard import ReinhardStatistics, reinhard_transfer
 from qpnuclei.system.threads import available_cores
 
 if TYPE_CHECKING:

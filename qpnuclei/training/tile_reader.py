@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from qpnuclei.slides.pixels import RGB
+from qpnuclei.slides.reinhard import ReinhardStatistics, reinhard_statistics, reinhard_transfer
 from qpnuclei.slides.resolution import working_downsample
 from qpnuclei.slides.slide import Slide
-from qpnuclei.slides.stains import ReinhardStatistics, reinhard_statistics, reinhard_transfer
 from qpnuclei.training.sources import Source
 from qpnuclei.training.tile_index import TileIndex
 

@@ -18,7 +18,7 @@ from qpnuclei.models.metadata import ColourNormalisation, ModelMetadata, PostPro
 from qpnuclei.models.registry import resolve_model
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.segmentation.quantised import quantise_attention, quantise_centre
-from qpnuclei.slides.stains import ReinhardStatistics, reinhard_transfer
+from qpnuclei.slides.reinhard import ReinhardStatistics, reinhard_transfer
 from tests.segmentation.models import model_of
 
 

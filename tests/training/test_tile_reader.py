@@ -7,8 +7,8 @@ import pickle
 import numpy as np
 import pytest
 
+from qpnuclei.slides.reinhard import reinhard_statistics, reinhard_transfer
 from qpnuclei.slides.slide import open_slide
-from qpnuclei.slides.stains import reinhard_statistics, reinhard_transfer
 from qpnuclei.training.sources import Source
 from qpnuclei.training.tile_index import TileIndex
 from qpnuclei.training.tile_reader import ColourTransfer, TileReader

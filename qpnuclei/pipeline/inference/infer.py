@@ -25,10 +25,11 @@ from qpnuclei.segmentation.colour import colour_statistics
 from qpnuclei.segmentation.engine import Engine, EngineSpec, ReadPixels, TileInstances
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.pixels import RGB
+from qpnuclei.slides.reinhard import ReinhardStatistics
 from qpnuclei.slides.remix import has_dab, seen_by_network
 from qpnuclei.slides.resolution import Scale
 from qpnuclei.slides.slide import PixelSource
-from qpnuclei.slides.stains import ReinhardStatistics, Stains, separate
+from qpnuclei.slides.stains import Stains, separate
 from qpnuclei.system.memory import return_freed_memory
 from qpnuclei.system.threads import map_in_threads
 from qpnuclei.system.timing import Stopwatch
