@@ -100,7 +100,7 @@ def export(
     from qpnuclei.qupath.analysed import Status
     from qpnuclei.qupath.count_table import check_table_name, write_counts
     from qpnuclei.qupath.image_names import match_images
-    from qpnuclei.qupath.pixel_size import AskedMpp, read_mpp_table
+    from qpnuclei.qupath.pixel_size import asked_mpp
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.project_counts import count_project, without_row
 
@@ -114,9 +114,8 @@ def export(
         check_table_name(output)
     opened = open_project(project, backend=backend, image_root=image_root)
     entries = match_images(opened, tuple(image or ()))
-    by_id = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
+    pixel_sizes = asked_mpp(mpp, mpp_table, opened, entries, image)
     failures: list[dict[str, Any]] = []
-    pixel_sizes = AskedMpp(mpp, not image and len(entries) > 1, by_id)
     if by == "nucleus":
         done = write_nuclei_of(
             opened,

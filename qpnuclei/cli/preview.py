@@ -33,7 +33,7 @@ from qpnuclei.cli.selecting import (
     RoiName,
     Tissue,
     arguments_of,
-    excluded_classes,
+    selection_of,
 )
 from qpnuclei.errors import NotFoundError, UsageError
 from qpnuclei.models.registry import DEFAULT_MODEL, check_speed, networks_of
@@ -133,7 +133,8 @@ def preview(
         thresholds = [None] if len(models) > 1 or len(areas) > 1 else [*_THRESHOLDS]
 
     from qpnuclei.cli.console import image_progress, print_json, stderr, stdout
-    from qpnuclei.pipeline.selection import Selection, choose_images
+    from qpnuclei.pipeline.selection import choose_images
+    from qpnuclei.qupath.pixel_size import AskedMpp, asked_mpp
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.project_file import OWN_FOLDER, find_project_file
     from qpnuclei.report.page import check_page_name
@@ -154,24 +155,26 @@ def preview(
             f"{source} is a slide: it has no annotations to choose",
             "leave out the --roi options: the tissue is previewed",
         )
-    selection = Selection(
-        classes=tuple(roi or ()),
-        derived=roi_derived,
-        names=tuple(roi_name or ()),
-        ids=tuple(roi_id or ()),
-        everything=roi_all,
+    selection = selection_of(
+        roi=roi,
+        roi_derived=roi_derived,
+        roi_name=roi_name,
+        roi_id=roi_id,
+        roi_all=roi_all,
         tissue=tissue or is_slide,
-        excluded=excluded_classes(exclude),
+        exclude=exclude,
     )
     with leaving_on_interrupt("interrupted: no preview was written"):
         if is_slide:
             if image or image_root:
                 raise UsageError("--image and --image-root are for projects", "leave them out")
             path = output or Path(f"{source.stem}-preview.html")
+            asked = AskedMpp(mpp)
         else:
             opened = open_project(source, backend=backend, image_root=image_root)
             entries = choose_images(opened, tuple(image or ()), selection)
             path = output or opened.path.parent / OWN_FOLDER / "preview.html"
+            asked = asked_mpp(mpp, None, opened, entries, image)
 
         # Slow imports come after the arguments are checked.
         from qpnuclei.pipeline.options import RunOptions
@@ -183,8 +186,8 @@ def preview(
             selection,
             device=device,
             tta=tta,
-            mpp=mpp,
-            mpp_only_missing=not is_slide and not image and len(entries) > 1,
+            mpp=asked.mpp,
+            mpp_only_missing=asked.only_missing,
         )
         total = fields * len(dict.fromkeys((choice.model, choice.threshold) for choice in choices))
         with keep_freed_memory(), image_progress("preview", total, quiet) as progress:

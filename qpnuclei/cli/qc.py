@@ -47,14 +47,13 @@ def qc(
     from qpnuclei.errors import standing_alone
     from qpnuclei.pipeline.planning.artefacts import mark_artefacts
     from qpnuclei.qupath.image_names import match_images
-    from qpnuclei.qupath.pixel_size import AskedMpp, read_mpp_table
+    from qpnuclei.qupath.pixel_size import asked_mpp
     from qpnuclei.qupath.project import open_project
     from qpnuclei.system.locks import locked
 
     opened = open_project(project, backend=backend, image_root=image_root)
     entries = match_images(opened, tuple(image or ()))
-    by_id = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
-    asked = AskedMpp(mpp, not image and len(entries) > 1, by_id)
+    asked = asked_mpp(mpp, mpp_table, opened, entries, image)
     results: list[dict[str, Any]] = []
     with locked(opened.path.parent, wait=wait, break_lock=break_lock):
         for entry in entries:

@@ -68,7 +68,7 @@ def report(
     """
     from qpnuclei.cli.console import describe_error, image_progress, print_error, print_json, stderr
     from qpnuclei.qupath.image_names import match_images
-    from qpnuclei.qupath.pixel_size import AskedMpp, read_mpp_table
+    from qpnuclei.qupath.pixel_size import asked_mpp
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.project_file import OWN_FOLDER
     from qpnuclei.report.page import PAGE, ReportOptions, check_page_name, write_report
@@ -89,10 +89,9 @@ def report(
         runs = [run, *(other for other in runs if not other.path.samefile(run.path))]
         entries = images_of(run, entries)
         path = output or run.path.with_name(PAGE)
-    by_id = {} if mpp_table is None else read_mpp_table(mpp_table, opened.images)
     options = ReportOptions(
         None if class_name is None else tuple(class_name),
-        AskedMpp(mpp, not image and len(entries) > 1, by_id),
+        asked_mpp(mpp, mpp_table, opened, entries, image),
     )
     with image_progress("report", len(entries), quiet) as progress:
         failed = write_report(opened, entries, path, runs, options, progress)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qpnuclei.cli.selecting import excluded_classes
+from qpnuclei.cli.selecting import selection_of
 
 if TYPE_CHECKING:
     from qpnuclei.errors import QpnucleiError
@@ -134,7 +134,7 @@ def asked_for(
     """
     from qpnuclei.cli.console import stderr
     from qpnuclei.pipeline.selection import choose_images
-    from qpnuclei.qupath.pixel_size import read_mpp_table
+    from qpnuclei.qupath.pixel_size import asked_mpp
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.project_file import find_project_file
 
@@ -144,11 +144,10 @@ def asked_for(
     if not is_temporary:
         stderr.print(f"{opened.path}: opened with the {opened.backend} backend", highlight=False)
     entries = choose_images(opened, options.images, options.selection)
-    table = given["mpp_table"]
-    by_id = {} if table is None else read_mpp_table(table, opened.images)
+    asked = asked_mpp(options.mpp, given["mpp_table"], opened, entries, options.images)
     pixel_sizes: dict[str, Any] = {
-        "mpp_only_missing": not options.images and len(entries) > 1,
-        "mpp_by_image": by_id,
+        "mpp_only_missing": asked.only_missing,
+        "mpp_by_image": asked.by_id,
     }
     return opened, entries, replace(options, **(pixel_sizes | changes))
 
@@ -156,18 +155,17 @@ def asked_for(
 def options_of(given: dict[str, Any]) -> RunOptions:
     """Return the options of a run; check those that need no project."""
     from qpnuclei.pipeline.options import RunOptions
-    from qpnuclei.pipeline.selection import Selection
 
     workers = given["workers"]
     return RunOptions(
-        selection=Selection(
-            classes=tuple(given["roi"] or ()),
-            derived=given["roi_derived"],
-            names=tuple(given["roi_name"] or ()),
-            ids=tuple(given["roi_id"] or ()),
-            everything=given["roi_all"],
+        selection=selection_of(
+            roi=given["roi"],
+            roi_derived=given["roi_derived"],
+            roi_name=given["roi_name"],
+            roi_id=given["roi_id"],
+            roi_all=given["roi_all"],
             tissue=given["tissue"],
-            excluded=excluded_classes(given["exclude"]),
+            exclude=given["exclude"],
         ),
         model=given["model"],
         speed=given["speed"],

@@ -53,9 +53,28 @@ Exclude = Annotated[
 ]
 
 
-def excluded_classes(exclude: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the classes that ``--exclude`` names; an empty name stands for no class at all."""
-    return DEFAULT_EXCLUDED if exclude is None else tuple(filter(None, exclude))
+def selection_of(
+    *,
+    roi: Sequence[str] | None,
+    roi_derived: bool,
+    roi_name: Sequence[str] | None,
+    roi_id: Sequence[UUID] | None,
+    roi_all: bool,
+    tissue: bool,
+    exclude: Sequence[str] | None,
+) -> Selection:
+    """Return the selection that the options make; an empty ``--exclude`` excludes no class."""
+    from qpnuclei.pipeline.selection import Selection
+
+    return Selection(
+        classes=tuple(roi or ()),
+        derived=roi_derived,
+        names=tuple(roi_name or ()),
+        ids=tuple(roi_id or ()),
+        everything=roi_all,
+        tissue=tissue,
+        excluded=DEFAULT_EXCLUDED if exclude is None else tuple(filter(None, exclude)),
+    )
 
 
 def arguments_of(selection: Selection) -> list[str]:

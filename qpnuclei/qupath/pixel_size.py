@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +15,7 @@ from qpnuclei.errors import FormatError, MppError, NotFoundError, QpnucleiError,
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.image_names import images_named
 from qpnuclei.qupath.images import open_image
-from qpnuclei.qupath.model import ImageEntry
+from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.system.files import read_regular
@@ -49,6 +49,35 @@ class AskedMpp:
     only_missing: bool = False
     by_id: Mapping[str, float] = field(default_factory=dict)
     of_new: Mapping[str, float] = field(default_factory=dict)
+
+
+def asked_mpp(
+    mpp: float | None,
+    table: Path | None,
+    project: Project,
+    chosen: Sequence[ImageEntry],
+    names: Collection[str] | None,
+) -> AskedMpp:
+    """Return what the user says about the pixel sizes of chosen images of a project.
+
+    Parameters
+    ----------
+    mpp : float or None
+        ``--mpp``, in µm per level-0 px. For several images without `names`, it is only for those
+        without a pixel size: images of a project often differ.
+    table : Path or None
+        ``--mpp-table``; it may name any image of the project.
+    chosen : sequence of ImageEntry
+    names : collection of str or None
+        ``--image``, by which they were chosen.
+
+    Raises
+    ------
+    NotFoundError, FormatError, UsageError
+        As `read_mpp_table`.
+    """
+    by_id = {} if table is None else read_mpp_table(table, project.images)
+    return AskedMpp(mpp, not names and len(chosen) > 1, by_id)
 
 
 def pixel_size(

@@ -11,7 +11,7 @@ import pytest
 
 from qpnuclei.errors import FormatError, MppError, NotFoundError, UsageError
 from qpnuclei.qupath.analysed import Record, UsedMpp
-from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size, read_mpp_table
+from qpnuclei.qupath.pixel_size import AskedMpp, asked_mpp, pixel_size, read_mpp_table
 from qpnuclei.slides.calibration import PixelCalibration
 
 NOTHING = Record()
@@ -56,6 +56,29 @@ def test_the_pixel_size_of_the_last_run_holds_until_the_project_changes() -> Non
     assert found(entry(0.25), used(0.25, 0.25)) == (0.25, "project")
     assert found(entry(), used(0.3, None), AskedMpp(0.4)) == (0.4, "--mpp")
     assert found(entry(), used(0.3, None), AskedMpp(0.4, only_missing=True)) == (0.4, "--mpp")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "names", "only_missing"),
+    [
+        (1, None, False),
+        (1, ["*.svs"], False),
+        (2, ["*.svs"], False),
+        (2, None, True),
+        (2, [], True),
+    ],
+)
+def test_mpp_of_several_images_is_for_those_without_unless_they_are_named(
+    tmp_path: Path, chosen: int, names: list[str] | None, only_missing: bool
+) -> None:
+    images = [entry(), entry(name="b.svs", own_id="2"), entry(name="c.svs", own_id="3")]
+    project: Any = SimpleNamespace(images=images)
+    asked = asked_mpp(0.3, None, project, images[:chosen], names)
+    assert asked == AskedMpp(0.3, only_missing)
+    table = tmp_path / "mpp.csv"
+    table.write_text("image,mpp\nc.svs,0.4\n")  # not among the chosen
+    asked = asked_mpp(0.3, table, project, images[:chosen], names)
+    assert asked == AskedMpp(0.3, only_missing, {"3": 0.4})
 
 
 def test_mpp_for_all_images_keeps_valid_pixel_sizes(caplog: pytest.LogCaptureFixture) -> None:
