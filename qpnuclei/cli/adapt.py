@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qpnuclei.cli.completing import complete_class
-from qpnuclei.cli.options import DeviceOption, ImageGlobs, ImageRoot, Json, MppOption, Quiet, Seed
+from qpnuclei.cli.options import (
+    DeviceOption,
+    ImageGlobs,
+    ImageRoot,
+    Json,
+    MppOption,
+    Quiet,
+    ResumeTraining,
+    Seed,
+)
 from qpnuclei.cli.train import STOPPING, ConsoleWatcher, training_bar
 from qpnuclei.errors import UsageError, number_of
 from qpnuclei.models.registry import DEFAULT_MODEL
@@ -89,10 +98,7 @@ def adapt(
     ] = None,
     mpp: MppOption = None,
     image_root: ImageRoot = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Continue the run in RUN_DIR with exactly the same result."),
-    ] = False,
+    resume: ResumeTraining = False,
     seed: Seed = 0,
     device: DeviceOption = "auto",
     json: Json = False,

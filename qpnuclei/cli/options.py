@@ -116,6 +116,24 @@ DeviceOption = Annotated[
     Device,
     typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda or mps."),
 ]
+Batch = Annotated[
+    int | None,
+    typer.Option(
+        "--batch",
+        callback=within(1, None, "tiles"),
+        help="Tiles per batch of the network.",
+        show_default="on a GPU as many as fit into its memory, at most 8; 1 on a CPU",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        callback=within(1, None, "cores"),
+        help="Processor cores to use; results do not depend on it.",
+        show_default="all",
+    ),
+]
 
 
 def _check_devices(value: str) -> str:
@@ -214,6 +232,14 @@ RunDir = Annotated[
         show_default="PROJECT/qpnuclei/<date and time>",
     ),
 ]
+GeojsonDir = Annotated[
+    Path | None,
+    typer.Option("--geojson", help="Also write QuPath GeoJSON (.geojson.gz) to this folder."),
+]
+ParquetDir = Annotated[
+    Path | None,
+    typer.Option("--parquet", help="Also write the nuclei as Parquet tables to this folder."),
+]
 NoReport = Annotated[
     bool,
     typer.Option(
@@ -228,6 +254,10 @@ Resume = Annotated[
         help="Continue the unfinished run with the same options, without repeating what it has "
         "finished; or start a new run.",
     ),
+]
+ResumeTraining = Annotated[
+    bool,
+    typer.Option("--resume", help="Continue the run in RUN_DIR with exactly the same result."),
 ]
 RetryFailed = Annotated[
     bool,

@@ -11,13 +11,16 @@ import typer
 
 from qpnuclei.cli.options import (
     BackendOption,
+    Batch,
     BreakLock,
     Dask,
     DevicesOption,
     FailFast,
+    GeojsonDir,
     ImageRoot,
     Json,
     NoReport,
+    ParquetDir,
     ProjectPath,
     Quiet,
     RetryFailed,
@@ -26,8 +29,8 @@ from qpnuclei.cli.options import (
     UnitGib,
     UnitMinutes,
     Wait,
+    Workers,
     with_options_of,
-    within,
 )
 from qpnuclei.cli.run import run
 from qpnuclei.cli.running import (
@@ -109,24 +112,8 @@ def infer(
     dask: Dask = None,
     unit_minutes: UnitMinutes = None,
     unit_gib: UnitGib = None,
-    batch: Annotated[
-        int | None,
-        typer.Option(
-            "--batch",
-            callback=within(1, None, "tiles"),
-            help="Tiles per batch of the network.",
-            show_default="on a GPU as many as fit into its memory, at most 8; 1 on a CPU",
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers",
-            callback=within(1, None, "cores"),
-            help="Processor cores to use.",
-            show_default="all cores",
-        ),
-    ] = None,
+    batch: Batch = None,
+    workers: Workers = None,
     retry_failed: RetryFailed = False,
     fail_fast: FailFast = False,
     json: Json = False,
@@ -203,14 +190,8 @@ def commit(
         ),
     ] = None,
     slides_from: SlidesFrom = None,
-    geojson: Annotated[
-        Path | None,
-        typer.Option("--geojson", help="Also write QuPath GeoJSON (.geojson.gz) to this folder."),
-    ] = None,
-    parquet: Annotated[
-        Path | None,
-        typer.Option("--parquet", help="Also write the nuclei as Parquet tables to this folder."),
-    ] = None,
+    geojson: GeojsonDir = None,
+    parquet: ParquetDir = None,
     force: Annotated[
         bool,
         typer.Option(

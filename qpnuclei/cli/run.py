@@ -19,16 +19,19 @@ from qpnuclei.choices import (
 from qpnuclei.cli.completing import complete_class
 from qpnuclei.cli.options import (
     BackendOption,
+    Batch,
     BreakLock,
     Dask,
     DevicesOption,
     FailFast,
+    GeojsonDir,
     ImageGlobs,
     ImageRoot,
     Json,
     ModelOption,
     MppTable,
     NoReport,
+    ParquetDir,
     ProjectMppOption,
     Quiet,
     Resume,
@@ -39,6 +42,7 @@ from qpnuclei.cli.options import (
     UnitGib,
     UnitMinutes,
     Wait,
+    Workers,
     within,
 )
 from qpnuclei.cli.selecting import (
@@ -126,24 +130,8 @@ def run(
             help="Side of a tile without its overlap, in px of the model, 128 to 8192.",
         ),
     ] = DEFAULT_TILE_PX,
-    batch: Annotated[
-        int | None,
-        typer.Option(
-            "--batch",
-            callback=within(1, None, "tiles"),
-            help="Tiles per batch of the network.",
-            show_default="on a GPU as many as fit into its memory, at most 8; 1 on a CPU",
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers",
-            callback=within(1, None, "cores"),
-            help="Processor cores to use; results do not depend on it.",
-            show_default="all",
-        ),
-    ] = None,
+    batch: Batch = None,
+    workers: Workers = None,
     precision: Annotated[
         Precision,
         typer.Option(
@@ -208,14 +196,8 @@ def run(
             "µm (0 to 5). 0 keeps outlines along pixel edges.",
         ),
     ] = DEFAULT_SIMPLIFY_UM,
-    geojson: Annotated[
-        Path | None,
-        typer.Option("--geojson", help="Also write QuPath GeoJSON (.geojson.gz) to this folder."),
-    ] = None,
-    parquet: Annotated[
-        Path | None,
-        typer.Option("--parquet", help="Also write the nuclei as Parquet tables to this folder."),
-    ] = None,
+    geojson: GeojsonDir = None,
+    parquet: ParquetDir = None,
     run_dir: RunDir = None,
     resume: Resume = True,
     retry_failed: RetryFailed = False,

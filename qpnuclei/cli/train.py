@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qpnuclei.cli.completing import complete_class
-from qpnuclei.cli.options import ImageRoot, Json, Quiet, Seed, possible_mpp, within
+from qpnuclei.cli.options import ImageRoot, Json, Quiet, ResumeTraining, Seed, possible_mpp, within
 from qpnuclei.errors import UsageError, number_of
 from qpnuclei.training.callbacks import Watcher
 
@@ -127,10 +127,7 @@ def train(
             show_default="--mpp if it is given once, else from the file",
         ),
     ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Continue the run in RUN_DIR with exactly the same result."),
-    ] = False,
+    resume: ResumeTraining = False,
     backbone_weights: Annotated[
         Path | None,
         typer.Option(
