@@ -76,7 +76,16 @@ def test_crops_of_boxes_are_as_many_as_the_share_says(drawn: Path) -> None:
     assert len(lessons) == 3
     areas = [np.prod(lesson.rgb.shape[:2]) * lesson.likelihood for lesson in lessons]
     assert sum(areas) / (sum(areas) + 2 * 300 * 400) == pytest.approx(0.2)
-    images, _ = random_batch([*others, *lessons], 400, 32, np.random.default_rng(1), MEAN, STD)
+    images, _ = random_batch(
+        [*others, *lessons],
+        400,
+        32,
+        np.random.default_rng(1),
+        MEAN,
+        STD,
+        strong_colours=0,
+        borrowed_colours=0,
+    )
     bright = (images.mean(dim=(1, 2, 3)) > 0.3).double().mean()
     assert 0.12 < bright < 0.28
 

@@ -52,7 +52,7 @@ class NarrowResNet(nn.Module):
         Channels of the first stage; each further stage has twice as many.
     """
 
-    def __init__(self, n_classes: int, width: int = 16) -> None:
+    def __init__(self, n_classes: int, width: int) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False),
@@ -211,8 +211,8 @@ def build_scale_network(
     architecture: ScaleArchitecture,
     n_scales: int,
     *,
+    width: int,
     imagenet: bool = False,
-    width: int = 16,
 ) -> nn.Module:
     """Build G: (B, 3, H, W) attended images, normalised to ImageNet, to scores (B, n_scales).
 

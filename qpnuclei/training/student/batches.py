@@ -94,8 +94,8 @@ def random_batch(
     mean: Sequence[float],
     std: Sequence[float],
     *,
-    strong_colours: float = 0.0,
-    borrowed_colours: float = 0.0,
+    strong_colours: float,
+    borrowed_colours: float,
 ) -> tuple[Tensor, Tensor]:
     """Draw a batch of crops; a lesson's probability is its size times its likelihood.
 

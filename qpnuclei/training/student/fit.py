@@ -28,7 +28,7 @@ _WARM_UP_STEPS = 50
 
 
 def student_loss(
-    logits: Tensor, targets: Tensor, *, dice_weight: float = 0.5, centre_weight: float = 4.0
+    logits: Tensor, targets: Tensor, *, dice_weight: float, centre_weight: float
 ) -> Tensor:
     """Return the student's loss: cross-entropy, Dice and centre map, pixels weighted.
 

@@ -32,6 +32,11 @@ _LOCAL_SIGMAS = (20.0, 40.0)
 _MIN_CONTRAST = 0.01
 #: A pixel must exceed the local mean by this many local standard deviations.
 _LOCAL_EXCESS = 0.2
+#: Where between surroundings (0) and core (1) of an object its edge is, and how far, at most, the
+#: outline moves outwards.
+_EDGE_HEIGHT, _EDGE_REACH_PX = 0.45, 2
+#: Pixels this close to two objects lie between them.
+_SEAM_PX = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,9 +126,7 @@ def _local_threshold(density: FloatMap, sigma: float) -> FloatMap:
     return np.asarray(mean + np.float32(_LOCAL_EXCESS) * deviation, np.float32)
 
 
-def snap_to_edges(
-    labels: LabelMap, density: FloatMap, *, fraction: float = 0.45, reach_px: int = 2
-) -> LabelMap:
+def snap_to_edges(labels: LabelMap, density: FloatMap) -> LabelMap:
     """Move the outline of every object to where its stain falls between inside and outside.
 
     Parameters
@@ -132,11 +135,6 @@ def snap_to_edges(
         Objects, numbered; 0 is background.
     density : (H, W) float32 ndarray
         Haematoxylin, slightly blurred.
-    fraction : float
-        The outline lies where the stain is this far up from the mean of the object's
-        surroundings (a ring 2 to 6 px outside) to the mean of its core (more than 2 px inside).
-    reach_px : int
-        Largest outward shift of an outline. The inward shift is not limited.
 
     Returns
     -------
@@ -145,8 +143,12 @@ def snap_to_edges(
 
     Notes
     -----
+    The outline lies where the stain is 45 % up from the mean of the object's surroundings (a ring 2
+    to 6 px outside) to the mean of its core (more than 2 px inside). It moves outwards by at most 2
+    px; inwards there is no limit.
+
     A threshold of the slide puts the outlines of dark nuclei too far out and of pale ones too far
-    in; half the height of each object's own edge does neither.
+    in; about half the height of each object's own edge does neither.
     """
     foreground = labels > 0
     if not foreground.any() or foreground.all():
@@ -159,8 +161,8 @@ def snap_to_edges(
     core_mean, core_count = _means(labels[core], density[core], n)
     ring_mean, ring_count = _means(nearest[ring], density[ring], n)
     known = (core_count > 10) & (ring_count > 10)
-    threshold = ring_mean + fraction * (core_mean - ring_mean)
-    moved = (outside <= reach_px) & known[nearest] & (density > threshold[nearest])
+    threshold = ring_mean + _EDGE_HEIGHT * (core_mean - ring_mean)
+    moved = (outside <= _EDGE_REACH_PX) & known[nearest] & (density > threshold[nearest])
     kept = foreground & ~known[labels]
     return np.where(moved | kept, nearest, 0).astype(np.int32)
 
@@ -262,11 +264,11 @@ def trusted_labels(
     labels: LabelMap,
     probability: FloatMap,
     *,
-    min_solidity: float = 0.9,
-    min_area_px: int = 120,
-    max_area_px: int = 5000,
-    min_probability: float = 0.0,
-    max_background: float = 0.3,
+    min_solidity: float,
+    min_area_px: int,
+    max_area_px: int,
+    min_probability: float,
+    max_background: float,
 ) -> PseudoLabels:
     """Choose which objects and which background a student learns from.
 
@@ -333,22 +335,21 @@ def centre_map(labels: LabelMap) -> FloatMap:
     return np.asarray(distance / np.maximum(farthest, 1)[labels], np.float32)
 
 
-def seams(labels: LabelMap, reach_px: int = 2) -> npt.NDArray[np.bool_]:
-    """Return where two objects, or more, lie within `reach_px` of a pixel.
+def seams(labels: LabelMap) -> npt.NDArray[np.bool_]:
+    """Return where two objects, or more, lie within 2 px of a pixel.
 
     Parameters
     ----------
     labels : (H, W) int32 ndarray
         Objects, numbered below 2**24; 0 is background.
-    reach_px : int
 
     Returns
     -------
     (H, W) bool ndarray
     """
-    largest = cv2.dilate(labels.astype(np.float32), disk(reach_px))
+    largest = cv2.dilate(labels.astype(np.float32), disk(_SEAM_PX))
     numbers = np.where(labels > 0, labels, np.inf).astype(np.float32)
-    smallest = cv2.erode(numbers, disk(reach_px))
+    smallest = cv2.erode(numbers, disk(_SEAM_PX))
     result: npt.NDArray[np.bool_] = (largest > 0) & (smallest < largest)
     return result
 

@@ -33,6 +33,9 @@ _HAEMATOXYLIN = stain_matrix(DEFAULT_HE)[0].astype(np.float32)
 _MARGIN_PX = 3
 #: A nucleus pasted beside another lies at most as far from it, in rows and columns.
 _BESIDE_PX = 24
+#: Along some axis a pasted nucleus becomes longer, and across it thinner, by at most the
+#: exponential of this.
+_LOG_STRETCH = 0.35
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +81,6 @@ def paste_nuclei(
     rng: np.random.Generator,
     *,
     log_scale: tuple[float, float] = (-0.35, 0.5),
-    log_stretch: float = 0.35,
     max_covered: float = 0.35,
 ) -> tuple[RGB, PseudoLabels]:
     """Paste nuclei, turned, scaled and stretched, most of them where others are.
@@ -100,9 +102,6 @@ def paste_nuclei(
     rng : numpy.random.Generator
     log_scale : (float, float)
         Range of the natural logarithm of the scale.
-    log_stretch : float
-        Along some axis a nucleus becomes longer, and across it thinner, by at most the
-        exponential of this.
     max_covered : float
 
     Returns
@@ -121,7 +120,7 @@ def paste_nuclei(
     last: npt.NDArray[np.int64] | None = None
     for _ in range(count):
         cut = cuts[int(rng.integers(len(cuts)))]
-        stretch = float(rng.uniform(-log_stretch, log_stretch))
+        stretch = float(rng.uniform(-_LOG_STRETCH, _LOG_STRETCH))
         nucleus, mask = _deformed(cut, float(rng.uniform(*log_scale)), stretch, rng)
         where = rng.random()
         if where < 0.4 and last is not None:
@@ -187,9 +186,7 @@ def _covered_share(labels: LabelMap, covered: npt.NDArray[np.bool_]) -> float:
     return float((hidden[1:] / np.maximum(total[1:], 1)).max())
 
 
-def repaint_nuclei(
-    rgb: RGB, labels: LabelMap, rng: np.random.Generator, *, share: float = 0.6
-) -> RGB:
+def repaint_nuclei(rgb: RGB, labels: LabelMap, rng: np.random.Generator, *, share: float) -> RGB:
     """Repaint nuclei within their outlines: fainter, pale inside, with a rim and clumps.
 
     Parameters

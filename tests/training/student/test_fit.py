@@ -63,7 +63,7 @@ def test_pixels_of_no_weight_teach_nothing():
     targets = torch.rand(1, 3, 4, 4)
     targets[:, 2, :2] = 0
 
-    student_loss(logits, targets).backward()
+    student_loss(logits, targets, dice_weight=0.5, centre_weight=4).backward()
 
     assert logits.grad is not None
     assert (logits.grad[:, :, :2] == 0).all()
@@ -71,7 +71,8 @@ def test_pixels_of_no_weight_teach_nothing():
 
 
 def test_a_batch_without_any_weight_has_a_finite_loss():
-    assert torch.isfinite(student_loss(torch.randn(1, 2, 4, 4), torch.zeros(1, 3, 4, 4)))
+    logits, targets = torch.randn(1, 2, 4, 4), torch.zeros(1, 3, 4, 4)
+    assert torch.isfinite(student_loss(logits, targets, dice_weight=0.5, centre_weight=4))
 
 
 def test_learning_rate_rises_then_falls_to_nothing():

@@ -19,6 +19,14 @@ from qpnuclei.training.student.pseudo_labels import (
 
 PURPLE, PINK, WHITE = (80, 50, 130), (220, 150, 190), (245, 245, 245)
 
+LIMITS = {
+    "min_solidity": 0.9,
+    "min_area_px": 120,
+    "max_area_px": 5000,
+    "min_probability": 0.0,
+    "max_background": 0.3,
+}
+
 
 def _disk_map(*circles, shape=(64, 64)):
     labels = np.zeros(shape, np.int32)
@@ -70,7 +78,7 @@ def test_outlines_snap_to_half_the_height_of_their_own_edge(radius, strength):
     density = (0.1 + strength / (1 + np.exp(distance - radius))).astype(np.float32)
     too_large = _disk_map((32, 32, radius + 2))
 
-    snapped = snap_to_edges(too_large, density, fraction=0.5)
+    snapped = snap_to_edges(too_large, density)
 
     true_area = np.pi * radius**2
     assert (snapped > 0).sum() == pytest.approx(true_area, rel=0.12)
@@ -79,10 +87,10 @@ def test_outlines_snap_to_half_the_height_of_their_own_edge(radius, strength):
 
 def test_outlines_move_out_by_no_more_than_their_reach():
     y, x = np.mgrid[:64, :64]
-    density = (1 - np.hypot(y - 32, x - 32) / 40).astype(np.float32)
+    density = (1 / (1 + np.exp(np.hypot(y - 32, x - 32) - 12))).astype(np.float32)
     small = _disk_map((32, 32, 8))
 
-    snapped = snap_to_edges(small, density, fraction=0.0, reach_px=2)  # the ring's mean: 4 px out
+    snapped = snap_to_edges(small, density)  # the edge is 4 px out
 
     distance = ndimage.distance_transform_edt(small == 0)
     assert distance[snapped > 0].max() <= 2.2
@@ -149,7 +157,7 @@ def test_only_convex_objects_of_nuclear_size_are_trusted():
     probability = np.where(labels > 0, 0.9, 0.1).astype(np.float32)
     probability[labels == 4] = 0.5
 
-    known = trusted_labels(labels, probability, min_area_px=120, min_probability=0.7)
+    known = trusted_labels(labels, probability, **{**LIMITS, "min_probability": 0.7})
 
     assert set(np.unique(known.labels)) == {0, 1}
     np.testing.assert_array_equal(known.labels == 1, labels == 1)
@@ -165,7 +173,7 @@ def test_uncertain_pixels_count_only_in_the_rim_of_trusted_nuclei():
     labels = _disk_map((32, 32, 10))
     probability = np.where(labels > 0, 0.9, 0.5).astype(np.float32)
 
-    weight = trusted_labels(labels, probability).weight
+    weight = trusted_labels(labels, probability, **LIMITS).weight
 
     assert weight[32, 32 + 12] == 0.5
     assert weight[32, 32 + 20] == 0
@@ -175,7 +183,7 @@ def test_the_gap_between_the_pieces_of_a_broken_object_teaches_nothing():
     labels = _disk_map((32, 22, 4), (32, 38, 4))
     probability = (labels > 0).astype(np.float32)
 
-    assert trusted_labels(labels, probability).weight[32, 30] == 0
+    assert trusted_labels(labels, probability, **LIMITS).weight[32, 30] == 0
 
 
 def test_centre_map_rises_from_the_border_to_one():
@@ -191,12 +199,11 @@ def test_centre_map_rises_from_the_border_to_one():
     assert centre_map(touching)[16, 15] < 0.3
 
 
-def test_seams_lie_within_reach_of_two_objects():
+def test_seams_lie_within_two_pixels_of_two_objects():
     labels = np.array([[1, 1, 0, 0, 2, 2, 0, 0, 0, 0, 0, 3, 3]], np.int32)
 
     # Pixel 2 is 1 px from object 1 and 2 px from object 2; pixel 8 is 3 px from both 2 and 3.
-    np.testing.assert_array_equal(np.flatnonzero(seams(labels, 2)), [2, 3])
-    np.testing.assert_array_equal(np.flatnonzero(seams(labels, 3)), [1, 2, 3, 4, 8])
+    np.testing.assert_array_equal(np.flatnonzero(seams(labels)), [2, 3])
     assert not seams(np.zeros((3, 3), np.int32)).any()
 
 

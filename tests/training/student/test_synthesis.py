@@ -61,7 +61,7 @@ def test_pasted_nuclei_crowd_and_some_are_parted_by_their_surroundings(tissue):
 
     new_rgb, new = paste_nuclei(rgb, known, cuts, 30, np.random.default_rng(0))
 
-    assert np.count_nonzero(seams(new.labels, 1)) > 10 * np.count_nonzero(seams(known.labels, 1))
+    assert np.count_nonzero(seams(new.labels)) > 10 * np.count_nonzero(seams(known.labels))
     parted = (known.labels > 0) & (new.labels == 0)
     assert parted.any()
     # Pink has come between the purple ones.
@@ -148,5 +148,5 @@ def test_no_nuclei_no_change(tissue):
     rgb, known = tissue
 
     np.testing.assert_array_equal(
-        repaint_nuclei(rgb, np.zeros_like(known.labels), np.random.default_rng(0)), rgb
+        repaint_nuclei(rgb, np.zeros_like(known.labels), np.random.default_rng(0), share=1.0), rgb
     )
