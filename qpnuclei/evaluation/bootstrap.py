@@ -6,24 +6,20 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import bootstrap
 
-#: Number of resamples, and a fixed seed: the same figures give the same interval.
+#: Share of the resampled means within the interval.
+LEVEL = 0.95
+#: Number of times that all images are drawn with replacement, and a fixed seed: the same figures
+#: give the same interval.
 RESAMPLES, SEED = 10_000, 0
 
 
-def bootstrap_interval(
-    values: npt.ArrayLike, level: float = 0.95, resamples: int = RESAMPLES, seed: int = SEED
-) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the mean over images.
+def bootstrap_interval(values: npt.ArrayLike) -> tuple[float, float]:
+    """Return the 95 % percentile bootstrap interval of the mean over images.
 
     Parameters
     ----------
     values : (N,) array_like of float
         One value per image. NaN (an undefined value) is left out, as in the mean.
-    level : float
-        Share of the resampled means within the interval.
-    resamples : int
-        Number of times that N images are drawn with replacement.
-    seed : int
 
     Returns
     -------
@@ -42,8 +38,8 @@ def bootstrap_interval(
         (known,),
         np.mean,
         method="percentile",
-        confidence_level=level,
-        n_resamples=resamples,
-        rng=np.random.default_rng(seed),
+        confidence_level=LEVEL,
+        n_resamples=RESAMPLES,
+        rng=np.random.default_rng(SEED),
     ).confidence_interval
     return float(low), float(high)

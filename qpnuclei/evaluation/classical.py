@@ -18,18 +18,18 @@ from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.slides.resolution import working_downsample
 from qpnuclei.slides.slide import ImageInMemory
-from qpnuclei.slides.stains import Stains, estimate_macenko, separate
+from qpnuclei.slides.stains import estimate_macenko, separate
 
 #: Name of the method in tables and reports.
 NAME = "hematoxylin + Otsu"
 
 #: µm/px for which the radii of the post-processing are defined.
 _MPP = 0.25
+#: Standard deviation of the Gaussian before the threshold, in px.
+_SIGMA_PX = 1.0
 
 
-def haematoxylin_attention(
-    rgb: npt.NDArray[np.uint8], stains: Stains | None = None, *, sigma_px: float = 1.0
-) -> npt.NDArray[np.float32]:
+def haematoxylin_attention(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """Return the haematoxylin of an image, scaled so that Otsu's threshold is 0.5.
 
     `qpnuclei.segmentation.postprocess.segment_instances` with its default parameters, which are the
@@ -38,21 +38,15 @@ def haematoxylin_attention(
     Parameters
     ----------
     rgb : (H, W, 3) uint8 ndarray
-    stains : Stains, optional
-        Stain vectors; estimated on this image by Macenko's method if not given.
-    sigma_px : float
-        Standard deviation of the Gaussian filter before the threshold, in px.
+        Its stain vectors are estimated by Macenko's method.
 
     Returns
     -------
     (H, W) float32 ndarray
         0..1, with 1 for the maximum; all 0 in an image of one colour.
     """
-    haematoxylin = separate(rgb, stains or estimate_macenko(rgb))[..., 0]
-    if sigma_px > 0:
-        haematoxylin = np.asarray(
-            cv2.GaussianBlur(np.ascontiguousarray(haematoxylin), (0, 0), sigma_px), np.float32
-        )
+    haematoxylin = np.ascontiguousarray(separate(rgb, estimate_macenko(rgb))[..., 0])
+    haematoxylin = np.asarray(cv2.GaussianBlur(haematoxylin, (0, 0), _SIGMA_PX), np.float32)
     if np.ptp(haematoxylin) < 1e-6:
         return np.zeros(rgb.shape[:2], np.float32)
     threshold = float(threshold_otsu(haematoxylin))  # type: ignore[no-untyped-call]

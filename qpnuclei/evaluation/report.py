@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qpnuclei.errors import number_of
-from qpnuclei.evaluation.bootstrap import RESAMPLES, SEED
+from qpnuclei.evaluation.bootstrap import LEVEL, RESAMPLES, SEED
 from qpnuclei.evaluation.evaluate import Comparison, Evaluation
 from qpnuclei.system.files import write_atomically
 
@@ -73,7 +73,7 @@ class Report:
                 }
                 for comparison in self.comparisons
             },
-            "bootstrap": {"level": 0.95, "resamples": RESAMPLES, "seed": SEED},
+            "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
             **self.provenance,
         }
 

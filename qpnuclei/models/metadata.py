@@ -45,6 +45,8 @@ ModelMpp = Annotated[float, Meta(gt=MIN_MPP, lt=MAX_MPP)]
 
 #: Limits of an architecture; larger values mean a broken file.
 _MOST_PARTS, _LARGEST_PART = 64, 4096
+#: Characters of a wrong value that a message shows.
+_LONGEST_REPR = 200
 
 
 # A model file is untrusted input: every number has limits that are plausible for nuclei, so that
@@ -237,7 +239,7 @@ def model_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def shortened(value: object, most: int = 200) -> str:
+def shortened(value: object) -> str:
     """Return the repr of a value, truncated if long."""
     text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}…"
+    return text if len(text) <= _LONGEST_REPR else f"{text[:_LONGEST_REPR]}…"

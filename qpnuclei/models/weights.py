@@ -17,6 +17,8 @@ Weights = dict[str, npt.NDArray[Any]]
 
 #: Accepted types, as safetensors names them; int64 is for the batch counter of BatchNorm.
 _STORED_AS = ("F32", "F16", "F64", "I64")
+#: Weights that a message names.
+_LISTED = 4
 
 
 def read_weights(path: Path) -> Weights:
@@ -100,7 +102,7 @@ def _bad_weight(path: Path, name: str, what: str) -> ModelError:
     )
 
 
-def _listed(names: list[str], most: int = 4) -> str:
+def _listed(names: list[str]) -> str:
     """Join names as ``"a, b, c, d and 3 more"``."""
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+    shown = ", ".join(names[:_LISTED])
+    return shown if len(names) <= _LISTED else f"{shown} and {len(names) - _LISTED} more"

@@ -127,7 +127,7 @@ def count_objects(
 
 
 def count_in_regions(
-    image: CountedImage, regions: Sequence[Region], nucleus_classes: Sequence[str] | None = None
+    image: CountedImage, regions: Sequence[Region]
 ) -> list[tuple[float, int, float, str]]:
     """Count the nuclei in regions, by the rules of `count_objects`.
 
@@ -137,7 +137,7 @@ def count_in_regions(
         For each region: area in mm², nuclei, nuclei per mm², and a note if some are counted twice.
     """
     detections = image.objects.detections
-    classes = Classes.of(detections, nucleus_classes)
+    classes = Classes.of(detections, None)
     nuclei, repeated = classes.nuclei, RepeatedNuclei.among(detections, classes)
     counted = []
     for region, inside in zip(

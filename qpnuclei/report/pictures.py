@@ -23,6 +23,8 @@ from qpnuclei.slides.pixels import RGB
 _QUALITY = 80
 #: Effort of WebP, 0 to 6: the default 4 takes twice as long and saves 1 %.
 _EFFORT = 2
+#: Largest share of a picture's width that its scale bar takes.
+_LONGEST_BAR = 0.3
 
 #: Colours that people with any kind of colour vision can tell apart (Okabe and Ito), except those
 #: that are hardly visible on white or on H&E.
@@ -96,11 +98,11 @@ def embedded(image: Image.Image | RGB, kind: str = "WEBP") -> str:
     return f"data:image/{kind.lower()};base64,{content}"
 
 
-def scale_bar(um: float | None, most: float = 0.3) -> ScaleBar | None:
+def scale_bar(um: float | None) -> ScaleBar | None:
     """Return a scale bar for a picture of known width in µm; None if the width is unknown."""
     if um is None or not um > 0:
         return None
-    length = round_length(um * most)
+    length = round_length(um * _LONGEST_BAR)
     label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
     return ScaleBar(100 * length / um, label)
 

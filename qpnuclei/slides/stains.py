@@ -54,6 +54,11 @@ DEFAULT_H_DAB = Stains(
 Float = npt.NDArray[np.float32]
 
 _WHITE = (255.0, 255.0, 255.0)
+#: Macenko's beta, but with decadic logarithms: pixels with a smaller optical density in any channel
+#: are too pale.
+_MIN_DENSITY = 0.15
+#: Macenko's alpha: share of outliers at each end of the range of angles, in percent.
+_OUTLIERS = 1.0
 
 
 def optical_density(rgb: RGB, background: tuple[float, float, float] = _WHITE) -> Float:
@@ -138,51 +143,38 @@ def _summed(tables: Float, rgb: RGB) -> Float:
     return sums
 
 
-def estimate_macenko(
-    rgb: RGB,
-    *,
-    background: tuple[float, float, float] = _WHITE,
-    min_density: float = 0.15,
-    percentile: float = 1.0,
-) -> Stains:
+def estimate_macenko(rgb: RGB) -> Stains:
     """Estimate a slide's haematoxylin and eosin vectors from a sample of its tissue.
 
     Parameters
     ----------
     rgb : (..., 3) uint8 ndarray
         Pixels from all over the slide's tissue.
-    background : (float, float, float)
-        White of the slide in 8-bit values.
-    min_density : float
-        Pixels with a smaller optical density in any channel are left out as too pale. This is
-        Macenko's beta, but with decadic logarithms.
-    percentile : float
-        Share of outliers at each end of the range of angles, in percent (Macenko's alpha).
 
     Returns
     -------
     Stains
-        Unit vectors. If the sample has fewer than 100 stained pixels or shows only one stain, these
-        are QuPath's default vectors, with their name.
+        Unit vectors. `DEFAULT_HE` if the sample has fewer than 100 stained pixels or shows only one
+        stain.
 
     References
     ----------
     .. [1] Macenko et al.: A method for normalizing histology slides for quantitative analysis.
        ISBI 2009.
     """
-    density = optical_density(rgb, background).reshape(-1, 3).astype(np.float64)
-    density = density[(density > min_density).all(axis=1)]
+    density = optical_density(rgb).reshape(-1, 3).astype(np.float64)
+    density = density[(density > _MIN_DENSITY).all(axis=1)]
     if len(density) < 100:
-        return _default_stains(background)
+        return DEFAULT_HE
     _, axes = np.linalg.eigh(np.cov(density, rowvar=False))
     plane = axes[:, [2, 1]]
     plane = plane * np.where(plane.sum(axis=0) < 0, -1, 1)
     projected = density @ plane
     angles = np.arctan2(projected[:, 1], projected[:, 0])
-    extremes = np.percentile(angles, [percentile, 100 - percentile])
+    extremes = np.percentile(angles, [_OUTLIERS, 100 - _OUTLIERS])
     vectors = np.stack([np.cos(extremes), np.sin(extremes)], axis=1) @ plane.T
     if np.any(vectors <= 0) or np.degrees(np.ptp(extremes)) < 5:
-        return _default_stains(background)
+        return DEFAULT_HE
     # Haematoxylin absorbs more red than eosin does.
     order = np.argsort(-vectors[:, 0] / vectors.sum(axis=1))
     haematoxylin, eosin = (tuple(float(c) for c in vectors[i]) for i in order)
@@ -190,12 +182,7 @@ def estimate_macenko(
         "H&E estimated",
         DEFAULT_HE.stain_names[:2],
         ((haematoxylin[0], haematoxylin[1], haematoxylin[2]), (eosin[0], eosin[1], eosin[2])),
-        background,
     )
-
-
-def _default_stains(background: tuple[float, float, float]) -> Stains:
-    return Stains(DEFAULT_HE.name, DEFAULT_HE.stain_names, DEFAULT_HE.vectors, background)
 
 
 def _density_table(background: tuple[float, float, float]) -> npt.NDArray[np.float64]:

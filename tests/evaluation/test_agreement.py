@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from qpnuclei.evaluation.agreement import Kind, classify
-from qpnuclei.evaluation.bootstrap import bootstrap_interval
+from qpnuclei.evaluation.bootstrap import RESAMPLES, SEED, bootstrap_interval
 from qpnuclei.evaluation.labelmap import label_map
 from qpnuclei.evaluation.metrics import score
 
@@ -81,8 +81,8 @@ def test_counts_name_every_kind() -> None:
 
 def test_bootstrap_is_the_naive_one() -> None:
     values = [0.2, 0.5, 0.4, 0.9, 0.35]
-    generator = np.random.default_rng(3)
-    drawn = generator.integers(5, size=(200, 5))
+    generator = np.random.default_rng(SEED)
+    drawn = generator.integers(5, size=(RESAMPLES, 5))
     means = sorted(sum(values[i] for i in row) / 5 for row in drawn)
 
     def percentile(share: float) -> float:
@@ -90,16 +90,16 @@ def test_bootstrap_is_the_naive_one() -> None:
         below = int(position)
         return means[below] + (position - below) * (means[below + 1] - means[below])
 
-    low, high = bootstrap_interval(values, level=0.9, resamples=200, seed=3)
-    assert low == pytest.approx(percentile(0.05))
-    assert high == pytest.approx(percentile(0.95))
+    low, high = bootstrap_interval(values)
+    assert low == pytest.approx(percentile(0.025))
+    assert high == pytest.approx(percentile(0.975))
 
 
 def test_bootstrap_covers_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
     inside = 0
     for _ in range(200):
-        low, high = bootstrap_interval(generator.normal(1, 1, 40), resamples=300)
+        low, high = bootstrap_interval(generator.normal(1, 1, 40))
         inside += low <= 1 <= high
     assert 0.88 < inside / 200 < 0.99
 

@@ -24,10 +24,14 @@ def test_attention_is_above_one_half_on_haematoxylin_only() -> None:
     nucleus[disk((40, 40), 12)] = True
     rgb[nucleus] = (80, 50, 130)
 
-    attention = haematoxylin_attention(rgb, sigma_px=0)
+    attention = haematoxylin_attention(rgb)
 
     assert attention.dtype == np.float32
-    np.testing.assert_array_equal(attention > 0.5, nucleus)
+    # A Gaussian of 1 px shifts the edge of a disc of 12 px by less than a pixel.
+    inner, outer = np.zeros_like(nucleus), np.zeros_like(nucleus)
+    inner[disk((40, 40), 11)] = outer[disk((40, 40), 13)] = True
+    assert (attention[inner] > 0.5).all()
+    assert (attention[~outer] <= 0.5).all()
 
 
 def test_an_image_of_one_colour_has_no_attention() -> None:

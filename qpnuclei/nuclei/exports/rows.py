@@ -97,12 +97,12 @@ class NucleusRows:
         """Names of the columns of measurements."""
         return [name for name in self.table.column_names if name not in FIELDS.names]
 
-    def batches(self, *, outlines: bool, size: int = BATCH) -> Iterator[pa.RecordBatch]:
+    def batches(self, *, outlines: bool) -> Iterator[pa.RecordBatch]:
         """Yield the rows in batches, with their outlines as WKB if wanted."""
-        for start in range(0, len(self), size):
-            part = self.table.slice(start, size)
+        for start in range(0, len(self), BATCH):
+            part = self.table.slice(start, BATCH)
             if outlines:
-                wkb = shapely.to_wkb(self.geometries[start : start + size])
+                wkb = shapely.to_wkb(self.geometries[start : start + BATCH])
                 part = part.append_column(GEOMETRY, pa.array(wkb, pa.binary()))
             yield part.combine_chunks().to_batches()[0]
 

@@ -86,7 +86,7 @@ class SlideReader(Protocol):
 
 
 @contextmanager
-def reading(path: Path, trouble: str = "cannot be read", hint: str = "") -> Iterator[None]:
+def reading(path: Path, trouble: str = "cannot be read") -> Iterator[None]:
     """Turn exceptions of the file libraries into a `SlideError` that names the file."""
     try:
         yield
@@ -95,7 +95,7 @@ def reading(path: Path, trouble: str = "cannot be read", hint: str = "") -> Iter
     except _UNREADABLE as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise SlideError(
-            f"{path} {trouble}: {reason[0]}", hint or "copy the slide again, or " + CONVERT
+            f"{path} {trouble}: {reason[0]}", "copy the slide again, or " + CONVERT
         ) from error
 
 
