@@ -6,10 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.slides.pixels import RGB
-from qpnuclei.slides.stains import DEFAULT_HE, optical_density, stain_matrix
-
-_STAINS = stain_matrix(DEFAULT_HE)
-_UNMIX = np.linalg.inv(_STAINS)
+from qpnuclei.slides.stains import HE_MATRIX, HE_UNMIXING, optical_density
 
 
 def recolour(rgb: RGB, rng: np.random.Generator) -> npt.NDArray[np.float32]:
@@ -38,12 +35,12 @@ def recolour(rgb: RGB, rng: np.random.Generator) -> npt.NDArray[np.float32]:
     * the intensities of each channel are multiplied by 0.9 to 1.08.
     """
     factors = rng.uniform(0.5, 1.5, 3)
-    vectors = _STAINS + rng.normal(0, 0.05, (3, 3))
+    vectors = HE_MATRIX + rng.normal(0, 0.05, (3, 3))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     shift = rng.uniform(-0.05, 0.05, 3).astype(np.float32)
     strength = np.float32(np.exp(rng.uniform(-0.5, 0.5)))
     white = rng.uniform(0.9, 1.08, 3).astype(np.float32)
-    mix = (_UNMIX @ np.diag(factors) @ vectors).astype(np.float32)
+    mix = (HE_UNMIXING @ np.diag(factors) @ vectors).astype(np.float32)
     density = optical_density(rgb) @ mix + shift
     np.maximum(density, 0, out=density)
     density *= -np.log(10, dtype=np.float32) * strength

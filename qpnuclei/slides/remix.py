@@ -6,18 +6,16 @@ Experimental: evaluated on synthetic mixtures only (docs/qupath.md).
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.slide import PixelSource
-from qpnuclei.slides.stains import DEFAULT_HE, Stains, separate, stain_matrix
+from qpnuclei.slides.stains import HE_MATRIX, Stains, separate
 
 #: QuPath's name of the stain.
 DAB = "DAB"
 
 #: Share of eosin that is added to the haematoxylin: real nuclei contain some, too.
 _EOSIN_SHARE = 0.5
-
-_RGB = npt.NDArray[np.uint8]
 
 
 def has_dab(stains: Stains) -> bool:
@@ -44,14 +42,12 @@ class Remixed:
         self.width, self.height = pixels.width, pixels.height
         self._pixels, self._stains = pixels, stains
 
-    def read(
-        self, x: int, y: int, width: int, height: int, downsample: tuple[float, float]
-    ) -> _RGB:
+    def read(self, x: int, y: int, width: int, height: int, downsample: tuple[float, float]) -> RGB:
         """Read a region of the working grid; see `qpnuclei.slides.slide.Slide.read`."""
         return as_h_and_e(self._pixels.read(x, y, width, height, downsample), self._stains)
 
 
-def as_h_and_e(rgb: _RGB, stains: Stains) -> _RGB:
+def as_h_and_e(rgb: RGB, stains: Stains) -> RGB:
     """Convert haematoxylin and DAB to the colours of H&E.
 
     A nucleus has haematoxylin, DAB or both. Their sum becomes haematoxylin, and half of it eosin;
@@ -64,8 +60,8 @@ def as_h_and_e(rgb: _RGB, stains: Stains) -> _RGB:
         Haematoxylin and DAB.
     """
     densities = np.maximum(separate(rgb, stains), 0)
-    haematoxylin, eosin = stain_matrix(DEFAULT_HE)[:2]
+    haematoxylin, eosin = HE_MATRIX[:2]
     mixed = (haematoxylin + _EOSIN_SHARE * eosin).astype(np.float32)
     density = densities.sum(axis=-1, keepdims=True) * mixed
-    remixed: _RGB = np.rint(255 * np.power(np.float32(10), -density)).astype(np.uint8)
+    remixed: RGB = np.rint(255 * np.power(np.float32(10), -density)).astype(np.uint8)
     return remixed

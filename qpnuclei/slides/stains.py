@@ -105,6 +105,12 @@ def stain_matrix(stains: Stains) -> npt.NDArray[np.float64]:
     return matrix
 
 
+#: Unit vectors of haematoxylin, eosin and the residual in `DEFAULT_HE`, as rows; optical densities
+#: times `HE_UNMIXING` are their concentrations.
+HE_MATRIX = stain_matrix(DEFAULT_HE)
+HE_UNMIXING = np.linalg.inv(HE_MATRIX)
+
+
 def separate(rgb: RGB, stains: Stains = DEFAULT_HE, n_stains: int = 2) -> Float:
     """Return the concentration of each stain, as QuPath's colour deconvolution computes it.
 

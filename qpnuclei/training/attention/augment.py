@@ -7,9 +7,7 @@ import numpy.typing as npt
 from skimage.color import hed_from_rgb, rgb_from_hed
 
 from qpnuclei.slides.pixels import RGB
-
-# Optical density of every 8-bit value; 0 counts as 1, which has a density.
-_DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255).astype(np.float32)
+from qpnuclei.slides.stains import optical_density
 
 
 def random_crop(tile: RGB, size: int, rng: np.random.Generator) -> RGB:
@@ -43,7 +41,7 @@ def scale_stains(tile: RGB, factors: npt.ArrayLike) -> RGB:
     separate, scale and mix again is one 3x3 matrix on optical densities.
     """
     scaled = hed_from_rgb * np.asarray(factors, np.float64) @ rgb_from_hed
-    density = _DENSITY[tile] @ scaled.astype(np.float32)
+    density = optical_density(tile) @ scaled.astype(np.float32)
     np.multiply(density, -np.log(10, dtype=np.float32), out=density)
     rgb: RGB = np.rint(255 * np.clip(np.exp(density), 0, 1)).astype(np.uint8)
     return rgb

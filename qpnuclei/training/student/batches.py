@@ -15,16 +15,12 @@ from torch import Tensor
 
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.recolour import recolour
-from qpnuclei.slides.stains import DEFAULT_HE, stain_matrix
+from qpnuclei.slides.stains import HE_MATRIX, HE_UNMIXING, optical_density
 from qpnuclei.training.student.pseudo_labels import PseudoLabels, centre_map, seams
 from qpnuclei.training.student.recipe import StudentRecipe
 from qpnuclei.training.student.synthesis import cut_nuclei, paste_nuclei, repaint_nuclei
 
 FloatImage = npt.NDArray[np.float32]
-
-_DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255).astype(np.float32)
-_STAINS = stain_matrix(DEFAULT_HE)
-_UNMIX = np.linalg.inv(_STAINS)
 
 #: Pixels paler than this in all channels are glass; their colour is not used.
 _GLASS = 225
@@ -251,9 +247,9 @@ def random_appearance(
 
 def _mildly_recoloured(rgb: RGB, rng: np.random.Generator) -> FloatImage:
     factors, shifts = rng.uniform(0.7, 1.3, 3), rng.uniform(-0.026, 0.026, 3)
-    mix = (_UNMIX @ np.diag(factors) @ _STAINS).astype(np.float32)
+    mix = (HE_UNMIXING @ np.diag(factors) @ HE_MATRIX).astype(np.float32)
     strength = np.exp(rng.uniform(-0.25, 0.25))
-    density = cv2.transform(_DENSITY[rgb], mix.T) + (shifts @ _STAINS).astype(np.float32)
+    density = cv2.transform(optical_density(rgb), mix.T) + (shifts @ HE_MATRIX).astype(np.float32)
     np.maximum(density, 0, out=density)
     density = density * np.float32(-np.log(10) * strength)
     brightness = np.float32(rng.uniform(0.9, 1.05))

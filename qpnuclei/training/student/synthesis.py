@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from qpnuclei.slides.masks import disk
 from qpnuclei.slides.pixels import RGB
-from qpnuclei.slides.stains import DEFAULT_HE, optical_density, stain_matrix
+from qpnuclei.slides.stains import HE_MATRIX, optical_density
 from qpnuclei.training.student.pseudo_labels import (
     FloatMap,
     LabelMap,
@@ -28,7 +28,7 @@ from qpnuclei.training.student.pseudo_labels import (
     nearest_object,
 )
 
-_HAEMATOXYLIN = stain_matrix(DEFAULT_HE)[0].astype(np.float32)
+_HAEMATOXYLIN = HE_MATRIX[0].astype(np.float32)
 #: Room around a nucleus that is cut out, so that its outline can be blended.
 _MARGIN_PX = 3
 #: A nucleus pasted beside another lies at most as far from it, in rows and columns.
