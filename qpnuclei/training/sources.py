@@ -85,7 +85,7 @@ class Source:
             apply_icc=self.apply_icc,
         )
 
-    def learned(self, slide: Slide) -> PixelSource:
+    def pixels(self, slide: Slide) -> PixelSource:
         """Return the pixels of the open image in the colours that a run shows the network."""
         return seen_by_network(slide, self.stains)
 

@@ -121,7 +121,7 @@ class TileReader:
         source = self.sources[number]
         downsample = working_downsample(source.mpp, self._scales[self.index.scale[tile]])
         x, y = int(self.index.x[tile]), int(self.index.y[tile])
-        pixels = source.learned(self._slide(number))
+        pixels = source.pixels(self._slide(number))
         rgb = pixels.read(x, y, self._tile_px, self._tile_px, downsample)
         if self._colour is not None:
             rgb = reinhard_transfer(

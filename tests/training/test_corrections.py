@@ -21,8 +21,8 @@ from qpnuclei.qupath.native import open_project
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.training.adaptation import CARD_FILE, adapt
 from qpnuclei.training.sources import find_sources
-from qpnuclei.training.student.batches import Lesson, random_batch
-from qpnuclei.training.student.corrections import correction_lessons, digest, read_corrections
+from qpnuclei.training.student.batches import TrainingExample, random_batch
+from qpnuclei.training.student.corrections import correction_examples, digest, read_corrections
 from qpnuclei.training.student.recipe import student_recipe
 from tests.training.student.test_rounds import TINY, tissue
 from tests.training.test_adaptation import SHORT, project, start
@@ -71,13 +71,13 @@ def test_crops_of_boxes_are_as_many_as_the_share_says(drawn: Path) -> None:
     corrections = read_corrections(read_boxes(drawn, ["Box"]).images, 0.5)
     recipe = student_recipe({**TINY, "mpp": 0.5, "corrections_share": 0.2, "renditions": 2})
     dark = np.zeros((300, 400, 3), np.uint8)
-    others = [Lesson(dark, dark)] * 2
-    lessons = [*correction_lessons(corrections, others, recipe, np.random.default_rng(0))]
-    assert len(lessons) == 3
-    areas = [np.prod(lesson.rgb.shape[:2]) * lesson.likelihood for lesson in lessons]
+    others = [TrainingExample(dark, dark)] * 2
+    examples = [*correction_examples(corrections, others, recipe, np.random.default_rng(0))]
+    assert len(examples) == 3
+    areas = [np.prod(example.rgb.shape[:2]) * example.likelihood for example in examples]
     assert sum(areas) / (sum(areas) + 2 * 300 * 400) == pytest.approx(0.2)
     images, _ = random_batch(
-        [*others, *lessons],
+        [*others, *examples],
         400,
         32,
         np.random.default_rng(1),

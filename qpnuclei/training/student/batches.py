@@ -29,7 +29,7 @@ _COLOUR_STEP = 7
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class TrainingExample:
     """One patch and its training targets.
 
     Parameters
@@ -54,8 +54,8 @@ class Lesson:
         return np.stack([lab.mean(axis=(0, 1)), lab.std(axis=(0, 1))])
 
     @classmethod
-    def of(cls, rgb: RGB, known: PseudoLabels, seam_weight: float = 1.0) -> Lesson:
-        """Make a lesson of a patch and its pseudo-labels.
+    def of(cls, rgb: RGB, known: PseudoLabels, seam_weight: float = 1.0) -> TrainingExample:
+        """Make an example of a patch and its pseudo-labels.
 
         Between nuclei that touch or nearly do, pixels weigh `seam_weight` (at least 1) times as
         much as elsewhere: they are few, but they separate the nuclei (Ronneberger et al., "U-Net",
@@ -66,11 +66,11 @@ class Lesson:
         return cls(rgb, np.rint(255 * np.stack(maps, axis=-1)).astype(np.uint8))
 
 
-def make_lessons(
+def make_examples(
     rgb: RGB, known: PseudoLabels, recipe: StudentRecipe, rng: np.random.Generator
-) -> list[Lesson]:
+) -> list[TrainingExample]:
     """Return a patch as it is, and its renditions with nuclei pasted and repainted."""
-    lessons = [Lesson.of(rgb, known, recipe.seam_weight)]
+    examples = [TrainingExample.of(rgb, known, recipe.seam_weight)]
     cuts = cut_nuclei(rgb, known.labels)
     area_mm2 = known.labels.size * (recipe.mpp / 1000) ** 2
     for _ in range(recipe.renditions):
@@ -78,12 +78,12 @@ def make_lessons(
             rgb, known, cuts, round(recipe.pastes_per_mm2 * area_mm2), rng
         )
         new_rgb = repaint_nuclei(new_rgb, new_known.labels, rng, share=recipe.repainted_share)
-        lessons.append(Lesson.of(new_rgb, new_known, recipe.seam_weight))
-    return lessons
+        examples.append(TrainingExample.of(new_rgb, new_known, recipe.seam_weight))
+    return examples
 
 
 def random_batch(
-    lessons: Sequence[Lesson],
+    examples: Sequence[TrainingExample],
     size: int,
     crop_px: int,
     rng: np.random.Generator,
@@ -93,11 +93,11 @@ def random_batch(
     strong_colours: float,
     borrowed_colours: float,
 ) -> tuple[Tensor, Tensor]:
-    """Draw a batch of crops; a lesson's probability is its size times its likelihood.
+    """Draw a batch of crops; an example's probability is its size times its likelihood.
 
     Parameters
     ----------
-    lessons : sequence of Lesson
+    examples : sequence of TrainingExample
     size : int
         Number of crops.
     crop_px : int
@@ -108,7 +108,7 @@ def random_batch(
     strong_colours : float
         Share of the crops that are recoloured strongly, see `random_appearance`.
     borrowed_colours : float
-        Share of the crops that first get the colours of another lesson.
+        Share of the crops that first get the colours of another example.
 
     Returns
     -------
@@ -119,14 +119,16 @@ def random_batch(
     offset, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     images = np.empty((size, crop_px, crop_px, 3), np.float32)
     targets = np.empty((size, crop_px, crop_px, 3), np.float32)
-    areas = np.array([math.prod(lesson.rgb.shape[:2]) * lesson.likelihood for lesson in lessons])
+    areas = np.array(
+        [math.prod(example.rgb.shape[:2]) * example.likelihood for example in examples]
+    )
     share = areas / areas.sum()
     for i in range(size):
-        lesson = lessons[int(rng.choice(len(lessons), p=share))]
-        rgb, crop_targets = random_crop_of(lesson, crop_px, rng)
+        example = examples[int(rng.choice(len(examples), p=share))]
+        rgb, crop_targets = random_crop_of(example, crop_px, rng)
         if rng.random() < borrowed_colours:
-            lender = lessons[int(rng.integers(len(lessons)))]
-            rgb = with_colours_of(rgb, lesson.colours, lender.colours)
+            lender = examples[int(rng.integers(len(examples)))]
+            rgb = with_colours_of(rgb, example.colours, lender.colours)
         images[i] = (random_appearance(rgb, rng, strong_colours) - offset) / scale
         targets[i] = crop_targets / np.float32(255)
     return _channels_first(images), _channels_first(targets)
@@ -139,7 +141,7 @@ def with_colours_of(rgb: RGB, own: npt.NDArray[np.float32], lent: npt.NDArray[np
     ----------
     rgb : (H, W, 3) uint8 ndarray
     own, lent : (2, 3) float32 ndarray
-        `Lesson.colours` of the crop's lesson and of the lender's.
+        `TrainingExample.colours` of the crop's example and of the lender's.
 
     Returns
     -------
@@ -161,9 +163,9 @@ def _channels_first(batch: npt.NDArray[np.float32]) -> Tensor:
 
 
 def random_crop_of(
-    lesson: Lesson, size: int, rng: np.random.Generator
+    example: TrainingExample, size: int, rng: np.random.Generator
 ) -> tuple[RGB, npt.NDArray[np.uint8]]:
-    """Cut a crop out of a lesson, mirrored, turned and scaled at random.
+    """Cut a crop out of an example, mirrored, turned and scaled at random.
 
     Half of the crops are rotated by right angles only, so that their pixels stay sharp. The scale
     is 0.74 to 1.65, with more enlargement than reduction because large nuclei are rarer in
@@ -171,7 +173,7 @@ def random_crop_of(
 
     Parameters
     ----------
-    lesson : Lesson
+    example : TrainingExample
     size : int
         Side of the crop in px.
     rng : numpy.random.Generator
@@ -181,7 +183,7 @@ def random_crop_of(
     rgb : (size, size, 3) uint8 ndarray
     targets : (size, size, 3) uint8 ndarray
     """
-    height, width = lesson.rgb.shape[:2]
+    height, width = example.rgb.shape[:2]
     quarter = np.pi / 2
     angle = rng.uniform(0, 4 * quarter) if rng.random() < 0.5 else rng.integers(4) * quarter
     step = np.exp(rng.uniform(-0.5, 0.3))  # px of the patch per px of the crop
@@ -205,7 +207,7 @@ def random_crop_of(
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_REFLECT_101,
         )
-        for image in (lesson.rgb, lesson.targets)
+        for image in (example.rgb, example.targets)
     )
     return rgb.astype(np.uint8), targets.astype(np.uint8)
 

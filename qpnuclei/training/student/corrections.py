@@ -1,4 +1,4 @@
-"""Nuclei that somebody drew, as lessons in addition to those without labels."""
+"""Nuclei that somebody drew, as examples in addition to those without labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qpnuclei.evaluation.evaluate import image_mpp
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.resolution import working_downsample
 from qpnuclei.slides.scaling import scaled
-from qpnuclei.training.student.batches import Lesson, make_lessons
+from qpnuclei.training.student.batches import TrainingExample, make_examples
 from qpnuclei.training.student.pseudo_labels import PseudoLabels
 from qpnuclei.training.student.recipe import StudentRecipe
 
@@ -72,28 +72,28 @@ def digest(corrections: Iterable[Correction]) -> str:
     return known.hexdigest()
 
 
-def correction_lessons(
+def correction_examples(
     corrections: Sequence[Correction],
-    others: Sequence[Lesson],
+    others: Sequence[TrainingExample],
     recipe: StudentRecipe,
     rng: np.random.Generator,
-) -> Iterator[Lesson]:
-    """Return the boxes and their renditions as lessons.
+) -> Iterator[TrainingExample]:
+    """Return the boxes and their renditions as examples.
 
     Together they are sampled as often, relative to `others`, as ``corrections_share`` says: by size
     alone, a few boxes would hardly be sampled.
     """
-    lessons = [
-        lesson
+    examples = [
+        example
         for correction in corrections
-        for lesson in make_lessons(correction.rgb, correction.known, recipe, rng)
+        for example in make_examples(correction.rgb, correction.known, recipe, rng)
     ]
-    area, of_others = (sum(_area(lesson) for lesson in some) for some in (lessons, others))
+    area, of_others = (sum(_area(example) for example in some) for some in (examples, others))
     share = recipe.corrections_share
-    for lesson in lessons:
-        yield replace(lesson, likelihood=share / (1 - share) * of_others / area)
+    for example in examples:
+        yield replace(example, likelihood=share / (1 - share) * of_others / area)
 
 
-def _area(lesson: Lesson) -> int:
-    height, width = lesson.targets.shape[:2]
+def _area(example: TrainingExample) -> int:
+    height, width = example.targets.shape[:2]
     return int(height * width)

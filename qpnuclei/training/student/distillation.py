@@ -28,7 +28,7 @@ from qpnuclei.errors import UsageError
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.scaling import scaled
-from qpnuclei.training.student.batches import Lesson, make_lessons
+from qpnuclei.training.student.batches import TrainingExample, make_examples
 from qpnuclei.training.student.fit import has_bfloat16
 from qpnuclei.training.student.labellers import AtSeveralScales, Labeller
 from qpnuclei.training.student.patches import SlideSample
@@ -37,7 +37,7 @@ from qpnuclei.training.student.recipe import StudentRecipe
 
 
 class Distillation:
-    """Lessons from a teacher, the same teacher in every round.
+    """Examples from a teacher, the same teacher in every round.
 
     Parameters
     ----------
@@ -98,49 +98,53 @@ class Distillation:
             self._maps.append(_eight_bits(attention, centre))
             yield self._known[-1]
 
-    def lessons(self, known: Sequence[PseudoLabels], rng: np.random.Generator) -> Iterator[Lesson]:
+    def examples(
+        self, known: Sequence[PseudoLabels], rng: np.random.Generator
+    ) -> Iterator[TrainingExample]:
         """Return the patches and their renditions, with the teacher's maps."""
         for patch, labels, maps in zip(self._patches, known, self._maps, strict=True):
-            original, *renditions = make_lessons(patch, labels, self._recipe, rng)
-            for lesson in (original, *renditions):
-                yield reduced(soften(lesson, original, maps), self._ratio)
+            original, *renditions = make_examples(patch, labels, self._recipe, rng)
+            for example in (original, *renditions):
+                yield reduced(soften(example, original, maps), self._ratio)
 
 
-def soften(lesson: Lesson, original: Lesson, maps: npt.NDArray[np.uint8]) -> Lesson:
-    """Return a rendition's lesson with the teacher's maps where nothing was pasted.
+def soften(
+    example: TrainingExample, original: TrainingExample, maps: npt.NDArray[np.uint8]
+) -> TrainingExample:
+    """Return a rendition's example with the teacher's maps where nothing was pasted.
 
     Parameters
     ----------
-    lesson : Lesson
+    example : TrainingExample
         Targets from the teacher's nuclei and the pasted ones.
-    original : Lesson
+    original : TrainingExample
         The same for the original patch.
     maps : (H, W, 2) uint8 ndarray
         The teacher's foreground and centre map of the patch, each 0..1 times 255.
     """
-    as_it_was = (lesson.targets[..., :2] == original.targets[..., :2]).all(axis=-1)
-    targets = lesson.targets.copy()
+    as_it_was = (example.targets[..., :2] == original.targets[..., :2]).all(axis=-1)
+    targets = example.targets.copy()
     targets[as_it_was, :2] = maps[as_it_was]
-    return replace(lesson, targets=targets)
+    return replace(example, targets=targets)
 
 
-def reduced(lesson: Lesson, ratio: float) -> Lesson:
-    """Return a lesson at a coarser resolution: pixels and targets are averaged.
+def reduced(example: TrainingExample, ratio: float) -> TrainingExample:
+    """Return an example at a coarser resolution: pixels and targets are averaged.
 
     Parameters
     ----------
-    lesson : Lesson
+    example : TrainingExample
         Of (H, W) px.
     ratio : float
         Ratio of the µm/px after and before, at least 1.
 
     Returns
     -------
-    Lesson
+    TrainingExample
         Of (H / ratio, W / ratio) px, each rounded, at least 1.
     """
-    rgb, targets = (scaled(image, 1 / ratio) for image in (lesson.rgb, lesson.targets))
-    return replace(lesson, rgb=rgb, targets=targets)
+    rgb, targets = (scaled(image, 1 / ratio) for image in (example.rgb, example.targets))
+    return replace(example, rgb=rgb, targets=targets)
 
 
 def _eight_bits(*maps: npt.NDArray[np.float32] | None) -> npt.NDArray[np.uint8]:

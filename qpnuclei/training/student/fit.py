@@ -20,7 +20,7 @@ from qpnuclei.errors import TrainingError
 from qpnuclei.models.metadata import IMAGENET_MEAN, IMAGENET_STD
 from qpnuclei.models.student import StudentNet
 from qpnuclei.training.callbacks import Watcher
-from qpnuclei.training.student.batches import Lesson, random_batch
+from qpnuclei.training.student.batches import TrainingExample, random_batch
 from qpnuclei.training.student.recipe import StudentRecipe
 
 #: Steps over which the learning rate rises from 0.
@@ -93,7 +93,7 @@ class Unfinished:
 
 def fit(
     recipe: StudentRecipe,
-    lessons: Sequence[Lesson],
+    examples: Sequence[TrainingExample],
     round_number: int,
     before: StudentNet | None,
     *,
@@ -102,12 +102,12 @@ def fit(
     watcher: Watcher,
     unfinished: Mapping[str, Any] | None = None,
 ) -> tuple[StudentNet, float] | Unfinished:
-    """Train a student on lessons for one round.
+    """Train a student on examples for one round.
 
     Parameters
     ----------
     recipe : StudentRecipe
-    lessons : sequence of Lesson
+    examples : sequence of TrainingExample
     round_number : int
         From 1; determines, with `seed`, all random choices.
     before : StudentNet or None
@@ -167,7 +167,7 @@ def fit(
         for group in optimiser.param_groups:
             group["lr"] = peak_rate * learning_rate_factor(step, steps)
         images, targets = random_batch(
-            lessons,
+            examples,
             recipe.batch_size,
             recipe.crop_px,
             rng,
@@ -210,7 +210,7 @@ def seconds_per_batch(recipe: StudentRecipe, device: torch.device) -> float:
     noise = rng.integers(0, 256, (side, side, 3), np.uint8)
     clock = _BatchClock()
     short = replace(recipe, first_round_batches=4)
-    fit(short, [Lesson(noise, noise)] * 2, 1, None, seed=0, device=device, watcher=clock)
+    fit(short, [TrainingExample(noise, noise)] * 2, 1, None, seed=0, device=device, watcher=clock)
     return (clock.ends[-1] - clock.ends[0]) / (len(clock.ends) - 1)  # the first is a warm-up
 
 

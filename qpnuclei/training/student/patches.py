@@ -141,8 +141,8 @@ def _check_resolution(sources: Sequence[Source], mpp: float, max_enlargement: fl
 def _read(source: Source, windows: Sequence[_Window], mpp: float) -> SlideSample:
     downsample = working_downsample(source.mpp, mpp)
     with source.open() as slide:
-        learned = source.learned(slide)
-        patches = [learned.read(*window, downsample) for window in windows]
+        seen = source.pixels(slide)
+        patches = [seen.read(*window, downsample) for window in windows]
     pixels = np.concatenate([patch.reshape(-1, 3)[::_STAIN_STEP] for patch in patches])
     return SlideSample(source.name, patches, estimate_macenko(pixels))
 

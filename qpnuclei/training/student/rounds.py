@@ -37,16 +37,16 @@ from qpnuclei.training.run_folder import (
     Progress,
     RunState,
     check_identity,
-    git_state,
     load_state,
     open_run_folder,
     save_state,
+    git_state,
     write_metrics,
 )
 from qpnuclei.training.sources import Source
 from qpnuclei.training.student.corrections import (
     Correction,
-    correction_lessons,
+    correction_examples,
     digest,
     read_corrections,
 )
@@ -59,7 +59,7 @@ from qpnuclei.training.student.picture import write_picture
 from qpnuclei.training.student.recipe import StudentRecipe, student_recipe
 from qpnuclei.training.student.self_training import (
     STUDENT_INSTANCES,
-    Curriculum,
+    ExampleSource,
     SelfTraining,
     instances_at,
 )
@@ -171,11 +171,11 @@ def train_student(
         number_of(len(sources), "image"),
         f", labelled in {sizes} sizes" if sizes > 1 else "",
     )
-    curriculum: Curriculum
+    example_source: ExampleSource
     if recipe.teacher is None:
-        curriculum = SelfTraining(recipe, samples)
+        example_source = SelfTraining(recipe, samples)
     else:
-        curriculum = Distillation(recipe, samples, device)
+        example_source = Distillation(recipe, samples, device)
     start = None if recipe.start is None else starting_model(recipe)
     network = StudentNet(**recipe.architecture)
     if start is not None:
@@ -189,7 +189,7 @@ def train_student(
         folder=folder,
         identity=identity,
         samples=samples,
-        curriculum=curriculum,
+        example_source=example_source,
         corrections=corrected,
         labelled=labelled,
         device=device,
@@ -216,7 +216,7 @@ class _Run:
     folder: Path
     identity: Mapping[str, Any]
     samples: Sequence[SlideSample]
-    curriculum: Curriculum
+    example_source: ExampleSource
     corrections: Sequence[Correction]
     labelled: Sequence[LabelledImage]
     device: torch.device
@@ -280,7 +280,7 @@ class _Run:
         self.watcher.round(number, recipe.rounds, batches)
         known = []
         patches = sum(len(sample.patches) for sample in self.samples)
-        for labels in self.curriculum.known(labeller):
+        for labels in self.example_source.known(labeller):
             known.append(labels)
             self.watcher.labels(len(known), patches)
             if self.watcher.stop_requested():
@@ -293,12 +293,12 @@ class _Run:
                 f"round {number}: nothing in any of the images looks like a nucleus",
                 "check --mpp and that the slides are H&E; see pseudo-labels/ in the run folder",
             )
-        lessons = list(self.curriculum.lessons(known, rng))
+        examples = list(self.example_source.examples(known, rng))
         if self.corrections:
-            lessons += correction_lessons(self.corrections, lessons, self.recipe, rng)
+            examples += correction_examples(self.corrections, examples, self.recipe, rng)
         fitted = fit(
             self.recipe,
-            lessons,
+            examples,
             number,
             self.student if is_trained else None,
             seed=self.identity["seed"],

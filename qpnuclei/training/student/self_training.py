@@ -1,4 +1,4 @@
-"""Lessons for a student without a teacher: first from the stain, then from its own predictions."""
+"""Examples for a student without a teacher: first from the stain, then from its own predictions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qpnuclei.models.metadata import PostProcessing
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.stains import Stains, separate
-from qpnuclei.training.student.batches import Lesson, make_lessons
+from qpnuclei.training.student.batches import TrainingExample, make_examples
 from qpnuclei.training.student.labellers import Labeller
 from qpnuclei.training.student.patches import SlideSample
 from qpnuclei.training.student.pseudo_labels import (
@@ -54,8 +54,8 @@ def instances_at(parameters: PostProcessing, mpp: float) -> PostProcessing:
     return parameters.at_resolution(INSTANCES_MPP, mpp)
 
 
-class Curriculum(Protocol):
-    """The source of the lessons of a round."""
+class ExampleSource(Protocol):
+    """The source of the examples of a round."""
 
     def known(self, labeller: Labeller | None) -> Iterator[PseudoLabels]:
         """Yield the pseudo-labels of each patch.
@@ -63,13 +63,15 @@ class Curriculum(Protocol):
         `labeller` is usually the student of the previous round; None without one.
         """
 
-    def lessons(self, known: Sequence[PseudoLabels], rng: np.random.Generator) -> Iterator[Lesson]:
-        """Make lessons from pseudo-labels, with random changes that differ between rounds."""
+    def examples(
+        self, known: Sequence[PseudoLabels], rng: np.random.Generator
+    ) -> Iterator[TrainingExample]:
+        """Make examples from pseudo-labels, with random changes that differ between rounds."""
 
 
 @dataclass(eq=False)
 class SelfTraining:
-    """Lessons from a vote of haematoxylin masks, then from the student of the previous round.
+    """Examples from a vote of haematoxylin masks, then from the student of the previous round.
 
     Parameters
     ----------
@@ -95,13 +97,15 @@ class SelfTraining:
             if labeller is None:
                 yield labels_from_vote(patch, vote, sample.stains, self.recipe)
             else:
-                yield labels_from_teacher(labeller, patch, vote, self.recipe)
+                yield labels_from_model(labeller, patch, vote, self.recipe)
 
-    def lessons(self, known: Sequence[PseudoLabels], rng: np.random.Generator) -> Iterator[Lesson]:
+    def examples(
+        self, known: Sequence[PseudoLabels], rng: np.random.Generator
+    ) -> Iterator[TrainingExample]:
         """Return the patches and their renditions."""
         patches = (patch for sample in self.samples for patch in sample.patches)
         for patch, labels in zip(patches, known, strict=True):
-            yield from make_lessons(patch, labels, self.recipe, rng)
+            yield from make_examples(patch, labels, self.recipe, rng)
 
 
 def labels_from_vote(
@@ -128,21 +132,21 @@ def labels_from_vote(
     return _trusted(candidates, vote, recipe, min_probability=0.0)
 
 
-def labels_from_teacher(
-    teacher: Labeller, rgb: RGB, vote: FloatMap, recipe: StudentRecipe
+def labels_from_model(
+    labeller: Labeller, rgb: RGB, vote: FloatMap, recipe: StudentRecipe
 ) -> PseudoLabels:
     """Return the pseudo-labels of one patch from a trained model.
 
     Parameters
     ----------
-    teacher : Labeller
+    labeller : Labeller
         Such as the student of the previous round.
     rgb : (H, W, 3) uint8 ndarray
     vote : (H, W) float32 ndarray
         See `haematoxylin_votes`; mixed in, so that no round forgets where the stain is.
     recipe : StudentRecipe
     """
-    attention, centre = teacher.predict_image(rgb)
+    attention, centre = labeller.predict_image(rgb)
     probability = (1 - recipe.vote_share) * attention + recipe.vote_share * vote
     parameters = instances_at(STUDENT_INSTANCES, recipe.mpp)
     filled = _filled(probability, parameters, recipe)

@@ -3,7 +3,7 @@ import pytest
 from skimage.draw import ellipse
 
 from qpnuclei.training.student.batches import (
-    Lesson,
+    TrainingExample,
     _random_jpeg,
     random_appearance,
     random_batch,
@@ -13,12 +13,12 @@ from qpnuclei.training.student.batches import (
 from qpnuclei.training.student.pseudo_labels import PseudoLabels
 
 PURPLE, PINK = (80, 50, 130), (220, 150, 190)
-#: Crops in the colours of their own lesson.
+#: Crops in the colours of their own example.
 AS_THEY_ARE = {"strong_colours": 0.0, "borrowed_colours": 0.0}
 
 
 @pytest.fixture
-def lesson():
+def example():
     rgb = np.full((200, 240, 3), PINK, np.uint8)
     labels = np.zeros((200, 240), np.int32)
     for number, (y, x) in enumerate([(50, 60), (90, 180), (150, 110), (160, 40)], start=1):
@@ -26,11 +26,11 @@ def lesson():
         rgb[inside], labels[inside] = PURPLE, number
     weight = np.ones(labels.shape, np.float32)
     weight[:, 200:] = 0
-    return Lesson.of(rgb, PseudoLabels(labels, weight))
+    return TrainingExample.of(rgb, PseudoLabels(labels, weight))
 
 
-def test_a_lesson_holds_foreground_centre_and_weight(lesson):
-    foreground, centre, weight = np.moveaxis(lesson.targets, -1, 0)
+def test_an_example_holds_foreground_centre_and_weight(example):
+    foreground, centre, weight = np.moveaxis(example.targets, -1, 0)
 
     assert set(np.unique(foreground)) == {0, 255}
     assert centre[50, 60] == 255
@@ -44,7 +44,9 @@ def test_pixels_between_touching_nuclei_weigh_more():
     labels[:, 1:5], labels[:, 5:9] = 1, 2
     known = PseudoLabels(labels, np.full(labels.shape, 0.5, np.float32))
 
-    weight = Lesson.of(np.zeros((9, 12, 3), np.uint8), known, seam_weight=3.0).targets[..., 2]
+    weight = TrainingExample.of(np.zeros((9, 12, 3), np.uint8), known, seam_weight=3.0).targets[
+        ..., 2
+    ]
 
     # Between column 4 and 5: two pixels to either side, three times what the others weigh.
     assert (weight[:, 3:7] == np.rint(255 * 0.5)).all()
@@ -52,37 +54,39 @@ def test_pixels_between_touching_nuclei_weigh_more():
     assert (weight[:, 7:] == np.rint(255 * 0.5 / 3)).all()
 
 
-def test_image_and_targets_are_cropped_alike(lesson):
+def test_image_and_targets_are_cropped_alike(example):
     rng = np.random.default_rng(0)
     for _ in range(40):
-        rgb, targets = random_crop_of(lesson, 96, rng)
+        rgb, targets = random_crop_of(example, 96, rng)
         assert rgb.shape == targets.shape == (96, 96, 3)
         # Whatever the turn and the scale: where the targets say nucleus it is purple.
         assert (rgb[targets[..., 0] > 200].astype(int) - PURPLE).max(initial=0) < 40
         assert (PINK - rgb[targets[..., 0] < 50].astype(int)).max(initial=0) < 40
 
 
-def test_crops_come_in_all_sizes_and_from_everywhere(lesson):
+def test_crops_come_in_all_sizes_and_from_everywhere(example):
     rng = np.random.default_rng(1)
     # The area of a nucleus in the crop tells the scale: 565 px as it is.
-    areas = [np.count_nonzero(random_crop_of(lesson, 256, rng)[1][..., 0] > 127) for _ in range(60)]
+    areas = [
+        np.count_nonzero(random_crop_of(example, 256, rng)[1][..., 0] > 127) for _ in range(60)
+    ]
 
     assert min(areas) < 0.8 * np.median(areas)
     assert max(areas) > 1.25 * np.median(areas)
 
 
-def test_patches_smaller_than_a_crop_are_mirrored(lesson):
-    small = Lesson(lesson.rgb[:40, :40], lesson.targets[:40, :40])
+def test_patches_smaller_than_a_crop_are_mirrored(example):
+    small = TrainingExample(example.rgb[:40, :40], example.targets[:40, :40])
 
     rgb, _ = random_crop_of(small, 96, np.random.default_rng(0))
 
     assert (rgb > 0).all()  # no black border, which would be taken for haematoxylin
 
 
-def test_appearance_varies_in_colour_brightness_and_sharpness_and_stays_in_range(lesson):
+def test_appearance_varies_in_colour_brightness_and_sharpness_and_stays_in_range(example):
     rng = np.random.default_rng(2)
 
-    looks = np.stack([random_appearance(lesson.rgb, rng) for _ in range(60)])
+    looks = np.stack([random_appearance(example.rgb, rng) for _ in range(60)])
 
     assert looks.dtype == np.float32
     assert looks.min() >= 0
@@ -90,16 +94,16 @@ def test_appearance_varies_in_colour_brightness_and_sharpness_and_stays_in_range
     mean_colours = looks.mean(axis=(1, 2))
     assert (mean_colours.std(axis=0) > 0.02).all()
     # Nuclei stay darker than what is around them, in red, always.
-    nuclei = lesson.targets[..., 0] > 0
+    nuclei = example.targets[..., 0] > 0
     assert (looks[:, nuclei, 0].mean(axis=1) < looks[:, ~nuclei, 0].mean(axis=1)).all()
     sharpness = np.abs(np.diff(looks, axis=1)).max(axis=(1, 2, 3))
     assert sharpness.max() > 2 * sharpness.min()
 
 
-def test_strong_colours_vary_more_than_mild_ones(lesson):
+def test_strong_colours_vary_more_than_mild_ones(example):
     def spread(share):
         rng = np.random.default_rng(7)
-        looks = np.stack([random_appearance(lesson.rgb, rng, share) for _ in range(60)])
+        looks = np.stack([random_appearance(example.rgb, rng, share) for _ in range(60)])
         return looks.mean(axis=(1, 2)).std(axis=0)
 
     assert (spread(1.0) > 1.3 * spread(0.0)).all()
@@ -122,7 +126,7 @@ def test_borrowed_colours_are_the_lenders():
 
     def patch(colour):
         grain = rng.normal(0, 12, (64, 64, 1))
-        return Lesson((np.array(colour) + grain).clip(0, 255).astype(np.uint8), no_targets)
+        return TrainingExample((np.array(colour) + grain).clip(0, 255).astype(np.uint8), no_targets)
 
     own, lender = patch((150, 90, 160)), patch((110, 100, 190))
 
@@ -137,16 +141,18 @@ def test_glass_has_no_part_in_the_colours_of_a_patch():
     half_glass = np.full((40, 40, 3), 245, np.uint8)
     half_glass[:, ::2] = (150, 90, 160)
 
-    colours = Lesson(half_glass, np.zeros((40, 40, 3), np.uint8)).colours
+    colours = TrainingExample(half_glass, np.zeros((40, 40, 3), np.uint8)).colours
 
     np.testing.assert_allclose(
-        colours[0], Lesson(half_glass[:, ::2], half_glass[:, ::2]).colours[0], atol=0.01
+        colours[0], TrainingExample(half_glass[:, ::2], half_glass[:, ::2]).colours[0], atol=0.01
     )
 
 
-def test_larger_lessons_are_drawn_more_often():
+def test_larger_examples_are_drawn_more_often():
     small, large = (
-        Lesson(np.full((side, side, 3), value, np.uint8), np.zeros((side, side, 3), np.uint8))
+        TrainingExample(
+            np.full((side, side, 3), value, np.uint8), np.zeros((side, side, 3), np.uint8)
+        )
         for side, value in ((32, 20), (96, 220))
     )
 
@@ -158,10 +164,10 @@ def test_larger_lessons_are_drawn_more_often():
     assert 0.82 <= bright <= 0.97  # nine tenths of the area
 
 
-def test_a_batch_is_normalised_and_repeatable(lesson):
+def test_a_batch_is_normalised_and_repeatable(example):
     batches = [
         random_batch(
-            [lesson],
+            [example],
             3,
             64,
             np.random.default_rng(5),

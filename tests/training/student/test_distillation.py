@@ -17,7 +17,7 @@ from qpnuclei.models.registry import resolve_model
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.training.config import read_recipe
 from qpnuclei.training.sources import find_sources
-from qpnuclei.training.student.batches import Lesson
+from qpnuclei.training.student.batches import TrainingExample
 from qpnuclei.training.student.distillation import Distillation, soften
 from qpnuclei.training.student.fit import has_bfloat16
 from qpnuclei.training.student.labellers import AtSeveralScales
@@ -104,29 +104,31 @@ def test_from_the_command_line_to_a_model_that_says_who_taught_it(
 
 
 @pytest.mark.parametrize("scales", [(1.0,), (0.75, 1.5)])
-def test_lessons_hold_what_the_teacher_sees(patches: Path, scales: tuple[float, ...]) -> None:
-    curriculum = distillation(patches, renditions=0, label_scales=scales)
+def test_examples_hold_what_the_teacher_sees(patches: Path, scales: tuple[float, ...]) -> None:
+    example_source = distillation(patches, renditions=0, label_scales=scales)
 
-    lessons = list(curriculum.lessons(list(curriculum.known(None)), np.random.default_rng(0)))
+    examples = list(
+        example_source.examples(list(example_source.known(None)), np.random.default_rng(0))
+    )
 
     device = torch.device("cpu")
     precision = "bfloat16" if has_bfloat16(device) else "auto"
     teacher = Predictor.load("default", "cpu", precision=precision)
     at_scales = AtSeveralScales(teacher, scales)
-    for seed, lesson in enumerate(lessons):
+    for seed, example in enumerate(examples):
         maps = np.stack(at_scales.predict_image(tissue(seed)[0]), axis=-1)
-        np.testing.assert_array_equal(lesson.rgb, tissue(seed)[0])
-        np.testing.assert_allclose(lesson.targets[..., :2] / 255, maps, atol=0.5 / 255 + 1e-6)
-        assert set(np.unique(lesson.targets[..., 2])) <= {85, 255}  # 255 between nuclei
+        np.testing.assert_array_equal(example.rgb, tissue(seed)[0])
+        np.testing.assert_allclose(example.targets[..., :2] / 255, maps, atol=0.5 / 255 + 1e-6)
+        assert set(np.unique(example.targets[..., 2])) <= {85, 255}  # 255 between nuclei
 
 
 def test_every_round_draws_its_renditions_anew_from_the_same_nuclei(patches: Path) -> None:
-    curriculum = distillation(patches, pastes_per_mm2=0)
-    known = list(curriculum.known(None))
+    example_source = distillation(patches, pastes_per_mm2=0)
+    known = list(example_source.known(None))
 
-    again = list(curriculum.known(None))
+    again = list(example_source.known(None))
     first, second = (
-        list(curriculum.lessons(known, np.random.default_rng(seed))) for seed in (1, 2)
+        list(example_source.examples(known, np.random.default_rng(seed))) for seed in (1, 2)
     )
 
     assert [len(np.unique(labels.labels)) - 1 for labels in known] == [9, 9]
@@ -139,8 +141,10 @@ def test_every_round_draws_its_renditions_anew_from_the_same_nuclei(patches: Pat
 
 def test_only_what_was_pasted_is_taught_by_its_outline() -> None:
     rgb = np.zeros((2, 2, 3), np.uint8)
-    original = Lesson(rgb, np.array([[[0, 0, 255], [255, 90, 255]]] * 2, np.uint8))
-    pasted = Lesson(rgb, np.array([[[255, 70, 255], [255, 90, 255]], [[0, 0, 0]] * 2], np.uint8))
+    original = TrainingExample(rgb, np.array([[[0, 0, 255], [255, 90, 255]]] * 2, np.uint8))
+    pasted = TrainingExample(
+        rgb, np.array([[[255, 70, 255], [255, 90, 255]], [[0, 0, 0]] * 2], np.uint8)
+    )
     maps = np.array([[[3, 4], [200, 80]]] * 2, np.uint8)
 
     softened = soften(pasted, original, maps)
@@ -175,13 +179,13 @@ def test_a_teacher_of_finer_pixels_teaches_their_means(patches: Path) -> None:
     rng = np.random.default_rng
 
     pairs = zip(
-        fine.lessons(list(fine.known(None)), rng(0)),
-        coarse.lessons(list(coarse.known(None)), rng(0)),
+        fine.examples(list(fine.known(None)), rng(0)),
+        coarse.examples(list(coarse.known(None)), rng(0)),
         strict=True,
     )
 
-    for lesson, reduced in pairs:
-        for before, after in ((lesson.rgb, reduced.rgb), (lesson.targets, reduced.targets)):
+    for example, reduced in pairs:
+        for before, after in ((example.rgb, reduced.rgb), (example.targets, reduced.targets)):
             means = before.reshape(80, 2, 80, 2, 3).mean(axis=(1, 3))
             np.testing.assert_allclose(after, means, atol=0.51)
 

@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from qpnuclei.errors import TrainingError
 from qpnuclei.training.callbacks import Watcher
-from qpnuclei.training.student.batches import Lesson
+from qpnuclei.training.student.batches import TrainingExample
 from qpnuclei.training.student.fit import Unfinished, fit, learning_rate_factor, student_loss
 from qpnuclei.training.student.pseudo_labels import PseudoLabels
 from qpnuclei.training.student.recipe import StudentRecipe
@@ -26,14 +26,14 @@ TINY = StudentRecipe(
 )
 
 
-def _lesson():
+def _example():
     """Dark squares on bright ground."""
     rgb = np.full((128, 128, 3), 230, np.uint8)
     labels = np.zeros((128, 128), np.int32)
     for number, (y, x) in enumerate([(10, 10), (60, 20), (30, 80), (90, 90)], start=1):
         rgb[y : y + 24, x : x + 24] = (90, 60, 140)
         labels[y : y + 24, x : x + 24] = number
-    return Lesson.of(rgb, PseudoLabels(labels, np.ones(labels.shape, np.float32)))
+    return TrainingExample.of(rgb, PseudoLabels(labels, np.ones(labels.shape, np.float32)))
 
 
 def _sigmoid(x):
@@ -86,7 +86,7 @@ def test_learning_rate_rises_then_falls_to_nothing():
 
 def test_learns_what_is_taught_and_repeats_itself():
     runs = [
-        fit(TINY, [_lesson()], 1, None, seed=7, device=torch.device("cpu"), watcher=Watcher())
+        fit(TINY, [_example()], 1, None, seed=7, device=torch.device("cpu"), watcher=Watcher())
         for _ in range(2)
     ]
 
@@ -100,9 +100,9 @@ def test_learns_what_is_taught_and_repeats_itself():
 def test_a_later_round_starts_from_its_teacher():
     cpu = torch.device("cpu")
     still = replace(TINY, later_learning_rate=1e-12, batches_per_round=1)
-    teacher, _ = fit(TINY, [_lesson()], 1, None, seed=7, device=cpu, watcher=Watcher())
+    teacher, _ = fit(TINY, [_example()], 1, None, seed=7, device=cpu, watcher=Watcher())
 
-    student, _ = fit(still, [_lesson()], 2, teacher, seed=7, device=cpu, watcher=Watcher())
+    student, _ = fit(still, [_example()], 2, teacher, seed=7, device=cpu, watcher=Watcher())
 
     for (name, old), new in zip(teacher.named_parameters(), student.parameters(), strict=True):
         torch.testing.assert_close(old, new, rtol=0, atol=1e-6, msg=name)
@@ -114,7 +114,7 @@ def test_stops_when_asked_to():
             return True
 
     stopped = fit(
-        TINY, [_lesson()], 1, None, seed=0, device=torch.device("cpu"), watcher=Impatient()
+        TINY, [_example()], 1, None, seed=0, device=torch.device("cpu"), watcher=Impatient()
     )
 
     assert isinstance(stopped, Unfinished)
@@ -125,4 +125,4 @@ def test_a_loss_that_is_no_number_stops_with_advice():
     wild = replace(TINY, learning_rate=1e30, gradient_clip=1e30)
 
     with pytest.raises(TrainingError, match=r"round 1, batch \d+: the loss is (nan|inf)"):
-        fit(wild, [_lesson()], 1, None, seed=0, device=torch.device("cpu"), watcher=Watcher())
+        fit(wild, [_example()], 1, None, seed=0, device=torch.device("cpu"), watcher=Watcher())

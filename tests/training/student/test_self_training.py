@@ -17,7 +17,7 @@ from qpnuclei.training.student.self_training import (
     STUDENT_INSTANCES,
     VOTE_INSTANCES,
     instances_at,
-    labels_from_teacher,
+    labels_from_model,
     labels_from_vote,
 )
 
@@ -48,7 +48,7 @@ def test_a_student_of_coarse_pixels_teaches_small_nuclei_too() -> None:
     rgb = np.zeros((64, 64, 3), np.uint8)
     vote = (labels > 0).astype(np.float32)
 
-    known = labels_from_teacher(cast(Predictor, Knowing(labels)), rgb, vote, COARSE)
+    known = labels_from_model(cast(Predictor, Knowing(labels)), rgb, vote, COARSE)
 
     assert known.labels[32, 32] == known.labels.max() == 1
     assert (known.labels > 0).sum() == pytest.approx((labels > 0).sum(), rel=0.2)
