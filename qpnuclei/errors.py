@@ -162,7 +162,7 @@ def standing_alone(where: str, report: Callable[[QpnucleiError], object]) -> Ite
 def _unexpected(error: Exception, where: str) -> UnexpectedError:
     if isinstance(error, MemoryError):
         return UnexpectedError(f"{where}: not enough memory", "close other programs, and run again")
-    reason = " ".join(str(error).split())[:_LONGEST_REASON]
+    reason = short_reason(error)
     return UnexpectedError(
         f"{where}: unexpected {type(error).__name__}" + (f": {reason}" if reason else ""),
         "please report this, with what qpnuclei --verbose says of it",
@@ -182,6 +182,11 @@ def number_of(count: int, noun: str, plural: str = "") -> str:
     ('1 image', '2 images', '0 nuclei')
     """
     return f"{count} {noun if count == 1 else plural or _PLURALS.get(noun, noun + 's')}"
+
+
+def short_reason(reason: object) -> str:
+    """Return the text of an error, for a message: one line of at most 300 characters."""
+    return " ".join(str(reason).split())[:_LONGEST_REASON]
 
 
 def quoted(value: object) -> str:

@@ -14,7 +14,7 @@ from qpnuclei.evaluation.agreement import classify
 from qpnuclei.evaluation.bootstrap import bootstrap_interval
 from qpnuclei.evaluation.datasets import AnnotatedImage
 from qpnuclei.evaluation.labelmap import label_map
-from qpnuclei.evaluation.metrics import Scores, mean_scores, score
+from qpnuclei.evaluation.metrics import Scores, mean_of_known, mean_scores, score
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import open_slide
@@ -106,12 +106,7 @@ class Comparison:
     @property
     def mean(self) -> dict[str, float]:
         """Mean difference of every score, over the images where both methods have it."""
-        means = {}
-        for name in SCORES:
-            known = self._differences(name)
-            known = known[~np.isnan(known)]
-            means[name] = float(known.mean()) if known.size else float("nan")
-        return means
+        return {name: mean_of_known(self._differences(name)) for name in SCORES}
 
     @property
     def interval(self) -> dict[str, tuple[float, float]]:

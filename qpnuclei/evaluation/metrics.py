@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage
 
 from qpnuclei.evaluation.matching import LabelMap, MapOverlaps, overlaps_of_maps
@@ -181,7 +182,12 @@ def mean_scores(images: Iterable[Scores]) -> Mapping[str, float]:
         raise ValueError("no images to average")
     means = {}
     for name in (f.name for f in fields(Scores)):
-        values = np.array([row[name] for row in rows], float)
-        known = values[~np.isnan(values)]
-        means[name] = float(known.mean()) if known.size else float("nan")
+        means[name] = mean_of_known([row[name] for row in rows])
     return means
+
+
+def mean_of_known(values: npt.ArrayLike) -> float:
+    """Return the mean of the values that are not NaN; NaN if there are none."""
+    values = np.asarray(values, np.float64)
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from qpnuclei.errors import FormatError, NotFoundError, SaveError, UsageError
+from qpnuclei.models.checkpoint import library_versions
 from qpnuclei.system.files import write_atomically
 
 _log = logging.getLogger(__name__)
@@ -188,6 +189,14 @@ def write_attention_grid(path: Path, rgb: Tensor, attention: Tensor) -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.concatenate(rows)).save(buffer, "PNG")
     write_atomically(path, buffer.getvalue())
+
+
+def versions_of_training() -> dict[str, str]:
+    """Return the versions that a trained model records: of libraries, and of the sources."""
+    versions = library_versions()
+    if git := git_state():
+        versions["git"] = git
+    return versions
 
 
 def git_state() -> str | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from qpnuclei.errors import SaveError, WorkerError, number_of
+from qpnuclei.errors import SaveError, WorkerError, number_of, short_reason
 from qpnuclei.pipeline.folder import TRIES, RunFolder
 from qpnuclei.pipeline.inference.executors import Advance, Outcome, Task
 from qpnuclei.pipeline.inference.remote import Delivery, Job, compute_unit
@@ -24,7 +24,6 @@ from qpnuclei.pipeline.inference.scheduler import (
     connected,
     quiet,
     require_dask,
-    short_reason,
     workers_here,
 )
 from qpnuclei.pipeline.options import RunOptions

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from qpnuclei.errors import UsageError, WorkerError
+from qpnuclei.errors import UsageError, WorkerError, short_reason
 from qpnuclei.system.files import read_regular
 
 if TYPE_CHECKING:
@@ -170,8 +170,3 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def short_reason(error: Exception) -> str:
-    """Return the text of an error of Dask as one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200]

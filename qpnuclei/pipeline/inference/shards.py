@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from qpnuclei.errors import FormatError
+from qpnuclei.errors import FormatError, short_reason
 from qpnuclei.nuclei import arrow_arrays
 from qpnuclei.nuclei.store import from_arrow, to_arrow
 from qpnuclei.nuclei.table import NucleiTable, concatenate
@@ -240,11 +240,7 @@ def _opened(path: Path, key: str, read: Callable[[ParquetFile, list[str]], T]) -
     ) as error:
         if isinstance(error, FormatError):
             raise
-        raise FormatError(f"{path} is damaged: {_short(error)}", hint) from error
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+        raise FormatError(f"{path} is damaged: {short_reason(error)}", hint) from error
 
 
 def _check(table: pa.Table, digests: list[str], number: int) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-#: Longest reason in a message, in characters.
-_LONGEST_REASON = 300
+from qpnuclei.errors import short_reason
 
 
 @dataclass
@@ -47,15 +46,10 @@ class Reporter:
         """Record a value that is left out, with the reason, or raise a GeoJsonError."""
         if self.problems is None:
             raise GeoJsonError(what)
-        self.problems.values.append(f"feature {self.index}: {short(what)}")
+        self.problems.values.append(f"feature {self.index}: {short_reason(what)}")
 
     def report_feature(self, what: str) -> None:
         """Record a feature that is left out, with the reason, or raise a GeoJsonError."""
         if self.problems is None:
             raise GeoJsonError(what)
-        self.problems.features.append(f"feature {self.index}: {short(what)}")
-
-
-def short(reason: object) -> str:
-    """Return a reason as one line of limited length."""
-    return " ".join(str(reason).split())[:_LONGEST_REASON]
+        self.problems.features.append(f"feature {self.index}: {short_reason(what)}")

@@ -8,11 +8,11 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from qpnuclei.errors import FormatError, NotFoundError
+from qpnuclei.errors import FormatError, NotFoundError, short_reason
 from qpnuclei.qupath.geojson.features import objects_of
 from qpnuclei.qupath.geojson.json_stream import Scanner, open_texts, read_values
 from qpnuclei.qupath.geojson.objects import GeoJsonObject
-from qpnuclei.qupath.geojson.problems import GeoJsonError, Problems, Reporter, short
+from qpnuclei.qupath.geojson.problems import GeoJsonError, Problems, Reporter
 
 
 def read_objects(path: Path, problems: Problems | None = None) -> Iterator[GeoJsonObject]:
@@ -53,7 +53,7 @@ def read_objects(path: Path, problems: Problems | None = None) -> Iterator[GeoJs
         raise NotFoundError(f"{path}: no such file", "check the path") from error
     except GeoJsonError as error:
         raise FormatError(
-            f"{path}, feature {index}: {short(error)}", "export it again from QuPath"
+            f"{path}, feature {index}: {short_reason(error)}", "export it again from QuPath"
         ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
         raise FormatError(

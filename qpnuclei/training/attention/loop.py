@@ -29,7 +29,7 @@ from qpnuclei.evaluation.tuning import (
     tune_post_processing,
     validation_digest,
 )
-from qpnuclei.models.checkpoint import library_versions, load_model, save_model
+from qpnuclei.models.checkpoint import load_model, save_model
 from qpnuclei.models.metadata import ColourNormalisation, ModelMetadata, PostProcessing
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.system.checked import as_json
@@ -46,10 +46,10 @@ from qpnuclei.training.run_folder import (
     Progress,
     RunState,
     check_identity,
-    git_state,
     load_state,
     open_run_folder,
     save_state,
+    versions_of_training,
     write_attention_grid,
     write_metrics,
 )
@@ -374,9 +374,6 @@ class _Run:
 
     def _metadata(self, validation: Mapping[str, Any]) -> ModelMetadata:
         learner = self.learner
-        versions = library_versions()
-        if git := git_state():
-            versions["git"] = git
         return ModelMetadata(
             name=self.recipe.name,
             family="attention",
@@ -394,7 +391,7 @@ class _Run:
             },
             data=dict(self.data),
             validation=dict(validation),
-            versions=versions,
+            versions=versions_of_training(),
         )
 
 

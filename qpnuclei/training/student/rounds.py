@@ -24,7 +24,7 @@ import torch
 from qpnuclei.errors import TrainingError, UsageError, number_of
 from qpnuclei.evaluation.boxes import BoxImage
 from qpnuclei.evaluation.tuning import LabelledImage, read_validation, validation_digest
-from qpnuclei.models.checkpoint import library_versions, save_model
+from qpnuclei.models.checkpoint import save_model
 from qpnuclei.models.metadata import ModelMetadata, PostProcessing, model_hash, read_metadata
 from qpnuclei.models.registry import resolve_model
 from qpnuclei.models.student import StudentNet
@@ -40,7 +40,7 @@ from qpnuclei.training.run_folder import (
     load_state,
     open_run_folder,
     save_state,
-    git_state,
+    versions_of_training,
     write_metrics,
 )
 from qpnuclei.training.sources import Source
@@ -361,9 +361,6 @@ class _Run:
         return metadata.post_processing.at_resolution(metadata.mpp, self.recipe.mpp)
 
     def _metadata(self, measured: Mapping[str, Any] | None = None) -> ModelMetadata:
-        versions = library_versions()
-        if git := git_state():
-            versions["git"] = git
         return ModelMetadata(
             name=self.recipe.name,
             family="student",
@@ -385,7 +382,7 @@ class _Run:
                 "licence": self.recipe.data_licence,
             },
             validation=dict(measured or {}),
-            versions=versions,
+            versions=versions_of_training(),
         )
 
     def _labels(self) -> dict[str, Any]:
