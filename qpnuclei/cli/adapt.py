@@ -146,7 +146,7 @@ def adapt(
         image_root=image_root,
     )
     for note in drawn.notes:
-        stderr.print(note, highlight=False, markup=False, soft_wrap=True)
+        stderr.print(note)
     chosen = resolve_device(device)
     start = network_to_adapt(model, found)
     stderr.print(f"adapting {start} to {number_of(len(found), 'image')} on {chosen}")
@@ -171,7 +171,7 @@ def adapt(
     elif not result.training.stopped:
         _print(result, output)
     if result.training.stopped:
-        stderr.print(f"stopped and saved; to continue: {this_command('--resume')}", soft_wrap=True)
+        stderr.print(f"stopped and saved; to continue: {this_command('--resume')}")
         sys.exit(EXIT_CODE)
 
 
@@ -196,9 +196,8 @@ def _print(result: Adaptation, folder: Path) -> None:
         )
     stdout.print(table)
     for doubt in result.doubts:
-        stderr.print(f"doubtful: {doubt}", soft_wrap=True)
+        stderr.print(f"doubtful: {doubt}")
     stderr.print(
-        f"what changed, as a picture: {folder / PICTURE_FILE}; model card: {folder / CARD_FILE}",
-        soft_wrap=True,
+        f"what changed, as a picture: {folder / PICTURE_FILE}; model card: {folder / CARD_FILE}"
     )
-    stdout.print(str(result.training.model), soft_wrap=True)
+    stdout.print(str(result.training.model))

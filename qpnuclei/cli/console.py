@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,9 @@ _STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u2
 
 #: Outside of terminals, progress is printed as a line at this interval.
 _LINE_EVERY_S = 60.0
+
+#: A list in a message names at most so many; the rest is a number.
+MOST_LISTED = 10
 
 #: Wider than any table, so that tables in files and pipes are not truncated.
 _UNCUT = 100_000
@@ -71,7 +74,8 @@ class PlainConsole(Console):
         )
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print objects, each ``str`` in one line."""
+        """Print objects, each ``str`` in one line. Text is never wrapped, unlike tables."""
+        options.setdefault("soft_wrap", all(isinstance(o, str | Text) for o in objects))
         one_line = (in_one_line(o) if isinstance(o, str) else o for o in objects)
         super().print(*one_line, **options)
 
@@ -96,7 +100,7 @@ class LineHandler(logging.Handler):
             # A traceback keeps its lines.
             message, *traceback = self.format(record).split("\nTraceback ", 1)
             text = "\nTraceback ".join([in_one_line(message), *traceback])
-            stderr.print(Text.assemble(level, " ", text), soft_wrap=True)
+            stderr.print(Text.assemble(level, " ", text))
         except Exception:  # noqa: BLE001 - as in every handler: logging must not end a program
             self.handleError(record)
 
@@ -126,11 +130,9 @@ def _finite(content: Any) -> Any:
 
 def print_error(error: QpnucleiError, prefix: str = "") -> None:
     """Print the error in one line, and the hint in another."""
-    stderr.print(
-        Text.assemble(("error: ", "bold red"), in_one_line(prefix + error.what)), soft_wrap=True
-    )
+    stderr.print(Text.assemble(("error: ", "bold red"), in_one_line(prefix + error.what)))
     if error.hint:
-        stderr.print(Text.assemble(("hint: ", "bold"), in_one_line(error.hint)), soft_wrap=True)
+        stderr.print(Text.assemble(("hint: ", "bold"), in_one_line(error.hint)))
 
 
 def describe_error(error: QpnucleiError, entry: ImageEntry) -> dict[str, str]:
@@ -152,8 +154,20 @@ def add_slide_failure(failures: list[dict[str, Any]], slide: Path, error: Qpnucl
 
 def this_command(*more: str) -> str:
     """Return the current command with arguments added, as the user would type it."""
-    words = ["qpnuclei", *sys.argv[1:], *(word for word in more if word not in sys.argv)]
+    return as_typed(["qpnuclei", *sys.argv[1:], *(word for word in more if word not in sys.argv)])
+
+
+def as_typed(words: Sequence[str]) -> str:
+    """Return a command as a user of this system would type it."""
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def print_some(what: str, reasons: Sequence[str]) -> None:
+    """Print the first reasons to standard error, and how many more there are."""
+    for reason in reasons[:MOST_LISTED]:
+        stderr.print(f"{what}: {reason}")
+    if len(reasons) > MOST_LISTED:
+        stderr.print(f"{what}: {len(reasons) - MOST_LISTED} more")
 
 
 def progress_bar(quiet: bool = False) -> Progress:
@@ -247,7 +261,7 @@ class LinePerMinute:
         rest = f", {in_words(left)} left" if done < tiles else ""
         found = number_of(nuclei, "nucleus")
         line = f"{image}: {done} of {number_of(tiles, 'tile')}, {found} in them{rest}"
-        stderr.print(line, soft_wrap=True)
+        stderr.print(line)
 
 
 def in_words(seconds: float) -> str:

@@ -39,7 +39,7 @@ def demo(
     from qpnuclei.system.memory import keep_freed_memory
 
     def say(line: str) -> None:
-        stderr.print(line, highlight=False, markup=False, soft_wrap=True)
+        stderr.print(line)
 
     interrupted = "interrupted: finished work is kept; run the same command again to continue"
     with (
@@ -67,10 +67,8 @@ def demo(
             f"against the {by_outline.n_truth} known nuclei of the synthetic slide: "
             f"precision {by_outline.precision:.2f}, recall {by_outline.recall:.2f} "
             f"(outlines overlap by IoU >= 0.5); precision {by_centre.precision:.2f}, "
-            f"recall {by_centre.recall:.2f} (centres within 3 µm)",
-            highlight=False,
-            soft_wrap=True,
+            f"recall {by_centre.recall:.2f} (centres within 3 µm)"
         )
-    stdout.print(f"counts:  {made.counts}", highlight=False, markup=False, soft_wrap=True)
-    stdout.print(f"picture: {made.picture}", highlight=False, markup=False, soft_wrap=True)
-    stdout.print(f"project: {made.project}", highlight=False, markup=False, soft_wrap=True)
+    stdout.print(f"counts:  {made.counts}")
+    stdout.print(f"picture: {made.picture}")
+    stdout.print(f"project: {made.project}")

@@ -218,7 +218,7 @@ def evaluate(
         write_model=write_model,
     )
     for note in read.notes[:1]:  # the report has all of them
-        stderr.print(note, highlight=False, markup=False, soft_wrap=True)
+        stderr.print(note)
     described = {**read.described, "limit": limit}
     with progress_bar(quiet) as bar:
         tasks: dict[str, TaskID] = {}
@@ -233,8 +233,6 @@ def evaluate(
     if json:
         print_json(report.to_json())
     else:
-        stdout.print(Text(report.to_markdown()), soft_wrap=True)
+        stdout.print(Text(report.to_markdown()))
     for suffix in (".json", ".md", ".html"):
-        stderr.print(
-            f"written: {output.with_suffix(suffix)}", highlight=False, markup=False, soft_wrap=True
-        )
+        stderr.print(f"written: {output.with_suffix(suffix)}")

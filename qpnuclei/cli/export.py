@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from qpnuclei.qupath.model import ImageEntry
     from qpnuclei.qupath.nucleus_files import WrittenNuclei
 
-#: Largest number of left-out nuclei, or of classes, that are listed.
-_NAMED = 10
-
 
 def export(
     project: ProjectPath,
@@ -153,46 +150,39 @@ def export(
         )
     if not written:
         sys.exit(1)
-    stderr.print(f"{output}: {number_of(len(rows), 'row')}", highlight=False, soft_wrap=True)
+    stderr.print(f"{output}: {number_of(len(rows), 'row')}")
     print_without_row(empty, len(entries), roi)
     missing = [row["class"] for row in rows if row["status"] == Status.NOT_ANALYSED]
     left_out = sum(map(is_excluded, missing))
     if left_out and not class_name:
         stderr.print(
             f"without counts: {left_out} of them, because a run leaves out the class "
-            f"{', '.join(DEFAULT_EXCLUDED)}",
-            highlight=False,
-            soft_wrap=True,
+            f"{', '.join(DEFAULT_EXCLUDED)}"
         )
     if len(missing) > left_out and not class_name:
         stderr.print(
             f"not analysed, without counts: {len(missing) - left_out} of them; run qpnuclei run"
-            + _or_existing(rows),
-            highlight=False,
-            soft_wrap=True,
+            + _or_existing(rows)
         )
     doubtful = sum(row["check"] is not None for row in rows)
     if doubtful:
-        stderr.print(
-            f"doubtful: {doubtful} of them; the column check gives the reason",
-            highlight=False,
-            soft_wrap=True,
-        )
+        stderr.print(f"doubtful: {doubtful} of them; the column check gives the reason")
     if failures:
         of = number_of(len(entries), "image")
         without = f"without {len(failures)} of {of}, which could not be counted"
-        stderr.print(f"{output}: {without}", highlight=False, soft_wrap=True)
+        stderr.print(f"{output}: {without}")
         sys.exit(1)
 
 
 def _or_existing(rows: Sequence[dict[str, Any]]) -> str:
     """Return how to count the detections that exist already; empty if none has a class."""
+    from qpnuclei.cli.console import MOST_LISTED
     from qpnuclei.qupath.classes import classes_in
 
     classes = list(dict.fromkeys(name for row in rows for name in classes_in(row)))
     if not classes:
         return ""
-    if len(classes) > _NAMED:
+    if len(classes) > MOST_LISTED:
         return ", or count existing detections with --class"
     options = " ".join(f"--class {shlex.quote(name)}" for name in classes)
     return f", or count existing detections with {options}"
@@ -206,7 +196,7 @@ def _print_nuclei(
     is_limited: bool,
 ) -> None:
     """Print the written files; `is_limited` means that --roi or --class selected nuclei."""
-    from qpnuclei.cli.console import print_json, stderr
+    from qpnuclei.cli.console import print_json, print_some, stderr
     from qpnuclei.cli.tables import print_empty
 
     images = [
@@ -222,18 +212,15 @@ def _print_nuclei(
         counts = ""
         if len(done.files) == 1:
             counts = f": {number_of(total, 'nucleus')} of {number_of(len(images), 'image')}"
-        stderr.print(f"{path}{counts}", highlight=False, soft_wrap=True)
+        stderr.print(f"{path}{counts}")
     print_empty(
         "selected nuclei" if is_limited else "nuclei",
         [entry.name for entry in entries if done.nuclei.get(entry.id) == 0],
         len(entries),
         "without --roi and --class there may be some" if is_limited else "qpnuclei run finds them",
     )
-    for reason in done.left_out[:_NAMED]:
-        stderr.print(f"not written: {reason}", highlight=False, markup=False, soft_wrap=True)
-    if len(done.left_out) > _NAMED:
-        stderr.print(f"not written: {len(done.left_out) - _NAMED} more", highlight=False)
+    print_some("not written", done.left_out)
     if failures and done.files:
         of = number_of(len(entries), "image")
         without = f"without {len(failures)} of {of}, which could not be read"
-        stderr.print(without, highlight=False, soft_wrap=True)
+        stderr.print(without)

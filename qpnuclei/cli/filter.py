@@ -136,13 +136,9 @@ def _print_removed(own: OwnNuclei, removed: int, project: str) -> None:
         kept.append(f"{int(own.locked.sum())} locked")
     more = f" (kept in any case: {', '.join(kept)})" if kept else ""
     nuclei = number_of(len(own), "nucleus")
-    stdout.print(
-        f"{own.entry.name}: removed {removed} of {nuclei} by qpnuclei{more}",
-        soft_wrap=True,
-    )
+    stdout.print(f"{own.entry.name}: removed {removed} of {nuclei} by qpnuclei{more}")
     if removed:
         name = shlex.quote(own.entry.name)
         stderr.print(
-            f"undo: qpnuclei project restore {shlex.quote(project)} --image {name} --latest",
-            soft_wrap=True,
+            f"undo: qpnuclei project restore {shlex.quote(project)} --image {name} --latest"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
@@ -36,9 +35,6 @@ geojson_app = typer.Typer(
     help="Export annotations and detections to GeoJSON, and import them.",
     no_args_is_help=True,
 )
-
-#: Number of skipped objects that are named; of the others only the number is shown.
-_NAMED = 10
 
 
 class Objects(StrEnum):
@@ -78,7 +74,7 @@ def export_geojson(
 
     For example: qpnuclei geojson export project.qpproj -o geojson --objects annotations
     """
-    from qpnuclei.cli.console import add_failure, print_json, stdout
+    from qpnuclei.cli.console import add_failure, print_json, print_some, stdout
     from qpnuclei.errors import standing_alone
     from qpnuclei.qupath.geojson.exporting import check_classes, export_image
     from qpnuclei.qupath.image_names import match_images
@@ -101,12 +97,9 @@ def export_geojson(
             )
             results.append(_described(entry, done))
             if not json:
-                stdout.print(
-                    f"{done.path}: {_objects(done)}",
-                    soft_wrap=True,
-                )
-            _print_some("not exported", done.left_out)
-            _print_some("not written to the file", done.losses)
+                stdout.print(f"{done.path}: {_objects(done)}")
+            print_some("not exported", done.left_out)
+            print_some("not written to the file", done.losses)
     if json:
         print_json(results)
     sys.exit(1 if any(map(_has_failed, results)) else 0)
@@ -200,7 +193,7 @@ def _objects(done: Exported | Imported) -> str:
 
 def _print_import(entry: ImageEntry, path: Path, done: Imported, quiet: bool) -> None:
     """Print the result of a file; if `quiet`, only what was not imported."""
-    from qpnuclei.cli.console import stdout
+    from qpnuclei.cli.console import print_some, stdout
 
     parts = [f"{_objects(done)} imported"]
     if done.already_there:
@@ -209,16 +202,7 @@ def _print_import(entry: ImageEntry, path: Path, done: Imported, quiet: bool) ->
         parts.append(f"{done.new_ids} got a new UUID, because theirs is in use")
     if done.left_out:
         parts.append(f"{len(done.left_out)} could not be imported")
-    _print_some("not imported", done.left_out)
-    _print_some("imported in part", done.losses)
+    print_some("not imported", done.left_out)
+    print_some("imported in part", done.losses)
     if not quiet:
-        stdout.print(f"{path} into {entry.name}: {'; '.join(parts)}", soft_wrap=True)
-
-
-def _print_some(what: str, reasons: Sequence[str]) -> None:
-    from qpnuclei.cli.console import stderr
-
-    for reason in reasons[:_NAMED]:
-        stderr.print(f"{what}: {reason}", highlight=False, markup=False, soft_wrap=True)
-    if len(reasons) > _NAMED:
-        stderr.print(f"{what}: {len(reasons) - _NAMED} more", highlight=False, markup=False)
+        stdout.print(f"{path} into {entry.name}: {'; '.join(parts)}")

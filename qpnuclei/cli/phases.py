@@ -79,10 +79,8 @@ def plan(project: ProjectPath, **given: Any) -> None:
         content = {"run_dir": str(folder.path), "images": len(planned.images), "units": units}
         print_json({**content, "failures": summary.to_json()["failures"]})
     else:
-        stdout.print(str(folder.path), soft_wrap=True)
-    stderr.print(
-        f"{number_of(units, 'unit')} in {number_of(len(planned.images), 'image')}", highlight=False
-    )
+        stdout.print(str(folder.path))
+    stderr.print(f"{number_of(units, 'unit')} in {number_of(len(planned.images), 'image')}")
     if summary.failures:
         print_failures([failure.name for failure in summary.failures], len(summary.planned))
         sys.exit(1)

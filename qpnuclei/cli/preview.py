@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shlex
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -132,7 +129,7 @@ def preview(
     if not thresholds:
         thresholds = [None] if len(models) > 1 or len(areas) > 1 else [*_THRESHOLDS]
 
-    from qpnuclei.cli.console import image_progress, print_json, stderr, stdout
+    from qpnuclei.cli.console import as_typed, image_progress, print_json, stderr, stdout
     from qpnuclei.pipeline.selection import choose_images
     from qpnuclei.qupath.pixel_size import AskedMpp, asked_mpp
     from qpnuclei.qupath.project import open_project
@@ -206,11 +203,11 @@ def preview(
             common += ["--image-root", str(image_root)]
         project = "my-project" if is_slide else str(source)
         commands = [
-            _typed(["qpnuclei", "run", project, *common, *options_of(choice, choices)])
+            as_typed(["qpnuclei", "run", project, *common, *options_of(choice, choices)])
             for choice in choices
         ]
         if is_slide:
-            made = _typed(["qpnuclei", "project", "create", project, str(source)])
+            made = as_typed(["qpnuclei", "project", "create", project, str(source)])
             commands = [f"{made}\n{command}" for command in commands]
         write_preview(shown, choices, path, source.name, commands)
     if json:
@@ -237,9 +234,9 @@ def preview(
         return
     for number, choice in enumerate(choices):
         counts = ", ".join(str(field.counts[number]) for field in shown)
-        stdout.print(f"{label_of(choice, choices)}: {counts} nuclei", soft_wrap=True)
-    stderr.print(f"page:    {path}", soft_wrap=True)
-    stderr.print(f"picture: {path.with_suffix('.png')}", soft_wrap=True)
+        stdout.print(f"{label_of(choice, choices)}: {counts} nuclei")
+    stderr.print(f"page:    {path}")
+    stderr.print(f"picture: {path.with_suffix('.png')}")
 
 
 def _several(option: str, texts: Sequence[str] | None, read: Callable[[str], T]) -> list[T]:
@@ -275,7 +272,3 @@ def _number(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError("is not a number")
     return value
-
-
-def _typed(words: Sequence[str]) -> str:
-    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)

@@ -80,7 +80,7 @@ def create(
         ]
         print_json({"project": str(project.path), "images": images, "failures": failures})
         sys.exit(1 if failures else 0)
-    stdout.print(f"{project.path}, images: {len(project.images)}", highlight=False, soft_wrap=True)
+    stdout.print(f"{project.path}, images: {len(project.images)}")
     _print_without_mpp(project.images)
     if failures:
         _print_left_out(len(failures))
@@ -136,11 +136,7 @@ def add(
         images = [{"id": e.id, "name": e.name, "mpp": e.calibration.mpp} for e in new]
         print_json({"project": str(opened.path), "added": images, "failures": failures})
         sys.exit(1 if failures else 0)
-    stdout.print(
-        f"{opened.path}, images: {len(opened.images)}, of which new: {len(new)}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    stdout.print(f"{opened.path}, images: {len(opened.images)}, of which new: {len(new)}")
     _print_without_mpp(new)
     if failures:
         _print_left_out(len(failures))
@@ -150,7 +146,7 @@ def add(
 def _print_left_out(slides: int) -> None:
     from qpnuclei.cli.console import stdout
 
-    stdout.print(f"left out: {number_of(slides, 'slide')}, see above", highlight=False)
+    stdout.print(f"left out: {number_of(slides, 'slide')}, see above")
 
 
 def _print_without_mpp(images: Sequence[ImageEntry]) -> None:
@@ -161,9 +157,7 @@ def _print_without_mpp(images: Sequence[ImageEntry]) -> None:
             stdout.print(
                 f"{entry.name} has no pixel size: set it in QuPath, or pass to run "
                 f"--image {shlex.quote(entry.name)} --mpp 0.5 (20x scans have about 0.5 µm/px, "
-                "40x about 0.25)",
-                highlight=False,
-                soft_wrap=True,
+                "40x about 0.25)"
             )
 
 
@@ -189,7 +183,7 @@ def backups(
     elif any(image.backups() for image in images):
         stdout.print(backups_table(images, count))
     else:
-        stdout.print("no backups: no run has replaced anything", highlight=False)
+        stdout.print("no backups: no run has replaced anything")
 
 
 @project_app.command(cls=Command)
@@ -241,9 +235,4 @@ def restore(
     if json:
         print_json({"image": entry.name, "image_id": entry.id, "restored": chosen.id})
         return
-    stdout.print(
-        f"{entry.name}: restored {chosen.id}; the previous state is now the newest backup",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    stdout.print(f"{entry.name}: restored {chosen.id}; the previous state is now the newest backup")

@@ -64,7 +64,7 @@ def qc(
                     areas = ", ".join(f"{k} {v:.3f} mm²" for k, v in done.area_mm2.items())
                     changed = f"{done.added} added, {done.removed} removed, {done.kept} kept"
                     text = f"{entry.name}: {areas}; annotations: {changed}"
-                    stdout.print(text, highlight=False, markup=False, soft_wrap=True)
+                    stdout.print(text)
     if json:
         print_json(results)
     sys.exit(1 if any("error" in result for result in results) else 0)

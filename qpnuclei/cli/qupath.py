@@ -114,4 +114,4 @@ def _in_each(to: Path | None, act: Callable[[Path], Change], *, dry_run: bool, j
             if names
         ]
         text = f"{change.folder}: {'; '.join(parts) or 'nothing to do'}"
-        stdout.print(text, highlight=False, markup=False, soft_wrap=True)
+        stdout.print(text)

@@ -98,7 +98,7 @@ def report(
     if json:
         failures = [describe_error(error, entry) for entry, error in failed]
         print_json({"report": str(path), "images": len(entries), "failures": failures})
-    stderr.print(f"report: {path}", highlight=False, soft_wrap=True)
+    stderr.print(f"report: {path}")
     for entry, error in failed:
         print_error(error, error.naming("image", entry.name))
     if failed:

@@ -142,7 +142,7 @@ def asked_for(
     options = options_of(given)
     opened = open_project(path, backend=given["backend"], image_root=given["image_root"])
     if not is_temporary:
-        stderr.print(f"{opened.path}: opened with the {opened.backend} backend", highlight=False)
+        stderr.print(f"{opened.path}: opened with the {opened.backend} backend")
     entries = choose_images(opened, options.images, options.selection)
     asked = asked_mpp(options.mpp, given["mpp_table"], opened, entries, options.images)
     pixel_sizes: dict[str, Any] = {
@@ -207,7 +207,7 @@ def print_summary(summary: RunSummary, json: bool, page: Path | None) -> dict[st
         stderr.print("nothing was analysed: all selected annotations were skipped")
     print_account(summary)
     if page is not None:
-        stderr.print(f"report: {page}", highlight=False, soft_wrap=True)
+        stderr.print(f"report: {page}")
     if summary.failures:
         print_failures([failure.name for failure in summary.failures], len(summary.planned))
     return {**summary.to_json(), "report": None if page is None else str(page)}

@@ -62,6 +62,5 @@ def run_each(projects: Sequence[Path], given: dict[str, Any]) -> tuple[dict[str,
             f"failed, wholly or in part, for the reasons above: {len(failed)} of {len(projects)} "
             f"projects: {', '.join(failed)}",
             style="bold red",
-            soft_wrap=True,
         )
     return {"projects": [contents[path] for path in projects]}, bool(failed)

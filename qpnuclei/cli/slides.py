@@ -92,12 +92,7 @@ def run_slides(
 def _say_not_analysed(inputs: SlideInputs) -> None:
     from qpnuclei.cli.console import stderr
 
-    stderr.print(
-        f"new slides have no annotations and are not analysed: {', '.join(inputs.new)}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    stderr.print(f"new slides have no annotations and are not analysed: {', '.join(inputs.new)}")
 
 
 def _show_plan(
@@ -131,7 +126,7 @@ def _show_plan(
                 _, entries, options = asked_for(project.path, native, is_temporary=True)
                 parts.append((entries, options))
         if inputs.project is None:
-            stderr.print(f"{inputs.folder.new_project}: would be made", soft_wrap=True)
+            stderr.print(f"{inputs.folder.new_project}: would be made")
         inputs.warn_of_kept_sizes(asked, [*inputs.images, *made])
         return show_plan(parts, given["json"])
 
@@ -202,11 +197,9 @@ def _write_results(
 
             written["report"] = str(folder.write(PAGE, write))
     for what, name in written.items():
-        stderr.print(f"{what}: {name or 'not written'}", highlight=False, soft_wrap=True)
+        stderr.print(f"{what}: {name or 'not written'}")
     stderr.print(
         f"project: {project.path} (every nucleus: qpnuclei export {project.path.parent} "
-        "--by nucleus -o nuclei.parquet)",
-        highlight=False,
-        soft_wrap=True,
+        "--by nucleus -o nuclei.parquet)"
     )
     return written

@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from qpnuclei.cli.console import in_one_line, stderr, stdout
+from qpnuclei.cli.console import MOST_LISTED, in_one_line, stderr, stdout
 from qpnuclei.errors import FormatError, number_of
 from qpnuclei.system.timing import peak_memory_mib
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from qpnuclei.qupath.sensitivity import OwnNuclei
 
 
-#: Largest number of image names in one line.
-_NAMED = 10
 #: An image with more annotations gets one line per class.
 _MOST_LINES = 200
 
@@ -203,7 +201,7 @@ def print_account(summary: RunSummary) -> None:
 
     images = summary.images
     if not images:
-        stderr.print(f"record: {summary.run_dir / RECORD}", soft_wrap=True)
+        stderr.print(f"record: {summary.run_dir / RECORD}")
         return
     seconds: Counter[str] = Counter()
     waited: Counter[str] = Counter()
@@ -213,10 +211,10 @@ def print_account(summary: RunSummary) -> None:
         waited.update(image.waited)
     for image in images:
         for note in image.notes:
-            stderr.print(f"{image.name}: {note}", highlight=False, soft_wrap=True)
+            stderr.print(f"{image.name}: {note}")
         for doubt in image.doubts:
             line = f"doubtful: {image.name}: {doubt}"
-            stderr.print(line, style="yellow", highlight=False, soft_wrap=True)
+            stderr.print(line, style="yellow")
     stages = ", ".join(
         f"{stage} {time:.1f}" + (f" (waited {waited[stage]:.1f})" if stage in waited else "")
         for stage, time in seconds.items()
@@ -232,7 +230,7 @@ def print_account(summary: RunSummary) -> None:
         f"record: {summary.run_dir / RECORD}",
     ]
     for line in lines:
-        stderr.print(line, highlight=False, soft_wrap=True)
+        stderr.print(line)
 
 
 def _written_before(summary: RunSummary) -> list[str]:
@@ -275,7 +273,6 @@ def print_failures(names: Sequence[str], images: int) -> None:
     stderr.print(
         f"not analysed: {len(names)} of {images} images, for the reasons above: {_listed(names)}",
         style="bold red",
-        soft_wrap=True,
     )
 
 
@@ -285,8 +282,6 @@ def print_unreadable(slides: Sequence[str], of: int) -> None:
         stderr.print(
             f"not readable: {len(slides)} of {of} slides, for the reasons above: {_listed(slides)}",
             style="bold red",
-            highlight=False,
-            soft_wrap=True,
         )
 
 
@@ -294,7 +289,7 @@ def print_empty(what: str, names: Sequence[str], images: int, remedy: str) -> No
     """Print in one line which images have nothing to export, if any."""
     if names:
         number = f"{len(names)} of {number_of(images, 'image')}: {_listed(names)}"
-        stderr.print(f"no {what} in {number} ({remedy})", soft_wrap=True)
+        stderr.print(f"no {what} in {number} ({remedy})")
 
 
 def print_without_row(images: Sequence[ImageEntry], of: int, classes: Sequence[str] | None) -> None:
@@ -315,17 +310,17 @@ def print_without_row(images: Sequence[ImageEntry], of: int, classes: Sequence[s
 
 def _listed(names: Sequence[str]) -> str:
     """Return the first names in one line, and how many more there are."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{', '.join(names[:_NAMED])}{more}"
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return f"{', '.join(names[:MOST_LISTED])}{more}"
 
 
 def print_check(check: Check) -> None:
     """Print one finding of `qpnuclei.doctor`."""
     mark = {"OK": ("ok  ", "green"), "NOTE": ("note", "yellow"), "BAD": ("BAD ", "red")}
     line = Text.assemble(mark[check.status.name], in_one_line(f" {check.name}: {check.found}"))
-    stdout.print(line, soft_wrap=True)
+    stdout.print(line)
     if check.remedy:
-        stdout.print(f"     → {check.remedy}", soft_wrap=True)
+        stdout.print(f"     → {check.remedy}")
 
 
 def info_table(content: dict[str, Any]) -> Group:

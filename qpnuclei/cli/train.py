@@ -211,10 +211,7 @@ def train(
         is_main = rank() == 0
         if is_main:
             several = f" and {world_size() - 1} more" if world_size() > 1 else ""
-            stderr.print(
-                f"training on {number_of(len(found), 'image')} on {torch_device}{several}",
-                highlight=False,
-            )
+            stderr.print(f"training on {number_of(len(found), 'image')} on {torch_device}{several}")
         result = train_model(
             fields,
             found,
@@ -237,14 +234,9 @@ def train(
         score = (
             "" if result.best_score is None else f", {result.score_name} {result.best_score:.3f}"
         )
-        stdout.print(f"{result.model} ({number}{score})", highlight=False, soft_wrap=True)
+        stdout.print(f"{result.model} ({number}{score})")
     if result.stopped:
-        stderr.print(
-            f"stopped and saved; to continue: {this_command('--resume')}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        stderr.print(f"stopped and saved; to continue: {this_command('--resume')}")
         sys.exit(EXIT_CODE)
 
 
@@ -295,9 +287,7 @@ class ConsoleWatcher(Watcher):
         labelling = ", plus the labelling of patches" if is_student else ""
         self._bar.console.print(
             f"{batches} batches of about {seconds_per_batch:.2g} s: "
-            f"{in_words(batches * seconds_per_batch)}{labelling}",
-            highlight=False,
-            soft_wrap=True,
+            f"{in_words(batches * seconds_per_batch)}{labelling}"
         )
 
     def batch(self, epoch: int, batch: int, metrics: Mapping[str, float]) -> None:
@@ -319,11 +309,7 @@ class ConsoleWatcher(Watcher):
     def epoch(self, epoch: int, metrics: Mapping[str, float], kept: bool) -> None:
         """Print the metrics of an epoch, with a star if its model was kept."""
         star = " *" if kept else ""
-        self._bar.console.print(
-            f"{self._part} {epoch}{self._parts}: {_summary(metrics)}{star}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        self._bar.console.print(f"{self._part} {epoch}{self._parts}: {_summary(metrics)}{star}")
 
     def stop_requested(self) -> bool:
         """Tell whether Ctrl-C was pressed."""

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
+from rich.text import Text
 from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
@@ -93,6 +94,21 @@ def test_a_table_in_a_pipe_is_whole(capsys: pytest.CaptureFixture[str], monkeypa
     lines = capsys.readouterr().out.splitlines()
     assert sum("a" * 300 in line and "b" * 300 in line for line in lines) == 1
     assert max(map(len, lines)) < 700  # and no wider than it needs
+
+
+def test_text_in_a_narrow_terminal_stays_whole_and_tables_are_fitted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    console = PlainConsole()
+    console.print("a path/" * 20)
+    console.print(Text("a path/" * 20))
+    table = Table("first")
+    table.add_row("word " * 20)
+    console.print(table)
+    first, second, *rest = capsys.readouterr().out.splitlines()
+    assert first == second == "a path/" * 20
+    assert max(map(len, rest)) <= 40
 
 
 def test_a_warning_in_a_pipe_is_as_long_as_its_text(
