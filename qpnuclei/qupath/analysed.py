@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.qupath.areas import Parts, polygons_in, union, valid_area
+from qpnuclei.qupath.analysed_area import NO_AREA, AnalysedArea, multipolygon
+from qpnuclei.qupath.areas import Parts, union, valid_area
 from qpnuclei.qupath.model import Annotation
 from qpnuclei.qupath.regions import Region, same_outline
 
@@ -39,8 +40,6 @@ _BEFORE_FILTER = "before the filter: "
 
 Mpp = tuple[float, float]
 
-_NONE = shapely.MultiPolygon()
-
 
 class Status(StrEnum):
     """Whether a count covers the whole area."""
@@ -50,53 +49,6 @@ class Status(StrEnum):
     CHANGED = "changed since"
     #: Of several annotations, only some were analysed.
     PARTLY = "partly analysed"
-
-
-@dataclass(frozen=True)
-class AnalysedArea:
-    """One area that a run analysed.
-
-    Parameters
-    ----------
-    id : UUID or None
-        The annotation's UUID; None for tissue without an annotation, and in files of QuPath 0.2 and
-        0.3.
-    geometry : shapely.MultiPolygon
-        The annotation's area at the time of the run, level-0 px.
-    check : str
-        Why the run found the result doubtful; empty if it did not.
-    excluded : shapely.MultiPolygon
-        The part that was not analysed, because it lies in an annotation of an excluded class or
-        outside the image.
-    turn : int
-        Number of the run among those of the image, from 1; 0 for runs of versions that did not
-        number them.
-    image_check : str
-        Why the run found the whole image doubtful, if a later run has analysed another place.
-        Until then, the record has it.
-    """
-
-    id: UUID | None
-    geometry: shapely.MultiPolygon
-    check: str = ""
-    excluded: shapely.MultiPolygon = _NONE
-    turn: int = 0
-    image_check: str = ""
-
-    @property
-    def analysed(self) -> shapely.Geometry:
-        """The analysed part of the area: a valid geometry."""
-        whole = valid_area(self.geometry)
-        if self.excluded.is_empty:
-            return whole
-        return valid_area(shapely.difference(whole, valid_area(self.excluded)))
-
-    def without(self, gone: shapely.Geometry) -> AnalysedArea:
-        """Return the area with `gone` added to its excluded part."""
-        part = shapely.intersection(valid_area(self.geometry), gone)
-        if part.area == 0:
-            return self
-        return replace(self, excluded=_multi(shapely.union(valid_area(self.excluded), part)))
 
 
 @dataclass(frozen=True)
@@ -116,6 +68,20 @@ class UsedMpp:
     mpp: Mpp
     source: str
     project: Mpp | None
+
+    @classmethod
+    def of_json(cls, content: Any) -> UsedMpp:
+        """Return the pixel size that `to_json` has written."""
+        project = content["project"]
+        return cls(
+            _pair(content["um"]),
+            str(content["source"]),
+            None if project is None else _pair(project),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the pixel size as JSON types."""
+        return {"um": self.mpp, "source": self.source, "project": self.project}
 
 
 @dataclass(frozen=True)
@@ -146,21 +112,9 @@ class Record:
             return cls()
         try:
             content = json.loads(text)
-            areas = tuple(
-                AnalysedArea(
-                    None if area["id"] is None else UUID(area["id"]),
-                    _from_rings(area["coordinates"]),
-                    str(area.get("check", "")),
-                    _from_rings(area.get("excluded", [])),
-                    int(area.get("turn", 0)),
-                    str(area.get("image check", "")),
-                )
-                for area in content["areas"]
-            )
-            used = content["pixel size"]
             return cls(
-                areas,
-                UsedMpp(_pair(used["um"]), str(used["source"]), _pair_or_none(used["project"])),
+                tuple(map(AnalysedArea.of_json, content["areas"])),
+                UsedMpp.of_json(content["pixel size"]),
                 str(content.get("check", "")),
                 str(content.get("run", "")),
             )
@@ -170,20 +124,9 @@ class Record:
 
     def to_properties(self) -> dict[str, str]:
         """Return the record as an image property."""
-        used = self.used
         content: dict[str, Any] = {
-            "areas": [
-                {
-                    "id": None if area.id is None else str(area.id),
-                    "coordinates": _rings(area.geometry),
-                    **({"check": area.check} if area.check else {}),
-                    **({} if area.excluded.is_empty else {"excluded": _rings(area.excluded)}),
-                    **({"turn": area.turn} if area.turn else {}),
-                    **({"image check": area.image_check} if area.image_check else {}),
-                }
-                for area in self.areas
-            ],
-            "pixel size": used and {"um": used.mpp, "source": used.source, "project": used.project},
+            "areas": [area.to_json() for area in self.areas],
+            "pixel size": self.used and self.used.to_json(),
             **({"check": self.check} if self.check else {}),
             **({"run": self.run} if self.run else {}),
         }
@@ -217,7 +160,7 @@ class Record:
         new = tuple(
             AnalysedArea(
                 region.annotation.id if region.annotation else None,
-                _multi(region.annotation.area if region.annotation else region.geometry),
+                multipolygon(region.annotation.area if region.annotation else region.geometry),
                 together([doubt, self._doubts_in(region.geometry)]) if keeps_nuclei else doubt,
                 _left_out_of(region),
                 turn,
@@ -273,7 +216,7 @@ class Record:
     def left_out(self) -> shapely.Geometry:
         """The covered area that was excluded: a valid geometry, usually empty."""
         if all(area.excluded.is_empty for area in self.areas):
-            return _NONE
+            return NO_AREA
         return valid_area(shapely.difference(self.covered, self.union))
 
     def analysed_part(self, region: Region) -> Region:
@@ -438,7 +381,7 @@ def overall(statuses: Sequence[Status]) -> Status:
 
 def _same(a: shapely.Geometry, b: shapely.Geometry) -> bool:
     """Tell whether two outlines are equal, ignoring vertices that QuPath drops on saving."""
-    a, b = _multi(a), _multi(b)
+    a, b = multipolygon(a), multipolygon(b)
     if a.is_empty or b.is_empty:
         return bool(a.is_empty and b.is_empty)
     if not np.allclose(a.bounds, b.bounds, rtol=0, atol=_RIM_PX):
@@ -453,34 +396,12 @@ def _rounding(geometry: shapely.Geometry) -> float:
     return float(min(_RIM_PX * geometry.length, geometry.area / 2))
 
 
-def _multi(geometry: shapely.Geometry) -> shapely.MultiPolygon:
-    return shapely.MultiPolygon(list(polygons_in(geometry)))
-
-
 def _left_out_of(region: Region) -> shapely.MultiPolygon:
     if region.annotation is None or not region.is_part:
-        return _NONE
-    return _multi(shapely.difference(region.annotation.area, region.geometry))
-
-
-def _rings(geometry: shapely.MultiPolygon) -> list[list[list[list[float]]]]:
-    return [
-        [
-            np.round(shapely.get_coordinates(ring), 3).tolist()
-            for ring in (polygon.exterior, *polygon.interiors)
-        ]
-        for polygon in geometry.geoms
-    ]
-
-
-def _from_rings(polygons: Any) -> shapely.MultiPolygon:
-    return shapely.MultiPolygon([(rings[0], rings[1:]) for rings in polygons])
+        return NO_AREA
+    return multipolygon(shapely.difference(region.annotation.area, region.geometry))
 
 
 def _pair(values: Any) -> Mpp:
     x, y = map(float, values)
     return x, y
-
-
-def _pair_or_none(values: Any) -> Mpp | None:
-    return None if values is None else _pair(values)

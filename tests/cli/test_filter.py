@@ -16,7 +16,8 @@ import shapely.affinity
 from qpnuclei.choices import CERTAINTY
 from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.table import NucleiTable
-from qpnuclei.qupath.analysed import AnalysedArea, Record, UsedMpp
+from qpnuclei.qupath.analysed import Record, UsedMpp
+from qpnuclei.qupath.analysed_area import AnalysedArea
 from qpnuclei.qupath.model import DetectionGroup, Edit, PathClass
 from qpnuclei.qupath.native import NativeImage, open_project
 from tests.cli.conftest import Outcome, tree

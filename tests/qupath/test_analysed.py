@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from qpnuclei.qupath.analysed import (
     PROPERTY,
-    AnalysedArea,
     Record,
     Status,
     UsedMpp,
     overall,
     together,
 )
+from qpnuclei.qupath.analysed_area import AnalysedArea
 from qpnuclei.qupath.model import Annotation
 from qpnuclei.qupath.regions import Region
 
