@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 from qpnuclei.choices import UNIT_GIB, UNIT_MINUTES
@@ -18,7 +19,7 @@ from qpnuclei.errors import (
     standing_alone,
 )
 from qpnuclei.pipeline.folder import RunFolder
-from qpnuclei.pipeline.inference.executors import Executor, Task
+from qpnuclei.pipeline.inference.executors import Executor, Outcome, Task
 from qpnuclei.pipeline.inference.join import DamagedUnitError, join_image
 from qpnuclei.pipeline.inference.shards import ImageNuclei
 from qpnuclei.pipeline.options import RunOptions
@@ -135,106 +136,159 @@ def infer_images(
     plan.check_models(options)
     if conduct.retry_failed:
         folder.forget_failures()
-    failed = folder.failed()
-    total = sum(len(image.units) for image in plan.images)
-    mine = range(total * (share[0] - 1) // share[1], total * share[0] // share[1])
-    first = {}
-    number = 0
-    for image in plan.images:
-        first[image.entry] = number
-        number += len(image.units)
-    counted: dict[str, list[int]] = {}
-    waiting: dict[str, int] = {}
-    ready: list[tuple[PlannedImage, Layout]] = []
-    bad: dict[str, list[QpnucleiError]] = {}
+    inference = _Inference(
+        folder, plan, executor, engine, report, options, share, slides_from, progress
+    )
+    for outcome in executor(inference.tasks(images), inference.advance):
+        inference.record(outcome)
+        yield from inference.finished()
+        conduct.check_stop()
+    yield from inference.finished()
 
-    def advance(image: PlannedImage, tiles: int, nuclei: int) -> None:
-        so_far = counted[image.entry]
-        so_far[0] += tiles
-        so_far[1] += nuclei
-        if tiles > 0:
-            progress(image.name, so_far[0], image.tiles, so_far[1])
 
-    def tasks() -> Iterator[Task]:
+@dataclass(eq=False)
+class _ImageProgress:
+    """What is known of an image while its units are computed.
+
+    Parameters
+    ----------
+    waiting : int
+        Number of units that this process still has to compute.
+    tiles, nuclei : int
+        Tiles that are done, also by earlier processes; nuclei found by this process.
+    errors : list of QpnucleiError
+        Errors of its units.
+    """
+
+    image: PlannedImage
+    layout: Layout
+    waiting: int = 0
+    tiles: int = 0
+    nuclei: int = 0
+    errors: list[QpnucleiError] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class _Inference:
+    """The state of `infer_images`; its arguments are the fields."""
+
+    folder: RunFolder
+    plan: RunPlan
+    executor: Executor
+    engine: Callable[[str], Engine]
+    report: Report
+    options: RunOptions
+    share: tuple[int, int]
+    slides_from: Path | None
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self._failed = self.folder.failed()
+        self._images: dict[str, _ImageProgress] = {}
+        #: Images that wait for no unit.
+        self._ready: list[_ImageProgress] = []
+
+    def tasks(self, images: Iterable[PlannedImage]) -> Iterator[Task]:
+        """Yield the missing units of the share."""
+        shared = self._shared_units()
         for image in images:
-            start = first[image.entry]
-            units_are_mine = [number in mine for number in range(start, start + len(image.units))]
-            if not any(units_are_mine):
-                continue
-            with standing_alone(f"image {image.name}", partial(report, image)):
-                layout = layout_of(image, plan.spec(image), options)
-                pending = []
-                tiles = 0
-                errors = bad.setdefault(image.entry, [])
-                is_done = _is_joined(folder, image, layout)
-                for unit, unit_is_mine in zip(layout.units, units_are_mine, strict=True):
-                    if is_done or folder.shard(image, unit.name).exists():
-                        tiles += len(unit.tiles)
-                    elif unit_is_mine and unit.key in failed:
-                        known = failed[unit.key]
-                        errors.append(
-                            FormatError(
-                                f"unit {unit.name} failed before: {known.get('error')}",
-                                "try it again with --retry-failed",
-                            )
-                        )
-                    elif unit_is_mine:
-                        pending.append(Task(image, layout, unit, folder))
-                counted[image.entry] = [tiles, 0]
-                waiting[image.entry] = len(pending)
-                if not pending:
-                    ready.append((image, layout))
-                yield from pending
+            if any(shared[image.entry]):
+                with standing_alone(f"image {image.name}", partial(self.report, image)):
+                    yield from self._tasks_of(image, shared[image.entry])
 
-    def finished() -> Iterator[tuple[PlannedImage, Layout]]:
-        while ready:
-            image, layout = ready.pop(0)
-            errors = bad[image.entry]
-            with standing_alone(f"image {image.name}", partial(report, image)):
-                if errors:
-                    raise _failed(errors, layout)
-                if folder.shard(image, layout.name).exists():
+    def _shared_units(self) -> dict[str, list[bool]]:
+        """Return by image whether each of its units belongs to the share."""
+        part, parts = self.share
+        total = sum(len(image.units) for image in self.plan.images)
+        mine = range(total * (part - 1) // parts, total * part // parts)
+        number = count()
+        return {
+            image.entry: [next(number) in mine for _ in image.units] for image in self.plan.images
+        }
+
+    def _tasks_of(self, image: PlannedImage, shared: Sequence[bool]) -> list[Task]:
+        """Return the missing units of an image, and start to keep its progress."""
+        layout = layout_of(image, self.plan.spec(image), self.options)
+        state = _ImageProgress(image, layout)
+        is_done = _is_joined(self.folder, image, layout)
+        pending = []
+        for unit, is_shared in zip(layout.units, shared, strict=True):
+            if is_done or self.folder.shard(image, unit.name).exists():
+                state.tiles += len(unit.tiles)
+            elif is_shared and unit.key in self._failed:
+                known = self._failed[unit.key]
+                state.errors.append(
+                    FormatError(
+                        f"unit {unit.name} failed before: {known.get('error')}",
+                        "try it again with --retry-failed",
+                    )
+                )
+            elif is_shared:
+                pending.append(Task(image, layout, unit, self.folder))
+        state.waiting = len(pending)
+        self._images[image.entry] = state
+        if not pending:
+            self._ready.append(state)
+        return pending
+
+    def advance(self, image: PlannedImage, tiles: int, nuclei: int) -> None:
+        """Add work that an executor has done."""
+        state = self._images[image.entry]
+        state.tiles += tiles
+        state.nuclei += nuclei
+        if tiles > 0:
+            self.progress(image.name, state.tiles, image.tiles, state.nuclei)
+
+    def record(self, outcome: Outcome) -> None:
+        """Store the shard of a unit, or note its error."""
+        image, unit = outcome.task.image, outcome.task.unit
+        state = self._images[image.entry]
+        state.waiting -= 1
+        with standing_alone(f"image {image.name}", state.errors.append):
+            if outcome.error is not None:
+                state.errors.append(outcome.error)
+                self.folder.add_failure(image, unit, outcome.tries, outcome.error)
+            else:
+                if outcome.shard is not None:
+                    self.folder.store(image, unit, outcome.shard)
+                self.folder.note("image %s: unit %s is done", image.name, unit.name)
+        if state.waiting == 0:
+            self._ready.append(state)
+
+    def finished(self) -> Iterator[tuple[PlannedImage, Layout]]:
+        """Yield the images whose units have all been computed; report those that fail."""
+        while self._ready:
+            state = self._ready.pop(0)
+            image, layout = state.image, state.layout
+            with standing_alone(f"image {image.name}", partial(self.report, image)):
+                if state.errors:
+                    raise _failed(state.errors, layout)
+                if self.folder.shard(image, layout.name).exists():
                     yield image, layout
-                elif all(folder.shard(image, unit.name).exists() for unit in layout.units):
-                    _join(image, layout)
+                elif all(self.folder.shard(image, unit.name).exists() for unit in layout.units):
+                    self._join(image, layout)
                     yield image, layout
-                elif share == (1, 1):
-                    check_complete(folder, image, layout, failed)
+                elif self.share == (1, 1):
+                    check_complete(self.folder, image, layout, self._failed)
                 # Otherwise other machines compute the rest, and the last one joins the units.
 
-    def _join(image: PlannedImage, layout: Layout) -> None:
-        load = partial(engine, options.model_for(image.mpp))
+    def _join(self, image: PlannedImage, layout: Layout) -> None:
+        """Join the units of an image; compute those again that are damaged."""
+        load = partial(self.engine, self.options.model_for(image.mpp))
+        join = partial(join_image, self.folder, image, layout, load, self.options, self.slides_from)
         for _ in layout.units:
             try:
-                return join_image(folder, image, layout, load, options, slides_from)
+                return join()
             except DamagedUnitError as error:
                 _log.warning("%s; it is computed again", error.what)
-                folder.shard(image, error.unit.name).unlink(missing_ok=True)
-                task = Task(image, layout, error.unit, folder)
-                for outcome in executor([task], lambda image, tiles, nuclei: None):
+                self.folder.shard(image, error.unit.name).unlink(missing_ok=True)
+                task = Task(image, layout, error.unit, self.folder)
+                for outcome in self.executor([task], lambda image, tiles, nuclei: None):
                     if outcome.error is not None:
                         raise outcome.error from error
                     if outcome.shard is not None:
-                        folder.store(image, error.unit, outcome.shard)
-        return join_image(folder, image, layout, load, options, slides_from)
-
-    for outcome in executor(tasks(), advance):
-        image, layout, unit = outcome.task.image, outcome.task.layout, outcome.task.unit
-        waiting[image.entry] -= 1
-        errors = bad[image.entry]
-        with standing_alone(f"image {image.name}", errors.append):
-            if outcome.error is not None:
-                errors.append(outcome.error)
-                folder.add_failure(image, unit, outcome.tries, outcome.error)
-            else:
-                if outcome.shard is not None:
-                    folder.store(image, unit, outcome.shard)
-                folder.note("image %s: unit %s is done", image.name, unit.name)
-        if waiting[image.entry] == 0:
-            ready.append((image, layout))
-        yield from finished()
-        conduct.check_stop()
-    yield from finished()
+                        self.folder.store(image, error.unit, outcome.shard)
+        return join()
 
 
 def _is_joined(folder: RunFolder, image: PlannedImage, layout: Layout) -> bool:
