@@ -101,6 +101,15 @@ class _GroupedOptions:
 class Command(_GroupedOptions, TyperCommand):
     """A command with its options in groups, and with units instead of Python types."""
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, with NumPy loaded.
+
+        If the C code of Shapely or ONNX Runtime had to load NumPy, a Ctrl-C meanwhile would print a
+        traceback.
+        """
+        importlib.import_module("numpy")
+        return super().invoke(ctx)
+
 
 class Group(_GroupedOptions, TyperGroup):
     """A group of commands with the same layout."""
