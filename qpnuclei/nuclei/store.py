@@ -46,7 +46,10 @@ def temporary_shards(parent: Path, size: int = SHARD_NUCLEI) -> Iterator[Shards]
     SaveError
         If the file cannot be created.
     """
-    file, folder = nameless_file(parent)
+    try:
+        file, folder = nameless_file(parent)
+    except OSError as error:
+        raise _unusable(parent, error) from error
     with file:
         yield Shards(file, folder, size)
 

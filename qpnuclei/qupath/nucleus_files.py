@@ -163,15 +163,15 @@ def _write_table(
 ) -> None:
     from qpnuclei.nuclei.exports.gathered import GatheredRows
 
-    with GatheredRows(path.parent, outlines=kind == "parquet") as gathered:
+    with GatheredRows(path, outlines=kind == "parquet") as gathered:
         for _, rows in images:
             gathered.append(rows)
         if not done.nuclei:
             return
         if kind == "parquet":
-            gathered.write_parquet(path)
+            gathered.write_parquet()
         else:
-            gathered.write_separated(path, "," if kind == "csv" else "\t")
+            gathered.write_separated("," if kind == "csv" else "\t")
         done.files.append(path)
 
 

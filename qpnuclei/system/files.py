@@ -13,7 +13,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-from qpnuclei.errors import NotFoundError, SaveError
+from qpnuclei.errors import NotFoundError, QpnucleiError, SaveError
 from qpnuclei.system.interrupts import interrupt_postponed
 from qpnuclei.system.processes import Process, made_by_ended_process
 
@@ -59,22 +59,21 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """
     partial = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path.parent)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=temporary_prefix(), suffix=".part")
-        partial = Path(name)
-        with os.fdopen(handle, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        copy_owner(partial, path if path.exists() else path.parent)
-        partial.chmod(0o666 & ~_umask())  # mkstemp creates files that only the owner can read
-        partial.replace(path)
-        partial = None
-    except OSError as error:
-        if isinstance(error, SaveError):
-            raise
-        raise _unwritable(path, error) from error
+        with saving(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(path.parent)
+            handle, name = tempfile.mkstemp(
+                dir=path.parent, prefix=temporary_prefix(), suffix=".part"
+            )
+            partial = Path(name)
+            with os.fdopen(handle, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            copy_owner(partial, path if path.exists() else path.parent)
+            partial.chmod(0o666 & ~_umask())  # mkstemp creates files that only the owner can read
+            partial.replace(path)
+            partial = None
     finally:
         if partial is not None:
             partial.unlink(missing_ok=True)
@@ -92,7 +91,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     SaveError
         If the file or folder cannot be written; names it.
     """
-    try:
+    with saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
         with tempfile.TemporaryDirectory(
@@ -103,9 +102,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
             copy_owner(partial, path if path.exists() else path.parent)
             with interrupt_postponed():
                 _put_in_place(partial, path, Path(folder, "replaced"))
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Turn an `OSError` in the block into an error that names the file to be written.
+
+    Raises
+    ------
+    SaveError
+        For an `OSError`; other errors of qpnuclei remain what they are.
+    """
+    try:
+        yield
+    except QpnucleiError:  # some are OSErrors
+        raise
     except OSError as error:
-        if isinstance(error, SaveError):
-            raise
         raise _unwritable(path, error) from error
 
 
@@ -123,7 +135,7 @@ def _put_in_place(partial: Path, path: Path, replaced: Path) -> None:
         raise
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write `content` to `path` atomically.
 
     Raises
@@ -147,14 +159,11 @@ def nameless_file(parent: Path) -> tuple[BinaryIO, Path]:
 
     Raises
     ------
-    SaveError
+    OSError
         If the file cannot be created.
     """
     folder = next(path for path in (parent, *parent.absolute().parents) if path.is_dir())
-    try:
-        return tempfile.TemporaryFile(dir=folder, buffering=0), folder
-    except OSError as error:
-        raise _unwritable(folder / "temporary file", error) from error
+    return tempfile.TemporaryFile(dir=folder, buffering=0), folder
 
 
 def make_folder_below(base: Path, folder: Path) -> None:
@@ -286,6 +295,7 @@ def _reason(folder: Path, error: OSError) -> str:
 
 
 def _free_space(folder: Path) -> str:
+    folder = next((path for path in (folder, *folder.absolute().parents) if path.is_dir()), folder)
     try:
         free = shutil.disk_usage(folder).free
     except OSError:

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +17,7 @@ from tests.cli.conftest import Outcome
 
 Call = Callable[..., Outcome]
 Sample = Callable[..., Path]
+Program = Callable[..., subprocess.CompletedProcess[str]]
 
 NATIVE = ("--backend", "native")
 
@@ -89,3 +95,44 @@ def test_counts_without_annotations_have_a_header(
     assert done.exit_code == 0
     assert path.read_text("utf-8-sig").startswith("image,annotation,type,class,nuclei,")
     assert "no annotations in 3 of 3 images: " in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of file sizes are not of Windows")
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".h5ad", ".geojson", ".ome.tif"])
+def test_a_full_disk_is_one_error_that_names_the_file(
+    sample: Sample, tmp_path: Path, suffix: str
+) -> None:
+    program = """
+import resource
+from qpnuclei.__main__ import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+main()
+"""
+    path = tmp_path / "results" / f"nuclei{suffix}"
+    words = ["export", sample(), "--by", "nucleus", "--image", "2", "--mpp", "0.5", "-o", path]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, words), *NATIVE],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    error, hint = done.stderr.splitlines()
+    assert error == f"error: {path} cannot be written: File too large"
+    assert hint.startswith("hint: ")
+    assert not list(path.parent.glob("*"))
+
+
+def test_a_missing_folder_is_on_the_disk_of_its_parent(
+    program: Program, sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    path = tmp_path / "results" / "nuclei.csv"
+    done = program("export", sample(), "--by", "nucleus", "-o", path, *NATIVE)
+    assert done.returncode == 1
+    said = f"error: {path} cannot be written: No space left on device ("
+    assert done.stderr.startswith(said)
+    assert f" MB are free on the disk of {tmp_path})\n" in done.stderr

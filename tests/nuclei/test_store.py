@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import errno
+import os
+import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -129,3 +133,15 @@ def test_a_full_disk_says_so(tmp_path: Path) -> None:
         shards = Shards(full, tmp_path, size=2)
         with pytest.raises(SaveError, match="No space left"):
             shards.append(random_table(np.random.default_rng(4), 2))
+
+
+def test_a_disk_without_room_for_the_file_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    said = re.escape(f"nuclei cannot be stored in {tmp_path}: No space left")
+    with pytest.raises(SaveError, match=said), temporary_shards(tmp_path):
+        pass

@@ -16,7 +16,7 @@ import shapely
 from qpnuclei.nuclei.exports.geoparquet import geo_metadata
 from qpnuclei.nuclei.exports.rows import FIELDS, GEOMETRY, NucleusRows
 from qpnuclei.nuclei.exports.spreadsheet import BOM, no_formula, rounded
-from qpnuclei.system.files import atomic_file, nameless_file
+from qpnuclei.system.files import atomic_file, nameless_file, saving
 
 
 class GatheredRows:
@@ -24,19 +24,21 @@ class GatheredRows:
 
     Parameters
     ----------
-    folder : Path
-        Folder of the temporary file: see `qpnuclei.system.files.nameless_file`.
+    path : Path
+        The file that will be written; the temporary one is on its disk.
     outlines : bool
         Whether outlines are kept.
 
     Raises
     ------
     qpnuclei.errors.SaveError
-        If the file cannot be created.
+        If the temporary file cannot be created.
     """
 
-    def __init__(self, folder: Path, *, outlines: bool) -> None:
-        self._file, _ = nameless_file(folder)
+    def __init__(self, path: Path, *, outlines: bool) -> None:
+        with saving(path):
+            self._file, _ = nameless_file(path.parent)
+        self._path = path
         self._outlines = outlines
         self._starts: list[int] = []
         self._names: dict[str, None] = {}
@@ -54,7 +56,13 @@ class GatheredRows:
         return self._count
 
     def append(self, rows: NucleusRows) -> None:
-        """Add the nuclei of an image after all others."""
+        """Add the nuclei of an image after all others.
+
+        Raises
+        ------
+        qpnuclei.errors.SaveError
+            If they cannot be stored.
+        """
         self._names |= dict.fromkeys(rows.measurements)
         if len(rows) == 0:
             return
@@ -67,7 +75,7 @@ class GatheredRows:
         self._starts.append(self._file.tell())
         batches = rows.batches(outlines=self._outlines)
         first = next(batches)
-        with pa.ipc.new_stream(self._file, first.schema) as writer:
+        with saving(self._path), pa.ipc.new_stream(self._file, first.schema) as writer:
             writer.write_batch(first)
             for batch in batches:
                 writer.write_batch(batch)
@@ -94,7 +102,7 @@ class GatheredRows:
                 ]
                 yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
-    def write_parquet(self, path: Path) -> None:
+    def write_parquet(self) -> None:
         """Write GeoParquet, in one step.
 
         Raises
@@ -105,11 +113,11 @@ class GatheredRows:
         bounds: tuple[Any, ...] = tuple(self._bounds.tolist())
         known = (bounds[0], bounds[1], bounds[2], bounds[3]) if math.isfinite(bounds[0]) else None
         schema = self.schema.with_metadata(geo_metadata(self._types, known))
-        with atomic_file(path) as stream, pq.ParquetWriter(stream, schema) as writer:
+        with atomic_file(self._path) as stream, pq.ParquetWriter(stream, schema) as writer:
             for batch in self.batches():
                 writer.write_batch(batch.replace_schema_metadata(schema.metadata))
 
-    def write_separated(self, path: Path, separator: str) -> None:
+    def write_separated(self, separator: str) -> None:
         """Write .csv or .tsv as `qpnuclei.qupath.count_table` does, in one step.
 
         Raises
@@ -126,7 +134,7 @@ class GatheredRows:
             for field in schema
         ]
         options = pa.csv.WriteOptions(delimiter=separator)
-        with atomic_file(path) as stream:
+        with atomic_file(self._path) as stream:
             stream.write(BOM if separator == "," else b"")
             with pa.csv.CSVWriter(stream, pa.schema(texts), write_options=options) as writer:
                 for batch in self.batches():
