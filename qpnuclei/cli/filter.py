@@ -130,6 +130,7 @@ def _described(own: OwnNuclei) -> dict[str, Any]:
 def _print_removed(own: OwnNuclei, removed: int, project: str) -> None:
     from qpnuclei.cli.console import stderr, stdout
     from qpnuclei.errors import number_of
+    from qpnuclei.qupath.image_names import image_option
 
     kept = [f"{own.unknown} without a certainty"] if own.unknown else []
     if own.locked.any():
@@ -138,7 +139,5 @@ def _print_removed(own: OwnNuclei, removed: int, project: str) -> None:
     nuclei = number_of(len(own), "nucleus")
     stdout.print(f"{own.entry.name}: removed {removed} of {nuclei} by qpnuclei{more}")
     if removed:
-        name = shlex.quote(own.entry.name)
-        stderr.print(
-            f"undo: qpnuclei project restore {shlex.quote(project)} --image {name} --latest"
-        )
+        image = image_option(own.entry)
+        stderr.print(f"undo: qpnuclei project restore {shlex.quote(project)} {image} --latest")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -151,13 +150,13 @@ def _print_left_out(slides: int) -> None:
 
 def _print_without_mpp(images: Sequence[ImageEntry]) -> None:
     from qpnuclei.cli.console import stdout
+    from qpnuclei.qupath.image_names import image_option
 
     for entry in images:
         if entry.calibration.mpp is None:
             stdout.print(
                 f"{entry.name} has no pixel size: set it in QuPath, or pass to run "
-                f"--image {shlex.quote(entry.name)} --mpp 0.5 (20x scans have about 0.5 µm/px, "
-                "40x about 0.25)"
+                f"{image_option(entry)} --mpp 0.5 (20x scans have about 0.5 µm/px, 40x about 0.25)"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Sequence
 from typing import TypeVar
 
@@ -87,3 +88,14 @@ def one_image(images: Sequence[Entry], name: str) -> Entry:
         )
     names = ", ".join(entry.name for entry in images) or "none"
     raise UsageError(f"no image is called {name!r}", f"images of the project: {names}")
+
+
+def unique_name(images: Sequence[Entry], entry: Entry) -> str:
+    """Return what selects an image alone: its name or, if that selects others too, its entry ID."""
+    names = (entry.name, entry.id)
+    return next((name for name in names if images_called(images, [name]) == [entry]), entry.name)
+
+
+def image_option(entry: ImageEntry) -> str:
+    """Return the option that selects an image alone, as part of a command for a shell."""
+    return f"--image {shlex.quote(entry.unique_name)}"

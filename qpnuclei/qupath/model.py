@@ -328,6 +328,10 @@ class ImageEntry(Protocol):
         """Image name as QuPath lists it."""
 
     @property
+    def unique_name(self) -> str:
+        """The name or, if other images share it, the entry ID."""
+
+    @property
     def server(self) -> ImageServer:
         """The image server: where the pixels come from."""
 

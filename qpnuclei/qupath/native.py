@@ -17,7 +17,7 @@ from qpnuclei.qupath.backups import (
     kept_backup,
     list_backups,
 )
-from qpnuclei.qupath.image_names import one_image
+from qpnuclei.qupath.image_names import one_image, unique_name
 from qpnuclei.qupath.model import ABSENT, Edit, ImageObjects, ImageServer
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.qpdata.data_file import DataFile
@@ -111,6 +111,11 @@ class NativeImage:
 
     def __repr__(self) -> str:
         return f"NativeImage({self.id}, {self.name!r})"
+
+    @property
+    def unique_name(self) -> str:
+        """The name or, if other images share it, the entry ID."""
+        return unique_name(self._project.images, self)
 
     @property
     def folder(self) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TypeVar
 from qpnuclei.choices import MAX_MPP, MIN_MPP
 from qpnuclei.errors import FormatError, MppError, NotFoundError, QpnucleiError, UsageError
 from qpnuclei.qupath.analysed import Record
-from qpnuclei.qupath.image_names import images_named
+from qpnuclei.qupath.image_names import image_option, images_named
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.slides.calibration import PixelCalibration
@@ -132,19 +131,18 @@ def pixel_size(
             return resolve_mpp(asked.mpp, None, None, name)
         raise MppError(
             error.what,
-            f"give run and export --image {shlex.quote(entry.name)} --mpp 0.5, in µm per level-0 "
-            "pixel (40x scans have about 0.25, 20x about 0.5), or those of many images with "
-            "--mpp-table",
+            f"give run and export {image_option(entry)} --mpp 0.5, in µm per level-0 pixel (40x "
+            "scans have about 0.25, 20x about 0.5), or those of many images with --mpp-table",
         ) from None
     if asked.mpp is not None and any(abs(axis / asked.mpp - 1) > 0.01 for axis in own):
         _log.warning(
             "%s keeps its %.4g µm/px, from the %s: --mpp %g is for images without a pixel size; "
-            "to override it, name the image: --image %s --mpp %g",
+            "to override it, name the image: %s --mpp %g",
             name,
             own[0],
             source,
             asked.mpp,
-            shlex.quote(entry.name),
+            image_option(entry),
             asked.mpp,
         )
     return own, source

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from qpnuclei.errors import (
 from qpnuclei.evaluation.datasets import read_split
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.areas import union
+from qpnuclei.qupath.image_names import image_option, match_images
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Annotation, ImageEntry
 from qpnuclei.qupath.names import is_utf8
@@ -225,7 +225,6 @@ def _project_sources(
     image_root: Path | None,
     images: Sequence[str],
 ) -> list[Source]:
-    from qpnuclei.qupath.image_names import match_images
     from qpnuclei.qupath.project import open_project
 
     sources = []
@@ -259,7 +258,7 @@ def _entry_source(
             raise MppError(
                 error.what,
                 "give it with --mpp, in µm per level-0 pixel; if images differ, first analyse some "
-                f"of this one with run --image {shlex.quote(entry.name)} --mpp 0.5",
+                f"of this one with run {image_option(entry)} --mpp 0.5",
             ) from error
         return Source(
             name=entry.name,

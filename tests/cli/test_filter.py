@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -70,6 +71,21 @@ def test_only_our_own_below_the_value_go_and_a_backup_brings_them_back(
     assert FOREIGN in after.detections.ids
     qpnuclei("project", "restore", project, "--image", "1", "--latest")
     assert first_image(project).read().detections.ids == before.detections.ids
+
+
+@pytest.mark.parametrize("name", ["same", "one's own.tif"])
+def test_the_printed_undo_brings_them_back(qpnuclei: Call, project: Path, name: str) -> None:
+    file = project / "project.qpproj"
+    content = json.loads(file.read_text())
+    for image, new in zip(content["images"], (name, "same", "other"), strict=True):
+        image["imageName"] = new
+    file.write_text(json.dumps(content))
+    before = [image.read().detections.ids for image in open_project(project).images]
+    done = qpnuclei("filter", project, "--min-certainty", "0.7", *NATIVE)
+    assert [image.read().detections.ids for image in open_project(project).images] != before
+    undo = shlex.split(done.stderr.strip().removeprefix("undo: qpnuclei "))
+    assert qpnuclei(*undo).exit_code == 0
+    assert [image.read().detections.ids for image in open_project(project).images] == before
 
 
 def test_a_doubt_is_about_the_nuclei_before(qpnuclei: Call, project: Path) -> None:

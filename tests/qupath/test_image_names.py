@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qpnuclei.errors import UsageError
-from qpnuclei.qupath.image_names import images_called, one_image
+from qpnuclei.qupath.image_names import images_called, one_image, unique_name
 
 
 def images(*names: str) -> Any:
@@ -41,3 +41,17 @@ def test_one_image_is_called_by_its_name_before_an_id() -> None:
     with pytest.raises(UsageError, match="2 images are called 'twin'") as caught:
         one_image(project, "twin")
     assert "3, 4" in caught.value.hint
+
+
+def test_a_unique_name_selects_its_image_alone() -> None:
+    project = images("slide?.svs", "slide1.svs", "twin", "twin", "na\u00efve", "nai\u0308ve", "9")
+    names = [unique_name(project, entry) for entry in project]
+    assert names == ["slide?.svs", "slide1.svs", "3", "4", "5", "6", "9"]
+    for name, entry in zip(names, project, strict=True):
+        assert images_called(project, [name]) == [entry]
+        assert one_image(project, name) == entry
+
+
+def test_no_unique_name_is_that_of_another_image() -> None:
+    project = images("twin", "twin", "1")
+    assert [unique_name(project, entry) for entry in project] == ["twin", "2", "1"]

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from qpnuclei.errors import FormatError, MppError, NotFoundError, UsageError
 from qpnuclei.qupath.analysed import Record, UsedMpp
+from qpnuclei.qupath.create import create_from_slides
+from qpnuclei.qupath.image_names import match_images
+from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.pixel_size import AskedMpp, asked_mpp, pixel_size, read_mpp_table
 from qpnuclei.slides.calibration import PixelCalibration
+from qpnuclei.training.sources import find_sources
 
 NOTHING = Record()
 
 
 def entry(project: float | None = None, name: str = "a.svs", own_id: str = "1") -> Any:
-    return SimpleNamespace(id=own_id, name=name, calibration=PixelCalibration(project, project))
+    calibration = PixelCalibration(project, project)
+    return SimpleNamespace(id=own_id, name=name, unique_name=name, calibration=calibration)
 
 
 def found(
@@ -103,6 +112,33 @@ def test_the_hint_names_the_image(image: Any) -> None:
         found(image)
     assert "run and export --image a.svs --mpp 0.5" in caught.value.hint
     assert "--mpp-table" in caught.value.hint
+
+
+def test_hints_tell_images_of_one_name_apart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    slides = [tmp_path / name for name in ("a.png", "b.png")]
+    for slide in slides:
+        Image.new("RGB", (64, 64), "white").save(slide)
+    project = create_from_slides(tmp_path / "project", slides)
+    file = project.path
+    content = json.loads(file.read_text())
+    for item in content["images"]:
+        item["imageName"] = "the same"
+    file.write_text(json.dumps(content))
+    project = open_project(file)
+    assert [image.name for image in project.images] == ["the same", "the same"]
+    for image in project.images:
+        with pytest.raises(MppError) as caught:
+            pixel_size(image, NOTHING)
+        with pytest.raises(MppError) as in_training:
+            find_sources([file], images=[image.id])
+        caplog.clear()
+        all_images = AskedMpp(0.25, only_missing=True)
+        assert pixel_size(image, NOTHING, all_images, lambda: (0.5, 0.5))[1] == "slide"
+        for said in (caught.value.hint, in_training.value.hint, caplog.text):
+            words = shlex.split(re.findall("--image .* --mpp", said)[0])
+            assert match_images(project, [words[1]]) == [image]
 
 
 @pytest.mark.parametrize(

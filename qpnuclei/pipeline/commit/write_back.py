@@ -21,6 +21,7 @@ from qpnuclei.pipeline.selection import TISSUE_CLASS
 from qpnuclei.qupath.analysed import UsedMpp
 from qpnuclei.qupath.backups import list_backups
 from qpnuclei.qupath.geojson.writing import write_groups
+from qpnuclei.qupath.image_names import image_option
 from qpnuclei.qupath.model import (
     Annotation,
     DetectionGroup,
@@ -182,13 +183,10 @@ def loss_note(project: Project, entry: ImageEntry, replaced: int, written: int) 
     backups = list_backups(project.path.parent / "data" / entry.id / "data.qpdata")
     if not backups:
         return message
-    alike = [other for other in project.images if other.name == entry.name]
-    image = entry.name if len(alike) == 1 else entry.id
-    command = ["qpnuclei", "project", "restore", str(project.path), "--image", image]
-    command += ["--backup", backups[0].id]
+    restore = f"qpnuclei project restore {shlex.quote(str(project.path))} {image_option(entry)}"
     return (
         f"{message}; the backup {backups[0].id} has the state before, which comes back with: "
-        f"{shlex.join(command)}"
+        f"{restore} --backup {backups[0].id}"
     )
 
 

@@ -20,6 +20,7 @@ from qpnuclei.errors import ConflictError, FormatError, SaveError, SlideError, U
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath import project_file
 from qpnuclei.qupath.backups import drop_old_backups, kept_backup
+from qpnuclei.qupath.image_names import unique_name
 from qpnuclei.qupath.model import Edit, ImageObjects, ImageServer
 from qpnuclei.qupath.paquo import jvm
 from qpnuclei.qupath.paquo.editing import HierarchySnapshot, apply_edit
@@ -119,6 +120,11 @@ class PaquoImage:
                 self.path = found
         with jvm.quiet(), java_errors(FormatError, f"{self.name}: QuPath refuses its URI"):
             self._entry.updateURIs(replacements)
+
+    @property
+    def unique_name(self) -> str:
+        """The name or, if other images share it, the entry ID."""
+        return unique_name(self._project.images, self)
 
     @property
     def data_file(self) -> Path:
