@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qpnuclei.models.registry import DEFAULT_MODEL
+from qpnuclei.system.arguments import listed
 
 if TYPE_CHECKING:
     from qpnuclei.evaluation.report import Report
@@ -82,7 +83,9 @@ def train(
     fields = {**read_recipe(config), **(settings or {})}
     check_recipe(fields)
     found = find_sources(
-        [Path(source) for source in sources], mpp=() if mpp is None else [mpp], roi=roi
+        [Path(source) for source in listed(sources)],
+        mpp=() if mpp is None else [mpp],
+        roi=listed(roi),
     )
     return train_model(
         fields,
@@ -170,9 +173,9 @@ def adapt(
     from qpnuclei.training.adaptation import adapt as adapt_model
     from qpnuclei.training.sources import find_sources
 
-    paths = [Path(source) for source in sources]
-    found = find_sources(paths, mpp=() if mpp is None else [mpp], roi=roi, images=images)
-    drawn = read_corrected(paths, corrections, truth_class, images=images, mpp=mpp)
+    paths, images = [Path(source) for source in listed(sources)], listed(images)
+    found = find_sources(paths, mpp=() if mpp is None else [mpp], roi=listed(roi), images=images)
+    drawn = read_corrected(paths, listed(corrections), listed(truth_class), images=images, mpp=mpp)
     return adapt_model(
         found,
         Path(folder),
@@ -242,6 +245,11 @@ def evaluate(
     named = DEFAULT_MODEL if model is None else os.fspath(model)
     chosen = AssessmentOptions(named, **options)
     read = read_annotated(
-        Path(dataset), layout, split, roi=roi, truth_classes=truth_class, mpp=chosen.mpp
+        Path(dataset),
+        layout,
+        split,
+        roi=listed(roi),
+        truth_classes=listed(truth_class),
+        mpp=chosen.mpp,
     )
     return assess(read.images, {**read.described, "limit": None}, chosen, notes=read.notes)

@@ -13,6 +13,7 @@ from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.project import open_project
 from qpnuclei.qupath.project_counts import count_project
+from qpnuclei.system.arguments import listed, listed_or_none
 
 
 def create_project(
@@ -51,7 +52,7 @@ def create_project(
     """
     from qpnuclei.qupath.create import create_from_slides
 
-    return create_from_slides(Path(directory), [Path(slide) for slide in slides], mpp)
+    return create_from_slides(Path(directory), [Path(slide) for slide in listed(slides)], mpp)
 
 
 def add_slides(
@@ -91,7 +92,7 @@ def add_slides(
     """
     from qpnuclei.qupath import adding
 
-    return adding.add_slides(Path(project), [Path(slide) for slide in slides], mpp)[0]
+    return adding.add_slides(Path(project), [Path(slide) for slide in listed(slides)], mpp)[0]
 
 
 def count(
@@ -141,10 +142,10 @@ def count(
     opened = opened_project(project)
     return count_project(
         opened,
-        match_images(opened, tuple(images)),
+        match_images(opened, listed(images)),
         by,
-        roi_classes=roi_classes,
-        nucleus_classes=nucleus_classes,
+        roi_classes=listed_or_none(roi_classes),
+        nucleus_classes=listed_or_none(nucleus_classes),
         pixel_sizes=AskedMpp(mpp),
     )
 
@@ -191,13 +192,12 @@ def write_report(
     from qpnuclei.report.runs import runs_of
 
     opened = opened_project(project)
-    classes = None if nucleus_classes is None else tuple(nucleus_classes)
     failures = write_report(
         opened,
-        match_images(opened, tuple(images)),
+        match_images(opened, listed(images)),
         Path(path),
         runs_of(opened.path.parent),
-        ReportOptions(classes, AskedMpp(mpp)),
+        ReportOptions(listed_or_none(nucleus_classes), AskedMpp(mpp)),
     )
     for _, error in failures:
         raise error

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from qpnuclei.api.projects import opened_project
 from qpnuclei.qupath.model import Project
+from qpnuclei.system.arguments import listed
 
 if TYPE_CHECKING:
     from qpnuclei.pipeline.options import RunOptions
@@ -276,10 +277,10 @@ def _options(
     from qpnuclei.pipeline.selection import Selection
     from qpnuclei.qupath.pixel_size import mpp_by_id
 
-    chosen = options or RunOptions(Selection(classes=tuple(roi)))
+    chosen = options or RunOptions(Selection(classes=listed(roi)))
     given = (("mpp_by_image", name, mpp) for name, mpp in chosen.mpp_by_image.items())
     return replace(
         chosen,
-        images=tuple(images) or chosen.images,
+        images=listed(images) or chosen.images,
         mpp_by_image=mpp_by_id(given, project.images),
     )

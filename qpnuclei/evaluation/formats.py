@@ -30,6 +30,7 @@ from qpnuclei.evaluation.datasets import (
 )
 from qpnuclei.evaluation.labelmap import label_map
 from qpnuclei.qupath.geojson.reading import read_objects
+from qpnuclei.system.arguments import check_choice
 from qpnuclei.system.files import check_folder
 
 _log = logging.getLogger(__name__)
@@ -249,8 +250,10 @@ def read_dataset(
     FormatError
         If the layout is not recognised, or two images have the same name.
     UsageError
-        If there is no such split, or no image, or the layout has no masks for `components`.
+        If there is no such layout or split, or no image, or the layout has no masks for
+        `components`.
     """
+    check_choice("layout", layout, ("auto", "folder", *_READERS))
     check_folder(folder, "of an annotated data set")
     if layout == "auto":
         layout = _detect(folder)

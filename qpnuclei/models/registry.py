@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 from qpnuclei.choices import Speed
 from qpnuclei.errors import NotFoundError, UsageError
+from qpnuclei.system.arguments import check_choice
 
 #: Folder of the packaged models, ``<name>.safetensors``.
 WEIGHTS_FOLDER = Path(__file__).resolve().parents[1] / "weights"
@@ -51,13 +53,14 @@ def networks_of(model: str, speed: Speed = "auto") -> tuple[str, ...]:
 
 
 def check_speed(model: str | None, speed: Speed) -> None:
-    """Raise if a speed is given for a model that is not the default.
+    """Raise if a speed is unknown, or given for a model that is not the default.
 
     Raises
     ------
     qpnuclei.errors.UsageError
-        If `speed` is not auto and the model is not the default one.
+        If there is no such `speed`, or it is not auto and the model is not the default one.
     """
+    check_choice("speed", speed, get_args(Speed))
     if speed != "auto" and model != DEFAULT_MODEL:
         raise UsageError(
             f"--speed {speed} chooses a network of the default model, but --model names {model}",

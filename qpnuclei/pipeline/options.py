@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from qpnuclei.choices import (
     DEFAULT_MAX_NUCLEUS_UM,
@@ -26,6 +26,7 @@ from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.names import checked_class_name
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.segmentation.engine import EngineOptions, views_of
+from qpnuclei.system.arguments import check_choice, listed
 from qpnuclei.system.threads import available_cores
 
 
@@ -38,9 +39,9 @@ class RunOptions:
     Raises
     ------
     UsageError
-        If the class of the detections is empty or not UTF-8, the thresholds of positive nuclei are
-        invalid, the areas that `qc` marks would not be excluded, or `speed` is given with a model
-        other than the default.
+        If `speed`, `precision` or `on_existing` is unknown, the class of the detections is empty or
+        not UTF-8, the thresholds of positive nuclei are invalid, the areas that `qc` marks would
+        not be excluded, or `speed` is given with a model other than the default.
 
     Examples
     --------
@@ -80,6 +81,9 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", os.fspath(self.model))
+        object.__setattr__(self, "images", listed(self.images))
+        check_choice("precision", self.precision, get_args(Precision))
+        check_choice("on_existing", self.on_existing, get_args(OnExisting))
         object.__setattr__(self, "class_name", checked_class_name(self.class_name))
         for name in ("geojson_dir", "parquet_dir", "run_dir"):
             if (folder := getattr(self, name)) is not None:

@@ -21,6 +21,7 @@ from qpnuclei.qupath.areas import Parts, polygonal, valid_areas
 from qpnuclei.qupath.image_names import match_images
 from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, Project
 from qpnuclei.qupath.regions import Region, rows_inside
+from qpnuclei.system.arguments import listed
 from qpnuclei.system.patterns import matches
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ class Selection:
     excluded: tuple[str, ...] = DEFAULT_EXCLUDED
 
     def __post_init__(self) -> None:
+        for name in ("classes", "names", "ids", "excluded"):
+            object.__setattr__(self, name, listed(getattr(self, name)))
         by_annotation = bool(self.classes or self.names or self.ids or self.everything)
         if self.tissue and by_annotation:
             raise UsageError(

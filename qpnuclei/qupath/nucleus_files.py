@@ -23,6 +23,7 @@ from qpnuclei.qupath.model import ImageEntry, PathClass, Project
 from qpnuclei.qupath.names import file_stem
 from qpnuclei.qupath.nucleus_rows import nuclei_of
 from qpnuclei.qupath.pixel_size import AskedMpp
+from qpnuclei.system.arguments import check_choice
 
 _SUFFIXES: dict[str, NucleusFormat] = {
     ".csv": "csv",
@@ -73,10 +74,7 @@ def format_of(path: Path, asked: NucleusFormat | None = None) -> NucleusFormat:
             f"{str(path)!r}: no format for nuclei has this suffix",
             f"use one of {', '.join(_SUFFIXES)}, or --format",
         )
-    if found not in get_args(NucleusFormat):
-        raise UsageError(
-            f"unknown format {found!r}", f"choose {', '.join(get_args(NucleusFormat))}"
-        )
+    check_choice("format", found, get_args(NucleusFormat))
     if found == "h5ad":
         optional("anndata", "export")
     if found == "zarr":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from qpnuclei.choices import Backend
 from qpnuclei.errors import UsageError
@@ -16,6 +16,7 @@ from qpnuclei.qupath.paquo.installation import (
     find_qupath,
 )
 from qpnuclei.qupath.project_file import find_project_file
+from qpnuclei.system.arguments import check_choice
 from qpnuclei.system.files import check_folder
 
 __all__ = ["QuPathInstallation", "choose_backend", "find_qupath", "open_project"]
@@ -85,10 +86,9 @@ def choose_backend(backend: Backend = "auto") -> Literal["native", "paquo"]:
     qpnuclei.errors.UsageError
         If `backend` is unknown, or is ``"paquo"`` and no suitable QuPath is installed.
     """
+    check_choice("backend", backend, get_args(Backend))
     if backend == "native":
         return "native"
-    if backend not in ("auto", "paquo"):
-        raise UsageError(f"unknown backend {backend!r}", "choose auto, native or paquo")
     found = find_qupath()
     if found is None:
         if backend == "auto":

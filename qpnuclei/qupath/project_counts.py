@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from typing import get_args
 
 from qpnuclei.choices import Grouping
 from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
@@ -13,6 +14,7 @@ from qpnuclei.qupath.counted_image import counted_image
 from qpnuclei.qupath.counts import Row, count_objects
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.pixel_size import AskedMpp
+from qpnuclei.system.arguments import check_choice
 
 _log = logging.getLogger(__name__)
 
@@ -45,10 +47,11 @@ def count_project(
     Raises
     ------
     UsageError
-        If no annotation has one of the `roi_classes`.
+        If `by` is unknown, or no annotation has one of the `roi_classes`.
     qpnuclei.errors.FormatError
         If the objects of an image cannot be read.
     """
+    check_choice("by", by, get_args(Grouping))
     counted: list[tuple[list[str], list[Row]]] = []
     known: set[str] = set()
     left_out = False

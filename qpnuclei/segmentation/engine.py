@@ -11,7 +11,7 @@ import os
 import pkgutil
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from qpnuclei.choices import Precision
 from qpnuclei.errors import UsageError
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.reinhard import ReinhardStatistics
+from qpnuclei.system.arguments import check_choice
 from qpnuclei.system.memory import no_collection
 from qpnuclei.system.threads import available_cores
 from qpnuclei.system.timing import Stopwatch
@@ -103,6 +104,11 @@ class EngineOptions:
         Value between 0 and 1. A pixel belongs to a nucleus if its attention (of third-party models:
         its probability) is higher. None takes the value of the model.
 
+    Raises
+    ------
+    UsageError
+        If `views` or `precision` is unknown.
+
     Examples
     --------
     >>> EngineOptions(device="cpu", views=8, workers=2, threshold=0.6)
@@ -115,6 +121,10 @@ class EngineOptions:
     workers: int = field(default_factory=available_cores)
     batch_size: int | None = None
     threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("views", self.views, (None, 1, 8))
+        check_choice("precision", self.precision, get_args(Precision))
 
 
 def views_of(tta: bool | None) -> int | None:

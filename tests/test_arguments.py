@@ -1,0 +1,161 @@
+"""Arguments that only Python users can get wrong: the command line cannot pass them."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import qpnuclei
+from qpnuclei.errors import QpnucleiError, UsageError
+from tests.evaluation.images import write_folder
+from tests.paths import SAMPLES
+
+TISSUE = qpnuclei.Selection(tissue=True)
+ONE_NAME = "he small.png"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(SAMPLES / "0.5.1", tmp_path / "sample")) / "project"
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "allowed"),
+    [
+        ("by", lambda given: qpnuclei.count(SAMPLES / "0.5.1" / "project", given), "'class'"),
+        ("by", lambda given: qpnuclei.count(SAMPLES / "0.5.1" / "project", by=given), "'image'"),
+        (
+            "backend",
+            lambda given: qpnuclei.open_project(SAMPLES / "0.5.1" / "project", given),
+            "'paquo'",
+        ),
+        ("speed", lambda given: qpnuclei.RunOptions(TISSUE, speed=given), "'auto' or 'fast'"),
+        ("precision", lambda given: qpnuclei.RunOptions(TISSUE, precision=given), "'bfloat16'"),
+        ("on_existing", lambda given: qpnuclei.RunOptions(TISSUE, on_existing=given), "'skip'"),
+        ("precision", lambda given: qpnuclei.EngineOptions(precision=given), "'float32'"),
+        ("views", lambda given: qpnuclei.EngineOptions(views=given), "None, 1 or 8"),
+        ("layout", lambda given: qpnuclei.evaluate("set", layout=given), "'folder', 'monuseg'"),
+        ("speed", lambda given: qpnuclei.evaluate("set", mpp=0.5, speed=given), "'fast'"),
+    ],
+)
+@pytest.mark.parametrize("value", ["images", 3, ["auto"]])
+def test_unknown_values_are_refused(
+    name: str,
+    call: Callable[[Any], object],
+    allowed: str,
+    value: object,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_folder(Path("set"), ("a",))
+    with pytest.raises(UsageError) as caught:
+        call(value)
+    assert caught.value.what == f"{name}={value!r}: no such value"
+    assert allowed in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["classes", "names", "ids", "excluded"])
+def test_a_selection_takes_one_text(name: str) -> None:
+    one = uuid.uuid4() if name == "ids" else "Tumor"
+    everything = name == "excluded"
+    selection = qpnuclei.Selection(everything=everything, **{name: one})  # type: ignore[arg-type]
+    assert selection == qpnuclei.Selection(everything=everything, **{name: (one,)})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "one"),
+    [("images", ONE_NAME), ("roi_classes", "Tumor"), ("nucleus_classes", "Not a Nucleus")],
+)
+def test_counts_take_one_text(name: str, one: str, project: Path) -> None:
+    rows = [qpnuclei.count(project, "class", **{name: given}) for given in (one, [one])]
+    assert repr(rows[0]) == repr(rows[1])  # NaN is not equal to itself
+    assert len(rows[0]) > 0
+    if name == "nucleus_classes":
+        assert {row["nuclei"] for row in rows[0]} == {0}
+
+
+@pytest.mark.parametrize(
+    ("name", "one"), [("images", ONE_NAME), ("nucleus_classes", "Not a Nucleus")]
+)
+def test_reports_take_one_text(name: str, one: str, project: Path, tmp_path: Path) -> None:
+    pages = []
+    for given in (one, [one]):
+        path = tmp_path / "report.html"
+        qpnuclei.write_report(project, path, mpp=0.5, **{name: given})  # type: ignore[arg-type]
+        pages.append(path.read_text("utf-8"))
+    assert pages[0] == pages[1]
+    if name == "images":
+        assert "renamed" not in pages[0]
+
+
+@pytest.mark.parametrize("as_path", [False, True])
+def test_new_projects_take_one_slide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_path: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (64, 64), "white").save(name)
+    first, second = (Path(name) if as_path else name for name in ("a.png", "b.png"))
+    made = qpnuclei.create_project("project", first, mpp=0.25)  # type: ignore[arg-type]
+    assert [image.name for image in made.images] == ["a.png"]
+    extended = qpnuclei.add_slides("project", second, mpp=0.25)  # type: ignore[arg-type]
+    assert [image.name for image in extended.images] == ["a.png", "b.png"]
+
+
+def test_runs_take_one_text(project: Path) -> None:
+    options = qpnuclei.RunOptions(TISSUE, mpp=0.5, images=ONE_NAME)  # type: ignore[arg-type]
+    assert options == qpnuclei.RunOptions(TISSUE, mpp=0.5, images=(ONE_NAME,))
+    tumor = qpnuclei.RunOptions(qpnuclei.Selection(classes=("Tumor",)), mpp=0.5, device="cpu")
+    # A run with the same options continues in the same folder.
+    folder = qpnuclei.plan(project, tumor, images=ONE_NAME)
+    assert qpnuclei.plan(project, tumor, images=[ONE_NAME]) == folder
+    summary = qpnuclei.run(project, tumor, images=ONE_NAME)
+    assert [image.name for image in summary.images] == [ONE_NAME]
+    for start in (qpnuclei.run, qpnuclei.plan):
+        with pytest.raises(UsageError, match="no annotation of class 'Nowhere'"):
+            start(project, roi="Nowhere")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"roi": "Nowhere"},
+        {"images": "nowhere"},
+        {"corrections": "Nowhere"},
+        {"corrections": "Tumor", "truth_class": "Nowhere"},
+    ],
+)
+def test_adapting_takes_one_text(more: dict[str, str], project: Path, tmp_path: Path) -> None:
+    said = []
+    for sources, given in ((str(project), more), ([project], {k: [v] for k, v in more.items()})):
+        with pytest.raises(QpnucleiError) as caught:
+            qpnuclei.adapt(sources, tmp_path / "ours", mpp=0.5, device="cpu", **given)  # type: ignore[arg-type]
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    assert next(reversed(more.values())) in said[0]
+
+
+def test_training_takes_one_text(project: Path, tmp_path: Path) -> None:
+    said = []
+    for sources, roi in ((str(project), "Nowhere"), ([str(project)], ["Nowhere"])):
+        with pytest.raises(QpnucleiError, match="Nowhere") as caught:
+            qpnuclei.train(sources, tmp_path / "ours", mpp=0.5, roi=roi, device="cpu")
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("more", [{"roi": "Nowhere"}, {"roi": "Tumor", "truth_class": "Nowhere"}])
+def test_evaluating_takes_one_text(more: dict[str, str], project: Path) -> None:
+    said = []
+    for given in (more, {name: [one] for name, one in more.items()}):
+        with pytest.raises(QpnucleiError, match="Nowhere") as caught:
+            qpnuclei.evaluate(project, mpp=0.5, device="cpu", **given)
+        said.append(str(caught.value))
+    assert said[0] == said[1]
