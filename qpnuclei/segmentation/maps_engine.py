@@ -80,7 +80,8 @@ class MapsEngine:
 
     def with_post_processing(self, parameters: PostProcessing) -> MapsEngine:
         """Return an engine with the same network and another post-processing."""
-        return MapsEngine(self.predictor.with_post_processing(parameters), self._options)
+        predictor = self.predictor.with_post_processing(parameters)
+        return MapsEngine(predictor, self._options, self._spec.sha256)
 
     def segment(
         self,

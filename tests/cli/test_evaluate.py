@@ -22,7 +22,7 @@ from qpnuclei.errors import (
 )
 from qpnuclei.evaluation.datasets import read_folder
 from qpnuclei.evaluation.tuning import at_resolution, predict, recoloured
-from qpnuclei.models.metadata import PostProcessing, read_metadata
+from qpnuclei.models.metadata import PostProcessing, model_hash, read_metadata
 from qpnuclei.models.registry import WEIGHTS_FOLDER, resolve_model
 from qpnuclei.pipeline.image import segment
 from qpnuclei.segmentation.engine import EngineOptions, load_engine
@@ -143,6 +143,7 @@ def test_tuning_goes_into_a_copy_of_the_model(dataset: Path, tmp_path: Path) -> 
     assert "tuned on these images: expect" in printed
     shipped, tuned = read_metadata(resolve_model("default")), read_metadata(model)
     assert as_json(tuned.post_processing) == content["models"][0]["post_processing"]
+    assert content["models"][0]["sha256"] == model_hash(resolve_model("default"))
     assert tuned.validation["post_processing"] == "tuned on these images"
     assert tuned.validation["mean"]["AJI"] == pytest.approx(content["mean"]["AJI"])
     # Tuning looks at the images as they are and recoloured, and gives up .01 for a less strict

@@ -13,7 +13,8 @@ from msgspec.structs import replace
 from qpnuclei.errors import NotFoundError, UsageError
 from qpnuclei.models.attention import AttentionNet
 from qpnuclei.models.checkpoint import save_model
-from qpnuclei.models.metadata import ModelMetadata
+from qpnuclei.models.metadata import ModelMetadata, model_hash
+from qpnuclei.models.registry import resolve_model
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.segmentation.engine import (
@@ -25,7 +26,6 @@ from qpnuclei.segmentation.engine import (
     views_of,
 )
 from qpnuclei.segmentation.maps_engine import MapsEngine, _assemble, _View
-from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.system.timing import Stopwatch
 from qpnuclei.tiling.box import Box
 from qpnuclei.tiling.plan import TilePlan
@@ -102,10 +102,13 @@ def test_an_engine_that_cannot_be_imported_is_no_obstacle_to_others(
         engine_spec("broken:model")
 
 
-def test_predictor_of_an_engine_with_other_post_processing() -> None:
-    engine = MapsEngine(Predictor.load("default", "cpu"))
+def test_an_engine_with_other_post_processing_has_the_same_network() -> None:
+    engine = load_engine("default", EngineOptions("cpu"))
+    assert isinstance(engine, MapsEngine)
     other = replace(engine.predictor.metadata.post_processing, min_area_px=7)
-    assert engine.with_post_processing(other).spec.details["post_processing"]["min_area_px"] == 7
+    spec = engine.with_post_processing(other).spec
+    assert spec.details["post_processing"]["min_area_px"] == 7
+    assert spec.sha256 == model_hash(resolve_model("default"))
 
 
 def test_views_are_assembled_from_new_parts() -> None:
