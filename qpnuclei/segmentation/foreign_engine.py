@@ -114,11 +114,11 @@ class ForeignEngine:
         self, output: npt.NDArray[Any], shape: tuple[int, ...], margin: int
     ) -> npt.NDArray[Any]:
         """Return an output with its channels first and without the margin."""
-        output = np.asarray(output)
         if self._sidecar.channels == "last" and output.ndim == 4:
             output = output.transpose(0, 3, 1, 2)
         if output.ndim < 2:
             return output  # `instances` rejects it
         grid = self._sidecar.stardist.grid if self._sidecar.output == "stardist" else 1
-        low, height, width = (-(-n // grid) for n in (margin, *shape))
-        return output[..., low : height - margin // grid, low : width - margin // grid]
+        height, width = (-(-n // grid) for n in shape)
+        low = margin // grid  # without a rest: the stride is a multiple of the grid
+        return output[..., low : height - low, low : width - low]

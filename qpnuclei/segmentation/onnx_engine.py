@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from qpnuclei.errors import ModelError, UsageError
+from qpnuclei.errors import DeviceError, ModelError, UsageError
 from qpnuclei.segmentation.engine import EngineOptions, EngineSpec
 from qpnuclei.segmentation.foreign_engine import ForeignEngine
+from qpnuclei.segmentation.outputs import as_arrays
 from qpnuclei.segmentation.sidecar import read_sidecar, spec_of, with_options
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+if TYPE_CHECKING:
+    from qpnuclei.segmentation.onnx_session import Provider
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
 class OnnxEngineFactory:
@@ -41,13 +46,14 @@ class OnnxEngineFactory:
             raise ModelError(
                 f"{path} is not an ONNX model that can be run: {str(error).splitlines()[0]}"
             ) from error
+        device = _device_used(session.get_providers(), options.device)
         inputs = session.get_inputs()
         if len(inputs) != 1:
             raise ModelError(f"{path} has {len(inputs)} inputs; it must have one, the image")
 
         def run(pixels: npt.NDArray[np.float32]) -> Sequence[npt.NDArray[Any]]:
             try:
-                return run_session(session, pixels)
+                outputs = run_session(session, pixels)
             except MemoryError:
                 raise
             except Exception as error:  # as above
@@ -55,20 +61,44 @@ class OnnxEngineFactory:
                     f"{path} failed on {pixels.shape}: {str(error).splitlines()[0]}",
                     "check stride and channels in its sidecar",
                 ) from error
+            return as_arrays(outputs, path)
 
-        device = session.get_providers()[0].removesuffix("ExecutionProvider").lower()
         return ForeignEngine(run, sidecar, spec, options, f"{device}, ONNX Runtime")
 
 
-def _providers(available: Sequence[str], device: str) -> list[str]:
+def _providers(available: Sequence[str], device: str) -> list[Provider]:
     """Return ONNX Runtime's names for a device, in the order in which they are tried."""
-    wanted = device.partition(":")[0]
-    if wanted == "auto":
-        return [p for p in (_PROVIDERS["cuda"], _PROVIDERS["cpu"]) if p in available]
-    provider = _PROVIDERS.get(wanted)
-    if provider is None or provider not in available:
+    if device == "auto":
+        return [p for p in (_CUDA, _CPU) if p in available]
+    if device == "cpu":
+        return [_CPU]
+    cuda = re.fullmatch(r"cuda(?::(\d+))?", device)
+    if cuda is None:
         raise UsageError(
-            f"--device {device}: this ONNX Runtime does not support it",
-            f"it supports {', '.join(available)}",
+            f"no such device for an ONNX model: {device!r}", "use auto, cpu, cuda or cuda:N"
         )
-    return [provider]
+    if _CUDA not in available:
+        raise DeviceError(
+            f"device {device!r} was requested, but this ONNX Runtime does not support CUDA",
+            f"it supports {', '.join(available)}; use --device auto or cpu",
+        )
+    return [(_CUDA, {"device_id": int(cuda[1] or 0)})]
+
+
+def _device_used(providers: Sequence[str], device: str) -> str:
+    """Return the device on which a session with these providers runs.
+
+    Raises
+    ------
+    DeviceError
+        If it is not the one that was requested: without a GPU, ONNX Runtime takes the CPU.
+    """
+    on_cuda = _CUDA in providers
+    if device == "auto":
+        return "cuda" if on_cuda else "cpu"
+    if device != "cpu" and not on_cuda:
+        raise DeviceError(
+            f"device {device!r} was requested, but ONNX Runtime cannot use it",
+            "use --device auto or cpu; the first GPU is cuda:0",
+        )
+    return device

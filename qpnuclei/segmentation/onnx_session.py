@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+
+#: ONNX Runtime's name of a kind of device, alone or with the options that select one.
+Provider: TypeAlias = str | tuple[str, dict[str, Any]]
 
 #: Text in ONNX Runtime's errors if memory is short; it has no separate exception for that.
 _NO_MEMORY = ("Failed to allocate memory", "bad allocation", "bad_alloc")
@@ -17,7 +20,7 @@ _FATAL_ONLY = 4
 
 
 def open_session(
-    graph: str | bytes, threads: int, providers: Sequence[str] = ("CPUExecutionProvider",)
+    graph: str | bytes, threads: int, providers: Sequence[Provider] = ("CPUExecutionProvider",)
 ) -> onnxruntime.InferenceSession:
     """Load a graph.
 
@@ -27,8 +30,8 @@ def open_session(
         Path of an ONNX file, or its content.
     threads : int
         Number of threads that compute one call.
-    providers : sequence of str
-        ONNX Runtime's names of devices, in the order in which they are tried.
+    providers : sequence of Provider
+        In the order in which they are tried.
 
     Raises
     ------

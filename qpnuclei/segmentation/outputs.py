@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import cv2
@@ -28,6 +29,36 @@ Found: TypeAlias = tuple[LabelArray, dict[str, ScoreMap]]
 
 #: float32 cannot represent every integer above it.
 _LARGEST_LABEL = 1 << 24
+
+#: Rounding may take a probability so far out of 0..1; logits and 8-bit values are further out.
+_ROUNDING = 1e-3
+
+
+def as_arrays(outputs: Sequence[object], model: Path) -> list[npt.NDArray[Any]]:
+    """Return the outputs of a network, after a check that they are arrays of numbers.
+
+    Parameters
+    ----------
+    outputs : sequence of object
+    model : pathlib.Path
+        The file of the network, for errors.
+
+    Raises
+    ------
+    ModelError
+        If there are none, or one is something else, such as a list or a dict of arrays.
+    """
+    hint = "export the network so that each of its outputs is a dense array of real numbers"
+    if not outputs:
+        raise ModelError(f"{model} returns nothing", hint)
+    arrays = []
+    for number, output in enumerate(outputs, start=1):
+        if not isinstance(output, np.ndarray):
+            raise ModelError(f"output {number} of {model} is a {type(output).__name__}", hint)
+        if output.dtype.kind not in "buif":
+            raise ModelError(f"output {number} of {model} holds {output.dtype}", hint)
+        arrays.append(output)
+    return arrays
 
 
 def instances(
@@ -68,14 +99,14 @@ def _from_maps(
     if not 1 <= len(maps) <= 2:
         raise ModelError(f"maps have one or two channels, but this model gives {len(maps)}")
     maps = _cropped(maps, shape)
-    levels = _quantised(maps[0])
+    levels = _quantised(_probability(maps[0]))
     centre = np.clip(maps[1], 0, 1).astype(np.float32) if len(maps) == 2 else None
     return segment_instances(levels, sidecar.post_processing, centre), _score(levels)
 
 
 def _from_labels(outputs: Sequence[npt.NDArray[Any]], shape: tuple[int, int]) -> LabelArray:
-    found = np.asarray(outputs[0])
-    while found.ndim > 2:
+    found = outputs[0]
+    while found.ndim > 2 and len(found):
         found = found[0]
     if found.ndim != 2:
         raise ModelError(f"a label map is (1, 1, H, W), but this model gives {outputs[0].shape}")
@@ -111,7 +142,7 @@ def _from_stardist(
             f"{probability.shape}: they must be (R, h, w) with at least 3 rays"
         )
     grid = parameters.grid
-    rows, columns = np.nonzero(probability > parameters.probability)
+    rows, columns = np.nonzero(_probability(probability) > parameters.probability)
     order = np.argsort(-probability[rows, columns], kind="stable")
     rows, columns = rows[order], columns[order]
     angles = 2 * np.pi * np.arange(len(distances)) / len(distances)
@@ -150,7 +181,11 @@ def _suppressed(polygons: npt.NDArray[Any], overlap: float) -> list[int]:
 def _array(
     outputs: Sequence[npt.NDArray[Any]], index: int, what: str, dimensions: int
 ) -> FloatArray:
-    if index >= len(outputs) or np.ndim(outputs[index]) != dimensions:
+    if (
+        index >= len(outputs)
+        or outputs[index].ndim != dimensions
+        or 0 in outputs[index].shape[:2]  # no image, or no channel
+    ):
         shapes = ", ".join(str(np.shape(output)) for output in outputs)
         raise ModelError(
             f"output {index + 1} must be {what}, but this model gives {shapes}",
@@ -169,6 +204,17 @@ def _cropped(maps: npt.NDArray[Any], shape: tuple[int, int]) -> npt.NDArray[Any]
             "a model must predict every pixel of its input",
         )
     return maps[:, : shape[0], : shape[1]]
+
+
+def _probability(values: FloatArray) -> FloatArray:
+    """Return a probability as it is, after a check that it is one."""
+    low, high = values.min(initial=0), values.max(initial=1)
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
+        raise ModelError(
+            f"a probability must be in 0..1, but this model gives {low:.3g} to {high:.3g}",
+            "export it with its sigmoid, and with floating-point output",
+        )
+    return values
 
 
 def _quantised(probability: FloatArray) -> QuantisedAttention:

@@ -5,6 +5,7 @@ A sidecar is a JSON file beside the model, with the same name: ``nuclei.onnx`` h
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -50,7 +51,7 @@ class StarDistOutput(Struct, frozen=True, forbid_unknown_fields=True):
     probability: Annotated[float, Meta(gt=0, lt=1)] = 0.5
     #: A candidate is dropped if a better one covers more of it.
     overlap: Annotated[float, Meta(ge=0, le=1)] = 0.3
-    #: px of the input per px of the output.
+    #: px of the input per px of the output. Tiles begin at multiples of it, too.
     grid: Annotated[int, Meta(ge=1, le=16)] = 1
 
 
@@ -127,12 +128,15 @@ def spec_of(model: Path, sidecar: Sidecar | None = None) -> EngineSpec:
     """
     sidecar = sidecar or read_sidecar(model)
     interaction = interaction_radius_px(sidecar.post_processing) if sidecar.output == "maps" else 0
+    stride = sidecar.stride
+    if sidecar.output == "stardist":  # a pixel of the output must lie on the corner of each tile
+        stride = math.lcm(stride, sidecar.stardist.grid)
     return EngineSpec(
         name=sidecar.name or model.stem,
         sha256=model_hash(model),
         mpp=sidecar.mpp,
         context_px=sidecar.context_px,
-        stride=sidecar.stride,
+        stride=stride,
         interaction_px=interaction,
         columns=(PROBABILITY,) if sidecar.scored else (),
         details={"sidecar": as_json(sidecar)},

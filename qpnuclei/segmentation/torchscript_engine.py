@@ -17,6 +17,7 @@ import numpy.typing as npt
 from qpnuclei.errors import ModelError
 from qpnuclei.segmentation.engine import EngineOptions, EngineSpec
 from qpnuclei.segmentation.foreign_engine import ForeignEngine
+from qpnuclei.segmentation.outputs import as_arrays
 from qpnuclei.segmentation.sidecar import read_sidecar, spec_of, with_options
 
 
@@ -50,6 +51,14 @@ class TorchScriptEngineFactory:
                 "export it with torch.jit.save",
             ) from error
 
+        def in_numpy(output: object) -> object:
+            """Return a tensor as an ndarray; leave what NumPy cannot hold as it is."""
+            if not isinstance(output, torch.Tensor) or output.is_quantized or output.is_sparse:
+                return output
+            if output.is_floating_point() and output.element_size() < 4:
+                output = output.float()  # NumPy has no bfloat16
+            return output.resolve_conj().cpu().numpy()
+
         @torch.inference_mode()
         def run(pixels: npt.NDArray[np.float32]) -> Sequence[npt.NDArray[Any]]:
             try:
@@ -59,6 +68,6 @@ class TorchScriptEngineFactory:
                     f"{path} failed on {pixels.shape}: {str(error).strip().splitlines()[-1]}"
                 ) from error
             outputs = found if isinstance(found, (tuple, list)) else [found]
-            return [output.cpu().numpy() for output in outputs]
+            return as_arrays([in_numpy(output) for output in outputs], path)
 
         return ForeignEngine(run, sidecar, spec, options, f"{device}, TorchScript")

@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,12 +15,13 @@ import shapely
 import torch
 from onnx import TensorProto, helper
 
-from qpnuclei.errors import ModelError, NotFoundError, UsageError
+from qpnuclei.errors import DeviceError, ModelError, NotFoundError, UsageError
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.pipeline.image import segment
 from qpnuclei.pipeline.inference.infer import find_nuclei
 from qpnuclei.pipeline.planning.tiles import plan_tiles
 from qpnuclei.segmentation.engine import Engine, EngineOptions, engine_spec, load_engine
+from qpnuclei.segmentation.onnx_engine import _device_used, _providers
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.sidecar import PROBABILITY
 from qpnuclei.slides.resolution import Scale
@@ -55,6 +57,46 @@ class StarDist(torch.nn.Module):
         return 1 - half[:, :1], (half[:, 1:2] * 255).expand(-1, 8, -1, -1)
 
 
+class Returning(torch.nn.Module):
+    """How dark the red channel is, as a network returns it whose last step is `how`."""
+
+    def __init__(self, how: str, scale: float = 1.0) -> None:
+        super().__init__()
+        self.how = how
+        self.scale = scale
+
+    def forward(self, x: torch.Tensor) -> Any:
+        dark = self.scale * torch.sigmoid(20.0 * (0.5 - x[:, :1]))
+        if self.how == "dict":
+            return {"out": dark}
+        if self.how == "nested":
+            return ([dark],)
+        if self.how == "nothing":
+            return ()
+        if self.how == "complex":
+            return torch.complex(dark, dark)
+        if self.how == "sparse":
+            return dark.to_sparse()
+        if self.how == "no image":
+            return dark[:0]
+        if self.how == "bfloat16":
+            return dark.to(torch.bfloat16)
+        return dark
+
+
+class DiscsOnAGrid(torch.nn.Module):
+    """Discs of radius 8 as StarDist predicts them: every `grid` px, best in the middle."""
+
+    def __init__(self, grid: int) -> None:
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        dark = torch.nn.functional.avg_pool2d((x[:, :1] < 0.5).float(), 13, stride=1, padding=6)
+        p = dark[:, :, :: self.grid, :: self.grid]
+        return p, torch.full_like(p, 8.0).expand(-1, 32, -1, -1)
+
+
 def sidecar(**fields: object) -> dict[str, object]:
     plain = {"mean": [0, 0, 0], "std": [1, 1, 1]}
     return {"mpp": 0.5, "context_px": 0, "normalisation": plain} | fields
@@ -65,6 +107,17 @@ def script(folder: Path, network: torch.nn.Module, **fields: object) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch would rather have another format
         torch.jit.script(network).save(str(path))
+    path.with_suffix(".json").write_text(json.dumps(sidecar(**fields)))
+    return f"torchscript:{path}"
+
+
+def trace(folder: Path, network: torch.nn.Module, **fields: object) -> str:
+    """As `script`, for a network whose Python TorchScript cannot compile."""
+    path = folder / "model.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = torch.zeros(1, 3, 64, 64)
+        torch.jit.trace(network, image, strict=False, check_trace=False).save(str(path))
     path.with_suffix(".json").write_text(json.dumps(sidecar(**fields)))
     return f"torchscript:{path}"
 
@@ -96,11 +149,14 @@ def dark_in_onnx(folder: Path, channels: str = "first", **fields: object) -> str
         [helper.make_tensor_value_info("probability", TensorProto.FLOAT, None)],
         values,
     )
+    return in_onnx(folder, graph, output="maps", channels=channels, **fields)
+
+
+def in_onnx(folder: Path, graph: onnx.GraphProto, **fields: object) -> str:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     path = folder / "model.onnx"
     onnx.save(model, path)
-    described = sidecar(output="maps", channels=channels, **fields)
-    path.with_suffix(".json").write_text(json.dumps(described))
+    path.with_suffix(".json").write_text(json.dumps(sidecar(**fields)))
     return f"onnx:{path}"
 
 
@@ -199,6 +255,34 @@ def test_stardist_keeps_the_most_probable_of_overlapping_polygons(tmp_path: Path
     np.testing.assert_allclose(found.measurements["Area µm^2"][order], expected, rtol=0.25)
 
 
+@pytest.mark.parametrize("grid", [1, 2, 4, 8])
+@pytest.mark.parametrize("stride", [1, 3, 8])
+def test_the_grid_of_stardist_shifts_no_nucleus(tmp_path: Path, grid: int, stride: int) -> None:
+    # context_px and the tiles' sides are no multiples of the grid.
+    model = script(
+        tmp_path,
+        DiscsOnAGrid(grid),
+        output="stardist",
+        stride=stride,
+        context_px=9,
+        stardist={"grid": grid, "probability": 0.9},
+    )
+    engine = load_engine(model, CPU)
+    assert engine.spec == engine_spec(model)
+    centres = [(40, 40), (96, 40), (64, 88)]  # on every grid
+    scale = Scale((0.5, 0.5))
+    plan = plan_tiles(
+        shapely.box(0, 0, 150, 150), (150, 150), scale, engine.spec, 70, max_nucleus_um=12
+    )
+    found: list[NucleiTable] = []
+    image = ImageInMemory(discs(*centres, size=150), (0.5, 0.5))
+    find_nuclei(image, plan, engine, scale, DEFAULT_HE, found, workers=1)
+    centroids = concatenate(found).centroids()
+    assert len(centroids) == 3
+    order = np.lexsort(centroids.T)
+    np.testing.assert_allclose(centroids[order], np.array(centres) + 0.5, atol=0.6)
+
+
 def test_errors_name_what_is_wrong_with_a_model(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no model file"):
         engine_spec(f"onnx:{tmp_path / 'gone.onnx'}")
@@ -238,6 +322,102 @@ def test_a_wrong_kind_of_output_is_refused(
     engine = load_engine(script(tmp_path, network, output=output), CPU)
     with pytest.raises(ModelError, match=what):
         segment(engine, DISCS, mpp=0.5)
+
+
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [
+        ("dict", "output 1 of .*model.pt is a dict"),
+        ("nested", "output 1 of .*model.pt is a list"),
+        ("nothing", "model.pt returns nothing"),
+        ("complex", "output 1 of .*model.pt holds complex64"),
+        ("sparse", "output 1 of .*model.pt is a Tensor"),
+        ("no image", r"output 1 must be maps .* gives \(0, 1, 160, 160\)"),
+    ],
+)
+def test_what_is_no_array_of_numbers_is_refused(tmp_path: Path, how: str, what: str) -> None:
+    engine = load_engine(trace(tmp_path, Returning(how), output="maps"), CPU)
+    with pytest.raises(ModelError, match=what):
+        segment(engine, DISCS, mpp=0.5)
+
+
+def test_a_label_map_of_no_image_is_refused(tmp_path: Path) -> None:
+    engine = load_engine(trace(tmp_path, Returning("no image"), output="labels"), CPU)
+    with pytest.raises(ModelError, match=r"a label map is .* gives \(0, 1, 160, 160\)"):
+        segment(engine, DISCS, mpp=0.5)
+
+
+def test_a_sequence_of_onnx_is_refused(tmp_path: Path) -> None:
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, "h", "w"])
+    listed = helper.make_tensor_sequence_value_info("list", TensorProto.FLOAT, None)
+    node = helper.make_node("SequenceConstruct", ["x"], ["list"])
+    graph = helper.make_graph([node], "list", [image], [listed])
+    engine = load_engine(in_onnx(tmp_path, graph, output="maps"), CPU)
+    with pytest.raises(ModelError, match=r"output 1 of .*model.onnx is a list"):
+        segment(engine, DISCS, mpp=0.5)
+
+
+def test_maps_in_bfloat16_are_those_in_float32(tmp_path: Path) -> None:
+    tables = [
+        segment(load_engine(trace(tmp_path, Returning(how), output="maps"), CPU), DISCS, mpp=0.5)
+        for how in ("float32", "bfloat16")
+    ]
+    whole, half = (sorted(p.wkt for p in shapely.normalize(t.polygons())) for t in tables)
+    assert len(whole) == 5
+    assert whole == half
+
+
+@pytest.mark.parametrize("scale", [255.0, 1.1, -0.01])
+@pytest.mark.parametrize("output", ["maps", "stardist"])
+def test_a_probability_outside_of_0_to_1_is_refused(
+    tmp_path: Path, output: str, scale: float
+) -> None:
+    class Scaled(DiscsOnAGrid):
+        def forward(self, x: torch.Tensor) -> Any:
+            p, distances = DiscsOnAGrid.forward(self, x)
+            return (scale * p, distances) if output == "stardist" else scale * p
+
+    engine = load_engine(trace(tmp_path, Scaled(1), output=output), CPU)
+    with pytest.raises(ModelError, match=r"a probability must be in 0\.\.1, but .* sigmoid"):
+        segment(engine, DISCS, mpp=0.5)
+
+
+def test_rounding_takes_a_probability_out_of_its_range(tmp_path: Path) -> None:
+    model = trace(tmp_path, Returning("float32", 1.0005), output="maps")
+    assert len(segment(load_engine(model, CPU), DISCS, mpp=0.5)) == 5
+
+
+@pytest.mark.parametrize(
+    ("device", "providers"),
+    [
+        ("auto", ["CUDAExecutionProvider", "CPUExecutionProvider"]),
+        ("cpu", ["CPUExecutionProvider"]),
+        ("cuda", [("CUDAExecutionProvider", {"device_id": 0})]),
+        ("cuda:0", [("CUDAExecutionProvider", {"device_id": 0})]),
+        ("cuda:1", [("CUDAExecutionProvider", {"device_id": 1})]),
+    ],
+)
+def test_onnx_runtime_gets_the_number_of_the_gpu(device: str, providers: list[object]) -> None:
+    assert _providers(["CUDAExecutionProvider", "CPUExecutionProvider"], device) == providers
+
+
+@pytest.mark.parametrize(
+    "device", ["cuda:0,cuda:1", "cuda:x", "cuda:", "cuda:-1", "mps", "gpu", ""]
+)
+def test_onnx_models_run_on_no_other_device(device: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such device for an ONNX model"):
+        load_engine(dark_in_onnx(tmp_path), EngineOptions(device))
+
+
+def test_a_gpu_that_onnx_runtime_cannot_use_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="'cuda:1' was requested, but this ONNX Runtime does not"):
+        load_engine(dark_in_onnx(tmp_path), EngineOptions("cuda:1"))
+    # One that was built for CUDA takes the CPU if there is no such GPU.
+    with pytest.raises(DeviceError, match="'cuda:1' was requested, but ONNX Runtime cannot use it"):
+        _device_used(["CPUExecutionProvider"], "cuda:1")
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    assert _device_used(both, "cuda:1") == "cuda:1"
+    assert [_device_used(used, "auto") for used in (both, both[1:])] == ["cuda", "cpu"]
 
 
 def test_a_threshold_is_that_of_the_kind_of_output(tmp_path: Path) -> None:
