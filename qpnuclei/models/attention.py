@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qpnuclei.models.geometry import PAPER_DILATIONS, attention_geometry
+from qpnuclei.models.geometry import PAPER_DILATIONS, attention_geometry, attention_min_size_px
 from qpnuclei.system.distributed import mean_over_ranks
 
 Padding = Literal["reflect", "zeros"]
@@ -92,8 +92,7 @@ class AttentionNet(nn.Module):
     @property
     def min_size_px(self) -> int:
         """Smallest height and width of the input in px."""
-        reach = max(self.dilations) + 1 if self.padding == "reflect" else 1
-        return self.stride * reach
+        return attention_min_size_px(self.dilations, self.stride, self.padding)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the confidence map a.

@@ -87,6 +87,11 @@ def attention_geometry(dilations: Sequence[int], stride: int) -> NetworkGeometry
     return NetworkGeometry(radius + 1 if stride == 1 else 2 * radius + 3, stride)
 
 
+def attention_min_size_px(dilations: Sequence[int], stride: int, padding: str) -> int:
+    """Return the smallest height and width of the input of an `AttentionNet`, in px."""
+    return stride * (max(dilations) + 1 if padding == "reflect" else 1)
+
+
 def student_geometry(
     encoder_convolutions: Sequence[int],
     stem_stride: int,
@@ -134,7 +139,9 @@ def student_geometry(
     if stride > LARGEST_PX:
         raise ValueError(f"{halvings + 1} levels make a stride of {stride} px")
     if max(encoder_convolutions) > MOST_CONVOLUTIONS:
-        raise ValueError(f"a level has {max(encoder_convolutions)} convolutions")
+        raise ValueError(
+            f"a level has {max(encoder_convolutions)} convolutions; {MOST_CONVOLUTIONS} is the most"
+        )
     radius = 0
     for pixel in range(stride):
         span = (pixel, pixel)

@@ -78,11 +78,12 @@ def student_layout(
     ((Convolution(inputs=8, outputs=8, kernel=3, stride=1),),)
     """
     depths = (2,) * levels if encoder_convolutions is None else tuple(encoder_convolutions)
-    if base_channels < 1 or not 2 <= levels <= 8 or max_channels < base_channels:
+    if base_channels < 1 or not 2 <= levels <= 8:
         raise ValueError(
-            f"base_channels={base_channels!r}, levels={levels!r}, "
-            f"max_channels={max_channels!r} do not describe a network"
+            f"base_channels={base_channels!r}, levels={levels!r} do not describe a network"
         )
+    if max_channels < base_channels:
+        raise ValueError(f"max_channels={max_channels!r} is less than {base_channels=!r}")
     if len(depths) != levels or min(depths) < 1:
         raise ValueError(
             f"encoder_convolutions={depths!r} is not a number of at least 1 for each of "

@@ -11,6 +11,7 @@ from msgspec import Meta, Struct, structs
 
 from qpnuclei.choices import MAX_MPP, MIN_MPP
 from qpnuclei.errors import FormatError, NotFoundError, UsageError, quoted
+from qpnuclei.models.geometry import attention_geometry, attention_min_size_px
 from qpnuclei.system.checked import FieldError, checked
 
 Recipe = TypeVar("Recipe", bound=Struct)
@@ -20,6 +21,11 @@ ScaleArchitecture: TypeAlias = Literal["resnet34", "resnet18", "efficientnet-lit
 
 #: The recipes that come with the package, as ``<name>.yaml``.
 CONFIGS_FOLDER = Path(__file__).with_name("configs")
+
+#: Wider networks need absurd memory.
+MOST_CHANNELS = 1024
+
+_Decay = Annotated[float, Meta(ge=0, lt=1)]
 
 #: Networks narrower than this are meant for two cores and a few minutes; fields that a recipe
 #: leaves open then have these defaults instead of the paper's.
@@ -67,7 +73,7 @@ class AttentionRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     #: Side of the tiles.
     tile_px: Annotated[int, Meta(gt=0)] = 224
     #: Side of the random crops of the tiles.
-    crop_px: Annotated[int, Meta(gt=0)] = 160
+    crop_px: Annotated[int, Meta(ge=8)] = 160
     #: Tiles with less tissue are dropped.
     min_tissue: Annotated[float, Meta(ge=0, le=1)] = 0.7
     #: Refuse whole slides: M_-WSI.
@@ -78,13 +84,20 @@ class AttentionRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     hed_jitter: Annotated[float, Meta(ge=0)] = 0.03
 
     #: Channels of F.
-    width: Annotated[int, Meta(ge=1)] = 64
+    width: Annotated[int, Meta(ge=1, le=MOST_CHANNELS)] = 64
     #: Beyond the border of F's input; the authors pad with zeros.
     padding: Literal["reflect", "zeros"] = "reflect"
     #: 2: F works at half resolution (ours; for width below 32).
     stride: Literal[1, 2] = 1
     #: Of F's blocks; about half of it with stride 2.
-    dilations: Annotated[tuple[int, ...], Meta(min_length=1)] = (1, 2, 3, 5, 10, 20)
+    dilations: Annotated[tuple[Annotated[int, Meta(ge=1)], ...], Meta(min_length=1)] = (
+        1,
+        2,
+        3,
+        5,
+        10,
+        20,
+    )
     #: False: the plain sigmoid, M_-sparse.
     sparse: bool = True
     #: Share of the pixels that attention holds; after several starts, 0.2 for width below 32, as
@@ -95,7 +108,7 @@ class AttentionRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     #: G; efficientnet-lite0 for width below 32.
     scale_network: ScaleArchitecture = "resnet34"
     #: Channels of resnet10's first stage.
-    scale_width: Annotated[int, Meta(ge=1)] = 16
+    scale_width: Annotated[int, Meta(ge=1, le=MOST_CHANNELS)] = 16
     #: What G starts from; scratch for resnet10.
     scale_weights: Literal["imagenet", "scratch"] = "imagenet"
 
@@ -120,7 +133,7 @@ class AttentionRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     learning_rate: Annotated[float, Meta(gt=0)] = 2e-4
     #: Of G.
     scale_learning_rate: Annotated[float, Meta(gt=0)] = 2e-4
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[_Decay, _Decay] = (0.9, 0.999)
     weight_decay: Annotated[float, Meta(ge=0)] = 1e-4
     #: Epochs after which the rate drops; 0, after the starts, for width below 32 (1 if there is one
     #: start).
@@ -156,6 +169,16 @@ class AttentionRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         if self.crop_px > self.tile_px or self.crop_px % 2:
             raise ValueError(
                 f"crop_px {self.crop_px} must be even and no larger than tile_px {self.tile_px}"
+            )
+        attention_geometry(self.dilations, self.stride)
+        # The network sees images of this size, too.
+        least = self.crop_px // 2 if self.scale_equivariance_weight else self.crop_px
+        needed = attention_min_size_px(self.dilations, self.stride, self.padding)
+        if least < needed or least % self.stride:
+            factor = self.crop_px // least
+            raise ValueError(
+                f"crop_px {self.crop_px} must be a multiple of {factor * self.stride} and at least "
+                f"{factor * needed} px, for these dilations"
             )
         if not MIN_MPP < self.model_mpp < MAX_MPP:
             raise ValueError(

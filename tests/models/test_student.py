@@ -123,7 +123,10 @@ def test_sizes_that_are_no_multiple_of_the_stride_are_refused():
     [
         ({"base_channels": 0}, "do not describe a network"),
         ({"levels": 1}, "do not describe a network"),
-        ({"base_channels": 32, "max_channels": 16}, "do not describe a network"),
+        (
+            {"base_channels": 32, "max_channels": 16},
+            "max_channels=16 is less than base_channels=32",
+        ),
         (
             {"encoder_convolutions": (2, 2)},
             r"\(2, 2\) is not a number of at least 1 for each of 4 levels",

@@ -2,12 +2,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
 from qpnuclei.system.checked import as_json
+from qpnuclei.training.attention.learner import Learner
+from qpnuclei.training.attention.losses import TRANSFORMS
 from qpnuclei.training.config import attention_recipe, read_recipe, recipe_names
 from qpnuclei.training.student.recipe import student_recipe
+from qpnuclei.training.train import check_recipe
 
 PAPER = {"name": "t", "origin": "paper"}
 
@@ -129,11 +134,65 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
         ({"scales": [0.06, 0.12], "stride": 2}, "model_scale 0.04 is not between"),
         ({"batch_size": 2}, "batch_size 2"),
         ({"scales": [0.25, 1.0], "scale_equivariance_weight": 1}, "needs 0.5"),
+        ({"dilations": [1, 0]}, "'dilations.1' is 0"),
+        ({"dilations": [3000]}, "receptive radius of 6001 px"),
+        ({"betas": [0.9, 1]}, "'betas.1' is 1"),
+        ({"betas": [-0.1, 0.9]}, "'betas.0' is -0.1"),
+        ({"width": 100_000}, "'width' is 100000"),
+        ({"scale_width": 100_000}, "'scale_width' is 100000"),
+        ({"crop_px": 2, "padding": "zeros"}, "'crop_px' is 2"),
+        ({"crop_px": 20}, "crop_px 20 must be a multiple of 1 and at least 21 px"),
+        ({"width": 16, "crop_px": 90}, "crop_px 90 must be a multiple of 4 and at least 44 px"),
+        ({"width": 16, "crop_px": 40}, "crop_px 40 must be a multiple of 4 and at least 44 px"),
     ],
 )
 def test_bad_fields_are_named_with_their_value(change: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         attention_recipe(PAPER | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base_channels": 128}, "max_channels=96 is less than base_channels=128"),
+        ({"max_channels": 16}, "max_channels=16 is less than base_channels=24"),
+        ({"base_channels": 10**6, "max_channels": 10**6}, "'base_channels' is 1000000"),
+        ({"max_channels": 10**6}, "'max_channels' is 1000000"),
+        ({"levels": 9, "crop_px": 512}, "'levels' is 9"),
+        ({"levels": 10**9}, "'levels' is 1000000000"),
+        ({"encoder_convolutions": [2, 2]}, "each of 4 levels"),
+        ({"encoder_convolutions": [0, 2, 2, 2]}, "each of 4 levels"),
+        ({"encoder_convolutions": [2, 2, 2, 99]}, "99 convolutions"),
+        ({"crop_px": 200}, "crop_px 200 must be a multiple of 16"),
+    ],
+)
+def test_a_student_that_cannot_be_built_is_an_error_of_its_recipe(
+    change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UsageError, match=f"^recipe: .*{message}"):
+        check_recipe({**read_recipe("student"), **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "crop_px"),
+    [
+        ({"width": 2}, 44),
+        ({"width": 2, "stride": 1}, 42),
+        ({"width": 2, "starts": 1}, 22),
+        ({"width": 2, "stride": 1, "starts": 1}, 22),
+        ({"width": 2, "padding": "zeros"}, 8),
+        ({"width": 2, "dilations": [1]}, 8),
+    ],
+)
+def test_the_smallest_crops_can_be_learned_from(change: dict[str, object], crop_px: int) -> None:
+    fields = {**PAPER, "scale_network": "resnet10", "scale_width": 2, **change}
+    recipe = attention_recipe({**fields, "crop_px": crop_px})
+    with pytest.raises(UsageError, match="crop_px"):
+        attention_recipe({**fields, "crop_px": crop_px - 2})
+    learner = Learner(recipe, torch.device("cpu"), seed=0)
+    rgb = torch.randint(0, 256, (6, 3, crop_px, crop_px), dtype=torch.uint8)
+    metrics = learner.step(rgb, torch.tensor([0, 0, 1, 1, 2, 2]), TRANSFORMS["transpose"])
+    assert np.isfinite(metrics["loss"])
 
 
 @pytest.mark.parametrize(

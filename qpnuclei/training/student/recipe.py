@@ -9,8 +9,9 @@ from msgspec import Meta, Struct
 
 from qpnuclei.errors import UsageError
 from qpnuclei.models.metadata import Decoder, ModelMpp
+from qpnuclei.models.student_layout import student_layout
 from qpnuclei.system.checked import as_json
-from qpnuclei.training.config import validated
+from qpnuclei.training.config import MOST_CHANNELS, validated
 from qpnuclei.training.tile_index import MAX_ENLARGEMENT
 
 _ARCHITECTURE = (
@@ -61,11 +62,11 @@ class StudentRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     max_enlargement: Annotated[float, Meta(ge=1)] = MAX_ENLARGEMENT
 
     #: Channels of the finest level.
-    base_channels: Annotated[int, Meta(ge=4)] = 24
+    base_channels: Annotated[int, Meta(ge=4, le=MOST_CHANNELS)] = 24
     #: Resolutions of the U-Net.
-    levels: Annotated[int, Meta(ge=2)] = 4
+    levels: Annotated[int, Meta(ge=2, le=8)] = 4
     #: Of any level.
-    max_channels: Annotated[int, Meta(ge=4)] = 96
+    max_channels: Annotated[int, Meta(ge=4, le=MOST_CHANNELS)] = 96
     #: The finest level has 1/2 or 1/4 of `mpp`.
     stem_stride: Literal[2, 4] = 2
     #: Of each level of the encoder, finest first; two each.
@@ -149,7 +150,7 @@ class StudentRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     repainted_share: Annotated[float, Meta(ge=0, le=1)] = 0.6
 
     def __post_init__(self) -> None:
-        stride = self.stem_stride * 2 ** (self.levels - 1)
+        stride = student_layout(**self.architecture).geometry.stride
         if self.crop_px % stride:
             raise ValueError(f"crop_px {self.crop_px} must be a multiple of {stride}")
         if self.start_share and self.start is None:
