@@ -166,7 +166,9 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="change a field of every recipe, for example epochs=30; may repeat",
     )
-    parser.add_argument("--seeds", type=int, default=2, help="runs of each (default: %(default)s)")
+    parser.add_argument(
+        "--seeds", type=_number, default=2, help="runs of each (default: %(default)s)"
+    )
     parser.add_argument(
         "--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="as of qpnuclei"
     )
@@ -180,6 +182,12 @@ def _parser() -> argparse.ArgumentParser:
         help="for table1.md and table1.json (default: %(default)s)",
     )
     return parser
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(text)
 
 
 def _tissue(text: str) -> tuple[Path, float]:

@@ -71,6 +71,16 @@ def line(markdown: str, start: str) -> list[str]:
     return [cell.strip() for cell in found.split("|")[1:-1]]
 
 
+@pytest.mark.parametrize("seeds", ["0", "-1", "two"])
+def test_a_table_without_a_run_is_not_asked_for(
+    reproduce: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], seeds: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        reproduce.main([str(tmp_path), "--seeds", seeds])
+    assert caught.value.code == 2
+    assert f"argument --seeds: '{seeds}' is not a number of 1 or more" in capsys.readouterr().err
+
+
 def test_a_line_has_mean_and_range_over_seeds_beside_the_papers(reproduce: ModuleType) -> None:
     assert line(table(reproduce), "M_proposed") == [
         *("M_proposed", "0.300 (0.200 to 0.400)", "10.00 (10.00 to 10.00)"),
