@@ -256,6 +256,7 @@ class ConsoleWatcher(Watcher):
         self._part, self._parts = "epoch", ""
         self._batches: int | None = None  # of a part
         self._left = 0
+        self._starts = 0
         self._ends: list[float] = []
         self._indexing = bar.add_task("tiles", total=None, note="", visible=False)
         self._labelling = bar.add_task("labels", total=None, note="", visible=False)
@@ -290,18 +291,24 @@ class ConsoleWatcher(Watcher):
             f"{in_words(batches * seconds_per_batch)}{labelling}"
         )
 
+    def starts(self, batches: int) -> None:
+        """Show the length of the starts."""
+        self._starts = batches
+        self._left += batches
+
     def batch(self, epoch: int, batch: int, metrics: Mapping[str, float]) -> None:
         """Show the metrics of a batch; estimate the duration once enough batches are timed."""
         if self._left and self._batches and len(self._ends) < _TIMED:
             self._ends.append(time.monotonic())
             if len(self._ends) == _TIMED:
-                done = (epoch - 1) * self._batches + batch
-                self.begins(self._left - done, (self._ends[-1] - self._ends[0]) / (_TIMED - 1))
+                before = self._starts + (epoch - 1) * self._batches if epoch else 0
+                left = self._left - before - batch
+                self.begins(left, (self._ends[-1] - self._ends[0]) / (_TIMED - 1))
         self._bar.update(
             self._training,
-            description=f"{self._part} {epoch}{self._parts}",
+            description=f"{self._part} {epoch}{self._parts}" if epoch else "starts",
             completed=batch,
-            total=self._batches,
+            total=self._batches if epoch else self._starts,
             note=_summary(metrics),
             visible=True,
         )

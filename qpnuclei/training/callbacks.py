@@ -29,8 +29,11 @@ class Watcher:
     def begins(self, batches: int, seconds_per_batch: float) -> None:
         """Receive the number of remaining batches and the expected seconds of each."""
 
+    def starts(self, batches: int) -> None:
+        """Receive the number of batches of all starts of an attention recipe, before the first."""
+
     def batch(self, epoch: int, batch: int, metrics: Mapping[str, float]) -> None:
-        """Receive the metrics of a batch (both numbers from 1)."""
+        """Receive the metrics of a batch (both numbers from 1; epoch 0 are the starts)."""
 
     def epoch(self, epoch: int, metrics: Mapping[str, float], kept: bool) -> None:
         """Receive the metrics of an epoch or round (from 1), and whether its model was kept."""

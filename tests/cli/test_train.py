@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -12,10 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
 from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
 from qpnuclei.cli.console import in_words
+from qpnuclei.cli.train import ConsoleWatcher
 from qpnuclei.errors import DeviceError, NotFoundError, QpnucleiError, UsageError
 from tests.training.student.test_rounds import tissue
 
@@ -108,6 +112,25 @@ def test_ctrl_c_saves_and_the_run_goes_on(patches: Path, tmp_path: Path) -> None
     assert result.exit_code == 130, result.output
     assert "stopped and saved" in result.stderr
     assert (folder / "state.pt").is_file()
+
+
+def test_the_estimate_counts_the_batches_of_the_starts() -> None:
+    def said(starts: int, batches: list[tuple[int, int]]) -> str:
+        text = io.StringIO()
+        with Progress(console=Console(file=text, width=200)) as bar:
+            watcher = ConsoleWatcher(bar, lambda: False)
+            watcher.expect(4, 100)
+            if starts:
+                watcher.starts(starts)
+            for epoch, batch in batches:
+                watcher.batch(epoch, batch, {})
+        return text.getvalue()
+
+    assert "476 batches of about" in said(80, [(0, n) for n in range(1, 5)])
+    assert "starts" in said(80, [(0, 1)])
+    assert "399 batches of about" in said(3, [(0, 1), (0, 2), (0, 3), (1, 1)])
+    # A run that goes on has no starts.
+    assert "298 batches of about" in said(0, [(1, 99), (1, 100), (2, 1), (2, 2)])
 
 
 #: A student whose first round takes long, and whose every step is short.

@@ -67,12 +67,12 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         pixels = torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous()
         return pixels, torch.from_numpy(scales[self._share].copy())
 
-    def load(self, first: int, stop: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches `first` to ``stop - 1``, read by this many worker processes (0: none)."""
+    def load(self, numbers: Sequence[int], workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of these numbers, read by this many worker processes (0: none)."""
         loader = DataLoader(
             self,
             batch_size=None,
-            sampler=range(first, stop),
+            sampler=numbers,
             num_workers=workers,
             # Not forked: torch's threads, CUDA and a JVM do not survive a fork.
             multiprocessing_context="spawn" if workers else None,

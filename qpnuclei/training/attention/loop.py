@@ -37,7 +37,7 @@ from qpnuclei.system.distributed import any_rank, rank, rank_0_first, world_size
 from qpnuclei.training.attention.batches import Batches, draw_transform
 from qpnuclei.training.attention.collapse import collapse
 from qpnuclei.training.attention.learner import Learner
-from qpnuclei.training.attention.starts import first_learner
+from qpnuclei.training.attention.starts import epoch_batches, first_learner
 from qpnuclei.training.attention.validation import validate
 from qpnuclei.training.callbacks import StopRequested, TrainingResult, Watcher
 from qpnuclei.training.config import AttentionRecipe
@@ -128,9 +128,13 @@ def train_attention(
         "validation": "none" if validation is None else validation_digest(validation, mpp),
         "images": sources_digest(sources, recipe.scales, recipe.tile_px, recipe.min_tissue),
     }
+    # Only the starts depend on it.
+    backbone = {"backbone": None if backbone_weights is None else str(backbone_weights.resolve())}
     state = load_state(folder) if resume else None
     if state is not None:
-        check_identity(state, identity)
+        check_identity(state, identity if state.learner else identity | backbone)
+        if not state.learner:  # stopped among its starts, which begin anew
+            state = None
     read_labelled: Callable[[float], list[LabelledImage]] | None = None
     labelled: list[LabelledImage] = []
     if validation is not None and rank() == 0:
@@ -167,6 +171,8 @@ def train_attention(
         if state is None:
             learner = first_learner(recipe, batches, device, seed, backbone_weights, watcher)
             if learner is None:
+                if rank() == 0:
+                    save_state(folder, RunState(identity | backbone, Progress(), {}))
                 return TrainingResult(None, 0, None, None, _SCORE, True)
         else:
             learner = Learner(recipe, device, seed, imagenet=False)
@@ -204,11 +210,18 @@ class _Run:
     read_labelled: Callable[[float], list[LabelledImage]] | None
     watcher: Watcher
 
+    def __post_init__(self) -> None:
+        self.numbers = epoch_batches(self.recipe)
+
+    @property
+    def _done(self) -> int:
+        """Number of batches done."""
+        return self.progress.epoch * self.recipe.batches_per_epoch + self.progress.batch
+
     def train(self, workers: int) -> TrainingResult:
         """Train the remaining epochs."""
         per_epoch = self.recipe.batches_per_epoch
         progress = self.progress
-        first = progress.epoch * per_epoch + progress.batch
         stopped = False
         board_folder = self.folder / "tensorboard"
         with (
@@ -216,7 +229,7 @@ class _Run:
             if rank() == 0
             else nullcontext()
         ) as board:
-            batches = self.batches.load(first, self.recipe.epochs * per_epoch, workers)
+            batches = self.batches.load(self.numbers[self._done :], workers)
             started = time.monotonic()
             for rgb, labels in batches:
                 if any_rank(self.watcher.stop_requested(), self.learner.device):
@@ -248,8 +261,7 @@ class _Run:
 
     def _train_batch(self, rgb: Tensor, labels: Tensor) -> None:
         progress = self.progress
-        number = progress.epoch * self.recipe.batches_per_epoch + progress.batch
-        transform = draw_transform(self.identity["seed"], number)
+        transform = draw_transform(self.identity["seed"], self.numbers[self._done])
         self.learner.set_learning_rate(learning_rate_factor(self.recipe, progress.epoch))
         try:
             metrics = self.learner.step(rgb, labels, transform)
@@ -278,12 +290,11 @@ class _Run:
                     "--config anchored; --set stop_on_collapse=false continues anyway",
                 )
         progress.epoch, progress.batch, progress.sums = epoch, 0, {}
-        seen = epoch * recipe.batches_per_epoch
         # The averaged weights have no BatchNorm statistics, so they are measured on the last
         # batches. These are read again, because a run that was resumed within the epoch has not
         # seen all of them.
-        numbers = range(max(0, seen - recipe.average_batches), seen)
-        self.learner.measure_average(self.batches[number][0] for number in numbers)
+        last = self.numbers[max(0, self._done - recipe.average_batches) : self._done]
+        self.learner.measure_average(self.batches[number][0] for number in last)
         return metrics
 
     def _keep_epoch(self, metrics: dict[str, float], board: SummaryWriter, seconds: float) -> None:
@@ -314,11 +325,11 @@ class _Run:
         rate = recipe.learning_rate * learning_rate_factor(recipe, epoch - 1)
         row |= {"learning rate": rate, **metrics}
         progress.history.append(row)
-        self._save_state()
         write_metrics(self.folder, progress.history)
         for name, value in metrics.items():
             board.add_scalar(name, value, epoch)
         self._draw(epoch)
+        self._save_state()  # last: what is missing above would never be written
         self.watcher.epoch(epoch, metrics, kept)
 
     def _tune(self, read_labelled: Callable[[float], list[LabelledImage]]) -> None:

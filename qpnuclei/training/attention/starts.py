@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -19,6 +21,30 @@ from qpnuclei.training.callbacks import Watcher
 from qpnuclei.training.config import AttentionRecipe
 
 _log = logging.getLogger(__name__)
+
+#: Number of the first batch of the starts. The epochs see none of theirs; the four epochs of 100
+#: batches that narrow networks have by default end before it.
+_FIRST_OF_STARTS = 400
+
+
+def epoch_batches(recipe: AttentionRecipe) -> Sequence[int]:
+    """Return the numbers of the batches of all epochs, in order.
+
+    Those of the first epochs do not depend on the number of epochs, which may be increased later.
+
+    Examples
+    --------
+    >>> from qpnuclei.training.config import attention_recipe
+    >>> fields = {"name": "t", "origin": "ours", "batches_per_epoch": 100, "epochs": 5}
+    >>> epoch_batches(attention_recipe(fields | {"starts": 8}))[398:402]
+    [398, 399, 450, 451]
+    """
+    total = recipe.epochs * recipe.batches_per_epoch
+    if recipe.starts == 1:
+        return range(total)
+    before = range(min(total, _FIRST_OF_STARTS))
+    after = _FIRST_OF_STARTS + recipe.start_batches
+    return [*before, *range(after, after + total - len(before))]
 
 
 def first_learner(
@@ -75,9 +101,11 @@ def first_learner(
         _Start.made(number, recipe, device, seed, backbone_weights)
         for number in range(recipe.starts)
     ]
-    for stop in (recipe.start_batches // 4, recipe.start_batches // 2, recipe.start_batches):
+    watcher.starts(_batches_of_starts(recipe))
+    seen = itertools.count(1)
+    for stop in _stops(recipe):
         for start in starts:
-            if not start.train(stop, batches, seed, watcher):
+            if not start.train(stop, batches, seed, watcher, seen):
                 return None
         starts = sorted(
             (start for start in starts if not start.is_broken),
@@ -104,14 +132,26 @@ def first_learner(
     return best.learner
 
 
+def _stops(recipe: AttentionRecipe) -> tuple[int, int, int]:
+    """Return after how many batches of a start the worse half is given up, and how many it has."""
+    return recipe.start_batches // 4, recipe.start_batches // 2, recipe.start_batches
+
+
+def _batches_of_starts(recipe: AttentionRecipe) -> int:
+    """Return the number of batches that all starts see together, if none breaks."""
+    total, before, alive = 0, 0, recipe.starts
+    for stop in _stops(recipe):
+        total += alive * (stop - before)
+        before, alive = stop, -(-alive // 2)
+    return total
+
+
 @dataclass
 class _Start:
     """A start, and what it has come to."""
 
     number: int
     learner: Learner
-    #: Number of its first batch.
-    first: int
     agreements: list[float] = field(default_factory=list)
     is_broken: bool = False
 
@@ -129,23 +169,28 @@ class _Start:
         learner = _new_learner(recipe, device, own_seed, backbone_weights)
         if recipe.start_eta is not None:
             learner.activation.eta = recipe.start_eta
-        return cls(number, learner, recipe.epochs * recipe.batches_per_epoch)
+        return cls(number, learner)
 
     @property
     def agreement(self) -> float:
         """With haematoxylin, mean over the second half of the batches so far."""
         return float(np.mean(self.agreements[len(self.agreements) // 2 :]))
 
-    def train(self, stop: int, batches: Batches, seed: int, watcher: Watcher) -> bool:
-        """Train until `stop` batches were seen; return False if asked to stop."""
+    def train(
+        self, stop: int, batches: Batches, seed: int, watcher: Watcher, seen: Iterator[int]
+    ) -> bool:
+        """Train until `stop` batches were seen; return False if asked to stop.
+
+        The next of `seen` is the number of a batch among those of all starts, from 1.
+        """
         try:
             for done in range(len(self.agreements), stop):
                 if any_rank(watcher.stop_requested(), self.learner.device):
                     return False
-                batch = self.first + done
+                batch = _FIRST_OF_STARTS + done
                 metrics = self.learner.step(*batches[batch], draw_transform(seed, batch))
                 self.agreements.append(metrics["anchor agreement"])
-                watcher.batch(0, done + 1, metrics)
+                watcher.batch(0, next(seen), metrics)
         except FloatingPointError as error:
             _log.info("start %d: %s", self.number + 1, error)
             self.is_broken = True

@@ -340,8 +340,8 @@ class _Run:
             progress.best_epoch, progress.best_score = number, score
             save_model(self.folder / MODEL_FILE, self.student, self._metadata(measured))
         progress.history.append({"round": float(number), "seconds": round(seconds, 1), **metrics})
-        self._save()
         write_metrics(self.folder, progress.history)
+        self._save()  # last: what is missing above would never be written
         self.watcher.epoch(number, metrics, kept)
 
     def _save(self, unfinished: Unfinished | None = None) -> None:

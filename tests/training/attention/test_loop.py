@@ -23,6 +23,7 @@ from qpnuclei.training.attention.learner import Learner
 from qpnuclei.training.attention.loop import learning_rate_factor, train_attention
 from qpnuclei.training.attention.losses import TRANSFORMS
 from qpnuclei.training.attention.scale import build_scale_network
+from qpnuclei.training.attention.starts import epoch_batches
 from qpnuclei.training.callbacks import TrainingResult, Watcher
 from qpnuclei.training.config import AttentionRecipe, attention_recipe
 from qpnuclei.training.sources import Source
@@ -364,13 +365,98 @@ def test_the_starts_have_a_share_of_attention_of_their_own(
     assert np.mean(held[1]) < 0.2
 
 
-def test_a_run_stopped_among_its_starts_has_learnt_nothing_to_keep(
+def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not_been(
     tmp_path: Path, sources: list[Source]
 ) -> None:
-    several = recipe(starts=2, start_batches=4)
-    result = train(tmp_path, sources, recipe=several, watcher=StopAt(2))
-    assert (result.model, result.epochs, result.stopped) == (None, 0, True)
-    assert train(tmp_path, sources, recipe=several).epochs == 3  # anew, in the same folder
+    several = recipe(starts=2, start_batches=4, epochs=1)
+    file = tmp_path / "g.safetensors"
+    safetensors.torch.save_file(build_scale_network("resnet10", 2, width=4).state_dict(), file)
+
+    def trained(name: str, **arguments: object) -> TrainingResult:
+        return train(tmp_path / name, sources, recipe=several, backbone_weights=file, **arguments)
+
+    whole = trained("whole").model
+    assert whole is not None
+    for questions in range(8):  # before each of the 5 batches of the starts and the 3 of the epoch
+        name = f"stopped-{questions}"
+        first = trained(name, watcher=StopAt(questions))
+        assert (first.model, first.epochs, first.stopped) == (None, 0, True)
+        second = trained(name, resume=True)
+        assert second.model is not None
+        assert second.model.read_bytes() == whole.read_bytes()
+
+
+def test_a_run_stopped_among_its_starts_goes_on_from_the_same_backbone(
+    tmp_path: Path, sources: list[Source]
+) -> None:
+    file = tmp_path / "g.safetensors"
+    safetensors.torch.save_file(build_scale_network("resnet10", 2, width=4).state_dict(), file)
+    folder, several = tmp_path / "run", recipe(starts=2, start_batches=4)
+    train(folder, sources, recipe=several, backbone_weights=file, watcher=StopAt(2))
+    with pytest.raises(UsageError, match=r"backbone was '.*g\.safetensors' and is now None"):
+        train(folder, sources, recipe=several, resume=True)
+    with pytest.raises(UsageError, match="holds a training run"):
+        train(folder, sources, recipe=several, backbone_weights=file)
+
+
+def test_the_starts_tell_how_many_batches_they_see(tmp_path: Path, sources: list[Source]) -> None:
+    class Listener(Watcher):
+        expected = 0
+        numbers: list[int] = []  # noqa: RUF012
+
+        def starts(self, batches: int) -> None:
+            self.expected = batches
+
+        def batch(self, epoch: int, batch: int, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
+            if epoch == 0:
+                self.numbers.append(batch)
+
+    listener = Listener()
+    several = recipe(starts=5, start_batches=8, epochs=1)
+    train(tmp_path, sources, recipe=several, watcher=listener)
+    # 2 batches of 5 starts, 2 more of the better 3, 4 more of the best 2.
+    assert listener.numbers == list(range(1, 25))
+    assert listener.expected == 24
+
+
+def test_epochs_never_see_the_batches_of_the_starts_however_many_they_are() -> None:
+    fields = {"batches_per_epoch": 100, "start_batches": 50}
+    assert list(epoch_batches(recipe(epochs=5, starts=1, **fields))) == list(range(500))
+    # With the published models of four epochs, the starts saw batches 400 to 449.
+    assert list(epoch_batches(recipe(epochs=4, starts=8, **fields))) == list(range(400))
+    more = list(epoch_batches(recipe(epochs=6, starts=8, **fields)))
+    assert more == [*range(400), *range(450, 650)]
+
+
+def test_more_epochs_after_several_starts_are_the_same_as_all_at_once(
+    tmp_path: Path, sources: list[Source]
+) -> None:
+    two, one = (recipe(starts=2, start_batches=4, epochs=epochs) for epochs in (2, 1))
+    whole = train(tmp_path / "whole", sources, recipe=two).model
+    assert whole is not None
+    train(tmp_path / "extended", sources, recipe=one)
+    extended = train(tmp_path / "extended", sources, recipe=two, resume=True).model
+    assert extended is not None
+    weights = [safetensors.torch.load_file(path) for path in (whole, extended)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_an_epoch_whose_files_are_not_complete_is_done_again(
+    tmp_path: Path, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = recipe(epochs=2)
+
+    def killed(_folder: Path, history: list[dict[str, float]]) -> None:
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("qpnuclei.training.attention.loop.write_metrics", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, sources, recipe=short)
+    assert train(tmp_path, sources, recipe=short, resume=True).epochs == 2
+    with (tmp_path / "metrics.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1.0", "2.0"]
 
 
 def test_patches_only_refuses_whole_slides(tmp_path: Path, sources: list[Source]) -> None:

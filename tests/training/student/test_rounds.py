@@ -123,6 +123,23 @@ def test_metrics_have_a_row_per_round(run):
         assert all(0 <= float(row[name]) <= 1 for row in rows)
 
 
+def test_a_round_whose_files_are_not_complete_is_done_again(patches, tmp_path, monkeypatch):
+    sources = find_sources([patches], mpp=[0.25])
+    short = {**TINY, "first_round_batches": 3, "min_probability": 0.0}
+
+    def killed(_folder, history):
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("qpnuclei.training.student.rounds.write_metrics", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_student(short, sources, tmp_path, device=CPU)
+    assert train_student(short, sources, tmp_path, device=CPU, resume=True).epochs == 2
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
+    assert [float(row["round"]) for row in rows] == [1, 2]
+
+
 class StopInRound2(Watcher):
     """Asks to stop once the first round is done."""
 
