@@ -41,6 +41,9 @@ _OVERVIEW_MPP = 4.0
 #: would teach the network that the finest scale is the blurred one.
 MAX_ENLARGEMENT = 1.2
 
+#: Patches of a data set may all be too small for a scale: a warning names so many.
+_NAMED = 3
+
 
 @dataclass(frozen=True, eq=False)
 class TileIndex:
@@ -134,6 +137,8 @@ def build_tile_index(
 ) -> TileIndex:
     """Return the tissue tiles of all sources, of which every scale has some.
 
+    Warnings name the sources that have none, at all or at a scale.
+
     Parameters
     ----------
     sources, scales, tile_px, min_tissue, on_source
@@ -153,7 +158,40 @@ def build_tile_index(
                 "give larger or finer images, or leave that scale out: --set scales=[0.5,1.0]",
             )
         _log.info("%s at %g µm/px", number_of(len(tiles), "tile"), mpp)
+    _warn_of_sources_without_tiles(index, sources, scales, tile_px, min_tissue)
     return index
+
+
+def _warn_of_sources_without_tiles(
+    index: TileIndex,
+    sources: Sequence[Source],
+    scales: Sequence[float],
+    tile_px: int,
+    min_tissue: float,
+) -> None:
+    """Name them, except at scales for which they are too coarse: `tissue_tiles` did that."""
+    used = set(index.source.tolist())
+    for number, source in enumerate(sources):
+        finer = [mpp for mpp in scales if not _is_too_coarse(source, mpp)]
+        if number not in used and finer:
+            _log.warning(
+                "%s is left out: no part of %d px at %s µm/px is %.0f %% tissue",
+                *(source.name, tile_px, " or ".join(f"{mpp:g}" for mpp in finer)),
+                100 * min_tissue,
+            )
+    for mpp, tiles in zip(scales, index.per_scale(len(scales)), strict=True):
+        without = used - set(index.source[tiles].tolist())
+        names = [sources[i].name for i in sorted(without) if not _is_too_coarse(sources[i], mpp)]
+        if names:
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            _log.warning(
+                "no tiles at %g µm/px, where no part of %d px is %.0f %% tissue: %s%s",
+                *(mpp, tile_px, 100 * min_tissue, ", ".join(names[:_NAMED]), more),
+            )
+
+
+def _is_too_coarse(source: Source, mpp: float, max_enlargement: float = MAX_ENLARGEMENT) -> bool:
+    return mpp * max_enlargement < max(source.mpp)
 
 
 def tissue_tiles(
@@ -187,7 +225,7 @@ def tissue_tiles(
         with source.open() as slide:
             overview = _TissueOverview(slide, source)
         for scale, mpp in enumerate(scales):
-            if mpp * max_enlargement < max(source.mpp):
+            if _is_too_coarse(source, mpp, max_enlargement):
                 _log.warning(
                     "%s: too coarse (%.3g µm/px) for the scale of %g µm/px: no tiles of it there",
                     *(source.name, max(source.mpp), mpp),

@@ -63,6 +63,32 @@ def test_no_tiles_are_made_finer_than_the_source(sources: list[Source]) -> None:
     assert set(both.source[both.scale == 1].tolist()) == {0, 1}
 
 
+def test_images_without_tiles_are_named(
+    sources: list[Source], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tissue = np.asarray(Image.open(sources[0].path))
+    for name, rgb in {
+        "blank": np.full((400, 400, 3), 250, np.uint8),
+        "little": tissue[:90, :90],
+        **{f"small-{n}": tissue[:150, :150] for n in range(5)},
+    }.items():
+        Image.fromarray(rgb).save(tmp_path / f"{name}.png")
+    others = find_sources([tmp_path], mpp=[0.25])
+    coarse = dataclasses.replace(sources[1], mpp=(0.5, 0.5))
+    far_too_coarse = dataclasses.replace(sources[1], name="far.png", mpp=(1.0, 1.0))
+    index = build_tile_index([sources[0], coarse, far_too_coarse, *others], SCALES, 100, 0.7)
+    assert len(set(index.source.tolist())) == 7
+    assert [m for m in caplog.messages if "too coarse" not in m] == [
+        "blank.png is left out: no part of 100 px at 0.25 or 0.5 µm/px is 70 % tissue",
+        "little.png is left out: no part of 100 px at 0.25 or 0.5 µm/px is 70 % tissue",
+        "no tiles at 0.5 µm/px, where no part of 100 px is 70 % tissue: "
+        "small-0.png, small-1.png, small-2.png and 2 more",
+    ]
+    assert [m.partition(":")[0] for m in caplog.messages if "too coarse" in m] == [
+        "b.png", "far.png", "far.png"
+    ]  # fmt: skip
+
+
 def test_the_index_is_built_once(tmp_path: Path, sources: list[Source]) -> None:
     calls: list[int] = []
     first = cached_tile_index(tmp_path, sources, SCALES, 160, 0.7, calls.append)

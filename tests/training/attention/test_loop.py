@@ -26,7 +26,7 @@ from qpnuclei.training.attention.scale import build_scale_network
 from qpnuclei.training.attention.starts import epoch_batches
 from qpnuclei.training.callbacks import TrainingResult, Watcher
 from qpnuclei.training.config import AttentionRecipe, attention_recipe
-from qpnuclei.training.sources import Source
+from qpnuclei.training.sources import Source, find_sources
 
 PARTS = ("attention_net", "scale_net")
 TINY = {
@@ -227,6 +227,17 @@ def test_a_run_stopped_before_its_first_epoch_has_no_model_but_goes_on(
     assert (first.model, first.epochs, first.stopped) == (None, 0, True)
     second = train(tmp_path, sources, recipe=short, resume=True)
     assert (second.epochs, second.best_epoch, second.best_score) == (1, 1, None)
+
+
+def test_the_model_names_only_images_that_it_learned_from(
+    tmp_path: Path, sources: list[Source]
+) -> None:
+    path = tmp_path / "blank.png"
+    Image.fromarray(np.full((400, 400, 3), 250, np.uint8)).save(path)
+    blank = find_sources([path], mpp=[0.25])
+    result = train(tmp_path / "run", [sources[0], *blank, sources[1]], recipe=recipe(epochs=1))
+    assert result.model is not None
+    assert read_metadata(result.model).data["images"] == ["a.png", "b.png"]
 
 
 def test_a_finished_run_can_be_given_more_epochs(tmp_path: Path, sources: list[Source]) -> None:
