@@ -140,11 +140,13 @@ def _enclosing_diameter(hull: FloatArray) -> float:
     """
     a, b = len(hull) - 1, 0
     while True:
-        # Find the smallest angle below 90°. The ends of the edge have a cross product of 0.
+        # Find the smallest angle below 90°. The ends of the edge have a dot product of 0. A corner
+        # beyond them may lie on its line, although none should: products round differently. Its
+        # cotangent is infinite.
         c, cotangent = -1, 0.0
         for i in range(len(hull)):
             cross, dot = abs(_cross(hull, i, a, b)), _dot(hull, i, a, b)
-            if cross > 0 and dot > cotangent * cross:
+            if dot > cotangent * cross:
                 c, cotangent = i, dot / cross
         ab = _dot(hull, a, b, b)
         if c < 0:

@@ -78,6 +78,33 @@ def test_as_geos_measures_them(corners, scale):
         assert width == pytest.approx(min(across), rel=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("corners", "scale"),
+    [
+        ([(2, 3), (3, 0), (1, 2), (4, 5), (5, 2)], 1 / 3),
+        ([(1, 0), (2, 1), (2, 1), (5, 4)], 0.23),
+    ],
+)
+def test_corners_on_a_line_but_for_rounding(corners, scale):
+    corners = np.array(corners) * scale
+    farthest = max(math.dist(a, b) for a, b in itertools.combinations(corners, 2))
+    assert measure(corners)[0, 1] == pytest.approx(farthest, rel=1e-12)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(grid, grid), min_size=2, max_size=12),
+    st.sampled_from([1 / 3, 0.23, 0.2528, 0.46, 0.499]),
+    st.integers(0, 100_000),
+)
+def test_no_two_corners_are_farther_apart_than_the_diameter(corners, scale, offset):
+    corners = (np.array(corners) + offset) * scale
+    farthest = max(math.dist(a, b) for a, b in itertools.combinations(corners, 2))
+    diameter = measure(corners)[0, 1]
+    # Jung's theorem gives the upper bound.
+    assert farthest * (1 - 1e-9) <= diameter <= farthest * (1 + 1e-9) * 2 / math.sqrt(3)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(grid, grid), min_size=2, max_size=9, unique=True))
 def test_no_circle_through_two_or_three_points_is_smaller_and_encloses_all(corners):
