@@ -19,7 +19,7 @@ from qpnuclei.slides.readers.memory import ArrayReader
 from qpnuclei.slides.readers.reader import CONVERT_TO_8_BIT, SlideReader, reading, warn_once
 from qpnuclei.slides.readers.tiff_colour import conversion_to_rgb, enum_name
 from qpnuclei.slides.readers.tiff_level import MAX_DECODED_PIXELS, TiffLevel
-from qpnuclei.slides.readers.tiff_metadata import OmeXml, icc_profile, read_metadata
+from qpnuclei.slides.readers.tiff_metadata import OmeImage, OmeXml, icc_profile, read_metadata
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -31,6 +31,7 @@ _PALETTE = 3
 _KNOWN_AXES = ("YX", "YXS", "SYX", "CYX")
 #: Names of series that show the glass rather than the tissue.
 _APERIO_LABEL = re.compile(r"\n(label|macro) ")
+_SAVE_SEPARATELY = "save that series as a separate file (QuPath: Export images > OME TIFF)"
 _NOT_THE_SLIDE = ("label", "macro", "overview", "thumbnail", "slide preview")
 
 
@@ -91,11 +92,10 @@ def _format_of_openslide(tiff: tifffile.TiffFile) -> openslide.Format | None:
 def _open_series(
     path: Path, tiff: tifffile.TiffFile, ome: OmeXml | None, number: int | None
 ) -> SlideReader:
-    series = _chosen_series(path, tiff, ome, number)
-    index = number or 0
+    series, described = _chosen_series(path, tiff, ome, number)
     _check_complete(path, series.levels)
-    images = [_level(path, level, ome, index) for level in series.levels]
-    metadata = read_metadata(path, tiff, series.keyframe, ome, index)
+    images = [_level(path, level, described) for level in series.levels]
+    metadata = read_metadata(path, tiff, series.keyframe, described)
     if len(images) == 1 and not series.keyframe.is_tiled:
         width, height = images[0].size
         if width * height <= MAX_DECODED_PIXELS:
@@ -119,11 +119,12 @@ def _open_series(
 
 def _chosen_series(
     path: Path, tiff: tifffile.TiffFile, ome: OmeXml | None, number: int | None
-) -> tifffile.TiffPageSeries:
-    """Return the requested image; by default the first, if that is the slide.
+) -> tuple[tifffile.TiffPageSeries, OmeImage | None]:
+    """Return the requested image, and what OME-XML says about it.
 
-    The images of an OME-TIFF are numbered as in Bio-Formats. In other files, tifffile and
-    Bio-Formats may number them differently.
+    By default, this is the first image, if that is the slide. The images of an OME-TIFF are
+    numbered as in Bio-Formats. In other files, tifffile and Bio-Formats may number them
+    differently.
     """
     if ome is not None and ome.has_several_files:
         raise SlideError(
@@ -132,50 +133,101 @@ def _chosen_series(
     every = [series for series in tiff.series if series.levels]
     if not every:
         raise SlideError(f"{path} is a TIFF without an image", "copy the slide again")
-    numbered = every[0].kind == "ome"
-    if number is not None and (number == 0 or (numbered and 0 < number < len(every))):
-        return every[number]
-    if number is not None:
-        raise SlideError(
-            f"series {number} of {path} cannot be read: "
-            + (f"it has {len(every)}" if numbered else "only OME-TIFFs have numbered series"),
-            "save that series as a separate file (QuPath: Export images > OME TIFF)",
-        )
-    _check_first_is_the_slide(path, tiff, every, ome if numbered else None)
-    return every[0]
+    if ome is None or every[0].kind != "ome":
+        if number:
+            raise SlideError(
+                f"series {number} of {path} cannot be read: only OME-TIFFs have numbered series",
+                _SAVE_SEPARATELY,
+            )
+        if number is None:
+            _check_first_is_the_slide(path, tiff, every, [])
+        images = [image for image in ome.images if image.pages] or ome.images if ome else []
+        if images and images[0].size != _size(every[0]):
+            raise _contradiction(path, every, images)
+        return every[0], images[0] if images else None
+    described = _described(path, every, ome)
+    if number is None:
+        first = ome.images[described[0]]
+        if any(image.pages for image in ome.images[: described[0]]):
+            raise _contradiction(path, every, ome.images)
+        _check_first_is_the_slide(path, tiff, every, described)
+        return every[0], first
+    if number not in described:
+        count = len(ome.images)
+        reason = f"it has {count}" if number >= count else "the file has no pixels of it"
+        raise SlideError(f"series {number} of {path} cannot be read: {reason}", _SAVE_SEPARATELY)
+    return every[described.index(number)], ome.images[number]
+
+
+def _described(path: Path, every: Sequence[tifffile.TiffPageSeries], ome: OmeXml) -> list[int]:
+    """Return the number of the image in OME-XML for each image that tifffile reads.
+
+    tifffile leaves out images without pixels, and others that it cannot read.
+    """
+    numbers = []
+    rest = iter(range(len(ome.images)))
+    for series in every:
+        pages = {page.index for page in series.pages if page is not None}
+        for number in rest:
+            image = ome.images[number]
+            if image.size == _size(series) and not image.pages.isdisjoint(pages):
+                numbers.append(number)
+                break
+        else:
+            raise _contradiction(path, every, ome.images)
+    return numbers
+
+
+def _size(series: tifffile.TiffPageSeries) -> tuple[int, int]:
+    return series.keyframe.imagewidth, series.keyframe.imagelength
+
+
+def _contradiction(
+    path: Path, every: Sequence[tifffile.TiffPageSeries], images: Sequence[OmeImage]
+) -> SlideError:
+    described, there = (
+        ", ".join(f"{width}x{height} px" for width, height in sizes)
+        for sizes in ([image.size for image in images if image.pages], map(_size, every))
+    )
+    return SlideError(
+        f"the OME-XML of {path} contradicts the file: it describes {described or 'no pixels'}, but "
+        f"the file has {there}",
+        "export the slide again; its pixel size would be a guess",
+    )
 
 
 def _check_first_is_the_slide(
     path: Path,
     tiff: tifffile.TiffFile,
     series: Sequence[tifffile.TiffPageSeries],
-    ome: OmeXml | None,
+    numbers: Sequence[int],
 ) -> None:
-    """Refuse a file whose first image is the label, or smaller than another one."""
+    """Refuse a file whose first image is the label, or smaller than another one.
+
+    `numbers` are those of OME-XML; without any, the images are numbered in order.
+    """
     areas = [s.keyframe.imagewidth * s.keyframe.imagelength for s in series]
     # These vendors store the slide first; an overview can be larger than a cropped slide.
     slide_is_first = tiff.pages.first.description.startswith("Aperio") or tiff.is_ndpi
     largest = 0 if slide_is_first else areas.index(max(areas))
-    name = (series[0].name if ome is None else ome.name(0)).strip().lower()
+    name = (series[0].name or "").strip().lower()
     if slide_is_first and (label := _APERIO_LABEL.search(tiff.pages.first.description)):
         name = label[1]
     is_label = len(series) > 1 and name.removesuffix(" image") in _NOT_THE_SLIDE
     if not largest and not is_label:
         return
-    first, other = (
-        f"{s.keyframe.imagewidth}x{s.keyframe.imagelength} px"
-        for s in (series[0], series[largest or 1])
+    other = largest or 1
+    first, second = (
+        f"{width}x{height} px" for width, height in (_size(series[0]), _size(series[other]))
     )
     raise SlideError(
         f"{path} has several images, and the first ({first}) is a label, an overview or a part: "
-        f"series {largest or 1} has {other}",
+        f"series {numbers[other] if numbers else other} has {second}",
         "import it into QuPath and choose the image there, or save that as a separate file",
     )
 
 
-def _level(
-    path: Path, level: tifffile.TiffPageSeries, ome: OmeXml | None, series: int
-) -> TiffLevel:
+def _level(path: Path, level: tifffile.TiffPageSeries, described: OmeImage | None) -> TiffLevel:
     """Check that a level is a brightfield image, and choose its conversion to RGB."""
     page = level.keyframe
     pages = [page for page in level.pages if page is not None]
@@ -197,9 +249,9 @@ def _level(
             f"axes {axes} (shape {tuple(size for _, size in shape)})",
             "qpnuclei reads brightfield images, not fluorescence or stacks",
         )
-    named_rgb = axes == "CYX" and _planes_are_red_green_blue(page, ome, series)
+    named_rgb = axes == "CYX" and _planes_are_red_green_blue(page, described)
     convert = conversion_to_rgb(path, page, planes, apart=apart, named_rgb=named_rgb)
-    if planes == 1 and ome is not None and ome.is_fluorescence(series):
+    if planes == 1 and described is not None and described.is_fluorescence:
         raise SlideError(
             f"{path} is a fluorescence image", "qpnuclei reads brightfield images (H&E)"
         )
@@ -208,11 +260,11 @@ def _level(
     return TiffLevel(path, pages, planes if apart else 1, convert)
 
 
-def _planes_are_red_green_blue(page: Any, ome: OmeXml | None, series: int) -> bool:
+def _planes_are_red_green_blue(page: Any, described: OmeImage | None) -> bool:
     """Tell whether OME's channel names or ImageJ's slice labels are red, green and blue."""
     names: Sequence[object] = ()
-    if ome is not None:
-        names = ome.channel_names(series)
+    if described is not None:
+        names = described.channel_names
     elif page.parent.is_imagej:
         names = (page.parent.imagej_metadata or {}).get("Labels") or ()
     return [str(name).strip().lower() for name in names] == ["red", "green", "blue"]

@@ -61,8 +61,76 @@ class Metadata:
     magnification: float | None
 
 
+class OmeImage:
+    """What OME-XML says about one image."""
+
+    def __init__(self, root: Element, image: Element) -> None:
+        self._root = root
+        self._image = image
+        pixels = image.find("{*}Pixels")
+        self._pixels: Mapping[str, str] = {} if pixels is None else pixels.attrib
+        self._channels = image.findall("{*}Pixels/{*}Channel")
+
+    @property
+    def name(self) -> str:
+        """Its name; empty if it has none."""
+        return self._image.get("Name", "")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, px; 0 if they are not stated."""
+        width, height = (self._pixels.get(f"Size{axis}", "") for axis in "XY")
+        return (int(width), int(height)) if width.isdigit() and height.isdigit() else (0, 0)
+
+    @property
+    def pages(self) -> frozenset[int]:
+        """Indices of the TIFF pages at which planes of it begin; none if it has no pixels."""
+        data = self._image.iterfind("{*}Pixels/{*}TiffData")
+        starts = [element.get("IFD", "0") for element in data]
+        return frozenset(int(start) for start in starts if start.isdigit())
+
+    @property
+    def channel_names(self) -> list[str]:
+        """The names of its channels; the name is empty if there is none."""
+        return [channel.get("Name", "") for channel in self._channels]
+
+    @property
+    def is_fluorescence(self) -> bool:
+        """Whether any channel is marked as fluorescence."""
+        return any(
+            channel.get("EmissionWavelength")
+            or channel.get("Fluor")
+            or channel.get("ContrastMethod") == "Fluorescence"
+            for channel in self._channels
+        )
+
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """Pixel size in x and y, µm/px."""
+        sizes = []
+        for axis in "XY":
+            size = positive(self._pixels.get(f"PhysicalSize{axis}"))
+            unit = _micrometres(self._pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+            sizes.append(None if size is None or unit is None else size * unit)
+        return positive_pair(*sizes)
+
+    @property
+    def magnification(self) -> float | None:
+        """Nominal magnification of its objective."""
+        settings = self._image.find("{*}ObjectiveSettings")
+        for objective in self._root.iterfind(".//{*}Objective"):
+            if settings is not None and objective.get("ID") == settings.get("ID"):
+                return positive(objective.get("NominalMagnification"))
+        return None
+
+
 class OmeXml:
-    """The parts of OME-XML that readers use; images are numbered as in the file.
+    """The parts of OME-XML that readers use.
+
+    Attributes
+    ----------
+    images : list of OmeImage
+        In the order of the file, also those without pixels: Bio-Formats counts them.
 
     Raises
     ------
@@ -74,7 +142,7 @@ class OmeXml:
         from xml.etree import ElementTree
 
         self._root = ElementTree.fromstring(xml)
-        self._images = self._root.findall("{*}Image")
+        self.images = [OmeImage(self._root, image) for image in self._root.findall("{*}Image")]
 
     @property
     def has_several_files(self) -> bool:
@@ -82,70 +150,24 @@ class OmeXml:
         files = self._root.iterfind(".//{*}TiffData/{*}UUID")
         return len({file.get("FileName", file.text) for file in files}) > 1
 
-    def name(self, image: int) -> str:
-        """Return the name of an image; empty if it has none."""
-        return self._images[image].get("Name", "") if image < len(self._images) else ""
 
-    def channel_names(self, image: int) -> list[str]:
-        """Return the names of an image's channels; the name is empty if there is none."""
-        return [channel.get("Name", "") for channel in self._channels(image)]
-
-    def is_fluorescence(self, image: int) -> bool:
-        """Tell whether any channel of an image is marked as fluorescence."""
-        return any(
-            channel.get("EmissionWavelength")
-            or channel.get("Fluor")
-            or channel.get("ContrastMethod") == "Fluorescence"
-            for channel in self._channels(image)
-        )
-
-    def _channels(self, image: int) -> list[Element]:
-        if image >= len(self._images):
-            return []
-        return self._images[image].findall("{*}Pixels/{*}Channel")
-
-    def mpp(self, image: int) -> tuple[float, float] | None:
-        """Return µm/px of an image in x and y."""
-        pixels = self._images[image].find("{*}Pixels") if image < len(self._images) else None
-        if pixels is None:
-            return None
-        sizes = []
-        for axis in "XY":
-            size = positive(pixels.get(f"PhysicalSize{axis}"))
-            unit = _micrometres(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
-            sizes.append(None if size is None or unit is None else size * unit)
-        return positive_pair(*sizes)
-
-    def magnification(self, image: int) -> float | None:
-        """Return the nominal magnification of an image's objective."""
-        if image >= len(self._images):
-            return None
-        settings = self._images[image].find("{*}ObjectiveSettings")
-        for objective in self._root.iterfind(".//{*}Objective"):
-            if settings is not None and objective.get("ID") == settings.get("ID"):
-                return positive(objective.get("NominalMagnification"))
-        return None
-
-
-def read_metadata(
-    path: Path, tiff: tifffile.TiffFile, page: Any, ome: OmeXml | None, series: int
-) -> Metadata:
+def read_metadata(path: Path, tiff: tifffile.TiffFile, page: Any, ome: OmeImage | None) -> Metadata:
     """Read the metadata; if it is broken, log a warning and return none."""
     try:
         with reading(path, "has damaged metadata"):
-            return _read_metadata(path, tiff, page, ome, series)
+            return _read_metadata(path, tiff, page, ome)
     except SlideError as error:
         warn_once(_log, f"{error.what}; it is not used")
         return Metadata(None, None, None)
 
 
 def _read_metadata(
-    path: Path, tiff: tifffile.TiffFile, page: Any, ome: OmeXml | None, series: int
+    path: Path, tiff: tifffile.TiffFile, page: Any, ome: OmeImage | None
 ) -> Metadata:
     """Prefer the metadata of OME, Aperio and ImageJ to the resolution tags."""
     vendor, mpp, magnification = None, None, None
     if ome is not None:
-        mpp, magnification = ome.mpp(series), ome.magnification(series)
+        mpp, magnification = ome.mpp, ome.magnification
     elif tiff.pages.first.description.startswith("Aperio"):
         vendor = "aperio"
         aperio = _aperio_properties(tiff.pages.first.description)

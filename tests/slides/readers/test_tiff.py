@@ -1,6 +1,7 @@
 """Odd but legal TIFFs: colours, axes, metadata, levels, series."""
 
 import logging
+import re
 import struct
 import tracemalloc
 
@@ -489,6 +490,69 @@ def test_a_label_or_a_part_as_first_series_is_refused(tmp_path, first, size):
     with pytest.raises(SlideError, match=r"the first .* is a label, an overview or a part"):
         open_slide(path)
     np.testing.assert_array_equal(pixels_of(path, series=1), slide)
+
+
+def edit_ome(path, edit):
+    with tifffile.TiffFile(path) as tiff:
+        xml = tiff.ome_metadata
+    tifffile.tiffcomment(path, edit(xml).encode())
+
+
+def without_planes(xml, number):
+    image = re.findall("<Image .*?</Image>", xml, re.DOTALL)[number]
+    empty = re.sub("<TiffData.*?(/>|</TiffData>)", "<MetadataOnly/>", image, flags=re.DOTALL)
+    assert empty != image
+    return xml.replace(image, empty)
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+def test_images_of_ome_without_pixels_keep_their_number(tmp_path, empty):
+    sizes = [(320, 192), (256, 192), (192, 128)]
+    pictures = [picture(*size, seed) for seed, size in enumerate(sizes)]
+    path = write_ome(
+        tmp_path / "x.ome.tif",
+        *zip(pictures, ("scene 0", "scene 1", "scene 2"), (0.25, 0.5, 1.0), strict=True),
+    )
+    edit_ome(path, lambda xml: without_planes(xml, empty))
+    first = 1 - empty
+    for series, number in ((None, first), (first, first), (2, 2)):
+        with open_slide(path, series=series) as slide:
+            assert slide.mpp == ((0.25, 0.5, 1.0)[number],) * 2
+            np.testing.assert_array_equal(slide.read(0, 0, *sizes[number]), pictures[number])
+    with pytest.raises(SlideError, match=rf"series {empty} of .* the file has no pixels of it"):
+        open_slide(path, series=empty)
+    with pytest.raises(SlideError, match=r"series 3 of .* cannot be read: it has 3"):
+        open_slide(path, series=3)
+
+
+def test_names_and_channels_are_those_of_the_image_with_pixels(tmp_path):
+    label, grey, slide = picture(64, 64, 1), picture(128, 64, 2)[..., 0], picture(256, 192, 3)
+    fluorescent = {"axes": "YX", "Channel": {"Fluor": "DAPI"}}
+    with tifffile.TiffWriter(tmp_path / "x.ome.tif", ome=True) as tiff:
+        for pixels, photometric, more in (
+            (picture(32, 32), "rgb", {"Name": "reduced"}),
+            (label, "rgb", {"Name": "label"}),
+            (grey, "minisblack", fluorescent),
+            (slide, "rgb", {"Name": "slide"}),
+        ):
+            tiff.write(
+                pixels, photometric=photometric, tile=(64, 64), metadata={"axes": "YXS", **more}
+            )
+    edit_ome(tmp_path / "x.ome.tif", lambda xml: without_planes(xml, 0))
+    with pytest.raises(SlideError, match=r"64x64 px\) is a label.*series 3 has 256x192 px"):
+        open_slide(tmp_path / "x.ome.tif")
+    with pytest.raises(SlideError, match="is a fluorescence image"):
+        open_slide(tmp_path / "x.ome.tif", series=2)
+    np.testing.assert_array_equal(pixels_of(tmp_path / "x.ome.tif", series=3), slide)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_ome_xml_of_another_size_is_refused(tmp_path, count):
+    images = [(picture(128 - 32 * i, 64, i), f"scene {i}", 0.25) for i in range(count)]
+    path = write_ome(tmp_path / "x.ome.tif", *images)
+    edit_ome(path, lambda xml: xml.replace('SizeX="128"', 'SizeX="256"'))
+    with pytest.raises(SlideError, match=r"it describes 256x64 px.*, but the file has .*64 px"):
+        open_slide(path)
 
 
 def test_a_label_before_the_slide_in_a_plain_tiff_is_refused(tmp_path):
