@@ -52,9 +52,12 @@ def check_installation() -> list[Check]:
 
 
 def check_project(project: Project) -> list[Check]:
-    """Check every image of a project: its slide is found and readable, and has a pixel size."""
+    """Check every image of a project.
+
+    Its slide is found and readable, it has a pixel size, and its stains can be separated.
+    """
     from qpnuclei.qupath.analysed import Record
-    from qpnuclei.qupath.images import open_image
+    from qpnuclei.qupath.images import open_image, stains_of
     from qpnuclei.qupath.pixel_size import pixel_size
 
     checks: list[Check] = []
@@ -68,6 +71,7 @@ def check_project(project: Project) -> list[Check]:
             record = Record.of(entry.read().properties, name)
             with open_image(entry) as slide:
                 slide.read(0, 0, 16, 16)
+                stains_of(entry)
                 mpp, source = pixel_size(entry, record, slide_mpp=lambda: slide.mpp)
             named = source if source == "an earlier run" else f"the {source}"
             found = f"{slide.width}x{slide.height} px, {mpp[0]:.4g} µm/px from {named}"

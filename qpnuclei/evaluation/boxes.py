@@ -27,14 +27,13 @@ from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.areas import valid_area
 from qpnuclei.qupath.image_names import match_images
-from qpnuclei.qupath.images import open_image
+from qpnuclei.qupath.images import open_image, stains_of
 from qpnuclei.qupath.model import Annotation, ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
 from qpnuclei.qupath.project import open_project
 from qpnuclei.qupath.project_file import is_project
 from qpnuclei.qupath.regions import Region, rows_inside
 from qpnuclei.slides.remix import seen_by_network
-from qpnuclei.slides.stains import DEFAULT_HE
 
 #: Margin around a box that the network sees: more than the largest nuclei.
 _MARGIN_UM = 30.0
@@ -83,10 +82,12 @@ class BoxImage(AnnotatedImage):
         ------
         qpnuclei.errors.SlideError
             If the slide cannot be read.
+        qpnuclei.errors.FormatError
+            If its stain vectors cannot be used.
         """
         x0, y0, x1, y1 = self.frame
         with open_image(self.entry) as slide:
-            pixels = seen_by_network(slide, self.entry.stains or DEFAULT_HE)
+            pixels = seen_by_network(slide, stains_of(self.entry))
             return np.ascontiguousarray(pixels.read(x0, y0, x1 - x0, y1 - y0, (1.0, 1.0)))
 
     def read_labels(self) -> npt.NDArray[np.int32]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qpnuclei.errors import SlideError
+from qpnuclei.errors import FormatError, SlideError
 from qpnuclei.qupath.model import ImageEntry
 
 if TYPE_CHECKING:
     from qpnuclei.slides.slide import Slide
+    from qpnuclei.slides.stains import Stains
 
 #: Supported server arguments that take no value.
 _SWITCHES = frozenset({"--no-crop", "--icc-profile"})
@@ -83,6 +84,27 @@ def open_image(entry: ImageEntry) -> Slide:
             "the file was replaced or is read differently: add it to the project again",
         )
     return slide
+
+
+def stains_of(entry: ImageEntry) -> Stains:
+    """Return the stains of a project's image; QuPath's default for H&E if it has none.
+
+    Raises
+    ------
+    FormatError
+        If its data cannot be read, or colours cannot be separated into these stains.
+    """
+    from qpnuclei.slides.stains import DEFAULT_HE, check_stains
+
+    stains = entry.stains or DEFAULT_HE
+    try:
+        check_stains(stains)
+    except ValueError as error:
+        raise FormatError(
+            f"image {entry.name}: {error}",
+            "in QuPath, correct it in the tab Image, or set the image type there again; then save",
+        ) from error
+    return stains
 
 
 def _series(where: str, args: tuple[str, ...]) -> int | None:

@@ -88,12 +88,14 @@ def stain_matrix(stains: Stains) -> npt.NDArray[np.float64]:
     Raises
     ------
     ValueError
-        If a vector has no length, or two are parallel.
+        If a vector has no length or is not finite, or two are parallel.
     """
     vectors = [np.asarray(v, np.float64) for v in stains.vectors]
     for name, vector in zip(stains.stain_names, vectors, strict=False):
-        if not np.linalg.norm(vector) > 0:
-            raise ValueError(f"the stain vector of {name!r} in {stains.name!r} has no length")
+        if not 0 < np.linalg.norm(vector) < np.inf:
+            raise ValueError(
+                f"the stain vector of {name!r} in {stains.name!r} has no length: {tuple(vector)}"
+            )
     if len(vectors) == 2:
         vectors.append(np.cross(vectors[0], vectors[1]))
     lengths = np.linalg.norm(vectors, axis=1)
@@ -111,6 +113,19 @@ HE_MATRIX = stain_matrix(DEFAULT_HE)
 HE_UNMIXING = np.linalg.inv(HE_MATRIX)
 
 
+def check_stains(stains: Stains) -> None:
+    """Refuse stains that `separate` cannot use.
+
+    Raises
+    ------
+    ValueError
+        As for `stain_matrix`; also if the background is not above 0.
+    """
+    stain_matrix(stains)
+    if not all(0 < white < np.inf for white in stains.background):
+        raise ValueError(f"the background of {stains.name!r} is not above 0: {stains.background}")
+
+
 def separate(rgb: RGB, stains: Stains = DEFAULT_HE, n_stains: int = 2) -> Float:
     """Return the concentration of each stain, as QuPath's colour deconvolution computes it.
 
@@ -125,6 +140,11 @@ def separate(rgb: RGB, stains: Stains = DEFAULT_HE, n_stains: int = 2) -> Float:
     -------
     (..., n_stains) float32 ndarray
         May be negative if the colour is not a mixture of the stains.
+
+    Raises
+    ------
+    ValueError
+        As for `stain_matrix`.
 
     References
     ----------

@@ -22,7 +22,7 @@ from qpnuclei.evaluation.datasets import read_split
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.areas import union
 from qpnuclei.qupath.image_names import image_option, match_images
-from qpnuclei.qupath.images import open_image
+from qpnuclei.qupath.images import open_image, stains_of
 from qpnuclei.qupath.model import Annotation, ImageEntry
 from qpnuclei.qupath.names import is_utf8
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
@@ -270,7 +270,7 @@ def _entry_source(
             roi=roi,
             series=slide.series,
             apply_icc=slide.apply_icc,
-            stains=entry.stains or DEFAULT_HE,
+            stains=stains_of(entry),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from qpnuclei.pipeline.commit import commit_image
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeImage, open_project
+from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE, Stains
 from qpnuclei.system.locks import LOCK_NAME
 from tests.cli.conftest import Outcome
 from tests.paths import SAMPLES
@@ -255,3 +257,45 @@ def test_every_command_goes_on_after_a_damaged_image(qpnuclei: Call, tmp_path: P
     outcome = qpnuclei("geojson", "export", project, "-o", folder, "--roi", "Tumor", *native)
     assert outcome.exit_code == 1
     assert [path.name for path in folder.iterdir()] == ["2-good.tif.geojson.gz"]
+
+
+@pytest.mark.parametrize(
+    ("stains", "reason"),
+    [
+        (dataclasses.replace(DEFAULT_HE, vectors=((1, 2, 3), (2, 4, 6))), "are parallel"),
+        (dataclasses.replace(DEFAULT_HE, vectors=((0, 0, 0), (2, 4, 6))), "has no length"),
+        (dataclasses.replace(DEFAULT_HE, vectors=((1, 2, 3), (2, float("nan"), 6))), "no length"),
+        (dataclasses.replace(DEFAULT_HE, background=(0, 255, 255)), "is not above 0"),
+        (dataclasses.replace(DEFAULT_H_DAB, vectors=((1, 2, 3), (1, 2, 3))), "are parallel"),
+    ],
+)
+def test_an_image_with_impossible_stains_is_reported_and_the_others_written(
+    qpnuclei: Call,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    stains: Stains,
+    reason: str,
+) -> None:
+    slides = [Path(shutil.copy(IMAGE, tmp_path / name)) for name in ("bad.tif", "good.tif")]
+    create_from_slides(tmp_path / "p", slides[:1], mpp=0.5, stains=stains)
+    assert qpnuclei("project", "add", tmp_path / "p", slides[1], "--mpp", 0.5).exit_code == 0
+    for image in open_project(tmp_path / "p").images:
+        annotate(image, SQUARE)
+    roi = ("--roi", "Tumor")
+    outcome = qpnuclei("doctor", tmp_path / "p", "--backend", "native")
+    assert "BAD  image 1: bad.tif" in outcome.stdout
+    outcome = qpnuclei("preview", tmp_path / "p", *roi, "-o", tmp_path / "preview.html")
+    assert outcome.error is not None
+    assert "image bad.tif: " in outcome.error.what
+    assert reason in outcome.error.what
+    assert "QuPath" in outcome.error.hint
+    for options in (("--dry-run",), ()):
+        caplog.clear()
+        outcome = qpnuclei("run", tmp_path / "p", *roi, *RUN, *options)
+        assert outcome.exit_code == 1
+        said = outcome.stderr + caplog.text
+        assert reason in said
+        assert "unexpected" not in said
+    bad, good = ours(tmp_path / "p")
+    assert bad == 0
+    assert good > 0

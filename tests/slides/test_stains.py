@@ -1,5 +1,6 @@
 """Stains against QuPath's own values, made-up mixtures and scikit-image."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from qpnuclei.slides.stains import (
     DEFAULT_HE,
     Stains,
+    check_stains,
     estimate_macenko,
     optical_density,
     separate,
@@ -39,13 +41,24 @@ def test_stain_matrix_is_of_unit_vectors_with_their_cross_product():
     ("vectors", "message"),
     [
         (((0, 0, 0), (1, 0, 0)), "'A' in 'x' has no length"),
+        (((1, 0, 0), (np.nan, 0, 0)), "'B' in 'x' has no length"),
+        (((np.inf, 0, 0), (1, 0, 0)), "'A' in 'x' has no length"),
         (((1, 2, 3), (2, 4, 6)), "parallel"),
         (((1, 0, 0), (0, 1, 0), (1, 1, 0)), "in one plane"),
     ],
 )
 def test_impossible_stains_are_named(vectors, message):
-    with pytest.raises(ValueError, match=message):
-        stain_matrix(Stains("x", ("A", "B", "C")[: len(vectors)], vectors))
+    stains = Stains("x", ("A", "B", "C")[: len(vectors)], vectors)
+    for use in (stain_matrix, check_stains):
+        with pytest.raises(ValueError, match=message):
+            use(stains)
+
+
+@pytest.mark.parametrize("white", [0, -1, np.nan, np.inf])
+def test_an_impossible_background_is_named(white):
+    stains = dataclasses.replace(DEFAULT_HE, background=(255, white, 255))
+    with pytest.raises(ValueError, match="background of 'H&E default' is not above 0"):
+        check_stains(stains)
 
 
 @pytest.mark.parametrize("name", ["default_HE", "custom_HE_243", "custom_HE_243_240_246"])

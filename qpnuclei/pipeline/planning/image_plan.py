@@ -27,7 +27,7 @@ from qpnuclei.pipeline.selection import (
 )
 from qpnuclei.qupath.analysed import Record, Status
 from qpnuclei.qupath.areas import polygonal, union
-from qpnuclei.qupath.images import open_image
+from qpnuclei.qupath.images import open_image, stains_of
 from qpnuclei.qupath.model import Annotation, ImageEntry, ImageObjects
 from qpnuclei.qupath.pixel_size import pixel_size
 from qpnuclei.qupath.regions import Region, same_outline
@@ -188,9 +188,10 @@ def plan_image(
         If ``on_existing="error"`` and qpnuclei wrote into a chosen annotation before, or if nuclei
         are to be classified by DAB and the image has no DAB.
     FormatError
-        If its data cannot be read.
+        If its data cannot be read, or its stain vectors cannot be used.
     """
     require_dab(entry, options.positive_thresholds)
+    stains = stains_of(entry)
     objects = objects or entry.read()
     record = Record.of(objects.properties, f"image {entry.name}")
     mpp, mpp_source = pixel_size(entry, record, options.pixel_sizes, lambda: slide.mpp)
@@ -252,7 +253,7 @@ def plan_image(
         taken=ids_of_detections(objects),
         scale=scale,
         mpp_source=mpp_source,
-        stains=entry.stains or DEFAULT_HE,
+        stains=stains,
         regions=regions,
         existing=existing,
         tiles=plan_tiles(
