@@ -7,7 +7,7 @@
  *   "Preview". It works on a project of its own, which it deletes: nothing is saved, neither the
  *   image nor the project. Done again, it replaces the preview. Edit > Undo or qpnuclei > Remove the
  *   preview takes it away; saved with the image, it stays, and qpnuclei does not count it.
- *   Annotations that a run leaves out (Ignore*) are not left out here.
+ *   Annotations that a run leaves out (Ignore*) are not left out here, and --exclude has no effect.
  *
  * In QuPath (0.4 to 0.7)
  *   Choose qpnuclei > Preview in the view; or Automate > User scripts > qpnuclei, then Run > Run.
@@ -69,7 +69,7 @@ try {
     copy.getServer().close()
 
     def nuclei = new File(folder, "nuclei")
-    qpnuclei.execute([qpnuclei.programPath(), "run", project.getPath(), "--roi-all", "--no-report", "--geojson", nuclei, *options.tokenize()])
+    qpnuclei.execute([qpnuclei.programPath(), "run", project.getPath(), "--roi-all", "--no-report", "--geojson", nuclei, *withoutExclude(qpnuclei.words(options))])
     nuclei.listFiles().each { found.addAll(PathIO.readObjects(it)) }
 } finally {
     folder.deleteDir()
@@ -84,3 +84,14 @@ found.each {
 }
 hierarchy.addObjects(found)
 println "preview: ${found.size()} nuclei"
+
+
+/** Options without --exclude, which names classes that the project of the preview does not have. */
+List withoutExclude(List options) {
+    def isValue = false
+    return options.findAll { option ->
+        def isLeft = !isValue && option != "--exclude" && !option.startsWith("--exclude=")
+        isValue = !isValue && option == "--exclude"
+        return isLeft
+    }
+}

@@ -44,7 +44,7 @@ def image = uniqueName(project, entry)
 
 def selected = getSelectedObjects().findAll { it.isAnnotation() }.collect { it.getID() }
 def choice = selected.collectMany { ["--roi-id", it.toString()] } ?: unselected
-def given = binding.hasVariable("args") && args ? args as List : choice + options + settings().options.tokenize()
+def given = binding.hasVariable("args") && args ? args as List : choice + options + words(settings().options)
 
 // What qpnuclei reads is what is saved, the pixel size in the project file included.
 entry.saveImageData(imageData)
@@ -94,6 +94,20 @@ void saveSettings(Map settings) {
     def properties = new Properties()
     properties.putAll(settings)
     settingsFile().withWriter("UTF-8") { properties.store(it, "Settings of the scripts of qpnuclei for QuPath") }
+}
+
+/** Options as a list; those in single or double quotes may have spaces. Backslashes are kept. */
+List words(String options) {
+    def words = []
+    // A word is a sequence of quoted and unquoted parts.
+    def matcher = options =~ /(?:[^\s"']|"[^"]*"|'[^']*')+|["']/
+    while (matcher.find()) {
+        def word = matcher.group()
+        if (word in ['"', "'"])
+            throw new IllegalArgumentException("a quote is not closed in the options: $options")
+        words << word.replaceAll(/"([^"]*)"|'([^']*)'/) { whole, inDouble, inSingle -> inDouble ?: inSingle ?: "" }
+    }
+    return words
 }
 
 String programPath() {

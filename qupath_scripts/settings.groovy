@@ -2,7 +2,8 @@
  * Sets where the program qpnuclei is, and options for every run from QuPath.
  *
  * What it does
- *   Asks for both, and keeps them in settings.conf beside the scripts.
+ *   Asks for both, and keeps them in settings.conf beside the scripts. Options with spaces need
+ *   quotes: --exclude "Necrosis old".
  *
  * In QuPath (0.4 to 0.7)
  *   Choose qpnuclei > Settings; or Automate > User scripts > qpnuclei, then Run > Run.

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -147,7 +147,13 @@ def test_options_used_are_those_of_the_command() -> None:
     known = {option for parameter in command.params for option in parameter.opts}
     assert used - known == {"--save"}  # of QuPath's own command
     assert {"--image", "--roi-id", "--roi-all"} <= used
-    assert {"--geojson", "--no-report", "--roi-all"} <= of_preview <= known
+    assert {"--geojson", "--no-report", "--roi-all", "--exclude"} <= of_preview <= known
+
+
+def test_options_are_split_in_one_place() -> None:
+    assert not [script.name for script in SCRIPTS if ".tokenize(" in text_of(script.name)]
+    assert "words(settings().options)" in text_of("run_qpnuclei.groovy")
+    assert "withoutExclude(qpnuclei.words(options))" in text_of("preview_view.groovy")
 
 
 def test_the_menu_has_the_scripts() -> None:
@@ -289,6 +295,49 @@ def test_what_is_in_view_ends_where_the_image_ends(groovy: Groovy, tmp_path: Pat
     ]
 
 
+def test_options_with_spaces_are_in_quotes(groovy: Groovy, tmp_path: Path) -> None:
+    given = {
+        "": [],
+        " --mpp  0.25\t--tissue ": ["--mpp", "0.25", "--tissue"],
+        """--exclude "Old pen" --roi='It is "x"'""": ["--exclude", "Old pen", '--roi=It is "x"'],
+        r"--model C:\new\m.onnx": ["--model", r"C:\new\m.onnx"],
+        r"""'C:\my models\m.onnx' a"b c"'d e'f""": [r"C:\my models\m.onnx", "ab cd ef"],
+        """--exclude "" '' x""": ["--exclude", "", "", "x"],
+    }
+    refused = ['--exclude "Old pen', "it's"]
+    found = groovy.lines(
+        tmp_path,
+        "run_qpnuclei.groovy",
+        "def run = new GroovyShell().parse(new File(args[0]))\n"
+        "new File(args[1]).readLines('UTF-8').each {\n"
+        '    try { println run.words(it).collect { "<$it>" }.join(" ") }\n'
+        "    catch (IllegalArgumentException e) { println e.message }\n"
+        "}\n",
+        listed(tmp_path, [*given, *refused]),
+    )
+    expected = [" ".join(f"<{word}>" for word in words) for words in given.values()]
+    assert found[: len(given)] == expected
+    assert found[len(given) :] == [f"a quote is not closed in the options: {r}" for r in refused]
+
+
+def listed(folder: Path, lines: Iterable[str]) -> Path:
+    """Write lines to a file: a command line cannot have all characters on every system."""
+    path = folder / "lines.txt"
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_a_preview_excludes_no_class(groovy: Groovy, tmp_path: Path) -> None:
+    found = groovy.lines(
+        tmp_path,
+        "preview_view.groovy",
+        "def script = new GroovyShell().parse(new File(args[0]))\n"
+        "println script.withoutExclude(args[1..-1])\n",
+        *("--exclude", "--exclude", "--mpp", "0.25", "--exclude=Pen", "--exclude", "Fold", "--x"),
+    )
+    assert found == ["[--mpp, 0.25, --x]"]
+
+
 def test_only_one_script_knows_what_is_in_view() -> None:
     knowing = {s.name for s in SCRIPTS if "getDisplayedRegionShape" in text_of(s.name)}
     assert knowing == {"run_qpnuclei.groovy"}
@@ -298,14 +347,12 @@ def test_files_are_looked_for_under_the_names_that_run_gives_them(
     groovy: Groovy, tmp_path: Path
 ) -> None:
     names = ["he small.png", "A/B: 20×.svs", "½ mm² 組織 №5.tif", "end. .", "x" * 150, "𝒳" * 150]
-    listing = tmp_path / "names.txt"
-    listing.write_text("\n".join(names), encoding="utf-8")
     found = groovy.lines(
         tmp_path,
         "import_detections.groovy",
         "def script = new GroovyShell().parse(new File(args[0]).getText('UTF-8'))\n"
         "new File(args[1]).readLines('UTF-8').each { println script.fileStem('12', it) }\n",
-        listing,
+        listed(tmp_path, names),
     )
     expected = [file_stem(cast(ImageEntry, SimpleNamespace(id="12", name=name))) for name in names]
     assert found == expected

@@ -28,7 +28,8 @@ from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.areas import valid_area
 from qpnuclei.qupath.image_names import match_images
 from qpnuclei.qupath.images import open_image, stains_of
-from qpnuclei.qupath.model import Annotation, ImageEntry, ImageObjects, Project
+from qpnuclei.qupath.model import Annotation, ImageEntry, ImageObjects
+from qpnuclei.qupath.names import place_searched
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
 from qpnuclei.qupath.project import open_project
 from qpnuclei.qupath.project_file import is_project
@@ -193,7 +194,8 @@ def read_boxes(
     project = open_project(path, image_root=image_root)
     boxes: list[BoxImage] = []
     ours = corrected = left_out = 0
-    for entry in match_images(project, images):
+    entries = match_images(project, images)
+    for entry in entries:
         objects = entry.read()
         areas = [a for a in objects.annotations if a.class_name in roi and a.is_area]
         if not areas:
@@ -217,8 +219,9 @@ def read_boxes(
             ours, corrected = ours + of_ours, corrected + of_corrected
     if not boxes:
         raise UsageError(
-            f"{path}: no annotation with an area has the class {' or '.join(map(repr, roi))}",
-            f"classes of the project: {_classes(project, images) or 'none'}",
+            f"no annotation of class {' or '.join(map(repr, roi))} with an area in "
+            f"{place_searched(project, entries)}",
+            f"classes there: {_classes(entries) or 'none'}",
         )
     total = sum(int(np.count_nonzero(box.counts)) for box in boxes)
     if ours == total and not truth_classes:
@@ -393,6 +396,6 @@ def _corrected(outlines: Geometries, ours: npt.NDArray[np.bool_]) -> npt.NDArray
     return corrected
 
 
-def _classes(project: Project, images: Iterable[str]) -> str:
-    found = {a.class_name for e in match_images(project, [*images]) for a in e.read().annotations}
+def _classes(entries: Iterable[ImageEntry]) -> str:
+    found = {a.class_name for entry in entries for a in entry.read().annotations}
     return ", ".join(sorted(filter(None, found)))

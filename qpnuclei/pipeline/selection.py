@@ -20,6 +20,7 @@ from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.areas import Parts, polygonal, valid_areas
 from qpnuclei.qupath.image_names import match_images
 from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, Project
+from qpnuclei.qupath.names import place_searched
 from qpnuclei.qupath.regions import Region, rows_inside
 from qpnuclei.system.arguments import listed
 from qpnuclei.system.patterns import matches
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Class of the annotation that a run with --tissue adds.
 TISSUE_CLASS = "Tissue"
+
+_NO_CLASS = "no annotation has a class"
 
 _log = logging.getLogger(__name__)
 
@@ -144,7 +147,8 @@ def choose_images(
     Raises
     ------
     UsageError
-        If the project has no such image, or no image that can be read has such an annotation.
+        If the project has no such image, no image that can be read has such an annotation, or the
+        project has no class to exclude.
     """
     entries = match_images(project, patterns)
     if selection.tissue:
@@ -162,7 +166,9 @@ def choose_images(
     if unreadable and len(unreadable) == len(entries):
         raise unreadable[0]
     try:
-        check_selection(selection, annotations, str(project.path))
+        check_selection(selection, annotations, place_searched(project, entries))
+        others = [entry for entry in project.images if entry not in entries]
+        _check_excluded(project, selection, annotations, others, unreadable)
     except UsageError as error:
         if unreadable:
             what = f"{error.what}; not all images could be read: {unreadable[0].what}"
@@ -200,23 +206,10 @@ def check_selection(selection: Selection, annotations: Iterable[Annotation], whe
         if not any(alone.matches(a) for a in annotations):
             present = sorted({a.class_name for a in annotations if a.class_name})
             derived = [name for name in present if name.startswith(f"{wanted}: ")]
-            hint = (
-                f"classes of the project: {', '.join(present)}"
-                if present
-                else "no annotation has a class"
-            )
+            hint = f"classes there: {', '.join(present)}" if present else _NO_CLASS
             if derived:
                 hint += f"; with --roi-derived, {wanted} also selects {', '.join(derived)}"
             raise UsageError(f"no annotation of class {wanted!r} in {where}", hint)
-    for pattern in selection.excluded:
-        present = sorted({a.class_name for a in annotations if a.class_name})
-        if pattern not in DEFAULT_EXCLUDED and not any(matches(name, pattern) for name in present):
-            raise UsageError(
-                f"no annotation of class {pattern!r} to exclude in {where}",
-                f"classes of the project: {', '.join(present)}"
-                if present
-                else "no annotation has a class",
-            )
     names = sorted({a.name for a in annotations if a.name})
     for wanted in selection.names:
         if wanted not in names:
@@ -239,6 +232,47 @@ def check_selection(selection: Selection, annotations: Iterable[Annotation], whe
             + (f": {', '.join(kinds)}" if kinds else ""),
             "draw a polygon, rectangle, ellipse or brush annotation in QuPath",
         )
+
+
+def _check_excluded(
+    project: Project,
+    selection: Selection,
+    annotations: Iterable[Annotation],
+    others: Iterable[ImageEntry],
+    unreadable: list[QpnucleiError],
+) -> None:
+    """Refuse classes to exclude that the project does not know.
+
+    A class of another image than the chosen ones is fine: the same options serve all images.
+
+    Parameters
+    ----------
+    annotations : iterable of Annotation
+        Of the chosen images.
+    others : iterable of ImageEntry
+        The other images; they are read only if the chosen ones do not have the class.
+    unreadable : list of QpnucleiError
+        Gets the errors of `others`.
+    """
+    asked = [pattern for pattern in selection.excluded if pattern not in DEFAULT_EXCLUDED]
+    here = {a.class_name for a in annotations}
+    if all(_any_matches(here, pattern) for pattern in asked):
+        return
+    known = here | {path_class.name for path_class in project.classes}
+    for entry in others:
+        with standing_alone(f"image {entry.name}", unreadable.append):
+            known |= {a.class_name for a in entry.read().annotations}
+    for pattern in asked:
+        if not _any_matches(known, pattern):
+            names = ", ".join(sorted(filter(None, known)))
+            raise UsageError(
+                f"no class {pattern!r} to exclude in {project.path}",
+                f"classes of the project: {names}",
+            )
+
+
+def _any_matches(class_names: Iterable[str | None], pattern: str) -> bool:
+    return any(is_excluded(name, [pattern]) for name in class_names)
 
 
 def select_regions(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 from qpnuclei.errors import UsageError
@@ -22,6 +23,12 @@ def file_stem(entry: ImageEntry) -> str:
     """Return a file name for an image: its entry ID and the portable characters of its name."""
     safe = "".join(c if c.isalnum() or c in "-_. " else "_" for c in entry.name)
     return f"{entry.id}-{safe}".encode()[:_MAX_BYTES].decode(errors="ignore").rstrip(". ")
+
+
+def place_searched(project: Project, entries: Sequence[ImageEntry]) -> str:
+    """Return what messages call the place where annotations were searched for."""
+    is_all = len(entries) == len(project.images)
+    return str(project.path) if is_all else f"the chosen images of {project.path}"
 
 
 def nfc(text: str) -> str:

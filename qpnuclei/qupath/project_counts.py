@@ -13,6 +13,7 @@ from qpnuclei.qupath.classes import ALL_DETECTIONS, H_SCORE, columns_of, shares_
 from qpnuclei.qupath.counted_image import counted_image
 from qpnuclei.qupath.counts import Row, count_objects
 from qpnuclei.qupath.model import ImageEntry, Project
+from qpnuclei.qupath.names import place_searched
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.system.arguments import check_choice
 
@@ -78,8 +79,8 @@ def count_project(
     for name in roi_classes or ():
         if name not in known and not left_out:  # an unreadable image may have the class
             raise UsageError(
-                f"no annotation has the class {name!r}",
-                f"classes of the project: {', '.join(sorted(known)) or 'none'}",
+                f"no annotation of class {name!r} in {place_searched(project, images)}",
+                f"classes there: {', '.join(sorted(known)) or 'none'}",
             )
     warn_of_missing_classes(nucleus_classes, {name for names, _ in counted for name in names})
     return _with_all_classes(counted)

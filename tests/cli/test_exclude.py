@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from qpnuclei.errors import UsageError
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import open_project
 from tests.cli.conftest import Outcome
+from tests.paths import ROOT
 
 Call = Callable[..., Outcome]
 
@@ -95,7 +98,8 @@ def test_what_a_run_leaves_out_is_not_told_to_be_analysed(qpnuclei: Call, projec
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--roi", "Tumor", "--exclude", "Fold"), "no annotation of class 'Fold' to exclude"),
+        (("--roi", "Tumor", "--exclude", "Fold"), "no class 'Fold' to exclude"),
+        (("--roi", "Tumor", "--exclude", "Fold*"), "no class 'Fold*' to exclude"),
         (("--roi", "Tumor", "--exclude", "Tum*"), "both chosen and excluded"),
     ],
 )
@@ -129,3 +133,68 @@ def test_an_annotation_inside_an_excluded_one_has_no_counts(qpnuclei: Call, proj
     assert qpnuclei("export", project, "-o", table, "--backend", "native").exit_code == 0
     _, fold = json.loads(table.read_text())
     assert (fold["status"], fold["nuclei"], fold["analysed_mm2"]) == ("not analysed", None, 0)
+
+
+def with_a_second_image(qpnuclei: Call, project: Path, class_name: str) -> None:
+    """Add an image that has an annotation of a class, which the class list lacks."""
+    slide = project.parent.parent / "other.png"
+    Image.new("RGB", (256, 256), (235, 200, 225)).save(slide)
+    assert qpnuclei("project", "add", project, slide, "--mpp", 0.25).exit_code == 0
+    other = open_project(project).images[1]
+    annotation = NewAnnotation(FOLD, uuid.UUID(int=4), path_class=PathClass(class_name))
+    other.write(Edit(annotations=[annotation]), other.read().fingerprint)
+    classes = project.parent / "classifiers" / "classes.json"
+    content = json.loads(classes.read_text())
+    content["pathClasses"] = [c for c in content["pathClasses"] if c["name"] != class_name]
+    classes.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("command", ["run", "preview"])
+def test_a_class_of_another_image_may_be_excluded(
+    qpnuclei: Call, project: Path, command: str
+) -> None:
+    with_a_second_image(qpnuclei, project, "Scratch")
+    options = RUN if command == "run" else RUN[2:4]
+    this = ("--image", "tissue.png", "--roi", "Tumor", *options)
+    assert qpnuclei(command, project, *this, "--exclude", "Scr*").exit_code == 0
+    error = qpnuclei(command, project, *this, "--exclude", "Scrach").error
+    assert isinstance(error, UsageError)
+    assert error.what == f"no class 'Scrach' to exclude in {project}"
+    assert "Scratch" in error.hint
+    # An image that is not chosen may be damaged.
+    open_project(project).images[1].data_path.write_bytes(b"damaged")
+    assert qpnuclei(command, project, *this, "--exclude", "Necrosis").exit_code == 0
+    error = qpnuclei(command, project, *this, "--exclude", "Scratch").error
+    assert isinstance(error, UsageError)
+    assert "not all images could be read" in error.what
+
+
+def test_the_example_of_the_settings_in_qupath_can_be_used(qpnuclei: Call, project: Path) -> None:
+    text = (ROOT / "qupath_scripts" / "settings.groovy").read_text("utf-8")
+    (example,) = re.findall(r'for example: (--[^"]+)"', text)
+    done = qpnuclei("run", project, "--image=tissue.png", "--roi-all", *shlex.split(example), *RUN)
+    assert done.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        (("run",), ("--dry-run",)),
+        (("export",), ("-o", "x.csv")),
+        (("export",), ("--by", "nucleus", "-o", "x.csv")),
+        (("geojson", "export"), ("-o", "x")),
+    ],
+)
+def test_a_class_of_another_image_is_not_told_to_be_missing_in_the_project(
+    qpnuclei: Call, project: Path, command: tuple[str, ...], options: tuple[str, ...]
+) -> None:
+    with_a_second_image(qpnuclei, project, "Scratch")
+    this = (*command, project, *options)
+    error = qpnuclei(*this, "--roi", "Scratch", "--image", "tissue.png").error
+    assert isinstance(error, UsageError)
+    assert "no annotation of class 'Scratch'" in error.what
+    assert f"in the chosen images of {project}" in error.what
+    assert error.hint.startswith("classes there: Ignore*, Tumor")
+    error = qpnuclei(*this, "--roi", "Scrach").error
+    assert isinstance(error, UsageError)
+    assert f"in {project}" in error.what

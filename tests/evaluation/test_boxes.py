@@ -170,7 +170,7 @@ def test_what_cannot_be_compared_is_an_error(project: Project, tmp_path: Path) -
             read_boxes(project.path, *arguments, **more)  # type: ignore[arg-type]
 
     refuse(UsageError, "--roi is missing", [])
-    refuse(UsageError, "no annotation with an area has the class 'Box'", ["Box"])
+    refuse(UsageError, "no annotation of class 'Box' with an area in", ["Box"])
     draw(project, [("Box", BOX)], [("Nucleus", disc(150, 150), True), ("Cell", disc(9, 9), True)])
     refuse(UsageError, r"all nuclei of class 'Nucleus' in the boxes \(1\) are unchanged", ["Box"])
     # With the class named, somebody has looked at them.

@@ -29,10 +29,10 @@ class Entry:
 
 
 def test_images_of_a_project():
-    project = SimpleNamespace(path=Path("/data/Study 1/project.qpproj"))
+    project = SimpleNamespace(path=Path("/data/Study 1/project.qpproj"), images=[Entry()])
     rows = count_project(project, [Entry(), Entry()], roi_classes=["Tumor"])
     assert [(row["project"], row["nuclei"]) for row in rows] == [("Study 1/project.qpproj", 1)] * 2
-    with pytest.raises(UsageError, match=r"'Stroma'.*classes of the project: Tumor"):
+    with pytest.raises(UsageError, match=r"'Stroma'.*classes there: Tumor"):
         count_project(project, [Entry()], roi_classes=["Tumor", "Stroma"])
 
 
@@ -55,7 +55,7 @@ def test_counts_in_a_project_of_each_qupath_version(version):
 
 def table_of(*images, **options):
     """Count images of one annotation each, whose detections have these classes."""
-    project = SimpleNamespace(path=Path("/data/Study 1/project.qpproj"))
+    project = SimpleNamespace(path=Path("/data/Study 1/project.qpproj"), images=[Entry()])
     return count_project(project, [Entry(classes) for classes in images], **options)
 
 

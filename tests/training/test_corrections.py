@@ -146,7 +146,7 @@ def test_the_command(drawn: Path, start: Path, tmp_path: Path) -> None:
         command("--resume")
     with pytest.raises(UsageError, match="--truth-class was given without --corrections"):
         command("--truth-class", "Nucleus")
-    with pytest.raises(UsageError, match="no annotation with an area has the class 'Bax'"):
+    with pytest.raises(UsageError, match="no annotation of class 'Bax' with an area in"):
         command("--corrections", "Bax")
     with pytest.raises(UsageError, match="no source is a QuPath project"):
         read_corrected([drawn.parent / "ward 0.png"], ["Box"])

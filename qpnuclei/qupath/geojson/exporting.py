@@ -21,7 +21,7 @@ from qpnuclei.qupath.model import (
     PathClass,
     Project,
 )
-from qpnuclei.qupath.names import file_stem
+from qpnuclei.qupath.names import file_stem, place_searched
 from qpnuclei.qupath.regions import Region, rows_inside
 
 
@@ -65,8 +65,8 @@ def check_classes(project: Project, entries: Sequence[ImageEntry], classes: Sequ
         if name not in present and not unreadable:
             known = ", ".join(sorted(filter(None, present)))
             raise UsageError(
-                f"no annotation of class {name!r} in {project.path}",
-                f"classes of the project: {known}" if known else "no annotation has a class",
+                f"no annotation of class {name!r} in {place_searched(project, entries)}",
+                f"classes there: {known}" if known else "no annotation has a class",
             )
 
 
