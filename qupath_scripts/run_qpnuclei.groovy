@@ -125,10 +125,20 @@ void reload(entry, imageData, selected = []) {
         def runs = { workflow -> workflow.getSteps().findAll { it.getName().startsWith("qpnuclei ") } }
         def history = imageData.getHistoryWorkflow()
         history.addSteps(runs(saved.getHistoryWorkflow()).drop(runs(history).size()))
+        takeProperties(saved, imageData)
         imageData.setChanged(false)
     } finally {
         // Until 0.5 it is the image's server that is closed, not the image.
         saved instanceof AutoCloseable ? saved.close() : saved.getServer().close()
+    }
+}
+
+/** Has an image take over the properties of another that qpnuclei owns: which areas it has analysed. */
+void takeProperties(saved, imageData) {
+    def names = imageData.getProperties().keySet() + saved.getProperties().keySet()
+    for (name in names.findAll { it.startsWith("qpnuclei ") }) {
+        def value = saved.getProperty(name)
+        value == null ? imageData.removeProperty(name) : imageData.setProperty(name, value)
     }
 }
 

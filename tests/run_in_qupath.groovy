@@ -1,4 +1,4 @@
-// Runs a script for each image of a project, as QuPath's own "script" command does:
+// Runs a script for each image of a project, and saves the image, as QuPath's own "script --save" does:
 //   run_in_qupath.groovy PROJECT SCRIPT SELECTED ARGUMENT...
 // SELECTED is the UUID of the annotation to select in each image that has it; "-" for none.
 import java.awt.image.BufferedImage
@@ -19,6 +19,7 @@ project.getImageList().eachWithIndex { entry, index ->
     new GroovyShell(new Binding(variables)).evaluate(new File(script))
     QP.resetBatchProjectAndImage()
     println "in memory: ${entry.getImageName()}: ${hierarchy.getDetectionObjects().size()}"
+    entry.saveImageData(imageData)
     imageData.getServer().close()
 }
 System.exit(0) // threads of the image servers would wait

@@ -25,7 +25,7 @@ import typer.main
 
 from qpnuclei.cli.app import app
 from qpnuclei.nuclei.ids import ID_PREFIX, is_ours
-from qpnuclei.qupath.analysed import PROPERTY
+from qpnuclei.qupath.analysed import PROPERTY, Record
 from qpnuclei.qupath.count_table import write_counts
 from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.image_names import match_images
@@ -148,6 +148,15 @@ def test_options_used_are_those_of_the_command() -> None:
     assert used - known == {"--save"}  # of QuPath's own command
     assert {"--image", "--roi-id", "--roi-all"} <= used
     assert {"--geojson", "--no-report", "--roi-all", "--exclude"} <= of_preview <= known
+
+
+def test_what_is_loaded_after_a_run_has_its_record() -> None:
+    script = text_of("run_qpnuclei.groovy")
+    reload = script[script.index("void reload(") :]
+    assert reload.index("takeProperties(") < reload.index("setChanged(false)")
+    prefix = re.search(r'startsWith\("(.*)"\)', script[script.index("void takeProperties(") :])
+    assert prefix
+    assert PROPERTY.startswith(prefix[1])
 
 
 def test_options_are_split_in_one_place() -> None:
@@ -293,6 +302,28 @@ def test_what_is_in_view_ends_where_the_image_ends(groovy: Groovy, tmp_path: Pat
         "25.0 20.0 5.0 20.0 plane",
         "nothing of the image is in view",
     ]
+
+
+def test_only_properties_of_qpnuclei_are_taken_over(groovy: Groovy, tmp_path: Path) -> None:
+    found = groovy.lines(
+        tmp_path,
+        "run_qpnuclei.groovy",
+        "def run = new GroovyShell().parse(new File(args[0]))\n"
+        "class Image {\n"
+        "    Map properties\n"
+        "    Map getProperties() { properties.asImmutable() }\n"
+        "    def getProperty(String name) { properties[name] }\n"
+        "    void setProperty(String name, Object value) { properties[name] = value }\n"
+        "    void removeProperty(String name) { properties.remove(name) }\n"
+        "}\n"
+        'def saved = new Image([properties: ["qpnuclei analysed": "new", "other": "saved"]])\n'
+        'def image = new Image([properties: ["qpnuclei analysed": "old", "other": "kept"]])\n'
+        "run.takeProperties(saved, image)\n"
+        "println image.getProperties()\n"
+        "run.takeProperties(new Image([properties: [:]]), image)\n"
+        "println image.getProperties()\n",
+    )
+    assert found == ["[qpnuclei analysed:new, other:kept]", "[other:kept]"]
 
 
 def test_options_with_spaces_are_in_quotes(groovy: Groovy, tmp_path: Path) -> None:
@@ -481,6 +512,15 @@ def test_run_analyses_the_selected_annotation_alone_and_loads_the_nuclei(
             if is_ours(identifier)
         }
         by_handle = {a.handle: a for a in objects.annotations}
+        # QuPath has saved the image since.
+        record = Record.of(objects.properties)
+        for annotation in objects.annotations:
+            is_meant = annotation.is_area and (
+                annotation.id == chosen.id
+                if chosen in objects.annotations
+                else annotation.class_name == "Tumor"
+            )
+            assert record.has(annotation) == is_meant, annotation.label
         if chosen in objects.annotations:
             assert {by_handle[parent].id for parent in parents} == {chosen.id}
         else:
