@@ -60,10 +60,11 @@ def write_nuclei(
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from qpnuclei.nuclei.exports.geoparquet import geo_metadata
+        from qpnuclei.nuclei.exports.geoparquet import OutlineColumn, geo_metadata
 
         table = pa.table({_GEOMETRY: pa.array(outlines, pa.binary()), **nuclei.measurements})
-        table = table.replace_schema_metadata(geo_metadata(["Polygon"] if outlines else []))
+        column = OutlineColumn(["Polygon"] if outlines else [])
+        table = table.replace_schema_metadata(geo_metadata({_GEOMETRY: column}))
         with atomic_file(path) as stream:
             pq.write_table(table, stream)
         return
@@ -73,13 +74,13 @@ def write_nuclei(
 
 
 def read_nuclei(path: str | os.PathLike[str]) -> NucleiTable:
-    """Read nuclei from a file by `write_nuclei` or a run, or from GeoJSON exported by QuPath.
+    """Read nuclei from a file by `write_nuclei`, a run or an export, or from GeoJSON by QuPath.
 
     Parameters
     ----------
     path : path-like
-        File ``.geojson``, ``.geojson.gz`` or ``.parquet``. From GeoJSON, detections are read, and
-        the nuclei of cells (the outlines of cells without a nucleus).
+        File ``.geojson``, ``.geojson.gz`` or ``.parquet``. Detections are read, and the nuclei of
+        cells (the outlines of cells without a nucleus).
 
     Raises
     ------

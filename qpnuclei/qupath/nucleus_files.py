@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, get_args
 from uuid import UUID
 
+import numpy as np
 import shapely
 
 from qpnuclei.choices import NucleusFormat
 from qpnuclei.errors import QpnucleiError, UsageError, number_of, standing_alone
-from qpnuclei.nuclei.exports.rows import FIELDS, GEOMETRY, NucleusRows, optional
+from qpnuclei.nuclei.exports.rows import CELL_GEOMETRY, FIELDS, GEOMETRY, NucleusRows, optional
 from qpnuclei.qupath.geojson.exporting import check_classes
 from qpnuclei.qupath.geojson.objects import GeoJsonObject
 from qpnuclei.qupath.geojson.writing import write_objects
@@ -223,18 +224,25 @@ def _features(rows: NucleusRows, colors: Mapping[str, int | None]) -> Iterator[G
     more = [name for name in FIELDS.names if name not in _QUPATH_HAS]
     measured = rows.measurements
     for batch in rows.batches(outlines=True):
-        outlines = shapely.from_wkb(batch.column(GEOMETRY).to_numpy(zero_copy_only=False))
-        for row, outline in zip(batch.to_pylist(), outlines, strict=True):
+        nuclei, cells = (
+            shapely.from_wkb(batch.column(name).to_numpy(zero_copy_only=False))
+            if name in batch.schema.names
+            else np.full(len(batch), None)
+            for name in (GEOMETRY, CELL_GEOMETRY)
+        )
+        for row, nucleus, cell in zip(batch.to_pylist(), nuclei, cells, strict=True):
             name = row["class"]
+            has_nucleus = cell is not None and not shapely.equals_exact(nucleus, cell)
             yield GeoJsonObject(
                 row["type"],
-                outline,
+                cell if has_nucleus else nucleus,
                 None if row["uuid"] is None else UUID(row["uuid"]),
                 path_class=None if name is None else PathClass(name, colors.get(name)),
                 measurements={name: row[name] for name in measured},
                 z=row["z"],
                 t=row["t"],
                 more={name: _finite(row[name]) for name in more},
+                nucleus=nucleus if has_nucleus else None,
             )
 
 

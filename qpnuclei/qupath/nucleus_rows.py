@@ -9,7 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from qpnuclei.nuclei.exports.rows import FIELDS, NucleusRows, shared_texts
+from qpnuclei.nuclei.exports.rows import (
+    CELL_GEOMETRY,
+    FIELDS,
+    GEOMETRY,
+    NucleusRows,
+    shared_texts,
+)
 from qpnuclei.qupath.counted_image import CountedImage, counted_image
 from qpnuclei.qupath.model import Annotation, ImageEntry, Project
 from qpnuclei.qupath.names import replace_lone_surrogates
@@ -127,11 +133,16 @@ def nucleus_rows(
     taken = set(FIELDS.names)
     for name, column in found.measurements.items():
         column_name = replace_lone_surrogates(name)
-        while column_name in taken or column_name == "geometry":
+        while column_name in taken or column_name in (GEOMETRY, CELL_GEOMETRY):
             column_name += " (measurement)"
         taken.add(column_name)
         table = table.append_column(column_name, pa.array(column[rows].astype(np.float64)))
-    return NucleusRows(table, found.geometries[rows], image.size, mpp)
+    is_cell = kinds[rows] == "cell"
+    cells = None
+    if is_cell.any():
+        cells = np.full(len(rows), None)
+        cells[is_cell] = found.geometries[rows[is_cell]]
+    return NucleusRows(table, found.nucleus_geometries[rows], cells, image.size, mpp)
 
 
 def _chains(

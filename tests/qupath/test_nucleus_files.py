@@ -20,13 +20,18 @@ import shapely
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from qpnuclei import read_nuclei
 from qpnuclei.errors import FormatError, UsageError
+from qpnuclei.evaluation.formats import GeojsonImage
+from qpnuclei.evaluation.labelmap import label_map
 from qpnuclei.nuclei.exports.anndata_file import write_anndata
 from qpnuclei.nuclei.exports.label_image import write_label_image
 from qpnuclei.nuclei.exports.rows import FIELDS, NucleusRows
 from qpnuclei.nuclei.exports.spatialdata_store import write_spatialdata
 from qpnuclei.qupath.counts import count_objects
+from qpnuclei.qupath.geojson.exporting import export_image
 from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.native import NativeProject
 from qpnuclei.qupath.nucleus_files import write_nuclei_of
@@ -87,9 +92,13 @@ def test_geopandas_reads_what_qupath_has(project, tmp_path):
             )
             for name, value in cell["meas"]:
                 assert row[name] == pytest.approx(float(value), nan_ok=True)
-            if cell["roi"][0] == "PolygonROI":
-                points = shapely.get_coordinates(row["geometry"])[:-1]
-                assert np.array_equal(points, cell["roi"][-1])
+            nucleus = cell.get("nuc") or cell["roi"]
+            outlines = [("geometry", nucleus), ("cell_geometry", cell["roi"])]
+            for column, roi in outlines[: 1 + (row["type"] == "cell")]:
+                if roi[0] == "PolygonROI":
+                    points = shapely.get_coordinates(row[column])[:-1]
+                    assert np.array_equal(points, roi[-1])
+            assert (row["cell_geometry"] is None) == (row["type"] == "detection")
             nested = [o["name"] for o in cell["above"] if o["cls"] == "PathAnnotationObject"]
             if nested:
                 assert row["annotation"] == nested[-1]
@@ -106,13 +115,19 @@ def test_the_metadata_are_those_of_geoparquet(project, tmp_path):
     metadata = pyarrow.parquet.read_schema(path).metadata
     geo = json.loads(metadata[b"geo"])
     assert geo["version"] == "1.1.0"
-    column = geo["columns"][geo["primary_column"]]
-    assert column["encoding"] == "WKB"
-    assert column["crs"] is None  # absent, it would mean longitude and latitude
-    assert set(column["geometry_types"]) == {"Polygon"}
+    assert geo["primary_column"] == "geometry"
+    assert list(geo["columns"]) == ["geometry", "cell_geometry"]
     frame = geopandas.read_parquet(path)
-    assert column["bbox"] == pytest.approx(frame.total_bounds.tolist())
-    assert set(frame.geom_type) == set(column["geometry_types"])
+    for name, column in geo["columns"].items():
+        assert column["encoding"] == "WKB"
+        assert column["crs"] is None  # absent, it would mean longitude and latitude
+        assert set(column["geometry_types"]) == {"Polygon"}
+        outlines = frame[name].dropna()
+        assert column["bbox"] == pytest.approx(outlines.total_bounds.tolist())
+        assert set(outlines.geom_type) == set(column["geometry_types"])
+    # Without cells, there is no column of them.
+    path = written(project, tmp_path / "detections.parquet", images=[2])
+    assert "cell_geometry" not in pyarrow.parquet.read_schema(path).names
 
 
 @pytest.mark.parametrize(("suffix", "separator"), [("csv", ","), ("tsv", "\t")])
@@ -122,7 +137,7 @@ def test_text_has_every_row_and_column(project, tmp_path, suffix, separator):
     with path.open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream, delimiter=separator))
     frame = geopandas.read_parquet(written(project, tmp_path / "nuclei.parquet"))
-    assert list(rows[0]) == list(frame.columns)[:-1]
+    assert [*rows[0], "geometry", "cell_geometry"] == list(frame.columns)
     assert [row["uuid"] for row in rows] == frame["uuid"].tolist()
     for name in ("Area", "centroid_x_px", "Prob"):
         found = [float(row[name] or "nan") for row in rows]
@@ -217,6 +232,46 @@ def test_geojson_is_read_by_others_and_by_us(project, tmp_path, suffix):
             )
 
 
+def test_nuclei_of_cells_are_in_every_format(project, tmp_path):
+    entry = project.images[0]
+    found = entry.read().detections
+    nuclei, cells = found.nucleus_geometries, found.geometries
+    is_smaller = shapely.area(nuclei) < shapely.area(cells)
+    assert is_smaller.any()
+    assert (np.array(found.kinds)[is_smaller] == "cell").all()
+    # "geojson export" writes the same objects.
+    same = export_image(project, entry, tmp_path / "exported", annotations=False)
+    wanted = {o.id: o for o in read_objects(same.path)}
+    path = written(project, tmp_path / "nuclei.geojson", images=[1])
+    for written_object in read_objects(path):
+        other = wanted[written_object.id]
+        assert shapely.equals(written_object.geometry, other.geometry)
+        assert (written_object.nucleus is None) == (other.nucleus is None)
+        assert other.nucleus is None or shapely.equals(written_object.nucleus, other.nucleus)
+        assert written_object.measurements == pytest.approx(other.measurements, nan_ok=True)
+    rows = project.nuclei(entry.name)
+    frame = rows.to_geopandas()
+    is_chosen = np.array(found.kinds) != "tile"
+    assert shapely.equals(frame.geometry.to_numpy(), nuclei[is_chosen]).all()
+    is_cell = frame["type"] == "cell"
+    assert shapely.equals(
+        frame["cell_geometry"].to_numpy()[is_cell], cells[is_chosen][is_cell]
+    ).all()
+    assert set(rows.measurements) == set(found.measurements)
+    parquet = written(project, tmp_path / "nuclei.parquet", images=[1])
+    areas = shapely.area(nuclei[is_chosen])
+    for file in (path, parquet):
+        assert shapely.area(read_nuclei(file).polygons()) == pytest.approx(areas, rel=1e-3)
+    # Labels and truth are of nuclei, too.
+    file = written(project, tmp_path / "labels.ome.tif", images=[1])
+    drawn = label_map(nuclei[is_chosen], (entry.server.height, entry.server.width))
+    assert np.array_equal(tifffile.imread(file), drawn)
+    image_path = tmp_path / "image.png"
+    Image.fromarray(np.zeros((*drawn.shape, 3), np.uint8)).save(image_path)
+    truth = GeojsonImage("image", image_path, path).read_labels()
+    assert np.array_equal(truth, drawn)
+
+
 def test_a_label_image_has_the_label_of_the_outline_around_each_pixel_centre(tmp_path):
     rng = np.random.default_rng(0)
     size = (2300, 1100)
@@ -271,9 +326,12 @@ def test_spatialdata_opens_the_store(project, tmp_path):
     path = written(project, tmp_path / "nuclei.zarr")
     written(project, path)  # a store is replaced
     made = spatialdata.read_zarr(path)
-    assert set(made.shapes) == {"nuclei_1", "nuclei_2"}
+    assert set(made.shapes) == {"nuclei_1", "cells_1", "nuclei_2"}
     table = made.tables["nuclei"]
-    assert len(table) == sum(map(len, made.shapes.values())) == 56
+    assert len(table) == sum(len(made.shapes[name]) for name in ("nuclei_1", "nuclei_2")) == 56
+    cells, nuclei = made.shapes["cells_1"], made.shapes["nuclei_1"]
+    assert cells.geometry.covers(nuclei.geometry[cells.index]).all()
+    assert table.obs["type"].tolist().count("cell") == len(cells)
     matched = spatialdata.get_element_instances(made.shapes["nuclei_2"])
     assert table.obs["label"][table.obs["region"] == "nuclei_2"].tolist() == matched.tolist()
     in_um = spatialdata.transform(made.shapes["nuclei_1"], to_coordinate_system="um")

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import shapely
 
-from qpnuclei.nuclei.exports.geoparquet import geo_metadata
-from qpnuclei.nuclei.exports.rows import FIELDS, GEOMETRY, NucleusRows
+from qpnuclei.nuclei.exports.geoparquet import OutlineColumn, geo_metadata
+from qpnuclei.nuclei.exports.rows import CELL_GEOMETRY, FIELDS, GEOMETRY, NucleusRows
 from qpnuclei.nuclei.exports.spreadsheet import BOM, no_formula, rounded
 from qpnuclei.system.files import atomic_file, nameless_file, saving
 
@@ -42,8 +43,7 @@ class GatheredRows:
         self._outlines = outlines
         self._starts: list[int] = []
         self._names: dict[str, None] = {}
-        self._types: set[str] = set()
-        self._bounds = np.array([math.inf, math.inf, -math.inf, -math.inf])
+        self._kept = {GEOMETRY: OutlineColumn(frozenset())} if outlines else {}
         self._count = 0
 
     def __enter__(self) -> GatheredRows:
@@ -67,11 +67,8 @@ class GatheredRows:
         if len(rows) == 0:
             return
         self._count += len(rows)
-        if self._outlines:
-            self._types |= set(np.unique([shape.geom_type for shape in rows.geometries]).tolist())
-            x0, y0, x1, y1 = shapely.total_bounds(rows.geometries)
-            low, high = self._bounds[:2], self._bounds[2:]
-            self._bounds = np.concatenate([np.fmin(low, (x0, y0)), np.fmax(high, (x1, y1))])
+        for name, shapes in rows.outlines.items() if self._outlines else ():
+            self._kept[name] = _with(self._kept.get(name), shapes[~shapely.is_missing(shapes)])
         self._starts.append(self._file.tell())
         batches = rows.batches(outlines=self._outlines)
         first = next(batches)
@@ -84,11 +81,12 @@ class GatheredRows:
     def schema(self) -> pa.Schema:
         """The columns: `FIELDS`, every measurement of any image, and the outlines."""
         measured = [pa.field(name, pa.float64()) for name in self._names]
-        outlines = [pa.field(GEOMETRY, pa.binary())] if self._outlines else []
+        names = [name for name in (GEOMETRY, CELL_GEOMETRY) if name in self._kept]
+        outlines = [pa.field(name, pa.binary()) for name in names]
         return pa.schema([*FIELDS, *measured, *outlines])
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield all rows with the columns of `schema`; a missing measurement is NaN."""
+        """Yield all rows with the columns of `schema`; a missing value is NaN, or null."""
         schema = self.schema
         for start in self._starts:
             self._file.seek(start)
@@ -97,6 +95,8 @@ class GatheredRows:
                 columns = [
                     batch.column(field.name)
                     if field.name in present
+                    else pa.nulls(len(batch), field.type)
+                    if field.name == CELL_GEOMETRY
                     else pa.array(np.full(len(batch), np.nan))
                     for field in schema
                 ]
@@ -110,9 +110,7 @@ class GatheredRows:
         qpnuclei.errors.SaveError
             If it cannot be written.
         """
-        bounds: tuple[Any, ...] = tuple(self._bounds.tolist())
-        known = (bounds[0], bounds[1], bounds[2], bounds[3]) if math.isfinite(bounds[0]) else None
-        schema = self.schema.with_metadata(geo_metadata(self._types, known))
+        schema = self.schema.with_metadata(geo_metadata(self._kept))
         with atomic_file(self._path) as stream, pq.ParquetWriter(stream, schema) as writer:
             for batch in self.batches():
                 writer.write_batch(batch.replace_schema_metadata(schema.metadata))
@@ -140,6 +138,19 @@ class GatheredRows:
                 for batch in self.batches():
                     columns = [_printed(column) for column in batch.columns]
                     writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=pa.schema(texts)))
+
+
+def _with(known: OutlineColumn | None, shapes: npt.NDArray[Any]) -> OutlineColumn:
+    """Return what is known of a column to which outlines are added."""
+    types = frozenset(shape.geom_type for shape in shapes)
+    bounds = shapely.total_bounds(shapes)
+    if known is not None:
+        types |= frozenset(known.types)
+        if known.bounds is not None:
+            low, high = np.fmin(bounds, known.bounds), np.fmax(bounds, known.bounds)
+            bounds = np.concatenate([low[:2], high[2:]])
+    x0, y0, x1, y1 = bounds.tolist()
+    return OutlineColumn(types, (x0, y0, x1, y1) if math.isfinite(x0) else None)
 
 
 def _printed(column: pa.Array) -> pa.Array:

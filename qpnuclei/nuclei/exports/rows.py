@@ -53,8 +53,8 @@ FIELDS = pa.schema(
         *((name, pa.dictionary(pa.int32(), pa.string())) for name in SHARED_TEXTS[10:]),
     ]
 )
-#: The column of outlines, as WKB in level-0 px, after all others.
-GEOMETRY = "geometry"
+#: The columns of outlines of nuclei and of cells, as WKB in level-0 px, after all others.
+GEOMETRY, CELL_GEOMETRY = "geometry", "cell_geometry"
 
 #: Largest number of rows of a batch.
 BATCH = 20_000
@@ -72,7 +72,9 @@ class NucleusRows:
         N rows with the columns `FIELDS`, then the measurements as float64, with QuPath's names. A
         missing value is null or NaN. ``label`` counts from 1 and is the value in a label image.
     geometries : (N,) object ndarray of shapely geometries
-        Outlines in level-0 px.
+        Outlines in level-0 px; for a cell with a nucleus, that of the nucleus.
+    cells : (N,) object ndarray of shapely geometries or None, or None
+        Outlines of whole cells; None for other detections, or if no row is a cell.
     size : (width, height) of int, or None
         Size of the image in level-0 px.
     mpp : (x, y) of float, or None
@@ -81,6 +83,7 @@ class NucleusRows:
 
     table: pa.Table
     geometries: npt.NDArray[Any]
+    cells: npt.NDArray[Any] | None = None
     size: tuple[int, int] | None = None
     mpp: tuple[float, float] | None = None
 
@@ -97,13 +100,21 @@ class NucleusRows:
         """Names of the columns of measurements."""
         return [name for name in self.table.column_names if name not in FIELDS.names]
 
+    @property
+    def outlines(self) -> dict[str, npt.NDArray[Any]]:
+        """The outlines of nuclei, and those of cells if there are any, by column."""
+        return {GEOMETRY: self.geometries} | (
+            {} if self.cells is None else {CELL_GEOMETRY: self.cells}
+        )
+
     def batches(self, *, outlines: bool) -> Iterator[pa.RecordBatch]:
-        """Yield the rows in batches, with their outlines as WKB if wanted."""
+        """Yield the rows in batches, with their `outlines` as WKB if wanted."""
+        columns = self.outlines if outlines else {}
         for start in range(0, len(self), BATCH):
             part = self.table.slice(start, BATCH)
-            if outlines:
-                wkb = shapely.to_wkb(self.geometries[start : start + BATCH])
-                part = part.append_column(GEOMETRY, pa.array(wkb, pa.binary()))
+            for name, shapes in columns.items():
+                wkb = shapely.to_wkb(shapes[start : start + BATCH])
+                part = part.append_column(name, pa.array(wkb, pa.binary()))
             yield part.combine_chunks().to_batches()[0]
 
     def to_pandas(self) -> pandas.DataFrame:
@@ -120,13 +131,19 @@ class NucleusRows:
     def to_geopandas(self) -> geopandas.GeoDataFrame:
         """Return the table with outlines, in level-0 px (y goes down), without a CRS.
 
+        The geometry is that of the nuclei. If there are cells, their outlines are in the column
+        ``cell_geometry``.
+
         Raises
         ------
         UsageError
             If geopandas is not installed.
         """
         frames = optional("geopandas", "export")
-        return frames.GeoDataFrame(self.to_pandas(), geometry=self.geometries)
+        frame = frames.GeoDataFrame(self.to_pandas(), geometry=self.geometries)
+        if self.cells is not None:
+            frame[CELL_GEOMETRY] = frames.GeoSeries(self.cells)
+        return frame
 
     def plot(self, column: str | None = None, ax: Axes | None = None, **style: Any) -> Axes:
         """Draw the outlines, in the coordinates of the image.

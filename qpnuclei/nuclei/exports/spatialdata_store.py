@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import shapely
 
 from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.exports.anndata_file import to_anndata
@@ -17,8 +18,9 @@ from qpnuclei.system.files import atomic_path
 def write_spatialdata(images: Sequence[NucleusRows], path: Path) -> None:
     """Write a .zarr store that `spatialdata.read_zarr` opens, in one step.
 
-    The store has the outlines of each image as shapes ``nuclei_<entry ID>``, in the coordinate
-    systems ``global`` (level-0 px) and, with a pixel size, ``um``. Its table ``nuclei`` is that of
+    The store has the outlines of each image as shapes ``nuclei_<entry ID>``, and those of cells as
+    ``cells_<entry ID>``, in the coordinate systems ``global`` (level-0 px) and, with a pixel size,
+    ``um``. Their index is ``label``. Its table ``nuclei`` is that of
     `to_anndata`: the column ``region`` names the shapes and ``label`` the outline. Images without
     nuclei are left out.
 
@@ -37,20 +39,24 @@ def write_spatialdata(images: Sequence[NucleusRows], path: Path) -> None:
     shapes, regions = {}, []
     filled = [rows for rows in images if len(rows)]
     for rows in filled:
-        name = f"nuclei_{rows.table['image_id'][0].as_py()}"
         systems = {"global": transforms.Identity()}
         if rows.mpp is not None:
             systems["um"] = transforms.Scale(list(rows.mpp), axes=("x", "y"))
-        frame = frames.GeoDataFrame(geometry=rows.geometries, index=rows.table["label"].to_numpy())
-        shapes[name] = models.ShapesModel.parse(frame, transformations=systems)
-        regions += [name] * len(rows)
+        image_id, labels = rows.table["image_id"][0].as_py(), rows.table["label"].to_numpy()
+        for kind, outlines in (("nuclei", rows.geometries), ("cells", rows.cells)):
+            if outlines is not None:
+                known = ~shapely.is_missing(outlines)
+                frame = frames.GeoDataFrame(geometry=outlines[known], index=labels[known])
+                parsed = models.ShapesModel.parse(frame, transformations=systems)
+                shapes[f"{kind}_{image_id}"] = parsed
+        regions += [f"nuclei_{image_id}"] * len(rows)
     tables = {}
     if filled:
         table = to_anndata(filled)
         table.obs["region"] = optional("pandas", "spatialdata").Categorical(regions)
         table.obs["label"] = table.obs["label"].astype(np.int64)
         tables["nuclei"] = models.TableModel.parse(
-            table, region=list(shapes), region_key="region", instance_key="label"
+            table, region=list(dict.fromkeys(regions)), region_key="region", instance_key="label"
         )
     data = library.SpatialData(shapes=shapes, tables=tables)
     with atomic_path(path) as partial, warnings.catch_warnings():

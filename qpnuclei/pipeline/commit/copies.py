@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qpnuclei.nuclei.exports.geoparquet import geo_metadata
+from qpnuclei.nuclei.exports.geoparquet import OutlineColumn, geo_metadata
 from qpnuclei.pipeline.commit.new_nuclei import NewNuclei, ids_of
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import ImagePlan
@@ -51,6 +51,8 @@ def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei, classes: Nucle
     import pyarrow.parquet as pq
     import shapely
 
+    from qpnuclei.nuclei.exports.rows import CELL_GEOMETRY, GEOMETRY
+
     labels = [region.label for region in plan.regions]
     class_names = np.array([path_class.name for path_class in classes.classes], dtype=object)
 
@@ -66,7 +68,7 @@ def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei, classes: Nucle
                 "centroid_y_px": centroids[:, 1],
                 **{
                     name: pa.array(shapely.to_wkb(outlines.polygons()), pa.binary())
-                    for name, outlines in (("geometry", table), ("cell_geometry", table.cells))
+                    for name, outlines in ((GEOMETRY, table), (CELL_GEOMETRY, table.cells))
                     if outlines is not None
                 },
                 **table.measurements,
@@ -74,9 +76,9 @@ def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei, classes: Nucle
         )
 
     first = part(0)
-    types = ["Polygon"] if len(first) else []
-    columns = [name for name in ("geometry", "cell_geometry") if name in first.column_names]
-    schema = first.schema.with_metadata(geo_metadata(types, columns=columns))
+    column = OutlineColumn(["Polygon"] if len(first) else [])
+    columns = [name for name in (GEOMETRY, CELL_GEOMETRY) if name in first.column_names]
+    schema = first.schema.with_metadata(geo_metadata(dict.fromkeys(columns, column)))
     with atomic_file(path) as stream, pq.ParquetWriter(stream, schema) as writer:
         writer.write_table(first.cast(schema))
         for number in range(1, len(nuclei.tables)):
