@@ -4,10 +4,11 @@
  * What it does
  *   Writes a CSV file with the rows, columns and numbers of "qpnuclei export -o counts.csv",
  *   computed by QuPath: for each TMA core and annotation of each image its area, the nuclei whose centroid lies
- *   inside, their density, all detections inside by class, and for each measurement the mean,
- *   median and standard deviation over the nuclei. Nuclei are the detections that qpnuclei wrote,
- *   and others of the class Nucleus. What is not known (an area without pixel size, the nuclei
+ *   inside, their density, all detections inside by class, the share of positive ones and their H-score, and for
+ *   each measurement the mean, median and standard deviation over the nuclei. Nuclei are the detections that
+ *   qpnuclei wrote, and others of the class Nucleus. What is not known (an area without pixel size, the nuclei
  *   where no run of qpnuclei has looked for any) is empty; the column "status" says what is known.
+ *   Unlike the command, it writes numbers with all their digits.
  *
  * In QuPath (0.4 to 0.7)
  *   Open an image of a project, open this file in the script editor (Automate > Script editor), and
@@ -25,10 +26,17 @@ import java.nio.file.Path
 import org.apache.commons.math3.stat.StatUtils
 import org.locationtech.jts.algorithm.distance.DiscreteHausdorffDistance
 import org.locationtech.jts.geom.Coordinate
+import org.locationtech.jts.geom.Envelope
 import org.locationtech.jts.geom.Geometry
+import org.locationtech.jts.geom.GeometryFactory
+import org.locationtech.jts.geom.LinearRing
+import org.locationtech.jts.geom.Polygon
+import org.locationtech.jts.geom.util.GeometryFixer
+import org.locationtech.jts.index.strtree.STRtree
+import org.locationtech.jts.operation.overlayng.OverlayNG
+import org.locationtech.jts.operation.overlayng.OverlayNGRobust
 import qupath.lib.io.GsonTools
 import qupath.lib.objects.PathDetectionObject
-import qupath.lib.roi.GeometryTools
 
 // The table; {%PROJECT} is the folder of the project. Headless, -a takes its place.
 def output = "{%PROJECT}/counts.csv"
@@ -50,7 +58,7 @@ if (project == null)
     throw new IllegalStateException("there is no project: open one")
 def projectPath = project.getPath()
 def projectName = "${projectPath.getParent().getFileName()}/${projectPath.getFileName()}"
-def rows = []
+def images = []
 for (entry in project.getImageList()) {
     def isCurrent = entry.getID() == getProjectEntry()?.getID()
     def imageData
@@ -66,13 +74,15 @@ for (entry in project.getImageList()) {
         def image = [image: entry.getImageName()]
         def origin = [image_id: entry.getID(), project: projectName]
         def record = readRecord(imageData.getProperty("qpnuclei analysed"))
-        rows += count(imageData.getHierarchy(), pixels, record, annotationClasses, nucleusClasses).collect { image + it + origin }
+        def counted = count(imageData.getHierarchy(), pixels, record, annotationClasses, nucleusClasses)
+        images << [classes: counted.classes, rows: counted.rows.collect { image + it + origin }]
     } finally {
         // Until 0.5 it is the image's server that is closed, not the image.
         if (!isCurrent)
             imageData instanceof AutoCloseable ? imageData.close() : imageData.getServer().close()
     }
 }
+def rows = withAllClasses(images)
 for (wanted in annotationClasses)
     if (!rows.any { it["class"] == wanted })
         throw new IllegalArgumentException("no annotation has the class '$wanted'")
@@ -81,7 +91,8 @@ for (wanted in annotationClasses)
 def first = ["image", "annotation", "type", "class", "nuclei", "nuclei_per_mm2", "area_mm2", "analysed_mm2", "status", "check"]
 def last = ["uuid", "image_id", "project"]
 def between = rows.collectMany(new LinkedHashSet()) { it.keySet() } - first - last
-def columns = first + between.findAll { it.startsWith("Num ") } + between.findAll { !it.startsWith("Num ") } + last
+def rest = between.findAll { !it.startsWith("Num ") }
+def columns = first + between.findAll { it.startsWith("Num ") } + rest.sort { isShare(it) ? 0 : 1 } + last
 def table = [columns, *rows.collect { row -> columns.collect { row[it] } }]
 def path = Path.of(resolvePath(binding.hasVariable("args") && args ? args[0] : output))
 // The mark by which Excel knows that the file is UTF-8, and shows µ.
@@ -89,34 +100,43 @@ Files.writeString(path, "\ufeff" + table.collect { line -> line.collect { cell(i
 println "${path.toAbsolutePath()}: ${rows.size()} rows"
 
 
-/** Rows of one image: maps of column to value, one for each annotation. */
-List<Map> count(hierarchy, pixels, record, annotationClasses, nucleusClasses) {
+/** The classes of detections in one image, and its rows: maps of column to value, one for each annotation. */
+Map count(hierarchy, pixels, record, annotationClasses, nucleusClasses) {
     def objects = hierarchy.getFlattenedObjectList(null)
     def detections = objects.findAll { it.isDetection() }
-    def classes = detections.collect { className(it) }.findAll().toSet().sort()
-    def bases = classes.collect { baseOfIntensity(it) }.findAll().toSet().sort()
+    def classes = detections.collect { className(it) ?: "" }.toSet().sort()
     def measurements = detections.collectMany(new LinkedHashSet()) { it.getMeasurementList().getMeasurementNames() }
     def annotations = (objects.findAll { it.isTMACore() } + objects.findAll { it.isAnnotation() }).findAll {
         !annotationClasses || className(it) in annotationClasses
     }
+    def repeated = repeatedNuclei(detections.findAll { isNucleus(it, nucleusClasses) }.collect { detection ->
+        def roi = detection.isCell() && detection.getNucleusROI() != null ? detection.getNucleusROI() : detection.getROI()
+        return [id: detection, isOurs: isOurs(detection), plane: [roi.getZ(), roi.getT()],
+                outline: { valid(roi.getGeometry()) }.memoize(),
+                bounds: new Envelope(roi.getBoundsX(), roi.getBoundsX() + roi.getBoundsWidth(), roi.getBoundsY(), roi.getBoundsY() + roi.getBoundsHeight()),
+                centre: new Coordinate(detection.getROI().getCentroidX(), detection.getROI().getCentroidY())]
+    })
     def size = pixelSizeMm(record, pixels)
-    return annotations.collect { annotation ->
+    def rows = annotations.collect { annotation ->
         def roi = annotation.getROI()
-        def status = statusOf(annotation, record)
+        def id = annotation.getID().toString()
+        def geometry = roi.isArea() && roi.getZ() == 0 && roi.getT() == 0 ? valid(roi.getGeometry()) : null
+        def status = statusOf(id, geometry, record)
         def isKnown = nucleusClasses || status != "not analysed"
         def area = size == null ? Double.NaN : roi.isArea() ? roi.getScaledArea(size[0], size[1]) : 0d
         def analysed = size == null ? Double.NaN : 0d
         // What runs left out, because it lies in an annotation of an excluded class.
-        def isPart = isKnown && roi.isArea() && record.leftOut != null && roi.getGeometry().intersection(record.leftOut).getArea() > 0
-        def part = isPart ? GeometryTools.homogenizeGeometryCollection(roi.getGeometry().difference(record.leftOut)) : null
+        def isPart = isKnown && geometry != null && both(geometry, record.leftOut).getArea() > 0
+        def part = isPart ? without(geometry, record.leftOut) : geometry
         if (status == "analysed")
             analysed = isPart && size != null ? part.getArea() * size[0] * size[1] : area
         else if (size != null && status == "changed since")
-            analysed = GeometryTools.homogenizeGeometryCollection(roi.getGeometry().intersection(record.union)).getArea() * size[0] * size[1]
+            analysed = both(part, record.union).getArea() * size[0] * size[1]
         def densityOf = nucleusClasses ? area : analysed
         // As QuPath counts, for the numbers that it shows itself.
         def inside = isKnown ? hierarchy.getObjectsForROI(PathDetectionObject, roi) : []
-        def nuclei = inside.findAll { isNucleus(it, nucleusClasses) && (nucleusClasses || !isPart || part.covers(it.getROI().getGeometry().getFactory().createPoint(new Coordinate(it.getROI().getCentroidX(), it.getROI().getCentroidY())))) }
+        def nuclei = inside.findAll { isNucleus(it, nucleusClasses) && (nucleusClasses || !isPart || part.covers(part.getFactory().createPoint(new Coordinate(it.getROI().getCentroidX(), it.getROI().getCentroidY())))) }
+        def doubts = status == "not analysed" ? "" : doubtsOf(id, geometry, record)
         def row = [
             annotation: annotation.getName(),
             type: annotation.isAnnotation() ? "annotation" : annotation.isMissing() ? "missing TMA core" : "TMA core",
@@ -126,14 +146,12 @@ List<Map> count(hierarchy, pixels, record, annotationClasses, nucleusClasses) {
             area_mm2: area,
             analysed_mm2: analysed,
             status: status,
-            check: status == "not analysed" ? null : doubtsOf(annotation, record),
+            check: [doubts, noteOf(nuclei, repeated)].findAll().join("; ") ?: null,
             "Num Detections": isKnown ? inside.size() : null,
         ]
-        def numbers = inside.countBy { className(it) }
-        for (base in bases)
-            row["Num " + base + " (base)"] = isKnown ? classes.findAll { (it + ": ").startsWith(base + ": ") }.sum { numbers[it] ?: 0 } : null
-        for (name in classes)
-            row["Num " + name] = isKnown ? numbers[name] ?: 0 : null
+        def counts = inside.countBy { className(it) ?: "" }
+        def numbers = numbersOf(classes, counts) + sharesOf(classes, counts)
+        row += isKnown ? numbers : numbers.collectEntries { [it.key, null] }
         for (name in measurements) {
             def values = nuclei.collect { it.getMeasurementList().get(name) }.findAll { !Double.isNaN(it) } as double[]
             row[name + " (mean)"] = StatUtils.mean(values)
@@ -143,24 +161,238 @@ List<Map> count(hierarchy, pixels, record, annotationClasses, nucleusClasses) {
         row.uuid = annotation.getID()
         return row
     }
+    return [classes: classes, rows: rows]
 }
 
-/** What runs have noted of an image: the areas they analysed, by ID, and the pixel size they used. */
+// What follows has the rules of qpnuclei. A table of cases tests both (tests/data/counting-cases.json).
+
+/** What runs have noted of an image; nothing if they have noted nothing, or it is damaged. */
 Map readRecord(text) {
-    if (text == null)
-        return [areas: [], covered: null, union: null, leftOut: null, used: null]
-    def gson = GsonTools.getInstance()
-    def content = gson.fromJson(text as String, Map)
-    def areas = content.areas.collect { area ->
-        def shape = gson.toJson([type: "MultiPolygon", coordinates: area.coordinates])
-        def geometry = gson.fromJson(shape, Geometry)
-        def excluded = area.excluded ? gson.fromJson(gson.toJson([type: "MultiPolygon", coordinates: area.excluded]), Geometry) : null
-        return [id: area.id, check: area.check, geometry: geometry, analysed: excluded == null ? geometry : geometry.difference(excluded)]
+    try {
+        return recordOf(text == null ? [areas: []] : GsonTools.getInstance().fromJson(text as String, Map))
+    } catch (Exception e) {
+        println "the record of earlier runs is damaged and was ignored: $e"
+        return recordOf([areas: []])
     }
-    def covered = GeometryTools.union(areas.collect { it.geometry })
-    def union = GeometryTools.union(areas.collect { it.analysed })
-    def leftOut = content.areas.any { it.excluded } ? covered.difference(union) : null
-    return [areas: areas, covered: covered, union: union, leftOut: leftOut, used: content["pixel size"]]
+}
+
+/** The areas that runs analysed, in the order of the runs, and the pixel size that they used. */
+Map recordOf(Map content) {
+    def areas = content.areas.collect { area ->
+        def geometry = valid(multiPolygon(area.coordinates))
+        def analysed = area.excluded ? without(geometry, valid(multiPolygon(area.excluded))) : geometry
+        return [id: area.id, check: area.check ?: "", turn: (area.turn ?: 0) as int, geometry: geometry, analysed: analysed]
+    }
+    def union = unionOf(areas.collect { it.analysed })
+    def isPart = content.areas.any { it.excluded }
+    def leftOut = isPart ? without(unionOf(areas.collect { it.geometry }), union) : unionOf([])
+    return [areas: areas, union: union, leftOut: leftOut, used: content["pixel size"]]
+}
+
+/** Whether an annotation was analysed, as it is now; it has no geometry if it is no area on the first plane. */
+String statusOf(String id, Geometry geometry, record) {
+    if (geometry == null || !record.areas)
+        return "not analysed"
+    def own = record.areas.findAll { it.id == id }
+    def isCovered = (own ?: record.areas).any { isSame(it.geometry, geometry) } ||
+            covers(record, geometry, own ? own.last().turn : -1)
+    def status = isCovered ? "analysed" : own ? "changed since" : "not analysed"
+    if ((status == "changed since" || !record.leftOut.isEmpty()) && both(geometry, record.union).getArea() <= rounding(geometry))
+        return "not analysed"
+    return status
+}
+
+/** Whether the runs after a turn have analysed a geometry. */
+boolean covers(record, Geometry geometry, int turn) {
+    def later = record.areas.findAll { it.turn > turn && it.geometry.intersects(geometry) }
+    return without(geometry, unionOf(later.collect { it.geometry })).getArea() <= 0.02 * geometry.getLength()
+}
+
+/** What runs found doubtful about the nuclei that are now in an annotation. */
+String doubtsOf(String id, Geometry geometry, record) {
+    def near = record.areas.findAll { it.geometry.intersects(geometry) }
+    def own = record.areas.findAll { it.id == id } ?: record.areas.findAll { isSame(it.geometry, geometry) }
+    // Each run has replaced the nuclei of those before. Of one run, what it says of the annotation itself is exact.
+    def levels = near.groupBy { [it.turn, it in own ? 1 : 0] }
+    def found = []
+    def rest = geometry
+    for (level in levels.keySet().sort { a, b -> b[0] <=> a[0] ?: b[1] <=> a[1] }) {
+        found += levels[level].findAll {
+            it.check && both(it.geometry, rest).getArea() > Math.min(rounding(it.geometry), rounding(geometry))
+        }.collect { it.check }
+        rest = without(rest, unionOf(levels[level].collect { it.geometry }))
+        if (rest.getArea() <= rounding(geometry))
+            break
+    }
+    return found.collectMany { it.split("; ") as List }.unique().join("; ")
+}
+
+/** Whether two outlines are the same, but for how exactly files keep coordinates. */
+boolean isSame(Geometry a, Geometry b) {
+    if (a.isEmpty() || b.isEmpty())
+        return a.isEmpty() && b.isEmpty()
+    def (one, other) = [a.getEnvelopeInternal(), b.getEnvelopeInternal()]
+    def apart = ["MinX", "MinY", "MaxX", "MaxY"].collect { Math.abs(one."get$it"() - other."get$it"()) }.max()
+    if (apart > 0.02 || Math.abs(a.getArea() - b.getArea()) > 0.02 * a.getLength())
+        return false
+    return DiscreteHausdorffDistance.distance(a, b) <= 0.02
+}
+
+/** The largest part of an area that rounding may explain. */
+double rounding(Geometry geometry) {
+    return Math.min(0.02 * geometry.getLength(), geometry.getArea() / 2)
+}
+
+Geometry multiPolygon(List coordinates) {
+    def factory = new GeometryFactory()
+    def ring = { points -> factory.createLinearRing(points.collect { new Coordinate(it[0] as double, it[1] as double) } as Coordinate[]) }
+    return factory.createMultiPolygon(coordinates.collect { rings ->
+        factory.createPolygon(ring(rings[0]), rings.drop(1).collect { ring(it) } as LinearRing[])
+    } as Polygon[])
+}
+
+Geometry valid(Geometry geometry) {
+    return geometry.isValid() ? geometry : GeometryFixer.fix(geometry)
+}
+
+Geometry unionOf(List geometries) {
+    return geometries ? OverlayNGRobust.union(geometries) : new GeometryFactory().createPolygon()
+}
+
+Geometry both(Geometry a, Geometry b) {
+    return OverlayNGRobust.overlay(a, b, OverlayNG.INTERSECTION)
+}
+
+Geometry without(Geometry a, Geometry b) {
+    return OverlayNGRobust.overlay(a, b, OverlayNG.DIFFERENCE)
+}
+
+/** Those that show a nucleus which another one shows, too: of other programs, and of other runs of qpnuclei. */
+Map repeatedNuclei(List nuclei) {
+    def repeated = [others: [] as Set, runs: [] as Set]
+    for (here in nuclei.groupBy { it.plane }.values()) {
+        def (ours, others) = here.split { it.isOurs }
+        def outlines = treeOf(ours.collect { it.bounds })
+        others.each { nucleus ->
+            if (outlines.query(nucleus.bounds).any { isSameNucleus(ours[it], nucleus) })
+                repeated.others << nucleus.id
+        }
+        // Nuclei of one run have centres further apart than 3 px. Outlines are compared only if some are nearer.
+        def centres = treeOf(ours.collect { new Envelope(it.centre) })
+        def isTwice = ours.indices.any { i ->
+            def around = new Envelope(ours[i].centre)
+            around.expandBy(3)
+            return centres.query(around).any { it != i && ours[it].centre.distance(ours[i].centre) <= 3 }
+        }
+        if (isTwice)
+            ours.eachWithIndex { nucleus, i ->
+                if (outlines.query(nucleus.bounds).any { it < i && isSameNucleus(ours[it], nucleus) })
+                    repeated.runs << nucleus.id
+            }
+    }
+    return repeated
+}
+
+STRtree treeOf(List bounds) {
+    def tree = new STRtree()
+    bounds.eachWithIndex { envelope, i -> tree.insert(envelope, i) }
+    return tree
+}
+
+boolean isSameNucleus(a, b) {
+    def (one, other) = [a.outline.call(), b.outline.call()]
+    return both(one, other).getArea() > Math.min(one.getArea(), other.getArea()) / 2
+}
+
+/** What the column "check" says of nuclei that are counted twice. */
+String noteOf(ids, repeated) {
+    def others = ids.count { it in repeated.others }
+    def runs = ids.count { it in repeated.runs }
+    def parts = others ? ["nuclei of other programs on nuclei of qpnuclei ($others)"] : []
+    parts += runs ? ["nuclei of qpnuclei on those of another run ($runs)"] : []
+    return parts ? "counted twice: " + parts.join(", ") : ""
+}
+
+/** The columns of counts for classes, with the classes that each one counts; "" is no class. */
+Map columnsOf(List names) {
+    def columns = [:]
+    for (base in basesOf(names, ["Positive", "Negative", "1+", "2+", "3+"]) - "")
+        columns["Num " + base + " (base)"] = derivedFrom(names, base)
+    for (name in names.findAll()) {
+        def column = "Num " + name
+        columns[column in columns.keySet() || column == "Num Detections" ? column + " (class)" : column] = [name]
+    }
+    return columns
+}
+
+Map numbersOf(List names, Map counts) {
+    return columnsOf(names).collectEntries { column, counted -> [column, counted.sum { counts[it] ?: 0 }] }
+}
+
+/** QuPath's percentages of positive detections, and its H-scores: of each base class, and of all together. */
+Map sharesOf(List names, Map counts) {
+    def found = [:]
+    def grades = ["1+", "2+", "3+"]
+    def positive = [Negative: 0, Positive: 100, "1+": 100, "2+": 100, "3+": 100]
+    def score = [Negative: 0, "1+": 100, "2+": 200, "3+": 300]
+    for (kind in [["Positive %", positive.keySet() as List, positive], ["H-score", grades, score]]) {
+        def (column, intensities, weights) = kind
+        def bases = basesOf(names, intensities)
+        for (members in bases.collect { [it] } + (bases.size() > 1 ? [bases] : [])) {
+            def weighed = members.collectMany { derivedFrom(names, it) }.findAll { lastPart(it) in weights.keySet() }
+            def total = weighed.sum { counts[it] ?: 0 } ?: 0
+            def sum = weighed.sum { (counts[it] ?: 0) * weights[lastPart(it)] } ?: 0
+            def title = members.size() > 1 ? members.collect { lastPart(it) }.sort().join(" + ") + ": " + column :
+                    members[0] ? members[0].split(": ")[0] + ": " + column : column
+            // QuPath gives two columns the same name.
+            found[title in found.keySet() ? members.join(" + ") + ": " + column : title] = total ? (double) sum / total : Double.NaN
+        }
+    }
+    return found
+}
+
+/** Rows of images, those that were counted with the counts of the classes of all images. */
+List<Map> withAllClasses(List images) {
+    def classes = images.collectMany { it.classes }.toSet().sort()
+    def scores = images.collectMany { it.rows }.collectMany { it.keySet() }.findAll { it.contains("H-score") } as Set
+    return images.collectMany { image ->
+        def own = columnsOf(image.classes)
+        return image.rows.collect { row ->
+            if (row["Num Detections"] == null || image.classes == classes)
+                return row
+            def counts = own.findAll { it.value.size() == 1 }.collectEntries { column, names -> [names[0], row[column]] }
+            def numbers = numbersOf(classes, counts)
+            // Nuclei that are all negative have the H-score 0. Positive ones without a grade have none.
+            if (!image.classes.any { lastPart(it) == "Positive" })
+                numbers += sharesOf(classes, counts).findAll { it.key in scores }
+            def complete = [:]
+            row.each { column, value ->
+                if (!(column in own.keySet()))
+                    complete[column] = value
+                if (column == "Num Detections")
+                    complete += numbers
+            }
+            return complete
+        }
+    }
+}
+
+boolean isShare(String column) {
+    return column.endsWith("Positive %") || column.endsWith("H-score")
+}
+
+/** The classes that have subclasses of these names; "" stands for no class. */
+List basesOf(List names, List intensities) {
+    return names.findAll { lastPart(it) in intensities }.collect { it.contains(": ") ? it.substring(0, it.lastIndexOf(": ")) : "" }.toSet().sort()
+}
+
+/** A class and its subclasses; without a name, all that are no subclass. */
+List derivedFrom(List names, String base) {
+    return names.findAll { base ? (it + ": ").startsWith(base + ": ") : !it.contains(": ") }
+}
+
+String lastPart(String name) {
+    return name.substring(name.contains(": ") ? name.lastIndexOf(": ") + 2 : 0)
 }
 
 /** Width and height of a pixel in mm: what the last run used, unless QuPath's has changed since. */
@@ -172,55 +404,21 @@ List pixelSizeMm(record, pixels) {
     return microns?.collect { it / 1000 }
 }
 
-/** Whether an annotation was analysed, as it is now. */
-String statusOf(annotation, record) {
-    def roi = annotation.getROI()
-    if (!roi.isArea() || roi.getZ() != 0 || roi.getT() != 0 || !record.areas)
-        return "not analysed"
-    def geometry = roi.getGeometry()
-    def own = record.areas.find { it.id == annotation.getID().toString() }
-    if (own != null)
-        return isSame(own.geometry, geometry) ? "analysed" : "changed since"
-    if (record.areas.any { isSame(it.geometry, geometry) })
-        return "analysed"
-    return geometry.difference(record.covered).getArea() <= 0.02 * geometry.getLength() ? "analysed" : "not analysed"
-}
-
-/** What the run found doubtful about an annotation, or about the areas that it lies in. */
-String doubtsOf(annotation, record) {
-    def geometry = annotation.getROI().getGeometry()
-    def own = record.areas.findAll { it.id == annotation.getID().toString() } ?:
-            record.areas.findAll { isSame(it.geometry, geometry) } ?:
-            record.areas.findAll { it.check && it.geometry.intersects(geometry) }
-    return own.collect { it.check }.findAll().unique().join("; ") ?: null
-}
-
-/** Whether two outlines are the same, but for how exactly files keep coordinates. */
-boolean isSame(a, b) {
-    if (a.isEmpty() || b.isEmpty())
-        return a.isEmpty() && b.isEmpty()
-    if (Math.abs(a.getArea() - b.getArea()) > 0.02 * a.getLength())
-        return false
-    return DiscreteHausdorffDistance.distance(a, b) <= 0.02
-}
-
-/** "Tumor" for "Tumor: Positive" and the like, for which QuPath counts all that is below it. */
-String baseOfIntensity(String name) {
-    def at = name.lastIndexOf(": ")
-    return at > 0 && name.substring(at + 2) in ["Positive", "Negative", "1+", "2+", "3+"] ? name.substring(0, at) : null
-}
-
 String className(pathObject) {
     return pathObject.getPathClass()?.toString()
 }
 
-/** Whether a detection counts; those of qpnuclei have IDs of version 8 that begin with "qpnucl". */
+/** Whether a detection counts. */
 boolean isNucleus(detection, nucleusClasses) {
     if (nucleusClasses)
         return className(detection) in nucleusClasses
+    return isOurs(detection) || className(detection) == "Nucleus"
+}
+
+/** Whether qpnuclei wrote a detection: its ID is of version 8 and begins with "qpnucl". */
+boolean isOurs(detection) {
     def id = detection.getID()
-    def isOurs = id.version() == 8 && (id.getMostSignificantBits() >>> 16) == 0x71706e75636cL
-    return isOurs || className(detection) == "Nucleus"
+    return id.version() == 8 && (id.getMostSignificantBits() >>> 16) == 0x71706e75636cL
 }
 
 /** A value as a cell of a CSV table. */
@@ -228,5 +426,8 @@ String cell(value) {
     if (value == null || value instanceof Double && !Double.isFinite(value))
         return ""
     def text = value.toString()
+    // Spreadsheet programs would take such a text for a formula.
+    if (value instanceof CharSequence && text =~ /^[=+@\t\r-]/)
+        text = "'" + text
     return text =~ /[",\r\n]/ ? '"' + text.replace('"', '""') + '"' : text
 }

@@ -1,8 +1,8 @@
 """The Groovy scripts for QuPath: their headers, that they compile, and what they do in QuPath.
 
 A Groovy 4 compiler comes with QuPath, and in the npm package ``npm-groovy-lint``: set
-QPNUCLEI_GROOVY_HOME to the folder it was unpacked to. What needs QuPath's classes takes those of
-the installation in PAQUO_QUPATH_DIR.
+QPNUCLEI_GROOVY_HOME to the folder it was unpacked to. What needs JTS also takes a jts-core jar from
+this folder. What needs QuPath's classes takes those of the installation in PAQUO_QUPATH_DIR.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.qupath.scripts import first_settings
 from tests.cli.conftest import SAMPLES
 from tests.paths import ROOT
+from tests.qupath.counting_cases import CASES, id_of, record_of, rings
 
 FOLDER = ROOT / "qupath_scripts"
 SCRIPTS = sorted(FOLDER.glob("*.groovy"))
@@ -47,6 +48,7 @@ _QUPATH_IMPORT = re.compile(
     r"((?:qupath|javafx|org\.apache\.commons|org\.locationtech)\.[\w.]+?)(?:\.\*)?$",
     re.MULTILINE,
 )
+_JTS = "org.locationtech.jts."
 #: Scripts that work in an image that is shown.
 SHOWN = {
     *("accept_nuclei.groovy", "add_menu.groovy", "colour_by_measurement.groovy"),
@@ -57,10 +59,11 @@ SHOWN = {
 
 @dataclass(frozen=True)
 class Groovy:
-    """A Groovy compiler, and the jars of a whole QuPath where there is one."""
+    """A Groovy compiler, and the jars of a whole QuPath, or of JTS alone, where there is one."""
 
     jars: tuple[Path, ...]
     has_qupath: bool
+    has_jts: bool
 
     def java(self, main: str, *arguments: object, **variables: str) -> str:
         """Run a main class and return what it prints; fail if it fails."""
@@ -80,7 +83,10 @@ class Groovy:
     def lines(self, folder: Path, script: str, code: str, *arguments: object) -> list[str]:
         """Run code that is given a script, without QuPath, as args[0]; return what it prints."""
         source, caller = folder / script, folder / "caller.groovy"
-        source.write_text(_QUPATH_IMPORT.sub("", text_of(script)), encoding="utf-8")
+        text = _QUPATH_IMPORT.sub(
+            lambda found: found[0] if self.has_jts and _JTS in found[1] else "", text_of(script)
+        )
+        source.write_text(text, encoding="utf-8")
         caller.write_text(code, encoding="utf-8")
         return self.java("groovy.ui.GroovyMain", caller, source, *arguments).splitlines()
 
@@ -95,14 +101,20 @@ def groovy() -> Groovy:
     if not any(_holds(jar, "qupath/lib/scripting/QP.class") for jar in qupath):
         qupath = []
     home = os.environ.get("QPNUCLEI_GROOVY_HOME")
-    compilers = [
-        jar
-        for jar in [*qupath, *(sorted(Path(home).rglob("*.jar")) if home else [])]
-        if re.fullmatch(r"groovy-[4-9][\d.]*\.jar", jar.name)
-    ]
+    jars = [*qupath, *(sorted(Path(home).rglob("*.jar")) if home else [])]
+    compilers = [jar for jar in jars if re.fullmatch(r"groovy-[4-9][\d.]*\.jar", jar.name)]
     if not compilers:
         pytest.skip("no Groovy 4 found: set PAQUO_QUPATH_DIR or QPNUCLEI_GROOVY_HOME")
-    return Groovy((compilers[0], *qupath), bool(qupath))
+    jts = [jar for jar in jars if re.fullmatch(r"jts-core-[\d.]+\.jar", jar.name)]
+    more = qupath or jts[:1]
+    return Groovy((compilers[0], *more), bool(qupath), bool(jts))
+
+
+@pytest.fixture
+def jts(groovy: Groovy) -> Groovy:
+    if not groovy.has_jts:
+        pytest.skip("no JTS found: it comes with QuPath, or put jts-core into QPNUCLEI_GROOVY_HOME")
+    return groovy
 
 
 @pytest.fixture
@@ -387,6 +399,105 @@ def test_files_are_looked_for_under_the_names_that_run_gives_them(
     )
     expected = [file_stem(cast(ImageEntry, SimpleNamespace(id="12", name=name))) for name in names]
     assert found == expected
+
+
+# --- with JTS --------------------------------------------------------------------------------
+
+
+def literal(value: object) -> str:
+    """Return a value of JSON as Groovy code."""
+    if isinstance(value, dict):
+        return f"[{', '.join(f'({literal(k)}): {literal(v)}' for k, v in value.items()) or ':'}]"
+    if isinstance(value, list):
+        return f"[{', '.join(map(literal, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"'{value}'" if isinstance(value, str) else repr(value)
+
+
+def counted_by_script(groovy: Groovy, folder: Path, code: str, cases: list[object]) -> list[str]:
+    """Run code with the script that counts as `script`, for each case as `it`."""
+    return groovy.lines(
+        folder,
+        "export_counts.groovy",
+        "import org.locationtech.jts.geom.*\n"
+        "def script = new GroovyShell().parse(new File(args[0]))\n"
+        "def cases = []\n"
+        + "".join(f"cases << {literal(case)}\n" for case in cases)
+        + "cases.each {\n"
+        + code
+        + "}\n",
+    )
+
+
+def test_the_script_has_the_rules_for_status_and_doubts(jts: Groovy, tmp_path: Path) -> None:
+    cases = CASES["annotations"]
+    found = counted_by_script(
+        jts,
+        tmp_path,
+        "    def record = script.recordOf(it.record)\n"
+        "    def geometry = it.rings ? script.valid(script.multiPolygon(it.rings)) : null\n"
+        "    def status = script.statusOf(it.id, geometry, record)\n"
+        '    def check = geometry == null ? "" : script.doubtsOf(it.id, geometry, record)\n'
+        '    println "$status: $check"\n',
+        [
+            {
+                "record": record_of(case),
+                "id": id_of(case["annotation"]["id"]),
+                "rings": rings(case["annotation"]),
+            }
+            for case in cases
+        ],
+    )
+    for case, line in zip(cases, found, strict=True):
+        status, check = line.split(": ")
+        assert status == case["status"], case["case"]
+        assert status == "not analysed" or check == case["check"], case["case"]
+
+
+def test_the_script_has_the_rules_for_classes(jts: Groovy, tmp_path: Path) -> None:
+    cases = CASES["classes"]
+    found = counted_by_script(
+        jts,
+        tmp_path,
+        "    def images = it.images.collect { counts ->\n"
+        "        def names = counts.keySet().sort()\n"
+        '        def row = ["Num Detections": counts.values().sum() ?: 0]\n'
+        "        row += script.numbersOf(names, counts) + script.sharesOf(names, counts)\n"
+        "        return [classes: names, rows: [row]]\n"
+        "    }\n"
+        "    script.withAllClasses(images).each {\n"
+        '        println it.collect { column, value -> "$column=$value" }.join("\\t")\n'
+        "    }\n",
+        list(cases),
+    )
+    expected = [
+        {"Num Detections": sum(counts.values()), **columns}
+        for case in cases
+        for counts, columns in zip(case["images"], case["columns"], strict=True)
+    ]
+    for line, columns in zip(found, expected, strict=True):
+        values = dict(pair.rsplit("=", 1) for pair in line.split("\t"))
+        assert {name: float(value) for name, value in values.items()} == pytest.approx(columns)
+
+
+def test_the_script_has_the_rules_for_nuclei_counted_twice(jts: Groovy, tmp_path: Path) -> None:
+    cases = CASES["nuclei"]
+    found = counted_by_script(
+        jts,
+        tmp_path,
+        "    def nuclei = it.nuclei.withIndex().collect { nucleus, i ->\n"
+        "        def (x0, y0, x1, y1) = nucleus.box\n"
+        "        def outline = new GeometryFactory().toGeometry(new Envelope(x0, x1, y0, y1))\n"
+        "        return [id: i, isOurs: nucleus.ours, plane: [nucleus.z ?: 0, 0],\n"
+        "                outline: { outline }, bounds: outline.getEnvelopeInternal(),\n"
+        "                centre: outline.getCentroid().getCoordinate()]\n"
+        "    }\n"
+        "    def repeated = script.repeatedNuclei(nuclei)\n"
+        '    println "note: " + script.noteOf(nuclei.collect { it.id }, repeated)\n',
+        list(cases),
+    )
+    assert found == [f"note: {case['check']}" for case in cases]
 
 
 # --- with QuPath's classes -----------------------------------------------------------------------

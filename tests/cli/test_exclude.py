@@ -157,9 +157,9 @@ def test_a_class_of_another_image_may_be_excluded(
     options = RUN if command == "run" else RUN[2:4]
     this = ("--image", "tissue.png", "--roi", "Tumor", *options)
     assert qpnuclei(command, project, *this, "--exclude", "Scr*").exit_code == 0
-    error = qpnuclei(command, project, *this, "--exclude", "Scrach").error
+    error = qpnuclei(command, project, *this, "--exclude", "Skratch").error
     assert isinstance(error, UsageError)
-    assert error.what == f"no class 'Scrach' to exclude in {project}"
+    assert error.what == f"no class 'Skratch' to exclude in {project}"
     assert "Scratch" in error.hint
     # An image that is not chosen may be damaged.
     open_project(project).images[1].data_path.write_bytes(b"damaged")
@@ -183,6 +183,7 @@ def test_the_example_of_the_settings_in_qupath_can_be_used(qpnuclei: Call, proje
         (("export",), ("-o", "x.csv")),
         (("export",), ("--by", "nucleus", "-o", "x.csv")),
         (("geojson", "export"), ("-o", "x")),
+        (("evaluate",), ("-o", "x.json")),
     ],
 )
 def test_a_class_of_another_image_is_not_told_to_be_missing_in_the_project(
@@ -195,6 +196,6 @@ def test_a_class_of_another_image_is_not_told_to_be_missing_in_the_project(
     assert "no annotation of class 'Scratch'" in error.what
     assert f"in the chosen images of {project}" in error.what
     assert error.hint.startswith("classes there: Ignore*, Tumor")
-    error = qpnuclei(*this, "--roi", "Scrach").error
+    error = qpnuclei(*this, "--roi", "Skratch").error
     assert isinstance(error, UsageError)
     assert f"in {project}" in error.what

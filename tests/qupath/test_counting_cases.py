@@ -1,0 +1,93 @@
+"""The rules of counting; `tests.test_qupath_scripts` tests QuPath's script with the same cases."""
+
+from __future__ import annotations
+
+import json
+import math
+import uuid
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import shapely
+
+from qpnuclei.qupath.analysed import PROPERTY, Record, Status
+from qpnuclei.qupath.classes import ALL_DETECTIONS, Classes
+from qpnuclei.qupath.model import Annotation
+from qpnuclei.qupath.project_counts import count_project
+from qpnuclei.qupath.repeated_nuclei import RepeatedNuclei
+from tests.ids import nucleus_id
+from tests.qupath.counted import OTHER, RECTANGLE, annotation, detections, image
+from tests.qupath.counting_cases import CASES, id_of, record_of, rings
+
+
+def names(kind: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", CASES[kind], ids=lambda case: case["case"])
+
+
+@names("annotations")
+def test_status_and_doubts(case: dict[str, Any]) -> None:
+    record = Record.of({PROPERTY: json.dumps(record_of(case))})
+    assert len(record.areas) == len(case["areas"])
+    polygons = [shapely.Polygon(polygon[0]) for polygon in rings(case["annotation"])]
+    geometry = polygons[0] if polygons else shapely.LineString([(0, 0), (9, 9)])
+    drawn = Annotation(
+        0, uuid.UUID(id_of(case["annotation"]["id"])), None, "Tumor", "PolygonROI", geometry
+    )
+    assert record.status(drawn) == case["status"]
+    if record.status(drawn) is not Status.NOT_ANALYSED:
+        assert record.doubts(drawn) == case["check"]
+
+
+@names("classes")
+def test_counts_of_classes(case: dict[str, Any]) -> None:
+    entries = []
+    for number, counts in enumerate(case["images"]):
+        class_names = [name or None for name, count in counts.items() for _ in range(count)]
+        found = detections([(15, 15)] * len(class_names), class_names)
+        objects = image([annotation(RECTANGLE)], found).objects
+        entries.append(
+            SimpleNamespace(
+                id=str(number),
+                name=f"image {number}",
+                calibration=image([], found).calibration,
+                server=SimpleNamespace(width=100, height=50),
+                read=lambda objects=objects: objects,
+            )
+        )
+    project: Any = SimpleNamespace(path=SimpleNamespace(parent=SimpleNamespace(name="p"), name="q"))
+    rows = count_project(project, entries)
+    fixed = set(count_project(project, [bare_entry()])[0])
+    for row, columns in zip(rows, case["columns"], strict=True):
+        found_columns = {name: value for name, value in row.items() if name not in fixed}
+        assert found_columns == pytest.approx(columns)
+        assert row[ALL_DETECTIONS] == sum(case["images"][rows.index(row)].values())
+        assert not any(math.isnan(value) for value in found_columns.values())
+
+
+def bare_entry() -> Any:
+    counted = image([annotation(RECTANGLE)], detections([]))
+    return SimpleNamespace(
+        id="1",
+        name="a",
+        calibration=counted.calibration,
+        server=SimpleNamespace(width=100, height=50),
+        read=lambda: counted.objects,
+    )
+
+
+@names("nuclei")
+def test_nuclei_that_are_counted_twice(case: dict[str, Any]) -> None:
+    outlines = [shapely.box(*nucleus["box"]) for nucleus in case["nuclei"]]
+    found = detections(
+        [(outline.centroid.x, outline.centroid.y) for outline in outlines],
+        ids=[
+            nucleus_id(bytes([number]) * 10) if nucleus["ours"] else OTHER
+            for number, nucleus in enumerate(case["nuclei"])
+        ],
+        planes=[(nucleus.get("z", 0), 0) for nucleus in case["nuclei"]],
+    )
+    vars(found)["geometries"] = np.array(outlines, dtype=object)
+    repeated = RepeatedNuclei.among(found, Classes.of(found, None))
+    assert repeated.note(np.arange(len(outlines))) == case["check"]
