@@ -100,7 +100,7 @@ void saveSettings(Map settings) {
 List words(String options) {
     def words = []
     // A word is a sequence of quoted and unquoted parts.
-    def matcher = options =~ /(?:[^\s"']|"[^"]*"|'[^']*')+|["']/
+    def matcher = options =~ /(?:[^\s"']+|"[^"]*"|'[^']*')+|["']/
     while (matcher.find()) {
         def word = matcher.group()
         if (word in ['"', "'"])

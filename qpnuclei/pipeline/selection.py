@@ -167,7 +167,8 @@ def choose_images(
         raise unreadable[0]
     try:
         check_selection(selection, annotations, place_searched(project, entries))
-        others = [entry for entry in project.images if entry not in entries]
+        chosen = {entry.id for entry in entries}
+        others = [entry for entry in project.images if entry.id not in chosen]
         _check_excluded(project, selection, annotations, others, unreadable)
     except UsageError as error:
         if unreadable:
