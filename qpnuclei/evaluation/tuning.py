@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from qpnuclei.errors import FormatError, number_of
 from qpnuclei.evaluation.bootstrap import bootstrap_interval
-from qpnuclei.evaluation.datasets import AnnotatedImage, read_folder
+from qpnuclei.evaluation.datasets import AnnotatedImage, doubts_about_labels, read_folder
 from qpnuclei.evaluation.evaluate import image_mpp
 from qpnuclei.evaluation.metrics import Scores, mean_scores, score
 from qpnuclei.models.metadata import PostProcessing
@@ -97,6 +97,17 @@ def validation_digest(folder: Path, mpp: float | None) -> str:
         files = [_digest_of(path) for path in (image.image_path, image.labels_path)]
         total.update(repr((image.name, image_mpp(image, mpp), *files)).encode())
     return f"{number_of(len(images), 'image')}, {total.hexdigest()[:16]}"
+
+
+def validation_doubts(folder: Path) -> list[str]:
+    """Return what is doubtful about the labels that `read_validation` reads.
+
+    Raises
+    ------
+    qpnuclei.errors.NotFoundError, qpnuclei.errors.FormatError, qpnuclei.errors.UsageError
+        As `read_validation`.
+    """
+    return doubts_about_labels(_validation_images(folder))
 
 
 def _validation_images(folder: Path) -> Iterator[AnnotatedImage]:

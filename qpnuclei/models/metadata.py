@@ -38,13 +38,20 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 #: Mean and standard deviation of a channel of RGB in 0..1, or of CIELAB.
 Mean = Annotated[float, Meta(ge=-1000, le=1000)]
-Deviation = Annotated[float, Meta(ge=1e-3, le=1000)]
+LEAST_DEVIATION = 1e-3
+Deviation = Annotated[float, Meta(ge=LEAST_DEVIATION, le=1000)]
 
 #: Resolution of a model in µm/px.
 ModelMpp = Annotated[float, Meta(gt=MIN_MPP, lt=MAX_MPP)]
 
+#: Short name of a model, such as ``default-40x``.
+ModelName = Annotated[str, Meta(min_length=1, max_length=200)]
+
+#: r of the compressed sigmoid (equation 1).
+SigmoidGain = Annotated[float, Meta(gt=0, le=1e6)]
+
 #: Limits of an architecture; larger values mean a broken file.
-_MOST_PARTS, _LARGEST_PART = 64, 4096
+MOST_PARTS, LARGEST_PART = 64, 4096
 #: Characters of a wrong value that a message shows.
 _LONGEST_REPR = 200
 
@@ -119,8 +126,7 @@ class ModelMetadata(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """
 
     format_version: int = FORMAT_VERSION
-    #: Short name, such as ``default-40x``.
-    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    name: ModelName
     family: Literal["attention", "student"]
     #: Keyword arguments that rebuild the network.
     architecture: dict[str, Any]
@@ -130,8 +136,7 @@ class ModelMetadata(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     geometry: NetworkGeometry | None = None
     #: Sigmoid offset of the attention (equation 1).
     tau: Annotated[float, Meta(ge=-1e6, le=1e6)] | None = None
-    #: r of the compressed sigmoid.
-    sigmoid_gain: Annotated[float, Meta(gt=0, le=1e6)] = 20.0
+    sigmoid_gain: SigmoidGain = 20.0
     #: Flips and right-angle rotations of the image over which the maps are averaged.
     views: Literal[1, 8] = 1
     input_mean: tuple[Mean, Mean, Mean] = IMAGENET_MEAN
@@ -150,8 +155,8 @@ class ModelMetadata(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     def __post_init__(self) -> None:
         for key, value in self.architecture.items():
             parts = value if isinstance(value, list | tuple) else [value]
-            if len(parts) > _MOST_PARTS or any(
-                isinstance(part, int | float) and not abs(part) <= _LARGEST_PART for part in parts
+            if len(parts) > MOST_PARTS or any(
+                isinstance(part, int | float) and not abs(part) <= LARGEST_PART for part in parts
             ):
                 raise ValueError(f"architecture: {key} is too large for a network")
 

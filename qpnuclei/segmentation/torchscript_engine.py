@@ -53,11 +53,13 @@ class TorchScriptEngineFactory:
 
         def in_numpy(output: object) -> object:
             """Return a tensor as an ndarray; leave what NumPy cannot hold as it is."""
-            if not isinstance(output, torch.Tensor) or output.is_quantized or output.is_sparse:
+            if not isinstance(output, torch.Tensor) or output.is_quantized:
+                return output
+            if output.layout != torch.strided:
                 return output
             if output.is_floating_point() and output.element_size() < 4:
                 output = output.float()  # NumPy has no bfloat16
-            return output.resolve_conj().cpu().numpy()
+            return output.resolve_conj().resolve_neg().cpu().numpy()
 
         @torch.inference_mode()
         def run(pixels: npt.NDArray[np.float32]) -> Sequence[npt.NDArray[Any]]:

@@ -12,6 +12,7 @@ from msgspec import Meta, Struct, structs
 from qpnuclei.choices import MAX_MPP, MIN_MPP
 from qpnuclei.errors import FormatError, NotFoundError, UsageError, quoted
 from qpnuclei.models.geometry import attention_geometry, attention_min_size_px
+from qpnuclei.models.metadata import MOST_PARTS, ModelName, SigmoidGain
 from qpnuclei.system.checked import FieldError, checked
 
 Recipe = TypeVar("Recipe", bound=Struct)
@@ -25,6 +26,9 @@ CONFIGS_FOLDER = Path(__file__).with_name("configs")
 #: Wider networks need absurd memory.
 MOST_CHANNELS = 1024
 
+_Dilations = Annotated[
+    tuple[Annotated[int, Meta(ge=1)], ...], Meta(min_length=1, max_length=MOST_PARTS)
+]
 _Decay = Annotated[float, Meta(ge=0, lt=1)]
 
 #: Networks narrower than this are meant for two cores and a few minutes; fields that a recipe
@@ -60,7 +64,7 @@ class AttentionRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     family: Literal["attention"] = "attention"
     #: Name of the recipe, and of the model it makes.
-    name: str
+    name: ModelName
     #: Who came up with it.
     origin: Literal["paper", "authors' code", "ours"]
     description: str = ""
@@ -90,21 +94,14 @@ class AttentionRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     #: 2: F works at half resolution (ours; for width below 32).
     stride: Literal[1, 2] = 1
     #: Of F's blocks; about half of it with stride 2.
-    dilations: Annotated[tuple[Annotated[int, Meta(ge=1)], ...], Meta(min_length=1)] = (
-        1,
-        2,
-        3,
-        5,
-        10,
-        20,
-    )
+    dilations: _Dilations = (1, 2, 3, 5, 10, 20)
     #: False: the plain sigmoid, M_-sparse.
     sparse: bool = True
     #: Share of the pixels that attention holds; after several starts, 0.2 for width below 32, as
     #: much as nuclei have at 40x.
     eta: Annotated[float, Meta(ge=0, lt=1)] = 0.07
     #: r of the compressed sigmoid.
-    sigmoid_gain: Annotated[float, Meta(gt=0)] = 20.0
+    sigmoid_gain: SigmoidGain = 20.0
     #: G; efficientnet-lite0 for width below 32.
     scale_network: ScaleArchitecture = "resnet34"
     #: Channels of resnet10's first stage.

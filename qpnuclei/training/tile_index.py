@@ -312,10 +312,11 @@ def sources_digest(
                     file.st_mtime_ns,
                     source.mpp,
                     source.crop_to_bounds,
-                    source.series,
-                    source.apply_icc,
                     None if source.roi is None else source.roi.wkb_hex,
                     asdict(source.stains) if has_dab(source.stains) else None,
+                    # Only if given, so that runs of former versions can be resumed.
+                    *([] if source.series is None else [f"series {source.series}"]),
+                    *(["ICC profile"] if source.apply_icc else []),
                 ]
                 for source, file in zip(sources, files, strict=True)
             ],

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from qpnuclei.errors import UsageError
+from qpnuclei.models.metadata import LEAST_DEVIATION
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.reinhard import ReinhardStatistics, reinhard_statistics, reinhard_transfer
 from qpnuclei.slides.resolution import working_downsample
@@ -44,6 +46,11 @@ class ColourTransfer:
         """Measure every source that has tiles; the target is their average.
 
         Sources without tiles, which are never read, get the target's own statistics.
+
+        Raises
+        ------
+        qpnuclei.errors.UsageError
+            If the images have no colours, or are each of one colour.
         """
         found = {
             int(source): _source_colour(reader, int(source))
@@ -51,6 +58,12 @@ class ColourTransfer:
         }
         mean = np.mean([s.mean for s in found.values()], axis=0).tolist()
         std = np.mean([s.std for s in found.values()], axis=0).tolist()
+        if min(std) < LEAST_DEVIATION:
+            raise UsageError(
+                "the tissue of the images has no colours, so none can be transferred",
+                "give images of stained tissue in colour, or leave the transfer out: "
+                "--set colour=none",
+            )
         neutral = ReinhardStatistics(255.0, tuple(mean), tuple(std))
         statistics = tuple(found.get(i, neutral) for i in range(len(reader.sources)))
         return cls(statistics, tuple(mean), tuple(std))

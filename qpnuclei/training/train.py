@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qpnuclei.system.distributed import rank
 from qpnuclei.training.callbacks import TrainingResult, Watcher
 from qpnuclei.training.config import attention_recipe
 from qpnuclei.training.sources import Source
 
 if TYPE_CHECKING:
     import torch
+
+_log = logging.getLogger(__name__)
 
 
 def train_model(
@@ -67,6 +71,11 @@ def train_model(
         "watcher": watcher,
     }
     existed = folder.exists()
+    if validation is not None and rank() == 0:
+        from qpnuclei.evaluation.tuning import validation_doubts
+
+        for doubt in validation_doubts(validation):
+            _log.warning("%s", doubt)
     try:
         if is_student(fields):
             from qpnuclei.training.student.rounds import train_student

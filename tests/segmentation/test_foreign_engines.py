@@ -77,6 +77,12 @@ class Returning(torch.nn.Module):
             return torch.complex(dark, dark)
         if self.how == "sparse":
             return dark.to_sparse()
+        if self.how == "csr":
+            return dark[0, 0].to_sparse_csr()
+        if self.how == "mkldnn":
+            return dark.to_mkldnn()
+        if self.how == "negated":
+            return torch.imag(torch.conj(torch.complex(dark, -dark)))
         if self.how == "no image":
             return dark[:0]
         if self.how == "bfloat16":
@@ -332,6 +338,8 @@ def test_a_wrong_kind_of_output_is_refused(
         ("nothing", "model.pt returns nothing"),
         ("complex", "output 1 of .*model.pt holds complex64"),
         ("sparse", "output 1 of .*model.pt is a Tensor"),
+        ("csr", "output 1 of .*model.pt is a Tensor"),
+        ("mkldnn", "output 1 of .*model.pt is a Tensor"),
         ("no image", r"output 1 must be maps .* gives \(0, 1, 160, 160\)"),
     ],
 )
@@ -357,10 +365,11 @@ def test_a_sequence_of_onnx_is_refused(tmp_path: Path) -> None:
         segment(engine, DISCS, mpp=0.5)
 
 
-def test_maps_in_bfloat16_are_those_in_float32(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stored", ["bfloat16", "negated"])
+def test_maps_are_the_same_however_they_are_stored(tmp_path: Path, stored: str) -> None:
     tables = [
         segment(load_engine(trace(tmp_path, Returning(how), output="maps"), CPU), DISCS, mpp=0.5)
-        for how in ("float32", "bfloat16")
+        for how in ("float32", stored)
     ]
     whole, half = (sorted(p.wkt for p in shapely.normalize(t.polygons())) for t in tables)
     assert len(whole) == 5

@@ -142,6 +142,11 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
         ({"scale_width": 100_000}, "'scale_width' is 100000"),
         ({"crop_px": 2, "padding": "zeros"}, "'crop_px' is 2"),
         ({"crop_px": 20}, "crop_px 20 must be a multiple of 1 and at least 21 px"),
+        ({"name": ""}, "'name' is ''"),
+        ({"name": 201 * "n"}, "'name' is 'nnn"),
+        ({"sigmoid_gain": 2e6}, "'sigmoid_gain' is 2000000.0"),
+        ({"sigmoid_gain": float("inf")}, "'sigmoid_gain' is inf"),
+        ({"dilations": 65 * [1]}, "'dilations' is"),
         ({"width": 16, "crop_px": 90}, "crop_px 90 must be a multiple of 4 and at least 44 px"),
         ({"width": 16, "crop_px": 40}, "crop_px 40 must be a multiple of 4 and at least 44 px"),
     ],
@@ -164,6 +169,7 @@ def test_bad_fields_are_named_with_their_value(change: dict[str, object], messag
         ({"encoder_convolutions": [0, 2, 2, 2]}, "each of 4 levels"),
         ({"encoder_convolutions": [2, 2, 2, 99]}, "99 convolutions"),
         ({"crop_px": 200}, "crop_px 200 must be a multiple of 16"),
+        ({"name": ""}, "'name' is ''"),
     ],
 )
 def test_a_student_that_cannot_be_built_is_an_error_of_its_recipe(

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +133,24 @@ def test_the_digest_sees_what_changes_the_index(sources: list[Source]) -> None:
         sources_digest(sources, SCALES, 160, 0.8),
     ]
     assert len({digest, *others}) == 10
+
+
+def test_the_digest_of_usual_images_is_that_of_former_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that trainings can be resumed."""
+    (tmp_path / "a.png").write_bytes(b"1234")
+    os.utime(tmp_path / "a.png", ns=(0, 10**18))
+    monkeypatch.setattr(Path, "resolve", lambda path: Path("/slides") / path.name)
+    source = Source("a.png", tmp_path / "a.png", (0.25, 0.25), 512, 512)
+    content = [
+        [["/slides/a.png", 4, 10**18, [0.25, 0.25], False, None, None]],
+        [0.25, 0.5],
+        160,
+        0.7,
+    ]
+    expected = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    assert sources_digest([source], (0.25, 0.5), 160, 0.7) == expected
 
 
 @given(st.integers(0, 3000), st.integers(1, 300))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from qpnuclei.errors import UsageError
 from qpnuclei.slides.reinhard import reinhard_statistics, reinhard_transfer
 from qpnuclei.slides.slide import open_slide
-from qpnuclei.training.sources import Source
-from qpnuclei.training.tile_index import TileIndex
+from qpnuclei.training.sources import Source, find_sources
+from qpnuclei.training.tile_index import TileIndex, build_tile_index
 from qpnuclei.training.tile_reader import ColourTransfer, TileReader
 from tests.training.conftest import SCALES
 
@@ -47,6 +50,17 @@ def test_a_reader_pickles_without_what_it_has_open(sources: list[Source], index:
     np.testing.assert_array_equal(copy.read(3), expected)
     reader.close()
     copy.close()
+
+
+def test_images_without_colours_have_none_to_transfer(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(100, 200, (400, 400, 1), np.uint8)
+    Image.fromarray(noise.repeat(3, axis=2)).save(tmp_path / "grey.png")
+    sources = find_sources([tmp_path], mpp=[0.25])
+    reader = TileReader(sources, build_tile_index(sources, SCALES, 160, 0.0), SCALES, 160)
+    with pytest.raises(UsageError, match="no colours") as caught:
+        ColourTransfer.measured(reader)
+    assert "--set colour=none" in caught.value.hint
+    reader.close()
 
 
 def test_every_slide_gets_the_colours_of_the_target(

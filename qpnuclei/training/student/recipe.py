@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from qpnuclei.errors import UsageError
-from qpnuclei.models.metadata import Decoder, ModelMpp
+from qpnuclei.models.metadata import Decoder, ModelMpp, ModelName
 from qpnuclei.models.student_layout import student_layout
 from qpnuclei.system.checked import as_json
 from qpnuclei.training.config import MOST_CHANNELS, validated
@@ -42,7 +42,7 @@ class StudentRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     family: Literal["student"] = "student"
     #: Name of the recipe, and of the model it makes.
-    name: str
+    name: ModelName
     origin: Literal["ours"] = "ours"
     description: str = ""
     #: Of the images, as the model's metadata record it.
