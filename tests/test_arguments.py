@@ -142,6 +142,19 @@ def test_adapting_takes_one_text(more: dict[str, str], project: Path, tmp_path: 
     assert next(reversed(more.values())) in said[0]
 
 
+def test_none_is_nothing_chosen(project: Path, tmp_path: Path) -> None:
+    chosen: dict[str, Any] = {"roi": None, "truth_class": None}
+    write_folder(tmp_path / "set", ("a",))
+    (tmp_path / "set" / "splits.json").write_text('{"a": ["a"]}')
+    with pytest.raises(UsageError, match="no split 'b'"):
+        qpnuclei.evaluate(tmp_path / "set", split="b", mpp=0.25, **chosen)
+    with pytest.raises(QpnucleiError, match="nowhere"):
+        qpnuclei.train("nowhere", tmp_path / "ours", roi=None)  # type: ignore[arg-type]
+    with pytest.raises(QpnucleiError, match="nowhere"):
+        qpnuclei.adapt("nowhere", tmp_path / "ours", images=None, corrections=None, **chosen)
+    assert repr(qpnuclei.count(project, images=None)) == repr(qpnuclei.count(project))  # type: ignore[arg-type]
+
+
 def test_training_takes_one_text(project: Path, tmp_path: Path) -> None:
     said = []
     for sources, roi in ((str(project), "Nowhere"), ([str(project)], ["Nowhere"])):

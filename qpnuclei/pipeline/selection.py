@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -251,29 +251,31 @@ def _check_excluded(
     annotations : iterable of Annotation
         Of the chosen images.
     others : iterable of ImageEntry
-        The other images; they are read only if the chosen ones do not have the class.
+        The other images. They are read, one after the other, while neither the project's list of
+        classes nor an image read so far has the class.
     unreadable : list of QpnucleiError
         Gets the errors of `others`.
     """
     asked = [pattern for pattern in selection.excluded if pattern not in DEFAULT_EXCLUDED]
-    here = {a.class_name for a in annotations}
-    if all(_any_matches(here, pattern) for pattern in asked):
-        return
-    known = here | {path_class.name for path_class in project.classes}
+    known = {a.class_name for a in annotations} | {known.name for known in project.classes}
+    unknown = _unmatched(asked, known)
     for entry in others:
+        if not unknown:
+            return
         with standing_alone(f"image {entry.name}", unreadable.append):
             known |= {a.class_name for a in entry.read().annotations}
-    for pattern in asked:
-        if not _any_matches(known, pattern):
-            names = ", ".join(sorted(filter(None, known)))
-            raise UsageError(
-                f"no class {pattern!r} to exclude in {project.path}",
-                f"classes of the project: {names}",
-            )
+        unknown = _unmatched(unknown, known)
+    if unknown:
+        names = ", ".join(sorted(filter(None, known)))
+        raise UsageError(
+            f"no class {unknown[0]!r} to exclude in {project.path}",
+            f"classes of the project: {names}",
+        )
 
 
-def _any_matches(class_names: Iterable[str | None], pattern: str) -> bool:
-    return any(is_excluded(name, [pattern]) for name in class_names)
+def _unmatched(patterns: Iterable[str], class_names: Collection[str | None]) -> list[str]:
+    """Return the patterns that match none of the classes."""
+    return [p for p in patterns if not any(is_excluded(name, [p]) for name in class_names)]
 
 
 def select_regions(

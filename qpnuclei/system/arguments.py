@@ -12,14 +12,16 @@ from qpnuclei.errors import UsageError, quoted
 _Item = TypeVar("_Item")
 
 
-def listed(given: Sequence[_Item]) -> tuple[_Item, ...]:
-    """Return the items of a sequence. A text, a path or a UUID alone is one item.
+def listed(given: Sequence[_Item] | None) -> tuple[_Item, ...]:
+    """Return the items of a sequence. A text, a path or a UUID alone is one item, None is none.
 
     Examples
     --------
     >>> listed(["Tumor", "Stroma"]), listed("Tumor")
     (('Tumor', 'Stroma'), ('Tumor',))
     """
+    if given is None:
+        return ()
     alone: Any = given
     return (alone,) if isinstance(given, str | os.PathLike | UUID) else tuple(given)
 

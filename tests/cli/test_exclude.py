@@ -7,6 +7,7 @@ import re
 import shlex
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from PIL import Image
 
 from qpnuclei import create_project
 from qpnuclei.errors import UsageError
-from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
-from qpnuclei.qupath.native import open_project
+from qpnuclei.pipeline.selection import Selection, choose_images
+from qpnuclei.qupath.model import Edit, ImageObjects, NewAnnotation, PathClass
+from qpnuclei.qupath.native import NativeImage, open_project
 from tests.cli.conftest import Outcome
 from tests.paths import ROOT
 
@@ -167,6 +169,26 @@ def test_a_class_of_another_image_may_be_excluded(
     error = qpnuclei(command, project, *this, "--exclude", "Scratch").error
     assert isinstance(error, UsageError)
     assert "not all images could be read" in error.what
+
+
+@pytest.mark.parametrize(("excluded", "reads"), [("Necrosis", 1), ("Scratch", 2), ("Skratch", 2)])
+def test_other_images_are_only_read_if_their_classes_matter(
+    qpnuclei: Call, project: Path, monkeypatch: pytest.MonkeyPatch, excluded: str, reads: int
+) -> None:
+    with_a_second_image(qpnuclei, project, "Scratch")
+    read: list[str] = []
+    whole = NativeImage.read
+
+    def counted(image: NativeImage) -> ImageObjects:
+        read.append(image.id)
+        return whole(image)
+
+    monkeypatch.setattr(NativeImage, "read", counted)
+    opened = open_project(project)
+    wanted = Selection(classes=("Tumor",), excluded=(excluded,))
+    with suppress(UsageError):
+        choose_images(opened, ("tissue.png",), wanted)
+    assert len(read) == reads
 
 
 def test_the_example_of_the_settings_in_qupath_can_be_used(qpnuclei: Call, project: Path) -> None:

@@ -72,11 +72,6 @@ class OmeImage:
         self._channels = image.findall("{*}Pixels/{*}Channel")
 
     @property
-    def name(self) -> str:
-        """Its name; empty if it has none."""
-        return self._image.get("Name", "")
-
-    @property
     def size(self) -> tuple[int, int]:
         """Width and height, px; 0 if they are not stated."""
         width, height = (self._pixels.get(f"Size{axis}", "") for axis in "XY")
