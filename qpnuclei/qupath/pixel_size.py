@@ -76,7 +76,9 @@ def asked_mpp(
         As `read_mpp_table`.
     """
     by_id = {} if table is None else read_mpp_table(table, project.images)
-    return AskedMpp(mpp, not names and len(chosen) > 1, by_id)
+    # Without `mpp` it says nothing. It must not depend on the number of images then, because a run
+    # that goes on with more images is recognised by its options.
+    return AskedMpp(mpp, mpp is not None and not names and len(chosen) > 1, by_id)
 
 
 def pixel_size(

@@ -100,6 +100,24 @@ def test_slides_in_results_out_and_the_same_command_adds_new_ones(
     assert json.loads((results / "project.qpproj.backup").read_text())["lastID"] == 2
 
 
+def test_slides_added_to_a_single_one_leave_it_as_it_is(tmp_path: Path, qpnuclei: Call) -> None:
+    slides, results = tmp_path / "slides", tmp_path / "r"
+    command = ("run", slides, "-o", results, "--mpp", "0.25", *RUN, "--no-report")
+    paint(slides / "a.png", (80, 80), (170, 160))
+    assert qpnuclei(*command).exit_code == 0
+    image = open_project(results).images[0]
+    objects = image.read()
+    image.write(Edit(remove=frozenset(list(objects.detections.ids)[:1])), objects.fingerprint)
+    first = image.data_path.read_bytes()
+    for number, name in enumerate(("b.png", "c.png"), start=2):
+        paint(slides / name, (120, 120))
+        again = json.loads(qpnuclei(*command, "--json").stdout)
+        assert (again["resumed"], len(again["images"])) == (number - 1, number)
+        assert image.data_path.read_bytes() == first
+    assert counts(results / "counts.csv") == {"a.png": 1, "b.png": 1, "c.png": 1}
+    assert record(results)["resumed"] == 2  # there is one run
+
+
 def test_other_options_do_the_slides_anew(slides: Path, tmp_path: Path, qpnuclei: Call) -> None:
     results = tmp_path / "results"
     command = ("run", slides / "b.png", "-o", results, *RUN, "--no-report", "--json")

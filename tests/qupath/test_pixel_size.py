@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shlex
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,9 @@ import pytest
 from PIL import Image
 
 from qpnuclei.errors import FormatError, MppError, NotFoundError, UsageError
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.planning.keys import request_of
+from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.analysed import Record, UsedMpp
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.image_names import match_images
@@ -88,6 +92,19 @@ def test_mpp_of_several_images_is_for_those_without_unless_they_are_named(
     table.write_text("image,mpp\nc.svs,0.4\n")  # not among the chosen
     asked = asked_mpp(0.3, table, project, images[:chosen], names)
     assert asked == AskedMpp(0.3, only_missing, {"3": 0.4})
+
+
+def test_without_mpp_a_run_is_the_same_request_for_any_number_of_images(tmp_path: Path) -> None:
+    images = [entry(), entry(name="b.svs", own_id="2"), entry(name="c.svs", own_id="3")]
+    project: Any = SimpleNamespace(images=images)
+    table = tmp_path / "mpp.csv"
+    table.write_text("image,mpp\nc.svs,0.4\n")
+    requests = set()
+    for chosen, given in product((1, 2, 3), (None, table)):
+        asked = asked_mpp(None, given, project, images[:chosen], None)
+        sizes = {"mpp_only_missing": asked.only_missing, "mpp_by_image": asked.by_id}
+        requests.add(request_of(RunOptions(Selection(tissue=True), mpp=asked.mpp, **sizes)))
+    assert len(requests) == 1
 
 
 def test_mpp_for_all_images_keeps_valid_pixel_sizes(caplog: pytest.LogCaptureFixture) -> None:
