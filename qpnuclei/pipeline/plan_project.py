@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from msgspec.structs import replace
 
 from qpnuclei._version import __version__
-from qpnuclei.errors import QpnucleiError, number_of, standing_alone
+from qpnuclei.errors import FormatError, NotFoundError, QpnucleiError, number_of, standing_alone
 from qpnuclei.pipeline.folder import RunFolder
 from qpnuclei.pipeline.inference.units import Conduct
 from qpnuclei.pipeline.options import RunOptions
@@ -56,10 +56,8 @@ def plan_project(
 ) -> Planned:
     """Plan the images and write the plan."""
     specs = engine_specs(options.models)
-    earlier: dict[str, PlannedImage] = {}
     goes_on = conduct.resume and (conduct.extend or not folder.is_done)
-    if goes_on and folder.plan_path.exists():
-        earlier = {image.entry: image for image in folder.plan().images}
+    earlier = _earlier_images(folder) if goes_on else {}
     images: list[PlannedImage] = []
     committed: dict[str, str] = {}
     errors: dict[str, QpnucleiError] = {}
@@ -118,6 +116,20 @@ def plan_project(
                 number_of(len(there), "unit"),
             )
     return Planned(plan, committed, errors)
+
+
+def _earlier_images(folder: RunFolder) -> dict[str, PlannedImage]:
+    """Return by entry ID the images of the plan in the folder; none if it cannot be read.
+
+    A plan of another version, or a damaged one, is no error here: this plan replaces it.
+    """
+    try:
+        return {image.entry: image for image in folder.plan().images}
+    except NotFoundError:
+        return {}
+    except FormatError as error:
+        _log.warning("%s: it is replaced, and all images are planned anew", error.what)
+        return {}
 
 
 def _plan_image(

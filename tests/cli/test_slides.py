@@ -118,6 +118,60 @@ def test_slides_added_to_a_single_one_leave_it_as_it_is(tmp_path: Path, qpnuclei
     assert record(results)["resumed"] == 2  # there is one run
 
 
+def spoil(plan: Path, how: str) -> None:
+    """Make a plan one of another version, or no JSON."""
+    content = json.loads(plan.read_text(encoding="utf-8"))
+    text = json.dumps({**content, "qpnuclei": "0.0.1"})
+    plan.write_text(text if how == "another version" else text[:99], encoding="utf-8")
+
+
+@pytest.mark.parametrize("how", ["another version", "damaged"])
+def test_slides_are_added_although_the_earlier_plan_cannot_be_read(
+    slides: Path, tmp_path: Path, qpnuclei: Call, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    results = tmp_path / "r"
+    command = ("run", slides, "-o", results, "--mpp", "0.25", *RUN)
+    assert qpnuclei(*command).exit_code == 0
+    (plan,) = results.glob("qpnuclei/*/plan.json")
+    spoil(plan, how)
+    paint(slides / "c.png", (60, 60), (160, 60), (110, 180))
+    done = qpnuclei(*command)
+    assert (done.exit_code, done.error) == (0, None)
+    assert f"{plan} " in caplog.text
+    assert "it is replaced, and all images are planned anew" in caplog.text
+    assert counts(results / "counts.csv") == {"a.bmp": 2, "b.png": 1, "c.png": 3}
+    assert "c.png" in (results / "report.html").read_text(encoding="utf-8")
+    caplog.clear()
+    assert json.loads(qpnuclei(*command, "--json").stdout)["resumed"] == 3
+    assert "planned anew" not in caplog.text
+
+
+@pytest.mark.parametrize("how", ["another version", "damaged"])
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_plan_that_cannot_be_read_is_replaced_by_the_same_command(
+    slides: Path,
+    tmp_path: Path,
+    qpnuclei: Call,
+    caplog: pytest.LogCaptureFixture,
+    command: str,
+    how: str,
+) -> None:
+    project, folder = tmp_path / "p", tmp_path / "run"
+    qpnuclei("project", "create", project, slides, "--mpp", "0.25")
+    request = (project, "--tissue", "--backend", "native", "--run-dir", folder)
+    assert qpnuclei("plan", *request).exit_code == 0
+    spoil(folder / "plan.json", how)
+    for phase in ("infer", "commit"):
+        assert "plan the run again" in qpnuclei(phase, folder).error.hint
+    assert qpnuclei(command, *request, *(RUN if command == "run" else ())).exit_code == 0
+    assert "it is replaced, and all images are planned anew" in caplog.text
+    if command == "plan":
+        assert qpnuclei("infer", folder, "--device", "cpu").exit_code == 0
+        assert qpnuclei("commit", folder, "--backend", "native").exit_code == 0
+    qpnuclei("export", project, "--by", "image", "-o", tmp_path / "counts.csv")
+    assert counts(tmp_path / "counts.csv") == {"a.bmp": 2, "b.png": 1}
+
+
 def test_other_options_do_the_slides_anew(slides: Path, tmp_path: Path, qpnuclei: Call) -> None:
     results = tmp_path / "results"
     command = ("run", slides / "b.png", "-o", results, *RUN, "--no-report", "--json")
