@@ -68,6 +68,13 @@ def check_speed(model: str | None, speed: Speed) -> None:
         )
 
 
+def is_file_name(model: str | Path) -> bool:
+    """Return whether a model is named by its file, and is not a packaged one."""
+    path = Path(model)
+    is_path = path.suffix == ".safetensors" or len(path.parts) > 1
+    return is_path or (bool(path.suffix) and path.is_file())
+
+
 def resolve_model(name_or_path: str | Path) -> Path:
     """Return the file of a packaged model, or of a path. The default gives its fine network.
 
@@ -76,8 +83,8 @@ def resolve_model(name_or_path: str | Path) -> Path:
     qpnuclei.errors.NotFoundError
         If there is no such model; the message lists the available names.
     """
-    path = Path(name_or_path)
-    if path.suffix == ".safetensors" or len(path.parts) > 1 or (path.suffix and path.is_file()):
+    if is_file_name(name_or_path):
+        path = Path(name_or_path)
         if not path.is_file():
             raise NotFoundError(f"no model file at {path}", "give a name or a .safetensors file")
         return path

@@ -29,6 +29,7 @@ from qpnuclei.system.files import (
     make_writable_folder,
     read_regular,
     remove_leftovers,
+    resolved,
     write_atomically,
 )
 from qpnuclei.system.interrupts import interrupt_postponed
@@ -302,7 +303,7 @@ def choose_folder(
     if options.run_dir is not None:
         folder = RunFolder(options.run_dir)
         of = folder.record().get("project")
-        if resume and of is not None and Path(str(of)) != project.path:
+        if resume and of is not None and not _is_path_of(str(of), project):
             raise UsageError(
                 f"{options.run_dir} holds a run of another project, {of}", "name another --run-dir"
             )
@@ -321,6 +322,14 @@ def choose_folder(
     free = next(runs / name for name in names if not (runs / name).exists())
     _drop_shards(runs)
     return RunFolder(free, project.path.parent)
+
+
+def _is_path_of(path: str, project: Project) -> bool:
+    """Return whether a path in a record, in any spelling, is that of a project."""
+    try:
+        return resolved(Path(path)) == resolved(project.path)
+    except ValueError:  # the record is damaged: this is the path of no file
+        return False
 
 
 def _drop_unstarted(runs: Path) -> None:

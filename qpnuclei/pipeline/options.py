@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -25,7 +25,7 @@ from qpnuclei.pipeline.positivity import check_thresholds
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.names import checked_class_name
 from qpnuclei.qupath.pixel_size import AskedMpp
-from qpnuclei.segmentation.engine import EngineOptions, views_of
+from qpnuclei.segmentation.engine import EngineOptions, absolute_model, views_of
 from qpnuclei.system.arguments import check_choice, listed
 from qpnuclei.system.threads import available_cores
 
@@ -122,11 +122,18 @@ class RunOptions:
             self.threshold,
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the options as JSON types."""
+    def to_json(self, absolute: Callable[[Path], Path] = Path.absolute) -> dict[str, Any]:
+        """Return the options as JSON types; paths mean the same files in any working folder.
+
+        Parameters
+        ----------
+        absolute : callable
+            Returns the absolute path to write for that of a folder or a model.
+        """
         content: dict[str, Any] = {
-            name: str(value) if isinstance(value, Path) else value
+            name: str(absolute(value)) if isinstance(value, Path) else value
             for name, value in dataclasses.asdict(self).items()
         }
+        content["model"] = absolute_model(self.model, absolute)
         content["selection"]["ids"] = [str(identifier) for identifier in self.selection.ids]
         return content

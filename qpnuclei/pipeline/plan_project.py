@@ -28,7 +28,7 @@ from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.names import file_stem
-from qpnuclei.segmentation.engine import EngineSpec, engine_specs
+from qpnuclei.segmentation.engine import EngineSpec, absolute_model, engine_specs
 from qpnuclei.system.checked import rechecked
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def plan_project(
     """Plan the images and write the plan."""
     specs = engine_specs(options.models)
     goes_on = conduct.resume and (conduct.extend or not folder.is_done)
-    earlier = _earlier_images(folder) if goes_on else {}
+    earlier = _earlier_images(folder, options) if goes_on else {}
     images: list[PlannedImage] = []
     committed: dict[str, str] = {}
     errors: dict[str, QpnucleiError] = {}
@@ -87,11 +87,11 @@ def plan_project(
                     committed[entry.id] = data
         conduct.check_stop()
     plan = RunPlan(
-        project=str(project.path),
+        project=str(project.path.absolute()),
         backend=project.backend,
         request=request_of(options),
         arguments=options.to_json(),
-        engines={model: asdict(spec) for model, spec in specs.items()},
+        engines={absolute_model(model): asdict(spec) for model, spec in specs.items()},
         images=tuple(images),
         failures=tuple(
             {"entry": entry_id, "error": error.what, "hint": error.hint}
@@ -118,13 +118,17 @@ def plan_project(
     return Planned(plan, committed, errors)
 
 
-def _earlier_images(folder: RunFolder) -> dict[str, PlannedImage]:
+def _earlier_images(folder: RunFolder, options: RunOptions) -> dict[str, PlannedImage]:
     """Return by entry ID the images of the plan in the folder; none if it cannot be read.
 
     A plan of another version, or a damaged one, is no error here: this plan replaces it.
     """
     try:
-        return {image.entry: image for image in folder.plan().images}
+        # The same model may be spelled in another way now.
+        return {
+            image.entry: replace(image, model=absolute_model(options.model_for(image.mpp)))
+            for image in folder.plan().images
+        }
     except NotFoundError:
         return {}
     except FormatError as error:
@@ -185,7 +189,7 @@ def _planned_image(
         name=plan.entry.name,
         folder=as_file_name(file_stem(plan.entry)),
         slide=slide,
-        model=plan.model,
+        model=absolute_model(plan.model),
         mpp=plan.scale.mpp,
         mpp_source=plan.mpp_source,
         downsample=plan.scale.downsample,

@@ -358,7 +358,7 @@ class RunSummary:
         """Return everything as JSON types, with the versions of the software."""
         started = datetime.fromtimestamp(self.started).astimezone()
         return {
-            "project": str(self.project),
+            "project": str(self.project.absolute()),
             "state": self.state,
             "request": self.request,
             "backend": self.backend,

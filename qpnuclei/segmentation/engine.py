@@ -11,6 +11,7 @@ import os
 import pkgutil
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias, get_args
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from qpnuclei.choices import Precision
 from qpnuclei.errors import UsageError
+from qpnuclei.models.registry import is_file_name
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.reinhard import ReinhardStatistics
 from qpnuclei.system.arguments import check_choice
@@ -266,6 +268,29 @@ def split_model(model: str) -> tuple[str, str]:
     if separator and len(engine) > 1 and not set(engine) & set("/\\."):
         return engine, name
     return OWN_ENGINE, model
+
+
+def absolute_model(model: str, absolute: Callable[[Path], Path] = Path.absolute) -> str:
+    """Return a model such that it means the same file in any working folder.
+
+    Parameters
+    ----------
+    model : str
+        As for `load_engine`. Names, and paths of missing files, stay as they are.
+    absolute : callable
+        Returns the absolute path to use for that of the model's file.
+
+    Examples
+    --------
+    >>> absolute_model("default")
+    'default'
+    """
+    engine, name = split_model(model)
+    if not os.path.isfile(name):  # noqa: PTH113 - Path.is_file raises for a folder of others
+        return model
+    if engine == OWN_ENGINE and not is_file_name(name):  # a packaged one, whatever is in the folder
+        return model
+    return model.removesuffix(name) + str(absolute(Path(name)))
 
 
 def engine_spec(model: str) -> EngineSpec:

@@ -254,6 +254,14 @@ def make_writable_folder(folder: Path) -> None:
         ) from error
 
 
+def resolved(path: Path) -> Path:
+    """Return the path that all spellings of a file share: absolute, without links.
+
+    The file need not exist. Unlike `Path.resolve`, a loop of links is no error here.
+    """
+    return Path(os.path.realpath(path))
+
+
 def check_folder(folder: Path, what: str) -> None:
     """Check that a folder to read from exists.
 

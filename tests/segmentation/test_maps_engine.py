@@ -19,6 +19,7 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.segmentation.engine import (
     EngineOptions,
+    absolute_model,
     engine_spec,
     engines,
     load_engine,
@@ -85,6 +86,20 @@ def test_engines_are_found_by_name() -> None:
     assert "maps" in str(caught.value.hint)
     with pytest.raises(NotFoundError, match="no model named 'heavy'"):
         engine_spec("heavy")
+
+
+def test_a_model_file_is_named_by_its_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("default", "m.safetensors", "m.onnx"):
+        Path(name).touch()
+    assert absolute_model("m.safetensors") == str(tmp_path / "m.safetensors")
+    assert absolute_model("maps:m.safetensors") == f"maps:{tmp_path / 'm.safetensors'}"
+    assert absolute_model("onnx:./m.onnx") == f"onnx:{tmp_path / 'm.onnx'}"
+    # The packaged model has the name of a file here.
+    for model in ("default", "maps:default", "onnx:missing.onnx", "x" * 300, "onnx:"):
+        assert absolute_model(model) == model
 
 
 def test_an_engine_that_cannot_be_imported_is_no_obstacle_to_others(

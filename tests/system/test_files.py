@@ -17,6 +17,7 @@ from qpnuclei.system.files import (
     atomic_path,
     make_folder_below,
     remove_leftovers,
+    resolved,
     temporary_prefix,
     write_atomically,
 )
@@ -25,6 +26,12 @@ from qpnuclei.system.processes import Process
 AS_ROOT = pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may give files away"
 )
+
+
+def test_a_loop_of_links_has_a_path(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert resolved(tmp_path / "a").parent == tmp_path.resolve()
 
 
 def test_only_leftovers_of_ended_processes_of_this_computer_are_removed(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from qpnuclei.pipeline.inference.remote import (
 )
 from qpnuclei.pipeline.inference.units import NO_LIMITS, Limits
 from qpnuclei.pipeline.options import RunOptions
-from qpnuclei.segmentation.engine import EngineSpec
+from qpnuclei.segmentation.engine import EngineSpec, absolute_model
 from qpnuclei.system.memory import keep_freed_memory
 
 #: Units per process: it computes the next one while its last result is handled here.
@@ -272,7 +272,7 @@ def _work(pipe: _Pipe, options: RunOptions) -> None:
     with keep_freed_memory():
         try:
             for model in options.models:
-                cached_engine(model, options.engine)
+                cached_engine(absolute_model(model), options.engine)  # as in an order
         except QpnucleiError as error:
             pipe.send(type(error)(error.what, error.hint))
             return

@@ -31,7 +31,13 @@ from qpnuclei.pipeline.inference.shards import About, pack_unit
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.layout import WorkUnit
 from qpnuclei.pipeline.planning.plan_file import PlannedImage, check_same_model
-from qpnuclei.segmentation.engine import Engine, EngineOptions, EngineSpec, load_engine
+from qpnuclei.segmentation.engine import (
+    Engine,
+    EngineOptions,
+    EngineSpec,
+    absolute_model,
+    load_engine,
+)
 from qpnuclei.slides.slide import Slide
 from qpnuclei.system.threads import available_cores
 from qpnuclei.system.timing import Stopwatch
@@ -120,10 +126,10 @@ class Job:
         task = self.task
         folder = task.folder.path.absolute()
         model = options.model_for(task.image.mpp)
-        exact = replace(options, model=model, speed="auto")
-        return Order(
-            task.image, task.unit, specs[model], exact, slides_from, folder, token, limit_s
-        )
+        # The other process may have another working folder.
+        exact = replace(options, model=absolute_model(model), speed="auto")
+        slides = None if slides_from is None else slides_from.absolute()
+        return Order(task.image, task.unit, specs[model], exact, slides, folder, token, limit_s)
 
     def outcome(self, delivery: Delivery, tries: int = 1) -> Outcome | None:
         """Return the outcome of the unit; None if it should be tried again.

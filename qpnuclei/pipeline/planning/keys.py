@@ -15,6 +15,7 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.plan_parts import PlannedSlide
 from qpnuclei.qupath.model import Annotation
 from qpnuclei.segmentation.engine import EngineSpec
+from qpnuclei.system.files import resolved
 
 #: Options that may change when a run is continued. The pixel size that is given for an image is
 #: one of its own inputs: for the other images nothing changes.
@@ -23,7 +24,7 @@ _NOT_OF_REQUEST = frozenset({"device", "batch_size", "workers", "force", "run_di
 
 def request_of(options: RunOptions) -> str:
     """Return a hash of the request of a run. A run that continues it has the same hash."""
-    content = options.to_json()
+    content = options.to_json(resolved)  # for any spelling of a path
     return hash_of({name: content[name] for name in content if name not in _NOT_OF_REQUEST})
 
 

@@ -187,7 +187,7 @@ def test_a_run_that_waits_for_the_first_worker_ends_when_it_is_told_to(
 
 
 def test_where_a_worker_does_not_see_the_folder_it_sends_the_shard(
-    tmp_path: Path, quick: RunOptions
+    tmp_path: Path, quick: RunOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = make_project(tmp_path / "place", 1)
     project = open_project(place / "project")
@@ -214,6 +214,13 @@ def test_where_a_worker_does_not_see_the_folder_it_sends_the_shard(
     assert isinstance(other.error, UsageError)
     wrong = remote.compute_unit(replace(order, spec=replace(order.spec, sha256="0" * 64)))
     assert "is not the one that was planned" in wrong.error.what
+    # A worker may have another working folder.
+    monkeypatch.chdir(place)
+    near = replace(quick, model=f"onnx:{os.path.relpath(quick.model.removeprefix('onnx:'))}")
+    order = remote.Job(task).order(engine_specs(near.models), near, Path())
+    monkeypatch.chdir(tmp_path)
+    delivered = remote.compute_unit(order)
+    assert (delivered.error, delivered.nuclei) == (None, sent.nuclei)
     # A slide that is not there is none of the unit.
     lost = remote.compute_unit(replace(order, slides_from=tmp_path / "place" / "project"))
     assert isinstance(lost.error, NotFoundError)
