@@ -68,8 +68,7 @@ def plan_run(
             planned = plan_project(project, entries, options, folder, conduct)
             todo = [i for i in planned.plan.images if i.entry not in planned.committed]
             check_space(need_of_shards(folder, todo))
-            names = {entry.id: entry.name for entry in entries}
-            summary = RunSummary.begun(project, names, planned.plan, options, folder.path)
+            summary = RunSummary.begun(project, planned.plan, options, folder.path)
             for entry_id, error in planned.errors.items():
                 summary.fail(entry_id, error, entry_id in planned.committed)
             summary.state = "planned"
@@ -169,8 +168,11 @@ def commit_run(
     with locked(project.path.parent), folder.logging():
         todo = [image for image in plan.images if not _is_saved(folder, image)]
         check_space(need_of_results(project, todo, options))
-        names = {image.entry: image.name for image in plan.images}
-        summary = RunSummary.begun(project, names, plan, options, folder.path)
+        summary = RunSummary.begun(project, plan, options, folder.path)
+        there = {image.entry for image in plan.images}
+        for unplanned in plan.failures:
+            error = QpnucleiError(unplanned.error, unplanned.hint)
+            summary.fail(unplanned.entry, error, unplanned.entry in there)
         # The device that computed the images already committed.
         summary.device = str(folder.record().get("device", ""))
         failed = folder.failed()
@@ -221,7 +223,7 @@ def _planned_entries(project: Project, folder: RunFolder, plan: RunPlan) -> dict
         If it has none of them: it is another project.
     """
     # Other projects use the same IDs, so the name must agree too.
-    names = {image.entry: image.name for image in plan.images}
+    names = plan.names
     found = {entry.id: entry for entry in project.images if names.get(entry.id) == entry.name}
     if names and not found:
         raise UsageError(

@@ -17,7 +17,7 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import ImagePlan, NothingToDo, plan_image
 from qpnuclei.pipeline.planning.keys import inputs_of, request_of
 from qpnuclei.pipeline.planning.layout import divide
-from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan
+from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan, UnplannedImage
 from qpnuclei.pipeline.planning.plan_parts import (
     PlannedRegion,
     PlannedSlide,
@@ -92,9 +92,10 @@ def plan_project(
         request=request_of(options),
         arguments=options.to_json(),
         engines={absolute_model(model): asdict(spec) for model, spec in specs.items()},
+        names={entry.id: entry.name for entry in entries},
         images=tuple(images),
         failures=tuple(
-            {"entry": entry_id, "error": error.what, "hint": error.hint}
+            UnplannedImage(entry=entry_id, error=error.what, hint=error.hint)
             for entry_id, error in errors.items()
         ),
         nothing_to_do=nothing,

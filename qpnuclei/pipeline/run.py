@@ -61,8 +61,7 @@ def analyse_project(
             todo = [image for image in plan.images if image.entry not in planned.committed]
             check_space(need_of_shards(folder, todo) + need_of_results(project, todo, options))
             by_id = {entry.id: entry for entry in entries}
-            names = {entry.id: entry.name for entry in entries}
-            summary = RunSummary.begun(project, names, plan, options, folder.path)
+            summary = RunSummary.begun(project, plan, options, folder.path)
             summary.device = computer.device
             summary.save_soon(always=True)
 
@@ -107,9 +106,6 @@ def analyse_project(
                 summary.state = "stopped"
                 summary.save_soon(always=True)
                 raise
-            place = {entry.id: number for number, entry in enumerate(entries)}
-            summary.images.sort(key=lambda result: place[result.entry])
-            summary.failures.sort(key=lambda failure: place[failure.entry])
             summary.finish()
             folder.note("%s: %s", summary.state, number_of(summary.nuclei, "nucleus"))
             with interrupt_postponed():

@@ -203,9 +203,10 @@ class RunSummary:
     models : list of dict
         The models of its images, see `describe_model`: of the default, one network or both.
     planned : mapping of str to str
-        Names of the images, by entry ID. At the end, each is among the `images` that were done, the
-        `failures`, or the others (`not_done`). An image that an earlier start has done, and that
-        can no longer be planned, is among both `images` and `failures`.
+        Names of the images, by entry ID, in the order of the project. At the end, each is among the
+        `images` that were done, the `failures`, or the others (`not_done`). An image that an
+        earlier start has done, and that can no longer be planned, is among both `images` and
+        `failures`.
     nothing_to_do : mapping of str to str
         Reason why an image was not analysed, by entry ID.
     state : str
@@ -234,12 +235,7 @@ class RunSummary:
 
     @classmethod
     def begun(
-        cls,
-        project: Project,
-        planned: dict[str, str],
-        plan: RunPlan,
-        options: RunOptions,
-        run_dir: Path,
+        cls, project: Project, plan: RunPlan, options: RunOptions, run_dir: Path
     ) -> RunSummary:
         """Return the record of a run at its start."""
         return cls(
@@ -249,7 +245,7 @@ class RunSummary:
             models=[describe_model(spec) for spec in plan.models_used],
             device="",
             run_dir=run_dir,
-            planned=planned,
+            planned=dict(plan.names),
             nothing_to_do=dict(plan.nothing_to_do),
             request=plan.request,
         )
@@ -275,7 +271,10 @@ class RunSummary:
         self.earlier.add(image.entry)
 
     def finish(self) -> None:
-        """Mark the run as finished."""
+        """Mark the run as finished, and list its images in the order of the project."""
+        place = {entry_id: number for number, entry_id in enumerate(self.planned)}
+        self.images.sort(key=lambda result: place[result.entry])
+        self.failures.sort(key=lambda failure: place[failure.entry])
         self.state = "failed" if self.failures else "done"
 
     def fail(self, entry_id: str, error: QpnucleiError, is_written: bool = False) -> None:

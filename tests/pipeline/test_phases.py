@@ -18,8 +18,10 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from typer.testing import CliRunner
 
 import qpnuclei
+from qpnuclei.cli.app import app
 from qpnuclei.errors import (
     FormatError,
     NotFoundError,
@@ -30,11 +32,12 @@ from qpnuclei.errors import (
 )
 from qpnuclei.pipeline.inference import computing, units
 from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.phases import commit_run, infer_run, plan_run
 from qpnuclei.pipeline.planning.layout import layout_of
 from qpnuclei.pipeline.planning.plan_file import RunPlan
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
-from qpnuclei.pipeline.summary import is_due
+from qpnuclei.pipeline.summary import RunSummary, is_due
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import open_project
@@ -121,6 +124,58 @@ def test_phases_on_several_machines_are_one_run(tmp_path: Path) -> None:
     log = (tmp_path / "run" / "run.log").read_text().splitlines()
     assert sum("unit 0000" in line for line in log) == 8
     assert log[-1].endswith(f"done: {directly.nuclei} nuclei")
+
+
+def test_images_that_could_not_be_planned_are_in_the_record_of_the_commit(tmp_path: Path) -> None:
+    place = make_project(tmp_path / "place", 4)
+    qpnuclei.run(place / "project", OPTIONS, images=["2.tif"])
+    (place / "1.tif").rename(tmp_path / "away")
+    options = replace(OPTIONS, on_existing="skip")
+    copy = open_project(shutil.copytree(place / "project", tmp_path / "copy"))
+    expected = analyse_project(copy, copy.images, options)
+    assert [failure.name for failure in expected.failures] == ["1.tif"]
+    assert [image["image"] for image in expected.not_done] == ["2.tif"]
+
+    opened = open_project(place / "project")
+
+    def phases() -> RunSummary:
+        folder, *_ = plan_run(opened, opened.images, options, units.Conduct(resume=True))
+        assert infer_run(folder, options) == []
+        return commit_run(opened, folder, options)
+
+    summary = phases()
+    records = [json.loads((s.run_dir / "run.json").read_text()) for s in (summary, expected)]
+    for key in ("state", "failures", "not_done"):
+        assert records[0][key] == records[1][key]
+    assert [image.name for image in summary.images] == ["0.tif", "3.tif"]
+
+    # When the slide is back, the same commands do only what is missing.
+    first = opened.images[0]
+    objects = first.read()
+    first.write(Edit(remove=frozenset(objects.detections.ids[::2])), objects.fingerprint)
+    data = [image.data_path.read_bytes() for image in opened.images]
+    (tmp_path / "away").rename(place / "1.tif")
+    again = phases()
+    assert (again.run_dir, again.state, again.resumed) == (summary.run_dir, "done", 2)
+    assert [image.name for image in again.images] == ["0.tif", "1.tif", "3.tif"]
+    now = [image.data_path.read_bytes() for image in opened.images]
+    assert [now[i] == data[i] for i in range(4)] == [True, False, True, True]
+    # A finished run is not continued.
+    assert plan_run(opened, opened.images, options)[0].path != summary.run_dir
+
+
+def test_a_plan_without_any_image_that_can_be_read_fails(tmp_path: Path) -> None:
+    project = make_project(tmp_path / "place", 1) / "project"
+    (tmp_path / "place" / "0.tif").unlink()
+    arguments = ["plan", str(project), "--roi", "Tumor", "--run-dir", str(tmp_path / "run")]
+    assert CliRunner().invoke(app, arguments).exit_code == 1
+    assert CliRunner().invoke(app, ["infer", str(tmp_path / "run")]).exit_code == 0
+    for extra in ([], ["--fail-fast"]):
+        done = CliRunner().invoke(app, ["commit", str(tmp_path / "run"), "--json", *extra])
+        assert done.exit_code == 1
+        record = json.loads(done.stdout)
+        assert record["state"] == "failed"
+        assert [failure["image"] for failure in record["failures"]] == ["0.tif"]
 
 
 def test_a_copy_of_the_project_is_committed_into(tmp_path: Path) -> None:
@@ -416,6 +471,14 @@ def test_no_name_in_a_plan_leads_out_of_its_folder(
     refused = r"plan\.json is not the plan of a run: 'images\.0'.* is not a file name"
     with pytest.raises(FormatError, match=refused):
         qpnuclei.infer(tmp_path)
+
+
+def test_a_plan_that_does_not_name_an_image_is_refused(a_plan: Path, tmp_path: Path) -> None:
+    plan = json.loads(a_plan.read_text())
+    plan["names"] = {}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(FormatError, match="'names' lacks the image with the ID 1"):
+        qpnuclei.commit(tmp_path)
 
 
 def test_nor_does_a_link(a_plan: Path, tmp_path: Path) -> None:

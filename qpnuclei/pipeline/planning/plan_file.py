@@ -130,6 +130,14 @@ class PlannedImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         )
 
 
+class UnplannedImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An image that could not be planned, and why."""
+
+    entry: str
+    error: str
+    hint: str
+
+
 class RunPlan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The content of ``plan.json``.
 
@@ -141,8 +149,12 @@ class RunPlan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Hash of what the run was asked for.
     engines : dict of str to dict
         The `EngineSpec` of each model.
-    failures : list of dict
-        Images that could not be planned: ``image``, ``entry``, ``error``, ``hint``.
+    names : dict of str to str
+        Names of all images of the run by entry, in the order of the project. Each is in `images`,
+        `failures` or `nothing_to_do`; one that an earlier start of the run has finished, and that
+        could not be planned again, is in both `images` and `failures`.
+    failures : tuple of UnplannedImage
+        Images that could not be planned.
     nothing_to_do : dict of str to str
         By entry, why there is nothing to do in an image.
     """
@@ -154,9 +166,16 @@ class RunPlan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     request: str
     arguments: dict[str, Any]
     engines: dict[str, dict[str, Any]]
+    names: dict[str, str]
     images: tuple[PlannedImage, ...]
-    failures: tuple[dict[str, str], ...] = ()
+    failures: tuple[UnplannedImage, ...] = ()
     nothing_to_do: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        entries = {image.entry for image in self.images}
+        entries.update((image.entry for image in self.failures), self.nothing_to_do)
+        if unnamed := entries.difference(self.names):
+            raise ValueError(f"'names' lacks the image with the ID {min(unnamed)}")
 
     @classmethod
     def read(cls, path: Path) -> RunPlan:
