@@ -207,7 +207,10 @@ def commit(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the nuclei that infer found into the project. Images already written are skipped.
+    """Write the nuclei that infer found into the project.
+
+    Images already written are skipped; only missing copies (--geojson, --parquet) of their nuclei
+    are written, as the run found them.
 
     Needs the project, but neither slides nor model for images that infer has finished.
 

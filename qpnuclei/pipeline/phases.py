@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from qpnuclei.errors import (
     number_of,
     standing_alone,
 )
-from qpnuclei.pipeline.commit.commit_image import commit_image, committed_image, device_of
+from qpnuclei.pipeline.commit.commit_image import commit_image, committed_image, device_of, note_of
+from qpnuclei.pipeline.commit.copies import are_missing
 from qpnuclei.pipeline.folder import RunFolder, choose_folder
 from qpnuclei.pipeline.inference.computing import computing
 from qpnuclei.pipeline.inference.join import join_image
@@ -32,8 +33,8 @@ from qpnuclei.pipeline.planning.keys import request_of
 from qpnuclei.pipeline.planning.layout import layout_of
 from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan
 from qpnuclei.pipeline.positivity import require_some_dab
-from qpnuclei.pipeline.space import check_space, need_of_results, need_of_shards
-from qpnuclei.pipeline.summary import ImageNote, RunSummary
+from qpnuclei.pipeline.space import check_space, need_of_copies, need_of_results, need_of_shards
+from qpnuclei.pipeline.summary import RunSummary
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.segmentation.engine import engine_specs, load_engine
@@ -167,7 +168,14 @@ def commit_run(
     engine = cache(lambda model: load_engine(model, options.engine))
     with locked(project.path.parent), folder.logging():
         todo = [image for image in plan.images if not _is_saved(folder, image)]
-        check_space(need_of_results(project, todo, options))
+        lacking = _without_copies(project, entries, folder, plan, options)
+        check_space(need_of_results(project, todo, options) + need_of_copies(lacking, options))
+        if lacking:
+            _log.info(
+                "the copies of %s already in the project are of the nuclei as this run wrote them; "
+                "qpnuclei export --by nucleus has their present state",
+                number_of(len(lacking), "image"),
+            )
         summary = RunSummary.begun(project, plan, options, folder.path)
         there = {image.entry for image in plan.images}
         for unplanned in plan.failures:
@@ -254,5 +262,38 @@ def _after_conflict(folder: RunFolder, options: RunOptions) -> str:
 
 def _is_saved(folder: RunFolder, image: PlannedImage) -> bool:
     """Return whether the folder says that the nuclei of an image are in the project."""
-    known = ImageNote.read(folder.result_path(image))
+    known = note_of(folder, image)
     return known is not None and known.is_saved
+
+
+def _without_copies(
+    project: Project,
+    entries: Mapping[str, ImageEntry],
+    folder: RunFolder,
+    plan: RunPlan,
+    options: RunOptions,
+) -> list[PlannedImage]:
+    """Return the images already in the project of which a requested copy is missing.
+
+    Raises
+    ------
+    UsageError
+        If the folder no longer has the nuclei of one: the next run removes the shards.
+    """
+    lacking: list[PlannedImage] = []
+    for image in plan.images:
+        entry, note = entries.get(image.entry), note_of(folder, image)
+        if entry is None or note is None or not note.is_saved:
+            continue
+        if not are_missing(entry, options, note):
+            continue
+        path = folder.shard(image, layout_of(image, plan.spec(image), options).name)
+        if not path.exists():
+            raise UsageError(
+                f"no copies of the nuclei of image {image.name}: {path} was removed",
+                "commit without --geojson and --parquet; what the project has is written by: "
+                f"qpnuclei export {shlex.quote(str(project.path))} --by nucleus -o nuclei.parquet "
+                "(or .geojson)",
+            )
+        lacking.append(image)
+    return lacking

@@ -66,8 +66,14 @@ def need_of_results(
     nuclei = NUCLEI_PER_MM2 * sum(map(_area_mm2, todo))
     outlines = 1 if options.cell_expansion_um == 0 else 2
     needs = [Need(folder, outlines * PROJECT_BYTES * nuclei + sum(data) + max(data, default=0))]
+    return needs + need_of_copies(todo, options)
+
+
+def need_of_copies(images: Iterable[PlannedImage], options: RunOptions) -> list[Need]:
+    """Return the space that the requested copies of some images need."""
+    nuclei = NUCLEI_PER_MM2 * sum(map(_area_mm2, images))
     copies = (options.parquet_dir, PARQUET_BYTES), (options.geojson_dir, GEOJSON_BYTES)
-    return needs + [Need(place, size * nuclei) for place, size in copies if place is not None]
+    return [Need(place, size * nuclei) for place, size in copies if place is not None]
 
 
 def check_space(needs: Iterable[Need]) -> None:

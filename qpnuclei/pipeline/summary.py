@@ -157,13 +157,18 @@ class ImageNote:
     is_saved : bool
         Whether the project is saved, and the regions are counted.
     result : ImageResult
-    again : tuple of UUID
-        Until then: nuclei found that an earlier run had already written, see `NewNuclei`.
+    again, as_locked : tuple of UUID
+        Nuclei found that were not written, see `NewNuclei`. The project does not tell this any more
+        once the nuclei are in it.
+    copies : tuple of str
+        Absolute paths of the files beside the project that hold the nuclei, too.
     """
 
     is_saved: bool
     result: ImageResult
     again: tuple[UUID, ...] = ()
+    as_locked: tuple[UUID, ...] = ()
+    copies: tuple[str, ...] = ()
 
     def save(self, path: Path) -> None:
         """Write the note.

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from qpnuclei.errors import SaveError, number_of
-from qpnuclei.pipeline.commit.copies import write_copies
+from qpnuclei.pipeline.commit.copies import are_missing, paths_of_copies, write_copies
 from qpnuclei.pipeline.commit.new_nuclei import NewNuclei, new_nuclei
 from qpnuclei.pipeline.commit.replan import regions_now
 from qpnuclei.pipeline.commit.write_back import Written, loss_note, write_back
@@ -61,7 +61,7 @@ def commit_image(
         with suppress(SaveError):
             folder.make_for(path)
             result = replace(result, replaced=planned.replaced)
-            ImageNote(False, result, tuple(planned.nuclei.again)).save(path)
+            _note(planned.nuclei, result).save(path)
 
     with interrupt_postponed():
         written = write_back(project, of_image, nuclei, options, folder.path, note)
@@ -72,8 +72,9 @@ def commit_image(
             **_counted(written.plan, doubts.regions),
             notes=_notes(image, written.nuclei, options, loss),
         )
+        made = replace(_note(written.nuclei, result), is_saved=True)
         with suppress(SaveError):
-            ImageNote(True, result).save(path)
+            replace(made, copies=paths_of_copies(entry, options)).save(path)
     count = number_of(result.nuclei, "nucleus")
     folder.note("image %s: %s saved in the project", image.name, count)
     return result
@@ -90,6 +91,9 @@ def committed_image(
 ) -> ImageResult:
     """Return the result of an image that this run has already written into the project.
 
+    Requested copies that an earlier start did not write are written: they hold the nuclei that the
+    run wrote, also those that were removed from the project since.
+
     Parameters
     ----------
     data : str
@@ -97,18 +101,24 @@ def committed_image(
         by a filter or in QuPath, they are counted again.
     """
     path = folder.result_path(image)
-    known = ImageNote.read(path)
-    if known is not None and known.result.marker != image.marker:
-        known = None  # of an earlier attempt of this run
+    known = note_of(folder, image)
     if known is not None and known.is_saved:
         result = known.result
+        lacks_copies = are_missing(entry, options, known)
+        if result.data == data and not lacks_copies:
+            return result
+        layout = layout_of(image, spec, options)
+        plan = _image_plan(entry, entry.read(), image, layout)
+        if lacks_copies:
+            found = ImageNuclei(folder.shard(image, layout.name), layout.key)
+            write_copies(project, plan, new_nuclei(plan, found, options, note=known), options)
+            copies = dict.fromkeys([*known.copies, *paths_of_copies(entry, options)])
+            known = replace(known, copies=tuple(copies))
         if result.data != data:
-            layout = layout_of(image, spec, options)
-            plan = _image_plan(entry, entry.read(), image, layout)
             checks = [_check_now(plan, region, result) for region in plan.regions]
             result = replace(result, check=plan.record.check, **_counted(plan, checks))
-            with suppress(SaveError):
-                ImageNote(True, result).save(folder.make_for(path))
+        with suppress(SaveError):
+            replace(known, result=result).save(folder.make_for(path))
         return result
     # The run was killed between the save and this step.
     layout = layout_of(image, spec, options)
@@ -116,9 +126,8 @@ def committed_image(
     about = found.about
     doubts = Check.of(about.checks)
     # Now the project holds them all: only the note tells which of them are of earlier runs.
-    earlier = frozenset(known.again if known else ())
-    of_image = replace(_image_plan(entry, entry.read(), image, layout), taken=earlier)
-    nuclei = new_nuclei(of_image, found, options, doubts)
+    of_image = replace(_image_plan(entry, entry.read(), image, layout), taken=frozenset())
+    nuclei = new_nuclei(of_image, found, options, doubts, known)
     with interrupt_postponed():
         write_copies(project, of_image, nuclei, options)
         result = known.result if known else _result(image, layout, of_image, nuclei, about)
@@ -128,14 +137,26 @@ def committed_image(
             **_counted(of_image, doubts.regions),
             notes=_notes(image, nuclei, options, loss),
         )
+        made = replace(_note(nuclei, result), is_saved=True)
         with suppress(SaveError):
-            ImageNote(True, result).save(folder.make_for(path))
+            replace(made, copies=paths_of_copies(entry, options)).save(folder.make_for(path))
     return result
+
+
+def note_of(folder: RunFolder, image: PlannedImage) -> ImageNote | None:
+    """Return what the folder notes of an image, unless it is of an earlier attempt of the run."""
+    known = ImageNote.read(folder.result_path(image))
+    return known if known is not None and known.result.marker == image.marker else None
 
 
 def device_of(folder: RunFolder, image: PlannedImage, layout: Layout) -> str:
     """Return the device on which the network ran for an image, from its shards."""
     return ImageNuclei(folder.shard(image, layout.name), layout.key).about.device
+
+
+def _note(nuclei: NewNuclei, result: ImageResult) -> ImageNote:
+    """Return the note of nuclei that will be saved."""
+    return ImageNote(False, result, tuple(nuclei.again), tuple(nuclei.as_locked))
 
 
 def _notes(
@@ -180,7 +201,7 @@ def _result(
         waited=dict(about.waited or {}),
         notes=image.notes,
         locked=len(plan.locked.ids),
-        as_locked=nuclei.as_locked,
+        as_locked=len(nuclei.as_locked),
         marker=image.marker,
     )
 

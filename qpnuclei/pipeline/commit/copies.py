@@ -11,10 +11,23 @@ from qpnuclei.pipeline.commit.new_nuclei import NewNuclei, ids_of
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import ImagePlan
 from qpnuclei.pipeline.positivity import NucleusClasses, classes_of_nuclei
+from qpnuclei.pipeline.summary import ImageNote
 from qpnuclei.qupath.geojson.writing import write_groups
-from qpnuclei.qupath.model import Project
+from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.names import file_stem
 from qpnuclei.system.files import atomic_file, make_folder_below
+
+
+def paths_of_copies(entry: ImageEntry, options: RunOptions) -> tuple[str, ...]:
+    """Return the absolute paths of the requested copies of an image's nuclei."""
+    paths = (_geojson_path(entry, options), _parquet_path(entry, options))
+    return tuple(str(path.absolute()) for path in paths if path is not None)
+
+
+def are_missing(entry: ImageEntry, options: RunOptions, note: ImageNote) -> bool:
+    """Return whether a requested copy of an image's nuclei was not written, or is gone."""
+    paths = paths_of_copies(entry, options)
+    return any(path not in note.copies or not Path(path).exists() for path in paths)
 
 
 def write_copies(project: Project, plan: ImagePlan, nuclei: NewNuclei, options: RunOptions) -> None:
@@ -25,16 +38,24 @@ def write_copies(project: Project, plan: ImagePlan, nuclei: NewNuclei, options: 
     SaveError
         If one cannot be written.
     """
-    stem = file_stem(plan.entry)
     classes = classes_of_nuclei(options.class_name, options.positive_thresholds, project)
     for folder in (options.geojson_dir, options.parquet_dir):
         if folder is not None:  # the run made it at its start
             make_folder_below(folder.absolute().parent, folder)
-    if options.geojson_dir is not None:
-        path = options.geojson_dir / f"{stem}.geojson.gz"
+    if (path := _geojson_path(plan.entry, options)) is not None:
         write_groups(path, nuclei.groups([None] * len(plan.regions), classes))
-    if options.parquet_dir is not None:
-        write_parquet(options.parquet_dir / f"{stem}.parquet", plan, nuclei, classes)
+    if (path := _parquet_path(plan.entry, options)) is not None:
+        write_parquet(path, plan, nuclei, classes)
+
+
+def _geojson_path(entry: ImageEntry, options: RunOptions) -> Path | None:
+    folder = options.geojson_dir
+    return None if folder is None else folder / f"{file_stem(entry)}.geojson.gz"
+
+
+def _parquet_path(entry: ImageEntry, options: RunOptions) -> Path | None:
+    folder = options.parquet_dir
+    return None if folder is None else folder / f"{file_stem(entry)}.parquet"
 
 
 def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei, classes: NucleusClasses) -> None:

@@ -20,6 +20,7 @@ from qpnuclei.pipeline.inference.plausibility import Check
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import ImagePlan
 from qpnuclei.pipeline.positivity import NucleusClasses
+from qpnuclei.pipeline.summary import ImageNote
 from qpnuclei.qupath.model import DetectionGroup, ImageEntry
 from qpnuclei.qupath.regions import region_of
 from qpnuclei.system.sequences import MadeOnDemand
@@ -43,7 +44,7 @@ class NewNuclei:
         Nuclei outside all regions, which are not written.
     doubts : Check
         Doubts about the nuclei.
-    as_locked : int
+    as_locked : frozenset of UUID
         Nuclei not written because a locked nucleus of an earlier run is in the same place.
     again : frozenset of UUID
         Nuclei not written because they exist already, found by an earlier run (only if appended).
@@ -56,7 +57,7 @@ class NewNuclei:
     counts: npt.NDArray[np.int64]
     outside: int
     doubts: Check = _NO_DOUBTS
-    as_locked: int = 0
+    as_locked: frozenset[UUID] = frozenset()
     again: frozenset[UUID] = frozenset()
     found: Sequence[NucleiTable] = ()
 
@@ -137,6 +138,7 @@ def new_nuclei(
     found: Sequence[NucleiTable],
     options: RunOptions,
     doubts: Check = _NO_DOUBTS,
+    note: ImageNote | None = None,
 ) -> NewNuclei:
     """Assign each nucleus to its regions; leave out nuclei that are in none.
 
@@ -148,13 +150,18 @@ def new_nuclei(
     ----------
     found : sequence of NucleiTable
         In level-0 px. They are read in order, and again when they are written.
+    note : ImageNote, optional
+        Of the same nuclei, if the run has written them already: the same ones are left out.
     """
     known = plan.taken if options.on_existing == "append" else frozenset[UUID]()
+    locked = shapely.STRtree(plan.locked.outlines)
+    if note is not None:
+        known, locked = frozenset(note.again + note.as_locked), shapely.STRtree([])
     counts = np.zeros((len(found), len(plan.regions)), np.int64)
     orders: list[npt.NDArray[np.int64] | None] = []
-    locked = shapely.STRtree(plan.locked.outlines)
-    outside = as_locked = 0
+    outside = 0
     again: set[UUID] = set()
+    as_locked: set[UUID] = set()
     for number, of_table in enumerate(counts):
         table = found[number]
         region = region_of(table.centroids(), plan.regions)
@@ -167,7 +174,7 @@ def new_nuclei(
         if len(locked):
             rows = np.flatnonzero(region >= 0)
             in_place = rows[are_in_place_of(table.polygons()[rows], locked)]
-            as_locked += len(in_place)
+            as_locked.update(ids_of(table.take(in_place), plan.entry))
             region[in_place] = -1
         by_region = np.argsort(region, kind="stable")[np.count_nonzero(region < 0) :]
         as_it_is = np.array_equal(by_region, np.arange(len(table)))
@@ -175,7 +182,14 @@ def new_nuclei(
         of_table += np.bincount(region[by_region], minlength=len(of_table))
     tables = _Sorted(found, orders)
     return NewNuclei(
-        plan.entry, tables, counts, outside, doubts, as_locked, frozenset(again), found
+        plan.entry,
+        tables,
+        counts,
+        outside,
+        doubts,
+        frozenset(as_locked if note is None else note.as_locked),
+        frozenset(again if note is None else note.again),
+        found,
     )
 
 

@@ -1,4 +1,4 @@
-"""The GeoJSON and Parquet copies hold what the run has added, also after a kill."""
+"""The GeoJSON and Parquet copies hold what the run has added, also after a kill, or later."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
 
+import qpnuclei
+from qpnuclei.cli.app import app
+from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.pipeline.commit import write_back
+from qpnuclei.pipeline.folder import RunFolder
+from qpnuclei.pipeline.phases import commit_run
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.qupath.model import Edit
 from qpnuclei.qupath.native import open_project
-from tests.pipeline.commit.test_locked import OPTIONS, Killed
+from tests.pipeline.commit.test_locked import OPTIONS, Killed, lock
 from tests.pipeline.killing import content, make_project
 
 
@@ -56,3 +62,66 @@ def test_copies_of_an_appending_run_that_was_killed_after_the_save(
     assert (resumed.resumed, resumed.nuclei) == (1, len(lost))
     assert copies(tmp_path / "copies") == expected
     assert content(killed) == content(place)
+
+
+@pytest.mark.parametrize("on_existing", ["append", "replace"])
+def test_copies_that_are_asked_for_later_are_those_of_the_run(
+    tmp_path: Path, on_existing: str
+) -> None:
+    place = make_project(tmp_path / "place", 1)
+    project = open_project(place / "project")
+    (image,) = project.images
+    analyse_project(project, project.images, OPTIONS)
+    objects = image.read()
+    ours = list(filter(is_ours, objects.detections.ids))
+    image.write(Edit(remove=frozenset(ours[::2])), objects.fingerprint)
+    lock(image, ours[1::4])  # the run finds those in their place and does not write them
+
+    options = replace(OPTIONS, on_existing=on_existing)
+    folder = RunFolder(qpnuclei.infer(qpnuclei.plan(project, options), device="cpu"))
+    copying = replace(options, geojson_dir=tmp_path / "at once", parquet_dir=tmp_path / "at once")
+    beside = open_project(shutil.copytree(place / "project", tmp_path / "beside"))
+    copy = RunFolder(Path(shutil.copytree(folder.path, tmp_path / "run")))
+    commit_run(beside, copy, copying)
+    expected = copies(tmp_path / "at once")
+    assert len(expected) == 2
+
+    summary = commit_run(project, folder, options)
+    # The user goes on working with the image.
+    objects = image.read()
+    written = [i for i in objects.detections.ids if is_ours(i) and i not in ours[1::2]]
+    image.write(Edit(remove=frozenset(written[::3])), objects.fingerprint)
+    lock(image, written[1::3])
+    before = content(place)
+    later = replace(options, geojson_dir=tmp_path / "later", parquet_dir=tmp_path / "later")
+    for _ in range(2):
+        again = commit_run(project, folder, later)
+        assert (again.state, again.resumed, again.nuclei) == ("done", 1, summary.nuclei)
+        assert copies(tmp_path / "later") == expected
+        next((tmp_path / "later").iterdir()).unlink()  # and a lost one is written again
+    assert content(place) == before
+
+
+def test_copies_that_the_folder_no_longer_has_the_nuclei_for_are_refused(tmp_path: Path) -> None:
+    place = make_project(tmp_path / "place", 2)
+    project = open_project(place / "project")
+    folder = qpnuclei.infer(qpnuclei.plan(project, OPTIONS), device="cpu")
+
+    def committed(*options: object) -> Result:
+        command = ["commit", str(folder), "--no-report", *map(str, options)]
+        return CliRunner().invoke(app, command)
+
+    assert committed("--parquet", tmp_path / "p").exit_code == 0
+    expected = copies(tmp_path / "p")
+    assert len(expected) == 2
+    shutil.rmtree(folder / "shards")  # as the next run does
+    record = (folder / "run.json").read_bytes()
+    refused = committed("--parquet", tmp_path / "p", "--geojson", tmp_path / "g")
+    assert isinstance(refused.exception, UsageError)
+    assert "no copies of the nuclei of image 0.tif" in refused.exception.what
+    assert f"qpnuclei export {project.path} --by nucleus -o " in refused.exception.hint
+    assert (folder / "run.json").read_bytes() == record
+    assert not (tmp_path / "g").exists()
+    # Those that are there need no shards.
+    assert committed("--parquet", tmp_path / "p").exit_code == 0
+    assert copies(tmp_path / "p") == expected
