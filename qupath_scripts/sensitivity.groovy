@@ -5,7 +5,8 @@
  *   Opens a window with a slider. Nuclei whose "Attention: Mean" is below its value are hidden, the
  *   others are coloured by it; nothing is changed. "Remove" removes the hidden ones, "Put back" brings
  *   them back as long as the window is open, later File > Reload data does so, until the image is
- *   saved. Nuclei that are locked (accepted) are hidden, but never removed.
+ *   saved. Nuclei that are locked (accepted) are hidden, but never removed. The doubts of runs are
+ *   about the nuclei before: they are marked so, as by "qpnuclei filter".
  *
  * In QuPath (0.4 to 0.7)
  *   Choose qpnuclei > Sensitivity; or Automate > User scripts > qpnuclei, then Run > Run.
@@ -31,6 +32,14 @@ import qupath.lib.plugins.workflow.DefaultScriptableWorkflowStep
 
 // The measurement that says how sure the model was.
 def CERTAINTY = "Attention: Mean"
+// The property of an image that records which areas were analysed, and the doubts about their nuclei.
+def RECORD = "qpnuclei analysed"
+
+/** Marks the doubts in a record as older than the removal of nuclei; what is no record stays as it is. */
+String beforeFilter(String record) {
+    // Within texts, quotes follow a backslash: only keys are found.
+    record?.replaceAll(/("(?:image )?check":")(?!before the filter: )/, '$1before the filter: ')
+}
 
 def viewer = getCurrentViewer()
 def imageData = getCurrentImageData()
@@ -49,6 +58,7 @@ Platform.runLater {
     def options = viewer.getOverlayOptions()
     def earlier = options.measurementMapperProperty().get()
     def removed = []
+    def recordBefore = null
     def slider = new Slider(0, 1, 0)
     slider.setShowTickLabels(true)
     slider.setMajorTickUnit(0.1)
@@ -70,6 +80,11 @@ Platform.runLater {
         def going = below(least)
         hierarchy.removeObjects(going, true)
         removed.addAll(going)
+        def record = imageData.getProperty(RECORD)
+        if (going && record != null) {
+            recordBefore = recordBefore ?: record
+            imageData.setProperty(RECORD, beforeFilter(record))
+        }
         note(String.format(Locale.US, "removed %d detections by qpnuclei, whose '%s' is below %.3f", going.size(), CERTAINTY, least))
         show()
     }
@@ -78,6 +93,10 @@ Platform.runLater {
         hierarchy.insertPathObjects(removed)
         note("put back ${removed.size()} detections")
         removed.clear()
+        // Unless a run has written another one meanwhile.
+        if (recordBefore != null && imageData.getProperty(RECORD) == beforeFilter(recordBefore))
+            imageData.setProperty(RECORD, recordBefore)
+        recordBefore = null
         show()
     }
     slider.valueProperty().addListener({ property, old, value -> show() } as ChangeListener)

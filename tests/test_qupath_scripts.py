@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import uuid
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,11 +22,13 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+import shapely
 import typer.main
 
 from qpnuclei.cli.app import app
 from qpnuclei.nuclei.ids import ID_PREFIX, is_ours
-from qpnuclei.qupath.analysed import PROPERTY, Record
+from qpnuclei.qupath.analysed import PROPERTY, Record, UsedMpp
+from qpnuclei.qupath.analysed_area import AnalysedArea
 from qpnuclei.qupath.count_table import write_counts
 from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.image_names import match_images
@@ -215,6 +218,33 @@ def test_export_knows_our_detections() -> None:
     assert f"0x{ID_PREFIX.hex()}L" in text_of("export_counts.groovy")
 
 
+#: With doubts about areas, about the image by this run and by an earlier one, and an older doubt.
+RECORD = Record(
+    (
+        AnalysedArea(
+            None, shapely.MultiPolygon([shapely.box(0, 0, 9, 9)]), 'pale; "check":"', turn=1
+        ),
+        AnalysedArea(uuid.uuid4(), shapely.MultiPolygon(), "before the filter: pale", turn=1),
+        AnalysedArea(uuid.uuid4(), shapely.MultiPolygon(), image_check="blöd", turn=1),
+        AnalysedArea(uuid.uuid4(), shapely.MultiPolygon(), turn=2),
+    ),
+    UsedMpp((0.25, 0.25), '--mpp "check": "', None),
+    "dense",
+    "run",
+)
+
+
+def test_the_slider_marks_doubts_as_filter_does() -> None:
+    script = text_of("sensitivity.groovy")
+    rule = re.search(r"replaceAll\(/(.*)/, '\$1(.*)'\)", script)
+    assert rule
+    (text,) = RECORD.to_properties().values()
+    marked = re.sub(rule[1], lambda found: found[1] + rule[2], text)
+    (expected,) = RECORD.filtered().to_properties().values()
+    assert marked == expected != text
+    assert f'"{PROPERTY}"' in script
+
+
 # --- with a Groovy compiler ----------------------------------------------------------------------
 
 
@@ -336,6 +366,25 @@ def test_only_properties_of_qpnuclei_are_taken_over(groovy: Groovy, tmp_path: Pa
         "println image.getProperties()\n",
     )
     assert found == ["[qpnuclei analysed:new, other:kept]", "[other:kept]"]
+
+
+def test_the_slider_marks_doubts_in_groovy(groovy: Groovy, tmp_path: Path) -> None:
+    method = re.search(r"^String beforeFilter.*?^}$", text_of("sensitivity.groovy"), re.M | re.S)
+    assert method
+    (text,) = RECORD.to_properties().values()
+    record, caller = tmp_path / "record.json", tmp_path / "caller.groovy"
+    record.write_text(text, encoding="utf-8")
+    caller.write_text(
+        f"{method[0]}\n"
+        'def once = beforeFilter(new File(args[0]).getText("UTF-8"))\n'
+        "println once\n"
+        "println beforeFilter(once) == once\n"
+        "println beforeFilter(null)\n",
+        encoding="utf-8",
+    )
+    (expected,) = RECORD.filtered().to_properties().values()
+    marked = groovy.java("groovy.ui.GroovyMain", caller, record).splitlines()
+    assert marked == [expected, "true", "null"]
 
 
 def test_options_with_spaces_are_in_quotes(groovy: Groovy, tmp_path: Path) -> None:
