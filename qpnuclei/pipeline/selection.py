@@ -14,7 +14,7 @@ import shapely
 from shapely.validation import explain_validity
 
 from qpnuclei.choices import DEFAULT_EXCLUDED
-from qpnuclei.errors import QpnucleiError, UsageError, number_of, standing_alone
+from qpnuclei.errors import QpnucleiError, UsageError, number_of, quoted, standing_alone
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.areas import Parts, polygonal, valid_areas
@@ -60,7 +60,7 @@ class Selection:
     names : tuple of str
         Names of single annotations.
     ids : tuple of UUID
-        UUIDs of single annotations, as QuPath 0.4 and later store them.
+        UUIDs of single annotations, as QuPath 0.4 and later store them. Texts are converted.
     everything : bool
         Every annotation that encloses an area.
     tissue : bool
@@ -73,7 +73,8 @@ class Selection:
     Raises
     ------
     UsageError
-        If nothing is chosen, tissue together with annotations, or a class both chosen and excluded.
+        If nothing is chosen, tissue together with annotations, a class both chosen and excluded,
+        or a text that is no UUID.
 
     Examples
     --------
@@ -96,6 +97,7 @@ class Selection:
     def __post_init__(self) -> None:
         for name in ("classes", "names", "ids", "excluded"):
             object.__setattr__(self, name, listed(getattr(self, name)))
+        object.__setattr__(self, "ids", tuple(map(_uuid, self.ids)))
         by_annotation = bool(self.classes or self.names or self.ids or self.everything)
         if self.tissue and by_annotation:
             raise UsageError(
@@ -135,6 +137,17 @@ class Selection:
             name == wanted or (self.derived and name.startswith(f"{wanted}: "))
             for wanted in self.classes
         )
+
+
+def _uuid(given: UUID | str) -> UUID:
+    if isinstance(given, UUID):
+        return given
+    try:
+        return UUID(given)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"Selection: ids={quoted(given)}: not a UUID", "give those of annotations in QuPath"
+        ) from error
 
 
 def choose_images(

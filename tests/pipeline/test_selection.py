@@ -104,6 +104,15 @@ def test_an_id_chooses_one_annotation_of_several_alike() -> None:
     assert [region.handle for region in regions] == [1]
 
 
+def test_ids_may_be_texts() -> None:
+    wanted = uuid.uuid4()
+    for given in (str(wanted), (str(wanted).upper(), wanted), wanted):
+        assert set(Selection(ids=given).ids) == {wanted}  # type: ignore[arg-type]
+    for wrong in ("tumor-1", 7):
+        with pytest.raises(UsageError, match=f"ids={wrong!r}: not a UUID"):
+            Selection(ids=(wrong,))  # type: ignore[arg-type]
+
+
 def test_unknown_id_is_named_with_a_remedy() -> None:
     missing = uuid.UUID(int=9)
     known = Annotation(0, uuid.UUID(int=1), None, None, "PolygonROI", SQUARE)
