@@ -60,7 +60,8 @@ def call(folder: Path, *arguments: object, **environment: str) -> str:
 
 @pytest.mark.slow
 def test_an_array_of_jobs_is_a_run(tmp_path: Path) -> None:
-    place = make_project(tmp_path / "place", 1)
+    place = make_project(tmp_path / "place", 2)
+    (place / "1.tif").unlink()  # the plan fails for this image, and the run continues
     command(tmp_path, "sbatch", SBATCH)
     command(tmp_path, "qpnuclei", f'#!/bin/sh\nexec {sys.executable} -m qpnuclei "$@"\n')
     script = ROOT / "packaging" / "slurm" / "run.sh"
@@ -68,13 +69,19 @@ def test_an_array_of_jobs_is_a_run(tmp_path: Path) -> None:
     said = call(tmp_path, script, place / "project", tmp_path / "the run", *options, JOBS="2")
     assert said.splitlines()[-1] == f"array job 77; the logs are in {tmp_path / 'the run'}"
     record = json.loads((tmp_path / "the run" / "run.json").read_text())
-    assert record["state"] == "done"
-    (image,) = open_project(place / "project").images
+    assert record["state"] == "failed"
+    assert [failure["image"] for failure in record["failures"]] == ["1.tif"]
+    image, _ = open_project(place / "project").images
     assert len(image.read().detections) == record["images"][0]["nuclei"] > 0
     array, commit = (tmp_path / "calls").read_text().splitlines()
     assert "--array=1-2 --requeue --signal=B:TERM@120" in array
     assert "--gres=gpu:1" in array
     assert "--dependency=afterany:77 " in commit
+    # Without a plan, nothing is submitted.
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        call(tmp_path, script, place / "project", tmp_path / "calls", *options)
+    assert failed.value.returncode == 1
+    assert len((tmp_path / "calls").read_text().splitlines()) == 2
 
 
 def test_a_job_that_is_asked_to_end_is_queued_again(tmp_path: Path) -> None:

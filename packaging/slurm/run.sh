@@ -18,7 +18,9 @@ here=$(cd "$(dirname "$0")" && pwd)
 read -ra infer_options <<<"${INFER_OPTIONS:---gres=gpu:1 --cpus-per-task=8 --mem=32G --time=12:00:00}"
 read -ra commit_options <<<"${COMMIT_OPTIONS:---cpus-per-task=4 --mem=16G --time=2:00:00}"
 
-qpnuclei plan "$project" --run-dir "$run_dir" "$@"
+# If some images cannot be planned, plan fails but prints the folder: the others are done.
+planned=$(qpnuclei plan "$project" --run-dir "$run_dir" "$@") || { code=$?; [ -n "$planned" ] || exit "$code"; }
+echo "$planned"
 array=$(sbatch --parsable --job-name=infer --array="1-$jobs" --requeue --signal=B:TERM@120 \
   --open-mode=append --output="$run_dir/infer-%a.log" "${infer_options[@]}" \
   "$here/infer.sbatch" "$run_dir" "$jobs")
