@@ -214,7 +214,8 @@ def commit_run(
                 summary.images.append(result)
                 summary.device = device_of(folder, image, layout)
             summary.save_soon()
-            conduct.check_stop()
+            with summary.noting_a_stop():
+                conduct.check_stop()
         summary.finish()
         folder.note("%s: %s", summary.state, number_of(summary.nuclei, "nucleus"))
         with interrupt_postponed():

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 
-from qpnuclei.errors import QpnucleiError, TerminatedError, number_of, standing_alone
+from qpnuclei.errors import QpnucleiError, number_of, standing_alone
 from qpnuclei.pipeline.commit.commit_image import commit_image, committed_image, device_of
 from qpnuclei.pipeline.folder import choose_folder
 from qpnuclei.pipeline.inference.computing import computing
@@ -73,7 +73,7 @@ def analyse_project(
 
             for entry_id, error in planned.errors.items():
                 summary.fail(entry_id, error, entry_id in planned.committed)
-            try:
+            with summary.noting_a_stop():
                 for image in plan.images:
                     if image.entry in planned.committed:
                         with standing_alone(f"image {image.name}", partial(fail, image)):
@@ -102,10 +102,6 @@ def analyse_project(
                         )
                         summary.device = device_of(folder, image, layout)
                     summary.save_soon()
-            except TerminatedError:
-                summary.state = "stopped"
-                summary.save_soon(always=True)
-                raise
             summary.finish()
             folder.note("%s: %s", summary.state, number_of(summary.nuclei, "nucleus"))
             with interrupt_postponed():

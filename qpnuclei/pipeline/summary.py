@@ -7,13 +7,14 @@ import dataclasses
 import json
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from qpnuclei.errors import QpnucleiError, SaveError
+from qpnuclei.errors import QpnucleiError, SaveError, TerminatedError
 from qpnuclei.segmentation.engine import EngineSpec
 from qpnuclei.system.checked import as_json, checked
 from qpnuclei.system.files import (
@@ -274,6 +275,16 @@ class RunSummary:
         """Note an image that was in the project already."""
         self.images.append(image)
         self.earlier.add(image.entry)
+
+    @contextlib.contextmanager
+    def noting_a_stop(self) -> Iterator[None]:
+        """Write the state ``"stopped"`` if a batch system ends the block."""
+        try:
+            yield
+        except TerminatedError:
+            self.state = "stopped"
+            self.save_soon(always=True)
+            raise
 
     def finish(self) -> None:
         """Mark the run as finished, and list its images in the order of the project."""

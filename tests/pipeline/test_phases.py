@@ -27,9 +27,11 @@ from qpnuclei.errors import (
     NotFoundError,
     QpnucleiError,
     SlideError,
+    TerminatedError,
     UsageError,
     WorkerError,
 )
+from qpnuclei.pipeline.folder import RunFolder
 from qpnuclei.pipeline.inference import computing, units
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.phases import commit_run, infer_run, plan_run
@@ -162,6 +164,18 @@ def test_images_that_could_not_be_planned_are_in_the_record_of_the_commit(tmp_pa
     assert [now[i] == data[i] for i in range(4)] == [True, False, True, True]
     # A finished run is not continued.
     assert plan_run(opened, opened.images, options)[0].path != summary.run_dir
+
+
+def test_a_commit_that_is_asked_to_end_is_recorded_as_stopped(tmp_path: Path) -> None:
+    project = open_project(make_project(tmp_path / "place", 2) / "project")
+    folder = RunFolder(qpnuclei.infer(qpnuclei.plan(project, OPTIONS), device="cpu"))
+    with pytest.raises(TerminatedError):
+        commit_run(project, folder, OPTIONS, conduct=units.Conduct(stop=lambda: True))
+    record = folder.record()
+    assert record["state"] == "stopped"
+    assert [image["name"] for image in record["images"]] == ["0.tif"]
+    assert [image["image"] for image in record["not_done"]] == ["1.tif"]
+    assert commit_run(project, folder, OPTIONS).state == "done"
 
 
 def test_a_plan_without_any_image_that_can_be_read_fails(tmp_path: Path) -> None:
