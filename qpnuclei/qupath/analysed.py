@@ -311,6 +311,12 @@ class Record:
     def _parts_left_out(self) -> Parts:
         return Parts(shapely.get_parts(self.left_out))
 
+    def doubts_in(self, region: Region) -> str:
+        """Return the `doubts` about a region, which may be tissue without an annotation."""
+        if region.annotation is None:
+            return self._doubts_in(region.geometry)
+        return self.doubts(region.annotation)
+
     def doubts(self, annotation: Annotation) -> str:
         """Return why runs found the nuclei doubtful that are now in an annotation; empty if none.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -22,7 +21,7 @@ from qpnuclei.pipeline.planning.plan_file import PlannedImage
 from qpnuclei.pipeline.selection import Locked, ours_within
 from qpnuclei.pipeline.summary import ImageNote, ImageResult, RegionResult
 from qpnuclei.qupath.analysed import Record, together
-from qpnuclei.qupath.counted_image import CountedImage
+from qpnuclei.qupath.counted_image import CountedImage, analysed_area
 from qpnuclei.qupath.counts import count_in_regions
 from qpnuclei.qupath.model import ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.regions import Region
@@ -69,7 +68,7 @@ def commit_image(
         result = replace(
             _result(image, layout, written.plan, written.nuclei, about),
             replaced=written.replaced,
-            **_counted(written.plan, doubts.regions),
+            **_counted(written.plan),
             notes=_notes(image, written.nuclei, options, loss),
         )
         made = replace(_note(written.nuclei, result), is_saved=True)
@@ -115,8 +114,7 @@ def committed_image(
             copies = dict.fromkeys([*known.copies, *paths_of_copies(entry, options)])
             known = replace(known, copies=tuple(copies))
         if result.data != data:
-            checks = [_check_now(plan, region, result) for region in plan.regions]
-            result = replace(result, check=plan.record.check, **_counted(plan, checks))
+            result = replace(result, **_counted(plan))
         with suppress(SaveError):
             replace(known, result=result).save(folder.make_for(path))
         return result
@@ -134,7 +132,7 @@ def committed_image(
         loss = loss_note(project, entry, result.replaced, result.nuclei)
         result = replace(
             result,
-            **_counted(of_image, doubts.regions),
+            **_counted(of_image),
             notes=_notes(image, nuclei, options, loss),
         )
         made = replace(_note(nuclei, result), is_saved=True)
@@ -237,30 +235,32 @@ def _image_plan(
     )
 
 
-def _check_now(plan: ImagePlan, region: Region, result: ImageResult) -> str:
-    """Return what the project says is doubtful about a region."""
-    if region.annotation is None:  # tissue without an annotation
-        return result.check
-    return plan.record.doubts(region.annotation)
-
-
-def _counted(plan: ImagePlan, doubts: Sequence[str]) -> dict[str, Any]:
-    """Count the nuclei of each region in what is saved, as export does.
+def _counted(plan: ImagePlan) -> dict[str, Any]:
+    """Count the nuclei of each region in what is saved, as export does, with the same doubts.
 
     Returns
     -------
     dict
-        The fields `regions` and `data` of the result.
+        The fields `regions`, `check` and `data` of the result.
     """
     objects = plan.entry.read()
     calibration = PixelCalibration(*plan.scale.mpp)
     image = CountedImage("", plan.entry.name, objects, calibration)
-    regions = regions_now(plan, objects)
-    counts = count_in_regions(image, regions)
+    # Earlier runs may have analysed what this one left out.
+    regions = [
+        image.record.analysed_part(Region.of(region.annotation)) if region.annotation else region
+        for region in regions_now(plan, objects)
+    ]
+    whole = Region(None, analysed_area(image))
+    *counts, (*_, twice_in_image) = count_in_regions(image, [*regions, whole])
     results = tuple(
-        RegionResult.of(region, area, number, density, together([doubt, twice]))
-        for region, (area, number, density, twice), doubt in zip(
-            regions, counts, doubts, strict=True
+        RegionResult.of(
+            region, area, number, density, together([image.record.doubts_in(region), twice])
         )
+        for region, (area, number, density, twice) in zip(regions, counts, strict=True)
     )
-    return {"regions": results, "data": objects.fingerprint}
+    return {
+        "regions": results,
+        "check": together([image.record.image_doubts, twice_in_image]),
+        "data": objects.fingerprint,
+    }
