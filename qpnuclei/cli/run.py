@@ -118,8 +118,8 @@ def run(
         OnExisting,
         typer.Option(
             "--on-existing",
-            help="With nuclei of an earlier run: replace them (locked ones stay), append, skip the "
-            "annotation, or error.",
+            help="With nuclei of an earlier run: replace them (locked ones stay), append, skip "
+            "what was analysed, or error.",
         ),
     ] = "replace",
     tile: Annotated[

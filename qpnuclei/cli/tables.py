@@ -221,8 +221,9 @@ def print_account(summary: RunSummary) -> None:
     )
     overlapping = f"; stages, which overlap: {stages}" if stages else ""
     memory = peak_memory_mib()
+    names = " and ".join(model["name"] for model in summary.models)
     lines = [
-        f"network: {' and '.join(m['name'] for m in summary.models)} on {summary.device}",
+        *([f"network: {names} on {summary.device}"] if summary.device else []),
         *_written_before(summary),
         *(_written(done) if done else []),
         f"seconds: {summary.seconds:.1f} in all{overlapping}",

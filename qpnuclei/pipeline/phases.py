@@ -212,7 +212,7 @@ def commit_run(
                 except ConflictError as error:
                     raise ConflictError(error.what, _after_conflict(folder, options)) from error
                 summary.images.append(result)
-                summary.device = device_of(folder, image, layout)
+                summary.device = device_of(folder, image, layout) or summary.device
             summary.save_soon()
             with summary.noting_a_stop():
                 conduct.check_stop()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
+import shapely
 from msgspec.structs import replace
 
 from qpnuclei._version import __version__
@@ -198,6 +199,7 @@ def _planned_image(
         regions=tuple(PlannedRegion.of(region) for region in plan.regions),
         tissue=plan.tissue is not None,
         outdated=tuple(sorted(plan.outdated)),
+        left_out="" if plan.left_out.is_empty else shapely.to_wkb(plan.left_out, hex=True),
         notes=plan.notes,
         data=plan.fingerprint,
         inputs=inputs,

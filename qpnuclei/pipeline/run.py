@@ -100,7 +100,7 @@ def analyse_project(
                                 project, by_id[image.entry], image, layout, folder, options
                             )
                         )
-                        summary.device = device_of(folder, image, layout)
+                        summary.device = device_of(folder, image, layout) or summary.device
                     summary.save_soon()
             summary.finish()
             folder.note("%s: %s", summary.state, number_of(summary.nuclei, "nucleus"))

@@ -17,7 +17,8 @@ from qpnuclei.choices import DEFAULT_EXCLUDED
 from qpnuclei.errors import QpnucleiError, UsageError, number_of, quoted, standing_alone
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.analysed import Record
-from qpnuclei.qupath.areas import Parts, polygonal, valid_areas
+from qpnuclei.qupath.analysed_area import NO_AREA
+from qpnuclei.qupath.areas import Parts, polygonal, union, valid_areas
 from qpnuclei.qupath.image_names import match_images
 from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, Project
 from qpnuclei.qupath.names import place_searched
@@ -296,8 +297,9 @@ def select_regions(
 ) -> list[Region]:
     """Return the selected regions of one image, in the order of the annotations.
 
-    Self-intersecting outlines are repaired, regions are clipped to the image, and annotations that
-    enclose no area or lie outside the image are skipped; each with a warning.
+    Excluded areas are still in them. Self-intersecting outlines are repaired, regions are clipped
+    to the image, and annotations that enclose no area or lie outside the image are skipped; each
+    with a warning.
 
     Parameters
     ----------
@@ -344,27 +346,34 @@ def select_regions(
             f"no area inside the image in {', '.join(areas)}",
             "the chosen annotations lie outside of the image or on other planes than the first",
         )
-    return without_excluded(regions, selection, annotations)
+    return regions
 
 
 def without_excluded(
     regions: Sequence[Region], selection: Selection, annotations: Sequence[Annotation]
-) -> list[Region]:
-    """Return regions without the areas of excluded annotations.
+) -> tuple[list[Region], shapely.Geometry]:
+    """Return regions without the areas of excluded annotations, and what was left out of them.
 
     A region that is wholly excluded is skipped, with a warning.
+
+    Returns
+    -------
+    (list of Region, shapely geometry)
+        The rest of the regions, and a valid Polygon or MultiPolygon in level-0 px.
     """
     excluded = [
         a for a in annotations if a.is_area and (a.z, a.t) == (0, 0) and selection.excludes(a)
     ]
     if not excluded:
-        return list(regions)
+        return list(regions), NO_AREA
     parts = Parts(annotation.area for annotation in excluded)
     left = []
+    left_out = []
     for region in regions:
         rest = region.geometry
         area = parts.near(rest)
         if not area.is_empty:
+            left_out.append(polygonal(shapely.intersection(rest, area)))
             rest = polygonal(shapely.difference(rest, area))
         if rest.is_empty:
             _log.warning("%s is wholly excluded: skipped", region.label)
@@ -373,7 +382,7 @@ def without_excluded(
     classes = sorted({annotation.class_name or "" for annotation in excluded})
     count = number_of(len(excluded), "annotation")
     _log.info("excluded: %s of class %s", count, ", ".join(classes))
-    return left
+    return left, polygonal(union(left_out))
 
 
 def our_tissue(annotations: Sequence[Annotation], record: Record) -> list[Annotation]:

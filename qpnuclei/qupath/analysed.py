@@ -23,7 +23,7 @@ import numpy.typing as npt
 import shapely
 
 from qpnuclei.qupath.analysed_area import NO_AREA, AnalysedArea, multipolygon
-from qpnuclei.qupath.areas import Parts, union, valid_area
+from qpnuclei.qupath.areas import Parts, polygonal, polygons_in, union, valid_area
 from qpnuclei.qupath.model import Annotation
 from qpnuclei.qupath.regions import Region, same_outline
 
@@ -141,7 +141,9 @@ class Record:
         checks: Sequence[str] = (),
         marker: str = "",
         *,
+        left_out: shapely.Geometry = NO_AREA,
         keeps_nuclei: bool = False,
+        keeps_doubts: bool = True,
     ) -> Record:
         """Return the record after a run of some regions.
 
@@ -153,32 +155,66 @@ class Record:
             Why the run found the image, and each region, doubtful.
         marker : str
             Identifies the run.
+        left_out : shapely geometry
+            The area that the run was asked for and excluded, also where it leaves no region.
         keeps_nuclei : bool
-            Whether the nuclei of earlier runs stay in the regions, and so the doubts about them.
+            Whether the nuclei of earlier runs stay, and so the areas where they were found.
+        keeps_doubts : bool
+            With `keeps_nuclei`, whether the regions contain results of earlier runs, so that the
+            doubts about these stay.
         """
         turn = 1 + self._last_turn
         new = tuple(
             AnalysedArea(
                 region.annotation.id if region.annotation else None,
-                multipolygon(region.annotation.area if region.annotation else region.geometry),
-                together([doubt, self._doubts_in(region.geometry)]) if keeps_nuclei else doubt,
+                multipolygon(_whole(region)),
+                doubt,
                 _left_out_of(region),
                 turn,
             )
             for region, doubt in zip(regions, checks or [""] * len(regions), strict=True)
         )
         if keeps_nuclei:
-            check = together([check, self.image_doubts])
+            if keeps_doubts:
+                check = together([check, self.image_doubts])
+                new = tuple(replace(area, check=self._doubts_beside(area)) for area in new)
+            return Record(tuple(self._beside(new)), used, check, marker)
         replaced = removed | {area.id for area in new if area.id is not None}
         run = Record(new)
         # The run removed earlier nuclei from excluded parts, whichever annotation they belong to.
-        gone = Parts(valid_area(area.excluded) for area in new)
-        kept = (
+        gone = Parts([*(valid_area(area.excluded) for area in new), left_out])
+        kept = [
             area.without(gone.near(valid_area(area.geometry)))
             for area in self._with_image_check()
             if area.id not in replaced and not run._with_outline(area.geometry)
-        )
+        ]
+        # Earlier tissue has no UUID to recognise it by, and its outline may differ now.
+        again = Parts(region.geometry for region in regions)
+        kept = [
+            area
+            for area in kept
+            if _is_more_than(area, again.near(area.analysed) if area.id is None else NO_AREA)
+        ]
         return Record((*kept, *new), used, check, marker)
+
+    def _beside(self, new: Sequence[AnalysedArea]) -> Iterator[AnalysedArea]:
+        """Yield the areas after a run that removed no nuclei: what was analysed stays so."""
+        run = Record(tuple(new))
+        for area in self._with_image_check():
+            if not run._with_outline(area.geometry):
+                yield area
+        for area in new:
+            yield replace(area, excluded=self._not_analysed_of(area.excluded))
+
+    def _doubts_beside(self, area: AnalysedArea) -> str:
+        """Return the doubts about the nuclei of a new area and those that stay in it."""
+        return together([area.check, self._doubts_in(valid_area(area.geometry))])
+
+    def _not_analysed_of(self, geometry: shapely.Geometry) -> shapely.MultiPolygon:
+        """Return the part of an area that no run has analysed, without slivers from rounding."""
+        area = valid_area(geometry)
+        rest = polygons_in(shapely.difference(area, self._parts_analysed.near(area)))
+        return shapely.MultiPolygon([p for p in rest if p.area > _RIM_PX * p.length])
 
     def filtered(self) -> Record:
         """Return the record after nuclei were removed: its doubts are marked as older."""
@@ -200,7 +236,9 @@ class Record:
         """Yield the areas; those of the last run have its doubt about the image."""
         last = self._last_turn
         for area in self.areas:
-            yield replace(area, image_check=self.check) if area.turn == last else area
+            # A run that only removes nuclei has no area: then the last ones have their own doubt.
+            doubt = self.check or area.image_check
+            yield replace(area, image_check=doubt) if area.turn == last else area
 
     @cached_property
     def covered(self) -> shapely.Geometry:
@@ -232,6 +270,14 @@ class Record:
     def intersection(self, geometry: shapely.Geometry) -> shapely.Geometry:
         """Return the part of a geometry that runs have analysed."""
         return shapely.intersection(geometry, self._parts_analysed.near(geometry))
+
+    def part_not_analysed(self, region: Region) -> Region:
+        """Return the part of a region that no run has analysed; it may be empty."""
+        return Region(region.annotation, polygonal(self._not_analysed_of(region.geometry)))
+
+    def has_analysed(self, geometry: shapely.Geometry) -> bool:
+        """Return whether a run has analysed a part of a geometry."""
+        return bool(self.intersection(geometry).area > _rounding(geometry))
 
     def status(self, annotation: Annotation) -> Status:
         """Return whether an annotation was analysed with its present outline.
@@ -334,8 +380,7 @@ class Record:
         doubts = (
             area.image_check or area.check
             for area in self._with_image_check()
-            if (area.image_check or area.check)
-            and not self._covers(valid_area(area.geometry), area.turn)
+            if (area.image_check or area.check) and not self._covers(area.analysed, area.turn)
         )
         return together([self.check, *doubts])
 
@@ -400,6 +445,16 @@ def _same(a: shapely.Geometry, b: shapely.Geometry) -> bool:
 def _rounding(geometry: shapely.Geometry) -> float:
     """Return the largest part of an area that may be due to rounding, px²."""
     return float(min(_RIM_PX * geometry.length, geometry.area / 2))
+
+
+def _is_more_than(area: AnalysedArea, replaced: shapely.Geometry) -> bool:
+    """Tell whether a part of an analysed area is left without another one."""
+    rest = shapely.difference(area.analysed, replaced)
+    return bool(rest.area > _rounding(area.geometry))
+
+
+def _whole(region: Region) -> shapely.Geometry:
+    return region.annotation.area if region.annotation else region.geometry
 
 
 def _left_out_of(region: Region) -> shapely.MultiPolygon:

@@ -177,9 +177,10 @@ def preview_project(
                 plan = plan_image(entry, slide, specs, options)
             except NothingToDo:
                 continue
-            sources.append(
-                FieldSource(entry.name, slide, plan.scale.mpp, plan.stains, plan.regions)
-            )
+            if plan.regions:
+                sources.append(
+                    FieldSource(entry.name, slide, plan.scale.mpp, plan.stains, plan.regions)
+                )
         if not sources:
             raise UsageError("there is nothing to analyse in these images")
         return _preview(sources, options, choices, n_fields, progress)

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import pyarrow.parquet as pq
 import pytest
 import shapely
 
 from qpnuclei import create_project
 from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeImage, open_project
 from tests.cli.conftest import Outcome
@@ -78,6 +80,140 @@ def record_of(project: Path) -> Row:
     (image,) = json.loads(record.read_text())["images"]
     found: Row = image
     return found
+
+
+@pytest.mark.parametrize("excluded", [OVER_LEFT, OVER_ALL, shapely.box(0, 0, 140, 256)])
+@pytest.mark.parametrize(
+    "chosen", [TUMOR, ("--tissue",), ("--tissue", "--no-annotation")], ids=" ".join
+)
+def test_what_is_excluded_later_is_as_if_it_had_never_been_analysed(
+    qpnuclei: Call,
+    project: Path,
+    chosen: tuple[str, ...],
+    excluded: shapely.Geometry,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fresh = fresh_copy(project)
+    assert qpnuclei("run", project, *chosen, *RUN).exit_code == 0
+    assert ours(project)
+    for path in (project, fresh):
+        annotate(path, excluded, 9, "Ignore*")
+        assert qpnuclei("run", path, *chosen, *RUN).exit_code == 0
+    assert ours(project) == ours(fresh)
+    assert len(image_of(project).read().annotations) == len(image_of(fresh).read().annotations)
+    for by in ("annotation", "class", "image"):
+        assert exported(qpnuclei, project, by) == exported(qpnuclei, fresh, by)
+    caplog.clear()
+    assert qpnuclei("run", project, *chosen, *RUN).exit_code == 0
+    if excluded is OVER_ALL:
+        why = "all tissue is excluded" if chosen != TUMOR else "encloses an area that is not"
+        assert why in caplog.text
+
+
+def test_nuclei_of_an_excluded_annotation_are_removed_by_each_way_to_run(
+    qpnuclei: Call, project: Path, tmp_path: Path
+) -> None:
+    assert qpnuclei("run", project, *TUMOR, *RUN).exit_code == 0
+    before = len(ours(project))
+    annotate(project, OVER_ALL, 9, "Ignore*")
+    planned = qpnuclei("run", project, *TUMOR, *RUN, "--dry-run")
+    removed = f"removed where nothing is analysed any more: {before} nuclei of earlier runs"
+    assert removed in " ".join(planned.stdout.split())
+    assert len(ours(project)) == before
+    folder = tmp_path / "run"
+    settings = ("--cell-expansion", 3, "--run-dir", folder, "--backend", "native")
+    assert qpnuclei("plan", project, *TUMOR, *settings).exit_code == 0
+    for share in ("1/2", "2/2"):
+        assert qpnuclei("infer", folder, "--shard", share).exit_code == 0
+    done = qpnuclei("commit", folder, "--backend", "native", "--parquet", tmp_path / "copies")
+    assert done.exit_code == 0
+    assert removed in " ".join(done.stderr.split())
+    assert "network" not in done.stderr
+    assert ours(project) == set()
+    assert image_of(project).read().properties
+    (copy,) = (tmp_path / "copies").iterdir()
+    assert pq.read_table(copy).num_rows == 0
+    # Repeated: it is in the project already.
+    assert qpnuclei("commit", folder, "--backend", "native").exit_code == 0
+    assert qpnuclei("report", project, "--backend", "native").exit_code == 0
+
+
+def test_a_preview_without_any_area_to_analyse_is_refused(qpnuclei: Call, project: Path) -> None:
+    assert qpnuclei("run", project, *TUMOR, *RUN).exit_code == 0
+    annotate(project, OVER_ALL, 9, "Ignore*")
+    error = qpnuclei("preview", project, *TUMOR, "--backend", "native").error
+    assert error is not None
+    assert "nothing to analyse" in error.what
+
+
+@pytest.mark.parametrize("on_existing", ["append", "skip", "error"])
+def test_what_stays_in_the_project_stays_analysed(
+    qpnuclei: Call, project: Path, on_existing: str
+) -> None:
+    """Excluded or not: only a run that replaces nuclei removes any."""
+    assert qpnuclei("run", project, *TUMOR, "--roi", "Stroma", *RUN).exit_code == 0
+    before, rows = ours(project), exported(qpnuclei, project)
+    annotate(project, OVER_ALL, 9, "Ignore*")
+    keeping = ("--on-existing", on_existing)
+    assert qpnuclei("run", project, *TUMOR, *RUN, *keeping).exit_code == 0
+    assert qpnuclei("run", project, "--tissue", *RUN, *keeping).exit_code == 0
+    assert ours(project) == before
+    assert exported(qpnuclei, project)[:3] == rows
+
+
+def test_appending_around_an_excluded_annotation_leaves_its_counts(
+    qpnuclei: Call, project: Path
+) -> None:
+    assert qpnuclei("run", project, *TUMOR, "--roi", "Stroma", *RUN).exit_code == 0
+    before, rows = ours(project), exported(qpnuclei, project)
+    assert (rows[2]["status"], rows[2]["nuclei"] > 0) == ("analysed", True)
+    appending = ("--exclude", "Stroma", "--on-existing", "append")
+    assert qpnuclei("run", project, *TUMOR, *RUN, *appending).exit_code == 0
+    assert ours(project) == before
+    assert exported(qpnuclei, project) == rows
+    regions = record_of(project)["regions"]
+    assert [region["nuclei"] for region in regions] == [row["nuclei"] for row in rows[:2]]
+
+
+def test_skip_analyses_what_merely_overlaps_an_analysed_annotation(
+    qpnuclei: Call, project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fresh = fresh_copy(project)
+    assert qpnuclei("run", fresh, *TUMOR, *RUN).exit_code == 0
+    assert qpnuclei("run", project, "--roi-name", "A1", *RUN).exit_code == 0
+    first = ours(project)
+    skipping = (*TUMOR, *RUN, "--on-existing", "skip")
+    assert "A2" in qpnuclei("run", project, *skipping, "--dry-run").stdout
+    assert qpnuclei("run", project, *skipping).exit_code == 0
+    assert first < ours(project) == ours(fresh)
+    assert exported(qpnuclei, project) == exported(qpnuclei, fresh)
+    (region,) = record_of(project)["regions"]
+    assert region["nuclei"] == one(qpnuclei, fresh, "A2")["nuclei"]
+    assert qpnuclei("run", project, *skipping).exit_code == 0
+    assert "all chosen annotations were analysed by an earlier run" in caplog.text
+    assert ours(project) == ours(fresh)
+
+
+def test_skip_names_annotations_with_nuclei_that_no_recorded_run_has_found(
+    qpnuclei: Call, project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert qpnuclei("run", project, "--roi-name", "A2", *RUN).exit_code == 0
+    image = image_of(project)
+    image.write(Edit(properties=Record().to_properties()), image.read().fingerprint)
+    before = ours(project)
+    reason = "of qpnuclei where no recorded run has looked: skipped"
+    for more in (("--dry-run",), ()):
+        caplog.clear()
+        skipped = qpnuclei("run", project, *TUMOR, *RUN, "--on-existing", "skip", *more)
+        assert skipped.exit_code == 0
+        named = [message for message in caplog.messages if reason in message]
+        assert [message.split(" (")[0] for message in named] == [
+            "image slide.tif: A1",
+            "image slide.tif: A2",
+        ]
+        assert "no chosen annotation is without nuclei of earlier runs" in caplog.text
+        assert "analysed by an earlier run" not in caplog.text
+    assert ours(project) == before
 
 
 def test_the_doubts_of_nuclei_that_stay_are_told_as_in_export(

@@ -20,7 +20,7 @@ from qpnuclei.qupath.analysed import (
     overall,
     together,
 )
-from qpnuclei.qupath.analysed_area import AnalysedArea
+from qpnuclei.qupath.analysed_area import AnalysedArea, multipolygon
 from qpnuclei.qupath.model import Annotation
 from qpnuclei.qupath.regions import Region
 
@@ -280,3 +280,87 @@ def test_an_annotation_without_an_analysed_part_is_not_analysed() -> None:
     assert before.with_run([part], USED).status(annotation(fold, 3)) is Status.NOT_ANALYSED
     # Moved to where no run looked.
     assert run(Record(), INSIDE).status(replace(APART, id=INSIDE.id)) is Status.NOT_ANALYSED
+
+
+LARGE, BESIDE = annotation(shapely.box(0, 0, 100, 100)), annotation(shapely.box(80, 0, 180, 100), 2)
+HOLE, NESTED = shapely.box(40, 40, 60, 60), annotation(shapely.box(45, 45, 55, 55), 3)
+AROUND_HOLE = Region(LARGE, shapely.difference(LARGE.area, HOLE))
+
+
+def read(record: Record) -> Record:
+    return Record.of(record.to_properties())
+
+
+@pytest.mark.parametrize("moved", [LARGE.area, shapely.box(10, 0, 110, 100)])
+@pytest.mark.parametrize("keeps_doubts", [True, False])
+def test_what_was_analysed_stays_so_after_a_run_that_keeps_the_nuclei(
+    moved: shapely.Geometry, keeps_doubts: bool
+) -> None:
+    before = run(run(run(Record(), LARGE), BESIDE), NESTED)
+    now = replace(LARGE, geometry=moved)
+    part = Region(now, shapely.difference(now.area, HOLE))
+    outdated = frozenset([uuid.UUID(int=2)])
+    kept = read(
+        before.with_run([part], USED, outdated, keeps_nuclei=True, keeps_doubts=keeps_doubts)
+    )
+    assert shapely.difference(before.union, kept.union).area == 0
+    assert shapely.difference(kept.union, shapely.union(before.union, now.area)).area == 0
+    assert [kept.status(a) for a in (now, BESIDE, NESTED)] == [Status.ANALYSED] * 3
+    # The same run, with the nuclei replaced.
+    replaced = read(before.with_run([part], USED, outdated))
+    assert shapely.intersection(replaced.union, HOLE).area == 0
+    assert replaced.status(NESTED) is Status.NOT_ANALYSED
+
+
+def test_what_no_run_has_analysed_stays_excluded_if_the_nuclei_are_kept() -> None:
+    before = run(Record(), annotation(shapely.box(40, 40, 50, 60), 3))
+    record = read(before.with_run([AROUND_HOLE], USED, keeps_nuclei=True))
+    assert record.left_out.equals(shapely.box(50, 40, 60, 60))
+
+
+def test_doubts_about_a_result_that_is_gone_are_not_told_of_what_is_added() -> None:
+    doubtful = run(Record(), INSIDE, "old")
+    added = run(doubtful, INSIDE, "new", keeps_nuclei=True, keeps_doubts=False)
+    assert (added.doubts(INSIDE), added.image_doubts) == ("new", "new")
+    elsewhere = run(doubtful, APART, "new", keeps_nuclei=True, keeps_doubts=False)
+    assert set(elsewhere.image_doubts.split("; ")) == {"new", "old"}
+
+
+def test_an_annotation_that_a_run_leaves_out_wholly_is_not_analysed_any_more() -> None:
+    before = Record().with_run(
+        [Region.of(a) for a in (LARGE, BESIDE, NESTED)], USED, check="old", checks=["x", "", "x"]
+    )
+    record = read(before.with_run([], USED, left_out=LARGE.area))
+    assert [record.status(a) for a in (LARGE, NESTED)] == [Status.NOT_ANALYSED] * 2
+    assert record.status(BESIDE) is Status.ANALYSED
+    assert record.union.equals(shapely.box(100, 0, 180, 100))
+    assert not record.has_analysed(LARGE.area)
+    assert record.has_analysed(shapely.box(99, 0, 101, 9))
+    # Nuclei that were doubtful are left beside it alone.
+    assert record.image_doubts == "old"
+    apart = annotation(shapely.difference(BESIDE.area, LARGE.area), 4)
+    assert run(record, apart).image_doubts == ""
+    nothing = read(record.with_run([], USED, left_out=BESIDE.area))
+    assert (nothing.areas, nothing.image_doubts) == ((), "")
+    assert nothing.status(BESIDE) is Status.NOT_ANALYSED
+
+
+def test_tissue_without_an_annotation_is_known_once_whatever_is_excluded_from_it() -> None:
+    tissue, rest = Region(None, LARGE.area), Region(None, AROUND_HOLE.geometry)
+    before = Record().with_run([tissue], USED, checks=["old"])
+    record = read(before.with_run([rest], USED, left_out=HOLE))
+    assert [area.geometry for area in record.areas] == [multipolygon(rest.geometry)]
+    assert (record.status(NESTED), record.doubts_in(rest)) == (Status.NOT_ANALYSED, "")
+    assert before.doubts_in(tissue) == "old"
+
+
+def test_the_part_that_no_run_has_analysed() -> None:
+    record = run(Record(), LARGE)
+    part = record.part_not_analysed(Region.of(BESIDE))
+    assert part.annotation is BESIDE
+    assert part.geometry.equals(shapely.box(100, 0, 180, 100))
+    assert record.part_not_analysed(Region.of(NESTED)).geometry.is_empty
+    # Coordinates are stored with three decimals: what remains along an outline is no area.
+    rounded = annotation(shapely.box(0.0004, 0, 100.0004, 100), 5)
+    assert record.part_not_analysed(Region.of(rounded)).geometry.is_empty
+    assert Record().part_not_analysed(Region.of(NESTED)).geometry.equals(NESTED.area)

@@ -15,10 +15,10 @@ from qpnuclei.pipeline.folder import RunFolder
 from qpnuclei.pipeline.inference.plausibility import Check
 from qpnuclei.pipeline.inference.shards import About, ImageNuclei
 from qpnuclei.pipeline.options import RunOptions
-from qpnuclei.pipeline.planning.image_plan import ImagePlan, ids_of_detections
+from qpnuclei.pipeline.planning.image_plan import ImagePlan, earlier_nuclei, ids_of_detections
 from qpnuclei.pipeline.planning.layout import Layout, layout_of
 from qpnuclei.pipeline.planning.plan_file import PlannedImage
-from qpnuclei.pipeline.selection import Locked, ours_within
+from qpnuclei.pipeline.selection import Locked
 from qpnuclei.pipeline.summary import ImageNote, ImageResult, RegionResult
 from qpnuclei.qupath.analysed import Record, together
 from qpnuclei.qupath.counted_image import CountedImage, analysed_area
@@ -148,7 +148,7 @@ def note_of(folder: RunFolder, image: PlannedImage) -> ImageNote | None:
 
 
 def device_of(folder: RunFolder, image: PlannedImage, layout: Layout) -> str:
-    """Return the device on which the network ran for an image, from its shards."""
+    """Return the device on which the network ran for an image; empty if nothing was analysed."""
     return ImageNuclei(folder.shard(image, layout.name), layout.key).about.device
 
 
@@ -166,8 +166,8 @@ def _notes(
     if nuclei.again and options.cell_expansion_um > 0:
         count = number_of(len(nuclei.again), "nucleus")
         notes.append(
-            f"{count} of earlier runs found again: --on-existing append leaves them as they are, "
-            "and makes no new cells of them; --on-existing replace does"
+            f"{count} of earlier runs found again: --on-existing {options.on_existing} leaves them "
+            "as they are, and makes no new cells of them; --on-existing replace does"
         )
     return tuple(notes)
 
@@ -209,11 +209,9 @@ def _image_plan(
 ) -> ImagePlan:
     """Return the plan of an image with the present objects of the project."""
     regions = image.areas()
-    existing = ours_within(regions, objects.detections)
+    left_out = image.area_left_out()
     outdated = [a for a in objects.annotations if a.id in image.outdated]
-    if regions and outdated:
-        within = ours_within([Region.of(a) for a in outdated], objects.detections)
-        existing = [existing[0].union(*within)]
+    existing, left_behind = earlier_nuclei(regions, left_out, outdated, objects.detections)
     return ImagePlan(
         entry=entry,
         model=image.model,
@@ -231,7 +229,9 @@ def _image_plan(
         outdated=frozenset(image.outdated),
         notes=image.notes,
         marker=image.marker,
-        locked=Locked.of(objects.detections, existing),
+        locked=Locked.of(objects.detections, [*existing, left_behind]),
+        left_out=left_out,
+        left_behind=left_behind,
     )
 
 

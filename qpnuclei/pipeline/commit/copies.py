@@ -74,7 +74,7 @@ def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei, classes: Nucle
 
     from qpnuclei.nuclei.exports.rows import CELL_GEOMETRY, GEOMETRY
 
-    labels = [region.label for region in plan.regions]
+    labels = np.array([region.label for region in plan.regions], dtype=object)
     class_names = np.array([path_class.name for path_class in classes.classes], dtype=object)
 
     def part(number: int) -> pa.Table:

@@ -47,7 +47,7 @@ class NewNuclei:
     as_locked : frozenset of UUID
         Nuclei not written because a locked nucleus of an earlier run is in the same place.
     again : frozenset of UUID
-        Nuclei not written because they exist already, found by an earlier run (only if appended).
+        Nuclei not written because they exist already, found by an earlier run (only if these stay).
     found : sequence of NucleiTable
         All nuclei found, including those left out.
     """
@@ -143,8 +143,9 @@ def new_nuclei(
     """Assign each nucleus to its regions; leave out nuclei that are in none.
 
     Nuclei are also left out if their overlap with a locked nucleus of an earlier run is more than
-    half of the smaller of the two, and with ``on_existing="append"`` if they already exist. The
-    UUID of a nucleus is a hash of the image and its outline, so it is the same if found again.
+    half of the smaller of the two, and with ``on_existing="append"`` or ``"skip"`` if they already
+    exist. The UUID of a nucleus is a hash of the image and its outline, so it is the same if found
+    again.
 
     Parameters
     ----------
@@ -153,7 +154,7 @@ def new_nuclei(
     note : ImageNote, optional
         Of the same nuclei, if the run has written them already: the same ones are left out.
     """
-    known = plan.taken if options.on_existing == "append" else frozenset[UUID]()
+    known = plan.taken if options.on_existing in ("append", "skip") else frozenset[UUID]()
     locked = shapely.STRtree(plan.locked.outlines)
     if note is not None:
         known, locked = frozenset(note.again + note.as_locked), shapely.STRtree([])
@@ -168,7 +169,7 @@ def new_nuclei(
         outside += int(np.count_nonzero(region < 0))
         if known:
             ids = ids_of(table, plan.entry)
-            is_known = [own_id in known for own_id in ids]
+            is_known = (region >= 0) & [own_id in known for own_id in ids]
             again.update(itertools.compress(ids, is_known))
             region[is_known] = -1
         if len(locked):

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from qpnuclei.errors import ConflictError, FormatError
 from qpnuclei.pipeline.options import RunOptions
-from qpnuclei.pipeline.planning.image_plan import ImagePlan, ids_of_detections
+from qpnuclei.pipeline.planning.image_plan import ImagePlan, earlier_nuclei, ids_of_detections
 from qpnuclei.pipeline.selection import Locked, ours_within
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import Annotation, ImageObjects
@@ -41,10 +41,17 @@ def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
     else:
         tissue = dataclasses.replace(tissue, handle=len(objects.annotations) - len(outdated))
         regions = [Region(tissue, plan.regions[0].geometry)]
-    existing = ours_within(regions, objects.detections)
-    if options.on_existing in ("skip", "error") and any(existing):
-        name = next(r.label for r, ids in zip(regions, existing, strict=True) if ids)
-        raise ConflictError(f"qpnuclei wrote detections into {name} since it was planned")
+    tissues = [a for a in objects.annotations if a.id in outdated]
+    existing, left_behind = earlier_nuclei(regions, plan.left_out, tissues, objects.detections)
+    if options.on_existing in ("skip", "error"):
+        # A skipping run may analyse only a part of an annotation, beside nuclei of earlier runs.
+        parts = [Region(None, region.geometry) for region in regions]
+        held = (
+            existing if options.on_existing == "error" else ours_within(parts, objects.detections)
+        )
+        name = next((r.label for r, ids in zip(regions, held, strict=True) if ids), None)
+        if name is not None:
+            raise ConflictError(f"qpnuclei wrote detections into {name} since it was planned")
     return dataclasses.replace(
         plan,
         fingerprint=objects.fingerprint,
@@ -54,7 +61,8 @@ def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
         record=Record.of(objects.properties, f"image {plan.entry.name}"),
         tissue=tissue,
         outdated=outdated,
-        locked=Locked.of(objects.detections, existing),
+        locked=Locked.of(objects.detections, [*existing, left_behind]),
+        left_behind=left_behind,
     )
 
 

@@ -142,7 +142,9 @@ def _write(
         nuclei.doubts.image,
         nuclei.doubts.regions,
         plan.marker,
-        keeps_nuclei=options.on_existing == "append",
+        left_out=plan.left_out,
+        keeps_nuclei=options.on_existing != "replace",
+        keeps_doubts=options.on_existing == "skip" or any(plan.existing),
     )
     # Another run may have written the same nucleus in between.
     groups = nuclei.groups(parents, classes, plan.taken - replaced)

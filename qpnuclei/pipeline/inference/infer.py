@@ -209,6 +209,10 @@ def join_tiles(
         Returns the engine; called only if a nucleus was joined, which no tile saw whole.
     """
     clock = clock or Stopwatch()
+    if not len(tiles):  # everything is excluded: no nuclei, but all columns
+        none = NucleiTable.empty()
+        columns = {**_shapes(none, scale), **_intensities_at_level_0(none, pixels, stains)}
+        found.append(none.with_measurements(columns))
     stitcher = Stitcher(tiles)
     for of_tile in measured:
         with clock("stitch"):

@@ -168,12 +168,14 @@ def check(
     pixels : PixelSource
         The slide.
     regions : (R,) sequence of Region
-        The analysed regions.
+        The analysed regions; without any, there is no doubt.
     mpp : (float, float)
         µm per level-0 px.
     found : NucleiTables
         The nuclei in level-0 px.
     """
+    if not regions:
+        return Check()
     fields = choose_fields(regions, mpp)
     try:
         images = [read_field(pixels, field, mpp) for field in fields]

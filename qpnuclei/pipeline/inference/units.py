@@ -192,7 +192,8 @@ class _Inference:
         """Yield the missing units of the share."""
         shared = self._shared_units()
         for image in images:
-            if any(shared[image.entry]):
+            # An image without units has only nuclei to remove.
+            if any(shared[image.entry]) or not image.units:
                 with standing_alone(f"image {image.name}", partial(self.report, image)):
                     yield from self._tasks_of(image, shared[image.entry])
 

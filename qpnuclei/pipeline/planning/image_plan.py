@@ -11,7 +11,7 @@ from uuid import UUID
 
 import shapely
 
-from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
+from qpnuclei.errors import QpnucleiError, UsageError, number_of, standing_alone
 from qpnuclei.nuclei.ids import made_id
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.tiles import plan_tiles
@@ -26,9 +26,10 @@ from qpnuclei.pipeline.selection import (
     without_excluded,
 )
 from qpnuclei.qupath.analysed import Record, Status
+from qpnuclei.qupath.analysed_area import NO_AREA
 from qpnuclei.qupath.areas import polygonal, union
 from qpnuclei.qupath.images import open_image, stains_of
-from qpnuclei.qupath.model import Annotation, ImageEntry, ImageObjects
+from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, ImageObjects
 from qpnuclei.qupath.pixel_size import pixel_size
 from qpnuclei.qupath.regions import Region, same_outline
 from qpnuclei.segmentation.engine import EngineSpec, engine_specs
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from qpnuclei.slides.slide import Slide
 
 _log = logging.getLogger(__name__)
+
+#: Nuclei this near to the border of an analysed area may belong to it: outlines are rounded.
+_BORDER_PX = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +80,11 @@ class ImagePlan:
     marker : str
         Identifies the run in the image's record.
     locked : Locked
-        Those of `existing` that stay, because a user has locked them.
+        Those of `existing` and `left_behind` that stay, because a user has locked them.
+    left_out : shapely geometry
+        The excluded part of the chosen area, level-0 px; empty if earlier nuclei stay there.
+    left_behind : frozenset of UUID
+        Detections that qpnuclei wrote before, in `left_out` or in `outdated` tissue.
     """
 
     entry: ImageEntry
@@ -95,11 +103,13 @@ class ImagePlan:
     notes: tuple[str, ...] = ()
     marker: str = ""
     locked: Locked = field(default_factory=Locked)
+    left_out: shapely.Geometry = NO_AREA
+    left_behind: frozenset[UUID] = frozenset()
 
     @property
     def replaceable(self) -> frozenset[UUID]:
         """The detections of earlier runs that a run with ``on_existing="replace"`` removes."""
-        return frozenset[UUID]().union(*self.existing) - self.locked.ids
+        return self.left_behind.union(*self.existing) - self.locked.ids
 
     @property
     def megapixels(self) -> float:
@@ -181,7 +191,8 @@ def plan_image(
     Raises
     ------
     NothingToDo
-        If no chosen annotation encloses an area in the image and is still to be analysed.
+        If no chosen annotation encloses an area in the image and is still to be analysed, and no
+        earlier result is to be removed from excluded areas.
     MppError
         If its pixel size is missing or absurd.
     UsageError
@@ -198,46 +209,36 @@ def plan_image(
     tissue = None
     outdated: list[Annotation] = []
     if options.selection.tissue:
-        regions = without_excluded(
-            tissue_region(slide, mpp), options.selection, objects.annotations
-        )
-        if regions and options.tissue_annotation:
-            outdated = our_tissue(objects.annotations, record)
-            regions, tissue = _annotated(regions[0], outdated, objects, entry)
+        chosen = tissue_region(slide, mpp)
     else:
-        regions = select_regions(options.selection, objects.annotations, slide.width, slide.height)
-    if not regions:
-        raise NothingToDo(
-            "no tissue was found"
-            if options.selection.tissue
-            else "no chosen annotation encloses an area"
-            + (
-                " that is not excluded"
-                if any(map(options.selection.excludes, objects.annotations))
-                else ""
-            )
-        )
-    existing = ours_within(regions, objects.detections)
-    if regions and outdated:
-        existing = [
-            existing[0].union(*ours_within([Region.of(a) for a in outdated], objects.detections))
-        ]
-    if options.on_existing == "error" and any(existing):
-        name = next(r.label for r, ids in zip(regions, existing, strict=True) if ids)
+        chosen = select_regions(options.selection, objects.annotations, slide.width, slide.height)
+    regions, left_out = without_excluded(chosen, options.selection, objects.annotations)
+    if options.on_existing != "replace":
+        left_out = NO_AREA
+    if options.selection.tissue and options.tissue_annotation and (regions or left_out.area > 0):
+        outdated = our_tissue(objects.annotations, record)
+        if regions:
+            regions, tissue = _annotated(regions[0], outdated, objects, entry)
+    existing, left_behind = earlier_nuclei(regions, left_out, outdated, objects.detections)
+    locked = Locked.of(objects.detections, [*existing, left_behind])
+    removes = bool(outdated or left_behind - locked.ids) or record.has_analysed(left_out)
+    if not (regions or removes):
+        raise NothingToDo(_why_nothing(bool(chosen), is_tissue=options.selection.tissue))
+    if options.on_existing == "error" and (any(existing) or left_behind):
+        # Outdated tissue may have nuclei where the tissue that was found now has none.
+        names = (r.label for r, ids in zip(regions, existing, strict=True) if ids)
+        name = next(names, regions[0].label)
         raise UsageError(
             f"qpnuclei has already written detections into {name} of image {entry.name!r}",
             "choose --on-existing replace, append or skip",
         )
     if options.on_existing == "skip":
-        regions = [
-            region
-            for region, ids in zip(regions, existing, strict=True)
-            if not ids and not _is_analysed(region, record)
-        ]
+        regions = _not_analysed(regions, record, objects.detections, entry)
         existing = [frozenset[UUID]() for _ in regions]
-        if not regions:
-            raise NothingToDo("all chosen annotations were analysed by an earlier run")
     notes = []
+    if removed := left_behind.difference(locked.ids, *existing):
+        count = number_of(len(removed), "nucleus")
+        notes.append(f"removed where nothing is analysed any more: {count} of earlier runs")
     if entry.stains is not None and has_dab(entry.stains):
         notes.append("haematoxylin and DAB are shown to the network as H&E: experimental")
     elif entry.image_type not in (None, "BRIGHTFIELD_H_E", "UNSET"):
@@ -268,8 +269,36 @@ def plan_image(
         tissue=tissue,
         outdated=frozenset(a.id for a in outdated if a.id is not None),
         notes=tuple(notes),
-        locked=Locked.of(objects.detections, existing),
+        locked=locked,
+        left_out=left_out,
+        left_behind=left_behind,
     )
+
+
+def earlier_nuclei(
+    regions: Sequence[Region],
+    left_out: shapely.Geometry,
+    outdated: Sequence[Annotation],
+    detections: Detections,
+) -> tuple[list[frozenset[UUID]], frozenset[UUID]]:
+    """Return the detections of earlier runs that concern a run.
+
+    Returns
+    -------
+    (list of frozenset of UUID, frozenset of UUID)
+        Those in each region; and those in the area that is left out or in outdated tissue.
+    """
+    behind = [Region(None, left_out), *map(Region.of, outdated)]
+    found = ours_within([*regions, *behind], detections)
+    return found[: len(regions)], frozenset[UUID]().union(*found[len(regions) :])
+
+
+def _why_nothing(has_area: bool, *, is_tissue: bool) -> str:
+    """Return why no region is left; `has_area` tells whether there were any to begin with."""
+    if is_tissue:
+        return "all tissue is excluded" if has_area else "no tissue was found"
+    area = "no chosen annotation encloses an area"
+    return f"{area} that is not excluded" if has_area else area
 
 
 def _annotated(
@@ -300,6 +329,44 @@ def _annotated(
         locked=True,
     )
     return [Region(tissue, geometry)], tissue
+
+
+def _not_analysed(
+    regions: Sequence[Region], record: Record, detections: Detections, entry: ImageEntry
+) -> list[Region]:
+    """Return the parts of regions that no run has analysed.
+
+    A region is skipped, with a warning, if nuclei of qpnuclei are in such a part: the record does
+    not tell what they cover.
+
+    Raises
+    ------
+    NothingToDo
+        If there are none.
+    """
+    left = [region for region in regions if not _is_analysed(region, record)]
+    left = [part for part in map(record.part_not_analysed, left) if not part.geometry.is_empty]
+    # A centroid on the border of an analysed area is inside it, up to rounding.
+    inner = [Region(None, shapely.buffer(part.geometry, -_BORDER_PX)) for part in left]
+    chosen = []
+    for part, ids in zip(left, ours_within(inner, detections), strict=True):
+        if ids:
+            _log.warning(
+                "image %s: %s has %s of qpnuclei where no recorded run has looked: skipped; "
+                "--on-existing replace analyses it",
+                entry.name,
+                part.label,
+                number_of(len(ids), "nucleus"),
+            )
+        else:
+            chosen.append(part)
+    if not chosen:
+        raise NothingToDo(
+            "all chosen annotations were analysed by an earlier run"
+            if not left
+            else "no chosen annotation is without nuclei of earlier runs"
+        )
+    return chosen
 
 
 def _is_analysed(region: Region, record: Record) -> bool:

@@ -25,6 +25,7 @@ from qpnuclei.pipeline.planning.plan_parts import (
     check_file_name,
 )
 from qpnuclei.pipeline.planning.tiles import plan_tiles
+from qpnuclei.qupath.analysed_area import NO_AREA
 from qpnuclei.qupath.areas import union
 from qpnuclei.qupath.regions import Region
 from qpnuclei.segmentation.engine import EngineSpec, engine_specs
@@ -55,6 +56,9 @@ class PlannedImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         Whether the region's annotation is to be made by the run.
     outdated : tuple of UUID
         Annotations that the run removes.
+    left_out : str
+        The excluded area from which it removes earlier nuclei, as WKB in hexadecimal digits; empty
+        if there is none.
     units : tuple of str
         Names of the units.
     """
@@ -71,6 +75,7 @@ class PlannedImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     regions: tuple[PlannedRegion, ...]
     tissue: bool
     outdated: tuple[UUID, ...]
+    left_out: str = ""
     notes: tuple[str, ...]
     data: str
     inputs: str
@@ -107,10 +112,28 @@ class PlannedImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         try:
             regions = [planned.region() for planned in self.regions]
         except shapely.errors.ShapelyError as error:
-            raise FormatError("a region of the plan is damaged", "plan the run again") from error
+            raise _damaged("is damaged") from error
         if not all(_is_area(region.geometry) for region in regions):
-            raise FormatError("a region of the plan is not an area", "plan the run again")
+            raise _damaged("is not an area")
         return regions
+
+    def area_left_out(self) -> shapely.Geometry:
+        """Return `left_out` as a geometry.
+
+        Raises
+        ------
+        FormatError
+            If it is no area.
+        """
+        if not self.left_out:
+            return NO_AREA
+        try:
+            area = shapely.from_wkb(self.left_out)
+        except shapely.errors.ShapelyError as error:
+            raise _damaged("is damaged") from error
+        if not _is_area(area):
+            raise _damaged("is not an area")
+        return area
 
     def tile_plan(self, spec: EngineSpec, options: RunOptions) -> TilePlan:
         """Cover the regions with tiles.
@@ -285,6 +308,10 @@ def check_same_model(spec: EngineSpec, planned: EngineSpec) -> None:
             f"was planned ({planned.sha256[:12]})",
             "give the planned model with --model, or plan the run again",
         )
+
+
+def _damaged(how: str) -> FormatError:
+    return FormatError(f"a region of the plan {how}", "plan the run again")
 
 
 def _is_area(geometry: shapely.Geometry) -> bool:
