@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import shapely
+from PIL import Image
 
 from qpnuclei import create_project
 from qpnuclei.nuclei.ids import is_ours
@@ -20,6 +22,7 @@ from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeImage, open_project
 from tests.cli.conftest import Outcome
 from tests.cli.test_one_bad_apple import IMAGE
+from tests.pipeline.commit.test_locked import lock
 
 Call = Callable[..., Outcome]
 
@@ -234,3 +237,54 @@ def test_the_doubts_of_nuclei_that_stay_are_told_as_in_export(
     assert len(checks) == 3
     names = (region["name"].split(" ")[0] for region in result["regions"])
     assert dict(zip(names, (r["check"] for r in result["regions"]), strict=True)) == checks
+
+
+def test_an_annotation_that_artefacts_cover_is_not_analysed_any_more(
+    qpnuclei: Call, tmp_path: Path
+) -> None:
+    rgb = np.full((160, 160, 3), 243, np.uint8)
+    rgb[32:128, 32:128] = (50, 90, 170)  # a pen
+    Image.fromarray(rgb).save(tmp_path / "slide.png")
+    project = create_project(tmp_path / "project", [tmp_path / "slide.png"], mpp=1.0).path
+    annotate(project, shapely.box(50, 50, 110, 110), 1, "Tumor")
+    assert qpnuclei("run", project, *TUMOR, *RUN).exit_code == 0
+    assert one(qpnuclei, project, "A1")["status"] == "analysed"
+    assert qpnuclei("run", project, *TUMOR, *RUN, "--qc").exit_code == 0
+    row = one(qpnuclei, project, "A1")
+    assert (row["status"], row["nuclei"], ours(project)) == ("not analysed", None, set())
+
+
+def test_locked_nuclei_stay_in_an_annotation_that_is_excluded(
+    qpnuclei: Call, project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert qpnuclei("run", project, *TUMOR, *RUN).exit_code == 0
+    chosen = set(sorted(ours(project))[::4])
+    assert chosen
+    lock(image_of(project), chosen)
+    annotate(project, OVER_ALL, 9, "Ignore*")
+    assert qpnuclei("run", project, *TUMOR, *RUN).exit_code == 0
+    assert ours(project) == chosen
+    assert one(qpnuclei, project, "A1")["status"] == "not analysed"
+    # Once they are all that is left, there is nothing to do.
+    assert qpnuclei("run", project, *TUMOR, *RUN).exit_code == 0
+    assert "encloses an area that is not excluded" in caplog.text
+
+
+@pytest.mark.parametrize("chosen", [TUMOR, ("--tissue",)])
+def test_nuclei_are_removed_from_the_state_that_an_image_has_now(
+    qpnuclei: Call, project: Path, tmp_path: Path, chosen: tuple[str, ...]
+) -> None:
+    fresh = fresh_copy(project)
+    assert qpnuclei("run", project, *chosen, *RUN).exit_code == 0
+    folder = tmp_path / "run"
+    for path in (project, fresh):
+        annotate(path, OVER_LEFT, 9, "Ignore*")
+    planned = qpnuclei("plan", project, *chosen, "--run-dir", folder, "--backend", "native")
+    assert planned.exit_code == 0
+    assert qpnuclei("infer", folder).exit_code == 0
+    for path in (project, fresh):
+        annotate(path, shapely.box(200, 5, 210, 9), 10, "Other")
+    assert qpnuclei("commit", folder, "--backend", "native", "--force").exit_code == 0
+    assert qpnuclei("run", fresh, *chosen, *RUN).exit_code == 0
+    assert ours(project) == ours(fresh)
+    assert exported(qpnuclei, project) == exported(qpnuclei, fresh)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from uuid import UUID
 
 import pytest
+import shapely
 from typer.testing import CliRunner, Result
 
 import qpnuclei
@@ -17,7 +19,7 @@ from qpnuclei.pipeline.commit import write_back
 from qpnuclei.pipeline.folder import RunFolder
 from qpnuclei.pipeline.phases import commit_run
 from qpnuclei.pipeline.run import analyse_project
-from qpnuclei.qupath.model import Edit
+from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import open_project
 from tests.pipeline.commit.test_locked import OPTIONS, Killed, lock
 from tests.pipeline.killing import content, make_project
@@ -125,3 +127,35 @@ def test_copies_that_the_folder_no_longer_has_the_nuclei_for_are_refused(tmp_pat
     # Those that are there need no shards.
     assert committed("--parquet", tmp_path / "p").exit_code == 0
     assert copies(tmp_path / "p") == expected
+
+
+def test_a_run_that_only_removes_nuclei_and_was_killed_after_the_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make_project(tmp_path / "place", 1)
+    project = open_project(place / "project")
+    (image,) = project.images
+    before = analyse_project(project, project.images, OPTIONS)
+    whole = shapely.box(0, 0, 256, 256)
+    pen = NewAnnotation(whole, UUID(int=9), path_class=PathClass("Ignore*"))
+    image.write(Edit(annotations=[pen]), image.read().fingerprint)
+    killed = Path(shutil.copytree(place, tmp_path / "elsewhere" / "place"))
+    undisturbed = analyse_project(project, project.images, OPTIONS).images[0]
+    assert (undisturbed.replaced, undisturbed.nuclei) == (before.nuclei, 0)
+
+    project = open_project(killed / "project")
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(write_back, "write_copies", kill)
+        with pytest.raises(Killed):
+            analyse_project(project, project.images, OPTIONS)
+    resumed = analyse_project(project, project.images, OPTIONS)
+
+    assert resumed.resumed == 1
+    assert resumed.images[0].replaced == before.nuclei
+    assert resumed.images[0].regions == undisturbed.regions == ()
+    assert not list(filter(is_ours, project.images[0].read().detections.ids))
+    assert content(killed) == content(place)
