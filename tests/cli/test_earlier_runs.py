@@ -288,3 +288,16 @@ def test_nuclei_are_removed_from_the_state_that_an_image_has_now(
     assert qpnuclei("run", fresh, *chosen, *RUN).exit_code == 0
     assert ours(project) == ours(fresh)
     assert exported(qpnuclei, project) == exported(qpnuclei, fresh)
+
+
+def test_appending_in_a_part_of_the_tissue_leaves_the_counts_of_the_image(
+    qpnuclei: Call, project: Path
+) -> None:
+    assert qpnuclei("run", project, "--tissue", *RUN).exit_code == 0
+    before, rows = ours(project), exported(qpnuclei, project, "image")
+    annotate(project, OVER_LEFT, 9, "Ignore*")
+    done = qpnuclei("run", project, "--tissue", *RUN, "--on-existing", "append")
+    assert done.exit_code == 0
+    assert "removed" not in done.stderr
+    assert ours(project) == before
+    assert exported(qpnuclei, project, "image") == rows

@@ -236,7 +236,8 @@ def plan_image(
         regions = _not_analysed(regions, record, objects.detections, entry)
         existing = [frozenset[UUID]() for _ in regions]
     notes = []
-    if removed := left_behind.difference(locked.ids, *existing):
+    removed = left_behind.difference(locked.ids, *existing)
+    if removed and options.on_existing == "replace":
         count = number_of(len(removed), "nucleus")
         notes.append(f"removed where nothing is analysed any more: {count} of earlier runs")
     if entry.stains is not None and has_dab(entry.stains):
