@@ -8,6 +8,7 @@ does. Without such a drawn nucleus, it counts if its centroid is in the box.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,10 @@ from qpnuclei.slides.remix import seen_by_network
 
 #: Margin around a box that the network sees: more than the largest nuclei.
 _MARGIN_UM = 30.0
+#: The frame of a box begins at multiples of this, in level-0 px. Networks give the same result as
+#: in a run only where their cells lie in the same way: at multiples of their stride (at most 64),
+#: also on images reduced to a quarter.
+_ALIGNED_PX = 256
 #: Largest box with its margin, in px: it is read at once.
 _MAX_PX = 2**27
 #: Colour outside a box that is read without its surroundings: glass.
@@ -61,7 +66,7 @@ class BoxImage(AnnotatedImage):
     ----------
     entry : ImageEntry
     frame : (int, int, int, int)
-        x0, y0, x1, y1 of the box with its margin, in level-0 px.
+        x0, y0, x1, y1 in level-0 px: at least the box with its margin.
     box : shapely geometry
         Polygon or MultiPolygon, in px of the frame.
     drawn : (N,) object ndarray of shapely.Polygon
@@ -98,14 +103,23 @@ class BoxImage(AnnotatedImage):
     def read_around(
         self,
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-        """Return the frame, all nuclei drawn in it, and the mask of the box."""
-        inside = label_map(shapely.get_parts(self.box), self._shape) > 0
-        return self.read_image(), label_map(self.drawn, self._shape), inside
+        """Return the box with its margin, all nuclei drawn there, and the mask of the box."""
+        assert self.mpp is not None  # a box has one
+        margin = _MARGIN_UM / self.mpp
+        x0, y0 = (max(0, math.floor(low - margin)) for low in self.box.bounds[:2])
+        window = slice(y0, None), slice(x0, None)  # the frame ends with the margin
+        labels = label_map(self.drawn, self._shape)
+        return (
+            np.ascontiguousarray(self.read_image()[window]),
+            np.ascontiguousarray(labels[window]),
+            np.ascontiguousarray(self._inside[window]),
+        )
 
     def read_alone(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
         """Return the box without its surroundings: nuclei are cut, and the outside is glass."""
-        rgb, labels, inside = self.read_around()
-        rgb[~inside], labels[~inside] = _GLASS, 0
+        rgb, labels = self.read_image(), label_map(self.drawn, self._shape)
+        outside = ~self._inside
+        rgb[outside], labels[outside] = _GLASS, 0
         x0, y0, x1, y1 = (round(v) for v in self.box.bounds)
         window = slice(y0, y1), slice(x0, x1)
         return np.ascontiguousarray(rgb[window]), np.ascontiguousarray(labels[window])
@@ -120,6 +134,12 @@ class BoxImage(AnnotatedImage):
         # The pair with the largest shared area comes last, so it decides.
         keep[o.pair_predicted[met][order]] = self.counts[o.pair_true[met][order]]
         return nuclei.take(keep)
+
+    @property
+    def _inside(self) -> npt.NDArray[np.bool_]:
+        """The mask of the box."""
+        inside: npt.NDArray[np.bool_] = label_map(shapely.get_parts(self.box), self._shape) > 0
+        return inside
 
     @property
     def _shape(self) -> tuple[int, int]:
@@ -349,6 +369,7 @@ def _box(
         raise UsageError(f"{what}: it lies outside the image", "move or delete it")
     margin = _MARGIN_UM / mpp
     low = np.maximum(np.floor(np.array(area.bounds[:2]) - margin), 0).astype(int)
+    low -= low % _ALIGNED_PX
     high = np.minimum(np.ceil(np.array(area.bounds[2:]) + margin), size).astype(int)
     frame = (int(low[0]), int(low[1]), int(high[0]), int(high[1]))
     if np.prod(high - low) > _MAX_PX:

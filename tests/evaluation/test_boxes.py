@@ -230,6 +230,32 @@ def test_evaluate_a_project(tmp_path: Path) -> None:
     assert output.with_suffix(".html").read_text().count("<figure") == 1
 
 
+@pytest.mark.parametrize("mpp", [0.25, 0.5])
+def test_a_model_predicts_what_its_run_wrote(tmp_path: Path, mpp: float) -> None:
+    """Also in a box that begins between the cells of its network."""
+    rgb = np.tile(painted(3)[0], (6, 6, 1))[:700, :700]
+    project = project_of(tmp_path, rgb, mpp)
+    draw(project, [("Box", shapely.box(433, 389, 611, 640))])
+    options = qpnuclei.RunOptions(qpnuclei.Selection(tissue=True), device="cpu")
+    assert qpnuclei.run(project, options).failures == []
+    report = qpnuclei.evaluate(project.path, roi="Box", truth_class="Nucleus", device="cpu")
+    assert report.result.mean["true_count"] > 3
+    assert report.result.mean["F1"] == 1
+    assert report.result.mean["AJI"] > 0.999  # up to rounded outlines
+
+
+def test_the_surroundings_of_a_box_are_its_margin(tmp_path: Path) -> None:
+    project = project_of(tmp_path, np.full((900, 900, 3), 230, np.uint8))
+    draw(project, [("Box", shapely.box(500, 500, 700, 700)), ("Nucleus", disc(550, 550))])
+    (box,) = read_boxes(project.path, ["Box"]).images
+    assert box.frame == (256, 256, 820, 820)
+    rgb, labels, inside = box.read_around()
+    assert rgb.shape[:2] == labels.shape == (440, 440)  # 30 µm on each side
+    assert inside[120:320, 120:320].all()
+    assert np.count_nonzero(inside) == 200 * 200
+    assert labels[170, 170] == 1
+
+
 def test_geojson_beside_images_is_truth_as_well(tmp_path: Path) -> None:
     for name in ("images", "labels"):
         (tmp_path / name).mkdir()
