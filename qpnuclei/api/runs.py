@@ -39,7 +39,8 @@ def run(
     images : sequence of str
         Names or patterns (``*``, ``?``) of images; all by default.
     progress : callable
-        Called as ``progress(image name, tiles done, tiles in all, nuclei so far)``.
+        Called as ``progress(image name, tiles done, tiles in all, nuclei so far)``, for the tiles
+        that are computed: those of an earlier start, or of other shards, do not count.
     roi : sequence of str
         Classes of the annotations to analyse, if no options are given.
     resume : bool

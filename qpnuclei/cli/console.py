@@ -202,7 +202,7 @@ def tile_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, int]
     Yields
     ------
     callable
-        Called as ``progress(image name, tiles done, tiles in all, nuclei so far)``.
+        A `qpnuclei.pipeline.inference.units.Progress`.
     """
     if not (quiet or stderr.is_terminal):
         yield LinePerMinute()

@@ -124,7 +124,7 @@ def infer(
 
     For example: qpnuclei infer the-run --shard 3/20
     """
-    from qpnuclei.cli.console import print_json, tile_progress
+    from qpnuclei.cli.console import print_json, stderr, tile_progress
     from qpnuclei.cli.tables import print_failures
     from qpnuclei.system.interrupts import leaving_on_interrupt
     from qpnuclei.system.memory import keep_freed_memory
@@ -133,7 +133,7 @@ def infer(
     share = _share(shard)
     with leaving_on_interrupt(INTERRUPTED):
         from qpnuclei.pipeline.folder import RunFolder
-        from qpnuclei.pipeline.inference.units import Conduct
+        from qpnuclei.pipeline.inference.units import Conduct, count_missing
         from qpnuclei.pipeline.phases import infer_run
 
         folder = RunFolder(run_dir)
@@ -165,13 +165,17 @@ def infer(
                 ),
                 progress=progress,
             )
-    images = len(folder.plan().images)
+        plan = folder.plan()
+        missing = count_missing(folder, plan, options)
+    images, units = len(plan.images), sum(len(image.units) for image in plan.images)
     if json:
         failed = [
             {"image": image.name, "entry": image.entry, "error": error.what, "hint": error.hint}
             for image, error in failures
         ]
-        print_json({"run_dir": str(folder.path), "images": images, "failures": failed})
+        content = {"run_dir": str(folder.path), "images": images, "units": units}
+        print_json({**content, "missing": missing, "failures": failed})
+    stderr.print(f"units: {units - missing} of {units} are there; {missing} missing")
     if failures:
         print_failures([image.name for image, _ in failures], images)
         sys.exit(1)

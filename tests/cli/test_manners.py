@@ -192,8 +192,8 @@ def test_json_of_the_three_phases(sample: Sample, tmp_path: Path, qpnuclei: Call
     given = ("--roi", "Tumor", "--mpp", "0.5", "--run-dir", folder)
     planned = json.loads(qpnuclei("plan", project, *given, *native, "--json").stdout)
     found = json.loads(qpnuclei("infer", folder, "--device", "cpu", "--quiet", "--json").stdout)
-    of_both = {key: planned[key] for key in ("run_dir", "images", "failures")}
-    assert found == of_both
+    of_both = {key: planned[key] for key in ("run_dir", "images", "units", "failures")}
+    assert found == {**of_both, "missing": 0}
     written = json.loads(qpnuclei("commit", folder, *native, "--quiet", "--json").stdout)
     assert len(written["images"]) == found["images"] > 0
 

@@ -241,6 +241,58 @@ def test_units_with_a_limit_are_computed_in_a_process_of_their_own(tmp_path: Pat
     assert told[-1][3] >= qpnuclei.commit(folder).nuclei > 0
 
 
+def test_progress_tells_of_what_this_start_computes(tmp_path: Path, quick: RunOptions) -> None:
+    folder = qpnuclei.plan(make_project(tmp_path / "place", 1) / "project", quick)
+    copies = [Path(shutil.copytree(folder, tmp_path / name)) for name in ("whole", "parts")]
+    told: list[tuple[str, int, int, int]] = []
+
+    def progress(image: str, done: int, tiles: int, nuclei: int) -> None:
+        told.append((image, done, tiles, nuclei))
+
+    qpnuclei.infer(copies[0], device="cpu", workers=1, progress=progress)
+    tiles, nuclei = told[-1][2:]
+    assert [done for _, done, _, _ in told] == list(range(1, tiles + 1))
+    assert nuclei > 0
+    rest = tiles - tiles // 4
+    found = []
+    for shard, computed in (((1, 4), tiles // 4), ((1, 1), rest)):
+        told.clear()
+        qpnuclei.infer(copies[1], shard=shard, device="cpu", workers=1, progress=progress)
+        assert [(done, of) for _, done, of, _ in told] == [
+            (done, computed) for done in range(1, computed + 1)
+        ]
+        found.append(told[-1][3])
+    assert sum(found) == nuclei
+    assert all(found)
+    told.clear()
+    qpnuclei.infer(copies[1], device="cpu", workers=1, progress=progress)
+    assert told == []
+
+
+def test_infer_ends_with_the_number_of_units_that_are_there(
+    tmp_path: Path, quick: RunOptions
+) -> None:
+    plan = qpnuclei.plan(make_project(tmp_path / "place", 1) / "project", quick)
+    (image,) = RunPlan.read(plan / "plan.json").images
+    units, half = len(image.units), len(image.units) // 2
+    for arguments, there in (
+        (["--shard", "1/2"], half),
+        (["--shard", "1/2", "--quiet"], half),  # again: there is nothing to do
+        ([], units),
+        (["--shard", "2/2"], units),
+    ):
+        done = CliRunner().invoke(app, ["infer", str(plan), "--device", "cpu", *arguments])
+        assert (done.exit_code, done.stdout) == (0, "")
+        said = f"units: {there} of {units} are there; {units - there} missing"
+        assert done.stderr.splitlines()[-1] == said
+    # Only the joined nuclei are left, as after a copy without the units.
+    for name in image.units:
+        RunFolder(plan).shard(image, name).unlink()
+    done = CliRunner().invoke(app, ["infer", str(plan), "--device", "cpu", "--json"])
+    printed = json.loads(done.stdout)
+    assert (printed["units"], printed["missing"]) == (units, 0)
+
+
 @pytest.mark.parametrize("asked", [None, 3])
 def test_as_many_cores_are_used_as_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int | None

@@ -29,7 +29,8 @@ from qpnuclei.segmentation.engine import Engine
 
 _log = logging.getLogger(__name__)
 
-#: Called as ``progress(image name, tiles done, number of tiles, nuclei so far)``.
+#: Called as ``progress(image name, tiles done, tiles in all, nuclei so far)``. The numbers are of
+#: the tiles that this call computes: those that were there before do not count.
 Progress = Callable[[str, int, int, int], None]
 
 #: Called with an image that fails, and why.
@@ -154,8 +155,10 @@ class _ImageProgress:
     ----------
     waiting : int
         Number of units that this process still has to compute.
+    todo : int
+        Number of tiles of the units that this process computes.
     tiles, nuclei : int
-        Tiles that are done, also by earlier processes; nuclei found by this process.
+        Those of them that are done, and the nuclei in them.
     errors : list of QpnucleiError
         Errors of its units.
     """
@@ -163,6 +166,7 @@ class _ImageProgress:
     image: PlannedImage
     layout: Layout
     waiting: int = 0
+    todo: int = 0
     tiles: int = 0
     nuclei: int = 0
     errors: list[QpnucleiError] = field(default_factory=list)
@@ -214,9 +218,9 @@ class _Inference:
         is_done = _is_joined(self.folder, image, layout)
         pending = []
         for unit, is_shared in zip(layout.units, shared, strict=True):
-            if is_done or self.folder.shard(image, unit.name).exists():
-                state.tiles += len(unit.tiles)
-            elif is_shared and unit.key in self._failed:
+            if is_done or not is_shared or self.folder.shard(image, unit.name).exists():
+                continue
+            if unit.key in self._failed:
                 known = self._failed[unit.key]
                 state.errors.append(
                     FormatError(
@@ -224,8 +228,9 @@ class _Inference:
                         "try it again with --retry-failed",
                     )
                 )
-            elif is_shared:
+            else:
                 pending.append(Task(image, layout, unit, self.folder))
+                state.todo += len(unit.tiles)
         state.waiting = len(pending)
         self._images[image.entry] = state
         if not pending:
@@ -238,7 +243,7 @@ class _Inference:
         state.tiles += tiles
         state.nuclei += nuclei
         if tiles > 0:
-            self.progress(image.name, state.tiles, image.tiles, state.nuclei)
+            self.progress(image.name, state.tiles, state.todo, state.nuclei)
 
     def record(self, outcome: Outcome) -> None:
         """Store the shard of a unit, or note its error."""
@@ -315,6 +320,19 @@ def _failed(errors: Sequence[QpnucleiError], layout: Layout) -> QpnucleiError:
         return first
     what = f"{first.what} (and {len(errors) - 1} more of {len(layout.units)} units)"
     return type(first)(what, first.hint)
+
+
+def count_missing(folder: RunFolder, plan: RunPlan, options: RunOptions) -> int:
+    """Return the number of units of a plan that are not computed yet, on any machine."""
+    missing = 0
+    for image in plan.images:
+        try:
+            layout = layout_of(image, plan.spec(image), options)
+            if not folder.shard(image, layout.name).exists():
+                missing += sum(not folder.shard(image, name).exists() for name in image.units)
+        except FormatError:  # the image fails, so none of its units can be used
+            missing += len(image.units)
+    return missing
 
 
 def check_complete(
