@@ -189,11 +189,10 @@ def warn_of_kept_sizes(sizes: Sequence[Mpp | None], mpp: float) -> None:
     kept = [own for own in sizes if own and any(abs(axis / mpp - 1) > 0.01 for axis in own)]
     if kept:
         _log.warning(
-            "--mpp %g is used for %s of %s; slides with another pixel size keep it (%d); "
+            "--mpp %g is for slides without a pixel size: %d of %s have another one and keep it; "
             "to override it, name the slides: --image NAME --mpp %g",
             mpp,
-            len(sizes) - len(kept) or "none",
-            number_of(len(sizes), "slide"),
             len(kept),
+            number_of(len(sizes), "slide"),
             mpp,
         )

@@ -103,11 +103,12 @@ def test_mpp_for_slides_without_one_says_where_it_is_not_used(
     with caplog.at_level(logging.WARNING):
         assert taken(qpnuclei(*command)) == {"m0.4.tif": 0.4, "m0.5.tif": 0.5}
         paint(scans / "none.png")
+        scan(scans / "like.tif", 0.251)  # its own size, which differs by less than 1 %
         qpnuclei(*command)
     said = [line for line in caplog.messages if line.startswith("--mpp")]
     assert [line.partition(";")[0] for line in said] == [
-        "--mpp 0.25 is used for none of 2 slides",
-        "--mpp 0.25 is used for 1 of 3 slides",
+        "--mpp 0.25 is for slides without a pixel size: 2 of 2 slides have another one and keep it",
+        "--mpp 0.25 is for slides without a pixel size: 2 of 4 slides have another one and keep it",
     ]
 
 
