@@ -168,7 +168,8 @@ def summary_table(summary: RunSummary) -> Table:
         kept = f"the {locked} that are locked, others" if locked else "those"
         caption = (
             f"Every nucleus in an annotation is counted, as in export: also {kept} of earlier "
-            "runs, and those of other programs. A nucleus in two annotations counts in both."
+            "runs, and those of other programs; nuclei removed since, by filter or in QuPath, are "
+            "not. A nucleus in two annotations counts in both."
         )
     table = Table(title=title, caption=caption)
     for column in ("image", "annotation", "class"):

@@ -53,11 +53,14 @@ def test_what_was_written_and_what_is_counted_are_told_apart() -> None:
     for written, title, is_explained in (
         (6, "6 nuclei", False),  # each in one annotation
         (3, "3 nuclei written, 6 counted", True),  # each in both
+        (9, "9 nuclei written, 6 counted", True),  # some were removed since
     ):
         found.images = [replace(found.images[0], nuclei=written)]
         table = tables.summary_table(found)
         assert table.title == title
         assert ("in two annotations counts in both" in str(table.caption)) is is_explained
+        removed = "nuclei removed since, by filter or in QuPath, are not"
+        assert (removed in str(table.caption)) is is_explained
         assert "locked" not in str(table.caption)
         assert [cell.strip() for cell in text(found)[0].split("│")][-3:-1] == ["3", "6"]
 
