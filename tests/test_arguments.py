@@ -109,6 +109,17 @@ def test_new_projects_take_one_slide(
     assert [image.name for image in extended.images] == ["a.png", "b.png"]
 
 
+@pytest.mark.parametrize("start", [qpnuclei.run, qpnuclei.plan])
+@pytest.mark.parametrize("given", [TISSUE, "Tumor", ()])
+def test_runs_refuse_what_is_no_options(
+    start: Callable[..., object], given: object, project: Path
+) -> None:
+    with pytest.raises(UsageError, match="the options are not RunOptions, but") as caught:
+        start(project, given)
+    assert caught.value.hint == "give RunOptions(selection)"
+    assert not (project / "qpnuclei").exists()
+
+
 def test_runs_take_one_text(project: Path) -> None:
     options = qpnuclei.RunOptions(TISSUE, mpp=0.5, images=ONE_NAME)  # type: ignore[arg-type]
     assert options == qpnuclei.RunOptions(TISSUE, mpp=0.5, images=(ONE_NAME,))

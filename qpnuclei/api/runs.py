@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qpnuclei.api.projects import opened_project
+from qpnuclei.errors import UsageError, quoted
 from qpnuclei.qupath.model import Project
 from qpnuclei.system.arguments import listed
 
@@ -273,12 +274,22 @@ def commit(
 def _options(
     options: RunOptions | None, images: Sequence[str], roi: Sequence[str], project: Project
 ) -> RunOptions:
-    """Return the options of a run for some images or for annotations of some classes."""
+    """Return the options of a run for some images or for annotations of some classes.
+
+    Raises
+    ------
+    UsageError
+        If `options` is something else, for example a selection alone.
+    """
     from qpnuclei.pipeline.options import RunOptions
     from qpnuclei.pipeline.selection import Selection
     from qpnuclei.qupath.pixel_size import mpp_by_id
 
-    chosen = options or RunOptions(Selection(classes=listed(roi)))
+    chosen = RunOptions(Selection(classes=listed(roi))) if options is None else options
+    if not isinstance(chosen, RunOptions):
+        raise UsageError(
+            f"the options are not RunOptions, but {quoted(chosen)}", "give RunOptions(selection)"
+        )
     given = (("mpp_by_image", name, mpp) for name, mpp in chosen.mpp_by_image.items())
     return replace(
         chosen,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import shapely
 
+from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.pipeline.inference.infer import find_nuclei
 from qpnuclei.pipeline.planning.tiles import plan_tiles
@@ -17,6 +18,10 @@ from qpnuclei.slides.stains import DEFAULT_HE, Stains
 
 def segment(engine: Engine, rgb: RGB, mpp: float, stains: Stains = DEFAULT_HE) -> NucleiTable:
     """Find and measure the nuclei of one image in memory: what ``qpnuclei run`` does.
+
+    The nuclei of a crop of a slide are exactly those that a run finds there only if the origin of
+    the crop is a multiple of `EngineSpec.stride` in x and y, in px of the engine's resolution. Near
+    the border of the crop, they can differ in any case.
 
     Parameters
     ----------
@@ -40,7 +45,7 @@ def segment(engine: Engine, rgb: RGB, mpp: float, stains: Stains = DEFAULT_HE) -
     ------
     qpnuclei.errors.MppError
         If `mpp` is absurd (< 0.05 or > 2.5).
-    ValueError
+    qpnuclei.errors.UsageError
         If `rgb` is not such an array.
 
     Examples
@@ -52,7 +57,10 @@ def segment(engine: Engine, rgb: RGB, mpp: float, stains: Stains = DEFAULT_HE) -
     0
     """
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or rgb.size == 0:
-        raise ValueError(f"rgb must be (H, W, 3) uint8 and not empty: {rgb.shape} {rgb.dtype}")
+        raise UsageError(
+            f"rgb must be (H, W, 3) uint8 and not empty, but is {rgb.shape} {rgb.dtype}",
+            "convert it; of a grey image, np.dstack([grey] * 3)",
+        )
     (resolved, _) = resolve_mpp(mpp, None, None, "the image")
     image = ImageInMemory(rgb, resolved)
     scale = Scale(resolved, working_downsample(resolved, engine.spec.mpp))

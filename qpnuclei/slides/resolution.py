@@ -123,11 +123,13 @@ def working_downsample(slide_mpp: tuple[float, float], model_mpp: float) -> tupl
 
 def _checked(mpp: tuple[float, float], source: MppSource, name: str) -> tuple[float, float]:
     if not all(math.isfinite(v) and MIN_MPP <= v <= MAX_MPP for v in mpp):
-        where = {"--mpp": "--mpp", "project": "the project", "slide": "the slide file"}[source]
+        where = {"--mpp": "the given mpp", "project": "the project", "slide": "the slide file"}[
+            source
+        ]
         raise MppError(
             f"{name}: a pixel size of {_text(mpp)} µm/px, from {where}, cannot be right "
             f"(possible: {MIN_MPP} to {MAX_MPP})",
-            "give the true one with --mpp, in µm per level-0 pixel (40x scans have about 0.25)",
+            "give the true one as mpp (--mpp), in µm per level-0 pixel (40x scans have about 0.25)",
         )
     return mpp
 

@@ -193,7 +193,7 @@ def test_resolution_is_the_users_then_the_sets_then_the_files(tmp_path: Path) ->
     assert image_mpp(image, None) == pytest.approx(0.5)
     assert image_mpp(AnnotatedImage("a", path, path, 0.25), None) == 0.25
     assert image_mpp(AnnotatedImage("a", path, path, 0.25), 0.3) == 0.3
-    with pytest.raises(MppError, match=r"30 µm/px, from --mpp"):
+    with pytest.raises(MppError, match=r"30 µm/px, from the given mpp"):
         image_mpp(image, 30)
     tifffile.imwrite(path, rgb, resolution=(20000, 10000), resolutionunit="CENTIMETER")
     with pytest.raises(MppError, match=r"pixels of 0\.5 x 1 µm, which are not square"):

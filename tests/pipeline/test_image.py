@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+import shapely
+import tifffile
+from shapely import affinity
 
-from qpnuclei.errors import MppError
+from qpnuclei.errors import MppError, UsageError
 from qpnuclei.pipeline.image import segment
+from qpnuclei.segmentation.engine import EngineOptions, load_engine
 from qpnuclei.segmentation.maps_engine import MapsEngine
 from qpnuclei.slides.stains import separate
+from tests.cli.test_one_bad_apple import IMAGE
 from tests.segmentation.test_predictor import dark_is_nucleus, white_with_dark_squares
 
 
@@ -37,18 +43,41 @@ def test_segment_measures_in_um_and_with_the_stains() -> None:
     assert 0.5 < found["Attention: Mean"] <= 1
 
 
+def test_a_crop_at_a_multiple_of_the_stride_has_the_nuclei_of_the_whole() -> None:
+    engine = load_engine("default-40x", EngineOptions(device="cpu", workers=1))
+    rgb = np.tile(tifffile.imread(IMAGE), (2, 2, 1))
+    left, top = 5 * engine.spec.stride, 3 * engine.spec.stride
+    inner = shapely.box(left + 140, top + 140, *rgb.shape[1::-1])
+    whole = [p for p in segment(engine, rgb, 0.25).polygons() if inner.contains(p)]
+    moved = (
+        affinity.translate(polygon, left, top)
+        for polygon in segment(engine, rgb[top:, left:], 0.25).polygons()
+    )
+    cropped = [polygon for polygon in moved if inner.contains(polygon)]
+    assert len(cropped) == len(whole) > 10
+    centres = [np.lexsort(shapely.get_coordinates(shapely.centroid(p)).T) for p in (whole, cropped)]
+    for one, other in zip(centres[0], centres[1], strict=True):
+        assert whole[one].normalize().equals_exact(cropped[other].normalize(), 1e-3)
+
+
 def test_segment_of_nothing_is_empty() -> None:
     nuclei = segment(MapsEngine(dark_is_nucleus()), white_with_dark_squares(), mpp=0.5)
     assert len(nuclei) == 0
     assert "Area µm^2" in nuclei.measurements
 
 
-@pytest.mark.parametrize("mpp", [0.0, 25.0, float("nan")])
+@pytest.mark.parametrize("mpp", [0.0, -1.0, 25.0, float("nan")])
 def test_segment_refuses_absurd_resolutions(mpp: float) -> None:
-    with pytest.raises(MppError, match=str(mpp)[:3]):
+    with pytest.raises(MppError, match=f"{mpp:g} µm/px, from the given mpp, cannot be") as caught:
         segment(MapsEngine(dark_is_nucleus()), white_with_dark_squares(), mpp=mpp)
+    assert "mpp (--mpp)" in caught.value.hint
 
 
-def test_segment_refuses_other_arrays() -> None:
-    with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8 and not empty"):
-        segment(MapsEngine(dark_is_nucleus()), np.zeros((0, 4, 3), np.uint8), mpp=0.5)
+@pytest.mark.parametrize(
+    "other",
+    [np.zeros((0, 4, 3), np.uint8), np.zeros((64, 64), np.uint8), np.zeros((64, 64, 3))],
+    ids=["empty", "grey", "float"],
+)
+def test_segment_refuses_other_arrays(other: npt.NDArray[np.uint8]) -> None:
+    with pytest.raises(UsageError, match=r"\(H, W, 3\) uint8 and not empty, but is"):
+        segment(MapsEngine(dark_is_nucleus()), other, mpp=0.25)

@@ -29,14 +29,14 @@ def test_no_pixel_size_is_an_error_that_names_the_option():
 @pytest.mark.parametrize("value", [0.0, 0.049, 2.51, -0.25, float("nan"), float("inf")])
 def test_absurd_pixel_sizes_are_refused_wherever_they_come_from(value):
     for arguments, where in (
-        ((value, None, (0.25, 0.25)), "from --mpp"),
+        ((value, None, (0.25, 0.25)), "from the given mpp"),
         ((None, PixelCalibration(0.25, value), None), "from the project"),
         ((None, None, (value, 0.25)), "from the slide file"),
     ):
         with pytest.raises(MppError, match=where) as caught:
             resolve_mpp(*arguments)
         assert "--mpp" in caught.value.hint
-        if where == "from --mpp":
+        if where == "from the given mpp":
             assert f"a pixel size of {value:.4g} µm/px" in caught.value.what
 
 
