@@ -43,7 +43,8 @@ def find_slides(paths: Sequence[Path]) -> list[Path]:
             if not inside:
                 raise UsageError(
                     f"folder {path} contains no slide",
-                    f"slides end in {' '.join(sorted(SLIDE_SUFFIXES))}",
+                    f"slides end in {' '.join(sorted(SLIDE_SUFFIXES))}; slides in subfolders are "
+                    f'named by a pattern: "{path / "**" / "*.svs"}"',
                 )
             found += inside
         elif path.exists() or not has_wildcards(str(path)):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
+from qpnuclei.errors import UsageError
 from qpnuclei.slides.files import SLIDE_SUFFIXES, find_slides
 from qpnuclei.slides.fingerprint import slide_fingerprint
 from qpnuclei.slides.readers import openslide
@@ -22,6 +24,16 @@ def test_plain_images_of_a_folder_are_found_and_can_be_opened(tmp_path: Path) ->
     for path in found:
         with open_slide(path) as slide:
             assert (slide.width, slide.height) == (8, 6)
+
+
+def test_a_folder_with_slides_only_below_it_is_refused_with_the_pattern(tmp_path: Path) -> None:
+    (tmp_path / "case").mkdir()
+    slide = tmp_path / "case" / "a.svs"
+    slide.touch()
+    with pytest.raises(UsageError, match="contains no slide") as caught:
+        find_slides([tmp_path])
+    pattern = caught.value.hint.split('"')[1]
+    assert find_slides([Path(pattern)]) == [slide]
 
 
 def test_what_a_reader_knows_by_its_suffix_is_found_in_a_folder() -> None:

@@ -1,6 +1,7 @@
 """Opening slides of many kinds, and reading regions of them."""
 
 import pickle
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -331,6 +332,7 @@ def _cut_short(path):
         ("text.svs", lambda p: p.write_text("not a slide at all"), "not a known image format"),
         ("truncated.tif", _truncated, "is truncated: it has"),
         ("cut.tif", _cut_short, "is a damaged TIFF|is truncated"),
+        ("short.svs", lambda p: p.write_bytes(b"II*\0\x08\0\0\0"), "is a damaged TIFF$"),
         ("broken.png", lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\nrubbish"), "is damaged|no image"),
         ("folder.svs", lambda p: p.mkdir(), "is a folder"),
         (
@@ -358,8 +360,9 @@ def _cut_short(path):
 )  # fmt: skip
 def test_each_kind_of_wrong_file_is_named(tmp_path, name, make, message):
     make(tmp_path / name)
-    with pytest.raises(SlideError, match=message) as caught:
+    with pytest.raises(SlideError) as caught:
         open_slide(tmp_path / name)
+    assert re.search(message, caught.value.what)
     assert str(tmp_path / name) in caught.value.what
     assert caught.value.hint
     assert "\n" not in str(caught.value)

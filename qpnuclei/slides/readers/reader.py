@@ -93,10 +93,12 @@ def reading(path: Path, trouble: str = "cannot be read") -> Iterator[None]:
     except SlideError:
         raise
     except _UNREADABLE as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise SlideError(
-            f"{path} {trouble}: {reason[0]}", "copy the slide again, or " + CONVERT
-        ) from error
+        what = f"{path} {trouble}"
+        # The text of these is only a key or an index.
+        if not isinstance(error, KeyError | IndexError):
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            what += f": {reason[0]}"
+        raise SlideError(what, "copy the slide again, or " + CONVERT) from error
 
 
 @lru_cache(maxsize=4096)
