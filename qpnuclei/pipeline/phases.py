@@ -279,7 +279,8 @@ def _without_copies(
     Raises
     ------
     UsageError
-        If the folder no longer has the nuclei of one: the next run removes the shards.
+        If the folder no longer has the nuclei of one: the next run removes the shards of a run in
+        the project's own folder.
     """
     lacking: list[PlannedImage] = []
     for image in plan.images:
