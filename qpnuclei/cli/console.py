@@ -244,20 +244,20 @@ class LinePerMinute:
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._image: str | None = None
-        self._image_start = self._last = self._last_line = now()
+        #: When each image started. Several devices may compute two images at once.
+        self._starts: dict[str, float] = {}
+        self._last = self._last_line = now()
 
     def __call__(self, image: str, done: int, tiles: int, nuclei: int) -> None:
         """Tell that a tile is done; see `tile_progress`."""
         now = self._now()
-        if image != self._image:
-            # The first tile of an image starts when the last tile of the previous one is done.
-            self._image, self._image_start = image, self._last
+        # The first tile of an image starts when the last tile before it is done.
+        start = self._starts.setdefault(image, self._last)
         self._last = now
         if done < tiles and now - self._last_line < _LINE_EVERY_S:
             return
         self._last_line = now
-        left = (now - self._image_start) / done * (tiles - done)
+        left = (now - start) / done * (tiles - done)
         rest = f", {in_words(left)} left" if done < tiles else ""
         found = number_of(nuclei, "nucleus")
         line = f"{image}: {done} of {number_of(tiles, 'tile')}, {found} in them{rest}"

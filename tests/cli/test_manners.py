@@ -265,6 +265,21 @@ def test_progress_in_a_log_file_is_a_line_a_minute(capsys: pytest.CaptureFixture
     ]
 
 
+def test_the_time_left_is_right_if_two_images_are_computed_at_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seconds = 0.0
+    progress = LinePerMinute(lambda: seconds)
+    for done in range(1, 6):  # as several devices do where one image ends and the next begins
+        for image in ("one.svs", "two.svs"):
+            seconds += 60.0
+            progress(image, done, 10, 0)
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "one.svs: 5 of 10 tiles, 0 nuclei in them, about 9 min left",
+        "two.svs: 5 of 10 tiles, 0 nuclei in them, about 9 min left",
+    ]
+
+
 def test_a_name_of_two_lines_feigns_none(
     sample: Sample, qpnuclei: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
