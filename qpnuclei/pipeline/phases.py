@@ -197,8 +197,10 @@ def commit_run(
                     raise _not_in_project(image, project)
                 spec = plan.spec(image)
                 objects = entry.read()
-                if Record.of(objects.properties).run == image.marker:
-                    data = objects.fingerprint
+                record = Record.of(objects.properties)
+                if record.had_run(image.marker):
+                    # Nuclei that a later run has replaced cannot be counted again.
+                    data = objects.fingerprint if record.has_run(image.marker) else None
                     done = committed_image(project, entry, image, folder, spec, options, data)
                     summary.add_earlier(done)
                     continue

@@ -153,7 +153,7 @@ def _plan_image(
         is_same = earlier is not None and earlier.inputs == inputs
         if earlier is not None and is_same:
             record = Record.of(objects.properties, f"image {entry.name}")
-            if record.run == earlier.marker:
+            if record.has_run(earlier.marker):
                 return earlier, objects.fingerprint
         # The marks of an earlier attempt of this run are among its inputs.
         if options.qc and not is_same:
@@ -177,7 +177,7 @@ def _data_as_written(
         objects = entry.read()
         record = Record.of(objects.properties, f"image {entry.name}")
         inputs = _inputs(entry, objects, specs, options, image.slide)
-        if record.run == image.marker and inputs == image.inputs:
+        if record.has_run(image.marker) and inputs == image.inputs:
             return objects.fingerprint
     return None
 

@@ -97,12 +97,15 @@ class Record:
         Why the last run found the whole image doubtful; empty if it did not.
     run : str
         Identifies the last run. A run that is resumed recognises its own results by it.
+    earlier_runs : tuple of str
+        Identify the runs before it, oldest first.
     """
 
     areas: tuple[AnalysedArea, ...] = ()
     used: UsedMpp | None = None
     check: str = ""
     run: str = ""
+    earlier_runs: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, properties: Mapping[str, str], name: str = "the image") -> Record:
@@ -117,6 +120,7 @@ class Record:
                 UsedMpp.of_json(content["pixel size"]),
                 str(content.get("check", "")),
                 str(content.get("run", "")),
+                tuple(map(str, content.get("earlier runs", ()))),
             )
         except (ValueError, TypeError, KeyError, IndexError, RecursionError, AttributeError):
             _log.warning("%s: the record of earlier runs is damaged and was ignored", name)
@@ -129,6 +133,7 @@ class Record:
             "pixel size": self.used and self.used.to_json(),
             **({"check": self.check} if self.check else {}),
             **({"run": self.run} if self.run else {}),
+            **({"earlier runs": self.earlier_runs} if self.earlier_runs else {}),
         }
         return {PROPERTY: json.dumps(content, separators=(",", ":"))}
 
@@ -171,21 +176,23 @@ class Record:
                 doubt,
                 _left_out_of(region),
                 turn,
+                runs=(marker,) if marker else (),
             )
             for region, doubt in zip(regions, checks or [""] * len(regions), strict=True)
         )
+        earlier = (*self.earlier_runs, self.run) if self.run else self.earlier_runs
         if keeps_nuclei:
             if keeps_doubts:
                 check = together([check, self.image_doubts])
                 new = tuple(replace(area, check=self._doubts_beside(area)) for area in new)
-            return Record(tuple(self._beside(new)), used, check, marker)
+            return Record(tuple(self._beside(new)), used, check, marker, earlier)
         replaced = removed | {area.id for area in new if area.id is not None}
         run = Record(new)
         # The run removed earlier nuclei from excluded parts, whichever annotation they belong to.
         gone = Parts([*(valid_area(area.excluded) for area in new), left_out])
         kept = [
             area.without(gone.near(valid_area(area.geometry)))
-            for area in self._with_image_check()
+            for area in self._of_earlier_runs()
             if area.id not in replaced and not run._with_outline(area.geometry)
         ]
         # Earlier tissue has no UUID to recognise it by, and its outline may differ now.
@@ -195,16 +202,18 @@ class Record:
             for area in kept
             if _is_more_than(area, again.near(area.analysed) if area.id is None else NO_AREA)
         ]
-        return Record((*kept, *new), used, check, marker)
+        return Record((*kept, *new), used, check, marker, earlier)
 
     def _beside(self, new: Sequence[AnalysedArea]) -> Iterator[AnalysedArea]:
         """Yield the areas after a run that removed no nuclei: what was analysed stays so."""
         run = Record(tuple(new))
-        for area in self._with_image_check():
+        for area in self._of_earlier_runs():
             if not run._with_outline(area.geometry):
                 yield area
         for area in new:
-            yield replace(area, excluded=self._not_analysed_of(area.excluded))
+            runs = dict.fromkeys([*self._runs_in(valid_area(area.geometry)), *area.runs])
+            excluded = self._not_analysed_of(area.excluded)
+            yield replace(area, excluded=excluded, runs=tuple(runs))
 
     def _doubts_beside(self, area: AnalysedArea) -> str:
         """Return the doubts about the nuclei of a new area and those that stay in it."""
@@ -228,17 +237,48 @@ class Record:
         )
         return replace(self, areas=areas, check=_before_filter(self.check))
 
-    @property
+    @cached_property
     def _last_turn(self) -> int:
         return max((area.turn for area in self.areas), default=0)
 
-    def _with_image_check(self) -> Iterator[AnalysedArea]:
-        """Yield the areas; those of the last run have its doubt about the image."""
+    def _of_earlier_runs(self) -> Iterator[AnalysedArea]:
+        """Yield the areas; those of the last run also have what the record says of that run."""
         last = self._last_turn
         for area in self.areas:
+            if area.turn != last:
+                yield area
+                continue
             # A run that only removes nuclei has no area: then the last ones have their own doubt.
             doubt = self.check or area.image_check
-            yield replace(area, image_check=doubt) if area.turn == last else area
+            yield replace(area, image_check=doubt, runs=self._runs_of(area))
+
+    def _runs_of(self, area: AnalysedArea) -> tuple[str, ...]:
+        """Return the runs whose nuclei are in an area, as far as they are known."""
+        is_of_last = self.run and area.turn == self._last_turn
+        return area.runs or ((self.run,) if is_of_last else ())
+
+    def _runs_in(self, geometry: shapely.Geometry) -> Iterator[str]:
+        """Yield the runs whose nuclei are in a geometry."""
+        for area in self._meeting(geometry):
+            valid = valid_area(area.geometry)
+            overlap = shapely.intersection(valid, geometry).area
+            if overlap > min(_rounding(valid), _rounding(geometry)):
+                yield from self._runs_of(area)
+
+    def has_run(self, marker: str) -> bool:
+        """Return whether the image holds the result of a run, or a part of it.
+
+        It does not if no area of the run is left, or later runs have analysed all of them again.
+        A run that excluded everything has no area: it is known while it is the last one.
+        """
+        return self.run == marker or any(
+            marker in area.runs and not self._covers(area.analysed, area.turn)
+            for area in self.areas
+        )
+
+    def had_run(self, marker: str) -> bool:
+        """Return whether a run was saved in the image; later ones may have replaced its result."""
+        return marker == self.run or marker in self.earlier_runs
 
     @cached_property
     def covered(self) -> shapely.Geometry:
@@ -379,7 +419,7 @@ class Record:
         # A doubt about the image includes those about the areas of the same run.
         doubts = (
             area.image_check or area.check
-            for area in self._with_image_check()
+            for area in self._of_earlier_runs()
             if (area.image_check or area.check) and not self._covers(area.analysed, area.turn)
         )
         return together([self.check, *doubts])

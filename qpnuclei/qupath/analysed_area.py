@@ -36,6 +36,9 @@ class AnalysedArea:
     image_check : str
         Why the run found the whole image doubtful, if a later run has analysed another place.
         Until then, the record has it.
+    runs : tuple of str
+        Identify the runs whose nuclei are in the area: the one that analysed it last, and those
+        before it if it kept their nuclei. Empty in records of versions that did not store this.
     """
 
     id: UUID | None
@@ -44,6 +47,7 @@ class AnalysedArea:
     excluded: shapely.MultiPolygon = NO_AREA
     turn: int = 0
     image_check: str = ""
+    runs: tuple[str, ...] = ()
 
     @property
     def analysed(self) -> shapely.Geometry:
@@ -70,6 +74,7 @@ class AnalysedArea:
             _from_rings(content.get("excluded", [])),
             int(content.get("turn", 0)),
             str(content.get("image check", "")),
+            tuple(map(str, content.get("runs", ()))),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -81,6 +86,7 @@ class AnalysedArea:
             **({} if self.excluded.is_empty else {"excluded": _rings(self.excluded)}),
             **({"turn": self.turn} if self.turn else {}),
             **({"image check": self.image_check} if self.image_check else {}),
+            **({"runs": self.runs} if self.runs else {}),
         }
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from qpnuclei import create_project
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.analysed import Record
+from qpnuclei.qupath.backups import list_backups
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeImage, open_project
 from tests.cli.conftest import Outcome
@@ -301,3 +302,54 @@ def test_appending_in_a_part_of_the_tissue_leaves_the_counts_of_the_image(
     assert "removed" not in done.stderr
     assert ours(project) == before
     assert exported(qpnuclei, project, "image") == rows
+
+
+def test_a_second_commit_after_another_run_changes_nothing(
+    qpnuclei: Call, project: Path, tmp_path: Path
+) -> None:
+    folder, first, second = tmp_path / "tr", tmp_path / "first", tmp_path / "second"
+    native = ("--backend", "native")
+    planned = qpnuclei("plan", project, "--roi-name", "A1", "--run-dir", folder, *native)
+    assert planned.exit_code == 0
+    assert qpnuclei("infer", folder, "--device", "cpu", "--quiet").exit_code == 0
+    commit = ("commit", folder, "--quiet", "--no-report", *native)
+    assert qpnuclei(*commit, "--parquet", first).exit_code == 0
+    before = list_backups(image_of(project).data_path)[0]
+    image = json.loads((folder / "run.json").read_text())["images"][0]
+    assert image["nuclei"] > 0
+
+    def commit_again(*options: str | Path) -> Row:
+        """Return the entry of the image, after a commit that must change nothing."""
+        data = image_of(project).data_path.read_bytes()
+        done = qpnuclei(*commit, *options)
+        assert (done.exit_code, done.error) == (0, None)
+        assert image_of(project).data_path.read_bytes() == data
+        assert not list(folder.glob("*.rescued.*"))
+        summary = json.loads((folder / "run.json").read_text())
+        assert (summary["state"], summary["resumed"]) == ("done", 1)
+        found: Row = summary["images"][0]
+        return found
+
+    # Beside the area, replacing a part of its nuclei.
+    assert qpnuclei("run", project, "--roi-name", "A2", "--exclude", "", *RUN).exit_code == 0
+    again = commit_again("--parquet", second)
+    assert (again["nuclei"], again["notes"]) == (image["nuclei"], image["notes"])
+    (one_copy,), (other_copy,) = first.iterdir(), second.iterdir()
+    assert one_copy.read_bytes() == other_copy.read_bytes()
+
+    # All of them.
+    assert qpnuclei("run", project, "--roi-name", "A1", "--threshold", "0.9", *RUN).exit_code == 0
+    for options in ((), ("--parquet", tmp_path / "third")):
+        replaced = commit_again(*options)
+        assert replaced.pop("notes") == ["later runs have replaced or removed these nuclei"]
+        assert replaced == {key: value for key, value in again.items() if key != "notes"}
+    (third_copy,) = (tmp_path / "third").iterdir()
+    assert third_copy.read_bytes() == one_copy.read_bytes()
+
+    # In the state before the run it has not been written yet.
+    restore = ("project", "restore", project, "--image", "slide.tif", "--backup", before.id)
+    restored = qpnuclei(*restore)
+    assert restored.exit_code == 0
+    assert not ours(project)
+    assert qpnuclei(*commit).exit_code == 0
+    assert len(ours(project)) == image["nuclei"]

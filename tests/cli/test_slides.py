@@ -118,6 +118,29 @@ def test_slides_added_to_a_single_one_leave_it_as_it_is(tmp_path: Path, qpnuclei
     assert record(results)["resumed"] == 2  # there is one run
 
 
+def test_a_run_of_an_annotation_in_the_results_leaves_the_slides_finished(
+    tmp_path: Path, qpnuclei: Call
+) -> None:
+    slides, results = tmp_path / "slides", tmp_path / "r"
+    command = ("run", slides, "-o", results, "--mpp", "0.25", *RUN, "--no-report")
+    paint(slides / "a.png", (80, 80), (170, 160), (60, 190))
+    assert qpnuclei(*command).exit_code == 0
+    image = open_project(results).images[0]
+    objects = image.read()
+    removed = frozenset(list(objects.detections.ids)[:1])
+    image.write(Edit(remove=removed), objects.fingerprint)
+    annotate(image, shapely.Point(objects.detections.centroids[-1]).buffer(30))
+    assert qpnuclei("run", results, "--roi", "Tumor", *RUN, "--no-report").exit_code == 0
+    data = image.data_path.read_bytes()
+    again = json.loads(qpnuclei(*command, "--json").stdout)
+    assert (again["resumed"], len(again["images"])) == (1, 1)
+    assert image.data_path.read_bytes() == data
+    paint(slides / "b.png", (120, 120))
+    assert json.loads(qpnuclei(*command, "--json").stdout)["resumed"] == 1
+    assert image.data_path.read_bytes() == data
+    assert counts(results / "counts.csv") == {"a.png": 2, "b.png": 1}
+
+
 def spoil(plan: Path, how: str) -> None:
     """Make a plan one of another version, or no JSON."""
     content = json.loads(plan.read_text(encoding="utf-8"))

@@ -364,3 +364,56 @@ def test_the_part_that_no_run_has_analysed() -> None:
     rounded = annotation(shapely.box(0.0004, 0, 100.0004, 100), 5)
     assert record.part_not_analysed(Region.of(rounded)).geometry.is_empty
     assert Record().part_not_analysed(Region.of(NESTED)).geometry.equals(NESTED.area)
+
+
+def test_a_run_is_known_until_later_ones_have_replaced_all_its_nuclei() -> None:
+    both = [Region.of(INSIDE), Region.of(APART)]
+    record = read(Record().with_run(both, USED, marker="a"))
+    assert record.has_run("a")
+    beside = annotation(shapely.box(80, 0, 90, 10), 5)
+    for chosen, marker in ((beside, "b"), (INSIDE, "c")):
+        record = run(record, chosen, marker=marker)
+        assert record.has_run("a")
+        assert record.has_run(marker)
+    # The other area, with one around it or by itself.
+    for chosen in (TISSUE, APART):
+        replaced = run(record, chosen, marker="d")
+        assert [replaced.has_run(marker) for marker in "abd"] == [False, True, True]
+        assert [replaced.had_run(marker) for marker in "abcde"] == [True] * 4 + [False]
+    assert not run(record, TISSUE, marker="d").has_run("c")
+
+
+def test_a_run_is_known_while_others_add_to_its_nuclei() -> None:
+    record = run(Record(), INSIDE, marker="a")
+    # The same area, one around it, and one beside it.
+    aside = annotation(shapely.box(60, 0, 70, 60), 6)
+    for chosen, marker in ((INSIDE, "b"), (TISSUE, "c"), (aside, "d")):
+        record = run(record, chosen, marker=marker, keeps_nuclei=True)
+        assert [record.has_run(m) for m in "abcd"] == [m <= marker for m in "abcd"]
+    replaced = run(record, TISSUE, marker="e")
+    assert [replaced.has_run(m) for m in "abcde"] == [False, False, False, True, True]
+
+
+def test_a_run_that_excluded_everything_is_known_while_it_is_the_last() -> None:
+    before = Record().with_run([Region.of(INSIDE), Region.of(APART)], USED, marker="a")
+    record = read(before.with_run([], USED, marker="b", left_out=INSIDE.area))
+    assert [record.has_run(marker) for marker in "ab"] == [True, True]
+    later = run(record, annotation(shapely.box(80, 0, 90, 10), 5), marker="c")
+    assert [later.has_run(marker) for marker in "abc"] == [True, False, True]
+    nothing = read(record.with_run([], USED, marker="c", left_out=APART.area))
+    assert [nothing.has_run(marker) for marker in "abc"] == [False, False, True]
+
+
+@pytest.mark.parametrize("keeps_nuclei", [False, True])
+def test_the_last_run_of_a_record_without_the_runs_of_areas_is_known(keeps_nuclei: bool) -> None:
+    content = json.loads(
+        run(run(Record(), INSIDE, marker="a"), APART, marker="b").to_properties()[PROPERTY]
+    )
+    del content["earlier runs"]
+    for area in content["areas"]:
+        del area["runs"]
+    record = Record.of({PROPERTY: json.dumps(content)})
+    assert [record.has_run(marker) for marker in "ab"] == [False, True]
+    later = run(record, TISSUE if keeps_nuclei else INSIDE, marker="c", keeps_nuclei=keeps_nuclei)
+    assert [later.has_run(marker) for marker in "abc"] == [False, True, True]
+    assert not run(later, TISSUE, marker="d").has_run("b")

@@ -29,6 +29,8 @@ from qpnuclei.segmentation.engine import EngineSpec
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.system.interrupts import interrupt_postponed
 
+_REPLACED = "later runs have replaced or removed these nuclei"
+
 
 def commit_image(
     project: Project,
@@ -86,7 +88,7 @@ def committed_image(
     folder: RunFolder,
     spec: EngineSpec,
     options: RunOptions,
-    data: str,
+    data: str | None,
 ) -> ImageResult:
     """Return the result of an image that this run has already written into the project.
 
@@ -95,10 +97,16 @@ def committed_image(
 
     Parameters
     ----------
-    data : str
+    data : str or None
         Hash of its data file. If the file was changed after the nuclei were counted, for example
-        by a filter or in QuPath, they are counted again.
+        by a filter or in QuPath, they are counted again. None if later runs have replaced them:
+        then their counts stay, with a note.
     """
+    if data is None:
+        known = note_of(folder, image)
+        last = known.result.data if known is not None else ""
+        done = committed_image(project, entry, image, folder, spec, options, last)
+        return replace(done, notes=(*done.notes, _REPLACED))
     path = folder.result_path(image)
     known = note_of(folder, image)
     if known is not None and known.is_saved:
