@@ -198,6 +198,31 @@ def test_skip_analyses_what_merely_overlaps_an_analysed_annotation(
     assert ours(project) == ours(fresh)
 
 
+def test_skip_analyses_what_an_earlier_run_has_excluded(
+    qpnuclei: Call, project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # All but a strip: 1 % of the annotation.
+    annotate(project, shapely.box(11.4, 0, 256, 256), 9, "Ignore*")
+    fresh = fresh_copy(project)
+    chosen = ("--roi-name", "A1", *RUN)
+    assert qpnuclei("run", fresh, *chosen, "--exclude", "").exit_code == 0
+    assert qpnuclei("run", project, *chosen).exit_code == 0
+    assert len(ours(project)) < len(ours(fresh))
+    skipping = (*chosen, "--on-existing", "skip")
+    nothing = "all chosen annotations were analysed by an earlier run"
+    assert qpnuclei("run", project, *skipping).exit_code == 0
+    assert nothing in caplog.text
+    caplog.clear()
+    assert qpnuclei("run", project, *skipping, "--exclude", "").exit_code == 0
+    assert nothing not in caplog.text
+    assert ours(project) == ours(fresh)
+    # Now all of it is analysed, whatever is excluded.
+    for exclude in ((), ("--exclude", "")):
+        caplog.clear()
+        assert qpnuclei("run", project, *skipping, *exclude).exit_code == 0
+        assert nothing in caplog.text
+
+
 def test_skip_names_annotations_with_nuclei_that_no_recorded_run_has_found(
     qpnuclei: Call, project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -25,7 +25,7 @@ from qpnuclei.pipeline.selection import (
     tissue_region,
     without_excluded,
 )
-from qpnuclei.qupath.analysed import Record, Status
+from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.analysed_area import NO_AREA
 from qpnuclei.qupath.areas import polygonal, union
 from qpnuclei.qupath.images import open_image, stains_of
@@ -345,8 +345,9 @@ def _not_analysed(
     NothingToDo
         If there are none.
     """
-    left = [region for region in regions if not _is_analysed(region, record)]
-    left = [part for part in map(record.part_not_analysed, left) if not part.geometry.is_empty]
+    # An annotation may count as analysed although an earlier run has excluded a part of it.
+    parts = map(record.part_not_analysed, regions)
+    left = [part for part in parts if not part.geometry.is_empty]
     # A centroid on the border of an analysed area is inside it, up to rounding.
     inner = [Region(None, shapely.buffer(part.geometry, -_BORDER_PX)) for part in left]
     chosen = []
@@ -368,12 +369,6 @@ def _not_analysed(
             else "no chosen annotation is without nuclei of earlier runs"
         )
     return chosen
-
-
-def _is_analysed(region: Region, record: Record) -> bool:
-    """Return whether a run has analysed an annotation as it is now: it may have found nothing."""
-    known = region.annotation
-    return known is not None and record.status(known) is Status.ANALYSED
 
 
 def ids_of_detections(objects: ImageObjects) -> frozenset[UUID]:
