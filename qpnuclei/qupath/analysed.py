@@ -176,7 +176,6 @@ class Record:
                 doubt,
                 _left_out_of(region),
                 turn,
-                runs=(marker,) if marker else (),
             )
             for region, doubt in zip(regions, checks or [""] * len(regions), strict=True)
         )
@@ -185,7 +184,7 @@ class Record:
             if keeps_doubts:
                 check = together([check, self.image_doubts])
                 new = tuple(replace(area, check=self._doubts_beside(area)) for area in new)
-            return Record(tuple(self._beside(new)), used, check, marker, earlier)
+            return Record(tuple(self._beside(new, marker)), used, check, marker, earlier)
         replaced = removed | {area.id for area in new if area.id is not None}
         run = Record(new)
         # The run removed earlier nuclei from excluded parts, whichever annotation they belong to.
@@ -204,16 +203,16 @@ class Record:
         ]
         return Record((*kept, *new), used, check, marker, earlier)
 
-    def _beside(self, new: Sequence[AnalysedArea]) -> Iterator[AnalysedArea]:
+    def _beside(self, new: Sequence[AnalysedArea], marker: str) -> Iterator[AnalysedArea]:
         """Yield the areas after a run that removed no nuclei: what was analysed stays so."""
         run = Record(tuple(new))
         for area in self._of_earlier_runs():
             if not run._with_outline(area.geometry):
                 yield area
         for area in new:
-            runs = dict.fromkeys([*self._runs_in(valid_area(area.geometry)), *area.runs])
-            excluded = self._not_analysed_of(area.excluded)
-            yield replace(area, excluded=excluded, runs=tuple(runs))
+            earlier = dict.fromkeys(self._runs_in(valid_area(area.geometry)))
+            runs = (*earlier, marker) if earlier else ()
+            yield replace(area, excluded=self._not_analysed_of(area.excluded), runs=runs)
 
     def _doubts_beside(self, area: AnalysedArea) -> str:
         """Return the doubts about the nuclei of a new area and those that stay in it."""

@@ -38,7 +38,8 @@ class AnalysedArea:
         Until then, the record has it.
     runs : tuple of str
         Identify the runs whose nuclei are in the area: the one that analysed it last, and those
-        before it if it kept their nuclei. Empty in records of versions that did not store this.
+        before it if it kept their nuclei. Empty if it is the last run of the image alone, and for
+        earlier runs of versions that did not store them.
     """
 
     id: UUID | None

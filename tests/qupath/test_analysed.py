@@ -411,7 +411,7 @@ def test_the_last_run_of_a_record_without_the_runs_of_areas_is_known(keeps_nucle
     )
     del content["earlier runs"]
     for area in content["areas"]:
-        del area["runs"]
+        area.pop("runs", None)
     record = Record.of({PROPERTY: json.dumps(content)})
     assert [record.has_run(marker) for marker in "ab"] == [False, True]
     later = run(record, TISSUE if keeps_nuclei else INSIDE, marker="c", keeps_nuclei=keeps_nuclei)
