@@ -111,7 +111,8 @@ main()
     path = tmp_path / "results" / f"nuclei{suffix}"
     words = ["export", sample(), "--by", "nucleus", "--image", "2", "--mpp", "0.5", "-o", path]
     done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, words), *NATIVE],
+        # Bytecode that is cut off at the limit would break later imports.
+        [sys.executable, "-B", "-c", program, *map(str, words), *NATIVE],
         capture_output=True,
         text=True,
         check=False,
