@@ -260,8 +260,10 @@ class Record:
         """Yield the runs whose nuclei are in a geometry."""
         for area in self._meeting(geometry):
             valid = valid_area(area.geometry)
-            overlap = shapely.intersection(valid, geometry).area
-            if overlap > min(_rounding(valid), _rounding(geometry)):
+            part = polygonal(shapely.intersection(valid, geometry))
+            is_part = part.area > min(_rounding(valid), _rounding(geometry))
+            # Later runs have replaced the nuclei of a covered part, or name the run themselves.
+            if is_part and not self._covers(part, area.turn):
                 yield from self._runs_of(area)
 
     def has_run(self, marker: str) -> bool:

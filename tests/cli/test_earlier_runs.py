@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import shapely
+import tifffile
 from PIL import Image
 
 from qpnuclei import create_project
@@ -177,6 +178,24 @@ def test_appending_around_an_excluded_annotation_leaves_its_counts(
     assert exported(qpnuclei, project) == rows
     regions = record_of(project)["regions"]
     assert [region["nuclei"] for region in regions] == [row["nuclei"] for row in rows[:2]]
+
+
+@pytest.mark.parametrize("on_existing", ["append", "skip"])
+def test_nothing_is_found_beside_the_nuclei_of_an_earlier_run(
+    qpnuclei: Call, project: Path, on_existing: str
+) -> None:
+    slide = project.parent.parent / "slide.tif"
+    pixels = tifffile.imread(slide)
+    pixels[156:, :110] = 243  # glass
+    tifffile.imwrite(slide, pixels, photometric="rgb")
+    assert qpnuclei("run", project, *TUMOR, *RUN).exit_code == 0
+    before = ours(project)
+    annotate(project, shapely.box(2, 200, 60, 250), 4, "Empty")
+    done = qpnuclei("run", project, "--roi", "Empty", "--on-existing", on_existing, *RUN)
+    assert done.exit_code == 0
+    row = one(qpnuclei, project, "A4")
+    assert (row["nuclei"], row["status"]) == (0, "analysed")
+    assert ours(project) == before
 
 
 def test_skip_analyses_what_merely_overlaps_an_analysed_annotation(

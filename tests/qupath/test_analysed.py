@@ -417,3 +417,11 @@ def test_the_last_run_of_a_record_without_the_runs_of_areas_is_known(keeps_nucle
     later = run(record, TISSUE if keeps_nuclei else INSIDE, marker="c", keeps_nuclei=keeps_nuclei)
     assert [later.has_run(marker) for marker in "abc"] == [False, True, True]
     assert not run(later, TISSUE, marker="d").has_run("b")
+
+
+def test_a_run_whose_nuclei_were_replaced_does_not_return_with_one_that_keeps_nuclei() -> None:
+    replaced = run(run(Record(), INSIDE, marker="a"), TISSUE, marker="b")
+    assert [replaced.has_run(marker) for marker in "ab"] == [False, True]
+    kept = run(replaced, TISSUE, marker="c", keeps_nuclei=True)
+    assert [kept.has_run(marker) for marker in "abc"] == [False, True, True]
+    assert [kept.had_run(marker) for marker in "abc"] == [True, True, True]

@@ -169,7 +169,8 @@ def new_nuclei(
         outside += int(np.count_nonzero(region < 0))
         if known:
             ids = ids_of(table, plan.entry)
-            is_known = (region >= 0) & [own_id in known for own_id in ids]
+            known_ids = np.fromiter((own_id in known for own_id in ids), bool, len(table))
+            is_known = (region >= 0) & known_ids
             again.update(itertools.compress(ids, is_known))
             region[is_known] = -1
         if len(locked):
