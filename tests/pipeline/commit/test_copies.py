@@ -17,9 +17,10 @@ from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.pipeline.commit import write_back
 from qpnuclei.pipeline.folder import RunFolder
+from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.phases import commit_run
 from qpnuclei.pipeline.run import analyse_project
-from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
+from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass, Project
 from qpnuclei.qupath.native import open_project
 from tests.pipeline.commit.test_locked import OPTIONS, Killed, lock
 from tests.pipeline.killing import content, make_project
@@ -27,6 +28,18 @@ from tests.pipeline.killing import content, make_project
 
 def copies(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def run_killed_after_the_save(
+    project: Project, options: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(write_back, "write_copies", kill)
+        with pytest.raises(Killed):
+            analyse_project(project, project.images, options)
 
 
 def test_copies_of_an_appending_run_that_was_killed_after_the_save(
@@ -51,14 +64,7 @@ def test_copies_of_an_appending_run_that_was_killed_after_the_save(
     shutil.rmtree(tmp_path / "copies")
 
     project = open_project(killed / "project")
-
-    def kill(*_: object) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr(write_back, "write_copies", kill)
-        with pytest.raises(Killed):
-            analyse_project(project, project.images, appending)
+    run_killed_after_the_save(project, appending, monkeypatch)
     resumed = analyse_project(project, project.images, appending)
 
     assert (resumed.resumed, resumed.nuclei) == (1, len(lost))
@@ -144,14 +150,7 @@ def test_a_run_that_only_removes_nuclei_and_was_killed_after_the_save(
     assert (undisturbed.replaced, undisturbed.nuclei) == (before.nuclei, 0)
 
     project = open_project(killed / "project")
-
-    def kill(*_: object) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr(write_back, "write_copies", kill)
-        with pytest.raises(Killed):
-            analyse_project(project, project.images, OPTIONS)
+    run_killed_after_the_save(project, OPTIONS, monkeypatch)
     resumed = analyse_project(project, project.images, OPTIONS)
 
     assert resumed.resumed == 1
