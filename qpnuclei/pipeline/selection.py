@@ -120,6 +120,11 @@ class Selection:
             self.everything and not self.excludes_class(annotation.class_name)
         )
 
+    @property
+    def excluded_by_name(self) -> list[str]:
+        """The excluded classes that a user named."""
+        return [pattern for pattern in self.excluded if pattern not in DEFAULT_EXCLUDED]
+
     def excludes(self, annotation: Annotation) -> bool:
         """Tell whether the area of the annotation is excluded."""
         return self.excludes_class(annotation.class_name) and not self._is_named(annotation)
@@ -165,7 +170,7 @@ def choose_images(
         project has no class to exclude.
     """
     entries = match_images(project, patterns)
-    if selection.tissue:
+    if selection.tissue and not selection.excluded_by_name:
         return entries
     annotations: list[Annotation] = []
     concerned: list[ImageEntry] = []
@@ -175,7 +180,7 @@ def choose_images(
         with standing_alone(f"image {entry.name}", unreadable.append):
             found = entry.read().annotations
             annotations += found
-        if found is None or any(map(selection.matches, found)):
+        if selection.tissue or found is None or any(map(selection.matches, found)):
             concerned.append(entry)
     if unreadable and len(unreadable) == len(entries):
         raise unreadable[0]
@@ -270,7 +275,7 @@ def _check_excluded(
     unreadable : list of QpnucleiError
         Gets the errors of `others`.
     """
-    asked = [pattern for pattern in selection.excluded if pattern not in DEFAULT_EXCLUDED]
+    asked = selection.excluded_by_name
     known = {a.class_name for a in annotations} | {known.name for known in project.classes}
     unknown = _unmatched(asked, known)
     for entry in others:

@@ -171,6 +171,17 @@ def test_a_class_of_another_image_may_be_excluded(
     assert "not all images could be read" in error.what
 
 
+def test_a_misspelt_class_to_exclude_is_refused_with_tissue_too(
+    qpnuclei: Call, project: Path
+) -> None:
+    with_a_second_image(qpnuclei, project, "Scratch")
+    this = ("run", project, "--image", "tissue.png", "--tissue", "--device", "cpu", "--dry-run")
+    error = qpnuclei(*this, "--exclude", "Skratch").error
+    assert isinstance(error, UsageError)
+    assert error.what == f"no class 'Skratch' to exclude in {project}"
+    assert qpnuclei(*this, "--exclude", "Scratch").exit_code == 0
+
+
 @pytest.mark.parametrize(("excluded", "reads"), [("Necrosis", 1), ("Scratch", 2), ("Skratch", 2)])
 def test_other_images_are_only_read_if_their_classes_matter(
     qpnuclei: Call, project: Path, monkeypatch: pytest.MonkeyPatch, excluded: str, reads: int
