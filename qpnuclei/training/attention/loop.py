@@ -225,7 +225,7 @@ class _Run:
         stopped = False
         board_folder = self.folder / "tensorboard"
         with (
-            SummaryWriter(board_folder, purge_step=progress.epoch + 1)
+            SummaryWriter(board_folder, purge_step=progress.epoch + 1, flush_secs=10)
             if rank() == 0
             else nullcontext()
         ) as board:
