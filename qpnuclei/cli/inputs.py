@@ -64,7 +64,8 @@ def _check(projects: Sequence[Path], slides: Sequence[Path], results: Path | Non
     if slides and results is None:
         raise UsageError(
             f"{slides[0]} is not a QuPath project (*.qpproj)",
-            "for slides, name a folder for the results: -o results",
+            "name a file that ends in .qpproj, or its folder; for slides, add a folder for the "
+            "results: -o results",
         )
     if projects and results is not None:
         raise UsageError(

@@ -57,8 +57,10 @@ def open_project(path: str | Path, image_root: str | Path | None = None) -> Nati
     ------
     qpnuclei.errors.NotFoundError
         If there is no such file or folder.
+    qpnuclei.errors.UsageError
+        If it is another kind of file, or the folder contains several projects.
     qpnuclei.errors.FormatError
-        If it is not a QuPath project, or its JSON is broken.
+        If its JSON is broken, or is not that of a QuPath project.
     """
     root = None if image_root is None else Path(image_root)
     return NativeProject(project_file.find_project_file(Path(path)), root)

@@ -49,11 +49,12 @@ def open_project(
     Raises
     ------
     qpnuclei.errors.UsageError
-        If `backend` is unknown, or is ``"paquo"`` and no suitable QuPath is installed.
+        If `backend` is unknown, or is ``"paquo"`` and no suitable QuPath is installed; if `path` is
+        another kind of file, or contains several projects.
     qpnuclei.errors.NotFoundError
         If there is no project at `path`, or no folder `image_root`.
     qpnuclei.errors.FormatError
-        If it is not a QuPath project.
+        If its JSON is broken, or is not that of a QuPath project.
 
     Examples
     --------

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qpnuclei.choices import IGNORE_CLASS
-from qpnuclei.errors import FormatError, NotFoundError
+from qpnuclei.errors import FormatError, NotFoundError, UsageError
 from qpnuclei.qupath.model import ImageServer, PathClass
 from qpnuclei.qupath.names import replace_lone_surrogates_in_json
 from qpnuclei.slides.calibration import PixelCalibration
@@ -118,7 +118,7 @@ def find_project_file(path: Path) -> Path:
     ------
     qpnuclei.errors.NotFoundError
         If there is no such file or folder, or the folder contains no project.
-    qpnuclei.errors.FormatError
+    qpnuclei.errors.UsageError
         If it is another kind of file, or the folder contains several projects.
     """
     if path.is_dir():
@@ -129,7 +129,7 @@ def find_project_file(path: Path) -> Path:
             )
         if len(found) > 1:
             names = ", ".join(file.name for file in found)
-            raise FormatError(
+            raise UsageError(
                 f"{path}: contains {len(found)} QuPath projects: {names}",
                 "name the .qpproj file",
             )
@@ -137,7 +137,7 @@ def find_project_file(path: Path) -> Path:
     if not path.exists():
         raise NotFoundError(f"{path}: no such file", "name a project.qpproj or its folder")
     if path.suffix.lower() != ".qpproj":
-        raise FormatError(
+        raise UsageError(
             f"{path}: not a QuPath project", "name a file that ends in .qpproj, or its folder"
         )
     return path

@@ -389,7 +389,7 @@ def test_a_folder_with_one_project_is_that_project(tmp_path):
     assert open_project(path.parent).path == path
     (path.parent / "other.qpproj").write_text("{}")
     match = r"contains 2 QuPath projects: other\.qpproj, project\.qpproj"
-    with pytest.raises(FormatError, match=match):
+    with pytest.raises(UsageError, match=match):
         open_project(path.parent)
 
 

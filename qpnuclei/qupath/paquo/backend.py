@@ -42,11 +42,12 @@ def open_project(path: str | os.PathLike[str], image_root: Path | None = None) -
     Raises
     ------
     qpnuclei.errors.UsageError
-        If there is no QuPath on this machine, or it does not start.
+        If there is no QuPath on this machine, or it does not start; if `path` is another kind of
+        file, or contains several projects.
     qpnuclei.errors.NotFoundError
         If there is no project at `path`.
     qpnuclei.errors.FormatError
-        If it is not a QuPath project.
+        If its JSON is broken, or is not that of a QuPath project.
     """
     file = project_file.find_project_file(Path(path))
     content = project_file.read_project(file)
