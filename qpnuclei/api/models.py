@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qpnuclei.models.registry import DEFAULT_MODEL
-from qpnuclei.system.arguments import listed
+from qpnuclei.system.arguments import listed, path_or_none
 
 if TYPE_CHECKING:
     from qpnuclei.evaluation.report import Report
@@ -93,7 +93,7 @@ def train(
         Path(folder),
         device=resolve_device(device),
         seed=seed,
-        validation=None if validation is None else Path(validation),
+        validation=path_or_none(validation),
         mpp=mpp,
         resume=resume,
         watcher=watcher,

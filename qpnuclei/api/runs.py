@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from qpnuclei.api.projects import opened_project
 from qpnuclei.errors import UsageError, quoted
 from qpnuclei.qupath.model import Project
-from qpnuclei.system.arguments import listed
+from qpnuclei.system.arguments import listed, path_or_none
 
 if TYPE_CHECKING:
     from qpnuclei.pipeline.options import RunOptions
@@ -215,7 +215,7 @@ def infer(
         folder,
         options,
         share=shard,
-        slides_from=None if slides_from is None else Path(slides_from),
+        slides_from=path_or_none(slides_from),
         conduct=Conduct(
             retry_failed=retry_failed, dask=dask, unit_minutes=unit_minutes, unit_gib=unit_gib
         ),
@@ -229,10 +229,13 @@ def commit(
     project: str | os.PathLike[str] | Project | None = None,
     *,
     force: bool = False,
+    geojson_dir: str | os.PathLike[str] | None = None,
+    parquet_dir: str | os.PathLike[str] | None = None,
+    slides_from: str | os.PathLike[str] | None = None,
 ) -> RunSummary:
     """Write the nuclei that `infer` found into the project, like ``qpnuclei commit``.
 
-    Images that are already written are skipped.
+    Images that are already written are skipped; only missing copies of their nuclei are written.
 
     Parameters
     ----------
@@ -241,11 +244,15 @@ def commit(
         Project to write into; the planned one by default.
     force : bool
         Write even if another program saved the image since it was planned; see ``--force``.
+    geojson_dir, parquet_dir : path-like, optional
+        Folders for a copy of each image's nuclei in this format.
+    slides_from : path-like, optional
+        Folder of the slides on this machine.
 
     Raises
     ------
     qpnuclei.errors.QpnucleiError
-        If there is no plan, or the project does not exist.
+        If there is no plan, or the project or the folder of the slides does not exist.
 
     Examples
     --------
@@ -267,8 +274,18 @@ def commit(
 
     folder = RunFolder(Path(run_dir))
     planned = folder.plan()
-    options = replace(planned.options(), force=force, geojson_dir=None, parquet_dir=None)
-    return commit_run(opened_project(project or planned.project), folder, options)
+    options = replace(
+        planned.options(),
+        force=force,
+        geojson_dir=path_or_none(geojson_dir),
+        parquet_dir=path_or_none(parquet_dir),
+    )
+    return commit_run(
+        opened_project(project or planned.project),
+        folder,
+        options,
+        slides_from=path_or_none(slides_from),
+    )
 
 
 def _options(

@@ -26,7 +26,7 @@ from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.names import checked_class_name
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.segmentation.engine import EngineOptions, absolute_model, views_of
-from qpnuclei.system.arguments import check_choice, listed
+from qpnuclei.system.arguments import check_choice, listed, path_or_none
 from qpnuclei.system.threads import available_cores
 
 
@@ -86,8 +86,7 @@ class RunOptions:
         check_choice("on_existing", self.on_existing, get_args(OnExisting))
         object.__setattr__(self, "class_name", checked_class_name(self.class_name))
         for name in ("geojson_dir", "parquet_dir", "run_dir"):
-            if (folder := getattr(self, name)) is not None:
-                object.__setattr__(self, name, Path(folder))
+            object.__setattr__(self, name, path_or_none(getattr(self, name)))
         check_thresholds(self.positive_thresholds, self.class_name)
         if self.qc and not self.selection.excludes_class(IGNORE_CLASS):
             raise UsageError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -29,6 +30,11 @@ def listed(given: Sequence[_Item] | None) -> tuple[_Item, ...]:
 def listed_or_none(given: Sequence[_Item] | None) -> tuple[_Item, ...] | None:
     """Return the items of a sequence as `listed` does, or None."""
     return None if given is None else listed(given)
+
+
+def path_or_none(given: str | os.PathLike[str] | None) -> Path | None:
+    """Return a path as `pathlib.Path`, None as None."""
+    return None if given is None else Path(given)
 
 
 def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:

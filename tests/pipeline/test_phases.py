@@ -192,6 +192,27 @@ def test_a_plan_without_any_image_that_can_be_read_fails(tmp_path: Path) -> None
         assert [failure["image"] for failure in record["failures"]] == ["0.tif"]
 
 
+def test_copies_and_moved_slides_are_also_for_python(tmp_path: Path) -> None:
+    place = make_project(tmp_path / "place", 2)
+    folder = qpnuclei.plan(place / "project", OPTIONS)
+    (tmp_path / "slides").mkdir()
+    for slide in place.glob("*.tif"):
+        slide.rename(tmp_path / "slides" / slide.name)
+    with pytest.raises(QpnucleiError, match=r"nowhere: .*slides on this machine"):
+        qpnuclei.commit(folder, slides_from=tmp_path / "nowhere")
+    qpnuclei.infer(folder, device="cpu", slides_from=str(tmp_path / "slides"))
+    copies = tmp_path / "parquet"
+    summary = qpnuclei.commit(
+        folder, parquet_dir=str(copies), geojson_dir=tmp_path / "geojson", slides_from=str(tmp_path)
+    )
+    tables = [qpnuclei.read_nuclei(path) for path in sorted(copies.iterdir())]
+    assert sum(map(len, tables)) == summary.nuclei > 0
+    assert sorted(p.name for p in (tmp_path / "geojson").iterdir()) == [
+        "1-0.tif.geojson.gz",
+        "2-1.tif.geojson.gz",
+    ]
+
+
 def test_a_copy_of_the_project_is_committed_into(tmp_path: Path) -> None:
     place = make_project(tmp_path / "place", 1)
     folder = qpnuclei.infer(qpnuclei.plan(place / "project", OPTIONS), device="cpu")
@@ -321,7 +342,7 @@ def test_an_image_that_left_the_project_does_not_keep_the_others_back(tmp_path: 
     summary = qpnuclei.commit(folder)
     assert summary.state == "failed"
     assert [image.name for image in summary.images] == ["2.tif"]
-    assert [failure.name for failure in summary.failures] == ["0.tif", "1.tif"]
+    assert [failure.name for failure in summary.failures] == ["1-0.tif", "2-1.tif"]
     assert f"has no image 1.tif with the ID {renamed['entryID']}" in summary.failures[1].error.what
     assert [len(i.read().detections) for i in open_project(path).images] == [0, summary.nuclei]
     assert summary.not_done == []
