@@ -91,7 +91,7 @@ def test_phases_on_several_machines_are_one_run(tmp_path: Path) -> None:
     summary = qpnuclei.commit(machines[0])
     assert [image.name for image in summary.images] == ["0.tif"]
     (failure,) = summary.failures
-    assert "missing: 4 of 4 shards, the first is" in failure.error.what
+    assert "missing: 4 of 4 units, the first is" in failure.error.what
     assert str(machines[0] / "shards" / "2-1.tif" / "00000-") in failure.error.what
 
     # Copied together they are whole; a damaged one is named, one of another run as well.

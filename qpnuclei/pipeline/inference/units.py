@@ -338,7 +338,7 @@ def count_missing(folder: RunFolder, plan: RunPlan, options: RunOptions) -> int:
 def check_complete(
     folder: RunFolder, image: PlannedImage, layout: Layout, failed: dict[str, dict[str, object]]
 ) -> None:
-    """Raise an error that names the shards of an image that are missing."""
+    """Raise an error that names the units of an image that are missing."""
     missing = [unit for unit in layout.units if not folder.shard(image, unit.name).exists()]
     if not missing:
         return
@@ -350,6 +350,6 @@ def check_complete(
         )
     path = folder.shard(image, missing[0].name)
     raise FormatError(
-        f"missing: {len(missing)} of {number_of(len(layout.units), 'shard')}, the first is {path}",
+        f"missing: {len(missing)} of {number_of(len(layout.units), 'unit')}, the first is {path}",
         "compute them with qpnuclei infer, or copy them from where they were computed",
     )
